@@ -1,0 +1,40 @@
+# Targets: make help
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+
+.PHONY: help demo test check unit wheel bench clean
+help:            ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+install: $(STAMP) ## create the environment and install into it
+
+demo: $(STAMP)   ## run the whole loop; pass flags as ARGS='--seconds 120 --report report.json'
+	$(BIN)/millrace demo $(ARGS)
+
+check: $(STAMP)  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+unit: $(STAMP)   ## the tests alone; pass flags as ARGS='-k join'
+	$(BIN)/python -m pytest $(ARGS)
+
+test: check unit ## everything that must hold
+
+wheel: $(STAMP)  ## build the wheel into dist/
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+bench: $(STAMP)  ## one benchmark; pass its name and folder as ARGS='stream --out out/bench'
+	$(BIN)/millrace bench $(ARGS)
+
+clean:           ## remove the environment and what was built
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Benchmarks: `millrace bench NAME --out DIR`. Figures are ratios within one run."""

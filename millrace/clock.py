@@ -1,0 +1,62 @@
+"""Event time against wall time.
+
+Nothing in Millrace's cores reads a clock; the shells that need "now in event time" (to recognise events from
+the future, to move idle partitions on) are handed an :class:`EventClock`. In production it is the wall clock. In
+a demo event time runs faster, and every role must agree on how fast, so the clock travels in the settings.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from millrace.errors import SettingError
+
+
+def wall_ms() -> int:
+    """Wall time in Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class EventClock:
+    """Maps wall time to event time: ``event = event_zero + (wall - wall_zero) * speed``, both in Unix ms.
+
+    ``EventClock()`` is the identity: event time is wall time.
+    """
+
+    wall_zero_ms: int = 0
+    event_zero_ms: int = 0
+    speed: float = 1.0
+
+    def at(self, wall: int) -> int:
+        """Event time (ms) at the wall time ``wall`` (ms)."""
+        return self.event_zero_ms + round((wall - self.wall_zero_ms) * self.speed)
+
+    def now(self) -> int:
+        """Event time now (ms)."""
+        return self.at(wall_ms())
+
+    def wall_at(self, event_ms: int) -> float:
+        """Wall time (ms) at which event time reaches ``event_ms``."""
+        return self.wall_zero_ms + (event_ms - self.event_zero_ms) / self.speed
+
+    def encode(self) -> str:
+        """The form that settings carry: ``wall_zero:event_zero:speed``."""
+        return f"{self.wall_zero_ms}:{self.event_zero_ms}:{self.speed:g}"
+
+    @classmethod
+    def decode(cls, text: str) -> EventClock:
+        """The inverse of :meth:`encode`; an empty text is the identity."""
+        if not text:
+            return cls()
+        try:
+            wall, event, speed = text.split(":")
+            clock = cls(int(wall), int(event), float(speed))
+        except ValueError:
+            raise SettingError(
+                f"clock '{text}' is not WALL_MS:EVENT_MS:SPEED", "leave it unset, or give three numbers"
+            ) from None
+        if not clock.speed > 0:
+            raise SettingError(f"clock '{text}' has speed {clock.speed:g}", "give a speed above 0")
+        return clock

@@ -1,0 +1,57 @@
+"""Errors that a person reads: one line that names the offending value and the remedy.
+
+Every failure that Millrace expects is a :class:`MillraceError`. The command line prints its single line and
+exits with status 1; a traceback therefore always means a bug.
+"""
+
+from __future__ import annotations
+
+
+class MillraceError(Exception):
+    """Base of every expected failure.
+
+    Args:
+        problem: what is wrong, with the offending value in it.
+        remedy: what the reader can do about it.
+    """
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        self.problem = " ".join(problem.split())
+        self.remedy = " ".join(remedy.split())
+        super().__init__(f"{self.problem}; {self.remedy}")
+
+
+class SettingError(MillraceError):
+    """A setting (environment, file or flag) has an unusable value."""
+
+
+class SchemaError(MillraceError):
+    """A schema file is not valid, or names something that its log does not have."""
+
+
+class LogError(MillraceError):
+    """A log file cannot be read as the schema says."""
+
+
+class BrokerError(MillraceError):
+    """The Kafka broker cannot be reached or refuses what a role needs."""
+
+
+class StoreError(MillraceError):
+    """Redis, a checkpoint folder or the model store cannot be used."""
+
+
+class PortError(MillraceError):
+    """A port that a server was told to bind is taken."""
+
+
+class ServiceError(MillraceError):
+    """An embedded service or a role did not start, or ended when it should not."""
+
+
+class SnapshotError(MillraceError):
+    """A model file is damaged, of another schema, or does not follow its parent."""
+
+
+class ConservationError(MillraceError):
+    """Exposures went missing or were counted twice between two ends of the loop."""

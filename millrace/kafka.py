@@ -1,0 +1,168 @@
+"""Kafka clients as Millrace uses them (`kafka-python`): made from the settings, waited for aloud, topics checked.
+
+Blocking by nature: call from threads or plain loops, never from an asyncio loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+
+from millrace.errors import BrokerError
+from millrace.settings import Settings
+from millrace.topics import TOPICS
+
+log = structlog.get_logger("kafka")
+# The client logs each refused connection several times over; we say it once, in our own words.
+logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+REMEDY = "start Kafka there, or set MILLRACE_KAFKA to its host:port"
+
+
+def _servers(settings: Settings) -> list[str]:
+    if not settings.kafka:
+        raise BrokerError("no Kafka address is set", "set MILLRACE_KAFKA to host:port, or use 'millrace demo'")
+    return settings.kafka.split(",")
+
+
+def wait_for_broker(settings: Settings, patience_seconds: float = 30.0) -> None:
+    """Waits, with back-off and a line a try, until the broker answers.
+
+    Raises:
+        BrokerError: it did not within ``patience_seconds``.
+    """
+    servers = _servers(settings)
+    deadline, pause = time.monotonic() + patience_seconds, 0.2
+    while True:
+        try:
+            admin = KafkaAdminClient(
+                bootstrap_servers=servers,
+                bootstrap_timeout_ms=2000,
+                request_timeout_ms=4000,
+                api_version=None,
+            )
+            admin.close()
+            return
+        except (KafkaError, ValueError, OSError) as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise BrokerError(
+                    f"broker '{settings.kafka}' does not answer ({type(error).__name__}) after {patience_seconds:g} s",
+                    REMEDY,
+                ) from None
+            log.warning("waiting for the broker", address=settings.kafka, seconds_left=round(left))
+            time.sleep(min(pause, max(left, 0.05)))
+            pause = min(pause * 2, 5.0)
+
+
+def create_topics(settings: Settings) -> None:
+    """Creates the topics that are missing, and checks that the co-partitioned ones have equal counts.
+
+    Raises:
+        BrokerError: a topic has another number of partitions than the settings say, or cannot be created.
+    """
+    admin = KafkaAdminClient(bootstrap_servers=_servers(settings))
+    try:
+        present = {t["name"]: len(t["partitions"]) for t in admin.describe_topics()}
+        wanted = {t.name: t.partitions or settings.partitions for t in TOPICS}
+        for name, count in wanted.items():
+            if present.get(name, count) != count:
+                raise BrokerError(
+                    f"topic '{name}' has {present[name]} partitions where {count} are needed",
+                    f"set MILLRACE_PARTITIONS to {present[name]}, or remove the topic",
+                )
+        missing = {
+            t.name: {"num_partitions": wanted[t.name], "replication_factor": 1, "configs": dict(t.config)}
+            for t in TOPICS
+            if t.name not in present
+        }
+        if missing:
+            admin.create_topics(missing, wait_for_metadata=True)
+    except KafkaError as error:
+        raise BrokerError(f"topics cannot be prepared at '{settings.kafka}' ({error})", REMEDY) from None
+    finally:
+        admin.close()
+
+
+def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
+    """A producer of raw bytes. Idempotent with ``acks=all`` wherever the broker can be."""
+    base: dict[str, Any] = {
+        "bootstrap_servers": _servers(settings),
+        "enable_idempotence": settings.idempotence,
+        "acks": "all",
+        "linger_ms": 5,
+        "max_request_size": 8 * 1024 * 1024,
+    }
+    try:
+        return KafkaProducer(**{**base, **options})
+    except (KafkaError, OSError) as error:
+        raise BrokerError(f"no producer at '{settings.kafka}' ({type(error).__name__})", REMEDY) from None
+
+
+def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = None, **options: Any) -> KafkaConsumer:
+    """A consumer without a group: it reads every partition of ``topic`` from ``start`` (missing: the beginning).
+
+    Positions are the caller's to keep (in its own snapshot), so no group has to be joined and nothing is committed.
+    """
+    base: dict[str, Any] = {
+        "bootstrap_servers": _servers(settings),
+        "enable_auto_commit": False,
+        "auto_offset_reset": "earliest",
+        "fetch_max_wait_ms": 50,
+        "max_poll_records": 2000,
+        "max_partition_fetch_bytes": 8 * 1024 * 1024,
+        "group_id": None,
+    }
+    try:
+        consumer = KafkaConsumer(**{**base, **options})
+        partitions = consumer.partitions_for_topic(topic)
+        if not partitions:
+            consumer.close()
+            raise BrokerError(
+                f"topic '{topic}' does not exist at '{settings.kafka}'",
+                "create the topics first ('millrace topics')",
+            )
+        assigned = [TopicPartition(topic, p) for p in sorted(partitions)]
+        consumer.assign(assigned)
+        for tp in assigned:
+            offset = (start or {}).get(tp.partition)
+            if offset is None:
+                consumer.seek_to_beginning(tp)
+            else:
+                consumer.seek(tp, offset)
+    except (KafkaError, OSError) as error:
+        raise BrokerError(f"no consumer at '{settings.kafka}' ({type(error).__name__})", REMEDY) from None
+    return consumer
+
+
+def lag_of(consumer: KafkaConsumer) -> dict[int, int]:
+    """Messages not yet read, by partition, as of the last fetch.
+
+    From the fetched high watermark, not from ``end_offsets``: the embedded broker answers the latter with the first
+    offset of the last batch, which makes the end of a busy topic look hundreds of messages nearer than it is.
+    """
+    assigned = list(consumer.assignment())
+    return {tp.partition: max(0, (consumer.highwater(tp) or 0) - consumer.position(tp)) for tp in assigned}
+
+
+def read_all(settings: Settings, topic: str, visit: Callable[[Any], None]) -> int:
+    """Visits every message that ``topic`` holds now, partition by partition in order; returns how many there were."""
+    consumer = make_reader(settings, topic)
+    try:
+        seen, quiet = 0, 0
+        while quiet < 3 or any(lag_of(consumer).values()):
+            polled = consumer.poll(timeout_ms=200)
+            quiet = 0 if polled else quiet + 1
+            for records in polled.values():
+                for record in records:
+                    visit(record)
+                    seen += 1
+        return seen
+    finally:
+        consumer.close()

@@ -1,0 +1,45 @@
+"""The topics, in one place.
+
+``events``, ``impressions``, ``users`` and ``samples`` have the same number of partitions and the same partitioner,
+so that one worker owns a user whole. They are created before anything consumes: left to the broker, topics are
+created with unequal counts and joins cannot be co-partitioned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EVENTS = "events"
+IMPRESSIONS = "impressions"
+USERS = "users"
+ITEMS = "items"
+SAMPLES = "samples"
+DEAD_LETTERS = "dead-letters"
+FEATURES_ITEMS = "features.items"
+MODEL_DELTAS = "model.deltas"
+TRUTH = "truth"
+
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic: ``partitions`` of 0 means "as many as the settings say"."""
+
+    name: str
+    partitions: int
+    config: tuple[tuple[str, str], ...] = ()
+
+
+TOPICS: tuple[Topic, ...] = (
+    Topic(EVENTS, 0, (("retention.ms", str(7 * _DAY_MS)),)),
+    Topic(IMPRESSIONS, 0, (("retention.ms", str(7 * _DAY_MS)),)),
+    Topic(USERS, 0, (("cleanup.policy", "compact"),)),
+    Topic(SAMPLES, 0, (("retention.ms", str(7 * _DAY_MS)),)),
+    Topic(ITEMS, 1, (("cleanup.policy", "compact"),)),
+    Topic(DEAD_LETTERS, 1, (("retention.ms", str(30 * _DAY_MS)),)),
+    # As long as the longest window: what is older has no live tile left, so reading it whole rebuilds the index.
+    Topic(FEATURES_ITEMS, 1, (("retention.ms", str(31 * _DAY_MS)),)),
+    Topic(MODEL_DELTAS, 1, (("retention.ms", str(7 * _DAY_MS)),)),
+    Topic(TRUTH, 1, (("retention.ms", str(7 * _DAY_MS)),)),
+)

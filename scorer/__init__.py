@@ -1,0 +1,1 @@
+"""Recall, ranking and hot reload behind HTTP."""
