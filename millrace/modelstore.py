@@ -128,6 +128,11 @@ class Announcement(Struct, frozen=True):
     offsets: dict[str, int] = {}  # snapshot: next offset of `samples` to read, by partition
     extra: dict[str, Any] = {}  # snapshot: the learner's small state (metrics, counters)
 
+    @property
+    def is_root(self) -> bool:
+        """Whether this snapshot starts a chain: it follows no delta."""
+        return self.kind == "snapshot" and self.hash == chain("", self.digest)
+
 
 decode_announcement = msgspec.json.Decoder(Announcement).decode
 
@@ -279,26 +284,23 @@ def verify(folder: Path | str) -> list[Proof]:
         SnapshotError: a delta is missing, does not follow its parent, or the states differ; names version and tensor.
     """
     store = ModelStore(folder)
-    snapshots = list(store.snapshots())
     deltas = {note.version: note for note in store.deltas()}
     proofs = []
-    for base, target in pairwise(snapshots):
-        if base.schema_id != target.schema_id or base.version + 1 not in deltas:
-            continue  # the learner started anew here: the target is the root of another chain
+    for base, target in pairwise(store.snapshots()):
+        if target.is_root:
+            continue  # the learner was restarted between the two
         state, own = store.read(base), base.hash
         for version in range(base.version + 1, target.version + 1):
             delta = deltas.get(version)
-            if delta is None or delta.parent != own:
-                if delta is not None or version == target.version:
-                    break  # a restart: the target starts a chain
+            if delta is None:
+                between = f"between snapshots {base.version} and {target.version}"
+                raise SnapshotError(f"delta {version} is missing {between}", "restore its file")
+            if delta.parent != own:
                 raise SnapshotError(
-                    f"delta {version} is missing between snapshots {base.version} and {target.version}",
-                    "restore it",
+                    f"delta {version} does not follow version {version - 1}", "restore the delta that does"
                 )
             state, own = state.apply(store.read(delta)), delta.hash
-        if own != target.hash:
-            continue
-        differs = state.same_bits(store.read(target))
+        differs = "hash" if own != target.hash else state.same_bits(store.read(target))
         if differs:
             raise SnapshotError(
                 f"snapshot {base.version} plus deltas differs from snapshot {target.version} in '{differs}'",

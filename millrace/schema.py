@@ -249,7 +249,10 @@ def _check(schema: Schema, source: str) -> None:
         if not key.columns:
             fail("a window key without columns", "name at least one column")
         for column in key.columns:
-            schema.side_of(column)
+            try:
+                schema.side_of(column)
+            except SchemaError as error:
+                fail(f"window key '{key.name}': {error.problem}", error.remedy)
         if key.parent and key.parent not in key_columns:
             fail(
                 f"window key '{key.name}' smooths towards '{'*'.join(key.parent)}', which is no window key",

@@ -1,0 +1,269 @@
+"""The contracts between the packages: what goes in comes out, and what is wrong is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millrace.clock import EventClock
+from millrace.errors import MillraceError, SchemaError, SettingError
+from millrace.events import (
+    MAX_EVENT_BYTES,
+    BadEventError,
+    Click,
+    Exposure,
+    decode_event,
+    to_json,
+)
+from millrace.hashing import column_hash, combine, mix, salt, value_hash
+from millrace.samples import SampleBatch
+from millrace.schema import parse_schema, shop_schema
+from millrace.settings import Settings, load_settings
+
+# -- events --------------------------------------------------------------------------------------------------
+
+
+def test_an_event_survives_its_json() -> None:
+    page = Exposure("e1", "r1", 1_700_000_000_000, "u7", [1, "two", 3], offset=20, sent_ms=5)
+    click = Click("e2", "r1", 1_700_000_001_000, 7, 3, 22)
+    assert decode_event(to_json(page)) == page
+    assert decode_event(to_json(click)) == click
+
+
+GOOD = {"type": "exposure", "event_id": "e", "request_id": "r", "ts_ms": 1, "user_id": 1, "items": [1]}
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason", "names"),
+    [
+        (b"{not json", "malformed", ""),
+        (b"\xff\xfe\x00", "malformed", ""),
+        (b"[]", "wrong-type", "object"),
+        (json.dumps(GOOD | {"type": "teleport"}).encode(), "unknown-type", "teleport"),
+        (json.dumps(GOOD | {"ts_ms": "soon"}).encode(), "wrong-type", "ts_ms"),
+        (json.dumps(GOOD | {"ts_ms": -5}).encode(), "wrong-type", "ts_ms"),
+        (json.dumps(GOOD | {"items": []}).encode(), "wrong-type", "items"),
+        (json.dumps(GOOD | {"items": [1.5]}).encode(), "wrong-type", "items"),
+        (b'{"type":"exposure","ts_ms":NaN}', "malformed", ""),
+        (b" " * (MAX_EVENT_BYTES + 1), "oversized", str(MAX_EVENT_BYTES)),
+    ],
+)
+def test_a_bad_event_says_why(raw: bytes, reason: str, names: str) -> None:
+    with pytest.raises(BadEventError) as caught:
+        decode_event(raw)
+    assert caught.value.reason == reason
+    assert names in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_decoder(raw: bytes) -> None:
+    with pytest.raises(BadEventError) as caught:
+        decode_event(raw)
+    assert caught.value.reason in {"malformed", "wrong-type", "unknown-type", "oversized"}
+
+
+# -- samples -------------------------------------------------------------------------------------------------
+
+
+def make_batch(rows: int, seed: int = 0) -> SampleBatch:
+    rng = np.random.default_rng(seed)
+    return SampleBatch(
+        request=("r0", "r1", "unused"),
+        page=rng.integers(0, 2, rows, dtype=np.int32),
+        position=np.arange(rows, dtype=np.int32),
+        user=rng.integers(1, 9, rows).astype(np.uint64),
+        item=rng.integers(1, 9, rows).astype(np.uint64),
+        ts_ms=rng.integers(1, 10**12, rows),
+        kind=rng.integers(0, 3, rows).astype(np.uint8),
+        label=rng.integers(0, 2, rows).astype(np.float32),
+        weight=np.ones(rows, np.float32),
+        actions=np.zeros(rows, np.uint8),
+        cat=rng.integers(-(2**62), 2**62, (rows, 3)),
+        num=rng.normal(size=(rows, 2)).astype(np.float32),
+        score=np.full(rows, np.nan, np.float32),
+        version=np.full(rows, -1, np.int64),
+        arm=np.zeros(rows, np.uint8),
+        origin_ms=np.zeros(rows, np.int64),
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 1, 17])
+def test_a_batch_survives_its_bytes(rows: int) -> None:
+    batch = make_batch(rows)
+    back = SampleBatch.from_bytes(batch.to_bytes())
+    assert list(back.ids()) == list(batch.ids())
+    for name in SampleBatch.__dataclass_fields__:
+        if name not in {"request", "page"}:
+            np.testing.assert_array_equal(getattr(back, name), getattr(batch, name), err_msg=name)
+
+
+def test_concat_and_take_keep_the_ids() -> None:
+    a, b = make_batch(5, 1), make_batch(4, 2)
+    both = SampleBatch.concat([a, b])
+    assert list(both.ids()) == [*a.ids(), *b.ids()]
+    odd = both.take(np.arange(1, 9, 2))
+    assert list(odd.ids()) == list(both.ids())[1::2]
+    assert list(SampleBatch.from_bytes(odd.to_bytes()).ids()) == list(odd.ids())
+
+
+@pytest.mark.parametrize("damage", [lambda r: r[:-3], lambda r: b"", lambda r: b"\x00" * 40, lambda r: r[:40] + r[41:]])
+def test_a_damaged_batch_is_refused(damage: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(SchemaError, match="not a sample batch"):
+        SampleBatch.from_bytes(damage(make_batch(6).to_bytes()))
+
+
+# -- hashing -------------------------------------------------------------------------------------------------
+
+
+def test_ids_are_the_same_in_every_version() -> None:
+    """Models and checkpoints outlive the program: these values are a file format."""
+    assert value_hash("shoes") == 0x1CB746BB21E8E885
+    assert salt("field", "user_id") == 0x64A8839FF083AEB5
+    five, six = np.array([5], np.uint64), np.array([6], np.uint64)
+    assert mix(salt("f"), five)[0] == 0x806954F713319DAF
+    assert combine(salt("k"), five, six)[0] == 0xD020CAEE54223FC6
+    assert value_hash(7) == value_hash("7") == value_hash(7.0) == value_hash(np.int32(7))
+    assert value_hash(None) == value_hash("") == value_hash(float("nan")) == 0
+    assert value_hash(True) == value_hash(1)
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(-5, 5), st.text(max_size=3)), min_size=1, max_size=30))
+def test_a_column_hashes_like_its_values(values: list[object]) -> None:
+    column = np.array(values, dtype=object)
+    assert column_hash(column).tolist() == [value_hash(v) for v in values]
+
+
+def test_missing_stays_missing_and_order_matters() -> None:
+    a, b = column_hash(np.array([1, 2, 3])), column_hash(np.array([4, 5, 6]))
+    zero = np.zeros(3, np.uint64)
+    assert mix(salt("f"), zero).tolist() == [0, 0, 0]
+    assert combine(salt("k"), a, zero).tolist() == [0, 0, 0]
+    assert not np.any(combine(salt("k"), a, b) == combine(salt("k"), b, a))
+    assert not np.any(mix(salt("f"), a) == mix(salt("g"), a))
+
+
+def test_a_million_keys_do_not_collide() -> None:
+    values = mix(salt("f"), np.arange(1, 1_000_001, dtype=np.uint64))
+    assert len(np.unique(values)) == 1_000_000
+
+
+# -- schema --------------------------------------------------------------------------------------------------
+
+BASE = """
+name = "t"
+[[fields]]
+name = "u"
+of = "user"
+[[fields]]
+name = "i"
+of = "item"
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[windows]
+days = [1, 7]
+actions = ["exposure", "click"]
+[[windows.keys]]
+columns = ["i"]
+[[windows.keys]]
+columns = ["u", "i"]
+parent = ["i"]
+"""
+
+
+def test_the_layout_follows_the_schema() -> None:
+    layout = parse_schema(BASE).layout
+    assert layout.cat_names == ("u", "i")
+    assert layout.num_names == (
+        "price",
+        *("i.exposure.1d", "i.click.1d", "i.click_rate.1d", "i.exposure.7d", "i.click.7d", "i.click_rate.7d"),
+        *("u*i.exposure.1d", "u*i.click.1d", "u*i.click_rate.1d"),
+        *("u*i.exposure.7d", "u*i.click.7d", "u*i.click_rate.7d"),
+    )
+    schema = parse_schema(BASE)
+    assert [schema.key_side(k) for k in schema.windows.keys] == ["item", "user"]
+
+
+def test_the_identity_is_that_of_the_arrays() -> None:
+    assert parse_schema(BASE).id == parse_schema(BASE.replace('"t"', '"renamed"')).id
+    assert parse_schema(BASE).id != parse_schema(BASE.replace("[1, 7]", "[1, 3]")).id
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (('columns = ["u", "i"]', 'columns = ["u", "colour"]'), "colour"),
+        (('parent = ["i"]', 'parent = ["u"]'), "'u'"),
+        (("[1, 7]", "[7, 1]"), "[7, 1]"),
+        (('"click"]', '"wink"]'), "wink"),
+        (('of = "user"', 'of = "shop"'), "shop"),
+        (('name = "price"', 'name = "u"'), "'u'"),
+        (('name = "t"', 'name = "t"\ncolour = 3'), "colour"),
+        (('name = "t"', 'name = "t'), "line 2"),
+        (('name = "t"', 'name = "t"\ncrosses = [["u", "price"]]'), "price"),
+        (('name = "t"', 'name = "t"\nutc_offset = "east"'), "east"),
+    ],
+)
+def test_a_wrong_schema_names_the_entry(change: tuple[str, str], names: str) -> None:
+    assert change[0] in BASE
+    with pytest.raises(SchemaError) as caught:
+        parse_schema(BASE.replace(*change), "s.toml")
+    assert names in str(caught.value)
+    assert "s.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shop_has_windows_on_both_sides() -> None:
+    schema = shop_schema()
+    assert {schema.key_side(k) for k in schema.windows.keys} == {"user", "item"}
+
+
+# -- settings and clock --------------------------------------------------------------------------------------
+
+
+def test_flags_go_before_environment_before_defaults() -> None:
+    env = {"MILLRACE_SEED": "3", "MILLRACE_PARTITIONS": "8"}
+    settings = load_settings({"seed": 5, "kafka": None}, env)
+    assert (settings.seed, settings.partitions, settings.kafka) == (5, 8, "")
+
+
+def test_settings_survive_the_environment() -> None:
+    settings = Settings(kafka="h:1", seed=9, idempotence=False, control_share=0.25)
+    assert load_settings({}, settings.environment()) == settings
+
+
+@pytest.mark.parametrize(
+    ("env", "names"),
+    [
+        ({"MILLRACE_PORT": "x"}, "port"),
+        ({"MILLRACE_PORT": "70000"}, "port"),
+        ({"MILLRACE_PARTITIONS": "0"}, "partitions"),
+        ({"MILLRACE_CONTROL_SHARE": "1.5"}, "control_share"),
+        ({"MILLRACE_CONFIG": "missing.toml"}, "missing.toml"),
+    ],
+)
+def test_a_wrong_setting_is_named(env: dict[str, str], names: str) -> None:
+    with pytest.raises(SettingError, match=names):
+        load_settings({}, env)
+
+
+def test_the_clock_travels_as_text() -> None:
+    clock = EventClock(1_000, 5_000_000, 240.0)
+    assert EventClock.decode(clock.encode()) == clock
+    assert clock.at(1_010) == 5_000_000 + 2_400
+    assert clock.wall_at(clock.at(1_500)) == 1_500
+    assert EventClock.decode("") == EventClock()
+    for text in ("1:2", "1:2:fast", "1:2:0", "1:2:-3"):
+        with pytest.raises(SettingError, match="clock"):
+            EventClock.decode(text)
+
+
+def test_every_expected_error_is_one_line() -> None:
+    assert str(MillraceError("a\nb", "c\n  d")) == "a b; c d"
