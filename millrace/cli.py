@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import cyclopts
 
 from millrace import __version__
-from millrace.errors import MillraceError
+from millrace.errors import LogError, MillraceError
+from millrace.settings import load_settings
 
 app = cyclopts.App(
     name="millrace",
@@ -18,10 +22,163 @@ app = cyclopts.App(
 
 
 @app.command
+def demo(
+    *,
+    seconds: float | None = None,
+    report: Path | None = None,
+    seed: int = 0,
+    speed: float | None = None,
+    page_port: int | None = None,
+    data: Path | None = None,
+) -> None:
+    """Run the whole loop on this machine: broker, Redis, every role, a live page. Ctrl-C ends it.
+
+    Parameters
+    ----------
+    seconds
+        End by itself after so many seconds (default: run until Ctrl-C).
+    report
+        Write what was measured to this JSON file at the end.
+    seed
+        Seed of the simulated world.
+    speed
+        Seconds of event time that pass in a second.
+    page_port
+        Port of the live page.
+    data
+        Folder for checkpoints, models and logs, kept at the end (default: a temporary one, removed).
+    """
+    from millrace.run.demo import DemoOptions
+    from millrace.run.demo import demo as run
+
+    given: dict[str, Any] = {"speed": speed, "page_port": page_port}
+    options = DemoOptions(
+        seconds=seconds, report=report, seed=seed, data=data, **{k: v for k, v in given.items() if v is not None}
+    )
+    sys.exit(run(load_settings({"seed": seed}), options))
+
+
+@app.command
+def simulate(
+    *,
+    from_log: Path | None = None,
+    schema: Path | None = None,
+    days: int | None = None,
+    out: Path | None = None,
+    start: str = "2026-03-02",
+    open_loop: bool = False,
+    seconds: float | None = None,
+    seed: int | None = None,
+) -> None:
+    """Run shoppers against a running loop; or play a log back through it; or write day logs.
+
+    Parameters
+    ----------
+    from_log
+        Play this exposure log (Parquet, CSV, TSV, JSON lines) through Kafka and the live loop.
+    schema
+        Schema file of that log.
+    days
+        Write this many simulated day logs to OUT instead of running live.
+    out
+        Folder for the day logs.
+    start
+        First day of the day logs (YYYY-MM-DD).
+    open_loop
+        Pages by the shop's own policy instead of the scorer's.
+    seconds
+        End after so many seconds.
+    seed
+        Seed of the simulated world.
+    """
+    settings = load_settings({"seed": seed, "schema": str(schema) if schema else None})
+    if days is not None:
+        from simulator.daylog import write_days
+
+        if out is None:
+            raise LogError("--days without --out", "name the folder for the day logs")
+        for path in write_days(out, days=days, seed=settings.seed, start=start):
+            print(path)
+        return
+    if from_log is not None:
+        from simulator.playback import PlaybackOptions, play
+
+        _as_role(lambda stop: play(settings, PlaybackOptions(log=from_log), stop))
+        return
+    from simulator.live import Options, run
+
+    _as_role(lambda stop: run(settings, Options(open_loop=open_loop, seconds=seconds), stop))
+
+
+@app.command
+def stream() -> None:
+    """Run a stream worker: windows, label join, online store."""
+    from stream.worker import run
+
+    run(load_settings(), None)
+
+
+@app.command
+def learn() -> None:
+    """Run the learner."""
+    from learner.service import run
+
+    _as_role(lambda stop: run(load_settings(), stop))
+
+
+@app.command
+def serve(*, host: str | None = None, port: int | None = None) -> None:
+    """Run a scorer: HTTP /recommend, /score, /model, /healthz, /readyz, /metrics."""
+    from scorer.app import run
+
+    _as_role(lambda stop: run(load_settings({"host": host, "port": port}), stop))
+
+
+@app.command
+def replay(
+    log: Path,
+    *,
+    schema: Path,
+    out: Path,
+    seed: int = 0,
+    model: str | None = None,
+) -> None:
+    """Run a day of logs (or many) through windows, learner and progressive evaluation; print the AUC of each day.
+
+    Parameters
+    ----------
+    log
+        Exposure log: Parquet, CSV, TSV or JSON lines, one row an exposure.
+    schema
+        TOML file that says which columns are time, user, item, label and features.
+    out
+        Folder for report.json, run.json, report.html and plots.
+    seed
+        Seed of the model. The same seed gives the same report, bit for bit.
+    model
+        Model to train (default: the learner's).
+    """
+    from millrace.run.replay import replay as run
+
+    run(log, schema, out, seed=seed, model=model)
+
+
+@app.command
+def bench(name: str, *, out: Path) -> None:
+    """Run benchmark NAME and write its figures to OUT/report.json."""
+    from millrace.run.bench import bench as run
+    from millrace.run.bench import table
+
+    print(table(run(name, out)))
+
+
+@app.command
 def verify(folder: Path) -> None:
     """Prove that each model snapshot in FOLDER plus the deltas after it equals the next snapshot, bit for bit."""
     from millrace.modelstore import verify as prove
 
+    if not folder.is_dir():
+        raise LogError(f"'{folder}' is no folder", "name a model store: the folder 'models' in the data folder")
     proofs = prove(folder)
     for proof in proofs:
         print(
@@ -35,11 +192,18 @@ def verify(folder: Path) -> None:
 def topics(*, kafka: str | None = None, partitions: int | None = None) -> None:
     """Create the topics that are missing, and check the partition counts of those that are there."""
     from millrace.kafka import create_topics, wait_for_broker
-    from millrace.settings import load_settings
 
     settings = load_settings({"kafka": kafka, "partitions": partitions})
     wait_for_broker(settings)
     create_topics(settings)
+
+
+def _as_role(run: Any) -> None:
+    """Runs a role until it ends or SIGTERM or Ctrl-C asks it to."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    run(stop)
 
 
 def main() -> None:
