@@ -229,7 +229,9 @@ class EmbeddedRedis(_Service):
         from redis.retry import Retry
 
         try:
-            with redis.Redis("127.0.0.1", self.port, socket_timeout=1.0, socket_connect_timeout=1.0) as client:
+            # The client's own retries would hide for seconds that the process has ended.
+            never = Retry(NoBackoff(), 0)
+            with redis.Redis("127.0.0.1", self.port, socket_timeout=1.0, retry=never) as client:
                 about: dict[str, object] = client.info("server")
                 return about.get("process_id") == self.pid
         except redis.RedisError as error:
