@@ -115,8 +115,10 @@ class FeatureBuilder:
     def num(self, plain: Mapping[str, NDArray[Any]], counts: NDArray[np.uint32], n: int) -> F32:
         """Plain numbers, then counts and smoothed rates in the order of ``layout.num_names``. (n, N) float32
 
-        The rate of action j, with c0 the exposures, s the prior weight and r the parent key's rate (without a parent the
-        prior rate, a tenth of it for actions other than clicks): ``rate_j = (c_j + s r) / (c0 + s)``; r if c0 + s is 0.
+        The rate of action j, c0 being the exposures, s the prior weight and r the parent key's rate (without a parent
+        the prior rate, a tenth of it for actions other than clicks)::
+
+            rate_j = (c_j + s r) / (c0 + s)         r where c0 + s is 0
 
         Args:
             plain: numeric field -> (n,) or (1,) numbers.

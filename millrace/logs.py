@@ -1,0 +1,335 @@
+"""Reading an exposure log: anyone's table with one row an exposure, as a schema's ``[log]`` section describes it.
+
+Replay and the simulator's playback read logs here. What comes out is clean, or one error that names the value:
+
+- Parquet (a file or a folder of files), CSV, TSV or JSON lines, by the name's ending; text files may be compressed.
+- Side tables (``[[join]]``) stand beside the log and are joined from the left; where both have a column, the log's
+  wins.
+- Only the columns that the schema names are kept. Outcomes of the exposure (dwell time, likes) are inputs only if a
+  schema names them, and the label or an action's time may never be a field.
+- Rows are sorted by time, ties in file order. Of the copies of one exposure (``log.identity``) the earliest is kept,
+  with the greatest label of them and the earliest time of each action: what the copies disagree on, some copy did see.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.json as pajson
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from millrace.errors import LogError, SchemaError
+from millrace.schema import DERIVED, Join, LogColumns, Schema
+
+TS = "ts_ms"
+_LAST_MS = 32_503_680_000_000  # the year 3000, as in millrace.events
+_UNITS = {"ms": 1.0, "s": 1000.0, "us": 0.001}
+_BLOCK = 1 << 30  # text files up to this size have each column's type inferred from the whole file
+_FORMS = "Parquet, CSV (.csv), TSV (.tsv) or JSON lines (.jsonl)"
+
+
+@dataclass(frozen=True, slots=True)
+class LogTable:
+    """A log, sorted by time, without duplicates."""
+
+    table: pa.Table
+    """The schema's columns under their own names, the label as int8, action times as ms (null: did not happen), and
+    ``ts_ms`` int64, the time of the exposure."""
+    rows_read: int
+    duplicates: int
+    notes: tuple[str, ...] = ()
+    """What the reader decided and a person may want to know, one line each."""
+
+
+def read_log(path: Path | str, schema: Schema) -> LogTable:
+    """Reads and cleans the log at ``path``; see the module's text.
+
+    Raises:
+        LogError: no such file, unreadable, empty, a missing time, user, item or label, a label that is not 0 or 1, a
+            time that is none, a number that is none, or ids that mix numbers and text.
+        SchemaError: the schema has no [log] section, feeds the label as a field, or names a column that neither the log
+            nor a side table has.
+    """
+    path = Path(path)
+    log = schema.log
+    if log is None:
+        raise SchemaError(f"schema '{schema.name}' has no [log] section", "say there which columns mean what")
+    required, optional = _columns(schema, log)
+    wanted = {*required, *optional}
+    table = _read(path, wanted | {j.on for j in schema.join}, {j.file for j in schema.join})
+    table, notes = _join(path, table, schema.join, wanted)
+    for name in required:
+        if name not in table.column_names:
+            raise _missing(name, schema, path)
+    if not table.num_rows:
+        raise LogError(f"log '{path}' has no rows", "give a log with at least one exposure")
+
+    rows_read = table.num_rows
+    columns = {name: table[name] for name in table.column_names if name in wanted}
+    for role, name in (("time", log.time), ("user", log.user), ("item", log.item), ("label", log.label)):
+        if columns[name].null_count:
+            row = int(np.flatnonzero(columns[name].is_null().to_numpy())[0])
+            raise LogError(f"log '{path}': row {row + 1} has no {role} ('{name}')", "drop such rows, or correct them")
+    columns[TS] = _time(columns[log.time], log.time, log, path)
+    columns[log.label] = _label(columns[log.label], log.label, path)
+    for name in dict.fromkeys(log.action_times.values()):
+        columns[name] = _time(columns[name], name, log, path)
+    for field in schema.fields:
+        if field.kind == "numeric" and field.name in columns:
+            columns[field.name] = _numeric(columns[field.name], field.name, path)
+
+    order = np.argsort(columns[TS].to_numpy(), kind="stable")
+    identity = log.identity or (log.time, log.user, log.item)
+    copies = [columns[TS if name == log.time else name] for name in identity]
+    exposure, first = _groups([_flat(c).take(pa.array(order)) for c in copies])
+    if log.time not in {f.name for f in schema.fields} and log.time != TS:
+        del columns[log.time]
+    clean = pa.table(columns).take(pa.array(order)).combine_chunks()
+    duplicates = clean.num_rows - len(first)
+    if duplicates:
+        clean = _merge(clean, log, exposure, first)
+    return LogTable(clean, rows_read, duplicates, notes)
+
+
+def local_days(log: LogTable, schema: Schema) -> list[str]:
+    """The local day of each row as ``YYYY-MM-DD``: the log's day column if it has one, else from time and offset."""
+    if schema.log is not None and schema.log.day is not None:
+        texts = {v: _iso(str(v)) for v in log.table[schema.log.day].unique().to_pylist()}
+        return [texts[v] for v in log.table[schema.log.day].to_pylist()]
+    local = (log.table[TS].to_numpy() + schema.utc_offset_ms).astype("datetime64[ms]").astype("datetime64[D]")
+    return [str(day) for day in local]
+
+
+def _iso(day: str) -> str:
+    return f"{day[:4]}-{day[4:6]}-{day[6:]}" if len(day) == 8 and day.isdigit() else day
+
+
+def _columns(schema: Schema, log: LogColumns) -> tuple[list[str], list[str]]:
+    """(columns that must be there, columns that are used when there), in the schema's order."""
+    outcomes = {log.label, *log.action_times.values()}
+    fields = [f.name for f in schema.fields] + [c for k in schema.windows.keys for c in k.columns]
+    for name in fields:
+        if name in outcomes:
+            raise SchemaError(
+                f"schema '{schema.name}' feeds '{name}', the outcome to be predicted", "take it out of fields and keys"
+            )
+    named = [log.time, log.user, log.item, log.label, log.day, log.request, log.position, *log.identity]
+    named += list(log.action_times.values())
+    required = [n for n in named if n is not None] + [n for n in fields if n not in DERIVED]
+    return list(dict.fromkeys(required)), ["age_days"] if "age_days" in fields else []
+
+
+def _read(path: Path, wanted: set[str] | None, side_files: Iterable[str] = ()) -> pa.Table:
+    """The wanted columns (None: all) that the file, or folder of Parquet files, has."""
+    if not path.exists():
+        raise LogError(f"log file '{path}' does not exist", f"give the path of a log: {_FORMS}")
+    if path.is_dir():
+        files = [f for f in sorted(path.glob("*.parquet")) if f.name not in set(side_files)]
+        if not files:
+            raise LogError(f"folder '{path}' has no Parquet files", "give a folder of *.parquet files, or one file")
+        return _concat([_read(f, wanted) for f in files], path)
+    try:
+        return _read_file(path, wanted)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        if "changed from" in reason:  # pyarrow.json on a column of numbers and texts
+            raise LogError(
+                f"'{path}' mixes kinds of values in one column ({reason})", "use one kind a column"
+            ) from None
+        raise LogError(f"'{path}' cannot be read ({reason})", "check the file and its ending") from None
+
+
+def _read_file(path: Path, wanted: set[str] | None) -> pa.Table:
+    endings = [s.lower() for s in path.suffixes]
+    if endings and endings[-1] in (".gz", ".bz2", ".zst", ".lz4"):
+        endings.pop()
+    ending = endings[-1] if endings else ""
+    if ending in (".parquet", ".pq"):
+        names = pq.read_schema(path).names
+        return pq.ParquetFile(path).read([n for n in names if wanted is None or n in wanted])
+    if ending not in (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json"):
+        raise LogError(f"'{path}' ends in '{ending}'", f"the ending tells the form: {_FORMS}")
+    with pa.input_stream(str(path)) as stream:
+        raw = stream.read_buffer()
+    block = min(max(raw.size + 1, 1 << 20), _BLOCK)
+    if ending in (".csv", ".tsv", ".tab"):
+        table = pacsv.read_csv(
+            pa.BufferReader(raw),
+            pacsv.ReadOptions(block_size=block),
+            pacsv.ParseOptions(delimiter="," if ending == ".csv" else "\t"),
+        )
+    else:
+        table = pajson.read_json(pa.BufferReader(raw), pajson.ReadOptions(block_size=block))
+    return table.select([n for n in table.column_names if wanted is None or n in wanted])
+
+
+def _concat(tables: list[pa.Table], path: Path) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        reason = str(error).strip().split("\n")[0]
+        raise LogError(f"the files of '{path}' disagree ({reason})", "give each column one type in all files") from None
+
+
+def _join(path: Path, table: pa.Table, joins: Iterable[Join], wanted: set[str]) -> tuple[pa.Table, tuple[str, ...]]:
+    """The log with the wanted columns of the side tables that it lacks; rows without a match get nulls."""
+    notes: list[str] = []
+    folder = path if path.is_dir() and not path.name.endswith(".parquet") else path.parent
+    for join in joins:
+        file = next((f for f in (folder / join.file, path.parent / join.file) if f.exists()), None)
+        if file is None:
+            raise LogError(f"side table '{join.file}' is not beside the log '{path}'", "put it there, or drop the join")
+        side = _read(file, wanted | {join.on})
+        for where, names in ((file, side.column_names), (path, table.column_names)):
+            if join.on not in names:
+                raise SchemaError(f"'{where}' has no column '{join.on}' to join on", "correct the schema's [[join]]")
+        left, right = table[join.on], side[join.on].combine_chunks()
+        if left.type != right.type:
+            left, right = _text(left), _text(right)
+        rows = pc.index_in(left, value_set=right)
+        doubled = len(right) - pc.count_distinct(right, mode="all").as_py()
+        if doubled:
+            notes.append(f"{join.file}: {doubled} rows repeat a '{join.on}', the first of each is used")
+        for name in side.column_names:
+            if name == join.on:
+                continue
+            if name in table.column_names:
+                notes.append(f"'{name}' is taken from the log, not from {join.file}")
+            else:
+                table = table.append_column(name, side[name].take(rows))
+        unmatched = rows.null_count
+        if unmatched:
+            notes.append(f"{join.file}: {unmatched} of {table.num_rows} rows of the log have no match")
+    return table, tuple(notes)
+
+
+def _text(column: pa.Array) -> pa.Array:
+    if pa.types.is_floating(column.type):  # a whole number stays one: 7.0 is 7, as in value_hash
+        whole = pc.cast(column, pa.int64(), safe=False)
+        if pc.all(pc.equal(pc.cast(whole, column.type), column)).as_py() is not False:
+            column = whole
+    return pc.cast(column, pa.string())
+
+
+def _missing(name: str, schema: Schema, path: Path) -> SchemaError:
+    """Names the column and the ones that look like it."""
+    log_only = set(schema.log.action_times.values()) if schema.log else set()
+    folder = path if path.is_dir() else path.parent
+    files = [path] if path.is_file() else sorted(path.glob("*.parquet"))[:1]
+    files += [folder / j.file for j in schema.join]
+    there: set[str] = set()
+    for file in files:
+        there |= set(_names(file)) if file.exists() else set()
+    near = difflib.get_close_matches(name, sorted(there), n=3, cutoff=0.5)
+    lower = {n.lower(): n for n in there}
+    if name.lower() in lower and lower[name.lower()] not in near:
+        near.insert(0, lower[name.lower()])
+    where = "the log" if name in log_only or not schema.join else "the log and its side tables"
+    like = f"near matches: {', '.join(near)}" if near else f"there are: {', '.join(sorted(there)[:20])}"
+    return SchemaError(f"{where} ('{path}') lack the column '{name}' of schema '{schema.name}'", like)
+
+
+def _names(file: Path) -> list[str]:
+    if file.suffix in (".parquet", ".pq"):
+        return list(pq.read_schema(file).names)
+    return list(_read_file(file, None).column_names)
+
+
+def _flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _time(column: pa.ChunkedArray, name: str, log: LogColumns, path: Path) -> pa.Array:
+    """Unix ms, int64; nulls stay."""
+    column = _flat(column)
+    try:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            column = pc.cast(column, pa.timestamp("ms"))
+        if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+            out = pc.cast(pc.cast(column, pa.timestamp("ms"), safe=False), pa.int64())
+        elif pa.types.is_null(column.type) or (pa.types.is_integer(column.type) and log.time_unit == "ms"):
+            out = pc.cast(column, pa.int64())
+        elif pa.types.is_integer(column.type) and log.time_unit == "s":
+            out = pc.multiply_checked(pc.cast(column, pa.int64()), 1000)
+        elif pa.types.is_integer(column.type):
+            out = pc.divide(pc.cast(column, pa.int64()), 1000)
+        else:
+            number = pc.cast(column, pa.float64())
+            number = pc.if_else(pc.is_finite(number), number, None)
+            out = pc.cast(pc.floor(pc.multiply(number, _UNITS[log.time_unit])), pa.int64())
+    except pa.ArrowException as error:
+        reason = str(error).strip().split("\n")[0]
+        raise LogError(f"log '{path}': column '{name}' is no time ({reason})", "use Unix time or ISO 8601") from None
+    wrong = pc.or_(pc.less(out, 1), pc.greater(out, _LAST_MS))
+    if pc.any(wrong).as_py():
+        value = column.filter(wrong)[0].as_py()
+        raise LogError(
+            f"log '{path}': '{name}' has {value}, which read in {log.time_unit} is no time between 1970 and 3000",
+            "correct log.time_unit (s, ms or us) in the schema",
+        )
+    if name == log.time and out.null_count > column.null_count:
+        raise LogError(f"log '{path}': '{name}' has a time that is not finite", "drop such rows, or correct them")
+    return out
+
+
+def _label(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
+    """0 or 1, int8."""
+    try:
+        number = pc.cast(column.combine_chunks(), pa.float64() if not pa.types.is_boolean(column.type) else pa.int8())
+        wrong = pc.invert(pc.is_in(number, value_set=pa.array([0, 1], number.type)))
+    except pa.ArrowException as error:
+        reason = str(error).strip().split("\n")[0]
+        raise LogError(f"log '{path}': label '{name}' is not 0 or 1 ({reason})", "name a 0/1 column") from None
+    if pc.any(wrong).as_py():
+        value = number.filter(wrong)[0].as_py()
+        raise LogError(f"log '{path}': label '{name}' has the value {value:g}, not 0 or 1", "name a 0/1 column")
+    return pc.cast(number, pa.int8())
+
+
+def _numeric(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
+    if pa.types.is_boolean(column.type):
+        column = pc.cast(column, pa.int8())
+    try:
+        return pc.cast(column, pa.float64(), safe=False)
+    except pa.ArrowException as error:
+        reason = str(error).strip().split("\n")[0]
+        raise LogError(
+            f"log '{path}': numeric field '{name}' is not a number ({reason})", "make the field categorical"
+        ) from None
+
+
+def _groups(columns: list[pa.Array]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """(group of each row, first row of each group, ascending); rows equal in all columns are one group."""
+    group: NDArray[np.intp] = np.zeros(len(columns[0]), np.intp)
+    for column in columns:
+        codes = pc.fill_null(column.dictionary_encode().indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        _, group = np.unique(group * (codes.max(initial=0) + 2) + codes + 1, return_inverse=True)
+    _, first, group = np.unique(group, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.intp)
+    order = np.argsort(first)
+    rank[order] = np.arange(len(first))
+    return rank[group], first[order]
+
+
+def _merge(table: pa.Table, log: LogColumns, group: NDArray[np.intp], first: NDArray[np.intp]) -> pa.Table:
+    """One row a group: the first, with the greatest label and the earliest time of each action."""
+    label = np.zeros(len(first), np.int8)
+    np.maximum.at(label, group, table[log.label].to_numpy())
+    merged = {log.label: pa.array(label)}
+    never = np.iinfo(np.int64).max
+    for name in dict.fromkeys(log.action_times.values()):
+        earliest = np.full(len(first), never, np.int64)
+        np.minimum.at(earliest, group, pc.fill_null(table[name], never).to_numpy())
+        merged[name] = pa.array(earliest, mask=earliest == never)
+    kept = table.take(pa.array(first))
+    for name, values in merged.items():
+        kept = kept.set_column(kept.column_names.index(name), name, values)
+    return kept
