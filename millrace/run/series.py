@@ -1,0 +1,98 @@
+"""The run so far as a few hundred points: what the page draws and the terminal's sparkline shows.
+
+A demo may run for days. When the list is full every second point is dropped and points come half as often, so memory
+and the page's payload are bounded and the whole run stays visible.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+GAUGES = (
+    "auc",
+    "oracle_auc",
+    "baseline_auc",
+    "log_loss",
+    "calibration",
+    "freshness_s",
+    "click_to_served_p50_ms",
+    "click_to_served_p99_ms",
+    "served_version",
+)
+RATES = {"exposures_per_s": "exposures", "samples_per_s": "samples", "trained_per_s": "trained"}
+COLUMNS = ("wall_ms", "event_ms", *GAUGES, *RATES, "ctr_model", "ctr_control")
+
+Figures = Mapping[str, float | None]
+
+
+class Series:
+    """Points of a run, at most ``limit``.
+
+    Args:
+        limit: points kept.
+        rate_seconds: rates are over this many seconds of wall time.
+        ctr_seconds: click rates are over this many: control pages are few.
+    """
+
+    def __init__(self, limit: int = 600, rate_seconds: float = 5.0, ctr_seconds: float = 30.0) -> None:
+        self.points: list[tuple[float | None, ...]] = []
+        self._limit = limit
+        self._rate_ms = rate_seconds * 1000
+        self._ctr_ms = ctr_seconds * 1000
+        self._recent: deque[tuple[int, Figures]] = deque()
+        self._every = 1
+        self._seen = 0
+
+    def add(self, wall_ms: int, event_ms: int, figures: Figures) -> None:
+        """Takes in the figures of one moment; moments come in order."""
+        self._recent.append((wall_ms, figures))
+        while len(self._recent) > 2 and self._recent[1][0] <= wall_ms - max(self._ctr_ms, self._rate_ms):
+            self._recent.popleft()
+        self._seen += 1
+        if self._seen % self._every:
+            return
+        rates = [self.rate(name) for name in RATES.values()]
+        ctr = [self.click_rate(arm) for arm in ("model", "control")]
+        self.points.append((wall_ms, event_ms, *(figures.get(g) for g in GAUGES), *rates, *ctr))
+        if len(self.points) > self._limit:
+            del self.points[-2::-2]
+            self._every *= 2
+
+    def rate(self, name: str) -> float | None:
+        """Growth of a total a second, over the last seconds; None before there are two moments."""
+        pair = self._over(self._rate_ms)
+        if pair is None:
+            return None
+        (t0, old), (t1, new) = pair
+        return max(0.0, (new.get(name) or 0.0) - (old.get(name) or 0.0)) / (t1 - t0) * 1000
+
+    def click_rate(self, arm: str) -> float | None:
+        """Clicks per exposure of an arm's pages over the last half minute; None when it had no page."""
+        pair = self._over(self._ctr_ms)
+        if pair is None:
+            return None
+        (_, old), (_, new) = pair
+        clicks, seen = (
+            (new.get(f"page_{what}_{arm}") or 0.0) - (old.get(f"page_{what}_{arm}") or 0.0)
+            for what in ("clicks", "exposures")
+        )
+        return clicks / seen if seen > 0 else None
+
+    def _over(self, span_ms: float) -> tuple[tuple[int, Figures], tuple[int, Figures]] | None:
+        if len(self._recent) < 2:
+            return None
+        newest = self._recent[-1]
+        first = next(m for m in self._recent if m[0] >= newest[0] - span_ms)
+        if first is newest:
+            first = self._recent[-2]
+        return (first, newest) if newest[0] > first[0] else None
+
+    def column(self, name: str) -> list[float | None]:
+        """One column of :data:`COLUMNS`."""
+        at = COLUMNS.index(name)
+        return [point[at] for point in self.points]
+
+    def columns(self) -> dict[str, list[float | None]]:
+        """Every column by name, as the page wants them."""
+        return {name: self.column(name) for name in COLUMNS}

@@ -1,0 +1,122 @@
+"""What the monitor makes of the roles' figures: counters over restarts, roles that are silent, bounded history."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from millrace.clock import EventClock
+from millrace.run.monitor import Figures, Monitor
+from millrace.run.series import COLUMNS, Series
+
+
+def exposition(started: float, sent: float, auc: str = "NaN") -> str:
+    return (
+        "# TYPE process_start_time_seconds gauge\n"
+        f"process_start_time_seconds {started}\n"
+        "# TYPE millrace_ready gauge\nmillrace_ready 1\n"
+        "# TYPE millrace_exposures_sent_total counter\n"
+        f"millrace_exposures_sent_total {sent}\n"
+        "# TYPE millrace_dead_letters_total counter\n"
+        f'millrace_dead_letters_total{{reason="malformed"}} {sent / 10}\n'
+        f'millrace_dead_letters_total{{reason="oversized"}} 1\n'
+        "# TYPE millrace_pending_exposures gauge\n"
+        'millrace_pending_exposures{partition="0"} 3\nmillrace_pending_exposures{partition="1"} 4\n'
+        "# TYPE millrace_rolling_auc gauge\n"
+        f"millrace_rolling_auc {auc}\n"
+    )
+
+
+def test_counters_go_on_over_a_restart_even_when_the_new_life_has_counted_further() -> None:
+    figures = Figures()
+    for started, sent in ((1.0, 10), (1.0, 30), (2.0, 5), (2.0, 50), (3.0, 60)):
+        figures.update(exposition(started, sent))
+    assert figures.total("millrace_exposures_sent_total") == 30 + 50 + 60
+    assert figures.lives == 3
+    assert figures.by_label("millrace_dead_letters_total", "reason") == {"malformed": 3 + 5 + 6, "oversized": 3}
+
+
+def test_gauges_sum_over_partitions_and_are_unknown_until_a_number() -> None:
+    figures = Figures()
+    figures.update(exposition(1.0, 10))
+    assert figures.gauge("millrace_pending_exposures") == 7
+    assert figures.gauge("millrace_pending_exposures", partition="1") == 4
+    assert figures.gauge("millrace_rolling_auc") is None
+    assert figures.gauge("millrace_no_such_thing") is None
+    figures.update(exposition(1.0, 10, "0.75"))
+    assert figures.gauge("millrace_rolling_auc") == 0.75
+
+
+class Network:
+    def __init__(self) -> None:
+        self.answers: dict[str, str] = {}
+
+    def get(self, url: str) -> str:
+        if url not in self.answers:
+            raise ConnectionRefusedError(url)
+        return self.answers[url]
+
+
+@pytest.fixture
+def network() -> Network:
+    made = Network()
+    for name in ("simulator", "stream", "learner", "scorer"):
+        made.answers[f"http://{name}/metrics"] = exposition(1.0, 20)
+    made.answers["http://scorer/model"] = json.dumps(
+        {"version": 4, "versions_served": 4, "click_to_served_ms": {"p50": 900.0, "p99": 2000.0, "count": 12}}
+    )
+    return made
+
+
+def monitor_of(network: Network) -> Monitor:
+    targets = {n: f"http://{n}/metrics" for n in ("simulator", "stream", "learner", "scorer")}
+    return Monitor(targets, "http://scorer", EventClock(), network.get)
+
+
+def test_a_silent_role_is_not_ready_and_keeps_its_figures(network: Network) -> None:
+    monitor = monitor_of(network)
+    assert all(monitor.look().ready.values())
+    del network.answers["http://simulator/metrics"], network.answers["http://scorer/metrics"]
+    picture = monitor.look()
+    assert picture.ready == {"simulator": False, "stream": True, "learner": True, "scorer": False}
+    assert picture.figures["exposures"] == 20
+    assert picture.model["version"] == 4
+    assert picture.figures["click_to_served_p99_ms"] == 2000.0
+
+
+def test_the_first_auc_is_timed(network: Network) -> None:
+    monitor = monitor_of(network)
+    monitor.look()
+    assert monitor.first_auc_wall_ms is None
+    network.answers["http://learner/metrics"] = exposition(1.0, 20, "0.6")
+    first = monitor.look()
+    monitor.look()
+    assert monitor.first_auc_wall_ms == first.wall_ms
+
+
+def test_the_history_is_bounded_and_spans_the_whole_run() -> None:
+    series = Series(limit=50)
+    for second in range(10_000):
+        series.add(second * 1000, second * 60_000, {"exposures": second * 7.0})
+    assert 25 <= len(series.points) <= 50
+    walls = [w for w in series.column("wall_ms") if w is not None]
+    assert walls == sorted(walls)
+    assert walls[0] < 1_000_000
+    assert walls[-1] > 9_000_000
+    assert series.rate("exposures") == pytest.approx(7.0)
+    assert set(series.columns()) == set(COLUMNS)
+
+
+def test_click_rates_are_recent_and_by_arm() -> None:
+    series = Series(ctr_seconds=10)
+    clicks = 0.0
+    for second in range(100):
+        clicks += 2.0 if second >= 50 else 0.0
+        series.add(
+            second * 1000,
+            second,
+            {"page_exposures_model": second * 10.0, "page_clicks_model": clicks, "page_exposures_control": 0.0},
+        )
+    assert series.click_rate("model") == pytest.approx(0.2)
+    assert series.click_rate("control") is None
