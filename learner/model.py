@@ -1,0 +1,338 @@
+"""The model that learns (:class:`OnlineModel`) and the same model as a scorer holds it (:class:`ServingModel`).
+
+One step of learning::
+
+    ids ──read──► values of the distinct ids ──pool──► embeddings (B, F, D) ──► network ──► logit + wide ──► loss
+    tables ◄─write─ gradient of the distinct ids ◄─spread─ gradients (B, F, D) ◄─────────── (p - y)
+              row-wise Adagrad, FTRL                              Adam on the network's flat vector
+
+Nothing is written before loss and gradients are known to be finite and in bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learner import kernels
+from learner.dense import DenseState, load_dense, tensors_of
+from learner.inputs import Group, Inputs
+from learner.models import Network, Shape, network_of
+from learner.spec import Spec, read_spec
+from learner.table import Block, Rates, ServingTable, SparseTable
+from millrace.errors import SnapshotError
+from millrace.hashing import salt
+from millrace.modelstore import Array, Image
+from millrace.samples import FOLLOW_UP, SampleBatch
+from millrace.schema import Schema
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+_MINUTE_MS = 60_000
+_EXPIRE_MIN = 60  # rows are looked over for their age once in this many minutes of event time
+
+
+@dataclass(frozen=True, slots=True)
+class LearnReport:
+    """What became of a batch: mean ``loss`` before the step, ``rows`` learnt, or why it was ``skipped``.
+
+    ``refused``: rows with a label outside [0, 1] or an unusable weight; ``bad_numbers``: features that were not
+    finite (read as 0).
+    """
+
+    loss: float
+    rows: int
+    skipped: str | None = None
+    refused: int = 0
+    bad_numbers: int = 0
+
+
+def _build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
+    kind = network_of(spec.model)
+    inputs = Inputs(schema, spec.width if kind.deep else 0, kind.own_widths, spec.numerics == "squash")
+    shape = Shape(tuple((len(g.fields), g.width) for g in inputs.deep), inputs.numbers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return inputs, kind(shape, spec)
+
+
+def _forward(
+    inputs: Inputs, network: Network, blocks: Sequence[Block], num: Floats, training: bool
+) -> tuple[list[Tensor], Tensor, Floats]:
+    """Pooled embeddings (leaves when training), the network's logits (B,), and the wide part (B,)."""
+    size = len(num)
+    wide = np.zeros(size, np.float32)
+    pooled: list[Tensor] = []
+    for group, block in zip(inputs.groups, blocks, strict=True):
+        kernels.wide_sum(block.wide, block.inverse, wide)
+        if group.width:
+            out = np.empty((size, len(group.fields), group.width), np.float32)
+            kernels.pool(block.embedding, block.inverse, group.starts, out)
+            pooled.append(torch.from_numpy(out).requires_grad_(training))
+    logits = network(pooled, torch.from_numpy(num))
+    return pooled, logits, wide
+
+
+def _score(inputs: Inputs, network: Network, tables: Mapping[str, Any], cat: Ids, num: Floats) -> Floats:
+    """Probabilities (B,) in evaluation mode. ``tables`` have ``read``."""
+    if not len(cat):
+        return np.empty(0, np.float32)
+    num, _ = inputs.clean(num)
+    blocks = [tables[g.name].read(inputs.ids(g, cat)) for g in inputs.groups]
+    network.eval()
+    with torch.inference_mode():
+        _, logits, wide = _forward(inputs, network, blocks, num, training=False)
+        out: Floats = torch.sigmoid(logits + torch.from_numpy(wide)).numpy()
+    return out
+
+
+class OnlineModel:
+    """A model that learns batch by batch. One thread at a time.
+
+    Args:
+        schema: gives the meaning of the arrays; a model is bound to it.
+        spec: some or all values of :class:`~learner.spec.Spec`.
+        seed: of the first weights. Two models with equal schema, spec, seed, thread count and batches are equal to
+            the last bit.
+
+    Raises:
+        SettingError: the spec has an unknown name or value.
+    """
+
+    def __init__(self, schema: Schema, spec: Mapping[str, Any], seed: int) -> None:
+        self.schema, self.seed = schema, seed
+        self._spec = read_spec(spec)
+        self._inputs, self.network = _build(schema, self._spec, seed)
+        s = self._spec
+        self._rates = Rates(s.embedding_rate, 1e-6, s.ftrl_alpha, s.ftrl_beta, s.ftrl_l1, s.ftrl_l2)
+        age = round(s.max_age_days * 1440)
+        self.tables = {
+            g.name: SparseTable(g.width, s.max_rows, age, s.admit, s.embedding_scale, _table_salt(g, seed))
+            for g in self._inputs.groups
+        }
+        self.dense = DenseState(self.network, s.dense, s.dense_rate)
+        self.newest_ms = 0  # newest exposure learnt from
+        self._expired_min = 0
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Everything needed to build this model again, JSON-able."""
+        spec: dict[str, Any] = msgspec.to_builtins(self._spec)
+        return spec
+
+    @property
+    def rows(self) -> int:
+        """Rows in all tables."""
+        return sum(len(t) for t in self.tables.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of tables and network with their optimisers' state, in bytes."""
+        dense = 4 * (4 * self.dense.weights.numel() + self.dense.buffers.numel())
+        return dense + sum(t.nbytes for t in self.tables.values())
+
+    def score(self, cat: Ids, num: Floats) -> Floats:
+        """Click probabilities (n,) of feature rows cat (n, F), num (n, N). Reads only; unknown ids read as zero."""
+        reading = {name: _Reader(table) for name, table in self.tables.items()}
+        return _score(self._inputs, self.network, reading, cat, num)
+
+    def learn(self, batch: SampleBatch) -> LearnReport:
+        """One step on ``batch``; follow-ups in it are passed over. A batch with a loss or gradient that is not
+        finite, or beyond the spec's bounds, is refused whole: weights, statistics and tables stay as they were."""
+        label, weight = batch.label, batch.weight
+        with np.errstate(invalid="ignore"):
+            usable = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)
+        usable |= batch.kind == FOLLOW_UP
+        refused = int(len(batch) - usable.sum())
+        usable &= batch.kind != FOLLOW_UP
+        if not usable.all():
+            batch = batch.take(usable)
+            label, weight = batch.label, batch.weight
+        size = len(batch)
+        if not size:
+            return LearnReport(0.0, 0, None, refused)
+        num, bad = self._inputs.clean(batch.num)
+        blocks = [self.tables[g.name].read(self._inputs.ids(g, batch.cat), True) for g in self._inputs.groups]
+
+        self.network.train()
+        before = self.dense.buffers.clone()
+        pooled, logits, wide = _forward(self._inputs, self.network, blocks, num, training=True)
+        with torch.no_grad():
+            y, w = torch.from_numpy(np.array(label)), torch.from_numpy(np.array(weight))
+            logit = logits.detach() + torch.from_numpy(wide)
+            losses = torch.nn.functional.binary_cross_entropy_with_logits(logit, y, w, reduction="sum")
+            loss = float(losses) / float(w.sum())
+            slope = (torch.sigmoid(logit) - y) * w  # (B,) d loss / d logit, a sample
+        problem = self._unsound(loss)
+        if problem is None:
+            self.dense.clear()
+            logits.backward(slope / size)  # type: ignore[no-untyped-call]
+            problem = self._unsound_gradient(pooled, size)
+        if problem is not None:
+            self.dense.buffers.copy_(before)
+            return LearnReport(loss, 0, problem, refused, bad)
+
+        self.dense.step()
+        newest = int(batch.ts_ms.max())
+        self.newest_ms = max(self.newest_ms, newest)
+        now_min = self.newest_ms // _MINUTE_MS
+        self._write(blocks, pooled, slope.numpy(), size, now_min)
+        if now_min >= self._expired_min + _EXPIRE_MIN:
+            self._expired_min = now_min
+            for table in self.tables.values():
+                table.expire(now_min)
+        return LearnReport(loss, size, None, refused, bad)
+
+    def _write(self, blocks: list[Block], pooled: list[Tensor], slope: Floats, size: int, now_min: int) -> None:
+        """The sparse step. Gradients are sums over samples (not means), so a row's step does not depend on how many
+        other samples happened to be in the batch."""
+        leaves = iter(pooled)
+        for group, block in zip(self._inputs.groups, blocks, strict=True):
+            grad_wide = np.zeros(len(block.ids), np.float32)
+            kernels.wide_spread(slope, block.inverse, grad_wide)
+            grad_embedding = np.zeros((len(block.ids), group.width), np.float32)
+            if group.width:
+                leaf = next(leaves).grad
+                if leaf is not None:
+                    leaf *= size
+                    kernels.spread(leaf.numpy(), block.inverse, group.starts, grad_embedding)
+            self.tables[group.name].write(block, grad_embedding, grad_wide, self._rates, now_min)
+
+    def _unsound(self, loss: float) -> str | None:
+        if not np.isfinite(loss):
+            return "loss_not_finite"
+        return "loss_exploded" if loss > self._spec.max_loss else None
+
+    def _unsound_gradient(self, pooled: list[Tensor], size: int) -> str | None:
+        norms = [float(self.dense.gradient.norm())]
+        norms += [float(p.grad.norm()) * size**0.5 for p in pooled if p.grad is not None]
+        if not all(np.isfinite(n) for n in norms):
+            return "gradient_not_finite"
+        return "gradient_exploded" if max(norms) > self._spec.max_gradient else None
+
+    # -- versions --------------------------------------------------------------------------------------------
+
+    def changes(self) -> Image:
+        """The dense tensors, and the rows touched or removed since the last call of this or :meth:`snapshot`."""
+        return Image(self.dense.published(), {name: table.changes() for name, table in self.tables.items()})
+
+    def snapshot(self) -> tuple[Image, dict[str, Array]]:
+        """The whole state: what serves, and what only training needs. :meth:`resume` goes on from it bit for bit."""
+        tables = {}
+        training: dict[str, Array] = {f"dense/{n}": a for n, a in self.dense.private().items()}
+        for name, table in self.tables.items():
+            tables[name], private = table.state()
+            training |= {f"table/{name}/{n}": a for n, a in private.items()}
+        training["clock"] = np.array([self.newest_ms, self._expired_min, self.seed], np.int64)
+        return Image(self.dense.published(), tables), training
+
+    def resume(self, image: Image, training: Mapping[str, Array]) -> None:
+        """Takes over a snapshot of a model with this schema and spec; whatever was learnt before is gone.
+
+        Raises:
+            SnapshotError: the snapshot is of another model.
+        """
+        fresh = OnlineModel(self.schema, self.spec, self.seed)
+        try:
+            if set(image.dense) != set(fresh.dense.names) or set(image.tables) != set(fresh.tables):
+                raise KeyError("other tensors")
+            private = {n.removeprefix("dense/"): a for n, a in training.items() if n.startswith("dense/")}
+            fresh.dense.resume(image.dense, private)
+            for name, table in fresh.tables.items():
+                prefix = f"table/{name}/"
+                own = {n.removeprefix(prefix): a for n, a in training.items() if n.startswith(prefix)}
+                table.resume(image.tables[name], own)
+            newest, expired, seed = (int(v) for v in training["clock"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise SnapshotError(
+                f"the snapshot is not of a '{self._spec.model}' with this schema and spec ({error})",
+                "start with an empty model folder, or with the settings it was made with",
+            ) from None
+        if seed != self.seed:  # first values of rows depend on it
+            fresh = self._reseeded(fresh, seed)
+        self.network, self.dense, self.tables = fresh.network, fresh.dense, fresh.tables
+        self.seed, self.newest_ms, self._expired_min = seed, newest, expired
+
+    def _reseeded(self, fresh: OnlineModel, seed: int) -> OnlineModel:
+        for group in self._inputs.groups:
+            fresh.tables[group.name].salt = np.uint64(_table_salt(group, seed))
+        return fresh
+
+
+class _Reader:
+    """A table seen by ``score``: its ``read`` without the learning."""
+
+    def __init__(self, table: SparseTable) -> None:
+        self._table = table
+
+    def read(self, columns: Ids) -> Block:
+        return self._table.read(columns, learning=False)
+
+
+def _table_salt(group: Group, seed: int) -> int:
+    return int(salt("first values", group.name, str(seed)))
+
+
+class ServingModel:
+    """A model as a scorer holds it: no optimiser state, patched in place between two requests.
+
+    Not locked: the caller sees to it that nothing is scored while :meth:`patch` runs.
+    """
+
+    def __init__(self, schema: Schema, spec: Mapping[str, Any]) -> None:
+        self._inputs, self.network = _build(schema, read_spec(spec), 0)
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(False)
+        self._dense = tensors_of(self.network)
+        self.tables = {g.name: ServingTable(g.width) for g in self._inputs.groups}
+
+    @classmethod
+    def of(cls, schema: Schema, spec: Mapping[str, Any], image: Image) -> ServingModel:
+        """The model of a snapshot.
+
+        Raises:
+            SettingError: the spec is not one.
+            SnapshotError: the image is not of a model with this schema and spec.
+        """
+        model = cls(schema, spec)
+        if set(image.dense) != set(model._dense) or set(image.tables) != set(model.tables):
+            raise SnapshotError("the image's tensors are not those of its spec", "use the schema it was learnt with")
+        model.patch(image)
+        return model
+
+    @property
+    def rows(self) -> int:
+        """Rows in all tables."""
+        return sum(len(t) for t in self.tables.values())
+
+    def patch(self, delta: Image) -> None:
+        """Applies a delta: dense tensors whole, rows new, changed and removed.
+
+        Raises:
+            SnapshotError: it has a tensor that this model has not; nothing was changed.
+        """
+        for name, array in delta.dense.items():
+            if name not in self._dense or tuple(self._dense[name].shape) != array.shape:
+                raise SnapshotError(f"delta has a tensor '{name}' that the model has not", "resynchronise")
+        if not set(delta.tables) <= set(self.tables):
+            raise SnapshotError(f"delta has tables {sorted(delta.tables)}", "resynchronise from the newest snapshot")
+        load_dense(self._dense, delta.dense)
+        for name, rows in delta.tables.items():
+            self.tables[name].patch(rows)
+
+    def image(self) -> Image:
+        """The state that is being served, for comparison with a snapshot."""
+        dense = {n: t.detach().numpy().copy() for n, t in self._dense.items()}
+        return Image(dense, {n: t.rows() for n, t in self.tables.items()})
+
+    def score(self, cat: Ids, num: Floats) -> Floats:
+        """Click probabilities (n,) of feature rows cat (n, F), num (n, N). Reads only; unknown ids read as zero."""
+        return _score(self._inputs, self.network, self.tables, cat, num)

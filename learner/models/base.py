@@ -1,0 +1,104 @@
+"""What a model is here: the dense network over what the sparse tables gave. One registry of all of them.
+
+logit = wide (sum of the wide weights of all ids, by FTRL; the tables') + dense(embeddings, numbers) (the network's)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from learner.models.norm import InputNorm, make_norm
+from learner.spec import Spec
+from millrace.errors import SettingError
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a network is given. ``groups``: (F, D) of each embedding width, widest first; N ``numbers``."""
+
+    groups: tuple[tuple[int, int], ...]
+    numbers: int
+
+    @property
+    def flat(self) -> int:
+        """Width of all inputs side by side."""
+        return sum(f * d for f, d in self.groups) + self.numbers
+
+
+class Network(nn.Module):
+    """Base of all dense parts.
+
+    ``forward(embeddings, numbers)`` is called with one (B, F, D) tensor for each width of ``shape.groups`` and the
+    numbers (B, N), scaled already; it returns the dense part's logits (B,). In training mode its normalisation uses
+    and updates statistics; in evaluation mode nothing may be written.
+    """
+
+    name: ClassVar[str]
+    deep: ClassVar[bool] = True  # False: fields have wide weights only
+    own_widths: ClassVar[bool] = True  # False: all fields must have one embedding width
+
+    def __init__(self, shape: Shape, spec: Spec) -> None:
+        super().__init__()
+        self.shape = shape
+        scale = shape.numbers and spec.numerics != "none"
+        self.scale = InputNorm(shape.numbers, spec.momentum) if scale else nn.Identity()
+
+    def flat(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:
+        """All inputs side by side. (B, sum F D + N)"""
+        parts = [e.flatten(1) for e in embeddings]
+        if self.shape.numbers:
+            parts.append(self.scale(numbers))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+class Deep(nn.Module):
+    """Plain hidden layers and a logit: ``a_{l+1} = ReLU(W_l a_l + b_l)``, ``logit = w a_L + b``. (B, I) -> (B,)"""
+
+    def __init__(self, inputs: int, spec: Spec, norm: str = "none") -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for hidden in spec.hidden:
+            layers += [nn.Linear(inputs, hidden)]
+            if norm != "none":
+                layers += [make_norm(norm, hidden, spec.momentum)]
+            layers += [nn.ReLU()]
+            inputs = hidden
+        self.layers = nn.Sequential(*layers)
+        self.out = nn.Linear(inputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logit: Tensor = self.out(self.layers(x))
+        return logit.squeeze(1)
+
+
+REGISTRY: dict[str, type[Network]] = {}
+
+N = TypeVar("N", bound=type[Network])
+
+
+def register(name: str) -> Callable[[N], N]:
+    """Enters a network in the registry under ``name``."""
+
+    def enter(network: N) -> N:
+        network.name = name
+        REGISTRY[name] = network
+        return network
+
+    return enter
+
+
+def network_of(name: str) -> type[Network]:
+    """The registered network called ``name``.
+
+    Raises:
+        SettingError: there is none.
+    """
+    try:
+        return REGISTRY[name]
+    except KeyError:
+        raise SettingError(f"unknown model '{name}'", f"use one of {', '.join(sorted(REGISTRY))}") from None

@@ -1,0 +1,23 @@
+"""Wide&Deep (Cheng et al. 2016, arXiv 1606.07792): ``logit = wide + w . a_L + b``, a_L the last hidden layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from learner.models.base import Deep, Network, Shape, register
+from learner.spec import Spec
+
+
+@register("wide_deep")
+class WideDeep(Network):
+    """Hidden layers over all embeddings and numbers side by side."""
+
+    def __init__(self, shape: Shape, spec: Spec) -> None:
+        super().__init__(shape, spec)
+        self.deep_part = Deep(shape.flat, spec)
+
+    def forward(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:
+        logit: Tensor = self.deep_part(self.flat(embeddings, numbers))
+        return logit

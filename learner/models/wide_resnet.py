@@ -1,0 +1,62 @@
+"""Wide&ResNet, without and with batch norm: residual units in place of Wide&Deep's plain hidden layers.
+
+The unit is that of Deep Crossing (Shan et al., KDD 2016) with normalisation as FuxiCTR places it::
+
+    post (after the addition):   y = ReLU(norm(x + W2 ReLU(W1 x + b1) + b2))
+    pre  (before the unit):      y = x + W2 ReLU(W1 norm(x) + b1) + b2        (He et al. 2016, arXiv 1603.05027)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from learner.models.base import Network, Shape, register
+from learner.models.norm import make_norm
+from learner.spec import Spec
+
+
+class Residual(nn.Module):
+    """One unit, (B, I) -> (B, I), with an inner layer of H."""
+
+    def __init__(self, width: int, hidden: int, norm: str, placement: str, momentum: float) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(width, hidden)
+        self.w2 = nn.Linear(hidden, width)
+        self.norm = make_norm(norm, width, momentum)
+        self.pre = placement == "pre"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pre:
+            inner = functional.relu(self.w1(self.norm(x)))  # (B, H)
+            out: Tensor = x + self.w2(inner)
+            return out
+        inner = functional.relu(self.w1(x))  # (B, H)
+        return functional.relu(self.norm(x + self.w2(inner)))
+
+
+@register("wide_resnet")
+class WideResNet(Network):
+    """Residual units over all embeddings and numbers side by side, no normalisation inside."""
+
+    def __init__(self, shape: Shape, spec: Spec, norm: str = "none") -> None:
+        super().__init__(shape, spec)
+        width = shape.flat
+        self.units = nn.Sequential(
+            *(Residual(width, spec.hidden[0], norm, spec.placement, spec.momentum) for _ in range(spec.blocks))
+        )
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:
+        logit: Tensor = self.out(self.units(self.flat(embeddings, numbers)))  # (B, 1)
+        return logit.squeeze(1)
+
+
+@register("wide_resnet_bn")
+class WideResNetBN(WideResNet):
+    """The same with the spec's normalisation (default: batch norm) in every unit."""
+
+    def __init__(self, shape: Shape, spec: Spec) -> None:
+        super().__init__(shape, spec, spec.norm)

@@ -1,0 +1,61 @@
+"""What a model is, as settings: JSON-able, validated, complete. It travels with every version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from millrace.errors import SettingError
+
+Rate = Annotated[float, Meta(gt=0, le=10)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Width = Annotated[int, Meta(ge=1, le=1024)]
+
+
+class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Defaults are those of Wide&ResNet with batch norm, the model that `millrace` starts with."""
+
+    model: str = "wide_resnet_bn"
+
+    # the network
+    width: Annotated[int, Meta(ge=1, le=256)] = 16  # of embeddings, where a field names no width of its own
+    blocks: Annotated[int, Meta(ge=1, le=16)] = 2  # residual units
+    hidden: tuple[Width, ...] = (128, 128)  # layers of a plain deep part; [0] is the inner width of a residual unit
+    norm: Literal["batch", "renorm", "layer", "none"] = "batch"
+    placement: Literal["post", "pre"] = "post"
+    momentum: Annotated[float, Meta(gt=0, le=1)] = 0.01  # of running statistics, once they are past their start
+    numerics: Literal["squash", "norm", "none"] = "squash"  # what the input layer does to numbers
+
+    # the optimisers
+    dense: Literal["adam", "adagrad"] = "adam"
+    dense_rate: Rate = 0.001
+    embedding_rate: Rate = 0.05
+    embedding_scale: NonNegative = 0.05
+    ftrl_alpha: Rate = 0.02
+    ftrl_beta: NonNegative = 1.0
+    ftrl_l1: NonNegative = 0.01
+    ftrl_l2: NonNegative = 0.0
+
+    # the tables
+    max_rows: Annotated[int, Meta(ge=1, le=2_000_000_000)] = 4_000_000  # of each table: bounds the memory
+    max_age_days: NonNegative = 60.0  # of event time without a sample; 0: for ever
+    admit: Annotated[int, Meta(ge=1, le=255)] = 1  # occurrences that earn an id a row
+
+    # the guard
+    max_loss: Annotated[float, Meta(gt=0)] = 20.0  # a batch whose mean loss is beyond it is refused
+    max_gradient: Annotated[float, Meta(gt=0)] = 1000.0  # the same for the norm of the dense gradient
+
+
+def read_spec(values: Mapping[str, Any]) -> Spec:
+    """A complete spec from some of its values.
+
+    Raises:
+        SettingError: an unknown name or an unusable value.
+    """
+    try:
+        return msgspec.convert(dict(values), Spec)
+    except msgspec.ValidationError as error:
+        raise SettingError(f"model spec: {error}", "correct it; docs/models.md lists the entries") from None
