@@ -1,0 +1,86 @@
+"""The world's parameters. ``docs/world.md`` gives the reason for each; they are fixed before any model is compared.
+
+Effects are in log-odds of "a click, given that the shopper looks".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+UTC_OFFSET_MS = 8 * HOUR_MS
+D = 8
+"""Dimensions of taste."""
+PAGE = 20
+"""Items a page: about four screens of a telephone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """See the module's text."""
+
+    # People
+    daily_share: float = 1 / 3  # of the population that comes on a day
+    business_share: float = 0.7
+    regions: int = 8
+    # How much they look: some pass by on the way to the search box, for the others exposures a day are log-normal
+    exposures: float = 57.5  # mean of all: 230,000 exposures / 4,000 users
+    passing: float = 0.35  # share of user-days
+    passing_exposures: float = 5.0  # mean, geometric: a screen or two
+    depth_user: float = 0.7  # deviation between users of the log of exposures
+    depth_day: float = 0.6  # and between days of one user
+    depth_most: int = 600  # the feed ends there
+    # Catalogue
+    parents: int = 12
+    categories: int = 60
+    shops: int = 400
+    births: int = 160  # new items a day
+    life_days: float = 30.0  # median
+    life_spread: float = 0.7
+    life_least: int = 3
+    life_most: int = 120
+    # What makes a click
+    click_rate: float = 0.1  # mean over the previous recommender's pages; the intercept is solved for it
+    propensity: float = 0.6  # deviation between users
+    mood: float = 0.6  # and between days of one user
+    quality: float = 0.4  # between items
+    shop_quality: float = 0.25  # between shops
+    fad: float = 0.35  # mean height of an item's fashion
+    stale: float = 0.4  # lost over an item's life
+    season: float = 0.25  # deviation of a category's tide
+    taste: float = 0.7  # of the inner product of two unit-variance vectors
+    price: float = 0.12  # lost a squared unit of distance from one's price level
+    bulk_business: float = 0.15  # gained a natural log of the minimum order
+    bulk_consumer: float = -0.25
+    mission: float = 1.0  # gained in the category one is out for
+    mission_parent: float = 0.4  # gained elsewhere under the same parent
+    # Where the variance of taste comes from (sums to 1)
+    segment_part: float = 0.35
+    personal_part: float = 0.35
+    drift_part: float = 0.30
+    parent_part: float = 0.3
+    category_part: float = 0.4
+    item_part: float = 0.3
+    # Looking: the chance that position k is looked at, (1 + k / look_half) ** -look_power
+    look_half: float = 6.0
+    look_power: float = 0.35
+    # Times
+    glance_ms: float = 1500.0  # an item, scrolling
+    click_median_ms: float = 9000.0
+    click_spread: float = 1.1
+    cart_median_ms: float = 60_000.0
+    cart_spread: float = 1.0
+    purchase_median_ms: float = 420_000.0
+    purchase_spread: float = 1.0
+    horizon_ms: int = 2 * HOUR_MS  # actions later than this after the exposure are not ascribed to it
+    # After a click: business, consumer
+    collect_rate: tuple[float, float] = (0.10, 0.08)
+    cart_rate: tuple[float, float] = (0.16, 0.10)
+    purchase_rate: tuple[float, float] = (0.40, 0.30)  # of those in the cart
+    # The previous recommender: shares of a page
+    page_popular: float = 0.4
+    page_preferred: float = 0.4  # the rest is random
+
+
+DEFAULT = Params()

@@ -1,0 +1,166 @@
+"""The simulated shop, whole: a pure function of the seed and event time.
+
+A click needs a look and a liking (the examination hypothesis, Richardson et al. 2007, Craswell et al. 2008)::
+
+    P(click) = look(position) * sigmoid(b + a_u(t) + q_i(t) + s <x_u(t), y_i> - c (z_i - z_u)^2
+                                        + m_kind log(min_order_i) + g [category_i is what u is out for])
+
+``x_u(t)`` drifts, ``q_i(t)`` rises and falls, and what a shopper is out for changes every few days. The terms with both u and i cannot be
+written as a sum of effects of fields, so a linear model on the fields stays below the oracle.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.catalogue import Catalogue, Goods
+from simulator.dice import F64, normal, stream
+from simulator.pages import PagePolicy
+from simulator.params import DAY_MS, DEFAULT, PAGE, UTC_OFFSET_MS, Params
+from simulator.shoppers import make_shoppers
+from simulator.visits import Visits, make_visits, usual_depth
+
+I64 = NDArray[np.int64]
+UNKNOWN = -1
+NEVER = 1e-6
+"""Click probability of an item that the shop does not have."""
+REFERENCE_DAYS = (20_003, 20_031, 20_061)
+"""Local days (since 1970) on whose pages the mean click rate is set: arbitrary, a month apart, fixed."""
+
+
+def day_of(ts_ms: int) -> int:
+    """Local day (UTC+8), counted from the Unix epoch."""
+    return (ts_ms + UTC_OFFSET_MS) // DAY_MS
+
+
+def start_of(day: int) -> int:
+    """Unix ms at which a local day begins."""
+    return day * DAY_MS - UTC_OFFSET_MS
+
+
+class Day:
+    """The world on one local day: tastes, missions and fashions stand still within it. Made by :meth:`World.day`."""
+
+    def __init__(self, world: World, number: int) -> None:
+        p, shoppers, catalogue = world.params, world.shoppers, world.catalogue
+        self.number, self.params = number, p
+        self.start_ms = start_of(number)
+        self.goods: Goods = catalogue.goods(number)
+        goods = self.goods
+        self.intercept = world.intercept
+        self.x: F64 = shoppers.settled + np.sqrt(p.drift_part) * shoppers.drift(number)  # (N, D)
+        self.x *= p.taste / np.sqrt(self.x.shape[1])  # so that <x, y> has the deviation p.taste
+        self.mission = shoppers.mission(number, world.preference)  # (N,)
+        self.mission_parent = catalogue.parent_of[self.mission]
+        self.parent = catalogue.parent_of[goods.category]  # (n,)
+        noon = self.start_ms + DAY_MS // 2
+        age_days = np.maximum(0.0, (noon - goods.born_ms) / DAY_MS)
+        age_of_peak = age_days / goods.peak_days
+        fashion = p.fad * goods.fad * age_of_peak * np.exp(1.0 - age_of_peak)
+        staleness = p.stale * age_days / ((goods.dies_ms - goods.born_ms) / DAY_MS)
+        self.appeal: F64 = (
+            p.quality * goods.quality
+            + p.shop_quality * catalogue.shop_quality[goods.shop]
+            + p.season * catalogue.season(number)[goods.category]
+            + fashion
+            - staleness
+        )  # (n,) q_i(t)
+        self.lots = np.log(goods.min_order)
+        mood = normal(world.seed, "mood", np.arange(shoppers.n), number)
+        self.readiness = p.propensity * shoppers.propensity + p.mood * mood  # (N,) a_u(t)
+        self.lot_effect = np.where(shoppers.business, p.bulk_business, p.bulk_consumer)  # (N,)
+        self.price_level = shoppers.price_level
+        self.look: F64 = (1.0 + np.arange(1000) / p.look_half) ** -p.look_power
+
+    def rows(self, item_ids: I64) -> I64:
+        """Rows of ``goods`` for ids, :data:`UNKNOWN` for those that the shop does not have."""
+        ids = self.goods.item_id
+        at = np.minimum(np.searchsorted(ids, item_ids), len(ids) - 1)
+        return np.where(ids[at] == item_ids, at, UNKNOWN)
+
+    def alive(self, ts_ms: int | I64, rows: I64 | slice = slice(None)) -> NDArray[np.bool_]:
+        """Whether items are on sale at a time."""
+        out: NDArray[np.bool_] = (self.goods.born_ms[rows] <= ts_ms) & (ts_ms < self.goods.dies_ms[rows])
+        return out
+
+    def liking(self, user: int | I64, rows: I64) -> F64:
+        """Log-odds of a click given a look. ``user`` one index or (n,), ``rows`` (n,). (n,)"""
+        p = self.params
+        category = self.goods.category[rows]
+        distance = self.goods.price_z[rows] - self.price_level[user]
+        score = (self.x[user] * self.goods.vector[rows]).sum(axis=1)
+        score += self.appeal[rows]
+        score += self.readiness[user] + self.intercept
+        score -= p.price * distance * distance
+        score += self.lot_effect[user] * self.lots[rows]
+        related = self.parent[rows] == self.mission_parent[user]
+        score += p.mission_parent * related
+        score += (p.mission - p.mission_parent) * (category == self.mission[user])
+        return score
+
+    def click_probability(self, user: int | I64, rows: I64, position: I64) -> F64:
+        """True click probability of exposures. Shapes as in :meth:`liking`. (n,)"""
+        out: F64 = self.look[np.minimum(position, 999)] / (1.0 + np.exp(-self.liking(user, rows)))
+        if rows.min(initial=0) < 0:
+            out = np.where(rows < 0, NEVER, out)
+        return out
+
+
+class World:
+    """Days of the shop, for any local day. Keeps the last few that were asked for.
+
+    Args:
+        seed: which shop.
+        users: how many come on an average day.
+    """
+
+    def __init__(self, seed: int, users: int = 4000, params: Params = DEFAULT) -> None:
+        self.seed, self.params = seed, params
+        self.shoppers = make_shoppers(seed, users, params)
+        self.catalogue = Catalogue(seed, params)
+        # What one is out for follows lasting taste and what the trade has much of.
+        fit = self.shoppers.settled @ self.catalogue.category_vector.T / np.sqrt(self.shoppers.settled.shape[1])
+        weight = self.catalogue.share * np.exp(2.0 * fit)  # (N, C)
+        self.preference: F64 = np.cumsum(weight / weight.sum(axis=1, keepdims=True), axis=1)
+        self.preference[:, -1] = 1.0
+        self._depth = usual_depth(self.shoppers, params)
+        self.intercept = 0.0
+        self._days: OrderedDict[int, Day] = OrderedDict()
+        self.intercept = self._solve_intercept()
+        self._days.clear()
+
+    def day(self, number: int) -> Day:
+        """The world on a local day."""
+        known = self._days.get(number)
+        if known is None:
+            known = self._days[number] = Day(self, number)
+            if len(self._days) > 3:
+                self._days.popitem(last=False)
+        return known
+
+    def visits(self, number: int) -> Visits:
+        """Who comes on a local day, when, for how long."""
+        return make_visits(self.seed, self.shoppers, number, self.params, self._depth)
+
+    def _solve_intercept(self) -> float:
+        """The intercept with which the previous recommender's pages are clicked at ``params.click_rate``."""
+        likings, looks = [], []
+        for number in REFERENCE_DAYS:
+            day, visits = self.day(number), self.visits(number)
+            rng = stream(self.seed, "reference", number)
+            views = rng.choice(visits.n, min(visits.n, 6000), replace=False)
+            rows = PagePolicy(self, day).pages(visits, views)  # (V, PAGE)
+            seen = np.arange(PAGE) < visits.size[views][:, None]
+            user = np.broadcast_to(visits.user[views][:, None], rows.shape)[seen]
+            likings.append(day.liking(user, rows[seen]))
+            looks.append(day.look[np.nonzero(seen)[1]])
+        liking, look = np.concatenate(likings), np.concatenate(looks)
+        low, high = -10.0, 5.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            rate = float((look / (1.0 + np.exp(-(liking + middle)))).mean())
+            low, high = (middle, high) if rate < self.params.click_rate else (low, middle)
+        return (low + high) / 2
