@@ -1,0 +1,87 @@
+"""The online store: absolute writes, fields that go with their tiles, patience that ends in one line."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+
+from millrace.errors import StoreError
+from millrace.run.services import EmbeddedRedis, free_port
+from stream.online import OnlineStore, field_of
+
+pytestmark = pytest.mark.services
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as service:
+        yield service
+
+
+def read(server: EmbeddedRedis, user: str) -> dict[bytes, bytes]:
+    with redis.Redis.from_url(f"redis://{server.address}") as client:
+        fields: dict[bytes, bytes] = client.hgetall(f"user:{user}")
+        return fields
+
+
+def write(address: str, *calls: tuple[object, object], patience_seconds: float = 60.0) -> None:
+    async def main() -> None:
+        store = OnlineStore(address, patience_seconds)
+        try:
+            for tiles, profiles in calls:
+                await store.write(tiles, profiles)  # type: ignore[arg-type]
+        finally:
+            await store.close()
+
+    asyncio.run(main())
+
+
+def test_writes_are_absolute_and_empty_lists_take_their_field_away(server: EmbeddedRedis) -> None:
+    big = 2**64 - 3
+    write(server.address, ([("a", [(7, b"one"), (big, b"two")])], [("a", {"age": 3, "tags": ["x"]})]))
+    fields = read(server, "a")
+    assert fields.pop(b"profile") == msgspec.json.encode({"age": 3, "tags": ["x"]})
+    assert fields == {field_of(7): b"one", (big).to_bytes(8, "little"): b"two"}
+    write(server.address, ([("a", [(7, b""), (big, b"new")])], []), ([("a", [(7, b"")])], [("a", {})]))
+    assert read(server, "a") == {field_of(big): b"new", b"profile": b"{}"}
+
+
+def test_the_last_field_takes_the_user_away(server: EmbeddedRedis) -> None:
+    write(server.address, ([(5, [(1, b"x")])], []), ([(5, [(1, b"")])], []))
+    assert read(server, "5") == {}
+
+
+def test_many_users_need_several_pipelines(server: EmbeddedRedis) -> None:
+    write(server.address, ([(f"m{i}", [(i + 1, b"t%d" % i)]) for i in range(2500)], []))
+    assert [read(server, f"m{i}") for i in (0, 999, 1000, 2499)] == [
+        {field_of(i + 1): b"t%d" % i} for i in (0, 999, 1000, 2499)
+    ]
+
+
+def test_a_store_that_comes_back_gets_what_it_missed(tmp_path: Path) -> None:
+    port = free_port()
+
+    async def main() -> None:
+        store = OnlineStore(f"redis://127.0.0.1:{port}")
+        writing = asyncio.create_task(store.write([("u", [(9, b"late")])], []))
+        done, _ = await asyncio.wait([writing], timeout=0.3)
+        assert not done
+        with EmbeddedRedis(tmp_path, port=port) as server:
+            await writing
+            assert read(server, "u") == {field_of(9): b"late"}
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_store_that_stays_away_is_one_line() -> None:
+    with pytest.raises(StoreError, match=r"Redis '127\.0\.0\.1:1' .*MILLRACE_REDIS") as caught:
+        write("127.0.0.1:1", ([("u", [(9, b"x")])], []), patience_seconds=0.2)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(StoreError, match="MILLRACE_REDIS"):
+        OnlineStore("")
