@@ -1,0 +1,374 @@
+"""Sliding windows over counts: one list of tiles a key, whole arrays at a time.
+
+::
+
+    age of a tile     younger than 1 day        up to 7 days           older
+    its grain         1 hour | 1 hour | ..      6 hours | 6 hours ..   1 day | 1 day | ..    (merged as it ages)
+
+    window of W days at ts:    [ floor((ts - W) / grain) * grain ............ ts )
+                                 tail: aligned to the window's grain          head: exact
+
+The grain of a window follows from its length: 1 hour up to a day, 6 hours up to seven days, a day beyond. A count thus
+lies between the exact counts of W and of W + grain. An event costs one write a key, whatever the number of windows.
+
+Packed form of a tile list (what Redis and ``features.items`` carry; little-endian)::
+
+    byte 0      form, 1
+    byte 1      A, the number of actions
+    bytes 2-3   n, the number of tiles, uint16
+    then n times, oldest first, as LEB128 varints (7 bits a byte, low first, top bit = more follows):
+                first hour of the tile since 1970, less that of the tile before (of 0 for the first)
+                A counts
+
+An empty byte string and a list of n = 0 both mean "no events".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.errors import StoreError
+from stream import kernels
+from stream.kernels import HOUR_MS, KEYS, NEWEST, USED
+
+Array = NDArray[Any]
+U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
+U32 = NDArray[np.uint32]
+
+GRAINS_H = ((1, 1), (7, 6), (1 << 30, 24))
+"""(longest window in days, grain in hours)."""
+
+SLACK_H = 3
+"""Tiles are merged this much later than they could be, so that a reader whose clock is behind the newest event by up to
+three hours still gets every window by its definition."""
+
+_EVER = -(1 << 40)  # "newest hour" of a store that has seen nothing
+_ACTIONS_MAX = 16
+
+
+def grain_hours(days: int) -> int:
+    """The grain of a window of ``days`` days, in hours: how far its tail may reach beyond its length."""
+    return next(grain for longest, grain in GRAINS_H if days <= longest)
+
+
+def _windows(days: Sequence[int]) -> tuple[I64, I64]:
+    """(W,) lengths and (W,) grains, in hours."""
+    return (np.array([d * 24 for d in days], np.int64), np.array([grain_hours(d) for d in days], np.int64))
+
+
+class TileStore:
+    """Counts of A actions in W windows for any number of keys.
+
+    Who calls what: a worker's partition ``add``s and ``export``s; the scorer's index ``put``s and asks ``counts``;
+    replay calls ``run``, which does both. One thread at a time. Key 0 is "missing": nothing is kept of it.
+
+    Args:
+        days: the windows' lengths in days, ascending.
+        actions: A, at most 16.
+    """
+
+    def __init__(self, days: Sequence[int], actions: int) -> None:
+        if not days or list(days) != sorted(set(days)) or days[0] < 1 or not 1 <= actions <= _ACTIONS_MAX:
+            raise ValueError(f"windows of {list(days)} days and {actions} actions: ascending days and 1-16 actions")
+        self.days = tuple(days)
+        self.actions = actions
+        self._window, self._window_grain = _windows(days)
+        grains = sorted({1, *self._window_grain.tolist()})
+        self._grain = np.array(grains, np.int64)
+        self._reach = np.array(
+            [
+                max([w for w, g in zip(self._window, self._window_grain, strict=True) if g <= grain], default=0)
+                for grain in grains
+            ],
+            np.int64,
+        )
+        # More tiles than this no list has once it is merged: one for each grain step within that grain's reach.
+        most = int(sum(r // g for r, g in zip(self._reach, self._grain, strict=True))) + 64
+        self._caps = _size_classes(most)
+        self._table: U64 = np.zeros((1024, 2), np.uint64)
+        self._pool: U32 = np.empty((1024 + 4 * int(self._caps[-1]), 1 + actions), np.uint32)
+        self._free = np.full(len(self._caps), -1, np.int64)
+        self._state = np.array([0, 0, _EVER], np.int64)
+
+    def __len__(self) -> int:
+        return int(self._state[KEYS])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything allocated, used or not."""
+        return self._table.nbytes + self._pool.nbytes
+
+    @property
+    def newest_hour(self) -> int | None:
+        """Hour since 1970 of the newest event (or sweep), None before the first."""
+        hour = int(self._state[NEWEST])
+        return None if hour == _EVER else hour
+
+    def add(self, keys: U64, ts_ms: I64, action: Array, amount: Array | int = 1) -> I64:
+        """Counts events, in any order; one too old for every window is ignored.
+
+        Args:
+            keys: (n,) or (n, K): a row counts under each of its keys.
+            ts_ms: (n,); action: (n,) column; amount: (n,) or one for all, not negative.
+
+        Returns:
+            Flat indices into ``keys`` of those that had not changed since :meth:`settle` was last called for them.
+        """
+        keys = np.ascontiguousarray(keys, np.uint64)
+        n = len(keys)
+        columns = self._columns(action)
+        times = np.ascontiguousarray(ts_ms, np.int64)
+        amounts = np.ascontiguousarray(np.broadcast_to(np.asarray(amount, np.uint32), n))
+        if not len(times) == len(columns) == n:
+            raise ValueError(f"{n} keys, {len(times)} times, {len(columns)} actions")
+        fresh = np.empty(keys.size, np.int64)
+        cursor = np.zeros(2, np.int64)
+        while True:
+            kernels.add_rows(
+                *self._arena(), keys.reshape(n, -1) if n else keys.reshape(0, 1), times, columns, amounts, fresh, cursor
+            )
+            if cursor[0] == n:
+                return fresh[: cursor[1]].copy()
+            self._grow(1 if keys.ndim == 1 else keys.shape[1])
+
+    def counts(self, keys: U64, ts_ms: I64 | int) -> U32:
+        """Counts in ``[ts - W, ts)`` of each key, (n, W, A) uint32; zeros where nothing is known. Allocates no key.
+
+        The head is exact to the tile: an event in the hour that contains ``ts`` counts even if it is not before
+        ``ts``. So ask at a time after the newest event (a reader's clock is); replay uses :meth:`run`.
+        """
+        keys = np.ascontiguousarray(keys, np.uint64)
+        out = np.zeros((len(keys), len(self.days), self.actions), np.uint32)
+        times = np.ascontiguousarray(np.broadcast_to(np.asarray(ts_ms, np.int64), len(keys)))
+        kernels.count_rows(self._table, self._shift, self._pool, self._window, self._window_grain, keys, times, out)
+        return out
+
+    def run(self, keys: U64, ts_ms: I64, action: Array) -> U32:
+        """Point-in-time counts of each row, then the row itself: (n, K, W, A) uint32.
+
+        Row i sees exactly the rows before it with a *smaller* time: rows of one time stamp never see each other.
+
+        Args:
+            keys: (n, K); ts_ms: (n,) ascending; action: (n,).
+
+        Raises:
+            ValueError: the times descend. (Between two calls it is the caller who keeps order, and ties together.)
+        """
+        keys = np.ascontiguousarray(keys, np.uint64)
+        times = np.ascontiguousarray(ts_ms, np.int64)
+        columns = self._columns(action)
+        n, width = keys.shape
+        if not len(times) == len(columns) == n:
+            raise ValueError(f"{n} keys, {len(times)} times, {len(columns)} actions")
+        if n and np.any(times[1:] < times[:-1]):
+            raise ValueError("the times of a run descend; sort the rows by time")
+        out = np.zeros((n, width, len(self.days), self.actions), np.uint32)
+        cursor = np.zeros(2, np.int64)
+        while True:
+            kernels.run_rows(*self._arena(), self._window, self._window_grain, keys, times, columns, out, cursor)
+            if cursor[0] == n:
+                return out
+            self._grow(width)
+
+    def export(self, keys: U64) -> list[bytes]:
+        """The packed tile list of each key, merged as of the newest event; ``n = 0`` for one that is not known."""
+        keys = np.ascontiguousarray(keys, np.uint64)
+        out: list[bytes] = []
+        for start in range(0, len(keys), 65536):
+            sizes, tiles = self._lists(keys[start : start + 65536], merge=True, settle=False)
+            out += _pack(sizes, tiles)
+        return out
+
+    def put(self, keys: U64, blobs: Sequence[bytes]) -> None:
+        """Replaces the lists of ``keys`` by packed ones; an empty list takes its key out.
+
+        Raises:
+            StoreError: a blob is damaged or of other actions; nothing is replaced then.
+        """
+        sizes, tiles = _unpack(blobs, self.actions)
+        self._scatter(np.ascontiguousarray(keys, np.uint64), sizes, tiles)
+
+    def settle(self, keys: U64) -> None:
+        """Marks keys as published: the next event makes each of them ``fresh`` in :meth:`add` again."""
+        self._lists(np.ascontiguousarray(keys, np.uint64), merge=False, settle=True)
+
+    def expire(self, now_ms: int) -> int:
+        """Drops keys whose windows are all empty at ``now_ms``, merges the tiles of the rest; returns how many went."""
+        return self.sweep(now_ms, 0.0, 1.0)
+
+    def sweep(self, now_ms: int, start: float, stop: float) -> int:
+        """:meth:`expire` for a share of the keys: the part [start, stop) of the table, both between 0 and 1."""
+        size = len(self._table)
+        return int(
+            kernels.sweep(*self._arena(), now_ms // HOUR_MS, int(start * size), size if stop >= 1 else int(stop * size))
+        )
+
+    def keys(self) -> U64:
+        """All keys, in no particular order."""
+        found: U64 = self._table[self._table[:, 0] != 0, 0]
+        return found
+
+    def to_arrays(self) -> dict[str, Array]:
+        """The whole state as arrays, copied: ``keys`` (n,), ``sizes`` (n,), ``tiles`` (T, 1 + A), ``changed`` (n,),
+        ``newest`` (1,). Equal contents give equal arrays, whatever the order in which they came."""
+        keys = np.sort(self.keys())
+        sizes, tiles = self._lists(keys, merge=True, settle=False)
+        full = sizes > 0
+        changed = np.empty(len(keys), np.uint8)
+        kernels.changed_bits(self._table, self._shift, keys, changed)
+        return {
+            "keys": keys[full],
+            "sizes": sizes[full].astype(np.uint16),
+            "tiles": tiles,
+            "changed": changed[full],
+            "newest": self._state[NEWEST : NEWEST + 1].copy(),
+        }
+
+    @classmethod
+    def from_arrays(cls, days: Sequence[int], actions: int, arrays: Mapping[str, Array]) -> TileStore:
+        """A store from :meth:`to_arrays`; ``days`` and ``actions`` as they were."""
+        store = cls(days, actions)
+        keys = np.ascontiguousarray(arrays["keys"], np.uint64)
+        sizes = np.asarray(arrays["sizes"]).astype(np.int64)
+        tiles = np.ascontiguousarray(arrays["tiles"], np.uint32)
+        store._reserve(len(keys), int(_fitting(store._caps, sizes).sum()))
+        store._scatter(keys, sizes, tiles)
+        kernels.set_changed(store._table, store._shift, keys, np.asarray(arrays["changed"], np.uint8))
+        store._state[NEWEST] = arrays["newest"][0]
+        return store
+
+    @property
+    def _shift(self) -> int:
+        return 64 - (len(self._table).bit_length() - 1)
+
+    def _arena(self) -> tuple[Any, ...]:
+        return (
+            self._table,
+            self._shift,
+            self._pool,
+            self._free,
+            self._state,
+            self._caps,
+            self._grain,
+            self._reach,
+            SLACK_H,
+        )
+
+    def _columns(self, action: Array) -> I64:
+        columns = np.ascontiguousarray(action).astype(np.int64, copy=False)
+        if len(columns) and (columns.min() < 0 or columns.max() >= self.actions):
+            raise ValueError(f"action {columns.min()}..{columns.max()} of a store with {self.actions} actions")
+        return columns
+
+    def _lists(self, keys: U64, *, merge: bool, settle: bool) -> tuple[I64, U32]:
+        """(n,) sizes and the (T, 1 + A) tiles of the keys, copied (no tiles when only settling)."""
+        sizes = np.empty(len(keys), np.int64)
+        table, pool = self._table, self._pool
+        kernels.list_sizes(
+            table, self._shift, pool, self._state, self._grain, self._reach, SLACK_H, keys, merge, settle, sizes
+        )
+        tiles = np.empty((0 if settle else int(sizes.sum()), 1 + self.actions), np.uint32)
+        if not settle:
+            kernels.gather(table, self._shift, pool, keys, sizes, tiles)
+        return sizes, tiles
+
+    def _scatter(self, keys: U64, sizes: I64, tiles: U32) -> None:
+        if len(keys) != len(sizes):
+            raise ValueError(f"{len(keys)} keys and {len(sizes)} tile lists")
+        cursor = np.zeros(2, np.int64)
+        while True:
+            kernels.scatter(
+                self._table, self._shift, self._pool, self._free, self._state, self._caps, keys, sizes, tiles, cursor
+            )
+            if cursor[0] == len(keys):
+                return
+            self._grow(1)
+
+    def _grow(self, width: int) -> None:
+        """Makes room for a row of ``width`` keys, whatever they are; by half or double, so that copying stays cheap."""
+        keys, used = int(self._state[KEYS]), int(self._state[USED])
+        if (keys + width) * 10 > len(self._table) * 7:
+            self._reserve(max(keys + width, keys * 5 // 4), 0)
+        need = used + width * int(self._caps[-1])
+        if need > len(self._pool):
+            self._reserve(0, max(need, len(self._pool) * 3 // 2))
+
+    def _reserve(self, keys: int, tiles: int) -> None:
+        size = len(self._table)
+        while keys * 10 > size * 7:
+            size *= 2
+        if size > len(self._table):
+            old, self._table = self._table, np.zeros((size, 2), np.uint64)
+            kernels.rehash(old, self._table, self._shift)
+        if tiles > len(self._pool):
+            old_pool = self._pool
+            self._pool = np.empty((tiles, old_pool.shape[1]), np.uint32)
+            used = int(self._state[USED])
+            self._pool[:used] = old_pool[:used]
+
+
+def counts_of(blobs: Sequence[bytes | None], ts_ms: int, days: Sequence[int], actions: int) -> U32:
+    """Window counts at ``ts_ms`` straight from packed lists, (n, W, A) uint32; zeros for None and for empty lists.
+
+    Raises:
+        StoreError: a blob is damaged or has another number of actions.
+    """
+    out = np.zeros((len(blobs), len(days), actions), np.uint32)
+    present = [i for i, blob in enumerate(blobs) if blob]
+    if present:
+        sizes, tiles = _unpack([blobs[i] or b"" for i in present], actions)
+        window, grain = _windows(days)
+        kernels.sum_lists(tiles, sizes, ts_ms, window, grain, np.array(present, np.int64), out)
+    return out
+
+
+def _size_classes(most: int) -> I64:
+    """Block sizes, each up to half larger than the one before: 1, 2, 3, 4, 6, 8, 12, 16, .."""
+    sizes = [1, 2, 3]
+    while sizes[-1] < most:
+        sizes.append(sizes[-2] * 2)
+    return np.array(sizes, np.int64)
+
+
+def _fitting(caps: I64, sizes: I64) -> I64:
+    return caps[np.searchsorted(caps, sizes)]
+
+
+def _pack(sizes: I64, tiles: U32) -> list[bytes]:
+    out = np.empty(4 * len(sizes) + 5 * tiles.size, np.uint8)
+    ends = np.empty(len(sizes), np.int64)
+    kernels.pack(tiles, sizes, out, ends)
+    raw = out[: ends[-1] if len(ends) else 0].tobytes()
+    bounds = [0, *ends.tolist()]
+    return [raw[a:b] for a, b in pairwise(bounds)]
+
+
+def _unpack(blobs: Sequence[bytes], actions: int) -> tuple[I64, U32]:
+    """(n,) sizes and (T, 1 + A) tiles."""
+    sizes = np.zeros(len(blobs), np.int64)
+    for i, blob in enumerate(blobs):
+        if blob:
+            if len(blob) < 4 or blob[0] != 1 or blob[1] != actions:
+                raise _damaged(blob, actions)
+            sizes[i] = blob[2] | blob[3] << 8
+            if sizes[i] * (1 + actions) > len(blob) - 4:  # so that a lying header cannot make us allocate
+                raise _damaged(blob, actions)
+    ends = np.cumsum([len(b) for b in blobs], dtype=np.int64)
+    tiles = np.empty((int(sizes.sum()), 1 + actions), np.uint32)
+    bad = kernels.unpack(np.frombuffer(b"".join(blobs), np.uint8), ends, sizes, tiles)
+    if bad >= 0:
+        raise _damaged(blobs[bad], actions)
+    return sizes, tiles
+
+
+def _damaged(blob: bytes, actions: int) -> StoreError:
+    return StoreError(
+        f"{len(blob)} bytes ({blob[:8].hex()}..) are no tile list of {actions} actions",
+        "let the stream role of this version publish it again",
+    )
