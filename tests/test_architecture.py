@@ -76,6 +76,7 @@ def test_pure_cores_know_no_broker_no_store_no_clock(path: Path) -> None:
         "learner/service.py",
         "scorer/app.py",
         "scorer/feed.py",
+        "scorer/figures.py",
         "scorer/store.py",
         "simulator/live.py",
         "millrace/metrics.py",

@@ -1,0 +1,280 @@
+"""The scorer's HTTP server and its life: start, warm up, serve, drain.
+
+``POST /recommend``, ``POST /score``, ``GET /model``, ``/healthz``, ``/readyz``, ``/metrics``; see ``docs/api.md``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import msgspec
+import structlog
+import torch
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from millrace.clock import wall_ms
+from millrace.errors import PortError
+from millrace.events import Impression, key_of, to_msgpack
+from millrace.kafka import make_producer, wait_for_broker
+from millrace.metrics import READY, serve_metrics
+from millrace.settings import Settings
+from millrace.topics import IMPRESSIONS
+from scorer import figures as metrics
+from scorer.feed import Door, start_feeds
+from scorer.figures import Figures
+from scorer.serving import Serving
+from scorer.store import UserStore, connect
+from scorer.warm import warm_up
+from scorer.wire import MAX_BODY_BYTES, RequestError
+
+log = structlog.get_logger("scorer")
+
+LIST_SECONDS = 1.0
+EXPIRE_SECONDS = 60.0
+DRAIN_SECONDS = 5
+_json = msgspec.json.Encoder()
+
+
+def make_app(serving: Serving, figures: Figures) -> Starlette:
+    """The ASGI application over ``serving``. Background work is :func:`upkeep`'s."""
+
+    async def recommend(request: Request) -> Response:
+        return await _answer("recommend", request, serving.recommend, figures)
+
+    async def score(request: Request) -> Response:
+        return await _answer("score", request, serving.score, figures)
+
+    async def model(_: Request) -> Response:
+        return _respond(model_facts(serving, figures))
+
+    async def healthz(_: Request) -> Response:
+        return _respond({"alive": True})
+
+    async def readyz(_: Request) -> Response:
+        reason = serving.not_ready()
+        return _respond({"ready": False, "error": reason}, 503) if reason else _respond({"ready": True})
+
+    async def show_metrics(_: Request) -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    async def missing(request: Request, _: Exception) -> Response:
+        routes = "POST /recommend, POST /score, GET /model, /healthz, /readyz, /metrics"
+        return _respond({"error": f"{request.method} {request.url.path} is not served; use {routes}"}, 404)
+
+    def freshness() -> float:
+        note = serving.note
+        return (serving.clock.now() - note.event_ms) / 1000 / serving.clock.speed if note else float("nan")
+
+    metrics.FRESHNESS.set_function(freshness)
+    metrics.ITEMS.set_function(lambda: len(serving.index))
+    metrics.ITEM_KEYS.set_function(lambda: serving.index.keys)
+    return Starlette(
+        routes=[
+            Route("/recommend", recommend, methods=["POST"]),
+            Route("/score", score, methods=["POST"]),
+            Route("/model", model),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", show_metrics),
+        ],
+        exception_handlers={404: missing, 405: missing},
+    )
+
+
+def model_facts(serving: Serving, figures: Figures) -> dict[str, Any]:
+    """What GET /model says."""
+    note = serving.note
+    return {
+        "version": note.version if note else -1,
+        "hash": note.hash if note else "",
+        "schema_id": serving.schema.id,
+        "spec": note.spec if note else {},
+        "event_ms": note.event_ms if note else 0,
+        "trained": note.trained if note else 0,
+        "age_ms": wall_ms() - note.published_ms if note else None,
+        "click_to_served_ms": figures.click_to_served(),
+        "versions_served": figures.versions_served,
+        "gaps": figures.gaps,
+        "errors": sum(figures.errors.values()),
+        "errors_by_kind": dict(figures.errors),
+    }
+
+
+async def upkeep(serving: Serving, figures: Figures) -> None:
+    """Sorts recall's lists every second, and drops item-side keys that nobody has touched for the longest window."""
+    expire_at = time.monotonic() + EXPIRE_SECONDS
+    while True:
+        try:
+            await serving.refresh_lists()
+            READY.set(0 if serving.not_ready() else 1)
+            if time.monotonic() >= expire_at:
+                expire_at = time.monotonic() + EXPIRE_SECONDS
+                for partition in list(serving.index.tiles):
+                    serving.index.expire(partition, serving.clock.now())
+                    await asyncio.sleep(0)
+        except Exception as error:
+            figures.error("lists")
+            log.error("recall's lists could not be made", error=f"{type(error).__name__}: {error}")
+        await asyncio.sleep(LIST_SECONDS)
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """Serves until ``stop`` is set, then drains: open requests are answered and impressions delivered.
+
+    Raises:
+        PortError: the port is taken.
+        BrokerError, StoreError, SettingError: an address or folder is unusable.
+    """
+    torch.set_num_threads(1)
+    sys.setswitchinterval(0.001)  # a feed's thread may keep a request waiting for this long
+    schema = settings.load_schema()
+    listener = bind(settings)
+    figures = Figures()
+    with listener:
+        client = connect(settings)
+        settings.folder("models")
+        wait_for_broker(settings)
+        producer = make_producer(settings, max_block_ms=200)
+        try:
+            producer.partitions_for(IMPRESSIONS)  # so that the first page need not wait for it
+            store = UserStore(client, lambda: figures.error("redis"))
+            serving = Serving(
+                settings, schema, settings.event_clock(), store, sender(producer, figures), figures, wall_ms
+            )
+            warm_up(schema)
+            port = serve_metrics("scorer", settings.metrics_port, settings.host)
+            host, http_port = listener.getsockname()[:2]
+            log.info("scorer listens", url=f"http://{host}:{http_port}", metrics_port=port)
+            asyncio.run(_serve(settings, serving, figures, listener, stop, client.aclose))
+        finally:
+            READY.set(0)
+            producer.flush(timeout=10)
+            producer.close(timeout=5)
+
+
+def bind(settings: Settings) -> socket.socket:
+    """A socket that listens on ``host:port``, before anything else is started.
+
+    Raises:
+        PortError: it cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise PortError(
+            f"the scorer's address {settings.host}:{settings.port} cannot be bound ({error.strerror})",
+            "set MILLRACE_PORT to a free port, or 0",
+        ) from None
+    return listener
+
+
+def sender(producer: Any, figures: Figures) -> Callable[[Impression], None]:
+    """Hands impressions to a Kafka producer; deliveries that fail later are counted."""
+
+    def failed(_: BaseException) -> None:
+        figures.error("impressions")
+
+    def send(impression: Impression) -> None:
+        key = key_of(impression.user_id)
+        producer.send(IMPRESSIONS, value=to_msgpack(impression), key=key).add_errback(failed)
+
+    return send
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to whoever runs the role."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(
+    settings: Settings,
+    serving: Serving,
+    figures: Figures,
+    listener: socket.socket,
+    stop: threading.Event,
+    close_store: Callable[[], Awaitable[None]],
+) -> None:
+    config = uvicorn.Config(
+        make_app(serving, figures),
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_keep_alive=65,
+    )
+    server = _Server(config)
+    ending = threading.Event()  # feeds end after the last request was answered, or with the process
+    door = Door(asyncio.get_running_loop(), ending)
+    feeds = await asyncio.to_thread(start_feeds, settings, serving, figures, door, ending)
+    tasks = [asyncio.create_task(upkeep(serving, figures)), asyncio.create_task(_watch(stop, server))]
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        ending.set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for feed in feeds:
+            await asyncio.to_thread(feed.join, 3)
+        await close_store()
+
+
+async def _watch(stop: threading.Event, server: uvicorn.Server) -> None:
+    while not stop.is_set():
+        await asyncio.sleep(0.1)
+    server.should_exit = True
+
+
+async def _answer(
+    route: str, request: Request, handle: Callable[[bytes], Awaitable[Any]], figures: Figures
+) -> Response:
+    started, status = time.perf_counter(), 500
+    try:
+        response = _respond(await handle(await _body(request)))
+        status = 200
+    except RequestError as error:
+        status = error.status
+        response = _respond({"error": " ".join(str(error).split())}, status)
+    except Exception as error:
+        figures.error("request")
+        log.error("request failed", route=route, error=f"{type(error).__name__}: {error}", exc_info=True)
+        response = _respond({"error": f"internal error ({type(error).__name__}); see the scorer's log"}, 500)
+    metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
+    metrics.REQUESTS.labels(route, str(status)).inc()
+    return response
+
+
+async def _body(request: Request) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    stream: AsyncIterator[bytes] = request.stream()
+    async for part in stream:
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise RequestError(f"the body is larger than {MAX_BODY_BYTES} bytes", "ask in smaller requests", 413)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _respond(content: Any, status: int = 200) -> Response:
+    return Response(_json.encode(content), status, media_type="application/json")

@@ -1,0 +1,76 @@
+"""What a scorer counts: Prometheus metrics of the process, and the exact figures that /model shows."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from prometheus_client import Counter, Gauge, Histogram
+
+_FAST = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 5)
+_SLOW = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 15, 30, 60, 300)
+
+REQUESTS = Counter("millrace_requests_total", "HTTP requests answered.", ["route", "status"])
+REQUEST_SECONDS = Histogram("millrace_request_seconds", "Time to answer.", ["route"], buckets=_FAST)
+SERVED_VERSION = Gauge("millrace_served_version", "Model version that scores now.")
+DELTAS_APPLIED = Counter("millrace_deltas_applied_total", "Deltas applied between two requests.")
+DELTA_GAPS = Counter("millrace_delta_gaps_total", "Deltas that did not follow the model served; it was reloaded.")
+CLICK_TO_SERVED = Histogram(
+    "millrace_click_to_served_seconds", "From a click's sending to serving the weights it changed.", buckets=_SLOW
+)
+FRESHNESS = Gauge("millrace_freshness_seconds", "Wall seconds from the newest exposure learnt from until now.")
+ITEMS = Gauge("millrace_items", "Items in the index.")
+ITEM_KEYS = Gauge("millrace_item_keys", "Item-side window keys in the index, over all partitions.")
+UNKNOWN_USERS = Counter("millrace_unknown_users_total", "Requests for users that the online store does not know.")
+ERRORS = Counter("millrace_errors_total", "What went wrong and was survived.", ["what"])
+
+
+class Figures:
+    """The counts of one scorer. Called from its loop and its feed threads; each call is one atomic step or harmless
+    when interleaved.
+
+    Args:
+        reservoir: how many of the newest click-to-served times are kept for exact percentiles.
+    """
+
+    def __init__(self, reservoir: int = 10_000) -> None:
+        self.errors: Tally[str] = Tally()
+        self.versions_served = 0
+        self.gaps = 0
+        self.click_to_served_ms: deque[int] = deque(maxlen=reservoir)
+        self.clicks_served = 0
+
+    def error(self, what: str) -> None:
+        """Counts one survived error."""
+        self.errors[what] += 1
+        ERRORS.labels(what).inc()
+
+    def unknown_user(self) -> None:
+        """Counts a request for a user whom the store does not know."""
+        UNKNOWN_USERS.inc()
+
+    def gap(self) -> None:
+        """Counts a delta that did not follow."""
+        self.gaps += 1
+        DELTA_GAPS.inc()
+
+    def served(self, version: int, deltas: int, origins_ms: Sequence[int], now_ms: int) -> None:
+        """A version serves from now on, ``deltas`` after the one before it; ``origins_ms``: when its clicks were
+        sent (wall time)."""
+        self.versions_served += 1
+        SERVED_VERSION.set(version)
+        DELTAS_APPLIED.inc(deltas)
+        for origin in origins_ms:
+            took = now_ms - origin
+            self.click_to_served_ms.append(took)
+            self.clicks_served += 1
+            CLICK_TO_SERVED.observe(took / 1000)
+
+    def click_to_served(self) -> dict[str, Any]:
+        """Exact p50 and p99 (ms) over the newest times, and how many clicks there were in all."""
+        times = list(self.click_to_served_ms)
+        p50, p99 = np.percentile(times, [50, 99]).tolist() if times else (None, None)
+        return {"p50": p50, "p99": p99, "count": self.clicks_served}
