@@ -43,6 +43,10 @@ class LogTable:
     table: pa.Table
     """The schema's columns under their own names, the label as int8, action times as ms (null: did not happen), and
     ``ts_ms`` int64, the time of the exposure."""
+    user: str
+    item: str
+    label: str
+    """Names of the columns with the ids and the label."""
     rows_read: int
     duplicates: int
     notes: tuple[str, ...] = ()
@@ -96,7 +100,7 @@ def read_log(path: Path | str, schema: Schema) -> LogTable:
     duplicates = clean.num_rows - len(first)
     if duplicates:
         clean = _merge(clean, log, exposure, first)
-    return LogTable(clean, rows_read, duplicates, notes)
+    return LogTable(clean, log.user, log.item, log.label, rows_read, duplicates, notes)
 
 
 def local_days(log: LogTable, schema: Schema) -> list[str]:

@@ -1,0 +1,171 @@
+"""Reports a person can read: one self-contained HTML page and its plots as PNG files, beside the JSON."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+_INK, _QUIET, _MAIN, _SECOND = "#20303c", "#8a97a0", "#1f6f8b", "#d08c3e"
+
+_STYLE = """
+body { font: 16px/1.55 system-ui, sans-serif; color: #20303c; background: #f7f8f8; margin: 0 }
+main { max-width: 54rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }
+h1 { font-size: 1.6rem; margin: 0 0 .25rem } h2 { font-size: 1.1rem; margin: 2.5rem 0 .75rem }
+.lead { color: #5b6b76; margin: 0 0 1.5rem }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; background: #fff; font-variant-numeric: tabular-nums }
+th, td { padding: .45rem .75rem; text-align: right; border-bottom: 1px solid #e4e8ea; white-space: nowrap }
+th { font-weight: 600; color: #5b6b76; font-size: .85rem } th:first-child, td:first-child { text-align: left }
+tr:last-child td { font-weight: 600; border-bottom: 0 }
+figure { margin: 0 0 1.5rem } img { max-width: 100%; height: auto; background: #fff; display: block }
+figcaption { color: #5b6b76; font-size: .9rem; margin-top: .35rem }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.25rem; font-size: .9rem }
+dt { color: #5b6b76 } dd { margin: 0; overflow-wrap: anywhere }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """``name`` becomes the file ``name.png``; the caption says what is to be seen."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+
+def write_report(
+    out: Path, report: Mapping[str, Any], run: Mapping[str, Any], plots: Sequence[Plot], title: str = "Report"
+) -> None:
+    """Writes ``report.html`` and each plot's PNG to the folder ``out``.
+
+    Args:
+        report: lists of like dictionaries in it become tables (a dictionary ``total`` beside ``days`` their last row),
+            plain values the line under the title.
+        run: what differs from run to run; listed at the end.
+    """
+    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="lead">{html.escape(_lead(report))}</p>']
+    for name, value in report.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            rows = list(value)
+            if name == "days" and isinstance(report.get("total"), Mapping):
+                rows.append({next(iter(rows[0])): "all days"} | dict(report["total"]))
+            parts.append(_table(name, rows))
+    if plots:
+        parts.append("<h2>Plots</h2>")
+    for plot in plots:
+        png = _png(plot.figure)
+        (out / f"{plot.name}.png").write_bytes(png)
+        image = base64.b64encode(png).decode()
+        caption = html.escape(plot.caption)
+        parts.append(
+            f'<figure><img alt="{caption}" src="data:image/png;base64,{image}"><figcaption>{caption}</figcaption></figure>'
+        )
+    parts.append(f"<h2>This run</h2>{_facts(run)}")
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
+    )
+    (out / "report.html").write_text(page, encoding="utf-8")
+
+
+def day_plot(days: Sequence[Mapping[str, Any]]) -> Plot:
+    """AUC and grouped AUC of each day."""
+    figure, axes = _figure()
+    labels = [d["day"] for d in days]
+    for key, colour, name in (("auc", _MAIN, "AUC"), ("grouped_auc", _SECOND, "AUC within users")):
+        values = [np.nan if d[key] is None else d[key] for d in days]
+        axes.plot(range(len(days)), values, marker="o", color=colour, label=name)
+    axes.axhline(0.5, color=_QUIET, lw=0.8, ls=":")
+    step = max(1, len(days) // 10)
+    axes.set_xticks(range(0, len(days), step), labels[::step])
+    axes.set_ylabel("AUC")
+    axes.legend(frameon=False)
+    return Plot("auc", "AUC of each day, every exposure scored before its label was learnt. Dotted: chance.", figure)
+
+
+def calibration_plot(p: NDArray[np.float32], y: NDArray[Any], bins: int = 20) -> Plot:
+    """Observed share of positives against predicted probability, in bins of equally many exposures."""
+    figure, axes = _figure()
+    order = np.argsort(p, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    predicted = [float(p[part].mean()) for part in parts]
+    observed = [float(y[part].mean()) for part in parts]
+    top = 1.05 * max([*predicted, *observed, 1e-3])
+    axes.plot([0, top], [0, top], color=_QUIET, lw=0.8, ls=":")
+    axes.plot(predicted, observed, marker="o", color=_MAIN)
+    axes.set_xlim(0, top)
+    axes.set_ylim(0, top)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("observed")
+    caption = f"Calibration: {len(parts)} bins of equally many exposures. Dotted: predicted as observed."
+    return Plot("calibration", caption, figure)
+
+
+def _figure() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(8, 3.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=_INK)
+    axes.grid(axis="y", color="#e4e8ea", lw=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": "millrace"})
+    return buffer.getvalue()
+
+
+def _lead(report: Mapping[str, Any]) -> str:
+    plain = [(k, v) for k, v in report.items() if isinstance(v, str | int | float)]
+    return " · ".join(f"{_cell(v)} {_words(k)}" for k, v in plain)
+
+
+def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = list(rows[0])
+    head = "".join(f"<th>{html.escape(_words(c))}</th>" for c in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(_cell(row.get(c)))}</td>" for c in columns) + "</tr>" for row in rows
+    )
+    title = html.escape(_words(name).capitalize())
+    return (
+        f'<h2>{title}</h2><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _facts(run: Mapping[str, Any]) -> str:
+    def text(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{k} {text(v)}" for k, v in value.items())
+        if isinstance(value, list | tuple):
+            return ", ".join(text(v) for v in value) or "–"
+        return str(value)
+
+    items = "".join(f"<dt>{html.escape(_words(k))}</dt><dd>{html.escape(text(v))}</dd>" for k, v in run.items())
+    return f"<dl>{items}</dl>"
+
+
+def _words(name: str) -> str:
+    return re.sub(r"\bauc\b", "AUC", name.replace("_", " "))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
