@@ -10,10 +10,11 @@
                      negative of e1                         trained on in micro-batches, in this order
 
 Each exposure is scored by the model as it stood before any label that was not known at that moment; only then may the
-model learn from it. A log without action times has its labels known, and its clicks counted, at the exposure itself; the
-exposure's own features never see them. Bias fields (the position) read as missing when scoring, as when a page is ranked.
+model learn from it. A log without action times has its labels known, and its clicks counted, at the exposure itself;
+the exposure's own features never see them. Bias fields (the position) read as missing when scoring, as when a page is
+ranked.
 
-The report is the same to the bit for the same log, schema, model and seed; what differs from run to run goes to run.json.
+The report is the same to the bit for the same log, schema, model and seed; what differs between runs is in run.json.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -116,7 +118,7 @@ def replay(
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What is learnt, in the order in which it becomes known. S samples: one an exposure, two where a click was late."""
+    """What is learnt, in the order of its becoming known. S samples: one an exposure, two where a click was late."""
 
     row: NDArray[np.intp]  # (S,) row of the log
     known_ms: NDArray[np.int64]  # (S,) ascending
@@ -163,7 +165,7 @@ class Samples:
 def run_log(
     log: LogTable, schema: Schema, model: OnlineModel, batch_rows: int, tick: Callable[[int], None]
 ) -> NDArray[np.float32]:
-    """Scores each exposure before ``model`` may learn what was not known then. (n,) probabilities, in the log's order"""
+    """Scores each exposure before ``model`` learns what was not known then. (n,) probabilities, in the log's order"""
     rows = LogRows(log, schema)
     labels = Labels(log, schema, rows)
     features = LogFeatures(rows, labels, schema)
@@ -245,7 +247,9 @@ def _make(folder: Path) -> None:
 
 def _print(report: Mapping[str, Any], run: Mapping[str, Any], out: Path) -> None:
     table = Table(
-        title=f"{report['rows']:,} exposures, {report['duplicates']:,} duplicates dropped", title_justify="left"
+        box=box.SIMPLE,
+        title=f"{report['rows']:,} exposures, {report['duplicates']:,} duplicates dropped",
+        title_justify="left",
     )
     for name in ("day", "rows", "positives", "AUC", "grouped AUC", "log loss", "calibration"):
         table.add_column(name, justify="left" if name == "day" else "right")

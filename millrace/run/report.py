@@ -68,9 +68,8 @@ def write_report(
         (out / f"{plot.name}.png").write_bytes(png)
         image = base64.b64encode(png).decode()
         caption = html.escape(plot.caption)
-        parts.append(
-            f'<figure><img alt="{caption}" src="data:image/png;base64,{image}"><figcaption>{caption}</figcaption></figure>'
-        )
+        picture = f'<img alt="{caption}" src="data:image/png;base64,{image}">'
+        parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
     parts.append(f"<h2>This run</h2>{_facts(run)}")
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
