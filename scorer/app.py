@@ -42,7 +42,7 @@ from scorer.wire import MAX_BODY_BYTES, RequestError
 log = structlog.get_logger("scorer")
 
 LIST_SECONDS = 1.0
-EXPIRE_SECONDS = 60.0
+EXPIRE_PARTS = 64
 DRAIN_SECONDS = 5
 _json = msgspec.json.Encoder()
 
@@ -113,20 +113,18 @@ def model_facts(serving: Serving, figures: Figures) -> dict[str, Any]:
 
 
 async def upkeep(serving: Serving, figures: Figures) -> None:
-    """Sorts recall's lists every second, and drops item-side keys that nobody has touched for the longest window."""
-    expire_at = time.monotonic() + EXPIRE_SECONDS
+    """Every second, recall's lists are sorted anew, and a part of the item-side window keys is looked over for those
+    whose windows have all run empty."""
+    part = 0
     while True:
         try:
             await serving.refresh_lists()
-            READY.set(0 if serving.not_ready() else 1)
-            if time.monotonic() >= expire_at:
-                expire_at = time.monotonic() + EXPIRE_SECONDS
-                for partition in list(serving.index.tiles):
-                    serving.index.expire(partition, serving.clock.now())
-                    await asyncio.sleep(0)
-        except Exception as error:
+            serving.index.expire(serving.clock.now(), part / EXPIRE_PARTS, (part + 1) / EXPIRE_PARTS)
+            part = (part + 1) % EXPIRE_PARTS
+        except Exception as error:  # old lists serve on
             figures.error("lists")
             log.error("recall's lists could not be made", error=f"{type(error).__name__}: {error}")
+        READY.set(0 if serving.not_ready() else 1)
         await asyncio.sleep(LIST_SECONDS)
 
 

@@ -181,7 +181,10 @@ class TileFeed(Feed):
             tiles = [message.tiles[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
             for start in range(0, len(keys), KEY_SLICE):
                 end = start + KEY_SLICE
-                self.door.call(self.serving.index.put_tiles, message.partition, keys[start:end], tiles[start:end])
+                try:
+                    self.door.call(self.serving.index.put_tiles, message.partition, keys[start:end], tiles[start:end])
+                except MillraceError as error:
+                    self.bad("item-tiles", error)
 
 
 class ModelFeed(Feed):

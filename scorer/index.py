@@ -114,7 +114,11 @@ class ItemIndex:
             self._alive[row] = False
 
     def put_tiles(self, partition: int, keys: U64, tiles: Sequence[bytes]) -> None:
-        """Replaces the tile lists of ``keys`` (n,) as counted in ``partition`` by the newer ones in ``tiles``."""
+        """Replaces the tile lists of ``keys`` (n,) as counted in ``partition`` by the newer ones in ``tiles``.
+
+        Raises:
+            StoreError: a tile list is damaged; nothing is replaced then.
+        """
         store = self.tiles.get(partition)
         if store is None:
             store = self.tiles[partition] = TileStore(self.days, self.actions)
@@ -140,9 +144,9 @@ class ItemIndex:
         self._hot[rows] = (clicks / np.asarray(self.days, np.float32)).mean(axis=1)
         return len(self._stale)
 
-    def expire(self, partition: int, now_ms: int) -> int:
-        """Drops the window keys of one partition whose windows are all empty; returns how many."""
-        return self.tiles[partition].expire(now_ms)
+    def expire(self, now_ms: int, start: float = 0.0, stop: float = 1.0) -> int:
+        """Drops window keys whose windows are all empty, in a share [start, stop) of each store; returns how many."""
+        return sum(store.sweep(now_ms, start, stop) for store in self.tiles.values())
 
     # -- reading ----------------------------------------------------------------------------------------------
 

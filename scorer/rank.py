@@ -7,7 +7,7 @@ schema's layout, W windows, A actions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.errors import StoreError
 from millrace.events import Id
 from millrace.hashing import U64
 from scorer.index import ItemIndex
@@ -68,10 +69,16 @@ class Features:
 
 
 class Ranker:
-    """Builds features and pages from an index. Holds no state of its own but the schema's column order."""
+    """Builds features and pages from an index. Holds no state of its own but the schema's column order.
 
-    def __init__(self, builder: FeatureBuilder, index: ItemIndex) -> None:
-        self.builder, self.index = builder, index
+    Args:
+        count_error: told of what was survived: ``tiles``, a damaged tile list in a user's record.
+    """
+
+    def __init__(
+        self, builder: FeatureBuilder, index: ItemIndex, count_error: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.builder, self.index, self._count_error = builder, index, count_error
         schema, layout = builder.schema, builder.layout
         self._days, self._actions = schema.windows.days, len(schema.windows.actions)
         sides = [schema.key_side(key) for key in schema.windows.keys]
@@ -161,7 +168,16 @@ class Ranker:
         packed = np.ascontiguousarray(keys, "<u8").tobytes()
         held = user.tiles
         blobs = [held.get(packed[i : i + 8]) for i in range(0, len(packed), 8)]
-        return counts_of(blobs, ts_ms, self._days, self._actions)
+        try:
+            return counts_of(blobs, ts_ms, self._days, self._actions)
+        except StoreError:  # rare: find the damaged one, and do without it
+            out = np.zeros((len(blobs), len(self._days), self._actions), np.uint32)
+            for i, blob in enumerate(blobs):
+                try:
+                    out[i] = counts_of([blob], ts_ms, self._days, self._actions)[0]
+                except StoreError:
+                    self._count_error("tiles")
+            return out
 
 
 def top(scores: NDArray[np.float32], count: int) -> Rows:

@@ -86,7 +86,7 @@ class Serving:
         self.settings, self.schema, self.clock = settings, schema, clock
         self.builder = FeatureBuilder(schema)
         self.index = ItemIndex(self.builder)
-        self.ranker = Ranker(self.builder, self.index)
+        self.ranker = Ranker(self.builder, self.index, meters.error)
         self.lists = Lists()
         self.note: Announcement | None = None
         self.model: Model | None = None

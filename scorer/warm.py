@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from millrace.events import Item
 from millrace.schema import Schema
@@ -27,18 +28,17 @@ def warm_up(schema: Schema) -> None:
     tiles = events.export(keys)
     index.put_tiles(0, keys, tiles)
     index.refresh_hot(_TS_MS)
-    index.expire(0, _TS_MS)
+    index.expire(_TS_MS)
     user = User.of(builder, 1, {})
     ranker = Ranker(builder, index)
-    features = ranker.features(
-        User(user.columns, user.plain, _every_key(ranker, user, rows, tiles[0]), True), rows, _TS_MS
-    )
+    user = User(user.columns, user.plain, _every_key(ranker, user, rows, tiles[0]), True)
+    features = ranker.features(user, rows, _TS_MS)
     ranker.placed(features, top(features.num[:, :1].sum(axis=1), 2), user, rows, _TS_MS)
     lists = make_lists(builder, index.columns(rows), index.alive, index.born_ms, index.clicks_a_day)
     recall(lists, 2, np.random.default_rng(0), ranker.likings(lists.groups, user, _TS_MS))
 
 
-def _every_key(ranker: Ranker, user: User, rows: np.ndarray, tile: bytes) -> dict[bytes, bytes]:
+def _every_key(ranker: Ranker, user: User, rows: NDArray[np.intp], tile: bytes) -> dict[bytes, bytes]:
     """A record that holds ``tile`` under each window key of these rows, so that reading it is warmed as well."""
     keys = ranker.features(user, rows, _TS_MS).keys
     return {int(key).to_bytes(8, "little"): tile for key in keys.ravel()}

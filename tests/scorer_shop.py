@@ -1,0 +1,252 @@
+"""A small shop for the scorer's tests: schema, items, users, events, models; and a client that speaks ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from learner.model import OnlineModel
+from millrace.clock import EventClock
+from millrace.events import Id, Impression, Item
+from millrace.hashing import U64, column_hash
+from millrace.modelstore import Announcement, ModelStore
+from millrace.samples import SampleBatch
+from millrace.schema import parse_schema
+from millrace.settings import Settings
+from scorer.figures import Figures
+from scorer.rank import Features
+from scorer.serving import Serving
+from stream.features import FeatureBuilder
+from stream.tiles import TileStore
+
+torch.set_num_threads(1)
+
+DAY_MS = 86_400_000
+NOW_MS = 20_000 * DAY_MS + 10 * 3_600_000
+SCHEMA = parse_schema(
+    """
+name = "corner shop"
+[[fields]]
+name = "user_id"
+of = "user"
+[[fields]]
+name = "kind"
+of = "user"
+[[fields]]
+name = "item_id"
+of = "item"
+[[fields]]
+name = "category"
+of = "item"
+[[fields]]
+name = "tags"
+of = "item"
+slots = 2
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[[fields]]
+name = "age_days"
+of = "item"
+kind = "numeric"
+[[fields]]
+name = "hour"
+of = "context"
+[[fields]]
+name = "tab"
+of = "context"
+[[fields]]
+name = "position"
+of = "context"
+bias = true
+[windows]
+days = [1, 3]
+actions = ["exposure", "click", "cart"]
+[[windows.keys]]
+columns = ["user_id"]
+[[windows.keys]]
+columns = ["category"]
+[[windows.keys]]
+columns = ["item_id"]
+parent = ["category"]
+[[windows.keys]]
+columns = ["user_id", "category"]
+[[windows.keys]]
+columns = ["item_id", "position"]
+"""
+)
+LAYOUT = SCHEMA.layout
+BUILDER = FeatureBuilder(SCHEMA)
+USER, CATEGORY, ITEM, TASTE, SLOT = range(5)  # columns of `keys`
+SPEC: dict[str, Any] = {"hidden": (8,), "blocks": 1, "width": 4}
+
+
+def item(i: Id, category: str = "shoes", **more: Any) -> Item:
+    known = {"category": category, "tags": ["red", "new"], "price": 5.0, **more.pop("attributes", {})}
+    return Item(i, known, more.pop("born_ms", NOW_MS - DAY_MS), **more)
+
+
+def window_keys(user: Id, items: list[Item]) -> U64:
+    """(n, K) keys of exposures of these items to a user, without a position."""
+    columns = {
+        "user_id": column_hash([user]),
+        "item_id": column_hash([i.item_id for i in items]),
+        "category": column_hash([i.attributes.get("category") for i in items]),
+    }
+    return BUILDER.keys(columns, len(items))
+
+
+def tiles(keys: U64, exposures: int, clicks: int, ts_ms: int = NOW_MS - 60_000) -> TileStore:
+    """Counts of one hour under each of the keys."""
+    store = TileStore(SCHEMA.windows.days, len(SCHEMA.windows.actions))
+    for action, amount in ((0, exposures), (1, clicks)):
+        if amount:
+            n = len(keys)
+            store.add(keys, np.full(n, ts_ms), np.full(n, action), amount)
+    return store
+
+
+def record(keys: U64, store: TileStore, profile: bytes = b'{"kind": "business"}') -> dict[bytes, bytes]:
+    """A user's hash in the online store."""
+    packed = zip(keys.tolist(), store.export(keys), strict=True)
+    return {b"profile": profile, **{key.to_bytes(8, "little"): blob for key, blob in packed}}
+
+
+class Users:
+    """An online store in memory; ``away`` makes it one that does not answer."""
+
+    def __init__(self, records: Mapping[Id, dict[bytes, bytes]] | None = None) -> None:
+        self.records = dict(records or {})
+        self.away = False
+
+    async def record(self, user_id: Id) -> dict[bytes, bytes] | None:
+        await asyncio.sleep(0)  # as a round trip would, this lets others run
+        return None if self.away else self.records.get(user_id, {})
+
+
+def serving(users: Users | None = None, settings: Settings | None = None) -> tuple[Serving, list[Impression], Figures]:
+    """A scorer without a model and items, the impressions it sends, its figures."""
+    sent: list[Impression] = []
+    figures = Figures()
+    chosen = settings or Settings(control_share=0, candidates=50, page_limit=20)
+    return Serving(chosen, SCHEMA, EventClock(), users or Users(), sent.append, figures, lambda: NOW_MS), sent, figures
+
+
+def stock(scorer: Serving, items: list[Item]) -> None:
+    """Puts items on the shelves, as the feed and the upkeep would."""
+    scorer.index.put([scorer.index.prepare(i) for i in items])
+    asyncio.run(scorer.refresh_lists())
+
+
+def batch(seed: int, n: int = 64) -> SampleBatch:
+    """Samples to learn from: random features, labels that depend on them."""
+    rng = np.random.default_rng(seed)
+    cat = rng.integers(1, 1 << 62, (n, LAYOUT.F))
+    cat[:, : LAYOUT.F // 2] %= 50
+    label = (cat[:, 0] % 2).astype(np.float32)
+    zeros = np.zeros(n, np.int64)
+    return SampleBatch(
+        ("r",),
+        zeros.astype(np.int32),
+        np.arange(n, dtype=np.int32),
+        zeros.astype(np.uint64),
+        zeros.astype(np.uint64),
+        zeros + NOW_MS,
+        label.astype(np.uint8),
+        label,
+        np.ones(n, np.float32),
+        zeros.astype(np.uint8),
+        cat,
+        rng.random((n, LAYOUT.N), np.float32),
+        np.full(n, np.nan, np.float32),
+        zeros - 1,
+        zeros.astype(np.uint8),
+        zeros,
+    )
+
+
+class Learner:
+    """Writes snapshots and deltas as the learner does; ``published`` are the announcements in order."""
+
+    def __init__(self, folder: Path, seed: int = 0, version: int = 0, at_ms: int = NOW_MS) -> None:
+        self.model = OnlineModel(SCHEMA, SPEC, seed)
+        self.store = ModelStore(folder)
+        self.version, self.at_ms, self.hash = version, at_ms, ""
+        self.published: list[Announcement] = []
+        self.model.learn(batch(1000 + seed))
+
+    def snapshot(self) -> Announcement:
+        image, training = self.model.snapshot()
+        meta = {"hash": self.hash} if self.hash else {}
+        return self._note(self.store.write_snapshot(image, training, **meta, **self._meta()))
+
+    def delta(self) -> Announcement:
+        self.version += 1
+        self.model.learn(batch(self.version))
+        return self._note(self.store.write_delta(self.model.changes(), self.hash, **self._meta()))
+
+    def _meta(self) -> dict[str, Any]:
+        self.at_ms += 1000
+        return {
+            "version": self.version,
+            "schema_id": SCHEMA.id,
+            "spec": self.model.spec,
+            "event_ms": self.at_ms,
+            "trained": 64 * self.version,
+            "origins": [NOW_MS - 500, NOW_MS - 1500],
+            "published_ms": self.at_ms,
+        }
+
+    def _note(self, note: Announcement) -> Announcement:
+        self.hash = note.hash
+        self.published.append(note)
+        return note
+
+
+def arrays(impression: Impression) -> tuple[Features, Any]:
+    """The feature arrays and scores that an impression carries."""
+    n = len(impression.items)
+    cat = np.frombuffer(impression.cat, "<i8").reshape(n, LAYOUT.F)
+    num = np.frombuffer(impression.num, "<f4").reshape(n, LAYOUT.N)
+    keys = np.frombuffer(impression.keys, "<u8").reshape(n, LAYOUT.K)
+    return Features(cat, num, keys), np.frombuffer(impression.scores, "<f4")
+
+
+async def call(app: Callable[..., Any], method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """One HTTP request to an ASGI application: status and answer (JSON decoded where it is JSON)."""
+    raw = body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
+    incoming = [{"type": "http.request", "body": raw, "more_body": False}]
+    outgoing: list[dict[str, Any]] = []
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "headers": [],
+        "server": ("127.0.0.1", 80),
+    }
+
+    async def receive() -> dict[str, Any]:
+        return incoming.pop() if incoming else {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        outgoing.append(message)
+
+    await app(scope, receive, send)
+    text = b"".join(m.get("body", b"") for m in outgoing)
+    try:
+        return outgoing[0]["status"], msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return outgoing[0]["status"], text.decode()

@@ -1,0 +1,116 @@
+"""The item index: rows, columns, counts over partitions, hotness."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from millrace.errors import StoreError
+from millrace.hashing import value_hash
+from scorer.index import ItemIndex
+from tests.scorer_shop import BUILDER, CATEGORY, DAY_MS, ITEM, NOW_MS, item, tiles, window_keys
+
+
+def index_of(*items: object) -> ItemIndex:
+    index = ItemIndex(BUILDER)
+    index.put([index.prepare(i) for i in items])  # type: ignore[arg-type]
+    return index
+
+
+def test_a_row_holds_what_the_item_says_and_a_newer_message_replaces_it() -> None:
+    index = index_of(item(7, "shoes"), item("b", "hats", attributes={"price": 9.5, "tags": "x"}))
+    rows = index.rows_of([7, "7", "b", "nobody"])
+    assert rows.tolist() == [0, 0, 1, -1], "7 and '7' are the same id"
+    columns = index.columns(rows[[0, 2]])
+    assert columns["category"].tolist() == [value_hash("shoes"), value_hash("hats")]
+    assert columns["item_id"].tolist() == [value_hash(7), value_hash("b")]
+    assert columns["tags"].tolist() == [[value_hash("red"), value_hash("new")], [value_hash("x"), 0]]
+    plain = index.plain(rows[[0, 2]], NOW_MS)
+    assert plain["price"].tolist() == [5.0, 9.5]
+    assert plain["age_days"].tolist() == [1.0, 1.0]
+
+    index.put([index.prepare(item(7, "boots", gone=True, attributes={"tags": None}))])
+    assert len(index) == 2
+    assert index.columns(np.array([0]))["category"].tolist() == [value_hash("boots")]
+    assert index.columns(np.array([0]))["tags"].tolist() == [[0, 0]], "an attribute that is no longer there is missing"
+    assert index.alive.tolist() == [False, True]
+
+
+def test_it_grows_without_losing_a_row() -> None:
+    index = index_of(*(item(i, f"c{i % 7}", attributes={"price": float(i)}) for i in range(3000)))
+    rows = index.rows_of(list(range(3000)))
+    assert rows.tolist() == list(range(3000))
+    assert index.plain(rows, NOW_MS)["price"].tolist() == [float(i) for i in range(3000)]
+    assert index.columns(rows)["category"].tolist() == [value_hash(f"c{i % 7}") for i in range(3000)]
+
+
+def test_counts_are_the_sum_over_partitions_and_a_newer_list_replaces_the_older() -> None:
+    shoe = item(1)
+    index = index_of(shoe)
+    key = window_keys("u", [shoe])[:, ITEM]
+    index.put_tiles(0, key, tiles(key, 10, 3).export(key))
+    index.put_tiles(3, key, tiles(key, 5, 1).export(key))
+    assert index.counts(key, NOW_MS)[0, 0].tolist() == [15, 4, 0]
+    index.put_tiles(3, key, tiles(key, 6, 2).export(key))
+    assert index.counts(key, NOW_MS)[0, 0].tolist() == [16, 5, 0]
+    assert index.counts(key, NOW_MS + 2 * DAY_MS)[0].tolist() == [[0, 0, 0], [16, 5, 0]], "the one-day window ran out"
+
+
+def test_reading_unknown_keys_and_ids_allocates_nothing() -> None:
+    index = index_of(item(1))
+    key = window_keys("u", [item(1)])[:, CATEGORY]
+    index.put_tiles(0, key, tiles(key, 1, 0).export(key))
+    held = index.keys, index.tiles[0].nbytes, len(index)
+    index.rows_of([f"unseen {i}" for i in range(5000)])
+    index.counts(np.arange(1, 5001, dtype=np.uint64), NOW_MS)
+    assert (index.keys, index.tiles[0].nbytes, len(index)) == held
+
+
+def test_hotness_follows_new_counts_and_runs_out_with_the_windows() -> None:
+    items = [item(i) for i in range(4)]
+    index = index_of(*items)
+    keys = window_keys("u", items)[:, ITEM]
+    index.put_tiles(0, keys[1:2], tiles(keys[1:2], 50, 6).export(keys[1:2]))
+    index.put_tiles(1, keys[2:3], tiles(keys[2:3], 50, 3).export(keys[2:3]))
+    assert index.refresh_hot(NOW_MS) == 0
+    # 6 clicks within 1 and within 3 days: (6 / 1 + 6 / 3) / 2 clicks a day
+    assert index.clicks_a_day.tolist() == [0, 4, 2, 0]
+    index.refresh_hot(NOW_MS + 10 * DAY_MS)
+    assert index.clicks_a_day.tolist() == [0, 0, 0, 0], "nobody wrote, but the clicks are old"
+    assert index.expire(NOW_MS + 10 * DAY_MS) == 2
+    assert index.keys == 0
+
+
+def test_hotness_is_refreshed_in_bounded_steps() -> None:
+    items = [item(i) for i in range(100)]
+    index = index_of(*items)
+    keys = window_keys("u", items)[:, ITEM]
+    index.put_tiles(0, keys, tiles(keys, 3, 1).export(keys))
+    left = [index.refresh_hot(NOW_MS, limit=30) for _ in range(4)]
+    assert left == [70, 40, 10, 0]
+    assert (index.clicks_a_day > 0).all()
+
+
+def test_tiles_may_come_before_their_item() -> None:
+    index = index_of(item(1))
+    late = item(2)
+    key = window_keys("u", [late])[:, ITEM]
+    index.put_tiles(0, key, tiles(key, 9, 3).export(key))
+    index.refresh_hot(NOW_MS)
+    index.put([index.prepare(late)])
+    index.refresh_hot(NOW_MS)
+    assert index.clicks_a_day.tolist() == [0, 2]
+
+
+def test_a_removed_item_is_dead_and_an_unknown_one_no_concern() -> None:
+    index = index_of(item(1), item(2))
+    index.remove("1")
+    index.remove("never seen")
+    assert index.alive.tolist() == [False, True]
+
+
+def test_a_damaged_tile_list_is_refused() -> None:
+    index = index_of(item(1))
+    key = window_keys("u", [item(1)])[:, ITEM]
+    with pytest.raises(StoreError):
+        index.put_tiles(0, key, [b"\x01\x63rubbish"])
