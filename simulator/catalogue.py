@@ -77,8 +77,9 @@ class Catalogue:
     def season(self, day: int) -> F64:
         """The tide of each category on a day, a deviate: one category's season is another's lull. (C,)"""
         frequency, phase = self._tide
-        out: F64 = np.sqrt(2.0 / 3.0) * np.cos(frequency * day + phase).sum(axis=0)
-        return out - (self.share * out).sum()
+        tide = np.sqrt(2.0 / 3.0) * np.cos(frequency * day + phase).sum(axis=0)
+        out: F64 = tide - (self.share * tide).sum()
+        return out
 
     def cohort(self, day: int) -> Goods:
         """The items born on a local day."""

@@ -1,4 +1,4 @@
-"""Counter-based randomness: the throw named by its keys is the same whenever, wherever and in whatever order it is made.
+"""Counter-based randomness: a throw named by its keys is the same whenever and in whatever order it is made.
 
 A stateful generator would make the world depend on what was asked before; here a throw is a hash of the seed, a
 purpose and integer keys (user, day, page, position), as in Salmon et al., "Parallel random numbers: as easy as

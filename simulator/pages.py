@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 I64 = NDArray[np.int64]
 TRIES = 6
-"""Throws a slot gets to find an item that is on sale and not on the page yet; what still doubles is replaced in order."""
+"""Throws a slot gets to find an item on sale that the page lacks; what is empty after that is filled in order."""
 
 
 class PagePolicy:

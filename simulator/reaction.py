@@ -29,6 +29,15 @@ class Reaction:
     cart_ms: I64
     purchase_ms: I64
 
+    def times(self, row: int) -> tuple[int, int, int, int]:
+        """All four of one exposure."""
+        return (
+            int(self.click_ms[row]),
+            int(self.collect_ms[row]),
+            int(self.cart_ms[row]),
+            int(self.purchase_ms[row]),
+        )
+
 
 def react(
     seed: int, p: Params, chance: F64, business: Any, ts_ms: Any, position: I64, keys: tuple[Any, ...]

@@ -1,7 +1,7 @@
 """Who comes on a day, when, and how far they scroll: the day's page views, in time order.
 
-It depends on the seed and the day alone. In particular a good page does not make anybody look longer, so that the click rates of two
-page policies can be compared exposure by exposure.
+It depends on the seed and the day alone. In particular a good page does not make anybody look longer, so that the
+click rates of two page policies can be compared exposure by exposure.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from simulator.shoppers import Shoppers
 
 I64 = NDArray[np.int64]
 
-# Relative traffic of each local hour. Buyers keep office hours with a lunch break, and are flatter at the weekend; consumers come at
-# lunch and in the evening.
+# Relative traffic of each local hour. Buyers keep office hours with a lunch break, and are flatter at the weekend;
+# consumers come at lunch and in the evening.
 WORKDAY = (2, 1, 1, 1, 1, 2, 5, 18, 50, 90, 100, 85, 50, 70, 95, 95, 90, 75, 40, 32, 32, 28, 16, 6)
 WEEKEND = (4, 2, 1, 1, 1, 2, 5, 14, 35, 60, 70, 65, 50, 55, 65, 65, 60, 55, 50, 55, 55, 45, 28, 12)
 CONSUMER = (12, 6, 3, 2, 2, 3, 8, 20, 30, 38, 42, 50, 62, 52, 42, 40, 42, 48, 58, 78, 95, 100, 75, 35)
@@ -52,10 +52,11 @@ def make_visits(seed: int, shoppers: Shoppers, day: int, p: Params, median: floa
     n = shoppers.n
     comes = np.flatnonzero(rng.random(n) < shoppers.daily)
     depth = p.depth_user * shoppers.depth + p.depth_day * rng.standard_normal(n)
-    looked = np.clip(np.round(median * np.exp(depth)), 1, p.depth_most)
+    depths = np.clip(np.round(median * np.exp(depth)), 1, p.depth_most)
     passer = rng.geometric(1.0 / p.passing_exposures, n)
-    looked = np.where(rng.random(n) < p.passing, passer, looked)[comes].astype(np.int64)  # (U,) exposures of each
-    pages = -(-looked // PAGE)  # (U,)
+    depths = np.where(rng.random(n) < p.passing, passer, depths)
+    looked: I64 = depths[comes].astype(np.int64)  # (U,) exposures of each
+    pages: I64 = -(-looked // PAGE)  # (U,)
 
     owner = np.repeat(np.arange(len(comes)), pages)  # (P,)
     nth = np.arange(len(owner)) - np.repeat(np.cumsum(pages) - pages, pages)
@@ -85,7 +86,7 @@ def make_visits(seed: int, shoppers: Shoppers, day: int, p: Params, median: floa
 
 
 def usual_depth(shoppers: Shoppers, p: Params) -> float:
-    """Median of exposures a day with which the mean over all who come is ``p.exposures``, the feed's end reckoned in."""
+    """Median of a looker's exposures a day at which the mean over all who come is ``p.exposures``."""
     target = (p.exposures - p.passing * p.passing_exposures) / (1.0 - p.passing)
     inverse = NormalDist().inv_cdf
     noise = np.exp(p.depth_day * np.array([inverse((i + 0.5) / 64) for i in range(64)]))

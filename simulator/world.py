@@ -5,8 +5,8 @@ A click needs a look and a liking (the examination hypothesis, Richardson et al.
     P(click) = look(position) * sigmoid(b + a_u(t) + q_i(t) + s <x_u(t), y_i> - c (z_i - z_u)^2
                                         + m_kind log(min_order_i) + g [category_i is what u is out for])
 
-``x_u(t)`` drifts, ``q_i(t)`` rises and falls, and what a shopper is out for changes every few days. The terms with both u and i cannot be
-written as a sum of effects of fields, so a linear model on the fields stays below the oracle.
+``x_u(t)`` drifts, ``q_i(t)`` rises and falls, and what a shopper is out for changes every few days. The terms with
+both u and i cannot be written as a sum of effects of fields, so a linear model on the fields stays below the oracle.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Day:
         """Rows of ``goods`` for ids, :data:`UNKNOWN` for those that the shop does not have."""
         ids = self.goods.item_id
         at = np.minimum(np.searchsorted(ids, item_ids), len(ids) - 1)
-        return np.where(ids[at] == item_ids, at, UNKNOWN)
+        out: I64 = np.where(ids[at] == item_ids, at, UNKNOWN)
+        return out
 
     def alive(self, ts_ms: int | I64, rows: I64 | slice = slice(None)) -> NDArray[np.bool_]:
         """Whether items are on sale at a time."""
@@ -91,7 +92,7 @@ class Day:
         p = self.params
         category = self.goods.category[rows]
         distance = self.goods.price_z[rows] - self.price_level[user]
-        score = (self.x[user] * self.goods.vector[rows]).sum(axis=1)
+        score: F64 = (self.x[user] * self.goods.vector[rows]).sum(axis=1)
         score += self.appeal[rows]
         score += self.readiness[user] + self.intercept
         score -= p.price * distance * distance
