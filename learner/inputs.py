@@ -109,7 +109,7 @@ def _crosses(schema: Schema) -> list[tuple[np.uint64, tuple[int, ...]]]:
     """Salt and columns of cat of each crossed column."""
     layout = schema.layout
     at = {f.name: range(s, s + f.slots) for f, s in zip(layout.cat_fields, layout.cat_starts, strict=True)}
-    made = []
+    made: list[tuple[np.uint64, tuple[int, ...]]] = []
     for names in schema.crosses:
         seed = salt("cross", *names)
         combinations = list(product(*(at[n] for n in names)))[:_MAX_CROSS_COLUMNS]

@@ -1,0 +1,76 @@
+"""Which samples were already learnt from: a memory of their ids, bounded in event time and in size.
+
+The joiner may emit a sample again after a crash, with the same id. A sample's id is (request, position, kind): a
+negative and its later correction are two samples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.index import Index
+from learner.kernels import EMPTY
+from millrace.hashing import column_hash, combine, salt
+from millrace.samples import SampleBatch
+
+_SALT = salt("sample")
+
+
+class Repeats:
+    """Remembers ids for ``keep_ms`` of event time, and never more than ``max_ids`` (then the oldest go first)."""
+
+    def __init__(self, keep_ms: int, max_ids: int = 2_000_000) -> None:
+        self.keep_ms = keep_ms
+        self._index = Index({"ts_ms": ((), np.int64)}, max_ids)
+        self._newest_ms = 0
+        self._swept_ms = 0
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def first_time(self, batch: SampleBatch) -> NDArray[np.bool_]:
+        """Which rows of ``batch`` were not seen before (nor earlier in it); remembers them. (B,)"""
+        if not len(batch):
+            return np.zeros(0, np.bool_)
+        requests = column_hash(np.array(batch.request, object))[batch.page]
+        position = batch.position.astype(np.uint64) + np.uint64(1)
+        ids = combine(_SALT, requests, position, batch.kind.astype(np.uint64) + np.uint64(1)).view(np.int64)
+        _, first = np.unique(ids, return_index=True)
+        fresh = np.zeros(len(ids), np.bool_)
+        fresh[first] = True
+        fresh &= self._index.find(ids) == EMPTY
+        new, ts = ids[fresh], batch.ts_ms[fresh]
+        if len(new):
+            self._newest_ms = max(self._newest_ms, int(ts.max()))
+            self._forget(len(new))
+            rows = self._index.add(new)
+            self._index.columns["ts_ms"][rows] = ts[: len(rows)]
+        return fresh
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The memory as arrays."""
+        rows = self._index.rows()
+        return {"ids": self._index.ids[rows], "ts_ms": self._index.columns["ts_ms"][rows]}
+
+    def resume(self, state: dict[str, NDArray[Any]]) -> None:
+        """The inverse of :meth:`state`, on a memory that is empty."""
+        if len(state["ids"]):
+            rows = self._index.add(state["ids"])
+            self._index.columns["ts_ms"][rows] = state["ts_ms"][: len(rows)]
+            self._newest_ms = self._swept_ms = int(state["ts_ms"].max())
+
+    def _forget(self, coming: int) -> None:
+        full = len(self._index) + coming > self._index.max_rows
+        if not full and self._newest_ms < self._swept_ms + self.keep_ms // 4:
+            return
+        self._swept_ms = self._newest_ms
+        rows = self._index.rows()
+        ts = self._index.columns["ts_ms"][rows]
+        gone = ts < self._newest_ms - self.keep_ms
+        if len(rows) - int(gone.sum()) + coming > self._index.max_rows:
+            surplus = max(coming, self._index.max_rows // 8)
+            gone[np.argsort(ts, kind="stable")[:surplus]] = True
+        self._index.remove(self._index.ids[rows[gone]])

@@ -1,0 +1,247 @@
+"""The role ``learn``: samples from Kafka, versions to the model store and the topic ``model.deltas``.
+
+The shell round :class:`~learner.trainer.Trainer` and :class:`~learner.versions.Versions`. It reads without a consumer
+group, from the offsets in its newest snapshot: what it has learnt and where it stands are one file, so they
+cannot disagree. Between a snapshot and a crash it learns again; it never skips.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+import torch
+from kafka import KafkaConsumer, KafkaProducer
+from prometheus_client import Counter, Gauge, Histogram
+
+from learner.model import OnlineModel
+from learner.progressive import Progressive
+from learner.repeats import Repeats
+from learner.trainer import Trainer
+from learner.versions import Progress, Versions, newest_sound
+from millrace.errors import SchemaError, StoreError
+from millrace.kafka import lag_of, make_producer, make_reader, wait_for_broker
+from millrace.metrics import READY
+from millrace.modelstore import Announcement, ModelStore
+from millrace.samples import SampleBatch
+from millrace.settings import Settings
+from millrace.topics import MODEL_DELTAS, SAMPLES
+
+log = structlog.get_logger("learner")
+
+TRAINED = Counter("millrace_samples_trained_total", "Samples learnt from since this process started.")
+REPEATED = Counter("millrace_samples_repeated_total", "Samples dropped because they had been learnt from.")
+FOLLOW_UPS = Counter("millrace_samples_follow_ups_total", "Later actions on exposures already labelled.")
+REFUSED = Counter("millrace_samples_refused_total", "Samples with an unusable label or weight.")
+SKIPPED = Counter("millrace_batches_skipped_total", "Batches and messages not learnt from.", ["reason"])
+ROLLING_AUC = Gauge("millrace_rolling_auc", "AUC of predictions made before learning, newest samples.")
+BASELINE_AUC = Gauge("millrace_baseline_auc", "AUC of the item's own smoothed click rate on the same samples.")
+LOG_LOSS = Gauge("millrace_rolling_log_loss", "Log loss of the same predictions.")
+CALIBRATION = Gauge("millrace_calibration", "Clicks predicted over clicks seen, same predictions.")
+VERSION = Gauge("millrace_model_version", "Newest version published.")
+TABLE_ROWS = Gauge("millrace_table_rows", "Rows in the sparse tables.")
+LEARN_SECONDS = Histogram("millrace_learn_seconds", "Time to predict, judge and learn a micro-batch.")
+SNAPSHOTS = Counter("millrace_snapshots_total", "Snapshots published.")
+DELTAS = Counter("millrace_deltas_total", "Deltas published.")
+LAG = Gauge("millrace_learner_lag", "Messages of samples not yet read.", ["partition"])
+
+_POLL_MS = 50
+_HOUR_MS = 3_600_000
+_OUTAGE_MS = 300_000
+"""Wall time for which repeated samples are recognised at least, however fast event time runs."""
+
+
+@dataclass(slots=True)
+class _Due:
+    """When each periodic duty falls due next (monotonic seconds)."""
+
+    delta: float
+    snapshot: float
+    report: float
+    batch: float
+
+
+class Learner:
+    """The state of a running learner: trainer, versions, reader, producer. See :func:`run`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        schema = settings.load_schema()
+        self.store = ModelStore(settings.folder("models"))
+        found = newest_sound(self.store, schema.id, settings.model)
+        spec: dict[str, Any] = found[0].spec if found else {"model": settings.model}
+        model = OnlineModel(schema, spec, settings.seed)
+        keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + _HOUR_MS
+        keep_ms = max(keep_ms, round(_OUTAGE_MS * settings.event_clock().speed))
+        self.trainer = Trainer(model, Progressive(settings.rolling_rows), Repeats(keep_ms), settings.batch_rows)
+        self.offsets: dict[int, int] = {}
+        if found:
+            note, state = found
+            model.resume(state.image, state.training)
+            self.trainer.resume(state.training, note.extra.get("counts", {}))
+            self.offsets = {int(p): o for p, o in note.offsets.items()}
+            log.info("resumed", version=note.version, trained=note.trained, offsets=note.offsets)
+        self.versions = Versions(self.store, model)
+        self._shown = self.trainer.counts.copy()
+        self._history = settings.folder("learner") / "history.jsonl"
+        self._told = -1
+
+    def run(self, stop: threading.Event) -> None:
+        reader = make_reader(self.settings, SAMPLES, self.offsets)
+        try:
+            producer = make_producer(self.settings)
+            try:
+                self._announce(producer, self.versions.root(self._progress(), self.trainer.state()))
+                READY.set(1)
+                self._loop(reader, producer, stop)
+                self._learn(drain=True)
+                self._publish(producer, snapshot=True)
+                self._report(reader)
+                producer.flush(timeout=10)
+            finally:
+                READY.set(0)
+                producer.close(timeout=5)
+        finally:
+            reader.close()
+
+    def _loop(self, reader: KafkaConsumer, producer: KafkaProducer, stop: threading.Event) -> None:
+        settings = self.settings
+        now = time.monotonic()
+        due = _Due(now + settings.delta_seconds, now + settings.snapshot_seconds, now + 1.0, now)
+        while not stop.is_set():
+            self._take(reader)
+            now = time.monotonic()
+            drain = bool(self.trainer.pending) and now >= due.batch
+            if self._learn(drain) or not self.trainer.pending:
+                due.batch = time.monotonic() + settings.batch_ms / 1000
+            now = time.monotonic()
+            if now >= due.snapshot:
+                self._learn(drain=True)  # so that the offsets say exactly what the weights have seen
+                self._publish(producer, snapshot=True)
+                due.snapshot, due.delta = now + settings.snapshot_seconds, now + settings.delta_seconds
+            elif now >= due.delta:
+                self._publish(producer, snapshot=False)
+                due.delta = now + settings.delta_seconds
+            if now >= due.report:
+                self._report(reader)
+                due.report = now + 1.0
+
+    def _take(self, reader: KafkaConsumer) -> None:
+        polled: dict[Any, list[Any]] = reader.poll(timeout_ms=_POLL_MS)
+        for partition, records in polled.items():
+            for record in records:
+                try:
+                    batch = SampleBatch.from_bytes(record.value)
+                    if not self.trainer.fits(batch):
+                        raise SchemaError(
+                            f"samples of {batch.cat.shape[1]} + {batch.num.shape[1]} features",
+                            "give stream and learner one schema",
+                        )
+                    self.trainer.take(batch)
+                except SchemaError as error:
+                    SKIPPED.labels("unreadable").inc()
+                    log.error(
+                        "message of samples passed over",
+                        partition=partition.partition,
+                        offset=record.offset,
+                        error=str(error),
+                    )
+                self.offsets[partition.partition] = record.offset + 1
+
+    def _learn(self, drain: bool) -> bool:
+        learnt = False
+        while True:
+            began = time.perf_counter()
+            report = self.trainer.step(drain)
+            if report is None:
+                return learnt
+            learnt = True
+            LEARN_SECONDS.observe(time.perf_counter() - began)
+            if report.skipped is not None:
+                SKIPPED.labels(report.skipped).inc()
+                log.error("batch refused, weights untouched", reason=report.skipped, loss=report.loss)
+            elif report.rows:
+                self.versions.learnt(self.trainer.origins)
+            self.trainer.origins = []
+
+    def _progress(self) -> Progress:
+        counts = dict(self.trainer.counts)
+        return Progress(counts.get("trained", 0), dict(self.offsets), {"counts": counts})
+
+    def _publish(self, producer: KafkaProducer, snapshot: bool) -> None:
+        try:
+            note = self.versions.delta(self._progress())
+            if note is not None:
+                self._announce(producer, note)
+            if snapshot:
+                note = self.versions.snapshot(self._progress(), self.trainer.state())
+                if note is not None:
+                    self._announce(producer, note)
+        except OSError as error:
+            raise StoreError(
+                f"model store '{self.store.folder}' cannot be written ({error.strerror or error})",
+                "make room there, or set MILLRACE_DATA to another folder",
+            ) from None
+
+    def _announce(self, producer: KafkaProducer, note: Announcement) -> None:
+        producer.send(MODEL_DELTAS, msgspec.json.encode(note)).add_errback(
+            lambda error: log.error("announcement lost; scorers will resynchronise", error=str(error))
+        )
+        VERSION.set(note.version)
+        (SNAPSHOTS if note.kind == "snapshot" else DELTAS).inc()
+
+    def _report(self, reader: KafkaConsumer) -> None:
+        """Metrics, and a line of history when something was learnt since the last."""
+        counts, shown = self.trainer.counts, self._shown
+        for counter, name in (
+            (TRAINED, "trained"),
+            (REPEATED, "repeated"),
+            (FOLLOW_UPS, "follow_ups"),
+            (REFUSED, "refused"),
+        ):
+            counter.inc(counts[name] - shown[name])
+        self._shown = counts.copy()
+        figures = self.trainer.progressive
+        TABLE_ROWS.set(self.versions.model.rows)
+        for partition, lag in lag_of(reader).items():
+            LAG.labels(str(partition)).set(lag)
+        if not figures.rows:
+            return
+        ROLLING_AUC.set(figures.auc)
+        BASELINE_AUC.set(figures.baseline_auc)
+        LOG_LOSS.set(figures.log_loss)
+        CALIBRATION.set(figures.calibration)
+        if counts["trained"] == self._told:
+            return
+        self._told = counts["trained"]
+        line = {
+            "event_time": self.versions.model.newest_ms,
+            "auc": figures.auc,
+            "baseline_auc": figures.baseline_auc,
+            "log_loss": figures.log_loss,
+            "calibration": None if figures.calibration != figures.calibration else figures.calibration,
+            "trained": self._told,
+        }
+        with self._history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """Learns until ``stop`` is set; then learns what it has read, publishes a last snapshot, and returns.
+
+    Raises:
+        SnapshotError: the model store is of another schema or model.
+        BrokerError: the broker or the topic is not there.
+        StoreError: the model store cannot be written.
+    """
+    # The other half of the machine belongs to the roles beside this one.
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    learner = Learner(settings)
+    wait_for_broker(settings)
+    learner.run(stop)

@@ -1,0 +1,104 @@
+"""The learner without its shell: samples in, a model that has predicted each of them and then learnt from it.
+
+::
+
+    message ──► drop what was seen ──► pending ──(batch_rows, or drain)──► predict ──► judge ──► learn
+                                                                         rolling figures     OnlineModel
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from learner.model import LearnReport, OnlineModel
+from learner.progressive import Progressive, baseline_column
+from learner.repeats import Repeats
+from millrace.modelstore import Array
+from millrace.samples import CORRECTION, FOLLOW_UP, SampleBatch
+
+_PRIVATE = "trainer/"
+
+
+class Trainer:
+    """Feeds ``model`` from a stream of sample batches, in micro-batches of at most ``batch_rows``.
+
+    ``counts`` has what became of samples: "trained", "repeated", "follow_ups", "refused" (unusable label or weight),
+    "bad_numbers", "skipped" (rows in refused batches) and "skipped:REASON" (batches).
+    """
+
+    def __init__(self, model: OnlineModel, progressive: Progressive, repeats: Repeats, batch_rows: int) -> None:
+        self.model, self.progressive, self.repeats = model, progressive, repeats
+        self.batch_rows = batch_rows
+        self.counts: Counter[str] = Counter()
+        self.origins: list[int] = []  # of clicks learnt from; the publisher empties it
+        self._pending: list[SampleBatch] = []
+        self._baseline = baseline_column(model.schema)
+
+    @property
+    def pending(self) -> int:
+        """Rows taken and not yet learnt from."""
+        return sum(len(b) for b in self._pending)
+
+    def fits(self, batch: SampleBatch) -> bool:
+        """Whether the batch has the feature columns of the model's schema."""
+        layout = self.model.schema.layout
+        return (batch.cat.shape[1], batch.num.shape[1]) == (layout.F, layout.N)
+
+    def take(self, batch: SampleBatch) -> None:
+        """Queues what is new in a message. The caller has checked that it :meth:`fits`."""
+        fresh = self.repeats.first_time(batch)
+        self.counts["repeated"] += int(len(batch) - fresh.sum())
+        follow = batch.kind == FOLLOW_UP
+        self.counts["follow_ups"] += int((fresh & follow).sum())
+        fresh &= ~follow
+        if fresh.any():
+            self._pending.append(batch if fresh.all() else batch.take(fresh))
+
+    def step(self, drain: bool = False) -> LearnReport | None:
+        """Predicts, judges and learns one micro-batch: a full one, or with ``drain`` whatever is there. None when
+        there is not enough; call again until then."""
+        rows = self.pending
+        if not rows or (rows < self.batch_rows and not drain):
+            return None
+        whole = SampleBatch.concat(self._pending)
+        batch, rest = whole.take(slice(0, self.batch_rows)), whole.take(slice(self.batch_rows, None))
+        self._pending = [rest] if len(rest) else []
+        self._judge(batch)
+        report = self.model.learn(batch)
+        self.counts["trained"] += report.rows
+        self.counts["refused"] += report.refused
+        self.counts["bad_numbers"] += report.bad_numbers
+        if report.skipped is not None:
+            self.counts["skipped"] += len(batch) - report.refused
+            self.counts[f"skipped:{report.skipped}"] += 1
+        else:
+            self.origins.extend(batch.origin_ms[batch.origin_ms > 0].tolist())
+        return report
+
+    def _judge(self, batch: SampleBatch) -> None:
+        """Corrections are not judged: their exposure was judged as the negative it then was."""
+        with np.errstate(invalid="ignore"):
+            judged = (batch.kind != CORRECTION) & (batch.label >= 0) & (batch.label <= 1)
+        if not judged.all():
+            batch = batch.take(judged)
+        if not len(batch):
+            return
+        p = self.model.score(batch.cat, batch.num)
+        baseline = None if self._baseline is None else np.nan_to_num(batch.num[:, self._baseline])
+        if np.isfinite(p).all():
+            self.progressive.update(p, batch.label, baseline)
+
+    def state(self) -> dict[str, Array]:
+        """What a snapshot keeps besides the model: ids already learnt from. Nothing may be pending."""
+        return {f"{_PRIVATE}{n}": a for n, a in self.repeats.state().items()}
+
+    def resume(self, training: Mapping[str, Array], counts: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`, with the counts that the snapshot's note carries."""
+        own = {n.removeprefix(_PRIVATE): a for n, a in training.items() if n.startswith(_PRIVATE)}
+        if own:
+            self.repeats.resume(own)
+        self.counts.update({name: int(value) for name, value in counts.items()})

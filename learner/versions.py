@@ -1,0 +1,155 @@
+"""The learner's side of the model store: a chain of versions, begun anew after each start.
+
+::
+
+    start:    newest sound snapshot v57 (older deltas up to v61 on disk) ──resume──► snapshot v62, root of a new chain
+    running:  v62 ──delta──► v63 ──► ... ──► v92 = snapshot v92 ──► ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from learner.model import OnlineModel
+from millrace.clock import wall_ms
+from millrace.errors import SnapshotError
+from millrace.modelstore import Announcement, Array, ModelStore, decode_announcement
+
+log = structlog.get_logger("learner")
+
+_ORIGINS = 1000
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a version says about itself besides its tensors."""
+
+    trained: int = 0
+    offsets: dict[int, int] = field(default_factory=dict)  # next offset of samples to read, by partition
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Versions:
+    """Publishes a model's versions in order. ``model`` may be learnt from between any two calls."""
+
+    def __init__(self, store: ModelStore, model: OnlineModel) -> None:
+        self.store, self.model = store, model
+        self.version = _highest(store)
+        self.hash = ""
+        self._origins: list[int] = []
+        self._changed = False
+        self._snapshot_version = -1
+
+    def learnt(self, origins: list[int]) -> None:
+        """Says that the model has learnt since the last version, among others from clicks sent at ``origins``."""
+        self._changed = True
+        self._origins = (self._origins + origins)[-_ORIGINS:]
+
+    def root(self, progress: Progress, private: Mapping[str, Array]) -> Announcement:
+        """The first version after a start: a snapshot above every version that was ever published."""
+        self.version += 1
+        image, training = self.model.snapshot()
+        note = self.store.write_snapshot(image, {**training, **private}, **self._meta(progress, snapshot=True))
+        return self._published(note)
+
+    def delta(self, progress: Progress) -> Announcement | None:
+        """The next version, or None when nothing was learnt since the last."""
+        if not self._changed:
+            return None
+        self.version += 1
+        note = self.store.write_delta(self.model.changes(), self.hash, **self._meta(progress, snapshot=False))
+        return self._published(note)
+
+    def snapshot(self, progress: Progress, private: Mapping[str, Array]) -> Announcement | None:
+        """The whole state of the newest version; None when that has a snapshot. Call :meth:`delta` before it."""
+        if self._snapshot_version == self.version:
+            return None
+        image, training = self.model.snapshot()
+        meta = self._meta(progress, snapshot=True)
+        note = self.store.write_snapshot(image, {**training, **private}, hash=self.hash, **meta)
+        self.store.prune()
+        return self._published(note)
+
+    def _published(self, note: Announcement) -> Announcement:
+        self.hash = note.hash
+        self._changed, self._origins = False, []
+        if note.kind == "snapshot":
+            self._snapshot_version = note.version
+        return note
+
+    def _meta(self, progress: Progress, snapshot: bool) -> dict[str, Any]:
+        meta: dict[str, Any] = {
+            "version": self.version,
+            "schema_id": self.model.schema.id,
+            "spec": self.model.spec,
+            "event_ms": self.model.newest_ms,
+            "trained": progress.trained,
+            "origins": self._origins,
+            "published_ms": wall_ms(),
+        }
+        if snapshot:
+            meta["offsets"] = {str(p): o for p, o in progress.offsets.items()}
+            meta["extra"] = progress.extra
+        return meta
+
+
+def sound_snapshots(store: ModelStore) -> Iterator[Announcement]:
+    """Snapshots whose manifest can be read, newest first. A damaged one is set aside, aloud, not deleted."""
+    for path in sorted(store.folder.glob("snapshot-*/manifest.json"), reverse=True):
+        try:
+            yield decode_announcement(path.read_bytes())
+        except (OSError, ValueError) as error:
+            set_aside(store, path.parent.name, str(error))
+
+
+def set_aside(store: ModelStore, name: str, why: str) -> None:
+    """Takes a damaged snapshot out of the store's sight."""
+    log.error("snapshot is damaged; the one before it is tried", snapshot=name, error=why, kept_as=f"damaged-{name}")
+    (store.folder / name).rename(store.folder / f"damaged-{name}")
+
+
+def newest_sound(store: ModelStore, schema_id: str, model: str) -> tuple[Announcement, OnlineModelState] | None:
+    """The newest snapshot that can be read whole, or None.
+
+    Raises:
+        SnapshotError: it is of another schema or model than the learner was started with.
+    """
+    for note in sound_snapshots(store):
+        if note.schema_id != schema_id:
+            raise SnapshotError(
+                f"the models in '{store.folder}' are of schema {note.schema_id}, the learner's is {schema_id}",
+                "set MILLRACE_SCHEMA to the schema they were learnt with, or MILLRACE_DATA to an empty folder",
+            )
+        if note.spec.get("model") != model:
+            raise SnapshotError(
+                f"the models in '{store.folder}' are '{note.spec.get('model')}', the learner was told '{model}'",
+                f"set MILLRACE_MODEL to {note.spec.get('model')}, or MILLRACE_DATA to an empty folder",
+            )
+        try:
+            return note, OnlineModelState(store.read(note), store.read_training(note))
+        except SnapshotError as error:
+            set_aside(store, f"snapshot-{note.version:08d}", error.problem)
+    return None
+
+
+@dataclass(slots=True)
+class OnlineModelState:
+    """What :meth:`OnlineModel.resume` takes."""
+
+    image: Any
+    training: dict[str, Array]
+
+
+def _highest(store: ModelStore) -> int:
+    """The highest version that left a trace in the store; -1 in an empty one."""
+    names = [p.name for p in store.folder.iterdir()]
+    found = [-1]
+    for name in names:
+        digits = name.removeprefix("damaged-").removeprefix("snapshot-").removeprefix("delta-").split(".")[0]
+        if digits.isdigit():
+            found.append(int(digits))
+    return max(found)
