@@ -1,0 +1,199 @@
+"""The role `learn` against the embedded broker: versions out, offsets kept, restarts, damage, other schemas."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from learner.model import ServingModel
+from learner.service import run
+from millrace.errors import SnapshotError
+from millrace.kafka import create_topics, make_producer, make_reader, wait_for_broker
+from millrace.modelstore import Announcement, ModelStore, decode_announcement, verify
+from millrace.run.services import EmbeddedBroker
+from millrace.samples import SampleBatch
+from millrace.settings import Settings
+from millrace.topics import MODEL_DELTAS, SAMPLES
+from tests.learning import SCHEMA, make_samples
+
+pytestmark = pytest.mark.services
+
+SCHEMA_TEXT = """
+name = "small"
+[[fields]]
+name = "user_id"
+of = "user"
+"""
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as service:
+        yield service.address
+
+
+@pytest.fixture
+def settings(broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setattr(Settings, "load_schema", lambda self: SCHEMA)
+    return Settings(
+        kafka=broker,
+        data=str(tmp_path),
+        partitions=2,
+        idempotence=False,
+        batch_rows=64,
+        batch_ms=50,
+        delta_seconds=0.2,
+        snapshot_seconds=1.0,
+    )
+
+
+class Role:
+    """The learner in a thread, with what it raised."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.stop = settings, threading.Event()
+        self.error: Exception | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            run(self.settings, self.stop)
+        except Exception as error:
+            self.error = error
+
+    def end(self) -> None:
+        self.stop.set()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+        if self.error is not None:
+            raise self.error
+
+
+def until(what: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def send(settings: Settings, batches: list[SampleBatch]) -> None:
+    producer = make_producer(settings)
+    for i, batch in enumerate(batches):
+        producer.send(SAMPLES, batch.to_bytes(), partition=i % 2)
+    producer.flush()
+    producer.close()
+
+
+def announced(settings: Settings, past: int) -> list[Announcement]:
+    """What was announced beyond the first ``past`` messages, until nothing more comes."""
+    reader = make_reader(settings, MODEL_DELTAS, {0: past})
+    notes: list[Announcement] = []
+    quiet = 0
+    while quiet < 4:
+        polled = reader.poll(timeout_ms=100)
+        quiet = 0 if polled else quiet + 1
+        notes += [decode_announcement(r.value) for rs in polled.values() for r in rs]
+    reader.close()
+    return notes
+
+
+def trained(settings: Settings) -> int:
+    note = ModelStore(settings.folder("models")).latest()
+    return note.trained if note else -1
+
+
+def test_life_of_a_learner(settings: Settings) -> None:
+    """Start, learn, publish, stop; start again at the stored offsets; recognise what was sent twice."""
+    wait_for_broker(settings)
+    create_topics(settings)
+    batches = [make_samples(100, seed) for seed in range(6)]
+    store = ModelStore(settings.folder("models"))
+
+    role = Role(settings)
+    until(lambda: trained(settings) == 0)  # an untrained model serves at once
+    send(settings, [*batches[:4], batches[0]])
+    until(lambda: trained(settings) == 400)
+    role.end()
+    first = announced(settings, 0)
+    assert [n.version for n in first if n.kind == "snapshot"][0] == 0
+    assert first[-1].trained == 400
+    assert sum(n.kind == "delta" for n in first) >= 1
+    origins = sorted(o for n in first if n.kind == "delta" for o in n.origins)
+    sent = np.concatenate([b.origin_ms for b in batches[:4]])
+    assert origins == sorted(sent[sent > 0].tolist())
+    assert sum(p.deltas for p in verify(store.folder)) == first[-1].version
+
+    # A scorer that follows the announcements holds what the last snapshot says.
+    model = ServingModel.of(SCHEMA, first[0].spec, store.read(first[0]))
+    at = first[0].hash
+    for note in first[1:]:
+        if note.kind == "delta":
+            assert note.parent == at
+            model.patch(store.read(note))
+            at = note.hash
+    newest = store.latest()
+    assert newest is not None
+    assert newest.hash == at
+    assert model.image().same_bits(store.read(newest)) == ""
+
+    # Between the runs more arrives, among it something already learnt from.
+    send(settings, [batches[4], batches[1]])
+    role = Role(settings)
+    until(lambda: trained(settings) == 500)
+    role.end()
+    second = announced(settings, len(first))
+    assert second[0].kind == "snapshot"
+    assert second[0].version == first[-1].version + 1
+    assert second[0].trained == 400
+    assert second[-1].trained == 500
+    assert second[-1].extra["counts"]["repeated"] == 200
+    history = [json.loads(line) for line in (settings.folder("learner") / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["trained"] == 500
+    assert {"event_time", "auc", "log_loss", "calibration"} <= set(history[-1])
+
+    # A damaged newest snapshot: the one before it is used, the damaged one is kept aside, nothing is learnt twice.
+    newest = store.latest()
+    assert newest is not None
+    (store.folder / newest.file).write_bytes(b"not a tensor file")
+    send(settings, [batches[5]])
+    role = Role(settings)
+    until(lambda: trained(settings) >= 600)
+    role.end()
+    assert trained(settings) == 600
+    assert (store.folder / f"damaged-snapshot-{newest.version:08d}").is_dir()
+    third = announced(settings, len(first) + len(second))
+    assert third[0].version == newest.version + 1
+
+    # Rubbish in the topic is passed over.
+    producer = make_producer(settings)
+    producer.send(SAMPLES, b"rubbish", partition=0)
+    producer.flush()
+    producer.close()
+    send(settings, [make_samples(100, 77)])
+    role = Role(settings)
+    until(lambda: trained(settings) == 700)
+    role.end()
+
+    other = msgspec.structs.replace(settings, model="logistic")
+    with pytest.raises(SnapshotError, match="MILLRACE_MODEL"):
+        run(other, threading.Event())
+
+
+def test_another_schema_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from learner.model import OnlineModel
+    from learner.versions import Progress, Versions
+    from millrace.schema import parse_schema
+
+    model = OnlineModel(SCHEMA, {"model": settings.model}, 0)
+    Versions(ModelStore(settings.folder("models")), model).root(Progress(), {})
+    monkeypatch.setattr(Settings, "load_schema", lambda self: parse_schema(SCHEMA_TEXT))
+    with pytest.raises(SnapshotError, match="MILLRACE_SCHEMA"):
+        run(settings, threading.Event())
