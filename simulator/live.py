@@ -1,0 +1,309 @@
+"""The simulator's role: shoppers who come, look, click and buy against a running loop.
+
+Closed loop: pages come from the scorer's ``/recommend``. Open loop: pages by the shop's previous recommender, which
+the scorer only scores and logs (``/score``), so that the label join has its impressions.
+
+When shoppers come and how they judge an item is the world's (a function of seed and event time); a page is seen when
+the scorer's answer is there, by the event clock. A restarted simulator goes on in the same world at the present time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import numpy as np
+import structlog
+
+from millrace.clock import EventClock
+from millrace.events import Exposure, key_of, to_json
+from millrace.kafka import make_producer, wait_for_broker
+from millrace.metrics import READY, serve_metrics
+from millrace.settings import Settings
+from millrace.topics import ITEMS, USERS
+from simulator import figures
+from simulator.dice import stream
+from simulator.pages import PagePolicy
+from simulator.params import PAGE
+from simulator.reaction import react
+from simulator.till import Rates, Till
+from simulator.visits import Visits
+from simulator.wire import Aloud, Outlet, Producer, Scorer
+from simulator.world import UNKNOWN, World, day_of
+
+log = structlog.get_logger("simulator")
+
+TICK_SECONDS = 0.01
+REQUEST_SECONDS = 10.0
+
+
+def _nonce() -> str:
+    return os.urandom(4).hex()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the shop is like and how long it is open. Event time's pace is the clock's (settings)."""
+
+    seed: int | None = None  # None: the settings'
+    users: int = 4000  # who come on an average day
+    duplicate: float = 0.01  # shares of messages; see Rates
+    out_of_order: float = 0.02
+    late: float = 0.005
+    malformed: float = 0.002
+    open_loop: bool = False
+    max_pages: int | None = None
+    seconds: float | None = None  # wall time
+    concurrency: int = 8  # requests at once
+    line: int = 400  # shoppers who may wait for a page; more are turned away
+    incarnation: str = field(default_factory=_nonce)  # makes request ids unique over restarts
+
+    @property
+    def rates(self) -> Rates:
+        return Rates(self.duplicate, self.out_of_order, self.late, self.malformed)
+
+
+def run(settings: Settings, options: Options, stop: threading.Event, producer: Producer | None = None) -> None:
+    """Runs shoppers until ``stop`` is set, or ``options.seconds`` or ``options.max_pages`` are over.
+
+    Args:
+        producer: stands in for Kafka's, in tests.
+
+    Raises:
+        BrokerError, SettingError, PortError: an address is unusable at the start. Later outages are waited out.
+    """
+    if producer is None:
+        wait_for_broker(settings)
+        producer = make_producer(settings)
+    port = serve_metrics("simulator", settings.metrics_port, settings.host)
+    seed = settings.seed if options.seed is None else options.seed
+    log.info("building the world", seed=seed, users=options.users, metrics_port=port)
+    world = World(seed, options.users)
+    outlet = Outlet(producer)
+    try:
+        asyncio.run(Shop(settings, options, world, outlet, stop).open())
+    finally:
+        READY.set(0)
+        outlet.close()
+
+
+class Shop:
+    """One opening of the shop."""
+
+    def __init__(
+        self, settings: Settings, options: Options, world: World, outlet: Outlet, stop: threading.Event
+    ) -> None:
+        self._settings, self._options, self._world, self._outlet, self._stop = settings, options, world, outlet, stop
+        self._clock: EventClock = settings.event_clock()
+        rng = stream(world.seed, "mischief", int.from_bytes(options.incarnation.encode()[:8], "little"))
+        self._till = Till(outlet, settings, options.rates, rng, options.incarnation)
+        self._oracle = figures.Oracle(settings.rolling_rows, round(settings.attribution_minutes * 60_000))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._gate = asyncio.Semaphore(options.concurrency)
+        self._in_line = 0
+        self._requests = 0
+        self._pages = 0
+        self._over = False
+        self._aloud = Aloud()
+        self._policy: tuple[int, PagePolicy] | None = None
+
+    def _stopped(self) -> bool:
+        return self._over or self._stop.is_set()
+
+    async def open(self) -> None:
+        """Opens, and closes when it is time."""
+        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+        connector = aiohttp.TCPConnector(limit=self._options.concurrency + 1)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+            scorer = Scorer(self._settings.scorer, session, self._stopped)
+            now = self._clock.now()
+            self._publish_users()
+            day = day_of(now)
+            self._publish_goods(day, now)
+            await self._outlet.room()
+            if not await scorer.ready():
+                return
+            READY.set(1)
+            log.info("the shop is open", event_ms=self._clock.now(), open_loop=self._options.open_loop)
+            loops = [
+                asyncio.create_task(work)
+                for work in (self._admit(scorer), self._ring_up(), self._stock(now), self._reckon())
+            ]
+            try:
+                await self._until_over(loops)
+            finally:
+                self._over = True
+                for task in (*loops, *self._tasks):
+                    task.cancel()
+                await asyncio.gather(*loops, *self._tasks, return_exceptions=True)
+                self._till.send_due(self._clock.now())
+                self._till.close()
+                self._settle()
+                log.info("the shop is closed", pages=self._pages)
+
+    async def _until_over(self, loops: list[asyncio.Task[None]]) -> None:
+        end = None if self._options.seconds is None else time.monotonic() + self._options.seconds
+        while not self._stopped():
+            if end is not None and time.monotonic() >= end:
+                return
+            for task in loops:
+                if task.done():
+                    task.result()  # a loop ends by cancellation alone: this raises what broke it
+            await asyncio.sleep(0.02)
+
+    # -- shoppers --------------------------------------------------------------------------------------------
+
+    async def _admit(self, scorer: Scorer) -> None:
+        """Lets each session in at its time."""
+        now = self._clock.now()
+        for visits, views in self._sessions(day_of(now), now):
+            await self._until(int(visits.start_ms[views[0]]))
+            await self._outlet.room()
+            if self._in_line >= self._options.line:
+                figures.TURNED_AWAY.inc()
+                self._aloud("the line before the scorer is too long; a shopper is turned away", line=self._in_line)
+                continue
+            task = asyncio.create_task(self._session(scorer, visits, views))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _sessions(self, day: int, from_ms: int) -> Iterator[tuple[Visits, Any]]:
+        """Sessions from a time on, in order of their start, day after day: the day's visits and the session's views."""
+        while True:
+            visits = self._world.visits(day)
+            order = np.lexsort((visits.page, visits.session))
+            first = np.flatnonzero(np.diff(visits.session[order], prepend=-1))
+            sessions = np.split(order, first[1:])
+            for views in sorted(sessions, key=lambda v: int(visits.start_ms[v[0]])):
+                if visits.start_ms[views[0]] >= from_ms:
+                    yield visits, views
+            day += 1
+
+    async def _until(self, event_ms: int) -> None:
+        while (ahead := event_ms - self._clock.now()) > 0:
+            await asyncio.sleep(min(ahead / 1000 / self._clock.speed, 0.2))
+
+    async def _session(self, scorer: Scorer, visits: Visits, views: Any) -> None:
+        try:
+            for view in views.tolist():
+                await self._until(int(visits.start_ms[view]))
+                self._in_line += 1
+                try:
+                    async with self._gate:
+                        seen = await self._page(scorer, visits, view)
+                finally:
+                    self._in_line -= 1
+                if not seen:
+                    return
+        except Exception as error:  # a shopper's mishap is not the shop's end, but it must be heard
+            figures.REQUEST_ERRORS.inc()
+            log.error("a session failed", error=f"{type(error).__name__}: {error}", exc_info=True)
+
+    async def _page(self, scorer: Scorer, visits: Visits, view: int) -> bool:
+        """One page: asked for, seen, reacted to."""
+        user, size = int(visits.user[view]), int(visits.size[view])
+        shown: list[int] = []
+
+        def ask() -> dict[str, Any]:
+            body: dict[str, Any] = {"user_id": user + 1, "ts_ms": self._clock.now(), "request_id": self._request_id()}
+            if not self._options.open_loop:
+                return body | {"size": size}
+            shown[:] = self._own_page(visits, view)[:size]
+            return body | {"items": shown, "log": True}
+
+        if self._options.open_loop:
+            answered = await scorer.ask("/score", ask, refusals=20)
+        else:
+            answered = await scorer.ask("/recommend", ask)
+        if answered is None or self._stopped():
+            return False
+        body, page = answered
+        arm = "open" if self._options.open_loop else str(page["arm"])
+        items: list[int | str] = [*shown] if self._options.open_loop else [i["item_id"] for i in page["items"]]
+        if not items:
+            return True  # an empty page is nothing to look at
+        self._look(visits, view, str(body["request_id"]), items[:size], max(body["ts_ms"], self._clock.now()), arm)
+        self._pages += 1
+        if self._options.max_pages is not None and self._pages >= self._options.max_pages:
+            self._over = True
+        return True
+
+    def _look(self, visits: Visits, view: int, request_id: str, items: list[int | str], ts_ms: int, arm: str) -> None:
+        world, user, n = self._world, int(visits.user[view]), len(items)
+        day = world.day(day_of(ts_ms))
+        rows = day.rows(np.array([int(i) if str(i).isdigit() else UNKNOWN for i in items]))
+        position = np.arange(n)
+        chance = day.click_probability(user, rows, position)
+        keys = (user, visits.day, int(visits.session[view]), int(visits.page[view]))
+        reaction = react(world.seed, world.params, chance, bool(world.shoppers.business[user]), ts_ms, position, keys)
+        exposure = Exposure(f"{request_id}/e", request_id, ts_ms, user + 1, list(items))
+        self._till.page(exposure, arm, chance.astype("<f4").tobytes())
+        clicked = reaction.click_ms > 0
+        for slot in np.flatnonzero(clicked).tolist():
+            self._till.actions(exposure, slot, reaction.times(slot), arm)
+        self._oracle.add(ts_ms, chance, clicked.tolist())
+
+    def _own_page(self, visits: Visits, view: int) -> list[int]:
+        """Ids of the previous recommender's page."""
+        if self._policy is None or self._policy[0] != visits.day:
+            self._policy = (visits.day, PagePolicy(self._world, self._world.day(visits.day)))
+        rows = self._policy[1].pages(visits, np.array([view]))[0]
+        ids: list[int] = self._world.day(visits.day).goods.item_id[rows[:PAGE]].tolist()
+        return ids
+
+    def _request_id(self) -> str:
+        self._requests += 1
+        return f"{self._options.incarnation}-{self._requests}"
+
+    # -- the shop --------------------------------------------------------------------------------------------
+
+    async def _ring_up(self) -> None:
+        """Sends events when they are due."""
+        while True:
+            self._till.send_due(self._clock.now())
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def _reckon(self) -> None:
+        while True:
+            self._settle()
+            await asyncio.sleep(0.5)
+
+    def _settle(self) -> None:
+        self._oracle.settle(self._clock.now())
+        auc = self._oracle.auc()
+        if auc is not None:
+            figures.ORACLE_AUC.set(auc)
+
+    def _publish_users(self) -> None:
+        for index in range(self._world.shoppers.n):
+            user = self._world.shoppers.user(index)
+            self._outlet.put(USERS, key_of(user.user_id), to_json(user))
+
+    def _publish_goods(self, day: int, now_ms: int) -> None:
+        """All goods that are on sale, and those that went lately as gone."""
+        goods = self._world.day(day).goods
+        for row in np.flatnonzero(goods.born_ms <= now_ms).tolist():
+            self._put_item(goods, row, bool(goods.dies_ms[row] <= now_ms))
+
+    def _put_item(self, goods: Any, row: int, gone: bool) -> None:
+        item = self._world.catalogue.item(goods, row, gone)
+        self._outlet.put(ITEMS, key_of(item.item_id), to_json(item))
+
+    async def _stock(self, from_ms: int) -> None:
+        """Puts new goods on sale and takes old ones off, each at its time."""
+        day = day_of(from_ms)
+        while True:
+            goods = self._world.day(day).goods
+            changes = [(int(at), row, False) for row, at in enumerate(goods.born_ms) if day_of(int(at)) == day]
+            changes += [(int(at), row, True) for row, at in enumerate(goods.dies_ms) if day_of(int(at)) == day]
+            for at, row, gone in sorted(changes):
+                if at > from_ms:
+                    await self._until(at)
+                    self._put_item(goods, row, gone)
+            day += 1
