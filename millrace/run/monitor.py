@@ -105,7 +105,8 @@ class Picture:
 
     wall_ms: int = 0
     figures: dict[str, float | None] = field(default_factory=dict)
-    ready: dict[str, bool] = field(default_factory=dict)  # answered in this round, and said that it does its work
+    answers: dict[str, bool] = field(default_factory=dict)  # answered in this round
+    ready: dict[str, bool] = field(default_factory=dict)  # and said that it does its work
     model: dict[str, Any] = field(default_factory=dict)  # the scorer's GET /model
     dead_letters: dict[str, float] = field(default_factory=dict)  # by reason
 
@@ -154,15 +155,16 @@ class Monitor:
     def look(self) -> Picture:
         """Asks everybody once, now; also from the owner's thread, when it needs figures that are not a second old."""
         with self._lock:
-            ready: dict[str, bool] = {}
+            answers: dict[str, bool] = {}
             for name, url in self._targets.items():
                 try:
                     self.roles[name].update(self._get(url))
-                    ready[name] = self.roles[name].gauge("millrace_ready") == 1
+                    answers[name] = True
                 except (OSError, ValueError):
-                    ready[name] = False
+                    answers[name] = False
+            ready = {n: answers[n] and role.gauge("millrace_ready") == 1 for n, role in self.roles.items()}
             model = self.picture.model
-            if ready.get("scorer"):
+            if answers.get("scorer"):
                 with suppress(OSError, ValueError):  # it may go between two questions: the next round asks again
                     model = json.loads(self._get(f"{self._scorer}/model"))
             wall_ms = time.time_ns() // 1_000_000
@@ -170,7 +172,7 @@ class Monitor:
             if self.first_auc_wall_ms is None and figures["auc"] is not None:
                 self.first_auc_wall_ms = wall_ms
             dead = self.roles["stream"].by_label("millrace_dead_letters_total", "reason")
-            self.picture = Picture(wall_ms, figures, ready, model, dead)
+            self.picture = Picture(wall_ms, figures, answers, ready, model, dead)
             self.series.add(wall_ms, self._clock.at(wall_ms), figures)
             return self.picture
 

@@ -95,9 +95,9 @@ class Supervisor:
         self._clock = clock
 
     def start(self, name: str, env: Mapping[str, str], argv: list[str] | None = None) -> None:
-        """Starts a role. ``env`` is added to our own environment; ``argv`` is another program than the role's own."""
+        """Starts a role in the environment ``env`` (whole); ``argv`` is another program than the role's own."""
         known = self.roles.get(name)
-        role = Role(name, argv or role_argv(name), {**os.environ, **env}, self.folder / f"{name}.log")
+        role = Role(name, argv or role_argv(name), env, self.folder / f"{name}.log")
         role.restarts = known.restarts if known else 0
         self.roles[name] = role
         self._launch(role)

@@ -1,0 +1,283 @@
+"""Do the books balance? Reads the topics themselves and accounts for every exposure.
+
+::
+
+    events ──────► sent      every (request_id, position) of a page that could be read
+    samples ─────► positive, negative (then perhaps corrected)           one label each, never both
+    dead-letters ► dead      pages that were readable but unusable
+    the rest ────► pending   must be the number that the stream role itself reports
+
+A page is one row of the books, a set of positions one integer: bit ``i`` stands for position ``i``. So a set of a
+hundred thousand exposures is a few thousand integers, and "no exposure twice" is an ``&`` that gives 0.
+
+Repetition is no error: after a crash a role may write a sample or a dead letter again, with the same identity. Such
+repeats are counted, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.clock import EventClock
+from millrace.errors import ConservationError
+from millrace.events import BadEventError, Exposure, decode_dead_letter, decode_event, decode_truth
+from millrace.kafka import read_all
+from millrace.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
+from millrace.settings import Settings
+from millrace.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
+
+Offsets = dict[str, dict[int, int]]
+"""Where to start reading, by topic and partition."""
+
+UNREADABLE = ("oversized", "malformed", "unknown-type", "wrong-type")
+
+
+@dataclass(slots=True)
+class Page:
+    """The books of one page: sets of positions as bits."""
+
+    sent: int = 0
+    dead: int = 0  # sent on a page that became a dead letter
+    positive: int = 0
+    negative: int = 0
+    corrected: int = 0
+
+    @property
+    def pending(self) -> int:
+        return self.sent & ~(self.positive | self.negative)
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Everything that the topics say about one run. Feed it with the ``*_message`` methods, dead letters first."""
+
+    clock: EventClock = field(default_factory=EventClock)
+    ahead_ms: int = 3_600_000
+    pages: dict[str, Page] = field(default_factory=dict)
+    clicks: int = 0
+    actions: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0  # an event_id again
+    unreadable: Counter[str] = field(default_factory=Counter)  # events that no one can decode, by reason
+    future: int = 0
+    dead: Counter[str] = field(default_factory=Counter)  # dead letters of events, by reason
+    dead_elsewhere: Counter[str] = field(default_factory=Counter)  # of other topics
+    dead_exposures: int = 0  # as the stream counted them
+    repeated_dead: int = 0
+    repeated_samples: int = 0
+    undecided: list[str] = field(default_factory=list)  # ids that got both labels
+    orphans: list[str] = field(default_factory=list)  # corrections of what was no negative
+    truth: dict[str, dict[int, float]] = field(default_factory=dict)
+    _dead_at: dict[tuple[int, int], str] = field(default_factory=dict)
+    _event_ids: set[str] = field(default_factory=set)
+    _follow_ups: set[tuple[str, int, int]] = field(default_factory=set)
+    _rows: dict[tuple[str, int], tuple[float, int, int]] = field(default_factory=dict)  # score, arm, ts of a label
+
+    def dead_letter_message(self, record: Any) -> None:
+        """A record of ``dead-letters``."""
+        letter = decode_dead_letter(record.value)
+        if letter.topic != EVENTS:
+            self.dead_elsewhere[f"{letter.topic}: {letter.reason}"] += 1
+            return
+        at = (letter.partition, letter.offset)
+        if at in self._dead_at:
+            self.repeated_dead += 1
+            return
+        self._dead_at[at] = letter.reason
+        self.dead[letter.reason] += 1
+        self.dead_exposures += letter.exposures
+
+    def event_message(self, record: Any) -> None:
+        """A record of ``events``. All of ``dead-letters`` must have been read before."""
+        try:
+            event = decode_event(record.value)
+        except BadEventError as bad:
+            self.unreadable[bad.reason] += 1
+            return
+        dead = (record.partition, record.offset) in self._dead_at
+        if dead and event.ts_ms > self.clock.at(record.timestamp) + self.ahead_ms:
+            self.future += 1
+        again = event.event_id in self._event_ids
+        if again and not dead:
+            self.duplicates += 1
+        self._event_ids.add(event.event_id)
+        if isinstance(event, Exposure):
+            bits = ((1 << len(event.items)) - 1) << event.offset
+            page = self.pages.setdefault(event.request_id, Page())
+            if dead:
+                page.dead |= bits
+            else:
+                page.sent |= bits
+        elif not dead and not again:
+            self.actions[type(event).__name__.lower()] += 1
+            self.clicks += event.kind == 1
+
+    def sample_message(self, record: Any) -> None:
+        """A record of ``samples``."""
+        batch = SampleBatch.from_bytes(record.value)
+        columns = zip(
+            batch.ids(), batch.kind.tolist(), batch.score.tolist(), batch.arm.tolist(), batch.ts_ms.tolist(),
+            batch.actions.tolist(), strict=True,
+        )  # fmt: skip
+        for (request, position), kind, score, arm, ts_ms, actions in columns:
+            page = self.pages.setdefault(request, Page())
+            bit = 1 << position
+            if kind == FOLLOW_UP:
+                if (request, position, actions) in self._follow_ups:
+                    self.repeated_samples += 1
+                self._follow_ups.add((request, position, actions))
+            elif kind == CORRECTION:
+                self.repeated_samples += bool(page.corrected & bit)
+                if not page.negative & bit:
+                    self.orphans.append(f"{request}/{position}")
+                page.corrected |= bit
+            else:
+                self.repeated_samples += bool((page.positive if kind == POSITIVE else page.negative) & bit)
+                if (page.negative if kind == POSITIVE else page.positive) & bit:
+                    self.undecided.append(f"{request}/{position}")
+                assert kind in (NEGATIVE, POSITIVE)
+                if kind == POSITIVE:
+                    page.positive |= bit
+                else:
+                    page.negative |= bit
+                self._rows[request, position] = (score, arm, ts_ms)
+
+    def truth_message(self, record: Any) -> None:
+        """A record of ``truth``."""
+        truth = decode_truth(record.value)
+        known = self.truth.setdefault(truth.request_id, {})
+        for position, p in enumerate(np.frombuffer(truth.p, "<f4").tolist(), truth.offset):
+            known[position] = p
+
+    # -- sums ------------------------------------------------------------------------------------------------
+
+    def count(self, name: str) -> int:
+        """Positions in one of the sets of :class:`Page`, over all pages."""
+        return sum(getattr(page, name).bit_count() for page in self.pages.values())
+
+    @property
+    def exposures(self) -> int:
+        """Exposures sent, those of dead pages with them."""
+        return sum((page.sent | page.dead).bit_count() for page in self.pages.values())
+
+    @property
+    def dead_only(self) -> int:
+        """Exposures that were sent on dead pages and nowhere else."""
+        return sum((page.dead & ~page.sent).bit_count() for page in self.pages.values())
+
+    @property
+    def foreign(self) -> list[str]:
+        """Labelled, but never sent: at most a few, by page."""
+        lost = [r for r, page in self.pages.items() if (page.positive | page.negative | page.corrected) & ~page.sent]
+        return lost[:5]
+
+    @property
+    def follow_ups(self) -> int:
+        """Distinct follow-ups: a collect, cart or purchase after the label."""
+        return len(self._follow_ups)
+
+    @property
+    def malformed(self) -> int:
+        """Events that cannot be used whatever comes: unreadable, or dated in the future."""
+        return sum(self.unreadable.values()) + self.future
+
+    def rows(self) -> tuple[NDArray[np.int64], NDArray[np.int8], NDArray[np.float32], NDArray[np.float32], Any]:
+        """Labelled exposures in order of time: ts_ms, label, score served with, true probability, arm. (n,) each"""
+        ordered = sorted(self._rows.items(), key=lambda entry: (entry[1][2], entry[0]))
+        label, true = [], []
+        for (request, position), _ in ordered:
+            page, bit = self.pages[request], 1 << position
+            label.append(bool((page.positive | page.corrected) & bit))
+            true.append(self.truth.get(request, {}).get(position, float("nan")))
+        return (
+            np.array([ts for _, (_, _, ts) in ordered], np.int64),
+            np.array(label, np.int8),
+            np.array([score for _, (score, _, _) in ordered], np.float32),
+            np.array(true, np.float32),
+            np.array([arm for _, (_, arm, _) in ordered], np.int8),
+        )
+
+
+def read_ledger(settings: Settings, start: Offsets | None = None) -> Ledger:
+    """The books of what the topics hold now (from ``start`` on). Takes some seconds per hundred thousand exposures."""
+    ledger = Ledger(settings.event_clock(), round(settings.ahead_minutes * 60_000))
+    begin = start or {}
+    read_all(settings, DEAD_LETTERS, ledger.dead_letter_message, begin.get(DEAD_LETTERS))
+    read_all(settings, EVENTS, ledger.event_message, begin.get(EVENTS))
+    read_all(settings, SAMPLES, ledger.sample_message, begin.get(SAMPLES))
+    read_all(settings, TRUTH, ledger.truth_message, begin.get(TRUTH))
+    return ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What the roles say of themselves, to hold against the books. None: they cannot say (a restart, no answer)."""
+
+    pending: int | None
+    trained: int | None
+    exposures: int | None
+    clicks: int | None
+    malformed: int | None
+    duplicates: int | None
+
+
+def check(ledger: Ledger, reported: Reported) -> None:
+    """Raises ConservationError, naming every figure that does not fit; returns when the books balance."""
+    sent, positives, negatives = ledger.exposures, ledger.count("positive"), ledger.count("negative")
+    pending, dead = ledger.count("pending"), ledger.dead_only
+    wrong = []
+    if ledger.undecided:
+        wrong.append(f"{len(ledger.undecided)} exposures have two labels (first: {ledger.undecided[0]})")
+    if ledger.foreign:
+        wrong.append(f"labels for exposures that nobody sent (pages {', '.join(ledger.foreign)})")
+    if ledger.orphans:
+        wrong.append(f"{len(ledger.orphans)} corrections of what was no negative (first: {ledger.orphans[0]})")
+    if sent != positives + negatives + pending + dead:
+        wrong.append(
+            f"{sent} sent is not {positives} positive + {negatives} negative + {pending} pending + {dead} dead"
+        )
+    if reported.pending is None:
+        wrong.append("the stream does not say how many exposures are pending")
+    elif reported.pending != pending:
+        wrong.append(f"{pending} exposures have no label, but the stream holds {reported.pending} pending")
+    if ledger.dead_exposures < dead:
+        wrong.append(f"{dead} exposures went with dead pages, but dead letters own up to {ledger.dead_exposures}")
+    unread = sum(ledger.dead[reason] for reason in UNREADABLE)
+    if unread != sum(ledger.unreadable.values()):
+        wrong.append(f"{sum(ledger.unreadable.values())} events are unreadable, but {unread} dead letters say so")
+    distinct = positives + negatives
+    extra = ledger.count("corrected") + ledger.follow_ups
+    if reported.trained is not None and not distinct <= reported.trained <= distinct + extra:
+        wrong.append(
+            f"the learner trained on {reported.trained} samples where there are {distinct} and {extra} corrections"
+        )
+    for name, said, counted in (
+        ("exposures", reported.exposures, sent),
+        ("clicks", reported.clicks, ledger.clicks),
+        ("malformed events", reported.malformed, ledger.malformed),
+        ("duplicates", reported.duplicates, ledger.duplicates),
+    ):
+        if said is not None and said != counted:
+            wrong.append(f"the simulator sent {said} {name}, but {counted} are in the topic")
+    if wrong:
+        raise ConservationError("; ".join(wrong), "the topics and logs of this run show where; keep them with --data")
+
+
+def auc_of(score: NDArray[np.floating[Any]], label: NDArray[Any]) -> float | None:
+    """Area under the ROC curve of ``score`` (n,) for the binary ``label`` (n,): P(positive above negative), ties half.
+
+    By ranks (Mann-Whitney). None when one class is missing. Rows without a finite score are left out.
+    """
+    finite = np.isfinite(score)
+    score, label = score[finite], label[finite].astype(bool)
+    positives, negatives = int(label.sum()), int((~label).sum())
+    if not positives or not negatives:
+        return None
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    rank = np.cumsum(counts) - (counts - 1) / 2.0  # mean rank of each distinct score, from 1
+    u = rank[inverse][label].sum() - positives * (positives + 1) / 2.0
+    return float(u / (positives * negatives))

@@ -1,0 +1,124 @@
+"use strict";
+// Polls /state.json and shows it. Nothing here computes a figure: what is shown is what the demo knows.
+const byId = (id) => document.getElementById(id);
+const dash = "–";
+const fixed = (digits) => (v) => (v === null || v === undefined ? dash : v.toFixed(digits));
+const whole = (v) => (v === null || v === undefined ? dash : Math.round(v).toLocaleString("en"));
+const percent = (v, exact) => (v === null || v === undefined ? dash : `${(v * 100).toFixed(exact ? 2 : 1)}%`);
+const short = (v) => (v >= 10000 ? `${+(v / 1000).toPrecision(3)}k` : whole(v));
+const seconds = (ms) => (ms === null || ms === undefined ? dash : `${(ms / 1000).toFixed(1)} s`);
+const plainSeconds = (v, exact) => (v === null || v === undefined ? dash : v.toFixed(exact ? 2 : 1));
+const finer = (least) => (v, exact) => (v === null || v === undefined ? dash : v.toFixed(exact ? least + 1 : least));
+
+const charts = [
+  new Chart(byId("c-auc"), [
+    { key: "auc", name: "model", cls: "model" },
+    { key: "baseline_auc", name: "baseline", cls: "other" },
+    { key: "oracle_auc", name: "oracle, the best possible", cls: "oracle" },
+  ], { format: finer(3), least: 0.05 }),
+  new Chart(byId("c-ctr"), [
+    { key: "ctr_model", name: "model pages", cls: "model" },
+    { key: "ctr_control", name: "random pages", cls: "other" },
+  ], { format: percent, zero: true, least: 0.02 }),
+  new Chart(byId("c-loss"), [{ key: "log_loss", name: "log loss", cls: "model" }], { format: finer(3), least: 0.02 }),
+  new Chart(byId("c-cal"), [{ key: "calibration", name: "calibration", cls: "model" }], { format: finer(2), mark: 1, least: 0.2 }),
+  new Chart(byId("c-rate"), [
+    { key: "exposures_per_s", name: "exposures", cls: "model" },
+    { key: "samples_per_s", name: "samples", cls: "third" },
+  ], { format: short, zero: true, least: 10 }),
+  new Chart(byId("c-lag"), [
+    { key: "p50_s", name: "p50", cls: "model" },
+    { key: "p99_s", name: "p99", cls: "other" },
+  ], { format: plainSeconds, zero: true, least: 1 }),
+  new Chart(byId("c-fresh"), [{ key: "freshness_s", name: "freshness", cls: "model" }], { format: plainSeconds, zero: true, least: 1 }),
+];
+
+function put(id, text) {
+  byId(id).textContent = text;
+}
+
+function tiles(f) {
+  put("t-auc", fixed(4)(f.auc));
+  put("t-auc-note", f.oracle_auc ? `oracle ${fixed(4)(f.oracle_auc)}, baseline ${fixed(4)(f.baseline_auc)}` : "the first samples are on their way");
+  put("t-ctr", percent(f.ctr_model, true));
+  const lift = f.ctr_model && f.ctr_control ? `, ${(f.ctr_model / f.ctr_control).toFixed(2)} times as many` : "";
+  put("t-ctr-note", `random pages ${percent(f.ctr_control, true)}${lift}`);
+  put("t-lag", seconds(f.click_to_served_p50_ms));
+  put("t-lag-note", `median; 99 of 100 within ${seconds(f.click_to_served_p99_ms)}`);
+  put("t-rate", f.exposures_per_s === null || f.exposures_per_s === undefined ? dash : `${whole(f.exposures_per_s)}/s`);
+  put("t-rate-note", `exposures; ${whole(f.samples_per_s)} samples/s`);
+  put("t-version", whole(f.served_version));
+  put("t-version-note", `newest learnt from ${f.freshness_s === null || f.freshness_s === undefined ? dash : `${f.freshness_s.toFixed(1)} s`} ago`);
+}
+
+const MOOD = { running: "good", starting: "", waiting: "", "gave up": "bad", stopped: "idle", "not started": "idle" };
+
+function roles(list) {
+  byId("roles").tBodies[0].replaceChildren(...list.map((role) => {
+    const row = document.createElement("tr");
+    for (const [text, cls] of [[role.name, ""], [role.state, `state ${MOOD[role.state] ?? ""}`], [role.restarts || "", "n"], [role.says, ""]]) {
+      const cell = document.createElement("td");
+      cell.textContent = text;
+      cell.className = cls;
+      row.append(cell);
+    }
+    return row;
+  }));
+}
+
+function books(f, dead) {
+  const parts = [["positive", f.positives, "model"], ["negative", f.negatives, "oracle"], ["pending", f.pending, "other"]];
+  byId("bar").replaceChildren(...parts.map(([, value, cls]) => {
+    const part = document.createElement("span");
+    part.className = cls;
+    part.style.flexGrow = value || 0;
+    return part;
+  }));
+  const letters = Object.entries(dead).filter(([, n]) => n > 0).map(([reason, n]) => `${reason} ${whole(n)}`).join(", ");
+  const entries = [["sent", f.exposures, ""], ...parts, ["duplicates dropped", f.duplicates_dropped, ""], ["dead letters", f.dead_letters, ""]];
+  byId("books").replaceChildren(...entries.map(([name, value, cls]) => {
+    const entry = document.createElement("div"), term = document.createElement("dt"), figure = document.createElement("dd");
+    term.textContent = name;
+    term.className = cls;
+    figure.textContent = whole(value);
+    if (name === "dead letters" && letters) entry.title = letters;
+    entry.append(term, figure);
+    return entry;
+  }));
+}
+
+function show(state) {
+  const f = state.figures;
+  put("clock", f.event_ms ? clockOf(f.event_ms, true) : dash);
+  put("speed", `${state.speed} times`);
+  put("elapsed", state.elapsed_s ? `${Math.round(state.elapsed_s)} s` : "");
+  const pill = byId("phase");
+  pill.textContent = state.phase;
+  pill.className = `pill ${{ running: "good", done: "good", failed: "bad" }[state.phase] ?? ""}`;
+  tiles(f);
+  roles(state.roles);
+  books(f, state.dead_letters);
+  byId("notes").replaceChildren(...state.notes.slice(1).map((note) => {
+    const line = document.createElement("li");
+    line.textContent = note;
+    return line;
+  }));
+  const columns = { ...state.series };
+  const inSeconds = (list) => list.map((v) => (v === null ? null : v / 1000));
+  columns.p50_s = inSeconds(columns.click_to_served_p50_ms);
+  columns.p99_s = inSeconds(columns.click_to_served_p99_ms);
+  for (const chart of charts) chart.show(columns);
+}
+
+async function poll() {
+  try {
+    const answer = await fetch("state.json", { cache: "no-store" });
+    show(await answer.json());
+  } catch {
+    const pill = byId("phase");
+    pill.textContent = "ended: the last state is shown";
+    pill.className = "pill";
+  }
+  setTimeout(poll, 1000);
+}
+poll();
