@@ -27,7 +27,7 @@ from learner.trainer import Trainer
 from learner.versions import Progress, Versions, newest_sound
 from millrace.errors import SchemaError, StoreError
 from millrace.kafka import lag_of, make_producer, make_reader, wait_for_broker
-from millrace.metrics import READY
+from millrace.metrics import READY, serve_metrics
 from millrace.modelstore import Announcement, ModelStore
 from millrace.samples import SampleBatch
 from millrace.settings import Settings
@@ -238,10 +238,12 @@ def run(settings: Settings, stop: threading.Event) -> None:
     Raises:
         SnapshotError: the model store is of another schema or model.
         BrokerError: the broker or the topic is not there.
+        PortError: the metrics port is taken.
         StoreError: the model store cannot be written.
     """
     # The other half of the machine belongs to the roles beside this one.
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    serve_metrics("learner", settings.metrics_port, settings.host)
     learner = Learner(settings)
     wait_for_broker(settings)
     learner.run(stop)
