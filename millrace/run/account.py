@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from millrace.run.supervisor import Supervisor
 from millrace.settings import Settings
 
 Report = dict[str, Any]
+
+FIRST_ROWS = 1000
 
 KEYS = (
     "exposures_sent",
@@ -76,7 +77,7 @@ def make_report(
         "pending": ledger.count("pending"),
         "dead_letters": sum(ledger.dead.values()),
         "duplicates_dropped": round(f["duplicates_dropped"] or 0),
-        "samples_trained": round(f["trained"] or 0),
+        "samples_trained": closing.trained,
         "auc": _history(settings, monitor),
         "oracle_auc": auc_of(true, label),
         "log_loss": f["log_loss"],
@@ -117,23 +118,23 @@ def make_report(
 
 
 def _history(settings: Settings, monitor: Monitor) -> list[dict[str, Any]]:
-    """Rolling AUC over event time: the learner's own history, or what the monitor saw when there is none."""
+    """Rolling AUC over event time (Unix ms): the learner's own history, or what the monitor saw when there is none.
+
+    The first points are left out: over a few hundred samples an AUC is mostly chance.
+    """
     path = Path(settings.data, "learner", "history.jsonl")
     points: list[tuple[int, float]] = []
     try:
         for line in path.read_bytes().splitlines():
             entry = msgspec.json.decode(line, type=dict[str, Any])
-            if entry.get("auc") is not None:
-                points.append((int(entry["event_ms"]), float(entry["auc"])))
+            if entry.get("auc") is not None and entry["trained"] >= FIRST_ROWS:
+                points.append((int(entry["event_time"]), float(entry["auc"])))
     except (OSError, msgspec.MsgspecError, KeyError):
         points = []
     if not points:
         pairs = zip(monitor.series.column("event_ms"), monitor.series.column("auc"), strict=True)
         points = [(int(at), auc) for at, auc in pairs if at is not None and auc is not None]
-    return [
-        {"event_time": datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="seconds"), "auc": round(auc, 6)}
-        for at, auc in points
-    ]
+    return [{"event_time": at, "auc": round(auc, 6)} for at, auc in points]
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:

@@ -219,6 +219,8 @@ class Reported:
 
     pending: int | None
     trained: int | None
+    refused: int  # samples that the learner found unusable
+    skipped: int  # batches that it did not learn from
     exposures: int | None
     clicks: int | None
     malformed: int | None
@@ -249,12 +251,15 @@ def check(ledger: Ledger, reported: Reported) -> None:
     unread = sum(ledger.dead[reason] for reason in UNREADABLE)
     if unread != sum(ledger.unreadable.values()):
         wrong.append(f"{sum(ledger.unreadable.values())} events are unreadable, but {unread} dead letters say so")
-    distinct = positives + negatives
-    extra = ledger.count("corrected") + ledger.follow_ups
-    if reported.trained is not None and not distinct <= reported.trained <= distinct + extra:
-        wrong.append(
-            f"the learner trained on {reported.trained} samples where there are {distinct} and {extra} corrections"
-        )
+    samples = positives + negatives + ledger.count("corrected")
+    if reported.trained is not None:
+        learnt = reported.trained + reported.refused
+        # Rows of refused batches are not told apart from those never read: then only "not more" can be held.
+        if learnt > samples or (learnt < samples and not reported.skipped):
+            wrong.append(
+                f"the learner learnt from {reported.trained} samples and refused {reported.refused}"
+                f" where there are {samples} (corrections with them)"
+            )
     for name, said, counted in (
         ("exposures", reported.exposures, sent),
         ("clicks", reported.clicks, ledger.clicks),

@@ -68,10 +68,12 @@ def close_books(
             break
         time.sleep(1.0)
     restarted = supervisor.restarts.get("simulator", 0) > 0
-    learner_lives = monitor.roles["learner"].lives
-    trained = _whole(picture, "trained") if learner_lives == 1 else None
+    # A learner that was restarted learns again what its snapshot did not hold: only its versions know the exact count.
+    once = monitor.roles["learner"].lives == 1
+    trained = _whole(picture, "trained") if once else picture.model.get("trained")
+    refused = round(monitor.roles["learner"].total("millrace_samples_refused_total"))
     own = {n: None if restarted else _whole(picture, n) for n in ("exposures", "clicks", "malformed", "duplicates")}
-    reported = Reported(pending=_whole(picture, "pending"), trained=trained, **own)
+    reported = Reported(pending=_whole(picture, "pending"), trained=trained, refused=refused, skipped=_whole(picture, "skipped") or 0, **own)
     problem = None
     try:
         check(ledger, reported)

@@ -16,7 +16,7 @@ function ticks(low, high, n) {
   const size = 10 ** Math.floor(Math.log10(raw));
   const step = size * [1, 2, 2.5, 5, 10].find((m) => m * size >= raw * 0.999);
   const found = [];
-  for (let at = Math.ceil(low / step - 1e-9) * step; at <= high + step * 1e-6; at += step) found.push(at);
+  for (let at = Math.ceil(low / step - 1e-9) * step; at <= high + step * 1e-6; at += step) found.push(Math.abs(at) < step * 1e-6 ? 0 : at);
   return found;
 }
 

@@ -3,7 +3,7 @@
 const byId = (id) => document.getElementById(id);
 const dash = "–";
 const fixed = (digits) => (v) => (v === null || v === undefined ? dash : v.toFixed(digits));
-const whole = (v) => (v === null || v === undefined ? dash : Math.round(v).toLocaleString("en"));
+const whole = (v) => (v === null || v === undefined ? dash : (Math.round(v) + 0).toLocaleString("en"));
 const percent = (v, exact) => (v === null || v === undefined ? dash : `${(v * 100).toFixed(exact ? 2 : 1)}%`);
 const short = (v) => (v >= 10000 ? `${+(v / 1000).toPrecision(3)}k` : whole(v));
 const seconds = (ms) => (ms === null || ms === undefined ? dash : `${(ms / 1000).toFixed(1)} s`);
