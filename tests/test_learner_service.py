@@ -123,7 +123,7 @@ def test_life_of_a_learner(settings: Settings) -> None:
     until(lambda: trained(settings) == 400)
     role.end()
     first = announced(settings, 0)
-    assert [n.version for n in first if n.kind == "snapshot"][0] == 0
+    assert next(n.version for n in first if n.kind == "snapshot") == 0
     assert first[-1].trained == 400
     assert sum(n.kind == "delta" for n in first) >= 1
     origins = sorted(o for n in first if n.kind == "delta" for o in n.origins)

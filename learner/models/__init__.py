@@ -1,6 +1,18 @@
 """The models, one file each. :data:`REGISTRY` has them all by name."""
 
-from learner.models import logistic, wide_deep, wide_resnet
+from learner.models import deepfm, logistic, pnn_group, pnn_inner, pnn_outer, wide_deep, wide_resnet
 from learner.models.base import REGISTRY, Network, Shape, network_of
 
-__all__ = ["REGISTRY", "Network", "Shape", "logistic", "network_of", "wide_deep", "wide_resnet"]
+__all__ = [
+    "REGISTRY",
+    "Network",
+    "Shape",
+    "deepfm",
+    "logistic",
+    "network_of",
+    "pnn_group",
+    "pnn_inner",
+    "pnn_outer",
+    "wide_deep",
+    "wide_resnet",
+]

@@ -32,10 +32,12 @@ class Running(nn.Module):
         self.register_buffer("seen", torch.zeros(1))
 
     def advance(self, rows: int) -> float:
-        """Counts a batch of ``rows`` rows; the weight that its statistics get."""
-        self.seen += rows / 256.0 if rows < 256 else 1.0
-        share = rows / 256.0 if rows < 256 else 1.0
-        return max(share / float(self.seen), self.momentum * share)
+        """Counts a batch of ``rows`` rows (fewer than 256 count in part); the weight that its statistics get."""
+        share = min(rows / 256.0, 1.0)
+        self.seen += share
+        # The variance of a handful of rows may be next to nothing: the start (0, 1) stays in the average then.
+        start = SMALL_BATCH / 256.0 if rows < SMALL_BATCH else 0.0
+        return max(share / (float(self.seen) + start), self.momentum * share)
 
     @torch.no_grad()
     def absorb(self, x: Tensor) -> None:

@@ -1,0 +1,28 @@
+"""DeepFM (Guo et al. 2017, arXiv 1703.04247): a factorisation machine and hidden layers over the same embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from learner.models.base import Deep, Network, Shape, register
+from learner.models.products import factorisation
+from learner.spec import Spec
+
+
+@register("deepfm")
+class DeepFM(Network):
+    """``logit = wide + sum_{i<j} <v_i, v_j> + Deep([z, x])``; the first order is the wide part."""
+
+    own_widths = False
+
+    def __init__(self, shape: Shape, spec: Spec) -> None:
+        super().__init__(shape, spec)
+        self.deep_part = Deep(shape.flat, spec)
+
+    def forward(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:
+        logit: Tensor = self.deep_part(self.flat(embeddings, numbers))
+        for v in embeddings:  # one width: one tensor, or none
+            logit = logit + factorisation(v)
+        return logit
