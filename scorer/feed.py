@@ -257,21 +257,27 @@ class ModelFeed(Feed):
             count: whether the clicks learnt on the way count as served now (not at the start of a scorer).
             anew: load it even if it leads no further.
         """
-        snapshot = max(
-            (n for n in self.store.snapshots() if n.schema_id == self.serving.schema.id), key=order, default=None
-        )
-        if snapshot is None:
-            return
-        path = path_from(snapshot, self.store.deltas())
-        newest = path[-1] if path else snapshot
-        before = self.head
-        if before is not None and not anew and order(newest) <= order(before):
-            return
         try:
-            model = build(self.serving, snapshot, self.store.read(snapshot))
-        except MillraceError as error:  # damaged, or of a kind that this scorer is too old for
+            snapshots = [n for n in self.store.snapshots() if n.schema_id == self.serving.schema.id]
+            deltas = list(self.store.deltas())
+        except SnapshotError as error:
             self.bad("snapshot", error)
             return
+        for snapshot in sorted(snapshots, key=order, reverse=True):
+            path = path_from(snapshot, deltas)
+            newest = path[-1] if path else snapshot
+            if self.head is not None and not anew and order(newest) <= order(self.head):
+                return
+            try:
+                model = build(self.serving, snapshot, self.store.read(snapshot))
+            except MillraceError as error:  # damaged, or of a kind that this scorer is too old for
+                self.bad("snapshot", error)
+                continue
+            self._replay(snapshot, model, path, count)
+            return
+
+    def _replay(self, snapshot: Announcement, model: ServingModel, path: list[Announcement], count: bool) -> None:
+        """Patches a model that nobody serves yet with the deltas after its snapshot, then serves it."""
         reached, origins, applied = snapshot, list(snapshot.origins), 0
         for note in path:
             try:
@@ -280,7 +286,8 @@ class ModelFeed(Feed):
                 self.bad("delta", error)
                 break
             reached, applied = note, applied + 1
-            origins += [] if before is not None and order(note) <= order(before) else note.origins
+            if self.head is None or order(note) > order(self.head):
+                origins += note.origins
         self.door.call(self.serving.install, reached, model, applied, origins if count else [])
         self.head, self._in_gap = reached, False
         log.info("model loaded", version=reached.version, snapshot=snapshot.version, deltas=applied)

@@ -178,11 +178,3 @@ class Ranker:
                 except StoreError:
                     self._count_error("tiles")
             return out
-
-
-def top(scores: NDArray[np.float32], count: int) -> Rows:
-    """Positions of the ``count`` best scores, best first; the earlier position first among equals."""
-    if count >= len(scores):
-        return np.argsort(-scores, kind="stable")
-    best = np.sort(np.argpartition(-scores, count - 1)[:count])
-    return best[np.argsort(-scores[best], kind="stable")]

@@ -92,9 +92,9 @@ def make_lists(
         depth: length of the hot and newest lists.
     """
     living = np.flatnonzero(alive)
-    hot = living[_largest(clicks_a_day[living], depth)]
+    hot = living[largest(clicks_a_day[living], depth)]
     hot = hot[clicks_a_day[hot] > 0]  # the rest is as cold as any other item
-    newest = living[_largest(born_ms[living], depth)]
+    newest = living[largest(born_ms[living], depth)]
     groups = []
     for k in taste_keys(builder):
         labels = _grouping(builder, k, columns, len(alive))[living]
@@ -149,14 +149,14 @@ def _taste(groups: Groups, liking: NDArray[np.float64], size: int) -> Rows:
     positive = int((liking > 0).sum())
     if not positive or not size:
         return np.empty(0, np.intp)
-    best = _largest(liking, min(GROUPS, positive))
+    best = largest(liking, min(GROUPS, positive))
     share = liking[best] / liking[best].sum()
     takes = np.ceil(share * size).astype(np.intp)
     starts, ends = groups.starts[best], groups.starts[best + 1]
     return np.concatenate([groups.rows[s : min(s + t, e)] for s, e, t in zip(starts, ends, takes, strict=True)])
 
 
-def _largest(values: NDArray[Any], count: int) -> Rows:
+def largest(values: NDArray[Any], count: int) -> Rows:
     """Positions of the ``count`` largest values, largest first; the earlier position first among equals."""
     if count >= len(values):
         return np.argsort(-values, kind="stable")

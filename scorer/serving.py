@@ -22,8 +22,8 @@ from millrace.schema import Schema
 from millrace.settings import Settings
 from scorer import wire
 from scorer.index import ItemIndex
-from scorer.rank import Features, Ranker, User, top
-from scorer.recall import Lists, make_lists, random_page, recall, taste_keys
+from scorer.rank import Features, Ranker, User
+from scorer.recall import Lists, largest, make_lists, random_page, recall, taste_keys
 from scorer.wire import RequestError
 from stream.features import FeatureBuilder
 
@@ -150,7 +150,7 @@ class Serving:
             rows = recall(lists, max(self.settings.candidates, size), generator, liked)
         rows = rows[self.index.alive[rows]]  # gone since the lists were made
         features, scores = self._score(user, rows, ts_ms, asked.context)
-        order = np.arange(len(rows)) if arm == CONTROL else top(scores, size)
+        order = np.arange(len(rows)) if arm == CONTROL else largest(scores, size)
         page = self.ranker.placed(features, order, user, rows, ts_ms, asked.context)
         ids = [self.index.ids[row] for row in rows[order].tolist()]
         version = self._log(request_id, ts_ms, asked.user_id, arm, ids, scores[order], page)

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from millrace.events import Item
 from millrace.schema import Schema
 from scorer.index import ItemIndex
-from scorer.rank import Ranker, User, top
-from scorer.recall import make_lists, recall
+from scorer.rank import Ranker, User
+from scorer.recall import largest, make_lists, recall
 from stream.features import FeatureBuilder
 from stream.tiles import TileStore
 
@@ -33,7 +33,7 @@ def warm_up(schema: Schema) -> None:
     ranker = Ranker(builder, index)
     user = User(user.columns, user.plain, _every_key(ranker, user, rows, tiles[0]), True)
     features = ranker.features(user, rows, _TS_MS)
-    ranker.placed(features, top(features.num[:, :1].sum(axis=1), 2), user, rows, _TS_MS)
+    ranker.placed(features, largest(features.num[:, :1].sum(axis=1), 2), user, rows, _TS_MS)
     lists = make_lists(builder, index.columns(rows), index.alive, index.born_ms, index.clicks_a_day)
     recall(lists, 2, np.random.default_rng(0), ranker.likings(lists.groups, user, _TS_MS))
 

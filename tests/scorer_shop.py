@@ -85,7 +85,7 @@ columns = ["item_id", "position"]
 LAYOUT = SCHEMA.layout
 BUILDER = FeatureBuilder(SCHEMA)
 USER, CATEGORY, ITEM, TASTE, SLOT = range(5)  # columns of `keys`
-SPEC: dict[str, Any] = {"hidden": (8,), "blocks": 1, "width": 4}
+SPEC: dict[str, Any] = {"hidden": (8,), "blocks": 1, "width": 4, "embedding_rate": 0.5}
 
 
 def item(i: Id, category: str = "shoes", **more: Any) -> Item:
@@ -145,12 +145,20 @@ def stock(scorer: Serving, items: list[Item]) -> None:
     asyncio.run(scorer.refresh_lists())
 
 
-def batch(seed: int, n: int = 64) -> SampleBatch:
-    """Samples to learn from: random features, labels that depend on them."""
+ITEMS = [item(i, f"c{i % 5}", attributes={"price": float(i)}) for i in range(200)]
+
+
+def batch(seed: int, n: int = 256) -> SampleBatch:
+    """Samples of the items to learn from; labels are drawn, so that every item's score is another."""
     rng = np.random.default_rng(seed)
-    cat = rng.integers(1, 1 << 62, (n, LAYOUT.F))
-    cat[:, : LAYOUT.F // 2] %= 50
-    label = (cat[:, 0] % 2).astype(np.float32)
+    chosen = [ITEMS[i] for i in rng.integers(0, len(ITEMS), n)]
+    columns = {
+        "user_id": column_hash(rng.integers(0, 20, n)),
+        "item_id": column_hash([i.item_id for i in chosen]),
+        "category": column_hash([i.attributes["category"] for i in chosen]),
+        "position": BUILDER.position(rng.integers(0, 20, n)),
+    }
+    label = (rng.random(n) < 0.5).astype(np.float32)
     zeros = np.zeros(n, np.int64)
     return SampleBatch(
         ("r",),
@@ -163,7 +171,7 @@ def batch(seed: int, n: int = 64) -> SampleBatch:
         label,
         np.ones(n, np.float32),
         zeros.astype(np.uint8),
-        cat,
+        BUILDER.cat(columns, n),
         rng.random((n, LAYOUT.N), np.float32),
         np.full(n, np.nan, np.float32),
         zeros - 1,
@@ -180,7 +188,8 @@ class Learner:
         self.store = ModelStore(folder)
         self.version, self.at_ms, self.hash = version, at_ms, ""
         self.published: list[Announcement] = []
-        self.model.learn(batch(1000 + seed))
+        for i in range(8):
+            self.model.learn(batch(1000 + 10 * seed + i))
 
     def snapshot(self) -> Announcement:
         image, training = self.model.snapshot()

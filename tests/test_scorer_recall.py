@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from millrace.hashing import column_hash
-from scorer import recall as module
-from scorer.recall import Lists, make_lists, random_page, recall, taste_keys
+from scorer.recall import Lists, largest, make_lists, random_page, recall, taste_keys
 from tests.scorer_shop import BUILDER, TASTE
 
 
@@ -113,4 +112,4 @@ def test_a_page_cannot_be_longer_than_the_shop() -> None:
 def test_largest_equals_a_stable_sort(count: int) -> None:
     values = np.random.default_rng(5).integers(0, 12, 100)  # many ties
     expected = sorted(range(100), key=lambda i: (-values[i], i))[:count]
-    assert module._largest(values, count).tolist() == expected
+    assert largest(values, count).tolist() == expected

@@ -1,0 +1,387 @@
+"""Requests through the ASGI application, with a real index and a real model, a store in memory and a recorder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from learner.model import ServingModel
+from millrace.events import Impression, decode_impression, to_msgpack
+from millrace.settings import Settings
+from scorer.app import make_app
+from scorer.figures import Figures
+from scorer.serving import arm_of
+from scorer.wire import MAX_BODY_BYTES
+from tests.scorer_shop import (
+    BUILDER,
+    ITEMS,
+    LAYOUT,
+    NOW_MS,
+    SCHEMA,
+    SLOT,
+    TASTE,
+    USER,
+    Learner,
+    Users,
+    arrays,
+    call,
+    item,
+    record,
+    serving,
+    stock,
+    tiles,
+    window_keys,
+)
+
+POSITION = LAYOUT.cat_names.index("position")
+
+
+class Shop:
+    """A scorer that is ready, and what it did."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        chosen = Settings(**{"control_share": 0, "candidates": 50, "page_limit": 20, **settings})
+        self.users = Users()
+        self.scorer, self.sent, self.figures = serving(self.users, chosen)
+        stock(self.scorer, ITEMS)
+        learner = Learner(folder)
+        note = learner.snapshot()
+        self.model = ServingModel.of(SCHEMA, note.spec, learner.store.read(note))
+        self.scorer.install(note, self.model, 0, [])
+        self.app = make_app(self.scorer, self.figures)
+        keys = np.unique(window_keys("ann", ITEMS)[:, [USER, TASTE]])
+        self.users.records["ann"] = record(keys, tiles(keys, 10, 4))
+
+    def ask(self, path: str, body: Any) -> tuple[int, Any]:
+        return asyncio.run(call(self.app, "POST", path, body))
+
+    def get(self, path: str) -> tuple[int, Any]:
+        return asyncio.run(call(self.app, "GET", path))
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Shop]:
+    return lambda **settings: Shop(tmp_path, **settings)
+
+
+def scored_as_missing_position(model: ServingModel, impression: Impression) -> Any:
+    """The model's scores of the features in an impression, as they were when it was ranked."""
+    features, _ = arrays(impression)
+    cat = features.cat.copy()
+    cat[:, POSITION] = 0
+    return model.score(cat, features.num)
+
+
+def test_a_page_is_ranked_by_score_and_logged_as_it_was_scored(shop: Shop) -> None:
+    status, page = shop.ask(
+        "/recommend", {"user_id": "ann", "size": 10, "request_id": "r1", "context": {"tab": "home"}}
+    )
+    assert status == 200
+    assert page["request_id"] == "r1"
+    assert page["arm"] == "model"
+    assert page["ts_ms"] == NOW_MS
+    assert page["model_version"] == 0
+    assert page["notes"] == []
+    assert [i["position"] for i in page["items"]] == list(range(10))
+    scores = [i["score"] for i in page["items"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len({i["item_id"] for i in page["items"]}) == 10
+
+    (sent,) = shop.sent
+    impression = decode_impression(to_msgpack(sent))
+    assert impression.items == [i["item_id"] for i in page["items"]]
+    assert (impression.request_id, impression.user_id, impression.arm) == ("r1", "ann", "model")
+    assert (impression.model_version, impression.schema_id) == (0, SCHEMA.id)
+    features, logged = arrays(impression)
+    np.testing.assert_allclose(logged, scores, rtol=1e-6)
+    np.testing.assert_allclose(scored_as_missing_position(shop.model, impression), scores, rtol=1e-5)
+    expected = BUILDER.cat({"position": BUILDER.position(np.arange(10))}, 10)[:, POSITION]
+    assert features.cat[:, POSITION].tolist() == expected.tolist()
+    assert features.keys[:, SLOT].all()
+    assert features.keys[:, USER].tolist() == [window_keys("ann", ITEMS)[0, USER]] * 10
+    assert features.cat[:, LAYOUT.cat_names.index("tab")].all()
+
+
+def test_the_page_holds_the_best_of_its_candidates(make: Callable[..., Shop]) -> None:
+    shop = make(candidates=200)  # all of them
+    _, page = shop.ask("/recommend", {"user_id": "ann", "size": 5})
+    _, all_scores = shop.ask("/score", {"user_id": "ann", "items": [i.item_id for i in ITEMS]})
+    best = sorted(all_scores["scores"], reverse=True)[:5]
+    np.testing.assert_allclose([i["score"] for i in page["items"]], best, rtol=1e-5)
+
+
+def test_a_size_not_given_is_the_page_limit_and_a_retry_is_the_same_page(shop: Shop) -> None:
+    _, first = shop.ask("/recommend", {"user_id": "ann", "request_id": "again"})
+    _, second = shop.ask("/recommend", {"user_id": "ann", "request_id": "again"})
+    assert len(first["items"]) == 20
+    assert first == second
+
+
+def test_the_arm_depends_on_the_request_id_alone_and_shares_are_kept(make: Callable[..., Shop]) -> None:
+    ids = [f"request {i}" for i in range(4000)]
+    control = [arm_of(i, 0.25) == "control" for i in ids]
+    assert abs(np.mean(control) - 0.25) < 0.03
+    assert all(arm_of(i, 0.5) == "control" for i, c in zip(ids, control, strict=True) if c), (
+        "a greater share keeps them"
+    )
+    assert not any(arm_of(i, 0) == "control" for i in ids)
+    assert all(arm_of(i, 1) == "control" for i in ids)
+    shop = make(control_share=0.5)
+    for name in ids[:6]:
+        _, page = shop.ask("/recommend", {"user_id": "ann", "request_id": name})
+        assert page["arm"] == arm_of(name, 0.5)
+
+
+def test_a_control_page_is_in_random_order_but_scored_and_logged(make: Callable[..., Shop]) -> None:
+    shop = make(control_share=1)
+    shown: set[int] = set()
+    ordered = 0
+    for i in range(40):
+        _, page = shop.ask("/recommend", {"user_id": "ann", "request_id": f"r{i}"})
+        assert page["arm"] == "control"
+        scores = [i["score"] for i in page["items"]]
+        ordered += scores == sorted(scores, reverse=True)
+        shown |= {i["item_id"] for i in page["items"]}
+    assert ordered == 0
+    assert len(shown) > 190, "all items have the same chance"
+    features, logged = arrays(shop.sent[-1])
+    assert shop.sent[-1].arm == "control"
+    np.testing.assert_allclose(scored_as_missing_position(shop.model, shop.sent[-1]), logged, rtol=1e-5)
+    assert features.num.any()
+
+
+def test_an_item_that_is_gone_is_not_shown_though_the_lists_still_have_it(make: Callable[..., Shop]) -> None:
+    shop = make(candidates=200, page_limit=200)
+    shop.scorer.index.put([shop.scorer.index.prepare(item(7, gone=True))])
+    for share in ({"request_id": "a"}, {"request_id": "b"}):
+        _, page = shop.ask("/recommend", {"user_id": "ann", **share})
+        assert 7 not in [i["item_id"] for i in page["items"]]
+        assert len(page["items"]) == 199
+    _, scored = shop.ask("/score", {"user_id": "ann", "items": [7]})
+    assert scored["scores"][0] is not None, "it may still be scored"
+
+
+def test_score_answers_in_the_order_asked_with_null_for_unknown_items(shop: Shop) -> None:
+    status, answer = shop.ask("/score", {"user_id": "ann", "items": [3, "nobody", 5, 3]})
+    assert status == 200
+    assert answer["unknown_items"] == ["nobody"]
+    assert answer["scores"][1] is None
+    assert answer["scores"][0] == answer["scores"][3] != answer["scores"][2]
+    assert shop.sent == []
+    status, answer = shop.ask("/score", {"user_id": "ann", "items": ["x", "y"]})
+    assert status == 404
+    assert "['x', 'y']" in answer["error"]
+
+
+def test_score_can_log_a_page_made_elsewhere(shop: Shop) -> None:
+    body = {"user_id": "ann", "items": [9, 4], "request_id": "theirs", "log": True, "offset": 12}
+    _, answer = shop.ask("/score", body)
+    (impression,) = shop.sent
+    assert impression.items == [9, 4]
+    features, logged = arrays(impression)
+    assert logged.tolist() == pytest.approx(answer["scores"])
+    expected = BUILDER.cat({"position": BUILDER.position(np.array([12, 13]))}, 2)[:, POSITION]
+    assert features.cat[:, POSITION].tolist() == expected.tolist()
+
+
+def test_an_unknown_user_is_served_as_a_new_one_and_leaves_nothing_behind(shop: Shop) -> None:
+    index, model = shop.scorer.index, shop.model
+
+    def held() -> Any:
+        return len(index), index.keys, [t.nbytes for t in index.tiles.values()], model.rows, len(shop.users.records)
+
+    before = held()
+    for i in range(50):
+        status, page = shop.ask("/recommend", {"user_id": f"stranger {i}", "size": 3})
+        assert status == 200
+        assert page["notes"] == [f"user 'stranger {i}' is unknown: served as a new user"]
+        shop.ask("/score", {"user_id": f"stranger {i}", "items": [1, f"unheard {i}"]})
+    assert held() == before
+
+
+def test_without_the_store_users_are_new_ones(shop: Shop) -> None:
+    shop.users.away = True
+    status, page = shop.ask("/recommend", {"user_id": "ann", "size": 3})
+    assert status == 200
+    assert page["notes"] == ["the online store is away: served as a new user"]
+
+
+def test_a_damaged_profile_is_survived_and_counted(shop: Shop) -> None:
+    shop.users.records["ann"][b"profile"] = b"{"
+    status, page = shop.ask("/recommend", {"user_id": "ann"})
+    assert status == 200
+    assert "damaged" in page["notes"][0]
+    assert shop.figures.errors == {"profile": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/recommend", b"{nonsense", ["{nonsense", "JSON"]),
+        ("/recommend", b"\xff\xfe", ["JSON"]),
+        ("/recommend", b"", ["JSON"]),
+        ("/recommend", [], ["object", "array"]),
+        ("/recommend", {}, ["user_id"]),
+        ("/recommend", {"user_id": 1.5}, ["user_id", "float"]),
+        ("/recommend", {"user_id": ""}, ["user_id", "length"]),
+        ("/recommend", {"user_id": None}, ["user_id", "null"]),
+        ("/recommend", {"user_id": "x" * 201}, ["user_id", "200"]),
+        ("/recommend", b'{"user_id": 99999999999999999999999}', ["user_id"]),
+        ("/recommend", {"user_id": 1, "sise": 3}, ["sise", "size"]),
+        ("/recommend", {"user_id": 1, "size": 0}, ["size", ">= 1"]),
+        ("/recommend", {"user_id": 1, "size": "ten"}, ["size", "str"]),
+        ("/recommend", {"user_id": 1, "size": 21}, ["21", "20"]),
+        ("/recommend", {"user_id": 1, "ts_ms": -4}, ["ts_ms"]),
+        ("/recommend", {"user_id": 1, "ts_ms": NOW_MS + 7_200_000}, [str(NOW_MS + 7_200_000), "120 minutes", "60"]),
+        ("/recommend", {"user_id": 1, "context": {"mood": "good"}}, ["mood", "tab"]),
+        ("/recommend", {"user_id": 1, "context": {"position": 3}}, ["position", "derived"]),
+        ("/recommend", {"user_id": 1, "context": {"tab": {"a": 1}}}, ["context", "object"]),
+        ("/score", {"user_id": 1, "items": []}, ["items []", "at least one"]),
+        ("/score", {"user_id": 1, "items": "all"}, ["items", "str"]),
+        ("/score", {"user_id": 1, "items": list(range(1001))}, ["1001", "1000"]),
+        ("/score", {"user_id": 1, "items": [1], "offset": -1}, ["offset"]),
+    ],
+)
+def test_a_bad_request_is_one_line_that_names_value_and_remedy(
+    shop: Shop, path: str, body: Any, words: list[str]
+) -> None:
+    status, answer = shop.ask(path, body)
+    assert status == 400
+    assert list(answer) == ["error"]
+    assert "\n" not in answer["error"]
+    for word in words:
+        assert word in answer["error"]
+    assert shop.sent == []
+    assert sum(shop.figures.errors.values()) == 0, "a client's mistake is no error of ours"
+
+
+def test_a_body_that_never_ends_is_refused(shop: Shop) -> None:
+    status, answer = shop.ask("/recommend", b" " * (MAX_BODY_BYTES + 1))
+    assert status == 413
+    assert str(MAX_BODY_BYTES) in answer["error"]
+
+
+def test_other_paths_and_methods_are_named(shop: Shop) -> None:
+    for method, path in (("GET", "/recommend"), ("POST", "/model"), ("GET", "/nowhere")):
+        status, answer = asyncio.run(call(shop.app, method, path))
+        assert status == 404
+        assert f"{method} {path}" in answer["error"]
+
+
+def test_a_failure_within_is_one_line_to_the_client_and_counted(shop: Shop) -> None:
+    def explode(*_: Any) -> Any:
+        raise ZeroDivisionError("secret detail")
+
+    shop.model.score = explode  # type: ignore[assignment]
+    status, answer = shop.ask("/recommend", {"user_id": "ann"})
+    assert status == 500
+    assert "ZeroDivisionError" in answer["error"]
+    assert "secret" not in answer["error"]
+    assert shop.figures.errors == {"request": 1}
+
+
+def test_a_producer_that_refuses_costs_the_log_not_the_page(shop: Shop) -> None:
+    def refuse(_: Impression) -> None:
+        raise TimeoutError
+
+    shop.scorer._send = refuse
+    status, page = shop.ask("/recommend", {"user_id": "ann"})
+    assert status == 200
+    assert len(page["items"]) == 20
+    assert shop.figures.errors == {"impressions": 1}
+
+
+def test_scores_that_are_no_numbers_are_counted_and_rank_last(shop: Shop) -> None:
+    honest = shop.model.score
+
+    def half(cat: Any, num: Any) -> Any:
+        scores = honest(cat, num)
+        scores[::2] = np.nan
+        return scores
+
+    shop.model.score = half  # type: ignore[method-assign]
+    status, page = shop.ask("/recommend", {"user_id": "ann", "size": 20})
+    assert status == 200
+    assert all(i["score"] > 0 for i in page["items"])
+    assert shop.figures.errors == {"scores": 1}
+
+
+def test_readiness_says_what_is_missing(tmp_path: Path) -> None:
+    scorer, _, figures = serving()
+    app = make_app(scorer, figures)
+
+    def ready() -> tuple[int, Any]:
+        return asyncio.run(call(app, "GET", "/readyz"))
+
+    status, answer = ready()
+    assert status == 503
+    assert "no model" in answer["error"]
+    assert asyncio.run(call(app, "POST", "/recommend", {"user_id": 1})) == (503, {"error": answer["error"]})
+    assert asyncio.run(call(app, "GET", "/healthz")) == (200, {"alive": True})
+    learner = Learner(tmp_path)
+    note = learner.snapshot()
+    scorer.install(note, ServingModel.of(SCHEMA, note.spec, learner.store.read(note)), 0, [])
+    status, answer = ready()
+    assert status == 503
+    assert "no items" in answer["error"]
+    stock(scorer, ITEMS[:1])
+    assert ready() == (200, {"ready": True})
+    assert asyncio.run(call(app, "POST", "/recommend", {"user_id": 1}))[0] == 200
+
+
+def test_model_and_metrics_say_what_is_served(shop: Shop) -> None:
+    shop.figures.served(3, 1, [NOW_MS - 400, NOW_MS - 600], NOW_MS)
+    shop.ask("/recommend", {"user_id": "ann"})
+    status, facts = shop.get("/model")
+    assert status == 200
+    assert facts["version"] == 0
+    assert facts["schema_id"] == SCHEMA.id
+    assert facts["spec"]["hidden"] == [8]
+    assert facts["click_to_served_ms"] == {"p50": 500, "p99": pytest.approx(598), "count": 2}
+    assert facts["versions_served"] == 2
+    assert facts["errors"] == 0
+    status, text = shop.get("/metrics")
+    assert status == 200
+    for name in (
+        "millrace_requests_total{route=",
+        "millrace_request_seconds_bucket{",
+        "millrace_served_version",
+        "millrace_deltas_applied_total",
+        "millrace_delta_gaps_total",
+        "millrace_click_to_served_seconds_bucket",
+        "millrace_freshness_seconds",
+        "millrace_items 200",
+        "millrace_item_keys",
+        "millrace_unknown_users_total",
+    ):
+        assert f"\n{name}" in text
+
+
+def test_percentiles_are_over_the_newest_times_only() -> None:
+    figures = Figures(reservoir=10)
+    figures.served(1, 0, [0] * 50, 9_000_000)
+    figures.served(2, 1, [100] * 10, 300)
+    assert figures.click_to_served() == {"p50": 200, "p99": 200, "count": 60}
+
+
+def test_concurrent_requests_do_not_mix(shop: Shop) -> None:
+    async def all_at_once() -> list[tuple[int, Any]]:
+        asks: list[Awaitable[tuple[int, Any]]] = [
+            call(shop.app, "POST", "/recommend", {"user_id": "ann", "request_id": f"r{i}", "size": 5})
+            for i in range(20)
+        ]
+        return await asyncio.gather(*asks)
+
+    together = asyncio.run(all_at_once())
+    alone = [shop.ask("/recommend", {"user_id": "ann", "request_id": f"r{i}", "size": 5}) for i in range(20)]
+    assert together == alone
