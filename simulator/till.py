@@ -56,10 +56,23 @@ class Rates:
 
 
 class Till:
-    """Holds events and sends each at its time. Not thread-safe: the event loop's own."""
+    """Holds events and sends each at its time. Not thread-safe: the event loop's own.
 
-    def __init__(self, sink: Sink, settings: Settings, rates: Rates, rng: np.random.Generator, name: str) -> None:
-        self._sink, self._rates, self._rng, self._name = sink, rates, rng, name
+    Args:
+        name: of this incarnation, for the ids of extra messages.
+        cut: leave out actions that would come too late for the label join.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        settings: Settings,
+        rates: Rates,
+        rng: np.random.Generator,
+        name: str,
+        cut: bool = True,
+    ) -> None:
+        self._sink, self._rates, self._rng, self._name, self._cut = sink, rates, rng, name, cut
         self._heap: list[tuple[int, int, Event, str, bool]] = []  # due, number, event, arm, a duplicate
         self._number = 0
         self._bad = 0
@@ -90,7 +103,7 @@ class Till:
             # The telephone was off the net: all that was done with this item is told after its label was given.
             arrives = exposure.ts_ms + self._attribution_ms + self._late_ms * (0.1 + 0.6 * self._rng.random())
         for kind, at in zip(FOLLOW_UPS, times, strict=True):
-            if not at or at > last:
+            if not at or (self._cut and at > last):
                 continue
             action = kind(
                 f"{exposure.request_id}/{position}/{NAMES[kind]}",
