@@ -256,7 +256,8 @@ def _time(column: pa.ChunkedArray, name: str, log: LogColumns, path: Path) -> pa
     column = _flat(column)
     try:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            column = pc.cast(column, pa.timestamp("ms"))
+            zoned = pc.any(pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")).as_py()
+            column = pc.cast(column, pa.timestamp("ms", "UTC" if zoned else None))
         if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
             out = pc.cast(pc.cast(column, pa.timestamp("ms"), safe=False), pa.int64())
         elif pa.types.is_null(column.type) or (pa.types.is_integer(column.type) and log.time_unit == "ms"):

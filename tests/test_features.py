@@ -142,10 +142,10 @@ def test_a_row_is_the_same_to_the_bit_alone_and_among_a_thousand() -> None:
     }
     plain = {"price": rng.random(n) * 1000, "min_order": rng.random(n)}
     counts = rng.integers(0, 10_000, (n, schema.layout.K, 6, 5)).astype(np.uint32)
-    whole = builder.cat(columns, n), builder.keys(columns, n), builder.num(plain, counts, n)
+    whole: tuple[np.ndarray, ...] = builder.cat(columns, n), builder.keys(columns, n), builder.num(plain, counts, n)
     for i in (0, 7, n - 1):
         mine = {k: v if len(v) == 1 else v[i : i + 1] for k, v in columns.items()}
-        one = (
+        one: tuple[np.ndarray, ...] = (
             builder.cat(mine, 1),
             builder.keys(mine, 1),
             builder.num({k: v[i : i + 1] for k, v in plain.items()}, counts[i : i + 1], 1),
