@@ -1,0 +1,383 @@
+"""Replay: the same to the bit whatever the log's form, and blind to everything that was not known yet."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+
+from learner.model import OnlineModel
+from millrace import cli
+from millrace.errors import SettingError
+from millrace.logs import read_log
+from millrace.run import logfeatures
+from millrace.run.logfeatures import Labels, LogFeatures, LogRows
+from millrace.run.replay import auc, grouped_auc, log_loss, replay, run_log
+from millrace.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
+from millrace.schema import Schema, parse_schema
+
+SCHEMA = """
+name = "t"
+[[fields]]
+name = "user"
+of = "user"
+[[fields]]
+name = "item"
+of = "item"
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[[fields]]
+name = "hour"
+of = "context"
+[[fields]]
+name = "position"
+of = "context"
+bias = true
+[windows]
+days = [1, 3]
+actions = ["exposure", "click", "cart"]
+[[windows.keys]]
+columns = ["user"]
+[[windows.keys]]
+columns = ["user", "item"]
+parent = ["user"]
+[log]
+time = "at"
+user = "user"
+item = "item"
+label = "click"
+position = "slot"
+"""
+ACTION_TIMES = 'action_times = { click = "click_at", cart = "cart_at" }\nattribution_minutes = 30\n'
+HOUR = 3_600_000
+START = 1_650_812_400_000
+MINUTE = 60_000
+
+
+def make_rows(n: int = 300, seed: int = 1) -> list[dict[str, Any]]:
+    """Few users and items, ties in time, clicks that the user and the item explain, some of them late."""
+    rng = np.random.default_rng(seed)
+    at = START + np.sort(rng.integers(0, 4 * 24 * 60, n)) // 20 * 20 * MINUTE
+    rows = []
+    for i in range(n):
+        user, item = int(rng.integers(6)), int(rng.integers(5))
+        click = int(rng.random() < (0.8 if (user + item) % 2 else 0.1))
+        delay = int(rng.choice([0, 5, 29, 30, 45, 300])) * MINUTE + int(rng.integers(1000))
+        rows.append(
+            {
+                "at": int(at[i]),
+                "user": user,
+                "item": f"i{item}",
+                "price": float(item) if item else None,
+                "slot": i % 4,
+                "click": click,
+                "click_at": int(at[i]) + delay if click else None,
+                "cart_at": int(at[i]) + delay + HOUR if click and user == 1 else None,
+            }
+        )
+    return rows
+
+
+def write(folder: Path, form: str, rows: list[dict[str, Any]]) -> Path:
+    path = folder / f"log.{form}"
+    if form == "jsonl":
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    elif form == "csv":
+        pacsv.write_csv(pa.Table.from_pylist(rows), path)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.fixture
+def schema_file(tmp_path: Path) -> Path:
+    path = tmp_path / "schema.toml"
+    path.write_text(SCHEMA)
+    return path
+
+
+SMALL = {"width": 4, "hidden": [8], "blocks": 1}
+
+
+def run(log: Path, schema: Path, out: Path, **more: Any) -> bytes:
+    replay(log, schema, out, spec=SMALL, batch_rows=64, progress=False, **more)
+    return (out / "report.json").read_bytes()
+
+
+def test_each_form_and_each_run_gives_the_same_report_and_another_seed_another(
+    tmp_path: Path, schema_file: Path
+) -> None:
+    rows = make_rows()
+    reports = [run(write(tmp_path, f, rows), schema_file, tmp_path / f) for f in ("csv", "parquet", "jsonl")]
+    again = run(tmp_path / "log.csv", schema_file, tmp_path / "again")
+    assert reports[0] == reports[1] == reports[2] == again
+    assert run(tmp_path / "log.csv", schema_file, tmp_path / "other", seed=1) != again
+
+
+def test_the_report_has_its_keys_and_counts(tmp_path: Path, schema_file: Path) -> None:
+    rows = make_rows()
+    run(write(tmp_path, "csv", [*rows, rows[3], rows[7]]), schema_file, tmp_path / "out")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    distinct = {(r["at"], r["user"], r["item"]) for r in rows}
+    assert set(report) == {"rows", "duplicates", "days", "total"}
+    assert report["rows"] == len(distinct)
+    assert report["duplicates"] == len(rows) + 2 - len(distinct)
+    figures = {"rows", "positives", "auc", "grouped_auc", "log_loss", "calibration"}
+    assert set(report["total"]) == figures
+    assert all(set(d) == figures | {"day"} for d in report["days"])
+    assert [d["day"] for d in report["days"]] == [f"2022-04-2{i}" for i in (4, 5, 6, 7, 8)]
+    assert sum(d["rows"] for d in report["days"]) == report["total"]["rows"] == report["rows"]
+    assert sum(d["positives"] for d in report["days"]) == report["total"]["positives"]
+    details = json.loads((tmp_path / "out/run.json").read_text())
+    assert details["seed"] == 0
+    assert details["spec"]["width"] == 4
+    page = (tmp_path / "out/report.html").read_text()
+    assert "2022-04-26" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page
+    for plot in ("auc.png", "calibration.png"):
+        assert (tmp_path / "out" / plot).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_day_of_one_class_has_no_auc(tmp_path: Path, schema_file: Path) -> None:
+    rows = [r | {"click": 0} for r in make_rows(40)]
+    run(write(tmp_path, "csv", rows), schema_file, tmp_path / "out")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["total"]["auc"] is None
+    assert report["total"]["calibration"] is None
+    assert report["total"]["log_loss"] > 0
+
+
+def test_it_learns_what_there_is_to_learn(tmp_path: Path, schema_file: Path) -> None:
+    run(write(tmp_path, "parquet", make_rows(3000)), schema_file, tmp_path / "out")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["days"][-1]["auc"] > 0.75  # the best possible is near 0.85
+
+
+# -- what is known when ------------------------------------------------------------------------------------------
+
+
+class Spy:
+    """A model that predicts nothing and remembers what it was given, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+
+    def score(self, cat: np.ndarray, num: np.ndarray) -> np.ndarray:
+        self.calls.append(("score", (cat.copy(), num.copy())))
+        return np.full(len(cat), 0.5, np.float32)
+
+    def learn(self, batch: SampleBatch) -> None:
+        self.calls.append(("learn", batch))
+
+
+def spied(folder: Path, rows: list[dict[str, Any]], text: str, batch_rows: int = 32) -> tuple[Spy, Schema]:
+    schema = parse_schema(text)
+    spy = Spy()
+    log = read_log(write(folder, "jsonl", rows), schema)
+    run_log(log, schema, cast(OnlineModel, spy), batch_rows, lambda done: None)
+    return spy, schema
+
+
+def unique(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    seen: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for r in rows:
+        seen.setdefault((r["at"], r["user"], r["item"]), r)
+    return list(seen.values())
+
+
+@pytest.mark.parametrize("text", [SCHEMA, SCHEMA + ACTION_TIMES], ids=["at the exposure", "action times"])
+def test_nothing_is_scored_by_a_model_that_learnt_what_was_known_only_later(tmp_path: Path, text: str) -> None:
+    rows = unique(make_rows())
+    spy, _ = spied(tmp_path, rows, text)
+    known_at: dict[tuple[str, int], int] = {}
+    for i, r in enumerate(rows):
+        if text is SCHEMA:
+            known_at[str(i), POSITIVE if r["click"] else NEGATIVE] = r["at"]
+        elif r["click"] and r["click_at"] <= r["at"] + 30 * MINUTE:
+            known_at[str(i), POSITIVE] = r["click_at"]
+        else:
+            known_at[str(i), NEGATIVE] = r["at"] + 30 * MINUTE
+            if r["click"]:
+                known_at[str(i), CORRECTION] = r["click_at"]
+    learnt: list[int] = []
+    met: list[tuple[str, int]] = []
+    scored = 0
+    for what, given in spy.calls:
+        if what == "score":
+            for r in rows[scored : scored + len(given[0])]:
+                assert not learnt or max(learnt) < r["at"]
+            scored += len(given[0])
+        else:
+            ids = [(given.request[p], k) for p, k in zip(given.page.tolist(), given.kind.tolist(), strict=True)]
+            learnt += [known_at[i] for i in ids]
+            met += ids
+            for (name, kind), label, position in zip(ids, given.label.tolist(), given.position.tolist(), strict=True):
+                assert label == (kind != NEGATIVE)
+                assert position == rows[int(name)]["slot"]
+    assert scored == len(rows)
+    assert learnt == sorted(learnt)
+    assert sorted(met) == sorted(known_at)  # each once
+    assert any(kind == CORRECTION for _, kind in met) == (text is not SCHEMA)
+
+
+@pytest.mark.parametrize("text", [SCHEMA, SCHEMA + ACTION_TIMES], ids=["at the exposure", "action times"])
+@pytest.mark.parametrize("chunk", [7, 16_384])
+def test_windows_equal_a_recount_of_what_happened_strictly_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, chunk: int
+) -> None:
+    monkeypatch.setattr(logfeatures, "CHUNK_ROWS", chunk)
+    rows = unique(make_rows())
+    rows[40]["click"], rows[40]["click_at"] = 1, rows[40]["at"] - HOUR  # a clock that is wrong: never before itself
+    schema = parse_schema(text)
+    log = read_log(write(tmp_path, "jsonl", rows), schema)
+    log_rows = LogRows(log, schema)
+    _, num = LogFeatures(log_rows, Labels(log, schema, log_rows), schema).of(np.arange(len(rows)))
+    at = {name: i for i, name in enumerate(schema.layout.num_names)}
+
+    events: list[tuple[int, dict[str, Any], str]] = [(r["at"], r, "exposure") for r in rows]
+    for r in rows:
+        if text is SCHEMA:
+            events += [(r["at"], r, "click")] * r["click"]
+        else:
+            events += [(max(r[f"{a}_at"], r["at"]), r, a) for a in ("click", "cart") if r[f"{a}_at"]]
+    for i, r in enumerate(rows):
+        for key, same in (("user", ("user",)), ("user*item", ("user", "item"))):
+            for days, grain in ((1, HOUR), (3, 6 * HOUR)):
+                # exact head, tail aligned to the tile that holds ts - W
+                tail = (r["at"] - days * 24 * HOUR) // grain * grain
+                for action in schema.windows.actions:
+                    expected = sum(
+                        tail <= t < r["at"] and a == action and all(e[c] == r[c] for c in same) for t, e, a in events
+                    )
+                    assert num[i, at[f"{key}.{action}.{days}d"]] == expected, (i, key, action, days)
+
+
+def test_an_exposure_never_sees_its_own_click(tmp_path: Path) -> None:
+    rows = [{"at": START + HOUR * i, "user": i, "item": "x", "price": 1, "slot": 0, "click": 1} for i in range(50)]
+    spy, schema = spied(tmp_path, rows, SCHEMA)
+    clicks = [i for i, n in enumerate(schema.layout.num_names) if n.startswith("user.click.")]
+    num = np.concatenate([given[1] for what, given in spy.calls if what == "score"])
+    assert not num[:, clicks].any()
+
+
+def test_the_position_is_learnt_from_but_hidden_from_scoring(tmp_path: Path) -> None:
+    spy, schema = spied(tmp_path, make_rows(), SCHEMA)
+    position = schema.layout.cat_names.index("position")
+    for what, given in spy.calls:
+        if what == "score":
+            assert not given[0][:, position].any()
+            assert given[0][:, : position - 1].all()
+        else:
+            assert given.cat[:, position].all()
+
+
+# -- figures -----------------------------------------------------------------------------------------------------
+
+
+def test_figures_equal_their_definitions() -> None:
+    rng = np.random.default_rng(3)
+    p = (rng.integers(0, 12, 400) / 12).astype(np.float32)  # many ties
+    y = rng.integers(0, 2, 400)
+    group = rng.integers(0, 60, 400)
+
+    def pairs(which: np.ndarray) -> float:
+        up, down = p[which & (y == 1)], p[which & (y == 0)]
+        return float(np.mean((up[:, None] > down) + 0.5 * (up[:, None] == down)))
+
+    assert auc(p, y) == pytest.approx(pairs(np.ones(400, np.bool_)), abs=1e-12)
+    mixed = [g == group for g in np.unique(group) if len(set(y[group == g])) == 2]
+    assert len(mixed) < len(np.unique(group))
+    expected = sum(pairs(g) * g.sum() for g in mixed) / sum(g.sum() for g in mixed)
+    assert grouped_auc(p, y, group) == pytest.approx(expected, abs=1e-12)
+    q = np.clip(p.astype(float), 1e-7, 1 - 1e-7)
+    assert log_loss(p, y) == pytest.approx(-np.mean(y * np.log(q) + (1 - y) * np.log(1 - q)))
+    assert np.isnan(auc(p, np.ones(400)))
+
+
+# -- what a person sees ------------------------------------------------------------------------------------------
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: Path | str) -> int:
+    monkeypatch.setattr(sys, "argv", ["millrace", "replay", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.mark.filterwarnings("ignore:Cyclopts application invoked")  # main() reads sys.argv, which is the point
+def test_the_command_prints_a_table_and_succeeds(
+    tmp_path: Path, schema_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = write(tmp_path, "parquet", make_rows())
+    assert command(monkeypatch, log, "--schema", schema_file, "--seed", "3", "--out", tmp_path / "deep" / "out") == 0
+    shown = capsys.readouterr().out
+    assert "2022-04-26" in shown
+    assert "all days" in shown
+    assert json.loads((tmp_path / "deep/out/run.json").read_text())["seed"] == 3
+
+
+@pytest.mark.filterwarnings("ignore:Cyclopts application invoked")  # main() reads sys.argv, which is the point
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["log.parquet", "--schema", "bad.toml", "--out", "out"], "'user_id'"),
+        (["absent.parquet", "--schema", "schema.toml", "--out", "out"], "absent.parquet"),
+        (["log.parquet", "--schema", "absent.toml", "--out", "out"], "absent.toml"),
+        (["log.parquet", "--schema", "schema.toml", "--out", "schema.toml"], "--out"),
+        (["log.parquet", "--schema", "schema.toml", "--out", "out", "--model", "gpt"], "'gpt'"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_status_1(
+    tmp_path: Path,
+    schema_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    write(tmp_path, "parquet", make_rows(20))
+    (tmp_path / "bad.toml").write_text(SCHEMA.replace('"user"\n', '"user_id"\n', 1).replace('["user"', '["user_id"'))
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, *arguments) == 1
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_setting_of_the_model_is_refused(tmp_path: Path, schema_file: Path) -> None:
+    with pytest.raises(SettingError, match="wdith"):
+        replay(write(tmp_path, "csv", make_rows(20)), schema_file, tmp_path / "o", spec={"wdith": 4}, progress=False)
+
+
+@pytest.mark.log
+def test_kuairand_twice_the_same_and_as_good_as_promised(tmp_path: Path) -> None:
+    folder = os.environ.get("MILLRACE_TEST_LOG")
+    if not folder:
+        pytest.skip("MILLRACE_TEST_LOG names no folder with the KuaiRand log")
+    log = Path(folder) / "log_2022-04-24_to_04-30.parquet"
+    schema = Path(__file__).parent.parent / "examples/kuairand/schema.toml"
+    reports = []
+    for name in ("a", "b"):
+        replay(log, schema, tmp_path / name, seed=0, progress=False)
+        reports.append((tmp_path / name / "report.json").read_bytes())
+    assert reports[0] == reports[1]
+    report = json.loads(reports[0])
+    assert (report["rows"], report["duplicates"]) == (91_805, 2_979)
+    last = report["days"][-2:]
+    assert [d["day"] for d in last] == ["2022-04-29", "2022-04-30"]
+    assert sum(d["auc"] * d["rows"] for d in last) / sum(d["rows"] for d in last) >= 0.72
