@@ -1,0 +1,77 @@
+"""Figures of merit against counting pairs, rolling ones against the exact ones of the same window."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.progressive import Progressive, auc, baseline_column, calibration, grouped_auc, log_loss
+from millrace.schema import parse_schema, shop_schema
+from tests.learning import SCHEMA
+
+PAIRS = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40)
+
+
+def count_pairs(p: list[int], y: list[bool]) -> float:
+    wins = [
+        (a > b) + (a == b) / 2 for a, ya in zip(p, y, strict=True) if ya for b, yb in zip(p, y, strict=True) if not yb
+    ]
+    return sum(wins) / len(wins) if wins else float("nan")
+
+
+@given(PAIRS)
+def test_auc_counts_pairs(rows: list[tuple[int, bool]]) -> None:
+    p, y = [r[0] for r in rows], [r[1] for r in rows]
+    assert auc(np.array(p) / 5, np.array(y)) == pytest.approx(count_pairs(p, y), nan_ok=True)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), max_size=40))
+def test_grouped_auc_weighs_users_with_both_classes_by_rows(rows: list[tuple[int, bool, int]]) -> None:
+    total = weight = 0.0
+    for user in range(4):
+        own = [(p, y) for p, y, u in rows if u == user]
+        if len({y for _, y in own}) == 2:
+            total += len(own) * count_pairs([p for p, _ in own], [y for _, y in own])
+            weight += len(own)
+    expected = total / weight if weight else float("nan")
+    p, y, u = (np.array([r[k] for r in rows]) for k in range(3))
+    assert grouped_auc(p, y, u) == pytest.approx(expected, nan_ok=True)
+
+
+def test_log_loss_and_calibration() -> None:
+    p, y = np.array([0.9, 0.2, 0.5]), np.array([1.0, 0.0, 1.0])
+    assert log_loss(p, y) == pytest.approx(-(math.log(0.9) + math.log(0.8) + math.log(0.5)) / 3)
+    assert calibration(p, y) == pytest.approx(1.6 / 2)
+    assert math.isnan(calibration(p, np.zeros(3)))
+    assert math.isnan(log_loss(p[:0], y[:0]))
+    assert math.isfinite(log_loss(np.array([0.0]), np.array([1.0])))
+
+
+def test_rolling_figures_are_those_of_the_newest_rows() -> None:
+    rng = np.random.default_rng(0)
+    p, baseline = rng.random(1000), rng.random(1000)
+    y = (rng.random(1000) < p).astype(np.float32)
+    rolling = Progressive(300)
+    for part in np.split(np.arange(1000), 10):
+        rolling.update(p[part], y[part], baseline[part])
+    last = slice(700, None)
+    assert rolling.rows == 1000
+    assert rolling.auc == pytest.approx(auc(p[last], y[last]))
+    assert rolling.baseline_auc == pytest.approx(auc(baseline[last], y[last]))
+    assert rolling.log_loss == pytest.approx(log_loss(p[last], y[last]))
+    assert rolling.calibration == pytest.approx(calibration(p[last], y[last]))
+
+
+def test_baseline_is_the_item_rate_over_the_longest_window() -> None:
+    column = baseline_column(SCHEMA)
+    assert column is not None
+    assert SCHEMA.layout.num_names[column] == "item_id.click_rate.7d"
+    shop = shop_schema()
+    column = baseline_column(shop)
+    assert column is not None
+    assert shop.layout.num_names[column] == "item_id.click_rate.30d"
+    assert baseline_column(parse_schema('name = "x"\n[[fields]]\nname = "user_id"\nof = "user"')) is None
