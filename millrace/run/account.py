@@ -106,7 +106,7 @@ def make_report(
         "oracle_auc_recent": auc_of(true[recent], label[recent]),
         "label_ctr": {name: _mean(label[arm == code]) for code, name in enumerate(("model", "control"))},
         "calibration": f["calibration"],
-        "freshness_s": f["freshness_s"],
+        "freshness_s": closing.freshness_s,
         "errors_by_kind": {n: round(v) for n, v in errors.items()},
         "restarts": supervisor.restarts,
         "event_hours": round(float(ts_ms[-1] - ts_ms[0]) / 3_600_000, 3) if len(ts_ms) else 0.0,

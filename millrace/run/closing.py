@@ -54,10 +54,15 @@ class Closing:
     problem: ConservationError | None
     simulator_restarted: bool
     trained: int | None
+    freshness_s: float | None  # at the end of the traffic; it grows while the loop runs dry
 
 
 def close_books(
-    settings: Settings, monitor: Monitor, supervisor: Supervisor, start: Offsets | None = None
+    settings: Settings,
+    monitor: Monitor,
+    supervisor: Supervisor,
+    freshness_s: float | None = None,
+    start: Offsets | None = None,
 ) -> tuple[Ledger, Closing]:
     """Reads the topics between two looks at the roles that agree, so that both speak of one moment, and checks them."""
     for attempt in range(_TRIES):
@@ -73,13 +78,19 @@ def close_books(
     trained = _whole(picture, "trained") if once else picture.model.get("trained")
     refused = round(monitor.roles["learner"].total("millrace_samples_refused_total"))
     own = {n: None if restarted else _whole(picture, n) for n in ("exposures", "clicks", "malformed", "duplicates")}
-    reported = Reported(pending=_whole(picture, "pending"), trained=trained, refused=refused, skipped=_whole(picture, "skipped") or 0, **own)
+    reported = Reported(
+        pending=_whole(picture, "pending"),
+        trained=trained,
+        refused=refused,
+        skipped=_whole(picture, "skipped") or 0,
+        **own,
+    )
     problem = None
     try:
         check(ledger, reported)
     except ConservationError as error:
         problem = error
-    return ledger, Closing(picture, problem, restarted, trained)
+    return ledger, Closing(picture, problem, restarted, trained, freshness_s)
 
 
 def _whole(picture: Picture, name: str) -> int | None:

@@ -19,7 +19,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +35,7 @@ from millrace.run.audit import Ledger
 from millrace.run.closing import Closing, Drained, close_books
 from millrace.run.monitor import Monitor
 from millrace.run.page import PageServer
-from millrace.run.role import calm_logs
+from millrace.run.role import calm_logs, last_figures
 from millrace.run.services import EmbeddedBroker, EmbeddedRedis, free_port
 from millrace.run.status import State, state_of
 from millrace.run.supervisor import Supervisor
@@ -156,6 +156,10 @@ class Demo:
         if self.monitor is not None:
             self.monitor.stop()
 
+    def end_roles(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Whatever ended the run: no role outlives it. Only the second Ctrl-C leaves them no time."""
+        self.supervisor.stop(grace_seconds=0.0 if kind is _AtOnce else 5.0)
+
     # -- phases ----------------------------------------------------------------------------------------------
 
     def start_services(self, stack: ExitStack) -> None:
@@ -231,14 +235,16 @@ class Demo:
         assert self.monitor is not None
         self.phase = "draining"
         self.say("stopping the shoppers; draining")
-        self.monitor.look()
+        last = self.monitor.look()
         self.supervisor.stop("simulator", grace_seconds=20.0)
+        with suppress(OSError):  # it was killed, or never came so far: then its last scrape is all there is
+            self.monitor.take("simulator", last_figures(self.settings.data, "simulator").read_text())
         dry = Drained(self.monitor, self.settings.idle_seconds)
         if not self.wait(dry, 60.0, ends_early=False):
             self.say(f"not drained after 60 s: {dry.why}")
         self.phase = "auditing"
         self.view.tick()
-        return close_books(self.settings, self.monitor, self.supervisor)
+        return close_books(self.settings, self.monitor, self.supervisor, last.figures["freshness_s"])
 
 
 def demo(settings: Settings, options: DemoOptions) -> int:
@@ -283,7 +289,7 @@ def _run(settings: Settings, options: DemoOptions, folder: Path, signals: _Signa
         run.say(f"live page: {page.url}   logs: {folder / 'logs'}")
         run.start_services(stack)
         stack.callback(run.stop_watching)
-        stack.callback(run.supervisor.kill)
+        stack.push(run.end_roles)
         stack.enter_context(run.view)
         run.start_roles()
         if options.open_browser:

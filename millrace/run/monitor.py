@@ -55,6 +55,10 @@ class Figures:
                     self._before[key] = self._before.get(key, 0.0) + value
         self._now = now
 
+    def measured(self, name: str) -> float | None:
+        """A gauge that is never 0 once it was measured: a role's gauges all begin at 0."""
+        return self.gauge(name) or None
+
     def gauge(self, name: str, **labels: str) -> float | None:
         """A gauge now: the sum over the label sets that carry ``labels``; None when there is none, or no number yet."""
         wanted = labels.items()
@@ -176,6 +180,11 @@ class Monitor:
             self.series.add(wall_ms, self._clock.at(wall_ms), figures)
             return self.picture
 
+    def take(self, name: str, text: str) -> None:
+        """Takes in what a role left behind when it ended."""
+        with self._lock:
+            self.roles[name].update(text)
+
     def _figures(self, wall_ms: int, model: Mapping[str, Any]) -> dict[str, float | None]:
         """The key figures by name. Totals are of the whole run; None is "not known yet"."""
         simulator, stream, learner, scorer = (
@@ -189,7 +198,7 @@ class Monitor:
             "malformed": simulator.total("millrace_malformed_sent_total"),
             "duplicates": simulator.total("millrace_duplicates_sent_total"),
             "request_errors": simulator.total("millrace_request_errors_total"),
-            "oracle_auc": simulator.gauge("millrace_oracle_auc"),
+            "oracle_auc": simulator.measured("millrace_oracle_auc"),
             **{
                 f"page_{what}_{arm}": simulator.total(f"millrace_page_{what}_total", arm=arm)
                 for what in ("exposures", "clicks")
@@ -206,10 +215,10 @@ class Monitor:
             "window_keys": stream.gauge("millrace_window_keys"),
             "trained": learner.total("millrace_samples_trained_total"),
             "repeated": learner.total("millrace_samples_repeated_total"),
-            "auc": learner.gauge("millrace_rolling_auc"),
-            "baseline_auc": learner.gauge("millrace_baseline_auc"),
-            "log_loss": learner.gauge("millrace_rolling_log_loss"),
-            "calibration": learner.gauge("millrace_calibration"),
+            "auc": learner.measured("millrace_rolling_auc"),
+            "baseline_auc": learner.measured("millrace_baseline_auc"),
+            "log_loss": learner.measured("millrace_rolling_log_loss"),
+            "calibration": learner.measured("millrace_calibration"),
             "learner_version": learner.gauge("millrace_model_version"),
             "learner_lag": learner.gauge("millrace_learner_lag"),
             "table_rows": learner.gauge("millrace_table_rows"),

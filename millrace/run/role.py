@@ -12,9 +12,11 @@ import sys
 import threading
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
+from prometheus_client import generate_latest
 
 from millrace.errors import MillraceError, SettingError
 from millrace.settings import Settings, load_settings
@@ -79,6 +81,21 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
+def last_figures(data: str | Path, name: str) -> Path:
+    """Where a role that ended leaves its metrics: what it did after the last scrape would be unknown otherwise."""
+    return Path(data, "metrics", f"{name}.prom")
+
+
+def _leave_figures(settings: Settings, name: str) -> None:
+    if not settings.data:
+        return
+    settings.folder("metrics")
+    path = last_figures(settings.data, name)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(generate_latest())
+    temporary.replace(path)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the role named by the only argument until it is told to stop; returns the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -89,8 +106,13 @@ def main(argv: list[str] | None = None) -> int:
             raise SettingError(
                 f"{len(arguments)} arguments where one role is needed", f"name one of {', '.join(ROLES)}"
             )
-        structlog.contextvars.bind_contextvars(role=arguments[0])
-        entry(arguments[0])(load_settings(), stop)
+        name, settings = arguments[0], load_settings()
+        structlog.contextvars.bind_contextvars(role=name)
+        run = entry(name)
+        try:
+            run(settings, stop)
+        finally:
+            _leave_figures(settings, name)
     except MillraceError as error:
         print(f"millrace: {error}", file=sys.stderr, flush=True)
         return 1

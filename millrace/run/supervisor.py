@@ -160,7 +160,8 @@ class Supervisor:
                 role.process.wait(max(0.0, deadline - self._clock()))
             except subprocess.TimeoutExpired:
                 log.warning("killed after its grace", child=role.name, seconds=grace_seconds)
-                self._say(f"the {role.name} did not stop within {grace_seconds:g} s and was killed")
+                if grace_seconds > 0:
+                    self._say(f"the {role.name} did not stop within {grace_seconds:g} s and was killed")
                 role.process.kill()
                 role.process.wait()
         for role in running:
