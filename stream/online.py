@@ -30,6 +30,7 @@ log = structlog.get_logger("online")
 
 PROFILE = b"profile"
 PIPELINE_COMMANDS = 1000
+NO_TILES = b"\0\0"  # the count of tiles in the packed form, see stream/tiles.py
 REMEDY = "start Redis there, or set MILLRACE_REDIS to its host:port"
 
 UserTiles = tuple[Id, Sequence[tuple[int, bytes]]]
@@ -129,7 +130,7 @@ def _tile_commands(user_id: Id, entries: Sequence[tuple[int, bytes]]) -> list[tu
     kept: list[bytes] = []
     gone: list[bytes] = []
     for key, blob in entries:
-        if blob:
+        if blob and blob[2:4] != NO_TILES:
             kept += (field_of(key), blob)
         else:
             gone.append(field_of(key))

@@ -72,6 +72,7 @@ def test_pure_cores_know_no_broker_no_store_no_clock(path: Path) -> None:
         "millrace/kafka.py",
         "millrace/cli.py",
         "stream/worker.py",
+        "stream/faustio.py",
         "stream/online.py",
         "learner/service.py",
         "scorer/app.py",

@@ -43,12 +43,14 @@ def write(address: str, *calls: tuple[object, object], patience_seconds: float =
 
 def test_writes_are_absolute_and_empty_lists_take_their_field_away(server: EmbeddedRedis) -> None:
     big = 2**64 - 3
-    write(server.address, ([("a", [(7, b"one"), (big, b"two")])], [("a", {"age": 3, "tags": ["x"]})]))
+    write(server.address, ([("a", [(7, b"\1\5\1\0one"), (big, b"two")])], [("a", {"age": 3, "tags": ["x"]})]))
     fields = read(server, "a")
     assert fields.pop(b"profile") == msgspec.json.encode({"age": 3, "tags": ["x"]})
-    assert fields == {field_of(7): b"one", (big).to_bytes(8, "little"): b"two"}
+    assert fields == {field_of(7): b"\1\5\1\0one", (big).to_bytes(8, "little"): b"two"}
     write(server.address, ([("a", [(7, b""), (big, b"new")])], []), ([("a", [(7, b"")])], [("a", {})]))
     assert read(server, "a") == {field_of(big): b"new", b"profile": b"{}"}
+    write(server.address, ([("a", [(big, b"\1\5\0\0")])], []))
+    assert read(server, "a") == {b"profile": b"{}"}
 
 
 def test_the_last_field_takes_the_user_away(server: EmbeddedRedis) -> None:

@@ -1,0 +1,208 @@
+"""Faust as Millrace uses it: a group consumer with one agent, which resumes where the checkpoints say.
+
+Faust joins the group, assigns partitions, keeps heart-beats alive in a thread of its own and hands messages over.
+What it must not do is decide where reading resumes. Its acknowledgement of single messages is switched off
+(``acks=False``: an exception or a message of an older generation would be acknowledged too), offsets are committed
+by hand after the checkpoint that covers them, and on assignment each partition is read from its checkpoint's offset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import faust
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.protocol.group import LeaveGroupRequest
+from aiokafka.structs import OffsetAndMetadata
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from mode.threads import WorkerThread
+from yarl import URL
+
+from millrace.settings import Settings
+from millrace.topics import EVENTS, IMPRESSIONS, USERS
+
+log = structlog.get_logger("stream")
+
+GROUP = "millrace-stream"
+INPUTS = (EVENTS, IMPRESSIONS, USERS)
+FETCH_WAIT_MS = 100
+FETCH_BYTES = 4 * 1024 * 1024
+
+Positions = Callable[[], Mapping[TP, int]]
+
+
+class _DaemonThread(WorkerThread):
+    """A consumer thread that cannot keep a process alive that has failed."""
+
+    def __init__(self, service: Any, **kwargs: Any) -> None:
+        super().__init__(service, **kwargs)
+        self.daemon = True
+
+
+class _ConsumerThread(driver.AIOKafkaConsumerThread):
+    Worker = _DaemonThread
+    abstract = False
+
+    def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
+        consumer = super()._create_worker_consumer(transport)
+        # Faust fixes it at 1.5 s: how long a broker may sit on a fetch while another partition has news.
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        return consumer
+
+    async def on_thread_stop(self) -> None:
+        consumer = self._consumer
+        coordinator = consumer._coordinator if consumer is not None else None
+        if coordinator is not None and getattr(coordinator, "generation", -1) == 0:
+            # aiokafka takes generation 0 for "never joined" and leaves without a word; the embedded broker counts
+            # from 0 (Kafka from 1), and would keep the partitions for a member that is gone until its session ends.
+            with contextlib.suppress(KafkaError):
+                await coordinator._send_req(LeaveGroupRequest(coordinator.group_id, coordinator.member_id))
+        await super().on_thread_stop()
+
+
+class _Consumer(driver.Consumer):
+    abstract = False
+
+    def _new_consumer_thread(self) -> _ConsumerThread:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Where Faust resumes after a rebalance: the checkpoints' offsets, whatever was committed.
+
+        The two differ after a crash between checkpoint and commit (the checkpoint is ahead: nothing is repeated),
+        when a worker that had lost its partition wrote a late checkpoint (it is behind: nothing is skipped), and
+        when the checkpoints were removed (everything is read again).
+        """
+        committed: Mapping[Any, int | None] = await super().seek_to_committed()
+        wanted = cast(StreamApp, self.app).positions()
+        targets = {TP(*tp): wanted.get(TP(*tp), 0) for tp in committed}
+        moves: dict[TP, int] = {}
+        for tp, offset in committed.items():
+            target = targets[TP(*tp)]
+            if target != (offset or 0):
+                moves[cast(TP, TopicPartition(*tp))] = target
+                log.warning(
+                    "reading from the checkpoint", topic=tp[0], partition=tp[1], offset=target, committed=offset
+                )
+        if moves:
+            await self.seek_wait(moves)
+        return {tp: target for tp, target in targets.items() if target}
+
+
+class _Transport(driver.Transport):
+    Consumer = _Consumer
+
+
+class StreamApp(faust.App):
+    """The Faust app of one worker.
+
+    Args:
+        settings: addresses and time-outs.
+        positions: asked after each assignment for the next offset to read of each partition; missing means 0.
+        datadir: Faust makes this folder; it stays empty.
+    """
+
+    def __init__(self, settings: Settings, positions: Positions, datadir: Path) -> None:
+        session = settings.session_timeout_ms / 1000
+        self.positions = positions
+        super().__init__(
+            GROUP,
+            broker=[URL(f"aiokafka://{server}") for server in settings.kafka.split(",")],
+            datadir=str(datadir),
+            store="memory://",
+            web_enabled=False,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            consumer_auto_offset_reset="earliest",
+            consumer_max_fetch_size=FETCH_BYTES,
+            broker_session_timeout=session,
+            broker_heartbeat_interval=session / 6,
+            broker_request_timeout=max(session * 2, 40.0),
+            broker_rebalance_timeout=60.0,
+            stream_wait_empty=False,
+            stream_buffer_maxsize=4096,
+            # Faust's own watchdogs look at acknowledgements that we do not make.
+            stream_processing_timeout=86_400.0,
+            broker_commit_livelock_soft_timeout=86_400.0,
+            key_serializer="raw",
+            value_serializer="raw",
+        )
+
+    @property
+    def _thread(self) -> _ConsumerThread:
+        return cast(_ConsumerThread, cast(_Consumer, self.consumer)._thread)
+
+    def _new_transport(self) -> _Transport:
+        return _Transport(self.conf.broker_consumer, self)
+
+    def feed(self, take: Callable[[Any], Awaitable[None]]) -> None:
+        """Makes the one agent: hands every Kafka message (``faust.types.Message``) to ``take``."""
+        topic = self.topic(*INPUTS, key_type=bytes, value_type=bytes, key_serializer="raw", acks=False)
+
+        async def messages(stream: Any) -> None:
+            stream = stream.noack()
+            async for _ in stream:
+                await take(stream.current_event.message)
+
+        self.agent(topic, name="millrace.stream", concurrency=1)(messages)
+
+    async def leave(self, patience_seconds: float) -> None:
+        """Stops Faust and waits until the consumer's thread has said good-bye to the group.
+
+        Faust does not wait for it; a member that goes without a word keeps its partitions until its session ends.
+        """
+        await asyncio.wait_for(self.stop(), patience_seconds)
+        worker = self._thread._thread
+        if worker is not None:
+            await asyncio.to_thread(worker.join, patience_seconds)
+
+    async def commit_offsets(self, offsets: Mapping[TP, int]) -> None:
+        """Commits ``offsets`` (next to read); what is no longer assigned is left out.
+
+        Raises:
+            aiokafka.errors.KafkaError: the broker did not take them.
+        """
+        thread = self._thread
+        consumer = thread._ensure_consumer()
+
+        async def commit() -> None:
+            assigned = consumer.assignment()
+            mine = {
+                TopicPartition(*tp): OffsetAndMetadata(offset, "")
+                for tp, offset in offsets.items()
+                if TopicPartition(*tp) in assigned
+            }
+            if mine:
+                await consumer.commit(mine)
+
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(commit(), thread.thread_loop))
+
+    def hold(self, tp: TP, on: bool) -> None:
+        """Stops (or resumes) fetching from a partition; what has been handed over already still comes.
+
+        Not Faust's ``pause_partitions``: that loses what was fetched but not handed over.
+        """
+        consumer = self._thread._ensure_consumer()
+
+        def switch() -> None:
+            with contextlib.suppress(IllegalStateError):  # no longer assigned
+                (consumer.pause if on else consumer.resume)(TopicPartition(*tp))
+
+        self._thread.thread_loop.call_soon_threadsafe(switch)
+
+    def read_to(self, tp: TP) -> tuple[int, int] | None:
+        """``(position, high watermark)`` of an input partition as of its last fetch; None before the first."""
+        consumer = self._thread._consumer
+        subscription = consumer._subscription.subscription if consumer else None
+        assignment = subscription.assignment if subscription else None
+        state = assignment.state_value(TopicPartition(*tp)) if assignment else None
+        if state is None or not state.has_valid_position or state.highwater is None:
+            return None
+        return int(state.position), int(state.highwater)

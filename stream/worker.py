@@ -1,0 +1,509 @@
+"""The stream role: a Faust worker around :class:`stream.partition.Partition`. It connects; it decides nothing.
+
+::
+
+    Faust agent ──► buffer ──► pump ── take, advance (event loop, short) ──► samples, dead letters (not awaited)
+                                 │ every publish_seconds     changed()
+                                 │ every checkpoint_seconds  changed(), to_bytes()
+                                 ▼
+                              outlet, one job after another, while the pump goes on:
+                                 publish ─► Redis, features.items
+                                 checkpoint ─► samples delivered ─► file written (thread) ─► offsets committed
+
+The outlet's order is the guarantee: when a checkpoint exists, everything that follows from the messages it covers has
+been delivered; when an offset is committed, the checkpoint that covers it exists. After a crash the rest is done again
+from the newest checkpoint, with the same ids and absolute values.
+
+An infrastructure error is waited out, aloud, while heart-beats go on (the consumer has its own thread); what lasts
+longer than a minute ends the process with one line, and whoever started it starts it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from faust.types import TP
+from prometheus_client import Counter, Gauge, Histogram
+
+from millrace.clock import EventClock, wall_ms
+from millrace.errors import BrokerError, MillraceError, ServiceError
+from millrace.events import DeadLetter, ItemTiles, to_json, to_msgpack
+from millrace.kafka import REMEDY, wait_for_broker
+from millrace.metrics import READY, serve_metrics
+from millrace.samples import SampleBatch
+from millrace.schema import Schema
+from millrace.settings import Settings
+from millrace.topics import DEAD_LETTERS, EVENTS, FEATURES_ITEMS, IMPRESSIONS, SAMPLES
+from stream.checkpoint import CheckpointStore
+from stream.faustio import INPUTS, StreamApp
+from stream.online import OnlineStore
+from stream.partition import Changes, Message, Output, Partition, Policy
+
+log = structlog.get_logger("stream")
+
+GATHER_SECONDS = 0.02  # how long a micro-batch may fill after its first message
+BUFFER_MESSAGES = 4096  # the agent waits while more than this are not taken
+TAKE_MESSAGES = 500  # in one go: the event loop is back within some tens of milliseconds
+MESSAGE_BYTES = 700_000  # below the 1 MiB that brokers take by default
+HELD_MESSAGES = 4096  # fetching of events pauses while more than this wait for impressions
+QUIET_SECONDS = 1.0
+PATIENCE_SECONDS = 60.0
+DAY_MS = 86_400_000
+
+EVENTS_IN = Counter("millrace_events_total", "Events taken, by type.", ["type"])
+SAMPLES_OUT = Counter("millrace_samples_total", "Samples sent, by kind.", ["kind"])
+DUPLICATES = Counter("millrace_duplicates_dropped_total", "Events that had been taken before.")
+DEAD = Counter("millrace_dead_letters_total", "Messages that could not be used, by reason.", ["reason"])
+LATE = Counter("millrace_late_events_total", "Events that came after the watermark had passed them.")
+PENDING = Gauge("millrace_pending_exposures", "Exposures that wait for their label.", ["partition"])
+WATERMARK = Gauge("millrace_watermark_seconds", "Event time up to which everything has come.", ["partition"])
+WINDOW_KEYS = Gauge("millrace_window_keys", "Keys with counts, over all partitions of this worker.")
+LAG = Gauge("millrace_stream_lag", "Messages not read yet.", ["topic", "partition"])
+CHECKPOINTS = Counter("millrace_checkpoints_total", "Checkpoints written.")
+CHECKPOINT_SECONDS = Histogram("millrace_checkpoint_seconds", "From taking a checkpoint to its commit.")
+
+
+class Arrival(NamedTuple):
+    partition: int
+    stamp_s: float  # Kafka's time stamp
+    message: Message
+
+
+@dataclass(slots=True)
+class Slot:
+    """One assigned partition and what of it is under way."""
+
+    partition: Partition
+    assigned: float  # monotonic time
+    heard: float  # monotonic time of its last message
+    published: float
+    saved: float
+    dirty: bool = False  # something happened since the last checkpoint was taken
+    publishing: bool = False
+    saving: bool = False
+    held: deque[Arrival] = field(default_factory=deque)  # events that wait for impressions to be read as far
+    served_s: float = 0.0  # Kafka's time stamp of the newest impression taken
+    served: float = 0.0  # monotonic time at which it was taken
+    paused: bool = False
+    sent: list[asyncio.Future[Any]] = field(default_factory=list)  # samples and dead letters not yet covered
+
+
+class Worker:
+    """The worker's state between Faust's callbacks. All methods run in one asyncio loop."""
+
+    def __init__(self, settings: Settings, schema: Schema, clock: EventClock) -> None:
+        self.settings, self.schema, self.clock = settings, schema, clock
+        self.policy = Policy.of(settings)
+        self.checkpoints = CheckpointStore(settings.folder("checkpoints"))
+        self.online = OnlineStore(settings.redis, PATIENCE_SECONDS)
+        self.app = StreamApp(settings, self.positions, settings.folder("faust"))
+        self.app.feed(self.receive)
+        self.app.on_partitions_revoked.connect(self.revoked)
+        self.app.on_partitions_assigned.connect(self.assigned)
+        self.slots: dict[int, Slot] = {}
+        self.failure: BaseException | None = None
+        self._seq = wall_ms()  # of item tiles: rises over restarts too
+        self._buffer: list[Arrival] = []
+        self._arrived, self._room = asyncio.Event(), asyncio.Event()
+        self._room.set()
+        self._lock = asyncio.Lock()  # held by whoever changes slots: the pump or a rebalance
+        self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._producer: AIOKafkaProducer | None = None
+
+    # ------------------------------------------------------------------ Faust's callbacks
+
+    def positions(self) -> dict[TP, int]:
+        """The next offset to read of every assigned input, from the loaded checkpoints."""
+        return {TP(t, p): slot.partition.offsets.get(t, 0) for p, slot in self.slots.items() for t in INPUTS}
+
+    async def receive(self, m: Any) -> None:
+        """The agent's body: one Kafka message into the buffer, unless it belongs to an assignment that is over."""
+        await self._room.wait()
+        if m.generation_id != self.app.consumer_generation_id:
+            return
+        self._buffer.append(Arrival(m.partition, m.timestamp or 0.0, Message(m.topic, m.offset, m.value or b"")))
+        self._arrived.set()
+        if len(self._buffer) >= BUFFER_MESSAGES:
+            self._room.clear()
+
+    async def revoked(self, *_: Any, **__: Any) -> None:
+        """Before partitions go: what is held becomes a checkpoint, and its offsets are committed."""
+        with self._guarded("giving partitions up"):
+            async with self._lock:
+                READY.set(0)
+                self._empty_buffer()
+                await self._save_all()
+                self._forget(self.slots)
+                self.slots = {}
+
+    async def assigned(self, *args: Any, **_: Any) -> None:
+        """After partitions came, before their first message: their newest checkpoints are loaded."""
+        with self._guarded("taking partitions over"):
+            async with self._lock:
+                self._empty_buffer()
+                assigned: set[TP] = args[1]  # args[0] is the app
+                by_topic = {t: {tp.partition for tp in assigned if tp.topic == t} for t in INPUTS}
+                numbers = by_topic[EVENTS]
+                if any(numbers != others for others in by_topic.values()):
+                    raise BrokerError(
+                        f"partitions of {', '.join(INPUTS)} come apart: {by_topic}", "give them equal counts"
+                    )
+                now = time.monotonic()
+                loaded = {p: await asyncio.to_thread(self._load, p) for p in sorted(numbers)}
+                self.slots = {p: Slot(partition, now, now, now, now) for p, partition in loaded.items()}
+                READY.set(1)
+                log.info("partitions", held=sorted(numbers))
+
+    def _load(self, number: int) -> Partition:
+        body = self.checkpoints.newest(number)
+        if body is None:
+            return Partition(number, self.schema, self.policy)
+        return Partition.from_bytes(body, self.schema, self.policy)
+
+    # ------------------------------------------------------------------ the pump
+
+    async def pump(self) -> None:
+        """Takes micro-batches, moves idle partitions on, hands publications and checkpoints to the outlet."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), 0.1)
+                await asyncio.sleep(GATHER_SECONDS)
+            async with self._lock:
+                batch = self._empty_buffer()
+                await self._take(batch)
+                await self._tick()
+
+    def _empty_buffer(self) -> list[Arrival]:
+        batch, self._buffer = self._buffer, []
+        self._arrived.clear()
+        self._room.set()
+        return batch
+
+    async def _take(self, batch: Sequence[Arrival]) -> None:
+        ready: dict[int, list[Message]] = {number: [] for number in self.slots}
+        now = time.monotonic()
+        for arrival in batch:
+            slot = self.slots.get(arrival.partition)
+            if slot is None:
+                continue
+            slot.heard = now
+            if arrival.message.topic == EVENTS:
+                slot.held.append(arrival)
+                continue
+            ready[arrival.partition].append(arrival.message)
+            if arrival.message.topic == IMPRESSIONS:
+                slot.served, slot.served_s = now, max(slot.served_s, arrival.stamp_s)
+        for number, messages in ready.items():
+            slot = self.slots[number]
+            self._release(number, slot, messages, now)
+            for start in range(0, len(messages), TAKE_MESSAGES):
+                slot.dirty = True
+                output = slot.partition.take(messages[start : start + TAKE_MESSAGES], self.clock.now())
+                await self._emit(number, slot, output)
+                await asyncio.sleep(0)
+
+    def _release(self, number: int, slot: Slot, into: list[Message], now: float) -> None:
+        """Events whose impressions have been read go on.
+
+        Catching up, Kafka hands the three topics over at paces of its own: events a thousand at a time, impressions
+        (fifty times larger) a few. Events that ran hours ahead would move the watermark past pages whose impression
+        is still unread. So an event waits until impressions of its Kafka time stamp, or all there are, were taken.
+        """
+        held = slot.held
+        if not held:
+            return
+        read = self.app.read_to(TP(IMPRESSIONS, number))
+        taken = slot.partition.offsets.get(IMPRESSIONS, 0)
+        waiting = sum(1 for m in into if m.topic == IMPRESSIONS)
+        caught_up = (
+            read is not None
+            and read[0] >= read[1]
+            and (taken + waiting >= read[0] or now - max(slot.served, slot.assigned) > QUIET_SECONDS)
+        )
+        while held and (caught_up or held[0].stamp_s <= slot.served_s):
+            into.append(held.popleft().message)
+        if slot.paused != (len(held) > HELD_MESSAGES // (2 if slot.paused else 1)):
+            slot.paused = not slot.paused
+            self.app.hold(TP(EVENTS, number), slot.paused)
+
+    async def _emit(self, number: int, slot: Slot, output: Output) -> None:
+        """Sends samples and dead letters; their delivery is awaited by the next checkpoint."""
+        count(output)
+        if output.samples is not None and len(output.samples):
+            for part in parts(output.samples):
+                slot.sent.append(await self._send(SAMPLES, part.to_bytes(), number))
+        for letter in output.dead:
+            slot.sent.append(await self._send(DEAD_LETTERS, letter_bytes(letter), 0, letter.reason.encode()))
+
+    async def _send(self, topic: str, value: bytes, partition: int, key: bytes | None = None) -> asyncio.Future[Any]:
+        assert self._producer is not None
+        sent: asyncio.Future[Any] = await self._producer.send(topic, value, key, partition)
+        return sent
+
+    async def _tick(self) -> None:
+        now = time.monotonic()
+        for number, slot in self.slots.items():
+            until = self._idle_until(number, slot, now)
+            if until is not None:
+                before = slot.partition.watermark_ms
+                await self._emit(number, slot, slot.partition.advance(until))
+                slot.dirty = slot.dirty or slot.partition.watermark_ms != before
+            if not slot.publishing and now - slot.published >= self.settings.publish_seconds:
+                self._queue_publication(number, slot)
+            if slot.dirty and not slot.saving and now - slot.saved >= self.settings.checkpoint_seconds:
+                self._queue_checkpoint(number, slot)
+            PENDING.labels(number).set(slot.partition.pending)
+            WATERMARK.labels(number).set(max(0, slot.partition.watermark_ms) / 1000)
+            for topic in INPUTS:
+                read = self.app.read_to(TP(topic, number))
+                if read is not None:
+                    LAG.labels(topic, number).set(max(0, read[1] - slot.partition.offsets.get(topic, 0)))
+        WINDOW_KEYS.set(sum(slot.partition.window_keys for slot in self.slots.values()))
+
+    def _idle_until(self, number: int, slot: Slot, now: float) -> int | None:
+        """Event time to move a silent partition to; None when it is not silent or something waits to be read.
+
+        That is the event clock, unless the clock is more than a day ahead of the newest event anywhere: then it is
+        not the clock of this data (an old log is played), and the partition follows the others.
+        """
+        partition = slot.partition
+        if now - slot.heard < self.settings.idle_seconds or partition.newest_ms <= 0 or slot.held:
+            return None
+        for topic in (EVENTS, IMPRESSIONS):
+            read = self.app.read_to(TP(topic, number))
+            if read is None or read[0] < read[1]:
+                return None
+        newest = max(s.partition.newest_ms for s in self.slots.values())
+        clock = self.clock.now()
+        return clock if clock - max(newest, partition.watermark_ms) <= DAY_MS else newest
+
+    # ------------------------------------------------------------------ the outlet
+
+    async def outlet(self) -> None:
+        """Does the queued jobs, one after another."""
+        while True:
+            job = await self._jobs.get()
+            await job()
+            self._jobs.task_done()
+
+    def _queue_publication(self, number: int, slot: Slot) -> None:
+        changes = slot.partition.changed()
+        slot.published = time.monotonic()
+        if not (changes.users or changes.profiles or len(changes.item_keys)):
+            return
+        slot.publishing = True
+
+        async def publish() -> None:
+            await self._publish(number, changes)
+            slot.publishing = False
+
+        self._jobs.put_nowait(publish)
+
+    async def _publish(self, number: int, changes: Changes) -> None:
+        await self.online.write(changes.users, [(user.user_id, user.attributes) for user in changes.profiles])
+        sent = []
+        for keys, tiles in item_parts(changes):
+            self._seq += 1
+            message = ItemTiles(
+                partition=number,
+                seq=self._seq,
+                event_ms=changes.event_ms,
+                keys=np.ascontiguousarray(keys, "<u8").tobytes(),
+                sizes=np.fromiter(map(len, tiles), "<u4", len(tiles)).tobytes(),
+                tiles=b"".join(tiles),
+            )
+            sent.append(await self._send(FEATURES_ITEMS, to_msgpack(message), 0, str(number).encode()))
+        await asyncio.gather(*sent)
+
+    def _queue_checkpoint(self, number: int, slot: Slot) -> None:
+        """Everything the state holds is published first: a restart from this checkpoint does not do it again."""
+        self._queue_publication(number, slot)
+        started = time.monotonic()
+        frozen, offsets = slot.partition.freeze(), dict(slot.partition.offsets)
+        sent, slot.sent = slot.sent, []
+        slot.saved, slot.saving, slot.dirty = started, True, False
+
+        async def checkpoint() -> None:
+            await asyncio.gather(*sent)
+            await asyncio.to_thread(lambda: self.checkpoints.write(number, frozen.to_bytes(), offsets))
+            await self._commit({TP(topic, number): offset for topic, offset in offsets.items()})
+            slot.saving = False
+            CHECKPOINTS.inc()
+            CHECKPOINT_SECONDS.observe(time.monotonic() - started)
+
+        self._jobs.put_nowait(checkpoint)
+
+    async def _commit(self, offsets: dict[TP, int]) -> None:
+        """A commit that fails is not repeated: the next one follows, and the checkpoint says where to resume."""
+        try:
+            await asyncio.wait_for(self.app.commit_offsets(offsets), 5.0)
+        except (KafkaError, TimeoutError) as error:
+            log.warning("offsets not committed; the checkpoint holds them", error=type(error).__name__)
+
+    async def _save_all(self) -> None:
+        """A last checkpoint of everything held, done before this returns."""
+        for number, slot in self.slots.items():
+            if slot.dirty:
+                self._queue_checkpoint(number, slot)
+        await self._jobs.join()
+
+    def _forget(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            for gauge, labels in ((PENDING, ()), (WATERMARK, ()), *((LAG, (topic,)) for topic in INPUTS)):
+                with contextlib.suppress(KeyError):
+                    gauge.remove(*labels, str(number))
+
+    # ------------------------------------------------------------------ life
+
+    @contextlib.contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        """Faust would log a callback's exception and go on or crash by itself: we end with one line instead."""
+        try:
+            yield
+        except Exception as error:
+            self.failure = self.failure or named(error, what, self.settings)
+            raise
+
+    async def run(self, should_stop: Callable[[], bool]) -> None:
+        """Works until ``should_stop`` says so, then leaves a last checkpoint.
+
+        Raises:
+            MillraceError: something that the worker cannot do without stayed away.
+        """
+        await self.online.wait()
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=self.settings.kafka.split(","),
+            enable_idempotence=self.settings.idempotence,
+            acks="all",
+            linger_ms=5,
+            max_request_size=8 * 1024 * 1024,
+            request_timeout_ms=int(PATIENCE_SECONDS * 1000),
+        )
+        await self._producer.start()
+        tasks = {
+            asyncio.create_task(self.app.start()): "Faust",
+            asyncio.create_task(self.pump()): "the pump",
+            asyncio.create_task(self.outlet()): "the outlet",
+        }
+        try:
+            while not should_stop():
+                self._check(tasks)
+                await asyncio.sleep(0.1)
+            async with self._lock:
+                self._empty_buffer()
+                saving = asyncio.create_task(self._save_all())
+                while not saving.done():
+                    self._check(tasks)
+                    await asyncio.wait([saving], timeout=0.1)
+                await saving
+                self.slots = {}
+        finally:
+            READY.set(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for closing in (self.app.leave(5.0), self._producer.stop(), self.online.close()):
+                try:
+                    await asyncio.wait_for(closing, 11.0)
+                except Exception as error:
+                    log.warning("not closed cleanly", error=f"{type(error).__name__}: {error}")
+
+    def _check(self, tasks: dict[asyncio.Task[None], str]) -> None:
+        if self.failure is not None:
+            raise self.failure
+        for task, what in tasks.items():
+            if task.done() and not task.cancelled() and task.exception() is not None:
+                raise named(task.exception(), what, self.settings)
+        if self.app.crashed:
+            raise named(self.app.crash_reason, "Faust", self.settings)
+
+
+def named(error: BaseException | None, what: str, settings: Settings) -> BaseException:
+    """``error`` as an expected failure where it is one; a bug stays itself, with its traceback."""
+    if isinstance(error, KafkaError):
+        return BrokerError(f"broker '{settings.kafka}' failed {what} ({type(error).__name__}: {error})", REMEDY)
+    if isinstance(error, OSError):
+        return ServiceError(f"{what} failed ({error})", "see the log above; the role can be started again")
+    return error or ServiceError(f"{what} ended by itself", "see the log above; the role can be started again")
+
+
+def count(output: Output) -> None:
+    """What a step did, into the role's figures."""
+    for name, n in output.counts.items():
+        group, _, label = name.partition(".")
+        if group == "events":
+            EVENTS_IN.labels(label).inc(n)
+        elif group == "samples":
+            SAMPLES_OUT.labels(label).inc(n)
+        elif name == "duplicates":
+            DUPLICATES.inc(n)
+        elif name == "late":
+            LATE.inc(n)
+    for letter in output.dead:
+        DEAD.labels(letter.reason).inc()
+
+
+def parts(samples: SampleBatch) -> Iterator[SampleBatch]:
+    """``samples`` in pieces that fit into a message."""
+    width = 8 * samples.cat.shape[1] + 4 * samples.num.shape[1] + 128
+    rows = max(1, MESSAGE_BYTES // width)
+    for start in range(0, len(samples), rows):
+        yield samples.take(slice(start, start + rows)) if len(samples) > rows else samples
+
+
+def item_parts(changes: Changes) -> Iterator[tuple[np.ndarray[Any, Any], list[bytes]]]:
+    """Changed item-side keys with their tile lists, in pieces that fit into a message."""
+    start = size = 0
+    for i, tiles in enumerate(changes.item_tiles):
+        if size and size + len(tiles) > MESSAGE_BYTES:
+            yield changes.item_keys[start:i], changes.item_tiles[start:i]
+            start, size = i, 0
+        size += len(tiles) + 12
+    if start < len(changes.item_tiles):
+        yield changes.item_keys[start:], changes.item_tiles[start:]
+
+
+def letter_bytes(letter: DeadLetter) -> bytes:
+    """A dead letter's JSON; of a message too large for another message, the beginning."""
+    encoded = to_json(letter)
+    if len(encoded) > MESSAGE_BYTES:
+        encoded = to_json(msgspec.structs.replace(letter, raw=letter.raw[: MESSAGE_BYTES // 2], truncated=True))
+    return encoded
+
+
+def run(settings: Settings, stop: threading.Event | None = None) -> None:
+    """The role, in the main thread, until ``stop`` is set (None: until SIGTERM or SIGINT).
+
+    Raises:
+        MillraceError: the schema, the broker, Redis or the checkpoints cannot be used.
+    """
+    schema, clock = settings.load_schema(), settings.event_clock()
+    if stop is None:
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+    serve_metrics("stream", settings.metrics_port, settings.host)
+    wait_for_broker(settings)
+
+    async def main() -> None:
+        await Worker(settings, schema, clock).run(stop.is_set)
+
+    try:
+        asyncio.run(main())
+    except MillraceError:
+        raise
+    except (KafkaError, OSError) as error:
+        raise named(error, "the stream role", settings) from None

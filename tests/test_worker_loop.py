@@ -1,0 +1,407 @@
+"""The stream role against a real broker and Redis: what comes out equals the pure core's answer, whatever happens to
+the processes in between."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import redis
+
+from millrace.clock import EventClock, wall_ms
+from millrace.events import (
+    Click,
+    Collect,
+    Exposure,
+    Impression,
+    Purchase,
+    User,
+    decode_dead_letter,
+    decode_item_tiles,
+    to_json,
+    to_msgpack,
+)
+from millrace.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
+from millrace.run.services import EmbeddedBroker, EmbeddedRedis, free_port, spawn, stop
+from millrace.samples import NEGATIVE, SampleBatch
+from millrace.schema import shop_schema
+from millrace.settings import Settings, load_settings
+from stream.partition import Message, Partition, Policy
+from stream.tiles import counts_of
+
+pytestmark = pytest.mark.services
+
+PARTITIONS = 2
+START_MS = 1_700_000_000_000
+HOUR_MS = 3_600_000
+ROUNDS = int(os.environ.get("MILLRACE_TEST_ROUNDS", "1"))
+SCHEMA = shop_schema()
+
+Sent = tuple[str, int, bytes]  # topic, partition, value
+SampleKey = tuple[str, int, int, int]  # request, position, kind, actions
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 45.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"never came true: {what}"
+        time.sleep(0.05)
+
+
+# ---------------------------------------------------------------------- what shoppers do
+
+
+def story(pages: int, seed: int) -> list[Sent]:
+    """Messages of ``pages`` pages in sending order, out of order within the disorder, with duplicates and rubbish; at
+    the end a page per partition, hours later, so that every label is decided."""
+    rng, arrays = random.Random(seed), np.random.default_rng(seed)
+    events: list[tuple[float, Sent]] = []
+
+    def tell(user: int, topic: str, at_ms: float, value: bytes) -> None:
+        events.append((at_ms, (topic, user % PARTITIONS, value)))
+
+    def page(number: int, user: int, ts: int) -> None:
+        request, n = f"r{number}", 4
+        items = rng.sample(range(50), n)
+        keys = arrays.integers(1, 40, (n, SCHEMA.layout.K)).astype("<u8")
+        keys[:, 0], keys[:, 3] = 1000 + user, keys[:, 3] + 10_000 * (1 + user)  # the user side is the user's own
+        impression = Impression(
+            request_id=request,
+            ts_ms=ts - 500,
+            user_id=user,
+            arm="model",
+            model_version=number // 10,
+            schema_id=SCHEMA.id,
+            items=list(items),
+            scores=arrays.random(n).astype("<f4").tobytes(),
+            keys=keys.tobytes(),
+            cat=arrays.integers(1, 1 << 60, (n, SCHEMA.layout.F)).astype("<i8").tobytes(),
+            num=arrays.random((n, SCHEMA.layout.N)).astype("<f4").tobytes(),
+        )
+        tell(user, "impressions", ts - 500, to_msgpack(impression))
+        seen = to_json(Exposure(f"e{number}", request, ts, user, list(items), 0, sent_ms=ts))
+        tell(user, "events", ts + rng.random() * 20_000, seen)
+        if rng.random() < 0.1:
+            tell(user, "events", ts + 25_000, seen)
+        if rng.random() < 0.1:
+            tell(user, "events", ts, b'{"type":"exposure","request_id":' + str(number).encode())
+        for position in range(n):
+            if rng.random() < 0.3:
+                at = ts + rng.randrange(1000, 20 * 60_000)
+                late = at if rng.random() < 0.9 else at + HOUR_MS
+                common = (user, items[position], position, late)
+                tell(user, "events", late + 10_000, to_json(Click(f"c{number}.{position}", request, late, *common)))
+                if rng.random() < 0.3:
+                    kind = rng.choice([Collect, Purchase])
+                    tell(user, "events", late + 15_000, to_json(kind(f"k{number}.{position}", request, late, *common)))
+
+    for user in range(12):
+        tell(user, "users", START_MS, to_json(User(user, {"kind": "consumer", "age": 20 + user})))
+    for number in range(pages):
+        page(number, rng.randrange(12), START_MS + number * 20_000)
+    last = START_MS + pages * 20_000
+    for partition in range(PARTITIONS):
+        page(pages + partition, partition, last + 8 * HOUR_MS)
+    return [sent for _, sent in sorted(events, key=lambda e: e[0])]
+
+
+# ---------------------------------------------------------------------- what the core says
+
+
+@dataclass
+class Answer:
+    """The samples of the pure core over everything that the topics hold, and its windows."""
+
+    samples: dict[SampleKey, tuple[bytes, ...]] = field(default_factory=dict)
+    dead: Counter[tuple[str, int, int]] = field(default_factory=Counter)
+    users: dict[str, dict[int, np.ndarray[Any, Any]]] = field(default_factory=dict)
+    profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    items: dict[tuple[int, int], np.ndarray[Any, Any]] = field(default_factory=dict)
+    pending: int = 0
+
+
+def rows_of(batch: SampleBatch) -> Iterator[tuple[SampleKey, tuple[bytes, ...]]]:
+    for row, (request, position) in enumerate(batch.ids()):
+        key = (request, position, int(batch.kind[row]), int(batch.actions[row]))
+        columns = ("label", "weight", "cat", "num", "score", "user", "item", "ts_ms", "version", "origin_ms")
+        yield key, tuple(getattr(batch, name)[row].tobytes() for name in columns)
+
+
+def counted(blobs: list[bytes | None]) -> list[np.ndarray[Any, Any]]:
+    return list(counts_of(blobs, NEWEST_MS, SCHEMA.windows.days, len(SCHEMA.windows.actions)))
+
+
+NEWEST_MS = START_MS + 24 * HOUR_MS
+
+
+def answer(settings: Settings) -> Answer:
+    """Replays the topics, in the order of their time stamps, through one partition object each."""
+    messages: list[tuple[int, int, Message]] = []
+    for topic in ("events", "impressions", "users"):
+        read_all(
+            settings, topic, lambda r: messages.append((r.timestamp, r.partition, Message(r.topic, r.offset, r.value)))
+        )
+    messages.sort(key=lambda m: m[:2])
+    out = Answer()
+    for number in range(PARTITIONS):
+        partition = Partition(number, SCHEMA, Policy.of(settings))
+        step = partition.take([m for _, p, m in messages if p == number], settings.event_clock().now())
+        assert step.samples is not None
+        out.samples.update(rows_of(step.samples))
+        out.dead.update((d.topic, d.partition, d.offset) for d in step.dead)
+        out.pending += partition.pending
+        changes = partition.changed()
+        for user, entries in changes.users:
+            out.users[str(user)] = dict(zip([k for k, _ in entries], counted([b for _, b in entries]), strict=True))
+        out.profiles |= {str(p.user_id): p.attributes for p in changes.profiles}
+        keys = [(number, key) for key in changes.item_keys.tolist()]
+        out.items |= dict(zip(keys, counted(list(changes.item_tiles)), strict=True))
+    return out
+
+
+# ---------------------------------------------------------------------- the processes
+
+
+class Loop:
+    """A broker, Redis, the topics, and any number of stream workers."""
+
+    def __init__(self, folder: Path, **overrides: Any) -> None:
+        self.folder = folder
+        self.broker, self.store = EmbeddedBroker(folder), EmbeddedRedis(folder)
+        self.workers: dict[subprocess.Popen[bytes], Settings] = {}
+        clock = EventClock(wall_ms(), NEWEST_MS)
+        self.settings = load_settings(
+            {
+                "kafka": self.broker.start(),
+                "redis": self.store.start(),
+                "data": str(folder / "data"),
+                "clock": clock.encode(),
+                "idempotence": False,
+                "partitions": PARTITIONS,
+                "session_timeout_ms": 2000,
+                "checkpoint_seconds": 0.3,
+                "publish_seconds": 0.2,
+                "idle_seconds": 3600.0,
+                **overrides,
+            },
+            environ={},
+        )
+        wait_for_broker(self.settings)
+        create_topics(self.settings)
+        self.producer = make_producer(self.settings)
+        self.reader = make_reader(self.settings, "samples")
+        self.samples: Counter[SampleKey] = Counter()
+        self.bodies: dict[SampleKey, set[tuple[bytes, ...]]] = {}
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+        self.reader.close()
+        self.producer.close()
+        self.store.stop()
+        self.broker.stop()
+
+    def worker(self) -> subprocess.Popen[bytes]:
+        settings = msgspec.structs.replace(self.settings, metrics_port=free_port())
+        environment = {**os.environ, **settings.environment(), "NUMBA_NUM_THREADS": "1"}
+        log = self.folder / f"worker{len(self.workers)}.log"
+        child = spawn([sys.executable, "-m", "millrace.run.role", "stream"], environment, log)
+        self.workers[child] = settings
+        return child
+
+    def figure(self, worker: subprocess.Popen[bytes], name: str) -> float:
+        """The sum of a metric of a worker; 0 while it serves none."""
+        assert worker.poll() is None, (self.folder / "worker0.log").read_text()
+        try:
+            url = f"http://127.0.0.1:{self.workers[worker].metrics_port}/metrics"
+            with urllib.request.urlopen(url, timeout=5) as response:
+                lines = response.read().decode().splitlines()
+        except OSError:
+            return 0.0
+        return sum(float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith((name + " ", name + "{")))
+
+    def ready(self, worker: subprocess.Popen[bytes]) -> None:
+        until(lambda: self.figure(worker, "millrace_ready") == 1, "the worker is ready")
+
+    def send(self, messages: list[Sent]) -> None:
+        for topic, partition, value in messages:
+            self.producer.send(topic, value, key=b"k", partition=partition)
+        self.producer.flush()
+
+    def poll(self) -> Counter[SampleKey]:
+        """All samples so far, how often each came."""
+        for records in self.reader.poll(timeout_ms=50).values():
+            for record in records:
+                for key, body in rows_of(SampleBatch.from_bytes(record.value)):
+                    self.samples[key] += 1
+                    self.bodies.setdefault(key, set()).add(body)
+        return self.samples
+
+    def done(self, expected: Answer) -> None:
+        """Waits for the last sample, then compares everything that a crash must not change."""
+        until(lambda: self.poll().keys() >= expected.samples.keys(), "all samples came")
+        assert self.samples.keys() == expected.samples.keys()
+        assert self.bodies == {key: {body} for key, body in expected.samples.items()}
+        until(lambda: self.redis_users() == as_lists(expected.users), "user windows are in Redis")
+        until(lambda: self.item_tiles() == as_lists({"": expected.items})[""], "item windows are published")
+        letters: list[tuple[str, int, int]] = []
+
+        def read(record: Any) -> None:
+            letter = decode_dead_letter(record.value)
+            letters.append((letter.topic, letter.partition, letter.offset))
+
+        read_all(self.settings, "dead-letters", read)
+        assert set(letters) == set(expected.dead)
+
+    def redis_users(self) -> dict[Any, Any]:
+        found: dict[str, dict[int, Any]] = {}
+        with redis.Redis.from_url(f"redis://{self.settings.redis}") as client:
+            for name in client.scan_iter("user:*"):
+                fields = client.hgetall(name)
+                fields.pop(b"profile", None)
+                keys = [int.from_bytes(f, "little") for f in fields]
+                if keys:
+                    found[name.decode()[5:]] = dict(zip(keys, counted(list(fields.values())), strict=True))
+        return as_lists(found)
+
+    def item_tiles(self) -> dict[Any, Any]:
+        newest: dict[tuple[int, int], bytes] = {}
+
+        def read(record: Any) -> None:
+            message = decode_item_tiles(record.value)
+            sizes = np.frombuffer(message.sizes, "<u4").tolist()
+            at = 0
+            for key, size in zip(np.frombuffer(message.keys, "<u8").tolist(), sizes, strict=True):
+                newest[message.partition, key] = message.tiles[at : at + size]
+                at += size
+
+        read_all(self.settings, "features.items", read)
+        found: dict[Any, Any] = as_lists({"": dict(zip(newest, counted(list(newest.values())), strict=True))})[""]
+        return found
+
+
+def as_lists(nested: dict[Any, dict[Any, Any]]) -> dict[Any, Any]:
+    return {name: {k: v.tolist() for k, v in inner.items()} for name, inner in nested.items()}
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Loop]:
+    running = Loop(tmp_path)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+# ---------------------------------------------------------------------- the tests
+
+
+def test_an_undisturbed_run_says_what_the_core_says_and_once(loop: Loop) -> None:
+    worker = loop.worker()
+    loop.send(story(150, seed=1))
+    expected = answer(loop.settings)
+    kinds = {kind for _, _, kind, _ in expected.samples}
+    assert kinds == {0, 1, 2, 3}  # the story has negatives, positives, corrections and follow-ups
+    assert expected.dead
+    assert expected.pending == 4 * PARTITIONS
+    loop.ready(worker)
+    loop.done(expected)
+    assert set(loop.samples.values()) == {1}
+    with redis.Redis.from_url(f"redis://{loop.settings.redis}") as client:
+        profiles = {u: msgspec.json.decode(client.hget(f"user:{u}", "profile")) for u in expected.profiles}
+    assert profiles == expected.profiles
+    assert loop.figure(worker, "millrace_samples_total") == len(expected.samples)
+    assert loop.figure(worker, "millrace_pending_exposures") == expected.pending
+    assert loop.figure(worker, "millrace_dead_letters_total") == sum(expected.dead.values())
+    until(lambda: loop.figure(worker, "millrace_stream_lag") == 0, "no lag is left")
+    assert stop(worker, 20) == 0
+    assert (loop.folder / "worker0.log").read_text().count("\n") < 6  # calm
+
+
+def test_killed_workers_change_nothing(loop: Loop) -> None:
+    """SIGKILL between any two moments: after the restart the same samples, windows and dead letters, some twice."""
+    messages, rng = story(200, seed=2), random.Random(5)
+    worker = loop.worker()
+    chunk = len(messages) // (ROUNDS + 1)
+    for number in range(ROUNDS):
+        part = messages[number * chunk : (number + 1) * chunk]
+        loop.send(part)
+        before = len(loop.poll())
+        loop.ready(worker)
+        until(lambda before=before: len(loop.poll()) > before, "samples come")  # type: ignore[misc]
+        time.sleep(rng.random() * 0.5)  # not to wait for something: the moment of the kill is what varies
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
+        worker = loop.worker()
+    loop.send(messages[ROUNDS * chunk :])
+    loop.ready(worker)
+    loop.done(answer(loop.settings))
+    assert stop(worker, 20) == 0
+
+
+def test_workers_come_and_go(loop: Loop) -> None:
+    """1 -> 2 -> 1: partitions move with their whole state, by good-bye and by SIGKILL."""
+    messages = story(200, seed=3)
+    first = loop.worker()
+    chunk = len(messages) // (2 * ROUNDS + 1)
+    at = 0
+    loop.ready(first)
+    for number in range(ROUNDS):
+        loop.send(messages[at : at + chunk])
+        second = loop.worker()
+        until(lambda s=second: loop.figure(s, "millrace_window_keys") > 0, "the second took state over")  # type: ignore[misc]
+        assert loop.figure(first, "millrace_ready") == 1
+        before = loop.figure(second, "millrace_events_total")
+        loop.send(messages[at + chunk : at + 2 * chunk])
+        at += 2 * chunk
+        until(lambda s=second, b=before: loop.figure(s, "millrace_events_total") > b, "the second works")  # type: ignore[misc]
+        if number % 2:
+            second.kill()
+            second.wait()
+        else:
+            assert stop(second, 20) == 0
+    loop.send(messages[at:])
+    loop.done(answer(loop.settings))
+    assert stop(first, 20) == 0
+
+
+def test_a_silent_partition_follows_the_event_clock(tmp_path: Path) -> None:
+    """Nothing comes after the exposure, and its negative still does."""
+    loop = Loop(tmp_path, idle_seconds=0.3)
+    try:
+        messages = [m for m in story(3, seed=4) if b"r0" in m[2] and b"click" not in m[2]]
+        loop.send(messages)
+        worker = loop.worker()
+        until(lambda: len(loop.poll()) == 4, "the page's four negatives")
+        assert {kind for _, _, kind, _ in loop.samples} == {NEGATIVE}
+        assert stop(worker, 20) == 0
+    finally:
+        loop.close()
+
+
+def test_a_broker_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    code = "from stream import worker; from millrace import kafka; from millrace.settings import load_settings\n"
+    code += "worker.wait_for_broker = lambda s: kafka.wait_for_broker(s, 0.2)\n"
+    code += "import sys; from millrace.errors import MillraceError\n"
+    code += "try: worker.run(load_settings())\nexcept MillraceError as e: sys.exit(str(e))"
+    settings = load_settings({"kafka": "127.0.0.1:1", "redis": "127.0.0.1:1", "data": str(tmp_path)}, environ={})
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **settings.environment()}, capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    assert b"broker '127.0.0.1:1' does not answer" in done.stderr
+    assert b"Traceback" not in done.stderr
