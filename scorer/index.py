@@ -10,8 +10,11 @@
 
     tiles      partition of `events` -> TileStore       item-side window keys; the count is the sum over partitions
 
+    slots (rows, J)     which window keys an item has: one slot a distinct key, shared by the items of a category
+    sums  (slots, W, A) the counts of a slot's key, summed over partitions, as of the hour in ``stamps`` (slots,)
+
 An item-side key may be counted in every partition, since partitions are by user. The index is changed by one thread
-between two requests (see :mod:`scorer.feed`); reading it never adds a row, a key or a tile.
+between two requests (see :mod:`scorer.feed`); reading it never adds a row, a key or a tile, it only remembers sums.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from millrace.hashing import U64
 from stream.features import FeatureBuilder
 from stream.tiles import TileStore
 
+HOUR_MS = 3_600_000
 Rows = NDArray[np.intp]
 
 
@@ -38,6 +42,7 @@ class Prepared:
     item: Item
     columns: dict[str, U64]  # (1,) or (1, slots)
     plain: dict[str, float]
+    keys: list[int]  # (J,) window keys of the item alone
 
 
 class ItemIndex:
@@ -50,7 +55,6 @@ class ItemIndex:
         self.tiles: dict[int, TileStore] = {}
         self.ids: list[Id] = []
         self._row: dict[str, int] = {}
-        self._row_of_key: dict[int, int] = {}
         self._stale: set[int] = set()  # rows whose hotness may have changed
         self._cursor = 0
         self._slots = {f.name: f.slots for f in schema.fields}
@@ -58,19 +62,25 @@ class ItemIndex:
         self._names = tuple(n for n in needed if not builder.is_numeric(n))
         self._numbers = tuple(n for n in needed if builder.is_numeric(n) and n != "age_days")
         self._ages = "age_days" in needed
-        # The window key of the item alone tells how hot an item is.
-        own = [k for k, key in enumerate(schema.windows.keys) if key.columns == (builder.item_column,)]
-        self._own_key = own[0] if own else None
-        has_clicks = "click" in schema.windows.actions
-        self._click = schema.windows.actions.index("click") if has_clicks else CLICK
-        self._hot_by_clicks = self._own_key is not None and has_clicks
+        # Window keys of item columns alone: an item always has the same, so their counts are remembered.
+        windows = schema.windows
+        known = set(self._names) - {f.name for f in schema.fields if f.bias}
+        self.own_keys = [k for k, key in enumerate(windows.keys) if set(key.columns) <= known]
+        hot = [j for j, k in enumerate(self.own_keys) if windows.keys[k].columns == (builder.item_column,)]
+        self._hot_key = hot[0] if hot and "click" in windows.actions else None  # its clicks tell how hot an item is
+        self._click = windows.actions.index("click") if "click" in windows.actions else CLICK
+        self._slot: dict[int, int] = {0: 0}  # window key -> slot; slot 0 is "missing" and counts nothing
+        self._slot_keys = np.zeros(1024, np.uint64)
+        self._slot_row = np.full(1024, -1, np.intp)  # the item that a slot's key is all about
+        self._stamps = np.full(1024, -1, np.int64)
+        self._sums = np.zeros((1024, len(self.days), self.actions), np.uint32)
         self._capacity = 0
         self._columns: dict[str, U64] = {}
         self._plain: dict[str, NDArray[np.float32]] = {}
         self._born = np.zeros(0, np.int64)
         self._alive = np.zeros(0, np.bool_)
         self._hot = np.zeros(0, np.float32)
-        self._own = np.zeros(0, np.uint64)
+        self._own = np.zeros((0, len(self.own_keys)), np.intp)
         self._grow(1024)
 
     def __len__(self) -> int:
@@ -81,7 +91,8 @@ class ItemIndex:
     def prepare(self, item: Item) -> Prepared:
         """Hashes an item's attributes. Changes nothing: any thread may call it."""
         columns, plain = self.builder.attributes("item", {**item.attributes, self.builder.item_column: item.item_id})
-        return Prepared(item, columns, plain)
+        keys = self.builder.keys(columns, 1)[0, self.own_keys].tolist()
+        return Prepared(item, columns, plain, keys)
 
     def put(self, prepared: Iterable[Prepared]) -> None:
         """Adds items, or replaces what is known of them."""
@@ -94,11 +105,10 @@ class ItemIndex:
                     self._grow(2 * self._capacity)
                 self._row[name] = row
                 self.ids.append(new.item.item_id)
-                own = self._key_of(new)
-                self._own[row] = own
-                if own:
-                    self._row_of_key[own] = row
                 self._stale.add(row)
+            slots = self._own[row] = [self._slot_of(key) for key in new.keys]
+            if self._hot_key is not None:
+                self._slot_row[slots[self._hot_key]] = row
             for column in self._names:
                 value = new.columns.get(column)
                 self._columns[column][row] = 0 if value is None else value[0]
@@ -123,8 +133,10 @@ class ItemIndex:
         if store is None:
             store = self.tiles[partition] = TileStore(self.days, self.actions)
         store.put(keys, tiles)
-        rows = map(self._row_of_key.get, keys.tolist())
-        self._stale.update(row for row in rows if row is not None)
+        known = [slot for slot in map(self._slot.get, keys.tolist()) if slot]
+        self._stamps[known] = -1
+        self._stale.update(self._slot_row[known].tolist())
+        self._stale.discard(-1)
 
     def refresh_hot(self, now_ms: int, limit: int = 2048) -> int:
         """Brings ``clicks_a_day`` up to date for at most ``limit`` rows: those with new counts, then others in turn,
@@ -133,14 +145,14 @@ class ItemIndex:
         Hotness is the mean over the windows of *clicks a day in that window*, so a recent click weighs most.
         """
         n = len(self.ids)
-        if not n or not self._hot_by_clicks:
+        if not n or self._hot_key is None:
             self._stale.clear()
             return 0
         stale = [self._stale.pop() for _ in range(min(limit, len(self._stale)))]
         start = 0 if self._cursor >= n else self._cursor
         self._cursor = min(start + limit - len(stale), n)
         rows = np.concatenate([np.array(stale, np.intp), np.arange(start, self._cursor)])
-        clicks = self.counts(self._own[rows], now_ms)[:, :, self._click]  # (rows, W)
+        clicks = self._remembered(self._own[rows, self._hot_key], now_ms)[:, :, self._click]  # (rows, W)
         self._hot[rows] = (clicks / np.asarray(self.days, np.float32)).mean(axis=1)
         return len(self._stale)
 
@@ -173,6 +185,10 @@ class ItemIndex:
             total += store.counts(keys, ts_ms)
         return total
 
+    def own_counts(self, rows: Rows, ts_ms: int) -> NDArray[np.uint32]:
+        """:meth:`counts` of the window keys ``own_keys`` of the items at ``rows``. (n, J, W, A)"""
+        return self._remembered(self._own[rows], ts_ms)
+
     @property
     def born_ms(self) -> NDArray[np.int64]:
         return self._born[: len(self.ids)]
@@ -192,10 +208,30 @@ class ItemIndex:
 
     # -- within -----------------------------------------------------------------------------------------------
 
-    def _key_of(self, new: Prepared) -> int:
-        if self._own_key is None:
-            return 0
-        return int(self.builder.keys(new.columns, 1)[0, self._own_key])
+    def _remembered(self, slots: Rows, ts_ms: int) -> NDArray[np.uint32]:
+        """Counts of the keys in ``slots`` (...) at ``ts_ms``: (..., W, A).
+
+        Windows begin and end with an hour, so the counts of a key stay what they are until one of its tile lists is
+        replaced, or ``ts_ms`` passes into another hour; at the full hour itself, that hour's tile is not in yet.
+        """
+        stamp = 2 * (ts_ms // HOUR_MS) + (ts_ms % HOUR_MS > 0)
+        stale = np.unique(slots[self._stamps[slots] != stamp])
+        if len(stale):
+            self._sums[stale] = self.counts(self._slot_keys[stale], ts_ms)
+            self._stamps[stale] = stamp
+        return self._sums[slots]
+
+    def _slot_of(self, key: int) -> int:
+        slot = self._slot.get(key)
+        if slot is None:
+            slot = self._slot[key] = len(self._slot)
+            if slot == len(self._stamps):
+                self._slot_keys, self._slot_row, self._stamps, self._sums = (
+                    np.concatenate([old, np.full_like(old, fill)])
+                    for old, fill in ((self._slot_keys, 0), (self._slot_row, -1), (self._stamps, -1), (self._sums, 0))
+                )
+            self._slot_keys[slot] = key
+        return slot
 
     def _grow(self, capacity: int) -> None:
         def longer(old: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -213,5 +249,5 @@ class ItemIndex:
         self._born = longer(self._born, (capacity,))
         self._alive = longer(self._alive, (capacity,))
         self._hot = longer(self._hot, (capacity,))
-        self._own = longer(self._own, (capacity,))
+        self._own = longer(self._own, (capacity, len(self.own_keys)))
         self._capacity = capacity

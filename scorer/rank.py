@@ -82,7 +82,8 @@ class Ranker:
         schema, layout = builder.schema, builder.layout
         self._days, self._actions = schema.windows.days, len(schema.windows.actions)
         sides = [schema.key_side(key) for key in schema.windows.keys]
-        self._item_keys = [k for k, side in enumerate(sides) if side == "item"]
+        own = set(index.own_keys)
+        self._item_keys = [k for k, side in enumerate(sides) if side == "item" and k not in own]
         self._user_keys = [k for k, side in enumerate(sides) if side == "user"]
         # Known only once the page is made: these read as missing while it is ranked.
         self._late = {f.name for f in schema.fields if f.bias} | {"position"}
@@ -114,6 +115,7 @@ class Ranker:
         columns = {name: column for name, column in columns.items() if name not in self._late}
         keys = self.builder.keys(columns, n)
         counts = np.zeros((n, keys.shape[1], len(self._days), self._actions), np.uint32)
+        counts[:, self.index.own_keys] = self.index.own_counts(rows, ts_ms)
         self._fill(counts, keys, self._item_keys, lambda some: self.index.counts(some, ts_ms))
         self._fill(counts, keys, self._user_keys, lambda some: self._user_counts(user, some, ts_ms))
         return Features(self.builder.cat(columns, n), self.builder.num(plain, counts, n), keys)

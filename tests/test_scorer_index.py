@@ -8,6 +8,7 @@ import pytest
 from millrace.errors import StoreError
 from millrace.hashing import value_hash
 from scorer.index import ItemIndex
+from stream.tiles import TileStore
 from tests.scorer_shop import BUILDER, CATEGORY, DAY_MS, ITEM, NOW_MS, item, tiles, window_keys
 
 
@@ -114,3 +115,47 @@ def test_a_damaged_tile_list_is_refused() -> None:
     key = window_keys("u", [item(1)])[:, ITEM]
     with pytest.raises(StoreError):
         index.put_tiles(0, key, [b"\x01\x63rubbish"])
+
+
+def test_remembered_counts_are_never_older_than_tiles_hour_or_attributes() -> None:
+    """A random walk over everything that can change a count; the oracle remembers nothing."""
+    rng = np.random.default_rng(3)
+    items = [item(i, f"c{i % 3}") for i in range(12)]
+    index = index_of(*items)
+    stores = [TileStore(index.days, index.actions) for _ in range(2)]
+    rows = np.arange(12)
+    now = NOW_MS
+    for step in range(150):
+        what = rng.integers(0, 4)
+        if what == 0:  # events, published
+            p = int(rng.integers(0, 2))
+            i = int(rng.integers(0, 12))
+            keys = window_keys("u", [items[i]])[0, index.own_keys]
+            stores[p].add(keys, np.full(len(keys), now - 1), np.full(len(keys), int(rng.integers(0, 3))))
+            index.put_tiles(p, keys, stores[p].export(keys))
+        elif what == 1:  # time passes; now and then to the full hour
+            now += int(rng.integers(1, 5 * 3_600_000))
+            if rng.random() < 0.3:
+                now -= now % 3_600_000
+        elif what == 2:  # an item changes its category
+            i = int(rng.integers(0, 12))
+            items[i] = item(i, f"c{rng.integers(0, 4)}")
+            index.put([index.prepare(items[i])])
+        else:
+            index.refresh_hot(now, limit=5)
+            index.expire(now)
+        at = now if step % 5 else now - DAY_MS  # requests may name a time of their own
+        keys = window_keys("u", items)[:, index.own_keys]
+        expected = np.stack([index.counts(keys[:, j], at) for j in range(keys.shape[1])], axis=1)
+        np.testing.assert_array_equal(index.own_counts(rows, at), expected)
+    assert sum(len(s) for s in stores) > 10
+
+
+def test_slots_grow_with_the_distinct_keys() -> None:
+    items = [item(i, f"c{i}") for i in range(1500)]  # 3,000 keys
+    index = index_of(*items)
+    keys = window_keys("u", items)[:, index.own_keys]
+    index.put_tiles(0, keys.ravel(), tiles(keys.ravel(), 2, 1).export(keys.ravel()))
+    assert (index.own_counts(np.arange(1500), NOW_MS)[..., 0] == 2).all()
+    index.refresh_hot(NOW_MS)
+    assert (index.clicks_a_day > 0).all()
