@@ -1,0 +1,527 @@
+"""The label join of one partition: exposures, the impressions they were made from, and the actions on them.
+
+::
+
+                 impression ─┐                         ┌── click before exposure + attribution ──► POSITIVE
+                             ├─► matched ──► exposed ──┤
+    exposure (positions) ────┘      │                  └── watermark reaches it without one ─────► NEGATIVE
+                                    │                                    then a click ──► CORRECTION
+        window counts: exposures ◄──┤                  collect, cart, purchase, once labelled ──► FOLLOW_UP
+                       actions   ◄──┘
+
+Whatever waits for its other half waits in the page: exposures for the impression, actions for the exposure. The
+watermark ends the waiting: what is then still alone is a dead letter. A page is dropped when the watermark passes
+exposure + attribution + lateness; for as long again the join remembers which of its positions there were.
+
+Everything is decided by the events' own times and the watermark before each message, so batches, duplicates, and
+disorder within the allowed bound change neither samples nor counts. (Two *different* clicks on one position are one
+action; the first to arrive gives its time.) Under the policy ``immediate`` (fake negatives, Ktena et al. 2019,
+arXiv 1907.06558) each exposure is a negative at once and a click always a correction; the weights are the learner's.
+
+Sets of positions are integers used as bit masks: bit p is position p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from millrace.events import CLICK, Action, Event, Exposure, Id
+from millrace.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
+from millrace.settings import Settings
+
+Array = NDArray[Any]
+Rows = slice | NDArray[np.intp]
+
+LABEL, LIFE, HELD, SERVED = (
+    0,
+    1,
+    2,
+    3,
+)  # kinds of timer: a part's label, a part's end, held actions, an impression's end
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long to wait, in milliseconds of event time."""
+
+    attribution_ms: int
+    disorder_ms: int
+    lateness_ms: int
+    ahead_ms: int
+    immediate: bool = False  # negatives at once, every click a correction
+
+    @property
+    def life_ms(self) -> int:
+        """From an exposure to the moment its page is dropped."""
+        return self.attribution_ms + self.lateness_ms
+
+    @classmethod
+    def of(cls, settings: Settings) -> Policy:
+        return cls(
+            round(settings.attribution_minutes * 60_000),
+            round(settings.disorder_seconds * 1000),
+            round(settings.lateness_minutes * 60_000),
+            round(settings.ahead_minutes * 60_000),
+        )
+
+
+class Message(NamedTuple):
+    """One Kafka message of the partition."""
+
+    topic: str
+    offset: int
+    raw: bytes
+
+
+class Served(Struct, frozen=True):
+    """An :class:`~millrace.events.Impression` whose arrays stay views of the message."""
+
+    request_id: str
+    ts_ms: int
+    user_id: Id
+    arm: str
+    model_version: int
+    schema_id: str
+    items: list[Id]
+    scores: memoryview
+    keys: memoryview
+    cat: memoryview
+    num: memoryview
+
+
+class Impression:
+    """The arrays of a served page, n rows. ``user`` and ``item`` are value hashes."""
+
+    __slots__ = (
+        "arm",
+        "cat",
+        "item",
+        "items",
+        "keys",
+        "n",
+        "num",
+        "raw",
+        "scores",
+        "ts_ms",
+        "user",
+        "user_id",
+        "version",
+    )
+
+    def __init__(self, served: Served, raw: bytes, user: int, item: Array, shape: tuple[int, int, int]) -> None:
+        """``shape`` is (F, N, K). Raises ValueError when an array does not have it."""
+        f, n_num, k = shape
+        n = len(served.items)
+        self.raw, self.items, self.n = raw, served.items, n
+        self.ts_ms, self.user_id, self.user, self.item = served.ts_ms, served.user_id, user, item
+        self.version, self.arm = served.model_version, int(served.arm == "control")
+        self.scores = np.frombuffer(served.scores, "<f4").reshape(n)
+        self.keys = np.frombuffer(served.keys, "<u8").reshape(n, k)
+        self.cat = np.frombuffer(served.cat, "<i8").reshape(n, f)
+        self.num = np.frombuffer(served.num, "<f4").reshape(n, n_num)
+
+
+class Part:
+    """The positions that one exposure message was the first to bring."""
+
+    __slots__ = ("items", "mask", "message", "offset", "ts_ms")
+
+    def __init__(self, mask: int, ts_ms: int, offset: int, items: list[Id] | None, message: Message | None) -> None:
+        self.mask, self.ts_ms, self.offset, self.items, self.message = mask, ts_ms, offset, items, message
+
+
+class Page:
+    """All that is known of one request."""
+
+    __slots__ = ("acted", "drop_ms", "exposed", "held", "impression", "labelled", "parts", "request", "waiting")
+
+    def __init__(self, request: str) -> None:
+        self.request = request
+        self.impression: Impression | None = None
+        self.parts: list[Part] = []
+        self.exposed = 0
+        self.labelled = 0
+        self.acted = [0, 0, 0, 0, 0]  # by action kind
+        self.held: dict[tuple[int, int, str], tuple[Action, Message]] = {}  # actions whose exposure is not here yet
+        self.waiting: list[tuple[int, int, int]] = []  # (position, kind, origin) of follow-ups before the label
+        self.drop_ms = 0
+
+
+class Sampled(NamedTuple):
+    """Rows of one page that became samples of one kind."""
+
+    page: Page
+    impression: Impression
+    ts_ms: int
+    rows: Rows
+    n: int
+    kind: int
+    actions: int  # bit mask
+    origin_ms: int
+
+
+class Counted(NamedTuple):
+    """Rows of one page to be counted in the windows."""
+
+    impression: Impression
+    rows: Rows
+    n: int
+    ts_ms: int
+    action: int
+
+
+class Dead(NamedTuple):
+    reason: str
+    detail: str
+    message: Message
+    exposures: int
+
+
+@dataclass(slots=True)
+class Step:
+    """What a stretch of messages led to, in order."""
+
+    sampled: list[Sampled] = field(default_factory=list)
+    counted: list[Counted] = field(default_factory=list)
+    dead: list[Dead] = field(default_factory=list)
+    exposures: int = 0  # distinct exposures taken in
+    duplicates: int = 0  # messages that brought nothing new
+    late: int = 0  # events behind the watermark, used or not
+    unseen: int = 0  # served pages of which nothing was exposed
+
+
+class LabelJoin:
+    """The join's state and its rules. It never reads a clock: ``watermark_ms`` is moved by its caller.
+
+    Call :meth:`expire` after every move of the watermark and before the next message: what a message may still
+    meet depends on it.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.watermark_ms = 0
+        self.pages: dict[str, Page] = {}
+        self.pending = 0
+        self._gone: dict[str, tuple[int, int]] = {}  # dropped page -> (forget at, exposed), in order of dropping
+        self._timers: list[tuple[int, int, str, int]] = []  # due, kind, request, part
+
+    # ------------------------------------------------------------------ what comes in
+
+    def expose(self, event: Exposure, message: Message, step: Step) -> None:
+        """An exposure message: new positions wait for their impression or are matched with it."""
+        policy = self.policy
+        request, ts = event.request_id, event.ts_ms
+        mask = ((1 << len(event.items)) - 1) << event.offset
+        page = self.pages.get(request)
+        gone = self._gone.get(request)
+        known = page.exposed if page is not None else gone[1] if gone is not None else 0
+        everything, mask = mask, mask & ~known
+        new = mask.bit_count()
+        if ts + policy.life_ms <= self.watermark_ms:
+            step.exposures += new
+            step.dead.append(Dead("late", f"{self.watermark_ms - ts} ms behind the watermark", message, new))
+            if page is not None:
+                page.exposed |= mask
+            until_ms, lost = gone or (self.watermark_ms + policy.life_ms, 0)
+            self._gone[request] = (until_ms, lost | everything)
+            return
+        if not mask:
+            step.duplicates += 1
+            return
+        if page is None:
+            page = self._page(request)
+        step.exposures += new
+        self.pending += new
+        page.exposed |= mask | known
+        page.parts.append(Part(mask, ts, event.offset, event.items, message))
+        self._keep(page, ts + policy.life_ms, LIFE, len(page.parts) - 1)
+        if page.impression is not None:
+            self._match(page, len(page.parts) - 1, step)
+
+    def serve(self, request: str, impression: Impression, step: Step) -> None:
+        """An impression: what waits for it is matched."""
+        keep_ms = impression.ts_ms + self.policy.life_ms
+        page = self.pages.get(request)
+        if page is None:
+            if request in self._gone or keep_ms <= self.watermark_ms:
+                step.unseen += request not in self._gone
+                return
+            page = self._page(request)
+        if page.impression is not None:
+            return
+        page.impression = impression
+        self._keep(page, keep_ms, SERVED)
+        for index in range(len(page.parts)):
+            self._match(page, index, step)
+
+    def act(self, event: Action, message: Message, step: Step) -> None:
+        """An action: attached to its exposure, or held until that comes."""
+        page = self.pages.get(event.request_id)
+        gone = self._gone.get(event.request_id)
+        late = gone is not None and gone[1] >> event.position & 1
+        if not late and not (page is not None and page.exposed >> event.position & 1):
+            late = event.ts_ms + self.policy.lateness_ms < self.watermark_ms
+        if late:
+            step.dead.append(Dead("late", "its exposure is gone", message, 0))
+            return
+        if page is None:
+            page = self._page(event.request_id)
+        if page.impression is not None and page.exposed >> event.position & 1:
+            self._attach(page, event, message, step)
+            return
+        key = (event.position, event.kind, str(event.item_id))
+        if key in page.held:
+            step.duplicates += 1
+            return
+        page.held[key] = (event, message)
+        self._keep(page, event.ts_ms + self.policy.lateness_ms + 1, HELD)
+
+    def expire(self, step: Step) -> None:
+        """Everything that the watermark has made due, in the order in which it fell due."""
+        timers, now = self._timers, self.watermark_ms
+        while timers and timers[0][0] <= now:
+            _, kind, request, index = heappop(timers)
+            page = self.pages.get(request)
+            if page is None:
+                continue
+            if kind == LABEL:
+                if page.impression is not None:
+                    self._negatives(page, page.parts[index], step)
+            elif kind == LIFE:
+                if page.impression is None:
+                    self._lose(page, page.parts[index], step)
+            elif kind == HELD:
+                self._give_up(page, now - self.policy.lateness_ms, step)
+            if page.drop_ms <= now:
+                self._drop(page, step)
+        gone = self._gone
+        while gone:
+            request = next(iter(gone))
+            if gone[request][0] > now:
+                break
+            del gone[request]
+
+    # ------------------------------------------------------------------ rules
+
+    def _page(self, request: str) -> Page:
+        page = self.pages[request] = Page(request)
+        return page
+
+    def _keep(self, page: Page, until_ms: int, kind: int, index: int = 0) -> None:
+        """The page stays until then at least."""
+        heappush(self._timers, (until_ms, kind, page.request, index))
+        page.drop_ms = max(page.drop_ms, until_ms)
+
+    def _match(self, page: Page, index: int, step: Step) -> None:
+        """Part and impression are both here: count the exposures, label what can be labelled."""
+        part, impression = page.parts[index], page.impression
+        assert impression is not None
+        assert part.items is not None
+        assert part.message is not None
+        exposed = part.mask
+        if part.ts_ms >= impression.ts_ms + self.policy.life_ms:
+            self.pending -= part.mask.bit_count()
+            detail = f"{part.ts_ms - impression.ts_ms} ms after its impression"
+            step.dead.append(Dead("no-impression", detail, part.message, part.mask.bit_count()))
+            part.mask = 0
+        end = part.offset + len(part.items)
+        if end > impression.n or part.items != impression.items[part.offset : end]:
+            wrong = sum(
+                1 << p
+                for p, item in enumerate(part.items, part.offset)
+                if part.mask >> p & 1 and (p >= impression.n or str(item) != str(impression.items[p]))
+            )
+            if wrong:
+                part.mask &= ~wrong
+                lost = wrong.bit_count()
+                self.pending -= lost
+                detail = f"position {(wrong & -wrong).bit_length() - 1} of the page was another item"
+                step.dead.append(Dead("wrong-item", detail, part.message, lost))
+        part.items = part.message = None
+        if part.mask:
+            step.counted.append(Counted(impression, *rows_of(part.mask), part.ts_ms, 0))
+        if self.policy.immediate:
+            self._negatives(page, part, step)
+        if page.held:
+            for key, (event, message) in list(page.held.items()):
+                if exposed >> event.position & 1:
+                    del page.held[key]
+                    self._attach(page, event, message, step)
+        due = part.ts_ms + self.policy.attribution_ms
+        if due <= self.watermark_ms:
+            self._negatives(page, part, step)
+        elif part.mask & ~page.labelled:
+            heappush(self._timers, (due, LABEL, page.request, index))
+
+    def _attach(self, page: Page, event: Action, message: Message, step: Step) -> None:
+        """An action whose exposure and impression are here."""
+        position, kind, impression = event.position, event.kind, page.impression
+        assert impression is not None
+        bit = 1 << position
+        if position >= impression.n or str(impression.items[position]) != str(event.item_id):
+            step.dead.append(Dead("wrong-item", f"item {event.item_id!r} was not at position {position}", message, 0))
+            return
+        if page.acted[kind] & bit:
+            step.duplicates += 1
+            return
+        part = next((p for p in page.parts if p.mask & bit), None)
+        if part is None:  # the exposure is a dead letter itself
+            step.dead.append(Dead("no-exposure", f"position {position} was not exposed", message, 0))
+            return
+        after_ms = event.ts_ms - part.ts_ms
+        if after_ms >= self.policy.life_ms or part.ts_ms + self.policy.life_ms <= self.watermark_ms:
+            step.dead.append(Dead("late", f"{after_ms} ms after its exposure", message, 0))
+            return
+        page.acted[kind] |= bit
+        step.counted.append(Counted(impression, slice(position, position + 1), 1, event.ts_ms, kind))
+        if kind != CLICK:
+            if page.labelled & bit:
+                self._sample(page, part, bit, FOLLOW_UP, kind, event.sent_ms, step)
+            else:
+                page.waiting.append((position, kind, event.sent_ms))
+        elif page.labelled & bit:
+            self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, step)
+        elif after_ms < self.policy.attribution_ms:
+            self._label(page, part, bit, POSITIVE, kind, event.sent_ms, step)
+        else:
+            self._label(page, part, bit, NEGATIVE, 0, 0, step)
+            self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, step)
+
+    def _negatives(self, page: Page, part: Part, step: Step) -> None:
+        rest = part.mask & ~page.labelled
+        if rest:
+            self._label(page, part, rest, NEGATIVE, 0, 0, step)
+
+    def _label(self, page: Page, part: Part, mask: int, kind: int, action: int, origin_ms: int, step: Step) -> None:
+        """The one sample of an exposure that counts; follow-ups that waited for it go with it."""
+        self.pending -= mask.bit_count()
+        page.labelled |= mask
+        self._sample(page, part, mask, kind, action, origin_ms, step)
+        if page.waiting:
+            ready = [w for w in page.waiting if mask >> w[0] & 1]
+            page.waiting = [w for w in page.waiting if not mask >> w[0] & 1]
+            for position, later, origin in ready:
+                self._sample(page, part, 1 << position, FOLLOW_UP, later, origin, step)
+
+    @staticmethod
+    def _sample(page: Page, part: Part, mask: int, kind: int, action: int, origin_ms: int, step: Step) -> None:
+        assert page.impression is not None
+        rows, n = rows_of(mask)
+        step.sampled.append(Sampled(page, page.impression, part.ts_ms, rows, n, kind, 1 | 1 << action, origin_ms))
+
+    def _lose(self, page: Page, part: Part, step: Step) -> None:
+        """A part whose impression never came, with the actions on it."""
+        if part.message is None:
+            return
+        lost = part.mask.bit_count()
+        self.pending -= lost
+        detail = f"request {page.request!r} was never served"
+        step.dead.append(Dead("no-impression", detail, part.message, lost))
+        for key, (event, message) in list(page.held.items()):
+            if part.mask >> event.position & 1:
+                del page.held[key]
+                step.dead.append(Dead("no-impression", detail, message, 0))
+        part.mask, part.items, part.message = 0, None, None
+
+    def _give_up(self, page: Page, before_ms: int, step: Step) -> None:
+        """Held actions whose exposure did not come within the lateness."""
+        for key, (event, message) in list(page.held.items()):
+            if event.ts_ms < before_ms and not page.exposed >> event.position & 1:
+                del page.held[key]
+                detail = f"position {event.position} of request {page.request!r} was not exposed"
+                step.dead.append(Dead("no-exposure", detail, message, 0))
+
+    def _drop(self, page: Page, step: Step) -> None:
+        """Nothing can come to the page any more; what its timers have not settled is settled now."""
+        for part in page.parts:
+            if page.impression is None:
+                self._lose(page, part, step)
+            else:
+                self._negatives(page, part, step)
+        self._give_up(page, self.watermark_ms, step)
+        del self.pages[page.request]
+        if page.exposed:
+            _, known = self._gone.pop(page.request, (0, 0))
+            self._gone[page.request] = (self.watermark_ms + self.policy.life_ms, page.exposed | known)
+        else:
+            step.unseen += page.impression is not None
+
+    # ------------------------------------------------------------------ state
+
+    def freeze(self) -> tuple[Any, ...]:
+        """The whole state as plain values; nothing of it changes afterwards. Cheap: no array is copied."""
+        pages = [
+            (
+                p.request,
+                None if p.impression is None else p.impression.raw,
+                [(_bytes(t.mask), t.ts_ms, t.offset, t.items, t.message) for t in p.parts],
+                _bytes(p.exposed),
+                _bytes(p.labelled),
+                [_bytes(m) for m in p.acted],
+                [m for _, m in p.held.values()],
+                list(p.waiting),
+                p.drop_ms,
+            )
+            for p in self.pages.values()
+        ]
+        gone = [(request, at, _bytes(mask)) for request, (at, mask) in self._gone.items()]
+        return (self.watermark_ms, self.pending, pages, gone)
+
+    def thaw(self, state: Any, impression: Callable[[bytes], Impression], decode: Callable[[bytes], Event]) -> None:
+        """The inverse of :meth:`freeze`, into an empty join. ``impression`` and ``decode`` read messages as before."""
+        self.watermark_ms, self.pending, pages, gone = state
+        self._gone = {request: (at, _mask(mask)) for request, at, mask in gone}
+        for request, served, parts, exposed, labelled, acted, held, waiting, drop_ms in pages:
+            page = self._page(request)
+            page.impression = None if served is None else impression(served)
+            page.parts = [Part(_mask(m), ts, at, items, msg and Message(*msg)) for m, ts, at, items, msg in parts]
+            page.exposed, page.labelled, page.drop_ms = _mask(exposed), _mask(labelled), drop_ms
+            page.acted = [_mask(m) for m in acted]
+            page.waiting = [tuple(w) for w in waiting]
+            for message in (Message(*m) for m in held):
+                event = decode(message.raw)
+                assert isinstance(event, Action)
+                page.held[event.position, event.kind, str(event.item_id)] = (event, message)
+            self._timers.extend(self._timers_of(page))
+        heapify(self._timers)
+
+    def _timers_of(self, page: Page) -> Iterator[tuple[int, int, str, int]]:
+        policy, request = self.policy, page.request
+        if page.impression is not None:
+            yield page.impression.ts_ms + policy.life_ms, SERVED, request, 0
+        for event, _ in page.held.values():
+            yield event.ts_ms + policy.lateness_ms + 1, HELD, request, 0
+        for index, part in enumerate(page.parts):
+            yield part.ts_ms + policy.life_ms, LIFE, request, index
+            if part.mask & ~page.labelled:
+                yield part.ts_ms + policy.attribution_ms, LABEL, request, index
+
+
+def rows_of(mask: int) -> tuple[Rows, int]:
+    """The positions of a mask, ascending, as an index of rows, and how many."""
+    low = (mask & -mask).bit_length() - 1
+    high = mask.bit_length()
+    if mask >> low == (1 << (high - low)) - 1:
+        return slice(low, high), high - low
+    packed = np.frombuffer(mask.to_bytes((high + 7) // 8, "little"), np.uint8)
+    rows = np.flatnonzero(np.unpackbits(packed, bitorder="little"))
+    return rows, len(rows)
+
+
+def _bytes(mask: int) -> bytes:
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+
+
+def _mask(raw: bytes) -> int:
+    return int.from_bytes(raw, "little")
+
+
+decode_served = msgspec.msgpack.Decoder(Served).decode

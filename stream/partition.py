@@ -1,0 +1,450 @@
+"""One partition of the loop's middle: messages in; samples, window changes, dead letters out. Pure and deterministic.
+
+::
+
+    take(messages) ─► decode ─► LabelJoin ─┬─► rows of samples ──► SampleBatch
+                        │                  └─► rows to count ───► TileStore ──► changed()
+                        └─► dead letters: malformed, unknown-type, wrong-type, oversized, future, late, no-impression,
+                                          no-exposure, wrong-item, bad-impression, bad-user
+
+Exposures taken in = positives + negatives + :attr:`Partition.pending` + exposures in dead letters, always.
+
+The watermark moves with the newest accepted event less the allowed disorder, message by message, so it does not matter
+how messages are cut into batches. :meth:`Partition.to_bytes` is the whole state with the offsets it covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.errors import StoreError
+from millrace.events import (
+    ACTIONS,
+    BadEventError,
+    DeadLetter,
+    Exposure,
+    Id,
+    User,
+    decode_event,
+    decode_user,
+)
+from millrace.hashing import value_hash
+from millrace.samples import SampleBatch
+from millrace.schema import Schema
+from millrace.topics import EVENTS, IMPRESSIONS, USERS
+from stream.join import (
+    Counted,
+    Dead,
+    Impression,
+    LabelJoin,
+    Message,
+    Policy,
+    Rows,
+    Sampled,
+    Served,
+    Step,
+    decode_served,
+)
+from stream.tiles import TileStore
+
+__all__ = ["Changes", "Frozen", "Message", "Output", "Partition", "Policy"]
+
+Array = NDArray[Any]
+FORM = 1
+KINDS = ("negative", "positive", "correction", "follow_up")
+MAX_RAW = 256 * 1024  # bytes of a dead letter's message that are kept
+_KNOWN_ITEMS = 1_000_000  # item hashes remembered
+_SWEEPS = 64  # slices in which the windows are swept once an hour of event time
+
+
+@dataclass(slots=True)
+class Output:
+    """What a step led to.
+
+    ``counts``, where not 0: ``events.<type>`` accepted messages by type, ``impressions``, ``users``, ``exposures``
+    (distinct ones taken in), ``samples.negative|positive|correction|follow_up``, ``duplicates`` (messages without
+    anything new), ``late`` (events behind the watermark, used or not), ``unseen`` (served pages that were never
+    exposed), ``skipped`` (messages that the state already covered).
+    """
+
+    samples: SampleBatch | None = None
+    dead: list[DeadLetter] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Changes:
+    """What readers must learn: absolute new states, so that publishing them twice changes nothing."""
+
+    users: list[tuple[Id, list[tuple[int, bytes]]]]  # user-side tile lists by user
+    profiles: list[User]
+    item_keys: NDArray[np.uint64]  # (n,)
+    item_tiles: list[bytes]
+    event_ms: int  # newest event in it
+
+
+class Partition:
+    """See the module's text. One thread at a time.
+
+    Args:
+        number: the partition's number, for dead letters.
+        schema: gives the shape of impressions and the windows.
+        policy: how long to wait.
+    """
+
+    def __init__(self, number: int, schema: Schema, policy: Policy) -> None:
+        self.number, self.schema, self.policy = number, schema, policy
+        self.offsets: dict[str, int] = {}
+        self.newest_ms = 0
+        self._join = LabelJoin(policy)
+        layout, windows = schema.layout, schema.windows
+        self._shape = (layout.F, layout.N, layout.K)
+        self._tiles = TileStore(windows.days, len(windows.actions))
+        self._column = [windows.actions.index(a) if a in windows.actions else -1 for a in ACTIONS]
+        self._user_side = np.array([schema.key_side(k) == "user" for k in windows.keys], np.bool_)
+        self._changed_users: dict[str, tuple[Id, list[int]]] = {}
+        self._changed_items: list[NDArray[np.uint64]] = []
+        self._profiles: dict[str, User] = {}
+        self._items: dict[Id, int] = {}
+        self._swept_hour, self._sweep_at = 0, _SWEEPS
+
+    @property
+    def watermark_ms(self) -> int:
+        """Event time up to which everything is taken to have come; 0 before the first event."""
+        return self._join.watermark_ms
+
+    @property
+    def pending(self) -> int:
+        """Exposures that are neither labelled nor dead."""
+        return self._join.pending
+
+    @property
+    def window_keys(self) -> int:
+        return len(self._tiles)
+
+    @property
+    def windows(self) -> TileStore:
+        """The window counts, to be read."""
+        return self._tiles
+
+    # ------------------------------------------------------------------ messages in
+
+    def take(self, messages: Sequence[Message], now_ms: int) -> Output:
+        """Takes messages in the order given; those below ``offsets`` of their topic are in the state already.
+
+        Args:
+            now_ms: the event clock, to recognise events from the future.
+        """
+        step, out, counts = Step(), Output(), _Counts()
+        limit = now_ms + self.policy.ahead_ms
+        offsets = self.offsets
+        for message in messages:
+            topic, offset, raw = message
+            if offset < offsets.get(topic, 0):
+                counts.add("skipped")
+                continue
+            offsets[topic] = offset + 1
+            if topic == EVENTS:
+                self._event(message, limit, step, counts)
+            elif topic == IMPRESSIONS:
+                self._impression(message, step, counts)
+            elif topic == USERS:
+                try:
+                    user = decode_user(raw)
+                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    step.dead.append(Dead("bad-user", str(error), message, 0))
+                else:
+                    self._profiles[str(user.user_id)] = user
+                    counts.add("users")
+            else:
+                raise ValueError(f"messages of the topic '{topic}' are not for a partition")
+        return self._finish(step, out, counts)
+
+    def advance(self, now_ms: int) -> Output:
+        """Moves an idle partition's watermark to ``now_ms`` less the disorder. Call it only when nothing is left to
+        read: an event that was merely slow would be late afterwards."""
+        step = Step()
+        self._move(now_ms, step)
+        return self._finish(step, Output(), _Counts())
+
+    def _event(self, message: Message, limit_ms: int, step: Step, counts: _Counts) -> None:
+        try:
+            event = decode_event(message.raw)
+        except BadEventError as error:
+            step.dead.append(Dead(error.reason, error.detail, message, 0))
+            return
+        if event.ts_ms > limit_ms:
+            lost = len(event.items) if isinstance(event, Exposure) else 0
+            step.exposures += lost
+            detail = f"{event.ts_ms - limit_ms} ms beyond what is allowed ahead of the clock"
+            step.dead.append(Dead("future", detail, message, lost))
+            return
+        counts.add(f"events.{ACTIONS[event.kind]}")
+        if event.ts_ms < self._join.watermark_ms:
+            step.late += 1
+        if event.ts_ms > self.newest_ms:
+            self.newest_ms = event.ts_ms
+            self._move(event.ts_ms, step)
+        if isinstance(event, Exposure):
+            self._join.expose(event, message, step)
+        else:
+            self._join.act(event, message, step)
+
+    def _impression(self, message: Message, step: Step, counts: _Counts) -> None:
+        try:
+            served = decode_served(message.raw)
+            if served.schema_id != self.schema.id:
+                raise ValueError(f"schema {served.schema_id}, not {self.schema.id}")
+            impression = self._arrays(served, message.raw)
+        except (msgspec.MsgspecError, ValueError) as error:
+            step.dead.append(Dead("bad-impression", str(error), message, 0))
+            return
+        counts.add("impressions")
+        self._join.serve(served.request_id, impression, step)
+
+    def _read(self, raw: bytes) -> Impression:
+        return self._arrays(decode_served(raw), raw)
+
+    def _arrays(self, served: Served, raw: bytes) -> Impression:
+        known = self._items
+        items = served.items
+        try:
+            hashes = [known[item] for item in items]
+        except KeyError:
+            if len(known) > _KNOWN_ITEMS:
+                known.clear()
+            for item in items:
+                if item not in known:
+                    known[item] = value_hash(item)
+            hashes = [known[item] for item in items]
+        return Impression(served, raw, value_hash(served.user_id), np.array(hashes, np.uint64), self._shape)
+
+    def _move(self, to_ms: int, step: Step) -> None:
+        watermark = to_ms - self.policy.disorder_ms
+        if watermark > self._join.watermark_ms:
+            self._join.watermark_ms = watermark
+            self._join.expire(step)
+
+    # ------------------------------------------------------------------ results out
+
+    def _finish(self, step: Step, out: Output, counts: _Counts) -> Output:
+        if step.counted:
+            self._count(step.counted)
+        if step.sampled:
+            out.samples = batch_of(step.sampled)
+            for name, n in zip(KINDS, np.bincount(out.samples.kind, minlength=len(KINDS)).tolist(), strict=True):
+                counts.add(f"samples.{name}", n)
+        out.dead = [self._letter(d) for d in step.dead]
+        for name in ("exposures", "duplicates", "late", "unseen"):
+            counts.add(name, getattr(step, name))
+        self._sweep()
+        out.counts = dict(counts)
+        return out
+
+    def _letter(self, dead: Dead) -> DeadLetter:
+        topic, offset, raw = dead.message
+        cut = len(raw) > MAX_RAW
+        raw = raw[:MAX_RAW] if cut else raw
+        return DeadLetter(dead.reason, dead.detail, topic, self.number, offset, dead.exposures, raw, cut)
+
+    def _count(self, counted: Iterable[Counted]) -> None:
+        """Counts rows under their impression's keys and notes which keys changed, by reader."""
+        column = self._column
+        chunks = [c for c in counted if column[c.action] >= 0]
+        if not chunks or not self._shape[2]:
+            return
+        keys = np.concatenate([c.impression.keys[c.rows] for c in chunks])
+        sizes = [c.n for c in chunks]
+        times = np.repeat(np.array([c.ts_ms for c in chunks], np.int64), sizes)
+        actions = np.repeat(np.array([column[c.action] for c in chunks], np.int64), sizes)
+        fresh = self._tiles.add(keys, times, actions)
+        if not len(fresh):
+            return
+        rows, which = np.divmod(fresh, self._shape[2])
+        mine = self._user_side[which]
+        flat = keys.ravel()
+        items = flat[fresh[~mine]]
+        if len(items):
+            self._changed_items.append(items)
+        owners = np.repeat(np.arange(len(chunks)), sizes)[rows[mine]]
+        changed = self._changed_users
+        for owner, key in zip(owners.tolist(), flat[fresh[mine]].tolist(), strict=True):
+            user = chunks[owner].impression.user_id
+            name = str(user)
+            entry = changed.get(name)
+            if entry is None:
+                entry = changed[name] = (user, [])
+            entry[1].append(key)
+
+    def _sweep(self) -> None:
+        """Once an hour of event time, in slices so that no step waits long: expired keys go, old tiles merge."""
+        hour = self.newest_ms // 3_600_000
+        if hour > self._swept_hour and self._sweep_at == _SWEEPS:
+            self._swept_hour, self._sweep_at = hour, 0
+        if self._sweep_at < _SWEEPS:
+            at = self._sweep_at
+            self._tiles.sweep(self._swept_hour * 3_600_000, at / _SWEEPS, (at + 1) / _SWEEPS)
+            self._sweep_at += 1
+
+    def changed(self) -> Changes:
+        """What changed since the last call. Publish it before writing a checkpoint that is taken later: the state does
+        not remember what was handed out here."""
+        items = np.concatenate(self._changed_items) if self._changed_items else np.zeros(0, np.uint64)
+        owners = list(self._changed_users.values())
+        user_keys = [key for _, keys in owners for key in keys]
+        everything = np.concatenate([items, np.array(user_keys, np.uint64)])
+        tiles = self._tiles.export(everything)
+        self._tiles.settle(everything)
+        users: list[tuple[Id, list[tuple[int, bytes]]]] = []
+        at = len(items)
+        for user, keys in owners:
+            users.append((user, list(zip(keys, tiles[at : at + len(keys)], strict=True))))
+            at += len(keys)
+        changes = Changes(users, list(self._profiles.values()), items, tiles[: len(items)], self.newest_ms)
+        self._changed_users, self._changed_items, self._profiles = {}, [], {}
+        return changes
+
+    # ------------------------------------------------------------------ state
+
+    def freeze(self) -> Frozen:
+        """The state now, apart from what happens to the partition later; its :meth:`Frozen.to_bytes` may run in
+        another thread."""
+        return Frozen(
+            self._tiles.copy(),
+            {
+                "form": FORM,
+                "schema": self.schema.id,
+                "number": self.number,
+                "offsets": dict(self.offsets),
+                "newest_ms": self.newest_ms,
+                "join": self._join.freeze(),
+                "users": [(user, list(keys)) for user, keys in self._changed_users.values()],
+                "profiles": list(self._profiles.values()),
+            },
+            list(self._changed_items),
+        )
+
+    def to_bytes(self) -> bytes:
+        """:meth:`freeze` and :meth:`Frozen.to_bytes` in one."""
+        return self.freeze().to_bytes()
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, schema: Schema, policy: Policy) -> Partition:
+        """The partition as it was.
+
+        Raises:
+            StoreError: the bytes are no checkpoint of this version, or one of another schema.
+        """
+        try:
+            head = msgspec.msgpack.decode(raw, type=_Head)
+        except msgspec.MsgspecError as error:
+            raise StoreError(f"{len(raw)} bytes are no checkpoint of a partition ({error})", _REMEDY) from None
+        if head.form != FORM:
+            raise StoreError(f"a checkpoint of form {head.form}, this version reads {FORM}", _REMEDY)
+        if head.schema != schema.id:
+            raise StoreError(f"a checkpoint of schema {head.schema}, the settings name {schema.id}", _REMEDY)
+        self = cls(head.number, schema, policy)
+        try:
+            self.offsets = head.offsets
+            self.newest_ms = head.newest_ms
+            self._join.thaw(head.join, self._read, decode_event)
+            arrays = {name: np.frombuffer(head.tiles[name], dtype) for name, dtype in _ARRAYS.items()}
+            arrays["tiles"] = arrays["tiles"].reshape(-1, 1 + self._tiles.actions)
+            self._tiles = TileStore.from_arrays(schema.windows.days, self._tiles.actions, arrays)
+            self._changed_users = {str(user): (user, keys) for user, keys in head.users}
+            self._changed_items = [np.frombuffer(head.items, "<u8")]
+            self._profiles = {str(user.user_id): user for user in head.profiles}
+        except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+            raise StoreError(f"a damaged checkpoint ({error})", _REMEDY) from None
+        return self
+
+
+@dataclass(slots=True)
+class Frozen:
+    """A partition's state at one moment."""
+
+    tiles: TileStore
+    head: dict[str, Any]
+    items: list[NDArray[np.uint64]]
+
+    def to_bytes(self) -> bytes:
+        arrays = self.tiles.to_arrays()
+        items = np.concatenate(self.items) if self.items else np.zeros(0, np.uint64)
+        self.head["items"] = np.ascontiguousarray(items, "<u8").view(np.uint8).data
+        self.head["tiles"] = {
+            n: np.ascontiguousarray(arrays[n], d).reshape(-1).view(np.uint8).data for n, d in _ARRAYS.items()
+        }
+        return msgspec.msgpack.encode(self.head)
+
+
+class _Head(msgspec.Struct):
+    form: int
+    schema: str
+    number: int
+    offsets: dict[str, int]
+    newest_ms: int
+    join: Any
+    users: list[tuple[Id, list[int]]]
+    profiles: list[User]
+    items: memoryview
+    tiles: dict[str, memoryview]
+
+
+_ARRAYS = {"keys": "<u8", "sizes": "<u2", "tiles": "<u4", "changed": "u1", "newest": "<i8"}
+_REMEDY = "move the checkpoint folder away to start from the committed offsets, or run the version that wrote it"
+
+
+class _Counts(dict[str, int]):
+    def add(self, name: str, n: int = 1) -> None:
+        if n:
+            self[name] = self.get(name, 0) + n
+
+
+def batch_of(sampled: Sequence[Sampled]) -> SampleBatch:
+    """The sampled rows, in their order, as one batch; features are copied out of the impressions."""
+    request: dict[str, int] = {}
+    page = [request.setdefault(s.page.request, len(request)) for s in sampled]
+    sizes = np.array([s.n for s in sampled])
+
+    def each(values: Iterable[Any], dtype: Any) -> Array:
+        return np.repeat(np.fromiter(values, dtype, len(sampled)), sizes)
+
+    def rows(of: Callable[[Impression], Array]) -> Array:
+        return np.concatenate([of(s.impression)[s.rows] for s in sampled])
+
+    kind = each((s.kind for s in sampled), np.uint8)
+    return SampleBatch(
+        request=tuple(request),
+        page=each(page, np.int32),
+        position=_positions([s.rows for s in sampled], sizes),
+        user=each((s.impression.user for s in sampled), np.uint64),
+        item=rows(lambda i: i.item),
+        ts_ms=each((s.ts_ms for s in sampled), np.int64),
+        kind=kind,
+        label=(kind > 0).astype(np.float32),
+        weight=np.ones(len(kind), np.float32),
+        actions=each((s.actions for s in sampled), np.uint8),
+        cat=rows(lambda i: i.cat),
+        num=rows(lambda i: i.num),
+        score=rows(lambda i: i.scores),
+        version=each((s.impression.version for s in sampled), np.int64),
+        arm=each((s.impression.arm for s in sampled), np.uint8),
+        origin_ms=each((s.origin_ms for s in sampled), np.int64),
+    )
+
+
+def _positions(rows: Sequence[Rows], sizes: Array) -> NDArray[np.int32]:
+    """The page positions of all rows, (B,): slices all at once, index arrays one by one."""
+    starts = np.fromiter((r.start if isinstance(r, slice) else 0 for r in rows), np.int32, len(rows))
+    ends = np.cumsum(sizes)
+    out = np.arange(ends[-1], dtype=np.int32) + np.repeat(starts - (ends - sizes).astype(np.int32), sizes)
+    for r, end, n in zip(rows, ends.tolist(), sizes.tolist(), strict=True):
+        if not isinstance(r, slice):
+            out[end - n : end] = r
+    return out.astype(np.int32, copy=False)
