@@ -1,12 +1,13 @@
-"""A collisionless map from 64-bit ids to rows of growable arrays.
+"""A collisionless map from 64-bit ids to rows of one array of records.
 
 ::
 
-    slots (2^k,) int32   [ -1 | 2 | -1 | 0 | 1 | -1 ... ]     open addressing, at most 3/4 full
-    ids   (capacity,)    [ a , b , c , 0 , 0 ... ]            id of a row; 0: the row is free
-    columns              [ whatever lies at a row ]           grown together with ids, in place
+    slots (2^k,) int32   [ -1 | 2 | -1 | 0 | 1 | -1 ... ]                  open addressing, at most 3/4 full
+    data  (max_rows, W)  [ id id | embedding . . . | G | z | n | mark ]    a record is contiguous
+                         [ id id | ...                                ]    id 0: the row is free
 
-Two ids never share a row: the hash only says where to look first. Rows that were freed are used again.
+Two ids never share a row: the hash only says where to look first. Rows that were freed are used again. ``data`` is
+reserved whole but the system gives it memory only as rows are used, so it neither moves nor is copied when it grows.
 """
 
 from __future__ import annotations
@@ -18,49 +19,76 @@ from numpy.typing import NDArray
 
 from learner import kernels
 from learner.kernels import EMPTY
+from millrace.errors import SettingError
 
 Ids = NDArray[np.int64]
 RowNumbers = NDArray[np.int32]
+Columns = NDArray[Any]
 
-_FIRST_ROWS = 1024
+_ID_WIDTH = 2  # float32 columns that an id takes
+_FIRST_BITS = 11
 
 
 class Index:
-    """Ids, their rows, and the columns that live and die with a row.
+    """Ids, their rows, and the record that lives and dies with a row.
 
     Args:
-        columns: per-row shape and type of each column, for instance ``{"embedding": ((16,), np.float32)}``.
+        columns: name and number of float32 columns of each part of a record, in order.
         max_rows: rows that will ever be held; :meth:`add` gives no more than that.
+
+    Raises:
+        SettingError: the system does not even promise the memory that ``max_rows`` would need.
     """
 
-    def __init__(self, columns: dict[str, tuple[tuple[int, ...], Any]], max_rows: int) -> None:
+    def __init__(self, columns: dict[str, int], max_rows: int) -> None:
         self.max_rows = max_rows
-        capacity = min(_FIRST_ROWS, max_rows)
-        self.ids: Ids = np.zeros(capacity, np.int64)
-        self.columns = {name: np.zeros((capacity, *shape), dtype) for name, (shape, dtype) in columns.items()}
+        self.at: dict[str, int] = {}
+        width = _ID_WIDTH
+        for name, size in columns.items():
+            self.at[name] = width
+            width += size
+        self._sizes = columns
+        width += width % 2  # so that ids are aligned
+        try:
+            self.data: NDArray[np.float32] = np.zeros((max_rows, width), np.float32)
+        except MemoryError:
+            raise SettingError(
+                f"a table of {max_rows} rows needs {max_rows * width * 4 / 1e9:.1f} GB", "lower max_rows in the spec"
+            ) from None
+        self._words: Ids = self.data.view(np.int64)
+        self.marks: NDArray[np.int32] = self.data.view(np.int32)
         self._used = 0  # rows below this were given out at least once
         self._free: RowNumbers = np.empty(0, np.int32)
         self._slots: RowNumbers
         self._shift: int
-        self._rehash(11)
+        self._rehash(_FIRST_BITS)
 
     def __len__(self) -> int:
         return self._used - len(self._free)
 
     @property
     def nbytes(self) -> int:
-        """Memory held, in bytes."""
-        columns = sum(c.nbytes for c in self.columns.values())
-        return int(columns + self.ids.nbytes + self._slots.nbytes + self._free.nbytes)
+        """Memory in use, in bytes."""
+        return int(self._used * self.data.shape[1] * 4 + self._slots.nbytes + self._free.nbytes)
+
+    def ids_of(self, rows: RowNumbers) -> Ids:
+        """Ids of rows; 0 where a row is free. A copy."""
+        ids: Ids = self._words[rows, 0]
+        return ids
+
+    def column(self, name: str) -> NDArray[np.float32]:
+        """A part of all records that were ever used, as a view: (rows,) or, if wider than one, (rows, size)."""
+        at, size = self.at[name], self._sizes[name]
+        return self.data[: self._used, at] if size == 1 else self.data[: self._used, at : at + size]
 
     def find(self, ids: Ids) -> RowNumbers:
         """Row of each id, EMPTY (-1) where there is none. Reads only. (n,) int32"""
         out = np.empty(len(ids), np.int32)
-        kernels.find(self._slots, self._shift, self.ids, ids, out)
+        kernels.find(self._slots, self._shift, self._words, ids, out)
         return out
 
     def add(self, ids: Ids) -> RowNumbers:
-        """New rows for ids that are absent, distinct and not 0; their columns are zero.
+        """New rows for ids that are absent, distinct and not 0; their records are zero.
 
         Returns rows for the first ids only when ``max_rows`` leaves no room for all: (m,) with m <= n.
         """
@@ -69,16 +97,14 @@ class Index:
         self._free = self._free[: len(self._free) - len(again)]
         fresh = np.arange(self._used, self._used + len(ids) - len(again), dtype=np.int32)
         self._used += len(fresh)
-        self._reserve(self._used)
+        self.data[again] = 0
         rows = np.concatenate([again, fresh])
-        for column in self.columns.values():
-            column[again] = 0
         bits = 64 - self._shift
         while 4 * len(self) > 3 << bits:
             bits += 1
         if bits != 64 - self._shift:
-            self._rehash(bits)  # inserts what ids hold: not yet the new ones
-        kernels.insert(self._slots, self._shift, self.ids, ids, rows)
+            self._rehash(bits)  # inserts the ids in the records: not yet the new ones
+        kernels.insert(self._slots, self._shift, self._words, ids, rows)
         return rows
 
     def remove(self, ids: Ids) -> None:
@@ -86,29 +112,21 @@ class Index:
         ids = np.unique(ids)
         rows = self.find(ids)
         present = rows != EMPTY
-        kernels.erase(self._slots, self._shift, self.ids, ids[present])
+        kernels.erase(self._slots, self._shift, self._words, ids[present])
         self._free = np.concatenate([self._free, rows[present]])
+
+    def live(self) -> RowNumbers:
+        """Rows in use, in no order to rely on."""
+        return np.flatnonzero(self._words[: self._used, 0]).astype(np.int32)
 
     def rows(self) -> RowNumbers:
         """Rows in use, in ascending order of id: an order that does not depend on how they came to be."""
-        live = np.flatnonzero(self.ids[: self._used]).astype(np.int32)
-        ordered: RowNumbers = live[np.argsort(self.ids[live], kind="stable")]
+        live = self.live()
+        ordered: RowNumbers = live[np.argsort(self.ids_of(live), kind="stable")]
         return ordered
-
-    def _reserve(self, rows: int) -> None:
-        """Grows by an eighth. ``resize`` is ``realloc``: large blocks move by remapping, not by copying."""
-        capacity = len(self.ids)
-        if rows <= capacity:
-            return
-        while capacity < rows:
-            capacity += capacity // 8 + _FIRST_ROWS
-        capacity = max(rows, min(capacity, self.max_rows))
-        self.ids.resize(capacity, refcheck=False)
-        for column in self.columns.values():
-            column.resize((capacity, *column.shape[1:]), refcheck=False)
 
     def _rehash(self, bits: int) -> None:
         self._slots = np.full(1 << bits, EMPTY, np.int32)
         self._shift = 64 - bits
-        rows = np.flatnonzero(self.ids[: self._used]).astype(np.int32)
-        kernels.insert(self._slots, self._shift, self.ids, self.ids[rows], rows)
+        rows = self.live()
+        kernels.insert(self._slots, self._shift, self._words, self.ids_of(rows), rows)

@@ -1,7 +1,9 @@
 """The compiled loops of the sparse side. Plain Python semantics, no allocation, the GIL released.
 
 All of them live in one file because numba's on-disk cache does not notice a change in a callee of another file.
-Symbols: B samples, C id columns, U distinct ids of a batch, F fields, D embedding width, R table rows.
+Symbols: B samples, C id columns, U distinct ids of a batch, F fields, D embedding width, R table rows. A table is
+one array of records, ``data`` (R, W) float32, also seen as int64 (``ids`` (R, W / 2): the id is the first word) and as
+int32 (``marks`` (R, W)); so that an id costs one or two cache lines, not one a column.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def _home(key: Any, shift: Any) -> Any:
 
 @njit(nogil=True, cache=True)
 def find(slots: Array, shift: int, ids: Array, keys: Array, out: Array) -> None:
-    """``out[i]``: row of ``keys[i]`` or EMPTY. ``slots`` (2^k,) int32 rows, ``ids`` (R,) int64; linear probing."""
+    """``out[i]``: row of ``keys[i]`` or EMPTY. ``slots`` (2^k,) int32; linear probing."""
     mask = len(slots) - 1
     for i in range(len(keys)):
         key = keys[i]
@@ -35,7 +37,7 @@ def find(slots: Array, shift: int, ids: Array, keys: Array, out: Array) -> None:
             slot = _home(key, shift)
             while slots[slot] != EMPTY:
                 row = slots[slot]
-                if ids[row] == key:
+                if ids[row, 0] == key:
                     out[i] = row
                     break
                 slot = (slot + 1) & mask
@@ -50,7 +52,7 @@ def insert(slots: Array, shift: int, ids: Array, keys: Array, rows: Array) -> No
         while slots[slot] != EMPTY:
             slot = (slot + 1) & mask
         slots[slot] = rows[i]
-        ids[rows[i]] = keys[i]
+        ids[rows[i], 0] = keys[i]
 
 
 @njit(nogil=True, cache=True)
@@ -59,15 +61,15 @@ def erase(slots: Array, shift: int, ids: Array, keys: Array) -> None:
     mask = len(slots) - 1
     for i in range(len(keys)):
         slot = _home(keys[i], shift)
-        while ids[slots[slot]] != keys[i]:
+        while ids[slots[slot], 0] != keys[i]:
             slot = (slot + 1) & mask
-        ids[slots[slot]] = 0
+        ids[slots[slot], 0] = 0
         hole, probe = slot, slot
         while True:
             probe = (probe + 1) & mask
             if slots[probe] == EMPTY:
                 break
-            home = _home(ids[slots[probe]], shift)
+            home = _home(ids[slots[probe], 0], shift)
             # The follower may move into the hole unless its home lies (cyclically) after the hole.
             if ((probe - home) & mask) >= ((probe - hole) & mask):
                 slots[hole] = slots[probe]
@@ -109,12 +111,12 @@ def distinct(columns: Array, slots: Array, shift: int, unique: Array, inverse: A
 
 
 @njit(nogil=True, cache=True)
-def gather(source: Array, rows: Array, out: Array) -> None:
-    """``out[u] = source[rows[u]]``; zeros where the row is EMPTY. source (R, D), out (U, D)"""
+def gather(data: Array, first: int, rows: Array, out: Array) -> None:
+    """``out[u] = data[rows[u], first : first + D]``; zeros where the row is EMPTY. out (U, D)"""
     for u in range(len(rows)):
         row = rows[u]
         for d in range(out.shape[1]):
-            out[u, d] = source[row, d] if row != EMPTY else np.float32(0)
+            out[u, d] = data[row, first + d] if row != EMPTY else np.float32(0)
 
 
 @njit(nogil=True, cache=True)
@@ -209,12 +211,51 @@ def wide_spread(grad: Array, inverse: Array, out: Array) -> None:
                 out[u] += grad[b]
 
 
-@njit(nogil=True, cache=True)
-def adagrad(values: Array, total: Array, rows: Array, grad: Array, rate: np.float32, epsilon: np.float32) -> None:
-    """Row-wise Adagrad in place: ``G_r += mean_d g_d^2``, ``e_r -= rate * g / (sqrt(G_r) + epsilon)``.
+@njit(inline="always")
+def _ftrl_weight(z: Any, n: Any, alpha: Any, beta: Any, l1: Any, l2: Any) -> Any:
+    if np.abs(z) <= l1:
+        return np.float32(0)
+    return -(z - np.sign(z) * l1) / ((beta + np.sqrt(n)) / alpha + l2)
 
-    One accumulator a row instead of one a weight (Adagrad: Duchi et al. 2011). values (R, D), total (R,),
-    rows (U,) distinct, EMPTY rows are skipped, grad (U, D).
+
+@njit(nogil=True, cache=True)
+def ftrl_weights(data: Array, at: int, rows: Array, out: Array, alpha: Any, beta: Any, l1: Any, l2: Any) -> None:
+    """FTRL's weights from its state ``z, n = data[row, at], data[row, at + 1]`` (McMahan et al., KDD 2013)::
+
+        w = 0 if |z| <= l1 else -(z - sign(z) l1) / ((beta + sqrt(n)) / alpha + l2)
+
+    So the weight itself takes no memory. rows (U,), out (U,); zero where the row is EMPTY.
+    """
+    for u in range(len(rows)):
+        row = rows[u]
+        out[u] = np.float32(0)
+        if row != EMPTY:
+            out[u] = _ftrl_weight(data[row, at], data[row, at + 1], alpha, beta, l1, l2)
+
+
+@njit(nogil=True, cache=True)
+def ftrl(data: Array, at: int, rows: Array, grad: Array, alpha: Any, beta: Any, l1: Any, l2: Any) -> None:
+    """One step of FTRL-Proximal (McMahan et al., KDD 2013, algorithm 1) on distinct rows; grad (U,)::
+
+    sigma = (sqrt(n + g^2) - sqrt(n)) / alpha;  z += g - sigma w;  n += g^2
+    """
+    for u in range(len(rows)):
+        row = rows[u]
+        if row == EMPTY:
+            continue
+        g, z, n = grad[u], data[row, at], data[row, at + 1]
+        square = n + g * g
+        sigma = (np.sqrt(square) - np.sqrt(n)) / alpha
+        data[row, at] = z + g - sigma * _ftrl_weight(z, n, alpha, beta, l1, l2)
+        data[row, at + 1] = square
+
+
+@njit(nogil=True, cache=True)
+def adagrad(data: Array, first: int, total: int, rows: Array, grad: Array, rate: Any, epsilon: Any) -> None:
+    """One step of row-wise Adagrad on distinct rows: ``G += mean_d g_d^2``, ``e -= rate g / (sqrt(G) + epsilon)``.
+
+    One accumulator a row instead of one a weight (Adagrad: Duchi et al. 2011). The embedding starts at column
+    ``first``, the accumulator is column ``total``; grad (U, D).
     """
     width = grad.shape[1]
     for u in range(len(rows)):
@@ -224,40 +265,22 @@ def adagrad(values: Array, total: Array, rows: Array, grad: Array, rate: np.floa
         square = np.float32(0)
         for d in range(width):
             square += grad[u, d] * grad[u, d]
-        total[row] += square / np.float32(width)
-        step = rate / (np.sqrt(total[row]) + epsilon)
+        data[row, total] += square / np.float32(width)
+        step = rate / (np.sqrt(data[row, total]) + epsilon)
         for d in range(width):
-            values[row, d] -= step * grad[u, d]
+            data[row, first + d] -= step * grad[u, d]
 
 
 @njit(nogil=True, cache=True)
-def ftrl(
-    weights: Array,
-    z: Array,
-    n: Array,
-    rows: Array,
-    grad: Array,
-    alpha: np.float32,
-    beta: np.float32,
-    l1: np.float32,
-    l2: np.float32,
-) -> None:
-    """FTRL-Proximal in place (McMahan et al., KDD 2013, algorithm 1), one coordinate a row::
-
-    sigma = (sqrt(n + g^2) - sqrt(n)) / alpha;  z += g - sigma w;  n += g^2
-    w = 0 if |z| <= l1 else -(z - sign(z) l1) / ((beta + sqrt(n)) / alpha + l2)
-    """
+def stamp(marks: Array, at: int, rows: Array, minute: int, touched: Array) -> int:
+    """Marks rows as seen at ``minute`` and touched (``mark = 2 minute + 1``). Puts the rows that were not touched
+    before into ``touched`` and returns how many."""
+    found = 0
     for u in range(len(rows)):
         row = rows[u]
-        if row == EMPTY:
-            continue
-        g = grad[u]
-        square = n[row] + g * g
-        sigma = (np.sqrt(square) - np.sqrt(n[row])) / alpha
-        z[row] += g - sigma * weights[row]
-        n[row] = square
-        if np.abs(z[row]) <= l1:
-            weights[row] = np.float32(0)
-        else:
-            shrunk = z[row] - np.sign(z[row]) * l1
-            weights[row] = -shrunk / ((beta + np.sqrt(square)) / alpha + l2)
+        if row != EMPTY:
+            if marks[row, at] & 1 == 0:
+                touched[found] = row
+                found += 1
+            marks[row, at] = 2 * minute + 1
+    return found

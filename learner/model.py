@@ -37,7 +37,7 @@ Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 _MINUTE_MS = 60_000
-_EXPIRE_MIN = 60  # rows are looked over for their age once in this many minutes of event time
+_EXPIRE_MIN = 60  # rows are looked over for their age no oftener than this, in minutes of event time
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +112,10 @@ class OnlineModel:
         self._spec = read_spec(spec)
         self._inputs, self.network = _build(schema, self._spec, seed)
         s = self._spec
-        self._rates = Rates(s.embedding_rate, 1e-6, s.ftrl_alpha, s.ftrl_beta, s.ftrl_l1, s.ftrl_l2)
+        rates = Rates(s.embedding_rate, 1e-6, s.ftrl_alpha, s.ftrl_beta, s.ftrl_l1, s.ftrl_l2)
         age = round(s.max_age_days * 1440)
         self.tables = {
-            g.name: SparseTable(g.width, s.max_rows, age, s.admit, s.embedding_scale, _table_salt(g, seed))
+            g.name: SparseTable(g.width, rates, s.max_rows, age, s.admit, s.embedding_scale, _table_salt(g, seed))
             for g in self._inputs.groups
         }
         self.dense = DenseState(self.network, s.dense, s.dense_rate)
@@ -141,8 +141,7 @@ class OnlineModel:
 
     def score(self, cat: Ids, num: Floats) -> Floats:
         """Click probabilities (n,) of feature rows cat (n, F), num (n, N). Reads only; unknown ids read as zero."""
-        reading = {name: _Reader(table) for name, table in self.tables.items()}
-        return _score(self._inputs, self.network, reading, cat, num)
+        return _score(self._inputs, self.network, self.tables, cat, num)
 
     def learn(self, batch: SampleBatch) -> LearnReport:
         """One step on ``batch``; follow-ups in it are passed over. A batch with a loss or gradient that is not
@@ -185,7 +184,7 @@ class OnlineModel:
         self.newest_ms = max(self.newest_ms, newest)
         now_min = self.newest_ms // _MINUTE_MS
         self._write(blocks, pooled, slope.numpy(), size, now_min)
-        if now_min >= self._expired_min + _EXPIRE_MIN:
+        if now_min >= self._expired_min + max(_EXPIRE_MIN, round(self._spec.max_age_days * 60)):  # a 24th of the age
             self._expired_min = now_min
             for table in self.tables.values():
                 table.expire(now_min)
@@ -204,7 +203,7 @@ class OnlineModel:
                 if leaf is not None:
                     leaf *= size
                     kernels.spread(leaf.numpy(), block.inverse, group.starts, grad_embedding)
-            self.tables[group.name].write(block, grad_embedding, grad_wide, self._rates, now_min)
+            self.tables[group.name].write(block, grad_embedding, grad_wide, now_min)
 
     def _unsound(self, loss: float) -> str | None:
         if not np.isfinite(loss):
@@ -267,16 +266,6 @@ class OnlineModel:
         return fresh
 
 
-class _Reader:
-    """A table seen by ``score``: its ``read`` without the learning."""
-
-    def __init__(self, table: SparseTable) -> None:
-        self._table = table
-
-    def read(self, columns: Ids) -> Block:
-        return self._table.read(columns, learning=False)
-
-
 def _table_salt(group: Group, seed: int) -> int:
     return int(salt("first values", group.name, str(seed)))
 
@@ -288,11 +277,12 @@ class ServingModel:
     """
 
     def __init__(self, schema: Schema, spec: Mapping[str, Any]) -> None:
-        self._inputs, self.network = _build(schema, read_spec(spec), 0)
+        full = read_spec(spec)
+        self._inputs, self.network = _build(schema, full, 0)
         for parameter in self.network.parameters():
             parameter.requires_grad_(False)
         self._dense = tensors_of(self.network)
-        self.tables = {g.name: ServingTable(g.width) for g in self._inputs.groups}
+        self.tables = {g.name: ServingTable(g.width, full.max_rows) for g in self._inputs.groups}
 
     @classmethod
     def of(cls, schema: Schema, spec: Mapping[str, Any], image: Image) -> ServingModel:

@@ -24,7 +24,7 @@ class Repeats:
 
     def __init__(self, keep_ms: int, max_ids: int = 2_000_000) -> None:
         self.keep_ms = keep_ms
-        self._index = Index({"ts_ms": ((), np.int64)}, max_ids)
+        self._index = Index({"second": 1}, max_ids)
         self._newest_ms = 0
         self._swept_ms = 0
 
@@ -46,21 +46,30 @@ class Repeats:
         if len(new):
             self._newest_ms = max(self._newest_ms, int(ts.max()))
             self._forget(len(new))
-            rows = self._index.add(new)
-            self._index.columns["ts_ms"][rows] = ts[: len(rows)]
+            self._enter(new, ts)
         return fresh
 
     def state(self) -> dict[str, NDArray[Any]]:
         """The memory as arrays."""
         rows = self._index.rows()
-        return {"ids": self._index.ids[rows], "ts_ms": self._index.columns["ts_ms"][rows]}
+        return {"ids": self._index.ids_of(rows), "second": self._seconds(rows)}
 
     def resume(self, state: dict[str, NDArray[Any]]) -> None:
         """The inverse of :meth:`state`, on a memory that is empty."""
         if len(state["ids"]):
-            rows = self._index.add(state["ids"])
-            self._index.columns["ts_ms"][rows] = state["ts_ms"][: len(rows)]
-            self._newest_ms = self._swept_ms = int(state["ts_ms"].max())
+            ts = state["second"].astype(np.int64) * 1000
+            self._enter(state["ids"], ts)
+            self._newest_ms = self._swept_ms = int(ts.max())
+
+    def _enter(self, ids: NDArray[np.int64], ts_ms: NDArray[np.int64]) -> None:
+        rows = self._index.add(ids)
+        self._index.marks[rows, self._index.at["second"]] = (
+            (ts_ms[: len(rows)] // 1000).astype(np.uint32).view(np.int32)
+        )
+
+    def _seconds(self, rows: NDArray[np.int32]) -> NDArray[np.uint32]:
+        seconds: NDArray[np.uint32] = self._index.marks[rows, self._index.at["second"]].view(np.uint32)
+        return seconds
 
     def _forget(self, coming: int) -> None:
         full = len(self._index) + coming > self._index.max_rows
@@ -68,9 +77,9 @@ class Repeats:
             return
         self._swept_ms = self._newest_ms
         rows = self._index.rows()
-        ts = self._index.columns["ts_ms"][rows]
+        ts = self._seconds(rows).astype(np.int64) * 1000
         gone = ts < self._newest_ms - self.keep_ms
         if len(rows) - int(gone.sum()) + coming > self._index.max_rows:
             surplus = max(coming, self._index.max_rows // 8)
             gone[np.argsort(ts, kind="stable")[:surplus]] = True
-        self._index.remove(self._index.ids[rows[gone]])
+        self._index.remove(self._index.ids_of(rows[gone]))

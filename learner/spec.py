@@ -25,7 +25,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     blocks: Annotated[int, Meta(ge=1, le=16)] = 2  # residual units
     hidden: tuple[Width, ...] = (128, 128)  # layers of a plain deep part; [0] is the inner width of a residual unit
     norm: Literal["batch", "renorm", "layer", "none"] = "batch"
-    placement: Literal["post", "pre"] = "post"
+    placement: Literal["post", "pre", "inner"] = "post"
     momentum: Annotated[float, Meta(gt=0, le=1)] = 0.01  # of running statistics, once they are past their start
     numerics: Literal["squash", "norm", "none"] = "squash"  # what the input layer does to numbers
 

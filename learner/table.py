@@ -2,8 +2,9 @@
 
 ::
 
-    id ──► row   embedding (D,)  wide ()   |  square ()      z ()  n ()      |  seen_min ()     dirty ()
-                 what a scorer needs          Adagrad's sum    FTRL's          event time, min    since changes()
+    record:   id | embedding (D,) | G            | z, n                      | mark
+                   published        Adagrad's sum  FTRL's: the wide weight     event minute last seen, touched since
+                                                   (published) follows from it  changes() or not
 
 A batch goes through :meth:`SparseTable.read` (nothing is written: new ids get a row's *values*, not a row) and, once
 the learner has found its gradients sound, :meth:`SparseTable.write`. So a batch that is refused leaves no trace.
@@ -28,7 +29,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Step sizes of the sparse side. ``alpha``, ``beta``, ``l1``, ``l2``: FTRL's; ``embedding``: Adagrad's."""
+    """Step sizes of the sparse side: row-wise Adagrad's on embeddings, FTRL's on wide weights."""
 
     embedding: float
     epsilon: float
@@ -36,6 +37,11 @@ class Rates:
     beta: float
     l1: float
     l2: float
+
+    @property
+    def ftrl(self) -> tuple[np.float32, ...]:
+        """alpha, beta, l1, l2"""
+        return tuple(np.float32(v) for v in (self.alpha, self.beta, self.l1, self.l2))
 
 
 @dataclass(slots=True)
@@ -68,6 +74,7 @@ class SparseTable:
 
     Args:
         width: D; 0 for a table of wide weights alone.
+        rates: the optimisers' step sizes.
         max_rows: bound of the memory; beyond it the rows unseen for longest make room.
         max_age_min: rows unseen for this many minutes of event time are removed (0: never).
         admit: occurrences that earn an id its row.
@@ -75,18 +82,17 @@ class SparseTable:
         salt: what first embeddings depend on besides the id.
     """
 
-    def __init__(self, width: int, max_rows: int, max_age_min: int, admit: int, scale: float, salt: int) -> None:
-        self.width = width
+    def __init__(
+        self, width: int, rates: Rates, max_rows: int, max_age_min: int, admit: int, scale: float, salt: int
+    ) -> None:
+        self.width, self.rates = width, rates
         self.max_age_min = max_age_min
         self.scale, self.salt = np.float32(scale), np.uint64(salt)
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
-        if width:
-            shapes |= {"embedding": ((width,), np.float32), "square": ((), np.float32)}
-        shapes |= {"wide": ((), np.float32), "z": ((), np.float32), "n": ((), np.float32)}
-        shapes |= {"seen_min": ((), np.int32), "dirty": ((), np.bool_)}
-        self.index = Index(shapes, max_rows)
+        parts = {"embedding": width, "square": 1} if width else {}
+        self.index = Index({**parts, "z": 1, "n": 1, "mark": 1}, max_rows)
         self.admission = Admission(admit)
         self.refused = 0  # occurrences without a row because the table was full
+        self._touched: list[RowNumbers] = []
         self._removed: list[Ids] = []
 
     def __len__(self) -> int:
@@ -96,25 +102,16 @@ class SparseTable:
     def nbytes(self) -> int:
         return self.index.nbytes + self.admission.counts.nbytes
 
-    @property
-    def serving_columns(self) -> tuple[str, ...]:
-        return ("embedding", "wide") if self.width else ("wide",)
-
     # -- a batch ---------------------------------------------------------------------------------------------
 
-    def read(self, columns: Ids, learning: bool) -> Block:
+    def read(self, columns: Ids, learning: bool = False) -> Block:
         """The values of a batch's ids (B, C). Writes nothing.
 
         Ids without a row read as zero; when ``learning``, those that are to get one read as its first values.
         """
         ids, counts, inverse = distinct(columns)
         rows = self.index.find(ids)
-        source = self.index.columns
-        embedding = np.empty((len(ids), self.width), np.float32)
-        wide = np.empty((len(ids), 1), np.float32)
-        if self.width:
-            kernels.gather(source["embedding"], rows, embedding)
-        kernels.gather(source["wide"][:, None], rows, wide)
+        embedding, wide = self._values(rows)
         new = np.zeros(len(ids), np.bool_)
         if learning:
             absent = np.flatnonzero(rows == EMPTY)
@@ -123,115 +120,138 @@ class SparseTable:
                 first = np.empty((int(new.sum()), self.width), np.float32)
                 kernels.initial(ids[new], self.salt, self.scale, first)
                 embedding[new] = first
-        return Block(ids, counts, inverse, rows, new, embedding, wide[:, 0])
+        return Block(ids, counts, inverse, rows, new, embedding, wide)
 
-    def write(self, block: Block, grad_embedding: Floats, grad_wide: Floats, rates: Rates, now_min: int) -> None:
+    def write(self, block: Block, grad_embedding: Floats, grad_wide: Floats, now_min: int) -> None:
         """One optimiser step on the rows of ``block``, which :meth:`read` gave. Gradients (U, D) and (U,) are sums
         over the batch; ``now_min`` is event time in minutes."""
-        columns = self.index.columns
-        columns["seen_min"][block.rows[block.rows != EMPTY]] = now_min  # first: what is in use is not what goes
+        index, data = self.index, self.index.data
+        self._stamp(block.rows, now_min)  # first: what is in use is not what makes room
         wanted = np.flatnonzero(block.new)
         if len(wanted):
-            room = self.index.max_rows - len(self.index)
+            room = index.max_rows - len(index)
             if len(wanted) > room:
-                self._make_room(len(wanted) - room, now_min)
-                # Rows of this very batch may have gone with the oldest: look again.
-                block.rows = self.index.find(block.ids)
-            added = self.index.add(block.ids[wanted])
+                self._make_room(len(wanted) - room)
+                block.rows = index.find(block.ids)  # unless nothing else was left
+            added = index.add(block.ids[wanted])
             self.refused += int(block.counts[wanted[len(added) :]].sum())
             block.rows[wanted[: len(added)]] = added
             if self.width:
-                columns["embedding"][added] = block.embedding[wanted[: len(added)]]
+                at = index.at["embedding"]
+                data[added, at : at + self.width] = block.embedding[wanted[: len(added)]]
+            self._stamp(added, now_min)
         outside = (block.rows == EMPTY) & ~block.new
         self.admission.count(block.ids[outside], block.counts[outside])
-        rows = block.rows
         if self.width:
-            kernels.adagrad(
-                columns["embedding"],
-                columns["square"],
-                rows,
-                grad_embedding,
-                np.float32(rates.embedding),
-                np.float32(rates.epsilon),
-            )
-        alpha, beta, l1, l2 = (np.float32(v) for v in (rates.alpha, rates.beta, rates.l1, rates.l2))
-        kernels.ftrl(columns["wide"], columns["z"], columns["n"], rows, grad_wide, alpha, beta, l1, l2)
-        live = rows[rows != EMPTY]
-        columns["seen_min"][live] = now_min
-        columns["dirty"][live] = True
+            rate, epsilon = np.float32(self.rates.embedding), np.float32(self.rates.epsilon)
+            first, total = index.at["embedding"], index.at["square"]
+            kernels.adagrad(data, first, total, block.rows, grad_embedding, rate, epsilon)
+        kernels.ftrl(data, index.at["z"], block.rows, grad_wide, *self.rates.ftrl)
+
+    def _values(self, rows: RowNumbers) -> tuple[Floats, Floats]:
+        """Embeddings (n, D) and wide weights (n,) of rows; zero where EMPTY."""
+        embedding = np.empty((len(rows), self.width), np.float32)
+        wide = np.empty(len(rows), np.float32)
+        if self.width:
+            kernels.gather(self.index.data, self.index.at["embedding"], rows, embedding)
+        kernels.ftrl_weights(self.index.data, self.index.at["z"], rows, wide, *self.rates.ftrl)
+        return embedding, wide
+
+    def _stamp(self, rows: RowNumbers, now_min: int) -> None:
+        touched = np.empty(len(rows), np.int32)
+        count = kernels.stamp(self.index.marks, self.index.at["mark"], rows, now_min, touched)
+        if count:
+            self._touched.append(touched[:count])
 
     # -- eviction --------------------------------------------------------------------------------------------
+
+    def _seen_min(self, rows: RowNumbers) -> NDArray[np.int32]:
+        seen: NDArray[np.int32] = self.index.marks[rows, self.index.at["mark"]] >> 1
+        return seen
 
     def expire(self, now_min: int) -> int:
         """Removes the rows unseen for ``max_age_min``; how many. For the owner to call every so often."""
         if not self.max_age_min:
             return 0
-        seen = self.index.columns["seen_min"]
-        old = (self.index.ids != 0) & (seen < now_min - self.max_age_min)
-        return self._remove(self.index.ids[old])
+        live = self.index.live()
+        return self._remove(live[self._seen_min(live) < now_min - self.max_age_min])
 
-    def _make_room(self, least: int, now_min: int) -> None:
-        """Removes the rows unseen for longest: ``least`` of them, or a sixteenth of the table so that it is rare."""
-        rows = self.index.rows()  # in order of id, so that which of equally old rows go is reproducible
-        count = min(len(rows), max(least, self.index.max_rows // 16))
-        oldest = np.argsort(self.index.columns["seen_min"][rows], kind="stable")[:count]
-        self._remove(self.index.ids[rows[oldest]])
+    def _make_room(self, least: int) -> None:
+        """Removes the rows unseen for longest: ``least`` of them, or a sixteenth of the table so that it is rare.
 
-    def _remove(self, ids: Ids) -> int:
-        if len(ids):
-            ids = ids.copy()
+        Of equally old rows those with the smallest ids go, so that it is reproducible.
+        """
+        live = self.index.live()
+        if not len(live):
+            return
+        count = min(len(live), max(least, self.index.max_rows // 16))
+        seen = self._seen_min(live)
+        edge = np.partition(seen, count - 1)[count - 1]
+        older, equal = live[seen < edge], live[seen == edge]
+        equal = equal[np.argsort(self.index.ids_of(equal), kind="stable")[: count - len(older)]]
+        self._remove(np.concatenate([older, equal]))
+
+    def _remove(self, rows: RowNumbers) -> int:
+        if len(rows):
+            ids = self.index.ids_of(rows)
             self._removed.append(ids)
             self.index.remove(ids)
-        return len(ids)
+        return len(rows)
 
     # -- versions --------------------------------------------------------------------------------------------
 
     def changes(self) -> Rows:
         """Rows touched since the last call (or :meth:`state`), and ids removed since then. Forgets both."""
-        columns = self.index.columns
-        rows = np.flatnonzero(columns["dirty"] & (self.index.ids != 0))
-        ids = self.index.ids[rows]
+        touched = np.unique(np.concatenate(self._touched)) if self._touched else np.empty(0, np.int32)
+        # A touched row may have been freed since, and even given to another id: which then is touched itself.
+        touched = touched[self.index.ids_of(touched) != 0]
         removed = np.unique(np.concatenate(self._removed)) if self._removed else np.empty(0, np.int64)
         removed = removed[self.index.find(removed) == EMPTY]  # an id that came back is a row, not a tombstone
-        change = Rows(ids, {name: columns[name][rows] for name in self.serving_columns}, removed).sorted()
-        columns["dirty"][:] = False
-        self._removed = []
+        change = Rows(self.index.ids_of(touched), self._published(touched), removed).sorted()
+        self._forget_changes()
         return change
 
     def state(self) -> tuple[Rows, dict[str, NDArray[Any]]]:
         """All rows in order of id as (serving columns, private columns); touched rows count as published."""
-        columns = self.index.columns
+        self._forget_changes()
         rows = self.index.rows()
-        serving = Rows(self.index.ids[rows].copy(), {name: columns[name][rows] for name in self.serving_columns})
-        private = {n: c[rows] for n, c in columns.items() if n not in (*self.serving_columns, "dirty")}
+        private: dict[str, NDArray[Any]] = {
+            name: self.index.column(name)[rows] for name in self.index.at if name not in ("embedding", "mark")
+        }
+        private["seen_min"] = self._seen_min(rows)
         private["admission"] = self.admission.counts.copy()
         private["counters"] = np.array([self.admission.since, self.refused], np.int64)
-        columns["dirty"][:] = False
-        self._removed = []
-        return serving, private
+        return Rows(self.index.ids_of(rows), self._published(rows)), private
 
     def resume(self, serving: Rows, private: dict[str, NDArray[Any]]) -> None:
         """The inverse of :meth:`state`, on a table that is empty."""
         rows = self.index.add(serving.ids)
-        for name, column in self.index.columns.items():
-            source = serving.columns.get(name, private.get(name))
-            if source is not None:
-                column[rows] = source
+        kept = len(rows)  # all, unless max_rows was lowered
+        if self.width:
+            self.index.column("embedding")[rows] = serving.columns["embedding"][:kept]
+        for name in self.index.at.keys() - {"embedding", "mark"}:
+            self.index.column(name)[rows] = private[name][:kept]
+        self.index.marks[rows, self.index.at["mark"]] = private["seen_min"][:kept] << 1
         if private["admission"].shape == self.admission.counts.shape:
             self.admission.counts = private["admission"].copy()
         self.admission.since, self.refused = (int(v) for v in private["counters"])
-        self.index.columns["dirty"][:] = False
+
+    def _published(self, rows: RowNumbers) -> dict[str, NDArray[Any]]:
+        embedding, wide = self._values(rows)
+        return {"embedding": embedding, "wide": wide} if self.width else {"wide": wide}
+
+    def _forget_changes(self) -> None:
+        if self._touched:
+            self.index.marks[np.concatenate(self._touched), self.index.at["mark"]] &= -2
+        self._touched, self._removed = [], []
 
 
 class ServingTable:
     """The same rows as a scorer holds them: ids, embeddings, wide weights; patched in place, read without writing."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, max_rows: int) -> None:
         self.width = width
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {"wide": ((), np.float32)}
-        if width:
-            shapes["embedding"] = ((width,), np.float32)
-        self.index = Index(shapes, 2**31 - 1)
+        self.index = Index({"embedding": width, "wide": 1} if width else {"wide": 1}, max_rows)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -244,8 +264,8 @@ class ServingTable:
         absent = rows == EMPTY
         if absent.any():
             rows[absent] = self.index.add(change.ids[absent])
-        for name, column in self.index.columns.items():
-            column[rows] = change.columns[name]
+        for name in self.index.at:
+            self.index.column(name)[rows] = change.columns[name]
 
     def read(self, columns: Ids) -> Block:
         """The values of a batch's ids (B, C); unknown ids are zero."""
@@ -254,11 +274,11 @@ class ServingTable:
         embedding = np.empty((len(ids), self.width), np.float32)
         wide = np.empty((len(ids), 1), np.float32)
         if self.width:
-            kernels.gather(self.index.columns["embedding"], rows, embedding)
-        kernels.gather(self.index.columns["wide"][:, None], rows, wide)
+            kernels.gather(self.index.data, self.index.at["embedding"], rows, embedding)
+        kernels.gather(self.index.data, self.index.at["wide"], rows, wide)
         return Block(ids, counts, inverse, rows, np.zeros(len(ids), np.bool_), embedding, wide[:, 0])
 
     def rows(self) -> Rows:
         """All rows in order of id."""
         at = self.index.rows()
-        return Rows(self.index.ids[at].copy(), {n: c[at] for n, c in self.index.columns.items()})
+        return Rows(self.index.ids_of(at), {n: self.index.column(n)[at] for n in self.index.at})

@@ -21,7 +21,8 @@ MODELS = sorted(REGISTRY)
 VARIANTS: dict[str, dict[str, Any]] = {name: {"model": name} for name in MODELS} | {
     f"resnet-{norm}-{placement}": {"model": "wide_resnet_bn", "norm": norm, "placement": placement}
     for norm in ("batch", "renorm", "layer", "none")
-    for placement in ("post", "pre")
+    for placement in ("post", "pre", "inner")
+    if norm == "batch" or placement == "post"
 }
 VARIANTS["adagrad"] = {"model": "wide_deep", "dense": "adagrad", "dense_rate": 0.05}
 VARIANTS["admit"] = {"model": "wide_resnet_bn", "admit": 3}

@@ -64,7 +64,7 @@ def test_group_products_of_one_width_are_inner_products() -> None:
     close(GroupProducts([(F, D)])([v]), InnerProducts(F)(v).numpy())
 
 
-@pytest.mark.parametrize("placement", ["post", "pre"])
+@pytest.mark.parametrize("placement", ["post", "pre", "inner"])
 def test_residual_unit(placement: str) -> None:
     x = np.random.default_rng(4).normal(size=(32, 6)).astype(np.float32)
     unit = Residual(6, 4, "batch", placement, 0.1)
@@ -76,7 +76,11 @@ def test_residual_unit(placement: str) -> None:
     def inner(a: Any) -> Any:
         return np.maximum(a @ w1.T + b1, 0) @ w2.T + b2
 
-    expected = x + inner(norm(x)) if placement == "pre" else np.maximum(norm(x + inner(x)), 0)
+    expected = {
+        "post": np.maximum(norm(x + inner(x)), 0),
+        "pre": x + inner(norm(x)),
+        "inner": np.maximum(x + np.maximum(norm(x @ w1.T + b1), 0) @ w2.T + b2, 0),
+    }[placement]
     close(unit.train()(torch.from_numpy(x)), expected)
 
 

@@ -4,6 +4,7 @@ The unit is that of Deep Crossing (Shan et al., KDD 2016) with normalisation as 
 
     post (after the addition):   y = ReLU(norm(x + W2 ReLU(W1 x + b1) + b2))
     pre  (before the unit):      y = x + W2 ReLU(W1 norm(x) + b1) + b2        (He et al. 2016, arXiv 1603.05027)
+    inner (within the unit):     y = ReLU(x + W2 ReLU(norm(W1 x + b1)) + b2)
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ class Residual(nn.Module):
         super().__init__()
         self.w1 = nn.Linear(width, hidden)
         self.w2 = nn.Linear(hidden, width)
-        self.norm = make_norm(norm, width, momentum)
-        self.pre = placement == "pre"
+        self.placement = placement
+        self.norm = make_norm(norm, hidden if placement == "inner" else width, momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.pre:
+        if self.placement == "inner":
+            inner = functional.relu(self.norm(self.w1(x)))  # (B, H)
+            return functional.relu(x + self.w2(inner))
+        if self.placement == "pre":
             inner = functional.relu(self.w1(self.norm(x)))  # (B, H)
             out: Tensor = x + self.w2(inner)
             return out
