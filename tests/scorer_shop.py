@@ -17,7 +17,7 @@ from millrace.events import Id, Impression, Item
 from millrace.hashing import U64, column_hash
 from millrace.modelstore import Announcement, ModelStore
 from millrace.samples import SampleBatch
-from millrace.schema import parse_schema
+from millrace.schema import load_schema
 from millrace.settings import Settings
 from scorer.figures import Figures
 from scorer.rank import Features
@@ -29,59 +29,7 @@ torch.set_num_threads(1)
 
 DAY_MS = 86_400_000
 NOW_MS = 20_000 * DAY_MS + 10 * 3_600_000
-SCHEMA = parse_schema(
-    """
-name = "corner shop"
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "kind"
-of = "user"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "category"
-of = "item"
-[[fields]]
-name = "tags"
-of = "item"
-slots = 2
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[[fields]]
-name = "age_days"
-of = "item"
-kind = "numeric"
-[[fields]]
-name = "hour"
-of = "context"
-[[fields]]
-name = "tab"
-of = "context"
-[[fields]]
-name = "position"
-of = "context"
-bias = true
-[windows]
-days = [1, 3]
-actions = ["exposure", "click", "cart"]
-[[windows.keys]]
-columns = ["user_id"]
-[[windows.keys]]
-columns = ["category"]
-[[windows.keys]]
-columns = ["item_id"]
-parent = ["category"]
-[[windows.keys]]
-columns = ["user_id", "category"]
-[[windows.keys]]
-columns = ["item_id", "position"]
-"""
-)
+SCHEMA = load_schema(Path(__file__).parent / "scorer_shop.toml")
 LAYOUT = SCHEMA.layout
 BUILDER = FeatureBuilder(SCHEMA)
 USER, CATEGORY, ITEM, TASTE, SLOT = range(5)  # columns of `keys`

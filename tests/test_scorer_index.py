@@ -144,7 +144,8 @@ def test_remembered_counts_are_never_older_than_tiles_hour_or_attributes() -> No
         else:
             index.refresh_hot(now, limit=5)
             index.expire(now)
-        at = now if step % 5 else now - DAY_MS  # requests may name a time of their own
+        # requests may name a time of their own, the full hour among them
+        at = (now, now, now - now % 3_600_000, now - DAY_MS)[step % 4]
         keys = window_keys("u", items)[:, index.own_keys]
         expected = np.stack([index.counts(keys[:, j], at) for j in range(keys.shape[1])], axis=1)
         np.testing.assert_array_equal(index.own_counts(rows, at), expected)

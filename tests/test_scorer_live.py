@@ -1,0 +1,148 @@
+"""A scorer as a process, with a real broker and a real Redis: what only shows in the shells."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+
+from millrace.events import decode_impression, key_of, to_json
+from millrace.kafka import create_topics, make_producer, read_all
+from millrace.run.services import EmbeddedBroker, EmbeddedRedis, free_port
+from millrace.settings import Settings
+from tests.scorer_shop import ITEMS, SCHEMA, Learner
+
+pytestmark = pytest.mark.services
+
+COMMAND = [sys.executable, "-c", "from millrace.cli import main; main()", "serve"]
+SCHEMA_TOML = Path(__file__).parent / "scorer_shop.toml"
+
+
+class Scorer:
+    """The process, and how to talk to it."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings = settings
+        self.log = folder / "scorer.log"
+        self.environment = {**os.environ, **settings.environment()}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(COMMAND, env=self.environment, stderr=log, stdout=log)
+
+    def ask(self, path: str, body: Any = None) -> tuple[int, Any]:
+        data = None if body is None else msgspec.json.encode(body)
+        request = urllib.request.Request(f"http://127.0.0.1:{self.settings.port}{path}", data)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, msgspec.json.decode(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, msgspec.json.decode(error.read())
+
+    def until(self, met: Callable[[], bool], what: str) -> None:
+        """Waits for a condition; the time limit is only there to end a broken run."""
+        deadline = time.monotonic() + 40
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if met():
+                    return
+            except OSError:
+                pass  # not listening yet
+            time.sleep(0.05)
+        raise AssertionError(f"never {what}: {self.log.read_text()}")
+
+
+@pytest.fixture
+def scorer(tmp_path: Path) -> Iterator[tuple[Scorer, EmbeddedRedis]]:
+    schema = tmp_path / "schema.toml"
+    schema.write_text(SCHEMA_TOML.read_text())
+    with EmbeddedBroker(tmp_path / "broker") as broker, EmbeddedRedis(tmp_path / "redis") as store:
+        settings = Settings(
+            kafka=broker.address,
+            redis=store.address,
+            data=str(tmp_path / "data"),
+            schema=str(schema),
+            idempotence=False,
+            port=free_port(),
+            partitions=3,
+            control_share=0,
+        )
+        create_topics(settings)
+        running = Scorer(settings, tmp_path)
+        try:
+            yield running, store
+        finally:
+            if running.process.poll() is None:
+                running.process.kill()
+            running.process.wait()
+
+
+def test_a_scorer_serves_follows_survives_and_ends(scorer: tuple[Scorer, EmbeddedRedis]) -> None:
+    with closing(make_producer(scorer[0].settings)) as producer:
+        _life(*scorer, producer)
+
+
+def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
+    settings = one.settings
+    one.until(lambda: one.ask("/healthz")[0] == 200, "alive")
+    status, answer = one.ask("/readyz")
+    assert (status, "no model" in answer["error"]) == (503, True)
+
+    for i in ITEMS:
+        producer.send("items", key=key_of(i.item_id), value=to_json(i))
+    learner = Learner(Path(settings.data) / "models")
+    producer.send("model.deltas", value=to_json(learner.snapshot()))
+    producer.flush()
+    one.until(lambda: one.ask("/readyz")[0] == 200, "ready")
+    one.until(lambda: len(one.ask("/recommend", {"user_id": 1, "size": 200})[1]["items"]) == 200, "full")
+
+    with redis.Redis.from_url(f"redis://{store.address}") as client:
+        client.hset("user:ann", mapping={"profile": b'{"kind": "business"}'})
+    status, page = one.ask("/recommend", {"user_id": "ann", "size": 5, "request_id": "mine"})
+    assert (status, page["notes"], page["model_version"]) == (200, [], 0)
+
+    producer.send("model.deltas", value=to_json(learner.delta()))
+    producer.flush()
+    one.until(lambda: one.ask("/model")[1]["version"] == 1, "patched")
+    assert one.ask("/model")[1]["click_to_served_ms"]["count"] == 4
+
+    port = store.port
+    store.stop()
+    status, page = one.ask("/recommend", {"user_id": "ann", "size": 5})
+    assert (status, page["notes"]) == (200, ["the online store is away: served as a new user"])
+    with EmbeddedRedis(Path(settings.data) / "redis", port=port):
+        one.until(
+            lambda: "unknown" in "".join(one.ask("/recommend", {"user_id": "ann", "size": 5})[1]["notes"]), "back"
+        )
+        facts = one.ask("/model")[1]
+        assert set(facts["errors_by_kind"]) == {"redis"}
+
+        taken = subprocess.run(COMMAND, env=one.environment, capture_output=True, text=True, timeout=60, check=False)
+        assert taken.returncode == 1
+        assert taken.stderr.count("\n") == 1
+        assert str(settings.port) in taken.stderr
+        assert "MILLRACE_PORT" in taken.stderr
+
+        one.process.send_signal(signal.SIGTERM)
+        assert one.process.wait(30) == 0
+    log = one.log.read_text()
+    assert "Traceback" not in log
+    assert log.count("Redis is away") == 1
+    assert log.count("Redis is back") == 1
+
+    found: dict[str, Any] = {}
+    read_all(settings, "impressions", lambda r: found.update({decode_impression(r.value).request_id: r}))
+    assert decode_impression(found["mine"].value).schema_id == SCHEMA.id
+    assert found["mine"].key == b"ann"
+    assert page["request_id"] in found, "pages made before the end are logged"
