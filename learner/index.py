@@ -77,9 +77,9 @@ class Index:
         return ids
 
     def column(self, name: str) -> NDArray[np.float32]:
-        """A part of all records that were ever used, as a view: (rows,) or, if wider than one, (rows, size)."""
+        """A part of every record, as a view: (max_rows,) or, if wider than one, (max_rows, size)."""
         at, size = self.at[name], self._sizes[name]
-        return self.data[: self._used, at] if size == 1 else self.data[: self._used, at : at + size]
+        return self.data[:, at] if size == 1 else self.data[:, at : at + size]
 
     def find(self, ids: Ids) -> RowNumbers:
         """Row of each id, EMPTY (-1) where there is none. Reads only. (n,) int32"""

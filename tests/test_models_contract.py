@@ -156,7 +156,7 @@ def test_memory_is_bounded(spec: dict[str, Any]) -> None:
     first = model.nbytes
     for i in range(10, 30):
         model.learn(make_samples(200, i, users=100_000, items=100_000))
-    assert model.nbytes <= first
+    assert model.nbytes <= first + 100 * 200 * len(model.tables)  # at most what full tables take
 
 
 def poison(batch: SampleBatch, **columns: Any) -> SampleBatch:
