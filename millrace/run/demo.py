@@ -221,6 +221,7 @@ class Demo:
 
     def run_traffic(self) -> None:
         """The run proper: shoppers until the time is over or somebody asks for the end."""
+        last_figures(self.settings.data, "simulator").unlink(missing_ok=True)  # of an earlier run in this folder
         self._start("simulator")
         self.started_ms = wall_ms()
         self.phase = "running"

@@ -1,0 +1,235 @@
+"""The books: what balances, and that each kind of loss, doubling and disagreement is named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millrace.clock import EventClock
+from millrace.errors import ConservationError
+from millrace.events import Click, DeadLetter, Event, Exposure, Truth, to_json, to_msgpack
+from millrace.run.account import KEYS, missing_keys
+from millrace.run.audit import Ledger, Reported, auc_of, check
+from millrace.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
+
+NOW = 1_772_600_000_000
+AHEAD = 3_600_000
+
+
+def samples(request: str, *rows: tuple[int, int]) -> SampleBatch:
+    """Rows of (position, kind) of one page."""
+    n = len(rows)
+    kind = np.array([k for _, k in rows], np.uint8)
+    return SampleBatch(
+        request=(request,),
+        page=np.zeros(n, np.int32),
+        position=np.array([p for p, _ in rows], np.int32),
+        user=np.zeros(n, np.uint64),
+        item=np.zeros(n, np.uint64),
+        ts_ms=np.full(n, NOW, np.int64),
+        kind=kind,
+        label=(kind != NEGATIVE).astype(np.float32),
+        weight=np.ones(n, np.float32),
+        actions=np.zeros(n, np.uint8),
+        cat=np.zeros((n, 1), np.int64),
+        num=np.zeros((n, 1), np.float32),
+        score=np.full(n, 0.5, np.float32),
+        version=np.zeros(n, np.int64),
+        arm=np.zeros(n, np.uint8),
+        origin_ms=np.zeros(n, np.int64),
+    )
+
+
+class Topics:
+    """A small run, told to a ledger as the topics would."""
+
+    def __init__(self) -> None:
+        self.events: list[bytes] = []
+        self.samples: list[bytes] = []
+        self.letters: list[bytes] = []
+        self.truth: list[bytes] = []
+
+    def event(self, event: Event | bytes, times: int = 1) -> int:
+        self.events += [event if isinstance(event, bytes) else to_json(event)] * times
+        return len(self.events) - 1
+
+    def page(self, request: str, items: int, offset: int = 0, times: int = 1, ts_ms: int = NOW) -> int:
+        page = Exposure(f"{request}/{offset}", request, ts_ms, 1, list(range(1, items + 1)), offset)
+        return self.event(page, times)
+
+    def click(self, request: str, position: int, times: int = 1) -> None:
+        self.event(Click(f"{request}/{position}/c", request, NOW, 1, 1, position), times)
+
+    def label(self, request: str, *rows: tuple[int, int]) -> None:
+        self.samples.append(samples(request, *rows).to_bytes())
+
+    def dead(self, offset: int, reason: str, exposures: int = 0, times: int = 1) -> None:
+        letter = DeadLetter(reason, "", "events", 0, offset, exposures, b"")
+        self.letters += [to_json(letter)] * times
+
+    def ledger(self) -> Ledger:
+        ledger = Ledger(EventClock(), AHEAD)
+        for visit, messages in (
+            (ledger.dead_letter_message, self.letters),
+            (ledger.event_message, self.events),
+            (ledger.sample_message, self.samples),
+            (ledger.truth_message, self.truth),
+        ):
+            for offset, value in enumerate(messages):
+                record: Any = SimpleNamespace(partition=0, offset=offset, timestamp=NOW, value=value)
+                visit(record)
+        return ledger
+
+
+@pytest.fixture
+def shop() -> Topics:
+    """Two pages of four, one page lost, a duplicate of each kind, two bad messages; one exposure is still pending."""
+    made = Topics()
+    made.page("a", 4, times=2)
+    made.page("b", 4)
+    made.click("a", 1, times=2)
+    made.click("b", 0)
+    lost = made.page("c", 3)
+    made.dead(lost, "late", exposures=3)
+    made.dead(made.event(b'{"type":"exp'), "malformed")
+    made.dead(made.page("f", 2, ts_ms=NOW + 2 * AHEAD), "future", exposures=2)
+    made.label("a", (1, POSITIVE))
+    made.label("a", (0, NEGATIVE), (2, NEGATIVE), (3, NEGATIVE))
+    made.label("b", (0, NEGATIVE), (1, NEGATIVE), (2, NEGATIVE))
+    made.label("b", (0, CORRECTION), (0, FOLLOW_UP))
+    made.truth.append(to_msgpack(Truth("a", NOW, 0, np.array([0.1, 0.9, 0.2, 0.3], "<f4").tobytes())))
+    made.truth.append(to_msgpack(Truth("b", NOW, 0, np.array([0.8, 0.1, 0.2, 0.3], "<f4").tobytes())))
+    return made
+
+
+def reported(ledger: Ledger) -> Reported:
+    """What honest roles would say."""
+    labelled = ledger.count("positive") + ledger.count("negative") + ledger.count("corrected")
+    return Reported(
+        pending=ledger.count("pending"),
+        trained=labelled,
+        refused=0,
+        skipped=0,
+        exposures=ledger.exposures,
+        clicks=ledger.clicks,
+        malformed=ledger.malformed,
+        duplicates=ledger.duplicates,
+    )
+
+
+def test_a_run_in_order(shop: Topics) -> None:
+    ledger = shop.ledger()
+    assert (ledger.exposures, ledger.clicks, ledger.duplicates, ledger.malformed) == (13, 2, 2, 2)
+    assert [ledger.count(n) for n in ("positive", "negative", "pending", "corrected")] == [1, 6, 1, 1]
+    assert (ledger.dead_only, ledger.dead_exposures) == (5, 5)
+    assert ledger.dead == {"late": 1, "malformed": 1, "future": 1}
+    check(ledger, reported(ledger))
+    _, label, _, true, _ = ledger.rows()
+    assert auc_of(true, label) == 1.0
+    assert label.sum() == 2  # the correction counts as a click
+
+
+def test_repeats_after_a_crash_are_counted_and_change_nothing(shop: Topics) -> None:
+    before = shop.ledger()
+    shop.samples += shop.samples[:2] + shop.samples[3:]
+    shop.letters += shop.letters[:1]
+    after = shop.ledger()
+    assert after.repeated_samples == 1 + 3 + 2
+    assert after.repeated_dead == 1
+    assert after.pages == before.pages
+    assert after.follow_ups == 1
+    check(after, reported(after))
+
+
+def test_two_labels_of_one_exposure_are_found(shop: Topics) -> None:
+    shop.label("a", (0, POSITIVE))
+    ledger = shop.ledger()
+    with pytest.raises(ConservationError, match=r"1 exposures have two labels \(first: a/0\)"):
+        check(ledger, reported(ledger))
+
+
+def test_a_label_for_what_nobody_sent_is_found(shop: Topics) -> None:
+    shop.label("a", (9, NEGATIVE))
+    ledger = shop.ledger()
+    with pytest.raises(ConservationError, match=r"nobody sent \(pages a\)"):
+        check(ledger, reported(ledger))
+
+
+def test_a_label_for_a_dead_page_is_found(shop: Topics) -> None:
+    shop.label("c", (0, NEGATIVE))
+    ledger = shop.ledger()
+    with pytest.raises(ConservationError, match=r"nobody sent \(pages c\)"):
+        check(ledger, reported(ledger))
+
+
+def test_a_correction_of_no_negative_is_found(shop: Topics) -> None:
+    shop.label("a", (1, CORRECTION))
+    ledger = shop.ledger()
+    with pytest.raises(ConservationError, match="1 corrections of what was no negative"):
+        check(ledger, reported(ledger))
+
+
+def test_an_event_nobody_can_read_and_nobody_buried_is_found(shop: Topics) -> None:
+    shop.event(b"garbage")
+    ledger = shop.ledger()
+    with pytest.raises(ConservationError, match="2 events are unreadable, but 1 dead letters say so"):
+        check(ledger, reported(ledger))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"pending": 0}, "1 exposures have no label, but the stream holds 0 pending"),
+        ({"pending": None}, "does not say how many exposures are pending"),
+        ({"trained": 7}, "learnt from 7 samples and refused 0 where there are 8"),
+        ({"trained": 9}, "learnt from 9 samples"),
+        ({"exposures": 12}, "sent 12 exposures, but 13 are in the topic"),
+        ({"clicks": 3}, "sent 3 clicks, but 2"),
+        ({"malformed": 1}, "sent 1 malformed events, but 2"),
+        ({"duplicates": 0}, "sent 0 duplicates, but 2"),
+    ],
+)
+def test_a_role_that_says_otherwise_is_named(shop: Topics, change: dict[str, Any], named: str) -> None:
+    ledger = shop.ledger()
+    with pytest.raises(ConservationError, match=named):
+        check(ledger, replace(reported(ledger), **change))
+
+
+def test_what_a_restarted_role_has_forgotten_is_not_held_against_it(shop: Topics) -> None:
+    ledger = shop.ledger()
+    check(ledger, replace(reported(ledger), trained=None, exposures=None, clicks=None, malformed=None, duplicates=None))
+
+
+def test_refused_samples_and_skipped_batches_are_accounted_for(shop: Topics) -> None:
+    ledger = shop.ledger()
+    check(ledger, replace(reported(ledger), trained=6, refused=2))
+    check(ledger, replace(reported(ledger), trained=3, skipped=1))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
+def test_auc_is_the_share_of_pairs_in_order(rows: Sequence[tuple[int, bool]]) -> None:
+    score = np.array([s for s, _ in rows], np.float64)
+    label = np.array([clicked for _, clicked in rows])
+    pairs = [(p > n) + 0.5 * (p == n) for p in score[label] for n in score[~label]]
+    assert auc_of(score, label) == (pytest.approx(np.mean(pairs)) if pairs else None)
+
+
+def test_auc_leaves_out_what_was_never_scored() -> None:
+    assert auc_of(np.array([0.1, np.nan, 0.9]), np.array([0, 1, 1])) == 1.0
+
+
+def test_a_figure_that_was_not_measured_is_missing() -> None:
+    full: dict[str, Any] = dict.fromkeys(KEYS, 0)
+    full |= {"auc": [{"event_time": 1, "auc": 0.5}], "click_to_served_ms": {"p50": 1.0, "p99": 2.0}}
+    assert missing_keys(full) == []
+    assert missing_keys(full | {"auc": []}) == ["auc"]
+    assert missing_keys(full | {"click_to_served_ms": {"p50": 1.0, "p99": None}}) == ["click_to_served_ms"]
+    del full["pending"]
+    assert missing_keys(full) == ["pending"]
