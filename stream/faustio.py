@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import faust
 import structlog
@@ -32,10 +32,19 @@ log = structlog.get_logger("stream")
 
 GROUP = "millrace-stream"
 INPUTS = (EVENTS, IMPRESSIONS, USERS)
-FETCH_WAIT_MS = 100
+FETCH_WAIT_MS = 50
 FETCH_BYTES = 4 * 1024 * 1024
 
 Positions = Callable[[], Mapping[TP, int]]
+
+
+class ReadTo(NamedTuple):
+    """``position`` is the next offset that the consumer hands over, ``end`` the high watermark at ``asked_s``
+    (``time.time()``): equal when there was nothing more then."""
+
+    position: int
+    end: int
+    asked_s: float
 
 
 class _DaemonThread(WorkerThread):
@@ -197,12 +206,12 @@ class StreamApp(faust.App):
 
         self._thread.thread_loop.call_soon_threadsafe(switch)
 
-    def read_to(self, tp: TP) -> tuple[int, int] | None:
-        """``(position, high watermark)`` of an input partition as of its last fetch; None before the first."""
+    def read_to(self, tp: TP) -> ReadTo | None:
+        """How far an input partition has been read, as of the last answer to a fetch; None before the first."""
         consumer = self._thread._consumer
         subscription = consumer._subscription.subscription if consumer else None
         assignment = subscription.assignment if subscription else None
         state = assignment.state_value(TopicPartition(*tp)) if assignment else None
         if state is None or not state.has_valid_position or state.highwater is None:
             return None
-        return int(state.position), int(state.highwater)
+        return ReadTo(int(state.position), int(state.highwater), (state.timestamp or 0) / 1000)

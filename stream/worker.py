@@ -79,6 +79,7 @@ CHECKPOINT_SECONDS = Histogram("millrace_checkpoint_seconds", "From taking a che
 class Arrival(NamedTuple):
     partition: int
     stamp_s: float  # Kafka's time stamp
+    came_s: float  # time.time() of its arrival here
     message: Message
 
 
@@ -134,7 +135,9 @@ class Worker:
         await self._room.wait()
         if m.generation_id != self.app.consumer_generation_id:
             return
-        self._buffer.append(Arrival(m.partition, m.timestamp or 0.0, Message(m.topic, m.offset, m.value or b"")))
+        self._buffer.append(
+            Arrival(m.partition, m.timestamp or 0.0, time.time(), Message(m.topic, m.offset, m.value or b""))
+        )
         self._arrived.set()
         if len(self._buffer) >= BUFFER_MESSAGES:
             self._room.clear()
@@ -226,14 +229,12 @@ class Worker:
         if not held:
             return
         read = self.app.read_to(TP(IMPRESSIONS, number))
-        taken = slot.partition.offsets.get(IMPRESSIONS, 0)
-        waiting = sum(1 for m in into if m.topic == IMPRESSIONS)
-        caught_up = (
-            read is not None
-            and read[0] >= read[1]
-            and (taken + waiting >= read[0] or now - max(slot.served, slot.assigned) > QUIET_SECONDS)
-        )
-        while held and (caught_up or held[0].stamp_s <= slot.served_s):
+        none_before = 0.0  # impressions that were there at this time have been taken
+        if read is not None and read.position >= read.end:
+            taken = slot.partition.offsets.get(IMPRESSIONS, 0) + sum(m.topic == IMPRESSIONS for m in into)
+            if taken >= read.position or now - max(slot.served, slot.assigned) > QUIET_SECONDS:
+                none_before = read.asked_s
+        while held and (held[0].stamp_s < slot.served_s or held[0].came_s < none_before):
             into.append(held.popleft().message)
         if slot.paused != (len(held) > HELD_MESSAGES // (2 if slot.paused else 1)):
             slot.paused = not slot.paused
@@ -270,7 +271,7 @@ class Worker:
             for topic in INPUTS:
                 read = self.app.read_to(TP(topic, number))
                 if read is not None:
-                    LAG.labels(topic, number).set(max(0, read[1] - slot.partition.offsets.get(topic, 0)))
+                    LAG.labels(topic, number).set(max(0, read.end - slot.partition.offsets.get(topic, 0)))
         WINDOW_KEYS.set(sum(slot.partition.window_keys for slot in self.slots.values()))
 
     def _idle_until(self, number: int, slot: Slot, now: float) -> int | None:
@@ -284,7 +285,7 @@ class Worker:
             return None
         for topic in (EVENTS, IMPRESSIONS):
             read = self.app.read_to(TP(topic, number))
-            if read is None or read[0] < read[1]:
+            if read is None or read.position < read.end:
                 return None
         newest = max(s.partition.newest_ms for s in self.slots.values())
         clock = self.clock.now()

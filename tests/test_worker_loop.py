@@ -47,6 +47,7 @@ pytestmark = pytest.mark.services
 PARTITIONS = 2
 START_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
+SEND_MESSAGES = 100
 ROUNDS = int(os.environ.get("MILLRACE_TEST_ROUNDS", "1"))
 SCHEMA = shop_schema()
 
@@ -66,14 +67,14 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 45.0) -> No
 
 def story(pages: int, seed: int) -> list[Sent]:
     """Messages of ``pages`` pages in sending order, out of order within the disorder, with duplicates and rubbish; at
-    the end a page per partition, hours later, so that every label is decided."""
+    the end a page per partition, hours later and without a click, so that every label but theirs is decided."""
     rng, arrays = random.Random(seed), np.random.default_rng(seed)
     events: list[tuple[float, Sent]] = []
 
     def tell(user: int, topic: str, at_ms: float, value: bytes) -> None:
         events.append((at_ms, (topic, user % PARTITIONS, value)))
 
-    def page(number: int, user: int, ts: int) -> None:
+    def page(number: int, user: int, ts: int, clicks: float = 0.3) -> None:
         request, n = f"r{number}", 4
         items = rng.sample(range(50), n)
         keys = arrays.integers(1, 40, (n, SCHEMA.layout.K)).astype("<u8")
@@ -99,7 +100,7 @@ def story(pages: int, seed: int) -> list[Sent]:
         if rng.random() < 0.1:
             tell(user, "events", ts, b'{"type":"exposure","request_id":' + str(number).encode())
         for position in range(n):
-            if rng.random() < 0.3:
+            if rng.random() < clicks:
                 at = ts + rng.randrange(1000, 20 * 60_000)
                 late = at if rng.random() < 0.9 else at + HOUR_MS
                 common = (user, items[position], position, late)
@@ -114,7 +115,7 @@ def story(pages: int, seed: int) -> list[Sent]:
         page(number, rng.randrange(12), START_MS + number * 20_000)
     last = START_MS + pages * 20_000
     for partition in range(PARTITIONS):
-        page(pages + partition, partition, last + 8 * HOUR_MS)
+        page(pages + partition, partition, last + 8 * HOUR_MS, clicks=0)
     return [sent for _, sent in sorted(events, key=lambda e: e[0])]
 
 
@@ -147,18 +148,18 @@ def counted(blobs: list[bytes | None]) -> list[np.ndarray[Any, Any]]:
 NEWEST_MS = START_MS + 24 * HOUR_MS
 
 
-def answer(settings: Settings) -> Answer:
-    """Replays the topics, in the order of their time stamps, through one partition object each."""
-    messages: list[tuple[int, int, Message]] = []
-    for topic in ("events", "impressions", "users"):
-        read_all(
-            settings, topic, lambda r: messages.append((r.timestamp, r.partition, Message(r.topic, r.offset, r.value)))
-        )
-    messages.sort(key=lambda m: m[:2])
+def answer(loop: Loop) -> Answer:
+    """Replays all that was sent, in that order, through one partition object each."""
+    settings = loop.settings
+    offsets: Counter[tuple[str, int]] = Counter()
+    messages: list[tuple[int, Message]] = []
+    for topic, number, value in loop.sent:
+        messages.append((number, Message(topic, offsets[topic, number], value)))
+        offsets[topic, number] += 1
     out = Answer()
     for number in range(PARTITIONS):
         partition = Partition(number, SCHEMA, Policy.of(settings))
-        step = partition.take([m for _, p, m in messages if p == number], settings.event_clock().now())
+        step = partition.take([m for p, m in messages if p == number], settings.event_clock().now())
         assert step.samples is not None
         out.samples.update(rows_of(step.samples))
         out.dead.update((d.topic, d.partition, d.offset) for d in step.dead)
@@ -203,6 +204,7 @@ class Loop:
         create_topics(self.settings)
         self.producer = make_producer(self.settings)
         self.reader = make_reader(self.settings, "samples")
+        self.sent: list[Sent] = []
         self.samples: Counter[SampleKey] = Counter()
         self.bodies: dict[SampleKey, set[tuple[bytes, ...]]] = {}
 
@@ -238,9 +240,13 @@ class Loop:
         until(lambda: self.figure(worker, "millrace_ready") == 1, "the worker is ready")
 
     def send(self, messages: list[Sent]) -> None:
-        for topic, partition, value in messages:
-            self.producer.send(topic, value, key=b"k", partition=partition)
-        self.producer.flush()
+        """Sends in order; pages reach the broker before what is seen and clicked an hour of event time later."""
+        for start in range(0, len(messages), SEND_MESSAGES):
+            part = messages[start : start + SEND_MESSAGES]
+            sent = [self.producer.send(topic, value, key=b"k", partition=p) for topic, p, value in part]
+            self.producer.flush()
+            assert all(future.succeeded() for future in sent)
+        self.sent += messages
 
     def poll(self) -> Counter[SampleKey]:
         """All samples so far, how often each came."""
@@ -313,7 +319,7 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
 def test_an_undisturbed_run_says_what_the_core_says_and_once(loop: Loop) -> None:
     worker = loop.worker()
     loop.send(story(150, seed=1))
-    expected = answer(loop.settings)
+    expected = answer(loop)
     kinds = {kind for _, _, kind, _ in expected.samples}
     assert kinds == {0, 1, 2, 3}  # the story has negatives, positives, corrections and follow-ups
     assert expected.dead
@@ -349,7 +355,7 @@ def test_killed_workers_change_nothing(loop: Loop) -> None:
         worker = loop.worker()
     loop.send(messages[ROUNDS * chunk :])
     loop.ready(worker)
-    loop.done(answer(loop.settings))
+    loop.done(answer(loop))
     assert stop(worker, 20) == 0
 
 
@@ -375,13 +381,14 @@ def test_workers_come_and_go(loop: Loop) -> None:
         else:
             assert stop(second, 20) == 0
     loop.send(messages[at:])
-    loop.done(answer(loop.settings))
+    loop.done(answer(loop))
     assert stop(first, 20) == 0
 
 
 def test_a_silent_partition_follows_the_event_clock(tmp_path: Path) -> None:
     """Nothing comes after the exposure, and its negative still does."""
-    loop = Loop(tmp_path, idle_seconds=0.3)
+    clock = EventClock(wall_ms(), START_MS + 2 * HOUR_MS)
+    loop = Loop(tmp_path, idle_seconds=0.3, clock=clock.encode())
     try:
         messages = [m for m in story(3, seed=4) if b"r0" in m[2] and b"click" not in m[2]]
         loop.send(messages)
