@@ -45,7 +45,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     session_timeout_ms: Annotated[int, Meta(ge=1000)] = 6000
 
     # stream, in event time
-    attribution_minutes: Positive = 30.0
+    attribution_minutes: Positive = 5.0  # an exposure without a click for so long is a negative
     disorder_seconds: Annotated[float, Meta(ge=0)] = 60.0  # how much out of order events may come
     lateness_minutes: Annotated[float, Meta(ge=0)] = 120.0  # clicks later than this after attribution are dead letters
     ahead_minutes: Positive = 60.0  # an event further ahead of the event clock than this is from the future
