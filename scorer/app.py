@@ -20,7 +20,7 @@ import torch
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -32,8 +32,10 @@ from millrace.metrics import READY, serve_metrics
 from millrace.settings import Settings
 from millrace.topics import IMPRESSIONS
 from scorer import figures as metrics
-from scorer.feed import Door, start_feeds
+from scorer.door import Door
+from scorer.feed import Feed, ItemFeed, TileFeed
 from scorer.figures import Figures
+from scorer.modelfeed import ModelFeed
 from scorer.serving import Serving
 from scorer.store import UserStore, connect
 from scorer.warm import warm_up
@@ -223,7 +225,10 @@ async def _serve(
     server = _Server(config)
     ending = threading.Event()  # feeds end after the last request was answered, or with the process
     door = Door(asyncio.get_running_loop(), ending)
-    feeds = await asyncio.to_thread(start_feeds, settings, serving, figures, door, ending)
+    kinds: tuple[type[Feed], ...] = (ItemFeed, TileFeed, ModelFeed)
+    feeds = [kind(settings, serving, figures, door, ending) for kind in kinds]
+    for feed in feeds:
+        feed.start()
     tasks = [asyncio.create_task(upkeep(serving, figures)), asyncio.create_task(_watch(stop, server))]
     try:
         await server.serve(sockets=[listener])
@@ -253,7 +258,10 @@ async def _answer(
     except RequestError as error:
         status = error.status
         response = _respond({"error": " ".join(str(error).split())}, status)
-    except Exception as error:
+    except ClientDisconnect:  # nobody waits for an answer
+        status = 499
+        response = Response(status_code=status)
+    except Exception as error:  # the client gets one line, the log the rest
         figures.error("request")
         log.error("request failed", route=route, error=f"{type(error).__name__}: {error}", exc_info=True)
         response = _respond({"error": f"internal error ({type(error).__name__}); see the scorer's log"}, 500)

@@ -63,7 +63,7 @@ class Figures:
         self.versions_served += 1
         SERVED_VERSION.set(version)
         DELTAS_APPLIED.inc(deltas)
-        for origin in origins_ms:
+        for origin in filter(None, origins_ms):  # 0: not known
             took = now_ms - origin
             self.click_to_served_ms.append(took)
             self.clicks_served += 1

@@ -167,6 +167,10 @@ class ItemIndex:
         known = self._row
         return np.fromiter((known.get(str(i), -1) for i in ids), np.intp, len(ids))
 
+    def copies(self, names: Iterable[str]) -> dict[str, U64]:
+        """Whole columns, copied: for a thread that works on them while the index goes on."""
+        return {name: self._columns[name][: len(self.ids)].copy() for name in names}
+
     def columns(self, rows: Rows) -> dict[str, U64]:
         """Item-side columns at ``rows``: (n,) or (n, slots) value hashes by name."""
         return {name: column[rows] for name, column in self._columns.items()}

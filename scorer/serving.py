@@ -118,10 +118,9 @@ class Serving:
         index, now_ms = self.index, self.clock.at(self._wall())
         while index.refresh_hot(now_ms):
             await asyncio.sleep(0)
-        rows = np.arange(len(index))
-        columns = {n: c for n, c in index.columns(rows).items() if n in self._grouped_by}
-        copies = index.alive.copy(), index.born_ms.copy(), index.clicks_a_day.copy()
-        self.lists = await asyncio.to_thread(make_lists, self.builder, columns, *copies)
+        columns = index.copies(self._grouped_by)
+        rest = index.alive.copy(), index.born_ms.copy(), index.clicks_a_day.copy()
+        self.lists = await asyncio.to_thread(make_lists, self.builder, columns, *rest)
 
     # -- requests ---------------------------------------------------------------------------------------------
 
@@ -253,6 +252,6 @@ class Serving:
         )
         try:
             self._send(impression)
-        except Exception:
+        except Exception:  # the page is worth more than its log; the loss is counted
             self._meters.error("impressions")
         return self.note.version

@@ -16,8 +16,10 @@ from millrace.events import ItemTiles, to_json, to_msgpack
 from millrace.modelstore import Announcement
 from millrace.settings import Settings
 from scorer.app import make_app
-from scorer.feed import Door, Feed, ItemFeed, ModelFeed, Stopped, TileFeed
+from scorer.door import Door, Stopped
+from scorer.feed import Feed, ItemFeed, TileFeed
 from scorer.figures import Figures
+from scorer.modelfeed import ModelFeed
 from scorer.serving import Serving
 from tests.scorer_shop import ITEM, ITEMS, LAYOUT, NOW_MS, SCHEMA, Learner, arrays, call, item, serving, stock, tiles
 from tests.scorer_shop import window_keys as keys_of

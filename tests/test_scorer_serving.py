@@ -367,9 +367,21 @@ def test_model_and_metrics_say_what_is_served(shop: Shop) -> None:
         assert f"\n{name}" in text
 
 
+def test_a_client_that_leaves_is_no_error(shop: Shop) -> None:
+    async def leave() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def into_the_void(_: Any) -> None:
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": "/recommend", "headers": [], "query_string": b""}
+    asyncio.run(shop.app(scope, leave, into_the_void))
+    assert sum(shop.figures.errors.values()) == 0
+
+
 def test_percentiles_are_over_the_newest_times_only() -> None:
     figures = Figures(reservoir=10)
-    figures.served(1, 0, [0] * 50, 9_000_000)
+    figures.served(1, 0, [1, 0] * 50, 9_000_000)  # 0: not known
     figures.served(2, 1, [100] * 10, 300)
     assert figures.click_to_served() == {"p50": 200, "p99": 200, "count": 60}
 
