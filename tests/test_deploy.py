@@ -1,0 +1,237 @@
+"""What deploy/ says, held against what the roles are: files parse, the compose file is sound, every metric exists."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from millrace.run.role import ROLES
+from millrace.settings import Settings
+from millrace.topics import TOPICS
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+YAML = sorted(p for p in DEPLOY.rglob("*") if p.suffix in (".yml", ".yaml"))
+JSON = sorted(DEPLOY.rglob("*.json"))
+THIRD_PARTY = {"kafka", "redis", "prometheus", "grafana"}
+
+MODULES = {
+    "simulator": "simulator.live",
+    "stream": "stream.worker",
+    "learner": "learner.service",
+    "scorer": "scorer.app",
+}
+_NAMES = """
+import importlib, json, sys
+importlib.import_module(sys.argv[1])
+from prometheus_client import REGISTRY
+suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
+mine = [f for f in REGISTRY.collect() if f.name.startswith("millrace_")]
+known = {f.name: f.name + ("_total" if f.type == "counter" else "") for f in mine}
+print(json.dumps({f.name + s: known[f.name] for f in mine for s in suffixes[f.type]}))
+"""
+
+
+@cache
+def exposed() -> dict[str, str]:
+    """Every series name that some role exposes, and the name under which people know the metric.
+
+    Each role is imported in a process of its own, as it runs: this asks the registries, not a list.
+    """
+    running = [
+        subprocess.Popen([sys.executable, "-c", _NAMES, module], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for module in MODULES.values()
+    ]
+    found: dict[str, str] = {}
+    for process in running:
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        found |= json.loads(out)
+    return found
+
+
+def dashboards() -> Iterator[tuple[str, Any]]:
+    for path in JSON:
+        board = json.loads(path.read_text())
+        yield path.name, board
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """(where, PromQL) of every panel and rule."""
+    for name, board in dashboards():
+        for panel in board["panels"]:
+            for target in panel.get("targets", []):
+                yield f"{name}: {panel['title']}", target["expr"]
+    for group in yaml.safe_load((DEPLOY / "rules.yml").read_text())["groups"]:
+        for rule in group["rules"]:
+            yield f"rules.yml: {rule['alert']}", rule["expr"]
+
+
+def compose() -> Any:
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", YAML + JSON, ids=lambda p: str(p.relative_to(DEPLOY)))
+def test_files_parse(path: Path) -> None:
+    text = path.read_text()
+    assert (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) is not None
+
+
+def test_every_metric_that_a_panel_or_rule_uses_is_exposed_by_a_role() -> None:
+    used = [(where, name) for where, expr in expressions() for name in re.findall(r"\bmillrace_[a-z_]+", expr)]
+    assert len(used) > 30
+    unknown = sorted({f"{where} uses {name}" for where, name in used if name not in exposed()})
+    assert not unknown, "\n".join(unknown)
+
+
+def test_the_dashboard_shows_what_it_must() -> None:
+    shown = " ".join(expr for _, expr in expressions())
+    for name in (
+        *("rolling_auc", "oracle_auc", "baseline_auc", "rolling_log_loss", "calibration", "freshness_seconds"),
+        *("page_clicks_total", "page_exposures_total", "learner_lag", "stream_lag", "click_to_served_seconds_bucket"),
+        *("served_version", "dead_letters_total", "samples_trained_total", "exposures_sent_total"),
+    ):
+        assert f"millrace_{name}" in shown
+
+
+def test_panels_have_a_data_source_a_place_and_an_id_of_their_own() -> None:
+    sources = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    uids = {s["uid"] for s in sources}
+    for _, board in dashboards():
+        panels = board["panels"]
+        ids = [p["id"] for p in panels]
+        assert len(set(ids)) == len(ids)
+        taken: set[tuple[int, int]] = set()
+        for panel in panels:
+            at = panel["gridPos"]
+            assert at["x"] + at["w"] <= 24
+            cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+            assert not cells & taken, f"{panel['title']} covers another panel"
+            taken |= cells
+            if panel["type"] != "row":
+                assert panel["datasource"]["uid"] in uids
+                refs = [t["refId"] for t in panel["targets"]]
+                assert len(set(refs)) == len(refs) > 0
+
+
+def test_docs_list_exactly_the_metrics_there_are() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    listed = re.findall(r"^\| `(millrace_[a-z_]+)", text, re.MULTILINE)
+    assert len(set(listed)) == len(listed)
+    assert set(listed) == set(exposed().values())
+
+
+# -- compose ---------------------------------------------------------------------------------------------------
+
+
+def services() -> dict[str, Any]:
+    made: dict[str, Any] = compose()["services"]
+    return made
+
+
+def test_every_role_and_service_is_there() -> None:
+    assert set(services()) == {*ROLES, *THIRD_PARTY, "topics"}
+    assert {n: s.get("command") for n, s in services().items() if n in ROLES} == {n: [n] for n in ROLES}
+
+
+@pytest.mark.parametrize("name", sorted([*ROLES, *THIRD_PARTY, "topics"]))
+def test_a_service_is_pinned_unprivileged_watched_and_on_loopback(name: str) -> None:
+    service = services()[name]
+    image, _, tag = service["image"].rpartition(":")
+    assert image
+    assert re.fullmatch(r"v?\d+\.\d+\.\d+(-[a-z0-9.]+)?", tag), "pin the whole version"
+    uid = service["user"].split(":")[0]
+    assert uid.isdigit()
+    assert int(uid) > 0
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["cap_drop"] == ["ALL"]
+    assert not {"privileged", "cap_add", "network_mode", "pid"} & set(service)
+    for port in service.get("ports", []):
+        assert port.startswith("127.0.0.1:")
+    healthy = service["healthcheck"]
+    assert healthy.get("disable") is (True if name == "topics" else None)
+    assert name == "topics" or healthy["test"][0] == "CMD"
+    for waited, how in service.get("depends_on", {}).items():
+        other = services()[waited]
+        assert how["condition"] in ("service_healthy", "service_completed_successfully")
+        assert how["condition"] == "service_completed_successfully" or not other["healthcheck"].get("disable")
+
+
+def test_no_secret_stands_in_the_files() -> None:
+    for path in [*YAML, *JSON, DEPLOY / "Dockerfile"]:
+        assert not re.search(r"(?i)(password|secret|token|api_?key)\s*[:=]\s*\S", path.read_text()), path
+
+
+def test_mounts_name_files_and_volumes_that_exist() -> None:
+    volumes = set(compose()["volumes"])
+    used = set()
+    for service in services().values():
+        for mount in service.get("volumes", []):
+            source = mount.split(":")[0]
+            if source.startswith("."):
+                assert (DEPLOY / source).exists(), source
+            else:
+                used.add(source)
+    assert used == volumes
+
+
+def test_roles_are_configured_with_settings_that_exist() -> None:
+    known = {f"MILLRACE_{n.upper()}" for n in Settings.__struct_fields__}
+    for name in (*ROLES, "topics"):
+        own = services()[name]["environment"]
+        assert set(own) <= known
+        assert own["MILLRACE_KAFKA"] == "kafka:9092"
+    assert services()["kafka"]["environment"]["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
+    assert TOPICS
+
+
+def test_prometheus_asks_every_role_where_it_listens() -> None:
+    config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+    targets = {t for job in config["scrape_configs"] for s in job["static_configs"] for t in s["targets"]}
+    port = services()["stream"]["environment"]["MILLRACE_METRICS_PORT"]
+    assert targets == {f"{name}:{port}" for name in ROLES}
+
+
+def test_the_image_runs_roles_and_holds_every_package() -> None:
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    copied = {line.split()[1] for line in lines if line.startswith("COPY")}
+    assert {"millrace", "simulator", "stream", "learner", "scorer", "benchmarks"} <= copied
+    users = [line.split()[1] for line in lines if line.startswith("USER")]
+    assert users
+    assert not users[-1].startswith(("0", "root"))
+    assert json.loads(next(line for line in lines if line.startswith("ENTRYPOINT")).partition(" ")[2]) == [
+        "python",
+        "-m",
+        "millrace.run.role",
+    ]
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().split()
+    assert {f"!{name}" for name in copied} <= set(ignored)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+@pytest.mark.parametrize("check", [("config", "prometheus.yml"), ("rules", "rules.yml")])
+def test_promtool_accepts(check: tuple[str, str]) -> None:
+    done = subprocess.run(["promtool", "check", *check], cwd=DEPLOY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+def test_promtool_parses_every_panel(tmp_path: Path) -> None:
+    rules = [
+        {"record": f"panel:{i}", "expr": expr.replace("$__rate_interval", "1m")}
+        for i, (_, expr) in enumerate(expressions())
+    ]
+    path = tmp_path / "panels.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    done = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
