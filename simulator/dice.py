@@ -7,6 +7,7 @@ purpose and integer keys (user, day, page, position), as in Salmon et al., "Para
 
 from __future__ import annotations
 
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -49,7 +50,14 @@ def even_uniform(rng: np.random.Generator, n: int) -> F64:
 
 def even_normal(rng: np.random.Generator, n: int) -> F64:
     """Standard normal quantiles of :func:`even_uniform`."""
+    out: F64 = normal_quantiles(n)[rng.permutation(n)]
+    return out
+
+
+@lru_cache(maxsize=8)
+def normal_quantiles(n: int) -> F64:
+    """Standard normal quantiles of the ``n`` mid-points of (0, 1), ascending. Read-only."""
     inverse = NormalDist().inv_cdf
-    quantiles = np.fromiter((inverse((i + 0.5) / n) for i in range(n)), np.float64, n)
-    out: F64 = quantiles[rng.permutation(n)]
+    out = np.fromiter((inverse((i + 0.5) / n) for i in range(n)), np.float64, n)
+    out.flags.writeable = False
     return out

@@ -130,7 +130,7 @@ class Script:
     def _records(self, side: str, rows: NDArray[np.intp]) -> list[dict[str, Any]]:
         """Attributes of rows, absent ones left out."""
         columns = {name: self._pylist(name, rows) for name in self._of[side]}
-        return [{n: c[k] for n, c in columns.items() if c[k] is not None} for k in range(len(rows))]
+        return [{n: c[k] for n, c in columns.items() if c[k] not in (None, "")} for k in range(len(rows))]
 
     def _cells(self, rows: NDArray[np.intp]) -> dict[str, list[Any]]:
         c = self._columns

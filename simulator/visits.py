@@ -7,16 +7,17 @@ click rates of two page policies can be compared exposure by exposure.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.dice import F64, stream
+from simulator.dice import F64, normal_quantiles, stream
 from simulator.params import DAY_MS, HOUR_MS, PAGE, UTC_OFFSET_MS, Params
 from simulator.shoppers import Shoppers
 
 I64 = NDArray[np.int64]
+STEPS = 24
+"""Quantiles that stand for a day's chance where a mean over it is needed."""
 
 # Relative traffic of each local hour. Buyers keep office hours with a lunch break, and are flatter at the weekend;
 # consumers come at lunch and in the evening.
@@ -88,10 +89,9 @@ def make_visits(seed: int, shoppers: Shoppers, day: int, p: Params, median: floa
 def usual_depth(shoppers: Shoppers, p: Params) -> float:
     """Median of a looker's exposures a day at which the mean over all who come is ``p.exposures``."""
     target = (p.exposures - p.passing * p.passing_exposures) / (1.0 - p.passing)
-    inverse = NormalDist().inv_cdf
-    noise = np.exp(p.depth_day * np.array([inverse((i + 0.5) / 64) for i in range(64)]))
-    factor = np.exp(p.depth_user * shoppers.depth)[:, None] * noise  # (N, 64)
-    weight = shoppers.daily / (64 * shoppers.daily.sum())
+    noise = np.exp(p.depth_day * normal_quantiles(STEPS))
+    factor = np.exp(p.depth_user * shoppers.depth)[:, None] * noise  # (N, STEPS)
+    weight = shoppers.daily / (STEPS * shoppers.daily.sum())
     low, high = 1.0, float(p.depth_most)
     for _ in range(16):
         middle = (low + high) / 2
