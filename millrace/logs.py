@@ -21,19 +21,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.json as pajson
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from millrace.errors import LogError, SchemaError
+from millrace.logfiles import column_names, read_columns
 from millrace.schema import DERIVED, Join, LogColumns, Schema
 
 TS = "ts_ms"
 _LAST_MS = 32_503_680_000_000  # the year 3000, as in millrace.events
 _UNITS = {"ms": 1.0, "s": 1000.0, "us": 0.001}
-_BLOCK = 1 << 30  # text files up to this size have each column's type inferred from the whole file
-_FORMS = "Parquet, CSV (.csv), TSV (.tsv) or JSON lines (.jsonl)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +64,7 @@ def read_log(path: Path | str, schema: Schema) -> LogTable:
         raise SchemaError(f"schema '{schema.name}' has no [log] section", "say there which columns mean what")
     required, optional = _columns(schema, log)
     wanted = {*required, *optional}
-    table = _read(path, wanted | {j.on for j in schema.join}, {j.file for j in schema.join})
+    table = read_columns(path, wanted | {j.on for j in schema.join}, {j.file for j in schema.join})
     table, notes = _join(path, table, schema.join, wanted)
     for name in required:
         if name not in table.column_names:
@@ -131,58 +127,6 @@ def _columns(schema: Schema, log: LogColumns) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(required)), ["age_days"] if "age_days" in fields else []
 
 
-def _read(path: Path, wanted: set[str] | None, side_files: Iterable[str] = ()) -> pa.Table:
-    """The wanted columns (None: all) that the file, or folder of Parquet files, has."""
-    if not path.exists():
-        raise LogError(f"log file '{path}' does not exist", f"give the path of a log: {_FORMS}")
-    if path.is_dir():
-        files = [f for f in sorted(path.glob("*.parquet")) if f.name not in set(side_files)]
-        if not files:
-            raise LogError(f"folder '{path}' has no Parquet files", "give a folder of *.parquet files, or one file")
-        return _concat([_read(f, wanted) for f in files], path)
-    try:
-        return _read_file(path, wanted)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
-        if "changed from" in reason:  # pyarrow.json on a column of numbers and texts
-            raise LogError(
-                f"'{path}' mixes kinds of values in one column ({reason})", "use one kind a column"
-            ) from None
-        raise LogError(f"'{path}' cannot be read ({reason})", "check the file and its ending") from None
-
-
-def _read_file(path: Path, wanted: set[str] | None) -> pa.Table:
-    endings = [s.lower() for s in path.suffixes]
-    if endings and endings[-1] in (".gz", ".bz2", ".zst", ".lz4"):
-        endings.pop()
-    ending = endings[-1] if endings else ""
-    if ending in (".parquet", ".pq"):
-        names = pq.read_schema(path).names
-        return pq.ParquetFile(path).read([n for n in names if wanted is None or n in wanted])
-    if ending not in (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json"):
-        raise LogError(f"'{path}' ends in '{ending}'", f"the ending tells the form: {_FORMS}")
-    with pa.input_stream(str(path)) as stream:
-        raw = stream.read_buffer()
-    block = min(max(raw.size + 1, 1 << 20), _BLOCK)
-    if ending in (".csv", ".tsv", ".tab"):
-        table = pacsv.read_csv(
-            pa.BufferReader(raw),
-            pacsv.ReadOptions(block_size=block),
-            pacsv.ParseOptions(delimiter="," if ending == ".csv" else "\t"),
-        )
-    else:
-        table = pajson.read_json(pa.BufferReader(raw), pajson.ReadOptions(block_size=block))
-    return table.select([n for n in table.column_names if wanted is None or n in wanted])
-
-
-def _concat(tables: list[pa.Table], path: Path) -> pa.Table:
-    try:
-        return pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        reason = str(error).strip().split("\n")[0]
-        raise LogError(f"the files of '{path}' disagree ({reason})", "give each column one type in all files") from None
-
-
 def _join(path: Path, table: pa.Table, joins: Iterable[Join], wanted: set[str]) -> tuple[pa.Table, tuple[str, ...]]:
     """The log with the wanted columns of the side tables that it lacks; rows without a match get nulls."""
     notes: list[str] = []
@@ -191,7 +135,7 @@ def _join(path: Path, table: pa.Table, joins: Iterable[Join], wanted: set[str]) 
         file = next((f for f in (folder / join.file, path.parent / join.file) if f.exists()), None)
         if file is None:
             raise LogError(f"side table '{join.file}' is not beside the log '{path}'", "put it there, or drop the join")
-        side = _read(file, wanted | {join.on})
+        side = read_columns(file, wanted | {join.on})
         for where, names in ((file, side.column_names), (path, table.column_names)):
             if join.on not in names:
                 raise SchemaError(f"'{where}' has no column '{join.on}' to join on", "correct the schema's [[join]]")
@@ -231,7 +175,7 @@ def _missing(name: str, schema: Schema, path: Path) -> SchemaError:
     files += [folder / j.file for j in schema.join]
     there: set[str] = set()
     for file in files:
-        there |= set(_names(file)) if file.exists() else set()
+        there |= set(column_names(file)) if file.exists() else set()
     near = difflib.get_close_matches(name, sorted(there), n=3, cutoff=0.5)
     lower = {n.lower(): n for n in there}
     if name.lower() in lower and lower[name.lower()] not in near:
@@ -239,12 +183,6 @@ def _missing(name: str, schema: Schema, path: Path) -> SchemaError:
     where = "the log" if name in log_only or not schema.join else "the log and its side tables"
     like = f"near matches: {', '.join(near)}" if near else f"there are: {', '.join(sorted(there)[:20])}"
     return SchemaError(f"{where} ('{path}') lack the column '{name}' of schema '{schema.name}'", like)
-
-
-def _names(file: Path) -> list[str]:
-    if file.suffix in (".parquet", ".pq"):
-        return list(pq.read_schema(file).names)
-    return list(_read_file(file, None).column_names)
 
 
 def _flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
