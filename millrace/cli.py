@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cyclopts
 
@@ -161,6 +161,57 @@ def replay(
     from millrace.run.replay import replay as run
 
     run(log, schema, out, seed=seed, model=model)
+
+
+@app.command
+def experiment(
+    name: Literal["models", "rounds"],
+    log: Path | None = None,
+    *,
+    schema: Path | None = None,
+    simulated_days: int = 8,
+    test_days: int = 1,
+    seeds: int = 5,
+    seed: int = 0,
+    models: list[str] | None = None,
+    out: Path,
+) -> None:
+    """Compare the models, or ways of keeping a model up to date, over several seeds with 95% intervals.
+
+    Parameters
+    ----------
+    name
+        models: all of them, on raw and scaled inputs. rounds: frozen, more epochs, daily rounds, retrained, micro-batches.
+    log
+        An exposure log (default: one that the simulator writes for this).
+    schema
+        Schema of the log (default: the simulated shop's).
+    simulated_days
+        Days of the simulated log.
+    test_days
+        Days at the end that are only tested on, or lived through.
+    seeds
+        Runs of each.
+    seed
+        Seed of the simulated world.
+    models
+        Models to compare (default: all; for rounds, the default model).
+    out
+        Folder for report.json, run.json, report.html and plots.
+    """
+    import tempfile
+
+    from millrace.run.experiment import EXPERIMENTS
+    from millrace.schema import load_schema, shop_schema
+    from simulator.daylog import write_days
+
+    plan = load_schema(schema) if schema else shop_schema()
+    with tempfile.TemporaryDirectory(prefix="millrace-log-") as folder:
+        if log is None:
+            write_days(folder, days=simulated_days, seed=seed)
+        run = EXPERIMENTS[name]
+        run(log or Path(folder), plan, out, seeds=seeds, test_days=test_days, models=tuple(models or ()))
+    print(f"report in {out}")
 
 
 @app.command

@@ -112,6 +112,42 @@ def calibration_plot(p: NDArray[np.float32], y: NDArray[Any], bins: int = 20) ->
     return Plot("calibration", caption, figure)
 
 
+def interval_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]], measure: str) -> Plot:
+    """Means and 95% intervals of ``measure``, one line a row; rows of the same ``inputs`` share a colour."""
+    figure, axes = _figure()
+    figure.set_size_inches(8, 1.2 + 0.26 * len(rows))
+    colours = dict(zip(dict.fromkeys(r["inputs"] for r in rows), (_MAIN, _SECOND), strict=False))
+    for i, row in enumerate(rows):
+        half = row[f"{measure}_ci"]
+        axes.errorbar(row[measure], i, xerr=half, fmt="o", ms=4, color=colours[row["inputs"]], capsize=2)
+    axes.set_yticks(range(len(rows)), [f"{r.get('way') or r['model']} ({r['inputs']})" for r in rows])
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#e4e8ea", lw=0.8)
+    axes.set_xlabel(_words(measure))
+    return Plot(name, caption, figure)
+
+
+def curves_plot(name: str, caption: str, curves: Sequence[Mapping[str, Any]]) -> Plot:
+    """Loss curves, one panel for each kind of input. ``curves``: model, inputs, losses."""
+    kinds = list(dict.fromkeys(c["inputs"] for c in curves))
+    figure = Figure(figsize=(8, 3.8), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"{kind} inputs", fontsize=10)
+        axes.grid(axis="y", color="#e4e8ea", lw=0.8)
+        for curve in (c for c in curves if c["inputs"] == kind):
+            at = np.linspace(0, 100, len(curve["losses"]))
+            axes.plot(at, curve["losses"], lw=1.2, label=curve["model"])
+        axes.set_xlabel("% of the training data")
+    lowest = min(min(c["losses"]) for c in curves)
+    panels[0].set_ylim(lowest * 0.9, lowest * 2.2)
+    panels[0].set_ylabel("log loss")
+    panels[-1].legend(frameon=False, fontsize=8, ncols=2)
+    return Plot(name, caption, figure)
+
+
 def _figure() -> tuple[Figure, Any]:
     figure = Figure(figsize=(8, 3.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,0 +1,105 @@
+"""Experiments: the arrays they train on are those of replay, test days are never learnt from, intervals are right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from learner.model import OnlineModel
+from millrace.errors import SettingError
+from millrace.run import experiment
+from millrace.run.dataset import Dataset, plain_schema, prepare, scaled
+from millrace.schema import shop_schema
+from simulator.daylog import write_days
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("log")
+    write_days(folder / "log", days=3, seed=5, users=60, quiet=True)
+    return prepare(folder / "log", plain_schema(shop_schema()), folder / "data")
+
+
+def test_the_truth_stands_beside_its_exposure(data: Dataset) -> None:
+    """A click is likelier where the true probability says so: a shuffled truth would not show it."""
+    assert np.isfinite(data.truth).all()
+    clicked = data.label == 1
+    assert data.truth[clicked].mean() > 1.5 * data.truth[~clicked].mean()
+    assert np.all(np.diff(data.ts_ms) >= 0)
+
+
+def test_days_follow_each_other_and_cover_all(data: Dataset) -> None:
+    slices = [data.rows((d,)) for d in range(len(data.days))]
+    assert [s.start for s in slices] == [0, *[s.stop for s in slices[:-1]]]
+    assert slices[-1].stop == len(data.label)
+
+
+def test_scaling_is_fitted_on_the_training_rows_alone(data: Dataset) -> None:
+    train = data.rows((0, 1))
+    x = scaled(data, train)[train].astype(np.float64)
+    moving = x.std(0) > 1e-3
+    assert moving.sum() > 20
+    np.testing.assert_allclose(x.mean(0)[moving], 0, atol=1e-3)
+    np.testing.assert_allclose(x.std(0)[moving], 1, atol=1e-3)
+
+
+def test_an_interval_is_students() -> None:
+    row = experiment._interval("auc", [1.0, 2.0, 3.0])
+    # t(0.975, 2) = 4.303, s = 1, n = 3
+    assert row == {"auc": 2.0, "auc_ci": pytest.approx(4.30265 / 3**0.5, abs=1e-4)}
+
+
+def test_frozen_learns_nothing_and_micro_batches_do(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    learnt: list[int] = []
+    original = experiment._learn
+
+    def spy(model: OnlineModel, rows: slice, num: NDArray[np.float32], epochs: int) -> list[float]:
+        learnt.append(rows.stop)
+        return original(model, rows, num, epochs)
+
+    monkeypatch.setattr(experiment, "_learn", spy)
+    monkeypatch.setattr(experiment, "_data", data, raising=False)
+    monkeypatch.setattr(experiment, "_inputs", {"raw": data.num}, raising=False)
+    first_test = data.rows((0,)).stop
+    figures = {}
+    for way in experiment.WAYS:
+        learnt.clear()
+        figures[way] = experiment._run(experiment.Job(way, "logistic", "raw", 0, (0,), (1, 2)))["auc"]
+        if way in ("frozen", "more epochs", "micro-batches"):
+            assert learnt == [first_test], way
+        else:
+            assert max(learnt) == len(data.label), way
+    assert figures["frozen"] != figures["micro-batches"]
+
+
+def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
+    write_days(tmp_path / "log", days=2, seed=5, users=40, quiet=True)
+    report = experiment.experiment_models(
+        tmp_path / "log",
+        shop_schema(),
+        tmp_path / "out",
+        seeds=2,
+        test_days=1,
+        models=("logistic", "wide_deep"),
+        progress=False,
+    )
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    assert [(r["model"], r["inputs"]) for r in report["models"]] == [
+        (m, i) for i in ("raw", "scaled") for m in ("logistic", "wide_deep")
+    ]
+    assert 0.5 < report["oracle_auc"] < 1
+    assert (tmp_path / "out" / "loss.png").stat().st_size > 1000
+    assert "wide deep" in (tmp_path / "out" / "report.html").read_text().replace("_", " ")
+
+
+@pytest.mark.parametrize(("seeds", "test_days", "names"), [(1, 1, "1 seeds"), (2, 2, "2 test days"), (2, 0, "0 test")])
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, seeds: int, test_days: int, names: str) -> None:
+    write_days(tmp_path / "log", days=2, seed=5, users=20, quiet=True)
+    with pytest.raises(SettingError, match=names):
+        experiment.experiment_models(
+            tmp_path / "log", shop_schema(), tmp_path / "out", seeds=seeds, test_days=test_days, progress=False
+        )
