@@ -35,7 +35,7 @@ INPUTS = (EVENTS, IMPRESSIONS, USERS)
 FETCH_WAIT_MS = 50
 FETCH_BYTES = 4 * 1024 * 1024
 
-Positions = Callable[[], Mapping[TP, int]]
+Positions = Callable[[], Awaitable[Mapping[TP, int]]]
 
 
 class ReadTo(NamedTuple):
@@ -87,22 +87,16 @@ class _Consumer(driver.Consumer):
 
         The two differ after a crash between checkpoint and commit (the checkpoint is ahead: nothing is repeated),
         when a worker that had lost its partition wrote a late checkpoint (it is behind: nothing is skipped), and
-        when the checkpoints were removed (everything is read again).
+        when the checkpoints were removed (everything is read again). Faust asks while it is still telling us of
+        the assignment, and hands messages over when this returns: so it waits here until the state is loaded.
         """
-        committed: Mapping[Any, int | None] = await super().seek_to_committed()
-        wanted = cast(StreamApp, self.app).positions()
-        targets = {TP(*tp): wanted.get(TP(*tp), 0) for tp in committed}
-        moves: dict[TP, int] = {}
-        for tp, offset in committed.items():
-            target = targets[TP(*tp)]
-            if target != (offset or 0):
-                moves[cast(TP, TopicPartition(*tp))] = target
-                log.warning(
-                    "reading from the checkpoint", topic=tp[0], partition=tp[1], offset=target, committed=offset
-                )
-        if moves:
-            await self.seek_wait(moves)
-        return {tp: target for tp, target in targets.items() if target}
+        self.stop_flow()
+        positions = await cast(StreamApp, self.app).positions()
+        assigned = self.assignment()
+        targets = {cast(TP, TopicPartition(*tp)): offset for tp, offset in positions.items() if tp in assigned}
+        if targets:
+            await self.seek_wait(targets)
+        return {TP(*tp): offset for tp, offset in targets.items() if offset}
 
 
 class _Transport(driver.Transport):
@@ -114,7 +108,7 @@ class StreamApp(faust.App):
 
     Args:
         settings: addresses and time-outs.
-        positions: asked after each assignment for the next offset to read of each partition; missing means 0.
+        positions: awaited after each assignment for the next offset to read of each of its partitions.
         datadir: Faust makes this folder; it stays empty.
     """
 

@@ -60,6 +60,7 @@ TAKE_MESSAGES = 500  # in one go: the event loop is back within some tens of mil
 MESSAGE_BYTES = 700_000  # below the 1 MiB that brokers take by default
 HELD_MESSAGES = 4096  # fetching of events pauses while more than this wait for impressions
 QUIET_SECONDS = 1.0
+BEYOND_SECONDS = 3.0
 PATIENCE_SECONDS = 60.0
 DAY_MS = 86_400_000
 
@@ -99,6 +100,7 @@ class Slot:
     served_s: float = 0.0  # Kafka's time stamp of the newest impression taken
     served: float = 0.0  # monotonic time at which it was taken
     paused: bool = False
+    beyond_since: float = 0.0  # monotonic time since which the topic ends before the checkpoint; 0: it does not
     sent: list[asyncio.Future[Any]] = field(default_factory=list)  # samples and dead letters not yet covered
 
 
@@ -118,7 +120,7 @@ class Worker:
         self.failure: BaseException | None = None
         self._seq = wall_ms()  # of item tiles: rises over restarts too
         self._buffer: list[Arrival] = []
-        self._arrived, self._room = asyncio.Event(), asyncio.Event()
+        self._arrived, self._room, self._loaded = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._room.set()
         self._lock = asyncio.Lock()  # held by whoever changes slots: the pump or a rebalance
         self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
@@ -126,8 +128,9 @@ class Worker:
 
     # ------------------------------------------------------------------ Faust's callbacks
 
-    def positions(self) -> dict[TP, int]:
-        """The next offset to read of every assigned input, from the loaded checkpoints."""
+    async def positions(self) -> dict[TP, int]:
+        """The next offset to read of every assigned input, once the checkpoints are loaded."""
+        await self._loaded.wait()
         return {TP(t, p): slot.partition.offsets.get(t, 0) for p, slot in self.slots.items() for t in INPUTS}
 
     async def receive(self, m: Any) -> None:
@@ -145,8 +148,9 @@ class Worker:
     async def revoked(self, *_: Any, **__: Any) -> None:
         """Before partitions go: what is held becomes a checkpoint, and its offsets are committed."""
         with self._guarded("giving partitions up"):
+            self._loaded.clear()
+            READY.set(0)
             async with self._lock:
-                READY.set(0)
                 self._empty_buffer()
                 await self._save_all()
                 self._forget(self.slots)
@@ -155,6 +159,7 @@ class Worker:
     async def assigned(self, *args: Any, **_: Any) -> None:
         """After partitions came, before their first message: their newest checkpoints are loaded."""
         with self._guarded("taking partitions over"):
+            self._loaded.clear()
             async with self._lock:
                 self._empty_buffer()
                 assigned: set[TP] = args[1]  # args[0] is the app
@@ -167,8 +172,9 @@ class Worker:
                 now = time.monotonic()
                 loaded = {p: await asyncio.to_thread(self._load, p) for p in sorted(numbers)}
                 self.slots = {p: Slot(partition, now, now, now, now) for p, partition in loaded.items()}
+                self._loaded.set()
                 READY.set(1)
-                log.info("partitions", held=sorted(numbers))
+                log.info("partitions", held=sorted(numbers), resumed=sorted(p for p in loaded if loaded[p].offsets))
 
     def _load(self, number: int) -> Partition:
         body = self.checkpoints.newest(number)
@@ -268,10 +274,20 @@ class Worker:
                 self._queue_checkpoint(number, slot)
             PENDING.labels(number).set(slot.partition.pending)
             WATERMARK.labels(number).set(max(0, slot.partition.watermark_ms) / 1000)
+            beyond = ""
             for topic in INPUTS:
                 read = self.app.read_to(TP(topic, number))
                 if read is not None:
-                    LAG.labels(topic, number).set(max(0, read.end - slot.partition.offsets.get(topic, 0)))
+                    lag = read.end - slot.partition.offsets.get(topic, 0)
+                    LAG.labels(topic, number).set(max(0, lag))
+                    beyond = topic if lag < 0 else beyond
+            slot.beyond_since = (slot.beyond_since or now) if beyond else 0.0
+            if beyond and now - slot.beyond_since > BEYOND_SECONDS:
+                raise BrokerError(
+                    f"topic '{beyond}' partition {number} ends before offset {slot.partition.offsets[beyond]} of its "
+                    "checkpoint: it is not the topic that was read",
+                    "move the checkpoints away (MILLRACE_DATA), or name the old broker",
+                )
         WINDOW_KEYS.set(sum(slot.partition.window_keys for slot in self.slots.values()))
 
     def _idle_until(self, number: int, slot: Slot, now: float) -> int | None:

@@ -390,7 +390,7 @@ def test_a_silent_partition_follows_the_event_clock(tmp_path: Path) -> None:
     clock = EventClock(wall_ms(), START_MS + 2 * HOUR_MS)
     loop = Loop(tmp_path, idle_seconds=0.3, clock=clock.encode())
     try:
-        messages = [m for m in story(3, seed=4) if b"r0" in m[2] and b"click" not in m[2]]
+        messages = [m for m in story(3, seed=4) if b"r0" in m[2] and (m[0] == "impressions" or b'"exposure"' in m[2])]
         loop.send(messages)
         worker = loop.worker()
         until(lambda: len(loop.poll()) == 4, "the page's four negatives")
