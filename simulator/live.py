@@ -61,7 +61,7 @@ class Options:
     max_pages: int | None = None
     seconds: float | None = None  # wall time
     concurrency: int = 8  # requests at once
-    line: int = 400  # shoppers who may wait for a page; more are turned away
+    line: int = 200  # shoppers who may wait for a page; more are turned away
     incarnation: str = field(default_factory=_nonce)  # makes request ids unique over restarts
 
     @property

@@ -28,7 +28,9 @@ FULL = 20_000
 """Messages that may wait for the producer before the loop is asked to pause."""
 GIVE_UP_SECONDS = 20.0
 """How long a closing outlet tries to deliver what it holds."""
-QUIET_SECONDS = 1.0
+QUIET_SECONDS, MOST_QUIET_SECONDS = 1.0, 30.0
+LOUD_AGAIN_SECONDS = 10.0
+"""After so long without the trouble, its next time is a new one."""
 
 
 class Producer(Protocol):
@@ -40,16 +42,29 @@ class Producer(Protocol):
 
 
 class Aloud:
-    """A warning at most once a second, so that an outage is heard and does not flood."""
+    """Warns of a trouble that lasts at growing intervals, so that it is heard and does not flood.
 
-    def __init__(self) -> None:
-        self._next = 0.0
+    Args:
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._pause = QUIET_SECONDS
+        self._next = self._last = -LOUD_AGAIN_SECONDS
+        self._unsaid = 0
 
     def __call__(self, event: str, **values: Any) -> None:
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + QUIET_SECONDS
-            log.warning(event, **values)
+        now = self._clock()
+        if now - self._last >= LOUD_AGAIN_SECONDS:  # a new trouble
+            self._pause, self._next = QUIET_SECONDS, now
+        self._last = now
+        if now < self._next:
+            self._unsaid += 1
+            return
+        log.warning(event, **values, **({"as_often_since": self._unsaid} if self._unsaid else {}))
+        self._next, self._unsaid = now + self._pause, 0
+        self._pause = min(2 * self._pause, MOST_QUIET_SECONDS)
 
 
 class Outlet:
