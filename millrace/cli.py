@@ -181,7 +181,7 @@ def experiment(
     Parameters
     ----------
     name
-        models: all of them, on raw and scaled inputs. rounds: frozen, more epochs, daily rounds, retrained, micro-batches.
+        models: all of them, on raw and scaled inputs. rounds: frozen, more epochs, rounds, retrained, micro-batches.
     log
         An exposure log (default: one that the simulator writes for this).
     schema
@@ -266,3 +266,7 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -31,13 +31,14 @@ def _servers(settings: Settings) -> list[str]:
     return settings.kafka.split(",")
 
 
-def wait_for_broker(settings: Settings, patience_seconds: float = 30.0) -> None:
+def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -> None:
     """Waits, with back-off and a line a try, until the broker answers.
 
     Raises:
-        BrokerError: it did not within ``patience_seconds``.
+        BrokerError: it did not within ``patience_seconds`` (default: the settings').
     """
     servers = _servers(settings)
+    patience_seconds = settings.patience_seconds if patience_seconds is None else patience_seconds
     deadline, pause = time.monotonic() + patience_seconds, 0.2
     while True:
         try:
@@ -151,9 +152,7 @@ def lag_of(consumer: KafkaConsumer) -> dict[int, int]:
     return {tp.partition: max(0, (consumer.highwater(tp) or 0) - consumer.position(tp)) for tp in assigned}
 
 
-def read_all(
-    settings: Settings, topic: str, visit: Callable[[Any], None], start: dict[int, int] | None = None
-) -> int:
+def read_all(settings: Settings, topic: str, visit: Callable[[Any], None], start: dict[int, int] | None = None) -> int:
     """Visits every message that ``topic`` holds now, partition by partition in order; returns how many there were.
 
     ``start`` leaves out what comes before these offsets, by partition.

@@ -43,6 +43,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
     idempotence: bool = True  # off only where the broker cannot (the embedded one)
     session_timeout_ms: Annotated[int, Meta(ge=1000)] = 6000
+    patience_seconds: Positive = 30.0  # how long a role waits, aloud, for a broker that does not answer at its start
 
     # stream, in event time
     attribution_minutes: Positive = 5.0  # an exposure without a click for so long is a negative

@@ -1,0 +1,115 @@
+"""The command line: what goes wrong is one line that names the value and the remedy, with status 1 and no traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CSV = "ts,who,what,hit\n1000,1,2,0\n2000,1,3,1\n"
+SCHEMA = """
+name = "t"
+[log]
+time = "ts"
+user = "who"
+item = "what"
+label = "hit"
+[[fields]]
+name = "who"
+of = "user"
+[[fields]]
+name = "what"
+of = "item"
+"""
+
+
+def millrace(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own, as a person would."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "millrace.cli", *args],
+        env=clean | {"MILLRACE_PATIENCE_SECONDS": "0.2"} | env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def the_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that an expected failure prints (warnings while waiting come before it)."""
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("millrace: ")]
+    assert len(lines) == 1, done.stderr
+    assert ";" in lines[0], "no remedy"
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "simulate", "stream", "learn", "serve", "replay", "experiment", "verify", "bench", "topics"],
+)
+def test_each_subcommand_explains_itself(command: str) -> None:
+    done = millrace(command, "--help")
+    assert done.returncode == 0
+    assert f"millrace {command}" in done.stdout
+
+
+def closed_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.mark.parametrize("command", ["topics", "stream", "learn", "serve", "simulate"])
+def test_a_broker_that_does_not_answer_is_named(command: str, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{closed_port()}"
+    line = the_line(millrace(command, MILLRACE_KAFKA=address, MILLRACE_DATA=str(tmp_path), MILLRACE_REDIS=address))
+    assert address in line
+    assert "MILLRACE_KAFKA" in line
+
+
+@pytest.mark.parametrize("command", ["topics", "stream", "learn", "serve", "simulate"])
+def test_a_missing_broker_address_is_said(command: str, tmp_path: Path) -> None:
+    line = the_line(millrace(command, MILLRACE_DATA=str(tmp_path)))
+    assert "MILLRACE_" in line
+
+
+def test_a_wrong_setting_is_named() -> None:
+    assert "partitions" in the_line(millrace("topics", MILLRACE_PARTITIONS="none"))
+
+
+def test_a_missing_log_column_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(CSV)
+    (tmp_path / "s.toml").write_text(SCHEMA.replace('label = "hit"', 'label = "hits"'))
+    args = (str(tmp_path / "log.csv"), "--schema", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"))
+    line = the_line(millrace("replay", *args))
+    assert "hits" in line
+    assert "hit" in line
+
+
+@pytest.mark.parametrize("name", ["log.csv", "s.toml"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "log.csv").write_text(CSV)
+    (tmp_path / "s.toml").write_text(SCHEMA)
+    (tmp_path / name).unlink()
+    args = (str(tmp_path / "log.csv"), "--schema", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"))
+    assert name in the_line(millrace("replay", *args))
+
+
+def test_an_unknown_benchmark_and_an_empty_store_are_named(tmp_path: Path) -> None:
+    assert "nonesuch" in the_line(millrace("bench", "nonesuch", "--out", str(tmp_path)))
+    assert "nowhere" in the_line(millrace("verify", str(tmp_path / "nowhere")))
+
+
+def test_the_readme_names_only_commands_that_there_are() -> None:
+    text = (ROOT / "README.md").read_text()
+    commands = {line.split("millrace ")[1].split()[0].strip("`") for line in text.splitlines() if "`millrace " in line}
+    assert commands <= {"demo", "simulate", "replay", "experiment", "verify", "bench", "topics"}
+    assert {"replay", "bench", "verify"} <= commands
