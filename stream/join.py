@@ -132,10 +132,13 @@ class Impression:
 class Part:
     """The positions that one exposure message was the first to bring."""
 
-    __slots__ = ("items", "mask", "message", "offset", "ts_ms")
+    __slots__ = ("brought", "items", "mask", "message", "offset", "ts_ms")
 
     def __init__(self, mask: int, ts_ms: int, offset: int, items: list[Id] | None, message: Message | None) -> None:
-        self.mask, self.ts_ms, self.offset, self.items, self.message = mask, ts_ms, offset, items, message
+        self.brought = mask
+        self.mask = mask  # without those that became dead letters
+        self.ts_ms, self.offset = ts_ms, offset
+        self.items, self.message = items, message  # until it is matched
 
 
 class Page:
@@ -222,7 +225,7 @@ class LabelJoin:
         mask = ((1 << len(event.items)) - 1) << event.offset
         page = self.pages.get(request)
         gone = self._gone.get(request)
-        known = page.exposed if page is not None else gone[1] if gone is not None else 0
+        known = (0 if page is None else page.exposed) | (0 if gone is None else gone[1])
         everything, mask = mask, mask & ~known
         new = mask.bit_count()
         if ts + policy.life_ms <= self.watermark_ms:
@@ -259,8 +262,9 @@ class LabelJoin:
             return
         page.impression = impression
         self._keep(page, keep_ms, SERVED)
-        for index in range(len(page.parts)):
-            self._match(page, index, step)
+        for index, part in enumerate(page.parts):
+            if part.message is not None:
+                self._match(page, index, step)
 
     def act(self, event: Action, message: Message, step: Step) -> None:
         """An action: attached to its exposure, or held until that comes."""
@@ -269,13 +273,14 @@ class LabelJoin:
         late = gone is not None and gone[1] >> event.position & 1
         if not late and not (page is not None and page.exposed >> event.position & 1):
             late = event.ts_ms + self.policy.lateness_ms < self.watermark_ms
-        if late:
+        part = None if late or page is None else _part(page, event.position)
+        if late or (part is not None and part.ts_ms + self.policy.life_ms <= self.watermark_ms):
             step.dead.append(Dead("late", "its exposure is gone", message, 0))
             return
         if page is None:
             page = self._page(event.request_id)
-        if page.impression is not None and page.exposed >> event.position & 1:
-            self._attach(page, event, message, step)
+        if page.impression is not None and part is not None:
+            self._attach(page, part, event, message, step)
             return
         key = (event.position, event.kind, str(event.item_id))
         if key in page.held:
@@ -326,7 +331,6 @@ class LabelJoin:
         assert impression is not None
         assert part.items is not None
         assert part.message is not None
-        exposed = part.mask
         if part.ts_ms >= impression.ts_ms + self.policy.life_ms:
             self.pending -= part.mask.bit_count()
             detail = f"{part.ts_ms - impression.ts_ms} ms after its impression"
@@ -352,16 +356,16 @@ class LabelJoin:
             self._negatives(page, part, step)
         if page.held:
             for key, (event, message) in list(page.held.items()):
-                if exposed >> event.position & 1:
+                if part.brought >> event.position & 1:
                     del page.held[key]
-                    self._attach(page, event, message, step)
+                    self._attach(page, part, event, message, step)
         due = part.ts_ms + self.policy.attribution_ms
         if due <= self.watermark_ms:
             self._negatives(page, part, step)
         elif part.mask & ~page.labelled:
             heappush(self._timers, (due, LABEL, page.request, index))
 
-    def _attach(self, page: Page, event: Action, message: Message, step: Step) -> None:
+    def _attach(self, page: Page, part: Part, event: Action, message: Message, step: Step) -> None:
         """An action whose exposure and impression are here."""
         position, kind, impression = event.position, event.kind, page.impression
         assert impression is not None
@@ -372,12 +376,11 @@ class LabelJoin:
         if page.acted[kind] & bit:
             step.duplicates += 1
             return
-        part = next((p for p in page.parts if p.mask & bit), None)
-        if part is None:  # the exposure is a dead letter itself
+        if not part.mask & bit:  # the exposure is a dead letter itself
             step.dead.append(Dead("no-exposure", f"position {position} was not exposed", message, 0))
             return
         after_ms = event.ts_ms - part.ts_ms
-        if after_ms >= self.policy.life_ms or part.ts_ms + self.policy.life_ms <= self.watermark_ms:
+        if after_ms >= self.policy.life_ms:
             step.dead.append(Dead("late", f"{after_ms} ms after its exposure", message, 0))
             return
         page.acted[kind] |= bit
@@ -462,7 +465,7 @@ class LabelJoin:
             (
                 p.request,
                 None if p.impression is None else p.impression.raw,
-                [(_bytes(t.mask), t.ts_ms, t.offset, t.items, t.message) for t in p.parts],
+                [(_bytes(t.brought), _bytes(t.mask), t.ts_ms, t.offset, t.items, t.message) for t in p.parts],
                 _bytes(p.exposed),
                 _bytes(p.labelled),
                 [_bytes(m) for m in p.acted],
@@ -482,7 +485,10 @@ class LabelJoin:
         for request, served, parts, exposed, labelled, acted, held, waiting, drop_ms in pages:
             page = self._page(request)
             page.impression = None if served is None else impression(served)
-            page.parts = [Part(_mask(m), ts, at, items, msg and Message(*msg)) for m, ts, at, items, msg in parts]
+            for brought, mask, ts, at, items, message in parts:
+                part = Part(_mask(brought), ts, at, items, message and Message(*message))
+                part.mask = _mask(mask)
+                page.parts.append(part)
             page.exposed, page.labelled, page.drop_ms = _mask(exposed), _mask(labelled), drop_ms
             page.acted = [_mask(m) for m in acted]
             page.waiting = [tuple(w) for w in waiting]
@@ -503,6 +509,14 @@ class LabelJoin:
             yield part.ts_ms + policy.life_ms, LIFE, request, index
             if part.mask & ~page.labelled:
                 yield part.ts_ms + policy.attribution_ms, LABEL, request, index
+
+
+def _part(page: Page, position: int) -> Part | None:
+    """The part that brought the position."""
+    for part in page.parts:
+        if part.brought >> position & 1:
+            return part
+    return None
 
 
 def rows_of(mask: int) -> tuple[Rows, int]:

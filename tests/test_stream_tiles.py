@@ -69,7 +69,7 @@ def streams(draw: Any, max_size: int = 120) -> list[Event]:
     return events
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(streams())
 def test_run_counts_what_the_definition_says_and_lies_within_one_grain(events: list[Event]) -> None:
     keys, ts, action = columns(events)

@@ -1,0 +1,213 @@
+"""The partition against the per-event oracle on random streams, and its invariants."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from millrace.samples import CORRECTION, NEGATIVE, POSITIVE
+from stream.join import Message
+from stream.oracle import Oracle
+from stream.partition import Partition
+from tests.stream_world import (
+    HOUR,
+    KINDS,
+    MINUTE,
+    POLICY,
+    SCHEMA,
+    T0,
+    Log,
+    Sum,
+    action,
+    dead_of,
+    exposure,
+    hashed,
+    impression,
+    keys_of,
+)
+
+NOW = T0 + 1000 * HOUR
+"""The event clock of these tests: nothing is from the future unless it says so."""
+
+REMEMBERED = 2 * POLICY.life_ms - 5 * MINUTE
+"""A duplicate that comes later than this is told from a new exposure no more; both are dead letters."""
+
+Arriving = tuple[int, str, bytes]  # when, topic, message
+
+page = st.fixed_dictionaries(
+    {
+        "gap": st.one_of(st.integers(0, 5 * MINUTE), st.sampled_from([0, 31 * MINUTE, 55 * MINUTE, 26 * HOUR])),
+        "n": st.integers(1, 9),
+        "cut": st.integers(0, 9),  # two exposure messages
+        "exposed": st.sampled_from(["yes", "yes", "yes", "no", "half", "other item"]),
+        "served": st.sampled_from([0, 0, 0, 40 * MINUTE, None]),  # delay of the impression
+        "actions": st.lists(
+            st.tuples(
+                st.integers(1, 4),
+                st.integers(0, 9),  # position, perhaps beyond the page
+                st.one_of(st.integers(-1000, 10 * MINUTE), st.integers(0, 60 * MINUTE), st.just(30 * MINUTE)),
+                st.booleans(),  # names the right item
+            ),
+            max_size=6,
+        ),
+    }
+)
+
+
+def events_of(pages: list[dict[str, Any]]) -> list[tuple[int, Arriving]]:
+    """(time stamp, arriving in order). Each action identity occurs once."""
+    out: list[tuple[int, Arriving]] = []
+    t = T0
+    for i, p in enumerate(pages):
+        t += p["gap"]
+        request, items = f"r{i}", [(i + k) % 12 + 1 for k in range(p["n"])]
+        if p["served"] is not None:
+            out.append((t, (t + p["served"], "impressions", impression(request, t, items, user=i % 3))))
+        shown = list(items)
+        if p["exposed"] == "other item":
+            shown[0] = 99
+        if p["exposed"] == "half":
+            shown = shown[: (len(shown) + 1) // 2]
+        cut = p["cut"]
+        for offset, part in ((0, shown[:cut]), (cut, shown[cut:])):
+            if part and p["exposed"] != "no":
+                out.append((t, (t, "events", exposure(request, t, part, offset))))
+        done = set()
+        for kind, position, after, right in p["actions"]:
+            if (kind, position) not in done:
+                done.add((kind, position))
+                item = items[position] if right and position < len(items) else 77
+                raw = action(KINDS[kind], request, max(1, t + after), position, item)
+                out.append((t + after, (t + after, "events", raw)))
+    return out
+
+
+@st.composite
+def arrivals(draw: Any, wild: bool) -> list[Message]:
+    """Messages in the order of arrival. Not wild: within the disorder, but for impressions. Wild: anything goes."""
+    made = events_of(draw(st.lists(page, min_size=1, max_size=12)))
+    rng = random.Random(draw(st.integers(0, 2**32)))
+    queue: list[Arriving] = []
+    for _, (when, topic, raw) in made:
+        queue.append((when + rng.randrange(POLICY.disorder_ms), topic, raw))
+        if rng.random() < 0.2:  # a duplicate
+            delay = rng.choice([POLICY.disorder_ms, REMEMBERED]) if wild else POLICY.disorder_ms
+            queue.append((when + rng.randrange(delay), topic, raw))
+        if wild and rng.random() < 0.1:  # late: this instance comes again much later, or only then
+            queue[-1] = (when + rng.randrange(REMEMBERED), topic, raw)
+    if wild:
+        first = min((q[0] for q in queue), default=T0)
+        bad = (b"{", b"[]", b'{"type":"view"}', exposure("f", NOW + 2 * HOUR, [1, 2]), b"\xff" * 20)
+        queue += [(first + rng.randrange(HOUR), "events", raw) for raw in bad]
+        queue.append((first, "impressions", b"\xc1"))
+    queue.sort(key=lambda q: q[0])
+    log = Log()
+    return [log(topic, raw) for _, topic, raw in queue]
+
+
+def play(messages: list[Message], rng: random.Random | None, policy: Any = POLICY) -> tuple[Partition, Sum]:
+    """Takes the messages; with ``rng`` in batches, with crashes: the state is saved, some messages come again."""
+    partition, total = Partition(0, SCHEMA, policy), Sum()
+    at = 0
+    while at < len(messages):
+        n = rng.randrange(1, 8) if rng else len(messages)
+        total += partition.take(messages[at : at + n], NOW)
+        at += n
+        if rng and rng.random() < 0.3:
+            partition = Partition.from_bytes(partition.to_bytes(), SCHEMA, policy)
+            at = max(0, at - rng.randrange(4))
+    return partition, total
+
+
+def check_conservation(partition: Partition, total: Sum) -> None:
+    labelled = Counter((r.request, r.position) for r in total.samples if r.kind in (POSITIVE, NEGATIVE))
+    assert not [i for i, n in labelled.items() if n > 1]
+    assert total.counts["exposures"] == len(labelled) + partition.pending + total.lost
+
+
+def check_against_oracle(partition: Partition, total: Sum, oracle: Oracle) -> None:
+    assert sorted(total.samples) == hashed(oracle.samples)
+    assert dead_of(total.dead) == dead_of(oracle.dead)
+    assert partition.pending == oracle.pending
+    assert partition.watermark_ms == oracle.watermark_ms
+    names = ("exposures", "duplicates", "late", "impressions", *(f"events.{k}" for k in KINDS))
+    assert {n: total.counts[n] for n in names} == {n: oracle.counts[n] for n in names}
+    keys = np.concatenate([keys_of(user, range(1, 13)) for user in range(3)]).ravel()
+    ts = partition.newest_ms + 1
+    assert partition.windows.counts(keys, ts).tolist() == [oracle.window(int(k), ts) for k in keys]
+
+
+@settings(max_examples=150, deadline=None)
+@given(arrivals(wild=True), st.integers(0, 2**32), st.booleans())
+def test_equals_the_oracle_whatever_comes(messages: list[Message], seed: int, immediate: bool) -> None:
+    policy = replace(POLICY, immediate=immediate)
+    oracle = Oracle(SCHEMA, policy)
+    oracle.take(messages, NOW)
+    partition, total = play(messages, random.Random(seed), policy)
+    check_against_oracle(partition, total, oracle)
+    check_conservation(partition, total)
+    for hours in (0.3, 0.6, 5):
+        later = partition.newest_ms + round(hours * HOUR)
+        oracle.advance(later)
+        total += partition.advance(later)
+        check_against_oracle(partition, total, oracle)
+        check_conservation(partition, total)
+    assert partition.pending == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrivals(wild=False), st.integers(0, 2**32), st.booleans())
+def test_order_of_arrival_within_the_disorder_changes_nothing(
+    messages: list[Message], seed: int, immediate: bool
+) -> None:
+    policy = replace(POLICY, immediate=immediate)
+    rng = random.Random(seed)
+    results = []
+    for order in (messages, sorted(messages, key=time_of), jitter(messages, rng)):
+        log = Log()
+        partition, total = play([log(m.topic, m.raw) for m in order], None, policy)
+        total += partition.advance(partition.newest_ms + 5 * HOUR)
+        ts = partition.newest_ms + 1
+        keys = np.concatenate([keys_of(user, range(1, 13)) for user in range(3)]).ravel()
+        results.append(
+            (
+                sorted(total.samples),
+                dead_of(total.dead)[0],
+                {(letter.reason, letter.raw) for letter in total.dead},  # a bad message sent twice may be two letters
+                partition.windows.counts(keys, ts).tolist(),
+                total.counts["exposures"],
+            )
+        )
+    assert results[0] == results[1] == results[2]
+
+
+def time_of(message: Message) -> int:
+    import msgspec
+
+    decode = msgspec.json.decode if message.topic == "events" else msgspec.msgpack.decode
+    return int(decode(message.raw)["ts_ms"])
+
+
+def jitter(messages: list[Message], rng: random.Random) -> list[Message]:
+    """Anew out of order, every message by less than the allowed disorder."""
+    return sorted(messages, key=lambda m: time_of(m) + rng.randrange(POLICY.disorder_ms))
+
+
+def test_a_late_click_corrects_the_negative_and_nothing_is_counted_twice() -> None:
+    log = Log()
+    partition, total = Partition(0, SCHEMA, POLICY), Sum()
+    total += partition.take(log.impressions(impression("a", T0, [1, 2])), NOW)
+    total += partition.take(log.events(exposure("a", T0, [1, 2])), NOW)
+    total += partition.advance(T0 + 31 * MINUTE)
+    assert [r.kind for r in total.samples] == [NEGATIVE, NEGATIVE]
+    late = action("click", "a", T0 + 29 * MINUTE, 1, 2)
+    total += partition.take(log.events(late, late), NOW)
+    assert [(r.position, r.kind) for r in total.samples[2:]] == [(1, CORRECTION)]
+    assert total.counts["duplicates"] == 1
+    check_conservation(partition, total)
