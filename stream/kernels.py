@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 HOUR_MS = 3_600_000
 KEYS, USED, NEWEST = 0, 1, 2
+AHEAD = 16  # rows looked up before they are worked on
 DROPPED = -1
 _FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 _META = np.uint64(0xFFFF)
@@ -205,6 +206,26 @@ def _room(table: Array, pool: Array, state: Array, caps: Array, width: Any) -> A
 
 
 @_compiled
+def _touch(table: Array, shift: Any, pool: Array, keys: Array, start: Any, stop: Any, places: Array) -> Any:
+    """Looks the keys of rows [start, stop) up before they are worked on, so that their cache misses overlap.
+
+    Returns a sum that nobody needs, to keep the compiler from leaving the reads out.
+    """
+    width = keys.shape[1]
+    for i in range(start, stop):
+        for k in range(width):
+            places[i - start, k] = _find(table, shift, keys[i, k])
+    used = np.uint32(0)
+    for i in range(stop - start):
+        for k in range(width):
+            meta = table[places[i, k], 1]
+            if meta != np.uint64(0):
+                offset, n = _offset(meta), _tiles(meta)
+                used += pool[offset, 0] + pool[offset + n - 1, 0]
+    return used
+
+
+@_compiled
 def add_rows(
     table: Array,
     shift: Any,
@@ -227,10 +248,15 @@ def add_rows(
     ``fresh[: cursor[1]]``: flat indices of the keys that had not changed before.
     """
     n, width = keys.shape
+    places = np.empty((AHEAD, width), np.int64)
+    touched = cursor[0]
     while cursor[0] < n:
         if not _room(table, pool, state, caps, width):
             return
         i = cursor[0]
+        if i == touched:
+            touched = min(i + AHEAD, n)
+            cursor[2] += _touch(table, shift, pool, keys, i, touched, places)
         hour = ts_ms[i] // HOUR_MS
         state[NEWEST] = max(state[NEWEST], hour)
         for k in range(width):
@@ -311,12 +337,17 @@ def run_rows(
     tails = np.empty(len(window), np.int64)
     total = np.empty(pool.shape[1] - 1, np.uint32)
     one = np.uint32(1)
+    places = np.empty((AHEAD, width), np.int64)
+    touched = cursor[1]
     while cursor[0] < n:
         if cursor[0] == cursor[1]:
             ts = ts_ms[cursor[0]]
             _tails(ts, window, window_grain, tails)
             i = cursor[0]
             while i < n and ts_ms[i] == ts:
+                if i == touched:
+                    touched = min(i + AHEAD, n)
+                    cursor[2] += _touch(table, shift, pool, keys, i, touched, places)
                 for k in range(width):
                     if keys[i, k] != np.uint64(0):
                         at = _find(table, shift, keys[i, k])
@@ -438,37 +469,35 @@ def list_sizes(
     reach: Array,
     slack: Any,
     keys: Array,
-    merge: Any,
     settle: Any,
-    out: Array,
+    sizes: Array,
+    places: Array,
 ) -> None:
-    """``out`` (n,): tiles of each key, merged first if ``merge``; marked unchanged if ``settle``."""
+    """Merges the tiles of each key; ``sizes`` (n,) how many are left, ``places`` (n,) where the key stands.
+
+    With ``settle`` the keys are marked unchanged.
+    """
     for i in range(len(keys)):
-        out[i] = 0
-        if keys[i] != np.uint64(0):
-            at = _find(table, shift, keys[i])
-            if table[at, 0] != np.uint64(0):
-                meta = table[at, 1]
-                offset, n, cls = _offset(meta), _tiles(meta), _class(meta)
-                if merge:
-                    left = _merge(pool, offset, n, state[NEWEST] - slack, grain, reach)
-                    n = max(left, 1)  # a list that fell empty keeps its first tile until it is swept
-                    if left == 0:
-                        pool[offset, 1:] = 0
-                    else:
-                        out[i] = n
-                else:
-                    out[i] = n
-                table[at, 1] = _pack(offset, n, cls, np.uint64(0) if settle else meta & np.uint64(1))
+        places[i] = _find(table, shift, keys[i])
+    for i in range(len(keys)):
+        sizes[i] = 0
+        meta = table[places[i], 1]
+        if keys[i] != np.uint64(0) and meta != np.uint64(0):
+            offset, n, cls = _offset(meta), _tiles(meta), _class(meta)
+            left = _merge(pool, offset, n, state[NEWEST] - slack, grain, reach)
+            if left == 0:  # a list that fell empty keeps its first tile until it is swept
+                pool[offset, 1:] = 0
+            sizes[i] = left
+            table[places[i], 1] = _pack(offset, max(left, 1), cls, np.uint64(0) if settle else meta & np.uint64(1))
 
 
 @_compiled
-def gather(table: Array, shift: Any, pool: Array, keys: Array, sizes: Array, out: Array) -> None:
-    """Copies the first ``sizes[i]`` tiles of each key, one list after another, into ``out`` (T, 1 + A)."""
+def gather(table: Array, pool: Array, places: Array, sizes: Array, out: Array) -> None:
+    """Copies the tiles that :func:`list_sizes` found, one list after another, into ``out`` (T, 1 + A)."""
     at = 0
-    for i in range(len(keys)):
+    for i in range(len(places)):
         if sizes[i]:
-            offset = _offset(table[_find(table, shift, keys[i]), 1])
+            offset = _offset(table[places[i], 1])
             out[at : at + sizes[i]] = pool[offset : offset + sizes[i]]
             at += sizes[i]
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -59,7 +60,7 @@ Array = NDArray[Any]
 FORM = 1
 KINDS = ("negative", "positive", "correction", "follow_up")
 MAX_RAW = 256 * 1024  # bytes of a dead letter's message that are kept
-_KNOWN_ITEMS = 1_000_000  # item hashes remembered
+_KNOWN = 1_000_000  # id hashes remembered
 _SWEEPS = 64  # slices in which the windows are swept once an hour of event time
 
 
@@ -108,10 +109,10 @@ class Partition:
         self._tiles = TileStore(windows.days, len(windows.actions))
         self._column = [windows.actions.index(a) if a in windows.actions else -1 for a in ACTIONS]
         self._user_side = np.array([schema.key_side(k) == "user" for k in windows.keys], np.bool_)
-        self._changed_users: dict[str, tuple[Id, list[int]]] = {}
+        self._changed_users: list[tuple[list[Id], Array, NDArray[np.uint64]]] = []  # users, (n,) whose, (n,) keys
         self._changed_items: list[NDArray[np.uint64]] = []
         self._profiles: dict[str, User] = {}
-        self._items: dict[Id, int] = {}
+        self._hashes: dict[Id, int] = {}
         self._swept_hour, self._sweep_at = 0, _SWEEPS
 
     @property
@@ -212,18 +213,21 @@ class Partition:
         return self._arrays(decode_served(raw), raw)
 
     def _arrays(self, served: Served, raw: bytes) -> Impression:
-        known = self._items
+        known = self._hashes
         items = served.items
         try:
             hashes = [known[item] for item in items]
         except KeyError:
-            if len(known) > _KNOWN_ITEMS:
+            if len(known) > _KNOWN:
                 known.clear()
             for item in items:
                 if item not in known:
                     known[item] = value_hash(item)
             hashes = [known[item] for item in items]
-        return Impression(served, raw, value_hash(served.user_id), np.array(hashes, np.uint64), self._shape)
+        user = known.get(served.user_id)
+        if user is None:
+            user = known[served.user_id] = value_hash(served.user_id)
+        return Impression(served, raw, user, np.array(hashes, np.uint64), self._shape)
 
     def _move(self, to_ms: int, step: Step) -> None:
         watermark = to_ms - self.policy.disorder_ms
@@ -272,15 +276,11 @@ class Partition:
         items = flat[fresh[~mine]]
         if len(items):
             self._changed_items.append(items)
-        owners = np.repeat(np.arange(len(chunks)), sizes)[rows[mine]]
-        changed = self._changed_users
-        for owner, key in zip(owners.tolist(), flat[fresh[mine]].tolist(), strict=True):
-            user = chunks[owner].impression.user_id
-            name = str(user)
-            entry = changed.get(name)
-            if entry is None:
-                entry = changed[name] = (user, [])
-            entry[1].append(key)
+        owner = np.repeat(np.arange(len(chunks)), sizes)[rows[mine]]
+        if len(owner):
+            users, owner = np.unique(owner, return_inverse=True)
+            named = [chunks[i].impression.user_id for i in users.tolist()]
+            self._changed_users.append((named, owner, flat[fresh[mine]]))
 
     def _sweep(self) -> None:
         """Once an hour of event time, in slices so that no step waits long: expired keys go, old tiles merge."""
@@ -296,19 +296,27 @@ class Partition:
         """What changed since the last call. Publish it before writing a checkpoint that is taken later: the state does
         not remember what was handed out here."""
         items = np.concatenate(self._changed_items) if self._changed_items else np.zeros(0, np.uint64)
-        owners = list(self._changed_users.values())
-        user_keys = [key for _, keys in owners for key in keys]
-        everything = np.concatenate([items, np.array(user_keys, np.uint64)])
-        tiles = self._tiles.export(everything)
-        self._tiles.settle(everything)
-        users: list[tuple[Id, list[tuple[int, bytes]]]] = []
-        at = len(items)
-        for user, keys in owners:
-            users.append((user, list(zip(keys, tiles[at : at + len(keys)], strict=True))))
-            at += len(keys)
+        owners, bounds, user_keys = self._by_user()
+        tiles = self._tiles.export(np.concatenate([items, user_keys]), settle=True)
+        lists = list(zip(user_keys.tolist(), tiles[len(items) :], strict=True))
+        users = [(user, lists[a:b]) for user, (a, b) in zip(owners, pairwise(bounds), strict=True)]
         changes = Changes(users, list(self._profiles.values()), items, tiles[: len(items)], self.newest_ms)
-        self._changed_users, self._changed_items, self._profiles = {}, [], {}
+        self._changed_users, self._changed_items, self._profiles = [], [], {}
         return changes
+
+    def _by_user(self) -> tuple[list[Id], list[int], NDArray[np.uint64]]:
+        """Users with changed keys, where each one's keys begin (and the last's end), all keys in that order."""
+        first: dict[str, Id] = {}
+        number: dict[str, int] = {}
+        whose: list[Array] = [np.zeros(0, np.int64)]
+        for named, owner, _ in self._changed_users:
+            known = [number.setdefault(str(first.setdefault(str(u), u)), len(number)) for u in named]
+            whose.append(np.array(known)[owner])
+        by = np.concatenate(whose)
+        order = np.argsort(by, kind="stable")
+        bounds = [0, *np.cumsum(np.bincount(by, minlength=len(number))).tolist()]
+        keys = np.concatenate([np.zeros(0, np.uint64), *(keys for _, _, keys in self._changed_users)])
+        return list(first.values()), bounds, keys[order]
 
     # ------------------------------------------------------------------ state
 
@@ -324,7 +332,7 @@ class Partition:
                 "offsets": dict(self.offsets),
                 "newest_ms": self.newest_ms,
                 "join": self._join.freeze(),
-                "users": [(user, list(keys)) for user, keys in self._changed_users.values()],
+                "users": self._by_user(),
                 "profiles": list(self._profiles.values()),
             },
             list(self._changed_items),
@@ -357,7 +365,10 @@ class Partition:
             arrays = {name: np.frombuffer(head.tiles[name], dtype) for name, dtype in _ARRAYS.items()}
             arrays["tiles"] = arrays["tiles"].reshape(-1, 1 + self._tiles.actions)
             self._tiles = TileStore.from_arrays(schema.windows.days, self._tiles.actions, arrays)
-            self._changed_users = {str(user): (user, keys) for user, keys in head.users}
+            users, bounds, keys = head.users
+            if users:
+                owner = np.repeat(np.arange(len(users)), np.diff(bounds))
+                self._changed_users = [(users, owner, np.frombuffer(keys, "<u8"))]
             self._changed_items = [np.frombuffer(head.items, "<u8")]
             self._profiles = {str(user.user_id): user for user in head.profiles}
         except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
@@ -376,11 +387,17 @@ class Frozen:
     def to_bytes(self) -> bytes:
         arrays = self.tiles.to_arrays()
         items = np.concatenate(self.items) if self.items else np.zeros(0, np.uint64)
-        self.head["items"] = np.ascontiguousarray(items, "<u8").view(np.uint8).data
-        self.head["tiles"] = {
-            n: np.ascontiguousarray(arrays[n], d).reshape(-1).view(np.uint8).data for n, d in _ARRAYS.items()
+        users, bounds, keys = self.head["users"]
+        late = {
+            "users": (users, bounds, _raw(keys, "<u8")),
+            "items": _raw(items, "<u8"),
+            "tiles": {name: _raw(arrays[name], dtype) for name, dtype in _ARRAYS.items()},
         }
-        return msgspec.msgpack.encode(self.head)
+        return msgspec.msgpack.encode(self.head | late)
+
+
+def _raw(array: Array, dtype: str) -> memoryview:
+    return np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8).data
 
 
 class _Head(msgspec.Struct):
@@ -390,7 +407,7 @@ class _Head(msgspec.Struct):
     offsets: dict[str, int]
     newest_ms: int
     join: Any
-    users: list[tuple[Id, list[int]]]
+    users: tuple[list[Id], list[int], memoryview]
     profiles: list[User]
     items: memoryview
     tiles: dict[str, memoryview]

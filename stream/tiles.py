@@ -118,7 +118,7 @@ class TileStore:
             ts_ms: (n,); action: (n,) column; amount: (n,) or one for all, not negative.
 
         Returns:
-            Flat indices into ``keys`` of those that had not changed since :meth:`settle` was last called for them.
+            Flat indices into ``keys`` of those that had not changed since they were last exported with ``settle``.
         """
         keys = _own(keys, np.uint64)
         n = len(keys)
@@ -128,7 +128,7 @@ class TileStore:
         if not len(times) == len(columns) == n:
             raise ValueError(f"{n} keys, {len(times)} times, {len(columns)} actions")
         fresh = np.empty(keys.size, np.int64)
-        cursor = np.zeros(2, np.int64)
+        cursor = np.zeros(3, np.int64)
         while True:
             kernels.add_rows(
                 *self._arena(), keys.reshape(n, -1) if n else keys.reshape(0, 1), times, columns, amounts, fresh, cursor
@@ -169,19 +169,22 @@ class TileStore:
         if n and np.any(times[1:] < times[:-1]):
             raise ValueError("the times of a run descend; sort the rows by time")
         out = np.zeros((n, width, len(self.days), self.actions), np.uint32)
-        cursor = np.zeros(2, np.int64)
+        cursor = np.zeros(3, np.int64)
         while True:
             kernels.run_rows(*self._arena(), self._window, self._window_grain, keys, times, columns, out, cursor)
             if cursor[0] == n:
                 return out
             self._grow(width)
 
-    def export(self, keys: U64) -> list[bytes]:
-        """The packed tile list of each key, merged as of the newest event; ``n = 0`` for one that is not known."""
+    def export(self, keys: U64, settle: bool = False) -> list[bytes]:
+        """The packed tile list of each key, merged as of the newest event; ``n = 0`` for one that is not known.
+
+        With ``settle`` the keys count as published: the next event makes each of them ``fresh`` in :meth:`add` again.
+        """
         keys = _own(keys, np.uint64)
         out: list[bytes] = []
         for start in range(0, len(keys), 65536):
-            sizes, tiles = self._lists(keys[start : start + 65536], merge=True, settle=False)
+            sizes, tiles = self._lists(keys[start : start + 65536], settle=settle)
             out += _pack(sizes, tiles)
         return out
 
@@ -193,10 +196,6 @@ class TileStore:
         """
         sizes, tiles = _unpack(blobs, self.actions)
         self._scatter(_own(keys, np.uint64), sizes, tiles)
-
-    def settle(self, keys: U64) -> None:
-        """Marks keys as published: the next event makes each of them ``fresh`` in :meth:`add` again."""
-        self._lists(_own(keys, np.uint64), merge=False, settle=True)
 
     def expire(self, now_ms: int) -> int:
         """Drops keys whose windows are all empty at ``now_ms``, merges the tiles of the rest; returns how many went."""
@@ -225,7 +224,7 @@ class TileStore:
         """The whole state as arrays, copied: ``keys`` (n,), ``sizes`` (n,), ``tiles`` (T, 1 + A), ``changed`` (n,),
         ``newest`` (1,). Equal contents give equal arrays, whatever the order in which they came."""
         keys = np.sort(self.keys())
-        sizes, tiles = self._lists(keys, merge=True, settle=False)
+        sizes, tiles = self._lists(keys, settle=False)
         full = sizes > 0
         changed = np.empty(len(keys), np.uint8)
         kernels.changed_bits(self._table, self._shift, keys, changed)
@@ -273,16 +272,15 @@ class TileStore:
             raise ValueError(f"action {columns.min()}..{columns.max()} of a store with {self.actions} actions")
         return columns
 
-    def _lists(self, keys: U64, *, merge: bool, settle: bool) -> tuple[I64, U32]:
-        """(n,) sizes and the (T, 1 + A) tiles of the keys, copied (no tiles when only settling)."""
-        sizes = np.empty(len(keys), np.int64)
-        table, pool = self._table, self._pool
+    def _lists(self, keys: U64, *, settle: bool) -> tuple[I64, U32]:
+        """(n,) sizes and the (T, 1 + A) tiles of the keys, merged and copied."""
+        sizes, places = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
+        table, pool, state = self._table, self._pool, self._state
         kernels.list_sizes(
-            table, self._shift, pool, self._state, self._grain, self._reach, SLACK_H, keys, merge, settle, sizes
+            table, self._shift, pool, state, self._grain, self._reach, SLACK_H, keys, settle, sizes, places
         )
-        tiles = np.empty((0 if settle else int(sizes.sum()), 1 + self.actions), np.uint32)
-        if not settle:
-            kernels.gather(table, self._shift, pool, keys, sizes, tiles)
+        tiles = np.empty((int(sizes.sum()), 1 + self.actions), np.uint32)
+        kernels.gather(table, pool, places, sizes, tiles)
         return sizes, tiles
 
     def _scatter(self, keys: U64, sizes: I64, tiles: U32) -> None:

@@ -206,10 +206,12 @@ def test_a_redelivered_message_is_skipped() -> None:
 
 def test_readers_are_told_absolute_states_by_side_and_owner() -> None:
     world = World()
-    world.impressions(impression("a", T0, [1, 2], user=7), impression("b", T0, [2], user=8))
+    world.impressions(impression("a", T0, [1], user=7), impression("b", T0, [2], user=8))
+    world.impressions(impression("c", T0, [2], user=7))
     user = User(7, {"kind": "business"})
     world.total += world.partition.take([Message("users", 0, to_json(user))], NOW)
-    world.events(exposure("a", T0, [1, 2]), exposure("b", T0, [2]), action("click", "b", T0 + 5, 0, 2))
+    world.events(exposure("a", T0, [1]), exposure("b", T0, [2]), exposure("c", T0, [2]))
+    world.events(action("click", "b", T0 + 5, 0, 2))
     changes = world.partition.changed()
     assert changes.profiles == [user]
     assert changes.event_ms == T0 + 5

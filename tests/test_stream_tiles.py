@@ -209,7 +209,8 @@ def test_add_tells_each_changed_key_once_until_it_is_settled() -> None:
     assert store.add(keys, ts, action).tolist() == []
     store = TileStore.from_arrays(DAYS, A, store.to_arrays())
     assert store.add(keys, ts, action).tolist() == []
-    store.settle(np.array([2], np.uint64))
+    store.export(np.array([3], np.uint64))
+    store.export(np.array([2], np.uint64), settle=True)
     assert store.add(keys, ts, action).tolist() == [1]
     assert store.counts(np.array([1, 2, 3], np.uint64), T0 + 1)[:, 0, 0].tolist() == [8, 8, 4]
 
