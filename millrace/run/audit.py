@@ -31,8 +31,8 @@ from millrace.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBa
 from millrace.settings import Settings
 from millrace.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
 
-Offsets = dict[str, dict[int, int]]
-"""Where to start reading, by topic and partition."""
+Offsets = dict[int, int]
+"""Of ``events``, by partition: where a run began. What lies before is an earlier run's."""
 
 UNREADABLE = ("oversized", "malformed", "unknown-type", "wrong-type")
 
@@ -46,6 +46,7 @@ class Page:
     positive: int = 0
     negative: int = 0
     corrected: int = 0
+    own: bool = False  # of this run
 
     @property
     def pending(self) -> int:
@@ -58,6 +59,7 @@ class Ledger:
 
     clock: EventClock = field(default_factory=EventClock)
     ahead_ms: int = 3_600_000
+    since: Offsets = field(default_factory=dict)
     pages: dict[str, Page] = field(default_factory=dict)
     clicks: int = 0
     actions: Counter[str] = field(default_factory=Counter)
@@ -88,31 +90,34 @@ class Ledger:
             self.repeated_dead += 1
             return
         self._dead_at[at] = letter.reason
-        self.dead[letter.reason] += 1
-        self.dead_exposures += letter.exposures
+        if letter.offset >= self.since.get(letter.partition, 0):
+            self.dead[letter.reason] += 1
+            self.dead_exposures += letter.exposures
 
     def event_message(self, record: Any) -> None:
         """A record of ``events``. All of ``dead-letters`` must have been read before."""
+        own = record.offset >= self.since.get(record.partition, 0)
         try:
             event = decode_event(record.value)
         except BadEventError as bad:
-            self.unreadable[bad.reason] += 1
+            self.unreadable[bad.reason] += own
             return
         dead = (record.partition, record.offset) in self._dead_at
         if dead and event.ts_ms > self.clock.at(record.timestamp) + self.ahead_ms:
-            self.future += 1
+            self.future += own
         again = event.event_id in self._event_ids
         if again and not dead:
-            self.duplicates += 1
+            self.duplicates += own
         self._event_ids.add(event.event_id)
         if isinstance(event, Exposure):
             bits = ((1 << len(event.items)) - 1) << event.offset
             page = self.pages.setdefault(event.request_id, Page())
+            page.own = page.own or own
             if dead:
                 page.dead |= bits
             else:
                 page.sent |= bits
-        elif not dead and not again:
+        elif own and not dead and not again:
             self.actions[type(event).__name__.lower()] += 1
             self.clicks += event.kind == 1
 
@@ -156,18 +161,22 @@ class Ledger:
     # -- sums ------------------------------------------------------------------------------------------------
 
     def count(self, name: str) -> int:
-        """Positions in one of the sets of :class:`Page`, over all pages."""
+        """Positions of this run in one of the sets of :class:`Page`."""
+        return sum(getattr(page, name).bit_count() for page in self.pages.values() if page.own)
+
+    def count_all(self, name: str) -> int:
+        """The same with earlier runs: what the roles hold, who know of no runs."""
         return sum(getattr(page, name).bit_count() for page in self.pages.values())
 
     @property
     def exposures(self) -> int:
-        """Exposures sent, those of dead pages with them."""
-        return sum((page.sent | page.dead).bit_count() for page in self.pages.values())
+        """Exposures sent in this run, those of dead pages with them."""
+        return sum((page.sent | page.dead).bit_count() for page in self.pages.values() if page.own)
 
     @property
     def dead_only(self) -> int:
         """Exposures that were sent on dead pages and nowhere else."""
-        return sum((page.dead & ~page.sent).bit_count() for page in self.pages.values())
+        return sum((page.dead & ~page.sent).bit_count() for page in self.pages.values() if page.own)
 
     @property
     def foreign(self) -> list[str]:
@@ -186,8 +195,9 @@ class Ledger:
         return sum(self.unreadable.values()) + self.future
 
     def rows(self) -> tuple[NDArray[np.int64], NDArray[np.int8], NDArray[np.float32], NDArray[np.float32], Any]:
-        """Labelled exposures in order of time: ts_ms, label, score served with, true probability, arm. (n,) each"""
-        ordered = sorted(self._rows.items(), key=lambda entry: (entry[1][2], entry[0]))
+        """Labelled exposures of this run, by time: ts_ms, label, score served with, true probability, arm. (n,) each"""
+        own = [entry for entry in self._rows.items() if self.pages[entry[0][0]].own]
+        ordered = sorted(own, key=lambda entry: (entry[1][2], entry[0]))
         label, true = [], []
         for (request, position), _ in ordered:
             page, bit = self.pages[request], 1 << position
@@ -202,14 +212,16 @@ class Ledger:
         )
 
 
-def read_ledger(settings: Settings, start: Offsets | None = None) -> Ledger:
-    """The books of what the topics hold now (from ``start`` on). Takes some seconds per hundred thousand exposures."""
-    ledger = Ledger(settings.event_clock(), round(settings.ahead_minutes * 60_000))
-    begin = start or {}
-    read_all(settings, DEAD_LETTERS, ledger.dead_letter_message, begin.get(DEAD_LETTERS))
-    read_all(settings, EVENTS, ledger.event_message, begin.get(EVENTS))
-    read_all(settings, SAMPLES, ledger.sample_message, begin.get(SAMPLES))
-    read_all(settings, TRUTH, ledger.truth_message, begin.get(TRUTH))
+def read_ledger(settings: Settings, since: Offsets | None = None) -> Ledger:
+    """The books of what the topics hold now. Takes some seconds per hundred thousand exposures."""
+    ledger = Ledger(settings.event_clock(), round(settings.ahead_minutes * 60_000), since or {})
+    for topic, visit in (
+        (DEAD_LETTERS, ledger.dead_letter_message),
+        (EVENTS, ledger.event_message),
+        (SAMPLES, ledger.sample_message),
+        (TRUTH, ledger.truth_message),
+    ):
+        read_all(settings, topic, visit)
     return ledger
 
 
@@ -244,14 +256,14 @@ def check(ledger: Ledger, reported: Reported) -> None:
         )
     if reported.pending is None:
         wrong.append("the stream does not say how many exposures are pending")
-    elif reported.pending != pending:
-        wrong.append(f"{pending} exposures have no label, but the stream holds {reported.pending} pending")
+    elif reported.pending != (held := ledger.count_all("pending")):
+        wrong.append(f"{held} exposures have no label, but the stream holds {reported.pending} pending")
     if ledger.dead_exposures < dead:
         wrong.append(f"{dead} exposures went with dead pages, but dead letters own up to {ledger.dead_exposures}")
     unread = sum(ledger.dead[reason] for reason in UNREADABLE)
     if unread != sum(ledger.unreadable.values()):
         wrong.append(f"{sum(ledger.unreadable.values())} events are unreadable, but {unread} dead letters say so")
-    samples = positives + negatives + ledger.count("corrected")
+    samples = sum(ledger.count_all(name) for name in ("positive", "negative", "corrected"))
     if reported.trained is not None:
         learnt = reported.trained + reported.refused
         # Rows of refused batches are not told apart from those never read: then only "not more" can be held.

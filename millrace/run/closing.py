@@ -62,12 +62,12 @@ def close_books(
     monitor: Monitor,
     supervisor: Supervisor,
     freshness_s: float | None = None,
-    start: Offsets | None = None,
+    since: Offsets | None = None,
 ) -> tuple[Ledger, Closing]:
     """Reads the topics between two looks at the roles that agree, so that both speak of one moment, and checks them."""
     for attempt in range(_TRIES):
         before = monitor.look()
-        ledger = read_ledger(settings, start)
+        ledger = read_ledger(settings, since)
         picture = monitor.look()
         if all(before.figures.get(n) == picture.figures.get(n) for n in _MOVING) or attempt == _TRIES - 1:
             break

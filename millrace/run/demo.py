@@ -21,7 +21,6 @@ import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -34,6 +33,7 @@ from millrace.run.account import make_report, missing_keys, summary, write_repor
 from millrace.run.audit import Ledger
 from millrace.run.closing import Closing, Drained, close_books
 from millrace.run.monitor import Monitor
+from millrace.run.named import Held, held_by, opening, wait_for_redis
 from millrace.run.page import PageServer
 from millrace.run.role import calm_logs, last_figures
 from millrace.run.services import EmbeddedBroker, EmbeddedRedis, free_port
@@ -42,12 +42,12 @@ from millrace.run.supervisor import Supervisor
 from millrace.run.view import View
 from millrace.settings import Settings
 
-EVENT_ZERO = datetime(2026, 3, 4, 1, 0, tzinfo=UTC)
-"""Shop time at which a demo begins: 09:00 on a Wednesday, UTC+8."""
 SPEED = 240.0
 READY_SECONDS = 120.0
 TICK_SECONDS = 0.25
 HEALTH_SECONDS = 5.0
+NAMED_SECONDS = 10.0
+"""How long a broker or Redis that a setting names may take to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,7 @@ class Demo:
         self.services: list[EmbeddedBroker | EmbeddedRedis] = []
         self.view = View(self.state)
         self.started_ms = 0
+        self.held = Held()
         self._health_at = 0.0
 
     def state(self) -> State:
@@ -174,11 +175,20 @@ class Demo:
             changes["redis"] = stack.enter_context(redis).address
             self.services.append(redis)
         port = free_port()
-        clock = EventClock(wall_ms(), round(EVENT_ZERO.timestamp() * 1000), self.options.speed)
-        changes |= {"port": port, "scorer": f"http://127.0.0.1:{port}", "clock": clock.encode()}
+        changes |= {"port": port, "scorer": f"http://127.0.0.1:{port}"}
         self.settings = msgspec.structs.replace(self.settings, **changes)
-        wait_for_broker(self.settings)
+        wait_for_broker(self.settings, NAMED_SECONDS)
+        wait_for_redis(self.settings.redis, NAMED_SECONDS)
         create_topics(self.settings)
+        if "kafka" not in changes:
+            self.held = held_by(self.settings)
+        opens = opening(self.held)
+        if self.held.events:
+            self.say(
+                f"the topics hold {self.held.events:,} events of earlier runs; the shop opens on {opens:%A, %d %B}"
+            )
+        clock = EventClock(wall_ms(), round(opens.timestamp() * 1000), self.options.speed)
+        self.settings = msgspec.structs.replace(self.settings, clock=clock.encode())
 
     def start_roles(self) -> None:
         """Starts all but the simulator, and waits until each can work.
@@ -245,7 +255,7 @@ class Demo:
             self.say(f"not drained after 60 s: {dry.why}")
         self.phase = "auditing"
         self.view.tick()
-        return close_books(self.settings, self.monitor, self.supervisor, last.figures["freshness_s"])
+        return close_books(self.settings, self.monitor, self.supervisor, last.figures["freshness_s"], self.held.offsets)
 
 
 def demo(settings: Settings, options: DemoOptions) -> int:

@@ -1,0 +1,150 @@
+"""A demo as a process of its own, for tests: what it runs, what it says, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from millrace.run.monitor import fetch
+
+PATIENCE = 90.0
+"""Seconds until we say that something does not come about. Nothing is asserted about how long things take."""
+
+
+def born(pid: int) -> str:
+    """When a process began, or "" when it is gone: tells a process from a later one with its number."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def descendants(root: int) -> dict[int, str]:
+    """Every process below ``root`` and when it began."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            parents.setdefault(parent, []).append(int(entry.name))
+    found, line = {}, [root]
+    while line:
+        for child in parents.get(line.pop(), []):
+            found[child] = born(child)
+            line.append(child)
+    return found
+
+
+class DemoProcess:
+    """A running ``millrace demo``."""
+
+    def __init__(self, folder: Path, *flags: str, env: Mapping[str, str] | None = None) -> None:
+        self.report_path = folder / "report.json"
+        self.output = folder / "demo.out"
+        self.seen: dict[int, str] = {}
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")}
+        with self.output.open("wb") as out:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-c", "from millrace.cli import main; main()", "demo"),
+                    *("--data", str(folder / "data"), "--report", str(self.report_path), *flags),
+                ],
+                env={**clean, **(env or {})},
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+
+    def text(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def until(self, condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+        """Waits for a condition; fails at once when the demo ends before it holds."""
+        deadline = time.monotonic() + patience
+        while not condition():
+            self.seen |= descendants(self.process.pid)
+            assert self.process.poll() is None, f"the demo ended before {what}:\n{self.text()}"
+            assert time.monotonic() < deadline, f"not within {patience} s: {what}\n{self.text()}"
+            time.sleep(0.05)
+
+    @property
+    def url(self) -> str:
+        """The live page's address, once it was said."""
+        self.until(lambda: "live page: http" in self.text(), "it names its page")
+        return self.text().split("live page: ")[1].split()[0]
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads(fetch(f"{self.url}state.json", 10.0))
+        return state
+
+    def role(self, name: str) -> dict[str, Any]:
+        return next(r for r in self.state()["roles"] if r["name"] == name)
+
+    def until_learning(self) -> None:
+        self.until(lambda: (self.state()["figures"].get("trained") or 0) > 200, "samples are learnt from")
+
+    def end(self, number: int) -> int:
+        """Sends a signal and returns the exit status."""
+        self.seen |= descendants(self.process.pid)
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        deadline = time.monotonic() + 2 * PATIENCE
+        while self.process.poll() is None:
+            self.seen |= descendants(self.process.pid)
+            assert time.monotonic() < deadline, f"it does not end:\n{self.text()}"
+            time.sleep(0.05)
+        return self.process.returncode
+
+    def report(self) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads(self.report_path.read_text())
+        return report
+
+    def left_behind(self) -> list[int]:
+        """Processes that it started and that are still there."""
+        return [pid for pid, when in self.seen.items() if when and born(pid) == when]
+
+    def until_nothing_left(self) -> None:
+        deadline = time.monotonic() + 10
+        while self.left_behind():
+            assert time.monotonic() < deadline, f"left behind: {self.left_behind()}"
+            time.sleep(0.02)
+
+
+@contextmanager
+def demo_process(folder: Path, *flags: str, env: Mapping[str, str] | None = None) -> Iterator[DemoProcess]:
+    """Runs a demo; whatever the test does, it is gone afterwards."""
+    demo = DemoProcess(folder, *flags, env=env)
+    try:
+        yield demo
+    finally:
+        if demo.process.poll() is None:
+            demo.process.kill()
+            demo.process.wait()
+
+
+def is_page(url: str) -> bool:
+    """Whether the live page and everything it loads are served from there."""
+    parts = urlsplit(url)
+    assert parts.hostname == "127.0.0.1"
+    page = fetch(url)
+    linked = [piece.split('"')[1] for piece in page.replace("src=", "href=").split("href=")[1:]]
+    own = [name for name in linked if not name.startswith("data:")]
+    assert not [name for name in own if "//" in name], "the page loads something from elsewhere"
+    return len(own) == 3 and all(fetch(url + name) for name in own)
+
+
+SIGNALS = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "KILL": signal.SIGKILL}

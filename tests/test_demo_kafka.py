@@ -1,0 +1,33 @@
+"""The same loop on Apache Kafka and a Redis of one's own: nothing else is started, and one may come again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.demo_kafka import apache_kafka, command_lines, own_redis
+from tests.demo_process import demo_process
+from tests.test_demo_live import assert_undisturbed
+
+pytestmark = [pytest.mark.services, pytest.mark.kafka]
+
+
+def test_two_demos_one_after_the_other_on_one_kafka(tmp_path: Path) -> None:
+    with apache_kafka(tmp_path / "kafka") as kafka, own_redis(tmp_path / "redis") as redis:
+        env = {"MILLRACE_KAFKA": kafka, "MILLRACE_REDIS": redis}
+        for number, seconds in enumerate(("12", "10")):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            with demo_process(folder, "--seconds", seconds, env=env) as demo:
+                demo.until_learning()
+                running = command_lines(demo.seen)
+                assert sum("millrace.run.role" in line for line in running) == 4
+                assert not [line for line in running if "redis-server" in line or "tansu" in line]
+                simulator = Path(f"/proc/{demo.role('simulator')['pid']}/environ").read_bytes()
+                assert b"MILLRACE_IDEMPOTENCE" not in simulator  # at its default: on
+                assert kafka.encode() in simulator
+                assert demo.wait() == 0, demo.text()
+                assert ("events of earlier runs" in demo.text()) == (number == 1)
+                assert_undisturbed(demo.report())
+                demo.until_nothing_left()

@@ -1,0 +1,124 @@
+"""The whole loop, as a person runs it: it learns, its books balance, and nothing that dies in it is lost or left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millrace.run.account import KEYS, missing_keys
+from millrace.run.role import ROLES
+from tests.demo_process import demo_process, descendants, is_page
+from tests.test_deploy import exposed
+
+pytestmark = pytest.mark.services
+
+
+def assert_books_balance(report: dict[str, Any]) -> None:
+    assert report["conserved"] is True, report["problem"]
+    accounted = sum(report[n] for n in ("positives", "negatives", "pending", "exposures_in_dead_letters"))
+    assert report["exposures_sent"] == accounted
+    assert report["positives"] > 0
+    assert report["negatives"] > 0
+
+
+def assert_undisturbed(report: dict[str, Any]) -> None:
+    """What holds beyond conservation when nobody interfered."""
+    assert set(KEYS) <= set(report)
+    assert missing_keys(report) == []
+    assert_books_balance(report)
+    assert report["sent_from"] == "the simulator"
+    assert report["dead_letters"] == report["malformed_sent"]
+    assert report["duplicates_dropped"] == report["duplicates_sent"]
+    assert report["samples_trained"] == report["positives"] + report["negatives"] + report["corrections"]
+    assert report["errors"] == 0
+    assert set(report["restarts"].values()) == {0}
+    assert report["model_versions"] > 1
+    assert 0 < report["click_to_served_ms"]["p50"] <= report["click_to_served_ms"]["p99"]
+
+
+def test_a_demo_ends_by_itself_with_balanced_books_and_a_whole_report(tmp_path: Path) -> None:
+    with demo_process(tmp_path, "--seconds", "15") as demo:
+        assert is_page(demo.url)
+        demo.until_learning()
+        assert len(demo.seen) >= 6  # broker, Redis, four roles
+        assert demo.wait() == 0, demo.text()
+        report = demo.report()
+        assert_undisturbed(report)
+        said = demo.text()
+        assert "the books balance" in said
+        assert len(said.splitlines()) < 40  # calm
+        demo.until_nothing_left()
+    # What tests/test_deploy.py holds the dashboard against is what running roles expose.
+    families = {name if not name.endswith("_total") else name[:-6] for name in exposed().values()}
+    assert set(report["metrics"]) == families
+
+
+def test_kill_9_of_every_role_loses_nothing(tmp_path: Path) -> None:
+    with demo_process(tmp_path) as demo:
+        demo.until_learning()
+        for name in ROLES:
+            victim = demo.role(name)
+            os.kill(victim["pid"], signal.SIGKILL)
+
+            def back(name: str = name, old: int = victim["pid"]) -> bool:
+                role = demo.role(name)
+                return bool(role["state"] == "running" and role["pid"] != old and role["restarts"] == 1)
+
+            demo.until(back, f"the {name} is back")
+        before = demo.state()["figures"]["trained"]
+        demo.until(lambda: demo.state()["figures"]["trained"] > before + 500, "it learns again")
+        assert demo.end(signal.SIGINT) == 0, demo.text()
+        report = demo.report()
+        demo.until_nothing_left()
+    assert_books_balance(report)
+    assert report["restarts"] == dict.fromkeys(ROLES, 1)
+    assert "topics" in report["sent_from"]
+
+
+def test_kill_9_of_the_demo_leaves_no_process(tmp_path: Path) -> None:
+    with demo_process(tmp_path, "--page-port", "0") as demo:
+        demo.until(lambda: demo.state()["phase"] == "running", "it runs")
+        below = descendants(demo.process.pid)
+        assert len(below) >= 5
+        assert demo.end(signal.SIGKILL) == -signal.SIGKILL
+        demo.until_nothing_left()
+
+
+def test_sigterm_ends_it_at_once_and_cleanly_even_while_it_starts(tmp_path: Path) -> None:
+    with demo_process(tmp_path) as demo:
+        demo.until(lambda: len(descendants(demo.process.pid)) >= 4, "roles are started")
+        assert demo.end(signal.SIGTERM) == 128 + signal.SIGTERM, demo.text()
+        demo.until_nothing_left()
+        assert "Traceback" not in demo.text()
+
+
+def test_a_taken_page_port_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with demo_process(tmp_path, "--page-port", str(port)) as demo:
+            assert demo.wait() == 1
+            assert demo.text().splitlines() == [
+                f"millrace: port 127.0.0.1:{port} for the live page cannot be bound (Address already in use);"
+                " give a free one with --page-port"
+            ]
+
+
+@pytest.mark.parametrize("name", ["MILLRACE_KAFKA", "MILLRACE_REDIS"])
+def test_a_service_that_is_named_and_absent_is_one_line(tmp_path: Path, name: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        with demo_process(tmp_path, env={name: address}) as demo:
+            assert demo.wait() == 1
+            errors = [line for line in demo.text().splitlines() if line.startswith("millrace: ")]
+            assert len(errors) == 1
+            assert address in errors[0]
+            assert "Traceback" not in demo.text()
+            demo.until_nothing_left()
