@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -76,8 +77,56 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         await super().on_thread_stop()
 
 
+@types.coroutine
+def _rest_of(started: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, None]:
+    """What is left of a coroutine that was stepped by hand up to its first wait."""
+    with contextlib.closing(started):
+        while True:
+            try:
+                value = yield waits_for
+            except (Exception, asyncio.CancelledError) as error:
+                step: Callable[[Any], Any] = started.throw
+                value = error
+            else:
+                step = started.send
+            try:
+                waits_for = step(value)
+            except StopIteration:
+                return
+
+
+async def _carry_on(started: Coroutine[Any, Any, Any], waits_for: Any) -> None:
+    await _rest_of(started, waits_for)
+
+
+_HANDED_OVER = object()
+
+
 class _Consumer(driver.Consumer):
     abstract = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        deliver = self.callback
+
+        def quick(message: Any) -> Any:
+            """Delivers without a task of its own when nothing has to be waited for: the agent's queue has room."""
+            delivery = cast(Coroutine[Any, Any, Any], deliver(message))
+            try:
+                waits_for = delivery.send(None)
+            except StopIteration:
+                return _HANDED_OVER
+            return _carry_on(delivery, waits_for)
+
+        self.callback = quick
+
+    async def wait_first(self, *coros: Any, timeout: Any = None) -> Any:
+        """Faust makes two tasks a message here, to give a delivery up when a rebalance starts."""
+        if coros[0] is _HANDED_OVER:
+            for coro in coros[1:]:
+                coro.close()
+            return None
+        return await super().wait_first(*coros, timeout=timeout)
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)

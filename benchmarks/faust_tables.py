@@ -1,0 +1,218 @@
+"""Through Kafka: one Millrace stream worker against one Faust agent that keeps its counts in Faust Tables.
+
+Both read the same pages of 20 exposures with one click a page, preloaded into a broker of their own, in a process of
+their own, taking turns. The peer is what the Faust guide leads to, and does less: it counts exposures and clicks a day
+of the user, the item and the category in tumbling windows (hopping ones would write each event into every overlapping
+window), keeps no other windows, joins no labels, needs no impressions, emits nothing but its changelogs. Millrace reads
+the impressions too, keeps six windows of four keys, joins, emits samples, publishes to Redis and writes checkpoints.
+
+The rate is taken between 10% and 90% of the exposures, so that neither start nor end counts.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from millrace.clock import EventClock, wall_ms
+from millrace.errors import ServiceError
+from millrace.events import Click, Exposure, Impression, to_json, to_msgpack
+from millrace.kafka import create_topics, make_producer, wait_for_broker
+from millrace.run.services import EmbeddedBroker, EmbeddedRedis, free_port, spawn, stop
+from millrace.schema import shop_schema
+from millrace.settings import Settings, load_settings
+from millrace.topics import EVENTS, IMPRESSIONS
+
+PAGE = 20
+OURS, PEER = 8000, 1200  # pages each: about as many seconds
+ROUNDS = 3
+USERS, ITEMS, CATEGORIES = 2000, 20_000, 200
+START_MS = 1_700_000_000_000
+STEP_MS = 2000  # event time between pages
+PARTITIONS = 4
+DAY_S = 86_400
+
+Say = Callable[[str], None]
+
+
+def pages(count: int) -> Iterator[tuple[int, bytes, bytes, bytes]]:
+    """For each page: its partition, impression, exposure, and the click on the page of a minute before."""
+    schema = shop_schema()
+    rng = np.random.default_rng(0)
+    layout = schema.layout
+    clicks: list[bytes] = []
+    for number in range(count):
+        user = int(rng.integers(USERS))
+        items = np.minimum(ITEMS * rng.random(PAGE) ** 2, ITEMS - 1).astype(np.int64)
+        ts, request = START_MS + number * STEP_MS, f"r{number}"
+        category = items % CATEGORIES
+        keys = np.column_stack(
+            [np.full(PAGE, 1 + user), 10_000 + category, 100_000 + items, 1_000_000 + user * CATEGORIES + category]
+        )
+        impression = Impression(
+            request_id=request,
+            ts_ms=ts - 1,
+            user_id=user,
+            arm="model",
+            model_version=1,
+            schema_id=schema.id,
+            items=items.tolist(),
+            scores=np.full(PAGE, 0.1, "<f4").tobytes(),
+            keys=keys.astype("<u8").tobytes(),
+            cat=rng.integers(1, 1 << 62, (PAGE, layout.F)).astype("<i8").tobytes(),
+            num=rng.random((PAGE, layout.N), np.float32).astype("<f4").tobytes(),
+        )
+        seen = Exposure(f"e{number}", request, ts, user, items.tolist())
+        clicks.append(to_json(Click(f"c{number}", request, ts + 60_000, user, int(items[0]), 0)))
+        # The click belongs to its user's partition: pages of one cycle of partitions share a user's.
+        yield number % PARTITIONS, to_msgpack(impression), to_json(seen), clicks[number - 28] if number >= 28 else b""
+
+
+def preload(settings: Settings, count: int, impressions: bool) -> None:
+    producer = make_producer(settings)
+    for partition, impression, seen, click in pages(count):
+        if impressions:
+            producer.send(IMPRESSIONS, impression, partition=partition)
+        producer.send(EVENTS, seen, partition=partition)
+        if click:
+            producer.send(EVENTS, click, partition=partition)
+    producer.flush()
+    producer.close()
+
+
+def peer(settings: Settings) -> None:
+    """The agent with Tables, as a process of its own."""
+    import faust
+    from prometheus_client import Counter as Metric
+
+    from millrace.metrics import serve_metrics
+
+    app = faust.App(
+        "faust-tables",
+        broker=f"kafka://{settings.kafka}",
+        store="memory://",
+        datadir=str(settings.folder("faust")),
+        topic_partitions=PARTITIONS,
+        topic_disable_leader=True,
+        topic_replication_factor=1,
+        broker_session_timeout=settings.session_timeout_ms / 1000,
+        broker_heartbeat_interval=1.0,
+        consumer_auto_offset_reset="earliest",
+        web_enabled=False,
+    )
+    tables = {
+        name: app.Table(name, default=int, partitions=PARTITIONS).tumbling(DAY_S, expires=30 * DAY_S)
+        for name in ("user_shown", "item_shown", "category_shown", "user_clicks", "item_clicks", "category_clicks")
+    }
+    shown = Metric("millrace_events", "Events taken, by type.", ["type"])
+    decode = msgspec.json.Decoder(Click | Exposure).decode
+
+    @app.agent(app.topic(EVENTS, value_type=bytes, value_serializer="raw"))
+    async def count(stream: Any) -> None:
+        async for raw in stream:
+            event = decode(raw)
+            if isinstance(event, Exposure):
+                tables["user_shown"][event.user_id] += len(event.items)
+                for item in event.items:
+                    tables["item_shown"][item] += 1
+                    tables["category_shown"][int(item) % CATEGORIES] += 1
+            else:
+                tables["user_clicks"][event.user_id] += 1
+                tables["item_clicks"][event.item_id] += 1
+                tables["category_clicks"][int(event.item_id) % CATEGORIES] += 1
+            shown.labels(type(event).__name__.lower()).inc()
+
+    serve_metrics("peer", settings.metrics_port)
+    faust.Worker(app, loglevel="ERROR").execute_from_commandline()
+
+
+def exposures_a_second(
+    folder: Path, argv: list[str], count: int, impressions: bool, patience_s: float = 180.0
+) -> float:
+    """Runs one contestant over ``count`` preloaded pages and returns its rate."""
+    with EmbeddedBroker(folder) as broker, EmbeddedRedis(folder) as store:
+        settings = load_settings(
+            {
+                "kafka": broker.address,
+                "redis": store.address,
+                "data": str(folder / "data"),
+                "idempotence": False,
+                "partitions": PARTITIONS,
+                "clock": EventClock(wall_ms(), START_MS + count * STEP_MS).encode(),
+                "metrics_port": free_port(),
+            },
+            environ={},
+        )
+        wait_for_broker(settings)
+        create_topics(settings)
+        preload(settings, count, impressions)
+        log = folder / "contestant.log"
+        child = spawn([sys.executable, *argv], {**os.environ, **settings.environment()}, log)
+        try:
+            return watch(child, settings.metrics_port, count, patience_s)
+        finally:
+            stop(child)
+
+
+def watch(child: subprocess.Popen[bytes], port: int, count: int, patience_s: float) -> float:
+    """Exposures a second between 10% and 90% of ``count`` pages, from the child's own counter."""
+    seen: list[tuple[float, float]] = []
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline and child.poll() is None:
+        time.sleep(0.1)
+        done = pages_done(port)
+        if done and (not seen or done > seen[-1][1]):
+            seen.append((time.monotonic(), done))
+        if done >= count:
+            times, marks = zip(*seen, strict=True)
+            first, last = max(0.1 * count, marks[0]), max(0.9 * count, marks[0])
+            took = float(np.interp(last, marks, times) - np.interp(first, marks, times))
+            if took > 0:
+                return float((last - first) * PAGE / took)
+            break
+    raise ServiceError(f"a contestant took {seen[-1:]} of {count} pages", "see contestant.log in the out folder")
+
+
+def pages_done(port: int) -> float:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+            text = response.read().decode()
+    except OSError:
+        return 0.0
+    line = next((x for x in text.splitlines() if x.startswith('millrace_events_total{type="exposure"}')), " 0")
+    return float(line.rsplit(" ", 1)[1])
+
+
+def run(out_dir: Path, progress: Say) -> list[dict[str, Any]]:
+    """``kafka_worker``: exposures/s of one stream worker, its ratio to ``faust_tables`` measured in turns with it."""
+    ours, peers = [], []
+    for number in range(ROUNDS):
+        folder = out_dir / "kafka_worker" / str(number)
+        ours.append(exposures_a_second(folder / "ours", ["-m", "millrace.run.role", "stream"], OURS, True))
+        progress(f"kafka_worker: {ours[-1]:,.0f} exposures/s")
+        peers.append(exposures_a_second(folder / "peer", ["-m", "benchmarks.faust_tables"], PEER, False))
+        progress(f"faust_tables: {peers[-1]:,.0f} exposures/s")
+    value, other = median(ours), median(peers)
+    return [
+        {
+            "name": "kafka_worker",
+            "value": value,
+            "unit": "exposures/s",
+            "against": "faust_tables",
+            "ratio": value / other,
+        }
+    ]
+
+
+if __name__ == "__main__":
+    peer(load_settings())
