@@ -246,13 +246,10 @@ def _make(folder: Path) -> None:
 
 
 def _print(report: Mapping[str, Any], run: Mapping[str, Any], out: Path) -> None:
-    table = Table(
-        box=box.SIMPLE,
-        title=f"{report['rows']:,} exposures, {report['duplicates']:,} duplicates dropped",
-        title_justify="left",
-    )
+    title = f"{report['rows']:,} exposures, {report['duplicates']:,} duplicates dropped"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for name in ("day", "rows", "positives", "AUC", "grouped AUC", "log loss", "calibration"):
-        table.add_column(name, justify="left" if name == "day" else "right")
+        table.add_column(name, justify="left" if name == "day" else "right", no_wrap=True)
     for row in [*report["days"], {"day": "all days"} | report["total"]]:
         figures = (row[k] for k in ("auc", "grouped_auc", "log_loss", "calibration"))
         table.add_row(
