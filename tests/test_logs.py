@@ -99,6 +99,12 @@ def test_each_form_is_read_sorted_by_time_with_the_schemas_columns_only(tmp_path
     assert (log.user, log.item, log.label) == ("who", "what", "clicked")
 
 
+def test_many_rows_of_one_time_stay_in_the_files_order(tmp_path: Path) -> None:
+    rows = [ROWS[0] | {"at": DAY0 + i % 2, "what": i} for i in range(2000)]
+    log = read_log(write(tmp_path, "parquet", rows), schema())
+    assert log.table["what"].to_pylist() == [*range(0, 2000, 2), *range(1, 2000, 2)]
+
+
 def test_copies_are_one_exposure_clicked_if_any_of_them_was(tmp_path: Path) -> None:
     rows = [
         ROWS[1] | {"shop": "first"},
