@@ -1,7 +1,10 @@
-"""The dense network's parameters and buffers as flat vectors, and its optimiser.
+"""The dense network's parameters and buffers as flat vectors, its optimiser, and the average of it that serves.
 
 Parameters are views of one vector, gradients of another, buffers (running statistics) of a third. So a step is one
 fused kernel, soundness is one norm, and a refused batch is undone by one copy.
+
+What predicts and is published is an exponential average of the weights that are trained (Polyak and Juditsky 1992; in
+the form of Kingma and Ba 2015, section 7.2): the noise of the newest steps stays out of what is shown.
 """
 
 from __future__ import annotations
@@ -19,10 +22,14 @@ _ADAM_EPSILON = 1e-8
 
 
 class DenseState:
-    """Flat views over ``network``, which must not be moved or re-made afterwards."""
+    """Flat views over ``network`` and ``serving``, two equal networks that must not be moved or re-made afterwards.
 
-    def __init__(self, network: nn.Module, method: str, rate: float) -> None:
-        self.names = tensors_of(network)
+    ``serving`` has the average of the last ``1 / (1 - averaging)`` steps or so, and the same buffers. With an
+    ``averaging`` of 0 the newest weights serve, and ``serving`` may be the network itself.
+    """
+
+    def __init__(self, network: nn.Module, serving: nn.Module, method: str, rate: float, averaging: float) -> None:
+        self.averaging = averaging
         parameters = list(network.parameters())
         self.weights = _flatten(parameters)
         self.gradient = torch.zeros_like(self.weights)
@@ -31,6 +38,13 @@ class DenseState:
             p.grad = self.gradient[at : at + p.numel()].view_as(p)
             at += p.numel()
         self.buffers = _flatten(list(network.buffers()))
+        self.average = self.weights
+        if averaging:
+            self.average = _flatten(list(serving.parameters()))
+            self.average.copy_(self.weights)
+            for mine, theirs in zip(network.buffers(), serving.buffers(), strict=True):
+                theirs.data = mine.data
+        self.names = tensors_of(serving if averaging else network)
         self.method, self.rate = method, rate
         self.first = torch.zeros_like(self.weights) if method == "adam" else torch.zeros(0)
         self.second = torch.zeros_like(self.weights)
@@ -62,14 +76,18 @@ class DenseState:
         else:
             self.second.addcmul_(self.gradient, self.gradient)
             self.weights.addcdiv_(self.gradient, self.second.sqrt().add_(1e-7), value=-self.rate)
+        if self.averaging:
+            # A plain mean at first, so that the arbitrary start does not linger.
+            self.average.lerp_(self.weights, max(1 - self.averaging, 1 / float(self.steps)))
 
     def published(self) -> dict[str, NDArray[Any]]:
-        """Every parameter and buffer by name, copied."""
+        """Every serving parameter and buffer by name, copied."""
         return {name: tensor.detach().numpy().copy() for name, tensor in self.names.items()}
 
     def private(self) -> dict[str, NDArray[Any]]:
-        """The optimiser's state, copied."""
+        """The optimiser's state and the weights in training, copied."""
         return {
+            "weights": self.weights.numpy().copy(),
             "first": self.first.numpy().copy(),
             "second": self.second.numpy().copy(),
             "steps": self.steps.numpy().reshape(1).copy(),
@@ -78,6 +96,7 @@ class DenseState:
     def resume(self, published: dict[str, NDArray[Any]], private: dict[str, NDArray[Any]]) -> None:
         """The inverse of :meth:`published` and :meth:`private`."""
         load_dense(self.names, published)
+        self.weights.copy_(torch.from_numpy(private["weights"].copy()))
         self.first.copy_(torch.from_numpy(private["first"].copy()))
         self.second.copy_(torch.from_numpy(private["second"].copy()))
         self.steps.fill_(float(np.asarray(private["steps"]).reshape(-1)[0]))

@@ -118,7 +118,10 @@ class OnlineModel:
             g.name: SparseTable(g.width, rates, s.max_rows, age, s.admit, s.embedding_scale, _table_salt(g, seed))
             for g in self._inputs.groups
         }
-        self.dense = DenseState(self.network, s.dense, s.dense_rate)
+        self.serving = _build(schema, self._spec, seed)[1] if s.averaging else self.network
+        for parameter in self.serving.parameters():
+            parameter.requires_grad_(self.serving is self.network)
+        self.dense = DenseState(self.network, self.serving, s.dense, s.dense_rate, s.averaging)
         self.newest_ms = 0  # newest exposure learnt from
         self._expired_min = 0
 
@@ -136,12 +139,12 @@ class OnlineModel:
     @property
     def nbytes(self) -> int:
         """Memory of tables and network with their optimisers' state, in bytes."""
-        dense = 4 * (4 * self.dense.weights.numel() + self.dense.buffers.numel())
+        dense = 4 * (5 * self.dense.weights.numel() + self.dense.buffers.numel())
         return dense + sum(t.nbytes for t in self.tables.values())
 
     def score(self, cat: Ids, num: Floats) -> Floats:
         """Click probabilities (n,) of feature rows cat (n, F), num (n, N). Reads only; unknown ids read as zero."""
-        return _score(self._inputs, self.network, self.tables, cat, num)
+        return _score(self._inputs, self.serving, self.tables, cat, num)
 
     def learn(self, batch: SampleBatch) -> LearnReport:
         """One step on ``batch``; follow-ups in it are passed over. A batch with a loss or gradient that is not
@@ -257,7 +260,8 @@ class OnlineModel:
             ) from None
         if seed != self.seed:  # first values of rows depend on it
             fresh = self._reseeded(fresh, seed)
-        self.network, self.dense, self.tables = fresh.network, fresh.dense, fresh.tables
+        self.network, self.serving = fresh.network, fresh.serving
+        self.dense, self.tables = fresh.dense, fresh.tables
         self.seed, self.newest_ms, self._expired_min = seed, newest, expired
 
     def _reseeded(self, fresh: OnlineModel, seed: int) -> OnlineModel:

@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"model": name} for name in MODELS}
     if norm == "batch" or placement == "post"
 }
 VARIANTS["adagrad"] = {"model": "wide_deep", "dense": "adagrad", "dense_rate": 0.05}
+VARIANTS["newest"] = {"model": "wide_resnet_bn", "averaging": 0.0}
 VARIANTS["admit"] = {"model": "wide_resnet_bn", "admit": 3}
 SMALL = {"hidden": [32, 32], "width": 8}
 
