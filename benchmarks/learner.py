@@ -1,0 +1,313 @@
+"""Training and memory: Wide&Deep against other libraries, Wide&ResNet+BN against its own dense part, table sizes.
+
+One data set for all: 30 categorical fields, 100,000 rows, ids drawn by popularity, networks of 3 x 256, dim 16,
+batch 4,096. Contestants alternate, each on the same batches in the same order; the best of a few passes counts, after
+a pass to warm up. Peers are given their fastest honest form: no regularisation, tensors made beforehand.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from learner.model import OnlineModel
+from learner.progressive import auc
+from millrace.hashing import column_hash, mix
+from millrace.samples import SampleBatch
+from millrace.schema import Schema, parse_schema
+
+FIELDS, ROWS, DIM, BATCH = 30, 100_000, 16, 4096
+HIDDEN, BLOCKS = 256, 3
+PASSES = 3
+SIZES = (100_000, 20_000_000)
+
+Say = Callable[[str], None]
+Figures = list[dict[str, Any]]
+
+
+def figure(
+    name: str, value: float, unit: str, against: str | None = None, ratio: float | None = None
+) -> dict[str, Any]:
+    return {"name": name, "value": value, "unit": unit, "against": against, "ratio": ratio}
+
+
+def schema() -> Schema:
+    fields = "".join(f'[[fields]]\nname = "f{i}"\nof = "context"\n' for i in range(FIELDS))
+    return parse_schema(f'name = "bench"\n{fields}')
+
+
+class Data:
+    """Codes (n, 30) for the peers, hashed ids for Millrace, labels with a learnable non-linear taste."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.sizes = np.geomspace(4, 50_000, FIELDS).astype(int)
+        u = rng.random((rows, FIELDS))
+        self.codes = np.minimum((self.sizes**u - 1).astype(np.int64), self.sizes - 1)  # log-uniform popularity
+        taste = np.random.default_rng(7)
+        vectors = [taste.normal(size=(n, 4)) for n in self.sizes]
+        bias = [taste.normal(size=n) * 0.25 for n in self.sizes]
+        pairs = [(int(a), int(b)) for a, b in taste.integers(0, FIELDS, (8, 2))]
+        logit = sum(b[self.codes[:, i]] for i, b in enumerate(bias)) - 1.5
+        for a, b in pairs:
+            logit = logit + 0.4 * (vectors[a][self.codes[:, a]] * vectors[b][self.codes[:, b]]).sum(1)
+        self.y = (rng.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+        layout = schema().layout
+        self.cat = np.column_stack(
+            [
+                mix(layout.field_salt(f), column_hash(self.codes[:, i] + 1)).view(np.int64)
+                for i, f in enumerate(layout.cat_fields)
+            ]
+        )
+
+    def batches(self) -> Iterator[slice]:
+        for start in range(0, len(self.y), BATCH):
+            yield slice(start, start + BATCH)
+
+
+def as_samples(cat: NDArray[np.int64], y: NDArray[np.float32]) -> SampleBatch:
+    def zeros(dtype: Any) -> Any:
+        return np.zeros(len(y), dtype)
+
+    return SampleBatch(
+        request=("bench",),
+        page=zeros(np.int32),
+        position=zeros(np.int32),
+        user=zeros(np.uint64),
+        item=zeros(np.uint64),
+        ts_ms=np.full(len(y), 1_700_000_000_000),
+        kind=(y > 0).astype(np.uint8),
+        label=y,
+        weight=np.ones(len(y), np.float32),
+        actions=zeros(np.uint8),
+        cat=cat,
+        num=np.zeros((len(y), 0), np.float32),
+        score=zeros(np.float32),
+        version=zeros(np.int64),
+        arm=zeros(np.uint8),
+        origin_ms=zeros(np.int64),
+    )
+
+
+# -- contestants: each gives (one pass over the data, probabilities of test rows) -------------------------------------
+
+
+class Ours:
+    def __init__(self, model: str, data: Data) -> None:
+        spec = {"model": model, "width": DIM, "hidden": [HIDDEN] * 3, "blocks": BLOCKS}
+        self.model = OnlineModel(schema(), spec, 0)
+        self.samples = [as_samples(data.cat[b], data.y[b]) for b in data.batches()]
+
+    def run(self) -> None:
+        for batch in self.samples:
+            self.model.learn(batch)
+
+    def score(self, data: Data) -> NDArray[np.float32]:
+        return self.model.score(data.cat, np.zeros((len(data.y), 0), np.float32))
+
+
+class DensePart:
+    """Wide&ResNet+BN's network alone in plain torch: in 480, residual units of 2 x 256; forward, backward, Adam."""
+
+    def __init__(self, data: Data) -> None:
+        width = FIELDS * DIM
+
+        class Unit(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.w1, self.w2, self.bn = nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, width), nn.BatchNorm1d(width)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return torch.relu(self.bn(x + self.w2(torch.relu(self.w1(x)))))
+
+        self.net = nn.Sequential(*(Unit() for _ in range(BLOCKS)), nn.Linear(width, 1))
+        self.adam = torch.optim.Adam(self.net.parameters(), 1e-3, fused=True)
+        generator = torch.Generator().manual_seed(0)
+        self.pairs = [
+            (torch.randn(b.stop - b.start, width, generator=generator)[: len(data.y[b])], torch.from_numpy(data.y[b]))
+            for b in data.batches()
+        ]
+
+    def run(self) -> None:
+        loss_of = nn.functional.binary_cross_entropy_with_logits
+        for x, y in self.pairs:
+            self.adam.zero_grad()
+            loss_of(self.net(x).squeeze(1), y).backward()  # type: ignore[no-untyped-call]
+            self.adam.step()
+
+
+class DeepCTR:
+    def __init__(self, data: Data) -> None:
+        from deepctr_torch.inputs import SparseFeat
+        from deepctr_torch.models import WDL
+
+        columns = [SparseFeat(f"f{i}", int(n), DIM) for i, n in enumerate(data.sizes)]
+        self.model = WDL(
+            columns, columns, dnn_hidden_units=(HIDDEN,) * 3, l2_reg_linear=0, l2_reg_embedding=0, l2_reg_dnn=0
+        )
+        self.model.compile("adam", "binary_crossentropy")
+        self.x, self.y = self._inputs(data), data.y
+
+    def _inputs(self, data: Data) -> dict[str, Any]:
+        return {f"f{i}": data.codes[:, i] for i in range(FIELDS)}
+
+    def run(self) -> None:
+        self.model.fit(self.x, self.y, batch_size=BATCH, epochs=1, verbose=0, shuffle=False)
+
+    def score(self, data: Data) -> NDArray[np.float32]:
+        out: NDArray[np.float32] = self.model.predict(self._inputs(data), BATCH).ravel()
+        return out
+
+
+class Rechub:
+    def __init__(self, data: Data) -> None:
+        from torch_rechub.basic.features import SparseFeature
+        from torch_rechub.models.ranking import WideDeep
+
+        features = [SparseFeature(f"f{i}", int(n), embed_dim=DIM) for i, n in enumerate(data.sizes)]
+        self.model = WideDeep(features, features, {"dims": [HIDDEN] * 3, "dropout": 0, "activation": "relu"})
+        self.adam = torch.optim.Adam(self.model.parameters(), 1e-3, fused=True)
+        self.inputs = [
+            ({f"f{i}": torch.from_numpy(data.codes[b, i]) for i in range(FIELDS)}, torch.from_numpy(data.y[b]))
+            for b in data.batches()
+        ]
+
+    def run(self) -> None:
+        loss_of = nn.functional.binary_cross_entropy
+        self.model.train()
+        for x, y in self.inputs:
+            self.adam.zero_grad()
+            loss_of(self.model(x), y).backward()  # type: ignore[no-untyped-call]
+            self.adam.step()
+
+    def score(self, data: Data) -> NDArray[np.float32]:
+        self.model.eval()
+        with torch.inference_mode():
+            x = {f"f{i}": torch.from_numpy(data.codes[:, i]) for i in range(FIELDS)}
+            out: NDArray[np.float32] = self.model(x).numpy()
+        return out
+
+
+def race(contestants: dict[str, Any], passes: int, test: Data, say: Say) -> tuple[dict[str, float], dict[str, float]]:
+    """(rows/s, AUC after one pass) of each; they take turns, the first pass warms up and is not timed."""
+    best = dict.fromkeys(contestants, 0.0)
+    merit: dict[str, float] = {}
+    for turn in range(passes + 1):
+        for name, contestant in contestants.items():
+            began = time.perf_counter()
+            contestant.run()
+            rate = ROWS / (time.perf_counter() - began)
+            if turn == 0 and hasattr(contestant, "score"):
+                merit[name] = auc(contestant.score(test), test.y)
+            if turn:
+                best[name] = max(best[name], rate)
+                say(f"pass {turn}: {name} {rate:,.0f} rows/s")
+    return best, merit
+
+
+def peers(data: Data, say: Say) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, make in (("deepctr-torch", DeepCTR), ("torch-rechub", Rechub)):
+        try:
+            torch.manual_seed(0)
+            found[name] = make(data)
+        except ImportError as error:
+            say(f"{name} is not installed ({error}); install the extra 'bench' to compare with it")
+    return found
+
+
+# -- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def resident() -> int:
+    """Resident memory of this process, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def filled(size: int, say: Say) -> tuple[OnlineModel, NDArray[np.int64], float]:
+    """A Wide&ResNet+BN whose table has ``size`` rows with optimiser state, its ids, and bytes a row."""
+    spec = {"model": "wide_resnet_bn", "width": DIM, "hidden": [HIDDEN], "blocks": BLOCKS, "max_rows": size + 1000}
+    model = OnlineModel(schema(), spec, 0)
+    table = model.tables[f"w{DIM}"]
+    ids = np.random.default_rng(1).permutation(np.arange(1, size + 1, dtype=np.int64))
+    ids *= np.int64(-7046029254386353131)  # spread over all of int64, distinct still
+    before = resident()
+    for part in np.array_split(ids, max(1, size // 500_000)):
+        block = table.read(part.reshape(-1, 1), learning=True)
+        ones = np.full((len(part), DIM), 0.01, np.float32)
+        table.write(block, ones, np.full(len(part), 0.01, np.float32), 28_000_000)
+    table.changes()
+    gc.collect()
+    per_row = (resident() - before) / size
+    say(f"{size:,} rows: {per_row:.1f} bytes each, {resident() / 1e9:.2f} GB resident in all")
+    return model, ids, per_row
+
+
+def scaling(say: Say) -> Figures:
+    """Time per sample at 20 million table rows over that at 100 thousand; ids by the same log-uniform popularity."""
+    models, samples = [], []
+    per_row = 0.0
+    for size in SIZES:
+        model, ids, per_row = filled(size, say)
+        rng = np.random.default_rng(3)
+        rank = (float(size) ** rng.random((8, BATCH, FIELDS))).astype(np.int64) - 1
+        y = (rng.random((8, BATCH)) < 0.2).astype(np.float32)
+        samples.append([as_samples(ids[r], t) for r, t in zip(rank, y, strict=True)])
+        models.append(model)
+    total = resident()
+    best = [float("inf")] * len(SIZES)
+    for _ in range(4):
+        for k, model in enumerate(models):
+            for batch in samples[k]:
+                began = time.perf_counter()
+                model.learn(batch)
+                best[k] = min(best[k], time.perf_counter() - began)
+    small, large = (t / BATCH * 1e6 for t in best)
+    say(f"learning a sample: {small:.1f} us at {SIZES[0]:,} rows, {large:.1f} us at {SIZES[1]:,}")
+    return [
+        figure("row_scaling", large, "us/sample", f"{SIZES[0]:,} table rows", large / small),
+        figure("bytes_per_row", per_row, "bytes"),
+        figure("resident_bytes", total, "bytes"),
+    ]
+
+
+def run(out_dir: Path, progress: Say) -> Figures:
+    """The figures of ``millrace bench learner``. Uses all cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        data, test = Data(ROWS, 0), Data(20_000, 1)
+        torch.manual_seed(0)
+        rates, merit = race({"wide_deep": Ours("wide_deep", data), **peers(data, progress)}, PASSES, test, progress)
+        for name, value in merit.items():
+            progress(f"AUC after one pass: {name} {value:.4f}")
+        others = {n: r for n, r in rates.items() if n != "wide_deep"}
+        peer = max(others, key=lambda n: others[n]) if others else None
+        own = rates["wide_deep"]
+        figures = [figure("wide_deep", own, "rows/s", peer, own / others[peer] if peer else None)]
+        figures += [figure(f"wide_deep {name}", rate, "rows/s") for name, rate in others.items()]
+        figures += [figure(f"auc {name}", value, "AUC") for name, value in merit.items()]
+
+        bouts = {"wide_resnet_bn": Ours("wide_resnet_bn", data), "dense_part": DensePart(data)}
+        rates, _ = race(bouts, PASSES, test, progress)
+        own, dense = rates["wide_resnet_bn"], rates["dense_part"]
+        figures += [
+            figure("wide_resnet_bn", own, "rows/s", "dense_part", own / dense),
+            figure("dense_part", dense, "rows/s"),
+        ]
+        del bouts
+        return figures + scaling(progress)
+    finally:
+        torch.set_num_threads(threads)
