@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 HOUR_MS = 3_600_000
 KEYS, USED, NEWEST = 0, 1, 2
-AHEAD = 16  # rows looked up before they are worked on
+AHEAD = 64  # keys looked up before they are worked on
 DROPPED = -1
 _FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 _META = np.uint64(0xFFFF)
@@ -248,14 +248,15 @@ def add_rows(
     ``fresh[: cursor[1]]``: flat indices of the keys that had not changed before.
     """
     n, width = keys.shape
-    places = np.empty((AHEAD, width), np.int64)
+    ahead = max(1, AHEAD // max(1, width))
+    places = np.empty((ahead, width), np.int64)
     touched = cursor[0]
     while cursor[0] < n:
         if not _room(table, pool, state, caps, width):
             return
         i = cursor[0]
         if i == touched:
-            touched = min(i + AHEAD, n)
+            touched = min(i + ahead, n)
             cursor[2] += _touch(table, shift, pool, keys, i, touched, places)
         hour = ts_ms[i] // HOUR_MS
         state[NEWEST] = max(state[NEWEST], hour)
@@ -299,18 +300,24 @@ def _sum(pool: Array, offset: Any, n: Any, ts_ms: Any, tails: Array, total: Arra
 @_compiled
 def count_rows(
     table: Array, shift: Any, pool: Array, window: Array, window_grain: Array, keys: Array, ts_ms: Array, out: Array
-) -> None:
-    """``out`` (n, W, A), zeros on entry."""
+) -> Any:
+    """``out`` (n, W, A), zeros on entry. Returns what :func:`_touch` does."""
+    n = len(keys)
     tails = np.empty(len(window), np.int64)
     total = np.empty(pool.shape[1] - 1, np.uint32)
-    for i in range(len(keys)):
-        if i == 0 or ts_ms[i] != ts_ms[i - 1]:
-            _tails(ts_ms[i], window, window_grain, tails)
-        if keys[i] != np.uint64(0):
-            at = _find(table, shift, keys[i])
-            if table[at, 0] != np.uint64(0):
-                meta = table[at, 1]
+    column = keys.reshape((n, 1))
+    places = np.empty((AHEAD, 1), np.int64)
+    used = np.int64(0)
+    for start in range(0, n, AHEAD):
+        stop = min(start + AHEAD, n)
+        used += _touch(table, shift, pool, column, start, stop, places)
+        for i in range(start, stop):
+            if i == 0 or ts_ms[i] != ts_ms[i - 1]:
+                _tails(ts_ms[i], window, window_grain, tails)
+            meta = table[places[i - start, 0], 1]
+            if keys[i] != np.uint64(0) and meta != np.uint64(0):
                 _sum(pool, _offset(meta), _tiles(meta), ts_ms[i], tails, total, out[i])
+    return used
 
 
 @_compiled
@@ -337,7 +344,8 @@ def run_rows(
     tails = np.empty(len(window), np.int64)
     total = np.empty(pool.shape[1] - 1, np.uint32)
     one = np.uint32(1)
-    places = np.empty((AHEAD, width), np.int64)
+    ahead = max(1, AHEAD // max(1, width))
+    places = np.empty((ahead, width), np.int64)
     touched = cursor[1]
     while cursor[0] < n:
         if cursor[0] == cursor[1]:
@@ -346,7 +354,7 @@ def run_rows(
             i = cursor[0]
             while i < n and ts_ms[i] == ts:
                 if i == touched:
-                    touched = min(i + AHEAD, n)
+                    touched = min(i + ahead, n)
                     cursor[2] += _touch(table, shift, pool, keys, i, touched, places)
                 for k in range(width):
                     if keys[i, k] != np.uint64(0):
@@ -390,6 +398,32 @@ def rehash(old: Array, table: Array, shift: Any) -> None:
             at = _find(table, shift, old[i, 0])
             table[at, 0] = old[i, 0]
             table[at, 1] = old[i, 1]
+
+
+@_compiled
+def live_rows(table: Array, caps: Array) -> Any:
+    """Pool rows that the lists would take in blocks of the smallest class that fits each."""
+    rows = 0
+    for i in range(len(table)):
+        if table[i, 0] != np.uint64(0):
+            rows += caps[np.searchsorted(caps, _tiles(table[i, 1]))]
+    return rows
+
+
+@_compiled
+def move_pool(table: Array, old: Array, pool: Array, free: Array, state: Array, caps: Array) -> None:
+    """Moves every list from ``old`` into the empty ``pool``, without holes, in blocks that fit."""
+    at = 0
+    for i in range(len(table)):
+        if table[i, 0] != np.uint64(0):
+            meta = table[i, 1]
+            offset, n = _offset(meta), _tiles(meta)
+            cls = np.searchsorted(caps, n)
+            pool[at : at + n] = old[offset : offset + n]
+            table[i, 1] = _pack(at, n, cls, meta & np.uint64(1))
+            at += caps[cls]
+    free[:] = -1
+    state[USED] = at
 
 
 @_compiled
@@ -599,6 +633,25 @@ def pack(tiles: Array, sizes: Array, out: Array, ends: Array) -> None:
                 at = _write_varint(out, at, np.int64(tiles[row, 1 + a]))
             row += 1
         ends[i] = at
+
+
+@_compiled
+def read_sizes(raw: Array, ends: Array, actions: Any, sizes: Array) -> Any:
+    """``sizes`` (n,) from the headers of packed lists. Returns -1, or the first list that is damaged."""
+    start = np.int64(0)
+    for i in range(len(ends)):
+        length = ends[i] - start
+        sizes[i] = 0
+        if length < 0 or ends[i] > len(raw):
+            return i
+        if length:
+            if length < 4 or raw[start] != 1 or raw[start + 1] != actions:
+                return i
+            sizes[i] = np.int64(raw[start + 2]) | np.int64(raw[start + 3]) << 8
+            if sizes[i] * (1 + actions) > length - 4:  # so that a lying header cannot make us allocate
+                return i
+        start = ends[i]
+    return -1
 
 
 @_compiled

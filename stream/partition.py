@@ -363,7 +363,6 @@ class Partition:
             self.newest_ms = head.newest_ms
             self._join.thaw(head.join, self._read, decode_event)
             arrays = {name: np.frombuffer(head.tiles[name], dtype) for name, dtype in _ARRAYS.items()}
-            arrays["tiles"] = arrays["tiles"].reshape(-1, 1 + self._tiles.actions)
             self._tiles = TileStore.from_arrays(schema.windows.days, self._tiles.actions, arrays)
             users, bounds, keys = head.users
             if users:
@@ -413,7 +412,7 @@ class _Head(msgspec.Struct):
     tiles: dict[str, memoryview]
 
 
-_ARRAYS = {"keys": "<u8", "sizes": "<u2", "tiles": "<u4", "changed": "u1", "newest": "<i8"}
+_ARRAYS = {"keys": "<u8", "ends": "<i8", "packed": "u1", "changed": "u1", "newest": "<i8"}
 _REMEDY = "move the checkpoint folder away to start from the committed offsets, or run the version that wrote it"
 
 

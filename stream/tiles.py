@@ -221,29 +221,34 @@ class TileStore:
         return other
 
     def to_arrays(self) -> dict[str, Array]:
-        """The whole state as arrays, copied: ``keys`` (n,), ``sizes`` (n,), ``tiles`` (T, 1 + A), ``changed`` (n,),
-        ``newest`` (1,). Equal contents give equal arrays, whatever the order in which they came."""
+        """The whole state as arrays of its own: ``keys`` (n,), ``ends`` (n,) and ``packed``, the packed lists one
+        after another and where each ends, ``changed`` (n,), ``newest`` (1,). Equal contents give equal arrays, whatever
+        the order in which they came."""
         keys = np.sort(self.keys())
         sizes, tiles = self._lists(keys, settle=False)
         full = sizes > 0
         changed = np.empty(len(keys), np.uint8)
         kernels.changed_bits(self._table, self._shift, keys, changed)
+        packed, ends = _packed(sizes[full], tiles)
         return {
             "keys": keys[full],
-            "sizes": sizes[full].astype(np.uint16),
-            "tiles": tiles,
+            "ends": ends,
+            "packed": packed,
             "changed": changed[full],
             "newest": self._state[NEWEST : NEWEST + 1].copy(),
         }
 
     @classmethod
     def from_arrays(cls, days: Sequence[int], actions: int, arrays: Mapping[str, Array]) -> TileStore:
-        """A store from :meth:`to_arrays`; ``days`` and ``actions`` as they were."""
+        """A store from :meth:`to_arrays`; ``days`` and ``actions`` as they were.
+
+        Raises:
+            StoreError: a tile list in it is damaged.
+        """
         store = cls(days, actions)
         keys = _own(arrays["keys"], np.uint64)
-        sizes = _own(arrays["sizes"], np.int64)
-        tiles = _own(arrays["tiles"], np.uint32)
-        store._reserve(len(keys), int(_fitting(store._caps, sizes).sum()))
+        sizes, tiles = _unpacked(_own(arrays["packed"], np.uint8), _own(arrays["ends"], np.int64), actions)
+        store._reserve(len(keys), int(_fitting(store._caps, sizes).sum()) + int(store._caps[-1]))
         store._scatter(keys, sizes, tiles)
         kernels.set_changed(store._table, store._shift, keys, _own(arrays["changed"], np.uint8))
         store._state[NEWEST] = arrays["newest"][0]
@@ -300,9 +305,14 @@ class TileStore:
         keys, used = int(self._state[KEYS]), int(self._state[USED])
         if (keys + width) * 10 > len(self._table) * 7:
             self._reserve(max(keys + width, keys * 5 // 4), 0)
-        need = used + width * int(self._caps[-1])
-        if need > len(self._pool):
-            self._reserve(0, max(need, len(self._pool) * 3 // 2))
+        room = width * int(self._caps[-1])
+        if used + room > len(self._pool):
+            live = int(kernels.live_rows(self._table, self._caps))
+            if live < used * 2 // 3:  # a third of the pool is blocks that lists have grown out of
+                old, self._pool = self._pool, np.empty((live * 5 // 4 + room, self._pool.shape[1]), np.uint32)
+                kernels.move_pool(self._table, old, self._pool, self._free, self._state, self._caps)
+            else:
+                self._reserve(0, used * 5 // 4 + room)
 
     def _reserve(self, keys: int, tiles: int) -> None:
         size = len(self._table)
@@ -350,30 +360,34 @@ def _fitting(caps: I64, sizes: I64) -> I64:
     return caps[np.searchsorted(caps, sizes)]
 
 
-def _pack(sizes: I64, tiles: U32) -> list[bytes]:
+def _packed(sizes: I64, tiles: U32) -> tuple[Array, I64]:
+    """The packed lists one after another, and where each ends."""
     out = np.empty(4 * len(sizes) + 5 * tiles.size, np.uint8)
     ends = np.empty(len(sizes), np.int64)
     kernels.pack(tiles, sizes, out, ends)
-    raw = out[: ends[-1] if len(ends) else 0].tobytes()
-    bounds = [0, *ends.tolist()]
-    return [raw[a:b] for a, b in pairwise(bounds)]
+    return out[: ends[-1] if len(ends) else 0], ends
+
+
+def _pack(sizes: I64, tiles: U32) -> list[bytes]:
+    out, ends = _packed(sizes, tiles)
+    raw = out.tobytes()
+    return [raw[a:b] for a, b in pairwise([0, *ends.tolist()])]
 
 
 def _unpack(blobs: Sequence[bytes], actions: int) -> tuple[I64, U32]:
     """(n,) sizes and (T, 1 + A) tiles."""
-    sizes = np.zeros(len(blobs), np.int64)
-    for i, blob in enumerate(blobs):
-        if blob:
-            if len(blob) < 4 or blob[0] != 1 or blob[1] != actions:
-                raise _damaged(blob, actions)
-            sizes[i] = blob[2] | blob[3] << 8
-            if sizes[i] * (1 + actions) > len(blob) - 4:  # so that a lying header cannot make us allocate
-                raise _damaged(blob, actions)
     ends = np.cumsum([len(b) for b in blobs], dtype=np.int64)
-    tiles = np.empty((int(sizes.sum()), 1 + actions), np.uint32)
-    bad = kernels.unpack(np.frombuffer(b"".join(blobs), np.uint8), ends, sizes, tiles)
+    return _unpacked(np.frombuffer(b"".join(blobs), np.uint8).copy(), ends, actions)
+
+
+def _unpacked(raw: Array, ends: I64, actions: int) -> tuple[I64, U32]:
+    sizes = np.empty(len(ends), np.int64)
+    bad = kernels.read_sizes(raw, ends, actions, sizes)
+    tiles = np.empty((0 if bad >= 0 else int(sizes.sum()), 1 + actions), np.uint32)
+    if bad < 0:
+        bad = kernels.unpack(raw, ends, sizes, tiles)
     if bad >= 0:
-        raise _damaged(blobs[bad], actions)
+        raise _damaged(raw[ends[bad - 1] if bad else 0 : ends[bad]].tobytes(), actions)
     return sizes, tiles
 
 
