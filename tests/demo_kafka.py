@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -48,6 +50,14 @@ def _java() -> list[str]:
     return [java, "-Xms128m", "-Xmx512m", "-cp", f"{libs}/*"]
 
 
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def apache_kafka(folder: Path) -> Iterator[str]:
     """A KRaft broker of one node on free loopback ports; its address."""
@@ -65,8 +75,13 @@ def apache_kafka(folder: Path) -> Iterator[str]:
         stack.callback(broker.wait)
         stack.callback(broker.kill)
         address = f"127.0.0.1:{port}"
+        # By hand first: each refused connection of kafka-python's client leaves a socket to the garbage collector.
+        deadline = time.monotonic() + 90
+        while not _listens(port):
+            assert broker.poll() is None, out.read_text()[-2000:]
+            assert time.monotonic() < deadline, out.read_text()[-2000:]
+            time.sleep(0.05)
         wait_for_broker(Settings(kafka=address), 60.0)
-        assert broker.poll() is None, out.read_text()[-2000:]
         yield address
 
 

@@ -93,7 +93,11 @@ class DemoProcess:
         return next(r for r in self.state()["roles"] if r["name"] == name)
 
     def until_learning(self) -> None:
-        self.until(lambda: (self.state()["figures"].get("trained") or 0) > 200, "samples are learnt from")
+        def learning() -> bool:
+            figures = self.state()["figures"]
+            return all((figures.get(name) or 0) > 200 for name in ("exposures", "trained"))
+
+        self.until(learning, "shoppers come and samples are learnt from")
 
     def end(self, number: int) -> int:
         """Sends a signal and returns the exit status."""

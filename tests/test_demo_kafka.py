@@ -8,13 +8,14 @@ import pytest
 
 from tests.demo_kafka import apache_kafka, command_lines, own_redis
 from tests.demo_process import demo_process
-from tests.test_demo_live import assert_undisturbed
+from tests.test_demo_live import assert_books_balance, assert_undisturbed
 
 pytestmark = [pytest.mark.services, pytest.mark.kafka]
 
 
 def test_two_demos_one_after_the_other_on_one_kafka(tmp_path: Path) -> None:
     with apache_kafka(tmp_path / "kafka") as kafka, own_redis(tmp_path / "redis") as redis:
+        first = 0
         env = {"MILLRACE_KAFKA": kafka, "MILLRACE_REDIS": redis}
         for number, seconds in enumerate(("12", "10")):
             folder = tmp_path / str(number)
@@ -29,5 +30,13 @@ def test_two_demos_one_after_the_other_on_one_kafka(tmp_path: Path) -> None:
                 assert kafka.encode() in simulator
                 assert demo.wait() == 0, demo.text()
                 assert ("events of earlier runs" in demo.text()) == (number == 1)
-                assert_undisturbed(demo.report())
+                report = demo.report()
+                if number == 0:
+                    assert_undisturbed(report)
+                    first = report["exposures_sent"]
+                    assert report["earlier_exposures"] == 0
+                else:
+                    assert_books_balance(report)
+                    assert report["earlier_exposures"] == first
+                    assert report["errors"] == 0
                 demo.until_nothing_left()

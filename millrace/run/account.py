@@ -108,6 +108,7 @@ def make_report(
         "calibration": f["calibration"],
         "freshness_s": closing.freshness_s,
         "errors_by_kind": {n: round(v) for n, v in errors.items()},
+        "earlier_exposures": sum((p.sent | p.dead).bit_count() for p in ledger.pages.values() if not p.own),
         "restarts": supervisor.restarts,
         "event_hours": round(float(ts_ms[-1] - ts_ms[0]) / 3_600_000, 3) if len(ts_ms) else 0.0,
         "speed": settings.event_clock().speed,
