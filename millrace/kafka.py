@@ -152,12 +152,9 @@ def lag_of(consumer: KafkaConsumer) -> dict[int, int]:
     return {tp.partition: max(0, (consumer.highwater(tp) or 0) - consumer.position(tp)) for tp in assigned}
 
 
-def read_all(settings: Settings, topic: str, visit: Callable[[Any], None], start: dict[int, int] | None = None) -> int:
-    """Visits every message that ``topic`` holds now, partition by partition in order; returns how many there were.
-
-    ``start`` leaves out what comes before these offsets, by partition.
-    """
-    consumer = make_reader(settings, topic, start)
+def read_all(settings: Settings, topic: str, visit: Callable[[Any], None]) -> int:
+    """Visits every message that ``topic`` holds now, partition by partition in order; returns how many there were."""
+    consumer = make_reader(settings, topic)
     try:
         seen, quiet = 0, 0
         while quiet < 3 or any(lag_of(consumer).values()):
