@@ -227,7 +227,8 @@ class Monitor:
             "served_version": scorer.gauge("millrace_served_version"),
             "versions_served": _number(model.get("versions_served")),
             "requests": scorer.total("millrace_requests_total"),
-            "freshness_s": scorer.gauge("millrace_freshness_seconds"),
+            # A model that has learnt nothing yet is as old as the event clock's zero, which says nothing.
+            "freshness_s": scorer.gauge("millrace_freshness_seconds") if model.get("trained") else None,
             "delta_gaps": scorer.total("millrace_delta_gaps_total"),
             "scorer_errors": scorer.total("millrace_errors_total"),
             "click_to_served_p50_ms": _number(served.get("p50")),
