@@ -25,7 +25,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     blocks: Annotated[int, Meta(ge=1, le=16)] = 2  # residual units
     hidden: tuple[Width, ...] = (128, 128)  # layers of a plain deep part; [0] is the inner width of a residual unit
     norm: Literal["batch", "renorm", "layer", "none"] = "batch"
-    placement: Literal["post", "pre", "inner"] = "post"
+    placement: Literal["post", "pre", "inner"] = "inner"  # of the norm; see learner/models/wide_resnet.py
     momentum: Annotated[float, Meta(gt=0, le=1)] = 0.01  # of running statistics, once they are past their start
     numerics: Literal["squash", "norm", "none"] = "squash"  # what the input layer does to numbers
 
@@ -35,7 +35,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     averaging: Annotated[float, Meta(ge=0, lt=1)] = 0.98  # of the weights that serve; 0: the newest serve
     embedding_rate: Rate = 0.05
     embedding_scale: NonNegative = 0.05
-    ftrl_alpha: Rate = 0.02
+    ftrl_alpha: Rate = 0.01
     ftrl_beta: NonNegative = 1.0
     ftrl_l1: NonNegative = 0.01
     ftrl_l2: NonNegative = 0.0

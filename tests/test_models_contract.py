@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -241,6 +242,18 @@ def test_snapshot_of_another_model_is_refused(spec: dict[str, Any]) -> None:
         model.resume(image, training)
     with pytest.raises(SnapshotError):
         ServingModel.of(SCHEMA, model.spec, image)
+
+
+def test_squashed_numbers_do_not_depend_on_how_the_schema_feeds_them() -> None:
+    """The default input layer takes logarithms itself: a schema that feeds raw counts gives the same model."""
+    raw = msgspec.structs.replace(SCHEMA, windows=msgspec.structs.replace(SCHEMA.windows, transform="raw"))
+    models = [OnlineModel(schema, SMALL, 0) for schema in (SCHEMA, raw)]
+    plain = OnlineModel(raw, {**SMALL, "numerics": "norm"}, 0)
+    for i in range(3):
+        for model in (*models, plain):
+            model.learn(make_samples(64, i))
+    assert equal(*models) == ""
+    assert equal(models[0], plain) != ""
 
 
 def test_unknown_model_or_setting_is_named() -> None:
