@@ -11,11 +11,8 @@ The rate is taken between 10% and 90% of the exposures, so that neither start no
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -24,18 +21,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from millrace.clock import EventClock, wall_ms
 from millrace.errors import ServiceError
 from millrace.events import Click, Exposure, Impression, to_json, to_msgpack
-from millrace.kafka import create_topics, make_producer, wait_for_broker
-from millrace.run.services import EmbeddedBroker, EmbeddedRedis, free_port, spawn, stop
 from millrace.schema import shop_schema
 from millrace.settings import Settings, load_settings
-from millrace.topics import EVENTS, IMPRESSIONS
+from millrace.topics import EVENTS
 
 PAGE = 20
-OURS, PEER = 8000, 1200  # pages each: about as many seconds
-ROUNDS = 3
 USERS, ITEMS, CATEGORIES = 2000, 20_000, 200
 START_MS = 1_700_000_000_000
 STEP_MS = 2000  # event time between pages
@@ -76,18 +68,6 @@ def pages(count: int) -> Iterator[tuple[int, bytes, bytes, bytes]]:
         clicks.append(to_json(Click(f"c{number}", request, ts + 60_000, user, int(items[0]), 0)))
         # The click belongs to its user's partition: pages of one cycle of partitions share a user's.
         yield number % PARTITIONS, to_msgpack(impression), to_json(seen), clicks[number - 28] if number >= 28 else b""
-
-
-def preload(settings: Settings, count: int, impressions: bool) -> None:
-    producer = make_producer(settings)
-    for partition, impression, seen, click in pages(count):
-        if impressions:
-            producer.send(IMPRESSIONS, impression, partition=partition)
-        producer.send(EVENTS, seen, partition=partition)
-        if click:
-            producer.send(EVENTS, click, partition=partition)
-    producer.flush()
-    producer.close()
 
 
 def peer(settings: Settings) -> None:
@@ -136,73 +116,22 @@ def peer(settings: Settings) -> None:
     faust.Worker(app, loglevel="ERROR").execute_from_commandline()
 
 
-def exposures_a_second(
-    folder: Path, argv: list[str], count: int, impressions: bool, patience_s: float = 180.0
-) -> float:
-    """Runs one contestant over ``count`` preloaded pages and returns its rate."""
-    with EmbeddedBroker(folder) as broker, EmbeddedRedis(folder) as store:
-        settings = load_settings(
-            {
-                "kafka": broker.address,
-                "redis": store.address,
-                "data": str(folder / "data"),
-                "idempotence": False,
-                "partitions": PARTITIONS,
-                "clock": EventClock(wall_ms(), START_MS + count * STEP_MS).encode(),
-                "metrics_port": free_port(),
-            },
-            environ={},
-        )
-        wait_for_broker(settings)
-        create_topics(settings)
-        preload(settings, count, impressions)
-        log = folder / "contestant.log"
-        child = spawn([sys.executable, *argv], {**os.environ, **settings.environment()}, log)
-        try:
-            return watch(child, settings.metrics_port, count, patience_s)
-        finally:
-            stop(child)
-
-
-def watch(child: subprocess.Popen[bytes], port: int, count: int, patience_s: float) -> float:
-    """Exposures a second between 10% and 90% of ``count`` pages, from the child's own counter."""
-    seen: list[tuple[float, float]] = []
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline and child.poll() is None:
-        time.sleep(0.1)
-        done = pages_done(port)
-        if done and (not seen or done > seen[-1][1]):
-            seen.append((time.monotonic(), done))
-        if done >= count:
-            times, marks = zip(*seen, strict=True)
-            first, last = max(0.1 * count, marks[0]), max(0.9 * count, marks[0])
-            took = float(np.interp(last, marks, times) - np.interp(first, marks, times))
-            if took > 0:
-                return float((last - first) * PAGE / took)
-            break
-    raise ServiceError(f"a contestant took {seen[-1:]} of {count} pages", "see contestant.log in the out folder")
-
-
-def pages_done(port: int) -> float:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
-            text = response.read().decode()
-    except OSError:
-        return 0.0
-    line = next((x for x in text.splitlines() if x.startswith('millrace_events_total{type="exposure"}')), " 0")
-    return float(line.rsplit(" ", 1)[1])
-
-
 def run(out_dir: Path, progress: Say) -> list[dict[str, Any]]:
-    """``kafka_worker``: exposures/s of one stream worker, its ratio to ``faust_tables`` measured in turns with it."""
-    ours, peers = [], []
-    for number in range(ROUNDS):
-        folder = out_dir / "kafka_worker" / str(number)
-        ours.append(exposures_a_second(folder / "ours", ["-m", "millrace.run.role", "stream"], OURS, True))
-        progress(f"kafka_worker: {ours[-1]:,.0f} exposures/s")
-        peers.append(exposures_a_second(folder / "peer", ["-m", "benchmarks.faust_tables"], PEER, False))
-        progress(f"faust_tables: {peers[-1]:,.0f} exposures/s")
-    value, other = median(ours), median(peers)
+    """``kafka_worker``: exposures/s of one stream worker, its ratio to ``faust_tables`` measured in turns with it.
+
+    A program of ``millrace.run`` starts brokers and contestants; it tells one rate a line.
+    """
+    rates: dict[str, list[float]] = {"kafka_worker": [], "faust_tables": []}
+    argv = [sys.executable, "-m", "millrace.run.contest", str(out_dir / "kafka_worker")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        for line in program.stdout:
+            name, rate = line.split()
+            rates[name].append(float(rate))
+            progress(f"{name}: {rates[name][-1]:,.0f} exposures/s")
+    if program.returncode:
+        raise ServiceError(f"the contest ended with status {program.returncode}", f"see the logs in '{out_dir}'")
+    value, other = median(rates["kafka_worker"]), median(rates["faust_tables"])
     return [
         {
             "name": "kafka_worker",

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from pathlib import Path
@@ -37,6 +39,29 @@ FETCH_WAIT_MS = 50
 FETCH_BYTES = 4 * 1024 * 1024
 
 Positions = Callable[[], Awaitable[Mapping[TP, int]]]
+
+
+class Throttle(logging.Filter):
+    """Lets a logger say the same thing once in five seconds: a broker that is away is worth a line, not a flood."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self.clock = clock
+        self.said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = self.clock()
+        if now - self.said.get(record.msg, -5.0) < 5.0:
+            return False
+        self.said[record.msg] = now
+        return True
+
+
+def calm_client() -> None:
+    """Throttles the Kafka client's loggers (a logger's filter does not reach its children, so each is named)."""
+    client = "aiokafka aiokafka.conn aiokafka.producer.sender aiokafka.consumer.fetcher"
+    for name in (*client.split(), "aiokafka.consumer.group_coordinator"):
+        logging.getLogger(name).addFilter(Throttle())
 
 
 class ReadTo(NamedTuple):

@@ -48,7 +48,7 @@ from millrace.schema import Schema
 from millrace.settings import Settings
 from millrace.topics import DEAD_LETTERS, EVENTS, FEATURES_ITEMS, IMPRESSIONS, SAMPLES
 from stream.checkpoint import CheckpointStore
-from stream.faustio import INPUTS, StreamApp
+from stream.faustio import INPUTS, StreamApp, calm_client
 from stream.online import OnlineStore
 from stream.partition import Changes, Message, Output, Partition, Policy
 
@@ -512,6 +512,7 @@ def run(settings: Settings, stop: threading.Event | None = None) -> None:
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
+    calm_client()
     serve_metrics("stream", settings.metrics_port, settings.host)
     wait_for_broker(settings)
 

@@ -3,6 +3,7 @@ the processes in between."""
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -39,8 +40,10 @@ from millrace.run.services import EmbeddedBroker, EmbeddedRedis, free_port, spaw
 from millrace.samples import NEGATIVE, SampleBatch
 from millrace.schema import shop_schema
 from millrace.settings import Settings, load_settings
+from stream.faustio import Throttle
 from stream.partition import Message, Partition, Policy
 from stream.tiles import counts_of
+from tests.demo_kafka import apache_kafka
 
 pytestmark = pytest.mark.services
 
@@ -179,18 +182,19 @@ def answer(loop: Loop) -> Answer:
 class Loop:
     """A broker, Redis, the topics, and any number of stream workers."""
 
-    def __init__(self, folder: Path, **overrides: Any) -> None:
+    def __init__(self, folder: Path, kafka: str = "", **overrides: Any) -> None:
+        """``kafka`` names a broker that runs already."""
         self.folder = folder
         self.broker, self.store = EmbeddedBroker(folder), EmbeddedRedis(folder)
         self.workers: dict[subprocess.Popen[bytes], Settings] = {}
         clock = EventClock(wall_ms(), NEWEST_MS)
         self.settings = load_settings(
             {
-                "kafka": self.broker.start(),
+                "kafka": kafka or self.broker.start(),
                 "redis": self.store.start(),
                 "data": str(folder / "data"),
                 "clock": clock.encode(),
-                "idempotence": False,
+                "idempotence": bool(kafka),
                 "partitions": PARTITIONS,
                 "session_timeout_ms": 2000,
                 "checkpoint_seconds": 0.3,
@@ -227,7 +231,7 @@ class Loop:
 
     def figure(self, worker: subprocess.Popen[bytes], name: str) -> float:
         """The sum of a metric of a worker; 0 while it serves none."""
-        assert worker.poll() is None, (self.folder / "worker0.log").read_text()
+        assert worker.poll() is None, self.logs()
         try:
             url = f"http://127.0.0.1:{self.workers[worker].metrics_port}/metrics"
             with urllib.request.urlopen(url, timeout=5) as response:
@@ -235,6 +239,9 @@ class Loop:
         except OSError:
             return 0.0
         return sum(float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith((name + " ", name + "{")))
+
+    def logs(self) -> str:
+        return "".join(f"{path.name}:\n{path.read_text()}" for path in sorted(self.folder.glob("worker*.log")))
 
     def ready(self, worker: subprocess.Popen[bytes]) -> None:
         until(lambda: self.figure(worker, "millrace_ready") == 1, "the worker is ready")
@@ -370,7 +377,7 @@ def test_workers_come_and_go(loop: Loop) -> None:
         loop.send(messages[at : at + chunk])
         second = loop.worker()
         until(lambda s=second: loop.figure(s, "millrace_window_keys") > 0, "the second took state over")  # type: ignore[misc]
-        assert loop.figure(first, "millrace_ready") == 1
+        loop.ready(first)
         before = loop.figure(second, "millrace_events_total")
         loop.send(messages[at + chunk : at + 2 * chunk])
         at += 2 * chunk
@@ -398,6 +405,41 @@ def test_a_silent_partition_follows_the_event_clock(tmp_path: Path) -> None:
         assert stop(worker, 20) == 0
     finally:
         loop.close()
+
+
+@pytest.mark.kafka
+def test_apache_kafka_with_idempotent_producers(tmp_path: Path) -> None:
+    with apache_kafka(tmp_path / "kafka") as address:
+        loop = Loop(tmp_path, address)
+        try:
+            messages = story(120, seed=6)
+            half = len(messages) // 2
+            first = loop.worker()
+            loop.ready(first)
+            loop.send(messages[:half])
+            second = loop.worker()
+            until(lambda: loop.figure(second, "millrace_window_keys") > 0, "the second took state over")
+            first.kill()
+            first.wait()
+            loop.send(messages[half:])
+            loop.done(answer(loop))
+            assert stop(second, 20) == 0
+        finally:
+            loop.close()
+
+
+def test_a_client_that_repeats_itself_is_throttled() -> None:
+    now = [0.0]
+    throttle = Throttle(lambda: now[0])
+
+    def passes(text: str) -> bool:
+        return throttle.filter(logging.LogRecord("aiokafka", logging.WARNING, "", 0, text, ("node",), None))
+
+    assert passes("no %s")
+    assert not passes("no %s")
+    assert passes("other %s")
+    now[0] = 5.0
+    assert passes("no %s")
 
 
 def test_a_broker_that_is_not_there_is_one_line(tmp_path: Path) -> None:
