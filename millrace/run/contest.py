@@ -1,4 +1,4 @@
-"""The contest behind ``millrace bench faust_tables``: a stream worker and its peer in turns, each with a broker of its own.
+"""The contest behind ``millrace bench faust_tables``: a stream worker and its peer in turns, each with its own broker.
 
 Prints one line a turn: the contestant's name and its exposures/s, taken between 10% and 90% of its pages, so that
 neither start nor end counts.
