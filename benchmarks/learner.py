@@ -29,6 +29,7 @@ FIELDS, ROWS, DIM, BATCH = 30, 100_000, 16, 4096
 HIDDEN, BLOCKS = 256, 3
 PASSES = 3
 SIZES = (100_000, 20_000_000)
+FILL = 50_000
 
 Say = Callable[[str], None]
 Figures = list[dict[str, Any]]
@@ -244,11 +245,10 @@ def filled(size: int, say: Say) -> tuple[OnlineModel, NDArray[np.int64], float]:
     ids = np.random.default_rng(1).permutation(np.arange(1, size + 1, dtype=np.int64))
     ids *= np.int64(-7046029254386353131)  # spread over all of int64, distinct still
     before = resident()
-    for part in np.array_split(ids, max(1, size // 500_000)):
-        block = table.read(part.reshape(-1, 1), learning=True)
-        ones = np.full((len(part), DIM), 0.01, np.float32)
-        table.write(block, ones, np.full(len(part), 0.01, np.float32), 28_000_000)
-    table.changes()
+    grads, wides = np.full((FILL, DIM), 0.01, np.float32), np.full(FILL, 0.01, np.float32)
+    for part in np.array_split(ids, size // FILL):
+        table.write(table.read(part.reshape(-1, 1), learning=True), grads, wides, 28_000_000)
+        table.changes()  # as a learner publishes: often
     gc.collect()
     per_row = (resident() - before) / size
     say(f"{size:,} rows: {per_row:.1f} bytes each, {resident() / 1e9:.2f} GB resident in all")
@@ -266,7 +266,6 @@ def scaling(say: Say) -> Figures:
         y = (rng.random((8, BATCH)) < 0.2).astype(np.float32)
         samples.append([as_samples(ids[r], t) for r, t in zip(rank, y, strict=True)])
         models.append(model)
-    total = resident()
     best = [float("inf")] * len(SIZES)
     for _ in range(4):
         for k, model in enumerate(models):
@@ -279,7 +278,7 @@ def scaling(say: Say) -> Figures:
     return [
         figure("row_scaling", large, "us/sample", f"{SIZES[0]:,} table rows", large / small),
         figure("bytes_per_row", per_row, "bytes"),
-        figure("resident_bytes", total, "bytes"),
+        figure("table_resident", per_row * SIZES[1] / 1e9, "GB"),
     ]
 
 
