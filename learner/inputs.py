@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 
@@ -48,6 +49,10 @@ class Inputs:
     def __init__(self, schema: Schema, width: int, own_widths: bool, squash: bool) -> None:
         layout = schema.layout
         self.layout = layout
+        # A model that knows nothing yet answers with the schema's prior rate, not with one half: a young model would
+        # else have to walk its intercept there first, and be far too sure of clicks on the way.
+        rate = min(max(schema.windows.prior_rate, 0.001), 0.999)
+        self.prior_logit = math.log(rate / (1 - rate))
         by_width: dict[int, list[int]] = {}
         for i, field in enumerate(layout.cat_fields):
             own = 0 if field.bias or not width else (field.width or width) if own_widths else width

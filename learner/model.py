@@ -69,7 +69,7 @@ def _forward(
 ) -> tuple[list[Tensor], Tensor, Floats]:
     """Pooled embeddings (leaves when training), the network's logits (B,), and the wide part (B,)."""
     size = len(num)
-    wide = np.zeros(size, np.float32)
+    wide = np.full(size, inputs.prior_logit, np.float32)
     pooled: list[Tensor] = []
     for group, block in zip(inputs.groups, blocks, strict=True):
         kernels.wide_sum(block.wide, block.inverse, wide)
