@@ -18,8 +18,6 @@ from millrace.settings import Settings
 
 Report = dict[str, Any]
 
-FIRST_ROWS = 1000
-
 KEYS = (
     "exposures_sent",
     "clicks_sent",
@@ -121,15 +119,14 @@ def make_report(
 def _history(settings: Settings, monitor: Monitor) -> list[dict[str, Any]]:
     """Rolling AUC over event time (Unix ms): the learner's own history, or what the monitor saw when there is none.
 
-    The first points are left out: over a few hundred samples an AUC is mostly chance.
+    From the moment at which the rolling window is full (in a run too short for that: half way): before, it is an AUC
+    over a few hundred samples of the first minutes, which is mostly chance.
     """
     path = Path(settings.data, "learner", "history.jsonl")
-    points: list[tuple[int, float]] = []
     try:
-        for line in path.read_bytes().splitlines():
-            entry = msgspec.json.decode(line, type=dict[str, Any])
-            if entry.get("auc") is not None and entry["trained"] >= FIRST_ROWS:
-                points.append((int(entry["event_time"]), float(entry["auc"])))
+        told = [msgspec.json.decode(line, type=dict[str, Any]) for line in path.read_bytes().splitlines()]
+        full = min(settings.rolling_rows, told[-1]["trained"] // 2) if told else 0
+        points = [(int(e["event_time"]), e["auc"]) for e in told if e["trained"] >= full and e["auc"] is not None]
     except (OSError, msgspec.MsgspecError, KeyError):
         points = []
     if not points:
