@@ -167,6 +167,14 @@ def test_a_service_is_pinned_unprivileged_watched_and_on_loopback(name: str) -> 
         assert how["condition"] == "service_completed_successfully" or not other["healthcheck"].get("disable")
 
 
+def test_the_compose_file_is_one_by_the_specification() -> None:
+    spec = pytest.importorskip("compose_spec", reason="compose-spec has wheels for Linux on x86-64 only")
+    plain = yaml.dump(compose())  # YAML merge keys resolved, as Compose does before it looks
+    spec.PyCompose.from_yaml(plain).to_spec()
+    with pytest.raises(Exception, match="healthchek"):
+        spec.PyCompose.from_yaml(plain.replace("healthcheck:", "healthchek:", 1))
+
+
 def test_no_secret_stands_in_the_files() -> None:
     for path in [*YAML, *JSON, DEPLOY / "Dockerfile"]:
         assert not re.search(r"(?i)(password|secret|token|api_?key)\s*[:=]\s*\S", path.read_text()), path
