@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -149,6 +148,3 @@ def is_page(url: str) -> bool:
     own = [name for name in linked if not name.startswith("data:")]
     assert not [name for name in own if "//" in name], "the page loads something from elsewhere"
     return len(own) == 3 and all(fetch(url + name) for name in own)
-
-
-SIGNALS = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "KILL": signal.SIGKILL}

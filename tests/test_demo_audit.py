@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from millrace.errors import ConservationError
 from millrace.events import Click, DeadLetter, Event, Exposure, Truth, to_json, to_msgpack
 from millrace.run.account import KEYS, missing_keys
 from millrace.run.audit import Ledger, Reported, auc_of, check
+from millrace.run.named import Held, opening
 from millrace.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
 
 NOW = 1_772_600_000_000
@@ -74,8 +76,8 @@ class Topics:
         letter = DeadLetter(reason, "", "events", 0, offset, exposures, b"")
         self.letters += [to_json(letter)] * times
 
-    def ledger(self) -> Ledger:
-        ledger = Ledger(EventClock(), AHEAD)
+    def ledger(self, since: dict[int, int] | None = None) -> Ledger:
+        ledger = Ledger(EventClock(), AHEAD, since or {})
         for visit, messages in (
             (ledger.dead_letter_message, self.letters),
             (ledger.event_message, self.events),
@@ -211,6 +213,43 @@ def test_refused_samples_and_skipped_batches_are_accounted_for(shop: Topics) -> 
     ledger = shop.ledger()
     check(ledger, replace(reported(ledger), trained=6, refused=2))
     check(ledger, replace(reported(ledger), trained=3, skipped=1))
+
+
+def test_what_an_earlier_run_left_in_the_topics_is_balanced_and_not_counted(shop: Topics) -> None:
+    began = len(shop.events)
+    shop.page("z", 2)
+    shop.click("z", 1)
+    shop.event(b"garbage")
+    shop.dead(began + 2, "malformed")
+    shop.label("z", (1, POSITIVE))
+    whole = shop.ledger()
+    ledger = shop.ledger({0: began})
+    assert (ledger.exposures, ledger.clicks, ledger.duplicates, ledger.malformed) == (2, 1, 0, 1)
+    assert [ledger.count(n) for n in ("positive", "negative", "pending")] == [1, 0, 1]
+    assert [ledger.count_all(n) for n in ("positive", "negative", "pending")] == [2, 6, 2]
+    assert ledger.dead == {"malformed": 1}
+    assert len(ledger.rows()[0]) == 1
+    check(ledger, replace(reported(ledger), pending=2, trained=None))
+    with pytest.raises(ConservationError, match="2 exposures have no label, but the stream holds 1"):
+        check(ledger, replace(reported(ledger), trained=None))
+    check(whole, reported(whole))
+
+
+@pytest.mark.parametrize(
+    ("newest", "opens"),
+    [
+        (None, "2026-03-04T01:00"),  # Wednesday, 09:00 in UTC+8
+        ("2026-03-04T09:30", "2026-03-05T01:00"),
+        ("2026-03-04T23:30", "2026-03-06T01:00"),  # the 5th already, in the shop
+        ("2026-03-06T09:00", "2026-03-09T01:00"),  # after Friday comes Monday
+        ("2020-01-01T00:00", "2026-03-04T01:00"),
+    ],
+)
+def test_the_shop_opens_on_the_working_day_after_what_the_topics_hold(newest: str | None, opens: str) -> None:
+    held = Held()
+    if newest:
+        held.newest_ms = round(datetime.fromisoformat(newest).replace(tzinfo=UTC).timestamp() * 1000)
+    assert opening(held) == datetime.fromisoformat(opens).replace(tzinfo=UTC)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))

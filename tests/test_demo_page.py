@@ -1,0 +1,182 @@
+"""What is shown: the page's server, the state behind it, the terminal's table and lines, from nothing to a full run."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from http.client import HTTPConnection
+from importlib import resources
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from rich.console import Console
+
+from millrace.clock import EventClock
+from millrace.errors import PortError
+from millrace.run.monitor import Monitor
+from millrace.run.page import PageServer
+from millrace.run.page.server import FIRST_PORT
+from millrace.run.series import COLUMNS
+from millrace.run.status import State, sparkline, state_of
+from millrace.run.supervisor import Supervisor
+from millrace.run.view import View, line_of, table_of
+
+ROLES = ("simulator", "stream", "learner", "scorer")
+
+
+def exposition(n: float) -> str:
+    return (
+        "# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds 1\n"
+        "# TYPE millrace_ready gauge\nmillrace_ready 1\n"
+        f"# TYPE millrace_exposures_sent_total counter\nmillrace_exposures_sent_total {100 * n}\n"
+        f"# TYPE millrace_samples_trained_total counter\nmillrace_samples_trained_total {90 * n}\n"
+        f"# TYPE millrace_rolling_auc gauge\nmillrace_rolling_auc {0.5 + n / 100}\n"
+        "# TYPE millrace_page_exposures_total counter\n"
+        f'millrace_page_exposures_total{{arm="model"}} {90 * n}\n'
+        f'millrace_page_exposures_total{{arm="control"}} {10 * n}\n'
+        "# TYPE millrace_page_clicks_total counter\n"
+        f'millrace_page_clicks_total{{arm="model"}} {9 * n}\nmillrace_page_clicks_total{{arm="control"}} {n / 2}\n'
+    )
+
+
+@pytest.fixture
+def nothing(tmp_path: Path) -> State:
+    return state_of("starting", 0, 240.0, None, Supervisor(tmp_path), [])
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> State:
+    looks = iter(range(1, 100))
+    step = 0
+
+    def get(url: str) -> str:
+        nonlocal step
+        if url.endswith("/model"):
+            return json.dumps({"version": 7, "trained": 5, "click_to_served_ms": {"p50": 900.0, "p99": 1800.0}})
+        if url.startswith("http://simulator"):
+            step = next(looks)
+        return exposition(step)
+
+    monitor = Monitor({n: f"http://{n}/metrics" for n in ROLES}, "http://scorer", EventClock(0, 0, 240.0), get)
+    for _ in range(12):
+        monitor.look()
+    return state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [f"note {i}" for i in range(20)])
+
+
+def get(url: str, path: str) -> tuple[int, dict[str, str], bytes]:
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.hostname or "", parts.port or 0, timeout=10)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def test_the_state_is_whole_from_the_first_moment(nothing: State, running: State) -> None:
+    for state in (nothing, running):
+        assert [r["name"] for r in state["roles"]] == list(ROLES)
+        assert set(state["series"]) == set(COLUMNS)
+        assert json.loads(json.dumps(state)) == state
+    assert running["figures"]["ctr_model"] == pytest.approx(0.1)
+    assert running["figures"]["ctr_control"] == pytest.approx(0.05)
+    assert running["figures"]["click_to_served_p50_ms"] == 900.0
+    assert running["series"]["auc"][-1] == pytest.approx(0.62)
+    assert running["notes"] == [f"note {i}" for i in range(12, 20)]
+
+
+def test_the_page_serves_its_files_and_the_state_and_nothing_else(running: State) -> None:
+    page = PageServer(lambda: running, 0)
+    try:
+        status, headers, body = get(page.url, "/state.json")
+        assert (status, json.loads(body)) == (200, running)
+        assert headers["cache-control"] == "no-store"
+        status, headers, body = get(page.url, "/")
+        assert status == 200
+        assert headers["content-security-policy"].startswith("default-src 'none'")
+        for name in re.findall(r'(?:src|href)="([^":]+)"', body.decode()):
+            status, headers, _ = get(page.url, f"/{name}")
+            assert status == 200
+            assert headers["x-content-type-options"] == "nosniff"
+        for elsewhere in ("/../server.py", "/server.py", "/etc/passwd", "/%2e%2e/server.py"):
+            assert get(page.url, elsewhere)[0] == 404
+    finally:
+        page.stop()
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_no_inline_code() -> None:
+    folder = resources.files("millrace.run.page")
+    html, css = (folder.joinpath(n).read_text() for n in ("index.html", "page.css"))
+    script = folder.joinpath("page.js").read_text() + folder.joinpath("chart.js").read_text()
+    assert "://" not in html
+    assert "url(" not in css
+    assert re.findall(r"https?://[^\"]+", script) == ["http://www.w3.org/2000/svg"]  # a name space, not an address
+    assert not re.search(r"<script>|<style|\son\w+=|\sstyle=", html)  # the content security policy would refuse them
+    used = set(re.findall(r'byId\("([\w-]+)"\)', script)) | set(re.findall(r'put\("([\w-]+)"', script))
+    assert used == set(re.findall(r'\bid="([\w-]+)"', html)) & used
+    assert len(used) > 20
+    keys = set(re.findall(r'key: "(\w+)"', script)) - {"p50_s", "p99_s"}
+    assert keys <= set(COLUMNS)
+
+
+def test_a_taken_port_is_named_and_none_given_means_the_next_free_one(running: State) -> None:
+    first, second = PageServer(lambda: running), PageServer(lambda: running)
+    try:
+        ports = [urlsplit(p.url).port or 0 for p in (first, second)]
+        assert ports[0] != ports[1]
+        assert min(ports) >= FIRST_PORT
+        with pytest.raises(PortError, match=rf"port 127\.0\.0\.1:{ports[0]} .* cannot be bound"):
+            PageServer(lambda: running, ports[0])
+    finally:
+        first.stop()
+        second.stop()
+
+
+def test_the_terminal_shows_key_figures_and_dashes_for_what_is_unknown(nothing: State, running: State) -> None:
+    def text(state: State) -> str:
+        console = Console(file=io.StringIO(), width=120, record=True)
+        console.print(table_of(state, "http://127.0.0.1:8710/"))
+        return console.export_text()
+
+    assert "not started" in text(nothing)
+    assert "–" in text(nothing)
+    shown = text(running)
+    for figure in ("0.6200", "10.00%", "5.00%", "1,200 exposures", "0.9 / 1.8 s"):
+        assert figure.replace("0.6200", "0.620") in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_a_pipe_gets_a_line_now_and_then(running: State) -> None:
+    out = io.StringIO()
+    with View(lambda: running, Console(file=out, highlight=False, soft_wrap=True)) as view:
+        for _ in range(50):
+            view.tick()
+        view.say("a note")
+    assert out.getvalue().splitlines() == [line_of(running), "a note"]
+
+
+def test_sparklines_span_the_run() -> None:
+    assert sparkline([None, 0.0, 0.5, 1.0]) == "▁▅█"
+    assert sparkline([]) == ""
+    assert len(sparkline([float(i) for i in range(1000)], 40)) == 40
+    assert sparkline([float(i) for i in range(1000)], 40)[-1] == "█"
+    assert sparkline([0.5, 0.5]) == "▁▁"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["cook"], "there is no role 'cook'; name one of simulator, stream, learner, scorer"),
+        ([], "0 arguments where one role is needed; name one of simulator, stream, learner, scorer"),
+    ],
+)
+def test_a_role_that_does_not_exist_is_one_line(arguments: list[str], line: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "millrace.run.role", *arguments], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.splitlines()) == (1, [f"millrace: {line}"])
