@@ -132,7 +132,21 @@ def _history(settings: Settings, monitor: Monitor) -> list[dict[str, Any]]:
     if not points:
         pairs = zip(monitor.series.column("event_ms"), monitor.series.column("auc"), strict=True)
         points = [(int(at), auc) for at, auc in pairs if at is not None and auc is not None]
-    return [{"event_time": at, "auc": round(auc, 6)} for at, auc in points]
+    return [
+        {"event_time": at, "auc": round(auc, 6), "oracle_auc": oracle}
+        for (at, auc), oracle in zip(points, _oracle_at([at for at, _ in points], monitor), strict=True)
+    ]
+
+
+def _oracle_at(times_ms: list[int], monitor: Monitor) -> list[float | None]:
+    """The simulator's rolling oracle AUC at some event times. In a closed loop the best possible AUC moves too: the
+    better the pages, the more alike the items on them."""
+    pairs = zip(monitor.series.column("event_ms"), monitor.series.column("oracle_auc"), strict=True)
+    known = [(at, auc) for at, auc in pairs if at is not None and auc is not None]
+    if not known:
+        return [None] * len(times_ms)
+    at, auc = zip(*known, strict=True)
+    return [round(float(v), 6) for v in np.interp(times_ms, at, auc)]
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:
@@ -175,7 +189,7 @@ def summary(report: Report) -> list[str]:
 
     served = report["click_to_served_ms"]
     curve = report["auc"]
-    shown = f"{number(curve[0]['auc'])} to {number(curve[-1]['auc'])}" if curve else "–"
+    shown = " to ".join(f"{number(p['auc'])} (oracle {number(p['oracle_auc'])})" for p in curve[:: len(curve) - 1 or 1])
     balance = "the books balance" if report["conserved"] else "THE BOOKS DO NOT BALANCE"
     return [
         f"{report['exposures_sent']:,} exposures in {report['event_hours']:.1f} hours of shop time: "
@@ -183,8 +197,8 @@ def summary(report: Report) -> list[str]:
         f"{report['exposures_in_dead_letters']:,} lost in dead letters: {balance}",
         f"{report['malformed_sent']:,} malformed sent, {report['dead_letters']:,} dead letters; "
         f"{report['duplicates_sent']:,} duplicates sent, {report['duplicates_dropped']:,} dropped",
-        f"rolling AUC {shown}; last {number(report['rolling_auc'])}, oracle {number(report['oracle_auc_recent'])}, "
-        f"baseline {number(report['baseline_auc'])} (same window); log loss {number(report['log_loss'])}",
+        f"rolling AUC {shown or '–'}; baseline at the end {number(report['baseline_auc'])}, "
+        f"log loss {number(report['log_loss'])}, calibration {number(report['calibration'], 2)}",
         f"click rate {number(report['ctr_model'])} on model pages, {number(report['ctr_control'])} on random pages",
         f"{report['model_versions']:,} versions served; a click reaches the weights that serve in "
         f"{number(served['p50'], 0)} ms (p50), {number(served['p99'], 0)} ms (p99); {report['errors']} errors; "
