@@ -4,7 +4,8 @@
 
     cat (B, F columns) ──► deep fields by embedding width ──► table "w16", "w8" ...   embedding + wide weight
                        └─► bias fields and crosses        ──► table "w0"              wide weight only
-    num (B, N)         ──► finite, then raw or log          (the running normalisation is the network's, it is learnt)
+    num (B, N)         ─┬► finite, then raw or log          (the running normalisation is the network's, it is learnt)
+                        └► columns with transform "bucket"  ──► one more id column each, as a deep field
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from learner import kernels
 from millrace.hashing import U64, combine, salt
-from millrace.schema import Layout, Schema
+from millrace.schema import Schema
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -32,7 +34,7 @@ class Group:
 
     name: str
     width: int
-    columns: NDArray[np.intp]  # (C,) columns of cat
+    columns: NDArray[np.intp]  # (C,) columns of cat, past its F columns those of the buckets
     starts: NDArray[np.int32]  # (F + 1,) first column of each field, in this group
     fields: tuple[str, ...]
 
@@ -44,30 +46,44 @@ class Inputs:
         width: default embedding width; 0 makes every field wide only (logistic regression).
         own_widths: whether a field's own width counts; else all have ``width``.
         squash: every number is fed as its logarithm, whatever the schema says (shares in [0, 1] hardly change).
+        buckets: Q, quantile buckets of a number with the transform "bucket".
+        bucket_width: embedding width of buckets whose field names none.
     """
 
-    def __init__(self, schema: Schema, width: int, own_widths: bool, squash: bool) -> None:
+    def __init__(
+        self, schema: Schema, width: int, own_widths: bool, squash: bool, buckets: int = 10, bucket_width: int = 4
+    ) -> None:
         layout = schema.layout
         self.layout = layout
         # A model that knows nothing yet answers with the schema's prior rate, not with one half: a young model would
         # else have to walk its intercept there first, and be far too sure of clicks on the way.
         rate = min(max(schema.windows.prior_rate, 0.001), 0.999)
         self.prior_logit = math.log(rate / (1 - rate))
-        by_width: dict[int, list[int]] = {}
-        for i, field in enumerate(layout.cat_fields):
+        by_width: dict[int, list[tuple[str, int, int]]] = {}  # name, first column and columns of each field
+        for field, first in zip(layout.cat_fields, layout.cat_starts, strict=True):
             own = 0 if field.bias or not width else (field.width or width) if own_widths else width
-            by_width.setdefault(own, []).append(i)
+            by_width.setdefault(own, []).append((field.name, first, field.slots))
+        self.bucket_columns = _bucket_columns(schema)  # (C,) of num
+        self.bucket_names = tuple(layout.num_names[c] for c in self.bucket_columns.tolist())
+        for j, (column, name) in enumerate(zip(self.bucket_columns.tolist(), self.bucket_names, strict=True)):
+            named = layout.plain_fields[column].width if column < layout.window_start else None
+            own = (named or bucket_width) if own_widths and width else width
+            by_width.setdefault(own, []).append((name, layout.F + j, 1))
+        self.bucket_ids = _bucket_ids(self.bucket_names, buckets)  # (C, Q)
         self.crosses = _crosses(schema)
         if self.crosses:
             by_width.setdefault(0, [])
-        self.groups = tuple(_group(layout, w, by_width[w]) for w in sorted(by_width, reverse=True))
+        self.groups = tuple(_group(w, by_width[w]) for w in sorted(by_width, reverse=True))
         self.deep = tuple(g for g in self.groups if g.width)
-        self.log_columns = np.arange(layout.N) if squash else _log_columns(schema)
+        self.plain_columns = np.setdiff1d(np.arange(layout.N), self.bucket_columns)  # of num, those fed as numbers
+        self.number_names = tuple(layout.num_names[c] for c in self.plain_columns.tolist())
+        chosen = self.plain_columns if squash else np.intersect1d(_log_columns(schema), self.plain_columns)
+        self.log_columns = np.searchsorted(self.plain_columns, chosen)
 
     @property
     def numbers(self) -> int:
-        """N: numeric columns that the network sees."""
-        return self.layout.N
+        """Numeric columns that the network sees: N but those in buckets."""
+        return len(self.plain_columns)
 
     def ids(self, group: Group, cat: Ids) -> Ids:
         """The id columns of a group's table. (B, C), crosses included in the wide-only one"""
@@ -80,13 +96,32 @@ class Inputs:
         ]
         return np.column_stack([own, *made])
 
-    def clean(self, num: Floats) -> tuple[Floats, int]:
-        """Numbers with log columns as ``sign(x) log1p(|x|)`` and what is not finite as 0; how many were not."""
+    def bucketed(self, cat: Ids, num: Floats, edges: Floats) -> Ids:
+        """``cat`` with one more column for each number in buckets: the id of its bucket, (B, F + C).
+
+        ``edges`` (C, Q - 1), ascending: x is in bucket ``|{k: edges_k <= x}|``. Edges that are infinite are not known
+        yet; all is missing (0) then. ``num`` (B, N) must be finite.
+        """
+        if not len(self.bucket_columns):
+            return cat
+        wide = np.empty((len(cat), cat.shape[1] + len(self.bucket_columns)), np.int64)
+        wide[:, : cat.shape[1]] = cat
+        kernels.buckets(num, self.bucket_columns, edges, self.bucket_ids, wide[:, cat.shape[1] :])
+        return wide
+
+    def finite(self, num: Floats) -> tuple[Floats, int]:
+        """Numbers (B, N) with what is not finite as 0; how many were not."""
         bad = 0
         if not np.isfinite(num.sum(dtype=np.float64)):
             finite = np.isfinite(num)
             bad = int(finite.size - finite.sum())
             num = np.where(finite, num, np.float32(0))
+        return num, bad
+
+    def plain(self, num: Floats) -> Floats:
+        """What the network sees of finite numbers: log columns as ``sign(x) log1p(|x|)``, none that is in buckets."""
+        if len(self.bucket_columns):
+            num = num[:, self.plain_columns]
         if len(self.log_columns):
             whole = len(self.log_columns) == num.shape[1]
             part = num if whole else num[:, self.log_columns]
@@ -96,18 +131,34 @@ class Inputs:
             else:
                 num = num.copy()
                 num[:, self.log_columns] = part
-        return np.ascontiguousarray(num, np.float32), bad
+        return np.ascontiguousarray(num, np.float32)
 
 
-def _group(layout: Layout, width: int, fields: list[int]) -> Group:
+def _group(width: int, fields: list[tuple[str, int, int]]) -> Group:
     columns: list[int] = []
     starts = [0]
-    for i in fields:
-        first = layout.cat_starts[i]
-        columns.extend(range(first, first + layout.cat_fields[i].slots))
+    for _, first, slots in fields:
+        columns.extend(range(first, first + slots))
         starts.append(len(columns))
-    names = tuple(layout.cat_fields[i].name for i in fields)
+    names = tuple(name for name, _, _ in fields)
     return Group(f"w{width}", width, np.array(columns, np.intp), np.array(starts, np.int32), names)
+
+
+def _bucket_columns(schema: Schema) -> NDArray[np.intp]:
+    """Columns of num that are fed as quantile buckets: plain fields that say so, and all window statistics."""
+    layout = schema.layout
+    chosen = [i for i, f in enumerate(layout.plain_fields) if f.transform == "bucket"]
+    if schema.windows.transform == "bucket":
+        chosen += range(layout.window_start, layout.N)
+    return np.array(chosen, np.intp)
+
+
+def _bucket_ids(names: tuple[str, ...], buckets: int) -> Ids:
+    """The feature id of each column's buckets, (C, Q)."""
+    ids = np.empty((len(names), buckets), np.int64)
+    for row, name in zip(ids, names, strict=True):
+        row[:] = combine(salt("bucket", name), np.arange(1, buckets + 1, dtype=np.uint64)).view(np.int64)
+    return ids
 
 
 def _crosses(schema: Schema) -> list[tuple[np.uint64, tuple[int, ...]]]:

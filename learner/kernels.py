@@ -284,3 +284,27 @@ def stamp(marks: Array, at: int, rows: Array, minute: int, touched: Array) -> in
                 found += 1
             marks[row, at] = 2 * minute + 1
     return found
+
+
+@njit(nogil=True, cache=True)
+def buckets(num: Array, columns: Array, edges: Array, ids: Array, out: Array) -> None:
+    """``out`` (B, C): ``ids[j, |{k: edges[j, k] <= x}|]`` of ``x = num[i, columns[j]]``; 0 where edges are infinite.
+
+    ``edges`` (C, Q - 1) float32 ascending, ``ids`` (C, Q).
+    """
+    count = edges.shape[1]
+    for j in range(len(columns)):
+        known = count == 0 or np.isfinite(edges[j, 0])
+        for i in range(len(num)):
+            if not known:
+                out[i, j] = 0
+                continue
+            x = num[i, columns[j]]
+            low, high = 0, count
+            while low < high:
+                middle = (low + high) // 2
+                if edges[j, middle] <= x:
+                    low = middle + 1
+                else:
+                    high = middle
+            out[i, j] = ids[j, low]

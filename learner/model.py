@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner import kernels
+from learner.buckets import Sample
 from learner.dense import DenseState, load_dense, tensors_of
 from learner.inputs import Group, Inputs
 from learner.models import Network, Shape, network_of
@@ -57,11 +58,19 @@ class LearnReport:
 
 def _build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
     kind = network_of(spec.model)
-    inputs = Inputs(schema, spec.width if kind.deep else 0, kind.own_widths, spec.numerics == "squash")
-    shape = Shape(tuple((len(g.fields), g.width) for g in inputs.deep), inputs.numbers)
+    width = spec.width if kind.deep else 0
+    squash = spec.numerics == "squash"
+    inputs = Inputs(schema, width, kind.own_widths, squash, spec.buckets, spec.bucket_width)
+    groups = tuple((len(g.fields), g.width) for g in inputs.deep)
+    shape = Shape(groups, inputs.numbers, len(inputs.bucket_columns))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return inputs, kind(shape, spec)
+
+
+def _bucketed(inputs: Inputs, network: Network, cat: Ids, num: Floats) -> Ids:
+    """``cat`` with the ids of quantile buckets, by the edges that the network holds."""
+    return inputs.bucketed(cat, num, network.edges.numpy()) if len(inputs.bucket_columns) else cat
 
 
 def _forward(
@@ -85,7 +94,8 @@ def _score(inputs: Inputs, network: Network, tables: Mapping[str, Any], cat: Ids
     """Probabilities (B,) in evaluation mode. ``tables`` have ``read``."""
     if not len(cat):
         return np.empty(0, np.float32)
-    num, _ = inputs.clean(num)
+    num, _ = inputs.finite(num)
+    cat, num = _bucketed(inputs, network, cat, num), inputs.plain(num)
     blocks = [tables[g.name].read(inputs.ids(g, cat)) for g in inputs.groups]
     network.eval()
     with torch.inference_mode():
@@ -122,6 +132,7 @@ class OnlineModel:
         for parameter in self.serving.parameters():
             parameter.requires_grad_(self.serving is self.network)
         self.dense = DenseState(self.network, self.serving, s.dense, s.dense_rate, s.averaging)
+        self.sample = Sample(len(self._inputs.bucket_columns))
         self.newest_ms = 0  # newest exposure learnt from
         self._expired_min = 0
 
@@ -161,8 +172,9 @@ class OnlineModel:
         size = len(batch)
         if not size:
             return LearnReport(0.0, 0, None, refused)
-        num, bad = self._inputs.clean(batch.num)
-        blocks = [self.tables[g.name].read(self._inputs.ids(g, batch.cat), True) for g in self._inputs.groups]
+        finite, bad = self._inputs.finite(batch.num)
+        cat, num = _bucketed(self._inputs, self.network, batch.cat, finite), self._inputs.plain(finite)
+        blocks = [self.tables[g.name].read(self._inputs.ids(g, cat), True) for g in self._inputs.groups]
 
         self.network.train()
         before = self.dense.buffers.clone()
@@ -183,6 +195,8 @@ class OnlineModel:
             return LearnReport(loss, 0, problem, refused, bad)
 
         self.dense.step()
+        if self.sample.add(finite[:, self._inputs.bucket_columns]):
+            self.network.edges.copy_(torch.from_numpy(self.sample.edges(self._spec.buckets)))
         newest = int(batch.ts_ms.max())
         self.newest_ms = max(self.newest_ms, newest)
         now_min = self.newest_ms // _MINUTE_MS
@@ -233,6 +247,8 @@ class OnlineModel:
         for name, table in self.tables.items():
             tables[name], private = table.state()
             training |= {f"table/{name}/{n}": a for n, a in private.items()}
+        if len(self._inputs.bucket_columns):
+            training |= {f"sample/{n}": a for n, a in self.sample.state().items()}
         training["clock"] = np.array([self.newest_ms, self._expired_min, self.seed], np.int64)
         return Image(self.dense.published(), tables), training
 
@@ -246,12 +262,11 @@ class OnlineModel:
         try:
             if set(image.dense) != set(fresh.dense.names) or set(image.tables) != set(fresh.tables):
                 raise KeyError("other tensors")
-            private = {n.removeprefix("dense/"): a for n, a in training.items() if n.startswith("dense/")}
-            fresh.dense.resume(image.dense, private)
+            fresh.dense.resume(image.dense, _below("dense/", training))
             for name, table in fresh.tables.items():
-                prefix = f"table/{name}/"
-                own = {n.removeprefix(prefix): a for n, a in training.items() if n.startswith(prefix)}
-                table.resume(image.tables[name], own)
+                table.resume(image.tables[name], _below(f"table/{name}/", training))
+            if len(self._inputs.bucket_columns):
+                fresh.sample.resume(_below("sample/", training))
             newest, expired, seed = (int(v) for v in training["clock"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise SnapshotError(
@@ -261,13 +276,18 @@ class OnlineModel:
         if seed != self.seed:  # first values of rows depend on it
             fresh = self._reseeded(fresh, seed)
         self.network, self.serving = fresh.network, fresh.serving
-        self.dense, self.tables = fresh.dense, fresh.tables
+        self.dense, self.tables, self.sample = fresh.dense, fresh.tables, fresh.sample
         self.seed, self.newest_ms, self._expired_min = seed, newest, expired
 
     def _reseeded(self, fresh: OnlineModel, seed: int) -> OnlineModel:
         for group in self._inputs.groups:
             fresh.tables[group.name].salt = np.uint64(_table_salt(group, seed))
         return fresh
+
+
+def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays whose name begins with ``prefix``, without it."""
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
 
 
 def _table_salt(group: Group, seed: int) -> int:

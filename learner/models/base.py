@@ -19,10 +19,12 @@ from millrace.errors import SettingError
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a network is given. ``groups``: (F, D) of each embedding width, widest first; N ``numbers``."""
+    """What a network is given. ``groups``: (F, D) of each embedding width, widest first; N ``numbers``; and how many
+    numbers come as ``buckets`` instead (they are among the fields of ``groups``)."""
 
     groups: tuple[tuple[int, int], ...]
     numbers: int
+    buckets: int = 0
 
     @property
     def flat(self) -> int:
@@ -38,6 +40,8 @@ class Network(nn.Module):
     and updates statistics; in evaluation mode nothing may be written.
     """
 
+    edges: Tensor  # (C, Q - 1) where quantile buckets end; infinite: not known yet. The learner's, to publish
+
     name: ClassVar[str]
     deep: ClassVar[bool] = True  # False: fields have wide weights only
     own_widths: ClassVar[bool] = True  # False: all fields must have one embedding width
@@ -47,6 +51,8 @@ class Network(nn.Module):
         self.shape = shape
         scale = shape.numbers and spec.numerics != "none"
         self.scale = InputNorm(shape.numbers, spec.momentum) if scale else nn.Identity()
+        if shape.buckets:
+            self.register_buffer("edges", torch.full((shape.buckets, spec.buckets - 1), torch.inf))
 
     def flat(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:
         """All inputs side by side. (B, sum F D + N)"""

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from learner.models.base import Network, Shape, register
 from learner.spec import Spec
+
+
+class Linear(nn.Module):
+    """``b + v . x``, zero at first; N may be 0. (B, N) -> (B, 1)"""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, inputs))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
 
 
 @register("logistic")
@@ -18,9 +32,7 @@ class Logistic(Network):
 
     def __init__(self, shape: Shape, spec: Spec) -> None:
         super().__init__(shape, spec)
-        self.out = nn.Linear(shape.numbers, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = Linear(shape.numbers)
 
     def forward(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:
         logit: Tensor = self.out(self.scale(numbers))  # (B, 1)

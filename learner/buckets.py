@@ -1,0 +1,78 @@
+"""Where quantile buckets end: edges from a uniform sample of all rows seen, moved at each doubling of their number.
+
+::
+
+    rows seen   0 ............ 64 ...... 128 ...... 256 ........ 512 ..         later ever more seldom
+    edges       not known yet  |-> quantiles of the sample, new at each mark and fixed in between
+
+A bucket therefore means a rank among the rows of the past ("the upper tenth"), not a range of values: it keeps its
+meaning when counts grow. The edges are a buffer of the network, so they are published, patched and resumed with the
+weights, and a scorer uses those that the learner used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.hashing import mix, salt
+
+Floats = NDArray[np.float32]
+
+FIRST_ROWS = 64
+"""Rows after which there are edges."""
+
+SAMPLE_ROWS = 4096
+
+_SALT = salt("reservoir")
+
+
+class Sample:
+    """A uniform sample of C columns of all rows seen (Vitter 1985, algorithm R), its choice a function of their order.
+
+    Memory: :data:`SAMPLE_ROWS` x C float32.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.values: Floats = np.zeros((SAMPLE_ROWS if columns else 0, columns), np.float32)
+        self.seen = 0
+        self.due = FIRST_ROWS
+
+    def add(self, rows: Floats) -> bool:
+        """Takes rows (B, C), finite; whether the edges are due to be made anew."""
+        if not self.values.size or not len(rows):
+            return False
+        t = np.arange(self.seen, self.seen + len(rows), dtype=np.uint64)  # rows before each
+        drawn = (mix(_SALT, t + np.uint64(1)) % (t + np.uint64(1))).astype(np.int64)
+        place = np.where(t < SAMPLE_ROWS, t.astype(np.int64), drawn)
+        chosen = place < SAMPLE_ROWS
+        self.values[place[chosen]] = rows[chosen]  # of rows for one place the last stays, as one by one
+        self.seen += len(rows)
+        if self.seen < self.due:
+            return False
+        while self.due <= self.seen:
+            self.due *= 2
+        return True
+
+    def edges(self, buckets: int) -> Floats:
+        """Quantiles ``1/Q .. (Q - 1)/Q`` of each column. (C, Q - 1)"""
+        known = self.values[: min(self.seen, SAMPLE_ROWS)]
+        found: Floats = np.quantile(known, np.arange(1, buckets) / buckets, axis=0).T.astype(np.float32)
+        return found
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The sample as arrays."""
+        return {"values": self.values.copy(), "counts": np.array([self.seen, self.due], np.int64)}
+
+    def resume(self, state: dict[str, NDArray[Any]]) -> None:
+        """The inverse of :meth:`state`.
+
+        Raises:
+            ValueError: it is of other columns.
+        """
+        if state["values"].shape != self.values.shape:
+            raise ValueError(f"a sample of {state['values'].shape[1]} columns in buckets")
+        self.values = state["values"].copy()
+        self.seen, self.due = (int(v) for v in state["counts"])
