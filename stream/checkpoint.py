@@ -104,7 +104,7 @@ class CheckpointStore:
         if names:
             raise StoreError(
                 f"all {len(names)} checkpoints of partition {partition} in '{self.url}' are damaged",
-                "move them away to start from the committed offsets",
+                "move them away to read its topics from their beginning",
             )
         return None
 

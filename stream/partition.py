@@ -413,7 +413,7 @@ class _Head(msgspec.Struct):
 
 
 _ARRAYS = {"keys": "<u8", "ends": "<i8", "packed": "u1", "changed": "u1", "newest": "<i8"}
-_REMEDY = "move the checkpoint folder away to start from the committed offsets, or run the version that wrote it"
+_REMEDY = "move the checkpoint folder away to read the topics from their beginning, or run the version that wrote it"
 
 
 class _Counts(dict[str, int]):
