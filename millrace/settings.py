@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -50,10 +50,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     disorder_seconds: Annotated[float, Meta(ge=0)] = 60.0  # how much out of order events may come
     lateness_minutes: Annotated[float, Meta(ge=0)] = 120.0  # clicks later than this after attribution are dead letters
     ahead_minutes: Positive = 60.0  # an event further ahead of the event clock than this is from the future
+    label_policy: Literal["wait", "fake-negative-weighted"] = (
+        "wait"  # the latter: a negative at once, see stream/join.py
+    )
     # stream, in wall time
     idle_seconds: Positive = 5.0  # a partition silent for this long follows the others' watermark
     checkpoint_seconds: Positive = 2.0
     publish_seconds: Positive = 1.0  # item aggregates to the scorer
+    outage_seconds: Positive = 60.0  # how long a running worker waits for a broker or Redis that went away
 
     # learner
     model: str = "wide_resnet_bn"

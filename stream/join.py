@@ -70,6 +70,7 @@ class Policy:
             round(settings.disorder_seconds * 1000),
             round(settings.lateness_minutes * 60_000),
             round(settings.ahead_minutes * 60_000),
+            immediate=settings.label_policy == "fake-negative-weighted",
         )
 
 

@@ -15,7 +15,7 @@ been delivered; when an offset is committed, the checkpoint that covers it exist
 from the newest checkpoint, with the same ids and absolute values.
 
 An infrastructure error is waited out, aloud, while heart-beats go on (the consumer has its own thread); what lasts
-longer than a minute ends the process with one line, and whoever started it starts it again.
+longer than ``outage_seconds`` ends the process with one line, and whoever started it starts it again.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ MESSAGE_BYTES = 700_000  # below the 1 MiB that brokers take by default
 HELD_MESSAGES = 4096  # fetching of events pauses while more than this wait for impressions
 QUIET_SECONDS = 1.0
 BEYOND_SECONDS = 3.0
-PATIENCE_SECONDS = 60.0
 DAY_MS = 86_400_000
 
 EVENTS_IN = Counter("millrace_events_total", "Events taken, by type.", ["type"])
@@ -111,7 +110,7 @@ class Worker:
         self.settings, self.schema, self.clock = settings, schema, clock
         self.policy = Policy.of(settings)
         self.checkpoints = CheckpointStore(settings.folder("checkpoints"))
-        self.online = OnlineStore(settings.redis, PATIENCE_SECONDS)
+        self.online = OnlineStore(settings.redis, settings.outage_seconds)
         self.app = StreamApp(settings, self.positions, settings.folder("faust"))
         self.app.feed(self.receive)
         self.app.on_partitions_revoked.connect(self.revoked)
@@ -407,7 +406,7 @@ class Worker:
             acks="all",
             linger_ms=5,
             max_request_size=8 * 1024 * 1024,
-            request_timeout_ms=int(PATIENCE_SECONDS * 1000),
+            request_timeout_ms=round(self.settings.outage_seconds * 1000),
         )
         await self._producer.start()
         tasks = {
