@@ -11,6 +11,7 @@ Nothing is written before loss and gradients are known to be finite and in bound
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +25,10 @@ from torch import Tensor
 from learner import kernels
 from learner.buckets import Sample
 from learner.dense import DenseState, load_dense, tensors_of
+from learner.guard import LossGuard
 from learner.inputs import Group, Inputs
 from learner.models import Network, Shape, network_of
+from learner.sampling import chosen, fake_negative_weights
 from learner.spec import Spec, read_spec
 from learner.table import Block, Rates, ServingTable, SparseTable
 from millrace.errors import SnapshotError
@@ -46,7 +49,7 @@ class LearnReport:
     """What became of a batch: mean ``loss`` before the step, ``rows`` learnt, or why it was ``skipped``.
 
     ``refused``: rows with a label outside [0, 1] or an unusable weight; ``bad_numbers``: features that were not
-    finite (read as 0).
+    finite (read as 0); ``left_out``: negatives that down-sampling passed over.
     """
 
     loss: float
@@ -54,6 +57,7 @@ class LearnReport:
     skipped: str | None = None
     refused: int = 0
     bad_numbers: int = 0
+    left_out: int = 0
 
 
 def _build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
@@ -74,11 +78,11 @@ def _bucketed(inputs: Inputs, network: Network, cat: Ids, num: Floats) -> Ids:
 
 
 def _forward(
-    inputs: Inputs, network: Network, blocks: Sequence[Block], num: Floats, training: bool
+    inputs: Inputs, network: Network, blocks: Sequence[Block], num: Floats, base: float, training: bool
 ) -> tuple[list[Tensor], Tensor, Floats]:
-    """Pooled embeddings (leaves when training), the network's logits (B,), and the wide part (B,)."""
+    """Pooled embeddings (leaves when training), the network's logits (B,), and the wide part (B,), ``base`` in it."""
     size = len(num)
-    wide = np.full(size, inputs.prior_logit, np.float32)
+    wide = np.full(size, base, np.float32)
     pooled: list[Tensor] = []
     for group, block in zip(inputs.groups, blocks, strict=True):
         kernels.wide_sum(block.wide, block.inverse, wide)
@@ -99,7 +103,7 @@ def _score(inputs: Inputs, network: Network, tables: Mapping[str, Any], cat: Ids
     blocks = [tables[g.name].read(inputs.ids(g, cat)) for g in inputs.groups]
     network.eval()
     with torch.inference_mode():
-        _, logits, wide = _forward(inputs, network, blocks, num, training=False)
+        _, logits, wide = _forward(inputs, network, blocks, num, inputs.prior_logit, training=False)
         out: Floats = torch.sigmoid(logits + torch.from_numpy(wide)).numpy()
     return out
 
@@ -133,6 +137,7 @@ class OnlineModel:
             parameter.requires_grad_(self.serving is self.network)
         self.dense = DenseState(self.network, self.serving, s.dense, s.dense_rate, s.averaging)
         self.sample = Sample(len(self._inputs.bucket_columns))
+        self.guard = LossGuard(s.loss_ratio)
         self.newest_ms = 0  # newest exposure learnt from
         self._expired_min = 0
 
@@ -166,33 +171,48 @@ class OnlineModel:
         usable |= batch.kind == FOLLOW_UP
         refused = int(len(batch) - usable.sum())
         usable &= batch.kind != FOLLOW_UP
+        left_out = 0
+        if self._spec.negative_keep < 1:
+            before_choice = int(usable.sum())
+            usable &= chosen(batch, self._spec.negative_keep)
+            left_out = before_choice - int(usable.sum())
         if not usable.all():
             batch = batch.take(usable)
             label, weight = batch.label, batch.weight
         size = len(batch)
         if not size:
-            return LearnReport(0.0, 0, None, refused)
+            return LearnReport(0.0, 0, None, refused, 0, left_out)
         finite, bad = self._inputs.finite(batch.num)
         cat, num = _bucketed(self._inputs, self.network, batch.cat, finite), self._inputs.plain(finite)
         blocks = [self.tables[g.name].read(self._inputs.ids(g, cat), True) for g in self._inputs.groups]
 
         self.network.train()
         before = self.dense.buffers.clone()
-        pooled, logits, wide = _forward(self._inputs, self.network, blocks, num, training=True)
+        # With negatives left out the stream has more clicks: ln w stands in for them while learning, and only then, so
+        # the rest of the model (and what is served) is of the whole stream.
+        shift = math.log(self._spec.negative_keep)
+        base = self._inputs.prior_logit - shift
+        pooled, logits, wide = _forward(self._inputs, self.network, blocks, num, base, training=True)
         with torch.no_grad():
-            y, w = torch.from_numpy(np.array(label)), torch.from_numpy(np.array(weight))
             logit = logits.detach() + torch.from_numpy(wide)
-            losses = torch.nn.functional.binary_cross_entropy_with_logits(logit, y, w, reduction="sum")
-            loss = float(losses) / float(w.sum())
+            if self._spec.delayed_feedback == "fake_negative_weighted":
+                weight = weight * fake_negative_weights(batch.kind, label, torch.sigmoid(logit + shift).numpy())
+            y, w = torch.from_numpy(np.array(label)), torch.from_numpy(np.array(weight))
+            losses = torch.nn.functional.binary_cross_entropy_with_logits(logit, y, reduction="none")
+            loss = float((losses * w).sum()) / float(w.sum())
             slope = (torch.sigmoid(logit) - y) * w  # (B,) d loss / d logit, a sample
         problem = self._unsound(loss)
+        guard = self.guard.state()
+        if problem is None and self.guard.exploded(losses.numpy(), weight, label > 0.5):
+            problem, guard = "loss_jumped", self.guard.state()
         if problem is None:
             self.dense.clear()
             logits.backward(slope / size)  # type: ignore[no-untyped-call]
             problem = self._unsound_gradient(pooled, size)
         if problem is not None:
             self.dense.buffers.copy_(before)
-            return LearnReport(loss, 0, problem, refused, bad)
+            self.guard.resume(guard)
+            return LearnReport(loss, 0, problem, refused, bad, left_out)
 
         self.dense.step()
         if self.sample.add(finite[:, self._inputs.bucket_columns]):
@@ -205,7 +225,7 @@ class OnlineModel:
             self._expired_min = now_min
             for table in self.tables.values():
                 table.expire(now_min)
-        return LearnReport(loss, size, None, refused, bad)
+        return LearnReport(loss, size, None, refused, bad, left_out)
 
     def _write(self, blocks: list[Block], pooled: list[Tensor], slope: Floats, size: int, now_min: int) -> None:
         """The sparse step. Gradients are sums over samples (not means), so a row's step does not depend on how many
@@ -249,6 +269,7 @@ class OnlineModel:
             training |= {f"table/{name}/{n}": a for n, a in private.items()}
         if len(self._inputs.bucket_columns):
             training |= {f"sample/{n}": a for n, a in self.sample.state().items()}
+        training["guard"] = self.guard.state()
         training["clock"] = np.array([self.newest_ms, self._expired_min, self.seed], np.int64)
         return Image(self.dense.published(), tables), training
 
@@ -267,6 +288,8 @@ class OnlineModel:
                 table.resume(image.tables[name], _below(f"table/{name}/", training))
             if len(self._inputs.bucket_columns):
                 fresh.sample.resume(_below("sample/", training))
+            if "guard" in training:  # older snapshots have none
+                fresh.guard.resume(training["guard"])
             newest, expired, seed = (int(v) for v in training["clock"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise SnapshotError(
@@ -276,7 +299,7 @@ class OnlineModel:
         if seed != self.seed:  # first values of rows depend on it
             fresh = self._reseeded(fresh, seed)
         self.network, self.serving = fresh.network, fresh.serving
-        self.dense, self.tables, self.sample = fresh.dense, fresh.tables, fresh.sample
+        self.dense, self.tables, self.sample, self.guard = fresh.dense, fresh.tables, fresh.sample, fresh.guard
         self.seed, self.newest_ms, self._expired_min = seed, newest, expired
 
     def _reseeded(self, fresh: OnlineModel, seed: int) -> OnlineModel:

@@ -42,6 +42,10 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ftrl_l1: NonNegative = 0.01
     ftrl_l2: NonNegative = 0.0
 
+    # what is learnt from; see learner/sampling.py
+    negative_keep: Annotated[float, Meta(gt=0, le=1)] = 1.0  # share of the negatives; answers are corrected for it
+    delayed_feedback: Literal["wait", "fake_negative_weighted"] = "wait"  # the second: negatives come at once
+
     # the tables
     max_rows: Annotated[int, Meta(ge=1, le=2_000_000_000)] = 4_000_000  # of each table: bounds the memory
     max_age_days: NonNegative = 60.0  # of event time without a sample; 0: for ever
@@ -49,6 +53,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     # the guard
     max_loss: Annotated[float, Meta(gt=0)] = 20.0  # a batch whose mean loss is beyond it is refused
+    loss_ratio: NonNegative = 10.0  # the same beyond so many times what is usual; 0: off. See learner/guard.py
     max_gradient: Annotated[float, Meta(gt=0)] = 1000.0  # the same for the norm of the dense gradient
 
 

@@ -27,7 +27,7 @@ class Trainer:
     """Feeds ``model`` from a stream of sample batches, in micro-batches of at most ``batch_rows``.
 
     ``counts`` has what became of samples: "trained", "repeated", "follow_ups", "refused" (unusable label or weight),
-    "bad_numbers", "skipped" (rows in refused batches) and "skipped:REASON" (batches).
+    "left_out" (negatives not chosen), "bad_numbers", "skipped" (rows in refused batches), "skipped:REASON" (batches).
     """
 
     def __init__(self, model: OnlineModel, progressive: Progressive, repeats: Repeats, batch_rows: int) -> None:
@@ -71,9 +71,10 @@ class Trainer:
         report = self.model.learn(batch)
         self.counts["trained"] += report.rows
         self.counts["refused"] += report.refused
+        self.counts["left_out"] += report.left_out
         self.counts["bad_numbers"] += report.bad_numbers
         if report.skipped is not None:
-            self.counts["skipped"] += len(batch) - report.refused
+            self.counts["skipped"] += len(batch) - report.refused - report.left_out
             self.counts[f"skipped:{report.skipped}"] += 1
         else:
             self.origins.extend(batch.origin_ms[batch.origin_ms > 0].tolist())
