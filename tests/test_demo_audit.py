@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from millrace.clock import EventClock
 from millrace.errors import ConservationError
 from millrace.events import Click, DeadLetter, Event, Exposure, Truth, to_json, to_msgpack
-from millrace.run.account import KEYS, missing_keys
+from millrace.run.account import KEYS, _curve, missing_keys
 from millrace.run.audit import Ledger, Reported, auc_of, check
 from millrace.run.named import Held, opening
 from millrace.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
@@ -272,3 +272,22 @@ def test_a_figure_that_was_not_measured_is_missing() -> None:
     assert missing_keys(full | {"click_to_served_ms": {"p50": 1.0, "p99": None}}) == ["click_to_served_ms"]
     del full["pending"]
     assert missing_keys(full) == ["pending"]
+
+
+def test_the_curve_is_that_of_full_windows_and_begins_half_way_in_a_short_run() -> None:
+    rng = np.random.default_rng(3)
+    n = 3000
+    label = (rng.random(n) < 0.3).astype(np.int8)
+    true = (label + rng.normal(0, 1, n)).astype(np.float32)
+    score = np.where(np.arange(n) < n // 2, rng.random(n), true).astype(np.float32)  # it learns half way
+    ts = np.arange(n, dtype=np.int64)
+    curve = _curve(ts, label, score, true, 500)
+    assert curve[0]["event_time"] == 499
+    assert curve[-1] == {
+        "event_time": n - 1,
+        "auc": auc_of(score[-500:], label[-500:]),
+        "oracle_auc": auc_of(true[-500:], label[-500:]),
+    }
+    assert curve[0]["auc"] < 0.6 < curve[-1]["auc"] == curve[-1]["oracle_auc"]
+    assert _curve(ts, label, score, true, 10_000)[0]["event_time"] == n // 2 - 1
+    assert _curve(ts[:0], label[:0], score[:0], true[:0], 500) == []

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from millrace.errors import StoreError
 from millrace.run.audit import Ledger, auc_of
@@ -17,6 +18,9 @@ from millrace.run.supervisor import Supervisor
 from millrace.settings import Settings
 
 Report = dict[str, Any]
+
+POINTS = 100
+"""Of the AUC curve, at most."""
 
 KEYS = (
     "exposures_sent",
@@ -76,7 +80,7 @@ def make_report(
         "dead_letters": sum(ledger.dead.values()),
         "duplicates_dropped": round(f["duplicates_dropped"] or 0),
         "samples_trained": closing.trained,
-        "auc": _history(settings, monitor),
+        "auc": _curve(ts_ms, label, score, true, settings.rolling_rows),
         "oracle_auc": auc_of(true, label),
         "log_loss": f["log_loss"],
         "model_versions": round(f["versions_served"] or 0),
@@ -97,6 +101,7 @@ def make_report(
         "dead_letters_elsewhere": dict(ledger.dead_elsewhere),
         "exposures_in_dead_letters": ledger.dead_only,
         "repeats": {"samples": ledger.repeated_samples, "dead_letters": ledger.repeated_dead},
+        "learner_auc": _history(settings),
         "rolling_auc": f["auc"],
         "baseline_auc": f["baseline_auc"],
         "served_auc": auc_of(score, label),
@@ -116,37 +121,43 @@ def make_report(
     }
 
 
-def _history(settings: Settings, monitor: Monitor) -> list[dict[str, Any]]:
-    """Rolling AUC over event time (Unix ms): the learner's own history, or what the monitor saw when there is none.
+def _curve(
+    ts_ms: NDArray[np.int64],
+    label: NDArray[np.int8],
+    score: NDArray[np.float32],
+    true: NDArray[np.float32],
+    window: int,
+) -> list[dict[str, Any]]:
+    """Rolling AUC over event time (Unix ms) of the scores that pages were served with, and what was possible there.
 
-    From the moment at which the rolling window is full (in a run too short for that: half way): before, it is an AUC
-    over a few hundred samples of the first minutes, which is mostly chance.
+    This is progressive validation with delayed labels: each prediction was made before its page was seen. (The
+    learner's own, made when the label comes, is coloured by the order in which labels come: of one page the clicks
+    are learnt from minutes before the rest is judged.) In a closed loop the best possible AUC moves too: the better
+    the pages, the more alike the items on them.
+
+    From the moment at which the window is full (in a run too short for that: half way): before, it is an AUC over a
+    few hundred samples of the first minutes, which is mostly chance.
     """
-    path = Path(settings.data, "learner", "history.jsonl")
+    rows = len(ts_ms)
+    points = []
+    for end in sorted(set(np.linspace(min(window, rows // 2), rows, POINTS, dtype=int).tolist()) - {0}):
+        part = slice(max(0, end - window), end)
+        auc = auc_of(score[part], label[part])
+        if auc is not None:
+            points.append(
+                {"event_time": int(ts_ms[end - 1]), "auc": auc, "oracle_auc": auc_of(true[part], label[part])}
+            )
+    return points
+
+
+def _history(settings: Settings) -> list[dict[str, Any]]:
+    """What the learner wrote down as it went."""
     try:
-        told = [msgspec.json.decode(line, type=dict[str, Any]) for line in path.read_bytes().splitlines()]
-        full = min(settings.rolling_rows, told[-1]["trained"] // 2) if told else 0
-        points = [(int(e["event_time"]), e["auc"]) for e in told if e["trained"] >= full and e["auc"] is not None]
+        lines = Path(settings.data, "learner", "history.jsonl").read_bytes().splitlines()
+        told = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
+        return [{n: entry[n] for n in ("event_time", "auc", "trained")} for entry in told]
     except (OSError, msgspec.MsgspecError, KeyError):
-        points = []
-    if not points:
-        pairs = zip(monitor.series.column("event_ms"), monitor.series.column("auc"), strict=True)
-        points = [(int(at), auc) for at, auc in pairs if at is not None and auc is not None]
-    return [
-        {"event_time": at, "auc": round(auc, 6), "oracle_auc": oracle}
-        for (at, auc), oracle in zip(points, _oracle_at([at for at, _ in points], monitor), strict=True)
-    ]
-
-
-def _oracle_at(times_ms: list[int], monitor: Monitor) -> list[float | None]:
-    """The simulator's rolling oracle AUC at some event times. In a closed loop the best possible AUC moves too: the
-    better the pages, the more alike the items on them."""
-    pairs = zip(monitor.series.column("event_ms"), monitor.series.column("oracle_auc"), strict=True)
-    known = [(at, auc) for at, auc in pairs if at is not None and auc is not None]
-    if not known:
-        return [None] * len(times_ms)
-    at, auc = zip(*known, strict=True)
-    return [round(float(v), 6) for v in np.interp(times_ms, at, auc)]
+        return []
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:
