@@ -15,7 +15,8 @@ how messages are cut into batches. :meth:`Partition.to_bytes` is the whole state
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -52,6 +53,7 @@ from stream.join import (
     Step,
     decode_served,
 )
+from stream.owners import Owners
 from stream.tiles import TileStore
 
 __all__ = ["Changes", "Frozen", "Message", "Output", "Partition", "Policy"]
@@ -61,6 +63,7 @@ FORM = 1
 KINDS = ("negative", "positive", "correction", "follow_up")
 MAX_RAW = 256 * 1024  # bytes of a dead letter's message that are kept
 _KNOWN = 1_000_000  # id hashes remembered
+_WHOLE_KEYS = 8192  # lists handed out at a time by Partition.whole
 _SWEEPS = 64  # slices in which the windows are swept once an hour of event time
 
 
@@ -83,7 +86,7 @@ class Output:
 class Changes:
     """What readers must learn: absolute new states, so that publishing them twice changes nothing."""
 
-    users: list[tuple[Id, list[tuple[int, bytes]]]]  # user-side tile lists by user
+    users: list[tuple[Id, list[tuple[int, bytes]]]]  # user-side tile lists by user, empty where a key has ended
     profiles: list[User]
     item_keys: NDArray[np.uint64]  # (n,)
     item_tiles: list[bytes]
@@ -114,6 +117,7 @@ class Partition:
         self._profiles: dict[str, User] = {}
         self._hashes: dict[Id, int] = {}
         self._swept_hour, self._sweep_at = 0, _SWEEPS
+        self._owners, self._ended = Owners(), False  # user-side keys; whether a sweep has dropped any key
 
     @property
     def watermark_ms(self) -> int:
@@ -289,7 +293,8 @@ class Partition:
             self._swept_hour, self._sweep_at = hour, 0
         if self._sweep_at < _SWEEPS:
             at = self._sweep_at
-            self._tiles.sweep(self._swept_hour * 3_600_000, at / _SWEEPS, (at + 1) / _SWEEPS)
+            dropped = self._tiles.sweep(self._swept_hour * 3_600_000, at / _SWEEPS, (at + 1) / _SWEEPS)
+            self._ended = self._ended or dropped > 0
             self._sweep_at += 1
 
     def changed(self) -> Changes:
@@ -299,10 +304,28 @@ class Partition:
         owners, bounds, user_keys = self._by_user()
         tiles = self._tiles.export(np.concatenate([items, user_keys]), settle=True)
         lists = list(zip(user_keys.tolist(), tiles[len(items) :], strict=True))
-        users = [(user, lists[a:b]) for user, (a, b) in zip(owners, pairwise(bounds), strict=True)]
+        users = _lists_of(owners, bounds, lists)
+        self._owners.add(owners, bounds, user_keys)
+        if self._ended and self._sweep_at == _SWEEPS:  # once a sweep: the last window of a key ends with a day
+            self._ended = False
+            owners, bounds, gone = self._owners.end(self._tiles.keys())
+            users += _lists_of(owners, bounds, [(key, b"") for key in gone.tolist()])
         changes = Changes(users, list(self._profiles.values()), items, tiles[: len(items)], self.newest_ms)
         self._changed_users, self._changed_items, self._profiles = [], [], {}
         return changes
+
+    def whole(self) -> Iterator[list[tuple[Id, list[tuple[int, bytes]]]]]:
+        """All user-side tile lists by user, some thousand at a time, for a store that lost its data. The partition may
+        go on in between; what changes meanwhile is in :meth:`changed` as ever, so take what is here first."""
+        self._owners.add(*self._by_user())
+        owners, bounds, keys = self._owners.all()
+        start = 0
+        while start < len(owners):
+            end = max(start + 1, bisect_right(bounds, bounds[start] + _WHOLE_KEYS) - 1)
+            part = keys[bounds[start] : bounds[end]]
+            lists = list(zip(part.tolist(), self._tiles.export(part), strict=True))
+            yield _lists_of(owners[start:end], [b - bounds[start] for b in bounds[start : end + 1]], lists)
+            start = end
 
     def _by_user(self) -> tuple[list[Id], list[int], NDArray[np.uint64]]:
         """Users with changed keys, where each one's keys begin (and the last's end), all keys in that order."""
@@ -334,6 +357,7 @@ class Partition:
                 "join": self._join.freeze(),
                 "users": self._by_user(),
                 "profiles": list(self._profiles.values()),
+                "owners": self._owners.freeze(),
             },
             list(self._changed_items),
         )
@@ -370,6 +394,9 @@ class Partition:
                 self._changed_users = [(users, owner, np.frombuffer(keys, "<u8"))]
             self._changed_items = [np.frombuffer(head.items, "<u8")]
             self._profiles = {str(user.user_id): user for user in head.profiles}
+            ids, who, keys = head.owners
+            self._owners = Owners(ids, np.frombuffer(who, "<i4"), np.frombuffer(keys, "<u8"))
+            self._ended = True  # the checkpoint may be older than the end of a key
         except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
             raise StoreError(f"a damaged checkpoint ({error})", _REMEDY) from None
         return self
@@ -387,12 +414,20 @@ class Frozen:
         arrays = self.tiles.to_arrays()
         items = np.concatenate(self.items) if self.items else np.zeros(0, np.uint64)
         users, bounds, keys = self.head["users"]
+        owners, who, owned = self.head["owners"]
         late = {
             "users": (users, bounds, _raw(keys, "<u8")),
             "items": _raw(items, "<u8"),
+            "owners": (owners, _raw(who, "<i4"), _raw(owned, "<u8")),
             "tiles": {name: _raw(arrays[name], dtype) for name, dtype in _ARRAYS.items()},
         }
         return msgspec.msgpack.encode(self.head | late)
+
+
+def _lists_of(
+    owners: Sequence[Id], bounds: Sequence[int], lists: list[tuple[int, bytes]]
+) -> list[tuple[Id, list[tuple[int, bytes]]]]:
+    return [(user, lists[a:b]) for user, (a, b) in zip(owners, pairwise(bounds), strict=True)]
 
 
 def _raw(array: Array, dtype: str) -> memoryview:
@@ -410,6 +445,7 @@ class _Head(msgspec.Struct):
     profiles: list[User]
     items: memoryview
     tiles: dict[str, memoryview]
+    owners: tuple[list[Id], memoryview, memoryview] = ([], memoryview(b""), memoryview(b""))
 
 
 _ARRAYS = {"keys": "<u8", "ends": "<i8", "packed": "u1", "changed": "u1", "newest": "<i8"}
