@@ -6,7 +6,11 @@
                      <8 bytes>      -> packed tile list of the window key (little-endian uint64)
 
 Every write is absolute (the whole tile list, the whole profile), so that writing again, after a crash or a lost
-answer, changes nothing. A key whose tile list is empty loses its field; a reader takes a missing field for zeros.
+answer, changes nothing. A key whose tile list is empty, or whose windows have ended, loses its field; a reader takes a
+missing field for zeros. A profile stays.
+
+``filled:{partition}`` says that all of a partition's users are here. A Redis that lost its data (a restart, FLUSHALL)
+has lost that mark too, and the partition's worker fills it again.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ log = structlog.get_logger("online")
 
 PROFILE = b"profile"
 PIPELINE_COMMANDS = 1000
+FILLED, FILLING = b"filled", b"filling"
 NO_TILES = b"\0\0"  # the count of tiles in the packed form, see stream/tiles.py
 REMEDY = "start Redis there, or set MILLRACE_REDIS to its host:port"
 
@@ -103,6 +108,24 @@ class OnlineStore:
 
             await self._insist(send)
 
+    async def filled(self, partition: int) -> bool:
+        """Whether everything of the partition's users was written to this Redis, and it has kept its data since."""
+        found: list[Any] = []
+
+        async def ask() -> None:
+            found.append(await self._client.get(_mark(partition)))
+
+        await self._insist(ask)
+        return bool(found[-1] == FILLED)
+
+    async def begin_filling(self, partition: int) -> None:
+        """To be called before the first write of a filling."""
+        await self._insist(lambda: self._client.set(_mark(partition), FILLING))
+
+    async def end_filling(self, partition: int) -> None:
+        """To be called after the last one. Data lost in between keeps the partition from being :meth:`filled`."""
+        await self._insist(lambda: self._client.set(_mark(partition), FILLED, xx=True))
+
     async def _insist(self, call: Callable[[], Awaitable[Any]]) -> None:
         started, pause = time.monotonic(), 0.1
         while True:
@@ -122,6 +145,10 @@ class OnlineStore:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def _mark(partition: int) -> str:
+    return f"filled:{partition}"
 
 
 def _tile_commands(user_id: Id, entries: Sequence[tuple[int, bytes]]) -> list[tuple[Any, ...]]:

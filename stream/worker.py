@@ -40,13 +40,13 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from millrace.clock import EventClock, wall_ms
 from millrace.errors import BrokerError, MillraceError, ServiceError
-from millrace.events import DeadLetter, ItemTiles, to_json, to_msgpack
-from millrace.kafka import REMEDY, wait_for_broker
+from millrace.events import DeadLetter, ItemTiles, User, decode_user, to_json, to_msgpack
+from millrace.kafka import REMEDY, read_all, wait_for_broker
 from millrace.metrics import READY, serve_metrics
 from millrace.samples import SampleBatch
 from millrace.schema import Schema
 from millrace.settings import Settings
-from millrace.topics import DEAD_LETTERS, EVENTS, FEATURES_ITEMS, IMPRESSIONS, SAMPLES
+from millrace.topics import DEAD_LETTERS, EVENTS, FEATURES_ITEMS, IMPRESSIONS, SAMPLES, USERS
 from stream.checkpoint import CheckpointStore
 from stream.faustio import INPUTS, StreamApp, calm_client
 from stream.online import OnlineStore
@@ -94,6 +94,7 @@ class Slot:
     saved: float
     dirty: bool = False  # something happened since the last checkpoint was taken
     publishing: bool = False
+    fresh: bool = False  # it began empty and nothing was published yet: all there is comes with its changes
     saving: bool = False
     held: deque[Arrival] = field(default_factory=deque)  # events that wait for impressions to be read as far
     served_s: float = 0.0  # Kafka's time stamp of the newest impression taken
@@ -170,7 +171,7 @@ class Worker:
                     )
                 now = time.monotonic()
                 loaded = {p: await asyncio.to_thread(self._load, p) for p in sorted(numbers)}
-                self.slots = {p: Slot(partition, now, now, now, now) for p, partition in loaded.items()}
+                self.slots = {p: Slot(part, now, now, 0.0, now, fresh=not part.offsets) for p, part in loaded.items()}
                 self._loaded.set()
                 READY.set(1)
                 log.info("partitions", held=sorted(numbers), resumed=sorted(p for p in loaded if loaded[p].offsets))
@@ -318,15 +319,28 @@ class Worker:
     def _queue_publication(self, number: int, slot: Slot) -> None:
         changes = slot.partition.changed()
         slot.published = time.monotonic()
-        if not (changes.users or changes.profiles or len(changes.item_keys)):
-            return
         slot.publishing = True
+        fresh, slot.fresh = slot.fresh, False
 
         async def publish() -> None:
+            await self._fill(number, slot.partition, fresh)
             await self._publish(number, changes)
             slot.publishing = False
 
         self._jobs.put_nowait(publish)
+
+    async def _fill(self, number: int, partition: Partition, fresh: bool) -> None:
+        """Writes all of the partition's users to a Redis that does not hold them, in particular one that lost them."""
+        if await self.online.filled(number):
+            return
+        await self.online.begin_filling(number)
+        if not fresh:
+            log.info("filling Redis", partition=number)
+            profiles = await asyncio.to_thread(profiles_of, self.settings, number)
+            await self.online.write([], [(user.user_id, user.attributes) for user in profiles])
+            for users in partition.whole():
+                await self.online.write(users, [])
+        await self.online.end_filling(number)
 
     async def _publish(self, number: int, changes: Changes) -> None:
         await self.online.write(changes.users, [(user.user_id, user.attributes) for user in changes.profiles])
@@ -490,6 +504,24 @@ def item_parts(changes: Changes) -> Iterator[tuple[np.ndarray[Any, Any], list[by
         size += len(tiles) + 12
     if start < len(changes.item_tiles):
         yield changes.item_keys[start:], changes.item_tiles[start:]
+
+
+def profiles_of(settings: Settings, number: int) -> list[User]:
+    """The newest profile of every user of a partition, from the compacted topic. Blocks: for a thread.
+
+    Raises:
+        BrokerError: the topic cannot be read.
+    """
+    found: dict[str, User] = {}
+
+    def take(record: Any) -> None:
+        if record.partition == number:
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):  # a dead letter on its usual way
+                user = decode_user(record.value or b"")
+                found[str(user.user_id)] = user
+
+    read_all(settings, USERS, take)
+    return list(found.values())
 
 
 def letter_bytes(letter: DeadLetter) -> bytes:

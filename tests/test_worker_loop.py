@@ -291,6 +291,11 @@ class Loop:
                     found[name.decode()[5:]] = dict(zip(keys, counted(list(fields.values())), strict=True))
         return as_lists(found)
 
+    def redis_profiles(self) -> dict[str, Any]:
+        with redis.Redis.from_url(f"redis://{self.settings.redis}") as client:
+            found = {n.decode()[5:]: client.hget(n, "profile") for n in client.scan_iter("user:*")}
+        return {user: msgspec.json.decode(raw) for user, raw in found.items() if raw is not None}
+
     def item_tiles(self) -> dict[Any, Any]:
         newest: dict[tuple[int, int], bytes] = {}
 
@@ -334,9 +339,7 @@ def test_an_undisturbed_run_says_what_the_core_says_and_once(loop: Loop) -> None
     loop.ready(worker)
     loop.done(expected)
     assert set(loop.samples.values()) == {1}
-    with redis.Redis.from_url(f"redis://{loop.settings.redis}") as client:
-        profiles = {u: msgspec.json.decode(client.hget(f"user:{u}", "profile")) for u in expected.profiles}
-    assert profiles == expected.profiles
+    assert loop.redis_profiles() == expected.profiles
     assert loop.figure(worker, "millrace_samples_total") == len(expected.samples)
     assert loop.figure(worker, "millrace_pending_exposures") == expected.pending
     assert loop.figure(worker, "millrace_dead_letters_total") == sum(expected.dead.values())
@@ -390,6 +393,29 @@ def test_workers_come_and_go(loop: Loop) -> None:
     loop.send(messages[at:])
     loop.done(answer(loop))
     assert stop(first, 20) == 0
+
+
+def test_a_redis_that_lost_its_data_is_filled_again(loop: Loop) -> None:
+    """From what the worker holds, in that life or in the next, and from the topic of profiles."""
+    worker = loop.worker()
+    loop.send(story(100, seed=7))
+    expected = answer(loop)
+    loop.ready(worker)
+    loop.done(expected)
+    flush(loop)
+    until(lambda: loop.redis_users() == as_lists(expected.users), "user windows are back")
+    until(lambda: loop.redis_profiles() == expected.profiles, "profiles are back")
+    assert stop(worker, 20) == 0
+    flush(loop)
+    worker = loop.worker()
+    until(lambda: loop.redis_users() == as_lists(expected.users), "user windows are back after a restart")
+    until(lambda: loop.redis_profiles() == expected.profiles, "profiles are back after a restart")
+    assert stop(worker, 20) == 0
+
+
+def flush(loop: Loop) -> None:
+    with redis.Redis.from_url(f"redis://{loop.settings.redis}") as client:
+        client.flushall()
 
 
 def test_a_silent_partition_follows_the_event_clock(tmp_path: Path) -> None:

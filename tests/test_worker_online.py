@@ -29,6 +29,11 @@ def read(server: EmbeddedRedis, user: str) -> dict[bytes, bytes]:
         return fields
 
 
+def flush(server: EmbeddedRedis) -> None:
+    with redis.Redis.from_url(f"redis://{server.address}") as client:
+        client.flushall()
+
+
 def write(address: str, *calls: tuple[object, object], patience_seconds: float = 60.0) -> None:
     async def main() -> None:
         store = OnlineStore(address, patience_seconds)
@@ -56,6 +61,29 @@ def test_writes_are_absolute_and_empty_lists_take_their_field_away(server: Embed
 def test_the_last_field_takes_the_user_away(server: EmbeddedRedis) -> None:
     write(server.address, ([(5, [(1, b"x")])], []), ([(5, [(1, b"")])], []))
     assert read(server, "5") == {}
+
+
+def test_a_profile_outlives_the_last_tile_list(server: EmbeddedRedis) -> None:
+    write(server.address, ([("p", [(1, b"x"), (2, b"y")])], [("p", {"age": 3})]), ([("p", [(1, b""), (2, b"")])], []))
+    assert read(server, "p") == {b"profile": b'{"age":3}'}
+
+
+def test_data_that_goes_takes_the_mark_of_being_whole_along(server: EmbeddedRedis) -> None:
+    async def main() -> list[bool]:
+        store = OnlineStore(server.address)
+        seen = [await store.filled(3)]
+        await store.begin_filling(3)
+        seen.append(await store.filled(3))
+        await store.end_filling(3)
+        seen += [await store.filled(3), await store.filled(4)]
+        await store.begin_filling(3)
+        flush(server)  # in the middle of a filling: its end must not claim that all is there
+        await store.end_filling(3)
+        seen.append(await store.filled(3))
+        await store.close()
+        return seen
+
+    assert asyncio.run(main()) == [False, False, True, False, False]
 
 
 def test_many_users_need_several_pipelines(server: EmbeddedRedis) -> None:
