@@ -27,6 +27,7 @@ from learner.buckets import Sample
 from learner.dense import DenseState, load_dense, tensors_of
 from learner.guard import LossGuard
 from learner.inputs import Group, Inputs
+from learner.kernels import EMPTY
 from learner.models import Network, Shape, network_of
 from learner.sampling import chosen, fake_negative_weights
 from learner.spec import Spec, read_spec
@@ -161,6 +162,13 @@ class OnlineModel:
     def score(self, cat: Ids, num: Floats) -> Floats:
         """Click probabilities (n,) of feature rows cat (n, F), num (n, N). Reads only; unknown ids read as zero."""
         return _score(self._inputs, self.serving, self.tables, cat, num)
+
+    def knows(self, field: str, cat: Ids) -> NDArray[np.bool_]:
+        """Whether there is a row for the (first) id that each row of cat (n, F) has in a categorical field. (n,)"""
+        column = self.schema.layout.cat_names.index(field)
+        group = next(g for g in self._inputs.groups if field in g.fields)
+        known: NDArray[np.bool_] = self.tables[group.name].index.find(np.ascontiguousarray(cat[:, column])) != EMPTY
+        return known
 
     def learn(self, batch: SampleBatch) -> LearnReport:
         """One step on ``batch``; follow-ups in it are passed over. A batch with a loss or gradient that is not

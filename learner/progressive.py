@@ -39,16 +39,27 @@ def auc(p: Numbers, y: Numbers) -> float:
 def grouped_auc(p: Numbers, y: Numbers, user: Numbers) -> float:
     """Mean of the users' own AUCs, weighted by their rows; users with one class only are left out (Zhou et al. 2018,
     DIN, eq. 9). NaN when no user is left."""
-    order = np.argsort(user, kind="stable")
-    p, y, user = np.asarray(p)[order], np.asarray(y)[order], np.asarray(user)[order]
-    edges = np.flatnonzero(np.concatenate([[True], user[1:] != user[:-1], [True]])) if len(user) else np.zeros(1, int)
-    total = rows = 0.0
-    for first, last in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        own = auc(p[first:last], y[first:last])
-        if own == own:
-            total += own * (last - first)
-            rows += last - first
-    return total / rows if rows else float("nan")
+    p, y, user = np.asarray(p, np.float64), np.asarray(y) > 0.5, np.asarray(user)
+    if not len(p):
+        return float("nan")
+    order = np.lexsort((p, user))
+    p, y, user = p[order], y[order], user[order]
+    start = np.concatenate([[True], user[1:] != user[:-1]])
+    group = np.cumsum(start) - 1  # (n,)
+    first = np.flatnonzero(start)  # of each user
+    tie = start | np.concatenate([[True], p[1:] != p[:-1]])
+    edges = np.append(np.flatnonzero(tie), len(p))
+    mean_rank = (edges[:-1] + edges[1:] + 1) / 2.0  # of each run of equal p, from 1
+    rank = mean_rank[np.cumsum(tie) - 1] - first[group]  # within the user
+    rows = np.bincount(group).astype(np.float64)
+    n_pos = np.bincount(group, weights=y)
+    both = (n_pos > 0) & (n_pos < rows)
+    if not both.any():
+        return float("nan")
+    rank_sum = np.bincount(group, weights=rank * y)[both]
+    rows, n_pos = rows[both], n_pos[both]
+    own = (rank_sum - n_pos * (n_pos + 1) / 2.0) / (n_pos * (rows - n_pos))
+    return float(own @ rows / rows.sum())
 
 
 def log_losses(p: Numbers, y: Numbers) -> NDArray[np.float64]:

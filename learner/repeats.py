@@ -19,6 +19,12 @@ from millrace.samples import SampleBatch
 _SALT = salt("sample")
 
 
+def exposure_ids(batch: SampleBatch) -> NDArray[np.uint64]:
+    """One id for each row's (request, position), whatever its kind. (B,)"""
+    requests = column_hash(np.array(batch.request, object))[batch.page]
+    return combine(_SALT, requests, batch.position.astype(np.uint64) + np.uint64(1))
+
+
 class Repeats:
     """Remembers ids for ``keep_ms`` of event time, and never more than ``max_ids`` (then the oldest go first)."""
 

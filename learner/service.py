@@ -23,6 +23,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from learner.model import OnlineModel
 from learner.progressive import Progressive
 from learner.repeats import Repeats
+from learner.segments import Segments, parse_segments
 from learner.trainer import Trainer
 from learner.versions import Progress, Versions, newest_sound
 from millrace.errors import SchemaError, StoreError
@@ -44,6 +45,11 @@ ROLLING_AUC = Gauge("millrace_rolling_auc", "AUC of predictions made before lear
 BASELINE_AUC = Gauge("millrace_baseline_auc", "AUC of the item's own smoothed click rate on the same samples.")
 LOG_LOSS = Gauge("millrace_rolling_log_loss", "Log loss of the same predictions.")
 CALIBRATION = Gauge("millrace_calibration", "Clicks predicted over clicks seen, same predictions.")
+SEGMENT_AUC = Gauge("millrace_segment_auc", "AUC of the newest samples of a segment.", ["segment"])
+SEGMENT_LOSS = Gauge("millrace_segment_log_loss", "Log loss of the newest samples of a segment.", ["segment"])
+SEGMENT_CALIBRATION = Gauge("millrace_segment_calibration", "Clicks predicted over clicks seen.", ["segment"])
+GROUPED_AUC = Gauge("millrace_grouped_auc", "AUC within users, weighted by rows, newest samples.")
+DRIFT = Counter("millrace_drift_total", "Changes of the mean log loss that ADWIN found.")
 VERSION = Gauge("millrace_model_version", "Newest version published.")
 TABLE_ROWS = Gauge("millrace_table_rows", "Rows in the sparse tables.")
 LEARN_SECONDS = Histogram("millrace_learn_seconds", "Time to predict, judge and learn a micro-batch.")
@@ -79,7 +85,10 @@ class Learner:
         model = OnlineModel(schema, spec, settings.seed)
         keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + _HOUR_MS
         keep_ms = max(keep_ms, round(_OUTAGE_MS * settings.event_clock().speed))
-        self.trainer = Trainer(model, Progressive(settings.rolling_rows), Repeats(keep_ms), settings.batch_rows)
+        segments = Segments(schema, parse_segments(settings.segments), settings.rolling_rows)
+        wait_ms = round((settings.attribution_minutes * 60 + settings.disorder_seconds) * 1000)
+        progressive = Progressive(settings.rolling_rows)
+        self.trainer = Trainer(model, progressive, Repeats(keep_ms), settings.batch_rows, segments, wait_ms)
         self.offsets: dict[int, int] = {}
         if found:
             note, state = found
@@ -208,6 +217,10 @@ class Learner:
             counter.inc(counts[name] - shown[name])
         self._shown = counts.copy()
         figures = self.trainer.progressive
+        for before, after in self.trainer.drift.found:
+            DRIFT.inc()
+            log.warning("drift: the mean log loss has changed", before=round(before, 4), after=round(after, 4))
+        self.trainer.drift.found.clear()
         TABLE_ROWS.set(self.versions.model.rows)
         for partition, lag in lag_of(reader).items():
             LAG.labels(str(partition)).set(lag)
@@ -220,6 +233,7 @@ class Learner:
         if counts["trained"] == self._told:
             return
         self._told = counts["trained"]
+        self._report_segments()
         line = {
             "event_time": self.versions.model.newest_ms,
             "auc": figures.auc,
@@ -230,6 +244,16 @@ class Learner:
         }
         with self._history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _report_segments(self) -> None:
+        segments = self.trainer.segments
+        if segments is None or not segments.rows:
+            return
+        GROUPED_AUC.set(segments.grouped_auc)
+        for name, own in segments.figures().items():
+            SEGMENT_AUC.labels(name).set(own.auc)
+            SEGMENT_LOSS.labels(name).set(own.log_loss)
+            SEGMENT_CALIBRATION.labels(name).set(own.calibration)
 
 
 def run(settings: Settings, stop: threading.Event) -> None:

@@ -16,7 +16,9 @@ import numpy as np
 
 from learner.model import LearnReport, OnlineModel
 from learner.progressive import Progressive, baseline_column
-from learner.repeats import Repeats
+from learner.repeats import Repeats, exposure_ids
+from learner.segments import Drift, Segments
+from learner.unsettled import Unsettled
 from millrace.modelstore import Array
 from millrace.samples import CORRECTION, FOLLOW_UP, SampleBatch
 
@@ -26,13 +28,27 @@ _PRIVATE = "trainer/"
 class Trainer:
     """Feeds ``model`` from a stream of sample batches, in micro-batches of at most ``batch_rows``.
 
+    Where negatives come at once (``delayed_feedback``), a prediction is judged when its click comes, or ``wait_ms`` of
+    event time later.
+
     ``counts`` has what became of samples: "trained", "repeated", "follow_ups", "refused" (unusable label or weight),
     "left_out" (negatives not chosen), "bad_numbers", "skipped" (rows in refused batches), "skipped:REASON" (batches).
     """
 
-    def __init__(self, model: OnlineModel, progressive: Progressive, repeats: Repeats, batch_rows: int) -> None:
+    def __init__(
+        self,
+        model: OnlineModel,
+        progressive: Progressive,
+        repeats: Repeats,
+        batch_rows: int,
+        segments: Segments | None = None,
+        wait_ms: int = 300_000,
+    ) -> None:
         self.model, self.progressive, self.repeats = model, progressive, repeats
         self.batch_rows = batch_rows
+        self.segments, self.drift = segments, Drift()
+        fake = model.spec["delayed_feedback"] == "fake_negative_weighted"
+        self.unsettled = Unsettled(wait_ms) if fake else None
         self.counts: Counter[str] = Counter()
         self.origins: list[int] = []  # of clicks learnt from; the publisher empties it
         self._pending: list[SampleBatch] = []
@@ -81,17 +97,52 @@ class Trainer:
         return report
 
     def _judge(self, batch: SampleBatch) -> None:
-        """Corrections are not judged: their exposure was judged as the negative it then was."""
+        """Corrections are not judged: their exposure was judged as the negative it then was, or waits for them."""
+        clicked = batch.take((batch.kind == CORRECTION) & (batch.label > 0)) if self.unsettled is not None else None
         with np.errstate(invalid="ignore"):
             judged = (batch.kind != CORRECTION) & (batch.label >= 0) & (batch.label <= 1)
         if not judged.all():
             batch = batch.take(judged)
-        if not len(batch):
-            return
-        p = self.model.score(batch.cat, batch.num)
-        baseline = None if self._baseline is None else np.nan_to_num(batch.num[:, self._baseline])
-        if np.isfinite(p).all():
-            self.progressive.update(p, batch.label, baseline)
+        if len(batch):
+            p = self.model.score(batch.cat, batch.num)
+            baseline = None if self._baseline is None else np.nan_to_num(batch.num[:, self._baseline])
+            segments = None if self.segments is None else self.segments.members(batch, self.model)
+            if not np.isfinite(p).all():
+                return
+            if self.unsettled is None:
+                self._take_in(p, batch.label, baseline, batch.user, segments)
+            else:
+                self._keep(self.unsettled, batch, p, baseline, segments)
+        if self.unsettled is not None and clicked is not None:
+            user, values, label = self.unsettled.settle(exposure_ids(clicked))
+            if len(label):
+                known = None if self._baseline is None else values[:, 1]
+                self._take_in(values[:, 0], label, known, user, values[:, 2:] > 0)
+
+    def _keep(
+        self,
+        unsettled: Unsettled,
+        batch: SampleBatch,
+        p: Array,
+        baseline: Array | None,
+        segments: Array | None,
+    ) -> None:
+        """Puts predictions by until their labels are known; a click that came first is no more to be waited for."""
+        columns = [p, np.zeros(len(p)) if baseline is None else baseline]
+        values = np.column_stack(columns if segments is None else [*columns, segments]).astype(np.float64)
+        at_once = batch.label > 0
+        if at_once.any():
+            known = None if baseline is None else baseline[at_once]
+            own = None if segments is None else segments[at_once]
+            self._take_in(p[at_once], batch.label[at_once], known, batch.user[at_once], own)
+        rest = ~at_once
+        unsettled.add(exposure_ids(batch)[rest], batch.ts_ms[rest], batch.user[rest], values[rest])
+
+    def _take_in(self, p: Array, label: Array, baseline: Array | None, user: Array, segments: Array | None) -> None:
+        self.progressive.update(p, label, baseline)
+        self.drift.update(p, label)
+        if self.segments is not None and segments is not None:
+            self.segments.update(p, label, user, segments)
 
     def state(self) -> dict[str, Array]:
         """What a snapshot keeps besides the model: ids already learnt from. Nothing may be pending."""

@@ -66,6 +66,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     delta_seconds: Positive = 1.0
     snapshot_seconds: Positive = 30.0
     rolling_rows: Annotated[int, Meta(ge=100)] = 10_000  # length of the rolling metrics
+    segments: str = "kind:business|consumer"  # metrics by value of a field: "field:value|value;field:value"
+    spec: str = ""  # entries of the model's spec beside `model`, as JSON: '{"negative_keep": 0.25}'
+    evolve: bool = False  # a model of another schema or spec is carried over, aloud, instead of refused
 
     # scorer
     candidates: Annotated[int, Meta(ge=1)] = 1000
