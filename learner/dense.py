@@ -77,8 +77,9 @@ class DenseState:
             self.second.addcmul_(self.gradient, self.gradient)
             self.weights.addcdiv_(self.gradient, self.second.sqrt().add_(1e-7), value=-self.rate)
         if self.averaging:
-            # A plain mean at first, so that the arbitrary start does not linger.
-            self.average.lerp_(self.weights, max(1 - self.averaging, 1 / float(self.steps)))
+            # A short memory at first (of a tenth of the steps so far), so that neither the arbitrary start nor the
+            # first, fast learning lingers.
+            self.average.lerp_(self.weights, max(1 - self.averaging, 10 / (9 + float(self.steps))))
 
     def published(self) -> dict[str, NDArray[Any]]:
         """Every serving parameter and buffer by name, copied."""
