@@ -70,8 +70,9 @@ def test_kill_9_of_every_role_loses_nothing(tmp_path: Path) -> None:
                 return bool(role["state"] == "running" and role["pid"] != old and role["restarts"] == 1)
 
             demo.until(back, f"the {name} is back")
-        before = demo.state()["figures"]["trained"]
-        demo.until(lambda: demo.state()["figures"]["trained"] > before + 500, "it learns again")
+        demo.until(lambda: all(demo.role(n)["state"] == "running" for n in ROLES), "every role works again")
+        before = demo.state()["figures"]["exposures"]
+        demo.until(lambda: demo.state()["figures"]["exposures"] > before + 1000, "shoppers go on")
         assert demo.end(signal.SIGINT) == 0, demo.text()
         report = demo.report()
         demo.until_nothing_left()

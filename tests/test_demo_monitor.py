@@ -83,6 +83,9 @@ def test_a_silent_role_is_not_ready_and_keeps_its_figures(network: Network) -> N
     assert picture.figures["exposures"] == 20
     assert picture.model["version"] == 4
     assert picture.figures["click_to_served_p99_ms"] == 2000.0
+    network.answers["http://scorer/metrics"] = exposition(2.0, 0)
+    network.answers["http://scorer/model"] = json.dumps({"click_to_served_ms": {"p50": None, "p99": None, "count": 0}})
+    assert monitor.look().figures["click_to_served_p99_ms"] == 2000.0
 
 
 def test_the_first_auc_is_timed(network: Network) -> None:

@@ -144,6 +144,7 @@ class Monitor:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self.first_auc_wall_ms: int | None = None
+        self._served: Mapping[str, Any] = {}  # click-to-served times, as last known
 
     def start(self) -> None:
         self._thread.start()
@@ -192,6 +193,9 @@ class Monitor:
             self.roles.get(n, Figures()) for n in ("simulator", "stream", "learner", "scorer")
         )
         served = model.get("click_to_served_ms") or {}
+        if _number(served.get("p50")) is None:  # a scorer that was restarted has not served a click yet
+            served = self._served
+        self._served = served
         return {
             "event_ms": float(self._clock.at(wall_ms)),
             "exposures": simulator.total("millrace_exposures_sent_total"),
