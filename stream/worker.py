@@ -10,6 +10,8 @@
                                  publish ─► Redis, features.items
                                  checkpoint ─► samples delivered ─► file written (thread) ─► offsets committed
 
+    a thread of the worker that holds partition 0: items, features.items ─► the shop's lists in Redis
+
 The outlet's order is the guarantee: when a checkpoint exists, everything that follows from the messages it covers has
 been delivered; when an offset is committed, the checkpoint that covers it exists. After a crash the rest is done again
 from the newest checkpoint, with the same ids and absolute values.
@@ -49,6 +51,7 @@ from millrace.settings import Settings
 from millrace.topics import DEAD_LETTERS, EVENTS, FEATURES_ITEMS, IMPRESSIONS, SAMPLES, USERS
 from stream.checkpoint import CheckpointStore
 from stream.faustio import INPUTS, StreamApp, calm_client
+from stream.listing import ListKeeper
 from stream.online import OnlineStore
 from stream.partition import Changes, Message, Output, Partition, Policy
 
@@ -116,6 +119,7 @@ class Worker:
         self.app.feed(self.receive)
         self.app.on_partitions_revoked.connect(self.revoked)
         self.app.on_partitions_assigned.connect(self.assigned)
+        self.lists = ListKeeper(settings, schema, clock)
         self.slots: dict[int, Slot] = {}
         self.failure: BaseException | None = None
         self._seq = wall_ms()  # of item tiles: rises over restarts too
@@ -149,6 +153,7 @@ class Worker:
         """Before partitions go: what is held becomes a checkpoint, and its offsets are committed."""
         with self._guarded("giving partitions up"):
             self._loaded.clear()
+            self.lists.active.clear()
             READY.set(0)
             async with self._lock:
                 self._empty_buffer()
@@ -173,6 +178,8 @@ class Worker:
                 loaded = {p: await asyncio.to_thread(self._load, p) for p in sorted(numbers)}
                 self.slots = {p: Slot(part, now, now, 0.0, now, fresh=not part.offsets) for p, part in loaded.items()}
                 self._loaded.set()
+                if 0 in self.slots:
+                    self.lists.active.set()
                 READY.set(1)
                 log.info("partitions", held=sorted(numbers), resumed=sorted(p for p in loaded if loaded[p].offsets))
 
@@ -423,6 +430,7 @@ class Worker:
             request_timeout_ms=round(self.settings.outage_seconds * 1000),
         )
         await self._producer.start()
+        self.lists.start()
         tasks = {
             asyncio.create_task(self.app.start()): "Faust",
             asyncio.create_task(self.pump()): "the pump",
@@ -442,10 +450,12 @@ class Worker:
                 self.slots = {}
         finally:
             READY.set(0)
+            self.lists.ending.set()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for closing in (self.app.leave(5.0), self._producer.stop(), self.online.close()):
+            lists = asyncio.to_thread(self.lists.join, 5.0)
+            for closing in (self.app.leave(5.0), self._producer.stop(), self.online.close(), lists):
                 try:
                     await asyncio.wait_for(closing, 11.0)
                 except Exception as error:

@@ -74,6 +74,7 @@ def test_pure_cores_know_no_broker_no_store_no_clock(path: Path) -> None:
         "stream/worker.py",
         "stream/faustio.py",
         "stream/online.py",
+        "stream/listing.py",
         "learner/service.py",
         "scorer/app.py",
         "scorer/feed.py",

@@ -1,0 +1,124 @@
+"""The thread that keeps the shop's lists in Redis: ``list:hot``, ``list:hot:{column}:{value}``, ``list:new``.
+
+Each is a sorted set, replaced in one transaction when it has changed; ``list:names`` is the set of those there are.
+One worker does it, the one that holds partition 0, beside its pump: in a thread that reads a little at a time, and
+whose failures are said, counted and tried again, since nothing of the loop depends on it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import msgspec
+import redis
+import structlog
+from prometheus_client import Counter
+
+from millrace.clock import EventClock
+from millrace.errors import MillraceError
+from millrace.events import decode_item, decode_item_tiles
+from millrace.kafka import make_reader
+from millrace.schema import Schema
+from millrace.settings import Settings
+from millrace.topics import FEATURES_ITEMS, ITEMS
+from stream.lists import Entries, Lists
+from stream.online import redis_url
+
+log = structlog.get_logger("lists")
+
+EVERY_PUBLICATIONS = 5
+LISTS_AT_ONCE = 50
+NAMES = "list:names"
+DAY_MS = 86_400_000
+
+WRITTEN = Counter("millrace_lists_written_total", "Lists of the shop that had changed and were written.")
+FAILURES = Counter("millrace_lists_errors_total", "Times that keeping the lists failed, or a message was skipped.")
+
+
+class ListKeeper(threading.Thread):
+    """See the module's text. It works while :attr:`active` is set."""
+
+    def __init__(self, settings: Settings, schema: Schema, clock: EventClock) -> None:
+        super().__init__(name="lists", daemon=True)
+        self.settings, self.schema, self.clock = settings, schema, clock
+        self.active, self.ending = threading.Event(), threading.Event()
+
+    def run(self) -> None:
+        said = False
+        while not self.ending.is_set():
+            if self.active.wait(0.5) and not self.ending.is_set():
+                try:
+                    self._keep()
+                    said = False
+                except Exception as error:  # the lists are no part of the loop
+                    FAILURES.inc()
+                    if not said:
+                        said = True
+                        text = error if isinstance(error, MillraceError) else f"{type(error).__name__}: {error}"
+                        log.warning("lists interrupted; trying again", error=" ".join(str(text).split()))
+                    self.ending.wait(5.0)
+
+    def _keep(self) -> None:
+        """Reads both topics from their beginning and writes now and then, until another worker has to."""
+        lists, written = Lists(self.schema), dict[str, Entries]()
+        period = EVERY_PUBLICATIONS * self.settings.publish_seconds
+        readers: list[Any] = []
+        try:
+            readers += [make_reader(self.settings, topic, max_poll_records=50) for topic in (ITEMS, FEATURES_ITEMS)]
+            with redis.Redis.from_url(redis_url(self.settings.redis), socket_timeout=5.0) as client:
+                due = time.monotonic() + period
+                while self.active.is_set() and not self.ending.wait(0.02):
+                    for reader in readers:
+                        for records in reader.poll(timeout_ms=100).values():
+                            for record in records:
+                                take(lists, record)
+                    if time.monotonic() >= due and all(map(read_up, readers)):
+                        write(client, lists.make(self._now(lists)), written)
+                        due = time.monotonic() + period
+        finally:
+            for reader in readers:
+                reader.close()
+
+    def _now(self, lists: Lists) -> int:
+        newest, now = lists.newest_ms + 1, self.clock.now()  # an old log is played by another clock
+        return max(newest, now) if now - newest <= DAY_MS else newest
+
+
+def read_up(reader: Any) -> bool:
+    """Whether all that its topic held at the last fetch was read: half a topic makes no list."""
+    return all((end := reader.highwater(tp)) is not None and reader.position(tp) >= end for tp in reader.assignment())
+
+
+def take(lists: Lists, record: Any) -> None:
+    """A message of either topic; one that cannot be used is counted and stays in its topic."""
+    try:
+        if record.topic == FEATURES_ITEMS:
+            lists.count(decode_item_tiles(record.value or b""))
+        elif record.value is None:
+            lists.remove((record.key or b"").decode())
+        else:
+            lists.put(decode_item(record.value))
+    except (msgspec.MsgspecError, ValueError, MillraceError):
+        FAILURES.inc()
+
+
+def write(client: Any, lists: dict[str, Entries], written: dict[str, Entries]) -> None:
+    """Replaces what differs from ``written``, each list in one transaction, and takes away what is no more."""
+    there: set[bytes] = client.smembers(NAMES)
+    if not there:
+        written.clear()  # a Redis that is new, or lost its data
+    changed = [(f"list:{name}", entries) for name, entries in lists.items() if written.get(name) != entries]
+    for start in range(0, len(changed), LISTS_AT_ONCE):
+        with client.pipeline(transaction=True) as transaction:
+            for name, entries in changed[start : start + LISTS_AT_ONCE]:
+                transaction.delete(name).zadd(name, entries).sadd(NAMES, name)
+            transaction.execute()
+    gone = there - {f"list:{name}".encode() for name in lists}
+    if gone:
+        with client.pipeline(transaction=True) as transaction:
+            transaction.delete(*gone).srem(NAMES, *gone).execute()
+    written.clear()
+    written.update(lists)
+    WRITTEN.inc(len(changed))
