@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner import kernels
+from learner.models.base import Columns
 from millrace.hashing import U64, combine, salt
 from millrace.schema import Schema
 
@@ -71,6 +72,7 @@ class Inputs:
             by_width.setdefault(own, []).append((name, layout.F + j, 1))
         self.bucket_ids = _bucket_ids(self.bucket_names, buckets)  # (C, Q)
         self.crosses = _crosses(schema)
+        self.cross_names = schema.crosses
         if self.crosses:
             by_width.setdefault(0, [])
         self.groups = tuple(_group(w, by_width[w]) for w in sorted(by_width, reverse=True))
@@ -84,6 +86,14 @@ class Inputs:
     def numbers(self) -> int:
         """Numeric columns that the network sees: N but those in buckets."""
         return len(self.plain_columns)
+
+    @property
+    def columns(self) -> Columns:
+        """What the inputs are called."""
+        shallow = [f for g in self.groups if not g.width for f in g.fields]
+        crosses = ["*".join(names) for names in self.cross_names]
+        fields, widths = tuple(g.fields for g in self.deep), tuple(g.width for g in self.deep)
+        return Columns(fields, widths, self.number_names, self.bucket_names, (*shallow, *crosses))
 
     def ids(self, group: Group, cat: Ids) -> Ids:
         """The id columns of a group's table. (B, C), crosses included in the wide-only one"""

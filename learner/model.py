@@ -28,7 +28,7 @@ from learner.dense import DenseState, load_dense, tensors_of
 from learner.guard import LossGuard
 from learner.inputs import Group, Inputs
 from learner.kernels import EMPTY
-from learner.models import Network, Shape, network_of
+from learner.models import Columns, Network, network_of
 from learner.sampling import chosen, fake_negative_weights
 from learner.spec import Spec, read_spec
 from learner.table import Block, Rates, ServingTable, SparseTable
@@ -61,16 +61,19 @@ class LearnReport:
     left_out: int = 0
 
 
+def build_network(columns: Columns, spec: Spec, seed: int) -> Network:
+    """The untrained network of a spec over inputs with these names."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return network_of(spec.model)(columns.shape, spec)
+
+
 def _build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
     kind = network_of(spec.model)
     width = spec.width if kind.deep else 0
     squash = spec.numerics == "squash"
     inputs = Inputs(schema, width, kind.own_widths, squash, spec.buckets, spec.bucket_width)
-    groups = tuple((len(g.fields), g.width) for g in inputs.deep)
-    shape = Shape(groups, inputs.numbers, len(inputs.bucket_columns))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return inputs, kind(shape, spec)
+    return inputs, build_network(inputs.columns, spec, seed)
 
 
 def _bucketed(inputs: Inputs, network: Network, cat: Ids, num: Floats) -> Ids:
@@ -147,6 +150,11 @@ class OnlineModel:
         """Everything needed to build this model again, JSON-able."""
         spec: dict[str, Any] = msgspec.to_builtins(self._spec)
         return spec
+
+    @property
+    def columns(self) -> Columns:
+        """What the inputs are called: to be kept with a snapshot, for a model with other inputs to go on from it."""
+        return self._inputs.columns
 
     @property
     def rows(self) -> int:

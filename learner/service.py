@@ -20,17 +20,19 @@ import torch
 from kafka import KafkaConsumer, KafkaProducer
 from prometheus_client import Counter, Gauge, Histogram
 
+from learner.evolve import evolve, read_columns
 from learner.model import OnlineModel
 from learner.progressive import Progressive
 from learner.repeats import Repeats
 from learner.segments import Segments, parse_segments
 from learner.trainer import Trainer
-from learner.versions import Progress, Versions, newest_sound
+from learner.versions import OnlineModelState, Progress, Versions, newest_sound, same_shape
 from millrace.errors import SchemaError, StoreError
 from millrace.kafka import lag_of, make_producer, make_reader, wait_for_broker
 from millrace.metrics import READY, serve_metrics
 from millrace.modelstore import Announcement, ModelStore
 from millrace.samples import SampleBatch
+from millrace.schema import Schema
 from millrace.settings import Settings
 from millrace.topics import MODEL_DELTAS, SAMPLES
 
@@ -80,19 +82,21 @@ class Learner:
         self.settings = settings
         schema = settings.load_schema()
         self.store = ModelStore(settings.folder("models"))
-        found = newest_sound(self.store, schema.id, settings.model)
-        spec: dict[str, Any] = found[0].spec if found else {"model": settings.model}
-        model = OnlineModel(schema, spec, settings.seed)
+        self.offsets: dict[int, int] = {}
+        fake = settings.label_policy == "fake-negative-weighted"
+        wanted = {"delayed_feedback": "fake_negative_weighted" if fake else "wait"} | settings.spec()
+        found = newest_sound(self.store, schema.id, wanted, settings.evolve)
+        model = (
+            OnlineModel(schema, wanted, settings.seed) if found is None else _going_on(found, schema, wanted, settings)
+        )
         keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + _HOUR_MS
         keep_ms = max(keep_ms, round(_OUTAGE_MS * settings.event_clock().speed))
         segments = Segments(schema, parse_segments(settings.segments), settings.rolling_rows)
         wait_ms = round((settings.attribution_minutes * 60 + settings.disorder_seconds) * 1000)
         progressive = Progressive(settings.rolling_rows)
         self.trainer = Trainer(model, progressive, Repeats(keep_ms), settings.batch_rows, segments, wait_ms)
-        self.offsets: dict[int, int] = {}
         if found:
             note, state = found
-            model.resume(state.image, state.training)
             self.trainer.resume(state.training, note.extra.get("counts", {}))
             self.offsets = {int(p): o for p, o in note.offsets.items()}
             log.info("resumed", version=note.version, trained=note.trained, offsets=note.offsets)
@@ -181,7 +185,11 @@ class Learner:
 
     def _progress(self) -> Progress:
         counts = dict(self.trainer.counts)
-        return Progress(counts.get("trained", 0), dict(self.offsets), {"counts": counts})
+        return Progress(
+            counts.get("trained", 0),
+            dict(self.offsets),
+            {"counts": counts, "columns": msgspec.to_builtins(self.versions.model.columns)},
+        )
 
     def _publish(self, producer: KafkaProducer, snapshot: bool) -> None:
         try:
@@ -254,6 +262,24 @@ class Learner:
             SEGMENT_AUC.labels(name).set(own.auc)
             SEGMENT_LOSS.labels(name).set(own.log_loss)
             SEGMENT_CALIBRATION.labels(name).set(own.calibration)
+
+
+def _going_on(
+    found: tuple[Announcement, OnlineModelState], schema: Schema, wanted: dict[str, Any], settings: Settings
+) -> OnlineModel:
+    """The model of a snapshot, with the spec's entries that are ``wanted``; carried over where its shape differs."""
+    note, state = found
+    spec = {**note.spec, **wanted}
+    if note.schema_id == schema.id and same_shape(note.spec, spec):
+        model = OnlineModel(schema, spec, settings.seed)
+        model.resume(state.image, state.training)
+        return model
+    old = read_columns(note.extra.get("columns"))
+    model, report = evolve(old, note.spec, state.image, state.training, schema, spec, settings.seed)
+    log.warning("the model was carried over to another schema or spec", version=note.version, schema=note.schema_id)
+    for line in report.lines:
+        log.info("carried over", what=line)
+    return model
 
 
 def run(settings: Settings, stop: threading.Event) -> None:

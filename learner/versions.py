@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from learner.model import OnlineModel
+from learner.spec import read_spec
 from millrace.clock import wall_ms
 from millrace.errors import SnapshotError
 from millrace.modelstore import Announcement, Array, ModelStore, decode_announcement
@@ -112,22 +113,46 @@ def set_aside(store: ModelStore, name: str, why: str) -> None:
     (store.folder / name).rename(store.folder / f"damaged-{name}")
 
 
-def newest_sound(store: ModelStore, schema_id: str, model: str) -> tuple[Announcement, OnlineModelState] | None:
+_SHAPE = (
+    *("model", "width", "blocks", "hidden", "norm", "placement", "numerics", "buckets", "bucket_width"),
+    *("dense", "max_rows", "admit"),
+)
+"""Entries of a spec that a snapshot cannot simply go on with when they change; the others are rates and bounds."""
+
+
+def same_shape(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a model with the spec ``new`` can resume a snapshot made with ``old``."""
+    return not _differences(old, new)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    was, now = read_spec(old), read_spec(new)
+    return [n for n in _SHAPE if getattr(was, n) != getattr(now, n)]
+
+
+def newest_sound(
+    store: ModelStore, schema_id: str, wanted: Mapping[str, Any], evolve: bool = False
+) -> tuple[Announcement, OnlineModelState] | None:
     """The newest snapshot that can be read whole, or None.
 
     Raises:
-        SnapshotError: it is of another schema or model than the learner was started with.
+        SnapshotError: it is of another schema, or of another shape than the entries of a spec that are ``wanted``, and
+            it is not to ``evolve``.
     """
     for note in sound_snapshots(store):
-        if note.schema_id != schema_id:
+        if note.schema_id != schema_id and not evolve:
             raise SnapshotError(
                 f"the models in '{store.folder}' are of schema {note.schema_id}, the learner's is {schema_id}",
-                "set MILLRACE_SCHEMA to the schema they were learnt with, or MILLRACE_DATA to an empty folder",
+                "set MILLRACE_EVOLVE=true to carry over what both have, MILLRACE_SCHEMA to the schema they were learnt "
+                "with, or MILLRACE_DATA to an empty folder",
             )
-        if note.spec.get("model") != model:
+        for name in () if evolve else _differences(note.spec, {**note.spec, **wanted}):
+            flag = "MILLRACE_MODEL" if name == "model" else "MILLRACE_MODEL_SPEC"
             raise SnapshotError(
-                f"the models in '{store.folder}' are '{note.spec.get('model')}', the learner was told '{model}'",
-                f"set MILLRACE_MODEL to {note.spec.get('model')}, or MILLRACE_DATA to an empty folder",
+                f"the models in '{store.folder}' have {name} {note.spec.get(name)!r}, the learner was told "
+                f"{wanted[name]!r}",
+                f"set {flag} as it was, MILLRACE_EVOLVE=true to carry over what both have, or MILLRACE_DATA to an "
+                "empty folder",
             )
         try:
             return note, OnlineModelState(store.read(note), store.read_training(note))

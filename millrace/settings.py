@@ -40,6 +40,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     metrics_port: Port = 0
 
     seed: int = 0
+    from_log: str = ""  # a log that the simulator role plays back, by `schema`, in place of shoppers of its own
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
     idempotence: bool = True  # off only where the broker cannot (the embedded one)
     session_timeout_ms: Annotated[int, Meta(ge=1000)] = 6000
@@ -61,13 +62,13 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     # learner
     model: str = "wide_resnet_bn"
+    model_spec: str = ""  # JSON: entries of the model's spec (learner/spec.py), as {"negative_keep": 0.25}
     batch_rows: Annotated[int, Meta(ge=1)] = 512
     batch_ms: Positive = 250.0
     delta_seconds: Positive = 1.0
     snapshot_seconds: Positive = 30.0
     rolling_rows: Annotated[int, Meta(ge=100)] = 10_000  # length of the rolling metrics
     segments: str = "kind:business|consumer"  # metrics by value of a field: "field:value|value;field:value"
-    spec: str = ""  # entries of the model's spec beside `model`, as JSON: '{"negative_keep": 0.25}'
     evolve: bool = False  # a model of another schema or spec is carried over, aloud, instead of refused
 
     # scorer
@@ -78,6 +79,18 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def load_schema(self) -> Schema:
         """The schema named by the settings, or the simulated shop's."""
         return load_schema(self.schema) if self.schema else shop_schema()
+
+    def spec(self) -> dict[str, Any]:
+        """The model and the entries of its spec that were given.
+
+        Raises:
+            SettingError: ``model_spec`` is not a JSON object.
+        """
+        try:
+            given = msgspec.json.decode(self.model_spec or "{}", type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise SettingError(f"model_spec '{self.model_spec}': {error}", "give a JSON object, or nothing") from None
+        return {"model": self.model} | given
 
     def event_clock(self) -> EventClock:
         return EventClock.decode(self.clock)

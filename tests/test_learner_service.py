@@ -11,14 +11,17 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
-from learner.model import ServingModel
-from learner.service import run
-from millrace.errors import SnapshotError
+from learner.model import OnlineModel, ServingModel
+from learner.service import Learner, run
+from learner.versions import Progress, Versions
+from millrace.errors import SettingError, SnapshotError
 from millrace.kafka import create_topics, make_producer, make_reader, wait_for_broker
 from millrace.modelstore import Announcement, ModelStore, decode_announcement, verify
 from millrace.run.services import EmbeddedBroker
 from millrace.samples import SampleBatch
+from millrace.schema import Field, parse_schema
 from millrace.settings import Settings
 from millrace.topics import MODEL_DELTAS, SAMPLES
 from tests.learning import SCHEMA, make_samples
@@ -187,11 +190,49 @@ def test_life_of_a_learner(settings: Settings) -> None:
         run(other, threading.Event())
 
 
-def test_another_schema_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    from learner.model import OnlineModel
-    from learner.versions import Progress, Versions
-    from millrace.schema import parse_schema
+def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field and a setting more: refused in one line, with `evolve` carried over, aloud, and then simply resumed."""
+    wait_for_broker(settings)
+    create_topics(settings)
+    settings = msgspec.structs.replace(settings, model="wide_deep")
+    store = ModelStore(settings.folder("models"))
+    before = OnlineModel(SCHEMA, {"model": "wide_deep", "delayed_feedback": "wait"}, 0)
+    for seed in range(5):
+        before.learn(make_samples(100, seed))
+    extra = {"counts": {"trained": 500}, "columns": msgspec.to_builtins(before.columns)}
+    Versions(store, before).root(Progress(500, {0: 10**9, 1: 10**9}, extra), {})
+    wider = msgspec.structs.replace(SCHEMA, fields=(*SCHEMA.fields, Field("stock", "item", "numeric")))
+    monkeypatch.setattr(Settings, "load_schema", lambda self: wider)
+    with pytest.raises(SnapshotError, match="MILLRACE_EVOLVE"):
+        run(settings, threading.Event())
+    with capture_logs() as lines:
+        learner = Learner(msgspec.structs.replace(settings, evolve=True, model_spec='{"width": 8}'))
+    said = [line["what"] for line in lines if line["event"] == "carried over"]
+    assert {"new: number stock, a number", "changed: width: 16 -> 8"} <= set(said)
+    model = learner.versions.model
+    assert (model.schema.id, model.spec["width"], model.rows) == (wider.id, 8, before.rows)
+    assert learner.trainer.counts["trained"] == 500
+    note = learner.versions.root(learner._progress(), learner.trainer.state())
+    assert (note.version, note.schema_id, note.offsets) == (1, wider.id, {"0": 10**9, "1": 10**9})
+    with capture_logs() as lines:
+        again = Learner(msgspec.structs.replace(settings, model_spec='{"width": 8, "dense_rate": 0.01}'))
+    assert "carried over" not in {line["event"] for line in lines}
+    assert again.versions.model.spec["dense_rate"] == 0.01  # no matter of shape: simply taken
+    assert again.versions.model.snapshot()[0].same_bits(model.snapshot()[0]) == ""
+    with pytest.raises(SnapshotError, match="MILLRACE_MODEL_SPEC"):
+        Learner(msgspec.structs.replace(settings, model_spec='{"width": 4}'))
 
+
+def test_the_label_policy_says_how_feedback_is_weighed(settings: Settings) -> None:
+    learner = Learner(msgspec.structs.replace(settings, label_policy="fake-negative-weighted"))
+    assert learner.versions.model.spec["delayed_feedback"] == "fake_negative_weighted"
+    assert learner.trainer.unsettled is not None
+    assert Learner(settings).trainer.unsettled is None
+    with pytest.raises(SettingError, match="model_spec"):
+        Learner(msgspec.structs.replace(settings, model_spec="[1"))
+
+
+def test_another_schema_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     model = OnlineModel(SCHEMA, {"model": settings.model}, 0)
     Versions(ModelStore(settings.folder("models")), model).root(Progress(), {})
     monkeypatch.setattr(Settings, "load_schema", lambda self: parse_schema(SCHEMA_TEXT))

@@ -1,10 +1,11 @@
 """The models, one file each. :data:`REGISTRY` has them all by name."""
 
 from learner.models import deepfm, logistic, pnn_group, pnn_inner, pnn_outer, wide_deep, wide_resnet
-from learner.models.base import REGISTRY, Network, Shape, network_of
+from learner.models.base import REGISTRY, Columns, Network, Shape, network_of
 
 __all__ = [
     "REGISTRY",
+    "Columns",
     "Network",
     "Shape",
     "deepfm",

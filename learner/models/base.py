@@ -32,6 +32,46 @@ class Shape:
         return sum(f * d for f, d in self.groups) + self.numbers
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a network's inputs are called, so that another network with other inputs can take over what it learnt.
+
+    Kept with every snapshot. ``fields``: names of each group's fields, in the order of ``Shape.groups``.
+    """
+
+    fields: tuple[tuple[str, ...], ...]
+    widths: tuple[int, ...]
+    numbers: tuple[str, ...]
+    buckets: tuple[str, ...]  # numbers that come as fields
+    wide: tuple[str, ...] = ()  # fields and crosses ("a*b") with wide weights only
+
+    @property
+    def flat(self) -> list[str]:
+        """A name for each column of :meth:`Network.flat`."""
+        groups = zip(self.fields, self.widths, strict=True)
+        return [f"{f}[{d}]" for names, width in groups for f in names for d in range(width)] + list(self.numbers)
+
+    @property
+    def pairs(self) -> list[str]:
+        """A name for each pair of fields of one group, group by group, in the order of InnerProducts."""
+        return [pair(a, b) for names in self.fields for i, a in enumerate(names) for b in names[i + 1 :]]
+
+    @property
+    def shape(self) -> Shape:
+        groups = tuple((len(names), width) for names, width in zip(self.fields, self.widths, strict=True))
+        return Shape(groups, len(self.numbers), len(self.buckets))
+
+
+def pair(a: str, b: str) -> str:
+    """The name of a product of two fields: it does not depend on their order."""
+    return " x ".join(sorted((a, b)))
+
+
+Axes = dict[str, tuple[list[str] | None, ...]]
+"""For tensors (by name) whose extent depends on the inputs: what the places along each axis are called; None: an
+axis that does not depend on them."""
+
+
 class Network(nn.Module):
     """Base of all dense parts.
 
@@ -53,6 +93,19 @@ class Network(nn.Module):
         self.scale = InputNorm(shape.numbers, spec.momentum) if scale else nn.Identity()
         if shape.buckets:
             self.register_buffer("edges", torch.full((shape.buckets, spec.buckets - 1), torch.inf))
+
+    def axes(self, columns: Columns) -> Axes:
+        """Names along the axes of the tensors whose extent depends on the inputs. A model adds its own."""
+        found: Axes = {}
+        if isinstance(self.scale, InputNorm):
+            found |= {"scale.mean": (list(columns.numbers),), "scale.var": (list(columns.numbers),)}
+        if columns.buckets:
+            found["edges"] = (list(columns.buckets), None)
+        return found
+
+    def known_as(self, columns: Columns) -> dict[str, str]:
+        """Names of tensors that say more than their place does, where a place may be another's in another network."""
+        return {}
 
     def flat(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:
         """All inputs side by side. (B, sum F D + N)"""
@@ -76,6 +129,10 @@ class Deep(nn.Module):
             inputs = hidden
         self.layers = nn.Sequential(*layers)
         self.out = nn.Linear(inputs, 1)
+
+    def axes(self, inputs: list[str]) -> Axes:
+        """Names along the axes of the layer that sees the inputs, for a ``deep_part``."""
+        return {f"deep_part.{'layers.0' if len(self.layers) else 'out'}.weight": (None, inputs)}
 
     def forward(self, x: Tensor) -> Tensor:
         logit: Tensor = self.out(self.layers(x))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learner.models.base import Network, Shape, register
+from learner.models.base import Axes, Columns, Network, Shape, register
 from learner.spec import Spec
 
 
@@ -33,6 +33,9 @@ class Logistic(Network):
     def __init__(self, shape: Shape, spec: Spec) -> None:
         super().__init__(shape, spec)
         self.out = Linear(shape.numbers)
+
+    def axes(self, columns: Columns) -> Axes:
+        return {**super().axes(columns), "out.weight": (None, list(columns.numbers))}
 
     def forward(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:
         logit: Tensor = self.out(self.scale(numbers))  # (B, 1)

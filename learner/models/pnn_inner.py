@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learner.models.base import Deep, Network, Shape, register
+from learner.models.base import Axes, Columns, Deep, Network, Shape, register
 from learner.models.products import InnerProducts
 from learner.spec import Spec
 
@@ -23,6 +23,9 @@ class InnerPNN(Network):
         fields = sum(f for f, _ in shape.groups)
         self.products = InnerProducts(fields)
         self.deep_part = Deep(shape.flat + fields * (fields - 1) // 2, spec)
+
+    def axes(self, columns: Columns) -> Axes:
+        return {**super().axes(columns), **self.deep_part.axes([*columns.flat, *columns.pairs])}
 
     def forward(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:
         z = self.flat(embeddings, numbers)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learner.models.base import Deep, Network, Shape, register
+from learner.models.base import Axes, Columns, Deep, Network, Shape, register
 from learner.models.products import outer_product
 from learner.spec import Spec
 
@@ -21,6 +21,10 @@ class OuterPNN(Network):
     def __init__(self, shape: Shape, spec: Spec) -> None:
         super().__init__(shape, spec)
         self.deep_part = Deep(shape.flat + sum(d * d for _, d in shape.groups), spec)
+
+    def axes(self, columns: Columns) -> Axes:
+        outer = [f"{i} x {j}" for d in columns.widths for i in range(d) for j in range(d)]
+        return {**super().axes(columns), **self.deep_part.axes([*columns.flat, *outer])}
 
     def forward(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:
         z = self.flat(embeddings, numbers)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from learner.models.base import Deep, Network, Shape, register
+from learner.models.base import Axes, Columns, Deep, Network, Shape, register
 from learner.spec import Spec
 
 
@@ -17,6 +17,9 @@ class WideDeep(Network):
     def __init__(self, shape: Shape, spec: Spec) -> None:
         super().__init__(shape, spec)
         self.deep_part = Deep(shape.flat, spec)
+
+    def axes(self, columns: Columns) -> Axes:
+        return {**super().axes(columns), **self.deep_part.axes(columns.flat)}
 
     def forward(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:
         logit: Tensor = self.deep_part(self.flat(embeddings, numbers))

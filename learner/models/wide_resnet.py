@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learner.models.base import Network, Shape, register
+from learner.models.base import Axes, Columns, Network, Shape, register
 from learner.models.norm import make_norm
 from learner.spec import Spec
 
@@ -52,6 +52,15 @@ class WideResNet(Network):
             *(Residual(width, spec.hidden[0], norm, spec.placement, spec.momentum) for _ in range(spec.blocks))
         )
         self.out = nn.Linear(width, 1)
+
+    def axes(self, columns: Columns) -> Axes:
+        x = columns.flat
+        found = {**super().axes(columns), "out.weight": (None, x)}
+        for k, unit in enumerate(self.units):
+            found |= {f"units.{k}.w1.weight": (None, x), f"units.{k}.w2.weight": (x, None), f"units.{k}.w2.bias": (x,)}
+            if isinstance(unit, Residual) and unit.placement != "inner":
+                found |= {f"units.{k}.norm.{n}": (x,) for n in (*dict(unit.norm.named_parameters()), "mean", "var")}
+        return found
 
     def forward(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:
         logit: Tensor = self.out(self.units(self.flat(embeddings, numbers)))  # (B, 1)

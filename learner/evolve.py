@@ -1,0 +1,317 @@
+"""A warm start after the schema or the spec has changed: what both have is carried over, and it is said what.
+
+::
+
+    old snapshot   [ user_id[0..15] | item_id[0..15] | price          ]  a layer's input columns, by name
+                          |                |             (dropped)
+    new model      [ user_id[0..15] | item_id[0..15] | stock: zero    ]  the rest of its answer stays as it was
+
+A new column enters every layer with weight zero (the optimiser moves it from there), so a new number changes no answer
+until something was learnt about it; nor does a new field, whose ids have no rows. A layer whose other axis has changed
+(hidden widths) starts afresh. Optimiser state goes with its weights. Rolling metrics begin anew.
+
+Rows keep their ids. An id does not say which field it is of: where a field moves to a table of another width, all rows
+of its old table are copied there, and those that are of other fields go by age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from learner import kernels
+from learner.buckets import FIRST_ROWS
+from learner.dense import tensors_of
+from learner.model import OnlineModel, build_network
+from learner.models import Columns
+from learner.models.norm import Running
+from learner.spec import read_spec
+from millrace.errors import SnapshotError
+from millrace.modelstore import Array, Image, Rows
+from millrace.schema import Schema
+
+
+@dataclass(slots=True)
+class Report:
+    """What a warm start did, a line each."""
+
+    changed: list[str] = field(default_factory=list)  # settings
+    kept: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    @property
+    def lines(self) -> list[str]:
+        kinds = ("changed", "kept", "new", "dropped")
+        return [f"{kind}: {line}" for kind in kinds for line in getattr(self, kind)]
+
+
+def read_columns(note: object) -> Columns:
+    """The columns that a snapshot's ``extra["columns"]`` names.
+
+    Raises:
+        SnapshotError: there are none: the snapshot was made by an older learner.
+    """
+    try:
+        return msgspec.convert(note, Columns)
+    except msgspec.ValidationError as error:
+        raise SnapshotError(
+            f"the snapshot does not say what its columns were ({error})",
+            "start the learner once with the schema it was made with, or set MILLRACE_DATA to an empty folder",
+        ) from None
+
+
+def evolve(
+    old: Columns,
+    old_spec: Mapping[str, Any],
+    image: Image,
+    training: Mapping[str, Array],
+    schema: Schema,
+    spec: Mapping[str, Any],
+    seed: int,
+) -> tuple[OnlineModel, Report]:
+    """A model of ``schema`` and ``spec`` that goes on from a snapshot of another, and what became of each part.
+
+    Args:
+        old: names of the snapshot's columns (its ``extra["columns"]``).
+        seed: of what is new.
+
+    Raises:
+        SettingError: one of the specs is not one.
+        SnapshotError: the snapshot's tensors are not those of its spec and columns.
+    """
+    model = OnlineModel(schema, spec, seed)
+    report = Report()
+    _compare(old, model.columns, old_spec, model.spec, report)
+    try:
+        dense, private = _dense(old, old_spec, image, training, model, report)
+        tables = {}
+        for name in model.tables:
+            tables[name], rows = _table(name, old, image, training, model, report)
+            private |= {f"table/{name}/{n}": a for n, a in rows.items()}
+        report.dropped += [f"table {n}" for n in image.tables if n not in model.tables]
+        if model.columns.buckets:
+            private |= _sample(old, training, model, dense, report)
+        private["clock"] = np.array([*training["clock"][:2], seed], np.int64)
+    except (KeyError, ValueError, IndexError) as error:
+        raise SnapshotError(
+            f"the snapshot's tensors are not those of its spec ({error})", "set MILLRACE_DATA to an empty folder"
+        ) from None
+    model.resume(Image(dense, tables), private)
+    return model, report
+
+
+def _compare(
+    old: Columns, new: Columns, old_spec: Mapping[str, Any], new_spec: Mapping[str, Any], report: Report
+) -> None:
+    before = msgspec.to_builtins(read_spec(old_spec))
+    report.changed += [f"{n}: {before[n]} -> {v}" for n, v in new_spec.items() if before[n] != v]
+    mine, theirs = _inputs(old), _inputs(new)
+    for name, what in theirs.items():
+        if name not in mine:
+            report.new.append(f"{name}, {what}")
+        else:
+            report.kept.append(f"{name}, {what}" + ("" if mine[name] == what else f" (was {mine[name]})"))
+    report.dropped += [f"{name}, {what}" for name, what in mine.items() if name not in theirs]
+
+
+def _inputs(columns: Columns) -> dict[str, str]:
+    """What there is, and what it is."""
+    found = {
+        f"field {name}": f"width {width}"
+        for names, width in zip(columns.fields, columns.widths, strict=True)
+        for name in names
+        if name not in columns.buckets
+    }
+    found |= {f"{'cross' if '*' in name else 'field'} {name}": "wide weights only" for name in columns.wide}
+    found |= {f"number {name}": "a number" for name in columns.numbers}
+    return found | {f"number {name}": "in buckets" for name in columns.buckets}
+
+
+# -- the network -----------------------------------------------------------------------------------------------
+
+
+def _dense(
+    old: Columns,
+    old_spec: Mapping[str, Any],
+    image: Image,
+    training: Mapping[str, Array],
+    model: OnlineModel,
+    report: Report,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Published tensors, and the optimiser's, by name as a snapshot has them."""
+    columns, before = model.columns, read_spec(old_spec)
+    was, now = build_network(old, before, 0), model.network
+    sizes = {n: p.numel() for n, p in was.named_parameters()}
+    flat = {n: _split(training[f"dense/{n}"], was) for n in ("weights", "first", "second")}
+    if training["dense/weights"].size != sum(sizes.values()):
+        raise ValueError(f"{training['dense/weights'].size} weights")
+    old_axes, new_axes = was.axes(old), now.axes(columns)
+    origin = {was.known_as(old).get(n, n): n for n in tensors_of(was)} if before.model == now.name else {}
+    if not origin:
+        report.new.append(f"network {now.name}, untrained: the snapshot's is a {before.model}")
+    published = model.dense.published()
+    own = {n: _split(a, now) for n, a in model.dense.private().items() if n != "steps"}
+    same_optimiser = before.dense == model.spec["dense"]
+    kept = fresh = 0
+    for name, tensor in tensors_of(now).items():
+        source = origin.get(now.known_as(columns).get(name, name))
+        shape = () if source is None else image.dense[source].shape
+        where = None if source is None else _match(old_axes.get(source), shape, new_axes.get(name), tuple(tensor.shape))
+        if source is None or where is None:
+            fresh += 1
+            if origin:
+                report.new.append(f"tensor {name}, untrained")
+            continue
+        kept += 1
+        partly = shape != tuple(tensor.shape) or name in new_axes
+        blank = partly and not isinstance(now.get_submodule(name.rpartition(".")[0]), Running | nn.LayerNorm)
+        blank = blank and name != "edges"
+        published[name] = _carried(image.dense[source], published[name], where, blank)
+        if source in sizes:
+            own["weights"][name] = _carried(flat["weights"][source], own["weights"][name], where, blank)
+            for moment in ("first", "second") if same_optimiser else ():
+                if flat[moment] and own[moment]:
+                    own[moment][name] = _carried(flat[moment][source], own[moment][name], where, True)
+    report.dropped += [
+        f"tensor {n}" for k, n in origin.items() if k not in {now.known_as(columns).get(m, m) for m in tensors_of(now)}
+    ]
+    report.kept.append(f"network {now.name}, {kept} of {kept + fresh} tensors")
+    private = {
+        f"dense/{n}": np.concatenate([a.ravel() for a in parts.values()] or [np.zeros(0, np.float32)])
+        for n, parts in own.items()
+    }
+    steps = training["dense/steps"] if origin and same_optimiser else np.zeros(1, np.float32)
+    return published, {**private, "dense/steps": steps}
+
+
+def _split(vector: Array, network: nn.Module) -> dict[str, Array]:
+    """A flat vector as one array a parameter; none when the optimiser keeps no such vector."""
+    if not vector.size:
+        return {}
+    parts, at = {}, 0
+    for name, p in network.named_parameters():
+        parts[name] = vector[at : at + p.numel()].reshape(tuple(p.shape)).copy()
+        at += p.numel()
+    return parts
+
+
+Where = tuple[list[int], list[int]]
+
+
+def _match(
+    old: tuple[list[str] | None, ...] | None,
+    old_shape: tuple[int, ...],
+    new: tuple[list[str] | None, ...] | None,
+    new_shape: tuple[int, ...],
+) -> list[Where] | None:
+    """For each axis, places in the new tensor and in the old one that are the same; None: another tensor."""
+    if len(old_shape) != len(new_shape):
+        return None
+    old, new = old or (None,) * len(old_shape), new or (None,) * len(new_shape)
+    found: list[Where] = []
+    for was, size, now, extent in zip(old, old_shape, new, new_shape, strict=True):
+        if was is None or now is None:
+            if size != extent:
+                return None
+            found.append((list(range(size)), list(range(size))))
+        else:
+            place = {name: i for i, name in enumerate(was)}
+            pairs = [(j, place[name]) for j, name in enumerate(now) if name in place]
+            found.append(([j for j, _ in pairs], [i for _, i in pairs]))
+    return found
+
+
+def _carried(old: Array, new: Array, where: list[Where], blank: bool) -> Array:
+    """``new`` (zero first, if ``blank``) with the places of ``old`` that it has too."""
+    out = np.zeros_like(new) if blank else new.copy()
+    if where:
+        out[np.ix_(*(w[0] for w in where))] = old[np.ix_(*(w[1] for w in where))]
+        return out
+    return old.copy()
+
+
+# -- tables ----------------------------------------------------------------------------------------------------
+
+
+def _homes(columns: Columns) -> dict[str, str]:
+    """The table of each field and cross."""
+    found = {f: f"w{w}" for names, w in zip(columns.fields, columns.widths, strict=True) for f in names}
+    return found | dict.fromkeys(columns.wide, "w0")
+
+
+def _table(
+    name: str, old: Columns, image: Image, training: Mapping[str, Array], model: OnlineModel, report: Report
+) -> tuple[Rows, dict[str, Array]]:
+    """Rows and private columns of the table ``name``: those of the old tables its fields were in."""
+    table = model.tables[name]
+    was, now = _homes(old), _homes(model.columns)
+    sources = sorted({was[f] for f, at in now.items() if at == name and f in was}, key=lambda n: (n != name, n))
+    parts = [
+        _rows_of(source, image.tables[source], training, table.width, table.scale, table.salt) for source in sources
+    ]
+    columns = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]} if parts else {}
+    _, first = np.unique(columns["ids"], return_index=True) if parts else (None, np.zeros(0, np.intp))
+    if len(first) > table.index.max_rows:  # those seen last, and of equals those with the smallest ids, stay
+        order = np.argsort(-columns["seen_min"][first].astype(np.int64), kind="stable")
+        gone = len(first) - table.index.max_rows
+        first = np.sort(first[order[: table.index.max_rows]])
+        first = first[np.argsort(columns["ids"][first], kind="stable")]
+        report.dropped.append(f"rows of table {name}: {gone}, for want of room")
+    kept = {n: c[first] for n, c in columns.items()}
+    blank, private = table.state()
+    if not parts:
+        report.new.append(f"table {name}, empty")
+        return blank, private
+    what = f"table {name}, {len(first)} rows"
+    moved = [s for s in sources if s != name]
+    report.kept.append(what + (f" (those of {', '.join(moved)} copied: other fields' go by age)" if moved else ""))
+    private = {n: kept[n] for n in private if n in kept}
+    same = name in image.tables and training[f"table/{name}/admission"].shape == table.admission.counts.shape
+    private["admission"] = training[f"table/{name}/admission"] if same else table.admission.counts
+    private["counters"] = training[f"table/{name}/counters"] if same else np.zeros(2, np.int64)
+    serving = {"embedding": kept["embedding"]} if table.width else {}
+    return Rows(kept["ids"], {**serving, "wide": np.zeros(len(first), np.float32)}), private
+
+
+def _rows_of(
+    source: str, rows: Rows, training: Mapping[str, Array], width: int, scale: np.float32, salt: np.uint64
+) -> dict[str, NDArray[Any]]:
+    """An old table's rows with embeddings of ``width``: cut, or filled up with first values."""
+    prefix = f"table/{source}/"
+    found = {"ids": rows.ids, **{n: training[prefix + n] for n in ("z", "n", "seen_min")}}
+    if not width:
+        return found
+    embedding = np.zeros((len(rows.ids), width), np.float32)
+    kernels.initial(rows.ids, salt, scale, embedding)
+    if "embedding" in rows.columns:
+        common = min(width, rows.columns["embedding"].shape[1])
+        embedding[:, :common] = rows.columns["embedding"][:, :common]
+    square = training.get(prefix + "square", np.zeros(len(rows.ids), np.float32))
+    return {**found, "embedding": embedding, "square": square}
+
+
+# -- buckets ---------------------------------------------------------------------------------------------------
+
+
+def _sample(
+    old: Columns, training: Mapping[str, Array], model: OnlineModel, dense: dict[str, Array], report: Report
+) -> dict[str, Array]:
+    """The sample that edges are made of; begun anew when a number is new in buckets (its edges would be of nothing)."""
+    names = model.columns.buckets
+    if not set(names) <= set(old.buckets):
+        report.new.append("sample for the edges of buckets: edges kept stay until it has rows enough")
+        return {f"sample/{n}": a for n, a in model.sample.state().items()}
+    values = training["sample/values"][:, [old.buckets.index(n) for n in names]]
+    counts = training["sample/counts"]
+    model.sample.resume({"values": values, "counts": counts})
+    buckets = dense["edges"].shape[1] + 1
+    if np.isinf(dense["edges"]).any() and counts[0] >= FIRST_ROWS:  # their number has changed
+        dense["edges"] = model.sample.edges(buckets)
+    return {"sample/values": values, "sample/counts": counts}
