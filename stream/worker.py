@@ -54,6 +54,7 @@ from stream.faustio import INPUTS, StreamApp, calm_client
 from stream.listing import ListKeeper
 from stream.online import OnlineStore
 from stream.partition import Changes, Message, Output, Partition, Policy
+from stream.warm import warm_up
 
 log = structlog.get_logger("stream")
 
@@ -555,6 +556,7 @@ def run(settings: Settings, stop: threading.Event | None = None) -> None:
             signal.signal(number, lambda *_: stop.set())
     calm_client()
     serve_metrics("stream", settings.metrics_port, settings.host)
+    warm_up(schema, Policy.of(settings))
     wait_for_broker(settings)
 
     async def main() -> None:

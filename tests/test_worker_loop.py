@@ -244,7 +244,9 @@ class Loop:
         return "".join(f"{path.name}:\n{path.read_text()}" for path in sorted(self.folder.glob("worker*.log")))
 
     def ready(self, worker: subprocess.Popen[bytes]) -> None:
-        until(lambda: self.figure(worker, "millrace_ready") == 1, "the worker is ready")
+        until(
+            lambda: self.figure(worker, "millrace_ready") == 1, "the worker is ready", 120
+        )  # where nothing is compiled
 
     def send(self, messages: list[Sent]) -> None:
         """Sends in order; pages reach the broker before what is seen and clicked an hour of event time later."""

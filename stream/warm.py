@@ -1,0 +1,52 @@
+"""Runs every compiled function once on a partition of its own: a worker whose loop stood still for a compiler (half a
+minute where nothing is cached) would hold up the whole group's rebalance."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from millrace.events import Click, Exposure, Impression, Item, ItemTiles, to_json, to_msgpack
+from millrace.schema import Schema
+from millrace.topics import EVENTS, IMPRESSIONS
+from stream.lists import Lists
+from stream.partition import Message, Partition, Policy
+
+_TS_MS = 1_700_000_000_000
+_DAY_MS = 86_400_000
+_STEPS = 200
+
+
+def warm_up(schema: Schema, policy: Policy) -> None:
+    """Compiles what a worker will call. Touches nothing but objects of its own."""
+    part, layout = Partition(0, schema, policy), schema.layout
+    n, last_ms = 300, _TS_MS + (schema.windows.days[-1] + 3) * _DAY_MS
+    for turn, ts in enumerate((_TS_MS, _TS_MS + 2 * _DAY_MS, last_ms)):
+        page, items = f"r{turn}", list(range(n))
+        keys = np.arange(1, n * layout.K + 1, dtype=np.uint64).reshape(n, layout.K)
+        served = Impression(
+            request_id=page,
+            ts_ms=ts,
+            user_id=1,
+            arm="model",
+            model_version=0,
+            schema_id=schema.id,
+            items=[*items],
+            scores=bytes(4 * n),
+            keys=keys.tobytes(),
+            cat=bytes(8 * n * layout.F),
+            num=bytes(4 * n * layout.N),
+        )
+        seen, click = Exposure(page, page, ts, 1, [*items]), Click(f"c{turn}", page, ts + 1, 1, 0, 0)
+        part.take([Message(IMPRESSIONS, turn, to_msgpack(served))], ts)
+        part.take([Message(EVENTS, 2 * turn, to_json(seen)), Message(EVENTS, 2 * turn + 1, to_json(click))], ts)
+        part.advance(ts + policy.life_ms)
+        changes = part.changed()
+        list(part.whole())
+        part = Partition.from_bytes(part.to_bytes(), schema, policy)
+    for _ in range(_STEPS):  # a sweep comes round
+        part.take([], last_ms)
+    sizes = np.array([len(tiles) for tiles in changes.item_tiles], "<u4")
+    lists = Lists(schema)
+    lists.put(Item(1, {}))
+    lists.count(ItemTiles(0, 1, last_ms, changes.item_keys.tobytes(), sizes.tobytes(), b"".join(changes.item_tiles)))
+    lists.make(last_ms + 2)

@@ -1,0 +1,42 @@
+"""After the warm-up nothing is left to compile for what a worker does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = """
+from numba.core.dispatcher import Dispatcher
+from millrace.schema import shop_schema
+from millrace.settings import Settings
+from stream import kernels
+from stream.partition import Message, Partition, Policy
+from stream.warm import warm_up
+from tests.test_worker_loop import SCHEMA, NEWEST_MS, story
+
+def compiled():
+    found = {n: f for n, f in vars(kernels).items() if isinstance(f, Dispatcher)}
+    return {n: sorted(map(str, f.signatures)) for n, f in found.items()}
+
+warm_up(SCHEMA, Policy.of(Settings()))
+before = compiled()
+part = Partition(0, SCHEMA, Policy.of(Settings()))
+messages = [Message(t, i, raw) for i, (t, p, raw) in enumerate(story(60, 1)) if p == 0]
+taken = part.take(messages, NEWEST_MS)
+assert len(taken.samples) > 50
+for _ in range(200):
+    part.take([], NEWEST_MS)
+part.changed()
+list(part.whole())
+Partition.from_bytes(part.to_bytes(), SCHEMA, Policy.of(Settings())).changed()
+assert sum(map(len, before.values())) > 5, before
+after = compiled()
+assert after == before, [n for n in after if after[n] != before[n]]
+"""
+
+
+def test_nothing_is_left_to_compile() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
