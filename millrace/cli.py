@@ -30,6 +30,8 @@ def demo(
     speed: float | None = None,
     page_port: int | None = None,
     data: Path | None = None,
+    from_log: Path | None = None,
+    schema: Path | None = None,
 ) -> None:
     """Run the whole loop on this machine: broker, Redis, every role, a live page. Ctrl-C ends it.
 
@@ -47,6 +49,10 @@ def demo(
         Port of the live page.
     data
         Folder for checkpoints, models and logs, kept at the end (default: a temporary one, removed).
+    from_log
+        Play this exposure log through the live loop in place of simulated shoppers.
+    schema
+        Schema file of that log.
     """
     from millrace.run.demo import DemoOptions
     from millrace.run.demo import demo as run
@@ -55,7 +61,8 @@ def demo(
     options = DemoOptions(
         seconds=seconds, report=report, seed=seed, data=data, **{k: v for k, v in given.items() if v is not None}
     )
-    sys.exit(run(load_settings({"seed": seed}), options))
+    played = {"from_log": _absolute(from_log), "schema": _absolute(schema)}
+    sys.exit(run(load_settings({"seed": seed} | played), options))
 
 
 @app.command
@@ -247,6 +254,10 @@ def topics(*, kafka: str | None = None, partitions: int | None = None) -> None:
     settings = load_settings({"kafka": kafka, "partitions": partitions})
     wait_for_broker(settings)
     create_topics(settings)
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
 
 
 def _as_role(run: Any) -> None:

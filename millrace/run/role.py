@@ -49,10 +49,14 @@ def entry(name: str) -> Callable[[Settings, threading.Event], None]:
         SettingError: no role has this name.
     """
     if name == "simulator":
-        live = import_module("simulator.live")
+        live, playback = import_module("simulator.live"), import_module("simulator.playback")
 
         def simulate(settings: Settings, stop: threading.Event) -> None:
-            live.run(settings, simulator_options(live), stop)
+            if settings.from_log:
+                playback.play(settings, playback.PlaybackOptions(log=Path(settings.from_log), quiet=True), stop)
+                stop.wait()  # the log is over, the role is not: it would be started, and the log played, again
+            else:
+                live.run(settings, simulator_options(live), stop)
 
         return simulate
     modules = {"stream": "stream.worker", "learner": "learner.service", "scorer": "scorer.app"}
