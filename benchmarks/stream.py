@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import faust_tables
 from millrace.events import Click, Exposure, Impression, Purchase, decode_impression, to_json, to_msgpack
 from millrace.hashing import column_hash, combine
 from millrace.schema import Schema, shop_schema
@@ -289,5 +290,6 @@ def checkpoints(say: Say) -> Figures:
 
 
 def run(out_dir: Path, progress: Say = print) -> Figures:
-    """All figures of the core."""
-    return [*core(progress), *key_scaling(progress), *bytes_per_key(progress), *checkpoints(progress)]
+    """All figures of the core, then those of a worker on Kafka."""
+    figures = [*core(progress), *key_scaling(progress), *bytes_per_key(progress), *checkpoints(progress)]
+    return [*figures, *faust_tables.run(out_dir, progress)]
