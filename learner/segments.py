@@ -4,7 +4,7 @@ A segment is a value of a categorical field ("kind=business"), or whether the le
 before: it has a row for the id ("user=known") or not ("user=new"; one unseen for so long that
 its row went is new again).
 
-A ring of the newest rows is all that is kept; figures are made from it when asked for (some ten milliseconds for 10,000
+A ring of the newest rows is all that is kept; figures are made from it when asked for (a few milliseconds for 10,000
 rows), not at each sample.
 """
 
