@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 from millrace.run.monitor import fetch
 
-PATIENCE = 90.0
-"""Seconds until we say that something does not come about. Nothing is asserted about how long things take."""
+PATIENCE = 200.0
+"""Seconds until we say that something does not come about: in a fresh clone roles compile before they are ready, and
+nothing is asserted about how long things take."""
 
 
 def born(pid: int) -> str:
@@ -105,7 +106,7 @@ class DemoProcess:
         return self.wait()
 
     def wait(self) -> int:
-        deadline = time.monotonic() + 2 * PATIENCE
+        deadline = time.monotonic() + 1.4 * PATIENCE
         while self.process.poll() is None:
             self.seen |= descendants(self.process.pid)
             assert time.monotonic() < deadline, f"it does not end:\n{self.text()}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.demo_kafka import apache_kafka, command_lines, own_redis
-from tests.demo_process import demo_process
+from tests.demo_process import demo_process, descendants
 from tests.test_demo_live import assert_books_balance, assert_undisturbed
 
 pytestmark = [pytest.mark.services, pytest.mark.kafka]
@@ -21,7 +21,8 @@ def test_two_demos_one_after_the_other_on_one_kafka(tmp_path: Path) -> None:
             folder = tmp_path / str(number)
             folder.mkdir()
             with demo_process(folder, "--seconds", seconds, env=env) as demo:
-                demo.until_learning()
+                demo.until(lambda: demo.role("simulator")["pid"] is not None, "every role was started", 300)
+                demo.seen |= descendants(demo.process.pid)
                 running = command_lines(demo.seen)
                 assert sum("millrace.run.role" in line for line in running) == 4
                 assert not [line for line in running if "redis-server" in line or "tansu" in line]
