@@ -99,7 +99,8 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
             # from 0 (Kafka from 1), and would keep the partitions for a member that is gone until its session ends.
             with contextlib.suppress(KafkaError):
                 await coordinator._send_req(LeaveGroupRequest(coordinator.group_id, coordinator.member_id))
-        await super().on_thread_stop()
+        with contextlib.suppress(asyncio.CancelledError):  # its own fetches, which wait for a broker that is away
+            await super().on_thread_stop()
 
 
 @types.coroutine

@@ -123,6 +123,7 @@ class Worker:
         self.lists = ListKeeper(settings, schema, clock)
         self.slots: dict[int, Slot] = {}
         self.failure: BaseException | None = None
+        self._ticked, self._asked_s, self._silent_s = 0.0, 0.0, 0.0
         self._seq = wall_ms()  # of item tiles: rises over restarts too
         self._buffer: list[Arrival] = []
         self._arrived, self._room, self._loaded = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -270,6 +271,7 @@ class Worker:
 
     async def _tick(self) -> None:
         now = time.monotonic()
+        self._listen(now)
         for number, slot in self.slots.items():
             until = self._idle_until(number, slot, now)
             if until is not None:
@@ -297,6 +299,19 @@ class Worker:
                     "move the checkpoints away (MILLRACE_DATA), or name the old broker",
                 )
         WINDOW_KEYS.set(sum(slot.partition.window_keys for slot in self.slots.values()))
+
+    def _listen(self, now: float) -> None:
+        """A worker with nothing to send notices here that the broker is away: by fetches that are not answered. Time in
+        which we did not look (a machine asleep) does not count."""
+        reads = [self.app.read_to(TP(topic, number)) for number in self.slots for topic in INPUTS]
+        asked_s = max((read.asked_s for read in reads if read is not None), default=0.0)
+        if not self.slots or asked_s != self._asked_s:
+            self._asked_s, self._silent_s = asked_s, 0.0
+        else:
+            self._silent_s += min(now - self._ticked, QUIET_SECONDS)
+        self._ticked = now
+        if self._silent_s > self.settings.outage_seconds:
+            raise BrokerError(f"broker '{self.settings.kafka}' has not answered for {self._silent_s:.0f} s", REMEDY)
 
     def _idle_until(self, number: int, slot: Slot, now: float) -> int | None:
         """Event time to move a silent partition to; None when it is not silent or something waits to be read.
