@@ -3,10 +3,15 @@
 ::
 
     table (C, 2) uint64   open addressing, C a power of two:  [key, meta]   key 0 = empty
-    meta                  offset 32 bits | tiles 16 bits | size class 8 bits | 7 unused | changed 1 bit
-    pool  (P, 1 + A) u32  a key's tiles stand side by side, oldest first:  [first hour, count of action 0, 1, ..]
-    free  (classes,)      first free block of each size class or -1; a free block's first cell: the next one + 1
-    state (3,)            keys, pool rows used, newest hour
+    meta                  offset 32 bits | words 16 bits | size class 8 bits | 7 unused | changed 1 bit
+    pool  (P,) uint64     a key's words stand side by side, ascending
+    word                  first hour 20 bits | group 2 bits | level 2 bits | five digits of 8 bits
+    free  (classes,)      first free block of each size class or -1; a free block's first word: the next one + 1
+    state (3,)            keys, pool words used, newest hour
+
+A tile is one word while each of its counts is below 256: digit d of group g counts action 5 g + d. A count beyond
+overflows into a second word of the same hour, whose level says that its digits are worth 256 times as much (a count is
+written to the base 256, so to say; there are four levels). Words that would be all zero are not there.
 
 A tile is named by its first hour. Whether it is still an hour wide or has been merged into 6 hours or a day is never
 stored: a window of grain g asks for first hours >= a multiple of g, and merging moves a first hour down to a multiple
@@ -31,6 +36,12 @@ AHEAD = 64  # keys looked up before they are worked on
 DROPPED = -1
 _FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 _META = np.uint64(0xFFFF)
+_EVEN, _ODD = np.uint64(0x00FF_00FF_00FF), np.uint64(0x00FF_00FF)  # digits 0, 2, 4 and, moved down by one, 1, 3
+_LANE = np.uint64(0xFFFF)
+_BEFORE_ALL = np.int64(-(1 << 60))
+DIGITS, LEVELS, GROUPS = 5, 4, 4
+HOURS = 1 << 20
+"""Hours since 1970 that a word can name: until the year 2089."""
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +58,23 @@ def _offset(meta: Any) -> Any:
 
 
 @njit(inline="always")
-def _tiles(meta: Any) -> Any:
+def _head(word: Any) -> Any:
+    """Hour, group and level of a word: what words are ordered by."""
+    return np.int64(word >> np.uint64(40))
+
+
+@njit(inline="always")
+def _hour(word: Any) -> Any:
+    return np.int64(word >> np.uint64(44))
+
+
+@njit(inline="always")
+def _digit(word: Any, slot: Any) -> Any:
+    return np.int64((word >> np.uint64(8 * slot)) & np.uint64(255))
+
+
+@njit(inline="always")
+def _words(meta: Any) -> Any:
     return np.int64((meta >> np.uint64(16)) & _META)
 
 
@@ -57,10 +84,10 @@ def _class(meta: Any) -> Any:
 
 
 @njit(inline="always")
-def _pack(offset: Any, tiles: Any, cls: Any, changed: Any) -> Any:
+def _pack(offset: Any, words: Any, cls: Any, changed: Any) -> Any:
     return (
         (np.uint64(offset) << np.uint64(32))
-        | (np.uint64(tiles) << np.uint64(16))
+        | (np.uint64(words) << np.uint64(16))
         | (np.uint64(cls) << np.uint64(8))
         | np.uint64(changed)
     )
@@ -81,7 +108,7 @@ def _allocate(pool: Array, free: Array, state: Array, caps: Array, cls: Any) -> 
     """A block of class ``cls``. The caller has made sure that the pool's tail has room."""
     offset = free[cls]
     if offset >= 0:
-        free[cls] = np.int64(pool[offset, 0]) - 1
+        free[cls] = np.int64(pool[offset]) - 1
         return offset
     offset = state[USED]
     state[USED] += caps[cls]
@@ -90,7 +117,7 @@ def _allocate(pool: Array, free: Array, state: Array, caps: Array, cls: Any) -> 
 
 @_compiled
 def _release(pool: Array, free: Array, offset: Any, cls: Any) -> None:
-    pool[offset, 0] = np.uint32(free[cls] + 1)
+    pool[offset] = np.uint64(free[cls] + 1)
     free[cls] = offset
 
 
@@ -114,30 +141,60 @@ def first_hour(hour: Any, now: Any, grain: Array, reach: Array) -> Any:
 
 
 @_compiled
-def _merge(pool: Array, offset: Any, n: Any, now: Any, grain: Array, reach: Array) -> Any:
-    """Merges and drops tiles in place; returns how many are left."""
+def _add_up(pool: Array, start: Any, stop: Any, to: Any, hour: Any) -> Any:
+    """Writes the sum of the words [start, stop) as one tile of ``hour`` to ``to`` on; returns how many words it takes.
+
+    Never more than there were: a carry comes of two words at least. So ``to`` may be ``start``.
+    """
+    sums = np.zeros(GROUPS * DIGITS, np.int64)
+    for j in range(start, stop):
+        word = pool[j]
+        head = _head(word)
+        for slot in range(DIGITS):
+            sums[(head >> 2 & 3) * DIGITS + slot] += _digit(word, slot) << (8 * (head & 3))
     left = 0
-    for j in range(offset, offset + n):
-        hour = first_hour(np.int64(pool[j, 0]), now, grain, reach)
-        if hour == DROPPED:
-            continue
-        if left and np.int64(pool[offset + left - 1, 0]) == hour:
-            for a in range(1, pool.shape[1]):
-                pool[offset + left - 1, a] += pool[j, a]
-        else:
-            to = offset + left
-            pool[to, 0] = np.uint32(hour)
-            for a in range(1, pool.shape[1]):
-                pool[to, a] = pool[j, a]
-            left += 1
+    for group in range(GROUPS):
+        for level in range(LEVELS):
+            digits = np.uint64(0)
+            for slot in range(DIGITS):
+                digits |= np.uint64(sums[group * DIGITS + slot] >> (8 * level) & 255) << np.uint64(8 * slot)
+            if digits:
+                pool[to + left] = np.uint64(hour << 4 | group << 2 | level) << np.uint64(40) | digits
+                left += 1
     return left
 
 
 @_compiled
-def _place(pool: Array, offset: Any, n: Any, hour: Any) -> Any:
-    """How many of the ``n`` tiles begin at or before ``hour``; almost always all of them."""
+def _merge(pool: Array, offset: Any, n: Any, now: Any, grain: Array, reach: Array) -> Any:
+    """Merges and drops tiles in place; returns how many words are left."""
+    left, j, end = offset, offset, offset + n
+    while j < end:
+        own = _hour(pool[j])
+        hour = first_hour(own, now, grain, reach)
+        start = j
+        same = True
+        while j < end and (_hour(pool[j]) == own or first_hour(_hour(pool[j]), now, grain, reach) == hour):
+            same = same and _hour(pool[j]) == own
+            j += 1
+        if hour == DROPPED:
+            continue
+        if not same:
+            left += _add_up(pool, start, j, left, hour)
+        elif hour == own and left == start:
+            left = j
+        else:
+            moved = np.uint64(own - hour) << np.uint64(44)
+            for t in range(start, j):
+                pool[left] = pool[t] - moved
+                left += 1
+    return left - offset
+
+
+@_compiled
+def _place(pool: Array, offset: Any, n: Any, head: Any) -> Any:
+    """How many of the ``n`` words have that head or a smaller one; almost always all of them."""
     j = n
-    while j > 0 and np.int64(pool[offset + j - 1, 0]) > hour:
+    while j > 0 and _head(pool[offset + j - 1]) > head:
         j -= 1
     return j
 
@@ -164,38 +221,48 @@ def _add(
     if hour == DROPPED:
         return False
     i = _find(table, shift, key)
+    group, bits = action // DIGITS, np.uint64(8 * (action % DIGITS))
+    head = hour << 4 | group << 2
+    value = np.int64(amount)
+    if value == 0:
+        return False
     if table[i, 0] == np.uint64(0):
         offset = _allocate(pool, free, state, caps, 0)
-        pool[offset, :] = 0
-        pool[offset, 0] = np.uint32(hour)
-        pool[offset, 1 + action] = amount
+        pool[offset] = np.uint64(head) << np.uint64(40)
         table[i, 0] = key
-        table[i, 1] = _pack(offset, 1, 0, 1)
+        table[i, 1] = _pack(offset, 1, 0, 0)
         state[KEYS] += 1
-        return True
     meta = table[i, 1]
-    offset, n, cls = _offset(meta), _tiles(meta), _class(meta)
-    j = _place(pool, offset, n, hour)
-    if j == 0 or np.int64(pool[offset + j - 1, 0]) != hour:
-        if n == caps[cls]:
-            n = _merge(pool, offset, n, now, grain, reach)
-            if n == caps[cls]:
-                bigger = _allocate(pool, free, state, caps, cls + 1)
-                pool[bigger : bigger + n] = pool[offset : offset + n]
-                _release(pool, free, offset, cls)
-                offset, cls = bigger, cls + 1
-            j = _place(pool, offset, n, hour)
-        if j == 0 or np.int64(pool[offset + j - 1, 0]) != hour:
-            for t in range(n, j, -1):
-                pool[offset + t] = pool[offset + t - 1]
-            pool[offset + j, :] = 0
-            pool[offset + j, 0] = np.uint32(hour)
-            n += 1
-            j += 1
-        table[i, 1] = _pack(offset, n, cls, 1)
-    else:
-        table[i, 1] = meta | np.uint64(1)
-    pool[offset + j - 1, 1 + action] += amount
+    offset, n, cls = _offset(meta), _words(meta), _class(meta)
+    for _ in range(LEVELS):
+        digit = value & 255
+        if digit:
+            j = _place(pool, offset, n, head)
+            if j == 0 or _head(pool[offset + j - 1]) != head:
+                if n == caps[cls]:
+                    n = _merge(pool, offset, n, now, grain, reach)
+                    if n == caps[cls]:
+                        bigger = _allocate(pool, free, state, caps, cls + 1)
+                        for t in range(n):
+                            pool[bigger + t] = pool[offset + t]
+                        _release(pool, free, offset, cls)
+                        offset, cls = bigger, cls + 1
+                    j = _place(pool, offset, n, head)
+                if j == 0 or _head(pool[offset + j - 1]) != head:
+                    for t in range(n, j, -1):
+                        pool[offset + t] = pool[offset + t - 1]
+                    pool[offset + j] = np.uint64(head) << np.uint64(40)
+                    n += 1
+                    j += 1
+            at = offset + j - 1
+            total = np.int64(pool[at] >> bits & np.uint64(255)) + digit
+            pool[at] = (pool[at] & ~(np.uint64(255) << bits)) | (np.uint64(total & 255) << bits)
+            value += (total >> 8) << 8
+        value >>= 8
+        if value == 0:
+            break
+        head += 1
+    table[i, 1] = _pack(offset, n, cls, 1)
     return (meta & np.uint64(1)) == np.uint64(0)
 
 
@@ -215,14 +282,14 @@ def _touch(table: Array, shift: Any, pool: Array, keys: Array, start: Any, stop:
     for i in range(start, stop):
         for k in range(width):
             places[i - start, k] = _find(table, shift, keys[i, k])
-    used = np.uint32(0)
+    used = np.uint64(0)
     for i in range(stop - start):
         for k in range(width):
             meta = table[places[i, k], 1]
             if meta != np.uint64(0):
-                offset, n = _offset(meta), _tiles(meta)
-                used += pool[offset, 0] + pool[offset + n - 1, 0]
-    return used
+                offset, n = _offset(meta), _words(meta)
+                used += pool[offset] + pool[offset + n - 1]
+    return np.int64(used & np.uint64(0xFFFF))
 
 
 @_compiled
@@ -259,11 +326,15 @@ def add_rows(
             touched = min(i + ahead, n)
             cursor[2] += _touch(table, shift, pool, keys, i, touched, places)
         hour = ts_ms[i] // HOUR_MS
-        state[NEWEST] = max(state[NEWEST], hour)
+        nameable = 0 <= hour < HOURS
+        if nameable:
+            state[NEWEST] = max(state[NEWEST], hour)
         for k in range(width):
             key = keys[i, k]
-            if key != np.uint64(0) and _add(
-                table, shift, pool, free, state, caps, grain, reach, slack, key, hour, action[i], amount[i]
+            if (
+                nameable
+                and key != np.uint64(0)
+                and _add(table, shift, pool, free, state, caps, grain, reach, slack, key, hour, action[i], amount[i])
             ):
                 fresh[cursor[1]] = i * width + k
                 cursor[1] += 1
@@ -280,21 +351,46 @@ def _tails(ts_ms: Any, window: Array, window_grain: Array, tails: Array) -> None
 
 @_compiled
 def _sum(pool: Array, offset: Any, n: Any, ts_ms: Any, tails: Array, total: Array, out: Array) -> None:
-    """Window sums of one tile list in one pass, newest tile first. ``out`` (W, A), ``total`` (A,) is scratch."""
-    total[:] = 0
-    w = 0
-    for j in range(offset + n - 1, offset - 1, -1):
-        hour = np.int64(pool[j, 0])
-        while w < len(tails) and hour < tails[w]:
-            out[w] = total
-            w += 1
-        if w == len(tails):
-            return
-        if hour * HOUR_MS < ts_ms:
-            for a in range(len(total)):
-                total[a] += pool[j, 1 + a]
-    for rest in range(w, len(tails)):
-        out[rest] = total
+    """Window sums of one list in one pass, newest word first. ``out`` (W, A), ``total`` (20,) is scratch.
+
+    The digits of group 0 are added up side by side, in lanes of 16 bits, and taken apart at the end of each window.
+    """
+    windows, actions = out.shape
+    for a in range(len(total)):
+        total[a] = 0
+    even, odd, even_1, odd_1 = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)  # of levels 0 and 1
+    hour_ms = ts_ms // HOUR_MS + (ts_ms % HOUR_MS > 0)  # tiles before this hour count
+    w, seen = 0, 0
+    for j in range(offset + n - 1, offset - 2, -1):
+        hour = _BEFORE_ALL if j < offset else _hour(pool[j])
+        if hour < tails[w] or seen == 255:
+            for a in range(min(actions, DIGITS)):
+                lane = np.uint64(16 * (a >> 1))
+                if a & 1:
+                    total[a] += np.int64(odd >> lane & _LANE) + (np.int64(odd_1 >> lane & _LANE) << 8)
+                else:
+                    total[a] += np.int64(even >> lane & _LANE) + (np.int64(even_1 >> lane & _LANE) << 8)
+            even, odd, even_1, odd_1 = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)
+            seen = 0
+            while w < windows and hour < tails[w]:
+                for a in range(actions):
+                    out[w, a] = np.uint32(total[a])
+                w += 1
+            if w == windows:
+                return
+        if hour < hour_ms:
+            word = pool[j]
+            seen += 1
+            kind = _head(word) & 15
+            if kind == 0:
+                even += word & _EVEN
+                odd += word >> np.uint64(8) & _ODD
+            elif kind == 1:
+                even_1 += word & _EVEN
+                odd_1 += word >> np.uint64(8) & _ODD
+            else:
+                for slot in range(DIGITS):
+                    total[(kind >> 2) * DIGITS + slot] += _digit(word, slot) << (8 * (kind & 3))
 
 
 @_compiled
@@ -304,7 +400,7 @@ def count_rows(
     """``out`` (n, W, A), zeros on entry. Returns what :func:`_touch` does."""
     n = len(keys)
     tails = np.empty(len(window), np.int64)
-    total = np.empty(pool.shape[1] - 1, np.uint32)
+    total = np.empty(GROUPS * DIGITS, np.int64)
     column = keys.reshape((n, 1))
     places = np.empty((AHEAD, 1), np.int64)
     used = np.int64(0)
@@ -316,7 +412,7 @@ def count_rows(
                 _tails(ts_ms[i], window, window_grain, tails)
             meta = table[places[i - start, 0], 1]
             if keys[i] != np.uint64(0) and meta != np.uint64(0):
-                _sum(pool, _offset(meta), _tiles(meta), ts_ms[i], tails, total, out[i])
+                _sum(pool, _offset(meta), _words(meta), ts_ms[i], tails, total, out[i])
     return used
 
 
@@ -342,7 +438,7 @@ def run_rows(
     """Rows of one time stamp are all counted, then all added. ``cursor``: rows added, rows counted."""
     n, width = keys.shape
     tails = np.empty(len(window), np.int64)
-    total = np.empty(pool.shape[1] - 1, np.uint32)
+    total = np.empty(GROUPS * DIGITS, np.int64)
     one = np.uint32(1)
     ahead = max(1, AHEAD // max(1, width))
     places = np.empty((ahead, width), np.int64)
@@ -361,7 +457,7 @@ def run_rows(
                         at = _find(table, shift, keys[i, k])
                         if table[at, 0] != np.uint64(0):
                             meta = table[at, 1]
-                            _sum(pool, _offset(meta), _tiles(meta), ts + HOUR_MS, tails, total, out[i, k])
+                            _sum(pool, _offset(meta), _words(meta), ts + HOUR_MS, tails, total, out[i, k])
                 i += 1
             cursor[1] = i
         while cursor[0] < cursor[1]:
@@ -369,9 +465,11 @@ def run_rows(
                 return
             i = cursor[0]
             hour = ts_ms[i] // HOUR_MS
-            state[NEWEST] = max(state[NEWEST], hour)
+            nameable = 0 <= hour < HOURS
+            if nameable:
+                state[NEWEST] = max(state[NEWEST], hour)
             for k in range(width):
-                if keys[i, k] != np.uint64(0):
+                if nameable and keys[i, k] != np.uint64(0):
                     _add(
                         table,
                         shift,
@@ -402,11 +500,11 @@ def rehash(old: Array, table: Array, shift: Any) -> None:
 
 @_compiled
 def live_rows(table: Array, caps: Array) -> Any:
-    """Pool rows that the lists would take in blocks of the smallest class that fits each."""
+    """Pool words that the lists would take in blocks of the smallest class that fits each."""
     rows = 0
     for i in range(len(table)):
         if table[i, 0] != np.uint64(0):
-            rows += caps[np.searchsorted(caps, _tiles(table[i, 1]))]
+            rows += caps[np.searchsorted(caps, _words(table[i, 1]))]
     return rows
 
 
@@ -417,7 +515,7 @@ def move_pool(table: Array, old: Array, pool: Array, free: Array, state: Array, 
     for i in range(len(table)):
         if table[i, 0] != np.uint64(0):
             meta = table[i, 1]
-            offset, n = _offset(meta), _tiles(meta)
+            offset, n = _offset(meta), _words(meta)
             cls = np.searchsorted(caps, n)
             pool[at : at + n] = old[offset : offset + n]
             table[i, 1] = _pack(at, n, cls, meta & np.uint64(1))
@@ -469,8 +567,8 @@ def sweep(
             i += 1
             continue
         meta = table[i, 1]
-        offset, n, cls = _offset(meta), _tiles(meta), _class(meta)
-        newest = np.int64(pool[offset + n - 1, 0])
+        offset, n, cls = _offset(meta), _words(meta), _class(meta)
+        newest = _hour(pool[offset + n - 1])
         left = 0
         if newest // grain[last] >= (hour - reach[last]) // grain[last]:
             left = _merge(pool, offset, n, state[NEWEST] - slack, grain, reach)
@@ -507,7 +605,7 @@ def list_sizes(
     sizes: Array,
     places: Array,
 ) -> None:
-    """Merges the tiles of each key; ``sizes`` (n,) how many are left, ``places`` (n,) where the key stands.
+    """Merges the tiles of each key; ``sizes`` (n,) how many tiles are left, ``places`` (n,) where the key stands.
 
     With ``settle`` the keys are marked unchanged.
     """
@@ -517,23 +615,67 @@ def list_sizes(
         sizes[i] = 0
         meta = table[places[i], 1]
         if keys[i] != np.uint64(0) and meta != np.uint64(0):
-            offset, n, cls = _offset(meta), _tiles(meta), _class(meta)
+            offset, n, cls = _offset(meta), _words(meta), _class(meta)
             left = _merge(pool, offset, n, state[NEWEST] - slack, grain, reach)
             if left == 0:  # a list that fell empty keeps its first tile until it is swept
-                pool[offset, 1:] = 0
-            sizes[i] = left
+                pool[offset] = pool[offset] >> np.uint64(40) << np.uint64(40)
+            before = np.int64(-1)
+            for j in range(offset, offset + left):
+                sizes[i] += _hour(pool[j]) != before
+                before = _hour(pool[j])
             table[places[i], 1] = _pack(offset, max(left, 1), cls, np.uint64(0) if settle else meta & np.uint64(1))
 
 
 @_compiled
 def gather(table: Array, pool: Array, places: Array, sizes: Array, out: Array) -> None:
-    """Copies the tiles that :func:`list_sizes` found, one list after another, into ``out`` (T, 1 + A)."""
-    at = 0
+    """Writes the tiles that :func:`list_sizes` found, list after list, into ``out`` (T, 1 + A), zeros on entry."""
+    at = -1
+    actions = out.shape[1] - 1
     for i in range(len(places)):
         if sizes[i]:
-            offset = _offset(table[places[i], 1])
-            out[at : at + sizes[i]] = pool[offset : offset + sizes[i]]
-            at += sizes[i]
+            meta = table[places[i], 1]
+            before = np.int64(-1)
+            for j in range(_offset(meta), _offset(meta) + _words(meta)):
+                word = pool[j]
+                if _hour(word) != before:
+                    before = _hour(word)
+                    at += 1
+                    out[at, 0] = np.uint32(before)
+                head = _head(word)
+                first = 1 + (head >> 2 & 3) * DIGITS
+                for slot in range(min(DIGITS, actions + 1 - first)):
+                    out[at, first + slot] += np.uint32(_digit(word, slot) << (8 * (head & 3)))
+
+
+@_compiled
+def words_of(tiles: Array, sizes: Array, words: Array) -> None:
+    """``words`` (n,): how many each list of ``tiles`` (T, 1 + A) takes."""
+    row = 0
+    nowhere = np.empty(0, np.uint64)
+    for i in range(len(sizes)):
+        words[i] = 0
+        for _ in range(sizes[i]):
+            words[i] += _write_words(tiles, row, nowhere, 0)
+            row += 1
+
+
+@_compiled
+def _write_words(tiles: Array, row: Any, pool: Array, to: Any) -> Any:
+    """Writes tile ``row`` as words from ``to`` on, if ``pool`` is not empty; returns how many there are."""
+    n = 0
+    actions = tiles.shape[1] - 1
+    for group in range((actions + DIGITS - 1) // DIGITS):
+        first = 1 + group * DIGITS
+        for level in range(LEVELS):
+            digits = np.uint64(0)
+            for slot in range(min(DIGITS, actions + 1 - first)):
+                digits |= np.uint64(np.int64(tiles[row, first + slot]) >> (8 * level) & 255) << np.uint64(8 * slot)
+            if digits:
+                if len(pool):
+                    head = np.int64(tiles[row, 0]) << 4 | group << 2 | level
+                    pool[to + n] = np.uint64(head) << np.uint64(40) | digits
+                n += 1
+    return n
 
 
 @_compiled
@@ -546,20 +688,22 @@ def scatter(
     caps: Array,
     keys: Array,
     sizes: Array,
+    words: Array,
     tiles: Array,
     cursor: Array,
 ) -> None:
     """Replaces the tile lists of ``keys`` by ``tiles`` (T, 1 + A), from key ``cursor[0]``, tile ``cursor[1]`` on.
+    ``words`` (n,) come from :func:`words_of`.
 
     Goes on until done or out of room. An empty list takes the key out.
     """
     while cursor[0] < len(keys):
         if not _room(table, pool, state, caps, 1):
             return
-        key, n = keys[cursor[0]], np.int64(sizes[cursor[0]])
+        key, n, rows = keys[cursor[0]], words[cursor[0]], sizes[cursor[0]]
         cursor[0] += 1
         if key == np.uint64(0):
-            cursor[1] += n
+            cursor[1] += rows
             continue
         i = _find(table, shift, key)
         if table[i, 0] != np.uint64(0):
@@ -569,11 +713,13 @@ def scatter(
                 _release(pool, free, offset, cls)
                 _remove(table, shift, i)
                 state[KEYS] -= 1
+                cursor[1] += rows
                 continue
             if caps[cls] < n:
                 _release(pool, free, offset, cls)
                 offset = np.int64(-1)
         elif n == 0:
+            cursor[1] += rows
             continue
         else:
             table[i, 0] = key
@@ -584,10 +730,12 @@ def scatter(
             while caps[cls] < n:
                 cls += 1
             offset = _allocate(pool, free, state, caps, cls)
-        pool[offset : offset + n] = tiles[cursor[1] : cursor[1] + n]
-        cursor[1] += n
+        at = offset
+        for row in range(cursor[1], cursor[1] + rows):
+            at += _write_words(tiles, row, pool, at)
+        cursor[1] += rows
         table[i, 1] = _pack(offset, n, cls, 0)
-        state[NEWEST] = max(state[NEWEST], np.int64(pool[offset + n - 1, 0]))
+        state[NEWEST] = max(state[NEWEST], _hour(pool[offset + n - 1]))
 
 
 @_compiled
@@ -681,6 +829,8 @@ def unpack(raw: Array, ends: Array, sizes: Array, out: Array) -> Any:
                         return i
                     hour += value
                     value = hour
+                    if hour >= HOURS:
+                        return i
                 if value > 0xFFFFFFFF:
                     return i
                 out[row, a] = np.uint32(value)
@@ -696,10 +846,14 @@ def sum_lists(
 ) -> None:
     """Window sums of tile lists outside a store; list j goes to ``out[present[j]]``. out (n, W, A), zeros on entry."""
     tails = np.empty(len(window), np.int64)
-    total = np.empty(tiles.shape[1] - 1, np.uint32)
     _tails(ts_ms, window, window_grain, tails)
-    row = 0
+    first = 0
     for j in range(len(sizes)):
-        if sizes[j]:
-            _sum(tiles, row, sizes[j], ts_ms, tails, total, out[present[j]])
-            row += sizes[j]
+        for row in range(first, first + sizes[j]):
+            hour = np.int64(tiles[row, 0])
+            if hour * HOUR_MS < ts_ms:
+                for w in range(len(window)):
+                    if hour >= tails[w]:
+                        for a in range(tiles.shape[1] - 1):
+                            out[present[j], w, a] += tiles[row, 1 + a]
+        first += sizes[j]

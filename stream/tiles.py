@@ -50,6 +50,7 @@ three hours still gets every window by its definition."""
 
 _EVER = -(1 << 40)  # "newest hour" of a store that has seen nothing
 _ACTIONS_MAX = 16
+_REMEDY = "let the stream role of this version publish it again"
 
 
 def grain_hours(days: int) -> int:
@@ -90,9 +91,12 @@ class TileStore:
         )
         # More tiles than this no list has once it is merged: one for each grain step within that grain's reach.
         most = int(sum(r // g for r, g in zip(self._reach, self._grain, strict=True))) + 64
+        most *= kernels.LEVELS * -(-actions // kernels.DIGITS)  # words
+        if most >= 1 << 16:
+            raise ValueError(f"windows up to {days[-1]} days of {actions} actions are too long for one list of tiles")
         self._caps = _size_classes(most)
         self._table: U64 = np.zeros((1024, 2), np.uint64)
-        self._pool: U32 = np.empty((1024 + 4 * int(self._caps[-1]), 1 + actions), np.uint32)
+        self._pool: U64 = np.empty(1024 + 4 * int(self._caps[-1]), np.uint64)
         self._free = np.full(len(self._caps), -1, np.int64)
         self._state = np.array([0, 0, _EVER], np.int64)
 
@@ -248,7 +252,8 @@ class TileStore:
         store = cls(days, actions)
         keys = _own(arrays["keys"], np.uint64)
         sizes, tiles = _unpacked(_own(arrays["packed"], np.uint8), _own(arrays["ends"], np.int64), actions)
-        store._reserve(len(keys), int(_fitting(store._caps, sizes).sum()) + int(store._caps[-1]))
+        words = _words(sizes, tiles)
+        store._reserve(len(keys), int(store._caps[np.searchsorted(store._caps, words)].sum()) + int(store._caps[-1]))
         store._scatter(keys, sizes, tiles)
         kernels.set_changed(store._table, store._shift, keys, _own(arrays["changed"], np.uint8))
         store._state[NEWEST] = arrays["newest"][0]
@@ -284,46 +289,48 @@ class TileStore:
         kernels.list_sizes(
             table, self._shift, pool, state, self._grain, self._reach, SLACK_H, keys, settle, sizes, places
         )
-        tiles = np.empty((int(sizes.sum()), 1 + self.actions), np.uint32)
+        tiles = np.zeros((int(sizes.sum()), 1 + self.actions), np.uint32)
         kernels.gather(table, pool, places, sizes, tiles)
         return sizes, tiles
 
     def _scatter(self, keys: U64, sizes: I64, tiles: U32) -> None:
         if len(keys) != len(sizes):
             raise ValueError(f"{len(keys)} keys and {len(sizes)} tile lists")
+        words = _words(sizes, tiles)
+        if len(words) and words.max() > self._caps[-1]:
+            raise StoreError(f"a list of {words.max()} words, more than windows of {self.days} days have", _REMEDY)
         cursor = np.zeros(2, np.int64)
         while True:
-            kernels.scatter(
-                self._table, self._shift, self._pool, self._free, self._state, self._caps, keys, sizes, tiles, cursor
-            )
+            store = (self._table, self._shift, self._pool, self._free, self._state, self._caps)
+            kernels.scatter(*store, keys, sizes, words, tiles, cursor)
             if cursor[0] == len(keys):
                 return
             self._grow(1)
 
     def _grow(self, width: int) -> None:
-        """Makes room for a row of ``width`` keys, whatever they are; by half or double, so that copying stays cheap."""
+        """Makes room for a row of ``width`` keys, whatever they are; in proportion, so that copying stays cheap."""
         keys, used = int(self._state[KEYS]), int(self._state[USED])
         if (keys + width) * 10 > len(self._table) * 7:
             self._reserve(max(keys + width, keys * 5 // 4), 0)
         room = width * int(self._caps[-1])
         if used + room > len(self._pool):
             live = int(kernels.live_rows(self._table, self._caps))
-            if live < used * 2 // 3:  # a third of the pool is blocks that lists have grown out of
-                old, self._pool = self._pool, np.empty((live * 5 // 4 + room, self._pool.shape[1]), np.uint32)
+            if live < used * 7 // 8:  # an eighth of the pool is blocks that lists have grown out of
+                old, self._pool = self._pool, np.empty(live * 9 // 8 + room, np.uint64)
                 kernels.move_pool(self._table, old, self._pool, self._free, self._state, self._caps)
             else:
-                self._reserve(0, used * 5 // 4 + room)
+                self._reserve(0, used * 9 // 8 + room)
 
-    def _reserve(self, keys: int, tiles: int) -> None:
+    def _reserve(self, keys: int, words: int) -> None:
         size = len(self._table)
         while keys * 10 > size * 7:
             size *= 2
         if size > len(self._table):
             old, self._table = self._table, np.zeros((size, 2), np.uint64)
             kernels.rehash(old, self._table, self._shift)
-        if tiles > len(self._pool):
+        if words > len(self._pool):
             old_pool = self._pool
-            self._pool = np.empty((tiles, old_pool.shape[1]), np.uint32)
+            self._pool = np.empty(words, np.uint64)
             used = int(self._state[USED])
             self._pool[:used] = old_pool[:used]
 
@@ -349,15 +356,18 @@ def _own(values: Any, dtype: Any) -> Array:
 
 
 def _size_classes(most: int) -> I64:
-    """Block sizes, each up to half larger than the one before: 1, 2, 3, 4, 6, 8, 12, 16, .."""
-    sizes = [1, 2, 3]
+    """Block sizes in words, each up to a quarter larger than the one before: 1, 2, .. 8, 10, 12, 14, 16, 20, .."""
+    sizes = [1, 2, 3, 4, 5, 6, 7, 8]
     while sizes[-1] < most:
-        sizes.append(sizes[-2] * 2)
+        sizes.append(sizes[-4] * 2)
     return np.array(sizes, np.int64)
 
 
-def _fitting(caps: I64, sizes: I64) -> I64:
-    return caps[np.searchsorted(caps, sizes)]
+def _words(sizes: I64, tiles: U32) -> I64:
+    """(n,) words of the pool that each list takes."""
+    words = np.empty(len(sizes), np.int64)
+    kernels.words_of(tiles, sizes, words)
+    return words
 
 
 def _packed(sizes: I64, tiles: U32) -> tuple[Array, I64]:
@@ -394,5 +404,5 @@ def _unpacked(raw: Array, ends: I64, actions: int) -> tuple[I64, U32]:
 def _damaged(blob: bytes, actions: int) -> StoreError:
     return StoreError(
         f"{len(blob)} bytes ({blob[:8].hex()}..) are no tile list of {actions} actions",
-        "let the stream role of this version publish it again",
+        _REMEDY,
     )

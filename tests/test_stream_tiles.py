@@ -138,6 +138,53 @@ def test_any_list_of_windows(events: list[Event], days: list[int]) -> None:
         assert got[i, 0].tolist() == by_definition(events, key, t, windows)
 
 
+@settings(max_examples=80, deadline=None)
+@given(streams(60), st.integers(1, 16), st.data())
+def test_counts_of_any_size_overflow_into_further_words(events: list[Event], actions: int, data: st.DataObject) -> None:
+    """Amounts about the edges of a byte, any number of actions, merging and round trips in between."""
+    size = st.sampled_from([1, 1, 2, 100, 254, 255, 256, 257, 65_280, 65_535, 65_536, 1 << 20, 1 << 24])
+    amounts = np.array(data.draw(st.lists(size, min_size=len(events), max_size=len(events))), np.int64)
+    columns_ = np.array(
+        data.draw(st.lists(st.integers(0, actions - 1), min_size=len(events), max_size=len(events))), np.int64
+    )
+    keys, ts, _ = columns(events)
+    store = TileStore(DAYS, actions)
+    cut = data.draw(st.integers(0, len(events)))
+    for part in (slice(0, cut), slice(cut, None)):
+        store.add(keys[part], ts[part], columns_[part], amounts[part])
+        if data.draw(st.booleans()):
+            store = TileStore.from_arrays(DAYS, actions, store.to_arrays())
+    every = np.arange(1, 5, dtype=np.uint64)
+    for later in (1, 3 * DAY, 20 * DAY):
+        at = int(ts[-1]) + later
+        want = np.zeros((4, len(DAYS), actions), np.int64)
+        for i, (key, t, _) in enumerate(events):
+            for w, days in enumerate(DAYS):
+                g = grain_hours(days) * HOUR
+                if t // g >= (at - days * DAY) // g:
+                    want[key - 1, w, columns_[i]] += amounts[i]
+        assert store.counts(every, at).tolist() == want.tolist()
+        assert counts_of(store.export(every), at, DAYS, actions).tolist() == want.tolist()
+        store.expire(at)
+
+
+def test_a_key_with_every_action_in_every_hour_takes_less_than_a_kibibyte() -> None:
+    store = TileStore(DAYS, 5)
+    keys = np.arange(1, 3001, dtype=np.uint64)
+    for hour in range(24 * 32):
+        for action in range(5):
+            store.add(keys, np.full(3000, T0 + hour * HOUR), np.full(3000, action))
+    assert store.nbytes / len(store) < 1024
+
+
+def test_a_time_that_no_tile_can_name_is_ignored() -> None:
+    store = TileStore(DAYS, A)
+    ts = np.array([T0, 1 << 60, -HOUR], np.int64)
+    store.add(np.array([1, 1, 2], np.uint64), ts, np.zeros(3, np.uint8))
+    assert store.newest_hour == T0 // HOUR
+    assert store.counts(np.array([1, 2], np.uint64), T0 + 1)[:, 0, 0].tolist() == [1, 0]
+
+
 def test_equal_contents_give_equal_arrays_and_bytes() -> None:
     rng = np.random.default_rng(0)
     n = 3000
@@ -201,7 +248,7 @@ def test_blocks_that_lists_have_grown_out_of_are_used_again() -> None:
     for hour in range(24 * 12):
         store.add(keys, np.full(3000, T0 + hour * HOUR), np.zeros(3000, np.uint8))
     tiles = 24 + SLACK_H + 6 * 4 + 6 + 12
-    assert store.nbytes / 3000 < 2.5 * tiles * 4 * (1 + A)
+    assert store.nbytes / 3000 < 2.5 * tiles * 8
     last = T0 + 24 * 12 * HOUR
     want = by_definition([(1, T0 + hour * HOUR, 0) for hour in range(24 * 12)], 1, last)
     assert (store.counts(keys, last) == np.array(want, np.uint32)).all()
@@ -273,6 +320,14 @@ def test_put_replaces_and_an_empty_list_takes_the_key_out() -> None:
     assert store.counts(keys, T0 + 31 * HOUR)[:, 1, 0].tolist() == [30] * 4
     store.put(keys[:2], [b"", bytes([1, A, 0, 0])])
     assert sorted(store.keys().tolist()) == [3, 4]
+
+
+def test_put_makes_room_for_more_keys_than_the_store_has_seen() -> None:
+    store, source = TileStore(DAYS, A), TileStore(DAYS, A)
+    keys = np.arange(1, 4001, dtype=np.uint64)
+    source.add(keys, np.full(4000, T0), np.zeros(4000, np.uint8))
+    store.put(keys, source.export(keys))
+    assert store.counts(keys, T0 + 1)[:, 0, 0].tolist() == [1] * 4000
 
 
 @pytest.mark.parametrize("action", [-1, A, 200])
