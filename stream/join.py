@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
@@ -520,8 +521,9 @@ def _part(page: Page, position: int) -> Part | None:
     return None
 
 
+@lru_cache(maxsize=1 << 14)  # most pages lack none, one or two of their positions: the same masks come again
 def rows_of(mask: int) -> tuple[Rows, int]:
-    """The positions of a mask, ascending, as an index of rows, and how many."""
+    """The positions of a mask, ascending, as an index of rows (not to be written to), and how many."""
     low = (mask & -mask).bit_length() - 1
     high = mask.bit_length()
     if mask >> low == (1 << (high - low)) - 1:

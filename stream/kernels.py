@@ -128,6 +128,8 @@ def first_hour(hour: Any, now: Any, grain: Array, reach: Array) -> Any:
     ``grain`` (L,) hours, ascending, each a multiple of the one before; ``reach`` (L,) hours of the longest window
     whose grain is at most that. A block of the next grain may be merged once the finer windows have left it whole.
     """
+    if hour >= now - reach[0]:  # almost always; dividing is slow
+        return hour
     last = len(grain) - 1
     out = hour
     for level in range(last):

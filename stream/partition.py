@@ -60,6 +60,7 @@ __all__ = ["Changes", "Frozen", "Message", "Output", "Partition", "Policy"]
 
 Array = NDArray[Any]
 FORM = 1
+_ACCEPTED = tuple(f"events.{action}" for action in ACTIONS)
 KINDS = ("negative", "positive", "correction", "follow_up")
 MAX_RAW = 256 * 1024  # bytes of a dead letter's message that are kept
 _KNOWN = 1_000_000  # id hashes remembered
@@ -190,7 +191,7 @@ class Partition:
             detail = f"{event.ts_ms - limit_ms} ms beyond what is allowed ahead of the clock"
             step.dead.append(Dead("future", detail, message, lost))
             return
-        counts.add(f"events.{ACTIONS[event.kind]}")
+        counts.add(_ACCEPTED[event.kind])
         if event.ts_ms < self._join.watermark_ms:
             step.late += 1
         if event.ts_ms > self.newest_ms:
@@ -220,18 +221,18 @@ class Partition:
         known = self._hashes
         items = served.items
         try:
-            hashes = [known[item] for item in items]
+            hashes = np.fromiter(map(known.__getitem__, items), np.uint64, len(items))
         except KeyError:
             if len(known) > _KNOWN:
                 known.clear()
             for item in items:
                 if item not in known:
                     known[item] = value_hash(item)
-            hashes = [known[item] for item in items]
+            hashes = np.fromiter(map(known.__getitem__, items), np.uint64, len(items))
         user = known.get(served.user_id)
         if user is None:
             user = known[served.user_id] = value_hash(served.user_id)
-        return Impression(served, raw, user, np.array(hashes, np.uint64), self._shape)
+        return Impression(served, raw, user, hashes, self._shape)
 
     def _move(self, to_ms: int, step: Step) -> None:
         watermark = to_ms - self.policy.disorder_ms
@@ -267,7 +268,7 @@ class Partition:
         chunks = [c for c in counted if column[c.action] >= 0]
         if not chunks or not self._shape[2]:
             return
-        keys = np.concatenate([c.impression.keys[c.rows] for c in chunks])
+        keys = np.concatenate([_rows(c.impression.keys, c.rows) for c in chunks])
         sizes = [c.n for c in chunks]
         times = np.repeat(np.array([c.ts_ms for c in chunks], np.int64), sizes)
         actions = np.repeat(np.array([column[c.action] for c in chunks], np.int64), sizes)
@@ -468,7 +469,7 @@ def batch_of(sampled: Sequence[Sampled]) -> SampleBatch:
         return np.repeat(np.fromiter(values, dtype, len(sampled)), sizes)
 
     def rows(of: Callable[[Impression], Array]) -> Array:
-        return np.concatenate([of(s.impression)[s.rows] for s in sampled])
+        return np.concatenate([_rows(of(s.impression), s.rows) for s in sampled])
 
     kind = each((s.kind for s in sampled), np.uint8)
     return SampleBatch(
@@ -489,6 +490,13 @@ def batch_of(sampled: Sequence[Sampled]) -> SampleBatch:
         arm=each((s.impression.arm for s in sampled), np.uint8),
         origin_ms=each((s.origin_ms for s in sampled), np.int64),
     )
+
+
+def _rows(array: Array, rows: Rows) -> Array:
+    if isinstance(rows, slice):
+        return array[rows]
+    taken: Array = array.take(rows, 0)  # twice as fast as an index
+    return taken
 
 
 def _positions(rows: Sequence[Rows], sizes: Array) -> NDArray[np.int32]:
