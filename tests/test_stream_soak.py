@@ -1,0 +1,55 @@
+"""A partition that runs for weeks with ever new keys ends at the size it had once its windows were full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import soak
+from benchmarks.soak import Shop, day_schema
+from stream.partition import Partition
+from tests.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
+
+
+def test_state_is_bounded_when_keys_churn_for_weeks() -> None:
+    log, partition = Log(), Partition(0, SCHEMA, POLICY)
+    keys, pool, body, pages, labels = [], [], [], [], 0
+    for hour in range(24 * 35):
+        t, request, user = T0 + hour * HOUR, f"r{hour}", hour // 5
+        items = [hour * 3 + k for k in range(6)]  # half of them are never seen again
+        messages = [
+            *log.impressions(impression(request, t, items, user=user)),
+            *log.events(exposure(request, t, items, user_id=user)),
+            *log.events(action("click", request, t + MINUTE, 1, items[1], user_id=user)),
+        ]
+        labels += len(rows(partition.take(messages, t + DAY).samples))
+        for _ in range(64):  # each step sweeps a slice
+            partition.advance(t)
+        partition.changed()
+        if hour % 24 == 23:
+            keys.append(partition.window_keys)
+            pool.append(partition.windows.nbytes)
+            body.append(len(partition.to_bytes()))
+            pages.append(len(partition._join.pages))
+    assert labels >= 24 * 35 * 6 - 6
+    full = slice(9, 12)  # the windows of 7 days and their grain of 6 hours have passed once
+    for sizes in (keys, pool, body, pages):
+        assert max(sizes[-7:]) <= 1.05 * max(sizes[full])
+    assert keys[11] < keys[0] * 12  # keys did end
+
+
+def test_the_soak_reports_memory_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "EXPOSURES", 24 * 40)
+    figures = {f["name"]: f for f in soak.run(tmp_path, lambda _: None)}
+    assert figures["soak_rss_end"]["ratio"] > 0
+    assert figures["soak_samples"]["value"] >= 24 * 40 * 0.8
+    assert figures["soak_keys_end"]["value"] > 0
+
+
+def test_hours_of_the_soak_follow_one_another() -> None:
+    shop = Shop(day_schema(), 2, 50, 84)
+    for _ in range(3):
+        shop.play()
+    assert shop.samples + shop.partition.pending >= 3 * 2 * 20
+    assert shop.partition.offsets["impressions"] == 6
