@@ -69,12 +69,15 @@ class Job:
 def spec_of(model: str) -> dict[str, Any]:
     """The settings of a compared model.
 
-    The original's models take their numbers as they come; its "batch norm" is that of Ioffe and Szegedy after each
-    residual unit's addition. ``default`` is what Millrace starts with.
+    The original's models take their numbers as they come, and nothing guards them: a batch that would throw them off is
+    learnt all the same, as it was there. Its "batch norm" is that of Ioffe and Szegedy after each residual unit's
+    addition. ``default`` is what Millrace starts with.
     """
     if model == DEFAULT:
         return {}
-    return {"model": model, "numerics": "none", "norm": "batch", "placement": "post", "momentum": 0.1}
+    plain = {"numerics": "none", "norm": "batch", "placement": "post", "momentum": 0.1, "averaging": 0.0}
+    unguarded = {"max_loss": 1e30, "max_gradient": 1e30, "loss_ratio": 0.0}
+    return {"model": model} | plain | unguarded
 
 
 # -- in a worker ---------------------------------------------------------------------------------------------
