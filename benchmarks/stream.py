@@ -295,6 +295,44 @@ def key_scaling(say: Say) -> Figures:
     return [figure("key_scaling", many / few, "time/time", "10 thousand keys", many / few)]
 
 
+def tile_scaling(say: Say) -> Figures:
+    """CPU time of :meth:`TileStore.add` an event, at a million keys over that at 10 thousand: hashing, look-up, tile
+    creation, merging and growth included, publishing not.
+
+    The same number of events in both, in batches of 2,000 rows of four keys as the join hands them over, at the same
+    rate of events *a key*: a hundredth of the keys gets them over a hundred times the event time. Otherwise few keys
+    would count in tiles that are there and many would begin one at nearly every event: two kinds of work.
+    ``popular`` draws keys by popularity (the cube of a uniform number), as shops do, ``uniform`` is the hard case: only
+    what belongs to 10 thousand keys fits into the processor's caches.
+    """
+    windows = shop_schema().windows
+    n, width, batch = 200_000, 4, 2_000
+    out = []
+    for name, power in (("popular", 3), ("uniform", 1)):
+        times: dict[int, list[float]] = {10_000: [], 1_000_000: []}
+        for turn in range(PASSES):
+            say(f"tiles of {name} keys, pass {turn + 1} of {PASSES}")
+            for size, hours in ((10_000, 200), (1_000_000, 2)):
+                rng = np.random.default_rng(11)
+                pool = column_hash(np.arange(size))
+                store = TileStore(windows.days, len(windows.actions))
+                for day in range(2):
+                    store.add(pool, np.full(size, T0 - day * 24 * HOUR), np.zeros(size, np.uint8))
+                keys = pool[(size * rng.random((n, width)) ** power).astype(np.int64)]
+                ts = T0 + HOUR + np.sort(rng.integers(0, hours * HOUR, n))
+                action = rng.integers(0, 2, n)
+                gc.collect()
+                started = time.process_time()
+                for start in range(0, n, batch):
+                    part = slice(start, start + batch)
+                    store.add(keys[part], ts[part], action[part])
+                times[size].append((time.process_time() - started) / n / width * 1e9)
+        few, many = (float(np.median(t)) for t in times.values())
+        out.append(figure(f"tile_scaling_{name}", many / few, "time/time", "10 thousand keys", many / few))
+        out.append(figure(f"tile_ns_{name}", many, "ns of CPU a key and event at a million keys"))
+    return out
+
+
 def month(keys: NDArray[np.uint64], events: int, seed: int) -> TileStore:
     """A store with 30 days of events; each key has one at least, the rest fall by popularity."""
     windows = shop_schema().windows
@@ -362,5 +400,11 @@ def checkpoints(say: Say) -> Figures:
 
 def run(out_dir: Path, progress: Say = print) -> Figures:
     """All figures of the core, then those of a worker on Kafka."""
-    figures = [*core(progress), *key_scaling(progress), *bytes_per_key(progress), *checkpoints(progress)]
+    figures = [
+        *core(progress),
+        *key_scaling(progress),
+        *tile_scaling(progress),
+        *bytes_per_key(progress),
+        *checkpoints(progress),
+    ]
     return [*figures, *faust_tables.run(out_dir, progress)]
