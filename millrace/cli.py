@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any, Literal
 
@@ -262,10 +260,9 @@ def _absolute(path: Path | None) -> str | None:
 
 def _as_role(run: Any) -> None:
     """Runs a role until it ends or SIGTERM or Ctrl-C asks it to."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    run(stop)
+    from millrace.run.role import stop_on_signals
+
+    run(stop_on_signals())
 
 
 def main() -> None:
