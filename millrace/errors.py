@@ -20,6 +20,10 @@ class MillraceError(Exception):
         self.remedy = " ".join(remedy.split())
         super().__init__(f"{self.problem}; {self.remedy}")
 
+    def __reduce__(self) -> tuple[type[MillraceError], tuple[str, str]]:
+        # Made again from both parts: without this, an error raised in a worker process breaks the whole pool.
+        return type(self), (self.problem, self.remedy)
+
 
 class SettingError(MillraceError):
     """A setting (environment, file or flag) has an unusable value."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 
 import numpy as np
@@ -267,3 +268,9 @@ def test_the_clock_travels_as_text() -> None:
 
 def test_every_expected_error_is_one_line() -> None:
     assert str(MillraceError("a\nb", "c\n  d")) == "a b; c d"
+
+
+def test_an_error_crosses_processes_whole() -> None:
+    error = pickle.loads(pickle.dumps(SchemaError("a", "b")))
+    assert type(error) is SchemaError
+    assert (error.problem, error.remedy, str(error)) == ("a", "b", "a; b")

@@ -103,3 +103,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, seeds: int, test_day
         experiment.experiment_models(
             tmp_path / "log", shop_schema(), tmp_path / "out", seeds=seeds, test_days=test_days, progress=False
         )
+
+
+def test_an_unknown_model_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="nonesuch"):
+        experiment.experiment_models(
+            tmp_path / "no log", shop_schema(), tmp_path / "out", seeds=2, test_days=1, models=("nonesuch",)
+        )

@@ -35,6 +35,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scipy import stats
 
 from learner.model import OnlineModel
+from learner.models import network_of
 from learner.progressive import auc, grouped_auc, log_loss
 from millrace.errors import SettingError
 from millrace.run.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
@@ -186,7 +187,7 @@ def experiment_models(
         SettingError: too few days or seeds, or an unknown model.
         LogError, SchemaError: as :func:`~millrace.logs.read_log`.
     """
-    chosen = tuple(models) or (*ORIGINAL, DEFAULT)
+    chosen = _chosen(models, (*ORIGINAL, DEFAULT))
     with _prepared(log, schema, test_days, seeds) as (data, train, test):
         jobs = [Job("models", m, i, s, train, test) for s in range(seeds) for m in chosen for i in INPUTS]
         results = _all(jobs, data, progress)
@@ -215,7 +216,7 @@ def experiment_rounds(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Compares ways of keeping a model up to date through the last ``test_days`` days; as :func:`experiment_models`."""
-    chosen = tuple(models) or (DEFAULT,)
+    chosen = _chosen(models, (DEFAULT,))
     with _prepared(log, schema, test_days, seeds) as (data, train, test):
         jobs = [
             Job(way, m, i, s, train, test, epochs=3 if way == "more epochs" else 1)
@@ -229,6 +230,14 @@ def experiment_rounds(
     plots = [interval_plot("auc", "AUC over the test days: mean and 95% interval.", report["ways"], "auc")]
     _write(out, report, results, plots, f"Rounds on {log.name}", log, seeds)
     return report
+
+
+def _chosen(models: Sequence[str], otherwise: tuple[str, ...]) -> tuple[str, ...]:
+    """The models to compare. Raises SettingError for an unknown one, before anything long begins."""
+    for name in models:
+        if name != DEFAULT:
+            network_of(name)
+    return tuple(models) or otherwise
 
 
 @contextmanager
