@@ -15,7 +15,7 @@ import time
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import faust
 import structlog
@@ -30,6 +30,7 @@ from yarl import URL
 
 from millrace.settings import Settings
 from millrace.topics import EVENTS, IMPRESSIONS, USERS
+from stream.gate import ReadTo
 
 log = structlog.get_logger("stream")
 
@@ -64,15 +65,6 @@ def calm_client() -> None:
         logging.getLogger(name).addFilter(Throttle())
 
 
-class ReadTo(NamedTuple):
-    """``position`` is the next offset that the consumer hands over, ``end`` the high watermark at ``asked_s``
-    (``time.time()``): equal when there was nothing more then."""
-
-    position: int
-    end: int
-    asked_s: float
-
-
 class _DaemonThread(WorkerThread):
     """A consumer thread that cannot keep a process alive that has failed."""
 
@@ -84,6 +76,17 @@ class _DaemonThread(WorkerThread):
 class _ConsumerThread(driver.AIOKafkaConsumerThread):
     Worker = _DaemonThread
     abstract = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.handed: dict[tuple[str, int], int] = {}  # offset after the last message handed over, by partition
+
+    async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:
+        records = await super()._fetch_records(*args, **kwargs)
+        for tp, found in records.items():
+            if found:
+                self.handed[tp] = found[-1].offset + 1
+        return records
 
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
@@ -277,10 +280,12 @@ class StreamApp(faust.App):
 
     def read_to(self, tp: TP) -> ReadTo | None:
         """How far an input partition has been read, as of the last answer to a fetch; None before the first."""
-        consumer = self._thread._consumer
+        thread = self._thread
+        consumer = thread._consumer
         subscription = consumer._subscription.subscription if consumer else None
         assignment = subscription.assignment if subscription else None
         state = assignment.state_value(TopicPartition(*tp)) if assignment else None
         if state is None or not state.has_valid_position or state.highwater is None:
             return None
-        return ReadTo(int(state.position), int(state.highwater), (state.timestamp or 0) / 1000)
+        position = int(state.position)
+        return ReadTo(position, int(state.highwater), (state.timestamp or 0) / 1000, thread.handed.get(tp, 0))

@@ -27,10 +27,9 @@ import contextlib
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -51,6 +50,7 @@ from millrace.settings import Settings
 from millrace.topics import DEAD_LETTERS, EVENTS, FEATURES_ITEMS, IMPRESSIONS, SAMPLES, USERS
 from stream.checkpoint import CheckpointStore
 from stream.faustio import INPUTS, StreamApp, calm_client
+from stream.gate import Arrival, Gate, drained
 from stream.listing import ListKeeper
 from stream.online import OnlineStore
 from stream.partition import Changes, Message, Output, Partition, Policy
@@ -80,13 +80,6 @@ CHECKPOINTS = Counter("millrace_checkpoints_total", "Checkpoints written.")
 CHECKPOINT_SECONDS = Histogram("millrace_checkpoint_seconds", "From taking a checkpoint to its commit.")
 
 
-class Arrival(NamedTuple):
-    partition: int
-    stamp_s: float  # Kafka's time stamp
-    came_s: float  # time.time() of its arrival here
-    message: Message
-
-
 @dataclass(slots=True)
 class Slot:
     """One assigned partition and what of it is under way."""
@@ -100,9 +93,7 @@ class Slot:
     publishing: bool = False
     fresh: bool = False  # it began empty and nothing was published yet: all there is comes with its changes
     saving: bool = False
-    held: deque[Arrival] = field(default_factory=deque)  # events that wait for impressions to be read as far
-    served_s: float = 0.0  # Kafka's time stamp of the newest impression taken
-    served: float = 0.0  # monotonic time at which it was taken
+    gate: Gate = field(default_factory=Gate)  # events that wait for impressions to be read as far
     paused: bool = False
     beyond_since: float = 0.0  # monotonic time since which the topic ends before the checkpoint; 0: it does not
     sent: list[asyncio.Future[Any]] = field(default_factory=list)  # samples and dead letters not yet covered
@@ -219,11 +210,11 @@ class Worker:
                 continue
             slot.heard = now
             if arrival.message.topic == EVENTS:
-                slot.held.append(arrival)
+                slot.gate.hold(arrival)
                 continue
             ready[arrival.partition].append(arrival.message)
             if arrival.message.topic == IMPRESSIONS:
-                slot.served, slot.served_s = now, max(slot.served_s, arrival.stamp_s)
+                slot.gate.served(arrival)
         for number, messages in ready.items():
             slot = self.slots[number]
             self._release(number, slot, messages, now)
@@ -234,24 +225,12 @@ class Worker:
                 await asyncio.sleep(0)
 
     def _release(self, number: int, slot: Slot, into: list[Message], now: float) -> None:
-        """Events whose impressions have been read go on.
-
-        Catching up, Kafka hands the three topics over at paces of its own: events a thousand at a time, impressions
-        (fifty times larger) a few. Events that ran hours ahead would move the watermark past pages whose impression
-        is still unread. So an event waits until impressions of its Kafka time stamp, or all there are, were taken.
-        """
-        held = slot.held
-        if not held:
-            return
-        read = self.app.read_to(TP(IMPRESSIONS, number))
-        none_before = 0.0  # impressions that were there at this time have been taken
-        if read is not None and read.position >= read.end:
-            taken = slot.partition.offsets.get(IMPRESSIONS, 0) + sum(m.topic == IMPRESSIONS for m in into)
-            if taken >= read.position or now - max(slot.served, slot.assigned) > QUIET_SECONDS:
-                none_before = read.asked_s
-        while held and (held[0].stamp_s < slot.served_s or held[0].came_s < none_before):
-            into.append(held.popleft().message)
-        if slot.paused != (len(held) > HELD_MESSAGES // (2 if slot.paused else 1)):
+        """Events whose impressions have been read go on; while too many wait, no more of them are fetched."""
+        if len(slot.gate):
+            before = slot.partition.offsets.get(IMPRESSIONS, 0)
+            taken = max([before, *(m.offset + 1 for m in into if m.topic == IMPRESSIONS)])
+            into += slot.gate.release(self.app.read_to(TP(IMPRESSIONS, number)), taken, now)
+        if slot.paused != (len(slot.gate) > HELD_MESSAGES // (2 if slot.paused else 1)):
             slot.paused = not slot.paused
             self.app.hold(TP(EVENTS, number), slot.paused)
 
@@ -320,11 +299,10 @@ class Worker:
         not the clock of this data (an old log is played), and the partition follows the others.
         """
         partition = slot.partition
-        if now - slot.heard < self.settings.idle_seconds or partition.newest_ms <= 0 or slot.held:
+        if now - slot.heard < self.settings.idle_seconds or partition.newest_ms <= 0 or len(slot.gate):
             return None
         for topic in (EVENTS, IMPRESSIONS):
-            read = self.app.read_to(TP(topic, number))
-            if read is None or read.position < read.end:
+            if not drained(self.app.read_to(TP(topic, number)), partition.offsets.get(topic, 0)):
                 return None
         newest = max(s.partition.newest_ms for s in self.slots.values())
         clock = self.clock.now()

@@ -49,6 +49,10 @@ class Page:
     own: bool = False  # of this run
 
     @property
+    def labelled(self) -> int:
+        return self.positive | self.negative | self.corrected
+
+    @property
     def pending(self) -> int:
         return self.sent & ~(self.positive | self.negative)
 
@@ -67,6 +71,7 @@ class Ledger:
     unreadable: Counter[str] = field(default_factory=Counter)  # events that no one can decode, by reason
     future: int = 0
     dead: Counter[str] = field(default_factory=Counter)  # dead letters of events, by reason
+    dead_of_earlier: Counter[str] = field(default_factory=Counter)  # the same, of events of earlier runs
     dead_elsewhere: Counter[str] = field(default_factory=Counter)  # of other topics
     dead_exposures: int = 0  # as the stream counted them
     repeated_dead: int = 0
@@ -93,6 +98,8 @@ class Ledger:
         if letter.offset >= self.since.get(letter.partition, 0):
             self.dead[letter.reason] += 1
             self.dead_exposures += letter.exposures
+        else:
+            self.dead_of_earlier[letter.reason] += 1
 
     def event_message(self, record: Any) -> None:
         """A record of ``events``. All of ``dead-letters`` must have been read before."""
@@ -181,7 +188,13 @@ class Ledger:
     @property
     def foreign(self) -> list[str]:
         """Labelled, but never sent: at most a few, by page."""
-        lost = [r for r, page in self.pages.items() if (page.positive | page.negative | page.corrected) & ~page.sent]
+        lost = [r for r, page in self.pages.items() if page.labelled & ~(page.sent | page.dead)]
+        return lost[:5]
+
+    @property
+    def both(self) -> list[str]:
+        """Labelled, and a dead letter too (one of them when the stream read its input again): a few, by page."""
+        lost = [r for r, page in self.pages.items() if page.labelled & page.dead & ~page.sent]
         return lost[:5]
 
     @property
@@ -248,6 +261,9 @@ def check(ledger: Ledger, reported: Reported) -> None:
         wrong.append(f"{len(ledger.undecided)} exposures have two labels (first: {ledger.undecided[0]})")
     if ledger.foreign:
         wrong.append(f"labels for exposures that nobody sent (pages {', '.join(ledger.foreign)})")
+    if ledger.both:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted((ledger.dead + ledger.dead_of_earlier).items()))
+        wrong.append(f"pages with labels are dead letters too ({', '.join(ledger.both)}; dead letters: {reasons})")
     if ledger.orphans:
         wrong.append(f"{len(ledger.orphans)} corrections of what was no negative (first: {ledger.orphans[0]})")
     if sent != positives + negatives + pending + dead:

@@ -1,0 +1,100 @@
+"""The order between two topics of one partition: an event goes on when the impressions before it have been taken. Pure.
+
+Catching up, Kafka hands the topics over at paces of its own: events a thousand at a time, impressions (fifty times
+larger) a few. Events that ran hours ahead would move the watermark past pages whose impression is still unread, and
+those pages would be lost. So an event waits until either
+
+- an impression of a later Kafka time stamp was taken, or
+- all impressions that the broker had when the event came were taken.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from stream.join import Message
+
+SETTLED_SECONDS = 1.0
+"""How long the end of a topic must stand still before offsets without a message there (a transaction's marker, a
+compacted message) are believed to be none that is still on its way to us."""
+
+
+class ReadTo(NamedTuple):
+    """How far a partition of a topic has been read.
+
+    ``position`` is the next offset that the consumer hands over, ``end`` the high watermark at ``asked_s``
+    (``time.time()``): equal when there was nothing more then. ``handed`` follows the last message that was handed over;
+    it may still be in a queue between the consumer and whoever takes it.
+    """
+
+    position: int
+    end: int
+    asked_s: float
+    handed: int
+
+
+class Arrival(NamedTuple):
+    """A Kafka message that came to this worker."""
+
+    partition: int
+    stamp_s: float  # Kafka's time stamp
+    came_s: float  # time.time() of its arrival here
+    message: Message
+
+
+def drained(read: ReadTo | None, taken: int) -> bool:
+    """Whether all that there was has been handed over, and what was handed over has been taken.
+
+    Args:
+        taken: the offset after the last message taken.
+    """
+    return read is not None and read.position >= read.end and taken >= min(read.handed, read.position)
+
+
+class Gate:
+    """Events of one partition that wait for impressions."""
+
+    def __init__(self) -> None:
+        self._held: deque[Arrival] = deque()
+        self._served_s = 0.0  # newest time stamp of an impression that was taken
+        self._tail = (-1, -1)  # (position, handed) of the impressions when last looked at
+        self._tail_since = 0.0  # since when they have been these
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def hold(self, event: Arrival) -> None:
+        """An event came; :meth:`release` says when it goes on."""
+        self._held.append(event)
+
+    def served(self, impression: Arrival) -> None:
+        """An impression was taken, or is about to be, before any event that :meth:`release` gives now."""
+        self._served_s = max(self._served_s, impression.stamp_s)
+
+    def release(self, read: ReadTo | None, taken: int, now: float) -> list[Message]:
+        """The events that may go on, in the order in which they came.
+
+        Args:
+            read: of the topic of impressions; None before the first answer of the broker.
+            taken: the offset after the last impression taken, those with them that go before the events given here.
+            now: monotonic time, seconds.
+        """
+        none_before = self._none_before(read, taken, now)
+        ready = []
+        held = self._held
+        while held and (held[0].stamp_s < self._served_s or held[0].came_s < none_before):
+            ready.append(held.popleft().message)
+        return ready
+
+    def _none_before(self, read: ReadTo | None, taken: int, now: float) -> float:
+        """The time (``time.time()``) such that all impressions that were there before it have been taken."""
+        if read is None:
+            return 0.0
+        tail = (read.position, read.handed)
+        if tail != self._tail:
+            self._tail, self._tail_since = tail, now
+        # The consumer moves its position first and says what it handed over a moment later: only the two together, or
+        # both after a while, tell that nothing is on its way.
+        settled = taken >= read.position or now - self._tail_since > SETTLED_SECONDS
+        return read.asked_s if settled and drained(read, taken) else 0.0
