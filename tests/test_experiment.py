@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from learner.model import OnlineModel
 from millrace.errors import SettingError
 from millrace.run import experiment
 from millrace.run.dataset import Dataset, plain_schema, prepare, scaled
+from millrace.run.intervals import interval
 from millrace.schema import shop_schema
 from simulator.daylog import write_days
 
@@ -48,32 +47,9 @@ def test_scaling_is_fitted_on_the_training_rows_alone(data: Dataset) -> None:
 
 
 def test_an_interval_is_students() -> None:
-    row = experiment._interval("auc", [1.0, 2.0, 3.0])
+    row = interval("auc", [1.0, 2.0, 3.0])
     # t(0.975, 2) = 4.303, s = 1, n = 3
     assert row == {"auc": 2.0, "auc_ci": pytest.approx(4.30265 / 3**0.5, abs=1e-4)}
-
-
-def test_frozen_learns_nothing_and_micro_batches_do(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    learnt: list[int] = []
-    original = experiment._learn
-
-    def spy(model: OnlineModel, rows: slice, num: NDArray[np.float32], epochs: int) -> list[float]:
-        learnt.append(rows.stop)
-        return original(model, rows, num, epochs)
-
-    monkeypatch.setattr(experiment, "_learn", spy)
-    monkeypatch.setattr(experiment, "_data", data, raising=False)
-    monkeypatch.setattr(experiment, "_inputs", {"raw": data.num}, raising=False)
-    first_test = data.rows((0,)).stop
-    figures = {}
-    for way in experiment.WAYS:
-        learnt.clear()
-        figures[way] = experiment._run(experiment.Job(way, "logistic", "raw", 0, (0,), (1, 2)))["auc"]
-        if way in ("frozen", "more epochs", "micro-batches"):
-            assert learnt == [first_test], way
-        else:
-            assert max(learnt) == len(data.label), way
-    assert figures["frozen"] != figures["micro-batches"]
 
 
 def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:

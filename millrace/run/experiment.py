@@ -3,7 +3,8 @@
 ``models``  every model, trained on the first days in one pass, measured on training and on test days: once on raw
             statistics, as the original fed them, once on well-scaled inputs (``log1p``, mean 0, variance 1).
 ``rounds``  a model trained on the days before the target date, then kept up in five ways through the days after it:
-            frozen, daily incremental rounds, micro-batches, batch retraining each day, more epochs on the old data.
+            frozen, daily incremental rounds, micro-batches, batch retraining each day, more epochs on the old data
+            (:mod:`millrace.run.rounds`).
 
 Every run is repeated with several seeds; figures are means with 95% intervals (Student's t), comparisons are paired
 by seed. Where the world is known (a simulated log) the oracle's AUC is given beside them.
@@ -12,7 +13,6 @@ by seed. Where the world is known (a simulated log) the oracle's AUC is given be
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import tempfile
@@ -32,17 +32,18 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from scipy import stats
 
 from learner.model import OnlineModel
 from learner.models import network_of
 from learner.progressive import auc, grouped_auc, log_loss
 from millrace.errors import SettingError
+from millrace.run import rounds
 from millrace.run.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
-from millrace.run.report import curves_plot, interval_plot, write_report
+from millrace.run.intervals import interval, rounded
+from millrace.run.passes import learn, score
+from millrace.run.report import curves_plot, days_plot, interval_plot, write_report
 from millrace.schema import Schema
 
-BATCH_ROWS = 512
 CURVE_POINTS = 60
 TRAIN_ROWS_SCORED = 200_000
 """A model's AUC on its training data is taken over at most so many rows, evenly spread."""
@@ -58,13 +59,12 @@ INPUTS = ("raw", "scaled")
 class Job:
     """One run in one worker process."""
 
-    kind: str  # "models" or a way of ``rounds``
+    kind: str  # "models" or "rounds"
     model: str
     inputs: str
     seed: int
     train: tuple[int, ...]  # days
     test: tuple[int, ...]
-    epochs: int = 1
 
 
 def spec_of(model: str) -> dict[str, Any]:
@@ -98,69 +98,30 @@ def _run(job: Job) -> dict[str, Any]:
     started = time.perf_counter()
     model = OnlineModel(_data.schema, spec_of(job.model), job.seed)
     num = _inputs[job.inputs]
-    figures = _models(job, model, num) if job.kind == "models" else _rounds(job, model, num)
-    return {"job": job, "seconds": time.perf_counter() - started, **figures}
+    found = _models(job, model, num) if job.kind == "models" else _rounds(job, model, num)
+    return {"job": job, "seconds": time.perf_counter() - started, **found}
 
 
 def _models(job: Job, model: OnlineModel, num: NDArray[np.float32]) -> dict[str, Any]:
     train, test = _data.rows(job.train), _data.rows(job.test)
-    losses = _learn(model, train, num, job.epochs)
+    losses = learn(model, _data, train, num)
     step = max(1, (train.stop - train.start) // TRAIN_ROWS_SCORED)
-    seen = np.arange(train.start, train.stop, step)
-    p_train, p = _score(model, seen, num), _score(model, np.arange(test.start, test.stop), num)
-    y = np.array(_data.label[test])
+    p_train, p = score(model, _data, train, num, step), score(model, _data, test, num)
+    y_train, y = np.array(_data.label[train][::step]), np.array(_data.label[test])
     return {
-        "train_auc": auc(p_train, np.array(_data.label[seen])),
-        "train_log_loss": log_loss(p_train, np.array(_data.label[seen])),
+        "train_auc": auc(p_train, y_train),
+        "train_log_loss": log_loss(p_train, y_train),
         "auc": auc(p, y),
         "grouped_auc": grouped_auc(p, y, np.array(_data.user[test])),
         "log_loss": log_loss(p, y),
-        "losses": losses,
+        "losses": [float(np.mean(part)) for part in np.array_split(losses, min(CURVE_POINTS, len(losses)))],
     }
 
 
 def _rounds(job: Job, model: OnlineModel, num: NDArray[np.float32]) -> dict[str, Any]:
-    """Day by day: score the day as the way of keeping up has it, then bring the model up to the end of that day."""
-    train = _data.rows(job.train)
-    _learn(model, train, num, job.epochs)
-    scored = []
-    for day in job.test:
-        rows = _data.rows((day,))
-        if job.kind == "micro-batches":
-            scored.append(_progress(model, rows, num))
-        else:
-            scored.append(_score(model, np.arange(rows.start, rows.stop), num))
-        if job.kind == "daily rounds":
-            _learn(model, rows, num, 1)
-        elif job.kind == "retrained daily":
-            model = OnlineModel(_data.schema, spec_of(job.model), job.seed)
-            _learn(model, slice(train.start, rows.stop), num, 1)
-    test = _data.rows(job.test)
-    p, y = np.concatenate(scored), np.array(_data.label[test])
-    by_day = [auc(q, np.array(_data.label[_data.rows((d,))])) for q, d in zip(scored, job.test, strict=True)]
-    return {"auc": auc(p, y), "log_loss": log_loss(p, y), "by_day": by_day}
-
-
-def _learn(model: OnlineModel, rows: slice, num: NDArray[np.float32], epochs: int) -> list[float]:
-    """One or more passes in time order; the mean loss of each of CURVE_POINTS stretches, before learning from them."""
-    losses: list[float] = []
-    for _ in range(epochs):
-        losses.extend(model.learn(batch).loss for batch in _data.batches(rows, BATCH_ROWS, num))
-    return [float(np.mean(part)) for part in np.array_split(losses, min(CURVE_POINTS, len(losses)))]
-
-
-def _score(model: OnlineModel, rows: NDArray[np.intp], num: NDArray[np.float32]) -> NDArray[np.float32]:
-    parts = np.array_split(rows, max(1, len(rows) // 4096))
-    return np.concatenate([model.score(np.array(_data.cat[part]), np.array(num[part])) for part in parts])
-
-
-def _progress(model: OnlineModel, rows: slice, num: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Predict, then learn, batch by batch."""
-    scored = []
-    for batch in _data.batches(rows, BATCH_ROWS, num):
-        scored.append(model.score(batch.cat, batch.num))
-        model.learn(batch)
-    return np.concatenate(scored)
+    days = [_data.rows((day,)) for day in job.test]
+    scored = rounds.keep_up(model, _data, num, _data.rows(job.train), days)
+    return {"ways": rounds.figures(scored, [np.array(_data.label[day]) for day in days])}
 
 
 # -- the experiments -----------------------------------------------------------------------------------------
@@ -202,9 +163,6 @@ def experiment_models(
     return report
 
 
-WAYS = ("frozen", "more epochs", "daily rounds", "retrained daily", "micro-batches")
-
-
 def experiment_rounds(
     log: Path,
     schema: Schema,
@@ -218,16 +176,17 @@ def experiment_rounds(
     """Compares ways of keeping a model up to date through the last ``test_days`` days; as :func:`experiment_models`."""
     chosen = _chosen(models, (DEFAULT,))
     with _prepared(log, schema, test_days, seeds) as (data, train, test):
-        jobs = [
-            Job(way, m, i, s, train, test, epochs=3 if way == "more epochs" else 1)
-            for s in range(seeds)
-            for m in chosen
-            for i in INPUTS
-            for way in WAYS
-        ]
+        jobs = [Job("rounds", m, i, s, train, test) for s in range(seeds) for m in chosen for i in INPUTS]
         results = _all(jobs, data, progress)
         report = _rounds_report(results, chosen, data, train, test)
-    plots = [interval_plot("auc", "AUC over the test days: mean and 95% interval.", report["ways"], "auc")]
+    plots = [
+        days_plot(
+            "auc_by_day",
+            "AUC of each test day by way of keeping up: mean and 95% interval over seeds. Crosses: the oracle.",
+            report["by_day"],
+        ),
+        interval_plot("auc", "AUC over the test days: mean and 95% interval over seeds.", report["ways"], "auc"),
+    ]
     _write(out, report, results, plots, f"Rounds on {log.name}", log, seeds)
     return report
 
@@ -286,14 +245,14 @@ def _models_report(
         for model in models:
             row: dict[str, Any] = {"model": model, "inputs": inputs}
             for measure in measures:
-                row |= _interval(measure, [r[measure] for r in mine[model]])
+                row |= interval(measure, [r[measure] for r in mine[model]])
             if "wide_deep" in models and model != "wide_deep":
                 for measure in ("train_auc", "auc"):
                     pairs = zip(mine[model], mine["wide_deep"], strict=True)
-                    row |= _interval(f"{measure}_over_wide_deep", [a[measure] - b[measure] for a, b in pairs])
+                    row |= interval(f"{measure}_over_wide_deep", [a[measure] - b[measure] for a, b in pairs])
             rows.append(row)
             curve = np.mean([r["losses"] for r in mine[model]], 0)
-            curves.append({"model": model, "inputs": inputs, "losses": [_round(v) for v in curve.tolist()]})
+            curves.append({"model": model, "inputs": inputs, "losses": [rounded(v) for v in curve.tolist()]})
     return _about(data, train, test) | {"models": rows, "curves": curves}
 
 
@@ -304,50 +263,39 @@ def _rounds_report(
     train: Sequence[int],
     test: Sequence[int],
 ) -> dict[str, Any]:
-    rows = []
+    names = [data.days[d] for d in test]
+    oracle = [_oracle_auc(data, (d,)) for d in test]
+    ways: list[dict[str, Any]] = []
+    days: list[dict[str, Any]] = []
     for model in models:
         for inputs in INPUTS:
-            of = {
-                way: [r for r in results if (r["job"].model, r["job"].inputs, r["job"].kind) == (model, inputs, way)]
-                for way in WAYS
-            }
-            for way in WAYS:
-                row: dict[str, Any] = {"model": model, "inputs": inputs, "way": way}
-                row |= _interval("auc", [r["auc"] for r in of[way]])
-                row |= _interval("log_loss", [r["log_loss"] for r in of[way]])
-                row |= _interval("auc_last_day", [r["by_day"][-1] for r in of[way]])
-                gain = [a["auc"] - b["auc"] for a, b in zip(of[way], of["frozen"], strict=True)]
-                row |= _interval("auc_over_frozen", gain)
-                start = [a["by_day"][-1] - b["by_day"][0] for a, b in zip(of[way], of["frozen"], strict=True)]
-                row |= _interval("last_day_over_start", start)
-                rows.append(row)
-    return _about(data, train, test) | {"ways": rows}
+            mine = [r["ways"] for r in results if (r["job"].model, r["job"].inputs) == (model, inputs)]
+            head = {"model": model, "inputs": inputs}
+            ways += [head | row for row in rounds.ways_of(mine)]
+            days += [head | row for row in rounds.days_of(mine, names, oracle)]
+    return _about(data, train, test) | {"ways": ways, "by_day": days}
+
+
+def _oracle_auc(data: Dataset, days: Sequence[int]) -> float | None:
+    """The AUC of the true probabilities; None where the world is not known."""
+    rows = data.rows(days)
+    truth = np.array(data.truth[rows])
+    return auc(truth, np.array(data.label[rows])) if np.isfinite(truth).all() else None
 
 
 def _about(data: Dataset, train: Sequence[int], test: Sequence[int]) -> dict[str, Any]:
     rows = data.rows(test)
     truth, y = np.array(data.truth[rows]), np.array(data.label[rows])
-    known = bool(np.isfinite(truth).all())
+    oracle = _oracle_auc(data, test)
     return {
         "training_rows": data.rows(train).stop - data.rows(train).start,
         "test_rows": len(y),
         "training_days": ", ".join(data.days[d] for d in train),
         "test_days": ", ".join(data.days[d] for d in test),
-        "click_rate": _round(float(y.mean())),
-        "oracle_auc": _round(auc(truth, y)) if known else None,
-        "oracle_log_loss": _round(log_loss(truth, y)) if known else None,
+        "click_rate": rounded(float(y.mean())),
+        "oracle_auc": None if oracle is None else rounded(oracle),
+        "oracle_log_loss": None if oracle is None else rounded(log_loss(truth, y)),
     }
-
-
-def _interval(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Mean and half-width of the 95% interval (Student's t) of some seeds' figures."""
-    mean = float(np.mean(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return {name: _round(mean), f"{name}_ci": _round(half)}
-
-
-def _round(value: float) -> float:
-    return round(value, 5)
 
 
 def _write(

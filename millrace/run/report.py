@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 _INK, _QUIET, _MAIN, _SECOND = "#20303c", "#8a97a0", "#1f6f8b", "#d08c3e"
 
+_MARKS = "osD^v<>"
+
 _STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #20303c; background: #f7f8f8; margin: 0 }
 main { max-width: 54rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }
@@ -50,8 +52,8 @@ def write_report(
     """Writes ``report.html`` and each plot's PNG to the folder ``out``.
 
     Args:
-        report: lists of like dictionaries in it become tables (a dictionary ``total`` beside ``days`` their last row),
-            plain values the line under the title.
+        report: lists of like dictionaries in it become tables (a dictionary ``total`` beside ``days`` their last row;
+            ``x_ci`` beside ``x`` is half of its interval), plain values the line under the title.
         run: what differs from run to run; listed at the end.
     """
     parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="lead">{html.escape(_lead(report))}</p>']
@@ -127,6 +129,43 @@ def interval_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]], me
     return Plot(name, caption, figure)
 
 
+def days_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
+    """AUC by day, a line a way with its 95% intervals, one panel for each model and kind of input.
+
+    ``rows``: model, inputs, way, day, auc, auc_ci, oracle_auc (None: not known; otherwise a cross a day).
+    """
+    kinds = list(dict.fromkeys((r["model"], r["inputs"]) for r in rows))
+    ways = list(dict.fromkeys(r["way"] for r in rows))
+    days = list(dict.fromkeys(r["day"] for r in rows))
+    figure = Figure(figsize=(8, 0.6 + 3.4 * ((len(kinds) + 1) // 2)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots((len(kinds) + 1) // 2, min(2, len(kinds)), squeeze=False, sharey=True).ravel()
+    for axes in panels[len(kinds) :]:
+        axes.set_visible(False)
+    for axes, (model, inputs) in zip(panels, kinds, strict=False):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"{model}, {inputs} inputs", fontsize=10)
+        axes.grid(axis="y", color="#e4e8ea", lw=0.8)
+        axes.set_axisbelow(True)
+        for i, way in enumerate(ways):
+            own = [r for r in rows if (r["model"], r["inputs"], r["way"]) == (model, inputs, way)]
+            aside = 0.05 * (i - (len(ways) - 1) / 2)  # so that intervals do not cover each other
+            at = [days.index(r["day"]) + aside for r in own]
+            line = {"marker": _MARKS[i % len(_MARKS)], "ms": 4, "lw": 1.2, "capsize": 2}
+            axes.errorbar(at, [r["auc"] for r in own], [r["auc_ci"] for r in own], label=way, **line)
+        oracle = {r["day"]: r["oracle_auc"] for r in rows if r["oracle_auc"] is not None}
+        if oracle:
+            axes.plot([days.index(d) for d in oracle], list(oracle.values()), "x", color=_QUIET, label="oracle")
+        axes.set_xticks(range(len(days)), days)
+        axes.set_xlim(-0.4, len(days) - 0.6)
+    for axes in panels[::2]:
+        axes.set_ylabel("AUC")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
+    )
+    return Plot(name, caption, figure)
+
+
 def curves_plot(name: str, caption: str, curves: Sequence[Mapping[str, Any]]) -> Plot:
     """Loss curves, one panel for each kind of input. ``curves``: model, inputs, losses."""
     kinds = list(dict.fromkeys(c["inputs"] for c in curves))
@@ -171,15 +210,21 @@ def _lead(report: Mapping[str, Any]) -> str:
 
 
 def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = list(rows[0])
+    columns = [c for c in rows[0] if not (c.endswith("_ci") and c.removesuffix("_ci") in rows[0])]
     head = "".join(f"<th>{html.escape(_words(c))}</th>" for c in columns)
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(_cell(row.get(c)))}</td>" for c in columns) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<td>{html.escape(_figure_of(row, c))}</td>" for c in columns) + "</tr>" for row in rows
     )
     title = html.escape(_words(name).capitalize())
     return (
         f'<h2>{title}</h2><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
+
+
+def _figure_of(row: Mapping[str, Any], column: str) -> str:
+    """A cell's value, and half its 95% interval where the row has one (``column_ci``)."""
+    half = row.get(f"{column}_ci")
+    return _cell(row.get(column)) + ("" if half is None else f" ± {_cell(half)}")
 
 
 def _facts(run: Mapping[str, Any]) -> str:
