@@ -179,6 +179,7 @@ def experiment(
     seeds: int = 5,
     seed: int = 0,
     models: list[str] | None = None,
+    inputs: list[str] | None = None,
     out: Path,
 ) -> None:
     """Compare the models, or ways of keeping a model up to date, over several seeds with 95% intervals.
@@ -201,12 +202,14 @@ def experiment(
         Seed of the simulated world.
     models
         Models to compare (default: all; for rounds, the default model).
+    inputs
+        Kinds of input, raw and scaled (default: both).
     out
-        Folder for report.json, run.json, report.html and plots.
+        Folder for report.json, run.json, runs.jsonl, report.html and plots.
     """
     import tempfile
 
-    from millrace.run.experiment import EXPERIMENTS
+    from millrace.run.experiment import EXPERIMENTS, INPUTS
     from millrace.schema import load_schema, shop_schema
     from simulator.daylog import write_days
 
@@ -214,8 +217,8 @@ def experiment(
     with tempfile.TemporaryDirectory(prefix="millrace-log-") as folder:
         if log is None:
             write_days(folder, days=simulated_days, seed=seed)
-        run = EXPERIMENTS[name]
-        run(log or Path(folder), plan, out, seeds=seeds, test_days=test_days, models=tuple(models or ()))
+        run, kinds = EXPERIMENTS[name], tuple(inputs or INPUTS)
+        run(log or Path(folder), plan, out, seeds=seeds, test_days=test_days, models=tuple(models or ()), inputs=kinds)
     print(f"report in {out}")
 
 

@@ -61,11 +61,13 @@ def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
         seeds=2,
         test_days=1,
         models=("logistic", "wide_deep"),
+        inputs=("raw",),
         progress=False,
     )
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
     assert [(r["model"], r["inputs"]) for r in report["models"]] == [
-        (m, i) for i in ("raw", "scaled") for m in ("logistic", "wide_deep")
+        ("logistic", "raw"),
+        ("wide_deep", "raw"),
     ]
     assert 0.5 < report["oracle_auc"] < 1
     assert (tmp_path / "out" / "loss.png").stat().st_size > 1000
@@ -85,4 +87,12 @@ def test_an_unknown_model_is_named_before_anything_is_read(tmp_path: Path) -> No
     with pytest.raises(SettingError, match="nonesuch"):
         experiment.experiment_models(
             tmp_path / "no log", shop_schema(), tmp_path / "out", seeds=2, test_days=1, models=("nonesuch",)
+        )
+
+
+@pytest.mark.parametrize("inputs", [(), ("raw", "cooked")])
+def test_unknown_inputs_are_named_before_anything_is_read(tmp_path: Path, inputs: tuple[str, ...]) -> None:
+    with pytest.raises(SettingError, match="cooked" if inputs else "of no kind"):
+        experiment.experiment_rounds(
+            tmp_path / "no log", shop_schema(), tmp_path / "out", seeds=2, test_days=1, inputs=inputs
         )

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from learner.model import OnlineModel
 from learner.progressive import auc
@@ -147,14 +146,16 @@ def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
     assert [(r["inputs"], r["way"]) for r in report["ways"]] == [
         (i, way) for i in experiment.INPUTS for way in rounds.WAYS
     ]
-    of: dict[tuple[str, str, int], NDArray[np.float64] | float] = {
-        (r["inputs"], r["way"], r["rounds"]): r["auc"] for r in report["by_day"]
-    }
+    of = {(r["inputs"], r["way"], r["rounds"]): r["auc"] for r in report["by_day"]}
     assert len(of) == len(report["by_day"]) == 2 * len(rounds.WAYS) * 2
     for inputs in experiment.INPUTS:
         assert of[inputs, "daily rounds", 0] == of[inputs, "frozen", 0]  # both are the start on the first day
         assert of[inputs, "daily rounds", 1] != of[inputs, "frozen", 1]
     assert all(0.5 < r["oracle_auc"] < 1 for r in report["by_day"])
+    runs = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
+    assert sorted((r["inputs"], r["seed"]) for r in runs) == [(i, s) for i in experiment.INPUTS for s in (0, 1)]
+    last = [r["ways"]["daily rounds"]["by_day"][1] for r in runs if r["inputs"] == "raw"]
+    assert of["raw", "daily rounds", 1] == pytest.approx(sum(last) / 2, abs=1e-5)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "AUC of each test day by way" in page
     assert (tmp_path / "out" / "auc_by_day.png").stat().st_size > 1000

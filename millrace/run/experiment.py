@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -135,24 +135,26 @@ def experiment_models(
     seeds: int,
     test_days: int,
     models: Sequence[str] = (),
+    inputs: Sequence[str] = INPUTS,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Compares the models on ``log``; writes report.json, run.json, report.html and plots to ``out``.
+    """Compares the models on ``log``; writes report.json, run.json, runs.jsonl, report.html and plots to ``out``.
 
     Args:
         seeds: runs of each model and kind of input; 5 or more for intervals that mean something.
         test_days: the last days of the log, which no model is trained on.
         models: names out of the registry and "default" (default: all).
+        inputs: kinds of input, "raw" and "scaled" (default: both).
 
     Raises:
-        SettingError: too few days or seeds, or an unknown model.
+        SettingError: too few days or seeds, an unknown model or unknown inputs.
         LogError, SchemaError: as :func:`~millrace.logs.read_log`.
     """
-    chosen = _chosen(models, (*ORIGINAL, DEFAULT))
+    chosen = _chosen(models, (*ORIGINAL, DEFAULT), inputs)
     with _prepared(log, schema, test_days, seeds) as (data, train, test):
-        jobs = [Job("models", m, i, s, train, test) for s in range(seeds) for m in chosen for i in INPUTS]
-        results = _all(jobs, data, progress)
-        report = _models_report(results, chosen, data, train, test)
+        jobs = [Job("models", m, i, s, train, test) for s in range(seeds) for m in chosen for i in inputs]
+        results = _all(jobs, data, out, progress)
+        report = _models_report(results, chosen, inputs, data, train, test)
     plots = [
         interval_plot("auc", "AUC on the test days: mean and 95% interval over seeds.", report["models"], "auc"),
         curves_plot(
@@ -171,18 +173,20 @@ def experiment_rounds(
     seeds: int,
     test_days: int,
     models: Sequence[str] = (),
+    inputs: Sequence[str] = INPUTS,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Compares ways of keeping a model up to date through the last ``test_days`` days; as :func:`experiment_models`."""
-    chosen = _chosen(models, (DEFAULT,))
+    chosen = _chosen(models, (DEFAULT,), inputs)
     with _prepared(log, schema, test_days, seeds) as (data, train, test):
-        jobs = [Job("rounds", m, i, s, train, test) for s in range(seeds) for m in chosen for i in INPUTS]
-        results = _all(jobs, data, progress)
-        report = _rounds_report(results, chosen, data, train, test)
+        jobs = [Job("rounds", m, i, s, train, test) for s in range(seeds) for m in chosen for i in inputs]
+        results = _all(jobs, data, out, progress)
+        report = _rounds_report(results, chosen, inputs, data, train, test)
     plots = [
         days_plot(
             "auc_by_day",
-            "AUC of each test day by way of keeping up: mean and 95% interval over seeds. Crosses: the oracle.",
+            "AUC of each test day by way of keeping up, mean and 95% interval over seeds (crosses: the oracle); below, "
+            "the same less frozen, where ways that are far worse leave the picture.",
             report["by_day"],
         ),
         interval_plot("auc", "AUC over the test days: mean and 95% interval over seeds.", report["ways"], "auc"),
@@ -191,8 +195,10 @@ def experiment_rounds(
     return report
 
 
-def _chosen(models: Sequence[str], otherwise: tuple[str, ...]) -> tuple[str, ...]:
-    """The models to compare. Raises SettingError for an unknown one, before anything long begins."""
+def _chosen(models: Sequence[str], otherwise: tuple[str, ...], inputs: Sequence[str]) -> tuple[str, ...]:
+    """The models to compare. Raises SettingError for an unknown one or unknown inputs, before anything long begins."""
+    if not inputs or not set(inputs) <= set(INPUTS):
+        raise SettingError(f"inputs {', '.join(inputs) or 'of no kind'}", f"use {' or '.join(INPUTS)}, or both")
     for name in models:
         if name != DEFAULT:
             network_of(name)
@@ -215,18 +221,26 @@ def _prepared(
         yield data, train, test
 
 
-def _all(jobs: Sequence[Job], data: Dataset, progress: bool) -> list[dict[str, Any]]:
-    """Runs the jobs on all cores, each with one thread; results in the jobs' order."""
+def _all(jobs: Sequence[Job], data: Dataset, out: Path, progress: bool) -> list[dict[str, Any]]:
+    """Runs the jobs on all cores, each with one thread; results in the jobs' order.
+
+    Each run's figures are a line of ``runs.jsonl`` as soon as it ends, so an experiment that is cut short has not been
+    for nothing.
+    """
+    out.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("experiment"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _open, (data.folder, data.schema, data.days)) as pool,
         Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar,
+        (out / "runs.jsonl").open("w", encoding="utf-8") as lines,
     ):
         task = bar.add_task("experiment", total=len(jobs))
         futures = {pool.submit(_run, job): i for i, job in enumerate(jobs)}
         results: list[dict[str, Any]] = [{}] * len(jobs)
         for future in as_completed(futures):
-            results[futures[future]] = future.result()
+            found = results[futures[future]] = future.result()
+            lines.write(json.dumps(asdict(found["job"]) | {k: v for k, v in found.items() if k != "job"}) + "\n")
+            lines.flush()
             bar.advance(task)
     return results
 
@@ -234,16 +248,17 @@ def _all(jobs: Sequence[Job], data: Dataset, progress: bool) -> list[dict[str, A
 def _models_report(
     results: Sequence[Mapping[str, Any]],
     models: Sequence[str],
+    inputs: Sequence[str],
     data: Dataset,
     train: Sequence[int],
     test: Sequence[int],
 ) -> dict[str, Any]:
     measures = ("train_auc", "auc", "grouped_auc", "train_log_loss", "log_loss")
     rows, curves = [], []
-    for inputs in INPUTS:
-        mine = {m: [r for r in results if r["job"].model == m and r["job"].inputs == inputs] for m in models}
+    for kind in inputs:
+        mine = {m: [r for r in results if r["job"].model == m and r["job"].inputs == kind] for m in models}
         for model in models:
-            row: dict[str, Any] = {"model": model, "inputs": inputs}
+            row: dict[str, Any] = {"model": model, "inputs": kind}
             for measure in measures:
                 row |= interval(measure, [r[measure] for r in mine[model]])
             if "wide_deep" in models and model != "wide_deep":
@@ -252,13 +267,14 @@ def _models_report(
                     row |= interval(f"{measure}_over_wide_deep", [a[measure] - b[measure] for a, b in pairs])
             rows.append(row)
             curve = np.mean([r["losses"] for r in mine[model]], 0)
-            curves.append({"model": model, "inputs": inputs, "losses": [rounded(v) for v in curve.tolist()]})
+            curves.append({"model": model, "inputs": kind, "losses": [rounded(v) for v in curve.tolist()]})
     return _about(data, train, test) | {"models": rows, "curves": curves}
 
 
 def _rounds_report(
     results: Sequence[Mapping[str, Any]],
     models: Sequence[str],
+    inputs: Sequence[str],
     data: Dataset,
     train: Sequence[int],
     test: Sequence[int],
@@ -268,9 +284,9 @@ def _rounds_report(
     ways: list[dict[str, Any]] = []
     days: list[dict[str, Any]] = []
     for model in models:
-        for inputs in INPUTS:
-            mine = [r["ways"] for r in results if (r["job"].model, r["job"].inputs) == (model, inputs)]
-            head = {"model": model, "inputs": inputs}
+        for kind in inputs:
+            mine = [r["ways"] for r in results if (r["job"].model, r["job"].inputs) == (model, kind)]
+            head = {"model": model, "inputs": kind}
             ways += [head | row for row in rounds.ways_of(mine)]
             days += [head | row for row in rounds.days_of(mine, names, oracle)]
     return _about(data, train, test) | {"ways": ways, "by_day": days}
@@ -307,7 +323,6 @@ def _write(
     log: Path,
     seeds: int,
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     run = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "log": str(log),

@@ -130,39 +130,44 @@ def interval_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]], me
 
 
 def days_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
-    """AUC by day, a line a way with its 95% intervals, one panel for each model and kind of input.
+    """AUC by day, and below it the AUC less that of "frozen": a line a way with its 95% intervals, a column of panels
+    for each model and kind of input.
 
-    ``rows``: model, inputs, way, day, auc, auc_ci, oracle_auc (None: not known; otherwise a cross a day).
+    ``rows``: model, inputs, way, day, auc, auc_over_frozen, both with _ci, and oracle_auc (None: not known; otherwise a
+    cross a day). A way further below frozen than any is above it leaves the lower panels.
     """
     kinds = list(dict.fromkeys((r["model"], r["inputs"]) for r in rows))
     ways = list(dict.fromkeys(r["way"] for r in rows))
     days = list(dict.fromkeys(r["day"] for r in rows))
-    figure = Figure(figsize=(8, 0.6 + 3.4 * ((len(kinds) + 1) // 2)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(max(5, 4 * len(kinds)), 6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots((len(kinds) + 1) // 2, min(2, len(kinds)), squeeze=False, sharey=True).ravel()
-    for axes in panels[len(kinds) :]:
-        axes.set_visible(False)
-    for axes, (model, inputs) in zip(panels, kinds, strict=False):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"{model}, {inputs} inputs", fontsize=10)
-        axes.grid(axis="y", color="#e4e8ea", lw=0.8)
-        axes.set_axisbelow(True)
-        for i, way in enumerate(ways):
-            own = [r for r in rows if (r["model"], r["inputs"], r["way"]) == (model, inputs, way)]
-            aside = 0.05 * (i - (len(ways) - 1) / 2)  # so that intervals do not cover each other
-            at = [days.index(r["day"]) + aside for r in own]
-            line = {"marker": _MARKS[i % len(_MARKS)], "ms": 4, "lw": 1.2, "capsize": 2}
-            axes.errorbar(at, [r["auc"] for r in own], [r["auc_ci"] for r in own], label=way, **line)
+    panels = figure.subplots(2, len(kinds), squeeze=False, sharex=True, sharey="row")
+    measures = ("auc", "auc_over_frozen")
+    for (upper, lower), (model, inputs) in zip(panels.T, kinds, strict=True):
+        upper.set_title(f"{model}, {inputs} inputs", fontsize=10)
+        for axes, measure in ((upper, measures[0]), (lower, measures[1])):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color="#e4e8ea", lw=0.8)
+            axes.set_axisbelow(True)
+            for i, way in enumerate(ways):
+                own = [r for r in rows if (r["model"], r["inputs"], r["way"]) == (model, inputs, way)]
+                aside = 0.06 * (i - (len(ways) - 1) / 2)  # so that intervals do not cover each other
+                at = [days.index(r["day"]) + aside for r in own]
+                line = {"marker": _MARKS[i % len(_MARKS)], "ms": 4, "lw": 1.2, "capsize": 2}
+                axes.errorbar(at, [r[measure] for r in own], [r[f"{measure}_ci"] for r in own], label=way, **line)
         oracle = {r["day"]: r["oracle_auc"] for r in rows if r["oracle_auc"] is not None}
         if oracle:
-            axes.plot([days.index(d) for d in oracle], list(oracle.values()), "x", color=_QUIET, label="oracle")
-        axes.set_xticks(range(len(days)), days)
-        axes.set_xlim(-0.4, len(days) - 0.6)
-    for axes in panels[::2]:
-        axes.set_ylabel("AUC")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
-    )
+            upper.plot([days.index(d) for d in oracle], list(oracle.values()), "x", color=_QUIET, label="oracle")
+        lower.set_xticks(range(len(days)), days, fontsize=8)
+        lower.set_xlim(-0.4, len(days) - 0.6)
+    spans = [(r[measures[1]] - r[f"{measures[1]}_ci"], r[measures[1]] + r[f"{measures[1]}_ci"]) for r in rows]
+    top = max(high for _, high in spans)
+    bottom = min(low for low, _ in spans if low >= -top)
+    panels[1, 0].set_ylim(bottom - 0.05 * (top - bottom) - 1e-4, top + 0.05 * (top - bottom) + 1e-4)
+    panels[0, 0].set_ylabel("AUC")
+    panels[1, 0].set_ylabel("AUC over frozen")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return Plot(name, caption, figure)
 
 
