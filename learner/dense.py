@@ -50,10 +50,6 @@ class DenseState:
         self.second = torch.zeros_like(self.weights)
         self.steps = torch.zeros(())
 
-    def clear(self) -> None:
-        """Zeroes the gradient, before a backward pass."""
-        self.gradient.zero_()
-
     def step(self) -> None:
         """Adam (Kingma and Ba 2015) or Adagrad (Duchi et al. 2011) on the whole vector."""
         self.steps += 1

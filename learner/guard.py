@@ -37,9 +37,10 @@ class LossGuard:
         """Whether a batch with these losses, all (B,), is to be refused; takes it into account in either case."""
         if not self.ratio:
             return False
-        rows = np.array([(~click).sum(), click.sum()], np.float64)
-        weights = np.array([weight[~click].sum(dtype=np.float64), weight[click].sum(dtype=np.float64)])
-        sums = np.array([(loss * weight)[~click].sum(dtype=np.float64), (loss * weight)[click].sum(dtype=np.float64)])
+        kind = click.view(np.uint8)
+        rows = np.bincount(kind, minlength=2).astype(np.float64)
+        weights = np.bincount(kind, weight, 2)
+        sums = np.bincount(kind, loss * weight, 2)
         share = 1.0
         if (self.rows[rows > 0] >= WARM_ROWS).all():
             bound = self.ratio * float(weights @ self.means) * (1 + _FEW_ROWS / rows.sum())

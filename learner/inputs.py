@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,9 @@ class Inputs:
             by_width.setdefault(0, [])
         self.groups = tuple(_group(w, by_width[w]) for w in sorted(by_width, reverse=True))
         self.deep = tuple(g for g in self.groups if g.width)
+        ends = np.cumsum([0, *(len(g.fields) * g.width for g in self.groups)]).tolist()
+        self.spans = tuple(pairwise(ends))  # of each group's embeddings, all side by side
+        self.deep_columns: int = ends[-1]
         self.plain_columns = np.setdiff1d(np.arange(layout.N), self.bucket_columns)  # of num, those fed as numbers
         self.number_names = tuple(layout.num_names[c] for c in self.plain_columns.tolist())
         chosen = self.plain_columns if squash else np.intersect1d(_log_columns(schema), self.plain_columns)
@@ -122,8 +125,8 @@ class Inputs:
     def finite(self, num: Floats) -> tuple[Floats, int]:
         """Numbers (B, N) with what is not finite as 0; how many were not."""
         bad = 0
-        if not np.isfinite(num.sum(dtype=np.float64)):
-            finite = np.isfinite(num)
+        finite = np.isfinite(num)
+        if not finite.all():
             bad = int(finite.size - finite.sum())
             num = np.where(finite, num, np.float32(0))
         return num, bad

@@ -138,55 +138,62 @@ def initial(keys: Array, seed: np.uint64, scale: np.float32, out: Array) -> None
 
 
 @njit(nogil=True, cache=True)
-def pool(values: Array, inverse: Array, starts: Array, out: Array) -> None:
+def pool(values: Array, inverse: Array, starts: Array, out: Array, at: int) -> None:
     """Mean of a field's embeddings over its slots that are not missing.
 
-    values (U, D), inverse (B, C), ``starts`` (F + 1,) first column of each field, out (B, F, D).
+    values (U, D), inverse (B, C), ``starts`` (F + 1,) first column of each field; field f of row b goes to
+    ``out[b, at + f D :]``.
     """
-    for b in range(out.shape[0]):
-        for f in range(out.shape[1]):
+    width = values.shape[1]
+    for b in range(len(inverse)):
+        place = at
+        for f in range(len(starts) - 1):
             first, last = starts[f], starts[f + 1]
             if last - first == 1:
                 u = inverse[b, first]
                 if u != EMPTY:
-                    for d in range(out.shape[2]):
-                        out[b, f, d] = values[u, d]
+                    for d in range(width):
+                        out[b, place + d] = values[u, d]
                 else:
-                    for d in range(out.shape[2]):
-                        out[b, f, d] = np.float32(0)
+                    for d in range(width):
+                        out[b, place + d] = np.float32(0)
+                place += width
                 continue
             n = 0
-            for d in range(out.shape[2]):
-                out[b, f, d] = np.float32(0)
+            for d in range(width):
+                out[b, place + d] = np.float32(0)
             for c in range(first, last):
                 u = inverse[b, c]
                 if u != EMPTY:
                     n += 1
-                    for d in range(out.shape[2]):
-                        out[b, f, d] += values[u, d]
+                    for d in range(width):
+                        out[b, place + d] += values[u, d]
             if n > 1:
-                for d in range(out.shape[2]):
-                    out[b, f, d] /= np.float32(n)
+                for d in range(width):
+                    out[b, place + d] /= np.float32(n)
+            place += width
 
 
 @njit(nogil=True, cache=True)
-def spread(grad: Array, inverse: Array, starts: Array, out: Array) -> None:
-    """The transpose of :func:`pool`: adds each sample's gradient to its distinct ids. grad (B, F, D), out (U, D)"""
-    for b in range(grad.shape[0]):
-        for f in range(grad.shape[1]):
+def spread(grad: Array, at: int, factor: np.float32, inverse: Array, starts: Array, out: Array) -> None:
+    """The transpose of :func:`pool`: adds each sample's gradient, times ``factor``, to its distinct ids. grad as
+    ``out`` there, out (U, D)"""
+    width = out.shape[1]
+    for b in range(len(inverse)):
+        place = at
+        for f in range(len(starts) - 1):
             first, last = starts[f], starts[f + 1]
             n = 0
             for c in range(first, last):
                 if inverse[b, c] != EMPTY:
                     n += 1
-            if n == 0:
-                continue
-            share = np.float32(1) / np.float32(n)
+            share = factor / np.float32(max(n, 1))
             for c in range(first, last):
                 u = inverse[b, c]
                 if u != EMPTY:
-                    for d in range(grad.shape[2]):
-                        out[u, d] += grad[b, f, d] * share
+                    for d in range(width):
+                        out[u, d] += grad[b, place + d] * share
+            place += width
 
 
 @njit(nogil=True, cache=True)

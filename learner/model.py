@@ -20,9 +20,8 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from learner import kernels
+from learner import kernels, passes
 from learner.buckets import Sample
 from learner.dense import DenseState, load_dense, tensors_of
 from learner.guard import LossGuard
@@ -31,6 +30,7 @@ from learner.kernels import EMPTY
 from learner.models import Columns, Network, network_of
 from learner.sampling import chosen, fake_negative_weights
 from learner.spec import Spec, read_spec
+from learner.step import Gradient, embeddings, step_of
 from learner.table import Block, Rates, ServingTable, SparseTable
 from millrace.errors import SnapshotError
 from millrace.hashing import salt
@@ -81,21 +81,17 @@ def _bucketed(inputs: Inputs, network: Network, cat: Ids, num: Floats) -> Ids:
     return inputs.bucketed(cat, num, network.edges.numpy()) if len(inputs.bucket_columns) else cat
 
 
-def _forward(
-    inputs: Inputs, network: Network, blocks: Sequence[Block], num: Floats, base: float, training: bool
-) -> tuple[list[Tensor], Tensor, Floats]:
-    """Pooled embeddings (leaves when training), the network's logits (B,), and the wide part (B,), ``base`` in it."""
-    size = len(num)
+def _wide(blocks: Sequence[Block], size: int, base: float) -> Floats:
+    """The wide part, ``base`` in it. (B,)"""
     wide = np.full(size, base, np.float32)
-    pooled: list[Tensor] = []
-    for group, block in zip(inputs.groups, blocks, strict=True):
+    for block in blocks:
         kernels.wide_sum(block.wide, block.inverse, wide)
-        if group.width:
-            out = np.empty((size, len(group.fields), group.width), np.float32)
-            kernels.pool(block.embedding, block.inverse, group.starts, out)
-            pooled.append(torch.from_numpy(out).requires_grad_(training))
-    logits = network(pooled, torch.from_numpy(num))
-    return pooled, logits, wide
+    return wide
+
+
+def _set_mode(network: Network, training: bool) -> None:
+    if network.training is not training:  # train() visits every module
+        network.train(training)
 
 
 def _score(inputs: Inputs, network: Network, tables: Mapping[str, Any], cat: Ids, num: Floats) -> Floats:
@@ -105,9 +101,10 @@ def _score(inputs: Inputs, network: Network, tables: Mapping[str, Any], cat: Ids
     num, _ = inputs.finite(num)
     cat, num = _bucketed(inputs, network, cat, num), inputs.plain(num)
     blocks = [tables[g.name].read(inputs.ids(g, cat)) for g in inputs.groups]
-    network.eval()
+    _set_mode(network, False)
+    wide = _wide(blocks, len(cat), inputs.prior_logit)
     with torch.inference_mode():
-        _, logits, wide = _forward(inputs, network, blocks, num, inputs.prior_logit, training=False)
+        logits = network(embeddings(inputs, blocks, len(cat)), torch.from_numpy(num))
         out: Floats = torch.sigmoid(logits + torch.from_numpy(wide)).numpy()
     return out
 
@@ -142,6 +139,7 @@ class OnlineModel:
         self.dense = DenseState(self.network, self.serving, s.dense, s.dense_rate, s.averaging)
         self.sample = Sample(len(self._inputs.bucket_columns))
         self.guard = LossGuard(s.loss_ratio)
+        self._step = step_of(self._inputs, self.network)
         self.newest_ms = 0  # newest exposure learnt from
         self._expired_min = 0
 
@@ -202,29 +200,27 @@ class OnlineModel:
         cat, num = _bucketed(self._inputs, self.network, batch.cat, finite), self._inputs.plain(finite)
         blocks = [self.tables[g.name].read(self._inputs.ids(g, cat), True) for g in self._inputs.groups]
 
-        self.network.train()
+        _set_mode(self.network, True)
         before = self.dense.buffers.clone()
         # With negatives left out the stream has more clicks: ln w stands in for them while learning, and only then, so
         # the rest of the model (and what is served) is of the whole stream.
         shift = math.log(self._spec.negative_keep)
-        base = self._inputs.prior_logit - shift
-        pooled, logits, wide = _forward(self._inputs, self.network, blocks, num, base, training=True)
-        with torch.no_grad():
-            logit = logits.detach() + torch.from_numpy(wide)
-            if self._spec.delayed_feedback == "fake_negative_weighted":
-                weight = weight * fake_negative_weights(batch.kind, label, torch.sigmoid(logit + shift).numpy())
-            y, w = torch.from_numpy(np.array(label)), torch.from_numpy(np.array(weight))
-            losses = torch.nn.functional.binary_cross_entropy_with_logits(logit, y, reduction="none")
-            loss = float((losses * w).sum()) / float(w.sum())
-            slope = (torch.sigmoid(logit) - y) * w  # (B,) d loss / d logit, a sample
+        wide = _wide(blocks, size, self._inputs.prior_logit - shift)
+        logits = self._step.ahead(blocks, num)
+        if self._spec.delayed_feedback == "fake_negative_weighted":
+            p = torch.sigmoid(torch.from_numpy(logits + wide + np.float32(shift))).numpy()
+            weight = weight * fake_negative_weights(batch.kind, label, p)
+        y, w = (np.ascontiguousarray(a, np.float32) for a in (label, weight))
+        losses, slope = np.empty(size, np.float32), np.empty(size, np.float32)  # slope: d loss / d logit, a sample
+        loss = passes.logistic(logits, wide, y, w, losses, slope) / float(w.sum(dtype=np.float64))
         problem = self._unsound(loss)
         guard = self.guard.state()
-        if problem is None and self.guard.exploded(losses.numpy(), weight, label > 0.5):
+        if problem is None and self.guard.exploded(losses, w, y > 0.5):
             problem, guard = "loss_jumped", self.guard.state()
+        grads: list[Gradient] = []
         if problem is None:
-            self.dense.clear()
-            logits.backward(slope / size)  # type: ignore[no-untyped-call]
-            problem = self._unsound_gradient(pooled, size)
+            grads = self._step.back(slope / np.float32(size))
+            problem = self._unsound_gradient(grads, size)
         if problem is not None:
             self.dense.buffers.copy_(before)
             self.guard.resume(guard)
@@ -236,26 +232,25 @@ class OnlineModel:
         newest = int(batch.ts_ms.max())
         self.newest_ms = max(self.newest_ms, newest)
         now_min = self.newest_ms // _MINUTE_MS
-        self._write(blocks, pooled, slope.numpy(), size, now_min)
+        self._write(blocks, grads, slope, size, now_min)
         if now_min >= self._expired_min + max(_EXPIRE_MIN, round(self._spec.max_age_days * 60)):  # a 24th of the age
             self._expired_min = now_min
             for table in self.tables.values():
                 table.expire(now_min)
         return LearnReport(loss, size, None, refused, bad, left_out)
 
-    def _write(self, blocks: list[Block], pooled: list[Tensor], slope: Floats, size: int, now_min: int) -> None:
+    def _write(self, blocks: list[Block], grads: list[Gradient], slope: Floats, size: int, now_min: int) -> None:
         """The sparse step. Gradients are sums over samples (not means), so a row's step does not depend on how many
         other samples happened to be in the batch."""
-        leaves = iter(pooled)
+        leaves = iter(grads)
         for group, block in zip(self._inputs.groups, blocks, strict=True):
             grad_wide = np.zeros(len(block.ids), np.float32)
             kernels.wide_spread(slope, block.inverse, grad_wide)
             grad_embedding = np.zeros((len(block.ids), group.width), np.float32)
             if group.width:
-                leaf = next(leaves).grad
-                if leaf is not None:
-                    leaf *= size
-                    kernels.spread(leaf.numpy(), block.inverse, group.starts, grad_embedding)
+                leaf = next(leaves)
+                factor = np.float32(size)
+                kernels.spread(leaf.array, leaf.at, factor, block.inverse, group.starts, grad_embedding)
             self.tables[group.name].write(block, grad_embedding, grad_wide, now_min)
 
     def _unsound(self, loss: float) -> str | None:
@@ -263,9 +258,9 @@ class OnlineModel:
             return "loss_not_finite"
         return "loss_exploded" if loss > self._spec.max_loss else None
 
-    def _unsound_gradient(self, pooled: list[Tensor], size: int) -> str | None:
+    def _unsound_gradient(self, grads: list[Gradient], size: int) -> str | None:
         norms = [float(self.dense.gradient.norm())]
-        norms += [float(p.grad.norm()) * size**0.5 for p in pooled if p.grad is not None]
+        norms += [g.norm * size**0.5 for g in grads]
         if not all(np.isfinite(n) for n in norms):
             return "gradient_not_finite"
         return "gradient_exploded" if max(norms) > self._spec.max_gradient else None
@@ -314,7 +309,7 @@ class OnlineModel:
             ) from None
         if seed != self.seed:  # first values of rows depend on it
             fresh = self._reseeded(fresh, seed)
-        self.network, self.serving = fresh.network, fresh.serving
+        self.network, self.serving, self._step = fresh.network, fresh.serving, fresh._step
         self.dense, self.tables, self.sample, self.guard = fresh.dense, fresh.tables, fresh.sample, fresh.guard
         self.seed, self.newest_ms, self._expired_min = seed, newest, expired
 

@@ -16,6 +16,9 @@ SMALL_BATCH = 16
 
 EPSILON = 1e-5
 
+BOUND = 10.0
+"""Numbers further from their mean than so many deviations are no further off for a network."""
+
 
 class Running(nn.Module):
     """Running mean and variance of D columns. ``seen`` counts batches."""
@@ -44,11 +47,15 @@ class Running(nn.Module):
         """Takes a batch (B, D) into the statistics, as the mean and variance of a mixture of old and new."""
         if not len(x):
             return
-        weight = self.advance(len(x))
         mean = x.mean(0)
+        self.mix(len(x), mean, ((x - mean) ** 2).mean(0))
+
+    @torch.no_grad()
+    def mix(self, rows: int, mean: Tensor, var: Tensor) -> None:
+        """The same with the mean and variance of a batch of ``rows`` rows, (D,)."""
+        weight = self.advance(rows)
         shift = mean - self.mean
-        within = ((x - mean) ** 2).mean(0)
-        self.var.mul_(1 - weight).add_(weight * within + weight * (1 - weight) * shift**2)
+        self.var.mul_(1 - weight).add_(weight * var + weight * (1 - weight) * shift**2)
         self.mean.add_(weight * shift)
 
 
@@ -62,7 +69,7 @@ class InputNorm(Running):
     def forward(self, x: Tensor) -> Tensor:  # (B, N) -> (B, N)
         if self.training:
             self.absorb(x)
-        return ((x - self.mean) * torch.rsqrt(self.var + EPSILON)).clamp_(-10, 10)
+        return ((x - self.mean) * torch.rsqrt(self.var + EPSILON)).clamp_(-BOUND, BOUND)
 
 
 class BatchNorm(Running):
@@ -95,14 +102,18 @@ class BatchRenorm(Running):
         self.gamma = nn.Parameter(torch.ones(width))
         self.beta = nn.Parameter(torch.zeros(width))
 
+    def bounds(self) -> tuple[float, float]:
+        """r_max and d_max by now."""
+        age = min(float(self.seen) / 500.0, 1.0)
+        return 1 + 2 * age, 5 * age
+
     def forward(self, x: Tensor) -> Tensor:  # (B, D) -> (B, D)
         if not self.training or len(x) < SMALL_BATCH:
             if self.training:
                 self.absorb(x.detach())
             return functional.batch_norm(x, self.mean, self.var, self.gamma, self.beta, False, 0.0, EPSILON)
         with torch.no_grad():
-            age = min(float(self.seen) / 500.0, 1.0)
-            r_max, d_max = 1 + 2 * age, 5 * age
+            r_max, d_max = self.bounds()
             sd = torch.sqrt(self.var + EPSILON)
             var_batch, mean_batch = torch.var_mean(x, 0, correction=0)
             r = (torch.sqrt(var_batch + EPSILON) / sd).clamp_(1 / r_max, r_max)

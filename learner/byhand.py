@@ -1,0 +1,324 @@
+"""Training passes of Wide&Deep and Wide&ResNet written out: forward and backward without autograd.
+
+::
+
+    x (B, I) ──ahead──► logits (B,)            what the way back needs is kept in a workspace, used again by every batch
+    d loss / d x (B, E) ◄──back── slope (B,)   each parameter's gradient is written where ``p.grad`` points
+
+The networks' ``forward`` stays the definition: scoring goes through it, tests hold these passes against it.
+What is gained: fresh memory for every intermediate (as dear as a product at thousands of rows), nodes and small
+operators (dear at a hundred), and the input gradient of the number columns, which nobody wants.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from learner import passes
+from learner.models.base import Deep, Network
+from learner.models.norm import BOUND, EPSILON, SMALL_BATCH, BatchNorm, BatchRenorm, InputNorm
+from learner.models.wide_deep import WideDeep
+from learner.models.wide_resnet import Residual, WideResNet
+
+Floats = NDArray[np.float32]
+
+
+class Workspace:
+    """Arrays by name that are made once and again only for more rows. What they hold is of the last batch."""
+
+    def __init__(self) -> None:
+        self._flat: dict[str, Tensor] = {}
+
+    def take(self, name: str, rows: int, columns: int) -> Tensor:
+        """(rows, columns), whatever was in it."""
+        size = rows * columns
+        flat = self._flat.get(name)
+        if flat is None or flat.numel() < size:
+            flat = self._flat[name] = torch.empty(size)
+        return flat[:size].view(rows, columns)
+
+
+class Pass(Protocol):
+    """A network's training pass. ``ahead`` advances running statistics, as the network's ``forward`` does."""
+
+    def ahead(self, x: Tensor) -> Floats:
+        """Logits (B,) of inputs x (B, I), which must stay as they are until :meth:`back`."""
+        ...
+
+    def back(self, slope: Floats, columns: int) -> Tensor:
+        """Writes every gradient, for d loss / d logit (B,). What is returned, (B, >= columns), has that of x in its
+        first columns; the rest means nothing."""
+        ...
+
+
+def pass_of(network: Network) -> Pass | None:
+    """The written-out pass of a network; None if there is none for it."""
+    if type(network) is WideDeep:
+        return DeepPass(network.deep_part) if _plain(network.deep_part) else None
+    if isinstance(network, WideResNet):
+        units = [unit for unit in network.units if isinstance(unit, Residual)]
+        if all(isinstance(u.norm, BatchNorm | BatchRenorm | nn.Identity) for u in units):
+            return ResNetPass(units, network.out)
+    return None
+
+
+@torch.no_grad()
+def numbers_ahead(network: Network, numbers: Floats, out: Floats, at: int) -> None:
+    """``network.scale`` in training, of numbers (B, N), into the columns of ``out`` from ``at`` on."""
+    norm = network.scale
+    if not isinstance(norm, InputNorm):
+        out[:, at : at + numbers.shape[1]] = numbers
+        return
+    rows = np.float32(len(numbers))
+    mean, var = (np.empty(numbers.shape[1], np.float32) for _ in range(2))
+    passes.sums(numbers, mean)
+    mean /= rows
+    passes.squares(numbers, mean, var)
+    var /= rows
+    norm.mix(len(numbers), torch.from_numpy(mean), torch.from_numpy(var))
+    factor = 1 / np.sqrt(_array(norm.var) + np.float32(EPSILON))
+    passes.standardise(numbers, _array(norm.mean), factor, np.float32(BOUND), out, at)
+
+
+def _plain(deep: Deep) -> bool:
+    return all(isinstance(layer, nn.Linear | nn.ReLU) for layer in deep.layers)
+
+
+def _array(tensor: Tensor) -> Floats:
+    array: Floats = tensor.detach().numpy()
+    return array
+
+
+def _slot(parameter: Tensor) -> Tensor:
+    """Where a parameter's gradient goes."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+class _Logit:
+    """``logit = <w, a> + b``: (B, I) -> (B,)"""
+
+    def __init__(self, out: nn.Linear) -> None:
+        self.out = out
+
+    def ahead(self, a: Tensor) -> Floats:
+        logits = np.empty(len(a), np.float32)
+        passes.dot(_array(a), _array(self.out.weight)[0], _array(self.out.bias), logits)
+        return logits
+
+    def back(self, slope: Floats, a: Tensor, grad: Tensor) -> None:
+        """Puts the gradient of a (B, I) into ``grad``."""
+        torch.mm(torch.from_numpy(slope).unsqueeze(0), a, out=_slot(self.out.weight))
+        _slot(self.out.bias).fill_(float(slope.sum(dtype=np.float64)))
+        passes.outer(slope, _array(self.out.weight)[0], _array(grad))
+
+
+class DeepPass:
+    """``a_{l+1} = ReLU(W_l a_l + b_l)``, ``logit = <w, a_L> + b``"""
+
+    def __init__(self, deep: Deep) -> None:
+        self.layers = [layer for layer in deep.layers if isinstance(layer, nn.Linear)]
+        self.logit = _Logit(deep.out)
+        self._room = Workspace()
+        self._a: list[Tensor] = []
+
+    @torch.no_grad()
+    def ahead(self, x: Tensor) -> Floats:
+        self._a = [x]
+        for k, layer in enumerate(self.layers):
+            a = self._room.take(f"a{k}", len(x), layer.out_features)
+            torch.mm(self._a[-1], layer.weight.t(), out=a)
+            passes.bias_relu(_array(a), _array(layer.bias))
+            self._a.append(a)
+        return self.logit.ahead(self._a[-1])
+
+    @torch.no_grad()
+    def back(self, slope: Floats, columns: int) -> Tensor:
+        a = self._a
+        grad = self._room.take(f"grad{len(self.layers)}", *a[-1].shape)
+        self.logit.back(slope, a[-1], grad)
+        for k, layer in reversed(list(enumerate(self.layers))):
+            passes.through_relu(_array(grad), _array(a[k + 1]), _array(_slot(layer.bias)))
+            torch.mm(grad.t(), a[k], out=_slot(layer.weight))
+            wanted = a[k].shape[1] if k else columns
+            below = self._room.take(f"grad{k}", len(grad), wanted)
+            torch.mm(grad, layer.weight[:, :wanted], out=below)
+            grad = below
+        return grad
+
+
+class _Norm:
+    """Batch norm or renormalisation (learner/models/norm.py), with m and s the batch's mean and deviation, or the
+    running ones where a batch is too small::
+
+        y = gamma (r (x - m) / s + d) + beta
+        grad_x = gamma r / s (grad - [mean grad + (x - m) / s^2 mean grad (x - m)])      [...]: of a batch's own m, s
+    """
+
+    def __init__(self, norm: BatchNorm | BatchRenorm) -> None:
+        self.norm = norm
+        self.own = False
+        self._mean = self._inverse = self._r = self._d = np.empty(0, np.float32)
+
+    def ahead(self, x: Floats, total: Floats, relu: bool, out: Floats) -> None:
+        """``out`` (B, C) of x (B, C), whose sum over rows is ``total`` (C,)."""
+        norm, rows = self.norm, len(x)
+        running, deviation = _array(norm.mean), np.sqrt(_array(norm.var) + np.float32(EPSILON))
+        self.own = rows >= SMALL_BATCH
+        mean = total / np.float32(rows)
+        var = np.empty_like(mean)
+        passes.squares(x, mean, var)
+        var /= np.float32(rows)
+        self._r, self._d = np.ones_like(mean), np.zeros_like(mean)
+        if self.own:
+            self._mean, self._inverse = mean, 1 / np.sqrt(var + np.float32(EPSILON))
+            if isinstance(norm, BatchRenorm):
+                r_max, d_max = norm.bounds()
+                self._r = (1 / (self._inverse * deviation)).clip(1 / r_max, r_max).astype(np.float32)
+                self._d = ((mean - running) / deviation).clip(-d_max, d_max).astype(np.float32)
+                norm.mix(rows, torch.from_numpy(mean), torch.from_numpy(var))
+            else:
+                weight = norm.advance(rows)
+                norm.mean.lerp_(torch.from_numpy(mean), weight)
+                norm.var.lerp_(torch.from_numpy(var * np.float32(rows / (rows - 1))), weight)
+        else:
+            norm.mix(rows, torch.from_numpy(mean), torch.from_numpy(var))
+            self._mean, self._inverse = running.copy(), 1 / np.sqrt(_array(norm.var) + np.float32(EPSILON))
+        gamma, beta = _array(norm.gamma), _array(norm.beta)
+        passes.scale(x, self._mean, gamma * self._r * self._inverse, gamma * self._d + beta, relu, out)
+
+    def back(self, grad: Floats, x: Floats, total: Floats) -> None:
+        """Turns ``grad`` of y, whose sum over rows is ``total`` (C,), into that of x."""
+        norm, rows = self.norm, np.float32(len(x))
+        product = np.empty_like(total)
+        passes.products(grad, x, self._mean, product)
+        product *= self._inverse
+        _array(_slot(norm.gamma))[:] = self._r * product + self._d * total
+        _array(_slot(norm.beta))[:] = total
+        a = _array(norm.gamma) * self._r * self._inverse
+        if self.own:
+            k, shift = -a * self._inverse * product / rows, -a * total / rows
+        else:
+            k = shift = np.zeros_like(a)
+        passes.combine(grad, x, self._mean, a, k, shift)
+
+
+class _Unit:
+    """A residual unit (learner/models/wide_resnet.py), ``post``, ``pre`` or ``inner``, with a norm or none."""
+
+    def __init__(self, unit: Residual, room: Workspace, name: str) -> None:
+        self.unit, self.name, self._room = unit, name, room
+        self.norm = _Norm(unit.norm) if isinstance(unit.norm, BatchNorm | BatchRenorm) else None
+        # Without a norm "post" and "inner" are the same.
+        self.placement = "inner" if self.norm is None and unit.placement == "post" else unit.placement
+        self._x = self._h = self._y = self._normed = torch.empty(0)
+
+    def _take(self, name: str, columns: int) -> Tensor:
+        return self._room.take(f"{self.name}.{name}", len(self._x), columns)
+
+    def ahead(self, x: Tensor) -> Tensor:
+        """(B, I) -> (B, I)"""
+        unit, norm, self._x = self.unit, self.norm, x
+        b1, b2 = _array(unit.w1.bias), _array(unit.w2.bias)
+        width, hidden = x.shape[1], unit.w1.out_features
+        total = np.empty(hidden if self.placement == "inner" else width, np.float32)
+        h, y = self._take("h", hidden), self._take("y", width)
+        if norm is not None and self.placement == "pre":
+            self._normed = self._take("normed", width)
+            passes.sums(_array(x), total)
+            norm.ahead(_array(x), total, False, _array(self._normed))
+            torch.mm(self._normed, unit.w1.weight.t(), out=h)
+            passes.bias_relu(_array(h), b1)
+        elif norm is not None and self.placement == "inner":
+            self._normed = self._take("normed", hidden)  # what is normalised, here and below
+            torch.mm(x, unit.w1.weight.t(), out=self._normed)
+            passes.add_bias(_array(self._normed), b1, total)
+            norm.ahead(_array(self._normed), total, True, _array(h))
+        else:
+            torch.mm(x, unit.w1.weight.t(), out=h)
+            passes.bias_relu(_array(h), b1)
+        torch.addmm(x, h, unit.w2.weight.t(), out=y)
+        if self.placement == "inner":
+            passes.bias_relu(_array(y), b2)
+        elif self.placement == "pre":
+            passes.add_bias(_array(y), b2, np.empty(width, np.float32))
+        elif norm is not None:
+            self._normed, y = y, self._take("out", width)
+            passes.add_bias(_array(self._normed), b2, total)
+            norm.ahead(_array(self._normed), total, True, _array(y))
+        self._h, self._y = h, y
+        return y
+
+    def back(self, grad: Tensor, columns: int) -> None:
+        """Turns ``grad`` of y (B, I) into that of x, in its first columns at least."""
+        unit, norm, x, h = self.unit, self.norm, self._x, self._h
+        g = _array(grad)
+        grad_b1, grad_b2 = _array(_slot(unit.w1.bias)), _array(_slot(unit.w2.bias))
+        total = np.empty(grad.shape[1], np.float32)
+        if self.placement == "inner":
+            passes.through_relu(g, _array(self._y), grad_b2)
+        elif self.placement == "pre":
+            passes.sums(g, grad_b2)
+        elif norm is not None:
+            passes.through_relu(g, _array(self._y), total)
+            norm.back(g, _array(self._normed), total)
+            _bias_before(norm, g, grad_b2)
+        torch.mm(grad.t(), h, out=_slot(unit.w2.weight))
+        inner = self._room.take("grad_h", len(h), h.shape[1])
+        torch.mm(grad, unit.w2.weight, out=inner)
+        i = _array(inner)
+        passes.through_relu(i, _array(h), grad_b1)
+        below = x
+        if norm is not None and self.placement == "inner":
+            norm.back(i, _array(self._normed), grad_b1.copy())
+            _bias_before(norm, i, grad_b1)
+        elif norm is not None and self.placement == "pre":
+            below = self._normed
+        torch.mm(inner.t(), below, out=_slot(unit.w1.weight))
+        if norm is not None and self.placement == "pre":
+            past = self._take("grad_normed", x.shape[1])
+            torch.mm(inner, unit.w1.weight, out=past)
+            passes.sums(_array(past), total)
+            norm.back(_array(past), _array(x), total)
+            grad += past
+        else:
+            grad[:, :columns].addmm_(inner, unit.w1.weight[:, :columns])
+
+
+def _bias_before(norm: _Norm, grad: Floats, out: Floats) -> None:
+    """Gradient of a bias that is added just before a norm: a batch's own mean takes the bias out again, so it is 0."""
+    if norm.own:
+        out[:] = 0
+    else:
+        passes.sums(grad, out)
+
+
+class ResNetPass:
+    """Residual units, then a logit."""
+
+    def __init__(self, units: list[Residual], out: nn.Linear) -> None:
+        self._room = Workspace()
+        self.units = [_Unit(unit, self._room, str(k)) for k, unit in enumerate(units)]
+        self.logit = _Logit(out)
+        self._last = torch.empty(0)
+
+    @torch.no_grad()
+    def ahead(self, x: Tensor) -> Floats:
+        for unit in self.units:
+            x = unit.ahead(x)
+        self._last = x
+        return self.logit.ahead(x)
+
+    @torch.no_grad()
+    def back(self, slope: Floats, columns: int) -> Tensor:
+        grad: Tensor = self._room.take("grad", *self._last.shape)
+        self.logit.back(slope, self._last, grad)
+        for k in range(len(self.units) - 1, -1, -1):
+            self.units[k].back(grad, grad.shape[1] if k else columns)
+        return grad

@@ -1,0 +1,172 @@
+"""The written-out training passes against the networks' own ``forward`` and autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from learner import passes
+from learner.byhand import Workspace, numbers_ahead, pass_of
+from learner.model import OnlineModel
+from learner.models import Shape, network_of
+from learner.models.base import Network
+from learner.spec import read_spec
+from learner.step import AutogradStep, WrittenStep
+from tests.learning import SCHEMA, make_samples
+
+SHAPE = Shape(((3, 4), (2, 3)), 5)
+WIDTH, NUMBERS = SHAPE.flat, SHAPE.numbers
+SPECS: dict[str, dict[str, Any]] = {
+    "wide_deep": {"model": "wide_deep", "hidden": [24, 17]},
+    "wide_deep-none": {"model": "wide_deep", "hidden": []},
+    "wide_resnet": {"model": "wide_resnet"},
+    "wide_resnet-pre": {"model": "wide_resnet", "placement": "pre"},
+} | {
+    f"{norm}-{placement}": {"model": "wide_resnet_bn", "norm": norm, "placement": placement}
+    for norm in ("batch", "renorm", "none")
+    for placement in ("post", "pre", "inner")
+}
+
+
+def network(spec: dict[str, Any], seed: int = 0) -> Network:
+    full = read_spec({"numerics": "none", "hidden": [24], "momentum": 0.1, **spec})
+    torch.manual_seed(seed)
+    made = network_of(full.model)(SHAPE, full)
+    with torch.no_grad():  # away from the start, where a mistake in gamma or beta would not show
+        for parameter in made.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return made
+
+
+def by_autograd(net: Network, x: torch.Tensor, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.clone().requires_grad_(True)
+    embeddings = (x[:, :12].view(-1, 3, 4), x[:, 12:18].view(-1, 2, 3))
+    logits = net(embeddings, x[:, 18:])
+    for parameter in net.parameters():
+        parameter.grad = None
+    logits.backward(slope)
+    assert x.grad is not None
+    return logits.detach(), x.grad
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 200])
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_pass_equals_autograd(name: str, rows: int) -> None:
+    """Logits, every gradient and the running statistics, over several batches: early ones have special rules."""
+    oracle, own = network(SPECS[name]), network(SPECS[name])
+    written = pass_of(own)
+    assert written is not None
+    oracle.train()
+    generator = torch.Generator().manual_seed(rows)
+    for step in range(4):
+        x = 2 * torch.randn(rows, WIDTH, generator=generator) + 1
+        slope = torch.randn(rows, generator=generator)
+        logits, grad_x = by_autograd(oracle, x, slope)
+        columns = (WIDTH, WIDTH - NUMBERS, 5, WIDTH)[step]
+        np.testing.assert_allclose(written.ahead(x), logits.numpy(), rtol=2e-4, atol=2e-5)
+        got = written.back(slope.numpy(), columns)
+        scale = float(grad_x.abs().max())
+        np.testing.assert_allclose(got[:, :columns].numpy(), grad_x[:, :columns].numpy(), rtol=2e-3, atol=1e-4 * scale)
+        for (what, p), q in zip(oracle.named_parameters(), own.parameters(), strict=True):
+            assert p.grad is not None
+            assert q.grad is not None
+            largest = max(1.0, float(p.grad.abs().max()))
+            np.testing.assert_allclose(q.grad.numpy(), p.grad.numpy(), rtol=2e-3, atol=1e-4 * largest, err_msg=what)
+        for (what, p), q in zip(oracle.named_buffers(), own.buffers(), strict=True):
+            np.testing.assert_allclose(q.numpy(), p.numpy(), rtol=1e-4, atol=1e-6, err_msg=what)
+
+
+@pytest.mark.parametrize("numerics", ["squash", "none"])
+@pytest.mark.parametrize("rows", [1, 300])
+def test_numbers_are_scaled_as_by_the_network(numerics: str, rows: int) -> None:
+    oracle, own = (network({"model": "wide_deep", "numerics": numerics}) for _ in range(2))
+    oracle.train()
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        numbers = rng.lognormal(2, 3, (rows, NUMBERS)).astype(np.float32)
+        out = np.full((rows, WIDTH), 7, np.float32)
+        numbers_ahead(own, numbers, out, WIDTH - NUMBERS)
+        np.testing.assert_allclose(out[:, -NUMBERS:], oracle.scale(torch.from_numpy(numbers)), rtol=1e-3, atol=1e-5)
+        assert (out[:, :-NUMBERS] == 7).all()
+        for (what, p), q in zip(oracle.named_buffers(), own.buffers(), strict=True):
+            np.testing.assert_allclose(q.numpy(), p.numpy(), rtol=1e-4, err_msg=what)
+
+
+@pytest.mark.parametrize(
+    ("spec", "written"),
+    [
+        ({"model": "wide_resnet_bn", "norm": "layer"}, False),
+        ({"model": "deepfm", "hidden": [8]}, False),
+        (SPECS["renorm-inner"], True),
+    ],
+)
+def test_other_networks_have_no_written_pass(spec: dict[str, Any], written: bool) -> None:
+    full = read_spec(spec)
+    shape = Shape(((3, 4),), 2)
+    assert (pass_of(network_of(full.model)(shape, full)) is not None) is written
+
+
+@pytest.mark.parametrize("spec", [{"model": "wide_deep"}, {"model": "wide_resnet_bn"}], ids=lambda s: s["model"])
+def test_a_model_learns_the_same_either_way(spec: dict[str, Any]) -> None:
+    models = [OnlineModel(SCHEMA, {"hidden": [32, 16], "width": 8, **spec}, 0) for _ in range(2)]
+    models[1]._step = AutogradStep(models[1]._inputs, models[1].network)
+    assert isinstance(models[0]._step, WrittenStep)
+    for i in range(20):
+        a, b = (model.learn(make_samples(64, i)) for model in models)
+        assert a.loss == pytest.approx(b.loss, rel=1e-3)
+        assert a.rows == b.rows == 64
+    probe = make_samples(300, 99)
+    one, two = (model.score(probe.cat, probe.num) for model in models)
+    np.testing.assert_allclose(one, two, atol=2e-3)
+    assert np.abs(one - one.mean()).max() > 0.1  # something was learnt
+
+
+def test_what_is_not_finite_comes_through() -> None:
+    """The guard looks at loss and gradients: a pass must not turn a NaN into a number."""
+    own = network(SPECS["batch-post"])
+    written = pass_of(own)
+    assert written is not None
+    x = torch.randn(32, WIDTH)
+    x[3, 4] = torch.nan
+    assert np.isnan(written.ahead(x)[3])
+    deep = network(SPECS["wide_deep"])
+    written = pass_of(deep)
+    assert written is not None
+    logits = written.ahead(x)
+    assert np.isnan(logits[3])
+    assert np.isfinite(np.delete(logits, 3)).all()
+
+
+def test_loss_and_slope_are_those_of_torch() -> None:
+    rng = np.random.default_rng(0)
+    logit = np.concatenate([rng.normal(0, 8, 500), [0, 60, -60, 200, -200]]).astype(np.float32)
+    wide = rng.normal(0, 1, len(logit)).astype(np.float32)
+    label = (rng.random(len(logit)) < 0.5).astype(np.float32)
+    weight = rng.random(len(logit)).astype(np.float32)
+    loss, slope = np.empty_like(logit), np.empty_like(logit)
+    total = passes.logistic(logit, wide, label, weight, loss, slope)
+    t, y = torch.from_numpy(logit.astype(np.float64) + wide), torch.from_numpy(label).double()
+    want = torch.nn.functional.binary_cross_entropy_with_logits(t, y, reduction="none").numpy()
+    np.testing.assert_allclose(loss, want, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(slope, (torch.sigmoid(t).numpy() - label) * weight, rtol=1e-4, atol=1e-7)
+    assert total == pytest.approx(float(want @ weight), rel=1e-5)
+    logit[0] = np.nan
+    assert np.isnan(passes.logistic(logit, wide, label, weight, loss, slope))
+
+
+def test_sums_of_many_rows_keep_their_digits() -> None:
+    x = np.full((60_000, 3), 0.1, np.float32)
+    total = np.empty(3, np.float32)
+    passes.sums(x, total)
+    np.testing.assert_allclose(total, float(np.float32(0.1)) * 60_000, rtol=1e-6)
+
+
+def test_workspace_hands_out_the_same_memory() -> None:
+    room = Workspace()
+    first = room.take("a", 10, 4)
+    assert room.take("a", 5, 8).data_ptr() == first.data_ptr()
+    assert room.take("b", 10, 4).data_ptr() != first.data_ptr()
+    assert room.take("a", 11, 4).shape == (11, 4)
