@@ -5,16 +5,18 @@ order of every feature array in Millrace::
 
     cat (n, F)   one column per slot:   user fields | item fields | context fields   (a multi field has several)
     num (n, N)   plain numbers          user | item | context, as in the schema
-                 window statistics      key 0: window 0: a0 a1 .. aA-1 rate1 .. rateA-1 | window 1: ... | key 1: ...
+                 window statistics      key 0: span 0: a0 a1 .. aA-1 rate1 .. rateA-1 mean1 .. | span 1: .. | key 1: ..
     keys (n, K)  uint64 window keys     one column per [windows] key
 
-``a0`` is the count of exposures, ``rate_j`` the share of exposures followed by action j, smoothed. Identity of a
-schema is :attr:`Schema.id`, a hash of all that changes the meaning of an array.
+A span is a window or, after the windows, a half-life. ``a0`` is the count of exposures, ``rate_j`` the share of
+exposures followed by action j, smoothed, ``mean_m`` the mean of a number over one action. Identity of a schema is
+:attr:`Schema.id`, a hash of all that changes the meaning of an array.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import tomllib
 from functools import cached_property
 from importlib import resources
@@ -32,6 +34,12 @@ from millrace.hashing import salt
 Side = Literal["user", "item", "context"]
 SIDES: tuple[Side, ...] = ("user", "item", "context")
 Transform = Literal["raw", "log", "bucket"]
+
+MAX_COLUMNS = 16
+"""Counts and sums that a tile can hold."""
+
+SHORTEST_HALF_LIFE = 0.25
+"""Days. Tiles are an hour wide at best: six hours keep a fresh event's weight within 6 percent."""
 
 DERIVED = ("hour", "weekday", "position", "age_days")
 """Columns that need not be in the data: local hour and weekday of the exposure, its slot, the item's age in days."""
@@ -88,8 +96,24 @@ class WindowKey(Struct, frozen=True, forbid_unknown_fields=True):
         return "*".join(self.columns)
 
 
+class Mean(Struct, frozen=True, forbid_unknown_fields=True):
+    """The mean of a numeric field over the events of one action, kept as their sum in steps and their count.
+
+    An event adds ``value / step``, rounded; a value that is negative or not finite adds 0, one beyond 2^24 - 1 steps
+    that many. A tile (an hour, at most a day, of one key) holds a sum of 2^32 - 1 steps and stays there.
+    """
+
+    of: str
+    step: float
+    action: str = "click"
+
+    @property
+    def name(self) -> str:
+        return f"{self.of}_mean_{self.action}"
+
+
 class Windows(Struct, frozen=True, forbid_unknown_fields=True):
-    """Sliding windows ``[ts - days, ts)`` over counts of actions."""
+    """Sliding windows ``[ts - days, ts)`` over counts of actions, and the same counts with exponential decay."""
 
     keys: tuple[WindowKey, ...] = ()
     days: tuple[Annotated[int, Meta(ge=1, le=3650)], ...] = (1, 3, 5, 7, 15, 30)
@@ -97,6 +121,19 @@ class Windows(Struct, frozen=True, forbid_unknown_fields=True):
     prior_rate: Annotated[float, Meta(ge=0, le=1)] = 0.1
     prior_weight: Annotated[float, Meta(ge=0)] = 20.0
     transform: Transform = "log"  # how models see the counts
+    half_lives: tuple[float, ...] = ()  # days
+    means: tuple[Mean, ...] = ()
+
+    @property
+    def columns(self) -> int:
+        """What a tile holds: a count for each action, then a sum for each mean."""
+        return len(self.actions) + len(self.means)
+
+    @property
+    def spans(self) -> tuple[str, ...]:
+        """Names of what is counted over: windows, then half-lives."""
+        lives = (str(int(h)) if h == int(h) else str(h) for h in self.half_lives)
+        return (*(f"{days}d" for days in self.days), *(f"h{h}d" for h in lives))
 
 
 class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
@@ -112,8 +149,13 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
 
     @cached_property
     def id(self) -> str:
-        """Hash of what gives arrays their meaning (not of how a log is read). 16 hex digits."""
-        meaning = (self.fields, self.windows, self.crosses, self.utc_offset)
+        """Hash of what gives arrays their meaning (not of how a log is read). 16 hex digits.
+
+        Entries that came later are left out while they are empty, so that a schema without them keeps its identity.
+        """
+        windows = msgspec.to_builtins(self.windows)
+        windows = {name: value for name, value in windows.items() if value or name not in ("half_lives", "means")}
+        meaning = (self.fields, windows, self.crosses, self.utc_offset)
         return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()[:16]
 
     @cached_property
@@ -184,9 +226,10 @@ class Layout(Struct, frozen=True):
         num = [f.name for f in plain]
         w = schema.windows
         for key in w.keys:
-            for days in w.days:
-                num.extend(f"{key.name}.{action}.{days}d" for action in w.actions)
-                num.extend(f"{key.name}.{action}_rate.{days}d" for action in w.actions[1:])
+            for span in w.spans:
+                num.extend(f"{key.name}.{action}.{span}" for action in w.actions)
+                num.extend(f"{key.name}.{action}_rate.{span}" for action in w.actions[1:])
+                num.extend(f"{key.name}.{mean.name}.{span}" for mean in w.means)
         return cls(cats, tuple(names), tuple(starts), plain, tuple(num), tuple(k.name for k in w.keys), len(plain))
 
     def field_salt(self, field: Field) -> np.uint64:
@@ -244,6 +287,23 @@ def _check(schema: Schema, source: str) -> None:
             fail(f"unknown action '{action}'", f"use {', '.join(ACTIONS)}")
     if list(w.days) != sorted(set(w.days)) or not w.days:
         fail(f"windows.days {list(w.days)} is not ascending", "list each window once, shortest first")
+    for h in w.half_lives:
+        if not (math.isfinite(h) and h >= SHORTEST_HALF_LIFE):
+            fail(f"windows.half_lives has {h}", f"name days, {SHORTEST_HALF_LIFE} or more")
+    if list(w.half_lives) != sorted(set(w.half_lives)):
+        fail(f"windows.half_lives {list(w.half_lives)} is not ascending", "list each half-life once, shortest first")
+    numeric = [f.name for f in schema.fields if f.kind == "numeric"]
+    for mean in w.means:
+        if mean.of not in numeric:
+            fail(f"windows.means names '{mean.of}', which is no numeric field", "take the mean of a numeric [[fields]]")
+        if mean.action not in w.actions:
+            fail(f"the mean of '{mean.of}' is over '{mean.action}', which is not counted", "add it to windows.actions")
+        if not (math.isfinite(mean.step) and mean.step > 0):
+            fail(f"the mean of '{mean.of}' has the step {mean.step}", "name the precision to keep, above 0")
+        if [m.name for m in w.means].count(mean.name) > 1:
+            fail(f"the mean of '{mean.of}' over '{mean.action}' stands twice", "name each mean once")
+    if w.columns > MAX_COLUMNS:
+        fail(f"{len(w.actions)} actions and {len(w.means)} means", f"keep at most {MAX_COLUMNS} together")
     key_columns = [k.columns for k in w.keys]
     for key in w.keys:
         if not key.columns:

@@ -11,7 +11,8 @@
     tiles      partition of `events` -> TileStore       item-side window keys; the count is the sum over partitions
 
     slots (rows, J)     which window keys an item has: one slot a distinct key, shared by the items of a category
-    sums  (slots, W, A) the counts of a slot's key, summed over partitions, as of the hour in ``stamps`` (slots,)
+    sums  (slots, S, A) the counts of a slot's key, summed over partitions, as of the hour in ``stamps`` (slots,)
+                        over S spans: windows, then half-lives
 
 An item-side key may be counted in every partition, since partitions are by user. The index is changed by one thread
 between two requests (see :mod:`scorer.feed`); reading it never adds a row, a key or a tile, it only remembers sums.
@@ -33,6 +34,7 @@ from stream.tiles import TileStore
 
 HOUR_MS = 3_600_000
 Rows = NDArray[np.intp]
+Counts = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class ItemIndex:
     def __init__(self, builder: FeatureBuilder) -> None:
         self.builder = builder
         schema = builder.schema
-        self.days, self.actions = schema.windows.days, len(schema.windows.actions)
+        self.days, self.actions = schema.windows.days, schema.windows.columns
+        self._empty = TileStore.of(schema.windows)  # what a count of nothing looks like
         self.tiles: dict[int, TileStore] = {}
         self.ids: list[Id] = []
         self._row: dict[str, int] = {}
@@ -73,7 +76,7 @@ class ItemIndex:
         self._slot_keys = np.zeros(1024, np.uint64)
         self._slot_row = np.full(1024, -1, np.intp)  # the item that a slot's key is all about
         self._stamps = np.full(1024, -1, np.int64)
-        self._sums = np.zeros((1024, len(self.days), self.actions), np.uint32)
+        self._sums = np.zeros((1024, self._empty.spans, self._empty.actions), self._empty.dtype)
         self._capacity = 0
         self._columns: dict[str, U64] = {}
         self._plain: dict[str, NDArray[np.float32]] = {}
@@ -131,7 +134,7 @@ class ItemIndex:
         """
         store = self.tiles.get(partition)
         if store is None:
-            store = self.tiles[partition] = TileStore(self.days, self.actions)
+            store = self.tiles[partition] = TileStore.of(self.builder.schema.windows)
         store.put(keys, tiles)
         known = [slot for slot in map(self._slot.get, keys.tolist()) if slot]
         self._stamps[known] = -1
@@ -152,7 +155,7 @@ class ItemIndex:
         start = 0 if self._cursor >= n else self._cursor
         self._cursor = min(start + limit - len(stale), n)
         rows = np.concatenate([np.array(stale, np.intp), np.arange(start, self._cursor)])
-        clicks = self._remembered(self._own[rows, self._hot_key], now_ms)[:, :, self._click]  # (rows, W)
+        clicks = self._remembered(self._own[rows, self._hot_key], now_ms)[:, : len(self.days), self._click]  # (rows, W)
         self._hot[rows] = (clicks / np.asarray(self.days, np.float32)).mean(axis=1)
         return len(self._stale)
 
@@ -182,15 +185,16 @@ class ItemIndex:
             out["age_days"] = self.builder.age_days(np.array([ts_ms], np.int64), self._born[rows])
         return out
 
-    def counts(self, keys: U64, ts_ms: int) -> NDArray[np.uint32]:
-        """Window counts of item-side ``keys`` (n,) at ``ts_ms``, summed over partitions. (n, W, A)"""
-        total = np.zeros((len(keys), len(self.days), self.actions), np.uint32)
+    def counts(self, keys: U64, ts_ms: int) -> Counts:
+        """What :meth:`TileStore.counts` gives of item-side ``keys`` (n,) at ``ts_ms``, summed over partitions.
+        (n, S, A)"""
+        total = self._empty.counts(np.zeros(len(keys), np.uint64), ts_ms)
         for store in self.tiles.values():
             total += store.counts(keys, ts_ms)
         return total
 
-    def own_counts(self, rows: Rows, ts_ms: int) -> NDArray[np.uint32]:
-        """:meth:`counts` of the window keys ``own_keys`` of the items at ``rows``. (n, J, W, A)"""
+    def own_counts(self, rows: Rows, ts_ms: int) -> Counts:
+        """:meth:`counts` of the window keys ``own_keys`` of the items at ``rows``. (n, J, S, A)"""
         return self._remembered(self._own[rows], ts_ms)
 
     @property
@@ -212,11 +216,12 @@ class ItemIndex:
 
     # -- within -----------------------------------------------------------------------------------------------
 
-    def _remembered(self, slots: Rows, ts_ms: int) -> NDArray[np.uint32]:
-        """Counts of the keys in ``slots`` (...) at ``ts_ms``: (..., W, A).
+    def _remembered(self, slots: Rows, ts_ms: int) -> Counts:
+        """Counts of the keys in ``slots`` (...) at ``ts_ms``: (..., S, A).
 
-        Windows begin and end with an hour, so the counts of a key stay what they are until one of its tile lists is
-        replaced, or ``ts_ms`` passes into another hour; at the full hour itself, that hour's tile is not in yet.
+        Windows begin and end with an hour, and decayed counts are as of the full hour, so the counts of a key stay what
+        they are until one of its tile lists is replaced, or ``ts_ms`` passes into another hour; at the full hour
+        itself, that hour's tile is not in yet.
         """
         stamp = 2 * (ts_ms // HOUR_MS) + (ts_ms % HOUR_MS > 0)
         stale = np.unique(slots[self._stamps[slots] != stamp])

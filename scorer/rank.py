@@ -2,7 +2,7 @@
 
 The arrays come from :class:`stream.features.FeatureBuilder`, as they do in replay; this module only collects its
 inputs (columns and window counts of both sides) and puts the final positions in. Shapes: n items, F, N, K of the
-schema's layout, W windows, A actions.
+schema's layout, S spans (W windows, then half-lives), A columns of tiles (actions, then sums).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from millrace.errors import StoreError
 from millrace.events import Id
 from millrace.hashing import U64
-from scorer.index import ItemIndex
+from scorer.index import Counts, ItemIndex
 from scorer.recall import Groups
 from stream.features import FeatureBuilder
 from stream.tiles import counts_of
@@ -80,7 +80,9 @@ class Ranker:
     ) -> None:
         self.builder, self.index, self._count_error = builder, index, count_error
         schema, layout = builder.schema, builder.layout
-        self._days, self._actions = schema.windows.days, len(schema.windows.actions)
+        windows = schema.windows
+        self._days = windows.days
+        self._read = (windows.days, windows.columns, windows.half_lives, len(windows.means))
         sides = [schema.key_side(key) for key in schema.windows.keys]
         own = set(index.own_keys)
         self._item_keys = [k for k, side in enumerate(sides) if side == "item" and k not in own]
@@ -103,7 +105,7 @@ class Ranker:
             met = np.flatnonzero(np.isin(keys, held) & (keys != 0))
             liking = np.zeros(len(keys))
             if len(met):
-                clicks = self._user_counts(user, keys[met], ts_ms)[:, :, self._click]
+                clicks = self._user_counts(user, keys[met], ts_ms)[:, : len(self._days), self._click]
                 liking[met] = (clicks / np.asarray(self._days, np.float64)).mean(axis=1)
             out.append((grouping, liking))
         return out
@@ -114,11 +116,12 @@ class Ranker:
         columns, plain = self._inputs(user, rows, ts_ms, context)
         columns = {name: column for name, column in columns.items() if name not in self._late}
         keys = self.builder.keys(columns, n)
-        counts = np.zeros((n, keys.shape[1], len(self._days), self._actions), np.uint32)
+        counts = counts_of([None] * keys.size, ts_ms, *self._read)
+        counts = counts.reshape(*keys.shape, *counts.shape[1:])
         counts[:, self.index.own_keys] = self.index.own_counts(rows, ts_ms)
         self._fill(counts, keys, self._item_keys, lambda some: self.index.counts(some, ts_ms))
         self._fill(counts, keys, self._user_keys, lambda some: self._user_counts(user, some, ts_ms))
-        return Features(self.builder.cat(columns, n), self.builder.num(plain, counts, n), keys)
+        return Features(self.builder.cat(columns, n), self.builder.num(plain, counts, n, ts_ms), keys)
 
     def placed(
         self,
@@ -159,24 +162,24 @@ class Ranker:
         constants = {name: np.array([value], np.float32) for name, value in {**user.plain, **numbers}.items()}
         return columns, {**self.index.plain(rows, ts_ms), **constants}
 
-    def _fill(self, counts: NDArray[np.uint32], keys: U64, which: list[int], read: Any) -> None:
+    def _fill(self, counts: Counts, keys: U64, which: list[int], read: Any) -> None:
         """Reads each distinct key of the columns ``which`` once: a page has few categories, and one user."""
         if not which:
             return
         distinct, where = np.unique(keys[:, which], return_inverse=True)
         counts[:, which] = read(distinct)[where.reshape(len(keys), len(which))]
 
-    def _user_counts(self, user: User, keys: U64, ts_ms: int) -> NDArray[np.uint32]:
+    def _user_counts(self, user: User, keys: U64, ts_ms: int) -> Counts:
         packed = np.ascontiguousarray(keys, "<u8").tobytes()
         held = user.tiles
         blobs = [held.get(packed[i : i + 8]) for i in range(0, len(packed), 8)]
         try:
-            return counts_of(blobs, ts_ms, self._days, self._actions)
+            return counts_of(blobs, ts_ms, *self._read)
         except StoreError:  # rare: find the damaged one, and do without it
-            out = np.zeros((len(blobs), len(self._days), self._actions), np.uint32)
+            out = counts_of([None] * len(blobs), ts_ms, *self._read)
             for i, blob in enumerate(blobs):
                 try:
-                    out[i] = counts_of([blob], ts_ms, self._days, self._actions)[0]
+                    out[i] = counts_of([blob], ts_ms, *self._read)[0]
                 except StoreError:
                     self._count_error("tiles")
             return out

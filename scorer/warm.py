@@ -23,7 +23,7 @@ def warm_up(schema: Schema) -> None:
     index.put([index.prepare(Item(i, {})) for i in range(4)])
     rows = np.arange(4)
     keys = np.array([1, 2], np.uint64)
-    events = TileStore(schema.windows.days, len(schema.windows.actions))
+    events = TileStore.of(schema.windows)
     events.add(keys, np.full(2, _TS_MS - 1000, np.int64), np.zeros(2, np.uint8))
     tiles = events.export(keys)
     index.put_tiles(0, keys, tiles)

@@ -4,9 +4,9 @@ The one place where ``cat``, ``num`` and ``keys`` are put together: the scorer c
 candidates, replay for whole stretches of a log, so what was learnt and what is served are the same to the bit. Every
 operation works element by element, in float32 without reductions: a row's features do not depend on the other rows.
 
-Shapes: n rows, F categorical columns, N numbers, K window keys, W windows, A actions. A *column* holds value hashes
-(:mod:`millrace.hashing`), (n,) or, where one value holds for all rows, (1,) ; a multi field's is (n, slots) or
-(1, slots), filled from the left. Absent columns, unknown values, NaN and infinities read as 0.
+Shapes: n rows, F categorical columns, N numbers, K window keys, W windows, H half-lives, A actions, M means. A *column*
+holds value hashes (:mod:`millrace.hashing`), (n,) or, where one value holds for all rows, (1,) ; a multi field's is
+(n, slots) or (1, slots), filled from the left. Absent columns, unknown values, NaN and infinities read as 0.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from millrace.errors import SchemaError
 from millrace.hashing import U64, column_hash, combine, mix, value_hash
 from millrace.schema import DERIVED, Field, Schema, Side
+from stream.tiles import UNIT
 
 _DAY_MS = 86_400_000
 _HOUR_MS = 3_600_000
 _POSITIONS = 1024
+_MOST_STEPS = (1 << 24) - 1
 
 F32 = NDArray[np.float32]
 
@@ -55,6 +57,7 @@ class FeatureBuilder:
         )
         self._key_salts = [self.layout.key_salt(name) for name in self.layout.key_names]
         self._order = _parents_first(schema)
+        self._means = [(mean, schema.windows.actions.index(mean.action)) for mean in schema.windows.means]
         self._hours = column_hash(np.arange(24))
         self._weekdays = column_hash(np.arange(7))
         self._positions = column_hash(np.arange(_POSITIONS))
@@ -112,17 +115,27 @@ class FeatureBuilder:
             out[:, k] = combine(self._key_salts[k], *(p if p.ndim == 1 else p[:, 0] for p in parts if p is not None))
         return out
 
-    def num(self, plain: Mapping[str, NDArray[Any]], counts: NDArray[np.uint32], n: int) -> F32:
-        """Plain numbers, then counts and smoothed rates in the order of ``layout.num_names``. (n, N) float32
+    def num(
+        self,
+        plain: Mapping[str, NDArray[Any]],
+        counts: NDArray[np.integer[Any]],
+        n: int,
+        ts_ms: NDArray[np.int64] | int = 0,
+    ) -> F32:
+        """Plain numbers, then counts, smoothed rates and means in the order of ``layout.num_names``. (n, N) float32
 
-        The rate of action j, c0 being the exposures, s the prior weight and r the parent key's rate (without a parent
-        the prior rate, a tenth of it for actions other than clicks)::
+        Of a window, or of a half-life h, with counts c and sums S in steps as read from the tiles; the rate of action
+        j, c0 being the exposures, s the prior weight and r the parent key's rate (without a parent the prior rate, a
+        tenth of it for actions other than clicks)::
 
-            rate_j = (c_j + s r) / (c0 + s)         r where c0 + s is 0
+            count_j = c_j                           of a half-life: c_j / UNIT * 2^-(ts's minutes and so on / h)
+            rate_j  = (count_j + s r) / (count_0 + s)         r where count_0 + s is 0
+            mean_m  = S_m step_m / c_a              a: the mean's action; 0 where c_a is 0
 
         Args:
             plain: numeric field -> (n,) or (1,) numbers.
-            counts: (n, K, W, A) as the windows give them.
+            counts: (n, K, W + H, A + M) as :class:`stream.tiles.TileStore` gives them.
+            ts_ms: when they were read, (n,) or one for all; for half-lives only.
         """
         layout, windows = self.layout, self.schema.windows
         out = np.zeros((n, layout.N), np.float32)
@@ -132,15 +145,22 @@ class FeatureBuilder:
                 out[:, i] = finite32(values)
         if not layout.K:
             return out
-        actions = len(windows.actions)
-        block = out[:, layout.window_start :].reshape(n, layout.K, len(windows.days), 2 * actions - 1)
-        block[..., :actions] = counts
+        actions, spans = len(windows.actions), len(windows.days)
+        rates = 2 * actions - 1
+        block = out[:, layout.window_start :].reshape(n, layout.K, counts.shape[2], rates + len(windows.means))
+        block[:, :, :spans, :actions] = counts[:, :, :spans, :actions]
+        if windows.half_lives:
+            block[:, :, spans:, :actions] = counts[:, :, spans:, :actions] * self._fade(ts_ms)
+        for m, (mean, action) in enumerate(self._means):
+            seen = counts[..., action]
+            average = counts[..., actions + m] * np.float64(mean.step) / np.maximum(seen, 1)
+            block[..., rates + m] = np.where(seen > 0, average, 0.0)
         weight = np.float32(windows.prior_weight)
         prior = np.full(actions - 1, windows.prior_rate / 10, np.float32)
         prior[: 1 if windows.actions[1:2] == ("click",) else 0] = windows.prior_rate
         for k, parent in self._order:
-            rate = block[:, k, :, actions:]
-            towards = prior if parent is None else block[:, parent, :, actions:]
+            rate = block[:, k, :, actions:rates]
+            towards = prior if parent is None else block[:, parent, :, actions:rates]
             exposed = block[:, k, :, :1] + weight
             np.multiply(towards, weight, out=rate)
             rate += block[:, k, :, 1:actions]
@@ -150,6 +170,12 @@ class FeatureBuilder:
                 exposed = np.where(unseen, np.float32(1), exposed)
             rate /= exposed
         return out
+
+    def _fade(self, ts_ms: NDArray[np.int64] | int) -> NDArray[np.float64]:
+        """What decayed counts of the full hour before ``ts_ms`` are multiplied by. (n, 1, H, 1) or (1, 1, H, 1)"""
+        rest = np.atleast_1d(np.asarray(ts_ms, np.int64)) % _HOUR_MS / np.float64(_DAY_MS)
+        fade: NDArray[np.float64] = np.exp2(-(rest[:, None] / np.array(self.schema.windows.half_lives))) / UNIT
+        return fade[:, None, :, None]
 
     def context(self, ts_ms: NDArray[np.int64]) -> dict[str, U64]:
         """Columns ``hour`` (0-23) and ``weekday`` (Monday 0) of the local time by the schema's offset. (n,) each"""
@@ -222,6 +248,18 @@ def finite32(values: Any) -> F32:
         out = np.asarray(values).astype(np.float32)
     out[~np.isfinite(out)] = 0
     return out
+
+
+def steps(values: Any, step: float) -> tuple[NDArray[np.uint32], int]:
+    """What events add to the sum of a mean: ``round(value / step)`` of the plain numbers, and how many were unfit.
+
+    A number that is negative or not finite adds 0, one beyond 2^24 - 1 steps that many.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = np.rint(np.asarray(values).astype(np.float32).astype(np.float64) / step)
+        fit = (exact >= 0) & (exact <= _MOST_STEPS)
+    exact[~np.isfinite(exact)] = 0
+    return np.clip(exact, 0, _MOST_STEPS).astype(np.uint32), int(len(fit) - np.count_nonzero(fit))
 
 
 def _number(value: Any) -> float:

@@ -17,7 +17,13 @@ A tile is named by its first hour. Whether it is still an hour wide or has been 
 stored: a window of grain g asks for first hours >= a multiple of g, and merging moves a first hour down to a multiple
 of the coarser grain only once no window of a finer grain can reach it. So merging never changes a sum.
 
-Symbols: n rows, K keys a row, W windows, A actions, L grains.
+An exponentially decayed count weighs each word by an age that follows from two hours alone: the word's and the
+reader's. From them :func:`_weights` derives the tile in which the word's events lie by now, merged already or not yet.
+So merging never changes a decayed count either. Weights are whole numbers of 2^-24, hence sums do not depend on an
+order, and those of several stores add up to that of one. Between two hours all of them fade alike, so the kernels
+give decayed counts as of the reader's full hour, and :mod:`stream.features` applies the rest of the hour.
+
+Symbols: n rows, K keys a row, W windows, H half-lives, A columns (actions, then sums for means), M sums, L grains.
 """
 
 from __future__ import annotations
@@ -38,8 +44,10 @@ _FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 _META = np.uint64(0xFFFF)
 _EVEN, _ODD = np.uint64(0x00FF_00FF_00FF), np.uint64(0x00FF_00FF)  # digits 0, 2, 4 and, moved down by one, 1, 3
 _LANE = np.uint64(0xFFFF)
+_HIGH_BITS = np.uint64(0x80_8080_8080)  # a digit with its own needs two bytes as a varint
 _BEFORE_ALL = np.int64(-(1 << 60))
 DIGITS, LEVELS, GROUPS = 5, 4, 4
+_MOST = np.int64(0xFFFF_FFFF)  # what four levels can hold
 HOURS = 1 << 20
 """Hours since 1970 that a word can name: until the year 2089."""
 
@@ -153,7 +161,8 @@ def _add_up(pool: Array, start: Any, stop: Any, to: Any, hour: Any) -> Any:
         word = pool[j]
         head = _head(word)
         for slot in range(DIGITS):
-            sums[(head >> 2 & 3) * DIGITS + slot] += _digit(word, slot) << (8 * (head & 3))
+            at = (head >> 2 & 3) * DIGITS + slot
+            sums[at] = min(sums[at] + (_digit(word, slot) << (8 * (head & 3))), _MOST)
     left = 0
     for group in range(GROUPS):
         for level in range(LEVELS):
@@ -236,7 +245,7 @@ def _add(
         state[KEYS] += 1
     meta = table[i, 1]
     offset, n, cls = _offset(meta), _words(meta), _class(meta)
-    for _ in range(LEVELS):
+    for level in range(LEVELS):
         digit = value & 255
         if digit:
             j = _place(pool, offset, n, head)
@@ -258,6 +267,8 @@ def _add(
                     j += 1
             at = offset + j - 1
             total = np.int64(pool[at] >> bits & np.uint64(255)) + digit
+            if total > 255 and level == LEVELS - 1:  # a sum too great stays great, it does not begin anew
+                total = np.int64(255)
             pool[at] = (pool[at] & ~(np.uint64(255) << bits)) | (np.uint64(total & 255) << bits)
             value += (total >> 8) << 8
         value >>= 8
@@ -353,11 +364,11 @@ def _tails(ts_ms: Any, window: Array, window_grain: Array, tails: Array) -> None
 
 @_compiled
 def _sum(pool: Array, offset: Any, n: Any, ts_ms: Any, tails: Array, total: Array, out: Array) -> None:
-    """Window sums of one list in one pass, newest word first. ``out`` (W, A), ``total`` (20,) is scratch.
+    """Window sums of one list in one pass, newest word first. ``out`` (W, A) or longer, ``total`` (20,) is scratch.
 
     The digits of group 0 are added up side by side, in lanes of 16 bits, and taken apart at the end of each window.
     """
-    windows, actions = out.shape
+    windows, actions = len(tails), out.shape[1]
     for a in range(len(total)):
         total[a] = 0
     even, odd, even_1, odd_1 = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)  # of levels 0 and 1
@@ -376,7 +387,7 @@ def _sum(pool: Array, offset: Any, n: Any, ts_ms: Any, tails: Array, total: Arra
             seen = 0
             while w < windows and hour < tails[w]:
                 for a in range(actions):
-                    out[w, a] = np.uint32(total[a])
+                    out[w, a] = total[a]
                 w += 1
             if w == windows:
                 return
@@ -396,11 +407,64 @@ def _sum(pool: Array, offset: Any, n: Any, ts_ms: Any, tails: Array, total: Arra
 
 
 @_compiled
+def _weights(hour: Any, grain: Array, reach: Array, fade: Array, out: Array) -> None:
+    """``out`` (H, ages): what an event counts at the full hour ``hour``, by how many hours its word's is before.
+
+    ``fade`` (H, ages in half hours): ``fade[h, i]`` is the weight at the age of (i - 1) / 2 hours. A tile of g hours
+    from f on is as old as its middle, ``hour - f - g / 2``: half an hour below 0 for that of ``hour`` itself.
+    """
+    for age in range(out.shape[1]):
+        first, wide = hour - age, np.int64(1)
+        for level in range(len(grain) - 1):  # as first_hour
+            start = first // grain[level + 1] * grain[level + 1]
+            if start + grain[level + 1] > hour - reach[level]:
+                break
+            first, wide = start, grain[level + 1]
+        at = 2 * (hour - first) - wide + 1
+        for h in range(len(fade)):
+            out[h, age] = fade[h, at] if at < fade.shape[1] else 0
+
+
+@_compiled
+def _decay(pool: Array, offset: Any, n: Any, hour: Any, newest: Any, tail: Any, weights: Array, out: Array) -> None:
+    """Adds the decayed counts of one list, of the words from ``tail`` to ``newest`` at ``hour``, to the last H rows of
+    ``out``."""
+    lives, ages = weights.shape
+    first = len(out) - lives
+    for j in range(offset + n - 1, offset - 1, -1):
+        word = pool[j]
+        own = _hour(word)
+        if own < tail or hour - own >= ages:
+            return
+        if own <= newest:
+            kind = _head(word) & 15
+            shift, start = 8 * (kind & 3), (kind >> 2) * DIGITS
+            for slot in range(min(DIGITS, out.shape[1] - start)):
+                count = _digit(word, slot) << shift
+                if count:
+                    for h in range(lives):
+                        out[first + h, start + slot] += count * weights[h, hour - own]
+
+
+@_compiled
 def count_rows(
-    table: Array, shift: Any, pool: Array, window: Array, window_grain: Array, keys: Array, ts_ms: Array, out: Array
+    table: Array,
+    shift: Any,
+    pool: Array,
+    window: Array,
+    window_grain: Array,
+    grain: Array,
+    reach: Array,
+    fade: Array,
+    ages: Any,
+    keys: Array,
+    ts_ms: Array,
+    out: Array,
 ) -> Any:
-    """``out`` (n, W, A), zeros on entry. Returns what :func:`_touch` does."""
+    """``out`` (n, W + H, A), zeros on entry. Returns what :func:`_touch` does."""
     n = len(keys)
+    weights = np.empty((len(fade), ages), np.int64)
+    weighed = _BEFORE_ALL
     tails = np.empty(len(window), np.int64)
     total = np.empty(GROUPS * DIGITS, np.int64)
     column = keys.reshape((n, 1))
@@ -415,6 +479,13 @@ def count_rows(
             meta = table[places[i - start, 0], 1]
             if keys[i] != np.uint64(0) and meta != np.uint64(0):
                 _sum(pool, _offset(meta), _words(meta), ts_ms[i], tails, total, out[i])
+                if len(fade):
+                    hour = ts_ms[i] // HOUR_MS
+                    if hour != weighed:
+                        _weights(hour, grain, reach, fade, weights)
+                        weighed = hour
+                    newest = hour - (ts_ms[i] % HOUR_MS == 0)
+                    _decay(pool, _offset(meta), _words(meta), hour, newest, tails[-1], weights, out[i])
     return used
 
 
@@ -431,14 +502,23 @@ def run_rows(
     slack: Any,
     window: Array,
     window_grain: Array,
+    fade: Array,
+    ages: Any,
     keys: Array,
     ts_ms: Array,
     action: Array,
+    sums: Array,
     out: Array,
     cursor: Array,
 ) -> None:
-    """Rows of one time stamp are all counted, then all added. ``cursor``: rows added, rows counted."""
+    """Rows of one time stamp are all counted, then all added. ``cursor``: rows added, rows counted.
+
+    ``sums`` (n, M) is what a row adds to each of the last M columns.
+    """
     n, width = keys.shape
+    weights = np.empty((len(fade), ages), np.int64)
+    weighed = _BEFORE_ALL
+    first_sum = out.shape[3] - sums.shape[1]
     tails = np.empty(len(window), np.int64)
     total = np.empty(GROUPS * DIGITS, np.int64)
     one = np.uint32(1)
@@ -449,6 +529,10 @@ def run_rows(
         if cursor[0] == cursor[1]:
             ts = ts_ms[cursor[0]]
             _tails(ts, window, window_grain, tails)
+            present = ts // HOUR_MS
+            if len(fade) and present != weighed:
+                _weights(present, grain, reach, fade, weights)
+                weighed = present
             i = cursor[0]
             while i < n and ts_ms[i] == ts:
                 if i == touched:
@@ -460,6 +544,17 @@ def run_rows(
                         if table[at, 0] != np.uint64(0):
                             meta = table[at, 1]
                             _sum(pool, _offset(meta), _words(meta), ts + HOUR_MS, tails, total, out[i, k])
+                            if len(fade):
+                                _decay(
+                                    pool,
+                                    _offset(meta),
+                                    _words(meta),
+                                    present,
+                                    present,
+                                    tails[-1],
+                                    weights,
+                                    out[i, k],
+                                )
                 i += 1
             cursor[1] = i
         while cursor[0] < cursor[1]:
@@ -487,6 +582,23 @@ def run_rows(
                         action[i],
                         one,
                     )
+                    for m in range(sums.shape[1]):
+                        if sums[i, m]:
+                            _add(
+                                table,
+                                shift,
+                                pool,
+                                free,
+                                state,
+                                caps,
+                                grain,
+                                reach,
+                                slack,
+                                keys[i, k],
+                                hour,
+                                first_sum + m,
+                                sums[i, m],
+                            )
             cursor[0] += 1
 
 
@@ -629,27 +741,6 @@ def list_sizes(
 
 
 @_compiled
-def gather(table: Array, pool: Array, places: Array, sizes: Array, out: Array) -> None:
-    """Writes the tiles that :func:`list_sizes` found, list after list, into ``out`` (T, 1 + A), zeros on entry."""
-    at = -1
-    actions = out.shape[1] - 1
-    for i in range(len(places)):
-        if sizes[i]:
-            meta = table[places[i], 1]
-            before = np.int64(-1)
-            for j in range(_offset(meta), _offset(meta) + _words(meta)):
-                word = pool[j]
-                if _hour(word) != before:
-                    before = _hour(word)
-                    at += 1
-                    out[at, 0] = np.uint32(before)
-                head = _head(word)
-                first = 1 + (head >> 2 & 3) * DIGITS
-                for slot in range(min(DIGITS, actions + 1 - first)):
-                    out[at, first + slot] += np.uint32(_digit(word, slot) << (8 * (head & 3)))
-
-
-@_compiled
 def words_of(tiles: Array, sizes: Array, words: Array) -> None:
     """``words`` (n,): how many each list of ``tiles`` (T, 1 + A) takes."""
     row = 0
@@ -765,23 +856,46 @@ def _write_varint(out: Array, at: Any, value: Any) -> Any:
 
 
 @_compiled
-def pack(tiles: Array, sizes: Array, out: Array, ends: Array) -> None:
-    """The packed form (see ``stream/tiles.py``) of each list, one after another; ``ends`` (n,) where each ends."""
-    at, row = 0, 0
-    actions = tiles.shape[1] - 1
-    for i in range(len(sizes)):
+def pack_lists(table: Array, pool: Array, places: Array, sizes: Array, actions: Any, out: Array, ends: Array) -> None:
+    """The packed form (see ``stream/tiles.py``) of the lists that :func:`list_sizes` found, one after another.
+
+    ``out`` has room for 9 bytes a list and 5 a number; ``ends`` (n,) where each ends.
+    """
+    at = 0
+    counts = np.zeros(actions, np.int64)
+    for i in range(len(places)):
         out[at] = 1
         out[at + 1] = actions
         out[at + 2] = sizes[i] & 255
         out[at + 3] = sizes[i] >> 8
         at += 4
-        hour = np.int64(0)
-        for _ in range(sizes[i]):
-            at = _write_varint(out, at, np.int64(tiles[row, 0]) - hour)
-            hour = np.int64(tiles[row, 0])
-            for a in range(actions):
-                at = _write_varint(out, at, np.int64(tiles[row, 1 + a]))
-            row += 1
+        if sizes[i]:
+            meta = table[places[i], 1]
+            j = _offset(meta)
+            end = j + _words(meta)
+            last = np.int64(0)
+            while j < end:
+                word = pool[j]
+                hour = _hour(word)
+                at = _write_varint(out, at, hour - last)
+                last = hour
+                j += 1
+                alone = j == end or _hour(pool[j]) != hour
+                if alone and _head(word) & 15 == 0 and word & _HIGH_BITS == 0 and actions <= DIGITS:
+                    for slot in range(actions):  # every count is one byte: nearly all tiles
+                        out[at + slot] = np.uint8(word >> np.uint64(8 * slot) & np.uint64(255))
+                    at += actions
+                    continue
+                counts[:] = 0
+                j -= 1
+                while j < end and _hour(pool[j]) == hour:
+                    head = _head(pool[j])
+                    first = (head >> 2 & 3) * DIGITS
+                    for slot in range(min(DIGITS, actions - first)):
+                        counts[first + slot] += _digit(pool[j], slot) << (8 * (head & 3))
+                    j += 1
+                for a in range(actions):
+                    at = _write_varint(out, at, counts[a])
         ends[i] = at
 
 
@@ -844,11 +958,25 @@ def unpack(raw: Array, ends: Array, sizes: Array, out: Array) -> Any:
 
 @_compiled
 def sum_lists(
-    tiles: Array, sizes: Array, ts_ms: Any, window: Array, window_grain: Array, present: Array, out: Array
+    tiles: Array,
+    sizes: Array,
+    ts_ms: Any,
+    window: Array,
+    window_grain: Array,
+    grain: Array,
+    reach: Array,
+    fade: Array,
+    ages: Any,
+    present: Array,
+    out: Array,
 ) -> None:
-    """Window sums of tile lists outside a store; list j goes to ``out[present[j]]``. out (n, W, A), zeros on entry."""
+    """Window sums of tile lists outside a store; list j goes to ``out[present[j]]``. out (n, W + H, A), zeros on
+    entry."""
     tails = np.empty(len(window), np.int64)
     _tails(ts_ms, window, window_grain, tails)
+    now = ts_ms // HOUR_MS
+    weights = np.empty((len(fade), ages), np.int64)
+    _weights(now, grain, reach, fade, weights)
     first = 0
     for j in range(len(sizes)):
         for row in range(first, first + sizes[j]):
@@ -858,4 +986,8 @@ def sum_lists(
                     if hour >= tails[w]:
                         for a in range(tiles.shape[1] - 1):
                             out[present[j], w, a] += tiles[row, 1 + a]
+                if hour >= tails[-1] and now - hour < ages:
+                    for h in range(len(fade)):
+                        for a in range(tiles.shape[1] - 1):
+                            out[present[j], len(window) + h, a] += np.int64(tiles[row, 1 + a]) * weights[h, now - hour]
         first += sizes[j]

@@ -55,7 +55,7 @@ class Lists:
         self.size = size
         self._separators = {f.name: f.separator for f in schema.fields if f.slots > 1}
         windows = schema.windows
-        self.days, self._actions = windows.days, len(windows.actions)
+        self.days, self._columns = windows.days, windows.columns
         own = any(k.columns == (builder.item_column,) for k in windows.keys)
         self._click = windows.actions.index("click") if own and "click" in windows.actions else None
         self._salt = schema.layout.key_salt(builder.item_column)
@@ -89,7 +89,7 @@ class Lists:
             raise ValueError(f"{len(keys)} keys, {len(ends)} sizes, {len(message.tiles)} bytes do not fit")
         store = self._tiles.get(message.partition)
         if store is None:
-            store = self._tiles[message.partition] = TileStore(self.days, self._actions)
+            store = self._tiles[message.partition] = TileStore(self.days, self._columns)
         starts = [0, *ends[:-1].tolist()]
         store.put(keys, [message.tiles[a:b] for a, b in zip(starts, ends.tolist(), strict=False)])
         self.newest_ms = max(self.newest_ms, message.event_ms)
@@ -148,7 +148,7 @@ def preferences(
     hashes = np.array([value_hash(v) for v in values], np.uint64)
     keys = builder.keys({**user, column: hashes}, len(values))[:, taste_columns(builder)[column]]
     blobs = [record.get(key.to_bytes(8, "little")) for key in keys.tolist()]
-    clicks = counts_of(blobs, ts_ms, windows.days, len(windows.actions))[:, :, windows.actions.index("click")]
+    clicks = counts_of(blobs, ts_ms, windows.days, windows.columns)[:, :, windows.actions.index("click")]
     liking = (clicks / np.array(windows.days)).mean(axis=1)
     order = np.argsort(-liking, kind="stable")[: np.count_nonzero(liking)]
     return [(values[i], float(liking[i])) for i in order.tolist()]

@@ -8,8 +8,10 @@ it is no substitute.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,7 +22,7 @@ from millrace.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.schema import Schema
 from millrace.topics import EVENTS, IMPRESSIONS
 from stream.join import Message, Policy
-from stream.tiles import grain_hours
+from stream.tiles import UNIT, grain_hours
 
 HOUR_MS = 3_600_000
 EXPOSED, LABELLED, LOST = 0, 1, 2
@@ -94,16 +96,23 @@ class Oracle:
         self._expire()
 
     def window(self, key: int, ts_ms: int) -> list[list[int]]:
-        """(W, A) counts of one key by the tiles' definition."""
+        """(W + H, A + M) counts and sums of one key by the tiles' definition, decayed ones as of the full hour."""
         w = self.schema.windows
         out = []
         for days in w.days:
             grain = grain_hours(days)
             tail = (ts_ms - days * 24 * HOUR_MS) // (grain * HOUR_MS) * grain
-            row = [0] * len(w.actions)
+            row = [0] * w.columns
             for hour, counts in self.windows.get(key, {}).items():
                 if hour >= tail and hour * HOUR_MS < ts_ms:
                     row = [a + b for a, b in zip(row, counts, strict=True)]
+            out.append(row)
+        for life in w.half_lives:  # ``tail`` is now that of the longest window
+            row = [0] * w.columns
+            for hour, counts in self.windows.get(key, {}).items():
+                if hour >= tail and hour * HOUR_MS < ts_ms:
+                    weight = round(UNIT * 2 ** -(age_hours(hour, ts_ms, w.days) / (24 * life)))
+                    row = [a + b * weight for a, b in zip(row, counts, strict=True)]
             out.append(row)
         return out
 
@@ -275,8 +284,25 @@ class Oracle:
         names: Any = self.schema.windows.actions
         if ACTIONS[kind] not in names:
             return
-        column, hour = names.index(ACTIONS[kind]), ts_ms // HOUR_MS
+        column, hour, plain = names.index(ACTIONS[kind]), ts_ms // HOUR_MS, self.schema.layout.plain_fields
         for key in served.keys[position].tolist():
             if key:
-                tile = self.windows.setdefault(key, {}).setdefault(hour, [0] * len(names))
+                tile = self.windows.setdefault(key, {}).setdefault(hour, [0] * self.schema.windows.columns)
                 tile[column] += 1
+                for m, mean in enumerate(self.schema.windows.means, len(names)):
+                    if mean.action == ACTIONS[kind]:
+                        value = float(served.num[position, [f.name for f in plain].index(mean.of)])
+                        if math.isfinite(value):
+                            tile[m] += min(max(round(value / mean.step), 0), (1 << 24) - 1)
+
+
+def age_hours(hour: int, ts_ms: int, days: Sequence[int]) -> float:
+    """How old the tile that an event's ``hour`` lies in is at the full hour before ``ts_ms``, from its middle."""
+    now, first, wide = ts_ms // HOUR_MS, hour, 1
+    grains = sorted({1, *map(grain_hours, days)})
+    for fine, coarse in pairwise(grains):
+        reach = max([24 * d for d in days if grain_hours(d) <= fine], default=0)  # of the windows that need ``fine``
+        if hour // coarse * coarse + coarse > now - reach:
+            break
+        first, wide = hour // coarse * coarse, coarse
+    return now - first - wide / 2

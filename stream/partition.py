@@ -40,6 +40,7 @@ from millrace.hashing import value_hash
 from millrace.samples import SampleBatch
 from millrace.schema import Schema
 from millrace.topics import EVENTS, IMPRESSIONS, USERS
+from stream.features import steps
 from stream.join import (
     Counted,
     Dead,
@@ -75,7 +76,8 @@ class Output:
     ``counts``, where not 0: ``events.<type>`` accepted messages by type, ``impressions``, ``users``, ``exposures``
     (distinct ones taken in), ``samples.negative|positive|correction|follow_up``, ``duplicates`` (messages without
     anything new), ``late`` (events behind the watermark, used or not), ``unseen`` (served pages that were never
-    exposed), ``skipped`` (messages that the state already covered).
+    exposed), ``skipped`` (messages that the state already covered), ``unfit`` (values that are negative, not finite or
+    too great for a mean, see :func:`stream.features.steps`).
     """
 
     samples: SampleBatch | None = None
@@ -110,7 +112,10 @@ class Partition:
         self._join = LabelJoin(policy)
         layout, windows = schema.layout, schema.windows
         self._shape = (layout.F, layout.N, layout.K)
-        self._tiles = TileStore(windows.days, len(windows.actions))
+        self._tiles = TileStore.of(windows)
+        # Of each mean: its action's column, its field's column of num, the size of a step.
+        plain = [f.name for f in layout.plain_fields]
+        self._means = [(windows.actions.index(m.action), plain.index(m.of), m.step) for m in windows.means]
         self._column = [windows.actions.index(a) if a in windows.actions else -1 for a in ACTIONS]
         self._user_side = np.array([schema.key_side(k) == "user" for k in windows.keys], np.bool_)
         self._changed_users: list[tuple[list[Id], Array, NDArray[np.uint64]]] = []  # users, (n,) whose, (n,) keys
@@ -244,7 +249,7 @@ class Partition:
 
     def _finish(self, step: Step, out: Output, counts: _Counts) -> Output:
         if step.counted:
-            self._count(step.counted)
+            counts.add("unfit", self._count(step.counted))
         if step.sampled:
             out.samples = batch_of(step.sampled)
             for name, n in zip(KINDS, np.bincount(out.samples.kind, minlength=len(KINDS)).tolist(), strict=True):
@@ -262,19 +267,28 @@ class Partition:
         raw = raw[:MAX_RAW] if cut else raw
         return DeadLetter(dead.reason, dead.detail, topic, self.number, offset, dead.exposures, raw, cut)
 
-    def _count(self, counted: Iterable[Counted]) -> None:
-        """Counts rows under their impression's keys and notes which keys changed, by reader."""
+    def _count(self, counted: Iterable[Counted]) -> int:
+        """Counts rows under their impression's keys and notes which keys changed, by reader; returns how many values
+        were unfit for a mean."""
         column = self._column
         chunks = [c for c in counted if column[c.action] >= 0]
         if not chunks or not self._shape[2]:
-            return
+            return 0
         keys = np.concatenate([_rows(c.impression.keys, c.rows) for c in chunks])
         sizes = [c.n for c in chunks]
         times = np.repeat(np.array([c.ts_ms for c in chunks], np.int64), sizes)
         actions = np.repeat(np.array([column[c.action] for c in chunks], np.int64), sizes)
         fresh = self._tiles.add(keys, times, actions)
+        unfit = 0
+        for m, (action, number, step) in enumerate(self._means, len(self.schema.windows.actions)):
+            acted = np.flatnonzero(actions == action)
+            if len(acted):  # these keys have just been counted under, so they are noted as changed already
+                values = np.concatenate([_rows(c.impression.num, c.rows)[:, number] for c in chunks])[acted]
+                amounts, bad = steps(values, step)
+                unfit += bad
+                self._tiles.add(keys[acted], times[acted], np.full(len(acted), m), amounts)
         if not len(fresh):
-            return
+            return unfit
         rows, which = np.divmod(fresh, self._shape[2])
         mine = self._user_side[which]
         flat = keys.ravel()
@@ -286,6 +300,7 @@ class Partition:
             users, owner = np.unique(owner, return_inverse=True)
             named = [chunks[i].impression.user_id for i in users.tolist()]
             self._changed_users.append((named, owner, flat[fresh[mine]]))
+        return unfit
 
     def _sweep(self) -> None:
         """Once an hour of event time, in slices so that no step waits long: expired keys go, old tiles merge."""
@@ -388,7 +403,7 @@ class Partition:
             self.newest_ms = head.newest_ms
             self._join.thaw(head.join, self._read, decode_event)
             arrays = {name: np.frombuffer(head.tiles[name], dtype) for name, dtype in _ARRAYS.items()}
-            self._tiles = TileStore.from_arrays(schema.windows.days, self._tiles.actions, arrays)
+            self._tiles = TileStore.of(schema.windows, arrays)
             users, bounds, keys = head.users
             if users:
                 owner = np.repeat(np.arange(len(users)), np.diff(bounds))

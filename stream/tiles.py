@@ -1,4 +1,4 @@
-"""Sliding windows over counts: one list of tiles a key, whole arrays at a time.
+"""Sliding windows and decayed counts: one list of tiles a key, whole arrays at a time.
 
 ::
 
@@ -11,14 +11,26 @@
 The grain of a window follows from its length: 1 hour up to a day, 6 hours up to seven days, a day beyond. A count thus
 lies between the exact counts of W and of W + grain. An event costs one write a key, whatever the number of windows.
 
+A count with half-life h is read off the same tiles, and costs no state::
+
+    decayed(ts) = sum over the tiles that the longest window reaches of  count * 2^-((ts - middle of the tile) / h)
+
+A tile here is what an event's hour has been merged into once no finer window needs it, whether it is merged yet or not.
+So each event's weight is within a factor of 2^(+-grain / 2h) of 2^-((ts - t) / h), grain being that tile's (and within
+2^-25 of an event, as weights are whole numbers of :data:`UNIT`). Events before the longest window W, whose weight is at
+most 2^-(W / h), are left out. The newest tile's middle may be after ``ts``: an event of the present hour can count a
+little more than 1.
+
+A mean is a sum over a count: the columns after those of the actions hold sums (:func:`stream.features.steps`).
+
 Packed form of a tile list (what Redis and ``features.items`` carry; little-endian)::
 
     byte 0      form, 1
-    byte 1      A, the number of actions
+    byte 1      A, the number of columns: actions, then sums
     bytes 2-3   n, the number of tiles, uint16
     then n times, oldest first, as LEB128 varints (7 bits a byte, low first, top bit = more follows):
                 first hour of the tile since 1970, less that of the tile before (of 0 for the first)
-                A counts
+                A counts or sums
 
 An empty byte string and a list of n = 0 both mean "no events".
 """
@@ -26,13 +38,14 @@ An empty byte string and a list of n = 0 both mean "no events".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from millrace.errors import StoreError
+from millrace.schema import MAX_COLUMNS, Windows
 from stream import kernels
 from stream.kernels import HOUR_MS, KEYS, NEWEST, USED
 
@@ -49,7 +62,9 @@ SLACK_H = 3
 three hours still gets every window by its definition."""
 
 _EVER = -(1 << 40)  # "newest hour" of a store that has seen nothing
-_ACTIONS_MAX = 16
+UNIT = 1 << 24
+"""What an event of age 0 weighs in decayed counts."""
+
 _REMEDY = "let the stream role of this version publish it again"
 
 
@@ -58,37 +73,53 @@ def grain_hours(days: int) -> int:
     return next(grain for longest, grain in GRAINS_H if days <= longest)
 
 
-def _windows(days: Sequence[int]) -> tuple[I64, I64]:
-    """(W,) lengths and (W,) grains, in hours."""
-    return (np.array([d * 24 for d in days], np.int64), np.array([grain_hours(d) for d in days], np.int64))
+class _Spans:
+    """What is read off a tile list: W windows, H half-lives. All lengths in hours."""
+
+    def __init__(self, days: Sequence[int], half_lives: Sequence[float]) -> None:
+        self.window: I64 = np.array([d * 24 for d in days], np.int64)  # (W,)
+        self.window_grain: I64 = np.array([grain_hours(d) for d in days], np.int64)  # (W,)
+        grains = sorted({1, *self.window_grain.tolist()})
+        self.grain: I64 = np.array(grains, np.int64)  # (L,)
+        pairs = list(zip(self.window.tolist(), self.window_grain.tolist(), strict=True))
+        self.reach: I64 = np.array([max([w for w, g in pairs if g <= grain], default=0) for grain in grains], np.int64)
+        # Past 25 half-lives a weight rounds to 0; a tile may be a day younger than its first hour.
+        hours = [h * 24 for h in half_lives]
+        self.ages = min(24 * days[-1] + 25, int(25 * max(hours)) + 25) if hours else 0
+        age = (np.arange(2 * self.ages + 2) - 1) / 2
+        weights = [np.round(UNIT * np.exp2(-age / h)) for h in hours]
+        self.fade: I64 = np.array(weights, np.int64).reshape(len(hours), -1 if hours else 0)
+
+
+_spans = lru_cache(maxsize=16)(_Spans)
+"""Read-only and made anew for each request, were they not remembered."""
 
 
 class TileStore:
-    """Counts of A actions in W windows for any number of keys.
+    """Counts in W windows and with H half-lives of A columns (actions, then sums) for any number of keys.
 
     Who calls what: a worker's partition ``add``s and ``export``s; the scorer's index ``put``s and asks ``counts``;
     replay calls ``run``, which does both. One thread at a time. Key 0 is "missing": nothing is kept of it.
 
+    What is read is uint32 (n, W, A) where there are neither half-lives nor sums, else int64 (n, W + H, A); its last H
+    rows are decayed counts in units of 2^-24 (:data:`UNIT`) *as of the full hour at or before* ``ts``:
+    :meth:`stream.features.FeatureBuilder.num` multiplies them by 2^-(rest of the hour / h).
+
     Args:
         days: the windows' lengths in days, ascending.
         actions: A, at most 16.
+        half_lives: in days, ascending.
+        sums: how many of the A are sums, the last ones.
     """
 
-    def __init__(self, days: Sequence[int], actions: int) -> None:
-        if not days or list(days) != sorted(set(days)) or days[0] < 1 or not 1 <= actions <= _ACTIONS_MAX:
+    def __init__(self, days: Sequence[int], actions: int, half_lives: Sequence[float] = (), sums: int = 0) -> None:
+        if not days or list(days) != sorted(set(days)) or days[0] < 1 or not 1 <= actions <= MAX_COLUMNS:
             raise ValueError(f"windows of {list(days)} days and {actions} actions: ascending days and 1-16 actions")
-        self.days = tuple(days)
-        self.actions = actions
-        self._window, self._window_grain = _windows(days)
-        grains = sorted({1, *self._window_grain.tolist()})
-        self._grain = np.array(grains, np.int64)
-        self._reach = np.array(
-            [
-                max([w for w, g in zip(self._window, self._window_grain, strict=True) if g <= grain], default=0)
-                for grain in grains
-            ],
-            np.int64,
-        )
+        self.days, self.half_lives = tuple(days), tuple(half_lives)
+        self.actions, self.sums = actions, sums
+        self.dtype: type[np.integer[Any]] = np.int64 if half_lives or sums else np.uint32
+        self._spans = _spans(self.days, self.half_lives)
+        self._grain, self._reach = self._spans.grain, self._spans.reach
         # More tiles than this no list has once it is merged: one for each grain step within that grain's reach.
         most = int(sum(r // g for r, g in zip(self._reach, self._grain, strict=True))) + 64
         most *= kernels.LEVELS * -(-actions // kernels.DIGITS)  # words
@@ -99,6 +130,18 @@ class TileStore:
         self._pool: U64 = np.empty(1024 + 4 * int(self._caps[-1]), np.uint64)
         self._free = np.full(len(self._caps), -1, np.int64)
         self._state = np.array([0, 0, _EVER], np.int64)
+
+    @classmethod
+    def of(cls, windows: Windows, arrays: Mapping[str, Array] | None = None) -> TileStore:
+        """A store for a schema's windows, half-lives and means; with the state ``arrays`` (:meth:`to_arrays`)."""
+        shape = (windows.days, windows.columns)
+        rest = (windows.half_lives, len(windows.means))
+        return cls(*shape, *rest) if arrays is None else cls.from_arrays(*shape, arrays, *rest)
+
+    @property
+    def spans(self) -> int:
+        """W + H."""
+        return len(self.days) + len(self.half_lives)
 
     def __len__(self) -> int:
         return int(self._state[KEYS])
@@ -141,25 +184,29 @@ class TileStore:
                 return fresh[: cursor[1]].copy()
             self._grow(1 if keys.ndim == 1 else keys.shape[1])
 
-    def counts(self, keys: U64, ts_ms: I64 | int) -> U32:
-        """Counts in ``[ts - W, ts)`` of each key, (n, W, A) uint32; zeros where nothing is known. Allocates no key.
+    def counts(self, keys: U64, ts_ms: I64 | int) -> Array:
+        """Counts in ``[ts - W, ts)`` and decayed counts of each key, (n, W + H, A); zeros where nothing is known.
+        Allocates no key.
 
         The head is exact to the tile: an event in the hour that contains ``ts`` counts even if it is not before
         ``ts``. So ask at a time after the newest event (a reader's clock is); replay uses :meth:`run`.
         """
         keys = _own(keys, np.uint64)
-        out = np.zeros((len(keys), len(self.days), self.actions), np.uint32)
+        out = np.zeros((len(keys), self.spans, self.actions), self.dtype)
         times = _own(np.broadcast_to(ts_ms, len(keys)), np.int64)
-        kernels.count_rows(self._table, self._shift, self._pool, self._window, self._window_grain, keys, times, out)
+        spans = self._spans
+        reading = (spans.window, spans.window_grain, spans.grain, spans.reach, spans.fade, spans.ages)
+        kernels.count_rows(self._table, self._shift, self._pool, *reading, keys, times, out)
         return out
 
-    def run(self, keys: U64, ts_ms: I64, action: Array) -> U32:
-        """Point-in-time counts of each row, then the row itself: (n, K, W, A) uint32.
+    def run(self, keys: U64, ts_ms: I64, action: Array, sums: Array | None = None) -> Array:
+        """Point-in-time counts of each row, then the row itself: (n, K, W + H, A).
 
         Row i sees exactly the rows before it with a *smaller* time: rows of one time stamp never see each other.
 
         Args:
             keys: (n, K); ts_ms: (n,) ascending; action: (n,).
+            sums: (n, M) what the row adds to each of the M sums, nothing by default.
 
         Raises:
             ValueError: the times descend. (Between two calls it is the caller who keeps order, and ties together.)
@@ -172,10 +219,14 @@ class TileStore:
             raise ValueError(f"{n} keys, {len(times)} times, {len(columns)} actions")
         if n and np.any(times[1:] < times[:-1]):
             raise ValueError("the times of a run descend; sort the rows by time")
-        out = np.zeros((n, width, len(self.days), self.actions), np.uint32)
+        added = np.zeros((n, 0), np.uint32) if sums is None else _own(sums, np.uint32)
+        if len(added) != n or (sums is not None and added.shape[1] != self.sums):
+            raise ValueError(f"sums {added.shape} of {n} rows in a store with {self.sums} sums")
+        out = np.zeros((n, width, self.spans, self.actions), self.dtype)
         cursor = np.zeros(3, np.int64)
+        reading = (self._spans.window, self._spans.window_grain, self._spans.fade, self._spans.ages)
         while True:
-            kernels.run_rows(*self._arena(), self._window, self._window_grain, keys, times, columns, out, cursor)
+            kernels.run_rows(*self._arena(), *reading, keys, times, columns, added, out, cursor)
             if cursor[0] == n:
                 return out
             self._grow(width)
@@ -188,8 +239,11 @@ class TileStore:
         keys = _own(keys, np.uint64)
         out: list[bytes] = []
         for start in range(0, len(keys), 65536):
-            sizes, tiles = self._lists(keys[start : start + 65536], settle=settle)
-            out += _pack(sizes, tiles)
+            part = keys[start : start + 65536]
+            sizes, places = self._sizes(part, settle=settle)
+            packed, ends = self._packed(places, sizes)
+            raw, stops = packed.tobytes(), ends.tolist()
+            out += [raw[a:b] for a, b in zip([0, *stops[:-1]], stops, strict=True)]
         return out
 
     def put(self, keys: U64, blobs: Sequence[bytes]) -> None:
@@ -219,7 +273,7 @@ class TileStore:
 
     def copy(self) -> TileStore:
         """A copy that shares nothing; as fast as memory is."""
-        other = TileStore(self.days, self.actions)
+        other = TileStore(self.days, self.actions, self.half_lives, self.sums)
         other._table, other._free, other._state = self._table.copy(), self._free.copy(), self._state.copy()
         other._pool = self._pool[: self._state[USED]].copy()
         return other
@@ -229,11 +283,11 @@ class TileStore:
         after another and where each ends, ``changed`` (n,), ``newest`` (1,). Equal contents give equal arrays, whatever
         the order in which they came."""
         keys = np.sort(self.keys())
-        sizes, tiles = self._lists(keys, settle=False)
+        sizes, places = self._sizes(keys, settle=False)
         full = sizes > 0
         changed = np.empty(len(keys), np.uint8)
         kernels.changed_bits(self._table, self._shift, keys, changed)
-        packed, ends = _packed(sizes[full], tiles)
+        packed, ends = self._packed(places[full], sizes[full])
         return {
             "keys": keys[full],
             "ends": ends,
@@ -243,13 +297,20 @@ class TileStore:
         }
 
     @classmethod
-    def from_arrays(cls, days: Sequence[int], actions: int, arrays: Mapping[str, Array]) -> TileStore:
+    def from_arrays(
+        cls,
+        days: Sequence[int],
+        actions: int,
+        arrays: Mapping[str, Array],
+        half_lives: Sequence[float] = (),
+        sums: int = 0,
+    ) -> TileStore:
         """A store from :meth:`to_arrays`; ``days`` and ``actions`` as they were.
 
         Raises:
             StoreError: a tile list in it is damaged.
         """
-        store = cls(days, actions)
+        store = cls(days, actions, half_lives, sums)
         keys = _own(arrays["keys"], np.uint64)
         sizes, tiles = _unpacked(_own(arrays["packed"], np.uint8), _own(arrays["ends"], np.int64), actions)
         words = _words(sizes, tiles)
@@ -282,16 +343,21 @@ class TileStore:
             raise ValueError(f"action {columns.min()}..{columns.max()} of a store with {self.actions} actions")
         return columns
 
-    def _lists(self, keys: U64, *, settle: bool) -> tuple[I64, U32]:
-        """(n,) sizes and the (T, 1 + A) tiles of the keys, merged and copied."""
+    def _sizes(self, keys: U64, *, settle: bool) -> tuple[I64, I64]:
+        """(n,) tiles of each key, merged, and (n,) where it stands in the table."""
         sizes, places = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
         table, pool, state = self._table, self._pool, self._state
         kernels.list_sizes(
             table, self._shift, pool, state, self._grain, self._reach, SLACK_H, keys, settle, sizes, places
         )
-        tiles = np.zeros((int(sizes.sum()), 1 + self.actions), np.uint32)
-        kernels.gather(table, pool, places, sizes, tiles)
-        return sizes, tiles
+        return sizes, places
+
+    def _packed(self, places: I64, sizes: I64) -> tuple[Array, I64]:
+        """The packed lists of what :meth:`_sizes` found, one after another, and (n,) where each ends."""
+        out = np.empty(9 * len(sizes) + 5 * (1 + self.actions) * int(sizes.sum()), np.uint8)
+        ends = np.empty(len(sizes), np.int64)
+        kernels.pack_lists(self._table, self._pool, places, sizes, self.actions, out, ends)
+        return out[: ends[-1] if len(ends) else 0], ends
 
     def _scatter(self, keys: U64, sizes: I64, tiles: U32) -> None:
         if len(keys) != len(sizes):
@@ -335,18 +401,27 @@ class TileStore:
             self._pool[:used] = old_pool[:used]
 
 
-def counts_of(blobs: Sequence[bytes | None], ts_ms: int, days: Sequence[int], actions: int) -> U32:
-    """Window counts at ``ts_ms`` straight from packed lists, (n, W, A) uint32; zeros for None and for empty lists.
+def counts_of(
+    blobs: Sequence[bytes | None],
+    ts_ms: int,
+    days: Sequence[int],
+    actions: int,
+    half_lives: Sequence[float] = (),
+    sums: int = 0,
+) -> Array:
+    """What :meth:`TileStore.counts` gives, straight from packed lists: (n, W + H, A); zeros for None and empty lists.
 
     Raises:
-        StoreError: a blob is damaged or has another number of actions.
+        StoreError: a blob is damaged or has another number of columns.
     """
-    out = np.zeros((len(blobs), len(days), actions), np.uint32)
+    wide = np.int64 if half_lives or sums else np.uint32
+    out = np.zeros((len(blobs), len(days) + len(half_lives), actions), wide)
     present = [i for i, blob in enumerate(blobs) if blob]
     if present:
         sizes, tiles = _unpack([blobs[i] or b"" for i in present], actions)
-        window, grain = _windows(days)
-        kernels.sum_lists(tiles, sizes, ts_ms, window, grain, np.array(present, np.int64), out)
+        s = _spans(tuple(days), tuple(half_lives))
+        reading = (s.window, s.window_grain, s.grain, s.reach, s.fade, s.ages)
+        kernels.sum_lists(tiles, sizes, ts_ms, *reading, np.array(present, np.int64), out)
     return out
 
 
@@ -368,20 +443,6 @@ def _words(sizes: I64, tiles: U32) -> I64:
     words = np.empty(len(sizes), np.int64)
     kernels.words_of(tiles, sizes, words)
     return words
-
-
-def _packed(sizes: I64, tiles: U32) -> tuple[Array, I64]:
-    """The packed lists one after another, and where each ends."""
-    out = np.empty(4 * len(sizes) + 5 * tiles.size, np.uint8)
-    ends = np.empty(len(sizes), np.int64)
-    kernels.pack(tiles, sizes, out, ends)
-    return out[: ends[-1] if len(ends) else 0], ends
-
-
-def _pack(sizes: I64, tiles: U32) -> list[bytes]:
-    out, ends = _packed(sizes, tiles)
-    raw = out.tobytes()
-    return [raw[a:b] for a, b in pairwise([0, *ends.tolist()])]
 
 
 def _unpack(blobs: Sequence[bytes], actions: int) -> tuple[I64, U32]:

@@ -72,6 +72,9 @@ SAMPLES_OUT = Counter("millrace_samples_total", "Samples sent, by kind.", ["kind
 DUPLICATES = Counter("millrace_duplicates_dropped_total", "Events that had been taken before.")
 DEAD = Counter("millrace_dead_letters_total", "Messages that could not be used, by reason.", ["reason"])
 LATE = Counter("millrace_late_events_total", "Events that came after the watermark had passed them.")
+UNFIT = Counter(
+    "millrace_unfit_values_total", "Values negative, not finite or too great for the mean that they belong to."
+)
 PENDING = Gauge("millrace_pending_exposures", "Exposures that wait for their label.", ["partition"])
 WATERMARK = Gauge("millrace_watermark_seconds", "Event time up to which everything has come.", ["partition"])
 WINDOW_KEYS = Gauge("millrace_window_keys", "Keys with counts, over all partitions of this worker.")
@@ -486,6 +489,8 @@ def count(output: Output) -> None:
             DUPLICATES.inc(n)
         elif name == "late":
             LATE.inc(n)
+        elif name == "unfit":
+            UNFIT.inc(n)
     for letter in output.dead:
         DEAD.labels(letter.reason).inc()
 

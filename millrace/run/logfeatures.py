@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from millrace.hashing import U64
 from millrace.logs import TS, LogTable
 from millrace.schema import LogColumns, Schema
-from stream.features import FeatureBuilder
+from stream.features import FeatureBuilder, steps
 from stream.tiles import TileStore
 
 CHUNK_ROWS = 16_384
@@ -59,6 +59,15 @@ class LogRows:
         if self._slots is None:
             return np.zeros(len(rows), np.int32)
         return np.maximum(self._slots[rows], 0).astype(np.int32)
+
+    def steps(self) -> NDArray[np.uint32]:
+        """What each row adds to the sum of each mean, should it lead to that mean's action. (n, M)"""
+        means = self.builder.schema.windows.means
+        out = np.zeros((self.n, len(means)), np.uint32)
+        for m, mean in enumerate(means):
+            if mean.of in self._plain:
+                out[:, m], _ = steps(self._plain[mean.of], mean.step)
+        return out
 
     def hashes(self, name: str, rows: NDArray[np.intp] | slice) -> U64:
         """Value hashes of some rows of a column that is no numeric field."""
@@ -122,7 +131,8 @@ class LogFeatures:
 
     def __init__(self, rows: LogRows, labels: Labels, schema: Schema) -> None:
         self._rows, self._labels, self._schema = rows, labels, schema
-        self._windows = TileStore(schema.windows.days, len(schema.windows.actions))
+        self._windows = TileStore.of(schema.windows)
+        self._means = self._rows.steps()
         self._keys = np.zeros((rows.n, schema.layout.K), np.uint64)
         # Rows with equal times stay in one chunk, for they must not see each other.
         ends = [
@@ -157,18 +167,32 @@ class LogFeatures:
         n = part.stop - part.start
         builder, windows, labels = self._rows.builder, self._schema.windows, self._labels
         columns, plain = self._rows.columns(part)
-        counts = np.zeros((n, self._schema.layout.K, len(windows.days), len(windows.actions)), np.uint32)
+        store = self._windows
+        counts = np.zeros((n, self._schema.layout.K, store.spans, store.actions), store.dtype)
         if self._schema.layout.K:
             self._keys[part] = builder.keys(columns, n)
             last = self._rows.ts_ms[part.stop - 1]
             events = slice(self._next_event, int(np.searchsorted(labels.event_ms, last, side="right")))
             row, action = labels.event_row[events], labels.event_action[events]
-            seen = self._windows.run(self._keys[row], labels.event_ms[events], action)
+            sums = self._means[row]
+            sums[action[:, None] != [windows.actions.index(m.action) for m in windows.means]] = 0
+            seen = store.run(self._keys[row], labels.event_ms[events], action, sums)
             shown = action == 0
             counts[row[shown] - part.start] = seen[shown]
             self._next_event = events.stop
-        self._made[self._next] = builder.cat(columns, n), builder.num(plain, counts, n)
+        self._made[self._next] = builder.cat(columns, n), builder.num(plain, counts, n, self._rows.ts_ms[part])
         self._next += 1
+
+
+def unfit(log: LogTable, schema: Schema) -> list[str]:
+    """A line for each mean some of whose values count as 0 or are cut."""
+    lines = []
+    for mean in schema.windows.means:
+        if mean.of in log.table.column_names:
+            _, bad = steps(log.table[mean.of].to_numpy(), mean.step)
+            if bad:
+                lines.append(f"'{mean.of}': {bad} values are missing, negative or too great for the mean")
+    return lines
 
 
 def _distinct(column: Any) -> tuple[NDArray[np.intp], NDArray[Any]]:

@@ -43,7 +43,7 @@ from rich.table import Table
 from learner.model import OnlineModel
 from millrace.errors import SettingError
 from millrace.logs import LogTable, local_days, read_log
-from millrace.run.logfeatures import Labels, LogFeatures, LogRows
+from millrace.run.logfeatures import Labels, LogFeatures, LogRows, unfit
 from millrace.run.report import calibration_plot, day_plot, write_report
 from millrace.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.schema import Schema, load_schema
@@ -102,7 +102,7 @@ def replay(
         "seed": seed,
         "spec": learner.spec,
         "batch_rows": batch_rows,
-        "notes": list(exposures.notes),
+        "notes": [*exposures.notes, *unfit(exposures, plan)],
         "report_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "host": platform.node(),
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
