@@ -16,7 +16,7 @@ from learner.models import REGISTRY
 from millrace.errors import SnapshotError
 from millrace.hashing import column_hash, mix
 from millrace.samples import SampleBatch
-from millrace.schema import Field, Schema
+from millrace.schema import Field, Mean, Schema
 from tests.learning import SCHEMA, START_MS, make_samples
 
 SMALL: dict[str, Any] = {"hidden": [16, 16], "width": 8}
@@ -121,6 +121,19 @@ def test_a_new_number_changes_no_answer_and_is_learnt(spec: dict[str, Any]) -> N
     for i in range(20):
         assert new.learn(under(make_samples(64, 100 + i), schema, 100 + i)).skipped is None
     assert np.abs(new.score(probe.cat, loud) - new.score(probe.cat, probe.num)).max() > 1e-5
+
+
+def test_half_lives_and_means_come_and_go_as_numbers_do(spec: dict[str, Any]) -> None:
+    model = fed(spec)
+    windows = msgspec.structs.replace(SCHEMA.windows, half_lives=(1.0, 7.0), means=(Mean("price", 0.01),))
+    schema = with_fields(windows=windows)
+    added = set(schema.layout.num_names) - set(SCHEMA.layout.num_names)
+    assert {"item_id.click.h7d", "item_id.click_rate.h1d", "item_id.price_mean_click.h7d"} < added
+    new, report = carried(model, schema)
+    np.testing.assert_allclose(answers(new), answers(model), rtol=2e-5)
+    assert set(report.new) == {f"number {name}, a number" for name in added}
+    _, report = carried(new, SCHEMA)
+    assert set(report.dropped) == {f"number {name}, a number" for name in added}
 
 
 def test_a_dropped_number_takes_its_columns_along(spec: dict[str, Any]) -> None:
