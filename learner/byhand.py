@@ -43,6 +43,46 @@ class Workspace:
         return flat[:size].view(rows, columns)
 
 
+class Products:
+    """Matrix products into given memory, in float32, or in bfloat16 (with float32 sums; twice as fast where the
+    processor has it): operands and result are rounded to 8 bits, everything else stays float32."""
+
+    def __init__(self, half: bool) -> None:
+        self.half = half
+        self._room: dict[str, Tensor] = {}
+
+    def mm(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        """``out = a b``"""
+        if self.half:
+            out.copy_(self._product(a, b))
+        else:
+            torch.mm(a, b, out=out)
+
+    def add(self, c: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
+        """``out = c + a b``; out may be c."""
+        if self.half:
+            torch.add(c, self._product(a, b), out=out)
+        else:
+            torch.addmm(c, a, b, out=out)
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        out = self._take("out", a.shape[0], b.shape[1])
+        return torch.mm(self._rounded("a", a), self._rounded("b", b), out=out)
+
+    def _rounded(self, name: str, x: Tensor) -> Tensor:
+        if x.is_contiguous():
+            return self._take(name, *x.shape).copy_(x)
+        if x.t().is_contiguous():  # as it lies: products take transposed operands, copies across are dear
+            return self._rounded(name, x.t()).t()
+        return self._take(name, *x.shape).copy_(x)
+
+    def _take(self, name: str, rows: int, columns: int) -> Tensor:
+        flat = self._room.get(name)
+        if flat is None or flat.numel() < rows * columns:
+            flat = self._room[name] = torch.empty(rows * columns, dtype=torch.bfloat16)
+        return flat[: rows * columns].view(rows, columns)
+
+
 class Pass(Protocol):
     """A network's training pass. ``ahead`` advances running statistics, as the network's ``forward`` does."""
 
@@ -56,14 +96,15 @@ class Pass(Protocol):
         ...
 
 
-def pass_of(network: Network) -> Pass | None:
-    """The written-out pass of a network; None if there is none for it."""
+def pass_of(network: Network, half: bool = False) -> Pass | None:
+    """The written-out pass of a network; None if there is none for it. ``half``: products in bfloat16."""
+    products = Products(half)
     if type(network) is WideDeep:
-        return DeepPass(network.deep_part) if _plain(network.deep_part) else None
+        return DeepPass(network.deep_part, products) if _plain(network.deep_part) else None
     if isinstance(network, WideResNet):
         units = [unit for unit in network.units if isinstance(unit, Residual)]
         if all(isinstance(u.norm, BatchNorm | BatchRenorm | nn.Identity) for u in units):
-            return ResNetPass(units, network.out)
+            return ResNetPass(units, network.out, products)
     return None
 
 
@@ -122,7 +163,8 @@ class _Logit:
 class DeepPass:
     """``a_{l+1} = ReLU(W_l a_l + b_l)``, ``logit = <w, a_L> + b``"""
 
-    def __init__(self, deep: Deep) -> None:
+    def __init__(self, deep: Deep, products: Products) -> None:
+        self._products = products
         self.layers = [layer for layer in deep.layers if isinstance(layer, nn.Linear)]
         self.logit = _Logit(deep.out)
         self._room = Workspace()
@@ -133,7 +175,7 @@ class DeepPass:
         self._a = [x]
         for k, layer in enumerate(self.layers):
             a = self._room.take(f"a{k}", len(x), layer.out_features)
-            torch.mm(self._a[-1], layer.weight.t(), out=a)
+            self._products.mm(self._a[-1], layer.weight.t(), a)
             passes.bias_relu(_array(a), _array(layer.bias))
             self._a.append(a)
         return self.logit.ahead(self._a[-1])
@@ -145,10 +187,10 @@ class DeepPass:
         self.logit.back(slope, a[-1], grad)
         for k, layer in reversed(list(enumerate(self.layers))):
             passes.through_relu(_array(grad), _array(a[k + 1]), _array(_slot(layer.bias)))
-            torch.mm(grad.t(), a[k], out=_slot(layer.weight))
+            self._products.mm(grad.t(), a[k], _slot(layer.weight))
             wanted = a[k].shape[1] if k else columns
             below = self._room.take(f"grad{k}", len(grad), wanted)
-            torch.mm(grad, layer.weight[:, :wanted], out=below)
+            self._products.mm(grad, layer.weight[:, :wanted], below)
             grad = below
         return grad
 
@@ -164,14 +206,15 @@ class _Norm:
     def __init__(self, norm: BatchNorm | BatchRenorm) -> None:
         self.norm = norm
         self.own = False
-        self._mean = self._inverse = self._r = self._d = np.empty(0, np.float32)
+        self._mean: Floats = np.empty(0, np.float32)
+        self._inverse = self._r = self._d = self._mean
 
     def ahead(self, x: Floats, total: Floats, relu: bool, out: Floats) -> None:
         """``out`` (B, C) of x (B, C), whose sum over rows is ``total`` (C,)."""
         norm, rows = self.norm, len(x)
         running, deviation = _array(norm.mean), np.sqrt(_array(norm.var) + np.float32(EPSILON))
         self.own = rows >= SMALL_BATCH
-        mean = total / np.float32(rows)
+        mean: Floats = total / np.float32(rows)
         var = np.empty_like(mean)
         passes.squares(x, mean, var)
         var /= np.float32(rows)
@@ -212,7 +255,8 @@ class _Norm:
 class _Unit:
     """A residual unit (learner/models/wide_resnet.py), ``post``, ``pre`` or ``inner``, with a norm or none."""
 
-    def __init__(self, unit: Residual, room: Workspace, name: str) -> None:
+    def __init__(self, unit: Residual, room: Workspace, name: str, products: Products) -> None:
+        self._products = products
         self.unit, self.name, self._room = unit, name, room
         self.norm = _Norm(unit.norm) if isinstance(unit.norm, BatchNorm | BatchRenorm) else None
         # Without a norm "post" and "inner" are the same.
@@ -233,17 +277,17 @@ class _Unit:
             self._normed = self._take("normed", width)
             passes.sums(_array(x), total)
             norm.ahead(_array(x), total, False, _array(self._normed))
-            torch.mm(self._normed, unit.w1.weight.t(), out=h)
+            self._products.mm(self._normed, unit.w1.weight.t(), h)
             passes.bias_relu(_array(h), b1)
         elif norm is not None and self.placement == "inner":
             self._normed = self._take("normed", hidden)  # what is normalised, here and below
-            torch.mm(x, unit.w1.weight.t(), out=self._normed)
+            self._products.mm(x, unit.w1.weight.t(), self._normed)
             passes.add_bias(_array(self._normed), b1, total)
             norm.ahead(_array(self._normed), total, True, _array(h))
         else:
-            torch.mm(x, unit.w1.weight.t(), out=h)
+            self._products.mm(x, unit.w1.weight.t(), h)
             passes.bias_relu(_array(h), b1)
-        torch.addmm(x, h, unit.w2.weight.t(), out=y)
+        self._products.add(x, h, unit.w2.weight.t(), y)
         if self.placement == "inner":
             passes.bias_relu(_array(y), b2)
         elif self.placement == "pre":
@@ -269,9 +313,9 @@ class _Unit:
             passes.through_relu(g, _array(self._y), total)
             norm.back(g, _array(self._normed), total)
             _bias_before(norm, g, grad_b2)
-        torch.mm(grad.t(), h, out=_slot(unit.w2.weight))
+        self._products.mm(grad.t(), h, _slot(unit.w2.weight))
         inner = self._room.take("grad_h", len(h), h.shape[1])
-        torch.mm(grad, unit.w2.weight, out=inner)
+        self._products.mm(grad, unit.w2.weight, inner)
         i = _array(inner)
         passes.through_relu(i, _array(h), grad_b1)
         below = x
@@ -280,15 +324,16 @@ class _Unit:
             _bias_before(norm, i, grad_b1)
         elif norm is not None and self.placement == "pre":
             below = self._normed
-        torch.mm(inner.t(), below, out=_slot(unit.w1.weight))
+        self._products.mm(inner.t(), below, _slot(unit.w1.weight))
         if norm is not None and self.placement == "pre":
             past = self._take("grad_normed", x.shape[1])
-            torch.mm(inner, unit.w1.weight, out=past)
+            self._products.mm(inner, unit.w1.weight, past)
             passes.sums(_array(past), total)
             norm.back(_array(past), _array(x), total)
             grad += past
         else:
-            grad[:, :columns].addmm_(inner, unit.w1.weight[:, :columns])
+            wanted = grad[:, :columns]
+            self._products.add(wanted, inner, unit.w1.weight[:, :columns], wanted)
 
 
 def _bias_before(norm: _Norm, grad: Floats, out: Floats) -> None:
@@ -302,9 +347,9 @@ def _bias_before(norm: _Norm, grad: Floats, out: Floats) -> None:
 class ResNetPass:
     """Residual units, then a logit."""
 
-    def __init__(self, units: list[Residual], out: nn.Linear) -> None:
+    def __init__(self, units: list[Residual], out: nn.Linear, products: Products) -> None:
         self._room = Workspace()
-        self.units = [_Unit(unit, self._room, str(k)) for k, unit in enumerate(units)]
+        self.units = [_Unit(unit, self._room, str(k), products) for k, unit in enumerate(units)]
         self.logit = _Logit(out)
         self._last = torch.empty(0)
 

@@ -139,7 +139,7 @@ class OnlineModel:
         self.dense = DenseState(self.network, self.serving, s.dense, s.dense_rate, s.averaging)
         self.sample = Sample(len(self._inputs.bucket_columns))
         self.guard = LossGuard(s.loss_ratio)
-        self._step = step_of(self._inputs, self.network)
+        self._step = step_of(self._inputs, self.network, s.products == "bfloat16")
         self.newest_ms = 0  # newest exposure learnt from
         self._expired_min = 0
 

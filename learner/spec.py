@@ -34,6 +34,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # the optimisers
     dense: Literal["adam", "adagrad"] = "adam"
     dense_rate: Rate = 0.001
+    products: Literal["float32", "bfloat16"] = "float32"  # of matrices, in training; see learner/byhand.py
     averaging: Annotated[float, Meta(ge=0, lt=1)] = 0.98  # of the weights that serve; 0: the newest serve
     embedding_rate: Rate = 0.05
     embedding_scale: NonNegative = 0.05

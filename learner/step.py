@@ -50,9 +50,9 @@ class Step(Protocol):
         ...
 
 
-def step_of(inputs: Inputs, network: Network) -> Step:
-    """The faster of the two for this network."""
-    written = pass_of(network)
+def step_of(inputs: Inputs, network: Network, half: bool = False) -> Step:
+    """The faster of the two for this network. ``half``: products in bfloat16, where its passes are written out."""
+    written = pass_of(network, half)
     return AutogradStep(inputs, network) if written is None else WrittenStep(inputs, network, written)
 
 
@@ -69,7 +69,7 @@ def embeddings(inputs: Inputs, blocks: Sequence[Block], size: int) -> list[Tenso
     pool(inputs, blocks, out)
     flat = torch.from_numpy(out)
     return [
-        flat[:, at:end].unflatten(1, (len(group.fields), group.width))
+        flat[:, at:end].view(size, len(group.fields), group.width)
         for (at, end), group in zip(inputs.spans, inputs.groups, strict=True)
         if group.width
     ]

@@ -7,15 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from learner import passes
 from learner.byhand import Workspace, numbers_ahead, pass_of
 from learner.model import OnlineModel
 from learner.models import Shape, network_of
 from learner.models.base import Network
+from learner.models.wide_resnet import Residual
 from learner.spec import read_spec
-from learner.step import AutogradStep, WrittenStep
+from learner.step import AutogradStep, Gradient, WrittenStep
 from tests.learning import SCHEMA, make_samples
+
+Floats = NDArray[np.float32]
 
 SHAPE = Shape(((3, 4), (2, 3)), 5)
 WIDTH, NUMBERS = SHAPE.flat, SHAPE.numbers
@@ -24,7 +28,8 @@ SPECS: dict[str, dict[str, Any]] = {
     "wide_deep-none": {"model": "wide_deep", "hidden": []},
     "wide_resnet": {"model": "wide_resnet"},
     "wide_resnet-pre": {"model": "wide_resnet", "placement": "pre"},
-} | {
+}
+SPECS |= {
     f"{norm}-{placement}": {"model": "wide_resnet_bn", "norm": norm, "placement": placement}
     for norm in ("batch", "renorm", "none")
     for placement in ("post", "pre", "inner")
@@ -45,8 +50,7 @@ def by_autograd(net: Network, x: torch.Tensor, slope: torch.Tensor) -> tuple[tor
     x = x.clone().requires_grad_(True)
     embeddings = (x[:, :12].view(-1, 3, 4), x[:, 12:18].view(-1, 2, 3))
     logits = net(embeddings, x[:, 18:])
-    for parameter in net.parameters():
-        parameter.grad = None
+    net.zero_grad()
     logits.backward(slope)
     assert x.grad is not None
     return logits.detach(), x.grad
@@ -75,8 +79,8 @@ def test_pass_equals_autograd(name: str, rows: int) -> None:
             assert q.grad is not None
             largest = max(1.0, float(p.grad.abs().max()))
             np.testing.assert_allclose(q.grad.numpy(), p.grad.numpy(), rtol=2e-3, atol=1e-4 * largest, err_msg=what)
-        for (what, p), q in zip(oracle.named_buffers(), own.buffers(), strict=True):
-            np.testing.assert_allclose(q.numpy(), p.numpy(), rtol=1e-4, atol=1e-6, err_msg=what)
+        for (what, old), new in zip(oracle.named_buffers(), own.buffers(), strict=True):
+            np.testing.assert_allclose(new.numpy(), old.numpy(), rtol=1e-4, atol=1e-6, err_msg=what)
 
 
 @pytest.mark.parametrize("numerics", ["squash", "none"])
@@ -91,8 +95,8 @@ def test_numbers_are_scaled_as_by_the_network(numerics: str, rows: int) -> None:
         numbers_ahead(own, numbers, out, WIDTH - NUMBERS)
         np.testing.assert_allclose(out[:, -NUMBERS:], oracle.scale(torch.from_numpy(numbers)), rtol=1e-3, atol=1e-5)
         assert (out[:, :-NUMBERS] == 7).all()
-        for (what, p), q in zip(oracle.named_buffers(), own.buffers(), strict=True):
-            np.testing.assert_allclose(q.numpy(), p.numpy(), rtol=1e-4, err_msg=what)
+        for (what, old), new in zip(oracle.named_buffers(), own.buffers(), strict=True):
+            np.testing.assert_allclose(new.numpy(), old.numpy(), rtol=1e-4, err_msg=what)
 
 
 @pytest.mark.parametrize(
@@ -109,19 +113,30 @@ def test_other_networks_have_no_written_pass(spec: dict[str, Any], written: bool
     assert (pass_of(network_of(full.model)(shape, full)) is not None) is written
 
 
-@pytest.mark.parametrize("spec", [{"model": "wide_deep"}, {"model": "wide_resnet_bn"}], ids=lambda s: s["model"])
-def test_a_model_learns_the_same_either_way(spec: dict[str, Any]) -> None:
-    models = [OnlineModel(SCHEMA, {"hidden": [32, 16], "width": 8, **spec}, 0) for _ in range(2)]
-    models[1]._step = AutogradStep(models[1]._inputs, models[1].network)
+class NoNoise(AutogradStep):
+    """The gradient of a bias before a norm is 0; autograd leaves rounding noise there, of which Adam makes steps."""
+
+    def back(self, slope: Floats) -> list[Gradient]:
+        found = super().back(slope)
+        for unit in self.network.modules():
+            if isinstance(unit, Residual) and unit.w1.bias.grad is not None:
+                unit.w1.bias.grad.zero_()
+        return found
+
+
+@pytest.mark.parametrize("model", ["wide_deep", "wide_resnet_bn"])
+def test_a_model_learns_the_same_either_way(model: str) -> None:
+    models = [OnlineModel(SCHEMA, {"hidden": [32, 16], "width": 8, "model": model}, 0) for _ in range(2)]
     assert isinstance(models[0]._step, WrittenStep)
+    models[1]._step = NoNoise(models[1]._inputs, models[1].network)
     for i in range(20):
-        a, b = (model.learn(make_samples(64, i)) for model in models)
-        assert a.loss == pytest.approx(b.loss, rel=1e-3)
+        a, b = (m.learn(make_samples(64, i)) for m in models)
+        assert a.loss == pytest.approx(b.loss, rel=1e-4)
         assert a.rows == b.rows == 64
     probe = make_samples(300, 99)
-    one, two = (model.score(probe.cat, probe.num) for model in models)
-    np.testing.assert_allclose(one, two, atol=2e-3)
-    assert np.abs(one - one.mean()).max() > 0.1  # something was learnt
+    one, two = (m.score(probe.cat, probe.num) for m in models)
+    np.testing.assert_allclose(one, two, atol=1e-4)
+    assert np.ptp(one) > 0.05  # something was learnt
 
 
 def test_what_is_not_finite_comes_through() -> None:
@@ -130,7 +145,7 @@ def test_what_is_not_finite_comes_through() -> None:
     written = pass_of(own)
     assert written is not None
     x = torch.randn(32, WIDTH)
-    x[3, 4] = torch.nan
+    x[3, 4] = float("nan")
     assert np.isnan(written.ahead(x)[3])
     deep = network(SPECS["wide_deep"])
     written = pass_of(deep)
