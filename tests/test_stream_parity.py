@@ -14,16 +14,21 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.events import Impression, Item, decode_impression, to_msgpack
+from millrace.events import Impression, Item, ItemTiles, decode_impression, to_msgpack
 from millrace.logs import read_log
 from millrace.run.logfeatures import Labels, LogFeatures, LogRows, unfit
 from millrace.schema import parse_schema
 from scorer.index import ItemIndex
 from scorer.rank import Features, Ranker, User
+from scorer.recall import make_lists
+from scorer.warm import warm_up as warm_scorer
 from stream.features import FeatureBuilder
 from stream.join import Message
+from stream.lists import Lists, preferences
 from stream.oracle import Oracle
 from stream.partition import Partition
+from stream.tiles import TileStore
+from stream.warm import warm_up as warm_stream
 from tests.stream_world import HOUR, MINUTE, POLICY, T0, Log, action, exposure, hashed, keys_of, rows
 from tests.test_stream_join import NOW, arrivals
 
@@ -72,6 +77,13 @@ action_times = { click = "click_at", purchase = "purchase_at" }
 attribution_minutes = 30
 """
 )
+GROUP = """
+[[windows.keys]]
+columns = ["user_id", "shelf"]
+[[fields]]
+name = "shelf"
+of = "item"
+"""
 LAYOUT = SCHEMA.layout
 VALUES = [0.0, 0.004, 3.5, -2.0, 99_999.0, float("nan"), float("inf"), 1e12]
 
@@ -254,3 +266,49 @@ def tell(shop: Shop, ts_ms: int, _: int, r: dict[str, Any], kind: str) -> None:
     else:
         raw = action(kind, name_of(r), ts_ms, 0, r["item_id"], user_id=r["user_id"])
     shop.take(r["user_id"], shop.log("events", raw))
+
+
+def test_hot_items_and_likings_go_by_the_windows_alone() -> None:
+    """Half-lives and sums stand beside the windows' clicks, they do not mix with them."""
+    head, _, keys = FIELDS.partition("half_lives = [0.5, 7]\n")
+    bare = parse_schema(
+        head + keys.replace(keys[keys.index("[[windows.means]]") : keys.index("[[windows.keys]]")], "") + GROUP
+    )
+    both = parse_schema(FIELDS + GROUP)
+    assert (bare.windows.columns, both.windows.columns) == (3, 5)
+    items = [Item(i, {"price": 5.0 * i, "shelf": i % 3}, T0) for i in range(1, 9)]
+    rng = np.random.default_rng(4)
+    clicks = [(int(rng.integers(1, 9)), T0 + int(h) * HOUR) for h in np.sort(rng.integers(0, 25 * 24, 90))]
+    now = T0 + 26 * 24 * HOUR
+    found = []
+    for schema in (bare, both):
+        builder = FeatureBuilder(schema)
+        index = ItemIndex(builder)
+        index.put([index.prepare(i) for i in items])
+        store = TileStore.of(schema.windows)
+        for i, ts in clicks:
+            columns, plain = builder.attributes("item", {"item_id": i, **items[i - 1].attributes})
+            own = builder.keys({**columns, **builder.attributes("user", {"user_id": 7})[0]}, 1)
+            for m, column in enumerate([1, 3][: 1 + len(schema.windows.means[:1])]):
+                store.add(own, np.array([ts]), np.array([column]), 1 if m == 0 else int(plain["price"] * 100))
+        packed = store.export(store.keys())
+        record = {key.to_bytes(8, "little"): blob for key, blob in zip(store.keys().tolist(), packed, strict=True)}
+        index.put_tiles(0, store.keys(), packed)
+        index.refresh_hot(now)
+        user = User.of(builder, 7, record)
+        lists = make_lists(builder, index.columns(np.arange(8)), index.alive, index.born_ms, index.clicks_a_day)
+        ((_, liking),) = Ranker(builder, index).likings(lists.groups, user, now)
+        shop = Lists(schema)
+        for item in items:
+            shop.put(item)
+        sizes = np.array([len(blob) for blob in packed], "<u4").tobytes()
+        shop.count(ItemTiles(0, 1, now, store.keys().astype("<u8").tobytes(), sizes, b"".join(packed)))
+        tastes = preferences(builder, "shelf", [0, 1, 2], user.columns, record, now)
+        found.append((index.clicks_a_day.tolist(), liking.tolist(), shop.make(now), tastes))
+    assert found[0] == found[1]
+    assert all(found[0][0])
+
+
+def test_roles_warm_up_with_both_kinds() -> None:
+    warm_stream(SCHEMA, POLICY)
+    warm_scorer(SCHEMA)
