@@ -125,7 +125,7 @@ class Deep(nn.Module):
             layers += [nn.Linear(inputs, hidden)]
             if norm != "none":
                 layers += [make_norm(norm, hidden, spec.momentum)]
-            layers += [nn.ReLU()]
+            layers += [nn.ReLU(inplace=True)]
             inputs = hidden
         self.layers = nn.Sequential(*layers)
         self.out = nn.Linear(inputs, 1)

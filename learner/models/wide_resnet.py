@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from learner.models.base import Axes, Columns, Network, Shape, register
 from learner.models.norm import make_norm
@@ -30,15 +29,15 @@ class Residual(nn.Module):
         self.norm = make_norm(norm, hidden if placement == "inner" else width, momentum)
 
     def forward(self, x: Tensor) -> Tensor:
+        # In place wherever what is overwritten is nobody's: x is the caller's, what a norm takes is autograd's.
         if self.placement == "inner":
-            inner = functional.relu(self.norm(self.w1(x)))  # (B, H)
-            return functional.relu(x + self.w2(inner))
+            inner = self.norm(self.w1(x)).relu_()  # (B, H)
+            return self.w2(inner).add_(x).relu_()  # type: ignore[no-any-return]
         if self.placement == "pre":
-            inner = functional.relu(self.w1(self.norm(x)))  # (B, H)
-            out: Tensor = x + self.w2(inner)
-            return out
-        inner = functional.relu(self.w1(x))  # (B, H)
-        return functional.relu(self.norm(x + self.w2(inner)))
+            inner = self.w1(self.norm(x)).relu_()  # (B, H)
+            return self.w2(inner).add_(x)  # type: ignore[no-any-return]
+        inner = self.w1(x).relu_()  # (B, H)
+        return self.norm(self.w2(inner).add_(x)).relu_()  # type: ignore[no-any-return]
 
 
 @register("wide_resnet")
