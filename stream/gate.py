@@ -11,6 +11,7 @@ those pages would be lost. So an event waits until either
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from stream.join import Message
@@ -50,6 +51,24 @@ def drained(read: ReadTo | None, taken: int) -> bool:
         taken: the offset after the last message taken.
     """
     return read is not None and read.position >= read.end and taken >= min(read.handed, read.position)
+
+
+def silent_seconds(reads: Sequence[tuple[ReadTo | None, int]], heard_s: float) -> float:
+    """For how long nothing has come, as the broker's last answers have it; 0 while anything waits to be taken.
+
+    Silent is a partition of which the broker says so, not one that we did not look at: a worker that stood still (a
+    machine asleep, a compiler, another process on its core) must not move the watermark past what it has not read.
+
+    Args:
+        reads: of each topic, with the offset after the last message taken.
+        heard_s: ``time.time()`` of the last message taken.
+    """
+    asked_s = heard_s
+    for i, (read, taken) in enumerate(reads):
+        if read is None or not drained(read, taken):
+            return 0.0
+        asked_s = read.asked_s if i == 0 else min(asked_s, read.asked_s)
+    return max(0.0, asked_s - heard_s)
 
 
 class Gate:

@@ -50,7 +50,7 @@ from millrace.settings import Settings
 from millrace.topics import DEAD_LETTERS, EVENTS, FEATURES_ITEMS, IMPRESSIONS, SAMPLES, USERS
 from stream.checkpoint import CheckpointStore
 from stream.faustio import INPUTS, StreamApp, calm_client
-from stream.gate import Arrival, Gate, drained
+from stream.gate import Arrival, Gate, silent_seconds
 from stream.listing import ListKeeper
 from stream.online import OnlineStore
 from stream.partition import Changes, Message, Output, Partition, Policy
@@ -88,8 +88,7 @@ class Slot:
     """One assigned partition and what of it is under way."""
 
     partition: Partition
-    assigned: float  # monotonic time
-    heard: float  # monotonic time of its last message
+    heard_s: float  # time.time() of its last message, or of its assignment
     published: float
     saved: float
     dirty: bool = False  # something happened since the last checkpoint was taken
@@ -172,7 +171,9 @@ class Worker:
                     )
                 now = time.monotonic()
                 loaded = {p: await asyncio.to_thread(self._load, p) for p in sorted(numbers)}
-                self.slots = {p: Slot(part, now, now, 0.0, now, fresh=not part.offsets) for p, part in loaded.items()}
+                self.slots = {
+                    p: Slot(part, now, time.time(), 0.0, now, fresh=not part.offsets) for p, part in loaded.items()
+                }
                 self._loaded.set()
                 if 0 in self.slots:
                     self.lists.active.set()
@@ -206,12 +207,12 @@ class Worker:
 
     async def _take(self, batch: Sequence[Arrival]) -> None:
         ready: dict[int, list[Message]] = {number: [] for number in self.slots}
-        now = time.monotonic()
+        now, heard_s = time.monotonic(), time.time()
         for arrival in batch:
             slot = self.slots.get(arrival.partition)
             if slot is None:
                 continue
-            slot.heard = now
+            slot.heard_s = heard_s
             if arrival.message.topic == EVENTS:
                 slot.gate.hold(arrival)
                 continue
@@ -255,7 +256,7 @@ class Worker:
         now = time.monotonic()
         self._listen(now)
         for number, slot in self.slots.items():
-            until = self._idle_until(number, slot, now)
+            until = self._idle_until(number, slot)
             if until is not None:
                 before = slot.partition.watermark_ms
                 await self._emit(number, slot, slot.partition.advance(until))
@@ -295,18 +296,19 @@ class Worker:
         if self._silent_s > self.settings.outage_seconds:
             raise BrokerError(f"broker '{self.settings.kafka}' has not answered for {self._silent_s:.0f} s", REMEDY)
 
-    def _idle_until(self, number: int, slot: Slot, now: float) -> int | None:
+    def _idle_until(self, number: int, slot: Slot) -> int | None:
         """Event time to move a silent partition to; None when it is not silent or something waits to be read.
 
         That is the event clock, unless the clock is more than a day ahead of the newest event anywhere: then it is
         not the clock of this data (an old log is played), and the partition follows the others.
         """
         partition = slot.partition
-        if now - slot.heard < self.settings.idle_seconds or partition.newest_ms <= 0 or len(slot.gate):
+        if partition.newest_ms <= 0 or len(slot.gate):
             return None
-        for topic in (EVENTS, IMPRESSIONS):
-            if not drained(self.app.read_to(TP(topic, number)), partition.offsets.get(topic, 0)):
-                return None
+        offsets = partition.offsets
+        reads = [(self.app.read_to(TP(topic, number)), offsets.get(topic, 0)) for topic in (EVENTS, IMPRESSIONS)]
+        if silent_seconds(reads, slot.heard_s) < self.settings.idle_seconds:
+            return None
         newest = max(s.partition.newest_ms for s in self.slots.values())
         clock = self.clock.now()
         return clock if clock - max(newest, partition.watermark_ms) <= DAY_MS else newest
