@@ -171,9 +171,8 @@ class Worker:
                     )
                 now = time.monotonic()
                 loaded = {p: await asyncio.to_thread(self._load, p) for p in sorted(numbers)}
-                self.slots = {
-                    p: Slot(part, now, time.time(), 0.0, now, fresh=not part.offsets) for p, part in loaded.items()
-                }
+                heard_s = time.time()
+                self.slots = {p: Slot(part, heard_s, 0.0, now, fresh=not part.offsets) for p, part in loaded.items()}
                 self._loaded.set()
                 if 0 in self.slots:
                     self.lists.active.set()
