@@ -16,15 +16,15 @@ Width = Annotated[int, Meta(ge=1, le=1024)]
 
 
 class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Defaults are those of Wide&ResNet with batch norm, the model that `millrace` starts with."""
+    """Defaults are those of Wide&ResNet without norm, the model that `millrace` starts with (docs/models.md: why)."""
 
-    model: str = "wide_resnet_bn"
+    model: str = "wide_resnet"
 
     # the network
     width: Annotated[int, Meta(ge=1, le=256)] = 16  # of embeddings, where a field names no width of its own
     blocks: Annotated[int, Meta(ge=1, le=16)] = 2  # residual units
     hidden: tuple[Width, ...] = (128, 128)  # layers of a plain deep part; [0] is the inner width of a residual unit
-    norm: Literal["batch", "renorm", "layer", "none"] = "renorm"
+    norm: Literal["batch", "renorm", "layer", "none"] = "renorm"  # of wide_resnet_bn
     placement: Literal["post", "pre", "inner"] = "inner"  # of the norm; see learner/models/wide_resnet.py
     momentum: Annotated[float, Meta(gt=0, le=1)] = 0.01  # of running statistics, once they are past their start
     numerics: Literal["squash", "norm", "none"] = "squash"  # what the input layer does to numbers

@@ -61,7 +61,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     outage_seconds: Positive = 60.0  # how long a running worker waits for a broker or Redis that went away
 
     # learner
-    model: str = "wide_resnet_bn"
+    model: str = "wide_resnet"
     model_spec: str = ""  # JSON: entries of the model's spec (learner/spec.py), as {"negative_keep": 0.25}
     batch_rows: Annotated[int, Meta(ge=1)] = 512
     batch_ms: Positive = 250.0
