@@ -1,11 +1,10 @@
 """A day at ten times the default rate through a partition: memory must end as it was after the first quarter.
 
 2.3 million exposures over 24 hours of event time, in pages of 20 with a tenth clicked, made chunk by chunk as they
-are taken, so that the stream itself takes no memory. The partition sweeps its windows once an hour of event time,
-hands out its changes as the worker has it do, and is checkpointed each hour. The day before is counted beforehand and
-expires under way: with windows of an hour's grain and a day's length, keys end and begin at the same rate, as they do
-in a month's run with the default windows. (With those, state grows for 30 days by design: in a day, a leak could not be
-told from growth.)
+are taken, so that the stream itself takes no memory. The partition sweeps its windows and hands out its changes as the
+worker has it do, and is checkpointed each hour. State grows for as long as the longest window is and is steady then:
+so as many days and one more, at the same rate over the same users and items, are counted beforehand, and what goes out
+of the windows under way is as much as what comes in.
 
 RSS is read from ``/proc`` at the end of each hour of event time; the figure is the most in the last quarter over the
 most in the first.
@@ -18,9 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from benchmarks.stream import HOUR, PAGE, PUBLISH, T0, TAKE, figure, make
+from benchmarks.stream import HOUR, OFTEN, PAGE, T0, TAKE, figure, history, make
 from millrace.errors import MillraceError
 from millrace.schema import Schema, shop_schema
 from millrace.settings import Settings
@@ -45,12 +42,6 @@ def rss_bytes() -> int:
     raise MillraceError("no resident memory in /proc/self/status", "run the soak on Linux")
 
 
-def day_schema() -> Schema:
-    """The shop's schema with the window of one day only."""
-    schema = shop_schema()
-    return msgspec.structs.replace(schema, windows=msgspec.structs.replace(schema.windows, days=(1,)))
-
-
 class Shop:
     """A partition that is fed hour after hour."""
 
@@ -58,6 +49,14 @@ class Shop:
         self.schema, self.pages, self.users, self.items = schema, pages, users, items
         self.partition = Partition(0, schema, Policy.of(Settings()))
         self.samples = self.hour = self._turn = 0
+
+    def remember(self, days: int) -> None:
+        """Counts the days before ``T0`` in the windows, at the same rate; sweeps at the end of each."""
+        windows, per_day = self.partition.windows, self.pages * PAGE * 24
+        for day in range(days, 0, -1):
+            end_ms = T0 - (day - 1) * 24 * HOUR
+            windows.add(*history(self.schema, per_day, self.users, self.items, seed=-day % 1000, days=1, end_ms=end_ms))
+            windows.expire(end_ms)
 
     def play(self) -> None:
         """One hour of event time: take, publish. Requests and offsets follow those of the hour before."""
@@ -70,17 +69,19 @@ class Shop:
             output = self.partition.take(made.messages[start : start + TAKE], 1 << 60)
             self.samples += 0 if output.samples is None else len(output.samples)
             self._turn += 1
-            if self._turn % PUBLISH == 0:
+            if self._turn % OFTEN == 0:
                 self.partition.changed()
         self.partition.changed()
 
 
 def run(out_dir: Path, progress: Say = print) -> list[dict[str, Any]]:
     """Memory in the first and last quarter of the day, and what there was to hold."""
-    shop = Shop(day_schema(), EXPOSURES // HOURS // PAGE, USERS, ITEMS)
-    for _ in range(HOURS + 4):  # until the first keys have ended: the slack of merging and a day
+    shop = Shop(shop_schema(), EXPOSURES // HOURS // PAGE, USERS, ITEMS)
+    days = shop.schema.windows.days[-1] + 1
+    progress(f"counting {days} days, the longest window and a day")
+    shop.remember(days)
+    for _ in range(2):  # pages live for some minutes, ids are remembered for as long again
         shop.play()
-    progress("the day before has been counted")
     store = CheckpointStore(str(out_dir / "soak-checkpoints"))
     before = shop.samples
     used, keys, size = [], [], 0

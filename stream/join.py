@@ -25,18 +25,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
 from millrace.events import CLICK, Action, Event, Exposure, Id
 from millrace.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.settings import Settings
+from stream.rows import Counted, Impression, Sampled, Served, runs_of
 
 Array = NDArray[Any]
 Rows = slice | NDArray[np.intp]
@@ -83,54 +82,6 @@ class Message(NamedTuple):
     raw: bytes
 
 
-class Served(Struct, frozen=True):
-    """An :class:`~millrace.events.Impression` whose arrays stay views of the message."""
-
-    request_id: str
-    ts_ms: int
-    user_id: Id
-    arm: str
-    model_version: int
-    schema_id: str
-    items: list[Id]
-    scores: memoryview
-    keys: memoryview
-    cat: memoryview
-    num: memoryview
-
-
-class Impression:
-    """The arrays of a served page, n rows. ``user`` and ``item`` are value hashes."""
-
-    __slots__ = (
-        "arm",
-        "cat",
-        "item",
-        "items",
-        "keys",
-        "n",
-        "num",
-        "raw",
-        "scores",
-        "ts_ms",
-        "user",
-        "user_id",
-        "version",
-    )
-
-    def __init__(self, served: Served, raw: bytes, user: int, item: Array, shape: tuple[int, int, int]) -> None:
-        """``shape`` is (F, N, K). Raises ValueError when an array does not have it."""
-        f, n_num, k = shape
-        n = len(served.items)
-        self.raw, self.items, self.n = raw, served.items, n
-        self.ts_ms, self.user_id, self.user, self.item = served.ts_ms, served.user_id, user, item
-        self.version, self.arm = served.model_version, int(served.arm == "control")
-        self.scores = np.frombuffer(served.scores, "<f4").reshape(n)
-        self.keys = np.frombuffer(served.keys, "<u8").reshape(n, k)
-        self.cat = np.frombuffer(served.cat, "<i8").reshape(n, f)
-        self.num = np.frombuffer(served.num, "<f4").reshape(n, n_num)
-
-
 class Part:
     """The positions that one exposure message was the first to bring."""
 
@@ -158,29 +109,6 @@ class Page:
         self.held: dict[tuple[int, int, str], tuple[Action, Message]] = {}  # actions whose exposure is not here yet
         self.waiting: list[tuple[int, int, int]] = []  # (position, kind, origin) of follow-ups before the label
         self.drop_ms = 0
-
-
-class Sampled(NamedTuple):
-    """Rows of one page that became samples of one kind."""
-
-    page: Page
-    impression: Impression
-    ts_ms: int
-    rows: Rows
-    n: int
-    kind: int
-    actions: int  # bit mask
-    origin_ms: int
-
-
-class Counted(NamedTuple):
-    """Rows of one page to be counted in the windows."""
-
-    impression: Impression
-    rows: Rows
-    n: int
-    ts_ms: int
-    action: int
 
 
 class Dead(NamedTuple):
@@ -212,6 +140,7 @@ class LabelJoin:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self._life_ms = policy.life_ms
         self.watermark_ms = 0
         self.pages: dict[str, Page] = {}
         self.pending = 0
@@ -222,7 +151,6 @@ class LabelJoin:
 
     def expose(self, event: Exposure, message: Message, step: Step) -> None:
         """An exposure message: new positions wait for their impression or are matched with it."""
-        policy = self.policy
         request, ts = event.request_id, event.ts_ms
         mask = ((1 << len(event.items)) - 1) << event.offset
         page = self.pages.get(request)
@@ -230,12 +158,12 @@ class LabelJoin:
         known = (0 if page is None else page.exposed) | (0 if gone is None else gone[1])
         everything, mask = mask, mask & ~known
         new = mask.bit_count()
-        if ts + policy.life_ms <= self.watermark_ms:
+        if ts + self._life_ms <= self.watermark_ms:
             step.exposures += new
             step.dead.append(Dead("late", f"{self.watermark_ms - ts} ms behind the watermark", message, new))
             if page is not None:
                 page.exposed |= mask
-            until_ms, lost = gone or (self.watermark_ms + policy.life_ms, 0)
+            until_ms, lost = gone or (self.watermark_ms + self._life_ms, 0)
             self._gone[request] = (until_ms, lost | everything)
             return
         if not mask:
@@ -247,13 +175,13 @@ class LabelJoin:
         self.pending += new
         page.exposed |= mask | known
         page.parts.append(Part(mask, ts, event.offset, event.items, message))
-        self._keep(page, ts + policy.life_ms, LIFE, len(page.parts) - 1)
+        self._keep(page, ts + self._life_ms, LIFE, len(page.parts) - 1)
         if page.impression is not None:
             self._match(page, len(page.parts) - 1, step)
 
     def serve(self, request: str, impression: Impression, step: Step) -> None:
         """An impression: what waits for it is matched."""
-        keep_ms = impression.ts_ms + self.policy.life_ms
+        keep_ms = impression.ts_ms + self._life_ms
         page = self.pages.get(request)
         if page is None:
             if request in self._gone or keep_ms <= self.watermark_ms:
@@ -276,7 +204,7 @@ class LabelJoin:
         if not late and not (page is not None and page.exposed >> event.position & 1):
             late = event.ts_ms + self.policy.lateness_ms < self.watermark_ms
         part = None if late or page is None else _part(page, event.position)
-        if late or (part is not None and part.ts_ms + self.policy.life_ms <= self.watermark_ms):
+        if late or (part is not None and part.ts_ms + self._life_ms <= self.watermark_ms):
             step.dead.append(Dead("late", "its exposure is gone", message, 0))
             return
         if page is None:
@@ -333,7 +261,7 @@ class LabelJoin:
         assert impression is not None
         assert part.items is not None
         assert part.message is not None
-        if part.ts_ms >= impression.ts_ms + self.policy.life_ms:
+        if part.ts_ms >= impression.ts_ms + self._life_ms:
             self.pending -= part.mask.bit_count()
             detail = f"{part.ts_ms - impression.ts_ms} ms after its impression"
             step.dead.append(Dead("no-impression", detail, part.message, part.mask.bit_count()))
@@ -353,7 +281,7 @@ class LabelJoin:
                 step.dead.append(Dead("wrong-item", detail, part.message, lost))
         part.items = part.message = None
         if part.mask:
-            step.counted.append(Counted(impression, *rows_of(part.mask), part.ts_ms, 0))
+            step.counted.append(Counted(impression, *runs_of(part.mask), part.ts_ms, 0))
         if self.policy.immediate:
             self._negatives(page, part, step)
         if page.held:
@@ -372,7 +300,9 @@ class LabelJoin:
         position, kind, impression = event.position, event.kind, page.impression
         assert impression is not None
         bit = 1 << position
-        if position >= impression.n or str(impression.items[position]) != str(event.item_id):
+        if position >= impression.n or (
+            impression.items[position] != event.item_id and str(impression.items[position]) != str(event.item_id)
+        ):
             step.dead.append(Dead("wrong-item", f"item {event.item_id!r} was not at position {position}", message, 0))
             return
         if page.acted[kind] & bit:
@@ -382,11 +312,11 @@ class LabelJoin:
             step.dead.append(Dead("no-exposure", f"position {position} was not exposed", message, 0))
             return
         after_ms = event.ts_ms - part.ts_ms
-        if after_ms >= self.policy.life_ms:
+        if after_ms >= self._life_ms:
             step.dead.append(Dead("late", f"{after_ms} ms after its exposure", message, 0))
             return
         page.acted[kind] |= bit
-        step.counted.append(Counted(impression, slice(position, position + 1), 1, event.ts_ms, kind))
+        step.counted.append(Counted(impression, ((position, position + 1),), 1, event.ts_ms, kind))
         if kind != CLICK:
             if page.labelled & bit:
                 self._sample(page, part, bit, FOLLOW_UP, kind, event.sent_ms, step)
@@ -419,8 +349,10 @@ class LabelJoin:
     @staticmethod
     def _sample(page: Page, part: Part, mask: int, kind: int, action: int, origin_ms: int, step: Step) -> None:
         assert page.impression is not None
-        rows, n = rows_of(mask)
-        step.sampled.append(Sampled(page, page.impression, part.ts_ms, rows, n, kind, 1 | 1 << action, origin_ms))
+        runs, n = runs_of(mask)
+        step.sampled.append(
+            Sampled(page.request, page.impression, part.ts_ms, runs, n, kind, 1 | 1 << action, origin_ms)
+        )
 
     def _lose(self, page: Page, part: Part, step: Step) -> None:
         """A part whose impression never came, with the actions on it."""
@@ -455,7 +387,7 @@ class LabelJoin:
         del self.pages[page.request]
         if page.exposed:
             _, known = self._gone.pop(page.request, (0, 0))
-            self._gone[page.request] = (self.watermark_ms + self.policy.life_ms, page.exposed | known)
+            self._gone[page.request] = (self.watermark_ms + self._life_ms, page.exposed | known)
         else:
             step.unseen += page.impression is not None
 
@@ -504,11 +436,11 @@ class LabelJoin:
     def _timers_of(self, page: Page) -> Iterator[tuple[int, int, str, int]]:
         policy, request = self.policy, page.request
         if page.impression is not None:
-            yield page.impression.ts_ms + policy.life_ms, SERVED, request, 0
+            yield page.impression.ts_ms + self._life_ms, SERVED, request, 0
         for event, _ in page.held.values():
             yield event.ts_ms + policy.lateness_ms + 1, HELD, request, 0
         for index, part in enumerate(page.parts):
-            yield part.ts_ms + policy.life_ms, LIFE, request, index
+            yield part.ts_ms + self._life_ms, LIFE, request, index
             if part.mask & ~page.labelled:
                 yield part.ts_ms + policy.attribution_ms, LABEL, request, index
 
@@ -519,18 +451,6 @@ def _part(page: Page, position: int) -> Part | None:
         if part.brought >> position & 1:
             return part
     return None
-
-
-@lru_cache(maxsize=1 << 14)  # most pages lack none, one or two of their positions: the same masks come again
-def rows_of(mask: int) -> tuple[Rows, int]:
-    """The positions of a mask, ascending, as an index of rows (not to be written to), and how many."""
-    low = (mask & -mask).bit_length() - 1
-    high = mask.bit_length()
-    if mask >> low == (1 << (high - low)) - 1:
-        return slice(low, high), high - low
-    packed = np.frombuffer(mask.to_bytes((high + 7) // 8, "little"), np.uint8)
-    rows = np.flatnonzero(np.unpackbits(packed, bitorder="little"))
-    return rows, len(rows)
 
 
 def _bytes(mask: int) -> bytes:

@@ -16,7 +16,7 @@ how messages are cut into batches. :meth:`Partition.to_bytes` is the whole state
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -41,21 +41,11 @@ from millrace.samples import SampleBatch
 from millrace.schema import Schema
 from millrace.topics import EVENTS, IMPRESSIONS, USERS
 from stream.features import steps
-from stream.join import (
-    Counted,
-    Dead,
-    Impression,
-    LabelJoin,
-    Message,
-    Policy,
-    Rows,
-    Sampled,
-    Served,
-    Step,
-    decode_served,
-)
+from stream.join import Dead, LabelJoin, Message, Policy, Step, decode_served
+from stream.kernels import HOUR_MS
 from stream.owners import Owners
-from stream.tiles import TileStore
+from stream.rows import Counted, Impression, Served, batch_of, keys_of, numbers_of
+from stream.tiles import SLACK_H, TileStore
 
 __all__ = ["Changes", "Frozen", "Message", "Output", "Partition", "Policy"]
 
@@ -66,7 +56,7 @@ KINDS = ("negative", "positive", "correction", "follow_up")
 MAX_RAW = 256 * 1024  # bytes of a dead letter's message that are kept
 _KNOWN = 1_000_000  # id hashes remembered
 _WHOLE_KEYS = 8192  # lists handed out at a time by Partition.whole
-_SWEEPS = 64  # slices in which the windows are swept once an hour of event time
+_SWEEPS = 64  # slices in which the windows are swept
 
 
 @dataclass(slots=True)
@@ -122,7 +112,7 @@ class Partition:
         self._changed_items: list[NDArray[np.uint64]] = []
         self._profiles: dict[str, User] = {}
         self._hashes: dict[Id, int] = {}
-        self._swept_hour, self._sweep_at = 0, _SWEEPS
+        self._swept_turn, self._sweep_hour, self._sweep_at = -1, 0, _SWEEPS
         self._owners, self._ended = Owners(), False  # user-side keys; whether a sweep has dropped any key
 
     @property
@@ -251,7 +241,7 @@ class Partition:
         if step.counted:
             counts.add("unfit", self._count(step.counted))
         if step.sampled:
-            out.samples = batch_of(step.sampled)
+            out.samples = batch_of(step.sampled, self._shape)
             for name, n in zip(KINDS, np.bincount(out.samples.kind, minlength=len(KINDS)).tolist(), strict=True):
                 counts.add(f"samples.{name}", n)
         out.dead = [self._letter(d) for d in step.dead]
@@ -274,7 +264,7 @@ class Partition:
         chunks = [c for c in counted if column[c.action] >= 0]
         if not chunks or not self._shape[2]:
             return 0
-        keys = np.concatenate([_rows(c.impression.keys, c.rows) for c in chunks])
+        keys = keys_of(chunks, self._shape[2])
         sizes = [c.n for c in chunks]
         times = np.repeat(np.array([c.ts_ms for c in chunks], np.int64), sizes)
         actions = np.repeat(np.array([column[c.action] for c in chunks], np.int64), sizes)
@@ -283,8 +273,8 @@ class Partition:
         for m, (action, number, step) in enumerate(self._means, len(self.schema.windows.actions)):
             acted = np.flatnonzero(actions == action)
             if len(acted):  # these keys have just been counted under, so they are noted as changed already
-                values = np.concatenate([_rows(c.impression.num, c.rows)[:, number] for c in chunks])[acted]
-                amounts, bad = steps(values, step)
+                values = numbers_of([c for c in chunks if column[c.action] == action], self._shape[1])
+                amounts, bad = steps(values[:, number], step)
                 unfit += bad
                 self._tiles.add(keys[acted], times[acted], np.full(len(acted), m), amounts)
         if not len(fresh):
@@ -303,13 +293,14 @@ class Partition:
         return unfit
 
     def _sweep(self) -> None:
-        """Once an hour of event time, in slices so that no step waits long: expired keys go, old tiles merge."""
-        hour = self.newest_ms // 3_600_000
-        if hour > self._swept_hour and self._sweep_at == _SWEEPS:
-            self._swept_hour, self._sweep_at = hour, 0
+        """Whenever tiles may merge or keys may end, in slices so that no step waits long."""
+        hour = self.newest_ms // HOUR_MS
+        turn = (hour - SLACK_H) // self._tiles.sweep_hours
+        if turn > self._swept_turn and self._sweep_at == _SWEEPS:
+            self._swept_turn, self._sweep_hour, self._sweep_at = turn, hour, 0
         if self._sweep_at < _SWEEPS:
             at = self._sweep_at
-            dropped = self._tiles.sweep(self._swept_hour * 3_600_000, at / _SWEEPS, (at + 1) / _SWEEPS)
+            dropped = self._tiles.sweep(self._sweep_hour * HOUR_MS, at / _SWEEPS, (at + 1) / _SWEEPS)
             self._ended = self._ended or dropped > 0
             self._sweep_at += 1
 
@@ -472,54 +463,3 @@ class _Counts(dict[str, int]):
     def add(self, name: str, n: int = 1) -> None:
         if n:
             self[name] = self.get(name, 0) + n
-
-
-def batch_of(sampled: Sequence[Sampled]) -> SampleBatch:
-    """The sampled rows, in their order, as one batch; features are copied out of the impressions."""
-    request: dict[str, int] = {}
-    page = [request.setdefault(s.page.request, len(request)) for s in sampled]
-    sizes = np.array([s.n for s in sampled])
-
-    def each(values: Iterable[Any], dtype: Any) -> Array:
-        return np.repeat(np.fromiter(values, dtype, len(sampled)), sizes)
-
-    def rows(of: Callable[[Impression], Array]) -> Array:
-        return np.concatenate([_rows(of(s.impression), s.rows) for s in sampled])
-
-    kind = each((s.kind for s in sampled), np.uint8)
-    return SampleBatch(
-        request=tuple(request),
-        page=each(page, np.int32),
-        position=_positions([s.rows for s in sampled], sizes),
-        user=each((s.impression.user for s in sampled), np.uint64),
-        item=rows(lambda i: i.item),
-        ts_ms=each((s.ts_ms for s in sampled), np.int64),
-        kind=kind,
-        label=(kind > 0).astype(np.float32),
-        weight=np.ones(len(kind), np.float32),
-        actions=each((s.actions for s in sampled), np.uint8),
-        cat=rows(lambda i: i.cat),
-        num=rows(lambda i: i.num),
-        score=rows(lambda i: i.scores),
-        version=each((s.impression.version for s in sampled), np.int64),
-        arm=each((s.impression.arm for s in sampled), np.uint8),
-        origin_ms=each((s.origin_ms for s in sampled), np.int64),
-    )
-
-
-def _rows(array: Array, rows: Rows) -> Array:
-    if isinstance(rows, slice):
-        return array[rows]
-    taken: Array = array.take(rows, 0)  # twice as fast as an index
-    return taken
-
-
-def _positions(rows: Sequence[Rows], sizes: Array) -> NDArray[np.int32]:
-    """The page positions of all rows, (B,): slices all at once, index arrays one by one."""
-    starts = np.fromiter((r.start if isinstance(r, slice) else 0 for r in rows), np.int32, len(rows))
-    ends = np.cumsum(sizes)
-    out = np.arange(ends[-1], dtype=np.int32) + np.repeat(starts - (ends - sizes).astype(np.int32), sizes)
-    for r, end, n in zip(rows, ends.tolist(), sizes.tolist(), strict=True):
-        if not isinstance(r, slice):
-            out[end - n : end] = r
-    return out.astype(np.int32, copy=False)

@@ -147,6 +147,12 @@ class TileStore:
         return int(self._state[KEYS])
 
     @property
+    def sweep_hours(self) -> int:
+        """How often a sweep finds something to do: tiles merge, and keys end, at multiples of this many hours (and
+        ``SLACK_H`` beyond)."""
+        return int(self._grain[min(1, len(self._grain) - 1)])
+
+    @property
     def nbytes(self) -> int:
         """Bytes of everything allocated, used or not."""
         return self._table.nbytes + self._pool.nbytes

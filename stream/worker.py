@@ -54,7 +54,7 @@ from stream.gate import Arrival, Gate, silent_seconds
 from stream.listing import ListKeeper
 from stream.online import OnlineStore
 from stream.partition import Changes, Message, Output, Partition, Policy
-from stream.warm import warm_up
+from stream.warm import calm_collector, warm_up
 
 log = structlog.get_logger("stream")
 
@@ -556,6 +556,7 @@ def run(settings: Settings, stop: threading.Event | None = None) -> None:
     calm_client()
     serve_metrics("stream", settings.metrics_port, settings.host)
     warm_up(schema, Policy.of(settings))
+    calm_collector()
     wait_for_broker(settings)
 
     async def main() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import soak
-from benchmarks.soak import Shop, day_schema
+from benchmarks.soak import Shop
+from millrace.schema import shop_schema
 from stream.partition import Partition
 from tests.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
 
@@ -48,7 +49,7 @@ def test_the_soak_reports_memory_and_keys(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_hours_of_the_soak_follow_one_another() -> None:
-    shop = Shop(day_schema(), 2, 50, 84)
+    shop = Shop(shop_schema(), 2, 50, 84)
     for _ in range(3):
         shop.play()
     assert shop.samples + shop.partition.pending >= 3 * 2 * 20

@@ -1,0 +1,167 @@
+"""Rows of pages, copied out of the messages that they came in: what samples and window counts are made from.
+
+A page's arrays stay what they are in its message, blocks of bytes, one row a position; nothing is copied before a row
+is labelled or counted. Sets of positions are integers used as bit masks: bit p is position p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from millrace.events import Id
+from millrace.samples import SampleBatch
+
+Array = NDArray[Any]
+Runs = tuple[tuple[int, int], ...]
+"""Positions, ascending, as half-open stretches."""
+
+
+class Served(Struct, frozen=True):
+    """An :class:`~millrace.events.Impression` whose arrays stay views of the message."""
+
+    request_id: str
+    ts_ms: int
+    user_id: Id
+    arm: str
+    model_version: int
+    schema_id: str
+    items: list[Id]
+    scores: memoryview
+    keys: memoryview
+    cat: memoryview
+    num: memoryview
+
+
+class Impression:
+    """The arrays of a served page, n rows each. ``user`` is a value hash, ``item`` (n,) are some."""
+
+    __slots__ = (
+        "arm",
+        "cat",
+        "item",
+        "items",
+        "keys",
+        "n",
+        "num",
+        "raw",
+        "scores",
+        "ts_ms",
+        "user",
+        "user_id",
+        "version",
+    )
+
+    def __init__(
+        self, served: Served, raw: bytes, user: int, item: NDArray[np.uint64], shape: tuple[int, int, int]
+    ) -> None:
+        """``shape`` is (F, N, K). Raises ValueError when an array does not have it."""
+        f, n_num, k = shape
+        n = len(served.items)
+        for block, width in ((served.scores, 4), (served.keys, 8 * k), (served.cat, 8 * f), (served.num, 4 * n_num)):
+            if len(block) != n * width:
+                raise ValueError(f"an array of {len(block)} bytes for {n} rows of {width}")
+        self.raw, self.items, self.n = raw, served.items, n
+        self.ts_ms, self.user_id, self.user, self.item = served.ts_ms, served.user_id, user, item.view(np.uint8).data
+        self.version, self.arm = served.model_version, int(served.arm == "control")
+        self.scores, self.keys, self.cat, self.num = served.scores, served.keys, served.cat, served.num
+
+
+class Sampled(NamedTuple):
+    """Rows of one page that became samples of one kind."""
+
+    request: str
+    impression: Impression
+    ts_ms: int
+    runs: Runs
+    n: int
+    kind: int
+    actions: int  # bit mask
+    origin_ms: int
+
+
+class Counted(NamedTuple):
+    """Rows of one page to be counted in the windows."""
+
+    impression: Impression
+    runs: Runs
+    n: int
+    ts_ms: int
+    action: int
+
+
+@lru_cache(maxsize=1 << 14)  # most pages lack none, one or two of their positions: the same masks come again
+def runs_of(mask: int) -> tuple[Runs, int]:
+    """The positions of a mask and how many there are."""
+    runs, at, n = [], 0, mask.bit_count()
+    while mask:
+        skip = (mask & -mask).bit_length() - 1
+        mask >>= skip
+        length = (~mask & (mask + 1)).bit_length() - 1
+        mask >>= length
+        runs.append((at + skip, at + skip + length))
+        at += skip + length
+    return tuple(runs), n
+
+
+def rows_of(blocks: Iterable[tuple[memoryview, int, int]], width: int, dtype: str) -> Array:
+    """Rows [start, stop) of each block, one after another, (B, width) of ``dtype``; (B,) for a width of 0."""
+    row = np.dtype(dtype).itemsize * (width or 1)
+    out = bytearray().join([block[start * row : stop * row] for block, start, stop in blocks])
+    array = np.frombuffer(out, dtype)
+    return array.reshape(-1, width) if width else array
+
+
+def keys_of(counted: Sequence[Counted], width: int) -> NDArray[np.uint64]:
+    """Window keys of the counted rows, (B, width)."""
+    return rows_of(((c.impression.keys, a, b) for c in counted for a, b in c.runs), width, "<u8")
+
+
+def numbers_of(counted: Sequence[Counted], width: int) -> NDArray[np.float32]:
+    """Numbers of the counted rows, (B, width)."""
+    return rows_of(((c.impression.num, a, b) for c in counted for a, b in c.runs), width, "<f4")
+
+
+def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleBatch:
+    """The sampled rows, in their order, as one batch. ``shape`` is (F, N, K)."""
+    request: dict[str, int] = {}
+    page = [request.setdefault(s.request, len(request)) for s in sampled]
+    sizes = np.array([s.n for s in sampled])
+    runs = [(s.impression, a, b) for s in sampled for a, b in s.runs]
+
+    def each(values: Iterable[Any], dtype: Any) -> Array:
+        return np.repeat(np.fromiter(values, dtype, len(sampled)), sizes)
+
+    kind = each((s.kind for s in sampled), np.uint8)
+    return SampleBatch(
+        request=tuple(request),
+        page=each(page, np.int32),
+        position=_positions([(a, b) for _, a, b in runs]),
+        user=each((s.impression.user for s in sampled), np.uint64),
+        item=rows_of(((i.item, a, b) for i, a, b in runs), 0, "=u8"),
+        ts_ms=each((s.ts_ms for s in sampled), np.int64),
+        kind=kind,
+        label=(kind > 0).astype(np.float32),
+        weight=np.ones(len(kind), np.float32),
+        actions=each((s.actions for s in sampled), np.uint8),
+        cat=rows_of(((i.cat, a, b) for i, a, b in runs), shape[0], "<i8"),
+        num=rows_of(((i.num, a, b) for i, a, b in runs), shape[1], "<f4"),
+        score=rows_of(((i.scores, a, b) for i, a, b in runs), 0, "<f4"),
+        version=each((s.impression.version for s in sampled), np.int64),
+        arm=each((s.impression.arm for s in sampled), np.uint8),
+        origin_ms=each((s.origin_ms for s in sampled), np.int64),
+    )
+
+
+def _positions(runs: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
+    """The page positions of all rows, (B,)."""
+    bounds = np.array(runs, np.int64)
+    sizes = bounds[:, 1] - bounds[:, 0]
+    ends = np.cumsum(sizes)
+    out: NDArray[np.int32] = (np.arange(ends[-1]) + np.repeat(bounds[:, 0] - (ends - sizes), sizes)).astype(np.int32)
+    return out
