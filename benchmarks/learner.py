@@ -1,16 +1,31 @@
 """Training and memory: Wide&Deep against other libraries, Wide&ResNet+BN against its own dense part, table sizes.
 
 One data set for all: 30 categorical fields, 100,000 rows, ids drawn by popularity, networks of 3 x 256, dim 16,
-batch 4,096. Contestants alternate, each on the same batches in the same order; the best of a few passes counts, after
-a pass to warm up. Peers are given their fastest honest form: no regularisation, tensors made beforehand.
+batch 4,096. A step is all that learning takes: forward, guards, backward, optimisers, tables; Millrace also averages
+its weights, marks the rows touched, and gives out its changes once a pass, as for a publication.
+
+Contestants take turns, each with the same batches in the same order; the first turn warms up. Rates are medians,
+ratios are medians of the ratios within a turn. The main figures are of *one thread, by CPU time*: what one core does,
+whatever else the machine is doing (the learner's service takes half of the cores). "all cores" is the same by the wall
+clock, and means something on an idle machine only.
+
+Peers have their own training (DeepCTR-Torch's ``fit``; torch-rechub's trainer without its data loader, with tensors
+made beforehand) and more than their defaults: no regularisation, torch-rechub the fused Adam. Millrace's matrix
+products in training are bfloat16 where the processor has it, by the setting ``products``; "wide_deep float32" is
+without it, and "torch-rechub autocast" is a peer with torch's own bfloat16 put around it, which the library itself does
+not offer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import os
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +42,8 @@ from millrace.schema import Schema, parse_schema
 
 FIELDS, ROWS, DIM, BATCH = 30, 100_000, 16, 4096
 HIDDEN, BLOCKS = 256, 3
-PASSES = 3
+TURNS, TURNS_ALL = 5, 2
+AUTOCAST = "torch-rechub autocast"
 SIZES = (100_000, 20_000_000)
 FILL = 50_000
 
@@ -103,14 +119,15 @@ def as_samples(cat: NDArray[np.int64], y: NDArray[np.float32]) -> SampleBatch:
 
 
 class Ours:
-    def __init__(self, model: str, data: Data) -> None:
-        spec = {"model": model, "width": DIM, "hidden": [HIDDEN] * 3, "blocks": BLOCKS}
+    def __init__(self, data: Data, model: str, **options: Any) -> None:
+        spec = {"model": model, "width": DIM, "hidden": [HIDDEN] * 3, "blocks": BLOCKS, **options}
         self.model = OnlineModel(schema(), spec, 0)
         self.samples = [as_samples(data.cat[b], data.y[b]) for b in data.batches()]
 
     def run(self) -> None:
         for batch in self.samples:
             self.model.learn(batch)
+        self.model.changes()
 
     def score(self, data: Data) -> NDArray[np.float32]:
         return self.model.score(data.cat, np.zeros((len(data.y), 0), np.float32))
@@ -162,7 +179,8 @@ class DeepCTR:
         return {f"f{i}": data.codes[:, i] for i in range(FIELDS)}
 
     def run(self) -> None:
-        self.model.fit(self.x, self.y, batch_size=BATCH, epochs=1, verbose=0, shuffle=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints whatever one asks for
+            self.model.fit(self.x, self.y, batch_size=BATCH, epochs=1, verbose=0, shuffle=False)
 
     def score(self, data: Data) -> NDArray[np.float32]:
         out: NDArray[np.float32] = self.model.predict(self._inputs(data), BATCH).ravel()
@@ -170,13 +188,14 @@ class DeepCTR:
 
 
 class Rechub:
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: Data, autocast: bool = False) -> None:
         from torch_rechub.basic.features import SparseFeature
         from torch_rechub.models.ranking import WideDeep
 
         features = [SparseFeature(f"f{i}", int(n), embed_dim=DIM) for i, n in enumerate(data.sizes)]
         self.model = WideDeep(features, features, {"dims": [HIDDEN] * 3, "dropout": 0, "activation": "relu"})
         self.adam = torch.optim.Adam(self.model.parameters(), 1e-3, fused=True)
+        self.autocast = autocast
         self.inputs = [
             ({f"f{i}": torch.from_numpy(data.codes[b, i]) for i in range(FIELDS)}, torch.from_numpy(data.y[b]))
             for b in data.batches()
@@ -187,7 +206,9 @@ class Rechub:
         self.model.train()
         for x, y in self.inputs:
             self.adam.zero_grad()
-            loss_of(self.model(x), y).backward()  # type: ignore[no-untyped-call]
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+                p = self.model(x)
+            loss_of(p.float(), y).backward()  # type: ignore[no-untyped-call]
             self.adam.step()
 
     def score(self, data: Data) -> NDArray[np.float32]:
@@ -198,32 +219,105 @@ class Rechub:
         return out
 
 
-def race(contestants: dict[str, Any], passes: int, test: Data, say: Say) -> tuple[dict[str, float], dict[str, float]]:
-    """(rows/s, AUC after one pass) of each; they take turns, the first pass warms up and is not timed."""
-    best = dict.fromkeys(contestants, 0.0)
+@dataclass(frozen=True)
+class Result:
+    """Of a race: rows/s of each contestant in each turn, and its AUC after one pass over the data."""
+
+    rates: dict[str, list[float]]
+    auc: dict[str, float]
+
+    def rate(self, name: str) -> float:
+        return statistics.median(self.rates[name])
+
+    def ratio(self, name: str, other: str) -> float:
+        pairs = zip(self.rates[name], self.rates[other], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+    def fastest(self, names: Iterable[str]) -> str | None:
+        return max(names, key=self.rate, default=None)
+
+
+def race(contestants: dict[str, Any], clock: Callable[[], float], turns: int, test: Data, say: Say) -> Result:
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
     merit: dict[str, float] = {}
-    for turn in range(passes + 1):
+    for turn in range(turns + 1):
         for name, contestant in contestants.items():
-            began = time.perf_counter()
+            began = clock()
             contestant.run()
-            rate = ROWS / (time.perf_counter() - began)
+            rate = ROWS / (clock() - began)
             if turn == 0 and hasattr(contestant, "score"):
                 merit[name] = auc(contestant.score(test), test.y)
             if turn:
-                best[name] = max(best[name], rate)
-                say(f"pass {turn}: {name} {rate:,.0f} rows/s")
-    return best, merit
+                rates[name].append(rate)
+                say(f"turn {turn}: {name} {rate:,.0f} rows/s")
+    return Result(rates, merit)
 
 
 def peers(data: Data, say: Say) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, make in (("deepctr-torch", DeepCTR), ("torch-rechub", Rechub)):
+    makers: tuple[tuple[str, Callable[[], Any]], ...] = (
+        ("deepctr-torch", lambda: DeepCTR(data)),
+        ("torch-rechub", lambda: Rechub(data)),
+        (AUTOCAST, lambda: Rechub(data, autocast=True)),
+    )
+    for name, make in makers:
         try:
             torch.manual_seed(0)
-            found[name] = make(data)
+            with contextlib.redirect_stdout(io.StringIO()):
+                found[name] = make()
         except ImportError as error:
             say(f"{name} is not installed ({error}); install the extra 'bench' to compare with it")
     return found
+
+
+def wide_deep(data: Data, test: Data, products: str, say: Say) -> Figures:
+    """Wide&Deep against the peers."""
+    own = {"wide_deep": Ours(data, "wide_deep", products=products)}
+    if products != "float32":
+        own["wide_deep float32"] = Ours(data, "wide_deep")
+    others = peers(data, say)
+    one = race({**own, **others}, time.process_time, TURNS, test, say)
+    for name, value in one.auc.items():
+        say(f"AUC after one pass: {name} {value:.4f}")
+    peer = one.fastest(n for n in others if n != AUTOCAST)
+    figures = [figure(name, one.rate(name), "rows/s", peer, one.ratio(name, peer) if peer else None) for name in own]
+    if AUTOCAST in others:
+        figures.append(
+            figure(
+                "wide_deep, peer in bfloat16",
+                one.rate("wide_deep"),
+                "rows/s",
+                AUTOCAST,
+                one.ratio("wide_deep", AUTOCAST),
+            )
+        )
+    figures += [figure(f"wide_deep {name}", one.rate(name), "rows/s") for name in others]
+    figures += [figure(f"auc {name}", value, "AUC") for name, value in one.auc.items()]
+    with threads(os.cpu_count() or 1):
+        wall = race({**own, **others}, time.perf_counter, TURNS_ALL, test, say)
+    return figures + [
+        figure(f"{name}, all cores", wall.rate(name), "rows/s", peer, wall.ratio(name, peer) if peer else None)
+        for name in own
+    ]
+
+
+def wide_resnet(data: Data, test: Data, say: Say) -> Figures:
+    """Wide&ResNet+BN, all of it, against its dense part alone in plain torch; both in float32. With batch norm after
+    the addition, as that part has it; and the default, with renormalisation inside the unit."""
+    bouts = {
+        "wide_resnet_bn": Ours(data, "wide_resnet_bn", norm="batch", placement="post"),
+        "wide_resnet_bn default": Ours(data, "wide_resnet_bn"),
+        "dense_part": DensePart(data),
+    }
+    one = race(bouts, time.process_time, TURNS, test, say)
+    with threads(os.cpu_count() or 1):
+        wall = race(bouts, time.perf_counter, TURNS_ALL, test, say)
+    own = [n for n in bouts if n != "dense_part"]
+    return [
+        *(figure(n, one.rate(n), "rows/s", "dense_part", one.ratio(n, "dense_part")) for n in own),
+        figure("dense_part", one.rate("dense_part"), "rows/s"),
+        *(figure(f"{n}, all cores", wall.rate(n), "rows/s", "dense_part", wall.ratio(n, "dense_part")) for n in own),
+    ]
 
 
 # -- sizes ------------------------------------------------------------------------------------------------------------
@@ -256,7 +350,8 @@ def filled(size: int, say: Say) -> tuple[OnlineModel, NDArray[np.int64], float]:
 
 
 def scaling(say: Say) -> Figures:
-    """Time per sample at 20 million table rows over that at 100 thousand; ids by the same log-uniform popularity."""
+    """CPU time per sample at 20 million table rows over that at 100 thousand; ids by the same log-uniform popularity.
+    Of learning whole, and of the tables' part alone (distinct ids, reading, both optimisers)."""
     models, samples = [], []
     per_row = 0.0
     for size in SIZES:
@@ -266,47 +361,53 @@ def scaling(say: Say) -> Figures:
         y = (rng.random((8, BATCH)) < 0.2).astype(np.float32)
         samples.append([as_samples(ids[r], t) for r, t in zip(rank, y, strict=True)])
         models.append(model)
-    best = [float("inf")] * len(SIZES)
-    for _ in range(4):
-        for k, model in enumerate(models):
-            for batch in samples[k]:
-                began = time.perf_counter()
-                model.learn(batch)
-                best[k] = min(best[k], time.perf_counter() - began)
-    small, large = (t / BATCH * 1e6 for t in best)
+    whole: list[list[float]] = [[] for _ in SIZES]
+    tables: list[list[float]] = [[] for _ in SIZES]
+    for turn in range(5):
+        for i in range(len(samples[0])):  # a batch of each size at a time
+            for k, model in enumerate(models):
+                began = time.process_time()
+                model.learn(samples[k][i])
+                learnt = time.process_time()
+                table = model.tables[f"w{DIM}"]
+                block = table.read(samples[k][i - 4].cat, learning=True)  # not those that are in the cache by now
+                zero = np.zeros((len(block.ids), DIM + 1), np.float32)
+                table.write(block, np.ascontiguousarray(zero[:, 1:]), zero[:, 0].copy(), 28_000_000)
+                if turn:
+                    whole[k].append(learnt - began)
+                    tables[k].append(time.process_time() - learnt)
+    small, large = (statistics.median(t) / BATCH * 1e6 for t in whole)
+    small_table, large_table = (statistics.median(t) / BATCH * 1e6 for t in tables)
     say(f"learning a sample: {small:.1f} us at {SIZES[0]:,} rows, {large:.1f} us at {SIZES[1]:,}")
+    say(f"of which tables: {small_table:.1f} us and {large_table:.1f} us")
+    few = f"{SIZES[0]:,} table rows"
     return [
-        figure("row_scaling", large, "us/sample", f"{SIZES[0]:,} table rows", large / small),
+        figure("row_scaling", large, "us/sample", few, large / small),
+        figure("row_scaling, tables alone", large_table, "us/sample", few, large_table / small_table),
         figure("bytes_per_row", per_row, "bytes"),
         figure("table_resident", per_row * SIZES[1] / 1e9, "GB"),
     ]
 
 
-def run(out_dir: Path, progress: Say) -> Figures:
-    """The figures of ``millrace bench learner``. Uses all cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
     try:
-        data, test = Data(ROWS, 0), Data(20_000, 1)
-        torch.manual_seed(0)
-        rates, merit = race({"wide_deep": Ours("wide_deep", data), **peers(data, progress)}, PASSES, test, progress)
-        for name, value in merit.items():
-            progress(f"AUC after one pass: {name} {value:.4f}")
-        others = {n: r for n, r in rates.items() if n != "wide_deep"}
-        peer = max(others, key=lambda n: others[n]) if others else None
-        own = rates["wide_deep"]
-        figures = [figure("wide_deep", own, "rows/s", peer, own / others[peer] if peer else None)]
-        figures += [figure(f"wide_deep {name}", rate, "rows/s") for name, rate in others.items()]
-        figures += [figure(f"auc {name}", value, "AUC") for name, value in merit.items()]
-
-        bouts = {"wide_resnet_bn": Ours("wide_resnet_bn", data), "dense_part": DensePart(data)}
-        rates, _ = race(bouts, PASSES, test, progress)
-        own, dense = rates["wide_resnet_bn"], rates["dense_part"]
-        figures += [
-            figure("wide_resnet_bn", own, "rows/s", "dense_part", own / dense),
-            figure("dense_part", dense, "rows/s"),
-        ]
-        del bouts
-        return figures + scaling(progress)
+        yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+def fastest_products() -> str:
+    """Millrace's setting for this processor: bfloat16 where it computes in it, not only emulates it."""
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
+
+
+def run(out_dir: Path, progress: Say) -> Figures:
+    """The figures of ``millrace bench learner``."""
+    with threads(1):
+        data, test = Data(ROWS, 0), Data(20_000, 1)
+        figures = wide_deep(data, test, fastest_products(), progress)
+        figures += wide_resnet(data, test, progress)
+        return figures + scaling(progress)

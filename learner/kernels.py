@@ -226,56 +226,83 @@ def _ftrl_weight(z: Any, n: Any, alpha: Any, beta: Any, l1: Any, l2: Any) -> Any
 
 
 @njit(nogil=True, cache=True)
-def ftrl_weights(data: Array, at: int, rows: Array, out: Array, alpha: Any, beta: Any, l1: Any, l2: Any) -> None:
-    """FTRL's weights from its state ``z, n = data[row, at], data[row, at + 1]`` (McMahan et al., KDD 2013)::
+def values(
+    data: Array,
+    first: int,
+    at: int,
+    rows: Array,
+    embedding: Array,
+    wide: Array,
+    alpha: Any,
+    beta: Any,
+    l1: Any,
+    l2: Any,
+) -> None:
+    """Embeddings ``data[row, first : first + D]`` and FTRL's weights from its state ``z, n = data[row, at : at + 2]``
+    (McMahan et al., KDD 2013)::
 
         w = 0 if |z| <= l1 else -(z - sign(z) l1) / ((beta + sqrt(n)) / alpha + l2)
 
-    So the weight itself takes no memory. rows (U,), out (U,); zero where the row is EMPTY.
+    So the weight itself takes no memory. rows (U,), embedding (U, D), wide (U,); zero where the row is EMPTY.
     """
-    for u in range(len(rows)):
-        row = rows[u]
-        out[u] = np.float32(0)
-        if row != EMPTY:
-            out[u] = _ftrl_weight(data[row, at], data[row, at + 1], alpha, beta, l1, l2)
-
-
-@njit(nogil=True, cache=True)
-def ftrl(data: Array, at: int, rows: Array, grad: Array, alpha: Any, beta: Any, l1: Any, l2: Any) -> None:
-    """One step of FTRL-Proximal (McMahan et al., KDD 2013, algorithm 1) on distinct rows; grad (U,)::
-
-    sigma = (sqrt(n + g^2) - sqrt(n)) / alpha;  z += g - sigma w;  n += g^2
-    """
+    width = embedding.shape[1]
     for u in range(len(rows)):
         row = rows[u]
         if row == EMPTY:
-            continue
-        g, z, n = grad[u], data[row, at], data[row, at + 1]
-        square = n + g * g
-        sigma = (np.sqrt(square) - np.sqrt(n)) / alpha
-        data[row, at] = z + g - sigma * _ftrl_weight(z, n, alpha, beta, l1, l2)
-        data[row, at + 1] = square
+            for d in range(width):
+                embedding[u, d] = np.float32(0)
+            wide[u] = np.float32(0)
+        else:
+            for d in range(width):
+                embedding[u, d] = data[row, first + d]
+            wide[u] = _ftrl_weight(data[row, at], data[row, at + 1], alpha, beta, l1, l2)
 
 
 @njit(nogil=True, cache=True)
-def adagrad(data: Array, first: int, total: int, rows: Array, grad: Array, rate: Any, epsilon: Any) -> None:
-    """One step of row-wise Adagrad on distinct rows: ``G += mean_d g_d^2``, ``e -= rate g / (sqrt(G) + epsilon)``.
+def step(
+    data: Array,
+    first: int,
+    total: int,
+    at: int,
+    rows: Array,
+    grad: Array,
+    grad_wide: Array,
+    rate: Any,
+    epsilon: Any,
+    alpha: Any,
+    beta: Any,
+    l1: Any,
+    l2: Any,
+) -> None:
+    """One step of both optimisers on distinct rows, each record once; grad (U, D), grad_wide (U,).
 
-    One accumulator a row instead of one a weight (Adagrad: Duchi et al. 2011). The embedding starts at column
-    ``first``, the accumulator is column ``total``; grad (U, D).
+    The embedding e (D columns from ``first``), by row-wise Adagrad, with one accumulator G (column ``total``) a row
+    instead of one a weight (Adagrad: Duchi et al. 2011)::
+
+        G += mean_d g_d^2;  e -= rate g / (sqrt(G) + epsilon)
+
+    The wide weight, by FTRL-Proximal (McMahan et al., KDD 2013, algorithm 1), its z and n at ``at``::
+
+        sigma = (sqrt(n + g^2) - sqrt(n)) / alpha;  z += g - sigma w;  n += g^2
     """
     width = grad.shape[1]
     for u in range(len(rows)):
         row = rows[u]
         if row == EMPTY:
             continue
-        square = np.float32(0)
-        for d in range(width):
-            square += grad[u, d] * grad[u, d]
-        data[row, total] += square / np.float32(width)
-        step = rate / (np.sqrt(data[row, total]) + epsilon)
-        for d in range(width):
-            data[row, first + d] -= step * grad[u, d]
+        if width:
+            square = np.float32(0)
+            for d in range(width):
+                square += grad[u, d] * grad[u, d]
+            data[row, total] += square / np.float32(width)
+            pace = rate / (np.sqrt(data[row, total]) + epsilon)
+            for d in range(width):
+                data[row, first + d] -= pace * grad[u, d]
+        g, z, n = grad_wide[u], data[row, at], data[row, at + 1]
+        square = n + g * g
+        sigma = (np.sqrt(square) - np.sqrt(n)) / alpha
+        data[row, at] = z + g - sigma * _ftrl_weight(z, n, alpha, beta, l1, l2)
+        data[row, at + 1] = square
 
 
 @njit(nogil=True, cache=True)

@@ -137,24 +137,33 @@ class SparseTable:
             self.refused += int(block.counts[wanted[len(added) :]].sum())
             block.rows[wanted[: len(added)]] = added
             if self.width:
-                at = index.at["embedding"]
-                data[added, at : at + self.width] = block.embedding[wanted[: len(added)]]
+                first = index.at["embedding"]
+                data[added, first : first + self.width] = block.embedding[wanted[: len(added)]]
             self._stamp(added, now_min)
-        outside = (block.rows == EMPTY) & ~block.new
-        self.admission.count(block.ids[outside], block.counts[outside])
-        if self.width:
-            rate, epsilon = np.float32(self.rates.embedding), np.float32(self.rates.epsilon)
-            first, total = index.at["embedding"], index.at["square"]
-            kernels.adagrad(data, first, total, block.rows, grad_embedding, rate, epsilon)
-        kernels.ftrl(data, index.at["z"], block.rows, grad_wide, *self.rates.ftrl)
+        if self.admission.threshold > 1:
+            outside = (block.rows == EMPTY) & ~block.new
+            self.admission.count(block.ids[outside], block.counts[outside])
+        rates, at = self.rates, index.at
+        rate, epsilon = np.float32(rates.embedding), np.float32(rates.epsilon)
+        kernels.step(
+            data,
+            at.get("embedding", 0),
+            at.get("square", 0),
+            at["z"],
+            block.rows,
+            grad_embedding,
+            grad_wide,
+            rate,
+            epsilon,
+            *rates.ftrl,
+        )
 
     def _values(self, rows: RowNumbers) -> tuple[Floats, Floats]:
         """Embeddings (n, D) and wide weights (n,) of rows; zero where EMPTY."""
         embedding = np.empty((len(rows), self.width), np.float32)
         wide = np.empty(len(rows), np.float32)
-        if self.width:
-            kernels.gather(self.index.data, self.index.at["embedding"], rows, embedding)
-        kernels.ftrl_weights(self.index.data, self.index.at["z"], rows, wide, *self.rates.ftrl)
+        first, at = self.index.at.get("embedding", 0), self.index.at["z"]
+        kernels.values(self.index.data, first, at, rows, embedding, wide, *self.rates.ftrl)
         return embedding, wide
 
     def _stamp(self, rows: RowNumbers, now_min: int) -> None:
