@@ -21,35 +21,39 @@ from stream.tiles import UNIT, TileStore, counts_of, grain_hours
 from tests.test_stream_tiles import DAY, DAYS, HOUR, T0, A, Event, by_definition, columns, streams
 
 HALF_LIVES = (0.25, 1.0, 7.0)
-H = len(HALF_LIVES)
+lives_ = st.sampled_from([HALF_LIVES, (0.25,), (0.3, 60.0)])  # weights that end before the windows, and far after
 days_ = st.sampled_from([DAYS, (1,), (2, 5), (30,), (1, 30), (3, 40)])
 
 
-def decayed(events: list[Event], key: int, ts: int, days: tuple[int, ...]) -> list[list[int]]:
+def decayed(
+    events: list[Event], key: int, ts: int, days: tuple[int, ...], lives: tuple[float, ...] = HALF_LIVES
+) -> list[list[int]]:
     """By the definition: tiles of the longest window, each event at its tile's middle, as of the full hour."""
     grain = grain_hours(days[-1]) * HOUR
-    out = [[0] * A for _ in HALF_LIVES]
+    out = [[0] * A for _ in lives]
     for k, t, a in events:
         if k == key and t < ts and t // grain >= (ts - days[-1] * DAY) // grain:
-            for row, half_life in zip(out, HALF_LIVES, strict=True):
+            for row, half_life in zip(out, lives, strict=True):
                 row[a] += round(UNIT * 2 ** -(age_hours(t // HOUR, ts, days) / (24 * half_life)))
     return out
 
 
-def weighed(values: np.ndarray, ts: int) -> np.ndarray:
+def weighed(values: np.ndarray, ts: int, lives: tuple[float, ...] = HALF_LIVES) -> np.ndarray:
     """Decayed counts (H, A) at ``ts`` itself."""
-    life_ms = np.array(HALF_LIVES) * DAY
+    life_ms = np.array(lives) * DAY
     faded: np.ndarray = values / UNIT * 2 ** -(ts % HOUR / life_ms)[:, None]
     return faded
 
 
-def limits(events: list[Event], key: int, ts: int, days: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def limits(
+    events: list[Event], key: int, ts: int, days: tuple[int, ...], lives: tuple[float, ...] = HALF_LIVES
+) -> tuple[np.ndarray, np.ndarray]:
     """What a decayed count may be at least and at most (H, A): each event's exact weight, within half its tile's grain.
 
     The grain is that of the finest windows that an event as old as this may still be in. An event that the longest
     window may or may not reach, by its own grain, counts in the upper limit only.
     """
-    low, high = np.zeros((H, A)), np.zeros((H, A))
+    low, high = np.zeros((len(lives), A)), np.zeros((len(lives), A))
     longest, last = days[-1] * DAY, grain_hours(days[-1]) * HOUR
     for k, t, a in events:
         if k != key or t >= ts or t < ts - longest - last:
@@ -60,7 +64,7 @@ def limits(events: list[Event], key: int, ts: int, days: tuple[int, ...]) -> tup
         for fine, coarse in pairwise(grains):
             reach = max([d for d in days if grain_hours(d) <= fine], default=0)
             wide = coarse if ts - t >= reach * DAY else wide  # it may be merged from here on
-        for i, half_life in enumerate(HALF_LIVES):
+        for i, half_life in enumerate(lives):
             exact, slack = 2 ** (-(ts - t) / (half_life * DAY)), 2 ** (wide / 24 / half_life / 2)
             rounding = 2.0**-25
             high[i, a] += exact * slack + rounding
@@ -69,18 +73,18 @@ def limits(events: list[Event], key: int, ts: int, days: tuple[int, ...]) -> tup
 
 
 @settings(max_examples=100, deadline=None)
-@given(streams(), days_)
+@given(streams(), days_, lives_)
 def test_decayed_counts_are_what_the_definition_says_and_within_the_bound(
-    events: list[Event], days: tuple[int, ...]
+    events: list[Event], days: tuple[int, ...], lives: tuple[float, ...]
 ) -> None:
     keys, ts, action = columns(events)
     pair = np.stack([keys, keys + np.uint64(100)], axis=1)
-    got = TileStore(days, A, HALF_LIVES).run(pair, ts, action)
+    got = TileStore(days, A, lives).run(pair, ts, action)
     for i, (key, t, _) in enumerate(events):
         assert got[i, 0, : len(days)].tolist() == by_definition(events, key, t, days)
-        assert got[i, 0, len(days) :].tolist() == decayed(events, key, t, days)
-        low, high = limits(events, key, t, days)
-        value = weighed(got[i, 0, len(days) :], t)
+        assert got[i, 0, len(days) :].tolist() == decayed(events, key, t, days, lives)
+        low, high = limits(events, key, t, days, lives)
+        value = weighed(got[i, 0, len(days) :], t, lives)
         assert (low <= value * (1 + 1e-12)).all()
         assert (value * (1 - 1e-12) <= high).all()
     assert (got[:, 0] == got[:, 1]).all()
@@ -268,6 +272,19 @@ def test_features_have_names_and_values_by_hand() -> None:
     ]
     for name, value in expected.items():
         assert num[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_each_mean_has_its_own_sum_and_count() -> None:
+    text = SCHEMA.replace(
+        "[[windows.keys]]", '[[windows.means]]\nof = "price"\nstep = 2\naction = "exposure"\n[[windows.keys]]', 1
+    )
+    builder = FeatureBuilder(parse_schema(text))
+    counts = np.zeros((1, 2, 4, 4), np.int64)
+    counts[0, 1, 0] = [4, 2, 100, 30]
+    num = dict(zip(builder.layout.num_names, builder.num({}, counts, 1)[0].tolist(), strict=True))
+    assert num["u*i.price_mean_click.1d"] == pytest.approx(100 * 0.05 / 2)
+    assert num["u*i.price_mean_exposure.1d"] == pytest.approx(30 * 2 / 4)
+    assert num["u*i.price_mean_exposure.7d"] == num["i.price_mean_click.1d"] == 0
 
 
 @given(st.integers(0, 1000), st.integers(T0, T0 + DAY))

@@ -142,8 +142,10 @@ def test_unfit_values_are_counted_once_for_each_event_that_would_have_added_them
     partition = Partition(0, SCHEMA, POLICY)
     shown = [*log.impressions(to_msgpack(served)), *log.events(exposure("r", T0, [1, 2, 3]))]
     assert partition.take(shown, NOW).counts["unfit"] == 1  # a bid
-    clicks = [action("click", "r", T0 + MINUTE, p, p + 1) for p in range(3)]
-    assert partition.take(log.events(*clicks), NOW).counts["unfit"] == 2  # prices
+    clicks = log.events(*(action("click", "r", T0 + MINUTE, p, p + 1) for p in range(3)))
+    assert partition.take(clicks, NOW).counts["unfit"] == 2  # prices
+    at_once = Partition(0, SCHEMA, POLICY).take([*shown, *clicks], NOW)
+    assert at_once.counts["unfit"] == 3
     assert "unfit" not in partition.take(log.events(action("purchase", "r", T0 + MINUTE, 0, 1)), NOW).counts
     spans = partition.windows.counts(keys_of(7, [3], SCHEMA)[:, 0], T0 + HOUR)[0, 0].tolist()
     assert spans == [1, 1, 0, 500, 4]
