@@ -27,9 +27,10 @@ from learner.repeats import Repeats
 from learner.segments import Segments, parse_segments
 from learner.trainer import Trainer
 from learner.versions import OnlineModelState, Progress, Versions, newest_sound, same_shape
+from learner.warm import warm_up
 from millrace.errors import SchemaError, StoreError
 from millrace.kafka import lag_of, make_producer, make_reader, wait_for_broker
-from millrace.metrics import READY, serve_metrics
+from millrace.metrics import READY, TURNED, serve_metrics
 from millrace.modelstore import Announcement, ModelStore
 from millrace.samples import SampleBatch
 from millrace.schema import Schema
@@ -128,6 +129,7 @@ class Learner:
         now = time.monotonic()
         due = _Due(now + settings.delta_seconds, now + settings.snapshot_seconds, now + 1.0, now)
         while not stop.is_set():
+            TURNED.set(time.time())
             self._take(reader)
             now = time.monotonic()
             drain = bool(self.trainer.pending) and now >= due.batch
@@ -295,5 +297,6 @@ def run(settings: Settings, stop: threading.Event) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     serve_metrics("learner", settings.metrics_port, settings.host)
     learner = Learner(settings)
+    warm_up(learner.versions.model)
     wait_for_broker(settings)
     learner.run(stop)

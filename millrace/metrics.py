@@ -11,6 +11,10 @@ from prometheus_client import REGISTRY, Gauge, start_http_server
 from millrace.errors import PortError
 
 READY = Gauge("millrace_ready", "1 when the role does its work, 0 while it starts or waits.")
+TURNED = Gauge(
+    "millrace_turned_seconds",
+    "Unix time at which the role's main loop last came round; while it stands still, its other figures are old.",
+)
 ROLE_INFO = Gauge("millrace_role_info", "Which role this is.", ["role", "version"])
 
 

@@ -43,7 +43,7 @@ from millrace.clock import EventClock, wall_ms
 from millrace.errors import BrokerError, MillraceError, ServiceError
 from millrace.events import DeadLetter, ItemTiles, User, decode_user, to_json, to_msgpack
 from millrace.kafka import REMEDY, read_all, wait_for_broker
-from millrace.metrics import READY, serve_metrics
+from millrace.metrics import READY, TURNED, serve_metrics
 from millrace.samples import SampleBatch
 from millrace.schema import Schema
 from millrace.settings import Settings
@@ -253,6 +253,7 @@ class Worker:
 
     async def _tick(self) -> None:
         now = time.monotonic()
+        TURNED.set(time.time())
         self._listen(now)
         for number, slot in self.slots.items():
             until = self._idle_until(number, slot)

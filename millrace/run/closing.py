@@ -13,6 +13,8 @@ from millrace.settings import Settings
 
 _MOVING = ("samples", "trained", "repeated", "pending", "dead_letters", "duplicates_dropped", "late")
 _TRIES = 6
+_STUCK_SECONDS = 2.5
+"""A role whose loop has not come round for so long shows old figures: a lag of 0 proves nothing then."""
 
 
 class Drained:
@@ -35,7 +37,9 @@ class Drained:
 
     def __call__(self) -> bool:
         picture = self._monitor.picture
-        silent = [n for n in ("stream", "learner") if not picture.ready.get(n)]
+        looked_s = picture.wall_ms / 1000
+        turned = {n: picture.figures.get(f"{n}_turned_s") or 0.0 for n in ("stream", "learner")}
+        silent = [n for n, at_s in turned.items() if not picture.ready.get(n) or looked_s - at_s > _STUCK_SECONDS]
         lags = {n: picture.figures.get(n) or 0.0 for n in ("stream_lag", "learner_lag")}
         still = tuple(picture.figures.get(n) for n in _MOVING)
         if still != self._still or silent or any(lags.values()):

@@ -1,0 +1,51 @@
+"""Runs every compiled function once on a small model of its own, before the learner says that it is ready: compiling
+takes half a minute where nothing is cached, and the loop would stand still for it at the first samples."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from learner.model import OnlineModel
+from millrace.samples import NEGATIVE, POSITIVE, SampleBatch
+
+_ROWS = (64, 17)  # a full batch and a small one
+_MAX_ROWS = 4096
+_DAY_MS = 86_400_000
+
+
+def warm_up(model: OnlineModel) -> None:
+    """Compiles what learning, judging and publishing with ``model`` will call; ``model`` itself is not touched."""
+    spec = {**model.spec, "max_rows": min(model.spec["max_rows"], _MAX_ROWS)}
+    own, twin = (OnlineModel(model.schema, spec, seed=0) for _ in range(2))
+    for turn, rows in enumerate(_ROWS):
+        batch = _batch(model, rows, turn)
+        own.score(batch.cat, batch.num)
+        own.learn(batch)
+        own.changes()
+    for field in model.schema.layout.cat_fields:
+        own.knows(field.name, batch.cat)
+    twin.resume(*own.snapshot())
+
+
+def _batch(model: OnlineModel, rows: int, seed: int) -> SampleBatch:
+    rng, layout = np.random.default_rng(seed), model.schema.layout
+    label = (np.arange(rows) % 2).astype(np.float32)
+    nothing = np.zeros(rows, np.int64)
+    return SampleBatch(
+        request=("",),
+        page=nothing.astype(np.int32),
+        position=np.arange(rows, dtype=np.int32),
+        user=rng.integers(1, 9, rows).astype(np.uint64),
+        item=rng.integers(1, 9, rows).astype(np.uint64),
+        ts_ms=nothing + (seed + 1) * _DAY_MS,
+        kind=np.where(label > 0, POSITIVE, NEGATIVE).astype(np.uint8),
+        label=label,
+        weight=np.ones(rows, np.float32),
+        actions=nothing.astype(np.uint8),
+        cat=rng.integers(1, 50, (rows, layout.F)),
+        num=rng.random((rows, layout.N), dtype=np.float32),
+        score=np.full(rows, np.nan, np.float32),
+        version=nothing - 1,
+        arm=nothing.astype(np.uint8),
+        origin_ms=nothing,
+    )

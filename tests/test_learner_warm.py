@@ -1,0 +1,36 @@
+"""Before a learner is ready it has compiled what it will call."""
+
+from __future__ import annotations
+
+import pytest
+
+from learner import kernels, passes
+from learner.model import OnlineModel
+from learner.warm import warm_up
+from tests.learning import SCHEMA, make_samples
+
+
+def compiled() -> dict[str, int]:
+    """Compiled kernels and for how many kinds of arguments each."""
+    found = {}
+    for module in (kernels, passes):
+        for name, kernel in vars(module).items():
+            if hasattr(kernel, "signatures"):
+                found[f"{module.__name__}.{name}"] = len(kernel.signatures)
+    return found
+
+
+@pytest.mark.parametrize("spec", [{}, {"model": "wide_deep"}, {"admit": 2, "negative_keep": 0.5}])
+def test_after_a_warm_up_learning_compiles_nothing_more(spec: dict[str, object]) -> None:
+    model = OnlineModel(SCHEMA, spec, seed=3)
+    warm_up(model)
+    assert model.rows == 0
+    before = compiled()
+    assert sum(before.values())
+    for seed in range(3):
+        batch = make_samples(100 + seed, seed)
+        model.score(batch.cat, batch.num)
+        model.learn(batch)
+        model.changes()
+    OnlineModel(SCHEMA, spec, seed=3).resume(*model.snapshot())
+    assert compiled() == before
