@@ -74,6 +74,8 @@ def limits(
 
 @settings(max_examples=100, deadline=None)
 @given(streams(), days_, lives_)
+@example([(1, T0, 0), (1, T0 + 3 * DAY, 1), (1, T0 + 6 * DAY, 2), (1, T0 + 26 * DAY, 0)], DAYS, (0.25,))
+@example([(1, T0, 0), (1, T0 + 24 * DAY, 1), (1, T0 + 31 * DAY - 1, 1), (1, T0 + 31 * DAY, 2)], DAYS, HALF_LIVES)
 def test_decayed_counts_are_what_the_definition_says_and_within_the_bound(
     events: list[Event], days: tuple[int, ...], lives: tuple[float, ...]
 ) -> None:
@@ -168,11 +170,12 @@ def test_sums_are_kept_beside_counts(events: list[Event], values: list[int], bef
     )
 
 
-def test_a_sum_too_great_for_a_tile_stays_great() -> None:
+@pytest.mark.parametrize("n", [300, 200])  # too great for an hour; only for the hours together
+def test_a_sum_too_great_for_a_tile_stays_great(n: int) -> None:
     store = TileStore((1, 7), 2, (), 1)
-    key, most = np.ones(300, np.uint64), (1 << 24) - 1
+    key, most = np.ones(n, np.uint64), (1 << 24) - 1
     for hour in range(3):  # which then merge
-        store.add(key, np.full(300, T0 + hour * HOUR), np.ones(300, np.uint8), np.full(300, most))
+        store.add(key, np.full(n, T0 + hour * HOUR), np.ones(n, np.uint8), np.full(n, most))
         store.add(key[:7], np.full(7, T0 + hour * HOUR), np.zeros(7, np.uint8))
     store.expire(T0 + 3 * DAY)
     count, total = store.counts(key[:1], T0 + 3 * DAY)[0, 1].tolist()
