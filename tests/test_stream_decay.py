@@ -131,7 +131,7 @@ def test_disorder_merging_batching_and_export_do_not_change_decayed_counts(
     every = np.arange(0, 6, dtype=np.uint64)
     newest = max(t for _, t, _ in events)
     whole = (newest // HOUR + 1) * HOUR
-    for ts in (newest + 1, whole, whole + 1, newest + 3 * DAY, newest + 20 * DAY + 7, newest + 31 * DAY):
+    for ts in (whole - HOUR, newest + 1, whole, whole + 1, newest + 3 * DAY, newest + 20 * DAY + 7, newest + 31 * DAY):
         got = stores[0].counts(every, ts) + stores[1].counts(every, ts)
         assert got[:, : len(days)].tolist() == [by_definition(events, int(key), ts, days) for key in every]
         assert got[:, len(days) :].tolist() == [decayed(events, int(key), ts, days) for key in every]
