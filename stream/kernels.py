@@ -3,7 +3,7 @@
 ::
 
     table (C, 2) uint64   open addressing, C a power of two:  [key, meta]   key 0 = empty
-    meta                  offset 32 bits | words 16 bits | size class 8 bits | 7 unused | changed 1 bit
+    meta                  offset 32 bits | words 16 bits | size class 8 bits | due 7 bits | changed 1 bit
     pool  (P,) uint64     a key's words stand side by side, ascending
     word                  first hour 20 bits | group 2 bits | level 2 bits | five digits of 8 bits
     free  (classes,)      first free block of each size class or -1; a free block's first word: the next one + 1
@@ -23,6 +23,10 @@ So merging never changes a decayed count either. Weights are whole numbers of 2^
 order, and those of several stores add up to that of one. Between two hours all of them fade alike, so the kernels
 give decayed counts as of the reader's full hour, and :mod:`stream.features` applies the rest of the hour.
 
+Most keys have nothing to merge for days. So an entry says when a sweep must look at its list again: ``due``, the number
+of a turn of sweeping, modulo 128 and at most 63 turns ahead. A sweep reads the table in order, and the lists that are
+due.
+
 Symbols: n rows, K keys a row, W windows, H half-lives, A columns (actions, then sums for means), M sums, L grains.
 """
 
@@ -40,6 +44,7 @@ HOUR_MS = 3_600_000
 KEYS, USED, NEWEST = 0, 1, 2
 AHEAD = 64  # keys looked up before they are worked on
 DROPPED = -1
+_FAR_TURNS = 63
 _FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 _META = np.uint64(0xFFFF)
 _EVEN, _ODD = np.uint64(0x00FF_00FF_00FF), np.uint64(0x00FF_00FF)  # digits 0, 2, 4 and, moved down by one, 1, 3
@@ -92,12 +97,18 @@ def _class(meta: Any) -> Any:
 
 
 @njit(inline="always")
-def _pack(offset: Any, words: Any, cls: Any, changed: Any) -> Any:
+def _flags(meta: Any) -> Any:
+    """Due and changed."""
+    return meta & np.uint64(0xFF)
+
+
+@njit(inline="always")
+def _pack(offset: Any, words: Any, cls: Any, flags: Any) -> Any:
     return (
         (np.uint64(offset) << np.uint64(32))
         | (np.uint64(words) << np.uint64(16))
         | (np.uint64(cls) << np.uint64(8))
-        | np.uint64(changed)
+        | np.uint64(flags)
     )
 
 
@@ -175,6 +186,42 @@ def _add_up(pool: Array, start: Any, stop: Any, to: Any, hour: Any) -> Any:
     return left
 
 
+@njit(inline="always")
+def _every(grain: Array) -> Any:
+    """Hours between two turns of sweeping: nothing merges or ends but at a multiple of this."""
+    return grain[min(1, len(grain) - 1)]
+
+
+@_compiled
+def _due(pool: Array, offset: Any, n: Any, now: Any, slack: Any, grain: Array, reach: Array) -> Any:
+    """The turn after that of ``now`` at which a list has something to merge or to drop, or ends, modulo 128.
+
+    By :func:`first_hour`: of the tiles that a grain's block takes up next, the oldest is the first to go.
+    """
+    every, last = _every(grain), len(grain) - 1
+    turn = now // every
+    newest = _hour(pool[offset + n - 1])
+    at = (turn + _FAR_TURNS) * every
+    at = min(at, (newest // grain[last] + 1) * grain[last] + reach[last] - slack)  # merging waits for the slack only
+    at = min(at, (_hour(pool[offset]) // grain[last] + 1) * grain[last] + reach[last])
+    j = offset + n
+    for level in range(last):
+        wide = grain[level + 1]
+        left = (now - reach[level]) // wide * wide  # what the finer windows have left is before this
+        while j > offset and _hour(pool[j - 1]) >= left:
+            j -= 1
+        if j < offset + n:
+            at = min(at, (max(_hour(pool[j]), left) // wide + 1) * wide + reach[level])
+    return max(turn + 1, -(-at // every)) & 127
+
+
+@njit(inline="always")
+def _sooner(due: Any, other: Any, turn: Any) -> Any:
+    """The earlier of two turns modulo 128, the second of which is ahead of ``turn``; the first may be overdue."""
+    left = (due - turn) & 127
+    return other if (other - turn) & 127 < left <= _FAR_TURNS else due
+
+
 @_compiled
 def _merge(pool: Array, offset: Any, n: Any, now: Any, grain: Array, reach: Array) -> Any:
     """Merges and drops tiles in place; returns how many words are left."""
@@ -241,10 +288,11 @@ def _add(
         offset = _allocate(pool, free, state, caps, 0)
         pool[offset] = np.uint64(head) << np.uint64(40)
         table[i, 0] = key
-        table[i, 1] = _pack(offset, 1, 0, 0)
+        table[i, 1] = _pack(offset, 1, 0, _due(pool, offset, 1, now, slack, grain, reach) << 1)
         state[KEYS] += 1
     meta = table[i, 1]
     offset, n, cls = _offset(meta), _words(meta), _class(meta)
+    due = np.int64(_flags(meta) >> np.uint64(1))
     for level in range(LEVELS):
         digit = value & 255
         if digit:
@@ -263,6 +311,7 @@ def _add(
                     for t in range(n, j, -1):
                         pool[offset + t] = pool[offset + t - 1]
                     pool[offset + j] = np.uint64(head) << np.uint64(40)
+                    due = _sooner(due, _due(pool, offset + j, 1, now, slack, grain, reach), now // _every(grain))
                     n += 1
                     j += 1
             at = offset + j - 1
@@ -275,7 +324,7 @@ def _add(
         if value == 0:
             break
         head += 1
-    table[i, 1] = _pack(offset, n, cls, 1)
+    table[i, 1] = _pack(offset, n, cls, due << 1 | 1)
     return (meta & np.uint64(1)) == np.uint64(0)
 
 
@@ -632,7 +681,7 @@ def move_pool(table: Array, old: Array, pool: Array, free: Array, state: Array, 
             offset, n = _offset(meta), _words(meta)
             cls = np.searchsorted(caps, n)
             pool[at : at + n] = old[offset : offset + n]
-            table[i, 1] = _pack(at, n, cls, meta & np.uint64(1))
+            table[i, 1] = _pack(at, n, cls, _flags(meta))
             at += caps[cls]
     free[:] = -1
     state[USED] = at
@@ -670,9 +719,12 @@ def sweep(
     hour: Any,
     start: Any,
     stop: Any,
+    every_list: Any,
 ) -> Any:
-    """Drops keys that no window reaches at ``hour`` and merges the tiles of the others, in the places [start, stop)."""
+    """Drops keys that no window reaches at ``hour`` and merges the tiles of the others, in the places [start, stop):
+    of the lists that are due, or of all."""
     state[NEWEST] = max(state[NEWEST], hour)
+    turn = (state[NEWEST] - slack) // _every(grain)
     dropped = 0
     last = len(grain) - 1
     i = start
@@ -681,6 +733,9 @@ def sweep(
             i += 1
             continue
         meta = table[i, 1]
+        if not every_list and (turn - np.int64(_flags(meta) >> np.uint64(1))) & 127 > _FAR_TURNS:
+            i += 1
+            continue
         offset, n, cls = _offset(meta), _words(meta), _class(meta)
         newest = _hour(pool[offset + n - 1])
         left = 0
@@ -700,7 +755,8 @@ def sweep(
             pool[to : to + left] = pool[offset : offset + left]
             _release(pool, free, offset, cls)
             offset, cls = to, smaller
-        table[i, 1] = _pack(offset, left, cls, meta & np.uint64(1))
+        due = _due(pool, offset, left, state[NEWEST] - slack, slack, grain, reach)
+        table[i, 1] = _pack(offset, left, cls, np.uint64(due) << np.uint64(1) | meta & np.uint64(1))
         i += 1
     return dropped
 
@@ -737,7 +793,8 @@ def list_sizes(
             for j in range(offset, offset + left):
                 sizes[i] += _hour(pool[j]) != before
                 before = _hour(pool[j])
-            table[places[i], 1] = _pack(offset, max(left, 1), cls, np.uint64(0) if settle else meta & np.uint64(1))
+            flags = _flags(meta) & np.uint64(0xFE) if settle else _flags(meta)
+            table[places[i], 1] = _pack(offset, max(left, 1), cls, flags)
 
 
 @_compiled
@@ -779,6 +836,9 @@ def scatter(
     free: Array,
     state: Array,
     caps: Array,
+    grain: Array,
+    reach: Array,
+    slack: Any,
     keys: Array,
     sizes: Array,
     words: Array,
@@ -827,8 +887,8 @@ def scatter(
         for row in range(cursor[1], cursor[1] + rows):
             at += _write_words(tiles, row, pool, at)
         cursor[1] += rows
-        table[i, 1] = _pack(offset, n, cls, 0)
         state[NEWEST] = max(state[NEWEST], _hour(pool[offset + n - 1]))
+        table[i, 1] = _pack(offset, n, cls, _due(pool, offset, n, state[NEWEST] - slack, slack, grain, reach) << 1)
 
 
 @_compiled

@@ -61,6 +61,9 @@ SLACK_H = 3
 """Tiles are merged this much later than they could be, so that a reader whose clock is behind the newest event by up to
 three hours still gets every window by its definition."""
 
+_TURNS = 32
+"""Of sweeping that may be left out: after more, a list's 7 bits do not tell whether it is due."""
+
 _EVER = -(1 << 40)  # "newest hour" of a store that has seen nothing
 UNIT = 1 << 24
 """What an event of age 0 weighs in decayed counts."""
@@ -130,6 +133,7 @@ class TileStore:
         self._pool: U64 = np.empty(1024 + 4 * int(self._caps[-1]), np.uint64)
         self._free = np.full(len(self._caps), -1, np.int64)
         self._state = np.array([0, 0, _EVER], np.int64)
+        self._swept: int | None = None  # turn of the last whole sweep
 
     @classmethod
     def of(cls, windows: Windows, arrays: Mapping[str, Array] | None = None) -> TileStore:
@@ -263,14 +267,24 @@ class TileStore:
 
     def expire(self, now_ms: int) -> int:
         """Drops keys whose windows are all empty at ``now_ms``, merges the tiles of the rest; returns how many went."""
-        return self.sweep(now_ms, 0.0, 1.0)
+        return self._sweep(now_ms, 0.0, 1.0, every_list=True)
 
     def sweep(self, now_ms: int, start: float, stop: float) -> int:
-        """:meth:`expire` for a share of the keys: the part [start, stop) of the table, both between 0 and 1."""
+        """:meth:`expire` for a share of the keys: the part [start, stop) of the table, both between 0 and 1. Looks at
+        the lists only that have something to merge or to drop since the last part up to 1."""
+        turn = self._turn(now_ms)
+        found = self._sweep(now_ms, start, stop, every_list=self._swept is None or turn - self._swept > _TURNS)
+        if stop >= 1:
+            self._swept = turn
+        return found
+
+    def _turn(self, now_ms: int) -> int:
+        return (max(int(self._state[NEWEST]), now_ms // HOUR_MS) - SLACK_H) // self.sweep_hours
+
+    def _sweep(self, now_ms: int, start: float, stop: float, *, every_list: bool) -> int:
         size = len(self._table)
-        return int(
-            kernels.sweep(*self._arena(), now_ms // HOUR_MS, int(start * size), size if stop >= 1 else int(stop * size))
-        )
+        first, last = int(start * size), size if stop >= 1 else int(stop * size)
+        return int(kernels.sweep(*self._arena(), now_ms // HOUR_MS, first, last, every_list))
 
     def keys(self) -> U64:
         """All keys, in no particular order."""
@@ -281,7 +295,7 @@ class TileStore:
         """A copy that shares nothing; as fast as memory is."""
         other = TileStore(self.days, self.actions, self.half_lives, self.sums)
         other._table, other._free, other._state = self._table.copy(), self._free.copy(), self._state.copy()
-        other._pool = self._pool[: self._state[USED]].copy()
+        other._pool, other._swept = self._pool[: self._state[USED]].copy(), self._swept
         return other
 
     def to_arrays(self) -> dict[str, Array]:
@@ -373,8 +387,7 @@ class TileStore:
             raise StoreError(f"a list of {words.max()} words, more than windows of {self.days} days have", _REMEDY)
         cursor = np.zeros(2, np.int64)
         while True:
-            store = (self._table, self._shift, self._pool, self._free, self._state, self._caps)
-            kernels.scatter(*store, keys, sizes, words, tiles, cursor)
+            kernels.scatter(*self._arena(), keys, sizes, words, tiles, cursor)
             if cursor[0] == len(keys):
                 return
             self._grow(1)

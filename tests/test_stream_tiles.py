@@ -339,3 +339,46 @@ def test_an_action_that_the_store_does_not_have_is_refused(action: int) -> None:
 def test_a_run_that_descends_is_refused() -> None:
     with pytest.raises(ValueError, match="sort"):
         TileStore(DAYS, A).run(np.ones((2, 1), np.uint64), np.array([T0, T0 - 1]), np.zeros(2, np.uint8))
+
+
+def words_held(store: TileStore) -> dict[int, int]:
+    """How many words each key's list has, unmerged tiles among them."""
+    used = store._table[store._table[:, 0] != 0]
+    return dict(zip(used[:, 0].tolist(), (used[:, 1] >> np.uint64(16) & np.uint64(0xFFFF)).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("days", [(1,), (1, 3, 5, 7, 15, 30), (2, 40)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sweep_of_what_is_due_does_what_a_look_at_every_list_does(days: tuple[int, ...], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    due, every = TileStore(days, A), TileStore(days, A)
+    hour, swept, some, ended = T0 // HOUR, 0, 0, 0
+    for _ in range(400):
+        hour += int(rng.choice([1, 2, 5, 30, 24 * 9], p=[0.6, 0.2, 0.1, 0.09, 0.01]))
+        keys = rng.integers(1, 300, 40).astype(np.uint64)
+        ts = hour * HOUR + np.sort(rng.integers(0, HOUR, 40))
+        for store in (due, every):
+            store.add(keys, ts, np.zeros(40, np.uint8))
+        turn = (hour - SLACK_H) // due.sweep_hours
+        if turn > swept:
+            swept = turn
+            before = len(due)
+            for part in range(4):
+                due.sweep(hour * HOUR, part / 4, (part + 1) / 4)
+            every.expire(hour * HOUR)
+            assert words_held(due) == words_held(every)
+            some, ended = some + 1, ended + before - len(due)
+    assert some > 50
+    assert ended > 0 or days[-1] > 1
+    assert due.export(due.keys()) == every.export(due.keys())
+
+
+def test_after_a_long_sleep_a_sweep_looks_at_everything() -> None:
+    store = TileStore(DAYS, A)
+    keys = np.arange(1, 100, dtype=np.uint64)
+    store.add(keys, np.full(99, T0), np.zeros(99, np.uint8))
+    store.sweep(T0 + 3 * HOUR, 0.0, 1.0)
+    for months in range(2, 9):
+        other = store.copy()
+        assert other.sweep(T0 + months * 31 * DAY + months * 17 * HOUR, 0.0, 1.0) == 99
+        assert len(other) == 0
