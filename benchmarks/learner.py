@@ -4,10 +4,10 @@ One data set for all: 30 categorical fields, 100,000 rows, ids drawn by populari
 batch 4,096. A step is all that learning takes: forward, guards, backward, optimisers, tables; Millrace also averages
 its weights, marks the rows touched, and gives out its changes once a pass, as for a publication.
 
-Contestants take turns, each with the same batches in the same order; the first turn warms up. Rates are medians,
+Contestants take turns, each with the same batches in the same order; a first turn warms up. Rates are medians,
 ratios are medians of the ratios within a turn. The main figures are of *one thread, by CPU time*: what one core does,
 whatever else the machine is doing (the learner's service takes half of the cores). "all cores" is the same by the wall
-clock, and means something on an idle machine only.
+clock, and is measured on an idle machine only.
 
 Peers have their own training (DeepCTR-Torch's ``fit``; torch-rechub's trainer without its data loader, with tensors
 made beforehand) and more than their defaults: no regularisation, torch-rechub the fused Adam. Millrace's matrix
@@ -237,20 +237,37 @@ class Result:
         return max(names, key=self.rate, default=None)
 
 
-def race(contestants: dict[str, Any], clock: Callable[[], float], turns: int, test: Data, say: Say) -> Result:
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
+def race(contestants: dict[str, Any], test: Data, say: Say) -> Result:
+    """By the CPU time of one thread. The first turn warms up, and is the pass after which the AUC is taken."""
     merit: dict[str, float] = {}
-    for turn in range(turns + 1):
+    for name, contestant in contestants.items():
+        contestant.run()
+        if hasattr(contestant, "score"):
+            merit[name] = auc(contestant.score(test), test.y)
+            say(f"AUC after one pass: {name} {merit[name]:.4f}")
+    return Result(take_turns(contestants, time.process_time, TURNS, say), merit)
+
+
+def race_on_all_cores(contestants: dict[str, Any], say: Say) -> Result | None:
+    """By the wall clock, of contestants that are warm. None if others are using the cores."""
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] - 1  # but for this process
+    if load > 0.3 * cores:
+        say(f"figures for all cores are left out: {load:.1f} other processes are running on {cores} cores")
+        return None
+    with threads(cores):
+        return Result(take_turns(contestants, time.perf_counter, TURNS_ALL, say), {})
+
+
+def take_turns(contestants: dict[str, Any], clock: Callable[[], float], turns: int, say: Say) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(1, turns + 1):
         for name, contestant in contestants.items():
             began = clock()
             contestant.run()
-            rate = ROWS / (clock() - began)
-            if turn == 0 and hasattr(contestant, "score"):
-                merit[name] = auc(contestant.score(test), test.y)
-            if turn:
-                rates[name].append(rate)
-                say(f"turn {turn}: {name} {rate:,.0f} rows/s")
-    return Result(rates, merit)
+            rates[name].append(ROWS / (clock() - began))
+            say(f"turn {turn}: {name} {rates[name][-1]:,.0f} rows/s")
+    return rates
 
 
 def peers(data: Data, say: Say) -> dict[str, Any]:
@@ -276,9 +293,7 @@ def wide_deep(data: Data, test: Data, products: str, say: Say) -> Figures:
     if products != "float32":
         own["wide_deep float32"] = Ours(data, "wide_deep")
     others = peers(data, say)
-    one = race({**own, **others}, time.process_time, TURNS, test, say)
-    for name, value in one.auc.items():
-        say(f"AUC after one pass: {name} {value:.4f}")
+    one = race({**own, **others}, test, say)
     peer = one.fastest(n for n in others if n != AUTOCAST)
     figures = [figure(name, one.rate(name), "rows/s", peer, one.ratio(name, peer) if peer else None) for name in own]
     if AUTOCAST in others:
@@ -293,11 +308,17 @@ def wide_deep(data: Data, test: Data, products: str, say: Say) -> Figures:
         )
     figures += [figure(f"wide_deep {name}", one.rate(name), "rows/s") for name in others]
     figures += [figure(f"auc {name}", value, "AUC") for name, value in one.auc.items()]
-    with threads(os.cpu_count() or 1):
-        wall = race({**own, **others}, time.perf_counter, TURNS_ALL, test, say)
-    return figures + [
-        figure(f"{name}, all cores", wall.rate(name), "rows/s", peer, wall.ratio(name, peer) if peer else None)
-        for name in own
+    wall = race_on_all_cores({**own, **others}, say)
+    return figures + on_all_cores(wall, list(own), peer)
+
+
+def on_all_cores(wall: Result | None, names: list[str], against: str | None) -> Figures:
+    if wall is None:
+        return []
+    ratios = [wall.ratio(name, against) if against else None for name in names]
+    return [
+        figure(f"{name}, all cores", wall.rate(name), "rows/s", against, ratio)
+        for name, ratio in zip(names, ratios, strict=True)
     ]
 
 
@@ -309,14 +330,13 @@ def wide_resnet(data: Data, test: Data, say: Say) -> Figures:
         "wide_resnet_bn default": Ours(data, "wide_resnet_bn"),
         "dense_part": DensePart(data),
     }
-    one = race(bouts, time.process_time, TURNS, test, say)
-    with threads(os.cpu_count() or 1):
-        wall = race(bouts, time.perf_counter, TURNS_ALL, test, say)
+    one = race(bouts, test, say)
+    wall = race_on_all_cores(bouts, say)
     own = [n for n in bouts if n != "dense_part"]
     return [
         *(figure(n, one.rate(n), "rows/s", "dense_part", one.ratio(n, "dense_part")) for n in own),
         figure("dense_part", one.rate("dense_part"), "rows/s"),
-        *(figure(f"{n}, all cores", wall.rate(n), "rows/s", "dense_part", wall.ratio(n, "dense_part")) for n in own),
+        *on_all_cores(wall, own, "dense_part"),
     ]
 
 

@@ -1,11 +1,11 @@
-"""Training passes of Wide&Deep and Wide&ResNet written out: forward and backward without autograd.
+"""The passes of Wide&Deep and Wide&ResNet written out: forward, backward without autograd, and forward to score.
 
 ::
 
     x (B, I) ──ahead──► logits (B,)            what the way back needs is kept in a workspace, used again by every batch
     d loss / d x (B, E) ◄──back── slope (B,)   each parameter's gradient is written where ``p.grad`` points
 
-The networks' ``forward`` stays the definition: scoring goes through it, tests hold these passes against it.
+The networks' ``forward`` stays the definition: tests hold these passes against it.
 What is gained: fresh memory for every intermediate (as dear as a product at thousands of rows), nodes and small
 operators (dear at a hundred), and the input gradient of the number columns, which nobody wants.
 """
@@ -95,6 +95,10 @@ class Pass(Protocol):
         first columns; the rest means nothing."""
         ...
 
+    def answer(self, x: Tensor, room: Workspace) -> Floats:
+        """Logits (B,) in evaluation mode, in float32; writes to ``room`` alone, so several threads may ask at once."""
+        ...
+
 
 def pass_of(network: Network, half: bool = False) -> Pass | None:
     """The written-out pass of a network; None if there is none for it. ``half``: products in bfloat16."""
@@ -109,19 +113,20 @@ def pass_of(network: Network, half: bool = False) -> Pass | None:
 
 
 @torch.no_grad()
-def numbers_ahead(network: Network, numbers: Floats, out: Floats, at: int) -> None:
-    """``network.scale`` in training, of numbers (B, N), into the columns of ``out`` from ``at`` on."""
+def scale_numbers(network: Network, numbers: Floats, out: Floats, at: int, training: bool) -> None:
+    """``network.scale`` of numbers (B, N), in either mode, into the columns of ``out`` from ``at`` on."""
     norm = network.scale
     if not isinstance(norm, InputNorm):
         out[:, at : at + numbers.shape[1]] = numbers
         return
-    rows = np.float32(len(numbers))
-    mean, var = (np.empty(numbers.shape[1], np.float32) for _ in range(2))
-    passes.sums(numbers, mean)
-    mean /= rows
-    passes.squares(numbers, mean, var)
-    var /= rows
-    norm.mix(len(numbers), torch.from_numpy(mean), torch.from_numpy(var))
+    if training:
+        rows = np.float32(len(numbers))
+        mean, var = (np.empty(numbers.shape[1], np.float32) for _ in range(2))
+        passes.sums(numbers, mean)
+        mean /= rows
+        passes.squares(numbers, mean, var)
+        var /= rows
+        norm.mix(len(numbers), torch.from_numpy(mean), torch.from_numpy(var))
     factor = 1 / np.sqrt(_array(norm.var) + np.float32(EPSILON))
     passes.standardise(numbers, _array(norm.mean), factor, np.float32(BOUND), out, at)
 
@@ -181,6 +186,15 @@ class DeepPass:
         return self.logit.ahead(self._a[-1])
 
     @torch.no_grad()
+    def answer(self, x: Tensor, room: Workspace) -> Floats:
+        for k, layer in enumerate(self.layers):
+            a = room.take(f"a{k}", len(x), layer.out_features)
+            torch.mm(x, layer.weight.t(), out=a)
+            passes.bias_relu(_array(a), _array(layer.bias))
+            x = a
+        return self.logit.ahead(x)
+
+    @torch.no_grad()
     def back(self, slope: Floats, columns: int) -> Tensor:
         a = self._a
         grad = self._room.take(f"grad{len(self.layers)}", *a[-1].shape)
@@ -235,6 +249,13 @@ class _Norm:
             self._mean, self._inverse = running.copy(), 1 / np.sqrt(_array(norm.var) + np.float32(EPSILON))
         gamma, beta = _array(norm.gamma), _array(norm.beta)
         passes.scale(x, self._mean, gamma * self._r * self._inverse, gamma * self._d + beta, relu, out)
+
+    def answer(self, x: Floats, bias: Floats | None, relu: bool, out: Floats) -> None:
+        """``out`` of ``x + bias`` by the running statistics."""
+        norm = self.norm
+        mean = _array(norm.mean) if bias is None else _array(norm.mean) - bias
+        factor = _array(norm.gamma) / np.sqrt(_array(norm.var) + np.float32(EPSILON))
+        passes.scale(x, mean, factor, _array(norm.beta), relu, out)
 
     def back(self, grad: Floats, x: Floats, total: Floats) -> None:
         """Turns ``grad`` of y, whose sum over rows is ``total`` (C,), into that of x."""
@@ -299,6 +320,32 @@ class _Unit:
         self._h, self._y = h, y
         return y
 
+    def answer(self, x: Tensor, room: Workspace) -> Tensor:
+        """The same in evaluation mode."""
+        unit, norm, placement = self.unit, self.norm, self.placement
+        b1, b2 = _array(unit.w1.bias), _array(unit.w2.bias)
+        below = x
+        if norm is not None and placement == "pre":
+            below = room.take("normed", *x.shape)
+            norm.answer(_array(x), None, False, _array(below))
+        hidden = room.take("h", len(x), unit.w1.out_features)
+        torch.mm(below, unit.w1.weight.t(), out=hidden)
+        h = _array(hidden)
+        if norm is not None and placement == "inner":
+            norm.answer(h, b1, True, h)
+        else:
+            passes.bias_relu(h, b1)
+        out = room.take(f"{self.name}.y", *x.shape)
+        torch.addmm(x, hidden, unit.w2.weight.t(), out=out)
+        y = _array(out)
+        if placement == "inner":
+            passes.bias_relu(y, b2)
+        elif placement == "pre":
+            y += b2
+        elif norm is not None:
+            norm.answer(y, b2, True, y)
+        return out
+
     def back(self, grad: Tensor, columns: int) -> None:
         """Turns ``grad`` of y (B, I) into that of x, in its first columns at least."""
         unit, norm, x, h = self.unit, self.norm, self._x, self._h
@@ -358,6 +405,12 @@ class ResNetPass:
         for unit in self.units:
             x = unit.ahead(x)
         self._last = x
+        return self.logit.ahead(x)
+
+    @torch.no_grad()
+    def answer(self, x: Tensor, room: Workspace) -> Floats:
+        for unit in self.units:
+            x = unit.answer(x, room)
         return self.logit.ahead(x)
 
     @torch.no_grad()

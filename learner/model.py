@@ -30,7 +30,7 @@ from learner.kernels import EMPTY
 from learner.models import Columns, Network, network_of
 from learner.sampling import chosen, fake_negative_weights
 from learner.spec import Spec, read_spec
-from learner.step import Gradient, embeddings, step_of
+from learner.step import Answer, Gradient, set_mode, step_of
 from learner.table import Block, Rates, ServingTable, SparseTable
 from millrace.errors import SnapshotError
 from millrace.hashing import salt
@@ -89,23 +89,15 @@ def _wide(blocks: Sequence[Block], size: int, base: float) -> Floats:
     return wide
 
 
-def _set_mode(network: Network, training: bool) -> None:
-    if network.training is not training:  # train() visits every module
-        network.train(training)
-
-
-def _score(inputs: Inputs, network: Network, tables: Mapping[str, Any], cat: Ids, num: Floats) -> Floats:
+def _score(inputs: Inputs, answer: Answer, tables: Mapping[str, Any], cat: Ids, num: Floats) -> Floats:
     """Probabilities (B,) in evaluation mode. ``tables`` have ``read``."""
     if not len(cat):
         return np.empty(0, np.float32)
     num, _ = inputs.finite(num)
-    cat, num = _bucketed(inputs, network, cat, num), inputs.plain(num)
+    cat, num = _bucketed(inputs, answer.network, cat, num), inputs.plain(num)
     blocks = [tables[g.name].read(inputs.ids(g, cat)) for g in inputs.groups]
-    _set_mode(network, False)
-    wide = _wide(blocks, len(cat), inputs.prior_logit)
-    with torch.inference_mode():
-        logits = network(embeddings(inputs, blocks, len(cat)), torch.from_numpy(num))
-        out: Floats = torch.sigmoid(logits + torch.from_numpy(wide)).numpy()
+    logit = answer.logits(blocks, num) + _wide(blocks, len(cat), inputs.prior_logit)
+    out: Floats = torch.sigmoid(torch.from_numpy(logit)).numpy()
     return out
 
 
@@ -140,6 +132,7 @@ class OnlineModel:
         self.sample = Sample(len(self._inputs.bucket_columns))
         self.guard = LossGuard(s.loss_ratio)
         self._step = step_of(self._inputs, self.network, s.products == "bfloat16")
+        self._answer = Answer(self._inputs, self.serving)
         self.newest_ms = 0  # newest exposure learnt from
         self._expired_min = 0
 
@@ -167,7 +160,7 @@ class OnlineModel:
 
     def score(self, cat: Ids, num: Floats) -> Floats:
         """Click probabilities (n,) of feature rows cat (n, F), num (n, N). Reads only; unknown ids read as zero."""
-        return _score(self._inputs, self.serving, self.tables, cat, num)
+        return _score(self._inputs, self._answer, self.tables, cat, num)
 
     def knows(self, field: str, cat: Ids) -> NDArray[np.bool_]:
         """Whether there is a row for the (first) id that each row of cat (n, F) has in a categorical field. (n,)"""
@@ -200,7 +193,7 @@ class OnlineModel:
         cat, num = _bucketed(self._inputs, self.network, batch.cat, finite), self._inputs.plain(finite)
         blocks = [self.tables[g.name].read(self._inputs.ids(g, cat), True) for g in self._inputs.groups]
 
-        _set_mode(self.network, True)
+        set_mode(self.network, training=True)
         before = self.dense.buffers.clone()
         # With negatives left out the stream has more clicks: ln w stands in for them while learning, and only then, so
         # the rest of the model (and what is served) is of the whole stream.
@@ -309,7 +302,8 @@ class OnlineModel:
             ) from None
         if seed != self.seed:  # first values of rows depend on it
             fresh = self._reseeded(fresh, seed)
-        self.network, self.serving, self._step = fresh.network, fresh.serving, fresh._step
+        self.network, self.serving = fresh.network, fresh.serving
+        self._step, self._answer = fresh._step, fresh._answer
         self.dense, self.tables, self.sample, self.guard = fresh.dense, fresh.tables, fresh.sample, fresh.guard
         self.seed, self.newest_ms, self._expired_min = seed, newest, expired
 
@@ -340,6 +334,7 @@ class ServingModel:
         for parameter in self.network.parameters():
             parameter.requires_grad_(False)
         self._dense = tensors_of(self.network)
+        self._answer = Answer(self._inputs, self.network)
         self.tables = {g.name: ServingTable(g.width, full.max_rows) for g in self._inputs.groups}
 
     @classmethod
@@ -383,4 +378,4 @@ class ServingModel:
 
     def score(self, cat: Ids, num: Floats) -> Floats:
         """Click probabilities (n,) of feature rows cat (n, F), num (n, N). Reads only; unknown ids read as zero."""
-        return _score(self._inputs, self.network, self.tables, cat, num)
+        return _score(self._inputs, self._answer, self.tables, cat, num)

@@ -6,6 +6,7 @@ Two ways with the same result (to rounding): :class:`WrittenStep` where learner/
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner import kernels
-from learner.byhand import Pass, Workspace, numbers_ahead, pass_of
+from learner.byhand import Pass, Workspace, pass_of, scale_numbers
 from learner.inputs import Inputs
 from learner.models import Network
 from learner.table import Block
@@ -75,6 +76,37 @@ def embeddings(inputs: Inputs, blocks: Sequence[Block], size: int) -> list[Tenso
     ]
 
 
+class Answer:
+    """The network's logits in evaluation mode. Reads only; several threads may ask at once."""
+
+    def __init__(self, inputs: Inputs, network: Network) -> None:
+        self.inputs, self.network = inputs, network
+        self._written = pass_of(network)
+        self._own = threading.local()
+
+    def logits(self, blocks: Sequence[Block], num: Floats) -> Floats:
+        """(B,)"""
+        if self._written is None:
+            set_mode(self.network, training=False)
+            with torch.inference_mode():
+                out: Floats = self.network(embeddings(self.inputs, blocks, len(num)), torch.from_numpy(num)).numpy()
+            return out
+        room: Workspace | None = getattr(self._own, "room", None)
+        if room is None:
+            room = self._own.room = Workspace()
+        x = room.take("x", len(num), self.network.shape.flat)
+        pool(self.inputs, blocks, x.numpy())
+        if self.network.shape.numbers:
+            scale_numbers(self.network, num, x.numpy(), self.inputs.deep_columns, False)
+        return self._written.answer(x, room)
+
+
+def set_mode(network: Network, training: bool) -> None:
+    """Training or evaluation mode, where it is not the one already: to set it visits every module."""
+    if network.training is not training:
+        network.train(training)
+
+
 class WrittenStep:
     def __init__(self, inputs: Inputs, network: Network, written: Pass) -> None:
         self.inputs, self.network, self.written = inputs, network, written
@@ -84,7 +116,7 @@ class WrittenStep:
         x = self._room.take("x", len(num), self.network.shape.flat)
         pool(self.inputs, blocks, x.numpy())
         if self.network.shape.numbers:
-            numbers_ahead(self.network, num, x.numpy(), self.inputs.deep_columns)
+            scale_numbers(self.network, num, x.numpy(), self.inputs.deep_columns, True)
         return self.written.ahead(x)
 
     def back(self, slope: Floats) -> list[Gradient]:

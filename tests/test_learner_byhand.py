@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from learner import passes
-from learner.byhand import Workspace, numbers_ahead, pass_of
+from learner.byhand import Workspace, pass_of, scale_numbers
 from learner.model import OnlineModel
 from learner.models import Shape, network_of
 from learner.models.base import Network
@@ -83,16 +83,39 @@ def test_pass_equals_autograd(name: str, rows: int) -> None:
             np.testing.assert_allclose(new.numpy(), old.numpy(), rtol=1e-4, atol=1e-6, err_msg=what)
 
 
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_answers_are_those_of_the_network(name: str) -> None:
+    """In evaluation mode, with running statistics that are not those of the start; nothing of the network changes."""
+    net = network(SPECS[name])
+    net.train()
+    x = 2 * torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(0)) + 1
+    by_autograd(net, x, torch.ones(60))
+    net.eval()
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    written, room = pass_of(net), Workspace()
+    assert written is not None
+    for rows in (60, 3, 1):
+        embeddings = (x[:rows, :12].view(-1, 3, 4), x[:rows, 12:18].view(-1, 2, 3))
+        with torch.no_grad():
+            want = net(embeddings, x[:rows, 18:])
+        np.testing.assert_allclose(written.answer(x[:rows], room), want, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+
+
 @pytest.mark.parametrize("numerics", ["squash", "none"])
 @pytest.mark.parametrize("rows", [1, 300])
-def test_numbers_are_scaled_as_by_the_network(numerics: str, rows: int) -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_numbers_are_scaled_as_by_the_network(numerics: str, rows: int, training: bool) -> None:
     oracle, own = (network({"model": "wide_deep", "numerics": numerics}) for _ in range(2))
-    oracle.train()
+    for net in (oracle, own):
+        net.train()
+        net.scale(2 + 3 * torch.randn(50, NUMBERS, generator=torch.Generator().manual_seed(0)))
+    oracle.train(training)
     rng = np.random.default_rng(0)
     for _ in range(3):
         numbers = rng.lognormal(2, 3, (rows, NUMBERS)).astype(np.float32)
         out = np.full((rows, WIDTH), 7, np.float32)
-        numbers_ahead(own, numbers, out, WIDTH - NUMBERS)
+        scale_numbers(own, numbers, out, WIDTH - NUMBERS, training)
         np.testing.assert_allclose(out[:, -NUMBERS:], oracle.scale(torch.from_numpy(numbers)), rtol=1e-3, atol=1e-5)
         assert (out[:, :-NUMBERS] == 7).all()
         for (what, old), new in zip(oracle.named_buffers(), own.buffers(), strict=True):
