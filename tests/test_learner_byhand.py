@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from learner import passes
 from learner.byhand import Workspace, pass_of, scale_numbers
-from learner.model import OnlineModel
+from learner.model import OnlineModel, ServingModel
 from learner.models import Shape, network_of
 from learner.models.base import Network
 from learner.models.wide_resnet import Residual
@@ -208,3 +210,36 @@ def test_workspace_hands_out_the_same_memory() -> None:
     assert room.take("a", 5, 8).data_ptr() == first.data_ptr()
     assert room.take("b", 10, 4).data_ptr() != first.data_ptr()
     assert room.take("a", 11, 4).shape == (11, 4)
+
+
+@pytest.mark.parametrize("model", ["wide_deep", "wide_resnet_bn"])
+def test_products_in_bfloat16_round_and_no_more(model: str) -> None:
+    """Losses stay within what eight bits leave, weights are not the same, and equal runs have equal bits."""
+    spec = {"hidden": [32, 16], "width": 8, "model": model}
+    exact, half, again = (OnlineModel(SCHEMA, {**spec, "products": p}, 0) for p in ("float32", "bfloat16", "bfloat16"))
+    for i in range(20):
+        batch = make_samples(64, i)
+        loss = exact.learn(batch).loss
+        assert half.learn(batch).loss == pytest.approx(loss, rel=0.02)
+        again.learn(batch)
+    assert not torch.equal(exact.dense.weights, half.dense.weights)
+    assert torch.equal(again.dense.weights, half.dense.weights)
+    probe = make_samples(300, 99)
+    np.testing.assert_allclose(exact.score(probe.cat, probe.num), half.score(probe.cat, probe.num), atol=0.03)
+
+
+def test_threads_may_score_at_once() -> None:
+    """Each has memory of its own: answers are those given alone."""
+    model = OnlineModel(SCHEMA, {"model": "wide_resnet_bn"}, 0)
+    model.learn(make_samples(200, 0))
+    serving = ServingModel.of(SCHEMA, model.spec, model.snapshot()[0])
+    probes = [make_samples(400, i) for i in range(2)]
+    alone = [serving.score(p.cat, p.num) for p in probes]
+    together = threading.Barrier(2)
+
+    def ask(k: int) -> bool:
+        together.wait()
+        return all(np.array_equal(serving.score(probes[k].cat, probes[k].num), alone[k]) for _ in range(100))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(ask, range(2)))
