@@ -324,10 +324,10 @@ def on_all_cores(wall: Result | None, names: list[str], against: str | None) -> 
 
 def wide_resnet(data: Data, test: Data, say: Say) -> Figures:
     """Wide&ResNet+BN, all of it, against its dense part alone in plain torch; both in float32. With batch norm after
-    the addition, as that part has it; and the default, with renormalisation inside the unit."""
+    the addition, as that part has it; and as it comes, with renormalisation inside the unit."""
     bouts = {
         "wide_resnet_bn": Ours(data, "wide_resnet_bn", norm="batch", placement="post"),
-        "wide_resnet_bn default": Ours(data, "wide_resnet_bn"),
+        "wide_resnet_bn renorm": Ours(data, "wide_resnet_bn"),
         "dense_part": DensePart(data),
     }
     one = race(bouts, test, say)
