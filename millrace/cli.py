@@ -187,7 +187,7 @@ def experiment(
     Parameters
     ----------
     name
-        models: all of them, on raw and scaled inputs. rounds: frozen, more epochs, rounds, retrained, micro-batches.
+        models: all of them, on raw and scaled inputs. rounds: ways of keeping up from one start.
     log
         An exposure log (default: one that the simulator writes for this).
     schema

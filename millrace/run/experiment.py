@@ -2,9 +2,9 @@
 
 ``models``  every model, trained on the first days in one pass, measured on training and on test days: once on raw
             statistics, as the original fed them, once on well-scaled inputs (``log1p``, mean 0, variance 1).
-``rounds``  a model trained on the days before the target date, then kept up in five ways through the days after it:
-            frozen, daily incremental rounds, micro-batches, batch retraining each day, more epochs on the old data
-            (:mod:`millrace.run.rounds`).
+``rounds``  a model trained on the days before the target date, then kept up in six ways through the days after it:
+            frozen, daily incremental rounds, micro-batches, replay and batch retraining each day, more epochs on the
+            old data (:mod:`millrace.run.rounds`).
 
 Every run is repeated with several seeds; figures are means with 95% intervals (Student's t), comparisons are paired
 by seed. Where the world is known (a simulated log) the oracle's AUC is given beside them.
@@ -120,7 +120,7 @@ def _models(job: Job, model: OnlineModel, num: NDArray[np.float32]) -> dict[str,
 
 def _rounds(job: Job, model: OnlineModel, num: NDArray[np.float32]) -> dict[str, Any]:
     days = [_data.rows((day,)) for day in job.test]
-    scored = rounds.keep_up(model, _data, num, _data.rows(job.train), days)
+    scored = rounds.keep_up(model, _data, num, _data.rows(job.train), days, np.random.default_rng(job.seed))
     return {"ways": rounds.figures(scored, [np.array(_data.label[day]) for day in days])}
 
 

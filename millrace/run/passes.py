@@ -19,6 +19,15 @@ def learn(model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float3
     return [model.learn(batch).loss for batch in data.batches(rows, BATCH_ROWS, num)]
 
 
+def learn_shuffled(
+    model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32], rng: np.random.Generator
+) -> None:
+    """One pass in an order drawn from ``rng``, as a batch job over stored data makes it."""
+    order = rng.permutation(np.arange(rows.start, rows.stop))
+    for at in range(0, len(order), BATCH_ROWS):
+        model.learn(data.batch(np.sort(order[at : at + BATCH_ROWS]), num))
+
+
 def score(model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32], step: int = 1) -> Scores:
     """Probabilities of every ``step``-th row. Learns nothing."""
     parts = [

@@ -5,8 +5,12 @@
     training days ──► start ─┬─ frozen            scores every day
                              ├─ more epochs       two more passes over the training days, then scores every day
                              ├─ daily rounds      scores a day, then learns it: one incremental round a day
-                             ├─ retrained daily   scores a day, then begins anew and learns everything up to its end
+                             ├─ replayed daily    scores a day, then begins anew and learns all to its end, in time order
+                             ├─ retrained daily   the same, shuffled: the usual batch job
                              └─ micro-batches     scores some rows, then learns them
+
+"Replayed daily" takes the steps of "daily rounds", but for where a day's last batch is cut: it shows that a round loses
+nothing against beginning anew. What batch training may gain over both, by mixing its days, "retrained daily" shows.
 
 Nothing is learnt after the last test day, since nobody is scored afterwards.
 """
@@ -25,9 +29,9 @@ from learner.progressive import auc, log_loss
 from millrace.run import passes
 from millrace.run.dataset import Dataset
 from millrace.run.intervals import interval, rounded
-from millrace.run.passes import Scores, learn, progress, score
+from millrace.run.passes import Scores, learn, learn_shuffled, progress, score
 
-WAYS = ("frozen", "more epochs", "daily rounds", "retrained daily", "micro-batches")
+WAYS = ("frozen", "more epochs", "daily rounds", "replayed daily", "retrained daily", "micro-batches")
 EPOCHS = 3
 """Passes over the training days in all, for "more epochs"."""
 
@@ -36,13 +40,19 @@ Result = Mapping[str, Any]
 
 
 def keep_up(
-    model: OnlineModel, data: Dataset, num: NDArray[np.float32], train: slice, days: Sequence[slice]
+    model: OnlineModel,
+    data: Dataset,
+    num: NDArray[np.float32],
+    train: slice,
+    days: Sequence[slice],
+    rng: np.random.Generator,
 ) -> dict[str, list[Scores]]:
     """Each way's scores of each of ``days`` (rows), by an untrained ``model`` that learns ``train`` (rows) first.
 
     Every way departs from the same trained model (:meth:`~learner.model.OnlineModel.resume` goes on bit for bit), so
-    ways differ by what they do after it alone.
+    ways differ by what they do after it alone. ``rng`` draws the orders of "retrained daily".
     """
+    untrained = model.snapshot()
     # Where the last whole batch of the training ends: whoever learns more rows in one go cuts no batch short there.
     whole = _whole(train.start, train.stop)
     learn(model, data, slice(train.start, whole), num)
@@ -67,14 +77,20 @@ def keep_up(
     scored["more epochs"] = [score(model, data, day, num) for day in days]
 
     # One pass from the beginning to the end of some day takes the same steps as one to the end of an earlier day, up to
-    # the earlier one's last, incomplete batch. So one pass with a fork at each day's end retrains for all of them.
-    scored["retrained daily"] = [first]
+    # the earlier one's last, incomplete batch. So one pass with a fork at each day's end replays for all of them.
+    scored["replayed daily"] = [first]
     for past, day in pairwise(days):
         model.resume(*uncut)
         end = _whole(train.start, past.stop)
         learn(model, data, slice(whole, end), num)
         uncut, whole = model.snapshot(), end
         learn(model, data, slice(end, past.stop), num)
+        scored["replayed daily"].append(score(model, data, day, num))
+
+    scored["retrained daily"] = [first]
+    for past, day in pairwise(days):
+        model.resume(*untrained)
+        learn_shuffled(model, data, slice(train.start, past.stop), num, rng)
         scored["retrained daily"].append(score(model, data, day, num))
     return scored
 
