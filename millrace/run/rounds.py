@@ -5,8 +5,8 @@
     training days ──► start ─┬─ frozen            scores every day
                              ├─ more epochs       two more passes over the training days, then scores every day
                              ├─ daily rounds      scores a day, then learns it: one incremental round a day
-                             ├─ replayed daily    scores a day, then begins anew and learns all to its end, in time order
-                             ├─ retrained daily   the same, shuffled: the usual batch job
+                             ├─ replayed daily    scores a day, then begins anew and learns all to its end, in order
+                             ├─ retrained daily   the same, but shuffled: the usual batch job
                              └─ micro-batches     scores some rows, then learns them
 
 "Replayed daily" takes the steps of "daily rounds", but for where a day's last batch is cut: it shows that a round loses
