@@ -111,7 +111,8 @@ class Partition:
         self._changed_users: list[tuple[list[Id], Array, NDArray[np.uint64]]] = []  # users, (n,) whose, (n,) keys
         self._changed_items: list[NDArray[np.uint64]] = []
         self._profiles: dict[str, User] = {}
-        self._hashes: dict[Id, int] = {}
+        self._item_hashes: dict[Id, bytes] = {}  # value hashes, as samples carry them
+        self._user_hashes: dict[Id, int] = {}
         self._swept_turn, self._sweep_hour, self._sweep_at = -1, 0, _SWEEPS
         self._owners, self._ended = Owners(), False  # user-side keys; whether a sweep has dropped any key
 
@@ -187,15 +188,16 @@ class Partition:
             step.dead.append(Dead("future", detail, message, lost))
             return
         counts.add(_ACCEPTED[event.kind])
-        if event.ts_ms < self._join.watermark_ms:
+        join, ts = self._join, event.ts_ms
+        if ts < join.watermark_ms:
             step.late += 1
-        if event.ts_ms > self.newest_ms:
-            self.newest_ms = event.ts_ms
-            self._move(event.ts_ms, step)
+        if ts > self.newest_ms:
+            self.newest_ms = ts
+            self._move(ts, step)
         if isinstance(event, Exposure):
-            self._join.expose(event, message, step)
+            join.expose(event, message, step)
         else:
-            self._join.act(event, message, step)
+            join.act(event, message, step)
 
     def _impression(self, message: Message, step: Step, counts: _Counts) -> None:
         try:
@@ -213,20 +215,21 @@ class Partition:
         return self._arrays(decode_served(raw), raw)
 
     def _arrays(self, served: Served, raw: bytes) -> Impression:
-        known = self._hashes
-        items = served.items
+        known, users, items = self._item_hashes, self._user_hashes, served.items
         try:
-            hashes = np.fromiter(map(known.__getitem__, items), np.uint64, len(items))
+            hashes = b"".join(map(known.__getitem__, items))
         except KeyError:
             if len(known) > _KNOWN:
                 known.clear()
             for item in items:
                 if item not in known:
-                    known[item] = value_hash(item)
-            hashes = np.fromiter(map(known.__getitem__, items), np.uint64, len(items))
-        user = known.get(served.user_id)
+                    known[item] = value_hash(item).to_bytes(8, "little")
+            hashes = b"".join(map(known.__getitem__, items))
+        user = users.get(served.user_id)
         if user is None:
-            user = known[served.user_id] = value_hash(served.user_id)
+            if len(users) > _KNOWN:
+                users.clear()
+            user = users[served.user_id] = value_hash(served.user_id)
         return Impression(served, raw, user, hashes, self._shape)
 
     def _move(self, to_ms: int, step: Step) -> None:

@@ -39,7 +39,7 @@ class Served(Struct, frozen=True):
 
 
 class Impression:
-    """The arrays of a served page, n rows each. ``user`` is a value hash, ``item`` (n,) are some."""
+    """The arrays of a served page, n rows each, as bytes. ``user`` is a value hash, ``item`` has the items'."""
 
     __slots__ = (
         "arm",
@@ -57,17 +57,15 @@ class Impression:
         "version",
     )
 
-    def __init__(
-        self, served: Served, raw: bytes, user: int, item: NDArray[np.uint64], shape: tuple[int, int, int]
-    ) -> None:
+    def __init__(self, served: Served, raw: bytes, user: int, item: bytes, shape: tuple[int, int, int]) -> None:
         """``shape`` is (F, N, K). Raises ValueError when an array does not have it."""
         f, n_num, k = shape
         n = len(served.items)
-        for block, width in ((served.scores, 4), (served.keys, 8 * k), (served.cat, 8 * f), (served.num, 4 * n_num)):
-            if len(block) != n * width:
-                raise ValueError(f"an array of {len(block)} bytes for {n} rows of {width}")
+        found = len(served.scores), len(served.keys), len(served.cat), len(served.num)
+        if found != (4 * n, 8 * n * k, 8 * n * f, 4 * n * n_num):
+            raise ValueError(f"arrays of {found} bytes for {n} rows of {f} + {n_num} features and {k} keys")
         self.raw, self.items, self.n = raw, served.items, n
-        self.ts_ms, self.user_id, self.user, self.item = served.ts_ms, served.user_id, user, item.view(np.uint8).data
+        self.ts_ms, self.user_id, self.user, self.item = served.ts_ms, served.user_id, user, item
         self.version, self.arm = served.model_version, int(served.arm == "control")
         self.scores, self.keys, self.cat, self.num = served.scores, served.keys, served.cat, served.num
 
@@ -109,7 +107,7 @@ def runs_of(mask: int) -> tuple[Runs, int]:
     return tuple(runs), n
 
 
-def rows_of(blocks: Iterable[tuple[memoryview, int, int]], width: int, dtype: str) -> Array:
+def rows_of(blocks: Iterable[tuple[bytes | memoryview, int, int]], width: int, dtype: str) -> Array:
     """Rows [start, stop) of each block, one after another, (B, width) of ``dtype``; (B,) for a width of 0."""
     row = np.dtype(dtype).itemsize * (width or 1)
     out = bytearray().join([block[start * row : stop * row] for block, start, stop in blocks])
@@ -143,7 +141,7 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         page=each(page, np.int32),
         position=_positions([(a, b) for _, a, b in runs]),
         user=each((s.impression.user for s in sampled), np.uint64),
-        item=rows_of(((i.item, a, b) for i, a, b in runs), 0, "=u8"),
+        item=rows_of(((i.item, a, b) for i, a, b in runs), 0, "<u8"),
         ts_ms=each((s.ts_ms for s in sampled), np.int64),
         kind=kind,
         label=(kind > 0).astype(np.float32),
