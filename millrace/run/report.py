@@ -29,7 +29,7 @@ h1 { font-size: 1.6rem; margin: 0 0 .25rem } h2 { font-size: 1.1rem; margin: 2.5
 table { border-collapse: collapse; width: 100%; background: #fff; font-variant-numeric: tabular-nums }
 th, td { padding: .45rem .75rem; text-align: right; border-bottom: 1px solid #e4e8ea; white-space: nowrap }
 th { font-weight: 600; color: #5b6b76; font-size: .85rem } th:first-child, td:first-child { text-align: left }
-tr:last-child td { font-weight: 600; border-bottom: 0 }
+tr:last-child td { border-bottom: 0 } tr.total td { font-weight: 600 }
 figure { margin: 0 0 1.5rem } img { max-width: 100%; height: auto; background: #fff; display: block }
 figcaption { color: #5b6b76; font-size: .9rem; margin-top: .35rem }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.25rem; font-size: .9rem }
@@ -59,10 +59,8 @@ def write_report(
     parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="lead">{html.escape(_lead(report))}</p>']
     for name, value in report.items():
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
-            rows = list(value)
-            if name == "days" and isinstance(report.get("total"), Mapping):
-                rows.append({next(iter(rows[0])): "all days"} | dict(report["total"]))
-            parts.append(_table(name, rows))
+            total = report.get("total") if name == "days" else None
+            parts.append(_table(name, value, total if isinstance(total, Mapping) else None))
     if plots:
         parts.append("<h2>Plots</h2>")
     for plot in plots:
@@ -214,11 +212,15 @@ def _lead(report: Mapping[str, Any]) -> str:
     return " · ".join(f"{_cell(v)} {_words(k)}" for k, v in plain)
 
 
-def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(name: str, rows: Sequence[Mapping[str, Any]], total: Mapping[str, Any] | None = None) -> str:
     columns = [c for c in rows[0] if not (c.endswith("_ci") and c.removesuffix("_ci") in rows[0])]
     head = "".join(f"<th>{html.escape(_words(c))}</th>" for c in columns)
+    lines = [("<tr>", row) for row in rows]
+    if total is not None:
+        lines.append(('<tr class="total">', {columns[0]: "all days"} | dict(total)))
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(_figure_of(row, c))}</td>" for c in columns) + "</tr>" for row in rows
+        start + "".join(f"<td>{html.escape(_figure_of(row, c))}</td>" for c in columns) + "</tr>"
+        for start, row in lines
     )
     title = html.escape(_words(name).capitalize())
     return (
