@@ -75,11 +75,12 @@ class Policy:
 
 
 class Message(NamedTuple):
-    """One Kafka message of the partition."""
+    """One Kafka message of the partition. ``clock_ms`` is the event clock when it came to Kafka; None: not known."""
 
     topic: str
     offset: int
     raw: bytes
+    clock_ms: int | None = None
 
 
 class Part:
@@ -146,6 +147,11 @@ class LabelJoin:
         self.pending = 0
         self._gone: dict[str, tuple[int, int]] = {}  # dropped page -> (forget at, exposed), in order of dropping
         self._timers: list[tuple[int, int, str, int]] = []  # due, kind, request, part
+
+    @property
+    def due_ms(self) -> int | None:
+        """The watermark at which the next thing may fall due; None when nothing waits."""
+        return self._timers[0][0] if self._timers else None
 
     # ------------------------------------------------------------------ what comes in
 

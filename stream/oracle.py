@@ -87,7 +87,8 @@ class Oracle:
     def take(self, messages: Iterable[Message], now_ms: int) -> None:
         for message in messages:
             if message.topic == EVENTS:
-                self._event(message.raw, now_ms + self.policy.ahead_ms)
+                clock_ms = now_ms if message.clock_ms is None else min(now_ms, message.clock_ms)
+                self._event(message.raw, clock_ms + self.policy.ahead_ms)
             elif message.topic == IMPRESSIONS:
                 self._serve(message.raw)
 

@@ -99,6 +99,7 @@ class Partition:
         self.number, self.schema, self.policy = number, schema, policy
         self.offsets: dict[str, int] = {}
         self.newest_ms = 0
+        self.advance_ms: int | None = None  # an advance still to be made: the checkpoint was taken before it
         self._join = LabelJoin(policy)
         layout, windows = schema.layout, schema.windows
         self._shape = (layout.F, layout.N, layout.K)
@@ -141,18 +142,20 @@ class Partition:
         """Takes messages in the order given; those below ``offsets`` of their topic are in the state already.
 
         Args:
-            now_ms: the event clock, to recognise events from the future.
+            now_ms: the event clock, to recognise events from the future, where a message does not say what the clock
+                was when it came: read again later, it must be judged as it was.
         """
         step, out, counts = Step(), Output(), _Counts()
-        limit = now_ms + self.policy.ahead_ms
+        ahead_ms = self.policy.ahead_ms
         offsets = self.offsets
         for message in messages:
-            topic, offset, raw = message
+            topic, offset, raw, clock_ms = message
             if offset < offsets.get(topic, 0):
                 counts.add("skipped")
                 continue
             offsets[topic] = offset + 1
             if topic == EVENTS:
+                limit = ahead_ms + (now_ms if clock_ms is None or clock_ms > now_ms else clock_ms)
                 self._event(message, limit, step, counts)
             elif topic == IMPRESSIONS:
                 self._impression(message, step, counts)
@@ -168,10 +171,19 @@ class Partition:
                 raise ValueError(f"messages of the topic '{topic}' are not for a partition")
         return self._finish(step, out, counts)
 
+    def waits_for(self, now_ms: int) -> bool:
+        """Whether :meth:`advance` to ``now_ms`` may lead to something."""
+        due_ms = self._join.due_ms
+        return due_ms is not None and due_ms <= now_ms - self.policy.disorder_ms
+
     def advance(self, now_ms: int) -> Output:
         """Moves an idle partition's watermark to ``now_ms`` less the disorder. Call it only when nothing is left to
-        read: an event that was merely slow would be late afterwards."""
-        step = Step()
+        read: an event that was merely slow would be late afterwards.
+
+        No message says that the watermark moved here. Whoever recovers from checkpoints writes one before, with
+        ``freeze(advance_ms=now_ms)``.
+        """
+        step, self.advance_ms = Step(), None
         self._move(now_ms, step)
         return self._finish(step, Output(), _Counts())
 
@@ -255,7 +267,7 @@ class Partition:
         return out
 
     def _letter(self, dead: Dead) -> DeadLetter:
-        topic, offset, raw = dead.message
+        topic, offset, raw, _ = dead.message
         cut = len(raw) > MAX_RAW
         raw = raw[:MAX_RAW] if cut else raw
         return DeadLetter(dead.reason, dead.detail, topic, self.number, offset, dead.exposures, raw, cut)
@@ -353,15 +365,21 @@ class Partition:
 
     # ------------------------------------------------------------------ state
 
-    def freeze(self) -> Frozen:
+    def freeze(self, advance_ms: int | None = None) -> Frozen:
         """The state now, apart from what happens to the partition later; its :meth:`Frozen.to_bytes` may run in
-        another thread."""
+        another thread.
+
+        Args:
+            advance_ms: what :meth:`advance` will be called with before the next message is taken. Whoever reads the
+                checkpoint does so (:attr:`advance_ms`), and what follows is as it would have been.
+        """
         return Frozen(
             self._tiles.copy(),
             {
                 "form": FORM,
                 "schema": self.schema.id,
                 "number": self.number,
+                "advance_ms": advance_ms,
                 "offsets": dict(self.offsets),
                 "newest_ms": self.newest_ms,
                 "join": self._join.freeze(),
@@ -395,6 +413,7 @@ class Partition:
         try:
             self.offsets = head.offsets
             self.newest_ms = head.newest_ms
+            self.advance_ms = head.advance_ms
             self._join.thaw(head.join, self._read, decode_event)
             arrays = {name: np.frombuffer(head.tiles[name], dtype) for name, dtype in _ARRAYS.items()}
             self._tiles = TileStore.of(schema.windows, arrays)
@@ -456,6 +475,7 @@ class _Head(msgspec.Struct):
     items: memoryview
     tiles: dict[str, memoryview]
     owners: tuple[list[Id], memoryview, memoryview] = ([], memoryview(b""), memoryview(b""))
+    advance_ms: int | None = None
 
 
 _ARRAYS = {"keys": "<u8", "ends": "<i8", "packed": "u1", "changed": "u1", "newest": "<i8"}

@@ -96,6 +96,9 @@ class Slot:
     fresh: bool = False  # it began empty and nothing was published yet: all there is comes with its changes
     saving: bool = False
     gate: Gate = field(default_factory=Gate)  # events that wait for impressions to be read as far
+    advance_ms: int | None = None  # where the watermark of the idle partition will be moved, next of all
+    advance_saved: bool = False  # a checkpoint says so
+    waiting: list[Message] = field(default_factory=list)  # impressions and users that came meanwhile
     paused: bool = False
     beyond_since: float = 0.0  # monotonic time since which the topic ends before the checkpoint; 0: it does not
     sent: list[asyncio.Future[Any]] = field(default_factory=list)  # samples and dead letters not yet covered
@@ -137,9 +140,12 @@ class Worker:
         await self._room.wait()
         if m.generation_id != self.app.consumer_generation_id:
             return
-        self._buffer.append(
-            Arrival(m.partition, m.timestamp or 0.0, time.time(), Message(m.topic, m.offset, m.value or b""))
-        )
+        stamp_s = m.timestamp or 0.0
+        # Before the clock's own beginning (another run's) it cannot say what the event time was.
+        known = stamp_s * 1000 >= self.clock.wall_zero_ms
+        clock_ms = self.clock.at(round(stamp_s * 1000)) if known else None
+        message = Message(m.topic, m.offset, m.value or b"", clock_ms)
+        self._buffer.append(Arrival(m.partition, stamp_s, time.time(), message))
         self._arrived.set()
         if len(self._buffer) >= BUFFER_MESSAGES:
             self._room.clear()
@@ -173,6 +179,9 @@ class Worker:
                 loaded = {p: await asyncio.to_thread(self._load, p) for p in sorted(numbers)}
                 heard_s = time.time()
                 self.slots = {p: Slot(part, heard_s, 0.0, now, fresh=not part.offsets) for p, part in loaded.items()}
+                for slot in self.slots.values():
+                    slot.advance_ms = slot.partition.advance_ms
+                    slot.advance_saved = slot.advance_ms is not None
                 self._loaded.set()
                 if 0 in self.slots:
                     self.lists.active.set()
@@ -218,8 +227,14 @@ class Worker:
             ready[arrival.partition].append(arrival.message)
             if arrival.message.topic == IMPRESSIONS:
                 slot.gate.served(arrival)
-        for number, messages in ready.items():
+        for number, arrived in ready.items():
             slot = self.slots[number]
+            slot.waiting += arrived
+            if slot.advance_ms is not None:
+                if not slot.advance_saved:
+                    continue
+                await self._advance(number, slot, slot.advance_ms)
+            messages, slot.waiting = slot.waiting, []
             self._release(number, slot, messages, now)
             for start in range(0, len(messages), TAKE_MESSAGES):
                 slot.dirty = True
@@ -236,6 +251,12 @@ class Worker:
         if slot.paused != (len(slot.gate) > HELD_MESSAGES // (2 if slot.paused else 1)):
             slot.paused = not slot.paused
             self.app.hold(TP(EVENTS, number), slot.paused)
+
+    async def _advance(self, number: int, slot: Slot, until_ms: int) -> None:
+        """Moves the watermark of a partition that was idle: a checkpoint says so already, so a worker that recovers
+        from it does the same before it takes another message."""
+        slot.advance_ms, slot.advance_saved, slot.dirty = None, False, True
+        await self._emit(number, slot, slot.partition.advance(until_ms))
 
     async def _emit(self, number: int, slot: Slot, output: Output) -> None:
         """Sends samples and dead letters; their delivery is awaited by the next checkpoint."""
@@ -256,11 +277,11 @@ class Worker:
         TURNED.set(time.time())
         self._listen(now)
         for number, slot in self.slots.items():
-            until = self._idle_until(number, slot)
-            if until is not None:
-                before = slot.partition.watermark_ms
-                await self._emit(number, slot, slot.partition.advance(until))
-                slot.dirty = slot.dirty or slot.partition.watermark_ms != before
+            if slot.advance_ms is None and not slot.saving and now - slot.saved >= self.settings.checkpoint_seconds:
+                until_ms = self._idle_until(number, slot)
+                if until_ms is not None and slot.partition.waits_for(until_ms):
+                    slot.advance_ms = until_ms
+                    self._queue_checkpoint(number, slot)
             if not slot.publishing and now - slot.published >= self.settings.publish_seconds:
                 self._queue_publication(number, slot)
             if slot.dirty and not slot.saving and now - slot.saved >= self.settings.checkpoint_seconds:
@@ -368,7 +389,8 @@ class Worker:
         """Everything the state holds is published first: a restart from this checkpoint does not do it again."""
         self._queue_publication(number, slot)
         started = time.monotonic()
-        frozen, offsets = slot.partition.freeze(), dict(slot.partition.offsets)
+        frozen, offsets = slot.partition.freeze(slot.advance_ms), dict(slot.partition.offsets)
+        before_advance = slot.advance_ms is not None
         sent, slot.sent = slot.sent, []
         slot.saved, slot.saving, slot.dirty = started, True, False
 
@@ -376,7 +398,7 @@ class Worker:
             await asyncio.gather(*sent)
             await asyncio.to_thread(lambda: self.checkpoints.write(number, frozen.to_bytes(), offsets))
             await self._commit({TP(topic, number): offset for topic, offset in offsets.items()})
-            slot.saving = False
+            slot.saving, slot.advance_saved = False, before_advance
             CHECKPOINTS.inc()
             CHECKPOINT_SECONDS.observe(time.monotonic() - started)
 

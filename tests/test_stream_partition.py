@@ -31,6 +31,7 @@ from tests.stream_world import (
     exposure,
     impression,
     keys_of,
+    rows,
 )
 
 NOW = T0 + 10 * HOUR
@@ -340,3 +341,37 @@ def test_the_arrays_of_an_impression_are_not_copied_until_they_are_sampled() -> 
     assert page.impression is not None
     assert np.shares_memory(page.impression.num, np.frombuffer(page.impression.raw, np.uint8))
     assert isinstance(decode_impression(raw), Impression)
+
+
+def test_a_message_read_again_is_judged_by_the_clock_of_its_coming() -> None:
+    """From the future then, and of the past by now: used now, it would move the watermark past its neighbours."""
+    early = exposure("a", T0 + HOUR + POLICY.ahead_ms + 1, [1])
+    for clock_ms, reasons in ((T0 + HOUR, ["future"]), (T0 + 2 * HOUR, []), (None, []), (T0 + 900 * HOUR, [])):
+        partition = Partition(0, SCHEMA, POLICY)
+        out = partition.take([Message("events", 0, early, clock_ms)], T0 + 50 * HOUR)
+        assert [d.reason for d in out.dead] == reasons
+    # A time stamp of Kafka's that is ahead of the clock (producers may set it) does not excuse a message.
+    out = Partition(0, SCHEMA, POLICY).take([Message("events", 0, early, T0 + 900 * HOUR)], T0 + HOUR)
+    assert [d.reason for d in out.dead] == ["future"]
+
+
+def test_an_advance_that_a_checkpoint_announces_is_made_by_whoever_recovers() -> None:
+    log, first = Log(), Partition(0, SCHEMA, POLICY)
+    seen = [*log.impressions(impression("a", T0, [1, 2])), *log.events(exposure("a", T0 + 1, [1, 2]))]
+    first.take(seen, NOW)
+    until = T0 + POLICY.attribution_ms + POLICY.disorder_ms + 2
+    assert first.waits_for(until)
+    assert not first.waits_for(T0 + 2)
+    body = first.freeze(advance_ms=until).to_bytes()
+    given = rows(first.advance(until).samples)
+    assert [row.kind for row in given] == [NEGATIVE, NEGATIVE]
+
+    second = Partition.from_bytes(body, SCHEMA, POLICY)
+    announced = second.advance_ms
+    assert announced == until
+    assert rows(second.advance(announced).samples) == given
+    click = log.events(action("click", "a", T0 + MINUTE, 1, 2))
+    again = [rows(partition.take(click, NOW).samples) for partition in (first, second)]
+    assert [row.kind for row in again[0]] == [CORRECTION]
+    assert again[0] == again[1]
+    assert first.to_bytes() == second.to_bytes()

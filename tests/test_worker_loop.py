@@ -37,7 +37,7 @@ from millrace.events import (
 )
 from millrace.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
 from millrace.run.services import EmbeddedBroker, EmbeddedRedis, free_port, spawn, stop
-from millrace.samples import NEGATIVE, SampleBatch
+from millrace.samples import CORRECTION, NEGATIVE, SampleBatch
 from millrace.schema import shop_schema
 from millrace.settings import Settings, load_settings
 from stream.checkpoint import CheckpointStore
@@ -490,6 +490,27 @@ def test_a_silent_partition_follows_the_event_clock(tmp_path: Path) -> None:
         until(lambda: len(loop.poll()) == 4, "the page's four negatives")
         assert {kind for _, _, kind, _ in loop.samples} == {NEGATIVE}
         assert stop(worker, 20) == 0
+    finally:
+        loop.close()
+
+
+def test_a_label_given_to_silence_stays_after_a_crash(tmp_path: Path) -> None:
+    """A worker moves a silent partition on, gives negatives, and dies before its next checkpoint. A click that was on
+    its way meanwhile must find its negative given: a correction, not a second label."""
+    clock = EventClock(wall_ms(), START_MS + 2 * HOUR_MS)
+    loop = Loop(tmp_path, idle_seconds=0.3, checkpoint_seconds=3.0, clock=clock.encode())
+    try:
+        page = [m for m in story(3, seed=4) if b"r0" in m[2]]
+        click = next(m for m in page if b'"click"' in m[2])
+        loop.send([m for m in page if m[0] == "impressions" or b'"exposure"' in m[2]])
+        first = loop.worker()
+        until(lambda: len(loop.poll()) == 4, "the page's four negatives")
+        first.kill()
+        first.wait()
+        loop.send([click])
+        loop.worker()
+        until(lambda: any(kind == CORRECTION for _, _, kind, _ in loop.poll()), "the click's correction")
+        assert {kind for _, _, kind, _ in loop.samples} == {NEGATIVE, CORRECTION}
     finally:
         loop.close()
 
