@@ -127,10 +127,12 @@ def test_a_service_that_ends_at_start_shows_the_end_of_its_log(tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
+# A shell that runs the tests in the background has SIGINT ignored, which children inherit: the parent minds it again.
 PARENT = """
-import sys
+import signal, sys
 from pathlib import Path
 from millrace.run.services import EmbeddedBroker, EmbeddedRedis, spawn
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder = Path(sys.argv[1])
 broker, store = EmbeddedBroker(folder), EmbeddedRedis(folder)
 broker.start(), store.start()
