@@ -20,7 +20,7 @@ from millrace.errors import SettingError
 from millrace.logs import read_log
 from millrace.run import logfeatures
 from millrace.run.logfeatures import Labels, LogFeatures, LogRows
-from millrace.run.replay import auc, grouped_auc, log_loss, replay, run_log
+from millrace.run.replay import replay, run_log
 from millrace.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.schema import Schema, parse_schema
 
@@ -280,29 +280,6 @@ def test_the_position_is_learnt_from_but_hidden_from_scoring(tmp_path: Path) -> 
             assert given[0][:, : position - 1].all()
         else:
             assert given.cat[:, position].all()
-
-
-# -- figures -----------------------------------------------------------------------------------------------------
-
-
-def test_figures_equal_their_definitions() -> None:
-    rng = np.random.default_rng(3)
-    p = (rng.integers(0, 12, 400) / 12).astype(np.float32)  # many ties
-    y = rng.integers(0, 2, 400)
-    group = rng.integers(0, 60, 400)
-
-    def pairs(which: np.ndarray) -> float:
-        up, down = p[which & (y == 1)], p[which & (y == 0)]
-        return float(np.mean((up[:, None] > down) + 0.5 * (up[:, None] == down)))
-
-    assert auc(p, y) == pytest.approx(pairs(np.ones(400, np.bool_)), abs=1e-12)
-    mixed = [g == group for g in np.unique(group) if len(set(y[group == g])) == 2]
-    assert len(mixed) < len(np.unique(group))
-    expected = sum(pairs(g) * g.sum() for g in mixed) / sum(g.sum() for g in mixed)
-    assert grouped_auc(p, y, group) == pytest.approx(expected, abs=1e-12)
-    q = np.clip(p.astype(float), 1e-7, 1 - 1e-7)
-    assert log_loss(p, y) == pytest.approx(-np.mean(y * np.log(q) + (1 - y) * np.log(1 - q)))
-    assert np.isnan(auc(p, np.ones(400)))
 
 
 # -- what a person sees ------------------------------------------------------------------------------------------

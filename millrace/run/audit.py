@@ -16,6 +16,7 @@ repeats are counted, and nothing else.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.progressive import auc
 from millrace.clock import EventClock
 from millrace.errors import ConservationError
 from millrace.events import BadEventError, Exposure, decode_dead_letter, decode_event, decode_truth
@@ -301,16 +303,8 @@ def check(ledger: Ledger, reported: Reported) -> None:
 
 
 def auc_of(score: NDArray[np.floating[Any]], label: NDArray[Any]) -> float | None:
-    """Area under the ROC curve of ``score`` (n,) for the binary ``label`` (n,): P(positive above negative), ties half.
-
-    By ranks (Mann-Whitney). None when one class is missing. Rows without a finite score are left out.
-    """
+    """Area under the ROC curve of ``score`` (n,) for the binary ``label`` (n,). None when one class is missing. Rows
+    without a finite score are left out."""
     finite = np.isfinite(score)
-    score, label = score[finite], label[finite].astype(bool)
-    positives, negatives = int(label.sum()), int((~label).sum())
-    if not positives or not negatives:
-        return None
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rank = np.cumsum(counts) - (counts - 1) / 2.0  # mean rank of each distinct score, from 1
-    u = rank[inverse][label].sum() - positives * (positives + 1) / 2.0
-    return float(u / (positives * negatives))
+    value = auc(score[finite], label[finite])
+    return value if math.isfinite(value) else None

@@ -41,6 +41,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from learner.model import OnlineModel
+from learner.progressive import auc, calibration, grouped_auc, log_loss
 from millrace.errors import SettingError
 from millrace.logs import LogTable, local_days, read_log
 from millrace.run.logfeatures import Labels, LogFeatures, LogRows, unfit
@@ -209,7 +210,7 @@ def _figures(p: NDArray[np.float32], y: NDArray[np.int8], user: NDArray[np.intp]
         "auc": auc(p, y),
         "grouped_auc": grouped_auc(p, y, user),
         "log_loss": log_loss(p, y),
-        "calibration": float(p.mean(dtype=np.float64) / y.mean()) if y.any() else math.nan,
+        "calibration": calibration(p, y),
     }
     rounded = {k: round(v, _DIGITS) if math.isfinite(v) else None for k, v in figures.items()}
     return {"rows": len(y), "positives": int(y.sum())} | rounded
@@ -261,30 +262,3 @@ def _print(report: Mapping[str, Any], run: Mapping[str, Any], out: Path) -> None
     console = Console()
     console.print(table)
     console.print(f"{run['rows_per_second']:,} rows/s; report in {out}", highlight=False)
-
-
-def auc(p: NDArray[np.float32], y: NDArray[Any]) -> float:
-    """The chance that a positive is scored above a negative, ties half; NaN where one of them is missing."""
-    return grouped_auc(p, y, np.zeros(len(p), np.intp))
-
-
-def grouped_auc(p: NDArray[np.float32], y: NDArray[Any], group: NDArray[np.intp]) -> float:
-    """Mean of the groups' AUC, weighted by their rows; groups of one class do not count. NaN if there is no other."""
-    order = np.lexsort((p, group))
-    p, y, group = p[order], y[order].astype(np.float64), group[order]
-    start = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
-    size = np.diff(np.r_[start, len(group)])
-    tied = np.flatnonzero(np.r_[True, (group[1:] != group[:-1]) | (p[1:] != p[:-1])])
-    width = np.diff(np.r_[tied, len(p)])
-    rank = np.repeat(tied + (width + 1) / 2, width) - np.repeat(start, size)  # from 1, ties share their mean
-    positives = np.add.reduceat(y, start)
-    pairs = positives * (size - positives)
-    wins = np.add.reduceat(rank * y, start) - positives * (positives + 1) / 2
-    both = pairs > 0
-    return float((wins[both] / pairs[both] * size[both]).sum() / size[both].sum()) if both.any() else math.nan
-
-
-def log_loss(p: NDArray[np.float32], y: NDArray[Any]) -> float:
-    """Mean of -log p of what happened; probabilities are kept 1e-7 from 0 and 1."""
-    q = np.clip(p.astype(np.float64), 1e-7, 1 - 1e-7)
-    return float(-np.where(y > 0, np.log(q), np.log1p(-q)).mean())
