@@ -210,6 +210,7 @@ def core(say: Say) -> Figures:
     few_past = history(schema, per_week // ORACLE_EVERY, *small, seed=9)
     week = TileStore(schema.windows.days, len(schema.windows.actions))
     week.add(*past)
+    week.sweep(T0, 0.0, 1.0)  # as a partition that lived through it has: it never meets a whole week at once
 
     def fast(often: int | None = None) -> tuple[float, float, float]:
         partition = Partition(0, schema, policy)

@@ -23,6 +23,7 @@ Sets of positions are integers used as bit masks: bit p is position p.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
@@ -146,6 +147,7 @@ class LabelJoin:
         self.pages: dict[str, Page] = {}
         self.pending = 0
         self._gone: dict[str, tuple[int, int]] = {}  # dropped page -> (forget at, exposed), in order of dropping
+        self._forget: deque[tuple[int, str]] = deque()  # the same order; a page dropped again stands in it twice
         self._timers: list[tuple[int, int, str, int]] = []  # due, kind, request, part
 
     @property
@@ -169,8 +171,10 @@ class LabelJoin:
             step.dead.append(Dead("late", f"{self.watermark_ms - ts} ms behind the watermark", message, new))
             if page is not None:
                 page.exposed |= mask
-            until_ms, lost = gone or (self.watermark_ms + self._life_ms, 0)
-            self._gone[request] = (until_ms, lost | everything)
+            if gone is None:
+                self._bury(request, everything)
+            else:
+                self._gone[request] = (gone[0], gone[1] | everything)
             return
         if not mask:
             step.duplicates += 1
@@ -243,18 +247,23 @@ class LabelJoin:
                 self._give_up(page, now - self.policy.lateness_ms, step)
             if page.drop_ms <= now:
                 self._drop(page, step)
-        gone = self._gone
-        while gone:
-            request = next(iter(gone))
-            if gone[request][0] > now:
-                break
-            del gone[request]
+        forget, gone = self._forget, self._gone
+        while forget and forget[0][0] <= now:
+            _, request = forget.popleft()
+            if request in gone and gone[request][0] <= now:
+                del gone[request]
 
     # ------------------------------------------------------------------ rules
 
     def _page(self, request: str) -> Page:
         page = self.pages[request] = Page(request)
         return page
+
+    def _bury(self, request: str, exposed: int) -> None:
+        """What still comes for the page will be late; after another lifetime it is forgotten."""
+        until_ms = self.watermark_ms + self._life_ms
+        self._gone[request] = (until_ms, exposed)
+        self._forget.append((until_ms, request))
 
     def _keep(self, page: Page, until_ms: int, kind: int, index: int = 0) -> None:
         """The page stays until then at least."""
@@ -393,7 +402,7 @@ class LabelJoin:
         del self.pages[page.request]
         if page.exposed:
             _, known = self._gone.pop(page.request, (0, 0))
-            self._gone[page.request] = (self.watermark_ms + self._life_ms, page.exposed | known)
+            self._bury(page.request, page.exposed | known)
         else:
             step.unseen += page.impression is not None
 
@@ -422,6 +431,7 @@ class LabelJoin:
         """The inverse of :meth:`freeze`, into an empty join. ``impression`` and ``decode`` read messages as before."""
         self.watermark_ms, self.pending, pages, gone = state
         self._gone = {request: (at, _mask(mask)) for request, at, mask in gone}
+        self._forget = deque((at, request) for request, at, _ in gone)
         for request, served, parts, exposed, labelled, acted, held, waiting, drop_ms in pages:
             page = self._page(request)
             page.impression = None if served is None else impression(served)

@@ -52,6 +52,7 @@ _LANE = np.uint64(0xFFFF)
 _HIGH_BITS = np.uint64(0x80_8080_8080)  # a digit with its own needs two bytes as a varint
 _BEFORE_ALL = np.int64(-(1 << 60))
 DIGITS, LEVELS, GROUPS = 5, 4, 4
+_LAST_WORD = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _MOST = np.int64(0xFFFF_FFFF)  # what four levels can hold
 HOURS = 1 << 20
 """Hours since 1970 that a word can name: until the year 2089."""
@@ -79,6 +80,12 @@ def _head(word: Any) -> Any:
 @njit(inline="always")
 def _hour(word: Any) -> Any:
     return np.int64(word >> np.uint64(44))
+
+
+@njit(inline="always")
+def _first_word(hour: Any) -> Any:
+    """Words of ``hour`` and later ones are at least this, those of earlier hours are smaller."""
+    return _LAST_WORD if hour >= HOURS else np.uint64(max(hour, 0)) << np.uint64(44)
 
 
 @njit(inline="always")
@@ -417,42 +424,41 @@ def _sum(pool: Array, offset: Any, n: Any, ts_ms: Any, tails: Array, total: Arra
 
     The digits of group 0 are added up side by side, in lanes of 16 bits, and taken apart at the end of each window.
     """
-    windows, actions = len(tails), out.shape[1]
+    actions = out.shape[1]
     for a in range(len(total)):
         total[a] = 0
-    even, odd, even_1, odd_1 = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)  # of levels 0 and 1
-    hour_ms = ts_ms // HOUR_MS + (ts_ms % HOUR_MS > 0)  # tiles before this hour count
-    w, seen = 0, 0
-    for j in range(offset + n - 1, offset - 2, -1):
-        hour = _BEFORE_ALL if j < offset else _hour(pool[j])
-        if hour < tails[w] or seen == 255:
+    end = _first_word(ts_ms // HOUR_MS + (ts_ms % HOUR_MS > 0))  # tiles before this hour count
+    j = offset + n - 1
+    while j >= offset and pool[j] >= end:
+        j -= 1
+    for w in range(len(tails)):
+        tail = _first_word(tails[w])
+        while j >= offset and pool[j] >= tail:
+            even, odd, even_1, odd_1 = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)  # of levels 0 and 1
+            full = max(offset, j - 254)  # 255 digits of 255 fill a lane
+            while j >= full:
+                word = pool[j]
+                if word < tail:
+                    break
+                kind = _head(word) & 15
+                if kind == 0:
+                    even += word & _EVEN
+                    odd += word >> np.uint64(8) & _ODD
+                elif kind == 1:
+                    even_1 += word & _EVEN
+                    odd_1 += word >> np.uint64(8) & _ODD
+                else:
+                    for slot in range(DIGITS):
+                        total[(kind >> 2) * DIGITS + slot] += _digit(word, slot) << (8 * (kind & 3))
+                j -= 1
             for a in range(min(actions, DIGITS)):
                 lane = np.uint64(16 * (a >> 1))
                 if a & 1:
                     total[a] += np.int64(odd >> lane & _LANE) + (np.int64(odd_1 >> lane & _LANE) << 8)
                 else:
                     total[a] += np.int64(even >> lane & _LANE) + (np.int64(even_1 >> lane & _LANE) << 8)
-            even, odd, even_1, odd_1 = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)
-            seen = 0
-            while w < windows and hour < tails[w]:
-                for a in range(actions):
-                    out[w, a] = total[a]
-                w += 1
-            if w == windows:
-                return
-        if hour < hour_ms:
-            word = pool[j]
-            seen += 1
-            kind = _head(word) & 15
-            if kind == 0:
-                even += word & _EVEN
-                odd += word >> np.uint64(8) & _ODD
-            elif kind == 1:
-                even_1 += word & _EVEN
-                odd_1 += word >> np.uint64(8) & _ODD
-            else:
-                for slot in range(DIGITS):
-                    total[(kind >> 2) * DIGITS + slot] += _digit(word, slot) << (8 * (kind & 3))
+        for a in range(actions):
+            out[w, a] = total[a]
 
 
 @_compiled
@@ -588,7 +594,11 @@ def run_rows(
                     touched = min(i + ahead, n)
                     cursor[2] += _touch(table, shift, pool, keys, i, touched, places)
                 for k in range(width):
-                    if keys[i, k] != np.uint64(0):
+                    if i > cursor[0] and keys[i, k] == keys[i - 1, k]:  # a page's rows share its user
+                        for w in range(out.shape[2]):
+                            for a in range(out.shape[3]):
+                                out[i, k, w, a] = out[i - 1, k, w, a]
+                    elif keys[i, k] != np.uint64(0):
                         at = _find(table, shift, keys[i, k])
                         if table[at, 0] != np.uint64(0):
                             meta = table[at, 1]
@@ -774,19 +784,23 @@ def list_sizes(
     settle: Any,
     sizes: Array,
     places: Array,
-) -> None:
+) -> Any:
     """Merges the tiles of each key; ``sizes`` (n,) how many tiles are left, ``places`` (n,) where the key stands.
 
-    With ``settle`` the keys are marked unchanged.
+    With ``settle`` the keys are marked unchanged. Returns what :func:`_touch` does.
     """
-    for i in range(len(keys)):
-        places[i] = _find(table, shift, keys[i])
-    for i in range(len(keys)):
+    n = len(keys)
+    column, at = keys.reshape((n, 1)), places.reshape((n, 1))
+    used = np.int64(0)
+    for i in range(n):
+        if i % AHEAD == 0:
+            stop = min(i + AHEAD, n)
+            used += _touch(table, shift, pool, column, i, stop, at[i:stop])
         sizes[i] = 0
         meta = table[places[i], 1]
         if keys[i] != np.uint64(0) and meta != np.uint64(0):
-            offset, n, cls = _offset(meta), _words(meta), _class(meta)
-            left = _merge(pool, offset, n, state[NEWEST] - slack, grain, reach)
+            offset, words, cls = _offset(meta), _words(meta), _class(meta)
+            left = _merge(pool, offset, words, state[NEWEST] - slack, grain, reach)
             if left == 0:  # a list that fell empty keeps its first tile until it is swept
                 pool[offset] = pool[offset] >> np.uint64(40) << np.uint64(40)
             before = np.int64(-1)
@@ -795,6 +809,7 @@ def list_sizes(
                 before = _hour(pool[j])
             flags = _flags(meta) & np.uint64(0xFE) if settle else _flags(meta)
             table[places[i], 1] = _pack(offset, max(left, 1), cls, flags)
+    return used
 
 
 @_compiled

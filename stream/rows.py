@@ -107,22 +107,22 @@ def runs_of(mask: int) -> tuple[Runs, int]:
     return tuple(runs), n
 
 
-def rows_of(blocks: Iterable[tuple[bytes | memoryview, int, int]], width: int, dtype: str) -> Array:
-    """Rows [start, stop) of each block, one after another, (B, width) of ``dtype``; (B,) for a width of 0."""
-    row = np.dtype(dtype).itemsize * (width or 1)
-    out = bytearray().join([block[start * row : stop * row] for block, start, stop in blocks])
-    array = np.frombuffer(out, dtype)
+def rows_of(pieces: Sequence[bytes | memoryview], width: int, dtype: str) -> Array:
+    """The rows in the pieces, one after another, (B, width) of ``dtype``; (B,) for a width of 0."""
+    array = np.frombuffer(bytearray().join(pieces), dtype)
     return array.reshape(-1, width) if width else array
 
 
 def keys_of(counted: Sequence[Counted], width: int) -> NDArray[np.uint64]:
     """Window keys of the counted rows, (B, width)."""
-    return rows_of(((c.impression.keys, a, b) for c in counted for a, b in c.runs), width, "<u8")
+    row = 8 * width
+    return rows_of([c.impression.keys[a * row : b * row] for c in counted for a, b in c.runs], width, "<u8")
 
 
 def numbers_of(counted: Sequence[Counted], width: int) -> NDArray[np.float32]:
     """Numbers of the counted rows, (B, width)."""
-    return rows_of(((c.impression.num, a, b) for c in counted for a, b in c.runs), width, "<f4")
+    row = 4 * width
+    return rows_of([c.impression.num[a * row : b * row] for c in counted for a, b in c.runs], width, "<f4")
 
 
 def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleBatch:
@@ -131,6 +131,8 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
     page = [request.setdefault(s.request, len(request)) for s in sampled]
     sizes = np.array([s.n for s in sampled])
     runs = [(s.impression, a, b) for s in sampled for a, b in s.runs]
+
+    ids, numbers = 8 * shape[0], 4 * shape[1]  # bytes of a row
 
     def each(values: Iterable[Any], dtype: Any) -> Array:
         return np.repeat(np.fromiter(values, dtype, len(sampled)), sizes)
@@ -141,15 +143,15 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         page=each(page, np.int32),
         position=_positions([(a, b) for _, a, b in runs]),
         user=each((s.impression.user for s in sampled), np.uint64),
-        item=rows_of(((i.item, a, b) for i, a, b in runs), 0, "<u8"),
+        item=rows_of([i.item[a * 8 : b * 8] for i, a, b in runs], 0, "<u8"),
         ts_ms=each((s.ts_ms for s in sampled), np.int64),
         kind=kind,
         label=(kind > 0).astype(np.float32),
         weight=np.ones(len(kind), np.float32),
         actions=each((s.actions for s in sampled), np.uint8),
-        cat=rows_of(((i.cat, a, b) for i, a, b in runs), shape[0], "<i8"),
-        num=rows_of(((i.num, a, b) for i, a, b in runs), shape[1], "<f4"),
-        score=rows_of(((i.scores, a, b) for i, a, b in runs), 0, "<f4"),
+        cat=rows_of([i.cat[a * ids : b * ids] for i, a, b in runs], shape[0], "<i8"),
+        num=rows_of([i.num[a * numbers : b * numbers] for i, a, b in runs], shape[1], "<f4"),
+        score=rows_of([i.scores[a * 4 : b * 4] for i, a, b in runs], 0, "<f4"),
         version=each((s.impression.version for s in sampled), np.int64),
         arm=each((s.impression.arm for s in sampled), np.uint8),
         origin_ms=each((s.origin_ms for s in sampled), np.int64),
