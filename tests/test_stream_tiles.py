@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from millrace.errors import StoreError
+from stream.kernels import HOURS
 from stream.tiles import SLACK_H, TileStore, counts_of, grain_hours
 
 HOUR = 3_600_000
@@ -67,6 +68,28 @@ def streams(draw: Any, max_size: int = 120) -> list[Event]:
         t += dt
         events.append((key, t, action))
     return events
+
+
+@pytest.mark.parametrize("start", [0, (HOURS - 60) * HOUR])
+def test_windows_hold_at_both_ends_of_nameable_time(start: int) -> None:
+    """From 1970, before which windows reach, to the last hour that a tile can name, and read after it."""
+    events = [(1 + i % 2, start + i * HOUR // 3, i % A) for i in range(180)]
+    store = TileStore(DAYS, A)
+    store.add(*columns(events))
+    for ts in (start + 59 * HOUR, start + 60 * HOUR, start + 70 * HOUR, start + 40 * DAY):
+        got = store.counts(np.array([1, 2], np.uint64), ts)
+        assert got.tolist() == [by_definition(events, key, ts) for key in (1, 2)], ts
+
+
+def test_rows_of_one_moment_that_share_a_key_read_the_same() -> None:
+    """A page's rows: what one reads is copied to the next, and none of them counts before all have read."""
+    keys = np.array([[1, 2], [1, 3], [1, 3], [0, 3], [1, 2]], np.uint64)
+    ts = np.array([T0, T0, T0, T0, T0 + 1])
+    store = TileStore(DAYS, A)
+    store.add(np.array([1, 2, 3], np.uint64), np.full(3, T0 - HOUR), np.array([0, 1, 2]))
+    read = store.run(keys, ts, np.zeros(5, np.uint8))[:, :, 0].tolist()
+    assert read[:4] == [[[1, 0, 0], [0, 1, 0]], *[[[1, 0, 0], [0, 0, 1]]] * 2, [[0, 0, 0], [0, 0, 1]]]
+    assert read[4] == [[4, 0, 0], [1, 1, 0]]
 
 
 @settings(max_examples=100, deadline=None)
