@@ -8,9 +8,16 @@ a demo event time runs faster, and every role must agree on how fast, so the clo
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from millrace.errors import SettingError
+
+HEADER = "clock"
+"""The Kafka header in which an event names the clock that it was sent by, if that is not the wall clock."""
+
+Headers = Mapping[str, bytes] | Iterable[tuple[str, bytes]]
 
 
 def wall_ms() -> int:
@@ -45,6 +52,12 @@ class EventClock:
         """The form that settings carry: ``wall_zero:event_zero:speed``."""
         return f"{self.wall_zero_ms}:{self.event_zero_ms}:{self.speed:g}"
 
+    @property
+    def headers(self) -> list[tuple[str, bytes]]:
+        """Of an event sent by this clock: whoever reads it later, maybe by another clock, must know what time it was.
+        Empty for wall time."""
+        return [] if self == EventClock() else [(HEADER, self.encode().encode())]
+
     @classmethod
     def decode(cls, text: str) -> EventClock:
         """The inverse of :meth:`encode`; an empty text is the identity."""
@@ -60,3 +73,19 @@ class EventClock:
         if not clock.speed > 0:
             raise SettingError(f"clock '{text}' has speed {clock.speed:g}", "give a speed above 0")
         return clock
+
+
+def sent_by(headers: Headers | None) -> EventClock | None:
+    """The clock that a message's Kafka headers name; None if they name none, or none that can be read."""
+    for name, value in headers.items() if isinstance(headers, Mapping) else headers or ():
+        if name == HEADER:
+            return _named(value)
+    return None
+
+
+@lru_cache(maxsize=64)
+def _named(text: bytes) -> EventClock | None:
+    try:
+        return EventClock.decode(text.decode())
+    except (SettingError, UnicodeDecodeError):
+        return None

@@ -85,7 +85,7 @@ def run(settings: Settings, options: Options, stop: threading.Event, producer: P
     seed = settings.seed if options.seed is None else options.seed
     log.info("building the world", seed=seed, users=options.users, metrics_port=port)
     world = World(seed, options.users)
-    outlet = Outlet(producer)
+    outlet = Outlet(producer, settings.event_clock().headers)
     try:
         asyncio.run(Shop(settings, options, world, outlet, stop).open())
     finally:

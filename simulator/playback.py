@@ -73,7 +73,7 @@ def play(settings: Settings, options: PlaybackOptions, stop: threading.Event, pr
         producer = make_producer(settings)
     serve_metrics("simulator", settings.metrics_port, settings.host)
     log.info("playing a log", log=str(options.log), pages=script.pages, exposures=len(script.ts_ms))
-    outlet = Outlet(producer)
+    outlet = Outlet(producer, settings.event_clock().headers)
     try:
         asyncio.run(Playback(settings, options, script, outlet, stop).play())
     finally:

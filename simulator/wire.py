@@ -9,7 +9,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import aiohttp
@@ -36,7 +36,7 @@ LOUD_AGAIN_SECONDS = 10.0
 class Producer(Protocol):
     """What is used of ``kafka.KafkaProducer``."""
 
-    def send(self, topic: str, *, key: bytes, value: bytes) -> Any: ...
+    def send(self, topic: str, *, key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> Any: ...
     def flush(self, timeout: float | None = None) -> Any: ...
     def close(self, timeout: float | None = None) -> Any: ...
 
@@ -72,10 +72,13 @@ class Outlet:
 
     A message that the producer gives back (the broker was away for longer than the producer waits) is put in line
     again: at least once, and nothing lost while this process lives.
+
+    Args:
+        headers: Kafka headers of every message.
     """
 
-    def __init__(self, producer: Producer) -> None:
-        self._producer = producer
+    def __init__(self, producer: Producer, headers: Sequence[tuple[str, bytes]] = ()) -> None:
+        self._producer, self._headers = producer, list(headers)
         self._line: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._aloud = Aloud()
         self._open = 0  # given and not yet acknowledged
@@ -125,7 +128,7 @@ class Outlet:
             topic, key, value = message
             while True:
                 try:
-                    future = self._producer.send(topic, key=key, value=value)
+                    future = self._producer.send(topic, key=key, value=value, headers=self._headers)
                     break
                 except KafkaError as error:
                     self._aloud("the broker does not take messages", error=type(error).__name__, waiting=self.waiting)

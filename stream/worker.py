@@ -39,7 +39,7 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 from prometheus_client import Counter, Gauge, Histogram
 
-from millrace.clock import EventClock, wall_ms
+from millrace.clock import EventClock, sent_by, wall_ms
 from millrace.errors import BrokerError, MillraceError, ServiceError
 from millrace.events import DeadLetter, ItemTiles, User, decode_user, to_json, to_msgpack
 from millrace.kafka import REMEDY, read_all, wait_for_broker
@@ -141,9 +141,10 @@ class Worker:
         if m.generation_id != self.app.consumer_generation_id:
             return
         stamp_s = m.timestamp or 0.0
-        # Before the clock's own beginning (another run's) it cannot say what the event time was.
-        known = stamp_s * 1000 >= self.clock.wall_zero_ms
-        clock_ms = self.clock.at(round(stamp_s * 1000)) if known else None
+        clock = sent_by(m.headers) or self.clock
+        # Before a clock's own beginning (in another run, which did not name its own) it cannot say what the time was.
+        known = stamp_s * 1000 >= clock.wall_zero_ms
+        clock_ms = clock.at(round(stamp_s * 1000)) if known else None
         message = Message(m.topic, m.offset, m.value or b"", clock_ms)
         self._buffer.append(Arrival(m.partition, stamp_s, time.time(), message))
         self._arrived.set()

@@ -35,11 +35,13 @@ class Recorder:
     def __init__(self, trouble: Callable[[int], BaseException | None] = lambda _: None) -> None:
         self.messages: list[tuple[str, bytes, bytes]] = []
         self.calls = 0
+        self.headers: list[tuple[str, bytes]] = []  # of the last message
         self.flushed = self.closed = False
         self._trouble = trouble
 
-    def send(self, topic: str, *, key: bytes, value: bytes) -> Sent:
+    def send(self, topic: str, *, key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> Sent:
         self.calls += 1
+        self.headers = headers
         error = self._trouble(self.calls)
         if isinstance(error, KafkaTimeoutError):
             raise error

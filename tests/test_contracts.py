@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.clock import EventClock
+from millrace.clock import EventClock, sent_by
 from millrace.errors import MillraceError, SchemaError, SettingError
 from millrace.events import (
     MAX_EVENT_BYTES,
@@ -264,6 +264,14 @@ def test_the_clock_travels_as_text() -> None:
     for text in ("1:2", "1:2:fast", "1:2:0", "1:2:-3"):
         with pytest.raises(SettingError, match="clock"):
             EventClock.decode(text)
+
+
+def test_an_event_names_its_clock() -> None:
+    clock = EventClock(1_000, 5_000_000, 240.0)
+    assert sent_by([("other", b"1"), *clock.headers]) == sent_by(dict(clock.headers)) == clock
+    assert EventClock().headers == []
+    for headers in (None, (), [("clock", b"noon")], [("clock", b"\xff")], [("clock", b"1:2:0")]):
+        assert sent_by(headers) is None
 
 
 def test_every_expected_error_is_one_line() -> None:

@@ -70,6 +70,7 @@ def test_shoppers_ask_look_and_act(make_scorer: Callable[..., FakeScorer], world
     assert sink.flushed
     assert sink.closed
     assert READY._value.get() == 0
+    assert sink.headers == settings.event_clock().headers != []
 
     events, bad = sink.events()
     future = [e for e in events if e.ts_ms > settings.event_clock().now() + settings.ahead_minutes * 60_000]

@@ -91,6 +91,7 @@ def test_a_log_without_pages(small: tuple[Path, Path], make_scorer: Callable[...
     play(settings, PlaybackOptions(log, quiet=True, concurrency=1), threading.Event(), sink)
     assert sink.flushed
     assert sink.closed
+    assert sink.headers == settings.event_clock().headers != []
     events, bad = sink.events()
     assert not bad
     pages = [e for e in events if isinstance(e, Exposure)]

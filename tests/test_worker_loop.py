@@ -515,6 +515,24 @@ def test_a_label_given_to_silence_stays_after_a_crash(tmp_path: Path) -> None:
         loop.close()
 
 
+def test_an_event_is_judged_by_the_clock_that_it_was_sent_by(loop: Loop) -> None:
+    """Two runs on one Kafka, a day apart: what was from the future when it came is not taken when the second run, whose
+    clock has come as far, reads it again. It would move the watermark past its neighbours."""
+    messages = story(100, seed=8)
+    half = len(messages) // 2
+    loop.send(messages[:half])
+    earlier = EventClock(wall_ms() - 60_000, START_MS, 1.0)
+    ahead = to_json(Click("ahead", "nowhere", NEWEST_MS, 7, 1, 0))
+    for number in range(PARTITIONS):
+        loop.producer.send("events", ahead, key=b"k", partition=number, headers=earlier.headers)
+        loop.sent.append(("events", number, b"{"))  # for the core's answer: a dead letter in its place
+    loop.send(messages[half:])
+    worker = loop.worker()
+    loop.done(answer(loop))
+    assert loop.figure(worker, 'millrace_dead_letters_total{reason="future"}') == PARTITIONS
+    assert stop(worker, 20) == 0
+
+
 @pytest.mark.kafka
 def test_apache_kafka_with_idempotent_producers(tmp_path: Path) -> None:
     with apache_kafka(tmp_path / "kafka") as address:
