@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from millrace.schema import DERIVED, Join, LogColumns, Schema
 
 TS = "ts_ms"
 _LAST_MS = 32_503_680_000_000  # the year 3000, as in millrace.events
+_LAST_POSITION = 100_000  # as in millrace.events
 _UNITS = {"ms": 1.0, "s": 1000.0, "us": 0.001}
 
 
@@ -53,8 +55,9 @@ def read_log(path: Path | str, schema: Schema) -> LogTable:
     """Reads and cleans the log at ``path``; see the module's text.
 
     Raises:
-        LogError: no such file, unreadable, empty, a missing time, user, item or label, a label that is not 0 or 1, a
-            time that is none, a number that is none, or ids that mix numbers and text.
+        LogError: no such file, unreadable, empty, a wanted column that stands twice or holds lists, a missing time,
+            user, item, label or day, a label that is not 0 or 1, a time, day, position or number that is none, ids that
+            mix numbers and text or that a float cannot tell apart.
         SchemaError: the schema has no [log] section, feeds the label as a field, or names a column that neither the log
             nor a side table has.
     """
@@ -74,23 +77,29 @@ def read_log(path: Path | str, schema: Schema) -> LogTable:
 
     rows_read = table.num_rows
     columns = {name: table[name] for name in table.column_names if name in wanted}
+    identity = log.identity or (log.time, log.user, log.item)
+    _check_kinds(columns, schema, log, path)
     for role, name in (("time", log.time), ("user", log.user), ("item", log.item), ("label", log.label)):
-        if columns[name].null_count:
-            row = int(np.flatnonzero(columns[name].is_null().to_numpy())[0])
-            raise LogError(f"log '{path}': row {row + 1} has no {role} ('{name}')", "drop such rows, or correct them")
+        _check_all_there(columns[name], role, name, path)
+    for name in dict.fromkeys((log.user, log.item, *identity, *([log.request] if log.request else []))):
+        _check_exact(columns[name], name, path)
+    if log.day is not None:
+        _check_all_there(columns[log.day], "day", log.day, path)
+        _check_days(columns[log.day], log.day, path)
     columns[TS] = _time(columns[log.time], log.time, log, path)
     columns[log.label] = _label(columns[log.label], log.label, path)
     for name in dict.fromkeys(log.action_times.values()):
         columns[name] = _time(columns[name], name, log, path)
+    if log.position is not None:
+        columns[log.position] = _position(columns[log.position], log.position, path)
     for field in schema.fields:
         if field.kind == "numeric" and field.name in columns:
             columns[field.name] = _numeric(columns[field.name], field.name, path)
 
     order = np.argsort(columns[TS].to_numpy(), kind="stable")
-    identity = log.identity or (log.time, log.user, log.item)
     copies = [columns[TS if name == log.time else name] for name in identity]
     exposure, first = _groups([_flat(c).take(pa.array(order)) for c in copies])
-    if log.time not in {f.name for f in schema.fields} and log.time != TS:
+    if log.time not in {TS, log.day, log.request, *(f.name for f in schema.fields)}:
         del columns[log.time]
     clean = pa.table(columns).take(pa.array(order)).combine_chunks()
     duplicates = clean.num_rows - len(first)
@@ -102,14 +111,19 @@ def read_log(path: Path | str, schema: Schema) -> LogTable:
 def local_days(log: LogTable, schema: Schema) -> list[str]:
     """The local day of each row as ``YYYY-MM-DD``: the log's day column if it has one, else from time and offset."""
     if schema.log is not None and schema.log.day is not None:
-        texts = {v: _iso(str(v)) for v in log.table[schema.log.day].unique().to_pylist()}
-        return [texts[v] for v in log.table[schema.log.day].to_pylist()]
+        names = {v: _iso(v) for v in log.table[schema.log.day].unique().to_pylist()}
+        return [names[v] for v in log.table[schema.log.day].to_pylist()]
     local = (log.table[TS].to_numpy() + schema.utc_offset_ms).astype("datetime64[ms]").astype("datetime64[D]")
     return [str(day) for day in local]
 
 
-def _iso(day: str) -> str:
-    return f"{day[:4]}-{day[4:6]}-{day[6:]}" if len(day) == 8 and day.isdigit() else day
+def _iso(day: object) -> str:
+    """``YYYY-MM-DD`` of a date, a time, or a text or number like ``20220424``. Raises ValueError for any other."""
+    if isinstance(day, datetime):
+        day = day.date()
+    if isinstance(day, float) and day.is_integer():
+        day = int(day)
+    return date.fromisoformat(str(day)).isoformat()
 
 
 def _columns(schema: Schema, log: LogColumns) -> tuple[list[str], list[str]]:
@@ -136,9 +150,10 @@ def _join(path: Path, table: pa.Table, joins: Iterable[Join], wanted: set[str]) 
         if file is None:
             raise LogError(f"side table '{join.file}' is not beside the log '{path}'", "put it there, or drop the join")
         side = read_columns(file, wanted | {join.on})
-        for where, names in ((file, side.column_names), (path, table.column_names)):
-            if join.on not in names:
+        for where, columns in ((file, side), (path, table)):
+            if join.on not in columns.column_names:
                 raise SchemaError(f"'{where}' has no column '{join.on}' to join on", "correct the schema's [[join]]")
+            _check_single(columns[join.on], "join column", join.on, where)
         left, right = table[join.on], side[join.on].combine_chunks()
         if left.type != right.type:
             left, right = _text(left), _text(right)
@@ -185,6 +200,89 @@ def _missing(name: str, schema: Schema, path: Path) -> SchemaError:
     return SchemaError(f"{where} ('{path}') lack the column '{name}' of schema '{schema.name}'", like)
 
 
+def _check_kinds(columns: dict[str, pa.ChunkedArray], schema: Schema, log: LogColumns, path: Path) -> None:
+    """Every column has one value a row; that of a field with slots may have a list of them."""
+    multi = {f.name for f in schema.fields if f.slots > 1}
+    roles = dict.fromkeys(columns, "field") | dict.fromkeys(log.action_times.values(), "action time")
+    roles |= dict.fromkeys(log.identity, "identity")
+    for role in ("position", "request", "day", "label", "item", "user", "time"):
+        roles[getattr(log, role)] = role
+    for name, column in columns.items():
+        _check_single(column, roles[name], name, path, lists=roles[name] == "field" and name in multi)
+
+
+def _check_single(column: pa.ChunkedArray, role: str, name: str, path: Path, lists: bool = False) -> None:
+    kind = column.type.value_type if lists and pa.types.is_list(column.type) else column.type
+    if pa.types.is_nested(kind):
+        value = column.drop_null().slice(0, 1).to_pylist()
+        remedy = "give the field slots, or name" if role == "field" and pa.types.is_list(kind) else "name"
+        raise LogError(
+            f"'{path}': {role} '{name}' holds {str(*value)[:60] or 'nulls'} ({kind}), not one value",
+            f"{remedy} a column of numbers or text",
+        )
+
+
+def _check_all_there(column: pa.ChunkedArray, role: str, name: str, path: Path) -> None:
+    """No row lacks its value; empty text and NaN are none, as in :func:`~millrace.hashing.value_hash`."""
+    missing = pc.is_null(column, nan_is_null=True)
+    if _is_text(column.type):
+        missing = pc.or_(missing, pc.fill_null(pc.equal(column, ""), False))
+    if pc.any(missing).as_py():
+        row = pc.index(missing, True).as_py()
+        raise LogError(f"log '{path}': row {row + 1} has no {role} ('{name}')", "drop such rows, or correct them")
+
+
+def _check_exact(column: pa.ChunkedArray, name: str, path: Path) -> None:
+    """Ids beyond 64 bits become floats in CSV and JSON, and many of them one."""
+    if pa.types.is_floating(column.type):
+        great = column.filter(pc.greater_equal(pc.abs(column), float(2**53)))
+        if len(great):
+            raise LogError(
+                f"log '{path}': '{name}' has {great[0].as_py():.0f}, beyond what a float tells from its neighbours",
+                "write such ids as text; in CSV with a letter in it",
+            )
+
+
+def _check_days(column: pa.ChunkedArray, name: str, path: Path) -> None:
+    value: object = "a date beyond those of Python"
+    try:
+        for value in column.unique().to_pylist():
+            _iso(value)
+    except (ValueError, OverflowError):
+        raise LogError(
+            f"log '{path}': '{name}' has {value!r:.60}, which is no day",
+            "write days as YYYYMMDD or YYYY-MM-DD, or leave log.day out of the schema",
+        ) from None
+
+
+def _position(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
+    """Slots on the page, int32; null where the log does not tell."""
+    column = _flat(column)
+    if _is_text(column.type):
+        column = pc.if_else(pc.equal(column, ""), None, column)
+        fit = pc.match_substring_regex(column, r"^[0-9]{1,9}$")
+        number = pc.cast(pc.if_else(fit, column, None), pa.float64())
+        wrong = pc.invert(fit)
+    elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_null(column.type):
+        number = pc.cast(column, pa.float64(), safe=False)  # what a float rounds is too great anyway
+        number = pc.if_else(pc.is_nan(number), None, number)
+        wrong = pc.not_equal(number, pc.floor(number))
+    else:
+        number, wrong = pa.nulls(len(column), pa.float64()), pc.is_valid(column)
+    wrong = pc.or_kleene(wrong, pc.or_(pc.less(number, 0), pc.greater(number, _LAST_POSITION)))
+    if pc.any(wrong).as_py():
+        value = column.filter(wrong)[0].as_py()
+        raise LogError(
+            f"log '{path}': position '{name}' has {value!r:.60}, which is no whole number from 0 to {_LAST_POSITION}",
+            "name a column of slots on the page, or leave log.position out of the schema",
+        )
+    return pc.cast(number, pa.int32())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def _flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
@@ -193,7 +291,7 @@ def _time(column: pa.ChunkedArray, name: str, log: LogColumns, path: Path) -> pa
     """Unix ms, int64; nulls stay."""
     column = _flat(column)
     try:
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        if _is_text(column.type):
             zoned = pc.any(pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")).as_py()
             column = pc.cast(column, pa.timestamp("ms", "UTC" if zoned else None))
         if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
