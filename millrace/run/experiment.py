@@ -6,6 +6,9 @@
             frozen, daily incremental rounds, micro-batches, replay and batch retraining each day, more epochs on the
             old data (:mod:`millrace.run.rounds`).
 
+Both run the original's models (:data:`ORIGINAL`) with the original's settings, and every other model, the default and
+one's own, with the default's: each row of a report says which (``settings``).
+
 Every run is repeated with several seeds; figures are means with 95% intervals (Student's t), comparisons are paired
 by seed. Where the world is known (a simulated log) the oracle's AUC is given beside them.
 """
@@ -50,7 +53,7 @@ TRAIN_ROWS_SCORED = 200_000
 
 ORIGINAL = ("logistic", "wide_deep", "pnn_inner", "pnn_outer", "pnn_group", "deepfm", "wide_resnet", "wide_resnet_bn")
 DEFAULT = "default"
-"""The model and settings that Millrace starts with; the others feed numbers as they come, as the original did."""
+"""The model and settings that Millrace starts with."""
 
 INPUTS = ("raw", "scaled")
 
@@ -68,17 +71,25 @@ class Job:
 
 
 def spec_of(model: str) -> dict[str, Any]:
-    """The settings of a compared model.
+    """The settings of a compared model, in either experiment.
 
     The original's models take their numbers as they come, and nothing guards them: a batch that would throw them off is
     learnt all the same, as it was there. Its "batch norm" is that of Ioffe and Szegedy after each residual unit's
-    addition. ``default`` is what Millrace starts with.
+    addition. ``default`` is what Millrace starts with. A model of one's own has nothing of the original to be like: it
+    runs as ``replay`` and the learner run it.
     """
     if model == DEFAULT:
         return {}
+    if settings_of(model) == "default":
+        return {"model": model}
     plain = {"numerics": "none", "norm": "batch", "placement": "post", "momentum": 0.1, "averaging": 0.0}
     unguarded = {"max_loss": 1e30, "max_gradient": 1e30, "loss_ratio": 0.0}
     return {"model": model} | plain | unguarded
+
+
+def settings_of(model: str) -> str:
+    """Whose settings :func:`spec_of` gives a model: "original" or "default"."""
+    return "original" if model in ORIGINAL else "default"
 
 
 # -- in a worker ---------------------------------------------------------------------------------------------
@@ -143,7 +154,7 @@ def experiment_models(
     Args:
         seeds: runs of each model and kind of input; 5 or more for intervals that mean something.
         test_days: the last days of the log, which no model is trained on.
-        models: names out of the registry and "default" (default: all).
+        models: names out of the registry and "default" (default: the original's and "default").
         inputs: kinds of input, "raw" and "scaled" (default: both).
 
     Raises:
@@ -176,7 +187,10 @@ def experiment_rounds(
     inputs: Sequence[str] = INPUTS,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Compares ways of keeping a model up to date through the last ``test_days`` days; as :func:`experiment_models`."""
+    """Compares ways of keeping a model up to date through the last ``test_days`` days; as :func:`experiment_models`.
+
+    The models (default: "default" alone) have the same settings as there.
+    """
     chosen = _chosen(models, (DEFAULT,), inputs)
     with _prepared(log, schema, test_days, seeds) as (data, train, test):
         jobs = [Job("rounds", m, i, s, train, test) for s in range(seeds) for m in chosen for i in inputs]
@@ -258,7 +272,8 @@ def _models_report(
     for kind in inputs:
         mine = {m: [r for r in results if r["job"].model == m and r["job"].inputs == kind] for m in models}
         for model in models:
-            row: dict[str, Any] = {"model": model, "inputs": kind}
+            head = {"model": model, "inputs": kind, "settings": settings_of(model)}
+            row: dict[str, Any] = dict(head)
             for measure in measures:
                 row |= interval(measure, [r[measure] for r in mine[model]])
             if "wide_deep" in models and model != "wide_deep":
@@ -267,7 +282,7 @@ def _models_report(
                     row |= interval(f"{measure}_over_wide_deep", [a[measure] - b[measure] for a, b in pairs])
             rows.append(row)
             curve = np.mean([r["losses"] for r in mine[model]], 0)
-            curves.append({"model": model, "inputs": kind, "losses": [rounded(v) for v in curve.tolist()]})
+            curves.append(head | {"losses": [rounded(v) for v in curve.tolist()]})
     return _about(data, train, test) | {"models": rows, "curves": curves}
 
 
@@ -286,7 +301,7 @@ def _rounds_report(
     for model in models:
         for kind in inputs:
             mine = [r["ways"] for r in results if (r["job"].model, r["job"].inputs) == (model, kind)]
-            head = {"model": model, "inputs": kind}
+            head = {"model": model, "inputs": kind, "settings": settings_of(model)}
             ways += [head | row for row in rounds.ways_of(mine)]
             days += [head | row for row in rounds.days_of(mine, names, oracle)]
     return _about(data, train, test) | {"ways": ways, "by_day": days}
