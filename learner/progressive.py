@@ -6,7 +6,8 @@ functions below are exact, for reports.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,13 +97,33 @@ def baseline_column(schema: Schema) -> int | None:
     return None
 
 
+class _RollingAuc:
+    """River's rolling AUC, and NaN while the window holds one class only: river says 0 then, as of the worst model."""
+
+    def __init__(self, window_rows: int) -> None:
+        self._auc: Any = metrics.RollingROCAUC(window_size=window_rows)  # type: ignore[no-untyped-call]
+        self._positive: deque[bool] = deque(maxlen=window_rows)  # of the rows that river's window holds
+
+    def update(self, scores: Iterable[float], positive: Sequence[bool]) -> None:
+        for score, y in zip(scores, positive, strict=True):
+            self._auc.update(y, score)
+        self._positive.extend(positive)
+
+    @property
+    def positives(self) -> int:
+        """Rows of the window with a click."""
+        return sum(self._positive)
+
+    def get(self) -> float:
+        return float(self._auc.get()) if 0 < self.positives < len(self._positive) else float("nan")
+
+
 class Progressive:
-    """Rolling figures over the newest ``window_rows`` samples."""
+    """Rolling figures over the newest ``window_rows`` samples. NaN where they say nothing: no rows, one class."""
 
     def __init__(self, window_rows: int) -> None:
         self.rows = 0
-        self._auc: Any = metrics.RollingROCAUC(window_size=window_rows)  # type: ignore[no-untyped-call]
-        self._baseline: Any = metrics.RollingROCAUC(window_size=window_rows)  # type: ignore[no-untyped-call]
+        self._auc, self._baseline = _RollingAuc(window_rows), _RollingAuc(window_rows)
         self._means: dict[str, Any] = {
             name: utils.Rolling(stats.Mean, window_size=window_rows) for name in ("loss", "p", "y")
         }
@@ -112,11 +133,10 @@ class Progressive:
         losses = log_losses(p, label)
         scores: Sequence[float] = np.asarray(p, np.float64).tolist()
         labels: Sequence[float] = np.asarray(label, np.float64).tolist()
-        for score, y in zip(scores, labels, strict=True):
-            self._auc.update(y > 0.5, score)
+        positive = [y > 0.5 for y in labels]
+        self._auc.update(scores, positive)
         if baseline is not None:
-            for score, y in zip(np.asarray(baseline, np.float64).tolist(), labels, strict=True):
-                self._baseline.update(y > 0.5, score)
+            self._baseline.update(np.asarray(baseline, np.float64).tolist(), positive)
         for name, values in (("loss", losses.tolist()), ("p", scores), ("y", labels)):
             update = self._means[name].update
             for value in values:
@@ -125,17 +145,20 @@ class Progressive:
 
     @property
     def auc(self) -> float:
-        return float(self._auc.get())
+        return self._auc.get()
 
     @property
     def baseline_auc(self) -> float:
-        return float(self._baseline.get())
+        """NaN also where no baseline was ever given."""
+        return self._baseline.get()
 
     @property
     def log_loss(self) -> float:
-        return float(self._means["loss"].get())
+        return float(self._means["loss"].get()) if self.rows else float("nan")
 
     @property
     def calibration(self) -> float:
-        clicks = float(self._means["y"].get())
-        return float(self._means["p"].get()) / clicks if clicks > 0 else float("nan")
+        """NaN without a click: by their count, since what is left of a running mean need not be 0."""
+        if not self._auc.positives:
+            return float("nan")
+        return float(self._means["p"].get()) / float(self._means["y"].get())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ ITEMS = Gauge("millrace_items", "Items in the index.")
 ITEM_KEYS = Gauge("millrace_item_keys", "Item-side window keys in the index, over all partitions.")
 UNKNOWN_USERS = Counter("millrace_unknown_users_total", "Requests for users that the online store does not know.")
 ERRORS = Counter("millrace_errors_total", "What went wrong and was survived.", ["what"])
+for _gauge in (SERVED_VERSION, FRESHNESS):
+    _gauge.set(math.nan)  # no value until there is one
 
 
 class Figures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any
 
@@ -18,6 +19,7 @@ DUPLICATES = Counter("millrace_duplicates_sent", "Messages sent a second time.")
 PAGES = Counter("millrace_pages", "Pages seen.", ["arm"])
 PAGE_EXPOSURES = Counter("millrace_page_exposures", "Exposures sent, by what made the page.", ["arm"])
 PAGE_CLICKS = Counter("millrace_page_clicks", "Clicks sent, by what made the page.", ["arm"])
+REFUSED = Counter("millrace_messages_too_large", "Messages that were larger than a broker takes, and were not sent.")
 ORACLE_AUC = Gauge("millrace_oracle_auc", "Rolling AUC of the true click probabilities: the best possible.")
 EVENT_TIME = Gauge("millrace_event_time_seconds", "Newest event time sent.")
 REQUEST_ERRORS = Counter("millrace_request_errors", "Requests to the scorer that failed; each is tried again.")
@@ -29,11 +31,16 @@ RECOMMEND_SECONDS = Histogram(
 )
 
 
+for _gauge in (ORACLE_AUC, EVENT_TIME):
+    _gauge.set(math.nan)  # no value until there is one
+
+
 class Oracle:
     """Rolling AUC of true probabilities over the exposures whose outcome is final (their time for a click is over)."""
 
     def __init__(self, rows: int, final_after_ms: int) -> None:
         self._auc: Any = metrics.RollingROCAUC(window_size=rows)  # type: ignore[no-untyped-call]
+        self._clicked: deque[bool] = deque(maxlen=rows)  # of the rows that river's window holds
         self._open: deque[tuple[int, list[float], list[bool]]] = deque()
         self._final_after_ms = final_after_ms
         self.rows = 0
@@ -48,8 +55,9 @@ class Oracle:
             _, chances, clicked = self._open.popleft()
             for chance, outcome in zip(chances, clicked, strict=True):
                 self._auc.update(outcome, chance)
+            self._clicked.extend(clicked)
             self.rows += len(chances)
 
-    def auc(self) -> float | None:
-        """None while there is nothing final yet."""
-        return float(self._auc.get()) if self.rows else None
+    def auc(self) -> float:
+        """NaN while what is final is of one class only, or nothing yet: river says 0 then, as of the worst ranking."""
+        return float(self._auc.get()) if 0 < sum(self._clicked) < len(self._clicked) else math.nan

@@ -88,6 +88,39 @@ def test_a_silent_role_is_not_ready_and_keeps_its_figures(network: Network) -> N
     assert monitor.look().figures["click_to_served_p99_ms"] == 2000.0
 
 
+def test_what_a_role_has_not_measured_is_unknown_and_a_measured_0_is_a_figure(network: Network) -> None:
+    gauges = {
+        "simulator": {"oracle_auc": "millrace_oracle_auc"},
+        "learner": {
+            "auc": "millrace_rolling_auc",
+            "baseline_auc": "millrace_baseline_auc",
+            "log_loss": "millrace_rolling_log_loss",
+            "calibration": "millrace_calibration",
+            "learner_version": "millrace_model_version",
+        },
+        "scorer": {"freshness_s": "millrace_freshness_seconds", "served_version": "millrace_served_version"},
+    }
+    network.answers["http://scorer/model"] = json.dumps({"version": 4, "trained": 100})
+    for said, known in (("NaN", None), ("0.0", 0.0)):
+        for role, named in gauges.items():
+            text = "".join(f"# TYPE {metric} gauge\n{metric} {said}\n" for metric in named.values())
+            network.answers[f"http://{role}/metrics"] = (
+                exposition(1.0, 20).split("# TYPE millrace_rolling_auc")[0] + text
+            )
+        figures = monitor_of(network).look().figures
+        assert {n: figures[n] for named in gauges.values() for n in named} == dict.fromkeys(
+            [n for named in gauges.values() for n in named], known
+        )
+
+
+def test_a_role_whose_loop_never_came_round_has_no_time_of_that(network: Network) -> None:
+    assert monitor_of(network).look().figures["stream_turned_s"] is None
+    for said, known in ((0.0, None), (1.8e9, 1.8e9)):
+        text = f"# TYPE millrace_turned_seconds gauge\nmillrace_turned_seconds {said}\n"
+        network.answers["http://stream/metrics"] = exposition(1.0, 20) + text
+        assert monitor_of(network).look().figures["stream_turned_s"] == known
+
+
 def test_the_first_auc_is_timed(network: Network) -> None:
     monitor = monitor_of(network)
     monitor.look()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from millrace.run.series import COLUMNS
 from millrace.run.status import State, sparkline, state_of
 from millrace.run.supervisor import Supervisor
 from millrace.run.view import View, line_of, table_of
+from tests.waiting import PATIENCE
 
 ROLES = ("simulator", "stream", "learner", "scorer")
 
@@ -69,7 +71,7 @@ def running(tmp_path: Path) -> State:
 
 def get(url: str, path: str) -> tuple[int, dict[str, str], bytes]:
     parts = urlsplit(url)
-    connection = HTTPConnection(parts.hostname or "", parts.port or 0, timeout=10)
+    connection = HTTPConnection(parts.hostname or "", parts.port or 0, timeout=PATIENCE)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -151,7 +153,25 @@ def test_the_terminal_shows_key_figures_and_dashes_for_what_is_unknown(nothing: 
     assert max(map(len, shown.splitlines())) <= 120
 
 
-def test_a_pipe_gets_a_line_now_and_then(running: State) -> None:
+def test_what_no_role_has_measured_is_null_for_the_page_and_a_dash_in_the_terminal(tmp_path: Path) -> None:
+    names = ("rolling_auc", "oracle_auc", "rolling_log_loss", "freshness_seconds", "served_version", "model_version")
+    said = "".join(f"# TYPE millrace_{name} gauge\nmillrace_{name} NaN\n" for name in names)
+    model = json.dumps({"version": 0, "trained": 0})
+    targets = {n: f"http://{n}/metrics" for n in ROLES}
+    monitor = Monitor(targets, "http://scorer", EventClock(), lambda url: model if url.endswith("/model") else said)
+    for _ in range(3):
+        monitor.look()
+    state = state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [])
+    assert json.loads(json.dumps(state, allow_nan=False)) == state
+    for name in ("auc", "oracle_auc", "log_loss", "freshness_s", "served_version", "learner_version"):
+        assert state["figures"][name] is None
+    assert "AUC – oracle – baseline – " in line_of(state)
+    assert "version – " in line_of(state)
+    assert state["series"]["freshness_s"] == [None] * 3
+
+
+def test_a_pipe_gets_a_line_now_and_then(running: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millrace.run.view.LINE_SECONDS", math.inf)  # however long fifty ticks take here
     out = io.StringIO()
     with View(lambda: running, Console(file=out, highlight=False, soft_wrap=True)) as view:
         for _ in range(50):

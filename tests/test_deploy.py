@@ -18,6 +18,7 @@ import yaml
 from millrace.run.role import ROLES
 from millrace.settings import Settings
 from millrace.topics import TOPICS
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -38,13 +39,14 @@ from prometheus_client import REGISTRY
 suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
 mine = [f for f in REGISTRY.collect() if f.name.startswith("millrace_")]
 known = {f.name: f.name + ("_total" if f.type == "counter" else "") for f in mine}
-print(json.dumps({f.name + s: known[f.name] for f in mine for s in suffixes[f.type]}))
+names = {f.name + s: known[f.name] for f in mine for s in suffixes[f.type]}
+print(json.dumps([names, {s.name: str(s.value) for f in mine if f.type == "gauge" for s in f.samples}]))
 """
 
 
 @cache
-def exposed() -> dict[str, str]:
-    """Every series name that some role exposes, and the name under which people know the metric.
+def registries() -> list[tuple[dict[str, str], dict[str, str]]]:
+    """Of each role: its series names and the names under which people know the metrics; the gauges it begins with.
 
     Each role is imported in a process of its own, as it runs: this asks the registries, not a list.
     """
@@ -52,12 +54,18 @@ def exposed() -> dict[str, str]:
         subprocess.Popen([sys.executable, "-c", _NAMES, module], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for module in MODULES.values()
     ]
-    found: dict[str, str] = {}
+    found = []
     for process in running:
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
-        found |= json.loads(out)
+        names, gauges = json.loads(out)
+        found.append((names, gauges))
     return found
+
+
+def exposed() -> dict[str, str]:
+    """Every series name that some role exposes, and the name under which people know the metric."""
+    return {series: name for names, _ in registries() for series, name in names.items()}
 
 
 def dashboards() -> Iterator[tuple[str, Any]]:
@@ -129,6 +137,15 @@ def test_docs_list_exactly_the_metrics_there_are() -> None:
     listed = re.findall(r"^\| `(millrace_[a-z_]+)", text, re.MULTILINE)
     assert len(set(listed)) == len(listed)
     assert set(listed) == set(exposed().values())
+
+
+def test_a_role_that_has_measured_nothing_says_so() -> None:
+    """0 is a value: only what counts something may begin with it."""
+    counts = {"ready", "turned_seconds", "window_keys", "table_rows", "items", "item_keys"}
+    begun = {name: value for _, gauges in registries() for name, value in gauges.items()}
+    assert {name for name, value in begun.items() if value == "0.0"} == {f"millrace_{name}" for name in counts}
+    assert {value for value in begun.values() if value != "0.0"} == {"nan"}
+    assert {"millrace_rolling_auc", "millrace_oracle_auc", "millrace_freshness_seconds"} <= begun.keys()
 
 
 # -- compose ---------------------------------------------------------------------------------------------------
@@ -231,6 +248,70 @@ def test_the_image_runs_roles_and_holds_every_package() -> None:
 def test_promtool_accepts(check: tuple[str, str]) -> None:
     done = subprocess.run(["promtool", "check", *check], cwd=DEPLOY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def promtool_tests(folder: Path, *tests: dict[str, Any]) -> None:
+    """Runs unit tests of the rules: series by the minute in, alerts and values of expressions out."""
+    path = folder / "tests.yml"
+    path.write_text(yaml.safe_dump({"rule_files": [str(DEPLOY / "rules.yml")], "tests": list(tests)}))
+    done = subprocess.run(["promtool", "test", "rules", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+NO_VALUE = " ".join(["NaN"] * 61)
+
+
+def by_the_minute(series: dict[str, str]) -> dict[str, Any]:
+    return {"interval": "1m", "input_series": [{"series": name, "values": values} for name, values in series.items()]}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+def test_no_panel_and_no_rule_takes_what_has_no_value_for_a_figure(tmp_path: Path) -> None:
+    """A loop that is ready and has measured nothing: nobody is woken, and no panel shows a number."""
+    begun = {name: value for _, gauges in registries() for name, value in gauges.items()} | {"millrace_ready": "1"}
+    series = {
+        f'{name}{{job="millrace", role="r"}}': NO_VALUE if value == "nan" else f"{value}x60"
+        for name, value in begun.items()
+        if not name.endswith("role_info")
+    }
+    unmeasured = [name for name, value in begun.items() if value == "nan"]
+    shown = [expr for where, expr in expressions() if not where.startswith("rules.yml")]
+    empty = [expr for expr in shown if any(re.search(rf"\b{name}\b", expr) for name in unmeasured)]
+    assert len(empty) > 10
+    promtool_tests(
+        tmp_path,
+        by_the_minute(series)
+        | {
+            "alert_rule_test": [
+                {"eval_time": "50m", "alertname": alert.removeprefix("rules.yml: "), "exp_alerts": []}
+                for alert, _ in expressions()
+                if alert.startswith("rules.yml: ")
+            ],
+            "promql_expr_test": [{"expr": expr, "eval_time": "50m", "exp_samples": []} for expr in empty],
+        },
+    )
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+@pytest.mark.parametrize(
+    ("alert", "series"),
+    [
+        ("ModelStale", {"millrace_freshness_seconds": "0+60x30"}),
+        # It serves, and has learnt from nothing, while the learner learns: it does not follow.
+        ("ModelStale", {"millrace_freshness_seconds": NO_VALUE, "millrace_samples_trained_total": "0+500x30"}),
+        ("LoopStandsStill", {"millrace_turned_seconds": "60x30", "millrace_ready": "1x30"}),
+        ("WorseThanBaseline", {"millrace_rolling_auc": "0x60", "millrace_baseline_auc": "0.5x60"}),
+    ],
+)
+def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[str, str]) -> None:
+    rules = yaml.safe_load((DEPLOY / "rules.yml").read_text())["groups"][0]["rules"]
+    said = next(rule["annotations"] for rule in rules if rule["alert"] == alert)
+    said = {n: text.replace("{{ $labels.role }}", "r").replace("{{ $value }}", "1740") for n, text in said.items()}
+    labels = {} if alert == "WorseThanBaseline" else {"role": "r"}
+    case = by_the_minute({f'{name}{{role="r"}}': values for name, values in series.items()})
+    fired = {"exp_labels": labels, "exp_annotations": said}
+    at = "55m" if alert == "WorseThanBaseline" else "30m"
+    promtool_tests(tmp_path, case | {"alert_rule_test": [{"eval_time": at, "alertname": alert, "exp_alerts": [fired]}]})
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")

@@ -66,6 +66,32 @@ def test_rolling_figures_are_those_of_the_newest_rows() -> None:
     assert rolling.calibration == pytest.approx(calibration(p[last], y[last]))
 
 
+def test_before_anything_was_judged_there_are_no_figures() -> None:
+    rolling = Progressive(300)
+    assert all(map(math.isnan, (rolling.auc, rolling.baseline_auc, rolling.log_loss, rolling.calibration)))
+
+
+UNTIED = st.lists(st.tuples(st.integers(1, 999), st.booleans()), max_size=60, unique_by=lambda row: row[0])
+
+
+@given(UNTIED, st.integers(1, 20), st.integers(1, 30), st.booleans())
+def test_rolling_figures_have_no_value_exactly_where_the_exact_ones_have_none(
+    rows: list[tuple[int, bool]], window: int, size: int, compared: bool
+) -> None:
+    """Windows of one class too, also such as held both before; and a schema without a baseline."""
+    p, y = (np.array([row[k] for row in rows], np.float64) for k in range(2))
+    p /= 1000
+    rolling = Progressive(window)
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        rolling.update(p[part], y[part], 1 - p[part] if compared else None)
+    p, y = p[-window:], y[-window:]
+    assert rolling.auc == pytest.approx(auc(p, y), nan_ok=True)
+    assert rolling.baseline_auc == pytest.approx(auc(-p, y) if compared else math.nan, nan_ok=True)
+    assert rolling.log_loss == pytest.approx(log_loss(p, y), nan_ok=True)
+    assert rolling.calibration == pytest.approx(calibration(p, y), nan_ok=True)
+
+
 def test_baseline_is_the_item_rate_over_the_longest_window() -> None:
     column = baseline_column(SCHEMA)
     assert column is not None

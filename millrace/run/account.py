@@ -151,7 +151,7 @@ def _curve(
 
 
 def _history(settings: Settings) -> list[dict[str, Any]]:
-    """What the learner wrote down as it went."""
+    """What the learner wrote down as it went; an AUC is None while it had judged one class only."""
     try:
         lines = Path(settings.data, "learner", "history.jsonl").read_bytes().splitlines()
         told = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]

@@ -56,12 +56,9 @@ class Figures:
                     self._before[key] = self._before.get(key, 0.0) + value
         self._now = now
 
-    def measured(self, name: str) -> float | None:
-        """A gauge that is never 0 once it was measured: a role's gauges all begin at 0."""
-        return self.gauge(name) or None
-
     def gauge(self, name: str, **labels: str) -> float | None:
-        """A gauge now: the sum over the label sets that carry ``labels``; None when there is none, or no number yet."""
+        """A gauge now: the sum over the label sets that carry ``labels``; None when there is none, or no number (yet):
+        a role says NaN where it has measured nothing."""
         wanted = labels.items()
         found = [v for (n, have), v in self._now.items() if n == name and wanted <= dict(have).items()]
         total = sum(found)
@@ -203,7 +200,7 @@ class Monitor:
             "malformed": simulator.total("millrace_malformed_sent_total"),
             "duplicates": simulator.total("millrace_duplicates_sent_total"),
             "request_errors": simulator.total("millrace_request_errors_total"),
-            "oracle_auc": simulator.measured("millrace_oracle_auc"),
+            "oracle_auc": simulator.gauge("millrace_oracle_auc"),
             **{
                 f"page_{what}_{arm}": simulator.total(f"millrace_page_{what}_total", arm=arm)
                 for what in ("exposures", "clicks")
@@ -217,29 +214,33 @@ class Monitor:
             "duplicates_dropped": stream.total("millrace_duplicates_dropped_total"),
             "late": stream.total("millrace_late_events_total"),
             "stream_lag": stream.gauge("millrace_stream_lag"),
-            "stream_turned_s": stream.measured("millrace_turned_seconds"),
+            "stream_turned_s": _turned(stream),
             "window_keys": stream.gauge("millrace_window_keys"),
             "trained": learner.total("millrace_samples_trained_total"),
             "repeated": learner.total("millrace_samples_repeated_total"),
-            "auc": learner.measured("millrace_rolling_auc"),
-            "baseline_auc": learner.measured("millrace_baseline_auc"),
-            "log_loss": learner.measured("millrace_rolling_log_loss"),
-            "calibration": learner.measured("millrace_calibration"),
+            "auc": learner.gauge("millrace_rolling_auc"),
+            "baseline_auc": learner.gauge("millrace_baseline_auc"),
+            "log_loss": learner.gauge("millrace_rolling_log_loss"),
+            "calibration": learner.gauge("millrace_calibration"),
             "learner_version": learner.gauge("millrace_model_version"),
             "learner_lag": learner.gauge("millrace_learner_lag"),
-            "learner_turned_s": learner.measured("millrace_turned_seconds"),
+            "learner_turned_s": _turned(learner),
             "table_rows": learner.gauge("millrace_table_rows"),
             "skipped": learner.total("millrace_batches_skipped_total"),
             "served_version": scorer.gauge("millrace_served_version"),
             "versions_served": _number(model.get("versions_served")),
             "requests": scorer.total("millrace_requests_total"),
-            # A model that has learnt nothing yet is as old as the event clock's zero, which says nothing.
-            "freshness_s": scorer.gauge("millrace_freshness_seconds") if model.get("trained") else None,
+            "freshness_s": scorer.gauge("millrace_freshness_seconds"),
             "delta_gaps": scorer.total("millrace_delta_gaps_total"),
             "scorer_errors": scorer.total("millrace_errors_total"),
             "click_to_served_p50_ms": _number(served.get("p50")),
             "click_to_served_p99_ms": _number(served.get("p99")),
         }
+
+
+def _turned(role: Figures) -> float | None:
+    """When a role's loop last came round; None when it never did: then it says 0."""
+    return role.gauge("millrace_turned_seconds") or None
 
 
 def _number(value: object) -> float | None:

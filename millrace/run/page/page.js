@@ -2,6 +2,7 @@
 // Polls /state.json and shows it. Nothing here computes a figure: what is shown is what the demo knows.
 const byId = (id) => document.getElementById(id);
 const dash = "–";
+const known = (v) => v !== null && v !== undefined;
 const fixed = (digits) => (v) => (v === null || v === undefined ? dash : v.toFixed(digits));
 const whole = (v) => (v === null || v === undefined ? dash : (Math.round(v) + 0).toLocaleString("en"));
 const percent = (v, exact) => (v === null || v === undefined ? dash : `${(v * 100).toFixed(exact ? 2 : 1)}%`);
@@ -39,7 +40,7 @@ function put(id, text) {
 
 function tiles(f) {
   put("t-auc", fixed(4)(f.auc));
-  put("t-auc-note", f.oracle_auc ? `oracle ${fixed(4)(f.oracle_auc)}, baseline ${fixed(4)(f.baseline_auc)}` : "the first samples are on their way");
+  put("t-auc-note", known(f.auc) || known(f.oracle_auc) ? `oracle ${fixed(4)(f.oracle_auc)}, baseline ${fixed(4)(f.baseline_auc)}` : "the first samples are on their way");
   put("t-ctr", percent(f.ctr_model, true));
   const lift = f.ctr_model && f.ctr_control ? `, ${(f.ctr_model / f.ctr_control).toFixed(2)} times as many` : "";
   put("t-ctr-note", `random pages ${percent(f.ctr_control, true)}${lift}`);

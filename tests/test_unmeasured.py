@@ -1,0 +1,60 @@
+"""What was not measured has no value: freshness before anything was learnt, the oracle's AUC of one class."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY
+
+from learner.model import ServingModel
+from learner.progressive import auc
+from scorer.app import make_app
+from simulator.figures import Oracle
+from tests.scorer_shop import NOW_MS, SCHEMA, Learner, call, serving
+
+
+def freshness() -> float:
+    value = REGISTRY.get_sample_value("millrace_freshness_seconds")
+    assert value is not None
+    return value
+
+
+def test_a_model_has_an_age_once_it_has_learnt_from_an_exposure(tmp_path: Path) -> None:
+    scorer, _, figures = serving()
+    app = make_app(scorer, figures)
+    assert math.isnan(freshness())
+    learner = Learner(tmp_path)
+    note = learner.snapshot()
+    model = ServingModel.of(SCHEMA, note.spec, learner.store.read(note))
+    scorer.install(msgspec.structs.replace(note, event_ms=0), model, 0, [])
+    assert math.isnan(freshness())
+    _, text = asyncio.run(call(app, "GET", "/metrics"))
+    assert "\nmillrace_freshness_seconds NaN\n" in text
+    scorer.install(msgspec.structs.replace(note, event_ms=NOW_MS), model, 0, [])
+    before = scorer.clock.now()
+    age_ms = freshness() * 1000 * scorer.clock.speed
+    assert before - NOW_MS - 1 <= age_ms <= scorer.clock.now() - NOW_MS + 1  # rounded
+
+
+def test_the_oracle_has_no_auc_of_one_class_or_of_nothing() -> None:
+    oracle, rng = Oracle(40, 1000), np.random.default_rng(0)
+    chances: list[float] = []
+    outcomes: list[bool] = []
+    oracle.settle(10**9)
+    assert math.isnan(oracle.auc())
+    clicks = [*([0.0] * 3), *([0.5] * 6), *([0.0] * 6), *([1.0] * 6)]  # the share on each page
+    for number, share in enumerate(clicks):
+        p, clicked = rng.random(10), (rng.random(10) < share).tolist()
+        oracle.add(number * 1000, p, clicked)
+        oracle.settle(number * 1000 + 1000)
+        chances += p.tolist()
+        outcomes += clicked
+        newest = slice(-40, None)
+        expected = auc(np.array(chances[newest]), np.array(outcomes[newest]))
+        assert oracle.auc() == pytest.approx(expected, nan_ok=True)
+    assert math.isnan(oracle.auc())
