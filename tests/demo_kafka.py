@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from millrace.kafka import wait_for_broker
-from millrace.run.services import EmbeddedRedis, free_port
+from millrace.run.services import EmbeddedRedis
 from millrace.settings import Settings
+from tests.waiting import PATIENCE, quiet_port, until
 
 _SETTINGS = """
 process.roles=broker,controller
@@ -62,7 +62,7 @@ def _listens(port: int) -> bool:
 def apache_kafka(folder: Path) -> Iterator[str]:
     """A KRaft broker of one node on free loopback ports; its address."""
     java = _java()
-    port, controller = free_port(), free_port()
+    port, controller = quiet_port(), quiet_port()  # bound seconds later, once a Java machine is up
     folder.mkdir()
     config = folder / "server.properties"
     config.write_text(_SETTINGS.format(port=port, controller=controller, folder=folder))
@@ -76,12 +76,9 @@ def apache_kafka(folder: Path) -> Iterator[str]:
         stack.callback(broker.kill)
         address = f"127.0.0.1:{port}"
         # By hand first: each refused connection of kafka-python's client leaves a socket to the garbage collector.
-        deadline = time.monotonic() + 90
-        while not _listens(port):
-            assert broker.poll() is None, out.read_text()[-2000:]
-            assert time.monotonic() < deadline, out.read_text()[-2000:]
-            time.sleep(0.05)
-        wait_for_broker(Settings(kafka=address), 60.0)
+        until(lambda: _listens(port) or broker.poll() is not None, "Kafka listens or has ended")
+        assert broker.poll() is None, out.read_text()[-2000:]
+        wait_for_broker(Settings(kafka=address), PATIENCE)
         yield address
 
 
@@ -95,7 +92,7 @@ def own_redis(folder: Path) -> Iterator[str]:
 
 
 def command_lines(pids: Iterable[int]) -> list[str]:
-    """What the processes are, those that are gone left out."""
+    """What the processes are, those that are gone left out. Between fork and exec a process is its parent still."""
     found = []
     for pid in pids:
         try:

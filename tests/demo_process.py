@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,10 +15,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from millrace.run.monitor import fetch
+from tests.waiting import PATIENCE
 
-PATIENCE = 200.0
-"""Seconds until we say that something does not come about: in a fresh clone roles compile before they are ready, and
-nothing is asserted about how long things take."""
+FETCH_SECONDS = 60.0
 
 
 def born(pid: int) -> str:
@@ -82,11 +82,17 @@ class DemoProcess:
     @property
     def url(self) -> str:
         """The live page's address, once it was said."""
-        self.until(lambda: "live page: http" in self.text(), "it names its page")
-        return self.text().split("live page: ")[1].split()[0]
+        said: list[str] = []
+
+        def named() -> bool:
+            said[:] = re.findall(r"live page: (http\S+)\s", self.text())  # whole: something follows
+            return bool(said)
+
+        self.until(named, "it names its page")
+        return said[0]
 
     def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = json.loads(fetch(f"{self.url}state.json", 10.0))
+        state: dict[str, Any] = json.loads(fetch(f"{self.url}state.json", FETCH_SECONDS))
         return state
 
     def role(self, name: str) -> dict[str, Any]:
@@ -106,7 +112,7 @@ class DemoProcess:
         return self.wait()
 
     def wait(self) -> int:
-        deadline = time.monotonic() + 1.4 * PATIENCE
+        deadline = time.monotonic() + 2 * PATIENCE
         while self.process.poll() is None:
             self.seen |= descendants(self.process.pid)
             assert time.monotonic() < deadline, f"it does not end:\n{self.text()}"
@@ -122,7 +128,7 @@ class DemoProcess:
         return [pid for pid, when in self.seen.items() if when and born(pid) == when]
 
     def until_nothing_left(self) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while self.left_behind():
             assert time.monotonic() < deadline, f"left behind: {self.left_behind()}"
             time.sleep(0.02)
@@ -144,8 +150,8 @@ def is_page(url: str) -> bool:
     """Whether the live page and everything it loads are served from there."""
     parts = urlsplit(url)
     assert parts.hostname == "127.0.0.1"
-    page = fetch(url)
+    page = fetch(url, FETCH_SECONDS)
     linked = [piece.split('"')[1] for piece in page.replace("src=", "href=").split("href=")[1:]]
     own = [name for name in linked if not name.startswith("data:")]
     assert not [name for name in own if "//" in name], "the page loads something from elsewhere"
-    return len(own) == 3 and all(fetch(url + name) for name in own)
+    return len(own) == 3 and all(fetch(url + name, FETCH_SECONDS) for name in own)

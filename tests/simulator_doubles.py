@@ -12,6 +12,7 @@ from aiohttp import web
 from kafka.errors import KafkaTimeoutError
 
 from millrace.events import BadEventError, decode_event
+from tests.waiting import PATIENCE
 
 
 class Sent:
@@ -81,7 +82,7 @@ class FakeScorer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self.url = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        self.url = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(PATIENCE)
 
     async def _start(self) -> str:
         app = web.Application()
@@ -126,7 +127,7 @@ class FakeScorer:
         )
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(PATIENCE)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -6,9 +6,15 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import LONG, PATIENCE
+
+pytestmark = pytest.mark.timeout(LONG)  # in a fresh clone `learn` and `stream` compile first
 
 ROOT = Path(__file__).parent.parent
 CSV = "ts,who,what,hit\n1000,1,2,0\n2000,1,3,1\n"
@@ -36,7 +42,7 @@ def millrace(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
         env=clean | {"MILLRACE_PATIENCE_SECONDS": "0.2"} | env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=2 * PATIENCE,
         check=False,
     )
 
@@ -61,16 +67,19 @@ def test_each_subcommand_explains_itself(command: str) -> None:
     assert f"millrace {command}" in done.stdout
 
 
-def closed_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """A port that refuses connections: it is bound, so nobody else can come to listen on it, and does not listen."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
 
 
 @pytest.mark.parametrize("command", ["topics", "stream", "learn", "serve", "simulate"])
 def test_a_broker_that_does_not_answer_is_named(command: str, tmp_path: Path) -> None:
-    address = f"127.0.0.1:{closed_port()}"
-    line = the_line(millrace(command, MILLRACE_KAFKA=address, MILLRACE_DATA=str(tmp_path), MILLRACE_REDIS=address))
+    with closed_port() as port:
+        address = f"127.0.0.1:{port}"
+        line = the_line(millrace(command, MILLRACE_KAFKA=address, MILLRACE_DATA=str(tmp_path), MILLRACE_REDIS=address))
     assert address in line
     assert "MILLRACE_KAFKA" in line
 

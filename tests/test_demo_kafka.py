@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.demo_kafka import apache_kafka, command_lines, own_redis
-from tests.demo_process import demo_process, descendants
+from tests.demo_process import DemoProcess, demo_process, descendants
 from tests.test_demo_live import assert_books_balance, assert_undisturbed
+from tests.waiting import LONG
 
-pytestmark = [pytest.mark.services, pytest.mark.kafka]
+pytestmark = [pytest.mark.services, pytest.mark.kafka, pytest.mark.timeout(LONG)]
+
+
+def roles(demo: DemoProcess) -> list[str]:
+    """The command lines of what runs below the demo, once its four roles are among them."""
+    lines: list[str] = []
+
+    def four() -> bool:
+        lines[:] = command_lines(descendants(demo.process.pid))
+        return sum("millrace.run.role" in line for line in lines) == 4
+
+    demo.until(four, "four roles run, each under its own name")
+    return lines
+
+
+def environment(demo: DemoProcess, name: str) -> bytes:
+    """A role's environment: what only the demo's own children are given, the event clock, shows that it is not still
+    the demo's."""
+    found = b""
+
+    def own() -> bool:
+        nonlocal found
+        with suppress(OSError):
+            found = Path(f"/proc/{demo.role(name)['pid']}/environ").read_bytes()
+        return b"MILLRACE_CLOCK=" in found
+
+    demo.until(own, f"the {name} has an environment of its own")
+    return found
 
 
 def test_two_demos_one_after_the_other_on_one_kafka(tmp_path: Path) -> None:
@@ -21,12 +50,9 @@ def test_two_demos_one_after_the_other_on_one_kafka(tmp_path: Path) -> None:
             folder = tmp_path / str(number)
             folder.mkdir()
             with demo_process(folder, "--seconds", seconds, env=env) as demo:
-                demo.until(lambda: demo.role("simulator")["pid"] is not None, "every role was started", 300)
-                demo.seen |= descendants(demo.process.pid)
-                running = command_lines(demo.seen)
-                assert sum("millrace.run.role" in line for line in running) == 4
-                assert not [line for line in running if "redis-server" in line or "tansu" in line]
-                simulator = Path(f"/proc/{demo.role('simulator')['pid']}/environ").read_bytes()
+                demo.until(lambda: demo.role("simulator")["pid"] is not None, "every role was started")
+                assert not [line for line in roles(demo) if "redis-server" in line or "tansu" in line]
+                simulator = environment(demo, "simulator")
                 assert b"MILLRACE_IDEMPOTENCE" not in simulator  # at its default: on
                 assert kafka.encode() in simulator
                 assert demo.wait() == 0, demo.text()

@@ -14,8 +14,9 @@ from millrace.run.account import KEYS, missing_keys
 from millrace.run.role import ROLES
 from tests.demo_process import demo_process, descendants, is_page
 from tests.test_deploy import exposed
+from tests.waiting import LONG
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
 
 def assert_books_balance(report: dict[str, Any]) -> None:

@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from millrace.errors import ServiceError
 from millrace.run.supervisor import Patience, Supervisor
+from tests.waiting import PATIENCE, until
 
 SLEEPER = [sys.executable, "-S", "-c", "import time; print('up', flush=True); time.sleep(600)"]
 STUBBORN = [
@@ -22,14 +23,7 @@ STUBBORN = [
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)",
 ]
 BROKEN = [sys.executable, "-S", "-c", "import sys; print('millrace: no such thing; mend it'); sys.exit(1)"]
-QUICK = Patience(failures=3, first_pause_seconds=0.01, longest_pause_seconds=0.02)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
+QUICK = Patience(failures=3, within_seconds=3600, first_pause_seconds=0.01, longest_pause_seconds=0.02)
 
 
 def alive(pid: int) -> bool:
@@ -54,7 +48,7 @@ def pid_of(supervisor: Supervisor, name: str) -> int:
 
 
 def up(supervisor: Supervisor, name: str) -> None:
-    wait_until(lambda: b"up" in supervisor.roles[name].log_path.read_bytes())
+    until(lambda: supervisor.roles[name].log_path.read_text().endswith("\n"), f"the {name} has said that it is up")
 
 
 def test_a_killed_role_is_restarted_aloud_and_counted(supervisor: Supervisor) -> None:
@@ -68,7 +62,7 @@ def test_a_killed_role_is_restarted_aloud_and_counted(supervisor: Supervisor) ->
         supervisor.poll()
         return supervisor.roles["sleeper"].pid not in (None, first)
 
-    wait_until(restarted)
+    until(restarted, "it runs again")
     assert supervisor.restarts == {"sleeper": 1}
     assert len(said) == 1
     assert "SIGKILL" in said[0]
@@ -96,7 +90,7 @@ def test_deaths_far_apart_are_forgiven(tmp_path: Path) -> None:
         for _ in range(4):
             process = supervisor.roles["broken"].process
             assert process is not None
-            process.wait(20)
+            process.wait(PATIENCE)
             supervisor.poll()
             assert supervisor.roles["broken"].state == "waiting"
             now += 100.0
@@ -147,8 +141,8 @@ def test_what_a_dead_role_left_running_is_ended(supervisor: Supervisor) -> None:
         supervisor.poll()
         return supervisor.restarts["parent"] == 1
 
-    wait_until(restarted)
-    wait_until(lambda: not running(grandchild))
+    until(restarted, "the parent runs again")
+    until(lambda: not running(grandchild), "the first one's child is gone")
 
 
 def running(pid: int) -> bool:

@@ -4,6 +4,7 @@ the processes in between."""
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from millrace.events import (
     to_msgpack,
 )
 from millrace.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
-from millrace.run.services import EmbeddedBroker, EmbeddedRedis, free_port, spawn, stop
+from millrace.run.services import EmbeddedBroker, EmbeddedRedis, spawn, stop
 from millrace.samples import CORRECTION, NEGATIVE, SampleBatch
 from millrace.schema import shop_schema
 from millrace.settings import Settings, load_settings
@@ -45,8 +46,10 @@ from stream.faustio import Throttle
 from stream.partition import Message, Partition, Policy
 from stream.tiles import counts_of
 from tests.demo_kafka import apache_kafka
+from tests.waiting import LONG, PATIENCE, quiet_port
+from tests.waiting import until as until  # tests/test_lists.py has it from here
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
 PARTITIONS = 2
 START_MS = 1_700_000_000_000
@@ -58,13 +61,6 @@ SCHEMA = shop_schema()
 Sent = tuple[str, int, bytes]  # topic, partition, value
 Worker = subprocess.Popen[bytes]
 SampleKey = tuple[str, int, int, int]  # request, position, kind, actions
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 45.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what}"
-        time.sleep(0.05)
 
 
 # ---------------------------------------------------------------------- what shoppers do
@@ -224,7 +220,7 @@ class Loop:
         self.broker.stop()
 
     def worker(self) -> subprocess.Popen[bytes]:
-        settings = msgspec.structs.replace(self.settings, metrics_port=free_port())
+        settings = msgspec.structs.replace(self.settings, metrics_port=quiet_port())
         environment = {**os.environ, **settings.environment(), "NUMBA_NUM_THREADS": "1"}
         log = self.folder / f"worker{len(self.workers)}.log"
         child = spawn([sys.executable, "-m", "millrace.run.role", "stream"], environment, log)
@@ -232,11 +228,11 @@ class Loop:
         return child
 
     def figure(self, worker: subprocess.Popen[bytes], name: str) -> float:
-        """The sum of a metric of a worker; 0 while it serves none."""
+        """The sum of a metric of a worker, as of its last step; 0 while it serves none. To be waited for."""
         assert worker.poll() is None, self.logs()
         try:
             url = f"http://127.0.0.1:{self.workers[worker].metrics_port}/metrics"
-            with urllib.request.urlopen(url, timeout=5) as response:
+            with urllib.request.urlopen(url, timeout=PATIENCE) as response:
                 lines = response.read().decode().splitlines()
         except OSError:
             return 0.0
@@ -246,9 +242,7 @@ class Loop:
         return "".join(f"{path.name}:\n{path.read_text()}" for path in sorted(self.folder.glob("worker*.log")))
 
     def ready(self, worker: subprocess.Popen[bytes]) -> None:
-        until(
-            lambda: self.figure(worker, "millrace_ready") == 1, "the worker is ready", 120
-        )  # where nothing is compiled
+        until(lambda: self.figure(worker, "millrace_ready") == 1, "the worker is ready")
 
     def send(self, messages: list[Sent]) -> None:
         """Sends in order; pages reach the broker before what is seen and clicked an hour of event time later."""
@@ -274,15 +268,21 @@ class Loop:
         assert self.samples.keys() == expected.samples.keys()
         assert self.bodies == {key: {body} for key, body in expected.samples.items()}
         until(lambda: self.redis_users() == as_lists(expected.users), "user windows are in Redis")
+        until(lambda: self.redis_profiles() == expected.profiles, "profiles are in Redis")
         until(lambda: self.item_tiles() == as_lists({"": expected.items})[""], "item windows are published")
-        letters: list[tuple[str, int, int]] = []
+        until(lambda: self.letters() >= expected.dead.keys(), "all dead letters came")
+        assert self.letters() == expected.dead.keys()
+
+    def letters(self) -> set[tuple[str, int, int]]:
+        """What the dead letters are of: topic, partition, offset."""
+        found: set[tuple[str, int, int]] = set()
 
         def read(record: Any) -> None:
             letter = decode_dead_letter(record.value)
-            letters.append((letter.topic, letter.partition, letter.offset))
+            found.add((letter.topic, letter.partition, letter.offset))
 
         read_all(self.settings, "dead-letters", read)
-        assert set(letters) == set(expected.dead)
+        return found
 
     def redis_users(self) -> dict[Any, Any]:
         found: dict[str, dict[int, Any]] = {}
@@ -329,26 +329,39 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
         running.close()
 
 
+@pytest.fixture
+def steady(tmp_path: Path) -> Iterator[Loop]:
+    """For what holds only while no worker is taken for dead, however long it has to wait for a core."""
+    running = Loop(tmp_path, session_timeout_ms=20_000)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
 # ---------------------------------------------------------------------- the tests
 
 
-def test_an_undisturbed_run_says_what_the_core_says_and_once(loop: Loop) -> None:
-    worker = loop.worker()
+def test_an_undisturbed_run_says_what_the_core_says_and_once(steady: Loop) -> None:
+    loop, worker = steady, steady.worker()
+    loop.ready(worker)
+    until(lambda: math.isnan(loop.figure(worker, "millrace_watermark_seconds")), "there is no time before an event")
     loop.send(story(150, seed=1))
     expected = answer(loop)
     kinds = {kind for _, _, kind, _ in expected.samples}
     assert kinds == {0, 1, 2, 3}  # the story has negatives, positives, corrections and follow-ups
     assert expected.dead
     assert expected.pending == 4 * PARTITIONS
-    loop.ready(worker)
     loop.done(expected)
-    assert set(loop.samples.values()) == {1}
-    assert loop.redis_profiles() == expected.profiles
-    assert loop.figure(worker, "millrace_samples_total") == len(expected.samples)
-    assert loop.figure(worker, "millrace_pending_exposures") == expected.pending
-    assert loop.figure(worker, "millrace_dead_letters_total") == sum(expected.dead.values())
-    until(lambda: loop.figure(worker, "millrace_stream_lag") == 0, "no lag is left")
-    assert stop(worker, 20) == 0
+    for name, value in (
+        ("samples_total", len(expected.samples)),
+        ("pending_exposures", expected.pending),
+        ("dead_letters_total", sum(expected.dead.values())),
+        ("stream_lag", 0),
+    ):
+        until(lambda n=name, v=value: loop.figure(worker, f"millrace_{n}") == v, f"{name} is {value}")  # type: ignore[misc]
+    assert set(loop.poll().values()) == {1}
+    assert stop(worker, PATIENCE) == 0
     assert (loop.folder / "worker0.log").read_text().count("\n") < 6  # calm
 
 
@@ -359,8 +372,8 @@ def test_killed_workers_change_nothing(loop: Loop) -> None:
     chunk = len(messages) // (ROUNDS + 1)
     for number in range(ROUNDS):
         part = messages[number * chunk : (number + 1) * chunk]
-        loop.send(part)
         before = len(loop.poll())
+        loop.send(part)
         loop.ready(worker)
         until(lambda before=before: len(loop.poll()) > before, "samples come")  # type: ignore[misc]
         time.sleep(rng.random() * 0.5)  # not to wait for something: the moment of the kill is what varies
@@ -370,7 +383,7 @@ def test_killed_workers_change_nothing(loop: Loop) -> None:
     loop.send(messages[ROUNDS * chunk :])
     loop.ready(worker)
     loop.done(answer(loop))
-    assert stop(worker, 20) == 0
+    assert stop(worker, PATIENCE) == 0
 
 
 def share(loop: Loop, first: Worker, second: Worker, messages: list[Sent]) -> None:
@@ -381,16 +394,17 @@ def share(loop: Loop, first: Worker, second: Worker, messages: list[Sent]) -> No
     def taken(*workers: Worker) -> float:
         return sum(loop.figure(worker, "millrace_events_total") for worker in workers)
 
+    began = taken(second)
     for start in range(0, len(messages), step):
         loop.ready(first)
         loop.ready(second)
-        by_second, by_both = taken(second), taken(first, second)
+        by_both = taken(first, second)
         loop.send(messages[start : start + step])
         until(lambda n=by_both: taken(first, second) > n, "one of the two works")  # type: ignore[misc]
-        if taken(second) > by_second:
+        if taken(second) > began:
             loop.send(messages[start + step :])
             return
-    raise AssertionError("the second never took anything")
+    until(lambda: taken(second) > began, "the second took something")
 
 
 def test_workers_come_and_go(loop: Loop) -> None:
@@ -410,10 +424,10 @@ def test_workers_come_and_go(loop: Loop) -> None:
             second.kill()
             second.wait()
         else:
-            assert stop(second, 20) == 0
+            assert stop(second, PATIENCE) == 0
     loop.send(messages[at:])
     loop.done(answer(loop))
-    assert stop(first, 20) == 0
+    assert stop(first, PATIENCE) == 0
 
 
 def test_a_redis_that_lost_its_data_is_filled_again(loop: Loop) -> None:
@@ -426,12 +440,12 @@ def test_a_redis_that_lost_its_data_is_filled_again(loop: Loop) -> None:
     flush(loop)
     until(lambda: loop.redis_users() == as_lists(expected.users), "user windows are back")
     until(lambda: loop.redis_profiles() == expected.profiles, "profiles are back")
-    assert stop(worker, 20) == 0
+    assert stop(worker, PATIENCE) == 0
     flush(loop)
     worker = loop.worker()
     until(lambda: loop.redis_users() == as_lists(expected.users), "user windows are back after a restart")
     until(lambda: loop.redis_profiles() == expected.profiles, "profiles are back after a restart")
-    assert stop(worker, 20) == 0
+    assert stop(worker, PATIENCE) == 0
 
 
 def last_line(worker: Worker, loop: Loop) -> str:
@@ -444,7 +458,8 @@ def last_line(worker: Worker, loop: Loop) -> str:
 
 @pytest.mark.parametrize(("service", "busy"), [("broker", False), ("broker", True), ("store", False)])
 def test_a_service_that_stays_away_is_one_line(tmp_path: Path, service: str, busy: bool) -> None:
-    loop = Loop(tmp_path, outage_seconds=2.0)
+    # Long enough that a busy machine is not taken for an outage before there is one.
+    loop = Loop(tmp_path, outage_seconds=8.0)
     try:
         worker = loop.worker()
         loop.ready(worker)
@@ -489,7 +504,7 @@ def test_a_silent_partition_follows_the_event_clock(tmp_path: Path) -> None:
         worker = loop.worker()
         until(lambda: len(loop.poll()) == 4, "the page's four negatives")
         assert {kind for _, _, kind, _ in loop.samples} == {NEGATIVE}
-        assert stop(worker, 20) == 0
+        assert stop(worker, PATIENCE) == 0
     finally:
         loop.close()
 
@@ -515,10 +530,10 @@ def test_a_label_given_to_silence_stays_after_a_crash(tmp_path: Path) -> None:
         loop.close()
 
 
-def test_an_event_is_judged_by_the_clock_that_it_was_sent_by(loop: Loop) -> None:
+def test_an_event_is_judged_by_the_clock_that_it_was_sent_by(steady: Loop) -> None:
     """Two runs on one Kafka, a day apart: what was from the future when it came is not taken when the second run, whose
     clock has come as far, reads it again. It would move the watermark past its neighbours."""
-    messages = story(100, seed=8)
+    loop, messages = steady, story(100, seed=8)
     half = len(messages) // 2
     loop.send(messages[:half])
     earlier = EventClock(wall_ms() - 60_000, START_MS, 1.0)
@@ -529,8 +544,9 @@ def test_an_event_is_judged_by_the_clock_that_it_was_sent_by(loop: Loop) -> None
     loop.send(messages[half:])
     worker = loop.worker()
     loop.done(answer(loop))
-    assert loop.figure(worker, 'millrace_dead_letters_total{reason="future"}') == PARTITIONS
-    assert stop(worker, 20) == 0
+    future = 'millrace_dead_letters_total{reason="future"}'
+    until(lambda: loop.figure(worker, future) == PARTITIONS, "both were from the future")
+    assert stop(worker, PATIENCE) == 0
 
 
 @pytest.mark.kafka
@@ -549,7 +565,7 @@ def test_apache_kafka_with_idempotent_producers(tmp_path: Path) -> None:
             first.wait()
             loop.send(messages[half:])
             loop.done(answer(loop))
-            assert stop(second, 20) == 0
+            assert stop(second, PATIENCE) == 0
         finally:
             loop.close()
 

@@ -11,8 +11,9 @@ import pytest
 import redis
 
 from millrace.errors import StoreError
-from millrace.run.services import EmbeddedRedis, free_port
+from millrace.run.services import EmbeddedRedis
 from stream.online import OnlineStore, field_of
+from tests.waiting import quiet_port
 
 pytestmark = pytest.mark.services
 
@@ -94,7 +95,7 @@ def test_many_users_need_several_pipelines(server: EmbeddedRedis) -> None:
 
 
 def test_a_store_that_comes_back_gets_what_it_missed(tmp_path: Path) -> None:
-    port = free_port()
+    port = quiet_port()
 
     async def main() -> None:
         store = OnlineStore(f"redis://127.0.0.1:{port}")

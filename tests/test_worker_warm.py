@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.waiting import LONG
+
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 from numba.core.dispatcher import Dispatcher
@@ -37,6 +41,7 @@ assert after == before, [n for n in after if after[n] != before[n]]
 """
 
 
+@pytest.mark.timeout(LONG)  # in a fresh clone it compiles
 def test_nothing_is_left_to_compile() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
