@@ -1,0 +1,50 @@
+"""Kafka headers whose names are not UTF-8, for aiokafka (and so for Faust): see :func:`millrace.kafka.read_any_header`.
+
+aiokafka reads a fetched partition with a compiled parser that raises at such a name, each time that the batch is
+fetched again, and drops what it had read of other partitions meanwhile. Here the rest of that answer is read by
+aiokafka's parser in Python, which can be told to put replacement characters; all others stay with the compiled one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from aiokafka.consumer import fetcher
+from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
+from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
+
+from millrace.kafka import read_any_header
+
+
+class _Kept:
+    """A fetched partition's batches, and the bytes that they are read from."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        records = MemoryRecords(raw)
+        self.has_next, self.next_batch, self.size_in_bytes = records.has_next, records.next_batch, records.size_in_bytes
+
+
+class _InPython(_MemoryRecordsPy):  # type: ignore[misc]
+    def next_batch(self, *args: Any) -> Any:
+        piece, batch = self._next_slice, super().next_batch(*args)
+        return _DefaultRecordBatchPy(bytearray(piece)) if isinstance(batch, DefaultRecordBatch) else batch
+
+
+class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
+    _records: Any
+
+    def _unpack_records(self) -> Iterator[Any]:
+        try:
+            yield from super()._unpack_records()
+        except UnicodeDecodeError:
+            self._records = _InPython(self._records.raw)
+            yield from super()._unpack_records()  # goes on at `next_fetch_offset`, which it keeps
+
+
+def install() -> None:
+    """From now on aiokafka's consumers read any header. Again changes nothing."""
+    if fetcher.PartitionRecords is not _PartitionRecords:
+        read_any_header(_DefaultRecordBatchPy)
+        fetcher.MemoryRecords, fetcher.PartitionRecords = _Kept, _PartitionRecords
