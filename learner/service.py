@@ -8,6 +8,7 @@ cannot disagree. Between a snapshot and a crash it learns again; it never skips.
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -29,13 +30,14 @@ from learner.trainer import Trainer
 from learner.versions import OnlineModelState, Progress, Versions, newest_sound, same_shape
 from learner.warm import warm_up
 from millrace.errors import SchemaError, StoreError
-from millrace.kafka import lag_of, make_producer, make_reader, wait_for_broker
+from millrace.events import DeadLetter, letter_bytes
+from millrace.kafka import ensure_topics, lag_of, make_producer, make_reader, wait_for_broker
 from millrace.metrics import READY, TURNED, serve_metrics
 from millrace.modelstore import Announcement, ModelStore
 from millrace.samples import SampleBatch
 from millrace.schema import Schema
 from millrace.settings import Settings
-from millrace.topics import MODEL_DELTAS, SAMPLES
+from millrace.topics import DEAD_LETTERS, MODEL_DELTAS, SAMPLES
 
 log = structlog.get_logger("learner")
 
@@ -59,6 +61,8 @@ LEARN_SECONDS = Histogram("millrace_learn_seconds", "Time to predict, judge and 
 SNAPSHOTS = Counter("millrace_snapshots_total", "Snapshots published.")
 DELTAS = Counter("millrace_deltas_total", "Deltas published.")
 LAG = Gauge("millrace_learner_lag", "Messages of samples not yet read.", ["partition"])
+for _gauge in (ROLLING_AUC, BASELINE_AUC, LOG_LOSS, CALIBRATION, GROUPED_AUC, VERSION):
+    _gauge.set(math.nan)  # no value until there is one
 
 _POLL_MS = 50
 _HOUR_MS = 3_600_000
@@ -130,7 +134,7 @@ class Learner:
         due = _Due(now + settings.delta_seconds, now + settings.snapshot_seconds, now + 1.0, now)
         while not stop.is_set():
             TURNED.set(time.time())
-            self._take(reader)
+            self._take(reader, producer)
             now = time.monotonic()
             drain = bool(self.trainer.pending) and now >= due.batch
             if self._learn(drain) or not self.trainer.pending:
@@ -147,7 +151,7 @@ class Learner:
                 self._report(reader)
                 due.report = now + 1.0
 
-    def _take(self, reader: KafkaConsumer) -> None:
+    def _take(self, reader: KafkaConsumer, producer: KafkaProducer) -> None:
         polled: dict[Any, list[Any]] = reader.poll(timeout_ms=_POLL_MS)
         for partition, records in polled.items():
             for record in records:
@@ -167,7 +171,15 @@ class Learner:
                         offset=record.offset,
                         error=str(error),
                     )
+                    self._bury(producer, record, str(error))
                 self.offsets[partition.partition] = record.offset + 1
+
+    def _bury(self, producer: KafkaProducer, record: Any, why: str) -> None:
+        """Keeps a message of samples that cannot be used. Its place tells it from a repetition after a crash."""
+        letter = DeadLetter.of("bad-samples", why, SAMPLES, record.partition, record.offset, record.value)
+        producer.send(DEAD_LETTERS, letter_bytes(letter), letter.reason.encode()).add_errback(
+            lambda error: log.error("dead letter lost; the message is still in its topic", error=str(error))
+        )
 
     def _learn(self, drain: bool) -> bool:
         learnt = False
@@ -246,14 +258,14 @@ class Learner:
         self._report_segments()
         line = {
             "event_time": self.versions.model.newest_ms,
-            "auc": figures.auc,
-            "baseline_auc": figures.baseline_auc,
-            "log_loss": figures.log_loss,
-            "calibration": None if figures.calibration != figures.calibration else figures.calibration,
+            "auc": _known(figures.auc),
+            "baseline_auc": _known(figures.baseline_auc),
+            "log_loss": _known(figures.log_loss),
+            "calibration": _known(figures.calibration),
             "trained": self._told,
         }
         with self._history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def _report_segments(self) -> None:
         segments = self.trainer.segments
@@ -264,6 +276,11 @@ class Learner:
             SEGMENT_AUC.labels(name).set(own.auc)
             SEGMENT_LOSS.labels(name).set(own.log_loss)
             SEGMENT_CALIBRATION.labels(name).set(own.calibration)
+
+
+def _known(figure: float) -> float | None:
+    """None where there is no figure: JSON has no NaN."""
+    return figure if math.isfinite(figure) else None
 
 
 def _going_on(
@@ -299,4 +316,5 @@ def run(settings: Settings, stop: threading.Event) -> None:
     learner = Learner(settings)
     warm_up(learner.versions.model)
     wait_for_broker(settings)
+    ensure_topics(settings)
     learner.run(stop)

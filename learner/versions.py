@@ -103,7 +103,7 @@ def sound_snapshots(store: ModelStore) -> Iterator[Announcement]:
     for path in sorted(store.folder.glob("snapshot-*/manifest.json"), reverse=True):
         try:
             yield decode_announcement(path.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, SnapshotError) as error:
             set_aside(store, path.parent.name, str(error))
 
 

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from millrace.errors import SettingError
+from millrace.events import LAST_MS
+
+_FASTEST = 1e6  # seconds of event time in one: a month in three seconds
 
 HEADER = "clock"
 """The Kafka header in which an event names the clock that it was sent by, if that is not the wall clock."""
 
-Headers = Mapping[str, bytes] | Iterable[tuple[str, bytes]]
+Headers = Mapping[str, bytes | None] | Iterable[tuple[str, bytes | None]]
 
 
 def wall_ms() -> int:
@@ -70,8 +73,11 @@ class EventClock:
             raise SettingError(
                 f"clock '{text}' is not WALL_MS:EVENT_MS:SPEED", "leave it unset, or give three numbers"
             ) from None
-        if not clock.speed > 0:
-            raise SettingError(f"clock '{text}' has speed {clock.speed:g}", "give a speed above 0")
+        if not 0 < clock.speed <= _FASTEST:
+            raise SettingError(f"clock '{text}' has speed {clock.speed:g}", f"give one above 0, up to {_FASTEST:g}")
+        for at_ms in (clock.wall_zero_ms, clock.event_zero_ms):
+            if not 0 <= at_ms <= LAST_MS:
+                raise SettingError(f"clock '{text}' begins at {at_ms}", "give Unix milliseconds, up to the year 3000")
         return clock
 
 
@@ -79,13 +85,13 @@ def sent_by(headers: Headers | None) -> EventClock | None:
     """The clock that a message's Kafka headers name; None if they name none, or none that can be read."""
     for name, value in headers.items() if isinstance(headers, Mapping) else headers or ():
         if name == HEADER:
-            return _named(value)
+            return _named(value or b"")
     return None
 
 
 @lru_cache(maxsize=64)
 def _named(text: bytes) -> EventClock | None:
     try:
-        return EventClock.decode(text.decode())
+        return EventClock.decode(text.decode()) if text else None
     except (SettingError, UnicodeDecodeError):
         return None

@@ -20,7 +20,9 @@ topic              message                   key
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+import re
+from collections.abc import Callable
+from typing import Annotated, ClassVar, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -28,16 +30,31 @@ from msgspec import Meta, Struct
 Id = int | str
 """Users and items are named by integers or by text, as their owner likes; ``7`` and ``"7"`` are the same id."""
 
-Attribute = str | int | float | bool | list[str | int] | None
-TimeMs = Annotated[int, Meta(ge=1, le=32503680000000, description="Unix milliseconds, up to the year 3000")]
+LAST_MS = 32_503_680_000_000
+"""The year 3000: whatever claims to be later is no Unix milliseconds."""
+
+# Integers have 64 bits: a larger one fits into no column, no MessagePack and no checkpoint.
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
+WireId = Int64 | Name
+"""An :data:`Id` as it may come from outside."""
+Attribute = str | Int64 | float | bool | list[str | Int64] | None
+TimeMs = Annotated[int, Meta(ge=1, le=LAST_MS, description="Unix milliseconds, up to the year 3000")]
+TimeOrNever = Annotated[int, Meta(ge=0, le=LAST_MS, description="Unix milliseconds; 0: not known")]
 
 ACTIONS = ("exposure", "click", "collect", "cart", "purchase")
 """Action kinds in their fixed order: the column order of every array of counts."""
 CLICK = 1
 
 MAX_EVENT_BYTES = 256 * 1024
-"""An event larger than this is a dead letter: a page of 1,000 items is some 20 KiB."""
+"""An event, user or item larger than this is a dead letter: a page of 1,000 items is some 20 KiB."""
+
+MAX_ITEMS, MAX_OFFSET = 1000, 100_000
+"""Items of one exposure message, and the slot of its first at most."""
+
+MAX_DEPTH = 32
+"""JSON nested deeper than this is refused before it is decoded. The decoder's own limit depends on the stack it is
+called from, so that a message near it would be readable here and unreadable there."""
 
 
 class Exposure(Struct, frozen=True, tag_field="type", tag="exposure"):
@@ -50,10 +67,10 @@ class Exposure(Struct, frozen=True, tag_field="type", tag="exposure"):
     event_id: Name
     request_id: Name
     ts_ms: TimeMs
-    user_id: Id
-    items: Annotated[list[Id], Meta(min_length=1, max_length=1000)]
-    offset: Annotated[int, Meta(ge=0, le=100_000)] = 0
-    sent_ms: int = 0  # wall time of sending, for tracing; 0 when unknown
+    user_id: WireId
+    items: Annotated[list[WireId], Meta(min_length=1, max_length=MAX_ITEMS)]
+    offset: Annotated[int, Meta(ge=0, le=MAX_OFFSET)] = 0
+    sent_ms: TimeOrNever = 0  # wall time of sending, for tracing; 0 when unknown
     kind: ClassVar[int] = 0
 
 
@@ -63,10 +80,10 @@ class Action(Struct, frozen=True, tag_field="type"):
     event_id: Name
     request_id: Name
     ts_ms: TimeMs
-    user_id: Id
-    item_id: Id
-    position: Annotated[int, Meta(ge=0, le=100_000)]
-    sent_ms: int = 0
+    user_id: WireId
+    item_id: WireId
+    position: Annotated[int, Meta(ge=0, le=MAX_OFFSET)]
+    sent_ms: TimeOrNever = 0
     kind: ClassVar[int] = -1
 
 
@@ -92,16 +109,16 @@ Event = Exposure | Click | Collect | Cart | Purchase
 class User(Struct, frozen=True):
     """A user's slowly changing attributes; names as in the schema. The newest message replaces the older ones."""
 
-    user_id: Id
+    user_id: WireId
     attributes: dict[str, Attribute]
 
 
 class Item(Struct, frozen=True):
     """An item of the catalogue. ``gone`` takes it out of recall; it may still be scored."""
 
-    item_id: Id
+    item_id: WireId
     attributes: dict[str, Attribute]
-    born_ms: int = 0
+    born_ms: TimeOrNever = 0
     gone: bool = False
 
 
@@ -113,10 +130,10 @@ class Impression(Struct, frozen=True):
     """
 
     request_id: str
-    ts_ms: int
+    ts_ms: TimeMs
     user_id: Id
     arm: str  # "model" or "control" (a random page)
-    model_version: int
+    model_version: Int64
     schema_id: str
     items: list[Id]
     scores: bytes
@@ -132,9 +149,9 @@ class ItemTiles(Struct, frozen=True):
     ``keys`` packs (n,) uint64, ``sizes`` (n,) uint32 byte lengths, ``tiles`` the concatenated tile lists.
     """
 
-    partition: int
+    partition: Annotated[int, Meta(ge=0, lt=1024)]  # as many as the settings allow
     seq: int
-    event_ms: int
+    event_ms: TimeOrNever
     keys: bytes
     sizes: bytes
     tiles: bytes
@@ -145,7 +162,7 @@ class Truth(Struct, frozen=True):
 
     request_id: str
     ts_ms: int
-    offset: int
+    offset: Annotated[int, Meta(ge=0, le=MAX_OFFSET)]
     p: bytes
 
 
@@ -160,6 +177,14 @@ class DeadLetter(Struct, frozen=True):
     exposures: int  # exposures lost with it: those of a well-formed page, 0 for what was never readable
     raw: bytes
     truncated: bool = False
+
+    @classmethod
+    def of(
+        cls, reason: str, detail: str, topic: str, partition: int, offset: int, raw: bytes | None, exposures: int = 0
+    ) -> DeadLetter:
+        """The dead letter of a message; of a very large one the beginning is kept."""
+        kept = bytes(raw or b"")[:MAX_EVENT_BYTES]
+        return cls(reason, detail, topic, partition, offset, exposures, kept, len(raw or b"") > MAX_EVENT_BYTES)
 
 
 class BadEventError(ValueError):
@@ -176,28 +201,116 @@ class BadEventError(ValueError):
         super().__init__(f"{reason}: {detail}")
 
 
-_event_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Event)
+T = TypeVar("T")
 _json = msgspec.json.Encoder()
 _msgpack = msgspec.msgpack.Encoder()
+_PIECES = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+"""Texts, whole or cut off, so that a bracket in one does not count; and brackets. Linear in the message."""
 
 
-def decode_event(raw: bytes, max_bytes: int = MAX_EVENT_BYTES) -> Event:
-    """One event from its JSON.
+def is_deep(raw: bytes) -> bool:
+    """Whether the JSON in ``raw`` is nested deeper than :data:`MAX_DEPTH`."""
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:  # nearly always, and much faster
+        return False
+    depth = 0
+    for piece in _PIECES.finditer(raw):
+        first = raw[piece.start()]
+        if first in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                return True
+        elif first in b"]}":
+            depth -= 1
+    return False
+
+
+def read_json(decode: Callable[[bytes], T], raw: bytes | None, max_bytes: int = MAX_EVENT_BYTES) -> T:
+    """The value of some JSON that may come from anybody, whatever is in it.
+
+    Args:
+        decode: a msgspec decoder's method.
+        raw: a message's value; None is a tombstone.
 
     Raises:
-        BadEventError: with the reason ``oversized``, ``malformed`` (not JSON), ``unknown-type`` or ``wrong-type``.
+        BadEventError: with the reason ``oversized``, ``malformed`` (not JSON, or nested too deep), ``unknown-type`` or
+            ``wrong-type``.
     """
+    if not raw:
+        raise BadEventError("malformed", "the message is empty")
     if len(raw) > max_bytes:
         raise BadEventError("oversized", f"{len(raw)} bytes, at most {max_bytes} are taken")
+    if is_deep(raw):
+        raise BadEventError("malformed", f"nested deeper than {MAX_DEPTH} levels")
     try:
-        event: Event = _event_decoder.decode(raw)
+        return decode(raw)
     except msgspec.ValidationError as error:
         text = str(error)
         unknown = "$.type" in text and "Invalid value" in text
         raise BadEventError("unknown-type" if unknown else "wrong-type", text) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadEventError("malformed", str(error)) from None
+
+
+def read_msgpack(decode: Callable[[bytes], T], raw: bytes | None) -> T:
+    """The value of a MessagePack message of our own, whatever is in it.
+
+    Raises:
+        BadEventError: with the reason ``malformed`` or ``wrong-type``.
+    """
+    try:
+        return decode(raw or b"")
+    except msgspec.ValidationError as error:
+        raise BadEventError("wrong-type", str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadEventError("malformed", str(error)) from None
+    except RecursionError:
+        raise BadEventError("malformed", "nested too deep") from None
+
+
+_event = msgspec.json.Decoder(Event).decode
+_user = msgspec.json.Decoder(User).decode
+_item = msgspec.json.Decoder(Item).decode
+_dead_letter = msgspec.json.Decoder(DeadLetter).decode
+_impression = msgspec.msgpack.Decoder(Impression).decode
+_item_tiles = msgspec.msgpack.Decoder(ItemTiles).decode
+_truth = msgspec.msgpack.Decoder(Truth).decode
+
+
+def decode_event(raw: bytes | None, max_bytes: int = MAX_EVENT_BYTES) -> Event:
+    """One event from its JSON. Raises BadEventError as :func:`read_json` does."""
+    event: Event = read_json(_event, raw, max_bytes)
     return event
+
+
+def decode_user(raw: bytes | None) -> User:
+    """A user from its JSON; whether a schema can use the attributes is :class:`~millrace.intake.Intake`'s to say.
+    Raises BadEventError as :func:`read_json` does."""
+    return read_json(_user, raw)
+
+
+def decode_item(raw: bytes | None) -> Item:
+    """An item from its JSON, as :func:`decode_user`."""
+    return read_json(_item, raw)
+
+
+def decode_dead_letter(raw: bytes | None) -> DeadLetter:
+    """Raises BadEventError as :func:`read_json` does."""
+    return read_json(_dead_letter, raw, 8 * MAX_EVENT_BYTES)
+
+
+def decode_impression(raw: bytes | None) -> Impression:
+    """Raises BadEventError as :func:`read_msgpack` does."""
+    return read_msgpack(_impression, raw)
+
+
+def decode_item_tiles(raw: bytes | None) -> ItemTiles:
+    """Raises BadEventError as :func:`read_msgpack` does."""
+    return read_msgpack(_item_tiles, raw)
+
+
+def decode_truth(raw: bytes | None) -> Truth:
+    """Raises BadEventError as :func:`read_msgpack` does."""
+    return read_msgpack(_truth, raw)
 
 
 def to_json(message: Struct) -> bytes:
@@ -210,14 +323,19 @@ def to_msgpack(message: Struct) -> bytes:
     return _msgpack.encode(message)
 
 
-decode_user = msgspec.json.Decoder(User).decode
-decode_item = msgspec.json.Decoder(Item).decode
-decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
-decode_impression = msgspec.msgpack.Decoder(Impression).decode
-decode_item_tiles = msgspec.msgpack.Decoder(ItemTiles).decode
-decode_truth = msgspec.msgpack.Decoder(Truth).decode
-
-
 def key_of(identifier: Id) -> bytes:
     """The Kafka key of a user or an item: the id's text."""
     return str(identifier).encode()
+
+
+MAX_LETTER_BYTES = 700_000
+"""A dead letter must itself fit into a message."""
+
+
+def letter_bytes(letter: DeadLetter) -> bytes:
+    """A dead letter's JSON; of a message too large for another message, the beginning."""
+    encoded = to_json(letter)
+    if len(encoded) > MAX_LETTER_BYTES:
+        start = letter.raw[: MAX_LETTER_BYTES // 2]
+        encoded = to_json(msgspec.structs.replace(letter, raw=start, truncated=True))
+    return encoded

@@ -5,6 +5,7 @@ Blocking by nature: call from threads or plain loops, never from an asyncio loop
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from typing import Any
 
 import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.record.default_records import DefaultRecordBatch
 
 from millrace.errors import BrokerError
 from millrace.settings import Settings
@@ -21,6 +23,38 @@ from millrace.topics import TOPICS
 log = structlog.get_logger("kafka")
 # The client logs each refused connection several times over; we say it once, in our own words.
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+
+class _Lenient(bytearray):
+    """Bytes whose slices decode with U+FFFD where they are no UTF-8."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return _Lenient(found) if isinstance(at, slice) else found
+
+    def decode(self, encoding: str = "utf-8", errors: str = "replace") -> str:
+        return super().decode(encoding, "replace")
+
+
+def read_any_header(batch: Any) -> None:
+    """Makes a client's class of record batches read header names of any bytes.
+
+    Kafka calls a header's name a string and checks nothing; some clients write bytes. Ours raise at a name that is no
+    UTF-8, each time that its batch is read: one such message would be the end of its partition.
+    """
+    strict = batch._read_msg
+
+    def read_msg(self: Any) -> Any:
+        try:
+            return strict(self)
+        except UnicodeDecodeError:
+            self._buffer = _Lenient(self._buffer)
+            return strict(self)
+
+    batch._read_msg = read_msg
+
+
+read_any_header(DefaultRecordBatch)
 
 REMEDY = "start Kafka there, or set MILLRACE_KAFKA to its host:port"
 
@@ -84,11 +118,30 @@ def create_topics(settings: Settings) -> None:
             if t.name not in present
         }
         if missing:
-            admin.create_topics(missing, wait_for_metadata=True)
+            with contextlib.suppress(TopicAlreadyExistsError):  # another role came first
+                admin.create_topics(missing)
+            admin.wait_for_topics(list(missing))
+            log.info("topics created", topics=", ".join(missing), partitions=settings.partitions)
     except KafkaError as error:
         raise BrokerError(f"topics cannot be prepared at '{settings.kafka}' ({error})", REMEDY) from None
     finally:
         admin.close()
+
+
+def ensure_topics(settings: Settings) -> None:
+    """For a role's start: creates the topics where some are missing, as ``millrace topics`` does; else does nothing.
+
+    Raises:
+        BrokerError: they cannot be created, or those that are there have other counts than the missing ones would.
+    """
+    try:
+        admin = KafkaAdminClient(bootstrap_servers=_servers(settings))
+        with contextlib.closing(admin):
+            present = {t["name"] for t in admin.describe_topics()}
+    except KafkaError as error:
+        raise BrokerError(f"topics at '{settings.kafka}' cannot be listed ({error})", REMEDY) from None
+    if not present.issuperset(t.name for t in TOPICS):
+        create_topics(settings)
 
 
 def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
@@ -98,7 +151,8 @@ def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
         "enable_idempotence": settings.idempotence,
         "acks": "all",
         "linger_ms": 5,
-        "max_request_size": 8 * 1024 * 1024,
+        # After a message that the broker refuses for its size the client is of no use: it never sends one.
+        "max_request_size": settings.message_bytes,
     }
     try:
         return KafkaProducer(**{**base, **options})

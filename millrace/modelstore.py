@@ -26,19 +26,28 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from millrace.errors import SnapshotError
+from millrace.events import BadEventError, Int64, TimeOrNever, read_json
 
 Array = NDArray[Any]
+
+
+MAX_NOTE_BYTES = 16 << 20
+"""An announcement is some 20 KB; the learner's own columns of a wide schema come on top."""
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+FileName = Annotated[str, Meta(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)?$", max_length=200)]
+"""A file of the store, whatever an announcement says: no way up, no hidden one."""
 
 
 @dataclass(slots=True)
@@ -113,19 +122,19 @@ class Announcement(Struct, frozen=True):
     """A message of ``model.deltas``: this version exists, and where its file is (relative to the store)."""
 
     kind: Literal["snapshot", "delta"]
-    version: int
+    version: Count
     parent: str  # hash of the version before it; a snapshot's own hash for a snapshot
     hash: str
     digest: str  # sha256 of the serving file
-    file: str
-    size: int
+    file: FileName
+    size: Count
     schema_id: str
     spec: dict[str, Any]  # what the model is, enough to build it
-    event_ms: int  # newest exposure it has learnt from
-    trained: int  # samples learnt from, in total
-    origins: list[int]  # wall times (ms) at which the clicks first learnt in this version were sent (newest 1,000)
-    published_ms: int
-    offsets: dict[str, int] = {}  # snapshot: next offset of `samples` to read, by partition
+    event_ms: TimeOrNever  # newest exposure it has learnt from
+    trained: Count  # samples learnt from, in total
+    origins: list[Int64]  # wall times (ms) at which the clicks first learnt in this version were sent (newest 1,000)
+    published_ms: TimeOrNever
+    offsets: dict[str, Count] = {}  # snapshot: next offset of `samples` to read, by partition
     extra: dict[str, Any] = {}  # snapshot: the learner's small state (metrics, counters)
 
     @property
@@ -134,7 +143,19 @@ class Announcement(Struct, frozen=True):
         return self.kind == "snapshot" and self.hash == chain("", self.digest)
 
 
-decode_announcement = msgspec.json.Decoder(Announcement).decode
+_announcement = msgspec.json.Decoder(Announcement).decode
+
+
+def decode_announcement(raw: bytes | None) -> Announcement:
+    """A message of ``model.deltas``, or a note that lies in the store.
+
+    Raises:
+        SnapshotError: it cannot be read as one, whatever is in it.
+    """
+    try:
+        return read_json(_announcement, raw, MAX_NOTE_BYTES)
+    except BadEventError as error:
+        raise SnapshotError(f"an announcement is {error}", "only a learner of this version may write there") from None
 
 
 def chain(parent: str, digest: str) -> str:
@@ -220,9 +241,9 @@ class ModelStore:
                 yield decode_announcement(path.read_bytes())
             except FileNotFoundError:  # pruned while we looked
                 continue
-            except msgspec.MsgspecError as error:
+            except SnapshotError as error:
                 raise SnapshotError(
-                    f"manifest '{path}' is damaged ({error})", "remove that snapshot's folder"
+                    f"manifest '{path}' is damaged ({error.problem})", "remove that snapshot's folder"
                 ) from None
 
     def deltas(self) -> Iterator[Announcement]:
@@ -232,8 +253,8 @@ class ModelStore:
                 yield decode_announcement(path.read_bytes())
             except FileNotFoundError:
                 continue
-            except msgspec.MsgspecError as error:
-                raise SnapshotError(f"delta note '{path}' is damaged ({error})", "remove that delta") from None
+            except SnapshotError as error:
+                raise SnapshotError(f"delta note '{path}' is damaged ({error.problem})", "remove that delta") from None
 
     def latest(self) -> Announcement | None:
         """The newest snapshot, if any."""
@@ -247,7 +268,8 @@ class ModelStore:
         """
         path = self.folder / note.file
         try:
-            body = path.read_bytes()
+            # The size first: a note that names something else must not make us read all of it.
+            body = path.read_bytes() if path.stat().st_size == note.size else b""
             if hashlib.sha256(body).hexdigest() != note.digest:
                 raise SnapshotError(
                     f"'{path}' is not the file that was announced as version {note.version}", "resynchronise"

@@ -22,9 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.errors import SchemaError
+from millrace.events import LAST_MS, MAX_ITEMS, MAX_OFFSET
 
 NEGATIVE, POSITIVE, CORRECTION, FOLLOW_UP = 0, 1, 2, 3
 """Kinds of sample. ``FOLLOW_UP`` carries a later collect, cart or purchase of an exposure already labelled."""
+
+MAX_POSITION = MAX_OFFSET + MAX_ITEMS
 
 _DTYPES: dict[str, str] = {
     "page": "<i4",
@@ -100,12 +103,13 @@ class SampleBatch:
         return msgspec.msgpack.encode((1, request, self.cat.shape[1], self.num.shape[1], columns))
 
     @classmethod
-    def from_bytes(cls, raw: bytes) -> SampleBatch:
+    def from_bytes(cls, raw: bytes | None) -> SampleBatch:
         """The inverse of :meth:`to_bytes`; arrays are views of ``raw`` and cannot be written to.
 
         Raises:
-            SchemaError: the bytes are not a sample batch.
+            SchemaError: the bytes are not a sample batch, whatever they are. (None is a tombstone.)
         """
+        raw = raw or b""
         try:
             form, request, f, n, columns = _decoder.decode(raw)
             if form != 1:
@@ -116,11 +120,19 @@ class SampleBatch:
             arrays["num"] = arrays["num"].reshape(rows, n)
             if any(len(a) != rows for a in arrays.values()):
                 raise ValueError("columns of unequal length")
-        except (msgspec.MsgspecError, ValueError, KeyError) as error:
+            for name, low, high in _bounds(len(request)):
+                if rows and not low <= arrays[name].min() <= arrays[name].max() <= high:
+                    raise ValueError(f"a '{name}' outside of {low} to {high}")
+        except (msgspec.MsgspecError, ValueError, KeyError, OverflowError, RecursionError) as error:
             raise SchemaError(
                 f"a message of {len(raw)} bytes is not a sample batch ({error})", "upgrade the older role"
             ) from None
         return cls(tuple(request), **arrays)
+
+
+def _bounds(requests: int) -> tuple[tuple[str, int, int], ...]:
+    """Columns that index, shift or tell the time, so that no value of theirs may lie outside."""
+    return ("page", 0, requests - 1), ("position", 0, MAX_POSITION), ("kind", 0, FOLLOW_UP), ("ts_ms", 1, LAST_MS)
 
 
 _decoder: msgspec.msgpack.Decoder[tuple[int, list[str], int, int, dict[str, bytes]]] = msgspec.msgpack.Decoder(

@@ -37,12 +37,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # What to bind. Loopback unless told otherwise.
     host: str = "127.0.0.1"
     port: Port = 8700  # scorer's HTTP
-    metrics_port: Port = 0
+    metrics_port: Port | None = None  # None: the role's own, see millrace.metrics; 0: any that is free
 
     seed: int = 0
     from_log: str = ""  # a log that the simulator role plays back, by `schema`, in place of shoppers of its own
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
     idempotence: bool = True  # off only where the broker cannot (the embedded one)
+    # What a broker takes in one message: its message.max.bytes, less some room. A larger one is never sent.
+    message_bytes: Annotated[int, Meta(ge=800_000)] = 1_000_000
     session_timeout_ms: Annotated[int, Meta(ge=1000)] = 6000
     patience_seconds: Positive = 30.0  # how long a role waits, aloud, for a broker that does not answer at its start
 

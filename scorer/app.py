@@ -25,9 +25,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from millrace.clock import wall_ms
-from millrace.errors import PortError
+from millrace.errors import BrokerError, PortError
 from millrace.events import Impression, key_of, to_msgpack
-from millrace.kafka import make_producer, wait_for_broker
+from millrace.kafka import ensure_topics, make_producer, wait_for_broker
 from millrace.metrics import READY, serve_metrics
 from millrace.settings import Settings
 from millrace.topics import IMPRESSIONS
@@ -77,7 +77,9 @@ def make_app(serving: Serving, figures: Figures) -> Starlette:
 
     def freshness() -> float:
         note = serving.note
-        return (serving.clock.now() - note.event_ms) / 1000 / serving.clock.speed if note else float("nan")
+        if note is None or note.event_ms <= 0:  # it has learnt from no exposure that could have an age
+            return float("nan")
+        return (serving.clock.now() - note.event_ms) / 1000 / serving.clock.speed
 
     metrics.FRESHNESS.set_function(freshness)
     metrics.ITEMS.set_function(lambda: len(serving.index))
@@ -146,13 +148,13 @@ def run(settings: Settings, stop: threading.Event) -> None:
         client = connect(settings)
         settings.folder("models")
         wait_for_broker(settings)
+        ensure_topics(settings)
         producer = make_producer(settings, max_block_ms=200)
         try:
             producer.partitions_for(IMPRESSIONS)  # so that the first page need not wait for it
             store = UserStore(client, lambda: figures.error("redis"))
-            serving = Serving(
-                settings, schema, settings.event_clock(), store, sender(producer, figures), figures, wall_ms
-            )
+            send = sender(producer, figures, settings.message_bytes)
+            serving = Serving(settings, schema, settings.event_clock(), store, send, figures, wall_ms)
             warm_up(schema)
             port = serve_metrics("scorer", settings.metrics_port, settings.host)
             host, http_port = listener.getsockname()[:2]
@@ -185,15 +187,30 @@ def bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def sender(producer: Any, figures: Figures) -> Callable[[Impression], None]:
-    """Hands impressions to a Kafka producer; deliveries that fail later are counted."""
+def sender(producer: Any, figures: Figures, most_bytes: int) -> Callable[[Impression], None]:
+    """Hands impressions to a Kafka producer; deliveries that fail later are counted.
+
+    What it gives raises BrokerError for an impression of more than ``most_bytes``: the broker would refuse it, and the
+    producer would be of no use afterwards.
+    """
+    said = False
 
     def failed(_: BaseException) -> None:
         figures.error("impressions")
 
     def send(impression: Impression) -> None:
-        key = key_of(impression.user_id)
-        producer.send(IMPRESSIONS, value=to_msgpack(impression), key=key).add_errback(failed)
+        nonlocal said
+        value = to_msgpack(impression)
+        if len(value) > most_bytes:
+            error = BrokerError(
+                f"an impression of {len(impression.items)} items has {len(value)} bytes, more than {most_bytes}",
+                "ask for fewer items, or raise the broker's message.max.bytes and MILLRACE_MESSAGE_BYTES",
+            )
+            if not said:
+                said = True
+                log.error("pages are too large to be logged: nothing is learnt from them", error=str(error))
+            raise error
+        producer.send(IMPRESSIONS, value=value, key=key_of(impression.user_id)).add_errback(failed)
 
     return send
 

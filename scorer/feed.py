@@ -9,6 +9,9 @@
 
 A thread hands over one small slice and waits until it was taken, so that at most three slices can ever stand between
 a request and its turn, and a scorer that catches up with a long topic goes on answering.
+
+No message is read again because of what is in it: one that cannot be used is counted, told and passed over, also when
+nobody foresaw how it fails. What is waited for and tried again is the broker.
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ import threading
 from collections.abc import Iterator
 from typing import TypeVar
 
-import msgspec
 import numpy as np
 import structlog
 
 from millrace.errors import MillraceError
-from millrace.events import decode_item, decode_item_tiles
+from millrace.events import BadEventError, decode_item_tiles
+from millrace.intake import Intake
 from millrace.kafka import make_reader
 from millrace.settings import Settings
 from millrace.topics import FEATURES_ITEMS, ITEMS
@@ -36,6 +39,8 @@ log = structlog.get_logger("scorer")
 ITEM_SLICE = 64
 KEY_SLICE = 512
 T = TypeVar("T")
+Record = tuple[bytes | None, bytes | None]
+"""Key and value of a message."""
 
 
 class Feed(threading.Thread):
@@ -60,7 +65,7 @@ class Feed(threading.Thread):
                 try:
                     while not self.stop.is_set():
                         for tp, records in reader.poll(timeout_ms=100).items():
-                            self.take([(r.key, r.value) for r in records])
+                            self.take_all([(r.key, r.value) for r in records])
                             self.position[tp.partition] = records[-1].offset + 1
                             said = False
                 finally:
@@ -78,8 +83,22 @@ class Feed(threading.Thread):
     def start_up(self) -> None:
         """Called before the first read, and again after an interruption."""
 
-    def take(self, records: list[tuple[bytes | None, bytes | None]]) -> None:
-        """Takes messages, (key, value) each, in order."""
+    def take_all(self, records: list[Record]) -> None:
+        """:meth:`take`, whatever comes: of messages that fail together each is taken by itself, and the one at fault
+        is counted and passed over. Those before it are taken twice, which changes nothing."""
+        try:
+            self.take(records)
+        except Stopped:
+            raise
+        except Exception as error:  # unforeseen: were it raised, the feed would read the same message for ever
+            if len(records) > 1:
+                for record in records:
+                    self.take_all([record])
+            else:
+                self.bad("message", error if isinstance(error, MillraceError) else f"{type(error).__name__}: {error}")
+
+    def take(self, records: list[Record]) -> None:
+        """Takes messages in order; the same ones again change nothing."""
         raise NotImplementedError
 
     def bad(self, what: str, error: object) -> None:
@@ -93,19 +112,20 @@ class ItemFeed(Feed):
 
     topic = ITEMS
 
-    def take(self, records: list[tuple[bytes | None, bytes | None]]) -> None:
+    def take(self, records: list[Record]) -> None:
+        intake, index = Intake(self.serving.schema), self.serving.index
         for part in slices(records, ITEM_SLICE):
             prepared: list[Prepared] = []
             for key, value in part:
-                if value is None:  # a compacted topic's "no longer there"
-                    if key is not None:
+                try:
+                    if value is None:  # a compacted topic's "no longer there"
+                        gone = intake.removed(key)
                         self._put(prepared)
                         prepared = []
-                        self.door.call(self.serving.index.remove, key.decode(errors="replace"))
-                    continue
-                try:
-                    prepared.append(self.serving.index.prepare(decode_item(value)))
-                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                        self.door.call(index.remove, gone)
+                    else:
+                        prepared.append(index.prepare(intake.item(value)))
+                except BadEventError as error:  # a dead letter: the stream's list keeper writes it
                     self.bad("item", error)
             self._put(prepared)
 
@@ -119,15 +139,15 @@ class TileFeed(Feed):
 
     topic = FEATURES_ITEMS
 
-    def take(self, records: list[tuple[bytes | None, bytes | None]]) -> None:
+    def take(self, records: list[Record]) -> None:
         for _, value in records:
             try:
-                message = decode_item_tiles(value or b"")
+                message = decode_item_tiles(value)
                 keys = np.frombuffer(message.keys, "<u8")
                 ends = np.cumsum(np.frombuffer(message.sizes, "<u4"), dtype=np.int64)
                 if len(keys) != len(ends) or (len(ends) and ends[-1] != len(message.tiles)):
                     raise ValueError(f"{len(keys)} keys, {len(ends)} sizes, {len(message.tiles)} bytes do not fit")
-            except (msgspec.MsgspecError, ValueError) as error:
+            except ValueError as error:  # a BadEventError is one too
                 self.bad("item-tiles", error)
                 continue
             starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
@@ -138,6 +158,7 @@ class TileFeed(Feed):
                     self.door.call(self.serving.index.put_tiles, message.partition, keys[start:end], tiles[start:end])
                 except MillraceError as error:
                     self.bad("item-tiles", error)
+            self.serving.heard_ms = max(self.serving.heard_ms, message.event_ms)
 
 
 def slices(records: list[T], size: int) -> Iterator[list[T]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 
-import msgspec
 import numpy as np
 import structlog
 
@@ -18,7 +17,7 @@ from millrace.modelstore import Announcement, Image, ModelStore, decode_announce
 from millrace.settings import Settings
 from millrace.topics import MODEL_DELTAS
 from scorer.door import Door, Stopped
-from scorer.feed import Feed
+from scorer.feed import Feed, Record
 from scorer.figures import Figures
 from scorer.serving import Serving
 from scorer.versions import judge, order, path_from
@@ -42,11 +41,11 @@ class ModelFeed(Feed):
         if self.head is None:
             self.resynchronise(count=False)
 
-    def take(self, records: list[tuple[bytes | None, bytes | None]]) -> None:
+    def take(self, records: list[Record]) -> None:
         for _, value in records:
             try:
-                note = decode_announcement(value or b"")
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                note = decode_announcement(value)
+            except SnapshotError as error:
                 self.bad("announcement", error)
                 continue
             if note.schema_id != self.serving.schema.id:

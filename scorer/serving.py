@@ -90,6 +90,7 @@ class Serving:
         self.lists = Lists()
         self.note: Announcement | None = None
         self.model: Model | None = None
+        self.heard_ms = 0  # newest event that the stream has counted; 0: none yet
         self._store, self._send, self._meters, self._wall = store, send, meters, wall
         self._grouped_by = {
             name
@@ -136,7 +137,7 @@ class Serving:
         """Answers POST /recommend. Raises RequestError for what the client did wrong."""
         asked = wire.decode(body, wire.Recommend)
         size = wire.check_size(asked.size, self.settings.page_limit)
-        request_id, ts_ms = self._identify(asked)
+        request_id, ts_ms = self._identify(asked, logged=True)
         self._check_ready()
         user, notes = await self._look_up(asked.user_id)
         arm = arm_of(request_id, self.settings.control_share)
@@ -152,7 +153,7 @@ class Serving:
         order = np.arange(len(rows)) if arm == CONTROL else largest(scores, size)
         page = self.ranker.placed(features, order, user, rows, ts_ms, asked.context)
         ids = [self.index.ids[row] for row in rows[order].tolist()]
-        version = self._log(request_id, ts_ms, asked.user_id, arm, ids, scores[order], page)
+        version = self._log(request_id, ts_ms, asked.user_id, arm, ids, scores[order], page, notes)
         placed = [wire.Placed(i, p, s) for p, (i, s) in enumerate(zip(ids, scores[order].tolist(), strict=True))]
         return wire.Page(request_id, version, arm, ts_ms, placed, notes)
 
@@ -160,7 +161,7 @@ class Serving:
         """Answers POST /score. Raises RequestError for what the client did wrong."""
         asked = wire.decode(body, wire.Score)
         wire.check_items(asked.items)
-        request_id, ts_ms = self._identify(asked)
+        request_id, ts_ms = self._identify(asked, asked.log)
         self._check_ready()
         user, _ = await self._look_up(asked.user_id)
         rows = self.index.rows_of(asked.items)
@@ -180,7 +181,7 @@ class Serving:
                     f"a page with the unknown item {unknown[0]!r} cannot be logged", "leave out 'log', or the item"
                 )
             page = self.ranker.placed(features, np.arange(len(rows)), user, rows, ts_ms, asked.context, asked.offset)
-            self._log(request_id, ts_ms, asked.user_id, MODEL, list(asked.items), scores, page)
+            self._log(request_id, ts_ms, asked.user_id, MODEL, list(asked.items), scores, page, [])
         answer: list[float | None] = [None] * len(rows)
         for i, value in zip(known.tolist(), scores.tolist(), strict=True):
             answer[i] = value
@@ -188,11 +189,19 @@ class Serving:
 
     # -- within -----------------------------------------------------------------------------------------------
 
-    def _identify(self, asked: wire.Recommend | wire.Score) -> tuple[str, int]:
+    def _identify(self, asked: wire.Recommend | wire.Score, logged: bool) -> tuple[str, int]:
         wire.check_context(asked.context, self.schema)
         now_ms = self.clock.at(self._wall())
-        ts_ms = wire.check_time(asked.ts_ms, now_ms, round(self.settings.ahead_minutes * 60_000))
+        oldest_ms = self._oldest_ms(now_ms) if logged else None
+        ts_ms = wire.check_time(asked.ts_ms, now_ms, round(self.settings.ahead_minutes * 60_000), oldest_ms)
         return asked.request_id or uuid4().hex, ts_ms
+
+    def _oldest_ms(self, now_ms: int) -> int:
+        """An exposure of this time or before would be late for the label join, whose watermark follows the newest
+        event (the clock, as long as none is known): a log that is played slower than the clock runs is in time."""
+        s = self.settings
+        newest_ms = min(self.heard_ms, now_ms) if self.heard_ms else now_ms
+        return newest_ms - round((s.attribution_minutes + s.lateness_minutes) * 60_000 + s.disorder_seconds * 1000)
 
     def _check_ready(self) -> None:
         reason = self.not_ready()
@@ -233,6 +242,7 @@ class Serving:
         ids: list[Id],
         scores: NDArray[np.float32],
         page: Features,
+        notes: list[str],
     ) -> int:
         """Hands the impression to the producer; returns the version that made the page."""
         assert self.note is not None
@@ -252,6 +262,7 @@ class Serving:
         )
         try:
             self._send(impression)
-        except Exception:  # the page is worth more than its log; the loss is counted
+        except Exception as error:  # the page is worth more than its log; the loss is counted
             self._meters.error("impressions")
+            notes.append(f"nothing is learnt from this page: {str(error) or type(error).__name__}")
         return self.note.version

@@ -8,11 +8,10 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from millrace.events import Name, TimeMs
+from millrace.events import Int64, Name, TimeMs, WireId
 from millrace.schema import DERIVED, Schema
 
-WireId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Name
-Scalar = str | int | float | bool | list[str | int] | None
+Scalar = str | Int64 | float | bool | list[str | Int64] | None
 MAX_BODY_BYTES = 1 << 20
 MAX_SCORED = 1000
 """Items in one /score request: as many as one page of exposures may have."""
@@ -88,7 +87,7 @@ def decode(raw: bytes, kind: type[R]) -> R:
     except msgspec.ValidationError as error:
         fields = ", ".join(kind.__struct_fields__)
         raise RequestError(f"bad request: {error}", f"the fields are {fields}; see docs/api.md") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         start = raw[:40].decode("utf-8", "replace")
         raise RequestError(f"the body {start!r} is not JSON ({error})", "send a JSON object") from None
 
@@ -108,8 +107,14 @@ def check_items(items: Sequence[Any]) -> None:
         raise RequestError(f"{len(items)} items are too many", f"score at most {MAX_SCORED} in one request")
 
 
-def check_time(ts_ms: int | None, now_ms: int, ahead_ms: int) -> int:
-    """The event time asked for, or now. A page from the far future would be refused by the label join."""
+def check_time(ts_ms: int | None, now_ms: int, ahead_ms: int, oldest_ms: int | None) -> int:
+    """The event time asked for, or now. The label join would refuse what is seen on a page from the far future, or on
+    one from before ``oldest_ms`` (None: of a page that is not logged)."""
+    if ts_ms is not None and oldest_ms is not None and ts_ms <= oldest_ms:
+        raise RequestError(
+            f"ts_ms {ts_ms} is {(now_ms - ts_ms) / 60_000:.0f} minutes behind the event clock, too late for a label",
+            f"give Unix milliseconds after {oldest_ms}, or leave it out",
+        )
     if ts_ms is not None and ts_ms > now_ms + ahead_ms:
         raise RequestError(
             f"ts_ms {ts_ms} is {(ts_ms - now_ms) / 60_000:.0f} minutes ahead of the event clock",

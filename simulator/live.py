@@ -23,7 +23,7 @@ import structlog
 
 from millrace.clock import EventClock
 from millrace.events import Exposure, key_of, to_json
-from millrace.kafka import make_producer, wait_for_broker
+from millrace.kafka import ensure_topics, make_producer, wait_for_broker
 from millrace.metrics import READY, serve_metrics
 from millrace.settings import Settings
 from millrace.topics import ITEMS, USERS
@@ -41,6 +41,12 @@ log = structlog.get_logger("simulator")
 
 TICK_SECONDS = 0.01
 REQUEST_SECONDS = 10.0
+
+
+def _goods_id(item: int | str) -> int:
+    """The id of the simulated goods; whatever else somebody put on the shelves is unknown here."""
+    name = str(item)
+    return int(name) if name.isdecimal() and len(name) <= 18 else UNKNOWN
 
 
 def _nonce() -> str:
@@ -80,6 +86,7 @@ def run(settings: Settings, options: Options, stop: threading.Event, producer: P
     """
     if producer is None:
         wait_for_broker(settings)
+        ensure_topics(settings)
         producer = make_producer(settings)
     port = serve_metrics("simulator", settings.metrics_port, settings.host)
     seed = settings.seed if options.seed is None else options.seed
@@ -237,7 +244,7 @@ class Shop:
     def _look(self, visits: Visits, view: int, request_id: str, items: list[int | str], ts_ms: int, arm: str) -> None:
         world, user, n = self._world, int(visits.user[view]), len(items)
         day = world.day(day_of(ts_ms))
-        rows = day.rows(np.array([int(i) if str(i).isdigit() else UNKNOWN for i in items]))
+        rows = day.rows(np.array([_goods_id(i) for i in items]))
         position = np.arange(n)
         chance = day.click_probability(user, rows, position)
         keys = (user, visits.day, int(visits.session[view]), int(visits.page[view]))

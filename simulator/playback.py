@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from millrace.events import Exposure, key_of, to_json
-from millrace.kafka import make_producer, wait_for_broker
+from millrace.kafka import ensure_topics, make_producer, wait_for_broker
 from millrace.logs import read_log
 from millrace.metrics import READY, serve_metrics
 from millrace.schema import Schema
@@ -70,6 +70,7 @@ def play(settings: Settings, options: PlaybackOptions, stop: threading.Event, pr
     script = Script(read_log(options.log, schema), schema)
     if producer is None:
         wait_for_broker(settings)
+        ensure_topics(settings)
         producer = make_producer(settings)
     serve_metrics("simulator", settings.metrics_port, settings.host)
     log.info("playing a log", log=str(options.log), pages=script.pages, exposures=len(script.ts_ms))

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import aiohttp
 import msgspec
 import structlog
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from millrace.errors import SettingError
 from simulator import figures
@@ -130,19 +130,34 @@ class Outlet:
                 try:
                     future = self._producer.send(topic, key=key, value=value, headers=self._headers)
                     break
+                except MessageSizeTooLargeError:
+                    future = None
+                    self._refused(message)
+                    break
                 except KafkaError as error:
                     self._aloud("the broker does not take messages", error=type(error).__name__, waiting=self.waiting)
                     if self._deadline is not None and time.monotonic() >= self._deadline:
                         return
                     time.sleep(0.2)
-            future.add_callback(self._delivered)
-            future.add_errback(self._given_back, message)
+            if future is not None:
+                future.add_callback(self._delivered)
+                future.add_errback(self._given_back, message)
 
     def _delivered(self, _: object) -> None:
         with self._lock:
             self._open -= 1
 
+    def _refused(self, message: Message) -> None:
+        """Too large for any try: it is told and left out."""
+        topic, key, value = message
+        figures.REFUSED.inc()
+        self._aloud("a message is too large and is not sent", topic=topic, key=repr(key[:40]), bytes=len(value))
+        self._delivered(None)
+
     def _given_back(self, message: Message, error: BaseException) -> None:
+        if isinstance(error, MessageSizeTooLargeError):
+            self._refused(message)
+            return
         self._aloud("a message came back and is sent again", topic=message[0], error=type(error).__name__)
         self._line.put(message)
 

@@ -30,8 +30,10 @@ from yarl import URL
 
 from millrace.settings import Settings
 from millrace.topics import EVENTS, IMPRESSIONS, USERS
+from stream import headers
 from stream.gate import ReadTo
 
+headers.install()
 log = structlog.get_logger("stream")
 
 GROUP = "millrace-stream"

@@ -33,7 +33,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.events import CLICK, Action, Event, Exposure, Id
+from millrace.events import CLICK, Action, Event, Exposure, Id, read_msgpack
 from millrace.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.settings import Settings
 from stream.rows import Counted, Impression, Sampled, Served, runs_of
@@ -477,4 +477,9 @@ def _mask(raw: bytes) -> int:
     return int.from_bytes(raw, "little")
 
 
-decode_served = msgspec.msgpack.Decoder(Served).decode
+_served = msgspec.msgpack.Decoder(Served).decode
+
+
+def decode_served(raw: bytes) -> Served:
+    """Raises BadEventError as :func:`~millrace.events.read_msgpack` does."""
+    return read_msgpack(_served, raw)

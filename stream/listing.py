@@ -3,12 +3,18 @@
 Each is a sorted set, replaced in one transaction when it has changed; ``list:names`` is the set of those there are.
 One worker does it, the one that holds partition 0, beside its pump: in a thread that reads a little at a time, and
 whose failures are said, counted and tried again, since nothing of the loop depends on it.
+
+It reads every item and all item tiles, once in the whole loop, so it is also who makes dead letters of those that
+nobody can use. Both topics are read from their beginning at each start; a file in the data folder says up to which
+offsets dead letters were written, so that they are not written again.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +24,8 @@ from prometheus_client import Counter
 
 from millrace.clock import EventClock
 from millrace.errors import MillraceError
-from millrace.events import decode_item, decode_item_tiles
+from millrace.events import BadEventError, DeadLetter, decode_item_tiles
+from millrace.intake import Intake
 from millrace.kafka import make_reader
 from millrace.schema import Schema
 from millrace.settings import Settings
@@ -38,11 +45,18 @@ FAILURES = Counter("millrace_lists_errors_total", "Times that keeping the lists 
 
 
 class ListKeeper(threading.Thread):
-    """See the module's text. It works while :attr:`active` is set."""
+    """See the module's text. It works while :attr:`active` is set.
 
-    def __init__(self, settings: Settings, schema: Schema, clock: EventClock) -> None:
+    Args:
+        tell: sends dead letters and returns when they are delivered.
+    """
+
+    def __init__(
+        self, settings: Settings, schema: Schema, clock: EventClock, tell: Callable[[Sequence[DeadLetter]], None]
+    ) -> None:
         super().__init__(name="lists", daemon=True)
-        self.settings, self.schema, self.clock = settings, schema, clock
+        self.settings, self.schema, self.clock, self.tell = settings, schema, clock, tell
+        self.told = Told(settings.folder("checkpoints") / "dead-items.json")
         self.active, self.ending = threading.Event(), threading.Event()
 
     def run(self) -> None:
@@ -63,6 +77,7 @@ class ListKeeper(threading.Thread):
     def _keep(self) -> None:
         """Reads both topics from their beginning and writes now and then, until another worker has to."""
         lists, written = Lists(self.schema), dict[str, Entries]()
+        intake, told = Intake(self.schema), self.told.read()
         period = EVERY_PUBLICATIONS * self.settings.publish_seconds
         readers: list[Any] = []
         try:
@@ -72,8 +87,13 @@ class ListKeeper(threading.Thread):
                 while self.active.is_set() and not self.ending.wait(0.02):
                     for reader in readers:
                         for records in reader.poll(timeout_ms=100).values():
-                            for record in records:
-                                take(lists, record)
+                            letters = [letter for r in records if (letter := take(lists, intake, r)) is not None]
+                            new = [one for one in letters if one.offset >= told.get(one.topic, 0)]
+                            if new:
+                                log.warning("messages cannot be used", count=len(new), first=new[0].detail)
+                                self.tell(new)
+                                told[new[-1].topic] = new[-1].offset + 1
+                                self.told.write(told)
                     if time.monotonic() >= due and all(map(read_up, readers)):
                         write(client, lists.make(self._now(lists)), written)
                         due = time.monotonic() + period
@@ -91,17 +111,45 @@ def read_up(reader: Any) -> bool:
     return all((end := reader.highwater(tp)) is not None and reader.position(tp) >= end for tp in reader.assignment())
 
 
-def take(lists: Lists, record: Any) -> None:
-    """A message of either topic; one that cannot be used is counted and stays in its topic."""
+def take(lists: Lists, intake: Intake, record: Any) -> DeadLetter | None:
+    """A message of either topic into the lists; one that cannot be used becomes a dead letter, however it fails."""
     try:
         if record.topic == FEATURES_ITEMS:
-            lists.count(decode_item_tiles(record.value or b""))
+            lists.count(decode_item_tiles(record.value))
         elif record.value is None:
-            lists.remove((record.key or b"").decode())
+            lists.remove(intake.removed(record.key))
         else:
-            lists.put(decode_item(record.value))
-    except (msgspec.MsgspecError, ValueError, MillraceError):
+            lists.put(intake.item(record.value))
+    except Exception as error:  # unforeseen ones too: were it raised, the same message would be read for ever
         FAILURES.inc()
+        known = isinstance(error, BadEventError | MillraceError | ValueError)
+        detail = str(error) if known else f"{type(error).__name__}: {error}"
+        reason = "bad-item-tiles" if record.topic == FEATURES_ITEMS else "bad-item"
+        raw = record.key if record.value is None else record.value
+        return DeadLetter.of(reason, detail, record.topic, record.partition, record.offset, raw)
+    return None
+
+
+class Told:
+    """The file that says up to which offset of each topic dead letters were written.
+
+    Lost or damaged, it reads as empty: dead letters are then written again, and recognised by their offsets.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[str, int]:
+        """The next offset by topic (both have one partition)."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, int])
+        except (OSError, msgspec.MsgspecError):
+            return {}
+
+    def write(self, told: dict[str, int]) -> None:
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_bytes(msgspec.json.encode(told))
+        temporary.replace(self._path)
 
 
 def write(client: Any, lists: dict[str, Entries], written: dict[str, Entries]) -> None:

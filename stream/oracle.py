@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 
 from millrace.events import ACTIONS, CLICK, Action, BadEventError, Exposure, Impression, decode_event, decode_impression
@@ -168,7 +167,7 @@ class Oracle:
             if impression.schema_id != self.schema.id:
                 raise ValueError("schema")
             served = Served(impression, self.schema)
-        except (ValueError, msgspec.MsgspecError):
+        except ValueError:
             self.dead.append(("bad-impression", 0))
             return
         self.counts["impressions"] += 1

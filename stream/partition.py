@@ -34,9 +34,9 @@ from millrace.events import (
     Id,
     User,
     decode_event,
-    decode_user,
 )
 from millrace.hashing import value_hash
+from millrace.intake import Intake
 from millrace.samples import SampleBatch
 from millrace.schema import Schema
 from millrace.topics import EVENTS, IMPRESSIONS, USERS
@@ -53,7 +53,6 @@ Array = NDArray[Any]
 FORM = 1
 _ACCEPTED = tuple(f"events.{action}" for action in ACTIONS)
 KINDS = ("negative", "positive", "correction", "follow_up")
-MAX_RAW = 256 * 1024  # bytes of a dead letter's message that are kept
 _KNOWN = 1_000_000  # id hashes remembered
 _WHOLE_KEYS = 8192  # lists handed out at a time by Partition.whole
 _SWEEPS = 64  # slices in which the windows are swept
@@ -101,6 +100,7 @@ class Partition:
         self.newest_ms = 0
         self.advance_ms: int | None = None  # an advance still to be made: the checkpoint was taken before it
         self._join = LabelJoin(policy)
+        self._intake = Intake(schema)
         layout, windows = schema.layout, schema.windows
         self._shape = (layout.F, layout.N, layout.K)
         self._tiles = TileStore.of(windows)
@@ -161,8 +161,8 @@ class Partition:
                 self._impression(message, step, counts)
             elif topic == USERS:
                 try:
-                    user = decode_user(raw)
-                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    user = self._intake.user(raw)
+                except BadEventError as error:
                     step.dead.append(Dead("bad-user", str(error), message, 0))
                 else:
                     self._profiles[str(user.user_id)] = user
@@ -217,7 +217,7 @@ class Partition:
             if served.schema_id != self.schema.id:
                 raise ValueError(f"schema {served.schema_id}, not {self.schema.id}")
             impression = self._arrays(served, message.raw)
-        except (msgspec.MsgspecError, ValueError) as error:
+        except ValueError as error:  # a BadEventError is one too
             step.dead.append(Dead("bad-impression", str(error), message, 0))
             return
         counts.add("impressions")
@@ -268,9 +268,7 @@ class Partition:
 
     def _letter(self, dead: Dead) -> DeadLetter:
         topic, offset, raw, _ = dead.message
-        cut = len(raw) > MAX_RAW
-        raw = raw[:MAX_RAW] if cut else raw
-        return DeadLetter(dead.reason, dead.detail, topic, self.number, offset, dead.exposures, raw, cut)
+        return DeadLetter.of(dead.reason, dead.detail, topic, self.number, offset, raw, dead.exposures)
 
     def _count(self, counted: Iterable[Counted]) -> int:
         """Counts rows under their impression's keys and notes which keys changed, by reader; returns how many values

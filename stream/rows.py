@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from millrace.events import Id
+from millrace.events import Id, Int64, TimeMs
 from millrace.samples import SampleBatch
 
 Array = NDArray[Any]
@@ -26,10 +26,10 @@ class Served(Struct, frozen=True):
     """An :class:`~millrace.events.Impression` whose arrays stay views of the message."""
 
     request_id: str
-    ts_ms: int
+    ts_ms: TimeMs
     user_id: Id
     arm: str
-    model_version: int
+    model_version: Int64
     schema_id: str
     items: list[Id]
     scores: memoryview

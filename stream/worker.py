@@ -31,7 +31,6 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import numpy as np
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -41,8 +40,9 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from millrace.clock import EventClock, sent_by, wall_ms
 from millrace.errors import BrokerError, MillraceError, ServiceError
-from millrace.events import DeadLetter, ItemTiles, User, decode_user, to_json, to_msgpack
-from millrace.kafka import REMEDY, read_all, wait_for_broker
+from millrace.events import LAST_MS, BadEventError, DeadLetter, ItemTiles, User, letter_bytes, to_msgpack
+from millrace.intake import Intake
+from millrace.kafka import REMEDY, ensure_topics, read_all, wait_for_broker
 from millrace.metrics import READY, TURNED, serve_metrics
 from millrace.samples import SampleBatch
 from millrace.schema import Schema
@@ -65,6 +65,9 @@ MESSAGE_BYTES = 700_000  # below the 1 MiB that brokers take by default
 HELD_MESSAGES = 4096  # fetching of events pauses while more than this wait for impressions
 QUIET_SECONDS = 1.0
 BEYOND_SECONDS = 3.0
+AHEAD_SECONDS = 3600.0
+"""A Kafka time stamp further ahead of our clock than this is no time at which a message came (brokers refuse it from
+Kafka 4 on); were it believed, one such impression would let all events pass those that they wait for."""
 DAY_MS = 86_400_000
 
 EVENTS_IN = Counter("millrace_events_total", "Events taken, by type.", ["type"])
@@ -116,7 +119,7 @@ class Worker:
         self.app.feed(self.receive)
         self.app.on_partitions_revoked.connect(self.revoked)
         self.app.on_partitions_assigned.connect(self.assigned)
-        self.lists = ListKeeper(settings, schema, clock)
+        self.lists = ListKeeper(settings, schema, clock, self.tell)
         self.slots: dict[int, Slot] = {}
         self.failure: BaseException | None = None
         self._ticked, self._asked_s, self._silent_s = 0.0, 0.0, 0.0
@@ -127,6 +130,7 @@ class Worker:
         self._lock = asyncio.Lock()  # held by whoever changes slots: the pump or a rebalance
         self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._producer: AIOKafkaProducer | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     # ------------------------------------------------------------------ Faust's callbacks
 
@@ -140,13 +144,16 @@ class Worker:
         await self._room.wait()
         if m.generation_id != self.app.consumer_generation_id:
             return
+        now_s = time.time()
         stamp_s = m.timestamp or 0.0
+        if stamp_s > now_s + AHEAD_SECONDS:
+            stamp_s = now_s
         clock = sent_by(m.headers) or self.clock
         # Before a clock's own beginning (in another run, which did not name its own) it cannot say what the time was.
         known = stamp_s * 1000 >= clock.wall_zero_ms
-        clock_ms = clock.at(round(stamp_s * 1000)) if known else None
+        clock_ms = min(clock.at(round(stamp_s * 1000)), LAST_MS) if known else None
         message = Message(m.topic, m.offset, m.value or b"", clock_ms)
-        self._buffer.append(Arrival(m.partition, stamp_s, time.time(), message))
+        self._buffer.append(Arrival(m.partition, stamp_s, now_s, message))
         self._arrived.set()
         if len(self._buffer) >= BUFFER_MESSAGES:
             self._room.clear()
@@ -268,6 +275,18 @@ class Worker:
         for letter in output.dead:
             slot.sent.append(await self._send(DEAD_LETTERS, letter_bytes(letter), 0, letter.reason.encode()))
 
+    def tell(self, letters: Sequence[DeadLetter]) -> None:
+        """Sends dead letters and waits until they are delivered. For another thread than the loop's."""
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(self._tell(letters), self._loop).result(self.settings.outage_seconds)
+
+    async def _tell(self, letters: Sequence[DeadLetter]) -> None:
+        await asyncio.gather(
+            *[await self._send(DEAD_LETTERS, letter_bytes(one), 0, one.reason.encode()) for one in letters]
+        )
+        for letter in letters:
+            DEAD.labels(letter.reason).inc()
+
     async def _send(self, topic: str, value: bytes, partition: int, key: bytes | None = None) -> asyncio.Future[Any]:
         assert self._producer is not None
         sent: asyncio.Future[Any] = await self._producer.send(topic, value, key, partition)
@@ -288,7 +307,7 @@ class Worker:
             if slot.dirty and not slot.saving and now - slot.saved >= self.settings.checkpoint_seconds:
                 self._queue_checkpoint(number, slot)
             PENDING.labels(number).set(slot.partition.pending)
-            WATERMARK.labels(number).set(max(0, slot.partition.watermark_ms) / 1000)
+            WATERMARK.labels(number).set((slot.partition.watermark_ms or float("nan")) / 1000)  # 0: no event yet
             beyond = ""
             for topic in INPUTS:
                 read = self.app.read_to(TP(topic, number))
@@ -448,10 +467,11 @@ class Worker:
             enable_idempotence=self.settings.idempotence,
             acks="all",
             linger_ms=5,
-            max_request_size=8 * 1024 * 1024,
+            max_request_size=self.settings.message_bytes,
             request_timeout_ms=round(self.settings.outage_seconds * 1000),
         )
         await self._producer.start()
+        self._loop = asyncio.get_running_loop()
         self.lists.start()
         tasks = {
             asyncio.create_task(self.app.start()): "Faust",
@@ -546,24 +566,17 @@ def profiles_of(settings: Settings, number: int) -> list[User]:
     Raises:
         BrokerError: the topic cannot be read.
     """
+    intake = Intake(settings.load_schema())
     found: dict[str, User] = {}
 
     def take(record: Any) -> None:
         if record.partition == number:
-            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):  # a dead letter on its usual way
-                user = decode_user(record.value or b"")
+            with contextlib.suppress(BadEventError):  # a dead letter on its usual way
+                user = intake.user(record.value)
                 found[str(user.user_id)] = user
 
     read_all(settings, USERS, take)
     return list(found.values())
-
-
-def letter_bytes(letter: DeadLetter) -> bytes:
-    """A dead letter's JSON; of a message too large for another message, the beginning."""
-    encoded = to_json(letter)
-    if len(encoded) > MESSAGE_BYTES:
-        encoded = to_json(msgspec.structs.replace(letter, raw=letter.raw[: MESSAGE_BYTES // 2], truncated=True))
-    return encoded
 
 
 def run(settings: Settings, stop: threading.Event | None = None) -> None:
@@ -582,6 +595,7 @@ def run(settings: Settings, stop: threading.Event | None = None) -> None:
     warm_up(schema, Policy.of(settings))
     calm_collector()
     wait_for_broker(settings)
+    ensure_topics(settings)
 
     async def main() -> None:
         await Worker(settings, schema, clock).run(stop.is_set)

@@ -73,6 +73,7 @@ def test_pure_cores_know_no_broker_no_store_no_clock(path: Path) -> None:
         "millrace/cli.py",
         "stream/worker.py",
         "stream/faustio.py",
+        "stream/headers.py",
         "stream/online.py",
         "stream/listing.py",
         "learner/service.py",

@@ -150,6 +150,33 @@ def test_repeats_after_a_crash_are_counted_and_change_nothing(shop: Topics) -> N
     check(after, reported(after))
 
 
+def test_what_is_sent_again_of_a_page_that_was_lost_is_a_duplicate_not_pending(shop: Topics) -> None:
+    lost = shop.page("g", 3)
+    shop.page("g", 3)
+    shop.dead(lost, "no-impression", exposures=3)
+    ledger = shop.ledger()
+    check(ledger, replace(reported(ledger), pending=1))
+    assert ledger.dead_only == 3 + 2 + 3
+    assert ledger.duplicates == 2 + 1
+
+
+def test_what_was_from_the_future_may_come_again_and_wait_for_its_label(shop: Topics) -> None:
+    shop.page("f", 2)
+    ledger = shop.ledger()
+    check(ledger, replace(reported(ledger), pending=1 + 2))
+    assert ledger.dead_only == 3
+
+
+def test_messages_that_nobody_can_read_are_counted_and_are_no_books(shop: Topics) -> None:
+    plain = shop.ledger()
+    for topic in (shop.letters, shop.samples, shop.truth):
+        topic += [b"", b"[]", b"\xc1"]
+    ledger = shop.ledger()
+    check(ledger, reported(ledger))
+    assert ledger.unread == {"dead-letters": 3, "samples": 3, "truth": 3}
+    assert (ledger.exposures, ledger.dead) == (plain.exposures, plain.dead)
+
+
 def test_two_labels_of_one_exposure_are_found(shop: Topics) -> None:
     shop.label("a", (0, POSITIVE))
     ledger = shop.ledger()

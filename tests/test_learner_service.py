@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import numpy as np
 import pytest
+from kafka import KafkaConsumer
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
+from learner import service
 from learner.model import OnlineModel, ServingModel
 from learner.service import Learner, run
 from learner.versions import Progress, Versions
 from millrace.errors import SettingError, SnapshotError
 from millrace.kafka import create_topics, make_producer, make_reader, wait_for_broker
 from millrace.modelstore import Announcement, ModelStore, decode_announcement, verify
+from millrace.run.account import _history
 from millrace.run.services import EmbeddedBroker
 from millrace.samples import SampleBatch
 from millrace.schema import Field, parse_schema
 from millrace.settings import Settings
 from millrace.topics import MODEL_DELTAS, SAMPLES
 from tests.learning import SCHEMA, make_samples
+from tests.waiting import LONG, PATIENCE, until
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
 SCHEMA_TEXT = """
 name = "small"
@@ -74,36 +80,35 @@ class Role:
 
     def end(self) -> None:
         self.stop.set()
-        self.thread.join(30)
+        self.thread.join(PATIENCE)
         assert not self.thread.is_alive()
         if self.error is not None:
             raise self.error
 
 
-def until(what: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
-
-
-def send(settings: Settings, batches: list[SampleBatch]) -> None:
+def send(settings: Settings, *partitions: list[SampleBatch]) -> None:
+    """Sends to partition 0, 1, ...; within one a learner takes them in this order."""
     producer = make_producer(settings)
-    for i, batch in enumerate(batches):
-        producer.send(SAMPLES, batch.to_bytes(), partition=i % 2)
+    for number, batches in enumerate(partitions):
+        for batch in batches:
+            producer.send(SAMPLES, batch.to_bytes(), partition=number)
     producer.flush()
     producer.close()
 
 
 def announced(settings: Settings, past: int) -> list[Announcement]:
-    """What was announced beyond the first ``past`` messages, until nothing more comes."""
+    """What was announced beyond the first ``past`` messages. A learner that has ended left its newest version in the
+    store: when that was read, all was."""
+    newest = ModelStore(settings.folder("models")).latest()
+    assert newest is not None
     reader = make_reader(settings, MODEL_DELTAS, {0: past})
     notes: list[Announcement] = []
-    quiet = 0
-    while quiet < 4:
-        polled = reader.poll(timeout_ms=100)
-        quiet = 0 if polled else quiet + 1
-        notes += [decode_announcement(r.value) for rs in polled.values() for r in rs]
+
+    def all_read() -> bool:
+        notes.extend(decode_announcement(r.value) for rs in reader.poll(timeout_ms=100).values() for r in rs)
+        return bool(notes) and (notes[-1].kind, notes[-1].version) == ("snapshot", newest.version)
+
+    until(all_read, f"the snapshot of version {newest.version} was announced")
     reader.close()
     return notes
 
@@ -113,17 +118,19 @@ def trained(settings: Settings) -> int:
     return note.trained if note else -1
 
 
-def test_life_of_a_learner(settings: Settings) -> None:
+def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start, learn, publish, stop; start again at the stored offsets; recognise what was sent twice."""
+    # How many snapshots there are depends on how long learning takes: with none removed, all can be verified.
+    monkeypatch.setattr(ModelStore, "prune", lambda self, keep_snapshots=3: None)
     wait_for_broker(settings)
     create_topics(settings)
     batches = [make_samples(100, seed) for seed in range(6)]
     store = ModelStore(settings.folder("models"))
 
     role = Role(settings)
-    until(lambda: trained(settings) == 0)  # an untrained model serves at once
-    send(settings, [*batches[:4], batches[0]])
-    until(lambda: trained(settings) == 400)
+    until(lambda: trained(settings) == 0, "an untrained model serves at once")
+    send(settings, [batches[0], batches[0], batches[2], batches[3]], [batches[1]])
+    until(lambda: trained(settings) == 400, "four batches were learnt, one of them once")
     role.end()
     first = announced(settings, 0)
     assert next(n.version for n in first if n.kind == "snapshot") == 0
@@ -147,10 +154,10 @@ def test_life_of_a_learner(settings: Settings) -> None:
     assert newest.hash == at
     assert model.image().same_bits(store.read(newest)) == ""
 
-    # Between the runs more arrives, among it something already learnt from.
-    send(settings, [batches[4], batches[1]])
+    # Between the runs more arrives, and before it something already learnt from.
+    send(settings, [batches[1], batches[4]])
     role = Role(settings)
-    until(lambda: trained(settings) == 500)
+    until(lambda: trained(settings) == 500, "the fifth was learnt")
     role.end()
     second = announced(settings, len(first))
     assert second[0].kind == "snapshot"
@@ -168,7 +175,7 @@ def test_life_of_a_learner(settings: Settings) -> None:
     (store.folder / newest.file).write_bytes(b"not a tensor file")
     send(settings, [batches[5]])
     role = Role(settings)
-    until(lambda: trained(settings) >= 600)
+    until(lambda: trained(settings) >= 600, "the sixth was learnt")
     role.end()
     assert trained(settings) == 600
     assert (store.folder / f"damaged-snapshot-{newest.version:08d}").is_dir()
@@ -182,7 +189,7 @@ def test_life_of_a_learner(settings: Settings) -> None:
     producer.close()
     send(settings, [make_samples(100, 77)])
     role = Role(settings)
-    until(lambda: trained(settings) == 700)
+    until(lambda: trained(settings) == 700, "what follows the rubbish was learnt")
     role.end()
 
     other = msgspec.structs.replace(settings, model="logistic")
@@ -221,6 +228,33 @@ def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeyp
     assert again.versions.model.snapshot()[0].same_bits(model.snapshot()[0]) == ""
     with pytest.raises(SnapshotError, match="MILLRACE_MODEL_SPEC"):
         Learner(msgspec.structs.replace(settings, model_spec='{"width": 4}'))
+
+
+def test_figures_that_do_not_exist_are_nan_for_prometheus_and_null_in_the_history(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples of one class, as a shop's first ones may be: there is a log loss, but no AUC and no calibration."""
+    monkeypatch.setattr(service, "lag_of", lambda reader: {})
+    learner, reader = Learner(settings), cast(KafkaConsumer, None)
+    samples = make_samples(300, 0)
+    learner.trainer.take(samples.take(samples.label == 0))
+    learner._learn(drain=True)
+    learner._report(reader)
+    gauges = ("rolling_auc", "baseline_auc", "rolling_log_loss", "calibration", "grouped_auc")
+    shown = {name: REGISTRY.get_sample_value(f"millrace_{name}") for name in gauges}
+    assert [name for name, value in shown.items() if value is None or math.isnan(value)] == [
+        "rolling_auc", "baseline_auc", "calibration", "grouped_auc",
+    ]  # fmt: skip
+    raw = (settings.folder("learner") / "history.jsonl").read_bytes()
+    line = msgspec.json.decode(raw)  # strict: it takes no NaN
+    assert (line["auc"], line["baseline_auc"], line["calibration"]) == (None, None, None)
+    assert line["log_loss"] == pytest.approx(shown["rolling_log_loss"])
+    learner.trainer.take(samples.take(samples.label > 0))
+    learner._learn(drain=True)
+    learner._report(reader)
+    told = _history(settings)
+    assert [point["auc"] is None for point in told] == [True, False]
+    assert told[1]["auc"] == REGISTRY.get_sample_value("millrace_rolling_auc")
 
 
 def test_the_label_policy_says_how_feedback_is_weighed(settings: Settings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from learner.model import ServingModel
 from millrace.events import Impression, decode_impression, to_msgpack
 from millrace.settings import Settings
-from scorer.app import make_app
+from scorer.app import make_app, sender
 from scorer.figures import Figures
 from scorer.serving import arm_of
 from scorer.wire import MAX_BODY_BYTES
@@ -242,6 +243,8 @@ def test_a_damaged_profile_is_survived_and_counted(shop: Shop) -> None:
         ("/recommend", {"user_id": 1, "size": "ten"}, ["size", "str"]),
         ("/recommend", {"user_id": 1, "size": 21}, ["21", "20"]),
         ("/recommend", {"user_id": 1, "ts_ms": -4}, ["ts_ms"]),
+        ("/recommend", {"user_id": 1, "ts_ms": 1}, ["ts_ms 1 ", "behind", "leave it out"]),
+        ("/score", {"user_id": 1, "items": [1], "ts_ms": 1, "log": True}, ["ts_ms 1 ", "behind"]),
         ("/recommend", {"user_id": 1, "ts_ms": NOW_MS + 7_200_000}, [str(NOW_MS + 7_200_000), "120 minutes", "60"]),
         ("/recommend", {"user_id": 1, "context": {"mood": "good"}}, ["mood", "tab"]),
         ("/recommend", {"user_id": 1, "context": {"position": 3}}, ["position", "derived"]),
@@ -263,6 +266,41 @@ def test_a_bad_request_is_one_line_that_names_value_and_remedy(
         assert word in answer["error"]
     assert shop.sent == []
     assert sum(shop.figures.errors.values()) == 0, "a client's mistake is no error of ours"
+
+
+def test_how_old_a_page_may_be_follows_the_newest_event_not_the_clock_alone(shop: Shop) -> None:
+    """A log that is played slower than the event clock runs is hours behind it and in time all the same."""
+    minute = 60_000
+    life = (5 + 120 + 1) * minute  # attribution, lateness, disorder
+    for ts_ms, status in ((NOW_MS - life, 400), (NOW_MS - life + 1, 200)):
+        assert shop.ask("/recommend", {"user_id": 1, "ts_ms": ts_ms})[0] == status
+    shop.scorer.heard_ms = NOW_MS - 600 * minute
+    for ts_ms, status in ((NOW_MS - life, 200), (NOW_MS - 600 * minute - life, 400), (NOW_MS - 726 * minute + 1, 200)):
+        assert shop.ask("/score", {"user_id": 1, "items": [1], "ts_ms": ts_ms, "log": True})[0] == status
+    assert shop.ask("/score", {"user_id": 1, "items": [1], "ts_ms": 1})[0] == 200, (
+        "what is not logged may be of any time"
+    )
+
+
+def test_a_page_too_large_for_a_message_is_served_and_says_that_nothing_is_learnt(shop: Shop) -> None:
+    handed: list[bytes] = []
+
+    class Producer:
+        def send(self, topic: str, value: bytes, key: bytes) -> Any:
+            handed.append(value)
+            return SimpleNamespace(add_errback=lambda _: None)
+
+    assert shop.ask("/recommend", {"user_id": "ann", "size": 5})[0] == 200
+    small = len(to_msgpack(shop.sent[0]))
+    shop.scorer._send = sender(Producer(), shop.figures, small + 100)
+    status, page = shop.ask("/recommend", {"user_id": "ann", "size": 20})
+    assert status == 200
+    assert len(page["items"]) == 20
+    assert any("an impression of 20 items has" in note and "ask for fewer items" in note for note in page["notes"])
+    assert shop.figures.errors == {"impressions": 1}
+    assert handed == []
+    assert shop.ask("/recommend", {"user_id": "ann", "size": 5})[1]["notes"] == []
+    assert len(handed) == 1
 
 
 def test_a_body_that_never_ends_is_refused(shop: Shop) -> None:

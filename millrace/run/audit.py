@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from learner.progressive import auc
 from millrace.clock import EventClock
-from millrace.errors import ConservationError
+from millrace.errors import ConservationError, SchemaError
 from millrace.events import BadEventError, Exposure, decode_dead_letter, decode_event, decode_truth
 from millrace.kafka import read_all
 from millrace.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
@@ -44,7 +44,8 @@ class Page:
     """The books of one page: sets of positions as bits."""
 
     sent: int = 0
-    dead: int = 0  # sent on a page that became a dead letter
+    dead: int = 0  # taken in, then in a dead letter: what is sent of it again is a duplicate
+    refused: int = 0  # in a dead letter before it was taken in (from the future): it may be sent again, and taken
     positive: int = 0
     negative: int = 0
     corrected: int = 0
@@ -55,8 +56,21 @@ class Page:
         return self.positive | self.negative | self.corrected
 
     @property
+    def settled(self) -> int:
+        return self.positive | self.negative
+
+    @property
+    def known(self) -> int:
+        return self.sent | self.dead | self.refused
+
+    @property
     def pending(self) -> int:
-        return self.sent & ~(self.positive | self.negative)
+        return self.sent & ~self.settled & ~self.dead
+
+    @property
+    def lost(self) -> int:
+        """In dead letters, and nothing else became of it."""
+        return (self.dead & ~self.settled) | (self.refused & ~self.sent & ~self.dead)
 
 
 @dataclass(slots=True)
@@ -75,28 +89,33 @@ class Ledger:
     dead: Counter[str] = field(default_factory=Counter)  # dead letters of events, by reason
     dead_of_earlier: Counter[str] = field(default_factory=Counter)  # the same, of events of earlier runs
     dead_elsewhere: Counter[str] = field(default_factory=Counter)  # of other topics
+    unread: Counter[str] = field(default_factory=Counter)  # messages of the other topics that cannot be read
     dead_exposures: int = 0  # as the stream counted them
     repeated_dead: int = 0
     repeated_samples: int = 0
     undecided: list[str] = field(default_factory=list)  # ids that got both labels
     orphans: list[str] = field(default_factory=list)  # corrections of what was no negative
     truth: dict[str, dict[int, float]] = field(default_factory=dict)
-    _dead_at: dict[tuple[int, int], str] = field(default_factory=dict)
+    _dead_at: dict[tuple[str, int, int], str] = field(default_factory=dict)
     _event_ids: set[str] = field(default_factory=set)
     _follow_ups: set[tuple[str, int, int]] = field(default_factory=set)
     _rows: dict[tuple[str, int], tuple[float, int, int]] = field(default_factory=dict)  # score, arm, ts of a label
 
     def dead_letter_message(self, record: Any) -> None:
         """A record of ``dead-letters``."""
-        letter = decode_dead_letter(record.value)
-        if letter.topic != EVENTS:
-            self.dead_elsewhere[f"{letter.topic}: {letter.reason}"] += 1
+        try:
+            letter = decode_dead_letter(record.value)
+        except BadEventError:  # not of ours: whoever wrote it, it stands for no event
+            self.unread[DEAD_LETTERS] += 1
             return
-        at = (letter.partition, letter.offset)
+        at = (letter.topic, letter.partition, letter.offset)
         if at in self._dead_at:
             self.repeated_dead += 1
             return
         self._dead_at[at] = letter.reason
+        if letter.topic != EVENTS:
+            self.dead_elsewhere[f"{letter.topic}: {letter.reason}"] += 1
+            return
         if letter.offset >= self.since.get(letter.partition, 0):
             self.dead[letter.reason] += 1
             self.dead_exposures += letter.exposures
@@ -111,7 +130,7 @@ class Ledger:
         except BadEventError as bad:
             self.unreadable[bad.reason] += own
             return
-        dead = (record.partition, record.offset) in self._dead_at
+        dead = (EVENTS, record.partition, record.offset) in self._dead_at
         if dead and event.ts_ms > self.clock.at(record.timestamp) + self.ahead_ms:
             self.future += own
         again = event.event_id in self._event_ids
@@ -122,7 +141,9 @@ class Ledger:
             bits = ((1 << len(event.items)) - 1) << event.offset
             page = self.pages.setdefault(event.request_id, Page())
             page.own = page.own or own
-            if dead:
+            if dead and self._dead_at[EVENTS, record.partition, record.offset] == "future":
+                page.refused |= bits
+            elif dead:
                 page.dead |= bits
             else:
                 page.sent |= bits
@@ -132,7 +153,11 @@ class Ledger:
 
     def sample_message(self, record: Any) -> None:
         """A record of ``samples``."""
-        batch = SampleBatch.from_bytes(record.value)
+        try:
+            batch = SampleBatch.from_bytes(record.value)
+        except SchemaError:  # the learner passes it over as well
+            self.unread[SAMPLES] += 1
+            return
         columns = zip(
             batch.ids(), batch.kind.tolist(), batch.score.tolist(), batch.arm.tolist(), batch.ts_ms.tolist(),
             batch.actions.tolist(), strict=True,
@@ -162,9 +187,14 @@ class Ledger:
 
     def truth_message(self, record: Any) -> None:
         """A record of ``truth``."""
-        truth = decode_truth(record.value)
+        try:
+            truth = decode_truth(record.value)
+            chances = np.frombuffer(truth.p, "<f4").tolist()
+        except ValueError:  # a BadEventError is one too
+            self.unread[TRUTH] += 1
+            return
         known = self.truth.setdefault(truth.request_id, {})
-        for position, p in enumerate(np.frombuffer(truth.p, "<f4").tolist(), truth.offset):
+        for position, p in enumerate(chances, truth.offset):
             known[position] = p
 
     # -- sums ------------------------------------------------------------------------------------------------
@@ -180,17 +210,17 @@ class Ledger:
     @property
     def exposures(self) -> int:
         """Exposures sent in this run, those of dead pages with them."""
-        return sum((page.sent | page.dead).bit_count() for page in self.pages.values() if page.own)
+        return self.count("known")
 
     @property
     def dead_only(self) -> int:
-        """Exposures that were sent on dead pages and nowhere else."""
-        return sum((page.dead & ~page.sent).bit_count() for page in self.pages.values() if page.own)
+        """Exposures that are in dead letters and nowhere else."""
+        return self.count("lost")
 
     @property
     def foreign(self) -> list[str]:
         """Labelled, but never sent: at most a few, by page."""
-        lost = [r for r, page in self.pages.items() if page.labelled & ~(page.sent | page.dead)]
+        lost = [r for r, page in self.pages.items() if page.labelled & ~page.known]
         return lost[:5]
 
     @property

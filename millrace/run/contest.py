@@ -62,7 +62,7 @@ def exposures_a_second(
         log = folder / "contestant.log"
         child = spawn([sys.executable, *argv], {**os.environ, **settings.environment()}, log)
         try:
-            return watch(child, settings.metrics_port, count, patience_s)
+            return watch(child, settings.metrics_port or 0, count, patience_s)
         finally:
             stop(child)
 

@@ -1,0 +1,331 @@
+"""Messages that nobody should send, for every topic: each field of a good one with each of many bad values, and whole
+messages that are broken, empty, huge, deep, cut off or of another encoding.
+
+Not all of them are unusable: a null may stand where nothing is needed. What each must come to is the tests' to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from millrace.events import MAX_EVENT_BYTES
+from millrace.samples import SampleBatch
+from millrace.schema import Schema
+from millrace.topics import (
+    DEAD_LETTERS,
+    EVENTS,
+    FEATURES_ITEMS,
+    IMPRESSIONS,
+    ITEMS,
+    MODEL_DELTAS,
+    SAMPLES,
+    TRUTH,
+    USERS,
+)
+
+
+class Bad(NamedTuple):
+    """A message and what is bad about it."""
+
+    topic: str
+    name: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class Bytes(str):
+    """The name of a header that a producer writes as bytes which are no UTF-8."""
+
+    def encode(self, *_: Any, **__: Any) -> bytes:
+        return b"\xff\xfe"
+
+
+def deep(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+DEEP = 20_000
+VALUES: Mapping[str, bytes] = {
+    "null": b"null",
+    "true": b"true",
+    "minus one": b"-1",
+    "a fraction": b"1.5",
+    "1e39": b"1e39",
+    "1e400": b"1e400",
+    "400 digits": b"9" * 401,
+    "2^63": b"9223372036854775808",
+    "2^64": b"18446744073709551616",
+    "-2^63-1": b"-9223372036854775809",
+    "9e18": b"9000000000000000000",
+    "NaN": b"NaN",
+    "Infinity": b"-Infinity",
+    "empty text": b'""',
+    "a comma": b'"12,50"',
+    "long text": b'"' + b"x" * 5000 + b'"',
+    "half a surrogate": b'"\\ud800"',
+    "latin-1": b'"caf\xe9"',
+    "NUL": b'"a\\u0000b"',
+    "raw NUL": b'"a\x00b"',
+    "a list": b'["a", "b"]',
+    "a mixed list": b'[1, "a", null, 2.5]',
+    "2^70 in a list": b"[1180591620717411303424]",
+    "an object": b'{"a": 1}',
+    "40 deep": deep(40),
+    "very deep": deep(DEEP),
+}
+"""JSON by what is bad about it; some of it is no JSON."""
+
+PACKED: Mapping[str, Any] = {
+    "nil": None,
+    "true": True,
+    "minus one": -1,
+    "a fraction": 1.5,
+    "infinity": float("inf"),
+    "2^64-1": 2**64 - 1,
+    "-2^63": -(2**63),
+    "9e18": 9 * 10**18,
+    "empty text": "",
+    "text": "x" * 300,
+    "no bytes": b"",
+    "seven bytes": b"1234567",
+    "ones": b"\xff" * 64,
+    "a list": ["a", 1],
+    "a list of nothing": [None],
+    "a map": {"a": 1},
+    "an extension": msgspec.msgpack.Ext(5, b"x"),
+}
+
+
+def json_object(fields: Mapping[str, bytes]) -> bytes:
+    return b"{" + b", ".join(b'"%s": %s' % (name.encode(), value) for name, value in fields.items()) + b"}"
+
+
+def json_fields(**values: Any) -> dict[str, bytes]:
+    return {name: msgspec.json.encode(value) for name, value in values.items()}
+
+
+def whole(topic: str, key: bytes, good: bytes) -> Iterator[Bad]:
+    """A good message, broken as a whole."""
+    for name, value in {
+        "empty": b"",
+        "a blank": b" ",
+        "null": b"null",
+        "a list": b"[]",
+        "a number": b"7",
+        "no JSON": b"{not json",
+        "a mark of byte order": b"\xef\xbb\xbf" + good,
+        "UTF-16": good.decode(errors="replace").encode("utf-16"),
+        "twice": good + good,
+        "zeros": bytes(64),
+        "0xc1": b"\xc1",
+        "open brackets": b"[" * DEEP,
+        "open maps": b'{"a":' * DEEP,
+        "open arrays, packed": b"\x91" * DEEP,
+        "quotes": b'"' + b'\\"' * 100_000,
+        "a quarter": good[: len(good) // 4],
+        "a half": good[: len(good) // 2],
+        "all but the end": good[:-1],
+    }.items():
+        yield Bad(topic, name, key, value)
+    yield Bad(topic, "a tombstone", key, None)
+    flipped = bytearray(good)
+    flipped[len(good) // 3] ^= 0x80
+    yield Bad(topic, "a bit flipped", key, bytes(flipped))
+
+
+def json_bad(topic: str, key: bytes, good: Mapping[str, bytes], inner: str = "") -> Iterator[Bad]:
+    """A good JSON object with each bad value in each field, and in each attribute of the field ``inner``."""
+    yield from whole(topic, key, json_object(good))
+    for name in good:
+        yield Bad(topic, f"without {name}", key, json_object({n: v for n, v in good.items() if n != name}))
+        for what, value in VALUES.items():
+            yield Bad(topic, f"{name}: {what}", key, json_object({**good, name: value}))
+    for what, value in VALUES.items():
+        yield Bad(topic, f"an unknown field: {what}", key, json_object({"unknown": value, **good}))
+    if inner:
+        attributes = {n: msgspec.json.encode(v) for n, v in msgspec.json.decode(good[inner]).items()}
+        for name in attributes:
+            for what, value in VALUES.items():
+                body = json_object({**good, inner: json_object({**attributes, name: value})})
+                yield Bad(topic, f"{inner}.{name}: {what}", key, body)
+    large = json_object({**good, "padding": b'"' + b"x" * MAX_EVENT_BYTES + b'"'})
+    yield Bad(topic, "oversized", key, large)
+
+
+def packed_bad(topic: str, key: bytes, good: Mapping[str, Any]) -> Iterator[Bad]:
+    """A good MessagePack map with each bad value in each field."""
+    encode = msgspec.msgpack.encode
+    yield from whole(topic, key, encode(good))
+    for name in good:
+        yield Bad(topic, f"without {name}", key, encode({n: v for n, v in good.items() if n != name}))
+        for what, value in PACKED.items():
+            yield Bad(topic, f"{name}: {what}", key, encode({**good, name: value}))
+    head = encode({**good, "unknown": None})[:-1]  # the nil is the last byte
+    yield Bad(topic, "an unknown field: very deep", key, head + b"\x91" * DEEP + b"\xc0")
+
+
+def bad_events(ts_ms: int) -> Iterator[Bad]:
+    common = json_fields(event_id="bad", request_id="bad-page", ts_ms=ts_ms, user_id=7, sent_ms=ts_ms)
+    page = json_fields(type="exposure", items=[1, 2], offset=0) | common
+    yield from json_bad(EVENTS, b"7", page)
+    yield from json_bad(EVENTS, b"7", json_fields(type="click", item_id=1, position=0) | common)
+    good = json_object(page | json_fields(request_id="headers", event_id="headers"))
+    clocks = (b"", b"noon", b"\xff", b"1:2:nan", b"1:2:inf", b"1:2:0", b"1:2:1e300", b"9" * 400 + b":1:1", b"-5:-5:1")
+    for clock in clocks:
+        yield Bad(EVENTS, f"clock {clock[:20]!r}", b"7", good, (("clock", clock),))
+    yield Bad(EVENTS, "a header's name of bytes", b"7", good, ((Bytes("x"), b"v"),))
+    yield Bad(EVENTS, "no key", None, good)
+    yield Bad(EVENTS, "a key of bytes", b"\xff\xfe\x00", good)
+
+
+def bad_users() -> Iterator[Bad]:
+    user = json_fields(user_id=7, attributes={"kind": "business", "age": 3, "tags": ["a"]})
+    yield from json_bad(USERS, b"7", user, "attributes")
+
+
+def bad_items(ts_ms: int) -> Iterator[Bad]:
+    attributes = {"category": "shoes", "price": 2.5, "tags": ["a", "b"]}
+    item = json_fields(item_id="bad-item", attributes=attributes, born_ms=ts_ms, gone=False)
+    yield from json_bad(ITEMS, b"bad-item", item, "attributes")
+    yield Bad(ITEMS, "a header's name of bytes", b"bad-item", json_object(item), ((Bytes("x"), b"v"),))
+    yield Bad(ITEMS, "a tombstone whose key is no text", b"\xff\xfe", None)
+    yield Bad(ITEMS, "a tombstone of nothing", b"", None)
+
+
+def bad_impressions(schema: Schema, ts_ms: int) -> Iterator[Bad]:
+    layout, n = schema.layout, 2
+    good: dict[str, Any] = {
+        "request_id": "bad-page",
+        "ts_ms": ts_ms,
+        "user_id": 7,
+        "arm": "model",
+        "model_version": 3,
+        "schema_id": schema.id,
+        "items": [1, 2],
+        "scores": bytes(4 * n),
+        "keys": bytes(8 * n * layout.K),
+        "cat": bytes(8 * n * layout.F),
+        "num": bytes(4 * n * layout.N),
+        "served_ms": ts_ms,
+    }
+    yield from packed_bad(IMPRESSIONS, b"7", good)
+    for name, fill in {"num": b"\xff", "scores": b"\x7f", "cat": b"\x80", "keys": b"\xff"}.items():
+        # Whole arrays of NaN, of huge numbers, of the same key: of the right size, so the message is taken.
+        odd = {**good, "request_id": f"odd-{name}", name: fill * len(good[name])}
+        yield Bad(IMPRESSIONS, f"{name}: all {fill!r}", b"7", msgspec.msgpack.encode(odd))
+        page = json_fields(type="exposure", event_id=f"odd-{name}", request_id=f"odd-{name}", user_id=7, items=[1, 2])
+        yield Bad(EVENTS, f"seen: {name} all {fill!r}", b"7", json_object(page | json_fields(ts_ms=ts_ms)))
+        click = json_fields(type="click", event_id=f"c-{name}", request_id=f"odd-{name}", user_id=7, position=0)
+        yield Bad(EVENTS, f"clicked: {name}", b"7", json_object(click | json_fields(ts_ms=ts_ms + 1, item_id=1)))
+
+
+def bad_item_tiles(ts_ms: int) -> Iterator[Bad]:
+    key, tiles = np.array([99], "<u8").tobytes(), b"\x01\x03\x01\x00" + b"\x81\x80\x1d\x01\x01\x01"
+    good = {"partition": 0, "seq": 1, "event_ms": ts_ms, "keys": key, "sizes": np.array([len(tiles)], "<u4").tobytes()}
+    good["tiles"] = tiles
+    yield from packed_bad(FEATURES_ITEMS, b"0", good)
+    draw = np.random.default_rng(0)
+    for number in range(40):
+        blob = bytes([1, int(draw.integers(0, 6)), int(draw.integers(0, 9)), 0]) + draw.bytes(int(draw.integers(0, 40)))
+        rubbish = good | {"tiles": blob, "sizes": np.array([len(blob)], "<u4").tobytes()}
+        yield Bad(FEATURES_ITEMS, f"rubbish {number}", b"0", msgspec.msgpack.encode(rubbish))
+
+
+def good_samples(schema: Schema, ts_ms: int) -> SampleBatch:
+    """Four negatives of one page."""
+    n, layout = 4, schema.layout
+    zeros = np.zeros(n, np.int64)
+    return SampleBatch(
+        ("samples-page",),
+        page=zeros.astype(np.int32),
+        position=np.arange(n, dtype=np.int32),
+        user=zeros.astype(np.uint64),
+        item=zeros.astype(np.uint64),
+        ts_ms=zeros + ts_ms,
+        kind=zeros.astype(np.uint8),
+        label=zeros.astype(np.float32),
+        weight=np.ones(n, np.float32),
+        actions=zeros.astype(np.uint8),
+        cat=np.ones((n, layout.F), np.int64),
+        num=np.ones((n, layout.N), np.float32),
+        score=np.full(n, 0.5, np.float32),
+        version=zeros,
+        arm=zeros.astype(np.uint8),
+        origin_ms=zeros,
+    )
+
+
+def bad_samples(good: SampleBatch) -> Iterator[Bad]:
+    raw = good.to_bytes()
+    yield from whole(SAMPLES, b"", raw)
+    form, request, f, n, columns = msgspec.msgpack.decode(raw)
+    encode = msgspec.msgpack.encode
+    for name, changed in {
+        "another form": (2, request, f, n, columns),
+        "no requests": (form, [], f, n, columns),
+        "requests are numbers": (form, [1], f, n, columns),
+        "wider": (form, request, f + 1, n, columns),
+        "narrower": (form, request, 0, n, columns),
+        "of negative width": (form, request, -1, n, columns),
+        "of width 2^63": (form, request, f, 2**63, columns),
+        "no rows but wide": (form, request, 2**40, 2**40, dict.fromkeys(columns, b"")),
+    }.items():
+        yield Bad(SAMPLES, name, b"", encode(changed))
+    for name, body in columns.items():
+        for what, value in {
+            "nothing": b"",
+            "one byte more": body + b"\0",
+            "all ones": b"\xff" * len(body),
+            "the largest": b"\xff" * (len(body) - 1) + b"\x7f",
+            "0x7f": b"\x7f" * len(body),
+            "0x80": b"\x80" * len(body),
+        }.items():
+            yield Bad(SAMPLES, f"{name}: {what}", b"", encode((form, request, f, n, {**columns, name: value})))
+        rest = {c: b for c, b in columns.items() if c != name}
+        yield Bad(SAMPLES, f"without {name}", b"", encode((form, request, f, n, rest)))
+
+
+def bad_announcements(schema: Schema, ts_ms: int) -> Iterator[Bad]:
+    note = json_fields(
+        kind="delta", version=5, parent="0" * 64, hash="1" * 64, digest="2" * 64, file="delta-00000005.safetensors",
+        size=10, schema_id=schema.id, spec={"model": "wide_deep"}, event_ms=ts_ms, trained=1, origins=[ts_ms],
+        published_ms=ts_ms, offsets={}, extra={},
+    )  # fmt: skip
+    yield from json_bad(MODEL_DELTAS, b"", note)
+    for file in ("/dev/zero", "../../etc/passwd", "..", ".hidden", "a/b/c", "", "a\\u0000b", "/etc/passwd", "a//b"):
+        yield Bad(MODEL_DELTAS, f"file: {file}", b"", json_object(note | {"file": f'"{file}"'.encode()}))
+    snapshot = note | json_fields(kind="snapshot", parent="3" * 64, hash="3" * 64)
+    for name, spec in {"unknown": {"model": "no such"}, "no entry": {"x": 1}, "of text": {"width": "wide"}}.items():
+        yield Bad(MODEL_DELTAS, f"spec: {name}", b"", json_object(snapshot | json_fields(spec=spec)))
+
+
+def bad_dead_letters() -> Iterator[Bad]:
+    letter = json_fields(
+        reason="rubbish", detail="", topic="elsewhere", partition=0, offset=10**9, exposures=0, raw="", truncated=False
+    )
+    yield from json_bad(DEAD_LETTERS, b"rubbish", letter)
+
+
+def bad_truths(ts_ms: int) -> Iterator[Bad]:
+    yield from packed_bad(TRUTH, b"7", {"request_id": "bad-page", "ts_ms": ts_ms, "offset": 0, "p": bytes(8)})
+
+
+def corpus(schema: Schema, ts_ms: int) -> list[Bad]:
+    """Everything. ``ts_ms`` is an event time that is neither late nor ahead."""
+    parts: Iterable[Iterator[Bad]] = (
+        bad_events(ts_ms),
+        bad_users(),
+        bad_items(ts_ms),
+        bad_impressions(schema, ts_ms),
+        bad_item_tiles(ts_ms),
+        bad_samples(good_samples(schema, ts_ms)),
+        bad_announcements(schema, ts_ms),
+        bad_dead_letters(),
+        bad_truths(ts_ms),
+    )
+    return [bad for part in parts for bad in part]
