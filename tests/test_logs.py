@@ -431,7 +431,7 @@ def test_another_separator_than_the_ending_says_is_named(
     rows = [dict(r) for r in ROWS]
     if dress == "own separator too":  # a name in the header, decimals in the rows
         rows = [r | {"a,b" if name == "log.csv" else "a\tb": "1,5" if name == "log.csv" else "1\t5"} for r in rows]
-    lines = [rows[0].keys(), *(r.values() for r in rows)]
+    lines: list[list[Any]] = [list(rows[0]), *(list(r.values()) for r in rows)]
     text = "".join(separator.join("" if v is None else str(v) for v in line) + "\n" for line in lines)
     if dress == "byte order mark":
         text = "\ufeff" + text
