@@ -8,7 +8,7 @@ What comes out is plain (:func:`_plain`): a value is the same whichever of a for
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -173,23 +173,25 @@ def _plain(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
 
     try:
         return converted(column)
-    except pa.ArrowException as error:
-        row, end = 0, len(column)
-        while end - row > 1:  # the first bad row, by halving
-            middle = (row + end) // 2
-            try:
-                converted(column.slice(row, middle - row))
-                row = middle
-            except pa.ArrowException:
-                end = middle
-        one = column.slice(row, 1)
-        value = pc.cast(one, pa.binary()) if pa.types.is_string(one.type) else one
-        shown = "" if pa.types.is_nested(one.type) else f" {value.to_pylist()[0]!r:.60}"
-        what = "is too great" if pa.types.is_decimal(one.type) else "is no UTF-8 text"
-        reason = str(error).strip().split("\n")[0]
-        raise LogError(
-            f"'{path}': column '{name}', row {row + 1}:{shown} {what} ({reason})", "write the column as UTF-8 text"
-        ) from None
+    except pa.ArrowException:
+        where = "" if pa.types.is_nested(column.type) else _first_bad(column, converted)
+        what = "does not fit 64 bits" if pa.types.is_decimal(column.type) else "is no UTF-8 text"
+        raise LogError(f"'{path}': column '{name}'{where} {what}", "write the column as UTF-8 text") from None
+
+
+def _first_bad(column: pa.ChunkedArray, converted: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> str:
+    """Row and value of the first that ``converted`` refuses, by halving."""
+    row, end = 0, len(column)
+    while end - row > 1:
+        middle = (row + end) // 2
+        try:
+            converted(column.slice(row, middle - row))
+            row = middle
+        except pa.ArrowException:
+            end = middle
+    one = column.slice(row, 1)
+    value = pc.cast(one, pa.large_binary()) if one.type in (pa.string(), pa.large_string()) else one
+    return f", row {row + 1}: {value.to_pylist()[0]!r:.60}"
 
 
 def _concat(tables: list[pa.Table], path: Path) -> pa.Table:

@@ -77,15 +77,7 @@ def read_log(path: Path | str, schema: Schema) -> LogTable:
 
     rows_read = table.num_rows
     columns = {name: table[name] for name in table.column_names if name in wanted}
-    identity = log.identity or (log.time, log.user, log.item)
-    _check_kinds(columns, schema, log, path)
-    for role, name in (("time", log.time), ("user", log.user), ("item", log.item), ("label", log.label)):
-        _check_all_there(columns[name], role, name, path)
-    for name in dict.fromkeys((log.user, log.item, *identity, *([log.request] if log.request else []))):
-        _check_exact(columns[name], name, path)
-    if log.day is not None:
-        _check_all_there(columns[log.day], "day", log.day, path)
-        _check_days(columns[log.day], log.day, path)
+    _check(columns, schema, log, path)
     columns[TS] = _time(columns[log.time], log.time, log, path)
     columns[log.label] = _label(columns[log.label], log.label, path)
     for name in dict.fromkeys(log.action_times.values()):
@@ -97,9 +89,10 @@ def read_log(path: Path | str, schema: Schema) -> LogTable:
             columns[field.name] = _numeric(columns[field.name], field.name, path)
 
     order = np.argsort(columns[TS].to_numpy(), kind="stable")
+    identity = log.identity or (log.time, log.user, log.item)
     copies = [columns[TS if name == log.time else name] for name in identity]
     exposure, first = _groups([_flat(c).take(pa.array(order)) for c in copies])
-    if log.time not in {TS, log.day, log.request, *(f.name for f in schema.fields)}:
+    if log.time not in {TS, log.day, log.request, *log.action_times.values(), *(f.name for f in schema.fields)}:
         del columns[log.time]
     clean = pa.table(columns).take(pa.array(order)).combine_chunks()
     duplicates = clean.num_rows - len(first)
@@ -128,6 +121,12 @@ def _iso(day: object) -> str:
 
 def _columns(schema: Schema, log: LogColumns) -> tuple[list[str], list[str]]:
     """(columns that must be there, columns that are used when there), in the schema's order."""
+    roles = {"time": log.time, "user": log.user, "item": log.item, "label": log.label}
+    for role, name in roles.items():
+        for other in [r for r, n in roles.items() if n == name and r != role]:
+            raise SchemaError(
+                f"schema '{schema.name}' names '{name}' for log.{role} and log.{other}", "name a column for each"
+            )
     outcomes = {log.label, *log.action_times.values()}
     fields = [f.name for f in schema.fields] + [c for k in schema.windows.keys for c in k.columns]
     for name in fields:
@@ -196,30 +195,48 @@ def _missing(name: str, schema: Schema, path: Path) -> SchemaError:
     if name.lower() in lower and lower[name.lower()] not in near:
         near.insert(0, lower[name.lower()])
     where = "the log" if name in log_only or not schema.join else "the log and its side tables"
-    like = f"near matches: {', '.join(near)}" if near else f"there are: {', '.join(sorted(there)[:20])}"
+    like = f"near matches: {', '.join(near)}" if near else f"there are: {', '.join(sorted(there)[:20]) or 'none'}"
     return SchemaError(f"{where} ('{path}') lack the column '{name}' of schema '{schema.name}'", like)
 
 
-def _check_kinds(columns: dict[str, pa.ChunkedArray], schema: Schema, log: LogColumns, path: Path) -> None:
-    """Every column has one value a row; that of a field with slots may have a list of them."""
-    multi = {f.name for f in schema.fields if f.slots > 1}
-    roles = dict.fromkeys(columns, "field") | dict.fromkeys(log.action_times.values(), "action time")
-    roles |= dict.fromkeys(log.identity, "identity")
+def _check(columns: dict[str, pa.ChunkedArray], schema: Schema, log: LogColumns, path: Path) -> None:
+    """Raises LogError where a column cannot be what the schema takes it for; times and numbers are read later."""
+    multi = {f.name for f in schema.fields if f.slots > 1 and f.kind == "categorical"}
+    roles = dict.fromkeys(columns, "field") | {f.name: "numeric field" for f in schema.fields if f.kind == "numeric"}
+    roles |= dict.fromkeys(log.action_times.values(), "action time") | dict.fromkeys(log.identity, "identity")
     for role in ("position", "request", "day", "label", "item", "user", "time"):
         roles[getattr(log, role)] = role
     for name, column in columns.items():
         _check_single(column, roles[name], name, path, lists=roles[name] == "field" and name in multi)
+    for role in ("time", "user", "item", "label", "day"):
+        name = getattr(log, role)
+        if name is not None:
+            _check_all_there(columns[name], role, name, path)
+    for exact in (log.user, log.item, log.request, *log.identity):
+        if exact is not None and exact != log.time:
+            _check_exact(columns[exact], exact, path)
+    if log.day is not None:
+        _check_days(columns[log.day], log.day, path)
 
 
 def _check_single(column: pa.ChunkedArray, role: str, name: str, path: Path, lists: bool = False) -> None:
-    kind = column.type.value_type if lists and pa.types.is_list(column.type) else column.type
+    """Each row has one value, which Python can hold; or, where a field has slots, a list of such."""
+    values = pc.list_flatten(column) if lists and pa.types.is_list(column.type) else column
+    kind = values.type
     if pa.types.is_nested(kind):
         value = column.drop_null().slice(0, 1).to_pylist()
-        remedy = "give the field slots, or name" if role == "field" and pa.types.is_list(kind) else "name"
+        remedy = "give the field slots, or name" if role == "field" and pa.types.is_list(kind) and not lists else "name"
         raise LogError(
             f"'{path}': {role} '{name}' holds {str(*value)[:60] or 'nulls'} ({kind}), not one value",
             f"{remedy} a column of numbers or text",
         )
+    if pa.types.is_temporal(kind) and "time" not in role:
+        try:
+            values.unique().to_pylist()
+        except (ValueError, OverflowError, KeyError) as error:  # the last: a zone that nobody knows
+            raise LogError(
+                f"'{path}': {role} '{name}' has {kind} beyond Python's ({error})", "write it as text"
+            ) from None
 
 
 def _check_all_there(column: pa.ChunkedArray, role: str, name: str, path: Path) -> None:
@@ -244,15 +261,14 @@ def _check_exact(column: pa.ChunkedArray, name: str, path: Path) -> None:
 
 
 def _check_days(column: pa.ChunkedArray, name: str, path: Path) -> None:
-    value: object = "a date beyond those of Python"
-    try:
-        for value in column.unique().to_pylist():
+    for value in column.unique().to_pylist():
+        try:
             _iso(value)
-    except (ValueError, OverflowError):
-        raise LogError(
-            f"log '{path}': '{name}' has {value!r:.60}, which is no day",
-            "write days as YYYYMMDD or YYYY-MM-DD, or leave log.day out of the schema",
-        ) from None
+        except ValueError:
+            raise LogError(
+                f"log '{path}': '{name}' has {str(value)[:60]!r}, which is no day",
+                "write days as YYYYMMDD or YYYY-MM-DD, or leave log.day out of the schema",
+            ) from None
 
 
 def _position(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
@@ -273,7 +289,7 @@ def _position(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
     if pc.any(wrong).as_py():
         value = column.filter(wrong)[0].as_py()
         raise LogError(
-            f"log '{path}': position '{name}' has {value!r:.60}, which is no whole number from 0 to {_LAST_POSITION}",
+            f"log '{path}': position '{name}' has {str(value)[:60]!r}, no whole number from 0 to {_LAST_POSITION}",
             "name a column of slots on the page, or leave log.position out of the schema",
         )
     return pc.cast(number, pa.int32())

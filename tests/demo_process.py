@@ -18,6 +18,7 @@ from millrace.run.monitor import fetch
 from tests.waiting import PATIENCE
 
 FETCH_SECONDS = 60.0
+MEASURED = ("auc", "oracle_auc", "log_loss", "ctr_model", "ctr_control", "click_to_served_p50_ms")
 
 
 def born(pid: int) -> str:
@@ -98,10 +99,13 @@ class DemoProcess:
     def role(self, name: str) -> dict[str, Any]:
         return next(r for r in self.state()["roles"] if r["name"] == name)
 
-    def until_learning(self) -> None:
+    def until_learning(self, rows: int = 200) -> None:
+        """Until shoppers come, samples are learnt from, and whatever a report must tell has been measured."""
+
         def learning() -> bool:
             figures = self.state()["figures"]
-            return all((figures.get(name) or 0) > 200 for name in ("exposures", "trained"))
+            enough = all((figures.get(name) or 0) > rows for name in ("exposures", "trained"))
+            return enough and all(figures.get(name) is not None for name in MEASURED)
 
         self.until(learning, "shoppers come and samples are learnt from")
 

@@ -58,14 +58,15 @@ def write_log(folder: Path) -> None:
 def test_a_log_plays_through_the_live_loop(tmp_path: Path) -> None:
     write_log(tmp_path)
     log, schema = str(tmp_path / "log.csv"), str(tmp_path / "schema.toml")
-    with demo_process(tmp_path, "--from-log", log, "--schema", schema, "--speed", "1000") as demo:
-        # Half of the log, however long that takes: what a model is worth depends on what it has learnt from.
-        demo.until(lambda: (demo.state()["figures"].get("trained") or 0) > 3000, "samples are learnt from")
+    with demo_process(tmp_path, "--from-log", log, "--schema", schema, "--speed", "500") as demo:
+        # That much of the log, however long it takes: what a model is worth depends on what it has learnt from. And no
+        # faster: when the log is played hours behind the clock, pages are too late for a partition that fell silent.
+        demo.until(lambda: (demo.state()["figures"].get("trained") or 0) > 2500, "samples are learnt from")
         assert demo.end(signal.SIGINT) == 0, demo.text()
         report = demo.report()
         demo.until_nothing_left()
     assert report["conserved"] is True
-    assert report["exposures_sent"] > 3000
+    assert report["exposures_sent"] > 2500
     assert report["exposures_sent"] == report["positives"] + report["negatives"] + report["pending"]
     assert report["dead_letters"] == 0
     assert report["rolling_auc"] > 0.6

@@ -43,11 +43,10 @@ def assert_undisturbed(report: dict[str, Any]) -> None:
 
 
 def test_a_demo_ends_by_itself_with_balanced_books_and_a_whole_report(tmp_path: Path) -> None:
-    with demo_process(tmp_path, "--seconds", "15") as demo:
+    with demo_process(tmp_path, "--seconds", "20") as demo:
         assert is_page(demo.url)
-        demo.until_learning()
-        assert len(demo.seen) >= 6  # broker, Redis, four roles
         assert demo.wait() == 0, demo.text()
+        assert len(demo.seen) >= 6  # broker, Redis, four roles
         report = demo.report()
         assert_undisturbed(report)
         said = demo.text()

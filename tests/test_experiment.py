@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from learner.model import OnlineModel
+from learner.models import REGISTRY
+from learner.models.logistic import Logistic
 from millrace.errors import SettingError
 from millrace.run import experiment
 from millrace.run.dataset import Dataset, plain_schema, prepare, scaled
@@ -72,6 +78,81 @@ def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
     assert 0.5 < report["oracle_auc"] < 1
     assert (tmp_path / "out" / "loss.png").stat().st_size > 1000
     assert "wide deep" in (tmp_path / "out" / "report.html").read_text().replace("_", " ")
+
+
+class Own(Logistic):
+    """A network of one's own."""
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a registered model of one's own; runs stay in this process, since another does not have it."""
+
+    def here(jobs: list[experiment.Job], data: Dataset, out: Path, progress: bool) -> list[dict[str, Any]]:
+        experiment._open(data.folder, data.schema, data.days)
+        out.mkdir(parents=True)
+        return [experiment._run(job) for job in jobs]
+
+    threads = torch.get_num_threads()
+    monkeypatch.setitem(REGISTRY, "own", Own)
+    monkeypatch.setattr(Own, "name", "own")
+    monkeypatch.setattr(experiment, "_all", here)
+    yield "own"
+    torch.set_num_threads(threads)
+
+
+def test_the_originals_models_alone_have_its_settings(own: str) -> None:
+    default = OnlineModel(plain_schema(shop_schema()), {}, 0).spec
+    for name in REGISTRY:
+        spec = OnlineModel(plain_schema(shop_schema()), experiment.spec_of(name), 0).spec
+        if name == own:
+            assert experiment.spec_of(name) == {"model": own}
+            assert spec == default | {"model": own}
+        else:
+            assert name in experiment.ORIGINAL
+            assert (spec["numerics"], spec["averaging"], spec["max_loss"]) == ("none", 0.0, 1e30)
+        assert experiment.settings_of(name) == ("default" if name == own else "original")
+    assert experiment.spec_of(experiment.DEFAULT) == {}
+    assert experiment.settings_of(experiment.DEFAULT) == "default"
+
+
+@pytest.mark.parametrize("run", [experiment.experiment_models, experiment.experiment_rounds])
+def test_each_row_says_which_settings_its_model_had(
+    tmp_path: Path, own: str, run: Callable[..., dict[str, Any]]
+) -> None:
+    write_days(tmp_path / "log", days=2, seed=5, users=40, quiet=True)
+    had: list[tuple[str, float]] = []
+
+    class Spy(OnlineModel):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            had.append((self.spec["model"], self.spec["averaging"]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "OnlineModel", Spy)
+        models = ("logistic", own, experiment.DEFAULT)
+        report = run(
+            tmp_path / "log",
+            shop_schema(),
+            tmp_path / "out",
+            seeds=2,
+            test_days=1,
+            models=models,
+            inputs=("raw",),
+            progress=False,
+        )
+    assert set(had) == {("logistic", 0.0), ("own", 0.98), ("wide_resnet", 0.98)}
+    tables = [report[name] for name in ("models", "curves", "ways", "by_day") if name in report]
+    assert len(tables) == 2
+    for rows in tables:
+        assert {(r["model"], r["settings"]) for r in rows} == {
+            ("logistic", "original"),
+            (own, "default"),
+            (experiment.DEFAULT, "default"),
+        }
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<td>logistic</td><td>raw</td><td>original</td>" in page
+    assert "<td>own</td><td>raw</td><td>default</td>" in page
 
 
 @pytest.mark.parametrize(("seeds", "test_days", "names"), [(1, 1, "1 seeds"), (2, 2, "2 test days"), (2, 0, "0 test")])

@@ -164,6 +164,7 @@ def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
     assert [(r["inputs"], r["way"]) for r in report["ways"]] == [
         (i, way) for i in experiment.INPUTS for way in rounds.WAYS
     ]
+    assert {r["settings"] for r in (*report["ways"], *report["by_day"])} == {"original"}
     of = {(r["inputs"], r["way"], r["rounds"]): r["auc"] for r in report["by_day"]}
     assert len(of) == len(report["by_day"]) == 2 * len(rounds.WAYS) * 2
     for inputs in experiment.INPUTS:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -334,6 +336,70 @@ def test_what_cannot_be_done_is_one_line_and_status_1(
     assert said.count("\n") == 1
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Cyclopts application invoked")  # main() reads sys.argv, which is the point
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (",slot,", ",user,", ["'user' stands 2 times", "rename or drop"]),
+        (",", ";", ["separated by semicolons", "write it with commas"]),
+        ("i3", "caf\xe9", ["'item', row", r"b'caf\xe9'", "UTF-8"]),
+        (",0,", ",first,", ["'slot' has 'first'", "log.position"]),
+    ],
+    ids=["a column twice", "semicolons", "latin-1", "a position in words"],
+)
+def test_a_log_that_cannot_be_read_is_one_line_and_status_1(
+    tmp_path: Path,
+    schema_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    old: str,
+    new: str,
+    words: list[str],
+) -> None:
+    names = ("at", "user", "item", "price", "slot", "click")
+    rows = [{name: row[name] for name in names} for row in make_rows(60)]
+    lines = [",".join(names), *(",".join("" if v is None else str(v) for v in row.values()) for row in rows)]
+    text = "\n".join(lines) + "\n"
+    assert old in text
+    (tmp_path / "log.csv").write_text(text.replace(old, new), encoding="latin-1")
+    assert command(monkeypatch, tmp_path / "log.csv", "--schema", schema_file, "--out", tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    for word in ("log.csv", *words):
+        assert word in said
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        lambda table: table.set_column(2, "item", table["item"].cast(pa.binary())),
+        lambda table: table.set_column(2, "item", table["item"].dictionary_encode()),
+        lambda table: table.set_column(2, "item", table["item"].cast(pa.string_view())),
+        lambda table: table.set_column(4, "slot", table["slot"].cast(pa.string())),
+        lambda table: table.set_column(4, "slot", table["slot"].cast(pa.float64())),
+        lambda table: table.set_column(1, "user", table["user"].cast(pa.decimal128(38, 0))),
+    ],
+    ids=["bytes", "a dictionary", "views", "positions as text", "positions as floats", "decimals"],
+)
+def test_the_report_does_not_depend_on_how_values_are_stored(
+    tmp_path: Path, schema_file: Path, stored: Callable[[pa.Table], pa.Table]
+) -> None:
+    plain = write(tmp_path, "parquet", make_rows())
+    report = run(plain, schema_file, tmp_path / "plain")
+    pq.write_table(stored(pq.read_table(plain)), tmp_path / "other.parquet")
+    assert run(tmp_path / "other.parquet", schema_file, tmp_path / "other") == report
+
+
+def test_the_time_may_name_the_page_and_the_day_too(tmp_path: Path, schema_file: Path) -> None:
+    rows = [r | {"at": datetime.fromtimestamp(r["at"] / 1000, UTC)} for r in make_rows(60)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    schema_file.write_text(SCHEMA + 'request = "at"\nday = "at"\n')
+    run(tmp_path / "log.parquet", schema_file, tmp_path / "out")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert [d["day"] for d in report["days"]] == [f"2022-04-2{i}" for i in (4, 5, 6, 7, 8)]
 
 
 def test_an_unknown_setting_of_the_model_is_refused(tmp_path: Path, schema_file: Path) -> None:

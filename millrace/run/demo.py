@@ -237,9 +237,23 @@ class Demo:
         self.supervisor.start(name, {"OMP_NUM_THREADS": "1", **clean, **own.environment()})
 
     def run_traffic(self) -> None:
-        """The run proper: shoppers until the time is over or somebody asks for the end."""
+        """The run proper: shoppers until the time is over or somebody asks for the end.
+
+        The time begins when the shop is open: how long a busy machine needs to build it is not the run's.
+
+        Raises:
+            ServiceError: it does not open in time, or its role died too often.
+        """
         last_figures(self.settings.data, "simulator").unlink(missing_ok=True)  # of an earlier run in this folder
         self._start("simulator")
+        monitor = self.monitor
+        assert monitor is not None
+        if not self.wait(lambda: bool(monitor.picture.ready.get("simulator")), READY_SECONDS):
+            if self.ending.is_set():
+                return
+            raise ServiceError(
+                f"the simulator did not open the shop within {READY_SECONDS:g} s", f"see {self.folder / 'logs'}"
+            )
         self.started_ms = wall_ms()
         self.phase = "running"
         self.wait(lambda: False, self.options.seconds if self.options.seconds is not None else float("inf"))
