@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.record.default_records import DefaultRecordBatch
 
 from millrace.errors import BrokerError
@@ -158,6 +158,27 @@ def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
         return KafkaProducer(**{**base, **options})
     except (KafkaError, OSError) as error:
         raise BrokerError(f"no producer at '{settings.kafka}' ({type(error).__name__})", REMEDY) from None
+
+
+def know_topic(producer: Any, topic: str, settings: Settings) -> None:
+    """Waits until the producer knows where a topic's partitions are, however short it may block: so that no request has
+    to wait for it, and a machine that is busy at the start is no failure.
+
+    Raises:
+        BrokerError: it does not within the settings' patience.
+    """
+    deadline = time.monotonic() + settings.patience_seconds
+    while True:
+        try:
+            producer.partitions_for(topic)
+            return
+        except KafkaTimeoutError:
+            if time.monotonic() >= deadline:
+                raise BrokerError(
+                    f"broker '{settings.kafka}' tells nothing of topic '{topic}' for {settings.patience_seconds:g} s",
+                    REMEDY,
+                ) from None
+            log.warning("waiting for the broker to tell of a topic", topic=topic)
 
 
 def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = None, **options: Any) -> KafkaConsumer:

@@ -27,7 +27,7 @@ from starlette.routing import Route
 from millrace.clock import wall_ms
 from millrace.errors import BrokerError, PortError
 from millrace.events import Impression, key_of, to_msgpack
-from millrace.kafka import ensure_topics, make_producer, wait_for_broker
+from millrace.kafka import ensure_topics, know_topic, make_producer, wait_for_broker
 from millrace.metrics import READY, serve_metrics
 from millrace.settings import Settings
 from millrace.topics import IMPRESSIONS
@@ -151,7 +151,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         ensure_topics(settings)
         producer = make_producer(settings, max_block_ms=200)
         try:
-            producer.partitions_for(IMPRESSIONS)  # so that the first page need not wait for it
+            know_topic(producer, IMPRESSIONS, settings)
             store = UserStore(client, lambda: figures.error("redis"))
             send = sender(producer, figures, settings.message_bytes)
             serving = Serving(settings, schema, settings.event_clock(), store, send, figures, wall_ms)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient
-from kafka.errors import MessageSizeTooLargeError
+from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
 from millrace.errors import BrokerError
-from millrace.kafka import create_topics, ensure_topics, make_producer, read_all, wait_for_broker
+from millrace.kafka import create_topics, ensure_topics, know_topic, make_producer, read_all, wait_for_broker
 from millrace.run.monitor import fetch
 from millrace.run.services import EmbeddedBroker, EmbeddedRedis, spawn, stop
 from millrace.settings import Settings
@@ -95,6 +95,24 @@ def test_roles_started_before_any_topic_is_there_work(broker: str, tmp_path: Pat
             for child in children:
                 stop(child, 20)
     assert counts(broker) == {t.name: t.partitions or 4 for t in TOPICS}
+
+
+def test_a_broker_that_tells_late_of_a_topic_is_waited_for_and_one_that_never_does_is_named() -> None:
+    class Producer:
+        def __init__(self, late: int) -> None:
+            self.late = late
+
+        def partitions_for(self, topic: str) -> set[int]:
+            self.late -= 1
+            if self.late >= 0:
+                raise KafkaTimeoutError
+            return {0}
+
+    late = Producer(3)
+    know_topic(late, EVENTS, Settings(kafka="h:1"))
+    assert late.late == -1
+    with pytest.raises(BrokerError, match="'h:1' tells nothing of topic 'events'"):
+        know_topic(Producer(1 << 60), EVENTS, Settings(kafka="h:1", patience_seconds=0.01))
 
 
 def test_a_message_larger_than_a_broker_takes_is_never_sent_and_the_producer_goes_on(broker: str) -> None:
