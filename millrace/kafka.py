@@ -227,14 +227,28 @@ def lag_of(consumer: KafkaConsumer) -> dict[int, int]:
     return {tp.partition: max(0, (consumer.highwater(tp) or 0) - consumer.position(tp)) for tp in assigned}
 
 
+def read_up(consumer: KafkaConsumer) -> bool:
+    """Whether all that its partitions held at their last fetch was read. A partition of which nothing was fetched yet,
+    as on a machine that is busy, is not."""
+    ends = {tp: consumer.highwater(tp) for tp in consumer.assignment()}
+    return all(end is not None and consumer.position(tp) >= end for tp, end in ends.items())
+
+
 def read_all(settings: Settings, topic: str, visit: Callable[[Any], None]) -> int:
-    """Visits every message that ``topic`` holds now, partition by partition in order; returns how many there were."""
+    """Visits every message that ``topic`` holds now, partition by partition in order; returns how many there were.
+
+    Raises:
+        BrokerError: it stopped answering for longer than the settings' patience.
+    """
     consumer = make_reader(settings, topic)
     try:
-        seen, quiet = 0, 0
-        while quiet < 3 or any(lag_of(consumer).values()):
+        seen, quiet, heard = 0, 0, time.monotonic()
+        while quiet < 3 or not read_up(consumer):
             polled = consumer.poll(timeout_ms=200)
             quiet = 0 if polled else quiet + 1
+            heard = time.monotonic() if polled else heard
+            if time.monotonic() - heard > settings.patience_seconds:
+                raise BrokerError(f"broker '{settings.kafka}' gives no more of topic '{topic}'", REMEDY)
             for records in polled.values():
                 for record in records:
                     visit(record)

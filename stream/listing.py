@@ -26,7 +26,7 @@ from millrace.clock import EventClock
 from millrace.errors import MillraceError
 from millrace.events import BadEventError, DeadLetter, decode_item_tiles
 from millrace.intake import Intake
-from millrace.kafka import make_reader
+from millrace.kafka import make_reader, read_up
 from millrace.schema import Schema
 from millrace.settings import Settings
 from millrace.topics import FEATURES_ITEMS, ITEMS
@@ -94,7 +94,7 @@ class ListKeeper(threading.Thread):
                                 self.tell(new)
                                 told[new[-1].topic] = new[-1].offset + 1
                                 self.told.write(told)
-                    if time.monotonic() >= due and all(map(read_up, readers)):
+                    if time.monotonic() >= due and all(map(read_up, readers)):  # half a topic makes no list
                         write(client, lists.make(self._now(lists)), written)
                         due = time.monotonic() + period
         finally:
@@ -104,11 +104,6 @@ class ListKeeper(threading.Thread):
     def _now(self, lists: Lists) -> int:
         newest, now = lists.newest_ms + 1, self.clock.now()  # an old log is played by another clock
         return max(newest, now) if now - newest <= DAY_MS else newest
-
-
-def read_up(reader: Any) -> bool:
-    """Whether all that its topic held at the last fetch was read: half a topic makes no list."""
-    return all((end := reader.highwater(tp)) is not None and reader.position(tp) >= end for tp in reader.assignment())
 
 
 def take(lists: Lists, intake: Intake, record: Any) -> DeadLetter | None:

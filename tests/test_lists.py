@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import redis
 
-from millrace.events import Item, ItemTiles, to_json, to_msgpack
+from millrace.events import Item, ItemTiles, decode_dead_letter, to_json, to_msgpack
 from millrace.hashing import combine, value_hash
+from millrace.kafka import read_all
 from millrace.run.services import EmbeddedRedis, stop
 from millrace.schema import Schema, parse_schema, shop_schema
 from stream.features import FeatureBuilder
 from stream.listing import write
 from stream.lists import Lists, preferences, taste_columns
 from stream.tiles import TileStore
-from tests.test_worker_loop import NEWEST_MS, SCHEMA, Loop, flush, until
+from tests.test_worker_loop import NEWEST_MS, SCHEMA, Loop, flush
+from tests.waiting import LONG, until
 
 DAY = 86_400_000
 NOW = 20_000 * DAY + 1
@@ -167,7 +169,7 @@ def test_lists_are_replaced_and_those_that_are_no_more_go(tmp_path: Path) -> Non
 
 @pytest.fixture
 def loop(tmp_path: Path) -> Iterator[Loop]:
-    running = Loop(tmp_path)
+    running = Loop(tmp_path, session_timeout_ms=20_000)  # no worker is taken for dead on a busy machine
     try:
         yield running
     finally:
@@ -175,6 +177,7 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
 
 
 @pytest.mark.services
+@pytest.mark.timeout(LONG)
 def test_one_of_two_workers_keeps_the_lists(loop: Loop) -> None:
     workers = [loop.worker(), loop.worker()]
     until(lambda: all(loop.figure(w, "millrace_ready") == 1 for w in workers), "both work")
@@ -196,4 +199,7 @@ def test_one_of_two_workers_keeps_the_lists(loop: Loop) -> None:
     until(lambda: redis_lists(loop.settings.redis) == expected, "the lists are back")
     assert sorted(loop.figure(w, "millrace_lists_written_total") > 0 for w in workers) == [False, True]
     assert sum(loop.figure(w, "millrace_lists_errors_total") for w in workers) == 1
-    assert [stop(w, 20) for w in workers] == [0, 0]
+    letters: list[str] = []
+    read_all(loop.settings, "dead-letters", lambda record: letters.append(decode_dead_letter(record.value).reason))
+    assert letters == ["bad-item-tiles"]
+    assert [stop(w, 120) for w in workers] == [0, 0]

@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ import redis
 from millrace.errors import PortError, ServiceError
 from millrace.run import services
 from millrace.run.services import EmbeddedBroker, EmbeddedRedis, spawn, stop, tail
+from tests.waiting import until
 
 pytestmark = pytest.mark.services
 
@@ -33,13 +33,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return sys.platform != "linux"
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -25,11 +25,18 @@ from millrace.run.spawn import spawn, stop, tail
 __all__ = ["EmbeddedBroker", "EmbeddedRedis", "free_port", "spawn", "stop", "tail"]
 
 
+_given: set[int] = set()  # ports that this process was told of: none is told twice, used or not yet
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that is free now. Another process may take it before it is used: be ready to try another."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    while True:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given or len(_given) > 10_000:
+            _given.add(port)
+            return port
 
 
 class _Service(ABC):
