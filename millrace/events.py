@@ -52,6 +52,9 @@ MAX_EVENT_BYTES = 256 * 1024
 MAX_ITEMS, MAX_OFFSET = 1000, 100_000
 """Items of one exposure message, and the slot of its first at most."""
 
+MESSAGE_BYTES = 700_000
+"""What we make ourselves (samples, item tiles, dead letters) is cut to this: below the 1 MiB that brokers take."""
+
 MAX_DEPTH = 32
 """JSON nested deeper than this is refused before it is decoded. The decoder's own limit depends on the stack it is
 called from, so that a message near it would be readable here and unreadable there."""
@@ -204,7 +207,7 @@ class BadEventError(ValueError):
 T = TypeVar("T")
 _json = msgspec.json.Encoder()
 _msgpack = msgspec.msgpack.Encoder()
-_PIECES = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_PIECES = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 """Texts, whole or cut off, so that a bracket in one does not count; and brackets. Linear in the message."""
 
 
@@ -276,9 +279,9 @@ _item_tiles = msgspec.msgpack.Decoder(ItemTiles).decode
 _truth = msgspec.msgpack.Decoder(Truth).decode
 
 
-def decode_event(raw: bytes | None, max_bytes: int = MAX_EVENT_BYTES) -> Event:
+def decode_event(raw: bytes | None) -> Event:
     """One event from its JSON. Raises BadEventError as :func:`read_json` does."""
-    event: Event = read_json(_event, raw, max_bytes)
+    event: Event = read_json(_event, raw)
     return event
 
 
@@ -328,14 +331,10 @@ def key_of(identifier: Id) -> bytes:
     return str(identifier).encode()
 
 
-MAX_LETTER_BYTES = 700_000
-"""A dead letter must itself fit into a message."""
-
-
 def letter_bytes(letter: DeadLetter) -> bytes:
     """A dead letter's JSON; of a message too large for another message, the beginning."""
     encoded = to_json(letter)
-    if len(encoded) > MAX_LETTER_BYTES:
-        start = letter.raw[: MAX_LETTER_BYTES // 2]
+    if len(encoded) > MESSAGE_BYTES:
+        start = letter.raw[: MESSAGE_BYTES // 2]
         encoded = to_json(msgspec.structs.replace(letter, raw=start, truncated=True))
     return encoded

@@ -26,12 +26,11 @@ class Intake:
     """Reads users and items by ``schema``. Stateless; any thread may call it."""
 
     def __init__(self, schema: Schema) -> None:
-        named = [f.name for f in schema.fields] + [c for k in schema.windows.keys for c in k.columns]
         fields = {f.name: f for f in schema.fields}
-        self._looked_at: dict[Side, dict[str, Field | None]] = {"user": {}, "item": {}, "context": {}}
-        for name in dict.fromkeys(named):
-            if name not in DERIVED:
-                self._looked_at[schema.side_of(name)][name] = fields.get(name)
+        sides: tuple[Side, ...] = ("user", "item")
+        self._looked_at = {
+            side: {name: fields.get(name) for name in schema.columns_of(side) if name not in DERIVED} for side in sides
+        }
 
     def user(self, raw: bytes | None) -> User:
         """A user from the topic ``users``.

@@ -25,12 +25,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from millrace.errors import LogError, SchemaError
+from millrace.events import LAST_MS, MAX_OFFSET
 from millrace.logfiles import column_names, read_columns
 from millrace.schema import DERIVED, Join, LogColumns, Schema
 
 TS = "ts_ms"
-_LAST_MS = 32_503_680_000_000  # the year 3000, as in millrace.events
-_LAST_POSITION = 100_000  # as in millrace.events
 _UNITS = {"ms": 1.0, "s": 1000.0, "us": 0.001}
 
 
@@ -285,11 +284,11 @@ def _position(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
         wrong = pc.not_equal(number, pc.floor(number))
     else:
         number, wrong = pa.nulls(len(column), pa.float64()), pc.is_valid(column)
-    wrong = pc.or_kleene(wrong, pc.or_(pc.less(number, 0), pc.greater(number, _LAST_POSITION)))
+    wrong = pc.or_kleene(wrong, pc.or_(pc.less(number, 0), pc.greater(number, MAX_OFFSET)))
     if pc.any(wrong).as_py():
         value = column.filter(wrong)[0].as_py()
         raise LogError(
-            f"log '{path}': position '{name}' has {str(value)[:60]!r}, no whole number from 0 to {_LAST_POSITION}",
+            f"log '{path}': position '{name}' has {str(value)[:60]!r}, no whole number from 0 to {MAX_OFFSET}",
             "name a column of slots on the page, or leave log.position out of the schema",
         )
     return pc.cast(number, pa.int32())
@@ -325,7 +324,7 @@ def _time(column: pa.ChunkedArray, name: str, log: LogColumns, path: Path) -> pa
     except pa.ArrowException as error:
         reason = str(error).strip().split("\n")[0]
         raise LogError(f"log '{path}': column '{name}' is no time ({reason})", "use Unix time or ISO 8601") from None
-    wrong = pc.or_(pc.less(out, 1), pc.greater(out, _LAST_MS))
+    wrong = pc.or_(pc.less(out, 1), pc.greater(out, LAST_MS))
     if pc.any(wrong).as_py():
         value = column.filter(wrong)[0].as_py()
         raise LogError(

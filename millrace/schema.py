@@ -168,6 +168,11 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         hours, minutes = self.utc_offset.lstrip("+-").split(":")
         return sign * (int(hours) * 60 + int(minutes)) * 60_000
 
+    def columns_of(self, side: Side) -> tuple[str, ...]:
+        """The columns of one side that fields and window keys are made of, in the schema's order."""
+        named = [f.name for f in self.fields] + [c for k in self.windows.keys for c in k.columns]
+        return tuple(name for name in dict.fromkeys(named) if self.side_of(name) == side)
+
     def side_of(self, column: str) -> Side:
         """Which side a column belongs to: a field's own side; derived columns are of the context, ``age_days``
         of the item; the log's user and item columns of the user and the item."""

@@ -25,7 +25,6 @@ import structlog
 
 from millrace.errors import MillraceError
 from millrace.events import BadEventError, decode_item_tiles
-from millrace.intake import Intake
 from millrace.kafka import make_reader
 from millrace.settings import Settings
 from millrace.topics import FEATURES_ITEMS, ITEMS
@@ -113,7 +112,7 @@ class ItemFeed(Feed):
     topic = ITEMS
 
     def take(self, records: list[Record]) -> None:
-        intake, index = Intake(self.serving.schema), self.serving.index
+        intake, index = self.serving.intake, self.serving.index
         for part in slices(records, ITEM_SLICE):
             prepared: list[Prepared] = []
             for key, value in part:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from millrace.clock import EventClock
 from millrace.events import Id, Impression
 from millrace.hashing import mix, salt, value_hash
+from millrace.intake import Intake
 from millrace.modelstore import Announcement, Image
 from millrace.schema import Schema
 from millrace.settings import Settings
@@ -84,7 +85,7 @@ class Serving:
         wall: Callable[[], int],
     ) -> None:
         self.settings, self.schema, self.clock = settings, schema, clock
-        self.builder = FeatureBuilder(schema)
+        self.builder, self.intake = FeatureBuilder(schema), Intake(schema)
         self.index = ItemIndex(self.builder)
         self.ranker = Ranker(self.builder, self.index, meters.error)
         self.lists = Lists()

@@ -129,9 +129,7 @@ class Outlet:
             while True:
                 try:
                     future = self._producer.send(topic, key=key, value=value, headers=self._headers)
-                    break
                 except MessageSizeTooLargeError:
-                    future = None
                     self._refused(message)
                     break
                 except KafkaError as error:
@@ -139,9 +137,10 @@ class Outlet:
                     if self._deadline is not None and time.monotonic() >= self._deadline:
                         return
                     time.sleep(0.2)
-            if future is not None:
-                future.add_callback(self._delivered)
-                future.add_errback(self._given_back, message)
+                else:
+                    future.add_callback(self._delivered)
+                    future.add_errback(self._given_back, message)
+                    break
 
     def _delivered(self, _: object) -> None:
         with self._lock:

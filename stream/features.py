@@ -61,10 +61,8 @@ class FeatureBuilder:
         self._hours = column_hash(np.arange(24))
         self._weekdays = column_hash(np.arange(7))
         self._positions = column_hash(np.arange(_POSITIONS))
-        self._needed: dict[Side, tuple[str, ...]] = {"user": (), "item": (), "context": ()}
-        wanted = [f.name for f in schema.fields] + [c for k in schema.windows.keys for c in k.columns]
-        for name in dict.fromkeys(wanted):
-            self._needed[schema.side_of(name)] += (name,)
+        sides: tuple[Side, ...] = ("user", "item", "context")
+        self._needed = {side: schema.columns_of(side) for side in sides}
 
     def _widths(self) -> list[int]:
         return [f.slots for f in self.layout.cat_fields]

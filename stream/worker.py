@@ -40,7 +40,16 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from millrace.clock import EventClock, sent_by, wall_ms
 from millrace.errors import BrokerError, MillraceError, ServiceError
-from millrace.events import LAST_MS, BadEventError, DeadLetter, ItemTiles, User, letter_bytes, to_msgpack
+from millrace.events import (
+    LAST_MS,
+    MESSAGE_BYTES,
+    BadEventError,
+    DeadLetter,
+    ItemTiles,
+    User,
+    letter_bytes,
+    to_msgpack,
+)
 from millrace.intake import Intake
 from millrace.kafka import REMEDY, ensure_topics, read_all, wait_for_broker
 from millrace.metrics import READY, TURNED, serve_metrics
@@ -61,7 +70,6 @@ log = structlog.get_logger("stream")
 GATHER_SECONDS = 0.02  # how long a micro-batch may fill after its first message
 BUFFER_MESSAGES = 4096  # the agent waits while more than this are not taken
 TAKE_MESSAGES = 500  # in one go: the event loop is back within some tens of milliseconds
-MESSAGE_BYTES = 700_000  # below the 1 MiB that brokers take by default
 HELD_MESSAGES = 4096  # fetching of events pauses while more than this wait for impressions
 QUIET_SECONDS = 1.0
 BEYOND_SECONDS = 3.0

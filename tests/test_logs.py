@@ -16,9 +16,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from millrace import logs
 from millrace.errors import LogError, MillraceError, SchemaError
-from millrace.events import Action
+from millrace.events import MAX_OFFSET, Action
 from millrace.logs import LogTable, local_days, read_log
 from millrace.schema import Schema, parse_schema
 
@@ -377,7 +376,7 @@ def test_a_text_among_the_positions_of_a_csv_is_named(tmp_path: Path) -> None:
 
 def test_positions_are_bounded_as_those_of_events_are() -> None:
     (meta,) = get_type_hints(Action, include_extras=True)["position"].__metadata__
-    assert (meta.ge, meta.le) == (0, logs._LAST_POSITION)
+    assert (meta.ge, meta.le) == (0, MAX_OFFSET)
 
 
 def doubled(folder: Path, form: str, name: str) -> Path:

@@ -130,7 +130,8 @@ class Ledger:
         except BadEventError as bad:
             self.unreadable[bad.reason] += own
             return
-        dead = (EVENTS, record.partition, record.offset) in self._dead_at
+        why = self._dead_at.get((EVENTS, record.partition, record.offset))
+        dead = why is not None
         if dead and event.ts_ms > self.clock.at(record.timestamp) + self.ahead_ms:
             self.future += own
         again = event.event_id in self._event_ids
@@ -141,7 +142,7 @@ class Ledger:
             bits = ((1 << len(event.items)) - 1) << event.offset
             page = self.pages.setdefault(event.request_id, Page())
             page.own = page.own or own
-            if dead and self._dead_at[EVENTS, record.partition, record.offset] == "future":
+            if why == "future":
                 page.refused |= bits
             elif dead:
                 page.dead |= bits
