@@ -59,3 +59,9 @@ class SnapshotError(MillraceError):
 
 class ConservationError(MillraceError):
     """Exposures went missing or were counted twice between two ends of the loop."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error as a log tells it: an expected one speaks for itself, any other names its type."""
+    text = str(error) if isinstance(error, MillraceError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())

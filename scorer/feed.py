@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 import structlog
 
-from millrace.errors import MillraceError
+from millrace.errors import MillraceError, one_line
 from millrace.events import BadEventError, decode_item_tiles
 from millrace.kafka import make_reader
 from millrace.settings import Settings
@@ -75,8 +75,7 @@ class Feed(threading.Thread):
                 self.figures.error("feed")
                 if not said:
                     said = True
-                    text = error if isinstance(error, MillraceError) else f"{type(error).__name__}: {error}"
-                    log.warning("feed interrupted; trying again", topic=self.topic, error=str(text))
+                    log.warning("feed interrupted; trying again", topic=self.topic, error=one_line(error))
                 self.stop.wait(1.0)
 
     def start_up(self) -> None:
@@ -94,7 +93,7 @@ class Feed(threading.Thread):
                 for record in records:
                     self.take_all([record])
             else:
-                self.bad("message", error if isinstance(error, MillraceError) else f"{type(error).__name__}: {error}")
+                self.bad("message", one_line(error))
 
     def take(self, records: list[Record]) -> None:
         """Takes messages in order; the same ones again change nothing."""

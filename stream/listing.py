@@ -23,8 +23,8 @@ import structlog
 from prometheus_client import Counter
 
 from millrace.clock import EventClock
-from millrace.errors import MillraceError
-from millrace.events import BadEventError, DeadLetter, decode_item_tiles
+from millrace.errors import one_line
+from millrace.events import DeadLetter, decode_item_tiles
 from millrace.intake import Intake
 from millrace.kafka import make_reader, read_up
 from millrace.schema import Schema
@@ -70,8 +70,7 @@ class ListKeeper(threading.Thread):
                     FAILURES.inc()
                     if not said:
                         said = True
-                        text = error if isinstance(error, MillraceError) else f"{type(error).__name__}: {error}"
-                        log.warning("lists interrupted; trying again", error=" ".join(str(text).split()))
+                        log.warning("lists interrupted; trying again", error=one_line(error))
                     self.ending.wait(5.0)
 
     def _keep(self) -> None:
@@ -117,8 +116,7 @@ def take(lists: Lists, intake: Intake, record: Any) -> DeadLetter | None:
             lists.put(intake.item(record.value))
     except Exception as error:  # unforeseen ones too: were it raised, the same message would be read for ever
         FAILURES.inc()
-        known = isinstance(error, BadEventError | MillraceError | ValueError)
-        detail = str(error) if known else f"{type(error).__name__}: {error}"
+        detail = str(error) if isinstance(error, ValueError) else one_line(error)  # a BadEventError is a ValueError
         reason = "bad-item-tiles" if record.topic == FEATURES_ITEMS else "bad-item"
         raw = record.key if record.value is None else record.value
         return DeadLetter.of(reason, detail, record.topic, record.partition, record.offset, raw)
