@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.hashing import mix, salt
+from millrace.contracts.hashing import mix, salt
 
 Floats = NDArray[np.float32]
 

@@ -32,9 +32,9 @@ from learner.model import OnlineModel, build_network
 from learner.models import Columns
 from learner.models.norm import Running
 from learner.spec import read_spec
-from millrace.errors import SnapshotError
-from millrace.modelstore import Array, Image, Rows
-from millrace.schema import Schema
+from millrace.contracts.errors import SnapshotError
+from millrace.contracts.modelstore import Array, Image, Rows
+from millrace.contracts.schema import Schema
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from learner import kernels
 from learner.kernels import EMPTY
-from millrace.errors import SettingError
+from millrace.contracts.errors import SettingError
 
 Ids = NDArray[np.int64]
 RowNumbers = NDArray[np.int32]

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from learner import kernels
 from learner.models.base import Columns
-from millrace.hashing import U64, combine, salt
-from millrace.schema import Schema
+from millrace.contracts.hashing import U64, combine, salt
+from millrace.contracts.schema import Schema
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]

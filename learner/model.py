@@ -32,11 +32,11 @@ from learner.sampling import chosen, fake_negative_weights
 from learner.spec import Spec, read_spec
 from learner.step import Answer, Gradient, set_mode, step_of
 from learner.table import Block, Rates, ServingTable, SparseTable
-from millrace.errors import SnapshotError
-from millrace.hashing import salt
-from millrace.modelstore import Array, Image
-from millrace.samples import FOLLOW_UP, SampleBatch
-from millrace.schema import Schema
+from millrace.contracts.errors import SnapshotError
+from millrace.contracts.hashing import salt
+from millrace.contracts.modelstore import Array, Image
+from millrace.contracts.samples import FOLLOW_UP, SampleBatch
+from millrace.contracts.schema import Schema
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]

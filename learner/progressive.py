@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from river import metrics, stats, utils
 
-from millrace.schema import Schema
+from millrace.contracts.schema import Schema
 
 Numbers = NDArray[Any]
 

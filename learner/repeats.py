@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from learner.index import Index
 from learner.kernels import EMPTY
-from millrace.hashing import column_hash, combine, salt
-from millrace.samples import SampleBatch
+from millrace.contracts.hashing import column_hash, combine, salt
+from millrace.contracts.samples import SampleBatch
 
 _SALT = salt("sample")
 

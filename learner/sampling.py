@@ -22,8 +22,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.hashing import column_hash, combine, salt
-from millrace.samples import CORRECTION, SampleBatch
+from millrace.contracts.hashing import column_hash, combine, salt
+from millrace.contracts.samples import CORRECTION, SampleBatch
 
 _SALT = salt("negative")
 

@@ -19,10 +19,10 @@ from river import drift
 
 from learner.model import OnlineModel
 from learner.progressive import Numbers, auc, calibration, grouped_auc, log_loss, log_losses
-from millrace.errors import SettingError
-from millrace.hashing import mix, value_hash
-from millrace.samples import SampleBatch
-from millrace.schema import Schema
+from millrace.contracts.errors import SettingError
+from millrace.contracts.hashing import mix, value_hash
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
 
 _DRIFT_DELTA = 0.002
 

@@ -29,15 +29,15 @@ from learner.segments import Segments, parse_segments
 from learner.trainer import Trainer
 from learner.versions import OnlineModelState, Progress, Versions, newest_sound, same_shape
 from learner.warm import warm_up
-from millrace.errors import SchemaError, StoreError
-from millrace.events import DeadLetter, letter_bytes
-from millrace.kafka import ensure_topics, lag_of, make_producer, make_reader, wait_for_broker
-from millrace.metrics import READY, TURNED, serve_metrics
-from millrace.modelstore import Announcement, ModelStore
-from millrace.samples import SampleBatch
-from millrace.schema import Schema
-from millrace.settings import Settings
-from millrace.topics import DEAD_LETTERS, MODEL_DELTAS, SAMPLES
+from millrace.contracts.errors import SchemaError, StoreError
+from millrace.contracts.events import DeadLetter, letter_bytes
+from millrace.contracts.modelstore import Announcement, ModelStore
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import DEAD_LETTERS, MODEL_DELTAS, SAMPLES
+from millrace.processes.kafka import ensure_topics, lag_of, make_producer, make_reader, wait_for_broker
+from millrace.processes.metrics import READY, TURNED, serve_metrics
 
 log = structlog.get_logger("learner")
 

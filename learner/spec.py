@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from millrace.errors import SettingError
+from millrace.contracts.errors import SettingError
 
 Rate = Annotated[float, Meta(gt=0, le=10)]
 NonNegative = Annotated[float, Meta(ge=0)]

@@ -22,7 +22,7 @@ from learner import kernels
 from learner.admission import Admission
 from learner.index import Ids, Index, RowNumbers
 from learner.kernels import EMPTY
-from millrace.modelstore import Rows
+from millrace.contracts.modelstore import Rows
 
 Floats = NDArray[np.float32]
 

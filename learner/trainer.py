@@ -19,8 +19,8 @@ from learner.progressive import Progressive, baseline_column
 from learner.repeats import Repeats, exposure_ids
 from learner.segments import Drift, Segments
 from learner.unsettled import Unsettled
-from millrace.modelstore import Array
-from millrace.samples import CORRECTION, FOLLOW_UP, SampleBatch
+from millrace.contracts.modelstore import Array
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 
 _PRIVATE = "trainer/"
 

@@ -16,9 +16,9 @@ import structlog
 
 from learner.model import OnlineModel
 from learner.spec import read_spec
-from millrace.clock import wall_ms
-from millrace.errors import SnapshotError
-from millrace.modelstore import Announcement, Array, ModelStore, decode_announcement
+from millrace.contracts.errors import SnapshotError
+from millrace.contracts.modelstore import Announcement, Array, ModelStore, decode_announcement
+from millrace.processes.wall import wall_ms
 
 log = structlog.get_logger("learner")
 

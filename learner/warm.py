@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from learner.model import OnlineModel
-from millrace.samples import NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 
 _ROWS = (64, 17)  # a full batch and a small one
 _MAX_ROWS = 4096

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import cyclopts
 
 from millrace import __version__
-from millrace.errors import LogError, MillraceError
-from millrace.settings import load_settings
+from millrace.contracts.errors import LogError, MillraceError
+from millrace.contracts.settings import load_settings
 
 app = cyclopts.App(
     name="millrace",
@@ -52,8 +52,8 @@ def demo(
     schema
         Schema file of that log.
     """
-    from millrace.run.demo import DemoOptions
-    from millrace.run.demo import demo as run
+    from millrace.demo.run import DemoOptions
+    from millrace.demo.run import demo as run
 
     given: dict[str, Any] = {"speed": speed, "page_port": page_port}
     options = DemoOptions(
@@ -163,7 +163,7 @@ def replay(
     model
         Model to train (default: the learner's).
     """
-    from millrace.run.replay import replay as run
+    from millrace.offline.replay import replay as run
 
     run(log, schema, out, seed=seed, model=model)
 
@@ -209,8 +209,8 @@ def experiment(
     """
     import tempfile
 
-    from millrace.run.experiment import EXPERIMENTS, INPUTS
-    from millrace.schema import load_schema, shop_schema
+    from millrace.contracts.schema import load_schema, shop_schema
+    from millrace.offline.experiment import EXPERIMENTS, INPUTS
     from simulator.daylog import write_days
 
     plan = load_schema(schema) if schema else shop_schema()
@@ -225,8 +225,8 @@ def experiment(
 @app.command
 def bench(name: str, *, out: Path) -> None:
     """Run benchmark NAME and write its figures to OUT/report.json."""
-    from millrace.run.bench import bench as run
-    from millrace.run.bench import table
+    from millrace.bench.runner import bench as run
+    from millrace.bench.runner import table
 
     print(table(run(name, out)))
 
@@ -234,7 +234,7 @@ def bench(name: str, *, out: Path) -> None:
 @app.command
 def verify(folder: Path) -> None:
     """Prove that each model snapshot in FOLDER plus the deltas after it equals the next snapshot, bit for bit."""
-    from millrace.modelstore import verify as prove
+    from millrace.contracts.modelstore import verify as prove
 
     if not folder.is_dir():
         raise LogError(f"'{folder}' is no folder", "name a model store: the folder 'models' in the data folder")
@@ -250,7 +250,7 @@ def verify(folder: Path) -> None:
 @app.command
 def topics(*, kafka: str | None = None, partitions: int | None = None) -> None:
     """Create the topics that are missing, and check the partition counts of those that are there."""
-    from millrace.kafka import create_topics, wait_for_broker
+    from millrace.processes.kafka import create_topics, wait_for_broker
 
     settings = load_settings({"kafka": kafka, "partitions": partitions})
     wait_for_broker(settings)
@@ -263,7 +263,7 @@ def _absolute(path: Path | None) -> str | None:
 
 def _as_role(run: Any) -> None:
     """Runs a role until it ends or SIGTERM or Ctrl-C asks it to."""
-    from millrace.run.role import stop_on_signals
+    from millrace.processes.role import stop_on_signals
 
     run(stop_on_signals())
 

@@ -24,13 +24,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from millrace.clock import wall_ms
-from millrace.errors import BrokerError, PortError
-from millrace.events import Impression, key_of, to_msgpack
-from millrace.kafka import ensure_topics, know_topic, make_producer, wait_for_broker
-from millrace.metrics import READY, serve_metrics
-from millrace.settings import Settings
-from millrace.topics import IMPRESSIONS
+from millrace.contracts.errors import BrokerError, PortError
+from millrace.contracts.events import Impression, key_of, to_msgpack
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import IMPRESSIONS
+from millrace.processes.kafka import ensure_topics, know_topic, make_producer, wait_for_broker
+from millrace.processes.metrics import READY, serve_metrics
+from millrace.processes.wall import event_now_ms, wall_ms
 from scorer import figures as metrics
 from scorer.door import Door
 from scorer.feed import Feed, ItemFeed, TileFeed
@@ -79,7 +79,7 @@ def make_app(serving: Serving, figures: Figures) -> Starlette:
         note = serving.note
         if note is None or note.event_ms <= 0:  # it has learnt from no exposure that could have an age
             return float("nan")
-        return (serving.clock.now() - note.event_ms) / 1000 / serving.clock.speed
+        return (event_now_ms(serving.clock) - note.event_ms) / 1000 / serving.clock.speed
 
     metrics.FRESHNESS.set_function(freshness)
     metrics.ITEMS.set_function(lambda: len(serving.index))
@@ -123,7 +123,7 @@ async def upkeep(serving: Serving, figures: Figures) -> None:
     while True:
         try:
             await serving.refresh_lists()
-            serving.index.expire(serving.clock.now(), part / EXPIRE_PARTS, (part + 1) / EXPIRE_PARTS)
+            serving.index.expire(event_now_ms(serving.clock), part / EXPIRE_PARTS, (part + 1) / EXPIRE_PARTS)
             part = (part + 1) % EXPIRE_PARTS
         except Exception as error:  # old lists serve on
             figures.error("lists")

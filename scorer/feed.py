@@ -23,11 +23,11 @@ from typing import TypeVar
 import numpy as np
 import structlog
 
-from millrace.errors import MillraceError, one_line
-from millrace.events import BadEventError, decode_item_tiles
-from millrace.kafka import make_reader
-from millrace.settings import Settings
-from millrace.topics import FEATURES_ITEMS, ITEMS
+from millrace.contracts.errors import MillraceError, one_line
+from millrace.contracts.events import BadEventError, decode_item_tiles
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
+from millrace.processes.kafka import make_reader
 from scorer.door import Door, Stopped
 from scorer.figures import Figures
 from scorer.index import Prepared

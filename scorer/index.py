@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.events import CLICK, Id, Item
-from millrace.hashing import U64
-from stream.features import FeatureBuilder
-from stream.tiles import TileStore
+from millrace.contracts.events import CLICK, Id, Item
+from millrace.contracts.hashing import U64
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.tiles import TileStore
 
 HOUR_MS = 3_600_000
 Rows = NDArray[np.intp]

@@ -12,10 +12,10 @@ import numpy as np
 import structlog
 
 from learner.model import ServingModel
-from millrace.errors import MillraceError, SnapshotError
-from millrace.modelstore import Announcement, Image, ModelStore, decode_announcement
-from millrace.settings import Settings
-from millrace.topics import MODEL_DELTAS
+from millrace.contracts.errors import MillraceError, SnapshotError
+from millrace.contracts.modelstore import Announcement, Image, ModelStore, decode_announcement
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import MODEL_DELTAS
 from scorer.door import Door, Stopped
 from scorer.feed import Feed, Record
 from scorer.figures import Figures

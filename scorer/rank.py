@@ -1,7 +1,7 @@
 """Ranking: features of one user and n items, their scores, the page, and what is logged of it.
 
-The arrays come from :class:`stream.features.FeatureBuilder`, as they do in replay; this module only collects its
-inputs (columns and window counts of both sides) and puts the final positions in. Shapes: n items, F, N, K of the
+The arrays come from :class:`millrace.windows.features.FeatureBuilder`, as they do in replay; this module only collects
+its inputs (columns and window counts of both sides) and puts the final positions in. Shapes: n items, F, N, K of the
 schema's layout, S spans (W windows, then half-lives), A columns of tiles (actions, then sums).
 """
 
@@ -15,13 +15,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.errors import StoreError
-from millrace.events import Id
-from millrace.hashing import U64
+from millrace.contracts.errors import StoreError
+from millrace.contracts.events import Id
+from millrace.contracts.hashing import U64
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.tiles import counts_of
 from scorer.index import Counts, ItemIndex
 from scorer.recall import Groups
-from stream.features import FeatureBuilder
-from stream.tiles import counts_of
 
 Rows = NDArray[np.intp]
 

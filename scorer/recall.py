@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.hashing import U64
-from stream.features import FeatureBuilder
+from millrace.contracts.hashing import U64
+from millrace.windows.features import FeatureBuilder
 
 Rows = NDArray[np.intp]
 

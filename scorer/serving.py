@@ -14,19 +14,19 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.clock import EventClock
-from millrace.events import Id, Impression
-from millrace.hashing import mix, salt, value_hash
-from millrace.intake import Intake
-from millrace.modelstore import Announcement, Image
-from millrace.schema import Schema
-from millrace.settings import Settings
+from millrace.contracts.clock import EventClock
+from millrace.contracts.events import Id, Impression
+from millrace.contracts.hashing import mix, salt, value_hash
+from millrace.contracts.intake import Intake
+from millrace.contracts.modelstore import Announcement, Image
+from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
+from millrace.windows.features import FeatureBuilder
 from scorer import wire
 from scorer.index import ItemIndex
 from scorer.rank import Features, Ranker, User
 from scorer.recall import Lists, largest, make_lists, random_page, recall, taste_keys
 from scorer.wire import RequestError
-from stream.features import FeatureBuilder
 
 Rows = NDArray[np.intp]
 

@@ -12,9 +12,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from millrace.errors import StoreError
-from millrace.events import Id
-from millrace.settings import Settings
+from millrace.contracts.errors import StoreError
+from millrace.contracts.events import Id
+from millrace.contracts.settings import Settings
 
 log = structlog.get_logger("scorer")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from millrace.modelstore import Announcement
+from millrace.contracts.modelstore import Announcement
 
 Verdict = Literal["ignore", "patch", "load", "gap"]
 

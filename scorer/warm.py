@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.events import Item
-from millrace.schema import Schema
+from millrace.contracts.events import Item
+from millrace.contracts.schema import Schema
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.tiles import TileStore
 from scorer.index import ItemIndex
 from scorer.rank import Ranker, User
 from scorer.recall import largest, make_lists, recall
-from stream.features import FeatureBuilder
-from stream.tiles import TileStore
 
 _TS_MS = 1_700_000_000_000
 

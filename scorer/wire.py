@@ -8,8 +8,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from millrace.events import Int64, Name, TimeMs, WireId
-from millrace.schema import DERIVED, Schema
+from millrace.contracts.events import Int64, Name, TimeMs, WireId
+from millrace.contracts.schema import DERIVED, Schema
 
 Scalar = str | Int64 | float | bool | list[str | Int64] | None
 MAX_BODY_BYTES = 1 << 20

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.events import Item
+from millrace.contracts.events import Item
 from simulator.dice import F64, even_normal, even_uniform, stream
 from simulator.params import DAY_MS, UTC_OFFSET_MS, D, Params
 

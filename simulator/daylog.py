@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from millrace.errors import LogError
+from millrace.contracts.errors import LogError
 from simulator.catalogue import price_band
 from simulator.pages import PagePolicy
 from simulator.params import DAY_MS, PAGE

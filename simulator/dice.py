@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.hashing import combine, salt
+from millrace.contracts.hashing import combine, salt
 
 F64 = NDArray[np.float64]
 _TWO_PI = 2.0 * np.pi

@@ -21,12 +21,13 @@ import aiohttp
 import numpy as np
 import structlog
 
-from millrace.clock import EventClock
-from millrace.events import Exposure, key_of, to_json
-from millrace.kafka import ensure_topics, make_producer, wait_for_broker
-from millrace.metrics import READY, serve_metrics
-from millrace.settings import Settings
-from millrace.topics import ITEMS, USERS
+from millrace.contracts.clock import EventClock
+from millrace.contracts.events import Exposure, key_of, to_json
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import ITEMS, USERS
+from millrace.processes.kafka import ensure_topics, make_producer, wait_for_broker
+from millrace.processes.metrics import READY, serve_metrics
+from millrace.processes.wall import event_now_ms
 from simulator import figures
 from simulator.dice import stream
 from simulator.pages import PagePolicy
@@ -129,7 +130,7 @@ class Shop:
         connector = aiohttp.TCPConnector(limit=self._options.concurrency + 1)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             scorer = Scorer(self._settings.scorer, session, self._stopped)
-            now = self._clock.now()
+            now = event_now_ms(self._clock)
             self._publish_users()
             day = day_of(now)
             self._publish_goods(day, now)
@@ -137,7 +138,7 @@ class Shop:
             if not await scorer.ready():
                 return
             READY.set(1)
-            log.info("the shop is open", event_ms=self._clock.now(), open_loop=self._options.open_loop)
+            log.info("the shop is open", event_ms=event_now_ms(self._clock), open_loop=self._options.open_loop)
             loops = [
                 asyncio.create_task(work)
                 for work in (self._admit(scorer), self._ring_up(), self._stock(now), self._reckon())
@@ -149,7 +150,7 @@ class Shop:
                 for task in (*loops, *self._tasks):
                     task.cancel()
                 await asyncio.gather(*loops, *self._tasks, return_exceptions=True)
-                self._till.send_due(self._clock.now())
+                self._till.send_due(event_now_ms(self._clock))
                 self._till.close()
                 self._settle()
                 log.info("the shop is closed", pages=self._pages)
@@ -168,7 +169,7 @@ class Shop:
 
     async def _admit(self, scorer: Scorer) -> None:
         """Lets each session in at its time."""
-        now = self._clock.now()
+        now = event_now_ms(self._clock)
         for visits, views in self._sessions(day_of(now), now):
             await self._until(int(visits.start_ms[views[0]]))
             await self._outlet.room()
@@ -193,7 +194,7 @@ class Shop:
             day += 1
 
     async def _until(self, event_ms: int) -> None:
-        while (ahead := event_ms - self._clock.now()) > 0:
+        while (ahead := event_ms - event_now_ms(self._clock)) > 0:
             await asyncio.sleep(min(ahead / 1000 / self._clock.speed, 0.2))
 
     async def _session(self, scorer: Scorer, visits: Visits, views: Any) -> None:
@@ -218,7 +219,8 @@ class Shop:
         shown: list[int] = []
 
         def ask() -> dict[str, Any]:
-            body: dict[str, Any] = {"user_id": user + 1, "ts_ms": self._clock.now(), "request_id": self._request_id()}
+            now = event_now_ms(self._clock)
+            body: dict[str, Any] = {"user_id": user + 1, "ts_ms": now, "request_id": self._request_id()}
             if not self._options.open_loop:
                 return body | {"size": size}
             shown[:] = self._own_page(visits, view)[:size]
@@ -235,7 +237,8 @@ class Shop:
         items: list[int | str] = [*shown] if self._options.open_loop else [i["item_id"] for i in page["items"]]
         if not items:
             return True  # an empty page is nothing to look at
-        self._look(visits, view, str(body["request_id"]), items[:size], max(body["ts_ms"], self._clock.now()), arm)
+        seen_ms = max(body["ts_ms"], event_now_ms(self._clock))
+        self._look(visits, view, str(body["request_id"]), items[:size], seen_ms, arm)
         self._pages += 1
         if self._options.max_pages is not None and self._pages >= self._options.max_pages:
             self._over = True
@@ -273,7 +276,7 @@ class Shop:
     async def _ring_up(self) -> None:
         """Sends events when they are due."""
         while True:
-            self._till.send_due(self._clock.now())
+            self._till.send_due(event_now_ms(self._clock))
             await asyncio.sleep(TICK_SECONDS)
 
     async def _reckon(self) -> None:
@@ -282,7 +285,7 @@ class Shop:
             await asyncio.sleep(0.5)
 
     def _settle(self) -> None:
-        self._oracle.settle(self._clock.now())
+        self._oracle.settle(event_now_ms(self._clock))
         auc = self._oracle.auc()
         if auc is not None:
             figures.ORACLE_AUC.set(auc)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from millrace.events import MAX_EVENT_BYTES, Click, Id, to_json
+from millrace.contracts.events import MAX_EVENT_BYTES, Click, Id, to_json
 
 KINDS = ("malformed", "unknown-type", "wrong-type", "future", "oversized")
 """By the reason with which the stream refuses them."""

@@ -19,13 +19,14 @@ import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from millrace.events import Exposure, key_of, to_json
-from millrace.kafka import ensure_topics, make_producer, wait_for_broker
-from millrace.logs import read_log
-from millrace.metrics import READY, serve_metrics
-from millrace.schema import Schema
-from millrace.settings import Settings
-from millrace.topics import ITEMS, USERS
+from millrace.contracts.events import Exposure, key_of, to_json
+from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import ITEMS, USERS
+from millrace.logs.exposures import read_log
+from millrace.processes.kafka import ensure_topics, make_producer, wait_for_broker
+from millrace.processes.metrics import READY, serve_metrics
+from millrace.processes.wall import event_now_ms
 from simulator.dice import stream
 from simulator.live import REQUEST_SECONDS, TICK_SECONDS
 from simulator.script import Scene, Script
@@ -131,7 +132,7 @@ class Playback:
         log.info("the log is played", requests=self._requests)
 
     def _set_time(self) -> None:
-        first, now = int(self._script.ts_ms[0]), self._clock.now()
+        first, now = int(self._script.ts_ms[0]), event_now_ms(self._clock)
         near_ms = max(self._settings.ahead_minutes * 60_000, 10_000 * self._clock.speed)
         if abs(first - now) > near_ms:
             self._shift_ms = now - first
@@ -167,7 +168,7 @@ class Playback:
             self._failure = task.exception()
 
     async def _until(self, event_ms: int) -> None:
-        while (ahead := event_ms - self._clock.now()) > 0 and not self._stop.is_set():
+        while (ahead := event_ms - event_now_ms(self._clock)) > 0 and not self._stop.is_set():
             await asyncio.sleep(min(ahead / 1000 / self._clock.speed, 0.2))
         if -ahead > self._settings.lateness_minutes * 60_000:
             self._aloud(
@@ -215,7 +216,7 @@ class Playback:
 
     async def _ring_up(self) -> None:
         while True:
-            self._till.send_due(self._clock.now())
+            self._till.send_due(event_now_ms(self._clock))
             await asyncio.sleep(TICK_SECONDS)
 
     def _bar(self) -> Progress:

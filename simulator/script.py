@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.events import Id, Item, User
-from millrace.hashing import column_hash
-from millrace.logs import TS, LogTable
-from millrace.schema import DERIVED, Schema
+from millrace.contracts.events import Id, Item, User
+from millrace.contracts.hashing import column_hash
+from millrace.contracts.schema import DERIVED, Schema
+from millrace.logs.exposures import TS, LogTable
 from simulator.params import DAY_MS
 
 I64 = NDArray[np.int64]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.events import User
+from millrace.contracts.events import User
 from simulator.dice import F64, even_normal, even_uniform, stream, uniform
 from simulator.params import D, Params
 

@@ -13,8 +13,7 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from millrace.clock import wall_ms
-from millrace.events import (
+from millrace.contracts.events import (
     Action,
     Cart,
     Click,
@@ -28,8 +27,9 @@ from millrace.events import (
     to_json,
     to_msgpack,
 )
-from millrace.settings import Settings
-from millrace.topics import EVENTS, TRUTH
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import EVENTS, TRUTH
+from millrace.processes.wall import wall_ms
 from simulator import figures
 from simulator.mischief import bad_message
 

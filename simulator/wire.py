@@ -17,7 +17,7 @@ import msgspec
 import structlog
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from millrace.errors import SettingError
+from millrace.contracts.errors import SettingError
 from simulator import figures
 
 log = structlog.get_logger("simulator")

@@ -26,7 +26,7 @@ import fsspec
 import msgspec
 import structlog
 
-from millrace.errors import StoreError
+from millrace.contracts.errors import StoreError
 
 _MAGIC = b"MLRCKPT1"
 _NAME = re.compile(r"p(\d{5})-(\d{20})\.ckpt$")

@@ -28,8 +28,8 @@ from faust.types import TP
 from mode.threads import WorkerThread
 from yarl import URL
 
-from millrace.settings import Settings
-from millrace.topics import EVENTS, IMPRESSIONS, USERS
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
 from stream import headers
 from stream.gate import ReadTo
 

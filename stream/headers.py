@@ -1,4 +1,6 @@
-"""Kafka headers whose names are not UTF-8, for aiokafka (and so for Faust): see :func:`millrace.kafka.read_any_header`.
+"""Kafka headers whose names are not UTF-8, for aiokafka (and so for Faust).
+
+See :func:`millrace.processes.kafka.read_any_header` for the other client.
 
 aiokafka reads a fetched partition with a compiled parser that raises at such a name, each time that the batch is
 fetched again, and drops what it had read of other partitions meanwhile. Here the rest of that answer is read by
@@ -14,7 +16,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
 
-from millrace.kafka import read_any_header
+from millrace.processes.kafka import read_any_header
 
 
 class _Kept:

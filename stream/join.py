@@ -33,9 +33,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.events import CLICK, Action, Event, Exposure, Id, read_msgpack
-from millrace.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
-from millrace.settings import Settings
+from millrace.contracts.events import CLICK, Action, Event, Exposure, Id, read_msgpack
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
+from millrace.contracts.settings import Settings
 from stream.rows import Counted, Impression, Sampled, Served, runs_of
 
 Array = NDArray[Any]
@@ -481,5 +481,5 @@ _served = msgspec.msgpack.Decoder(Served).decode
 
 
 def decode_served(raw: bytes) -> Served:
-    """Raises BadEventError as :func:`~millrace.events.read_msgpack` does."""
+    """Raises BadEventError as :func:`~millrace.contracts.events.read_msgpack` does."""
     return read_msgpack(_served, raw)

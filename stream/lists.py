@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.events import Attribute, Item, ItemTiles
-from millrace.hashing import U64, combine, value_hash
-from millrace.schema import Schema
-from stream.features import FeatureBuilder
-from stream.tiles import TileStore, counts_of
+from millrace.contracts.events import Attribute, Item, ItemTiles
+from millrace.contracts.hashing import U64, combine, value_hash
+from millrace.contracts.schema import Schema
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.tiles import TileStore, counts_of
 
 SIZE = 200
 CHUNK = 8192

@@ -27,15 +27,15 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from millrace.errors import StoreError
-from millrace.events import Attribute, Id
+from millrace.contracts.errors import StoreError
+from millrace.contracts.events import Attribute, Id
 
 log = structlog.get_logger("online")
 
 PROFILE = b"profile"
 PIPELINE_COMMANDS = 1000
 FILLED, FILLING = b"filled", b"filling"
-NO_TILES = b"\0\0"  # the count of tiles in the packed form, see stream/tiles.py
+NO_TILES = b"\0\0"  # the count of tiles in the packed form, see millrace/windows/tiles.py
 REMEDY = "start Redis there, or set MILLRACE_REDIS to its host:port"
 
 UserTiles = tuple[Id, Sequence[tuple[int, bytes]]]

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.events import Id
-from millrace.hashing import U64
+from millrace.contracts.events import Id
+from millrace.contracts.hashing import U64
 
 MERGE_KEYS = 65_536
 """New keys wait until there are so many: merging copies all of them once."""

@@ -25,8 +25,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.errors import StoreError
-from millrace.events import (
+from millrace.contracts.errors import StoreError
+from millrace.contracts.events import (
     ACTIONS,
     BadEventError,
     DeadLetter,
@@ -35,17 +35,17 @@ from millrace.events import (
     User,
     decode_event,
 )
-from millrace.hashing import value_hash
-from millrace.intake import Intake
-from millrace.samples import SampleBatch
-from millrace.schema import Schema
-from millrace.topics import EVENTS, IMPRESSIONS, USERS
-from stream.features import steps
+from millrace.contracts.hashing import value_hash
+from millrace.contracts.intake import Intake
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
+from millrace.windows.features import steps
+from millrace.windows.kernels import HOUR_MS
+from millrace.windows.tiles import SLACK_H, TileStore
 from stream.join import Dead, LabelJoin, Message, Policy, Step, decode_served
-from stream.kernels import HOUR_MS
 from stream.owners import Owners
 from stream.rows import Counted, Impression, Served, batch_of, keys_of, numbers_of
-from stream.tiles import SLACK_H, TileStore
 
 __all__ = ["Changes", "Frozen", "Message", "Output", "Partition", "Policy"]
 
@@ -66,7 +66,7 @@ class Output:
     (distinct ones taken in), ``samples.negative|positive|correction|follow_up``, ``duplicates`` (messages without
     anything new), ``late`` (events behind the watermark, used or not), ``unseen`` (served pages that were never
     exposed), ``skipped`` (messages that the state already covered), ``unfit`` (values that are negative, not finite or
-    too great for a mean, see :func:`stream.features.steps`).
+    too great for a mean, see :func:`millrace.windows.features.steps`).
     """
 
     samples: SampleBatch | None = None

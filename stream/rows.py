@@ -14,8 +14,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from millrace.events import Id, Int64, TimeMs
-from millrace.samples import SampleBatch
+from millrace.contracts.events import Id, Int64, TimeMs
+from millrace.contracts.samples import SampleBatch
 
 Array = NDArray[Any]
 Runs = tuple[tuple[int, int], ...]
@@ -23,7 +23,7 @@ Runs = tuple[tuple[int, int], ...]
 
 
 class Served(Struct, frozen=True):
-    """An :class:`~millrace.events.Impression` whose arrays stay views of the message."""
+    """An :class:`~millrace.contracts.events.Impression` whose arrays stay views of the message."""
 
     request_id: str
     ts_ms: TimeMs

@@ -7,9 +7,9 @@ import gc
 
 import numpy as np
 
-from millrace.events import Click, Exposure, Impression, Item, ItemTiles, to_json, to_msgpack
-from millrace.schema import Schema
-from millrace.topics import EVENTS, IMPRESSIONS
+from millrace.contracts.events import Click, Exposure, Impression, Item, ItemTiles, to_json, to_msgpack
+from millrace.contracts.schema import Schema
+from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from stream.lists import Lists
 from stream.partition import Message, Partition, Policy
 

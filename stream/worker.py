@@ -38,9 +38,9 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 from prometheus_client import Counter, Gauge, Histogram
 
-from millrace.clock import EventClock, sent_by, wall_ms
-from millrace.errors import BrokerError, MillraceError, ServiceError
-from millrace.events import (
+from millrace.contracts.clock import EventClock, sent_by
+from millrace.contracts.errors import BrokerError, MillraceError, ServiceError
+from millrace.contracts.events import (
     LAST_MS,
     MESSAGE_BYTES,
     BadEventError,
@@ -50,17 +50,18 @@ from millrace.events import (
     letter_bytes,
     to_msgpack,
 )
-from millrace.intake import Intake
-from millrace.kafka import REMEDY, ensure_topics, read_all, wait_for_broker
-from millrace.metrics import READY, TURNED, serve_metrics
-from millrace.samples import SampleBatch
-from millrace.schema import Schema
-from millrace.settings import Settings
-from millrace.topics import DEAD_LETTERS, EVENTS, FEATURES_ITEMS, IMPRESSIONS, SAMPLES, USERS
+from millrace.contracts.intake import Intake
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import DEAD_LETTERS, EVENTS, FEATURES_ITEMS, IMPRESSIONS, SAMPLES, USERS
+from millrace.processes.kafka import REMEDY, ensure_topics, read_all, wait_for_broker
+from millrace.processes.metrics import READY, TURNED, serve_metrics
+from millrace.processes.wall import event_now_ms, wall_ms
 from stream.checkpoint import CheckpointStore
 from stream.faustio import INPUTS, StreamApp, calm_client
 from stream.gate import Arrival, Gate, silent_seconds
-from stream.listing import ListKeeper
+from stream.listkeeper import ListKeeper
 from stream.online import OnlineStore
 from stream.partition import Changes, Message, Output, Partition, Policy
 from stream.warm import calm_collector, warm_up
@@ -254,7 +255,7 @@ class Worker:
             self._release(number, slot, messages, now)
             for start in range(0, len(messages), TAKE_MESSAGES):
                 slot.dirty = True
-                output = slot.partition.take(messages[start : start + TAKE_MESSAGES], self.clock.now())
+                output = slot.partition.take(messages[start : start + TAKE_MESSAGES], event_now_ms(self.clock))
                 await self._emit(number, slot, output)
                 await asyncio.sleep(0)
 
@@ -359,7 +360,7 @@ class Worker:
         if silent_seconds(reads, slot.heard_s) < self.settings.idle_seconds:
             return None
         newest = max(s.partition.newest_ms for s in self.slots.values())
-        clock = self.clock.now()
+        clock = event_now_ms(self.clock)
         return clock if clock - max(newest, partition.watermark_ms) <= DAY_MS else newest
 
     # ------------------------------------------------------------------ the outlet

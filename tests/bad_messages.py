@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from millrace.events import MAX_EVENT_BYTES
-from millrace.samples import SampleBatch
-from millrace.schema import Schema
-from millrace.topics import (
+from millrace.contracts.events import MAX_EVENT_BYTES
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.contracts.topics import (
     DEAD_LETTERS,
     EVENTS,
     FEATURES_ITEMS,

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from millrace.kafka import wait_for_broker
-from millrace.run.services import EmbeddedRedis
-from millrace.settings import Settings
+from millrace.contracts.settings import Settings
+from millrace.processes.kafka import wait_for_broker
+from millrace.processes.services import EmbeddedRedis
 from tests.waiting import PATIENCE, quiet_port, until
 
 _SETTINGS = """

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from millrace.run.monitor import fetch
+from millrace.demo.monitor import fetch
 from tests.waiting import PATIENCE
 
 FETCH_SECONDS = 60.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from millrace.hashing import column_hash, mix
-from millrace.samples import NEGATIVE, POSITIVE, SampleBatch
-from millrace.schema import Schema, parse_schema
+from millrace.contracts.hashing import column_hash, mix
+from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import Schema, parse_schema
 
 SCHEMA = parse_schema(
     """

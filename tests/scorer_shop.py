@@ -12,18 +12,18 @@ import numpy as np
 import torch
 
 from learner.model import OnlineModel
-from millrace.clock import EventClock
-from millrace.events import Id, Impression, Item
-from millrace.hashing import U64, column_hash
-from millrace.modelstore import Announcement, ModelStore
-from millrace.samples import SampleBatch
-from millrace.schema import load_schema
-from millrace.settings import Settings
+from millrace.contracts.clock import EventClock
+from millrace.contracts.events import Id, Impression, Item
+from millrace.contracts.hashing import U64, column_hash
+from millrace.contracts.modelstore import Announcement, ModelStore
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import load_schema
+from millrace.contracts.settings import Settings
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.tiles import TileStore
 from scorer.figures import Figures
 from scorer.rank import Features
 from scorer.serving import Serving
-from stream.features import FeatureBuilder
-from stream.tiles import TileStore
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 from kafka.errors import KafkaTimeoutError
 
-from millrace.events import BadEventError, decode_event
+from millrace.contracts.events import BadEventError, decode_event
 from tests.waiting import PATIENCE
 
 

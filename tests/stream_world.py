@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from millrace.events import DeadLetter, Impression, to_msgpack
-from millrace.hashing import combine, value_hash
-from millrace.samples import SampleBatch
-from millrace.schema import Schema, parse_schema
+from millrace.bench.reference import Row
+from millrace.contracts.events import DeadLetter, Impression, to_msgpack
+from millrace.contracts.hashing import combine, value_hash
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema, parse_schema
 from stream.join import Message, Policy
-from stream.oracle import Row
 from stream.partition import Output
 
 MINUTE = 60_000

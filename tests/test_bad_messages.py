@@ -23,9 +23,9 @@ from learner.model import OnlineModel
 from learner.progressive import Progressive
 from learner.repeats import Repeats
 from learner.trainer import Trainer
-from millrace.clock import sent_by
-from millrace.errors import SchemaError, SnapshotError
-from millrace.events import (
+from millrace.contracts.clock import sent_by
+from millrace.contracts.errors import SchemaError, SnapshotError
+from millrace.contracts.events import (
     MAX_DEPTH,
     BadEventError,
     Click,
@@ -42,12 +42,11 @@ from millrace.events import (
     letter_bytes,
     to_json,
 )
-from millrace.intake import Intake
-from millrace.modelstore import decode_announcement
-from millrace.run.audit import Ledger
-from millrace.samples import SampleBatch
-from millrace.settings import Settings
-from millrace.topics import (
+from millrace.contracts.intake import Intake
+from millrace.contracts.modelstore import decode_announcement
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import (
     DEAD_LETTERS,
     EVENTS,
     FEATURES_ITEMS,
@@ -58,9 +57,10 @@ from millrace.topics import (
     TRUTH,
     USERS,
 )
+from millrace.demo.audit import Ledger
 from scorer.feed import Feed, ItemFeed, TileFeed
 from scorer.modelfeed import ModelFeed
-from stream.listing import take
+from stream.listkeeper import take
 from stream.lists import Lists
 from stream.partition import Message, Partition, Policy
 from tests.bad_messages import VALUES, Bad, corpus, deep, json_fields, json_object

@@ -14,14 +14,14 @@ import aiohttp
 import msgspec
 import pytest
 
-from millrace.errors import SchemaError
-from millrace.events import Item, decode_dead_letter, key_of, to_json
-from millrace.kafka import create_topics, make_producer, read_all
-from millrace.run.monitor import fetch
-from millrace.samples import SampleBatch
-from millrace.schema import shop_schema
-from millrace.settings import Settings
-from millrace.topics import DEAD_LETTERS, EVENTS, ITEMS, SAMPLES, USERS
+from millrace.contracts.errors import SchemaError
+from millrace.contracts.events import Item, decode_dead_letter, key_of, to_json
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import shop_schema
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import DEAD_LETTERS, EVENTS, ITEMS, SAMPLES, USERS
+from millrace.demo.monitor import fetch
+from millrace.processes.kafka import create_topics, make_producer, read_all
 from tests.bad_messages import Bad, corpus
 from tests.demo_kafka import apache_kafka, own_redis
 from tests.demo_process import DemoProcess, demo_process

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.clock import EventClock, sent_by
-from millrace.errors import MillraceError, SchemaError, SettingError
-from millrace.events import (
+from millrace.contracts.clock import EventClock, sent_by
+from millrace.contracts.errors import MillraceError, SchemaError, SettingError
+from millrace.contracts.events import (
     MAX_EVENT_BYTES,
     BadEventError,
     Click,
@@ -21,10 +21,10 @@ from millrace.events import (
     decode_event,
     to_json,
 )
-from millrace.hashing import column_hash, combine, mix, salt, value_hash
-from millrace.samples import SampleBatch
-from millrace.schema import parse_schema, shop_schema
-from millrace.settings import Settings, load_settings
+from millrace.contracts.hashing import column_hash, combine, mix, salt, value_hash
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import parse_schema, shop_schema
+from millrace.contracts.settings import Settings, load_settings
 
 # -- events --------------------------------------------------------------------------------------------------
 

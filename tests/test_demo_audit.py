@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.clock import EventClock
-from millrace.errors import ConservationError
-from millrace.events import Click, DeadLetter, Event, Exposure, Truth, to_json, to_msgpack
-from millrace.run.account import KEYS, _curve, missing_keys
-from millrace.run.audit import Ledger, Reported, auc_of, check
-from millrace.run.named import Held, opening
-from millrace.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.clock import EventClock
+from millrace.contracts.errors import ConservationError
+from millrace.contracts.events import Click, DeadLetter, Event, Exposure, Truth, to_json, to_msgpack
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
+from millrace.demo.audit import Ledger, Reported, auc_of, check
+from millrace.demo.preflight import Held, opening
+from millrace.demo.report import KEYS, _curve, missing_keys
 
 NOW = 1_772_600_000_000
 AHEAD = 3_600_000

@@ -22,7 +22,7 @@ def roles(demo: DemoProcess) -> list[str]:
 
     def four() -> bool:
         lines[:] = command_lines(descendants(demo.process.pid))
-        return sum("millrace.run.role" in line for line in lines) == 4
+        return sum("millrace.processes.role" in line for line in lines) == 4
 
     demo.until(four, "four roles run, each under its own name")
     return lines

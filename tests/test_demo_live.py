@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from millrace.run.account import KEYS, missing_keys
-from millrace.run.role import ROLES
+from millrace.demo.report import KEYS, missing_keys
+from millrace.processes.role import ROLES
 from tests.demo_process import demo_process, descendants, is_page
 from tests.test_deploy import exposed
 from tests.waiting import LONG

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from millrace.clock import EventClock
-from millrace.run.monitor import Figures, Monitor
-from millrace.run.series import COLUMNS, Series
+from millrace.contracts.clock import EventClock
+from millrace.demo.monitor import Figures, Monitor
+from millrace.demo.series import COLUMNS, Series
 
 
 def exposition(started: float, sent: float, auc: str = "NaN") -> str:

@@ -16,15 +16,15 @@ from urllib.parse import urlsplit
 import pytest
 from rich.console import Console
 
-from millrace.clock import EventClock
-from millrace.errors import PortError
-from millrace.run.monitor import Monitor
-from millrace.run.page import PageServer
-from millrace.run.page.server import FIRST_PORT
-from millrace.run.series import COLUMNS
-from millrace.run.status import State, sparkline, state_of
-from millrace.run.supervisor import Supervisor
-from millrace.run.view import View, line_of, table_of
+from millrace.contracts.clock import EventClock
+from millrace.contracts.errors import PortError
+from millrace.demo.monitor import Monitor
+from millrace.demo.page import PageServer
+from millrace.demo.page.server import FIRST_PORT
+from millrace.demo.series import COLUMNS
+from millrace.demo.status import State, sparkline, state_of
+from millrace.demo.view import View, line_of, table_of
+from millrace.processes.supervisor import Supervisor
 from tests.waiting import PATIENCE
 
 ROLES = ("simulator", "stream", "learner", "scorer")
@@ -112,7 +112,7 @@ def test_the_page_serves_its_files_and_the_state_and_nothing_else(running: State
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_no_inline_code() -> None:
-    folder = resources.files("millrace.run.page")
+    folder = resources.files("millrace.demo.page")
     html, css = (folder.joinpath(n).read_text() for n in ("index.html", "page.css"))
     script = folder.joinpath("page.js").read_text() + folder.joinpath("chart.js").read_text()
     assert "://" not in html
@@ -171,7 +171,7 @@ def test_what_no_role_has_measured_is_null_for_the_page_and_a_dash_in_the_termin
 
 
 def test_a_pipe_gets_a_line_now_and_then(running: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millrace.run.view.LINE_SECONDS", math.inf)  # however long fifty ticks take here
+    monkeypatch.setattr("millrace.demo.view.LINE_SECONDS", math.inf)  # however long fifty ticks take here
     out = io.StringIO()
     with View(lambda: running, Console(file=out, highlight=False, soft_wrap=True)) as view:
         for _ in range(50):
@@ -197,6 +197,6 @@ def test_sparklines_span_the_run() -> None:
 )
 def test_a_role_that_does_not_exist_is_one_line(arguments: list[str], line: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "millrace.run.role", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "millrace.processes.role", *arguments], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr.splitlines()) == (1, [f"millrace: {line}"])

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from millrace.errors import ServiceError
-from millrace.run.supervisor import Patience, Supervisor
+from millrace.contracts.errors import ServiceError
+from millrace.processes.supervisor import Patience, Supervisor
 from tests.waiting import PATIENCE, until
 
 SLEEPER = [sys.executable, "-S", "-c", "import time; print('up', flush=True); time.sleep(600)"]

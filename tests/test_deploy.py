@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from millrace.run.role import ROLES
-from millrace.settings import Settings
-from millrace.topics import TOPICS
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import TOPICS
+from millrace.processes.role import ROLES
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
@@ -230,14 +230,14 @@ def test_prometheus_asks_every_role_where_it_listens() -> None:
 def test_the_image_runs_roles_and_holds_every_package() -> None:
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
     copied = {line.split()[1] for line in lines if line.startswith("COPY")}
-    assert {"millrace", "simulator", "stream", "learner", "scorer", "benchmarks"} <= copied
+    assert {"millrace", "simulator", "stream", "learner", "scorer"} == copied & {"millrace", "simulator", "stream", "learner", "scorer", "benchmarks"}
     users = [line.split()[1] for line in lines if line.startswith("USER")]
     assert users
     assert not users[-1].startswith(("0", "root"))
     assert json.loads(next(line for line in lines if line.startswith("ENTRYPOINT")).partition(" ")[2]) == [
         "python",
         "-m",
-        "millrace.run.role",
+        "millrace.processes.role",
     ]
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().split()
     assert {f"!{name}" for name in copied} <= set(ignored)

@@ -14,11 +14,11 @@ import torch
 from learner.model import OnlineModel
 from learner.models import REGISTRY
 from learner.models.logistic import Logistic
-from millrace.errors import SettingError
-from millrace.run import experiment
-from millrace.run.dataset import Dataset, plain_schema, prepare, scaled
-from millrace.run.intervals import interval
-from millrace.schema import shop_schema
+from millrace.contracts.errors import SettingError
+from millrace.contracts.schema import shop_schema
+from millrace.offline import experiment
+from millrace.offline.dataset import Dataset, plain_schema, prepare, scaled
+from millrace.offline.intervals import interval
 from simulator.daylog import write_days
 
 

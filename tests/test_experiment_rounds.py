@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from learner.model import OnlineModel
 from learner.progressive import auc
-from millrace.run import experiment, passes, rounds
-from millrace.run.dataset import Dataset, plain_schema, prepare
-from millrace.run.passes import Scores, learn, progress, score
-from millrace.samples import SampleBatch
-from millrace.schema import shop_schema
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import shop_schema
+from millrace.offline import epochs as passes
+from millrace.offline import experiment, rounds
+from millrace.offline.dataset import Dataset, plain_schema, prepare
+from millrace.offline.epochs import Scores, learn, progress, score
 from simulator.daylog import write_days
 
 SEED = 3

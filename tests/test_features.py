@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from millrace.errors import SchemaError
-from millrace.hashing import combine, mix, value_hash
-from millrace.schema import Schema, parse_schema, shop_schema
-from stream.features import FeatureBuilder
+from millrace.contracts.errors import SchemaError
+from millrace.contracts.hashing import combine, mix, value_hash
+from millrace.contracts.schema import Schema, parse_schema, shop_schema
+from millrace.windows.features import FeatureBuilder
 
 SCHEMA = """
 name = "t"

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer
 
-from millrace.kafka import create_topics, make_producer, read_all, wait_for_broker
-from millrace.run.services import EmbeddedBroker
-from millrace.settings import Settings
-from millrace.topics import EVENTS
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import EVENTS
+from millrace.processes.kafka import create_topics, make_producer, read_all, wait_for_broker
+from millrace.processes.services import EmbeddedBroker
 from stream import headers
 from tests.bad_messages import Bytes
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.progressive import Progressive, auc, baseline_column, calibration, grouped_auc, log_loss
-from millrace.schema import parse_schema, shop_schema
+from millrace.contracts.schema import parse_schema, shop_schema
 from tests.learning import SCHEMA
 
 PAIRS = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40)

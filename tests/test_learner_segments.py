@@ -14,9 +14,9 @@ from learner.repeats import Repeats, exposure_ids
 from learner.segments import Drift, Segments, parse_segments
 from learner.trainer import Trainer
 from learner.unsettled import Unsettled
-from millrace.errors import SettingError
-from millrace.hashing import column_hash
-from millrace.samples import CORRECTION, NEGATIVE, SampleBatch
+from millrace.contracts.errors import SettingError
+from millrace.contracts.hashing import column_hash
+from millrace.contracts.samples import CORRECTION, NEGATIVE, SampleBatch
 from tests.learning import SCHEMA, START_MS, make_samples
 
 SPEC: dict[str, Any] = {"model": "wide_deep", "hidden": [16, 16], "width": 4}

@@ -20,15 +20,15 @@ from learner import service
 from learner.model import OnlineModel, ServingModel
 from learner.service import Learner, run
 from learner.versions import Progress, Versions
-from millrace.errors import SettingError, SnapshotError
-from millrace.kafka import create_topics, make_producer, make_reader, wait_for_broker
-from millrace.modelstore import Announcement, ModelStore, decode_announcement, verify
-from millrace.run.account import _history
-from millrace.run.services import EmbeddedBroker
-from millrace.samples import SampleBatch
-from millrace.schema import Field, parse_schema
-from millrace.settings import Settings
-from millrace.topics import MODEL_DELTAS, SAMPLES
+from millrace.contracts.errors import SettingError, SnapshotError
+from millrace.contracts.modelstore import Announcement, ModelStore, decode_announcement, verify
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Field, parse_schema
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import MODEL_DELTAS, SAMPLES
+from millrace.demo.report import _history
+from millrace.processes.kafka import create_topics, make_producer, make_reader, wait_for_broker
+from millrace.processes.services import EmbeddedBroker
 from tests.learning import SCHEMA, make_samples
 from tests.waiting import LONG, PATIENCE, until
 

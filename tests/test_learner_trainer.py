@@ -10,7 +10,7 @@ from learner.model import OnlineModel
 from learner.progressive import Progressive, log_loss
 from learner.repeats import Repeats
 from learner.trainer import Trainer
-from millrace.samples import CORRECTION, FOLLOW_UP, SampleBatch
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 from tests.learning import SCHEMA, START_MS, make_samples
 
 SPEC = {"model": "wide_resnet_bn", "hidden": [16, 16], "width": 4}

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import redis
 
-from millrace.events import Item, ItemTiles, decode_dead_letter, to_json, to_msgpack
-from millrace.hashing import combine, value_hash
-from millrace.kafka import read_all
-from millrace.run.services import EmbeddedRedis, stop
-from millrace.schema import Schema, parse_schema, shop_schema
-from stream.features import FeatureBuilder
-from stream.listing import write
+from millrace.contracts.events import Item, ItemTiles, decode_dead_letter, to_json, to_msgpack
+from millrace.contracts.hashing import combine, value_hash
+from millrace.contracts.schema import Schema, parse_schema, shop_schema
+from millrace.processes.kafka import read_all
+from millrace.processes.services import EmbeddedRedis, stop
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.tiles import TileStore
+from stream.listkeeper import write
 from stream.lists import Lists, preferences, taste_columns
-from stream.tiles import TileStore
 from tests.test_worker_loop import NEWEST_MS, SCHEMA, Loop, flush
 from tests.waiting import LONG, until
 

@@ -16,10 +16,10 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from millrace.errors import LogError, MillraceError, SchemaError
-from millrace.events import MAX_OFFSET, Action
-from millrace.logs import LogTable, local_days, read_log
-from millrace.schema import Schema, parse_schema
+from millrace.contracts.errors import LogError, MillraceError, SchemaError
+from millrace.contracts.events import MAX_OFFSET, Action
+from millrace.contracts.schema import Schema, parse_schema
+from millrace.logs.exposures import LogTable, local_days, read_log
 
 SCHEMA = """
 name = "t"

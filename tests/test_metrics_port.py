@@ -7,11 +7,11 @@ import socket
 import pytest
 from structlog.testing import capture_logs
 
-from millrace import metrics
-from millrace.errors import PortError
-from millrace.run.monitor import fetch
-from millrace.run.role import ROLES
-from millrace.settings import Settings, load_settings
+from millrace.contracts.errors import PortError
+from millrace.contracts.settings import Settings, load_settings
+from millrace.demo.monitor import fetch
+from millrace.processes import metrics
+from millrace.processes.role import ROLES
 from tests.waiting import quiet_port
 
 

@@ -15,8 +15,8 @@ from learner.inputs import Inputs
 from learner.model import OnlineModel, ServingModel
 from learner.models import REGISTRY
 from learner.progressive import auc
-from millrace.modelstore import Image
-from millrace.samples import SampleBatch
+from millrace.contracts.modelstore import Image
+from millrace.contracts.samples import SampleBatch
 from tests.learning import SCHEMA, make_samples
 
 PRICE = msgspec.structs.replace(

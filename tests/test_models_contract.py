@@ -13,9 +13,9 @@ import torch
 from learner.model import OnlineModel, ServingModel
 from learner.models import REGISTRY
 from learner.progressive import auc
-from millrace.errors import SettingError, SnapshotError
-from millrace.modelstore import Image
-from millrace.samples import FOLLOW_UP, SampleBatch
+from millrace.contracts.errors import SettingError, SnapshotError
+from millrace.contracts.modelstore import Image
+from millrace.contracts.samples import FOLLOW_UP, SampleBatch
 from tests.learning import SCHEMA, START_MS, make_samples
 
 MODELS = sorted(REGISTRY)

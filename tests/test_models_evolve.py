@@ -13,10 +13,10 @@ import torch
 from learner.evolve import Report, evolve, read_columns
 from learner.model import OnlineModel, ServingModel
 from learner.models import REGISTRY
-from millrace.errors import SnapshotError
-from millrace.hashing import column_hash, mix
-from millrace.samples import SampleBatch
-from millrace.schema import Field, Mean, Schema
+from millrace.contracts.errors import SnapshotError
+from millrace.contracts.hashing import column_hash, mix
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Field, Mean, Schema
 from tests.learning import SCHEMA, START_MS, make_samples
 
 SMALL: dict[str, Any] = {"hidden": [16, 16], "width": 8}

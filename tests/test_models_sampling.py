@@ -13,7 +13,7 @@ from learner.guard import WARM_ROWS, LossGuard
 from learner.model import OnlineModel
 from learner.progressive import calibration
 from learner.sampling import chosen, fake_negative_weights
-from millrace.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from tests.learning import SCHEMA, make_samples
 
 SMALL: dict[str, Any] = {"hidden": [16, 16], "width": 4}

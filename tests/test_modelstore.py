@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.errors import SnapshotError
-from millrace.modelstore import Announcement, Image, ModelStore, Rows, chain, verify
+from millrace.contracts.errors import SnapshotError
+from millrace.contracts.modelstore import Announcement, Image, ModelStore, Rows, chain, verify
 
 META: dict[str, Any] = {
     "schema_id": "s",

@@ -26,9 +26,9 @@ def test_the_wheel_carries_all_that_the_command_needs(tmp_path: Path) -> None:
     subprocess.run([*install, str(built)], check=True, cwd=tmp_path)
     # From another folder, with only the installed files in reach: data files that were left out would be missed.
     code = (
-        "import importlib.util as u, importlib.resources as r, millrace.cli, millrace.schema as s\n"
-        "rooms = ['simulator.live', 'stream.worker', 'learner.service', 'scorer.app', 'benchmarks.stream']\n"
-        "page = r.files('millrace.run.page').joinpath('index.html').is_file()\n"
+        "import importlib.util as u, importlib.resources as r, millrace.cli, millrace.contracts.schema as s\n"
+        "rooms = ['simulator.live', 'stream.worker', 'learner.service', 'scorer.app', 'millrace.bench.stream']\n"
+        "page = r.files('millrace.demo.page').joinpath('index.html').is_file()\n"
         "print(s.__file__, s.shop_schema().name, page, all(u.find_spec(n) for n in rooms))"
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

@@ -18,13 +18,13 @@ import pytest
 
 from learner.model import OnlineModel
 from millrace import cli
-from millrace.errors import SettingError
-from millrace.logs import read_log
-from millrace.run import logfeatures
-from millrace.run.logfeatures import Labels, LogFeatures, LogRows
-from millrace.run.replay import replay, run_log
-from millrace.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
-from millrace.schema import Schema, parse_schema
+from millrace.contracts.errors import SettingError
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import Schema, parse_schema
+from millrace.logs.exposures import read_log
+from millrace.offline import logfeatures
+from millrace.offline.logfeatures import Labels, LogFeatures, LogRows
+from millrace.offline.replay import replay, run_log
 
 SCHEMA = """
 name = "t"

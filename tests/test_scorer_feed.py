@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from learner.model import ServingModel
-from millrace.events import ItemTiles, to_json, to_msgpack
-from millrace.modelstore import Announcement
-from millrace.settings import Settings
+from millrace.contracts.events import ItemTiles, to_json, to_msgpack
+from millrace.contracts.modelstore import Announcement
+from millrace.contracts.settings import Settings
 from scorer.app import make_app
 from scorer.door import Door, Stopped
 from scorer.feed import Feed, ItemFeed, TileFeed

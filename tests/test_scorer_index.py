@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from millrace.errors import StoreError
-from millrace.hashing import value_hash
+from millrace.contracts.errors import StoreError
+from millrace.contracts.hashing import value_hash
+from millrace.windows.tiles import TileStore
 from scorer.index import ItemIndex
-from stream.tiles import TileStore
 from tests.scorer_shop import BUILDER, CATEGORY, DAY_MS, ITEM, NOW_MS, item, tiles, window_keys
 
 

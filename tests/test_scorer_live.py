@@ -17,10 +17,10 @@ import msgspec
 import pytest
 import redis
 
-from millrace.events import decode_impression, key_of, to_json
-from millrace.kafka import create_topics, make_producer, read_all
-from millrace.run.services import EmbeddedBroker, EmbeddedRedis
-from millrace.settings import Settings
+from millrace.contracts.events import decode_impression, key_of, to_json
+from millrace.contracts.settings import Settings
+from millrace.processes.kafka import create_topics, make_producer, read_all
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis
 from tests.scorer_shop import ITEMS, SCHEMA, Learner
 from tests.waiting import LONG, PATIENCE, quiet_port, until
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from millrace.hashing import column_hash
+from millrace.contracts.hashing import column_hash
+from millrace.windows.tiles import TileStore
 from scorer.index import ItemIndex
 from scorer.rank import Ranker, User
 from scorer.recall import make_lists
-from stream.tiles import TileStore
 from tests.scorer_shop import (
     BUILDER,
     CATEGORY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from millrace.hashing import column_hash
+from millrace.contracts.hashing import column_hash
 from scorer.recall import Lists, largest, make_lists, random_page, recall, taste_keys
 from tests.scorer_shop import BUILDER, TASTE
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from learner.model import ServingModel
-from millrace.events import Impression, decode_impression, to_msgpack
-from millrace.settings import Settings
+from millrace.contracts.events import Impression, decode_impression, to_msgpack
+from millrace.contracts.settings import Settings
 from scorer.app import make_app, sender
 from scorer.figures import Figures
 from scorer.serving import arm_of

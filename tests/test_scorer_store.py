@@ -9,8 +9,8 @@ import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from millrace.errors import StoreError
-from millrace.settings import Settings
+from millrace.contracts.errors import StoreError
+from millrace.contracts.settings import Settings
 from scorer.store import RETRY_SECONDS, UserStore, connect
 
 

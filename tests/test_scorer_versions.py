@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from millrace.modelstore import Announcement, chain
+from millrace.contracts.modelstore import Announcement, chain
 from scorer.versions import judge, order, path_from
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from millrace.errors import PortError, ServiceError
-from millrace.run import services
-from millrace.run.services import EmbeddedBroker, EmbeddedRedis, spawn, stop, tail
+from millrace.contracts.errors import PortError, ServiceError
+from millrace.processes import services
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, spawn, stop, tail
 from tests.waiting import until
 
 pytestmark = pytest.mark.services
@@ -124,7 +124,7 @@ def test_a_service_that_ends_at_start_shows_the_end_of_its_log(tmp_path: Path) -
 PARENT = """
 import signal, sys
 from pathlib import Path
-from millrace.run.services import EmbeddedBroker, EmbeddedRedis, spawn
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, spawn
 signal.signal(signal.SIGINT, signal.default_int_handler)
 folder = Path(sys.argv[1])
 broker, store = EmbeddedBroker(folder), EmbeddedRedis(folder)

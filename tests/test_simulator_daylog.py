@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from millrace.errors import LogError
-from millrace.logs import local_days, read_log
-from millrace.schema import shop_schema
+from millrace.contracts.errors import LogError
+from millrace.contracts.schema import shop_schema
+from millrace.logs.exposures import local_days, read_log
 from simulator.daylog import write_days
 
 USERS = 150

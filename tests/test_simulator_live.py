@@ -11,10 +11,11 @@ import pytest
 from aiohttp import web
 from kafka.errors import KafkaTimeoutError
 
-from millrace.clock import EventClock, wall_ms
-from millrace.events import Click, Exposure, decode_item, decode_truth, decode_user
-from millrace.metrics import READY
-from millrace.settings import Settings
+from millrace.contracts.clock import EventClock
+from millrace.contracts.events import Click, Exposure, decode_item, decode_truth, decode_user
+from millrace.contracts.settings import Settings
+from millrace.processes.metrics import READY
+from millrace.processes.wall import wall_ms
 from simulator import figures
 from simulator.live import Options, run
 from simulator.mischief import KINDS

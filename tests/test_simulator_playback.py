@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from millrace.clock import EventClock, wall_ms
-from millrace.errors import LogError
-from millrace.events import Action, Click, Exposure, decode_item, decode_user
-from millrace.logs import read_log
-from millrace.schema import parse_schema, shop_schema
-from millrace.settings import Settings
+from millrace.contracts.clock import EventClock
+from millrace.contracts.errors import LogError
+from millrace.contracts.events import Action, Click, Exposure, decode_item, decode_user
+from millrace.contracts.schema import parse_schema, shop_schema
+from millrace.contracts.settings import Settings
+from millrace.logs.exposures import read_log
+from millrace.processes.wall import event_now_ms, wall_ms
 from simulator.daylog import write_days
 from simulator.playback import PlaybackOptions, first_ms, play
 from simulator.script import CLICK_AFTER_MS, Script
@@ -183,7 +184,7 @@ def test_a_log_of_another_time_is_moved_to_now(
     play(settings, PlaybackOptions(log, quiet=True), threading.Event(), sink)
     events, _ = sink.events()
     pages = sorted(e.ts_ms for e in events if isinstance(e, Exposure))
-    assert now <= pages[0] <= pages[-1] <= settings.event_clock().now()
+    assert now <= pages[0] <= pages[-1] <= event_now_ms(settings.event_clock())
     assert [b - pages[0] for b in pages] == [0, 60_000, 120_000, 180_000]
     assert len(events) == 6
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from millrace.events import BadEventError, Click, Exposure, decode_event
-from millrace.settings import Settings
+from millrace.contracts.events import BadEventError, Click, Exposure, decode_event
+from millrace.contracts.settings import Settings
 from simulator.mischief import KINDS, SHARES, bad_message, bad_message_of
 from simulator.till import Rates, Till
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from millrace.schema import DERIVED, shop_schema
+from millrace.contracts.schema import DERIVED, shop_schema
 from simulator.daylog import day_table
 from simulator.pages import PagePolicy
 from simulator.params import DAY_MS, PAGE, UTC_OFFSET_MS

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from structlog.testing import capture_logs
 
-from millrace.errors import StoreError
+from millrace.contracts.errors import StoreError
 from stream.checkpoint import CheckpointStore
 
 

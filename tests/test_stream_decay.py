@@ -13,11 +13,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from millrace.errors import SchemaError
-from millrace.schema import Schema, parse_schema, shop_schema
-from stream.features import FeatureBuilder, steps
-from stream.oracle import age_hours
-from stream.tiles import UNIT, TileStore, counts_of, grain_hours
+from millrace.bench.reference import age_hours
+from millrace.contracts.errors import SchemaError
+from millrace.contracts.schema import Schema, parse_schema, shop_schema
+from millrace.windows.features import FeatureBuilder, steps
+from millrace.windows.tiles import UNIT, TileStore, counts_of, grain_hours
 from tests.test_stream_tiles import DAY, DAYS, HOUR, T0, A, Event, by_definition, columns, streams
 
 HALF_LIVES = (0.25, 1.0, 7.0)

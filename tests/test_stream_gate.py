@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from millrace.topics import EVENTS, IMPRESSIONS
+from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from stream.gate import SETTLED_SECONDS, Arrival, Gate, ReadTo, drained, silent_seconds
 from stream.join import Message
 

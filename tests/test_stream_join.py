@@ -11,9 +11,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.samples import CORRECTION, NEGATIVE, POSITIVE
+from millrace.bench.reference import Oracle
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from stream.join import Message
-from stream.oracle import Oracle
 from stream.partition import Partition
 from tests.stream_world import (
     HOUR,

@@ -14,20 +14,20 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.events import Impression, Item, ItemTiles, decode_impression, to_msgpack
-from millrace.logs import read_log
-from millrace.run.logfeatures import Labels, LogFeatures, LogRows, unfit
-from millrace.schema import parse_schema
+from millrace.bench.reference import Oracle
+from millrace.contracts.events import Impression, Item, ItemTiles, decode_impression, to_msgpack
+from millrace.contracts.schema import parse_schema
+from millrace.logs.exposures import read_log
+from millrace.offline.logfeatures import Labels, LogFeatures, LogRows, unfit
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.tiles import TileStore
 from scorer.index import ItemIndex
 from scorer.rank import Features, Ranker, User
 from scorer.recall import make_lists
 from scorer.warm import warm_up as warm_scorer
-from stream.features import FeatureBuilder
 from stream.join import Message
 from stream.lists import Lists, preferences
-from stream.oracle import Oracle
 from stream.partition import Partition
-from stream.tiles import TileStore
 from stream.warm import warm_up as warm_stream
 from tests.stream_world import HOUR, MINUTE, POLICY, T0, Log, action, exposure, hashed, keys_of, rows
 from tests.test_stream_join import NOW, arrivals

@@ -10,14 +10,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from millrace.errors import StoreError
-from millrace.events import MAX_EVENT_BYTES, Impression, User, decode_impression, to_json, to_msgpack
-from millrace.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
-from millrace.schema import parse_schema
-from millrace.settings import Settings
+from millrace.contracts.errors import StoreError
+from millrace.contracts.events import MAX_EVENT_BYTES, Impression, User, decode_impression, to_json, to_msgpack
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
+from millrace.contracts.schema import parse_schema
+from millrace.contracts.settings import Settings
+from millrace.windows.tiles import counts_of
 from stream.join import Message
 from stream.partition import Partition, Policy
-from stream.tiles import counts_of
 from tests.stream_world import (
     DAY,
     HOUR,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import soak
-from benchmarks.soak import Shop
-from millrace.schema import shop_schema
+from millrace.bench import soak
+from millrace.bench.soak import Shop
+from millrace.contracts.schema import shop_schema
 from stream.partition import Partition
 from tests.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
 

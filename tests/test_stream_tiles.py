@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from millrace.errors import StoreError
-from stream.kernels import HOURS
-from stream.tiles import SLACK_H, TileStore, counts_of, grain_hours
+from millrace.contracts.errors import StoreError
+from millrace.windows.kernels import HOURS
+from millrace.windows.tiles import SLACK_H, TileStore, counts_of, grain_hours
 
 HOUR = 3_600_000
 DAY = 24 * HOUR

@@ -13,12 +13,12 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
-from millrace.errors import BrokerError
-from millrace.kafka import create_topics, ensure_topics, know_topic, make_producer, read_all, wait_for_broker
-from millrace.run.monitor import fetch
-from millrace.run.services import EmbeddedBroker, EmbeddedRedis, spawn, stop
-from millrace.settings import Settings
-from millrace.topics import EVENTS, TOPICS, TRUTH
+from millrace.contracts.errors import BrokerError
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import EVENTS, TOPICS, TRUTH
+from millrace.demo.monitor import fetch
+from millrace.processes.kafka import create_topics, ensure_topics, know_topic, make_producer, read_all, wait_for_broker
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, spawn, stop
 from tests.waiting import LONG, quiet_port, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]

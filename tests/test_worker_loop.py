@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 import redis
 
-from millrace.clock import EventClock, wall_ms
-from millrace.events import (
+from millrace.contracts.clock import EventClock
+from millrace.contracts.events import (
     Click,
     Collect,
     Exposure,
@@ -36,15 +36,16 @@ from millrace.events import (
     to_json,
     to_msgpack,
 )
-from millrace.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
-from millrace.run.services import EmbeddedBroker, EmbeddedRedis, spawn, stop
-from millrace.samples import CORRECTION, NEGATIVE, SampleBatch
-from millrace.schema import shop_schema
-from millrace.settings import Settings, load_settings
+from millrace.contracts.samples import CORRECTION, NEGATIVE, SampleBatch
+from millrace.contracts.schema import shop_schema
+from millrace.contracts.settings import Settings, load_settings
+from millrace.processes.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, spawn, stop
+from millrace.processes.wall import event_now_ms, wall_ms
+from millrace.windows.tiles import counts_of
 from stream.checkpoint import CheckpointStore
 from stream.faustio import Throttle
 from stream.partition import Message, Partition, Policy
-from stream.tiles import counts_of
 from tests.demo_kafka import apache_kafka
 from tests.waiting import LONG, PATIENCE, quiet_port
 from tests.waiting import until as until  # tests/test_lists.py has it from here
@@ -160,7 +161,7 @@ def answer(loop: Loop) -> Answer:
     out = Answer()
     for number in range(PARTITIONS):
         partition = Partition(number, SCHEMA, Policy.of(settings))
-        step = partition.take([m for p, m in messages if p == number], settings.event_clock().now())
+        step = partition.take([m for p, m in messages if p == number], event_now_ms(settings.event_clock()))
         assert step.samples is not None
         out.samples.update(rows_of(step.samples))
         out.dead.update((d.topic, d.partition, d.offset) for d in step.dead)
@@ -223,7 +224,7 @@ class Loop:
         settings = msgspec.structs.replace(self.settings, metrics_port=quiet_port())
         environment = {**os.environ, **settings.environment(), "NUMBA_NUM_THREADS": "1"}
         log = self.folder / f"worker{len(self.workers)}.log"
-        child = spawn([sys.executable, "-m", "millrace.run.role", "stream"], environment, log)
+        child = spawn([sys.executable, "-m", "millrace.processes.role", "stream"], environment, log)
         self.workers[child] = settings
         return child
 
@@ -585,9 +586,10 @@ def test_a_client_that_repeats_itself_is_throttled() -> None:
 
 
 def test_a_broker_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    code = "from stream import worker; from millrace import kafka; from millrace.settings import load_settings\n"
+    code = "from stream import worker; from millrace.processes import kafka\n"
+    code += "from millrace.contracts.settings import load_settings\n"
     code += "worker.wait_for_broker = lambda s: kafka.wait_for_broker(s, 0.2)\n"
-    code += "import sys; from millrace.errors import MillraceError\n"
+    code += "import sys; from millrace.contracts.errors import MillraceError\n"
     code += "try: worker.run(load_settings())\nexcept MillraceError as e: sys.exit(str(e))"
     settings = load_settings({"kafka": "127.0.0.1:1", "redis": "127.0.0.1:1", "data": str(tmp_path)}, environ={})
     done = subprocess.run(

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 import redis
 
-from millrace.errors import StoreError
-from millrace.run.services import EmbeddedRedis
+from millrace.contracts.errors import StoreError
+from millrace.processes.services import EmbeddedRedis
 from stream.online import OnlineStore, field_of
 from tests.waiting import quiet_port
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from millrace.events import Id
+from millrace.contracts.events import Id
 from stream import owners, partition
 from stream.owners import Owners
 from stream.partition import Partition

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from millrace.errors import SettingError
-from millrace.samples import CORRECTION, NEGATIVE, POSITIVE
-from millrace.settings import load_settings
+from millrace.contracts.errors import SettingError
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
+from millrace.contracts.settings import load_settings
 from stream.partition import Partition, Policy
 from tests.stream_world import MINUTE, SCHEMA, T0, Log, action, exposure, impression
 

@@ -13,9 +13,9 @@ from tests.waiting import LONG
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 from numba.core.dispatcher import Dispatcher
-from millrace.schema import shop_schema
-from millrace.settings import Settings
-from stream import kernels
+from millrace.contracts.schema import shop_schema
+from millrace.contracts.settings import Settings
+from millrace.windows import kernels
 from stream.partition import Message, Partition, Policy
 from stream.warm import warm_up
 from tests.test_worker_loop import SCHEMA, NEWEST_MS, story

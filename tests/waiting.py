@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain, cycle
 from pathlib import Path
 
-from millrace.run.services import free_port
+from millrace.processes.services import free_port
 
 PATIENCE = 280.0
 """Seconds until we say that something does not come about. It only ends a broken run: in a fresh clone a role compiles

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from learner.models.norm import InputNorm, make_norm
 from learner.spec import Spec
-from millrace.errors import SettingError
+from millrace.contracts.errors import SettingError
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,0 @@
-"""Benchmarks: `millrace bench NAME --out DIR`. Figures are ratios within one run."""

@@ -1,0 +1,147 @@
+"""Through Kafka: one Millrace stream worker against one Faust agent that keeps its counts in Faust Tables.
+
+Both read the same pages of 20 exposures with one click a page, preloaded into a broker of their own, in a process of
+their own, taking turns. The peer is what the Faust guide leads to, and does less: it counts exposures and clicks a day
+of the user, the item and the category in tumbling windows (hopping ones would write each event into every overlapping
+window), keeps no other windows, joins no labels, needs no impressions, emits nothing but its changelogs. Millrace reads
+the impressions too, keeps six windows of four keys, joins, emits samples, publishes to Redis and writes checkpoints.
+
+The rate is taken between 10% and 90% of the exposures, so that neither start nor end counts.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from millrace.contracts.errors import ServiceError
+from millrace.contracts.events import Click, Exposure, Impression, to_json, to_msgpack
+from millrace.contracts.schema import shop_schema
+from millrace.contracts.settings import Settings, load_settings
+from millrace.contracts.topics import EVENTS
+
+PAGE = 20
+USERS, ITEMS, CATEGORIES = 2000, 20_000, 200
+START_MS = 1_700_000_000_000
+STEP_MS = 2000  # event time between pages
+PARTITIONS = 4
+DAY_S = 86_400
+
+Say = Callable[[str], None]
+
+
+def pages(count: int) -> Iterator[tuple[int, bytes, bytes, bytes]]:
+    """For each page: its partition, impression, exposure, and the click on the page of a minute before."""
+    schema = shop_schema()
+    rng = np.random.default_rng(0)
+    layout = schema.layout
+    clicks: list[bytes] = []
+    for number in range(count):
+        user = int(rng.integers(USERS))
+        items = np.minimum(ITEMS * rng.random(PAGE) ** 2, ITEMS - 1).astype(np.int64)
+        ts, request = START_MS + number * STEP_MS, f"r{number}"
+        category = items % CATEGORIES
+        keys = np.column_stack(
+            [np.full(PAGE, 1 + user), 10_000 + category, 100_000 + items, 1_000_000 + user * CATEGORIES + category]
+        )
+        impression = Impression(
+            request_id=request,
+            ts_ms=ts - 1,
+            user_id=user,
+            arm="model",
+            model_version=1,
+            schema_id=schema.id,
+            items=items.tolist(),
+            scores=np.full(PAGE, 0.1, "<f4").tobytes(),
+            keys=keys.astype("<u8").tobytes(),
+            cat=rng.integers(1, 1 << 62, (PAGE, layout.F)).astype("<i8").tobytes(),
+            num=rng.random((PAGE, layout.N), np.float32).astype("<f4").tobytes(),
+        )
+        seen = Exposure(f"e{number}", request, ts, user, items.tolist())
+        clicks.append(to_json(Click(f"c{number}", request, ts + 60_000, user, int(items[0]), 0)))
+        # The click belongs to its user's partition: pages of one cycle of partitions share a user's.
+        yield number % PARTITIONS, to_msgpack(impression), to_json(seen), clicks[number - 28] if number >= 28 else b""
+
+
+def peer(settings: Settings) -> None:
+    """The agent with Tables, as a process of its own."""
+    import faust
+    from prometheus_client import Counter as Metric
+
+    from millrace.processes.metrics import serve_metrics
+
+    app = faust.App(
+        "faust-tables",
+        broker=f"kafka://{settings.kafka}",
+        store="memory://",
+        datadir=str(settings.folder("faust")),
+        topic_partitions=PARTITIONS,
+        topic_disable_leader=True,
+        topic_replication_factor=1,
+        broker_session_timeout=settings.session_timeout_ms / 1000,
+        broker_heartbeat_interval=1.0,
+        consumer_auto_offset_reset="earliest",
+        web_enabled=False,
+    )
+    tables = {
+        name: app.Table(name, default=int, partitions=PARTITIONS).tumbling(DAY_S, expires=30 * DAY_S)
+        for name in ("user_shown", "item_shown", "category_shown", "user_clicks", "item_clicks", "category_clicks")
+    }
+    shown = Metric("millrace_events", "Events taken, by type.", ["type"])
+    decode = msgspec.json.Decoder(Click | Exposure).decode
+
+    @app.agent(app.topic(EVENTS, value_type=bytes, value_serializer="raw"))
+    async def count(stream: Any) -> None:
+        async for raw in stream:
+            event = decode(raw)
+            if isinstance(event, Exposure):
+                tables["user_shown"][event.user_id] += len(event.items)
+                for item in event.items:
+                    tables["item_shown"][item] += 1
+                    tables["category_shown"][int(item) % CATEGORIES] += 1
+            else:
+                tables["user_clicks"][event.user_id] += 1
+                tables["item_clicks"][event.item_id] += 1
+                tables["category_clicks"][int(event.item_id) % CATEGORIES] += 1
+            shown.labels(type(event).__name__.lower()).inc()
+
+    serve_metrics("peer", settings.metrics_port)
+    faust.Worker(app, loglevel="ERROR").execute_from_commandline()
+
+
+def run(out_dir: Path, progress: Say) -> list[dict[str, Any]]:
+    """``kafka_worker``: exposures/s of one stream worker, its ratio to ``faust_tables`` measured in turns with it.
+
+    ``millrace.bench.contest`` starts brokers and contestants; it tells one rate a line.
+    """
+    rates: dict[str, list[float]] = {"kafka_worker": [], "faust_tables": []}
+    argv = [sys.executable, "-m", "millrace.bench.contest", str(out_dir / "kafka_worker")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        for line in program.stdout:
+            name, rate = line.split()
+            rates[name].append(float(rate))
+            progress(f"{name}: {rates[name][-1]:,.0f} exposures/s")
+    if program.returncode:
+        raise ServiceError(f"the contest ended with status {program.returncode}", f"see the logs in '{out_dir}'")
+    value, other = median(rates["kafka_worker"]), median(rates["faust_tables"])
+    return [
+        {
+            "name": "kafka_worker",
+            "value": value,
+            "unit": "exposures/s",
+            "against": "faust_tables",
+            "ratio": value / other,
+        }
+    ]
+
+
+if __name__ == "__main__":
+    peer(load_settings())

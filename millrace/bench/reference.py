@@ -1,0 +1,317 @@
+"""The label join and the windows once more, event by event in plain Python: slow, short, what the fast ones must equal.
+
+One dictionary entry an exposure, one an action, one a key and hour. Tests compare :class:`~stream.partition.Partition`
+with it; ``millrace bench stream`` measures how much faster the partition is. It remembers every exposure for ever, so
+it is no substitute.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from millrace.contracts.events import (
+    ACTIONS,
+    CLICK,
+    Action,
+    BadEventError,
+    Exposure,
+    Impression,
+    decode_event,
+    decode_impression,
+)
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
+from millrace.contracts.schema import Schema
+from millrace.contracts.topics import EVENTS, IMPRESSIONS
+from millrace.windows.tiles import UNIT, grain_hours
+from stream.join import Message, Policy
+
+HOUR_MS = 3_600_000
+EXPOSED, LABELLED, LOST = 0, 1, 2
+Id = tuple[str, int]
+
+
+class Row(NamedTuple):
+    """One sample. ``features`` are the bytes of its row of cat, num and the score."""
+
+    request: str
+    position: int
+    kind: int
+    actions: int
+    ts_ms: int
+    origin_ms: int
+    user: str
+    item: str
+    version: int
+    features: bytes
+
+
+class Served:
+    def __init__(self, impression: Impression, schema: Schema) -> None:
+        n, layout = len(impression.items), schema.layout
+        self.impression = impression
+        self.keys = np.frombuffer(impression.keys, "<u8").reshape(n, layout.K)
+        self.cat = np.frombuffer(impression.cat, "<i8").reshape(n, layout.F)
+        self.num = np.frombuffer(impression.num, "<f4").reshape(n, layout.N)
+        self.scores = np.frombuffer(impression.scores, "<f4").reshape(n)
+
+
+class Seen:
+    """One exposure."""
+
+    def __init__(self, ts_ms: int, item: str) -> None:
+        self.ts_ms, self.item, self.state = ts_ms, item, EXPOSED
+        self.served: Served | None = None
+        self.acted: set[int] = set()
+        self.follow_ups: list[Action] = []
+
+
+class Oracle:
+    """Takes messages as a partition does."""
+
+    def __init__(self, schema: Schema, policy: Policy) -> None:
+        self.schema, self.policy = schema, policy
+        self.newest_ms = self.watermark_ms = 0
+        self.samples: list[Row] = []
+        self.dead: list[tuple[str, int]] = []  # reason, exposures lost
+        self.counts: Counter[str] = Counter()
+        self.windows: dict[int, dict[int, list[int]]] = {}
+        self._seen: dict[Id, Seen] = {}
+        self._served: dict[str, Served] = {}
+        self._positions: dict[str, list[int]] = {}
+        self._held: dict[Id, list[Action]] = {}
+        self._due: list[tuple[int, int, Id]] = []  # when, what (0 label, 1 drop, 2 held action)
+
+    @property
+    def pending(self) -> int:
+        return sum(seen.state == EXPOSED for seen in self._seen.values())
+
+    def take(self, messages: Iterable[Message], now_ms: int) -> None:
+        for message in messages:
+            if message.topic == EVENTS:
+                clock_ms = now_ms if message.clock_ms is None else min(now_ms, message.clock_ms)
+                self._event(message.raw, clock_ms + self.policy.ahead_ms)
+            elif message.topic == IMPRESSIONS:
+                self._serve(message.raw)
+
+    def advance(self, now_ms: int) -> None:
+        self.watermark_ms = max(self.watermark_ms, now_ms - self.policy.disorder_ms)
+        self._expire()
+
+    def window(self, key: int, ts_ms: int) -> list[list[int]]:
+        """(W + H, A + M) counts and sums of one key by the tiles' definition, decayed ones as of the full hour."""
+        w = self.schema.windows
+        out = []
+        for days in w.days:
+            grain = grain_hours(days)
+            tail = (ts_ms - days * 24 * HOUR_MS) // (grain * HOUR_MS) * grain
+            row = [0] * w.columns
+            for hour, counts in self.windows.get(key, {}).items():
+                if hour >= tail and hour * HOUR_MS < ts_ms:
+                    row = [a + b for a, b in zip(row, counts, strict=True)]
+            out.append(row)
+        for life in w.half_lives:  # ``tail`` is now that of the longest window
+            row = [0] * w.columns
+            for hour, counts in self.windows.get(key, {}).items():
+                if hour >= tail and hour * HOUR_MS < ts_ms:
+                    weight = round(UNIT * 2 ** -(age_hours(hour, ts_ms, w.days) / (24 * life)))
+                    row = [a + b * weight for a, b in zip(row, counts, strict=True)]
+            out.append(row)
+        return out
+
+    def _event(self, raw: bytes, limit_ms: int) -> None:
+        try:
+            event = decode_event(raw)
+        except BadEventError as error:
+            self.dead.append((error.reason, 0))
+            return
+        if event.ts_ms > limit_ms:
+            lost = len(event.items) if isinstance(event, Exposure) else 0
+            self.counts["exposures"] += lost
+            self.dead.append(("future", lost))
+            return
+        self.counts[f"events.{ACTIONS[event.kind]}"] += 1
+        self.counts["late"] += event.ts_ms < self.watermark_ms
+        if event.ts_ms > self.newest_ms:
+            self.newest_ms = event.ts_ms
+            self.advance(event.ts_ms)
+        if isinstance(event, Exposure):
+            self._expose(event)
+        else:
+            self._act(event)
+
+    def _expose(self, event: Exposure) -> None:
+        new = [
+            (p, str(item))
+            for p, item in enumerate(event.items, event.offset)
+            if (event.request_id, p) not in self._seen
+        ]
+        late = event.ts_ms + self.policy.life_ms <= self.watermark_ms
+        self.counts["exposures"] += len(new)
+        for p, item in new:
+            identity = (event.request_id, p)
+            seen = self._seen[identity] = Seen(event.ts_ms, item)
+            if late:
+                seen.state = LOST
+                continue
+            self._positions.setdefault(event.request_id, []).append(p)
+            heapq.heappush(self._due, (event.ts_ms + self.policy.attribution_ms, 0, identity))
+            heapq.heappush(self._due, (event.ts_ms + self.policy.life_ms, 1, identity))
+            if event.request_id in self._served:
+                self._match(identity)
+        if late:
+            self.dead.append(("late", len(new)))
+        elif not new:
+            self.counts["duplicates"] += 1
+
+    def _serve(self, raw: bytes) -> None:
+        try:
+            impression = decode_impression(raw)
+            if impression.schema_id != self.schema.id:
+                raise ValueError("schema")
+            served = Served(impression, self.schema)
+        except ValueError:
+            self.dead.append(("bad-impression", 0))
+            return
+        self.counts["impressions"] += 1
+        if impression.request_id in self._served:
+            return
+        self._served[impression.request_id] = served
+        for p in self._positions.get(impression.request_id, []):
+            if self._seen[impression.request_id, p].state == EXPOSED:
+                self._match((impression.request_id, p))
+
+    def _match(self, identity: Id) -> None:
+        seen, served = self._seen[identity], self._served[identity[0]]
+        items = served.impression.items
+        if identity[1] >= len(items) or str(items[identity[1]]) != seen.item:
+            seen.state = LOST
+            self.dead.append(("wrong-item", 1))
+        else:
+            seen.served = served
+            self._count(served, identity[1], seen.ts_ms, 0)
+            if self.policy.immediate:
+                self._label(identity, NEGATIVE)
+        for action in self._held.pop(identity, []):
+            self._attach(action)
+        if seen.state == EXPOSED and seen.ts_ms + self.policy.attribution_ms <= self.watermark_ms:
+            self._label(identity, NEGATIVE)
+
+    def _act(self, event: Action) -> None:
+        identity = (event.request_id, event.position)
+        seen = self._seen.get(identity)
+        if seen is None or (seen.state == EXPOSED and seen.served is None):
+            if seen is None and event.ts_ms + self.policy.lateness_ms < self.watermark_ms:
+                self.dead.append(("late", 0))
+                return
+            held = self._held.setdefault(identity, [])
+            if any((h.kind, str(h.item_id)) == (event.kind, str(event.item_id)) for h in held):
+                self.counts["duplicates"] += 1
+                return
+            held.append(event)
+            heapq.heappush(self._due, (event.ts_ms + self.policy.lateness_ms + 1, 2, identity))
+        elif seen.ts_ms + self.policy.life_ms <= self.watermark_ms:
+            self.dead.append(("late", 0))
+        else:
+            self._attach(event)
+
+    def _attach(self, event: Action) -> None:
+        identity = (event.request_id, event.position)
+        seen, served = self._seen[identity], self._served[event.request_id]
+        items = served.impression.items
+        if event.position >= len(items) or str(items[event.position]) != str(event.item_id):
+            self.dead.append(("wrong-item", 0))
+        elif event.kind in seen.acted:
+            self.counts["duplicates"] += 1
+        elif seen.state == LOST:
+            self.dead.append(("no-exposure", 0))
+        elif event.ts_ms - seen.ts_ms >= self.policy.life_ms:
+            self.dead.append(("late", 0))
+        else:
+            seen.acted.add(event.kind)
+            self._count(served, event.position, event.ts_ms, event.kind)
+            if event.kind != CLICK:
+                if seen.state == LABELLED:
+                    self._sample(identity, FOLLOW_UP, event)
+                else:
+                    seen.follow_ups.append(event)
+            elif seen.state == LABELLED:
+                self._sample(identity, CORRECTION, event)
+            elif event.ts_ms - seen.ts_ms < self.policy.attribution_ms:
+                self._label(identity, POSITIVE, event)
+            else:
+                self._label(identity, NEGATIVE)
+                self._sample(identity, CORRECTION, event)
+
+    def _expire(self) -> None:
+        while self._due and self._due[0][0] <= self.watermark_ms:
+            _, what, identity = heapq.heappop(self._due)
+            seen = self._seen.get(identity)
+            if what == 0:
+                if seen is not None and seen.state == EXPOSED and seen.served is not None:
+                    self._label(identity, NEGATIVE)
+            elif what == 1:
+                assert seen is not None
+                if seen.state == EXPOSED and seen.served is None:
+                    seen.state = LOST
+                    self.dead.append(("no-impression", 1))
+                    for _ in self._held.pop(identity, []):
+                        self.dead.append(("no-impression", 0))
+            elif seen is None:
+                limit = self.watermark_ms - self.policy.lateness_ms
+                for event in [e for e in self._held.get(identity, []) if e.ts_ms < limit]:
+                    self._held[identity].remove(event)
+                    self.dead.append(("no-exposure", 0))
+
+    def _label(self, identity: Id, kind: int, action: Action | None = None) -> None:
+        seen = self._seen[identity]
+        seen.state = LABELLED
+        self._sample(identity, kind, action)
+        for later in seen.follow_ups:
+            self._sample(identity, FOLLOW_UP, later)
+        seen.follow_ups = []
+
+    def _sample(self, identity: Id, kind: int, action: Action | None) -> None:
+        request, p = identity
+        seen = self._seen[identity]
+        assert seen.served is not None
+        served, of = seen.served, seen.served.impression
+        features = served.cat[p].tobytes() + served.num[p].tobytes() + served.scores[p].tobytes()
+        actions = 1 | (0 if action is None else 1 << action.kind)
+        origin = 0 if action is None else action.sent_ms
+        self.samples.append(
+            Row(request, p, kind, actions, seen.ts_ms, origin, str(of.user_id), seen.item, of.model_version, features)
+        )
+
+    def _count(self, served: Served, position: int, ts_ms: int, kind: int) -> None:
+        names: Any = self.schema.windows.actions
+        if ACTIONS[kind] not in names:
+            return
+        column, hour, plain = names.index(ACTIONS[kind]), ts_ms // HOUR_MS, self.schema.layout.plain_fields
+        for key in served.keys[position].tolist():
+            if key:
+                tile = self.windows.setdefault(key, {}).setdefault(hour, [0] * self.schema.windows.columns)
+                tile[column] += 1
+                for m, mean in enumerate(self.schema.windows.means, len(names)):
+                    if mean.action == ACTIONS[kind]:
+                        value = float(served.num[position, [f.name for f in plain].index(mean.of)])
+                        if math.isfinite(value):
+                            tile[m] += min(max(round(value / mean.step), 0), (1 << 24) - 1)
+
+
+def age_hours(hour: int, ts_ms: int, days: Sequence[int]) -> float:
+    """How old the tile that an event's ``hour`` lies in is at the full hour before ``ts_ms``, from its middle."""
+    now, first, wide = ts_ms // HOUR_MS, hour, 1
+    grains = sorted({1, *map(grain_hours, days)})
+    for fine, coarse in pairwise(grains):
+        reach = max([24 * d for d in days if grain_hours(d) <= fine], default=0)  # of the windows that need ``fine``
+        if hour // coarse * coarse + coarse > now - reach:
+            break
+        first, wide = hour // coarse * coarse, coarse
+    return now - first - wide / 2

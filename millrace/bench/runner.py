@@ -1,0 +1,80 @@
+"""``millrace bench NAME --out DIR``: runs a benchmark and writes what it measured.
+
+``report.json`` is a list of ``{name, value, unit, against, ratio}``. A ratio compares two things measured in the same
+process tree, alternating, so that it survives a noisy machine; ``against`` names what the value was divided by.
+What identifies the run (host, versions, times) goes to ``run.json`` beside it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypedDict
+
+from millrace.contracts.errors import MillraceError, SettingError
+
+BENCHMARKS = ("learner", "soak", "stream")
+
+
+class Figure(TypedDict):
+    """One measured figure. ``against`` and ``ratio`` are None where nothing was compared."""
+
+    name: str
+    value: float
+    unit: str
+    against: str | None
+    ratio: float | None
+
+
+Say = Callable[[str], None]
+
+
+class BenchError(MillraceError):
+    """A benchmark cannot run here, for instance because its peer is not installed."""
+
+
+def bench(name: str, out: Path, say: Say = print) -> list[Figure]:
+    """Runs the benchmark ``name``, writes ``out/report.json`` and ``out/run.json``, and returns the figures.
+
+    Raises:
+        SettingError: there is no such benchmark.
+        BenchError: it cannot run here.
+    """
+    if name not in BENCHMARKS:
+        raise SettingError(f"there is no benchmark '{name}'", f"choose one of {', '.join(BENCHMARKS)}")
+    module = importlib.import_module(f"millrace.bench.{name}")
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    figures: list[Figure] = module.run(out, say)
+    _write(out / "report.json", figures)
+    _write(
+        out / "run.json",
+        {
+            "benchmark": name,
+            "seconds": round(time.time() - started, 1),
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "versions": {p: version(p) for p in ("numpy", "numba", "torch", "kafka-python", "faust-streaming")},
+        },
+    )
+    return figures
+
+
+def table(figures: list[Figure]) -> str:
+    """The figures as lines to read."""
+    lines = []
+    for f in figures:
+        ratio = "" if f["ratio"] is None else f"   {f['ratio']:.2f} x {f['against']}"
+        lines.append(f"{f['name']:<22} {f['value']:>14,.4g} {f['unit']}{ratio}")
+    return "\n".join(lines)
+
+
+def _write(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

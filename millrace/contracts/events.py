@@ -1,0 +1,341 @@
+"""Every message that crosses Kafka, as types.
+
+What comes from outside (``events``, ``users``, ``items``) is JSON, so that any program can send it; what Millrace
+writes for itself is MessagePack with packed arrays (little-endian, C order). Nothing is ever unpickled.
+
+=================  ========================  ==================================================
+topic              message                   key
+=================  ========================  ==================================================
+``events``         :data:`Event` (JSON)      ``user_id``
+``impressions``    :class:`Impression`       ``user_id`` (same number of partitions as ``events``)
+``users``          :class:`User` (JSON)      ``user_id`` (compacted, same number of partitions)
+``items``          :class:`Item` (JSON)      ``item_id`` (compacted)
+``samples``        :class:`~millrace.contracts.samples.SampleBatch`  none: written to the partition its events came from
+``dead-letters``   :class:`DeadLetter` (JSON)  reason
+``features.items`` :class:`ItemTiles`        partition number
+``model.deltas``   :class:`~millrace.contracts.modelstore.Announcement` (JSON)  none
+``truth``          :class:`Truth`            ``user_id`` (known to the simulator; read by reports only)
+=================  ========================  ==================================================
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, ClassVar, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+Id = int | str
+"""Users and items are named by integers or by text, as their owner likes; ``7`` and ``"7"`` are the same id."""
+
+LAST_MS = 32_503_680_000_000
+"""The year 3000: whatever claims to be later is no Unix milliseconds."""
+
+# Integers have 64 bits: a larger one fits into no column, no MessagePack and no checkpoint.
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+WireId = Int64 | Name
+"""An :data:`Id` as it may come from outside."""
+Attribute = str | Int64 | float | bool | list[str | Int64] | None
+TimeMs = Annotated[int, Meta(ge=1, le=LAST_MS, description="Unix milliseconds, up to the year 3000")]
+TimeOrNever = Annotated[int, Meta(ge=0, le=LAST_MS, description="Unix milliseconds; 0: not known")]
+
+ACTIONS = ("exposure", "click", "collect", "cart", "purchase")
+"""Action kinds in their fixed order: the column order of every array of counts."""
+CLICK = 1
+
+MAX_EVENT_BYTES = 256 * 1024
+"""An event, user or item larger than this is a dead letter: a page of 1,000 items is some 20 KiB."""
+
+MAX_ITEMS, MAX_OFFSET = 1000, 100_000
+"""Items of one exposure message, and the slot of its first at most."""
+
+MESSAGE_BYTES = 700_000
+"""What we make ourselves (samples, item tiles, dead letters) is cut to this: below the 1 MiB that brokers take."""
+
+MAX_DEPTH = 32
+"""JSON nested deeper than this is refused before it is decoded. The decoder's own limit depends on the stack it is
+called from, so that a message near it would be readable here and unreadable there."""
+
+
+class Exposure(Struct, frozen=True, tag_field="type", tag="exposure"):
+    """A user saw ``items``: consecutive slots of the page ``request_id``, the first at position ``offset``.
+
+    One message a page, not one an item. An exposure's identity is ``(request_id, position)``; sending it again
+    changes nothing.
+    """
+
+    event_id: Name
+    request_id: Name
+    ts_ms: TimeMs
+    user_id: WireId
+    items: Annotated[list[WireId], Meta(min_length=1, max_length=MAX_ITEMS)]
+    offset: Annotated[int, Meta(ge=0, le=MAX_OFFSET)] = 0
+    sent_ms: TimeOrNever = 0  # wall time of sending, for tracing; 0 when unknown
+    kind: ClassVar[int] = 0
+
+
+class Action(Struct, frozen=True, tag_field="type"):
+    """What a user did with one item of a page it was exposed on."""
+
+    event_id: Name
+    request_id: Name
+    ts_ms: TimeMs
+    user_id: WireId
+    item_id: WireId
+    position: Annotated[int, Meta(ge=0, le=MAX_OFFSET)]
+    sent_ms: TimeOrNever = 0
+    kind: ClassVar[int] = -1
+
+
+class Click(Action, frozen=True, tag="click"):
+    kind: ClassVar[int] = 1
+
+
+class Collect(Action, frozen=True, tag="collect"):
+    kind: ClassVar[int] = 2
+
+
+class Cart(Action, frozen=True, tag="cart"):
+    kind: ClassVar[int] = 3
+
+
+class Purchase(Action, frozen=True, tag="purchase"):
+    kind: ClassVar[int] = 4
+
+
+Event = Exposure | Click | Collect | Cart | Purchase
+
+
+class User(Struct, frozen=True):
+    """A user's slowly changing attributes; names as in the schema. The newest message replaces the older ones."""
+
+    user_id: WireId
+    attributes: dict[str, Attribute]
+
+
+class Item(Struct, frozen=True):
+    """An item of the catalogue. ``gone`` takes it out of recall; it may still be scored."""
+
+    item_id: WireId
+    attributes: dict[str, Attribute]
+    born_ms: TimeOrNever = 0
+    gone: bool = False
+
+
+class Impression(Struct, frozen=True):
+    """What the scorer knew and said when it made a page: features and scores, item by item, in page order.
+
+    Arrays are packed: ``keys`` (n, K) uint64 window keys, ``cat`` (n, F) int64 feature ids, ``num`` (n, N)
+    float32, ``scores`` (n,) float32 click probabilities. F, N and K are those of the schema ``schema_id``.
+    """
+
+    request_id: str
+    ts_ms: TimeMs
+    user_id: Id
+    arm: str  # "model" or "control" (a random page)
+    model_version: Int64
+    schema_id: str
+    items: list[Id]
+    scores: bytes
+    keys: bytes
+    cat: bytes
+    num: bytes
+    served_ms: int = 0  # wall time
+
+
+class ItemTiles(Struct, frozen=True):
+    """New states of item-side window keys in one partition of ``events``; the sum over partitions is the count.
+
+    ``keys`` packs (n,) uint64, ``sizes`` (n,) uint32 byte lengths, ``tiles`` the concatenated tile lists.
+    """
+
+    partition: Annotated[int, Meta(ge=0, lt=1024)]  # as many as the settings allow
+    seq: int
+    event_ms: TimeOrNever
+    keys: bytes
+    sizes: bytes
+    tiles: bytes
+
+
+class Truth(Struct, frozen=True):
+    """True click probabilities of a page's exposures, known to the simulator alone. ``p`` packs (n,) float32."""
+
+    request_id: str
+    ts_ms: int
+    offset: Annotated[int, Meta(ge=0, le=MAX_OFFSET)]
+    p: bytes
+
+
+class DeadLetter(Struct, frozen=True):
+    """A message that could not be used, whole, with the reason. ``raw`` is base64 in the JSON form."""
+
+    reason: str
+    detail: str
+    topic: str
+    partition: int
+    offset: int
+    exposures: int  # exposures lost with it: those of a well-formed page, 0 for what was never readable
+    raw: bytes
+    truncated: bool = False
+
+    @classmethod
+    def of(
+        cls, reason: str, detail: str, topic: str, partition: int, offset: int, raw: bytes | None, exposures: int = 0
+    ) -> DeadLetter:
+        """The dead letter of a message; of a very large one the beginning is kept."""
+        kept = bytes(raw or b"")[:MAX_EVENT_BYTES]
+        return cls(reason, detail, topic, partition, offset, exposures, kept, len(raw or b"") > MAX_EVENT_BYTES)
+
+
+class BadEventError(ValueError):
+    """An event that cannot be used.
+
+    Args:
+        reason: one of the fixed words that dead letters are counted by.
+        detail: one line that names the value.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {detail}")
+
+
+T = TypeVar("T")
+_json = msgspec.json.Encoder()
+_msgpack = msgspec.msgpack.Encoder()
+_PIECES = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+"""Texts, whole or cut off, so that a bracket in one does not count; and brackets. Linear in the message."""
+
+
+def is_deep(raw: bytes) -> bool:
+    """Whether the JSON in ``raw`` is nested deeper than :data:`MAX_DEPTH`."""
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:  # nearly always, and much faster
+        return False
+    depth = 0
+    for piece in _PIECES.finditer(raw):
+        first = raw[piece.start()]
+        if first in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                return True
+        elif first in b"]}":
+            depth -= 1
+    return False
+
+
+def read_json(decode: Callable[[bytes], T], raw: bytes | None, max_bytes: int = MAX_EVENT_BYTES) -> T:
+    """The value of some JSON that may come from anybody, whatever is in it.
+
+    Args:
+        decode: a msgspec decoder's method.
+        raw: a message's value; None is a tombstone.
+
+    Raises:
+        BadEventError: with the reason ``oversized``, ``malformed`` (not JSON, or nested too deep), ``unknown-type`` or
+            ``wrong-type``.
+    """
+    if not raw:
+        raise BadEventError("malformed", "the message is empty")
+    if len(raw) > max_bytes:
+        raise BadEventError("oversized", f"{len(raw)} bytes, at most {max_bytes} are taken")
+    if is_deep(raw):
+        raise BadEventError("malformed", f"nested deeper than {MAX_DEPTH} levels")
+    try:
+        return decode(raw)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        unknown = "$.type" in text and "Invalid value" in text
+        raise BadEventError("unknown-type" if unknown else "wrong-type", text) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadEventError("malformed", str(error)) from None
+
+
+def read_msgpack(decode: Callable[[bytes], T], raw: bytes | None) -> T:
+    """The value of a MessagePack message of our own, whatever is in it.
+
+    Raises:
+        BadEventError: with the reason ``malformed`` or ``wrong-type``.
+    """
+    try:
+        return decode(raw or b"")
+    except msgspec.ValidationError as error:
+        raise BadEventError("wrong-type", str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadEventError("malformed", str(error)) from None
+    except RecursionError:
+        raise BadEventError("malformed", "nested too deep") from None
+
+
+_event = msgspec.json.Decoder(Event).decode
+_user = msgspec.json.Decoder(User).decode
+_item = msgspec.json.Decoder(Item).decode
+_dead_letter = msgspec.json.Decoder(DeadLetter).decode
+_impression = msgspec.msgpack.Decoder(Impression).decode
+_item_tiles = msgspec.msgpack.Decoder(ItemTiles).decode
+_truth = msgspec.msgpack.Decoder(Truth).decode
+
+
+def decode_event(raw: bytes | None) -> Event:
+    """One event from its JSON. Raises BadEventError as :func:`read_json` does."""
+    event: Event = read_json(_event, raw)
+    return event
+
+
+def decode_user(raw: bytes | None) -> User:
+    """A user from its JSON; whether a schema can use the attributes is
+    :class:`~millrace.contracts.intake.Intake`'s to say.
+    Raises BadEventError as :func:`read_json` does."""
+    return read_json(_user, raw)
+
+
+def decode_item(raw: bytes | None) -> Item:
+    """An item from its JSON, as :func:`decode_user`."""
+    return read_json(_item, raw)
+
+
+def decode_dead_letter(raw: bytes | None) -> DeadLetter:
+    """Raises BadEventError as :func:`read_json` does."""
+    return read_json(_dead_letter, raw, 8 * MAX_EVENT_BYTES)
+
+
+def decode_impression(raw: bytes | None) -> Impression:
+    """Raises BadEventError as :func:`read_msgpack` does."""
+    return read_msgpack(_impression, raw)
+
+
+def decode_item_tiles(raw: bytes | None) -> ItemTiles:
+    """Raises BadEventError as :func:`read_msgpack` does."""
+    return read_msgpack(_item_tiles, raw)
+
+
+def decode_truth(raw: bytes | None) -> Truth:
+    """Raises BadEventError as :func:`read_msgpack` does."""
+    return read_msgpack(_truth, raw)
+
+
+def to_json(message: Struct) -> bytes:
+    """The JSON form of an event, user, item, dead letter or announcement."""
+    return _json.encode(message)
+
+
+def to_msgpack(message: Struct) -> bytes:
+    """The MessagePack form of an impression, item tiles or truth record."""
+    return _msgpack.encode(message)
+
+
+def key_of(identifier: Id) -> bytes:
+    """The Kafka key of a user or an item: the id's text."""
+    return str(identifier).encode()
+
+
+def letter_bytes(letter: DeadLetter) -> bytes:
+    """A dead letter's JSON; of a message too large for another message, the beginning."""
+    encoded = to_json(letter)
+    if len(encoded) > MESSAGE_BYTES:
+        start = letter.raw[: MESSAGE_BYTES // 2]
+        encoded = to_json(msgspec.structs.replace(letter, raw=start, truncated=True))
+    return encoded

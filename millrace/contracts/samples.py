@@ -1,0 +1,141 @@
+"""The one type that flows: a columnar batch of labelled exposures.
+
+::
+
+    request   ["r1",    "r2"]            distinct pages of the batch, (R,)
+    page      [ 0, 0, 0,  1, 1 ]         index into request, (B,)
+    position  [ 0, 1, 2,  0, 1 ]         slot on the page   -> (request[page], position) is the sample's id
+    kind      [ N, P, N,  P, C ]         negative, positive, correction (a click after its negative)
+    cat       [[.. F ids ..], ...]       (B, F) int64 feature ids, 0 = missing
+    num       [[.. N numbers ..], ...]   (B, N) float32 raw statistics
+
+The joiner makes it, the learner eats it, replay makes it from a log, reports read it. Columns share the length B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.contracts.errors import SchemaError
+from millrace.contracts.events import LAST_MS, MAX_ITEMS, MAX_OFFSET
+
+NEGATIVE, POSITIVE, CORRECTION, FOLLOW_UP = 0, 1, 2, 3
+"""Kinds of sample. ``FOLLOW_UP`` carries a later collect, cart or purchase of an exposure already labelled."""
+
+MAX_POSITION = MAX_OFFSET + MAX_ITEMS
+
+_DTYPES: dict[str, str] = {
+    "page": "<i4",
+    "position": "<i4",
+    "user": "<u8",
+    "item": "<u8",
+    "ts_ms": "<i8",
+    "kind": "u1",
+    "label": "<f4",
+    "weight": "<f4",
+    "actions": "u1",
+    "cat": "<i8",
+    "num": "<f4",
+    "score": "<f4",
+    "version": "<i8",
+    "arm": "u1",
+    "origin_ms": "<i8",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SampleBatch:
+    """Labelled exposures, column by column. B rows, F categorical and N numeric features."""
+
+    request: tuple[str, ...]
+    page: NDArray[np.int32]  # (B,)
+    position: NDArray[np.int32]  # (B,)
+    user: NDArray[np.uint64]  # (B,) value hashes of the ids
+    item: NDArray[np.uint64]  # (B,)
+    ts_ms: NDArray[np.int64]  # (B,) time of the exposure
+    kind: NDArray[np.uint8]  # (B,)
+    label: NDArray[np.float32]  # (B,) 1 clicked, 0 not
+    weight: NDArray[np.float32]  # (B,)
+    actions: NDArray[np.uint8]  # (B,) bit k: action kind k (see events.ACTIONS) is known
+    cat: NDArray[np.int64]  # (B, F)
+    num: NDArray[np.float32]  # (B, N)
+    score: NDArray[np.float32]  # (B,) probability served with, NaN when none was
+    version: NDArray[np.int64]  # (B,) model version that made the page, -1 when none did
+    arm: NDArray[np.uint8]  # (B,) 0 model, 1 control
+    origin_ms: NDArray[np.int64]  # (B,) wall time at which the labelling action was sent, 0 when none was
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def ids(self) -> Iterator[tuple[str, int]]:
+        """The samples' identities, in order: ``(request_id, position)``."""
+        for page, position in zip(self.page.tolist(), self.position.tolist(), strict=True):
+            yield self.request[page], position
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_] | slice) -> SampleBatch:
+        """The rows ``rows`` (indices, mask or slice) as a batch; ``request`` stays whole."""
+        return SampleBatch(self.request, *(getattr(self, name)[rows] for name in _DTYPES))
+
+    @classmethod
+    def concat(cls, batches: Sequence[SampleBatch]) -> SampleBatch:
+        """The batches one after another. At least one is needed (the feature widths come from it)."""
+        if len(batches) == 1:
+            return batches[0]
+        request: list[str] = []
+        pages = []
+        for batch in batches:
+            pages.append(batch.page + np.int32(len(request)))
+            request.extend(batch.request)
+        rest = (np.concatenate([getattr(b, name) for b in batches]) for name in _DTYPES if name != "page")
+        return cls(tuple(request), np.concatenate(pages), *rest)
+
+    def to_bytes(self) -> bytes:
+        """The MessagePack form: the request ids, the widths, and each column's packed array."""
+        used, page = np.unique(self.page, return_inverse=True)
+        columns = {name: np.ascontiguousarray(getattr(self, name), dtype).tobytes() for name, dtype in _DTYPES.items()}
+        columns["page"] = np.ascontiguousarray(page, "<i4").tobytes()
+        request = [self.request[i] for i in used.tolist()]
+        return msgspec.msgpack.encode((1, request, self.cat.shape[1], self.num.shape[1], columns))
+
+    @classmethod
+    def from_bytes(cls, raw: bytes | None) -> SampleBatch:
+        """The inverse of :meth:`to_bytes`; arrays are views of ``raw`` and cannot be written to.
+
+        Raises:
+            SchemaError: the bytes are not a sample batch, whatever they are. (None is a tombstone.)
+        """
+        raw = raw or b""
+        try:
+            form, request, f, n, columns = _decoder.decode(raw)
+            if form != 1:
+                raise ValueError(f"form {form}")
+            arrays = {name: np.frombuffer(columns[name], dtype) for name, dtype in _DTYPES.items()}
+            rows = len(arrays["label"])
+            arrays["cat"] = arrays["cat"].reshape(rows, f)
+            arrays["num"] = arrays["num"].reshape(rows, n)
+            if any(len(a) != rows for a in arrays.values()):
+                raise ValueError("columns of unequal length")
+            for name, low, high in _bounds(len(request)):
+                if rows and not low <= arrays[name].min() <= arrays[name].max() <= high:
+                    raise ValueError(f"a '{name}' outside of {low} to {high}")
+        except (msgspec.MsgspecError, ValueError, KeyError, OverflowError, RecursionError) as error:
+            raise SchemaError(
+                f"a message of {len(raw)} bytes is not a sample batch ({error})", "upgrade the older role"
+            ) from None
+        return cls(tuple(request), **arrays)
+
+
+def _bounds(requests: int) -> tuple[tuple[str, int, int], ...]:
+    """Columns that index, shift or tell the time, so that no value of theirs may lie outside."""
+    return ("page", 0, requests - 1), ("position", 0, MAX_POSITION), ("kind", 0, FOLLOW_UP), ("ts_ms", 1, LAST_MS)
+
+
+_decoder: msgspec.msgpack.Decoder[tuple[int, list[str], int, int, dict[str, bytes]]] = msgspec.msgpack.Decoder(
+    tuple[int, list[str], int, int, dict[str, bytes]]
+)
+assert tuple(_DTYPES) == tuple(f.name for f in fields(SampleBatch))[1:]

@@ -1,0 +1,341 @@
+"""The feature schema: which columns a log or catalogue has, which features and windows are made of them.
+
+A schema is a TOML file, read once, validated whole, then frozen. From it follows the :class:`Layout`, the fixed
+order of every feature array in Millrace::
+
+    cat (n, F)   one column per slot:   user fields | item fields | context fields   (a multi field has several)
+    num (n, N)   plain numbers          user | item | context, as in the schema
+                 window statistics      key 0: span 0: a0 a1 .. aA-1 rate1 .. rateA-1 mean1 .. | span 1: .. | key 1: ..
+    keys (n, K)  uint64 window keys     one column per [windows] key
+
+A span is a window or, after the windows, a half-life. ``a0`` is the count of exposures, ``rate_j`` the share of
+exposures followed by action j, smoothed, ``mean_m`` the mean of a number over one action. Identity of a schema is
+:attr:`Schema.id`, a hash of all that changes the meaning of an array.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tomllib
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+
+from millrace.contracts.errors import SchemaError
+from millrace.contracts.events import ACTIONS
+from millrace.contracts.hashing import salt
+
+Side = Literal["user", "item", "context"]
+SIDES: tuple[Side, ...] = ("user", "item", "context")
+Transform = Literal["raw", "log", "bucket"]
+
+MAX_COLUMNS = 16
+"""Counts and sums that a tile can hold."""
+
+SHORTEST_HALF_LIFE = 0.25
+"""Days. Tiles are an hour wide at best: six hours keep a fresh event's weight within 6 percent."""
+
+DERIVED = ("hour", "weekday", "position", "age_days")
+"""Columns that need not be in the data: local hour and weekday of the exposure, its slot, the item's age in days."""
+
+
+class LogColumns(Struct, frozen=True, forbid_unknown_fields=True):
+    """How to read an exposure log: which columns mean what. A log has one row an exposure."""
+
+    time: str
+    user: str
+    item: str
+    label: str
+    time_unit: Literal["ms", "s", "us"] = "ms"
+    identity: tuple[str, ...] = ()  # rows equal in these columns are one exposure; default: time, user, item
+    day: str | None = None  # column that names the local day (YYYYMMDD); default: from time and utc_offset
+    request: str | None = None  # page id; default: each row is a page of its own
+    position: str | None = None
+    action_times: dict[str, str] = {}  # action kind -> column with its time (null: did not happen)
+    attribution_minutes: float = 0.0  # with action times: a label is known at the click, or this long after
+
+
+class Join(Struct, frozen=True, forbid_unknown_fields=True):
+    """A side table beside the log, joined on one column that both have."""
+
+    file: str
+    on: str
+
+
+class Field(Struct, frozen=True, forbid_unknown_fields=True):
+    """One feature. ``slots`` above 1 makes a categorical field multi-valued: its values are pooled.
+
+    ``width`` is the embedding width (None: the model's default). ``bias`` marks what is known when learning
+    but not when ranking (the position): it feeds the wide part only and reads as missing when a page is ranked.
+    """
+
+    name: str
+    of: Side
+    kind: Literal["categorical", "numeric"] = "categorical"
+    slots: Annotated[int, Meta(ge=1, le=16)] = 1
+    separator: str = ","
+    width: Annotated[int, Meta(ge=1, le=256)] | None = None
+    transform: Transform = "raw"
+    bias: bool = False
+
+
+class WindowKey(Struct, frozen=True, forbid_unknown_fields=True):
+    """Counts are kept for each distinct combination of these columns' values."""
+
+    columns: tuple[str, ...]
+    parent: tuple[str, ...] = ()  # rates are smoothed towards this key's rate; default: towards the prior
+
+    @property
+    def name(self) -> str:
+        return "*".join(self.columns)
+
+
+class Mean(Struct, frozen=True, forbid_unknown_fields=True):
+    """The mean of a numeric field over the events of one action, kept as their sum in steps and their count.
+
+    An event adds ``value / step``, rounded; a value that is negative or not finite adds 0, one beyond 2^24 - 1 steps
+    that many. A tile (an hour, at most a day, of one key) holds a sum of 2^32 - 1 steps and stays there.
+    """
+
+    of: str
+    step: float
+    action: str = "click"
+
+    @property
+    def name(self) -> str:
+        return f"{self.of}_mean_{self.action}"
+
+
+class Windows(Struct, frozen=True, forbid_unknown_fields=True):
+    """Sliding windows ``[ts - days, ts)`` over counts of actions, and the same counts with exponential decay."""
+
+    keys: tuple[WindowKey, ...] = ()
+    days: tuple[Annotated[int, Meta(ge=1, le=3650)], ...] = (1, 3, 5, 7, 15, 30)
+    actions: tuple[str, ...] = ACTIONS
+    prior_rate: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    prior_weight: Annotated[float, Meta(ge=0)] = 20.0
+    transform: Transform = "log"  # how models see the counts
+    half_lives: tuple[float, ...] = ()  # days
+    means: tuple[Mean, ...] = ()
+
+    @property
+    def columns(self) -> int:
+        """What a tile holds: a count for each action, then a sum for each mean."""
+        return len(self.actions) + len(self.means)
+
+    @property
+    def spans(self) -> tuple[str, ...]:
+        """Names of what is counted over: windows, then half-lives."""
+        lives = (str(int(h)) if h == int(h) else str(h) for h in self.half_lives)
+        return (*(f"{days}d" for days in self.days), *(f"h{h}d" for h in lives))
+
+
+class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """See the module's text. Make one with :func:`load_schema`, :func:`parse_schema` or :func:`shop_schema`."""
+
+    name: str
+    fields: tuple[Field, ...]
+    windows: Windows = Windows()
+    crosses: tuple[tuple[str, ...], ...] = ()  # categorical fields crossed in the wide part
+    utc_offset: str = "+00:00"
+    log: LogColumns | None = None
+    join: tuple[Join, ...] = ()
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of what gives arrays their meaning (not of how a log is read). 16 hex digits.
+
+        Entries that came later are left out while they are empty, so that a schema without them keeps its identity.
+        """
+        windows = msgspec.to_builtins(self.windows)
+        windows = {name: value for name, value in windows.items() if value or name not in ("half_lives", "means")}
+        meaning = (self.fields, windows, self.crosses, self.utc_offset)
+        return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()[:16]
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout.of(self)
+
+    @cached_property
+    def utc_offset_ms(self) -> int:
+        sign = -1 if self.utc_offset.startswith("-") else 1
+        hours, minutes = self.utc_offset.lstrip("+-").split(":")
+        return sign * (int(hours) * 60 + int(minutes)) * 60_000
+
+    def columns_of(self, side: Side) -> tuple[str, ...]:
+        """The columns of one side that fields and window keys are made of, in the schema's order."""
+        named = [f.name for f in self.fields] + [c for k in self.windows.keys for c in k.columns]
+        return tuple(name for name in dict.fromkeys(named) if self.side_of(name) == side)
+
+    def side_of(self, column: str) -> Side:
+        """Which side a column belongs to: a field's own side; derived columns are of the context, ``age_days``
+        of the item; the log's user and item columns of the user and the item."""
+        for field in self.fields:
+            if field.name == column:
+                return field.of
+        if self.log is not None and column == self.log.user:
+            return "user"
+        if self.log is not None and column == self.log.item:
+            return "item"
+        if column in DERIVED:
+            return "item" if column == "age_days" else "context"
+        raise SchemaError(
+            f"schema '{self.name}' names the column '{column}', which is no field",
+            "add it to [[fields]], or correct the name",
+        )
+
+    def key_side(self, key: WindowKey) -> Literal["user", "item"]:
+        """Where a window key's state lives: with the user (Redis) if any column is the user's, else the item index."""
+        return "user" if any(self.side_of(c) == "user" for c in key.columns) else "item"
+
+
+class Layout(Struct, frozen=True):
+    """The column order of ``cat``, ``num`` and ``keys``; see the module's text."""
+
+    cat_fields: tuple[Field, ...]  # categorical fields, user then item then context
+    cat_names: tuple[str, ...]  # one per column of cat: the field's name, repeated for each slot
+    cat_starts: tuple[int, ...]  # first column of each field
+    plain_fields: tuple[Field, ...]  # numeric fields in the order of num's first columns
+    num_names: tuple[str, ...]
+    key_names: tuple[str, ...]
+    window_start: int  # first window statistic in num
+
+    @property
+    def F(self) -> int:
+        return len(self.cat_names)
+
+    @property
+    def N(self) -> int:
+        return len(self.num_names)
+
+    @property
+    def K(self) -> int:
+        return len(self.key_names)
+
+    @classmethod
+    def of(cls, schema: Schema) -> Layout:
+        ordered = [f for side in SIDES for f in schema.fields if f.of == side]
+        cats = tuple(f for f in ordered if f.kind == "categorical")
+        plain = tuple(f for f in ordered if f.kind == "numeric")
+        names: list[str] = []
+        starts: list[int] = []
+        for f in cats:
+            starts.append(len(names))
+            names.extend([f.name] * f.slots)
+        num = [f.name for f in plain]
+        w = schema.windows
+        for key in w.keys:
+            for span in w.spans:
+                num.extend(f"{key.name}.{action}.{span}" for action in w.actions)
+                num.extend(f"{key.name}.{action}_rate.{span}" for action in w.actions[1:])
+                num.extend(f"{key.name}.{mean.name}.{span}" for mean in w.means)
+        return cls(cats, tuple(names), tuple(starts), plain, tuple(num), tuple(k.name for k in w.keys), len(plain))
+
+    def field_salt(self, field: Field) -> np.uint64:
+        """The salt under which a field's value hashes become feature ids."""
+        return salt("field", field.name)
+
+    def key_salt(self, name: str) -> np.uint64:
+        """The salt of a window key."""
+        return salt("window", name)
+
+
+def parse_schema(text: str, source: str = "schema") -> Schema:
+    """A schema from TOML text.
+
+    Raises:
+        SchemaError: the text is not TOML, has an unknown or ill-typed entry, or names a column that does not exist.
+    """
+    try:
+        schema: Schema = msgspec.convert(tomllib.loads(text), Schema)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise SchemaError(f"{source}: {error}", "correct the entry; docs/schema.md lists them all") from None
+    _check(schema, source)
+    return schema
+
+
+def load_schema(path: Path | str) -> Schema:
+    """A schema from a TOML file. Raises SchemaError as :func:`parse_schema` does, or when the file cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SchemaError(f"schema file '{path}' cannot be read ({error})", "give the path of a TOML schema") from None
+    return parse_schema(text, str(path))
+
+
+def shop_schema() -> Schema:
+    """The schema of the simulated shop, which ships with Millrace."""
+    return parse_schema(resources.files(__package__).joinpath("shop.toml").read_text(encoding="utf-8"), "shop.toml")
+
+
+def _check(schema: Schema, source: str) -> None:
+    def fail(problem: str, remedy: str) -> Any:
+        raise SchemaError(f"{source}: {problem}", remedy)
+
+    names = [f.name for f in schema.fields]
+    for name in names:
+        if names.count(name) > 1:
+            fail(f"field '{name}' stands twice", "name each field once")
+    if not names:
+        fail("no fields", "add at least one [[fields]] entry")
+    w = schema.windows
+    if w.actions[:1] != ("exposure",):
+        fail(f"windows.actions starts with '{(w.actions or ('nothing',))[0]}'", "start it with 'exposure'")
+    for action in w.actions:
+        if action not in ACTIONS:
+            fail(f"unknown action '{action}'", f"use {', '.join(ACTIONS)}")
+    if list(w.days) != sorted(set(w.days)) or not w.days:
+        fail(f"windows.days {list(w.days)} is not ascending", "list each window once, shortest first")
+    for h in w.half_lives:
+        if not (math.isfinite(h) and h >= SHORTEST_HALF_LIFE):
+            fail(f"windows.half_lives has {h}", f"name days, {SHORTEST_HALF_LIFE} or more")
+    if list(w.half_lives) != sorted(set(w.half_lives)):
+        fail(f"windows.half_lives {list(w.half_lives)} is not ascending", "list each half-life once, shortest first")
+    numeric = [f.name for f in schema.fields if f.kind == "numeric"]
+    for mean in w.means:
+        if mean.of not in numeric:
+            fail(f"windows.means names '{mean.of}', which is no numeric field", "take the mean of a numeric [[fields]]")
+        if mean.action not in w.actions:
+            fail(f"the mean of '{mean.of}' is over '{mean.action}', which is not counted", "add it to windows.actions")
+        if not (math.isfinite(mean.step) and mean.step > 0):
+            fail(f"the mean of '{mean.of}' has the step {mean.step}", "name the precision to keep, above 0")
+        if [m.name for m in w.means].count(mean.name) > 1:
+            fail(f"the mean of '{mean.of}' over '{mean.action}' stands twice", "name each mean once")
+    if w.columns > MAX_COLUMNS:
+        fail(f"{len(w.actions)} actions and {len(w.means)} means", f"keep at most {MAX_COLUMNS} together")
+    key_columns = [k.columns for k in w.keys]
+    for key in w.keys:
+        if not key.columns:
+            fail("a window key without columns", "name at least one column")
+        for column in key.columns:
+            try:
+                schema.side_of(column)
+            except SchemaError as error:
+                fail(f"window key '{key.name}': {error.problem}", error.remedy)
+        if key.parent and key.parent not in key_columns:
+            fail(
+                f"window key '{key.name}' smooths towards '{'*'.join(key.parent)}', which is no window key",
+                "add that key",
+            )
+    categorical = {f.name for f in schema.fields if f.kind == "categorical"}
+    for cross in schema.crosses:
+        for name in cross:
+            if name not in categorical:
+                fail(
+                    f"cross {list(cross)} names '{name}', which is no categorical field",
+                    "cross categorical fields only",
+                )
+    try:
+        _ = schema.utc_offset_ms
+    except ValueError:
+        fail(f"utc_offset '{schema.utc_offset}' is not like '+08:00'", "write sign, hours and minutes")
+    if schema.log is not None:
+        for action in schema.log.action_times:
+            if action not in ACTIONS[1:]:
+                fail(f"log.action_times names '{action}'", f"use {', '.join(ACTIONS[1:])}")

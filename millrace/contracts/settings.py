@@ -1,0 +1,153 @@
+"""Settings: read once, validated, frozen, handed down.
+
+Precedence, highest first: flags (passed as overrides), the environment (``MILLRACE_KAFKA`` sets ``kafka``), the file
+named by ``MILLRACE_CONFIG`` (TOML, same names), the defaults below.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from millrace.contracts.clock import EventClock
+from millrace.contracts.errors import SettingError
+from millrace.contracts.schema import Schema, load_schema, shop_schema
+
+Positive = Annotated[float, Meta(gt=0)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything a role needs to know. Times of the *event* clock say so; all others are wall time."""
+
+    # Where things are. An empty address means that `millrace demo` starts an embedded service.
+    kafka: str = ""  # host:port[,host:port]
+    redis: str = ""  # host:port or redis:// URL
+    scorer: str = ""  # http://host:port
+    data: str = ""  # folder of checkpoints and models; roles on several machines share it
+    schema: str = ""  # path of a schema file; empty: the simulated shop's
+    clock: str = ""  # see EventClock.encode
+
+    # What to bind. Loopback unless told otherwise.
+    host: str = "127.0.0.1"
+    port: Port = 8700  # scorer's HTTP
+    metrics_port: Port | None = None  # None: the role's own, see millrace.processes.metrics; 0: any that is free
+
+    seed: int = 0
+    from_log: str = ""  # a log that the simulator role plays back, by `schema`, in place of shoppers of its own
+    partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
+    idempotence: bool = True  # off only where the broker cannot (the embedded one)
+    # What a broker takes in one message: its message.max.bytes, less some room. A larger one is never sent.
+    message_bytes: Annotated[int, Meta(ge=800_000)] = 1_000_000
+    session_timeout_ms: Annotated[int, Meta(ge=1000)] = 6000
+    patience_seconds: Positive = 30.0  # how long a role waits, aloud, for a broker that does not answer at its start
+
+    # stream, in event time
+    attribution_minutes: Positive = 5.0  # an exposure without a click for so long is a negative
+    disorder_seconds: Annotated[float, Meta(ge=0)] = 60.0  # how much out of order events may come
+    lateness_minutes: Annotated[float, Meta(ge=0)] = 120.0  # clicks later than this after attribution are dead letters
+    ahead_minutes: Positive = 60.0  # an event further ahead of the event clock than this is from the future
+    label_policy: Literal["wait", "fake-negative-weighted"] = (
+        "wait"  # the latter: a negative at once, see stream/join.py
+    )
+    # stream, in wall time
+    idle_seconds: Positive = 5.0  # a partition silent for this long follows the others' watermark
+    checkpoint_seconds: Positive = 2.0
+    publish_seconds: Positive = 1.0  # item aggregates to the scorer
+    outage_seconds: Positive = 60.0  # how long a running worker waits for a broker or Redis that went away
+
+    # learner
+    model: str = "wide_resnet"
+    model_spec: str = ""  # JSON: entries of the model's spec (learner/spec.py), as {"negative_keep": 0.25}
+    batch_rows: Annotated[int, Meta(ge=1)] = 512
+    batch_ms: Positive = 250.0
+    delta_seconds: Positive = 1.0
+    snapshot_seconds: Positive = 30.0
+    rolling_rows: Annotated[int, Meta(ge=100)] = 10_000  # length of the rolling metrics
+    segments: str = "kind:business|consumer"  # metrics by value of a field: "field:value|value;field:value"
+    evolve: bool = False  # a model of another schema or spec is carried over, aloud, instead of refused
+
+    # scorer
+    candidates: Annotated[int, Meta(ge=1)] = 1000
+    page_limit: Annotated[int, Meta(ge=1)] = 600
+    control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # of requests that get a random page
+
+    def load_schema(self) -> Schema:
+        """The schema named by the settings, or the simulated shop's."""
+        return load_schema(self.schema) if self.schema else shop_schema()
+
+    def spec(self) -> dict[str, Any]:
+        """The model and the entries of its spec that were given.
+
+        Raises:
+            SettingError: ``model_spec`` is not a JSON object.
+        """
+        try:
+            given = msgspec.json.decode(self.model_spec or "{}", type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise SettingError(f"model_spec '{self.model_spec}': {error}", "give a JSON object, or nothing") from None
+        return {"model": self.model} | given
+
+    def event_clock(self) -> EventClock:
+        return EventClock.decode(self.clock)
+
+    def folder(self, *parts: str) -> Path:
+        """A folder below ``data``, created if need be.
+
+        Raises:
+            SettingError: ``data`` is not set or cannot be written to.
+        """
+        if not self.data:
+            raise SettingError("'data' is not set", "set MILLRACE_DATA to a folder for checkpoints and models")
+        path = Path(self.data, *parts)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingError(
+                f"folder '{path}' cannot be made ({error.strerror})",
+                "set MILLRACE_DATA to a folder you can write to",
+            ) from None
+        return path
+
+    def environment(self) -> dict[str, str]:
+        """The settings as environment variables, for a child process; only what differs from the defaults."""
+        default = Settings()
+        changed = {n: getattr(self, n) for n in self.__struct_fields__ if getattr(self, n) != getattr(default, n)}
+        return {f"MILLRACE_{name.upper()}": str(value) for name, value in changed.items()}
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from flags, environment, file and defaults, in this order of precedence.
+
+    Args:
+        overrides: flags by setting name; None values are "not given".
+        environ: the environment (default: the process's own).
+
+    Raises:
+        SettingError: an unknown name or an unusable value, with where it came from.
+    """
+    env = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    config = env.get("MILLRACE_CONFIG", "")
+    if config:
+        try:
+            values.update(tomllib.loads(Path(config).read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise SettingError(f"MILLRACE_CONFIG '{config}' cannot be read ({error})", "name a TOML file") from None
+    for name in Settings.__struct_fields__:
+        text = env.get(f"MILLRACE_{name.upper()}")
+        if text is not None:
+            values[name] = text
+    values.update({k: v for k, v in (overrides or {}).items() if v is not None})
+    try:
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingError(
+            f"settings: {error}", "correct the flag, the MILLRACE_* variable or the settings file"
+        ) from None

@@ -1,0 +1,341 @@
+"""Do the books balance? Reads the topics themselves and accounts for every exposure.
+
+::
+
+    events ──────► sent      every (request_id, position) of a page that could be read
+    samples ─────► positive, negative (then perhaps corrected)           one label each, never both
+    dead-letters ► dead      pages that were readable but unusable
+    the rest ────► pending   must be the number that the stream role itself reports
+
+A page is one row of the books, a set of positions one integer: bit ``i`` stands for position ``i``. So a set of a
+hundred thousand exposures is a few thousand integers, and "no exposure twice" is an ``&`` that gives 0.
+
+Repetition is no error: after a crash a role may write a sample or a dead letter again, with the same identity. Such
+repeats are counted, and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.progressive import auc
+from millrace.contracts.clock import EventClock
+from millrace.contracts.errors import ConservationError, SchemaError
+from millrace.contracts.events import BadEventError, Exposure, decode_dead_letter, decode_event, decode_truth
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
+from millrace.processes.kafka import read_all
+
+Offsets = dict[int, int]
+"""Of ``events``, by partition: where a run began. What lies before is an earlier run's."""
+
+UNREADABLE = ("oversized", "malformed", "unknown-type", "wrong-type")
+
+
+@dataclass(slots=True)
+class Page:
+    """The books of one page: sets of positions as bits."""
+
+    sent: int = 0
+    dead: int = 0  # taken in, then in a dead letter: what is sent of it again is a duplicate
+    refused: int = 0  # in a dead letter before it was taken in (from the future): it may be sent again, and taken
+    positive: int = 0
+    negative: int = 0
+    corrected: int = 0
+    own: bool = False  # of this run
+
+    @property
+    def labelled(self) -> int:
+        return self.positive | self.negative | self.corrected
+
+    @property
+    def settled(self) -> int:
+        return self.positive | self.negative
+
+    @property
+    def known(self) -> int:
+        return self.sent | self.dead | self.refused
+
+    @property
+    def pending(self) -> int:
+        return self.sent & ~self.settled & ~self.dead
+
+    @property
+    def lost(self) -> int:
+        """In dead letters, and nothing else became of it."""
+        return (self.dead & ~self.settled) | (self.refused & ~self.sent & ~self.dead)
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Everything that the topics say about one run. Feed it with the ``*_message`` methods, dead letters first."""
+
+    clock: EventClock = field(default_factory=EventClock)
+    ahead_ms: int = 3_600_000
+    since: Offsets = field(default_factory=dict)
+    pages: dict[str, Page] = field(default_factory=dict)
+    clicks: int = 0
+    actions: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0  # an event_id again
+    unreadable: Counter[str] = field(default_factory=Counter)  # events that no one can decode, by reason
+    future: int = 0
+    dead: Counter[str] = field(default_factory=Counter)  # dead letters of events, by reason
+    dead_of_earlier: Counter[str] = field(default_factory=Counter)  # the same, of events of earlier runs
+    dead_elsewhere: Counter[str] = field(default_factory=Counter)  # of other topics
+    unread: Counter[str] = field(default_factory=Counter)  # messages of the other topics that cannot be read
+    dead_exposures: int = 0  # as the stream counted them
+    repeated_dead: int = 0
+    repeated_samples: int = 0
+    undecided: list[str] = field(default_factory=list)  # ids that got both labels
+    orphans: list[str] = field(default_factory=list)  # corrections of what was no negative
+    truth: dict[str, dict[int, float]] = field(default_factory=dict)
+    _dead_at: dict[tuple[str, int, int], str] = field(default_factory=dict)
+    _event_ids: set[str] = field(default_factory=set)
+    _follow_ups: set[tuple[str, int, int]] = field(default_factory=set)
+    _rows: dict[tuple[str, int], tuple[float, int, int]] = field(default_factory=dict)  # score, arm, ts of a label
+
+    def dead_letter_message(self, record: Any) -> None:
+        """A record of ``dead-letters``."""
+        try:
+            letter = decode_dead_letter(record.value)
+        except BadEventError:  # not of ours: whoever wrote it, it stands for no event
+            self.unread[DEAD_LETTERS] += 1
+            return
+        at = (letter.topic, letter.partition, letter.offset)
+        if at in self._dead_at:
+            self.repeated_dead += 1
+            return
+        self._dead_at[at] = letter.reason
+        if letter.topic != EVENTS:
+            self.dead_elsewhere[f"{letter.topic}: {letter.reason}"] += 1
+            return
+        if letter.offset >= self.since.get(letter.partition, 0):
+            self.dead[letter.reason] += 1
+            self.dead_exposures += letter.exposures
+        else:
+            self.dead_of_earlier[letter.reason] += 1
+
+    def event_message(self, record: Any) -> None:
+        """A record of ``events``. All of ``dead-letters`` must have been read before."""
+        own = record.offset >= self.since.get(record.partition, 0)
+        try:
+            event = decode_event(record.value)
+        except BadEventError as bad:
+            self.unreadable[bad.reason] += own
+            return
+        why = self._dead_at.get((EVENTS, record.partition, record.offset))
+        dead = why is not None
+        if dead and event.ts_ms > self.clock.at(record.timestamp) + self.ahead_ms:
+            self.future += own
+        again = event.event_id in self._event_ids
+        if again and not dead:
+            self.duplicates += own
+        self._event_ids.add(event.event_id)
+        if isinstance(event, Exposure):
+            bits = ((1 << len(event.items)) - 1) << event.offset
+            page = self.pages.setdefault(event.request_id, Page())
+            page.own = page.own or own
+            if why == "future":
+                page.refused |= bits
+            elif dead:
+                page.dead |= bits
+            else:
+                page.sent |= bits
+        elif own and not dead and not again:
+            self.actions[type(event).__name__.lower()] += 1
+            self.clicks += event.kind == 1
+
+    def sample_message(self, record: Any) -> None:
+        """A record of ``samples``."""
+        try:
+            batch = SampleBatch.from_bytes(record.value)
+        except SchemaError:  # the learner passes it over as well
+            self.unread[SAMPLES] += 1
+            return
+        columns = zip(
+            batch.ids(), batch.kind.tolist(), batch.score.tolist(), batch.arm.tolist(), batch.ts_ms.tolist(),
+            batch.actions.tolist(), strict=True,
+        )  # fmt: skip
+        for (request, position), kind, score, arm, ts_ms, actions in columns:
+            page = self.pages.setdefault(request, Page())
+            bit = 1 << position
+            if kind == FOLLOW_UP:
+                if (request, position, actions) in self._follow_ups:
+                    self.repeated_samples += 1
+                self._follow_ups.add((request, position, actions))
+            elif kind == CORRECTION:
+                self.repeated_samples += bool(page.corrected & bit)
+                if not page.negative & bit:
+                    self.orphans.append(f"{request}/{position}")
+                page.corrected |= bit
+            else:
+                self.repeated_samples += bool((page.positive if kind == POSITIVE else page.negative) & bit)
+                if (page.negative if kind == POSITIVE else page.positive) & bit:
+                    self.undecided.append(f"{request}/{position}")
+                assert kind in (NEGATIVE, POSITIVE)
+                if kind == POSITIVE:
+                    page.positive |= bit
+                else:
+                    page.negative |= bit
+                self._rows[request, position] = (score, arm, ts_ms)
+
+    def truth_message(self, record: Any) -> None:
+        """A record of ``truth``."""
+        try:
+            truth = decode_truth(record.value)
+            chances = np.frombuffer(truth.p, "<f4").tolist()
+        except ValueError:  # a BadEventError is one too
+            self.unread[TRUTH] += 1
+            return
+        known = self.truth.setdefault(truth.request_id, {})
+        for position, p in enumerate(chances, truth.offset):
+            known[position] = p
+
+    # -- sums ------------------------------------------------------------------------------------------------
+
+    def count(self, name: str) -> int:
+        """Positions of this run in one of the sets of :class:`Page`."""
+        return sum(getattr(page, name).bit_count() for page in self.pages.values() if page.own)
+
+    def count_all(self, name: str) -> int:
+        """The same with earlier runs: what the roles hold, who know of no runs."""
+        return sum(getattr(page, name).bit_count() for page in self.pages.values())
+
+    @property
+    def exposures(self) -> int:
+        """Exposures sent in this run, those of dead pages with them."""
+        return self.count("known")
+
+    @property
+    def dead_only(self) -> int:
+        """Exposures that are in dead letters and nowhere else."""
+        return self.count("lost")
+
+    @property
+    def foreign(self) -> list[str]:
+        """Labelled, but never sent: at most a few, by page."""
+        lost = [r for r, page in self.pages.items() if page.labelled & ~page.known]
+        return lost[:5]
+
+    @property
+    def both(self) -> list[str]:
+        """Labelled, and a dead letter too (one of them when the stream read its input again): a few, by page."""
+        lost = [r for r, page in self.pages.items() if page.labelled & page.dead & ~page.sent]
+        return lost[:5]
+
+    @property
+    def follow_ups(self) -> int:
+        """Distinct follow-ups: a collect, cart or purchase after the label."""
+        return len(self._follow_ups)
+
+    @property
+    def malformed(self) -> int:
+        """Events that cannot be used whatever comes: unreadable, or dated in the future."""
+        return sum(self.unreadable.values()) + self.future
+
+    def rows(self) -> tuple[NDArray[np.int64], NDArray[np.int8], NDArray[np.float32], NDArray[np.float32], Any]:
+        """Labelled exposures of this run, by time: ts_ms, label, score served with, true probability, arm. (n,) each"""
+        own = [entry for entry in self._rows.items() if self.pages[entry[0][0]].own]
+        ordered = sorted(own, key=lambda entry: (entry[1][2], entry[0]))
+        label, true = [], []
+        for (request, position), _ in ordered:
+            page, bit = self.pages[request], 1 << position
+            label.append(bool((page.positive | page.corrected) & bit))
+            true.append(self.truth.get(request, {}).get(position, float("nan")))
+        return (
+            np.array([ts for _, (_, _, ts) in ordered], np.int64),
+            np.array(label, np.int8),
+            np.array([score for _, (score, _, _) in ordered], np.float32),
+            np.array(true, np.float32),
+            np.array([arm for _, (_, arm, _) in ordered], np.int8),
+        )
+
+
+def read_ledger(settings: Settings, since: Offsets | None = None) -> Ledger:
+    """The books of what the topics hold now. Takes some seconds per hundred thousand exposures."""
+    ledger = Ledger(settings.event_clock(), round(settings.ahead_minutes * 60_000), since or {})
+    for topic, visit in (
+        (DEAD_LETTERS, ledger.dead_letter_message),
+        (EVENTS, ledger.event_message),
+        (SAMPLES, ledger.sample_message),
+        (TRUTH, ledger.truth_message),
+    ):
+        read_all(settings, topic, visit)
+    return ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What the roles say of themselves, to hold against the books. None: they cannot say (a restart, no answer)."""
+
+    pending: int | None
+    trained: int | None
+    refused: int  # samples that the learner found unusable
+    skipped: int  # batches that it did not learn from
+    exposures: int | None
+    clicks: int | None
+    malformed: int | None
+    duplicates: int | None
+
+
+def check(ledger: Ledger, reported: Reported) -> None:
+    """Raises ConservationError, naming every figure that does not fit; returns when the books balance."""
+    sent, positives, negatives = ledger.exposures, ledger.count("positive"), ledger.count("negative")
+    pending, dead = ledger.count("pending"), ledger.dead_only
+    wrong = []
+    if ledger.undecided:
+        wrong.append(f"{len(ledger.undecided)} exposures have two labels (first: {ledger.undecided[0]})")
+    if ledger.foreign:
+        wrong.append(f"labels for exposures that nobody sent (pages {', '.join(ledger.foreign)})")
+    if ledger.both:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted((ledger.dead + ledger.dead_of_earlier).items()))
+        wrong.append(f"pages with labels are dead letters too ({', '.join(ledger.both)}; dead letters: {reasons})")
+    if ledger.orphans:
+        wrong.append(f"{len(ledger.orphans)} corrections of what was no negative (first: {ledger.orphans[0]})")
+    if sent != positives + negatives + pending + dead:
+        wrong.append(
+            f"{sent} sent is not {positives} positive + {negatives} negative + {pending} pending + {dead} dead"
+        )
+    if reported.pending is None:
+        wrong.append("the stream does not say how many exposures are pending")
+    elif reported.pending != (held := ledger.count_all("pending")):
+        wrong.append(f"{held} exposures have no label, but the stream holds {reported.pending} pending")
+    if ledger.dead_exposures < dead:
+        wrong.append(f"{dead} exposures went with dead pages, but dead letters own up to {ledger.dead_exposures}")
+    unread = sum(ledger.dead[reason] for reason in UNREADABLE)
+    if unread != sum(ledger.unreadable.values()):
+        wrong.append(f"{sum(ledger.unreadable.values())} events are unreadable, but {unread} dead letters say so")
+    samples = sum(ledger.count_all(name) for name in ("positive", "negative", "corrected"))
+    if reported.trained is not None:
+        learnt = reported.trained + reported.refused
+        # Rows of refused batches are not told apart from those never read: then only "not more" can be held.
+        if learnt > samples or (learnt < samples and not reported.skipped):
+            wrong.append(
+                f"the learner learnt from {reported.trained} samples and refused {reported.refused}"
+                f" where there are {samples} (corrections with them)"
+            )
+    for name, said, counted in (
+        ("exposures", reported.exposures, sent),
+        ("clicks", reported.clicks, ledger.clicks),
+        ("malformed events", reported.malformed, ledger.malformed),
+        ("duplicates", reported.duplicates, ledger.duplicates),
+    ):
+        if said is not None and said != counted:
+            wrong.append(f"the simulator sent {said} {name}, but {counted} are in the topic")
+    if wrong:
+        raise ConservationError("; ".join(wrong), "the topics and logs of this run show where; keep them with --data")
+
+
+def auc_of(score: NDArray[np.floating[Any]], label: NDArray[Any]) -> float | None:
+    """Area under the ROC curve of ``score`` (n,) for the binary ``label`` (n,). None when one class is missing. Rows
+    without a finite score are left out."""
+    finite = np.isfinite(score)
+    value = auc(score[finite], label[finite])
+    return value if math.isfinite(value) else None

@@ -1,0 +1,247 @@
+"""One picture of the running loop: every role's ``/metrics`` and the scorer's ``/model``, once a second.
+
+The terminal view, the live page and the report all read this picture, so they cannot disagree. A role that is being
+restarted answers nothing for a while: its last figures stay, and its counters go on from where they were, so that a
+total never falls.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
+from typing import Any
+from urllib.parse import urlsplit
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from millrace.contracts.clock import EventClock
+from millrace.demo.series import Series
+
+Labels = tuple[tuple[str, str], ...]
+
+_STARTED = "process_start_time_seconds"
+
+
+class Figures:
+    """The metrics of one role over all its lives: gauges as they are, counters made continuous over restarts."""
+
+    def __init__(self) -> None:
+        self._now: dict[tuple[str, Labels], float] = {}
+        self._before: dict[tuple[str, Labels], float] = {}  # what counters had reached in earlier lives
+        self._cumulative: set[str] = set()
+        self.families: set[str] = set()
+        self.lives = 0
+
+    def update(self, text: str) -> None:
+        """Takes in one answer of ``/metrics``."""
+        now: dict[tuple[str, Labels], float] = {}
+        for family in text_string_to_metric_families(text):
+            if not family.name.endswith("_created"):  # the client's own addition to each counter
+                self.families.add(family.name)
+            for sample in family.samples:
+                now[sample.name, tuple(sorted(sample.labels.items()))] = sample.value
+                if family.type in ("counter", "histogram", "summary"):
+                    self._cumulative.add(sample.name)
+        started, known = now.get((_STARTED, ())), self._now.get((_STARTED, ()))
+        if started != known:
+            self.lives += 1
+            for key, value in self._now.items():
+                if key[0] in self._cumulative:
+                    self._before[key] = self._before.get(key, 0.0) + value
+        self._now = now
+
+    def gauge(self, name: str, **labels: str) -> float | None:
+        """A gauge now: the sum over the label sets that carry ``labels``; None when there is none, or no number (yet):
+        a role says NaN where it has measured nothing."""
+        wanted = labels.items()
+        found = [v for (n, have), v in self._now.items() if n == name and wanted <= dict(have).items()]
+        total = sum(found)
+        return total if found and math.isfinite(total) else None
+
+    def total(self, name: str, **labels: str) -> float:
+        """A counter (give its full name, with ``_total``, ``_sum`` or ``_count``) over all lives; 0 when never seen."""
+        wanted = labels.items()
+        return sum(
+            value
+            for part in (self._now, self._before)
+            for (n, have), value in part.items()
+            if n == name and wanted <= dict(have).items()
+        )
+
+    def by_label(self, name: str, label: str) -> dict[str, float]:
+        """A counter's total for each value of ``label``."""
+        values = {dict(have).get(label, "") for part in (self._now, self._before) for n, have in part if n == name}
+        return {value: self.total(name, **{label: value}) for value in sorted(values)}
+
+
+def fetch(url: str, timeout_seconds: float = 1.0) -> str:
+    """The body of a plain HTTP GET.
+
+    Raises:
+        OSError: nobody answers, or not with status 200.
+    """
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout_seconds)
+    try:
+        connection.request("GET", parts.path or "/")
+        answer = connection.getresponse()
+        body = answer.read()
+        if answer.status != 200:
+            raise OSError(f"{url} answers {answer.status}")
+        return body.decode()
+    except HTTPException as error:
+        raise OSError(f"{url}: {error!r}") from None
+    finally:
+        connection.close()
+
+
+@dataclass(slots=True)
+class Picture:
+    """What was seen last. Replaced whole, never changed, so readers need no lock."""
+
+    wall_ms: int = 0
+    figures: dict[str, float | None] = field(default_factory=dict)
+    answers: dict[str, bool] = field(default_factory=dict)  # answered in this round
+    ready: dict[str, bool] = field(default_factory=dict)  # and said that it does its work
+    model: dict[str, Any] = field(default_factory=dict)  # the scorer's GET /model
+    dead_letters: dict[str, float] = field(default_factory=dict)  # by reason
+
+
+class Monitor:
+    """Scrapes the roles in a thread of its own.
+
+    Args:
+        targets: URL of each role's ``/metrics`` by role name.
+        scorer: base URL of the scorer, for ``/model``.
+        clock: the event clock of the run.
+        get: fetches a URL (tests hand in a fake network).
+    """
+
+    def __init__(
+        self,
+        targets: Mapping[str, str],
+        scorer: str,
+        clock: EventClock,
+        get: Callable[[str], str] = fetch,
+    ) -> None:
+        self.roles = {name: Figures() for name in targets}
+        self.picture = Picture()
+        self.series = Series()
+        self._targets = dict(targets)
+        self._scorer = scorer
+        self._clock = clock
+        self._get = get
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
+        self.first_auc_wall_ms: int | None = None
+        self._served: Mapping[str, Any] = {}  # click-to-served times, as last known
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+
+    def _run(self) -> None:
+        while not self._stop.wait(1.0):
+            self.look()
+
+    def look(self) -> Picture:
+        """Asks everybody once, now; also from the owner's thread, when it needs figures that are not a second old."""
+        with self._lock:
+            answers: dict[str, bool] = {}
+            for name, url in self._targets.items():
+                try:
+                    self.roles[name].update(self._get(url))
+                    answers[name] = True
+                except (OSError, ValueError):
+                    answers[name] = False
+            ready = {n: answers[n] and role.gauge("millrace_ready") == 1 for n, role in self.roles.items()}
+            model = self.picture.model
+            if answers.get("scorer"):
+                with suppress(OSError, ValueError):  # it may go between two questions: the next round asks again
+                    model = json.loads(self._get(f"{self._scorer}/model"))
+            wall_ms = time.time_ns() // 1_000_000
+            figures = self._figures(wall_ms, model)
+            if self.first_auc_wall_ms is None and figures["auc"] is not None:
+                self.first_auc_wall_ms = wall_ms
+            dead = self.roles["stream"].by_label("millrace_dead_letters_total", "reason")
+            self.picture = Picture(wall_ms, figures, answers, ready, model, dead)
+            self.series.add(wall_ms, self._clock.at(wall_ms), figures)
+            return self.picture
+
+    def take(self, name: str, text: str) -> None:
+        """Takes in what a role left behind when it ended."""
+        with self._lock:
+            self.roles[name].update(text)
+
+    def _figures(self, wall_ms: int, model: Mapping[str, Any]) -> dict[str, float | None]:
+        """The key figures by name. Totals are of the whole run; None is "not known yet"."""
+        simulator, stream, learner, scorer = (
+            self.roles.get(n, Figures()) for n in ("simulator", "stream", "learner", "scorer")
+        )
+        served = model.get("click_to_served_ms") or {}
+        if _number(served.get("p50")) is None:  # a scorer that was restarted has not served a click yet
+            served = self._served
+        self._served = served
+        return {
+            "event_ms": float(self._clock.at(wall_ms)),
+            "exposures": simulator.total("millrace_exposures_sent_total"),
+            "clicks": simulator.total("millrace_clicks_sent_total"),
+            "malformed": simulator.total("millrace_malformed_sent_total"),
+            "duplicates": simulator.total("millrace_duplicates_sent_total"),
+            "request_errors": simulator.total("millrace_request_errors_total"),
+            "oracle_auc": simulator.gauge("millrace_oracle_auc"),
+            **{
+                f"page_{what}_{arm}": simulator.total(f"millrace_page_{what}_total", arm=arm)
+                for what in ("exposures", "clicks")
+                for arm in ("model", "control")
+            },
+            "samples": stream.total("millrace_samples_total"),
+            "positives": stream.total("millrace_samples_total", kind="positive"),
+            "negatives": stream.total("millrace_samples_total", kind="negative"),
+            "pending": stream.gauge("millrace_pending_exposures"),
+            "dead_letters": stream.total("millrace_dead_letters_total"),
+            "duplicates_dropped": stream.total("millrace_duplicates_dropped_total"),
+            "late": stream.total("millrace_late_events_total"),
+            "stream_lag": stream.gauge("millrace_stream_lag"),
+            "stream_turned_s": _turned(stream),
+            "window_keys": stream.gauge("millrace_window_keys"),
+            "trained": learner.total("millrace_samples_trained_total"),
+            "repeated": learner.total("millrace_samples_repeated_total"),
+            "auc": learner.gauge("millrace_rolling_auc"),
+            "baseline_auc": learner.gauge("millrace_baseline_auc"),
+            "log_loss": learner.gauge("millrace_rolling_log_loss"),
+            "calibration": learner.gauge("millrace_calibration"),
+            "learner_version": learner.gauge("millrace_model_version"),
+            "learner_lag": learner.gauge("millrace_learner_lag"),
+            "learner_turned_s": _turned(learner),
+            "table_rows": learner.gauge("millrace_table_rows"),
+            "skipped": learner.total("millrace_batches_skipped_total"),
+            "served_version": scorer.gauge("millrace_served_version"),
+            "versions_served": _number(model.get("versions_served")),
+            "requests": scorer.total("millrace_requests_total"),
+            "freshness_s": scorer.gauge("millrace_freshness_seconds"),
+            "delta_gaps": scorer.total("millrace_delta_gaps_total"),
+            "scorer_errors": scorer.total("millrace_errors_total"),
+            "click_to_served_p50_ms": _number(served.get("p50")),
+            "click_to_served_p99_ms": _number(served.get("p99")),
+        }
+
+
+def _turned(role: Figures) -> float | None:
+    """When a role's loop last came round; None when it never did: then it says 0."""
+    return role.gauge("millrace_turned_seconds") or None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -1,0 +1,95 @@
+"""Services that a setting names, for the demo: wait for them, and see what earlier runs left in the topics.
+
+A broker of one's own keeps its topics. The next demo then goes on where the last one ended: the shop opens on the
+working day after the newest event, the roles read what is there (with a new data folder they read it again, which
+gives the same labels), and the books of this run begin at the offsets found here.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from millrace.contracts.errors import StoreError
+from millrace.contracts.events import BadEventError, Exposure, decode_event
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import EVENTS
+from millrace.processes.kafka import read_all
+from stream.online import redis_url
+
+LOCAL = timedelta(hours=8)
+OPENS_HOUR = 9
+FIRST_DAY = datetime(2026, 3, 4, tzinfo=UTC)
+"""Local day of a demo on empty topics: a Wednesday."""
+
+
+def wait_for_redis(address: str, patience_seconds: float) -> None:
+    """Waits until Redis answers.
+
+    Raises:
+        StoreError: it did not within ``patience_seconds``.
+    """
+    remedy = "start Redis there, or set MILLRACE_REDIS to its host:port"
+    try:
+        client = redis.Redis.from_url(
+            redis_url(address), socket_connect_timeout=2.0, socket_timeout=2.0, retry=Retry(NoBackoff(), 0)
+        )
+    except ValueError as error:
+        raise StoreError(f"Redis address '{address}' is none ({error})", remedy) from None
+    deadline = time.monotonic() + patience_seconds
+    with client:
+        while True:
+            try:
+                client.ping()
+                return
+            except redis.RedisError as error:
+                if time.monotonic() >= deadline:
+                    raise StoreError(
+                        f"Redis '{address}' does not answer ({type(error).__name__}) after {patience_seconds:g} s",
+                        remedy,
+                    ) from None
+                time.sleep(0.2)
+
+
+@dataclass(slots=True)
+class Held:
+    """What the topic ``events`` held before this run."""
+
+    events: int = 0
+    offsets: dict[int, int] = field(default_factory=dict)  # next offset, by partition
+    newest_ms: int = 0  # newest exposure: actions may be dated anywhere by mischief
+
+    def message(self, record: Any) -> None:
+        """A record of ``events``."""
+        self.events += 1
+        self.offsets[record.partition] = record.offset + 1
+        try:
+            event = decode_event(record.value)
+        except BadEventError:
+            return
+        if isinstance(event, Exposure):
+            self.newest_ms = max(self.newest_ms, event.ts_ms)
+
+
+def held_by(settings: Settings) -> Held:
+    """Reads ``events`` once."""
+    held = Held()
+    read_all(settings, EVENTS, held.message)
+    return held
+
+
+def opening(held: Held) -> datetime:
+    """When the shop opens: 09:00 (UTC+8) on the first demo day, or on the working day after what is held."""
+    day = FIRST_DAY
+    if held.newest_ms:
+        newest = datetime.fromtimestamp(held.newest_ms / 1000, UTC) + LOCAL
+        day = max(day, newest.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1))
+    while day.weekday() >= 5:
+        day += timedelta(days=1)
+    return day + timedelta(hours=OPENS_HOUR) - LOCAL

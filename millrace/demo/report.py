@@ -1,0 +1,218 @@
+"""What a demo measured, as the report that ``--report`` writes. The keys of :data:`KEYS` are stable."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.contracts.errors import StoreError
+from millrace.contracts.settings import Settings
+from millrace.demo.audit import Ledger, auc_of
+from millrace.demo.monitor import Monitor
+from millrace.demo.settle import Closing
+from millrace.processes.supervisor import Supervisor
+
+Report = dict[str, Any]
+
+POINTS = 100
+"""Of the AUC curve, at most."""
+
+KEYS = (
+    "exposures_sent",
+    "clicks_sent",
+    "malformed_sent",
+    "duplicates_sent",
+    "positives",
+    "negatives",
+    "pending",
+    "dead_letters",
+    "duplicates_dropped",
+    "samples_trained",
+    "auc",
+    "oracle_auc",
+    "log_loss",
+    "model_versions",
+    "errors",
+    "ctr_model",
+    "ctr_control",
+    "click_to_served_ms",
+    "seconds_to_first_auc",
+)
+
+
+def make_report(
+    ledger: Ledger,
+    closing: Closing,
+    monitor: Monitor,
+    supervisor: Supervisor,
+    settings: Settings,
+    started_wall_ms: int,
+) -> Report:
+    """The report of a run that has been closed. Figures that were never measured are None.
+
+    ``*_sent`` are the simulator's own counts; when it was restarted (and so forgot) those of the topics.
+    """
+    f = closing.picture.figures
+    ts_ms, label, score, true, arm = ledger.rows()
+    recent = slice(-settings.rolling_rows, None)
+    errors = {
+        "requests": f["request_errors"] or 0.0,
+        "scorer": f["scorer_errors"] or 0.0,
+        "batches_skipped": f["skipped"] or 0.0,
+    }
+    sent = {
+        "exposures_sent": (f["exposures"], ledger.exposures),
+        "clicks_sent": (f["clicks"], ledger.clicks),
+        "malformed_sent": (f["malformed"], ledger.malformed),
+        "duplicates_sent": (f["duplicates"], ledger.duplicates),
+    }
+    first_auc = monitor.first_auc_wall_ms
+    return {
+        **{n: counted if closing.simulator_restarted else round(own or 0) for n, (own, counted) in sent.items()},
+        "positives": ledger.count("positive"),
+        "negatives": ledger.count("negative"),
+        "pending": ledger.count("pending"),
+        "dead_letters": sum(ledger.dead.values()),
+        "duplicates_dropped": round(f["duplicates_dropped"] or 0),
+        "samples_trained": closing.trained,
+        "auc": _curve(ts_ms, label, score, true, settings.rolling_rows),
+        "oracle_auc": auc_of(true, label),
+        "log_loss": f["log_loss"],
+        "model_versions": round(f["versions_served"] or 0),
+        "errors": round(sum(errors.values())),
+        "ctr_model": _ratio(f["page_clicks_model"], f["page_exposures_model"]),
+        "ctr_control": _ratio(f["page_clicks_control"], f["page_exposures_control"]),
+        "click_to_served_ms": {"p50": f["click_to_served_p50_ms"], "p99": f["click_to_served_p99_ms"]},
+        # What earlier runs left in the topics is learnt from, and judged, before this one opens.
+        "seconds_to_first_auc": max(0, first_auc - started_wall_ms) / 1000 if first_auc else None,
+        # Beyond the stable keys
+        "conserved": closing.problem is None,
+        "problem": str(closing.problem) if closing.problem else None,
+        "sent_from": "topics: the simulator was restarted" if closing.simulator_restarted else "the simulator",
+        "sent_in_topics": {n: counted for n, (_, counted) in sent.items()},
+        "corrections": ledger.count("corrected"),
+        "follow_ups": ledger.follow_ups,
+        "actions": dict(ledger.actions),
+        "dead_letters_by_reason": dict(ledger.dead),
+        "dead_letters_elsewhere": dict(ledger.dead_elsewhere),
+        "exposures_in_dead_letters": ledger.dead_only,
+        "repeats": {"samples": ledger.repeated_samples, "dead_letters": ledger.repeated_dead},
+        "learner_auc": _history(settings),
+        "rolling_auc": f["auc"],
+        "baseline_auc": f["baseline_auc"],
+        "served_auc": auc_of(score, label),
+        "served_auc_recent": auc_of(score[recent], label[recent]),
+        "oracle_auc_recent": auc_of(true[recent], label[recent]),
+        "label_ctr": {name: _mean(label[arm == code]) for code, name in enumerate(("model", "control"))},
+        "calibration": f["calibration"],
+        "freshness_s": closing.freshness_s,
+        "errors_by_kind": {n: round(v) for n, v in errors.items()},
+        "earlier_exposures": sum((p.sent | p.dead).bit_count() for p in ledger.pages.values() if not p.own),
+        "restarts": supervisor.restarts,
+        "event_hours": round(float(ts_ms[-1] - ts_ms[0]) / 3_600_000, 3) if len(ts_ms) else 0.0,
+        "speed": settings.event_clock().speed,
+        "seed": settings.seed,
+        "seconds": round((closing.picture.wall_ms - started_wall_ms) / 1000, 1),
+        "metrics": sorted({n for role in monitor.roles.values() for n in role.families if n.startswith("millrace_")}),
+    }
+
+
+def _curve(
+    ts_ms: NDArray[np.int64],
+    label: NDArray[np.int8],
+    score: NDArray[np.float32],
+    true: NDArray[np.float32],
+    window: int,
+) -> list[dict[str, Any]]:
+    """Rolling AUC over event time (Unix ms) of the scores that pages were served with, and what was possible there.
+
+    This is progressive validation with delayed labels: each prediction was made before its page was seen. (The
+    learner's own, made when the label comes, is coloured by the order in which labels come: of one page the clicks
+    are learnt from minutes before the rest is judged.) In a closed loop the best possible AUC moves too: the better
+    the pages, the more alike the items on them.
+
+    From the moment at which the window is full (in a run too short for that: half way): before, it is an AUC over a
+    few hundred samples of the first minutes, which is mostly chance.
+    """
+    rows = len(ts_ms)
+    points = []
+    for end in sorted(set(np.linspace(min(window, rows // 2), rows, POINTS, dtype=int).tolist()) - {0}):
+        part = slice(max(0, end - window), end)
+        auc = auc_of(score[part], label[part])
+        if auc is not None:
+            points.append(
+                {"event_time": int(ts_ms[end - 1]), "auc": auc, "oracle_auc": auc_of(true[part], label[part])}
+            )
+    return points
+
+
+def _history(settings: Settings) -> list[dict[str, Any]]:
+    """What the learner wrote down as it went; an AUC is None while it had judged one class only."""
+    try:
+        lines = Path(settings.data, "learner", "history.jsonl").read_bytes().splitlines()
+        told = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
+        return [{n: entry[n] for n in ("event_time", "auc", "trained")} for entry in told]
+    except (OSError, msgspec.MsgspecError, KeyError):
+        return []
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+def _mean(values: Any) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def missing_keys(report: Report) -> list[str]:
+    """Stable keys without a figure."""
+
+    def empty(value: object) -> bool:
+        return value is None or value == [] or (isinstance(value, dict) and any(v is None for v in value.values()))
+
+    return [name for name in KEYS if name not in report or empty(report[name])]
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Writes the report whole or not at all.
+
+    Raises:
+        StoreError: the place cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(f"report '{path}' cannot be written ({error.strerror})", "name another file") from None
+
+
+def summary(report: Report) -> list[str]:
+    """The report in a few lines."""
+
+    def number(value: float | None, digits: int = 4) -> str:
+        return "–" if value is None else f"{value:.{digits}f}"
+
+    served = report["click_to_served_ms"]
+    curve = report["auc"]
+    shown = " to ".join(f"{number(p['auc'])} (oracle {number(p['oracle_auc'])})" for p in curve[:: len(curve) - 1 or 1])
+    balance = "the books balance" if report["conserved"] else "THE BOOKS DO NOT BALANCE"
+    return [
+        f"{report['exposures_sent']:,} exposures in {report['event_hours']:.1f} hours of shop time: "
+        f"{report['positives']:,} positive, {report['negatives']:,} negative, {report['pending']:,} pending, "
+        f"{report['exposures_in_dead_letters']:,} lost in dead letters: {balance}",
+        f"{report['malformed_sent']:,} malformed sent, {report['dead_letters']:,} dead letters; "
+        f"{report['duplicates_sent']:,} duplicates sent, {report['duplicates_dropped']:,} dropped",
+        f"rolling AUC {shown or '–'}; baseline at the end {number(report['baseline_auc'])}, "
+        f"log loss {number(report['log_loss'])}, calibration {number(report['calibration'], 2)}",
+        f"click rate {number(report['ctr_model'])} on model pages, {number(report['ctr_control'])} on random pages",
+        f"{report['model_versions']:,} versions served; a click reaches the weights that serve in "
+        f"{number(served['p50'], 0)} ms (p50), {number(served['p99'], 0)} ms (p99); {report['errors']} errors; "
+        f"restarts {sum(report['restarts'].values())}",
+    ]

@@ -1,0 +1,118 @@
+"""The state of a run as one JSON-able dictionary: what the terminal view and the live page show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from millrace.demo.monitor import Monitor, Picture
+from millrace.demo.series import Series
+from millrace.processes.supervisor import Supervisor
+
+State = dict[str, Any]
+
+PHASES = ("starting", "running", "draining", "auditing", "stopping", "done", "failed")
+
+ORDER = ("simulator", "stream", "learner", "scorer")
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def state_of(
+    phase: str,
+    started_wall_ms: int,
+    speed: float,
+    monitor: Monitor | None,
+    supervisor: Supervisor,
+    notes: list[str],
+) -> State:
+    """Everything that is shown of a run.
+
+    Args:
+        phase: one of :data:`PHASES`.
+        started_wall_ms: when the traffic began; 0 before.
+        speed: of event time.
+        monitor: None before the roles have addresses.
+        supervisor: for states, restarts and process ids.
+        notes: what was said of the run, newest last.
+    """
+    picture = monitor.picture if monitor else Picture()
+    series = monitor.series if monitor else Series()
+    figures: dict[str, float | None] = dict(picture.figures)
+    figures["exposures_per_s"] = series.rate("exposures")
+    figures["samples_per_s"] = series.rate("samples")
+    for arm in ("model", "control"):
+        seen = figures.get(f"page_exposures_{arm}") or 0.0
+        figures[f"ctr_{arm}"] = (figures.get(f"page_clicks_{arm}") or 0.0) / seen if seen else None
+        figures[f"ctr_{arm}_recent"] = series.click_rate(arm)
+    now = time.time_ns() // 1_000_000
+    return {
+        "phase": phase,
+        "wall_ms": now,
+        "elapsed_s": (now - started_wall_ms) / 1000 if started_wall_ms else 0.0,
+        "speed": speed,
+        "figures": figures,
+        "roles": [_role(name, supervisor, picture, figures) for name in ORDER],
+        "dead_letters": picture.dead_letters,
+        "notes": notes[-8:],
+        "series": series.columns(),
+    }
+
+
+def _role(
+    name: str, supervisor: Supervisor, picture: Picture, figures: Mapping[str, float | None]
+) -> dict[str, object]:
+    role = supervisor.roles.get(name)
+    state: str = role.state if role else "not started"
+    if state == "running" and not picture.ready.get(name):
+        state = "starting"
+    return {
+        "name": name,
+        "state": state,
+        "pid": role.pid if role else None,
+        "restarts": role.restarts if role else 0,
+        "says": _says(name, figures),
+    }
+
+
+def _says(name: str, f: Mapping[str, float | None]) -> str:
+    """A role's key figures in a few words."""
+    if name == "simulator":
+        return f"{count(f.get('exposures'))} exposures, {count(f.get('clicks'))} clicks"
+    if name == "stream":
+        return (
+            f"{count(f.get('samples'))} samples, {count(f.get('pending'))} pending,"
+            f" {count(f.get('dead_letters'))} dead letters, lag {count(f.get('stream_lag'))}"
+        )
+    if name == "learner":
+        return (
+            f"{count(f.get('trained'))} trained, {count(f.get('table_rows'))} rows, lag {count(f.get('learner_lag'))}"
+        )
+    return f"{count(f.get('requests'))} requests, {count(f.get('versions_served'))} versions served"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thin groups, or a dash."""
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def fixed(value: float | None, digits: int = 3, unit: str = "") -> str:
+    """A number with ``digits`` decimals, or a dash."""
+    return "–" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value * 100:.2f}%"
+
+
+def sparkline(values: list[float | None], width: int = 40) -> str:
+    """The last ``width`` known values as block characters between their own minimum and maximum."""
+    known = [v for v in values if v is not None]
+    if len(known) > width:  # the whole run, thinned
+        step = len(known) / width
+        known = [known[int(i * step)] for i in range(width - 1)] + [known[-1]]
+    if not known:
+        return ""
+    low, span = min(known), (max(known) - min(known)) or 1.0
+    return "".join(BLOCKS[min(int((v - low) / span * len(BLOCKS)), len(BLOCKS) - 1)] for v in known)

@@ -1,0 +1,120 @@
+"""The terminal: one calm table that changes in place, or, when nobody watches, a line every ten seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from millrace.demo.status import State, count, fixed, percent, sparkline
+
+LINE_SECONDS = 10.0
+_COLOURS = {"running": "green", "starting": "yellow", "waiting": "yellow", "gave up": "red", "not started": "dim"}
+
+
+def line_of(state: State) -> str:
+    """The state in one line, for logs and pipes."""
+    f = state["figures"]
+    roles = [f"{r['name']} {r['state']}" for r in state["roles"] if r["state"] not in ("running", "not started")]
+    parts = [
+        f"{state['phase']} {state['elapsed_s']:4.0f} s",
+        f"exposures {count(f.get('exposures'))} ({count(f.get('exposures_per_s'))}/s)",
+        f"trained {count(f.get('trained'))}",
+        f"AUC {fixed(f.get('auc'))} oracle {fixed(f.get('oracle_auc'))} baseline {fixed(f.get('baseline_auc'))}",
+        f"CTR model {percent(f.get('ctr_model'))} control {percent(f.get('ctr_control'))}",
+        f"version {count(f.get('served_version'))}",
+        f"click to served p50 {fixed(_seconds(f.get('click_to_served_p50_ms')), 1, ' s')}",
+        *roles,
+    ]
+    return " · ".join(parts)
+
+
+def table_of(state: State, page: str) -> RenderableType:
+    """The state as the live table."""
+    f = state["figures"]
+    roles = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
+    for column in ("role", "state", "restarts", "figures"):
+        roles.add_column(column, justify="right" if column == "restarts" else "left", no_wrap=column != "figures")
+    for role in state["roles"]:
+        colour = _COLOURS.get(role["state"], "default")
+        restarts = str(role["restarts"] or "")
+        roles.add_row(role["name"], Text(role["state"], style=colour), Text(restarts, style="yellow"), role["says"])
+    key = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
+    key.add_column(style="dim", no_wrap=True)
+    key.add_column(no_wrap=True)
+    history = state["series"]["auc"]
+    key.add_row("rolling AUC", Text.assemble((fixed(f.get("auc")), "bold"), "  ", (sparkline(history), "cyan")))
+    key.add_row("", f"oracle {fixed(f.get('oracle_auc'))}, baseline {fixed(f.get('baseline_auc'))}")
+    key.add_row("log loss", f"{fixed(f.get('log_loss'))}, calibration {fixed(f.get('calibration'), 2)}")
+    key.add_row("click rate", f"model {percent(f.get('ctr_model'))}, control {percent(f.get('ctr_control'))}")
+    key.add_row(
+        "throughput", f"{count(f.get('exposures_per_s'))} exposures/s, {count(f.get('samples_per_s'))} samples/s"
+    )
+    key.add_row(
+        "freshness",
+        f"{fixed(f.get('freshness_s'), 1, ' s')}; click to served {fixed(_seconds(f.get('click_to_served_p50_ms')), 1)}"
+        f" / {fixed(_seconds(f.get('click_to_served_p99_ms')), 1)} s (p50 / p99)",
+    )
+    key.add_row("version", f"{count(f.get('served_version'))} served, {count(f.get('learner_version'))} learnt")
+    clock = time.strftime("%a %H:%M", time.gmtime((f.get("event_ms") or 0) / 1000)) if f.get("event_ms") else "–"
+    head = Text.assemble(
+        ("Millrace ", "bold"),
+        f"{state['phase']}, {state['elapsed_s']:.0f} s, shop time {clock} UTC ({state['speed']:g}x)  ",
+        (page, "underline"),
+    )
+    return Group(head, Text(), roles, Text(), key)
+
+
+def _seconds(ms: float | None) -> float | None:
+    return None if ms is None else ms / 1000
+
+
+class View:
+    """Shows states while it is entered.
+
+    Args:
+        state: asked for the state a few times a second (terminal) or every ten seconds (pipe).
+        console: standard output's by default.
+    """
+
+    def __init__(self, state: Callable[[], State], console: Console | None = None) -> None:
+        self.page = ""
+        self._state = state
+        self._console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._next_line = 0.0
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, get_renderable=self._render, transient=False)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _render(self) -> RenderableType:
+        return table_of(self._state(), self.page)
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._console.print(line, markup=False)
+
+    def tick(self) -> None:
+        """Called by the owner a few times a second."""
+        if self._live is not None:
+            self._live.refresh()
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_SECONDS
+            self.say(line_of(self._state()))

@@ -1,0 +1,1 @@
+"""Anyone's exposure log, read as rows: by replay, experiments and playback."""

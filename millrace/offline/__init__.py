@@ -1,0 +1,1 @@
+"""Programs that need no broker: replay, experiments, and the reports that they write."""

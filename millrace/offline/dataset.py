@@ -1,0 +1,164 @@
+"""A log as arrays on disk: features made once, in event time, then read by every run of an experiment.
+
+An experiment trains dozens of models on the same exposures. Their features do not depend on the model, so they are
+computed once by the code that serves (:mod:`millrace.offline.logfeatures`), written as ``.npy`` files, and mapped into
+each worker's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from msgspec import structs
+from numpy.typing import NDArray
+
+from millrace.contracts.errors import LogError
+from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.logs.exposures import local_days, read_log
+from millrace.offline.logfeatures import CHUNK_ROWS, Labels, LogFeatures, LogRows
+
+TRUTH = "p_true"
+"""Column of a simulated log with the true click probability; no schema names it, so no model can see it."""
+
+
+def plain_schema(schema: Schema) -> Schema:
+    """The schema with every number fed as it is: an experiment decides itself how its inputs are scaled."""
+    fields = tuple(structs.replace(f, transform="raw") for f in schema.fields)
+    return structs.replace(schema, fields=fields, windows=structs.replace(schema.windows, transform="raw"))
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """n exposures in time order. ``day`` numbers ``days``; ``truth`` is NaN where the world is not known."""
+
+    folder: Path
+    schema: Schema
+    days: tuple[str, ...]
+    cat: NDArray[np.int64]  # (n, F)
+    num: NDArray[np.float32]  # (n, N) raw statistics
+    label: NDArray[np.float32]  # (n,)
+    day: NDArray[np.int32]  # (n,)
+    user: NDArray[np.uint64]  # (n,)
+    ts_ms: NDArray[np.int64]  # (n,)
+    truth: NDArray[np.float32]  # (n,)
+
+    def rows(self, days: Sequence[int]) -> slice:
+        """The rows of consecutive days."""
+        first, last = np.searchsorted(self.day, [min(days), max(days) + 1])
+        return slice(int(first), int(last))
+
+    def batches(self, rows: slice, size: int, num: NDArray[np.float32]) -> Iterator[SampleBatch]:
+        """Consecutive micro-batches, in time order. ``num`` (n, N) are the inputs to use, raw or scaled."""
+        for start in range(rows.start, rows.stop, size):
+            yield self.batch(slice(start, min(start + size, rows.stop)), num)
+
+    def batch(self, part: slice | NDArray[np.intp], num: NDArray[np.float32]) -> SampleBatch:
+        """Some rows as a micro-batch."""
+        label = np.array(self.label[part])
+        n = len(label)
+        return SampleBatch(
+            request=("",),
+            page=np.zeros(n, np.int32),
+            position=np.zeros(n, np.int32),
+            user=np.array(self.user[part]),
+            item=np.zeros(n, np.uint64),
+            ts_ms=np.array(self.ts_ms[part]),
+            kind=np.where(label > 0, POSITIVE, NEGATIVE).astype(np.uint8),
+            label=label,
+            weight=np.ones(n, np.float32),
+            actions=np.zeros(n, np.uint8),
+            cat=np.array(self.cat[part]),
+            num=np.array(num[part]),
+            score=np.full(n, np.nan, np.float32),
+            version=np.full(n, -1, np.int64),
+            arm=np.zeros(n, np.uint8),
+            origin_ms=np.zeros(n, np.int64),
+        )
+
+
+_ARRAYS = ("cat", "num", "label", "day", "user", "ts_ms", "truth")
+
+
+def prepare(log: Path, schema: Schema, folder: Path) -> Dataset:
+    """Reads ``log``, computes its features and writes them to ``folder``.
+
+    Raises:
+        LogError, SchemaError: as :func:`~millrace.logs.exposures.read_log`.
+    """
+    table = read_log(log, schema)
+    rows = LogRows(table, schema)
+    features = LogFeatures(rows, Labels(table, schema, rows), schema)
+    names = local_days(table, schema)
+    days = tuple(sorted(set(names)))
+    number = {day: i for i, day in enumerate(days)}
+    day = np.fromiter((number[d] for d in names), np.int32, rows.n)
+    if np.any(np.diff(day) < 0):
+        # A log's own day column may disagree with its clock around midnight; an experiment needs whole days in a row.
+        day = np.maximum.accumulate(day)
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = schema.layout
+    cat = np.lib.format.open_memmap(folder / "cat.npy", "w+", np.int64, (rows.n, shape.F))
+    num = np.lib.format.open_memmap(folder / "num.npy", "w+", np.float32, (rows.n, shape.N))
+    for start in range(0, rows.n, CHUNK_ROWS):
+        part = np.arange(start, min(start + CHUNK_ROWS, rows.n))
+        cat[part], num[part] = features.of(part)
+        features.forget(start)
+    cat.flush()
+    num.flush()
+    np.save(folder / "label.npy", rows.label.astype(np.float32))
+    np.save(folder / "day.npy", day)
+    np.save(folder / "user.npy", rows.hashes(rows.builder.user_column, slice(None)))
+    np.save(folder / "ts_ms.npy", rows.ts_ms)
+    np.save(folder / "truth.npy", _truth(log, schema, rows.n, rows.ts_ms))
+    return open_dataset(folder, schema, days)
+
+
+def open_dataset(folder: Path, schema: Schema, days: tuple[str, ...]) -> Dataset:
+    """A prepared dataset, mapped read-only."""
+    arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+    return Dataset(folder, schema, days, **arrays)
+
+
+def scaled(data: Dataset, train: slice) -> NDArray[np.float32]:
+    """``num`` as well-scaled inputs: ``log1p``, then mean 0 and variance 1 over the training rows. Written beside the
+    dataset as ``scaled.npy`` and mapped; (n, N)"""
+    path = data.folder / "scaled.npy"
+    out = np.lib.format.open_memmap(path, "w+", np.float32, data.num.shape)
+    total, square, count = 0.0, 0.0, 0
+    for start in range(0, len(out), CHUNK_ROWS):
+        x = np.array(data.num[start : start + CHUNK_ROWS], np.float64)
+        x = np.copysign(np.log1p(np.abs(x)), x)
+        out[start : start + CHUNK_ROWS] = x
+        own = x[: max(0, train.stop - start)]
+        total, square, count = total + own.sum(0), square + (own**2).sum(0), count + len(own)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(square / count - mean**2, 1e-12))
+    deviation = np.where(deviation < 1e-6, 1.0, deviation)
+    for start in range(0, len(out), CHUNK_ROWS):
+        x = np.array(out[start : start + CHUNK_ROWS], np.float64)
+        out[start : start + CHUNK_ROWS] = (x - mean) / deviation
+    out.flush()
+    mapped: NDArray[np.float32] = np.load(path, mmap_mode="r")
+    return mapped
+
+
+def _truth(log: Path, schema: Schema, n: int, ts_ms: NDArray[np.int64]) -> NDArray[np.float32]:
+    """True click probabilities of a simulated log, in the order of ``read_log``; NaN for other logs."""
+    unknown = np.full(n, np.nan, np.float32)
+    files = sorted(log.glob("*.parquet")) if log.is_dir() else [log]
+    if any(f.suffix != ".parquet" or TRUTH not in pq.read_schema(f).names for f in files) or schema.log is None:
+        return unknown
+    tables = [pq.read_table(f, columns=[schema.log.time, TRUTH]) for f in files]
+    time = np.concatenate([t[schema.log.time].to_numpy() for t in tables])
+    p = np.concatenate([t[TRUTH].to_numpy() for t in tables])
+    order = np.argsort(time, kind="stable")
+    if len(order) != n or np.any(time[order] != ts_ms):
+        raise LogError(f"'{log}' has a truth for {len(order)} rows of {n}", "use the simulator's day logs unchanged")
+    out: NDArray[np.float32] = p[order].astype(np.float32)
+    return out

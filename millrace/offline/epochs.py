@@ -1,0 +1,46 @@
+"""A model and a prepared log: learn from rows, score rows, or score and then learn, in micro-batches."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.model import OnlineModel
+from millrace.offline.dataset import Dataset
+
+Scores = NDArray[np.float32]
+
+BATCH_ROWS = 512
+_SCORED_AT_ONCE = 4096
+
+
+def learn(model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32]) -> list[float]:
+    """One pass in time order; each batch's mean loss before learning from it."""
+    return [model.learn(batch).loss for batch in data.batches(rows, BATCH_ROWS, num)]
+
+
+def learn_shuffled(
+    model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32], rng: np.random.Generator
+) -> None:
+    """One pass in an order drawn from ``rng``, as a batch job over stored data makes it."""
+    order = rng.permutation(np.arange(rows.start, rows.stop))
+    for at in range(0, len(order), BATCH_ROWS):
+        model.learn(data.batch(np.sort(order[at : at + BATCH_ROWS]), num))
+
+
+def score(model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32], step: int = 1) -> Scores:
+    """Probabilities of every ``step``-th row. Learns nothing."""
+    parts = [
+        slice(at, min(at + _SCORED_AT_ONCE * step, rows.stop), step)
+        for at in range(rows.start, rows.stop, _SCORED_AT_ONCE * step)
+    ]
+    return np.concatenate([model.score(np.array(data.cat[p]), np.array(num[p])) for p in parts])
+
+
+def progress(model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32]) -> Scores:
+    """Probabilities of the rows, each batch scored before it is learnt from."""
+    scored = []
+    for batch in data.batches(rows, BATCH_ROWS, num):
+        scored.append(model.score(batch.cat, batch.num))
+        model.learn(batch)
+    return np.concatenate(scored)

@@ -1,0 +1,208 @@
+"""A log's feature arrays, in event time: columns hashed, windows run, chunk by chunk.
+
+Whoever replays a log uses this. Memory holds the log, a few bytes a row and column, and the feature arrays of those
+chunks that samples still wait for; a chunk is made when the first of its rows is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.contracts.hashing import U64
+from millrace.contracts.schema import LogColumns, Schema
+from millrace.logs.exposures import TS, LogTable
+from millrace.windows.features import FeatureBuilder, steps
+from millrace.windows.tiles import TileStore
+
+CHUNK_ROWS = 16_384
+
+
+class LogRows:
+    """The log's columns as hashes: distinct values are hashed once, rows hold codes. n rows, in time order."""
+
+    def __init__(self, log: LogTable, schema: Schema) -> None:
+        assert schema.log is not None
+        table = log.table
+        self.n: int = table.num_rows
+        self.ts_ms: NDArray[np.int64] = table[TS].to_numpy()
+        self.label: NDArray[np.int8] = table[schema.log.label].to_numpy()
+        self.builder = builder = FeatureBuilder(schema)
+        self._plain: dict[str, NDArray[Any]] = {}
+        self._coded: dict[str, tuple[NDArray[np.intp], U64]] = {}
+        sides = (*builder.needs("user"), *builder.needs("item"), *builder.needs("context"))
+        for name in dict.fromkeys((*sides, builder.user_column, builder.item_column)):
+            if name not in table.column_names:
+                continue
+            if builder.is_numeric(name):
+                self._plain[name] = table[name].to_numpy()
+            else:
+                codes, values = _distinct(table[name])
+                self._coded[name] = codes, builder.column(name, values)
+        self._slots: NDArray[np.int64] | None = None
+        if schema.log.position is not None:
+            self._slots = table[schema.log.position].fill_null(-1).to_numpy().astype(np.int64)
+        # A log without pages: each exposure is a page of its own, named by its place in the log.
+        self.page: NDArray[np.intp] = np.arange(self.n)
+        self._requests: NDArray[Any] | None = None
+        if schema.log.request is not None:
+            self.page, self._requests = _distinct(table[schema.log.request])
+
+    def requests(self, pages: NDArray[np.intp]) -> tuple[str, ...]:
+        """The names of some pages."""
+        return tuple(str(p) for p in (pages if self._requests is None else self._requests[pages]).tolist())
+
+    def slots(self, rows: NDArray[np.intp]) -> NDArray[np.int32]:
+        """Slots on the page; 0 where the log does not tell."""
+        if self._slots is None:
+            return np.zeros(len(rows), np.int32)
+        return np.maximum(self._slots[rows], 0).astype(np.int32)
+
+    def steps(self) -> NDArray[np.uint32]:
+        """What each row adds to the sum of each mean, should it lead to that mean's action. (n, M)"""
+        means = self.builder.schema.windows.means
+        out = np.zeros((self.n, len(means)), np.uint32)
+        for m, mean in enumerate(means):
+            if mean.of in self._plain:
+                out[:, m], _ = steps(self._plain[mean.of], mean.step)
+        return out
+
+    def hashes(self, name: str, rows: NDArray[np.intp] | slice) -> U64:
+        """Value hashes of some rows of a column that is no numeric field."""
+        codes, values = self._coded[name]
+        return values[codes[rows]]
+
+    def columns(self, rows: slice) -> tuple[dict[str, U64], dict[str, NDArray[Any]]]:
+        """(columns, plain numbers) of consecutive rows, as :class:`FeatureBuilder` takes them."""
+        columns = {name: self.hashes(name, rows) for name in self._coded}
+        columns |= self.builder.context(self.ts_ms[rows])
+        if self._slots is not None:
+            columns["position"] = self.builder.position(self._slots[rows])
+        return columns, {name: values[rows] for name, values in self._plain.items()}
+
+
+class Labels:
+    """When each exposure's label is known, and when each action happened; see :mod:`millrace.offline.replay`.
+
+    An action that the log places before its exposure is taken to be at the exposure: its own features never see it.
+    """
+
+    def __init__(self, log: LogTable, schema: Schema, rows: LogRows) -> None:
+        assert schema.log is not None
+        columns: LogColumns = schema.log
+        actions = schema.windows.actions
+        # What a label of 1 means: a click, or in a log of something else the first action that is counted.
+        self.action = "click" if "click" in actions or len(actions) == 1 else actions[1]
+        wait_ms = round(columns.attribution_minutes * 60_000) if columns.action_times else 0
+        never = np.iinfo(np.int64).max
+        times = {
+            action: np.maximum(log.table[name].fill_null(never).to_numpy(), rows.ts_ms)
+            for action, name in columns.action_times.items()
+        }
+        settled = rows.ts_ms + wait_ms
+        acted = times.get(self.action, np.full(rows.n, never))
+        acted = np.where(acted == never, settled, acted)
+        self.clicked = rows.label == 1
+        self.late = self.clicked & (acted > settled)
+        self.acted_ms: NDArray[np.int64] = acted
+        self.known_ms: NDArray[np.int64] = np.where(self.clicked & ~self.late, acted, settled)
+
+        row, ts_ms, kind = [np.arange(rows.n)], [rows.ts_ms], [np.zeros(rows.n, np.uint8)]
+        for k, action in enumerate(actions[1:], 1):
+            if action in times:
+                who, when = np.flatnonzero(times[action] < never), times[action]
+            elif action == self.action:
+                who, when = np.flatnonzero(self.clicked), acted
+            else:
+                continue
+            row.append(who)
+            ts_ms.append(when[who])
+            kind.append(np.full(len(who), k, np.uint8))
+        order = np.argsort(np.concatenate(ts_ms), kind="stable")
+        self.event_row: NDArray[np.intp] = np.concatenate(row)[order]
+        self.event_ms: NDArray[np.int64] = np.concatenate(ts_ms)[order]
+        self.event_action: NDArray[np.uint8] = np.concatenate(kind)[order]
+
+
+class LogFeatures:
+    """``cat`` and ``num`` of the log's rows."""
+
+    def __init__(self, rows: LogRows, labels: Labels, schema: Schema) -> None:
+        self._rows, self._labels, self._schema = rows, labels, schema
+        self._windows = TileStore.of(schema.windows)
+        self._means = self._rows.steps()
+        self._keys = np.zeros((rows.n, schema.layout.K), np.uint64)
+        # Rows with equal times stay in one chunk, for they must not see each other.
+        ends = [
+            int(np.searchsorted(rows.ts_ms, rows.ts_ms[i], side="right"))
+            for i in range(CHUNK_ROWS - 1, rows.n, CHUNK_ROWS)
+        ]
+        self._starts = np.unique(np.array([0, *ends, rows.n], np.intp))
+        self._made: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+        self._next = 0
+        self._next_event = 0
+
+    def of(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(cat (b, F), num (b, N)) of any rows that have not been forgotten; copies."""
+        cat = np.empty((len(rows), self._schema.layout.F), np.int64)
+        num = np.empty((len(rows), self._schema.layout.N), np.float32)
+        chunks = np.searchsorted(self._starts, rows, side="right") - 1
+        for c in np.unique(chunks).tolist():
+            while self._next <= c:
+                self._make()
+            mine = np.flatnonzero(chunks == c)
+            local = rows[mine] - self._starts[c]
+            cat[mine], num[mine] = self._made[c][0][local], self._made[c][1][local]
+        return cat, num
+
+    def forget(self, row: int) -> None:
+        """The rows before ``row`` will not be asked for again."""
+        for c in [c for c in self._made if self._starts[c + 1] <= row]:
+            del self._made[c]
+
+    def _make(self) -> None:
+        part = slice(int(self._starts[self._next]), int(self._starts[self._next + 1]))
+        n = part.stop - part.start
+        builder, windows, labels = self._rows.builder, self._schema.windows, self._labels
+        columns, plain = self._rows.columns(part)
+        store = self._windows
+        counts = np.zeros((n, self._schema.layout.K, store.spans, store.actions), store.dtype)
+        if self._schema.layout.K:
+            self._keys[part] = builder.keys(columns, n)
+            last = self._rows.ts_ms[part.stop - 1]
+            events = slice(self._next_event, int(np.searchsorted(labels.event_ms, last, side="right")))
+            row, action = labels.event_row[events], labels.event_action[events]
+            sums = self._means[row]
+            sums[action[:, None] != [windows.actions.index(m.action) for m in windows.means]] = 0
+            seen = store.run(self._keys[row], labels.event_ms[events], action, sums)
+            shown = action == 0
+            counts[row[shown] - part.start] = seen[shown]
+            self._next_event = events.stop
+        self._made[self._next] = builder.cat(columns, n), builder.num(plain, counts, n, self._rows.ts_ms[part])
+        self._next += 1
+
+
+def unfit(log: LogTable, schema: Schema) -> list[str]:
+    """A line for each mean some of whose values count as 0 or are cut."""
+    lines = []
+    for mean in schema.windows.means:
+        if mean.of in log.table.column_names:
+            _, bad = steps(log.table[mean.of].to_numpy(), mean.step)
+            if bad:
+                lines.append(f"'{mean.of}': {bad} values are missing, negative or too great for the mean")
+    return lines
+
+
+def _distinct(column: Any) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    """(code of each row, the distinct values as objects; null is None)."""
+    column = column.combine_chunks()
+    if column.type.num_fields:  # lists have no dictionary
+        values = np.empty(len(column), object)
+        values[:] = column.to_pylist()
+        return np.arange(len(column)), values
+    coded = column.dictionary_encode(null_encoding="encode")
+    values = np.empty(len(coded.dictionary), object)
+    values[:] = coded.dictionary.to_pylist()
+    return coded.indices.to_numpy().astype(np.intp), values

@@ -1,0 +1,264 @@
+"""``millrace replay``: a log through windows, learner and progressive evaluation, as if it happened live.
+
+::
+
+    time ──────────────────────────────────────────────────────────────►
+    exposures    e1 e2      e3 e4 e5        e6  e7 ...      features at the exposure, windows [ts - W, ts)
+                  │  └──────────────┐ click                 label known at the click, or attribution later
+    labels        └──────────┐      ▼
+                             ▼   positive of e2
+                     negative of e1                         trained on in micro-batches, in this order
+
+Each exposure is scored by the model as it stood before any label that was not known at that moment; only then may the
+model learn from it. A log without action times has its labels known, and its clicks counted, at the exposure itself;
+the exposure's own features never see them. Bias fields (the position) read as missing when scoring, as when a page is
+ranked.
+
+The report is the same to the bit for the same log, schema, model and seed; what differs between runs is in run.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from learner.model import OnlineModel
+from learner.progressive import auc, calibration, grouped_auc, log_loss
+from millrace.contracts.errors import SettingError
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import Schema, load_schema
+from millrace.logs.exposures import LogTable, local_days, read_log
+from millrace.offline.logfeatures import Labels, LogFeatures, LogRows, unfit
+from millrace.offline.report import calibration_plot, day_plot, write_report
+
+BATCH_ROWS = 512
+THREADS = 1  # of torch: sums depend on how they are split, so the report would too
+_DIGITS = 6
+
+
+def replay(
+    log: Path,
+    schema: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    model: str | None = None,
+    spec: Mapping[str, Any] | None = None,
+    batch_rows: int = BATCH_ROWS,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Replays ``log``, writes report.json, run.json, report.html and plots to ``out``, prints a table; the report.
+
+    Args:
+        model: the model's name (default: the learner's default).
+        spec: overrides of the model's settings.
+        progress: show a bar and the table.
+
+    Raises:
+        LogError, SchemaError: as :func:`~millrace.logs.exposures.read_log`.
+        SettingError: an unknown model or setting, or a folder that cannot be written.
+    """
+    started = datetime.now(UTC)
+    clock = time.perf_counter()
+    plan = load_schema(schema)
+    settings = dict(spec or {}) | ({"model": model} if model else {})
+    with _threads(THREADS):
+        learner = OnlineModel(plan, settings, seed)
+        exposures = read_log(log, plan)
+        _make(out)
+        read_seconds = time.perf_counter() - clock
+        with _bar(exposures.table.num_rows, progress) as tick:
+            p = run_log(exposures, plan, learner, batch_rows, tick)
+    seconds = time.perf_counter() - clock
+    report = make_report(exposures, plan, p)
+
+    text = json.dumps(report, sort_keys=True, indent=1) + "\n"
+    (out / "report.json").write_text(text, encoding="utf-8")
+    run = {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "read_seconds": round(read_seconds, 3),
+        "rows_per_second": round(len(p) / max(seconds - read_seconds, 1e-9)),
+        "log": str(log),
+        "schema": str(schema),
+        "schema_id": plan.id,
+        "seed": seed,
+        "spec": learner.spec,
+        "batch_rows": batch_rows,
+        "notes": [*exposures.notes, *unfit(exposures, plan)],
+        "report_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "host": platform.node(),
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": {name: version(name) for name in ("millrace", "numpy", "torch", "pyarrow")},
+    }
+    (out / "run.json").write_text(json.dumps(run, indent=1, default=str) + "\n", encoding="utf-8")
+    plots = [day_plot(report["days"]), calibration_plot(p, exposures.table[exposures.label].to_numpy())]
+    write_report(out, report, run, plots, title=f"Replay of {log.name}")
+    if progress:
+        _print(report, run, out)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What is learnt, in the order of its becoming known. S samples: one an exposure, two where a click was late."""
+
+    row: NDArray[np.intp]  # (S,) row of the log
+    known_ms: NDArray[np.int64]  # (S,) ascending
+    kind: NDArray[np.uint8]  # (S,)
+    oldest: NDArray[np.intp]  # (S + 1,) the smallest row among the samples from here on
+
+    @classmethod
+    def of(cls, labels: Labels) -> Samples:
+        late = np.flatnonzero(labels.late)
+        row = np.concatenate([np.arange(len(labels.known_ms)), late])
+        known_ms = np.concatenate([labels.known_ms, labels.acted_ms[late]])
+        first = np.where(labels.clicked & ~labels.late, POSITIVE, NEGATIVE)
+        kind = np.concatenate([first, np.full(len(late), CORRECTION)]).astype(np.uint8)
+        order = np.argsort(known_ms, kind="stable")
+        row = row[order]
+        oldest = np.minimum.accumulate(np.append(row, len(labels.known_ms))[::-1])[::-1]
+        return cls(row, known_ms[order], kind[order], oldest)
+
+    def batch(self, part: slice, rows: LogRows, cat: NDArray[np.int64], num: NDArray[np.float32]) -> SampleBatch:
+        row, kind = self.row[part], self.kind[part]
+        n = len(row)
+        pages, page = np.unique(rows.page[row], return_inverse=True)
+        positive = kind != NEGATIVE
+        return SampleBatch(
+            request=rows.requests(pages),
+            page=page.astype(np.int32),
+            position=rows.slots(row),
+            user=rows.hashes(rows.builder.user_column, row),
+            item=rows.hashes(rows.builder.item_column, row),
+            ts_ms=rows.ts_ms[row],
+            kind=kind,
+            label=positive.astype(np.float32),
+            weight=np.ones(n, np.float32),
+            actions=np.where(positive, 3, 1).astype(np.uint8),
+            cat=cat,
+            num=num,
+            score=np.full(n, np.nan, np.float32),
+            version=np.full(n, -1, np.int64),
+            arm=np.zeros(n, np.uint8),
+            origin_ms=np.zeros(n, np.int64),
+        )
+
+
+def run_log(
+    log: LogTable, schema: Schema, model: OnlineModel, batch_rows: int, tick: Callable[[int], None]
+) -> NDArray[np.float32]:
+    """Scores each exposure before ``model`` learns what was not known then. (n,) probabilities, in the log's order"""
+    rows = LogRows(log, schema)
+    labels = Labels(log, schema, rows)
+    features = LogFeatures(rows, labels, schema)
+    samples = Samples.of(labels)
+    hidden = {f.name for f in schema.fields if f.bias}
+    bias = [c for c, name in enumerate(schema.layout.cat_names) if name in hidden]
+    p = np.empty(rows.n, np.float32)
+    scored = 0
+    for start in range(0, len(samples.row), batch_rows):
+        part = slice(start, min(start + batch_rows, len(samples.row)))
+        # Whoever was exposed by the time the batch was complete was served without it.
+        end = int(np.searchsorted(rows.ts_ms, samples.known_ms[part.stop - 1], side="right"))
+        for first in range(scored, end, batch_rows):
+            shown = np.arange(first, min(first + batch_rows, end))
+            cat, num = features.of(shown)
+            cat[:, bias] = 0
+            p[shown] = model.score(cat, num)
+        scored = max(scored, end)
+        model.learn(samples.batch(part, rows, *features.of(samples.row[part])))
+        features.forget(int(samples.oldest[part.stop]))
+        tick(scored)
+    return p
+
+
+def make_report(log: LogTable, schema: Schema, p: NDArray[np.float32]) -> dict[str, Any]:
+    """``rows``, ``duplicates``, ``days`` and ``total``; figures rounded, None where one class is missing."""
+    y = log.table[log.label].to_numpy()
+    user = np.unique(log.table[log.user].combine_chunks().dictionary_encode().indices.to_numpy(), return_inverse=True)[
+        1
+    ]
+    days = np.array(local_days(log, schema))
+    table = []
+    for day in np.unique(days):
+        on = days == day
+        table.append({"day": str(day)} | _figures(p[on], y[on], user[on]))
+    return {"rows": len(y), "duplicates": log.duplicates, "days": table, "total": _figures(p, y, user)}
+
+
+def _figures(p: NDArray[np.float32], y: NDArray[np.int8], user: NDArray[np.intp]) -> dict[str, Any]:
+    figures = {
+        "auc": auc(p, y),
+        "grouped_auc": grouped_auc(p, y, user),
+        "log_loss": log_loss(p, y),
+        "calibration": calibration(p, y),
+    }
+    rounded = {k: round(v, _DIGITS) if math.isfinite(v) else None for k, v in figures.items()}
+    return {"rows": len(y), "positives": int(y.sum())} | rounded
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _bar(rows: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal; yields what is to be told the rows done."""
+    console = Console(stderr=True)
+    columns = (TextColumn("replay"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not wanted) as bar:
+        task = bar.add_task("replay", total=rows)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").touch()
+    except OSError as error:
+        raise SettingError(
+            f"folder '{folder}' cannot be written ({error.strerror})", "name another with --out"
+        ) from None
+
+
+def _print(report: Mapping[str, Any], run: Mapping[str, Any], out: Path) -> None:
+    title = f"{report['rows']:,} exposures, {report['duplicates']:,} duplicates dropped"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    for name in ("day", "rows", "positives", "AUC", "grouped AUC", "log loss", "calibration"):
+        table.add_column(name, justify="left" if name == "day" else "right", no_wrap=True)
+    for row in [*report["days"], {"day": "all days"} | report["total"]]:
+        figures = (row[k] for k in ("auc", "grouped_auc", "log_loss", "calibration"))
+        table.add_row(
+            row["day"],
+            f"{row['rows']:,}",
+            f"{row['positives']:,}",
+            *("–" if f is None else f"{f:.4f}" for f in figures),
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"{run['rows_per_second']:,} rows/s; report in {out}", highlight=False)

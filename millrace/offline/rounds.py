@@ -1,0 +1,154 @@
+"""Ways of keeping a model up to date through the days after its training, all from one and the same start.
+
+::
+
+    training days ──► start ─┬─ frozen            scores every day
+                             ├─ more epochs       two more passes over the training days, then scores every day
+                             ├─ daily rounds      scores a day, then learns it: one incremental round a day
+                             ├─ replayed daily    scores a day, then begins anew and learns all to its end, in order
+                             ├─ retrained daily   the same, but shuffled: the usual batch job
+                             └─ micro-batches     scores some rows, then learns them
+
+"Replayed daily" takes the steps of "daily rounds", but for where a day's last batch is cut: it shows that a round loses
+nothing against beginning anew. What batch training may gain over both, by mixing its days, "retrained daily" shows.
+
+Nothing is learnt after the last test day, since nobody is scored afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.model import OnlineModel
+from learner.progressive import auc, log_loss
+from millrace.offline import epochs as passes
+from millrace.offline.dataset import Dataset
+from millrace.offline.epochs import Scores, learn, learn_shuffled, progress, score
+from millrace.offline.intervals import interval, rounded
+
+WAYS = ("frozen", "more epochs", "daily rounds", "replayed daily", "retrained daily", "micro-batches")
+EPOCHS = 3
+"""Passes over the training days in all, for "more epochs"."""
+
+Result = Mapping[str, Any]
+"""What :func:`figures` gave for one model, inputs and seed: way -> figures."""
+
+
+def keep_up(
+    model: OnlineModel,
+    data: Dataset,
+    num: NDArray[np.float32],
+    train: slice,
+    days: Sequence[slice],
+    rng: np.random.Generator,
+) -> dict[str, list[Scores]]:
+    """Each way's scores of each of ``days`` (rows), by an untrained ``model`` that learns ``train`` (rows) first.
+
+    Every way departs from the same trained model (:meth:`~learner.model.OnlineModel.resume` goes on bit for bit), so
+    ways differ by what they do after it alone. ``rng`` draws the orders of "retrained daily".
+    """
+    untrained = model.snapshot()
+    # Where the last whole batch of the training ends: whoever learns more rows in one go cuts no batch short there.
+    whole = _whole(train.start, train.stop)
+    learn(model, data, slice(train.start, whole), num)
+    uncut = model.snapshot()
+    learn(model, data, slice(whole, train.stop), num)
+    start = model.snapshot()
+
+    scored: dict[str, list[Scores]] = {"frozen": [score(model, data, day, num) for day in days]}
+    first = scored["frozen"][0]
+
+    scored["daily rounds"] = [first]
+    for past, day in pairwise(days):
+        learn(model, data, past, num)
+        scored["daily rounds"].append(score(model, data, day, num))
+
+    model.resume(*start)
+    scored["micro-batches"] = [progress(model, data, day, num) for day in days]
+
+    model.resume(*start)
+    for _ in range(EPOCHS - 1):
+        learn(model, data, train, num)
+    scored["more epochs"] = [score(model, data, day, num) for day in days]
+
+    # One pass from the beginning to the end of some day takes the same steps as one to the end of an earlier day, up to
+    # the earlier one's last, incomplete batch. So one pass with a fork at each day's end replays for all of them.
+    scored["replayed daily"] = [first]
+    for past, day in pairwise(days):
+        model.resume(*uncut)
+        end = _whole(train.start, past.stop)
+        learn(model, data, slice(whole, end), num)
+        uncut, whole = model.snapshot(), end
+        learn(model, data, slice(end, past.stop), num)
+        scored["replayed daily"].append(score(model, data, day, num))
+
+    scored["retrained daily"] = [first]
+    for past, day in pairwise(days):
+        model.resume(*untrained)
+        learn_shuffled(model, data, slice(train.start, past.stop), num, rng)
+        scored["retrained daily"].append(score(model, data, day, num))
+    return scored
+
+
+def _whole(start: int, stop: int) -> int:
+    """The end of the last whole batch of [start, stop)."""
+    return start + (stop - start) // passes.BATCH_ROWS * passes.BATCH_ROWS
+
+
+def figures(scored: Mapping[str, Sequence[Scores]], labels: Sequence[NDArray[np.float32]]) -> dict[str, Any]:
+    """AUC and log loss over all days, and the AUC of each day, of every way. ``labels``: those of each day's rows."""
+    y = np.concatenate(labels)
+    return {
+        way: {
+            "auc": auc(np.concatenate(scored[way]), y),
+            "log_loss": log_loss(np.concatenate(scored[way]), y),
+            "by_day": [auc(p, own) for p, own in zip(scored[way], labels, strict=True)],
+        }
+        for way in WAYS
+    }
+
+
+def ways_of(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """A row a way, over the seeds of one model and kind of input. Differences are paired by seed.
+
+    ``last_day_over_start`` is the AUC of the last day less that of the start on the first, in AUC and in per cent of
+    the start's: what rounds added. Days differ by themselves; the row of "frozen" shows by how much.
+    """
+    rows = []
+    for way in WAYS:
+        own = [r[way] for r in results]
+        frozen = [r["frozen"] for r in results]
+        pairs = list(zip(own, frozen, strict=True))
+        last_and_start = [(a["by_day"][-1], b["by_day"][0]) for a, b in pairs]
+        row: dict[str, Any] = {"way": way}
+        row |= interval("auc", [r["auc"] for r in own])
+        row |= interval("log_loss", [r["log_loss"] for r in own])
+        row |= interval("auc_last_day", [r["by_day"][-1] for r in own])
+        row |= interval("auc_over_frozen", [a["auc"] - b["auc"] for a, b in pairs])
+        row |= interval("last_day_over_frozen", [a["by_day"][-1] - b["by_day"][-1] for a, b in pairs])
+        row |= interval("last_day_over_start", [a - b for a, b in last_and_start])
+        row |= interval("last_day_over_start_percent", [100 * (a / b - 1) for a, b in last_and_start])
+        rows.append(row)
+    return rows
+
+
+def days_of(results: Sequence[Result], days: Sequence[str], oracle: Sequence[float | None]) -> list[dict[str, Any]]:
+    """A row for each way and test day, over the seeds of one model and kind of input.
+
+    ``rounds`` says how many whole days after the training "daily rounds" has learnt by then; ``oracle`` is the AUC of
+    the true probabilities on each day, where the world is known.
+    """
+    rows = []
+    for way in WAYS:
+        for k, (day, best) in enumerate(zip(days, oracle, strict=True)):
+            row: dict[str, Any] = {"way": way, "day": day, "rounds": k}
+            row |= interval("auc", [r[way]["by_day"][k] for r in results])
+            row |= interval("auc_over_frozen", [r[way]["by_day"][k] - r["frozen"]["by_day"][k] for r in results])
+            row["oracle_auc"] = None if best is None else rounded(best)
+            rows.append(row)
+    return rows

@@ -1,0 +1,1 @@
+"""What every process needs, whatever it does: Kafka clients, metrics, patience, signals, children, services."""

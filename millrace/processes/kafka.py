@@ -1,0 +1,258 @@
+"""Kafka clients as Millrace uses them (`kafka-python`): made from the settings, waited for aloud, topics checked.
+
+Blocking by nature: call from threads or plain loops, never from an asyncio loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
+from kafka.record.default_records import DefaultRecordBatch
+
+from millrace.contracts.errors import BrokerError
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import TOPICS
+
+log = structlog.get_logger("kafka")
+# The client logs each refused connection several times over; we say it once, in our own words.
+logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+
+class _Lenient(bytearray):
+    """Bytes whose slices decode with U+FFFD where they are no UTF-8."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return _Lenient(found) if isinstance(at, slice) else found
+
+    def decode(self, encoding: str = "utf-8", errors: str = "replace") -> str:
+        return super().decode(encoding, "replace")
+
+
+def read_any_header(batch: Any) -> None:
+    """Makes a client's class of record batches read header names of any bytes.
+
+    Kafka calls a header's name a string and checks nothing; some clients write bytes. Ours raise at a name that is no
+    UTF-8, each time that its batch is read: one such message would be the end of its partition.
+    """
+    strict = batch._read_msg
+
+    def read_msg(self: Any) -> Any:
+        try:
+            return strict(self)
+        except UnicodeDecodeError:
+            self._buffer = _Lenient(self._buffer)
+            return strict(self)
+
+    batch._read_msg = read_msg
+
+
+read_any_header(DefaultRecordBatch)
+
+REMEDY = "start Kafka there, or set MILLRACE_KAFKA to its host:port"
+
+
+def _servers(settings: Settings) -> list[str]:
+    if not settings.kafka:
+        raise BrokerError("no Kafka address is set", "set MILLRACE_KAFKA to host:port, or use 'millrace demo'")
+    return settings.kafka.split(",")
+
+
+def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -> None:
+    """Waits, with back-off and a line a try, until the broker answers.
+
+    Raises:
+        BrokerError: it did not within ``patience_seconds`` (default: the settings').
+    """
+    servers = _servers(settings)
+    patience_seconds = settings.patience_seconds if patience_seconds is None else patience_seconds
+    deadline, pause = time.monotonic() + patience_seconds, 0.2
+    while True:
+        try:
+            admin = KafkaAdminClient(
+                bootstrap_servers=servers,
+                bootstrap_timeout_ms=2000,
+                request_timeout_ms=4000,
+                api_version=None,
+            )
+            admin.close()
+            return
+        except (KafkaError, ValueError, OSError) as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise BrokerError(
+                    f"broker '{settings.kafka}' does not answer ({type(error).__name__}) after {patience_seconds:g} s",
+                    REMEDY,
+                ) from None
+            log.warning("waiting for the broker", address=settings.kafka, seconds_left=round(left))
+            time.sleep(min(pause, max(left, 0.05)))
+            pause = min(pause * 2, 5.0)
+
+
+def create_topics(settings: Settings) -> None:
+    """Creates the topics that are missing, and checks that the co-partitioned ones have equal counts.
+
+    Raises:
+        BrokerError: a topic has another number of partitions than the settings say, or cannot be created.
+    """
+    admin = KafkaAdminClient(bootstrap_servers=_servers(settings))
+    try:
+        present = {t["name"]: len(t["partitions"]) for t in admin.describe_topics()}
+        wanted = {t.name: t.partitions or settings.partitions for t in TOPICS}
+        for name, count in wanted.items():
+            if present.get(name, count) != count:
+                raise BrokerError(
+                    f"topic '{name}' has {present[name]} partitions where {count} are needed",
+                    f"set MILLRACE_PARTITIONS to {present[name]}, or remove the topic",
+                )
+        missing = {
+            t.name: {"num_partitions": wanted[t.name], "replication_factor": 1, "configs": dict(t.config)}
+            for t in TOPICS
+            if t.name not in present
+        }
+        if missing:
+            with contextlib.suppress(TopicAlreadyExistsError):  # another role came first
+                admin.create_topics(missing)
+            admin.wait_for_topics(list(missing))
+            log.info("topics created", topics=", ".join(missing), partitions=settings.partitions)
+    except KafkaError as error:
+        raise BrokerError(f"topics cannot be prepared at '{settings.kafka}' ({error})", REMEDY) from None
+    finally:
+        admin.close()
+
+
+def ensure_topics(settings: Settings) -> None:
+    """For a role's start: creates the topics where some are missing, as ``millrace topics`` does; else does nothing.
+
+    Raises:
+        BrokerError: they cannot be created, or those that are there have other counts than the missing ones would.
+    """
+    try:
+        admin = KafkaAdminClient(bootstrap_servers=_servers(settings))
+        with contextlib.closing(admin):
+            present = {t["name"] for t in admin.describe_topics()}
+    except KafkaError as error:
+        raise BrokerError(f"topics at '{settings.kafka}' cannot be listed ({error})", REMEDY) from None
+    if not present.issuperset(t.name for t in TOPICS):
+        create_topics(settings)
+
+
+def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
+    """A producer of raw bytes. Idempotent with ``acks=all`` wherever the broker can be."""
+    base: dict[str, Any] = {
+        "bootstrap_servers": _servers(settings),
+        "enable_idempotence": settings.idempotence,
+        "acks": "all",
+        "linger_ms": 5,
+        # After a message that the broker refuses for its size the client is of no use: it never sends one.
+        "max_request_size": settings.message_bytes,
+    }
+    try:
+        return KafkaProducer(**{**base, **options})
+    except (KafkaError, OSError) as error:
+        raise BrokerError(f"no producer at '{settings.kafka}' ({type(error).__name__})", REMEDY) from None
+
+
+def know_topic(producer: Any, topic: str, settings: Settings) -> None:
+    """Waits until the producer knows where a topic's partitions are, however short it may block: so that no request has
+    to wait for it, and a machine that is busy at the start is no failure.
+
+    Raises:
+        BrokerError: it does not within the settings' patience.
+    """
+    deadline = time.monotonic() + settings.patience_seconds
+    while True:
+        try:
+            producer.partitions_for(topic)
+            return
+        except KafkaTimeoutError:
+            if time.monotonic() >= deadline:
+                raise BrokerError(
+                    f"broker '{settings.kafka}' tells nothing of topic '{topic}' for {settings.patience_seconds:g} s",
+                    REMEDY,
+                ) from None
+            log.warning("waiting for the broker to tell of a topic", topic=topic)
+
+
+def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = None, **options: Any) -> KafkaConsumer:
+    """A consumer without a group: it reads every partition of ``topic`` from ``start`` (missing: the beginning).
+
+    Positions are the caller's to keep (in its own snapshot), so no group has to be joined and nothing is committed.
+    """
+    base: dict[str, Any] = {
+        "bootstrap_servers": _servers(settings),
+        "enable_auto_commit": False,
+        "auto_offset_reset": "earliest",
+        "fetch_max_wait_ms": 50,
+        "max_poll_records": 2000,
+        "max_partition_fetch_bytes": 8 * 1024 * 1024,
+        "group_id": None,
+    }
+    try:
+        consumer = KafkaConsumer(**{**base, **options})
+        partitions = consumer.partitions_for_topic(topic)
+        if not partitions:
+            consumer.close()
+            raise BrokerError(
+                f"topic '{topic}' does not exist at '{settings.kafka}'",
+                "create the topics first ('millrace topics')",
+            )
+        assigned = [TopicPartition(topic, p) for p in sorted(partitions)]
+        consumer.assign(assigned)
+        for tp in assigned:
+            offset = (start or {}).get(tp.partition)
+            if offset is None:
+                consumer.seek_to_beginning(tp)
+            else:
+                consumer.seek(tp, offset)
+    except (KafkaError, OSError) as error:
+        raise BrokerError(f"no consumer at '{settings.kafka}' ({type(error).__name__})", REMEDY) from None
+    return consumer
+
+
+def lag_of(consumer: KafkaConsumer) -> dict[int, int]:
+    """Messages not yet read, by partition, as of the last fetch.
+
+    From the fetched high watermark, not from ``end_offsets``: the embedded broker answers the latter with the first
+    offset of the last batch, which makes the end of a busy topic look hundreds of messages nearer than it is.
+    """
+    assigned = list(consumer.assignment())
+    return {tp.partition: max(0, (consumer.highwater(tp) or 0) - consumer.position(tp)) for tp in assigned}
+
+
+def read_up(consumer: KafkaConsumer) -> bool:
+    """Whether all that its partitions held at their last fetch was read. A partition of which nothing was fetched yet,
+    as on a machine that is busy, is not."""
+    ends = {tp: consumer.highwater(tp) for tp in consumer.assignment()}
+    return all(end is not None and consumer.position(tp) >= end for tp, end in ends.items())
+
+
+def read_all(settings: Settings, topic: str, visit: Callable[[Any], None]) -> int:
+    """Visits every message that ``topic`` holds now, partition by partition in order; returns how many there were.
+
+    Raises:
+        BrokerError: it stopped answering for longer than the settings' patience.
+    """
+    consumer = make_reader(settings, topic)
+    try:
+        seen, quiet, heard = 0, 0, time.monotonic()
+        while quiet < 3 or not read_up(consumer):
+            polled = consumer.poll(timeout_ms=200)
+            quiet = 0 if polled else quiet + 1
+            heard = time.monotonic() if polled else heard
+            if time.monotonic() - heard > settings.patience_seconds:
+                raise BrokerError(f"broker '{settings.kafka}' gives no more of topic '{topic}'", REMEDY)
+            for records in polled.values():
+                for record in records:
+                    visit(record)
+                    seen += 1
+        return seen
+    finally:
+        consumer.close()

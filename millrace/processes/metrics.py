@@ -1,0 +1,56 @@
+"""How a role shows its figures to Prometheus.
+
+Metrics are module-level objects of the role that owns them, all named ``millrace_*``; the names that dashboards
+may rely on are listed in ``docs/metrics.md``, and a test checks every panel against what the running roles expose.
+"""
+
+from __future__ import annotations
+
+import structlog
+from prometheus_client import REGISTRY, Gauge, start_http_server
+
+from millrace.contracts.errors import PortError
+
+log = structlog.get_logger("metrics")
+
+READY = Gauge("millrace_ready", "1 when the role does its work, 0 while it starts or waits.")
+TURNED = Gauge(
+    "millrace_turned_seconds",
+    "Unix time at which the role's main loop last came round; while it stands still, its other figures are old.",
+)
+ROLE_INFO = Gauge("millrace_role_info", "Which role this is.", ["role", "version"])
+
+
+PORTS = {"scorer": 8701, "stream": 8702, "learner": 8703, "simulator": 8704}
+"""Where each role serves its metrics unless ``metrics_port`` says otherwise."""
+
+
+def serve_metrics(role: str, port: int | None, host: str = "127.0.0.1") -> int:
+    """Serves ``/metrics`` on ``host:port`` in a daemon thread, says where, and returns the port.
+
+    Args:
+        port: 0 lets the system choose. None: the role's own of :data:`PORTS`; where that is taken, as by a second
+            worker on one machine, the system chooses, aloud.
+
+    Raises:
+        PortError: the port that was asked for is taken.
+    """
+    from millrace import __version__
+
+    ROLE_INFO.labels(role, __version__).set(1)
+    wanted = PORTS.get(role, 0) if port is None else port
+    try:
+        try:
+            server, _ = start_http_server(wanted, addr=host, registry=REGISTRY)
+        except OSError:
+            if port is not None:
+                raise
+            log.warning("the role's metrics port is taken; another is used", role=role, taken=wanted)
+            server, _ = start_http_server(0, addr=host, registry=REGISTRY)
+    except OSError as error:
+        raise PortError(
+            f"metrics port {host}:{port} of the {role} cannot be bound ({error.strerror})",
+            "set MILLRACE_METRICS_PORT to a free port, or 0",
+        ) from None
+    log.info("metrics are served", role=role, url=f"http://{host}:{server.server_port}/metrics")
+    return int(server.server_port)

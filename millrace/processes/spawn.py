@@ -1,0 +1,153 @@
+"""Child processes that die with their parent, however it ends: normally, by Ctrl-C, by SIGTERM, by ``kill -9``.
+
+::
+
+    parent ── launcher (python -I -S) ── exec ──► the program      same process id throughout
+                 │ on Linux: prctl(PR_SET_PDEATHSIG, SIGKILL), kept across exec
+                 └ elsewhere: forks a guard that waits on a pipe whose other end only the parent holds
+
+The kernel sends the death signal when the *thread* that forked ends, so all children are forked by one thread that
+lives as long as the process. The launcher looks at its parent after asking for the signal: had the parent died
+before, nobody would send it. Nothing runs between fork and exec in the parent's own image (no ``preexec_fn``), so
+spawning is safe beside running threads.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+from millrace.contracts.errors import ServiceError
+
+_LAUNCHER = """
+import os, signal, sys
+parent, pipe, argv = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+if pipe < 0:
+    import ctypes
+    if ctypes.CDLL(None, use_errno=True).prctl(1, 9, 0, 0, 0):
+        sys.exit('prctl(PR_SET_PDEATHSIG) failed')
+    if os.getppid() != parent:
+        os._exit(0)
+else:
+    import select
+    program = os.getpid()
+    if os.fork() == 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        while os.getppid() == program:
+            if select.select([pipe], [], [], 0.5)[0]:
+                if os.getppid() == program:
+                    os.kill(program, signal.SIGKILL)
+                break
+        os._exit(0)
+    os.close(pipe)
+for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(ignored_by_python, signal.SIG_DFL)
+try:
+    os.execv(argv[0], argv)
+except OSError as error:
+    sys.exit(f'{argv[0]} cannot be executed: {error.strerror}')
+"""
+
+_Job = tuple[Future["subprocess.Popen[bytes]"], list[str], dict[str, str], Path, bool]
+
+
+class _Forker:
+    """The one thread that forks. Made anew in a process that was itself forked from one that had it."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self.held: list[int] = []  # write ends of guards' pipes: closed by the kernel when this process ends
+        threading.Thread(target=self._run, name="spawn", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            future, argv, env, log_path, by_pipe = self.jobs.get()
+            try:
+                future.set_result(self._start(argv, env, log_path, by_pipe))
+            except BaseException as error:
+                future.set_exception(error)
+
+    def _start(self, argv: list[str], env: dict[str, str], log_path: Path, by_pipe: bool) -> subprocess.Popen[bytes]:
+        read, write = os.pipe() if by_pipe else (-1, -1)
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(self.pid), str(read), *argv]
+        try:
+            with log_path.open("ab") as log:
+                child = subprocess.Popen(
+                    launcher,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # a terminal's Ctrl-C reaches the parent alone, which then stops us
+                    pass_fds=(read,) if by_pipe else (),
+                )
+        finally:
+            if by_pipe:
+                os.close(read)
+        if by_pipe:
+            self.held.append(write)
+        return child
+
+
+_forker: _Forker | None = None
+_lock = threading.Lock()
+
+
+def spawn(
+    argv: Sequence[str], env: Mapping[str, str] | None, log_path: Path, *, by_pipe: bool | None = None
+) -> subprocess.Popen[bytes]:
+    """Starts ``argv`` in a session of its own, its output appended to ``log_path``; it cannot outlive this process.
+
+    The caller stops and reaps it (:func:`stop`); the guarantee is for when the caller cannot.
+
+    Args:
+        argv: the program's absolute path, then its arguments.
+        env: the whole environment; None inherits ours.
+        by_pipe: use the guard process rather than ``prctl``; None: wherever the system is not Linux.
+
+    Raises:
+        ServiceError: the program is not there, or the log cannot be written.
+    """
+    global _forker
+    if not os.path.isabs(argv[0]) or not os.access(argv[0], os.X_OK):
+        raise ServiceError(f"program '{argv[0]}' is not an executable file", "give its full path")
+    with _lock:
+        if _forker is None or _forker.pid != os.getpid():
+            _forker = _Forker()
+    future: Future[subprocess.Popen[bytes]] = Future()
+    environment = dict(os.environ if env is None else env)
+    pipe = sys.platform != "linux" if by_pipe is None else by_pipe
+    _forker.jobs.put((future, list(argv), environment, log_path, pipe))
+    try:
+        return future.result()
+    except OSError as error:
+        raise ServiceError(f"'{argv[0]}' cannot be started ({error})", "check the folder and its permissions") from None
+
+
+def stop(child: subprocess.Popen[bytes], patience_seconds: float = 5.0) -> int:
+    """SIGTERM, then SIGKILL after ``patience_seconds``; returns the exit status. Safe to call on an ended child."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            return child.wait(patience_seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+    return child.wait()
+
+
+def tail(log_path: Path, lines: int = 3) -> str:
+    """The end of a child's log on one line, for an error message."""
+    try:
+        text = log_path.read_bytes()[-4096:].decode(errors="replace")
+    except OSError:
+        return ""
+    return " | ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())

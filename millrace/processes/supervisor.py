@@ -1,0 +1,196 @@
+"""Keeps role processes alive: starts them, restarts the one that dies, gives up aloud, leaves nothing behind.
+
+::
+
+              start                    dies                  back-off over
+    (none) ─────────► running ──────────────────► waiting ──────────────────► running
+                         │                           │ too often in short succession
+                         └── stop ──► stopped        └──────────────────────► gave up (ServiceError)
+
+No thread of its own: its owner calls :meth:`Supervisor.poll` a few times a second, and is the one who hears of a
+role that gave up. The children die with this process whatever happens to it (see :mod:`millrace.processes.spawn`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from millrace.contracts.errors import ServiceError
+from millrace.processes.spawn import spawn, tail
+
+log = structlog.get_logger("supervisor")
+
+State = Literal["running", "waiting", "stopped", "gave up"]
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """When to try again, and when no more: ``failures`` deaths within ``within_seconds`` are too many."""
+
+    failures: int = 5
+    within_seconds: float = 60.0
+    first_pause_seconds: float = 0.25
+    longest_pause_seconds: float = 5.0
+
+    def pause(self, deaths: int) -> float:
+        """Seconds to wait after the ``deaths``-th death in short succession: doubling, bounded."""
+        return min(self.first_pause_seconds * 2.0 ** (deaths - 1), self.longest_pause_seconds)
+
+
+@dataclass(slots=True)
+class Role:
+    """A supervised program and what became of it."""
+
+    name: str
+    argv: list[str]
+    env: Mapping[str, str]
+    log_path: Path
+    state: State = "stopped"
+    process: subprocess.Popen[bytes] | None = None
+    restarts: int = 0
+    deaths: list[float] = field(default_factory=list)  # times of the recent ones
+    again_at: float = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process is not None and self.state == "running" else None
+
+
+def role_argv(name: str) -> list[str]:
+    """The command line of one of Millrace's own roles, under this interpreter."""
+    return [sys.executable, "-m", "millrace.processes.role", name]
+
+
+class Supervisor:
+    """Owns the processes of a run.
+
+    Args:
+        folder: one log file a role is appended to here.
+        patience: restarts and their limits.
+        say: told, in a line, of each restart (the demo's view); the log hears of it anyway.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        patience: Patience = Patience(),
+        say: Callable[[str], None] = lambda line: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder = folder
+        self.roles: dict[str, Role] = {}
+        self._patience = patience
+        self._say = say
+        self._clock = clock
+
+    def start(self, name: str, env: Mapping[str, str], argv: list[str] | None = None) -> None:
+        """Starts a role in the environment ``env`` (whole); ``argv`` is another program than the role's own."""
+        known = self.roles.get(name)
+        role = Role(name, argv or role_argv(name), env, self.folder / f"{name}.log")
+        role.restarts = known.restarts if known else 0
+        self.roles[name] = role
+        self._launch(role)
+
+    def _launch(self, role: Role) -> None:
+        role.process = spawn(role.argv, role.env, role.log_path)
+        role.state = "running"
+        log.info("started", child=role.name, pid=role.process.pid)
+
+    def poll(self) -> None:
+        """Looks at every role once: notices deaths, restarts those whose pause is over.
+
+        Raises:
+            ServiceError: a role died too often in short succession; the line carries the end of its log.
+        """
+        for role in self.roles.values():
+            now = self._clock()
+            if role.state == "running" and role.process is not None and role.process.poll() is not None:
+                self._died(role, now)
+            elif role.state == "waiting" and now >= role.again_at:
+                role.restarts += 1
+                self._launch(role)
+
+    def _died(self, role: Role, now: float) -> None:
+        assert role.process is not None
+        how = _status(role.process.returncode)
+        _kill_session(role.process.pid)
+        recent = [at for at in role.deaths if now - at < self._patience.within_seconds]
+        role.deaths = [*recent, now]
+        if len(role.deaths) >= self._patience.failures:
+            role.state = "gave up"
+            said = tail(role.log_path, 1)
+            raise ServiceError(
+                f"the {role.name} ended {len(role.deaths)} times within {self._patience.within_seconds:g} s"
+                f" (last: {how}{': ' + said if said else ''})",
+                f"see {role.log_path}",
+            )
+        pause = self._patience.pause(len(role.deaths))
+        role.state, role.again_at = "waiting", now + pause
+        log.warning("role died", child=role.name, how=how, restart_in_seconds=pause)
+        self._say(f"the {role.name} ended ({how}); restarting it in {pause:g} s")
+
+    def stop(self, *names: str, grace_seconds: float = 10.0) -> None:
+        """Stops the named roles (none named: all) together: SIGTERM, then SIGKILL to those still there after the grace.
+
+        Idempotent; a role that waits for its restart is simply not started again.
+        """
+        chosen = [self.roles[n] for n in names if n in self.roles] if names else list(self.roles.values())
+        running = [r for r in chosen if r.process is not None and r.process.poll() is None]
+        for role in chosen:
+            if role.state != "gave up":
+                role.state = "stopped"
+        for role in running:
+            assert role.process is not None
+            role.process.terminate()
+        deadline = self._clock() + grace_seconds
+        for role in running:
+            assert role.process is not None
+            try:
+                role.process.wait(max(0.0, deadline - self._clock()))
+            except subprocess.TimeoutExpired:
+                log.warning("killed after its grace", child=role.name, seconds=grace_seconds)
+                if grace_seconds > 0:
+                    self._say(f"the {role.name} did not stop within {grace_seconds:g} s and was killed")
+                role.process.kill()
+                role.process.wait()
+        for role in running:
+            assert role.process is not None
+            _kill_session(role.process.pid)
+
+    def kill(self) -> None:
+        """Ends every role at once."""
+        self.stop(grace_seconds=0.0)
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """How often each role was restarted."""
+        return {name: role.restarts for name, role in self.roles.items()}
+
+
+def _status(code: int) -> str:
+    """``status 1``, or the name of the signal that ended a process."""
+    if code >= 0:
+        return f"status {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _kill_session(leader: int) -> None:
+    """Ends what a dead role may have left in the session it led."""
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return

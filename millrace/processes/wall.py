@@ -1,0 +1,20 @@
+"""The wall clock, for shells. Cores are handed the time.
+
+:mod:`millrace.contracts.clock` says how event time and wall time map to each other.
+"""
+
+from __future__ import annotations
+
+import time
+
+from millrace.contracts.clock import EventClock
+
+
+def wall_ms() -> int:
+    """Wall time in Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def event_now_ms(clock: EventClock) -> int:
+    """Event time now, in Unix milliseconds."""
+    return clock.at(wall_ms())

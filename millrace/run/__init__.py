@@ -1,1 +1,0 @@
-"""Programs that put the packages together: the demo, replay, reports. They alone may import from all of them."""

@@ -1,0 +1,1 @@
+"""Windows over time and what is read off them: tiles, features, likings. Shared by stream, scorer and replay."""

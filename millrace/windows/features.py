@@ -1,0 +1,300 @@
+"""Feature arrays from hashed columns, plain numbers and window counts.
+
+The one place where ``cat``, ``num`` and ``keys`` are put together: the scorer calls it for one user and a thousand
+candidates, replay for whole stretches of a log, so what was learnt and what is served are the same to the bit. Every
+operation works element by element, in float32 without reductions: a row's features do not depend on the other rows.
+
+Shapes: n rows, F categorical columns, N numbers, K window keys, W windows, H half-lives, A actions, M means. A *column*
+holds value hashes (:mod:`millrace.contracts.hashing`), (n,) or, where one value holds for all rows, (1,); a multi
+field's is (n, slots) or (1, slots), filled from the left. Absent columns, unknown values, NaN and infinities read as 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.contracts.errors import SchemaError
+from millrace.contracts.hashing import U64, column_hash, combine, mix, value_hash
+from millrace.contracts.schema import DERIVED, Field, Schema, Side
+from millrace.windows.tiles import UNIT
+
+_DAY_MS = 86_400_000
+_HOUR_MS = 3_600_000
+_POSITIONS = 1024
+_MOST_STEPS = (1 << 24) - 1
+
+F32 = NDArray[np.float32]
+
+
+class FeatureBuilder:
+    """Builds the arrays of one schema's :class:`~millrace.contracts.schema.Layout`. Stateless after construction.
+
+    Raises:
+        SchemaError: hour, weekday or position is declared numeric, or the parents of the window keys form a ring.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.layout = schema.layout
+        for field in self.layout.plain_fields:
+            if field.name in DERIVED and field.name != "age_days":
+                raise SchemaError(f"field '{field.name}' is numeric", f"make it categorical: '{field.name}' is derived")
+        self.user_column = schema.log.user if schema.log else "user_id"
+        self.item_column = schema.log.item if schema.log else "item_id"
+        self._fields = {f.name: f for f in schema.fields}
+        self._cat_salts = np.array(
+            [
+                self.layout.field_salt(f)
+                for f, width in zip(self.layout.cat_fields, self._widths(), strict=True)
+                for _ in range(width)
+            ],
+            np.uint64,
+        )
+        self._key_salts = [self.layout.key_salt(name) for name in self.layout.key_names]
+        self._order = _parents_first(schema)
+        self._means = [(mean, schema.windows.actions.index(mean.action)) for mean in schema.windows.means]
+        self._hours = column_hash(np.arange(24))
+        self._weekdays = column_hash(np.arange(7))
+        self._positions = column_hash(np.arange(_POSITIONS))
+        sides: tuple[Side, ...] = ("user", "item", "context")
+        self._needed = {side: schema.columns_of(side) for side in sides}
+
+    def _widths(self) -> list[int]:
+        return [f.slots for f in self.layout.cat_fields]
+
+    def needs(self, side: Side) -> tuple[str, ...]:
+        """The columns of one side that fields and window keys are made of."""
+        return self._needed[side]
+
+    def is_numeric(self, name: str) -> bool:
+        """Whether ``name`` is a numeric field, so belongs into ``plain`` and not into ``columns``."""
+        field = self._fields.get(name)
+        return field is not None and field.kind == "numeric"
+
+    def cat(self, columns: Mapping[str, U64], n: int) -> NDArray[np.int64]:
+        """``cat[i, c] = mix(field_salt, column[i])``: feature ids, 0 = missing. (n, F)"""
+        out = np.zeros((n, len(self._cat_salts)), np.uint64)
+        once = np.zeros((1, len(self._cat_salts)), np.uint64)  # what holds for all rows is mixed once
+        shared = np.ones(len(self._cat_salts), np.bool_)
+        for field, start in zip(self.layout.cat_fields, self.layout.cat_starts, strict=True):
+            column = columns.get(field.name)
+            if column is None:
+                continue
+            if column.ndim == 1:
+                column = column[:, None]
+            end = start + min(field.slots, column.shape[1])
+            if len(column) == 1:
+                once[:, start:end] = column[:, : field.slots]
+            else:
+                shared[start:end] = False
+                out[:, start:end] = column[:, : field.slots]
+        own = np.flatnonzero(~shared)
+        if len(own):
+            out[:, own] = mix(self._cat_salts[own], out[:, own])  # type: ignore[arg-type]
+        rest = np.flatnonzero(shared)
+        out[:, rest] = mix(self._cat_salts[rest], once[:, rest])  # type: ignore[arg-type]
+        return out.view(np.int64)
+
+    def keys(self, columns: Mapping[str, U64], n: int) -> U64:
+        """Window keys: ``combine(key_salt, *columns)``, 0 when any column is missing. (n, K) uint64
+
+        A multi-valued column takes part with its first value.
+        """
+        out = np.zeros((n, self.layout.K), np.uint64)
+        for k, key in enumerate(self.schema.windows.keys):
+            parts = [columns.get(name) for name in key.columns]
+            if any(p is None for p in parts):
+                continue
+            out[:, k] = combine(self._key_salts[k], *(p if p.ndim == 1 else p[:, 0] for p in parts if p is not None))
+        return out
+
+    def num(
+        self,
+        plain: Mapping[str, NDArray[Any]],
+        counts: NDArray[np.integer[Any]],
+        n: int,
+        ts_ms: NDArray[np.int64] | int = 0,
+    ) -> F32:
+        """Plain numbers, then counts, smoothed rates and means in the order of ``layout.num_names``. (n, N) float32
+
+        Of a window, or of a half-life h, with counts c and sums S in steps as read from the tiles; the rate of action
+        j, c0 being the exposures, s the prior weight and r the parent key's rate (without a parent the prior rate, a
+        tenth of it for actions other than clicks)::
+
+            count_j = c_j                           of a half-life: c_j / UNIT * 2^-(ts's minutes and so on / h)
+            rate_j  = (count_j + s r) / (count_0 + s)         r where count_0 + s is 0
+            mean_m  = S_m step_m / c_a              a: the mean's action; 0 where c_a is 0
+
+        Args:
+            plain: numeric field -> (n,) or (1,) numbers.
+            counts: (n, K, W + H, A + M) as :class:`millrace.windows.tiles.TileStore` gives them.
+            ts_ms: when they were read, (n,) or one for all; for half-lives only.
+        """
+        layout, windows = self.layout, self.schema.windows
+        out = np.zeros((n, layout.N), np.float32)
+        for i, field in enumerate(layout.plain_fields):
+            values = plain.get(field.name)
+            if values is not None:
+                out[:, i] = finite32(values)
+        if not layout.K:
+            return out
+        actions, spans = len(windows.actions), len(windows.days)
+        rates = 2 * actions - 1
+        block = out[:, layout.window_start :].reshape(n, layout.K, counts.shape[2], rates + len(windows.means))
+        block[:, :, :spans, :actions] = counts[:, :, :spans, :actions]
+        if windows.half_lives:
+            block[:, :, spans:, :actions] = counts[:, :, spans:, :actions] * self._fade(ts_ms)
+        for m, (mean, action) in enumerate(self._means):
+            seen = counts[..., action]
+            average = counts[..., actions + m] * np.float64(mean.step) / np.maximum(seen, 1)
+            block[..., rates + m] = np.where(seen > 0, average, 0.0)
+        weight = np.float32(windows.prior_weight)
+        prior = np.full(actions - 1, windows.prior_rate / 10, np.float32)
+        prior[: 1 if windows.actions[1:2] == ("click",) else 0] = windows.prior_rate
+        for k, parent in self._order:
+            rate = block[:, k, :, actions:rates]
+            towards = prior if parent is None else block[:, parent, :, actions:rates]
+            exposed = block[:, k, :, :1] + weight
+            np.multiply(towards, weight, out=rate)
+            rate += block[:, k, :, 1:actions]
+            if windows.prior_weight == 0:
+                unseen = exposed == 0
+                np.copyto(rate, towards, where=unseen)
+                exposed = np.where(unseen, np.float32(1), exposed)
+            rate /= exposed
+        return out
+
+    def _fade(self, ts_ms: NDArray[np.int64] | int) -> NDArray[np.float64]:
+        """What decayed counts of the full hour before ``ts_ms`` are multiplied by. (n, 1, H, 1) or (1, 1, H, 1)"""
+        rest = np.atleast_1d(np.asarray(ts_ms, np.int64)) % _HOUR_MS / np.float64(_DAY_MS)
+        fade: NDArray[np.float64] = np.exp2(-(rest[:, None] / np.array(self.schema.windows.half_lives))) / UNIT
+        return fade[:, None, :, None]
+
+    def context(self, ts_ms: NDArray[np.int64]) -> dict[str, U64]:
+        """Columns ``hour`` (0-23) and ``weekday`` (Monday 0) of the local time by the schema's offset. (n,) each"""
+        local = np.asarray(ts_ms, np.int64) + self.schema.utc_offset_ms
+        # 1 January 1970 was a Thursday
+        return {"hour": self._hours[local // _HOUR_MS % 24], "weekday": self._weekdays[(local // _DAY_MS + 3) % 7]}
+
+    def position(self, positions: NDArray[np.integer[Any]]) -> U64:
+        """The column ``position`` of slots on a page; negative ones are missing. (n,)"""
+        positions = np.asarray(positions)
+        if len(positions) and positions.max() >= _POSITIONS:
+            hashed = column_hash(positions)
+        else:
+            hashed = self._positions[np.maximum(positions, 0)]
+        return np.where(positions < 0, np.uint64(0), hashed)
+
+    @staticmethod
+    def age_days(ts_ms: NDArray[np.int64], born_ms: NDArray[np.int64]) -> F32:
+        """The plain number ``age_days``: days from an item's birth to the exposure; 0 when the birth is unknown (0) or
+        still to come. Broadcast, float32"""
+        born_ms = np.asarray(born_ms, np.int64)
+        age = (np.asarray(ts_ms, np.int64) - born_ms) / np.float64(_DAY_MS)
+        return np.where(born_ms > 0, np.maximum(age, 0.0), 0.0).astype(np.float32)
+
+    def column(self, name: str, values: Any) -> U64:
+        """Value hashes of a whole column: (n,), or (n, slots) for a multi field.
+
+        Args:
+            values: array or sequence; a multi field's entries are lists, or texts with the field's separator.
+        """
+        field = self._fields.get(name)
+        if field is None or field.slots == 1:
+            return column_hash(values)
+        known: dict[object, list[int]] = {}
+        out = np.zeros((len(values), field.slots), np.uint64)
+        for i, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else values):
+            key = tuple(value) if isinstance(value, list | tuple | np.ndarray) else value
+            row = known.get(key)
+            if row is None:
+                row = known[key] = _slots(field, value)
+            out[i, : len(row)] = row
+        return out
+
+    def attributes(self, side: Side, mapping: Mapping[str, Any]) -> tuple[dict[str, U64], dict[str, float]]:
+        """The columns ((1,) or (1, slots)) and plain numbers of one user, item or request.
+
+        ``mapping`` may hold more than the schema asks for; the id is looked up under the log's column name
+        (``user_column``, ``item_column``). A value of an unfitting type reads as missing, never as an error.
+        """
+        columns: dict[str, U64] = {}
+        plain: dict[str, float] = {}
+        for name in self._needed[side]:
+            value = mapping.get(name)
+            if value is None:
+                continue
+            field = self._fields.get(name)
+            if field is not None and field.kind == "numeric":
+                plain[name] = _number(value)
+            elif field is not None and field.slots > 1:
+                row = _slots(field, value)
+                columns[name] = np.array([row + [0] * (field.slots - len(row))], np.uint64)
+            else:
+                columns[name] = np.array([value_hash(value)], np.uint64)
+        return columns, plain
+
+
+def finite32(values: Any) -> F32:
+    """As float32, with NaN, infinities and what does not fit into a float32 as 0."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = np.asarray(values).astype(np.float32)
+    out[~np.isfinite(out)] = 0
+    return out
+
+
+def steps(values: Any, step: float) -> tuple[NDArray[np.uint32], int]:
+    """What events add to the sum of a mean: ``round(value / step)`` of the plain numbers, and how many were unfit.
+
+    A number that is negative or not finite adds 0, one beyond 2^24 - 1 steps that many.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = np.rint(np.asarray(values).astype(np.float32).astype(np.float64) / step)
+        fit = (exact >= 0) & (exact <= _MOST_STEPS)
+    exact[~np.isfinite(exact)] = 0
+    return np.clip(exact, 0, _MOST_STEPS).astype(np.uint32), int(len(fit) - np.count_nonzero(fit))
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return number if math.isfinite(number) else 0.0
+
+
+def _slots(field: Field, value: Any) -> list[int]:
+    """Hashes of a multi field's first distinct values, at most ``slots``."""
+    if isinstance(value, str):
+        parts: Sequence[Any] = [p.strip() for p in value.split(field.separator)]
+    elif isinstance(value, list | tuple | np.ndarray):
+        parts = list(value)
+    else:
+        parts = [value]
+    hashes = dict.fromkeys(value_hash(p) for p in parts)
+    hashes.pop(0, None)
+    return list(hashes)[: field.slots]
+
+
+def _parents_first(schema: Schema) -> list[tuple[int, int | None]]:
+    """(key, parent key) as indices, each parent before its children."""
+    index = {key.columns: k for k, key in enumerate(schema.windows.keys)}
+    order: list[tuple[int, int | None]] = []
+    done: set[int] = set()
+    while len(order) < len(index):
+        ready = [
+            (k, index[key.parent] if key.parent else None)
+            for k, key in enumerate(schema.windows.keys)
+            if k not in done and (not key.parent or index[key.parent] in done)
+        ]
+        if not ready:
+            ring = next(key.name for k, key in enumerate(schema.windows.keys) if k not in done)
+            raise SchemaError(f"window key '{ring}' is its own ancestor", "let its parents end at a key without one")
+        order += ready
+        done |= {k for k, _ in ready}
+    return order

@@ -1,0 +1,166 @@
+"""The thread that keeps the shop's lists in Redis: ``list:hot``, ``list:hot:{column}:{value}``, ``list:new``.
+
+Each is a sorted set, replaced in one transaction when it has changed; ``list:names`` is the set of those there are.
+One worker does it, the one that holds partition 0, beside its pump: in a thread that reads a little at a time, and
+whose failures are said, counted and tried again, since nothing of the loop depends on it.
+
+It reads every item and all item tiles, once in the whole loop, so it is also who makes dead letters of those that
+nobody can use. Both topics are read from their beginning at each start; a file in the data folder says up to which
+offsets dead letters were written, so that they are not written again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import redis
+import structlog
+from prometheus_client import Counter
+
+from millrace.contracts.clock import EventClock
+from millrace.contracts.errors import one_line
+from millrace.contracts.events import DeadLetter, decode_item_tiles
+from millrace.contracts.intake import Intake
+from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
+from millrace.processes.kafka import make_reader, read_up
+from millrace.processes.wall import event_now_ms
+from stream.lists import Entries, Lists
+from stream.online import redis_url
+
+log = structlog.get_logger("lists")
+
+EVERY_PUBLICATIONS = 5
+LISTS_AT_ONCE = 50
+NAMES = "list:names"
+DAY_MS = 86_400_000
+
+WRITTEN = Counter("millrace_lists_written_total", "Lists of the shop that had changed and were written.")
+FAILURES = Counter("millrace_lists_errors_total", "Times that keeping the lists failed, or a message was skipped.")
+
+
+class ListKeeper(threading.Thread):
+    """See the module's text. It works while :attr:`active` is set.
+
+    Args:
+        tell: sends dead letters and returns when they are delivered.
+    """
+
+    def __init__(
+        self, settings: Settings, schema: Schema, clock: EventClock, tell: Callable[[Sequence[DeadLetter]], None]
+    ) -> None:
+        super().__init__(name="lists", daemon=True)
+        self.settings, self.schema, self.clock, self.tell = settings, schema, clock, tell
+        self.told = Told(settings.folder("checkpoints") / "dead-items.json")
+        self.active, self.ending = threading.Event(), threading.Event()
+
+    def run(self) -> None:
+        said = False
+        while not self.ending.is_set():
+            if self.active.wait(0.5) and not self.ending.is_set():
+                try:
+                    self._keep()
+                    said = False
+                except Exception as error:  # the lists are no part of the loop
+                    FAILURES.inc()
+                    if not said:
+                        said = True
+                        log.warning("lists interrupted; trying again", error=one_line(error))
+                    self.ending.wait(5.0)
+
+    def _keep(self) -> None:
+        """Reads both topics from their beginning and writes now and then, until another worker has to."""
+        lists, written = Lists(self.schema), dict[str, Entries]()
+        intake, told = Intake(self.schema), self.told.read()
+        period = EVERY_PUBLICATIONS * self.settings.publish_seconds
+        readers: list[Any] = []
+        try:
+            readers += [make_reader(self.settings, topic, max_poll_records=50) for topic in (ITEMS, FEATURES_ITEMS)]
+            with redis.Redis.from_url(redis_url(self.settings.redis), socket_timeout=5.0) as client:
+                due = time.monotonic() + period
+                while self.active.is_set() and not self.ending.wait(0.02):
+                    for reader in readers:
+                        for records in reader.poll(timeout_ms=100).values():
+                            letters = [letter for r in records if (letter := take(lists, intake, r)) is not None]
+                            new = [one for one in letters if one.offset >= told.get(one.topic, 0)]
+                            if new:
+                                log.warning("messages cannot be used", count=len(new), first=new[0].detail)
+                                self.tell(new)
+                                told[new[-1].topic] = new[-1].offset + 1
+                                self.told.write(told)
+                    if time.monotonic() >= due and all(map(read_up, readers)):  # half a topic makes no list
+                        write(client, lists.make(self._now(lists)), written)
+                        due = time.monotonic() + period
+        finally:
+            for reader in readers:
+                reader.close()
+
+    def _now(self, lists: Lists) -> int:
+        newest, now = lists.newest_ms + 1, event_now_ms(self.clock)  # an old log is played by another clock
+        return max(newest, now) if now - newest <= DAY_MS else newest
+
+
+def take(lists: Lists, intake: Intake, record: Any) -> DeadLetter | None:
+    """A message of either topic into the lists; one that cannot be used becomes a dead letter, however it fails."""
+    try:
+        if record.topic == FEATURES_ITEMS:
+            lists.count(decode_item_tiles(record.value))
+        elif record.value is None:
+            lists.remove(intake.removed(record.key))
+        else:
+            lists.put(intake.item(record.value))
+    except Exception as error:  # unforeseen ones too: were it raised, the same message would be read for ever
+        FAILURES.inc()
+        detail = str(error) if isinstance(error, ValueError) else one_line(error)  # a BadEventError is a ValueError
+        reason = "bad-item-tiles" if record.topic == FEATURES_ITEMS else "bad-item"
+        raw = record.key if record.value is None else record.value
+        return DeadLetter.of(reason, detail, record.topic, record.partition, record.offset, raw)
+    return None
+
+
+class Told:
+    """The file that says up to which offset of each topic dead letters were written.
+
+    Lost or damaged, it reads as empty: dead letters are then written again, and recognised by their offsets.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[str, int]:
+        """The next offset by topic (both have one partition)."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, int])
+        except (OSError, msgspec.MsgspecError):
+            return {}
+
+    def write(self, told: dict[str, int]) -> None:
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_bytes(msgspec.json.encode(told))
+        temporary.replace(self._path)
+
+
+def write(client: Any, lists: dict[str, Entries], written: dict[str, Entries]) -> None:
+    """Replaces what differs from ``written``, each list in one transaction, and takes away what is no more."""
+    there: set[bytes] = client.smembers(NAMES)
+    if not there:
+        written.clear()  # a Redis that is new, or lost its data
+    changed = [(f"list:{name}", entries) for name, entries in lists.items() if written.get(name) != entries]
+    for start in range(0, len(changed), LISTS_AT_ONCE):
+        with client.pipeline(transaction=True) as transaction:
+            for name, entries in changed[start : start + LISTS_AT_ONCE]:
+                transaction.delete(name).zadd(name, entries).sadd(NAMES, name)
+            transaction.execute()
+    gone = there - {f"list:{name}".encode() for name in lists}
+    if gone:
+        with client.pipeline(transaction=True) as transaction:
+            transaction.delete(*gone).srem(NAMES, *gone).execute()
+    written.clear()
+    written.update(lists)
+    WRITTEN.inc(len(changed))
