@@ -1,3 +1,4 @@
+# shell
 """Faust as Millrace uses it: a group consumer with one agent, which resumes where the checkpoints say.
 
 Faust joins the group, assigns partitions, keeps heart-beats alive in a thread of its own and hands messages over.
@@ -29,15 +30,14 @@ from mode.threads import WorkerThread
 from yarl import URL
 
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
 from stream import headers
 from stream.gate import ReadTo
+from stream.turn import INPUTS
 
 headers.install()
 log = structlog.get_logger("stream")
 
 GROUP = "millrace-stream"
-INPUTS = (EVENTS, IMPRESSIONS, USERS)
 FETCH_WAIT_MS = 50
 FETCH_BYTES = 4 * 1024 * 1024
 

@@ -1,3 +1,4 @@
+# core
 """The order between two topics of one partition: an event goes on when the impressions before it have been taken. Pure.
 
 Catching up, Kafka hands the topics over at paces of its own: events a thousand at a time, impressions (fifty times
@@ -53,22 +54,18 @@ def drained(read: ReadTo | None, taken: int) -> bool:
     return read is not None and read.position >= read.end and taken >= min(read.handed, read.position)
 
 
-def silent_seconds(reads: Sequence[tuple[ReadTo | None, int]], heard_s: float) -> float:
-    """For how long nothing has come, as the broker's last answers have it; 0 while anything waits to be taken.
+def silent_until(reads: Sequence[tuple[ReadTo | None, int]], heard_s: float) -> float:
+    """Up to which wall time nothing has come, as the broker's last answers have it; ``heard_s`` while anything waits.
 
-    Silent is a partition of which the broker says so, not one that we did not look at: a worker that stood still (a
-    machine asleep, a compiler, another process on its core) must not move the watermark past what it has not read.
+    Silent is a partition of which the broker says so, not one that nobody looked at.
 
     Args:
         reads: of each topic, with the offset after the last message taken.
-        heard_s: ``time.time()`` of the last message taken.
+        heard_s: wall time of the last message taken.
     """
-    asked_s = heard_s
-    for i, (read, taken) in enumerate(reads):
-        if read is None or not drained(read, taken):
-            return 0.0
-        asked_s = read.asked_s if i == 0 else min(asked_s, read.asked_s)
-    return max(0.0, asked_s - heard_s)
+    if not all(drained(read, taken) for read, taken in reads):
+        return heard_s
+    return max(heard_s, min(read.asked_s for read, _ in reads if read is not None))
 
 
 class Gate:

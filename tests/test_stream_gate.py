@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
-from stream.gate import SETTLED_SECONDS, Arrival, Gate, ReadTo, drained, silent_seconds
+from stream.gate import SETTLED_SECONDS, Arrival, Gate, ReadTo, drained, silent_until
 from stream.join import Message
 
 
@@ -85,10 +85,10 @@ def test_silence_is_what_the_broker_says_not_that_we_did_not_look() -> None:
     def read(asked_s: float) -> ReadTo:
         return ReadTo(5, 5, asked_s, 5)
 
-    assert silent_seconds([(read(107.0), 5), (read(109.0), 5)], 100.0) == 7.0
+    assert silent_until([(read(107.0), 5), (read(109.0), 5)], 100.0) == 107.0
     # We stood still from 100 to 107: the broker was last asked before that.
-    assert silent_seconds([(read(99.9), 5), (read(109.0), 5)], 100.0) == 0.0
+    assert silent_until([(read(99.9), 5), (read(109.0), 5)], 100.0) == 100.0
     # Something is unread, or read and not taken yet, or nobody knows.
-    assert silent_seconds([(read(107.0), 5), (ReadTo(5, 6, 107.0, 5), 5)], 100.0) == 0.0
-    assert silent_seconds([(read(107.0), 5), (read(107.0), 4)], 100.0) == 0.0
-    assert silent_seconds([(read(107.0), 5), (None, 0)], 100.0) == 0.0
+    assert silent_until([(read(107.0), 5), (ReadTo(5, 6, 107.0, 5), 5)], 100.0) == 100.0
+    assert silent_until([(read(107.0), 5), (read(107.0), 4)], 100.0) == 100.0
+    assert silent_until([(read(107.0), 5), (None, 0)], 100.0) == 100.0

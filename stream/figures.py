@@ -1,0 +1,61 @@
+# shell
+"""What the stream role shows to Prometheus; docs/metrics.md describes each figure."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from stream.partition import Output, Partition
+from stream.turn import INPUTS, Reads
+
+EVENTS_IN = Counter("millrace_events_total", "Events taken, by type.", ["type"])
+SAMPLES_OUT = Counter("millrace_samples_total", "Samples sent, by kind.", ["kind"])
+DUPLICATES = Counter("millrace_duplicates_dropped_total", "Events that had been taken before.")
+DEAD = Counter("millrace_dead_letters_total", "Messages that could not be used, by reason.", ["reason"])
+LATE = Counter("millrace_late_events_total", "Events that came after the watermark had passed them.")
+UNFIT = Counter(
+    "millrace_unfit_values_total", "Values negative, not finite or too great for the mean that they belong to."
+)
+PENDING = Gauge("millrace_pending_exposures", "Exposures that wait for their label.", ["partition"])
+WATERMARK = Gauge("millrace_watermark_seconds", "Event time up to which everything has come.", ["partition"])
+WINDOW_KEYS = Gauge("millrace_window_keys", "Keys with counts, over all partitions of this worker.")
+LAG = Gauge("millrace_stream_lag", "Messages not read yet.", ["topic", "partition"])
+CHECKPOINTS = Counter("millrace_checkpoints_total", "Checkpoints written.")
+CHECKPOINT_SECONDS = Histogram("millrace_checkpoint_seconds", "From taking a checkpoint to its commit.")
+
+_TOTALS = {"duplicates": DUPLICATES, "late": LATE, "unfit": UNFIT}
+
+
+def count(output: Output) -> None:
+    """Counts what a partition made of some messages."""
+    for name, n in output.counts.items():
+        group, _, label = name.partition(".")
+        if group == "events":
+            EVENTS_IN.labels(label).inc(n)
+        elif group == "samples":
+            SAMPLES_OUT.labels(label).inc(n)
+        elif name in _TOTALS:
+            _TOTALS[name].inc(n)
+    for letter in output.dead:
+        DEAD.labels(letter.reason).inc()
+
+
+def show(partition: Partition, reads: Reads) -> None:
+    """Sets the gauges of one partition."""
+    number = partition.number
+    PENDING.labels(number).set(partition.pending)
+    WATERMARK.labels(number).set((partition.watermark_ms or float("nan")) / 1000)  # 0: no event yet
+    for topic, read in reads.items():
+        if read is not None:
+            LAG.labels(topic, number).set(max(0, read.end - partition.offsets.get(topic, 0)))
+
+
+def forget(numbers: Iterable[int]) -> None:
+    """Takes the gauges of partitions away that are another worker's now."""
+    for number in numbers:
+        for gauge, labels in ((PENDING, ()), (WATERMARK, ()), *((LAG, (topic,)) for topic in INPUTS)):
+            with contextlib.suppress(KeyError):
+                gauge.remove(*labels, str(number))

@@ -1,0 +1,225 @@
+# shell
+"""What leaves a stream worker: samples and dead letters at once, publications and checkpoints one after another.
+
+::
+
+    emit ──► samples, dead-letters                        handed to the producer, their delivery is not awaited
+    publish ──► Redis, features.items          ┐
+    checkpoint ──► samples delivered ──►       ├ a queue; the worker takes messages meanwhile
+        file written (thread) ──► committed    ┘
+
+The order is the guarantee: when a checkpoint exists, everything that follows from the messages it covers has been
+delivered; when an offset is committed, the checkpoint that covers it exists. After a crash the rest is done again from
+the newest checkpoint, with the same ids and absolute values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from faust.types import TP
+
+from millrace.contracts import itemtiles
+from millrace.contracts.events import MESSAGE_BYTES, BadEventError, DeadLetter, User, letter_bytes, to_msgpack
+from millrace.contracts.intake import Intake
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import DEAD_LETTERS, FEATURES_ITEMS, SAMPLES, USERS
+from millrace.processes.kafka import read_all
+from millrace.processes.wall import wall_ms
+from stream.checkpoint import CheckpointStore
+from stream.figures import CHECKPOINT_SECONDS, CHECKPOINTS, DEAD, count
+from stream.online import OnlineStore
+from stream.partition import Changes, Output, Partition
+from stream.turn import Checkpoint, Publish, Turn
+
+log = structlog.get_logger("stream")
+
+COMMIT_SECONDS = 5.0
+
+Commit = Callable[[dict[TP, int]], Awaitable[None]]
+
+
+class Outlet:
+    """See the module's text. All methods but :meth:`tell` run in one asyncio loop.
+
+    Args:
+        commit: commits offsets to Kafka.
+    """
+
+    def __init__(self, settings: Settings, schema: Schema, commit: Commit) -> None:
+        self._settings, self._schema, self._commit_offsets = settings, schema, commit
+        self.checkpoints = CheckpointStore(settings.folder("checkpoints"))
+        self._online = OnlineStore(settings.redis, settings.outage_seconds)
+        self._seq = wall_ms()  # of item tiles: rises over restarts too
+        self._sent: dict[int, list[asyncio.Future[Any]]] = defaultdict(list)  # not yet covered by a checkpoint
+        self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._producer: AIOKafkaProducer | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def open(self) -> None:
+        """Waits for Redis and connects the producer.
+
+        Raises:
+            StoreError: Redis stays away.
+        """
+        await self._online.wait()
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=self._settings.kafka.split(","),
+            enable_idempotence=self._settings.idempotence,
+            acks="all",
+            linger_ms=5,
+            max_request_size=self._settings.message_bytes,
+            request_timeout_ms=round(self._settings.outage_seconds * 1000),
+        )
+        await self._producer.start()
+        self._loop = asyncio.get_running_loop()
+
+    async def run(self) -> None:
+        """Does the queued jobs, one after another."""
+        task = asyncio.current_task()
+        assert task is not None
+        while not task.cancelling():  # the Redis client's wait_for swallows a cancellation now and then (Python 3.11)
+            job = await self._jobs.get()
+            await job()
+            self._jobs.task_done()
+        raise asyncio.CancelledError
+
+    async def drained(self) -> None:
+        """Returns when all jobs queued so far are done."""
+        await self._jobs.join()
+
+    async def close(self) -> None:
+        """Closes the producer and the store."""
+        if self._producer is not None:
+            await self._producer.stop()
+        await self._online.close()
+
+    def forget(self) -> None:
+        """The partitions are another worker's: no checkpoint of ours will cover what was sent."""
+        self._sent.clear()
+
+    # ------------------------------------------------------------------ at once
+
+    async def emit(self, number: int, output: Output) -> None:
+        """Sends samples and dead letters; the next checkpoint waits until they are delivered."""
+        count(output)
+        sent = self._sent[number]
+        if output.samples is not None and len(output.samples):
+            for part in parts(output.samples):
+                sent.append(await self._send(SAMPLES, part.to_bytes(), number))
+        for letter in output.dead:
+            sent.append(await self._send(DEAD_LETTERS, letter_bytes(letter), 0, letter.reason.encode()))
+
+    def tell(self, letters: Sequence[DeadLetter]) -> None:
+        """Sends dead letters and waits until they are delivered. For another thread than the loop's."""
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(self._tell(letters), self._loop).result(self._settings.outage_seconds)
+
+    async def _tell(self, letters: Sequence[DeadLetter]) -> None:
+        await asyncio.gather(
+            *[await self._send(DEAD_LETTERS, letter_bytes(one), 0, one.reason.encode()) for one in letters]
+        )
+        for letter in letters:
+            DEAD.labels(letter.reason).inc()
+
+    async def _send(self, topic: str, value: bytes, partition: int, key: bytes | None = None) -> asyncio.Future[Any]:
+        assert self._producer is not None
+        sent: asyncio.Future[Any] = await self._producer.send(topic, value, key, partition)
+        return sent
+
+    # ------------------------------------------------------------------ one after another
+
+    def publish(self, turn: Turn, due: Publish) -> None:
+        """Reads the changes now; writes them in its turn."""
+        partition, changes = turn.partition, turn.partition.changes()
+
+        async def job() -> None:
+            await self._fill(partition, due.new)
+            await self._publish(partition.number, changes)
+            turn.done(due)
+
+        self._jobs.put_nowait(job)
+
+    async def _fill(self, partition: Partition, new: bool) -> None:
+        """Writes all of the partition's users to a Redis that does not hold them, in particular one that lost them."""
+        number = partition.number
+        if await self._online.filled(number):
+            return
+        await self._online.begin_filling(number)
+        if not new:
+            log.info("filling Redis", partition=number)
+            profiles = await asyncio.to_thread(profiles_of, self._settings, self._schema, number)
+            await self._online.write([], [(user.user_id, user.attributes) for user in profiles])
+            for users in partition.whole():
+                await self._online.write(users, [])
+        await self._online.end_filling(number)
+
+    async def _publish(self, number: int, changes: Changes) -> None:
+        await self._online.write(changes.users, [(user.user_id, user.attributes) for user in changes.profiles])
+        sent = []
+        for message in itemtiles.pack(number, self._seq + 1, changes.event_ms, changes.item_keys, changes.item_tiles):
+            self._seq = message.seq
+            sent.append(await self._send(FEATURES_ITEMS, to_msgpack(message), 0, str(number).encode()))
+        await asyncio.gather(*sent)
+
+    def checkpoint(self, turn: Turn, due: Checkpoint) -> None:
+        """Reads the state now; writes it in its turn."""
+        started = time.monotonic()
+        number, offsets = turn.number, dict(turn.partition.offsets)
+        state = turn.partition.snapshot(due.advance_ms)
+        sent = self._sent.pop(number, [])
+
+        async def job() -> None:
+            await asyncio.gather(*sent)
+            await asyncio.to_thread(lambda: self.checkpoints.write(number, state.to_bytes(), offsets))
+            await self._commit({TP(topic, number): offset for topic, offset in offsets.items()})
+            turn.done(due)
+            CHECKPOINTS.inc()
+            CHECKPOINT_SECONDS.observe(time.monotonic() - started)
+
+        self._jobs.put_nowait(job)
+
+    async def _commit(self, offsets: dict[TP, int]) -> None:
+        """A commit that fails is not repeated: the next one follows, and the checkpoint says where to resume."""
+        try:
+            async with asyncio.timeout(COMMIT_SECONDS):
+                await self._commit_offsets(offsets)
+        except (KafkaError, TimeoutError) as error:
+            log.warning("offsets not committed; the checkpoint holds them", error=type(error).__name__)
+
+
+def parts(samples: SampleBatch) -> Iterator[SampleBatch]:
+    """``samples`` in pieces that fit into a message."""
+    width = 8 * samples.cat.shape[1] + 4 * samples.num.shape[1] + 128
+    rows = max(1, MESSAGE_BYTES // width)
+    for start in range(0, len(samples), rows):
+        yield samples.take(slice(start, start + rows)) if len(samples) > rows else samples
+
+
+def profiles_of(settings: Settings, schema: Schema, number: int) -> list[User]:
+    """The newest profile of every user of a partition, from the compacted topic. Blocks: for a thread.
+
+    Raises:
+        BrokerError: the topic cannot be read.
+    """
+    intake = Intake(schema)
+    found: dict[str, User] = {}
+
+    def take(record: Any) -> None:
+        if record.partition == number:
+            with contextlib.suppress(BadEventError):  # a dead letter on its usual way
+                user = intake.user(record.value)
+                found[str(user.user_id)] = user
+
+    read_all(settings, USERS, take)
+    return list(found.values())

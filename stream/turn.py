@@ -1,0 +1,385 @@
+# core
+"""What is due for each partition of a worker, and when. Pure: the worker executes it and decides nothing.
+
+::
+
+    impression, user ─────────────────────────────────────► waiting ─┐
+    event ──► gate, until impressions have been read as far ─────────┴─► Take       Pause, Resume: too many at the gate
+
+    every publish_s                        Publish
+    every checkpoint_s, if anything came   Publish, Checkpoint
+    silent for idle_s                      Publish, Checkpoint(advance_ms) ── it is written ──► Advance ──► Take, ...
+    handed over to another worker          Publish, Checkpoint
+
+A :class:`Turn` is told what arrived, how far the topics have been read, what time it is and what was done. It answers
+with what is due, in order. The worker does these things in that order: what is told *now* (:class:`Take`,
+:class:`Advance`, the reading of the state for :class:`Publish` and :class:`Checkpoint`) before it asks again; what
+takes long (delivering, writing) one after another in the background, and it calls :meth:`Turn.done` after each.
+
+Five faults of the past are rules here, each a method of its own, so that a test can take it out and see its case fail:
+
+===============================  ============================================================================
+:meth:`Turns.positions`          Messages came before the checkpoint was loaded, and were lost.
+:meth:`Turn._released`           Events ran ahead of impressions, which are larger; their pages were lost.
+:meth:`Turn._silent_until`       A worker that stood still took its own absence for silence of its partitions.
+:meth:`Turn._announce`           A label given to silence was forgotten in a crash, and given again differently.
+:func:`clock_at`                 An event from another run's future was taken when our clock had come as far.
+===============================  ============================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from millrace.contracts.clock import EventClock, Headers, data_now_ms, sent_by
+from millrace.contracts.errors import BrokerError
+from millrace.contracts.events import LAST_MS
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
+from stream.gate import Arrival, Gate, ReadTo, silent_until
+from stream.join import Message
+from stream.partition import Partition
+
+INPUTS = (EVENTS, IMPRESSIONS, USERS)
+TAKE_MESSAGES = 500
+"""Messages in one :class:`Take`: the worker's event loop is back within some tens of milliseconds."""
+HELD_MESSAGES = 4096
+"""Fetching of events pauses while more than this wait for impressions, and resumes at half of it."""
+BEYOND_S = 3.0
+"""How long a topic must end before a checkpoint's offset to be believed another topic."""
+AHEAD_S = 3600.0
+"""A Kafka time stamp further ahead of our clock than this is no time at which a message came (brokers refuse it from
+Kafka 4 on); were it believed, one such impression would let all events pass those that they wait for."""
+QUIET_S = 1.0
+"""The longest time between two looks that counts as having looked: a machine asleep hears no broker."""
+
+Reads = Mapping[str, ReadTo | None]
+"""How far each input topic of a partition has been read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often things are due, in seconds."""
+
+    publish_s: float
+    checkpoint_s: float
+    idle_s: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Pace:
+        return cls(settings.publish_seconds, settings.checkpoint_seconds, settings.idle_seconds)
+
+
+class Now(NamedTuple):
+    """One moment on two clocks, in seconds."""
+
+    steady_s: float  # never set back: for what is due every so often
+    wall_s: float  # Unix time: Kafka's time stamps and answers are compared with it
+
+
+# ---------------------------------------------------------------------- what is due
+
+
+class Take(NamedTuple):
+    """Take these messages; send the samples and dead letters that come of them."""
+
+    messages: Sequence[Message]
+
+
+class Advance(NamedTuple):
+    """Move the silent partition's watermark; send what comes of it. A checkpoint that says so has been written."""
+
+    until_ms: int
+
+
+class Pause(NamedTuple):
+    """Fetch no more events of this partition for now."""
+
+
+class Resume(NamedTuple):
+    """Fetch events of this partition again."""
+
+
+class Publish(NamedTuple):
+    """Read the partition's changes now and write them to the online store and ``features.items``.
+
+    ``new``: the partition began empty, and this is its first publication. So a store that does not hold the partition
+    needs nothing but these changes; any other publication to such a store begins with all that the partition holds.
+    """
+
+    new: bool
+
+
+class Checkpoint(NamedTuple):
+    """Read the partition's state now. Write it once all samples and dead letters so far, and all publications told
+    before, are delivered; then commit its offsets.
+
+    ``advance_ms``: the state announces this :class:`Advance`, as the first thing that follows it.
+    """
+
+    advance_ms: int | None
+
+
+Due = Take | Advance | Pause | Resume | Publish | Checkpoint
+
+
+# ---------------------------------------------------------------------- arrivals
+
+
+def clock_at(stamp_s: float, headers: Headers | None, clock: EventClock) -> int | None:
+    """The event clock when a message came to Kafka; None where nobody can say.
+
+    Whether an event is from the future is decided by the time at which Kafka first received it, and never again: read
+    once more, maybe by a later run whose clock has come as far, it must be judged as it was.
+
+    Args:
+        stamp_s: Kafka's time stamp.
+        headers: the message's; the clock that it was sent by is named there, if that is not the wall clock.
+        clock: this run's, for messages that name none.
+    """
+    sender = sent_by(headers) or clock
+    stamp_ms = round(stamp_s * 1000)
+    # Before a clock's own beginning (in another run, which did not name its own) it cannot say what the time was.
+    return min(sender.at(stamp_ms), LAST_MS) if stamp_ms >= sender.wall_zero_ms else None
+
+
+def arrival(
+    partition: int,
+    topic: str,
+    offset: int,
+    value: bytes,
+    stamp_s: float,
+    headers: Headers | None,
+    clock: EventClock,
+    wall_s: float,
+) -> Arrival:
+    """A Kafka message that the consumer has just handed over."""
+    stamp_s = wall_s if stamp_s > wall_s + AHEAD_S else stamp_s
+    return Arrival(partition, stamp_s, wall_s, Message(topic, offset, value, clock_at(stamp_s, headers, clock)))
+
+
+# ---------------------------------------------------------------------- one partition
+
+
+class Turn:
+    """What is under way for one partition, and what is due next.
+
+    Args:
+        partition: its state, as its newest checkpoint has it. Read here, changed by the worker alone.
+        pace: how often things are due.
+        clock: event time by wall time.
+        now: the moment of its assignment.
+    """
+
+    def __init__(self, partition: Partition, pace: Pace, clock: EventClock, now: Now) -> None:
+        self.partition = partition
+        self._pace, self._clock = pace, clock
+        self._gate = Gate()
+        self._waiting: list[Message] = []  # came, and is not yet taken
+        self._heard_s = now.wall_s  # of the last message, or of the assignment
+        self._published_s = float("-inf")
+        self._saved_s = now.steady_s  # when the last checkpoint was due
+        self._publications = 0  # under way
+        self._saving = 0  # checkpoints under way
+        self._dirty = False  # something happened since the last checkpoint was due
+        self._new = not partition.offsets
+        self._paused = False
+        self._advance_ms = partition.advance_ms  # of an advance that is announced or about to be
+        self._announced = partition.advance_ms is not None  # a checkpoint says so
+        self._beyond_s: float | None = None  # since when a topic ends before the checkpoint
+
+    @property
+    def number(self) -> int:
+        return self.partition.number
+
+    def arrived(self, message: Arrival, now: Now) -> None:
+        """A message of this partition came."""
+        self._heard_s = now.wall_s
+        if message.message.topic == EVENTS:
+            self._gate.hold(message)
+            return
+        self._waiting.append(message.message)
+        if message.message.topic == IMPRESSIONS:
+            self._gate.served(message)
+
+    def inbound(self, reads: Reads, now: Now) -> Iterator[Due]:
+        """What is to be taken. While an advance is announced and not yet written, nothing is: what comes after it in
+        a worker that recovers must come after it here."""
+        if self._advance_ms is not None:
+            if not self._announced:
+                return
+            until_ms, self._advance_ms, self._announced, self._dirty = self._advance_ms, None, False, True
+            yield Advance(until_ms)
+        messages, self._waiting = self._waiting, []
+        messages += self._released(reads, messages, now)
+        held = len(self._gate)
+        if self._paused != (held > HELD_MESSAGES // (2 if self._paused else 1)):
+            self._paused = not self._paused
+            yield Pause() if self._paused else Resume()
+        for start in range(0, len(messages), TAKE_MESSAGES):
+            self._dirty = True
+            yield Take(messages[start : start + TAKE_MESSAGES])
+
+    def outbound(self, reads: Reads, newest_ms: int, now: Now) -> Iterator[Due]:
+        """What is to be published and saved, after what :meth:`inbound` told was done.
+
+        Args:
+            newest_ms: the newest event in any partition of this worker.
+
+        Raises:
+            BrokerError: a topic ends before the offset that the checkpoint has covered.
+        """
+        save = not self._saving and now.steady_s - self._saved_s >= self._pace.checkpoint_s
+        if save and self._advance_ms is None:
+            until_ms = self._idle_until(reads, newest_ms, now)
+            if until_ms is not None and self.partition.waits_for(until_ms):
+                yield from self._announce(until_ms, now)
+                save = False
+        if not self._publications and now.steady_s - self._published_s >= self._pace.publish_s:
+            yield self._publication(now)
+        if save and self._dirty:
+            yield from self._checkpoint(now)
+        self._check_ends(reads, now)
+
+    def last(self, now: Now) -> Iterator[Due]:
+        """What is due before the partition is given up."""
+        if self._dirty:
+            yield from self._checkpoint(now)
+
+    def done(self, due: Due) -> None:
+        """A publication or checkpoint that was due is done."""
+        if isinstance(due, Publish):
+            self._publications -= 1
+        elif isinstance(due, Checkpoint):
+            self._saving -= 1
+            self._announced = due.advance_ms is not None
+
+    # ------------------------------------------------------------------ rules
+
+    def _released(self, reads: Reads, taken_now: Sequence[Message], now: Now) -> list[Message]:
+        """Events whose impressions have been taken, or are among ``taken_now``."""
+        if not len(self._gate):
+            return []
+        taken = [m.offset + 1 for m in taken_now if m.topic == IMPRESSIONS]
+        end = max([self.partition.offsets.get(IMPRESSIONS, 0), *taken])
+        return self._gate.release(reads.get(IMPRESSIONS), end, now.steady_s)
+
+    def _silent_until(self, reads: Reads, now: Now) -> float:
+        """Up to which wall time (s) nothing has come since the last message, as the broker's last answers have it.
+
+        Not up to now: time in which nobody looked is no silence, and a worker that stood still (a machine asleep, a
+        compiler, another process on its core) must not move the watermark past what it has not read.
+        """
+        offsets = self.partition.offsets
+        return silent_until([(reads.get(t), offsets.get(t, 0)) for t in (EVENTS, IMPRESSIONS)], self._heard_s)
+
+    def _idle_until(self, reads: Reads, newest_ms: int, now: Now) -> int | None:
+        """Event time to move a silent partition to; None when it is not silent or something waits to be read.
+
+        That is the event clock, unless an old log is played: then the partition follows the others.
+        """
+        partition = self.partition
+        if partition.newest_ms <= 0 or len(self._gate):
+            return None
+        until_s = self._silent_until(reads, now)
+        if until_s - self._heard_s < self._pace.idle_s:
+            return None
+        return data_now_ms(self._clock.at(round(until_s * 1000)), newest_ms, partition.watermark_ms)
+
+    def _announce(self, until_ms: int, now: Now) -> Iterator[Due]:
+        """A checkpoint says first that the watermark will move: no message does. Whoever recovers makes the same move
+        before it takes another message, and a label that was given to silence stays given."""
+        self._advance_ms = until_ms
+        yield from self._checkpoint(now)
+
+    def _publication(self, now: Now) -> Publish:
+        self._published_s = now.steady_s
+        self._publications += 1
+        new, self._new = self._new, False
+        return Publish(new)
+
+    def _checkpoint(self, now: Now) -> Iterator[Due]:
+        """All that the state holds is published first: a restart from this checkpoint does not do it again."""
+        yield self._publication(now)
+        self._saved_s, self._dirty = now.steady_s, False
+        self._saving += 1
+        yield Checkpoint(self._advance_ms)
+
+    def _check_ends(self, reads: Reads, now: Now) -> None:
+        offsets = self.partition.offsets
+        beyond = [t for t in INPUTS if (read := reads.get(t)) is not None and read.end < offsets.get(t, 0)]
+        if not beyond:
+            self._beyond_s = None
+            return
+        if self._beyond_s is None:
+            self._beyond_s = now.steady_s
+        if now.steady_s - self._beyond_s > BEYOND_S:
+            raise BrokerError(
+                f"topic '{beyond[-1]}' partition {self.number} ends before offset {offsets[beyond[-1]]} of its "
+                "checkpoint: it is not the topic that was read",
+                "move the checkpoints away (MILLRACE_DATA), or name the old broker",
+            )
+
+
+# ---------------------------------------------------------------------- all partitions of a worker
+
+
+class Turns:
+    """The partitions that a worker holds, from one assignment to the next."""
+
+    def __init__(self, pace: Pace, clock: EventClock) -> None:
+        self._pace, self._clock = pace, clock
+        self._turns: dict[int, Turn] | None = None  # None: not loaded
+        self._looked_s, self._answer_s, self._unheard_s = 0.0, 0.0, 0.0
+
+    def __iter__(self) -> Iterator[Turn]:
+        return iter((self._turns or {}).values())
+
+    @property
+    def newest_ms(self) -> int:
+        """The newest event in any partition; 0 before the first."""
+        return max((turn.partition.newest_ms for turn in self), default=0)
+
+    def let_go(self) -> None:
+        """A rebalance begins: nothing is ours until :meth:`begin`."""
+        self._turns = None
+
+    def begin(self, partitions: Iterable[Partition], now: Now) -> None:
+        """These partitions are ours, in the state of their newest checkpoints."""
+        self._turns = {p.number: Turn(p, self._pace, self._clock, now) for p in partitions}
+
+    def positions(self) -> dict[tuple[str, int], int] | None:
+        """The next offset to read, by topic and partition; None: not known yet, so that nothing may be read.
+
+        Faust starts to hand messages over while an assignment is still being handled. What came before the state is
+        loaded would reach no partition, and be lost.
+        """
+        if self._turns is None:
+            return None
+        return {(topic, n): t.partition.offsets.get(topic, 0) for n, t in self._turns.items() for topic in INPUTS}
+
+    def arrived(self, arrivals: Iterable[Arrival], now: Now) -> None:
+        """Messages came. Those of partitions that are not ours are let go: whoever holds them reads them again."""
+        turns = self._turns or {}
+        for one in arrivals:
+            turn = turns.get(one.partition)
+            if turn is not None:
+                turn.arrived(one, now)
+
+    def unheard_s(self, reads: Iterable[ReadTo | None], now: Now) -> float:
+        """For how long the broker has answered no fetch; a worker with nothing to send notices here that it is away.
+
+        Call it at every look. Time in which we did not look (a machine asleep) does not count.
+
+        Args:
+            reads: of every topic and partition.
+        """
+        answer_s = max((read.asked_s for read in reads if read is not None), default=0.0)
+        if not self._turns or answer_s != self._answer_s:
+            self._answer_s, self._unheard_s = answer_s, 0.0
+        else:
+            self._unheard_s += min(now.steady_s - self._looked_s, QUIET_S)
+        self._looked_s = now.steady_s
+        return self._unheard_s

@@ -1,0 +1,266 @@
+"""What is due for a partition, and when. Each bug of the stream's past is a story here, which fails without its rule.
+
+The tests with real processes (tests/test_worker_loop.py) prove that the shell does as it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from millrace.contracts.clock import EventClock
+from millrace.contracts.errors import BrokerError
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
+from stream import turn as rules
+from stream.gate import ReadTo
+from stream.join import Message
+from stream.partition import Partition
+from stream.turn import HELD_MESSAGES, Now, Pace, Pause, Reads, Resume, Turn, Turns, arrival
+from tests.stream_world import POLICY, SCHEMA, T0
+from tests.turn_scene import (
+    CLOCK,
+    CRASH,
+    LOST_REDIS,
+    OTHER_RUN,
+    PACE,
+    REBALANCE,
+    RUN,
+    SILENCE,
+    SLOW_IMPRESSIONS,
+    STANDSTILL,
+    WALL_S,
+    Happening,
+    Scene,
+    click,
+    page,
+)
+
+# ---------------------------------------------------------------------- the bugs of the past, each with its rule
+
+
+def no_broker_asked(self: Turn, reads: Reads, now: Now) -> float:
+    """Silence by our own clock, as it was once."""
+    return now.wall_s
+
+
+def no_gate(self: Turn, reads: Reads, taken_now: Sequence[Message], now: Now) -> list[Message]:
+    """Events go on as they come."""
+    return self._gate.release(ReadTo(0, 0, float("inf"), 0), 0, now.steady_s)
+
+
+def no_announcement(self: Turn, until_ms: int, now: Now) -> Iterator[Any]:
+    """The checkpoint says nothing of the advance; the next one will hold what came of it."""
+    yield from self._checkpoint(now)
+    self._advance_ms, self._announced = until_ms, True
+
+
+def no_sender(stamp_s: float, headers: Any, clock: EventClock) -> None:
+    """An event is judged by the clock of whoever reads it, when it is read."""
+
+
+def no_waiting(self: Turns) -> dict[tuple[str, int], int]:
+    """Faust resumes at once, where the group has committed."""
+    known = self._turns or {}
+    return {(topic, n): t.partition.offsets.get(topic, 0) for n, t in known.items() for topic in rules.INPUTS}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A bug of the past: what happened, which rule prevents it, and what the rule was replaced by then."""
+
+    story: Sequence[Happening]
+    rule: tuple[Any, str, Callable[..., Any]]
+    pace: Pace = PACE
+
+
+CATCHING_UP = STANDSTILL(60, (*(page(f"p{number}") for number in range(40)), click("p39")))
+
+CASES = {
+    # A page is seen while the worker stands still; on waking it looks at its clock before it looks at the broker.
+    "standing worker": Case(
+        [page("a"), RUN(0.8), STANDSTILL(30, (page("b"), click("b")))],
+        (Turn, "_silent_until", no_broker_asked),
+    ),
+    # The same after a silence that the broker had confirmed: confirmed up to its last answer, not up to now.
+    "standing worker that was idle before": Case(
+        [page("a"), SILENCE(3), STANDSTILL(30, (page("b"), click("b")))],
+        (Turn, "_silent_until", no_broker_asked),
+    ),
+    # Silence gives a negative; the worker dies before its next checkpoint; the click was on its way.
+    "label given to silence": Case(
+        [page("a"), SILENCE(9), CRASH, click("a", after_minutes=10)],
+        (Turn, "_announce", no_announcement),
+        Pace(publish_s=0.2, checkpoint_s=3.0, idle_s=1.0),
+    ),
+    # An event was hours ahead when it came to Kafka; a run whose clock has come as far reads it, and its neighbours.
+    "another run's clock": Case(
+        [page("a"), STANDSTILL(34, (OTHER_RUN(2.2),)), STANDSTILL(2, (page("b"), click("b"))), STANDSTILL(20)],
+        (rules, "clock_at", no_sender),
+    ),
+    # Messages are handed over while the checkpoint is still being loaded.
+    "resumed too early": Case(
+        [page("a"), RUN(2), CRASH, page("b"), click("b"), click("a")],
+        (Turns, "positions", no_waiting),
+    ),
+    # While a worker catches up, events come by the thousand and impressions one by one.
+    "impressions lagging": Case(
+        [page("a"), SLOW_IMPRESSIONS(3), CATCHING_UP, RUN(16)],
+        (Turn, "_released", no_gate),
+    ),
+}
+
+
+def outcome(case: Case) -> Scene:
+    return Scene(pace=case.pace).play(case.story).finish()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_bug_of_the_past_stays_away(name: str) -> None:
+    outcome(CASES[name]).check()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_case_fails_when_its_rule_is_taken_out(name: str) -> None:
+    case = CASES[name]
+    owner, rule, replacement = case.rule
+    with patch.object(owner, rule, replacement):
+        without = outcome(case)
+        with pytest.raises(AssertionError):
+            without.check()
+
+
+def test_the_case_of_the_label_given_to_silence_is_what_it_says() -> None:
+    scene = outcome(CASES["label given to silence"])
+    assert scene.kinds("a") == {NEGATIVE: 1, CORRECTION: 1}
+
+
+def test_an_event_of_another_run_is_from_the_future_whenever_it_is_read() -> None:
+    scene = outcome(CASES["another run's clock"])
+    assert scene.dead == {"future": 1}
+    assert scene.kinds("b") == {POSITIVE: 1}
+
+
+# ---------------------------------------------------------------------- other stories
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        [page("a"), click("a")],
+        [page("a"), click("a"), CRASH, page("b"), SILENCE(7), click("b")],
+        [page("a"), SILENCE(9), REBALANCE, click("a"), page("b", 1), REBALANCE, CRASH],
+        [page("a"), click("a"), RUN(1), LOST_REDIS, page("b", 1)],
+        [page("a"), click("a"), RUN(1), LOST_REDIS, CRASH],
+        [page("a"), RUN(1), LOST_REDIS, CRASH, SILENCE(2), LOST_REDIS, REBALANCE],
+    ],
+    ids=str,
+)
+def test_each_exposure_has_one_label(story: list[Happening]) -> None:
+    Scene().play(story).finish().check()
+
+
+def test_a_click_before_the_end_of_attribution_makes_a_positive() -> None:
+    scene = Scene().play([page("a"), click("a")]).finish().check()
+    assert scene.kinds("a") == {POSITIVE: 1}
+    assert scene.kinds("a", 1) == {NEGATIVE: 1}
+
+
+@st.composite
+def stories(draw: st.DrawFn) -> list[Happening]:
+    """Pages and clicks, and whatever may happen to a worker in between."""
+    names, known, story = count(), list[str](), list[Happening]()
+
+    def shop() -> page | click:
+        if len(known) > 0 and draw(st.booleans()):
+            clicked = draw(st.sampled_from(known))
+            known.remove(clicked)
+            return click(clicked, draw(st.sampled_from([None, 1, 10])))
+        made = page(f"p{next(names)}", draw(st.integers(0, 1)))
+        known.append(made.name)
+        return made
+
+    for _ in range(draw(st.integers(1, 12))):
+        match draw(st.integers(0, 8)):
+            case 0 | 1 | 2:
+                story.append(shop())
+            case 3:
+                story.append(SILENCE(draw(st.sampled_from([0.3, 1.2, 4.0, 9.0]))))
+            case 4:
+                meanwhile = tuple(shop() for _ in range(draw(st.integers(0, 3))))
+                story.append(STANDSTILL(draw(st.sampled_from([0.5, 4.0, 30.0])), meanwhile))
+            case 5:
+                story.append(SLOW_IMPRESSIONS(draw(st.integers(0, 4))))
+            case kind:
+                story.append({6: CRASH, 7: REBALANCE, 8: LOST_REDIS}[kind])
+    return story
+
+
+@settings(max_examples=60)
+@given(stories())
+def test_whatever_happens_each_exposure_has_one_label(story: list[Happening]) -> None:
+    Scene().play(story).finish().check()
+
+
+# ---------------------------------------------------------------------- single decisions
+
+
+def turn(partition: Partition | None = None) -> Turn:
+    return Turn(partition or Partition(0, SCHEMA, POLICY), PACE, CLOCK, Now(0.0, WALL_S))
+
+
+def test_fetching_pauses_while_too_many_events_wait_and_resumes_at_half() -> None:
+    one, now = turn(), Now(1.0, WALL_S + 1)
+    for offset in range(HELD_MESSAGES + 1):
+        one.arrived(arrival(0, "events", offset, b"{}", WALL_S + offset / 1e6, None, CLOCK, WALL_S), now)
+    unread: Reads = {"impressions": ReadTo(0, 5, WALL_S, 0)}
+    assert list(one.inbound(unread, now)) == [Pause()]
+    assert list(one.inbound(unread, now)) == []
+    one.arrived(arrival(0, "impressions", 0, b"", WALL_S + HELD_MESSAGES / 1e6 / 4, None, CLOCK, WALL_S), now)
+    assert Resume() not in list(one.inbound(unread, now))
+    one.arrived(arrival(0, "impressions", 1, b"", WALL_S + HELD_MESSAGES / 1e6, None, CLOCK, WALL_S), now)
+    assert Resume() in list(one.inbound(unread, now))
+
+
+def test_a_topic_that_ends_before_the_checkpoint_is_another_topic() -> None:
+    partition = Partition(0, SCHEMA, POLICY)
+    partition.take([Message("events", 499, b"rubbish")], T0)
+    one, ends = turn(partition), {"events": ReadTo(3, 3, WALL_S, 3)}
+    list(one.outbound(ends, 0, Now(1.0, WALL_S + 1)))
+    list(one.outbound({"events": ReadTo(500, 500, WALL_S, 500)}, 0, Now(3.0, WALL_S + 3)))  # it was late to know
+    list(one.outbound(ends, 0, Now(9.0, WALL_S + 9)))
+    list(one.outbound(ends, 0, Now(12.0, WALL_S + 12)))
+    with pytest.raises(BrokerError, match=r"topic 'events' partition 0 ends before offset 500 .*MILLRACE_DATA"):
+        list(one.outbound(ends, 0, Now(12.1, WALL_S + 12.1)))
+
+
+def test_a_broker_that_answers_no_fetch_is_noticed_by_looking() -> None:
+    turns = Turns(PACE, CLOCK)
+    turns.begin([Partition(0, SCHEMA, POLICY)], Now(0.0, WALL_S))
+
+    def looked(steady_s: float, asked_s: float) -> float:
+        return turns.unheard_s([ReadTo(0, 0, asked_s, 0), None], Now(steady_s, WALL_S))
+
+    assert looked(0.0, 1.0) == 0
+    assert looked(0.5, 1.0) == 0.5
+    assert looked(1000.0, 1.0) == 1.5  # we did not look in between
+    assert looked(1000.5, 2.0) == 0
+
+
+def test_no_positions_before_the_state_is_loaded() -> None:
+    turns = Turns(PACE, CLOCK)
+    assert turns.positions() is None
+    partition = Partition(0, SCHEMA, POLICY)
+    partition.take([Message("events", 499, b"rubbish")], T0)
+    turns.begin([partition], Now(0.0, WALL_S))
+    found = turns.positions()
+    assert found is not None
+    assert found["events", 0] == 500
+    turns.let_go()
+    assert turns.positions() is None

@@ -1,0 +1,417 @@
+"""A stream worker without processes: a broker, Redis and a worker's hands in one loop of small steps.
+
+A story is a list of what happens; failures are items of it like all others::
+
+    [page("a"), click("a"), CRASH, page("b"), SILENCE(7), REBALANCE, STANDSTILL(30, page("c"))]
+
+:class:`Scene` lets it happen to a real :class:`stream.turn.Turns` with real partitions; the hands that execute what is
+due are as simple as can be. At the end :meth:`Scene.check` holds what came out against what the shoppers did. A step is
+a tenth of a second of the worker, and 24 seconds of event time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from millrace.contracts.clock import HEADER, EventClock
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
+from stream.gate import Arrival, ReadTo
+from stream.partition import Output, Partition
+from stream.turn import (
+    INPUTS,
+    Advance,
+    Checkpoint,
+    Due,
+    Now,
+    Pace,
+    Pause,
+    Publish,
+    Reads,
+    Resume,
+    Take,
+    Turn,
+    Turns,
+    arrival,
+)
+from tests.stream_world import MINUTE, POLICY, SCHEMA, T0, action, exposure, impression, rows
+
+STEP_S = 0.1
+WALL_S = 1_700_000_000.0
+CLOCK = EventClock(round(WALL_S * 1000), T0, 240.0)
+PACE = Pace(publish_s=0.2, checkpoint_s=0.3, idle_s=1.0)
+JOB_STEPS = 2  # what a publication or a checkpoint takes
+LOAD_STEPS = 3  # what loading the checkpoints takes
+ITEMS = (11, 12)
+PARTITIONS = 2
+
+
+# ---------------------------------------------------------------------- what may happen
+
+
+class page(NamedTuple):
+    """The scorer serves a page, and it is seen."""
+
+    name: str
+    partition: int = 0
+
+
+class click(NamedTuple):
+    """The first item of a page is clicked. ``after_minutes`` of event time: it was then, and is told only now."""
+
+    name: str
+    after_minutes: float | None = None
+
+
+class RUN(NamedTuple):
+    """Time goes by, and the worker works."""
+
+    seconds: float
+
+
+class SILENCE(NamedTuple):
+    """The same; its name says what it is for."""
+
+    seconds: float
+
+
+class OTHER_RUN(NamedTuple):
+    """An event of another run comes, so many hours ahead of that run's clock: from the future, now and for ever."""
+
+    ahead_hours: float
+
+
+class STANDSTILL(NamedTuple):
+    """The worker's machine is asleep while these things happen, evenly spread."""
+
+    seconds: float
+    meanwhile: tuple[page | click | OTHER_RUN, ...] = ()
+
+
+class SLOW_IMPRESSIONS(NamedTuple):
+    """From now on the consumer hands over one impression in so many steps, and events as ever."""
+
+    steps: int
+
+
+CRASH, REBALANCE, LOST_REDIS = "crash", "rebalance", "lost Redis"
+Happening = page | click | RUN | SILENCE | STANDSTILL | SLOW_IMPRESSIONS | OTHER_RUN | str
+
+
+# ---------------------------------------------------------------------- broker and consumer
+
+
+class Record(NamedTuple):
+    stamp_s: float
+    raw: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass
+class Consumer:
+    """A member of the group: what it has fetched, and what the broker answered last."""
+
+    position: dict[tuple[str, int], int] = field(default_factory=dict)
+    end: dict[tuple[str, int], int] = field(default_factory=dict)
+    asked_s: dict[tuple[str, int], float] = field(default_factory=dict)
+    paused: set[int] = field(default_factory=set)
+    started: bool = False
+
+
+class Key(NamedTuple):
+    request: str
+    position: int
+    kind: int
+    actions: int
+
+
+# ---------------------------------------------------------------------- the scene
+
+
+class Scene:
+    """See the module's text.
+
+    Args:
+        turns: makes the turns; a test takes a rule out here.
+    """
+
+    def __init__(self, turns: Callable[[Pace, EventClock], Turns] = Turns, pace: Pace = PACE) -> None:
+        self._make, self.pace = turns, pace
+        self.wall_s, self._steps, self._impression_steps = WALL_S, 0, 0
+        self.log: dict[tuple[str, int], list[Record]] = {(t, p): [] for t in INPUTS for p in range(PARTITIONS)}
+        self.committed: dict[tuple[str, int], int] = {}
+        self.checkpoints: dict[int, bytes] = {}
+        self.redis: dict[tuple[str, int], bytes] = {}
+        self.filled: set[int] = set()
+        self.samples: dict[Key, set[Any]] = {}
+        self.dead: Counter[str] = Counter()
+        self._dead_of: set[tuple[str, int, int]] = set()
+        self.dues: Counter[str] = Counter()
+        self.pages: dict[str, page] = {}
+        self.seen_ms: dict[str, int] = {}
+        self.told_ms: dict[str, int] = {}  # when the click of a page came to Kafka
+        self.ahead = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """A process starts: it has nothing but what is durable."""
+        self.turns = self._make(self.pace, CLOCK)
+        self.consumer = Consumer()
+        self._flight: list[tuple[int, int, Arrival]] = []  # generation, due step, message
+        self._unsent: list[tuple[int, Output]] = []
+        self._jobs: deque[tuple[int, Callable[[], None]]] = deque()
+        self._job_left = 0
+        self._generation = getattr(self, "_generation", 0) + 1
+        self._load_left = LOAD_STEPS
+
+    # ------------------------------------------------------------------ the story
+
+    def play(self, story: Sequence[Happening]) -> Scene:
+        """Lets it all happen, two steps of work after each item."""
+        for item in story:
+            match item:
+                case page() | click() | OTHER_RUN():
+                    self._come(item)
+                case RUN(seconds) | SILENCE(seconds):
+                    self._run(seconds)
+                case STANDSTILL(seconds, meanwhile):
+                    for one in meanwhile:
+                        self.wall_s += seconds / (len(meanwhile) + 1)
+                        self._come(one)
+                    self.wall_s += seconds / (len(meanwhile) + 1)
+                    self._round()  # it wakes: what it does first is not to fetch
+                case SLOW_IMPRESSIONS(steps):
+                    self._impression_steps = steps
+                case str():
+                    {CRASH: self._begin, REBALANCE: self._rebalance, LOST_REDIS: self._lose_redis}[item]()
+            if not isinstance(item, STANDSTILL):
+                self._run(2 * STEP_S)
+        return self
+
+    def finish(self) -> Scene:
+        """Lets the worker catch up, and then silence decide every label."""
+        self._impression_steps = 0
+        # Half an hour of attribution is 7.5 s of the worker; a page lives 12.5 s, and an advance takes a checkpoint.
+        self._run(20.0 + max(self.pace.idle_s, 1.0))
+        return self
+
+    def _come(self, item: page | click | OTHER_RUN) -> None:
+        """Messages come to Kafka."""
+        ts_ms = self.event_ms
+        match item:
+            case page(name, at):
+                self.pages[name], self.seen_ms[name] = item, ts_ms
+                self._append("impressions", at, impression(name, ts_ms, ITEMS, user=at))
+                self._append("events", at, exposure(name, ts_ms, ITEMS, user_id=at))
+            case click(name, after_minutes):
+                at = self.pages[name].partition
+                if after_minutes is not None:
+                    ts_ms = min(ts_ms, self.seen_ms[name] + round(after_minutes * MINUTE))
+                self.told_ms[name] = self.event_ms
+                self._append("events", at, action("click", name, ts_ms, 0, ITEMS[0], user_id=at))
+            case OTHER_RUN(hours):
+                theirs = EventClock(round(self.wall_s * 1000), ts_ms, 1.0)
+                ahead = exposure(f"other{self.ahead}", ts_ms + round(hours * 3_600_000), ITEMS, user_id=0)
+                self._append("events", 0, ahead, ((HEADER, theirs.encode().encode()),))
+                self.ahead += 1
+
+    def _append(self, topic: str, partition: int, raw: bytes, headers: tuple[tuple[str, bytes], ...] = ()) -> None:
+        self.log[topic, partition].append(Record(self.wall_s, raw, headers))
+
+    @property
+    def event_ms(self) -> int:
+        return CLOCK.at(round(self.wall_s * 1000))
+
+    def _lose_redis(self) -> None:
+        self.redis.clear()
+        self.filled.clear()
+
+    # ------------------------------------------------------------------ the worker's hands
+
+    def _run(self, seconds: float) -> None:
+        for _ in range(round(seconds / STEP_S)):
+            self.wall_s += STEP_S
+            self._steps += 1
+            self._load()
+            self._fetch()
+            self._deliver()
+            self._round()
+            self._work()
+
+    def _now(self) -> Now:
+        return Now(self.wall_s, self.wall_s)
+
+    def _load(self) -> None:
+        if self._load_left:
+            self._load_left -= 1
+            if not self._load_left:
+                self.turns.begin([self._newest(number) for number in range(PARTITIONS)], self._now())
+
+    def _newest(self, number: int) -> Partition:
+        partition = Partition(number, SCHEMA, POLICY)
+        if number in self.checkpoints:
+            partition.resume(self.checkpoints[number])
+        return partition
+
+    def _fetch(self) -> None:
+        """The consumer starts as soon as it is told where, and hands over what there is."""
+        consumer = self.consumer
+        if not consumer.started:
+            found = self.turns.positions()
+            if found is None:
+                return
+            consumer.started = True
+            consumer.position = {tp: found.get(tp, self.committed.get(tp, 0)) for tp in self.log}
+        for tp, records in self.log.items():
+            topic, number = tp
+            at = consumer.position[tp]
+            slow = self._impression_steps and topic == "impressions"
+            take = len(records) if not slow else at + (self._steps % self._impression_steps == 0)
+            if topic == "events" and number in consumer.paused:
+                take = at
+            for offset, record in enumerate(records[at:take], at):
+                wire = arrival(number, topic, offset, record.raw, record.stamp_s, record.headers, CLOCK, self.wall_s)
+                self._flight.append((self._generation, self._steps + 1, wire))
+            consumer.position[tp] = max(at, min(take, len(records)))
+            consumer.end[tp], consumer.asked_s[tp] = len(records), self.wall_s
+
+    def _reads(self, turn: Turn) -> Reads:
+        found: dict[str, ReadTo | None] = {}
+        for topic in INPUTS:
+            tp, consumer = (topic, turn.number), self.consumer
+            if tp in consumer.end:
+                at = consumer.position[tp]
+                found[topic] = ReadTo(at, consumer.end[tp], consumer.asked_s[tp], at)
+        return found
+
+    def _round(self) -> None:
+        came = [one for generation, due, one in self._flight if due <= self._steps and generation == self._generation]
+        self._flight = [flying for flying in self._flight if flying[1] > self._steps]
+        self.turns.arrived(came, self._now())
+        for turn in self.turns:
+            for due in turn.inbound(self._reads(turn), self._now()):
+                self._do(turn, due)
+        for turn in self.turns:
+            for due in turn.outbound(self._reads(turn), self.turns.newest_ms, self._now()):
+                self._do(turn, due)
+
+    def _do(self, turn: Turn, due: Due) -> None:
+        self.dues[type(due).__name__] += 1
+        match due:
+            case Take():
+                self._unsent.append((turn.number, turn.partition.take(due.messages, self.event_ms)))
+            case Advance():
+                self._unsent.append((turn.number, turn.partition.advance(due.until_ms)))
+            case Pause():
+                self.consumer.paused.add(turn.number)
+            case Resume():
+                self.consumer.paused.discard(turn.number)
+            case Publish():
+                self._publish(turn, due)
+            case Checkpoint():
+                self._checkpoint(turn, due)
+
+    def _publish(self, turn: Turn, due: Publish) -> None:
+        partition, changes = turn.partition, turn.partition.changes()
+
+        def job() -> None:
+            if partition.number not in self.filled:
+                if not due.new:
+                    for users in partition.whole():
+                        self._write(users)
+                self.filled.add(partition.number)
+            self._write(changes.users)
+            turn.done(due)
+
+        self._jobs.append((JOB_STEPS, job))
+
+    def _write(self, users: Sequence[tuple[Any, list[tuple[int, bytes]]]]) -> None:
+        for user, tiles in users:
+            self.redis |= {(str(user), key): blob for key, blob in tiles}
+
+    def _checkpoint(self, turn: Turn, due: Checkpoint) -> None:
+        state, offsets = turn.partition.snapshot(due.advance_ms), dict(turn.partition.offsets)
+        sent, self._unsent = self._unsent, []
+
+        def job() -> None:
+            self._sent(sent)
+            self.checkpoints[turn.number] = state.to_bytes()
+            self.committed |= {(topic, turn.number): offset for topic, offset in offsets.items()}
+            turn.done(due)
+
+        self._jobs.append((JOB_STEPS, job))
+
+    def _work(self) -> None:
+        """The outlet: one job after another, each of some steps."""
+        if self._jobs:
+            self._job_left = self._job_left or self._jobs[0][0]
+            self._job_left -= 1
+            if not self._job_left:
+                self._jobs.popleft()[1]()
+
+    def _deliver(self) -> None:
+        """What the producer was given a step ago."""
+        sent, self._unsent = self._unsent, []
+        self._sent(sent)
+
+    def _sent(self, outputs: Sequence[tuple[int, Output]]) -> None:
+        for _, output in outputs:
+            for row in rows(output.samples):
+                key = Key(row.request, row.position, row.kind, row.actions)
+                self.samples.setdefault(key, set()).add(row)
+            for letter in output.dead:
+                of = (letter.topic, letter.partition, letter.offset)
+                if of not in self._dead_of:
+                    self._dead_of.add(of)
+                    self.dead[letter.reason] += 1
+
+    def _rebalance(self) -> None:
+        """The partitions go, with a last checkpoint, and come back to a worker that knows nothing else."""
+        for turn in self.turns:
+            for due in turn.last(self._now()):
+                self._do(turn, due)
+        while self._jobs:
+            self._jobs.popleft()[1]()
+        self._deliver()
+        self._begin()
+
+    # ------------------------------------------------------------------ what must hold
+
+    def kinds(self, name: str, position: int = 0) -> Counter[int]:
+        """The kinds of the samples of a page's position."""
+        return Counter(key.kind for key in self.samples if (key.request, key.position) == (name, position))
+
+    def check(self) -> Scene:
+        """Every exposure has one label, every click is in one sample, nothing is lost, Redis holds every window.
+
+        A click that comes when its page may be gone already, because the story left it too long, is in one sample or in
+        one dead letter.
+        """
+        gone_ms = POLICY.life_ms - POLICY.disorder_ms
+        too_late = {name for name, at_ms in self.told_ms.items() if at_ms - self.seen_ms[name] >= gone_ms}
+        lost = sum(1 for name in too_late if not self._clicks_of(name, 0))
+        found = self.dead["future"], self.dead["late"] + self.dead["no-exposure"]  # gone, or even forgotten
+        assert found == (self.ahead, lost), f"dead letters: {self.dead}; {self.ahead} from the future, {lost} too late"
+        assert self.dead.total() == sum(found), f"dead letters: {self.dead}"
+        for key, bodies in self.samples.items():
+            assert len(bodies) == 1, f"{key} was given twice, differently"
+        for name in self.pages:
+            for position in range(len(ITEMS)):
+                kinds = self.kinds(name, position)
+                labels = kinds[NEGATIVE] + kinds[POSITIVE]
+                assert labels == 1, f"page {name}, position {position}: {labels} labels"
+                told, clicked = self._clicks_of(name, position), position == 0 and name in self.told_ms
+                assert told == clicked or name in too_late, f"page {name}, position {position}: {told} clicks"
+        for turn in self.turns:
+            assert turn.partition.pending == 0
+            for users in turn.partition.whole():
+                for user, tiles in users:
+                    for window, blob in tiles:
+                        assert self.redis.get((str(user), window)) == blob, f"a window of user {user} is not in Redis"
+        return self
+
+    def _clicks_of(self, name: str, position: int) -> int:
+        kinds = self.kinds(name, position)
+        return kinds[POSITIVE] + kinds[CORRECTION]
