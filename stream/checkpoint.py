@@ -1,3 +1,4 @@
+# core
 """Where a partition's state survives a crash: whole files, the newest two of each partition, in a folder or a store.
 
 ::
@@ -8,15 +9,13 @@
     bytes 40-43   length of the offsets' JSON, uint32 little-endian
     then          the offsets' JSON, the body
 
-A local file is written under a temporary name, synced, then renamed, and its folder synced: a crash leaves the old file
-or the new one. An object store puts an object whole by itself. A file that is damaged all the same is recognised by its
-digest; the one before it is used, aloud.
+A local file is written whole and durably (:mod:`millrace.contracts.files`). An object store puts an object whole by
+itself. A file that is damaged all the same is recognised by its digest; the one before it is used, and the log says so.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import struct
 from pathlib import Path
@@ -27,6 +26,7 @@ import msgspec
 import structlog
 
 from millrace.contracts.errors import StoreError
+from millrace.contracts.files import clear_leftovers, write_whole
 
 _MAGIC = b"MLRCKPT1"
 _NAME = re.compile(r"p(\d{5})-(\d{20})\.ckpt$")
@@ -54,7 +54,7 @@ class CheckpointStore:
             raise self._failed("opened", error) from None
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
         if self._local:
-            self._clear_leftovers()
+            clear_leftovers(Path(self._root))
 
     def write(self, partition: int, body: bytes, offsets: dict[str, int]) -> None:
         """Adds a checkpoint; when this returns it is durable. Older ones than the last two go.
@@ -72,7 +72,7 @@ class CheckpointStore:
             number = (int(_NAME.search(names[-1])[2]) if names else 0) + 1  # type: ignore[index]
             path = f"{self._root}/p{partition:05d}-{number:020d}.ckpt"
             if self._local:
-                _write_local(path, head, body)
+                write_whole(Path(path), head, body, durable=True)
             else:
                 self._fs.pipe_file(path, head + body)
             for name in names[: len(names) + 1 - KEPT]:
@@ -114,38 +114,11 @@ class CheckpointStore:
         names = [str(n) for n in self._fs.ls(self._root, detail=False)]
         return sorted(n for n in names if (m := _NAME.search(n)) and int(m[1]) == partition)
 
-    def _clear_leftovers(self) -> None:
-        """Temporary files of writers that no longer live."""
-        for path in Path(self._root).glob(".p*.tmp"):
-            pid = path.name.split(".")[-2]
-            if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
-                path.unlink(missing_ok=True)
-
     def _failed(self, what: str, error: Any) -> StoreError:
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return StoreError(
             f"checkpoints at '{self.url}' cannot be {what} ({text})", "give a folder or object store you can write to"
         )
-
-
-def _write_local(path: str, head: bytes, body: bytes) -> None:
-    final = Path(path)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(head)
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(final)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _open(raw: bytes) -> tuple[bytes, dict[str, int]] | None:

@@ -1,12 +1,13 @@
-"""The thread that keeps the shop's lists in Redis: ``list:hot``, ``list:hot:{column}:{value}``, ``list:new``.
+# shell
+"""The thread that keeps the shop's lists in Redis, laid out as :mod:`millrace.contracts.online` says.
 
-Each is a sorted set, replaced in one transaction when it has changed; ``list:names`` is the set of those there are.
-One worker does it, the one that holds partition 0, beside its pump: in a thread that reads a little at a time, and
-whose failures are said, counted and tried again, since nothing of the loop depends on it.
+A list is replaced in one transaction when it has changed. One worker keeps the lists: the one that holds partition 0,
+in a thread beside its pump that reads a little at a time. The thread logs, counts and repeats what fails, since
+nothing of the loop depends on it.
 
-It reads every item and all item tiles, once in the whole loop, so it is also who makes dead letters of those that
-nobody can use. Both topics are read from their beginning at each start; a file in the data folder says up to which
-offsets dead letters were written, so that they are not written again.
+The thread reads every item and all item tiles, and there is one such thread in the whole loop. So it also writes the
+dead letters of those that nobody can use. It reads both topics from their beginning at each start; a file in the data
+folder says up to which offsets dead letters were written, so that they are not written again.
 """
 
 from __future__ import annotations
@@ -22,24 +23,23 @@ import redis
 import structlog
 from prometheus_client import Counter
 
-from millrace.contracts.clock import EventClock
+from millrace.contracts.clock import EventClock, data_now_ms
 from millrace.contracts.errors import one_line
 from millrace.contracts.events import DeadLetter, decode_item_tiles
+from millrace.contracts.files import write_whole
 from millrace.contracts.intake import Intake
+from millrace.contracts.online import LIST_NAMES, list_key, redis_url
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
 from millrace.processes.kafka import make_reader, read_up
 from millrace.processes.wall import event_now_ms
-from stream.lists import Entries, Lists
-from stream.online import redis_url
+from stream.lists import Entries, ShopLists
 
 log = structlog.get_logger("lists")
 
 EVERY_PUBLICATIONS = 5
 LISTS_AT_ONCE = 50
-NAMES = "list:names"
-DAY_MS = 86_400_000
 
 WRITTEN = Counter("millrace_lists_written_total", "Lists of the shop that had changed and were written.")
 FAILURES = Counter("millrace_lists_errors_total", "Times that keeping the lists failed, or a message was skipped.")
@@ -76,7 +76,7 @@ class ListKeeper(threading.Thread):
 
     def _keep(self) -> None:
         """Reads both topics from their beginning and writes now and then, until another worker has to."""
-        lists, written = Lists(self.schema), dict[str, Entries]()
+        lists, written = ShopLists(self.schema), dict[str, Entries]()
         intake, told = Intake(self.schema), self.told.read()
         period = EVERY_PUBLICATIONS * self.settings.publish_seconds
         readers: list[Any] = []
@@ -101,12 +101,12 @@ class ListKeeper(threading.Thread):
             for reader in readers:
                 reader.close()
 
-    def _now(self, lists: Lists) -> int:
-        newest, now = lists.newest_ms + 1, event_now_ms(self.clock)  # an old log is played by another clock
-        return max(newest, now) if now - newest <= DAY_MS else newest
+    def _now(self, lists: ShopLists) -> int:
+        after_newest_ms = lists.newest_ms + 1
+        return max(after_newest_ms, data_now_ms(event_now_ms(self.clock), after_newest_ms))
 
 
-def take(lists: Lists, intake: Intake, record: Any) -> DeadLetter | None:
+def take(lists: ShopLists, intake: Intake, record: Any) -> DeadLetter | None:
     """A message of either topic into the lists; one that cannot be used becomes a dead letter, however it fails."""
     try:
         if record.topic == FEATURES_ITEMS:
@@ -141,26 +141,25 @@ class Told:
             return {}
 
     def write(self, told: dict[str, int]) -> None:
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.encode(told))
-        temporary.replace(self._path)
+        """Replaces the file. Not durably: see :mod:`millrace.contracts.files`."""
+        write_whole(self._path, msgspec.json.encode(told), durable=False)
 
 
 def write(client: Any, lists: dict[str, Entries], written: dict[str, Entries]) -> None:
     """Replaces what differs from ``written``, each list in one transaction, and takes away what is no more."""
-    there: set[bytes] = client.smembers(NAMES)
+    there: set[bytes] = client.smembers(LIST_NAMES)
     if not there:
         written.clear()  # a Redis that is new, or lost its data
-    changed = [(f"list:{name}", entries) for name, entries in lists.items() if written.get(name) != entries]
+    changed = [(list_key(name), entries) for name, entries in lists.items() if written.get(name) != entries]
     for start in range(0, len(changed), LISTS_AT_ONCE):
         with client.pipeline(transaction=True) as transaction:
             for name, entries in changed[start : start + LISTS_AT_ONCE]:
-                transaction.delete(name).zadd(name, entries).sadd(NAMES, name)
+                transaction.delete(name).zadd(name, entries).sadd(LIST_NAMES, name)
             transaction.execute()
-    gone = there - {f"list:{name}".encode() for name in lists}
+    gone = there - {list_key(name).encode() for name in lists}
     if gone:
         with client.pipeline(transaction=True) as transaction:
-            transaction.delete(*gone).srem(NAMES, *gone).execute()
+            transaction.delete(*gone).srem(LIST_NAMES, *gone).execute()
     written.clear()
     written.update(lists)
     WRITTEN.inc(len(changed))

@@ -11,17 +11,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.contracts.clock import EventClock, sent_by
-from millrace.contracts.errors import MillraceError, SchemaError, SettingError
+from millrace.contracts.clock import DAY_MS, EventClock, data_now_ms, sent_by
+from millrace.contracts.errors import MillraceError, SchemaError, SettingError, StoreError
 from millrace.contracts.events import (
     MAX_EVENT_BYTES,
+    MESSAGE_BYTES,
+    Attribute,
     BadEventError,
     Click,
     Exposure,
+    ItemTiles,
     decode_event,
+    decode_item_tiles,
     to_json,
+    to_msgpack,
 )
 from millrace.contracts.hashing import column_hash, combine, mix, salt, value_hash
+from millrace.contracts.itemtiles import pack, unpack
+from millrace.contracts.online import (
+    PROFILE,
+    hot_in,
+    list_key,
+    pack_profile,
+    redis_url,
+    unpack_profile,
+    values_listed,
+    window_field,
+    window_fields,
+    window_keys,
+)
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import parse_schema, shop_schema
 from millrace.contracts.settings import Settings, load_settings
@@ -272,6 +290,101 @@ def test_an_event_names_its_clock() -> None:
     assert EventClock().headers == []
     for headers in (None, (), [("clock", b"noon")], [("clock", b"\xff")], [("clock", b"1:2:0")]):
         assert sent_by(headers) is None
+
+
+@pytest.mark.parametrize(
+    ("clock_ms", "newest_ms", "reached_ms", "now_ms"),
+    [
+        (5 * DAY_MS, 4 * DAY_MS, 0, 5 * DAY_MS),  # a day ahead is believed
+        (5 * DAY_MS + 1, 4 * DAY_MS, 0, 4 * DAY_MS),  # more is not: the data is older than the clock
+        (5 * DAY_MS + 1, 4 * DAY_MS, 4 * DAY_MS + 1, 5 * DAY_MS + 1),  # silence had moved it on
+        (3 * DAY_MS, 4 * DAY_MS, 0, 3 * DAY_MS),  # events may be ahead of the clock
+    ],
+)
+def test_a_clock_far_ahead_of_the_data_is_not_its_clock(
+    clock_ms: int, newest_ms: int, reached_ms: int, now_ms: int
+) -> None:
+    assert data_now_ms(clock_ms, newest_ms, reached_ms) == now_ms
+
+
+# -- item tiles ------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=60), max_size=40), st.integers(1, 300))
+def test_item_tiles_come_out_as_they_went_in(tiles: list[bytes], most_bytes: int) -> None:
+    keys = np.random.default_rng(len(tiles)).integers(0, 2**64, len(tiles), np.uint64)
+    messages = list(pack(3, 100, 77, keys, tiles, most_bytes))
+    read = [unpack(decode_item_tiles(to_msgpack(message))) for message in messages]
+    assert [key for some, _ in read for key in some.tolist()] == keys.tolist()
+    assert [blob for _, blobs in read for blob in blobs] == tiles
+    assert [(m.partition, m.seq, m.event_ms) for m in messages] == [(3, 100 + i, 77) for i in range(len(messages))]
+    for message, (some, _) in zip(messages, read, strict=True):
+        assert len(some) == 1 or len(message.keys + message.sizes + message.tiles) <= most_bytes
+    for one, after in zip(messages, read[1:], strict=False):  # no message is cut before it is full
+        assert len(one.keys + one.sizes + one.tiles) + 12 + len(after[1][0]) > most_bytes
+
+
+def test_a_message_of_item_tiles_is_one_that_a_broker_takes() -> None:
+    tiles = [bytes(1000)] * 1500
+    messages = list(pack(0, 1, 1, np.arange(1500, dtype=np.uint64), tiles))
+    assert len(messages) == 3
+    assert max(len(to_msgpack(m)) for m in messages) < MESSAGE_BYTES + 100
+
+
+@pytest.mark.parametrize(
+    ("keys", "sizes", "tiles"),
+    [
+        (8, [3, 4], 7),
+        (16, [3], 3),
+        (15, [3], 3),
+        (8, [3], 4),
+        (8, [3], 2),
+        (0, [], 1),
+        (8, [], 0),
+        (16, [2**32 - 1] * 2, 6),
+    ],
+)
+def test_damaged_item_tiles_are_refused(keys: int, sizes: list[int], tiles: int) -> None:
+    message = ItemTiles(0, 1, 1, bytes(keys), np.array(sizes, "<u4").tobytes(), bytes(tiles))
+    with pytest.raises(BadEventError, match=r"malformed: .* do not fit"):
+        unpack(message)
+
+
+def test_sizes_that_end_within_a_number_are_refused() -> None:
+    with pytest.raises(BadEventError, match="do not fit"):
+        unpack(ItemTiles(0, 1, 1, bytes(8), bytes(3), b""))
+
+
+# -- the online store ------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=20))
+def test_window_keys_survive_their_fields(keys: list[int]) -> None:
+    fields = window_fields(np.array(keys, np.uint64))
+    assert fields == [window_field(key) for key in keys] == [key.to_bytes(8, "little") for key in keys]
+    assert window_keys([PROFILE, *fields]).tolist() == keys, "the profile is no window key"
+
+
+def test_a_profile_survives_its_field_and_a_damaged_one_is_named() -> None:
+    attributes: dict[str, Attribute] = {"kind": "business", "tags": ["a", 1], "age": None}
+    assert unpack_profile(pack_profile(attributes)) == attributes
+    assert unpack_profile(None) == {}
+    for raw in (b"", b"{", b"[]", b"\xff"):
+        with pytest.raises(StoreError, match="profile"):
+            unpack_profile(raw)
+
+
+def test_values_are_found_among_the_lists() -> None:
+    names = ["hot", "new", hot_in("shelf", "b:1"), hot_in("shelf", "a"), hot_in("shelf2", "c")]
+    assert values_listed(map(list_key, names), "shelf") == ["a", "b:1"]
+    assert values_listed(map(list_key, names), "tags") == []
+
+
+def test_a_redis_address_is_a_url_or_becomes_one() -> None:
+    assert redis_url("h:1") == "redis://h:1"
+    assert redis_url("rediss://u:p@h:1/2") == "rediss://u:p@h:1/2"
+    with pytest.raises(StoreError, match="MILLRACE_REDIS"):
+        redis_url("")
 
 
 def test_every_expected_error_is_one_line() -> None:

@@ -1,8 +1,9 @@
+# core
 """Event time against wall time.
 
-Nothing in Millrace's cores reads a clock; the shells that need "now in event time" (to recognise events from
-the future, to move idle partitions on) are handed an :class:`EventClock`. In production it is the wall clock. In
-a demo event time runs faster, and every role must agree on how fast, so the clock travels in the settings.
+No core of Millrace reads a clock. The shells need "now in event time": to recognise events from the future, and to
+move idle partitions on. They are given an :class:`EventClock`. In production it is the wall clock. In a demo event time
+runs faster, and every role must agree on how fast, so the clock travels in the settings.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from millrace.contracts.errors import SettingError
 from millrace.contracts.events import LAST_MS
 
 _FASTEST = 1e6  # seconds of event time in one: a month in three seconds
+DAY_MS = 86_400_000
 
 HEADER = "clock"
 """The Kafka header in which an event names the clock that it was sent by, if that is not the wall clock."""
@@ -47,8 +49,8 @@ class EventClock:
 
     @property
     def headers(self) -> list[tuple[str, bytes]]:
-        """Of an event sent by this clock: whoever reads it later, maybe by another clock, must know what time it was.
-        Empty for wall time."""
+        """Kafka headers of an event that is sent by this clock. A later reader, perhaps with another clock, learns from
+        them what time it was. Empty for wall time."""
         return [] if self == EventClock() else [(HEADER, self.encode().encode())]
 
     @classmethod
@@ -69,6 +71,25 @@ class EventClock:
             if not 0 <= at_ms <= LAST_MS:
                 raise SettingError(f"clock '{text}' begins at {at_ms}", "give Unix milliseconds, up to the year 3000")
         return clock
+
+
+def data_now_ms(clock_ms: int, newest_ms: int, reached_ms: int = 0) -> int:
+    """The present time of the data: the event clock, or the newest event where the clock is not the clock of this data.
+
+    An old log that is played is dated long ago, and nobody told its clock. A clock more than a day ahead of everything
+    that has happened is therefore not believed. All times are Unix ms of event time.
+
+    Args:
+        clock_ms: the event clock.
+        newest_ms: the newest event that is known.
+        reached_ms: a time that the data has reached without an event, such as a watermark; 0: none.
+
+    >>> data_now_ms(clock_ms=90_000_000, newest_ms=80_000_000)
+    90000000
+    >>> data_now_ms(clock_ms=1_700_000_000_000, newest_ms=80_000_000)
+    80000000
+    """
+    return clock_ms if clock_ms - max(newest_ms, reached_ms) <= DAY_MS else newest_ms
 
 
 def sent_by(headers: Headers | None) -> EventClock | None:

@@ -1,3 +1,4 @@
+# core
 """Errors that a person reads: one line that names the offending value and the remedy.
 
 Every failure that Millrace expects is a :class:`MillraceError`. The command line prints its single line and
@@ -50,7 +51,7 @@ class PortError(MillraceError):
 
 
 class ServiceError(MillraceError):
-    """An embedded service or a role did not start, or ended when it should not."""
+    """An embedded service or a role did not start, or ended when it should not have."""
 
 
 class SnapshotError(MillraceError):

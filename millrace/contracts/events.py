@@ -1,3 +1,4 @@
+# core
 """Every message that crosses Kafka, as types.
 
 What comes from outside (``events``, ``users``, ``items``) is JSON, so that any program can send it; what Millrace
@@ -31,7 +32,7 @@ Id = int | str
 """Users and items are named by integers or by text, as their owner likes; ``7`` and ``"7"`` are the same id."""
 
 LAST_MS = 32_503_680_000_000
-"""The year 3000: whatever claims to be later is no Unix milliseconds."""
+"""The year 3000. A later time is not in Unix milliseconds."""
 
 # Integers have 64 bits: a larger one fits into no column, no MessagePack and no checkpoint.
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -44,7 +45,10 @@ TimeOrNever = Annotated[int, Meta(ge=0, le=LAST_MS, description="Unix millisecon
 
 ACTIONS = ("exposure", "click", "collect", "cart", "purchase")
 """Action kinds in their fixed order: the column order of every array of counts."""
-CLICK = 1
+EXPOSURE, CLICK, COLLECT, CART, PURCHASE = range(len(ACTIONS))
+
+ARMS = MODEL, CONTROL = "model", "control"
+"""Who made a logged page: the model, or chance. In the order of the codes of ``SampleBatch.arm``."""
 
 MAX_EVENT_BYTES = 256 * 1024
 """An event, user or item larger than this is a dead letter: a page of 1,000 items is some 20 KiB."""
@@ -53,11 +57,11 @@ MAX_ITEMS, MAX_OFFSET = 1000, 100_000
 """Items of one exposure message, and the slot of its first at most."""
 
 MESSAGE_BYTES = 700_000
-"""What we make ourselves (samples, item tiles, dead letters) is cut to this: below the 1 MiB that brokers take."""
+"""Messages of Millrace's own (samples, item tiles, dead letters) are cut to this, below the 1 MiB that brokers take."""
 
 MAX_DEPTH = 32
-"""JSON nested deeper than this is refused before it is decoded. The decoder's own limit depends on the stack it is
-called from, so that a message near it would be readable here and unreadable there."""
+"""JSON nested deeper than this is refused before it is decoded. The decoder's own limit depends on the depth of the
+call stack: a message near that limit would be readable in one place and unreadable in another."""
 
 
 class Exposure(Struct, frozen=True, tag_field="type", tag="exposure"):
@@ -135,7 +139,7 @@ class Impression(Struct, frozen=True):
     request_id: str
     ts_ms: TimeMs
     user_id: Id
-    arm: str  # "model" or "control" (a random page)
+    arm: str  # one of ARMS
     model_version: Int64
     schema_id: str
     items: list[Id]
@@ -208,7 +212,7 @@ T = TypeVar("T")
 _json = msgspec.json.Encoder()
 _msgpack = msgspec.msgpack.Encoder()
 _PIECES = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
-"""Texts, whole or cut off, so that a bracket in one does not count; and brackets. Linear in the message."""
+"""Brackets, and texts (whole or cut off), so that a bracket within a text does not count. Linear in the message."""
 
 
 def is_deep(raw: bytes) -> bool:
@@ -228,7 +232,7 @@ def is_deep(raw: bytes) -> bool:
 
 
 def read_json(decode: Callable[[bytes], T], raw: bytes | None, max_bytes: int = MAX_EVENT_BYTES) -> T:
-    """The value of some JSON that may come from anybody, whatever is in it.
+    """The value of JSON that may come from anybody.
 
     Args:
         decode: a msgspec decoder's method.
@@ -255,7 +259,7 @@ def read_json(decode: Callable[[bytes], T], raw: bytes | None, max_bytes: int = 
 
 
 def read_msgpack(decode: Callable[[bytes], T], raw: bytes | None) -> T:
-    """The value of a MessagePack message of our own, whatever is in it.
+    """The value of a MessagePack message that Millrace should have written, but anybody may have.
 
     Raises:
         BadEventError: with the reason ``malformed`` or ``wrong-type``.
@@ -286,8 +290,7 @@ def decode_event(raw: bytes | None) -> Event:
 
 
 def decode_user(raw: bytes | None) -> User:
-    """A user from its JSON; whether a schema can use the attributes is
-    :class:`~millrace.contracts.intake.Intake`'s to say.
+    """A user from its JSON. :class:`~millrace.contracts.intake.Intake` decides whether a schema can use the attributes.
     Raises BadEventError as :func:`read_json` does."""
     return read_json(_user, raw)
 
@@ -333,7 +336,7 @@ def key_of(identifier: Id) -> bytes:
 
 
 def letter_bytes(letter: DeadLetter) -> bytes:
-    """A dead letter's JSON; of a message too large for another message, the beginning."""
+    """A dead letter's JSON. Of a message too large to travel within another one, only the beginning is kept."""
     encoded = to_json(letter)
     if len(encoded) > MESSAGE_BYTES:
         start = letter.raw[: MESSAGE_BYTES // 2]

@@ -1,3 +1,4 @@
+# core
 """Stable 64-bit hashing: the same value has the same id in every process, on every machine, in every version.
 
 Three levels, from the outside in:

@@ -1,3 +1,4 @@
+# core
 """Users and items as they come from outside, read by one schema: what Millrace can use, or why it cannot.
 
 ::
@@ -5,10 +6,10 @@
     bytes ──► JSON, of the right types (contracts.events) ──► values that the schema's fields can hold ──► User, Item
                   └─ malformed, oversized, wrong-type            └─ bad-value ──► BadEventError, a dead letter
 
-Stream, scorer and lists all read with this, so that a message is usable for all of them or for none. A value that
-reads as missing (no attribute, null, empty text, NaN) is no fault; a number that is none, or that no float32 holds, is
-one: read as 0 it would be learnt from for as long as the item lives. Attributes that the schema does not name are kept
-and not looked at. Pure.
+Stream, scorer and lists all read with this module, so that a message is usable for all of them or for none. A missing
+value (no attribute, null, empty text, NaN) is no fault. Text in the place of a number is one, and so is a number that
+no float32 holds: it would be read as 0, and learnt from, as long as the item lives. Attributes that the schema does not
+name are kept and not looked at. Pure.
 """
 
 from __future__ import annotations

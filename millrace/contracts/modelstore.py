@@ -1,3 +1,4 @@
+# core
 """The delta log: how a model leaves the learner and reaches the scorers, in an order that can be proved.
 
 A model is an :class:`Image`: dense tensors (weights and normalisation statistics) and tables of rows by id. The one
@@ -10,7 +11,8 @@ A delta names its parent's hash, so a gap, a repetition or a foreign delta is re
 loading the newest snapshot. ``base + deltas`` equals the snapshot of the same version bit for bit; :func:`verify`
 proves it from the files alone.
 
-Files are safetensors, written under a temporary name, synced, then renamed; a file that has its final name is whole::
+Files are safetensors, written whole and durably (:mod:`millrace.contracts.files`), a snapshot's folder likewise; what
+has its final name is whole::
 
     models/snapshot-00000030/  serving.safetensors  training.safetensors (optimiser state)  manifest.json
     models/delta-00000031.safetensors
@@ -20,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,30 +39,31 @@ from safetensors.numpy import save as save_tensors
 
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.events import BadEventError, Int64, TimeOrNever, read_json
+from millrace.contracts.files import clear_leftovers, sync_folder, temporary_beside, write_whole
 
 Array = NDArray[Any]
 
 
 MAX_NOTE_BYTES = 16 << 20
-"""An announcement is some 20 KB; the learner's own columns of a wide schema come on top."""
+"""An announcement has some 20 KB, more where a wide schema gives the learner many columns."""
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 FileName = Annotated[str, Meta(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)?$", max_length=200)]
-"""A file of the store, whatever an announcement says: no way up, no hidden one."""
+"""The name of a file within the store. No announcement can name a hidden file, or one outside of the store."""
 
 
 @dataclass(slots=True)
-class Rows:
+class TableRows:
     """Rows of one table: ``ids`` (n,) int64, each column (n, ...), and ids that are ``removed`` (tombstones)."""
 
     ids: NDArray[np.int64]
     columns: dict[str, Array]
     removed: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
-    def sorted(self) -> Rows:
+    def sorted(self) -> TableRows:
         """The same rows in ascending order of id: the canonical form in which two tables are compared."""
         order = np.argsort(self.ids, kind="stable")
-        return Rows(self.ids[order], {n: c[order] for n, c in self.columns.items()}, np.sort(self.removed))
+        return TableRows(self.ids[order], {n: c[order] for n, c in self.columns.items()}, np.sort(self.removed))
 
 
 @dataclass(slots=True)
@@ -69,7 +71,7 @@ class Image:
     """A model's state, or (as a delta) what changed of it: every dense tensor whole, and the touched rows."""
 
     dense: dict[str, Array]
-    tables: dict[str, Rows]
+    tables: dict[str, TableRows]
 
     def apply(self, delta: Image) -> Image:
         """This state with ``delta`` applied. The plain version, for proofs; scorers patch their arrays in place."""
@@ -82,7 +84,7 @@ class Image:
             stay = ~np.isin(base.ids, np.concatenate([change.ids, change.removed]))
             ids = np.concatenate([base.ids[stay], change.ids])
             columns = {n: np.concatenate([base.columns[n][stay], change.columns[n]]) for n in base.columns}
-            tables[name] = Rows(ids, columns).sorted()
+            tables[name] = TableRows(ids, columns).sorted()
         return Image({**self.dense, **delta.dense}, tables)
 
     def tensors(self) -> dict[str, Array]:
@@ -98,13 +100,13 @@ class Image:
     def of_tensors(cls, flat: Mapping[str, Array]) -> Image:
         """The inverse of :meth:`tensors`."""
         dense = {n.removeprefix("dense/"): a for n, a in flat.items() if n.startswith("dense/")}
-        tables: dict[str, Rows] = {}
+        tables: dict[str, TableRows] = {}
         for full, array in flat.items():
             if full.startswith("table/") and full.endswith("/ids"):
                 name = full.split("/")[1]
                 prefix = f"table/{name}/column/"
                 columns = {n.removeprefix(prefix): a for n, a in flat.items() if n.startswith(prefix)}
-                tables[name] = Rows(array, columns, flat[f"table/{name}/removed"])
+                tables[name] = TableRows(array, columns, flat[f"table/{name}/removed"])
         return cls(dense, tables)
 
     def same_bits(self, other: Image) -> str:
@@ -174,7 +176,11 @@ class ModelStore:
 
     def write_snapshot(self, image: Image, training: Mapping[str, Array], **meta: Any) -> Announcement:
         """Writes a full state. ``meta`` are the other fields of :class:`Announcement`; without ``hash`` the
-        snapshot starts a chain of its own."""
+        snapshot starts a chain of its own.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         body = save_tensors(image.tensors())
         digest = hashlib.sha256(body).hexdigest()
         own = meta.pop("hash", None) or chain("", digest)
@@ -188,26 +194,33 @@ class ModelStore:
             size=len(body),
             **meta,
         )
-        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
+        final = self.folder / name
+        temporary = temporary_beside(final)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        _write(temporary / "serving.safetensors", body)
-        _write(temporary / "training.safetensors", save_tensors(dict(training)))
-        _write(temporary / "manifest.json", msgspec.json.format(msgspec.json.encode(note)))
-        final = self.folder / name
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        _sync(self.folder)
+        try:
+            write_whole(temporary / "serving.safetensors", body, durable=True)
+            write_whole(temporary / "training.safetensors", save_tensors(dict(training)), durable=True)
+            write_whole(temporary / "manifest.json", msgspec.json.format(msgspec.json.encode(note)), durable=True)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(self.folder)
         return note
 
     def write_delta(self, change: Image, parent: str, **meta: Any) -> Announcement:
-        """Writes what changed since the version whose hash is ``parent``."""
+        """Writes what changed since the version whose hash is ``parent``. The note comes last: with it the delta is
+        there.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         facts = {"version": meta["version"], "parent": parent, "schema_id": meta["schema_id"]}
         body = save_tensors(change.tensors(), metadata={"millrace": json.dumps(facts)})
         digest = hashlib.sha256(body).hexdigest()
         name = f"delta-{meta['version']:08d}.safetensors"
-        _write(self.folder / f".{name}.tmp", body)
-        (self.folder / f".{name}.tmp").rename(self.folder / name)
         note = Announcement(
             kind="delta",
             parent=parent,
@@ -217,12 +230,14 @@ class ModelStore:
             size=len(body),
             **meta,
         )
-        _write(self.folder / f".{name}.json.tmp", msgspec.json.encode(note))
-        (self.folder / f".{name}.json.tmp").rename(self.folder / f"{name}.json")
+        write_whole(self.folder / name, body, durable=True)
+        write_whole(self.folder / f"{name}.json", msgspec.json.encode(note), durable=True)
         return note
 
     def prune(self, keep_snapshots: int = 3) -> None:
-        """Removes all but the newest snapshots, and the deltas that only the removed ones needed."""
+        """Removes all but the newest snapshots, the deltas that only the removed ones needed, and what writers that
+        died left unfinished. For the writer."""
+        clear_leftovers(self.folder)
         notes = list(self.snapshots())
         for note in notes[:-keep_snapshots]:
             shutil.rmtree(self.folder / f"snapshot-{note.version:08d}", ignore_errors=True)
@@ -331,18 +346,3 @@ def verify(folder: Path | str) -> list[Proof]:
         rows = sum(len(t.ids) for t in state.tables.values())
         proofs.append(Proof(base.version, target.version, target.version - base.version, rows))
     return proofs
-
-
-def _write(path: Path, body: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,3 +1,4 @@
+# core
 """The one type that flows: a columnar batch of labelled exposures.
 
 ::
@@ -9,7 +10,8 @@
     cat       [[.. F ids ..], ...]       (B, F) int64 feature ids, 0 = missing
     num       [[.. N numbers ..], ...]   (B, N) float32 raw statistics
 
-The joiner makes it, the learner eats it, replay makes it from a log, reports read it. Columns share the length B.
+The label join makes it, or replay makes it from a log; the learner learns from it, and reports read it. All columns
+have the length B.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ from millrace.contracts.events import LAST_MS, MAX_ITEMS, MAX_OFFSET
 
 NEGATIVE, POSITIVE, CORRECTION, FOLLOW_UP = 0, 1, 2, 3
 """Kinds of sample. ``FOLLOW_UP`` carries a later collect, cart or purchase of an exposure already labelled."""
+
+KIND_NAMES = ("negative", "positive", "correction", "follow_up")
+"""By kind, as figures call them."""
 
 MAX_POSITION = MAX_OFFSET + MAX_ITEMS
 
@@ -66,7 +71,7 @@ class SampleBatch:
     num: NDArray[np.float32]  # (B, N)
     score: NDArray[np.float32]  # (B,) probability served with, NaN when none was
     version: NDArray[np.int64]  # (B,) model version that made the page, -1 when none did
-    arm: NDArray[np.uint8]  # (B,) 0 model, 1 control
+    arm: NDArray[np.uint8]  # (B,) index into events.ARMS
     origin_ms: NDArray[np.int64]  # (B,) wall time at which the labelling action was sent, 0 when none was
 
     def __len__(self) -> int:
@@ -78,7 +83,7 @@ class SampleBatch:
             yield self.request[page], position
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_] | slice) -> SampleBatch:
-        """The rows ``rows`` (indices, mask or slice) as a batch; ``request`` stays whole."""
+        """A batch of the chosen ``rows`` (indices, mask or slice); ``request`` stays whole."""
         return SampleBatch(self.request, *(getattr(self, name)[rows] for name in _DTYPES))
 
     @classmethod
@@ -107,7 +112,7 @@ class SampleBatch:
         """The inverse of :meth:`to_bytes`; arrays are views of ``raw`` and cannot be written to.
 
         Raises:
-            SchemaError: the bytes are not a sample batch, whatever they are. (None is a tombstone.)
+            SchemaError: the bytes are not a sample batch. (None is a tombstone.)
         """
         raw = raw or b""
         try:
@@ -131,7 +136,7 @@ class SampleBatch:
 
 
 def _bounds(requests: int) -> tuple[tuple[str, int, int], ...]:
-    """Columns that index, shift or tell the time, so that no value of theirs may lie outside."""
+    """Columns that index, shift or tell the time, each with the bounds that its values must keep."""
     return ("page", 0, requests - 1), ("position", 0, MAX_POSITION), ("kind", 0, FOLLOW_UP), ("ts_ms", 1, LAST_MS)
 
 

@@ -1,3 +1,4 @@
+# core
 """The feature schema: which columns a log or catalogue has, which features and windows are made of them.
 
 A schema is a TOML file, read once, validated whole, then frozen. From it follows the :class:`Layout`, the fixed

@@ -1,3 +1,4 @@
+# core
 """Settings: read once, validated, frozen, handed down.
 
 Precedence, highest first: flags (passed as overrides), the environment (``MILLRACE_KAFKA`` sets ``kafka``), the file
@@ -40,7 +41,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     metrics_port: Port | None = None  # None: the role's own, see millrace.processes.metrics; 0: any that is free
 
     seed: int = 0
-    from_log: str = ""  # a log that the simulator role plays back, by `schema`, in place of shoppers of its own
+    from_log: str = ""  # a log that the role `simulate` plays, by `schema`, in place of shoppers
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
     idempotence: bool = True  # off only where the broker cannot (the embedded one)
     # What a broker takes in one message: its message.max.bytes, less some room. A larger one is never sent.

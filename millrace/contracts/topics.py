@@ -1,8 +1,9 @@
+# core
 """The topics, in one place.
 
 ``events``, ``impressions``, ``users`` and ``samples`` have the same number of partitions and the same partitioner,
-so that one worker owns a user whole. They are created before anything consumes: left to the broker, topics are
-created with unequal counts and joins cannot be co-partitioned.
+so that one worker owns a user whole. They are created before any role consumes: a broker that creates topics by itself
+may give them unequal counts, and then joins are not co-partitioned.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic(SAMPLES, 0, (("retention.ms", str(7 * _DAY_MS)),)),
     Topic(ITEMS, 1, (("cleanup.policy", "compact"),)),
     Topic(DEAD_LETTERS, 1, (("retention.ms", str(30 * _DAY_MS)),)),
-    # As long as the longest window: what is older has no live tile left, so reading it whole rebuilds the index.
+    # As long as the longest window: an older message has no live tile left. Reading the topic whole rebuilds the index.
     Topic(FEATURES_ITEMS, 1, (("retention.ms", str(31 * _DAY_MS)),)),
     Topic(MODEL_DELTAS, 1, (("retention.ms", str(7 * _DAY_MS)),)),
     Topic(TRUTH, 1, (("retention.ms", str(7 * _DAY_MS)),)),

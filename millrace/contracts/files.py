@@ -1,0 +1,96 @@
+# core
+"""Files that are whole or absent: written under a temporary name, then renamed.
+
+::
+
+    .{name}.{process id}.tmp ──write──(fsync)──► rename ──► {name} ──(fsync of the folder)
+
+A reader never meets half a file. Whether a file also outlives a loss of power is the caller's choice:
+
+================================  =========  ==========================================================================
+file                              durable    why
+================================  =========  ==========================================================================
+checkpoint of a partition         yes        offsets are committed, and Kafka forgets, because it exists
+snapshot and delta of the model   yes        they are announced to scorers on other machines, and deltas build on them
+offsets of dead letters told      no         lost, dead letters are written again, and are recognised by their offsets
+last metrics of a role            no         read by the demo's report on the same machine, minutes later
+report, day log                   no         a person reads it; the same command makes it again
+================================  =========  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+
+
+def temporary_beside(path: Path) -> Path:
+    """The temporary name under which this process writes ``path``."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def write_whole(path: Path, *chunks: bytes | memoryview, durable: bool) -> None:
+    """Makes or replaces the file ``path``: when this returns it is whole, and when it raises it is as it was before.
+
+    Two threads of one process must not write the same path at once: they would share the temporary file.
+
+    Args:
+        chunks: the content, one after another.
+        durable: whether it is on the disk when this returns, the rename too; otherwise the system writes it some time.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns when the names in ``folder`` are on the disk.
+
+    Raises:
+        OSError: the folder cannot be opened or synced.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes temporary files and folders whose writers no longer live. For a folder that one machine writes to."""
+    for path in folder.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or _lives(int(match[1])):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True

@@ -1,0 +1,133 @@
+# core
+"""The layout of the online store: what lies in Redis, under which name, and how it is packed. Pure: no client here.
+
+::
+
+    user:{user_id}        hash      profile        JSON of the user's attributes
+                                    <8 bytes>      packed tile list of the window key (little-endian uint64)
+    filled:{partition}    string    "filled": every user of that partition of `events` is here; "filling": not yet
+    list:{name}           sorted set of item ids, best first: hot and hot:{column}:{value} by clicks a day, new by birth
+    list:names            set of the keys `list:{name}` that there are
+
+=====================  ==========================================  ==================================================
+key                    written by                                  read by
+=====================  ==========================================  ==================================================
+``user:``              the stream, absolute values only            the scorer, one round trip a request
+``filled:``            the stream                                  the stream: a Redis that lost its data has lost it
+``list:``              the stream's worker that has partition 0    the scorer until it is ready; other services
+=====================  ==========================================  ==================================================
+
+A window key whose tile list is empty, or whose windows have ended, has no field: a reader takes a missing field for
+zeros. A profile stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from millrace.contracts.errors import StoreError
+from millrace.contracts.events import Attribute, Id
+from millrace.contracts.hashing import U64
+
+REDIS_REMEDY = "start Redis there, or set MILLRACE_REDIS to its host:port"
+
+PROFILE = b"profile"
+FILLED, FILLING = b"filled", b"filling"
+HOT, NEW = "hot", "new"
+"""Names of lists: hot items of the whole shop, and the items born last."""
+LIST_NAMES = "list:names"
+LIST_SIZE = 200
+"""Entries of a list at most."""
+
+_LIST = "list:"
+_WINDOW_BYTES = 8
+_profile = msgspec.json.Decoder(dict[str, Any])
+
+
+def user_key(user_id: Id) -> str:
+    """The key of a user's hash."""
+    return f"user:{user_id}"
+
+
+def filled_key(partition: int) -> str:
+    """The key of the mark that says whether all of a partition's users are in the store."""
+    return f"filled:{partition}"
+
+
+def window_field(key: int) -> bytes:
+    """The field of a window key in a user's hash.
+
+    >>> window_field(258)
+    b'\\x02\\x01\\x00\\x00\\x00\\x00\\x00\\x00'
+    """
+    return int(key).to_bytes(_WINDOW_BYTES, "little")
+
+
+def window_fields(keys: U64) -> list[bytes]:
+    """:func:`window_field` of each of ``keys`` (any shape), in their flat order."""
+    packed = np.ascontiguousarray(keys, "<u8").tobytes()
+    return [packed[i : i + _WINDOW_BYTES] for i in range(0, len(packed), _WINDOW_BYTES)]
+
+
+def window_keys(record: Iterable[bytes]) -> U64:
+    """The window keys among the fields of a user's hash. (n,) uint64"""
+    return np.frombuffer(b"".join(field for field in record if len(field) == _WINDOW_BYTES), "<u8")
+
+
+def pack_profile(attributes: Mapping[str, Attribute]) -> bytes:
+    """The value of the field :data:`PROFILE`."""
+    return msgspec.json.encode(dict(attributes))
+
+
+def unpack_profile(raw: bytes | None) -> dict[str, Any]:
+    """A user's attributes; none when there is no profile.
+
+    Raises:
+        StoreError: the profile is no JSON object.
+    """
+    if raw is None:
+        return {}
+    try:
+        return _profile.decode(raw)
+    except msgspec.MsgspecError as error:
+        shown = raw[:40].decode("utf-8", "replace")
+        raise StoreError(f"the profile {shown!r} is no JSON object ({error})", "send the user again") from None
+
+
+def list_key(name: str) -> str:
+    """The key of the list ``name``.
+
+    >>> list_key(hot_in("category", "shoes"))
+    'list:hot:category:shoes'
+    """
+    return f"{_LIST}{name}"
+
+
+def hot_in(column: str, value: str) -> str:
+    """The name of the list of hot items whose ``column`` has ``value``."""
+    return f"{HOT}:{column}:{value}"
+
+
+def values_listed(keys: Iterable[str], column: str) -> list[str]:
+    """The values of ``column`` that have a list of hot items, from the members of :data:`LIST_NAMES`, sorted.
+
+    >>> values_listed(["list:new", "list:hot", "list:hot:category:shoes"], "category")
+    ['shoes']
+    """
+    start = list_key(hot_in(column, ""))
+    return sorted(key.removeprefix(start) for key in keys if key.startswith(start))
+
+
+def redis_url(address: str) -> str:
+    """``host:port`` or a URL, as a URL.
+
+    Raises:
+        StoreError: there is no address.
+    """
+    if not address:
+        raise StoreError("no Redis address is set", "set MILLRACE_REDIS to host:port, or use 'millrace demo'")
+    return address if "://" in address else f"redis://{address}"
