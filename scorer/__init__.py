@@ -1,1 +1,2 @@
+# core
 """Recall, ranking and hot reload behind HTTP."""

@@ -1,3 +1,4 @@
+# shell
 """The scorer's HTTP server and its life: start, warm up, serve, drain.
 
 ``POST /recommend``, ``POST /score``, ``GET /model``, ``/healthz``, ``/readyz``, ``/metrics``; see ``docs/api.md``.
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import structlog
@@ -28,16 +30,15 @@ from millrace.contracts.errors import BrokerError, PortError
 from millrace.contracts.events import Impression, key_of, to_msgpack
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import IMPRESSIONS
-from millrace.processes.kafka import ensure_topics, know_topic, make_producer, wait_for_broker
+from millrace.processes.kafka import know_topic, make_producer, open_broker
 from millrace.processes.metrics import READY, serve_metrics
 from millrace.processes.wall import event_now_ms, wall_ms
-from scorer import figures as metrics
 from scorer.door import Door
 from scorer.feed import Feed, ItemFeed, TileFeed
-from scorer.figures import Figures
+from scorer.meters import FRESHNESS, ITEM_KEYS, ITEMS, REQUEST_SECONDS, REQUESTS, ScorerMeters
 from scorer.modelfeed import ModelFeed
 from scorer.serving import Serving
-from scorer.store import UserStore, connect
+from scorer.store import OnlineReader, connect
 from scorer.warm import warm_up
 from scorer.wire import MAX_BODY_BYTES, RequestError
 
@@ -49,17 +50,17 @@ DRAIN_SECONDS = 5
 _json = msgspec.json.Encoder()
 
 
-def make_app(serving: Serving, figures: Figures) -> Starlette:
+def make_app(serving: Serving, meters: ScorerMeters) -> Starlette:
     """The ASGI application over ``serving``. Background work is :func:`upkeep`'s."""
 
     async def recommend(request: Request) -> Response:
-        return await _answer("recommend", request, serving.recommend, figures)
+        return await _answer("recommend", request, serving.recommend, meters)
 
     async def score(request: Request) -> Response:
-        return await _answer("score", request, serving.score, figures)
+        return await _answer("score", request, serving.score, meters)
 
     async def model(_: Request) -> Response:
-        return _respond(model_facts(serving, figures))
+        return _respond(model_facts(serving, meters))
 
     async def healthz(_: Request) -> Response:
         return _respond({"alive": True})
@@ -81,9 +82,9 @@ def make_app(serving: Serving, figures: Figures) -> Starlette:
             return float("nan")
         return (event_now_ms(serving.clock) - note.event_ms) / 1000 / serving.clock.speed
 
-    metrics.FRESHNESS.set_function(freshness)
-    metrics.ITEMS.set_function(lambda: len(serving.index))
-    metrics.ITEM_KEYS.set_function(lambda: serving.index.keys)
+    FRESHNESS.set_function(freshness)
+    ITEMS.set_function(lambda: len(serving.index))
+    ITEM_KEYS.set_function(lambda: serving.index.keys)
     return Starlette(
         routes=[
             Route("/recommend", recommend, methods=["POST"]),
@@ -97,7 +98,7 @@ def make_app(serving: Serving, figures: Figures) -> Starlette:
     )
 
 
-def model_facts(serving: Serving, figures: Figures) -> dict[str, Any]:
+def model_facts(serving: Serving, meters: ScorerMeters) -> dict[str, Any]:
     """What GET /model says."""
     note = serving.note
     return {
@@ -108,25 +109,32 @@ def model_facts(serving: Serving, figures: Figures) -> dict[str, Any]:
         "event_ms": note.event_ms if note else 0,
         "trained": note.trained if note else 0,
         "age_ms": wall_ms() - note.published_ms if note else None,
-        "click_to_served_ms": figures.click_to_served(),
-        "versions_served": figures.versions_served,
-        "gaps": figures.gaps,
-        "errors": sum(figures.errors.values()),
-        "errors_by_kind": dict(figures.errors),
+        "click_to_served_ms": meters.click_to_served(),
+        "versions_served": meters.versions_served,
+        "gaps": meters.gaps,
+        "errors": sum(meters.errors.values()),
+        "errors_by_kind": dict(meters.errors),
     }
 
 
-async def upkeep(serving: Serving, figures: Figures) -> None:
+async def refresh_lists(serving: Serving) -> None:
+    """Sorts recall's lists anew: hotness in bounded slices on the loop, the sorting in a thread."""
+    while serving.refresh_hot():
+        await asyncio.sleep(0)
+    serving.lists = await asyncio.to_thread(serving.sorting())
+
+
+async def upkeep(serving: Serving, meters: ScorerMeters) -> None:
     """Every second, recall's lists are sorted anew, and a part of the item-side window keys is looked over for those
     whose windows have all run empty."""
     part = 0
     while True:
         try:
-            await serving.refresh_lists()
+            await refresh_lists(serving)
             serving.index.expire(event_now_ms(serving.clock), part / EXPIRE_PARTS, (part + 1) / EXPIRE_PARTS)
             part = (part + 1) % EXPIRE_PARTS
         except Exception as error:  # old lists serve on
-            figures.error("lists")
+            meters.error("lists")
             log.error("recall's lists could not be made", error=f"{type(error).__name__}: {error}")
         READY.set(0 if serving.not_ready() else 1)
         await asyncio.sleep(LIST_SECONDS)
@@ -143,27 +151,31 @@ def run(settings: Settings, stop: threading.Event) -> None:
     sys.setswitchinterval(0.001)  # a feed's thread may keep a request waiting for this long
     schema = settings.load_schema()
     listener = bind(settings)
-    figures = Figures()
+    meters = ScorerMeters()
     with listener:
         client = connect(settings)
         settings.folder("models")
-        wait_for_broker(settings)
-        ensure_topics(settings)
+        open_broker(settings)
         producer = make_producer(settings, max_block_ms=200)
         try:
             know_topic(producer, IMPRESSIONS, settings)
-            store = UserStore(client, lambda: figures.error("redis"))
-            send = sender(producer, figures, settings.message_bytes)
-            serving = Serving(settings, schema, settings.event_clock(), store, send, figures, wall_ms)
+            store = OnlineReader(client, lambda: meters.error("redis"))
+            send = sender(producer, meters, settings.message_bytes)
+            serving = Serving(settings, schema, settings.event_clock(), store, send, meters, wall_ms, new_id)
             warm_up(schema)
-            port = serve_metrics("scorer", settings.metrics_port, settings.host)
+            port = serve_metrics("serve", settings.metrics_port, settings.host)
             host, http_port = listener.getsockname()[:2]
             log.info("scorer listens", url=f"http://{host}:{http_port}", metrics_port=port)
-            asyncio.run(_serve(settings, serving, figures, listener, stop, client.aclose))
+            asyncio.run(_serve(settings, serving, meters, listener, stop, client.aclose))
         finally:
             READY.set(0)
             producer.flush(timeout=10)
             producer.close(timeout=5)
+
+
+def new_id() -> str:
+    """A request id that nobody has used."""
+    return uuid4().hex
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -187,7 +199,7 @@ def bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def sender(producer: Any, figures: Figures, most_bytes: int) -> Callable[[Impression], None]:
+def sender(producer: Any, meters: ScorerMeters, most_bytes: int) -> Callable[[Impression], None]:
     """Hands impressions to a Kafka producer; deliveries that fail later are counted.
 
     What it gives raises BrokerError for an impression of more than ``most_bytes``: the broker would refuse it, and the
@@ -196,7 +208,7 @@ def sender(producer: Any, figures: Figures, most_bytes: int) -> Callable[[Impres
     said = False
 
     def failed(_: BaseException) -> None:
-        figures.error("impressions")
+        meters.error("impressions")
 
     def send(impression: Impression) -> None:
         nonlocal said
@@ -226,13 +238,13 @@ class _Server(uvicorn.Server):
 async def _serve(
     settings: Settings,
     serving: Serving,
-    figures: Figures,
+    meters: ScorerMeters,
     listener: socket.socket,
     stop: threading.Event,
     close_store: Callable[[], Awaitable[None]],
 ) -> None:
     config = uvicorn.Config(
-        make_app(serving, figures),
+        make_app(serving, meters),
         lifespan="off",
         access_log=False,
         log_level="warning",
@@ -243,10 +255,10 @@ async def _serve(
     ending = threading.Event()  # feeds end after the last request was answered, or with the process
     door = Door(asyncio.get_running_loop(), ending)
     kinds: tuple[type[Feed], ...] = (ItemFeed, TileFeed, ModelFeed)
-    feeds = [kind(settings, serving, figures, door, ending) for kind in kinds]
+    feeds = [kind(settings, serving, meters, door, ending) for kind in kinds]
     for feed in feeds:
         feed.start()
-    tasks = [asyncio.create_task(upkeep(serving, figures)), asyncio.create_task(_watch(stop, server))]
+    tasks = [asyncio.create_task(upkeep(serving, meters)), asyncio.create_task(_watch(stop, server))]
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -266,7 +278,7 @@ async def _watch(stop: threading.Event, server: uvicorn.Server) -> None:
 
 
 async def _answer(
-    route: str, request: Request, handle: Callable[[bytes], Awaitable[Any]], figures: Figures
+    route: str, request: Request, handle: Callable[[bytes], Awaitable[Any]], meters: ScorerMeters
 ) -> Response:
     started, status = time.perf_counter(), 500
     try:
@@ -279,11 +291,11 @@ async def _answer(
         status = 499
         response = Response(status_code=status)
     except Exception as error:  # the client gets one line, the log the rest
-        figures.error("request")
+        meters.error("request")
         log.error("request failed", route=route, error=f"{type(error).__name__}: {error}", exc_info=True)
         response = _respond({"error": f"internal error ({type(error).__name__}); see the scorer's log"}, 500)
-    metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
-    metrics.REQUESTS.labels(route, str(status)).inc()
+    REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
+    REQUESTS.labels(route, str(status)).inc()
     return response
 
 

@@ -1,3 +1,4 @@
+# shell
 """The door by which threads change what requests read: on the event loop, between two requests."""
 
 from __future__ import annotations

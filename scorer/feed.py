@@ -1,3 +1,4 @@
+# shell
 """What flows into a scorer: three threads that read Kafka, and the door by which their changes reach the event loop.
 
 ::
@@ -7,11 +8,11 @@
     model.deltas    ─ thread: read, verify,─┘           (put rows | put tiles | patch | swap the reference)
                       build the new model
 
-A thread hands over one small slice and waits until it was taken, so that at most three slices can ever stand between
-a request and its turn, and a scorer that catches up with a long topic goes on answering.
+A thread hands over one small slice and waits until it is taken. So at most three slices stand between a request and its
+turn, and a scorer that catches up with a long topic goes on answering.
 
-No message is read again because of what is in it: one that cannot be used is counted, told and passed over, also when
-nobody foresaw how it fails. What is waited for and tried again is the broker.
+No message is read again because of its content. A message that cannot be used is counted, logged and passed over, also
+when its failure was not foreseen. Only the broker is waited for and tried again.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ import threading
 from collections.abc import Iterator
 from typing import TypeVar
 
-import numpy as np
 import structlog
 
 from millrace.contracts.errors import MillraceError, one_line
 from millrace.contracts.events import BadEventError, decode_item_tiles
+from millrace.contracts.itemtiles import unpack
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
 from millrace.processes.kafka import make_reader
 from scorer.door import Door, Stopped
-from scorer.figures import Figures
 from scorer.index import Prepared
+from scorer.meters import ScorerMeters
 from scorer.serving import Serving
 
 log = structlog.get_logger("scorer")
@@ -50,9 +51,9 @@ class Feed(threading.Thread):
 
     topic = ""
 
-    def __init__(self, settings: Settings, serving: Serving, figures: Figures, door: Door, stop: threading.Event):
+    def __init__(self, settings: Settings, serving: Serving, meters: ScorerMeters, door: Door, stop: threading.Event):
         super().__init__(name=f"feed {self.topic}", daemon=True)
-        self.settings, self.serving, self.figures, self.door, self.stop = settings, serving, figures, door, stop
+        self.settings, self.serving, self.meters, self.door, self.stop = settings, serving, meters, door, stop
         self.position: dict[int, int] = {}
 
     def run(self) -> None:
@@ -72,7 +73,7 @@ class Feed(threading.Thread):
             except Stopped:
                 return
             except Exception as error:  # a feed outlives everything; each failure is counted
-                self.figures.error("feed")
+                self.meters.error("feed")
                 if not said:
                     said = True
                     log.warning("feed interrupted; trying again", topic=self.topic, error=one_line(error))
@@ -82,8 +83,8 @@ class Feed(threading.Thread):
         """Called before the first read, and again after an interruption."""
 
     def take_all(self, records: list[Record]) -> None:
-        """:meth:`take`, whatever comes: of messages that fail together each is taken by itself, and the one at fault
-        is counted and passed over. Those before it are taken twice, which changes nothing."""
+        """Calls :meth:`take`. Messages that fail together are taken one by one; the one at fault is counted and passed
+        over. Those before it are taken twice, which changes nothing."""
         try:
             self.take(records)
         except Stopped:
@@ -101,7 +102,7 @@ class Feed(threading.Thread):
 
     def bad(self, what: str, error: object) -> None:
         """Counts a message that cannot be used; it stays in its topic."""
-        self.figures.error(what)
+        self.meters.error(what)
         log.warning("message skipped", topic=self.topic, error=" ".join(str(error).split()))
 
 
@@ -141,15 +142,10 @@ class TileFeed(Feed):
         for _, value in records:
             try:
                 message = decode_item_tiles(value)
-                keys = np.frombuffer(message.keys, "<u8")
-                ends = np.cumsum(np.frombuffer(message.sizes, "<u4"), dtype=np.int64)
-                if len(keys) != len(ends) or (len(ends) and ends[-1] != len(message.tiles)):
-                    raise ValueError(f"{len(keys)} keys, {len(ends)} sizes, {len(message.tiles)} bytes do not fit")
-            except ValueError as error:  # a BadEventError is one too
+                keys, tiles = unpack(message)
+            except BadEventError as error:
                 self.bad("item-tiles", error)
                 continue
-            starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
-            tiles = [message.tiles[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
             for start in range(0, len(keys), KEY_SLICE):
                 end = start + KEY_SLICE
                 try:

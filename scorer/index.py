@@ -1,3 +1,4 @@
+# core
 """The item index: every item of the catalogue as a row of arrays, and the item-side window counts.
 
 ::
@@ -27,13 +28,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts.events import CLICK, Id, Item
+from millrace.contracts.events import Id, Item
 from millrace.contracts.hashing import U64
 from millrace.windows.features import FeatureBuilder
+from millrace.windows.likings import ACTION, clicks_a_day
 from millrace.windows.tiles import TileStore
 
 HOUR_MS = 3_600_000
-Rows = NDArray[np.intp]
+ItemRows = NDArray[np.intp]
+"""Rows of the item index, one an item."""
+KeySlots = NDArray[np.intp]
+"""Slots of ``sums``, one a distinct window key."""
 Counts = NDArray[np.integer[Any]]
 
 
@@ -53,7 +58,6 @@ class ItemIndex:
     def __init__(self, builder: FeatureBuilder) -> None:
         self.builder = builder
         schema = builder.schema
-        self.days, self.actions = schema.windows.days, schema.windows.columns
         self._empty = TileStore.of(schema.windows)  # what a count of nothing looks like
         self.tiles: dict[int, TileStore] = {}
         self.ids: list[Id] = []
@@ -70,13 +74,12 @@ class ItemIndex:
         known = set(self._names) - {f.name for f in schema.fields if f.bias}
         self.own_keys = [k for k, key in enumerate(windows.keys) if set(key.columns) <= known]
         hot = [j for j, k in enumerate(self.own_keys) if windows.keys[k].columns == (builder.item_column,)]
-        self._hot_key = hot[0] if hot and "click" in windows.actions else None  # its clicks tell how hot an item is
-        self._click = windows.actions.index("click") if "click" in windows.actions else CLICK
+        self._hot_key = hot[0] if hot and ACTION in windows.actions else None  # its clicks tell how hot an item is
         self._slot: dict[int, int] = {0: 0}  # window key -> slot; slot 0 is "missing" and counts nothing
         self._slot_keys = np.zeros(1024, np.uint64)
         self._slot_row = np.full(1024, -1, np.intp)  # the item that a slot's key is all about
         self._stamps = np.full(1024, -1, np.int64)
-        self._sums = np.zeros((1024, self._empty.spans, self._empty.actions), self._empty.dtype)
+        self._sums = np.zeros((1024, self._empty.spans, self._empty.columns), self._empty.dtype)
         self._capacity = 0
         self._columns: dict[str, U64] = {}
         self._plain: dict[str, NDArray[np.float32]] = {}
@@ -145,7 +148,7 @@ class ItemIndex:
         """Brings ``clicks_a_day`` up to date for at most ``limit`` rows: those with new counts, then others in turn,
         whose old clicks may have left their windows. Returns how many rows have new counts and had to wait.
 
-        Hotness is the mean over the windows of *clicks a day in that window*, so a recent click weighs most.
+        :func:`millrace.windows.likings.clicks_a_day` says what they are.
         """
         n = len(self.ids)
         if not n or self._hot_key is None:
@@ -155,8 +158,8 @@ class ItemIndex:
         start = 0 if self._cursor >= n else self._cursor
         self._cursor = min(start + limit - len(stale), n)
         rows = np.concatenate([np.array(stale, np.intp), np.arange(start, self._cursor)])
-        clicks = self._remembered(self._own[rows, self._hot_key], now_ms)[:, : len(self.days), self._click]  # (rows, W)
-        self._hot[rows] = (clicks / np.asarray(self.days, np.float32)).mean(axis=1)
+        counts = self._remembered(self._own[rows, self._hot_key], now_ms)  # (rows, S, A)
+        self._hot[rows] = clicks_a_day(counts, self.builder.schema.windows)
         return len(self._stale)
 
     def expire(self, now_ms: int, start: float = 0.0, stop: float = 1.0) -> int:
@@ -165,7 +168,7 @@ class ItemIndex:
 
     # -- reading ----------------------------------------------------------------------------------------------
 
-    def rows_of(self, ids: Sequence[Id]) -> Rows:
+    def rows_of(self, ids: Sequence[Id]) -> ItemRows:
         """Rows of items by id, -1 where the item is unknown. (n,)"""
         known = self._row
         return np.fromiter((known.get(str(i), -1) for i in ids), np.intp, len(ids))
@@ -174,11 +177,11 @@ class ItemIndex:
         """Whole columns, copied: for a thread that works on them while the index goes on."""
         return {name: self._columns[name][: len(self.ids)].copy() for name in names}
 
-    def columns(self, rows: Rows) -> dict[str, U64]:
+    def columns(self, rows: ItemRows) -> dict[str, U64]:
         """Item-side columns at ``rows``: (n,) or (n, slots) value hashes by name."""
         return {name: column[rows] for name, column in self._columns.items()}
 
-    def plain(self, rows: Rows, ts_ms: int) -> dict[str, NDArray[np.float32]]:
+    def plain(self, rows: ItemRows, ts_ms: int) -> dict[str, NDArray[np.float32]]:
         """Item-side numbers at ``rows``, ages as of ``ts_ms``. (n,) by name"""
         out = {name: numbers[rows] for name, numbers in self._plain.items()}
         if self._ages:
@@ -193,7 +196,7 @@ class ItemIndex:
             total += store.counts(keys, ts_ms)
         return total
 
-    def own_counts(self, rows: Rows, ts_ms: int) -> Counts:
+    def own_counts(self, rows: ItemRows, ts_ms: int) -> Counts:
         """:meth:`counts` of the window keys ``own_keys`` of the items at ``rows``. (n, J, S, A)"""
         return self._remembered(self._own[rows], ts_ms)
 
@@ -216,7 +219,7 @@ class ItemIndex:
 
     # -- within -----------------------------------------------------------------------------------------------
 
-    def _remembered(self, slots: Rows, ts_ms: int) -> Counts:
+    def _remembered(self, slots: KeySlots, ts_ms: int) -> Counts:
         """Counts of the keys in ``slots`` (...) at ``ts_ms``: (..., S, A).
 
         Windows begin and end with an hour, and decayed counts are as of the full hour, so the counts of a key stay what

@@ -1,3 +1,4 @@
+# shell
 """The feed of model versions: announcements from Kafka, files from the model store, changes through the door.
 
 Reading, verifying and building happen in this feed's thread; the event loop only patches a delta into the model that is
@@ -18,7 +19,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
 from scorer.door import Door, Stopped
 from scorer.feed import Feed, Record
-from scorer.figures import Figures
+from scorer.meters import ScorerMeters
 from scorer.serving import Serving
 from scorer.versions import judge, order, path_from
 
@@ -30,8 +31,8 @@ class ModelFeed(Feed):
 
     topic = MODEL_DELTAS
 
-    def __init__(self, settings: Settings, serving: Serving, figures: Figures, door: Door, stop: threading.Event):
-        super().__init__(settings, serving, figures, door, stop)
+    def __init__(self, settings: Settings, serving: Serving, meters: ScorerMeters, door: Door, stop: threading.Event):
+        super().__init__(settings, serving, meters, door, stop)
         self.store = ModelStore(settings.folder("models"))
         self.head: Announcement | None = None  # what is served, as this thread last made it
         self._in_gap = False
@@ -75,7 +76,7 @@ class ModelFeed(Feed):
         except SnapshotError as error:  # pruned or damaged
             self._gap(note, str(error))
         except Exception as error:  # the model may be half patched: make it anew
-            self.figures.error("patch")
+            self.meters.error("patch")
             log.warning("a delta could not be applied", version=note.version, error=f"{type(error).__name__}: {error}")
             self.resynchronise(count=True, anew=True)
         else:
@@ -84,7 +85,7 @@ class ModelFeed(Feed):
     def _gap(self, note: Announcement, reason: str) -> None:
         if not self._in_gap and self.head is not None:
             self._in_gap = True
-            self.figures.gap()
+            self.meters.gap()
             log.warning("resynchronising the model", reason=reason)
         self.resynchronise(count=True)
 

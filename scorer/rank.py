@@ -1,3 +1,4 @@
+# core
 """Ranking: features of one user and n items, their scores, the page, and what is logged of it.
 
 The arrays come from :class:`millrace.windows.features.FeatureBuilder`, as they do in replay; this module only collects
@@ -11,21 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.errors import StoreError
 from millrace.contracts.events import Id
 from millrace.contracts.hashing import U64
+from millrace.contracts.online import PROFILE, unpack_profile, window_fields, window_keys
 from millrace.windows.features import FeatureBuilder
+from millrace.windows.likings import ACTION, clicks_a_day
 from millrace.windows.tiles import counts_of
-from scorer.index import Counts, ItemIndex
+from scorer.index import Counts, ItemIndex, ItemRows
 from scorer.recall import Groups
-
-Rows = NDArray[np.intp]
-
-PROFILE = b"profile"
 
 
 class Model(Protocol):
@@ -40,7 +38,7 @@ class User:
 
     columns: dict[str, U64]
     plain: dict[str, float]
-    tiles: Mapping[bytes, bytes]  # 8-byte little-endian key -> tile list
+    tiles: Mapping[bytes, bytes]  # the online store's hash: window field -> tile list
     known: bool
     damaged: bool = False  # the stored profile was no JSON object; served without it
 
@@ -49,12 +47,10 @@ class User:
         """A user from the online store's hash; an empty ``record`` is a user whom nobody knows."""
         attributes: dict[str, Any] = {}
         damaged = False
-        profile = record.get(PROFILE)
-        if profile is not None:
-            try:
-                attributes = msgspec.json.decode(profile, type=dict[str, Any])
-            except msgspec.MsgspecError:
-                damaged = True
+        try:
+            attributes = unpack_profile(record.get(PROFILE))
+        except StoreError:
+            damaged = True
         columns, plain = builder.attributes("user", {**attributes, builder.user_column: user_id})
         return cls(columns, plain, record, bool(record), damaged)
 
@@ -81,7 +77,6 @@ class Ranker:
         self.builder, self.index, self._count_error = builder, index, count_error
         schema, layout = builder.schema, builder.layout
         windows = schema.windows
-        self._days = windows.days
         self._read = (windows.days, windows.columns, windows.half_lives, len(windows.means))
         sides = [schema.key_side(key) for key in schema.windows.keys]
         own = set(index.own_keys)
@@ -91,13 +86,11 @@ class Ranker:
         self._late = {f.name for f in schema.fields if f.bias} | {"position"}
         self._late_cat = np.array([name in self._late for name in layout.cat_names], np.bool_)
         self._late_keys = [k for k, key in enumerate(schema.windows.keys) if self._late & set(key.columns)]
-        has_clicks = "click" in schema.windows.actions
-        self._click = schema.windows.actions.index("click") if has_clicks else None
 
     def likings(self, groups: tuple[Groups, ...], user: User, ts_ms: int) -> list[tuple[Groups, NDArray[np.float64]]]:
-        """How much a user likes each group: clicks a day in it, averaged over the windows. (G,) for each grouping"""
-        held = np.frombuffer(b"".join(f for f in user.tiles if len(f) == 8), "<u8")
-        if not len(held) or self._click is None:
+        """How much a user likes each group (:mod:`millrace.windows.likings`). (G,) for each grouping"""
+        held = window_keys(user.tiles)
+        if not len(held) or ACTION not in self.builder.schema.windows.actions:
             return []
         out = []
         for grouping in groups:
@@ -105,12 +98,11 @@ class Ranker:
             met = np.flatnonzero(np.isin(keys, held) & (keys != 0))
             liking = np.zeros(len(keys))
             if len(met):
-                clicks = self._user_counts(user, keys[met], ts_ms)[:, : len(self._days), self._click]
-                liking[met] = (clicks / np.asarray(self._days, np.float64)).mean(axis=1)
+                liking[met] = clicks_a_day(self._user_counts(user, keys[met], ts_ms), self.builder.schema.windows)
             out.append((grouping, liking))
         return out
 
-    def features(self, user: User, rows: Rows, ts_ms: int, context: Mapping[str, Any] | None = None) -> Features:
+    def features(self, user: User, rows: ItemRows, ts_ms: int, context: Mapping[str, Any] | None = None) -> Features:
         """Features of the items at ``rows`` for ``user`` at ``ts_ms``, as they are before anybody knows the page."""
         n = len(rows)
         columns, plain = self._inputs(user, rows, ts_ms, context)
@@ -126,9 +118,9 @@ class Ranker:
     def placed(
         self,
         features: Features,
-        order: Rows,
+        order: NDArray[np.intp],
         user: User,
-        rows: Rows,
+        rows: ItemRows,
         ts_ms: int,
         context: Mapping[str, Any] | None = None,
         offset: int = 0,
@@ -150,7 +142,7 @@ class Ranker:
         return Features(cat, features.num[order], keys)
 
     def _inputs(
-        self, user: User, rows: Rows, ts_ms: int, context: Mapping[str, Any] | None
+        self, user: User, rows: ItemRows, ts_ms: int, context: Mapping[str, Any] | None
     ) -> tuple[dict[str, U64], dict[str, NDArray[Any]]]:
         named, numbers = self.builder.attributes("context", context or {})
         columns = {
@@ -170,9 +162,8 @@ class Ranker:
         counts[:, which] = read(distinct)[where.reshape(len(keys), len(which))]
 
     def _user_counts(self, user: User, keys: U64, ts_ms: int) -> Counts:
-        packed = np.ascontiguousarray(keys, "<u8").tobytes()
         held = user.tiles
-        blobs = [held.get(packed[i : i + 8]) for i in range(0, len(packed), 8)]
+        blobs = [held.get(field) for field in window_fields(keys)]
         try:
             return counts_of(blobs, ts_ms, *self._read)
         except StoreError:  # rare: find the damaged one, and do without it

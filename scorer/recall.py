@@ -1,15 +1,16 @@
-"""Recall: the candidates of one request, a few hundred to a thousand out of the whole catalogue.
+# core
+"""Recall: the candidates of one request, a few hundred to a thousand items out of the whole catalogue.
 
-A mixture, without duplicates, each part taking what the ones before it left::
+A mixture without duplicates. Each part takes what the parts before it left::
 
     taste    40%   hot items of the groups that this user clicks in       (a group: items alike in the item columns of
                                                                            a window key such as user_id * category)
     hot      30%   hot items overall
     newest   10%   items born last, which have had no time to become hot
-    random   rest  so that no item is out of reach, and the learner sees what nobody has clicked yet
+    random   rest  so that no item is out of reach, and the learner sees items that nobody has clicked yet
 
-All lists are sorted once, off the request path, by :func:`make_lists`, and swapped whole; a request only cuts heads
-off them. What is drawn depends on the generator passed in, which is made from the request id, and on nothing else.
+:func:`make_lists` sorts all lists at once, off the request path, and they are replaced as a whole; a request only cuts
+heads off them. What is drawn depends on nothing but the generator passed in, which is made from the request id.
 """
 
 from __future__ import annotations
@@ -23,51 +24,42 @@ from numpy.typing import NDArray
 
 from millrace.contracts.hashing import U64
 from millrace.windows.features import FeatureBuilder
+from millrace.windows.likings import taste_keys
+from scorer.index import ItemRows
 
-Rows = NDArray[np.intp]
+Positions = NDArray[np.intp]
+"""Positions in an array that is passed in."""
 
 TASTE, HOT, NEWEST = 0.4, 0.3, 0.1
 GROUPS = 12
-"""A user's taste is taken from at most this many groups."""
+"""The taste part comes from at most this many groups."""
 DEPTH = 2000
-"""Lists are kept this long; no request takes more."""
+"""Length of the hot and the newest list; no request takes more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
     """Living items alike in the item columns of one user-side window key, hottest first in each group.
 
-    Group g is ``rows[starts[g] : starts[g + 1]]``; ``example[g]`` is one of its rows, from which a user's window key
-    for the group is made.
+    Group g is ``rows[starts[g] : starts[g + 1]]``. ``example[g]`` is one of its rows: a user's window key for the group
+    is made from it.
     """
 
     key: int  # column of `keys`
-    rows: Rows
-    starts: NDArray[np.intp]  # (G + 1,)
-    example: Rows  # (G,)
+    rows: ItemRows
+    starts: Positions  # (G + 1,)
+    example: ItemRows  # (G,)
     columns: dict[str, U64]  # of the examples
 
 
 @dataclass(frozen=True, slots=True)
-class Lists:
-    """What recall chooses from. Frozen: a newer one replaces it between two requests."""
+class CandidateLists:
+    """The items that recall chooses from. Frozen: newer lists replace them between two requests."""
 
-    living: Rows = field(default_factory=lambda: np.empty(0, np.intp))
-    hot: Rows = field(default_factory=lambda: np.empty(0, np.intp))
-    newest: Rows = field(default_factory=lambda: np.empty(0, np.intp))
+    living: ItemRows = field(default_factory=lambda: np.empty(0, np.intp))
+    hot: ItemRows = field(default_factory=lambda: np.empty(0, np.intp))
+    newest: ItemRows = field(default_factory=lambda: np.empty(0, np.intp))
     groups: tuple[Groups, ...] = ()
-
-
-def taste_keys(builder: FeatureBuilder) -> list[int]:
-    """Window keys of user columns and item columns, and nothing else: they say what a user likes."""
-    schema, found = builder.schema, []
-    item_sides = set(builder.needs("item")) - {builder.item_column}
-    for k, key in enumerate(schema.windows.keys):
-        users = [c for c in key.columns if c in builder.needs("user")]
-        items = [c for c in key.columns if c in item_sides]
-        if users and items and len(users) + len(items) == len(key.columns):
-            found.append(k)
-    return found
 
 
 def _grouping(builder: FeatureBuilder, k: int, columns: Mapping[str, U64], n: int) -> U64:
@@ -84,12 +76,15 @@ def make_lists(
     born_ms: NDArray[np.int64],
     clicks_a_day: NDArray[np.float32],
     depth: int = DEPTH,
-) -> Lists:
-    """Sorts the catalogue. Called about once a second with copies of the index's columns, in a thread.
+) -> CandidateLists:
+    """Sorts the catalogue. Called about once a second, in a thread, with copies of the index's columns.
 
     Args:
         columns: item-side columns of all n rows.
-        depth: length of the hot and newest lists.
+        alive: (n,)
+        born_ms: (n,)
+        clicks_a_day: (n,) the heat of each item.
+        depth: length of the hot and the newest list.
     """
     living = np.flatnonzero(alive)
     hot = living[largest(clicks_a_day[living], depth)]
@@ -106,16 +101,16 @@ def make_lists(
         starts = np.concatenate([[0], np.flatnonzero(np.diff(labels)) + 1, [len(rows)]]).astype(np.intp)
         example = rows[starts[:-1]]
         groups.append(Groups(k, rows, starts, example, {n: c[example] for n, c in columns.items()}))
-    return Lists(living, hot, newest, tuple(groups))
+    return CandidateLists(living, hot, newest, tuple(groups))
 
 
 def recall(
-    lists: Lists, size: int, generator: np.random.Generator, liked: list[tuple[Groups, NDArray[np.float64]]]
-) -> Rows:
-    """Distinct rows of ``size`` living items, or of all when there are fewer.
+    lists: CandidateLists, size: int, generator: np.random.Generator, liked: list[tuple[Groups, NDArray[np.float64]]]
+) -> ItemRows:
+    """The rows of ``size`` distinct living items, or of all when there are fewer.
 
     Args:
-        liked: for each grouping, how much this user likes each of its groups (G,), 0 for not known.
+        liked: for each grouping, how much this user likes each of its groups (G,); 0 if that is not known.
     """
     living = lists.living
     if len(living) <= size:
@@ -138,14 +133,14 @@ def recall(
     return chosen
 
 
-def random_page(lists: Lists, size: int, generator: np.random.Generator) -> Rows:
+def random_page(lists: CandidateLists, size: int, generator: np.random.Generator) -> ItemRows:
     """Distinct living items in random order, all equally likely: the page of the control group."""
     size = min(size, len(lists.living))
     return lists.living[generator.choice(len(lists.living), size, replace=False)]
 
 
-def _taste(groups: Groups, liking: NDArray[np.float64], size: int) -> Rows:
-    """The heads of the groups a user likes, as long as the liking is great."""
+def _taste(groups: Groups, liking: NDArray[np.float64], size: int) -> ItemRows:
+    """The heads of the groups that a user likes, each as long as its share of the liking."""
     positive = int((liking > 0).sum())
     if not positive or not size:
         return np.empty(0, np.intp)
@@ -156,8 +151,8 @@ def _taste(groups: Groups, liking: NDArray[np.float64], size: int) -> Rows:
     return np.concatenate([groups.rows[s : min(s + t, e)] for s, e, t in zip(starts, ends, takes, strict=True)])
 
 
-def largest(values: NDArray[Any], count: int) -> Rows:
-    """Positions of the ``count`` largest values, largest first; the earlier position first among equals."""
+def largest(values: NDArray[Any], count: int) -> Positions:
+    """Positions of the ``count`` largest values, largest first. Of equal values the earlier comes first."""
     if count >= len(values):
         return np.argsort(-values, kind="stable")
     threshold = np.partition(values, len(values) - count)[len(values) - count]
@@ -167,7 +162,7 @@ def largest(values: NDArray[Any], count: int) -> Rows:
     return picked[np.argsort(-values[picked], kind="stable")]
 
 
-def _distinct(rows: Rows) -> Rows:
+def _distinct(rows: ItemRows) -> ItemRows:
     """The rows without repetitions, in order of first appearance."""
     _, first = np.unique(rows, return_index=True)
     return rows[np.sort(first)]

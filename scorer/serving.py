@@ -1,43 +1,49 @@
+# core
 """What the scorer does for a request, without HTTP, Kafka or Redis: decode, look up, recall, rank, log, answer.
 
 A request waits for one thing, the user's record. From there to its answer it runs in one go on the event loop, so no
 change of the index or the model falls into it: those are made by other callbacks of the same loop, between requests.
+
+Until there are a model and items, ``/recommend`` answers from the shop's lists in Redis (:mod:`scorer.listpage`).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.clock import EventClock
-from millrace.contracts.events import Id, Impression
+from millrace.contracts.errors import StoreError
+from millrace.contracts.events import CONTROL, MODEL, Id, Impression
 from millrace.contracts.hashing import mix, salt, value_hash
 from millrace.contracts.intake import Intake
 from millrace.contracts.modelstore import Announcement, Image
+from millrace.contracts.online import HOT, NEW
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.windows.features import FeatureBuilder
+from millrace.windows.likings import taste_keys
 from scorer import wire
-from scorer.index import ItemIndex
+from scorer.index import ItemIndex, ItemRows
+from scorer.listpage import LISTS, liked_lists, mixed
 from scorer.rank import Features, Ranker, User
-from scorer.recall import Lists, largest, make_lists, random_page, recall, taste_keys
+from scorer.recall import CandidateLists, largest, make_lists, random_page, recall
 from scorer.wire import RequestError
 
-Rows = NDArray[np.intp]
-
 _ARM = salt("scorer", "arm")
-MODEL, CONTROL = "model", "control"
 
 
 class Store(Protocol):
-    """Where users are looked up; None: the store is away."""
+    """Where users and the shop's lists are looked up; None: it is away. See :class:`scorer.store.OnlineReader`."""
 
     async def record(self, user_id: Id) -> dict[bytes, bytes] | None: ...
+
+    async def list_keys(self) -> list[str] | None: ...
+
+    async def lists(self, names: Sequence[str]) -> list[list[str]] | None: ...
 
 
 class Model(Protocol):
@@ -49,7 +55,7 @@ class Model(Protocol):
 
 
 class Meters(Protocol):
-    """Where it is counted; see :class:`scorer.figures.Figures`."""
+    """Where it is counted; see :class:`scorer.meters.ScorerMeters`."""
 
     def error(self, what: str) -> None: ...
 
@@ -57,11 +63,18 @@ class Meters(Protocol):
 
     def unknown_user(self) -> None: ...
 
+    def list_page(self) -> None: ...
+
 
 def arm_of(request_id: str, control_share: float) -> str:
     """The arm of a request: the same id always has the same one."""
     draw = int(mix(_ARM, np.array([value_hash(request_id)], np.uint64))[0]) / 2.0**64
     return CONTROL if draw < control_share else MODEL
+
+
+def _not_ready(reason: str) -> RequestError:
+    problem, remedy = reason.split("; ", 1)
+    return RequestError(problem, remedy, 503)
 
 
 class Serving:
@@ -72,6 +85,7 @@ class Serving:
         send: takes an impression for the topic ``impressions``; must not block.
         meters: counts.
         wall: wall time in ms, for tracing and freshness.
+        new_id: makes a request id that nobody has used.
     """
 
     def __init__(
@@ -83,16 +97,17 @@ class Serving:
         send: Callable[[Impression], None],
         meters: Meters,
         wall: Callable[[], int],
+        new_id: Callable[[], str],
     ) -> None:
         self.settings, self.schema, self.clock = settings, schema, clock
         self.builder, self.intake = FeatureBuilder(schema), Intake(schema)
         self.index = ItemIndex(self.builder)
         self.ranker = Ranker(self.builder, self.index, meters.error)
-        self.lists = Lists()
+        self.lists = CandidateLists()
         self.note: Announcement | None = None
         self.model: Model | None = None
         self.heard_ms = 0  # newest event that the stream has counted; 0: none yet
-        self._store, self._send, self._meters, self._wall = store, send, meters, wall
+        self._store, self._send, self._meters, self._wall, self._new_id = store, send, meters, wall, new_id
         self._grouped_by = {
             name
             for k in taste_keys(self.builder)
@@ -115,31 +130,40 @@ class Serving:
         self.note = note
         self._meters.served(note.version, 1, note.origins, self._wall())
 
-    async def refresh_lists(self) -> None:
-        """Sorts recall's lists anew: hotness in bounded slices on the loop, the sorting in a thread."""
-        index, now_ms = self.index, self.clock.at(self._wall())
-        while index.refresh_hot(now_ms):
-            await asyncio.sleep(0)
+    def refresh_hot(self) -> bool:
+        """Brings the hotness of a bounded slice of the index up to date; whether more of it has to wait."""
+        return self.index.refresh_hot(self.clock.at(self._wall())) > 0
+
+    def sorting(self) -> Callable[[], CandidateLists]:
+        """What sorts recall's lists anew, from a copy of the index: any thread may call it. The result becomes
+        ``lists``."""
+        index = self.index
         columns = index.copies(self._grouped_by)
         rest = index.alive.copy(), index.born_ms.copy(), index.clicks_a_day.copy()
-        self.lists = await asyncio.to_thread(make_lists, self.builder, columns, *rest)
+        return lambda: make_lists(self.builder, columns, *rest)
 
     # -- requests ---------------------------------------------------------------------------------------------
 
     def not_ready(self) -> str:
-        """Why requests cannot be answered yet; empty when they can."""
+        """Why pages cannot be ranked yet; empty when they can."""
         if self.model is None:
             return "no model yet; start the learner, or check MILLRACE_DATA and the topic model.deltas"
         if not len(self.lists.living):
             return "no items yet; send the catalogue to the topic items"
         return ""
 
-    async def recommend(self, body: bytes) -> wire.Page:
-        """Answers POST /recommend. Raises RequestError for what the client did wrong."""
-        asked = wire.decode(body, wire.Recommend)
+    async def recommend(self, body: bytes) -> wire.RecommendAnswer:
+        """Answers POST /recommend.
+
+        Raises:
+            RequestError: the client did something wrong, or there is nothing to make a page of yet.
+        """
+        asked = wire.decode(body, wire.RecommendRequest)
         size = wire.check_size(asked.size, self.settings.page_limit)
         request_id, ts_ms = self._identify(asked, logged=True)
-        self._check_ready()
+        reason = self.not_ready()
+        if reason:
+            return await self._from_lists(asked.user_id, size, ts_ms, reason)
         user, notes = await self._look_up(asked.user_id)
         arm = arm_of(request_id, self.settings.control_share)
         generator = np.random.default_rng(value_hash(request_id))
@@ -155,15 +179,21 @@ class Serving:
         page = self.ranker.placed(features, order, user, rows, ts_ms, asked.context)
         ids = [self.index.ids[row] for row in rows[order].tolist()]
         version = self._log(request_id, ts_ms, asked.user_id, arm, ids, scores[order], page, notes)
-        placed = [wire.Placed(i, p, s) for p, (i, s) in enumerate(zip(ids, scores[order].tolist(), strict=True))]
-        return wire.Page(request_id, version, arm, ts_ms, placed, notes)
+        placed = [wire.PlacedItem(i, p, s) for p, (i, s) in enumerate(zip(ids, scores[order].tolist(), strict=True))]
+        return wire.RecommendAnswer(request_id, version, arm, ts_ms, placed, notes)
 
-    async def score(self, body: bytes) -> wire.Scores:
-        """Answers POST /score. Raises RequestError for what the client did wrong."""
-        asked = wire.decode(body, wire.Score)
+    async def score(self, body: bytes) -> wire.ScoreAnswer:
+        """Answers POST /score.
+
+        Raises:
+            RequestError: the client did something wrong, or there is no model or no item yet.
+        """
+        asked = wire.decode(body, wire.ScoreRequest)
         wire.check_items(asked.items)
         request_id, ts_ms = self._identify(asked, asked.log)
-        self._check_ready()
+        reason = self.not_ready()
+        if reason:
+            raise _not_ready(reason)
         user, _ = await self._look_up(asked.user_id)
         rows = self.index.rows_of(asked.items)
         known = np.flatnonzero(rows >= 0)
@@ -186,29 +216,52 @@ class Serving:
         answer: list[float | None] = [None] * len(rows)
         for i, value in zip(known.tolist(), scores.tolist(), strict=True):
             answer[i] = value
-        return wire.Scores(request_id, version, answer, unknown)
+        return wire.ScoreAnswer(request_id, version, answer, unknown)
 
     # -- within -----------------------------------------------------------------------------------------------
 
-    def _identify(self, asked: wire.Recommend | wire.Score, logged: bool) -> tuple[str, int]:
+    def _identify(self, asked: wire.RecommendRequest | wire.ScoreRequest, logged: bool) -> tuple[str, int]:
         wire.check_context(asked.context, self.schema)
         now_ms = self.clock.at(self._wall())
         oldest_ms = self._oldest_ms(now_ms) if logged else None
         ts_ms = wire.check_time(asked.ts_ms, now_ms, round(self.settings.ahead_minutes * 60_000), oldest_ms)
-        return asked.request_id or uuid4().hex, ts_ms
+        return asked.request_id or self._new_id(), ts_ms
 
     def _oldest_ms(self, now_ms: int) -> int:
-        """An exposure of this time or before would be late for the label join, whose watermark follows the newest
-        event (the clock, as long as none is known): a log that is played slower than the clock runs is in time."""
+        """An exposure at this time or before is late for the label join, whose watermark follows the newest event: a
+        log that is played slower than the clock runs is in time. Until an event is known, the clock stands for it."""
         s = self.settings
         newest_ms = min(self.heard_ms, now_ms) if self.heard_ms else now_ms
         return newest_ms - round((s.attribution_minutes + s.lateness_minutes) * 60_000 + s.disorder_seconds * 1000)
 
-    def _check_ready(self) -> None:
-        reason = self.not_ready()
-        if reason:
-            problem, remedy = reason.split("; ", 1)
-            raise RequestError(problem, remedy, 503)
+    async def _from_lists(self, user_id: Id, size: int, ts_ms: int, reason: str) -> wire.RecommendAnswer:
+        """A page of the shop's lists, in the time before this scorer can make one of its own.
+
+        No impression is logged, so the answer has no request id: events that named it would find nothing to join.
+
+        Raises:
+            RequestError: 503, with the ``reason``: there are no lists, or the store is away.
+        """
+        listed = await self._store.list_keys()
+        if not listed:
+            raise _not_ready(reason)
+        user, notes = await self._look_up(user_id)
+        liked = self._liked_lists(user, listed, ts_ms)
+        found = await self._store.lists([HOT, *liked, NEW])
+        items = mixed(size, found[0], found[1:-1], found[-1]) if found else []
+        if not items:
+            raise _not_ready(reason)
+        self._meters.list_page()
+        made = f"made of the shop's lists, since there is {reason.split(';')[0]}: report no events of this page"
+        placed = [wire.PlacedItem(item, position, None) for position, item in enumerate(items)]
+        return wire.RecommendAnswer(None, -1, LISTS, ts_ms, placed, [made, *notes])
+
+    def _liked_lists(self, user: User, listed: Sequence[str], ts_ms: int) -> list[str]:
+        try:
+            return liked_lists(self.builder, listed, user.columns, user.tiles, ts_ms)
+        except StoreError:  # the page goes without this user's likings
+            self._meters.error("tiles")
+            return []
 
     async def _look_up(self, user_id: Id) -> tuple[User, list[str]]:
         record = await self._store.record(user_id)
@@ -224,7 +277,7 @@ class Serving:
         return user, []
 
     def _score(
-        self, user: User, rows: Rows, ts_ms: int, context: dict[str, Any]
+        self, user: User, rows: ItemRows, ts_ms: int, context: dict[str, Any]
     ) -> tuple[Features, NDArray[np.float32]]:
         assert self.model is not None
         features = self.ranker.features(user, rows, ts_ms, context)

@@ -1,10 +1,11 @@
-"""The online store as the scorer reads it: one round trip a request, and never a request that waits for Redis long."""
+# shell
+"""The online store as the scorer reads it: one round trip a request, and never a request that waits long for Redis."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import structlog
 from redis.asyncio import Redis
@@ -14,6 +15,7 @@ from redis.exceptions import RedisError
 
 from millrace.contracts.errors import StoreError
 from millrace.contracts.events import Id
+from millrace.contracts.online import LIST_NAMES, REDIS_REMEDY, list_key, redis_url, user_key
 from millrace.contracts.settings import Settings
 
 log = structlog.get_logger("scorer")
@@ -21,11 +23,7 @@ log = structlog.get_logger("scorer")
 TIMEOUT_SECONDS = 0.5
 RETRY_SECONDS = 1.0
 
-
-class HashClient(Protocol):
-    """What is asked of a Redis client."""
-
-    def hgetall(self, name: str) -> Awaitable[dict[bytes, bytes]]: ...
+T = TypeVar("T")
 
 
 def connect(settings: Settings) -> Any:
@@ -34,24 +32,21 @@ def connect(settings: Settings) -> Any:
     Raises:
         StoreError: no address is set, or it is none.
     """
-    if not settings.redis:
-        raise StoreError("no Redis address is set", "set MILLRACE_REDIS to host:port, or use 'millrace demo'")
-    url = settings.redis if "://" in settings.redis else f"redis://{settings.redis}"
     options: dict[str, Any] = {
         "socket_timeout": TIMEOUT_SECONDS,
         "socket_connect_timeout": TIMEOUT_SECONDS,
         "retry": Retry(NoBackoff(), 1),  # a connection from before a restart of Redis fails once
     }
     try:
-        return Redis.from_url(url, **options)
+        return Redis.from_url(redis_url(settings.redis), **options)
     except ValueError as error:
-        raise StoreError(
-            f"Redis address '{settings.redis}' is not usable ({error})", "give host:port or redis://…"
-        ) from None
+        raise StoreError(f"Redis address '{settings.redis}' is not usable ({error})", REDIS_REMEDY) from None
 
 
-class UserStore:
-    """Reads user hashes. While Redis is away requests go on without: one of them tries again every second.
+class OnlineReader:
+    """Reads users and the shop's lists, laid out as :mod:`millrace.contracts.online` says.
+
+    While Redis is away requests go on without it: one of them tries again every second.
 
     Args:
         client: an asyncio Redis client that answers in bytes.
@@ -60,7 +55,7 @@ class UserStore:
     """
 
     def __init__(
-        self, client: HashClient, count_error: Callable[[], None], monotonic: Callable[[], float] = time.monotonic
+        self, client: Any, count_error: Callable[[], None], monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._client, self._count_error, self._monotonic = client, count_error, monotonic
         self._away = False
@@ -68,6 +63,30 @@ class UserStore:
 
     async def record(self, user_id: Id) -> dict[bytes, bytes] | None:
         """Everything the store holds of a user, in one round trip; empty: nothing. None: the store is away."""
+        found: dict[bytes, bytes] | None = await self._ask(lambda: self._client.hgetall(user_key(user_id)))
+        return found
+
+    async def list_keys(self) -> list[str] | None:
+        """The keys of the shop's lists that there are. None: the store is away."""
+        found: set[bytes] | None = await self._ask(lambda: self._client.smembers(LIST_NAMES))
+        return None if found is None else sorted(key.decode("utf-8", "replace") for key in found)
+
+    async def lists(self, names: Sequence[str]) -> list[list[str]] | None:
+        """The item ids of each of the lists ``names``, best first, in one round trip; empty: there is no such list.
+        None: the store is away."""
+
+        async def read() -> list[list[bytes]]:
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for name in names:
+                    pipeline.zrange(list_key(name), 0, -1, desc=True)
+                entries: list[list[bytes]] = await pipeline.execute()
+                return entries
+
+        found = await self._ask(read)
+        return None if found is None else [[item.decode("utf-8", "replace") for item in entries] for entries in found]
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """The answer of ``call``, None when the store is away."""
         now = self._monotonic()
         if self._away:
             if now < self._retry_at:
@@ -75,7 +94,7 @@ class UserStore:
                 return None
             self._retry_at = now + RETRY_SECONDS  # whoever comes meanwhile does not wait as well
         try:
-            found = await self._client.hgetall(f"user:{user_id}")
+            found = await call()
         except (RedisError, OSError, TimeoutError) as error:
             self._count_error()
             self._retry_at = self._monotonic() + RETRY_SECONDS

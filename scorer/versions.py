@@ -1,3 +1,4 @@
+# core
 """Which model version follows which: what a scorer does with an announcement, decided from the notes alone.
 
 ::

@@ -1,3 +1,4 @@
+# core
 """Runs every compiled function once on a shop of its own, so that no shopper waits for a compiler."""
 
 from __future__ import annotations
@@ -6,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.events import Item
+from millrace.contracts.online import window_fields
 from millrace.contracts.schema import Schema
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
@@ -41,4 +43,4 @@ def warm_up(schema: Schema) -> None:
 def _every_key(ranker: Ranker, user: User, rows: NDArray[np.intp], tile: bytes) -> dict[bytes, bytes]:
     """A record that holds ``tile`` under each window key of these rows, so that reading it is warmed as well."""
     keys = ranker.features(user, rows, _TS_MS).keys
-    return {int(key).to_bytes(8, "little"): tile for key in keys.ravel()}
+    return dict.fromkeys(window_fields(keys), tile)

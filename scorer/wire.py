@@ -1,3 +1,4 @@
+# core
 """What the HTTP API takes and gives, as types; a bad request becomes one line that names the value and the remedy."""
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class RequestError(Exception):
         super().__init__(f"{problem}; {remedy}")
 
 
-class Recommend(Struct, frozen=True, forbid_unknown_fields=True):
+class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """POST /recommend."""
 
     user_id: WireId
@@ -35,7 +36,7 @@ class Recommend(Struct, frozen=True, forbid_unknown_fields=True):
     context: dict[str, Scalar] = {}
 
 
-class Score(Struct, frozen=True, forbid_unknown_fields=True):
+class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """POST /score."""
 
     user_id: WireId
@@ -47,24 +48,26 @@ class Score(Struct, frozen=True, forbid_unknown_fields=True):
     offset: Annotated[int, Meta(ge=0, le=100_000)] = 0  # slot of the first item on that page
 
 
-class Placed(Struct, frozen=True):
+class PlacedItem(Struct, frozen=True):
+    """An item in its slot of a page."""
+
     item_id: int | str
     position: int
-    score: float
+    score: float | None  # click probability; None: nothing was scored
 
 
-class Page(Struct, frozen=True):
+class RecommendAnswer(Struct, frozen=True):
     """Answer of /recommend."""
 
-    request_id: str
-    model_version: int
+    request_id: str | None  # None: no impression was logged, so nobody may report events of this page
+    model_version: int  # -1: no model made it
     arm: str
     ts_ms: int
-    items: list[Placed]
+    items: list[PlacedItem]
     notes: list[str]
 
 
-class Scores(Struct, frozen=True):
+class ScoreAnswer(Struct, frozen=True):
     """Answer of /score: ``scores`` in the order of the request's items, null for unknown ones."""
 
     request_id: str
@@ -73,7 +76,7 @@ class Scores(Struct, frozen=True):
     unknown_items: list[int | str]
 
 
-R = TypeVar("R", Recommend, Score)
+R = TypeVar("R", RecommendRequest, ScoreRequest)
 
 
 def decode(raw: bytes, kind: type[R]) -> R:
@@ -108,8 +111,14 @@ def check_items(items: Sequence[Any]) -> None:
 
 
 def check_time(ts_ms: int | None, now_ms: int, ahead_ms: int, oldest_ms: int | None) -> int:
-    """The event time asked for, or now. The label join would refuse what is seen on a page from the far future, or on
-    one from before ``oldest_ms`` (None: of a page that is not logged)."""
+    """The event time asked for, or now.
+
+    The label join would refuse the events of a page that is too far in the future, or not after ``oldest_ms`` (None:
+    the page is not logged, and may be of any age).
+
+    Raises:
+        RequestError: the time asked for is out of these bounds.
+    """
     if ts_ms is not None and oldest_ms is not None and ts_ms <= oldest_ms:
         raise RequestError(
             f"ts_ms {ts_ms} is {(now_ms - ts_ms) / 60_000:.0f} minutes behind the event clock, too late for a label",

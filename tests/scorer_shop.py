@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 
 from learner.model import OnlineModel
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Id, Impression, Item
 from millrace.contracts.hashing import U64, column_hash
 from millrace.contracts.modelstore import Announcement, ModelStore
+from millrace.contracts.online import PROFILE, list_key, window_fields
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import load_schema
 from millrace.contracts.settings import Settings
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
-from scorer.figures import Figures
+from scorer.app import refresh_lists
+from scorer.meters import ScorerMeters
 from scorer.rank import Features
 from scorer.serving import Serving
-
-torch.set_num_threads(1)
 
 DAY_MS = 86_400_000
 NOW_MS = 20_000 * DAY_MS + 10 * 3_600_000
@@ -63,34 +63,55 @@ def tiles(keys: U64, exposures: int, clicks: int, ts_ms: int = NOW_MS - 60_000) 
 
 def record(keys: U64, store: TileStore, profile: bytes = b'{"kind": "business"}') -> dict[bytes, bytes]:
     """A user's hash in the online store."""
-    packed = zip(keys.tolist(), store.export(keys), strict=True)
-    return {b"profile": profile, **{key.to_bytes(8, "little"): blob for key, blob in packed}}
+    return {PROFILE: profile, **dict(zip(window_fields(keys), store.export(keys), strict=True))}
 
 
 class Users:
-    """An online store in memory; ``away`` makes it one that does not answer."""
+    """An online store in memory: users, and the shop's lists by name; ``away`` makes it one that does not answer."""
 
     def __init__(self, records: Mapping[Id, dict[bytes, bytes]] | None = None) -> None:
         self.records = dict(records or {})
+        self.shop_lists: dict[str, list[str]] = {}
         self.away = False
 
     async def record(self, user_id: Id) -> dict[bytes, bytes] | None:
         await asyncio.sleep(0)  # as a round trip would, this lets others run
         return None if self.away else self.records.get(user_id, {})
 
+    async def list_keys(self) -> list[str] | None:
+        await asyncio.sleep(0)
+        return None if self.away else [list_key(name) for name in self.shop_lists]
 
-def serving(users: Users | None = None, settings: Settings | None = None) -> tuple[Serving, list[Impression], Figures]:
-    """A scorer without a model and items, the impressions it sends, its figures."""
+    async def lists(self, names: Sequence[str]) -> list[list[str]] | None:
+        await asyncio.sleep(0)
+        return None if self.away else [self.shop_lists.get(name, []) for name in names]
+
+
+def serving(
+    users: Users | None = None, settings: Settings | None = None
+) -> tuple[Serving, list[Impression], ScorerMeters]:
+    """A scorer without a model and items, the impressions it sends, its meters."""
     sent: list[Impression] = []
-    figures = Figures()
+    meters = ScorerMeters()
     chosen = settings or Settings(control_share=0, candidates=50, page_limit=20)
-    return Serving(chosen, SCHEMA, EventClock(), users or Users(), sent.append, figures, lambda: NOW_MS), sent, figures
+    numbers = itertools.count()
+    scorer = Serving(
+        chosen,
+        SCHEMA,
+        EventClock(),
+        users or Users(),
+        sent.append,
+        meters,
+        wall=lambda: NOW_MS,
+        new_id=lambda: f"request-{next(numbers)}",
+    )
+    return scorer, sent, meters
 
 
 def stock(scorer: Serving, items: list[Item]) -> None:
     """Puts items on the shelves, as the feed and the upkeep would."""
     scorer.index.put([scorer.index.prepare(i) for i in items])
-    asyncio.run(scorer.refresh_lists())
+    asyncio.run(refresh_lists(scorer))
 
 
 ITEMS = [item(i, f"c{i % 5}", attributes={"price": float(i)}) for i in range(200)]

@@ -122,7 +122,7 @@ def test_remembered_counts_are_never_older_than_tiles_hour_or_attributes() -> No
     rng = np.random.default_rng(3)
     items = [item(i, f"c{i % 3}") for i in range(12)]
     index = index_of(*items)
-    stores = [TileStore(index.days, index.actions) for _ in range(2)]
+    stores = [TileStore.of(index.builder.schema.windows) for _ in range(2)]
     rows = np.arange(12)
     now = NOW_MS
     for step in range(150):

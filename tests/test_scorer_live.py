@@ -18,11 +18,13 @@ import pytest
 import redis
 
 from millrace.contracts.events import decode_impression, key_of, to_json
+from millrace.contracts.online import PROFILE, pack_profile, redis_url, user_key
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, make_producer, read_all
-from millrace.processes.services import EmbeddedBroker, EmbeddedRedis
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
+from stream.listkeeper import write
 from tests.scorer_shop import ITEMS, SCHEMA, Learner
-from tests.waiting import LONG, PATIENCE, quiet_port, until
+from tests.waiting import LONG, PATIENCE, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
@@ -75,7 +77,7 @@ def scorer(tmp_path: Path) -> Iterator[tuple[Scorer, EmbeddedRedis]]:
             data=str(tmp_path / "data"),
             schema=str(schema),
             idempotence=False,
-            port=quiet_port(),
+            port=free_port(),
             partitions=3,
             control_share=0,
         )
@@ -99,6 +101,13 @@ def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
     one.until(lambda: one.ask("/healthz")[0] == 200, "alive")
     status, answer = one.ask("/readyz")
     assert (status, "no model" in answer["error"]) == (503, True)
+    assert one.ask("/recommend", {"user_id": "ann", "size": 3})[0] == 503
+    with redis.Redis.from_url(redis_url(store.address)) as client:
+        write(client, {"hot": {"a": 3.0, "b": 2.0}, "new": {"c": 20.0, "a": 10.0}}, {})
+    status, page = one.ask("/recommend", {"user_id": "ann", "size": 3})
+    assert (status, page["request_id"], page["arm"]) == (200, None, "lists")
+    assert [i["item_id"] for i in page["items"]] == ["a", "b", "c"]
+    assert one.ask("/readyz")[0] == 503
 
     for i in ITEMS:
         producer.send("items", key=key_of(i.item_id), value=to_json(i))
@@ -108,8 +117,8 @@ def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
     one.until(lambda: one.ask("/readyz")[0] == 200, "ready")
     one.until(lambda: len(one.ask("/recommend", {"user_id": 1, "size": 200})[1]["items"]) == 200, "full")
 
-    with redis.Redis.from_url(f"redis://{store.address}") as client:
-        client.hset("user:ann", mapping={"profile": b'{"kind": "business"}'})
+    with redis.Redis.from_url(redis_url(store.address)) as client:
+        client.hset(user_key("ann"), mapping={PROFILE: pack_profile({"kind": "business"})})
     status, page = one.ask("/recommend", {"user_id": "ann", "size": 5, "request_id": "mine"})
     assert (status, page["notes"], page["model_version"]) == (200, [], 0)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from millrace.contracts.hashing import column_hash
+from millrace.contracts.online import window_field
 from millrace.windows.tiles import TileStore
 from scorer.index import ItemIndex
 from scorer.rank import Ranker, User
@@ -119,7 +120,7 @@ def test_an_unknown_user_and_a_damaged_record_read_as_missing() -> None:
     assert not stranger.known
     keys = np.unique(window_keys("u", ITEMS)[:, [USER, TASTE]])
     good = record(keys, tiles(keys, 8, 2), b"not json")
-    good[int(window_keys("u", ITEMS)[0, USER]).to_bytes(8, "little")] = b"\x01\x63damaged"
+    good[window_field(window_keys("u", ITEMS)[0, USER])] = b"\x01\x63damaged"
     user = User.of(BUILDER, "u", good)
     assert user.known
     assert user.damaged

@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 
 from millrace.contracts.hashing import column_hash
-from scorer.recall import Lists, largest, make_lists, random_page, recall, taste_keys
+from millrace.windows.likings import taste_keys
+from scorer.recall import CandidateLists, largest, make_lists, random_page, recall
 from tests.scorer_shop import BUILDER, TASTE
 
 
-def lists_of(n: int, clicks: np.ndarray, alive: np.ndarray | None = None, categories: int = 10) -> Lists:
+def lists_of(n: int, clicks: np.ndarray, alive: np.ndarray | None = None, categories: int = 10) -> CandidateLists:
     columns = {"category": column_hash([f"c{i % categories}" for i in range(n)])}
     living = np.ones(n, np.bool_) if alive is None else alive
     return make_lists(BUILDER, columns, living, np.arange(1, n + 1), clicks.astype(np.float32))
 
 
 @pytest.fixture(scope="module")
-def shop() -> Lists:
+def shop() -> CandidateLists:
     clicks = np.zeros(5000)
     clicks[1000:3000] = np.arange(2000) + 1  # the hottest is 2999
     return lists_of(5000, clicks)
@@ -32,18 +33,18 @@ def test_only_keys_of_user_and_item_columns_tell_a_taste() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 10, 999, 1000, 4900, 5000, 6000])
-def test_candidates_are_distinct_and_as_many_as_asked_for(shop: Lists, size: int) -> None:
+def test_candidates_are_distinct_and_as_many_as_asked_for(shop: CandidateLists, size: int) -> None:
     rows = recall(shop, size, seeded(), [])
     assert len(rows) == min(size, 5000)
     assert len(set(rows.tolist())) == len(rows)
 
 
-def test_the_same_seed_draws_the_same_candidates(shop: Lists) -> None:
+def test_the_same_seed_draws_the_same_candidates(shop: CandidateLists) -> None:
     assert np.array_equal(recall(shop, 1000, seeded(1), []), recall(shop, 1000, seeded(1), []))
     assert not np.array_equal(recall(shop, 1000, seeded(1), []), recall(shop, 1000, seeded(2), []))
 
 
-def test_hot_and_newest_items_are_always_in_and_every_other_can_be(shop: Lists) -> None:
+def test_hot_and_newest_items_are_always_in_and_every_other_can_be(shop: CandidateLists) -> None:
     seen: set[int] = set()
     for seed in range(60):
         rows = set(recall(shop, 1000, seeded(seed), []).tolist())
@@ -53,7 +54,7 @@ def test_hot_and_newest_items_are_always_in_and_every_other_can_be(shop: Lists) 
     assert len(seen) == 5000
 
 
-def test_the_hottest_items_of_liked_groups_come_in_as_the_liking_says(shop: Lists) -> None:
+def test_the_hottest_items_of_liked_groups_come_in_as_the_liking_says(shop: CandidateLists) -> None:
     (groups,) = shop.groups
     liking = np.zeros(10)
     liking[3], liking[7] = 3.0, 1.0
@@ -63,7 +64,7 @@ def test_the_hottest_items_of_liked_groups_come_in_as_the_liking_says(shop: List
         assert rows >= set(members[:share].tolist())
 
 
-def test_groups_are_items_of_one_category_hottest_first(shop: Lists) -> None:
+def test_groups_are_items_of_one_category_hottest_first(shop: CandidateLists) -> None:
     (groups,) = shop.groups
     assert len(groups.example) == 10
     for g in range(10):
@@ -89,12 +90,12 @@ def test_the_dead_are_in_no_list() -> None:
     assert not (random_page(lists, 100, seeded()) % 2).any()
 
 
-def test_a_user_who_likes_nothing_gets_hot_items_and_chance(shop: Lists) -> None:
+def test_a_user_who_likes_nothing_gets_hot_items_and_chance(shop: CandidateLists) -> None:
     nothing = [(shop.groups[0], np.zeros(10))]
     assert np.array_equal(recall(shop, 500, seeded(), nothing), recall(shop, 500, seeded(), []))
 
 
-def test_the_control_page_is_uniform_over_items_and_places(shop: Lists) -> None:
+def test_the_control_page_is_uniform_over_items_and_places(shop: CandidateLists) -> None:
     pages = np.array([random_page(shop, 50, seeded(seed)) for seed in range(2000)])
     assert all(len(set(page.tolist())) == 50 for page in pages)
     hits = np.bincount(pages.ravel(), minlength=5000)  # 20 expected of each

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from learner.model import ServingModel
 from millrace.contracts.events import Impression, decode_impression, to_msgpack
+from millrace.contracts.online import window_fields
 from millrace.contracts.settings import Settings
 from scorer.app import make_app, sender
-from scorer.figures import Figures
+from scorer.meters import ScorerMeters
 from scorer.serving import arm_of
 from scorer.wire import MAX_BODY_BYTES
 from tests.scorer_shop import (
@@ -48,13 +50,13 @@ class Shop:
     def __init__(self, folder: Path, **settings: Any) -> None:
         chosen = Settings(**{"control_share": 0, "candidates": 50, "page_limit": 20, **settings})
         self.users = Users()
-        self.scorer, self.sent, self.figures = serving(self.users, chosen)
+        self.scorer, self.sent, self.meters = serving(self.users, chosen)
         stock(self.scorer, ITEMS)
         learner = Learner(folder)
         note = learner.snapshot()
         self.model = ServingModel.of(SCHEMA, note.spec, learner.store.read(note))
         self.scorer.install(note, self.model, 0, [])
-        self.app = make_app(self.scorer, self.figures)
+        self.app = make_app(self.scorer, self.meters)
         keys = np.unique(window_keys("ann", ITEMS)[:, [USER, TASTE]])
         self.users.records["ann"] = record(keys, tiles(keys, 10, 4))
 
@@ -73,6 +75,10 @@ def shop(tmp_path: Path) -> Shop:
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Shop]:
     return lambda **settings: Shop(tmp_path, **settings)
+
+
+def list_pages() -> float:
+    return REGISTRY.get_sample_value("millrace_list_pages_total") or 0.0
 
 
 def scored_as_missing_position(model: ServingModel, impression: Impression) -> Any:
@@ -222,7 +228,7 @@ def test_a_damaged_profile_is_survived_and_counted(shop: Shop) -> None:
     status, page = shop.ask("/recommend", {"user_id": "ann"})
     assert status == 200
     assert "damaged" in page["notes"][0]
-    assert shop.figures.errors == {"profile": 1}
+    assert shop.meters.errors == {"profile": 1}
 
 
 @pytest.mark.parametrize(
@@ -265,7 +271,7 @@ def test_a_bad_request_is_one_line_that_names_value_and_remedy(
     for word in words:
         assert word in answer["error"]
     assert shop.sent == []
-    assert sum(shop.figures.errors.values()) == 0, "a client's mistake is no error of ours"
+    assert sum(shop.meters.errors.values()) == 0, "a client's mistake is no error of ours"
 
 
 def test_how_old_a_page_may_be_follows_the_newest_event_not_the_clock_alone(shop: Shop) -> None:
@@ -292,12 +298,12 @@ def test_a_page_too_large_for_a_message_is_served_and_says_that_nothing_is_learn
 
     assert shop.ask("/recommend", {"user_id": "ann", "size": 5})[0] == 200
     small = len(to_msgpack(shop.sent[0]))
-    shop.scorer._send = sender(Producer(), shop.figures, small + 100)
+    shop.scorer._send = sender(Producer(), shop.meters, small + 100)
     status, page = shop.ask("/recommend", {"user_id": "ann", "size": 20})
     assert status == 200
     assert len(page["items"]) == 20
     assert any("an impression of 20 items has" in note and "ask for fewer items" in note for note in page["notes"])
-    assert shop.figures.errors == {"impressions": 1}
+    assert shop.meters.errors == {"impressions": 1}
     assert handed == []
     assert shop.ask("/recommend", {"user_id": "ann", "size": 5})[1]["notes"] == []
     assert len(handed) == 1
@@ -325,7 +331,7 @@ def test_a_failure_within_is_one_line_to_the_client_and_counted(shop: Shop) -> N
     assert status == 500
     assert "ZeroDivisionError" in answer["error"]
     assert "secret" not in answer["error"]
-    assert shop.figures.errors == {"request": 1}
+    assert shop.meters.errors == {"request": 1}
 
 
 def test_a_producer_that_refuses_costs_the_log_not_the_page(shop: Shop) -> None:
@@ -336,7 +342,7 @@ def test_a_producer_that_refuses_costs_the_log_not_the_page(shop: Shop) -> None:
     status, page = shop.ask("/recommend", {"user_id": "ann"})
     assert status == 200
     assert len(page["items"]) == 20
-    assert shop.figures.errors == {"impressions": 1}
+    assert shop.meters.errors == {"impressions": 1}
 
 
 def test_scores_that_are_no_numbers_are_counted_and_rank_last(shop: Shop) -> None:
@@ -351,12 +357,12 @@ def test_scores_that_are_no_numbers_are_counted_and_rank_last(shop: Shop) -> Non
     status, page = shop.ask("/recommend", {"user_id": "ann", "size": 20})
     assert status == 200
     assert all(i["score"] > 0 for i in page["items"])
-    assert shop.figures.errors == {"scores": 1}
+    assert shop.meters.errors == {"scores": 1}
 
 
 def test_readiness_says_what_is_missing(tmp_path: Path) -> None:
-    scorer, _, figures = serving()
-    app = make_app(scorer, figures)
+    scorer, _, meters = serving()
+    app = make_app(scorer, meters)
 
     def ready() -> tuple[int, Any]:
         return asyncio.run(call(app, "GET", "/readyz"))
@@ -377,8 +383,83 @@ def test_readiness_says_what_is_missing(tmp_path: Path) -> None:
     assert asyncio.run(call(app, "POST", "/recommend", {"user_id": 1}))[0] == 200
 
 
+def test_until_it_is_ready_pages_come_from_the_shops_lists(tmp_path: Path) -> None:
+    users = Users()
+    scorer, sent, meters = serving(users)
+    app = make_app(scorer, meters)
+
+    def ask(body: Any) -> tuple[int, Any]:
+        return asyncio.run(call(app, "POST", "/recommend", body))
+
+    assert ask({"user_id": "ann"})[0] == 503, "there are no lists"
+    users.shop_lists = {"hot": [f"h{i}" for i in range(30)], "new": ["h0", "n1", "n2", "n3"]}
+    pages = list_pages()
+    status, page = ask({"user_id": "ann", "size": 10, "request_id": "mine"})
+    assert status == 200
+    ids = [i["item_id"] for i in page["items"]]
+    assert ids == [*(f"h{i}" for i in range(9)), "h9"], "the newest is a hot one, and stands there once"
+    assert [i["position"] for i in page["items"]] == list(range(10))
+    assert {i["score"] for i in page["items"]} == {None}
+    assert (page["request_id"], page["arm"], page["model_version"], page["ts_ms"]) == (None, "lists", -1, NOW_MS)
+    assert page["notes"] == [
+        "made of the shop's lists, since there is no model yet: report no events of this page",
+        "user 'ann' is unknown: served as a new user",
+    ]
+    ids = [i["item_id"] for i in ask({"user_id": "ann", "size": 20})[1]["items"]]
+    assert ids == [*(f"h{i}" for i in range(18)), "n1", "h18"]
+    assert len(ask({"user_id": "ann"})[1]["items"]) == 20, "the page limit"
+    assert list_pages() - pages == 3
+    assert sent == [], "nothing is learnt from them"
+    assert sum(meters.errors.values()) == 0
+
+    assert asyncio.run(call(app, "GET", "/readyz"))[0] == 503
+    assert asyncio.run(call(app, "POST", "/score", {"user_id": 1, "items": [1]}))[0] == 503
+    assert ask({"user_id": "ann", "size": 21})[0] == 400
+    users.away = True
+    status, answer = ask({"user_id": "ann"})
+    assert (status, "no model" in answer["error"]) == (503, True)
+    users.away = False
+
+    learner = Learner(tmp_path)
+    note = learner.snapshot()
+    scorer.install(note, ServingModel.of(SCHEMA, note.spec, learner.store.read(note)), 0, [])
+    assert "no items yet" in ask({"user_id": "ann"})[1]["notes"][0]
+    stock(scorer, ITEMS)
+    status, page = ask({"user_id": "ann", "request_id": "mine"})
+    assert (status, page["request_id"], page["arm"], len(sent)) == (200, "mine", "model", 1)
+
+
+def test_a_page_of_lists_has_what_the_user_likes() -> None:
+    users = Users()
+    scorer, _, meters = serving(users)
+    app = make_app(scorer, meters)
+    shelves = [item(1, "shoes"), item(2, "hats"), item(3, "bags")]
+    keys = window_keys("ann", shelves)[:, TASTE]
+    store = tiles(keys[:2], 10, 2)  # two clicks among shoes and hats, none among bags
+    store.add(keys[1:2], np.full(1, NOW_MS - 1000), np.ones(1, np.int64), 5)  # hats are liked better
+    users.records["ann"] = record(keys[:2], store)
+    users.shop_lists = {
+        "hot": [f"h{i}" for i in range(20)],
+        "new": ["n"],
+        "hot:category:shoes": ["s1", "s2"],
+        "hot:category:hats": ["t1", "h0", "t2"],
+        "hot:category:bags": ["b1"],
+    }
+
+    def page_of(user: str) -> list[str]:
+        status, page = asyncio.run(call(app, "POST", "/recommend", {"user_id": user, "size": 10}))
+        assert status == 200
+        return [i["item_id"] for i in page["items"]]
+
+    assert page_of("ann") == ["h0", "h1", "h2", "h3", "h4", "t1", "s1", "s2", "n", "h5"]
+    assert page_of("bob") == [*(f"h{i}" for i in range(9)), "n"], "of a stranger nothing is known"
+    users.records["ann"][window_fields(keys)[0]] = b"\x01\x63damaged"
+    assert page_of("ann") == page_of("bob"), "damaged tiles cost the likings, not the page"
+    assert meters.errors == {"tiles": 1}
+
+
 def test_model_and_metrics_say_what_is_served(shop: Shop) -> None:
-    shop.figures.served(3, 1, [NOW_MS - 400, NOW_MS - 600], NOW_MS)
+    shop.meters.served(3, 1, [NOW_MS - 400, NOW_MS - 600], NOW_MS)
     shop.ask("/recommend", {"user_id": "ann"})
     status, facts = shop.get("/model")
     assert status == 200
@@ -414,14 +495,14 @@ def test_a_client_that_leaves_is_no_error(shop: Shop) -> None:
 
     scope = {"type": "http", "method": "POST", "path": "/recommend", "headers": [], "query_string": b""}
     asyncio.run(shop.app(scope, leave, into_the_void))
-    assert sum(shop.figures.errors.values()) == 0
+    assert sum(shop.meters.errors.values()) == 0
 
 
 def test_percentiles_are_over_the_newest_times_only() -> None:
-    figures = Figures(reservoir=10)
-    figures.served(1, 0, [1, 0] * 50, 9_000_000)  # 0: not known
-    figures.served(2, 1, [100] * 10, 300)
-    assert figures.click_to_served() == {"p50": 200, "p99": 200, "count": 60}
+    meters = ScorerMeters(reservoir=10)
+    meters.served(1, 0, [1, 0] * 50, 9_000_000)  # 0: not known
+    meters.served(2, 1, [100] * 10, 300)
+    assert meters.click_to_served() == {"p50": 200, "p99": 200, "count": 60}
 
 
 def test_concurrent_requests_do_not_mix(shop: Shop) -> None:

@@ -11,7 +11,30 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from millrace.contracts.errors import StoreError
 from millrace.contracts.settings import Settings
-from scorer.store import RETRY_SECONDS, UserStore, connect
+from scorer.store import RETRY_SECONDS, OnlineReader, connect
+
+
+class Pipeline:
+    """Reads sorted sets when it is executed."""
+
+    def __init__(self, client: Client) -> None:
+        self.client, self.names = client, list[str]()
+
+    async def __aenter__(self) -> Pipeline:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def zrange(self, name: str, first: int, last: int, desc: bool) -> None:
+        assert (first, last, desc) == (0, -1, True)
+        self.names.append(name)
+
+    async def execute(self) -> list[list[bytes]]:
+        self.client.asked.append(" ".join(self.names))
+        if self.client.error:
+            raise self.client.error
+        return [[b"b", b"a"] if name == "list:hot" else [] for name in self.names]
 
 
 class Client:
@@ -27,13 +50,38 @@ class Client:
             raise self.error
         return {b"profile": b"{}"} if name == "user:7" else {}
 
+    async def smembers(self, name: str) -> set[bytes]:
+        self.asked.append(name)
+        if self.error:
+            raise self.error
+        return {b"list:new", b"list:hot"}
+
+    def pipeline(self, transaction: bool) -> Pipeline:
+        assert not transaction
+        return Pipeline(self)
+
 
 def test_one_round_trip_a_user() -> None:
     client = Client()
-    store = UserStore(client, lambda: None)
+    store = OnlineReader(client, lambda: None)
     assert asyncio.run(store.record(7)) == {b"profile": b"{}"}
     assert asyncio.run(store.record("x")) == {}
     assert client.asked == ["user:7", "user:x"]
+
+
+def test_lists_are_read_in_one_round_trip_and_not_while_redis_is_away() -> None:
+    client = Client()
+    errors: list[int] = []
+    store = OnlineReader(client, lambda: errors.append(1))
+    assert asyncio.run(store.list_keys()) == ["list:hot", "list:new"]
+    assert asyncio.run(store.lists(["hot", "new"])) == [["b", "a"], []]
+    assert client.asked == ["list:names", "list:hot list:new"]
+    client.error = RedisConnectionError()
+    assert asyncio.run(store.lists(["hot"])) is None
+    assert asyncio.run(store.list_keys()) is None
+    assert asyncio.run(store.record(7)) is None
+    assert len(client.asked) == 3, "what is away for one question is away for all"
+    assert len(errors) == 3
 
 
 @pytest.mark.parametrize("error", [RedisConnectionError(), RedisTimeoutError(), OSError(), TimeoutError()])
@@ -42,7 +90,7 @@ def test_while_redis_is_away_nobody_waits_and_it_is_said_once(error: Exception) 
     errors: list[int] = []
     client = Client()
     client.error = error
-    store = UserStore(client, lambda: errors.append(1), lambda: now[0])
+    store = OnlineReader(client, lambda: errors.append(1), lambda: now[0])
     with structlog.testing.capture_logs() as said:
         for _ in range(5):
             assert asyncio.run(store.record(7)) is None

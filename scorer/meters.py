@@ -1,4 +1,5 @@
-"""What a scorer counts: Prometheus metrics of the process, and the exact figures that /model shows."""
+# shell
+"""What a scorer counts: Prometheus metrics of the process, and the exact meters that /model shows."""
 
 from __future__ import annotations
 
@@ -26,12 +27,13 @@ FRESHNESS = Gauge("millrace_freshness_seconds", "Wall seconds from the newest ex
 ITEMS = Gauge("millrace_items", "Items in the index.")
 ITEM_KEYS = Gauge("millrace_item_keys", "Item-side window keys in the index, over all partitions.")
 UNKNOWN_USERS = Counter("millrace_unknown_users_total", "Requests for users that the online store does not know.")
+LIST_PAGES = Counter("millrace_list_pages_total", "Pages made of the shop's lists before the scorer was ready.")
 ERRORS = Counter("millrace_errors_total", "What went wrong and was survived.", ["what"])
 for _gauge in (SERVED_VERSION, FRESHNESS):
     _gauge.set(math.nan)  # no value until there is one
 
 
-class Figures:
+class ScorerMeters:
     """The counts of one scorer. Called from its loop and its feed threads; each call is one atomic step or harmless
     when interleaved.
 
@@ -54,6 +56,10 @@ class Figures:
     def unknown_user(self) -> None:
         """Counts a request for a user whom the store does not know."""
         UNKNOWN_USERS.inc()
+
+    def list_page(self) -> None:
+        """Counts a page made of the shop's lists."""
+        LIST_PAGES.inc()
 
     def gap(self) -> None:
         """Counts a delta that did not follow."""
