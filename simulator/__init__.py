@@ -1,1 +1,2 @@
+# core
 """The shop and its shoppers: a seeded world that emits exposures and what follows them."""

@@ -1,7 +1,8 @@
-"""The goods: a tree of categories, shops in them, and cohorts of items that arrive, come into fashion and go.
+# core
+"""The goods: a tree of categories, shops in them, and cohorts of items that arrive, come into fashion and leave.
 
-A cohort (the items born on one local day) is a function of the seed and that day, so the catalogue of any day is
-the union of the cohorts that still live on it. Goods have no brand.
+A cohort holds the items born on one local day. It is a function of the seed and that day, so the catalogue of a day is
+the union of the cohorts that are still on sale. Goods have no brand.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.events import Item
-from simulator.dice import F64, even_normal, even_uniform, stream
+from simulator.dice import F64, even_normal, even_uniform, generator
 from simulator.params import DAY_MS, UTC_OFFSET_MS, D, Params
 
 I64 = NDArray[np.int64]
 ORDER_STEPS = np.array([1, 2, 3, 5, 10, 20, 50, 100])
 ID_STEP = 10_000
-"""Ids are ``born day * ID_STEP + number``: unique without a register."""
+"""Ids are ``born day * ID_STEP + number``: unique without a list of all ids."""
 GONE_DAYS = 2
-"""Items stay known for so long after their end: a page made just before may still show them."""
+"""How long items stay known after their end: a page that was made just before may still show them."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Catalogue:
 
     def __init__(self, seed: int, p: Params) -> None:
         self.seed, self.p = seed, p
-        rng = stream(seed, "catalogue")
+        rng = generator(seed, "catalogue")
         self.parent_of = np.arange(p.categories) * p.parents // p.categories  # (C,)
         parents = rng.standard_normal((p.parents, D))
         own = rng.standard_normal((p.categories, D))
@@ -75,7 +76,7 @@ class Catalogue:
         self._cohorts: OrderedDict[int, Goods] = OrderedDict()
 
     def season(self, day: int) -> F64:
-        """The tide of each category on a day, a deviate: one category's season is another's lull. (C,)"""
+        """How much each category is in season on a day, a deviate with mean 0 over the trade. (C,)"""
         frequency, phase = self._tide
         tide = np.sqrt(2.0 / 3.0) * np.cos(frequency * day + phase).sum(axis=0)
         out: F64 = tide - (self.share * tide).sum()
@@ -87,7 +88,7 @@ class Catalogue:
         if known is not None:
             return known
         p, n = self.p, self.p.births
-        rng = stream(self.seed, "cohort", day)
+        rng = generator(self.seed, "cohort", day)
         category = rng.choice(p.categories, n, p=self.share)
         pick = rng.random(n)
         shop = np.array(
@@ -123,7 +124,7 @@ class Catalogue:
         return goods
 
     def goods(self, day: int) -> Goods:
-        """All items that live at some time of a local day or went in the ``GONE_DAYS`` before it."""
+        """All items on sale at some time of a local day, and those that left in the ``GONE_DAYS`` before it."""
         start = day * DAY_MS - UTC_OFFSET_MS
         cohorts = [self.cohort(d) for d in range(day - self.p.life_most - GONE_DAYS, day + 1)]
         whole = Goods(**{f.name: np.concatenate([getattr(c, f.name) for c in cohorts]) for f in fields(Goods)})
@@ -148,6 +149,6 @@ class Catalogue:
 
 
 def price_band(price_z: F64) -> I64:
-    """1 (cheap for its category) to 5, about a fifth of the goods each."""
+    """The price band, 1 (cheap for its category) to 5: each holds about a fifth of the goods. (n,)"""
     out: I64 = np.digitize(price_z, (-0.84, -0.25, 0.25, 0.84)) + 1
     return out

@@ -1,14 +1,14 @@
+# core
 """Day logs: the world in open loop, written as Parquet, one row an exposure, as ``[log]`` in ``shop.toml`` reads it.
 
-Pages are the previous recommender's; shoppers react as they do live. A file is one local day and a function of the
-seed and that day: days may be written in any order, or alone. Beside the schema's columns stand ``born_ms`` and the
-true click probability ``p_true``, which no schema names: nobody may learn from it, and a report can tell what the best
-possible AUC is.
+Pages are the previous recommender's; shoppers react as they do live. A file holds one local day, a function of the
+seed and that day: days may be written in any order, or alone. Besides the schema's columns there are ``born_ms`` and
+the true click probability ``p_true``. No schema names ``p_true``, so no model learns from it; a report reads the
+oracle's AUC from it.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from millrace.contracts.errors import LogError
+from millrace.contracts.files import write_whole
 from simulator.catalogue import price_band
 from simulator.pages import PagePolicy
 from simulator.params import DAY_MS, PAGE
@@ -121,9 +122,9 @@ def write_days(
             world = World(seed, users)
             for number in range(first, first + days):
                 path = folder / f"shop-{date.fromordinal(EPOCH.toordinal() + number)}.parquet"
-                partial = path.with_suffix(".partial")
-                pq.write_table(day_table(world, number), partial, compression="zstd")
-                os.replace(partial, path)
+                body = pa.BufferOutputStream()
+                pq.write_table(day_table(world, number), body, compression="zstd")
+                write_whole(path, memoryview(body.getvalue()), durable=False)
                 paths.append(path)
                 bar.advance(task)
     except OSError as error:

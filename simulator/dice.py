@@ -1,6 +1,7 @@
-"""Counter-based randomness: a throw named by its keys is the same whenever and in whatever order it is made.
+# core
+"""Counter-based randomness: a draw depends on its seed and keys alone, not on when or in which order draws are made.
 
-A stateful generator would make the world depend on what was asked before; here a throw is a hash of the seed, a
+A stateful generator would make the world depend on what was asked before. Here a draw is a hash of the seed, a
 purpose and integer keys (user, day, page, position), as in Salmon et al., "Parallel random numbers: as easy as
 1, 2, 3" (SC 2011). A restarted simulator therefore meets the same shoppers in the same mood.
 """
@@ -37,13 +38,13 @@ def normal(seed: int, purpose: str, *keys: Any) -> F64:
     return out
 
 
-def stream(seed: int, purpose: str, *keys: int) -> np.random.Generator:
-    """A generator for one whole array at a time (a day's visits, a cohort of items), named like a throw."""
+def generator(seed: int, purpose: str, *keys: int) -> np.random.Generator:
+    """A generator for whole arrays (a day's visits, a cohort of items); seed, purpose and keys decide what it draws."""
     return np.random.Generator(np.random.PCG64([seed, int(salt("stream", purpose)), *keys]))
 
 
 def even_uniform(rng: np.random.Generator, n: int) -> F64:
-    """The ``n`` mid-points of (0, 1) in random order: who gets which differs by seed, how many get what does not."""
+    """The ``n`` mid-points of (0, 1) in random order (n,): a seed decides who gets which value, never how many do."""
     out: F64 = (rng.permutation(n) + 0.5) / n
     return out
 

@@ -1,15 +1,14 @@
-"""The simulator's Prometheus metrics, and the best AUC that anybody could reach."""
+# shell
+"""The simulator's Prometheus metrics; docs/metrics.md says what each means."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
-from river import metrics
 
-from simulator.dice import F64
+from millrace.contracts.events import Click, Event, Exposure
+from simulator.outbox import KIND_OF
 
 EXPOSURES = Counter("millrace_exposures_sent", "Exposures sent, duplicates not counted.")
 CLICKS = Counter("millrace_clicks_sent", "Clicks sent, duplicates not counted.")
@@ -35,29 +34,30 @@ for _gauge in (ORACLE_AUC, EVENT_TIME):
     _gauge.set(math.nan)  # no value until there is one
 
 
-class Oracle:
-    """Rolling AUC of true probabilities over the exposures whose outcome is final (their time for a click is over)."""
+class Counts:
+    """Counts for Prometheus what an outbox tells: :class:`simulator.outbox.Observer`."""
 
-    def __init__(self, rows: int, final_after_ms: int) -> None:
-        self._auc: Any = metrics.RollingROCAUC(window_size=rows)  # type: ignore[no-untyped-call]
-        self._clicked: deque[bool] = deque(maxlen=rows)  # of the rows that river's window holds
-        self._open: deque[tuple[int, list[float], list[bool]]] = deque()
-        self._final_after_ms = final_after_ms
-        self.rows = 0
+    def __init__(self) -> None:
+        self._newest_ms = 0
 
-    def add(self, ts_ms: int, p: F64, clicked: list[bool]) -> None:
-        """A page seen at ``ts_ms``: (n,) probabilities, (n,) what came of it."""
-        self._open.append((ts_ms + self._final_after_ms, p.tolist(), clicked))
+    def seen(self, arm: str) -> None:
+        PAGES.labels(arm).inc()
 
-    def settle(self, now_ms: int) -> None:
-        """Takes in what has become final by ``now_ms``."""
-        while self._open and self._open[0][0] <= now_ms:
-            _, chances, clicked = self._open.popleft()
-            for chance, outcome in zip(chances, clicked, strict=True):
-                self._auc.update(outcome, chance)
-            self._clicked.extend(clicked)
-            self.rows += len(chances)
+    def sent(self, event: Event, arm: str) -> None:
+        if event.ts_ms > self._newest_ms:
+            self._newest_ms = event.ts_ms
+            EVENT_TIME.set(event.ts_ms / 1000)
+        if isinstance(event, Exposure):
+            EXPOSURES.inc(len(event.items))
+            PAGE_EXPOSURES.labels(arm).inc(len(event.items))
+            return
+        ACTIONS.labels(KIND_OF[type(event)]).inc()
+        if isinstance(event, Click):
+            CLICKS.inc()
+            PAGE_CLICKS.labels(arm).inc()
 
-    def auc(self) -> float:
-        """NaN while what is final is of one class only, or nothing yet: river says 0 then, as of the worst ranking."""
-        return float(self._auc.get()) if 0 < sum(self._clicked) < len(self._clicked) else math.nan
+    def sent_again(self, event: Event) -> None:
+        DUPLICATES.inc()
+
+    def sent_malformed(self) -> None:
+        MALFORMED.inc()

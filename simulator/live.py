@@ -1,10 +1,12 @@
+# shell
 """The simulator's role: shoppers who come, look, click and buy against a running loop.
 
-Closed loop: pages come from the scorer's ``/recommend``. Open loop: pages by the shop's previous recommender, which
-the scorer only scores and logs (``/score``), so that the label join has its impressions.
+Closed loop: pages come from the scorer's ``/recommend``. Open loop: pages come from the shop's previous recommender;
+the scorer only scores and logs them (``/score``), so that the label join has its impressions.
 
-When shoppers come and how they judge an item is the world's (a function of seed and event time); a page is seen when
-the scorer's answer is there, by the event clock. A restarted simulator goes on in the same world at the present time.
+The world (a function of seed and event time) decides when shoppers come and what they think of an item. A page is seen
+at the event time at which the scorer's answer arrives. A restarted simulator continues in the same world, at the
+present time.
 """
 
 from __future__ import annotations
@@ -25,17 +27,18 @@ from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Exposure, key_of, to_json
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import ITEMS, USERS
-from millrace.processes.kafka import ensure_topics, make_producer, wait_for_broker
+from millrace.processes.kafka import make_producer, open_broker
 from millrace.processes.metrics import READY, serve_metrics
-from millrace.processes.wall import event_now_ms
+from millrace.processes.wall import event_now_ms, wall_ms
 from simulator import figures
-from simulator.dice import stream
+from simulator.dice import generator
+from simulator.oracle_auc import OracleAuc
+from simulator.outbox import Outbox, Rates
 from simulator.pages import PagePolicy
 from simulator.params import PAGE
 from simulator.reaction import react
-from simulator.till import Rates, Till
 from simulator.visits import Visits
-from simulator.wire import Aloud, Outlet, Producer, Scorer
+from simulator.wire import Outlet, Producer, ScorerClient, ThrottledWarning
 from simulator.world import UNKNOWN, World, day_of
 
 log = structlog.get_logger("simulator")
@@ -45,7 +48,7 @@ REQUEST_SECONDS = 10.0
 
 
 def _goods_id(item: int | str) -> int:
-    """The id of the simulated goods; whatever else somebody put on the shelves is unknown here."""
+    """The id of a simulated item; an id that the simulator did not make is :data:`UNKNOWN`."""
     name = str(item)
     return int(name) if name.isdecimal() and len(name) <= 18 else UNKNOWN
 
@@ -56,7 +59,7 @@ def _nonce() -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """What the shop is like and how long it is open. Event time's pace is the clock's (settings)."""
+    """What the shop is like and how long it is open. The event clock is in the settings."""
 
     seed: int | None = None  # None: the settings'
     users: int = 4000  # who come on an average day
@@ -76,20 +79,23 @@ class Options:
         return Rates(self.duplicate, self.out_of_order, self.late, self.malformed)
 
 
-def run(settings: Settings, options: Options, stop: threading.Event, producer: Producer | None = None) -> None:
+def run(
+    settings: Settings, stop: threading.Event, options: Options | None = None, producer: Producer | None = None
+) -> None:
     """Runs shoppers until ``stop`` is set, or ``options.seconds`` or ``options.max_pages`` are over.
 
     Args:
+        options: None: all at their defaults.
         producer: stands in for Kafka's, in tests.
 
     Raises:
         BrokerError, SettingError, PortError: an address is unusable at the start. Later outages are waited out.
     """
+    options = options or Options()
     if producer is None:
-        wait_for_broker(settings)
-        ensure_topics(settings)
+        open_broker(settings)
         producer = make_producer(settings)
-    port = serve_metrics("simulator", settings.metrics_port, settings.host)
+    port = serve_metrics("simulate", settings.metrics_port, settings.host)
     seed = settings.seed if options.seed is None else options.seed
     log.info("building the world", seed=seed, users=options.users, metrics_port=port)
     world = World(seed, options.users)
@@ -109,16 +115,16 @@ class Shop:
     ) -> None:
         self._settings, self._options, self._world, self._outlet, self._stop = settings, options, world, outlet, stop
         self._clock: EventClock = settings.event_clock()
-        rng = stream(world.seed, "mischief", int.from_bytes(options.incarnation.encode()[:8], "little"))
-        self._till = Till(outlet, settings, options.rates, rng, options.incarnation)
-        self._oracle = figures.Oracle(settings.rolling_rows, round(settings.attribution_minutes * 60_000))
+        rng = generator(world.seed, "mischief", int.from_bytes(options.incarnation.encode()[:8], "little"))
+        self._outbox = Outbox(outlet, figures.Counts(), settings, options.rates, rng, options.incarnation)
+        self._oracle_auc = OracleAuc(settings.rolling_rows, round(settings.attribution_minutes * 60_000))
         self._tasks: set[asyncio.Task[None]] = set()
         self._gate = asyncio.Semaphore(options.concurrency)
         self._in_line = 0
         self._requests = 0
         self._pages = 0
         self._over = False
-        self._aloud = Aloud()
+        self._warn = ThrottledWarning()
         self._policy: tuple[int, PagePolicy] | None = None
 
     def _stopped(self) -> bool:
@@ -129,7 +135,7 @@ class Shop:
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
         connector = aiohttp.TCPConnector(limit=self._options.concurrency + 1)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-            scorer = Scorer(self._settings.scorer, session, self._stopped)
+            scorer = ScorerClient(self._settings.scorer, session, self._stopped)
             now = event_now_ms(self._clock)
             self._publish_users()
             day = day_of(now)
@@ -141,7 +147,7 @@ class Shop:
             log.info("the shop is open", event_ms=event_now_ms(self._clock), open_loop=self._options.open_loop)
             loops = [
                 asyncio.create_task(work)
-                for work in (self._admit(scorer), self._ring_up(), self._stock(now), self._reckon())
+                for work in (self._admit(scorer), self._send_due(), self._stock(now), self._keep_auc())
             ]
             try:
                 await self._until_over(loops)
@@ -150,8 +156,8 @@ class Shop:
                 for task in (*loops, *self._tasks):
                     task.cancel()
                 await asyncio.gather(*loops, *self._tasks, return_exceptions=True)
-                self._till.send_due(event_now_ms(self._clock))
-                self._till.close()
+                self._outbox.send_due(event_now_ms(self._clock), wall_ms())
+                self._outbox.close(wall_ms())
                 self._settle()
                 log.info("the shop is closed", pages=self._pages)
 
@@ -167,7 +173,7 @@ class Shop:
 
     # -- shoppers --------------------------------------------------------------------------------------------
 
-    async def _admit(self, scorer: Scorer) -> None:
+    async def _admit(self, scorer: ScorerClient) -> None:
         """Lets each session in at its time."""
         now = event_now_ms(self._clock)
         for visits, views in self._sessions(day_of(now), now):
@@ -175,7 +181,7 @@ class Shop:
             await self._outlet.room()
             if self._in_line >= self._options.line:
                 figures.TURNED_AWAY.inc()
-                self._aloud("the line before the scorer is too long; a shopper is turned away", line=self._in_line)
+                self._warn("the line before the scorer is too long; a shopper is turned away", line=self._in_line)
                 continue
             task = asyncio.create_task(self._session(scorer, visits, views))
             self._tasks.add(task)
@@ -197,7 +203,7 @@ class Shop:
         while (ahead := event_ms - event_now_ms(self._clock)) > 0:
             await asyncio.sleep(min(ahead / 1000 / self._clock.speed, 0.2))
 
-    async def _session(self, scorer: Scorer, visits: Visits, views: Any) -> None:
+    async def _session(self, scorer: ScorerClient, visits: Visits, views: Any) -> None:
         try:
             for view in views.tolist():
                 await self._until(int(visits.start_ms[view]))
@@ -209,11 +215,11 @@ class Shop:
                     self._in_line -= 1
                 if not seen:
                     return
-        except Exception as error:  # a shopper's mishap is not the shop's end, but it must be heard
+        except Exception as error:  # one failed session does not close the shop, but it must be reported
             figures.REQUEST_ERRORS.inc()
             log.error("a session failed", error=f"{type(error).__name__}: {error}", exc_info=True)
 
-    async def _page(self, scorer: Scorer, visits: Visits, view: int) -> bool:
+    async def _page(self, scorer: ScorerClient, visits: Visits, view: int) -> bool:
         """One page: asked for, seen, reacted to."""
         user, size = int(visits.user[view]), int(visits.size[view])
         shown: list[int] = []
@@ -253,11 +259,11 @@ class Shop:
         keys = (user, visits.day, int(visits.session[view]), int(visits.page[view]))
         reaction = react(world.seed, world.params, chance, bool(world.shoppers.business[user]), ts_ms, position, keys)
         exposure = Exposure(f"{request_id}/e", request_id, ts_ms, user + 1, list(items))
-        self._till.page(exposure, arm, chance.astype("<f4").tobytes())
+        self._outbox.page(exposure, arm, chance.astype("<f4").tobytes())
         clicked = reaction.click_ms > 0
         for slot in np.flatnonzero(clicked).tolist():
-            self._till.actions(exposure, slot, reaction.times(slot), arm)
-        self._oracle.add(ts_ms, chance, clicked.tolist())
+            self._outbox.actions(exposure, slot, reaction.times(slot), arm)
+        self._oracle_auc.add(ts_ms, chance, clicked.tolist())
 
     def _own_page(self, visits: Visits, view: int) -> list[int]:
         """Ids of the previous recommender's page."""
@@ -273,22 +279,21 @@ class Shop:
 
     # -- the shop --------------------------------------------------------------------------------------------
 
-    async def _ring_up(self) -> None:
+    async def _send_due(self) -> None:
         """Sends events when they are due."""
         while True:
-            self._till.send_due(event_now_ms(self._clock))
+            self._outbox.send_due(event_now_ms(self._clock), wall_ms())
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _reckon(self) -> None:
+    async def _keep_auc(self) -> None:
+        """Keeps the oracle's AUC up to date."""
         while True:
             self._settle()
             await asyncio.sleep(0.5)
 
     def _settle(self) -> None:
-        self._oracle.settle(event_now_ms(self._clock))
-        auc = self._oracle.auc()
-        if auc is not None:
-            figures.ORACLE_AUC.set(auc)
+        self._oracle_auc.settle(event_now_ms(self._clock))
+        figures.ORACLE_AUC.set(self._oracle_auc.auc())
 
     def _publish_users(self) -> None:
         for index in range(self._world.shoppers.n):

@@ -1,4 +1,5 @@
-"""Messages that nobody can use, as real clients send them. They come on top of the real events, never instead."""
+# core
+"""Unusable messages, as broken clients send them. They are extra messages: none takes the place of a real event."""
 
 from __future__ import annotations
 
@@ -7,20 +8,20 @@ import numpy as np
 from millrace.contracts.events import MAX_EVENT_BYTES, Click, Id, to_json
 
 KINDS = ("malformed", "unknown-type", "wrong-type", "future", "oversized")
-"""By the reason with which the stream refuses them."""
+"""Named by the reason with which the stream refuses them."""
 SHARES = (0.32, 0.22, 0.22, 0.22, 0.02)
 FAR_AHEAD = 24
-"""A future-dated event is this many times the allowed lead ahead."""
+"""An event from the future lies this many times ``ahead_minutes`` ahead."""
 
 
 def bad_message(rng: np.random.Generator, event_id: str, user: Id, now_ms: int, ahead_ms: int) -> tuple[str, bytes]:
-    """One such message, and its kind. Below a broker's usual limit of 1 MB, whatever the kind."""
+    """A random kind, and a message of it. Every message is smaller than a broker's usual limit of 1 MB."""
     kind = KINDS[int(rng.choice(len(KINDS), p=SHARES))]
     return kind, bad_message_of(kind, rng, event_id, user, now_ms, ahead_ms)
 
 
 def bad_message_of(kind: str, rng: np.random.Generator, event_id: str, user: Id, now_ms: int, ahead_ms: int) -> bytes:
-    """One message of the kind asked for."""
+    """A message of one kind."""
     sound = Click(event_id, f"{event_id}-page", now_ms, user, int(rng.integers(1, 10**6)), int(rng.integers(0, 20)))
     raw = to_json(sound)
     if kind == "malformed":

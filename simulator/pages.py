@@ -1,7 +1,8 @@
-"""Pages of the shop's previous recommender: popular goods, goods of categories one prefers, and chance.
+# core
+"""Pages of the shop's previous recommender: popular goods, goods of the shopper's preferred categories, random goods.
 
-This is what the open loop shows, and what the world's click rate is calibrated on. It knows what a plain shop
-knows, popularity and a buyer's usual categories, and nothing of the hidden taste vectors of single items.
+The open loop shows these pages, and the world's click rate is calibrated on them. The recommender knows what an
+ordinary shop knows, popularity and a buyer's usual categories, and nothing about the hidden taste vectors.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 I64 = NDArray[np.int64]
 TRIES = 6
-"""Throws a slot gets to find an item on sale that the page lacks; what is empty after that is filled in order."""
+"""Draws for a slot until it has an item that is on sale and not on the page yet; then slots are filled in order."""
 
 
 class PagePolicy:
@@ -31,7 +32,7 @@ class PagePolicy:
         goods = day.goods
         weight = np.exp(day.appeal)
         self._popular = np.cumsum(weight / weight.sum())  # (n,)
-        # The same weights with the goods lined up by category: a category is an interval of the cumulative sum.
+        # The same weights with the goods sorted by category: a category is an interval of the cumulative sum.
         self._by_category = np.argsort(goods.category, kind="stable")
         lined = np.cumsum(weight[self._by_category])
         ends = np.searchsorted(goods.category[self._by_category], np.arange(world.params.categories), side="right")

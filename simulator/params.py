@@ -1,3 +1,4 @@
+# core
 """The world's parameters. ``docs/world.md`` gives the reason for each; they are fixed before any model is compared.
 
 Effects are in log-odds of "a click, given that the shopper looks".
@@ -18,13 +19,13 @@ PAGE = 20
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """See the module's text."""
+    """The module's docstring says in which unit effects are, ``docs/world.md`` why each is as it is."""
 
     # People
     daily_share: float = 1 / 3  # of the population that comes on a day
     business_share: float = 0.7
     regions: int = 8
-    # How much they look: some pass by on the way to the search box, for the others exposures a day are log-normal
+    # How much they look: some only pass the feed; the exposures a day of the others are log-normal
     exposures: float = 57.5  # mean of all: 230,000 exposures / 4,000 users
     passing: float = 0.35  # share of user-days
     passing_exposures: float = 5.0  # mean, geometric: a screen or two
@@ -48,12 +49,12 @@ class Params:
     shop_quality: float = 0.25  # between shops
     fad: float = 0.35  # mean height of an item's fashion
     stale: float = 0.4  # lost over an item's life
-    season: float = 0.25  # deviation of a category's tide
+    season: float = 0.25  # deviation of a category's season
     taste: float = 0.7  # of the inner product of two unit-variance vectors
     price: float = 0.12  # lost a squared unit of distance from one's price level
     bulk_business: float = 0.15  # gained a natural log of the minimum order
     bulk_consumer: float = -0.25
-    mission: float = 1.0  # gained in the category one is out for
+    mission: float = 1.0  # gained in the category of the shopper's errand
     mission_parent: float = 0.4  # gained elsewhere under the same parent
     # Where the variance of taste comes from (sums to 1)
     segment_part: float = 0.35
@@ -73,7 +74,7 @@ class Params:
     cart_spread: float = 1.0
     purchase_median_ms: float = 420_000.0
     purchase_spread: float = 1.0
-    horizon_ms: int = 2 * HOUR_MS  # actions later than this after the exposure are not ascribed to it
+    horizon_ms: int = 2 * HOUR_MS  # actions later than this after the exposure are not attributed to it
     # After a click: business, consumer
     collect_rate: tuple[float, float] = (0.10, 0.08)
     cart_rate: tuple[float, float] = (0.16, 0.10)

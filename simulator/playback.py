@@ -1,7 +1,8 @@
+# shell
 """Plays a log through Kafka and the live loop: each of its pages is scored and logged by the scorer, then shown.
 
-The loop meets the log as it would have met the shoppers: in event time, by the clock. Where the clock stands at the
-log's first page, times are the log's own; else the whole log is moved to begin now, aloud.
+The loop meets the log as it would have met the shoppers: in event time, by the event clock. If the clock is at the time
+of the log's first page, times are the log's own. Otherwise the whole log is moved to begin now, and a warning says so.
 """
 
 from __future__ import annotations
@@ -23,21 +24,22 @@ from millrace.contracts.events import Exposure, key_of, to_json
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import ITEMS, USERS
-from millrace.logs.exposures import read_log
-from millrace.processes.kafka import ensure_topics, make_producer, wait_for_broker
+from millrace.logs import read_log
+from millrace.processes.kafka import make_producer, open_broker
 from millrace.processes.metrics import READY, serve_metrics
-from millrace.processes.wall import event_now_ms
-from simulator.dice import stream
+from millrace.processes.wall import event_now_ms, wall_ms
+from simulator import figures
+from simulator.dice import generator
 from simulator.live import REQUEST_SECONDS, TICK_SECONDS
+from simulator.outbox import Outbox, Rates
 from simulator.script import Scene, Script
-from simulator.till import Rates, Till
-from simulator.wire import Aloud, Outlet, Producer, Scorer
+from simulator.wire import Outlet, Producer, ScorerClient, ThrottledWarning
 
 log = structlog.get_logger("playback")
 
 ARM = "log"
 REFUSALS = 30
-"""How often a page is sent again whose items the scorer has not heard of yet."""
+"""How often a page is sent again whose items the scorer does not know yet."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def first_ms(path: Path, schema: Schema) -> int:
     return first
 
 
-def play(settings: Settings, options: PlaybackOptions, stop: threading.Event, producer: Producer | None = None) -> None:
+def play(settings: Settings, stop: threading.Event, options: PlaybackOptions, producer: Producer | None = None) -> None:
     """Plays the log until its end, or until ``stop`` is set.
 
     Args:
@@ -70,10 +72,9 @@ def play(settings: Settings, options: PlaybackOptions, stop: threading.Event, pr
     schema = settings.load_schema()
     script = Script(read_log(options.log, schema), schema)
     if producer is None:
-        wait_for_broker(settings)
-        ensure_topics(settings)
+        open_broker(settings)
         producer = make_producer(settings)
-    serve_metrics("simulator", settings.metrics_port, settings.host)
+    serve_metrics("simulate", settings.metrics_port, settings.host)
     log.info("playing a log", log=str(options.log), pages=script.pages, exposures=len(script.ts_ms))
     outlet = Outlet(producer, settings.event_clock().headers)
     try:
@@ -93,13 +94,14 @@ class Playback:
         self._settings = settings
         self._clock = settings.event_clock()
         nothing = Rates(0.0, 0.0, 0.0, 0.0)  # a log is played as it is
-        self._till = Till(outlet, settings, nothing, stream(0, "playback"), options.incarnation, cut=False)
+        rng, name = generator(0, "playback"), options.incarnation
+        self._outbox = Outbox(outlet, figures.Counts(), settings, nothing, rng, name, cut=False)
         self._gate = asyncio.Semaphore(options.concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
         self._shift_ms = 0
         self._requests = 0
         self._lost = 0
-        self._aloud = Aloud()
+        self._warn = ThrottledWarning()
         self._failure: BaseException | None = None
 
     async def play(self) -> None:
@@ -108,7 +110,7 @@ class Playback:
             self._outlet.put(USERS, key_of(user.user_id), to_json(user))
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            scorer = Scorer(self._settings.scorer, session, self._stop.is_set)
+            scorer = ScorerClient(self._settings.scorer, session, self._stop.is_set)
             self._set_time()
             for item in self._script.stock:
                 self._put_item(item)
@@ -116,17 +118,17 @@ class Playback:
             if not await scorer.ready():
                 return
             READY.set(1)
-            ringing = asyncio.create_task(self._ring_up())
+            sending = asyncio.create_task(self._send_due())
             try:
                 with self._bar() as bar:
                     await self._pages(scorer, bar, bar.add_task("playing the log", total=self._script.pages))
-                while len(self._till) and not self._stop.is_set():
+                while len(self._outbox) and not self._stop.is_set():
                     await asyncio.sleep(TICK_SECONDS)
             finally:
-                for task in (ringing, *self._tasks):
+                for task in (sending, *self._tasks):
                     task.cancel()
-                await asyncio.gather(ringing, *self._tasks, return_exceptions=True)
-                self._till.close()
+                await asyncio.gather(sending, *self._tasks, return_exceptions=True)
+                self._outbox.close(wall_ms())
         if self._lost:
             log.error("pages were refused by the scorer and not played", pages=self._lost)
         log.info("the log is played", requests=self._requests)
@@ -143,7 +145,7 @@ class Playback:
                 first_ms=first,
             )
 
-    async def _pages(self, scorer: Scorer, bar: Progress, task_id: TaskID) -> None:
+    async def _pages(self, scorer: ScorerClient, bar: Progress, task_id: TaskID) -> None:
         for number, scene in enumerate(self._script.scenes()):
             if self._stop.is_set() or number == self._options.max_pages:
                 break
@@ -171,13 +173,13 @@ class Playback:
         while (ahead := event_ms - event_now_ms(self._clock)) > 0 and not self._stop.is_set():
             await asyncio.sleep(min(ahead / 1000 / self._clock.speed, 0.2))
         if -ahead > self._settings.lateness_minutes * 60_000:
-            self._aloud(
+            self._warn(
                 "the log is played slower than the event clock runs",
                 behind_minutes=round(-ahead / 60_000),
                 remedy="give the clock a lower speed",
             )
 
-    async def _page(self, scorer: Scorer, scene: Scene) -> None:
+    async def _page(self, scorer: ScorerClient, scene: Scene) -> None:
         ts_ms = scene.ts_ms + self._shift_ms
         for user in scene.users:
             self._outlet.put(USERS, key_of(user.user_id), to_json(user))
@@ -203,20 +205,21 @@ class Playback:
         request_id = str(answered[0]["request_id"])
         # The page that the scorer logged begins with our first item, whatever its slot was in the log.
         exposure = Exposure(f"{request_id}/e", request_id, ts_ms, scene.user_id, scene.items)
-        self._till.page(exposure, ARM)
+        self._outbox.page(exposure, ARM)
         for slot, times in enumerate(scene.times):
             if any(times):
                 moved = [at + self._shift_ms if at else 0 for at in times]
-                self._till.actions(exposure, slot, (moved[0], moved[1], moved[2], moved[3]), ARM)
+                self._outbox.actions(exposure, slot, (moved[0], moved[1], moved[2], moved[3]), ARM)
 
     def _put_item(self, item: Any) -> None:
         if item.born_ms:
             item = msgspec.structs.replace(item, born_ms=item.born_ms + self._shift_ms)
         self._outlet.put(ITEMS, key_of(item.item_id), to_json(item))
 
-    async def _ring_up(self) -> None:
+    async def _send_due(self) -> None:
+        """Sends events when they are due."""
         while True:
-            self._till.send_due(event_now_ms(self._clock))
+            self._outbox.send_due(event_now_ms(self._clock), wall_ms())
             await asyncio.sleep(TICK_SECONDS)
 
     def _bar(self) -> Progress:

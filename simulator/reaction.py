@@ -1,7 +1,8 @@
-"""What a shopper does about a page: clicks, and what follows them, with their times.
+# core
+"""What a shopper does with a page: clicks, the actions that follow them, and the times of both.
 
-The throws are named by user, day, session, page and position, not by the item: two policies that show different
-goods are judged by the same luck (common random numbers).
+The random draws depend on user, day, session, page and position, not on the item: two policies that show different
+items meet the same draws (common random numbers).
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ class Reaction:
 def react(
     seed: int, p: Params, chance: F64, business: Any, ts_ms: Any, position: I64, keys: tuple[Any, ...]
 ) -> Reaction:
-    """Throws the dice for ``n`` exposures.
+    """Draws the reactions to ``n`` exposures.
 
     Args:
         chance: (n,) true click probability.
         business: whether the shopper is a business buyer; one or (n,).
         ts_ms: when the page was seen; one or (n,).
-        position: (n,)
+        position: (n,) slot on the page, from 0.
         keys: user, day, session, page; each one or (n,).
     """
     n = len(chance)

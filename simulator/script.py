@@ -1,8 +1,9 @@
-"""A log as a script to play: who appears, which goods, and page after page with what was done on it.
+# core
+"""A log as a script to play: its users, its items, and page after page with the actions on it.
 
-Rows of one page (``log.request``, or each row by itself) become runs of consecutive positions; each run is played as a
-page. Attributes travel as ``users`` and ``items`` messages: all first appearances before the play begins, later
-changes when their page comes.
+The rows of one page (``log.request``, or each row by itself) are cut into runs of consecutive positions; each run is
+played as a page. Attributes are sent as ``users`` and ``items`` messages: those of first appearances before the play
+begins, later changes when their page is played.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from numpy.typing import NDArray
 from millrace.contracts.events import Id, Item, User
 from millrace.contracts.hashing import column_hash
 from millrace.contracts.schema import DERIVED, Schema
-from millrace.logs.exposures import TS, LogTable
+from millrace.logs import TS, LogTable
 from simulator.params import DAY_MS
 
 I64 = NDArray[np.int64]
 CHUNK_ROWS = 4096
 CLICK_AFTER_MS = 1000
-"""A log without action times does not say when a click came: this long after its exposure."""
+"""How long after its exposure a click is played whose time the log does not have."""
 ACTIONS = ("click", "collect", "cart", "purchase")
 
 
@@ -42,7 +43,7 @@ class Scene:
 
 
 class Script:
-    """The log, ready to be played. ``cast`` and ``stock`` are what must be known before the first page."""
+    """The log, ready to be played. Users of ``cast`` and items of ``stock`` must be known before the first page."""
 
     def __init__(self, log: LogTable, schema: Schema) -> None:
         assert schema.log is not None
@@ -55,8 +56,8 @@ class Script:
         }
         self.ts_ms: I64 = log.table[TS].to_numpy()
         self.starts = self._runs()  # (P,) first row of each page, in the order of self._order
-        new_user, self._user_turns = self._changes(schema.log.user, "user")
-        new_item, self._item_turns = self._changes(schema.log.item, "item")
+        new_user, self._user_changes = self._changes(schema.log.user, "user")
+        new_item, self._item_changes = self._changes(schema.log.item, "item")
         self.cast: list[User] = self._users(new_user)
         self.stock: list[Item] = self._items(new_item)
 
@@ -148,8 +149,8 @@ class Script:
             when = [max(told.get(a, 0), ts_ms + 1) if told.get(a, 0) else 0 for a in ACTIONS]
             times.append((when[0], when[1], when[2], when[3]))
         context = {n: cells[n][0] for n in self._of["context"] if cells[n][0] is not None}
-        user_turns = [r for r in rows.tolist() if r in self._user_turns]
-        item_turns = [r for r in rows.tolist() if r in self._item_turns]
+        user_changes = [r for r in rows.tolist() if r in self._user_changes]
+        item_changes = [r for r in rows.tolist() if r in self._item_changes]
         return Scene(
             ts_ms,
             cells[c.user][0],
@@ -157,11 +158,11 @@ class Script:
             int(self._position[rows[0]]),
             context,
             times,
-            self._users(np.array(user_turns)) if user_turns else [],
-            self._items(np.array(item_turns)) if item_turns else [],
+            self._users(np.array(user_changes)) if user_changes else [],
+            self._items(np.array(item_changes)) if item_changes else [],
         )
 
 
 def _values(column: Any) -> Any:
-    """A column for hashing: numbers as they are, all else as objects."""
+    """A column for hashing: numbers stay numbers, all else becomes objects."""
     return column.to_numpy(zero_copy_only=False) if hasattr(column, "combine_chunks") else column

@@ -1,8 +1,9 @@
+# core
 """The shop's users: who they are, how often they come, what they like and how that drifts.
 
-Everything is a function of the seed; what changes is a function of the seed and the local day, never of what the
-user was shown. Interests drift as a stationary Gaussian process, written as a sum of cosines with random
-frequencies (random Fourier features, Rahimi and Recht 2007), so that any day can be computed without those before.
+Everything is a function of the seed; what changes over time is a function of the seed and the local day, never of the
+items that the user was shown. Interests drift as a stationary Gaussian process, written as a sum of cosines with random
+frequencies (random Fourier features, Rahimi and Recht 2007), so that a day is computed without the days before it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.events import User
-from simulator.dice import F64, even_normal, even_uniform, stream, uniform
+from simulator.dice import F64, even_normal, even_uniform, generator, uniform
 from simulator.params import D, Params
 
 I64 = NDArray[np.int64]
@@ -25,7 +26,7 @@ HOUSEHOLDS = ("single", "couple", "family")
 
 @dataclass(frozen=True)
 class Shoppers:
-    """N users, arrays by index. Codes of attributes that a business buyer has not are -1."""
+    """N users, arrays by index. The code of an attribute that a user does not have is -1."""
 
     seed: int
     business: NDArray[np.bool_]  # (N,)
@@ -40,7 +41,7 @@ class Shoppers:
     price_level: F64  # (N,) preferred price, in deviations from the category's usual one
     settled: F64  # (N, D) taste that stays
     wave: F64  # (N, WAVES, D, 2) frequency in radians a day, phase
-    mission_days: I64  # (N,) how long one is out for the same thing
+    mission_days: I64  # (N,) how long an errand lasts
     mission_shift: I64  # (N,)
 
     @property
@@ -54,7 +55,7 @@ class Shoppers:
         return out
 
     def mission(self, day: int, preference: F64) -> I64:
-        """The category each user is out for on a day, drawn from his ``preference`` (N, C) cumulative. (N,)"""
+        """The category of each user's errand on a day, drawn by the cumulative ``preference`` (N, C). (N,)"""
         errand = (day + self.mission_shift) // self.mission_days
         throw = uniform(self.seed, "mission", np.arange(self.n), errand)
         out: I64 = (preference < throw[:, None]).sum(axis=1)
@@ -80,9 +81,9 @@ class Shoppers:
 
 
 def make_shoppers(seed: int, daily_users: int, p: Params) -> Shoppers:
-    """The population in which ``daily_users`` come on an average day."""
+    """A population of which ``daily_users`` come on an average day."""
     n = max(1, round(daily_users / p.daily_share))
-    rng = stream(seed, "shoppers")
+    rng = generator(seed, "shoppers")
     business = even_uniform(rng, n) < p.business_share
     none = np.full(n, -1)
     seller = np.where(business, (rng.random(n) < 0.4).astype(np.int64), none)

@@ -1,7 +1,8 @@
+# core
 """Who comes on a day, when, and how far they scroll: the day's page views, in time order.
 
-It depends on the seed and the day alone. In particular a good page does not make anybody look longer, so that the
-click rates of two page policies can be compared exposure by exposure.
+It depends on the seed and the day alone. In particular, a good page makes nobody look longer, so that the click rates
+of two page policies can be compared exposure by exposure.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.dice import F64, normal_quantiles, stream
+from simulator.dice import F64, generator, normal_quantiles
 from simulator.params import DAY_MS, HOUR_MS, PAGE, UTC_OFFSET_MS, Params
 from simulator.shoppers import Shoppers
 
 I64 = NDArray[np.int64]
 STEPS = 24
-"""Quantiles that stand for a day's chance where a mean over it is needed."""
+"""How many quantiles replace the day's random part where the mean over it is needed."""
 
 # Relative traffic of each local hour. Buyers keep office hours with a lunch break, and are flatter at the weekend;
 # consumers come at lunch and in the evening.
@@ -49,7 +50,7 @@ def weekday(day: int) -> int:
 
 def make_visits(seed: int, shoppers: Shoppers, day: int, p: Params, median: float) -> Visits:
     """The page views of a local day; ``median`` is :func:`usual_depth`."""
-    rng = stream(seed, "visits", day)
+    rng = generator(seed, "visits", day)
     n = shoppers.n
     comes = np.flatnonzero(rng.random(n) < shoppers.daily)
     depth = p.depth_user * shoppers.depth + p.depth_day * rng.standard_normal(n)
@@ -87,7 +88,7 @@ def make_visits(seed: int, shoppers: Shoppers, day: int, p: Params, median: floa
 
 
 def usual_depth(shoppers: Shoppers, p: Params) -> float:
-    """Median of a looker's exposures a day at which the mean over all who come is ``p.exposures``."""
+    """The median exposures a day of those who do not only pass by, such that the mean over all is ``p.exposures``."""
     target = (p.exposures - p.passing * p.passing_exposures) / (1.0 - p.passing)
     noise = np.exp(p.depth_day * normal_quantiles(STEPS))
     factor = np.exp(p.depth_user * shoppers.depth)[:, None] * noise  # (N, STEPS)

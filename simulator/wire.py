@@ -1,6 +1,7 @@
-"""The simulator's two doors: a thread that hands messages to Kafka, and an HTTP client that does not give up.
+# shell
+"""The simulator's two connections: a thread that hands messages to Kafka, and an HTTP client that does not give up.
 
-Neither blocks the event loop, and neither lets an outage end the role: what cannot be sent now is sent later, aloud.
+Neither blocks the event loop, and no outage ends the role: what cannot be sent now is sent later, and warnings say so.
 """
 
 from __future__ import annotations
@@ -9,20 +10,24 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import msgspec
 import structlog
 from kafka.errors import KafkaError, MessageSizeTooLargeError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
+from tenacity.wait import wait_base
 
 from millrace.contracts.errors import SettingError
 from simulator import figures
 
 log = structlog.get_logger("simulator")
 
-Message = tuple[str, bytes, bytes]
+T = TypeVar("T")
+
+Record = tuple[str, bytes, bytes]
 """topic, key, value"""
 FULL = 20_000
 """Messages that may wait for the producer before the loop is asked to pause."""
@@ -41,8 +46,8 @@ class Producer(Protocol):
     def close(self, timeout: float | None = None) -> Any: ...
 
 
-class Aloud:
-    """Warns of a trouble that lasts at growing intervals, so that it is heard and does not flood.
+class ThrottledWarning:
+    """Warns of a lasting trouble at growing intervals, so that the log shows it and is not flooded.
 
     Args:
         clock: seconds that only grow.
@@ -79,8 +84,8 @@ class Outlet:
 
     def __init__(self, producer: Producer, headers: Sequence[tuple[str, bytes]] = ()) -> None:
         self._producer, self._headers = producer, list(headers)
-        self._line: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._aloud = Aloud()
+        self._line: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
+        self._warn = ThrottledWarning()
         self._open = 0  # given and not yet acknowledged
         self._lock = threading.Lock()
         self._deadline: float | None = None
@@ -99,7 +104,7 @@ class Outlet:
         return self._line.qsize()
 
     async def room(self) -> None:
-        """Returns when the line is not over-long."""
+        """Returns when at most :data:`FULL` messages wait."""
         while self.waiting > FULL:
             await asyncio.sleep(0.01)
 
@@ -113,7 +118,7 @@ class Outlet:
             try:
                 self._producer.flush(timeout=max(0.1, self._deadline - time.monotonic()))
             except KafkaError as error:
-                self._aloud("the broker does not take the last messages", error=type(error).__name__)
+                self._warn("the broker does not take the last messages", error=type(error).__name__)
             if self._line.empty() or time.monotonic() >= self._deadline:
                 break
             self._thread = threading.Thread(target=self._work, name="outlet", daemon=True)
@@ -133,7 +138,7 @@ class Outlet:
                     self._refused(message)
                     break
                 except KafkaError as error:
-                    self._aloud("the broker does not take messages", error=type(error).__name__, waiting=self.waiting)
+                    self._warn("the broker does not take messages", error=type(error).__name__, waiting=self.waiting)
                     if self._deadline is not None and time.monotonic() >= self._deadline:
                         return
                     time.sleep(0.2)
@@ -146,22 +151,26 @@ class Outlet:
         with self._lock:
             self._open -= 1
 
-    def _refused(self, message: Message) -> None:
+    def _refused(self, message: Record) -> None:
         """Too large for any try: it is told and left out."""
         topic, key, value = message
         figures.REFUSED.inc()
-        self._aloud("a message is too large and is not sent", topic=topic, key=repr(key[:40]), bytes=len(value))
+        self._warn("a message is too large and is not sent", topic=topic, key=repr(key[:40]), bytes=len(value))
         self._delivered(None)
 
-    def _given_back(self, message: Message, error: BaseException) -> None:
+    def _given_back(self, message: Record, error: BaseException) -> None:
         if isinstance(error, MessageSizeTooLargeError):
             self._refused(message)
             return
-        self._aloud("a message came back and is sent again", topic=message[0], error=type(error).__name__)
+        self._warn("a message came back and is sent again", topic=message[0], error=type(error).__name__)
         self._line.put(message)
 
 
-class Scorer:
+class _Unanswered(Exception):
+    """A try without an answer of use; its text says why."""
+
+
+class ScorerClient:
     """The scorer's HTTP API. Every failure is counted, told, and tried again with back-off, until ``stopped()``."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession, stopped: Callable[[], bool]) -> None:
@@ -170,28 +179,31 @@ class Scorer:
         self._url = url.rstrip("/")
         self._session = session
         self._stopped = stopped
-        self._aloud = Aloud()
+        self._warn = ThrottledWarning()
 
     async def ready(self) -> bool:
         """Waits until the scorer says that it can serve; False when told to stop before."""
-        pause = 0.1
-        while not self._stopped():
+
+        async def look() -> bool:
+            if self._stopped():
+                return False
             try:
                 async with self._session.get(f"{self._url}/readyz") as answer:
                     if answer.status == 200:
                         return True
-                    why = (await answer.text())[:200]
+                    raise _Unanswered((await answer.text())[:200])
             except (aiohttp.ClientError, TimeoutError) as error:
-                why = type(error).__name__
-            self._aloud("waiting for the scorer", address=self._url, why=why)
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, 2.0)
-        return False
+                raise _Unanswered(type(error).__name__) from None
+
+        return await self._insist(look, "waiting for the scorer", wait_exponential(0.1, max=2.0, exp_base=1.5))
 
     async def ask(
         self, route: str, make_body: Callable[[], dict[str, Any]], refusals: int = 0
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """POSTs until it is answered: the body that was answered, and the answer.
+
+        An answer without a request id is a page of the shop's lists: the scorer is not ready and has logged no
+        impression. Events of such a page would become dead letters, so the scorer is asked again.
 
         ``make_body`` is called for each try and must name a new request id each time: the scorer may have logged the
         impression of a try whose answer was lost.
@@ -203,8 +215,12 @@ class Scorer:
         Returns:
             None when told to stop, or refused for good.
         """
-        pause = 0.05
-        while not self._stopped():
+        trouble = "the scorer does not answer; the shopper waits"
+
+        async def post() -> tuple[dict[str, Any], dict[str, Any]] | None:
+            nonlocal refusals
+            if self._stopped():
+                return None
             body = make_body()
             started = time.perf_counter()
             try:
@@ -216,19 +232,29 @@ class Scorer:
                     raw = await answer.read()
                 if answer.status == 200:
                     page: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
-                    figures.RECOMMEND_SECONDS.observe(time.perf_counter() - started)
-                    return body, page
+                    if page.get("request_id") is not None:
+                        figures.RECOMMEND_SECONDS.observe(time.perf_counter() - started)
+                        return body, page
                 why = f"{answer.status} {raw[:200].decode('utf-8', 'replace')}"
-                if answer.status < 500 and answer.status != 429:
+                if 400 <= answer.status < 500 and answer.status != 429:
                     if refusals <= 0:
                         figures.REQUEST_ERRORS.inc()
-                        self._aloud("the scorer refused a request", route=route, why=why)
+                        self._warn("the scorer refused a request", route=route, why=why)
                         return None
                     refusals -= 1
             except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
                 why = f"{type(error).__name__} {error}"[:200]
             figures.REQUEST_ERRORS.inc()
-            self._aloud("the scorer does not answer; the shopper waits", address=self._url, why=why)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 2.0)
-        return None
+            raise _Unanswered(why)
+
+        return await self._insist(post, trouble, wait_exponential(0.05, max=2.0))
+
+    async def _insist(self, try_once: Callable[[], Coroutine[Any, Any, T]], trouble: str, pauses: wait_base) -> T:
+        """Tries until there is an answer. ``try_once`` asks before each try whether to stop, and then has one."""
+
+        def told(state: RetryCallState) -> None:
+            why = state.outcome.exception() if state.outcome is not None else None
+            self._warn(trouble, address=self._url, why=str(why))
+
+        tries = AsyncRetrying(retry=retry_if_exception_type(_Unanswered), wait=pauses, before_sleep=told)
+        return await tries(try_once)

@@ -1,12 +1,15 @@
-"""The simulated shop, whole: a pure function of the seed and event time.
+# core
+"""The whole simulated shop: a pure function of the seed and event time.
 
-A click needs a look and a liking (the examination hypothesis, Richardson et al. 2007, Craswell et al. 2008)::
+A shopper clicks an item that is looked at and liked (the examination hypothesis, Richardson et al. 2007, Craswell et
+al. 2008)::
 
     P(click) = look(position) * sigmoid(b + a_u(t) + q_i(t) + s <x_u(t), y_i> - c (z_i - z_u)^2
-                                        + m_kind log(min_order_i) + g [category_i is what u is out for])
+                                        + m_kind log(min_order_i) + g [category_i is u's errand])
 
-``x_u(t)`` drifts, ``q_i(t)`` rises and falls, and what a shopper is out for changes every few days. The terms with
-both u and i cannot be written as a sum of effects of fields, so a linear model on the fields stays below the oracle.
+``x_u(t)`` drifts, ``q_i(t)`` rises and falls, and a shopper's errand (``mission``: the category that is looked for)
+changes every few days. The terms with both u and i are not sums of effects of single fields, so a linear model on the
+fields stays below the oracle's AUC.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.catalogue import Catalogue, Goods
-from simulator.dice import F64, normal, stream
+from simulator.dice import F64, generator, normal
 from simulator.pages import PagePolicy
 from simulator.params import DAY_MS, DEFAULT, PAGE, UTC_OFFSET_MS, Params
 from simulator.shoppers import make_shoppers
@@ -28,7 +31,7 @@ UNKNOWN = -1
 NEVER = 1e-6
 """Click probability of an item that the shop does not have."""
 REFERENCE_DAYS = (20_003, 20_031, 20_061)
-"""Local days (since 1970) on whose pages the mean click rate is set: arbitrary, a month apart, fixed."""
+"""Local days (since 1970) whose pages set the mean click rate. They are arbitrary, a month apart, and never change."""
 
 
 def day_of(ts_ms: int) -> int:
@@ -42,7 +45,7 @@ def start_of(day: int) -> int:
 
 
 class Day:
-    """The world on one local day: tastes, missions and fashions stand still within it. Made by :meth:`World.day`."""
+    """The world on one local day: tastes, errands and fashions are constant within it. :meth:`World.day` makes it."""
 
     def __init__(self, world: World, number: int) -> None:
         p, shoppers, catalogue = world.params, world.shoppers, world.catalogue
@@ -111,7 +114,7 @@ class Day:
 
 
 class World:
-    """Days of the shop, for any local day. Keeps the last few that were asked for.
+    """The shop on any local day. Keeps the last three days that were asked for.
 
     Args:
         seed: which shop.
@@ -122,7 +125,7 @@ class World:
         self.seed, self.params = seed, params
         self.shoppers = make_shoppers(seed, users, params)
         self.catalogue = Catalogue(seed, params)
-        # What one is out for follows lasting taste and what the trade has much of.
+        # An errand's category follows lasting taste and the category's share of new items.
         fit = self.shoppers.settled @ self.catalogue.category_vector.T / np.sqrt(self.shoppers.settled.shape[1])
         weight = self.catalogue.share * np.exp(2.0 * fit)  # (N, C)
         self.preference: F64 = np.cumsum(weight / weight.sum(axis=1, keepdims=True), axis=1)
@@ -151,7 +154,7 @@ class World:
         likings, looks = [], []
         for number in REFERENCE_DAYS:
             day, visits = self.day(number), self.visits(number)
-            rng = stream(self.seed, "reference", number)
+            rng = generator(self.seed, "reference", number)
             views = rng.choice(visits.n, min(visits.n, 6000), replace=False)
             rows = PagePolicy(self, day).pages(visits, views)  # (V, PAGE)
             seen = np.arange(PAGE) < visits.size[views][:, None]

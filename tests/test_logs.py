@@ -19,7 +19,7 @@ import pytest
 from millrace.contracts.errors import LogError, MillraceError, SchemaError
 from millrace.contracts.events import MAX_OFFSET, Action
 from millrace.contracts.schema import Schema, parse_schema
-from millrace.logs.exposures import LogTable, local_days, read_log
+from millrace.logs import LogTable, local_days, read_log
 
 SCHEMA = """
 name = "t"

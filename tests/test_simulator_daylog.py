@@ -10,7 +10,7 @@ import pytest
 
 from millrace.contracts.errors import LogError
 from millrace.contracts.schema import shop_schema
-from millrace.logs.exposures import local_days, read_log
+from millrace.logs import local_days, read_log
 from simulator.daylog import write_days
 
 USERS = 150
@@ -19,7 +19,7 @@ USERS = 150
 def test_the_shops_schema_reads_them(tmp_path: Path) -> None:
     paths = write_days(tmp_path, 2, seed=1, start="2026-03-02", users=USERS, quiet=True)
     assert [p.name for p in paths] == ["shop-2026-03-02.parquet", "shop-2026-03-03.parquet"]
-    assert not list(tmp_path.glob("*.partial"))
+    assert sorted(tmp_path.iterdir()) == paths, "nothing unfinished is left"
     schema = shop_schema()
     log = read_log(tmp_path, schema)
     assert log.rows_read == sum(pq.read_metadata(p).num_rows for p in paths)

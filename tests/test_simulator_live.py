@@ -68,7 +68,7 @@ def test_shoppers_ask_look_and_act(make_scorer: Callable[..., FakeScorer], world
     before = {c: value(c) for c in (figures.EXPOSURES, figures.CLICKS, figures.MALFORMED, figures.DUPLICATES)}
     pages_before = labelled(figures.PAGES)
     options = Options(users=USERS, max_pages=150, duplicate=0.1, malformed=0.1, out_of_order=0.1, late=0.1)
-    run(settings, options, threading.Event(), sink)
+    run(settings, threading.Event(), options, sink)
     assert sink.flushed
     assert sink.closed
     assert READY._value.get() == 0
@@ -114,20 +114,33 @@ def test_shoppers_ask_look_and_act(make_scorer: Callable[..., FakeScorer], world
 
 def test_keys_are_the_users(make_scorer: Callable[..., FakeScorer]) -> None:
     sink = Recorder()
-    run(settings_for(make_scorer()), Options(users=USERS, max_pages=30, malformed=0), threading.Event(), sink)
+    run(settings_for(make_scorer()), threading.Event(), Options(users=USERS, max_pages=30, malformed=0), sink)
     for topic, key, raw in sink.messages:
         if topic == "events":
             assert key == str(json.loads(raw)["user_id"]).encode()
 
 
-def test_an_outage_of_the_scorer_is_waited_out(make_scorer: Callable[..., FakeScorer]) -> None:
+LIST_PAGE = {"request_id": None, "model_version": -1, "arm": "lists", "ts_ms": 1, "notes": ["made of the shop's lists"]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        ({"error": "restarting"}, 503),
+        (LIST_PAGE | {"items": [{"item_id": "7", "position": 0, "score": None}]}, 200),
+    ],
+    ids=["not ready", "page of lists"],
+)
+def test_an_outage_of_the_scorer_is_waited_out(
+    make_scorer: Callable[..., FakeScorer], answer: dict[str, Any], status: int
+) -> None:
     def trouble(n: int) -> web.Response | None:
-        return web.json_response({"error": "restarting"}, status=503) if 10 <= n < 30 else None
+        return web.json_response(answer, status=status) if 10 <= n < 30 else None
 
     scorer, sink = make_scorer(trouble=trouble), Recorder()
     scorer.ready_after = 2
     before = value(figures.REQUEST_ERRORS)
-    run(settings_for(scorer), Options(users=USERS, max_pages=40), threading.Event(), sink)
+    run(settings_for(scorer), threading.Event(), Options(users=USERS, max_pages=40), sink)
     events, _ = sink.events()
     pages = {e.request_id for e in events if isinstance(e, Exposure)}
     assert value(figures.REQUEST_ERRORS) - before == 20
@@ -145,8 +158,8 @@ def test_what_the_broker_gives_back_is_sent_again(make_scorer: Callable[..., Fak
 
     sink, whole = Recorder(trouble), Recorder()
     options = Options(users=USERS, max_pages=20, malformed=0)
-    run(settings_for(make_scorer()), options, threading.Event(), sink)
-    run(settings_for(make_scorer()), options, threading.Event(), whole)
+    run(settings_for(make_scorer()), threading.Event(), options, sink)
+    run(settings_for(make_scorer()), threading.Event(), options, whole)
     assert sorted(sink.of("users")) == sorted(whole.of("users"))
     events, _ = sink.events()
     pages = {e.request_id for e in events if isinstance(e, Exposure)}
@@ -155,7 +168,7 @@ def test_what_the_broker_gives_back_is_sent_again(make_scorer: Callable[..., Fak
 
 def test_open_loop_shows_its_own_pages_and_has_them_logged(make_scorer: Callable[..., FakeScorer]) -> None:
     scorer, sink = make_scorer(), Recorder()
-    run(settings_for(scorer), Options(users=USERS, max_pages=30, open_loop=True), threading.Event(), sink)
+    run(settings_for(scorer), threading.Event(), Options(users=USERS, max_pages=30, open_loop=True), sink)
     events, _ = sink.events()
     asked = {b["request_id"]: b for b in scorer.bodies}
     exposures = [e for e in events if isinstance(e, Exposure)]
@@ -169,7 +182,7 @@ def test_open_loop_shows_its_own_pages_and_has_them_logged(make_scorer: Callable
 def test_it_stops_when_told_even_while_waiting(make_scorer: Callable[..., FakeScorer]) -> None:
     scorer, sink, stop = make_scorer(), Recorder(), threading.Event()
     scorer.ready_after = 10**9
-    role = threading.Thread(target=run, args=(settings_for(scorer), Options(users=USERS), stop, sink))
+    role = threading.Thread(target=run, args=(settings_for(scorer), stop, Options(users=USERS), sink))
     role.start()
     until(lambda: scorer.asked_ready > 0, "it waits for the scorer")
     stop.set()
@@ -182,5 +195,5 @@ def test_it_stops_when_told_even_while_waiting(make_scorer: Callable[..., FakeSc
 def test_a_restart_does_not_repeat_request_ids(make_scorer: Callable[..., FakeScorer]) -> None:
     scorer = make_scorer()
     for _ in range(2):
-        run(settings_for(scorer), Options(users=USERS, max_pages=10), threading.Event(), Recorder())
+        run(settings_for(scorer), threading.Event(), Options(users=USERS, max_pages=10), Recorder())
     assert len(set(scorer.ids)) == len(scorer.ids)

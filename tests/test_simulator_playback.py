@@ -15,7 +15,7 @@ from millrace.contracts.errors import LogError
 from millrace.contracts.events import Action, Click, Exposure, decode_item, decode_user
 from millrace.contracts.schema import parse_schema, shop_schema
 from millrace.contracts.settings import Settings
-from millrace.logs.exposures import read_log
+from millrace.logs import read_log
 from millrace.processes.wall import event_now_ms, wall_ms
 from simulator.daylog import write_days
 from simulator.playback import PlaybackOptions, first_ms, play
@@ -93,7 +93,7 @@ def test_a_log_without_pages(small: tuple[Path, Path], make_scorer: Callable[...
     log, schema = small
     scorer, sink = make_scorer(), Recorder()
     settings = settings_at(scorer, T0, 2000.0, schema)
-    play(settings, PlaybackOptions(log, quiet=True, concurrency=1), threading.Event(), sink)
+    play(settings, threading.Event(), PlaybackOptions(log, quiet=True, concurrency=1), sink)
     assert sink.flushed
     assert sink.closed
     assert sink.headers == settings.event_clock().headers != []
@@ -133,7 +133,7 @@ def test_a_day_of_the_shop_comes_through_whole(tmp_path: Path, make_scorer: Call
     table = read_log(tmp_path, schema).table
     scorer, sink = make_scorer(), Recorder()
     settings = settings_at(scorer, first_ms(tmp_path, schema), 40_000.0)
-    play(settings, PlaybackOptions(tmp_path, quiet=True), threading.Event(), sink)
+    play(settings, threading.Event(), PlaybackOptions(tmp_path, quiet=True), sink)
     events, bad = sink.events()
     assert not bad
     assert len({e.event_id for e in events}) == len(events)
@@ -181,7 +181,7 @@ def test_a_log_of_another_time_is_moved_to_now(
     now = T0 + (NEAR_DAYS + 100) * 86_400_000
     scorer, sink = make_scorer(), Recorder()
     settings = settings_at(scorer, now, 2000.0, schema)
-    play(settings, PlaybackOptions(log, quiet=True), threading.Event(), sink)
+    play(settings, threading.Event(), PlaybackOptions(log, quiet=True), sink)
     events, _ = sink.events()
     pages = sorted(e.ts_ms for e in events if isinstance(e, Exposure))
     assert now <= pages[0] <= pages[-1] <= event_now_ms(settings.event_clock())
@@ -197,7 +197,7 @@ def test_a_page_whose_items_are_not_known_yet_is_sent_again(
 
     log, schema = small
     scorer, sink = make_scorer(trouble=trouble), Recorder()
-    play(settings_at(scorer, T0, 2000.0, schema), PlaybackOptions(log, quiet=True), threading.Event(), sink)
+    play(settings_at(scorer, T0, 2000.0, schema), threading.Event(), PlaybackOptions(log, quiet=True), sink)
     events, _ = sink.events()
     assert sum(isinstance(e, Exposure) for e in events) == 4
     assert len(set(scorer.ids)) == len(scorer.ids) == 7
@@ -207,7 +207,7 @@ def test_it_stops_when_told(small: tuple[Path, Path], make_scorer: Callable[...,
     log, schema = small
     scorer, sink, stop = make_scorer(), Recorder(), threading.Event()
     settings = settings_at(scorer, T0, 0.001, schema)  # the second page is a day's wait away
-    role = threading.Thread(target=play, args=(settings, PlaybackOptions(log, quiet=True), stop, sink))
+    role = threading.Thread(target=play, args=(settings, stop, PlaybackOptions(log, quiet=True), sink))
     role.start()
     until(lambda: scorer.requests > 0, "it plays")
     stop.set()
@@ -220,4 +220,4 @@ def test_a_log_that_is_not_there(small: tuple[Path, Path]) -> None:
     log, schema = small
     settings = Settings(scorer="http://127.0.0.1:1", schema=str(schema))
     with pytest.raises(LogError, match=r"absent\.csv"):
-        play(settings, PlaybackOptions(log.with_name("absent.csv"), quiet=True), threading.Event(), Recorder())
+        play(settings, threading.Event(), PlaybackOptions(log.with_name("absent.csv"), quiet=True), Recorder())

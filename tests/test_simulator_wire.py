@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import structlog
 
-from simulator.wire import Aloud
+from simulator.wire import ThrottledWarning
 
 
 def told(times: list[float]) -> list[tuple[float, int]]:
     """(when it was told, how often it had been left unsaid) for a trouble that is met at these times."""
     now = 0.0
-    aloud = Aloud(lambda: now)
+    warn = ThrottledWarning(lambda: now)
     out = []
     for at in times:
         now = at
         with structlog.testing.capture_logs() as lines:
-            aloud("trouble")
+            warn("trouble")
         out += [(at, int(line.get("as_often_since", 0))) for line in lines]
     return out
 

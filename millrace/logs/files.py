@@ -1,3 +1,4 @@
+# core
 """The forms a log or side table may have: Parquet (a file or a folder of files), CSV, TSV, JSON lines.
 
 The name's ending tells the form; text may be compressed (.gz, .bz2, .zst, .lz4). A column has one type in the whole

@@ -1,7 +1,8 @@
-"""Events on their way out: held until their time comes by the event clock, then sent, some twice, some late.
+# core
+"""Events on their way out: each is held until its time comes by the event clock, then sent. Some go twice, some late.
 
-What goes wrong on the way is drawn here: duplicates, disorder, lateness, and extra malformed messages. All of it
-stays within what the settings allow, so that nothing but the malformed messages is unusable.
+What goes wrong on the way is drawn here: duplicates, disorder, lateness, and extra malformed messages. All of it stays
+within what the settings allow, so only the malformed messages are unusable.
 """
 
 from __future__ import annotations
@@ -29,14 +30,12 @@ from millrace.contracts.events import (
 )
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, TRUTH
-from millrace.processes.wall import wall_ms
-from simulator import figures
 from simulator.mischief import bad_message
 
 SLACK = 0.8
-"""Share of an allowed delay that is used: the way through Kafka takes time too."""
+"""The share of an allowed delay that is used: the way through Kafka takes time too."""
 FOLLOW_UPS: tuple[type[Action], ...] = (Click, Collect, Cart, Purchase)
-NAMES = {Click: "click", Collect: "collect", Cart: "cart", Purchase: "purchase"}
+KIND_OF = {Click: "click", Collect: "collect", Cart: "cart", Purchase: "purchase"}
 
 
 class Sink(Protocol):
@@ -55,10 +54,30 @@ class Rates:
     malformed: float = 0.002
 
 
-class Till:
-    """Holds events and sends each at its time. Not thread-safe: the event loop's own.
+class Observer(Protocol):
+    """Is told what an outbox does: :class:`simulator.figures.Counts`, which counts it for Prometheus.
+
+    The outbox calls it right after each message was handed to the sink, from the event loop; it must not wait.
+    """
+
+    def seen(self, arm: str) -> None:
+        """A page was seen. Its exposure event is sent later, and told then."""
+
+    def sent(self, event: Event, arm: str) -> None:
+        """An event was sent for the first time."""
+
+    def sent_again(self, event: Event) -> None:
+        """A duplicate of an event was sent. It may be sent before the event itself was."""
+
+    def sent_malformed(self) -> None:
+        """An extra message that nobody can use was sent."""
+
+
+class Outbox:
+    """Holds events and sends each at its time. Not thread-safe: it belongs to the event loop.
 
     Args:
+        observer: is told what was sent.
         name: of this incarnation, for the ids of extra messages.
         cut: leave out actions that would come too late for the label join.
     """
@@ -66,13 +85,15 @@ class Till:
     def __init__(
         self,
         sink: Sink,
+        observer: Observer,
         settings: Settings,
         rates: Rates,
         rng: np.random.Generator,
         name: str,
         cut: bool = True,
     ) -> None:
-        self._sink, self._rates, self._rng, self._name, self._cut = sink, rates, rng, name, cut
+        self._sink, self._observer, self._rates, self._rng = sink, observer, rates, rng
+        self._name, self._cut = name, cut
         self._heap: list[tuple[int, int, Event, str, bool]] = []  # due, number, event, arm, a duplicate
         self._number = 0
         self._bad = 0
@@ -80,33 +101,33 @@ class Till:
         self._attribution_ms = settings.attribution_minutes * 60_000
         self._late_ms = SLACK * settings.lateness_minutes * 60_000
         self._ahead_ms = round(settings.ahead_minutes * 60_000)
-        self.newest_ms = 0
 
     def __len__(self) -> int:
         return len(self._heap)
 
     def page(self, exposure: Exposure, arm: str, p: bytes | None = None) -> None:
-        """A page that was seen, and the true probabilities of its exposures, if known."""
-        figures.PAGES.labels(arm).inc()
+        """Takes a page that was seen, and the true click probabilities of its exposures (``<f4``), if known."""
+        self._observer.seen(arm)
         self._hold(exposure, exposure.ts_ms, arm)
         if p is not None:
             truth = Truth(exposure.request_id, exposure.ts_ms, exposure.offset, p)
             self._sink.put(TRUTH, key_of(exposure.user_id), to_msgpack(truth))
 
     def actions(self, exposure: Exposure, slot: int, times: tuple[int, int, int, int], arm: str) -> None:
-        """What was done with the item in a slot of a page: times of click, collect, cart, purchase; 0: not done."""
+        """Takes what was done with the item in a slot of a page: event times (ms) of click, collect, cart and purchase,
+        0 where it was not done."""
         item: Id = exposure.items[slot]
         position = exposure.offset + slot
         last = exposure.ts_ms + self._attribution_ms + self._late_ms
         arrives = 0.0
         if self._rates.late > 0 and self._rng.random() < self._rates.late:
-            # The telephone was off the net: all that was done with this item is told after its label was given.
+            # The telephone was offline: everything done with this item is sent after its label was given.
             arrives = exposure.ts_ms + self._attribution_ms + self._late_ms * (0.1 + 0.6 * self._rng.random())
         for kind, at in zip(FOLLOW_UPS, times, strict=True):
             if not at or (self._cut and at > last):
                 continue
             action = kind(
-                f"{exposure.request_id}/{position}/{NAMES[kind]}",
+                f"{exposure.request_id}/{position}/{KIND_OF[kind]}",
                 exposure.request_id,
                 at,
                 exposure.user_id,
@@ -126,38 +147,34 @@ class Till:
         self._number += 1
         heapq.heappush(self._heap, (due_ms, self._number, event, arm, again))
 
-    def send_due(self, now_ms: int) -> None:
-        """Sends what is due by ``now_ms``, in order of its time."""
+    def send_due(self, now_ms: int, wall_ms: int) -> None:
+        """Sends what is due by the event time ``now_ms``, in the order in which it became due.
+
+        ``wall_ms`` is the wall time: every event says when it was sent.
+        """
         while self._heap and self._heap[0][0] <= now_ms:
             _, _, event, arm, again = heapq.heappop(self._heap)
-            self._send(event, arm, again, now_ms)
+            self._send(event, arm, again, wall_ms)
+            if not again and self._rng.random() < self._rates.malformed:
+                self._send_malformed(event, now_ms)
 
-    def close(self) -> None:
-        """Sends the pages that are still held, so that no action stands without its page; drops all else."""
+    def close(self, wall_ms: int) -> None:
+        """Sends the pages that are still held, so that no action is without its page, and drops everything else."""
         for _, _, event, arm, again in sorted(self._heap, key=lambda held: held[:2]):
             if isinstance(event, Exposure) and not again:
-                self._send(event, arm, False, None)
+                self._send(event, arm, False, wall_ms)
         self._heap.clear()
 
-    def _send(self, event: Event, arm: str, again: bool, now_ms: int | None) -> None:
-        key = key_of(event.user_id)
-        self._sink.put(EVENTS, key, to_json(msgspec.structs.replace(event, sent_ms=wall_ms())))
+    def _send(self, event: Event, arm: str, again: bool, wall_ms: int) -> None:
+        self._sink.put(EVENTS, key_of(event.user_id), to_json(msgspec.structs.replace(event, sent_ms=wall_ms)))
         if again:
-            figures.DUPLICATES.inc()
-            return
-        if event.ts_ms > self.newest_ms:
-            self.newest_ms = event.ts_ms
-            figures.EVENT_TIME.set(event.ts_ms / 1000)
-        if isinstance(event, Exposure):
-            figures.EXPOSURES.inc(len(event.items))
-            figures.PAGE_EXPOSURES.labels(arm).inc(len(event.items))
+            self._observer.sent_again(event)
         else:
-            figures.ACTIONS.labels(NAMES[type(event)]).inc()
-            if isinstance(event, Click):
-                figures.CLICKS.inc()
-                figures.PAGE_CLICKS.labels(arm).inc()
-        if now_ms is not None and self._rng.random() < self._rates.malformed:
-            self._bad += 1
-            _, raw = bad_message(self._rng, f"{self._name}-bad-{self._bad}", event.user_id, now_ms, self._ahead_ms)
-            self._sink.put(EVENTS, key, raw)
-            figures.MALFORMED.inc()
+            self._observer.sent(event, arm)
+
+    def _send_malformed(self, event: Event, now_ms: int) -> None:
+        """Sends an extra message behind an event, as the same user's client would."""
+        self._bad += 1
+        _, raw = bad_message(self._rng, f"{self._name}-bad-{self._bad}", event.user_id, now_ms, self._ahead_ms)
+        self._sink.put(EVENTS, key_of(event.user_id), raw)
+        self._observer.sent_malformed()
