@@ -4,8 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+# Tests at a time. Much of their time is waiting for processes: one more than the cores of a small machine.
+JOBS   ?= 3
 
-.PHONY: help demo test check unit wheel bench clean
+.PHONY: help install demo test check unit wheel bench clean
 help:            ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
@@ -25,8 +27,8 @@ check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-unit: $(STAMP)   ## the tests alone; pass flags as ARGS='-k join'
-	$(BIN)/python -m pytest $(ARGS)
+unit: $(STAMP)   ## the tests alone, JOBS=3 at a time; pass flags as ARGS='-k join'
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 test: check unit ## everything that must hold
 

@@ -1,16 +1,18 @@
+# shell
 """The command line: ``millrace SUBCOMMAND``. Each subcommand imports what it needs when it runs, and no sooner."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal
 
 import cyclopts
 
 from millrace import __version__
 from millrace.contracts.errors import LogError, MillraceError
-from millrace.contracts.settings import load_settings
+from millrace.contracts.settings import Settings, load_settings
 
 app = cyclopts.App(
     name="millrace",
@@ -80,7 +82,8 @@ def simulate(
     Parameters
     ----------
     from_log
-        Play this exposure log (Parquet, CSV, TSV, JSON lines) through Kafka and the live loop.
+        Play this exposure log (Parquet, CSV, TSV, JSON lines) through Kafka and the live loop, then end. A supervisor
+        names the log in MILLRACE_FROM_LOG instead: then there is no progress bar, and the role stays after the log.
     schema
         Schema file of that log.
     days
@@ -105,38 +108,59 @@ def simulate(
         for path in write_days(out, days=days, seed=settings.seed, start=start):
             print(path)
         return
-    if from_log is not None:
-        from simulator.playback import PlaybackOptions, play
+    from millrace.processes.role import run_role
 
-        _as_role(lambda stop: play(settings, PlaybackOptions(log=from_log), stop))
-        return
-    from simulator.live import Options, run
+    def run(settings: Settings, stop: Event) -> None:
+        from simulator import live, playback
 
-    _as_role(lambda stop: run(settings, Options(open_loop=open_loop, seconds=seconds), stop))
+        if from_log is not None:
+            playback.play(settings, stop, playback.PlaybackOptions(log=from_log))
+        elif settings.from_log:
+            playback.play(settings, stop, playback.PlaybackOptions(log=Path(settings.from_log), quiet=True))
+            stop.wait()  # a supervisor would start a role that ends, and so play the log, again
+        else:
+            live.run(settings, stop, live.Options(open_loop=open_loop, seconds=seconds))
+
+    run_role("simulate", settings, run)
 
 
 @app.command
 def stream() -> None:
     """Run a stream worker: windows, label join, online store."""
-    from stream.worker import run
+    from millrace.processes.role import run_role
 
-    run(load_settings(), None)
+    def run(settings: Settings, stop: Event) -> None:
+        from stream import worker
+
+        worker.run(settings, stop)
+
+    run_role("stream", load_settings(), run)
 
 
 @app.command
 def learn() -> None:
     """Run the learner."""
-    from learner.service import run
+    from millrace.processes.role import run_role
 
-    _as_role(lambda stop: run(load_settings(), stop))
+    def run(settings: Settings, stop: Event) -> None:
+        from learner import service
+
+        service.run(settings, stop)
+
+    run_role("learn", load_settings(), run)
 
 
 @app.command
 def serve(*, host: str | None = None, port: int | None = None) -> None:
     """Run a scorer: HTTP /recommend, /score, /model, /healthz, /readyz, /metrics."""
-    from scorer.app import run
+    from millrace.processes.role import run_role
 
-    _as_role(lambda stop: run(load_settings({"host": host, "port": port}), stop))
+    def run(settings: Settings, stop: Event) -> None:
+        from scorer import app as scorer
+
+        scorer.run(settings, stop)
+
+    run_role("serve", load_settings({"host": host, "port": port}), run)
 
 
 @app.command
@@ -261,13 +285,6 @@ def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.absolute())
 
 
-def _as_role(run: Any) -> None:
-    """Runs a role until it ends or SIGTERM or Ctrl-C asks it to."""
-    from millrace.processes.role import stop_on_signals
-
-    run(stop_on_signals())
-
-
 def main() -> None:
     """Runs the command line; an expected failure is one line on standard error and status 1."""
     try:
@@ -277,7 +294,3 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

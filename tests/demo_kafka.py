@@ -14,8 +14,8 @@ import pytest
 
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import wait_for_broker
-from millrace.processes.services import EmbeddedRedis
-from tests.waiting import PATIENCE, quiet_port, until
+from millrace.processes.services import EmbeddedRedis, free_port
+from tests.waiting import PATIENCE, until
 
 _SETTINGS = """
 process.roles=broker,controller
@@ -38,6 +38,13 @@ auto.create.topics.enable=false
 """
 
 
+_MACHINE = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+"""A broker of a minute's life: what the second compiler would win later costs more than it is worth."""
+
+_CLUSTER = "MkU3OEVBNTcwNTJENDM2Qg"
+"""An id as Kafka makes them. Each broker has a folder of its own, so all may have the same."""
+
+
 def _java() -> list[str]:
     home = os.environ.get("MILLRACE_TEST_KAFKA_HOME", "")
     if not home:
@@ -47,7 +54,7 @@ def _java() -> list[str]:
         pytest.skip("no Java runtime (Debian: default-jre-headless)")
     libs = Path(home).absolute() / "libs"
     assert any(libs.glob("kafka*.jar")), f"no Kafka in {libs}"
-    return [java, "-Xms128m", "-Xmx512m", "-cp", f"{libs}/*"]
+    return [java, *_MACHINE, "-cp", f"{libs}/*"]
 
 
 def _listens(port: int) -> bool:
@@ -62,15 +69,14 @@ def _listens(port: int) -> bool:
 def apache_kafka(folder: Path) -> Iterator[str]:
     """A KRaft broker of one node on free loopback ports; its address."""
     java = _java()
-    port, controller = quiet_port(), quiet_port()  # bound seconds later, once a Java machine is up
+    port, controller = free_port(), free_port()  # bound seconds later, once a Java machine is up
     folder.mkdir()
     config = folder / "server.properties"
     config.write_text(_SETTINGS.format(port=port, controller=controller, folder=folder))
     out = folder / "kafka.out"
     with out.open("wb") as log, ExitStack() as stack:
-        storage = [*java, "kafka.tools.StorageTool"]
-        made = subprocess.run([*storage, "random-uuid"], capture_output=True, text=True, check=True).stdout.split()[-1]
-        subprocess.run([*storage, "format", "-t", made, "-c", str(config)], stdout=log, stderr=log, check=True)
+        form = [*java, "kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", str(config)]
+        subprocess.run(form, stdout=log, stderr=log, check=True)
         broker = subprocess.Popen([*java, "kafka.Kafka", str(config)], stdout=log, stderr=log, start_new_session=True)
         stack.callback(broker.wait)
         stack.callback(broker.kill)

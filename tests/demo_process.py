@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from millrace.demo.monitor import fetch
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, until
 
 FETCH_SECONDS = 60.0
+LOOK_SECONDS = 0.1
+"""Between two looks at a demo: each reads the whole process table, and most ask the live page."""
 MEASURED = ("auc", "oracle_auc", "log_loss", "ctr_model", "ctr_control", "click_to_served_p50_ms")
 
 
@@ -59,7 +60,7 @@ class DemoProcess:
         with self.output.open("wb") as out:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-c", "from millrace.cli import main; main()", "demo"),
+                    *(sys.executable, "-m", "millrace", "demo"),
                     *("--data", str(folder / "data"), "--report", str(self.report_path), *flags),
                 ],
                 env={**clean, **(env or {})},
@@ -71,14 +72,15 @@ class DemoProcess:
     def text(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def until(self, condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+    def until(self, condition: Callable[[], bool], what: str) -> None:
         """Waits for a condition; fails at once when the demo ends before it holds."""
-        deadline = time.monotonic() + patience
-        while not condition():
+
+        def looked() -> bool:
             self.seen |= descendants(self.process.pid)
             assert self.process.poll() is None, f"the demo ended before {what}:\n{self.text()}"
-            assert time.monotonic() < deadline, f"not within {patience} s: {what}\n{self.text()}"
-            time.sleep(0.05)
+            return condition()
+
+        until(looked, what, every=LOOK_SECONDS, more=self.text)
 
     @property
     def url(self) -> str:
@@ -116,11 +118,14 @@ class DemoProcess:
         return self.wait()
 
     def wait(self) -> int:
-        deadline = time.monotonic() + 2 * PATIENCE
-        while self.process.poll() is None:
+        """Its exit status, once it has ended."""
+
+        def ended() -> bool:
             self.seen |= descendants(self.process.pid)
-            assert time.monotonic() < deadline, f"it does not end:\n{self.text()}"
-            time.sleep(0.05)
+            return self.process.poll() is not None
+
+        until(ended, "it ends", 2 * PATIENCE, every=LOOK_SECONDS, more=self.text)
+        assert self.process.returncode is not None
         return self.process.returncode
 
     def report(self) -> dict[str, Any]:
@@ -132,10 +137,7 @@ class DemoProcess:
         return [pid for pid, when in self.seen.items() if when and born(pid) == when]
 
     def until_nothing_left(self) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while self.left_behind():
-            assert time.monotonic() < deadline, f"left behind: {self.left_behind()}"
-            time.sleep(0.02)
+        until(lambda: not self.left_behind(), "nothing is left behind", more=lambda: str(self.left_behind()))
 
 
 @contextmanager

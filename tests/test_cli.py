@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from millrace.processes.role import ROLES, last_figures
 from tests.waiting import LONG, PATIENCE
 
 pytestmark = pytest.mark.timeout(LONG)  # in a fresh clone `learn` and `stream` compile first
@@ -38,7 +39,7 @@ def millrace(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs the command in a process of its own, as a person would."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")}
     return subprocess.run(
-        [sys.executable, "-m", "millrace.cli", *args],
+        [sys.executable, "-m", "millrace", *args],
         env=clean | {"MILLRACE_PATIENCE_SECONDS": "0.2"} | env,
         capture_output=True,
         text=True,
@@ -79,9 +80,12 @@ def closed_port() -> Iterator[int]:
 def test_a_broker_that_does_not_answer_is_named(command: str, tmp_path: Path) -> None:
     with closed_port() as port:
         address = f"127.0.0.1:{port}"
-        line = the_line(millrace(command, MILLRACE_KAFKA=address, MILLRACE_DATA=str(tmp_path), MILLRACE_REDIS=address))
+        done = millrace(command, MILLRACE_KAFKA=address, MILLRACE_DATA=str(tmp_path), MILLRACE_REDIS=address)
+    line = the_line(done)
     assert address in line
     assert "MILLRACE_KAFKA" in line
+    if command in ROLES:
+        assert "millrace_ready 0.0" in last_figures(tmp_path, command).read_text()
 
 
 @pytest.mark.parametrize("command", ["topics", "stream", "learn", "serve", "simulate"])

@@ -1,4 +1,4 @@
-"""The books: what balances, and that each kind of loss, doubling and disagreement is named."""
+"""The audit: what adds up, and that each kind of loss, doubling and disagreement is named."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_what_was_from_the_future_may_come_again_and_wait_for_its_label(shop: To
     assert ledger.dead_only == 3
 
 
-def test_messages_that_nobody_can_read_are_counted_and_are_no_books(shop: Topics) -> None:
+def test_messages_that_nobody_can_read_are_counted_and_are_no_pages(shop: Topics) -> None:
     plain = shop.ledger()
     for topic in (shop.letters, shop.samples, shop.truth):
         topic += [b"", b"[]", b"\xc1"]

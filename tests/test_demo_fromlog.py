@@ -1,4 +1,4 @@
-"""A log of somebody's own, played through Kafka and the live loop: the books balance, and the model learns from it."""
+"""A log of one's own, played through Kafka and the live loop: the model learns, every exposure is accounted for."""
 
 from __future__ import annotations
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from millrace.processes.role import ROLES
 from tests.demo_kafka import apache_kafka, command_lines, own_redis
 from tests.demo_process import DemoProcess, demo_process, descendants
-from tests.test_demo_live import assert_books_balance, assert_undisturbed
+from tests.test_demo_live import assert_all_accounted_for, assert_undisturbed
 from tests.waiting import LONG
 
 pytestmark = [pytest.mark.services, pytest.mark.kafka, pytest.mark.timeout(LONG)]
@@ -22,7 +23,7 @@ def roles(demo: DemoProcess) -> list[str]:
 
     def four() -> bool:
         lines[:] = command_lines(descendants(demo.process.pid))
-        return sum("millrace.processes.role" in line for line in lines) == 4
+        return sum(f" -m millrace {name} " in line for line in lines for name in ROLES) == 4
 
     demo.until(four, "four roles run, each under its own name")
     return lines
@@ -51,9 +52,9 @@ def test_two_demos_one_after_the_other_on_one_kafka(tmp_path: Path) -> None:
             folder = tmp_path / str(number)
             folder.mkdir()
             with demo_process(folder, env=env) as demo:
-                demo.until(lambda: demo.role("simulator")["pid"] is not None, "every role was started")
+                demo.until(lambda: demo.role("simulate")["pid"] is not None, "every role was started")
                 assert not [line for line in roles(demo) if "redis-server" in line or "tansu" in line]
-                simulator = environment(demo, "simulator")
+                simulator = environment(demo, "simulate")
                 assert b"MILLRACE_IDEMPOTENCE" not in simulator  # at its default: on
                 assert kafka.encode() in simulator
                 demo.until_learning(3000)  # so many that pages of both arms are among them
@@ -65,7 +66,7 @@ def test_two_demos_one_after_the_other_on_one_kafka(tmp_path: Path) -> None:
                     first = report["exposures_sent"]
                     assert report["earlier_exposures"] == 0
                 else:
-                    assert_books_balance(report)
+                    assert_all_accounted_for(report)
                     assert report["earlier_exposures"] == first
                     assert report["errors"] == 0
                 demo.until_nothing_left()

@@ -1,4 +1,4 @@
-"""The whole loop, as a person runs it: it learns, its books balance, and nothing that dies in it is lost or left."""
+"""The whole loop, as a person runs it: it learns, accounts for every exposure, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.waiting import LONG
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
 
-def assert_books_balance(report: dict[str, Any]) -> None:
+def assert_all_accounted_for(report: dict[str, Any]) -> None:
     assert report["conserved"] is True, report["problem"]
     accounted = sum(report[n] for n in ("positives", "negatives", "pending", "exposures_in_dead_letters"))
     assert report["exposures_sent"] == accounted
@@ -31,7 +31,7 @@ def assert_undisturbed(report: dict[str, Any]) -> None:
     """What holds beyond conservation when nobody interfered."""
     assert set(KEYS) <= set(report)
     assert missing_keys(report) == []
-    assert_books_balance(report)
+    assert_all_accounted_for(report)
     assert report["sent_from"] == "the simulator"
     assert report["dead_letters"] == report["malformed_sent"]
     assert report["duplicates_dropped"] == report["duplicates_sent"]
@@ -42,7 +42,7 @@ def assert_undisturbed(report: dict[str, Any]) -> None:
     assert 0 < report["click_to_served_ms"]["p50"] <= report["click_to_served_ms"]["p99"]
 
 
-def test_a_demo_ends_by_itself_with_balanced_books_and_a_whole_report(tmp_path: Path) -> None:
+def test_a_demo_ends_by_itself_with_every_exposure_accounted_for_and_a_whole_report(tmp_path: Path) -> None:
     with demo_process(tmp_path, "--seconds", "20") as demo:
         assert is_page(demo.url)
         assert demo.wait() == 0, demo.text()
@@ -50,7 +50,7 @@ def test_a_demo_ends_by_itself_with_balanced_books_and_a_whole_report(tmp_path: 
         report = demo.report()
         assert_undisturbed(report)
         said = demo.text()
-        assert "the books balance" in said
+        assert "every exposure is accounted for" in said
         assert len(said.splitlines()) < 40  # calm
         demo.until_nothing_left()
     # What tests/test_deploy.py holds the dashboard against is what running roles expose.
@@ -76,7 +76,7 @@ def test_kill_9_of_every_role_loses_nothing(tmp_path: Path) -> None:
         assert demo.end(signal.SIGINT) == 0, demo.text()
         report = demo.report()
         demo.until_nothing_left()
-    assert_books_balance(report)
+    assert_all_accounted_for(report)
     assert report["restarts"] == dict.fromkeys(ROLES, 1)
     assert "topics" in report["sent_from"]
 
@@ -116,7 +116,12 @@ def test_a_service_that_is_named_and_absent_is_one_line(tmp_path: Path, name: st
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-        with demo_process(tmp_path, env={name: address}) as demo:
+        env = {name: address}
+        if (
+            name == "MILLRACE_KAFKA"
+        ):  # Redis is asked after the demo's own broker, which a busy machine may keep waiting
+            env["MILLRACE_PATIENCE_SECONDS"] = "0.2"
+        with demo_process(tmp_path, env=env) as demo:
             assert demo.wait() == 1
             errors = [line for line in demo.text().splitlines() if line.startswith("millrace: ")]
             assert len(errors) == 1

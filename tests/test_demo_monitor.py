@@ -7,7 +7,7 @@ import json
 import pytest
 
 from millrace.contracts.clock import EventClock
-from millrace.demo.monitor import Figures, Monitor
+from millrace.demo.monitor import Monitor, RoleMetrics
 from millrace.demo.series import COLUMNS, Series
 
 
@@ -29,7 +29,7 @@ def exposition(started: float, sent: float, auc: str = "NaN") -> str:
 
 
 def test_counters_go_on_over_a_restart_even_when_the_new_life_has_counted_further() -> None:
-    figures = Figures()
+    figures = RoleMetrics()
     for started, sent in ((1.0, 10), (1.0, 30), (2.0, 5), (2.0, 50), (3.0, 60)):
         figures.update(exposition(started, sent))
     assert figures.total("millrace_exposures_sent_total") == 30 + 50 + 60
@@ -38,7 +38,7 @@ def test_counters_go_on_over_a_restart_even_when_the_new_life_has_counted_furthe
 
 
 def test_gauges_sum_over_partitions_and_are_unknown_until_a_number() -> None:
-    figures = Figures()
+    figures = RoleMetrics()
     figures.update(exposition(1.0, 10))
     assert figures.gauge("millrace_pending_exposures") == 7
     assert figures.gauge("millrace_pending_exposures", partition="1") == 4
@@ -61,46 +61,46 @@ class Network:
 @pytest.fixture
 def network() -> Network:
     made = Network()
-    for name in ("simulator", "stream", "learner", "scorer"):
+    for name in ("simulate", "stream", "learn", "serve"):
         made.answers[f"http://{name}/metrics"] = exposition(1.0, 20)
-    made.answers["http://scorer/model"] = json.dumps(
+    made.answers["http://serve/model"] = json.dumps(
         {"version": 4, "versions_served": 4, "click_to_served_ms": {"p50": 900.0, "p99": 2000.0, "count": 12}}
     )
     return made
 
 
 def monitor_of(network: Network) -> Monitor:
-    targets = {n: f"http://{n}/metrics" for n in ("simulator", "stream", "learner", "scorer")}
-    return Monitor(targets, "http://scorer", EventClock(), network.get)
+    targets = {n: f"http://{n}/metrics" for n in ("simulate", "stream", "learn", "serve")}
+    return Monitor(targets, "http://serve", EventClock(), network.get)
 
 
 def test_a_silent_role_is_not_ready_and_keeps_its_figures(network: Network) -> None:
     monitor = monitor_of(network)
     assert all(monitor.look().ready.values())
-    del network.answers["http://simulator/metrics"], network.answers["http://scorer/metrics"]
+    del network.answers["http://simulate/metrics"], network.answers["http://serve/metrics"]
     picture = monitor.look()
-    assert picture.ready == {"simulator": False, "stream": True, "learner": True, "scorer": False}
+    assert picture.ready == {"simulate": False, "stream": True, "learn": True, "serve": False}
     assert picture.figures["exposures"] == 20
     assert picture.model["version"] == 4
     assert picture.figures["click_to_served_p99_ms"] == 2000.0
-    network.answers["http://scorer/metrics"] = exposition(2.0, 0)
-    network.answers["http://scorer/model"] = json.dumps({"click_to_served_ms": {"p50": None, "p99": None, "count": 0}})
+    network.answers["http://serve/metrics"] = exposition(2.0, 0)
+    network.answers["http://serve/model"] = json.dumps({"click_to_served_ms": {"p50": None, "p99": None, "count": 0}})
     assert monitor.look().figures["click_to_served_p99_ms"] == 2000.0
 
 
 def test_what_a_role_has_not_measured_is_unknown_and_a_measured_0_is_a_figure(network: Network) -> None:
     gauges = {
-        "simulator": {"oracle_auc": "millrace_oracle_auc"},
-        "learner": {
+        "simulate": {"oracle_auc": "millrace_oracle_auc"},
+        "learn": {
             "auc": "millrace_rolling_auc",
             "baseline_auc": "millrace_baseline_auc",
             "log_loss": "millrace_rolling_log_loss",
             "calibration": "millrace_calibration",
             "learner_version": "millrace_model_version",
         },
-        "scorer": {"freshness_s": "millrace_freshness_seconds", "served_version": "millrace_served_version"},
+        "serve": {"freshness_s": "millrace_freshness_seconds", "served_version": "millrace_served_version"},
     }
-    network.answers["http://scorer/model"] = json.dumps({"version": 4, "trained": 100})
+    network.answers["http://serve/model"] = json.dumps({"version": 4, "trained": 100})
     for said, known in (("NaN", None), ("0.0", 0.0)):
         for role, named in gauges.items():
             text = "".join(f"# TYPE {metric} gauge\n{metric} {said}\n" for metric in named.values())
@@ -113,19 +113,19 @@ def test_what_a_role_has_not_measured_is_unknown_and_a_measured_0_is_a_figure(ne
         )
 
 
-def test_a_role_whose_loop_never_came_round_has_no_time_of_that(network: Network) -> None:
-    assert monitor_of(network).look().figures["stream_turned_s"] is None
+def test_a_loop_that_never_began_a_round_has_no_time_of_it(network: Network) -> None:
+    assert monitor_of(network).look().figures["stream_loop_s"] is None
     for said, known in ((0.0, None), (1.8e9, 1.8e9)):
-        text = f"# TYPE millrace_turned_seconds gauge\nmillrace_turned_seconds {said}\n"
+        text = f"# TYPE millrace_loop_timestamp_seconds gauge\nmillrace_loop_timestamp_seconds {said}\n"
         network.answers["http://stream/metrics"] = exposition(1.0, 20) + text
-        assert monitor_of(network).look().figures["stream_turned_s"] == known
+        assert monitor_of(network).look().figures["stream_loop_s"] == known
 
 
 def test_the_first_auc_is_timed(network: Network) -> None:
     monitor = monitor_of(network)
     monitor.look()
     assert monitor.first_auc_wall_ms is None
-    network.answers["http://learner/metrics"] = exposition(1.0, 20, "0.6")
+    network.answers["http://learn/metrics"] = exposition(1.0, 20, "0.6")
     first = monitor.look()
     monitor.look()
     assert monitor.first_auc_wall_ms == first.wall_ms

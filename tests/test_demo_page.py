@@ -6,8 +6,8 @@ import io
 import json
 import math
 import re
-import subprocess
-import sys
+import signal
+import threading
 from http.client import HTTPConnection
 from importlib import resources
 from pathlib import Path
@@ -24,10 +24,9 @@ from millrace.demo.page.server import FIRST_PORT
 from millrace.demo.series import COLUMNS
 from millrace.demo.status import State, sparkline, state_of
 from millrace.demo.view import View, line_of, table_of
+from millrace.processes.role import ROLES
 from millrace.processes.supervisor import Supervisor
 from tests.waiting import PATIENCE
-
-ROLES = ("simulator", "stream", "learner", "scorer")
 
 
 def exposition(n: float) -> str:
@@ -59,11 +58,11 @@ def running(tmp_path: Path) -> State:
         nonlocal step
         if url.endswith("/model"):
             return json.dumps({"version": 7, "trained": 5, "click_to_served_ms": {"p50": 900.0, "p99": 1800.0}})
-        if url.startswith("http://simulator"):
+        if url.startswith("http://simulate"):
             step = next(looks)
         return exposition(step)
 
-    monitor = Monitor({n: f"http://{n}/metrics" for n in ROLES}, "http://scorer", EventClock(0, 0, 240.0), get)
+    monitor = Monitor({n: f"http://{n}/metrics" for n in ROLES}, "http://serve", EventClock(0, 0, 240.0), get)
     for _ in range(12):
         monitor.look()
     return state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [f"note {i}" for i in range(20)])
@@ -108,6 +107,39 @@ def test_the_page_serves_its_files_and_the_state_and_nothing_else(running: State
         for elsewhere in ("/../server.py", "/server.py", "/etc/passwd", "/%2e%2e/server.py"):
             assert get(page.url, elsewhere)[0] == 404
     finally:
+        page.stop()
+
+
+def test_the_server_leaves_signals_alone_and_ends_although_a_browser_stays_connected(running: State) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    page = PageServer(lambda: running, 0)
+    parts = urlsplit(page.url)
+    browser = HTTPConnection(parts.hostname or "", parts.port or 0, timeout=PATIENCE)
+    try:
+        browser.request("GET", "/state.json")
+        assert browser.getresponse().read()
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+        page.stop()
+        assert not [t for t in threading.enumerate() if t.name == "page"]
+        assert browser.sock.recv(1) == b""  # the server has closed it
+    finally:
+        browser.close()
+        page.stop()
+
+
+def test_only_get_is_served_and_only_on_loopback(running: State) -> None:
+    page = PageServer(lambda: running, 0)
+    parts = urlsplit(page.url)
+    browser = HTTPConnection(parts.hostname or "", parts.port or 0, timeout=PATIENCE)
+    try:
+        assert parts.hostname == "127.0.0.1"
+        browser.request("POST", "/state.json", b"{}")
+        answer = browser.getresponse()
+        assert answer.status == 405
+        assert answer.getheader("content-security-policy", "").startswith("default-src 'none'")
+        answer.read()
+    finally:
+        browser.close()
         page.stop()
 
 
@@ -158,7 +190,7 @@ def test_what_no_role_has_measured_is_null_for_the_page_and_a_dash_in_the_termin
     said = "".join(f"# TYPE millrace_{name} gauge\nmillrace_{name} NaN\n" for name in names)
     model = json.dumps({"version": 0, "trained": 0})
     targets = {n: f"http://{n}/metrics" for n in ROLES}
-    monitor = Monitor(targets, "http://scorer", EventClock(), lambda url: model if url.endswith("/model") else said)
+    monitor = Monitor(targets, "http://serve", EventClock(), lambda url: model if url.endswith("/model") else said)
     for _ in range(3):
         monitor.look()
     state = state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [])
@@ -186,17 +218,3 @@ def test_sparklines_span_the_run() -> None:
     assert len(sparkline([float(i) for i in range(1000)], 40)) == 40
     assert sparkline([float(i) for i in range(1000)], 40)[-1] == "█"
     assert sparkline([0.5, 0.5]) == "▁▁"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["cook"], "there is no role 'cook'; name one of simulator, stream, learner, scorer"),
-        ([], "0 arguments where one role is needed; name one of simulator, stream, learner, scorer"),
-    ],
-)
-def test_a_role_that_does_not_exist_is_one_line(arguments: list[str], line: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "millrace.processes.role", *arguments], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr.splitlines()) == (1, [f"millrace: {line}"])

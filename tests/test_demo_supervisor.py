@@ -76,7 +76,7 @@ def test_it_gives_up_with_the_last_line_of_the_log(supervisor: Supervisor) -> No
             supervisor.poll()
             time.sleep(0.005)
 
-    with pytest.raises(ServiceError, match=r"the broken ended 3 times .*status 1: millrace: no such thing; mend it"):
+    with pytest.raises(ServiceError, match=r"role 'broken' ended 3 times .*status 1: millrace: no such thing; mend it"):
         poll_for_ever()
     assert supervisor.roles["broken"].state == "gave up"
     supervisor.poll()  # says it once

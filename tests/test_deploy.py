@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -27,10 +28,10 @@ JSON = sorted(DEPLOY.rglob("*.json"))
 THIRD_PARTY = {"kafka", "redis", "prometheus", "grafana"}
 
 MODULES = {
-    "simulator": "simulator.live",
+    "simulate": "simulator.live",
     "stream": "stream.worker",
-    "learner": "learner.service",
-    "scorer": "scorer.app",
+    "learn": "learner.service",
+    "serve": "scorer.app",
 }
 _NAMES = """
 import importlib, json, sys
@@ -141,7 +142,7 @@ def test_docs_list_exactly_the_metrics_there_are() -> None:
 
 def test_a_role_that_has_measured_nothing_says_so() -> None:
     """0 is a value: only what counts something may begin with it."""
-    counts = {"ready", "turned_seconds", "window_keys", "table_rows", "items", "item_keys"}
+    counts = {"ready", "loop_timestamp_seconds", "window_keys", "table_rows", "items", "item_keys"}
     begun = {name: value for _, gauges in registries() for name, value in gauges.items()}
     assert {name for name, value in begun.items() if value == "0.0"} == {f"millrace_{name}" for name in counts}
     assert {value for value in begun.values() if value != "0.0"} == {"nan"}
@@ -158,7 +159,9 @@ def services() -> dict[str, Any]:
 
 def test_every_role_and_service_is_there() -> None:
     assert set(services()) == {*ROLES, *THIRD_PARTY, "topics"}
-    assert {n: s.get("command") for n, s in services().items() if n in ROLES} == {n: [n] for n in ROLES}
+    commands = {n: s.get("command") for n, s in services().items() if n not in THIRD_PARTY}
+    assert commands == {n: [n] for n in (*ROLES, "topics")}  # subcommands of the image's entry point
+    assert not [n for n, s in services().items() if "entrypoint" in s]
 
 
 @pytest.mark.parametrize("name", sorted([*ROLES, *THIRD_PARTY, "topics"]))
@@ -230,15 +233,14 @@ def test_prometheus_asks_every_role_where_it_listens() -> None:
 def test_the_image_runs_roles_and_holds_every_package() -> None:
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
     copied = {line.split()[1] for line in lines if line.startswith("COPY")}
-    assert {"millrace", "simulator", "stream", "learner", "scorer"} == copied & {"millrace", "simulator", "stream", "learner", "scorer", "benchmarks"}
+    packages = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    )
+    assert {name for name in copied if (ROOT / name).is_dir()} == packages
     users = [line.split()[1] for line in lines if line.startswith("USER")]
     assert users
     assert not users[-1].startswith(("0", "root"))
-    assert json.loads(next(line for line in lines if line.startswith("ENTRYPOINT")).partition(" ")[2]) == [
-        "python",
-        "-m",
-        "millrace.processes.role",
-    ]
+    assert json.loads(next(line for line in lines if line.startswith("ENTRYPOINT")).partition(" ")[2]) == ["millrace"]
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().split()
     assert {f"!{name}" for name in copied} <= set(ignored)
 
@@ -299,7 +301,7 @@ def test_no_panel_and_no_rule_takes_what_has_no_value_for_a_figure(tmp_path: Pat
         ("ModelStale", {"millrace_freshness_seconds": "0+60x30"}),
         # It serves, and has learnt from nothing, while the learner learns: it does not follow.
         ("ModelStale", {"millrace_freshness_seconds": NO_VALUE, "millrace_samples_trained_total": "0+500x30"}),
-        ("LoopStandsStill", {"millrace_turned_seconds": "60x30", "millrace_ready": "1x30"}),
+        ("LoopStandsStill", {"millrace_loop_timestamp_seconds": "60x30", "millrace_ready": "1x30"}),
         ("WorseThanBaseline", {"millrace_rolling_auc": "0x60", "millrace_baseline_auc": "0.5x60"}),
     ],
 )

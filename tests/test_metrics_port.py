@@ -12,7 +12,7 @@ from millrace.contracts.settings import Settings, load_settings
 from millrace.demo.monitor import fetch
 from millrace.processes import metrics
 from millrace.processes.role import ROLES
-from tests.waiting import quiet_port
+from millrace.processes.services import free_port
 
 
 def test_each_role_has_a_port_of_its_own() -> None:
@@ -22,7 +22,7 @@ def test_each_role_has_a_port_of_its_own() -> None:
 
 
 def test_the_default_port_is_taken_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = quiet_port()
+    port = free_port()
     monkeypatch.setitem(metrics.PORTS, "stream", port)
     with capture_logs() as said:
         assert metrics.serve_metrics("stream", Settings().metrics_port) == port
@@ -48,7 +48,7 @@ def test_a_second_worker_on_a_machine_takes_another_port_and_says_so(monkeypatch
 
 def test_any_free_port_is_named_too() -> None:
     with capture_logs() as said:
-        port = metrics.serve_metrics("learner", 0)
+        port = metrics.serve_metrics("learn", 0)
     assert f":{port}/" in said[0]["url"]
 
 

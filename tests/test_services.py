@@ -17,6 +17,7 @@ import redis
 
 from millrace.contracts.errors import PortError, ServiceError
 from millrace.processes import services
+from millrace.processes.kafka import cluster_id
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, spawn, stop, tail
 from tests.waiting import until
 
@@ -97,6 +98,11 @@ def test_a_service_of_someone_else_on_the_port_is_not_taken_for_ours(tmp_path: P
             ours.port = theirs.port
             with pytest.raises(ServiceError, match=f"another {ours.name} answers"):
                 ours.check()
+
+
+def test_a_listener_that_gives_no_answer_is_no_broker(taken: int) -> None:
+    with pytest.raises(OSError, match="Kafka"):
+        cluster_id(f"127.0.0.1:{taken}", 0.3)
 
 
 def test_a_missing_program_is_one_line_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, TOPICS, TRUTH
 from millrace.demo.monitor import fetch
 from millrace.processes.kafka import create_topics, ensure_topics, know_topic, make_producer, read_all, wait_for_broker
-from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, spawn, stop
-from tests.waiting import LONG, quiet_port, until
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port, spawn, stop
+from tests.waiting import LONG, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
@@ -65,16 +65,16 @@ def test_roles_started_before_any_topic_is_there_work(broker: str, tmp_path: Pat
         urls = {}
         try:
             for command in ("stream", "learn", "serve"):
-                port = quiet_port()
+                port = free_port()
                 settings = Settings(
                     kafka=broker,
                     redis=redis.address,
                     data=str(tmp_path / "data"),
                     idempotence=False,
-                    port=quiet_port(),
+                    port=free_port(),
                     metrics_port=port,
                 )
-                argv = [sys.executable, "-c", "from millrace.cli import main; main()", command]
+                argv = [sys.executable, "-m", "millrace", command]
                 clean = {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")}
                 children.append(spawn(argv, clean | settings.environment(), tmp_path / f"{command}.log"))
                 urls[command] = f"http://127.0.0.1:{port}/metrics"

@@ -1,1 +1,2 @@
-"""The whole loop on one machine: it starts the roles, watches them, audits their books and shows a live page."""
+# core
+"""The whole loop on one machine: starts the roles, watches them, accounts for every exposure, shows a live page."""

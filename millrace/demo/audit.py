@@ -1,4 +1,5 @@
-"""Do the books balance? Reads the topics themselves and accounts for every exposure.
+# core
+"""The audit of a run: from the messages of the topics it accounts for every exposure.
 
 ::
 
@@ -7,8 +8,8 @@
     dead-letters ► dead      pages that were readable but unusable
     the rest ────► pending   must be the number that the stream role itself reports
 
-A page is one row of the books, a set of positions one integer: bit ``i`` stands for position ``i``. So a set of a
-hundred thousand exposures is a few thousand integers, and "no exposure twice" is an ``&`` that gives 0.
+A page has one :class:`PageAccount`. A set of its positions is one integer: bit ``i`` stands for position ``i``. So a
+hundred thousand exposures are a few thousand integers, and "no exposure twice" is an ``&`` that gives 0.
 
 Repetition is no error: after a crash a role may write a sample or a dead letter again, with the same identity. Such
 repeats are counted, and nothing else.
@@ -24,14 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.progressive import auc
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import ConservationError, SchemaError
 from millrace.contracts.events import BadEventError, Exposure, decode_dead_letter, decode_event, decode_truth
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
-from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
-from millrace.processes.kafka import read_all
 
 Offsets = dict[int, int]
 """Of ``events``, by partition: where a run began. What lies before is an earlier run's."""
@@ -40,8 +38,8 @@ UNREADABLE = ("oversized", "malformed", "unknown-type", "wrong-type")
 
 
 @dataclass(slots=True)
-class Page:
-    """The books of one page: sets of positions as bits."""
+class PageAccount:
+    """What became of the exposures of one page: sets of positions as bits."""
 
     sent: int = 0
     dead: int = 0  # taken in, then in a dead letter: what is sent of it again is a duplicate
@@ -80,7 +78,7 @@ class Ledger:
     clock: EventClock = field(default_factory=EventClock)
     ahead_ms: int = 3_600_000
     since: Offsets = field(default_factory=dict)
-    pages: dict[str, Page] = field(default_factory=dict)
+    pages: dict[str, PageAccount] = field(default_factory=dict)
     clicks: int = 0
     actions: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0  # an event_id again
@@ -140,7 +138,7 @@ class Ledger:
         self._event_ids.add(event.event_id)
         if isinstance(event, Exposure):
             bits = ((1 << len(event.items)) - 1) << event.offset
-            page = self.pages.setdefault(event.request_id, Page())
+            page = self.pages.setdefault(event.request_id, PageAccount())
             page.own = page.own or own
             if why == "future":
                 page.refused |= bits
@@ -164,7 +162,7 @@ class Ledger:
             batch.actions.tolist(), strict=True,
         )  # fmt: skip
         for (request, position), kind, score, arm, ts_ms, actions in columns:
-            page = self.pages.setdefault(request, Page())
+            page = self.pages.setdefault(request, PageAccount())
             bit = 1 << position
             if kind == FOLLOW_UP:
                 if (request, position, actions) in self._follow_ups:
@@ -201,7 +199,7 @@ class Ledger:
     # -- sums ------------------------------------------------------------------------------------------------
 
     def count(self, name: str) -> int:
-        """Positions of this run in one of the sets of :class:`Page`."""
+        """Positions of this run in one of the sets of :class:`PageAccount`."""
         return sum(getattr(page, name).bit_count() for page in self.pages.values() if page.own)
 
     def count_all(self, name: str) -> int:
@@ -258,22 +256,9 @@ class Ledger:
         )
 
 
-def read_ledger(settings: Settings, since: Offsets | None = None) -> Ledger:
-    """The books of what the topics hold now. Takes some seconds per hundred thousand exposures."""
-    ledger = Ledger(settings.event_clock(), round(settings.ahead_minutes * 60_000), since or {})
-    for topic, visit in (
-        (DEAD_LETTERS, ledger.dead_letter_message),
-        (EVENTS, ledger.event_message),
-        (SAMPLES, ledger.sample_message),
-        (TRUTH, ledger.truth_message),
-    ):
-        read_all(settings, topic, visit)
-    return ledger
-
-
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """What the roles say of themselves, to hold against the books. None: they cannot say (a restart, no answer)."""
+    """What the roles say of themselves, to compare with the ledger. None: they cannot say (a restart, no answer)."""
 
     pending: int | None
     trained: int | None
@@ -286,7 +271,11 @@ class Reported:
 
 
 def check(ledger: Ledger, reported: Reported) -> None:
-    """Raises ConservationError, naming every figure that does not fit; returns when the books balance."""
+    """Returns if every exposure is accounted for and the roles say the same.
+
+    Raises:
+        ConservationError: not so. The line names every figure that does not fit.
+    """
     sent, positives, negatives = ledger.exposures, ledger.count("positive"), ledger.count("negative")
     pending, dead = ledger.count("pending"), ledger.dead_only
     wrong = []
@@ -336,6 +325,8 @@ def check(ledger: Ledger, reported: Reported) -> None:
 def auc_of(score: NDArray[np.floating[Any]], label: NDArray[Any]) -> float | None:
     """Area under the ROC curve of ``score`` (n,) for the binary ``label`` (n,). None when one class is missing. Rows
     without a finite score are left out."""
+    from learner.progressive import auc  # SciPy and river, a second of imports: only when the books are closed
+
     finite = np.isfinite(score)
     value = auc(score[finite], label[finite])
     return value if math.isfinite(value) else None

@@ -1,3 +1,4 @@
+# shell
 """One picture of the running loop: every role's ``/metrics`` and the scorer's ``/model``, once a second.
 
 The terminal view, the live page and the report all read this picture, so they cannot disagree. A role that is being
@@ -22,13 +23,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from millrace.contracts.clock import EventClock
 from millrace.demo.series import Series
+from millrace.processes.role import ROLES
 
 Labels = tuple[tuple[str, str], ...]
 
 _STARTED = "process_start_time_seconds"
 
 
-class Figures:
+class RoleMetrics:
     """The metrics of one role over all its lives: gauges as they are, counters made continuous over restarts."""
 
     def __init__(self) -> None:
@@ -130,7 +132,7 @@ class Monitor:
         clock: EventClock,
         get: Callable[[str], str] = fetch,
     ) -> None:
-        self.roles = {name: Figures() for name in targets}
+        self.roles = {name: RoleMetrics() for name in targets}
         self.picture = Picture()
         self.series = Series()
         self._targets = dict(targets)
@@ -167,7 +169,7 @@ class Monitor:
                     answers[name] = False
             ready = {n: answers[n] and role.gauge("millrace_ready") == 1 for n, role in self.roles.items()}
             model = self.picture.model
-            if answers.get("scorer"):
+            if answers.get("serve"):
                 with suppress(OSError, ValueError):  # it may go between two questions: the next round asks again
                     model = json.loads(self._get(f"{self._scorer}/model"))
             wall_ms = time.time_ns() // 1_000_000
@@ -186,23 +188,21 @@ class Monitor:
 
     def _figures(self, wall_ms: int, model: Mapping[str, Any]) -> dict[str, float | None]:
         """The key figures by name. Totals are of the whole run; None is "not known yet"."""
-        simulator, stream, learner, scorer = (
-            self.roles.get(n, Figures()) for n in ("simulator", "stream", "learner", "scorer")
-        )
+        simulate, stream, learn, serve = (self.roles.get(name, RoleMetrics()) for name in ROLES)
         served = model.get("click_to_served_ms") or {}
         if _number(served.get("p50")) is None:  # a scorer that was restarted has not served a click yet
             served = self._served
         self._served = served
         return {
             "event_ms": float(self._clock.at(wall_ms)),
-            "exposures": simulator.total("millrace_exposures_sent_total"),
-            "clicks": simulator.total("millrace_clicks_sent_total"),
-            "malformed": simulator.total("millrace_malformed_sent_total"),
-            "duplicates": simulator.total("millrace_duplicates_sent_total"),
-            "request_errors": simulator.total("millrace_request_errors_total"),
-            "oracle_auc": simulator.gauge("millrace_oracle_auc"),
+            "exposures": simulate.total("millrace_exposures_sent_total"),
+            "clicks": simulate.total("millrace_clicks_sent_total"),
+            "malformed": simulate.total("millrace_malformed_sent_total"),
+            "duplicates": simulate.total("millrace_duplicates_sent_total"),
+            "request_errors": simulate.total("millrace_request_errors_total"),
+            "oracle_auc": simulate.gauge("millrace_oracle_auc"),
             **{
-                f"page_{what}_{arm}": simulator.total(f"millrace_page_{what}_total", arm=arm)
+                f"page_{what}_{arm}": simulate.total(f"millrace_page_{what}_total", arm=arm)
                 for what in ("exposures", "clicks")
                 for arm in ("model", "control")
             },
@@ -214,33 +214,33 @@ class Monitor:
             "duplicates_dropped": stream.total("millrace_duplicates_dropped_total"),
             "late": stream.total("millrace_late_events_total"),
             "stream_lag": stream.gauge("millrace_stream_lag"),
-            "stream_turned_s": _turned(stream),
+            "stream_loop_s": _loop_s(stream),
             "window_keys": stream.gauge("millrace_window_keys"),
-            "trained": learner.total("millrace_samples_trained_total"),
-            "repeated": learner.total("millrace_samples_repeated_total"),
-            "auc": learner.gauge("millrace_rolling_auc"),
-            "baseline_auc": learner.gauge("millrace_baseline_auc"),
-            "log_loss": learner.gauge("millrace_rolling_log_loss"),
-            "calibration": learner.gauge("millrace_calibration"),
-            "learner_version": learner.gauge("millrace_model_version"),
-            "learner_lag": learner.gauge("millrace_learner_lag"),
-            "learner_turned_s": _turned(learner),
-            "table_rows": learner.gauge("millrace_table_rows"),
-            "skipped": learner.total("millrace_batches_skipped_total"),
-            "served_version": scorer.gauge("millrace_served_version"),
+            "trained": learn.total("millrace_samples_trained_total"),
+            "repeated": learn.total("millrace_samples_repeated_total"),
+            "auc": learn.gauge("millrace_rolling_auc"),
+            "baseline_auc": learn.gauge("millrace_baseline_auc"),
+            "log_loss": learn.gauge("millrace_rolling_log_loss"),
+            "calibration": learn.gauge("millrace_calibration"),
+            "learner_version": learn.gauge("millrace_model_version"),
+            "learner_lag": learn.gauge("millrace_learner_lag"),
+            "learn_loop_s": _loop_s(learn),
+            "table_rows": learn.gauge("millrace_table_rows"),
+            "skipped": learn.total("millrace_batches_skipped_total"),
+            "served_version": serve.gauge("millrace_served_version"),
             "versions_served": _number(model.get("versions_served")),
-            "requests": scorer.total("millrace_requests_total"),
-            "freshness_s": scorer.gauge("millrace_freshness_seconds"),
-            "delta_gaps": scorer.total("millrace_delta_gaps_total"),
-            "scorer_errors": scorer.total("millrace_errors_total"),
+            "requests": serve.total("millrace_requests_total"),
+            "freshness_s": serve.gauge("millrace_freshness_seconds"),
+            "delta_gaps": serve.total("millrace_delta_gaps_total"),
+            "scorer_errors": serve.total("millrace_errors_total"),
             "click_to_served_p50_ms": _number(served.get("p50")),
             "click_to_served_p99_ms": _number(served.get("p99")),
         }
 
 
-def _turned(role: Figures) -> float | None:
-    """When a role's loop last came round; None when it never did: then it says 0."""
-    return role.gauge("millrace_turned_seconds") or None
+def _loop_s(role: RoleMetrics) -> float | None:
+    """Unix time at which the last round of a role's main loop began; None before the first: then the gauge is 0."""
+    return role.gauge("millrace_loop_timestamp_seconds") or None
 
 
 def _number(value: object) -> float | None:

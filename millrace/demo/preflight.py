@@ -1,27 +1,32 @@
+# shell
 """Services that a setting names, for the demo: wait for them, and see what earlier runs left in the topics.
 
 A broker of one's own keeps its topics. The next demo then goes on where the last one ended: the shop opens on the
 working day after the newest event, the roles read what is there (with a new data folder they read it again, which
-gives the same labels), and the books of this run begin at the offsets found here.
+gives the same labels), and the audit of this run begins at the offsets found here.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import redis
+import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from tenacity import Retrying
 
 from millrace.contracts.errors import StoreError
 from millrace.contracts.events import BadEventError, Exposure, decode_event
+from millrace.contracts.online import REDIS_REMEDY, redis_url
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS
 from millrace.processes.kafka import read_all
-from stream.online import redis_url
+from millrace.processes.patience import patience
+
+log = structlog.get_logger("demo")
 
 LOCAL = timedelta(hours=8)
 OPENS_HOUR = 9
@@ -35,26 +40,23 @@ def wait_for_redis(address: str, patience_seconds: float) -> None:
     Raises:
         StoreError: it did not within ``patience_seconds``.
     """
-    remedy = "start Redis there, or set MILLRACE_REDIS to its host:port"
     try:
         client = redis.Redis.from_url(
             redis_url(address), socket_connect_timeout=2.0, socket_timeout=2.0, retry=Retry(NoBackoff(), 0)
         )
     except ValueError as error:
-        raise StoreError(f"Redis address '{address}' is none ({error})", remedy) from None
-    deadline = time.monotonic() + patience_seconds
+        raise StoreError(f"Redis address '{address}' is not usable ({error})", REDIS_REMEDY) from None
+
+    def aloud(_: BaseException, left: float) -> None:
+        log.warning("waiting for Redis", address=address, seconds_left=round(left))
+
     with client:
-        while True:
-            try:
-                client.ping()
-                return
-            except redis.RedisError as error:
-                if time.monotonic() >= deadline:
-                    raise StoreError(
-                        f"Redis '{address}' does not answer ({type(error).__name__}) after {patience_seconds:g} s",
-                        remedy,
-                    ) from None
-                time.sleep(0.2)
+        try:
+            Retrying(**patience(patience_seconds, redis.RedisError, aloud))(client.ping)
+        except redis.RedisError as error:
+            raise StoreError(
+                f"Redis '{address}' does not answer ({type(error).__name__}) after {patience_seconds:g} s", REDIS_REMEDY
+            ) from None
 
 
 @dataclass(slots=True)

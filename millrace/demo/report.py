@@ -1,8 +1,8 @@
+# shell
 """What a demo measured, as the report that ``--report`` writes. The keys of :data:`KEYS` are stable."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.errors import StoreError
+from millrace.contracts.events import ARMS
+from millrace.contracts.files import write_whole
 from millrace.contracts.settings import Settings
 from millrace.demo.audit import Ledger, auc_of
 from millrace.demo.monitor import Monitor
-from millrace.demo.settle import Closing
+from millrace.demo.settle import Settlement
 from millrace.processes.supervisor import Supervisor
 
 Report = dict[str, Any]
@@ -47,7 +49,7 @@ KEYS = (
 
 def make_report(
     ledger: Ledger,
-    closing: Closing,
+    settlement: Settlement,
     monitor: Monitor,
     supervisor: Supervisor,
     settings: Settings,
@@ -57,7 +59,7 @@ def make_report(
 
     ``*_sent`` are the simulator's own counts; when it was restarted (and so forgot) those of the topics.
     """
-    f = closing.picture.figures
+    f = settlement.picture.figures
     ts_ms, label, score, true, arm = ledger.rows()
     recent = slice(-settings.rolling_rows, None)
     errors = {
@@ -73,13 +75,13 @@ def make_report(
     }
     first_auc = monitor.first_auc_wall_ms
     return {
-        **{n: counted if closing.simulator_restarted else round(own or 0) for n, (own, counted) in sent.items()},
+        **{n: counted if settlement.simulator_restarted else round(own or 0) for n, (own, counted) in sent.items()},
         "positives": ledger.count("positive"),
         "negatives": ledger.count("negative"),
         "pending": ledger.count("pending"),
         "dead_letters": sum(ledger.dead.values()),
         "duplicates_dropped": round(f["duplicates_dropped"] or 0),
-        "samples_trained": closing.trained,
+        "samples_trained": settlement.trained,
         "auc": _curve(ts_ms, label, score, true, settings.rolling_rows),
         "oracle_auc": auc_of(true, label),
         "log_loss": f["log_loss"],
@@ -91,9 +93,9 @@ def make_report(
         # What earlier runs left in the topics is learnt from, and judged, before this one opens.
         "seconds_to_first_auc": max(0, first_auc - started_wall_ms) / 1000 if first_auc else None,
         # Beyond the stable keys
-        "conserved": closing.problem is None,
-        "problem": str(closing.problem) if closing.problem else None,
-        "sent_from": "topics: the simulator was restarted" if closing.simulator_restarted else "the simulator",
+        "conserved": settlement.problem is None,
+        "problem": str(settlement.problem) if settlement.problem else None,
+        "sent_from": "topics: the simulator was restarted" if settlement.simulator_restarted else "the simulator",
         "sent_in_topics": {n: counted for n, (_, counted) in sent.items()},
         "corrections": ledger.count("corrected"),
         "follow_ups": ledger.follow_ups,
@@ -108,16 +110,16 @@ def make_report(
         "served_auc": auc_of(score, label),
         "served_auc_recent": auc_of(score[recent], label[recent]),
         "oracle_auc_recent": auc_of(true[recent], label[recent]),
-        "label_ctr": {name: _mean(label[arm == code]) for code, name in enumerate(("model", "control"))},
+        "label_ctr": {name: _mean(label[arm == code]) for code, name in enumerate(ARMS)},
         "calibration": f["calibration"],
-        "freshness_s": closing.freshness_s,
+        "freshness_s": settlement.freshness_s,
         "errors_by_kind": {n: round(v) for n, v in errors.items()},
         "earlier_exposures": sum((p.sent | p.dead).bit_count() for p in ledger.pages.values() if not p.own),
         "restarts": supervisor.restarts,
         "event_hours": round(float(ts_ms[-1] - ts_ms[0]) / 3_600_000, 3) if len(ts_ms) else 0.0,
         "speed": settings.event_clock().speed,
         "seed": settings.seed,
-        "seconds": round((closing.picture.wall_ms - started_wall_ms) / 1000, 1),
+        "seconds": round((settlement.picture.wall_ms - started_wall_ms) / 1000, 1),
         "metrics": sorted({n for role in monitor.roles.values() for n in role.families if n.startswith("millrace_")}),
     }
 
@@ -184,11 +186,9 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         StoreError: the place cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-        temporary.replace(path)
+        write_whole(path, msgspec.json.format(msgspec.json.encode(report)), b"\n", durable=False)
     except OSError as error:
         raise StoreError(f"report '{path}' cannot be written ({error.strerror})", "name another file") from None
 
@@ -202,11 +202,11 @@ def summary(report: Report) -> list[str]:
     served = report["click_to_served_ms"]
     curve = report["auc"]
     shown = " to ".join(f"{number(p['auc'])} (oracle {number(p['oracle_auc'])})" for p in curve[:: len(curve) - 1 or 1])
-    balance = "the books balance" if report["conserved"] else "THE BOOKS DO NOT BALANCE"
+    verdict = "every exposure is accounted for" if report["conserved"] else "NOT EVERY EXPOSURE IS ACCOUNTED FOR"
     return [
         f"{report['exposures_sent']:,} exposures in {report['event_hours']:.1f} hours of shop time: "
         f"{report['positives']:,} positive, {report['negatives']:,} negative, {report['pending']:,} pending, "
-        f"{report['exposures_in_dead_letters']:,} lost in dead letters: {balance}",
+        f"{report['exposures_in_dead_letters']:,} lost in dead letters: {verdict}",
         f"{report['malformed_sent']:,} malformed sent, {report['dead_letters']:,} dead letters; "
         f"{report['duplicates_sent']:,} duplicates sent, {report['duplicates_dropped']:,} dropped",
         f"rolling AUC {shown or '–'}; baseline at the end {number(report['baseline_auc'])}, "

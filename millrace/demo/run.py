@@ -1,4 +1,5 @@
-"""The whole loop on one machine: services, roles, a picture of it all, and at the end the books.
+# shell
+"""The whole loop on one machine: services, roles, a picture of it all, and at the end an audit.
 
 ::
 
@@ -34,7 +35,7 @@ from millrace.demo.monitor import Monitor
 from millrace.demo.page import PageServer
 from millrace.demo.preflight import Held, held_by, opening, wait_for_redis
 from millrace.demo.report import make_report, missing_keys, summary, write_report
-from millrace.demo.settle import Closing, Drained, close_books
+from millrace.demo.settle import Drained, Settlement, settle
 from millrace.demo.status import State, state_of
 from millrace.demo.view import View
 from millrace.processes.kafka import create_topics, wait_for_broker
@@ -42,7 +43,6 @@ from millrace.processes.role import calm_logs, last_figures
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
 from millrace.processes.supervisor import Supervisor
 from millrace.processes.wall import wall_ms
-from simulator.playback import first_ms
 
 SPEED = 240.0
 UNKNOWN_OF_A_LOG = ("oracle_auc", "ctr_model", "ctr_control")
@@ -52,7 +52,7 @@ READY_SECONDS = 300.0
 TICK_SECONDS = 0.25
 HEALTH_SECONDS = 5.0
 NAMED_SECONDS = 10.0
-"""How long a broker or Redis that a setting names may take to answer."""
+"""How long a broker or Redis that a setting names may take to answer; ``patience_seconds`` where that is less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,11 @@ class Demo:
         self.view.say(line)
 
     def tick(self) -> None:
-        """A quarter of a second of watching. Raises ServiceError when a role or a service is beyond help."""
+        """Looks at roles and services once and shows the state; called a few times a second.
+
+        Raises:
+            ServiceError: a service has ended, or a role died so often that it is given up.
+        """
         self.supervisor.poll()
         if time.monotonic() >= self._health_at:
             self._health_at = time.monotonic() + HEALTH_SECONDS
@@ -144,7 +148,7 @@ class Demo:
         self.view.tick()
 
     def wait(self, until: Callable[[], bool], seconds: float, *, ends_early: bool = True) -> bool:
-        """Watches until a condition holds (True), or the time is over or the end was asked for (False)."""
+        """Watches until a condition holds (True), until the time is over, or until the end is asked for (False)."""
         deadline = time.monotonic() + seconds
         while not until():
             self.tick()
@@ -163,13 +167,13 @@ class Demo:
             self.monitor.stop()
 
     def end_roles(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Whatever ended the run: no role outlives it. Only the second Ctrl-C leaves them no time."""
+        """Stops every role, whatever ended the run. Roles get some seconds for it, but none after the second Ctrl-C."""
         self.supervisor.stop(grace_seconds=0.0 if kind is _AtOnce else 5.0)
 
     # -- phases ----------------------------------------------------------------------------------------------
 
     def start_services(self, stack: ExitStack) -> None:
-        """Starts what no setting names, and makes the topics."""
+        """Starts the services that no setting names, creates the topics, and sets the event clock."""
         changes: dict[str, object] = {"data": str(self.folder), "seed": self.options.seed}
         if not self.settings.kafka:
             broker = EmbeddedBroker(self.folder / "broker")
@@ -182,8 +186,9 @@ class Demo:
         port = free_port()
         changes |= {"port": port, "scorer": f"http://127.0.0.1:{port}"}
         self.settings = msgspec.structs.replace(self.settings, **changes)
-        wait_for_broker(self.settings, NAMED_SECONDS)
-        wait_for_redis(self.settings.redis, NAMED_SECONDS)
+        patience_seconds = min(NAMED_SECONDS, self.settings.patience_seconds)
+        wait_for_broker(self.settings, patience_seconds)
+        wait_for_redis(self.settings.redis, patience_seconds)
         create_topics(self.settings)
         if "kafka" not in changes:
             self.held = held_by(self.settings)
@@ -194,6 +199,8 @@ class Demo:
             )
         begins_ms = round(opens.timestamp() * 1000)
         if self.settings.from_log:
+            from simulator.playback import first_ms  # the readers of logs, half a second of imports
+
             begins_ms = first_ms(Path(self.settings.from_log), self.settings.load_schema())
         clock = EventClock(wall_ms(), begins_ms, self.options.speed)
         self.settings = msgspec.structs.replace(self.settings, clock=clock.encode())
@@ -204,13 +211,13 @@ class Demo:
         Raises:
             ServiceError: one is not ready in time, or died too often.
         """
-        ports = {name: free_port() for name in ("simulator", "stream", "learner")}
+        ports = {name: free_port() for name in ("simulate", "stream", "learn")}
         targets = {name: f"http://127.0.0.1:{port}/metrics" for name, port in ports.items()}
-        targets["scorer"] = f"{self.settings.scorer}/metrics"
-        self._ports = {**ports, "scorer": 0}
+        targets["serve"] = f"{self.settings.scorer}/metrics"
+        self._ports = {**ports, "serve": 0}
         self.monitor = Monitor(targets, self.settings.scorer, self.settings.event_clock())
         self.monitor.start()
-        for name in ("learner", "stream", "scorer"):
+        for name in ("learn", "stream", "serve"):
             self._start(name)
         monitor = self.monitor
 
@@ -218,38 +225,38 @@ class Demo:
             # The scorer is ready when it has items, which the simulator brings: until then it answers, with a model.
             picture = monitor.picture
             return bool(
-                picture.ready.get("learner")
+                picture.ready.get("learn")
                 and picture.ready.get("stream")
-                and picture.answers.get("scorer")
+                and picture.answers.get("serve")
                 and picture.model.get("version", -1) >= 0
             )
 
         if not self.wait(there, READY_SECONDS) and not self.ending.is_set():
-            late = [n for n in ("learner", "stream") if not monitor.picture.ready.get(n)] or ["scorer"]
+            late = [n for n in ("learn", "stream") if not monitor.picture.ready.get(n)] or ["serve"]
             raise ServiceError(
-                f"the {' and the '.join(late)} did not become ready within {READY_SECONDS:g} s",
+                f"{' and '.join(late)} did not become ready within {READY_SECONDS:g} s",
                 f"see {self.folder / 'logs'}",
             )
 
     def _start(self, name: str) -> None:
         own = msgspec.structs.replace(self.settings, metrics_port=self._ports[name])
         clean = {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")}
-        # Four roles share few cores: a pool of threads in each would only make them wait for one another.
+        # Four roles share few cores. With a pool of threads in each they would only wait for one another.
         self.supervisor.start(name, {"OMP_NUM_THREADS": "1", **clean, **own.environment()})
 
     def run_traffic(self) -> None:
-        """The run proper: shoppers until the time is over or somebody asks for the end.
+        """Lets shoppers come until the time is over or somebody asks for the end.
 
-        The time begins when the shop is open: how long a busy machine needs to build it is not the run's.
+        The time is counted from the moment at which the shop is open: a busy machine may take long to build it.
 
         Raises:
             ServiceError: it does not open in time, or its role died too often.
         """
-        last_figures(self.settings.data, "simulator").unlink(missing_ok=True)  # of an earlier run in this folder
-        self._start("simulator")
+        last_figures(self.settings.data, "simulate").unlink(missing_ok=True)  # of an earlier run in this folder
+        self._start("simulate")
         monitor = self.monitor
         assert monitor is not None
-        if not self.wait(lambda: bool(monitor.picture.ready.get("simulator")), READY_SECONDS):
+        if not self.wait(lambda: bool(monitor.picture.ready.get("simulate")), READY_SECONDS):
             if self.ending.is_set():
                 return
             raise ServiceError(
@@ -259,32 +266,32 @@ class Demo:
         self.phase = "running"
         self.wait(lambda: False, self.options.seconds if self.options.seconds is not None else float("inf"))
 
-    def close(self) -> tuple[Ledger, Closing]:
-        """Lets the loop run dry and balances the books.
+    def settle(self) -> tuple[Ledger, Settlement]:
+        """Waits until the loop has handled everything, then accounts for every exposure.
 
         Raises:
-            ConservationError: they do not balance.
+            ConservationError: some are missing, or counted twice.
         """
         assert self.monitor is not None
         self.phase = "draining"
         self.say("stopping the shoppers; draining")
         last = self.monitor.look()
-        self.supervisor.stop("simulator", grace_seconds=20.0)
-        with suppress(OSError):  # it was killed, or never came so far: then its last scrape is all there is
-            self.monitor.take("simulator", last_figures(self.settings.data, "simulator").read_text())
+        self.supervisor.stop("simulate", grace_seconds=20.0)
+        with suppress(OSError):  # it was killed before it could write them: its last scrape must do
+            self.monitor.take("simulate", last_figures(self.settings.data, "simulate").read_text())
         dry = Drained(self.monitor, self.settings.idle_seconds)
         if not self.wait(dry, 60.0, ends_early=False):
             self.say(f"not drained after 60 s: {dry.why}")
         self.phase = "auditing"
         self.view.tick()
-        return close_books(self.settings, self.monitor, self.supervisor, last.figures["freshness_s"], self.held.offsets)
+        return settle(self.settings, self.monitor, self.supervisor, last.figures["freshness_s"], self.held.offsets)
 
 
 def demo(settings: Settings, options: DemoOptions) -> int:
     """Runs a demo to its end; returns the exit status: 0 when everything held.
 
     Raises:
-        MillraceError: something could not be started, died for good, or the books do not balance.
+        MillraceError: something could not be started, died for good, or an exposure is not accounted for.
     """
     if options.speed <= 0 or (options.seconds is not None and options.seconds <= 0):
         raise SettingError(
@@ -337,18 +344,18 @@ def _run(settings: Settings, options: DemoOptions, folder: Path, signals: _Signa
 
 
 def _finish(run: Demo, options: DemoOptions) -> int:
-    ledger, closing = run.close()
+    ledger, settlement = run.settle()
     run.phase = "stopping"
     run.supervisor.stop()
     assert run.monitor is not None
-    report = make_report(ledger, closing, run.monitor, run.supervisor, run.settings, run.started_ms)
+    report = make_report(ledger, settlement, run.monitor, run.supervisor, run.settings, run.started_ms)
     if options.report is not None:
         write_report(options.report, report)
-    run.phase = "failed" if closing.problem else "done"
+    run.phase = "failed" if settlement.problem else "done"
     for line in summary(report):
         run.view.say(line)
-    if closing.problem is not None:
-        raise closing.problem
+    if settlement.problem is not None:
+        raise settlement.problem
     missing = [name for name in missing_keys(report) if not (run.settings.from_log and name in UNKNOWN_OF_A_LOG)]
     if missing:
         run.view.say(f"not measured in this run: {', '.join(missing)}")

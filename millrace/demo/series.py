@@ -1,3 +1,4 @@
+# core
 """The run so far as a few hundred points: what the page draws and the terminal's sparkline shows.
 
 A demo may run for days. When the list is full every second point is dropped and points come half as often, so memory
@@ -23,7 +24,8 @@ GAUGES = (
 RATES = {"exposures_per_s": "exposures", "samples_per_s": "samples", "trained_per_s": "trained"}
 COLUMNS = ("wall_ms", "event_ms", *GAUGES, *RATES, "ctr_model", "ctr_control")
 
-Figures = Mapping[str, float | None]
+KeyFigures = Mapping[str, float | None]
+"""The key figures of one moment, by name; None where nothing is known yet."""
 
 
 class Series:
@@ -40,11 +42,11 @@ class Series:
         self._limit = limit
         self._rate_ms = rate_seconds * 1000
         self._ctr_ms = ctr_seconds * 1000
-        self._recent: deque[tuple[int, Figures]] = deque()
+        self._recent: deque[tuple[int, KeyFigures]] = deque()
         self._every = 1
         self._seen = 0
 
-    def add(self, wall_ms: int, event_ms: int, figures: Figures) -> None:
+    def add(self, wall_ms: int, event_ms: int, figures: KeyFigures) -> None:
         """Takes in the figures of one moment; moments come in order."""
         self._recent.append((wall_ms, figures))
         while len(self._recent) > 2 and self._recent[1][0] <= wall_ms - max(self._ctr_ms, self._rate_ms):
@@ -79,7 +81,7 @@ class Series:
         )
         return clicks / seen if seen > 0 else None
 
-    def _over(self, span_ms: float) -> tuple[tuple[int, Figures], tuple[int, Figures]] | None:
+    def _over(self, span_ms: float) -> tuple[tuple[int, KeyFigures], tuple[int, KeyFigures]] | None:
         if len(self._recent) < 2:
             return None
         newest = self._recent[-1]

@@ -1,4 +1,5 @@
-"""The end of a run: wait until nothing moves, then read the books and hold them against what the roles say."""
+# shell
+"""The end of a run: wait until nothing moves, then read the topics and compare them with what the roles say."""
 
 from __future__ import annotations
 
@@ -7,14 +8,16 @@ from dataclasses import dataclass
 
 from millrace.contracts.errors import ConservationError
 from millrace.contracts.settings import Settings
-from millrace.demo.audit import Ledger, Offsets, Reported, check, read_ledger
+from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
+from millrace.demo.audit import Ledger, Offsets, Reported, check
 from millrace.demo.monitor import Monitor, Picture
+from millrace.processes.kafka import read_all
 from millrace.processes.supervisor import Supervisor
 
 _MOVING = ("samples", "trained", "repeated", "pending", "dead_letters", "duplicates_dropped", "late")
 _TRIES = 6
 _STUCK_SECONDS = 2.5
-"""A role whose loop has not come round for so long shows old figures: a lag of 0 proves nothing then."""
+"""If a role's main loop began no round for so long, its figures are old: a lag of 0 proves nothing then."""
 
 
 class Drained:
@@ -38,8 +41,8 @@ class Drained:
     def __call__(self) -> bool:
         picture = self._monitor.picture
         looked_s = picture.wall_ms / 1000
-        turned = {n: picture.figures.get(f"{n}_turned_s") or 0.0 for n in ("stream", "learner")}
-        silent = [n for n, at_s in turned.items() if not picture.ready.get(n) or looked_s - at_s > _STUCK_SECONDS]
+        began = {n: picture.figures.get(f"{n}_loop_s") or 0.0 for n in ("stream", "learn")}
+        silent = [n for n, at_s in began.items() if not picture.ready.get(n) or looked_s - at_s > _STUCK_SECONDS]
         lags = {n: picture.figures.get(n) or 0.0 for n in ("stream_lag", "learner_lag")}
         still = tuple(picture.figures.get(n) for n in _MOVING)
         if still != self._still or silent or any(lags.values()):
@@ -50,8 +53,21 @@ class Drained:
         return picture.wall_ms - self._since_ms >= enough
 
 
+def read_ledger(settings: Settings, since: Offsets | None = None) -> Ledger:
+    """Reads what the topics hold now into a ledger. Takes some seconds per hundred thousand exposures."""
+    ledger = Ledger(settings.event_clock(), round(settings.ahead_minutes * 60_000), since or {})
+    for topic, visit in (
+        (DEAD_LETTERS, ledger.dead_letter_message),
+        (EVENTS, ledger.event_message),
+        (SAMPLES, ledger.sample_message),
+        (TRUTH, ledger.truth_message),
+    ):
+        read_all(settings, topic, visit)
+    return ledger
+
+
 @dataclass(frozen=True, slots=True)
-class Closing:
+class Settlement:
     """How a run ended."""
 
     picture: Picture
@@ -61,13 +77,13 @@ class Closing:
     freshness_s: float | None  # at the end of the traffic; it grows while the loop runs dry
 
 
-def close_books(
+def settle(
     settings: Settings,
     monitor: Monitor,
     supervisor: Supervisor,
     freshness_s: float | None = None,
     since: Offsets | None = None,
-) -> tuple[Ledger, Closing]:
+) -> tuple[Ledger, Settlement]:
     """Reads the topics between two looks at the roles that agree, so that both speak of one moment, and checks them."""
     for attempt in range(_TRIES):
         before = monitor.look()
@@ -76,11 +92,11 @@ def close_books(
         if all(before.figures.get(n) == picture.figures.get(n) for n in _MOVING) or attempt == _TRIES - 1:
             break
         time.sleep(1.0)
-    restarted = supervisor.restarts.get("simulator", 0) > 0
+    restarted = supervisor.restarts.get("simulate", 0) > 0
     # A learner that was restarted learns again what its snapshot did not hold: only its versions know the exact count.
-    once = monitor.roles["learner"].lives == 1
+    once = monitor.roles["learn"].lives == 1
     trained = _whole(picture, "trained") if once else picture.model.get("trained")
-    refused = round(monitor.roles["learner"].total("millrace_samples_refused_total"))
+    refused = round(monitor.roles["learn"].total("millrace_samples_refused_total"))
     own = {n: None if restarted else _whole(picture, n) for n in ("exposures", "clicks", "malformed", "duplicates")}
     reported = Reported(
         pending=_whole(picture, "pending"),
@@ -96,7 +112,7 @@ def close_books(
         check(ledger, reported)
     except ConservationError as error:
         problem = error
-    return ledger, Closing(picture, problem, restarted, trained, freshness_s)
+    return ledger, Settlement(picture, problem, restarted, trained, freshness_s)
 
 
 def _whole(picture: Picture, name: str) -> int | None:

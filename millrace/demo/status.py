@@ -1,3 +1,4 @@
+# shell
 """The state of a run as one JSON-able dictionary: what the terminal view and the live page show."""
 
 from __future__ import annotations
@@ -8,13 +9,12 @@ from typing import Any
 
 from millrace.demo.monitor import Monitor, Picture
 from millrace.demo.series import Series
+from millrace.processes.role import ROLES
 from millrace.processes.supervisor import Supervisor
 
 State = dict[str, Any]
 
 PHASES = ("starting", "running", "draining", "auditing", "stopping", "done", "failed")
-
-ORDER = ("simulator", "stream", "learner", "scorer")
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -53,7 +53,7 @@ def state_of(
         "elapsed_s": (now - started_wall_ms) / 1000 if started_wall_ms else 0.0,
         "speed": speed,
         "figures": figures,
-        "roles": [_role(name, supervisor, picture, figures) for name in ORDER],
+        "roles": [_role(name, supervisor, picture, figures) for name in ROLES],
         "dead_letters": picture.dead_letters,
         "notes": notes[-8:],
         "series": series.columns(),
@@ -78,14 +78,14 @@ def _role(
 
 def _says(name: str, f: Mapping[str, float | None]) -> str:
     """A role's key figures in a few words."""
-    if name == "simulator":
+    if name == "simulate":
         return f"{count(f.get('exposures'))} exposures, {count(f.get('clicks'))} clicks"
     if name == "stream":
         return (
             f"{count(f.get('samples'))} samples, {count(f.get('pending'))} pending,"
             f" {count(f.get('dead_letters'))} dead letters, lag {count(f.get('stream_lag'))}"
         )
-    if name == "learner":
+    if name == "learn":
         return (
             f"{count(f.get('trained'))} trained, {count(f.get('table_rows'))} rows, lag {count(f.get('learner_lag'))}"
         )

@@ -1,3 +1,4 @@
+# shell
 """The terminal: one calm table that changes in place, or, when nobody watches, a line every ten seconds."""
 
 from __future__ import annotations

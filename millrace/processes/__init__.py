@@ -1,1 +1,2 @@
+# core
 """What every process needs, whatever it does: Kafka clients, metrics, patience, signals, children, services."""

@@ -1,3 +1,4 @@
+# shell
 """Kafka clients as Millrace uses them (`kafka-python`): made from the settings, waited for aloud, topics checked.
 
 Blocking by nature: call from threads or plain loops, never from an asyncio loop.
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +17,12 @@ import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.record.default_records import DefaultRecordBatch
+from tenacity import Retrying
 
 from millrace.contracts.errors import BrokerError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import TOPICS
+from millrace.processes.patience import patience
 
 log = structlog.get_logger("kafka")
 # The client logs each refused connection several times over; we say it once, in our own words.
@@ -72,28 +76,46 @@ def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -
         BrokerError: it did not within ``patience_seconds`` (default: the settings').
     """
     servers = _servers(settings)
-    patience_seconds = settings.patience_seconds if patience_seconds is None else patience_seconds
-    deadline, pause = time.monotonic() + patience_seconds, 0.2
-    while True:
-        try:
-            admin = KafkaAdminClient(
-                bootstrap_servers=servers,
-                bootstrap_timeout_ms=2000,
-                request_timeout_ms=4000,
-                api_version=None,
-            )
-            admin.close()
-            return
-        except (KafkaError, ValueError, OSError) as error:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise BrokerError(
-                    f"broker '{settings.kafka}' does not answer ({type(error).__name__}) after {patience_seconds:g} s",
-                    REMEDY,
-                ) from None
-            log.warning("waiting for the broker", address=settings.kafka, seconds_left=round(left))
-            time.sleep(min(pause, max(left, 0.05)))
-            pause = min(pause * 2, 5.0)
+    seconds = settings.patience_seconds if patience_seconds is None else patience_seconds
+
+    def ask() -> None:
+        KafkaAdminClient(
+            bootstrap_servers=servers,
+            bootstrap_timeout_ms=2000,
+            request_timeout_ms=4000,
+            api_version=None,
+        ).close()
+
+    def aloud(_: BaseException, left: float) -> None:
+        log.warning("waiting for the broker", address=settings.kafka, seconds_left=round(left))
+
+    errors = (KafkaError, ValueError, OSError)
+    try:
+        Retrying(**patience(seconds, errors, aloud))(ask)
+    except errors as error:
+        raise BrokerError(
+            f"broker '{settings.kafka}' does not answer ({type(error).__name__}) after {seconds:g} s", REMEDY
+        ) from None
+
+
+def cluster_id(address: str, timeout_seconds: float = 1.0) -> str:
+    """Asks the broker at ``host:port`` once for the id of its cluster.
+
+    Raises:
+        OSError: nothing listens there, or what listens gives no answer in time.
+    """
+    host, _, port = address.rpartition(":")
+    # By hand first: the client tries a refused connection again, and leaves its socket to the garbage collector.
+    socket.create_connection((host, int(port)), timeout_seconds).close()
+    milliseconds = round(timeout_seconds * 1000)
+    try:
+        admin = KafkaAdminClient(
+            bootstrap_servers=[address], bootstrap_timeout_ms=milliseconds, request_timeout_ms=milliseconds
+        )
+        with contextlib.closing(admin):
+            return str(admin.describe_cluster()["cluster_id"])
+    except KafkaError as error:
+        raise ConnectionError(f"{type(error).__name__}: {error}") from None
 
 
 def create_topics(settings: Settings) -> None:
@@ -129,7 +151,7 @@ def create_topics(settings: Settings) -> None:
 
 
 def ensure_topics(settings: Settings) -> None:
-    """For a role's start: creates the topics where some are missing, as ``millrace topics`` does; else does nothing.
+    """Creates the topics where some are missing, as ``millrace topics`` does; else does nothing.
 
     Raises:
         BrokerError: they cannot be created, or those that are there have other counts than the missing ones would.
@@ -142,6 +164,16 @@ def ensure_topics(settings: Settings) -> None:
         raise BrokerError(f"topics at '{settings.kafka}' cannot be listed ({error})", REMEDY) from None
     if not present.issuperset(t.name for t in TOPICS):
         create_topics(settings)
+
+
+def open_broker(settings: Settings) -> None:
+    """For a role's start: waits until the broker answers, and creates the topics where some are missing.
+
+    Raises:
+        BrokerError: it does not answer within the settings' patience, or the topics cannot be prepared.
+    """
+    wait_for_broker(settings)
+    ensure_topics(settings)
 
 
 def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
@@ -167,18 +199,18 @@ def know_topic(producer: Any, topic: str, settings: Settings) -> None:
     Raises:
         BrokerError: it does not within the settings' patience.
     """
-    deadline = time.monotonic() + settings.patience_seconds
-    while True:
-        try:
-            producer.partitions_for(topic)
-            return
-        except KafkaTimeoutError:
-            if time.monotonic() >= deadline:
-                raise BrokerError(
-                    f"broker '{settings.kafka}' tells nothing of topic '{topic}' for {settings.patience_seconds:g} s",
-                    REMEDY,
-                ) from None
-            log.warning("waiting for the broker to tell of a topic", topic=topic)
+
+    def aloud(_: BaseException, left: float) -> None:
+        log.warning("waiting for the broker to tell of a topic", topic=topic, seconds_left=round(left))
+
+    try:
+        # Each try blocks for as long as the producer may: no pause between them.
+        tries = patience(settings.patience_seconds, KafkaTimeoutError, aloud, first_pause_seconds=0.0)
+        Retrying(**tries)(producer.partitions_for, topic)
+    except KafkaTimeoutError:
+        raise BrokerError(
+            f"broker '{settings.kafka}' tells nothing of topic '{topic}' for {settings.patience_seconds:g} s", REMEDY
+        ) from None
 
 
 def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = None, **options: Any) -> KafkaConsumer:

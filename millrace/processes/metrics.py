@@ -1,3 +1,4 @@
+# shell
 """How a role shows its figures to Prometheus.
 
 Metrics are module-level objects of the role that owns them, all named ``millrace_*``; the names that dashboards
@@ -14,14 +15,14 @@ from millrace.contracts.errors import PortError
 log = structlog.get_logger("metrics")
 
 READY = Gauge("millrace_ready", "1 when the role does its work, 0 while it starts or waits.")
-TURNED = Gauge(
-    "millrace_turned_seconds",
-    "Unix time at which the role's main loop last came round; while it stands still, its other figures are old.",
+LOOP_TIMESTAMP = Gauge(
+    "millrace_loop_timestamp_seconds",
+    "Unix time at which the last round of the role's main loop began; if it stands still, the other figures are old.",
 )
 ROLE_INFO = Gauge("millrace_role_info", "Which role this is.", ["role", "version"])
 
 
-PORTS = {"scorer": 8701, "stream": 8702, "learner": 8703, "simulator": 8704}
+PORTS = {"serve": 8701, "stream": 8702, "learn": 8703, "simulate": 8704}
 """Where each role serves its metrics unless ``metrics_port`` says otherwise."""
 
 
@@ -49,7 +50,7 @@ def serve_metrics(role: str, port: int | None, host: str = "127.0.0.1") -> int:
             server, _ = start_http_server(0, addr=host, registry=REGISTRY)
     except OSError as error:
         raise PortError(
-            f"metrics port {host}:{port} of the {role} cannot be bound ({error.strerror})",
+            f"metrics port {host}:{port} of the role '{role}' cannot be bound ({error.strerror})",
             "set MILLRACE_METRICS_PORT to a free port, or 0",
         ) from None
     log.info("metrics are served", role=role, url=f"http://{host}:{server.server_port}/metrics")

@@ -1,7 +1,10 @@
-"""One role as a process: ``python -m millrace.processes.role NAME``, with its settings in the environment.
+# shell
+"""What every role shares, whatever it does: calm logs on standard error, SIGTERM and SIGINT as a request to stop, its
+name in each line of its log, its last figures left behind.
 
-What every role shares is here: calm logs on standard error, SIGTERM and SIGINT as a request to stop, an expected
-failure as one line and status 1. Compose, Kubernetes and the demo's supervisor all start roles this way.
+:func:`run_role` is the one way into a role. The command line calls it; the demo's supervisor, the container and a
+person at a terminal all start a role with the same command, ``millrace NAME``. It knows the roles' names, not their
+code: the command line alone imports that.
 """
 
 from __future__ import annotations
@@ -11,17 +14,20 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import structlog
 from prometheus_client import generate_latest
 
-from millrace.contracts.errors import MillraceError, SettingError
-from millrace.contracts.settings import Settings, load_settings
+from millrace.contracts.files import write_whole
+from millrace.contracts.settings import Settings
 
-ROLES = ("simulator", "stream", "learner", "scorer")
+ROLES = ("simulate", "stream", "learn", "serve")
+"""The name of each role: as a command, in compose, in logs, in the supervisor, and as the label ``role``."""
+
+Run = Callable[[Settings, threading.Event], None]
+"""A role's entry. It works until the event is set; then it finishes what it has begun, and returns."""
 
 
 def calm_logs(out: TextIO = sys.stderr) -> None:
@@ -42,37 +48,30 @@ def calm_logs(out: TextIO = sys.stderr) -> None:
     )
 
 
-def entry(name: str) -> Callable[[Settings, threading.Event], None]:
-    """The function that is the role. Only that role's package is imported.
+def run_role(name: str, settings: Settings, run: Run) -> None:
+    """Runs a role in this process, in its main thread, until it ends or SIGTERM or SIGINT asks it to.
+
+    The second signal ends the process at once, with status 130.
+
+    Args:
+        name: one of :data:`ROLES`.
+        run: the role's entry. It imports the role's package itself, so that a signal that comes while torch or numba
+            load is minded as well.
 
     Raises:
-        SettingError: no role has this name.
+        MillraceError: an expected failure of the role. The command line tells it in one line and ends with status 1.
     """
-    if name == "simulator":
-        live, playback = import_module("simulator.live"), import_module("simulator.playback")
-
-        def simulate(settings: Settings, stop: threading.Event) -> None:
-            if settings.from_log:
-                playback.play(settings, playback.PlaybackOptions(log=Path(settings.from_log), quiet=True), stop)
-                stop.wait()  # the log is over, the role is not: it would be started, and the log played, again
-            else:
-                live.run(settings, simulator_options(live), stop)
-
-        return simulate
-    modules = {"stream": "stream.worker", "learner": "learner.service", "scorer": "scorer.app"}
-    if name not in modules:
-        raise SettingError(f"there is no role '{name}'", f"name one of {', '.join(ROLES)}")
-    run: Callable[[Settings, threading.Event], None] = import_module(modules[name]).run
-    return run
+    calm_logs()
+    stop = _stop_on_signals()
+    structlog.contextvars.bind_contextvars(role=name)
+    try:
+        run(settings, stop)
+    finally:
+        _leave_figures(settings, name)
 
 
-def simulator_options(live: Any) -> Any:
-    """The simulator's own options at their defaults."""
-    return live.Options()
-
-
-def stop_on_signals() -> threading.Event:
-    """An event that the first SIGTERM or SIGINT sets; the second ends the process at once with status 130."""
+def _stop_on_signals() -> threading.Event:
+    """An event that the first SIGTERM or SIGINT sets."""
     stop = threading.Event()
 
     def on_signal(number: int, frame: object) -> None:
@@ -95,33 +94,4 @@ def _leave_figures(settings: Settings, name: str) -> None:
         return
     settings.folder("metrics")
     path = last_figures(settings.data, name)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(generate_latest())
-    temporary.replace(path)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the role named by the only argument until it is told to stop; returns the exit status."""
-    arguments = sys.argv[1:] if argv is None else argv
-    calm_logs()
-    stop = stop_on_signals()
-    try:
-        if len(arguments) != 1:
-            raise SettingError(
-                f"{len(arguments)} arguments where one role is needed", f"name one of {', '.join(ROLES)}"
-            )
-        name, settings = arguments[0], load_settings()
-        structlog.contextvars.bind_contextvars(role=name)
-        run = entry(name)
-        try:
-            run(settings, stop)
-        finally:
-            _leave_figures(settings, name)
-    except MillraceError as error:
-        print(f"millrace: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    write_whole(path, generate_latest(), durable=False)

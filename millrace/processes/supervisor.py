@@ -1,3 +1,4 @@
+# shell
 """Keeps role processes alive: starts them, restarts the one that dies, gives up aloud, leaves nothing behind.
 
 ::
@@ -67,8 +68,8 @@ class Role:
 
 
 def role_argv(name: str) -> list[str]:
-    """The command line of one of Millrace's own roles, under this interpreter."""
-    return [sys.executable, "-m", "millrace.processes.role", name]
+    """The command ``millrace NAME`` of one of our own roles, under this interpreter."""
+    return [sys.executable, "-m", "millrace", name]
 
 
 class Supervisor:
@@ -131,14 +132,14 @@ class Supervisor:
             role.state = "gave up"
             said = tail(role.log_path, 1)
             raise ServiceError(
-                f"the {role.name} ended {len(role.deaths)} times within {self._patience.within_seconds:g} s"
+                f"role '{role.name}' ended {len(role.deaths)} times within {self._patience.within_seconds:g} s"
                 f" (last: {how}{': ' + said if said else ''})",
                 f"see {role.log_path}",
             )
         pause = self._patience.pause(len(role.deaths))
         role.state, role.again_at = "waiting", now + pause
         log.warning("role died", child=role.name, how=how, restart_in_seconds=pause)
-        self._say(f"the {role.name} ended ({how}); restarting it in {pause:g} s")
+        self._say(f"role '{role.name}' ended ({how}); restarting it in {pause:g} s")
 
     def stop(self, *names: str, grace_seconds: float = 10.0) -> None:
         """Stops the named roles (none named: all) together: SIGTERM, then SIGKILL to those still there after the grace.
@@ -161,7 +162,7 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 log.warning("killed after its grace", child=role.name, seconds=grace_seconds)
                 if grace_seconds > 0:
-                    self._say(f"the {role.name} did not stop within {grace_seconds:g} s and was killed")
+                    self._say(f"role '{role.name}' did not stop within {grace_seconds:g} s and was killed")
                 role.process.kill()
                 role.process.wait()
         for role in running:

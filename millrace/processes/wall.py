@@ -1,3 +1,4 @@
+# shell
 """The wall clock, for shells. Cores are handed the time.
 
 :mod:`millrace.contracts.clock` says how event time and wall time map to each other.

@@ -1,3 +1,4 @@
+# shell
 """The live page: one HTML file, its style and script, and the small server that hands them out on loopback."""
 
 from millrace.demo.page.server import PageServer

@@ -67,7 +67,7 @@ function roles(list) {
   }));
 }
 
-function books(f, dead) {
+function accounts(f, dead) {
   const parts = [["positive", f.positives, "model"], ["negative", f.negatives, "oracle"], ["pending", f.pending, "other"]];
   byId("bar").replaceChildren(...parts.map(([, value, cls]) => {
     const part = document.createElement("span");
@@ -77,7 +77,7 @@ function books(f, dead) {
   }));
   const letters = Object.entries(dead).filter(([, n]) => n > 0).map(([reason, n]) => `${reason} ${whole(n)}`).join(", ");
   const entries = [["sent", f.exposures, ""], ...parts, ["duplicates dropped", f.duplicates_dropped, ""], ["dead letters", f.dead_letters, ""]];
-  byId("books").replaceChildren(...entries.map(([name, value, cls]) => {
+  byId("accounts").replaceChildren(...entries.map(([name, value, cls]) => {
     const entry = document.createElement("div"), term = document.createElement("dt"), figure = document.createElement("dd");
     term.textContent = name;
     term.className = cls;
@@ -98,7 +98,7 @@ function show(state) {
   pill.className = `pill ${{ running: "good", done: "good", failed: "bad" }[state.phase] ?? ""}`;
   tiles(f);
   roles(state.roles);
-  books(f, state.dead_letters);
+  accounts(f, state.dead_letters);
   byId("notes").replaceChildren(...state.notes.slice(1).map((note) => {
     const line = document.createElement("li");
     line.textContent = note;

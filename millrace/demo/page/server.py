@@ -1,36 +1,78 @@
-"""Serves the live page and its state on loopback, from a thread of the demo.
+# shell
+"""Serves the live page and its state on loopback, from a thread of the demo (Starlette on uvicorn).
 
-The page needs nothing from elsewhere: three files and ``/state.json``. A content security policy holds it to that.
+The page needs nothing from elsewhere: four files and ``/state.json``. A content security policy holds it to that.
 """
 
 from __future__ import annotations
 
+import socket
 import threading
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Awaitable, Callable
 from importlib import resources
 
 import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from millrace.contracts.errors import PortError
 from millrace.demo.status import State
 
 FIRST_PORT = 8710
 _TRIES = 50
+_DRAIN_SECONDS = 2
 _FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/chart.js": ("chart.js", "text/javascript; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/chart.js": ("chart.js", "text/javascript"),
+    "/page.js": ("page.js", "text/javascript"),
 }
-_POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
+    ),
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def make_app(state: Callable[[], State]) -> Starlette:
+    """The page's files and the state, for GET; anything else is one line with status 404 or 405."""
+
+    async def show_state(_: Request) -> Response:
+        return Response(msgspec.json.encode(state()), media_type="application/json", headers=_HEADERS)
+
+    async def refuse(_: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        return Response("not here; the page is at /\n", status, media_type="text/plain", headers=_HEADERS)
+
+    def file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+        body = resources.files(__package__).joinpath(name).read_bytes()
+
+        async def show(_: Request) -> Response:
+            return Response(body, media_type=kind, headers=_HEADERS)
+
+        return show
+
+    return Starlette(
+        routes=[
+            Route("/state.json", show_state),
+            *(Route(path, file(name, kind)) for path, (name, kind) in _FILES.items()),
+        ],
+        exception_handlers={404: refuse, 405: refuse},
+    )
 
 
 class PageServer:
     """Answers GET for the page's files and the state.
 
+    It leaves signals to the demo: uvicorn minds them in the main thread only, and this is another.
+
     Args:
-        state: asked for the state at each poll of a browser.
+        state: asked for the state at each poll of a browser; called in the server's thread.
         port: the port to bind; None: 8710 or the next free one.
 
     Raises:
@@ -38,63 +80,40 @@ class PageServer:
     """
 
     def __init__(self, state: Callable[[], State], port: int | None = None, host: str = "127.0.0.1") -> None:
-        files = {
-            path: (resources.files(__package__).joinpath(name).read_bytes(), kind)
-            for path, (name, kind) in _FILES.items()
-        }
-
-        class Handler(BaseHTTPRequestHandler):
-            server_version = "millrace"
-            sys_version = ""
-            protocol_version = "HTTP/1.1"
-            timeout = 60
-
-            def do_GET(self) -> None:
-                path = self.path.partition("?")[0]
-                if path == "/state.json":
-                    self._answer(200, msgspec.json.encode(state()), "application/json")
-                elif path in files:
-                    self._answer(200, *files[path])
-                else:
-                    self._answer(404, b"not here; the page is at /\n", "text/plain; charset=utf-8")
-
-            def _answer(self, status: int, body: bytes, kind: str) -> None:
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                self.send_header("Cache-Control", "no-store")
-                self.send_header("Content-Security-Policy", _POLICY)
-                self.send_header("X-Content-Type-Options", "nosniff")
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Requests are not worth a line each."""
-
-        self._server = _bind(host, port, Handler)
-        self.url = f"http://{host}:{self._server.server_port}/"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="page", daemon=True)
+        self._listener = _bind(host, port)
+        self.url = f"http://{host}:{self._listener.getsockname()[1]}/"
+        config = uvicorn.Config(
+            make_app(state),
+            lifespan="off",
+            access_log=False,
+            log_config=None,  # the demo's logging stays as it is
+            server_header=False,
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=_DRAIN_SECONDS,
+        )
+        self._server = uvicorn.Server(config)
+        sockets = [self._listener]
+        self._thread = threading.Thread(target=self._server.run, args=(sockets,), name="page", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
+        """Answers what was asked, and ends."""
+        self._server.should_exit = True
+        self._thread.join(_DRAIN_SECONDS + 3)
+        self._listener.close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that goes away in the middle of an answer is no news."""
-
-
-def _bind(host: str, port: int | None, handler: type[BaseHTTPRequestHandler]) -> _Server:
+def _bind(host: str, port: int | None) -> socket.socket:
     candidates = range(FIRST_PORT, FIRST_PORT + _TRIES) if port is None else (port,)
     for candidate in candidates:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            return _Server((host, candidate), handler)
+            listener.bind((host, candidate))
+            listener.listen(128)
+            return listener
         except OSError as error:
+            listener.close()
             problem = error.strerror
     raise PortError(
         f"port {host}:{candidate} for the live page cannot be bound ({problem})", "give a free one with --page-port"

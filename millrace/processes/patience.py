@@ -1,0 +1,62 @@
+# shell
+"""Trying again with back-off, and aloud: what every wait for a broker or a store has in common (on ``tenacity``).
+
+::
+
+    Retrying(**patience(30.0, OSError, aloud))(call)     what ``call`` returns, or its last OSError
+
+    async for attempt in AsyncRetrying(**patience(30.0, OSError, aloud)):
+        with attempt:
+            await call()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tenacity import RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential, wait_none
+
+Aloud = Callable[[BaseException, float], None]
+"""Told of each failed try before the next one: what went wrong, and how many seconds of patience are left."""
+
+
+def patience(
+    seconds: float,
+    errors: type[BaseException] | tuple[type[BaseException], ...],
+    aloud: Aloud,
+    *,
+    first_pause_seconds: float = 0.2,
+    longest_pause_seconds: float = 5.0,
+) -> dict[str, Any]:
+    """How ``Retrying`` and ``AsyncRetrying`` try again: pauses double, and the last try is made when the time is over.
+
+    Args:
+        seconds: after so long, ``call``'s own error goes to the caller, who says what is not there and what to do.
+        errors: what is tried again. Anything else goes to the caller at once.
+        aloud: writes a line a try.
+        first_pause_seconds: 0 where a try waits by itself.
+    """
+    if first_pause_seconds:
+        growing: Any = wait_exponential(multiplier=first_pause_seconds, max=longest_pause_seconds)
+    else:
+        growing = wait_none()
+
+    def left(state: RetryCallState) -> float:
+        return max(seconds - (state.seconds_since_start or 0.0), 0.0)
+
+    def pause(state: RetryCallState) -> float:
+        return min(float(growing(state)), max(left(state), 0.05))
+
+    def told(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if error is not None:
+            aloud(error, left(state))
+
+    return {
+        "retry": retry_if_exception_type(errors),
+        "stop": stop_after_delay(seconds),
+        "wait": pause,
+        "before_sleep": told,
+        "reraise": True,
+    }

@@ -1,0 +1,49 @@
+"""When a run is over: nothing waits to be read, no figure moves, and the roles that say so are awake."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from millrace.demo.monitor import Picture
+from millrace.demo.settle import Drained
+
+T0_MS = 1_800_000_000_000
+
+
+def picture(after_s: float, stood_still_s: float = 0.0, **figures: float) -> Picture:
+    wall_ms = T0_MS + round(after_s * 1000)
+    known: dict[str, float | None] = {
+        "stream_lag": 0.0, "learner_lag": 0.0, "pending": 0.0, "trained": 5.0,
+        "stream_loop_s": wall_ms / 1000 - 0.1, "learn_loop_s": wall_ms / 1000 - stood_still_s,
+        **figures,
+    }  # fmt: skip
+    ready = {"stream": True, "learn": True}
+    return Picture(wall_ms, known, ready, ready, {}, {})
+
+
+def drained_after(*pictures: Picture) -> tuple[bool, str]:
+    monitor: Any = SimpleNamespace(picture=pictures[0])
+    dry = Drained(monitor, idle_seconds=5.0)
+    answer = False
+    for monitor.picture in pictures:
+        answer = dry()
+    return answer, dry.why
+
+
+def test_a_loop_in_which_nothing_moves_has_drained() -> None:
+    assert not drained_after(picture(0.0), picture(2.0))[0]
+    assert drained_after(picture(0.0), picture(3.0))[0]
+    assert not drained_after(picture(0.0), picture(3.0, trained=6.0))[0]
+    assert not drained_after(picture(0.0), picture(3.0, learner_lag=1.0))[0]
+
+
+def test_while_exposures_are_pending_an_idle_partition_is_waited_for() -> None:
+    assert not drained_after(picture(0.0, pending=2.0), picture(3.0, pending=2.0))[0]
+    assert drained_after(picture(0.0, pending=2.0), picture(9.0, pending=2.0))[0]
+
+
+def test_a_role_that_stands_still_has_not_drained_though_its_last_figures_say_so() -> None:
+    answer, why = drained_after(*(picture(s, stood_still_s=s) for s in (0.0, 3.0, 30.0)))
+    assert not answer
+    assert why == "learn silent"
