@@ -1,8 +1,9 @@
-"""Which new ids are worth a row: those seen a number of times (Monolith's filter; DeepRec's ``filter_freq``).
+# core
+"""Which new ids get a row: those seen a number of times (Monolith's filter; DeepRec's ``filter_freq``).
 
-Ids that were not admitted are counted in a count-min sketch of fixed size (Cormode and Muthukrishnan 2005) with
+Ids that are not admitted yet are counted in a count-min sketch of fixed size (Cormode and Muthukrishnan 2005) with
 conservative update, so a stream of ids that never return costs no memory. Counts are halved now and then: an id is
-admitted for being seen often lately, not for being old.
+admitted because it was seen often lately, not because it is old.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Admission:
         self.counts: NDArray[np.uint8] = np.zeros((2, _CELLS if threshold > 1 else 0), np.uint8)
         self.since = 0  # occurrences counted since the last halving
 
-    def passes(self, ids: NDArray[np.int64], counts: NDArray[np.int32]) -> NDArray[np.bool_]:
+    def admits(self, ids: NDArray[np.int64], counts: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Whether each (absent, distinct) id would be admitted if it now occurred ``counts`` times. Reads only."""
         if self.threshold <= 1:
             return np.ones(len(ids), np.bool_)

@@ -1,13 +1,14 @@
-"""Where quantile buckets end: edges from a uniform sample of all rows seen, moved at each doubling of their number.
+# core
+"""The edges of quantile buckets, from a uniform sample of all rows seen; made anew whenever the rows seen double.
 
 ::
 
-    rows seen   0 ............ 64 ...... 128 ...... 256 ........ 512 ..         later ever more seldom
+    rows seen   0 ............ 64 ...... 128 ...... 256 ........ 512 ..
     edges       not known yet  |-> quantiles of the sample, new at each mark and fixed in between
 
-A bucket therefore means a rank among the rows of the past ("the upper tenth"), not a range of values: it keeps its
-meaning when counts grow. The edges are a buffer of the network, so they are published, patched and resumed with the
-weights, and a scorer uses those that the learner used.
+A bucket therefore means a rank among past rows ("the upper tenth"), not a range of values: it keeps its meaning when
+counts grow. The edges are a buffer of the network. So they are published, patched and resumed with the weights, and a
+scorer uses the edges that the learner used.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ SAMPLE_ROWS = 4096
 _SALT = salt("reservoir")
 
 
-class Sample:
-    """A uniform sample of C columns of all rows seen (Vitter 1985, algorithm R), its choice a function of their order.
+class Reservoir:
+    """A uniform sample of C columns of all rows seen (Vitter 1985, algorithm R). Which rows it holds depends on their
+    order alone.
 
     Memory: :data:`SAMPLE_ROWS` x C float32.
     """
@@ -41,14 +43,16 @@ class Sample:
         self.due = FIRST_ROWS
 
     def add(self, rows: Floats) -> bool:
-        """Takes rows (B, C), finite; whether the edges are due to be made anew."""
+        """Takes rows (B, C) of finite numbers. Returns whether it is time to make new edges."""
         if not self.values.size or not len(rows):
             return False
         t = np.arange(self.seen, self.seen + len(rows), dtype=np.uint64)  # rows before each
         drawn = (mix(_SALT, t + np.uint64(1)) % (t + np.uint64(1))).astype(np.int64)
         place = np.where(t < SAMPLE_ROWS, t.astype(np.int64), drawn)
         chosen = place < SAMPLE_ROWS
-        self.values[place[chosen]] = rows[chosen]  # of rows for one place the last stays, as one by one
+        self.values[place[chosen]] = rows[
+            chosen
+        ]  # of several rows for one place the last stays, as if taken one by one
         self.seen += len(rows)
         if self.seen < self.due:
             return False
@@ -62,17 +66,17 @@ class Sample:
         found: Floats = np.quantile(known, np.arange(1, buckets) / buckets, axis=0).T.astype(np.float32)
         return found
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        """The sample as arrays."""
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """The sample ``values`` (S, C), and ``counts``: rows seen, and rows at which edges are due."""
         return {"values": self.values.copy(), "counts": np.array([self.seen, self.due], np.int64)}
 
     def resume(self, state: dict[str, NDArray[Any]]) -> None:
-        """The inverse of :meth:`state`.
+        """The inverse of :meth:`snapshot`.
 
         Raises:
             ValueError: it is of other columns.
         """
         if state["values"].shape != self.values.shape:
-            raise ValueError(f"a sample of {state['values'].shape[1]} columns in buckets")
+            raise ValueError(f"a sample of shape {state['values'].shape} for buckets of shape {self.values.shape}")
         self.values = state["values"].copy()
         self.seen, self.due = (int(v) for v in state["counts"])

@@ -1,3 +1,4 @@
+# core
 """The dense network's parameters and buffers as flat vectors, its optimiser, and the average of it that serves.
 
 Parameters are views of one vector, gradients of another, buffers (running statistics) of a third. So a step is one
@@ -77,26 +78,32 @@ class DenseState:
             # first, fast learning lingers.
             self.average.lerp_(self.weights, max(1 - self.averaging, 10 / (9 + float(self.steps))))
 
-    def published(self) -> dict[str, NDArray[Any]]:
-        """Every serving parameter and buffer by name, copied."""
+    def changes(self) -> dict[str, NDArray[Any]]:
+        """Every serving parameter and buffer by name, copied: a step moves all of them."""
         return {name: tensor.detach().numpy().copy() for name, tensor in self.names.items()}
 
-    def private(self) -> dict[str, NDArray[Any]]:
-        """The optimiser's state and the weights in training, copied."""
-        return {
+    def snapshot(self) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+        """What serves, by name, and what only training needs: the weights in training and the optimiser's state."""
+        training = {
             "weights": self.weights.numpy().copy(),
             "first": self.first.numpy().copy(),
             "second": self.second.numpy().copy(),
             "steps": self.steps.numpy().reshape(1).copy(),
         }
+        return self.changes(), training
 
-    def resume(self, published: dict[str, NDArray[Any]], private: dict[str, NDArray[Any]]) -> None:
-        """The inverse of :meth:`published` and :meth:`private`."""
-        load_dense(self.names, published)
-        self.weights.copy_(torch.from_numpy(private["weights"].copy()))
-        self.first.copy_(torch.from_numpy(private["first"].copy()))
-        self.second.copy_(torch.from_numpy(private["second"].copy()))
-        self.steps.fill_(float(np.asarray(private["steps"]).reshape(-1)[0]))
+    def resume(self, serving: dict[str, NDArray[Any]], training: dict[str, NDArray[Any]]) -> None:
+        """The inverse of :meth:`snapshot`.
+
+        Raises:
+            KeyError: an array is missing, or the network has no tensor of that name.
+            RuntimeError: an array has another shape than its tensor.
+        """
+        load_dense(self.names, serving)
+        self.weights.copy_(torch.from_numpy(training["weights"].copy()))
+        self.first.copy_(torch.from_numpy(training["first"].copy()))
+        self.second.copy_(torch.from_numpy(training["second"].copy()))
+        self.steps.fill_(float(np.asarray(training["steps"]).reshape(-1)[0]))
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
@@ -104,10 +111,10 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
-def load_dense(names: dict[str, Tensor], published: dict[str, NDArray[Any]]) -> None:
-    """Copies published tensors into a network's parameters and buffers, in place."""
+def load_dense(names: dict[str, Tensor], serving: dict[str, NDArray[Any]]) -> None:
+    """Copies serving tensors into a network's parameters and buffers, in place."""
     with torch.no_grad():
-        for name, array in published.items():
+        for name, array in serving.items():
             names[name].copy_(torch.from_numpy(np.array(array)))
 
 

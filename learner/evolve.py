@@ -1,4 +1,5 @@
-"""A warm start after the schema or the spec has changed: what both have is carried over, and it is said what.
+# core
+"""A warm start after the schema or the spec has changed: what both have is carried over, and a report says what.
 
 ::
 
@@ -6,12 +7,12 @@
                           |                |             (dropped)
     new model      [ user_id[0..15] | item_id[0..15] | stock: zero    ]  the rest of its answer stays as it was
 
-A new column enters every layer with weight zero (the optimiser moves it from there), so a new number changes no answer
-until something was learnt about it; nor does a new field, whose ids have no rows. A layer whose other axis has changed
-(hidden widths) starts afresh. Optimiser state goes with its weights. Rolling metrics begin anew.
+A new column enters every layer with weight zero (the optimiser moves it from there). So a new number changes no
+prediction until something is learnt about it; nor does a new field, whose ids have no rows. A layer whose other axis
+has changed (hidden widths) starts untrained. Optimiser state goes with its weights. Rolling metrics begin anew.
 
-Rows keep their ids. An id does not say which field it is of: where a field moves to a table of another width, all rows
-of its old table are copied there, and those that are of other fields go by age.
+Rows keep their ids. An id does not tell its field: where a field moves to a table of another width, all rows of its old
+table are copied there, and the rows of other fields are removed by age.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from learner.models import Columns
 from learner.models.norm import Running
 from learner.spec import read_spec
 from millrace.contracts.errors import SnapshotError
-from millrace.contracts.modelstore import Array, Image, Rows
+from millrace.contracts.modelstore import Array, Image, TableRows
 from millrace.contracts.schema import Schema
 
 
@@ -56,7 +57,7 @@ def read_columns(note: object) -> Columns:
     """The columns that a snapshot's ``extra["columns"]`` names.
 
     Raises:
-        SnapshotError: there are none: the snapshot was made by an older learner.
+        SnapshotError: it names none, because an older learner made it.
     """
     try:
         return msgspec.convert(note, Columns)
@@ -90,20 +91,20 @@ def evolve(
     report = Report()
     _compare(old, model.columns, old_spec, model.spec, report)
     try:
-        dense, private = _dense(old, old_spec, image, training, model, report)
+        dense, state = _dense(old, old_spec, image, training, model, report)
         tables = {}
         for name in model.tables:
             tables[name], rows = _table(name, old, image, training, model, report)
-            private |= {f"table/{name}/{n}": a for n, a in rows.items()}
+            state |= {f"table/{name}/{n}": a for n, a in rows.items()}
         report.dropped += [f"table {n}" for n in image.tables if n not in model.tables]
         if model.columns.buckets:
-            private |= _sample(old, training, model, dense, report)
-        private["clock"] = np.array([*training["clock"][:2], seed], np.int64)
+            state |= _sample(old, training, model, dense, report)
+        state["clock"] = np.array([*training["clock"][:2], seed], np.int64)
     except (KeyError, ValueError, IndexError) as error:
         raise SnapshotError(
             f"the snapshot's tensors are not those of its spec ({error})", "set MILLRACE_DATA to an empty folder"
         ) from None
-    model.resume(Image(dense, tables), private)
+    model.resume(Image(dense, tables), state)
     return model, report
 
 
@@ -145,7 +146,7 @@ def _dense(
     model: OnlineModel,
     report: Report,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Published tensors, and the optimiser's, by name as a snapshot has them."""
+    """Serving tensors and training arrays of the network, by name as a snapshot has them."""
     columns, before = model.columns, read_spec(old_spec)
     was, now = build_network(old, before, 0), model.network
     sizes = {n: p.numel() for n, p in was.named_parameters()}
@@ -156,8 +157,8 @@ def _dense(
     origin = {was.known_as(old).get(n, n): n for n in tensors_of(was)} if before.model == now.name else {}
     if not origin:
         report.new.append(f"network {now.name}, untrained: the snapshot's is a {before.model}")
-    published = model.dense.published()
-    own = {n: _split(a, now) for n, a in model.dense.private().items() if n != "steps"}
+    published, fresh_state = model.dense.snapshot()
+    own = {n: _split(a, now) for n, a in fresh_state.items() if n != "steps"}
     same_optimiser = before.dense == model.spec["dense"]
     kept = fresh = 0
     for name, tensor in tensors_of(now).items():
@@ -183,12 +184,12 @@ def _dense(
         f"tensor {n}" for k, n in origin.items() if k not in {now.known_as(columns).get(m, m) for m in tensors_of(now)}
     ]
     report.kept.append(f"network {now.name}, {kept} of {kept + fresh} tensors")
-    private = {
+    state = {
         f"dense/{n}": np.concatenate([a.ravel() for a in parts.values()] or [np.zeros(0, np.float32)])
         for n, parts in own.items()
     }
     steps = training["dense/steps"] if origin and same_optimiser else np.zeros(1, np.float32)
-    return published, {**private, "dense/steps": steps}
+    return published, {**state, "dense/steps": steps}
 
 
 def _split(vector: Array, network: nn.Module) -> dict[str, Array]:
@@ -248,8 +249,8 @@ def _homes(columns: Columns) -> dict[str, str]:
 
 def _table(
     name: str, old: Columns, image: Image, training: Mapping[str, Array], model: OnlineModel, report: Report
-) -> tuple[Rows, dict[str, Array]]:
-    """Rows and private columns of the table ``name``: those of the old tables its fields were in."""
+) -> tuple[TableRows, dict[str, Array]]:
+    """Rows and training columns of the table ``name``: those of the old tables that its fields were in."""
     table = model.tables[name]
     was, now = _homes(old), _homes(model.columns)
     sources = sorted({was[f] for f, at in now.items() if at == name and f in was}, key=lambda n: (n != name, n))
@@ -265,23 +266,23 @@ def _table(
         first = first[np.argsort(columns["ids"][first], kind="stable")]
         report.dropped.append(f"rows of table {name}: {gone}, for want of room")
     kept = {n: c[first] for n, c in columns.items()}
-    blank, private = table.state()
+    blank, state = table.snapshot()
     if not parts:
         report.new.append(f"table {name}, empty")
-        return blank, private
+        return blank, state
     what = f"table {name}, {len(first)} rows"
     moved = [s for s in sources if s != name]
     report.kept.append(what + (f" (those of {', '.join(moved)} copied: other fields' go by age)" if moved else ""))
-    private = {n: kept[n] for n in private if n in kept}
+    state = {n: kept[n] for n in state if n in kept}
     same = name in image.tables and training[f"table/{name}/admission"].shape == table.admission.counts.shape
-    private["admission"] = training[f"table/{name}/admission"] if same else table.admission.counts
-    private["counters"] = training[f"table/{name}/counters"] if same else np.zeros(2, np.int64)
+    state["admission"] = training[f"table/{name}/admission"] if same else table.admission.counts
+    state["counters"] = training[f"table/{name}/counters"] if same else np.zeros(2, np.int64)
     serving = {"embedding": kept["embedding"]} if table.width else {}
-    return Rows(kept["ids"], {**serving, "wide": np.zeros(len(first), np.float32)}), private
+    return TableRows(kept["ids"], {**serving, "wide": np.zeros(len(first), np.float32)}), state
 
 
 def _rows_of(
-    source: str, rows: Rows, training: Mapping[str, Array], width: int, scale: np.float32, salt: np.uint64
+    source: str, rows: TableRows, training: Mapping[str, Array], width: int, scale: np.float32, salt: np.uint64
 ) -> dict[str, NDArray[Any]]:
     """An old table's rows with embeddings of ``width``: cut, or filled up with first values."""
     prefix = f"table/{source}/"
@@ -303,15 +304,15 @@ def _rows_of(
 def _sample(
     old: Columns, training: Mapping[str, Array], model: OnlineModel, dense: dict[str, Array], report: Report
 ) -> dict[str, Array]:
-    """The sample that edges are made of; begun anew when a number is new in buckets (its edges would be of nothing)."""
+    """The sample that edges are made from. It begins anew when a number is new in buckets, for want of past rows."""
     names = model.columns.buckets
     if not set(names) <= set(old.buckets):
         report.new.append("sample for the edges of buckets: edges kept stay until it has rows enough")
-        return {f"sample/{n}": a for n, a in model.sample.state().items()}
+        return {f"sample/{n}": a for n, a in model.reservoir.snapshot().items()}
     values = training["sample/values"][:, [old.buckets.index(n) for n in names]]
     counts = training["sample/counts"]
-    model.sample.resume({"values": values, "counts": counts})
+    model.reservoir.resume({"values": values, "counts": counts})
     buckets = dense["edges"].shape[1] + 1
     if np.isinf(dense["edges"]).any() and counts[0] >= FIRST_ROWS:  # their number has changed
-        dense["edges"] = model.sample.edges(buckets)
+        dense["edges"] = model.reservoir.edges(buckets)
     return {"sample/values": values, "sample/counts": counts}

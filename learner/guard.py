@@ -1,14 +1,16 @@
+# core
 """Whether a batch's loss has exploded, against the recent past.
 
-What is expected of a batch depends on its mix: a handful of clicks alone has some ten times the loss of a usual batch,
-and nothing is wrong. So running means are kept of clicks' and of other samples' losses, and a batch is held against
-what they make of its own mix::
+The loss that is usual for a batch depends on its mix: a handful of clicks alone has some ten times the loss of a usual
+batch, and nothing is wrong. So there are two running means, of the losses of clicks and of other samples, and a batch
+is compared with what they say about its own mix::
 
     expected = (W_1 m_1 + W_0 m_0) / (W_1 + W_0)          W: weights in the batch, m: running mean losses
-    refused when loss > ratio * expected * (1 + 32 / B)    few rows may be further off
+    refused when loss > ratio * expected * (1 + 32 / B)    a small batch may be further off
 
-A batch that is refused moves the means too, but as if it were just at the bound: a world that has changed for good is
-refused for some batches only (each of 512 rows raises the bound by half), a burst of rubbish leaves the weights alone.
+A refused batch moves the means too, but only as if it were at the bound. So a world that has changed for good is
+refused for some batches only (each of 512 rows raises the bound by half), and a burst of rubbish does not reach the
+weights.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 WARM_ROWS = 2000
 """Rows of a class before its mean says anything."""
 
+_CLASSES = 2
 _MEMORY_ROWS = 10_000
 _FEW_ROWS = 32
 
@@ -30,17 +33,17 @@ class LossGuard:
 
     def __init__(self, ratio: float) -> None:
         self.ratio = ratio
-        self.means = np.zeros(2)
-        self.rows = np.zeros(2)
+        self.means = np.zeros(_CLASSES)
+        self.rows = np.zeros(_CLASSES)
 
     def exploded(self, loss: NDArray[Any], weight: NDArray[Any], click: NDArray[np.bool_]) -> bool:
-        """Whether a batch with these losses, all (B,), is to be refused; takes it into account in either case."""
+        """Whether to refuse a batch with these losses, weights and clicks, all (B,). Moves the means in either case."""
         if not self.ratio:
             return False
-        kind = click.view(np.uint8)
-        rows = np.bincount(kind, minlength=2).astype(np.float64)
-        weights = np.bincount(kind, weight, 2)
-        sums = np.bincount(kind, loss * weight, 2)
+        klass = click.view(np.uint8)  # 0: no click, 1: a click
+        rows = np.bincount(klass, minlength=_CLASSES).astype(np.float64)
+        weights = np.bincount(klass, weight, _CLASSES)
+        sums = np.bincount(klass, loss * weight, _CLASSES)
         share = 1.0
         if (self.rows[rows > 0] >= WARM_ROWS).all():
             bound = self.ratio * float(weights @ self.means) * (1 + _FEW_ROWS / rows.sum())
@@ -51,10 +54,16 @@ class LossGuard:
             self.means[k] += pace * (share * sums[k] / weights[k] - self.means[k])
         return share < 1.0
 
-    def state(self) -> NDArray[np.float64]:
+    def snapshot(self) -> NDArray[np.float64]:
         """Means and rows. (4,)"""
         return np.concatenate([self.means, self.rows])
 
     def resume(self, state: NDArray[np.float64]) -> None:
-        """The inverse of :meth:`state`."""
+        """The inverse of :meth:`snapshot`.
+
+        Raises:
+            ValueError: it is not of this form.
+        """
+        if state.shape != (4,):
+            raise ValueError(f"a guard's state of shape {state.shape}, not (4,)")
         self.means, self.rows = state[:2].copy(), state[2:].copy()

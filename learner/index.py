@@ -1,3 +1,4 @@
+# core
 """A collisionless map from 64-bit ids to rows of one array of records.
 
 ::

@@ -1,3 +1,4 @@
+# core
 """From feature arrays to what a model sees: which id columns go to which table, and how numbers are scaled.
 
 ::
@@ -56,8 +57,8 @@ class Inputs:
     ) -> None:
         layout = schema.layout
         self.layout = layout
-        # A model that knows nothing yet answers with the schema's prior rate, not with one half: a young model would
-        # else have to walk its intercept there first, and be far too sure of clicks on the way.
+        # A model that has learnt nothing predicts the schema's prior rate, not one half. Otherwise a young model would
+        # first have to move its intercept there, and would predict far too many clicks on the way.
         rate = min(max(schema.windows.prior_rate, 0.001), 0.999)
         self.prior_logit = math.log(rate / (1 - rate))
         by_width: dict[int, list[tuple[str, int, int]]] = {}  # name, first column and columns of each field

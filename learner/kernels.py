@@ -1,3 +1,4 @@
+# core
 """The compiled loops of the sparse side. Plain Python semantics, no allocation, the GIL released.
 
 All of them live in one file because numba's on-disk cache does not notice a change in a callee of another file.

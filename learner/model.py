@@ -1,3 +1,4 @@
+# core
 """The model that learns (:class:`OnlineModel`) and the same model as a scorer holds it (:class:`ServingModel`).
 
 One step of learning::
@@ -5,6 +6,15 @@ One step of learning::
     ids ──read──► values of the distinct ids ──pool──► embeddings (B, F, D) ──► network ──► logit + wide ──► loss
     tables ◄─write─ gradient of the distinct ids ◄─spread─ gradients (B, F, D) ◄─────────── (p - y)
               row-wise Adagrad, FTRL                              Adam on the network's flat vector
+
+with, for sample b of weight w_b and label y_b (w_u: the wide weight of id u; v_u: its embedding)::
+
+    t_b = f(pooled v of b, x_b) + sum_{u of b} w_u + prior     p_b = sigmoid(t_b)
+    loss = sum_b w_b (-y_b log p_b - (1 - y_b) log(1 - p_b)) / sum_b w_b
+    slope_b = w_b (p_b - y_b)                                  the gradient of w_b's term by t_b
+
+Symbols: B samples of a batch; F categorical columns of ``cat`` and N numbers of ``num`` (the schema's); C id columns
+and D embedding width of one table; U distinct ids of a batch in it; E embedding columns of all tables side by side.
 
 Nothing is written before loss and gradients are known to be finite and in bounds.
 """
@@ -21,8 +31,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner import kernels, passes
-from learner.buckets import Sample
+from learner import elementwise, kernels
+from learner.buckets import Reservoir
 from learner.dense import DenseState, load_dense, tensors_of
 from learner.guard import LossGuard
 from learner.inputs import Group, Inputs
@@ -30,7 +40,7 @@ from learner.kernels import EMPTY
 from learner.models import Columns, Network, network_of
 from learner.sampling import chosen, fake_negative_weights
 from learner.spec import Spec, read_spec
-from learner.step import Answer, Gradient, set_mode, step_of
+from learner.step import Gradient, Inference, dense_step, set_mode
 from learner.table import Block, Rates, ServingTable, SparseTable
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.hashing import salt
@@ -47,10 +57,10 @@ _EXPIRE_MIN = 60  # rows are looked over for their age no oftener than this, in 
 
 @dataclass(frozen=True, slots=True)
 class LearnReport:
-    """What became of a batch: mean ``loss`` before the step, ``rows`` learnt, or why it was ``skipped``.
+    """What became of a batch: mean ``loss`` before the step, ``rows`` learnt, or why the batch was ``skipped``.
 
-    ``refused``: rows with a label outside [0, 1] or an unusable weight; ``bad_numbers``: features that were not
-    finite (read as 0); ``left_out``: negatives that down-sampling passed over.
+    ``refused`` counts rows with a label outside [0, 1] or an unusable weight. ``bad_numbers`` counts features that were
+    not finite (they are read as 0). ``left_out`` counts the negatives that down-sampling passed over.
     """
 
     loss: float
@@ -77,28 +87,29 @@ def _build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
 
 
 def _bucketed(inputs: Inputs, network: Network, cat: Ids, num: Floats) -> Ids:
-    """``cat`` with the ids of quantile buckets, by the edges that the network holds."""
+    """``cat`` (B, F) with the ids of quantile buckets of ``num`` (B, N), by the edges that the network holds.
+    (B, F + buckets)"""
     return inputs.bucketed(cat, num, network.edges.numpy()) if len(inputs.bucket_columns) else cat
 
 
 def _wide(blocks: Sequence[Block], size: int, base: float) -> Floats:
-    """The wide part, ``base`` in it. (B,)"""
-    wide = np.full(size, base, np.float32)
+    """The wide part, ``base + sum_u w_u`` over the ids u of each sample. (B,)"""
+    wide = np.full(size, base, np.float32)  # (B,)
     for block in blocks:
-        kernels.wide_sum(block.wide, block.inverse, wide)
+        kernels.wide_sum(block.wide, block.inverse, wide)  # (U,) at (B, C) into (B,)
     return wide
 
 
-def _score(inputs: Inputs, answer: Answer, tables: Mapping[str, Any], cat: Ids, num: Floats) -> Floats:
+def _score(inputs: Inputs, inference: Inference, tables: Mapping[str, Any], cat: Ids, num: Floats) -> Floats:
     """Probabilities (B,) in evaluation mode. ``tables`` have ``read``."""
     if not len(cat):
         return np.empty(0, np.float32)
-    num, _ = inputs.finite(num)
-    cat, num = _bucketed(inputs, answer.network, cat, num), inputs.plain(num)
+    num, _ = inputs.finite(num)  # (B, N)
+    cat, num = _bucketed(inputs, inference.network, cat, num), inputs.plain(num)  # (B, F + buckets), (B, N - buckets)
     blocks = [tables[g.name].read(inputs.ids(g, cat)) for g in inputs.groups]
-    logit = answer.logits(blocks, num) + _wide(blocks, len(cat), inputs.prior_logit)
-    out: Floats = torch.sigmoid(torch.from_numpy(logit)).numpy()
-    return out
+    t = inference.logits(blocks, num) + _wide(blocks, len(cat), inputs.prior_logit)  # (B,)
+    p: Floats = torch.sigmoid(torch.from_numpy(t)).numpy()  # (B,)
+    return p
 
 
 class OnlineModel:
@@ -112,6 +123,57 @@ class OnlineModel:
 
     Raises:
         SettingError: the spec has an unknown name or value.
+
+    A shop of two fields. Ids are hashed per field by whoever makes the features; here they are made by hand::
+
+        >>> import numpy as np
+        >>> from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+        >>> from millrace.contracts.schema import parse_schema
+        >>> schema = parse_schema('''
+        ... name = "tiny"
+        ... [[fields]]
+        ... name = "item_id"
+        ... of = "item"
+        ... [[fields]]
+        ... name = "price"
+        ... of = "item"
+        ... kind = "numeric"
+        ... [windows]
+        ... days = [1]
+        ... actions = ["exposure", "click"]
+        ... ''')
+        >>> schema.layout.cat_names, schema.layout.num_names
+        (('item_id',), ('price',))
+        >>> model = OnlineModel(schema, {"model": "wide_deep", "hidden": [16]}, seed=0)
+
+    Item 11 is clicked whenever it is shown, item 22 never::
+
+        >>> B = 64
+        >>> clicked = np.arange(B) % 2 == 0
+        >>> batch = SampleBatch(
+        ...     request=("page",), page=np.zeros(B, np.int32), position=np.arange(B, dtype=np.int32),
+        ...     user=np.ones(B, np.uint64), item=np.ones(B, np.uint64), ts_ms=np.full(B, 1_700_000_000_000),
+        ...     kind=np.where(clicked, POSITIVE, NEGATIVE).astype(np.uint8), label=clicked.astype(np.float32),
+        ...     weight=np.ones(B, np.float32), actions=np.ones(B, np.uint8),
+        ...     cat=np.where(clicked, 11, 22)[:, None], num=np.full((B, 1), 9.5, np.float32),
+        ...     score=np.full(B, np.nan, np.float32), version=np.full(B, -1), arm=np.zeros(B, np.uint8),
+        ...     origin_ms=np.zeros(B, np.int64))
+        >>> reports = [model.learn(batch) for _ in range(20)]
+        >>> reports[0].rows, reports[0].skipped, reports[-1].loss < reports[0].loss
+        (64, None, True)
+
+    Scoring writes nothing, so an item that was never seen (33) gets an answer and no row::
+
+        >>> p = model.score(np.array([[11], [22], [33]]), np.full((3, 1), 9.5, np.float32))
+        >>> bool(p[0] > p[2] > p[1]), model.rows
+        (True, 2)
+
+    A snapshot holds the whole state: another model goes on from it as if it were this one::
+
+        >>> twin = OnlineModel(schema, model.spec, seed=1)
+        >>> twin.resume(*model.snapshot())
+        >>> twin.learn(batch) == model.learn(batch)
+        True
     """
 
     def __init__(self, schema: Schema, spec: Mapping[str, Any], seed: int) -> None:
@@ -129,10 +191,10 @@ class OnlineModel:
         for parameter in self.serving.parameters():
             parameter.requires_grad_(self.serving is self.network)
         self.dense = DenseState(self.network, self.serving, s.dense, s.dense_rate, s.averaging)
-        self.sample = Sample(len(self._inputs.bucket_columns))
+        self.reservoir = Reservoir(len(self._inputs.bucket_columns))
         self.guard = LossGuard(s.loss_ratio)
-        self._step = step_of(self._inputs, self.network, s.products == "bfloat16")
-        self._answer = Answer(self._inputs, self.serving)
+        self._step = dense_step(self._inputs, self.network, s.products == "bfloat16")
+        self._inference = Inference(self._inputs, self.serving)
         self.newest_ms = 0  # newest exposure learnt from
         self._expired_min = 0
 
@@ -159,8 +221,8 @@ class OnlineModel:
         return dense + sum(t.nbytes for t in self.tables.values())
 
     def score(self, cat: Ids, num: Floats) -> Floats:
-        """Click probabilities (n,) of feature rows cat (n, F), num (n, N). Reads only; unknown ids read as zero."""
-        return _score(self._inputs, self._answer, self.tables, cat, num)
+        """Click probabilities (B,) of feature rows cat (B, F), num (B, N). Reads only; unknown ids read as zero."""
+        return _score(self._inputs, self._inference, self.tables, cat, num)
 
     def knows(self, field: str, cat: Ids) -> NDArray[np.bool_]:
         """Whether there is a row for the (first) id that each row of cat (n, F) has in a categorical field. (n,)"""
@@ -172,9 +234,9 @@ class OnlineModel:
     def learn(self, batch: SampleBatch) -> LearnReport:
         """One step on ``batch``; follow-ups in it are passed over. A batch with a loss or gradient that is not
         finite, or beyond the spec's bounds, is refused whole: weights, statistics and tables stay as they were."""
-        label, weight = batch.label, batch.weight
+        label, weight = batch.label, batch.weight  # (B,), (B,)
         with np.errstate(invalid="ignore"):
-            usable = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)
+            usable = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)  # (B,)
         usable |= batch.kind == FOLLOW_UP
         refused = int(len(batch) - usable.sum())
         usable &= batch.kind != FOLLOW_UP
@@ -186,33 +248,34 @@ class OnlineModel:
         if not usable.all():
             batch = batch.take(usable)
             label, weight = batch.label, batch.weight
-        size = len(batch)
+        size = len(batch)  # B from here on
         if not size:
             return LearnReport(0.0, 0, None, refused, 0, left_out)
-        finite, bad = self._inputs.finite(batch.num)
-        cat, num = _bucketed(self._inputs, self.network, batch.cat, finite), self._inputs.plain(finite)
+        finite, bad = self._inputs.finite(batch.num)  # (B, N)
+        cat = _bucketed(self._inputs, self.network, batch.cat, finite)  # (B, F + buckets)
+        num = self._inputs.plain(finite)  # (B, N - buckets)
         blocks = [self.tables[g.name].read(self._inputs.ids(g, cat), True) for g in self._inputs.groups]
 
         set_mode(self.network, training=True)
         before = self.dense.buffers.clone()
-        # With negatives left out the stream has more clicks: ln w stands in for them while learning, and only then, so
-        # the rest of the model (and what is served) is of the whole stream.
+        # Leaving out negatives raises the share of clicks. The constant ln(negative_keep) makes up for it while
+        # learning, and only then: so the rest of the model, and what is served, answers for the whole stream.
         shift = math.log(self._spec.negative_keep)
-        wide = _wide(blocks, size, self._inputs.prior_logit - shift)
-        logits = self._step.ahead(blocks, num)
+        wide = _wide(blocks, size, self._inputs.prior_logit - shift)  # (B,)
+        logits = self._step.forward(blocks, num)  # (B,)
         if self._spec.delayed_feedback == "fake_negative_weighted":
-            p = torch.sigmoid(torch.from_numpy(logits + wide + np.float32(shift))).numpy()
-            weight = weight * fake_negative_weights(batch.kind, label, p)
-        y, w = (np.ascontiguousarray(a, np.float32) for a in (label, weight))
-        losses, slope = np.empty(size, np.float32), np.empty(size, np.float32)  # slope: d loss / d logit, a sample
-        loss = passes.logistic(logits, wide, y, w, losses, slope) / float(w.sum(dtype=np.float64))
+            p = torch.sigmoid(torch.from_numpy(logits + wide + np.float32(shift))).numpy()  # (B,)
+            weight = weight * fake_negative_weights(batch.kind, label, p)  # (B,)
+        y, w = (np.ascontiguousarray(a, np.float32) for a in (label, weight))  # (B,), (B,)
+        losses, slope = np.empty(size, np.float32), np.empty(size, np.float32)  # (B,), (B,): see the module's head
+        loss = elementwise.logistic(logits, wide, y, w, losses, slope) / float(w.sum(dtype=np.float64))
         problem = self._unsound(loss)
-        guard = self.guard.state()
+        guard = self.guard.snapshot()
         if problem is None and self.guard.exploded(losses, w, y > 0.5):
-            problem, guard = "loss_jumped", self.guard.state()
+            problem, guard = "loss_jumped", self.guard.snapshot()
         grads: list[Gradient] = []
         if problem is None:
-            grads = self._step.back(slope / np.float32(size))
+            grads = self._step.backward(slope / np.float32(size))  # a (B, F D) for each table with embeddings
             problem = self._unsound_gradient(grads, size)
         if problem is not None:
             self.dense.buffers.copy_(before)
@@ -220,8 +283,8 @@ class OnlineModel:
             return LearnReport(loss, 0, problem, refused, bad, left_out)
 
         self.dense.step()
-        if self.sample.add(finite[:, self._inputs.bucket_columns]):
-            self.network.edges.copy_(torch.from_numpy(self.sample.edges(self._spec.buckets)))
+        if self.reservoir.add(finite[:, self._inputs.bucket_columns]):
+            self.network.edges.copy_(torch.from_numpy(self.reservoir.edges(self._spec.buckets)))
         newest = int(batch.ts_ms.max())
         self.newest_ms = max(self.newest_ms, newest)
         now_min = self.newest_ms // _MINUTE_MS
@@ -233,16 +296,16 @@ class OnlineModel:
         return LearnReport(loss, size, None, refused, bad, left_out)
 
     def _write(self, blocks: list[Block], grads: list[Gradient], slope: Floats, size: int, now_min: int) -> None:
-        """The sparse step. Gradients are sums over samples (not means), so a row's step does not depend on how many
-        other samples happened to be in the batch."""
+        """The sparse step, for ``slope`` (B,). Gradients are sums over samples (not means), so a row's step does not
+        depend on how many other samples happened to be in the batch."""
         leaves = iter(grads)
         for group, block in zip(self._inputs.groups, blocks, strict=True):
-            grad_wide = np.zeros(len(block.ids), np.float32)
-            kernels.wide_spread(slope, block.inverse, grad_wide)
-            grad_embedding = np.zeros((len(block.ids), group.width), np.float32)
+            grad_wide = np.zeros(len(block.ids), np.float32)  # (U,)
+            kernels.wide_spread(slope, block.inverse, grad_wide)  # (B,) at (B, C) into (U,)
+            grad_embedding = np.zeros((len(block.ids), group.width), np.float32)  # (U, D)
             if group.width:
                 leaf = next(leaves)
-                factor = np.float32(size)
+                factor = np.float32(size)  # the network's gradient is of the mean; this makes it a sum
                 kernels.spread(leaf.array, leaf.at, factor, block.inverse, group.starts, grad_embedding)
             self.tables[group.name].write(block, grad_embedding, grad_wide, now_min)
 
@@ -261,27 +324,32 @@ class OnlineModel:
     # -- versions --------------------------------------------------------------------------------------------
 
     def changes(self) -> Image:
-        """The dense tensors, and the rows touched or removed since the last call of this or :meth:`snapshot`."""
-        return Image(self.dense.published(), {name: table.changes() for name, table in self.tables.items()})
+        """All dense tensors, and the rows touched or removed since the last call. Values are whole, not differences."""
+        return Image(self.dense.changes(), {name: table.changes() for name, table in self.tables.items()})
 
     def snapshot(self) -> tuple[Image, dict[str, Array]]:
-        """The whole state: what serves, and what only training needs. :meth:`resume` goes on from it bit for bit."""
+        """The whole state: what serves, and what only training needs. :meth:`resume` goes on from it bit for bit.
+
+        Shares no memory with the model. What :meth:`changes` has not yet given stays to be given.
+        """
+        dense, own = self.dense.snapshot()
         tables = {}
-        training: dict[str, Array] = {f"dense/{n}": a for n, a in self.dense.private().items()}
+        training: dict[str, Array] = {f"dense/{n}": a for n, a in own.items()}
         for name, table in self.tables.items():
-            tables[name], private = table.state()
-            training |= {f"table/{name}/{n}": a for n, a in private.items()}
+            tables[name], own = table.snapshot()
+            training |= {f"table/{name}/{n}": a for n, a in own.items()}
         if len(self._inputs.bucket_columns):
-            training |= {f"sample/{n}": a for n, a in self.sample.state().items()}
-        training["guard"] = self.guard.state()
+            training |= {f"sample/{n}": a for n, a in self.reservoir.snapshot().items()}
+        training["guard"] = self.guard.snapshot()
         training["clock"] = np.array([self.newest_ms, self._expired_min, self.seed], np.int64)
-        return Image(self.dense.published(), tables), training
+        return Image(dense, tables), training
 
     def resume(self, image: Image, training: Mapping[str, Array]) -> None:
-        """Takes over a snapshot of a model with this schema and spec; whatever was learnt before is gone.
+        """Takes over the snapshot of a model with this schema and spec. Whatever this one had learnt is gone; its seed
+        becomes the snapshot's.
 
         Raises:
-            SnapshotError: the snapshot is of another model.
+            SnapshotError: the snapshot is of another model; this one stays as it was.
         """
         fresh = OnlineModel(self.schema, self.spec, self.seed)
         try:
@@ -291,7 +359,7 @@ class OnlineModel:
             for name, table in fresh.tables.items():
                 table.resume(image.tables[name], _below(f"table/{name}/", training))
             if len(self._inputs.bucket_columns):
-                fresh.sample.resume(_below("sample/", training))
+                fresh.reservoir.resume(_below("sample/", training))
             if "guard" in training:  # older snapshots have none
                 fresh.guard.resume(training["guard"])
             newest, expired, seed = (int(v) for v in training["clock"])
@@ -303,8 +371,8 @@ class OnlineModel:
         if seed != self.seed:  # first values of rows depend on it
             fresh = self._reseeded(fresh, seed)
         self.network, self.serving = fresh.network, fresh.serving
-        self._step, self._answer = fresh._step, fresh._answer
-        self.dense, self.tables, self.sample, self.guard = fresh.dense, fresh.tables, fresh.sample, fresh.guard
+        self._step, self._inference = fresh._step, fresh._inference
+        self.dense, self.tables, self.reservoir, self.guard = fresh.dense, fresh.tables, fresh.reservoir, fresh.guard
         self.seed, self.newest_ms, self._expired_min = seed, newest, expired
 
     def _reseeded(self, fresh: OnlineModel, seed: int) -> OnlineModel:
@@ -326,6 +394,9 @@ class ServingModel:
     """A model as a scorer holds it: no optimiser state, patched in place between two requests.
 
     Not locked: the caller sees to it that nothing is scored while :meth:`patch` runs.
+
+    Raises:
+        SettingError: the spec has an unknown name or value.
     """
 
     def __init__(self, schema: Schema, spec: Mapping[str, Any]) -> None:
@@ -334,7 +405,7 @@ class ServingModel:
         for parameter in self.network.parameters():
             parameter.requires_grad_(False)
         self._dense = tensors_of(self.network)
-        self._answer = Answer(self._inputs, self.network)
+        self._inference = Inference(self._inputs, self.network)
         self.tables = {g.name: ServingTable(g.width, full.max_rows) for g in self._inputs.groups}
 
     @classmethod
@@ -360,7 +431,7 @@ class ServingModel:
         """Applies a delta: dense tensors whole, rows new, changed and removed.
 
         Raises:
-            SnapshotError: it has a tensor that this model has not; nothing was changed.
+            SnapshotError: the delta has a tensor or a table that this model has not; nothing was changed.
         """
         for name, array in delta.dense.items():
             if name not in self._dense or tuple(self._dense[name].shape) != array.shape:
@@ -371,11 +442,11 @@ class ServingModel:
         for name, rows in delta.tables.items():
             self.tables[name].patch(rows)
 
-    def image(self) -> Image:
-        """The state that is being served, for comparison with a snapshot."""
+    def snapshot(self) -> Image:
+        """The whole state that is served: the serving half of what :meth:`OnlineModel.snapshot` gives."""
         dense = {n: t.detach().numpy().copy() for n, t in self._dense.items()}
-        return Image(dense, {n: t.rows() for n, t in self.tables.items()})
+        return Image(dense, {n: t.snapshot() for n, t in self.tables.items()})
 
     def score(self, cat: Ids, num: Floats) -> Floats:
-        """Click probabilities (n,) of feature rows cat (n, F), num (n, N). Reads only; unknown ids read as zero."""
-        return _score(self._inputs, self._answer, self.tables, cat, num)
+        """Click probabilities (B,) of feature rows cat (B, F), num (B, N). Reads only; unknown ids read as zero."""
+        return _score(self._inputs, self._inference, self.tables, cat, num)

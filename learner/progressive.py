@@ -1,7 +1,8 @@
+# core
 """Progressive validation: every sample is predicted before it is learnt from, and judged on that prediction.
 
-(Monolith's algorithm 1; prequential evaluation, Gama et al. 2013.) Rolling figures are river's, for live view; the
-functions below are exact, for reports.
+(Liu et al. 2022, Monolith, algorithm 1; prequential evaluation, Gama et al. 2013.) Rolling metrics are river's, for the
+live view. The functions below are exact, for reports.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from river import metrics, stats, utils
+from scipy.stats import rankdata
 
 from millrace.contracts.schema import Schema
 
@@ -22,24 +24,25 @@ _CLIP = 1e-7
 
 
 def auc(p: Numbers, y: Numbers) -> float:
-    """Area under the ROC curve: P(p of a positive > p of a negative), ties count half. NaN with one class only.
+    """Area under the ROC curve of scores p for labels y, (n,): P(p of a positive > p of a negative), ties count half.
 
     By the rank sum (Mann and Whitney 1947): ``(R_pos - n_pos (n_pos + 1) / 2) / (n_pos n_neg)``, mean ranks in ties.
+    NaN with one class only, or if a score is NaN.
     """
     positive = np.asarray(y) > 0.5
     n_pos = int(positive.sum())
     n_neg = len(positive) - n_pos
     if not n_pos or not n_neg:
         return float("nan")
-    _, inverse, counts = np.unique(np.asarray(p, np.float64), return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks = (last - (counts - 1) / 2.0)[inverse]
+    ranks = rankdata(np.asarray(p, np.float64))  # (n,)
     return float((ranks[positive].sum() - n_pos * (n_pos + 1) / 2.0) / (n_pos * n_neg))
 
 
 def grouped_auc(p: Numbers, y: Numbers, user: Numbers) -> float:
-    """Mean of the users' own AUCs, weighted by their rows; users with one class only are left out (Zhou et al. 2018,
-    DIN, eq. 9). NaN when no user is left."""
+    """Grouped AUC: the mean of the users' own AUCs, weighted by their rows (Zhou et al. 2018, DIN, eq. 9).
+
+    Users with one class only are left out. NaN when no user is left. ``p``, ``y``, ``user``: (n,)
+    """
     p, y, user = np.asarray(p, np.float64), np.asarray(y) > 0.5, np.asarray(user)
     if not len(p):
         return float("nan")
@@ -48,10 +51,8 @@ def grouped_auc(p: Numbers, y: Numbers, user: Numbers) -> float:
     start = np.concatenate([[True], user[1:] != user[:-1]])
     group = np.cumsum(start) - 1  # (n,)
     first = np.flatnonzero(start)  # of each user
-    tie = start | np.concatenate([[True], p[1:] != p[:-1]])
-    edges = np.append(np.flatnonzero(tie), len(p))
-    mean_rank = (edges[:-1] + edges[1:] + 1) / 2.0  # of each run of equal p, from 1
-    rank = mean_rank[np.cumsum(tie) - 1] - first[group]  # within the user
+    run = np.cumsum(start | np.concatenate([[True], p[1:] != p[:-1]]))  # (n,) number of each run of equal (user, p)
+    rank = rankdata(run) - first[group]  # (n,) within the user
     rows = np.bincount(group).astype(np.float64)
     n_pos = np.bincount(group, weights=y)
     both = (n_pos > 0) & (n_pos < rows)
@@ -64,7 +65,7 @@ def grouped_auc(p: Numbers, y: Numbers, user: Numbers) -> float:
 
 
 def log_losses(p: Numbers, y: Numbers) -> NDArray[np.float64]:
-    """``-y ln p - (1 - y) ln(1 - p)`` of each sample, p clipped to [1e-7, 1 - 1e-7]."""
+    """``-y ln p - (1 - y) ln(1 - p)`` of each sample, p clipped to [1e-7, 1 - 1e-7]. (n,)"""
     q = np.clip(np.asarray(p, np.float64), _CLIP, 1 - _CLIP)
     t = np.asarray(y, np.float64)
     losses: NDArray[np.float64] = -t * np.log(q) - (1 - t) * np.log1p(-q)
@@ -77,7 +78,7 @@ def log_loss(p: Numbers, y: Numbers) -> float:
 
 
 def calibration(p: Numbers, y: Numbers) -> float:
-    """Clicks predicted over clicks seen, ``sum p / sum y``. NaN without a click."""
+    """Clicks predicted over clicks observed, ``sum p / sum y``. NaN without a click."""
     clicks = float(np.sum(y, dtype=np.float64))
     return float(np.sum(p, dtype=np.float64)) / clicks if clicks else float("nan")
 
@@ -85,7 +86,7 @@ def calibration(p: Numbers, y: Numbers) -> float:
 def baseline_column(schema: Schema) -> int | None:
     """The column of num that is an item's smoothed click rate over the longest window; None if the schema has none.
 
-    What a model must beat: ranking by the item's own click rate.
+    The baseline that a model must beat is to rank by that rate.
     """
     item = schema.log.item if schema.log is not None else "item_id"
     layout = schema.layout
@@ -98,7 +99,7 @@ def baseline_column(schema: Schema) -> int | None:
 
 
 class _RollingAuc:
-    """River's rolling AUC, and NaN while the window holds one class only: river says 0 then, as of the worst model."""
+    """River's rolling AUC, but NaN while the window holds one class only: river's is 0 then, as of the worst model."""
 
     def __init__(self, window_rows: int) -> None:
         self._auc: Any = metrics.RollingROCAUC(window_size=window_rows)  # type: ignore[no-untyped-call]
@@ -119,7 +120,10 @@ class _RollingAuc:
 
 
 class Progressive:
-    """Rolling figures over the newest ``window_rows`` samples. NaN where they say nothing: no rows, one class."""
+    """Rolling metrics over the newest ``window_rows`` samples. NaN where there is no metric: no rows, or one class.
+
+    Not kept in snapshots: they begin anew with a process.
+    """
 
     def __init__(self, window_rows: int) -> None:
         self.rows = 0
@@ -158,7 +162,7 @@ class Progressive:
 
     @property
     def calibration(self) -> float:
-        """NaN without a click: by their count, since what is left of a running mean need not be 0."""
+        """NaN without a click. Clicks are counted for that: rounding may leave a running mean of zeros other than 0."""
         if not self._auc.positives:
             return float("nan")
         return float(self._means["p"].get()) / float(self._means["y"].get())

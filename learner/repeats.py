@@ -1,6 +1,7 @@
+# core
 """Which samples were already learnt from: a memory of their ids, bounded in event time and in size.
 
-The joiner may emit a sample again after a crash, with the same id. A sample's id is (request, position, kind): a
+The joiner may emit a sample again after a crash, with the same id. A sample's id is (request, position, kind): so a
 negative and its later correction are two samples.
 """
 
@@ -26,7 +27,10 @@ def exposure_ids(batch: SampleBatch) -> NDArray[np.uint64]:
 
 
 class Repeats:
-    """Remembers ids for ``keep_ms`` of event time, and never more than ``max_ids`` (then the oldest go first)."""
+    """Remembers ids for ``keep_ms`` of event time, and never more than ``max_ids``; the oldest go first.
+
+    Times are kept in whole seconds.
+    """
 
     def __init__(self, keep_ms: int, max_ids: int = 2_000_000) -> None:
         self.keep_ms = keep_ms
@@ -55,17 +59,24 @@ class Repeats:
             self._enter(new, ts)
         return fresh
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        """The memory as arrays."""
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """The whole memory: ``ids`` (n,), ``second`` (n,) of each; ``clock``: newest event and last sweep, in ms."""
         rows = self._index.rows()
-        return {"ids": self._index.ids_of(rows), "second": self._seconds(rows)}
+        clock = np.array([self._newest_ms, self._swept_ms], np.int64)
+        return {"ids": self._index.ids_of(rows), "second": self._seconds(rows), "clock": clock}
 
     def resume(self, state: dict[str, NDArray[Any]]) -> None:
-        """The inverse of :meth:`state`, on a memory that is empty."""
+        """The inverse of :meth:`snapshot`, on a memory that is empty.
+
+        Raises:
+            KeyError: an array is missing.
+        """
         if len(state["ids"]):
             ts = state["second"].astype(np.int64) * 1000
             self._enter(state["ids"], ts)
             self._newest_ms = self._swept_ms = int(ts.max())
+        if "clock" in state:  # older snapshots have none
+            self._newest_ms, self._swept_ms = (int(v) for v in state["clock"])
 
     def _enter(self, ids: NDArray[np.int64], ts_ms: NDArray[np.int64]) -> None:
         rows = self._index.add(ids)

@@ -1,20 +1,22 @@
-"""Which samples are learnt from, and with what weight, so that the model still answers with the true rate.
+# core
+"""Which samples are learnt from, and with what weight, so that the model still predicts the true rate.
 
 *Negative down-sampling* (He et al. 2014, "Practical lessons from predicting clicks on ads at Facebook", section 6.3):
-of the negatives a share w is learnt from. A model of that stream answers p, of the whole stream::
+a share w of the negatives is learnt from. A model of that stream predicts p; q is the rate in the whole stream::
 
     q = p / (p + (1 - p) / w)        as logits: logit(q) = logit(p) + ln w
 
 *Fake negatives* (Ktena et al. 2019, arXiv 1907.06558, the fake negative weighted loss): each exposure is a negative
-at once, and a second sample, a positive, when its click comes. Learnt as they come, the answer would be
-``p / (1 + p)``. With these weights it is p, where p is the model's own (corrected) answer, without a gradient::
+at once, and a second sample, a positive, when its click comes. Learnt as they come, a true rate of p would be
+predicted as ``p / (1 + p)``. With these weights it is predicted as p. The p in the weights is the model's own
+(corrected) prediction, and no gradient flows through it::
 
     positive (a correction of its negative)   1 + p
     negative                                  (1 - p) (1 + p)
     positive that never was a negative        (1 - p) (1 + p)
 
-The last is not in the paper: it is what keeps the fixed point at the true rate when some clicks are so fast that no
-negative went before them, whatever their share.
+The last weight is not in the paper. It keeps the fixed point at the true rate when some clicks are so fast that no
+negative came before them, whatever their share.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ _SALT = salt("negative")
 
 
 def chosen(batch: SampleBatch, share: float) -> NDArray[np.bool_]:
-    """Every positive, and of the negatives about ``share``: which is a function of the sample's id, so that a sample
-    that comes again is treated as before. (B,)"""
+    """Every positive, and about ``share`` of the negatives. (B,)
+
+    The choice is a function of the sample's id, so a sample that comes again is treated as before.
+    """
     requests = column_hash(np.array(batch.request, object))[batch.page]
     drawn = combine(_SALT, requests, batch.position.astype(np.uint64) + np.uint64(1))
     kept: NDArray[np.bool_] = (batch.label > 0) | ((drawn >> np.uint64(11)).astype(np.float64) < share * 2.0**53)
@@ -40,6 +44,6 @@ def chosen(batch: SampleBatch, share: float) -> NDArray[np.bool_]:
 def fake_negative_weights(
     kind: NDArray[np.uint8], label: NDArray[np.float32], p: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """The weights above for samples of these kinds and labels, with the model's answers p. All (B,)"""
+    """The weights above for samples of these kinds and labels, with the model's predictions p. All (B,)"""
     corrects = (kind == CORRECTION) & (label > 0)
     return np.where(corrects, 1 + p, (1 - p) * (1 + p)).astype(np.float32)

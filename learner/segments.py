@@ -1,11 +1,12 @@
-"""Rolling figures by segment of the traffic, the AUC within users, and drift of the loss.
+# core
+"""Rolling metrics by segment of the traffic, grouped AUC, and drift of the loss.
 
-A segment is a value of a categorical field ("kind=business"), or whether the learner has met the user or the item
-before: it has a row for the id ("user=known") or not ("user=new"; one unseen for so long that
-its row went is new again).
+A segment is a value of a categorical field ("kind=business"), or whether the learner knows the user or the item: it has
+a row for the id ("user=known") or has none ("user=new"). An id that was unseen for so long that its row was removed is
+new again.
 
-A ring of the newest rows is all that is kept; figures are made from it when asked for (a few milliseconds for 10,000
-rows), not at each sample.
+A ring of the newest rows is all that is kept. Metrics are made from it when asked for (a few milliseconds for 10,000
+rows), not at each sample. Symbols: B rows of a batch, S segments.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _DRIFT_DELTA = 0.002
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """Of the newest rows of a segment; NaN where it has none of a class."""
+class SegmentMetrics:
+    """Metrics of the newest rows of one segment; NaN where a class has no row."""
 
     auc: float
     log_loss: float
@@ -56,7 +57,14 @@ def parse_segments(text: str) -> dict[str, tuple[str, ...]]:
 
 
 class Segments:
-    """Rolling figures by segment. Fields that the schema has not, or that are no category, make no segment."""
+    """Rolling metrics by segment. A field that the schema lacks, or that is not categorical, makes no segment.
+
+    Not kept in snapshots: they begin anew with a process.
+
+    Args:
+        named: fields and their values, as :func:`parse_segments` gives them.
+        window_rows: how many of the newest rows count.
+    """
 
     def __init__(self, schema: Schema, named: dict[str, tuple[str, ...]], window_rows: int) -> None:
         layout = schema.layout
@@ -80,7 +88,7 @@ class Segments:
         self._in = np.zeros((window_rows, len(self.names)), np.bool_)
 
     def members(self, batch: SampleBatch, model: OnlineModel) -> NDArray[np.bool_]:
-        """Which segments the rows are in, S = ``len(names)``: (B, S). To be asked before they are learnt from."""
+        """Which segments the rows are in. (B, S). Call it before they are learnt from: learning makes ids known."""
         columns = [(batch.cat[:, at] == value).any(1) for at, value in self._values]
         for _, field in self._sides:
             known = model.knows(field, batch.cat)
@@ -88,26 +96,26 @@ class Segments:
         return np.stack(columns, 1) if columns else np.zeros((len(batch), 0), np.bool_)
 
     def update(self, p: Numbers, label: Numbers, user: NDArray[np.uint64], members: NDArray[np.bool_]) -> None:
-        """Takes predictions made before learning (n,), with labels, users and segments (n, S)."""
+        """Takes predictions made before learning (B,), with labels, users (B,) and segments (B, S)."""
         size = len(self._p)
         new = slice(max(0, len(p) - size), None)
         at = (self.rows + np.arange(len(p))[new]) % size
         self._p[at], self._y[at], self._user[at], self._in[at] = p[new], label[new], user[new], members[new]
         self.rows += len(p)
 
-    def figures(self) -> dict[str, Figures]:
-        """The figures of each segment by name."""
+    def metrics(self) -> dict[str, SegmentMetrics]:
+        """The metrics of each segment by name."""
         held = min(self.rows, len(self._p))
         found = {}
         for column, name in enumerate(self.names):
             own = np.flatnonzero(self._in[:held, column])
             p, y = self._p[own], self._y[own]
-            found[name] = Figures(auc(p, y), log_loss(p, y), calibration(p, y), len(own))
+            found[name] = SegmentMetrics(auc(p, y), log_loss(p, y), calibration(p, y), len(own))
         return found
 
     @property
     def grouped_auc(self) -> float:
-        """AUC within users over the newest rows, weighted by rows."""
+        """Grouped AUC (by user) over the newest rows."""
         held = min(self.rows, len(self._p))
         return grouped_auc(self._p[:held], self._y[:held], self._user[:held])
 
@@ -117,7 +125,7 @@ class Drift:
 
     def __init__(self, delta: float = _DRIFT_DELTA) -> None:
         self._adwin: Any = drift.ADWIN(delta=delta)  # type: ignore[no-untyped-call]
-        self.found: list[tuple[float, float]] = []  # mean loss before and after each change; the reader empties it
+        self.found: list[tuple[float, float]] = []  # mean loss before and after each change; its reader clears it
 
     def update(self, p: Numbers, label: Numbers) -> None:
         """Takes predictions and labels, (n,)."""

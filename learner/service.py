@@ -1,8 +1,9 @@
+# shell
 """The role ``learn``: samples from Kafka, versions to the model store and the topic ``model.deltas``.
 
-The shell round :class:`~learner.trainer.Trainer` and :class:`~learner.versions.Versions`. It reads without a consumer
-group, from the offsets in its newest snapshot: what it has learnt and where it stands are one file, so they
-cannot disagree. Between a snapshot and a crash it learns again; it never skips.
+The shell around :class:`~learner.trainer.Trainer` and :class:`~learner.versions.Versions`. It reads without a consumer
+group, from the offsets in its newest snapshot. One file holds what it has learnt and where it stands, so the two cannot
+disagree. After a crash it learns again what came after the snapshot; it never skips.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, MODEL_DELTAS, SAMPLES
-from millrace.processes.kafka import ensure_topics, lag_of, make_producer, make_reader, wait_for_broker
-from millrace.processes.metrics import READY, TURNED, serve_metrics
+from millrace.processes.kafka import lag_of, make_producer, make_reader, open_broker
+from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
+from millrace.processes.wall import wall_ms
 
 log = structlog.get_logger("learner")
 
@@ -83,9 +85,8 @@ class _Due:
 class Learner:
     """The state of a running learner: trainer, versions, reader, producer. See :func:`run`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, schema: Schema) -> None:
         self.settings = settings
-        schema = settings.load_schema()
         self.store = ModelStore(settings.folder("models"))
         self.offsets: dict[int, int] = {}
         fake = settings.label_policy == "fake-negative-weighted"
@@ -115,7 +116,7 @@ class Learner:
         try:
             producer = make_producer(self.settings)
             try:
-                self._announce(producer, self.versions.root(self._progress(), self.trainer.state()))
+                self._announce(producer, self.versions.root(self._progress(), self.trainer.snapshot(), wall_ms()))
                 READY.set(1)
                 self._loop(reader, producer, stop)
                 self._learn(drain=True)
@@ -133,7 +134,7 @@ class Learner:
         now = time.monotonic()
         due = _Due(now + settings.delta_seconds, now + settings.snapshot_seconds, now + 1.0, now)
         while not stop.is_set():
-            TURNED.set(time.time())
+            LOOP_TIMESTAMP.set(time.time())
             self._take(reader, producer)
             now = time.monotonic()
             drain = bool(self.trainer.pending) and now >= due.batch
@@ -207,11 +208,11 @@ class Learner:
 
     def _publish(self, producer: KafkaProducer, snapshot: bool) -> None:
         try:
-            note = self.versions.delta(self._progress())
+            note = self.versions.delta(self._progress(), wall_ms())
             if note is not None:
                 self._announce(producer, note)
             if snapshot:
-                note = self.versions.snapshot(self._progress(), self.trainer.state())
+                note = self.versions.snapshot(self._progress(), self.trainer.snapshot(), wall_ms())
                 if note is not None:
                     self._announce(producer, note)
         except OSError as error:
@@ -272,7 +273,7 @@ class Learner:
         if segments is None or not segments.rows:
             return
         GROUPED_AUC.set(segments.grouped_auc)
-        for name, own in segments.figures().items():
+        for name, own in segments.metrics().items():
             SEGMENT_AUC.labels(name).set(own.auc)
             SEGMENT_LOSS.labels(name).set(own.log_loss)
             SEGMENT_CALIBRATION.labels(name).set(own.calibration)
@@ -312,9 +313,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
     """
     # The other half of the machine belongs to the roles beside this one.
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
-    serve_metrics("learner", settings.metrics_port, settings.host)
-    learner = Learner(settings)
+    serve_metrics("learn", settings.metrics_port, settings.host)
+    learner = Learner(settings, settings.load_schema())
     warm_up(learner.versions.model)
-    wait_for_broker(settings)
-    ensure_topics(settings)
+    open_broker(settings)
     learner.run(stop)

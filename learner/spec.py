@@ -1,3 +1,4 @@
+# core
 """What a model is, as settings: JSON-able, validated, complete. It travels with every version."""
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # the optimisers
     dense: Literal["adam", "adagrad"] = "adam"
     dense_rate: Rate = 0.001
-    products: Literal["float32", "bfloat16"] = "float32"  # of matrices, in training; see learner/byhand.py
+    products: Literal["float32", "bfloat16"] = "float32"  # of matrices, in training; see learner/backward.py
     averaging: Annotated[float, Meta(ge=0, lt=1)] = 0.98  # of the weights that serve; 0: the newest serve
     embedding_rate: Rate = 0.05
     embedding_scale: NonNegative = 0.05
@@ -43,8 +44,8 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ftrl_l1: NonNegative = 0.01
     ftrl_l2: NonNegative = 0.0
 
-    # what is learnt from; see learner/sampling.py
-    negative_keep: Annotated[float, Meta(gt=0, le=1)] = 1.0  # share of the negatives; answers are corrected for it
+    # which samples are learnt from, and with what weight; see learner/sampling.py
+    negative_keep: Annotated[float, Meta(gt=0, le=1)] = 1.0  # share of the negatives; predictions are corrected for it
     delayed_feedback: Literal["wait", "fake_negative_weighted"] = "wait"  # the second: negatives come at once
 
     # the tables

@@ -1,7 +1,11 @@
+# core
 """The dense side of a step of learning: pooled embeddings and numbers through the network, and gradients back.
 
-Two ways with the same result (to rounding): :class:`WrittenStep` where learner/byhand.py has the network's passes, and
-:class:`AutogradStep` for every network.
+Two ways have the same result (to rounding): :class:`WrittenStep`, where learner/backward.py has the network's passes
+written out, and :class:`AutogradStep`, for every network.
+
+Symbols: B samples; F fields of a group and D their embedding width; E the embedding columns of all groups side by side
+(the sum of their F D); N numbers; I = E + N input columns of the network; U distinct ids of a batch in one table.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner import kernels
-from learner.byhand import Pass, Workspace, pass_of, scale_numbers
+from learner.backward import Workspace, WrittenPass, scale_numbers, written_pass
 from learner.inputs import Inputs
 from learner.models import Network
 from learner.table import Block
@@ -27,8 +31,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """d loss / d embeddings of one group: columns ``at`` to ``end`` of ``array`` (B, W). Of this batch only: the
-    array is used again by the next."""
+    """d loss / d embeddings of one group: columns ``at`` to ``end`` of ``array`` (B, >= E).
+
+    Of this batch only: the next batch writes to the same array.
+    """
 
     array: Floats
     at: int
@@ -36,24 +42,37 @@ class Gradient:
 
     @property
     def norm(self) -> float:
+        """Its Euclidean length."""
         return float(torch.linalg.vector_norm(torch.from_numpy(self.array)[:, self.at : self.end]))
 
 
-class Step(Protocol):
-    """One for each model: ``ahead``, and ``back`` at once after it or not at all. The network is in training mode."""
+class DenseStep(Protocol):
+    """The network's half of a step of learning. A model has one and calls it once a batch.
 
-    def ahead(self, blocks: Sequence[Block], num: Floats) -> Floats:
-        """The network's logits (B,); running statistics advance."""
+    :meth:`backward` follows its :meth:`forward` at once or not at all (a batch that is refused). The caller has set
+    the network to training mode. Likely mistake: to keep what :meth:`backward` returned beyond the next batch.
+    """
+
+    def forward(self, blocks: Sequence[Block], num: Floats) -> Floats:
+        """The network's logits (B,) of each group's ``blocks`` and num (B, N). Running statistics advance."""
         ...
 
-    def back(self, slope: Floats) -> list[Gradient]:
-        """Writes the network's gradients for d loss / d logit (B,); gives those of each group with embeddings."""
+    def backward(self, slope: Floats) -> list[Gradient]:
+        """Writes the network's gradients for ``slope`` = d loss / d logit (B,), where ``p.grad`` points.
+
+        Returns:
+            d loss / d embeddings of each group that has embeddings, in the groups' order.
+        """
         ...
 
 
-def step_of(inputs: Inputs, network: Network, half: bool = False) -> Step:
-    """The faster of the two for this network. ``half``: products in bfloat16, where its passes are written out."""
-    written = pass_of(network, half)
+def dense_step(inputs: Inputs, network: Network, half: bool = False) -> DenseStep:
+    """The faster of the two for this network.
+
+    Args:
+        half: matrix products in bfloat16, where the network's passes are written out.
+    """
+    written = written_pass(network, half)
     return AutogradStep(inputs, network) if written is None else WrittenStep(inputs, network, written)
 
 
@@ -65,27 +84,27 @@ def pool(inputs: Inputs, blocks: Sequence[Block], out: Floats) -> None:
 
 
 def embeddings(inputs: Inputs, blocks: Sequence[Block], size: int) -> list[Tensor]:
-    """The same as a network's ``forward`` takes them: (B, F, D) of each group with embeddings."""
-    out = np.empty((size, inputs.deep_columns), np.float32)
+    """The same as a network's ``forward`` takes them: (B, F, D) of each group with embeddings. ``size`` is B."""
+    out = np.empty((size, inputs.deep_columns), np.float32)  # (B, E)
     pool(inputs, blocks, out)
     flat = torch.from_numpy(out)
     return [
-        flat[:, at:end].view(size, len(group.fields), group.width)
+        flat[:, at:end].view(size, len(group.fields), group.width)  # (B, F, D)
         for (at, end), group in zip(inputs.spans, inputs.groups, strict=True)
         if group.width
     ]
 
 
-class Answer:
-    """The network's logits in evaluation mode. Reads only; several threads may ask at once."""
+class Inference:
+    """The network's logits in evaluation mode. Reads only; several threads may call it at once."""
 
     def __init__(self, inputs: Inputs, network: Network) -> None:
         self.inputs, self.network = inputs, network
-        self._written = pass_of(network)
+        self._written = written_pass(network)
         self._own = threading.local()
 
     def logits(self, blocks: Sequence[Block], num: Floats) -> Floats:
-        """(B,)"""
+        """Logits (B,) of each group's ``blocks`` and num (B, N)."""
         if self._written is None:
             set_mode(self.network, training=False)
             with torch.inference_mode():
@@ -94,50 +113,54 @@ class Answer:
         room: Workspace | None = getattr(self._own, "room", None)
         if room is None:
             room = self._own.room = Workspace()
-        x = room.take("x", len(num), self.network.shape.flat)
+        x = room.take("x", len(num), self.network.shape.flat)  # (B, I)
         pool(self.inputs, blocks, x.numpy())
         if self.network.shape.numbers:
             scale_numbers(self.network, num, x.numpy(), self.inputs.deep_columns, False)
-        return self._written.answer(x, room)
+        return self._written.infer(x, room)
 
 
 def set_mode(network: Network, training: bool) -> None:
-    """Training or evaluation mode, where it is not the one already: to set it visits every module."""
+    """Sets training or evaluation mode, if the network is not in it: to set the mode visits every module."""
     if network.training is not training:
         network.train(training)
 
 
 class WrittenStep:
-    def __init__(self, inputs: Inputs, network: Network, written: Pass) -> None:
+    """A :class:`DenseStep` by passes that are written out."""
+
+    def __init__(self, inputs: Inputs, network: Network, written: WrittenPass) -> None:
         self.inputs, self.network, self.written = inputs, network, written
         self._room = Workspace()
 
-    def ahead(self, blocks: Sequence[Block], num: Floats) -> Floats:
-        x = self._room.take("x", len(num), self.network.shape.flat)
+    def forward(self, blocks: Sequence[Block], num: Floats) -> Floats:
+        x = self._room.take("x", len(num), self.network.shape.flat)  # (B, I)
         pool(self.inputs, blocks, x.numpy())
         if self.network.shape.numbers:
             scale_numbers(self.network, num, x.numpy(), self.inputs.deep_columns, True)
-        return self.written.ahead(x)
+        return self.written.forward(x)
 
-    def back(self, slope: Floats) -> list[Gradient]:
-        array = self.written.back(slope, self.inputs.deep_columns).numpy()
+    def backward(self, slope: Floats) -> list[Gradient]:
+        array = self.written.backward(slope, self.inputs.deep_columns).numpy()  # (B, >= E)
         return [Gradient(array, at, end) for at, end in self.inputs.spans if end > at]
 
 
 class AutogradStep:
+    """A :class:`DenseStep` by torch's autograd."""
+
     def __init__(self, inputs: Inputs, network: Network) -> None:
         self.inputs, self.network = inputs, network
         self._leaves: list[Tensor] = []
         self._logits = torch.empty(0)
 
-    def ahead(self, blocks: Sequence[Block], num: Floats) -> Floats:
-        parts = embeddings(self.inputs, blocks, len(num))
+    def forward(self, blocks: Sequence[Block], num: Floats) -> Floats:
+        parts = embeddings(self.inputs, blocks, len(num))  # (B, F, D) each
         self._leaves = [part.contiguous().requires_grad_(True) for part in parts]
-        self._logits = self.network(self._leaves, torch.from_numpy(num))
+        self._logits = self.network(self._leaves, torch.from_numpy(num))  # (B,)
         logits: Floats = self._logits.detach().numpy()
         return logits
 
-    def back(self, slope: Floats) -> list[Gradient]:
+    def backward(self, slope: Floats) -> list[Gradient]:
         for parameter in self.network.parameters():
             if parameter.grad is not None:
                 parameter.grad.zero_()
@@ -145,7 +168,7 @@ class AutogradStep:
         found = []
         for leaf in self._leaves:
             grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            array = grad.flatten(1).contiguous().numpy()
+            array = grad.flatten(1).contiguous().numpy()  # (B, F D)
             found.append(Gradient(array, 0, array.shape[1]))
         self._leaves, self._logits = [], torch.empty(0)
         return found

@@ -1,3 +1,4 @@
+# core
 """The sparse table: one row an id, with its embedding, its wide weight, and the state of their optimisers.
 
 ::
@@ -22,7 +23,7 @@ from learner import kernels
 from learner.admission import Admission
 from learner.index import Ids, Index, RowNumbers
 from learner.kernels import EMPTY
-from millrace.contracts.modelstore import Rows
+from millrace.contracts.modelstore import TableRows
 
 Floats = NDArray[np.float32]
 
@@ -115,7 +116,7 @@ class SparseTable:
         new = np.zeros(len(ids), np.bool_)
         if learning:
             absent = np.flatnonzero(rows == EMPTY)
-            new[absent] = self.admission.passes(ids[absent], counts[absent])
+            new[absent] = self.admission.admits(ids[absent], counts[absent])
             if self.width and new.any():
                 first = np.empty((int(new.sum()), self.width), np.float32)
                 kernels.initial(ids[new], self.salt, self.scale, first)
@@ -209,41 +210,48 @@ class SparseTable:
 
     # -- versions --------------------------------------------------------------------------------------------
 
-    def changes(self) -> Rows:
-        """Rows touched since the last call (or :meth:`state`), and ids removed since then. Forgets both."""
+    def changes(self) -> TableRows:
+        """Rows touched since the last call, whole, and the ids removed since then. Forgets both."""
         touched = np.unique(np.concatenate(self._touched)) if self._touched else np.empty(0, np.int32)
         # A touched row may have been freed since, and even given to another id: which then is touched itself.
         touched = touched[self.index.ids_of(touched) != 0]
         removed = np.unique(np.concatenate(self._removed)) if self._removed else np.empty(0, np.int64)
         removed = removed[self.index.find(removed) == EMPTY]  # an id that came back is a row, not a tombstone
-        change = Rows(self.index.ids_of(touched), self._published(touched), removed).sorted()
+        change = TableRows(self.index.ids_of(touched), self._published(touched), removed).sorted()
         self._forget_changes()
         return change
 
-    def state(self) -> tuple[Rows, dict[str, NDArray[Any]]]:
-        """All rows in order of id as (serving columns, private columns); touched rows count as published."""
-        self._forget_changes()
+    def snapshot(self) -> tuple[TableRows, dict[str, NDArray[Any]]]:
+        """All rows in order of id: the columns that serve, and those that only training needs.
+
+        What was touched is not part of it: a table that resumes has no changes.
+        """
         rows = self.index.rows()
-        private: dict[str, NDArray[Any]] = {
+        training: dict[str, NDArray[Any]] = {
             name: self.index.column(name)[rows] for name in self.index.at if name not in ("embedding", "mark")
         }
-        private["seen_min"] = self._seen_min(rows)
-        private["admission"] = self.admission.counts.copy()
-        private["counters"] = np.array([self.admission.since, self.refused], np.int64)
-        return Rows(self.index.ids_of(rows), self._published(rows)), private
+        training["seen_min"] = self._seen_min(rows)
+        training["admission"] = self.admission.counts.copy()
+        training["counters"] = np.array([self.admission.since, self.refused], np.int64)
+        return TableRows(self.index.ids_of(rows), self._published(rows)), training
 
-    def resume(self, serving: Rows, private: dict[str, NDArray[Any]]) -> None:
-        """The inverse of :meth:`state`, on a table that is empty."""
+    def resume(self, serving: TableRows, training: dict[str, NDArray[Any]]) -> None:
+        """The inverse of :meth:`snapshot`, on a table that is empty. Keeps the first rows if ``max_rows`` is fewer now.
+
+        Raises:
+            KeyError: a column is missing.
+            ValueError: a column has another width or number of rows.
+        """
         rows = self.index.add(serving.ids)
         kept = len(rows)  # all, unless max_rows was lowered
         if self.width:
             self.index.column("embedding")[rows] = serving.columns["embedding"][:kept]
         for name in self.index.at.keys() - {"embedding", "mark"}:
-            self.index.column(name)[rows] = private[name][:kept]
-        self.index.marks[rows, self.index.at["mark"]] = private["seen_min"][:kept] << 1
-        if private["admission"].shape == self.admission.counts.shape:
-            self.admission.counts = private["admission"].copy()
-        self.admission.since, self.refused = (int(v) for v in private["counters"])
+            self.index.column(name)[rows] = training[name][:kept]
+        self.index.marks[rows, self.index.at["mark"]] = training["seen_min"][:kept] << 1
+        if training["admission"].shape == self.admission.counts.shape:
+            self.admission.counts = training["admission"].copy()
+        self.admission.since, self.refused = (int(v) for v in training["counters"])
 
     def _published(self, rows: RowNumbers) -> dict[str, NDArray[Any]]:
         embedding, wide = self._values(rows)
@@ -265,7 +273,7 @@ class ServingTable:
     def __len__(self) -> int:
         return len(self.index)
 
-    def patch(self, change: Rows) -> None:
+    def patch(self, change: TableRows) -> None:
         """Applies a snapshot's or delta's rows: tombstones first, then new and changed rows."""
         if len(change.removed):
             self.index.remove(change.removed)
@@ -287,7 +295,7 @@ class ServingTable:
         kernels.gather(self.index.data, self.index.at["wide"], rows, wide)
         return Block(ids, counts, inverse, rows, np.zeros(len(ids), np.bool_), embedding, wide[:, 0])
 
-    def rows(self) -> Rows:
+    def snapshot(self) -> TableRows:
         """All rows in order of id."""
         at = self.index.rows()
-        return Rows(self.index.ids_of(at), {n: self.index.column(n)[at] for n in self.index.at})
+        return TableRows(self.index.ids_of(at), {n: self.index.column(n)[at] for n in self.index.at})

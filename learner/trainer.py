@@ -1,3 +1,4 @@
+# core
 """The learner without its shell: samples in, a model that has predicted each of them and then learnt from it.
 
 ::
@@ -22,14 +23,14 @@ from learner.unsettled import Unsettled
 from millrace.contracts.modelstore import Array
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 
-_PRIVATE = "trainer/"
+_PREFIX = "trainer/"
 
 
 class Trainer:
     """Feeds ``model`` from a stream of sample batches, in micro-batches of at most ``batch_rows``.
 
-    Where negatives come at once (``delayed_feedback``), a prediction is judged when its click comes, or ``wait_ms`` of
-    event time later.
+    Where each exposure comes as a negative at once (``delayed_feedback``), a prediction is judged when its click comes,
+    or ``wait_ms`` of event time later.
 
     ``counts`` has what became of samples: "trained", "repeated", "follow_ups", "refused" (unusable label or weight),
     "left_out" (negatives not chosen), "bad_numbers", "skipped" (rows in refused batches), "skipped:REASON" (batches).
@@ -75,8 +76,14 @@ class Trainer:
             self._pending.append(batch if fresh.all() else batch.take(fresh))
 
     def step(self, drain: bool = False) -> LearnReport | None:
-        """Predicts, judges and learns one micro-batch: a full one, or with ``drain`` whatever is there. None when
-        there is not enough; call again until then."""
+        """Predicts, judges and learns one micro-batch.
+
+        Args:
+            drain: also one that is not full.
+
+        Returns:
+            What became of it; None when there are not rows enough. Call again until then.
+        """
         rows = self.pending
         if not rows or (rows < self.batch_rows and not drain):
             return None
@@ -97,7 +104,7 @@ class Trainer:
         return report
 
     def _judge(self, batch: SampleBatch) -> None:
-        """Corrections are not judged: their exposure was judged as the negative it then was, or waits for them."""
+        """Judges predictions. A correction is not judged: its exposure was judged as a negative, or waits for it."""
         clicked = batch.take((batch.kind == CORRECTION) & (batch.label > 0)) if self.unsettled is not None else None
         with np.errstate(invalid="ignore"):
             judged = (batch.kind != CORRECTION) & (batch.label >= 0) & (batch.label <= 1)
@@ -127,7 +134,7 @@ class Trainer:
         baseline: Array | None,
         segments: Array | None,
     ) -> None:
-        """Puts predictions by until their labels are known; a click that came first is no more to be waited for."""
+        """Keeps predictions until their labels are known. A click that came first has its label already."""
         columns = [p, np.zeros(len(p)) if baseline is None else baseline]
         values = np.column_stack(columns if segments is None else [*columns, segments]).astype(np.float64)
         at_once = batch.label > 0
@@ -144,13 +151,21 @@ class Trainer:
         if self.segments is not None and segments is not None:
             self.segments.update(p, label, user, segments)
 
-    def state(self) -> dict[str, Array]:
-        """What a snapshot keeps besides the model: ids already learnt from. Nothing may be pending."""
-        return {f"{_PRIVATE}{n}": a for n, a in self.repeats.state().items()}
+    def snapshot(self) -> dict[str, Array]:
+        """What a snapshot keeps besides the model: the ids already learnt from.
+
+        Called with the model's own snapshot, when nothing is pending: a pending row counts as seen, but no weight has
+        seen it. Rolling figures are not kept; they begin anew with a process.
+        """
+        return {f"{_PREFIX}{n}": a for n, a in self.repeats.snapshot().items()}
 
     def resume(self, training: Mapping[str, Array], counts: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`, with the counts that the snapshot's note carries."""
-        own = {n.removeprefix(_PRIVATE): a for n, a in training.items() if n.startswith(_PRIVATE)}
+        """The inverse of :meth:`snapshot`, with the counts that the snapshot's announcement carries.
+
+        Args:
+            training: arrays of a whole snapshot; those of the model are passed over.
+        """
+        own = {n.removeprefix(_PREFIX): a for n, a in training.items() if n.startswith(_PREFIX)}
         if own:
             self.repeats.resume(own)
         self.counts.update({name: int(value) for name, value in counts.items()})

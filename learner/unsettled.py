@@ -1,7 +1,8 @@
-"""Predictions that wait for their label, where every exposure comes as a negative at once.
+# core
+"""Predictions that wait for their label, where each exposure comes as a negative at once.
 
-Judged as it comes, each click would count as a negative first. So a prediction is kept until its click comes
-(label 1) or until no click is waited for any longer (label 0): the labels are those of the joiner that waits.
+If each sample were judged as it comes, a click would count as a negative first. So a prediction is kept until its click
+comes (label 1) or until the attribution window ends (label 0). The labels are then those of a joiner that waits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ Hashes = NDArray[np.uint64]
 
 
 class Unsettled:
-    """Predictions by sample, at most ``max_rows`` (then the oldest go unjudged), for ``wait_ms`` of event time."""
+    """Predictions by exposure, for ``wait_ms`` of event time, and at most ``max_rows``; then the oldest go unjudged.
+
+    V values of each prediction are kept: the trainer says what they are. Not kept in snapshots: predictions that wait
+    when a process ends are not judged.
+    """
 
     def __init__(self, wait_ms: int, max_rows: int = 200_000) -> None:
         self.wait_ms, self.max_rows = wait_ms, max_rows
@@ -26,7 +31,7 @@ class Unsettled:
         return len(self._waiting)
 
     def add(self, ids: Hashes, ts_ms: NDArray[np.int64], users: Hashes, values: Values) -> None:
-        """Keeps ``values`` (B, V) of samples with these ids, exposure times and users (B,)."""
+        """Keeps ``values`` (B, V) of exposures with these ids, times and users (B,)."""
         for id_, ts, user, row in zip(ids.tolist(), ts_ms.tolist(), users.tolist(), values, strict=True):
             self._waiting[id_] = (ts, user, row)
             self._newest_ms = max(self._newest_ms, ts)
@@ -35,8 +40,8 @@ class Unsettled:
             self.lost += 1
 
     def settle(self, clicked: Hashes) -> tuple[Hashes, Values, NDArray[np.float64]]:
-        """Users (n,), values (n, V) and labels (n,) of what is settled now: the clicks named, then what has waited long
-        enough."""
+        """Users (n,), values (n, V) and labels (n,) of what is settled now: first those ``clicked``, then those that
+        have waited long enough."""
         rows = [self._waiting.pop(id_) for id_ in clicked.tolist() if id_ in self._waiting]
         clicks = len(rows)
         while self._waiting:

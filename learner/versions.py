@@ -1,4 +1,5 @@
-"""The learner's side of the model store: a chain of versions, begun anew after each start.
+# core
+"""The learner's side of the model store: a chain of versions, which begins anew after each start.
 
 ::
 
@@ -18,7 +19,6 @@ from learner.model import OnlineModel
 from learner.spec import read_spec
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.modelstore import Announcement, Array, ModelStore, decode_announcement
-from millrace.processes.wall import wall_ms
 
 log = structlog.get_logger("learner")
 
@@ -35,7 +35,10 @@ class Progress:
 
 
 class Versions:
-    """Publishes a model's versions in order. ``model`` may be learnt from between any two calls."""
+    """Publishes a model's versions in order. ``model`` may learn between any two calls.
+
+    ``published_ms`` is the wall time of publication in Unix ms; the caller has the clock.
+    """
 
     def __init__(self, store: ModelStore, model: OnlineModel) -> None:
         self.store, self.model = store, model
@@ -50,28 +53,36 @@ class Versions:
         self._changed = True
         self._origins = (self._origins + origins)[-_ORIGINS:]
 
-    def root(self, progress: Progress, private: Mapping[str, Array]) -> Announcement:
-        """The first version after a start: a snapshot above every version that was ever published."""
+    def root(self, progress: Progress, trainer: Mapping[str, Array], published_ms: int) -> Announcement:
+        """The first version after a start: a snapshot above every version that was ever published.
+
+        Args:
+            trainer: the trainer's own snapshot, kept beside the model's.
+        """
         self.version += 1
+        self.model.changes()  # the root has them
         image, training = self.model.snapshot()
-        note = self.store.write_snapshot(image, {**training, **private}, **self._meta(progress, snapshot=True))
+        meta = self._meta(progress, published_ms, snapshot=True)
+        note = self.store.write_snapshot(image, {**training, **trainer}, **meta)
         return self._published(note)
 
-    def delta(self, progress: Progress) -> Announcement | None:
+    def delta(self, progress: Progress, published_ms: int) -> Announcement | None:
         """The next version, or None when nothing was learnt since the last."""
         if not self._changed:
             return None
         self.version += 1
-        note = self.store.write_delta(self.model.changes(), self.hash, **self._meta(progress, snapshot=False))
+        meta = self._meta(progress, published_ms, snapshot=False)
+        note = self.store.write_delta(self.model.changes(), self.hash, **meta)
         return self._published(note)
 
-    def snapshot(self, progress: Progress, private: Mapping[str, Array]) -> Announcement | None:
-        """The whole state of the newest version; None when that has a snapshot. Call :meth:`delta` before it."""
+    def snapshot(self, progress: Progress, trainer: Mapping[str, Array], published_ms: int) -> Announcement | None:
+        """The whole state of the newest version; None when that has a snapshot. Call :meth:`delta` before it: a
+        snapshot shares the version and the hash of the delta before it, so nothing may be learnt between the two."""
         if self._snapshot_version == self.version:
             return None
         image, training = self.model.snapshot()
-        meta = self._meta(progress, snapshot=True)
-        note = self.store.write_snapshot(image, {**training, **private}, hash=self.hash, **meta)
+        meta = self._meta(progress, published_ms, snapshot=True)
+        note = self.store.write_snapshot(image, {**training, **trainer}, hash=self.hash, **meta)
         self.store.prune()
         return self._published(note)
 
@@ -82,7 +93,7 @@ class Versions:
             self._snapshot_version = note.version
         return note
 
-    def _meta(self, progress: Progress, snapshot: bool) -> dict[str, Any]:
+    def _meta(self, progress: Progress, published_ms: int, snapshot: bool) -> dict[str, Any]:
         meta: dict[str, Any] = {
             "version": self.version,
             "schema_id": self.model.schema.id,
@@ -90,7 +101,7 @@ class Versions:
             "event_ms": self.model.newest_ms,
             "trained": progress.trained,
             "origins": self._origins,
-            "published_ms": wall_ms(),
+            "published_ms": published_ms,
         }
         if snapshot:
             meta["offsets"] = {str(p): o for p, o in progress.offsets.items()}
@@ -99,7 +110,7 @@ class Versions:
 
 
 def sound_snapshots(store: ModelStore) -> Iterator[Announcement]:
-    """Snapshots whose manifest can be read, newest first. A damaged one is set aside, aloud, not deleted."""
+    """Snapshots whose manifest can be read, newest first. A damaged one is logged and set aside, not deleted."""
     for path in sorted(store.folder.glob("snapshot-*/manifest.json"), reverse=True):
         try:
             yield decode_announcement(path.read_bytes())
@@ -108,7 +119,7 @@ def sound_snapshots(store: ModelStore) -> Iterator[Announcement]:
 
 
 def set_aside(store: ModelStore, name: str, why: str) -> None:
-    """Takes a damaged snapshot out of the store's sight."""
+    """Renames a damaged snapshot, so that the store passes it over and a person can still look at it."""
     log.error("snapshot is damaged; the one before it is tried", snapshot=name, error=why, kept_as=f"damaged-{name}")
     (store.folder / name).rename(store.folder / f"damaged-{name}")
 
@@ -117,7 +128,7 @@ _SHAPE = (
     *("model", "width", "blocks", "hidden", "norm", "placement", "numerics", "buckets", "bucket_width"),
     *("dense", "max_rows", "admit"),
 )
-"""Entries of a spec that a snapshot cannot simply go on with when they change; the others are rates and bounds."""
+"""Entries of a spec whose change a snapshot cannot simply resume with. The others are rates and bounds."""
 
 
 def same_shape(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -136,8 +147,8 @@ def newest_sound(
     """The newest snapshot that can be read whole, or None.
 
     Raises:
-        SnapshotError: it is of another schema, or of another shape than the entries of a spec that are ``wanted``, and
-            it is not to ``evolve``.
+        SnapshotError: it is of another schema, or has another shape than the ``wanted`` entries of a spec, and
+            ``evolve`` is not set.
     """
     for note in sound_snapshots(store):
         if note.schema_id != schema_id and not evolve:

@@ -1,5 +1,9 @@
-"""Runs every compiled function once on a small model of its own, before the learner says that it is ready: compiling
-takes half a minute where nothing is cached, and the loop would stand still for it at the first samples."""
+# core
+"""Runs every compiled function once, on a small model of its own, before the learner says that it is ready.
+
+Compiling takes half a minute where nothing is cached. Otherwise the loop would stand still that long at
+its first samples.
+"""
 
 from __future__ import annotations
 

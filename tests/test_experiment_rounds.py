@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from learner.model import OnlineModel
 from learner.progressive import auc
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import shop_schema
-from millrace.offline import epochs as passes
-from millrace.offline import experiment, rounds
+from millrace.offline import epochs, experiment, rounds
 from millrace.offline.dataset import Dataset, plain_schema, prepare
-from millrace.offline.epochs import Scores, learn, progress, score
+from millrace.offline.epochs import Scores, learn, score, score_then_learn
 from simulator.daylog import write_days
 
 SEED = 3
@@ -33,24 +30,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
 def batches_that_days_do_not_fill(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "BATCH_ROWS", 300)
+    monkeypatch.setattr(epochs, "BATCH_ROWS", 300)
 
 
 def apart(way: str, data: Dataset, spec: dict[str, object]) -> list[Scores]:
     """What a way means, by models of its own that share nothing."""
 
-    def trained(days: tuple[int, ...], epochs: int = 1) -> OnlineModel:
+    def trained(days: tuple[int, ...], times: int = 1) -> OnlineModel:
         model = OnlineModel(data.schema, spec, SEED)
-        for _ in range(epochs):
+        for _ in range(times):
             learn(model, data, data.rows(days), data.num)
         return model
 
@@ -70,7 +59,7 @@ def apart(way: str, data: Dataset, spec: dict[str, object]) -> list[Scores]:
     scored = []
     for day in days:
         if way == "micro-batches":
-            scored.append(progress(model, data, day, data.num))
+            scored.append(score_then_learn(model, data, day, data.num))
         else:
             scored.append(score(model, data, day, data.num))
         if way == "daily rounds":
@@ -81,7 +70,7 @@ def apart(way: str, data: Dataset, spec: dict[str, object]) -> list[Scores]:
 @pytest.mark.parametrize("spec", [{}, {"model": "wide_deep", "averaging": 0.0}], ids=["default", "wide_deep"])
 def test_a_shared_start_gives_what_separate_runs_give(data: Dataset, spec: dict[str, object]) -> None:
     days = [data.rows((d,)) for d in TEST]
-    assert all((s.stop - s.start) % passes.BATCH_ROWS for s in (data.rows(TRAIN), *days)), "no batch is cut short"
+    assert all((s.stop - s.start) % epochs.BATCH_ROWS for s in (data.rows(TRAIN), *days)), "no batch is cut short"
     model, rng = OnlineModel(data.schema, spec, SEED), np.random.default_rng(SEED)
     together = rounds.keep_up(model, data, data.num, data.rows(TRAIN), days, rng)
     assert set(together) == set(rounds.WAYS)
@@ -110,7 +99,7 @@ def test_the_start_is_trained_once_and_nothing_is_learnt_for_nobody(
     # The training days: once, twice more for "more epochs", and for each of the two days that are retrained for. The
     # days after: by daily rounds, micro-batches, replay and retraining; the last by micro-batches alone.
     times = {d: set(learnt[data.rows((d,))].tolist()) for d in (*TRAIN, *TEST)}
-    whole = passes.BATCH_ROWS
+    whole = epochs.BATCH_ROWS
     cut = (train.stop - train.start) % whole  # rows of the last batch of the start: "replayed daily" takes them anew
     assert times[0] == {5}
     assert set(learnt[train.stop - cut : train.stop].tolist()) == {6}

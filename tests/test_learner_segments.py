@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from learner.model import OnlineModel
 from learner.progressive import Progressive, auc, calibration, grouped_auc, log_loss
@@ -22,11 +21,6 @@ from tests.learning import SCHEMA, START_MS, make_samples
 SPEC: dict[str, Any] = {"model": "wide_deep", "hidden": [16, 16], "width": 4}
 NAMED = {"category": ("1", "2"), "tags": ("3",), "price": ("4",), "nothing": ("5",)}
 NAMES = ["category=1", "category=2", "tags=3", "user=known", "user=new", "item=known", "item=new"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def replaced(batch: SampleBatch, **columns: Any) -> SampleBatch:
@@ -68,7 +62,7 @@ def test_figures_are_the_exact_ones_of_the_newest_rows() -> None:
     for at in (0, 170, 340):  # round the ring
         segments.update(p[at : at + 170], y[at : at + 170], user[at : at + 170], members[at : at + 170])
     segments.update(p[510:], y[510:], user[510:], members[510:])  # longer than the ring
-    figures = segments.figures()
+    figures = segments.metrics()
     for column, name in enumerate(NAMES):
         own = 700 + np.flatnonzero(members[700:, column])
         expected = (auc(p[own], y[own]), log_loss(p[own], y[own]), calibration(p[own], y[own]))
@@ -84,12 +78,12 @@ def test_the_trainer_judges_segments_before_it_learns() -> None:
     trainer = Trainer(OnlineModel(SCHEMA, SPEC, 0), Progressive(1000), Repeats(10**9), 64, segments)
     trainer.take(make_samples(64, 0))
     trainer.step()
-    assert segments.figures()["user=new"].rows == 64
+    assert segments.metrics()["user=new"].rows == 64
     trainer.take(make_samples(64, 1))
     trainer.step()
-    assert segments.figures()["user=known"].rows > 32
+    assert segments.metrics()["user=known"].rows > 32
     whole = trainer.progressive
-    figures = segments.figures()
+    figures = segments.metrics()
     parts = [figures["user=new"], figures["user=known"]]
     assert whole.log_loss == pytest.approx(sum(f.log_loss * f.rows for f in parts) / sum(f.rows for f in parts))
 
@@ -149,6 +143,6 @@ def test_fake_negatives_are_judged_by_what_became_of_them() -> None:
     assert trainer.progressive.rows == 192
     assert trainer.progressive.auc == pytest.approx(auc(np.concatenate(p), batch.label))
     assert trainer.progressive.calibration == pytest.approx(calibration(np.concatenate(p), batch.label))
-    assert segments.figures()["user=new"].rows + segments.figures()["user=known"].rows == 192
+    assert segments.metrics()["user=new"].rows + segments.metrics()["user=known"].rows == 192
     users = grouped_auc(np.concatenate(p), batch.label, batch.user)
     assert segments.grouped_auc == pytest.approx(users)

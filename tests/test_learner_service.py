@@ -34,6 +34,7 @@ from tests.waiting import LONG, PATIENCE, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
+PUBLISHED_MS = 1_800_000_000_000
 SCHEMA_TEXT = """
 name = "small"
 [[fields]]
@@ -152,7 +153,7 @@ def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) 
     newest = store.latest()
     assert newest is not None
     assert newest.hash == at
-    assert model.image().same_bits(store.read(newest)) == ""
+    assert model.snapshot().same_bits(store.read(newest)) == ""
 
     # Between the runs more arrives, and before it something already learnt from.
     send(settings, [batches[1], batches[4]])
@@ -207,27 +208,32 @@ def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeyp
     for seed in range(5):
         before.learn(make_samples(100, seed))
     extra = {"counts": {"trained": 500}, "columns": msgspec.to_builtins(before.columns)}
-    Versions(store, before).root(Progress(500, {0: 10**9, 1: 10**9}, extra), {})
+    Versions(store, before).root(Progress(500, {0: 10**9, 1: 10**9}, extra), {}, PUBLISHED_MS)
     wider = msgspec.structs.replace(SCHEMA, fields=(*SCHEMA.fields, Field("stock", "item", "numeric")))
     monkeypatch.setattr(Settings, "load_schema", lambda self: wider)
     with pytest.raises(SnapshotError, match="MILLRACE_EVOLVE"):
         run(settings, threading.Event())
     with capture_logs() as lines:
-        learner = Learner(msgspec.structs.replace(settings, evolve=True, model_spec='{"width": 8}'))
+        learner = Learner(
+            msgspec.structs.replace(settings, evolve=True, model_spec='{"width": 8}'), settings.load_schema()
+        )
     said = [line["what"] for line in lines if line["event"] == "carried over"]
     assert {"new: number stock, a number", "changed: width: 16 -> 8"} <= set(said)
     model = learner.versions.model
     assert (model.schema.id, model.spec["width"], model.rows) == (wider.id, 8, before.rows)
     assert learner.trainer.counts["trained"] == 500
-    note = learner.versions.root(learner._progress(), learner.trainer.state())
+    note = learner.versions.root(learner._progress(), learner.trainer.snapshot(), PUBLISHED_MS)
     assert (note.version, note.schema_id, note.offsets) == (1, wider.id, {"0": 10**9, "1": 10**9})
+    assert note.published_ms == PUBLISHED_MS
     with capture_logs() as lines:
-        again = Learner(msgspec.structs.replace(settings, model_spec='{"width": 8, "dense_rate": 0.01}'))
+        again = Learner(
+            msgspec.structs.replace(settings, model_spec='{"width": 8, "dense_rate": 0.01}'), settings.load_schema()
+        )
     assert "carried over" not in {line["event"] for line in lines}
     assert again.versions.model.spec["dense_rate"] == 0.01  # no matter of shape: simply taken
     assert again.versions.model.snapshot()[0].same_bits(model.snapshot()[0]) == ""
     with pytest.raises(SnapshotError, match="MILLRACE_MODEL_SPEC"):
-        Learner(msgspec.structs.replace(settings, model_spec='{"width": 4}'))
+        Learner(msgspec.structs.replace(settings, model_spec='{"width": 4}'), settings.load_schema())
 
 
 def test_figures_that_do_not_exist_are_nan_for_prometheus_and_null_in_the_history(
@@ -235,7 +241,7 @@ def test_figures_that_do_not_exist_are_nan_for_prometheus_and_null_in_the_histor
 ) -> None:
     """Samples of one class, as a shop's first ones may be: there is a log loss, but no AUC and no calibration."""
     monkeypatch.setattr(service, "lag_of", lambda reader: {})
-    learner, reader = Learner(settings), cast(KafkaConsumer, None)
+    learner, reader = Learner(settings, settings.load_schema()), cast(KafkaConsumer, None)
     samples = make_samples(300, 0)
     learner.trainer.take(samples.take(samples.label == 0))
     learner._learn(drain=True)
@@ -258,17 +264,17 @@ def test_figures_that_do_not_exist_are_nan_for_prometheus_and_null_in_the_histor
 
 
 def test_the_label_policy_says_how_feedback_is_weighed(settings: Settings) -> None:
-    learner = Learner(msgspec.structs.replace(settings, label_policy="fake-negative-weighted"))
+    learner = Learner(msgspec.structs.replace(settings, label_policy="fake-negative-weighted"), settings.load_schema())
     assert learner.versions.model.spec["delayed_feedback"] == "fake_negative_weighted"
     assert learner.trainer.unsettled is not None
-    assert Learner(settings).trainer.unsettled is None
+    assert Learner(settings, settings.load_schema()).trainer.unsettled is None
     with pytest.raises(SettingError, match="model_spec"):
-        Learner(msgspec.structs.replace(settings, model_spec="[1"))
+        Learner(msgspec.structs.replace(settings, model_spec="[1"), settings.load_schema())
 
 
 def test_another_schema_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     model = OnlineModel(SCHEMA, {"model": settings.model}, 0)
-    Versions(ModelStore(settings.folder("models")), model).root(Progress(), {})
+    Versions(ModelStore(settings.folder("models")), model).root(Progress(), {}, PUBLISHED_MS)
     monkeypatch.setattr(Settings, "load_schema", lambda self: parse_schema(SCHEMA_TEXT))
     with pytest.raises(SnapshotError, match="MILLRACE_SCHEMA"):
         run(settings, threading.Event())

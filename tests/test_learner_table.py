@@ -167,7 +167,7 @@ def test_admission_forgets_and_holds_little() -> None:
     for _ in range(40):
         ids = rng.integers(1, 2**62, 50_000)
         ones = np.ones(len(ids), np.int32)
-        wrong += int(admission.passes(ids, ones).sum())
+        wrong += int(admission.admits(ids, ones).sum())
         admission.count(ids, ones)
     assert admission.counts.nbytes == size
     assert wrong < 0.05 * 40 * 50_000  # ids taken for earlier ones
@@ -231,7 +231,7 @@ def test_serving_table_follows_by_changes(steps: list[tuple[list[int], bool]]) -
         if publish:
             serving.patch(t.changes())
     serving.patch(t.changes())
-    state, _ = t.state()
-    mine = serving.rows()
+    state, _ = t.snapshot()
+    mine = serving.snapshot()
     assert mine.ids.tolist() == state.ids.tolist()
     assert all(mine.columns[n].tobytes() == state.columns[n].tobytes() for n in state.columns)

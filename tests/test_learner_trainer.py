@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from learner.model import OnlineModel
 from learner.progressive import Progressive, log_loss
@@ -15,11 +14,6 @@ from tests.learning import SCHEMA, START_MS, make_samples
 
 SPEC = {"model": "wide_resnet_bn", "hidden": [16, 16], "width": 4}
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def trainer(batch_rows: int = 64, keep_ms: int = HOUR_MS) -> Trainer:
@@ -109,7 +103,7 @@ def test_memory_of_ids_survives_a_snapshot() -> None:
     t.take(make_samples(64, 0))
     t.step()
     image, training = t.model.snapshot()
-    training |= t.state()
+    training |= t.snapshot()
     again.model.resume(image, training)
     again.resume(training, {"trained": 64})
     again.take(make_samples(64, 0))

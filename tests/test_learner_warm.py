@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from learner import kernels, passes
+from learner import elementwise, kernels
 from learner.model import OnlineModel
 from learner.warm import warm_up
 from tests.learning import SCHEMA, make_samples
@@ -13,7 +13,7 @@ from tests.learning import SCHEMA, make_samples
 def compiled() -> dict[str, int]:
     """Compiled kernels and for how many kinds of arguments each."""
     found = {}
-    for module in (kernels, passes):
+    for module in (elementwise, kernels):
         for name, kernel in vars(module).items():
             if hasattr(kernel, "signatures"):
                 found[f"{module.__name__}.{name}"] = len(kernel.signatures)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-import torch
 
-from learner.buckets import FIRST_ROWS, SAMPLE_ROWS, Sample
+from learner.buckets import FIRST_ROWS, SAMPLE_ROWS, Reservoir
 from learner.inputs import Inputs
 from learner.model import OnlineModel, ServingModel
 from learner.models import REGISTRY
@@ -27,14 +25,6 @@ ALL = msgspec.structs.replace(PRICE, windows=msgspec.structs.replace(PRICE.windo
 SMALL = {"hidden": [16, 16], "width": 8}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def same(a: OnlineModel, b: OnlineModel) -> bool:
     (image, training), (image_b, training_b) = a.snapshot(), b.snapshot()
     return image.same_bits(image_b) == "" and all(
@@ -48,7 +38,7 @@ def replaced(batch: SampleBatch, **columns: Any) -> SampleBatch:
 
 def test_edges_are_numpys_quantiles_of_what_was_seen() -> None:
     model = OnlineModel(ALL, {**SMALL, "buckets": 8}, 0)
-    assert np.isinf(model.dense.published()["edges"]).all()
+    assert np.isinf(model.dense.changes()["edges"]).all()
     seen: list[Any] = []
     for i in range(8):
         batch = make_samples(FIRST_ROWS, i, ALL)
@@ -56,19 +46,19 @@ def test_edges_are_numpys_quantiles_of_what_was_seen() -> None:
         seen.append(batch.num)
         if len(seen) in (1, 2, 4, 8):  # at each doubling
             expected = np.quantile(np.concatenate(seen), np.arange(1, 8) / 8, axis=0).T
-            np.testing.assert_allclose(model.dense.published()["edges"], expected, rtol=1e-6)
+            np.testing.assert_allclose(model.dense.changes()["edges"], expected, rtol=1e-6)
 
 
 def test_edges_of_a_long_stream_are_those_of_a_uniform_sample() -> None:
     values = np.random.default_rng(0).lognormal(size=(20 * SAMPLE_ROWS, 2)).astype(np.float32)
-    sample, one_by_one = Sample(2), Sample(2)
+    sample, one_by_one = Reservoir(2), Reservoir(2)
     for part in np.split(values, 80):
         sample.add(part)
     ranks = [(values[:, c, None] <= sample.edges(10)[c]).mean(0) for c in range(2)]
     np.testing.assert_allclose(ranks, [np.arange(1, 10) / 10] * 2, atol=0.03)  # 4 sigma at 4096 values
     for row in values[: 2 * SAMPLE_ROWS]:
         one_by_one.add(row[None])
-    again = Sample(2)
+    again = Reservoir(2)
     again.add(values[: 2 * SAMPLE_ROWS])
     np.testing.assert_array_equal(again.values, one_by_one.values)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -30,14 +29,6 @@ VARIANTS["newest"] = {"model": "wide_resnet_bn", "averaging": 0.0}
 VARIANTS["fake_negatives"] = {"model": "wide_resnet_bn", "delayed_feedback": "fake_negative_weighted"}
 VARIANTS["admit"] = {"model": "wide_resnet_bn", "admit": 3}
 SMALL = {"hidden": [32, 32], "width": 8}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=sorted(VARIANTS))
@@ -91,7 +82,7 @@ def test_learns_a_taste(name: str) -> None:
 def test_scoring_reads_only(spec: dict[str, Any]) -> None:
     model = fed(spec)
     rows, size = model.rows, model.nbytes
-    model.snapshot()
+    model.changes()
     before = model.changes()
     unseen = make_samples(200, 99, users=10_000, items=10_000)
     first = model.score(unseen.cat, unseen.num)
@@ -141,7 +132,7 @@ def test_base_and_deltas_equal_the_snapshot(spec: dict[str, Any]) -> None:
     snapshot, _ = model.snapshot()
     assert removed > 0
     assert state.same_bits(snapshot) == ""
-    assert serving.image().same_bits(snapshot) == ""
+    assert serving.snapshot().same_bits(snapshot) == ""
     assert serving.rows == model.rows
     probe = make_samples(100, 77)
     np.testing.assert_array_equal(model.score(probe.cat, probe.num), serving.score(probe.cat, probe.num))
@@ -240,8 +231,10 @@ def test_snapshot_of_another_model_is_refused(spec: dict[str, Any]) -> None:
     other = "wide_deep" if spec["model"] != "wide_deep" else "deepfm"
     image, training = fed(spec, 1).snapshot()
     model = OnlineModel(SCHEMA, {**SMALL, "model": other, "width": 5}, 0)
+    twin = OnlineModel(SCHEMA, {**SMALL, "model": other, "width": 5}, 0)
     with pytest.raises(SnapshotError, match="not of a"):
         model.resume(image, training)
+    assert equal(model, twin) == ""
     with pytest.raises(SnapshotError):
         ServingModel.of(SCHEMA, model.spec, image)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-import torch
 
 from learner.evolve import Report, evolve, read_columns
 from learner.model import OnlineModel, ServingModel
@@ -28,14 +26,6 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"model": name} for name in sorted(
 }
 STOCK = Field("stock", "item", "numeric")
 COLOUR = Field("colour", "item")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=sorted(VARIANTS))
@@ -144,7 +134,7 @@ def test_a_dropped_number_takes_its_columns_along(spec: dict[str, Any]) -> None:
     assert "number price, a number" in report.dropped
     probe = make_samples(300, 77)
     num = probe.num.copy()
-    mean = float(model.dense.published()["scale.mean"][0])
+    mean = float(model.dense.changes()["scale.mean"][0])
     num[:, 0] = np.copysign(np.expm1(abs(mean)), mean)
     expected = model.score(probe.cat, num)
     if "resnet" in new.spec["model"]:  # a residual unit has also written to the column that is gone
@@ -235,23 +225,23 @@ def test_numbers_go_into_buckets_and_come_out_again() -> None:
     model = fed(spec)
     bucketed, report = carried(model, altered("price", transform="bucket"))
     assert "number price, in buckets (was a number)" in report.kept
-    assert np.isinf(bucketed.dense.published()["edges"]).all()
+    assert np.isinf(bucketed.dense.changes()["edges"]).all()
     for i in range(12):
         bucketed.learn(make_samples(64, i))
-    edges = bucketed.dense.published()["edges"]
+    edges = bucketed.dense.changes()["edges"]
     assert np.isfinite(edges).all()
     same, _ = carried(bucketed, bucketed.schema)
-    np.testing.assert_array_equal(same.dense.published()["edges"], edges)
+    np.testing.assert_array_equal(same.dense.changes()["edges"], edges)
     finer, _ = carried(bucketed, bucketed.schema, {"buckets": 20})
-    assert finer.dense.published()["edges"].shape == (1, 19)
-    assert np.isfinite(finer.dense.published()["edges"]).all()
+    assert finer.dense.changes()["edges"].shape == (1, 19)
+    assert np.isfinite(finer.dense.changes()["edges"]).all()
     stock = msgspec.structs.replace(STOCK, transform="bucket")
     schema = msgspec.structs.replace(bucketed.schema, fields=(stock, *bucketed.schema.fields))
     more, report = carried(bucketed, schema)
     np.testing.assert_allclose(answers(more), answers(bucketed), rtol=2e-5)
     assert any(line.startswith("sample") for line in report.new)
     plain, _ = carried(bucketed, SCHEMA)
-    assert "edges" not in plain.dense.published()
+    assert "edges" not in plain.dense.changes()
 
 
 def test_a_smaller_table_keeps_the_rows_seen_last() -> None:
@@ -279,7 +269,7 @@ def test_another_model_or_hidden_layer_starts_afresh_with_the_tables() -> None:
     wider, report = carried(model, SCHEMA, {"hidden": [16, 24]})
     assert "tensor deep_part.layers.2.weight, untrained" in report.new
     kept = "deep_part.layers.0.weight"
-    np.testing.assert_array_equal(wider.dense.published()[kept], model.dense.published()[kept])
+    np.testing.assert_array_equal(wider.dense.changes()[kept], model.dense.changes()[kept])
     deeper, report = carried(model, SCHEMA, {"hidden": [16, 16, 16]})
     for m in (other, wider, deeper):
         assert m.learn(make_samples(64, 50)).skipped is None

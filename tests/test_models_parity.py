@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import threading
 import warnings
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -39,14 +38,6 @@ def peer(package: str, module: str) -> Any:
     with warnings.catch_warnings(), mock.patch("threading.Thread", _NoLookUp):
         warnings.simplefilter("ignore")
         return importlib.import_module(f"{package}.{module}")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

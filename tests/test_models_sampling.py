@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,6 @@ from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBat
 from tests.learning import SCHEMA, make_samples
 
 SMALL: dict[str, Any] = {"hidden": [16, 16], "width": 4}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def replaced(batch: SampleBatch, **columns: Any) -> SampleBatch:
@@ -184,7 +175,7 @@ def test_a_jump_of_the_loss_leaves_weights_and_tables_alone() -> None:
     image, training = model.snapshot()
     twin = OnlineModel(SCHEMA, spec, 0)
     twin.resume(image, training)
-    np.testing.assert_array_equal(twin.guard.state(), model.guard.state())
+    np.testing.assert_array_equal(twin.guard.snapshot(), model.guard.snapshot())
     with torch.no_grad():
         model.dense.weights.mul_(40)  # whatever blew it up
     batch = make_samples(256, 99, users=5000)

@@ -21,7 +21,7 @@ from millrace import cli
 from millrace.contracts.errors import SettingError
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
-from millrace.logs.exposures import read_log
+from millrace.logs import read_log
 from millrace.offline import logfeatures
 from millrace.offline.logfeatures import Labels, LogFeatures, LogRows
 from millrace.offline.replay import replay, run_log

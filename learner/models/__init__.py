@@ -1,3 +1,4 @@
+# core
 """The models, one file each. :data:`REGISTRY` has them all by name."""
 
 from learner.models import deepfm, logistic, pnn_group, pnn_inner, pnn_outer, wide_deep, wide_resnet

@@ -1,3 +1,4 @@
+# core
 """What a model is here: the dense network over what the sparse tables gave. One registry of all of them.
 
 logit = wide (sum of the wide weights of all ids, by FTRL; the tables') + dense(embeddings, numbers) (the network's)

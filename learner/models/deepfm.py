@@ -1,3 +1,4 @@
+# core
 """DeepFM (Guo et al. 2017, arXiv 1703.04247): a factorisation machine and hidden layers over the same embeddings."""
 
 from __future__ import annotations

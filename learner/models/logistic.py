@@ -1,3 +1,4 @@
+# core
 """Logistic regression: ``logit = b + sum_i w_i + v . x``; w by FTRL with L1 (McMahan et al., KDD 2013)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# core
 """Normalisation under a moving stream: batch norm, batch renormalisation, and the running scaling of inputs.
 
 All of them start as a cumulative average and become an exponential one (momentum ``max(1 / t, m)``), so that the first

@@ -1,3 +1,4 @@
+# core
 """PNN with the group-wise product layer: fields of different embedding widths meet through projections."""
 
 from __future__ import annotations

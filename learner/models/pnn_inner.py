@@ -1,3 +1,4 @@
+# core
 """PNN with inner products (Qu et al. 2016, arXiv 1611.00144): hidden layers over embeddings and their products."""
 
 from __future__ import annotations

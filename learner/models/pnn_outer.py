@@ -1,3 +1,4 @@
+# core
 """PNN with outer products, superposed (Qu et al. 2016, arXiv 1611.00144): hidden layers over them and embeddings."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# core
 """Products of field embeddings, as layers without a place of their own in the logit. Shared by PNN and DeepFM."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# core
 """Wide&Deep (Cheng et al. 2016, arXiv 1606.07792): ``logit = wide + w . a_L + b``, a_L the last hidden layer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# core
 """Wide&ResNet, without and with batch norm: residual units in place of Wide&Deep's plain hidden layers.
 
 The unit is that of Deep Crossing (Shan et al., KDD 2016) with normalisation as FuxiCTR places it::

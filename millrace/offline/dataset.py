@@ -1,3 +1,4 @@
+# core
 """A log as arrays on disk: features made once, in event time, then read by every run of an experiment.
 
 An experiment trains dozens of models on the same exposures. Their features do not depend on the model, so they are
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from millrace.contracts.errors import LogError
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
-from millrace.logs.exposures import local_days, read_log
+from millrace.logs import local_days, read_log
 from millrace.offline.logfeatures import CHUNK_ROWS, Labels, LogFeatures, LogRows
 
 TRUTH = "p_true"
@@ -89,7 +90,7 @@ def prepare(log: Path, schema: Schema, folder: Path) -> Dataset:
     """Reads ``log``, computes its features and writes them to ``folder``.
 
     Raises:
-        LogError, SchemaError: as :func:`~millrace.logs.exposures.read_log`.
+        LogError, SchemaError: as :func:`~millrace.logs.read_log`.
     """
     table = read_log(log, schema)
     rows = LogRows(table, schema)

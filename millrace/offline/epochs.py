@@ -1,4 +1,5 @@
-"""A model and a prepared log: learn from rows, score rows, or score and then learn, in micro-batches."""
+# core
+"""A model over the rows of a prepared log, in micro-batches: learn, score, or score each batch and then learn it."""
 
 from __future__ import annotations
 
@@ -15,21 +16,21 @@ _SCORED_AT_ONCE = 4096
 
 
 def learn(model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32]) -> list[float]:
-    """One pass in time order; each batch's mean loss before learning from it."""
+    """Learns the rows once, in time order. Returns each batch's mean loss before it was learnt."""
     return [model.learn(batch).loss for batch in data.batches(rows, BATCH_ROWS, num)]
 
 
 def learn_shuffled(
     model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32], rng: np.random.Generator
 ) -> None:
-    """One pass in an order drawn from ``rng``, as a batch job over stored data makes it."""
+    """Learns the rows once, in an order drawn from ``rng``, as a batch job over stored data does."""
     order = rng.permutation(np.arange(rows.start, rows.stop))
     for at in range(0, len(order), BATCH_ROWS):
         model.learn(data.batch(np.sort(order[at : at + BATCH_ROWS]), num))
 
 
 def score(model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32], step: int = 1) -> Scores:
-    """Probabilities of every ``step``-th row. Learns nothing."""
+    """Click probabilities of every ``step``-th row. Learns nothing."""
     parts = [
         slice(at, min(at + _SCORED_AT_ONCE * step, rows.stop), step)
         for at in range(rows.start, rows.stop, _SCORED_AT_ONCE * step)
@@ -37,8 +38,8 @@ def score(model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float3
     return np.concatenate([model.score(np.array(data.cat[p]), np.array(num[p])) for p in parts])
 
 
-def progress(model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32]) -> Scores:
-    """Probabilities of the rows, each batch scored before it is learnt from."""
+def score_then_learn(model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32]) -> Scores:
+    """Click probabilities of the rows, each batch scored before it is learnt from (progressive validation)."""
     scored = []
     for batch in data.batches(rows, BATCH_ROWS, num):
         scored.append(model.score(batch.cat, batch.num))

@@ -1,3 +1,4 @@
+# shell
 """``millrace experiment``: what the models and what learning online are worth, with intervals.
 
 ``models``  every model, trained on the first days in one pass, measured on training and on test days: once on raw
@@ -159,7 +160,7 @@ def experiment_models(
 
     Raises:
         SettingError: too few days or seeds, an unknown model or unknown inputs.
-        LogError, SchemaError: as :func:`~millrace.logs.exposures.read_log`.
+        LogError, SchemaError: as :func:`~millrace.logs.read_log`.
     """
     chosen = _chosen(models, (*ORIGINAL, DEFAULT), inputs)
     with _prepared(log, schema, test_days, seeds) as (data, train, test):

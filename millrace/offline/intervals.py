@@ -1,3 +1,4 @@
+# core
 """Figures over seeds: a mean and its 95% interval."""
 
 from __future__ import annotations

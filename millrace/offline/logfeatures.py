@@ -1,7 +1,8 @@
+# core
 """A log's feature arrays, in event time: columns hashed, windows run, chunk by chunk.
 
-Whoever replays a log uses this. Memory holds the log, a few bytes a row and column, and the feature arrays of those
-chunks that samples still wait for; a chunk is made when the first of its rows is asked for.
+Replay and experiments use this. Memory holds the log (a few bytes a row and column) and the feature arrays of the
+chunks that samples still wait for. A chunk is made when the first of its rows is asked for.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 
 from millrace.contracts.hashing import U64
 from millrace.contracts.schema import LogColumns, Schema
-from millrace.logs.exposures import TS, LogTable
+from millrace.logs import TS, LogTable
 from millrace.windows.features import FeatureBuilder, steps
 from millrace.windows.tiles import TileStore
 
 CHUNK_ROWS = 16_384
+_EXPOSURE_COLUMN = 0  # of a schema's window actions: the first is the exposure
 
 
 class LogRows:
@@ -109,7 +111,7 @@ class Labels:
         self.acted_ms: NDArray[np.int64] = acted
         self.known_ms: NDArray[np.int64] = np.where(self.clicked & ~self.late, acted, settled)
 
-        row, ts_ms, kind = [np.arange(rows.n)], [rows.ts_ms], [np.zeros(rows.n, np.uint8)]
+        row, ts_ms, column = [np.arange(rows.n)], [rows.ts_ms], [np.full(rows.n, _EXPOSURE_COLUMN, np.uint8)]
         for k, action in enumerate(actions[1:], 1):
             if action in times:
                 who, when = np.flatnonzero(times[action] < never), times[action]
@@ -119,11 +121,11 @@ class Labels:
                 continue
             row.append(who)
             ts_ms.append(when[who])
-            kind.append(np.full(len(who), k, np.uint8))
+            column.append(np.full(len(who), k, np.uint8))
         order = np.argsort(np.concatenate(ts_ms), kind="stable")
         self.event_row: NDArray[np.intp] = np.concatenate(row)[order]
         self.event_ms: NDArray[np.int64] = np.concatenate(ts_ms)[order]
-        self.event_action: NDArray[np.uint8] = np.concatenate(kind)[order]
+        self.event_action: NDArray[np.uint8] = np.concatenate(column)[order]
 
 
 class LogFeatures:
@@ -168,7 +170,7 @@ class LogFeatures:
         builder, windows, labels = self._rows.builder, self._schema.windows, self._labels
         columns, plain = self._rows.columns(part)
         store = self._windows
-        counts = np.zeros((n, self._schema.layout.K, store.spans, store.actions), store.dtype)
+        counts = np.zeros((n, self._schema.layout.K, store.spans, store.columns), store.dtype)
         if self._schema.layout.K:
             self._keys[part] = builder.keys(columns, n)
             last = self._rows.ts_ms[part.stop - 1]
@@ -177,7 +179,7 @@ class LogFeatures:
             sums = self._means[row]
             sums[action[:, None] != [windows.actions.index(m.action) for m in windows.means]] = 0
             seen = store.run(self._keys[row], labels.event_ms[events], action, sums)
-            shown = action == 0
+            shown = action == _EXPOSURE_COLUMN
             counts[row[shown] - part.start] = seen[shown]
             self._next_event = events.stop
         self._made[self._next] = builder.cat(columns, n), builder.num(plain, counts, n, self._rows.ts_ms[part])

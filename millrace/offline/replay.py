@@ -1,3 +1,4 @@
+# shell
 """``millrace replay``: a log through windows, learner and progressive evaluation, as if it happened live.
 
 ::
@@ -43,15 +44,18 @@ from rich.table import Table
 from learner.model import OnlineModel
 from learner.progressive import auc, calibration, grouped_auc, log_loss
 from millrace.contracts.errors import SettingError
+from millrace.contracts.events import CLICK, EXPOSURE
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, load_schema
-from millrace.logs.exposures import LogTable, local_days, read_log
+from millrace.logs import LogTable, local_days, read_log
 from millrace.offline.logfeatures import Labels, LogFeatures, LogRows, unfit
 from millrace.offline.report import calibration_plot, day_plot, write_report
 
 BATCH_ROWS = 512
 THREADS = 1  # of torch: sums depend on how they are split, so the report would too
 _DIGITS = 6
+_EXPOSED = 1 << EXPOSURE  # the actions of a sample, as bits
+_CLICKED = _EXPOSED | 1 << CLICK
 
 
 def replay(
@@ -73,7 +77,7 @@ def replay(
         progress: show a bar and the table.
 
     Raises:
-        LogError, SchemaError: as :func:`~millrace.logs.exposures.read_log`.
+        LogError, SchemaError: as :func:`~millrace.logs.read_log`.
         SettingError: an unknown model or setting, or a folder that cannot be written.
     """
     started = datetime.now(UTC)
@@ -119,7 +123,7 @@ def replay(
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What is learnt, in the order of its becoming known. S samples: one an exposure, two where a click was late."""
+    """What is learnt, in the order in which it becomes known. S samples: one an exposure, two if its click was late."""
 
     row: NDArray[np.intp]  # (S,) row of the log
     known_ms: NDArray[np.int64]  # (S,) ascending
@@ -128,6 +132,7 @@ class Samples:
 
     @classmethod
     def of(cls, labels: Labels) -> Samples:
+        """The samples that these labels make."""
         late = np.flatnonzero(labels.late)
         row = np.concatenate([np.arange(len(labels.known_ms)), late])
         known_ms = np.concatenate([labels.known_ms, labels.acted_ms[late]])
@@ -139,6 +144,7 @@ class Samples:
         return cls(row, known_ms[order], kind[order], oldest)
 
     def batch(self, part: slice, rows: LogRows, cat: NDArray[np.int64], num: NDArray[np.float32]) -> SampleBatch:
+        """The samples ``part``, with features cat (B, F) and num (B, N) of their rows."""
         row, kind = self.row[part], self.kind[part]
         n = len(row)
         pages, page = np.unique(rows.page[row], return_inverse=True)
@@ -153,7 +159,7 @@ class Samples:
             kind=kind,
             label=positive.astype(np.float32),
             weight=np.ones(n, np.float32),
-            actions=np.where(positive, 3, 1).astype(np.uint8),
+            actions=np.where(positive, _CLICKED, _EXPOSED).astype(np.uint8),
             cat=cat,
             num=num,
             score=np.full(n, np.nan, np.float32),
@@ -177,7 +183,7 @@ def run_log(
     scored = 0
     for start in range(0, len(samples.row), batch_rows):
         part = slice(start, min(start + batch_rows, len(samples.row)))
-        # Whoever was exposed by the time the batch was complete was served without it.
+        # What was exposed by the time the batch was complete was scored without it.
         end = int(np.searchsorted(rows.ts_ms, samples.known_ms[part.stop - 1], side="right"))
         for first in range(scored, end, batch_rows):
             shown = np.arange(first, min(first + batch_rows, end))

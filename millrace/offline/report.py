@@ -1,3 +1,4 @@
+# core
 """Reports a person can read: one self-contained HTML page and its plots as PNG files, beside the JSON."""
 
 from __future__ import annotations

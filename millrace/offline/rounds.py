@@ -1,18 +1,19 @@
+# core
 """Ways of keeping a model up to date through the days after its training, all from one and the same start.
 
 ::
 
     training days ──► start ─┬─ frozen            scores every day
-                             ├─ more epochs       two more passes over the training days, then scores every day
+                             ├─ more epochs       learns the training days twice more, then scores every day
                              ├─ daily rounds      scores a day, then learns it: one incremental round a day
                              ├─ replayed daily    scores a day, then begins anew and learns all to its end, in order
                              ├─ retrained daily   the same, but shuffled: the usual batch job
                              └─ micro-batches     scores some rows, then learns them
 
-"Replayed daily" takes the steps of "daily rounds", but for where a day's last batch is cut: it shows that a round loses
-nothing against beginning anew. What batch training may gain over both, by mixing its days, "retrained daily" shows.
+"Replayed daily" takes the steps of "daily rounds", except where a day's last batch is cut. It shows that a round loses
+nothing against beginning anew. "Retrained daily" shows what batch training may gain over both by mixing its days.
 
-Nothing is learnt after the last test day, since nobody is scored afterwards.
+Nothing is learnt after the last test day, since nothing is scored afterwards.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from numpy.typing import NDArray
 
 from learner.model import OnlineModel
 from learner.progressive import auc, log_loss
-from millrace.offline import epochs as passes
+from millrace.offline import epochs
 from millrace.offline.dataset import Dataset
-from millrace.offline.epochs import Scores, learn, learn_shuffled, progress, score
+from millrace.offline.epochs import Scores, learn, learn_shuffled, score, score_then_learn
 from millrace.offline.intervals import interval, rounded
 
 WAYS = ("frozen", "more epochs", "daily rounds", "replayed daily", "retrained daily", "micro-batches")
 EPOCHS = 3
-"""Passes over the training days in all, for "more epochs"."""
+"""How often "more epochs" learns the training days in all."""
 
 Result = Mapping[str, Any]
 """What :func:`figures` gave for one model, inputs and seed: way -> figures."""
@@ -49,11 +50,11 @@ def keep_up(
 ) -> dict[str, list[Scores]]:
     """Each way's scores of each of ``days`` (rows), by an untrained ``model`` that learns ``train`` (rows) first.
 
-    Every way departs from the same trained model (:meth:`~learner.model.OnlineModel.resume` goes on bit for bit), so
-    ways differ by what they do after it alone. ``rng`` draws the orders of "retrained daily".
+    Every way starts from the same trained model (:meth:`~learner.model.OnlineModel.resume` goes on bit for bit), so
+    ways differ only by what they do after it. ``rng`` draws the orders of "retrained daily".
     """
     untrained = model.snapshot()
-    # Where the last whole batch of the training ends: whoever learns more rows in one go cuts no batch short there.
+    # Where the last whole batch of the training ends: to learn more rows in one go cuts no batch short there.
     whole = _whole(train.start, train.stop)
     learn(model, data, slice(train.start, whole), num)
     uncut = model.snapshot()
@@ -69,15 +70,15 @@ def keep_up(
         scored["daily rounds"].append(score(model, data, day, num))
 
     model.resume(*start)
-    scored["micro-batches"] = [progress(model, data, day, num) for day in days]
+    scored["micro-batches"] = [score_then_learn(model, data, day, num) for day in days]
 
     model.resume(*start)
     for _ in range(EPOCHS - 1):
         learn(model, data, train, num)
     scored["more epochs"] = [score(model, data, day, num) for day in days]
 
-    # One pass from the beginning to the end of some day takes the same steps as one to the end of an earlier day, up to
-    # the earlier one's last, incomplete batch. So one pass with a fork at each day's end replays for all of them.
+    # To learn from the beginning to the end of some day takes the same steps as to the end of an earlier day, up to the
+    # earlier one's last, incomplete batch. So learning once, with a fork at each day's end, replays for all of them.
     scored["replayed daily"] = [first]
     for past, day in pairwise(days):
         model.resume(*uncut)
@@ -97,7 +98,7 @@ def keep_up(
 
 def _whole(start: int, stop: int) -> int:
     """The end of the last whole batch of [start, stop)."""
-    return start + (stop - start) // passes.BATCH_ROWS * passes.BATCH_ROWS
+    return start + (stop - start) // epochs.BATCH_ROWS * epochs.BATCH_ROWS
 
 
 def figures(scored: Mapping[str, Sequence[Scores]], labels: Sequence[NDArray[np.float32]]) -> dict[str, Any]:

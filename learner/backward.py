@@ -1,13 +1,18 @@
-"""The passes of Wide&Deep and Wide&ResNet written out: forward, backward without autograd, and forward to score.
+# core
+"""Forward and backward passes of Wide&Deep and Wide&ResNet written out, without autograd; and forward to score.
 
 ::
 
-    x (B, I) ──ahead──► logits (B,)            what the way back needs is kept in a workspace, used again by every batch
-    d loss / d x (B, E) ◄──back── slope (B,)   each parameter's gradient is written where ``p.grad`` points
+    x (B, I) ──forward──► logits (B,)                 a workspace keeps what backward needs; every batch uses it again
+    d loss / d x (B, E) ◄──backward── slope (B,)      each parameter's gradient is written where ``p.grad`` points
 
-The networks' ``forward`` stays the definition: tests hold these passes against it.
-What is gained: fresh memory for every intermediate (as dear as a product at thousands of rows), nodes and small
-operators (dear at a hundred), and the input gradient of the number columns, which nobody wants.
+The networks' ``forward`` stays the definition: tests hold these passes against it. What is saved: fresh memory for each
+intermediate (at thousands of rows it costs as much as a matrix product), autograd's nodes and small operators (which
+cost most at a hundred rows), and the gradient of the number columns of x, which nobody needs.
+
+Symbols: B rows of a batch; I input columns, of which the first E are embeddings and the rest numbers; H hidden columns
+of a layer or of a residual unit; C columns of whatever is normalised (I or H). ``grad`` is d loss / d (what it is named
+after), of the same shape. All arrays are float32.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from learner import passes
+from learner import elementwise
 from learner.models.base import Deep, Network
 from learner.models.norm import BOUND, EPSILON, SMALL_BATCH, BatchNorm, BatchRenorm, InputNorm
 from learner.models.wide_deep import WideDeep
@@ -29,13 +34,13 @@ Floats = NDArray[np.float32]
 
 
 class Workspace:
-    """Arrays by name that are made once and again only for more rows. What they hold is of the last batch."""
+    """Arrays by name, made once, and made again only for more rows. They hold values of the last batch."""
 
     def __init__(self) -> None:
         self._flat: dict[str, Tensor] = {}
 
     def take(self, name: str, rows: int, columns: int) -> Tensor:
-        """(rows, columns), whatever was in it."""
+        """An array (rows, columns) of whatever it held before."""
         size = rows * columns
         flat = self._flat.get(name)
         if flat is None or flat.numel() < size:
@@ -44,22 +49,25 @@ class Workspace:
 
 
 class Products:
-    """Matrix products into given memory, in float32, or in bfloat16 (with float32 sums; twice as fast where the
-    processor has it): operands and result are rounded to 8 bits, everything else stays float32."""
+    """Matrix products into given memory, in float32 or in bfloat16.
+
+    In bfloat16 operands and result are rounded to 8 bits and sums are float32; it is twice as fast where the processor
+    has it. Everything else stays float32.
+    """
 
     def __init__(self, half: bool) -> None:
         self.half = half
         self._room: dict[str, Tensor] = {}
 
     def mm(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        """``out = a b``"""
+        """``out = a b``: (M, K), (K, N) -> (M, N)"""
         if self.half:
             out.copy_(self._product(a, b))
         else:
             torch.mm(a, b, out=out)
 
     def add(self, c: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
-        """``out = c + a b``; out may be c."""
+        """``out = c + a b``: (M, N), (M, K), (K, N) -> (M, N); out may be c."""
         if self.half:
             torch.add(c, self._product(a, b), out=out)
         else:
@@ -72,7 +80,7 @@ class Products:
     def _rounded(self, name: str, x: Tensor) -> Tensor:
         if x.is_contiguous():
             return self._take(name, *x.shape).copy_(x)
-        if x.t().is_contiguous():  # as it lies: products take transposed operands, copies across are dear
+        if x.t().is_contiguous():  # as it lies: products take transposed operands, and copies across rows are slow
             return self._rounded(name, x.t()).t()
         return self._take(name, *x.shape).copy_(x)
 
@@ -83,25 +91,33 @@ class Products:
         return flat[: rows * columns].view(rows, columns)
 
 
-class Pass(Protocol):
-    """A network's training pass. ``ahead`` advances running statistics, as the network's ``forward`` does."""
+class WrittenPass(Protocol):
+    """A network's training pass. ``forward`` advances running statistics, as the network's ``forward`` does."""
 
-    def ahead(self, x: Tensor) -> Floats:
-        """Logits (B,) of inputs x (B, I), which must stay as they are until :meth:`back`."""
+    def forward(self, x: Tensor) -> Floats:
+        """Logits (B,) of inputs x (B, I), which must stay as they are until :meth:`backward`."""
         ...
 
-    def back(self, slope: Floats, columns: int) -> Tensor:
-        """Writes every gradient, for d loss / d logit (B,). What is returned, (B, >= columns), has that of x in its
-        first columns; the rest means nothing."""
+    def backward(self, slope: Floats, columns: int) -> Tensor:
+        """Writes every parameter's gradient, for ``slope`` = d loss / d logit (B,).
+
+        Returns:
+            (B, >= columns): d loss / d x in its first ``columns`` columns; the rest means nothing.
+        """
         ...
 
-    def answer(self, x: Tensor, room: Workspace) -> Floats:
-        """Logits (B,) in evaluation mode, in float32; writes to ``room`` alone, so several threads may ask at once."""
+    def infer(self, x: Tensor, room: Workspace) -> Floats:
+        """Logits (B,) of x (B, I) in evaluation mode, in float32. Writes to ``room`` alone, so several threads may
+        call it at once, each with a room of its own."""
         ...
 
 
-def pass_of(network: Network, half: bool = False) -> Pass | None:
-    """The written-out pass of a network; None if there is none for it. ``half``: products in bfloat16."""
+def written_pass(network: Network, half: bool = False) -> WrittenPass | None:
+    """The written-out pass of a network; None if there is none for it.
+
+    Args:
+        half: matrix products in bfloat16.
+    """
     products = Products(half)
     if type(network) is WideDeep:
         return DeepPass(network.deep_part, products) if _plain(network.deep_part) else None
@@ -121,14 +137,14 @@ def scale_numbers(network: Network, numbers: Floats, out: Floats, at: int, train
         return
     if training:
         rows = np.float32(len(numbers))
-        mean, var = (np.empty(numbers.shape[1], np.float32) for _ in range(2))
-        passes.sums(numbers, mean)
+        mean, var = (np.empty(numbers.shape[1], np.float32) for _ in range(2))  # (N,), (N,)
+        elementwise.sums(numbers, mean)
         mean /= rows
-        passes.squares(numbers, mean, var)
+        elementwise.squares(numbers, mean, var)
         var /= rows
         norm.mix(len(numbers), torch.from_numpy(mean), torch.from_numpy(var))
-    factor = 1 / np.sqrt(_array(norm.var) + np.float32(EPSILON))
-    passes.standardise(numbers, _array(norm.mean), factor, np.float32(BOUND), out, at)
+    factor = 1 / np.sqrt(_array(norm.var) + np.float32(EPSILON))  # (N,)
+    elementwise.standardise(numbers, _array(norm.mean), factor, np.float32(BOUND), out, at)
 
 
 def _plain(deep: Deep) -> bool:
@@ -148,25 +164,29 @@ def _slot(parameter: Tensor) -> Tensor:
 
 
 class _Logit:
-    """``logit = <w, a> + b``: (B, I) -> (B,)"""
+    """``logit = <w, a> + b``: (B, H) -> (B,)"""
 
     def __init__(self, out: nn.Linear) -> None:
         self.out = out
 
-    def ahead(self, a: Tensor) -> Floats:
+    def forward(self, a: Tensor) -> Floats:
         logits = np.empty(len(a), np.float32)
-        passes.dot(_array(a), _array(self.out.weight)[0], _array(self.out.bias), logits)
+        elementwise.dot(_array(a), _array(self.out.weight)[0], _array(self.out.bias), logits)
         return logits
 
-    def back(self, slope: Floats, a: Tensor, grad: Tensor) -> None:
-        """Puts the gradient of a (B, I) into ``grad``."""
-        torch.mm(torch.from_numpy(slope).unsqueeze(0), a, out=_slot(self.out.weight))
+    def backward(self, slope: Floats, a: Tensor, grad: Tensor) -> None:
+        """Puts the gradient of a (B, H), ``slope w^T``, into ``grad``."""
+        torch.mm(torch.from_numpy(slope).unsqueeze(0), a, out=_slot(self.out.weight))  # (1, B), (B, H) -> (1, H)
         _slot(self.out.bias).fill_(float(slope.sum(dtype=np.float64)))
-        passes.outer(slope, _array(self.out.weight)[0], _array(grad))
+        elementwise.outer(slope, _array(self.out.weight)[0], _array(grad))
 
 
 class DeepPass:
-    """``a_{l+1} = ReLU(W_l a_l + b_l)``, ``logit = <w, a_L> + b``"""
+    """A stack of L hidden layers over a_0 = x::
+
+    a_{l+1} = ReLU(a_l W_l^T + b_l)        logit = <w, a_L> + b
+    g_l     = d loss / d a_l:  g_L = slope w^T,  g_l = (g_{l+1} where a_{l+1} > 0) W_l
+    """
 
     def __init__(self, deep: Deep, products: Products) -> None:
         self._products = products
@@ -176,45 +196,48 @@ class DeepPass:
         self._a: list[Tensor] = []
 
     @torch.no_grad()
-    def ahead(self, x: Tensor) -> Floats:
-        self._a = [x]
+    def forward(self, x: Tensor) -> Floats:
+        self._a = [x]  # a_0 .. a_L
         for k, layer in enumerate(self.layers):
-            a = self._room.take(f"a{k}", len(x), layer.out_features)
-            self._products.mm(self._a[-1], layer.weight.t(), a)
-            passes.bias_relu(_array(a), _array(layer.bias))
+            a = self._room.take(f"a{k}", len(x), layer.out_features)  # (B, H)
+            self._products.mm(self._a[-1], layer.weight.t(), a)  # a_l W_l^T: (B, I or H), (I or H, H) -> (B, H)
+            elementwise.bias_relu(_array(a), _array(layer.bias))
             self._a.append(a)
-        return self.logit.ahead(self._a[-1])
+        return self.logit.forward(self._a[-1])
 
     @torch.no_grad()
-    def answer(self, x: Tensor, room: Workspace) -> Floats:
+    def infer(self, x: Tensor, room: Workspace) -> Floats:
         for k, layer in enumerate(self.layers):
-            a = room.take(f"a{k}", len(x), layer.out_features)
+            a = room.take(f"a{k}", len(x), layer.out_features)  # (B, H)
             torch.mm(x, layer.weight.t(), out=a)
-            passes.bias_relu(_array(a), _array(layer.bias))
+            elementwise.bias_relu(_array(a), _array(layer.bias))
             x = a
-        return self.logit.ahead(x)
+        return self.logit.forward(x)
 
     @torch.no_grad()
-    def back(self, slope: Floats, columns: int) -> Tensor:
+    def backward(self, slope: Floats, columns: int) -> Tensor:
         a = self._a
-        grad = self._room.take(f"grad{len(self.layers)}", *a[-1].shape)
-        self.logit.back(slope, a[-1], grad)
+        grad = self._room.take(f"grad{len(self.layers)}", *a[-1].shape)  # g_L: (B, H)
+        self.logit.backward(slope, a[-1], grad)
         for k, layer in reversed(list(enumerate(self.layers))):
-            passes.through_relu(_array(grad), _array(a[k + 1]), _array(_slot(layer.bias)))
-            self._products.mm(grad.t(), a[k], _slot(layer.weight))
+            elementwise.through_relu(_array(grad), _array(a[k + 1]), _array(_slot(layer.bias)))
+            self._products.mm(grad.t(), a[k], _slot(layer.weight))  # (H, B), (B, I or H) -> (H, I or H)
             wanted = a[k].shape[1] if k else columns
-            below = self._room.take(f"grad{k}", len(grad), wanted)
+            below = self._room.take(f"grad{k}", len(grad), wanted)  # g_l: (B, H), at last (B, columns)
             self._products.mm(grad, layer.weight[:, :wanted], below)
             grad = below
         return grad
 
 
 class _Norm:
-    """Batch norm or renormalisation (learner/models/norm.py), with m and s the batch's mean and deviation, or the
-    running ones where a batch is too small::
+    """Batch normalisation (Ioffe and Szegedy 2015) or renormalisation (Ioffe 2017), see learner/models/norm.py::
 
-        y = gamma (r (x - m) / s + d) + beta
-        grad_x = gamma r / s (grad - [mean grad + (x - m) / s^2 mean grad (x - m)])      [...]: of a batch's own m, s
+        y      = gamma (r (x - m) / s + d) + beta
+        grad_x = gamma r / s (grad - [mean grad + (x - m) / s^2 mean grad (x - m)])
+
+    m, s (C,) are mean and deviation of the batch, or the running ones where the batch is too small; then [...] is left
+    out, since m and s do not depend on x. r = 1 and d = 0 (C,), except in renormalisation. The fields: ``_mean`` m,
+    ``_inverse`` 1 / s, ``_r`` r, ``_d`` d, ``own`` whether m and s are the batch's.
     """
 
     def __init__(self, norm: BatchNorm | BatchRenorm) -> None:
@@ -223,14 +246,14 @@ class _Norm:
         self._mean: Floats = np.empty(0, np.float32)
         self._inverse = self._r = self._d = self._mean
 
-    def ahead(self, x: Floats, total: Floats, relu: bool, out: Floats) -> None:
-        """``out`` (B, C) of x (B, C), whose sum over rows is ``total`` (C,)."""
+    def forward(self, x: Floats, total: Floats, relu: bool, out: Floats) -> None:
+        """``out`` = y (B, C) of x (B, C), whose sum over rows is ``total`` (C,); through a ReLU if ``relu``."""
         norm, rows = self.norm, len(x)
         running, deviation = _array(norm.mean), np.sqrt(_array(norm.var) + np.float32(EPSILON))
         self.own = rows >= SMALL_BATCH
-        mean: Floats = total / np.float32(rows)
-        var = np.empty_like(mean)
-        passes.squares(x, mean, var)
+        mean: Floats = total / np.float32(rows)  # (C,)
+        var = np.empty_like(mean)  # (C,)
+        elementwise.squares(x, mean, var)
         var /= np.float32(rows)
         self._r, self._d = np.ones_like(mean), np.zeros_like(mean)
         if self.own:
@@ -248,33 +271,40 @@ class _Norm:
             norm.mix(rows, torch.from_numpy(mean), torch.from_numpy(var))
             self._mean, self._inverse = running.copy(), 1 / np.sqrt(_array(norm.var) + np.float32(EPSILON))
         gamma, beta = _array(norm.gamma), _array(norm.beta)
-        passes.scale(x, self._mean, gamma * self._r * self._inverse, gamma * self._d + beta, relu, out)
+        elementwise.scale(x, self._mean, gamma * self._r * self._inverse, gamma * self._d + beta, relu, out)
 
-    def answer(self, x: Floats, bias: Floats | None, relu: bool, out: Floats) -> None:
-        """``out`` of ``x + bias`` by the running statistics."""
+    def infer(self, x: Floats, bias: Floats | None, relu: bool, out: Floats) -> None:
+        """``out`` = y (B, C) of ``x + bias`` by the running statistics."""
         norm = self.norm
         mean = _array(norm.mean) if bias is None else _array(norm.mean) - bias
         factor = _array(norm.gamma) / np.sqrt(_array(norm.var) + np.float32(EPSILON))
-        passes.scale(x, mean, factor, _array(norm.beta), relu, out)
+        elementwise.scale(x, mean, factor, _array(norm.beta), relu, out)
 
-    def back(self, grad: Floats, x: Floats, total: Floats) -> None:
-        """Turns ``grad`` of y, whose sum over rows is ``total`` (C,), into that of x."""
+    def backward(self, grad: Floats, x: Floats, total: Floats) -> None:
+        """Turns ``grad`` (B, C) of y, whose sum over rows is ``total`` (C,), into that of x (B, C)."""
         norm, rows = self.norm, np.float32(len(x))
-        product = np.empty_like(total)
-        passes.products(grad, x, self._mean, product)
-        product *= self._inverse
+        product = np.empty_like(total)  # (C,)
+        elementwise.products(grad, x, self._mean, product)
+        product *= self._inverse  # sum_b grad (x - m) / s
         _array(_slot(norm.gamma))[:] = self._r * product + self._d * total
         _array(_slot(norm.beta))[:] = total
-        a = _array(norm.gamma) * self._r * self._inverse
+        a = _array(norm.gamma) * self._r * self._inverse  # (C,): grad_x = a grad + k (x - m) + shift
         if self.own:
             k, shift = -a * self._inverse * product / rows, -a * total / rows
         else:
             k = shift = np.zeros_like(a)
-        passes.combine(grad, x, self._mean, a, k, shift)
+        elementwise.combine(grad, x, self._mean, a, k, shift)
 
 
 class _Unit:
-    """A residual unit (learner/models/wide_resnet.py), ``post``, ``pre`` or ``inner``, with a norm or none."""
+    """A residual unit (learner/models/wide_resnet.py), with a norm or none, in its place::
+
+        inner   h = ReLU(norm(x W1^T + b1))    y = ReLU(x + h W2^T + b2)
+        pre     h = ReLU(norm(x) W1^T + b1)    y = x + h W2^T + b2
+        post    h = ReLU(x W1^T + b1)          y = ReLU(norm(x + h W2^T + b2))
+
+    x, y (B, I); h (B, H). ``_normed`` keeps what goes into the norm (of "pre": what comes out of it).
+    """
 
     def __init__(self, unit: Residual, room: Workspace, name: str, products: Products) -> None:
         self._products = products
@@ -287,96 +317,96 @@ class _Unit:
     def _take(self, name: str, columns: int) -> Tensor:
         return self._room.take(f"{self.name}.{name}", len(self._x), columns)
 
-    def ahead(self, x: Tensor) -> Tensor:
-        """(B, I) -> (B, I)"""
+    def forward(self, x: Tensor) -> Tensor:
+        """y of x: (B, I) -> (B, I)"""
         unit, norm, self._x = self.unit, self.norm, x
         b1, b2 = _array(unit.w1.bias), _array(unit.w2.bias)
         width, hidden = x.shape[1], unit.w1.out_features
         total = np.empty(hidden if self.placement == "inner" else width, np.float32)
-        h, y = self._take("h", hidden), self._take("y", width)
+        h, y = self._take("h", hidden), self._take("y", width)  # (B, H), (B, I)
         if norm is not None and self.placement == "pre":
-            self._normed = self._take("normed", width)
-            passes.sums(_array(x), total)
-            norm.ahead(_array(x), total, False, _array(self._normed))
+            self._normed = self._take("normed", width)  # (B, I)
+            elementwise.sums(_array(x), total)
+            norm.forward(_array(x), total, False, _array(self._normed))
             self._products.mm(self._normed, unit.w1.weight.t(), h)
-            passes.bias_relu(_array(h), b1)
+            elementwise.bias_relu(_array(h), b1)
         elif norm is not None and self.placement == "inner":
-            self._normed = self._take("normed", hidden)  # what is normalised, here and below
+            self._normed = self._take("normed", hidden)  # (B, H)
             self._products.mm(x, unit.w1.weight.t(), self._normed)
-            passes.add_bias(_array(self._normed), b1, total)
-            norm.ahead(_array(self._normed), total, True, _array(h))
+            elementwise.add_bias(_array(self._normed), b1, total)
+            norm.forward(_array(self._normed), total, True, _array(h))
         else:
             self._products.mm(x, unit.w1.weight.t(), h)
-            passes.bias_relu(_array(h), b1)
-        self._products.add(x, h, unit.w2.weight.t(), y)
+            elementwise.bias_relu(_array(h), b1)
+        self._products.add(x, h, unit.w2.weight.t(), y)  # x + h W2^T: (B, I) + (B, H), (H, I) -> (B, I)
         if self.placement == "inner":
-            passes.bias_relu(_array(y), b2)
+            elementwise.bias_relu(_array(y), b2)
         elif self.placement == "pre":
-            passes.add_bias(_array(y), b2, np.empty(width, np.float32))
+            elementwise.add_bias(_array(y), b2, np.empty(width, np.float32))
         elif norm is not None:
             self._normed, y = y, self._take("out", width)
-            passes.add_bias(_array(self._normed), b2, total)
-            norm.ahead(_array(self._normed), total, True, _array(y))
+            elementwise.add_bias(_array(self._normed), b2, total)
+            norm.forward(_array(self._normed), total, True, _array(y))
         self._h, self._y = h, y
         return y
 
-    def answer(self, x: Tensor, room: Workspace) -> Tensor:
+    def infer(self, x: Tensor, room: Workspace) -> Tensor:
         """The same in evaluation mode."""
         unit, norm, placement = self.unit, self.norm, self.placement
         b1, b2 = _array(unit.w1.bias), _array(unit.w2.bias)
         below = x
         if norm is not None and placement == "pre":
             below = room.take("normed", *x.shape)
-            norm.answer(_array(x), None, False, _array(below))
-        hidden = room.take("h", len(x), unit.w1.out_features)
+            norm.infer(_array(x), None, False, _array(below))
+        hidden = room.take("h", len(x), unit.w1.out_features)  # (B, H)
         torch.mm(below, unit.w1.weight.t(), out=hidden)
         h = _array(hidden)
         if norm is not None and placement == "inner":
-            norm.answer(h, b1, True, h)
+            norm.infer(h, b1, True, h)
         else:
-            passes.bias_relu(h, b1)
-        out = room.take(f"{self.name}.y", *x.shape)
+            elementwise.bias_relu(h, b1)
+        out = room.take(f"{self.name}.y", *x.shape)  # (B, I)
         torch.addmm(x, hidden, unit.w2.weight.t(), out=out)
         y = _array(out)
         if placement == "inner":
-            passes.bias_relu(y, b2)
+            elementwise.bias_relu(y, b2)
         elif placement == "pre":
             y += b2
         elif norm is not None:
-            norm.answer(y, b2, True, y)
+            norm.infer(y, b2, True, y)
         return out
 
-    def back(self, grad: Tensor, columns: int) -> None:
-        """Turns ``grad`` of y (B, I) into that of x, in its first columns at least."""
+    def backward(self, grad: Tensor, columns: int) -> None:
+        """Turns ``grad`` (B, I) of y into that of x, in its first ``columns`` columns at least."""
         unit, norm, x, h = self.unit, self.norm, self._x, self._h
         g = _array(grad)
         grad_b1, grad_b2 = _array(_slot(unit.w1.bias)), _array(_slot(unit.w2.bias))
-        total = np.empty(grad.shape[1], np.float32)
+        total = np.empty(grad.shape[1], np.float32)  # (I,)
         if self.placement == "inner":
-            passes.through_relu(g, _array(self._y), grad_b2)
+            elementwise.through_relu(g, _array(self._y), grad_b2)
         elif self.placement == "pre":
-            passes.sums(g, grad_b2)
+            elementwise.sums(g, grad_b2)
         elif norm is not None:
-            passes.through_relu(g, _array(self._y), total)
-            norm.back(g, _array(self._normed), total)
+            elementwise.through_relu(g, _array(self._y), total)
+            norm.backward(g, _array(self._normed), total)
             _bias_before(norm, g, grad_b2)
-        self._products.mm(grad.t(), h, _slot(unit.w2.weight))
-        inner = self._room.take("grad_h", len(h), h.shape[1])
+        self._products.mm(grad.t(), h, _slot(unit.w2.weight))  # (I, B), (B, H) -> (I, H)
+        inner = self._room.take("grad_h", len(h), h.shape[1])  # (B, H)
         self._products.mm(grad, unit.w2.weight, inner)
         i = _array(inner)
-        passes.through_relu(i, _array(h), grad_b1)
+        elementwise.through_relu(i, _array(h), grad_b1)
         below = x
         if norm is not None and self.placement == "inner":
-            norm.back(i, _array(self._normed), grad_b1.copy())
+            norm.backward(i, _array(self._normed), grad_b1.copy())
             _bias_before(norm, i, grad_b1)
         elif norm is not None and self.placement == "pre":
             below = self._normed
-        self._products.mm(inner.t(), below, _slot(unit.w1.weight))
+        self._products.mm(inner.t(), below, _slot(unit.w1.weight))  # (H, B), (B, I) -> (H, I)
         if norm is not None and self.placement == "pre":
-            past = self._take("grad_normed", x.shape[1])
+            past = self._take("grad_normed", x.shape[1])  # (B, I)
             self._products.mm(inner, unit.w1.weight, past)
-            passes.sums(_array(past), total)
-            norm.back(_array(past), _array(x), total)
+            elementwise.sums(_array(past), total)
+            norm.backward(_array(past), _array(x), total)
             grad += past
         else:
             wanted = grad[:, :columns]
@@ -384,15 +414,16 @@ class _Unit:
 
 
 def _bias_before(norm: _Norm, grad: Floats, out: Floats) -> None:
-    """Gradient of a bias that is added just before a norm: a batch's own mean takes the bias out again, so it is 0."""
+    """The gradient (C,) of a bias that is added just before a norm, of ``grad`` (B, C). A batch's own mean takes the
+    bias out again, so the gradient is 0 then."""
     if norm.own:
         out[:] = 0
     else:
-        passes.sums(grad, out)
+        elementwise.sums(grad, out)
 
 
 class ResNetPass:
-    """Residual units, then a logit."""
+    """Residual units, then a logit: (B, I) -> (B,)"""
 
     def __init__(self, units: list[Residual], out: nn.Linear, products: Products) -> None:
         self._room = Workspace()
@@ -401,22 +432,22 @@ class ResNetPass:
         self._last = torch.empty(0)
 
     @torch.no_grad()
-    def ahead(self, x: Tensor) -> Floats:
+    def forward(self, x: Tensor) -> Floats:
         for unit in self.units:
-            x = unit.ahead(x)
+            x = unit.forward(x)
         self._last = x
-        return self.logit.ahead(x)
+        return self.logit.forward(x)
 
     @torch.no_grad()
-    def answer(self, x: Tensor, room: Workspace) -> Floats:
+    def infer(self, x: Tensor, room: Workspace) -> Floats:
         for unit in self.units:
-            x = unit.answer(x, room)
-        return self.logit.ahead(x)
+            x = unit.infer(x, room)
+        return self.logit.forward(x)
 
     @torch.no_grad()
-    def back(self, slope: Floats, columns: int) -> Tensor:
+    def backward(self, slope: Floats, columns: int) -> Tensor:
         grad: Tensor = self._room.take("grad", *self._last.shape)
-        self.logit.back(slope, self._last, grad)
+        self.logit.backward(slope, self._last, grad)
         for k in range(len(self.units) - 1, -1, -1):
-            self.units[k].back(grad, grad.shape[1] if k else columns)
+            self.units[k].backward(grad, grad.shape[1] if k else columns)
         return grad

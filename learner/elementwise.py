@@ -1,8 +1,11 @@
-"""The elementwise loops of the hand-written network pass: each reads and writes its arrays once. The GIL is released.
+# core
+"""The elementwise loops between the matrix products of learner/backward.py. Each reads and writes its arrays once.
 
-Between two matrix products torch would make a dozen such passes, each into fresh memory; for wide layers these cost as
-much as the products. Symbols: B rows, C columns; all arrays float32, (B, C) or (C,). Sums over rows are made of sums of
-:data:`_ROWS` rows and go on in float64, so their error does not grow with B.
+Torch would go over the arrays a dozen times between two products, each time into fresh memory; for wide layers that
+costs as much as the products. The GIL is released.
+
+Symbols: B rows, C columns. All arrays are float32, (B, C) or (C,) where nothing else is said. A sum over rows is a
+float64 sum of float32 sums of :data:`_ROWS` rows each, so its error does not grow with B.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ def bias_relu(x: Array, bias: Array) -> None:
     for b in range(x.shape[0]):
         for c in range(x.shape[1]):
             value = x[b, c] + bias[c]
-            # Not max(): what is not a number must come through, for the guard to see it.
+            # Not max(): NaN must come through, so that the guard sees it.
             x[b, c] = np.float32(0) if value <= np.float32(0) else value
 
 
@@ -75,7 +78,7 @@ def squares(x: Array, mean: Array, total: Array) -> None:
 
 @njit(nogil=True, cache=True)
 def scale(x: Array, mean: Array, factor: Array, shift: Array, relu: bool, out: Array) -> None:
-    """``out = factor (x - mean) + shift``, through a ReLU or not."""
+    """``out = factor (x - mean) + shift``, and its ReLU if ``relu``."""
     if relu:
         for b in range(x.shape[0]):
             for c in range(x.shape[1]):
@@ -99,7 +102,7 @@ def standardise(x: Array, mean: Array, factor: Array, bound: np.float32, out: Ar
 
 @njit(nogil=True, cache=True)
 def through_relu(grad: Array, out: Array, total: Array) -> None:
-    """The way back through ``out = ReLU(.)``: ``grad = 0 where out is 0``; ``total = sum_b grad``"""
+    """Backward through ``out = ReLU(.)``: ``grad = 0 where out is 0``; ``total = sum_b grad``"""
     part = np.empty(grad.shape[1], np.float32)
     whole = np.zeros(len(part))
     for first in range(0, grad.shape[0], _ROWS):
