@@ -1,3 +1,4 @@
+# shell
 """Kafka headers whose names are not UTF-8, for aiokafka (and so for Faust).
 
 See :func:`millrace.processes.kafka.read_any_header` for the other client.

@@ -1,3 +1,4 @@
+# core
 """The label join of one partition: exposures, the impressions they were made from, and the actions on them.
 
 ::
@@ -30,23 +31,17 @@ from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts.events import CLICK, Action, Event, Exposure, Id, read_msgpack
+from millrace.contracts.events import CLICK, EXPOSURE, Action, Event, Exposure, Id, read_msgpack
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.settings import Settings
-from stream.rows import Counted, Impression, Sampled, Served, runs_of
+from stream.rows import Counted, LoggedPage, Sampled, Served, runs_of
 
 Array = NDArray[Any]
-Rows = slice | NDArray[np.intp]
 
-LABEL, LIFE, HELD, SERVED = (
-    0,
-    1,
-    2,
-    3,
-)  # kinds of timer: a part's label, a part's end, held actions, an impression's end
+LABEL, LIFE, HELD, SERVED = range(4)
+"""Kinds of timer: a part's label, a part's end, held actions, an impression's end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +91,14 @@ class Part:
         self.items, self.message = items, message  # until it is matched
 
 
-class Page:
+class PageState:
     """All that is known of one request."""
 
     __slots__ = ("acted", "drop_ms", "exposed", "held", "impression", "labelled", "parts", "request", "waiting")
 
     def __init__(self, request: str) -> None:
         self.request = request
-        self.impression: Impression | None = None
+        self.impression: LoggedPage | None = None
         self.parts: list[Part] = []
         self.exposed = 0
         self.labelled = 0
@@ -121,7 +116,7 @@ class Dead(NamedTuple):
 
 
 @dataclass(slots=True)
-class Step:
+class Outcome:
     """What a stretch of messages led to, in order."""
 
     sampled: list[Sampled] = field(default_factory=list)
@@ -144,7 +139,7 @@ class LabelJoin:
         self.policy = policy
         self._life_ms = policy.life_ms
         self.watermark_ms = 0
-        self.pages: dict[str, Page] = {}
+        self.pages: dict[str, PageState] = {}
         self.pending = 0
         self._gone: dict[str, tuple[int, int]] = {}  # dropped page -> (forget at, exposed), in order of dropping
         self._forget: deque[tuple[int, str]] = deque()  # the same order; a page dropped again stands in it twice
@@ -157,7 +152,7 @@ class LabelJoin:
 
     # ------------------------------------------------------------------ what comes in
 
-    def expose(self, event: Exposure, message: Message, step: Step) -> None:
+    def expose(self, event: Exposure, message: Message, out: Outcome) -> None:
         """An exposure message: new positions wait for their impression or are matched with it."""
         request, ts = event.request_id, event.ts_ms
         mask = ((1 << len(event.items)) - 1) << event.offset
@@ -167,8 +162,8 @@ class LabelJoin:
         everything, mask = mask, mask & ~known
         new = mask.bit_count()
         if ts + self._life_ms <= self.watermark_ms:
-            step.exposures += new
-            step.dead.append(Dead("late", f"{self.watermark_ms - ts} ms behind the watermark", message, new))
+            out.exposures += new
+            out.dead.append(Dead("late", f"{self.watermark_ms - ts} ms behind the watermark", message, new))
             if page is not None:
                 page.exposed |= mask
             if gone is None:
@@ -177,25 +172,25 @@ class LabelJoin:
                 self._gone[request] = (gone[0], gone[1] | everything)
             return
         if not mask:
-            step.duplicates += 1
+            out.duplicates += 1
             return
         if page is None:
             page = self._page(request)
-        step.exposures += new
+        out.exposures += new
         self.pending += new
         page.exposed |= mask | known
         page.parts.append(Part(mask, ts, event.offset, event.items, message))
         self._keep(page, ts + self._life_ms, LIFE, len(page.parts) - 1)
         if page.impression is not None:
-            self._match(page, len(page.parts) - 1, step)
+            self._match(page, len(page.parts) - 1, out)
 
-    def serve(self, request: str, impression: Impression, step: Step) -> None:
+    def serve(self, request: str, impression: LoggedPage, out: Outcome) -> None:
         """An impression: what waits for it is matched."""
         keep_ms = impression.ts_ms + self._life_ms
         page = self.pages.get(request)
         if page is None:
             if request in self._gone or keep_ms <= self.watermark_ms:
-                step.unseen += request not in self._gone
+                out.unseen += request not in self._gone
                 return
             page = self._page(request)
         if page.impression is not None:
@@ -204,9 +199,9 @@ class LabelJoin:
         self._keep(page, keep_ms, SERVED)
         for index, part in enumerate(page.parts):
             if part.message is not None:
-                self._match(page, index, step)
+                self._match(page, index, out)
 
-    def act(self, event: Action, message: Message, step: Step) -> None:
+    def act(self, event: Action, message: Message, out: Outcome) -> None:
         """An action: attached to its exposure, or held until that comes."""
         page = self.pages.get(event.request_id)
         gone = self._gone.get(event.request_id)
@@ -215,21 +210,21 @@ class LabelJoin:
             late = event.ts_ms + self.policy.lateness_ms < self.watermark_ms
         part = None if late or page is None else _part(page, event.position)
         if late or (part is not None and part.ts_ms + self._life_ms <= self.watermark_ms):
-            step.dead.append(Dead("late", "its exposure is gone", message, 0))
+            out.dead.append(Dead("late", "its exposure is gone", message, 0))
             return
         if page is None:
             page = self._page(event.request_id)
         if page.impression is not None and part is not None:
-            self._attach(page, part, event, message, step)
+            self._attach(page, part, event, message, out)
             return
         key = (event.position, event.kind, str(event.item_id))
         if key in page.held:
-            step.duplicates += 1
+            out.duplicates += 1
             return
         page.held[key] = (event, message)
         self._keep(page, event.ts_ms + self.policy.lateness_ms + 1, HELD)
 
-    def expire(self, step: Step) -> None:
+    def expire(self, out: Outcome) -> None:
         """Everything that the watermark has made due, in the order in which it fell due."""
         timers, now = self._timers, self.watermark_ms
         while timers and timers[0][0] <= now:
@@ -239,14 +234,14 @@ class LabelJoin:
                 continue
             if kind == LABEL:
                 if page.impression is not None:
-                    self._negatives(page, page.parts[index], step)
+                    self._negatives(page, page.parts[index], out)
             elif kind == LIFE:
                 if page.impression is None:
-                    self._lose(page, page.parts[index], step)
+                    self._lose(page, page.parts[index], out)
             elif kind == HELD:
-                self._give_up(page, now - self.policy.lateness_ms, step)
+                self._give_up(page, now - self.policy.lateness_ms, out)
             if page.drop_ms <= now:
-                self._drop(page, step)
+                self._drop(page, out)
         forget, gone = self._forget, self._gone
         while forget and forget[0][0] <= now:
             _, request = forget.popleft()
@@ -255,8 +250,8 @@ class LabelJoin:
 
     # ------------------------------------------------------------------ rules
 
-    def _page(self, request: str) -> Page:
-        page = self.pages[request] = Page(request)
+    def _page(self, request: str) -> PageState:
+        page = self.pages[request] = PageState(request)
         return page
 
     def _bury(self, request: str, exposed: int) -> None:
@@ -265,12 +260,12 @@ class LabelJoin:
         self._gone[request] = (until_ms, exposed)
         self._forget.append((until_ms, request))
 
-    def _keep(self, page: Page, until_ms: int, kind: int, index: int = 0) -> None:
+    def _keep(self, page: PageState, until_ms: int, kind: int, index: int = 0) -> None:
         """The page stays until then at least."""
         heappush(self._timers, (until_ms, kind, page.request, index))
         page.drop_ms = max(page.drop_ms, until_ms)
 
-    def _match(self, page: Page, index: int, step: Step) -> None:
+    def _match(self, page: PageState, index: int, out: Outcome) -> None:
         """Part and impression are both here: count the exposures, label what can be labelled."""
         part, impression = page.parts[index], page.impression
         assert impression is not None
@@ -279,7 +274,7 @@ class LabelJoin:
         if part.ts_ms >= impression.ts_ms + self._life_ms:
             self.pending -= part.mask.bit_count()
             detail = f"{part.ts_ms - impression.ts_ms} ms after its impression"
-            step.dead.append(Dead("no-impression", detail, part.message, part.mask.bit_count()))
+            out.dead.append(Dead("no-impression", detail, part.message, part.mask.bit_count()))
             part.mask = 0
         end = part.offset + len(part.items)
         if end > impression.n or part.items != impression.items[part.offset : end]:
@@ -293,24 +288,24 @@ class LabelJoin:
                 lost = wrong.bit_count()
                 self.pending -= lost
                 detail = f"position {(wrong & -wrong).bit_length() - 1} of the page was another item"
-                step.dead.append(Dead("wrong-item", detail, part.message, lost))
+                out.dead.append(Dead("wrong-item", detail, part.message, lost))
         part.items = part.message = None
         if part.mask:
-            step.counted.append(Counted(impression, *runs_of(part.mask), part.ts_ms, 0))
+            out.counted.append(Counted(impression, *runs_of(part.mask), part.ts_ms, EXPOSURE))
         if self.policy.immediate:
-            self._negatives(page, part, step)
+            self._negatives(page, part, out)
         if page.held:
             for key, (event, message) in list(page.held.items()):
                 if part.brought >> event.position & 1:
                     del page.held[key]
-                    self._attach(page, part, event, message, step)
+                    self._attach(page, part, event, message, out)
         due = part.ts_ms + self.policy.attribution_ms
         if due <= self.watermark_ms:
-            self._negatives(page, part, step)
+            self._negatives(page, part, out)
         elif part.mask & ~page.labelled:
             heappush(self._timers, (due, LABEL, page.request, index))
 
-    def _attach(self, page: Page, part: Part, event: Action, message: Message, step: Step) -> None:
+    def _attach(self, page: PageState, part: Part, event: Action, message: Message, out: Outcome) -> None:
         """An action whose exposure and impression are here."""
         position, kind, impression = event.position, event.kind, page.impression
         assert impression is not None
@@ -318,97 +313,99 @@ class LabelJoin:
         if position >= impression.n or (
             impression.items[position] != event.item_id and str(impression.items[position]) != str(event.item_id)
         ):
-            step.dead.append(Dead("wrong-item", f"item {event.item_id!r} was not at position {position}", message, 0))
+            out.dead.append(Dead("wrong-item", f"item {event.item_id!r} was not at position {position}", message, 0))
             return
         if page.acted[kind] & bit:
-            step.duplicates += 1
+            out.duplicates += 1
             return
         if not part.mask & bit:  # the exposure is a dead letter itself
-            step.dead.append(Dead("no-exposure", f"position {position} was not exposed", message, 0))
+            out.dead.append(Dead("no-exposure", f"position {position} was not exposed", message, 0))
             return
         after_ms = event.ts_ms - part.ts_ms
         if after_ms >= self._life_ms:
-            step.dead.append(Dead("late", f"{after_ms} ms after its exposure", message, 0))
+            out.dead.append(Dead("late", f"{after_ms} ms after its exposure", message, 0))
             return
         page.acted[kind] |= bit
-        step.counted.append(Counted(impression, ((position, position + 1),), 1, event.ts_ms, kind))
+        out.counted.append(Counted(impression, ((position, position + 1),), 1, event.ts_ms, kind))
         if kind != CLICK:
             if page.labelled & bit:
-                self._sample(page, part, bit, FOLLOW_UP, kind, event.sent_ms, step)
+                self._sample(page, part, bit, FOLLOW_UP, kind, event.sent_ms, out)
             else:
                 page.waiting.append((position, kind, event.sent_ms))
         elif page.labelled & bit:
-            self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, step)
+            self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, out)
         elif after_ms < self.policy.attribution_ms:
-            self._label(page, part, bit, POSITIVE, kind, event.sent_ms, step)
+            self._label(page, part, bit, POSITIVE, kind, event.sent_ms, out)
         else:
-            self._label(page, part, bit, NEGATIVE, 0, 0, step)
-            self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, step)
+            self._label(page, part, bit, NEGATIVE, EXPOSURE, 0, out)
+            self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, out)
 
-    def _negatives(self, page: Page, part: Part, step: Step) -> None:
+    def _negatives(self, page: PageState, part: Part, out: Outcome) -> None:
         rest = part.mask & ~page.labelled
         if rest:
-            self._label(page, part, rest, NEGATIVE, 0, 0, step)
+            self._label(page, part, rest, NEGATIVE, EXPOSURE, 0, out)
 
-    def _label(self, page: Page, part: Part, mask: int, kind: int, action: int, origin_ms: int, step: Step) -> None:
+    def _label(
+        self, page: PageState, part: Part, mask: int, kind: int, action: int, origin_ms: int, out: Outcome
+    ) -> None:
         """The one sample of an exposure that counts; follow-ups that waited for it go with it."""
         self.pending -= mask.bit_count()
         page.labelled |= mask
-        self._sample(page, part, mask, kind, action, origin_ms, step)
+        self._sample(page, part, mask, kind, action, origin_ms, out)
         if page.waiting:
             ready = [w for w in page.waiting if mask >> w[0] & 1]
             page.waiting = [w for w in page.waiting if not mask >> w[0] & 1]
             for position, later, origin in ready:
-                self._sample(page, part, 1 << position, FOLLOW_UP, later, origin, step)
+                self._sample(page, part, 1 << position, FOLLOW_UP, later, origin, out)
 
     @staticmethod
-    def _sample(page: Page, part: Part, mask: int, kind: int, action: int, origin_ms: int, step: Step) -> None:
+    def _sample(page: PageState, part: Part, mask: int, kind: int, action: int, origin_ms: int, out: Outcome) -> None:
         assert page.impression is not None
         runs, n = runs_of(mask)
-        step.sampled.append(
-            Sampled(page.request, page.impression, part.ts_ms, runs, n, kind, 1 | 1 << action, origin_ms)
+        out.sampled.append(
+            Sampled(page.request, page.impression, part.ts_ms, runs, n, kind, 1 << EXPOSURE | 1 << action, origin_ms)
         )
 
-    def _lose(self, page: Page, part: Part, step: Step) -> None:
+    def _lose(self, page: PageState, part: Part, out: Outcome) -> None:
         """A part whose impression never came, with the actions on it."""
         if part.message is None:
             return
         lost = part.mask.bit_count()
         self.pending -= lost
         detail = f"request {page.request!r} was never served"
-        step.dead.append(Dead("no-impression", detail, part.message, lost))
+        out.dead.append(Dead("no-impression", detail, part.message, lost))
         for key, (event, message) in list(page.held.items()):
             if part.mask >> event.position & 1:
                 del page.held[key]
-                step.dead.append(Dead("no-impression", detail, message, 0))
+                out.dead.append(Dead("no-impression", detail, message, 0))
         part.mask, part.items, part.message = 0, None, None
 
-    def _give_up(self, page: Page, before_ms: int, step: Step) -> None:
+    def _give_up(self, page: PageState, before_ms: int, out: Outcome) -> None:
         """Held actions whose exposure did not come within the lateness."""
         for key, (event, message) in list(page.held.items()):
             if event.ts_ms < before_ms and not page.exposed >> event.position & 1:
                 del page.held[key]
                 detail = f"position {event.position} of request {page.request!r} was not exposed"
-                step.dead.append(Dead("no-exposure", detail, message, 0))
+                out.dead.append(Dead("no-exposure", detail, message, 0))
 
-    def _drop(self, page: Page, step: Step) -> None:
+    def _drop(self, page: PageState, out: Outcome) -> None:
         """Nothing can come to the page any more; what its timers have not settled is settled now."""
         for part in page.parts:
             if page.impression is None:
-                self._lose(page, part, step)
+                self._lose(page, part, out)
             else:
-                self._negatives(page, part, step)
-        self._give_up(page, self.watermark_ms, step)
+                self._negatives(page, part, out)
+        self._give_up(page, self.watermark_ms, out)
         del self.pages[page.request]
         if page.exposed:
             _, known = self._gone.pop(page.request, (0, 0))
             self._bury(page.request, page.exposed | known)
         else:
-            step.unseen += page.impression is not None
+            out.unseen += page.impression is not None
 
     # ------------------------------------------------------------------ state
 
-    def freeze(self) -> tuple[Any, ...]:
+    def snapshot(self) -> tuple[Any, ...]:
         """The whole state as plain values; nothing of it changes afterwards. Cheap: no array is copied."""
         pages = [
             (
@@ -427,8 +424,8 @@ class LabelJoin:
         gone = [(request, at, _bytes(mask)) for request, (at, mask) in self._gone.items()]
         return (self.watermark_ms, self.pending, pages, gone)
 
-    def thaw(self, state: Any, impression: Callable[[bytes], Impression], decode: Callable[[bytes], Event]) -> None:
-        """The inverse of :meth:`freeze`, into an empty join. ``impression`` and ``decode`` read messages as before."""
+    def resume(self, state: Any, impression: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event]) -> None:
+        """Becomes what :meth:`snapshot` saw. For a new join; ``impression`` and ``decode`` read messages as before."""
         self.watermark_ms, self.pending, pages, gone = state
         self._gone = {request: (at, _mask(mask)) for request, at, mask in gone}
         self._forget = deque((at, request) for request, at, _ in gone)
@@ -449,7 +446,7 @@ class LabelJoin:
             self._timers.extend(self._timers_of(page))
         heapify(self._timers)
 
-    def _timers_of(self, page: Page) -> Iterator[tuple[int, int, str, int]]:
+    def _timers_of(self, page: PageState) -> Iterator[tuple[int, int, str, int]]:
         policy, request = self.policy, page.request
         if page.impression is not None:
             yield page.impression.ts_ms + self._life_ms, SERVED, request, 0
@@ -461,7 +458,7 @@ class LabelJoin:
                 yield part.ts_ms + policy.attribution_ms, LABEL, request, index
 
 
-def _part(page: Page, position: int) -> Part | None:
+def _part(page: PageState, position: int) -> Part | None:
     """The part that brought the position."""
     for part in page.parts:
         if part.brought >> position & 1:

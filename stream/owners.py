@@ -1,3 +1,4 @@
+# core
 """Which user each user-side window key of a partition belongs to: what a store that lost its data is filled from, and
 what tells whose field goes when a key's windows are all empty. Pure.
 
@@ -24,7 +25,7 @@ ByUser = tuple[list[Id], list[int], U64]
 
 
 class Owners:
-    """See the module's text. Arrays are replaced, never changed, so that :meth:`freeze` copies nothing but names."""
+    """See the module's text. Arrays are replaced, never changed, so that :meth:`snapshot` copies nothing but names."""
 
     def __init__(self, ids: Sequence[Id] = (), who: Any = (), keys: Any = ()) -> None:
         self._ids = list(ids)
@@ -73,7 +74,7 @@ class Owners:
             self._keys, self._who = self._keys[lives], who.astype(np.int32)
         return gone
 
-    def freeze(self) -> tuple[list[Id], NDArray[np.int32], U64]:
+    def snapshot(self) -> tuple[list[Id], NDArray[np.int32], U64]:
         """What makes an equal one: ids, whose (n,), keys (n,)."""
         self._merge()
         return list(self._ids), self._who, self._keys

@@ -1,16 +1,17 @@
+# core
 """One partition of the loop's middle: messages in; samples, window changes, dead letters out. Pure and deterministic.
 
 ::
 
     take(messages) ─► decode ─► LabelJoin ─┬─► rows of samples ──► SampleBatch
-                        │                  └─► rows to count ───► TileStore ──► changed()
+                        │                  └─► rows to count ───► TileStore ──► changes()
                         └─► dead letters: malformed, unknown-type, wrong-type, oversized, future, late, no-impression,
                                           no-exposure, wrong-item, bad-impression, bad-user
 
 Exposures taken in = positives + negatives + :attr:`Partition.pending` + exposures in dead letters, always.
 
 The watermark moves with the newest accepted event less the allowed disorder, message by message, so it does not matter
-how messages are cut into batches. :meth:`Partition.to_bytes` is the whole state with the offsets it covers.
+how messages are cut into batches. :meth:`Partition.snapshot` is the whole state with the offsets it covers.
 """
 
 from __future__ import annotations
@@ -37,22 +38,21 @@ from millrace.contracts.events import (
 )
 from millrace.contracts.hashing import value_hash
 from millrace.contracts.intake import Intake
-from millrace.contracts.samples import SampleBatch
+from millrace.contracts.samples import KIND_NAMES, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
 from millrace.windows.features import steps
 from millrace.windows.kernels import HOUR_MS
-from millrace.windows.tiles import SLACK_H, TileStore
-from stream.join import Dead, LabelJoin, Message, Policy, Step, decode_served
+from millrace.windows.tiles import SLACK_H, TilesSnapshot, TileStore
+from stream.join import Dead, LabelJoin, Message, Outcome, Policy, decode_served
 from stream.owners import Owners
-from stream.rows import Counted, Impression, Served, batch_of, keys_of, numbers_of
+from stream.rows import Counted, LoggedPage, Served, batch_of, keys_of, numbers_of
 
-__all__ = ["Changes", "Frozen", "Message", "Output", "Partition", "Policy"]
+__all__ = ["Changes", "Message", "Output", "Partition", "PartitionSnapshot", "Policy"]
 
 Array = NDArray[Any]
 FORM = 1
 _ACCEPTED = tuple(f"events.{action}" for action in ACTIONS)
-KINDS = ("negative", "positive", "correction", "follow_up")
 _KNOWN = 1_000_000  # id hashes remembered
 _WHOLE_KEYS = 8192  # lists handed out at a time by Partition.whole
 _SWEEPS = 64  # slices in which the windows are swept
@@ -87,6 +87,26 @@ class Changes:
 
 class Partition:
     """See the module's text. One thread at a time.
+
+    >>> from millrace.contracts.events import Exposure, to_json
+    >>> from millrace.contracts.schema import shop_schema
+    >>> schema, policy = shop_schema(), Policy(attribution_ms=300_000, disorder_ms=0, lateness_ms=60_000, ahead_ms=0)
+    >>> partition = Partition(0, schema, policy)
+    >>> seen = to_json(Exposure("e1", "page-1", ts_ms=1000, user_id=7, items=[11, 12]))
+    >>> output = partition.take([Message("events", 0, seen), Message("events", 1, b"rubbish")], now_ms=2000)
+    >>> output.counts["exposures"], output.dead[0].reason
+    (2, 'malformed')
+    >>> partition.pending, partition.offsets  # they wait for the impression that they were made from
+    (2, {'events': 2})
+
+    Time alone ends the waiting. What comes back from a checkpoint goes on as the first would have:
+
+    >>> again = Partition(0, schema, policy)
+    >>> again.resume(partition.snapshot().to_bytes())
+    >>> [(letter.reason, letter.exposures) for letter in again.advance(1000 + policy.life_ms).dead]
+    [('no-impression', 2)]
+    >>> again.pending
+    0
 
     Args:
         number: the partition's number, for dead letters.
@@ -145,7 +165,7 @@ class Partition:
             now_ms: the event clock, to recognise events from the future, where a message does not say what the clock
                 was when it came: read again later, it must be judged as it was.
         """
-        step, out, counts = Step(), Output(), _Counts()
+        outcome, out, counts = Outcome(), Output(), _Counts()
         ahead_ms = self.policy.ahead_ms
         offsets = self.offsets
         for message in messages:
@@ -156,20 +176,20 @@ class Partition:
             offsets[topic] = offset + 1
             if topic == EVENTS:
                 limit = ahead_ms + (now_ms if clock_ms is None or clock_ms > now_ms else clock_ms)
-                self._event(message, limit, step, counts)
+                self._event(message, limit, outcome, counts)
             elif topic == IMPRESSIONS:
-                self._impression(message, step, counts)
+                self._impression(message, outcome, counts)
             elif topic == USERS:
                 try:
                     user = self._intake.user(raw)
                 except BadEventError as error:
-                    step.dead.append(Dead("bad-user", str(error), message, 0))
+                    outcome.dead.append(Dead("bad-user", str(error), message, 0))
                 else:
                     self._profiles[str(user.user_id)] = user
                     counts.add("users")
             else:
                 raise ValueError(f"messages of the topic '{topic}' are not for a partition")
-        return self._finish(step, out, counts)
+        return self._finish(outcome, out, counts)
 
     def waits_for(self, now_ms: int) -> bool:
         """Whether :meth:`advance` to ``now_ms`` may lead to something."""
@@ -181,52 +201,52 @@ class Partition:
         read: an event that was merely slow would be late afterwards.
 
         No message says that the watermark moved here. Whoever recovers from checkpoints writes one before, with
-        ``freeze(advance_ms=now_ms)``.
+        ``snapshot(advance_ms=now_ms)``.
         """
-        step, self.advance_ms = Step(), None
-        self._move(now_ms, step)
-        return self._finish(step, Output(), _Counts())
+        outcome, self.advance_ms = Outcome(), None
+        self._move(now_ms, outcome)
+        return self._finish(outcome, Output(), _Counts())
 
-    def _event(self, message: Message, limit_ms: int, step: Step, counts: _Counts) -> None:
+    def _event(self, message: Message, limit_ms: int, outcome: Outcome, counts: _Counts) -> None:
         try:
             event = decode_event(message.raw)
         except BadEventError as error:
-            step.dead.append(Dead(error.reason, error.detail, message, 0))
+            outcome.dead.append(Dead(error.reason, error.detail, message, 0))
             return
         if event.ts_ms > limit_ms:
             lost = len(event.items) if isinstance(event, Exposure) else 0
-            step.exposures += lost
+            outcome.exposures += lost
             detail = f"{event.ts_ms - limit_ms} ms beyond what is allowed ahead of the clock"
-            step.dead.append(Dead("future", detail, message, lost))
+            outcome.dead.append(Dead("future", detail, message, lost))
             return
         counts.add(_ACCEPTED[event.kind])
         join, ts = self._join, event.ts_ms
         if ts < join.watermark_ms:
-            step.late += 1
+            outcome.late += 1
         if ts > self.newest_ms:
             self.newest_ms = ts
-            self._move(ts, step)
+            self._move(ts, outcome)
         if isinstance(event, Exposure):
-            join.expose(event, message, step)
+            join.expose(event, message, outcome)
         else:
-            join.act(event, message, step)
+            join.act(event, message, outcome)
 
-    def _impression(self, message: Message, step: Step, counts: _Counts) -> None:
+    def _impression(self, message: Message, outcome: Outcome, counts: _Counts) -> None:
         try:
             served = decode_served(message.raw)
             if served.schema_id != self.schema.id:
                 raise ValueError(f"schema {served.schema_id}, not {self.schema.id}")
             impression = self._arrays(served, message.raw)
         except ValueError as error:  # a BadEventError is one too
-            step.dead.append(Dead("bad-impression", str(error), message, 0))
+            outcome.dead.append(Dead("bad-impression", str(error), message, 0))
             return
         counts.add("impressions")
-        self._join.serve(served.request_id, impression, step)
+        self._join.serve(served.request_id, impression, outcome)
 
-    def _read(self, raw: bytes) -> Impression:
+    def _read(self, raw: bytes) -> LoggedPage:
         return self._arrays(decode_served(raw), raw)
 
-    def _arrays(self, served: Served, raw: bytes) -> Impression:
+    def _arrays(self, served: Served, raw: bytes) -> LoggedPage:
         known, users, items = self._item_hashes, self._user_hashes, served.items
         try:
             hashes = b"".join(map(known.__getitem__, items))
@@ -242,26 +262,28 @@ class Partition:
             if len(users) > _KNOWN:
                 users.clear()
             user = users[served.user_id] = value_hash(served.user_id)
-        return Impression(served, raw, user, hashes, self._shape)
+        return LoggedPage(served, raw, user, hashes, self._shape)
 
-    def _move(self, to_ms: int, step: Step) -> None:
+    def _move(self, to_ms: int, outcome: Outcome) -> None:
         watermark = to_ms - self.policy.disorder_ms
         if watermark > self._join.watermark_ms:
             self._join.watermark_ms = watermark
-            self._join.expire(step)
+            self._join.expire(outcome)
 
     # ------------------------------------------------------------------ results out
 
-    def _finish(self, step: Step, out: Output, counts: _Counts) -> Output:
-        if step.counted:
-            counts.add("unfit", self._count(step.counted))
-        if step.sampled:
-            out.samples = batch_of(step.sampled, self._shape)
-            for name, n in zip(KINDS, np.bincount(out.samples.kind, minlength=len(KINDS)).tolist(), strict=True):
+    def _finish(self, outcome: Outcome, out: Output, counts: _Counts) -> Output:
+        if outcome.counted:
+            counts.add("unfit", self._count(outcome.counted))
+        if outcome.sampled:
+            out.samples = batch_of(outcome.sampled, self._shape)
+            for name, n in zip(
+                KIND_NAMES, np.bincount(out.samples.kind, minlength=len(KIND_NAMES)).tolist(), strict=True
+            ):
                 counts.add(f"samples.{name}", n)
-        out.dead = [self._letter(d) for d in step.dead]
+        out.dead = [self._letter(d) for d in outcome.dead]
         for name in ("exposures", "duplicates", "late", "unseen"):
-            counts.add(name, getattr(step, name))
+            counts.add(name, getattr(outcome, name))
         self._sweep()
         out.counts = dict(counts)
         return out
@@ -317,7 +339,7 @@ class Partition:
             self._ended = self._ended or dropped > 0
             self._sweep_at += 1
 
-    def changed(self) -> Changes:
+    def changes(self) -> Changes:
         """What changed since the last call. Publish it before writing a checkpoint that is taken later: the state does
         not remember what was handed out here."""
         items = np.concatenate(self._changed_items) if self._changed_items else np.zeros(0, np.uint64)
@@ -336,7 +358,7 @@ class Partition:
 
     def whole(self) -> Iterator[list[tuple[Id, list[tuple[int, bytes]]]]]:
         """All user-side tile lists by user, some thousand at a time, for a store that lost its data. The partition may
-        go on in between; what changes meanwhile is in :meth:`changed` as ever, so take what is here first."""
+        go on in between; what changes meanwhile is in :meth:`changes` as ever, so take what is here first."""
         self._owners.add(*self._by_user())
         owners, bounds, keys = self._owners.all()
         start = 0
@@ -363,16 +385,16 @@ class Partition:
 
     # ------------------------------------------------------------------ state
 
-    def freeze(self, advance_ms: int | None = None) -> Frozen:
-        """The state now, apart from what happens to the partition later; its :meth:`Frozen.to_bytes` may run in
-        another thread.
+    def snapshot(self, advance_ms: int | None = None) -> PartitionSnapshot:
+        """The whole state now, apart from what happens to the partition later. Its :meth:`PartitionSnapshot.to_bytes`
+        may run in another thread.
 
         Args:
             advance_ms: what :meth:`advance` will be called with before the next message is taken. Whoever reads the
                 checkpoint does so (:attr:`advance_ms`), and what follows is as it would have been.
         """
-        return Frozen(
-            self._tiles.copy(),
+        return PartitionSnapshot(
+            self._tiles.snapshot(),
             {
                 "form": FORM,
                 "schema": self.schema.id,
@@ -380,24 +402,23 @@ class Partition:
                 "advance_ms": advance_ms,
                 "offsets": dict(self.offsets),
                 "newest_ms": self.newest_ms,
-                "join": self._join.freeze(),
+                "join": self._join.snapshot(),
                 "users": self._by_user(),
                 "profiles": list(self._profiles.values()),
-                "owners": self._owners.freeze(),
+                "owners": self._owners.snapshot(),
             },
             list(self._changed_items),
         )
 
-    def to_bytes(self) -> bytes:
-        """:meth:`freeze` and :meth:`Frozen.to_bytes` in one."""
-        return self.freeze().to_bytes()
+    def resume(self, raw: bytes) -> None:
+        """Becomes the partition that it was. Call it on a new one, before anything else.
 
-    @classmethod
-    def from_bytes(cls, raw: bytes, schema: Schema, policy: Policy) -> Partition:
-        """The partition as it was.
+        Args:
+            raw: what :meth:`PartitionSnapshot.to_bytes` gave.
 
         Raises:
-            StoreError: the bytes are no checkpoint of this version, or one of another schema.
+            StoreError: the bytes are no checkpoint of this version, or one of another schema or partition. What the
+                object holds then is of no use.
         """
         try:
             head = msgspec.msgpack.decode(raw, type=_Head)
@@ -405,16 +426,17 @@ class Partition:
             raise StoreError(f"{len(raw)} bytes are no checkpoint of a partition ({error})", _REMEDY) from None
         if head.form != FORM:
             raise StoreError(f"a checkpoint of form {head.form}, this version reads {FORM}", _REMEDY)
-        if head.schema != schema.id:
-            raise StoreError(f"a checkpoint of schema {head.schema}, the settings name {schema.id}", _REMEDY)
-        self = cls(head.number, schema, policy)
+        if head.schema != self.schema.id:
+            raise StoreError(f"a checkpoint of schema {head.schema}, the settings name {self.schema.id}", _REMEDY)
+        if head.number != self.number:
+            raise StoreError(f"a checkpoint of partition {head.number} in the place of {self.number}'s", _REMEDY)
         try:
             self.offsets = head.offsets
             self.newest_ms = head.newest_ms
             self.advance_ms = head.advance_ms
-            self._join.thaw(head.join, self._read, decode_event)
+            self._join.resume(head.join, self._read, decode_event)
             arrays = {name: np.frombuffer(head.tiles[name], dtype) for name, dtype in _ARRAYS.items()}
-            self._tiles = TileStore.of(schema.windows, arrays)
+            self._tiles.resume(arrays)
             users, bounds, keys = head.users
             if users:
                 owner = np.repeat(np.arange(len(users)), np.diff(bounds))
@@ -426,19 +448,18 @@ class Partition:
             self._ended = True  # the checkpoint may be older than the end of a key
         except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
             raise StoreError(f"a damaged checkpoint ({error})", _REMEDY) from None
-        return self
 
 
 @dataclass(slots=True)
-class Frozen:
+class PartitionSnapshot:
     """A partition's state at one moment."""
 
-    tiles: TileStore
+    tiles: TilesSnapshot
     head: dict[str, Any]
     items: list[NDArray[np.uint64]]
 
     def to_bytes(self) -> bytes:
-        arrays = self.tiles.to_arrays()
+        arrays = self.tiles.arrays()
         items = np.concatenate(self.items) if self.items else np.zeros(0, np.uint64)
         users, bounds, keys = self.head["users"]
         owners, who, owned = self.head["owners"]

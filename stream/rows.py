@@ -1,3 +1,4 @@
+# core
 """Rows of pages, copied out of the messages that they came in: what samples and window counts are made from.
 
 A page's arrays stay what they are in its message, blocks of bytes, one row a position; nothing is copied before a row
@@ -15,7 +16,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from millrace.contracts.events import Id, Int64, TimeMs
-from millrace.contracts.samples import SampleBatch
+from millrace.contracts.samples import NEGATIVE, SampleBatch
 
 Array = NDArray[Any]
 Runs = tuple[tuple[int, int], ...]
@@ -38,8 +39,11 @@ class Served(Struct, frozen=True):
     num: memoryview
 
 
-class Impression:
-    """The arrays of a served page, n rows each, as bytes. ``user`` is a value hash, ``item`` has the items'."""
+class LoggedPage:
+    """What was logged of a served page (its impression): arrays of n rows each, as bytes.
+
+    ``user`` is a value hash, ``item`` has those of the items.
+    """
 
     __slots__ = (
         "arm",
@@ -74,7 +78,7 @@ class Sampled(NamedTuple):
     """Rows of one page that became samples of one kind."""
 
     request: str
-    impression: Impression
+    impression: LoggedPage
     ts_ms: int
     runs: Runs
     n: int
@@ -86,7 +90,7 @@ class Sampled(NamedTuple):
 class Counted(NamedTuple):
     """Rows of one page to be counted in the windows."""
 
-    impression: Impression
+    impression: LoggedPage
     runs: Runs
     n: int
     ts_ms: int
@@ -146,7 +150,7 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         item=rows_of([i.item[a * 8 : b * 8] for i, a, b in runs], 0, "<u8"),
         ts_ms=each((s.ts_ms for s in sampled), np.int64),
         kind=kind,
-        label=(kind > 0).astype(np.float32),
+        label=(kind != NEGATIVE).astype(np.float32),
         weight=np.ones(len(kind), np.float32),
         actions=each((s.actions for s in sampled), np.uint8),
         cat=rows_of([i.cat[a * ids : b * ids] for i, a, b in runs], shape[0], "<i8"),

@@ -1,3 +1,4 @@
+# core
 """Runs every compiled function once on a partition of its own: a worker whose loop stood still for a compiler (half a
 minute where nothing is cached) would hold up the whole group's rebalance."""
 
@@ -7,10 +8,11 @@ import gc
 
 import numpy as np
 
-from millrace.contracts.events import Click, Exposure, Impression, Item, ItemTiles, to_json, to_msgpack
+from millrace.contracts.events import Click, Exposure, Impression, Item, to_json, to_msgpack
+from millrace.contracts.itemtiles import pack
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
-from stream.lists import Lists
+from stream.lists import ShopLists
 from stream.partition import Message, Partition, Policy
 
 _TS_MS = 1_700_000_000_000
@@ -53,13 +55,15 @@ def warm_up(schema: Schema, policy: Policy) -> None:
         part.take([Message(IMPRESSIONS, turn, to_msgpack(served))], ts)
         part.take([Message(EVENTS, 2 * turn, to_json(seen)), Message(EVENTS, 2 * turn + 1, to_json(click))], ts)
         part.advance(ts + policy.life_ms)
-        changes = part.changed()
+        changes = part.changes()
         list(part.whole())
-        part = Partition.from_bytes(part.to_bytes(), schema, policy)
+        state = part.snapshot().to_bytes()
+        part = Partition(0, schema, policy)
+        part.resume(state)
     for _ in range(_STEPS):  # a sweep comes round
         part.take([], last_ms)
-    sizes = np.array([len(tiles) for tiles in changes.item_tiles], "<u4")
-    lists = Lists(schema)
+    lists = ShopLists(schema)
     lists.put(Item(1, {}))
-    lists.count(ItemTiles(0, 1, last_ms, changes.item_keys.tobytes(), sizes.tobytes(), b"".join(changes.item_tiles)))
+    for message in pack(0, 1, last_ms, changes.item_keys, changes.item_tiles):
+        lists.count(message)
     lists.make(last_ms + 2)

@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 import redis
 
-from millrace.contracts.events import Item, ItemTiles, decode_dead_letter, to_json, to_msgpack
+from millrace.contracts.events import BadEventError, Item, ItemTiles, decode_dead_letter, to_json, to_msgpack
 from millrace.contracts.hashing import combine, value_hash
+from millrace.contracts.itemtiles import pack
+from millrace.contracts.online import LIST_NAMES, list_key, window_fields
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.processes.kafka import read_all
 from millrace.processes.services import EmbeddedRedis, stop
 from millrace.windows.features import FeatureBuilder
+from millrace.windows.likings import preferences, taste_columns
 from millrace.windows.tiles import TileStore
 from stream.listkeeper import write
-from stream.lists import Lists, preferences, taste_columns
+from stream.lists import ShopLists
 from tests.test_worker_loop import NEWEST_MS, SCHEMA, Loop, flush
 from tests.waiting import LONG, until
 
@@ -49,14 +52,13 @@ def tiles_of(schema: Schema, partition: int, clicks: Sequence[tuple[int | str, i
     keys = np.array([key_of(schema, item) for item, _ in clicks], np.uint64)
     store.add(keys, np.array([ts for _, ts in clicks]), np.full(len(clicks), schema.windows.actions.index("click")))
     keys = np.unique(keys)
-    blobs = store.export(keys)
-    sizes = np.array([len(b) for b in blobs], "<u4")
-    return ItemTiles(partition, 1, max(ts for _, ts in clicks), keys.tobytes(), sizes.tobytes(), b"".join(blobs))
+    (message,) = pack(partition, 1, max(ts for _, ts in clicks), keys, store.export(keys))
+    return message
 
 
-def lists_with(size: int = 200) -> tuple[Lists, dict[str, Item]]:
+def lists_with(size: int = 200) -> tuple[ShopLists, dict[str, Item]]:
     """A catalogue of 60 items, some of them gone, some replaced."""
-    rng, lists, items = random.Random(1), Lists(SMALL, size=size), dict[str, Item]()
+    rng, lists, items = random.Random(1), ShopLists(SMALL, size=size), dict[str, Item]()
     for number in [*range(60), 3, 4, 5]:
         item_id: int | str = number if number % 2 else f"b{number}"
         tags = "|".join(rng.sample(["new", "sale", "red"], rng.randrange(4)))
@@ -116,7 +118,7 @@ def test_lists_are_cut_and_old_clicks_leave_them() -> None:
 def test_a_damaged_message_is_refused() -> None:
     lists, items = lists_with()
     good = tiles_of(SMALL, 0, clicks_on(items, 5))
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(BadEventError, match="do not fit"):
         lists.count(ItemTiles(0, 1, NOW, good.keys, good.sizes, good.tiles[:-1]))
     assert lists.make(NOW).keys() == {"new"}
 
@@ -133,7 +135,7 @@ def test_what_a_user_likes_is_read_off_the_tiles_that_are_there() -> None:
         hashed = np.array([value_hash(value)], np.uint64)
         store.add(combine(salt, user["user_id"], hashed), np.array([ts]), np.array([1]))
     keys = store.keys()
-    record = {k.to_bytes(8, "little"): b for k, b in zip(keys.tolist(), store.export(keys), strict=True)}
+    record = dict(zip(window_fields(keys), store.export(keys), strict=True))
     liked = preferences(builder, "category", ["bags", "hats", "shoes", "belts"], user, record, NOW)
     shoes = 2 * sum(1 / d for d in windows.days) / len(windows.days)
     hats = 3 * sum(1 / d for d in windows.days if d > 2) / len(windows.days)
@@ -146,7 +148,7 @@ def test_what_a_user_likes_is_read_off_the_tiles_that_are_there() -> None:
 
 def redis_lists(address: str) -> dict[str, dict[str, float]]:
     with redis.Redis.from_url(f"redis://{address}") as client:
-        names = [n for n in client.scan_iter("list:*") if n != b"list:names"]
+        names = [n for n in client.scan_iter(list_key("*")) if n != LIST_NAMES.encode()]
         return {n.decode()[5:]: {i.decode(): s for i, s in client.zrange(n, 0, -1, withscores=True)} for n in names}
 
 
@@ -181,7 +183,7 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
 def test_one_of_two_workers_keeps_the_lists(loop: Loop) -> None:
     workers = [loop.worker(), loop.worker()]
     until(lambda: all(loop.figure(w, "millrace_ready") == 1 for w in workers), "both work")
-    oracle, clicks = Lists(SCHEMA), []
+    oracle, clicks = ShopLists(SCHEMA), []
     for number in range(20):
         item = Item(number, {"category": number % 3}, born_ms=1 + number)
         oracle.put(item)

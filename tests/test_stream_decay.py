@@ -18,7 +18,7 @@ from millrace.contracts.errors import SchemaError
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.windows.features import FeatureBuilder, steps
 from millrace.windows.tiles import UNIT, TileStore, counts_of, grain_hours
-from tests.test_stream_tiles import DAY, DAYS, HOUR, T0, A, Event, by_definition, columns, streams
+from tests.test_stream_tiles import DAY, DAYS, HOUR, T0, A, Event, by_definition, columns, resumed, streams, twin
 
 HALF_LIVES = (0.25, 1.0, 7.0)
 lives_ = st.sampled_from([HALF_LIVES, (0.25,), (0.3, 60.0)])  # weights that end before the windows, and far after
@@ -121,13 +121,13 @@ def test_disorder_merging_batching_and_export_do_not_change_decayed_counts(
             case "sweep":
                 stores[0].expire(seen_ms)
             case "arrays":
-                stores[0] = TileStore.from_arrays(days, A, stores[0].to_arrays(), HALF_LIVES)
+                stores[0] = resumed(stores[0])
             case "packed":
                 other = TileStore(days, A, HALF_LIVES)
                 other.put(stores[0].keys(), stores[0].export(stores[0].keys()))
                 stores[0] = other
             case "copy":
-                stores[0] = stores[0].copy()
+                stores[0] = twin(stores[0])
     every = np.arange(0, 6, dtype=np.uint64)
     newest = max(t for _, t, _ in events)
     whole = (newest // HOUR + 1) * HOUR

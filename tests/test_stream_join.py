@@ -1,4 +1,4 @@
-"""The partition against the per-event oracle on random streams, and its invariants."""
+"""The partition against the per-event reference on random streams, and its invariants."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.bench.reference import Oracle
+from millrace.bench.reference import ReferencePartition
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from stream.join import Message
 from stream.partition import Partition
@@ -30,6 +30,7 @@ from tests.stream_world import (
     hashed,
     impression,
     keys_of,
+    resumed,
 )
 
 NOW = T0 + 1000 * HOUR
@@ -120,7 +121,7 @@ def play(messages: list[Message], rng: random.Random | None, policy: Any = POLIC
         total += partition.take(messages[at : at + n], NOW)
         at += n
         if rng and rng.random() < 0.3:
-            partition = Partition.from_bytes(partition.to_bytes(), SCHEMA, policy)
+            partition = resumed(partition.snapshot().to_bytes(), SCHEMA, policy)
             at = max(0, at - rng.randrange(4))
     return partition, total
 
@@ -131,32 +132,32 @@ def check_conservation(partition: Partition, total: Sum) -> None:
     assert total.counts["exposures"] == len(labelled) + partition.pending + total.lost
 
 
-def check_against_oracle(partition: Partition, total: Sum, oracle: Oracle) -> None:
-    assert sorted(total.samples) == hashed(oracle.samples)
-    assert dead_of(total.dead) == dead_of(oracle.dead)
-    assert partition.pending == oracle.pending
-    assert partition.watermark_ms == oracle.watermark_ms
+def check_against_reference(partition: Partition, total: Sum, reference: ReferencePartition) -> None:
+    assert sorted(total.samples) == hashed(reference.samples)
+    assert dead_of(total.dead) == dead_of(reference.dead)
+    assert partition.pending == reference.pending
+    assert partition.watermark_ms == reference.watermark_ms
     names = ("exposures", "duplicates", "late", "impressions", *(f"events.{k}" for k in KINDS))
-    assert {n: total.counts[n] for n in names} == {n: oracle.counts[n] for n in names}
+    assert {n: total.counts[n] for n in names} == {n: reference.counts[n] for n in names}
     keys = np.concatenate([keys_of(user, range(1, 13)) for user in range(3)]).ravel()
     ts = partition.newest_ms + 1
-    assert partition.windows.counts(keys, ts).tolist() == [oracle.window(int(k), ts) for k in keys]
+    assert partition.windows.counts(keys, ts).tolist() == [reference.window(int(k), ts) for k in keys]
 
 
 @settings(max_examples=150, deadline=None)
 @given(arrivals(wild=True), st.integers(0, 2**32), st.booleans())
-def test_equals_the_oracle_whatever_comes(messages: list[Message], seed: int, immediate: bool) -> None:
+def test_equals_the_reference_whatever_comes(messages: list[Message], seed: int, immediate: bool) -> None:
     policy = replace(POLICY, immediate=immediate)
-    oracle = Oracle(SCHEMA, policy)
-    oracle.take(messages, NOW)
+    reference = ReferencePartition(SCHEMA, policy)
+    reference.take(messages, NOW)
     partition, total = play(messages, random.Random(seed), policy)
-    check_against_oracle(partition, total, oracle)
+    check_against_reference(partition, total, reference)
     check_conservation(partition, total)
     for hours in (0.3, 0.6, 5):
         later = partition.newest_ms + round(hours * HOUR)
-        oracle.advance(later)
+        reference.advance(later)
         total += partition.advance(later)
-        check_against_oracle(partition, total, oracle)
+        check_against_reference(partition, total, reference)
         check_conservation(partition, total)
     assert partition.pending == 0
 

@@ -1,5 +1,5 @@
-"""Half-lives and means live and in replay: the partition against its oracle, and what a scorer ranks with, fed by two
-partitions, against what replay makes of the same events as a log."""
+"""Half-lives and means, live and in replay: the partition against the reference implementation, and what a scorer ranks
+with, fed by two partitions, against what replay makes of the same events as a log."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.bench.reference import Oracle
-from millrace.contracts.events import Impression, Item, ItemTiles, decode_impression, to_msgpack
+from millrace.bench.reference import ReferencePartition
+from millrace.contracts.events import Impression, Item, decode_impression, to_msgpack
+from millrace.contracts.itemtiles import pack
+from millrace.contracts.online import window_field, window_fields
 from millrace.contracts.schema import parse_schema
-from millrace.logs.exposures import read_log
+from millrace.logs import read_log
 from millrace.offline.logfeatures import Labels, LogFeatures, LogRows, unfit
 from millrace.windows.features import FeatureBuilder
+from millrace.windows.likings import preferences
 from millrace.windows.tiles import TileStore
 from scorer.index import ItemIndex
 from scorer.rank import Features, Ranker, User
 from scorer.recall import make_lists
 from scorer.warm import warm_up as warm_scorer
 from stream.join import Message
-from stream.lists import Lists, preferences
+from stream.lists import ShopLists
 from stream.partition import Partition
 from stream.warm import warm_up as warm_stream
-from tests.stream_world import HOUR, MINUTE, POLICY, T0, Log, action, exposure, hashed, keys_of, rows
+from tests.stream_world import HOUR, MINUTE, POLICY, T0, Log, action, exposure, hashed, keys_of, resumed, rows
 from tests.test_stream_join import NOW, arrivals
 
 FIELDS = """
@@ -102,10 +105,10 @@ def rich(message: Message) -> Message:
 
 @settings(max_examples=50, deadline=None)
 @given(arrivals(wild=True), st.integers(0, 2**32))
-def test_a_partition_counts_and_sums_as_its_oracle_does(messages: list[Message], seed: int) -> None:
+def test_a_partition_counts_and_sums_as_its_reference_does(messages: list[Message], seed: int) -> None:
     messages = [rich(m) if m.topic == "impressions" else m for m in messages]
-    oracle, rng = Oracle(SCHEMA, POLICY), random.Random(seed)
-    oracle.take(messages, NOW)
+    reference, rng = ReferencePartition(SCHEMA, POLICY), random.Random(seed)
+    reference.take(messages, NOW)
     partition, at = Partition(0, SCHEMA, POLICY), 0
     made = []
     while at < len(messages):
@@ -113,13 +116,13 @@ def test_a_partition_counts_and_sums_as_its_oracle_does(messages: list[Message],
         made += rows(partition.take(messages[at : at + n], NOW).samples)
         at += n
         if rng.random() < 0.3:
-            partition = Partition.from_bytes(partition.to_bytes(), SCHEMA, POLICY)
+            partition = resumed(partition.snapshot().to_bytes(), SCHEMA, POLICY)
             at = max(0, at - rng.randrange(4))
-    assert sorted(made) == hashed(oracle.samples)
+    assert sorted(made) == hashed(reference.samples)
     keys = np.concatenate([keys_of(user, range(1, 13), SCHEMA) for user in range(3)]).ravel()
     ts = partition.newest_ms + 1
     for later in (ts, ts + 5 * HOUR + 1, ts + 100 * HOUR):
-        assert partition.windows.counts(keys, later).tolist() == [oracle.window(int(k), later) for k in keys]
+        assert partition.windows.counts(keys, later).tolist() == [reference.window(int(k), later) for k in keys]
 
 
 def test_unfit_values_are_counted_once_for_each_event_that_would_have_added_them() -> None:
@@ -172,10 +175,10 @@ class Shop:
 
     def publish(self) -> None:
         for p, partition in enumerate(self.partitions):
-            changes = partition.changed()
+            changes = partition.changes()
             for user, lists in changes.users:
                 record = self.records.setdefault(user, {})
-                record |= {key.to_bytes(8, "little"): blob for key, blob in lists if blob}
+                record |= {window_field(key): blob for key, blob in lists if blob}
             self.index.put_tiles(p, changes.item_keys, changes.item_tiles)
 
 
@@ -294,17 +297,17 @@ def test_hot_items_and_likings_go_by_the_windows_alone() -> None:
             for m, column in enumerate([1, 3][: 1 + len(schema.windows.means[:1])]):
                 store.add(own, np.array([ts]), np.array([column]), 1 if m == 0 else int(plain["price"] * 100))
         packed = store.export(store.keys())
-        record = {key.to_bytes(8, "little"): blob for key, blob in zip(store.keys().tolist(), packed, strict=True)}
+        record = dict(zip(window_fields(store.keys()), packed, strict=True))
         index.put_tiles(0, store.keys(), packed)
         index.refresh_hot(now)
         user = User.of(builder, 7, record)
         lists = make_lists(builder, index.columns(np.arange(8)), index.alive, index.born_ms, index.clicks_a_day)
         ((_, liking),) = Ranker(builder, index).likings(lists.groups, user, now)
-        shop = Lists(schema)
+        shop = ShopLists(schema)
         for item in items:
             shop.put(item)
-        sizes = np.array([len(blob) for blob in packed], "<u4").tobytes()
-        shop.count(ItemTiles(0, 1, now, store.keys().astype("<u8").tobytes(), sizes, b"".join(packed)))
+        for message in pack(0, 1, now, store.keys(), packed):
+            shop.count(message)
         tastes = preferences(builder, "shelf", [0, 1, 2], user.columns, record, now)
         found.append((index.clicks_a_day.tolist(), liking.tolist(), shop.make(now), tastes))
     assert found[0] == found[1]

@@ -31,6 +31,7 @@ from tests.stream_world import (
     exposure,
     impression,
     keys_of,
+    resumed,
     rows,
 )
 
@@ -213,7 +214,7 @@ def test_readers_are_told_absolute_states_by_side_and_owner() -> None:
     world.total += world.partition.take([Message("users", 0, to_json(user))], NOW)
     world.events(exposure("a", T0, [1]), exposure("b", T0, [2]), exposure("c", T0, [2]))
     world.events(action("click", "b", T0 + 5, 0, 2))
-    changes = world.partition.changed()
+    changes = world.partition.changes()
     assert changes.profiles == [user]
     assert changes.event_ms == T0 + 5
     at = T0 + HOUR
@@ -230,10 +231,10 @@ def test_readers_are_told_absolute_states_by_side_and_owner() -> None:
         7: {int(keys[0, 1]): [1, 0, 0], int(keys[1, 1]): [1, 0, 0]},
         8: {int(keys_of(8, [2])[0, 1]): [1, 1, 0]},
     }
-    again = world.partition.changed()
+    again = world.partition.changes()
     assert (again.users, again.profiles, again.item_tiles) == ([], [], [])
     world.events(action("click", "a", T0 + 9, 0, 1))
-    later = world.partition.changed()
+    later = world.partition.changes()
     assert [window(blob) for blob in later.item_tiles] == [[1, 1, 0]]
     assert [(u, [window(b) for _, b in lists]) for u, lists in later.users] == [(7, [[1, 1, 0]])]
 
@@ -241,20 +242,20 @@ def test_readers_are_told_absolute_states_by_side_and_owner() -> None:
 def test_what_was_not_published_survives_a_crash() -> None:
     world = World().impressions(impression("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
     world.total += world.partition.take([Message("users", 0, to_json(User(7, {})))], NOW)
-    copy = Partition.from_bytes(world.partition.to_bytes(), SCHEMA, POLICY)
-    mine, theirs = world.partition.changed(), copy.changed()
+    copy = resumed(world.partition.snapshot().to_bytes(), SCHEMA, POLICY, 3)
+    mine, theirs = world.partition.changes(), copy.changes()
     assert (mine.users, mine.profiles, mine.item_tiles) == (theirs.users, theirs.profiles, theirs.item_tiles)
     assert mine.item_keys.tolist() == theirs.item_keys.tolist()
     assert len(mine.item_keys) == 2
-    again = Partition.from_bytes(world.partition.to_bytes(), SCHEMA, POLICY).changed()
+    again = resumed(world.partition.snapshot().to_bytes(), SCHEMA, POLICY, 3).changes()
     assert (again.users, again.profiles, again.item_tiles) == ([], [], [])
 
 
 def test_a_frozen_state_does_not_see_what_comes_later() -> None:
     world = World().impressions(impression("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
-    frozen, expected = world.partition.freeze(), world.partition.to_bytes()
+    frozen, expected = world.partition.snapshot(), world.partition.snapshot().to_bytes()
     world.events(action("click", "a", T0 + 5, 0, 1), exposure("b", T0, [1])).until(T0 + 5 * HOUR)
-    world.partition.changed()
+    world.partition.changes()
     assert frozen.to_bytes() == expected
 
 
@@ -265,9 +266,9 @@ def test_equal_states_have_equal_bytes_after_a_round_trip() -> None:
         t = T0 + i * MINUTE
         world.impressions(impression(f"r{i}", t, [1, 2, 3], user=i % 5))
         world.events(exposure(f"r{i}", t, [1, 2, 3]), action("click", f"r{rng.randrange(i + 1)}", t, 1, 2))
-    raw = world.partition.to_bytes()
-    copy = Partition.from_bytes(raw, SCHEMA, POLICY)
-    assert copy.to_bytes() == raw
+    raw = world.partition.snapshot().to_bytes()
+    copy = resumed(raw, SCHEMA, POLICY, 3)
+    assert copy.snapshot().to_bytes() == raw
     assert (copy.offsets, copy.pending, copy.watermark_ms, copy.newest_ms, copy.window_keys) == (
         world.partition.offsets,
         world.partition.pending,
@@ -291,15 +292,20 @@ def no_tiles(raw: bytes) -> bytes:
 
 @pytest.mark.parametrize(("damage", "said"), [(cut, "no checkpoint"), (other_form, "form 99"), (no_tiles, "damaged")])
 def test_a_state_that_cannot_be_read_is_refused_by_name(damage: Callable[[bytes], bytes], said: str) -> None:
-    raw = World().events(exposure("a", T0, [1])).partition.to_bytes()
+    raw = World().events(exposure("a", T0, [1])).partition.snapshot().to_bytes()
     with pytest.raises(StoreError, match=said):
-        Partition.from_bytes(damage(raw), SCHEMA, POLICY)
+        resumed(damage(raw), SCHEMA, POLICY, 3)
 
 
 def test_a_state_of_another_schema_is_refused_by_name() -> None:
     other = parse_schema('name = "other"\n[[fields]]\nname = "user_id"\nof = "user"')
     with pytest.raises(StoreError, match=f"schema {SCHEMA.id}, the settings name {other.id}"):
-        Partition.from_bytes(World().partition.to_bytes(), other, POLICY)
+        resumed(World().partition.snapshot().to_bytes(), other, POLICY, 3)
+
+
+def test_a_state_of_another_partition_is_refused_by_name() -> None:
+    with pytest.raises(StoreError, match="partition 3 in the place of 0's"):
+        resumed(World().partition.snapshot().to_bytes())
 
 
 def test_windows_of_pages_long_gone_are_dropped() -> None:
@@ -325,7 +331,7 @@ def test_pages_do_not_pile_up() -> None:
         world.total += world.partition.take(world.log.impressions(impression(f"r{i}", t, [1, 2])), t)
         events = [exposure(f"r{i}", t, [1, 2]), action("click", f"r{i}", t, 5, 2), action("click", f"x{i}", t, 0, 2)]
         world.total += world.partition.take(world.log.events(*events), t)
-        sizes.append(len(world.partition.to_bytes()))
+        sizes.append(len(world.partition.snapshot().to_bytes()))
     assert max(sizes[200:]) < 1.05 * max(sizes[:200])
 
 
@@ -362,11 +368,11 @@ def test_an_advance_that_a_checkpoint_announces_is_made_by_whoever_recovers() ->
     until = T0 + POLICY.attribution_ms + POLICY.disorder_ms + 2
     assert first.waits_for(until)
     assert not first.waits_for(T0 + 2)
-    body = first.freeze(advance_ms=until).to_bytes()
+    body = first.snapshot(advance_ms=until).to_bytes()
     given = rows(first.advance(until).samples)
     assert [row.kind for row in given] == [NEGATIVE, NEGATIVE]
 
-    second = Partition.from_bytes(body, SCHEMA, POLICY)
+    second = resumed(body)
     announced = second.advance_ms
     assert announced == until
     assert rows(second.advance(announced).samples) == given
@@ -374,4 +380,4 @@ def test_an_advance_that_a_checkpoint_announces_is_made_by_whoever_recovers() ->
     again = [rows(partition.take(click, NOW).samples) for partition in (first, second)]
     assert [row.kind for row in again[0]] == [CORRECTION]
     assert again[0] == again[1]
-    assert first.to_bytes() == second.to_bytes()
+    assert first.snapshot().to_bytes() == second.snapshot().to_bytes()

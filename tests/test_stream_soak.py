@@ -27,11 +27,11 @@ def test_state_is_bounded_when_keys_churn_for_weeks() -> None:
         labels += len(rows(partition.take(messages, t + DAY).samples))
         for _ in range(64):  # each step sweeps a slice
             partition.advance(t)
-        partition.changed()
+        partition.changes()
         if hour % 24 == 23:
             keys.append(partition.window_keys)
             pool.append(partition.windows.nbytes)
-            body.append(len(partition.to_bytes()))
+            body.append(len(partition.snapshot().to_bytes()))
             pages.append(len(partition._join.pages))
     assert labels >= 24 * 35 * 6 - 6
     full = slice(9, 12)  # the windows of 7 days and their grain of 6 hours have passed once

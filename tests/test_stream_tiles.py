@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,20 @@ def by_definition(events: list[Event], key: int, ts: int, days: tuple[int, ...] 
                 row[a] += 1
         out.append(row)
     return out
+
+
+def twin(store: TileStore) -> TileStore:
+    """An equal store, by way of a snapshot."""
+    again = TileStore(store.days, store.columns, store.half_lives, store.sums)
+    again.resume(store.snapshot())
+    return again
+
+
+def resumed(store: TileStore) -> TileStore:
+    """An equal store, by way of a snapshot's arrays."""
+    again = TileStore(store.days, store.columns, store.half_lives, store.sums)
+    again.resume(store.snapshot().arrays())
+    return again
 
 
 def exact(events: list[Event], key: int, ts: int, length_ms: int) -> NDArray[np.int64]:
@@ -127,7 +142,7 @@ def test_disorder_merging_batching_and_export_do_not_change_counts(
             case "sweep":
                 store.expire(seen_ms)
             case "arrays":
-                store = TileStore.from_arrays(DAYS, A, store.to_arrays())
+                store = resumed(store)
             case "packed":
                 other = TileStore(DAYS, A)
                 other.put(store.keys(), store.export(store.keys()))
@@ -176,7 +191,7 @@ def test_counts_of_any_size_overflow_into_further_words(events: list[Event], act
     for part in (slice(0, cut), slice(cut, None)):
         store.add(keys[part], ts[part], columns_[part], amounts[part])
         if data.draw(st.booleans()):
-            store = TileStore.from_arrays(DAYS, actions, store.to_arrays())
+            store = resumed(store)
     every = np.arange(1, 5, dtype=np.uint64)
     for later in (1, 3 * DAY, 20 * DAY):
         at = int(ts[-1]) + later
@@ -221,7 +236,7 @@ def test_equal_contents_give_equal_arrays_and_bytes() -> None:
         first.add(keys[part], ts[part], action[part])
         first.expire(int(ts[part].max()))
     second.add(keys, ts, action)
-    one, two = first.to_arrays(), second.to_arrays()
+    one, two = first.snapshot().arrays(), second.snapshot().arrays()
     assert {k: v.tolist() for k, v in one.items()} == {k: v.tolist() for k, v in two.items()}
     assert first.export(first.keys()[:5]) == second.export(first.keys()[:5])
 
@@ -229,10 +244,10 @@ def test_equal_contents_give_equal_arrays_and_bytes() -> None:
 def test_reads_allocate_nothing_and_key_zero_is_nobody() -> None:
     store = TileStore(DAYS, A)
     store.add(np.array([0, 7], np.uint64), np.array([T0, T0]), np.array([0, 0]))
-    before = (len(store), store.nbytes, store.to_arrays()["packed"].tolist())
+    before = (len(store), store.nbytes, store.snapshot().arrays()["packed"].tolist())
     assert store.counts(np.arange(1000, dtype=np.uint64), T0 + 1)[:, 0, 0].sum() == 1
     assert store.export(np.arange(3, dtype=np.uint64)) == [bytes([1, A, 0, 0])] * 3
-    assert (len(store), store.nbytes, store.to_arrays()["packed"].tolist()) == before
+    assert (len(store), store.nbytes, store.snapshot().arrays()["packed"].tolist()) == before
     assert len(store) == 1
 
 
@@ -289,7 +304,7 @@ def test_add_tells_each_changed_key_once_until_it_is_settled() -> None:
     ts, action = np.full(3, T0), np.zeros(3, np.uint8)
     assert store.add(keys, ts, action).tolist() == [0, 1, 4]
     assert store.add(keys, ts, action).tolist() == []
-    store = TileStore.from_arrays(DAYS, A, store.to_arrays())
+    store = resumed(store)
     assert store.add(keys, ts, action).tolist() == []
     store.export(np.array([3], np.uint64))
     store.export(np.array([2], np.uint64), settle=True)
@@ -326,7 +341,7 @@ def test_damaged_tile_lists_are_refused_by_name_and_change_nothing(blob: bytes) 
     store = TileStore(DAYS, A)
     store.add(np.array([1], np.uint64), np.array([T0]), np.array([0]))
     good = store.export(np.array([1], np.uint64))[0]
-    with pytest.raises(StoreError, match="no tile list of 3 actions; let the stream role"):
+    with pytest.raises(StoreError, match="no tile list of 3 columns; let the stream role"):
         store.put(np.array([1, 2], np.uint64), [good, blob])
     with pytest.raises(StoreError):
         counts_of([blob], T0, DAYS, A)
@@ -353,9 +368,58 @@ def test_put_makes_room_for_more_keys_than_the_store_has_seen() -> None:
     assert store.counts(keys, T0 + 1)[:, 0, 0].tolist() == [1] * 4000
 
 
+def test_changes_are_what_changed_since_the_last_call() -> None:
+    store, follower = TileStore(DAYS, A), TileStore(DAYS, A)
+    for hour, keys in enumerate(([5, 2, 9], [9], [], [2, 7])):
+        at = np.full(len(keys), T0 + hour * HOUR)
+        store.add(np.array(keys, np.uint64), at, np.zeros(len(keys), np.uint8))
+        changed, lists = store.changes()
+        assert changed.tolist() == sorted(keys)
+        follower.put(changed, lists)
+    assert store.changes()[1] == []
+    every = np.sort(store.keys())
+    assert follower.export(every) == store.export(every)
+
+
+@pytest.mark.parametrize("again", [twin, resumed])
+def test_a_snapshot_is_apart_from_what_happens_later(again: Callable[[TileStore], TileStore]) -> None:
+    store = TileStore(DAYS, A)
+    keys = np.arange(1, 3001, dtype=np.uint64)
+    for hour in range(40):
+        store.add(
+            keys[: 75 * (hour + 1)], np.full(75 * (hour + 1), T0 + hour * HOUR), np.zeros(75 * (hour + 1), np.uint8)
+        )
+    store.export(keys[:10], settle=True)
+    at = T0 + 40 * HOUR
+    snapshot, counts, packed = store.snapshot(), store.counts(keys, at), store.export(keys)
+    other = again(store)
+    store.add(keys, np.full(3000, at), np.ones(3000, np.uint8))
+    other.add(keys[:5], np.full(5, at), np.ones(5, np.uint8))
+    late = TileStore(DAYS, A)
+    late.resume(snapshot)
+    assert late.counts(keys, at).tolist() == counts.tolist()
+    assert late.export(keys) == packed
+    assert late.newest_hour == T0 // HOUR + 39
+    assert late.changes()[0].tolist() == keys[10:].tolist()
+    assert other.counts(keys, at)[5:].tolist() == counts[5:].tolist()
+    assert other.changes()[0].tolist() == [*keys[:5].tolist(), *keys[10:].tolist()]
+
+
+def test_only_a_fresh_store_of_the_same_windows_resumes() -> None:
+    store = TileStore(DAYS, A)
+    store.add(np.array([1], np.uint64), np.array([T0]), np.array([0]))
+    with pytest.raises(ValueError, match="a store with 1 keys cannot resume; resume a fresh one"):
+        store.resume(store.snapshot())
+    for other in (TileStore(DAYS, A + 1), TileStore(DAYS[:1], A), TileStore(DAYS, A, (1.0,))):
+        with pytest.raises(ValueError, match="make it alike"):
+            other.resume(store.snapshot())
+    with pytest.raises(StoreError, match="no tile list of 4 columns"):
+        TileStore(DAYS, A + 1).resume(store.snapshot().arrays())
+
+
 @pytest.mark.parametrize("action", [-1, A, 200])
 def test_an_action_that_the_store_does_not_have_is_refused(action: int) -> None:
-    with pytest.raises(ValueError, match="3 actions"):
+    with pytest.raises(ValueError, match="3 columns"):
         TileStore(DAYS, A).add(np.array([1], np.uint64), np.array([T0]), np.array([action]))
 
 
@@ -366,7 +430,7 @@ def test_a_run_that_descends_is_refused() -> None:
 
 def words_held(store: TileStore) -> dict[int, int]:
     """How many words each key's list has, unmerged tiles among them."""
-    used = store._table[store._table[:, 0] != 0]
+    used = store._arena.table[store._arena.table[:, 0] != 0]
     return dict(zip(used[:, 0].tolist(), (used[:, 1] >> np.uint64(16) & np.uint64(0xFFFF)).tolist(), strict=True))
 
 
@@ -402,6 +466,6 @@ def test_after_a_long_sleep_a_sweep_looks_at_everything() -> None:
     store.add(keys, np.full(99, T0), np.zeros(99, np.uint8))
     store.sweep(T0 + 3 * HOUR, 0.0, 1.0)
     for months in range(2, 9):
-        other = store.copy()
+        other = twin(store)
         assert other.sweep(T0 + months * 31 * DAY + months * 17 * HOUR, 0.0, 1.0) == 99
         assert len(other) == 0

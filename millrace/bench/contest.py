@@ -1,3 +1,4 @@
+# shell
 """The contest behind ``millrace bench faust_tables``: a stream worker and its peer in turns, each with its own broker.
 
 Prints one line a turn: the contestant's name and its exposures/s, taken between 10% and 90% of its pages, so that
@@ -100,7 +101,7 @@ def pages_done(port: int) -> float:
 def main(out: Path, rounds: int = ROUNDS) -> None:
     for number in range(rounds):
         folder = out / str(number)
-        ours = exposures_a_second(folder / "ours", ["-m", "millrace.processes.role", "stream"], OURS, True)
+        ours = exposures_a_second(folder / "ours", ["-m", "millrace", "stream"], OURS, True)
         print("kafka_worker", ours, flush=True)
         peer = exposures_a_second(folder / "peer", ["-m", "millrace.bench.faust_tables"], PEER, False)
         print("faust_tables", peer, flush=True)

@@ -1,3 +1,4 @@
+# shell
 """Through Kafka: one Millrace stream worker against one Faust agent that keeps its counts in Faust Tables.
 
 Both read the same pages of 20 exposures with one click a page, preloaded into a broker of their own, in a process of

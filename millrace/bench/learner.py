@@ -1,3 +1,4 @@
+# shell
 """Training and memory: Wide&Deep against other libraries, Wide&ResNet+BN against its own dense part, table sizes.
 
 One data set for all: 30 categorical fields, 100,000 rows, ids drawn by popularity, networks of 3 x 256, dim 16,
@@ -37,7 +38,7 @@ from torch import nn
 from learner.model import OnlineModel
 from learner.progressive import auc
 from millrace.contracts.hashing import column_hash, mix
-from millrace.contracts.samples import SampleBatch
+from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 
 FIELDS, ROWS, DIM, BATCH = 30, 100_000, 16, 4096
@@ -48,7 +49,7 @@ SIZES = (100_000, 20_000_000)
 FILL = 50_000
 
 Say = Callable[[str], None]
-Figures = list[dict[str, Any]]
+Measurements = list[dict[str, Any]]
 
 
 def figure(
@@ -102,7 +103,7 @@ def as_samples(cat: NDArray[np.int64], y: NDArray[np.float32]) -> SampleBatch:
         user=zeros(np.uint64),
         item=zeros(np.uint64),
         ts_ms=np.full(len(y), 1_700_000_000_000),
-        kind=(y > 0).astype(np.uint8),
+        kind=np.where(y > 0, POSITIVE, NEGATIVE).astype(np.uint8),
         label=y,
         weight=np.ones(len(y), np.float32),
         actions=zeros(np.uint8),
@@ -287,7 +288,7 @@ def peers(data: Data, say: Say) -> dict[str, Any]:
     return found
 
 
-def wide_deep(data: Data, test: Data, products: str, say: Say) -> Figures:
+def wide_deep(data: Data, test: Data, products: str, say: Say) -> Measurements:
     """Wide&Deep against the peers."""
     own = {"wide_deep": Ours(data, "wide_deep", products=products)}
     if products != "float32":
@@ -312,7 +313,7 @@ def wide_deep(data: Data, test: Data, products: str, say: Say) -> Figures:
     return figures + on_all_cores(wall, list(own), peer)
 
 
-def on_all_cores(wall: Result | None, names: list[str], against: str | None) -> Figures:
+def on_all_cores(wall: Result | None, names: list[str], against: str | None) -> Measurements:
     if wall is None:
         return []
     ratios = [wall.ratio(name, against) if against else None for name in names]
@@ -322,7 +323,7 @@ def on_all_cores(wall: Result | None, names: list[str], against: str | None) -> 
     ]
 
 
-def wide_resnet(data: Data, test: Data, say: Say) -> Figures:
+def wide_resnet(data: Data, test: Data, say: Say) -> Measurements:
     """Wide&ResNet+BN, all of it, against its dense part alone in plain torch; both in float32. With batch norm after
     the addition, as that part has it; and as it comes, with renormalisation inside the unit."""
     bouts = {
@@ -369,7 +370,7 @@ def filled(size: int, say: Say) -> tuple[OnlineModel, NDArray[np.int64], float]:
     return model, ids, per_row
 
 
-def scaling(say: Say) -> Figures:
+def scaling(say: Say) -> Measurements:
     """CPU time per sample at 20 million table rows over that at 100 thousand; ids by the same log-uniform popularity.
     Of learning whole, and of the tables' part alone (distinct ids, reading, both optimisers)."""
     models, samples = [], []
@@ -424,7 +425,7 @@ def fastest_products() -> str:
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
 
 
-def run(out_dir: Path, progress: Say) -> Figures:
+def run(out_dir: Path, progress: Say) -> Measurements:
     """The figures of ``millrace bench learner``."""
     with threads(1):
         data, test = Data(ROWS, 0), Data(20_000, 1)

@@ -1,8 +1,9 @@
-"""The label join and the windows once more, event by event in plain Python: slow, short, what the fast ones must equal.
+# core
+"""The reference implementation of the label join and the windows: event by event, in plain Python, short and slow.
 
-One dictionary entry an exposure, one an action, one a key and hour. Tests compare :class:`~stream.partition.Partition`
-with it; ``millrace bench stream`` measures how much faster the partition is. It remembers every exposure for ever, so
-it is no substitute.
+It keeps one dictionary entry for each exposure, one for each action, and one for each window key and hour. Tests assert
+that :class:`~stream.partition.Partition` gives the same samples, dead letters and counts, and ``millrace bench stream``
+measures how much faster the partition is. It never forgets an exposure, so its memory grows for as long as it runs.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ from millrace.windows.tiles import UNIT, grain_hours
 from stream.join import Message, Policy
 
 HOUR_MS = 3_600_000
-EXPOSED, LABELLED, LOST = 0, 1, 2
+EXPOSED, LABELLED, LOST = 0, 1, 2  # the states of an exposure: without a label yet, with one, never to have one
+_LABEL, _DROP, _HELD = 0, 1, 2  # what is due: a negative label, the end of an exposure's life, of an action's waiting
 Id = tuple[str, int]
+"""An exposure's identity: its page's request id and its position on the page."""
 
 
 class Row(NamedTuple):
-    """One sample. ``features`` are the bytes of its row of cat, num and the score."""
+    """One sample. ``features`` are the bytes of its row of ``cat``, then of ``num``, then of its score."""
 
     request: str
     position: int
@@ -53,6 +56,8 @@ class Row(NamedTuple):
 
 
 class Served:
+    """An impression with its arrays: keys (n, K), cat (n, F), num (n, N), scores (n,)."""
+
     def __init__(self, impression: Impression, schema: Schema) -> None:
         n, layout = len(impression.items), schema.layout
         self.impression = impression
@@ -63,7 +68,7 @@ class Served:
 
 
 class Seen:
-    """One exposure."""
+    """One exposure, and what has become of it."""
 
     def __init__(self, ts_ms: int, item: str) -> None:
         self.ts_ms, self.item, self.state = ts_ms, item, EXPOSED
@@ -72,8 +77,13 @@ class Seen:
         self.follow_ups: list[Action] = []
 
 
-class Oracle:
-    """Takes messages as a partition does."""
+class ReferencePartition:
+    """Takes the messages that a :class:`~stream.partition.Partition` takes, and says what it must come to.
+
+    Args:
+        schema: names the fields, the windows and their keys.
+        policy: the durations of the join, in milliseconds of event time.
+    """
 
     def __init__(self, schema: Schema, policy: Policy) -> None:
         self.schema, self.policy = schema, policy
@@ -86,13 +96,15 @@ class Oracle:
         self._served: dict[str, Served] = {}
         self._positions: dict[str, list[int]] = {}
         self._held: dict[Id, list[Action]] = {}
-        self._due: list[tuple[int, int, Id]] = []  # when, what (0 label, 1 drop, 2 held action)
+        self._due: list[tuple[int, int, Id]] = []  # a heap: the watermark at which it is due, what, whose
 
     @property
     def pending(self) -> int:
+        """How many exposures have no label yet."""
         return sum(seen.state == EXPOSED for seen in self._seen.values())
 
     def take(self, messages: Iterable[Message], now_ms: int) -> None:
+        """Takes messages in their order. ``now_ms`` is the event time that bounds what is from the future."""
         for message in messages:
             if message.topic == EVENTS:
                 clock_ms = now_ms if message.clock_ms is None else min(now_ms, message.clock_ms)
@@ -101,11 +113,13 @@ class Oracle:
                 self._serve(message.raw)
 
     def advance(self, now_ms: int) -> None:
+        """Moves the watermark to where an event of ``now_ms`` would move it; it never moves back."""
         self.watermark_ms = max(self.watermark_ms, now_ms - self.policy.disorder_ms)
         self._expire()
 
     def window(self, key: int, ts_ms: int) -> list[list[int]]:
-        """(W + H, A + M) counts and sums of one key by the tiles' definition, decayed ones as of the full hour."""
+        """Counts and sums of one key as the tiles define them, (W + H, A + M): W windows, then H half-lives, each with
+        a count for each of A actions and a sum for each of M means. Decayed ones are as of the full hour."""
         w = self.schema.windows
         out = []
         for days in w.days:
@@ -161,8 +175,8 @@ class Oracle:
                 seen.state = LOST
                 continue
             self._positions.setdefault(event.request_id, []).append(p)
-            heapq.heappush(self._due, (event.ts_ms + self.policy.attribution_ms, 0, identity))
-            heapq.heappush(self._due, (event.ts_ms + self.policy.life_ms, 1, identity))
+            heapq.heappush(self._due, (event.ts_ms + self.policy.attribution_ms, _LABEL, identity))
+            heapq.heappush(self._due, (event.ts_ms + self.policy.life_ms, _DROP, identity))
             if event.request_id in self._served:
                 self._match(identity)
         if late:
@@ -215,7 +229,7 @@ class Oracle:
                 self.counts["duplicates"] += 1
                 return
             held.append(event)
-            heapq.heappush(self._due, (event.ts_ms + self.policy.lateness_ms + 1, 2, identity))
+            heapq.heappush(self._due, (event.ts_ms + self.policy.lateness_ms + 1, _HELD, identity))
         elif seen.ts_ms + self.policy.life_ms <= self.watermark_ms:
             self.dead.append(("late", 0))
         else:
@@ -253,17 +267,17 @@ class Oracle:
         while self._due and self._due[0][0] <= self.watermark_ms:
             _, what, identity = heapq.heappop(self._due)
             seen = self._seen.get(identity)
-            if what == 0:
+            if what == _LABEL:
                 if seen is not None and seen.state == EXPOSED and seen.served is not None:
                     self._label(identity, NEGATIVE)
-            elif what == 1:
+            elif what == _DROP:
                 assert seen is not None
                 if seen.state == EXPOSED and seen.served is None:
                     seen.state = LOST
                     self.dead.append(("no-impression", 1))
                     for _ in self._held.pop(identity, []):
                         self.dead.append(("no-impression", 0))
-            elif seen is None:
+            elif seen is None:  # a held action whose exposure did not come in time
                 limit = self.watermark_ms - self.policy.lateness_ms
                 for event in [e for e in self._held.get(identity, []) if e.ts_ms < limit]:
                     self._held[identity].remove(event)
@@ -306,11 +320,18 @@ class Oracle:
 
 
 def age_hours(hour: int, ts_ms: int, days: Sequence[int]) -> float:
-    """How old the tile that an event's ``hour`` lies in is at the full hour before ``ts_ms``, from its middle."""
+    """Hours between the middle of the tile that holds an event's ``hour`` and the full hour before ``ts_ms``.
+
+    Args:
+        hour: hours since 1970.
+        ts_ms: the reader's event time.
+        days: the lengths of the windows, which say when tiles are merged.
+    """
     now, first, wide = ts_ms // HOUR_MS, hour, 1
     grains = sorted({1, *map(grain_hours, days)})
     for fine, coarse in pairwise(grains):
-        reach = max([24 * d for d in days if grain_hours(d) <= fine], default=0)  # of the windows that need ``fine``
+        # So many hours back, windows read ``fine`` tiles.
+        reach = max([24 * d for d in days if grain_hours(d) <= fine], default=0)
         if hour // coarse * coarse + coarse > now - reach:
             break
         first, wide = hour // coarse * coarse, coarse

@@ -1,3 +1,4 @@
+# shell
 """``millrace bench NAME --out DIR``: runs a benchmark and writes what it measured.
 
 ``report.json`` is a list of ``{name, value, unit, against, ratio}``. A ratio compares two things measured in the same

@@ -1,3 +1,4 @@
+# shell
 """A day at ten times the default rate through a partition: memory must end as it was after the first quarter.
 
 2.3 million exposures over 24 hours of event time, in pages of 20 with a tenth clicked, made chunk by chunk as they
@@ -70,8 +71,8 @@ class Shop:
             self.samples += 0 if output.samples is None else len(output.samples)
             self._turn += 1
             if self._turn % OFTEN == 0:
-                self.partition.changed()
-        self.partition.changed()
+                self.partition.changes()
+        self.partition.changes()
 
 
 def run(out_dir: Path, progress: Say = print) -> list[dict[str, Any]]:
@@ -87,7 +88,7 @@ def run(out_dir: Path, progress: Say = print) -> list[dict[str, Any]]:
     used, keys, size = [], [], 0
     for hour in range(HOURS):
         shop.play()
-        body = shop.partition.to_bytes()
+        body = shop.partition.snapshot().to_bytes()
         store.write(0, body, shop.partition.offsets)
         size = len(body)
         del body

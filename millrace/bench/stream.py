@@ -1,4 +1,5 @@
-"""The stream's core: exposures a second, against the per-event oracle; keys, memory, checkpoints.
+# shell
+"""The stream's core: exposures a second, against the per-event reference implementation; keys, memory, checkpoints.
 
 One stream for all: the simulated shop's schema (its four window keys, six windows, five actions), pages of 20 for
 4,000 users a day out of 5,000 items of 60 categories, a tenth of the exposures clicked, some of those bought; users and
@@ -7,10 +8,9 @@ shop has, on top of a week that has been counted already: an empty store would m
 than they are, a month of the same pages would meet keys that nobody has touched for days. It does for each
 exposure everything that the loop does: decode page, impression and clicks, join them, count exposure and clicks under
 four keys, write the sample with its features, pack what changed for the readers; and, as replay does, in chunks of
-its size, read the point-in-time counts of all windows of all keys. The oracle does the same in plain Python, event by
-event, on a tenth of the pages, users, items and history: the same density. ``core_cpu`` is the same passes in processor
-time, for machines that are shared. They
-alternate, each from a fresh start; the best of a few passes counts.
+its size, read the point-in-time counts of all windows of all keys. The reference does the same in plain Python, event
+by event, on a tenth of the pages, users, items and history: the same density. ``core_cpu`` is the same passes in
+processor time, for machines that are shared. They alternate, each from a fresh start; the best of a few passes counts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.bench import faust_tables
-from millrace.bench.reference import Oracle
+from millrace.bench.reference import ReferencePartition
 from millrace.contracts.events import Click, Exposure, Impression, Purchase, decode_impression, to_json, to_msgpack
 from millrace.contracts.hashing import column_hash, combine
 from millrace.contracts.schema import Schema, shop_schema
@@ -47,7 +47,7 @@ CORE_HOURS = 21.0
 USERS, ITEMS, PER_CATEGORY = 4_000, 5_000, 84
 HISTORY_DAYS = 7
 CHUNK = 8_192  # rows at a time in which replay reads the windows
-ORACLE_EVERY = 10  # the oracle gets every tenth page and a tenth of users and items: the same density
+REFERENCE_EVERY = 10  # the reference gets every tenth page and a tenth of users and items: the same density
 PASSES = 3
 TAKE = 500  # messages at a time, as the worker does
 OFTEN = 5  # ``core_published_often`` packs changes every so many takes, some fifteen times as often as the worker would
@@ -55,7 +55,7 @@ T0 = 20_000 * 86_400_000
 HOUR = 3_600_000
 
 Say = Callable[[str], None]
-Figures = list[dict[str, Any]]
+Measurements = list[dict[str, Any]]
 Columns = tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint8]]
 
 
@@ -193,28 +193,30 @@ def take_all(partition: Partition, messages: Sequence[Message], often: int | Non
         output = partition.take(messages[start : start + TAKE], 1 << 60)
         made += 0 if output.samples is None else len(output.samples)
         if turn % often == often - 1 if often else time.perf_counter() - published >= every:
-            partition.changed()
+            partition.changes()
             published = time.perf_counter()
-    partition.changed()
+    partition.changes()
     output = partition.advance(partition.newest_ms + 24 * HOUR)
     return made + (0 if output.samples is None else len(output.samples))
 
 
-def core(say: Say) -> Figures:
+def core(say: Say) -> Measurements:
     schema, policy = shop_schema(), Policy.of(Settings())
     stream = make(schema, PAGES, USERS, ITEMS, CORE_HOURS, seed=1)
     per_week = int(stream.exposures * 24 / CORE_HOURS) * HISTORY_DAYS
     past = history(schema, per_week, USERS, ITEMS, seed=9)
-    small = (USERS // ORACLE_EVERY, ITEMS // ORACLE_EVERY)
-    few = make(schema, PAGES // ORACLE_EVERY, *small, CORE_HOURS, seed=1)
-    few_past = history(schema, per_week // ORACLE_EVERY, *small, seed=9)
+    small = (USERS // REFERENCE_EVERY, ITEMS // REFERENCE_EVERY)
+    few = make(schema, PAGES // REFERENCE_EVERY, *small, CORE_HOURS, seed=1)
+    few_past = history(schema, per_week // REFERENCE_EVERY, *small, seed=9)
     week = TileStore(schema.windows.days, len(schema.windows.actions))
     week.add(*past)
     week.sweep(T0, 0.0, 1.0)  # as a partition that lived through it has: it never meets a whole week at once
+    lived = week.snapshot()
 
     def fast(often: int | None = None) -> tuple[float, float, float]:
-        partition = Partition(0, schema, policy)
-        partition._tiles, reader = week.copy(), week.copy()
+        partition, reader = Partition(0, schema, policy), TileStore.of(schema.windows)
+        partition._tiles.resume(lived)
+        reader.resume(lived)
         partition._tiles.export(partition._tiles.keys(), settle=True)  # the week has been published
         started, cpu = time.perf_counter(), time.process_time()
         made = take_all(partition, stream.messages, often)
@@ -227,25 +229,25 @@ def core(say: Say) -> Figures:
         return joined - started, ended - joined, cpu
 
     def slow() -> float:
-        """The oracle on fewer pages: it is linear in them. Reading windows as replay does is part of it too."""
-        oracle = Oracle(schema, policy)
+        """The reference on fewer pages: it is linear in them. Reading windows as replay does is part of it too."""
+        reference = ReferencePartition(schema, policy)
         for keys, ts, action in zip(*(c.tolist() for c in few_past), strict=True):
             for key in keys:
-                tile = oracle.windows.setdefault(key, {}).setdefault(ts // HOUR, [0] * len(schema.windows.actions))
+                tile = reference.windows.setdefault(key, {}).setdefault(ts // HOUR, [0] * len(schema.windows.actions))
                 tile[action] += 1
         started = time.perf_counter()
-        oracle.take(few.messages, 1 << 60)
-        oracle.advance(oracle.newest_ms + 24 * HOUR)
+        reference.take(few.messages, 1 << 60)
+        reference.advance(reference.newest_ms + 24 * HOUR)
         for keys, ts in zip(few.keys.tolist(), few.ts_ms.tolist(), strict=True):
             for key in keys:
-                oracle.window(key, ts)
+                reference.window(key, ts)
         return time.perf_counter() - started
 
     fast()  # compiles
     calm_collector()  # as the worker does; it also sets the messages aside, which are the benchmark's, not the core's
     best, best_cpu, best_slow, best_often = (float("inf"), float("inf")), float("inf"), float("inf"), float("inf")
     for turn in range(PASSES):
-        say(f"core and oracle, pass {turn + 1} of {PASSES}")
+        say(f"core and reference, pass {turn + 1} of {PASSES}")
         for _ in range(2):
             gc.collect()
             joined, read, cpu = fast()
@@ -258,16 +260,16 @@ def core(say: Say) -> Figures:
     n = stream.exposures
     rate, slow_rate = n / sum(best), few.exposures / best_slow
     return [
-        figure("core", rate, "exposures/s", "oracle", rate / slow_rate),
+        figure("core", rate, "exposures/s", "reference", rate / slow_rate),
         figure("core_published_often", n / best_often, "exposures/s"),
         figure("core_cpu", n / best_cpu, "exposures/s of CPU time"),
-        figure("oracle", slow_rate, "exposures/s"),
+        figure("reference", slow_rate, "exposures/s"),
         figure("core_join", n / best[0], "exposures/s"),
         figure("core_windows", len(stream.ts_ms) / best[1], "rows/s"),
     ]
 
 
-def key_scaling(say: Say) -> Figures:
+def key_scaling(say: Say) -> Measurements:
     """The same pages through two partitions, whose keys are drawn from 10 thousand and from a million, alternating.
 
     Without publishing: what that costs depends on how many different keys changed, not on how many there are. Two hours
@@ -292,13 +294,13 @@ def key_scaling(say: Say) -> Figures:
                 keys = pool[rng.integers(0, size, (len(served.items), schema.layout.K))]
                 raw = to_msgpack(msgspec.structs.replace(served, keys=keys.astype("<u8").tobytes()))
             messages.append(m._replace(raw=raw))
-        cases[size] = (store, messages)
+        cases[size] = (store.snapshot(), messages)
     best = dict.fromkeys(cases, float("inf"))
     for turn in range(2 * PASSES):
         say(f"keys, pass {turn + 1} of {2 * PASSES}")
-        for size, (store, messages) in cases.items():
+        for size, (tiles, messages) in cases.items():
             partition = Partition(0, schema, policy)
-            partition._tiles = store.copy()
+            partition._tiles.resume(tiles)
             partition._tiles.add(np.ones(1, np.uint64), np.array([T0 + 72 * HOUR]), np.zeros(1, np.uint8))  # makes room
             gc.collect()
             started = time.perf_counter()
@@ -309,7 +311,7 @@ def key_scaling(say: Say) -> Figures:
     return [figure("key_scaling", many / few, "time/time", "10 thousand keys", many / few)]
 
 
-def tile_scaling(say: Say) -> Figures:
+def tile_scaling(say: Say) -> Measurements:
     """CPU time of :meth:`TileStore.add` an event, at a million keys over that at 10 thousand: hashing, look-up, tile
     creation, merging and growth included, publishing not.
 
@@ -362,7 +364,7 @@ def month(keys: NDArray[np.uint64], events: int, seed: int) -> TileStore:
     return store
 
 
-def bytes_per_key(say: Say) -> Figures:
+def bytes_per_key(say: Say) -> Measurements:
     """Everything allocated over active keys: a million by popularity; keys with an event in each hour of 30 days."""
     say("bytes a key")
     store = month(column_hash(np.arange(1_000_000)), 10_000_000, seed=4)
@@ -378,7 +380,7 @@ def bytes_per_key(say: Say) -> Figures:
     ]
 
 
-def checkpoints(say: Say) -> Figures:
+def checkpoints(say: Say) -> Measurements:
     """A partition with a million keys and an hour of pages: freeze (holds the loop up), write in a thread, recover."""
     schema, policy = shop_schema(), Policy.of(Settings())
     partition = Partition(0, schema, policy)
@@ -391,7 +393,7 @@ def checkpoints(say: Say) -> Figures:
         for turn in range(PASSES):
             say(f"checkpoint, pass {turn + 1} of {PASSES}")
             started = time.perf_counter()
-            frozen = partition.freeze()
+            frozen = partition.snapshot()
             frozen_s = min(frozen_s, time.perf_counter() - started)
             thread = threading.Thread(target=lambda f=frozen: store.write(0, f.to_bytes(), partition.offsets))
             thread.start()
@@ -400,7 +402,8 @@ def checkpoints(say: Say) -> Figures:
             started = time.perf_counter()
             body = store.newest(0)
             assert body is not None
-            again = Partition.from_bytes(body, schema, policy)
+            again = Partition(0, schema, policy)
+            again.resume(body)
             read_s = min(read_s, time.perf_counter() - started)
         assert again.window_keys == partition.window_keys
         size = len(store.newest(0) or b"")
@@ -412,7 +415,7 @@ def checkpoints(say: Say) -> Figures:
     ]
 
 
-def run(out_dir: Path, progress: Say = print) -> Figures:
+def run(out_dir: Path, progress: Say = print) -> Measurements:
     """All figures of the core, then those of a worker on Kafka."""
     figures = [
         *core(progress),

@@ -1,8 +1,9 @@
+# core
 """Feature arrays from hashed columns, plain numbers and window counts.
 
 The one place where ``cat``, ``num`` and ``keys`` are put together: the scorer calls it for one user and a thousand
-candidates, replay for whole stretches of a log, so what was learnt and what is served are the same to the bit. Every
-operation works element by element, in float32 without reductions: a row's features do not depend on the other rows.
+candidates, replay for whole stretches of a log, so what is learnt from and what is served are the same to the bit.
+Every operation works element by element, in float32 without reductions: a row's features do not depend on other rows.
 
 Shapes: n rows, F categorical columns, N numbers, K window keys, W windows, H half-lives, A actions, M means. A *column*
 holds value hashes (:mod:`millrace.contracts.hashing`), (n,) or, where one value holds for all rows, (1,); a multi
@@ -72,7 +73,7 @@ class FeatureBuilder:
         return self._needed[side]
 
     def is_numeric(self, name: str) -> bool:
-        """Whether ``name`` is a numeric field, so belongs into ``plain`` and not into ``columns``."""
+        """Whether ``name`` is a numeric field, which belongs in ``plain`` and not in ``columns``."""
         field = self._fields.get(name)
         return field is not None and field.kind == "numeric"
 
@@ -126,14 +127,14 @@ class FeatureBuilder:
         j, c0 being the exposures, s the prior weight and r the parent key's rate (without a parent the prior rate, a
         tenth of it for actions other than clicks)::
 
-            count_j = c_j                           of a half-life: c_j / UNIT * 2^-(ts's minutes and so on / h)
+            count_j = c_j                           of a half-life: c_j / UNIT * 2^-(time of ts since its full hour / h)
             rate_j  = (count_j + s r) / (count_0 + s)         r where count_0 + s is 0
             mean_m  = S_m step_m / c_a              a: the mean's action; 0 where c_a is 0
 
         Args:
             plain: numeric field -> (n,) or (1,) numbers.
             counts: (n, K, W + H, A + M) as :class:`millrace.windows.tiles.TileStore` gives them.
-            ts_ms: when they were read, (n,) or one for all; for half-lives only.
+            ts_ms: the time at which they were read, (n,) or one for all; only half-lives need it.
         """
         layout, windows = self.layout, self.schema.windows
         out = np.zeros((n, layout.N), np.float32)
@@ -170,7 +171,8 @@ class FeatureBuilder:
         return out
 
     def _fade(self, ts_ms: NDArray[np.int64] | int) -> NDArray[np.float64]:
-        """What decayed counts of the full hour before ``ts_ms`` are multiplied by. (n, 1, H, 1) or (1, 1, H, 1)"""
+        """The factor that takes decayed counts from the full hour before ``ts_ms`` to ``ts_ms``. (n, 1, H, 1) or
+        (1, 1, H, 1)"""
         rest = np.atleast_1d(np.asarray(ts_ms, np.int64)) % _HOUR_MS / np.float64(_DAY_MS)
         fade: NDArray[np.float64] = np.exp2(-(rest[:, None] / np.array(self.schema.windows.half_lives))) / UNIT
         return fade[:, None, :, None]
@@ -249,9 +251,9 @@ def finite32(values: Any) -> F32:
 
 
 def steps(values: Any, step: float) -> tuple[NDArray[np.uint32], int]:
-    """What events add to the sum of a mean: ``round(value / step)`` of the plain numbers, and how many were unfit.
+    """What events add to the sum of a mean, ``round(value / step)`` of the plain numbers, and how many are unfit.
 
-    A number that is negative or not finite adds 0, one beyond 2^24 - 1 steps that many.
+    A negative or infinite number or NaN adds 0. A number beyond 2^24 - 1 steps adds 2^24 - 1.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         exact = np.rint(np.asarray(values).astype(np.float32).astype(np.float64) / step)

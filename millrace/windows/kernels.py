@@ -1,39 +1,43 @@
-"""The compiled loops of the tile store. One file, because numba's cache does not see a change in another file's callee.
+# core
+"""The compiled loops of the tile store. They are one file because numba's cache does not see a change in a callee that
+lies in another file.
 
 ::
 
     table (C, 2) uint64   open addressing, C a power of two:  [key, meta]   key 0 = empty
     meta                  offset 32 bits | words 16 bits | size class 8 bits | due 7 bits | changed 1 bit
-    pool  (P,) uint64     a key's words stand side by side, ascending
+    pool  (P,) uint64     the words of a key stand side by side, ascending
     word                  first hour 20 bits | group 2 bits | level 2 bits | five digits of 8 bits
     free  (classes,)      first free block of each size class or -1; a free block's first word: the next one + 1
     state (3,)            keys, pool words used, newest hour
 
-A tile is one word while each of its counts is below 256: digit d of group g counts action 5 g + d. A count beyond
-overflows into a second word of the same hour, whose level says that its digits are worth 256 times as much (a count is
-written to the base 256, so to say; there are four levels). Words that would be all zero are not there.
+A tile is one word as long as each of its counts is below 256: digit d of group g counts column 5 g + d. A greater count
+overflows into a second word of the same hour. The digits of a word at level l are worth 256^l each, so a count is
+written to the base 256. There are four levels. A word whose digits are all zero is not stored.
 
-A tile is named by its first hour. Whether it is still an hour wide or has been merged into 6 hours or a day is never
-stored: a window of grain g asks for first hours >= a multiple of g, and merging moves a first hour down to a multiple
-of the coarser grain only once no window of a finer grain can reach it. So merging never changes a sum.
+A tile is named by its first hour. Nothing stores whether it is still an hour wide or has been merged into 6 hours or a
+day: a window of grain g asks for first hours >= a multiple of g, and merging moves a first hour down to a multiple of
+the coarser grain only when no window of a finer grain can reach it any more. So merging never changes a sum.
 
-An exponentially decayed count weighs each word by an age that follows from two hours alone: the word's and the
-reader's. From them :func:`_weights` derives the tile in which the word's events lie by now, merged already or not yet.
-So merging never changes a decayed count either. Weights are whole numbers of 2^-24, hence sums do not depend on an
-order, and those of several stores add up to that of one. Between two hours all of them fade alike, so the kernels
-give decayed counts as of the reader's full hour, and :mod:`millrace.windows.features` applies the rest of the hour.
+An exponentially decayed count weighs each word by its age. The age follows from two hours alone, the word's and the
+reader's: :func:`_weights` derives from them the tile in which the word's events lie by now, whether it has been merged
+already or not. So merging never changes a decayed count either. Weights are whole numbers of 2^-24. Hence a sum does
+not depend on the order of its terms, and the sums of several stores add up to that of one store. Between two full hours
+all events fade alike, so the kernels give decayed counts as of the reader's full hour, and
+:mod:`millrace.windows.features` applies the rest of the hour.
 
-Most keys have nothing to merge for days. So an entry says when a sweep must look at its list again: ``due``, the number
-of a turn of sweeping, modulo 128 and at most 63 turns ahead. A sweep reads the table in order, and the lists that are
-due.
+Most keys have nothing to merge for days. So an entry says when a sweep must look at its list again: ``due`` is the
+number of a sweep's turn modulo 128, at most 63 turns ahead. A sweep goes through the table in order and touches only
+the lists that are due.
 
-Symbols: n rows, K keys a row, W windows, H half-lives, A columns (actions, then sums for means), M sums, L grains.
+Symbols: n rows, K keys a row, W windows, H half-lives, A columns (actions, then the sums of means), M sums, L grains,
+T tiles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -58,8 +62,43 @@ HOURS = 1 << 20
 """Hours since 1970 that a word can name: until the year 2089."""
 
 
+class Arena(NamedTuple):
+    """A store's memory, and how its tiles merge. ``free`` and ``state`` are written in place; a store that grows puts a
+    new arena in the old one's place, with the same ``free`` and ``state``."""
+
+    table: Array  # (C, 2) uint64
+    shift: int  # 64 - log2 C: a key's hash shifted by it is its home in the table
+    pool: Array  # (P,) uint64
+    free: Array  # (classes,) int64
+    state: Array  # (3,) int64
+    caps: Array  # (classes,) int64, words of a block of each size class
+    grain: Array  # (L,) int64, hours, ascending, each a multiple of the one before
+    reach: Array  # (L,) int64, hours of the longest window whose grain is at most that
+    slack: int  # hours that merging waits for readers whose clock is behind
+
+
+class Spans(NamedTuple):
+    """What is read off a list of tiles: W windows and H half-lives. Lengths are in hours."""
+
+    window: Array  # (W,) int64, ascending
+    window_grain: Array  # (W,) int64
+    grain: Array  # (L,) int64, as in the arena
+    reach: Array  # (L,) int64, as in the arena
+    fade: Array  # (H, 2 ages + 2) int64: weight at the age of (i - 1) / 2 hours
+    ages: int  # hours after which an event weighs nothing; 0 without half-lives
+
+
+class Rows(NamedTuple):
+    """Events to count."""
+
+    keys: Array  # (n, K) uint64
+    ts_ms: Array  # (n,) int64
+    column: Array  # (n,) int64
+    amount: Array  # uint32; (n,) to be added to the column, or (n, M) to be added to the last M columns besides
+
+
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles on first use and keeps the code on disk; where no folder can be written to, compiles a process."""
+    """Compiles on first use and keeps the code on disk. Where no folder can be written to, every process compiles."""
     try:
         return njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba found nowhere to cache
@@ -73,7 +112,7 @@ def _offset(meta: Any) -> Any:
 
 @njit(inline="always")
 def _head(word: Any) -> Any:
-    """Hour, group and level of a word: what words are ordered by."""
+    """Hour, group and level of a word. Words are ordered by it."""
     return np.int64(word >> np.uint64(40))
 
 
@@ -84,7 +123,7 @@ def _hour(word: Any) -> Any:
 
 @njit(inline="always")
 def _first_word(hour: Any) -> Any:
-    """Words of ``hour`` and later ones are at least this, those of earlier hours are smaller."""
+    """The least word of ``hour``: words of earlier hours are smaller."""
     return _LAST_WORD if hour >= HOURS else np.uint64(max(hour, 0)) << np.uint64(44)
 
 
@@ -105,7 +144,7 @@ def _class(meta: Any) -> Any:
 
 @njit(inline="always")
 def _flags(meta: Any) -> Any:
-    """Due and changed."""
+    """The bits due and changed."""
     return meta & np.uint64(0xFF)
 
 
@@ -121,7 +160,7 @@ def _pack(offset: Any, words: Any, cls: Any, flags: Any) -> Any:
 
 @_compiled
 def _find(table: Array, shift: Any, key: Any) -> Any:
-    """Where ``key`` stands in the table, or the empty place where it would."""
+    """The place of ``key`` in the table, or the empty place where it would stand."""
     mask = len(table) - 1
     i = np.int64((key * _FIBONACCI) >> np.uint64(shift))
     while table[i, 0] != key and table[i, 0] != np.uint64(0):
@@ -129,20 +168,21 @@ def _find(table: Array, shift: Any, key: Any) -> Any:
     return i
 
 
-@_compiled
-def _allocate(pool: Array, free: Array, state: Array, caps: Array, cls: Any) -> Any:
-    """A block of class ``cls``. The caller has made sure that the pool's tail has room."""
-    offset = free[cls]
+@njit(inline="always")
+def _allocate(arena: Arena, cls: Any) -> Any:
+    """The offset of a block of class ``cls``. The caller has made sure that the end of the pool has room."""
+    offset = arena.free[cls]
     if offset >= 0:
-        free[cls] = np.int64(pool[offset]) - 1
+        arena.free[cls] = np.int64(arena.pool[offset]) - 1
         return offset
-    offset = state[USED]
-    state[USED] += caps[cls]
+    offset = arena.state[USED]
+    arena.state[USED] += arena.caps[cls]
     return offset
 
 
 @_compiled
 def _release(pool: Array, free: Array, offset: Any, cls: Any) -> None:
+    """Puts a block on the list of free blocks of its class."""
     pool[offset] = np.uint64(free[cls] + 1)
     free[cls] = offset
 
@@ -151,10 +191,10 @@ def _release(pool: Array, free: Array, offset: Any, cls: Any) -> None:
 def first_hour(hour: Any, now: Any, grain: Array, reach: Array) -> Any:
     """The first hour of the tile that ``hour`` belongs to at ``now``, or DROPPED when no window reaches it any more.
 
-    ``grain`` (L,) hours, ascending, each a multiple of the one before; ``reach`` (L,) hours of the longest window
-    whose grain is at most that. A block of the next grain may be merged once the finer windows have left it whole.
+    ``grain`` and ``reach`` (L,) are the arena's. Hours are merged into a tile of the next grain once the finer windows
+    have left all of it.
     """
-    if hour >= now - reach[0]:  # almost always; dividing is slow
+    if hour >= now - reach[0]:  # nearly always, and a division is slow
         return hour
     last = len(grain) - 1
     out = hour
@@ -170,9 +210,9 @@ def first_hour(hour: Any, now: Any, grain: Array, reach: Array) -> Any:
 
 @_compiled
 def _add_up(pool: Array, start: Any, stop: Any, to: Any, hour: Any) -> Any:
-    """Writes the sum of the words [start, stop) as one tile of ``hour`` to ``to`` on; returns how many words it takes.
+    """Writes the sum of the words [start, stop) as one tile of ``hour``, from ``to`` on. Returns its number of words.
 
-    Never more than there were: a carry comes of two words at least. So ``to`` may be ``start``.
+    There are never more than before, since a carry comes from two words at least. So ``to`` may be ``start``.
     """
     sums = np.zeros(GROUPS * DIGITS, np.int64)
     for j in range(start, stop):
@@ -194,27 +234,27 @@ def _add_up(pool: Array, start: Any, stop: Any, to: Any, hour: Any) -> Any:
 
 
 @njit(inline="always")
-def _every(grain: Array) -> Any:
-    """Hours between two turns of sweeping: nothing merges or ends but at a multiple of this."""
+def _turn_hours(grain: Array) -> Any:
+    """Hours between two turns of sweeping: tiles merge and keys end at multiples of this only."""
     return grain[min(1, len(grain) - 1)]
 
 
 @_compiled
 def _due(pool: Array, offset: Any, n: Any, now: Any, slack: Any, grain: Array, reach: Array) -> Any:
-    """The turn after that of ``now`` at which a list has something to merge or to drop, or ends, modulo 128.
+    """The first turn after that of ``now`` at which a list has something to merge or to drop, or ends, modulo 128.
 
-    By :func:`first_hour`: of the tiles that a grain's block takes up next, the oldest is the first to go.
+    It follows from :func:`first_hour`: of the tiles that are to be merged into the next grain, the oldest goes first.
     """
-    every, last = _every(grain), len(grain) - 1
+    every, last = _turn_hours(grain), len(grain) - 1
     turn = now // every
     newest = _hour(pool[offset + n - 1])
     at = (turn + _FAR_TURNS) * every
-    at = min(at, (newest // grain[last] + 1) * grain[last] + reach[last] - slack)  # merging waits for the slack only
+    at = min(at, (newest // grain[last] + 1) * grain[last] + reach[last] - slack)  # a key ends without the slack
     at = min(at, (_hour(pool[offset]) // grain[last] + 1) * grain[last] + reach[last])
     j = offset + n
     for level in range(last):
         wide = grain[level + 1]
-        left = (now - reach[level]) // wide * wide  # what the finer windows have left is before this
+        left = (now - reach[level]) // wide * wide  # the finer windows have left everything before this hour
         while j > offset and _hour(pool[j - 1]) >= left:
             j -= 1
         if j < offset + n:
@@ -224,7 +264,7 @@ def _due(pool: Array, offset: Any, n: Any, now: Any, slack: Any, grain: Array, r
 
 @njit(inline="always")
 def _sooner(due: Any, other: Any, turn: Any) -> Any:
-    """The earlier of two turns modulo 128, the second of which is ahead of ``turn``; the first may be overdue."""
+    """The earlier of two turns modulo 128. The second is ahead of ``turn``, the first may be overdue."""
     left = (due - turn) & 127
     return other if (other - turn) & 127 < left <= _FAR_TURNS else due
 
@@ -256,43 +296,31 @@ def _merge(pool: Array, offset: Any, n: Any, now: Any, grain: Array, reach: Arra
 
 
 @_compiled
-def _place(pool: Array, offset: Any, n: Any, head: Any) -> Any:
-    """How many of the ``n`` words have that head or a smaller one; almost always all of them."""
+def _words_up_to(pool: Array, offset: Any, n: Any, head: Any) -> Any:
+    """How many of the ``n`` words have that head or a smaller one; nearly always all of them."""
     j = n
     while j > 0 and _head(pool[offset + j - 1]) > head:
         j -= 1
     return j
 
 
-@_compiled
-def _add(
-    table: Array,
-    shift: Any,
-    pool: Array,
-    free: Array,
-    state: Array,
-    caps: Array,
-    grain: Array,
-    reach: Array,
-    slack: Any,
-    key: Any,
-    hour: Any,
-    action: Any,
-    amount: Any,
-) -> Any:
+@njit(inline="always")
+def _add(arena: Arena, key: Any, hour: Any, column: Any, amount: Any) -> Any:
     """Counts one event; returns whether the key was unchanged until now."""
+    table, pool, state, caps = arena.table, arena.pool, arena.state, arena.caps
+    grain, reach, slack = arena.grain, arena.reach, arena.slack
     now = state[NEWEST] - slack
     hour = first_hour(hour, now, grain, reach)
     if hour == DROPPED:
         return False
-    i = _find(table, shift, key)
-    group, bits = action // DIGITS, np.uint64(8 * (action % DIGITS))
+    i = _find(table, arena.shift, key)
+    group, bits = column // DIGITS, np.uint64(8 * (column % DIGITS))
     head = hour << 4 | group << 2
     value = np.int64(amount)
     if value == 0:
         return False
     if table[i, 0] == np.uint64(0):
-        offset = _allocate(pool, free, state, caps, 0)
+        offset = _allocate(arena, 0)
         pool[offset] = np.uint64(head) << np.uint64(40)
         table[i, 0] = key
         table[i, 1] = _pack(offset, 1, 0, _due(pool, offset, 1, now, slack, grain, reach) << 1)
@@ -303,27 +331,29 @@ def _add(
     for level in range(LEVELS):
         digit = value & 255
         if digit:
-            j = _place(pool, offset, n, head)
+            j = _words_up_to(pool, offset, n, head)
             if j == 0 or _head(pool[offset + j - 1]) != head:
                 if n == caps[cls]:
                     n = _merge(pool, offset, n, now, grain, reach)
                     if n == caps[cls]:
-                        bigger = _allocate(pool, free, state, caps, cls + 1)
+                        bigger = _allocate(arena, cls + 1)
                         for t in range(n):
                             pool[bigger + t] = pool[offset + t]
-                        _release(pool, free, offset, cls)
+                        _release(pool, arena.free, offset, cls)
                         offset, cls = bigger, cls + 1
-                    j = _place(pool, offset, n, head)
+                    j = _words_up_to(pool, offset, n, head)
                 if j == 0 or _head(pool[offset + j - 1]) != head:
                     for t in range(n, j, -1):
                         pool[offset + t] = pool[offset + t - 1]
                     pool[offset + j] = np.uint64(head) << np.uint64(40)
-                    due = _sooner(due, _due(pool, offset + j, 1, now, slack, grain, reach), now // _every(grain))
+                    due = _sooner(due, _due(pool, offset + j, 1, now, slack, grain, reach), now // _turn_hours(grain))
                     n += 1
                     j += 1
             at = offset + j - 1
             total = np.int64(pool[at] >> bits & np.uint64(255)) + digit
-            if total > 255 and level == LEVELS - 1:  # a sum too great stays great, it does not begin anew
+            if (
+                total > 255 and level == LEVELS - 1
+            ):  # a sum that is too great stays at the greatest, it does not begin again
                 total = np.int64(255)
             pool[at] = (pool[at] & ~(np.uint64(255) << bits)) | (np.uint64(total & 255) << bits)
             value += (total >> 8) << 8
@@ -335,76 +365,57 @@ def _add(
     return (meta & np.uint64(1)) == np.uint64(0)
 
 
-@_compiled
-def _room(table: Array, pool: Array, state: Array, caps: Array, width: Any) -> Any:
-    """Whether ``width`` keys can be added whatever they are: at most 70% of the table, a largest block each."""
-    return (state[KEYS] + width) * 10 <= len(table) * 7 and state[USED] + width * caps[-1] <= len(pool)
+@njit(inline="always")
+def _has_room(arena: Arena, width: Any) -> Any:
+    """Whether any ``width`` keys can be added: they fill at most 70% of the table, and take a largest block each."""
+    keys, used = arena.state[KEYS], arena.state[USED]
+    return (keys + width) * 10 <= len(arena.table) * 7 and used + width * arena.caps[-1] <= len(arena.pool)
 
 
 @_compiled
-def _touch(table: Array, shift: Any, pool: Array, keys: Array, start: Any, stop: Any, places: Array) -> Any:
-    """Looks the keys of rows [start, stop) up before they are worked on, so that their cache misses overlap.
+def _prefetch(table: Array, shift: Any, pool: Array, keys: Array, start: Any, stop: Any, places: Array) -> Any:
+    """Looks up the keys of the rows [start, stop) before they are worked on, so that their cache misses overlap.
 
-    Returns a sum that nobody needs, to keep the compiler from leaving the reads out.
+    Returns a number that nobody needs: without it the compiler would leave the reads out.
     """
     width = keys.shape[1]
     for i in range(start, stop):
         for k in range(width):
             places[i - start, k] = _find(table, shift, keys[i, k])
-    used = np.uint64(0)
+    unneeded = np.uint64(0)
     for i in range(stop - start):
         for k in range(width):
             meta = table[places[i, k], 1]
             if meta != np.uint64(0):
                 offset, n = _offset(meta), _words(meta)
-                used += pool[offset] + pool[offset + n - 1]
-    return np.int64(used & np.uint64(0xFFFF))
+                unneeded += pool[offset] + pool[offset + n - 1]
+    return np.int64(unneeded & np.uint64(0xFFFF))
 
 
 @_compiled
-def add_rows(
-    table: Array,
-    shift: Any,
-    pool: Array,
-    free: Array,
-    state: Array,
-    caps: Array,
-    grain: Array,
-    reach: Array,
-    slack: Any,
-    keys: Array,
-    ts_ms: Array,
-    action: Array,
-    amount: Array,
-    fresh: Array,
-    cursor: Array,
-) -> None:
-    """Adds rows from ``cursor[0]`` on until done or out of room.
+def add_rows(arena: Arena, rows: Rows, fresh: Array, cursor: Array) -> None:
+    """Adds rows from ``cursor[0]`` on until all are added or there is no room for one.
 
-    ``fresh[: cursor[1]]``: flat indices of the keys that had not changed before.
+    ``fresh[: cursor[1]]`` are the flat indices of the keys that had not changed before.
     """
+    keys, ts_ms, column, amount, state = rows.keys, rows.ts_ms, rows.column, rows.amount, arena.state
     n, width = keys.shape
     ahead = max(1, AHEAD // max(1, width))
     places = np.empty((ahead, width), np.int64)
-    touched = cursor[0]
+    looked_up = cursor[0]
     while cursor[0] < n:
-        if not _room(table, pool, state, caps, width):
+        if not _has_room(arena, width):
             return
         i = cursor[0]
-        if i == touched:
-            touched = min(i + ahead, n)
-            cursor[2] += _touch(table, shift, pool, keys, i, touched, places)
+        if i == looked_up:
+            looked_up = min(i + ahead, n)
+            cursor[2] += _prefetch(arena.table, arena.shift, arena.pool, keys, i, looked_up, places)
         hour = ts_ms[i] // HOUR_MS
         nameable = 0 <= hour < HOURS
         if nameable:
             state[NEWEST] = max(state[NEWEST], hour)
         for k in range(width):
-            key = keys[i, k]
-            if (
-                nameable
-                and key != np.uint64(0)
-                and _add(table, shift, pool, free, state, caps, grain, reach, slack, key, hour, action[i], amount[i])
-            ):
+            if nameable and keys[i, k] != np.uint64(0) and _add(arena, keys[i, k], hour, column[i], amount[i]):
                 fresh[cursor[1]] = i * width + k
                 cursor[1] += 1
         cursor[0] += 1
@@ -412,19 +423,19 @@ def add_rows(
 
 @_compiled
 def _tails(ts_ms: Any, window: Array, window_grain: Array, tails: Array) -> None:
-    """``tails[w]``: first hour that window w still counts, ``floor((ts - W) / grain) * grain``."""
+    """``tails[w]``: the first hour that window w still counts, ``floor((ts - W) / grain) * grain``."""
     for w in range(len(window)):
         grain = window_grain[w]
         tails[w] = (ts_ms - window[w] * HOUR_MS) // (grain * HOUR_MS) * grain
 
 
 @_compiled
-def _sum(pool: Array, offset: Any, n: Any, ts_ms: Any, tails: Array, total: Array, out: Array) -> None:
-    """Window sums of one list in one pass, newest word first. ``out`` (W, A) or longer, ``total`` (20,) is scratch.
+def _sum_windows(pool: Array, offset: Any, n: Any, ts_ms: Any, tails: Array, total: Array, out: Array) -> None:
+    """Window sums of one list in one pass, newest word first. ``out`` (W or more, A); ``total`` (20,) is scratch.
 
-    The digits of group 0 are added up side by side, in lanes of 16 bits, and taken apart at the end of each window.
+    The digits of group 0 are added up side by side, in lanes of 16 bits, which are taken apart at each window's tail.
     """
-    actions = out.shape[1]
+    columns = out.shape[1]
     for a in range(len(total)):
         total[a] = 0
     end = _first_word(ts_ms // HOUR_MS + (ts_ms % HOUR_MS > 0))  # tiles before this hour count
@@ -451,26 +462,26 @@ def _sum(pool: Array, offset: Any, n: Any, ts_ms: Any, tails: Array, total: Arra
                     for slot in range(DIGITS):
                         total[(kind >> 2) * DIGITS + slot] += _digit(word, slot) << (8 * (kind & 3))
                 j -= 1
-            for a in range(min(actions, DIGITS)):
+            for a in range(min(columns, DIGITS)):
                 lane = np.uint64(16 * (a >> 1))
                 if a & 1:
                     total[a] += np.int64(odd >> lane & _LANE) + (np.int64(odd_1 >> lane & _LANE) << 8)
                 else:
                     total[a] += np.int64(even >> lane & _LANE) + (np.int64(even_1 >> lane & _LANE) << 8)
-        for a in range(actions):
+        for a in range(columns):
             out[w, a] = total[a]
 
 
 @_compiled
 def _weights(hour: Any, grain: Array, reach: Array, fade: Array, out: Array) -> None:
-    """``out`` (H, ages): what an event counts at the full hour ``hour``, by how many hours its word's is before.
+    """``out`` (H, ages): the weight of an event at the full hour ``hour``, by how many hours before it its word begins.
 
-    ``fade`` (H, ages in half hours): ``fade[h, i]`` is the weight at the age of (i - 1) / 2 hours. A tile of g hours
-    from f on is as old as its middle, ``hour - f - g / 2``: half an hour below 0 for that of ``hour`` itself.
+    ``grain``, ``reach`` and ``fade`` are those of :class:`Spans`. A tile of g hours from f on is as old as its middle,
+    ``hour - f - g / 2``; the tile of ``hour`` itself is half an hour below 0 old.
     """
     for age in range(out.shape[1]):
         first, wide = hour - age, np.int64(1)
-        for level in range(len(grain) - 1):  # as first_hour
+        for level in range(len(grain) - 1):  # as in first_hour
             start = first // grain[level + 1] * grain[level + 1]
             if start + grain[level + 1] > hour - reach[level]:
                 break
@@ -481,9 +492,11 @@ def _weights(hour: Any, grain: Array, reach: Array, fade: Array, out: Array) -> 
 
 
 @_compiled
-def _decay(pool: Array, offset: Any, n: Any, hour: Any, newest: Any, tail: Any, weights: Array, out: Array) -> None:
-    """Adds the decayed counts of one list, of the words from ``tail`` to ``newest`` at ``hour``, to the last H rows of
-    ``out``."""
+def _sum_decayed(
+    pool: Array, offset: Any, n: Any, hour: Any, newest: Any, tail: Any, weights: Array, out: Array
+) -> None:
+    """Adds the decayed counts of one list at ``hour`` to the last H rows of ``out``. Only words of the hours from
+    ``tail`` to ``newest`` count."""
     lives, ages = weights.shape
     first = len(out) - lives
     for j in range(offset + n - 1, offset - 1, -1):
@@ -502,122 +515,86 @@ def _decay(pool: Array, offset: Any, n: Any, hour: Any, newest: Any, tail: Any, 
 
 
 @_compiled
-def count_rows(
-    table: Array,
-    shift: Any,
-    pool: Array,
-    window: Array,
-    window_grain: Array,
-    grain: Array,
-    reach: Array,
-    fade: Array,
-    ages: Any,
-    keys: Array,
-    ts_ms: Array,
-    out: Array,
-) -> Any:
-    """``out`` (n, W + H, A), zeros on entry. Returns what :func:`_touch` does."""
+def count_rows(arena: Arena, spans: Spans, keys: Array, ts_ms: Array, out: Array) -> Any:
+    """Reads what each key (n,) counts at its time (n,) into ``out`` (n, W + H, A), zeros on entry. Returns what
+    :func:`_prefetch` does."""
+    table, pool, fade = arena.table, arena.pool, spans.fade
     n = len(keys)
-    weights = np.empty((len(fade), ages), np.int64)
+    weights = np.empty((len(fade), spans.ages), np.int64)
     weighed = _BEFORE_ALL
-    tails = np.empty(len(window), np.int64)
+    tails = np.empty(len(spans.window), np.int64)
     total = np.empty(GROUPS * DIGITS, np.int64)
     column = keys.reshape((n, 1))
     places = np.empty((AHEAD, 1), np.int64)
-    used = np.int64(0)
+    unneeded = np.int64(0)
     for start in range(0, n, AHEAD):
         stop = min(start + AHEAD, n)
-        used += _touch(table, shift, pool, column, start, stop, places)
+        unneeded += _prefetch(table, arena.shift, pool, column, start, stop, places)
         for i in range(start, stop):
             if i == 0 or ts_ms[i] != ts_ms[i - 1]:
-                _tails(ts_ms[i], window, window_grain, tails)
+                _tails(ts_ms[i], spans.window, spans.window_grain, tails)
             meta = table[places[i - start, 0], 1]
             if keys[i] != np.uint64(0) and meta != np.uint64(0):
-                _sum(pool, _offset(meta), _words(meta), ts_ms[i], tails, total, out[i])
+                _sum_windows(pool, _offset(meta), _words(meta), ts_ms[i], tails, total, out[i])
                 if len(fade):
                     hour = ts_ms[i] // HOUR_MS
                     if hour != weighed:
-                        _weights(hour, grain, reach, fade, weights)
+                        _weights(hour, spans.grain, spans.reach, fade, weights)
                         weighed = hour
                     newest = hour - (ts_ms[i] % HOUR_MS == 0)
-                    _decay(pool, _offset(meta), _words(meta), hour, newest, tails[-1], weights, out[i])
-    return used
+                    _sum_decayed(pool, _offset(meta), _words(meta), hour, newest, tails[-1], weights, out[i])
+    return unneeded
 
 
 @_compiled
-def run_rows(
-    table: Array,
-    shift: Any,
-    pool: Array,
-    free: Array,
-    state: Array,
-    caps: Array,
-    grain: Array,
-    reach: Array,
-    slack: Any,
-    window: Array,
-    window_grain: Array,
-    fade: Array,
-    ages: Any,
-    keys: Array,
-    ts_ms: Array,
-    action: Array,
-    sums: Array,
-    out: Array,
-    cursor: Array,
-) -> None:
-    """Rows of one time stamp are all counted, then all added. ``cursor``: rows added, rows counted.
+def run_rows(arena: Arena, spans: Spans, rows: Rows, out: Array, cursor: Array) -> None:
+    """Counts rows into ``out`` (n, K, W + H, A), zeros on entry, and adds them: of each time stamp first all rows are
+    counted, then all are added, until the end or until there is no room for one.
 
-    ``sums`` (n, M) is what a row adds to each of the last M columns.
+    ``cursor``: how many rows are added, how many counted.
     """
+    keys, ts_ms, column, sums = rows.keys, rows.ts_ms, rows.column, rows.amount
+    table, pool, state, fade = arena.table, arena.pool, arena.state, spans.fade
     n, width = keys.shape
-    weights = np.empty((len(fade), ages), np.int64)
+    weights = np.empty((len(fade), spans.ages), np.int64)
     weighed = _BEFORE_ALL
     first_sum = out.shape[3] - sums.shape[1]
-    tails = np.empty(len(window), np.int64)
+    tails = np.empty(len(spans.window), np.int64)
     total = np.empty(GROUPS * DIGITS, np.int64)
     one = np.uint32(1)
     ahead = max(1, AHEAD // max(1, width))
     places = np.empty((ahead, width), np.int64)
-    touched = cursor[1]
+    looked_up = cursor[1]
     while cursor[0] < n:
         if cursor[0] == cursor[1]:
             ts = ts_ms[cursor[0]]
-            _tails(ts, window, window_grain, tails)
+            _tails(ts, spans.window, spans.window_grain, tails)
             present = ts // HOUR_MS
             if len(fade) and present != weighed:
-                _weights(present, grain, reach, fade, weights)
+                _weights(present, spans.grain, spans.reach, fade, weights)
                 weighed = present
             i = cursor[0]
             while i < n and ts_ms[i] == ts:
-                if i == touched:
-                    touched = min(i + ahead, n)
-                    cursor[2] += _touch(table, shift, pool, keys, i, touched, places)
+                if i == looked_up:
+                    looked_up = min(i + ahead, n)
+                    cursor[2] += _prefetch(table, arena.shift, pool, keys, i, looked_up, places)
                 for k in range(width):
-                    if i > cursor[0] and keys[i, k] == keys[i - 1, k]:  # a page's rows share its user
+                    if i > cursor[0] and keys[i, k] == keys[i - 1, k]:  # the rows of a page share its user
                         for w in range(out.shape[2]):
                             for a in range(out.shape[3]):
                                 out[i, k, w, a] = out[i - 1, k, w, a]
                     elif keys[i, k] != np.uint64(0):
-                        at = _find(table, shift, keys[i, k])
+                        at = _find(table, arena.shift, keys[i, k])
                         if table[at, 0] != np.uint64(0):
                             meta = table[at, 1]
-                            _sum(pool, _offset(meta), _words(meta), ts + HOUR_MS, tails, total, out[i, k])
+                            offset, words = _offset(meta), _words(meta)
+                            _sum_windows(pool, offset, words, ts + HOUR_MS, tails, total, out[i, k])
                             if len(fade):
-                                _decay(
-                                    pool,
-                                    _offset(meta),
-                                    _words(meta),
-                                    present,
-                                    present,
-                                    tails[-1],
-                                    weights,
-                                    out[i, k],
-                                )
+                                _sum_decayed(pool, offset, words, present, present, tails[-1], weights, out[i, k])
                 i += 1
             cursor[1] = i
         while cursor[0] < cursor[1]:
-            if not _room(table, pool, state, caps, width):
+            if not _has_room(arena, width):
                 return
             i = cursor[0]
             hour = ts_ms[i] // HOUR_MS
@@ -626,64 +603,39 @@ def run_rows(
                 state[NEWEST] = max(state[NEWEST], hour)
             for k in range(width):
                 if nameable and keys[i, k] != np.uint64(0):
-                    _add(
-                        table,
-                        shift,
-                        pool,
-                        free,
-                        state,
-                        caps,
-                        grain,
-                        reach,
-                        slack,
-                        keys[i, k],
-                        hour,
-                        action[i],
-                        one,
-                    )
+                    _add(arena, keys[i, k], hour, column[i], one)
                     for m in range(sums.shape[1]):
                         if sums[i, m]:
-                            _add(
-                                table,
-                                shift,
-                                pool,
-                                free,
-                                state,
-                                caps,
-                                grain,
-                                reach,
-                                slack,
-                                keys[i, k],
-                                hour,
-                                first_sum + m,
-                                sums[i, m],
-                            )
+                            _add(arena, keys[i, k], hour, first_sum + m, sums[i, m])
             cursor[0] += 1
 
 
 @_compiled
-def rehash(old: Array, table: Array, shift: Any) -> None:
-    """Moves every entry of ``old`` into the empty ``table``."""
+def rehash(old: Array, arena: Arena) -> None:
+    """Moves every entry of the table ``old`` into the arena's empty table."""
+    table = arena.table
     for i in range(len(old)):
         if old[i, 0] != np.uint64(0):
-            at = _find(table, shift, old[i, 0])
+            at = _find(table, arena.shift, old[i, 0])
             table[at, 0] = old[i, 0]
             table[at, 1] = old[i, 1]
 
 
 @_compiled
-def live_rows(table: Array, caps: Array) -> Any:
-    """Pool words that the lists would take in blocks of the smallest class that fits each."""
-    rows = 0
+def live_words(arena: Arena) -> Any:
+    """Words of the pool that the lists would take, each in a block of the smallest class that fits."""
+    table, caps = arena.table, arena.caps
+    words = 0
     for i in range(len(table)):
         if table[i, 0] != np.uint64(0):
-            rows += caps[np.searchsorted(caps, _words(table[i, 1]))]
-    return rows
+            words += caps[np.searchsorted(caps, _words(table[i, 1]))]
+    return words
 
 
 @_compiled
-def move_pool(table: Array, old: Array, pool: Array, free: Array, state: Array, caps: Array) -> None:
-    """Moves every list from ``old`` into the empty ``pool``, without holes, in blocks that fit."""
+def move_pool(old: Array, arena: Arena) -> None:
+    """Moves every list from the pool ``old`` into the arena's empty pool, without holes, in blocks that fit."""
+    table, pool, caps = arena.table, arena.pool, arena.caps
     at = 0
     for i in range(len(table)):
         if table[i, 0] != np.uint64(0):
@@ -693,13 +645,13 @@ def move_pool(table: Array, old: Array, pool: Array, free: Array, state: Array, 
             pool[at : at + n] = old[offset : offset + n]
             table[i, 1] = _pack(at, n, cls, _flags(meta))
             at += caps[cls]
-    free[:] = -1
-    state[USED] = at
+    arena.free[:] = -1
+    arena.state[USED] = at
 
 
 @_compiled
 def _remove(table: Array, shift: Any, hole: Any) -> None:
-    """Empties place ``hole``, shifting followers back, so that no tombstone is ever needed."""
+    """Empties the place ``hole`` and moves the entries after it back, so that no tombstone is ever needed."""
     mask = len(table) - 1
     j = hole
     while True:
@@ -716,25 +668,13 @@ def _remove(table: Array, shift: Any, hole: Any) -> None:
 
 
 @_compiled
-def sweep(
-    table: Array,
-    shift: Any,
-    pool: Array,
-    free: Array,
-    state: Array,
-    caps: Array,
-    grain: Array,
-    reach: Array,
-    slack: Any,
-    hour: Any,
-    start: Any,
-    stop: Any,
-    every_list: Any,
-) -> Any:
-    """Drops keys that no window reaches at ``hour`` and merges the tiles of the others, in the places [start, stop):
-    of the lists that are due, or of all."""
+def sweep(arena: Arena, hour: Any, start: Any, stop: Any, every_list: Any) -> Any:
+    """Looks at the places [start, stop) of the table: at the lists that are due, or at all of them. Drops keys that no
+    window reaches at ``hour`` and merges the tiles of the others. Returns how many keys it dropped."""
+    table, pool, free, state = arena.table, arena.pool, arena.free, arena.state
+    caps, grain, reach, slack = arena.caps, arena.grain, arena.reach, arena.slack
     state[NEWEST] = max(state[NEWEST], hour)
-    turn = (state[NEWEST] - slack) // _every(grain)
+    turn = (state[NEWEST] - slack) // _turn_hours(grain)
     dropped = 0
     last = len(grain) - 1
     i = start
@@ -753,15 +693,15 @@ def sweep(
             left = _merge(pool, offset, n, state[NEWEST] - slack, grain, reach)
         if left == 0:
             _release(pool, free, offset, cls)
-            _remove(table, shift, i)
+            _remove(table, arena.shift, i)
             state[KEYS] -= 1
             dropped += 1
             continue  # another entry may stand here now
         smaller = cls
         while smaller > 0 and caps[smaller - 1] >= left:
             smaller -= 1
-        if smaller + 1 < cls and free[smaller] >= 0:  # never grows the pool; one class of slack against flapping
-            to = _allocate(pool, free, state, caps, smaller)
+        if smaller + 1 < cls and free[smaller] >= 0:  # the pool never grows here; a list does not move for one class
+            to = _allocate(arena, smaller)
             pool[to : to + left] = pool[offset : offset + left]
             _release(pool, free, offset, cls)
             offset, cls = to, smaller
@@ -772,30 +712,21 @@ def sweep(
 
 
 @_compiled
-def list_sizes(
-    table: Array,
-    shift: Any,
-    pool: Array,
-    state: Array,
-    grain: Array,
-    reach: Array,
-    slack: Any,
-    keys: Array,
-    settle: Any,
-    sizes: Array,
-    places: Array,
-) -> Any:
-    """Merges the tiles of each key; ``sizes`` (n,) how many tiles are left, ``places`` (n,) where the key stands.
+def list_sizes(arena: Arena, keys: Array, settle: Any, sizes: Array, places: Array) -> Any:
+    """Merges the tiles of each key; ``sizes`` (n,): how many tiles are left, ``places`` (n,): where the key stands.
 
-    With ``settle`` the keys are marked unchanged. Returns what :func:`_touch` does.
+    With ``settle`` the keys are marked unchanged. Returns what :func:`_prefetch` does.
     """
+    table, pool, state, grain, reach, slack = (
+        arena.table, arena.pool, arena.state, arena.grain, arena.reach, arena.slack,
+    )  # fmt: skip
     n = len(keys)
     column, at = keys.reshape((n, 1)), places.reshape((n, 1))
-    used = np.int64(0)
+    unneeded = np.int64(0)
     for i in range(n):
         if i % AHEAD == 0:
             stop = min(i + AHEAD, n)
-            used += _touch(table, shift, pool, column, i, stop, at[i:stop])
+            unneeded += _prefetch(table, arena.shift, pool, column, i, stop, at[i:stop])
         sizes[i] = 0
         meta = table[places[i], 1]
         if keys[i] != np.uint64(0) and meta != np.uint64(0):
@@ -809,12 +740,12 @@ def list_sizes(
                 before = _hour(pool[j])
             flags = _flags(meta) & np.uint64(0xFE) if settle else _flags(meta)
             table[places[i], 1] = _pack(offset, max(left, 1), cls, flags)
-    return used
+    return unneeded
 
 
 @_compiled
 def words_of(tiles: Array, sizes: Array, words: Array) -> None:
-    """``words`` (n,): how many each list of ``tiles`` (T, 1 + A) takes."""
+    """``words`` (n,): how many words each list of ``tiles`` (T, 1 + A) takes."""
     row = 0
     nowhere = np.empty(0, np.uint64)
     for i in range(len(sizes)):
@@ -826,14 +757,14 @@ def words_of(tiles: Array, sizes: Array, words: Array) -> None:
 
 @_compiled
 def _write_words(tiles: Array, row: Any, pool: Array, to: Any) -> Any:
-    """Writes tile ``row`` as words from ``to`` on, if ``pool`` is not empty; returns how many there are."""
+    """Writes tile ``row`` as words from ``to`` on, unless ``pool`` is empty; returns how many words it takes."""
     n = 0
-    actions = tiles.shape[1] - 1
-    for group in range((actions + DIGITS - 1) // DIGITS):
+    columns = tiles.shape[1] - 1
+    for group in range((columns + DIGITS - 1) // DIGITS):
         first = 1 + group * DIGITS
         for level in range(LEVELS):
             digits = np.uint64(0)
-            for slot in range(min(DIGITS, actions + 1 - first)):
+            for slot in range(min(DIGITS, columns + 1 - first)):
                 digits |= np.uint64(np.int64(tiles[row, first + slot]) >> (8 * level) & 255) << np.uint64(8 * slot)
             if digits:
                 if len(pool):
@@ -844,42 +775,28 @@ def _write_words(tiles: Array, row: Any, pool: Array, to: Any) -> Any:
 
 
 @_compiled
-def scatter(
-    table: Array,
-    shift: Any,
-    pool: Array,
-    free: Array,
-    state: Array,
-    caps: Array,
-    grain: Array,
-    reach: Array,
-    slack: Any,
-    keys: Array,
-    sizes: Array,
-    words: Array,
-    tiles: Array,
-    cursor: Array,
-) -> None:
-    """Replaces the tile lists of ``keys`` by ``tiles`` (T, 1 + A), from key ``cursor[0]``, tile ``cursor[1]`` on.
-    ``words`` (n,) come from :func:`words_of`.
+def scatter(arena: Arena, keys: Array, sizes: Array, words: Array, tiles: Array, cursor: Array) -> None:
+    """Replaces the lists of ``keys`` (n,) by ``tiles`` (T, 1 + A), from key ``cursor[0]``, tile ``cursor[1]`` on, until
+    the end or until there is no room for one. An empty list takes its key out.
 
-    Goes on until done or out of room. An empty list takes the key out.
+    ``sizes`` (n,): tiles of each list; ``words`` (n,) come from :func:`words_of`.
     """
+    table, pool, free, state, caps = arena.table, arena.pool, arena.free, arena.state, arena.caps
     while cursor[0] < len(keys):
-        if not _room(table, pool, state, caps, 1):
+        if not _has_room(arena, 1):
             return
         key, n, rows = keys[cursor[0]], words[cursor[0]], sizes[cursor[0]]
         cursor[0] += 1
         if key == np.uint64(0):
             cursor[1] += rows
             continue
-        i = _find(table, shift, key)
+        i = _find(table, arena.shift, key)
         if table[i, 0] != np.uint64(0):
             meta = table[i, 1]
             offset, cls = _offset(meta), _class(meta)
             if n == 0:
                 _release(pool, free, offset, cls)
-                _remove(table, shift, i)
+                _remove(table, arena.shift, i)
                 state[KEYS] -= 1
                 cursor[1] += rows
                 continue
@@ -897,27 +814,29 @@ def scatter(
             cls = np.int64(0)
             while caps[cls] < n:
                 cls += 1
-            offset = _allocate(pool, free, state, caps, cls)
+            offset = _allocate(arena, cls)
         at = offset
         for row in range(cursor[1], cursor[1] + rows):
             at += _write_words(tiles, row, pool, at)
         cursor[1] += rows
         state[NEWEST] = max(state[NEWEST], _hour(pool[offset + n - 1]))
-        table[i, 1] = _pack(offset, n, cls, _due(pool, offset, n, state[NEWEST] - slack, slack, grain, reach) << 1)
+        due = _due(pool, offset, n, state[NEWEST] - arena.slack, arena.slack, arena.grain, arena.reach)
+        table[i, 1] = _pack(offset, n, cls, due << 1)
 
 
 @_compiled
-def changed_bits(table: Array, shift: Any, keys: Array, out: Array) -> None:
+def changed_bits(arena: Arena, keys: Array, out: Array) -> None:
+    """``out`` (n,): 1 for each of the (present) keys that is marked as changed, else 0."""
     for i in range(len(keys)):
-        out[i] = np.uint8(table[_find(table, shift, keys[i]), 1] & np.uint64(1))
+        out[i] = np.uint8(arena.table[_find(arena.table, arena.shift, keys[i]), 1] & np.uint64(1))
 
 
 @_compiled
-def set_changed(table: Array, shift: Any, keys: Array, changed: Array) -> None:
+def set_changed(arena: Arena, keys: Array, changed: Array) -> None:
     """Marks the (present) keys with ``changed`` 1 as changed."""
     for i in range(len(keys)):
         if changed[i]:
-            table[_find(table, shift, keys[i]), 1] |= np.uint64(1)
+            arena.table[_find(arena.table, arena.shift, keys[i]), 1] |= np.uint64(1)
 
 
 @_compiled
@@ -931,16 +850,17 @@ def _write_varint(out: Array, at: Any, value: Any) -> Any:
 
 
 @_compiled
-def pack_lists(table: Array, pool: Array, places: Array, sizes: Array, actions: Any, out: Array, ends: Array) -> None:
+def pack_lists(arena: Arena, places: Array, sizes: Array, columns: Any, out: Array, ends: Array) -> None:
     """The packed form (see ``windows/tiles.py``) of the lists that :func:`list_sizes` found, one after another.
 
-    ``out`` has room for 9 bytes a list and 5 a number; ``ends`` (n,) where each ends.
+    ``out`` has room for 9 bytes a list and 5 a number; ``ends`` (n,): where each list ends in it.
     """
+    table, pool = arena.table, arena.pool
     at = 0
-    counts = np.zeros(actions, np.int64)
+    counts = np.zeros(columns, np.int64)
     for i in range(len(places)):
         out[at] = 1
-        out[at + 1] = actions
+        out[at + 1] = columns
         out[at + 2] = sizes[i] & 255
         out[at + 3] = sizes[i] >> 8
         at += 4
@@ -956,26 +876,26 @@ def pack_lists(table: Array, pool: Array, places: Array, sizes: Array, actions: 
                 last = hour
                 j += 1
                 alone = j == end or _hour(pool[j]) != hour
-                if alone and _head(word) & 15 == 0 and word & _HIGH_BITS == 0 and actions <= DIGITS:
-                    for slot in range(actions):  # every count is one byte: nearly all tiles
+                if alone and _head(word) & 15 == 0 and word & _HIGH_BITS == 0 and columns <= DIGITS:
+                    for slot in range(columns):  # every count is one byte: nearly all tiles
                         out[at + slot] = np.uint8(word >> np.uint64(8 * slot) & np.uint64(255))
-                    at += actions
+                    at += columns
                     continue
                 counts[:] = 0
                 j -= 1
                 while j < end and _hour(pool[j]) == hour:
                     head = _head(pool[j])
                     first = (head >> 2 & 3) * DIGITS
-                    for slot in range(min(DIGITS, actions - first)):
+                    for slot in range(min(DIGITS, columns - first)):
                         counts[first + slot] += _digit(pool[j], slot) << (8 * (head & 3))
                     j += 1
-                for a in range(actions):
+                for a in range(columns):
                     at = _write_varint(out, at, counts[a])
         ends[i] = at
 
 
 @_compiled
-def read_sizes(raw: Array, ends: Array, actions: Any, sizes: Array) -> Any:
+def read_sizes(raw: Array, ends: Array, columns: Any, sizes: Array) -> Any:
     """``sizes`` (n,) from the headers of packed lists. Returns -1, or the first list that is damaged."""
     start = np.int64(0)
     for i in range(len(ends)):
@@ -984,10 +904,10 @@ def read_sizes(raw: Array, ends: Array, actions: Any, sizes: Array) -> Any:
         if length < 0 or ends[i] > len(raw):
             return i
         if length:
-            if length < 4 or raw[start] != 1 or raw[start + 1] != actions:
+            if length < 4 or raw[start] != 1 or raw[start + 1] != columns:
                 return i
             sizes[i] = np.int64(raw[start + 2]) | np.int64(raw[start + 3]) << 8
-            if sizes[i] * (1 + actions) > length - 4:  # so that a lying header cannot make us allocate
+            if sizes[i] * (1 + columns) > length - 4:  # so that a lying header cannot make us allocate
                 return i
         start = ends[i]
     return -1
@@ -995,16 +915,19 @@ def read_sizes(raw: Array, ends: Array, actions: Any, sizes: Array) -> Any:
 
 @_compiled
 def unpack(raw: Array, ends: Array, sizes: Array, out: Array) -> Any:
-    """The inverse of :func:`pack`; ``sizes`` come from the headers. Returns -1, or the first list that is damaged."""
+    """The inverse of :func:`pack_lists`: ``out`` (T, 1 + A), the tiles of the lists ``raw``, one after another.
+
+    ``sizes`` (n,) come from :func:`read_sizes`. Returns -1, or the first list that is damaged.
+    """
     at, row = 0, 0
-    actions = out.shape[1] - 1
+    columns = out.shape[1] - 1
     for i in range(len(ends)):
-        if ends[i] == at:  # nothing at all reads as an empty list
+        if ends[i] == at:  # no bytes at all are an empty list
             continue
         at += 4
         hour = np.int64(0)
         for _ in range(sizes[i]):
-            for a in range(actions + 1):
+            for a in range(columns + 1):
                 value, bits = np.int64(0), 0
                 while True:
                     if at >= ends[i] or bits > 28:
@@ -1032,26 +955,17 @@ def unpack(raw: Array, ends: Array, sizes: Array, out: Array) -> Any:
 
 
 @_compiled
-def sum_lists(
-    tiles: Array,
-    sizes: Array,
-    ts_ms: Any,
-    window: Array,
-    window_grain: Array,
-    grain: Array,
-    reach: Array,
-    fade: Array,
-    ages: Any,
-    present: Array,
-    out: Array,
-) -> None:
-    """Window sums of tile lists outside a store; list j goes to ``out[present[j]]``. out (n, W + H, A), zeros on
-    entry."""
+def sum_lists(spans: Spans, tiles: Array, sizes: Array, ts_ms: Any, present: Array, out: Array) -> None:
+    """Reads lists outside a store, ``tiles`` (T, 1 + A), of ``sizes`` (n,) each, as :func:`count_rows` reads a store's.
+
+    List j goes to ``out[present[j]]``; ``out`` (.., W + H, A), zeros on entry.
+    """
+    window, fade, ages = spans.window, spans.fade, spans.ages
     tails = np.empty(len(window), np.int64)
-    _tails(ts_ms, window, window_grain, tails)
+    _tails(ts_ms, window, spans.window_grain, tails)
     now = ts_ms // HOUR_MS
     weights = np.empty((len(fade), ages), np.int64)
-    _weights(now, grain, reach, fade, weights)
+    _weights(now, spans.grain, spans.reach, fade, weights)
     first = 0
     for j in range(len(sizes)):
         for row in range(first, first + sizes[j]):

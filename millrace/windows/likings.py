@@ -1,0 +1,98 @@
+# core
+"""What a user likes and how hot an item is: one formula for the scorer's recall and for the shop's lists.
+
+::
+
+    clicks a day = 1 / W * sum over the W windows of  clicks in the window / its days
+
+A recent click lies in every window, and a short window has few days. So the click of today weighs most.
+
+Read off a window key of the item alone, it is the item's *heat*. Read off a key of user columns and item columns, such
+as ``user_id * category``, it is the user's *liking* of the items that have these values. Decayed counts take no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.contracts.hashing import U64, value_hash
+from millrace.contracts.online import window_fields
+from millrace.contracts.schema import Windows
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.tiles import counts_of
+
+ACTION = "click"
+
+
+def clicks_a_day(counts: NDArray[np.integer[Any]], windows: Windows) -> NDArray[np.float64]:
+    """The mean over the windows of the clicks a day in each; zeros for a schema that counts no clicks. (n,)
+
+    Args:
+        counts: (n, W + H, A) as :class:`millrace.windows.tiles.TileStore` gives them.
+
+    >>> counts = np.array([[[9, 2], [50, 7]], [[4, 0], [9, 7]]])  # [exposures, clicks] in a day, in a week
+    >>> clicks_a_day(counts, Windows(days=(1, 7), actions=("exposure", "click"))).tolist()
+    [1.5, 0.5]
+    """
+    if ACTION not in windows.actions:
+        return np.zeros(len(counts))
+    clicks = counts[:, : len(windows.days), windows.actions.index(ACTION)]  # (n, W)
+    mean: NDArray[np.float64] = (clicks / np.array(windows.days, np.float64)).mean(axis=1)
+    return mean
+
+
+def taste_keys(builder: FeatureBuilder) -> list[int]:
+    """The window keys, as columns of ``keys``, that say what a user likes: those of user columns and item columns, the
+    item's id not among them, and of nothing else."""
+    users, items = set(builder.needs("user")), set(builder.needs("item")) - {builder.item_column}
+    found = []
+    for k, key in enumerate(builder.schema.windows.keys):
+        columns = set(key.columns)
+        if columns & users and columns & items and columns <= users | items:
+            found.append(k)
+    return found
+
+
+def taste_columns(builder: FeatureBuilder) -> dict[str, int]:
+    """The item columns that alone make a key of :func:`taste_keys` together with user columns: column -> the first such
+    key."""
+    found: dict[str, int] = {}
+    items = set(builder.needs("item"))
+    for k in taste_keys(builder):
+        of_item = [column for column in builder.schema.windows.keys[k].columns if column in items]
+        if len(of_item) == 1:
+            found.setdefault(of_item[0], k)
+    return found
+
+
+def preferences(
+    builder: FeatureBuilder,
+    column: str,
+    values: Sequence[str | int],
+    user: Mapping[str, U64],
+    record: Mapping[bytes, bytes],
+    ts_ms: int,
+) -> list[tuple[str | int, float]]:
+    """The values of an item column that a user has clicked in, and how much the user likes each; best first.
+
+    Args:
+        column: one of :func:`taste_columns`.
+        values: the values to choose from.
+        user: the user's columns, of (1,) hashes.
+        record: the user's hash in the online store (:mod:`millrace.contracts.online`).
+        ts_ms: event time, after the newest event.
+
+    Raises:
+        StoreError: a tile list in ``record`` is damaged.
+    """
+    windows = builder.schema.windows
+    hashes = np.array([value_hash(value) for value in values], np.uint64)
+    keys = builder.keys({**user, column: hashes}, len(values))[:, taste_columns(builder)[column]]
+    held = [record.get(field) for field in window_fields(keys)]
+    liking = clicks_a_day(counts_of(held, ts_ms, windows.days, windows.columns), windows)
+    order = np.argsort(-liking, kind="stable")[: np.count_nonzero(liking)]
+    return [(values[i], float(liking[i])) for i in order.tolist()]
