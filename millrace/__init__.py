@@ -1,3 +1,4 @@
+# core
 """What crosses a boundary between Millrace's packages, and the command line."""
 
 __version__ = "0.1.0"

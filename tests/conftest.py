@@ -2,10 +2,66 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # How long an example takes says nothing on a machine where other things run; CI draws the same examples each time.
 settings.register_profile("millrace", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("millrace")
+
+
+ROOT = Path(__file__).parent.parent
+COMPILE = (
+    "from millrace.contracts.schema import shop_schema; from millrace.contracts.settings import Settings;"
+    " from stream.partition import Policy; from stream.warm import warm_up;"
+    " warm_up(shop_schema(), Policy.of(Settings()))",
+    "from millrace.contracts.schema import shop_schema; from learner.model import OnlineModel;"
+    " from learner.warm import warm_up; warm_up(OnlineModel(shop_schema(), {}, 0))",
+)
+"""What fills numba's caches. Each takes a core for half a minute where nothing is cached."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In a fresh clone, pytest-xdist's workers wait until one of them has had everything compiled. Otherwise each of
+    them, and each role that they start, would compile the same functions at the same time."""
+    if "PYTEST_XDIST_WORKER" not in os.environ or "NUMBA_CACHE_DIR" in os.environ or _cached():
+        return
+    with (tmp_path_factory.getbasetemp().parent / "compiling").open("w") as lock:  # the workers' common folder
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _cached():
+            running = [subprocess.Popen([sys.executable, "-c", program], cwd=ROOT) for program in COMPILE]
+            assert [child.wait() for child in running] == [0, 0], "the warm-ups of stream and learner run"
+
+
+def _cached() -> bool:
+    """Whether anything was ever compiled in this clone. What has changed since is compiled by whoever calls it."""
+    return all(any((ROOT / room / "__pycache__").glob("*.nbi")) for room in ("millrace/windows", "learner"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """PyTorch computes in one thread: other tests run beside this one, and sums do not depend on the machine's cores.
+
+    A test that has not imported PyTorch does not pay for its import.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start processes and wait for them come first: begun last, one of them alone would prolong the run."""
+    items.sort(key=lambda item: item.get_closest_marker("services") is None)

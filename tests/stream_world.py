@@ -15,7 +15,7 @@ from millrace.contracts.hashing import combine, value_hash
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from stream.join import Message, Policy
-from stream.partition import Output
+from stream.partition import Output, Partition
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
@@ -91,6 +91,13 @@ def impression(request: str, ts_ms: int, items: Sequence[int], user: int = 7, **
     return to_msgpack(Impression(**(body | values)))
 
 
+def resumed(raw: bytes, schema: Schema = SCHEMA, policy: Policy = POLICY, number: int = 0) -> Partition:
+    """A partition that goes on from a checkpoint."""
+    partition = Partition(number, schema, policy)
+    partition.resume(raw)
+    return partition
+
+
 class Log:
     """Messages with their offsets, topic by topic."""
 
@@ -109,7 +116,7 @@ class Log:
 
 
 def rows(batch: SampleBatch | None) -> list[Row]:
-    """A batch as the oracle writes samples."""
+    """A batch as the reference writes samples."""
     if batch is None:
         return []
     return [
@@ -130,7 +137,7 @@ def rows(batch: SampleBatch | None) -> list[Row]:
 
 
 def hashed(samples: Iterable[Row]) -> list[Row]:
-    """The oracle's samples with ids hashed as batches have them, sorted."""
+    """The reference's samples with ids hashed as batches have them, sorted."""
     return sorted(r._replace(user=str(value_hash(r.user)), item=str(value_hash(r.item))) for r in samples)
 
 

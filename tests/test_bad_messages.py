@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka import TopicPartition
 
-import stream.worker
+import stream.outlet
 from learner.model import OnlineModel
 from learner.progressive import Progressive
 from learner.repeats import Repeats
@@ -58,14 +58,16 @@ from millrace.contracts.topics import (
     USERS,
 )
 from millrace.demo.audit import Ledger
+from scorer.app import refresh_lists
 from scorer.feed import Feed, ItemFeed, TileFeed
 from scorer.modelfeed import ModelFeed
 from stream.listkeeper import take
-from stream.lists import Lists
+from stream.lists import ShopLists
 from stream.partition import Message, Partition, Policy
 from tests.bad_messages import VALUES, Bad, corpus, deep, json_fields, json_object
 from tests.scorer_shop import ITEMS as GOODS
 from tests.scorer_shop import NOW_MS, SCHEMA, SPEC, batch, item
+from tests.stream_world import resumed
 from tests.test_scorer_feed import Here, feed, learner_in, messages, same_model
 
 TS_MS = NOW_MS - 60_000
@@ -294,9 +296,9 @@ def test_a_partition_takes_or_buries_each_and_goes_on() -> None:
             own = [d for d in dead[before:] if (d.topic, d.offset) == (message.topic, message.offset)]
             assert taken + len([d for d in own if d.exposures == 0]) >= 1, message
             assert partition.offsets[message.topic] == message.offset + 1
-        changes = partition.changed()
+        changes = partition.changes()
         msgspec.json.encode([user.attributes for user in changes.profiles])
-        partition = Partition.from_bytes(partition.to_bytes(), SCHEMA, POLICY)
+        partition = resumed(partition.snapshot().to_bytes(), SCHEMA, POLICY)
     for letter in dead:
         assert decode_dead_letter(letter_bytes(letter)) == letter
         assert "Error:" not in letter.detail, letter
@@ -335,10 +337,11 @@ def test_profiles_are_read_past_what_nobody_can_use(monkeypatch: pytest.MonkeyPa
             visit(SimpleNamespace(partition=0, value=value))
         return len(topic)
 
-    monkeypatch.setattr(stream.worker, "read_all", read_all)
+    monkeypatch.setattr(stream.outlet, "read_all", read_all)
     schema = tmp_path / "schema.toml"
     schema.write_text((Path(__file__).parent / "scorer_shop.toml").read_text())
-    found = {user.user_id: user for user in stream.worker.profiles_of(Settings(schema=str(schema)), 0)}
+    settings = Settings(schema=str(schema))
+    found = {user.user_id: user for user in stream.outlet.profiles_of(settings, settings.load_schema(), 0)}
     assert {7, "ann"} <= found.keys()
     msgspec.json.encode([user.attributes for user in found.values()])
 
@@ -347,7 +350,7 @@ def test_profiles_are_read_past_what_nobody_can_use(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_lists_take_or_bury_each_and_are_made(tmp_path: Path) -> None:
-    lists = Lists(SCHEMA)
+    lists = ShopLists(SCHEMA)
     letters: list[DeadLetter] = []
     for topic in (ITEMS, FEATURES_ITEMS):
         for offset, bad in enumerate(of(topic)):
@@ -367,7 +370,7 @@ def test_the_lists_take_or_bury_each_and_are_made(tmp_path: Path) -> None:
 
 def test_an_item_is_usable_for_lists_and_scorer_or_for_neither(tmp_path: Path) -> None:
     reader, _, figures, _ = feed(ItemFeed, tmp_path)
-    lists = Lists(SCHEMA)
+    lists = ShopLists(SCHEMA)
     for offset, bad in enumerate(of(ITEMS)):
         before = figures.errors["item"]
         reader.take_all([(bad.key, bad.value)])
@@ -387,7 +390,7 @@ def test_the_item_feed_passes_over_each_and_takes_what_follows(tmp_path: Path) -
     rows = scorer.index.rows_of([i.item_id for i in GOODS])
     assert (rows >= 0).all()
     assert scorer.index.alive[rows].sum() == len(GOODS) - 1
-    asyncio.run(scorer.refresh_lists())
+    asyncio.run(refresh_lists(scorer))
     assert len(scorer.lists.living) >= len(GOODS) - 1
 
 

@@ -1,5 +1,5 @@
 """Messages that nobody should send, through the whole loop on Apache Kafka while it runs: it is at work afterwards,
-also when its roles were killed and read them again, and its books balance."""
+also when its roles were killed and read them again, and every exposure is accounted for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from millrace.processes.kafka import create_topics, make_producer, read_all
 from tests.bad_messages import Bad, corpus
 from tests.demo_kafka import apache_kafka, own_redis
 from tests.demo_process import DemoProcess, demo_process
-from tests.test_demo_live import assert_books_balance
+from tests.test_demo_live import assert_all_accounted_for
 from tests.waiting import LONG
 
 pytestmark = [pytest.mark.services, pytest.mark.kafka, pytest.mark.timeout(LONG)]
@@ -34,7 +34,7 @@ TS_MS = 1_772_323_200_000  # 1 March 2026: before the day on which a demo opens
 
 
 def is_label(bad: Bad) -> bool:
-    """Whether the learner can use it: then it is a forged label and no bad message, and no books could bear it."""
+    """Whether the learner can use it: then it is a forged label and no bad message, and no audit could bear it."""
     if bad.topic != SAMPLES:
         return False
     try:
@@ -90,7 +90,7 @@ def test_bad_messages_through_a_running_loop_cost_it_nothing(tmp_path: Path) -> 
         with demo_process(tmp_path, env=env) as demo:
             demo.until_learning()
             send(settings, during)
-            for name in ("stream", "learner", "scorer"):  # each reads the topics again from where it has to
+            for name in ("stream", "learn", "serve"):  # each reads the topics again from where it has to
                 victim = demo.role(name)["pid"]
                 os.kill(victim, signal.SIGKILL)
 
@@ -103,7 +103,7 @@ def test_bad_messages_through_a_running_loop_cost_it_nothing(tmp_path: Path) -> 
 
             def told() -> bool:
                 nonlocal scorer
-                scorer = role_environment(demo, "simulator").get("MILLRACE_SCORER", "")
+                scorer = role_environment(demo, "simulate").get("MILLRACE_SCORER", "")
                 return bool(scorer)
 
             demo.until(told, "the simulator is told where the scorer is")
@@ -121,7 +121,7 @@ def test_bad_messages_through_a_running_loop_cost_it_nothing(tmp_path: Path) -> 
             assert demo.end(signal.SIGINT) == 0, demo.text()
             report = demo.report()
             demo.until_nothing_left()
-        assert_books_balance(report)
+        assert_all_accounted_for(report)
         assert set(report["restarts"].values()) == {0, 1}, "no role died but those that were killed"
         assert 'millrace_errors_total{what="message"}' not in figures, "each was foreseen"
         letters = Counter[tuple[str, str, int, int]]()

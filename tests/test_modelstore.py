@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.contracts.errors import SnapshotError
-from millrace.contracts.modelstore import Announcement, Image, ModelStore, Rows, chain, verify
+from millrace.contracts.modelstore import Announcement, Image, ModelStore, TableRows, chain, verify
 
 META: dict[str, Any] = {
     "schema_id": "s",
@@ -26,7 +27,7 @@ META: dict[str, Any] = {
 def image(values: dict[int, float], dense: float = 0.0, removed: tuple[int, ...] = ()) -> Image:
     ids = np.array(sorted(values), np.int64)
     columns = {"emb": np.array([[values[i], -values[i]] for i in ids.tolist()], np.float32).reshape(-1, 2)}
-    return Image({"w": np.array([dense], np.float32)}, {"t": Rows(ids, columns, np.array(removed, np.int64))})
+    return Image({"w": np.array([dense], np.float32)}, {"t": TableRows(ids, columns, np.array(removed, np.int64))})
 
 
 def write_chain(store: ModelStore) -> list[Announcement]:
@@ -96,6 +97,39 @@ def test_an_unfinished_snapshot_is_not_there(tmp_path: Path) -> None:
     latest = store.latest()
     assert latest is not None
     assert latest.version == 3
+
+
+@pytest.mark.parametrize("what", ["snapshot", "delta"])
+def test_a_crash_while_writing_leaves_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    store = ModelStore(tmp_path)
+    notes = write_chain(store)
+    before = sorted(tmp_path.rglob("*"))
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    def write() -> None:
+        if what == "snapshot":
+            store.write_snapshot(image({1: 1.0}), {}, version=4, **META)
+        else:
+            store.write_delta(image({1: 1.0}), notes[-1].hash, version=4, **META)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space left"):
+            write()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_pruning_clears_what_dead_writers_left(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    write_chain(store)
+    dead = 2**22 + 12345  # above the largest process id
+    (tmp_path / f".snapshot-00000009.{dead}.tmp").mkdir()
+    (tmp_path / f".delta-00000009.safetensors.{dead}.tmp").write_bytes(b"half")
+    store.prune()
+    assert not list(tmp_path.glob(".*"))
+    assert len(list(store.snapshots())) == 3
 
 
 def test_pruning_keeps_what_the_kept_need(tmp_path: Path) -> None:

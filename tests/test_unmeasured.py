@@ -15,7 +15,7 @@ from learner.model import ServingModel
 from learner.progressive import auc
 from millrace.processes.wall import event_now_ms
 from scorer.app import make_app
-from simulator.figures import Oracle
+from simulator.oracle_auc import OracleAuc
 from tests.scorer_shop import NOW_MS, SCHEMA, Learner, call, serving
 
 
@@ -42,8 +42,8 @@ def test_a_model_has_an_age_once_it_has_learnt_from_an_exposure(tmp_path: Path) 
     assert before - NOW_MS - 1 <= age_ms <= event_now_ms(scorer.clock) - NOW_MS + 1  # rounded
 
 
-def test_the_oracle_has_no_auc_of_one_class_or_of_nothing() -> None:
-    oracle, rng = Oracle(40, 1000), np.random.default_rng(0)
+def test_the_oracle_has_no_auc_of_one_class_or_of_no_rows() -> None:
+    oracle, rng = OracleAuc(40, 1000), np.random.default_rng(0)
     chances: list[float] = []
     outcomes: list[bool] = []
     oracle.settle(10**9)

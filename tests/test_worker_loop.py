@@ -36,19 +36,20 @@ from millrace.contracts.events import (
     to_json,
     to_msgpack,
 )
+from millrace.contracts.itemtiles import unpack
+from millrace.contracts.online import PROFILE, window_keys
 from millrace.contracts.samples import CORRECTION, NEGATIVE, SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings, load_settings
 from millrace.processes.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
-from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, spawn, stop
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port, spawn, stop
 from millrace.processes.wall import event_now_ms, wall_ms
 from millrace.windows.tiles import counts_of
 from stream.checkpoint import CheckpointStore
 from stream.faustio import Throttle
 from stream.partition import Message, Partition, Policy
 from tests.demo_kafka import apache_kafka
-from tests.waiting import LONG, PATIENCE, quiet_port
-from tests.waiting import until as until  # tests/test_lists.py has it from here
+from tests.waiting import LONG, PATIENCE, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
@@ -166,7 +167,7 @@ def answer(loop: Loop) -> Answer:
         out.samples.update(rows_of(step.samples))
         out.dead.update((d.topic, d.partition, d.offset) for d in step.dead)
         out.pending += partition.pending
-        changes = partition.changed()
+        changes = partition.changes()
         for user, entries in changes.users:
             out.users[str(user)] = dict(zip([k for k, _ in entries], counted([b for _, b in entries]), strict=True))
         out.profiles |= {str(p.user_id): p.attributes for p in changes.profiles}
@@ -221,10 +222,10 @@ class Loop:
         self.broker.stop()
 
     def worker(self) -> subprocess.Popen[bytes]:
-        settings = msgspec.structs.replace(self.settings, metrics_port=quiet_port())
+        settings = msgspec.structs.replace(self.settings, metrics_port=free_port())
         environment = {**os.environ, **settings.environment(), "NUMBA_NUM_THREADS": "1"}
         log = self.folder / f"worker{len(self.workers)}.log"
-        child = spawn([sys.executable, "-m", "millrace.processes.role", "stream"], environment, log)
+        child = spawn([sys.executable, "-m", "millrace", "stream"], environment, log)
         self.workers[child] = settings
         return child
 
@@ -290,15 +291,15 @@ class Loop:
         with redis.Redis.from_url(f"redis://{self.settings.redis}") as client:
             for name in client.scan_iter("user:*"):
                 fields = client.hgetall(name)
-                fields.pop(b"profile", None)
-                keys = [int.from_bytes(f, "little") for f in fields]
+                fields.pop(PROFILE, None)
+                keys = window_keys(fields).tolist()
                 if keys:
                     found[name.decode()[5:]] = dict(zip(keys, counted(list(fields.values())), strict=True))
         return as_lists(found)
 
     def redis_profiles(self) -> dict[str, Any]:
         with redis.Redis.from_url(f"redis://{self.settings.redis}") as client:
-            found = {n.decode()[5:]: client.hget(n, "profile") for n in client.scan_iter("user:*")}
+            found = {n.decode()[5:]: client.hget(n, PROFILE) for n in client.scan_iter("user:*")}
         return {user: msgspec.json.decode(raw) for user, raw in found.items() if raw is not None}
 
     def item_tiles(self) -> dict[Any, Any]:
@@ -306,11 +307,8 @@ class Loop:
 
         def read(record: Any) -> None:
             message = decode_item_tiles(record.value)
-            sizes = np.frombuffer(message.sizes, "<u4").tolist()
-            at = 0
-            for key, size in zip(np.frombuffer(message.keys, "<u8").tolist(), sizes, strict=True):
-                newest[message.partition, key] = message.tiles[at : at + size]
-                at += size
+            keys, tiles = unpack(message)
+            newest.update({(message.partition, key): blob for key, blob in zip(keys.tolist(), tiles, strict=True)})
 
         read_all(self.settings, "features.items", read)
         found: dict[Any, Any] = as_lists({"": dict(zip(newest, counted(list(newest.values())), strict=True))})[""]
@@ -484,7 +482,7 @@ def test_a_checkpoint_of_another_topic_is_one_line(loop: Loop) -> None:
     loop.send([("events", 0, b"rubbish")] * 3)
     partition = Partition(0, SCHEMA, Policy.of(loop.settings))
     partition.take([Message("events", 499, b"rubbish")], NEWEST_MS)
-    CheckpointStore(loop.settings.folder("checkpoints")).write(0, partition.to_bytes(), partition.offsets)
+    CheckpointStore(loop.settings.folder("checkpoints")).write(0, partition.snapshot().to_bytes(), partition.offsets)
     line = last_line(loop.worker(), loop)
     assert "topic 'events' partition 0 ends before offset 500" in line
     assert "MILLRACE_DATA" in line
@@ -588,9 +586,9 @@ def test_a_client_that_repeats_itself_is_throttled() -> None:
 def test_a_broker_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     code = "from stream import worker; from millrace.processes import kafka\n"
     code += "from millrace.contracts.settings import load_settings\n"
-    code += "worker.wait_for_broker = lambda s: kafka.wait_for_broker(s, 0.2)\n"
-    code += "import sys; from millrace.contracts.errors import MillraceError\n"
-    code += "try: worker.run(load_settings())\nexcept MillraceError as e: sys.exit(str(e))"
+    code += "worker.open_broker = lambda s: kafka.wait_for_broker(s, 0.2)\n"
+    code += "import sys, threading; from millrace.contracts.errors import MillraceError\n"
+    code += "try: worker.run(load_settings(), threading.Event())\nexcept MillraceError as e: sys.exit(str(e))"
     settings = load_settings({"kafka": "127.0.0.1:1", "redis": "127.0.0.1:1", "data": str(tmp_path)}, environ={})
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **settings.environment()}, capture_output=True, check=False

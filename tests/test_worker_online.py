@@ -11,9 +11,9 @@ import pytest
 import redis
 
 from millrace.contracts.errors import StoreError
-from millrace.processes.services import EmbeddedRedis
-from stream.online import OnlineStore, field_of
-from tests.waiting import quiet_port
+from millrace.contracts.online import user_key, window_field
+from millrace.processes.services import EmbeddedRedis, free_port
+from stream.online import OnlineStore
 
 pytestmark = pytest.mark.services
 
@@ -26,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
 
 def read(server: EmbeddedRedis, user: str) -> dict[bytes, bytes]:
     with redis.Redis.from_url(f"redis://{server.address}") as client:
-        fields: dict[bytes, bytes] = client.hgetall(f"user:{user}")
+        fields: dict[bytes, bytes] = client.hgetall(user_key(user))
         return fields
 
 
@@ -52,9 +52,9 @@ def test_writes_are_absolute_and_empty_lists_take_their_field_away(server: Embed
     write(server.address, ([("a", [(7, b"\1\5\1\0one"), (big, b"two")])], [("a", {"age": 3, "tags": ["x"]})]))
     fields = read(server, "a")
     assert fields.pop(b"profile") == msgspec.json.encode({"age": 3, "tags": ["x"]})
-    assert fields == {field_of(7): b"\1\5\1\0one", (big).to_bytes(8, "little"): b"two"}
+    assert fields == {window_field(7): b"\1\5\1\0one", (big).to_bytes(8, "little"): b"two"}
     write(server.address, ([("a", [(7, b""), (big, b"new")])], []), ([("a", [(7, b"")])], [("a", {})]))
-    assert read(server, "a") == {field_of(big): b"new", b"profile": b"{}"}
+    assert read(server, "a") == {window_field(big): b"new", b"profile": b"{}"}
     write(server.address, ([("a", [(big, b"\1\5\0\0")])], []))
     assert read(server, "a") == {b"profile": b"{}"}
 
@@ -90,12 +90,12 @@ def test_data_that_goes_takes_the_mark_of_being_whole_along(server: EmbeddedRedi
 def test_many_users_need_several_pipelines(server: EmbeddedRedis) -> None:
     write(server.address, ([(f"m{i}", [(i + 1, b"t%d" % i)]) for i in range(2500)], []))
     assert [read(server, f"m{i}") for i in (0, 999, 1000, 2499)] == [
-        {field_of(i + 1): b"t%d" % i} for i in (0, 999, 1000, 2499)
+        {window_field(i + 1): b"t%d" % i} for i in (0, 999, 1000, 2499)
     ]
 
 
 def test_a_store_that_comes_back_gets_what_it_missed(tmp_path: Path) -> None:
-    port = quiet_port()
+    port = free_port()
 
     async def main() -> None:
         store = OnlineStore(f"redis://127.0.0.1:{port}")
@@ -104,7 +104,7 @@ def test_a_store_that_comes_back_gets_what_it_missed(tmp_path: Path) -> None:
         assert not done
         with EmbeddedRedis(tmp_path, port=port) as server:
             await writing
-            assert read(server, "u") == {field_of(9): b"late"}
+            assert read(server, "u") == {window_field(9): b"late"}
         await store.close()
 
     asyncio.run(main())

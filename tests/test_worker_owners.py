@@ -12,7 +12,7 @@ from millrace.contracts.events import Id
 from stream import owners, partition
 from stream.owners import Owners
 from stream.partition import Partition
-from tests.stream_world import DAY, HOUR, POLICY, SCHEMA, T0, Log, exposure, impression, keys_of
+from tests.stream_world import DAY, HOUR, POLICY, SCHEMA, T0, Log, exposure, impression, keys_of, resumed
 
 Lists = dict[str, dict[int, bytes]]
 
@@ -52,14 +52,14 @@ def test_all_lists_come_again_whatever_was_published_and_restored(monkeypatch: p
     for user in range(7):
         shown(part, log, user, list(range(user, user + 4)), T0 + user)
         if user == 3:
-            published = lists_of(part.changed().users)
+            published = lists_of(part.changes().users)
     assert len(published) == 4
     again = whole(part)
-    assert again == published | lists_of(part.changed().users)
+    assert again == published | lists_of(part.changes().users)
     assert {user: len(lists) for user, lists in again.items()} == {str(user): 4 for user in range(7)}
     assert len(list(part.whole())) == 7  # slices of one user's four keys each
-    assert part.changed().users == []
-    assert whole(Partition.from_bytes(part.to_bytes(), SCHEMA, POLICY)) == again
+    assert part.changes().users == []
+    assert whole(resumed(part.snapshot().to_bytes(), SCHEMA, POLICY)) == again
 
 
 @pytest.mark.parametrize("restored", [False, True])
@@ -68,17 +68,17 @@ def test_the_end_of_a_key_is_told_once_and_others_stay(restored: bool) -> None:
     shown(part, log, 1, [1, 2], T0)
     shown(part, log, 2, [1], T0)
     shown(part, log, 1, [2], T0 + 5 * DAY)
-    part.changed()
+    part.changes()
     swept(part, log, T0 + 7 * DAY)
-    assert lists_of(part.changed().users).keys() == {"99"}  # still within the longest window
+    assert lists_of(part.changes().users).keys() == {"99"}  # still within the longest window
     swept(part, log, T0 + 8 * DAY + HOUR)
     if restored:
-        part = Partition.from_bytes(part.to_bytes(), SCHEMA, POLICY)
-    ended = lists_of(part.changed().users)
+        part = resumed(part.snapshot().to_bytes(), SCHEMA, POLICY)
+    ended = lists_of(part.changes().users)
     ended.pop("99")
     assert ended == {"1": {user_key(1, 1): b""}, "2": {user_key(2, 1): b""}}
     swept(part, log, T0 + 8 * DAY + 3 * HOUR)
-    assert lists_of(part.changed().users).keys() == {"99"}
+    assert lists_of(part.changes().users).keys() == {"99"}
     assert whole(part).keys() == {"1", "99"}
     assert whole(part)["1"].keys() == {user_key(1, 2)}
 
@@ -86,10 +86,10 @@ def test_the_end_of_a_key_is_told_once_and_others_stay(restored: bool) -> None:
 def test_a_key_that_comes_back_is_not_told_to_have_ended() -> None:
     part, log = Partition(0, SCHEMA, POLICY), Log()
     shown(part, log, 1, [1], T0)
-    part.changed()
+    part.changes()
     swept(part, log, T0 + 9 * DAY)
     shown(part, log, 1, [1], T0 + 9 * DAY)
-    now = lists_of(part.changed().users)["1"]
+    now = lists_of(part.changes().users)["1"]
     assert now.keys() == {user_key(1, 1)}
     assert all(now.values())
 
@@ -120,6 +120,6 @@ def test_owners_equal_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
             lives = set(alive.tolist())
             assert told(ours.end(rng.permutation(alive))) == {k: u for k, u in plain.items() if k not in lives}
             plain = {k: u for k, u in plain.items() if k in lives}
-            ours = Owners(*ours.freeze())
+            ours = Owners(*ours.snapshot())
         assert told(ours.all()) == plain
         assert len(ours) == len(plain)

@@ -16,6 +16,7 @@ from numba.core.dispatcher import Dispatcher
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.windows import kernels
+from tests.stream_world import resumed
 from stream.partition import Message, Partition, Policy
 from stream.warm import warm_up
 from tests.test_worker_loop import SCHEMA, NEWEST_MS, story
@@ -32,9 +33,9 @@ taken = part.take(messages, NEWEST_MS)
 assert len(taken.samples) > 50
 for _ in range(200):
     part.take([], NEWEST_MS)
-part.changed()
+part.changes()
 list(part.whole())
-Partition.from_bytes(part.to_bytes(), SCHEMA, Policy.of(Settings())).changed()
+resumed(part.snapshot().to_bytes(), SCHEMA, Policy.of(Settings())).changes()
 assert sum(map(len, before.values())) > 5, before
 after = compiled()
 assert after == before, [n for n in after if after[n] != before[n]]
