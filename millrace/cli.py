@@ -11,7 +11,7 @@ from typing import Any, Literal
 import cyclopts
 
 from millrace import __version__
-from millrace.contracts.errors import LogError, MillraceError
+from millrace.contracts.errors import LogError, MillraceError, SettingError
 from millrace.contracts.settings import Settings, load_settings
 
 app = cyclopts.App(
@@ -108,6 +108,11 @@ def simulate(
         for path in write_days(out, days=days, seed=settings.seed, start=start):
             print(path)
         return
+    if settings.from_log and from_log is None and (open_loop or seconds is not None):
+        raise SettingError(
+            f"MILLRACE_FROM_LOG names '{settings.from_log}' to be played, which knows no --open-loop and no --seconds",
+            "unset it, or leave the flags out",
+        )
     from millrace.processes.role import run_role
 
     def run(settings: Settings, stop: Event) -> None:

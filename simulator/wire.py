@@ -215,7 +215,7 @@ class ScorerClient:
         Returns:
             None when told to stop, or refused for good.
         """
-        trouble = "the scorer does not answer; the shopper waits"
+        trouble = "the scorer gives no page; the shopper waits"
 
         async def post() -> tuple[dict[str, Any], dict[str, Any]] | None:
             nonlocal refusals
@@ -235,8 +235,10 @@ class ScorerClient:
                     if page.get("request_id") is not None:
                         figures.RECOMMEND_SECONDS.observe(time.perf_counter() - started)
                         return body, page
-                why = f"{answer.status} {raw[:200].decode('utf-8', 'replace')}"
-                if 400 <= answer.status < 500 and answer.status != 429:
+                    why = "it is not ready: a page of the shop's lists"
+                else:
+                    why = f"{answer.status} {raw[:200].decode('utf-8', 'replace')}"
+                if 200 < answer.status < 500 and answer.status != 429:
                     if refusals <= 0:
                         figures.REQUEST_ERRORS.inc()
                         self._warn("the scorer refused a request", route=route, why=why)

@@ -100,9 +100,11 @@ class Outlet:
 
     async def close(self) -> None:
         """Closes the producer and the store."""
-        if self._producer is not None:
-            await self._producer.stop()
-        await self._online.close()
+        try:
+            if self._producer is not None:
+                await self._producer.stop()
+        finally:
+            await self._online.close()
 
     def forget(self) -> None:
         """The partitions are another worker's: no checkpoint of ours will cover what was sent."""
@@ -176,7 +178,7 @@ class Outlet:
         """Reads the state now; writes it in its turn."""
         started = time.monotonic()
         number, offsets = turn.number, dict(turn.partition.offsets)
-        state = turn.partition.snapshot(due.advance_ms)
+        state = turn.snapshot()
         sent = self._sent.pop(number, [])
 
         async def job() -> None:

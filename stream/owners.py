@@ -27,11 +27,11 @@ ByUser = tuple[list[Id], list[int], U64]
 class Owners:
     """See the module's text. Arrays are replaced, never changed, so that :meth:`snapshot` copies nothing but names."""
 
-    def __init__(self, ids: Sequence[Id] = (), who: Any = (), keys: Any = ()) -> None:
-        self._ids = list(ids)
-        self._number = {str(user): number for number, user in enumerate(self._ids)}
-        self._keys: U64 = np.array(keys, np.uint64)  # (n,) ascending
-        self._who: NDArray[np.int32] = np.array(who, np.int32)  # (n,)
+    def __init__(self) -> None:
+        self._ids: list[Id] = []
+        self._number: dict[str, int] = {}
+        self._keys: U64 = np.zeros(0, np.uint64)  # (n,) ascending
+        self._who: NDArray[np.int32] = np.zeros(0, np.int32)  # (n,)
         self._new: list[tuple[U64, NDArray[np.int32]]] = []
         self._waiting = 0
 
@@ -78,6 +78,13 @@ class Owners:
         """What makes an equal one: ids, whose (n,), keys (n,)."""
         self._merge()
         return list(self._ids), self._who, self._keys
+
+    def resume(self, state: tuple[Sequence[Id], Any, Any]) -> None:
+        """Becomes what :meth:`snapshot` saw. For a new object."""
+        ids, who, keys = state
+        self._ids = list(ids)
+        self._number = {str(user): number for number, user in enumerate(self._ids)}
+        self._keys, self._who = np.array(keys, np.uint64), np.array(who, np.int32)
 
     def _by_user(self, keys: U64, who: NDArray[np.int32]) -> ByUser:
         order = np.argsort(who, kind="stable")

@@ -444,7 +444,7 @@ class Partition:
             self._changed_items = [np.frombuffer(head.items, "<u8")]
             self._profiles = {str(user.user_id): user for user in head.profiles}
             ids, who, keys = head.owners
-            self._owners = Owners(ids, np.frombuffer(who, "<i4"), np.frombuffer(keys, "<u8"))
+            self._owners.resume((ids, np.frombuffer(who, "<i4"), np.frombuffer(keys, "<u8")))
             self._ended = True  # the checkpoint may be older than the end of a key
         except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
             raise StoreError(f"a damaged checkpoint ({error})", _REMEDY) from None

@@ -16,13 +16,14 @@ with what is due, in order. The worker does these things in that order: what is 
 :class:`Advance`, the reading of the state for :class:`Publish` and :class:`Checkpoint`) before it asks again; what
 takes long (delivering, writing) one after another in the background, and it calls :meth:`Turn.done` after each.
 
-Five faults of the past are rules here, each a method of its own, so that a test can take it out and see its case fail:
+The faults of the past are rules here, each a method of its own, so that a test can take it out and see its case fail:
 
 ===============================  ============================================================================
 :meth:`Turns.positions`          Messages came before the checkpoint was loaded, and were lost.
 :meth:`Turn._released`           Events ran ahead of impressions, which are larger; their pages were lost.
 :meth:`Turn._silent_until`       A worker that stood still took its own absence for silence of its partitions.
 :meth:`Turn._announce`           A label given to silence was forgotten in a crash, and given again differently.
+:meth:`Turn._announcing`         The same, when the crash came before the checkpoint was written.
 :func:`clock_at`                 An event from another run's future was taken when our clock had come as far.
 ===============================  ============================================================================
 """
@@ -40,7 +41,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
 from stream.gate import Arrival, Gate, ReadTo, silent_until
 from stream.join import Message
-from stream.partition import Partition
+from stream.partition import Partition, PartitionSnapshot
 
 INPUTS = (EVENTS, IMPRESSIONS, USERS)
 TAKE_MESSAGES = 500
@@ -82,27 +83,32 @@ class Now(NamedTuple):
 # ---------------------------------------------------------------------- what is due
 
 
-class Take(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Take:
     """Take these messages; send the samples and dead letters that come of them."""
 
     messages: Sequence[Message]
 
 
-class Advance(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Advance:
     """Move the silent partition's watermark; send what comes of it. A checkpoint that says so has been written."""
 
     until_ms: int
 
 
-class Pause(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Pause:
     """Fetch no more events of this partition for now."""
 
 
-class Resume(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Resume:
     """Fetch events of this partition again."""
 
 
-class Publish(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Publish:
     """Read the partition's changes now and write them to the online store and ``features.items``.
 
     ``new``: the partition began empty, and this is its first publication. So a store that does not hold the partition
@@ -112,8 +118,9 @@ class Publish(NamedTuple):
     new: bool
 
 
-class Checkpoint(NamedTuple):
-    """Read the partition's state now. Write it once all samples and dead letters so far, and all publications told
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Read :meth:`Turn.snapshot` now. Write it once all samples and dead letters so far, and all publications told
     before, are delivered; then commit its offsets.
 
     ``advance_ms``: the state announces this :class:`Advance`, as the first thing that follows it.
@@ -205,11 +212,10 @@ class Turn:
             self._gate.served(message)
 
     def inbound(self, reads: Reads, now: Now) -> Iterator[Due]:
-        """What is to be taken. While an advance is announced and not yet written, nothing is: what comes after it in
-        a worker that recovers must come after it here."""
+        """What is to be taken."""
+        if self._announcing():
+            return
         if self._advance_ms is not None:
-            if not self._announced:
-                return
             until_ms, self._advance_ms, self._announced, self._dirty = self._advance_ms, None, False, True
             yield Advance(until_ms)
         messages, self._waiting = self._waiting, []
@@ -248,6 +254,13 @@ class Turn:
         if self._dirty:
             yield from self._checkpoint(now)
 
+    def snapshot(self) -> PartitionSnapshot:
+        """What a :class:`Checkpoint` that is due holds: the partition, and the advance that follows.
+
+        A turn has no other state: what waits here is read from Kafka again, all else begins anew with an assignment.
+        """
+        return self.partition.snapshot(self._advance_ms)
+
     def done(self, due: Due) -> None:
         """A publication or checkpoint that was due is done."""
         if isinstance(due, Publish):
@@ -257,6 +270,11 @@ class Turn:
             self._announced = due.advance_ms is not None
 
     # ------------------------------------------------------------------ rules
+
+    def _announcing(self) -> bool:
+        """Whether an advance waits for the checkpoint that announces it. Until that is written, neither the advance is
+        made nor a message taken: a worker that recovers from it makes the advance before it takes anything."""
+        return self._advance_ms is not None and not self._announced
 
     def _released(self, reads: Reads, taken_now: Sequence[Message], now: Now) -> list[Message]:
         """Events whose impressions have been taken, or are among ``taken_now``."""
@@ -301,7 +319,7 @@ class Turn:
         return Publish(new)
 
     def _checkpoint(self, now: Now) -> Iterator[Due]:
-        """All that the state holds is published first: a restart from this checkpoint does not do it again."""
+        """All changes are published first, so that a restart from this checkpoint has few to publish again."""
         yield self._publication(now)
         self._saved_s, self._dirty = now.steady_s, False
         self._saving += 1

@@ -27,7 +27,7 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from millrace.contracts.clock import EventClock
-from millrace.contracts.errors import BrokerError, MillraceError, ServiceError
+from millrace.contracts.errors import BrokerError, MillraceError, ServiceError, one_line
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS
@@ -93,8 +93,8 @@ class Worker:
 
     async def positions(self) -> dict[TP, int]:
         """The next offset to read of every assigned input, once that is known."""
-        while (found := self.turns.positions()) is None:
-            await self._loaded.wait()
+        await self._loaded.wait()
+        found = self.turns.positions() or {}  # given up meanwhile: there is nothing to read any more
         return {TP(topic, number): offset for (topic, number), offset in found.items()}
 
     async def receive(self, m: Any) -> None:
@@ -234,6 +234,7 @@ class Worker:
         """
         await self.outlet.open()
         self.lists.start()
+        failures: list[BaseException] = []
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._as_expected(self.app.start(), "Faust"))
@@ -241,9 +242,7 @@ class Worker:
                 tasks.create_task(self._as_expected(self.outlet.run(), "the outlet"))
                 tasks.create_task(self._until(stop))
         except BaseExceptionGroup as group:
-            errors = [error for error in group.exceptions if not isinstance(error, _Ended)]
-            if errors:
-                raise errors[0] from None
+            failures += [error for error in group.exceptions if not isinstance(error, _Ended)]
         finally:
             READY.set(0)
             self.lists.ending.set()
@@ -254,10 +253,20 @@ class Worker:
                         await closing
                 except Exception as error:
                     log.warning("not closed cleanly", error=f"{type(error).__name__}: {error}")
+        for other in failures[1:]:
+            log.error("failed at the same time", error=one_line(other))
+        if failures:
+            raise failures[0]
 
     async def _as_expected(self, task: Coroutine[Any, Any, None], what: str) -> None:
         try:
             await task
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            if me is None or me.cancelling():
+                raise
+            # Something that it awaited was cancelled, not it. The group would take it for a task that has ended well.
+            raise expected(None, what, self.settings) from None
         except Exception as error:
             told = expected(error, what, self.settings)
             if told is error:

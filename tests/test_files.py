@@ -60,7 +60,8 @@ def test_leftovers_go_unless_their_writer_lives(tmp_path: Path) -> None:
     folder = tmp_path / f".folder.{dead}.tmp"
     folder.mkdir()
     (folder / "serving").write_bytes(b"half")
-    kept = [f".mine.{own}.tmp", ".first.1.tmp", ".no-process.tmp", "whole", f"seen.{dead}.tmp"]
+    (tmp_path / f".mine.{own}.tmp").write_bytes(b"half")  # of an earlier process that had our number
+    kept = [".first.1.tmp", ".no-process.tmp", "whole", f"seen.{dead}.tmp"]
     for name in kept:
         (tmp_path / name).write_bytes(b"")
     clear_leftovers(tmp_path)

@@ -35,14 +35,17 @@ from learner.repeats import Repeats
 from learner.spec import read_spec
 from learner.table import Rates, ServingTable, SparseTable
 from learner.trainer import Trainer
+from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import MillraceError, SnapshotError, StoreError
 from millrace.contracts.events import Action, Exposure, User, decode_event, to_json
 from millrace.contracts.modelstore import Image, TableRows
 from millrace.windows.tiles import TileStore, counts_of
+from stream.gate import ReadTo
 from stream.join import LabelJoin, Message, Outcome, decode_served
 from stream.owners import Owners
-from stream.partition import Partition
+from stream.partition import Output, Partition
 from stream.rows import LoggedPage
+from stream.turn import INPUTS, Advance, Now, Pace, Publish, Take, Turn, arrival
 from tests.learning import SCHEMA as LEARNT
 from tests.learning import START_MS, make_samples
 from tests.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
@@ -540,8 +543,55 @@ class Belongings(Case):
         gone = subject.end(np.arange(10 * piece, 1000, dtype=np.uint64)) if piece % 2 else None
         return gone, subject.all()
 
-    def resume(self, state: Any) -> Owners:
-        return Owners(*state)
+
+class Due(Case):
+    """A turn with what is due of it done at once, up to an advance that is announced and not yet made."""
+
+    covers = (Turn,)
+    skips: ClassVar = {
+        CHANGES_ONCE: "its partition's changes are published",
+        CHANGES_ABSOLUTE: "its partition's changes are published",
+        DAMAGED: f"{WHOLE}: a partition's",
+    }
+    clock = EventClock()
+
+    def turn(self, partition: Partition) -> Turn:
+        return Turn(partition, Pace(publish_s=60, checkpoint_s=60, idle_s=60), self.clock, Now(0.0, T0 / 1000))
+
+    def fresh(self) -> Turn:
+        return self.turn(Partition(0, SCHEMA, POLICY))
+
+    def feed(self, subject: Turn, piece: int) -> Any:
+        """A piece of the shop, then silence until the next is near."""
+        came, silent = T0 / 1000 + piece * 1860, T0 / 1000 + piece * 1860 + 1700
+        for m in messages(piece):
+            subject.arrived(arrival(0, m.topic, m.offset, m.raw, came, None, self.clock, came), Now(came, came))
+        reads = {t: ReadTo(1000 * piece + 500, 1000 * piece + 500, silent, self._end(t, piece)) for t in INPUTS}
+        out: list[Any] = []
+        for now in (Now(came, came + 1), Now(came + 100, came + 100), Now(silent, silent)):
+            for due in (*subject.inbound(reads, now), *subject.outbound(reads, subject.partition.newest_ms, now)):
+                match due:
+                    case Take():
+                        out.append(subject.partition.take(due.messages, T0 + 1000 * HOUR))
+                    case Advance():
+                        out.append(subject.partition.advance(due.until_ms))
+                    case Publish():
+                        out.append(subject.partition.changes())
+                subject.done(due)
+        return [(rows(o.samples), o.dead, o.counts) if isinstance(o, Output) else o for o in out]
+
+    def _end(self, topic: str, piece: int) -> int:
+        return max((m.offset + 1 for m in messages(piece) if m.topic == topic), default=0)
+
+    def form(self, state: Any) -> bytes:
+        raw: bytes = state.to_bytes()
+        return raw
+
+    def resume(self, state: Any) -> Turn:
+        """A turn begins anew with its partition."""
+        partition = Partition(0, SCHEMA, POLICY)
+        partition.resume(state.to_bytes())
+        return self.turn(partition)
 
 
 CASES: dict[str, Case] = {
@@ -558,6 +608,7 @@ CASES: dict[str, Case] = {
     "join": Join(),
     "owners": Belongings(),
     "partition": Middle(),
+    "turn": Due(),
 }
 """Every kind of object that has state."""
 

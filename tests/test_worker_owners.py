@@ -120,6 +120,7 @@ def test_owners_equal_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
             lives = set(alive.tolist())
             assert told(ours.end(rng.permutation(alive))) == {k: u for k, u in plain.items() if k not in lives}
             plain = {k: u for k, u in plain.items() if k in lives}
-            ours = Owners(*ours.snapshot())
+            state, ours = ours.snapshot(), owners.Owners()
+            ours.resume(state)
         assert told(ours.all()) == plain
         assert len(ours) == len(plain)

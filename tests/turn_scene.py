@@ -36,7 +36,7 @@ from stream.turn import (
     Turns,
     arrival,
 )
-from tests.stream_world import MINUTE, POLICY, SCHEMA, T0, action, exposure, impression, rows
+from tests.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, action, exposure, impression, rows
 
 STEP_S = 0.1
 WALL_S = 1_700_000_000.0
@@ -78,9 +78,11 @@ class SILENCE(NamedTuple):
 
 
 class OTHER_RUN(NamedTuple):
-    """An event of another run comes, so many hours ahead of that run's clock: from the future, now and for ever."""
+    """An event of another run comes, so many hours ahead of that run's clock: from the future, now and for ever. That
+    clock may be behind ours."""
 
     ahead_hours: float
+    behind_hours: float = 0.0
 
 
 class STANDSTILL(NamedTuple):
@@ -134,11 +136,12 @@ class Scene:
     """See the module's text.
 
     Args:
-        turns: makes the turns; a test takes a rule out here.
+        pace: how often things are due.
+        rests: steps of work after each item of a story.
     """
 
-    def __init__(self, turns: Callable[[Pace, EventClock], Turns] = Turns, pace: Pace = PACE) -> None:
-        self._make, self.pace = turns, pace
+    def __init__(self, pace: Pace = PACE, rests: int = 2) -> None:
+        self.pace, self._rests = pace, rests
         self.wall_s, self._steps, self._impression_steps = WALL_S, 0, 0
         self.log: dict[tuple[str, int], list[Record]] = {(t, p): [] for t in INPUTS for p in range(PARTITIONS)}
         self.committed: dict[tuple[str, int], int] = {}
@@ -157,7 +160,7 @@ class Scene:
 
     def _begin(self) -> None:
         """A process starts: it has nothing but what is durable."""
-        self.turns = self._make(self.pace, CLOCK)
+        self.turns = Turns(self.pace, CLOCK)
         self.consumer = Consumer()
         self._flight: list[tuple[int, int, Arrival]] = []  # generation, due step, message
         self._unsent: list[tuple[int, Output]] = []
@@ -169,7 +172,7 @@ class Scene:
     # ------------------------------------------------------------------ the story
 
     def play(self, story: Sequence[Happening]) -> Scene:
-        """Lets it all happen, two steps of work after each item."""
+        """Lets it all happen."""
         for item in story:
             match item:
                 case page() | click() | OTHER_RUN():
@@ -187,7 +190,7 @@ class Scene:
                 case str():
                     {CRASH: self._begin, REBALANCE: self._rebalance, LOST_REDIS: self._lose_redis}[item]()
             if not isinstance(item, STANDSTILL):
-                self._run(2 * STEP_S)
+                self._run(self._rests * STEP_S)
         return self
 
     def finish(self) -> Scene:
@@ -211,9 +214,10 @@ class Scene:
                     ts_ms = min(ts_ms, self.seen_ms[name] + round(after_minutes * MINUTE))
                 self.told_ms[name] = self.event_ms
                 self._append("events", at, action("click", name, ts_ms, 0, ITEMS[0], user_id=at))
-            case OTHER_RUN(hours):
+            case OTHER_RUN(hours, behind_hours):
+                ts_ms -= round(behind_hours * HOUR)
                 theirs = EventClock(round(self.wall_s * 1000), ts_ms, 1.0)
-                ahead = exposure(f"other{self.ahead}", ts_ms + round(hours * 3_600_000), ITEMS, user_id=0)
+                ahead = exposure(f"other{self.ahead}", ts_ms + round(hours * HOUR), ITEMS, user_id=0)
                 self._append("events", 0, ahead, ((HEADER, theirs.encode().encode()),))
                 self.ahead += 1
 
@@ -332,7 +336,7 @@ class Scene:
             self.redis |= {(str(user), key): blob for key, blob in tiles}
 
     def _checkpoint(self, turn: Turn, due: Checkpoint) -> None:
-        state, offsets = turn.partition.snapshot(due.advance_ms), dict(turn.partition.offsets)
+        state, offsets = turn.snapshot(), dict(turn.partition.offsets)
         sent, self._unsent = self._unsent, []
 
         def job() -> None:

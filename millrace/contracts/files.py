@@ -34,7 +34,9 @@ def temporary_beside(path: Path) -> Path:
 
 
 def write_whole(path: Path, *chunks: bytes | memoryview, durable: bool) -> None:
-    """Makes or replaces the file ``path``: when this returns it is whole, and when it raises it is as it was before.
+    """Makes or replaces the file ``path``, which is whole at any time.
+
+    When this returns it is the new one; when it raises, the old one or the new one.
 
     Two threads of one process must not write the same path at once: they would share the temporary file.
 
@@ -75,10 +77,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Removes temporary files and folders whose writers no longer live. For a folder that one machine writes to."""
+    """Removes temporary files and folders whose writers no longer live. For a folder that one machine writes to.
+
+    Call it before this process writes there: a leftover of its own number is of an earlier process (in a container the
+    number is often 1).
+    """
     for path in folder.glob(".*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None or _lives(int(match[1])):
+        if match is None or (int(match[1]) != os.getpid() and _lives(int(match[1]))):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
