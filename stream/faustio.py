@@ -197,7 +197,7 @@ class StreamApp(faust.App):
         self.positions = positions
         super().__init__(
             GROUP,
-            broker=[URL(f"aiokafka://{server}") for server in settings.kafka.split(",")],
+            broker=[URL(f"aiokafka://{server}") for server in settings.brokers],
             datadir=str(datadir),
             store="memory://",
             web_enabled=False,

@@ -74,7 +74,7 @@ class Outlet:
         """
         await self._online.wait()
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=self._settings.kafka.split(","),
+            bootstrap_servers=self._settings.brokers,
             enable_idempotence=self._settings.idempotence,
             acks="all",
             linger_ms=5,

@@ -34,7 +34,7 @@ def run(settings, stop):
     assert stop.wait(60)
     structlog.get_logger("any").info("asked to stop")
 
-run_role("learn", Settings(data=sys.argv[1]), run)
+run_role("learn", Settings(kafka="127.0.0.1:1", data=sys.argv[1]), run)
 """
 
 

@@ -87,11 +87,11 @@ def test_a_crash_while_writing_leaves_the_one_before(tmp_path: Path, monkeypatch
 
 def test_leftovers_of_dead_writers_are_cleared(tmp_path: Path) -> None:
     gone = 2**22 + 12345  # above the largest process id
-    for pid in (gone, os.getpid()):
+    for pid in (gone, os.getppid()):
         (tmp_path / f".p00000-{1:020d}.ckpt.{pid}.tmp").write_bytes(b"half")
     store = CheckpointStore(tmp_path)
     assert store.newest(0) is None
-    assert [p.name.split(".")[-2] for p in tmp_path.iterdir()] == [str(os.getpid())]
+    assert [p.name.split(".")[-2] for p in tmp_path.iterdir()] == [str(os.getppid())]
 
 
 def test_a_place_that_cannot_be_used_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from millrace.contracts.clock import EventClock
-from millrace.contracts.errors import SettingError
+from millrace.contracts.errors import BrokerError, SettingError
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -97,6 +97,17 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def event_clock(self) -> EventClock:
         return EventClock.decode(self.clock)
+
+    @property
+    def brokers(self) -> list[str]:
+        """The broker's addresses, ``host:port`` each.
+
+        Raises:
+            BrokerError: none is set.
+        """
+        if not self.kafka:
+            raise BrokerError("no Kafka address is set", "set MILLRACE_KAFKA to host:port, or use 'millrace demo'")
+        return self.kafka.split(",")
 
     def folder(self, *parts: str) -> Path:
         """A folder below ``data``, created if need be.

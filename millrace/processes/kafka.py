@@ -63,19 +63,13 @@ read_any_header(DefaultRecordBatch)
 REMEDY = "start Kafka there, or set MILLRACE_KAFKA to its host:port"
 
 
-def _servers(settings: Settings) -> list[str]:
-    if not settings.kafka:
-        raise BrokerError("no Kafka address is set", "set MILLRACE_KAFKA to host:port, or use 'millrace demo'")
-    return settings.kafka.split(",")
-
-
 def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -> None:
     """Waits, with back-off and a line a try, until the broker answers.
 
     Raises:
         BrokerError: it did not within ``patience_seconds`` (default: the settings').
     """
-    servers = _servers(settings)
+    servers = settings.brokers
     seconds = settings.patience_seconds if patience_seconds is None else patience_seconds
 
     def ask() -> None:
@@ -124,7 +118,7 @@ def create_topics(settings: Settings) -> None:
     Raises:
         BrokerError: a topic has another number of partitions than the settings say, or cannot be created.
     """
-    admin = KafkaAdminClient(bootstrap_servers=_servers(settings))
+    admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
     try:
         present = {t["name"]: len(t["partitions"]) for t in admin.describe_topics()}
         wanted = {t.name: t.partitions or settings.partitions for t in TOPICS}
@@ -157,7 +151,7 @@ def ensure_topics(settings: Settings) -> None:
         BrokerError: they cannot be created, or those that are there have other counts than the missing ones would.
     """
     try:
-        admin = KafkaAdminClient(bootstrap_servers=_servers(settings))
+        admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
         with contextlib.closing(admin):
             present = {t["name"] for t in admin.describe_topics()}
     except KafkaError as error:
@@ -179,7 +173,7 @@ def open_broker(settings: Settings) -> None:
 def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
     """A producer of raw bytes. Idempotent with ``acks=all`` wherever the broker can be."""
     base: dict[str, Any] = {
-        "bootstrap_servers": _servers(settings),
+        "bootstrap_servers": settings.brokers,
         "enable_idempotence": settings.idempotence,
         "acks": "all",
         "linger_ms": 5,
@@ -219,7 +213,7 @@ def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = N
     Positions are the caller's to keep (in its own snapshot), so no group has to be joined and nothing is committed.
     """
     base: dict[str, Any] = {
-        "bootstrap_servers": _servers(settings),
+        "bootstrap_servers": settings.brokers,
         "enable_auto_commit": False,
         "auto_offset_reset": "earliest",
         "fetch_max_wait_ms": 50,

@@ -59,12 +59,14 @@ def run_role(name: str, settings: Settings, run: Run) -> None:
             load is minded as well.
 
     Raises:
+        BrokerError: no broker is named. This is told before the role is imported, which takes seconds.
         MillraceError: an expected failure of the role. The command line tells it in one line and ends with status 1.
     """
     calm_logs()
     stop = _stop_on_signals()
     structlog.contextvars.bind_contextvars(role=name)
     try:
+        _ = settings.brokers
         run(settings, stop)
     finally:
         _leave_figures(settings, name)
