@@ -4,8 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
-# Tests at a time. Much of their time is waiting for processes: one more than the cores of a small machine.
-JOBS   ?= 3
+# Tests at a time. Much of their time is waiting for processes: two more than the cores of a small machine.
+JOBS   ?= 4
 
 .PHONY: help install demo test check unit wheel bench clean
 help:            ## list the targets
@@ -27,7 +27,7 @@ check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-unit: $(STAMP)   ## the tests alone, JOBS=3 at a time; pass flags as ARGS='-k join'
+unit: $(STAMP)   ## the tests alone, JOBS=4 at a time; pass flags as ARGS='-k join'
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 test: check unit ## everything that must hold

@@ -2,7 +2,7 @@
 """Which new ids get a row: those seen a number of times (Monolith's filter; DeepRec's ``filter_freq``).
 
 Ids that are not admitted yet are counted in a count-min sketch of fixed size (Cormode and Muthukrishnan 2005) with
-conservative update, so a stream of ids that never return costs no memory. Counts are halved now and then: an id is
+conservative update, so a stream of ids that never return costs no memory. Counts are halved from time to time: an id is
 admitted because it was seen often lately, not because it is old.
 """
 
@@ -17,7 +17,7 @@ _MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 
 
 class Admission:
-    """Admits an id at its ``threshold``-th occurrence; a threshold of 1 admits everything and holds nothing."""
+    """Admits an id at its ``threshold``-th occurrence. A threshold of 1 admits every id and needs no memory."""
 
     def __init__(self, threshold: int) -> None:
         self.threshold = threshold

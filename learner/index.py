@@ -8,7 +8,7 @@
                          [ id id | ...                                ]    id 0: the row is free
 
 Two ids never share a row: the hash only says where to look first. Rows that were freed are used again. ``data`` is
-reserved whole but the system gives it memory only as rows are used, so it neither moves nor is copied when it grows.
+reserved whole, but the system gives it memory only as rows are used. So it is neither moved nor copied when it grows.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _FIRST_BITS = 11
 
 
 class Index:
-    """Ids, their rows, and the record that lives and dies with a row.
+    """Ids, their rows, and the record of each row.
 
     Args:
         columns: name and number of float32 columns of each part of a record, in order.
         max_rows: rows that will ever be held; :meth:`add` gives no more than that.
 
     Raises:
-        SettingError: the system does not even promise the memory that ``max_rows`` would need.
+        SettingError: the system refuses to reserve the memory that ``max_rows`` would need.
     """
 
     def __init__(self, columns: dict[str, int], max_rows: int) -> None:
@@ -104,7 +104,7 @@ class Index:
         while 4 * len(self) > 3 << bits:
             bits += 1
         if bits != 64 - self._shift:
-            self._rehash(bits)  # inserts the ids in the records: not yet the new ones
+            self._rehash(bits)  # inserts the ids that are in the records, which do not have the new ones yet
         kernels.insert(self._slots, self._shift, self._words, ids, rows)
         return rows
 
@@ -117,11 +117,11 @@ class Index:
         self._free = np.concatenate([self._free, rows[present]])
 
     def live(self) -> RowNumbers:
-        """Rows in use, in no order to rely on."""
+        """Rows in use, in an undefined order."""
         return np.flatnonzero(self._words[: self._used, 0]).astype(np.int32)
 
     def rows(self) -> RowNumbers:
-        """Rows in use, in ascending order of id: an order that does not depend on how they came to be."""
+        """Rows in use, in ascending order of id, which does not depend on the order in which ids were added."""
         live = self.live()
         ordered: RowNumbers = live[np.argsort(self.ids_of(live), kind="stable")]
         return ordered

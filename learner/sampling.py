@@ -1,5 +1,5 @@
 # core
-"""Which samples are learnt from, and with what weight, so that the model still predicts the true rate.
+"""Chooses which samples are learnt from, and their weights, so that the model still predicts the true rate.
 
 *Negative down-sampling* (He et al. 2014, "Practical lessons from predicting clicks on ads at Facebook", section 6.3):
 a share w of the negatives is learnt from. A model of that stream predicts p; q is the rate in the whole stream::
@@ -7,16 +7,16 @@ a share w of the negatives is learnt from. A model of that stream predicts p; q 
     q = p / (p + (1 - p) / w)        as logits: logit(q) = logit(p) + ln w
 
 *Fake negatives* (Ktena et al. 2019, arXiv 1907.06558, the fake negative weighted loss): each exposure is a negative
-at once, and a second sample, a positive, when its click comes. Learnt as they come, a true rate of p would be
-predicted as ``p / (1 + p)``. With these weights it is predicted as p. The p in the weights is the model's own
-(corrected) prediction, and no gradient flows through it::
+at once. When its click comes, it is also a second sample, a positive. Without weights, the model would predict a true
+rate of p as ``p / (1 + p)``. With these weights it predicts p. The p in the weights is the model's own (corrected)
+prediction, and no gradient flows through it::
 
     positive (a correction of its negative)   1 + p
     negative                                  (1 - p) (1 + p)
     positive that never was a negative        (1 - p) (1 + p)
 
-The last weight is not in the paper. It keeps the fixed point at the true rate when some clicks are so fast that no
-negative came before them, whatever their share.
+The last weight is not in the paper. Some clicks are so fast that no negative comes before them. The weight keeps the
+fixed point at the true rate, whatever the share of such clicks.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Predictions that wait for their label, where each exposure comes as a negative at once.
 
 If each sample were judged as it comes, a click would count as a negative first. So a prediction is kept until its click
-comes (label 1) or until the attribution window ends (label 0). The labels are then those of a joiner that waits.
+comes (label 1) or until the attribution window ends (label 0). A join that waits would give the same labels.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ Hashes = NDArray[np.uint64]
 
 
 class Unsettled:
-    """Predictions by exposure, for ``wait_ms`` of event time, and at most ``max_rows``; then the oldest go unjudged.
+    """Predictions by exposure, kept for ``wait_ms`` of event time, at most ``max_rows``. The oldest are dropped first.
 
-    V values of each prediction are kept: the trainer says what they are. Not kept in snapshots: predictions that wait
+    V values of each prediction are kept; the trainer defines them. Snapshots do not keep them: predictions that wait
     when a process ends are not judged.
     """
 
@@ -40,14 +40,14 @@ class Unsettled:
             self.lost += 1
 
     def settle(self, clicked: Hashes) -> tuple[Hashes, Values, NDArray[np.float64]]:
-        """Users (n,), values (n, V) and labels (n,) of what is settled now: first those ``clicked``, then those that
-        have waited long enough."""
+        """Users (n,), values (n, V) and labels (n,) of the predictions that are settled now: first those ``clicked``,
+        then those that have waited long enough."""
         rows = [self._waiting.pop(id_) for id_ in clicked.tolist() if id_ in self._waiting]
         clicks = len(rows)
         while self._waiting:
             id_, (ts, _, _) = next(iter(self._waiting.items()))
             if ts > self._newest_ms - self.wait_ms:
-                break  # in the order of coming, which is nearly that of time
+                break  # predictions are in the order of arrival, which is nearly that of time
             rows.append(self._waiting.pop(id_))
         label = np.zeros(len(rows))
         label[:clicks] = 1

@@ -1,8 +1,8 @@
 # core
 """Runs every compiled function once, on a small model of its own, before the learner says that it is ready.
 
-Compiling takes half a minute where nothing is cached. Otherwise the loop would stand still that long at
-its first samples.
+Compiling takes half a minute where nothing is cached. Without this, the loop would stand still that long at its first
+samples.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _DAY_MS = 86_400_000
 
 
 def warm_up(model: OnlineModel) -> None:
-    """Compiles what learning, judging and publishing with ``model`` will call; ``model`` itself is not touched."""
+    """Compiles all that learning, judging and publishing with ``model`` will call. ``model`` itself is not touched."""
     spec = {**model.spec, "max_rows": min(model.spec["max_rows"], _MAX_ROWS)}
     own, twin = (OnlineModel(model.schema, spec, seed=0) for _ in range(2))
     for turn, rows in enumerate(_ROWS):

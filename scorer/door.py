@@ -1,5 +1,5 @@
 # shell
-"""The door by which threads change what requests read: on the event loop, between two requests."""
+"""The door: threads change through it what requests read. The changes run on the event loop, between two requests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Door:
         def run() -> None:
             try:
                 future.set_result(function(*args))
-            except BaseException as error:  # carried to the thread that asked
+            except BaseException as error:  # raised again in the thread that asked
                 future.set_exception(error)
 
         try:

@@ -1,5 +1,5 @@
 # shell
-"""What flows into a scorer: three threads that read Kafka, and the door by which their changes reach the event loop.
+"""The inputs of a scorer: three threads that read Kafka, and the door by which their changes reach the event loop.
 
 ::
 
@@ -8,11 +8,11 @@
     model.deltas    ─ thread: read, verify,─┘           (put rows | put tiles | patch | swap the reference)
                       build the new model
 
-A thread hands over one small slice and waits until it is taken. So at most three slices stand between a request and its
-turn, and a scorer that catches up with a long topic goes on answering.
+A thread hands over one small slice and waits until it is taken. So a request waits for three slices at most, and a
+scorer that catches up with a long topic goes on answering.
 
-No message is read again because of its content. A message that cannot be used is counted, logged and passed over, also
-when its failure was not foreseen. Only the broker is waited for and tried again.
+No message is read again because of its content. A message that cannot be used is counted, logged and passed over, even
+when its failure was not foreseen. Only failures of the broker are waited out and tried again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Record = tuple[bytes | None, bytes | None]
 class Feed(threading.Thread):
     """Reads one topic from its beginning and takes every message. Subclasses say how.
 
-    A broken connection is said aloud once, counted, and tried again from where the feed was.
+    A broken connection is logged once and counted. The feed then tries again from its last position.
     """
 
     topic = ""
@@ -72,7 +72,7 @@ class Feed(threading.Thread):
                     reader.close()
             except Stopped:
                 return
-            except Exception as error:  # a feed outlives everything; each failure is counted
+            except Exception as error:  # a feed survives every failure, and counts each
                 self.meters.error("feed")
                 if not said:
                     said = True
@@ -83,13 +83,13 @@ class Feed(threading.Thread):
         """Called before the first read, and again after an interruption."""
 
     def take_all(self, records: list[Record]) -> None:
-        """Calls :meth:`take`. Messages that fail together are taken one by one; the one at fault is counted and passed
-        over. Those before it are taken twice, which changes nothing."""
+        """Calls :meth:`take`. Messages that fail together are taken again one by one. The faulty one is counted and
+        passed over. Those before it are taken twice, which changes nothing."""
         try:
             self.take(records)
         except Stopped:
             raise
-        except Exception as error:  # unforeseen: were it raised, the feed would read the same message for ever
+        except Exception as error:  # unforeseen: if it were raised, the feed would read the same message for ever
             if len(records) > 1:
                 for record in records:
                     self.take_all([record])
@@ -97,7 +97,7 @@ class Feed(threading.Thread):
                 self.bad("message", one_line(error))
 
     def take(self, records: list[Record]) -> None:
-        """Takes messages in order; the same ones again change nothing."""
+        """Takes messages in order. Taking the same messages again changes nothing."""
         raise NotImplementedError
 
     def bad(self, what: str, error: object) -> None:
@@ -117,7 +117,7 @@ class ItemFeed(Feed):
             prepared: list[Prepared] = []
             for key, value in part:
                 try:
-                    if value is None:  # a compacted topic's "no longer there"
+                    if value is None:  # a tombstone of the compacted topic
                         gone = intake.removed(key)
                         self._put(prepared)
                         prepared = []

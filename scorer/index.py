@@ -44,7 +44,7 @@ Counts = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An item with its attributes hashed: what a feed's thread makes, so that the index has only to copy."""
+    """An item with its attributes hashed. A feed's thread makes it, so that the index only has to copy it."""
 
     item: Item
     columns: dict[str, U64]  # (1,) or (1, slots)
@@ -58,7 +58,7 @@ class ItemIndex:
     def __init__(self, builder: FeatureBuilder) -> None:
         self.builder = builder
         schema = builder.schema
-        self._empty = TileStore.of(schema.windows)  # what a count of nothing looks like
+        self._empty = TileStore.of(schema.windows)  # gives the counts of a key without events
         self.tiles: dict[int, TileStore] = {}
         self.ids: list[Id] = []
         self._row: dict[str, int] = {}
@@ -69,7 +69,7 @@ class ItemIndex:
         self._names = tuple(n for n in needed if not builder.is_numeric(n))
         self._numbers = tuple(n for n in needed if builder.is_numeric(n) and n != "age_days")
         self._ages = "age_days" in needed
-        # Window keys of item columns alone: an item always has the same, so their counts are remembered.
+        # Window keys of item columns alone: those of an item never change, so their counts are remembered.
         windows = schema.windows
         known = set(self._names) - {f.name for f in schema.fields if f.bias}
         self.own_keys = [k for k, key in enumerate(windows.keys) if set(key.columns) <= known]
@@ -77,7 +77,7 @@ class ItemIndex:
         self._hot_key = hot[0] if hot and ACTION in windows.actions else None  # its clicks tell how hot an item is
         self._slot: dict[int, int] = {0: 0}  # window key -> slot; slot 0 is "missing" and counts nothing
         self._slot_keys = np.zeros(1024, np.uint64)
-        self._slot_row = np.full(1024, -1, np.intp)  # the item that a slot's key is all about
+        self._slot_row = np.full(1024, -1, np.intp)  # the item of a slot whose key is about one item alone
         self._stamps = np.full(1024, -1, np.int64)
         self._sums = np.zeros((1024, self._empty.spans, self._empty.columns), self._empty.dtype)
         self._capacity = 0
@@ -101,7 +101,7 @@ class ItemIndex:
         return Prepared(item, columns, plain, keys)
 
     def put(self, prepared: Iterable[Prepared]) -> None:
-        """Adds items, or replaces what is known of them."""
+        """Adds items, or replaces what is known about them."""
         for new in prepared:
             name = str(new.item.item_id)
             row = self._row.get(name)
@@ -124,7 +124,7 @@ class ItemIndex:
             self._alive[row] = not new.item.gone
 
     def remove(self, item_id: Id) -> None:
-        """Takes an item out of recall; an unknown one is no concern."""
+        """Takes an item out of recall; an unknown item is ignored."""
         row = self._row.get(str(item_id))
         if row is not None:
             self._alive[row] = False
@@ -146,9 +146,9 @@ class ItemIndex:
 
     def refresh_hot(self, now_ms: int, limit: int = 2048) -> int:
         """Brings ``clicks_a_day`` up to date for at most ``limit`` rows: those with new counts, then others in turn,
-        whose old clicks may have left their windows. Returns how many rows have new counts and had to wait.
+        whose old clicks may have left their windows. Returns how many rows with new counts have to wait.
 
-        :func:`millrace.windows.likings.clicks_a_day` says what they are.
+        :func:`millrace.windows.likings.clicks_a_day` defines these numbers.
         """
         n = len(self.ids)
         if not n or self._hot_key is None:
@@ -174,7 +174,7 @@ class ItemIndex:
         return np.fromiter((known.get(str(i), -1) for i in ids), np.intp, len(ids))
 
     def copies(self, names: Iterable[str]) -> dict[str, U64]:
-        """Whole columns, copied: for a thread that works on them while the index goes on."""
+        """Whole columns, copied, for a thread that works on them while the index changes."""
         return {name: self._columns[name][: len(self.ids)].copy() for name in names}
 
     def columns(self, rows: ItemRows) -> dict[str, U64]:
@@ -222,9 +222,9 @@ class ItemIndex:
     def _remembered(self, slots: KeySlots, ts_ms: int) -> Counts:
         """Counts of the keys in ``slots`` (...) at ``ts_ms``: (..., S, A).
 
-        Windows begin and end with an hour, and decayed counts are as of the full hour, so the counts of a key stay what
-        they are until one of its tile lists is replaced, or ``ts_ms`` passes into another hour; at the full hour
-        itself, that hour's tile is not in yet.
+        Windows begin and end with an hour, and decayed counts are as of the full hour. So the counts of a key stay the
+        same until one of its tile lists is replaced, or ``ts_ms`` passes into another hour. At the full hour itself,
+        that hour's tile does not count yet.
         """
         stamp = 2 * (ts_ms // HOUR_MS) + (ts_ms % HOUR_MS > 0)
         stale = np.unique(slots[self._stamps[slots] != stamp])

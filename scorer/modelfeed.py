@@ -1,8 +1,8 @@
 # shell
 """The feed of model versions: announcements from Kafka, files from the model store, changes through the door.
 
-Reading, verifying and building happen in this feed's thread; the event loop only patches a delta into the model that is
-served, or swaps the reference to a model that was built and warmed beside it.
+Reading, verifying and building happen in this feed's thread. The event loop only patches a delta into the served model,
+or swaps the reference to a new model, which this thread has built and warmed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ModelFeed(Feed):
     def __init__(self, settings: Settings, serving: Serving, meters: ScorerMeters, door: Door, stop: threading.Event):
         super().__init__(settings, serving, meters, door, stop)
         self.store = ModelStore(settings.folder("models"))
-        self.head: Announcement | None = None  # what is served, as this thread last made it
+        self.head: Announcement | None = None  # the version that is served, as this thread last made it
         self._in_gap = False
         self._foreign: set[str] = set()
 
@@ -57,7 +57,7 @@ class ModelFeed(Feed):
             self.follow(note)
 
     def follow(self, note: Announcement) -> None:
-        """Does with one announcement what :func:`scorer.versions.judge` says."""
+        """Handles one announcement as :func:`scorer.versions.judge` says."""
         verdict = judge(self.head, note)
         if verdict == "ignore":
             return
@@ -75,7 +75,7 @@ class ModelFeed(Feed):
             raise
         except SnapshotError as error:  # pruned or damaged
             self._gap(note, str(error))
-        except Exception as error:  # the model may be half patched: make it anew
+        except Exception as error:  # the model may be half patched: load it again
             self.meters.error("patch")
             log.warning("a delta could not be applied", version=note.version, error=f"{type(error).__name__}: {error}")
             self.resynchronise(count=True, anew=True)
@@ -90,11 +90,11 @@ class ModelFeed(Feed):
         self.resynchronise(count=True)
 
     def resynchronise(self, count: bool, anew: bool = False) -> None:
-        """Loads the newest snapshot and the deltas after it, unless they lead no further than what is served.
+        """Loads the newest snapshot and the deltas after it, unless the served version is as new as these.
 
         Args:
             count: whether the clicks learnt on the way count as served now (not at the start of a scorer).
-            anew: load it even if it leads no further.
+            anew: load them even if the served version is as new.
         """
         try:
             snapshots = [n for n in self.store.snapshots() if n.schema_id == self.serving.schema.id]
@@ -109,14 +109,14 @@ class ModelFeed(Feed):
                 return
             try:
                 model = build(self.serving, snapshot, self.store.read(snapshot))
-            except MillraceError as error:  # damaged, or of a kind that this scorer is too old for
+            except MillraceError as error:  # damaged, or of a kind that this scorer is too old to read
                 self.bad("snapshot", error)
                 continue
             self._replay(snapshot, model, path, count)
             return
 
     def _replay(self, snapshot: Announcement, model: ServingModel, path: list[Announcement], count: bool) -> None:
-        """Patches a model that nobody serves yet with the deltas after its snapshot, then serves it."""
+        """Patches a model that is not served yet with the deltas after its snapshot, then serves it."""
         reached, origins, applied = snapshot, list(snapshot.origins), 0
         for note in path:
             try:

@@ -1,5 +1,5 @@
 # core
-"""Where a partition's state survives a crash: whole files, the newest two of each partition, in a folder or a store.
+"""Checkpoints, by which a partition's state survives a crash: the newest two of each partition, in a folder or store.
 
 ::
 
@@ -9,8 +9,8 @@
     bytes 40-43   length of the offsets' JSON, uint32 little-endian
     then          the offsets' JSON, the body
 
-A local file is written whole and durably (:mod:`millrace.contracts.files`). An object store puts an object whole by
-itself. A file that is damaged all the same is recognised by its digest; the one before it is used, and the log says so.
+A local file is written whole and durably (:mod:`millrace.contracts.files`). An object store itself puts an object whole
+or not at all. If a file is damaged nevertheless, its digest shows it. The one before it is used, and the log says so.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = structlog.get_logger("checkpoint")
 
 
 class CheckpointStore:
-    """Checkpoints of any number of partitions. One writer a partition at a time; different partitions never meet.
+    """Checkpoints of any number of partitions. One writer a partition at a time; partitions are independent.
 
     Args:
         url: a folder, or any URL that fsspec knows (``s3://bucket/prefix``, ``memory://name``).
@@ -57,10 +57,10 @@ class CheckpointStore:
             clear_leftovers(Path(self._root))
 
     def write(self, partition: int, body: bytes, offsets: dict[str, int]) -> None:
-        """Adds a checkpoint; when this returns it is durable. Older ones than the last two go.
+        """Adds a checkpoint. It is durable when this returns. All but the newest two are deleted.
 
         Raises:
-            StoreError: it could not be written; those from before are untouched.
+            StoreError: it could not be written; earlier ones are untouched.
         """
         header = msgspec.json.encode(offsets)
         digest = hashlib.sha256(struct.pack("<I", len(header)))
@@ -89,8 +89,8 @@ class CheckpointStore:
         """The newest whole checkpoint's body and the offsets it was written with.
 
         Raises:
-            StoreError: the place cannot be read, or there are checkpoints but all of them are damaged: starting from
-                nothing would count again what was counted.
+            StoreError: the place cannot be read, or there are checkpoints but all of them are damaged. (A start from
+                nothing would count the same events again.)
         """
         try:
             names = self._names(partition)

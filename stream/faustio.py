@@ -2,9 +2,9 @@
 """Faust as Millrace uses it: a group consumer with one agent, which resumes where the checkpoints say.
 
 Faust joins the group, assigns partitions, keeps heart-beats alive in a thread of its own and hands messages over.
-What it must not do is decide where reading resumes. Its acknowledgement of single messages is switched off
-(``acks=False``: an exception or a message of an older generation would be acknowledged too), offsets are committed
-by hand after the checkpoint that covers them, and on assignment each partition is read from its checkpoint's offset.
+It must not decide where reading resumes. So its acknowledgement of single messages is switched off (``acks=False``: it
+would acknowledge an exception or a message of an older generation too). Offsets are committed by hand after the
+checkpoint that covers them. On assignment each partition is read from its checkpoint's offset.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Positions = Callable[[], Awaitable[Mapping[TP, int]]]
 
 
 class Throttle(logging.Filter):
-    """Lets a logger say the same thing once in five seconds: a broker that is away is worth a line, not a flood."""
+    """Lets a logger say the same thing once in five seconds: a broker that is away needs one line, not hundreds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def calm_client() -> None:
 
 
 class _DaemonThread(WorkerThread):
-    """A consumer thread that cannot keep a process alive that has failed."""
+    """A consumer thread that does not keep a failed process alive."""
 
     def __init__(self, service: Any, **kwargs: Any) -> None:
         super().__init__(service, **kwargs)
@@ -92,7 +92,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
 
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
-        # Faust fixes it at 1.5 s: how long a broker may sit on a fetch while another partition has news.
+        # Faust fixes it at 1.5 s. It is how long a broker may hold back a fetch while another partition has messages.
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
@@ -100,8 +100,8 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = self._consumer
         coordinator = consumer._coordinator if consumer is not None else None
         if coordinator is not None and getattr(coordinator, "generation", -1) == 0:
-            # aiokafka takes generation 0 for "never joined" and leaves without a word; the embedded broker counts
-            # from 0 (Kafka from 1), and would keep the partitions for a member that is gone until its session ends.
+            # aiokafka takes generation 0 for "never joined" and leaves without a message to the group. The embedded
+            # broker counts from 0 (Kafka from 1). It would keep the partitions of a gone member until its session ends.
             with contextlib.suppress(KafkaError):
                 await coordinator._send_req(LeaveGroupRequest(coordinator.group_id, coordinator.member_id))
         with contextlib.suppress(asyncio.CancelledError):  # its own fetches, which wait for a broker that is away
@@ -110,7 +110,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
 
 @types.coroutine
 def _rest_of(started: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, None]:
-    """What is left of a coroutine that was stepped by hand up to its first wait."""
+    """The rest of a coroutine that was stepped by hand up to its first wait."""
     with contextlib.closing(started):
         while True:
             try:
@@ -141,7 +141,7 @@ class _Consumer(driver.Consumer):
         deliver = self.callback
 
         def quick(message: Any) -> Any:
-            """Delivers without a task of its own when nothing has to be waited for: the agent's queue has room."""
+            """Delivers without a separate task when there is nothing to wait for: the agent's queue has room."""
             delivery = cast(Coroutine[Any, Any, Any], deliver(message))
             try:
                 waits_for = delivery.send(None)
@@ -152,7 +152,7 @@ class _Consumer(driver.Consumer):
         self.callback = quick
 
     async def wait_first(self, *coros: Any, timeout: Any = None) -> Any:
-        """Faust makes two tasks a message here, to give a delivery up when a rebalance starts."""
+        """Faust makes two tasks a message here, so that it can give up a delivery when a rebalance starts."""
         if coros[0] is _HANDED_OVER:
             for coro in coros[1:]:
                 coro.close()
@@ -167,8 +167,8 @@ class _Consumer(driver.Consumer):
 
         The two differ after a crash between checkpoint and commit (the checkpoint is ahead: nothing is repeated),
         when a worker that had lost its partition wrote a late checkpoint (it is behind: nothing is skipped), and
-        when the checkpoints were removed (everything is read again). Faust asks while it is still telling us of
-        the assignment, and hands messages over when this returns: so it waits here until the state is loaded.
+        when the checkpoints were removed (everything is read again). Faust calls this while it still tells us about
+        the assignment, and hands messages over when this returns. So it waits here until the state is loaded.
         """
         self.stop_flow()
         positions = await cast(StreamApp, self.app).positions()
@@ -237,9 +237,9 @@ class StreamApp(faust.App):
         self.agent(topic, name="millrace.stream", concurrency=1)(messages)
 
     async def leave(self, patience_seconds: float) -> None:
-        """Stops Faust and waits until the consumer's thread has said good-bye to the group.
+        """Stops Faust and waits until the consumer's thread has left the group.
 
-        Faust does not wait for it; a member that goes without a word keeps its partitions until its session ends.
+        Faust itself does not wait. A member that ends without leaving keeps its partitions until its session ends.
         """
         await asyncio.wait_for(self.stop(), patience_seconds)
         worker = self._thread._thread
@@ -247,7 +247,7 @@ class StreamApp(faust.App):
             await asyncio.to_thread(worker.join, patience_seconds)
 
     async def commit_offsets(self, offsets: Mapping[TP, int]) -> None:
-        """Commits ``offsets`` (next to read); what is no longer assigned is left out.
+        """Commits ``offsets`` (next to read). Partitions that are no longer assigned are left out.
 
         Raises:
             aiokafka.errors.KafkaError: the broker did not take them.
@@ -268,9 +268,9 @@ class StreamApp(faust.App):
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(commit(), thread.thread_loop))
 
     def hold(self, tp: TP, on: bool) -> None:
-        """Stops (or resumes) fetching from a partition; what has been handed over already still comes.
+        """Stops (or resumes) fetching from a partition. Messages that have been handed over already still come.
 
-        Not Faust's ``pause_partitions``: that loses what was fetched but not handed over.
+        This is not Faust's ``pause_partitions``, which loses messages that were fetched but not handed over.
         """
         consumer = self._thread._ensure_consumer()
 

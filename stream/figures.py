@@ -30,7 +30,7 @@ _TOTALS = {"duplicates": DUPLICATES, "late": LATE, "unfit": UNFIT}
 
 
 def count(output: Output) -> None:
-    """Counts what a partition made of some messages."""
+    """Counts a partition's output for some messages."""
     for name, n in output.counts.items():
         group, _, label = name.partition(".")
         if group == "events":
@@ -54,7 +54,7 @@ def show(partition: Partition, reads: Reads) -> None:
 
 
 def forget(numbers: Iterable[int]) -> None:
-    """Takes the gauges of partitions away that are another worker's now."""
+    """Removes the gauges of partitions that another worker owns now."""
     for number in numbers:
         for gauge, labels in ((PENDING, ()), (WATERMARK, ()), *((LAG, (topic,)) for topic in INPUTS)):
             with contextlib.suppress(KeyError):

@@ -1,9 +1,9 @@
 # core
 """The order between two topics of one partition: an event goes on when the impressions before it have been taken. Pure.
 
-Catching up, Kafka hands the topics over at paces of its own: events a thousand at a time, impressions (fifty times
-larger) a few. Events that ran hours ahead would move the watermark past pages whose impression is still unread, and
-those pages would be lost. So an event waits until either
+While a worker catches up, Kafka hands the two topics over at different paces: a thousand events at a time, but only a
+few impressions, which are fifty times larger. Events that ran hours ahead would move the watermark past pages whose
+impression is still unread, and those pages would be lost. So an event waits until either
 
 - an impression of a later Kafka time stamp was taken, or
 - all impressions that the broker had when the event came were taken.
@@ -18,16 +18,16 @@ from typing import NamedTuple
 from stream.join import Message
 
 SETTLED_SECONDS = 1.0
-"""How long the end of a topic must stand still before offsets without a message there (a transaction's marker, a
-compacted message) are believed to be none that is still on its way to us."""
+"""Offsets at the end of a topic may have no message (a transaction's marker, a compacted message). Once the end has
+not moved for so long, we assume that no message is on its way to us."""
 
 
 class ReadTo(NamedTuple):
     """How far a partition of a topic has been read.
 
-    ``position`` is the next offset that the consumer hands over, ``end`` the high watermark at ``asked_s``
-    (``time.time()``): equal when there was nothing more then. ``handed`` follows the last message that was handed over;
-    it may still be in a queue between the consumer and whoever takes it.
+    ``position`` is the next offset that the consumer hands over. ``end`` is the high watermark at ``asked_s``
+    (``time.time()``). They are equal when there was nothing more to read. ``handed`` is the offset after the last
+    message that was handed over; that message may still be in a queue, not yet taken.
     """
 
     position: int
@@ -46,7 +46,7 @@ class Arrival(NamedTuple):
 
 
 def drained(read: ReadTo | None, taken: int) -> bool:
-    """Whether all that there was has been handed over, and what was handed over has been taken.
+    """Whether all messages of the topic have been handed over, and all of these have been taken.
 
     Args:
         taken: the offset after the last message taken.
@@ -55,12 +55,12 @@ def drained(read: ReadTo | None, taken: int) -> bool:
 
 
 def silent_until(reads: Sequence[tuple[ReadTo | None, int]], heard_s: float) -> float:
-    """Up to which wall time nothing has come, as the broker's last answers have it; ``heard_s`` while anything waits.
+    """The wall time up to which nothing has come, by the broker's last answers; ``heard_s`` while anything waits.
 
-    Silent is a partition of which the broker says so, not one that nobody looked at.
+    A partition is silent when the broker says so, not when we did not look at it.
 
     Args:
-        reads: of each topic, with the offset after the last message taken.
+        reads: for each topic, how far it has been read, and the offset after the last message taken.
         heard_s: wall time of the last message taken.
     """
     if not all(drained(read, taken) for read, taken in reads):
@@ -75,7 +75,7 @@ class Gate:
         self._held: deque[Arrival] = deque()
         self._served_s = 0.0  # newest time stamp of an impression that was taken
         self._tail = (-1, -1)  # (position, handed) of the impressions when last looked at
-        self._tail_since = 0.0  # since when they have been these
+        self._tail_since = 0.0  # since when they have not changed
 
     def __len__(self) -> int:
         return len(self._held)
@@ -92,8 +92,9 @@ class Gate:
         """The events that may go on, in the order in which they came.
 
         Args:
-            read: of the topic of impressions; None before the first answer of the broker.
-            taken: the offset after the last impression taken, those with them that go before the events given here.
+            read: how far the topic of impressions has been read; None before the first answer of the broker.
+            taken: the offset after the last impression taken. It includes those that are taken just before the events
+                returned here.
             now: monotonic time, seconds.
         """
         none_before = self._none_before(read, taken, now)
@@ -110,7 +111,7 @@ class Gate:
         tail = (read.position, read.handed)
         if tail != self._tail:
             self._tail, self._tail_since = tail, now
-        # The consumer moves its position first and says what it handed over a moment later: only the two together, or
-        # both after a while, tell that nothing is on its way.
+        # The consumer moves its position first and reports what it handed over a moment later. So only both together,
+        # or both after a while, show that nothing is on its way.
         settled = taken >= read.position or now - self._tail_since > SETTLED_SECONDS
         return read.asked_s if settled and drained(read, taken) else 0.0

@@ -3,9 +3,9 @@
 
 See :func:`millrace.processes.kafka.read_any_header` for the other client.
 
-aiokafka reads a fetched partition with a compiled parser that raises at such a name, each time that the batch is
-fetched again, and drops what it had read of other partitions meanwhile. Here the rest of that answer is read by
-aiokafka's parser in Python, which can be told to put replacement characters; all others stay with the compiled one.
+aiokafka reads a fetched partition with a compiled parser. The parser raises at such a name each time that the batch is
+fetched again, and aiokafka drops what it had read of other partitions meanwhile. Here aiokafka's parser in Python reads
+the rest of that answer, with replacement characters in such names. The compiled parser reads all other answers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from millrace.processes.kafka import read_any_header
 
 
 class _Kept:
-    """A fetched partition's batches, and the bytes that they are read from."""
+    """The batches of a fetched partition, and the bytes that they are read from."""
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
@@ -47,7 +47,7 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
 
 
 def install() -> None:
-    """From now on aiokafka's consumers read any header. Again changes nothing."""
+    """From now on aiokafka's consumers read any header. A second call changes nothing."""
     if fetcher.PartitionRecords is not _PartitionRecords:
         read_any_header(_DefaultRecordBatchPy)
         fetcher.MemoryRecords, fetcher.PartitionRecords = _Kept, _PartitionRecords

@@ -10,14 +10,14 @@
         window counts: exposures ◄──┤                  collect, cart, purchase, once labelled ──► FOLLOW_UP
                        actions   ◄──┘
 
-Whatever waits for its other half waits in the page: exposures for the impression, actions for the exposure. The
-watermark ends the waiting: what is then still alone is a dead letter. A page is dropped when the watermark passes
-exposure + attribution + lateness; for as long again the join remembers which of its positions there were.
+The page holds what waits: exposures wait for the impression, actions for the exposure. The watermark ends the waiting:
+an event that is then still unmatched becomes a dead letter. A page is dropped when the watermark passes
+exposure + attribution + lateness. The join remembers for as long again which positions of the page were exposed.
 
-Everything is decided by the events' own times and the watermark before each message, so batches, duplicates, and
-disorder within the allowed bound change neither samples nor counts. (Two *different* clicks on one position are one
-action; the first to arrive gives its time.) Under the policy ``immediate`` (fake negatives, Ktena et al. 2019,
-arXiv 1907.06558) each exposure is a negative at once and a click always a correction; the weights are the learner's.
+The events' own times and the watermark before each message decide everything. So batches, duplicates, and disorder
+within the allowed bound change neither samples nor counts. (Two *different* clicks on one position are one action; the
+first to arrive gives its time.) Under the policy ``immediate`` (fake negatives, Ktena et al. 2019, arXiv 1907.06558)
+each exposure is a negative at once, and a click is always a correction. The learner sets the weights.
 
 Sets of positions are integers used as bit masks: bit p is position p.
 """
@@ -92,7 +92,7 @@ class Part:
 
 
 class PageState:
-    """All that is known of one request."""
+    """All that is known about one request."""
 
     __slots__ = ("acted", "drop_ms", "exposed", "held", "impression", "labelled", "parts", "request", "waiting")
 
@@ -117,7 +117,7 @@ class Dead(NamedTuple):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a stretch of messages led to, in order."""
+    """The results of some consecutive messages, in order."""
 
     sampled: list[Sampled] = field(default_factory=list)
     counted: list[Counted] = field(default_factory=list)
@@ -129,10 +129,10 @@ class Outcome:
 
 
 class LabelJoin:
-    """The join's state and its rules. It never reads a clock: ``watermark_ms`` is moved by its caller.
+    """The join's state and its rules. It never reads a clock: the caller moves ``watermark_ms``.
 
-    Call :meth:`expire` after every move of the watermark and before the next message: what a message may still
-    meet depends on it.
+    Call :meth:`expire` after every move of the watermark and before the next message: it decides which pages and
+    events a message can still be matched with.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -142,7 +142,7 @@ class LabelJoin:
         self.pages: dict[str, PageState] = {}
         self.pending = 0
         self._gone: dict[str, tuple[int, int]] = {}  # dropped page -> (forget at, exposed), in order of dropping
-        self._forget: deque[tuple[int, str]] = deque()  # the same order; a page dropped again stands in it twice
+        self._forget: deque[tuple[int, str]] = deque()  # the same order; a page that was dropped twice is here twice
         self._timers: list[tuple[int, int, str, int]] = []  # due, kind, request, part
 
     @property
@@ -185,7 +185,7 @@ class LabelJoin:
             self._match(page, len(page.parts) - 1, out)
 
     def serve(self, request: str, impression: LoggedPage, out: Outcome) -> None:
-        """An impression: what waits for it is matched."""
+        """An impression: the exposures that wait for it are matched."""
         keep_ms = impression.ts_ms + self._life_ms
         page = self.pages.get(request)
         if page is None:
@@ -225,7 +225,7 @@ class LabelJoin:
         self._keep(page, event.ts_ms + self.policy.lateness_ms + 1, HELD)
 
     def expire(self, out: Outcome) -> None:
-        """Everything that the watermark has made due, in the order in which it fell due."""
+        """Does everything that the watermark has made due, in the order in which it became due."""
         timers, now = self._timers, self.watermark_ms
         while timers and timers[0][0] <= now:
             _, kind, request, index = heappop(timers)
@@ -255,13 +255,13 @@ class LabelJoin:
         return page
 
     def _bury(self, request: str, exposed: int) -> None:
-        """What still comes for the page will be late; after another lifetime it is forgotten."""
+        """Whatever still comes for the page will be late. After another lifetime the page is forgotten."""
         until_ms = self.watermark_ms + self._life_ms
         self._gone[request] = (until_ms, exposed)
         self._forget.append((until_ms, request))
 
     def _keep(self, page: PageState, until_ms: int, kind: int, index: int = 0) -> None:
-        """The page stays until then at least."""
+        """Keeps the page at least until then."""
         heappush(self._timers, (until_ms, kind, page.request, index))
         page.drop_ms = max(page.drop_ms, until_ms)
 
@@ -348,7 +348,7 @@ class LabelJoin:
     def _label(
         self, page: PageState, part: Part, mask: int, kind: int, action: int, origin_ms: int, out: Outcome
     ) -> None:
-        """The one sample of an exposure that counts; follow-ups that waited for it go with it."""
+        """Makes the one sample that labels an exposure. Follow-ups that waited for the label are made with it."""
         self.pending -= mask.bit_count()
         page.labelled |= mask
         self._sample(page, part, mask, kind, action, origin_ms, out)
@@ -367,7 +367,7 @@ class LabelJoin:
         )
 
     def _lose(self, page: PageState, part: Part, out: Outcome) -> None:
-        """A part whose impression never came, with the actions on it."""
+        """A part whose impression never came becomes a dead letter, with the actions on it."""
         if part.message is None:
             return
         lost = part.mask.bit_count()
@@ -381,7 +381,7 @@ class LabelJoin:
         part.mask, part.items, part.message = 0, None, None
 
     def _give_up(self, page: PageState, before_ms: int, out: Outcome) -> None:
-        """Held actions whose exposure did not come within the lateness."""
+        """Held actions whose exposure did not come within the lateness become dead letters."""
         for key, (event, message) in list(page.held.items()):
             if event.ts_ms < before_ms and not page.exposed >> event.position & 1:
                 del page.held[key]
@@ -389,7 +389,7 @@ class LabelJoin:
                 out.dead.append(Dead("no-exposure", detail, message, 0))
 
     def _drop(self, page: PageState, out: Outcome) -> None:
-        """Nothing can come to the page any more; what its timers have not settled is settled now."""
+        """Nothing can come for the page any more. What its timers have left open is settled now."""
         for part in page.parts:
             if page.impression is None:
                 self._lose(page, part, out)
@@ -406,7 +406,7 @@ class LabelJoin:
     # ------------------------------------------------------------------ state
 
     def snapshot(self) -> tuple[Any, ...]:
-        """The whole state as plain values; nothing of it changes afterwards. Cheap: no array is copied."""
+        """The whole state as plain values, which do not change afterwards. Cheap: no array is copied."""
         pages = [
             (
                 p.request,
@@ -425,7 +425,8 @@ class LabelJoin:
         return (self.watermark_ms, self.pending, pages, gone)
 
     def resume(self, state: Any, impression: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event]) -> None:
-        """Becomes what :meth:`snapshot` saw. For a new join; ``impression`` and ``decode`` read messages as before."""
+        """Restores the state that :meth:`snapshot` gave. For a new join; ``impression`` and ``decode`` read messages as
+        before."""
         self.watermark_ms, self.pending, pages, gone = state
         self._gone = {request: (at, _mask(mask)) for request, at, mask in gone}
         self._forget = deque((at, request) for request, at, _ in gone)

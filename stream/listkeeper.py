@@ -3,11 +3,11 @@
 
 A list is replaced in one transaction when it has changed. One worker keeps the lists: the one that holds partition 0,
 in a thread beside its pump that reads a little at a time. The thread logs, counts and repeats what fails, since
-nothing of the loop depends on it.
+nothing else depends on it.
 
-The thread reads every item and all item tiles, and there is one such thread in the whole loop. So it also writes the
-dead letters of those that nobody can use. It reads both topics from their beginning at each start; a file in the data
-folder says up to which offsets dead letters were written, so that they are not written again.
+The thread reads every item and all item tiles, and only one worker runs it. So it also writes the dead letters of
+messages on these topics that cannot be used. It reads both topics from their beginning at each start. A file in the
+data folder says up to which offsets dead letters were written, so that they are not written again.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ListKeeper(threading.Thread):
                     self.ending.wait(5.0)
 
     def _keep(self) -> None:
-        """Reads both topics from their beginning and writes now and then, until another worker has to."""
+        """Reads both topics from their beginning and writes the lists regularly, until another worker takes over."""
         lists, written = ShopLists(self.schema), dict[str, Entries]()
         intake, told = Intake(self.schema), self.told.read()
         period = EVERY_PUBLICATIONS * self.settings.publish_seconds
@@ -107,7 +107,7 @@ class ListKeeper(threading.Thread):
 
 
 def take(lists: ShopLists, intake: Intake, record: Any) -> DeadLetter | None:
-    """A message of either topic into the lists; one that cannot be used becomes a dead letter, however it fails."""
+    """Takes a message of either topic into the lists. One that cannot be used, however it fails, is a dead letter."""
     try:
         if record.topic == FEATURES_ITEMS:
             lists.count(decode_item_tiles(record.value))
@@ -115,7 +115,7 @@ def take(lists: ShopLists, intake: Intake, record: Any) -> DeadLetter | None:
             lists.remove(intake.removed(record.key))
         else:
             lists.put(intake.item(record.value))
-    except Exception as error:  # unforeseen ones too: were it raised, the same message would be read for ever
+    except Exception as error:  # unforeseen ones too: if one were raised, the same message would be read for ever
         FAILURES.inc()
         detail = str(error) if isinstance(error, ValueError) else one_line(error)  # a BadEventError is a ValueError
         reason = "bad-item-tiles" if record.topic == FEATURES_ITEMS else "bad-item"
@@ -127,7 +127,7 @@ def take(lists: ShopLists, intake: Intake, record: Any) -> DeadLetter | None:
 class Told:
     """The file that says up to which offset of each topic dead letters were written.
 
-    Lost or damaged, it reads as empty: dead letters are then written again, and recognised by their offsets.
+    A lost or damaged file reads as empty. Dead letters are then written again; readers recognise them by their offsets.
     """
 
     def __init__(self, path: Path) -> None:
@@ -146,7 +146,7 @@ class Told:
 
 
 def write(client: Any, lists: dict[str, Entries], written: dict[str, Entries]) -> None:
-    """Replaces what differs from ``written``, each list in one transaction, and takes away what is no more."""
+    """Replaces the lists that differ from ``written``, each in one transaction, and deletes those that are gone."""
     there: set[bytes] = client.smembers(LIST_NAMES)
     if not there:
         written.clear()  # a Redis that is new, or lost its data

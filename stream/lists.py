@@ -1,6 +1,6 @@
 # core
 """The shop's lists: hot items overall, hot items by category, new items. In Taobao's recommendation platform, iGraph
-serves such lists to TPP. Pure: items, item-side tiles and a time in, lists out.
+serves such lists to TPP. Pure: items, item-side tiles and a time go in; lists come out.
 
 Hot items are ordered by their heat (:mod:`millrace.windows.likings`). A schema without a window key of the item alone
 has no hot lists.
@@ -73,7 +73,7 @@ class ShopLists:
         """Replaces tile lists of a partition by newer ones.
 
         Raises:
-            BadEventError, StoreError: the message is damaged; nothing of it is taken.
+            BadEventError, StoreError: the message is damaged; no part of it is taken.
         """
         keys, tiles = unpack(message)
         store = self._tiles.get(message.partition)

@@ -1,5 +1,5 @@
 # shell
-"""What leaves a stream worker: samples and dead letters at once, publications and checkpoints one after another.
+"""The output of a stream worker: samples and dead letters at once, publications and checkpoints one after another.
 
 ::
 
@@ -8,9 +8,9 @@
     checkpoint ──► samples delivered ──►       ├ a queue; the worker takes messages meanwhile
         file written (thread) ──► committed    ┘
 
-The order is the guarantee: when a checkpoint exists, everything that follows from the messages it covers has been
-delivered; when an offset is committed, the checkpoint that covers it exists. After a crash the rest is done again from
-the newest checkpoint, with the same ids and absolute values.
+The order is the guarantee. When a checkpoint exists, all output of the messages that it covers has been delivered. When
+an offset is committed, the checkpoint that covers it exists. After a crash the rest is done again from the newest
+checkpoint, with the same ids and absolute values.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Outlet:
             await self._online.close()
 
     def forget(self) -> None:
-        """The partitions are another worker's: no checkpoint of ours will cover what was sent."""
+        """Another worker owns the partitions now: no checkpoint of ours will cover what was sent."""
         self._sent.clear()
 
     # ------------------------------------------------------------------ at once
@@ -142,7 +142,7 @@ class Outlet:
     # ------------------------------------------------------------------ one after another
 
     def publish(self, turn: Turn, due: Publish) -> None:
-        """Reads the changes now; writes them in its turn."""
+        """Reads the changes now; writes them when earlier jobs are done."""
         partition, changes = turn.partition, turn.partition.changes()
 
         async def job() -> None:
@@ -175,7 +175,7 @@ class Outlet:
         await asyncio.gather(*sent)
 
     def checkpoint(self, turn: Turn, due: Checkpoint) -> None:
-        """Reads the state now; writes it in its turn."""
+        """Reads the state now; writes it when earlier jobs are done."""
         started = time.monotonic()
         number, offsets = turn.number, dict(turn.partition.offsets)
         state = turn.snapshot()
@@ -201,7 +201,7 @@ class Outlet:
 
 
 def parts(samples: SampleBatch) -> Iterator[SampleBatch]:
-    """``samples`` in pieces that fit into a message."""
+    """Splits ``samples`` into pieces that fit into a message."""
     width = 8 * samples.cat.shape[1] + 4 * samples.num.shape[1] + 128
     rows = max(1, MESSAGE_BYTES // width)
     for start in range(0, len(samples), rows):
@@ -219,7 +219,7 @@ def profiles_of(settings: Settings, schema: Schema, number: int) -> list[User]:
 
     def take(record: Any) -> None:
         if record.partition == number:
-            with contextlib.suppress(BadEventError):  # a dead letter on its usual way
+            with contextlib.suppress(BadEventError):  # the partition makes it a dead letter as usual
                 user = intake.user(record.value)
                 found[str(user.user_id)] = user
 

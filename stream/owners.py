@@ -1,9 +1,9 @@
 # core
-"""Which user each user-side window key of a partition belongs to: what a store that lost its data is filled from, and
-what tells whose field goes when a key's windows are all empty. Pure.
+"""Which user each user-side window key of a partition belongs to. Pure.
 
-A key is a hash, so its user cannot be read off it; 12 bytes a key keep it. A key made of attributes alone, which users
-share, belongs here to the first of them that changed it.
+A store that lost its data is filled again from this. It also tells whose field is deleted when a key's windows are all
+empty. A key is a hash, so its user cannot be read from it. Keeping the user costs 12 bytes a key. Users share a key
+that is made of attributes alone. Such a key belongs here to the first user that changed it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from millrace.contracts.events import Id
 from millrace.contracts.hashing import U64
 
 MERGE_KEYS = 65_536
-"""New keys wait until there are so many: merging copies all of them once."""
+"""New keys wait until there are this many, since a merge copies all keys once."""
 
 ByUser = tuple[list[Id], list[int], U64]
-"""Users, where each one's keys begin (and the last's end), all keys in that order."""
+"""Users; where each user's keys begin (and where the last user's end); all keys in that order."""
 
 
 class Owners:
@@ -40,7 +40,7 @@ class Owners:
         return len(self._keys)
 
     def add(self, users: Sequence[Id], bounds: Sequence[int], keys: U64) -> None:
-        """Notes that ``keys[bounds[i] : bounds[i + 1]]`` are those of ``users[i]``; what is known stays."""
+        """Notes that ``keys[bounds[i] : bounds[i + 1]]`` belong to ``users[i]``. Keys known already keep their user."""
         new = ~_within(keys, self._keys)
         if not new.any():
             return
@@ -63,7 +63,7 @@ class Owners:
         return self._by_user(self._keys, self._who)
 
     def end(self, alive: U64) -> ByUser:
-        """Forgets the keys that are not ``alive`` (n,), and their users where none is left; returns those keys."""
+        """Forgets the keys that are not ``alive`` (n,), and users without a key left. Returns the forgotten keys."""
         self._merge()
         lives = _within(self._keys, np.sort(alive))
         gone = self._by_user(self._keys[~lives], self._who[~lives])
@@ -75,12 +75,12 @@ class Owners:
         return gone
 
     def snapshot(self) -> tuple[list[Id], NDArray[np.int32], U64]:
-        """What makes an equal one: ids, whose (n,), keys (n,)."""
+        """The whole state: user ids, the index of each key's user (n,), keys (n,)."""
         self._merge()
         return list(self._ids), self._who, self._keys
 
     def resume(self, state: tuple[Sequence[Id], Any, Any]) -> None:
-        """Becomes what :meth:`snapshot` saw. For a new object."""
+        """Restores the state that :meth:`snapshot` gave. For a new object."""
         ids, who, keys = state
         self._ids = list(ids)
         self._number = {str(user): number for number, user in enumerate(self._ids)}

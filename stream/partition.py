@@ -1,5 +1,5 @@
 # core
-"""One partition of the loop's middle: messages in; samples, window changes, dead letters out. Pure and deterministic.
+"""One partition of the stream: messages in; samples, window changes, dead letters out. Pure and deterministic.
 
 ::
 
@@ -10,8 +10,8 @@
 
 Exposures taken in = positives + negatives + :attr:`Partition.pending` + exposures in dead letters, always.
 
-The watermark moves with the newest accepted event less the allowed disorder, message by message, so it does not matter
-how messages are cut into batches. :meth:`Partition.snapshot` is the whole state with the offsets it covers.
+The watermark is the newest accepted event's time less the allowed disorder. It moves message by message, so it does not
+matter how messages are cut into batches. :meth:`Partition.snapshot` is the whole state with the offsets it covers.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _SWEEPS = 64  # slices in which the windows are swept
 
 @dataclass(slots=True)
 class Output:
-    """What a step led to.
+    """The result of one step.
 
     ``counts``, where not 0: ``events.<type>`` accepted messages by type, ``impressions``, ``users``, ``exposures``
     (distinct ones taken in), ``samples.negative|positive|correction|follow_up``, ``duplicates`` (messages without
@@ -76,7 +76,7 @@ class Output:
 
 @dataclass(slots=True)
 class Changes:
-    """What readers must learn: absolute new states, so that publishing them twice changes nothing."""
+    """The changes to publish. They are absolute new states, so publishing them twice changes nothing."""
 
     users: list[tuple[Id, list[tuple[int, bytes]]]]  # user-side tile lists by user, empty where a key has ended
     profiles: list[User]
@@ -118,13 +118,13 @@ class Partition:
         self.number, self.schema, self.policy = number, schema, policy
         self.offsets: dict[str, int] = {}
         self.newest_ms = 0
-        self.advance_ms: int | None = None  # an advance still to be made: the checkpoint was taken before it
+        self.advance_ms: int | None = None  # an advance that is still to be made: the checkpoint was taken before it
         self._join = LabelJoin(policy)
         self._intake = Intake(schema)
         layout, windows = schema.layout, schema.windows
         self._shape = (layout.F, layout.N, layout.K)
         self._tiles = TileStore.of(windows)
-        # Of each mean: its action's column, its field's column of num, the size of a step.
+        # For each mean: the column of its action, the column of its field in num, the size of a step.
         plain = [f.name for f in layout.plain_fields]
         self._means = [(windows.actions.index(m.action), plain.index(m.of), m.step) for m in windows.means]
         self._column = [windows.actions.index(a) if a in windows.actions else -1 for a in ACTIONS]
@@ -139,7 +139,7 @@ class Partition:
 
     @property
     def watermark_ms(self) -> int:
-        """Event time up to which everything is taken to have come; 0 before the first event."""
+        """Event time up to which all events are assumed to have come; 0 before the first event."""
         return self._join.watermark_ms
 
     @property
@@ -162,8 +162,8 @@ class Partition:
         """Takes messages in the order given; those below ``offsets`` of their topic are in the state already.
 
         Args:
-            now_ms: the event clock, to recognise events from the future, where a message does not say what the clock
-                was when it came: read again later, it must be judged as it was.
+            now_ms: the event clock, to recognise events from the future. It is used for messages that do not say what
+                the clock was when they came. (A message that is read again must be judged as it was the first time.)
         """
         outcome, out, counts = Outcome(), Output(), _Counts()
         ahead_ms = self.policy.ahead_ms
@@ -198,9 +198,9 @@ class Partition:
 
     def advance(self, now_ms: int) -> Output:
         """Moves an idle partition's watermark to ``now_ms`` less the disorder. Call it only when nothing is left to
-        read: an event that was merely slow would be late afterwards.
+        read: otherwise an event that was only slow would be late afterwards.
 
-        No message says that the watermark moved here. Whoever recovers from checkpoints writes one before, with
+        No message records this move of the watermark. A caller that recovers from checkpoints writes one first, with
         ``snapshot(advance_ms=now_ms)``.
         """
         outcome, self.advance_ms = Outcome(), None
@@ -293,8 +293,8 @@ class Partition:
         return DeadLetter.of(dead.reason, dead.detail, topic, self.number, offset, raw, dead.exposures)
 
     def _count(self, counted: Iterable[Counted]) -> int:
-        """Counts rows under their impression's keys and notes which keys changed, by reader; returns how many values
-        were unfit for a mean."""
+        """Counts rows under the window keys of their impression, and notes the changed keys for each reader. Returns
+        how many values were unfit for a mean."""
         column = self._column
         chunks = [c for c in counted if column[c.action] >= 0]
         if not chunks or not self._shape[2]:
@@ -307,7 +307,7 @@ class Partition:
         unfit = 0
         for m, (action, number, step) in enumerate(self._means, len(self.schema.windows.actions)):
             acted = np.flatnonzero(actions == action)
-            if len(acted):  # these keys have just been counted under, so they are noted as changed already
+            if len(acted):  # the same keys were just counted for the actions, so they are noted as changed already
                 values = numbers_of([c for c in chunks if column[c.action] == action], self._shape[1])
                 amounts, bad = steps(values[:, number], step)
                 unfit += bad
@@ -328,7 +328,7 @@ class Partition:
         return unfit
 
     def _sweep(self) -> None:
-        """Whenever tiles may merge or keys may end, in slices so that no step waits long."""
+        """Merges tiles and ends keys when they are due. It works in slices, so that no step takes long."""
         hour = self.newest_ms // HOUR_MS
         turn = (hour - SLACK_H) // self._tiles.sweep_hours
         if turn > self._swept_turn and self._sweep_at == _SWEEPS:
@@ -340,8 +340,8 @@ class Partition:
             self._sweep_at += 1
 
     def changes(self) -> Changes:
-        """What changed since the last call. Publish it before writing a checkpoint that is taken later: the state does
-        not remember what was handed out here."""
+        """What changed since the last call. Publish it before you write a checkpoint that is taken later: the state
+        does not record which changes were handed out here."""
         items = np.concatenate(self._changed_items) if self._changed_items else np.zeros(0, np.uint64)
         owners, bounds, user_keys = self._by_user()
         tiles = self._tiles.export(np.concatenate([items, user_keys]), settle=True)
@@ -358,7 +358,7 @@ class Partition:
 
     def whole(self) -> Iterator[list[tuple[Id, list[tuple[int, bytes]]]]]:
         """All user-side tile lists by user, some thousand at a time, for a store that lost its data. The partition may
-        go on in between; what changes meanwhile is in :meth:`changes` as ever, so take what is here first."""
+        go on in between. What changes meanwhile is in :meth:`changes` as usual, so write the lists from here first."""
         self._owners.add(*self._by_user())
         owners, bounds, keys = self._owners.all()
         start = 0
@@ -370,7 +370,7 @@ class Partition:
             start = end
 
     def _by_user(self) -> tuple[list[Id], list[int], NDArray[np.uint64]]:
-        """Users with changed keys, where each one's keys begin (and the last's end), all keys in that order."""
+        """Users with changed keys; where each user's keys begin (and where the last user's end); all keys in order."""
         first: dict[str, Id] = {}
         number: dict[str, int] = {}
         whose: list[Array] = [np.zeros(0, np.int64)]
@@ -386,12 +386,12 @@ class Partition:
     # ------------------------------------------------------------------ state
 
     def snapshot(self, advance_ms: int | None = None) -> PartitionSnapshot:
-        """The whole state now, apart from what happens to the partition later. Its :meth:`PartitionSnapshot.to_bytes`
-        may run in another thread.
+        """The whole state now. What happens to the partition later does not change it. Its
+        :meth:`PartitionSnapshot.to_bytes` may run in another thread.
 
         Args:
-            advance_ms: what :meth:`advance` will be called with before the next message is taken. Whoever reads the
-                checkpoint does so (:attr:`advance_ms`), and what follows is as it would have been.
+            advance_ms: :meth:`advance` will be called with this before the next message is taken. A reader of the
+                checkpoint makes the same call (:attr:`advance_ms`), so it comes to the same results.
         """
         return PartitionSnapshot(
             self._tiles.snapshot(),
@@ -417,8 +417,8 @@ class Partition:
             raw: what :meth:`PartitionSnapshot.to_bytes` gave.
 
         Raises:
-            StoreError: the bytes are no checkpoint of this version, or one of another schema or partition. What the
-                object holds then is of no use.
+            StoreError: the bytes are not a checkpoint of this version, or are of another schema or partition. The
+                object is not usable afterwards.
         """
         try:
             head = msgspec.msgpack.decode(raw, type=_Head)
@@ -445,7 +445,7 @@ class Partition:
             self._profiles = {str(user.user_id): user for user in head.profiles}
             ids, who, keys = head.owners
             self._owners.resume((ids, np.frombuffer(who, "<i4"), np.frombuffer(keys, "<u8")))
-            self._ended = True  # the checkpoint may be older than the end of a key
+            self._ended = True  # a key may have ended after the checkpoint
         except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
             raise StoreError(f"a damaged checkpoint ({error})", _REMEDY) from None
 

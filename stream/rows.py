@@ -1,8 +1,8 @@
 # core
-"""Rows of pages, copied out of the messages that they came in: what samples and window counts are made from.
+"""Rows of pages, copied from the messages that they came in. Samples and window counts are made from them.
 
-A page's arrays stay what they are in its message, blocks of bytes, one row a position; nothing is copied before a row
-is labelled or counted. Sets of positions are integers used as bit masks: bit p is position p.
+A page's arrays stay as they are in its message: blocks of bytes, one row a position. Nothing is copied before a row is
+labelled or counted. Sets of positions are integers used as bit masks: bit p is position p.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Served(Struct, frozen=True):
 
 
 class LoggedPage:
-    """What was logged of a served page (its impression): arrays of n rows each, as bytes.
+    """The log of a served page (its impression): arrays of n rows each, as bytes.
 
-    ``user`` is a value hash, ``item`` has those of the items.
+    ``user`` is the user's value hash; ``item`` has the value hashes of the items.
     """
 
     __slots__ = (
@@ -97,7 +97,7 @@ class Counted(NamedTuple):
     action: int
 
 
-@lru_cache(maxsize=1 << 14)  # most pages lack none, one or two of their positions: the same masks come again
+@lru_cache(maxsize=1 << 14)  # most pages lack at most two of their positions, so the same masks come again
 def runs_of(mask: int) -> tuple[Runs, int]:
     """The positions of a mask and how many there are."""
     runs, at, n = [], 0, mask.bit_count()

@@ -1,5 +1,5 @@
 # core
-"""What is due for each partition of a worker, and when. Pure: the worker executes it and decides nothing.
+"""Decides what is due for each partition of a worker, and when. Pure: the worker executes it and decides nothing.
 
 ::
 
@@ -12,11 +12,12 @@
     handed over to another worker          Publish, Checkpoint
 
 A :class:`Turn` is told what arrived, how far the topics have been read, what time it is and what was done. It answers
-with what is due, in order. The worker does these things in that order: what is told *now* (:class:`Take`,
-:class:`Advance`, the reading of the state for :class:`Publish` and :class:`Checkpoint`) before it asks again; what
-takes long (delivering, writing) one after another in the background, and it calls :meth:`Turn.done` after each.
+with what is due, in order. The worker keeps that order. It does the short things (:class:`Take`, :class:`Advance`,
+reading the state for :class:`Publish` and :class:`Checkpoint`) before it asks again. It does the long things
+(delivering, writing) one after another in the background, and calls :meth:`Turn.done` after each.
 
-The faults of the past are rules here, each a method of its own, so that a test can take it out and see its case fail:
+Each fault of the past has become a rule here. Each rule is a method of its own, so that a test can remove it and see
+its case fail:
 
 ===============================  ============================================================================
 :meth:`Turns.positions`          Messages came before the checkpoint was loaded, and were lost.
@@ -45,16 +46,16 @@ from stream.partition import Partition, PartitionSnapshot
 
 INPUTS = (EVENTS, IMPRESSIONS, USERS)
 TAKE_MESSAGES = 500
-"""Messages in one :class:`Take`: the worker's event loop is back within some tens of milliseconds."""
+"""Messages in one :class:`Take`. With so many, the worker's event loop runs again within some tens of milliseconds."""
 HELD_MESSAGES = 4096
-"""Fetching of events pauses while more than this wait for impressions, and resumes at half of it."""
+"""Fetching of events pauses when more events than this wait for impressions. It resumes at half of this number."""
 BEYOND_S = 3.0
-"""How long a topic must end before a checkpoint's offset to be believed another topic."""
+"""A topic that ends before the checkpoint's offset for longer than this is taken to be another topic."""
 AHEAD_S = 3600.0
-"""A Kafka time stamp further ahead of our clock than this is no time at which a message came (brokers refuse it from
-Kafka 4 on); were it believed, one such impression would let all events pass those that they wait for."""
+"""A Kafka time stamp further ahead of our clock than this is not believed (brokers refuse it from Kafka 4 on).
+Otherwise one such impression would release all events before the impressions that they wait for."""
 QUIET_S = 1.0
-"""The longest time between two looks that counts as having looked: a machine asleep hears no broker."""
+"""A longer time between two looks does not count as time in which we looked: a sleeping machine hears no broker."""
 
 Reads = Mapping[str, ReadTo | None]
 """How far each input topic of a partition has been read."""
@@ -76,7 +77,7 @@ class Pace:
 class Now(NamedTuple):
     """One moment on two clocks, in seconds."""
 
-    steady_s: float  # never set back: for what is due every so often
+    steady_s: float  # never set back: for what is due at regular intervals
     wall_s: float  # Unix time: Kafka's time stamps and answers are compared with it
 
 
@@ -85,14 +86,14 @@ class Now(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Take these messages; send the samples and dead letters that come of them."""
+    """Take these messages; send the samples and dead letters that result."""
 
     messages: Sequence[Message]
 
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """Move the silent partition's watermark; send what comes of it. A checkpoint that says so has been written."""
+    """Move the silent partition's watermark; send what results. A checkpoint that announces it has been written."""
 
     until_ms: int
 
@@ -111,8 +112,8 @@ class Resume:
 class Publish:
     """Read the partition's changes now and write them to the online store and ``features.items``.
 
-    ``new``: the partition began empty, and this is its first publication. So a store that does not hold the partition
-    needs nothing but these changes; any other publication to such a store begins with all that the partition holds.
+    ``new``: the partition began empty, and this is its first publication. A store that does not hold the partition
+    then needs these changes only. Any other publication to such a store begins with all that the partition holds.
     """
 
     new: bool
@@ -120,8 +121,8 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Read :meth:`Turn.snapshot` now. Write it once all samples and dead letters so far, and all publications told
-    before, are delivered; then commit its offsets.
+    """Read :meth:`Turn.snapshot` now. Write it once all samples and dead letters so far, and all publications that
+    were due before, are delivered. Then commit its offsets.
 
     ``advance_ms``: the state announces this :class:`Advance`, as the first thing that follows it.
     """
@@ -136,19 +137,19 @@ Due = Take | Advance | Pause | Resume | Publish | Checkpoint
 
 
 def clock_at(stamp_s: float, headers: Headers | None, clock: EventClock) -> int | None:
-    """The event clock when a message came to Kafka; None where nobody can say.
+    """The event clock when a message came to Kafka; None where it is not known.
 
-    Whether an event is from the future is decided by the time at which Kafka first received it, and never again: read
-    once more, maybe by a later run whose clock has come as far, it must be judged as it was.
+    The time at which Kafka received an event decides whether the event is from the future. The event may be read
+    again, maybe by a later run whose clock has reached its time. The decision must then be the same.
 
     Args:
         stamp_s: Kafka's time stamp.
-        headers: the message's; the clock that it was sent by is named there, if that is not the wall clock.
+        headers: the message's; they name the clock by which it was sent, if that is not the wall clock.
         clock: this run's, for messages that name none.
     """
     sender = sent_by(headers) or clock
     stamp_ms = round(stamp_s * 1000)
-    # Before a clock's own beginning (in another run, which did not name its own) it cannot say what the time was.
+    # A clock cannot tell the time before its own beginning (the message of another run, which did not name its clock).
     return min(sender.at(stamp_ms), LAST_MS) if stamp_ms >= sender.wall_zero_ms else None
 
 
@@ -171,7 +172,7 @@ def arrival(
 
 
 class Turn:
-    """What is under way for one partition, and what is due next.
+    """The work in progress for one partition, and what is due next.
 
     Args:
         partition: its state, as its newest checkpoint has it. Read here, changed by the worker alone.
@@ -184,18 +185,18 @@ class Turn:
         self.partition = partition
         self._pace, self._clock = pace, clock
         self._gate = Gate()
-        self._waiting: list[Message] = []  # came, and is not yet taken
-        self._heard_s = now.wall_s  # of the last message, or of the assignment
+        self._waiting: list[Message] = []  # arrived, not yet taken
+        self._heard_s = now.wall_s  # time of the last message, or of the assignment
         self._published_s = float("-inf")
         self._saved_s = now.steady_s  # when the last checkpoint was due
-        self._publications = 0  # under way
-        self._saving = 0  # checkpoints under way
+        self._publications = 0  # in progress
+        self._saving = 0  # checkpoints in progress
         self._dirty = False  # something happened since the last checkpoint was due
         self._new = not partition.offsets
         self._paused = False
-        self._advance_ms = partition.advance_ms  # of an advance that is announced or about to be
-        self._announced = partition.advance_ms is not None  # a checkpoint says so
-        self._beyond_s: float | None = None  # since when a topic ends before the checkpoint
+        self._advance_ms = partition.advance_ms  # of an advance that is announced or about to be announced
+        self._announced = partition.advance_ms is not None  # a checkpoint announces it
+        self._beyond_s: float | None = None  # since when a topic has ended before the checkpoint's offset
 
     @property
     def number(self) -> int:
@@ -229,7 +230,7 @@ class Turn:
             yield Take(messages[start : start + TAKE_MESSAGES])
 
     def outbound(self, reads: Reads, newest_ms: int, now: Now) -> Iterator[Due]:
-        """What is to be published and saved, after what :meth:`inbound` told was done.
+        """What is to be published and saved. Call it after all that :meth:`inbound` gave is done.
 
         Args:
             newest_ms: the newest event in any partition of this worker.
@@ -255,9 +256,10 @@ class Turn:
             yield from self._checkpoint(now)
 
     def snapshot(self) -> PartitionSnapshot:
-        """What a :class:`Checkpoint` that is due holds: the partition, and the advance that follows.
+        """The content of a :class:`Checkpoint` that is due: the partition, and the advance that follows.
 
-        A turn has no other state: what waits here is read from Kafka again, all else begins anew with an assignment.
+        A turn has no other state. Messages that wait here are read from Kafka again; the rest begins anew with an
+        assignment.
         """
         return self.partition.snapshot(self._advance_ms)
 
@@ -272,8 +274,8 @@ class Turn:
     # ------------------------------------------------------------------ rules
 
     def _announcing(self) -> bool:
-        """Whether an advance waits for the checkpoint that announces it. Until that is written, neither the advance is
-        made nor a message taken: a worker that recovers from it makes the advance before it takes anything."""
+        """Whether an advance waits for the checkpoint that announces it. Until this is written, the advance is not
+        made and no message is taken: a worker that recovers from it makes the advance before it takes anything."""
         return self._advance_ms is not None and not self._announced
 
     def _released(self, reads: Reads, taken_now: Sequence[Message], now: Now) -> list[Message]:
@@ -285,10 +287,10 @@ class Turn:
         return self._gate.release(reads.get(IMPRESSIONS), end, now.steady_s)
 
     def _silent_until(self, reads: Reads, now: Now) -> float:
-        """Up to which wall time (s) nothing has come since the last message, as the broker's last answers have it.
+        """The wall time (s) up to which nothing has come since the last message, by the broker's last answers.
 
-        Not up to now: time in which nobody looked is no silence, and a worker that stood still (a machine asleep, a
-        compiler, another process on its core) must not move the watermark past what it has not read.
+        This is not "now": time in which we did not look is no silence. A worker that stood still (a machine asleep, a
+        compiler, another process on its core) must not move the watermark past messages that it has not read.
         """
         offsets = self.partition.offsets
         return silent_until([(reads.get(t), offsets.get(t, 0)) for t in (EVENTS, IMPRESSIONS)], self._heard_s)
@@ -296,7 +298,7 @@ class Turn:
     def _idle_until(self, reads: Reads, newest_ms: int, now: Now) -> int | None:
         """Event time to move a silent partition to; None when it is not silent or something waits to be read.
 
-        That is the event clock, unless an old log is played: then the partition follows the others.
+        That is the event clock. When an old log is played, the partition follows the others instead.
         """
         partition = self.partition
         if partition.newest_ms <= 0 or len(self._gate):
@@ -307,8 +309,8 @@ class Turn:
         return data_now_ms(self._clock.at(round(until_s * 1000)), newest_ms, partition.watermark_ms)
 
     def _announce(self, until_ms: int, now: Now) -> Iterator[Due]:
-        """A checkpoint says first that the watermark will move: no message does. Whoever recovers makes the same move
-        before it takes another message, and a label that was given to silence stays given."""
+        """A checkpoint announces the move of the watermark first, since no message does. A worker that recovers makes
+        the same move before it takes another message, so a label that silence caused stays the same."""
         self._advance_ms = until_ms
         yield from self._checkpoint(now)
 
@@ -371,15 +373,15 @@ class Turns:
     def positions(self) -> dict[tuple[str, int], int] | None:
         """The next offset to read, by topic and partition; None: not known yet, so that nothing may be read.
 
-        Faust starts to hand messages over while an assignment is still being handled. What came before the state is
-        loaded would reach no partition, and be lost.
+        Faust starts to hand messages over while an assignment is still being handled. A message that came before the
+        state is loaded would reach no partition and be lost.
         """
         if self._turns is None:
             return None
         return {(topic, n): t.partition.offsets.get(topic, 0) for n, t in self._turns.items() for topic in INPUTS}
 
     def arrived(self, arrivals: Iterable[Arrival], now: Now) -> None:
-        """Messages came. Those of partitions that are not ours are let go: whoever holds them reads them again."""
+        """Messages came. Those of partitions that are not ours are dropped: the worker that owns them reads them."""
         turns = self._turns or {}
         for one in arrivals:
             turn = turns.get(one.partition)
@@ -387,7 +389,7 @@ class Turns:
                 turn.arrived(one, now)
 
     def unheard_s(self, reads: Iterable[ReadTo | None], now: Now) -> float:
-        """For how long the broker has answered no fetch; a worker with nothing to send notices here that it is away.
+        """Seconds for which the broker has answered no fetch. A worker with nothing to send notices an outage by it.
 
         Call it at every look. Time in which we did not look (a machine asleep) does not count.
 

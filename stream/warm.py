@@ -1,6 +1,6 @@
 # core
-"""Runs every compiled function once on a partition of its own: a worker whose loop stood still for a compiler (half a
-minute where nothing is cached) would hold up the whole group's rebalance."""
+"""Runs every compiled function once, on a partition of its own. Otherwise a worker's loop would stand still while the
+compiler runs (half a minute where nothing is cached), and would hold up the whole group's rebalance."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _NEW_OBJECTS = 100_000
 
 
 def calm_collector() -> None:
-    """Makes Python look for garbage cycles rarely. The join's objects live for minutes and form none; looking after
-    every 700 new ones, as Python does by default, takes more than a quarter of the join's time."""
+    """Makes Python look for garbage cycles rarely. The join's objects live for minutes and form no cycles. By default
+    Python looks after every 700 new objects, which takes more than a quarter of the join's time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_NEW_OBJECTS, 20, 20)
 
 
 def warm_up(schema: Schema, policy: Policy) -> None:
-    """Compiles what a worker will call. Touches nothing but objects of its own."""
+    """Compiles the functions that a worker will call. It touches only objects of its own."""
     part, layout = Partition(0, schema, policy), schema.layout
     n, last_ms = 300, _TS_MS + (schema.windows.days[-1] + 3) * _DAY_MS
     for turn, ts in enumerate((_TS_MS, _TS_MS + 2 * _DAY_MS, last_ms)):

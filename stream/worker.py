@@ -9,8 +9,9 @@
 
     a thread of the worker that holds partition 0: items, features.items ──► the shop's lists in Redis
 
-An infrastructure error is waited out, aloud, while heart-beats go on (the consumer has its own thread); what lasts
-longer than ``outage_seconds`` ends the process with one line, and whoever started it starts it again.
+The worker waits out an infrastructure error, with a line in the log, while heart-beats go on (the consumer has its own
+thread). An error that lasts longer than ``outage_seconds`` ends the process with one line. The program that started the
+worker starts it again.
 """
 
 from __future__ import annotations
@@ -61,13 +62,13 @@ from stream.warm import calm_collector, warm_up
 log = structlog.get_logger("stream")
 
 GATHER_SECONDS = 0.02  # how long a micro-batch may fill after its first message
-BUFFER_MESSAGES = 4096  # the agent waits while more than this are not taken
+BUFFER_MESSAGES = 4096  # the agent waits while more messages than this are not taken
 LOOK_SECONDS = 0.1
 CLOSE_SECONDS = 11.0
 
 
 class _Ended(Exception):
-    """The worker has done all that it was told to; its tasks shall end."""
+    """The worker has done all its work; its tasks end."""
 
 
 class Worker:
@@ -110,7 +111,7 @@ class Worker:
             self._room.clear()
 
     async def revoked(self, *_: Any, **__: Any) -> None:
-        """Before partitions go: what is held becomes a checkpoint, and its offsets are committed."""
+        """Called before partitions are revoked: their state becomes a checkpoint, and its offsets are committed."""
         with self._guarded("giving partitions up"):
             self._loaded.clear()
             self.lists.active.clear()
@@ -123,7 +124,7 @@ class Worker:
                 self.outlet.forget()
 
     async def assigned(self, *args: Any, **_: Any) -> None:
-        """After partitions came, before their first message: their newest checkpoints are loaded."""
+        """Called after partitions are assigned, before their first message: loads their newest checkpoints."""
         with self._guarded("taking partitions over"):
             self._loaded.clear()
             async with self._lock:
@@ -192,7 +193,7 @@ class Worker:
                 self.outlet.checkpoint(turn, due)
 
     async def _save_all(self) -> None:
-        """What is due before the partitions go, done before this returns."""
+        """Does what is due before the partitions are revoked, and returns when it is done."""
         for turn in self.turns:
             for due in turn.last(self._now()):
                 await self._do(turn, due)
@@ -219,7 +220,7 @@ class Worker:
 
     @contextlib.contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
-        """Faust would log a callback's exception and go on or crash by itself: we end with one line instead."""
+        """Faust would log a callback's exception, and go on or crash. We end with one line instead."""
         try:
             yield
         except Exception as error:
@@ -265,7 +266,7 @@ class Worker:
             me = asyncio.current_task()
             if me is None or me.cancelling():
                 raise
-            # Something that it awaited was cancelled, not it. The group would take it for a task that has ended well.
+            # Something that the task awaited was cancelled, not the task. The group would take it for a normal end.
             raise expected(None, what, self.settings) from None
         except Exception as error:
             told = expected(error, what, self.settings)
@@ -274,7 +275,7 @@ class Worker:
             raise told from error
 
     async def _until(self, stop: threading.Event) -> None:
-        """Ends the group of tasks: once all is saved after ``stop``, or when Faust or a callback of its has failed."""
+        """Ends the group of tasks: once all is saved after ``stop``, or when Faust or one of its callbacks failed."""
         saving: asyncio.Task[None] | None = None
         try:
             while saving is None or not saving.done():
@@ -299,7 +300,7 @@ class Worker:
 
 
 def expected(error: BaseException | None, what: str, settings: Settings) -> BaseException:
-    """``error`` as an expected failure where it is one; a bug stays itself, with its traceback."""
+    """``error`` as an expected failure where it is one. A bug stays as it is, with its traceback."""
     if isinstance(error, KafkaError):
         return BrokerError(f"broker '{settings.kafka}' failed {what} ({type(error).__name__}: {error})", REMEDY)
     if isinstance(error, OSError):

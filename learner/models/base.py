@@ -1,5 +1,5 @@
 # core
-"""What a model is here: the dense network over what the sparse tables gave. One registry of all of them.
+"""The base of all models: a dense network over the values from the sparse tables. One registry of all models.
 
 logit = wide (sum of the wide weights of all ids, by FTRL; the tables') + dense(embeddings, numbers) (the network's)
 """
@@ -20,7 +20,7 @@ from millrace.contracts.errors import SettingError
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a network is given. ``groups``: (F, D) of each embedding width, widest first; N ``numbers``; and how many
+    """The inputs of a network. ``groups``: (F, D) of each embedding width, widest first; N ``numbers``; and how many
     numbers come as ``buckets`` instead (they are among the fields of ``groups``)."""
 
     groups: tuple[tuple[int, int], ...]
@@ -35,7 +35,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What a network's inputs are called, so that another network with other inputs can take over what it learnt.
+    """The names of a network's inputs, so that another network with other inputs can take over what it learnt.
 
     Kept with every snapshot. ``fields``: names of each group's fields, in the order of ``Shape.groups``.
     """
@@ -69,19 +69,19 @@ def pair(a: str, b: str) -> str:
 
 
 Axes = dict[str, tuple[list[str] | None, ...]]
-"""For tensors (by name) whose extent depends on the inputs: what the places along each axis are called; None: an
-axis that does not depend on them."""
+"""For each tensor (by name) whose extent depends on the inputs: the names of the places along each axis. None marks an
+axis that does not depend on the inputs."""
 
 
 class Network(nn.Module):
     """Base of all dense parts.
 
     ``forward(embeddings, numbers)`` is called with one (B, F, D) tensor for each width of ``shape.groups`` and the
-    numbers (B, N), scaled already; it returns the dense part's logits (B,). In training mode its normalisation uses
-    and updates statistics; in evaluation mode nothing may be written.
+    numbers (B, N), scaled already. It returns the dense part's logits (B,). In training mode its normalisation uses
+    and updates statistics. In evaluation mode it must not write anything.
     """
 
-    edges: Tensor  # (C, Q - 1) where quantile buckets end; infinite: not known yet. The learner's, to publish
+    edges: Tensor  # (C, Q - 1) where quantile buckets end; infinite: not known yet. The learner sets and publishes it
 
     name: ClassVar[str]
     deep: ClassVar[bool] = True  # False: fields have wide weights only
@@ -105,7 +105,7 @@ class Network(nn.Module):
         return found
 
     def known_as(self, columns: Columns) -> dict[str, str]:
-        """Names of tensors that say more than their place does, where a place may be another's in another network."""
+        """Lasting names of tensors whose own name depends on their place, as that may differ in another network."""
         return {}
 
     def flat(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class Linear(nn.Module):
 
 @register("logistic")
 class Logistic(Network):
-    """The ids' weights are the tables'; here are the bias and the weights of the numbers x (B, N)."""
+    """The tables hold the ids' weights. This network holds the bias and the weights of the numbers x (B, N)."""
 
     deep = False
 

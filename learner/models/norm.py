@@ -1,9 +1,9 @@
 # core
 """Normalisation under a moving stream: batch norm, batch renormalisation, and the running scaling of inputs.
 
-All of them start as a cumulative average and become an exponential one (momentum ``max(1 / t, m)``), so that the first
-batches of a stream neither explode nor leave the statistics at their arbitrary start. What is normalised with when
-serving are the running statistics; they are buffers, and so are published with the weights.
+The statistics of each start as a cumulative average and become an exponential one (momentum ``max(1 / t, m)``). So the
+first batches of a stream neither explode nor leave the statistics at their arbitrary start. Serving normalises with the
+running statistics. They are buffers, so they are published with the weights.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SMALL_BATCH = 16
-"""With fewer rows than this, a batch's own mean and variance say nothing: running statistics are used instead."""
+"""With fewer rows than this, a batch's own mean and variance are unreliable, so running statistics are used instead."""
 
 EPSILON = 1e-5
 
 BOUND = 10.0
-"""Numbers further from their mean than so many deviations are no further off for a network."""
+"""Numbers are clipped at this many standard deviations from their mean."""
 
 
 class Running(nn.Module):
@@ -36,10 +36,10 @@ class Running(nn.Module):
         self.register_buffer("seen", torch.zeros(1))
 
     def advance(self, rows: int) -> float:
-        """Counts a batch of ``rows`` rows (fewer than 256 count in part); the weight that its statistics get."""
+        """Counts a batch of ``rows`` rows (fewer than 256 count in part). Returns the weight of its statistics."""
         share = min(rows / 256.0, 1.0)
         self.seen += share
-        # The variance of a handful of rows may be next to nothing: the start (0, 1) stays in the average then.
+        # The variance of a few rows may be nearly 0. The start values (0, 1) then stay in the average.
         start = SMALL_BATCH / 256.0 if rows < SMALL_BATCH else 0.0
         return max(share / (float(self.seen) + start), self.momentum * share)
 
@@ -63,8 +63,8 @@ class Running(nn.Module):
 class InputNorm(Running):
     """Numbers as the network sees them: ``clip((x - mean) / sqrt(var + eps), -10, 10)`` with running statistics.
 
-    They are the running ones in training too (the inputs have no gradient that could blow them up), so a row looks
-    the same when it is learnt from and when it is served.
+    Training uses the running statistics too (inputs have no gradient that could make them explode). So a row looks the
+    same when it is learnt from and when it is served.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N) -> (B, N)
@@ -90,7 +90,7 @@ class BatchNorm(Running):
 
 
 class BatchRenorm(Running):
-    """Batch renormalisation (Ioffe 2017, arXiv 1702.03275): what is trained with agrees with what is served with::
+    """Batch renormalisation (Ioffe 2017, arXiv 1702.03275): training agrees with serving::
 
         y = gamma ((x - mean_B) / sd_B * r + d) + beta
         r = clip(sd_B / sd, 1 / r_max, r_max),  d = clip((mean_B - mean) / sd, -d_max, d_max)   (no gradient)
@@ -104,7 +104,7 @@ class BatchRenorm(Running):
         self.beta = nn.Parameter(torch.zeros(width))
 
     def bounds(self) -> tuple[float, float]:
-        """r_max and d_max by now."""
+        """The current r_max and d_max."""
         age = min(float(self.seen) / 500.0, 1.0)
         return 1 + 2 * age, 5 * age
 
@@ -125,7 +125,7 @@ class BatchRenorm(Running):
 
 
 def make_norm(kind: str, width: int, momentum: float) -> nn.Module:
-    """The normalisation that a spec names: "batch", "renorm", "layer" or "none"."""
+    """The normalisation that ``kind`` names: "batch", "renorm", "layer" or "none"."""
     match kind:
         case "batch":
             return BatchNorm(width, momentum)

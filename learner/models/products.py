@@ -1,5 +1,5 @@
 # core
-"""Products of field embeddings, as layers without a place of their own in the logit. Shared by PNN and DeepFM."""
+"""Products of field embeddings, as layers. Each model decides how they enter its logit. Shared by PNN and DeepFM."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class InnerProducts(nn.Module):
     def __init__(self, fields: int) -> None:
         super().__init__()
         pairs = torch.triu_indices(fields, fields, 1)
-        self.pairs = (pairs[0] * fields + pairs[1]).contiguous()  # not a buffer: it is not learnt, so not published
+        self.pairs = (pairs[0] * fields + pairs[1]).contiguous()  # no buffer: it is not learnt, so it is not published
 
     def forward(self, v: Tensor) -> Tensor:
         return torch.bmm(v, v.transpose(1, 2)).flatten(1).index_select(1, self.pairs)

@@ -30,7 +30,7 @@ class Residual(nn.Module):
         self.norm = make_norm(norm, hidden if placement == "inner" else width, momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place wherever what is overwritten is nobody's: x is the caller's, what a norm takes is autograd's.
+        # Works in place where no one else needs the tensor. The caller needs x; autograd needs the input of a norm.
         if self.placement == "inner":
             inner = self.norm(self.w1(x)).relu_()  # (B, H)
             return self.w2(inner).add_(x).relu_()  # type: ignore[no-any-return]

@@ -1,9 +1,9 @@
 # shell
 """One picture of the running loop: every role's ``/metrics`` and the scorer's ``/model``, once a second.
 
-The terminal view, the live page and the report all read this picture, so they cannot disagree. A role that is being
-restarted answers nothing for a while: its last figures stay, and its counters go on from where they were, so that a
-total never falls.
+The terminal view, the live page and the report all read this picture, so they cannot disagree. A role that restarts
+does not answer for a while. Its last figures stay, and its counters go on from their last values, so a total never
+falls.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _STARTED = "process_start_time_seconds"
 
 
 class RoleMetrics:
-    """The metrics of one role over all its lives: gauges as they are, counters made continuous over restarts."""
+    """The metrics of one role over all its restarts: gauges as they are, counters made continuous."""
 
     def __init__(self) -> None:
         self._now: dict[tuple[str, Labels], float] = {}
-        self._before: dict[tuple[str, Labels], float] = {}  # what counters had reached in earlier lives
+        self._before: dict[tuple[str, Labels], float] = {}  # the values that counters had reached before restarts
         self._cumulative: set[str] = set()
         self.families: set[str] = set()
         self.lives = 0
@@ -59,15 +59,15 @@ class RoleMetrics:
         self._now = now
 
     def gauge(self, name: str, **labels: str) -> float | None:
-        """A gauge now: the sum over the label sets that carry ``labels``; None when there is none, or no number (yet):
-        a role says NaN where it has measured nothing."""
+        """A gauge now: the sum over the label sets that carry ``labels``. None when there is no such set, or no number
+        yet: a role gives NaN where it has measured nothing."""
         wanted = labels.items()
         found = [v for (n, have), v in self._now.items() if n == name and wanted <= dict(have).items()]
         total = sum(found)
         return total if found and math.isfinite(total) else None
 
     def total(self, name: str, **labels: str) -> float:
-        """A counter (give its full name, with ``_total``, ``_sum`` or ``_count``) over all lives; 0 when never seen."""
+        """A counter (by its full name, with ``_total``, ``_sum`` or ``_count``) over all restarts; 0 if never seen."""
         wanted = labels.items()
         return sum(
             value
@@ -86,7 +86,7 @@ def fetch(url: str, timeout_seconds: float = 1.0) -> str:
     """The body of a plain HTTP GET.
 
     Raises:
-        OSError: nobody answers, or not with status 200.
+        OSError: there is no answer, or not one with status 200.
     """
     parts = urlsplit(url)
     connection = HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout_seconds)
@@ -105,12 +105,12 @@ def fetch(url: str, timeout_seconds: float = 1.0) -> str:
 
 @dataclass(slots=True)
 class Picture:
-    """What was seen last. Replaced whole, never changed, so readers need no lock."""
+    """The last figures seen. A picture is replaced whole and never changed, so readers need no lock."""
 
     wall_ms: int = 0
     figures: dict[str, float | None] = field(default_factory=dict)
     answers: dict[str, bool] = field(default_factory=dict)  # answered in this round
-    ready: dict[str, bool] = field(default_factory=dict)  # and said that it does its work
+    ready: dict[str, bool] = field(default_factory=dict)  # and reported that it does its work
     model: dict[str, Any] = field(default_factory=dict)  # the scorer's GET /model
     dead_letters: dict[str, float] = field(default_factory=dict)  # by reason
 
@@ -143,7 +143,7 @@ class Monitor:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self.first_auc_wall_ms: int | None = None
-        self._served: Mapping[str, Any] = {}  # click-to-served times, as last known
+        self._served: Mapping[str, Any] = {}  # the last known click-to-served times
 
     def start(self) -> None:
         self._thread.start()
@@ -158,7 +158,7 @@ class Monitor:
             self.look()
 
     def look(self) -> Picture:
-        """Asks everybody once, now; also from the owner's thread, when it needs figures that are not a second old."""
+        """Asks every role once, now. The owner's thread may call it too, when it needs figures of this moment."""
         with self._lock:
             answers: dict[str, bool] = {}
             for name, url in self._targets.items():
@@ -170,7 +170,7 @@ class Monitor:
             ready = {n: answers[n] and role.gauge("millrace_ready") == 1 for n, role in self.roles.items()}
             model = self.picture.model
             if answers.get("serve"):
-                with suppress(OSError, ValueError):  # it may go between two questions: the next round asks again
+                with suppress(OSError, ValueError):  # it may end between two requests; the next round asks again
                     model = json.loads(self._get(f"{self._scorer}/model"))
             wall_ms = time.time_ns() // 1_000_000
             figures = self._figures(wall_ms, model)
@@ -182,7 +182,7 @@ class Monitor:
             return self.picture
 
     def take(self, name: str, text: str) -> None:
-        """Takes in what a role left behind when it ended."""
+        """Takes in the metrics that a role wrote when it ended."""
         with self._lock:
             self.roles[name].update(text)
 

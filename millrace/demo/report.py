@@ -1,5 +1,5 @@
 # shell
-"""What a demo measured, as the report that ``--report`` writes. The keys of :data:`KEYS` are stable."""
+"""The measurements of a demo, as the report that ``--report`` writes. The keys of :data:`KEYS` are stable."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def make_report(
 ) -> Report:
     """The report of a run that has been closed. Figures that were never measured are None.
 
-    ``*_sent`` are the simulator's own counts; when it was restarted (and so forgot) those of the topics.
+    ``*_sent`` are the simulator's own counts. A restarted simulator has lost them; then they are counted in the topics.
     """
     f = settlement.picture.figures
     ts_ms, label, score, true, arm = ledger.rows()
@@ -90,7 +90,7 @@ def make_report(
         "ctr_model": _ratio(f["page_clicks_model"], f["page_exposures_model"]),
         "ctr_control": _ratio(f["page_clicks_control"], f["page_exposures_control"]),
         "click_to_served_ms": {"p50": f["click_to_served_p50_ms"], "p99": f["click_to_served_p99_ms"]},
-        # What earlier runs left in the topics is learnt from, and judged, before this one opens.
+        # Samples that earlier runs left in the topics are learnt from, and judged, before this run opens.
         "seconds_to_first_auc": max(0, first_auc - started_wall_ms) / 1000 if first_auc else None,
         # Beyond the stable keys
         "conserved": settlement.problem is None,
@@ -131,15 +131,15 @@ def _curve(
     true: NDArray[np.float32],
     window: int,
 ) -> list[dict[str, Any]]:
-    """Rolling AUC over event time (Unix ms) of the scores that pages were served with, and what was possible there.
+    """Rolling AUC over event time (Unix ms) of the scores that pages were served with, and the best possible AUC.
 
     This is progressive validation with delayed labels: each prediction was made before its page was seen. (The
-    learner's own, made when the label comes, is coloured by the order in which labels come: of one page the clicks
-    are learnt from minutes before the rest is judged.) In a closed loop the best possible AUC moves too: the better
-    the pages, the more alike the items on them.
+    learner makes its own predictions when labels come, so their AUC depends on the order of labels: it learns from the
+    clicks of a page minutes before it judges the rest of the page.) In a closed loop the best possible AUC moves too:
+    the better the pages, the more alike the items on them.
 
-    From the moment at which the window is full (in a run too short for that: half way): before, it is an AUC over a
-    few hundred samples of the first minutes, which is mostly chance.
+    The curve begins when the window is full (in a run too short for that: half way). Before that, the AUC is over a few
+    hundred samples of the first minutes, and is mostly chance.
     """
     rows = len(ts_ms)
     points = []
@@ -154,7 +154,7 @@ def _curve(
 
 
 def _history(settings: Settings) -> list[dict[str, Any]]:
-    """What the learner wrote down as it went; an AUC is None while it had judged one class only."""
+    """The learner's record of its figures over time. An AUC is None while it had judged one class only."""
     try:
         lines = Path(settings.data, "learner", "history.jsonl").read_bytes().splitlines()
         told = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]

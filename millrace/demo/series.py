@@ -1,8 +1,8 @@
 # core
-"""The run so far as a few hundred points: what the page draws and the terminal's sparkline shows.
+"""The run so far as a few hundred points. The page draws them, and the terminal shows them as a sparkline.
 
-A demo may run for days. When the list is full every second point is dropped and points come half as often, so memory
-and the page's payload are bounded and the whole run stays visible.
+A demo may run for days. When the list is full, every second point is dropped and points are added half as often. So
+memory and the page's payload are bounded, and the whole run stays visible.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Series:
             self._every *= 2
 
     def rate(self, name: str) -> float | None:
-        """Growth of a total a second, over the last seconds; None before there are two moments."""
+        """Growth of a total per second, over the last seconds; None before there are two moments."""
         pair = self._over(self._rate_ms)
         if pair is None:
             return None

@@ -35,7 +35,7 @@ def state_of(
         speed: of event time.
         monitor: None before the roles have addresses.
         supervisor: for states, restarts and process ids.
-        notes: what was said of the run, newest last.
+        notes: messages about the run, newest last.
     """
     picture = monitor.picture if monitor else Picture()
     series = monitor.series if monitor else Series()
@@ -109,7 +109,7 @@ def percent(value: float | None) -> str:
 def sparkline(values: list[float | None], width: int = 40) -> str:
     """The last ``width`` known values as block characters between their own minimum and maximum."""
     known = [v for v in values if v is not None]
-    if len(known) > width:  # the whole run, thinned
+    if len(known) > width:  # thin the points, so that the whole run is shown
         step = len(known) / width
         known = [known[int(i * step)] for i in range(width - 1)] + [known[-1]]
     if not known:

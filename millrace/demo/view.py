@@ -1,5 +1,5 @@
 # shell
-"""The terminal: one calm table that changes in place, or, when nobody watches, a line every ten seconds."""
+"""The terminal view: one table that changes in place, or a line every ten seconds when the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class View:
     """Shows states while it is entered.
 
     Args:
-        state: asked for the state a few times a second (terminal) or every ten seconds (pipe).
+        state: gives the state, a few times a second (terminal) or every ten seconds (pipe).
         console: standard output's by default.
     """
 
@@ -109,7 +109,7 @@ class View:
         return table_of(self._state(), self.page)
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         self._console.print(line, markup=False)
 
     def tick(self) -> None:

@@ -1,9 +1,9 @@
 # core
 """The forms a log or side table may have: Parquet (a file or a folder of files), CSV, TSV, JSON lines.
 
-The name's ending tells the form; text may be compressed (.gz, .bz2, .zst, .lz4). A column has one type in the whole
-file: a text deep in a column of numbers makes all of it text in CSV, and is an error that names the column elsewhere.
-What comes out is plain (:func:`_plain`): a value is the same whichever of a form's many types it was stored in.
+The file name's ending tells the form. Text may be compressed (.gz, .bz2, .zst, .lz4). A column has one type in the
+whole file. If a column of numbers has a text somewhere, the whole column is text in CSV; in other forms it is an error
+that names the column. The result is plain (:func:`_plain`): a value is the same, whatever type a form stored it in.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from millrace.contracts.errors import LogError
 
-_BLOCK = 1 << 30  # text files up to this size have each column's type inferred from the whole file
-_HEAD = 1 << 20  # bytes that a header is looked for in
+_BLOCK = 1 << 30  # in text files up to this size, each column's type is inferred from the whole file
+_HEAD = 1 << 20  # a header is searched for in this many bytes
 _FORMS = "Parquet, CSV (.csv), TSV (.tsv) or JSON lines (.jsonl)"
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
 _NO_TEXT = {
@@ -31,15 +31,15 @@ _NO_TEXT = {
     b"PAR1": ("Parquet", "let its name end in .parquet"),
     b"PK\x03\x04": ("a spreadsheet or a zip archive", "export it as CSV"),
 }
-"""What a file of text does not begin with: (what it is then, what to do)."""
+"""Bytes that a text file does not begin with: (what the file is instead, what to do)."""
 
 
 def read_columns(path: Path, wanted: set[str], side_files: Iterable[str] = ()) -> pa.Table:
     """The wanted columns that the file, or folder of Parquet files, has.
 
     Raises:
-        LogError: no such file, unreadable, not of the form that its ending tells, or a wanted column that stands twice,
-            is no UTF-8 text or does not fit.
+        LogError: there is no such file, it is unreadable or not of the form that its ending tells; or a wanted column
+            occurs twice, is not UTF-8 text or does not fit.
     """
     if not path.exists():
         raise LogError(f"log file '{path}' does not exist", f"give the path of a log: {_FORMS}")
@@ -75,7 +75,7 @@ def column_names(file: Path) -> list[str]:
 
 
 def _read_file(path: Path, wanted: set[str] | None) -> pa.Table:
-    """The wanted columns, each once; or (None) all, however often they stand there."""
+    """The wanted columns, each once; or (None) all columns, however often each occurs."""
     endings = [s.lower() for s in path.suffixes]
     if endings and endings[-1] in (".gz", ".bz2", ".zst", ".lz4"):
         endings.pop()
@@ -107,7 +107,7 @@ def _read_file(path: Path, wanted: set[str] | None) -> pa.Table:
 
 
 def _once(names: Sequence[str], wanted: set[str], path: Path) -> list[str]:
-    """The wanted ones of a file's columns. One that stands twice has two values a row, and nobody says which counts."""
+    """The wanted ones of a file's columns. A column that occurs twice has two values a row: which counts is unknown."""
     for name in sorted(wanted):
         if names.count(name) > 1:
             raise LogError(f"'{path}': column '{name}' stands {names.count(name)} times", "rename or drop all but one")
@@ -115,7 +115,7 @@ def _once(names: Sequence[str], wanted: set[str], path: Path) -> list[str]:
 
 
 def _check_separator(head: bytes, ending: str, wanted: set[str], path: Path) -> None:
-    """An error where the header falls apart at another separator only: read as it is, it would be one odd column."""
+    """Raises where only another separator splits the header: with this one, it would be read as one odd column."""
     header = re.split(r"[\r\n]", head.decode("utf-8-sig", "replace").lstrip("\r\n"), maxsplit=1)[0]
     columns = {by: [name.strip(' "') for name in header.split(by)] for by in _SEPARATORS}
     mine = columns.pop(_separator(ending))
@@ -135,14 +135,14 @@ def _separator(ending: str) -> str:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type that stands for all which hold the same values."""
+    """The one type that replaces all types that hold the same values."""
     if isinstance(kind, pa.BaseExtensionType):
         return kind if isinstance(kind, pa.UuidType) else _plain_type(kind.storage_type)
     if pa.types.is_dictionary(kind):
         return _plain_type(kind.value_type)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return pa.list_(_plain_type(kind.value_type))
-    if pa.types.is_decimal(kind):  # as CSV would have it
+    if pa.types.is_decimal(kind):  # as it would be read from CSV
         return pa.int64() if kind.scale <= 0 else pa.float64()
     if pa.types.is_timestamp(kind) and kind.unit == "ns":  # Python has no nanoseconds
         return pa.timestamp("us", kind.tz)
@@ -156,10 +156,10 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 def _plain(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
     """The column in its plain type. Features hash a value's text, so ``b"a"``, ``Decimal("7.00")`` or a dictionary's
-    code would be others than ``a`` and ``7``.
+    code would differ from ``a`` and ``7``.
 
     Raises:
-        LogError: bytes that are no UTF-8 text, or a decimal beyond 64 bits.
+        LogError: bytes that are not UTF-8 text, or a decimal beyond 64 bits.
     """
     kind = _plain_type(column.type)
     if isinstance(kind, pa.BaseExtensionType):
@@ -181,7 +181,7 @@ def _plain(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
 
 
 def _first_bad(column: pa.ChunkedArray, converted: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> str:
-    """Row and value of the first that ``converted`` refuses, by halving."""
+    """Row and value of the first value that ``converted`` refuses, found by halving."""
     row, end = 0, len(column)
     while end - row > 1:
         middle = (row + end) // 2

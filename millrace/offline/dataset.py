@@ -1,9 +1,9 @@
 # core
-"""A log as arrays on disk: features made once, in event time, then read by every run of an experiment.
+"""A log as arrays on disk: features are made once, in event time. Every run of an experiment then reads them.
 
-An experiment trains dozens of models on the same exposures. Their features do not depend on the model, so they are
-computed once by the code that serves (:mod:`millrace.offline.logfeatures`), written as ``.npy`` files, and mapped into
-each worker's memory.
+An experiment trains dozens of models on the same exposures. Their features do not depend on the model. So the code that
+serves computes them once (:mod:`millrace.offline.logfeatures`). They are written as ``.npy`` files and mapped into each
+worker's memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TRUTH = "p_true"
 
 
 def plain_schema(schema: Schema) -> Schema:
-    """The schema with every number fed as it is: an experiment decides itself how its inputs are scaled."""
+    """The schema with every number fed as it is, since an experiment itself decides how its inputs are scaled."""
     fields = tuple(structs.replace(f, transform="raw") for f in schema.fields)
     return structs.replace(schema, fields=fields, windows=structs.replace(schema.windows, transform="raw"))
 
@@ -100,7 +100,7 @@ def prepare(log: Path, schema: Schema, folder: Path) -> Dataset:
     number = {day: i for i, day in enumerate(days)}
     day = np.fromiter((number[d] for d in names), np.int32, rows.n)
     if np.any(np.diff(day) < 0):
-        # A log's own day column may disagree with its clock around midnight; an experiment needs whole days in a row.
+        # A log's own day column may disagree with its times around midnight. An experiment needs whole days in order.
         day = np.maximum.accumulate(day)
     folder.mkdir(parents=True, exist_ok=True)
     shape = schema.layout

@@ -1,5 +1,5 @@
 # core
-"""A model over the rows of a prepared log, in micro-batches: learn, score, or score each batch and then learn it."""
+"""Runs a model over a prepared log's rows in micro-batches: learn, score, or score each batch and then learn it."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
 # shell
-"""``millrace experiment``: what the models and what learning online are worth, with intervals.
+"""``millrace experiment``: compares the models, and ways of learning online, with intervals.
 
 ``models``  every model, trained on the first days in one pass, measured on training and on test days: once on raw
             statistics, as the original fed them, once on well-scaled inputs (``log1p``, mean 0, variance 1).
-``rounds``  a model trained on the days before the target date, then kept up in six ways through the days after it:
-            frozen, daily incremental rounds, micro-batches, replay and batch retraining each day, more epochs on the
-            old data (:mod:`millrace.offline.rounds`).
+``rounds``  a model trained on the days before the target date, then kept up to date in six ways through the days after
+            it: frozen, daily incremental rounds, micro-batches, replay and batch retraining each day, more epochs on
+            the old data (:mod:`millrace.offline.rounds`).
 
-Both run the original's models (:data:`ORIGINAL`) with the original's settings, and every other model, the default and
-one's own, with the default's: each row of a report says which (``settings``).
+Both run the original's models (:data:`ORIGINAL`) with the original's settings. They run every other model, the default
+and the user's own, with the default's settings. Each row of a report says which (``settings``).
 
-Every run is repeated with several seeds; figures are means with 95% intervals (Student's t), comparisons are paired
-by seed. Where the world is known (a simulated log) the oracle's AUC is given beside them.
+Every run is repeated with several seeds. Figures are means with 95% intervals (Student's t). Comparisons are paired by
+seed. Where the world is known (a simulated log), the oracle's AUC is given too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from millrace.offline.report import curves_plot, days_plot, interval_plot, write
 
 CURVE_POINTS = 60
 TRAIN_ROWS_SCORED = 200_000
-"""A model's AUC on its training data is taken over at most so many rows, evenly spread."""
+"""A model's AUC on its training data is computed over at most this many rows, evenly spread."""
 
 ORIGINAL = ("logistic", "wide_deep", "pnn_inner", "pnn_outer", "pnn_group", "deepfm", "wide_resnet", "wide_resnet_bn")
 DEFAULT = "default"
@@ -74,10 +74,10 @@ class Job:
 def spec_of(model: str) -> dict[str, Any]:
     """The settings of a compared model, in either experiment.
 
-    The original's models take their numbers as they come, and nothing guards them: a batch that would throw them off is
-    learnt all the same, as it was there. Its "batch norm" is that of Ioffe and Szegedy after each residual unit's
-    addition. ``default`` is what Millrace starts with. A model of one's own has nothing of the original to be like: it
-    runs as ``replay`` and the learner run it.
+    The original's models take their numbers as they come, without a guard: they learn even a batch that harms them, as
+    in the original. Its "batch norm" is that of Ioffe and Szegedy after each residual unit's addition. ``default`` is
+    what Millrace starts with. A user's own model has no counterpart in the original: it runs as ``replay`` and the
+    learner run it.
     """
     if model == DEFAULT:
         return {}
@@ -153,9 +153,9 @@ def experiment_models(
     """Compares the models on ``log``; writes report.json, run.json, runs.jsonl, report.html and plots to ``out``.
 
     Args:
-        seeds: runs of each model and kind of input; 5 or more for intervals that mean something.
+        seeds: runs of each model and kind of input; 5 or more for useful intervals.
         test_days: the last days of the log, which no model is trained on.
-        models: names out of the registry and "default" (default: the original's and "default").
+        models: names from the registry and "default" (default: the original's and "default").
         inputs: kinds of input, "raw" and "scaled" (default: both).
 
     Raises:
@@ -190,7 +190,7 @@ def experiment_rounds(
 ) -> dict[str, Any]:
     """Compares ways of keeping a model up to date through the last ``test_days`` days; as :func:`experiment_models`.
 
-    The models (default: "default" alone) have the same settings as there.
+    The models (default: only "default") have the same settings as there.
     """
     chosen = _chosen(models, (DEFAULT,), inputs)
     with _prepared(log, schema, test_days, seeds) as (data, train, test):
@@ -239,8 +239,8 @@ def _prepared(
 def _all(jobs: Sequence[Job], data: Dataset, out: Path, progress: bool) -> list[dict[str, Any]]:
     """Runs the jobs on all cores, each with one thread; results in the jobs' order.
 
-    Each run's figures are a line of ``runs.jsonl`` as soon as it ends, so an experiment that is cut short has not been
-    for nothing.
+    Each run's figures are written as a line of ``runs.jsonl`` as soon as it ends, so an interrupted experiment keeps
+    the runs that have ended.
     """
     out.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("experiment"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

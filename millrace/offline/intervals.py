@@ -18,5 +18,5 @@ def interval(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def rounded(value: float) -> float:
-    """Five places: more than any of the intervals."""
+    """Rounds to five decimal places, which is finer than any of the intervals."""
     return round(value, 5)

@@ -2,7 +2,7 @@
 """A log's feature arrays, in event time: columns hashed, windows run, chunk by chunk.
 
 Replay and experiments use this. Memory holds the log (a few bytes a row and column) and the feature arrays of the
-chunks that samples still wait for. A chunk is made when the first of its rows is asked for.
+chunks that samples still need. A chunk is made when the first of its rows is requested.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from millrace.windows.features import FeatureBuilder, steps
 from millrace.windows.tiles import TileStore
 
 CHUNK_ROWS = 16_384
-_EXPOSURE_COLUMN = 0  # of a schema's window actions: the first is the exposure
+_EXPOSURE_COLUMN = 0  # the exposure is the first of a schema's window actions
 
 
 class LogRows:
-    """The log's columns as hashes: distinct values are hashed once, rows hold codes. n rows, in time order."""
+    """The log's columns as hashes: each distinct value is hashed once, and rows hold codes. n rows, in time order."""
 
     def __init__(self, log: LogTable, schema: Schema) -> None:
         assert schema.log is not None
@@ -63,7 +63,7 @@ class LogRows:
         return np.maximum(self._slots[rows], 0).astype(np.int32)
 
     def steps(self) -> NDArray[np.uint32]:
-        """What each row adds to the sum of each mean, should it lead to that mean's action. (n, M)"""
+        """What each row adds to the sum of each mean, if it leads to that mean's action. (n, M)"""
         means = self.builder.schema.windows.means
         out = np.zeros((self.n, len(means)), np.uint32)
         for m, mean in enumerate(means):
@@ -72,7 +72,7 @@ class LogRows:
         return out
 
     def hashes(self, name: str, rows: NDArray[np.intp] | slice) -> U64:
-        """Value hashes of some rows of a column that is no numeric field."""
+        """Value hashes of some rows of a column that is not a numeric field."""
         codes, values = self._coded[name]
         return values[codes[rows]]
 
@@ -88,14 +88,14 @@ class LogRows:
 class Labels:
     """When each exposure's label is known, and when each action happened; see :mod:`millrace.offline.replay`.
 
-    An action that the log places before its exposure is taken to be at the exposure: its own features never see it.
+    An action that the log places before its exposure counts at the exposure. The exposure's own features never see it.
     """
 
     def __init__(self, log: LogTable, schema: Schema, rows: LogRows) -> None:
         assert schema.log is not None
         columns: LogColumns = schema.log
         actions = schema.windows.actions
-        # What a label of 1 means: a click, or in a log of something else the first action that is counted.
+        # A label of 1 means a click. In a log without clicks it means the first action that is counted.
         self.action = "click" if "click" in actions or len(actions) == 1 else actions[1]
         wait_ms = round(columns.attribution_minutes * 60_000) if columns.action_times else 0
         never = np.iinfo(np.int64).max
@@ -136,7 +136,7 @@ class LogFeatures:
         self._windows = TileStore.of(schema.windows)
         self._means = self._rows.steps()
         self._keys = np.zeros((rows.n, schema.layout.K), np.uint64)
-        # Rows with equal times stay in one chunk, for they must not see each other.
+        # Rows with equal times stay in one chunk, since they must not see each other.
         ends = [
             int(np.searchsorted(rows.ts_ms, rows.ts_ms[i], side="right"))
             for i in range(CHUNK_ROWS - 1, rows.n, CHUNK_ROWS)
@@ -160,7 +160,7 @@ class LogFeatures:
         return cat, num
 
     def forget(self, row: int) -> None:
-        """The rows before ``row`` will not be asked for again."""
+        """The rows before ``row`` will not be requested again."""
         for c in [c for c in self._made if self._starts[c + 1] <= row]:
             del self._made[c]
 
@@ -187,7 +187,7 @@ class LogFeatures:
 
 
 def unfit(log: LogTable, schema: Schema) -> list[str]:
-    """A line for each mean some of whose values count as 0 or are cut."""
+    """A line for each mean that has values which count as 0 or are cut."""
     lines = []
     for mean in schema.windows.means:
         if mean.of in log.table.column_names:

@@ -1,5 +1,5 @@
 # shell
-"""``millrace replay``: a log through windows, learner and progressive evaluation, as if it happened live.
+"""``millrace replay``: runs a log through windows, learner and progressive validation, as if it happened live.
 
 ::
 
@@ -10,12 +10,12 @@
                              ▼   positive of e2
                      negative of e1                         trained on in micro-batches, in this order
 
-Each exposure is scored by the model as it stood before any label that was not known at that moment; only then may the
-model learn from it. A log without action times has its labels known, and its clicks counted, at the exposure itself;
-the exposure's own features never see them. Bias fields (the position) read as missing when scoring, as when a page is
+Each exposure is scored by a model that has learnt only from labels known at that moment. Only then may the model learn
+from the exposure. In a log without action times, labels are known and clicks are counted at the exposure itself. The
+exposure's own features never see them. Bias fields (the position) read as missing when scoring, as when a page is
 ranked.
 
-The report is the same to the bit for the same log, schema, model and seed; what differs between runs is in run.json.
+The report is bit-identical for the same log, schema, model and seed. All that differs between runs is in run.json.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from millrace.offline.logfeatures import Labels, LogFeatures, LogRows, unfit
 from millrace.offline.report import calibration_plot, day_plot, write_report
 
 BATCH_ROWS = 512
-THREADS = 1  # of torch: sums depend on how they are split, so the report would too
+THREADS = 1  # of torch: sums, and so the report, depend on how they are split between threads
 _DIGITS = 6
 _EXPOSED = 1 << EXPOSURE  # the actions of a sample, as bits
 _CLICKED = _EXPOSED | 1 << CLICK
@@ -123,7 +123,7 @@ def replay(
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What is learnt, in the order in which it becomes known. S samples: one an exposure, two if its click was late."""
+    """The samples, in the order in which they become known. S samples: one an exposure, two if its click was late."""
 
     row: NDArray[np.intp]  # (S,) row of the log
     known_ms: NDArray[np.int64]  # (S,) ascending
@@ -183,7 +183,7 @@ def run_log(
     scored = 0
     for start in range(0, len(samples.row), batch_rows):
         part = slice(start, min(start + batch_rows, len(samples.row)))
-        # What was exposed by the time the batch was complete was scored without it.
+        # Exposures up to the time at which the batch was complete are scored without it.
         end = int(np.searchsorted(rows.ts_ms, samples.known_ms[part.stop - 1], side="right"))
         for first in range(scored, end, batch_rows):
             shown = np.arange(first, min(first + batch_rows, end))
@@ -234,7 +234,7 @@ def _threads(n: int) -> Iterator[None]:
 
 @contextmanager
 def _bar(rows: int, wanted: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal; yields what is to be told the rows done."""
+    """A progress bar on a terminal. Yields a function that takes the number of rows done."""
     console = Console(stderr=True)
     columns = (TextColumn("replay"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"))
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not wanted) as bar:

@@ -1,5 +1,5 @@
 # core
-"""Reports a person can read: one self-contained HTML page and its plots as PNG files, beside the JSON."""
+"""Reports for people: one self-contained HTML page, and its plots as PNG files, beside the JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ dt { color: #5b6b76 } dd { margin: 0; overflow-wrap: anywhere }
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """``name`` becomes the file ``name.png``; the caption says what is to be seen."""
+    """``name`` gives the file ``name.png``; the caption says what the plot shows."""
 
     name: str
     caption: str
@@ -53,9 +53,9 @@ def write_report(
     """Writes ``report.html`` and each plot's PNG to the folder ``out``.
 
     Args:
-        report: lists of like dictionaries in it become tables (a dictionary ``total`` beside ``days`` their last row;
-            ``x_ci`` beside ``x`` is half of its interval), plain values the line under the title.
-        run: what differs from run to run; listed at the end.
+        report: a list of dictionaries with the same keys becomes a table (a dictionary ``total`` beside ``days`` is its
+            last row; ``x_ci`` beside ``x`` is half of its interval). Plain values form the line under the title.
+        run: values that differ from run to run; listed at the end.
     """
     parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="lead">{html.escape(_lead(report))}</p>']
     for name, value in report.items():
@@ -129,11 +129,11 @@ def interval_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]], me
 
 
 def days_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
-    """AUC by day, and below it the AUC less that of "frozen": a line a way with its 95% intervals, a column of panels
-    for each model and kind of input.
+    """AUC by day, and below it the AUC less that of "frozen". Each way is a line with its 95% intervals. Each model and
+    kind of input has a column of panels.
 
     ``rows``: model, inputs, way, day, auc, auc_over_frozen, both with _ci, and oracle_auc (None: not known; otherwise a
-    cross a day). A way further below frozen than any is above it leaves the lower panels.
+    cross a day). A way is left out of the lower panels if it is further below frozen than any way is above it.
     """
     kinds = list(dict.fromkeys((r["model"], r["inputs"]) for r in rows))
     ways = list(dict.fromkeys(r["way"] for r in rows))

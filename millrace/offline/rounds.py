@@ -1,5 +1,5 @@
 # core
-"""Ways of keeping a model up to date through the days after its training, all from one and the same start.
+"""Ways of keeping a model up to date through the days after its training, all from the same start.
 
 ::
 
@@ -11,7 +11,7 @@
                              └─ micro-batches     scores some rows, then learns them
 
 "Replayed daily" takes the steps of "daily rounds", except where a day's last batch is cut. It shows that a round loses
-nothing against beginning anew. "Retrained daily" shows what batch training may gain over both by mixing its days.
+nothing compared with a new start. "Retrained daily" shows what batch training may gain over both by mixing its days.
 
 Nothing is learnt after the last test day, since nothing is scored afterwards.
 """
@@ -50,11 +50,11 @@ def keep_up(
 ) -> dict[str, list[Scores]]:
     """Each way's scores of each of ``days`` (rows), by an untrained ``model`` that learns ``train`` (rows) first.
 
-    Every way starts from the same trained model (:meth:`~learner.model.OnlineModel.resume` goes on bit for bit), so
-    ways differ only by what they do after it. ``rng`` draws the orders of "retrained daily".
+    Every way starts from the same trained model (:meth:`~learner.model.OnlineModel.resume` is exact to the bit), so
+    ways differ only in what they do after it. ``rng`` draws the orders of "retrained daily".
     """
     untrained = model.snapshot()
-    # Where the last whole batch of the training ends: to learn more rows in one go cuts no batch short there.
+    # The end of the training's last whole batch: learning on from here in one pass cuts no batch short.
     whole = _whole(train.start, train.stop)
     learn(model, data, slice(train.start, whole), num)
     uncut = model.snapshot()
@@ -77,8 +77,8 @@ def keep_up(
         learn(model, data, train, num)
     scored["more epochs"] = [score(model, data, day, num) for day in days]
 
-    # To learn from the beginning to the end of some day takes the same steps as to the end of an earlier day, up to the
-    # earlier one's last, incomplete batch. So learning once, with a fork at each day's end, replays for all of them.
+    # Learning from the beginning to the end of a day takes the same steps as learning to the end of an earlier day, up
+    # to the earlier day's last, incomplete batch. So one pass with a fork at each day's end replays all of them.
     scored["replayed daily"] = [first]
     for past, day in pairwise(days):
         model.resume(*uncut)
@@ -118,7 +118,7 @@ def ways_of(results: Sequence[Result]) -> list[dict[str, Any]]:
     """A row a way, over the seeds of one model and kind of input. Differences are paired by seed.
 
     ``last_day_over_start`` is the AUC of the last day less that of the start on the first, in AUC and in per cent of
-    the start's: what rounds added. Days differ by themselves; the row of "frozen" shows by how much.
+    the start's: what rounds added. Days also differ by themselves; the row of "frozen" shows by how much.
     """
     rows = []
     for way in WAYS:

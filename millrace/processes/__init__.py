@@ -1,2 +1,2 @@
 # core
-"""What every process needs, whatever it does: Kafka clients, metrics, patience, signals, children, services."""
+"""What every process needs: Kafka clients, metrics, patience (back-off), signals, child processes, services."""

@@ -1,7 +1,7 @@
 # shell
-"""Kafka clients as Millrace uses them (`kafka-python`): made from the settings, waited for aloud, topics checked.
+"""Kafka clients as Millrace uses them (`kafka-python`): made from the settings, with logged waits and checked topics.
 
-Blocking by nature: call from threads or plain loops, never from an asyncio loop.
+All calls block: call them from threads or plain loops, never from an asyncio loop.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from millrace.contracts.topics import TOPICS
 from millrace.processes.patience import patience
 
 log = structlog.get_logger("kafka")
-# The client logs each refused connection several times over; we say it once, in our own words.
+# The client logs each refused connection several times. We log it once, in our own words.
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 
 class _Lenient(bytearray):
-    """Bytes whose slices decode with U+FFFD where they are no UTF-8."""
+    """Bytes whose slices decode with U+FFFD where they are not UTF-8."""
 
     def __getitem__(self, at: Any) -> Any:
         found = super().__getitem__(at)
@@ -43,8 +43,8 @@ class _Lenient(bytearray):
 def read_any_header(batch: Any) -> None:
     """Makes a client's class of record batches read header names of any bytes.
 
-    Kafka calls a header's name a string and checks nothing; some clients write bytes. Ours raise at a name that is no
-    UTF-8, each time that its batch is read: one such message would be the end of its partition.
+    Kafka calls a header's name a string and checks nothing, and some clients write any bytes. Our clients raise at a
+    name that is not UTF-8, each time that its batch is read. One such message would block its partition for ever.
     """
     strict = batch._read_msg
 
@@ -99,7 +99,7 @@ def cluster_id(address: str, timeout_seconds: float = 1.0) -> str:
         OSError: nothing listens there, or what listens gives no answer in time.
     """
     host, _, port = address.rpartition(":")
-    # By hand first: the client tries a refused connection again, and leaves its socket to the garbage collector.
+    # First a plain connection: the client retries a refused one, and leaves its socket to the garbage collector.
     socket.create_connection((host, int(port)), timeout_seconds).close()
     milliseconds = round(timeout_seconds * 1000)
     try:
@@ -134,7 +134,7 @@ def create_topics(settings: Settings) -> None:
             if t.name not in present
         }
         if missing:
-            with contextlib.suppress(TopicAlreadyExistsError):  # another role came first
+            with contextlib.suppress(TopicAlreadyExistsError):  # another role was faster
                 admin.create_topics(missing)
             admin.wait_for_topics(list(missing))
             log.info("topics created", topics=", ".join(missing), partitions=settings.partitions)
@@ -148,7 +148,7 @@ def ensure_topics(settings: Settings) -> None:
     """Creates the topics where some are missing, as ``millrace topics`` does; else does nothing.
 
     Raises:
-        BrokerError: they cannot be created, or those that are there have other counts than the missing ones would.
+        BrokerError: they cannot be created, or existing topics have other partition counts than the missing ones need.
     """
     try:
         admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
@@ -171,13 +171,13 @@ def open_broker(settings: Settings) -> None:
 
 
 def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
-    """A producer of raw bytes. Idempotent with ``acks=all`` wherever the broker can be."""
+    """A producer of raw bytes. It is idempotent, with ``acks=all``, where the broker supports this."""
     base: dict[str, Any] = {
         "bootstrap_servers": settings.brokers,
         "enable_idempotence": settings.idempotence,
         "acks": "all",
         "linger_ms": 5,
-        # After a message that the broker refuses for its size the client is of no use: it never sends one.
+        # After a message that the broker refuses for its size the client is unusable. So it must never send one.
         "max_request_size": settings.message_bytes,
     }
     try:
@@ -187,18 +187,18 @@ def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
 
 
 def know_topic(producer: Any, topic: str, settings: Settings) -> None:
-    """Waits until the producer knows where a topic's partitions are, however short it may block: so that no request has
-    to wait for it, and a machine that is busy at the start is no failure.
+    """Waits until the producer knows where a topic's partitions are, however short it may block. Then no request has
+    to wait for this, and a machine that is busy at the start causes no failure.
 
     Raises:
-        BrokerError: it does not within the settings' patience.
+        BrokerError: the producer does not know it within the settings' patience.
     """
 
     def aloud(_: BaseException, left: float) -> None:
         log.warning("waiting for the broker to tell of a topic", topic=topic, seconds_left=round(left))
 
     try:
-        # Each try blocks for as long as the producer may: no pause between them.
+        # Each try blocks for as long as the producer may, so there is no pause between tries.
         tries = patience(settings.patience_seconds, KafkaTimeoutError, aloud, first_pause_seconds=0.0)
         Retrying(**tries)(producer.partitions_for, topic)
     except KafkaTimeoutError:
@@ -210,7 +210,7 @@ def know_topic(producer: Any, topic: str, settings: Settings) -> None:
 def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = None, **options: Any) -> KafkaConsumer:
     """A consumer without a group: it reads every partition of ``topic`` from ``start`` (missing: the beginning).
 
-    Positions are the caller's to keep (in its own snapshot), so no group has to be joined and nothing is committed.
+    The caller keeps the positions (in its own snapshot), so it joins no group and commits nothing.
     """
     base: dict[str, Any] = {
         "bootstrap_servers": settings.brokers,
@@ -246,16 +246,16 @@ def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = N
 def lag_of(consumer: KafkaConsumer) -> dict[int, int]:
     """Messages not yet read, by partition, as of the last fetch.
 
-    From the fetched high watermark, not from ``end_offsets``: the embedded broker answers the latter with the first
-    offset of the last batch, which makes the end of a busy topic look hundreds of messages nearer than it is.
+    It uses the fetched high watermark, not ``end_offsets``. The embedded broker answers the latter with the first
+    offset of the last batch, so the end of a busy topic looks hundreds of messages nearer than it is.
     """
     assigned = list(consumer.assignment())
     return {tp.partition: max(0, (consumer.highwater(tp) or 0) - consumer.position(tp)) for tp in assigned}
 
 
 def read_up(consumer: KafkaConsumer) -> bool:
-    """Whether all that its partitions held at their last fetch was read. A partition of which nothing was fetched yet,
-    as on a machine that is busy, is not."""
+    """Whether all messages that its partitions held at their last fetch were read. False while nothing was fetched yet
+    from some partition, as on a busy machine."""
     ends = {tp: consumer.highwater(tp) for tp in consumer.assignment()}
     return all(end is not None and consumer.position(tp) >= end for tp, end in ends.items())
 

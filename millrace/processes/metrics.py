@@ -30,8 +30,8 @@ def serve_metrics(role: str, port: int | None, host: str = "127.0.0.1") -> int:
     """Serves ``/metrics`` on ``host:port`` in a daemon thread, says where, and returns the port.
 
     Args:
-        port: 0 lets the system choose. None: the role's own of :data:`PORTS`; where that is taken, as by a second
-            worker on one machine, the system chooses, aloud.
+        port: 0 lets the system choose. None: the role's own of :data:`PORTS`. Where that is taken, as by a second
+            worker on one machine, the system chooses, and the log says so.
 
     Raises:
         PortError: the port that was asked for is taken.

@@ -1,5 +1,5 @@
 # shell
-"""Trying again with back-off, and aloud: what every wait for a broker or a store has in common (on ``tenacity``).
+"""Retries with back-off and a log line a try, shared by every wait for a broker or a store (on ``tenacity``).
 
 ::
 
@@ -18,7 +18,7 @@ from typing import Any
 from tenacity import RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential, wait_none
 
 Aloud = Callable[[BaseException, float], None]
-"""Told of each failed try before the next one: what went wrong, and how many seconds of patience are left."""
+"""Called after each failed try, before the next one, with the error and the seconds of patience that are left."""
 
 
 def patience(
@@ -32,10 +32,10 @@ def patience(
     """How ``Retrying`` and ``AsyncRetrying`` try again: pauses double, and the last try is made when the time is over.
 
     Args:
-        seconds: after so long, ``call``'s own error goes to the caller, who says what is not there and what to do.
-        errors: what is tried again. Anything else goes to the caller at once.
+        seconds: after this time ``call``'s own error goes to the caller, who says what is missing and what to do.
+        errors: errors after which the call is tried again. Any other error goes to the caller at once.
         aloud: writes a line a try.
-        first_pause_seconds: 0 where a try waits by itself.
+        first_pause_seconds: 0 where a try itself waits.
     """
     if first_pause_seconds:
         growing: Any = wait_exponential(multiplier=first_pause_seconds, max=longest_pause_seconds)

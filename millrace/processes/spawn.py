@@ -8,9 +8,9 @@
                  └ elsewhere: forks a guard that waits on a pipe whose other end only the parent holds
 
 The kernel sends the death signal when the *thread* that forked ends, so all children are forked by one thread that
-lives as long as the process. The launcher looks at its parent after asking for the signal: had the parent died
-before, nobody would send it. Nothing runs between fork and exec in the parent's own image (no ``preexec_fn``), so
-spawning is safe beside running threads.
+lives as long as the process. The launcher checks its parent after it has asked for the signal: if the parent died
+before, nobody sends the signal. Nothing runs between fork and exec in the parent's own image (no ``preexec_fn``), so
+spawning is safe while other threads run.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _Job = tuple[Future["subprocess.Popen[bytes]"], list[str], dict[str, str], Path,
 
 
 class _Forker:
-    """The one thread that forks. Made anew in a process that was itself forked from one that had it."""
+    """The one thread that forks. A process that was itself forked from one with this thread makes a new one."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -106,9 +106,9 @@ _lock = threading.Lock()
 def spawn(
     argv: Sequence[str], env: Mapping[str, str] | None, log_path: Path, *, by_pipe: bool | None = None
 ) -> subprocess.Popen[bytes]:
-    """Starts ``argv`` in a session of its own, its output appended to ``log_path``; it cannot outlive this process.
+    """Starts ``argv`` in a session of its own and appends its output to ``log_path``. It cannot outlive this process.
 
-    The caller stops and reaps it (:func:`stop`); the guarantee is for when the caller cannot.
+    The caller stops and reaps it (:func:`stop`). The guarantee is for the case that the caller cannot.
 
     Args:
         argv: the program's absolute path, then its arguments.

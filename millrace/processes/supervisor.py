@@ -1,5 +1,5 @@
 # shell
-"""Keeps role processes alive: starts them, restarts the one that dies, gives up aloud, leaves nothing behind.
+"""Keeps role processes alive: starts them, restarts one that dies, gives up with an error, leaves no process behind.
 
 ::
 
@@ -8,8 +8,8 @@
                          │                           │ too often in short succession
                          └── stop ──► stopped        └──────────────────────► gave up (ServiceError)
 
-No thread of its own: its owner calls :meth:`Supervisor.poll` a few times a second, and is the one who hears of a
-role that gave up. The children die with this process whatever happens to it (see :mod:`millrace.processes.spawn`).
+It has no thread of its own. Its owner calls :meth:`Supervisor.poll` a few times a second; the call raises when a role
+gave up. The children die with this process, whatever happens to it (see :mod:`millrace.processes.spawn`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ State = Literal["running", "waiting", "stopped", "gave up"]
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """When to try again, and when no more: ``failures`` deaths within ``within_seconds`` are too many."""
+    """When to try again, and when to give up: ``failures`` deaths within ``within_seconds`` are too many."""
 
     failures: int = 5
     within_seconds: float = 60.0
@@ -50,7 +50,7 @@ class Patience:
 
 @dataclass(slots=True)
 class Role:
-    """A supervised program and what became of it."""
+    """A supervised program and its state."""
 
     name: str
     argv: list[str]
@@ -76,9 +76,9 @@ class Supervisor:
     """Owns the processes of a run.
 
     Args:
-        folder: one log file a role is appended to here.
+        folder: each role appends to a log file of its own here.
         patience: restarts and their limits.
-        say: told, in a line, of each restart (the demo's view); the log hears of it anyway.
+        say: called with a line about each restart (the demo's view). The log has it in any case.
         clock: monotonic seconds.
     """
 
@@ -96,7 +96,7 @@ class Supervisor:
         self._clock = clock
 
     def start(self, name: str, env: Mapping[str, str], argv: list[str] | None = None) -> None:
-        """Starts a role in the environment ``env`` (whole); ``argv`` is another program than the role's own."""
+        """Starts a role. ``env`` is its whole environment; ``argv`` replaces the role's own program."""
         known = self.roles.get(name)
         role = Role(name, argv or role_argv(name), env, self.folder / f"{name}.log")
         role.restarts = known.restarts if known else 0
@@ -112,7 +112,7 @@ class Supervisor:
         """Looks at every role once: notices deaths, restarts those whose pause is over.
 
         Raises:
-            ServiceError: a role died too often in short succession; the line carries the end of its log.
+            ServiceError: a role died too often in short succession; the message has the end of its log.
         """
         for role in self.roles.values():
             now = self._clock()
@@ -142,9 +142,10 @@ class Supervisor:
         self._say(f"role '{role.name}' ended ({how}); restarting it in {pause:g} s")
 
     def stop(self, *names: str, grace_seconds: float = 10.0) -> None:
-        """Stops the named roles (none named: all) together: SIGTERM, then SIGKILL to those still there after the grace.
+        """Stops the named roles (none named: all) together: SIGTERM, then SIGKILL to those that still run after
+        ``grace_seconds``.
 
-        Idempotent; a role that waits for its restart is simply not started again.
+        Idempotent. A role that waits for its restart is not started again.
         """
         chosen = [self.roles[n] for n in names if n in self.roles] if names else list(self.roles.values())
         running = [r for r in chosen if r.process is not None and r.process.poll() is None]

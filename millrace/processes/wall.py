@@ -1,5 +1,5 @@
 # shell
-"""The wall clock, for shells. Cores are handed the time.
+"""The wall clock, for shells. Cores get the time as an argument.
 
 :mod:`millrace.contracts.clock` says how event time and wall time map to each other.
 """

@@ -351,9 +351,7 @@ def _add(arena: Arena, key: Any, hour: Any, column: Any, amount: Any) -> Any:
                     j += 1
             at = offset + j - 1
             total = np.int64(pool[at] >> bits & np.uint64(255)) + digit
-            if (
-                total > 255 and level == LEVELS - 1
-            ):  # a sum that is too great stays at the greatest, it does not begin again
+            if total > 255 and level == LEVELS - 1:  # too great a sum stays the greatest, it does not begin again
                 total = np.int64(255)
             pool[at] = (pool[at] & ~(np.uint64(255) << bits)) | (np.uint64(total & 255) << bits)
             value += (total >> 8) << 8

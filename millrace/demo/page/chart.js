@@ -1,5 +1,5 @@
 "use strict";
-// A line chart in plain SVG: shared time axis, values labelled at the line's end, a cursor that reads all lines.
+// A line chart in plain SVG: a shared time axis, values labelled at the line's end, a cursor that shows all values.
 const SVG = "http://www.w3.org/2000/svg";
 
 function make(parent, tag, attributes, text) {

@@ -1,5 +1,5 @@
 "use strict";
-// Polls /state.json and shows it. Nothing here computes a figure: what is shown is what the demo knows.
+// Polls /state.json and shows it. Nothing here computes a figure: the demo gives all of them.
 const byId = (id) => document.getElementById(id);
 const dash = "–";
 const known = (v) => v !== null && v !== undefined;

@@ -1,7 +1,7 @@
 # shell
 """Serves the live page and its state on loopback, from a thread of the demo (Starlette on uvicorn).
 
-The page needs nothing from elsewhere: four files and ``/state.json``. A content security policy holds it to that.
+The page needs four files and ``/state.json``, nothing from other hosts. A content security policy enforces this.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def make_app(state: Callable[[], State]) -> Starlette:
 class PageServer:
     """Answers GET for the page's files and the state.
 
-    It leaves signals to the demo: uvicorn minds them in the main thread only, and this is another.
+    It leaves signals to the demo: uvicorn handles them in the main thread only, and this is another thread.
 
     Args:
-        state: asked for the state at each poll of a browser; called in the server's thread.
+        state: gives the state at each poll of a browser; called in the server's thread.
         port: the port to bind; None: 8710 or the next free one.
 
     Raises:
@@ -97,7 +97,7 @@ class PageServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Answers what was asked, and ends."""
+        """Answers the open requests, and ends."""
         self._server.should_exit = True
         self._thread.join(_DRAIN_SECONDS + 3)
         self._listener.close()
