@@ -25,6 +25,7 @@ from millrace.logs import read_log
 from millrace.offline import logfeatures
 from millrace.offline.logfeatures import Labels, LogFeatures, LogRows
 from millrace.offline.replay import replay, run_log
+from tests.waiting import LONG
 
 SCHEMA = """
 name = "t"
@@ -408,6 +409,7 @@ def test_an_unknown_setting_of_the_model_is_refused(tmp_path: Path, schema_file:
 
 
 @pytest.mark.log
+@pytest.mark.timeout(LONG)
 def test_kuairand_twice_the_same_and_as_good_as_promised(tmp_path: Path) -> None:
     folder = os.environ.get("MILLRACE_TEST_LOG")
     if not folder:
