@@ -10,7 +10,8 @@ the form of Kingma and Ba 2015, section 7.2): the noise of the newest steps stay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,17 @@ from torch import Tensor, nn
 
 _ADAM_BETAS = (0.9, 0.999)
 _ADAM_EPSILON = 1e-8
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """PyTorch computes in ``n`` threads within. Sums, and so all that follows, depend on how threads share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class DenseState:

@@ -64,14 +64,6 @@ ROUND_TRIP, APART, UNTOUCHED, CHANGES_ONCE, CHANGES_ABSOLUTE, DAMAGED = (
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def plain(value: Any) -> Any:
     """A value in a form that is equal exactly where every bit of it is equal."""
     if isinstance(value, torch.Tensor):

@@ -35,6 +35,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from learner.dense import threads
 from learner.model import OnlineModel
 from learner.progressive import auc
 from millrace.contracts.hashing import column_hash, mix
@@ -408,16 +409,6 @@ def scaling(say: Say) -> Measurements:
         figure("bytes_per_row", per_row, "bytes"),
         figure("table_resident", per_row * SIZES[1] / 1e9, "GB"),
     ]
-
-
-@contextlib.contextmanager
-def threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def fastest_products() -> str:

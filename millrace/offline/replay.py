@@ -34,13 +34,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from learner.dense import threads
 from learner.model import OnlineModel
 from learner.progressive import auc, calibration, grouped_auc, log_loss
 from millrace.contracts.errors import SettingError
@@ -84,7 +84,7 @@ def replay(
     clock = time.perf_counter()
     plan = load_schema(schema)
     settings = dict(spec or {}) | ({"model": model} if model else {})
-    with _threads(THREADS):
+    with threads(THREADS):
         learner = OnlineModel(plan, settings, seed)
         exposures = read_log(log, plan)
         _make(out)
@@ -220,16 +220,6 @@ def _figures(p: NDArray[np.float32], y: NDArray[np.int8], user: NDArray[np.intp]
     }
     rounded = {k: round(v, _DIGITS) if math.isfinite(v) else None for k, v in figures.items()}
     return {"rows": len(y), "positives": int(y.sum())} | rounded
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
