@@ -4,6 +4,11 @@
 Parameters are views of one vector, gradients of another, buffers (running statistics) of a third. So a step is one
 fused kernel, soundness is one norm, and a refused batch is undone by one copy.
 
+Micro-batches are as large as traffic makes them: a page when it is slow, or a lone click. A step follows the mean over
+its batch, so a step for each would give a lone click the weight of a whole page of exposures without one. Therefore
+gradients are summed until ``step_rows`` rows are behind them, and then make one step. Sparse rows learn at once, from
+sums.
+
 What predicts and is published is an exponential average of the weights that are trained (Polyak and Juditsky 1992; in
 the form of Kingma and Ba 2015, section 7.2): the noise of the newest steps stays out of what is shown.
 """
@@ -41,8 +46,10 @@ class DenseState:
     ``averaging`` of 0 the newest weights serve, and ``serving`` may be the network itself.
     """
 
-    def __init__(self, network: nn.Module, serving: nn.Module, method: str, rate: float, averaging: float) -> None:
-        self.averaging = averaging
+    def __init__(
+        self, network: nn.Module, serving: nn.Module, method: str, rate: float, averaging: float, step_rows: int
+    ) -> None:
+        self.averaging, self.step_rows = averaging, step_rows
         parameters = list(network.parameters())
         self.weights = _flatten(parameters)
         self.gradient = torch.zeros_like(self.weights)
@@ -62,8 +69,23 @@ class DenseState:
         self.first = torch.zeros_like(self.weights) if method == "adam" else torch.zeros(0)
         self.second = torch.zeros_like(self.weights)
         self.steps = torch.zeros(())
+        self.total = torch.zeros_like(self.weights)  # sum of the gradients of the rows that no step has used
+        self.rows = 0
 
-    def step(self) -> None:
+    def learn(self, rows: int) -> None:
+        """Takes in :attr:`gradient`, the mean over ``rows`` rows. Steps once there are ``step_rows`` of them."""
+        if not self.rows and rows >= self.step_rows:
+            self._step()
+            return
+        self.total.add_(self.gradient, alpha=rows)
+        self.rows += rows
+        if self.rows >= self.step_rows:
+            torch.div(self.total, self.rows, out=self.gradient)
+            self.total.zero_()
+            self.rows = 0
+            self._step()
+
+    def _step(self) -> None:
         """Adam (Kingma and Ba 2015) or Adagrad (Duchi et al. 2011) on the whole vector."""
         self.steps += 1
         if self.method == "adam":
@@ -101,6 +123,8 @@ class DenseState:
             "first": self.first.numpy().copy(),
             "second": self.second.numpy().copy(),
             "steps": self.steps.numpy().reshape(1).copy(),
+            "total": self.total.numpy().copy(),
+            "rows": np.array([self.rows], np.int64),
         }
         return self.changes(), training
 
@@ -116,6 +140,11 @@ class DenseState:
         self.first.copy_(torch.from_numpy(training["first"].copy()))
         self.second.copy_(torch.from_numpy(training["second"].copy()))
         self.steps.fill_(float(np.asarray(training["steps"]).reshape(-1)[0]))
+        self.total.zero_()
+        self.rows = 0
+        if "total" in training:  # older snapshots have none: each batch made a step
+            self.total.copy_(torch.from_numpy(training["total"].copy()))
+            self.rows = int(training["rows"][0])
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:

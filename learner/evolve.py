@@ -29,7 +29,7 @@ from torch import nn
 from learner import kernels
 from learner.buckets import FIRST_ROWS
 from learner.dense import tensors_of
-from learner.model import OnlineModel, build_network
+from learner.model import OnlineModel, build_network, with_delays
 from learner.models import Columns
 from learner.models.norm import Running
 from learner.spec import read_spec
@@ -89,6 +89,7 @@ def evolve(
     """
     model = OnlineModel(schema, spec, seed)
     report = Report()
+    image = Image(with_delays(image.dense, model.network), image.tables)
     _compare(old, model.columns, old_spec, model.spec, report)
     try:
         dense, state = _dense(old, old_spec, image, training, model, report)
@@ -99,6 +100,7 @@ def evolve(
         report.dropped += [f"table {n}" for n in image.tables if n not in model.tables]
         if model.columns.buckets:
             state |= _sample(old, training, model, dense, report)
+        state |= _delays(training, model)
         state["clock"] = np.array([*training["clock"][:2], seed], np.int64)
     except (KeyError, ValueError, IndexError) as error:
         raise SnapshotError(
@@ -150,7 +152,9 @@ def _dense(
     columns, before = model.columns, read_spec(old_spec)
     was, now = build_network(old, before, 0), model.network
     sizes = {n: p.numel() for n, p in was.named_parameters()}
+    waiting = training.get("dense/total", np.zeros(0, np.float32))  # gradients that no step has used
     flat = {n: _split(training[f"dense/{n}"], was) for n in ("weights", "first", "second")}
+    flat["total"] = _split(waiting, was)
     if training["dense/weights"].size != sum(sizes.values()):
         raise ValueError(f"{training['dense/weights'].size} weights")
     old_axes, new_axes = was.axes(old), now.axes(columns)
@@ -158,7 +162,7 @@ def _dense(
     if not origin:
         report.new.append(f"network {now.name}, untrained: the snapshot's is a {before.model}")
     published, fresh_state = model.dense.snapshot()
-    own = {n: _split(a, now) for n, a in fresh_state.items() if n != "steps"}
+    own = {n: _split(fresh_state[n], now) for n in ("weights", "first", "second", "total")}
     same_optimiser = before.dense == model.spec["dense"]
     kept = fresh = 0
     for name, tensor in tensors_of(now).items():
@@ -177,7 +181,7 @@ def _dense(
         published[name] = _carried(image.dense[source], published[name], where, blank)
         if source in sizes:
             own["weights"][name] = _carried(flat["weights"][source], own["weights"][name], where, blank)
-            for moment in ("first", "second") if same_optimiser else ():
+            for moment in ("first", "second", "total") if same_optimiser else ("total",):
                 if flat[moment] and own[moment]:
                     own[moment][name] = _carried(flat[moment][source], own[moment][name], where, True)
     report.dropped += [
@@ -189,7 +193,8 @@ def _dense(
         for n, parts in own.items()
     }
     steps = training["dense/steps"] if origin and same_optimiser else np.zeros(1, np.float32)
-    return published, {**state, "dense/steps": steps}
+    rows = training["dense/rows"] if origin and waiting.size else np.zeros(1, np.int64)
+    return published, {**state, "dense/steps": steps, "dense/rows": rows}
 
 
 def _split(vector: Array, network: nn.Module) -> dict[str, Array]:
@@ -236,6 +241,14 @@ def _carried(old: Array, new: Array, where: list[Where], blank: bool) -> Array:
         out[np.ix_(*(w[0] for w in where))] = old[np.ix_(*(w[1] for w in where))]
         return out
     return old.copy()
+
+
+def _delays(training: Mapping[str, Array], model: OnlineModel) -> dict[str, Array]:
+    """What the model of click delays has learnt. Clicks that wait are dropped: their features may be other columns."""
+    state = model.delays.snapshot()
+    if "delays/clock" in training:
+        state |= {n: training[f"delays/{n}"] for n in ("clock", "squares")}
+    return {f"delays/{n}": a for n, a in state.items()}
 
 
 # -- tables ----------------------------------------------------------------------------------------------------

@@ -33,12 +33,13 @@ from numpy.typing import NDArray
 
 from learner import elementwise, kernels
 from learner.buckets import Reservoir
+from learner.delays import Delays
 from learner.dense import DenseState, load_dense, tensors_of
 from learner.guard import LossGuard
 from learner.inputs import Group, Inputs
 from learner.kernels import EMPTY
 from learner.models import Columns, Network, network_of
-from learner.sampling import chosen, fake_negative_weights
+from learner.sampling import chosen
 from learner.spec import Spec, read_spec
 from learner.step import Gradient, Inference, dense_step, set_mode
 from learner.table import Block, Rates, ServingTable, SparseTable
@@ -47,6 +48,7 @@ from millrace.contracts.hashing import salt
 from millrace.contracts.modelstore import Array, Image
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
 from millrace.contracts.schema import Schema
+from millrace.labels import weigh, weighs
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -157,7 +159,7 @@ class OnlineModel:
         ...     weight=np.ones(B, np.float32), actions=np.ones(B, np.uint8),
         ...     cat=np.where(clicked, 11, 22)[:, None], num=np.full((B, 1), 9.5, np.float32),
         ...     score=np.full(B, np.nan, np.float32), version=np.full(B, -1), arm=np.zeros(B, np.uint8),
-        ...     origin_ms=np.zeros(B, np.int64))
+        ...     origin_ms=np.zeros(B, np.int64), policy=np.zeros(B, np.uint8))
         >>> reports = [model.learn(batch) for _ in range(20)]
         >>> reports[0].rows, reports[0].skipped, reports[-1].loss < reports[0].loss
         (64, None, True)
@@ -190,8 +192,9 @@ class OnlineModel:
         self.serving = _build(schema, self._spec, seed)[1] if s.averaging else self.network
         for parameter in self.serving.parameters():
             parameter.requires_grad_(self.serving is self.network)
-        self.dense = DenseState(self.network, self.serving, s.dense, s.dense_rate, s.averaging)
+        self.dense = DenseState(self.network, self.serving, s.dense, s.dense_rate, s.averaging, s.step_rows)
         self.reservoir = Reservoir(len(self._inputs.bucket_columns))
+        self.delays = Delays(self.network.delays, round(s.settled_minutes * _MINUTE_MS))
         self.guard = LossGuard(s.loss_ratio)
         self._step = dense_step(self._inputs, self.network, s.products == "bfloat16")
         self._inference = Inference(self._inputs, self.serving)
@@ -263,9 +266,11 @@ class OnlineModel:
         shift = math.log(self._spec.negative_keep)
         wide = _wide(blocks, size, self._inputs.prior_logit - shift)  # (B,)
         logits = self._step.forward(blocks, num)  # (B,)
-        if self._spec.delayed_feedback == "fake_negative_weighted":
+        weighing = weighs(batch.policy)
+        if weighing:  # the label policy's own weights
             p = torch.sigmoid(torch.from_numpy(logits + wide + np.float32(shift))).numpy()  # (B,)
-            weight = weight * fake_negative_weights(batch.kind, label, p)  # (B,)
+            early = self.delays.early(batch.position, batch.cat)  # (B,)
+            weight = weight * weigh(batch.policy, batch.kind, p, early)  # (B,)
         y, w = (np.ascontiguousarray(a, np.float32) for a in (label, weight))  # (B,), (B,)
         losses, slope = np.empty(size, np.float32), np.empty(size, np.float32)  # (B,), (B,): see the module's head
         loss = elementwise.logistic(logits, wide, y, w, losses, slope) / float(w.sum(dtype=np.float64))
@@ -282,7 +287,9 @@ class OnlineModel:
             self.guard.resume(guard)
             return LearnReport(loss, 0, problem, refused, bad, left_out)
 
-        self.dense.step()
+        self.dense.learn(size)
+        if weighing:
+            self.delays.learn(batch)
         if self.reservoir.add(finite[:, self._inputs.bucket_columns]):
             self.network.edges.copy_(torch.from_numpy(self.reservoir.edges(self._spec.buckets)))
         newest = int(batch.ts_ms.max())
@@ -340,6 +347,7 @@ class OnlineModel:
             training |= {f"table/{name}/{n}": a for n, a in own.items()}
         if len(self._inputs.bucket_columns):
             training |= {f"sample/{n}": a for n, a in self.reservoir.snapshot().items()}
+        training |= {f"delays/{n}": a for n, a in self.delays.snapshot().items()}
         training["guard"] = self.guard.snapshot()
         training["clock"] = np.array([self.newest_ms, self._expired_min, self.seed], np.int64)
         return Image(dense, tables), training
@@ -352,10 +360,13 @@ class OnlineModel:
             SnapshotError: the snapshot is of another model; this one stays as it was.
         """
         fresh = OnlineModel(self.schema, self.spec, self.seed)
+        dense = with_delays(image.dense, self.network)
         try:
-            if set(image.dense) != set(fresh.dense.names) or set(image.tables) != set(fresh.tables):
+            if set(dense) != set(fresh.dense.names) or set(image.tables) != set(fresh.tables):
                 raise KeyError("other tensors")
-            fresh.dense.resume(image.dense, _below("dense/", training))
+            fresh.dense.resume(dense, _below("dense/", training))
+            if "delays/clock" in training:  # older snapshots have none
+                fresh.delays.resume(_below("delays/", training))
             for name, table in fresh.tables.items():
                 table.resume(image.tables[name], _below(f"table/{name}/", training))
             if len(self._inputs.bucket_columns):
@@ -373,12 +384,18 @@ class OnlineModel:
         self.network, self.serving = fresh.network, fresh.serving
         self._step, self._inference = fresh._step, fresh._inference
         self.dense, self.tables, self.reservoir, self.guard = fresh.dense, fresh.tables, fresh.reservoir, fresh.guard
+        self.delays = fresh.delays
         self.seed, self.newest_ms, self._expired_min = seed, newest, expired
 
     def _reseeded(self, fresh: OnlineModel, seed: int) -> OnlineModel:
         for group in self._inputs.groups:
             fresh.tables[group.name].salt = np.uint64(_table_salt(group, seed))
         return fresh
+
+
+def with_delays(dense: dict[str, Array], network: Network) -> dict[str, Array]:
+    """A snapshot's dense tensors. One from before click delays were learnt gets weights that know nothing of them."""
+    return dense if "delays" in dense else {**dense, "delays": np.zeros(tuple(network.delays.shape), np.float32)}
 
 
 def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -417,6 +434,7 @@ class ServingModel:
             SnapshotError: the image is not of a model with this schema and spec.
         """
         model = cls(schema, spec)
+        image = Image(with_delays(image.dense, model.network), image.tables)
         if set(image.dense) != set(model._dense) or set(image.tables) != set(model.tables):
             raise SnapshotError("the image's tensors are not those of its spec", "use the schema it was learnt with")
         model.patch(image)

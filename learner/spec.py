@@ -35,6 +35,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # the optimisers
     dense: Literal["adam", "adagrad"] = "adam"
     dense_rate: Rate = 0.001
+    step_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 128  # behind a step of the network; see learner/dense.py
     products: Literal["float32", "bfloat16"] = "float32"  # of matrices, in training; see learner/backward.py
     averaging: Annotated[float, Meta(ge=0, lt=1)] = 0.98  # of the weights that serve; 0: the newest serve
     embedding_rate: Rate = 0.05
@@ -44,9 +45,9 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ftrl_l1: NonNegative = 0.01
     ftrl_l2: NonNegative = 0.0
 
-    # which samples are learnt from, and with what weight; see learner/sampling.py
+    # which samples are learnt from; see learner/sampling.py
     negative_keep: Annotated[float, Meta(gt=0, le=1)] = 1.0  # share of the negatives; predictions are corrected for it
-    delayed_feedback: Literal["wait", "fake_negative_weighted"] = "wait"  # the second: negatives come at once
+    settled_minutes: NonNegative = 5.0  # after so long an exposure's clicks have come: the attribution window
 
     # the tables
     max_rows: Annotated[int, Meta(ge=1, le=2_000_000_000)] = 4_000_000  # of each table: bounds the memory
@@ -59,13 +60,18 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_gradient: Annotated[float, Meta(gt=0)] = 1000.0  # the same for the norm of the dense gradient
 
 
+_RETIRED = {"delayed_feedback"}  # samples name their label policy themselves
+
+
 def read_spec(values: Mapping[str, Any]) -> Spec:
     """A complete spec from some of its values.
+
+    Entries of older versions that are no longer are passed over: their snapshots can still be read.
 
     Raises:
         SettingError: an unknown name or an unusable value.
     """
     try:
-        return msgspec.convert(dict(values), Spec)
+        return msgspec.convert({n: v for n, v in values.items() if n not in _RETIRED}, Spec)
     except msgspec.ValidationError as error:
         raise SettingError(f"model spec: {error}", "correct it; docs/models.md lists the entries") from None

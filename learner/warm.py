@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from learner.index import Index
 from learner.model import OnlineModel
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 
@@ -23,12 +24,18 @@ def warm_up(model: OnlineModel) -> None:
     own, twin = (OnlineModel(model.schema, spec, seed=0) for _ in range(2))
     for turn, rows in enumerate(_ROWS):
         batch = _batch(model, rows, turn)
-        own.score(batch.cat, batch.num)
-        own.learn(batch)
-        own.changes()
+        for given in (batch, SampleBatch.from_bytes(batch.to_bytes())):  # arrays of a message cannot be written to
+            own.score(given.cat, given.num)
+            own.learn(given)
+            own.changes()
     for field in model.schema.layout.cat_fields:
         own.knows(field.name, batch.cat)
     twin.resume(*own.snapshot())
+    memory = Index({}, len(_ROWS))  # as the memories of what was learnt and served have it
+    ids = np.arange(1, 1 + len(_ROWS))
+    memory.add(ids)
+    memory.find(ids)
+    memory.remove(ids)
 
 
 def _batch(model: OnlineModel, rows: int, seed: int) -> SampleBatch:
@@ -52,4 +59,5 @@ def _batch(model: OnlineModel, rows: int, seed: int) -> SampleBatch:
         version=nothing - 1,
         arm=nothing.astype(np.uint8),
         origin_ms=nothing,
+        policy=nothing.astype(np.uint8),
     )

@@ -10,14 +10,17 @@
         window counts: exposures ◄──┤                  collect, cart, purchase, once labelled ──► FOLLOW_UP
                        actions   ◄──┘
 
+The picture is of the policy ``wait``. When a click labels, and when an exposure without one does, is what the label
+policy promised for the exposure (:mod:`millrace.labels`). The promise is part of the exposure's state.
+
 The page holds what waits: exposures wait for the impression, actions for the exposure. The watermark ends the waiting:
 an event that is then still unmatched becomes a dead letter. A page is dropped when the watermark passes
 exposure + attribution + lateness. The join remembers for as long again which positions of the page were exposed.
 
-The events' own times and the watermark before each message decide everything. So batches, duplicates, and disorder
-within the allowed bound change neither samples nor counts. (Two *different* clicks on one position are one action; the
-first to arrive gives its time.) Under the policy ``immediate`` (fake negatives, Ktena et al. 2019, arXiv 1907.06558)
-each exposure is a negative at once, and a click is always a correction. The learner sets the weights.
+The events' own times and the watermark before each message decide everything. So batches and duplicates change neither
+samples nor counts, and neither does disorder within the allowed bound under a promise without slack. (Two *different*
+clicks on one position are one action; the first to arrive gives its time.) Where a promise has slack, a label does not
+wait for what may still come out of order: a click that does is a correction then.
 
 Sets of positions are integers used as bit masks: bit p is position p.
 """
@@ -36,12 +39,13 @@ from numpy.typing import NDArray
 from millrace.contracts.events import CLICK, EXPOSURE, Action, Event, Exposure, Id, read_msgpack
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.settings import Settings
+from millrace.labels import REGISTRY, LabelPolicy, Promise, Waits, policy_named
 from stream.rows import Counted, LoggedPage, Sampled, Served, runs_of
 
 Array = NDArray[Any]
 
-LABEL, LIFE, HELD, SERVED = range(4)
-"""Kinds of timer: a part's label, a part's end, held actions, an impression's end."""
+LABEL, LIFE, HELD, SERVED, CLICKED = range(5)
+"""Kinds of timer: a part's label, a part's end, held actions, an impression's end, the label of a part's clicks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,13 @@ class Policy:
     disorder_ms: int
     lateness_ms: int
     ahead_ms: int
-    immediate: bool = False  # negatives at once, every click a correction
+    label: LabelPolicy = REGISTRY["wait"]
+    observation_ms: int = 30_000
+
+    @property
+    def waits(self) -> Waits:
+        """What the label policy reads."""
+        return Waits(self.attribution_ms, self.observation_ms, self.disorder_ms)
 
     @property
     def life_ms(self) -> int:
@@ -66,7 +76,8 @@ class Policy:
             round(settings.disorder_seconds * 1000),
             round(settings.lateness_minutes * 60_000),
             round(settings.ahead_minutes * 60_000),
-            immediate=settings.label_policy == "fake-negative-weighted",
+            policy_named(settings.label_policy),
+            round(settings.observation_seconds * 1000),
         )
 
 
@@ -82,13 +93,26 @@ class Message(NamedTuple):
 class Part:
     """The positions that one exposure message was the first to bring."""
 
-    __slots__ = ("brought", "items", "mask", "message", "offset", "ts_ms")
+    __slots__ = ("brought", "items", "mask", "message", "offset", "promise", "ts_ms")
 
-    def __init__(self, mask: int, ts_ms: int, offset: int, items: list[Id] | None, message: Message | None) -> None:
+    def __init__(
+        self, mask: int, ts_ms: int, offset: int, items: list[Id] | None, message: Message | None, promise: Promise
+    ) -> None:
         self.brought = mask
         self.mask = mask  # without those that became dead letters
         self.ts_ms, self.offset = ts_ms, offset
         self.items, self.message = items, message  # until it is matched
+        self.promise = promise
+
+    @property
+    def label_ms(self) -> int:
+        """The watermark at which exposures without a click are negatives."""
+        return self.ts_ms + self.promise.observe_ms - self.promise.slack_ms
+
+    @property
+    def clicks_ms(self) -> int:
+        """The watermark before which clicks are kept waiting; 0 when none waits."""
+        return self.ts_ms + self.promise.hold_ms - self.promise.slack_ms if self.promise.hold_ms else 0
 
 
 class PageState:
@@ -104,7 +128,7 @@ class PageState:
         self.labelled = 0
         self.acted = [0, 0, 0, 0, 0]  # by action kind
         self.held: dict[tuple[int, int, str], tuple[Action, Message]] = {}  # actions whose exposure is not here yet
-        self.waiting: list[tuple[int, int, int]] = []  # (position, kind, origin) of follow-ups before the label
+        self.waiting: list[tuple[int, int, int]] = []  # (position, kind, origin) of actions that wait for the label
         self.drop_ms = 0
 
 
@@ -138,7 +162,9 @@ class LabelJoin:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self._life_ms = policy.life_ms
+        self._waits = policy.waits
         self.watermark_ms = 0
+        self._flow_ms = self._exposed_ms = 0  # when exposures began to flow, and the newest of them
         self.pages: dict[str, PageState] = {}
         self.pending = 0
         self._gone: dict[str, tuple[int, int]] = {}  # dropped page -> (forget at, exposed), in order of dropping
@@ -179,7 +205,7 @@ class LabelJoin:
         out.exposures += new
         self.pending += new
         page.exposed |= mask | known
-        page.parts.append(Part(mask, ts, event.offset, event.items, message))
+        page.parts.append(Part(mask, ts, event.offset, event.items, message, self._promise(ts)))
         self._keep(page, ts + self._life_ms, LIFE, len(page.parts) - 1)
         if page.impression is not None:
             self._match(page, len(page.parts) - 1, out)
@@ -234,7 +260,10 @@ class LabelJoin:
                 continue
             if kind == LABEL:
                 if page.impression is not None:
-                    self._negatives(page, page.parts[index], out)
+                    self._settle(page, page.parts[index], out)
+            elif kind == CLICKED:
+                if page.impression is not None:
+                    self._clicks(page, page.parts[index], out)
             elif kind == LIFE:
                 if page.impression is None:
                     self._lose(page, page.parts[index], out)
@@ -253,6 +282,14 @@ class LabelJoin:
     def _page(self, request: str) -> PageState:
         page = self.pages[request] = PageState(request)
         return page
+
+    def _promise(self, ts_ms: int) -> Promise:
+        """What the policy promises an exposure of this time. Traffic begins anew after an attribution window without
+        exposures."""
+        if ts_ms - self._exposed_ms > self.policy.attribution_ms:
+            self._flow_ms = ts_ms
+        self._exposed_ms = max(self._exposed_ms, ts_ms)
+        return self.policy.label.promise(self._waits, max(0, ts_ms - self._flow_ms))
 
     def _bury(self, request: str, exposed: int) -> None:
         """Whatever still comes for the page will be late. After another lifetime the page is forgotten."""
@@ -292,18 +329,18 @@ class LabelJoin:
         part.items = part.message = None
         if part.mask:
             out.counted.append(Counted(impression, *runs_of(part.mask), part.ts_ms, EXPOSURE))
-        if self.policy.immediate:
-            self._negatives(page, part, out)
         if page.held:
             for key, (event, message) in list(page.held.items()):
                 if part.brought >> event.position & 1:
                     del page.held[key]
                     self._attach(page, part, event, message, out)
-        due = part.ts_ms + self.policy.attribution_ms
+        due = part.label_ms
         if due <= self.watermark_ms:
-            self._negatives(page, part, out)
+            self._settle(page, part, out)
         elif part.mask & ~page.labelled:
             heappush(self._timers, (due, LABEL, page.request, index))
+            if self.watermark_ms < part.clicks_ms < due:
+                heappush(self._timers, (part.clicks_ms, CLICKED, page.request, index))
 
     def _attach(self, page: PageState, part: Part, event: Action, message: Message, out: Outcome) -> None:
         """An action whose exposure and impression are here."""
@@ -334,13 +371,26 @@ class LabelJoin:
                 page.waiting.append((position, kind, event.sent_ms))
         elif page.labelled & bit:
             self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, out)
-        elif after_ms < self.policy.attribution_ms:
-            self._label(page, part, bit, POSITIVE, kind, event.sent_ms, out)
+        elif max(after_ms, 0) < part.promise.observe_ms:
+            if self.watermark_ms < part.clicks_ms:
+                page.waiting.append((position, kind, event.sent_ms))
+            else:
+                self._label(page, part, bit, POSITIVE, kind, event.sent_ms, out)
         else:
             self._label(page, part, bit, NEGATIVE, EXPOSURE, 0, out)
             self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, out)
 
-    def _negatives(self, page: PageState, part: Part, out: Outcome) -> None:
+    def _clicks(self, page: PageState, part: Part, out: Outcome) -> None:
+        """Labels the part's exposures whose click has waited."""
+        if not part.mask & ~page.labelled & page.acted[CLICK]:
+            return
+        for position, kind, origin_ms in [w for w in page.waiting if w[1] == CLICK and part.mask >> w[0] & 1]:
+            page.waiting.remove((position, kind, origin_ms))
+            self._label(page, part, 1 << position, POSITIVE, CLICK, origin_ms, out)
+
+    def _settle(self, page: PageState, part: Part, out: Outcome) -> None:
+        """Labels all exposures of the part that have no label yet."""
+        self._clicks(page, part, out)
         rest = part.mask & ~page.labelled
         if rest:
             self._label(page, part, rest, NEGATIVE, EXPOSURE, 0, out)
@@ -363,7 +413,17 @@ class LabelJoin:
         assert page.impression is not None
         runs, n = runs_of(mask)
         out.sampled.append(
-            Sampled(page.request, page.impression, part.ts_ms, runs, n, kind, 1 << EXPOSURE | 1 << action, origin_ms)
+            Sampled(
+                page.request,
+                page.impression,
+                part.ts_ms,
+                runs,
+                n,
+                kind,
+                1 << EXPOSURE | 1 << action,
+                origin_ms,
+                part.promise.code,
+            )
         )
 
     def _lose(self, page: PageState, part: Part, out: Outcome) -> None:
@@ -394,7 +454,7 @@ class LabelJoin:
             if page.impression is None:
                 self._lose(page, part, out)
             else:
-                self._negatives(page, part, out)
+                self._settle(page, part, out)
         self._give_up(page, self.watermark_ms, out)
         del self.pages[page.request]
         if page.exposed:
@@ -411,7 +471,10 @@ class LabelJoin:
             (
                 p.request,
                 None if p.impression is None else p.impression.raw,
-                [(_bytes(t.brought), _bytes(t.mask), t.ts_ms, t.offset, t.items, t.message) for t in p.parts],
+                [
+                    (_bytes(t.brought), _bytes(t.mask), t.ts_ms, t.offset, t.items, t.message, t.promise)
+                    for t in p.parts
+                ],
                 _bytes(p.exposed),
                 _bytes(p.labelled),
                 [_bytes(m) for m in p.acted],
@@ -422,19 +485,21 @@ class LabelJoin:
             for p in self.pages.values()
         ]
         gone = [(request, at, _bytes(mask)) for request, (at, mask) in self._gone.items()]
-        return (self.watermark_ms, self.pending, pages, gone)
+        return (self.watermark_ms, self.pending, pages, gone, self._flow_ms, self._exposed_ms)
 
     def resume(self, state: Any, impression: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event]) -> None:
         """Restores the state that :meth:`snapshot` gave. For a new join; ``impression`` and ``decode`` read messages as
         before."""
-        self.watermark_ms, self.pending, pages, gone = state
+        self.watermark_ms, self.pending, pages, gone, *flow = state
+        self._flow_ms, self._exposed_ms = flow or (0, self.watermark_ms)  # none: before promises were kept
         self._gone = {request: (at, _mask(mask)) for request, at, mask in gone}
         self._forget = deque((at, request) for request, at, _ in gone)
         for request, served, parts, exposed, labelled, acted, held, waiting, drop_ms in pages:
             page = self._page(request)
             page.impression = None if served is None else impression(served)
-            for brought, mask, ts, at, items, message in parts:
-                part = Part(_mask(brought), ts, at, items, message and Message(*message))
+            for brought, mask, ts, at, items, message, *promise in parts:
+                promised = Promise(*promise[0]) if promise else REGISTRY["wait"].promise(self._waits, 0)
+                part = Part(_mask(brought), ts, at, items, message and Message(*message), promised)
                 part.mask = _mask(mask)
                 page.parts.append(part)
             page.exposed, page.labelled, page.drop_ms = _mask(exposed), _mask(labelled), drop_ms
@@ -456,7 +521,9 @@ class LabelJoin:
         for index, part in enumerate(page.parts):
             yield part.ts_ms + self._life_ms, LIFE, request, index
             if part.mask & ~page.labelled:
-                yield part.ts_ms + policy.attribution_ms, LABEL, request, index
+                yield part.label_ms, LABEL, request, index
+                if self.watermark_ms < part.clicks_ms < part.label_ms:
+                    yield part.clicks_ms, CLICKED, request, index
 
 
 def _part(page: PageState, position: int) -> Part | None:

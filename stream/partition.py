@@ -6,7 +6,7 @@
     take(messages) ─► decode ─► LabelJoin ─┬─► rows of samples ──► SampleBatch
                         │                  └─► rows to count ───► TileStore ──► changes()
                         └─► dead letters: malformed, unknown-type, wrong-type, oversized, future, late, no-impression,
-                                          no-exposure, wrong-item, bad-impression, bad-user
+                                          no-exposure, wrong-item, wrong-partition, bad-impression, bad-user
 
 Exposures taken in = positives + negatives + :attr:`Partition.pending` + exposures in dead letters, always.
 
@@ -29,14 +29,16 @@ from numpy.typing import NDArray
 from millrace.contracts.errors import StoreError
 from millrace.contracts.events import (
     ACTIONS,
+    EXPOSURE,
     BadEventError,
     DeadLetter,
     Exposure,
     Id,
     User,
     decode_event,
+    key_of,
 )
-from millrace.contracts.hashing import value_hash
+from millrace.contracts.hashing import kafka_partition, value_hash
 from millrace.contracts.intake import Intake
 from millrace.contracts.samples import KIND_NAMES, SampleBatch
 from millrace.contracts.schema import Schema
@@ -51,7 +53,8 @@ from stream.rows import Counted, LoggedPage, Served, batch_of, keys_of, numbers_
 __all__ = ["Changes", "Message", "Output", "Partition", "PartitionSnapshot", "Policy"]
 
 Array = NDArray[Any]
-FORM = 1
+FORM = 2
+_FORMS = (1, FORM)  # 1: exposures without a promise, from before there were label policies
 _ACCEPTED = tuple(f"events.{action}" for action in ACTIONS)
 _KNOWN = 1_000_000  # id hashes remembered
 _WHOLE_KEYS = 8192  # lists handed out at a time by Partition.whole
@@ -63,10 +66,11 @@ class Output:
     """The result of one step.
 
     ``counts``, where not 0: ``events.<type>`` accepted messages by type, ``impressions``, ``users``, ``exposures``
-    (distinct ones taken in), ``samples.negative|positive|correction|follow_up``, ``duplicates`` (messages without
-    anything new), ``late`` (events behind the watermark, used or not), ``unseen`` (served pages that were never
-    exposed), ``skipped`` (messages that the state already covered), ``unfit`` (values that are negative, not finite or
-    too great for a mean, see :func:`millrace.windows.features.steps`).
+    (distinct ones taken in), ``matched`` (exposures that found their impression),
+    ``samples.negative|positive|correction|follow_up``, ``duplicates`` (messages without anything new), ``late`` (events
+    behind the watermark, used or not), ``unseen`` (served pages that were never exposed), ``skipped`` (messages that
+    the state already covered), ``unfit`` (values that are negative, not finite or too great for a mean, see
+    :func:`millrace.windows.features.steps`).
     """
 
     samples: SampleBatch | None = None
@@ -112,10 +116,12 @@ class Partition:
         number: the partition's number, for dead letters.
         schema: gives the shape of impressions and the windows.
         policy: how long to wait.
+        partitions: how many the topics have. A message about a user whose partition is another one can never meet the
+            user's other messages, so it becomes a dead letter at once. None: it is not looked at.
     """
 
-    def __init__(self, number: int, schema: Schema, policy: Policy) -> None:
-        self.number, self.schema, self.policy = number, schema, policy
+    def __init__(self, number: int, schema: Schema, policy: Policy, partitions: int | None = None) -> None:
+        self.number, self.schema, self.policy, self.partitions = number, schema, policy, partitions
         self.offsets: dict[str, int] = {}
         self.newest_ms = 0
         self.advance_ms: int | None = None  # an advance that is still to be made: the checkpoint was taken before it
@@ -134,6 +140,7 @@ class Partition:
         self._profiles: dict[str, User] = {}
         self._item_hashes: dict[Id, bytes] = {}  # value hashes, as samples carry them
         self._user_hashes: dict[Id, int] = {}
+        self._own: set[Id] = set()  # users known to belong to this partition
         self._swept_turn, self._sweep_hour, self._sweep_at = -1, 0, _SWEEPS
         self._owners, self._ended = Owners(), False  # user-side keys; whether a sweep has dropped any key
 
@@ -146,6 +153,12 @@ class Partition:
     def pending(self) -> int:
         """Exposures that are neither labelled nor dead."""
         return self._join.pending
+
+    @property
+    def unserved(self) -> str:
+        """The request of an exposure that still waits for its impression, one of the oldest; empty: none waits. It
+        looks at all pages."""
+        return next((page.request for page in self._join.pages.values() if page.parts and page.impression is None), "")
 
     @property
     def window_keys(self) -> int:
@@ -184,7 +197,8 @@ class Partition:
                     user = self._intake.user(raw)
                 except BadEventError as error:
                     outcome.dead.append(Dead("bad-user", str(error), message, 0))
-                else:
+                    continue
+                if self._is_own(user.user_id, message, outcome):
                     self._profiles[str(user.user_id)] = user
                     counts.add("users")
             else:
@@ -207,6 +221,11 @@ class Partition:
         self._move(now_ms, outcome)
         return self._finish(outcome, Output(), _Counts())
 
+    def set_back(self) -> None:
+        """Takes back how far :meth:`advance` has moved the watermark beyond the events, for another event clock
+        (:mod:`stream.ahead`). What silence has decided stays decided: labels that were given, pages that are gone."""
+        self._join.watermark_ms = min(self._join.watermark_ms, self.newest_ms - self.policy.disorder_ms)
+
     def _event(self, message: Message, limit_ms: int, outcome: Outcome, counts: _Counts) -> None:
         try:
             event = decode_event(message.raw)
@@ -219,6 +238,10 @@ class Partition:
             detail = f"{event.ts_ms - limit_ms} ms beyond what is allowed ahead of the clock"
             outcome.dead.append(Dead("future", detail, message, lost))
             return
+        if self.partitions is not None and event.user_id not in self._own:
+            lost = len(event.items) if isinstance(event, Exposure) else 0
+            if not self._is_own(event.user_id, message, outcome, lost):
+                return
         counts.add(_ACCEPTED[event.kind])
         join, ts = self._join, event.ts_ms
         if ts < join.watermark_ms:
@@ -240,8 +263,33 @@ class Partition:
         except ValueError as error:  # a BadEventError is one too
             outcome.dead.append(Dead("bad-impression", str(error), message, 0))
             return
+        if not self._is_own(served.user_id, message, outcome):
+            return
         counts.add("impressions")
         self._join.serve(served.request_id, impression, outcome)
+
+    def _is_own(self, user: Id, message: Message, outcome: Outcome, exposures: int = 0) -> bool:
+        """Whether the user belongs to this partition; a message about any other user becomes a dead letter.
+
+        Args:
+            exposures: how many are lost with the message.
+        """
+        if self.partitions is None or user in self._own:
+            return True
+        key = key_of(user)
+        home = kafka_partition(key, self.partitions)
+        if home == self.number:
+            if len(self._own) > _KNOWN:
+                self._own.clear()
+            self._own.add(user)
+            return True
+        outcome.exposures += exposures
+        detail = (
+            f"user {user!r} came in partition {self.number}, but belongs to partition {home} of {self.partitions}; "
+            f"send with the key {key.decode()!r} and Kafka's default partitioner (murmur2)"
+        )
+        outcome.dead.append(Dead("wrong-partition", detail, message, exposures))
+        return False
 
     def _read(self, raw: bytes) -> LoggedPage:
         return self._arrays(decode_served(raw), raw)
@@ -274,6 +322,7 @@ class Partition:
 
     def _finish(self, outcome: Outcome, out: Output, counts: _Counts) -> Output:
         if outcome.counted:
+            counts.add("matched", sum([c.n for c in outcome.counted if c.action == EXPOSURE]))
             counts.add("unfit", self._count(outcome.counted))
         if outcome.sampled:
             out.samples = batch_of(outcome.sampled, self._shape)
@@ -424,7 +473,7 @@ class Partition:
             head = msgspec.msgpack.decode(raw, type=_Head)
         except msgspec.MsgspecError as error:
             raise StoreError(f"{len(raw)} bytes are no checkpoint of a partition ({error})", _REMEDY) from None
-        if head.form != FORM:
+        if head.form not in _FORMS:
             raise StoreError(f"a checkpoint of form {head.form}, this version reads {FORM}", _REMEDY)
         if head.schema != self.schema.id:
             raise StoreError(f"a checkpoint of schema {head.schema}, the settings name {self.schema.id}", _REMEDY)

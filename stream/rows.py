@@ -15,12 +15,14 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from millrace.contracts.events import Id, Int64, TimeMs
+from millrace.contracts.events import ARMS, Id, Int64, TimeMs
 from millrace.contracts.samples import NEGATIVE, SampleBatch
 
 Array = NDArray[Any]
 Runs = tuple[tuple[int, int], ...]
 """Positions, ascending, as half-open stretches."""
+
+_ARM_CODES = {name: code for code, name in enumerate(ARMS)}
 
 
 class Served(Struct, frozen=True):
@@ -70,7 +72,7 @@ class LoggedPage:
             raise ValueError(f"arrays of {found} bytes for {n} rows of {f} + {n_num} features and {k} keys")
         self.raw, self.items, self.n = raw, served.items, n
         self.ts_ms, self.user_id, self.user, self.item = served.ts_ms, served.user_id, user, item
-        self.version, self.arm = served.model_version, int(served.arm == "control")
+        self.version, self.arm = served.model_version, _ARM_CODES.get(served.arm, 0)
         self.scores, self.keys, self.cat, self.num = served.scores, served.keys, served.cat, served.num
 
 
@@ -85,6 +87,7 @@ class Sampled(NamedTuple):
     kind: int
     actions: int  # bit mask
     origin_ms: int
+    policy: int  # code, see millrace.contracts.samples.POLICIES
 
 
 class Counted(NamedTuple):
@@ -159,6 +162,7 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         version=each((s.impression.version for s in sampled), np.int64),
         arm=each((s.impression.arm for s in sampled), np.uint8),
         origin_ms=each((s.origin_ms for s in sampled), np.int64),
+        policy=each((s.policy for s in sampled), np.uint8),
     )
 
 

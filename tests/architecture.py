@@ -23,15 +23,16 @@ ROOT = Path(__file__).parent.parent
 
 ROOMS: dict[str, set[str]] = {
     "contracts": set(),
+    "labels": {"contracts"},
     "windows": {"contracts"},
     "logs": {"contracts"},
     "processes": {"contracts"},
-    "stream": {"contracts", "windows", "processes"},
-    "learner": {"contracts", "processes"},
+    "stream": {"contracts", "labels", "windows", "processes"},
+    "learner": {"contracts", "labels", "processes"},
     "simulator": {"contracts", "logs", "processes"},
     "scorer": {"contracts", "windows", "processes", "learner"},
-    "offline": {"contracts", "windows", "logs", "learner"},
-    "bench": {"contracts", "windows", "processes", "stream", "learner"},
+    "offline": {"contracts", "labels", "windows", "logs", "learner"},
+    "bench": {"contracts", "labels", "windows", "processes", "stream", "learner"},
     "demo": {"contracts", "processes", "learner", "simulator"},
     "cli": {"contracts", "processes", "stream", "learner", "scorer", "simulator", "offline", "bench", "demo"},
 }

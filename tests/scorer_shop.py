@@ -146,6 +146,7 @@ def batch(seed: int, n: int = 256) -> SampleBatch:
         zeros - 1,
         zeros.astype(np.uint8),
         zeros,
+        zeros.astype(np.uint8),
     )
 
 

@@ -109,6 +109,7 @@ def make_batch(rows: int, seed: int = 0) -> SampleBatch:
         version=np.full(rows, -1, np.int64),
         arm=np.zeros(rows, np.uint8),
         origin_ms=np.zeros(rows, np.int64),
+        policy=rng.integers(0, 5, rows).astype(np.uint8),
     )
 
 

@@ -26,9 +26,9 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"model": name} for name in MODELS}
 }
 VARIANTS["adagrad"] = {"model": "wide_deep", "dense": "adagrad", "dense_rate": 0.05}
 VARIANTS["newest"] = {"model": "wide_resnet_bn", "averaging": 0.0}
-VARIANTS["fake_negatives"] = {"model": "wide_resnet_bn", "delayed_feedback": "fake_negative_weighted"}
+VARIANTS["waiting"] = {"model": "wide_deep", "step_rows": 150}  # gradients of some batches wait for a step
 VARIANTS["admit"] = {"model": "wide_resnet_bn", "admit": 3}
-SMALL = {"hidden": [32, 32], "width": 8}
+SMALL = {"hidden": [32, 32], "width": 8, "step_rows": 1}
 
 
 @pytest.fixture(params=sorted(VARIANTS))

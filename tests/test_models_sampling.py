@@ -1,4 +1,4 @@
-"""Down-sampled negatives, fake negatives and the guard on the loss: each against its formula and on a known rate."""
+"""Down-sampled negatives and the guard on the loss: each against its formula and on a known rate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from learner.guard import WARM_ROWS, LossGuard
 from learner.model import OnlineModel
 from learner.progressive import calibration
-from learner.sampling import chosen, fake_negative_weights
-from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
+from learner.sampling import chosen
+from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from tests.learning import SCHEMA, make_samples
 
-SMALL: dict[str, Any] = {"hidden": [16, 16], "width": 4}
+SMALL: dict[str, Any] = {"hidden": [16, 16], "width": 4, "step_rows": 1}
 
 
 def replaced(batch: SampleBatch, **columns: Any) -> SampleBatch:
@@ -82,54 +82,6 @@ def test_a_batch_of_negatives_left_out_changes_nothing() -> None:
     report = model.learn(replaced(make_samples(50, 0), label=np.zeros(50, np.float32)))
     assert (report.rows, report.left_out, report.skipped) == (0, 50, None)
     assert model.snapshot()[0].same_bits(twin.snapshot()[0]) == ""
-
-
-# -- fake negatives --------------------------------------------------------------------------------------------
-
-
-def test_fake_negative_weights_are_the_papers() -> None:
-    p = np.array([0.1, 0.3, 0.5, 0.9], np.float32)
-    kind = np.array([CORRECTION, NEGATIVE, CORRECTION, NEGATIVE], np.uint8)
-    label = (kind == CORRECTION).astype(np.float32)
-    expected = [1 + 0.1, (1 - 0.3) * (1 + 0.3), 1 + 0.5, (1 - 0.9) * (1 + 0.9)]
-    np.testing.assert_allclose(fake_negative_weights(kind, label, p), expected, rtol=1e-6)
-
-
-def stream(rows: int, seed: int, fast: float) -> SampleBatch:
-    """Exposures clicked with 0.3, or 0.6 where the hour is even; ``fast`` of the clicks are there at once."""
-    batch = make_samples(rows, seed)
-    hours = np.unique(batch.cat[:, SCHEMA.layout.cat_names.index("hour")])
-    rate = np.where(np.isin(batch.cat[:, SCHEMA.layout.cat_names.index("hour")], hours[::2]), 0.6, 0.3)
-    rng = np.random.default_rng(seed)
-    click, at_once = rng.random(rows) < rate, rng.random(rows) < fast
-    first = replaced(
-        batch,
-        label=(click & at_once).astype(np.float32),
-        kind=np.where(click & at_once, POSITIVE, NEGATIVE).astype(np.uint8),
-    )
-    later = batch.take(click & ~at_once)
-    later = replaced(later, label=np.ones(len(later), np.float32), kind=np.full(len(later), CORRECTION, np.uint8))
-    return SampleBatch.concat([first, later])
-
-
-@pytest.mark.parametrize("fast", [0.0, 0.5])
-@pytest.mark.parametrize("keep", [1.0, 0.5])
-def test_the_fixed_point_of_fake_negatives_is_the_true_rate(fast: float, keep: float) -> None:
-    spec = {"model": "logistic", "ftrl_alpha": 0.1, "dense_rate": 0.02, "numerics": "norm", "negative_keep": keep}
-    weighted = OnlineModel(SCHEMA, {**spec, "delayed_feedback": "fake_negative_weighted"}, 0)
-    plain = OnlineModel(SCHEMA, spec, 0)
-    for i in range(150):
-        for model in (weighted, plain):
-            model.learn(stream(256, i, fast))
-    probe = make_samples(6000, 999)
-    column = SCHEMA.layout.cat_names.index("hour")
-    even = np.isin(probe.cat[:, column], np.unique(probe.cat[:, column])[::2])
-    found = [weighted.score(probe.cat, probe.num)[rows].mean() for rows in (even, ~even)]
-    np.testing.assert_allclose(found, [0.6, 0.3], atol=0.035)
-    biased = plain.score(probe.cat, probe.num)
-    if not fast and keep == 1:
-        np.testing.assert_allclose([biased[even].mean(), biased[~even].mean()], [0.6 / 1.6, 0.3 / 1.3], atol=0.035)
-    assert biased[even].mean() < 0.52
 
 
 # -- the loss against the recent past --------------------------------------------------------------------------

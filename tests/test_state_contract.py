@@ -26,6 +26,7 @@ import pytest
 import torch
 
 from learner.buckets import Reservoir
+from learner.delays import SIZE, Delays
 from learner.dense import DenseState
 from learner.guard import LossGuard
 from learner.inputs import Inputs
@@ -185,13 +186,13 @@ class Dense(Case):
         columns = Inputs(LEARNT, 4, True, True).columns
         network, serving = (build_network(columns, spec, 0) for _ in range(2))
         self.kept = network, serving
-        return DenseState(network, serving, "adam", 0.01, 0.9)
+        return DenseState(network, serving, "adam", 0.01, 0.9, 100)
 
     def feed(self, subject: DenseState, piece: int) -> Any:
         rng = np.random.default_rng(piece)
         subject.gradient.copy_(torch.from_numpy(rng.standard_normal(len(subject.gradient), np.float32)))
         subject.buffers.add_(torch.from_numpy(rng.random(len(subject.buffers), np.float32)))
-        subject.step()
+        subject.learn(64)  # a step comes after every second piece
         return subject.average.clone()
 
     def resume(self, state: Any) -> DenseState:
@@ -201,6 +202,33 @@ class Dense(Case):
 
     def read(self, reader: dict[Any, Any], changes: Any) -> None:
         reader.update(plain(changes))
+
+
+class Lateness(Case):
+    """Clicks of a few minutes each: some wait when the snapshot is taken."""
+
+    covers = (Delays,)
+    skips: ClassVar = {CHANGES_ONCE: NO_CHANGES, CHANGES_ABSOLUTE: NO_CHANGES}
+    damaged: ClassVar = {"fewer clicks": lambda state: ({**state[0], "places": state[0]["places"][1:]}, state[1])}
+    error = ValueError
+
+    def fresh(self) -> Delays:
+        self.weights = torch.zeros(SIZE)
+        return Delays(self.weights, 300_000)
+
+    def feed(self, subject: Delays, piece: int) -> Any:
+        clicks = make_samples(150, piece, start_ms=START_MS + piece * 140_000)
+        subject.learn(clicks)
+        return subject.early(clicks.position, clicks.cat), subject.count, len(subject)
+
+    def snapshot(self, subject: Delays) -> Any:
+        return subject.snapshot(), subject._weights.copy()
+
+    def resume(self, state: Any) -> Delays:
+        delays = self.fresh()
+        self.weights.copy_(torch.from_numpy(state[1]))  # they come with the network
+        delays.resume(state[0])
+        return delays
 
 
 def rows_of(reader: dict[Any, Any], name: str, change: TableRows) -> None:
@@ -283,7 +311,8 @@ class Model(Case):
     error = SnapshotError
 
     def __init__(self, **spec: Any) -> None:
-        self.spec = {"hidden": [16, 16], "width": 4, "max_rows": 150, "max_age_days": 1.0, "loss_ratio": 3.0, **spec}
+        self.spec = {"hidden": [16, 16], "width": 4, "max_rows": 150, "max_age_days": 1.0, "loss_ratio": 3.0}
+        self.spec |= {"step_rows": 100, **spec}
 
     def fresh(self) -> OnlineModel:
         return OnlineModel(LEARNT, self.spec, 0)
@@ -548,7 +577,8 @@ class Due(Case):
     clock = EventClock()
 
     def turn(self, partition: Partition) -> Turn:
-        return Turn(partition, Pace(publish_s=60, checkpoint_s=60, idle_s=60), self.clock, Now(0.0, T0 / 1000))
+        came = max(T0, partition.newest_ms) / 1000  # nobody takes a partition over before its events have come
+        return Turn(partition, Pace(publish_s=60, checkpoint_s=60, idle_s=60), self.clock, Now(0.0, came))
 
     def fresh(self) -> Turn:
         return self.turn(Partition(0, SCHEMA, POLICY))
@@ -597,6 +627,7 @@ CASES: dict[str, Case] = {
     "trainer": Teacher(),
     "tiles in memory": Tiles(packed=False),
     "tiles in arrays": Tiles(packed=True),
+    "delays": Lateness(),
     "join": Join(),
     "owners": Belongings(),
     "partition": Middle(),

@@ -15,6 +15,7 @@ from millrace.contracts.events import MAX_EVENT_BYTES, Impression, User, decode_
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.schema import parse_schema
 from millrace.contracts.settings import Settings
+from millrace.labels import REGISTRY
 from millrace.windows.tiles import counts_of
 from stream.join import Message
 from stream.partition import Partition, Policy
@@ -337,7 +338,7 @@ def test_pages_do_not_pile_up() -> None:
 
 def test_policy_follows_the_settings() -> None:
     settings = Settings(attribution_minutes=10, disorder_seconds=2, lateness_minutes=3, ahead_minutes=4)
-    assert Policy.of(settings) == Policy(600_000, 2000, 180_000, 240_000)
+    assert Policy.of(settings) == Policy(600_000, 2000, 180_000, 240_000, REGISTRY["prompt"], 10_000)
 
 
 def test_the_arrays_of_an_impression_are_not_copied_until_they_are_sampled() -> None:

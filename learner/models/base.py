@@ -13,6 +13,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from learner.delays import SIZE
 from learner.models.norm import InputNorm, make_norm
 from learner.spec import Spec
 from millrace.contracts.errors import SettingError
@@ -81,6 +82,7 @@ class Network(nn.Module):
     and updates statistics. In evaluation mode it must not write anything.
     """
 
+    delays: Tensor  # (SIZE,) weights of the model of click delays (learner/delays.py); set and published as edges are
     edges: Tensor  # (C, Q - 1) where quantile buckets end; infinite: not known yet. The learner sets and publishes it
 
     name: ClassVar[str]
@@ -92,6 +94,7 @@ class Network(nn.Module):
         self.shape = shape
         scale = shape.numbers and spec.numerics != "none"
         self.scale = InputNorm(shape.numbers, spec.momentum) if scale else nn.Identity()
+        self.register_buffer("delays", torch.zeros(SIZE))
         if shape.buckets:
             self.register_buffer("edges", torch.full((shape.buckets, spec.buckets - 1), torch.inf))
 

@@ -114,6 +114,7 @@ def as_samples(cat: NDArray[np.int64], y: NDArray[np.float32]) -> SampleBatch:
         version=zeros(np.int64),
         arm=zeros(np.uint8),
         origin_ms=zeros(np.int64),
+        policy=zeros(np.uint8),
     )
 
 

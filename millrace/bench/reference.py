@@ -30,12 +30,13 @@ from millrace.contracts.events import (
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
+from millrace.labels import Promise
 from millrace.windows.tiles import UNIT, grain_hours
 from stream.join import Message, Policy
 
 HOUR_MS = 3_600_000
 EXPOSED, LABELLED, LOST = 0, 1, 2  # the states of an exposure: without a label yet, with one, never to have one
-_LABEL, _DROP, _HELD = 0, 1, 2  # what is due: a negative label, the end of an exposure's life, of an action's waiting
+_LABEL, _DROP, _HELD, _CLICK = range(4)  # what is due: a label, an exposure's end, an action's end, a click's label
 Id = tuple[str, int]
 """An exposure's identity: its page's request id and its position on the page."""
 
@@ -70,10 +71,12 @@ class Served:
 class Seen:
     """One exposure, and what has become of it."""
 
-    def __init__(self, ts_ms: int, item: str) -> None:
+    def __init__(self, ts_ms: int, item: str, promise: Promise) -> None:
         self.ts_ms, self.item, self.state = ts_ms, item, EXPOSED
         self.served: Served | None = None
         self.acted: set[int] = set()
+        self.promise = promise
+        self.click: Action | None = None  # one that waits to label the exposure
         self.follow_ups: list[Action] = []
 
 
@@ -96,6 +99,7 @@ class ReferencePartition:
         self._served: dict[str, Served] = {}
         self._positions: dict[str, list[int]] = {}
         self._held: dict[Id, list[Action]] = {}
+        self._flow_ms = self._exposed_ms = 0
         self._due: list[tuple[int, int, Id]] = []  # a heap: the watermark at which it is due, what, whose
 
     @property
@@ -168,14 +172,20 @@ class ReferencePartition:
         ]
         late = event.ts_ms + self.policy.life_ms <= self.watermark_ms
         self.counts["exposures"] += len(new)
+        if new and not late:
+            if event.ts_ms - self._exposed_ms > self.policy.attribution_ms:
+                self._flow_ms = event.ts_ms
+            self._exposed_ms = max(self._exposed_ms, event.ts_ms)
+        promise = self.policy.label.promise(self.policy.waits, max(0, event.ts_ms - self._flow_ms))
         for p, item in new:
             identity = (event.request_id, p)
-            seen = self._seen[identity] = Seen(event.ts_ms, item)
+            seen = self._seen[identity] = Seen(event.ts_ms, item, promise)
             if late:
                 seen.state = LOST
                 continue
             self._positions.setdefault(event.request_id, []).append(p)
-            heapq.heappush(self._due, (event.ts_ms + self.policy.attribution_ms, _LABEL, identity))
+            heapq.heappush(self._due, (event.ts_ms + promise.hold_ms - promise.slack_ms, _CLICK, identity))
+            heapq.heappush(self._due, (event.ts_ms + promise.observe_ms - promise.slack_ms, _LABEL, identity))
             heapq.heappush(self._due, (event.ts_ms + self.policy.life_ms, _DROP, identity))
             if event.request_id in self._served:
                 self._match(identity)
@@ -210,12 +220,10 @@ class ReferencePartition:
         else:
             seen.served = served
             self._count(served, identity[1], seen.ts_ms, 0)
-            if self.policy.immediate:
-                self._label(identity, NEGATIVE)
         for action in self._held.pop(identity, []):
             self._attach(action)
-        if seen.state == EXPOSED and seen.ts_ms + self.policy.attribution_ms <= self.watermark_ms:
-            self._label(identity, NEGATIVE)
+        if seen.ts_ms + seen.promise.observe_ms - seen.promise.slack_ms <= self.watermark_ms:
+            self._settle(identity)
 
     def _act(self, event: Action) -> None:
         identity = (event.request_id, event.position)
@@ -257,8 +265,11 @@ class ReferencePartition:
                     seen.follow_ups.append(event)
             elif seen.state == LABELLED:
                 self._sample(identity, CORRECTION, event)
-            elif event.ts_ms - seen.ts_ms < self.policy.attribution_ms:
-                self._label(identity, POSITIVE, event)
+            elif max(event.ts_ms - seen.ts_ms, 0) < seen.promise.observe_ms:
+                seen.click = event
+                hold_ms = seen.promise.hold_ms
+                if not hold_ms or seen.ts_ms + hold_ms - seen.promise.slack_ms <= self.watermark_ms:
+                    self._settle(identity)
             else:
                 self._label(identity, NEGATIVE)
                 self._sample(identity, CORRECTION, event)
@@ -267,9 +278,10 @@ class ReferencePartition:
         while self._due and self._due[0][0] <= self.watermark_ms:
             _, what, identity = heapq.heappop(self._due)
             seen = self._seen.get(identity)
-            if what == _LABEL:
-                if seen is not None and seen.state == EXPOSED and seen.served is not None:
-                    self._label(identity, NEGATIVE)
+            if what in (_LABEL, _CLICK):
+                assert seen is not None
+                if what == _LABEL or seen.click is not None:
+                    self._settle(identity)
             elif what == _DROP:
                 assert seen is not None
                 if seen.state == EXPOSED and seen.served is None:
@@ -282,6 +294,12 @@ class ReferencePartition:
                 for event in [e for e in self._held.get(identity, []) if e.ts_ms < limit]:
                     self._held[identity].remove(event)
                     self.dead.append(("no-exposure", 0))
+
+    def _settle(self, identity: Id) -> None:
+        """Labels the exposure, if it was served and has no label yet."""
+        seen = self._seen[identity]
+        if seen.state == EXPOSED and seen.served is not None:
+            self._label(identity, NEGATIVE if seen.click is None else POSITIVE, seen.click)
 
     def _label(self, identity: Id, kind: int, action: Action | None = None) -> None:
         seen = self._seen[identity]

@@ -32,7 +32,11 @@ NEGATIVE, POSITIVE, CORRECTION, FOLLOW_UP = 0, 1, 2, 3
 KIND_NAMES = ("negative", "positive", "correction", "follow_up")
 """By kind, as figures call them."""
 
+POLICIES = ("wait", "equal-wait", "fake-negative-weighted", "es-dfm", "prompt")
+"""Label policies by code. A sample says under which its label was promised, since its weight depends on that."""
+
 MAX_POSITION = MAX_OFFSET + MAX_ITEMS
+_FORM = 2
 
 _DTYPES: dict[str, str] = {
     "page": "<i4",
@@ -50,6 +54,7 @@ _DTYPES: dict[str, str] = {
     "version": "<i8",
     "arm": "u1",
     "origin_ms": "<i8",
+    "policy": "u1",
 }
 
 
@@ -73,6 +78,7 @@ class SampleBatch:
     version: NDArray[np.int64]  # (B,) model version that made the page, -1 when none did
     arm: NDArray[np.uint8]  # (B,) index into events.ARMS
     origin_ms: NDArray[np.int64]  # (B,) wall time at which the labelling action was sent, 0 when none was
+    policy: NDArray[np.uint8]  # (B,) code of the label policy that promised the label (millrace/labels)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -105,7 +111,7 @@ class SampleBatch:
         columns = {name: np.ascontiguousarray(getattr(self, name), dtype).tobytes() for name, dtype in _DTYPES.items()}
         columns["page"] = np.ascontiguousarray(page, "<i4").tobytes()
         request = [self.request[i] for i in used.tolist()]
-        return msgspec.msgpack.encode((1, request, self.cat.shape[1], self.num.shape[1], columns))
+        return msgspec.msgpack.encode((_FORM, request, self.cat.shape[1], self.num.shape[1], columns))
 
     @classmethod
     def from_bytes(cls, raw: bytes | None) -> SampleBatch:
@@ -117,8 +123,10 @@ class SampleBatch:
         raw = raw or b""
         try:
             form, request, f, n, columns = _decoder.decode(raw)
-            if form != 1:
+            if form not in (1, _FORM):
                 raise ValueError(f"form {form}")
+            if form == 1:  # before samples named their policy: it was to wait
+                columns = columns | {"policy": bytes(len(columns["kind"]))}
             arrays = {name: np.frombuffer(columns[name], dtype) for name, dtype in _DTYPES.items()}
             rows = len(arrays["label"])
             arrays["cat"] = arrays["cat"].reshape(rows, f)
@@ -137,7 +145,13 @@ class SampleBatch:
 
 def _bounds(requests: int) -> tuple[tuple[str, int, int], ...]:
     """Columns that index, shift or tell the time, each with the bounds that its values must keep."""
-    return ("page", 0, requests - 1), ("position", 0, MAX_POSITION), ("kind", 0, FOLLOW_UP), ("ts_ms", 1, LAST_MS)
+    return (
+        ("page", 0, requests - 1),
+        ("position", 0, MAX_POSITION),
+        ("kind", 0, FOLLOW_UP),
+        ("ts_ms", 1, LAST_MS),
+        ("policy", 0, len(POLICIES) - 1),
+    )
 
 
 _decoder: msgspec.msgpack.Decoder[tuple[int, list[str], int, int, dict[str, bytes]]] = msgspec.msgpack.Decoder(

@@ -42,6 +42,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     seed: int = 0
     from_log: str = ""  # a log that the role `simulate` plays, by `schema`, in place of shoppers
+    shoppers: Annotated[int, Meta(ge=1, le=1_000_000)] = 4000  # of the simulated shop, who come on an average day
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
     idempotence: bool = True  # off only where the broker cannot (the embedded one)
     # What a broker takes in one message: its message.max.bytes, less some room. A larger one is never sent.
@@ -54,9 +55,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     disorder_seconds: Annotated[float, Meta(ge=0)] = 60.0  # how much out of order events may come
     lateness_minutes: Annotated[float, Meta(ge=0)] = 120.0  # clicks later than this after attribution are dead letters
     ahead_minutes: Positive = 60.0  # an event further ahead of the event clock than this is from the future
-    label_policy: Literal["wait", "fake-negative-weighted"] = (
-        "wait"  # the latter: a negative at once, see stream/join.py
-    )
+    # When an exposure's label is learnt, and with what weight: see millrace/labels. Samples carry it to the learner.
+    label_policy: Literal["wait", "equal-wait", "fake-negative-weighted", "es-dfm", "prompt"] = "prompt"
+    observation_seconds: Positive = 10.0  # es-dfm and prompt: an exposure without a click for so long is a negative
     # stream, in wall time
     idle_seconds: Positive = 5.0  # a partition silent for this long follows the others' watermark
     checkpoint_seconds: Positive = 2.0
@@ -66,7 +67,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # learner
     model: str = "wide_resnet"
     model_spec: str = ""  # JSON: entries of the model's spec (learner/spec.py), as {"negative_keep": 0.25}
-    batch_rows: Annotated[int, Meta(ge=1)] = 512
+    batch_rows: Annotated[int, Meta(ge=1)] = 128
     batch_ms: Positive = 250.0
     delta_seconds: Positive = 1.0
     snapshot_seconds: Positive = 30.0

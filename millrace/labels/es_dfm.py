@@ -1,0 +1,42 @@
+# core
+"""``es-dfm``: each exposure is labelled after an observation window; a later click is learnt when it comes.
+
+Yang et al., AAAI 2021, arXiv 2012.03245, "elapsed-time sampling". With w the observation window::
+
+    p_dp = P(click, delay > w | x)              a click that its negative has come before
+    p_rn = P(no click | x) / P(no click within w | x)      how true a negative is
+    weight of a click                1 + p_dp
+    weight of a negative             (1 + p_dp) p_rn
+
+There, p_dp and p_rn come from two models of their own. Here, both come from the model's click probability p and from a
+model of delays that gives ``g = P(delay <= w | click, x)`` (learner/delays.py)::
+
+    p_dp = (1 - g) p        p_rn = (1 - p) / (1 - g p)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from millrace.contracts.samples import NEGATIVE, POLICIES
+from millrace.labels.policy import MOST, Codes, Floats, Promise, Waits
+
+
+def elapsed_time_weights(kind: Codes, p: Floats, early: Floats) -> Floats:
+    """The weights above. (B,)"""
+    p = np.minimum(p, MOST)
+    delayed = (1 - early) * p  # p_dp
+    real = (1 - p) / (1 - early * p)  # p_rn
+    return np.where(kind == NEGATIVE, (1 + delayed) * real, 1 + delayed).astype(np.float32)
+
+
+class EsDfm:
+    name = "es-dfm"
+    weighs = True
+
+    def promise(self, waits: Waits, flowing_ms: int) -> Promise:
+        window = min(waits.observation_ms, waits.attribution_ms)
+        return Promise(POLICIES.index(self.name), window, window, waits.disorder_ms)
+
+    def weights(self, kind: Codes, p: Floats, early: Floats) -> Floats:
+        return elapsed_time_weights(kind, p, early)

@@ -1,0 +1,91 @@
+# core
+"""The contract of a label policy, and the promise that it makes for an exposure.
+
+::
+
+    exposure ────────────── hold ─────────── observe ─────────────────────► event time since the exposure
+        a click in here waits ┘ a click in here │ a click in here comes after a negative:
+        for the end of hold     labels at once  │ CORRECTION, at once
+        then POSITIVE           POSITIVE        └ without a click until here: NEGATIVE
+
+``hold`` is 0 where no click waits, and ``observe`` is 0 where each exposure is a negative first.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.contracts.settings import Settings
+
+Codes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+MOST = np.float32(0.9)
+"""Predictions are cut here before weights are made of them. A negative's weight has the factor ``1 - p``. A model that
+has come to predict 1, for whatever reason, would otherwise never learn again from the negatives that say it is wrong.
+Where the true rate is beyond it, the model predicts too little."""
+
+
+class Waits(NamedTuple):
+    """The settings that policies read, in milliseconds of event time."""
+
+    attribution_ms: int  # an exposure without a click for so long has none
+    observation_ms: int  # and for so long it is a negative for the time being
+    disorder_ms: int  # how much out of order events may come
+
+    @classmethod
+    def of(cls, settings: Settings) -> Waits:
+        return cls(
+            round(settings.attribution_minutes * 60_000),
+            round(settings.observation_seconds * 1000),
+            round(settings.disorder_seconds * 1000),
+        )
+
+    @property
+    def settled_ms(self) -> int:
+        """From an exposure to the event time at which its label is final: no click in its window is still to come."""
+        return self.attribution_ms + self.disorder_ms
+
+
+class Promise(NamedTuple):
+    """What an exposure is promised. Times are in milliseconds of event time, from the exposure.
+
+    ``slack_ms`` is the part of the allowed disorder that is not waited for. With 0 the events' own times alone decide
+    the label, in whatever order they come. With the whole of it the label is given as soon as event time is there, and
+    a click that comes out of order is a correction.
+    """
+
+    code: int
+    hold_ms: int
+    observe_ms: int
+    slack_ms: int
+
+
+class LabelPolicy(Protocol):
+    """One policy. It has no state."""
+
+    name: str
+    weighs: bool
+    """Whether samples weigh other than 1, and so whether anybody must know how late clicks come."""
+
+    def promise(self, waits: Waits, flowing_ms: int) -> Promise:
+        """What an exposure is promised that comes ``flowing_ms`` after traffic began (anew, if it had stopped)."""
+        ...
+
+    def weights(self, kind: Codes, p: Floats, early: Floats) -> Floats:
+        """Weights of samples, (B,).
+
+        Args:
+            kind: NEGATIVE, POSITIVE or CORRECTION, (B,).
+            p: the model's own click probabilities, (B,). No gradient flows through them.
+            early: P(a click comes before its exposure's label | there is a click, the exposure), (B,).
+        """
+        ...
+
+
+def ones(kind: Codes) -> Floats:
+    """The weights where every sample counts as one."""
+    return np.ones(len(kind), np.float32)
