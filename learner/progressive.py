@@ -1,19 +1,17 @@
 # core
 """Progressive validation: every sample is predicted before it is learnt from, and judged on that prediction.
 
-(Liu et al. 2022, Monolith, algorithm 1; prequential evaluation, Gama et al. 2013.) Rolling metrics are river's, for the
-live view. The functions below are exact, for reports.
+(Liu et al. 2022, Monolith, algorithm 1; prequential evaluation, Gama et al. 2013.) The functions are the figures of
+merit that everything here is judged by; :class:`Progressive` applies them to what the learner predicts when it learns.
+How well pages were *served* is another question, and :mod:`learner.served` answers it.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from river import metrics, stats, utils
 from scipy.stats import rankdata
 
 from millrace.contracts.schema import Schema
@@ -38,27 +36,32 @@ def auc(p: Numbers, y: Numbers) -> float:
     return float((ranks[positive].sum() - n_pos * (n_pos + 1) / 2.0) / (n_pos * n_neg))
 
 
-def grouped_auc(p: Numbers, y: Numbers, user: Numbers) -> float:
-    """Grouped AUC: the mean of the users' own AUCs, weighted by their rows (Zhou et al. 2018, DIN, eq. 9).
+def grouped_auc(p: Numbers, y: Numbers, group: Numbers) -> float:
+    """Grouped AUC: the mean of the groups' own AUCs, weighted by their rows (Zhou et al. 2018, DIN, eq. 9).
 
-    Users with one class only are left out. NaN when no user is left. ``p``, ``y``, ``user``: (n,)
+    Only rows that were scored in one state of model and windows may share a group: the rows of a page, or those of a
+    user's day of which neither model nor windows knew anything yet. Where a row is scored after the labels of another
+    row of its group were learnt, the figure is not .5 for labels drawn at random: the labels learnt first move the
+    later scores of the same user, against what is left to come.
+
+    Groups with one class only are left out. NaN when no group is left. ``p``, ``y``, ``group``: (n,)
     """
-    p, y, user = np.asarray(p, np.float64), np.asarray(y) > 0.5, np.asarray(user)
+    p, y, group = np.asarray(p, np.float64), np.asarray(y) > 0.5, np.asarray(group)
     if not len(p):
         return float("nan")
-    order = np.lexsort((p, user))
-    p, y, user = p[order], y[order], user[order]
-    start = np.concatenate([[True], user[1:] != user[:-1]])
-    group = np.cumsum(start) - 1  # (n,)
-    first = np.flatnonzero(start)  # of each user
-    run = np.cumsum(start | np.concatenate([[True], p[1:] != p[:-1]]))  # (n,) number of each run of equal (user, p)
-    rank = rankdata(run) - first[group]  # (n,) within the user
-    rows = np.bincount(group).astype(np.float64)
-    n_pos = np.bincount(group, weights=y)
+    order = np.lexsort((p, group))
+    p, y, group = p[order], y[order], group[order]
+    start = np.concatenate([[True], group[1:] != group[:-1]])
+    number = np.cumsum(start) - 1  # (n,) of each row's group
+    first = np.flatnonzero(start)  # row of each group
+    run = np.cumsum(start | np.concatenate([[True], p[1:] != p[:-1]]))  # (n,) number of each run of equal (group, p)
+    rank = rankdata(run) - first[number]  # (n,) within the group
+    rows = np.bincount(number).astype(np.float64)
+    n_pos = np.bincount(number, weights=y)
     both = (n_pos > 0) & (n_pos < rows)
     if not both.any():
         return float("nan")
-    rank_sum = np.bincount(group, weights=rank * y)[both]
+    rank_sum = np.bincount(number, weights=rank * y)[both]
     rows, n_pos = rows[both], n_pos[both]
     own = (rank_sum - n_pos * (n_pos + 1) / 2.0) / (n_pos * (rows - n_pos))
     return float(own @ rows / rows.sum())
@@ -83,6 +86,15 @@ def calibration(p: Numbers, y: Numbers) -> float:
     return float(np.sum(p, dtype=np.float64)) / clicks if clicks else float("nan")
 
 
+def judged(p: Numbers, y: Numbers) -> NDArray[np.float64]:
+    """``p`` with the most wrong prediction, ``1 - y``, where it is not finite. (n,)
+
+    So such a prediction ranks as badly as its label allows, and has the log loss of the clip.
+    """
+    p, y = np.asarray(p, np.float64), np.asarray(y, np.float64)
+    return np.where(np.isfinite(p), p, 1.0 - y)
+
+
 def baseline_column(schema: Schema) -> int | None:
     """The column of num that is an item's smoothed click rate over the longest window; None if the schema has none.
 
@@ -98,71 +110,41 @@ def baseline_column(schema: Schema) -> int | None:
     return None
 
 
-class _RollingAuc:
-    """River's rolling AUC, but NaN while the window holds one class only: river's is 0 then, as of the worst model."""
-
-    def __init__(self, window_rows: int) -> None:
-        self._auc: Any = metrics.RollingROCAUC(window_size=window_rows)  # type: ignore[no-untyped-call]
-        self._positive: deque[bool] = deque(maxlen=window_rows)  # of the rows that river's window holds
-
-    def update(self, scores: Iterable[float], positive: Sequence[bool]) -> None:
-        for score, y in zip(scores, positive, strict=True):
-            self._auc.update(y, score)
-        self._positive.extend(positive)
-
-    @property
-    def positives(self) -> int:
-        """Rows of the window with a click."""
-        return sum(self._positive)
-
-    def get(self) -> float:
-        return float(self._auc.get()) if 0 < self.positives < len(self._positive) else float("nan")
-
-
 class Progressive:
-    """Rolling metrics over the newest ``window_rows`` samples. NaN where there is no metric: no rows, or one class.
+    """Figures of the newest ``window_rows`` predictions that were made before learning. NaN where there is no figure:
+    no rows, or one class.
 
-    Not kept in snapshots: they begin anew with a process.
+    They say what the learner knows when a sample comes. They do not say how good the served pages were: samples come in
+    the order in which labels become known, so a page's clicks may be learnt before the rest of it is predicted.
+
+    A ring of rows is kept; figures are made from it when asked for. Not kept in snapshots: they begin anew with a
+    process.
     """
 
     def __init__(self, window_rows: int) -> None:
         self.rows = 0
-        self._auc, self._baseline = _RollingAuc(window_rows), _RollingAuc(window_rows)
-        self._means: dict[str, Any] = {
-            name: utils.Rolling(stats.Mean, window_size=window_rows) for name in ("loss", "p", "y")
-        }
+        self._p, self._y = np.zeros(window_rows), np.zeros(window_rows)
 
-    def update(self, p: Numbers, label: Numbers, baseline: Numbers | None = None) -> None:
-        """Takes predictions made *before* learning, with their labels and the baseline's scores, all (n,)."""
-        losses = log_losses(p, label)
-        scores: Sequence[float] = np.asarray(p, np.float64).tolist()
-        labels: Sequence[float] = np.asarray(label, np.float64).tolist()
-        positive = [y > 0.5 for y in labels]
-        self._auc.update(scores, positive)
-        if baseline is not None:
-            self._baseline.update(np.asarray(baseline, np.float64).tolist(), positive)
-        for name, values in (("loss", losses.tolist()), ("p", scores), ("y", labels)):
-            update = self._means[name].update
-            for value in values:
-                update(value)
-        self.rows += len(scores)
+    def update(self, p: Numbers, label: Numbers) -> None:
+        """Takes predictions made *before* learning, with their labels, (n,). What is not finite counts as wrong."""
+        size = len(self._p)
+        new = slice(max(0, len(p) - size), None)
+        at = (self.rows + np.arange(len(p))[new]) % size
+        self._p[at], self._y[at] = judged(p, label)[new], label[new]
+        self.rows += len(p)
+
+    def _held(self) -> tuple[Numbers, Numbers]:
+        held = min(self.rows, len(self._p))
+        return self._p[:held], self._y[:held]
 
     @property
     def auc(self) -> float:
-        return self._auc.get()
-
-    @property
-    def baseline_auc(self) -> float:
-        """NaN also where no baseline was ever given."""
-        return self._baseline.get()
+        return auc(*self._held())
 
     @property
     def log_loss(self) -> float:
-        return float(self._means["loss"].get()) if self.rows else float("nan")
+        return log_loss(*self._held())
 
     @property
     def calibration(self) -> float:
-        """NaN without a click. Clicks are counted for that: rounding may leave a running mean of zeros other than 0."""
-        if not self._auc.positives:
-            return float("nan")
-        return float(self._means["p"].get()) / float(self._means["y"].get())
+        return calibration(*self._held())

@@ -20,10 +20,19 @@ from millrace.contracts.samples import SampleBatch
 _SALT = salt("sample")
 
 
-def exposure_ids(batch: SampleBatch) -> NDArray[np.uint64]:
-    """One id for each row's (request, position), whatever its kind. (B,)"""
-    requests = column_hash(np.array(batch.request, object))[batch.page]
-    return combine(_SALT, requests, batch.position.astype(np.uint64) + np.uint64(1))
+def page_hashes(batch: SampleBatch) -> NDArray[np.uint64]:
+    """The hash of each row's page. (B,)"""
+    return column_hash(np.array(batch.request, object))[batch.page]
+
+
+def exposure_ids(batch: SampleBatch, pages: NDArray[np.uint64] | None = None) -> NDArray[np.uint64]:
+    """One id for each row's (request, position), whatever its kind. (B,)
+
+    Args:
+        pages: :func:`page_hashes` of the batch, where they are known.
+    """
+    hashed = page_hashes(batch) if pages is None else pages
+    return combine(_SALT, hashed, batch.position.astype(np.uint64) + np.uint64(1))
 
 
 class Repeats:
@@ -41,11 +50,16 @@ class Repeats:
     def __len__(self) -> int:
         return len(self._index)
 
+    @property
+    def newest_ms(self) -> int:
+        """Time of the newest exposure met; 0 before the first."""
+        return self._newest_ms
+
     def first_time(self, batch: SampleBatch) -> NDArray[np.bool_]:
         """Which rows of ``batch`` were not seen before (nor earlier in it); remembers them. (B,)"""
         if not len(batch):
             return np.zeros(0, np.bool_)
-        requests = column_hash(np.array(batch.request, object))[batch.page]
+        requests = page_hashes(batch)
         position = batch.position.astype(np.uint64) + np.uint64(1)
         ids = combine(_SALT, requests, position, batch.kind.astype(np.uint64) + np.uint64(1)).view(np.int64)
         _, first = np.unique(ids, return_index=True)

@@ -1,31 +1,31 @@
 # core
-"""Rolling metrics by segment of the traffic, grouped AUC, and drift of the loss.
+"""Which segments of the traffic a row is in, and figures by segment.
 
 A segment is a value of a categorical field ("kind=business"), or whether the learner knows the user or the item: it has
 a row for the id ("user=known") or has none ("user=new"). An id that was unseen for so long that its row was removed is
 new again.
 
-A ring of the newest rows is all that is kept. Metrics are made from it when asked for (a few milliseconds for 10,000
-rows), not at each sample. Symbols: B rows of a batch, S segments.
+The segments of a row are one bit mask, so that rows that wait for their label can carry them. Symbols: B rows of a
+batch, S segments.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from river import drift
 
 from learner.model import OnlineModel
-from learner.progressive import Numbers, auc, calibration, grouped_auc, log_loss, log_losses
+from learner.progressive import Numbers, auc, calibration, log_loss
 from millrace.contracts.errors import SettingError
 from millrace.contracts.hashing import mix, value_hash
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 
-_DRIFT_DELTA = 0.002
+Masks = NDArray[np.uint64]
+
+_MOST_VALUES = 50  # with the four of known and new ids, a mask of 64 bits holds them
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +51,19 @@ def parse_segments(text: str) -> dict[str, tuple[str, ...]]:
         if not colon or not named:
             raise SettingError(f"segments '{part}' names no values", "write it like kind:business|consumer;seller:1")
         found[name.strip()] = named
-    if sum(len(v) for v in found.values()) > 50:
+    if sum(len(v) for v in found.values()) > _MOST_VALUES:
         raise SettingError("segments names more than 50 values", "name fewer: each is a set of metrics")
     return found
 
 
 class Segments:
-    """Rolling metrics by segment. A field that the schema lacks, or that is not categorical, makes no segment.
-
-    Not kept in snapshots: they begin anew with a process.
+    """The segments of a schema. A field that it lacks, or that is not categorical, makes no segment.
 
     Args:
         named: fields and their values, as :func:`parse_segments` gives them.
-        window_rows: how many of the newest rows count.
     """
 
-    def __init__(self, schema: Schema, named: dict[str, tuple[str, ...]], window_rows: int) -> None:
+    def __init__(self, schema: Schema, named: dict[str, tuple[str, ...]]) -> None:
         layout = schema.layout
         self.names: list[str] = []
         self._values: list[tuple[slice, np.int64]] = []  # columns of cat and the id looked for there
@@ -81,56 +78,27 @@ class Segments:
         self._sides = [(side, field) for side, field in sides if field in cats]
         for side, _ in self._sides:
             self.names += [f"{side}=known", f"{side}=new"]
-        self.rows = 0
-        self._p = np.zeros(window_rows)
-        self._y = np.zeros(window_rows)
-        self._user = np.zeros(window_rows, np.uint64)
-        self._in = np.zeros((window_rows, len(self.names)), np.bool_)
 
-    def members(self, batch: SampleBatch, model: OnlineModel) -> NDArray[np.bool_]:
-        """Which segments the rows are in. (B, S). Call it before they are learnt from: learning makes ids known."""
+    def members(self, batch: SampleBatch, model: OnlineModel) -> Masks:
+        """Which segments the rows are in: bit s is segment s of :attr:`names`. (B,)
+
+        Call it before the rows are learnt from: learning makes ids known.
+        """
         columns = [(batch.cat[:, at] == value).any(1) for at, value in self._values]
         for _, field in self._sides:
             known = model.knows(field, batch.cat)
             columns += [known, ~known]
-        return np.stack(columns, 1) if columns else np.zeros((len(batch), 0), np.bool_)
+        masks = np.zeros(len(batch), np.uint64)
+        for bit, column in enumerate(columns):
+            masks |= column.astype(np.uint64) << np.uint64(bit)
+        return masks
 
-    def update(self, p: Numbers, label: Numbers, user: NDArray[np.uint64], members: NDArray[np.bool_]) -> None:
-        """Takes predictions made before learning (B,), with labels, users (B,) and segments (B, S)."""
-        size = len(self._p)
-        new = slice(max(0, len(p) - size), None)
-        at = (self.rows + np.arange(len(p))[new]) % size
-        self._p[at], self._y[at], self._user[at], self._in[at] = p[new], label[new], user[new], members[new]
-        self.rows += len(p)
-
-    def metrics(self) -> dict[str, SegmentMetrics]:
-        """The metrics of each segment by name."""
-        held = min(self.rows, len(self._p))
+    def metrics(self, p: Numbers, y: Numbers, masks: Masks) -> dict[str, SegmentMetrics]:
+        """The metrics of each segment by name, over rows with predictions, labels and masks (n,)."""
         found = {}
-        for column, name in enumerate(self.names):
-            own = np.flatnonzero(self._in[:held, column])
-            p, y = self._p[own], self._y[own]
-            found[name] = SegmentMetrics(auc(p, y), log_loss(p, y), calibration(p, y), len(own))
+        for bit, name in enumerate(self.names):
+            own = np.flatnonzero((masks >> np.uint64(bit)) & np.uint64(1))
+            found[name] = SegmentMetrics(
+                auc(p[own], y[own]), log_loss(p[own], y[own]), calibration(p[own], y[own]), len(own)
+            )
         return found
-
-    @property
-    def grouped_auc(self) -> float:
-        """Grouped AUC (by user) over the newest rows."""
-        held = min(self.rows, len(self._p))
-        return grouped_auc(self._p[:held], self._y[:held], self._user[:held])
-
-
-class Drift:
-    """Whether the mean log loss has changed: ADWIN (Bifet and Gavalda 2007) on each prediction's loss."""
-
-    def __init__(self, delta: float = _DRIFT_DELTA) -> None:
-        self._adwin: Any = drift.ADWIN(delta=delta)  # type: ignore[no-untyped-call]
-        self.found: list[tuple[float, float]] = []  # mean loss before and after each change; its reader clears it
-
-    def update(self, p: Numbers, label: Numbers) -> None:
-        """Takes predictions and labels, (n,)."""
-        for loss in log_losses(p, label).tolist():
-            before = float(self._adwin.estimation)
-            self._adwin.update(loss)
-            if self._adwin.drift_detected:
-                self.found.append((before, float(self._adwin.estimation)))

@@ -8,8 +8,6 @@ disagree. After a crash it learns again what came after the snapshot; it never s
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import threading
 import time
@@ -20,13 +18,14 @@ import msgspec
 import structlog
 import torch
 from kafka import KafkaConsumer, KafkaProducer
-from prometheus_client import Counter, Gauge, Histogram
 
 from learner.evolve import evolve, read_columns
+from learner.figures import DELTAS, LAG, LEARN_SECONDS, SKIPPED, SNAPSHOTS, VERSION, Board
 from learner.model import OnlineModel
 from learner.progressive import Progressive
 from learner.repeats import Repeats
 from learner.segments import Segments, parse_segments
+from learner.served import Served
 from learner.trainer import Trainer
 from learner.versions import OnlineModelState, Progress, Versions, newest_sound, same_shape
 from learner.warm import warm_up
@@ -37,34 +36,12 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, MODEL_DELTAS, SAMPLES
+from millrace.labels import Waits
 from millrace.processes.kafka import lag_of, make_producer, make_reader, open_broker
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.wall import wall_ms
 
 log = structlog.get_logger("learner")
-
-TRAINED = Counter("millrace_samples_trained_total", "Samples learnt from since this process started.")
-REPEATED = Counter("millrace_samples_repeated_total", "Samples dropped because they had been learnt from.")
-FOLLOW_UPS = Counter("millrace_samples_follow_ups_total", "Later actions on exposures already labelled.")
-REFUSED = Counter("millrace_samples_refused_total", "Samples with an unusable label or weight.")
-SKIPPED = Counter("millrace_batches_skipped_total", "Batches and messages not learnt from.", ["reason"])
-ROLLING_AUC = Gauge("millrace_rolling_auc", "AUC of predictions made before learning, newest samples.")
-BASELINE_AUC = Gauge("millrace_baseline_auc", "AUC of the item's own smoothed click rate on the same samples.")
-LOG_LOSS = Gauge("millrace_rolling_log_loss", "Log loss of the same predictions.")
-CALIBRATION = Gauge("millrace_calibration", "Clicks predicted over clicks seen, same predictions.")
-SEGMENT_AUC = Gauge("millrace_segment_auc", "AUC of the newest samples of a segment.", ["segment"])
-SEGMENT_LOSS = Gauge("millrace_segment_log_loss", "Log loss of the newest samples of a segment.", ["segment"])
-SEGMENT_CALIBRATION = Gauge("millrace_segment_calibration", "Clicks predicted over clicks seen.", ["segment"])
-GROUPED_AUC = Gauge("millrace_grouped_auc", "AUC within users, weighted by rows, newest samples.")
-DRIFT = Counter("millrace_drift_total", "Changes of the mean log loss that ADWIN found.")
-VERSION = Gauge("millrace_model_version", "Newest version published.")
-TABLE_ROWS = Gauge("millrace_table_rows", "Rows in the sparse tables.")
-LEARN_SECONDS = Histogram("millrace_learn_seconds", "Time to predict, judge and learn a micro-batch.")
-SNAPSHOTS = Counter("millrace_snapshots_total", "Snapshots published.")
-DELTAS = Counter("millrace_deltas_total", "Deltas published.")
-LAG = Gauge("millrace_learner_lag", "Messages of samples not yet read.", ["partition"])
-for _gauge in (ROLLING_AUC, BASELINE_AUC, LOG_LOSS, CALIBRATION, GROUPED_AUC, VERSION):
-    _gauge.set(math.nan)  # no value until there is one
 
 _POLL_MS = 50
 _HOUR_MS = 3_600_000
@@ -89,27 +66,25 @@ class Learner:
         self.settings = settings
         self.store = ModelStore(settings.folder("models"))
         self.offsets: dict[int, int] = {}
-        fake = settings.label_policy == "fake-negative-weighted"
-        wanted = {"delayed_feedback": "fake_negative_weighted" if fake else "wait"} | settings.spec()
+        wanted = {"settled_minutes": settings.attribution_minutes} | settings.spec()
         found = newest_sound(self.store, schema.id, wanted, settings.evolve)
         model = (
             OnlineModel(schema, wanted, settings.seed) if found is None else _going_on(found, schema, wanted, settings)
         )
         keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + _HOUR_MS
         keep_ms = max(keep_ms, round(_OUTAGE_MS * settings.event_clock().speed))
-        segments = Segments(schema, parse_segments(settings.segments), settings.rolling_rows)
-        wait_ms = round((settings.attribution_minutes * 60 + settings.disorder_seconds) * 1000)
+        segments = Segments(schema, parse_segments(settings.segments))
         progressive = Progressive(settings.rolling_rows)
-        self.trainer = Trainer(model, progressive, Repeats(keep_ms), settings.batch_rows, segments, wait_ms)
+        self.served = Served(schema, segments, Waits.of(settings), settings.rolling_rows)
+        self.trainer = Trainer(model, progressive, Repeats(keep_ms), settings.batch_rows, self.served)
         if found:
             note, state = found
             self.trainer.resume(state.training, note.extra.get("counts", {}))
             self.offsets = {int(p): o for p, o in note.offsets.items()}
             log.info("resumed", version=note.version, trained=note.trained, offsets=note.offsets)
         self.versions = Versions(self.store, model)
-        self._shown = self.trainer.counts.copy()
-        self._history = settings.folder("learner") / "history.jsonl"
-        self._told = -1
+        self._board = Board(self.trainer, settings.folder("learner") / "history.jsonl")
+        self._heard: dict[int, float] = {}  # when a partition's newest message came (monotonic seconds)
 
     def run(self, stop: threading.Event) -> None:
         reader = make_reader(self.settings, SAMPLES, self.offsets)
@@ -132,6 +107,8 @@ class Learner:
     def _loop(self, reader: KafkaConsumer, producer: KafkaProducer, stop: threading.Event) -> None:
         settings = self.settings
         now = time.monotonic()
+        self._heard = {tp.partition: now for tp in reader.assignment()}
+        self.served.time.expect(self._heard)
         due = _Due(now + settings.delta_seconds, now + settings.snapshot_seconds, now + 1.0, now)
         while not stop.is_set():
             LOOP_TIMESTAMP.set(time.time())
@@ -155,6 +132,7 @@ class Learner:
     def _take(self, reader: KafkaConsumer, producer: KafkaProducer) -> None:
         polled: dict[Any, list[Any]] = reader.poll(timeout_ms=_POLL_MS)
         for partition, records in polled.items():
+            self._heard[partition.partition] = time.monotonic()
             for record in records:
                 try:
                     batch = SampleBatch.from_bytes(record.value)
@@ -163,7 +141,7 @@ class Learner:
                             f"samples of {batch.cat.shape[1]} + {batch.num.shape[1]} features",
                             "give stream and learner one schema",
                         )
-                    self.trainer.take(batch)
+                    self.trainer.take(batch, partition.partition)
                 except SchemaError as error:
                     SKIPPED.labels("unreadable").inc()
                     log.error(
@@ -229,59 +207,13 @@ class Learner:
         (SNAPSHOTS if note.kind == "snapshot" else DELTAS).inc()
 
     def _report(self, reader: KafkaConsumer) -> None:
-        """Metrics, and a line of history when something was learnt since the last."""
-        counts, shown = self.trainer.counts, self._shown
-        for counter, name in (
-            (TRAINED, "trained"),
-            (REPEATED, "repeated"),
-            (FOLLOW_UPS, "follow_ups"),
-            (REFUSED, "refused"),
-        ):
-            counter.inc(counts[name] - shown[name])
-        self._shown = counts.copy()
-        figures = self.trainer.progressive
-        for before, after in self.trainer.drift.found:
-            DRIFT.inc()
-            log.warning("drift: the mean log loss has changed", before=round(before, 4), after=round(after, 4))
-        self.trainer.drift.found.clear()
-        TABLE_ROWS.set(self.versions.model.rows)
-        for partition, lag in lag_of(reader).items():
+        """Metrics and history. A partition of which nothing came for ``idle_seconds``, though all was read, is silent:
+        its labels are no longer waited for."""
+        lags, quiet = lag_of(reader), time.monotonic() - self.settings.idle_seconds
+        for partition, lag in lags.items():
             LAG.labels(str(partition)).set(lag)
-        if not figures.rows:
-            return
-        ROLLING_AUC.set(figures.auc)
-        BASELINE_AUC.set(figures.baseline_auc)
-        LOG_LOSS.set(figures.log_loss)
-        CALIBRATION.set(figures.calibration)
-        if counts["trained"] == self._told:
-            return
-        self._told = counts["trained"]
-        self._report_segments()
-        line = {
-            "event_time": self.versions.model.newest_ms,
-            "auc": _known(figures.auc),
-            "baseline_auc": _known(figures.baseline_auc),
-            "log_loss": _known(figures.log_loss),
-            "calibration": _known(figures.calibration),
-            "trained": self._told,
-        }
-        with self._history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-
-    def _report_segments(self) -> None:
-        segments = self.trainer.segments
-        if segments is None or not segments.rows:
-            return
-        GROUPED_AUC.set(segments.grouped_auc)
-        for name, own in segments.metrics().items():
-            SEGMENT_AUC.labels(name).set(own.auc)
-            SEGMENT_LOSS.labels(name).set(own.log_loss)
-            SEGMENT_CALIBRATION.labels(name).set(own.calibration)
-
-
-def _known(figure: float) -> float | None:
-    """None where there is no figure: JSON has no NaN."""
-    return figure if math.isfinite(figure) else None
+        self.served.time.silent(p for p, lag in lags.items() if not lag and self._heard.get(p, quiet) <= quiet)
+        self._board.show()
 
 
 def _going_on(

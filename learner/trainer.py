@@ -4,7 +4,11 @@
 ::
 
     message ──► drop what was seen ──► pending ──(batch_rows, or drain)──► predict ──► judge ──► learn
-                                                                         rolling figures     OnlineModel
+                       │                                                          Progressive    OnlineModel
+                       └──► the scores that pages were served with ──► Served
+
+Two questions are answered apart: what the learner predicts when it learns (:mod:`learner.progressive`), and how good
+the served pages were (:mod:`learner.served`).
 """
 
 from __future__ import annotations
@@ -16,10 +20,9 @@ from typing import Any
 import numpy as np
 
 from learner.model import LearnReport, OnlineModel
-from learner.progressive import Progressive, baseline_column
-from learner.repeats import Repeats, exposure_ids
-from learner.segments import Drift, Segments
-from learner.unsettled import Unsettled
+from learner.progressive import Progressive
+from learner.repeats import Repeats
+from learner.served import Served
 from millrace.contracts.modelstore import Array
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 
@@ -29,11 +32,9 @@ _PREFIX = "trainer/"
 class Trainer:
     """Feeds ``model`` from a stream of sample batches, in micro-batches of at most ``batch_rows``.
 
-    Where each exposure comes as a negative at once (``delayed_feedback``), a prediction is judged when its click comes,
-    or ``wait_ms`` of event time later.
-
     ``counts`` has what became of samples: "trained", "repeated", "follow_ups", "refused" (unusable label or weight),
-    "left_out" (negatives not chosen), "bad_numbers", "skipped" (rows in refused batches), "skipped:REASON" (batches).
+    "left_out" (negatives not chosen), "bad_numbers", "not_finite" (predictions), "skipped" (rows in refused batches),
+    "skipped:REASON" (batches).
     """
 
     def __init__(
@@ -42,18 +43,13 @@ class Trainer:
         progressive: Progressive,
         repeats: Repeats,
         batch_rows: int,
-        segments: Segments | None = None,
-        wait_ms: int = 300_000,
+        served: Served | None = None,
     ) -> None:
-        self.model, self.progressive, self.repeats = model, progressive, repeats
+        self.model, self.progressive, self.repeats, self.served = model, progressive, repeats, served
         self.batch_rows = batch_rows
-        self.segments, self.drift = segments, Drift()
-        fake = model.spec["delayed_feedback"] == "fake_negative_weighted"
-        self.unsettled = Unsettled(wait_ms) if fake else None
         self.counts: Counter[str] = Counter()
         self.origins: list[int] = []  # of clicks learnt from; the publisher empties it
         self._pending: list[SampleBatch] = []
-        self._baseline = baseline_column(model.schema)
 
     @property
     def pending(self) -> int:
@@ -65,15 +61,18 @@ class Trainer:
         layout = self.model.schema.layout
         return (batch.cat.shape[1], batch.num.shape[1]) == (layout.F, layout.N)
 
-    def take(self, batch: SampleBatch) -> None:
-        """Queues what is new in a message. The caller has checked that it :meth:`fits`."""
+    def take(self, batch: SampleBatch, partition: int = 0) -> None:
+        """Queues what is new in a message of a partition. The caller has checked that it :meth:`fits`."""
         fresh = self.repeats.first_time(batch)
         self.counts["repeated"] += int(len(batch) - fresh.sum())
         follow = batch.kind == FOLLOW_UP
         self.counts["follow_ups"] += int((fresh & follow).sum())
         fresh &= ~follow
         if fresh.any():
-            self._pending.append(batch if fresh.all() else batch.take(fresh))
+            new = batch if fresh.all() else batch.take(fresh)
+            self._pending.append(new)
+            if self.served is not None:
+                self.served.take(new, partition)
 
     def step(self, drain: bool = False) -> LearnReport | None:
         """Predicts, judges and learns one micro-batch.
@@ -90,6 +89,8 @@ class Trainer:
         whole = SampleBatch.concat(self._pending)
         batch, rest = whole.take(slice(0, self.batch_rows)), whole.take(slice(self.batch_rows, None))
         self._pending = [rest] if len(rest) else []
+        if self.served is not None:
+            self.served.enter(self.model)
         self._judge(batch)
         report = self.model.learn(batch)
         self.counts["trained"] += report.rows
@@ -104,52 +105,16 @@ class Trainer:
         return report
 
     def _judge(self, batch: SampleBatch) -> None:
-        """Judges predictions. A correction is not judged: its exposure was judged as a negative, or waits for it."""
-        clicked = batch.take((batch.kind == CORRECTION) & (batch.label > 0)) if self.unsettled is not None else None
+        """Judges predictions. A correction is not judged: its exposure was judged as a negative."""
         with np.errstate(invalid="ignore"):
             judged = (batch.kind != CORRECTION) & (batch.label >= 0) & (batch.label <= 1)
         if not judged.all():
             batch = batch.take(judged)
         if len(batch):
             p = self.model.score(batch.cat, batch.num)
-            baseline = None if self._baseline is None else np.nan_to_num(batch.num[:, self._baseline])
-            segments = None if self.segments is None else self.segments.members(batch, self.model)
-            if not np.isfinite(p).all():
-                return
-            if self.unsettled is None:
-                self._take_in(p, batch.label, baseline, batch.user, segments)
-            else:
-                self._keep(self.unsettled, batch, p, baseline, segments)
-        if self.unsettled is not None and clicked is not None:
-            user, values, label = self.unsettled.settle(exposure_ids(clicked))
-            if len(label):
-                known = None if self._baseline is None else values[:, 1]
-                self._take_in(values[:, 0], label, known, user, values[:, 2:] > 0)
-
-    def _keep(
-        self,
-        unsettled: Unsettled,
-        batch: SampleBatch,
-        p: Array,
-        baseline: Array | None,
-        segments: Array | None,
-    ) -> None:
-        """Keeps predictions until their labels are known. A click that came first has its label already."""
-        columns = [p, np.zeros(len(p)) if baseline is None else baseline]
-        values = np.column_stack(columns if segments is None else [*columns, segments]).astype(np.float64)
-        at_once = batch.label > 0
-        if at_once.any():
-            known = None if baseline is None else baseline[at_once]
-            own = None if segments is None else segments[at_once]
-            self._take_in(p[at_once], batch.label[at_once], known, batch.user[at_once], own)
-        rest = ~at_once
-        unsettled.add(exposure_ids(batch)[rest], batch.ts_ms[rest], batch.user[rest], values[rest])
-
-    def _take_in(self, p: Array, label: Array, baseline: Array | None, user: Array, segments: Array | None) -> None:
-        self.progressive.update(p, label, baseline)
-        self.drift.update(p, label)
-        if self.segments is not None and segments is not None:
-            self.segments.update(p, label, user, segments)
+            if wrong := int(len(p) - np.isfinite(p).sum()):
+                self.counts["not_finite"] += wrong
+            self.progressive.update(p, batch.label)
 
     def snapshot(self) -> dict[str, Array]:
         """What a snapshot keeps besides the model: the ids already learnt from.
@@ -162,10 +127,15 @@ class Trainer:
     def resume(self, training: Mapping[str, Array], counts: Mapping[str, Any]) -> None:
         """The inverse of :meth:`snapshot`, with the counts that the snapshot's announcement carries.
 
+        The model has been resumed before. Served pages that the snapshot's process had seen something of are not
+        judged again.
+
         Args:
             training: arrays of a whole snapshot; those of the model are passed over.
         """
         own = {n.removeprefix(_PREFIX): a for n, a in training.items() if n.startswith(_PREFIX)}
         if own:
             self.repeats.resume(own)
+        if self.served is not None:
+            self.served.begin_after(max(self.model.newest_ms, self.repeats.newest_ms))
         self.counts.update({name: int(value) for name, value in counts.items()})

@@ -77,10 +77,10 @@ def make_app(serving: Serving, meters: ScorerMeters) -> Starlette:
         return _respond({"error": f"{request.method} {request.url.path} is not served; use {routes}"}, 404)
 
     def freshness() -> float:
-        note = serving.note
-        if note is None or note.event_ms <= 0:  # it has learnt from no exposure that could have an age
+        newest_ms = serving.newest_ms
+        if newest_ms is None:
             return float("nan")
-        return (event_now_ms(serving.clock) - note.event_ms) / 1000 / serving.clock.speed
+        return (event_now_ms(serving.clock) - newest_ms) / 1000 / serving.clock.speed
 
     FRESHNESS.set_function(freshness)
     ITEMS.set_function(lambda: len(serving.index))
@@ -106,7 +106,7 @@ def model_facts(serving: Serving, meters: ScorerMeters) -> dict[str, Any]:
         "hash": note.hash if note else "",
         "schema_id": serving.schema.id,
         "spec": note.spec if note else {},
-        "event_ms": note.event_ms if note else 0,
+        "event_ms": serving.newest_ms,
         "trained": note.trained if note else 0,
         "age_ms": wall_ms() - note.published_ms if note else None,
         "click_to_served_ms": meters.click_to_served(),

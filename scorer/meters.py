@@ -23,7 +23,9 @@ DELTA_GAPS = Counter("millrace_delta_gaps_total", "Deltas that did not follow th
 CLICK_TO_SERVED = Histogram(
     "millrace_click_to_served_seconds", "From a click's sending to serving the weights it changed.", buckets=_SLOW
 )
-FRESHNESS = Gauge("millrace_freshness_seconds", "Wall seconds from the newest exposure learnt from until now.")
+FRESHNESS = Gauge(
+    "millrace_freshness_seconds", "Wall seconds since the newest exposure that the serving model has learnt from."
+)
 ITEMS = Gauge("millrace_items", "Items in the index.")
 ITEM_KEYS = Gauge("millrace_item_keys", "Item-side window keys in the index, over all partitions.")
 UNKNOWN_USERS = Counter("millrace_unknown_users_total", "Requests for users that the online store does not know.")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import StoreError
-from millrace.contracts.events import CONTROL, MODEL, Id, Impression
+from millrace.contracts.events import CONTROL, LOGGED, MODEL, Id, Impression
 from millrace.contracts.hashing import mix, salt, value_hash
 from millrace.contracts.intake import Intake
 from millrace.contracts.modelstore import Announcement, Image
@@ -142,6 +142,12 @@ class Serving:
         rest = index.alive.copy(), index.born_ms.copy(), index.clicks_a_day.copy()
         return lambda: make_lists(self.builder, columns, *rest)
 
+    @property
+    def newest_ms(self) -> int | None:
+        """Time of the newest exposure that the serving model has learnt from. None: it has learnt from none, which has
+        no age."""
+        return self.note.event_ms if self.note is not None and self.note.event_ms > 0 else None
+
     # -- requests ---------------------------------------------------------------------------------------------
 
     def not_ready(self) -> str:
@@ -175,11 +181,12 @@ class Serving:
             rows = recall(lists, max(self.settings.candidates, size), generator, liked)
         rows = rows[self.index.alive[rows]]  # gone since the lists were made
         features, scores = self._score(user, rows, ts_ms, asked.context)
-        order = np.arange(len(rows)) if arm == CONTROL else largest(scores, size)
+        shown = _numbers(scores)
+        order = np.arange(len(rows)) if arm == CONTROL else largest(shown, size)
         page = self.ranker.placed(features, order, user, rows, ts_ms, asked.context)
         ids = [self.index.ids[row] for row in rows[order].tolist()]
         version = self._log(request_id, ts_ms, asked.user_id, arm, ids, scores[order], page, notes)
-        placed = [wire.PlacedItem(i, p, s) for p, (i, s) in enumerate(zip(ids, scores[order].tolist(), strict=True))]
+        placed = [wire.PlacedItem(i, p, s) for p, (i, s) in enumerate(zip(ids, shown[order].tolist(), strict=True))]
         return wire.RecommendAnswer(request_id, version, arm, ts_ms, placed, notes)
 
     async def score(self, body: bytes) -> wire.ScoreAnswer:
@@ -212,9 +219,9 @@ class Serving:
                     f"a page with the unknown item {unknown[0]!r} cannot be logged", "leave out 'log', or the item"
                 )
             page = self.ranker.placed(features, np.arange(len(rows)), user, rows, ts_ms, asked.context, asked.offset)
-            self._log(request_id, ts_ms, asked.user_id, MODEL, list(asked.items), scores, page, [])
+            self._log(request_id, ts_ms, asked.user_id, LOGGED, list(asked.items), scores, page, [])
         answer: list[float | None] = [None] * len(rows)
-        for i, value in zip(known.tolist(), scores.tolist(), strict=True):
+        for i, value in zip(known.tolist(), _numbers(scores).tolist(), strict=True):
             answer[i] = value
         return wire.ScoreAnswer(request_id, version, answer, unknown)
 
@@ -280,11 +287,11 @@ class Serving:
         self, user: User, rows: ItemRows, ts_ms: int, context: dict[str, Any]
     ) -> tuple[Features, NDArray[np.float32]]:
         assert self.model is not None
+        """Features and scores of rows. A score may be no number: it is logged so, for the figures to count it."""
         features = self.ranker.features(user, rows, ts_ms, context)
         scores = self.model.score(features.cat, features.num)
         if not np.isfinite(scores).all():
             self._meters.error("scores")
-            scores = np.where(np.isfinite(scores), scores, np.float32(0))
         return features, scores
 
     def _log(
@@ -320,3 +327,8 @@ class Serving:
             self._meters.error("impressions")
             notes.append(f"nothing is learnt from this page: {str(error) or type(error).__name__}")
         return self.note.version
+
+
+def _numbers(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores for a client: 0, the last rank, where the model gave no number. (n,)"""
+    return np.where(np.isfinite(scores), scores, np.float32(0))

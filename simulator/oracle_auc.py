@@ -2,17 +2,16 @@
 """The oracle's AUC: how well the true click probabilities rank the items that were shown. No model
 can do better for long.
 
-River keeps the window, as it does for the learner's own rolling AUC (:mod:`learner.progressive`). The two stay apart:
-the learner's rows are final when it gets them, these wait for their outcome, and the simulator knows no learner.
+It is over rows such as the learner's own figure is over (:mod:`learner.served`): the newest exposures whose outcome is
+final, in the order of exposure. The two stay apart, since the simulator knows no learner.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Any
 
-from river import metrics
+import numpy as np
 
 from simulator.dice import F64
 
@@ -26,25 +25,31 @@ class OracleAuc:
     """
 
     def __init__(self, rows: int, final_after_ms: int) -> None:
-        self._auc: Any = metrics.RollingROCAUC(window_size=rows)  # type: ignore[no-untyped-call]
-        self._clicked: deque[bool] = deque(maxlen=rows)  # of the rows that river's window holds
-        self._open: deque[tuple[int, list[float], list[bool]]] = deque()
+        self._chance, self._clicked = np.zeros(rows), np.zeros(rows, np.bool_)  # a ring
+        self._open: deque[tuple[int, F64, list[bool]]] = deque()
         self._final_after_ms = final_after_ms
         self.rows = 0
 
     def add(self, ts_ms: int, p: F64, clicked: list[bool]) -> None:
         """Takes a page seen at ``ts_ms``: its true click probabilities (n,) and which items are clicked (n,)."""
-        self._open.append((ts_ms + self._final_after_ms, p.tolist(), clicked))
+        self._open.append((ts_ms + self._final_after_ms, p, clicked))
 
     def settle(self, now_ms: int) -> None:
         """Counts the exposures whose outcome is final by the event time ``now_ms``."""
         while self._open and self._open[0][0] <= now_ms:
             _, chances, clicked = self._open.popleft()
-            for chance, outcome in zip(chances, clicked, strict=True):
-                self._auc.update(outcome, chance)
-            self._clicked.extend(clicked)
+            at = (self.rows + np.arange(len(chances))) % len(self._chance)
+            self._chance[at], self._clicked[at] = chances, clicked
             self.rows += len(chances)
 
     def auc(self) -> float:
-        """NaN while there are no final exposures, or of one class only: river's 0 would say "the worst ranking"."""
-        return float(self._auc.get()) if 0 < sum(self._clicked) < len(self._clicked) else math.nan
+        """P(chance of a clicked row > chance of another one), ties count half, by the rank sum (Mann and Whitney 1947).
+        NaN while there are no final exposures, or of one class only."""
+        held = min(self.rows, len(self._chance))
+        clicked = self._clicked[:held]
+        n_pos = int(clicked.sum())
+        if not 0 < n_pos < held:
+            return math.nan
+        _, value, ties = np.unique(self._chance[:held], return_inverse=True, return_counts=True)
+        rank = (np.cumsum(ties) - (ties - 1) / 2.0)[value]  # mean rank of each row among its ties, from 1
+        return float((rank[clicked].sum() - n_pos * (n_pos + 1) / 2.0) / (n_pos * (held - n_pos)))

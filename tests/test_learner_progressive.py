@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.progressive import Progressive, auc, baseline_column, calibration, grouped_auc, log_loss
+from learner.progressive import Progressive, auc, baseline_column, calibration, grouped_auc, judged, log_loss
 from millrace.contracts.schema import parse_schema, shop_schema
 from tests.learning import SCHEMA
 
@@ -30,7 +30,7 @@ def test_auc_counts_pairs(rows: list[tuple[int, bool]]) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), max_size=40))
-def test_grouped_auc_weighs_users_with_both_classes_by_rows(rows: list[tuple[int, bool, int]]) -> None:
+def test_grouped_auc_weighs_groups_with_both_classes_by_rows(rows: list[tuple[int, bool, int]]) -> None:
     total = weight = 0.0
     for user in range(4):
         own = [(p, y) for p, y, u in rows if u == user]
@@ -53,43 +53,66 @@ def test_log_loss_and_calibration() -> None:
 
 def test_rolling_figures_are_those_of_the_newest_rows() -> None:
     rng = np.random.default_rng(0)
-    p, baseline = rng.random(1000), rng.random(1000)
+    p = rng.random(1000).round(2)  # with ties
     y = (rng.random(1000) < p).astype(np.float32)
     rolling = Progressive(300)
-    for part in np.split(np.arange(1000), 10):
-        rolling.update(p[part], y[part], baseline[part])
+    for part in np.split(np.arange(1000), [100, 200, 650, 651, 900]):  # one of them longer than the window
+        rolling.update(p[part], y[part])
     last = slice(700, None)
     assert rolling.rows == 1000
     assert rolling.auc == pytest.approx(auc(p[last], y[last]))
-    assert rolling.baseline_auc == pytest.approx(auc(baseline[last], y[last]))
     assert rolling.log_loss == pytest.approx(log_loss(p[last], y[last]))
     assert rolling.calibration == pytest.approx(calibration(p[last], y[last]))
 
 
 def test_before_anything_was_judged_there_are_no_figures() -> None:
     rolling = Progressive(300)
-    assert all(map(math.isnan, (rolling.auc, rolling.baseline_auc, rolling.log_loss, rolling.calibration)))
+    assert all(map(math.isnan, (rolling.auc, rolling.log_loss, rolling.calibration)))
 
 
-UNTIED = st.lists(st.tuples(st.integers(1, 999), st.booleans()), max_size=60, unique_by=lambda row: row[0])
+ROWS = st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=60)
 
 
-@given(UNTIED, st.integers(1, 20), st.integers(1, 30), st.booleans())
+@given(ROWS, st.integers(1, 20), st.integers(1, 30))
 def test_rolling_figures_have_no_value_exactly_where_the_exact_ones_have_none(
-    rows: list[tuple[int, bool]], window: int, size: int, compared: bool
+    rows: list[tuple[int, bool]], window: int, size: int
 ) -> None:
-    """Windows of one class too, also such as held both before; and a schema without a baseline."""
+    """Windows of one class too, also such as held both before."""
     p, y = (np.array([row[k] for row in rows], np.float64) for k in range(2))
-    p /= 1000
+    p /= 10
     rolling = Progressive(window)
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        rolling.update(p[part], y[part], 1 - p[part] if compared else None)
+        rolling.update(p[part], y[part])
     p, y = p[-window:], y[-window:]
     assert rolling.auc == pytest.approx(auc(p, y), nan_ok=True)
-    assert rolling.baseline_auc == pytest.approx(auc(-p, y) if compared else math.nan, nan_ok=True)
     assert rolling.log_loss == pytest.approx(log_loss(p, y), nan_ok=True)
     assert rolling.calibration == pytest.approx(calibration(p, y), nan_ok=True)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_prediction_that_is_no_number_counts_as_wrong(broken: float) -> None:
+    p, y = np.array([0.9, broken, 0.2, broken]), np.array([1.0, 1.0, 0.0, 0.0])
+    wrong = np.array([0.9, 0.0, 0.2, 1.0])
+    np.testing.assert_array_equal(judged(p, y), wrong)
+    rolling = Progressive(100)
+    rolling.update(p, y)
+    assert rolling.auc == auc(wrong, y) == 0.25
+    assert rolling.log_loss == pytest.approx(log_loss(wrong, y))
+    assert rolling.calibration == pytest.approx(calibration(wrong, y))
+
+
+def test_grouped_auc_of_chance_is_a_half_where_a_group_is_scored_in_one_state() -> None:
+    """Labels drawn at a rate per user. A score that has learnt from the group's other labels is drawn away from .5."""
+    rng = np.random.default_rng(0)
+    users, rows = 3000, 10
+    y = (rng.random((users, rows)) < rng.random((users, 1))).astype(float)
+    user = np.repeat(np.arange(users), rows)
+    fixed = rng.random((users, rows))
+    seen = (np.cumsum(y, 1) - y) / np.maximum(1, np.arange(rows))  # the user's click rate before each row
+    error = 0.5 / np.sqrt(users)  # of a mean of AUCs, whose deviation is below a half
+    assert abs(grouped_auc(fixed.ravel(), y.ravel(), user) - 0.5) < 3 * error
+    assert grouped_auc(seen.ravel(), y.ravel(), user) < 0.5 - 10 * error
 
 
 def test_baseline_is_the_item_rate_over_the_longest_window() -> None:

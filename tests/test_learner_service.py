@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import pytest
 from kafka import KafkaConsumer
-from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from learner import service
@@ -26,10 +25,9 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Field, parse_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS, SAMPLES
-from millrace.demo.report import _history
 from millrace.processes.kafka import create_topics, make_producer, make_reader, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
-from tests.learning import SCHEMA, make_samples
+from tests.learning import SCHEMA, START_MS, make_samples
 from tests.waiting import LONG, PATIENCE, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
@@ -45,8 +43,8 @@ of = "user"
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as service:
-        yield service.address
+    with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as running:
+        yield running.address
 
 
 @pytest.fixture
@@ -168,7 +166,7 @@ def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) 
     assert second[-1].extra["counts"]["repeated"] == 200
     history = [json.loads(line) for line in (settings.folder("learner") / "history.jsonl").read_text().splitlines()]
     assert history[-1]["trained"] == 500
-    assert {"event_time", "auc", "log_loss", "calibration"} <= set(history[-1])
+    assert {"event_time", "arm", "rows", "auc", "log_loss", "calibration", "learning_auc"} <= set(history[-1])
 
     # A damaged newest snapshot: the one before it is used, the damaged one is kept aside, nothing is learnt twice.
     newest = store.latest()
@@ -236,38 +234,35 @@ def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeyp
         Learner(msgspec.structs.replace(settings, model_spec='{"width": 4}'), settings.load_schema())
 
 
-def test_figures_that_do_not_exist_are_nan_for_prometheus_and_null_in_the_history(
+def test_a_partition_is_waited_for_until_nothing_comes_of_it_though_all_was_read(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Samples of one class, as a shop's first ones may be: there is a log loss, but no AUC and no calibration."""
-    monkeypatch.setattr(service, "lag_of", lambda reader: {})
+    """Labels settle when every partition's event time has passed them. One with unread messages is never silent."""
+    settings = msgspec.structs.replace(settings, label_policy="fake-negative-weighted")
     learner, reader = Learner(settings, settings.load_schema()), cast(KafkaConsumer, None)
+    learner.served.time.expect([0, 1])
     samples = make_samples(300, 0)
-    learner.trainer.take(samples.take(samples.label == 0))
+    late = 299 * 100 + round(settings.attribution_minutes * 60_000 + settings.disorder_seconds * 1000)
+    for seed, start_ms in ((0, START_MS), (1, START_MS + late)):
+        values = {n: getattr(make_samples(300, seed, start_ms=start_ms), n) for n in SampleBatch.__dataclass_fields__}
+        scored = {"score": samples.num[:, 0], "version": samples.version + 2, "policy": samples.policy + np.uint8(2)}
+        learner.trainer.take(SampleBatch(**{**values, **scored}), 0)
     learner._learn(drain=True)
-    learner._report(reader)
-    gauges = ("rolling_auc", "baseline_auc", "rolling_log_loss", "calibration", "grouped_auc")
-    shown = {name: REGISTRY.get_sample_value(f"millrace_{name}") for name in gauges}
-    assert [name for name, value in shown.items() if value is None or math.isnan(value)] == [
-        "rolling_auc", "baseline_auc", "calibration", "grouped_auc",
-    ]  # fmt: skip
-    raw = (settings.folder("learner") / "history.jsonl").read_bytes()
-    line = msgspec.json.decode(raw)  # strict: it takes no NaN
-    assert (line["auc"], line["baseline_auc"], line["calibration"]) == (None, None, None)
-    assert line["log_loss"] == pytest.approx(shown["rolling_log_loss"])
-    learner.trainer.take(samples.take(samples.label > 0))
-    learner._learn(drain=True)
-    learner._report(reader)
-    told = _history(settings)
-    assert [point["auc"] is None for point in told] == [True, False]
-    assert told[1]["auc"] == REGISTRY.get_sample_value("millrace_rolling_auc")
+    long_ago, now = -math.inf, math.inf
+    settled = []
+    for lag, heard in ((3, long_ago), (0, now), (0, long_ago)):  # of partition 1
+        monkeypatch.setattr(service, "lag_of", lambda reader, lag=lag: {0: 0, 1: lag})
+        learner._heard = {0: now, 1: heard}
+        learner._report(reader)
+        settled.append(learner.served.figures("model").rows)
+    assert settled == [0, 0, 300]
+    told = [json.loads(line) for line in (settings.folder("learner") / "history.jsonl").read_text().splitlines()]
+    assert [(line["trained"], line["auc"]) for line in told] == [(600, None)], "one line for what was learnt"
 
 
-def test_the_label_policy_says_how_feedback_is_weighed(settings: Settings) -> None:
-    learner = Learner(msgspec.structs.replace(settings, label_policy="fake-negative-weighted"), settings.load_schema())
-    assert learner.versions.model.spec["delayed_feedback"] == "fake_negative_weighted"
-    assert learner.trainer.unsettled is not None
-    assert Learner(settings, settings.load_schema()).trainer.unsettled is None
+def test_the_attribution_window_says_when_clicks_have_come(settings: Settings) -> None:
+    learner = Learner(msgspec.structs.replace(settings, attribution_minutes=7.0), settings.load_schema())
+    assert learner.versions.model.spec["settled_minutes"] == 7.0
     with pytest.raises(SettingError, match="model_spec"):
         Learner(msgspec.structs.replace(settings, model_spec="[1"), settings.load_schema())
 

@@ -6,8 +6,17 @@ import pytest
 
 from learner import elementwise, kernels
 from learner.model import OnlineModel
+from learner.progressive import Progressive
+from learner.repeats import Repeats
+from learner.segments import Segments
+from learner.served import Served
+from learner.trainer import Trainer
 from learner.warm import warm_up
-from tests.learning import SCHEMA, make_samples
+from millrace.contracts.samples import SampleBatch
+from millrace.labels import Waits
+from tests.learning import SCHEMA, START_MS, make_samples
+
+WAITS = Waits(1000, 1000, 0)
 
 
 def compiled() -> dict[str, int]:
@@ -32,5 +41,10 @@ def test_after_a_warm_up_learning_compiles_nothing_more(spec: dict[str, object])
         model.score(batch.cat, batch.num)
         model.learn(batch)
         model.changes()
+    trainer = Trainer(model, Progressive(100), Repeats(0, 50), 64, Served(SCHEMA, Segments(SCHEMA, {}), WAITS, 100, 50))
+    for seed in range(3):
+        batch = make_samples(64, seed, start_ms=START_MS + seed * 10**6)
+        trainer.take(SampleBatch.from_bytes(batch.to_bytes()))
+        trainer.step()
     OnlineModel(SCHEMA, spec, seed=3).resume(*model.snapshot())
     assert compiled() == before

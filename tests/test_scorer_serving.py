@@ -358,6 +358,14 @@ def test_scores_that_are_no_numbers_are_counted_and_rank_last(shop: Shop) -> Non
     assert status == 200
     assert all(i["score"] > 0 for i in page["items"])
     assert shop.meters.errors == {"scores": 1}
+    asked = {"user_id": "ann", "items": [i.item_id for i in ITEMS], "log": True, "request_id": "log"}
+    status, answer = shop.ask("/score", asked)
+    assert (status, answer["scores"][0], answer["scores"][1] > 0) == (200, 0, True)
+    impression = shop.sent[-1]
+    assert (impression.request_id, impression.arm) == ("log", "logged")
+    logged = np.frombuffer(impression.scores, np.float32)
+    assert np.isnan(logged[::2]).all(), "they count as wrong"
+    assert np.isfinite(logged[1::2]).all()
 
 
 def test_readiness_says_what_is_missing(tmp_path: Path) -> None:

@@ -34,9 +34,11 @@ def test_a_model_has_an_age_once_it_has_learnt_from_an_exposure(tmp_path: Path) 
     model = ServingModel.of(SCHEMA, note.spec, learner.store.read(note))
     scorer.install(msgspec.structs.replace(note, event_ms=0), model, 0, [])
     assert math.isnan(freshness())
+    assert asyncio.run(call(app, "GET", "/model"))[1]["event_ms"] is None
     _, text = asyncio.run(call(app, "GET", "/metrics"))
     assert "\nmillrace_freshness_seconds NaN\n" in text
     scorer.install(msgspec.structs.replace(note, event_ms=NOW_MS), model, 0, [])
+    assert asyncio.run(call(app, "GET", "/model"))[1]["event_ms"] == NOW_MS
     before = event_now_ms(scorer.clock)
     age_ms = freshness() * 1000 * scorer.clock.speed
     assert before - NOW_MS - 1 <= age_ms <= event_now_ms(scorer.clock) - NOW_MS + 1  # rounded
@@ -50,7 +52,7 @@ def test_the_oracle_has_no_auc_of_one_class_or_of_no_rows() -> None:
     assert math.isnan(oracle.auc())
     clicks = [*([0.0] * 3), *([0.5] * 6), *([0.0] * 6), *([1.0] * 6)]  # the share on each page
     for number, share in enumerate(clicks):
-        p, clicked = rng.random(10), (rng.random(10) < share).tolist()
+        p, clicked = rng.random(10).round(1), (rng.random(10) < share).tolist()  # with ties
         oracle.add(number * 1000, p, clicked)
         oracle.settle(number * 1000 + 1000)
         chances += p.tolist()

@@ -47,8 +47,9 @@ ACTIONS = ("exposure", "click", "collect", "cart", "purchase")
 """Action kinds in their fixed order: the column order of every array of counts."""
 EXPOSURE, CLICK, COLLECT, CART, PURCHASE = range(len(ACTIONS))
 
-ARMS = MODEL, CONTROL = "model", "control"
-"""Who made a logged page: the model, or chance. In the order of the codes of ``SampleBatch.arm``."""
+ARMS = MODEL, CONTROL, LOGGED = "model", "control", "logged"
+"""Who made a page that was logged: the model, chance, or nobody here (a page of a log, or of another system, that was
+only scored here). In the order of the codes of ``SampleBatch.arm``."""
 
 MAX_EVENT_BYTES = 256 * 1024
 """An event, user or item larger than this is a dead letter: a page of 1,000 items is some 20 KiB."""

@@ -1,0 +1,81 @@
+# core
+"""How far event time has come, as the samples themselves prove it.
+
+The learner has no clock of the shop. But a sample says something about time: a negative that was promised after the
+attribution window cannot come before the window has passed. So each kind of sample proves an event time, by what its
+label policy promises (:class:`~millrace.labels.policy.Promise`), counted from its exposure::
+
+    negative, correction    observe + disorder - slack
+    positive                hold + disorder - slack, where clicks are held; else 0: it comes at once
+
+A partition's event time is the latest that any of its samples has proved. A partition holds whole users, and its
+samples come in the order of its events. So the label of an exposure is final once *its own* partition's time has passed
+the exposure by attribution + disorder: a click that is within the attribution window, and not more out of order than
+allowed, has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POLICIES, POSITIVE, SampleBatch
+from millrace.labels import Waits as Waits
+from millrace.labels import policy_named
+
+_LONG_MS = 1 << 50
+"""Traffic that flows for so long has the shortest waits of each policy."""
+
+
+def proofs(waits: Waits) -> NDArray[np.int64]:
+    """By policy and kind, how long after its exposure a sample comes at least, in ms. (policies, kinds)"""
+    table = np.zeros((len(POLICIES), FOLLOW_UP + 1), np.int64)
+    for code, name in enumerate(POLICIES):
+        promise = policy_named(name).promise(waits, _LONG_MS)
+        kept = waits.disorder_ms - promise.slack_ms
+        table[code, [NEGATIVE, CORRECTION]] = promise.observe_ms + kept
+        table[code, POSITIVE] = promise.hold_ms + kept if promise.hold_ms else 0
+    return table
+
+
+class EventTime:
+    """Event time over all partitions: a watermark (Akidau et al. 2015), the smallest of the partitions' times.
+
+    A partition that is silent does not hold it, else nothing would ever settle; what comes from it later may be behind
+    the watermark. A partition that is expected holds it until it is heard or silent: a learner that reads up what it
+    missed gets one partition's samples before another's.
+
+    Not kept in snapshots: it begins anew with a process.
+    """
+
+    def __init__(self, waits: Waits) -> None:
+        self.now_ms = 0  # all partitions that are not silent have passed it; 0: nothing is known
+        self._proofs = proofs(waits)
+        self._by_partition: dict[int, int] = {}
+        self._silent: set[int] = set()
+
+    def expect(self, partitions: Iterable[int]) -> None:
+        """Takes the partitions that there are, before anything of them is heard."""
+        for partition in partitions:
+            self._by_partition.setdefault(partition, 0)
+
+    def hear(self, batch: SampleBatch, partition: int) -> None:
+        """Takes samples of a partition, in their order. They end its silence."""
+        if len(batch):
+            proved = int((batch.ts_ms + self._proofs[batch.policy, batch.kind]).max())
+            self._by_partition[partition] = max(self._by_partition.get(partition, 0), proved)
+            self._silent.discard(partition)
+
+    def silent(self, partitions: Iterable[int]) -> None:
+        """Takes the partitions of which nothing more has come for long: what there is of them has been heard."""
+        self._silent.update(partitions)
+
+    def advance(self) -> int:
+        """Moves :attr:`now_ms` to what is known now, and returns it. It never goes back."""
+        times = self._by_partition
+        if times:
+            speaking = [ms for partition, ms in times.items() if partition not in self._silent]
+            self.now_ms = max(self.now_ms, min(speaking) if speaking else max(times.values()))
+        return self.now_ms

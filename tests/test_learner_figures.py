@@ -1,0 +1,141 @@
+"""What the learner shows: gauges by arm, NaN and null where there is no figure, one line when predictions break."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+
+from learner.figures import Board
+from learner.model import OnlineModel
+from learner.progressive import Progressive, auc, log_loss
+from learner.repeats import Repeats
+from learner.segments import Segments
+from learner.served import Served
+from learner.trainer import Trainer
+from millrace.contracts.events import ARMS
+from millrace.contracts.samples import SampleBatch
+from millrace.labels import Waits
+from tests.learning import SCHEMA, START_MS, make_samples
+
+BY_ARM = ("rolling_auc", "grouped_auc", "baseline_auc", "rolling_log_loss", "calibration")
+LEARNING = ("learning_auc", "learning_log_loss", "learning_calibration")
+
+
+def trainer() -> Trainer:
+    served = Served(SCHEMA, Segments(SCHEMA, {}), Waits(1000, 1000, 0), 1000)
+    return Trainer(OnlineModel(SCHEMA, {"model": "logistic"}, 0), Progressive(1000), Repeats(10**9), 10_000, served)
+
+
+def served_with(batch: SampleBatch, score: Any, version: int = 1) -> SampleBatch:
+    values = {n: getattr(batch, n) for n in SampleBatch.__dataclass_fields__}
+    n = len(batch)
+    columns = {
+        "score": np.asarray(score, np.float32),
+        "version": np.full(n, version),
+        "policy": np.full(n, 2, np.uint8),
+    }
+    return SampleBatch(**{**values, **columns})
+
+
+def learn(t: Trainer, *batches: SampleBatch) -> None:
+    for batch in batches:
+        t.take(batch)
+    t.step(drain=True)
+
+
+def gauge(name: str, **labels: str) -> float:
+    value = REGISTRY.get_sample_value(f"millrace_{name}", labels)
+    assert value is not None
+    return value
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]  # strict: it takes no NaN
+
+
+def test_figures_that_do_not_exist_are_nan_for_prometheus_and_null_in_the_history(tmp_path: Path) -> None:
+    t, path = trainer(), tmp_path / "history.jsonl"
+    board = Board(t, path)
+    board.show()
+    for arm in ARMS:
+        assert all(math.isnan(gauge(name, arm=arm)) for name in BY_ARM)
+        assert gauge("served_rows", arm=arm) == 0
+    assert all(math.isnan(gauge(name)) for name in LEARNING)
+    assert not path.exists()
+
+    samples = make_samples(300, 0)
+    score = np.random.default_rng(0).random(300).astype(np.float32)
+    served = served_with(samples, score)
+    last = served_with(make_samples(1, 9, start_ms=START_MS + 10**6), [0.5])
+    none = samples.label == 0
+    learn(t, served.take(none), last)
+    board.show()
+    assert [n for n in BY_ARM if not math.isnan(gauge(n, arm="model"))] == ["rolling_log_loss"]
+    learn(t, served.take(~none))
+    board.show()
+    board.show()  # nothing learnt since
+    assert gauge("rolling_auc", arm="model") == pytest.approx(auc(score, samples.label))
+    assert gauge("rolling_log_loss", arm="model") == pytest.approx(log_loss(score, samples.label))
+    assert gauge("served_rows", arm="model") == 300
+    assert math.isnan(gauge("rolling_auc", arm="control"))
+    assert gauge("learning_auc") == t.progressive.auc != gauge("rolling_auc", arm="model")
+    assert gauge("segment_auc", segment="user=new") > 0
+    first, second = lines(path)
+    assert (first["auc"], first["calibration"], first["baseline_auc"], first["learning_auc"]) == (None,) * 4
+    assert first["log_loss"] == pytest.approx(log_loss(score[none], samples.label[none]))
+    assert (second["arm"], second["rows"], second["trained"]) == ("model", 300, 301)
+    assert second["auc"] == gauge("rolling_auc", arm="model")
+    assert second["learning_auc"] == gauge("learning_auc")
+    assert second["event_time"] == t.model.newest_ms
+
+
+def test_the_history_tells_of_logged_pages_where_the_model_made_none(tmp_path: Path) -> None:
+    t, path = trainer(), tmp_path / "history.jsonl"
+    batch = make_samples(300, 0)
+    last = make_samples(1, 9, start_ms=START_MS + 10**6)
+    learn(t, served_with(batch, batch.num[:, 0] / 1000, version=-1), served_with(last, [0.5], version=-1))
+    Board(t, path).show()
+    (line,) = lines(path)
+    assert (line["arm"], line["rows"]) == ("logged", 300)
+    assert line["auc"] == gauge("rolling_auc", arm="logged")
+
+
+def test_predictions_that_are_no_numbers_are_counted_and_told_once_a_minute(tmp_path: Path) -> None:
+    t, now = trainer(), [0.0]
+    board = Board(t, tmp_path / "history.jsonl", lambda: now[0])
+    before = gauge("predictions_not_finite_total")
+    told = []
+    for second in (0, 1, 59, 61):
+        now[0] = float(second)
+        learn(t, served_with(make_samples(10, 100 + second), np.full(10, np.nan)))
+        with capture_logs() as said:
+            board.show()
+            board.show()
+        told.append([(line["log_level"], line["rows"]) for line in said])
+    assert told == [[("error", 10)], [], [], [("error", 10)]]
+    assert gauge("predictions_not_finite_total") - before == 40
+    honest = t.model.score
+    t.model.score = lambda cat, num: honest(cat, num) * np.float32(np.nan)  # type: ignore[method-assign]
+    learn(t, served_with(make_samples(10, 7), np.full(10, 0.5)))
+    board.show()
+    assert gauge("predictions_not_finite_total") - before == 50, "of the learner's own predictions too"
+    assert gauge("learning_log_loss") > 1
+
+
+def test_drift_is_counted_and_told_once(tmp_path: Path) -> None:
+    t = trainer()
+    board, before = Board(t, tmp_path / "history.jsonl"), gauge("drift_total")
+    assert t.served is not None
+    t.served.drift.found.append((0.3, 0.5))
+    with capture_logs() as said:
+        board.show()
+        board.show()
+    assert [(line["before"], line["after"]) for line in said] == [(0.3, 0.5)]
+    assert gauge("drift_total") - before == 1
