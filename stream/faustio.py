@@ -280,6 +280,13 @@ class StreamApp(faust.App):
 
         self._thread.thread_loop.call_soon_threadsafe(switch)
 
+    def partitions_of(self, topic: str) -> int | None:
+        """How many partitions the broker says that a topic has; None: it has not said so yet. Once something of the
+        topic is assigned it has."""
+        consumer = self._thread._consumer
+        found = consumer.partitions_for_topic(topic) if consumer is not None else None
+        return len(found) if found else None
+
     def read_to(self, tp: TP) -> ReadTo | None:
         """How far an input partition has been read, as of the last answer to a fetch; None before the first."""
         thread = self._thread

@@ -10,6 +10,7 @@
     every checkpoint_s, if anything came   Publish, Checkpoint
     silent for idle_s                      Publish, Checkpoint(advance_ms) ── it is written ──► Advance ──► Take, ...
     handed over to another worker          Publish, Checkpoint
+    taken over, ahead of another clock     SetBack, before any Take
 
 A :class:`Turn` is told what arrived, how far the topics have been read, what time it is and what was done. It answers
 with what is due, in order. The worker keeps that order. It does the short things (:class:`Take`, :class:`Advance`,
@@ -26,6 +27,7 @@ its case fail:
 :meth:`Turn._announce`           A label given to silence was forgotten in a crash, and given again differently.
 :meth:`Turn._announcing`         The same, when the crash came before the checkpoint was written.
 :func:`clock_at`                 An event from another run's future was taken when our clock had come as far.
+:func:`is_set_back`              Another run's clock had left the watermark hours ahead; every event was late.
 ===============================  ============================================================================
 """
 
@@ -40,6 +42,7 @@ from millrace.contracts.errors import BrokerError
 from millrace.contracts.events import LAST_MS
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
+from stream.ahead import is_set_back
 from stream.gate import Arrival, Gate, ReadTo, silent_until
 from stream.join import Message
 from stream.partition import Partition, PartitionSnapshot
@@ -99,6 +102,11 @@ class Advance:
 
 
 @dataclass(frozen=True, slots=True)
+class SetBack:
+    """Take back how far silence had moved the watermark by another clock (:mod:`stream.ahead`), and say so."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """Fetch no more events of this partition for now."""
 
@@ -130,7 +138,7 @@ class Checkpoint:
     advance_ms: int | None
 
 
-Due = Take | Advance | Pause | Resume | Publish | Checkpoint
+Due = Take | Advance | SetBack | Pause | Resume | Publish | Checkpoint
 
 
 # ---------------------------------------------------------------------- arrivals
@@ -179,6 +187,9 @@ class Turn:
         pace: how often things are due.
         clock: event time by wall time.
         now: the moment of its assignment.
+
+    Raises:
+        ClockError: the partition has taken events that are ahead of the clock.
     """
 
     def __init__(self, partition: Partition, pace: Pace, clock: EventClock, now: Now) -> None:
@@ -196,6 +207,7 @@ class Turn:
         self._paused = False
         self._advance_ms = partition.advance_ms  # of an advance that is announced or about to be announced
         self._announced = partition.advance_ms is not None  # a checkpoint announces it
+        self._back = is_set_back(partition, clock, now.wall_s)  # a SetBack is due
         self._beyond_s: float | None = None  # since when a topic has ended before the checkpoint's offset
 
     @property
@@ -219,6 +231,9 @@ class Turn:
         if self._advance_ms is not None:
             until_ms, self._advance_ms, self._announced, self._dirty = self._advance_ms, None, False, True
             yield Advance(until_ms)
+        if self._back:
+            self._back, self._dirty = False, True
+            yield SetBack()
         messages, self._waiting = self._waiting, []
         messages += self._released(reads, messages, now)
         held = len(self._gate)
@@ -367,7 +382,11 @@ class Turns:
         self._turns = None
 
     def begin(self, partitions: Iterable[Partition], now: Now) -> None:
-        """These partitions are ours, in the state of their newest checkpoints."""
+        """These partitions are ours, in the state of their newest checkpoints.
+
+        Raises:
+            ClockError: one of them has taken events that are ahead of the clock.
+        """
         self._turns = {p.number: Turn(p, self._pace, self._clock, now) for p in partitions}
 
     def positions(self) -> dict[tuple[str, int], int] | None:

@@ -36,11 +36,13 @@ from millrace.processes.kafka import REMEDY, open_broker
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.wall import event_now_ms
 from stream import figures
+from stream.ahead import utc
+from stream.alarms import Alarms
 from stream.faustio import StreamApp, calm_client
 from stream.gate import Arrival
 from stream.listkeeper import ListKeeper
 from stream.outlet import Outlet
-from stream.partition import Partition, Policy
+from stream.partition import Output, Partition, Policy
 from stream.turn import (
     INPUTS,
     Advance,
@@ -52,6 +54,7 @@ from stream.turn import (
     Publish,
     Reads,
     Resume,
+    SetBack,
     Take,
     Turn,
     Turns,
@@ -84,6 +87,7 @@ class Worker:
         self.app.on_partitions_assigned.connect(self.assigned)
         self.outlet = Outlet(settings, schema, self.app.commit_offsets)
         self.lists = ListKeeper(settings, schema, clock, self.outlet.tell)
+        self.alarms = Alarms()
         self.failure: BaseException | None = None
         self._buffer: list[Arrival] = []
         self._arrived, self._room, self._loaded = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -137,6 +141,7 @@ class Worker:
                     raise BrokerError(
                         f"partitions of {', '.join(INPUTS)} come apart: {by_topic}", "give them equal counts"
                     )
+                self.alarms.partitions = self.app.partitions_of(EVENTS)
                 loaded = [await asyncio.to_thread(self._load, number) for number in sorted(numbers)]
                 self.turns.begin(loaded, self._now())
                 self._loaded.set()
@@ -146,7 +151,7 @@ class Worker:
                 log.info("partitions", held=sorted(numbers), resumed=[p.number for p in loaded if p.offsets])
 
     def _load(self, number: int) -> Partition:
-        partition = Partition(number, self.schema, self.policy)
+        partition = Partition(number, self.schema, self.policy, self.alarms.partitions)
         body = self.outlet.checkpoints.newest(number)
         if body is not None:
             partition.resume(body)
@@ -176,21 +181,52 @@ class Worker:
             for due in turn.outbound(of, self.turns.newest_ms, self._now()):
                 await self._do(turn, due)
             figures.show(turn.partition, of)
+        self._alarm()
         figures.WINDOW_KEYS.set(sum(turn.partition.window_keys for turn in self.turns))
 
     async def _do(self, turn: Turn, due: Due) -> None:
         match due:
             case Take():
-                await self.outlet.emit(turn.number, turn.partition.take(due.messages, event_now_ms(self.clock)))
+                await self._emit(turn, turn.partition.take(due.messages, event_now_ms(self.clock)))
                 await asyncio.sleep(0)
             case Advance():
-                await self.outlet.emit(turn.number, turn.partition.advance(due.until_ms))
+                await self._emit(turn, turn.partition.advance(due.until_ms))
+            case SetBack():
+                self._set_back(turn.partition)
             case Pause() | Resume():
                 self.app.hold(TP(EVENTS, turn.number), isinstance(due, Pause))
             case Publish():
                 self.outlet.publish(turn, due)
             case Checkpoint():
                 self.outlet.checkpoint(turn, due)
+
+    async def _emit(self, turn: Turn, output: Output) -> None:
+        self.alarms.note(turn.number, output, self._now().steady_s)
+        await self.outlet.emit(turn.number, output)
+
+    def _set_back(self, partition: Partition) -> None:
+        reached_ms = partition.watermark_ms
+        partition.set_back()
+        log.warning(
+            "another event clock had moved the watermark ahead: it is set back",
+            partition=partition.number,
+            watermark=utc(reached_ms),
+            event_clock=utc(event_now_ms(self.clock)),
+            set_back_to=utc(partition.watermark_ms),
+        )
+
+    def _alarm(self) -> None:
+        """Tells when most events cannot be used."""
+        line = self.alarms.line([t.partition for t in self.turns], event_now_ms(self.clock), self._now().steady_s)
+        if line is not None:
+            log.warning(
+                "most events cannot be learnt from",
+                share=f"{line.share:.0%}",
+                events=line.events,
+                **line.counts,
+                example=line.example,
+                remedy=line.remedy,
+            )
 
     async def _save_all(self) -> None:
         """Does what is due before the partitions are revoked, and returns when it is done."""
@@ -223,6 +259,10 @@ class Worker:
         """Faust would log a callback's exception, and go on or crash. We end with one line instead."""
         try:
             yield
+        except MillraceError as error:
+            self.failure = self.failure or error
+            self.turns.let_go()
+            self._loaded.set()  # Faust waits no longer for positions: there are none, so whatever comes is dropped
         except Exception as error:
             self.failure = self.failure or expected(error, what, self.settings)
             raise

@@ -6,6 +6,7 @@ Not all of them are unusable: a null may stand where nothing is needed. What eac
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 from millrace.contracts.events import MAX_EVENT_BYTES
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
 from millrace.contracts.topics import (
     DEAD_LETTERS,
     EVENTS,
@@ -27,15 +29,19 @@ from millrace.contracts.topics import (
     USERS,
 )
 
+PARTITIONS = Settings().partitions
+
 
 class Bad(NamedTuple):
-    """A message and what is bad about it."""
+    """A message and what is bad about it. ``partition``: where its producer puts it; None: where Kafka's default
+    partitioner does, by its key."""
 
     topic: str
     name: str
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    partition: int | None = None
 
 
 class Bytes(str):
@@ -183,6 +189,34 @@ def bad_events(ts_ms: int) -> Iterator[Bad]:
     yield Bad(EVENTS, "a key of bytes", b"\xff\xfe\x00", good)
 
 
+def astray(schema: Schema, ts_ms: int) -> Iterator[Bad]:
+    """Good messages of the user 7, whose partition is the last of four, in other partitions: under no key, under
+    another user's key, and put there by the CRC-32 of the right key, as librdkafka does it by default."""
+    common = json_fields(user_id=7, ts_ms=ts_ms)
+    served = {"ts_ms": ts_ms, "user_id": 7, "arm": "model", "model_version": 3, "schema_id": schema.id}
+    layout = schema.layout
+    arrays = {"scores": bytes(4), "keys": bytes(8 * layout.K), "cat": bytes(8 * layout.F), "num": bytes(4 * layout.N)}
+    for number, (how, key, partition) in enumerate(
+        [
+            ("no key", None, 0),
+            ("no key, elsewhere", None, 1),
+            ("another user's key", b"11", None),
+            ("CRC-32 of the key", b"7", zlib.crc32(b"7") % PARTITIONS),
+        ]
+    ):
+        page = f"astray-{number}"
+        named = common | json_fields(request_id=page, event_id=page)
+        seen = json_object(named | json_fields(type="exposure", items=[1, 2]))
+        clicked = json_object(named | json_fields(type="click", item_id=1, position=0))
+        impression = msgspec.msgpack.encode({"request_id": page, "items": [1], **served, **arrays})
+        user = json_object(json_fields(user_id=7, attributes={}))
+        yield Bad(EVENTS, f"seen: {how}", key, seen, partition=partition)
+        yield Bad(EVENTS, f"clicked: {how}", key, clicked, partition=partition)
+        yield Bad(IMPRESSIONS, f"served: {how}", key, impression, partition=partition)
+        if key is not None:  # no compacted topic takes a message without a key
+            yield Bad(USERS, f"profile: {how}", key, user, partition=partition)
+
+
 def bad_users() -> Iterator[Bad]:
     user = json_fields(user_id=7, attributes={"kind": "business", "age": 3, "tags": ["a"]})
     yield from json_bad(USERS, b"7", user, "attributes")
@@ -257,6 +291,7 @@ def good_samples(schema: Schema, ts_ms: int) -> SampleBatch:
         version=zeros,
         arm=zeros.astype(np.uint8),
         origin_ms=zeros,
+        policy=zeros.astype(np.uint8),
     )
 
 
@@ -266,7 +301,7 @@ def bad_samples(good: SampleBatch) -> Iterator[Bad]:
     form, request, f, n, columns = msgspec.msgpack.decode(raw)
     encode = msgspec.msgpack.encode
     for name, changed in {
-        "another form": (2, request, f, n, columns),
+        "another form": (9, request, f, n, columns),
         "no requests": (form, [], f, n, columns),
         "requests are numbers": (form, [1], f, n, columns),
         "wider": (form, request, f + 1, n, columns),
@@ -319,6 +354,7 @@ def corpus(schema: Schema, ts_ms: int) -> list[Bad]:
     """Everything. ``ts_ms`` is an event time that is neither late nor ahead."""
     parts: Iterable[Iterator[Bad]] = (
         bad_events(ts_ms),
+        astray(schema, ts_ms),
         bad_users(),
         bad_items(ts_ms),
         bad_impressions(schema, ts_ms),

@@ -42,6 +42,7 @@ from millrace.contracts.events import (
     letter_bytes,
     to_json,
 )
+from millrace.contracts.hashing import kafka_partition
 from millrace.contracts.intake import Intake
 from millrace.contracts.modelstore import decode_announcement
 from millrace.contracts.samples import SampleBatch
@@ -64,7 +65,7 @@ from scorer.modelfeed import ModelFeed
 from stream.listkeeper import take
 from stream.lists import ShopLists
 from stream.partition import Message, Partition, Policy
-from tests.bad_messages import VALUES, Bad, corpus, deep, json_fields, json_object
+from tests.bad_messages import PARTITIONS, VALUES, Bad, astray, corpus, deep, json_fields, json_object
 from tests.scorer_shop import ITEMS as GOODS
 from tests.scorer_shop import NOW_MS, SCHEMA, SPEC, batch, item
 from tests.stream_world import resumed
@@ -325,6 +326,52 @@ def test_a_partition_takes_or_buries_each_and_goes_on() -> None:
     labels += 1 + sum(out.counts.get(f"samples.{kind}", 0) for kind in ("positive", "negative"))
     assert partition.pending == 0
     assert exposures == labels + exposures_dead, "the books balance"
+
+
+def test_what_came_in_another_partition_is_a_dead_letter_at_once_and_nothing_waits_for_it() -> None:
+    """The whole corpus, as its producers place it, through all partitions of the topics."""
+    partitions = [Partition(number, SCHEMA, POLICY, PARTITIONS) for number in range(PARTITIONS)]
+    offsets = Counter[tuple[str, int]]()
+    lost_way = set(astray(SCHEMA, TS_MS))
+    found, exposures = list[DeadLetter](), 0
+
+    def send(topic: str, raw: bytes, number: int) -> list[DeadLetter]:
+        nonlocal exposures
+        out = partitions[number].take([Message(topic, offsets[topic, number], raw)], NOW_MS)
+        offsets[topic, number] += 1
+        exposures += out.counts.get("exposures", 0) - out.counts.get("samples.negative", 0)
+        exposures -= out.counts.get("samples.positive", 0) + sum(letter.exposures for letter in out.dead)
+        return out.dead
+
+    for bad in CORPUS:
+        if bad.topic not in (EVENTS, IMPRESSIONS, USERS):
+            continue
+        home = 0 if bad.key is None else kafka_partition(bad.key, PARTITIONS)
+        number = home if bad.partition is None else bad.partition
+        held, letters = partitions[number].pending, send(bad.topic, bad.value or b"", number)
+        if bad in lost_way:
+            (letter,) = letters
+            assert letter.reason == "wrong-partition", bad.name
+            right = kafka_partition(b"7", PARTITIONS)
+            assert (
+                f"user 7 came in partition {number}, but belongs to partition {right} of {PARTITIONS}" in letter.detail
+            )
+            assert letter.exposures == (2 if bad.name.startswith("seen") else 0)
+            assert partitions[number].pending == held
+            lost_way.discard(bad)
+        found += letters
+    assert not lost_way
+    assert Counter(letter.reason for letter in found)["wrong-partition"] >= 12
+    right = kafka_partition(b"7", PARTITIONS)
+    for topic, raw in good_page("good", NOW_MS):
+        assert not send(topic, raw, right)
+    for partition in partitions:
+        out = partition.advance(NOW_MS + 24 * 60 * MINUTE)
+        exposures -= out.counts.get("samples.negative", 0) + out.counts.get("samples.positive", 0)
+        exposures -= sum(letter.exposures for letter in out.dead)
+        assert partition.pending == 0
+        assert "astray" not in "".join(letter.detail for letter in out.dead)
+    assert exposures == 0, "the books balance"
 
 
 def test_profiles_are_read_past_what_nobody_can_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from millrace.contracts.events import Item, decode_dead_letter, key_of, to_json
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import DEAD_LETTERS, EVENTS, ITEMS, SAMPLES, USERS
+from millrace.contracts.topics import DEAD_LETTERS, EVENTS, IMPRESSIONS, ITEMS, SAMPLES, USERS
 from millrace.demo.monitor import fetch
 from millrace.processes.kafka import create_topics, make_producer, read_all
-from tests.bad_messages import Bad, corpus
+from tests.bad_messages import Bad, astray, corpus
 from tests.demo_kafka import apache_kafka, own_redis
 from tests.demo_process import DemoProcess, demo_process
 from tests.test_demo_live import assert_all_accounted_for
@@ -51,7 +51,8 @@ def send(settings: Settings, messages: list[Bad]) -> None:
         for bad in messages:
             # The client sends no message that is nothing at all, and no compacted topic takes one without a key.
             bare = bad.key is None and (bad.value is None or bad.topic in (ITEMS, USERS))
-            sent.append(producer.send(bad.topic, bad.value, b"" if bare else bad.key, list(bad.headers)))
+            key = b"" if bare else bad.key
+            sent.append(producer.send(bad.topic, bad.value, key, list(bad.headers), partition=bad.partition))
         producer.flush()
         assert all(future.succeeded() for future in sent)
     finally:
@@ -145,4 +146,6 @@ def test_bad_messages_through_a_running_loop_cost_it_nothing(tmp_path: Path) -> 
         assert reasons[SAMPLES, "bad-samples"] > 60
         assert reasons["impressions", "bad-impression"] > 100
         assert sum(n for (topic, _), n in reasons.items() if topic == EVENTS) > 300
+        for topic in (EVENTS, USERS, IMPRESSIONS):
+            assert reasons[topic, "wrong-partition"] >= sum(bad.topic == topic for bad in astray(shop_schema(), TS_MS))
         assert report["dead_letters_elsewhere"]

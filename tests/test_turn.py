@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import BrokerError
-from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE
 from stream import turn as rules
 from stream.gate import ReadTo
 from stream.join import Message
@@ -263,10 +263,11 @@ def stories(draw: st.DrawFn) -> list[Happening]:
     return story
 
 
-@settings(max_examples=80)
-@given(stories(), st.sampled_from([0.3, 1.0, 3.0]))
-def test_whatever_happens_each_exposure_has_one_label(story: list[Happening], checkpoint_s: float) -> None:
-    Scene(pace=Pace(0.2, checkpoint_s, 1.0), rests=0).play(story).finish().check()
+@settings(max_examples=100)
+@given(stories(), st.sampled_from([0.3, 1.0, 3.0]), st.sampled_from(POLICIES))
+def test_whatever_happens_each_exposure_has_one_label(story: list[Happening], checkpoint_s: float, label: str) -> None:
+    """Under every label policy, and one that was given before a crash is given again."""
+    Scene(pace=Pace(0.2, checkpoint_s, 1.0), rests=0, label=label).play(story).finish().check()
 
 
 # ---------------------------------------------------------------------- single decisions

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,13 @@ from millrace.contracts.events import (
     Purchase,
     User,
     decode_dead_letter,
+    decode_event,
     decode_item_tiles,
+    key_of,
     to_json,
     to_msgpack,
 )
+from millrace.contracts.hashing import kafka_partition
 from millrace.contracts.itemtiles import unpack
 from millrace.contracts.online import PROFILE, window_keys
 from millrace.contracts.samples import CORRECTION, NEGATIVE, SampleBatch
@@ -68,6 +73,11 @@ SampleKey = tuple[str, int, int, int]  # request, position, kind, actions
 # ---------------------------------------------------------------------- what shoppers do
 
 
+def home(user: int) -> int:
+    """The partition of a user's messages."""
+    return kafka_partition(key_of(user), PARTITIONS)
+
+
 def story(pages: int, seed: int) -> list[Sent]:
     """Messages of ``pages`` pages in sending order, out of order within the disorder, with duplicates and rubbish; at
     the end a page per partition, hours later and without a click, so that every label but theirs is decided."""
@@ -75,7 +85,7 @@ def story(pages: int, seed: int) -> list[Sent]:
     events: list[tuple[float, Sent]] = []
 
     def tell(user: int, topic: str, at_ms: float, value: bytes) -> None:
-        events.append((at_ms, (topic, user % PARTITIONS, value)))
+        events.append((at_ms, (topic, home(user), value)))
 
     def page(number: int, user: int, ts: int, clicks: float = 0.3) -> None:
         request, n = f"r{number}", 4
@@ -118,7 +128,7 @@ def story(pages: int, seed: int) -> list[Sent]:
         page(number, rng.randrange(12), START_MS + number * 20_000)
     last = START_MS + pages * 20_000
     for partition in range(PARTITIONS):
-        page(pages + partition, partition, last + 8 * HOUR_MS, clicks=0)
+        page(pages + partition, next(filter(lambda u: home(u) == partition, count())), last + 8 * HOUR_MS, clicks=0)
     return [sent for _, sent in sorted(events, key=lambda e: e[0])]
 
 
@@ -161,7 +171,7 @@ def answer(loop: Loop) -> Answer:
         offsets[topic, number] += 1
     out = Answer()
     for number in range(PARTITIONS):
-        partition = Partition(number, SCHEMA, Policy.of(settings))
+        partition = Partition(number, SCHEMA, Policy.of(settings), PARTITIONS)
         step = partition.take([m for p, m in messages if p == number], event_now_ms(settings.event_clock()))
         assert step.samples is not None
         out.samples.update(rows_of(step.samples))
@@ -486,6 +496,38 @@ def test_a_checkpoint_of_another_topic_is_one_line(loop: Loop) -> None:
     line = last_line(loop.worker(), loop)
     assert "topic 'events' partition 0 ends before offset 500" in line
     assert "MILLRACE_DATA" in line
+
+
+def test_a_checkpoint_ahead_of_the_event_clock_is_one_line(loop: Loop) -> None:
+    """History was played at a lapse, and the data folder is used again in real time."""
+    ahead = to_json(Exposure("e", "r", NEWEST_MS + 9 * HOUR_MS, 7, [1]))
+    partition = Partition(0, SCHEMA, Policy.of(loop.settings))
+    partition.take([Message("events", 0, ahead)], NEWEST_MS + 9 * HOUR_MS)
+    CheckpointStore(loop.settings.folder("checkpoints")).write(0, partition.snapshot().to_bytes(), partition.offsets)
+    line = last_line(loop.worker(), loop)
+    assert line.startswith("millrace: partition 0 has taken events up to 2023-11-16 07:13 UTC, ")
+    assert "ahead of the event clock (2023-11-15 22:13 UTC)" in line
+    assert "MILLRACE_CLOCK" in line
+
+
+def test_users_in_a_partition_that_is_not_theirs_are_told_at_once(steady: Loop) -> None:
+    """Events come from a producer that takes the CRC-32 of the key, as librdkafka does by default. What it happens to
+    place rightly is taken."""
+    loop, moved, messages = steady, 0, list[Sent]()
+    for topic, number, value in story(100, seed=9):
+        if topic == "events" and b'"user_id"' in value:
+            at = zlib.crc32(key_of(decode_event(value).user_id)) % PARTITIONS
+            moved, number = moved + (at != number), at
+        messages.append((topic, number, value))
+    loop.send(messages)
+    assert moved > 100
+    worker = loop.worker()
+    wrong = 'millrace_dead_letters_total{reason="wrong-partition"}'
+    until(lambda: loop.figure(worker, wrong) == moved, "each is a dead letter")
+    loop.done(answer(loop))
+    until(lambda: "most events cannot be learnt from" in loop.logs(), "a line tells of it")
+    assert "belongs to partition" in loop.logs()
+    assert stop(worker, PATIENCE) == 0
 
 
 def flush(loop: Loop) -> None:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from millrace.contracts.clock import HEADER, EventClock
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
+from millrace.labels import policy_named
 from stream.gate import Arrival, ReadTo
 from stream.partition import Output, Partition
 from stream.turn import (
@@ -31,6 +32,7 @@ from stream.turn import (
     Publish,
     Reads,
     Resume,
+    SetBack,
     Take,
     Turn,
     Turns,
@@ -85,6 +87,12 @@ class OTHER_RUN(NamedTuple):
     behind_hours: float = 0.0
 
 
+class OTHER_CLOCK(NamedTuple):
+    """The process is started again with an event clock that is so many hours behind."""
+
+    behind_hours: float
+
+
 class STANDSTILL(NamedTuple):
     """The worker's machine is asleep while these things happen, evenly spread."""
 
@@ -99,7 +107,7 @@ class SLOW_IMPRESSIONS(NamedTuple):
 
 
 CRASH, REBALANCE, LOST_REDIS = "crash", "rebalance", "lost Redis"
-Happening = page | click | RUN | SILENCE | STANDSTILL | SLOW_IMPRESSIONS | OTHER_RUN | str
+Happening = page | click | RUN | SILENCE | STANDSTILL | SLOW_IMPRESSIONS | OTHER_RUN | OTHER_CLOCK | str
 
 
 # ---------------------------------------------------------------------- broker and consumer
@@ -140,9 +148,11 @@ class Scene:
         rests: steps of work after each item of a story.
     """
 
-    def __init__(self, pace: Pace = PACE, rests: int = 2) -> None:
+    def __init__(self, pace: Pace = PACE, rests: int = 2, label: str = "wait") -> None:
         self.pace, self._rests = pace, rests
+        self._policy = replace(POLICY, label=policy_named(label))
         self.wall_s, self._steps, self._impression_steps = WALL_S, 0, 0
+        self.clock = CLOCK
         self.log: dict[tuple[str, int], list[Record]] = {(t, p): [] for t in INPUTS for p in range(PARTITIONS)}
         self.committed: dict[tuple[str, int], int] = {}
         self.checkpoints: dict[int, bytes] = {}
@@ -160,7 +170,7 @@ class Scene:
 
     def _begin(self) -> None:
         """A process starts: it has nothing but what is durable."""
-        self.turns = Turns(self.pace, CLOCK)
+        self.turns = Turns(self.pace, self.clock)
         self.consumer = Consumer()
         self._flight: list[tuple[int, int, Arrival]] = []  # generation, due step, message
         self._unsent: list[tuple[int, Output]] = []
@@ -187,6 +197,9 @@ class Scene:
                     self._round()  # it wakes: what it does first is not to fetch
                 case SLOW_IMPRESSIONS(steps):
                     self._impression_steps = steps
+                case OTHER_CLOCK(hours):
+                    self.clock = replace(CLOCK, event_zero_ms=CLOCK.event_zero_ms - round(hours * HOUR))
+                    self._begin()
                 case str():
                     {CRASH: self._begin, REBALANCE: self._rebalance, LOST_REDIS: self._lose_redis}[item]()
             if not isinstance(item, STANDSTILL):
@@ -226,7 +239,7 @@ class Scene:
 
     @property
     def event_ms(self) -> int:
-        return CLOCK.at(round(self.wall_s * 1000))
+        return self.clock.at(round(self.wall_s * 1000))
 
     def _lose_redis(self) -> None:
         self.redis.clear()
@@ -254,7 +267,7 @@ class Scene:
                 self.turns.begin([self._newest(number) for number in range(PARTITIONS)], self._now())
 
     def _newest(self, number: int) -> Partition:
-        partition = Partition(number, SCHEMA, POLICY)
+        partition = Partition(number, SCHEMA, self._policy)
         if number in self.checkpoints:
             partition.resume(self.checkpoints[number])
         return partition
@@ -276,7 +289,9 @@ class Scene:
             if topic == "events" and number in consumer.paused:
                 take = at
             for offset, record in enumerate(records[at:take], at):
-                wire = arrival(number, topic, offset, record.raw, record.stamp_s, record.headers, CLOCK, self.wall_s)
+                wire = arrival(
+                    number, topic, offset, record.raw, record.stamp_s, record.headers, self.clock, self.wall_s
+                )
                 self._flight.append((self._generation, self._steps + 1, wire))
             consumer.position[tp] = max(at, min(take, len(records)))
             consumer.end[tp], consumer.asked_s[tp] = len(records), self.wall_s
@@ -308,6 +323,8 @@ class Scene:
                 self._unsent.append((turn.number, turn.partition.take(due.messages, self.event_ms)))
             case Advance():
                 self._unsent.append((turn.number, turn.partition.advance(due.until_ms)))
+            case SetBack():
+                turn.partition.set_back()
             case Pause():
                 self.consumer.paused.add(turn.number)
             case Resume():

@@ -23,7 +23,8 @@ import msgspec
 import numpy as np
 
 from millrace.contracts.errors import ServiceError
-from millrace.contracts.events import Click, Exposure, Impression, to_json, to_msgpack
+from millrace.contracts.events import Click, Exposure, Impression, key_of, to_json, to_msgpack
+from millrace.contracts.hashing import kafka_partition
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import EVENTS
@@ -43,9 +44,13 @@ def pages(count: int) -> Iterator[tuple[int, bytes, bytes, bytes]]:
     schema = shop_schema()
     rng = np.random.default_rng(0)
     layout = schema.layout
+    at_home: list[list[int]] = [[] for _ in range(PARTITIONS)]  # users by partition, as a keyed producer places them
+    for user in range(USERS):
+        at_home[kafka_partition(key_of(user), PARTITIONS)].append(user)
     clicks: list[bytes] = []
     for number in range(count):
-        user = int(rng.integers(USERS))
+        home = at_home[number % PARTITIONS]
+        user = home[int(rng.integers(len(home)))]
         items = np.minimum(ITEMS * rng.random(PAGE) ** 2, ITEMS - 1).astype(np.int64)
         ts, request = START_MS + number * STEP_MS, f"r{number}"
         category = items % CATEGORIES
@@ -67,7 +72,7 @@ def pages(count: int) -> Iterator[tuple[int, bytes, bytes, bytes]]:
         )
         seen = Exposure(f"e{number}", request, ts, user, items.tolist())
         clicks.append(to_json(Click(f"c{number}", request, ts + 60_000, user, int(items[0]), 0)))
-        # The click belongs to its user's partition: pages of one cycle of partitions share a user's.
+        # The click of 28 pages ago belongs to the same partition, because 28 is a multiple of their number.
         yield number % PARTITIONS, to_msgpack(impression), to_json(seen), clicks[number - 28] if number >= 28 else b""
 
 

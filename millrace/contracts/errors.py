@@ -58,6 +58,10 @@ class SnapshotError(MillraceError):
     """A model file is damaged, of another schema, or does not follow its parent."""
 
 
+class ClockError(MillraceError):
+    """The event clock is behind what a saved state has already seen."""
+
+
 class ConservationError(MillraceError):
     """Exposures went missing or were counted twice between two ends of the loop."""
 

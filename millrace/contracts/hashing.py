@@ -9,6 +9,8 @@ Three levels, from the outside in:
 
 With 64 bits, a million distinct keys collide with probability 3e-8; the sparse tables behind them resolve
 ids exactly, so this is the only place where two values could ever be taken for one.
+
+:func:`kafka_partition` is not ours but Kafka's: the partition that a client's default partitioner gives to a key.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ U64 = NDArray[np.uint64]
 _C1 = np.uint64(0x9E3779B97F4A7C15)
 _C2 = np.uint64(0xBF58476D1CE4E5B9)
 _C3 = np.uint64(0x94D049BB133111EB)
+_U32 = 0xFFFFFFFF
 
 
 def value_hash(value: object) -> int:
@@ -93,3 +96,28 @@ def combine(seed: np.uint64, *columns: U64) -> U64:
             out = _avalanche(out * _C1 + hashed)
     out = np.where(out == 0, np.uint64(1), out)
     return np.where(missing, np.uint64(0), out)
+
+
+def murmur2(data: bytes) -> int:
+    """MurmurHash2 (Appleby 2008) with 32 bits and Kafka's seed, as ``org.apache.kafka.common.utils.Utils.murmur2`` of
+    the Java client has it, here as an unsigned number."""
+    m, whole = 0x5BD1E995, len(data) & ~3
+    h = 0x9747B28C ^ len(data)
+    for at in range(0, whole, 4):
+        k = int.from_bytes(data[at : at + 4], "little") * m & _U32
+        k = (k ^ k >> 24) * m & _U32
+        h = (h * m & _U32) ^ k
+    if whole < len(data):
+        h = (h ^ int.from_bytes(data[whole:], "little")) * m & _U32
+    h = (h ^ h >> 13) * m & _U32
+    return h ^ h >> 15
+
+
+def kafka_partition(key: bytes, partitions: int) -> int:
+    """The partition of a message with this key by Kafka's default partitioner: the Java client's, kafka-python's and
+    aiokafka's. (librdkafka's default is another one, by CRC32.)
+
+    >>> kafka_partition(b"7", 4)
+    3
+    """
+    return (murmur2(key) & 0x7FFFFFFF) % partitions

@@ -1,0 +1,259 @@
+"""A state that is ahead of the event clock: refused aloud, set back, or, by the clock that made it, left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faust.types import TP
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from millrace.contracts.clock import EventClock
+from millrace.contracts.errors import ClockError, MillraceError
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
+from millrace.contracts.settings import load_settings
+from stream import turn as rules
+from stream.ahead import SKEW_S, is_set_back
+from stream.partition import Partition
+from stream.turn import Advance, Now, Pace, SetBack, Take, Turn, arrival
+from stream.worker import Worker
+from tests.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, exposure, impression, resumed
+from tests.turn_scene import CRASH, OTHER_CLOCK, RUN, SILENCE, WALL_S, Happening, Scene, click, page
+
+SKEW_MS = round(SKEW_S * 1000)
+PACE = Pace(publish_s=0.2, checkpoint_s=0.3, idle_s=1.0)
+
+
+def at(event_ms: int, speed: float = 1.0) -> EventClock:
+    """A clock that shows ``event_ms`` at ``WALL_S``."""
+    return EventClock(round(WALL_S * 1000), event_ms, speed)
+
+
+def seen_until(ts_ms: int) -> Partition:
+    """A partition whose newest event is of ``ts_ms``, as that event's clock allowed it."""
+    part, log = Partition(0, SCHEMA, POLICY), Log()
+    part.take([*log.impressions(impression("r", ts_ms, [1])), *log.events(exposure("r", ts_ms, [1]))], ts_ms)
+    assert part.newest_ms == ts_ms
+    return part
+
+
+# ---------------------------------------------------------------------- events ahead of the clock
+
+
+def test_the_line_names_times_and_remedy() -> None:
+    part = seen_until(T0 + 8 * HOUR + 30 * MINUTE)
+    with pytest.raises(ClockError) as caught:
+        is_set_back(part, at(T0), WALL_S)
+    assert isinstance(caught.value, MillraceError)
+    assert str(caught.value) == (
+        "partition 0 has taken events up to 2024-10-04 08:30 UTC, 8 h 30 min ahead of the event clock (2024-10-04 00:00"
+        " UTC), where ahead_minutes allow 60: until then each event would be late; go on by the clock that the data"
+        " folder was filled by (MILLRACE_CLOCK), or name a new data folder (MILLRACE_DATA): the topics are then read"
+        " again, without the events that are ahead"
+    )
+
+
+@pytest.mark.parametrize("speed", [1.0, 240.0])
+def test_only_what_no_clock_of_this_loop_can_have_allowed_is_refused(speed: float) -> None:
+    most = T0 + POLICY.ahead_ms + round(SKEW_MS * speed)
+    assert not is_set_back(seen_until(most), at(T0, speed), WALL_S)
+    with pytest.raises(ClockError):
+        is_set_back(seen_until(most + 1), at(T0, speed), WALL_S)
+    later = WALL_S + 1 / speed  # the clock has come as far
+    assert not is_set_back(seen_until(most + 1), at(T0, speed), later)
+
+
+def test_the_remedy_of_a_new_data_folder_helps() -> None:
+    """The topics are read again by the clock that is behind: what is ahead of it is left out, the rest is learnt."""
+    part, log = Partition(0, SCHEMA, POLICY), Log()
+    history = [
+        m
+        for hour in (0, 4, 8)
+        for name, ts in [(f"r{hour}", T0 + hour * HOUR)]
+        for m in (*log.impressions(impression(name, ts, [1])), *log.events(exposure(name, ts, [1])))
+    ]
+    now = T0 + 4 * HOUR
+    out = part.take(history, now)
+    assert [d.reason for d in out.dead] == ["future"]
+    assert not is_set_back(part, at(now), WALL_S)
+    live = [*log.impressions(impression("live", now + 1, [1])), *log.events(exposure("live", now + 1, [1]))]
+    out = part.take(live, now + 1)
+    assert "late" not in out.counts
+    assert not out.dead
+
+
+def test_a_log_of_long_ago_and_an_empty_partition_are_not_ahead() -> None:
+    assert not is_set_back(seen_until(T0), at(T0 + 400 * 24 * HOUR), WALL_S)
+    assert not is_set_back(Partition(0, SCHEMA, POLICY), EventClock(round(WALL_S * 1000), 0, 1.0), WALL_S)
+
+
+# ---------------------------------------------------------------------- a watermark that silence moved
+
+
+def moved_by_silence(announced_only: bool) -> Partition:
+    """Newest event at T0; silence has moved on by two hours, or a checkpoint announces that it will."""
+    part = seen_until(T0)
+    if announced_only:
+        return resumed(part.snapshot(T0 + 2 * HOUR).to_bytes())
+    part.advance(T0 + 2 * HOUR)
+    return part
+
+
+@pytest.mark.parametrize("announced_only", [False, True])
+def test_a_watermark_that_silence_moved_is_set_back_after_the_announced_advance(announced_only: bool) -> None:
+    part = moved_by_silence(announced_only)
+    now = Now(0.0, WALL_S)
+    clock = at(T0 + 5 * MINUTE)
+    turn = Turn(part, PACE, clock, now)
+    live = exposure("live", T0 + 4 * MINUTE, [1])
+    turn.arrived(
+        arrival(0, "impressions", 1, impression("live", T0 + 4 * MINUTE, [1]), WALL_S, None, clock, WALL_S), now
+    )
+    dues, outputs = [], []
+    for due in turn.inbound({}, now):
+        dues.append(type(due))
+        match due:
+            case Advance(until_ms):
+                outputs.append(part.advance(until_ms))
+            case SetBack():
+                part.set_back()
+            case Take(messages):
+                outputs.append(part.take(messages, T0 + 5 * MINUTE))
+    assert dues == [*([Advance] if announced_only else []), SetBack, Take]
+    assert part.watermark_ms == T0 - POLICY.disorder_ms
+    if announced_only:  # the promise of the checkpoint is kept
+        assert outputs[0].samples is not None
+        assert outputs[0].samples.kind.tolist() == [NEGATIVE]
+    assert SetBack() not in list(turn.inbound({}, now))
+    out = part.take([*Log().events(b"", live)][1:], T0 + 5 * MINUTE)
+    assert "late" not in out.counts
+    assert part.pending == 1
+    again = resumed(part.snapshot().to_bytes())
+    assert not is_set_back(again, clock, WALL_S)
+
+
+def test_within_what_wall_clocks_differ_nothing_is_set_back() -> None:
+    part = moved_by_silence(False)
+    assert not is_set_back(part, at(T0 + 2 * HOUR - SKEW_MS), WALL_S)
+    assert is_set_back(part, at(T0 + 2 * HOUR - SKEW_MS - 1), WALL_S)
+
+
+def never(*_: Any) -> bool:
+    """Nobody looks at the clock at a start."""
+    return False
+
+
+LIVE: list[Happening] = [RUN(1), page("b"), click("b"), page("c"), RUN(2), click("c")]
+
+
+def test_a_loop_whose_events_are_ahead_does_not_go_on_and_without_the_rule_all_is_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other clock is more than a day behind."""
+    story = [page("a"), click("a"), SILENCE(14), OTHER_CLOCK(30), *LIVE]
+    with pytest.raises(ClockError, match=r"partition 0 .*ahead of the event clock"):
+        Scene().play(story)
+    monkeypatch.setattr(rules, "is_set_back", never)
+    assert Scene().play(story).finish().dead["late"] == 4
+
+
+BEHIND: list[Happening] = [page("a"), SILENCE(14), OTHER_CLOCK(14 * 240 / 3600 - 0.1)]
+"""Event time runs at 240, so silence moves the watermark the better part of an hour. Then a clock shows the time of the
+last event and six minutes."""
+
+
+@pytest.mark.parametrize("crashes", [[], [CRASH], [RUN(0.3), CRASH], [RUN(0.6), CRASH, RUN(0.6), CRASH]], ids=str)
+def test_a_loop_goes_on_by_a_clock_that_is_behind_its_silence(
+    crashes: list[Happening], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.ahead.SKEW_S", 1.0)  # 4 minutes by this scene's clock
+    scene = Scene().play([*BEHIND, *crashes, *LIVE]).finish().check()
+    assert scene.dues["SetBack"] >= 1
+    assert (scene.kinds("a"), scene.kinds("b"), scene.kinds("c")) == ({NEGATIVE: 1}, {POSITIVE: 1}, {POSITIVE: 1})
+
+
+def test_without_the_rule_no_label_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "is_set_back", never)
+    scene = Scene().play([*BEHIND, *LIVE]).finish()
+    assert scene.kinds("b") + scene.kinds("c") == {NEGATIVE: 2, CORRECTION: 2}
+
+
+# ---------------------------------------------------------------------- by its own clock
+
+
+@st.composite
+def calm_stories(draw: st.DrawFn) -> list[Happening]:
+    number, story = 0, list[Happening]()
+    for _ in range(draw(st.integers(1, 10))):
+        kind = draw(st.integers(0, 4))
+        if kind == 0 or not number:
+            story.append(page(f"p{number}", draw(st.integers(0, 1))))
+            number += 1
+        elif kind == 1:
+            story.append(SILENCE(draw(st.sampled_from([0.3, 4.0, 14.0]))))
+        else:
+            story.append(CRASH)
+    return story
+
+
+@given(calm_stories())
+def test_a_crash_under_the_same_clock_is_never_refused_and_sets_nothing_back(story: list[Happening]) -> None:
+    assert not Scene(rests=0).play(story).finish().check().dues["SetBack"]
+
+
+# ---------------------------------------------------------------------- the worker
+
+
+def worker(folder: Path, clock: EventClock) -> Worker:
+    settings = load_settings(
+        {"kafka": "127.0.0.1:1", "redis": "127.0.0.1:1", "data": str(folder), "clock": clock.encode()}, environ={}
+    )
+    return Worker(settings, SCHEMA, settings.event_clock())
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> Now:
+    """The moment that the workers of a test live in."""
+    moment = Now(0.0, WALL_S)
+    monkeypatch.setattr(Worker, "_now", lambda _: moment)
+    monkeypatch.setattr("millrace.processes.wall.wall_ms", lambda: round(WALL_S * 1000))
+    return moment
+
+
+def test_a_worker_that_is_given_partitions_ahead_of_its_clock_ends_with_the_line(
+    tmp_path: Path, now: Now, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        shell = worker(tmp_path, at(T0))
+        part = seen_until(T0 + 9 * HOUR)
+        shell.outlet.checkpoints.write(0, part.snapshot().to_bytes(), part.offsets)
+        assigned = {TP(topic, 0) for topic in rules.INPUTS}
+        monkeypatch.setattr(shell.app, "partitions_of", lambda _: 1)
+        await shell.assigned(shell.app, assigned)
+        assert isinstance(shell.failure, ClockError)
+        assert await shell.positions() == {}, "Faust waits for nothing"
+        assert shell.turns.positions() is None, "and nothing that it reads is taken"
+
+    asyncio.run(main())
+
+
+def test_a_worker_says_that_it_sets_a_watermark_back(tmp_path: Path, now: Now) -> None:
+    async def main() -> None:
+        shell = worker(tmp_path, at(T0 + 5 * MINUTE))
+        shell.turns.begin([moved_by_silence(False)], now)
+        with capture_logs() as logs:
+            for turn in shell.turns:
+                for due in turn.inbound({}, now):
+                    await shell._do(turn, due)
+        (line,) = logs
+        assert line["log_level"] == "warning"
+        assert re.match("another event clock had moved the watermark ahead", line["event"])
+        assert (line["watermark"], line["set_back_to"]) == ("2024-10-04 01:59 UTC", "2024-10-03 23:59 UTC")
+        assert [turn.partition.watermark_ms for turn in shell.turns] == [T0 - POLICY.disorder_ms]
+
+    asyncio.run(main())
