@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import cyclopts
 
 from millrace import __version__
 from millrace.contracts.errors import LogError, MillraceError, SettingError
+from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings, load_settings
 
 app = cyclopts.App(
@@ -32,6 +34,7 @@ def demo(
     data: Path | None = None,
     from_log: Path | None = None,
     schema: Path | None = None,
+    twin: bool = False,
 ) -> None:
     """Run the whole loop on this machine: broker, Redis, every role, a live page. Ctrl-C ends it.
 
@@ -53,13 +56,20 @@ def demo(
         Play this exposure log through the live loop in place of simulated shoppers.
     schema
         Schema file of that log.
+    twin
+        At the end, train a twin of the model that has every label at the exposure, and report its AUC (key twin_auc).
     """
     from millrace.demo.run import DemoOptions
     from millrace.demo.run import demo as run
 
     given: dict[str, Any] = {"speed": speed, "page_port": page_port}
     options = DemoOptions(
-        seconds=seconds, report=report, seed=seed, data=data, **{k: v for k, v in given.items() if v is not None}
+        seconds=seconds,
+        report=report,
+        seed=seed,
+        data=data,
+        twin=twin,
+        **{k: v for k, v in given.items() if v is not None},
     )
     played = {"from_log": _absolute(from_log), "schema": _absolute(schema)}
     sys.exit(run(load_settings({"seed": seed} | played), options))
@@ -176,6 +186,7 @@ def replay(
     out: Path,
     seed: int = 0,
     model: str | None = None,
+    label_policy: str | None = None,
 ) -> None:
     """Run a day of logs (or many) through windows, learner and progressive evaluation; print the AUC of each day.
 
@@ -191,48 +202,72 @@ def replay(
         Seed of the model. The same seed gives the same report, bit for bit.
     model
         Model to train (default: the learner's).
+    label_policy
+        When labels are learnt: wait, equal-wait, fake-negative-weighted, es-dfm, prompt (default: the setting's), or
+        immediate: at the exposure, which no live loop can do, to compare with.
     """
+    from millrace.offline.known import LabelSettings
     from millrace.offline.replay import replay as run
 
-    run(log, schema, out, seed=seed, model=model)
+    at_once = label_policy == "immediate"
+    labels = LabelSettings.of(load_settings({"label_policy": None if at_once else label_policy}))
+    run(log, schema, out, seed=seed, model=model, labels=replace(labels, policy=None) if at_once else labels)
 
 
 @app.command
 def experiment(
-    name: Literal["models", "rounds"],
+    name: Literal["models", "rounds", "drift", "labels"],
     log: Path | None = None,
     *,
     schema: Path | None = None,
-    simulated_days: int = 8,
+    simulated_days: int | None = None,
     test_days: int = 1,
     seeds: int = 5,
     seed: int = 0,
     models: list[str] | None = None,
     inputs: list[str] | None = None,
+    worlds: list[int] | None = None,
+    rates: list[float] | None = None,
+    rows: int | None = None,
+    policies: list[str] | None = None,
+    resume: bool = False,
     out: Path,
 ) -> None:
-    """Compare the models, or ways of keeping a model up to date, over several seeds with 95% intervals.
+    """Compare models, ways of keeping a model up to date, drift detectors or label policies, with 95% intervals.
 
     Parameters
     ----------
     name
-        models: all of them, on raw and scaled inputs. rounds: ways of keeping up from one start.
+        models: all of them, on raw and scaled inputs. rounds: ways of keeping up from one start. drift: false alarms
+        of drift detectors on clean days and their delay on planted changes, a simulated world for each seed. labels:
+        label policies at real speed, in worlds of several rates of traffic. It takes hours.
     log
-        An exposure log (default: one that the simulator writes for this).
+        An exposure log (default: one that the simulator writes for this). For labels, one without action times: its
+        clicks are given delays, and the last rows are the traffic.
     schema
         Schema of the log (default: the simulated shop's).
     simulated_days
-        Days of the simulated log.
+        Days of the simulated log (default: 8; for drift, 5).
     test_days
-        Days at the end that are only tested on, or lived through.
+        Days at the end that are only tested on, or lived through (not for drift and labels).
     seeds
         Runs of each.
     seed
-        Seed of the simulated world.
+        Seed of the simulated world; for drift, of the first (not for labels).
     models
-        Models to compare (default: all; for rounds, the default model).
+        Models to compare (default: all; for rounds, the default model; not for drift and labels).
     inputs
-        Kinds of input, raw and scaled (default: both).
+        Kinds of input, raw and scaled (default: both; not for drift and labels).
+    worlds
+        For labels: seeds of the worlds, or with a log of the click delays (default: 3, 7, 11, 19, 23).
+    rates
+        For labels: exposures a second (default: 1, 20, 200).
+    rows
+        For labels: exposures of each run (default: 80000).
+    policies
+        For labels: which to compare (default: all).
+    resume
+        For labels: keep the runs that OUT/runs.jsonl has, when they are of the same code and settings.
     out
         Folder for report.json, run.json, runs.jsonl, report.html and plots.
     """
@@ -243,11 +278,24 @@ def experiment(
     from simulator.daylog import write_days
 
     plan = load_schema(schema) if schema else shop_schema()
+    if name == "labels":
+        _labels(log, plan, out, seeds, worlds, rates, rows, policies, resume)
+        return
+    given = {"--worlds": worlds, "--rates": rates, "--rows": rows, "--policies": policies, "--resume": resume or None}
+    for flag, value in given.items():
+        if value is not None:
+            raise SettingError(f"{flag} for the experiment '{name}'", "leave it out: it is for labels")
     with tempfile.TemporaryDirectory(prefix="millrace-log-") as folder:
+        logs = [log] if log else []
         if log is None:
-            write_days(folder, days=simulated_days, seed=seed)
+            for world in range(seed, seed + (seeds if name == "drift" else 1)):
+                logs.append(Path(folder) / f"world-{world}")
+                write_days(logs[-1], days=simulated_days or (5 if name == "drift" else 8), seed=world)
         run, kinds = EXPERIMENTS[name], tuple(inputs or INPUTS)
-        run(log or Path(folder), plan, out, seeds=seeds, test_days=test_days, models=tuple(models or ()), inputs=kinds)
+        if name == "drift":
+            run(logs, plan, out)
+        else:
+            run(logs[0], plan, out, seeds=seeds, test_days=test_days, models=tuple(models or ()), inputs=kinds)
     print(f"report in {out}")
 
 
@@ -284,6 +332,30 @@ def topics(*, kafka: str | None = None, partitions: int | None = None) -> None:
     settings = load_settings({"kafka": kafka, "partitions": partitions})
     wait_for_broker(settings)
     create_topics(settings)
+
+
+def _labels(
+    log: Path | None,
+    plan: Schema,
+    out: Path,
+    seeds: int,
+    worlds: list[int] | None,
+    rates: list[float] | None,
+    rows: int | None,
+    policies: list[str] | None,
+    resume: bool,
+) -> None:
+    from millrace.offline.experiment_labels import experiment_labels
+    from simulator.daylog import write_traffic
+
+    if log is not None and rates is not None:
+        raise SettingError(f"--rates with the log '{log}'", "leave them out: a log is run at its own times")
+    given = {"worlds": worlds, "rates": rates, "rows": rows}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    experiment_labels(
+        out, plan, write=write_traffic, log=log, seeds=seeds, policies=policies or (), resume=resume, **chosen
+    )
+    print(f"report in {out}")
 
 
 def _absolute(path: Path | None) -> str | None:

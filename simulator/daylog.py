@@ -4,7 +4,7 @@
 Pages are the previous recommender's; shoppers react as they do live. A file holds one local day, a function of the
 seed and that day: days may be written in any order, or alone. Besides the schema's columns there are ``born_ms`` and
 the true click probability ``p_true``. No schema names ``p_true``, so no model learns from it; a report reads the
-oracle's AUC from it.
+oracle's AUC from it. :func:`write_traffic` writes a stretch of a world that is as busy as wanted.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from millrace.contracts.errors import LogError
 from millrace.contracts.files import write_whole
 from simulator.catalogue import price_band
+from simulator.dice import uniform
 from simulator.pages import PagePolicy
-from simulator.params import DAY_MS, PAGE
+from simulator.params import DAY_MS, DEFAULT, PAGE, Params
 from simulator.reaction import react
 from simulator.shoppers import AGES, GENDERS, HOUSEHOLDS
-from simulator.world import World
+from simulator.visits import CONSUMER, WEEKEND, WORKDAY, weekday
+from simulator.world import World, start_of
 
 I64 = NDArray[np.int64]
 EPOCH = date(1970, 1, 1)
+MOST_RATE = 1000
+"""Exposures a second of :func:`write_traffic`: more would need more shoppers than fit into memory."""
+_DAY_S, _HALF_DAY_S = 86_400, 43_200
 
 
 def parse_day(text: str) -> int:
@@ -49,12 +54,19 @@ def parse_day(text: str) -> int:
     return day
 
 
-def day_table(world: World, number: int) -> pa.Table:
-    """The log of one local day, by time."""
+def day_table(world: World, number: int, views: I64 | None = None) -> pa.Table:
+    """The log of one local day, by time.
+
+    Args:
+        views: which of the day's page views, ascending, (V,) (default: all). What happens on a page does not depend on
+            which others are asked for.
+    """
     day, visits, people = world.day(number), world.visits(number), world.shoppers
-    pages = PagePolicy(world, day).pages(visits, np.arange(visits.n))
-    view, position = np.nonzero(np.arange(PAGE) < visits.size[:, None])
-    row, user, ts_ms = pages[view, position], visits.user[view], visits.start_ms[view]
+    views = np.arange(visits.n) if views is None else views
+    pages = PagePolicy(world, day).pages(visits, views)
+    at, position = np.nonzero(np.arange(PAGE) < visits.size[views][:, None])
+    view = views[at]
+    row, user, ts_ms = pages[at, position], visits.user[view], visits.start_ms[view]
     chance = day.click_probability(user, row, position)
     keys = (user, visits.day, visits.session[view], visits.page[view])
     done = react(world.seed, world.params, chance, people.business[user], ts_ms, position, keys)
@@ -132,6 +144,79 @@ def write_days(
             f"folder '{folder}' cannot be written to ({error.strerror or error})", "name another with --out"
         ) from None
     return paths
+
+
+def write_traffic(
+    out: Path | str, seed: int, rate: float, rows: int, history_rows: int = 0, start: str = "2026-03-02"
+) -> list[Path]:
+    """Writes a stretch of traffic at real speed, ``traffic.parquet``, and what was before it, ``history.parquet``.
+
+    Times are never compressed: the world has as many shoppers as it needs for ``rate`` exposures a second, on average
+    over the stretch. Traffic begins at noon of the day after ``start`` if it ends within that day, otherwise at its
+    midnight, and then it may go on for days. The history is the day ``start`` as a share of its shoppers lived it,
+    drawn by shopper: whoever is in it is in it with every page, so some of them come back. A function of the arguments
+    alone.
+
+    Args:
+        seed: which world.
+        rate: exposures a second. What is measured differs by chance, the more the shorter the stretch.
+        rows: exposures of the traffic.
+        history_rows: about how many exposures the history has; 0: there is none, and no file.
+
+    Returns:
+        The paths, in the order of time.
+
+    Raises:
+        LogError: ``start`` is no date, there is nothing to write, or the folder cannot be written to.
+    """
+    if not 0 < rate <= MOST_RATE:
+        raise LogError(f"{rate:g} exposures a second", f"ask for more than 0 and at most {MOST_RATE}")
+    if rows < 1 or history_rows < 0:
+        raise LogError(f"{rows} rows after a history of {history_rows}", "ask for at least one row")
+    before, folder = parse_day(start), Path(out)
+    number = before + 1
+    seconds = rows / rate
+    begins_s = _HALF_DAY_S if seconds <= _HALF_DAY_S else 0
+    world = World(seed, max(1, round(rows / _exposures_of_one(number, begins_s, seconds, DEFAULT))))
+    written = {}
+    if history_rows:
+        visits = world.visits(before)
+        share = min(1.0, history_rows / max(1, int(visits.size.sum())))
+        lucky = uniform(seed, "traffic.history", visits.user) < share
+        written["history"] = day_table(world, before, np.flatnonzero(lucky))
+    tables, left, from_ms = [], rows, start_of(number) + 1000 * begins_s
+    while left > 0:
+        visits = world.visits(number)
+        views = np.flatnonzero(visits.start_ms >= from_ms)
+        views = views[: int(np.searchsorted(np.cumsum(visits.size[views]), left)) + 1]
+        tables.append(day_table(world, number, views))
+        left, number = left - tables[-1].num_rows, number + 1
+    written["traffic"] = pa.concat_tables(tables).slice(0, rows)
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in written.items():
+            body = pa.BufferOutputStream()
+            pq.write_table(table, body, compression="zstd")
+            paths.append(folder / f"{name}.parquet")
+            write_whole(paths[-1], memoryview(body.getvalue()), durable=False)
+    except OSError as error:
+        raise LogError(f"folder '{folder}' cannot be written to ({error.strerror or error})", "name another") from None
+    return paths
+
+
+def _exposures_of_one(number: int, begins_s: int, seconds: float, p: Params) -> float:
+    """The exposures that a world of one user a day expects from ``begins_s`` of a local day on, for so many seconds."""
+    total = 0.0
+    while seconds > 0:
+        span = min(seconds, _DAY_S - begins_s)
+        business = WORKDAY if weekday(number) < 5 else WEEKEND
+        for rhythm, share in ((business, p.business_share), (CONSUMER, 1 - p.business_share)):
+            edges = np.r_[0.0, np.cumsum(rhythm)] / np.sum(rhythm)
+            first, last = np.interp([begins_s / 3600, (begins_s + span) / 3600], np.arange(25.0), edges)
+            total += share * p.exposures * float(last - first)
+        seconds, number, begins_s = seconds - span, number + 1, 0
+    return total
 
 
 def _times(ms: I64) -> pa.Array:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from learner.model import OnlineModel
 from learner.models import REGISTRY
@@ -17,7 +18,7 @@ from learner.models.logistic import Logistic
 from millrace.contracts.errors import SettingError
 from millrace.contracts.schema import shop_schema
 from millrace.offline import experiment
-from millrace.offline.dataset import Dataset, plain_schema, prepare, scaled
+from millrace.offline.dataset import SCALED, Dataset, plain_schema, prepare, scaled
 from millrace.offline.intervals import interval
 from simulator.daylog import write_days
 
@@ -78,6 +79,52 @@ def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
     assert 0.5 < report["oracle_auc"] < 1
     assert (tmp_path / "out" / "loss.png").stat().st_size > 1000
     assert "wide deep" in (tmp_path / "out" / "report.html").read_text().replace("_", " ")
+
+
+def test_without_pages_grouped_auc_compares_what_was_known_when_the_day_began(data: Dataset, tmp_path: Path) -> None:
+    """The same log, read as one without pages: frozen windows equal a recount, and the usual ones do not move."""
+    schema = plain_schema(shop_schema())
+    assert schema.log is not None
+    schema = structs.replace(schema, log=structs.replace(schema.log, request=None, identity=()))
+    write_days(tmp_path / "log", days=3, seed=5, users=60, quiet=True)
+    found = prepare(tmp_path / "log", schema, tmp_path / "data", frozen_days=2)
+    assert data.frozen is None
+    assert "pages" in data.compares
+    assert found.frozen is not None
+    assert "users and days" in found.compares
+    for name in ("num", "cat", "label", "day"):
+        assert np.array_equal(getattr(found, name), getattr(data, name))
+    column = schema.layout.num_names.index("user_id.exposure.30d")
+    for day in range(3):
+        rows = found.rows((day,))
+        before, own = np.array(found.user[: rows.start]), np.array(found.user[rows])
+        expected = [np.count_nonzero(before == u) for u in own] if day else np.zeros(len(own))
+        assert np.array_equal(found.frozen[rows][:, column], expected)
+    pairs = set(zip(found.user.tolist(), found.day.tolist(), strict=True))
+    assert len(pairs) == len(np.unique(found.group))
+    assert len({(u, d, g) for u, d, g in zip(found.user, found.day, found.group, strict=True)}) == len(pairs)
+
+    train = found.rows((0, 1))
+    mapped = scaled(found, train)
+    fixed = np.load(found.folder / SCALED["frozen"])
+    scale = (mapped[train, column].max() - mapped[train, column].min()) / np.log1p(found.num[train, column].max())
+    last = found.rows((2,))
+    shift = (np.log1p(found.frozen[last, column]) - np.log1p(found.num[last, column])) * scale
+    np.testing.assert_allclose(fixed[last, column] - mapped[last, column], shift, atol=1e-4)
+
+
+def test_a_report_on_a_log_without_pages_says_what_it_compares(tmp_path: Path) -> None:
+    schema = shop_schema()
+    assert schema.log is not None
+    schema = structs.replace(schema, log=structs.replace(schema.log, request=None, identity=()))
+    write_days(tmp_path / "log", days=2, seed=5, users=40, quiet=True)
+    one = {"seeds": 2, "test_days": 1, "models": ("logistic",), "inputs": ("raw",), "progress": False}
+    frozen = experiment.experiment_models(tmp_path / "log", schema, tmp_path / "a", **one)  # type: ignore[arg-type]
+    paged = experiment.experiment_models(tmp_path / "log", shop_schema(), tmp_path / "b", **one)  # type: ignore[arg-type]
+    assert "frozen" in frozen["grouped_auc_compares"]
+    assert paged["grouped_auc_compares"] == "within pages"
+    assert frozen["models"][0]["auc"] == paged["models"][0]["auc"]
+    assert frozen["models"][0]["grouped_auc"] != paged["models"][0]["grouped_auc"]
 
 
 class Own(Logistic):

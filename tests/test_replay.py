@@ -17,14 +17,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from learner.model import OnlineModel
+from learner.progressive import auc, grouped_auc
 from millrace import cli
 from millrace.contracts.errors import SettingError
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
-from millrace.logs import read_log
+from millrace.logs import local_days, read_log
 from millrace.offline import logfeatures
+from millrace.offline.grouped import Groups
+from millrace.offline.known import LabelSettings
 from millrace.offline.logfeatures import Labels, LogFeatures, LogRows
-from millrace.offline.replay import replay, run_log
+from millrace.offline.replay import make_report, replay, run_log
 from tests.waiting import LONG
 
 SCHEMA = """
@@ -62,6 +65,7 @@ label = "click"
 position = "slot"
 """
 ACTION_TIMES = 'action_times = { click = "click_at", cart = "cart_at" }\nattribution_minutes = 30\n'
+WAIT = LabelSettings("wait", 0)
 HOUR = 3_600_000
 START = 1_650_812_400_000
 MINUTE = 60_000
@@ -188,7 +192,7 @@ def spied(folder: Path, rows: list[dict[str, Any]], text: str, batch_rows: int =
     schema = parse_schema(text)
     spy = Spy()
     log = read_log(write(folder, "jsonl", rows), schema)
-    run_log(log, schema, cast(OnlineModel, spy), batch_rows, lambda done: None)
+    run_log(log, schema, cast(OnlineModel, spy), batch_rows, lambda done: None, how=WAIT)
     return spy, schema
 
 
@@ -283,6 +287,142 @@ def test_the_position_is_learnt_from_but_hidden_from_scoring(tmp_path: Path) -> 
             assert given[0][:, : position - 1].all()
         else:
             assert given.cat[:, position].all()
+
+
+# -- grouped AUC: rows that were scored in one state -------------------------------------------------------------
+
+
+def blind_rows(n: int, users: int, seed: int) -> list[dict[str, Any]]:
+    """Six days; a label is drawn at its user's own rate, and nothing tells anything about it but whose it is."""
+    rng = np.random.default_rng(seed)
+    rate = rng.beta(2, 2, users)
+    at = START + np.sort(rng.choice(6 * 24 * HOUR, n, replace=False))
+    user, item, label = rng.integers(users, size=n), rng.integers(20, size=n), rng.random(n)
+    names = ("at", "user", "item", "price", "slot", "click")
+    click = (label < rate[user]).astype(int)
+    return [
+        dict(zip(names, row, strict=True))
+        for row in zip(*(v.tolist() for v in (at, user, item, np.zeros(n), np.zeros(n, int), click)), strict=True)
+    ]
+
+
+def test_labels_that_only_their_users_rate_explains_are_not_told_apart_within_users(tmp_path: Path) -> None:
+    """The truth is .5. Scores from different times are below it: who was unlucky so far is scored too low."""
+    schema = parse_schema(SCHEMA.replace("days = [1, 3]", "days = [30]"))
+    table = read_log(write(tmp_path, "parquet", blind_rows(10_000, 1000, seed=4)), schema)
+    quick = SMALL | {"dense_rate": 0.02, "ftrl_alpha": 0.5}
+    groups = Groups(table, schema)
+    p = run_log(table, schema, OnlineModel(schema, quick, 0), 64, lambda done: None, groups)
+    total = make_report(table, schema, p, groups)["total"]
+    q, group = groups.compared(p)
+    y, user = table.table["click"].to_numpy(), table.table["user"].to_numpy()
+    assert total["grouped_auc"] == pytest.approx(grouped_auc(q, y, group), abs=1e-6)
+    assert total["auc"] == pytest.approx(auc(p, y), abs=1e-6)
+
+    def by_chance(scores: np.ndarray, within: np.ndarray, draws: int = 200) -> tuple[float, float]:
+        """Mean and deviation of the figure when labels are dealt anew within the groups."""
+        rng = np.random.default_rng(0)
+        inside = np.argsort(within, kind="stable")
+        found = []
+        for _ in range(draws):
+            dealt = np.empty_like(y)
+            dealt[inside] = y[np.lexsort((rng.random(len(y)), within))]
+            found.append(grouped_auc(scores, dealt, within))
+        return float(np.mean(found)), float(np.std(found))
+
+    mean, deviation = by_chance(q, group)
+    assert abs(total["grouped_auc"] - mean) < 4 * deviation
+    mean, deviation = by_chance(p, user)
+    assert grouped_auc(p, y, user) < mean - 10 * deviation  # what the figure was: a definition that fails this test
+
+
+@pytest.mark.parametrize("text", [SCHEMA, SCHEMA + ACTION_TIMES], ids=["at the exposure", "action times"])
+def test_a_frozen_score_knows_nothing_of_its_day(tmp_path: Path, text: str) -> None:
+    rows = unique(make_rows())
+    schema = parse_schema(text)
+    table = read_log(write(tmp_path, "jsonl", rows), schema)
+    days = local_days(table, schema)
+    spy, groups = Spy(), Groups(table, schema)
+    run_log(table, schema, cast(OnlineModel, spy), 32, lambda done: None, groups, WAIT)
+    at = {name: i for i, name in enumerate(schema.layout.num_names)}
+    position = schema.layout.cat_names.index("position")
+    counted = [(r["at"], r["user"], "exposure") for r in rows]
+    counted += [(r["at"] if text is SCHEMA else r["click_at"], r["user"], "click") for r in rows if r["click"]]
+    learnt, left, frozen = [0], sorted(set(days)), []
+    for what, given in spy.calls:
+        if what == "learn":
+            click = {str(i): rows[i]["at"] if text is SCHEMA else rows[i]["click_at"] for i in range(len(rows))}
+            wait = 0 if text is SCHEMA else 30 * MINUTE
+            for name, kind, ts in zip(given.page.tolist(), given.kind.tolist(), given.ts_ms.tolist(), strict=True):
+                learnt.append(ts + wait if kind == NEGATIVE else click[given.request[name]])
+            continue
+        day = [i for i, d in enumerate(days) if left and d == left[0]]
+        if len(given[0]) != len(day) or not day or max(learnt) >= rows[day[0]]["at"]:
+            continue
+        left.pop(0)
+        frozen.append(len(day))
+        start = rows[day[0]]["at"]
+        assert not given[0][:, position].any()
+        for row, i in enumerate(day):
+            for action in ("exposure", "click"):
+                tail = (start - 3 * 24 * HOUR) // (6 * HOUR) * 6 * HOUR
+                known = sum(tail <= t < start and u == rows[i]["user"] and a == action for t, u, a in counted)
+                assert given[1][row, at[f"user.{action}.3d"]] == known
+    assert not left
+    assert sum(frozen) == len(rows)
+
+
+def test_the_frozen_pass_changes_no_progressive_score(tmp_path: Path) -> None:
+    schema = parse_schema(SCHEMA + ACTION_TIMES)
+    table = read_log(write(tmp_path, "jsonl", make_rows(600)), schema)
+    found = [
+        run_log(table, schema, OnlineModel(schema, SMALL, 0), 64, lambda done: None, groups)
+        for groups in (None, Groups(table, schema))
+    ]
+    assert np.array_equal(found[0], found[1])
+
+
+def paged(rows: list[dict[str, Any]], size: int, apart_ms: int) -> list[dict[str, Any]]:
+    """Pages of ``size`` rows; a page's rows come ``apart_ms`` after one another."""
+    first = [rows[i // size * size] for i in range(len(rows))]
+    return [
+        r | {"at": a["at"] + i % size * apart_ms, "user": a["user"], "item": f"i{i % size}", "page": f"p{i // size}"}
+        for i, (r, a) in enumerate(zip(rows, first, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("apart_ms", [0, 1000], ids=["one time a page", "several"])
+def test_a_log_with_pages_is_compared_within_them(tmp_path: Path, apart_ms: int) -> None:
+    schema = parse_schema(SCHEMA + 'request = "page"\nidentity = ["page", "item"]\n')
+    rows = paged(make_rows(400), 4, apart_ms)
+    table = read_log(write(tmp_path, "jsonl", rows), schema)
+    groups = Groups(table, schema)
+    p = run_log(table, schema, OnlineModel(schema, SMALL, 0), 32, lambda done: None, groups)
+    q, group = groups.compared(p)
+    page, ts_ms = np.array(table.table["page"].to_pylist()), table.table["ts_ms"].to_numpy()
+    for g in np.unique(group):
+        assert len(set(page[group == g])) == 1
+    if apart_ms:
+        assert "frozen" in groups.how
+        assert len(np.unique(group)) == len(set(zip(page, local_days(table, schema), strict=True)))
+        assert not np.array_equal(p, q)
+    else:
+        assert "frozen" not in groups.how
+        assert len(np.unique(group)) == len(set(zip(page, ts_ms, strict=True)))
+        assert np.array_equal(p, q)
+
+
+def test_windows_are_not_read_at_a_row_that_is_behind_or_no_cut(tmp_path: Path) -> None:
+    schema = parse_schema(SCHEMA)
+    table = read_log(write(tmp_path, "jsonl", make_rows()), schema)
+    rows = LogRows(table, schema)
+    cut = int(np.searchsorted(rows.ts_ms, rows.ts_ms[100], side="left"))
+    features = LogFeatures(rows, Labels(table, schema, rows), schema, (cut,))
+    with pytest.raises(ValueError, match=f"row {cut + 1}"):
+        features.frozen(cut + 1, np.array([cut + 1]))
+    features.of(np.array([cut]))
+    with pytest.raises(ValueError, match=f"row {cut} "):
+        features.frozen(cut, np.array([cut]))
 
 
 # -- what a person sees ------------------------------------------------------------------------------------------

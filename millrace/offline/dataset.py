@@ -22,10 +22,15 @@ from millrace.contracts.errors import LogError
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import local_days, read_log
+from millrace.offline.grouped import Groups
 from millrace.offline.logfeatures import CHUNK_ROWS, Labels, LogFeatures, LogRows
 
 TRUTH = "p_true"
 """Column of a simulated log with the true click probability; no schema names it, so no model can see it."""
+
+FROZEN, COMPARES = "frozen.npy", "compares.txt"
+SCALED = {"num": "scaled.npy", "frozen": "frozen_scaled.npy"}
+"""Files of the scaled inputs."""
 
 
 def plain_schema(schema: Schema) -> Schema:
@@ -36,7 +41,11 @@ def plain_schema(schema: Schema) -> Schema:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """n exposures in time order. ``day`` numbers ``days``; ``truth`` is NaN where the world is not known."""
+    """n exposures in time order. ``day`` numbers ``days``; ``truth`` is NaN where the world is not known.
+
+    Grouped AUC compares the rows of a ``group``, scored with ``frozen`` in place of ``num`` unless that is None
+    (:mod:`millrace.offline.grouped`; ``compares`` says it in words).
+    """
 
     folder: Path
     schema: Schema
@@ -48,6 +57,9 @@ class Dataset:
     user: NDArray[np.uint64]  # (n,)
     ts_ms: NDArray[np.int64]  # (n,)
     truth: NDArray[np.float32]  # (n,)
+    group: NDArray[np.intp]  # (n,)
+    compares: str
+    frozen: NDArray[np.float32] | None  # (n, N) as num, windows frozen at the day's start; 0 in days not asked for
 
     def rows(self, days: Sequence[int]) -> slice:
         """The rows of consecutive days."""
@@ -80,21 +92,26 @@ class Dataset:
             version=np.full(n, -1, np.int64),
             arm=np.zeros(n, np.uint8),
             origin_ms=np.zeros(n, np.int64),
+            policy=np.zeros(n, np.uint8),
         )
 
 
-_ARRAYS = ("cat", "num", "label", "day", "user", "ts_ms", "truth")
+_ARRAYS = ("cat", "num", "label", "day", "user", "ts_ms", "truth", "group")
 
 
-def prepare(log: Path, schema: Schema, folder: Path) -> Dataset:
+def prepare(log: Path, schema: Schema, folder: Path, frozen_days: int = 0) -> Dataset:
     """Reads ``log``, computes its features and writes them to ``folder``.
+
+    Args:
+        frozen_days: the last days, for which ``frozen`` is wanted. It is None where grouped AUC does not need it.
 
     Raises:
         LogError, SchemaError: as :func:`~millrace.logs.read_log`.
     """
     table = read_log(log, schema)
     rows = LogRows(table, schema)
-    features = LogFeatures(rows, Labels(table, schema, rows), schema)
+    groups = Groups(table, schema)
+    features = LogFeatures(rows, Labels(table, schema, rows), schema, groups.cuts)
     names = local_days(table, schema)
     days = tuple(sorted(set(names)))
     number = {day: i for i, day in enumerate(days)}
@@ -106,35 +123,47 @@ def prepare(log: Path, schema: Schema, folder: Path) -> Dataset:
     shape = schema.layout
     cat = np.lib.format.open_memmap(folder / "cat.npy", "w+", np.int64, (rows.n, shape.F))
     num = np.lib.format.open_memmap(folder / "num.npy", "w+", np.float32, (rows.n, shape.N))
+    frozen = None
+    if len(groups.cuts) and frozen_days:
+        frozen = np.lib.format.open_memmap(folder / FROZEN, "w+", np.float32, (rows.n, shape.N))
     for start in range(0, rows.n, CHUNK_ROWS):
         part = np.arange(start, min(start + CHUNK_ROWS, rows.n))
+        if frozen is not None:
+            for first, own in groups.starting(slice(start, start + len(part)), len(days) - frozen_days):
+                frozen[own] = features.frozen(first, own)[1]
         cat[part], num[part] = features.of(part)
         features.forget(start)
     cat.flush()
     num.flush()
+    if frozen is not None:
+        frozen.flush()
+    np.save(folder / "group.npy", groups.group)
+    (folder / COMPARES).write_text(groups.how, encoding="utf-8")
     np.save(folder / "label.npy", rows.label.astype(np.float32))
     np.save(folder / "day.npy", day)
     np.save(folder / "user.npy", rows.hashes(rows.builder.user_column, slice(None)))
     np.save(folder / "ts_ms.npy", rows.ts_ms)
-    np.save(folder / "truth.npy", _truth(log, schema, rows.n, rows.ts_ms))
+    np.save(folder / "truth.npy", truth_of(log, schema, rows.n, rows.ts_ms))
     return open_dataset(folder, schema, days)
 
 
 def open_dataset(folder: Path, schema: Schema, days: tuple[str, ...]) -> Dataset:
     """A prepared dataset, mapped read-only."""
     arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-    return Dataset(folder, schema, days, **arrays)
+    frozen = np.load(folder / FROZEN, mmap_mode="r") if (folder / FROZEN).exists() else None
+    return Dataset(
+        folder, schema, days, **arrays, compares=(folder / COMPARES).read_text(encoding="utf-8"), frozen=frozen
+    )
 
 
 def scaled(data: Dataset, train: slice) -> NDArray[np.float32]:
     """``num`` as well-scaled inputs: ``log1p``, then mean 0 and variance 1 over the training rows. Written beside the
-    dataset as ``scaled.npy`` and mapped; (n, N)"""
-    path = data.folder / "scaled.npy"
+    dataset (:data:`SCALED`) and mapped; (n, N). ``frozen`` is scaled like it."""
+    path = data.folder / SCALED["num"]
     out = np.lib.format.open_memmap(path, "w+", np.float32, data.num.shape)
     total, square, count = 0.0, 0.0, 0
     for start in range(0, len(out), CHUNK_ROWS):
-        x = np.array(data.num[start : start + CHUNK_ROWS], np.float64)
-        x = np.copysign(np.log1p(np.abs(x)), x)
+        x = _logs(data.num[start : start + CHUNK_ROWS])
         out[start : start + CHUNK_ROWS] = x
         own = x[: max(0, train.stop - start)]
         total, square, count = total + own.sum(0), square + (own**2).sum(0), count + len(own)
@@ -145,11 +174,22 @@ def scaled(data: Dataset, train: slice) -> NDArray[np.float32]:
         x = np.array(out[start : start + CHUNK_ROWS], np.float64)
         out[start : start + CHUNK_ROWS] = (x - mean) / deviation
     out.flush()
+    if data.frozen is not None:
+        fixed = np.lib.format.open_memmap(data.folder / SCALED["frozen"], "w+", np.float32, data.num.shape)
+        for start in range(0, len(fixed), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
+            fixed[part] = (_logs(data.frozen[part]).astype(np.float32).astype(np.float64) - mean) / deviation
+        fixed.flush()
     mapped: NDArray[np.float32] = np.load(path, mmap_mode="r")
     return mapped
 
 
-def _truth(log: Path, schema: Schema, n: int, ts_ms: NDArray[np.int64]) -> NDArray[np.float32]:
+def _logs(num: NDArray[np.float32]) -> NDArray[np.float64]:
+    x = np.array(num, np.float64)
+    return np.copysign(np.log1p(np.abs(x)), x)
+
+
+def truth_of(log: Path, schema: Schema, n: int, ts_ms: NDArray[np.int64]) -> NDArray[np.float32]:
     """True click probabilities of a simulated log, in the order of ``read_log``; NaN for other logs."""
     unknown = np.full(n, np.nan, np.float32)
     files = sorted(log.glob("*.parquet")) if log.is_dir() else [log]

@@ -6,11 +6,12 @@
 ``rounds``  a model trained on the days before the target date, then kept up to date in six ways through the days after
             it: frozen, daily incremental rounds, micro-batches, replay and batch retraining each day, more epochs on
             the old data (:mod:`millrace.offline.rounds`).
+``drift``   false alarms of drift detectors on clean days, and their delay on planted changes
+            (:mod:`millrace.offline.experiment_drift`).
 
-Both run the original's models (:data:`ORIGINAL`) with the original's settings. They run every other model, the default
-and the user's own, with the default's settings. Each row of a report says which (``settings``).
-
-Every run is repeated with several seeds. Figures are means with 95% intervals (Student's t). Comparisons are paired by
+The first two run the original's models (:data:`ORIGINAL`) with the original's settings. They run every other model, the
+default and the user's own, with the default's settings. Each row of a report says which (``settings``). Every run is
+repeated with several seeds. Figures are means with 95% intervals (Student's t). Comparisons are paired by
 seed. Where the world is known (a simulated log), the oracle's AUC is given too.
 """
 
@@ -43,8 +44,9 @@ from learner.progressive import auc, grouped_auc, log_loss
 from millrace.contracts.errors import SettingError
 from millrace.contracts.schema import Schema
 from millrace.offline import rounds
-from millrace.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
+from millrace.offline.dataset import SCALED, Dataset, open_dataset, plain_schema, prepare, scaled
 from millrace.offline.epochs import learn, score
+from millrace.offline.experiment_drift import experiment_drift
 from millrace.offline.intervals import interval, rounded
 from millrace.offline.report import curves_plot, days_plot, interval_plot, write_report
 
@@ -97,13 +99,17 @@ def settings_of(model: str) -> str:
 
 _data: Dataset
 _inputs: dict[str, NDArray[np.float32]]
+_frozen: dict[str, NDArray[np.float32]]  # empty where grouped AUC compares the usual scores
 
 
 def _open(folder: Path, schema: Schema, days: tuple[str, ...]) -> None:
-    global _data, _inputs
+    global _data, _inputs, _frozen
     torch.set_num_threads(1)
     _data = open_dataset(folder, schema, days)
-    _inputs = {"raw": _data.num, "scaled": np.load(folder / "scaled.npy", mmap_mode="r")}
+    _inputs = {"raw": _data.num, "scaled": np.load(folder / SCALED["num"], mmap_mode="r")}
+    _frozen = {}
+    if _data.frozen is not None:
+        _frozen = {"raw": _data.frozen, "scaled": np.load(folder / SCALED["frozen"], mmap_mode="r")}
 
 
 def _run(job: Job) -> dict[str, Any]:
@@ -120,11 +126,12 @@ def _models(job: Job, model: OnlineModel, num: NDArray[np.float32]) -> dict[str,
     step = max(1, (train.stop - train.start) // TRAIN_ROWS_SCORED)
     p_train, p = score(model, _data, train, num, step), score(model, _data, test, num)
     y_train, y = np.array(_data.label[train][::step]), np.array(_data.label[test])
+    q = score(model, _data, test, _frozen[job.inputs]) if _frozen else p
     return {
         "train_auc": auc(p_train, y_train),
         "train_log_loss": log_loss(p_train, y_train),
         "auc": auc(p, y),
-        "grouped_auc": grouped_auc(p, y, np.array(_data.user[test])),
+        "grouped_auc": grouped_auc(q, y, np.array(_data.group[test])),
         "log_loss": log_loss(p, y),
         "losses": [float(np.mean(part)) for part in np.array_split(losses, min(CURVE_POINTS, len(losses)))],
     }
@@ -227,7 +234,7 @@ def _prepared(
     if seeds < 2:
         raise SettingError(f"{seeds} seeds give no interval", "use --seeds 5 or more")
     with tempfile.TemporaryDirectory(prefix="millrace-experiment-") as folder:
-        data = prepare(log, plain_schema(schema), Path(folder))
+        data = prepare(log, plain_schema(schema), Path(folder), test_days)
         n = len(data.days)
         if not 0 < test_days < n:
             raise SettingError(f"{test_days} test days of a log with {n}", "leave at least one day for training")
@@ -276,7 +283,9 @@ def _models_report(
             head = {"model": model, "inputs": kind, "settings": settings_of(model)}
             row: dict[str, Any] = dict(head)
             for measure in measures:
-                row |= interval(measure, [r[measure] for r in mine[model]])
+                values = [r[measure] for r in mine[model]]
+                known = np.isfinite(values).all()  # grouped AUC is not, where no group has both classes
+                row |= interval(measure, values) if known else {measure: None, f"{measure}_ci": None}
             if "wide_deep" in models and model != "wide_deep":
                 for measure in ("train_auc", "auc"):
                     pairs = zip(mine[model], mine["wide_deep"], strict=True)
@@ -284,7 +293,8 @@ def _models_report(
             rows.append(row)
             curve = np.mean([r["losses"] for r in mine[model]], 0)
             curves.append(head | {"losses": [rounded(v) for v in curve.tolist()]})
-    return _about(data, train, test) | {"models": rows, "curves": curves}
+    compares = {"grouped_auc_compares": data.compares}
+    return _about(data, train, test) | compares | {"models": rows, "curves": curves}
 
 
 def _rounds_report(
@@ -354,4 +364,8 @@ def _write(
 
 
 Experiment = Callable[..., dict[str, Any]]
-EXPERIMENTS: dict[str, Experiment] = {"models": experiment_models, "rounds": experiment_rounds}
+EXPERIMENTS: dict[str, Experiment] = {
+    "models": experiment_models,
+    "rounds": experiment_rounds,
+    "drift": experiment_drift,
+}

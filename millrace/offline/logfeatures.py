@@ -7,6 +7,7 @@ chunks that samples still need. A chunk is made when the first of its rows is re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,8 @@ class LogRows:
         codes, values = self._coded[name]
         return values[codes[rows]]
 
-    def columns(self, rows: slice) -> tuple[dict[str, U64], dict[str, NDArray[Any]]]:
-        """(columns, plain numbers) of consecutive rows, as :class:`FeatureBuilder` takes them."""
+    def columns(self, rows: slice | NDArray[np.intp]) -> tuple[dict[str, U64], dict[str, NDArray[Any]]]:
+        """(columns, plain numbers) of some rows, as :class:`FeatureBuilder` takes them."""
         columns = {name: self.hashes(name, rows) for name in self._coded}
         columns |= self.builder.context(self.ts_ms[rows])
         if self._slots is not None:
@@ -97,7 +98,7 @@ class Labels:
         actions = schema.windows.actions
         # A label of 1 means a click. In a log without clicks it means the first action that is counted.
         self.action = "click" if "click" in actions or len(actions) == 1 else actions[1]
-        wait_ms = round(columns.attribution_minutes * 60_000) if columns.action_times else 0
+        self.wait_ms = wait_ms = round(columns.attribution_minutes * 60_000) if columns.action_times else 0
         never = np.iinfo(np.int64).max
         times = {
             action: np.maximum(log.table[name].fill_null(never).to_numpy(), rows.ts_ms)
@@ -129,9 +130,15 @@ class Labels:
 
 
 class LogFeatures:
-    """``cat`` and ``num`` of the log's rows."""
+    """``cat`` and ``num`` of the log's rows.
 
-    def __init__(self, rows: LogRows, labels: Labels, schema: Schema) -> None:
+    Args:
+        cuts: rows at which :meth:`frozen` will read the windows, ascending, each the first of its time.
+    """
+
+    def __init__(
+        self, rows: LogRows, labels: Labels, schema: Schema, cuts: Sequence[int] | NDArray[np.intp] = ()
+    ) -> None:
         self._rows, self._labels, self._schema = rows, labels, schema
         self._windows = TileStore.of(schema.windows)
         self._means = self._rows.steps()
@@ -141,7 +148,7 @@ class LogFeatures:
             int(np.searchsorted(rows.ts_ms, rows.ts_ms[i], side="right"))
             for i in range(CHUNK_ROWS - 1, rows.n, CHUNK_ROWS)
         ]
-        self._starts = np.unique(np.array([0, *ends, rows.n], np.intp))
+        self._starts = np.unique(np.array([0, *ends, *cuts, rows.n], np.intp))
         self._made: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
         self._next = 0
         self._next_event = 0
@@ -159,6 +166,26 @@ class LogFeatures:
             cat[mine], num[mine] = self._made[c][0][local], self._made[c][1][local]
         return cat, num
 
+    def frozen(self, cut: int, rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(cat (b, F), num (b, N)) of any rows, their windows holding only what happened before the row ``cut``, and
+        read at that row's time.
+
+        Raises:
+            ValueError: ``cut`` is not one of the cuts, or a row from it on was requested before: the windows hold more.
+        """
+        c = int(np.searchsorted(self._starts, cut))
+        while self._next < c:
+            self._make()
+        if self._next > c or self._starts[c] != cut:
+            raise ValueError(f"windows before row {cut} are asked for at row {self._starts[self._next]}; cut there")
+        n, store, at_ms = len(rows), self._windows, int(self._rows.ts_ms[cut])
+        if self._schema.layout.K:
+            self._count(int(np.searchsorted(self._labels.event_ms, at_ms, side="left")))
+        columns, plain = self._rows.columns(rows)
+        keys = self._rows.builder.keys(columns, n)
+        counts = store.counts(keys.reshape(-1), at_ms).reshape(n, keys.shape[1], store.spans, store.columns)
+        return self._rows.builder.cat(columns, n), self._rows.builder.num(plain, counts, n, at_ms)
+
     def forget(self, row: int) -> None:
         """The rows before ``row`` will not be requested again."""
         for c in [c for c in self._made if self._starts[c + 1] <= row]:
@@ -167,23 +194,29 @@ class LogFeatures:
     def _make(self) -> None:
         part = slice(int(self._starts[self._next]), int(self._starts[self._next + 1]))
         n = part.stop - part.start
-        builder, windows, labels = self._rows.builder, self._schema.windows, self._labels
+        builder, store = self._rows.builder, self._windows
         columns, plain = self._rows.columns(part)
-        store = self._windows
         counts = np.zeros((n, self._schema.layout.K, store.spans, store.columns), store.dtype)
         if self._schema.layout.K:
             self._keys[part] = builder.keys(columns, n)
             last = self._rows.ts_ms[part.stop - 1]
-            events = slice(self._next_event, int(np.searchsorted(labels.event_ms, last, side="right")))
-            row, action = labels.event_row[events], labels.event_action[events]
-            sums = self._means[row]
-            sums[action[:, None] != [windows.actions.index(m.action) for m in windows.means]] = 0
-            seen = store.run(self._keys[row], labels.event_ms[events], action, sums)
-            shown = action == _EXPOSURE_COLUMN
-            counts[row[shown] - part.start] = seen[shown]
-            self._next_event = events.stop
+            row, seen = self._count(int(np.searchsorted(self._labels.event_ms, last, side="right")))
+            counts[row - part.start] = seen
         self._made[self._next] = builder.cat(columns, n), builder.num(plain, counts, n, self._rows.ts_ms[part])
         self._next += 1
+
+    def _count(self, stop: int) -> tuple[NDArray[np.intp], NDArray[Any]]:
+        """Counts the events up to, not including, number ``stop``. (rows whose exposures are among them, (e,); what
+        their windows held just before, (e, K, W + H, A))"""
+        windows, labels = self._schema.windows, self._labels
+        events = slice(self._next_event, max(stop, self._next_event))
+        row, action = labels.event_row[events], labels.event_action[events]
+        sums = self._means[row]
+        sums[action[:, None] != [windows.actions.index(m.action) for m in windows.means]] = 0
+        seen = self._windows.run(self._keys[row], labels.event_ms[events], action, sums)
+        self._next_event = events.stop
+        shown = action == _EXPOSURE_COLUMN
+        return row[shown], seen[shown]
 
 
 def unfit(log: LogTable, schema: Schema) -> list[str]:

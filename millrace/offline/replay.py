@@ -5,7 +5,7 @@
 
     time ──────────────────────────────────────────────────────────────►
     exposures    e1 e2      e3 e4 e5        e6  e7 ...      features at the exposure, windows [ts - W, ts)
-                  │  └──────────────┐ click                 label known at the click, or attribution later
+                  │  └──────────────┐ click                 label known when the label policy says so
     labels        └──────────┐      ▼
                              ▼   positive of e2
                      negative of e1                         trained on in micro-batches, in this order
@@ -13,7 +13,7 @@
 Each exposure is scored by a model that has learnt only from labels known at that moment. Only then may the model learn
 from the exposure. In a log without action times, labels are known and clicks are counted at the exposure itself. The
 exposure's own features never see them. Bias fields (the position) read as missing when scoring, as when a page is
-ranked.
+ranked. Grouped AUC compares only rows that were scored in one state (:mod:`millrace.offline.grouped`).
 
 The report is bit-identical for the same log, schema, model and seed. All that differs between runs is in run.json.
 """
@@ -27,7 +27,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -44,18 +43,17 @@ from learner.dense import threads
 from learner.model import OnlineModel
 from learner.progressive import auc, calibration, grouped_auc, log_loss
 from millrace.contracts.errors import SettingError
-from millrace.contracts.events import CLICK, EXPOSURE
-from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, load_schema
+from millrace.contracts.settings import Settings
 from millrace.logs import LogTable, local_days, read_log
+from millrace.offline.grouped import Groups
+from millrace.offline.known import LabelSettings, Samples
 from millrace.offline.logfeatures import Labels, LogFeatures, LogRows, unfit
 from millrace.offline.report import calibration_plot, day_plot, write_report
 
-BATCH_ROWS = 512
+BATCH_ROWS = 128
 THREADS = 1  # of torch: sums, and so the report, depend on how they are split between threads
 _DIGITS = 6
-_EXPOSED = 1 << EXPOSURE  # the actions of a sample, as bits
-_CLICKED = _EXPOSED | 1 << CLICK
 
 
 def replay(
@@ -67,6 +65,7 @@ def replay(
     model: str | None = None,
     spec: Mapping[str, Any] | None = None,
     batch_rows: int = BATCH_ROWS,
+    labels: LabelSettings | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Replays ``log``, writes report.json, run.json, report.html and plots to ``out``, prints a table; the report.
@@ -74,6 +73,7 @@ def replay(
     Args:
         model: the model's name (default: the learner's default).
         spec: overrides of the model's settings.
+        labels: when labels are learnt (default: as the settings' defaults say).
         progress: show a bar and the table.
 
     Raises:
@@ -83,6 +83,7 @@ def replay(
     started = datetime.now(UTC)
     clock = time.perf_counter()
     plan = load_schema(schema)
+    labels = labels or LabelSettings.of(Settings())
     settings = dict(spec or {}) | ({"model": model} if model else {})
     with threads(THREADS):
         learner = OnlineModel(plan, settings, seed)
@@ -90,9 +91,10 @@ def replay(
         _make(out)
         read_seconds = time.perf_counter() - clock
         with _bar(exposures.table.num_rows, progress) as tick:
-            p = run_log(exposures, plan, learner, batch_rows, tick)
+            groups = Groups(exposures, plan)
+            p = run_log(exposures, plan, learner, batch_rows, tick, groups, labels)
     seconds = time.perf_counter() - clock
-    report = make_report(exposures, plan, p)
+    report = make_report(exposures, plan, p, groups)
 
     text = json.dumps(report, sort_keys=True, indent=1) + "\n"
     (out / "report.json").write_text(text, encoding="utf-8")
@@ -107,6 +109,9 @@ def replay(
         "seed": seed,
         "spec": learner.spec,
         "batch_rows": batch_rows,
+        "label_policy": labels.policy,
+        "observation_seconds": labels.observation_ms / 1000,
+        "grouped_auc": groups.how,
         "notes": [*exposures.notes, *unfit(exposures, plan)],
         "report_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "host": platform.node(),
@@ -121,62 +126,27 @@ def replay(
     return report
 
 
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """The samples, in the order in which they become known. S samples: one an exposure, two if its click was late."""
-
-    row: NDArray[np.intp]  # (S,) row of the log
-    known_ms: NDArray[np.int64]  # (S,) ascending
-    kind: NDArray[np.uint8]  # (S,)
-    oldest: NDArray[np.intp]  # (S + 1,) the smallest row among the samples from here on
-
-    @classmethod
-    def of(cls, labels: Labels) -> Samples:
-        """The samples that these labels make."""
-        late = np.flatnonzero(labels.late)
-        row = np.concatenate([np.arange(len(labels.known_ms)), late])
-        known_ms = np.concatenate([labels.known_ms, labels.acted_ms[late]])
-        first = np.where(labels.clicked & ~labels.late, POSITIVE, NEGATIVE)
-        kind = np.concatenate([first, np.full(len(late), CORRECTION)]).astype(np.uint8)
-        order = np.argsort(known_ms, kind="stable")
-        row = row[order]
-        oldest = np.minimum.accumulate(np.append(row, len(labels.known_ms))[::-1])[::-1]
-        return cls(row, known_ms[order], kind[order], oldest)
-
-    def batch(self, part: slice, rows: LogRows, cat: NDArray[np.int64], num: NDArray[np.float32]) -> SampleBatch:
-        """The samples ``part``, with features cat (B, F) and num (B, N) of their rows."""
-        row, kind = self.row[part], self.kind[part]
-        n = len(row)
-        pages, page = np.unique(rows.page[row], return_inverse=True)
-        positive = kind != NEGATIVE
-        return SampleBatch(
-            request=rows.requests(pages),
-            page=page.astype(np.int32),
-            position=rows.slots(row),
-            user=rows.hashes(rows.builder.user_column, row),
-            item=rows.hashes(rows.builder.item_column, row),
-            ts_ms=rows.ts_ms[row],
-            kind=kind,
-            label=positive.astype(np.float32),
-            weight=np.ones(n, np.float32),
-            actions=np.where(positive, _CLICKED, _EXPOSED).astype(np.uint8),
-            cat=cat,
-            num=num,
-            score=np.full(n, np.nan, np.float32),
-            version=np.full(n, -1, np.int64),
-            arm=np.zeros(n, np.uint8),
-            origin_ms=np.zeros(n, np.int64),
-        )
-
-
 def run_log(
-    log: LogTable, schema: Schema, model: OnlineModel, batch_rows: int, tick: Callable[[int], None]
+    log: LogTable,
+    schema: Schema,
+    model: OnlineModel,
+    batch_rows: int,
+    tick: Callable[[int], None],
+    groups: Groups | None = None,
+    how: LabelSettings | None = None,
 ) -> NDArray[np.float32]:
-    """Scores each exposure before ``model`` learns what was not known then. (n,) probabilities, in the log's order"""
+    """Scores each exposure before ``model`` learns what was not known then. (n,) probabilities, in the log's order
+
+    Args:
+        tick: is told the number of rows scored, after each batch.
+        groups: is told what is scored in one state, and has scored what it needs besides; the result is the same.
+        how: when labels are learnt (default: as the settings' defaults say).
+    """
+    how = how or LabelSettings.of(Settings())
     rows = LogRows(log, schema)
     labels = Labels(log, schema, rows)
-    features = LogFeatures(rows, labels, schema)
-    samples = Samples.of(labels)
+    features = LogFeatures(rows, labels, schema, () if groups is None else groups.cuts)
+    samples = Samples.of(rows.ts_ms, labels, how.named, how.observation_ms)
     hidden = {f.name for f in schema.fields if f.bias}
     bias = [c for c, name in enumerate(schema.layout.cat_names) if name in hidden]
     p = np.empty(rows.n, np.float32)
@@ -185,6 +155,8 @@ def run_log(
         part = slice(start, min(start + batch_rows, len(samples.row)))
         # Exposures up to the time at which the batch was complete are scored without it.
         end = int(np.searchsorted(rows.ts_ms, samples.known_ms[part.stop - 1], side="right"))
+        if groups is not None and end > scored:
+            groups.before(slice(scored, end), features, model.score, bias)
         for first in range(scored, end, batch_rows):
             shown = np.arange(first, min(first + batch_rows, end))
             cat, num = features.of(shown)
@@ -197,24 +169,29 @@ def run_log(
     return p
 
 
-def make_report(log: LogTable, schema: Schema, p: NDArray[np.float32]) -> dict[str, Any]:
-    """``rows``, ``duplicates``, ``days`` and ``total``; figures rounded, None where one class is missing."""
+def make_report(log: LogTable, schema: Schema, p: NDArray[np.float32], groups: Groups) -> dict[str, Any]:
+    """``rows``, ``duplicates``, ``days`` and ``total``; figures rounded, None where one class is missing.
+
+    Args:
+        p: (n,) of the run that ``groups`` was told of.
+    """
     y = log.table[log.label].to_numpy()
-    user = np.unique(log.table[log.user].combine_chunks().dictionary_encode().indices.to_numpy(), return_inverse=True)[
-        1
-    ]
+    q, group = groups.compared(p)
     days = np.array(local_days(log, schema))
     table = []
     for day in np.unique(days):
         on = days == day
-        table.append({"day": str(day)} | _figures(p[on], y[on], user[on]))
-    return {"rows": len(y), "duplicates": log.duplicates, "days": table, "total": _figures(p, y, user)}
+        table.append({"day": str(day)} | _figures(p[on], y[on], q[on], group[on]))
+    return {"rows": len(y), "duplicates": log.duplicates, "days": table, "total": _figures(p, y, q, group)}
 
 
-def _figures(p: NDArray[np.float32], y: NDArray[np.int8], user: NDArray[np.intp]) -> dict[str, Any]:
+def _figures(
+    p: NDArray[np.float32], y: NDArray[np.int8], q: NDArray[np.float32], group: NDArray[np.intp]
+) -> dict[str, Any]:
+    """Of scores p (n,); the grouped AUC of scores q (n,), which are comparable within ``group`` (n,)."""
     figures = {
         "auc": auc(p, y),
-        "grouped_auc": grouped_auc(p, y, user),
+        "grouped_auc": grouped_auc(q, y, group),
         "log_loss": log_loss(p, y),
         "calibration": calibration(p, y),
     }

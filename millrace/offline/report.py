@@ -21,6 +21,9 @@ _INK, _QUIET, _MAIN, _SECOND = "#20303c", "#8a97a0", "#1f6f8b", "#d08c3e"
 
 _MARKS = "osD^v<>"
 
+LINEAR = 0.01
+"""Differences up to this are drawn on a linear axis in :func:`blocks_plot`."""
+
 _STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #20303c; background: #f7f8f8; margin: 0 }
 main { max-width: 54rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }
@@ -84,7 +87,7 @@ def day_plot(days: Sequence[Mapping[str, Any]]) -> Plot:
     """AUC and grouped AUC of each day."""
     figure, axes = _figure()
     labels = [d["day"] for d in days]
-    for key, colour, name in (("auc", _MAIN, "AUC"), ("grouped_auc", _SECOND, "AUC within users")):
+    for key, colour, name in (("auc", _MAIN, "AUC"), ("grouped_auc", _SECOND, "grouped AUC")):
         values = [np.nan if d[key] is None else d[key] for d in days]
         axes.plot(range(len(days)), values, marker="o", color=colour, label=name)
     axes.axhline(0.5, color=_QUIET, lw=0.8, ls=":")
@@ -170,6 +173,21 @@ def days_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> Plo
     return Plot(name, caption, figure)
 
 
+def dots_plot(name: str, caption: str, values: Mapping[str, Sequence[float]], measure: str) -> Plot:
+    """A line for each key, a dot for each of its values (not negative). The axis is linear to 1, then logarithmic."""
+    figure, axes = _figure()
+    figure.set_size_inches(8, 1.2 + 0.4 * len(values))
+    for i, own in enumerate(values.values()):
+        axes.plot(own, [i] * len(own), "o", ms=5, alpha=0.6, color=_MAIN)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(left=-0.1)
+    axes.grid(axis="x", color="#e4e8ea", lw=0.8)
+    axes.set_xlabel(measure)
+    return Plot(name, caption, figure)
+
+
 def curves_plot(name: str, caption: str, curves: Sequence[Mapping[str, Any]]) -> Plot:
     """Loss curves, one panel for each kind of input. ``curves``: model, inputs, losses."""
     kinds = list(dict.fromkeys(c["inputs"] for c in curves))
@@ -188,6 +206,36 @@ def curves_plot(name: str, caption: str, curves: Sequence[Mapping[str, Any]]) ->
     panels[0].set_ylim(lowest * 0.9, lowest * 2.2)
     panels[0].set_ylabel("log loss")
     panels[-1].legend(frameon=False, fontsize=8, ncols=2)
+    return Plot(name, caption, figure)
+
+
+def blocks_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
+    """Curves of policies, a panel for each rate (down) and start (across). ``rows``: policy, rate, start, curve. The
+    axis is linear to :data:`LINEAR`, then logarithmic."""
+    rates = list(dict.fromkeys(r["rate"] for r in rows))
+    starts = list(dict.fromkeys(r["start"] for r in rows))
+    policies = list(dict.fromkeys(r["policy"] for r in rows))
+    figure = Figure(figsize=(5 * len(starts), 1 + 2.4 * len(rates)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(rates), len(starts), squeeze=False, sharex=True, sharey="row")
+    for line, rate in zip(panels, rates, strict=True):
+        for axes, start in zip(line, starts, strict=True):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color="#e4e8ea", lw=0.8)
+            axes.set_title(f"{rate}, {start}", fontsize=10)
+            for row in (r for r in rows if (r["rate"], r["start"]) == (rate, start)):
+                i = policies.index(row["policy"])
+                at = (np.arange(len(row["curve"])) + 0.5) * 100 / len(row["curve"])
+                axes.plot(
+                    at, row["curve"], marker=_MARKS[i % len(_MARKS)], ms=3, lw=1.1, color=f"C{i}", label=row["policy"]
+                )
+            axes.set_yscale("symlog", linthresh=LINEAR)
+            axes.axhline(0, color=_QUIET, lw=0.8, ls=":")
+        line[0].set_ylabel("log loss over bound")
+    for axes in panels[-1]:
+        axes.set_xlabel("% of the rows")
+    labels = {label: h for axes in panels.flat for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return Plot(name, caption, figure)
 
 
