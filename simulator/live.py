@@ -24,7 +24,7 @@ import numpy as np
 import structlog
 
 from millrace.contracts.clock import EventClock
-from millrace.contracts.events import Exposure, key_of, to_json
+from millrace.contracts.events import CONTROL, Exposure, key_of, to_json
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import ITEMS, USERS
 from millrace.processes.kafka import make_producer, open_broker
@@ -62,7 +62,7 @@ class Options:
     """What the shop is like and how long it is open. The event clock is in the settings."""
 
     seed: int | None = None  # None: the settings'
-    users: int = 4000  # who come on an average day
+    users: int | None = None  # who come on an average day; None: the settings'
     duplicate: float = 0.01  # shares of messages; see Rates
     out_of_order: float = 0.02
     late: float = 0.005
@@ -97,8 +97,9 @@ def run(
         producer = make_producer(settings)
     port = serve_metrics("simulate", settings.metrics_port, settings.host)
     seed = settings.seed if options.seed is None else options.seed
-    log.info("building the world", seed=seed, users=options.users, metrics_port=port)
-    world = World(seed, options.users)
+    users = settings.shoppers if options.users is None else options.users
+    log.info("building the world", seed=seed, users=users, metrics_port=port)
+    world = World(seed, users)
     outlet = Outlet(producer, settings.event_clock().headers)
     try:
         asyncio.run(Shop(settings, options, world, outlet, stop).open())
@@ -263,7 +264,8 @@ class Shop:
         clicked = reaction.click_ms > 0
         for slot in np.flatnonzero(clicked).tolist():
             self._outbox.actions(exposure, slot, reaction.times(slot), arm)
-        self._oracle_auc.add(ts_ms, chance, clicked.tolist())
+        if arm != CONTROL:  # random pages are easier to rank: their rows would raise it beside the model's own AUC
+            self._oracle_auc.add(ts_ms, chance, clicked.tolist())
 
     def _own_page(self, visits: Visits, view: int) -> list[int]:
         """Ids of the previous recommender's page."""

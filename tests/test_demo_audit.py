@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -10,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import ConservationError
 from millrace.contracts.events import Click, DeadLetter, Event, Exposure, Truth, to_json, to_msgpack
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
-from millrace.demo.audit import Ledger, Reported, auc_of, check
+from millrace.demo.audit import Ledger, Reported, check
 from millrace.demo.preflight import Held, opening
-from millrace.demo.report import KEYS, _curve, missing_keys
+from millrace.demo.report import KEYS, missing_keys
+from millrace.demo.served import auc_of
 
 NOW = 1_772_600_000_000
 AHEAD = 3_600_000
@@ -46,6 +44,7 @@ def samples(request: str, *rows: tuple[int, int]) -> SampleBatch:
         version=np.zeros(n, np.int64),
         arm=np.zeros(n, np.uint8),
         origin_ms=np.zeros(n, np.int64),
+        policy=np.zeros(n, np.uint8),
     )
 
 
@@ -133,9 +132,9 @@ def test_a_run_in_order(shop: Topics) -> None:
     assert (ledger.dead_only, ledger.dead_exposures) == (5, 5)
     assert ledger.dead == {"late": 1, "malformed": 1, "future": 1}
     check(ledger, reported(ledger))
-    _, label, _, true, _ = ledger.rows()
-    assert auc_of(true, label) == 1.0
-    assert label.sum() == 2  # the correction counts as a click
+    rows = ledger.rows()
+    assert auc_of(rows.true, rows.label) == 1.0
+    assert rows.label.sum() == 2  # the correction counts as a click
 
 
 def test_repeats_after_a_crash_are_counted_and_change_nothing(shop: Topics) -> None:
@@ -255,7 +254,8 @@ def test_what_an_earlier_run_left_in_the_topics_is_balanced_and_not_counted(shop
     assert [ledger.count(n) for n in ("positive", "negative", "pending")] == [1, 0, 1]
     assert [ledger.count_all(n) for n in ("positive", "negative", "pending")] == [2, 6, 2]
     assert ledger.dead == {"malformed": 1}
-    assert len(ledger.rows()[0]) == 1
+    rows = ledger.rows()
+    assert len(rows.where(rows.own)) == 1
     check(ledger, replace(reported(ledger), pending=2, trained=None))
     with pytest.raises(ConservationError, match="2 exposures have no label, but the stream holds 1"):
         check(ledger, replace(reported(ledger), trained=None))
@@ -279,18 +279,6 @@ def test_the_shop_opens_on_the_working_day_after_what_the_topics_hold(newest: st
     assert opening(held) == datetime.fromisoformat(opens).replace(tzinfo=UTC)
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
-def test_auc_is_the_share_of_pairs_in_order(rows: Sequence[tuple[int, bool]]) -> None:
-    score = np.array([s for s, _ in rows], np.float64)
-    label = np.array([clicked for _, clicked in rows])
-    pairs = [(p > n) + 0.5 * (p == n) for p in score[label] for n in score[~label]]
-    assert auc_of(score, label) == (pytest.approx(np.mean(pairs)) if pairs else None)
-
-
-def test_auc_leaves_out_what_was_never_scored() -> None:
-    assert auc_of(np.array([0.1, np.nan, 0.9]), np.array([0, 1, 1])) == 1.0
-
-
 def test_a_figure_that_was_not_measured_is_missing() -> None:
     full: dict[str, Any] = dict.fromkeys(KEYS, 0)
     full |= {"auc": [{"event_time": 1, "auc": 0.5}], "click_to_served_ms": {"p50": 1.0, "p99": 2.0}}
@@ -299,22 +287,3 @@ def test_a_figure_that_was_not_measured_is_missing() -> None:
     assert missing_keys(full | {"click_to_served_ms": {"p50": 1.0, "p99": None}}) == ["click_to_served_ms"]
     del full["pending"]
     assert missing_keys(full) == ["pending"]
-
-
-def test_the_curve_is_that_of_full_windows_and_begins_half_way_in_a_short_run() -> None:
-    rng = np.random.default_rng(3)
-    n = 3000
-    label = (rng.random(n) < 0.3).astype(np.int8)
-    true = (label + rng.normal(0, 1, n)).astype(np.float32)
-    score = np.where(np.arange(n) < n // 2, rng.random(n), true).astype(np.float32)  # it learns half way
-    ts = np.arange(n, dtype=np.int64)
-    curve = _curve(ts, label, score, true, 500)
-    assert curve[0]["event_time"] == 499
-    assert curve[-1] == {
-        "event_time": n - 1,
-        "auc": auc_of(score[-500:], label[-500:]),
-        "oracle_auc": auc_of(true[-500:], label[-500:]),
-    }
-    assert curve[0]["auc"] < 0.6 < curve[-1]["auc"] == curve[-1]["oracle_auc"]
-    assert _curve(ts, label, score, true, 10_000)[0]["event_time"] == n // 2 - 1
-    assert _curve(ts[:0], label[:0], score[:0], true[:0], 500) == []

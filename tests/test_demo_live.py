@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from millrace.contracts.settings import Settings
 from millrace.demo.report import KEYS, missing_keys
 from millrace.processes.role import ROLES
 from tests.demo_process import demo_process, descendants, is_page
@@ -43,12 +44,15 @@ def assert_undisturbed(report: dict[str, Any]) -> None:
 
 
 def test_a_demo_ends_by_itself_with_every_exposure_accounted_for_and_a_whole_report(tmp_path: Path) -> None:
-    with demo_process(tmp_path, "--seconds", "20") as demo:
+    with demo_process(tmp_path, "--seconds", "20", "--twin") as demo:
         assert is_page(demo.url)
         assert demo.wait() == 0, demo.text()
         assert len(demo.seen) >= 6  # broker, Redis, four roles
         report = demo.report()
         assert_undisturbed(report)
+        assert report["metric_gap"] <= 0.01  # what the page showed, against the topics
+        assert report["recent"]["rows"] == min(report["arms"]["model"]["rows"], Settings().rolling_rows)
+        assert 0 < report["twin_auc"] < 1
         said = demo.text()
         assert "every exposure is accounted for" in said
         assert len(said.splitlines()) < 40  # calm

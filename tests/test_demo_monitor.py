@@ -24,7 +24,7 @@ def exposition(started: float, sent: float, auc: str = "NaN") -> str:
         "# TYPE millrace_pending_exposures gauge\n"
         'millrace_pending_exposures{partition="0"} 3\nmillrace_pending_exposures{partition="1"} 4\n'
         "# TYPE millrace_rolling_auc gauge\n"
-        f"millrace_rolling_auc {auc}\n"
+        f'millrace_rolling_auc{{arm="model"}} {auc}\n'
     )
 
 
@@ -92,10 +92,11 @@ def test_what_a_role_has_not_measured_is_unknown_and_a_measured_0_is_a_figure(ne
     gauges = {
         "simulate": {"oracle_auc": "millrace_oracle_auc"},
         "learn": {
-            "auc": "millrace_rolling_auc",
-            "baseline_auc": "millrace_baseline_auc",
-            "log_loss": "millrace_rolling_log_loss",
-            "calibration": "millrace_calibration",
+            "auc": 'millrace_rolling_auc{arm="model"}',
+            "baseline_auc": 'millrace_baseline_auc{arm="model"}',
+            "log_loss": 'millrace_rolling_log_loss{arm="model"}',
+            "calibration": 'millrace_calibration{arm="model"}',
+            "auc_control": 'millrace_rolling_auc{arm="control"}',
             "learner_version": "millrace_model_version",
         },
         "serve": {"freshness_s": "millrace_freshness_seconds", "served_version": "millrace_served_version"},
@@ -103,7 +104,7 @@ def test_what_a_role_has_not_measured_is_unknown_and_a_measured_0_is_a_figure(ne
     network.answers["http://serve/model"] = json.dumps({"version": 4, "trained": 100})
     for said, known in (("NaN", None), ("0.0", 0.0)):
         for role, named in gauges.items():
-            text = "".join(f"# TYPE {metric} gauge\n{metric} {said}\n" for metric in named.values())
+            text = "".join(f"{metric} {said}\n" for metric in named.values())  # without a type: as gauges
             network.answers[f"http://{role}/metrics"] = (
                 exposition(1.0, 20).split("# TYPE millrace_rolling_auc")[0] + text
             )
@@ -111,6 +112,27 @@ def test_what_a_role_has_not_measured_is_unknown_and_a_measured_0_is_a_figure(ne
         assert {n: figures[n] for named in gauges.values() for n in named} == dict.fromkeys(
             [n for named in gauges.values() for n in named], known
         )
+
+
+@pytest.mark.parametrize(
+    ("model", "logged", "shown"),
+    [
+        (("0.6", 9), ("0.8", 9), 0.6),
+        (("NaN", 9), ("0.8", 9), None),
+        (("NaN", 0), ("0.8", 9), 0.8),
+        (("NaN", 0),) * 2 + (None,),
+    ],
+)
+def test_the_headline_is_the_models_and_a_logs_where_the_model_made_no_page(
+    network: Network, model: tuple[str, int], logged: tuple[str, int], shown: float | None
+) -> None:
+    text = exposition(1.0, 20).split("# TYPE millrace_rolling_auc")[0]
+    for arm, (auc, rows) in (("model", model), ("logged", logged), ("control", ("0.9", 9))):
+        text += f'millrace_rolling_auc{{arm="{arm}"}} {auc}\nmillrace_served_rows{{arm="{arm}"}} {rows}\n'
+    network.answers["http://learn/metrics"] = text
+    figures = monitor_of(network).look().figures
+    assert figures["auc"] == shown
+    assert figures["auc_control"] == 0.9
 
 
 def test_a_loop_that_never_began_a_round_has_no_time_of_it(network: Network) -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import PortError
+from millrace.contracts.events import ARMS
 from millrace.demo.monitor import Monitor
 from millrace.demo.page import PageServer
 from millrace.demo.page.server import FIRST_PORT
@@ -35,7 +36,8 @@ def exposition(n: float) -> str:
         "# TYPE millrace_ready gauge\nmillrace_ready 1\n"
         f"# TYPE millrace_exposures_sent_total counter\nmillrace_exposures_sent_total {100 * n}\n"
         f"# TYPE millrace_samples_trained_total counter\nmillrace_samples_trained_total {90 * n}\n"
-        f"# TYPE millrace_rolling_auc gauge\nmillrace_rolling_auc {0.5 + n / 100}\n"
+        f'# TYPE millrace_rolling_auc gauge\nmillrace_rolling_auc{{arm="model"}} {0.5 + n / 100}\n'
+        f'millrace_rolling_auc{{arm="control"}} {0.7 + n / 100}\n'
         "# TYPE millrace_page_exposures_total counter\n"
         f'millrace_page_exposures_total{{arm="model"}} {90 * n}\n'
         f'millrace_page_exposures_total{{arm="control"}} {10 * n}\n'
@@ -180,14 +182,16 @@ def test_the_terminal_shows_key_figures_and_dashes_for_what_is_unknown(nothing: 
     assert "not started" in text(nothing)
     assert "–" in text(nothing)
     shown = text(running)
-    for figure in ("0.6200", "10.00%", "5.00%", "1,200 exposures", "0.9 / 1.8 s"):
+    for figure in ("0.6200", "random pages 0.820", "10.00%", "5.00%", "1,200 exposures", "0.9 / 1.8 s"):
         assert figure.replace("0.6200", "0.620") in shown
     assert max(map(len, shown.splitlines())) <= 120
 
 
 def test_what_no_role_has_measured_is_null_for_the_page_and_a_dash_in_the_terminal(tmp_path: Path) -> None:
-    names = ("rolling_auc", "oracle_auc", "rolling_log_loss", "freshness_seconds", "served_version", "model_version")
+    names = ("oracle_auc", "freshness_seconds", "served_version", "model_version")
     said = "".join(f"# TYPE millrace_{name} gauge\nmillrace_{name} NaN\n" for name in names)
+    for name in ("rolling_auc", "rolling_log_loss", "calibration"):
+        said += "".join(f'millrace_{name}{{arm="{arm}"}} NaN\n' for arm in ARMS)
     model = json.dumps({"version": 0, "trained": 0})
     targets = {n: f"http://{n}/metrics" for n in ROLES}
     monitor = Monitor(targets, "http://serve", EventClock(), lambda url: model if url.endswith("/model") else said)
@@ -197,7 +201,7 @@ def test_what_no_role_has_measured_is_null_for_the_page_and_a_dash_in_the_termin
     assert json.loads(json.dumps(state, allow_nan=False)) == state
     for name in ("auc", "oracle_auc", "log_loss", "freshness_s", "served_version", "learner_version"):
         assert state["figures"][name] is None
-    assert "AUC – oracle – baseline – " in line_of(state)
+    assert "AUC served – oracle – baseline – " in line_of(state)
     assert "version – " in line_of(state)
     assert state["series"]["freshness_s"] == [None] * 3
 
@@ -218,3 +222,16 @@ def test_sparklines_span_the_run() -> None:
     assert len(sparkline([float(i) for i in range(1000)], 40)) == 40
     assert sparkline([float(i) for i in range(1000)], 40)[-1] == "█"
     assert sparkline([0.5, 0.5]) == "▁▁"
+
+
+def test_predictions_that_are_no_numbers_are_told_where_the_learner_is_shown(tmp_path: Path) -> None:
+    def says(broken: int) -> str:
+        said = f"# TYPE millrace_predictions_not_finite_total counter\nmillrace_predictions_not_finite_total {broken}\n"
+        targets = {n: f"http://{n}/metrics" for n in ROLES}
+        monitor = Monitor(targets, "http://serve", EventClock(), lambda url: "{}" if url.endswith("/model") else said)
+        monitor.look()
+        state = state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [])
+        return str(next(role["says"] for role in state["roles"] if role["name"] == "learn"))
+
+    assert says(7).endswith(", 7 PREDICTIONS NOT FINITE")
+    assert "NOT FINITE" not in says(0)

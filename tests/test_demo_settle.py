@@ -22,9 +22,18 @@ def picture(after_s: float, stood_still_s: float = 0.0, **figures: float) -> Pic
     return Picture(wall_ms, known, ready, ready, {}, {})
 
 
-def drained_after(*pictures: Picture) -> tuple[bool, str]:
+def read_after(*pictures: Picture) -> bool:
     monitor: Any = SimpleNamespace(picture=pictures[0])
     dry = Drained(monitor, idle_seconds=5.0)
+    answer = False
+    for monitor.picture in pictures:
+        answer = dry.read()
+    return answer
+
+
+def drained_after(*pictures: Picture, roles: tuple[str, ...] = ("stream", "learn")) -> tuple[bool, str]:
+    monitor: Any = SimpleNamespace(picture=pictures[0])
+    dry = Drained(monitor, 5.0, roles)
     answer = False
     for monitor.picture in pictures:
         answer = dry()
@@ -32,15 +41,30 @@ def drained_after(*pictures: Picture) -> tuple[bool, str]:
 
 
 def test_a_loop_in_which_nothing_moves_has_drained() -> None:
-    assert not drained_after(picture(0.0), picture(2.0))[0]
-    assert drained_after(picture(0.0), picture(3.0))[0]
-    assert not drained_after(picture(0.0), picture(3.0, trained=6.0))[0]
-    assert not drained_after(picture(0.0), picture(3.0, learner_lag=1.0))[0]
-
-
-def test_while_exposures_are_pending_an_idle_partition_is_waited_for() -> None:
-    assert not drained_after(picture(0.0, pending=2.0), picture(3.0, pending=2.0))[0]
+    assert drained_after(picture(0.0), picture(9.0))[0]
     assert drained_after(picture(0.0, pending=2.0), picture(9.0, pending=2.0))[0]
+    assert not drained_after(picture(0.0), picture(9.0, trained=6.0))[0]
+    assert not drained_after(picture(0.0), picture(9.0, learner_lag=1.0))[0]
+
+
+def test_a_partition_that_falls_silent_is_waited_for() -> None:
+    assert not drained_after(picture(0.0), picture(5.0))[0]
+    assert not drained_after(picture(0.0, pending=2.0), picture(5.0, pending=2.0))[0]
+
+
+def test_by_a_slow_clock_all_is_read_while_labels_still_come() -> None:
+    looks = [picture(float(s), trained=float(s)) for s in range(4)]
+    assert not drained_after(*looks)[0]
+    assert read_after(*looks)
+    assert not read_after(*looks[:2])
+    assert not read_after(*looks[:3], picture(3.0, stream_lag=1.0))
+    assert not read_after(*looks[:3], picture(3.0, stood_still_s=3.0))
+
+
+def test_a_role_that_was_stopped_is_not_waited_for() -> None:
+    ended = [Picture(p.wall_ms, p.figures, {}, {"learn": True}, {}, {}) for p in (picture(0.0), picture(9.0))]
+    assert not drained_after(*ended)[0]
+    assert drained_after(*ended, roles=("learn",))[0]
 
 
 def test_a_role_that_stands_still_has_not_drained_though_its_last_figures_say_so() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from millrace.contracts.events import ARMS
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import TOPICS
 from millrace.processes.role import ROLES
@@ -41,13 +42,16 @@ suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "
 mine = [f for f in REGISTRY.collect() if f.name.startswith("millrace_")]
 known = {f.name: f.name + ("_total" if f.type == "counter" else "") for f in mine}
 names = {f.name + s: known[f.name] for f in mine for s in suffixes[f.type]}
-print(json.dumps([names, {s.name: str(s.value) for f in mine if f.type == "gauge" for s in f.samples}]))
+def series(s):
+    return s.name + "{" + ",".join(f'{n}="{v}"' for n, v in s.labels.items()) + "}"
+print(json.dumps([names, {series(s): str(s.value) for f in mine if f.type == "gauge" for s in f.samples}]))
 """
 
 
 @cache
 def registries() -> list[tuple[dict[str, str], dict[str, str]]]:
-    """Of each role: its series names and the names under which people know the metrics; the gauges it begins with.
+    """Of each role: its series names and the names under which people know the metrics; the gauges it begins with,
+    with their labels.
 
     Each role is imported in a process of its own, as it runs: this asks the registries, not a list.
     """
@@ -113,6 +117,16 @@ def test_the_dashboard_shows_what_it_must() -> None:
         assert f"millrace_{name}" in shown
 
 
+def test_first_panels_show_the_scores_that_pages_were_served_with() -> None:
+    for _, board in dashboards():
+        for panel in board["panels"]:
+            exprs = [t["expr"] for t in panel.get("targets", [])]
+            for name in ("rolling_auc", "baseline_auc", "rolling_log_loss", "calibration", "grouped_auc"):
+                assert not [e for e in exprs if re.search(rf"millrace_{name}(?!{{arm=)", e)], "mixes the arms"
+            if panel["type"] == "stat" or panel["gridPos"]["y"] < 30:
+                assert "millrace_learning_" not in " ".join(exprs)
+
+
 def test_panels_have_a_data_source_a_place_and_an_id_of_their_own() -> None:
     sources = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     uids = {s["uid"] for s in sources}
@@ -142,11 +156,15 @@ def test_docs_list_exactly_the_metrics_there_are() -> None:
 
 def test_a_role_that_has_measured_nothing_says_so() -> None:
     """0 is a value: only what counts something may begin with it."""
-    counts = {"ready", "loop_timestamp_seconds", "window_keys", "table_rows", "items", "item_keys"}
-    begun = {name: value for _, gauges in registries() for name, value in gauges.items()}
-    assert {name for name, value in begun.items() if value == "0.0"} == {f"millrace_{name}" for name in counts}
+    counts = {"ready", "loop_timestamp_seconds", "window_keys", "table_rows", "items", "item_keys", "served_rows"}
+    begun = {series: value for _, gauges in registries() for series, value in gauges.items()}
+    zero = {series.partition("{")[0] for series, value in begun.items() if value == "0.0"}
+    assert zero - {"millrace_role_info"} == {f"millrace_{name}" for name in counts}
     assert {value for value in begun.values() if value != "0.0"} == {"nan"}
-    assert {"millrace_rolling_auc", "millrace_oracle_auc", "millrace_freshness_seconds"} <= begun.keys()
+    assert {"millrace_oracle_auc{}", "millrace_freshness_seconds{}", "millrace_learning_auc{}"} <= begun.keys()
+    assert {
+        f'millrace_{name}{{arm="{arm}"}}' for name in ("rolling_auc", "calibration") for arm in ARMS
+    } <= begun.keys()
 
 
 # -- compose ---------------------------------------------------------------------------------------------------
@@ -260,6 +278,12 @@ def promtool_tests(folder: Path, *tests: dict[str, Any]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def of_role(series: str) -> str:
+    """The series with the label that tells the role."""
+    name, _, labels = series.rstrip("}").partition("{")
+    return f'{name}{{role="r"{"," if labels else ""}{labels}}}'
+
+
 NO_VALUE = " ".join(["NaN"] * 61)
 
 
@@ -270,16 +294,16 @@ def by_the_minute(series: dict[str, str]) -> dict[str, Any]:
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
 def test_no_panel_and_no_rule_takes_what_has_no_value_for_a_figure(tmp_path: Path) -> None:
     """A loop that is ready and has measured nothing: nobody is woken, and no panel shows a number."""
-    begun = {name: value for _, gauges in registries() for name, value in gauges.items()} | {"millrace_ready": "1"}
+    begun = {name: value for _, gauges in registries() for name, value in gauges.items()} | {"millrace_ready{}": "1"}
     series = {
-        f'{name}{{job="millrace", role="r"}}': NO_VALUE if value == "nan" else f"{value}x60"
+        name.replace("{", '{job="millrace",role="r",').replace(",}", "}"): NO_VALUE if value == "nan" else f"{value}x60"
         for name, value in begun.items()
-        if not name.endswith("role_info")
+        if not name.startswith("millrace_role_info")
     }
-    unmeasured = [name for name, value in begun.items() if value == "nan"]
+    unmeasured = {name.partition("{")[0] for name, value in begun.items() if value == "nan"}
     shown = [expr for where, expr in expressions() if not where.startswith("rules.yml")]
     empty = [expr for expr in shown if any(re.search(rf"\b{name}\b", expr) for name in unmeasured)]
-    assert len(empty) > 10
+    assert len(empty) > 14
     promtool_tests(
         tmp_path,
         by_the_minute(series)
@@ -302,18 +326,61 @@ def test_no_panel_and_no_rule_takes_what_has_no_value_for_a_figure(tmp_path: Pat
         # It serves, and has learnt from nothing, while the learner learns: it does not follow.
         ("ModelStale", {"millrace_freshness_seconds": NO_VALUE, "millrace_samples_trained_total": "0+500x30"}),
         ("LoopStandsStill", {"millrace_loop_timestamp_seconds": "60x30", "millrace_ready": "1x30"}),
-        ("WorseThanBaseline", {"millrace_rolling_auc": "0x60", "millrace_baseline_auc": "0.5x60"}),
+        (
+            "WorseThanBaseline",
+            {'millrace_rolling_auc{arm="model"}': "0x60", 'millrace_baseline_auc{arm="model"}': "0.5x60"},
+        ),
+        ("PredictionsNotFinite", {"millrace_predictions_not_finite_total": "0+1x30"}),
+        (
+            "Miscalibrated",
+            {'millrace_calibration{arm="model"}': "1.3x30", 'millrace_served_rows{arm="model"}': "5000x30"},
+        ),
+        (
+            "Miscalibrated",
+            {'millrace_calibration{arm="model"}': "0.7x30", 'millrace_served_rows{arm="model"}': "5000x30"},
+        ),
     ],
 )
 def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[str, str]) -> None:
     rules = yaml.safe_load((DEPLOY / "rules.yml").read_text())["groups"][0]["rules"]
     said = next(rule["annotations"] for rule in rules if rule["alert"] == alert)
-    said = {n: text.replace("{{ $labels.role }}", "r").replace("{{ $value }}", "1740") for n, text in said.items()}
-    labels = {} if alert == "WorseThanBaseline" else {"role": "r"}
-    case = by_the_minute({f'{name}{{role="r"}}': values for name, values in series.items()})
-    fired = {"exp_labels": labels, "exp_annotations": said}
+    words = {"{{ $labels.role }}": "r", "{{ $labels.arm }}": "model", "{{ $value }}": "1740"}
+    for word, value in words.items():
+        said = {n: text.replace(word, value) for n, text in said.items()}
+    labels = {"WorseThanBaseline": {"arm": "model"}, "Miscalibrated": {"arm": "model", "role": "r"}}
+    fired = {"exp_labels": labels.get(alert, {"role": "r"}), "exp_annotations": said}
     at = "55m" if alert == "WorseThanBaseline" else "30m"
+    case = by_the_minute({of_role(name): values for name, values in series.items()})
     promtool_tests(tmp_path, case | {"alert_rule_test": [{"eval_time": at, "alertname": alert, "exp_alerts": [fired]}]})
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+@pytest.mark.parametrize(
+    ("alert", "series"),
+    [
+        ("PredictionsNotFinite", {"millrace_predictions_not_finite_total": "7x30"}),
+        (
+            "Miscalibrated",
+            {'millrace_calibration{arm="model"}': "1.2x30", 'millrace_served_rows{arm="model"}': "5000x30"},
+        ),
+        (
+            "Miscalibrated",
+            {'millrace_calibration{arm="model"}': "4.6x30", 'millrace_served_rows{arm="model"}': "300x30"},
+        ),
+        # Random pages tell nothing of the model's worth, and ten minutes are not over.
+        (
+            "Miscalibrated",
+            {'millrace_calibration{arm="control"}': "2x30", 'millrace_served_rows{arm="control"}': "5000x30"},
+        ),
+        (
+            "Miscalibrated",
+            {'millrace_calibration{arm="model"}': "1x24 2x6", 'millrace_served_rows{arm="model"}': "5000x30"},
+        ),
+    ],
+)
+def test_a_rule_is_silent_when_it_should(tmp_path: Path, alert: str, series: dict[str, str]) -> None:
+    case = by_the_minute({of_role(name): values for name, values in series.items()})
+    promtool_tests(tmp_path, case | {"alert_rule_test": [{"eval_time": "30m", "alertname": alert, "exp_alerts": []}]})
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")

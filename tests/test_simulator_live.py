@@ -7,18 +7,20 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from kafka.errors import KafkaTimeoutError
 
 from millrace.contracts.clock import EventClock
-from millrace.contracts.events import Click, Exposure, decode_item, decode_truth, decode_user
+from millrace.contracts.events import ARMS, Click, Exposure, decode_item, decode_truth, decode_user
 from millrace.contracts.settings import Settings
 from millrace.processes.metrics import READY
 from millrace.processes.wall import wall_ms
 from simulator import figures
 from simulator.live import Options, run
 from simulator.mischief import KINDS
+from simulator.oracle_auc import OracleAuc
 from simulator.world import World, start_of
 from tests.simulator_doubles import FakeScorer, Recorder
 from tests.waiting import PATIENCE, until
@@ -118,6 +120,25 @@ def test_keys_are_the_users(make_scorer: Callable[..., FakeScorer]) -> None:
     for topic, key, raw in sink.messages:
         if topic == "events":
             assert key == str(json.loads(raw)["user_id"]).encode()
+
+
+def test_as_many_shoppers_come_as_the_settings_say(make_scorer: Callable[..., FakeScorer]) -> None:
+    sink = Recorder()
+    settings = msgspec.structs.replace(settings_for(make_scorer()), shoppers=USERS)
+    run(settings, threading.Event(), Options(max_pages=3), sink)
+    assert sum(topic == "users" for topic, _, _ in sink.messages) == World(SEED, USERS).shoppers.n
+
+
+def test_the_oracle_is_not_judged_on_random_pages(
+    make_scorer: Callable[..., FakeScorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+    monkeypatch.setattr(OracleAuc, "add", lambda _, ts_ms, chances, clicked: judged.append(len(clicked)))
+    before = {arm: value(figures.PAGE_EXPOSURES.labels(arm)) for arm in ARMS}
+    run(settings_for(make_scorer()), threading.Event(), Options(users=USERS, max_pages=30), Recorder())
+    grown = {arm: value(figures.PAGE_EXPOSURES.labels(arm)) - n for arm, n in before.items()}
+    assert sum(judged) == grown["model"]
+    assert grown["control"] > 0
 
 
 LIST_PAGE = {"request_id": None, "model_version": -1, "arm": "lists", "ts_ms": 1, "notes": ["made of the shop's lists"]}

@@ -20,7 +20,7 @@ from typing import TypedDict
 
 from millrace.contracts.errors import MillraceError, SettingError
 
-BENCHMARKS = ("learner", "soak", "stream")
+BENCHMARKS = ("learner", "realtime", "soak", "stream")
 
 
 class Figure(TypedDict):

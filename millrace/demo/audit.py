@@ -23,18 +23,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from learner.eventtime import EventTime, Waits
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import ConservationError, SchemaError
-from millrace.contracts.events import BadEventError, Exposure, decode_dead_letter, decode_event, decode_truth
+from millrace.contracts.events import (
+    ARMS,
+    LOGGED,
+    BadEventError,
+    Exposure,
+    decode_dead_letter,
+    decode_event,
+    decode_truth,
+)
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
+from millrace.demo.served import Served
 
 Offsets = dict[int, int]
 """Of ``events``, by partition: where a run began. What lies before is an earlier run's."""
 
 UNREADABLE = ("oversized", "malformed", "unknown-type", "wrong-type")
+REFUSED = ("future", "wrong-partition")
+"""Why an event that can be read is in a dead letter without having been taken in."""
 
 
 @dataclass(slots=True)
@@ -43,7 +55,7 @@ class PageAccount:
 
     sent: int = 0
     dead: int = 0  # taken in, then in a dead letter: what is sent of it again is a duplicate
-    refused: int = 0  # in a dead letter before it was taken in (from the future): it may be sent again, and taken
+    refused: int = 0  # in a dead letter before it was taken in (REFUSED): it may be sent again, and taken
     positive: int = 0
     negative: int = 0
     corrected: int = 0
@@ -78,6 +90,7 @@ class Ledger:
     clock: EventClock = field(default_factory=EventClock)
     ahead_ms: int = 3_600_000
     since: Offsets = field(default_factory=dict)
+    waits: Waits = field(default_factory=lambda: Waits.of(Settings()))
     pages: dict[str, PageAccount] = field(default_factory=dict)
     clicks: int = 0
     actions: Counter[str] = field(default_factory=Counter)
@@ -95,9 +108,13 @@ class Ledger:
     orphans: list[str] = field(default_factory=list)  # corrections of what was no negative
     truth: dict[str, dict[int, float]] = field(default_factory=dict)
     _dead_at: dict[tuple[str, int, int], str] = field(default_factory=dict)
+    _time: EventTime = field(init=False)
     _event_ids: set[str] = field(default_factory=set)
     _follow_ups: set[tuple[str, int, int]] = field(default_factory=set)
     _rows: dict[tuple[str, int], tuple[float, int, int]] = field(default_factory=dict)  # score, arm, ts of a label
+
+    def __post_init__(self) -> None:
+        self._time = EventTime(self.waits)
 
     def dead_letter_message(self, record: Any) -> None:
         """A record of ``dead-letters``."""
@@ -140,7 +157,7 @@ class Ledger:
             bits = ((1 << len(event.items)) - 1) << event.offset
             page = self.pages.setdefault(event.request_id, PageAccount())
             page.own = page.own or own
-            if why == "future":
+            if why in REFUSED:
                 page.refused |= bits
             elif dead:
                 page.dead |= bits
@@ -157,8 +174,11 @@ class Ledger:
         except SchemaError:  # the learner passes it over as well
             self.unread[SAMPLES] += 1
             return
+        self._time.hear(batch, record.partition)
+        self._time.silent([record.partition])  # nothing more will come: the newest partition tells the time
+        arms = np.where(batch.version < 0, ARMS.index(LOGGED), batch.arm)  # (B,)
         columns = zip(
-            batch.ids(), batch.kind.tolist(), batch.score.tolist(), batch.arm.tolist(), batch.ts_ms.tolist(),
+            batch.ids(), batch.kind.tolist(), batch.score.tolist(), arms.tolist(), batch.ts_ms.tolist(),
             batch.actions.tolist(), strict=True,
         )  # fmt: skip
         for (request, position), kind, score, arm, ts_ms, actions in columns:
@@ -238,22 +258,27 @@ class Ledger:
         """Events that cannot be used whatever comes: unreadable, or dated in the future."""
         return sum(self.unreadable.values()) + self.future
 
-    def rows(self) -> tuple[NDArray[np.int64], NDArray[np.int8], NDArray[np.float32], NDArray[np.float32], Any]:
-        """Labelled exposures of this run, by time: ts_ms, label, score served with, true probability, arm. (n,) each"""
-        own = [entry for entry in self._rows.items() if self.pages[entry[0][0]].own]
-        ordered = sorted(own, key=lambda entry: (entry[1][2], entry[0]))
-        label, true = [], []
-        for (request, position), _ in ordered:
-            page, bit = self.pages[request], 1 << position
-            label.append(bool((page.positive | page.corrected) & bit))
-            true.append(self.truth.get(request, {}).get(position, float("nan")))
-        return (
-            np.array([ts for _, (_, _, ts) in ordered], np.int64),
-            np.array(label, np.int8),
-            np.array([score for _, (score, _, _) in ordered], np.float32),
-            np.array(true, np.float32),
-            np.array([arm for _, (_, arm, _) in ordered], np.int8),
+    def rows(self) -> Served:
+        """The exposures that have a label, earlier runs' with them. In the order of exposure."""
+        ordered = sorted(self._rows.items(), key=lambda entry: (entry[1][2], entry[0]))
+        label = [self._clicked(request, position) for (request, position), _ in ordered]
+        true = [self.truth.get(request, {}).get(position, math.nan) for (request, position), _ in ordered]
+        ts_ms = np.array([ts for _, (_, _, ts) in ordered], np.int64)
+        return Served(
+            ts_ms=ts_ms,
+            page=np.array([request for (request, _), _ in ordered], np.object_),
+            position=np.array([position for (_, position), _ in ordered], np.int64),
+            label=np.array(label, np.int8),
+            score=np.array([score for _, (score, _, _) in ordered], np.float32),
+            true=np.array(true, np.float32),
+            arm=np.array([arm for _, (_, arm, _) in ordered], np.int8),
+            own=np.array([self.pages[request].own for (request, _), _ in ordered], np.bool_),
+            settled=ts_ms <= self._time.advance() - self.waits.settled_ms,
         )
+
+    def _clicked(self, request: str, position: int) -> bool:
+        page = self.pages[request]
+        return bool((page.positive | page.corrected) >> position & 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,13 +345,3 @@ def check(ledger: Ledger, reported: Reported) -> None:
             wrong.append(f"the simulator sent {said} {name}, but {counted} are in the topic")
     if wrong:
         raise ConservationError("; ".join(wrong), "the topics and logs of this run show where; keep them with --data")
-
-
-def auc_of(score: NDArray[np.floating[Any]], label: NDArray[Any]) -> float | None:
-    """Area under the ROC curve of ``score`` (n,) for the binary ``label`` (n,). None when one class is missing. Rows
-    without a finite score are left out."""
-    from learner.progressive import auc  # SciPy and river, a second of imports: only when the books are closed
-
-    finite = np.isfinite(score)
-    value = auc(score[finite], label[finite])
-    return value if math.isfinite(value) else None

@@ -218,10 +218,8 @@ class Monitor:
             "window_keys": stream.gauge("millrace_window_keys"),
             "trained": learn.total("millrace_samples_trained_total"),
             "repeated": learn.total("millrace_samples_repeated_total"),
-            "auc": learn.gauge("millrace_rolling_auc"),
-            "baseline_auc": learn.gauge("millrace_baseline_auc"),
-            "log_loss": learn.gauge("millrace_rolling_log_loss"),
-            "calibration": learn.gauge("millrace_calibration"),
+            **_quality(learn),
+            "not_finite": learn.total("millrace_predictions_not_finite_total"),
             "learner_version": learn.gauge("millrace_model_version"),
             "learner_lag": learn.gauge("millrace_learner_lag"),
             "learn_loop_s": _loop_s(learn),
@@ -236,6 +234,26 @@ class Monitor:
             "click_to_served_p50_ms": _number(served.get("p50")),
             "click_to_served_p99_ms": _number(served.get("p99")),
         }
+
+
+_QUALITY = {
+    "auc": "millrace_rolling_auc",
+    "baseline_auc": "millrace_baseline_auc",
+    "log_loss": "millrace_rolling_log_loss",
+    "calibration": "millrace_calibration",
+    "served_rows": "millrace_served_rows",
+}
+
+
+def _quality(learn: RoleMetrics) -> dict[str, float | None]:
+    """Figures of the scores that pages were served with: of the model's pages (of a log's where only these have any),
+    and of random pages beside them."""
+    arm = "model"
+    if not learn.gauge("millrace_served_rows", arm=arm) and learn.gauge("millrace_served_rows", arm="logged"):
+        arm = "logged"
+    shown = {name: learn.gauge(metric, arm=arm) for name, metric in _QUALITY.items()}
+    beside = {f"{name}_control": learn.gauge(metric, arm="control") for name, metric in _QUALITY.items()}
+    return shown | beside
 
 
 def _loop_s(role: RoleMetrics) -> float | None:

@@ -8,21 +8,22 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from millrace.contracts.errors import StoreError
-from millrace.contracts.events import ARMS
+from millrace.contracts.events import ARMS, MODEL
 from millrace.contracts.files import write_whole
 from millrace.contracts.settings import Settings
-from millrace.demo.audit import Ledger, auc_of
+from millrace.demo.audit import Ledger
 from millrace.demo.monitor import Monitor
+from millrace.demo.served import Served, auc_of, by_minute, curve, figures, first, headline, newest
 from millrace.demo.settle import Settlement
+from millrace.demo.twin import Pages, twin_scores
 from millrace.processes.supervisor import Supervisor
 
 Report = dict[str, Any]
 
-POINTS = 100
-"""Of the AUC curve, at most."""
+FIRST = 20_000
+"""Exposures that tell how a run begins: key ``first_20000``."""
 
 KEYS = (
     "exposures_sent",
@@ -38,6 +39,7 @@ KEYS = (
     "auc",
     "oracle_auc",
     "log_loss",
+    "first_20000",
     "model_versions",
     "errors",
     "ctr_model",
@@ -54,18 +56,30 @@ def make_report(
     supervisor: Supervisor,
     settings: Settings,
     started_wall_ms: int,
+    pages: Pages | None = None,
 ) -> Report:
     """The report of a run that has been closed. Figures that were never measured are None.
 
     ``*_sent`` are the simulator's own counts. A restarted simulator has lost them; then they are counted in the topics.
+    Figures of quality are of settled exposures and the scores that their pages were served with, by arm; the plain ones
+    are of the headline arm, as on the page.
+
+    Args:
+        pages: the impressions of the run, for a twin to learn from; None: no twin.
     """
     f = settlement.picture.figures
-    ts_ms, label, score, true, arm = ledger.rows()
-    recent = slice(-settings.rolling_rows, None)
+    clock, rows = settings.event_clock(), ledger.rows()
+    arm = headline(rows.where(rows.own))
+    judged = rows.where(rows.own).judged
+    served = judged.of(arm)
+    # As many rows as the page's figure was over: a learner that was restarted has begun anew.
+    window = settings.rolling_rows if f["served_rows"] is None else round(f["served_rows"])
+    recent = figures(newest(rows, arm, window))
     errors = {
         "requests": f["request_errors"] or 0.0,
         "scorer": f["scorer_errors"] or 0.0,
         "batches_skipped": f["skipped"] or 0.0,
+        "predictions_not_finite": f["not_finite"] or 0.0,
     }
     sent = {
         "exposures_sent": (f["exposures"], ledger.exposures),
@@ -82,9 +96,10 @@ def make_report(
         "dead_letters": sum(ledger.dead.values()),
         "duplicates_dropped": round(f["duplicates_dropped"] or 0),
         "samples_trained": settlement.trained,
-        "auc": _curve(ts_ms, label, score, true, settings.rolling_rows),
-        "oracle_auc": auc_of(true, label),
+        "auc": curve(served, settings.rolling_rows),
+        "oracle_auc": auc_of(served.true, served.label),
         "log_loss": f["log_loss"],
+        "first_20000": first(rows, FIRST),
         "model_versions": round(f["versions_served"] or 0),
         "errors": round(sum(errors.values())),
         "ctr_model": _ratio(f["page_clicks_model"], f["page_exposures_model"]),
@@ -104,53 +119,56 @@ def make_report(
         "dead_letters_elsewhere": dict(ledger.dead_elsewhere),
         "exposures_in_dead_letters": ledger.dead_only,
         "repeats": {"samples": ledger.repeated_samples, "dead_letters": ledger.repeated_dead},
-        "learner_auc": _history(settings),
-        "rolling_auc": f["auc"],
+        "arm": arm,
+        "arms": {name: figures(judged.of(name)) for name in ARMS},
+        "settled": len(judged),
+        "page_auc": f["auc"],
+        "served_auc": auc_of(served.p, served.label),
+        "served_auc_recent_model": recent["auc"] if arm == MODEL else None,
+        "recent": recent,
+        "metric_gap": _gap(f["auc"], recent["auc"]),
         "baseline_auc": f["baseline_auc"],
-        "served_auc": auc_of(score, label),
-        "served_auc_recent": auc_of(score[recent], label[recent]),
-        "oracle_auc_recent": auc_of(true[recent], label[recent]),
-        "label_ctr": {name: _mean(label[arm == code]) for code, name in enumerate(ARMS)},
         "calibration": f["calibration"],
+        "twin_auc": _twin_auc(rows, arm, pages, settings) if pages is not None else None,
+        "learner_auc": _history(settings),
+        "label_ctr": {name: _mean(judged.of(name).label) for name in ARMS},
+        "minutes": by_minute(rows, clock.at(started_wall_ms), 60_000 * clock.speed),
+        "page": monitor.series.columns(),
+        "began_wall_ms": started_wall_ms,
+        "began_event_ms": clock.at(started_wall_ms),
+        "settled_after_ms": ledger.waits.settled_ms,
+        "ended_wall_ms": settlement.ended_wall_ms,
         "freshness_s": settlement.freshness_s,
         "errors_by_kind": {n: round(v) for n, v in errors.items()},
         "earlier_exposures": sum((p.sent | p.dead).bit_count() for p in ledger.pages.values() if not p.own),
         "restarts": supervisor.restarts,
-        "event_hours": round(float(ts_ms[-1] - ts_ms[0]) / 3_600_000, 3) if len(ts_ms) else 0.0,
-        "speed": settings.event_clock().speed,
+        "event_hours": round(float(judged.ts_ms[-1] - judged.ts_ms[0]) / 3_600_000, 3) if len(judged) else 0.0,
+        "speed": clock.speed,
         "seed": settings.seed,
+        "label_policy": settings.label_policy,
         "seconds": round((settlement.picture.wall_ms - started_wall_ms) / 1000, 1),
         "metrics": sorted({n for role in monitor.roles.values() for n in role.families if n.startswith("millrace_")}),
     }
 
 
-def _curve(
-    ts_ms: NDArray[np.int64],
-    label: NDArray[np.int8],
-    score: NDArray[np.float32],
-    true: NDArray[np.float32],
-    window: int,
-) -> list[dict[str, Any]]:
-    """Rolling AUC over event time (Unix ms) of the scores that pages were served with, and the best possible AUC.
+def _twin_auc(rows: Served, arm: str, pages: Pages, settings: Settings) -> float | None:
+    """AUC of the twin over the rows of ``served_auc``."""
+    met = rows.where(rows.settled)
+    scores = twin_scores(
+        met,
+        pages,
+        settings.load_schema(),
+        settings.spec(),
+        settings.seed,
+        settings.batch_ms * settings.event_clock().speed,
+        settings.batch_rows,
+    )
+    same = met.judgeable & met.own & (met.arm == ARMS.index(arm))
+    return auc_of(scores[same], met.label[same])
 
-    This is progressive validation with delayed labels: each prediction was made before its page was seen. (The
-    learner makes its own predictions when labels come, so their AUC depends on the order of labels: it learns from the
-    clicks of a page minutes before it judges the rest of the page.) In a closed loop the best possible AUC moves too:
-    the better the pages, the more alike the items on them.
 
-    The curve begins when the window is full (in a run too short for that: half way). Before that, the AUC is over a few
-    hundred samples of the first minutes, and is mostly chance.
-    """
-    rows = len(ts_ms)
-    points = []
-    for end in sorted(set(np.linspace(min(window, rows // 2), rows, POINTS, dtype=int).tolist()) - {0}):
-        part = slice(max(0, end - window), end)
-        auc = auc_of(score[part], label[part])
-        if auc is not None:
-            points.append(
-                {"event_time": int(ts_ms[end - 1]), "auc": auc, "oracle_auc": auc_of(true[part], label[part])}
-            )
-    return points
+def _gap(shown: float | None, recomputed: float | None) -> float | None:
+    return None if shown is None or recomputed is None else abs(shown - recomputed)
 
 
 def _history(settings: Settings) -> list[dict[str, Any]]:
@@ -158,7 +176,7 @@ def _history(settings: Settings) -> list[dict[str, Any]]:
     try:
         lines = Path(settings.data, "learner", "history.jsonl").read_bytes().splitlines()
         told = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
-        return [{n: entry[n] for n in ("event_time", "auc", "trained")} for entry in told]
+        return [{n: entry.get(n) for n in ("event_time", "auc", "learning_auc", "trained")} for entry in told]
     except (OSError, msgspec.MsgspecError, KeyError):
         return []
 
@@ -200,17 +218,25 @@ def summary(report: Report) -> list[str]:
         return "–" if value is None else f"{value:.{digits}f}"
 
     served = report["click_to_served_ms"]
-    curve = report["auc"]
+    curve, opening = report["auc"], report["first_20000"]
     shown = " to ".join(f"{number(p['auc'])} (oracle {number(p['oracle_auc'])})" for p in curve[:: len(curve) - 1 or 1])
     verdict = "every exposure is accounted for" if report["conserved"] else "NOT EVERY EXPOSURE IS ACCOUNTED FOR"
+    twin = (
+        "" if report["twin_auc"] is None else f", of a twin that had every label at once {number(report['twin_auc'])}"
+    )
     return [
         f"{report['exposures_sent']:,} exposures in {report['event_hours']:.1f} hours of shop time: "
         f"{report['positives']:,} positive, {report['negatives']:,} negative, {report['pending']:,} pending, "
         f"{report['exposures_in_dead_letters']:,} lost in dead letters: {verdict}",
         f"{report['malformed_sent']:,} malformed sent, {report['dead_letters']:,} dead letters; "
         f"{report['duplicates_sent']:,} duplicates sent, {report['duplicates_dropped']:,} dropped",
-        f"rolling AUC {shown or '–'}; baseline at the end {number(report['baseline_auc'])}, "
+        f"rolling AUC of {report['arm']} pages {shown or '–'}; baseline at the end {number(report['baseline_auc'])}, "
         f"log loss {number(report['log_loss'])}, calibration {number(report['calibration'], 2)}",
+        f"AUC of all served scores {number(report['served_auc'])}{twin}; the page's last {number(report['page_auc'])}, "
+        f"recomputed from the topics {number(report['recent']['auc'])} ({report['recent']['rows']:,} exposures)",
+        f"first {opening['rows']:,} exposures: log loss {number(opening['log_loss'])} "
+        f"(oracle {number(opening['oracle_log_loss'])}), calibration {number(opening['calibration'], 2)}, "
+        f"AUC {number(opening['auc'])}",
         f"click rate {number(report['ctr_model'])} on model pages, {number(report['ctr_control'])} on random pages",
         f"{report['model_versions']:,} versions served; a click reaches the weights that serve in "
         f"{number(served['p50'], 0)} ms (p50), {number(served['p99'], 0)} ms (p99); {report['errors']} errors; "

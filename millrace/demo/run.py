@@ -30,27 +30,32 @@ import structlog
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import MillraceError, ServiceError, SettingError
 from millrace.contracts.settings import Settings
+from millrace.contracts.topics import IMPRESSIONS
 from millrace.demo.audit import Ledger
 from millrace.demo.monitor import Monitor
 from millrace.demo.page import PageServer
 from millrace.demo.preflight import Held, held_by, opening, wait_for_redis
 from millrace.demo.report import make_report, missing_keys, summary, write_report
-from millrace.demo.settle import Drained, Settlement, settle
+from millrace.demo.settle import Drained, Settlement, labels_take, settle
 from millrace.demo.status import State, state_of
+from millrace.demo.twin import Pages
 from millrace.demo.view import View
-from millrace.processes.kafka import create_topics, wait_for_broker
+from millrace.processes.kafka import create_topics, read_all, wait_for_broker
 from millrace.processes.role import calm_logs, last_figures
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
 from millrace.processes.supervisor import Supervisor
 from millrace.processes.wall import wall_ms
 
 SPEED = 240.0
-UNKNOWN_OF_A_LOG = ("oracle_auc", "ctr_model", "ctr_control")
+UNKNOWN_OF_A_LOG = ("oracle_auc", "first_20000", "ctr_model", "ctr_control")
 """What a report cannot tell when a log is played: nobody knows its true rates, and its pages were made by others."""
 READY_SECONDS = 300.0
 """In a fresh clone, on a busy machine, the roles compile their kernels for a minute or two."""
 TICK_SECONDS = 0.25
 HEALTH_SECONDS = 5.0
+DRAIN_SECONDS = 60.0
+LABELS_SECONDS = 45.0
+"""Labels that take longer than this after the last exposure, by the wall, are not waited for."""
 NAMED_SECONDS = 10.0
 """How long a broker or Redis that a setting names may take to answer; ``patience_seconds`` where that is less."""
 
@@ -66,6 +71,7 @@ class DemoOptions:
     page_port: int | None = None
     data: Path | None = None
     open_browser: bool = False
+    twin: bool = False
 
 
 class _AtOnce(BaseException):
@@ -276,15 +282,32 @@ class Demo:
         self.phase = "draining"
         self.say("stopping the shoppers; draining")
         last = self.monitor.look()
-        self.supervisor.stop("simulate", grace_seconds=20.0)
-        with suppress(OSError):  # it was killed before it could write them: its last scrape must do
-            self.monitor.take("simulate", last_figures(self.settings.data, "simulate").read_text())
+        ended_ms = wall_ms()
+        self._stop_role("simulate")
         dry = Drained(self.monitor, self.settings.idle_seconds)
-        if not self.wait(dry, 60.0, ends_early=False):
-            self.say(f"not drained after 60 s: {dry.why}")
+        if labels_take(self.settings) <= LABELS_SECONDS:
+            drained = self.wait(dry, DRAIN_SECONDS, ends_early=False)
+        else:  # by a slow clock labels come for minutes yet: what the stream holds then stays pending
+            drained = self.wait(dry.read, DRAIN_SECONDS, ends_early=False)
+            self._stop_role("stream")
+            dry = Drained(self.monitor, self.settings.idle_seconds, ("learn",))
+            drained = self.wait(dry, DRAIN_SECONDS, ends_early=False) and drained
+        if not drained:
+            self.say(f"not drained after {DRAIN_SECONDS:g} s: {dry.why}")
         self.phase = "auditing"
         self.view.tick()
-        return settle(self.settings, self.monitor, self.supervisor, last.figures["freshness_s"], self.held.offsets)
+        freshness_s, since = last.figures["freshness_s"], self.held.offsets
+        return settle(self.settings, self.monitor, self.supervisor, freshness_s, since, ended_ms)
+
+    def _stop_role(self, name: str) -> None:
+        """Stops a role, and takes in the figures that it left."""
+        assert self.monitor is not None
+        process = self.supervisor.roles[name].process
+        if process is not None and process.poll() is None:
+            last_figures(self.settings.data, name).unlink(missing_ok=True)  # of an earlier life: it will leave its own
+        self.supervisor.stop(name, grace_seconds=20.0)
+        with suppress(OSError):  # it was killed before it could write them: its last scrape must do
+            self.monitor.take(name, last_figures(self.settings.data, name).read_text())
 
 
 def demo(settings: Settings, options: DemoOptions) -> int:
@@ -297,6 +320,8 @@ def demo(settings: Settings, options: DemoOptions) -> int:
         raise SettingError(
             f"speed {options.speed:g} and seconds {options.seconds} must be above 0", "give positive numbers"
         )
+    if options.twin and options.report is None:
+        raise SettingError("--twin without --report", "name the file for the report, which is where a twin appears")
     named = options.data or (Path(settings.data) if settings.data else None)
     folder = (named or Path(tempfile.mkdtemp(prefix="millrace-"))).absolute()
     signals = _Signals()
@@ -348,7 +373,12 @@ def _finish(run: Demo, options: DemoOptions) -> int:
     run.phase = "stopping"
     run.supervisor.stop()
     assert run.monitor is not None
-    report = make_report(ledger, settlement, run.monitor, run.supervisor, run.settings, run.started_ms)
+    pages = None
+    if options.twin:
+        run.view.say("training the twin")
+        pages = Pages(run.settings.load_schema())
+        read_all(run.settings, IMPRESSIONS, pages.message)
+    report = make_report(ledger, settlement, run.monitor, run.supervisor, run.settings, run.started_ms, pages)
     if options.report is not None:
         write_report(options.report, report)
     run.phase = "failed" if settlement.problem else "done"

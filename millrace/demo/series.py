@@ -16,10 +16,17 @@ GAUGES = (
     "baseline_auc",
     "log_loss",
     "calibration",
+    "auc_control",
+    "log_loss_control",
+    "calibration_control",
     "freshness_s",
     "click_to_served_p50_ms",
     "click_to_served_p99_ms",
     "served_version",
+    "page_exposures_model",
+    "page_clicks_model",
+    "page_exposures_control",
+    "page_clicks_control",
 )
 RATES = {"exposures_per_s": "exposures", "samples_per_s": "samples", "trained_per_s": "trained"}
 COLUMNS = ("wall_ms", "event_ms", *GAUGES, *RATES, "ctr_model", "ctr_control")

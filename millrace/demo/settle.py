@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from learner.eventtime import Waits
 from millrace.contracts.errors import ConservationError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
@@ -14,8 +16,9 @@ from millrace.demo.monitor import Monitor, Picture
 from millrace.processes.kafka import read_all
 from millrace.processes.supervisor import Supervisor
 
-_MOVING = ("samples", "trained", "repeated", "pending", "dead_letters", "duplicates_dropped", "late")
+_MOVING = ("samples", "trained", "repeated", "pending", "dead_letters", "duplicates_dropped", "late", "served_rows")
 _TRIES = 6
+_STILL_MS = 2500.0
 _STUCK_SECONDS = 2.5
 """If a role's main loop began no round for so long, its figures are old: a lag of 0 proves nothing then."""
 
@@ -23,39 +26,58 @@ _STUCK_SECONDS = 2.5
 class Drained:
     """True once every message was handled: no lag, and no figure that moved for a while.
 
-    While exposures are pending the stream's watermark may still be on its way (a partition is taken for idle after
-    ``idle_seconds``), so then the standstill must outlast that.
+    The standstill must outlast ``idle_seconds``: only then does the stream take a partition for idle and move its
+    watermark, and the learner settle the labels of exposures whose partition fell silent.
 
     Args:
         monitor: its pictures come once a second.
         idle_seconds: the stream's setting.
+        roles: who must be awake: those that still run.
     """
 
-    def __init__(self, monitor: Monitor, idle_seconds: float) -> None:
+    def __init__(self, monitor: Monitor, idle_seconds: float, roles: Sequence[str] = ("stream", "learn")) -> None:
         self.why = "nothing was seen yet"
-        self._monitor = monitor
+        self._monitor, self._roles = monitor, roles
         self._patience_ms = (idle_seconds + 3.0) * 1000
         self._still: tuple[float | None, ...] = ()
         self._since_ms = 0
+        self._read_since_ms: int | None = None
 
     def __call__(self) -> bool:
         picture = self._monitor.picture
-        looked_s = picture.wall_ms / 1000
-        began = {n: picture.figures.get(f"{n}_loop_s") or 0.0 for n in ("stream", "learn")}
-        silent = [n for n, at_s in began.items() if not picture.ready.get(n) or looked_s - at_s > _STUCK_SECONDS]
-        lags = {n: picture.figures.get(n) or 0.0 for n in ("stream_lag", "learner_lag")}
+        silent, lags = self._look(picture)
         still = tuple(picture.figures.get(n) for n in _MOVING)
         if still != self._still or silent or any(lags.values()):
             self._still, self._since_ms = still, picture.wall_ms
             self.why = f"{' and '.join(silent)} silent" if silent else f"lag {lags}, figures still move"
             return False
-        enough = 2500.0 if picture.figures.get("pending") == 0 else self._patience_ms
-        return picture.wall_ms - self._since_ms >= enough
+        return picture.wall_ms - self._since_ms >= self._patience_ms
+
+    def read(self) -> bool:
+        """True once every message was read and nothing is left to read for a while. Labels may still be due."""
+        picture = self._monitor.picture
+        silent, lags = self._look(picture)
+        if silent or any(lags.values()):
+            self._read_since_ms = None
+            self.why = f"{' and '.join(silent)} silent" if silent else f"lag {lags}"
+            return False
+        if self._read_since_ms is None:
+            self._read_since_ms = picture.wall_ms
+        return picture.wall_ms - self._read_since_ms >= _STILL_MS
+
+    def _look(self, picture: Picture) -> tuple[list[str], dict[str, float]]:
+        """Roles that are silent, and lags."""
+        looked_s = picture.wall_ms / 1000
+        began = {n: picture.figures.get(f"{n}_loop_s") or 0.0 for n in self._roles}
+        silent = [n for n, at_s in began.items() if not picture.ready.get(n) or looked_s - at_s > _STUCK_SECONDS]
+        lags = {"stream": "stream_lag", "learn": "learner_lag"}
+        return silent, {lags[n]: picture.figures.get(lags[n]) or 0.0 for n in self._roles}
 
 
 def read_ledger(settings: Settings, since: Offsets | None = None) -> Ledger:
     """Reads what the topics hold now into a ledger. Takes some seconds per hundred thousand exposures."""
-    ledger = Ledger(settings.event_clock(), round(settings.ahead_minutes * 60_000), since or {})
+    ahead_ms = round(settings.ahead_minutes * 60_000)
+    ledger = Ledger(settings.event_clock(), ahead_ms, since or {}, Waits.of(settings))
     for topic, visit in (
         (DEAD_LETTERS, ledger.dead_letter_message),
         (EVENTS, ledger.event_message),
@@ -75,6 +97,13 @@ class Settlement:
     simulator_restarted: bool
     trained: int | None
     freshness_s: float | None  # at the end of the traffic; it grows while the loop runs dry
+    ended_wall_ms: int = 0  # end of the traffic
+
+
+def labels_take(settings: Settings) -> float:
+    """Wall seconds from the last exposure until every label is given."""
+    wait_s = Waits.of(settings).settled_ms / 1000
+    return wait_s / settings.event_clock().speed + settings.idle_seconds
 
 
 def settle(
@@ -83,6 +112,7 @@ def settle(
     supervisor: Supervisor,
     freshness_s: float | None = None,
     since: Offsets | None = None,
+    ended_wall_ms: int = 0,
 ) -> tuple[Ledger, Settlement]:
     """Reads the topics between two looks at the roles that agree, so that both speak of one moment, and checks them."""
     for attempt in range(_TRIES):
@@ -112,7 +142,7 @@ def settle(
         check(ledger, reported)
     except ConservationError as error:
         problem = error
-    return ledger, Settlement(picture, problem, restarted, trained, freshness_s)
+    return ledger, Settlement(picture, problem, restarted, trained, freshness_s, ended_wall_ms)
 
 
 def _whole(picture: Picture, name: str) -> int | None:

@@ -88,6 +88,7 @@ def _says(name: str, f: Mapping[str, float | None]) -> str:
     if name == "learn":
         return (
             f"{count(f.get('trained'))} trained, {count(f.get('table_rows'))} rows, lag {count(f.get('learner_lag'))}"
+            + (f", {count(f.get('not_finite'))} PREDICTIONS NOT FINITE" if f.get("not_finite") else "")
         )
     return f"{count(f.get('requests'))} requests, {count(f.get('versions_served'))} versions served"
 

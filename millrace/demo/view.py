@@ -28,7 +28,7 @@ def line_of(state: State) -> str:
         f"{state['phase']} {state['elapsed_s']:4.0f} s",
         f"exposures {count(f.get('exposures'))} ({count(f.get('exposures_per_s'))}/s)",
         f"trained {count(f.get('trained'))}",
-        f"AUC {fixed(f.get('auc'))} oracle {fixed(f.get('oracle_auc'))} baseline {fixed(f.get('baseline_auc'))}",
+        f"AUC served {fixed(f.get('auc'))} oracle {fixed(f.get('oracle_auc'))} baseline {fixed(f.get('baseline_auc'))}",
         f"CTR model {percent(f.get('ctr_model'))} control {percent(f.get('ctr_control'))}",
         f"version {count(f.get('served_version'))}",
         f"click to served p50 {fixed(_seconds(f.get('click_to_served_p50_ms')), 1, ' s')}",
@@ -52,8 +52,11 @@ def table_of(state: State, page: str) -> RenderableType:
     key.add_column(no_wrap=True)
     history = state["series"]["auc"]
     key.add_row("rolling AUC", Text.assemble((fixed(f.get("auc")), "bold"), "  ", (sparkline(history), "cyan")))
-    key.add_row("", f"oracle {fixed(f.get('oracle_auc'))}, baseline {fixed(f.get('baseline_auc'))}")
-    key.add_row("log loss", f"{fixed(f.get('log_loss'))}, calibration {fixed(f.get('calibration'), 2)}")
+    others = f"oracle {fixed(f.get('oracle_auc'))}, baseline {fixed(f.get('baseline_auc'))}"
+    key.add_row("", f"{others}; random pages {fixed(f.get('auc_control'))}")
+    random = f"{fixed(f.get('log_loss_control'))}, {fixed(f.get('calibration_control'), 2)}"
+    losses = f"{fixed(f.get('log_loss'))}, calibration {fixed(f.get('calibration'), 2)}"
+    key.add_row("log loss", f"{losses}; random pages {random}")
     key.add_row("click rate", f"model {percent(f.get('ctr_model'))}, control {percent(f.get('ctr_control'))}")
     key.add_row(
         "throughput", f"{count(f.get('exposures_per_s'))} exposures/s, {count(f.get('samples_per_s'))} samples/s"

@@ -14,15 +14,21 @@ const finer = (least) => (v, exact) => (v === null || v === undefined ? dash : v
 const charts = [
   new Chart(byId("c-auc"), [
     { key: "auc", name: "model", cls: "model" },
-    { key: "baseline_auc", name: "baseline", cls: "other" },
+    { key: "baseline_auc", name: "the item's own click rate", cls: "other" },
     { key: "oracle_auc", name: "oracle, the best possible", cls: "oracle" },
   ], { format: finer(3), least: 0.05 }),
   new Chart(byId("c-ctr"), [
     { key: "ctr_model", name: "model pages", cls: "model" },
     { key: "ctr_control", name: "random pages", cls: "other" },
   ], { format: percent, zero: true, least: 0.02 }),
-  new Chart(byId("c-loss"), [{ key: "log_loss", name: "log loss", cls: "model" }], { format: finer(3), least: 0.02 }),
-  new Chart(byId("c-cal"), [{ key: "calibration", name: "calibration", cls: "model" }], { format: finer(2), mark: 1, least: 0.2 }),
+  new Chart(byId("c-loss"), [
+    { key: "log_loss", name: "model pages", cls: "model" },
+    { key: "log_loss_control", name: "random pages", cls: "other" },
+  ], { format: finer(3), least: 0.02 }),
+  new Chart(byId("c-cal"), [
+    { key: "calibration", name: "model pages", cls: "model" },
+    { key: "calibration_control", name: "random pages", cls: "other" },
+  ], { format: finer(2), mark: 1, least: 0.2 }),
   new Chart(byId("c-rate"), [
     { key: "exposures_per_s", name: "exposures", cls: "model" },
     { key: "samples_per_s", name: "samples", cls: "third" },
@@ -40,7 +46,8 @@ function put(id, text) {
 
 function tiles(f) {
   put("t-auc", fixed(4)(f.auc));
-  put("t-auc-note", known(f.auc) || known(f.oracle_auc) ? `oracle ${fixed(4)(f.oracle_auc)}, baseline ${fixed(4)(f.baseline_auc)}` : "the first samples are on their way");
+  put("t-auc-note", known(f.auc) || known(f.oracle_auc) ? `oracle ${fixed(3)(f.oracle_auc)}, item's rate ${fixed(3)(f.baseline_auc)}, random pages ${fixed(3)(f.auc_control)}` : "no label is settled yet");
+  put("auc-note", `scores that pages were served with, against settled labels${known(f.served_rows) ? `; the newest ${whole(f.served_rows)} exposures` : ""}`);
   put("t-ctr", percent(f.ctr_model, true));
   const lift = f.ctr_model && f.ctr_control ? `, ${(f.ctr_model / f.ctr_control).toFixed(2)} times as many` : "";
   put("t-ctr-note", `random pages ${percent(f.ctr_control, true)}${lift}`);
