@@ -34,6 +34,8 @@ def report() -> dict[str, Any]:
             "rows": 100,
             "clicks": 20,
             "predicted": 90.0 if m < 5 else 25.0 if arm == "model" else 70,
+            "expected": 16.0,
+            "twin": 19.0,
         }
         for m in range(9)
         for arm in ("model", "control")
@@ -48,6 +50,8 @@ def report() -> dict[str, Any]:
         "speed": 1.0,
         "metric_gap": 0.001,
         "page_auc": 0.601,
+        "served_auc": 0.61,
+        "twin_auc": 0.62,
         "recent": {"auc": 0.6},
         "exposures_sent": 1650,
         "settled": 990,
@@ -59,6 +63,9 @@ def test_it_measures_the_gap_the_calibration_after_the_opening_and_the_click_rat
     found = {f["name"]: f["value"] for f in measure(report())}
     assert found["metric_gap"] == 0.001
     assert found["calibration"] == pytest.approx(25 / 20)
+    assert found["calibration_truth"] == pytest.approx(25 / 16)
+    assert found["calibration_twin"] == pytest.approx(19 / 20)
+    assert (found["served_auc"], found["twin_auc"]) == (0.61, 0.62)
     assert found["ctr_model"] == pytest.approx(0.4)
     assert found["ctr_control"] == pytest.approx(0.1)
     assert found["ctr_ratio"] == pytest.approx(4.0)
@@ -68,6 +75,7 @@ def test_it_measures_the_gap_the_calibration_after_the_opening_and_the_click_rat
 def test_what_was_not_measured_is_no_figure() -> None:
     short = report()
     short |= {"minutes": short["minutes"][:4], "metric_gap": None, "page_auc": None, "recent": {"auc": None}}
+    short |= {"served_auc": None, "twin_auc": None}
     short["page"] = {name: values[:1] for name, values in short["page"].items()}
     assert {f["name"] for f in measure(short)} == {"exposures_per_s", "settled"}
     assert click_rate(short, "model", 5.0) is None

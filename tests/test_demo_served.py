@@ -115,11 +115,15 @@ def test_the_first_rows_are_of_this_run_and_all_arms_beside_the_loss_of_the_trut
 def test_minutes_hold_every_judged_row_of_the_run_once() -> None:
     some = rows(600)
     arm = (np.arange(600) % 3 == 0).astype(np.int8)
-    told = by_minute(replace(some, arm=arm), T0 + 60_000, 120_000)
+    told = by_minute(replace(some, arm=arm), T0 + 60_000, 120_000, some.true * 2)
     assert [(m["minute"], m["arm"]) for m in told] == [(m, a) for m in range(5) for a in ("model", "control")][:10]
     assert sum(m["rows"] for m in told) == 600 - 60
     assert sum(m["clicks"] for m in told) == some.label[60:].sum()
     assert sum(m["predicted"] for m in told) == pytest.approx(some.score[60:].sum(dtype=np.float64))
+    assert sum(m["expected"] for m in told) == pytest.approx(some.true[60:].sum(dtype=np.float64))
+    assert sum(m["twin"] for m in told) == pytest.approx(2 * some.true[60:].sum(dtype=np.float64))
+    nobody_knows = by_minute(replace(some, true=np.full(600, np.nan, np.float32)), T0, 120_000)
+    assert {(m["expected"], m["twin"]) for m in nobody_knows} == {(None, None)}
 
 
 def test_the_curve_is_that_of_full_windows_and_begins_half_way_in_a_short_run() -> None:

@@ -8,6 +8,9 @@ a second on a working day at nine. No flag or setting differs from the defaults 
 - ``metric_gap``: the AUC that the page showed last against the AUC recomputed from the topics, of the same exposures.
 - ``calibration``: clicks predicted over clicks seen, of the scores that the model's pages were served with after the
   first five minutes, against settled labels. The last six minutes of the traffic are not settled when it ends.
+  ``calibration_truth`` divides by the true click probabilities of the same exposures instead, which leaves out chance;
+  ``calibration_twin`` is that of a twin that had every label at once: what is left there is no matter of labels.
+- ``twin_auc`` beside ``served_auc``: the same for the AUC, over all settled exposures of model pages.
 - ``ctr_ratio``: clicks per exposure of model pages over that of random pages, in the last five minutes of traffic.
 
 ``curves.png`` draws what the page showed second by second, and beside it the AUC recomputed from the topics.
@@ -60,7 +63,7 @@ def play(out_dir: Path, minutes: float, progress: Say) -> Report:
         old.unlink(missing_ok=True)
     clean = {n: v for n, v in os.environ.items() if not n.startswith("MILLRACE_")}
     command = [sys.executable, "-m", "millrace", "demo", "--speed", "1", "--seconds", f"{minutes * 60:g}"]
-    command += ["--page-port", "0", "--report", str(path)]  # no --data: nothing of an earlier run
+    command += ["--page-port", "0", "--twin", "--report", str(path)]  # no --data: nothing of an earlier run
     progress(f"a shop at real speed, {minutes:g} minutes and one or two more; it says how it is in {said}")
     process = spawn(command, {**clean, "MILLRACE_SHOPPERS": str(SHOPPERS)}, said)
     try:
@@ -80,9 +83,9 @@ def play(out_dir: Path, minutes: float, progress: Say) -> Report:
 
 def measure(report: Report) -> list[dict[str, Any]]:
     """The figures of a demo's report; one that was not measured is left out."""
-    clicks, predicted = (
-        sum(m[n] for m in report["minutes"] if m["arm"] == "model" and m["minute"] >= OPENING_MINUTES)
-        for n in ("clicks", "predicted")
+    later = [m for m in report["minutes"] if m["arm"] == "model" and m["minute"] >= OPENING_MINUTES]
+    clicks, predicted, expected, twin = (
+        sum(m[n] or 0.0 for m in later) for n in ("clicks", "predicted", "expected", "twin")
     )
     rates = {arm: click_rate(report, arm, LAST_MINUTES) for arm in ("model", "control")}
     model, control = rates["model"], rates["control"]
@@ -92,6 +95,10 @@ def measure(report: Report) -> list[dict[str, Any]]:
         ("page_auc", report["page_auc"], "AUC"),
         ("recomputed_auc", report["recent"]["auc"], "AUC"),
         ("calibration", predicted / clicks if clicks else None, "predicted / clicked"),
+        ("calibration_truth", predicted / expected if expected else None, "predicted / expected"),
+        ("calibration_twin", twin / clicks if clicks and twin else None, "predicted / clicked"),
+        ("served_auc", report["served_auc"], "AUC"),
+        ("twin_auc", report["twin_auc"], "AUC"),
         ("ctr_model", model, "clicks / exposure"),
         ("ctr_control", control, "clicks / exposure"),
         ("exposures_per_s", report["exposures_sent"] / traffic_s, "1/s"),

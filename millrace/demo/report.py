@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from millrace.contracts.errors import StoreError
 from millrace.contracts.events import ARMS, MODEL
@@ -75,6 +77,9 @@ def make_report(
     # As many rows as the page's figure was over: a learner that was restarted has begun anew.
     window = settings.rolling_rows if f["served_rows"] is None else round(f["served_rows"])
     recent = figures(newest(rows, arm, window))
+    twin = None if pages is None else _twin(rows, pages, settings)
+    same = rows.judgeable & rows.own
+    twin_figures = None if twin is None else figures(replace(rows, score=twin).where(same).of(arm))
     errors = {
         "requests": f["request_errors"] or 0.0,
         "scorer": f["scorer_errors"] or 0.0,
@@ -129,10 +134,11 @@ def make_report(
         "metric_gap": _gap(f["auc"], recent["auc"]),
         "baseline_auc": f["baseline_auc"],
         "calibration": f["calibration"],
-        "twin_auc": _twin_auc(rows, arm, pages, settings) if pages is not None else None,
+        "twin_auc": None if twin_figures is None else twin_figures["auc"],
+        "twin": twin_figures,
         "learner_auc": _history(settings),
         "label_ctr": {name: _mean(judged.of(name).label) for name in ARMS},
-        "minutes": by_minute(rows, clock.at(started_wall_ms), 60_000 * clock.speed),
+        "minutes": by_minute(rows, clock.at(started_wall_ms), 60_000 * clock.speed, twin),
         "page": monitor.series.columns(),
         "began_wall_ms": started_wall_ms,
         "began_event_ms": clock.at(started_wall_ms),
@@ -151,11 +157,11 @@ def make_report(
     }
 
 
-def _twin_auc(rows: Served, arm: str, pages: Pages, settings: Settings) -> float | None:
-    """AUC of the twin over the rows of ``served_auc``."""
-    met = rows.where(rows.settled)
-    scores = twin_scores(
-        met,
+def _twin(rows: Served, pages: Pages, settings: Settings) -> NDArray[np.float32]:
+    """The twin's scores of ``rows``, (n,); NaN where a row is not settled."""
+    scores = np.full(len(rows), np.nan, np.float32)
+    scores[rows.settled] = twin_scores(
+        rows.where(rows.settled),
         pages,
         settings.load_schema(),
         settings.spec(),
@@ -163,8 +169,7 @@ def _twin_auc(rows: Served, arm: str, pages: Pages, settings: Settings) -> float
         settings.batch_ms * settings.event_clock().speed,
         settings.batch_rows,
     )
-    same = met.judgeable & met.own & (met.arm == ARMS.index(arm))
-    return auc_of(scores[same], met.label[same])
+    return scores
 
 
 def _gap(shown: float | None, recomputed: float | None) -> float | None:

@@ -133,14 +133,19 @@ def curve(rows: Served, window: int) -> list[dict[str, Any]]:
     return points
 
 
-def by_minute(rows: Served, begin_ms: int, minute_ms: float) -> list[dict[str, Any]]:
-    """Judged rows of this run by minute: (minute, arm), rows, clicks, and clicks predicted.
+def by_minute(
+    rows: Served, begin_ms: int, minute_ms: float, twin: NDArray[np.float32] | None = None
+) -> list[dict[str, Any]]:
+    """Judged rows of this run by minute and arm: rows, clicks, and how many clicks the scores that they were served
+    with, the true probabilities and the twin predicted (None where these are not known for all of them).
 
     Args:
         begin_ms: event time at which minute 0 begins.
         minute_ms: event time that passes in a minute of the wall clock.
+        twin: the twin's scores of ``rows``, (n,).
     """
-    part = rows.where(rows.own & (rows.ts_ms >= begin_ms)).judged
+    chosen = rows.judgeable & rows.own & (rows.ts_ms >= begin_ms)
+    part, other = rows.where(chosen), None if twin is None else twin[chosen]
     minute = ((part.ts_ms - begin_ms) / minute_ms).astype(np.int64)  # (n,)
     cell = minute * len(ARMS) + part.arm
     told = []
@@ -153,6 +158,8 @@ def by_minute(rows: Served, begin_ms: int, minute_ms: float) -> list[dict[str, A
                 "rows": len(here),
                 "clicks": int(here.label.sum()),
                 "predicted": float(here.p.sum(dtype=np.float64)),
+                "expected": known(float(here.true.sum(dtype=np.float64))),
+                "twin": None if other is None else known(float(other[cell == at].sum(dtype=np.float64))),
             }
         )
     return told
