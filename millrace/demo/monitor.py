@@ -209,6 +209,7 @@ class Monitor:
             "samples": stream.total("millrace_samples_total"),
             "positives": stream.total("millrace_samples_total", kind="positive"),
             "negatives": stream.total("millrace_samples_total", kind="negative"),
+            "corrections": stream.total("millrace_samples_total", kind="correction"),
             "pending": stream.gauge("millrace_pending_exposures"),
             "dead_letters": stream.total("millrace_dead_letters_total"),
             "duplicates_dropped": stream.total("millrace_duplicates_dropped_total"),

@@ -75,7 +75,10 @@ function roles(list) {
 }
 
 function accounts(f, dead) {
-  const parts = [["positive", f.positives, "model"], ["negative", f.negatives, "oracle"], ["pending", f.pending, "other"]];
+  // A click after its exposure was learnt as a negative is a correction.
+  const known = f.corrections !== undefined;
+  const clicked = known ? f.positives + f.corrections : undefined, others = known ? f.negatives - f.corrections : undefined;
+  const parts = [["clicked", clicked, "model"], ["not clicked", others, "oracle"], ["pending", f.pending, "other"]];
   byId("bar").replaceChildren(...parts.map(([, value, cls]) => {
     const part = document.createElement("span");
     part.className = cls;
