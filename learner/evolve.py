@@ -184,6 +184,7 @@ def _dense(
             for moment in ("first", "second", "total") if same_optimiser else ("total",):
                 if flat[moment] and own[moment]:
                     own[moment][name] = _carried(flat[moment][source], own[moment][name], where, True)
+    published["delays"] = image.dense["delays"].copy()  # of any network: it is about shoppers
     report.dropped += [
         f"tensor {n}" for k, n in origin.items() if k not in {now.known_as(columns).get(m, m) for m in tensors_of(now)}
     ]

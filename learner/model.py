@@ -48,7 +48,7 @@ from millrace.contracts.hashing import salt
 from millrace.contracts.modelstore import Array, Image
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
 from millrace.contracts.schema import Schema
-from millrace.labels import weigh, weighs
+from millrace.labels import asks, weigh, weighs
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -289,7 +289,9 @@ class OnlineModel:
 
         self.dense.learn(size)
         if weighing:
-            self.delays.learn(batch)
+            asking = asks(batch.policy)  # under the other policies "early" means something else
+            if asking.any():
+                self.delays.learn(batch if asking.all() else batch.take(asking))
         if self.reservoir.add(finite[:, self._inputs.bucket_columns]):
             self.network.edges.copy_(torch.from_numpy(self.reservoir.edges(self._spec.buckets)))
         newest = int(batch.ts_ms.max())

@@ -128,7 +128,7 @@ class Served:
         ids = exposure_ids(whole, pages).view(np.int64)  # (B,)
         first = (whole.kind != CORRECTION) & (whole.kind != FOLLOW_UP)
         first &= (whole.ts_ms > self._after_ms) & (ids != 0)
-        finite = np.isfinite(whole.score)
+        finite = (whole.score >= 0) & (whole.score <= 1)  # a probability; NaN is none
         first &= finite | (whole.version >= 0)  # a page that nobody scored has no figure
         if self._halvings:
             kept = self._kept(pages)
@@ -200,7 +200,8 @@ class Served:
         self._state[rows], self._clicked[rows] = _WAITING, False
         self._ts_ms[rows], self._page[rows], self._position[rows] = fresh.ts_ms, pages[at], fresh.position
         self._arm[rows] = np.where(fresh.version < 0, ARMS.index(LOGGED), fresh.arm)
-        self._score[rows] = fresh.score
+        known = (fresh.score >= 0) & (fresh.score <= 1)
+        self._score[rows] = np.where(known, fresh.score, np.nan)
         self._masks[rows] = self.segments.members(fresh, model)
         if self._baseline is not None:
             self._base[rows] = np.nan_to_num(fresh.num[:, self._baseline])

@@ -286,8 +286,8 @@ class Serving:
     def _score(
         self, user: User, rows: ItemRows, ts_ms: int, context: dict[str, Any]
     ) -> tuple[Features, NDArray[np.float32]]:
-        assert self.model is not None
         """Features and scores of rows. A score may be no number: it is logged so, for the figures to count it."""
+        assert self.model is not None
         features = self.ranker.features(user, rows, ts_ms, context)
         scores = self.model.score(features.cat, features.num)
         if not np.isfinite(scores).all():

@@ -57,7 +57,7 @@ class Policy:
     lateness_ms: int
     ahead_ms: int
     label: LabelPolicy = REGISTRY["wait"]
-    observation_ms: int = 30_000
+    observation_ms: int = 10_000
 
     @property
     def waits(self) -> Waits:
@@ -127,7 +127,8 @@ class PageState:
         self.exposed = 0
         self.labelled = 0
         self.acted = [0, 0, 0, 0, 0]  # by action kind
-        self.held: dict[tuple[int, int, str], tuple[Action, Message]] = {}  # actions whose exposure is not here yet
+        # Actions whose exposure or impression is not here yet, and the watermark when each came.
+        self.held: dict[tuple[int, int, str], tuple[Action, Message, int]] = {}
         self.waiting: list[tuple[int, int, int]] = []  # (position, kind, origin) of actions that wait for the label
         self.drop_ms = 0
 
@@ -241,13 +242,13 @@ class LabelJoin:
         if page is None:
             page = self._page(event.request_id)
         if page.impression is not None and part is not None:
-            self._attach(page, part, event, message, out)
+            self._attach(page, part, event, message, self.watermark_ms, out)
             return
         key = (event.position, event.kind, str(event.item_id))
         if key in page.held:
             out.duplicates += 1
             return
-        page.held[key] = (event, message)
+        page.held[key] = (event, message, self.watermark_ms)
         self._keep(page, event.ts_ms + self.policy.lateness_ms + 1, HELD)
 
     def expire(self, out: Outcome) -> None:
@@ -276,6 +277,14 @@ class LabelJoin:
             _, request = forget.popleft()
             if request in gone and gone[request][0] <= now:
                 del gone[request]
+
+    def set_back(self, to_ms: int) -> None:
+        """Moves the watermark back, for another event clock. Pages that were buried meanwhile are forgotten in time."""
+        if to_ms >= self.watermark_ms:
+            return
+        self.watermark_ms, last_ms = to_ms, to_ms + self._life_ms
+        self._gone = {request: (min(at, last_ms), exposed) for request, (at, exposed) in self._gone.items()}
+        self._forget = deque((min(at, last_ms), request) for at, request in self._forget)
 
     # ------------------------------------------------------------------ rules
 
@@ -330,10 +339,10 @@ class LabelJoin:
         if part.mask:
             out.counted.append(Counted(impression, *runs_of(part.mask), part.ts_ms, EXPOSURE))
         if page.held:
-            for key, (event, message) in list(page.held.items()):
+            for key, (event, message, came_ms) in list(page.held.items()):
                 if part.brought >> event.position & 1:
                     del page.held[key]
-                    self._attach(page, part, event, message, out)
+                    self._attach(page, part, event, message, came_ms, out)
         due = part.label_ms
         if due <= self.watermark_ms:
             self._settle(page, part, out)
@@ -342,8 +351,12 @@ class LabelJoin:
             if self.watermark_ms < part.clicks_ms < due:
                 heappush(self._timers, (part.clicks_ms, CLICKED, page.request, index))
 
-    def _attach(self, page: PageState, part: Part, event: Action, message: Message, out: Outcome) -> None:
-        """An action whose exposure and impression are here."""
+    def _attach(self, page: PageState, part: Part, event: Action, message: Message, came_ms: int, out: Outcome) -> None:
+        """An action whose exposure and impression are here. ``came_ms``: the watermark when it came.
+
+        What an impression that comes later finds must be what one that was there would have done: after a crash the two
+        topics are read in another order. So a click that came when its exposure's label was due is a correction.
+        """
         position, kind, impression = event.position, event.kind, page.impression
         assert impression is not None
         bit = 1 << position
@@ -371,7 +384,7 @@ class LabelJoin:
                 page.waiting.append((position, kind, event.sent_ms))
         elif page.labelled & bit:
             self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, out)
-        elif max(after_ms, 0) < part.promise.observe_ms:
+        elif max(after_ms, 0) < part.promise.observe_ms and came_ms < part.label_ms:
             if self.watermark_ms < part.clicks_ms:
                 page.waiting.append((position, kind, event.sent_ms))
             else:
@@ -434,7 +447,7 @@ class LabelJoin:
         self.pending -= lost
         detail = f"request {page.request!r} was never served"
         out.dead.append(Dead("no-impression", detail, part.message, lost))
-        for key, (event, message) in list(page.held.items()):
+        for key, (event, message, _) in list(page.held.items()):
             if part.mask >> event.position & 1:
                 del page.held[key]
                 out.dead.append(Dead("no-impression", detail, message, 0))
@@ -442,7 +455,7 @@ class LabelJoin:
 
     def _give_up(self, page: PageState, before_ms: int, out: Outcome) -> None:
         """Held actions whose exposure did not come within the lateness become dead letters."""
-        for key, (event, message) in list(page.held.items()):
+        for key, (event, message, _) in list(page.held.items()):
             if event.ts_ms < before_ms and not page.exposed >> event.position & 1:
                 del page.held[key]
                 detail = f"position {event.position} of request {page.request!r} was not exposed"
@@ -478,7 +491,7 @@ class LabelJoin:
                 _bytes(p.exposed),
                 _bytes(p.labelled),
                 [_bytes(m) for m in p.acted],
-                [m for _, m in p.held.values()],
+                [(message, came_ms) for _, message, came_ms in p.held.values()],
                 list(p.waiting),
                 p.drop_ms,
             )
@@ -505,18 +518,20 @@ class LabelJoin:
             page.exposed, page.labelled, page.drop_ms = _mask(exposed), _mask(labelled), drop_ms
             page.acted = [_mask(m) for m in acted]
             page.waiting = [tuple(w) for w in waiting]
-            for message in (Message(*m) for m in held):
+            for kept in held:
+                message, came_ms = (Message(*kept[0]), kept[1]) if flow else (Message(*kept), 0)
                 event = decode(message.raw)
                 assert isinstance(event, Action)
-                page.held[event.position, event.kind, str(event.item_id)] = (event, message)
+                page.held[event.position, event.kind, str(event.item_id)] = (event, message, came_ms)
             self._timers.extend(self._timers_of(page))
         heapify(self._timers)
 
     def _timers_of(self, page: PageState) -> Iterator[tuple[int, int, str, int]]:
         policy, request = self.policy, page.request
+        yield page.drop_ms, SERVED, request, 0  # the lifetimes of now may be shorter than those of its own time
         if page.impression is not None:
             yield page.impression.ts_ms + self._life_ms, SERVED, request, 0
-        for event, _ in page.held.values():
+        for event, _, _ in page.held.values():
             yield event.ts_ms + policy.lateness_ms + 1, HELD, request, 0
         for index, part in enumerate(page.parts):
             yield part.ts_ms + self._life_ms, LIFE, request, index

@@ -224,7 +224,7 @@ class Partition:
     def set_back(self) -> None:
         """Takes back how far :meth:`advance` has moved the watermark beyond the events, for another event clock
         (:mod:`stream.ahead`). What silence has decided stays decided: labels that were given, pages that are gone."""
-        self._join.watermark_ms = min(self._join.watermark_ms, self.newest_ms - self.policy.disorder_ms)
+        self._join.set_back(self.newest_ms - self.policy.disorder_ms)
 
     def _event(self, message: Message, limit_ms: int, outcome: Outcome, counts: _Counts) -> None:
         try:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.delays import ENOUGH, PRIOR, Delays
+from learner.evolve import evolve
 from learner.model import OnlineModel
 from millrace.contracts.errors import SettingError
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
@@ -38,6 +39,8 @@ def test_settings_samples_and_registry_name_the_same_policies() -> None:
         assert policy_named(name).promise(WAITS, 0).code == CODE[name]
     with pytest.raises(SettingError, match=r"'guess'.*equal-wait"):
         policy_named("guess")
+    with pytest.raises(SettingError, match=r"delayed_feedback.*MILLRACE_LABEL_POLICY"):
+        Settings(model_spec='{"delayed_feedback": "wait"}').spec()
 
 
 def test_what_is_promised_in_steady_traffic() -> None:
@@ -155,7 +158,7 @@ def test_a_model_comes_to_the_true_rate(name: str, early: float) -> None:
     np.testing.assert_allclose(biased, [0.6 / (1 + 0.6 * late), 0.3 / (1 + 0.3 * late)], atol=0.035)
     assert max(biased) < 0.6 - 0.05
     g = weighted.delays.early(probe.position, probe.cat)
-    assert g.mean() == pytest.approx(early, abs=0.08)
+    assert g.mean() == pytest.approx(PRIOR if name == "fake-negative-weighted" else early, abs=0.08)
 
 
 # -- the model of delays ---------------------------------------------------------------------------------------
@@ -204,6 +207,36 @@ def test_delays_travel_with_snapshots_and_deltas() -> None:
         assert twin.learn(stream(64, i, 0.5, "prompt")) == model.learn(stream(64, i, 0.5, "prompt"))
     assert not twin.snapshot()[0].same_bits(model.snapshot()[0])
     assert not image.apply(model.changes()).same_bits(model.snapshot()[0]), "a delta carries them"
+
+
+def test_clicks_of_policies_without_an_observation_window_teach_no_delays() -> None:
+    """Under fake negatives every click is a correction, and under ``wait`` nearly none: another meaning of early."""
+    model = OnlineModel(SCHEMA, {"model": "logistic", "step_rows": 64}, 0)
+    for i in range(8):
+        model.learn(stream(64, i, 0.0, "fake-negative-weighted"))
+        mixed = SampleBatch.concat([stream(64, i, 1.0, "wait"), stream(64, i, 0.0, "fake-negative-weighted")])
+        model.learn(mixed)
+    assert (len(model.delays), model.delays.count) == (0, 0)
+    model.learn(SampleBatch.concat([stream(64, 9, 1.0, "wait"), clicks_of("es-dfm", 30)]))
+    assert len(model.delays) == 30
+
+
+def clicks_of(name: str, rows: int) -> SampleBatch:
+    return replaced(clicks(rows, 5, 10**12), policy=np.full(rows, CODE[name], np.uint8))
+
+
+def test_another_network_goes_on_with_the_delays() -> None:
+    spec = {"model": "wide_deep", "hidden": [8], "step_rows": 64}
+    model = OnlineModel(SCHEMA, spec, 0)
+    for i in range(20):
+        model.learn(replaced(clicks(64, i, 10**12 + i * 10**6), policy=np.full(64, CODE["prompt"], np.uint8)))
+    assert model.delays.count >= ENOUGH
+    other, _ = evolve(model.columns, model.spec, *model.snapshot(), SCHEMA, {**spec, "model": "wide_resnet"}, 0)
+    probe = clicks(100, 99, 10**12)
+    np.testing.assert_array_equal(
+        other.delays.early(probe.position, probe.cat), model.delays.early(probe.position, probe.cat)
+    )
+    assert other.delays.count == model.delays.count
 
 
 def test_a_snapshot_from_before_delays_were_learnt_is_resumed() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -189,6 +190,44 @@ def test_order_of_arrival_within_the_disorder_changes_nothing(messages: list[Mes
             )
         )
     assert results[0] == results[1] == results[2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrivals(wild=False), st.integers(0, 2**32), st.sampled_from(POLICIES))
+def test_when_impressions_come_changes_no_sample(messages: list[Message], seed: int, label: str) -> None:
+    """After a crash the two topics are read in another order. Events that are out of order stay so."""
+    policy = replace(POLICY, label=policy_named(label))
+    events = jitter([m for m in messages if m.topic == "events"], random.Random(seed))
+    early = [m for m in messages if m.topic == "impressions"]
+    late = sorted([*early, *events], key=lambda m: time_of(m) + 3 * MINUTE * (m.topic == "impressions"))
+    results = []
+    for order in ([*early, *events], late):
+        log = Log()
+        partition, total = play([log(m.topic, m.raw) for m in order], None, policy)
+        total += partition.advance(partition.newest_ms + 5 * HOUR)
+        results.append(sorted(total.samples))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("label", POLICIES)
+def test_a_click_out_of_order_is_the_same_kind_wherever_the_impression_comes(label: str) -> None:
+    """The exposure's observation window is over when its click comes, dated within it."""
+    policy, kinds = replace(POLICY, label=policy_named(label)), []
+    start = T0 + 24 * HOUR
+    told = [
+        ("events", exposure("a", start, [1, 2])),
+        ("events", exposure("b", start + 50_000, [1, 2])),
+        ("events", action("click", "a", start + 5_000, 1, 2)),
+    ]
+    for at in range(len(told) + 1):
+        log, partition, total = Log(), Partition(0, SCHEMA, policy), Sum()
+        for k in range(120):  # traffic has flowed for long
+            total += partition.take(log.events(exposure(f"old{k}", T0 + k * 12 * MINUTE, [1, 2])), NOW)
+        for topic, raw in [*told[:at], ("impressions", impression("a", start, [1, 2])), *told[at:]]:
+            total += partition.take([log(topic, raw)], NOW)
+        total += partition.advance(start + 5 * HOUR)
+        kinds.append(sorted(r.kind for r in total.samples if (r.request, r.position) == ("a", 1)))
+    assert kinds == [kinds[0]] * len(kinds)
 
 
 def time_of(message: Message) -> int:

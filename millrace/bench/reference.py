@@ -79,6 +79,11 @@ class Seen:
         self.click: Action | None = None  # one that waits to label the exposure
         self.follow_ups: list[Action] = []
 
+    @property
+    def label_ms(self) -> int:
+        """The watermark at which it is a negative, if there is no click."""
+        return self.ts_ms + self.promise.observe_ms - self.promise.slack_ms
+
 
 class ReferencePartition:
     """Takes the messages that a :class:`~stream.partition.Partition` takes, and says what it must come to.
@@ -98,7 +103,7 @@ class ReferencePartition:
         self._seen: dict[Id, Seen] = {}
         self._served: dict[str, Served] = {}
         self._positions: dict[str, list[int]] = {}
-        self._held: dict[Id, list[Action]] = {}
+        self._held: dict[Id, list[tuple[Action, int]]] = {}  # with the watermark when it came
         self._flow_ms = self._exposed_ms = 0
         self._due: list[tuple[int, int, Id]] = []  # a heap: the watermark at which it is due, what, whose
 
@@ -185,7 +190,7 @@ class ReferencePartition:
                 continue
             self._positions.setdefault(event.request_id, []).append(p)
             heapq.heappush(self._due, (event.ts_ms + promise.hold_ms - promise.slack_ms, _CLICK, identity))
-            heapq.heappush(self._due, (event.ts_ms + promise.observe_ms - promise.slack_ms, _LABEL, identity))
+            heapq.heappush(self._due, (seen.label_ms, _LABEL, identity))
             heapq.heappush(self._due, (event.ts_ms + self.policy.life_ms, _DROP, identity))
             if event.request_id in self._served:
                 self._match(identity)
@@ -220,9 +225,9 @@ class ReferencePartition:
         else:
             seen.served = served
             self._count(served, identity[1], seen.ts_ms, 0)
-        for action in self._held.pop(identity, []):
-            self._attach(action)
-        if seen.ts_ms + seen.promise.observe_ms - seen.promise.slack_ms <= self.watermark_ms:
+        for action, came_ms in self._held.pop(identity, []):
+            self._attach(action, came_ms)
+        if seen.label_ms <= self.watermark_ms:
             self._settle(identity)
 
     def _act(self, event: Action) -> None:
@@ -233,17 +238,17 @@ class ReferencePartition:
                 self.dead.append(("late", 0))
                 return
             held = self._held.setdefault(identity, [])
-            if any((h.kind, str(h.item_id)) == (event.kind, str(event.item_id)) for h in held):
+            if any((h.kind, str(h.item_id)) == (event.kind, str(event.item_id)) for h, _ in held):
                 self.counts["duplicates"] += 1
                 return
-            held.append(event)
+            held.append((event, self.watermark_ms))
             heapq.heappush(self._due, (event.ts_ms + self.policy.lateness_ms + 1, _HELD, identity))
         elif seen.ts_ms + self.policy.life_ms <= self.watermark_ms:
             self.dead.append(("late", 0))
         else:
-            self._attach(event)
+            self._attach(event, self.watermark_ms)
 
-    def _attach(self, event: Action) -> None:
+    def _attach(self, event: Action, came_ms: int) -> None:
         identity = (event.request_id, event.position)
         seen, served = self._seen[identity], self._served[event.request_id]
         items = served.impression.items
@@ -265,7 +270,7 @@ class ReferencePartition:
                     seen.follow_ups.append(event)
             elif seen.state == LABELLED:
                 self._sample(identity, CORRECTION, event)
-            elif max(event.ts_ms - seen.ts_ms, 0) < seen.promise.observe_ms:
+            elif max(event.ts_ms - seen.ts_ms, 0) < seen.promise.observe_ms and came_ms < seen.label_ms:
                 seen.click = event
                 hold_ms = seen.promise.hold_ms
                 if not hold_ms or seen.ts_ms + hold_ms - seen.promise.slack_ms <= self.watermark_ms:
@@ -291,8 +296,8 @@ class ReferencePartition:
                         self.dead.append(("no-impression", 0))
             elif seen is None:  # a held action whose exposure did not come in time
                 limit = self.watermark_ms - self.policy.lateness_ms
-                for event in [e for e in self._held.get(identity, []) if e.ts_ms < limit]:
-                    self._held[identity].remove(event)
+                for held in [h for h in self._held.get(identity, []) if h[0].ts_ms < limit]:
+                    self._held[identity].remove(held)
                     self.dead.append(("no-exposure", 0))
 
     def _settle(self, identity: Id) -> None:

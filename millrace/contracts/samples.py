@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.errors import SchemaError
-from millrace.contracts.events import LAST_MS, MAX_ITEMS, MAX_OFFSET
+from millrace.contracts.events import ARMS, LAST_MS, MAX_ITEMS, MAX_OFFSET
 
 NEGATIVE, POSITIVE, CORRECTION, FOLLOW_UP = 0, 1, 2, 3
 """Kinds of sample. ``FOLLOW_UP`` carries a later collect, cart or purchase of an exposure already labelled."""
@@ -150,6 +150,7 @@ def _bounds(requests: int) -> tuple[tuple[str, int, int], ...]:
         ("position", 0, MAX_POSITION),
         ("kind", 0, FOLLOW_UP),
         ("ts_ms", 1, LAST_MS),
+        ("arm", 0, len(ARMS) - 1),
         ("policy", 0, len(POLICIES) - 1),
     )
 

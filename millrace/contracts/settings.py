@@ -88,12 +88,16 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """The model and the entries of its spec that were given.
 
         Raises:
-            SettingError: ``model_spec`` is not a JSON object.
+            SettingError: ``model_spec`` is not a JSON object, or has an entry that is no more.
         """
         try:
             given = msgspec.json.decode(self.model_spec or "{}", type=dict[str, Any])
         except msgspec.MsgspecError as error:
             raise SettingError(f"model_spec '{self.model_spec}': {error}", "give a JSON object, or nothing") from None
+        if "delayed_feedback" in given:
+            raise SettingError(
+                "model_spec has 'delayed_feedback', which is no more", "set MILLRACE_LABEL_POLICY instead"
+            )
         return {"model": self.model} | given
 
     def event_clock(self) -> EventClock:

@@ -231,7 +231,7 @@ def summary(report: Report) -> list[str]:
     )
     return [
         f"{report['exposures_sent']:,} exposures in {report['event_hours']:.1f} hours of shop time: "
-        f"{report['positives']:,} positive, {report['negatives']:,} negative ({report['corrections']:,} of them corrected "
+        f"{report['positives']:,} positive, {report['negatives']:,} negative ({report['corrections']:,} corrected "
         f"by a later click), {report['pending']:,} pending, "
         f"{report['exposures_in_dead_letters']:,} lost in dead letters: {verdict}",
         f"{report['malformed_sent']:,} malformed sent, {report['dead_letters']:,} dead letters; "

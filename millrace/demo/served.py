@@ -63,7 +63,8 @@ class Served:
     @property
     def p(self) -> NDArray[np.float32]:
         """Scores (n,), a broken one as wrong as a probability can be: 0 for a click, 1 for none."""
-        return np.where(np.isfinite(self.score), self.score, 1 - self.label).astype(np.float32)
+        known = (self.score >= 0) & (self.score <= 1)
+        return np.where(known, self.score, 1 - self.label).astype(np.float32)
 
 
 def headline(rows: Served) -> str:

@@ -32,13 +32,14 @@ from millrace.labels.policy import LabelPolicy, Promise, Waits
 from millrace.labels.prompt import Prompt
 from millrace.labels.wait import Wait
 
-__all__ = ["REGISTRY", "LabelPolicy", "Promise", "Waits", "policy_named", "weigh", "weighs"]
+__all__ = ["REGISTRY", "LabelPolicy", "Promise", "Waits", "asks", "policy_named", "weigh", "weighs"]
 
 REGISTRY = MappingProxyType({p.name: p for p in (Wait(), EqualWait(), FakeNegativeWeighted(), EsDfm(), Prompt())})
 """The policies by name."""
 
 _BY_CODE = tuple(REGISTRY[name] for name in POLICIES)
 _WEIGHING = np.array([p.weighs for p in _BY_CODE])
+_ASKING = np.array([p.asks for p in _BY_CODE])
 
 
 def policy_named(name: str) -> LabelPolicy:
@@ -56,6 +57,12 @@ def policy_named(name: str) -> LabelPolicy:
 def weighs(policy: NDArray[np.uint8]) -> bool:
     """Whether a sample of these policies (codes, (B,)) may weigh other than 1."""
     return bool(_WEIGHING[policy].any())
+
+
+def asks(policy: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which samples of these policies (codes) tell how late clicks come, to weights that depend on it. (B,)"""
+    asking: NDArray[np.bool_] = _ASKING[policy]
+    return asking
 
 
 def weigh(

@@ -13,6 +13,7 @@ from millrace.labels.policy import Codes, Floats, Promise, Waits, ones
 class EqualWait:
     name = "equal-wait"
     weighs = False
+    asks = False
 
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
         return Promise(POLICIES.index(self.name), waits.attribution_ms, waits.attribution_ms, 0)

@@ -33,6 +33,7 @@ def elapsed_time_weights(kind: Codes, p: Floats, early: Floats) -> Floats:
 class EsDfm:
     name = "es-dfm"
     weighs = True
+    asks = True
 
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
         window = min(waits.observation_ms, waits.attribution_ms)

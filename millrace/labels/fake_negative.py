@@ -25,6 +25,7 @@ from millrace.labels.policy import MOST, Codes, Floats, Promise, Waits
 class FakeNegativeWeighted:
     name = "fake-negative-weighted"
     weighs = True
+    asks = False
 
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
         return Promise(POLICIES.index(self.name), 0, 0, waits.disorder_ms)

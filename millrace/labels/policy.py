@@ -69,7 +69,9 @@ class LabelPolicy(Protocol):
 
     name: str
     weighs: bool
-    """Whether samples weigh other than 1, and so whether anybody must know how late clicks come."""
+    """Whether samples weigh other than 1."""
+    asks: bool
+    """Whether the weights depend on ``early``, so that somebody must know how late clicks come."""
 
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
         """What an exposure is promised that comes ``flowing_ms`` after traffic began (anew, if it had stopped)."""

@@ -14,7 +14,7 @@ shrink evenly, over fifteen times as long, to nothing and to the observation win
     observe     4 w ──────────────────► w
 
 While a wait shrinks, samples come denser than exposures by 4w / 60w, a fifteenth, and clicks and negatives nearly
-alike. Traffic that stops for as long as the attribution window starts anew.
+alike. Traffic of a partition that stops for as long as the attribution window starts anew.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ SHRINKS = 15
 class Prompt:
     name = "prompt"
     weighs = True
+    asks = True
 
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
         window = min(waits.observation_ms, waits.attribution_ms)

@@ -15,6 +15,7 @@ from millrace.labels.policy import Codes, Floats, Promise, Waits, ones
 class Wait:
     name = "wait"
     weighs = False
+    asks = False
 
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
         return Promise(POLICIES.index(self.name), 0, waits.attribution_ms, 0)

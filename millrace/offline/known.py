@@ -55,7 +55,7 @@ class Samples:
 
     @classmethod
     def of(
-        cls, ts_ms: NDArray[np.int64], labels: Labels, policy: LabelPolicy | None, observation_ms: int = 30_000
+        cls, ts_ms: NDArray[np.int64], labels: Labels, policy: LabelPolicy | None, observation_ms: int = 10_000
     ) -> Samples:
         """The samples that a policy makes of exposures.
 
