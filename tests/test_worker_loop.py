@@ -200,6 +200,7 @@ class Loop:
         clock = EventClock(wall_ms(), NEWEST_MS)
         self.settings = load_settings(
             {
+                "observation_seconds": 240,  # the story has clicks on both sides of it
                 "kafka": kafka or self.broker.start(),
                 "redis": self.store.start(),
                 "data": str(folder / "data"),

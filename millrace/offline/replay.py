@@ -51,7 +51,7 @@ from millrace.offline.known import LabelSettings, Samples
 from millrace.offline.logfeatures import Labels, LogFeatures, LogRows, unfit
 from millrace.offline.report import calibration_plot, day_plot, write_report
 
-BATCH_ROWS = 128
+BATCH_ROWS = 256
 THREADS = 1  # of torch: sums, and so the report, depend on how they are split between threads
 _DIGITS = 6
 
