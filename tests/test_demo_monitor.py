@@ -37,6 +37,17 @@ def test_counters_go_on_over_a_restart_even_when_the_new_life_has_counted_furthe
     assert figures.by_label("millrace_dead_letters_total", "reason") == {"malformed": 3 + 5 + 6, "oversized": 3}
 
 
+def test_an_answer_that_does_not_say_when_its_process_began_is_no_new_life() -> None:
+    figures = RoleMetrics()
+    figures.update(exposition(1000.25, 40))
+    figures.update("\n".join(line for line in exposition(0.0, 50).splitlines() if "process_start" not in line) + "\n")
+    assert (figures.total("millrace_exposures_sent_total"), figures.lives) == (50, 1)
+    figures.update(exposition(1000.26, 60))
+    assert (figures.total("millrace_exposures_sent_total"), figures.lives) == (60, 1)
+    figures.update(exposition(1001.0, 5))
+    assert (figures.total("millrace_exposures_sent_total"), figures.lives) == (65, 2)
+
+
 def test_gauges_sum_over_partitions_and_are_unknown_until_a_number() -> None:
     figures = RoleMetrics()
     figures.update(exposition(1.0, 10))

@@ -28,6 +28,8 @@ from millrace.processes.role import ROLES
 Labels = tuple[tuple[str, str], ...]
 
 _STARTED = "process_start_time_seconds"
+_SAME_START_S = 0.05
+"""Start times that differ by less are of one process: a role is started again a quarter of a second later at least."""
 
 
 class RoleMetrics:
@@ -39,6 +41,7 @@ class RoleMetrics:
         self._cumulative: set[str] = set()
         self.families: set[str] = set()
         self.lives = 0
+        self._started: float | None = None  # when the present life began
 
     def update(self, text: str) -> None:
         """Takes in one answer of ``/metrics``."""
@@ -50,12 +53,14 @@ class RoleMetrics:
                 now[sample.name, tuple(sorted(sample.labels.items()))] = sample.value
                 if family.type in ("counter", "histogram", "summary"):
                     self._cumulative.add(sample.name)
-        started, known = now.get((_STARTED, ())), self._now.get((_STARTED, ()))
-        if started != known:
+        started, known = now.get((_STARTED, ())), self._started
+        # An answer without a start time tells of no new life: to take it for one would count everything twice.
+        if started is not None and (known is None or abs(started - known) > _SAME_START_S):
             self.lives += 1
-            for key, value in self._now.items():
+            for key, value in self._now.items() if known is not None else ():
                 if key[0] in self._cumulative:
                     self._before[key] = self._before.get(key, 0.0) + value
+            self._started = started
         self._now = now
 
     def gauge(self, name: str, **labels: str) -> float | None:
