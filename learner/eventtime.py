@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POLICIES, POSITIVE, SampleBatch
-from millrace.labels import Waits as Waits
-from millrace.labels import policy_named
+from millrace.labels import Waits, policy_named
 
 _LONG_MS = 1 << 50
 """Traffic that flows for so long has the shortest waits of each policy."""

@@ -86,13 +86,20 @@ def calibration(p: Numbers, y: Numbers) -> float:
     return float(np.sum(p, dtype=np.float64)) / clicks if clicks else float("nan")
 
 
+def sound(p: Numbers) -> NDArray[np.bool_]:
+    """Which predictions are probabilities. (n,)"""
+    p = np.asarray(p)
+    found: NDArray[np.bool_] = (p >= 0) & (p <= 1)  # NaN is not
+    return found
+
+
 def judged(p: Numbers, y: Numbers) -> NDArray[np.float64]:
-    """``p`` with the most wrong prediction, ``1 - y``, where it is not finite. (n,)
+    """``p`` with the most wrong prediction, ``1 - y``, where it is no probability (:func:`sound`). (n,)
 
     So such a prediction ranks as badly as its label allows, and has the log loss of the clip.
     """
     p, y = np.asarray(p, np.float64), np.asarray(y, np.float64)
-    return np.where(np.isfinite(p), p, 1.0 - y)
+    return np.where(sound(p), p, 1.0 - y)
 
 
 def baseline_column(schema: Schema) -> int | None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts.hashing import column_hash, combine, salt
+from learner.repeats import page_hashes
+from millrace.contracts.hashing import combine, salt
 from millrace.contracts.samples import SampleBatch
 
 _SALT = salt("negative")
@@ -23,7 +24,6 @@ def chosen(batch: SampleBatch, share: float) -> NDArray[np.bool_]:
 
     The choice is a function of the sample's id, so a sample that comes again is treated as before.
     """
-    requests = column_hash(np.array(batch.request, object))[batch.page]
-    drawn = combine(_SALT, requests, batch.position.astype(np.uint64) + np.uint64(1))
+    drawn = combine(_SALT, page_hashes(batch), batch.position.astype(np.uint64) + np.uint64(1))
     kept: NDArray[np.bool_] = (batch.label > 0) | ((drawn >> np.uint64(11)).astype(np.float64) < share * 2.0**53)
     return kept

@@ -28,7 +28,7 @@ from learner.eventtime import EventTime
 from learner.index import Index
 from learner.kernels import EMPTY
 from learner.model import OnlineModel
-from learner.progressive import Numbers, auc, baseline_column, calibration, grouped_auc, judged, log_loss
+from learner.progressive import Numbers, auc, baseline_column, calibration, grouped_auc, judged, log_loss, sound
 from learner.repeats import exposure_ids, page_hashes
 from learner.segments import SegmentMetrics, Segments
 from millrace.contracts.events import ARMS, CONTROL, LOGGED, MODEL
@@ -128,7 +128,7 @@ class Served:
         ids = exposure_ids(whole, pages).view(np.int64)  # (B,)
         first = (whole.kind != CORRECTION) & (whole.kind != FOLLOW_UP)
         first &= (whole.ts_ms > self._after_ms) & (ids != 0)
-        finite = (whole.score >= 0) & (whole.score <= 1)  # a probability; NaN is none
+        finite = sound(whole.score)
         first &= finite | (whole.version >= 0)  # a page that nobody scored has no figure
         if self._halvings:
             kept = self._kept(pages)
@@ -200,8 +200,7 @@ class Served:
         self._state[rows], self._clicked[rows] = _WAITING, False
         self._ts_ms[rows], self._page[rows], self._position[rows] = fresh.ts_ms, pages[at], fresh.position
         self._arm[rows] = np.where(fresh.version < 0, ARMS.index(LOGGED), fresh.arm)
-        known = (fresh.score >= 0) & (fresh.score <= 1)
-        self._score[rows] = np.where(known, fresh.score, np.nan)
+        self._score[rows] = fresh.score
         self._masks[rows] = self.segments.members(fresh, model)
         if self._baseline is not None:
             self._base[rows] = np.nan_to_num(fresh.num[:, self._baseline])

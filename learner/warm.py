@@ -40,24 +40,14 @@ def warm_up(model: OnlineModel) -> None:
 
 def _batch(model: OnlineModel, rows: int, seed: int) -> SampleBatch:
     rng, layout = np.random.default_rng(seed), model.schema.layout
-    label = (np.arange(rows) % 2).astype(np.float32)
-    nothing = np.zeros(rows, np.int64)
-    return SampleBatch(
-        request=("",),
-        page=nothing.astype(np.int32),
+    kind = np.where(np.arange(rows) % 2 > 0, POSITIVE, NEGATIVE).astype(np.uint8)
+    user, item = (rng.integers(1, 9, rows).astype(np.uint64) for _ in range(2))
+    return SampleBatch.of_rows(
+        kind,
+        np.full(rows, (seed + 1) * _DAY_MS),
+        rng.integers(1, 50, (rows, layout.F)),
+        rng.random((rows, layout.N), dtype=np.float32),
         position=np.arange(rows, dtype=np.int32),
-        user=rng.integers(1, 9, rows).astype(np.uint64),
-        item=rng.integers(1, 9, rows).astype(np.uint64),
-        ts_ms=nothing + (seed + 1) * _DAY_MS,
-        kind=np.where(label > 0, POSITIVE, NEGATIVE).astype(np.uint8),
-        label=label,
-        weight=np.ones(rows, np.float32),
-        actions=nothing.astype(np.uint8),
-        cat=rng.integers(1, 50, (rows, layout.F)),
-        num=rng.random((rows, layout.N), dtype=np.float32),
-        score=np.full(rows, np.nan, np.float32),
-        version=nothing - 1,
-        arm=nothing.astype(np.uint8),
-        origin_ms=nothing,
-        policy=nothing.astype(np.uint8),
+        user=user,
+        item=item,
     )

@@ -141,8 +141,8 @@ class Worker:
                     raise BrokerError(
                         f"partitions of {', '.join(INPUTS)} come apart: {by_topic}", "give them equal counts"
                     )
-                self.alarms.partitions = self.app.partitions_of(EVENTS)
-                loaded = [await asyncio.to_thread(self._load, number) for number in sorted(numbers)]
+                partitions = self.alarms.partitions = self.app.partitions_of(EVENTS)
+                loaded = [await asyncio.to_thread(self._load, number, partitions) for number in sorted(numbers)]
                 self.turns.begin(loaded, self._now())
                 self._loaded.set()
                 if 0 in numbers:
@@ -150,8 +150,8 @@ class Worker:
                 READY.set(1)
                 log.info("partitions", held=sorted(numbers), resumed=[p.number for p in loaded if p.offsets])
 
-    def _load(self, number: int) -> Partition:
-        partition = Partition(number, self.schema, self.policy, self.alarms.partitions)
+    def _load(self, number: int, partitions: int | None) -> Partition:
+        partition = Partition(number, self.schema, self.policy, partitions)
         body = self.outlet.checkpoints.newest(number)
         if body is not None:
             partition.resume(body)

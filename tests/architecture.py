@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "scorer": {"contracts", "windows", "processes", "learner"},
     "offline": {"contracts", "labels", "windows", "logs", "learner"},
     "bench": {"contracts", "labels", "windows", "processes", "stream", "learner"},
-    "demo": {"contracts", "processes", "learner", "simulator"},
+    "demo": {"contracts", "labels", "processes", "learner", "simulator"},
     "cli": {"contracts", "processes", "stream", "learner", "scorer", "simulator", "offline", "bench", "demo"},
 }
 """The rooms from the ground up, and which rooms each imports. docs/architecture.md draws this table."""

@@ -27,24 +27,15 @@ def samples(request: str, *rows: tuple[int, int]) -> SampleBatch:
     """Rows of (position, kind) of one page."""
     n = len(rows)
     kind = np.array([k for _, k in rows], np.uint8)
-    return SampleBatch(
-        request=(request,),
-        page=np.zeros(n, np.int32),
+    return SampleBatch.of_rows(
+        kind,
+        np.full(n, NOW, np.int64),
+        np.zeros((n, 1), np.int64),
+        np.zeros((n, 1), np.float32),
+        (request,),
         position=np.array([p for p, _ in rows], np.int32),
-        user=np.zeros(n, np.uint64),
-        item=np.zeros(n, np.uint64),
-        ts_ms=np.full(n, NOW, np.int64),
-        kind=kind,
-        label=(kind != NEGATIVE).astype(np.float32),
-        weight=np.ones(n, np.float32),
-        actions=np.zeros(n, np.uint8),
-        cat=np.zeros((n, 1), np.int64),
-        num=np.zeros((n, 1), np.float32),
         score=np.full(n, 0.5, np.float32),
         version=np.zeros(n, np.int64),
-        arm=np.zeros(n, np.uint8),
-        origin_ms=np.zeros(n, np.int64),
-        policy=np.zeros(n, np.uint8),
     )
 
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.eventtime import Waits
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import ARMS, LOGGED, MODEL, Truth, to_msgpack
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
 from millrace.demo.audit import Ledger
 from millrace.demo.served import Served, auc_of, by_minute, curve, figures, first, headline, newest
+from millrace.labels import Waits
 
 T0 = 1_772_600_000_000
 MINUTE = 60_000
@@ -151,23 +151,16 @@ def batch(
 ) -> SampleBatch:
     n = len(kinds)
     kind = np.array(list(kinds.values()), np.uint8)
-    return SampleBatch(
-        request=(request,),
-        page=np.zeros(n, np.int32),
+    return SampleBatch.of_rows(
+        kind,
+        np.full(n, ts_ms, np.int64),
+        np.zeros((n, 1), np.int64),
+        np.zeros((n, 1), np.float32),
+        (request,),
         position=np.array(list(kinds), np.int32),
-        user=np.zeros(n, np.uint64),
-        item=np.zeros(n, np.uint64),
-        ts_ms=np.full(n, ts_ms, np.int64),
-        kind=kind,
-        label=(kind != NEGATIVE).astype(np.float32),
-        weight=np.ones(n, np.float32),
-        actions=np.zeros(n, np.uint8),
-        cat=np.zeros((n, 1), np.int64),
-        num=np.zeros((n, 1), np.float32),
         score=np.full(n, score, np.float32),
         version=np.zeros(n, np.int64),
         arm=np.full(n, arm, np.uint8),
-        origin_ms=np.zeros(n, np.int64),
         policy=np.full(n, POLICIES.index(policy), np.uint8),
     )
 

@@ -94,28 +94,8 @@ class Data:
 
 
 def as_samples(cat: NDArray[np.int64], y: NDArray[np.float32]) -> SampleBatch:
-    def zeros(dtype: Any) -> Any:
-        return np.zeros(len(y), dtype)
-
-    return SampleBatch(
-        request=("bench",),
-        page=zeros(np.int32),
-        position=zeros(np.int32),
-        user=zeros(np.uint64),
-        item=zeros(np.uint64),
-        ts_ms=np.full(len(y), 1_700_000_000_000),
-        kind=np.where(y > 0, POSITIVE, NEGATIVE).astype(np.uint8),
-        label=y,
-        weight=np.ones(len(y), np.float32),
-        actions=zeros(np.uint8),
-        cat=cat,
-        num=np.zeros((len(y), 0), np.float32),
-        score=zeros(np.float32),
-        version=zeros(np.int64),
-        arm=zeros(np.uint8),
-        origin_ms=zeros(np.int64),
-        policy=zeros(np.uint8),
-    )
+    kind = np.where(y > 0, POSITIVE, NEGATIVE).astype(np.uint8)
+    return SampleBatch.of_rows(kind, np.full(len(y), 1_700_000_000_000), cat, np.zeros((len(y), 0), np.float32))
 
 
 # -- contestants: each gives (one pass over the data, probabilities of test rows) -------------------------------------

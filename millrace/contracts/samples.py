@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -79,6 +80,24 @@ class SampleBatch:
     arm: NDArray[np.uint8]  # (B,) index into events.ARMS
     origin_ms: NDArray[np.int64]  # (B,) wall time at which the labelling action was sent, 0 when none was
     policy: NDArray[np.uint8]  # (B,) code of the label policy that promised the label (millrace/labels)
+
+    @classmethod
+    def of_rows(
+        cls,
+        kind: NDArray[np.uint8],
+        ts_ms: NDArray[np.int64],
+        cat: NDArray[np.int64],
+        num: NDArray[np.float32],
+        request: tuple[str, ...] = ("",),
+        **columns: NDArray[Any],
+    ) -> SampleBatch:
+        """Rows with these kinds, times and features. Where ``columns`` do not say otherwise they lie on the one page
+        ``request``, nobody scored them and nobody is known to have acted on them, and each weighs 1."""
+        n = len(kind)
+        own: dict[str, NDArray[Any]] = {name: np.zeros((n,), _DTYPES[name]) for name in _DTYPES}
+        own |= {"kind": kind, "ts_ms": ts_ms, "cat": cat, "num": num, "label": (kind != NEGATIVE).astype(np.float32)}
+        own |= {"weight": np.ones(n, np.float32), "score": np.full(n, np.nan, np.float32), "version": np.full(n, -1)}
+        return cls(request, **{**own, **columns})
 
     def __len__(self) -> int:
         return len(self.label)

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from learner.eventtime import EventTime, Waits
+from learner.eventtime import EventTime
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import ConservationError, SchemaError
 from millrace.contracts.events import (
@@ -40,6 +40,7 @@ from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
 from millrace.demo.served import Served
+from millrace.labels import Waits
 
 Offsets = dict[int, int]
 """Of ``events``, by partition: where a run began. What lies before is an earlier run's."""

@@ -63,8 +63,9 @@ class Served:
     @property
     def p(self) -> NDArray[np.float32]:
         """Scores (n,), a broken one as wrong as a probability can be: 0 for a click, 1 for none."""
-        known = (self.score >= 0) & (self.score <= 1)
-        return np.where(known, self.score, 1 - self.label).astype(np.float32)
+        from learner.progressive import judged
+
+        return judged(self.score, self.label).astype(np.float32)
 
 
 def headline(rows: Served) -> str:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from learner.eventtime import Waits
 from millrace.contracts.errors import ConservationError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
 from millrace.demo.audit import Ledger, Offsets, Reported, check
 from millrace.demo.monitor import Monitor, Picture
+from millrace.labels import Waits
 from millrace.processes.kafka import read_all
 from millrace.processes.supervisor import Supervisor
 

@@ -115,25 +115,9 @@ def blocks(ts_ms: NDArray[np.int64], block_ms: float, block_rows: int) -> list[s
 
 def _samples(rows: Served, cat: NDArray[np.int64], num: NDArray[np.float32]) -> SampleBatch:
     """Exposures with their final labels, as if nothing had been waited for."""
-    n = len(rows)
     requests, page = np.unique(rows.page.astype(np.str_), return_inverse=True)
-    nobody = np.zeros(n, np.uint64)
-    return SampleBatch(
-        request=tuple(requests.tolist()),
-        page=page.astype(np.int32),
-        position=rows.position.astype(np.int32),
-        user=nobody,
-        item=nobody,
-        ts_ms=rows.ts_ms,
-        kind=np.where(rows.label > 0, POSITIVE, NEGATIVE).astype(np.uint8),
-        label=rows.label.astype(np.float32),
-        weight=np.ones(n, np.float32),
-        actions=np.ones(n, np.uint8),
-        cat=cat,
-        num=num,
-        score=rows.score,
-        version=np.full(n, -1, np.int64),
-        arm=np.zeros(n, np.uint8),
-        origin_ms=np.zeros(n, np.int64),
-        policy=np.zeros(n, np.uint8),
+    kind = np.where(rows.label > 0, POSITIVE, NEGATIVE).astype(np.uint8)
+    position = rows.position.astype(np.int32)
+    return SampleBatch.of_rows(
+        kind, rows.ts_ms, cat, num, tuple(requests.tolist()), page=page.astype(np.int32), position=position
     )

@@ -74,25 +74,13 @@ class Dataset:
     def batch(self, part: slice | NDArray[np.intp], num: NDArray[np.float32]) -> SampleBatch:
         """Some rows as a micro-batch."""
         label = np.array(self.label[part])
-        n = len(label)
-        return SampleBatch(
-            request=("",),
-            page=np.zeros(n, np.int32),
-            position=np.zeros(n, np.int32),
+        kind = np.where(label > 0, POSITIVE, NEGATIVE).astype(np.uint8)
+        return SampleBatch.of_rows(
+            kind,
+            np.array(self.ts_ms[part]),
+            np.array(self.cat[part]),
+            np.array(num[part]),
             user=np.array(self.user[part]),
-            item=np.zeros(n, np.uint64),
-            ts_ms=np.array(self.ts_ms[part]),
-            kind=np.where(label > 0, POSITIVE, NEGATIVE).astype(np.uint8),
-            label=label,
-            weight=np.ones(n, np.float32),
-            actions=np.zeros(n, np.uint8),
-            cat=np.array(self.cat[part]),
-            num=np.array(num[part]),
-            score=np.full(n, np.nan, np.float32),
-            version=np.full(n, -1, np.int64),
-            arm=np.zeros(n, np.uint8),
-            origin_ms=np.zeros(n, np.int64),
-            policy=np.zeros(n, np.uint8),
         )
 
 

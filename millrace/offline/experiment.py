@@ -48,7 +48,7 @@ from millrace.offline.dataset import SCALED, Dataset, open_dataset, plain_schema
 from millrace.offline.epochs import learn, score
 from millrace.offline.experiment_drift import experiment_drift
 from millrace.offline.intervals import interval, rounded
-from millrace.offline.report import curves_plot, days_plot, interval_plot, write_report
+from millrace.offline.report import curves_plot, days_plot, interval_plot, make_folder, write_all
 
 CURVE_POINTS = 60
 TRAIN_ROWS_SCORED = 200_000
@@ -249,7 +249,7 @@ def _all(jobs: Sequence[Job], data: Dataset, out: Path, progress: bool) -> list[
     Each run's figures are written as a line of ``runs.jsonl`` as soon as it ends, so an interrupted experiment keeps
     the runs that have ended.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "runs.jsonl")
     columns = (TextColumn("experiment"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _open, (data.folder, data.schema, data.days)) as pool,
@@ -358,9 +358,7 @@ def _write(
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": {name: version(name) for name in ("millrace", "numpy", "torch")},
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    write_report(out, {k: v for k, v in report.items() if k != "curves"}, run, plots, title)
+    write_all(out, report, run, plots, title)
 
 
 Experiment = Callable[..., dict[str, Any]]

@@ -40,7 +40,7 @@ from millrace.offline.intervals import interval, rounded
 from millrace.offline.logfeatures import Labels, LogRows
 from millrace.offline.planted import BLANK, CHANGES, NOTHING, Fork, Recorder, blank_columns, change
 from millrace.offline.replay import BATCH_ROWS, THREADS, run_log
-from millrace.offline.report import dots_plot, write_report
+from millrace.offline.report import dots_plot, make_folder, write_all
 
 HORIZON_ROWS = 100_000
 """Exposures after a change that the model lives through; an alarm after them does not count."""
@@ -73,7 +73,7 @@ def experiment_drift(
     if not logs or horizon_rows < 1:
         raise SettingError(f"{len(logs)} logs and a horizon of {horizon_rows} rows", "give at least one of each")
     started = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "runs.jsonl")
     results: list[dict[str, Any]] = [{}] * len(logs)
     jobs = [(log, schema, i, horizon_rows, dict(spec or {})) for i, log in enumerate(logs)]
     columns = (TextColumn("worlds"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -99,9 +99,7 @@ def experiment_drift(
                     keep(futures[future], future.result())
     report = _report(results, horizon_rows)
     run = {"seconds": round(time.perf_counter() - started), "logs": [str(log) for log in logs], "horizon": horizon_rows}
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    write_report(out, report, run, _plots(results), "Drift")
+    write_all(out, report, run, _plots(results), "Drift")
     return report
 
 

@@ -68,7 +68,7 @@ from millrace.offline.realspeed import (
     prepare,
     with_made_delays,
 )
-from millrace.offline.report import LINEAR, Plot, blocks_plot, interval_plot, write_report
+from millrace.offline.report import LINEAR, Plot, blocks_plot, interval_plot, make_folder, write_all
 
 WORLDS = (3, 7, 11, 19, 23)
 RATES = (1.0, 20.0, 200.0)
@@ -285,10 +285,8 @@ def experiment_labels(
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": {name: version(name) for name in ("millrace", "numpy", "torch")},
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     title = "Label policies" + ("" if log is None else f" on {log.name}, click delays made")
-    write_report(out, {k: v for k, v in report.items() if k != "curves"}, run, _plots(report), title)
+    write_all(out, report, run, _plots(report), title)
     return report
 
 
@@ -314,7 +312,7 @@ def _all(
     Each job's runs are written to ``runs.jsonl`` as soon as it ends. A stretch is made while others are lived through,
     and its files are removed after its last run.
     """
-    _make(out)
+    make_folder(out, "runs.jsonl")
     done = _read(out / "runs.jsonl") if resume else {}
     order = [asdict(job) | {"policy": n} for g in plan.groups for job in plan.jobs(*g) for n in plan.names]
     todo = sum(_key(run) not in done for run in order)
@@ -387,16 +385,6 @@ def _pool(workers: int | None) -> Iterator[Executor]:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "runs.jsonl").touch()
-    except OSError as error:
-        raise SettingError(
-            f"folder '{folder}' cannot be written ({error.strerror})", "name another with --out"
-        ) from None
 
 
 def _read(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:

@@ -88,26 +88,18 @@ class Samples:
     def batch(self, part: slice, rows: LogRows, cat: NDArray[np.int64], num: NDArray[np.float32]) -> SampleBatch:
         """The samples ``part``, with features cat (B, F) and num (B, N) of their rows."""
         row, kind = self.row[part], self.kind[part]
-        n = len(row)
         pages, page = np.unique(rows.page[row], return_inverse=True)
-        positive = kind != NEGATIVE
-        return SampleBatch(
-            request=rows.requests(pages),
+        return SampleBatch.of_rows(
+            kind,
+            rows.ts_ms[row],
+            cat,
+            num,
+            rows.requests(pages),
             page=page.astype(np.int32),
             position=rows.slots(row),
             user=rows.hashes(rows.builder.user_column, row),
             item=rows.hashes(rows.builder.item_column, row),
-            ts_ms=rows.ts_ms[row],
-            kind=kind,
-            label=positive.astype(np.float32),
-            weight=np.ones(n, np.float32),
-            actions=np.where(positive, _CLICKED, _EXPOSED).astype(np.uint8),
-            cat=cat,
-            num=num,
-            score=np.full(n, np.nan, np.float32),
-            version=np.full(n, -1, np.int64),
-            arm=np.zeros(n, np.uint8),
-            origin_ms=np.zeros(n, np.int64),
+            actions=np.where(kind != NEGATIVE, _CLICKED, _EXPOSED).astype(np.uint8),
             policy=self.policy[part],
         )
 

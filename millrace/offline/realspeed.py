@@ -29,13 +29,14 @@ from learner.model import OnlineModel
 from millrace.contracts.errors import SettingError
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
 from millrace.labels import LabelPolicy
 from millrace.logs import TS, LogTable
 from millrace.offline.known import Samples
 from millrace.offline.logfeatures import CHUNK_ROWS, Labels, LogFeatures, LogRows
 
-BATCH_ROWS = 128
-BATCH_MS = 250
+BATCH_ROWS = Settings().batch_rows
+BATCH_MS = Settings().batch_ms
 """Bounds of a micro-batch, as the learner's settings have them."""
 
 MADE = "made_click_ms"
@@ -65,25 +66,10 @@ class Stretch:
 
     def batch(self, row: Any, kind: NDArray[np.uint8], policy: NDArray[np.uint8]) -> SampleBatch:
         """Samples of some rows (a slice or indices) with their kinds and codes of policies, (B,)."""
-        n = len(kind)
-        return SampleBatch(
-            request=("",),
-            page=np.zeros(n, np.int32),
-            position=np.array(self.position[row]),
-            user=np.array(self.user[row]),
-            item=np.zeros(n, np.uint64),
-            ts_ms=np.array(self.ts_ms[row]),
-            kind=kind,
-            label=(kind != NEGATIVE).astype(np.float32),
-            weight=np.ones(n, np.float32),
-            actions=np.zeros(n, np.uint8),
-            cat=np.array(self.cat[row]),
-            num=np.array(self.num[row]),
-            score=np.full(n, np.nan, np.float32),
-            version=np.full(n, -1, np.int64),
-            arm=np.zeros(n, np.uint8),
-            origin_ms=np.zeros(n, np.int64),
-            policy=policy,
+        cat, num = np.array(self.cat[row]), np.array(self.num[row])
+        position, user = np.array(self.position[row]), np.array(self.user[row])
+        return SampleBatch.of_rows(
+            kind, np.array(self.ts_ms[row]), cat, num, position=position, user=user, policy=policy
         )
 
 

@@ -42,14 +42,13 @@ from rich.table import Table
 from learner.dense import threads
 from learner.model import OnlineModel
 from learner.progressive import auc, calibration, grouped_auc, log_loss
-from millrace.contracts.errors import SettingError
 from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import LogTable, local_days, read_log
 from millrace.offline.grouped import Groups
 from millrace.offline.known import LabelSettings, Samples
 from millrace.offline.logfeatures import Labels, LogFeatures, LogRows, unfit
-from millrace.offline.report import calibration_plot, day_plot, write_report
+from millrace.offline.report import calibration_plot, day_plot, make_folder, write_report
 
 BATCH_ROWS = 256
 THREADS = 1  # of torch: sums, and so the report, depend on how they are split between threads
@@ -88,7 +87,7 @@ def replay(
     with threads(THREADS):
         learner = OnlineModel(plan, settings, seed)
         exposures = read_log(log, plan)
-        _make(out)
+        make_folder(out, "report.json")
         read_seconds = time.perf_counter() - clock
         with _bar(exposures.table.num_rows, progress) as tick:
             groups = Groups(exposures, plan)
@@ -207,16 +206,6 @@ def _bar(rows: int, wanted: bool) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not wanted) as bar:
         task = bar.add_task("replay", total=rows)
         yield lambda done: bar.update(task, completed=done)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").touch()
-    except OSError as error:
-        raise SettingError(
-            f"folder '{folder}' cannot be written ({error.strerror})", "name another with --out"
-        ) from None
 
 
 def _print(report: Mapping[str, Any], run: Mapping[str, Any], out: Path) -> None:

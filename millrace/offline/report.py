@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from millrace.contracts.errors import SettingError
 
 _INK, _QUIET, _MAIN, _SECOND = "#20303c", "#8a97a0", "#1f6f8b", "#d08c3e"
 
@@ -48,6 +51,26 @@ class Plot:
     name: str
     caption: str
     figure: Figure
+
+
+def make_folder(out: Path, first: str) -> None:
+    """Makes the folder of a report, and in it the empty file ``first``: to find out before anything long begins.
+
+    Raises:
+        SettingError: it cannot be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / first).touch()
+    except OSError as error:
+        raise SettingError(f"folder '{out}' cannot be written ({error.strerror})", "name another with --out") from None
+
+
+def write_all(out: Path, report: Mapping[str, Any], run: Mapping[str, Any], plots: Sequence[Plot], title: str) -> None:
+    """Writes report.json, run.json, report.html and the plots. ``curves`` of a report are for its plots alone."""
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (out / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    write_report(out, {k: v for k, v in report.items() if k != "curves"}, run, plots, title)
 
 
 def write_report(
