@@ -99,6 +99,18 @@ def test_a_silent_role_is_not_ready_and_keeps_its_figures(network: Network) -> N
     assert monitor.look().figures["click_to_served_p99_ms"] == 2000.0
 
 
+@pytest.mark.parametrize(("left", "sent"), [(exposition(1.0, 25), 25), (None, 20)])
+def test_a_role_that_was_stopped_is_not_asked_again(network: Network, left: str | None, sent: int) -> None:
+    """Another run's simulator may get its port."""
+    monitor = monitor_of(network)
+    monitor.look()
+    monitor.ended("simulate", left)
+    network.answers["http://simulate/metrics"] = exposition(7.0, 4000)
+    picture = monitor.look()
+    assert picture.figures["exposures"] == sent
+    assert picture.ready == {"simulate": False, "stream": True, "learn": True, "serve": True}
+
+
 def test_what_a_role_has_not_measured_is_unknown_and_a_measured_0_is_a_figure(network: Network) -> None:
     gauges = {
         "simulate": {"oracle_auc": "millrace_oracle_auc"},

@@ -165,13 +165,11 @@ class Monitor:
     def look(self) -> Picture:
         """Asks every role once, now. The owner's thread may call it too, when it needs figures of this moment."""
         with self._lock:
-            answers: dict[str, bool] = {}
+            answers = dict.fromkeys(self.roles, False)
             for name, url in self._targets.items():
-                try:
+                with suppress(OSError, ValueError):
                     self.roles[name].update(self._get(url))
                     answers[name] = True
-                except (OSError, ValueError):
-                    answers[name] = False
             ready = {n: answers[n] and role.gauge("millrace_ready") == 1 for n, role in self.roles.items()}
             model = self.picture.model
             if answers.get("serve"):
@@ -186,10 +184,16 @@ class Monitor:
             self.series.add(wall_ms, self._clock.at(wall_ms), figures)
             return self.picture
 
-    def take(self, name: str, text: str) -> None:
-        """Takes in the metrics that a role wrote when it ended."""
+    def ended(self, name: str, text: str | None) -> None:
+        """A role was stopped. It is not asked again: its port may soon be another process's.
+
+        Args:
+            text: the metrics that it wrote when it ended; None: it could not, so its last answer must do.
+        """
         with self._lock:
-            self.roles[name].update(text)
+            self._targets.pop(name, None)
+            if text is not None:
+                self.roles[name].update(text)
 
     def _figures(self, wall_ms: int, model: Mapping[str, Any]) -> dict[str, float | None]:
         """The key figures by name. Totals are of the whole run; None is "not known yet"."""

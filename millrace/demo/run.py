@@ -306,8 +306,10 @@ class Demo:
         if process is not None and process.poll() is None:
             last_figures(self.settings.data, name).unlink(missing_ok=True)  # of an earlier life: it will leave its own
         self.supervisor.stop(name, grace_seconds=20.0)
-        with suppress(OSError):  # it was killed before it could write them: its last scrape must do
-            self.monitor.take(name, last_figures(self.settings.data, name).read_text())
+        text = None
+        with suppress(OSError):  # it was killed before it could write them
+            text = last_figures(self.settings.data, name).read_text()
+        self.monitor.ended(name, text)
 
 
 def demo(settings: Settings, options: DemoOptions) -> int:
