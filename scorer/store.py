@@ -20,7 +20,6 @@ from millrace.contracts.settings import Settings
 
 log = structlog.get_logger("scorer")
 
-TIMEOUT_SECONDS = 0.5
 RETRY_SECONDS = 1.0
 
 T = TypeVar("T")
@@ -33,8 +32,8 @@ def connect(settings: Settings) -> Any:
         StoreError: no address is set, or it is none.
     """
     options: dict[str, Any] = {
-        "socket_timeout": TIMEOUT_SECONDS,
-        "socket_connect_timeout": TIMEOUT_SECONDS,
+        "socket_timeout": settings.redis_seconds,
+        "socket_connect_timeout": settings.redis_seconds,
         "retry": Retry(NoBackoff(), 1),  # a connection from before a restart of Redis fails once
     }
     try:

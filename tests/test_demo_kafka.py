@@ -11,7 +11,7 @@ import pytest
 from millrace.processes.role import ROLES
 from tests.demo_kafka import apache_kafka, command_lines, own_redis
 from tests.demo_process import DemoProcess, demo_process, descendants
-from tests.test_demo_live import assert_all_accounted_for, assert_undisturbed
+from tests.test_demo_live import assert_all_accounted_for, assert_no_errors, assert_undisturbed
 from tests.waiting import LONG
 
 pytestmark = [pytest.mark.services, pytest.mark.kafka, pytest.mark.timeout(LONG)]
@@ -68,5 +68,5 @@ def test_two_demos_one_after_the_other_on_one_kafka(tmp_path: Path) -> None:
                 else:
                     assert_all_accounted_for(report)
                     assert report["earlier_exposures"] == first
-                    assert report["errors"] == 0
+                    assert_no_errors(report)
                 demo.until_nothing_left()

@@ -28,6 +28,10 @@ def assert_all_accounted_for(report: dict[str, Any]) -> None:
     assert report["negatives"] > 0
 
 
+def assert_no_errors(report: dict[str, Any]) -> None:
+    assert report["errors"] == 0, (report["errors_by_kind"], report["scorer_errors_by_kind"])
+
+
 def assert_undisturbed(report: dict[str, Any]) -> None:
     """What holds beyond conservation when nobody interfered."""
     assert set(KEYS) <= set(report)
@@ -37,7 +41,7 @@ def assert_undisturbed(report: dict[str, Any]) -> None:
     assert report["dead_letters"] == report["malformed_sent"]
     assert report["duplicates_dropped"] == report["duplicates_sent"]
     assert report["samples_trained"] == report["positives"] + report["negatives"] + report["corrections"]
-    assert report["errors"] == 0
+    assert_no_errors(report)
     assert set(report["restarts"].values()) == {0}
     assert report["model_versions"] > 1
     assert 0 < report["click_to_served_ms"]["p50"] <= report["click_to_served_ms"]["p99"]

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from millrace.contracts.clock import EventClock
-from millrace.demo.monitor import Monitor, RoleMetrics
+from millrace.demo.monitor import SCORER_ERRORS, Monitor, RoleMetrics
 from millrace.demo.series import COLUMNS, Series
 
 
@@ -135,6 +135,17 @@ def test_what_a_role_has_not_measured_is_unknown_and_a_measured_0_is_a_figure(ne
         assert {n: figures[n] for named in gauges.values() for n in named} == dict.fromkeys(
             [n for named in gauges.values() for n in named], known
         )
+
+
+def test_the_scorers_errors_are_counted_by_kind(network: Network) -> None:
+    kinds = "".join(f'millrace_errors_total{{what="{what}"}} {n}\n' for what, n in (("redis", 2), ("feed", 1)))
+    network.answers["http://serve/metrics"] += f"# TYPE millrace_errors_total counter\n{kinds}"
+    figures = monitor_of(network).look().figures
+    assert figures["scorer_errors"] == 3
+    assert {n: v for n, v in figures.items() if n.startswith(SCORER_ERRORS)} == {
+        f"{SCORER_ERRORS}redis": 2,
+        f"{SCORER_ERRORS}feed": 1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     evolve: bool = False  # a model of another schema or spec is carried over, aloud, instead of refused
 
     # scorer
+    redis_seconds: Positive = 0.5  # how long a page waits for Redis before it is made without it
     candidates: Annotated[int, Meta(ge=1)] = 1000
     page_limit: Annotated[int, Meta(ge=1)] = 600
     control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # of requests that get a random page

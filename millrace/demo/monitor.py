@@ -241,10 +241,14 @@ class Monitor:
             "freshness_s": serve.gauge("millrace_freshness_seconds"),
             "delta_gaps": serve.total("millrace_delta_gaps_total"),
             "scorer_errors": serve.total("millrace_errors_total"),
+            **{f"{SCORER_ERRORS}{kind}": n for kind, n in serve.by_label("millrace_errors_total", "what").items()},
             "click_to_served_p50_ms": _number(served.get("p50")),
             "click_to_served_p99_ms": _number(served.get("p99")),
         }
 
+
+SCORER_ERRORS = "scorer_errors_"
+"""Begins the name of a figure that counts one kind of the scorer's errors."""
 
 _QUALITY = {
     "auc": "millrace_rolling_auc",

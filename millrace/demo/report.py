@@ -16,7 +16,7 @@ from millrace.contracts.events import ARMS, MODEL
 from millrace.contracts.files import write_whole
 from millrace.contracts.settings import Settings
 from millrace.demo.audit import Ledger
-from millrace.demo.monitor import Monitor
+from millrace.demo.monitor import SCORER_ERRORS, Monitor
 from millrace.demo.served import Served, auc_of, by_minute, curve, figures, first, headline, newest
 from millrace.demo.settle import Settlement
 from millrace.demo.twin import Pages, twin_scores
@@ -146,6 +146,9 @@ def make_report(
         "ended_wall_ms": settlement.ended_wall_ms,
         "freshness_s": settlement.freshness_s,
         "errors_by_kind": {n: round(v) for n, v in errors.items()},
+        "scorer_errors_by_kind": {
+            n.removeprefix(SCORER_ERRORS): round(v or 0) for n, v in f.items() if n.startswith(SCORER_ERRORS) and v
+        },
         "earlier_exposures": sum((p.sent | p.dead).bit_count() for p in ledger.pages.values() if not p.own),
         "restarts": supervisor.restarts,
         "event_hours": round(float(judged.ts_ms[-1] - judged.ts_ms[0]) / 3_600_000, 3) if len(judged) else 0.0,
