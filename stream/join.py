@@ -71,13 +71,14 @@ class Policy:
 
     @classmethod
     def of(cls, settings: Settings) -> Policy:
+        waits = Waits.of(settings)
         return cls(
-            round(settings.attribution_minutes * 60_000),
-            round(settings.disorder_seconds * 1000),
+            waits.attribution_ms,
+            waits.disorder_ms,
             round(settings.lateness_minutes * 60_000),
             round(settings.ahead_minutes * 60_000),
             policy_named(settings.label_policy),
-            round(settings.observation_seconds * 1000),
+            waits.observation_ms,
         )
 
 

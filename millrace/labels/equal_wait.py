@@ -6,17 +6,11 @@ Nothing is bent, since labels come in the order of exposure. The price is that t
 
 from __future__ import annotations
 
-from millrace.contracts.samples import POLICIES
-from millrace.labels.policy import Codes, Floats, Promise, Waits, ones
+from millrace.labels.policy import LabelPolicy, Promise, Waits
 
 
-class EqualWait:
+class EqualWait(LabelPolicy):
     name = "equal-wait"
-    weighs = False
-    asks = False
 
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
-        return Promise(POLICIES.index(self.name), waits.attribution_ms, waits.attribution_ms, 0)
-
-    def weights(self, kind: Codes, p: Floats, early: Floats) -> Floats:
-        return ones(kind)
+        return Promise(self.code, waits.attribution_ms, waits.attribution_ms, 0)

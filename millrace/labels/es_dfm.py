@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from millrace.contracts.samples import NEGATIVE, POLICIES
-from millrace.labels.policy import MOST, Codes, Floats, Promise, Waits
+from millrace.contracts.samples import NEGATIVE
+from millrace.labels.policy import MOST, Codes, Floats, LabelPolicy, Promise, Waits
 
 
 def elapsed_time_weights(kind: Codes, p: Floats, early: Floats) -> Floats:
@@ -30,14 +30,13 @@ def elapsed_time_weights(kind: Codes, p: Floats, early: Floats) -> Floats:
     return np.where(kind == NEGATIVE, (1 + delayed) * real, 1 + delayed).astype(np.float32)
 
 
-class EsDfm:
+class EsDfm(LabelPolicy):
     name = "es-dfm"
     weighs = True
     asks = True
 
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
-        window = min(waits.observation_ms, waits.attribution_ms)
-        return Promise(POLICIES.index(self.name), window, window, waits.disorder_ms)
+        return Promise(self.code, waits.window_ms, waits.window_ms, waits.disorder_ms)
 
     def weights(self, kind: Codes, p: Floats, early: Floats) -> Floats:
         return elapsed_time_weights(kind, p, early)

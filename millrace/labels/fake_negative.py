@@ -18,17 +18,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from millrace.contracts.samples import CORRECTION, POLICIES
-from millrace.labels.policy import MOST, Codes, Floats, Promise, Waits
+from millrace.contracts.samples import CORRECTION
+from millrace.labels.policy import MOST, Codes, Floats, LabelPolicy, Promise, Waits
 
 
-class FakeNegativeWeighted:
+class FakeNegativeWeighted(LabelPolicy):
     name = "fake-negative-weighted"
     weighs = True
-    asks = False
 
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
-        return Promise(POLICIES.index(self.name), 0, 0, waits.disorder_ms)
+        return Promise(self.code, 0, 0, waits.disorder_ms)
 
     def weights(self, kind: Codes, p: Floats, early: Floats) -> Floats:
         p = np.minimum(p, MOST)

@@ -13,11 +13,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.contracts.samples import POLICIES
 from millrace.contracts.settings import Settings
 
 Codes = NDArray[np.uint8]
@@ -45,6 +47,11 @@ class Waits(NamedTuple):
         )
 
     @property
+    def window_ms(self) -> int:
+        """The observation window: no longer than the attribution window."""
+        return min(self.observation_ms, self.attribution_ms)
+
+    @property
     def settled_ms(self) -> int:
         """From an exposure to the event time at which its label is final: no click in its window is still to come."""
         return self.attribution_ms + self.disorder_ms
@@ -64,30 +71,30 @@ class Promise(NamedTuple):
     slack_ms: int
 
 
-class LabelPolicy(Protocol):
+class LabelPolicy(ABC):
     """One policy. It has no state."""
 
-    name: str
-    weighs: bool
+    name: ClassVar[str]
+    weighs: ClassVar[bool] = False
     """Whether samples weigh other than 1."""
-    asks: bool
+    asks: ClassVar[bool] = False
     """Whether the weights depend on ``early``, so that somebody must know how late clicks come."""
 
+    @property
+    def code(self) -> int:
+        """What samples and promises call it."""
+        return POLICIES.index(self.name)
+
+    @abstractmethod
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
         """What an exposure is promised that comes ``flowing_ms`` after traffic began (anew, if it had stopped)."""
-        ...
 
     def weights(self, kind: Codes, p: Floats, early: Floats) -> Floats:
-        """Weights of samples, (B,).
+        """Weights of samples, (B,); 1 unless the policy says otherwise.
 
         Args:
             kind: NEGATIVE, POSITIVE or CORRECTION, (B,).
             p: the model's own click probabilities, (B,). No gradient flows through them.
             early: P(a click comes before its exposure's label | there is a click, the exposure), (B,).
         """
-        ...
-
-
-def ones(kind: Codes) -> Floats:
-    """The weights where every sample counts as one."""
-    return np.ones(len(kind), np.float32)
+        return np.ones(len(kind), np.float32)

@@ -19,9 +19,8 @@ alike. Traffic of a partition that stops for as long as the attribution window s
 
 from __future__ import annotations
 
-from millrace.contracts.samples import POLICIES
 from millrace.labels.es_dfm import elapsed_time_weights
-from millrace.labels.policy import Codes, Floats, Promise, Waits
+from millrace.labels.policy import Codes, Floats, LabelPolicy, Promise, Waits
 
 START = 4
 """Observation windows that the first exposures wait."""
@@ -30,18 +29,18 @@ SHRINKS = 15
 """Over so many times its length the first wait shrinks."""
 
 
-class Prompt:
+class Prompt(LabelPolicy):
     name = "prompt"
     weighs = True
     asks = True
 
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
-        window = min(waits.observation_ms, waits.attribution_ms)
+        window = waits.window_ms
         first = min(START * window, waits.attribution_ms)
         left = max(0, SHRINKS * first - flowing_ms)  # of the time in which the wait shrinks
         hold = left // SHRINKS
         observe = window + (first - window) * left // max(1, SHRINKS * first)
-        return Promise(POLICIES.index(self.name), hold, observe, waits.disorder_ms)
+        return Promise(self.code, hold, observe, waits.disorder_ms)
 
     def weights(self, kind: Codes, p: Floats, early: Floats) -> Floats:
         return elapsed_time_weights(kind, p, early)

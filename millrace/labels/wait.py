@@ -8,17 +8,11 @@ logs whose labels come at once.
 
 from __future__ import annotations
 
-from millrace.contracts.samples import POLICIES
-from millrace.labels.policy import Codes, Floats, Promise, Waits, ones
+from millrace.labels.policy import LabelPolicy, Promise, Waits
 
 
-class Wait:
+class Wait(LabelPolicy):
     name = "wait"
-    weighs = False
-    asks = False
 
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
-        return Promise(POLICIES.index(self.name), 0, waits.attribution_ms, 0)
-
-    def weights(self, kind: Codes, p: Floats, early: Floats) -> Floats:
-        return ones(kind)
+        return Promise(self.code, 0, waits.attribution_ms, 0)
