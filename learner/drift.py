@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from river import drift
 
-from learner.progressive import Numbers, judged, log_losses
+from millrace.contracts.merit import Numbers, judged, log_losses
 
 DELTA = 0.002
 """ADWIN's confidence, river's own choice."""

@@ -16,6 +16,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from learner.served import Figures, Served
 from learner.trainer import Trainer
 from millrace.contracts.events import ARMS
+from millrace.contracts.merit import known
 
 log = structlog.get_logger("learner")
 
@@ -104,7 +105,7 @@ class Board:
             "event_time": trainer.model.newest_ms,
             "arm": arm,
             **_known(arms.get(arm)),
-            "learning_auc": _number(learning.auc),
+            "learning_auc": known(learning.auc),
             "trained": self._told,
         }
         with self._history.open("a", encoding="utf-8") as file:
@@ -148,9 +149,4 @@ def _show_served(served: Served) -> dict[str, Figures]:
 def _known(figures: Figures | None) -> dict[str, float | None]:
     """The figures of an arm for JSON."""
     rows = {"rows": 0 if figures is None else figures.rows}
-    return {name: _number(getattr(figures, name, math.nan)) for name in _BY_ARM} | rows
-
-
-def _number(figure: float) -> float | None:
-    """None where there is no figure: JSON has no NaN."""
-    return figure if math.isfinite(figure) else None
+    return {name: known(getattr(figures, name, math.nan)) for name in _BY_ARM} | rows

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.model import OnlineModel
-from learner.progressive import Numbers, auc, calibration, log_loss
 from millrace.contracts.errors import SettingError
 from millrace.contracts.hashing import mix, value_hash
+from millrace.contracts.merit import Numbers, auc, calibration, log_loss
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 

@@ -28,10 +28,11 @@ from learner.eventtime import EventTime
 from learner.index import Index
 from learner.kernels import EMPTY
 from learner.model import OnlineModel
-from learner.progressive import Numbers, auc, baseline_column, calibration, grouped_auc, judged, log_loss, sound
+from learner.progressive import baseline_column
 from learner.repeats import exposure_ids, page_hashes
 from learner.segments import SegmentMetrics, Segments
 from millrace.contracts.events import ARMS, CONTROL, LOGGED, MODEL
+from millrace.contracts.merit import Numbers, auc, calibration, grouped_auc, judged, log_loss, sound
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.labels import Waits

@@ -3,16 +3,16 @@
 can do better for long.
 
 It is over rows such as the learner's own figure is over (:mod:`learner.served`): the newest exposures whose outcome is
-final, in the order of exposure. The two stay apart, since the simulator knows no learner.
+final.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 
 import numpy as np
 
+from millrace.contracts.merit import Newest, auc
 from simulator.dice import F64
 
 
@@ -25,10 +25,14 @@ class OracleAuc:
     """
 
     def __init__(self, rows: int, final_after_ms: int) -> None:
-        self._chance, self._clicked = np.zeros(rows), np.zeros(rows, np.bool_)  # a ring
+        self._newest = Newest(rows)
         self._open: deque[tuple[int, F64, list[bool]]] = deque()
         self._final_after_ms = final_after_ms
-        self.rows = 0
+
+    @property
+    def rows(self) -> int:
+        """Exposures counted so far."""
+        return self._newest.rows
 
     def add(self, ts_ms: int, p: F64, clicked: list[bool]) -> None:
         """Takes a page seen at ``ts_ms``: its true click probabilities (n,) and which items are clicked (n,)."""
@@ -38,18 +42,8 @@ class OracleAuc:
         """Counts the exposures whose outcome is final by the event time ``now_ms``."""
         while self._open and self._open[0][0] <= now_ms:
             _, chances, clicked = self._open.popleft()
-            at = (self.rows + np.arange(len(chances))) % len(self._chance)
-            self._chance[at], self._clicked[at] = chances, clicked
-            self.rows += len(chances)
+            self._newest.add(chances, np.array(clicked))
 
     def auc(self) -> float:
-        """P(chance of a clicked row > chance of another one), ties count half, by the rank sum (Mann and Whitney 1947).
-        NaN while there are no final exposures, or of one class only."""
-        held = min(self.rows, len(self._chance))
-        clicked = self._clicked[:held]
-        n_pos = int(clicked.sum())
-        if not 0 < n_pos < held:
-            return math.nan
-        _, value, ties = np.unique(self._chance[:held], return_inverse=True, return_counts=True)
-        rank = (np.cumsum(ties) - (ties - 1) / 2.0)[value]  # mean rank of each row among its ties, from 1
-        return float((rank[clicked].sum() - n_pos * (n_pos + 1) / 2.0) / (n_pos * (held - n_pos)))
+        """NaN while there are no final exposures, or of one class only."""
+        return auc(*self._newest.held)

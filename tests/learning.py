@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from millrace.contracts.hashing import column_hash, mix
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
@@ -90,4 +94,23 @@ def make_samples(
         np.zeros(rows, np.uint8),
         np.where(label > 0, 1_800_000_000_000 + np.arange(rows), 0).astype(np.int64),
         np.zeros(rows, np.uint8),
+    )
+
+
+def labelled(
+    request: str, ts_ms: int, rows: Iterable[tuple[int, int]], score: float = 0.5, **columns: NDArray[Any]
+) -> SampleBatch:
+    """Rows of (position, kind) of one page that a model made; their features mean nothing."""
+    position, kind = np.array([*rows]).reshape(-1, 2).T
+    n = len(kind)
+    return SampleBatch.of_rows(
+        kind.astype(np.uint8),
+        np.full(n, ts_ms, np.int64),
+        np.zeros((n, 1), np.int64),
+        np.zeros((n, 1), np.float32),
+        (request,),
+        position=position.astype(np.int32),
+        score=np.full(n, score, np.float32),
+        version=np.zeros(n, np.int64),
+        **columns,
     )

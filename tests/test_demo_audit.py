@@ -13,30 +13,15 @@ import pytest
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import ConservationError
 from millrace.contracts.events import Click, DeadLetter, Event, Exposure, Truth, to_json, to_msgpack
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.demo.audit import Ledger, Reported, check
 from millrace.demo.preflight import Held, opening
 from millrace.demo.report import KEYS, missing_keys
 from millrace.demo.served import auc_of
+from tests.learning import labelled
 
 NOW = 1_772_600_000_000
 AHEAD = 3_600_000
-
-
-def samples(request: str, *rows: tuple[int, int]) -> SampleBatch:
-    """Rows of (position, kind) of one page."""
-    n = len(rows)
-    kind = np.array([k for _, k in rows], np.uint8)
-    return SampleBatch.of_rows(
-        kind,
-        np.full(n, NOW, np.int64),
-        np.zeros((n, 1), np.int64),
-        np.zeros((n, 1), np.float32),
-        (request,),
-        position=np.array([p for p, _ in rows], np.int32),
-        score=np.full(n, 0.5, np.float32),
-        version=np.zeros(n, np.int64),
-    )
 
 
 class Topics:
@@ -60,7 +45,7 @@ class Topics:
         self.event(Click(f"{request}/{position}/c", request, NOW, 1, 1, position), times)
 
     def label(self, request: str, *rows: tuple[int, int]) -> None:
-        self.samples.append(samples(request, *rows).to_bytes())
+        self.samples.append(labelled(request, NOW, rows).to_bytes())
 
     def dead(self, offset: int, reason: str, exposures: int = 0, times: int = 1) -> None:
         letter = DeadLetter(reason, "", "events", 0, offset, exposures, b"")

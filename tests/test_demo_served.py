@@ -19,6 +19,7 @@ from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE,
 from millrace.demo.audit import Ledger
 from millrace.demo.served import Served, auc_of, by_minute, curve, figures, first, headline, newest
 from millrace.labels import Waits
+from tests.learning import labelled
 
 T0 = 1_772_600_000_000
 MINUTE = 60_000
@@ -150,19 +151,8 @@ def batch(
     request: str, ts_ms: int, kinds: dict[int, int], policy: str, score: float = 0.3, arm: int = 0
 ) -> SampleBatch:
     n = len(kinds)
-    kind = np.array(list(kinds.values()), np.uint8)
-    return SampleBatch.of_rows(
-        kind,
-        np.full(n, ts_ms, np.int64),
-        np.zeros((n, 1), np.int64),
-        np.zeros((n, 1), np.float32),
-        (request,),
-        position=np.array(list(kinds), np.int32),
-        score=np.full(n, score, np.float32),
-        version=np.zeros(n, np.int64),
-        arm=np.full(n, arm, np.uint8),
-        policy=np.full(n, POLICIES.index(policy), np.uint8),
-    )
+    arms, policies = np.full(n, arm, np.uint8), np.full(n, POLICIES.index(policy), np.uint8)
+    return labelled(request, ts_ms, kinds.items(), score, arm=arms, policy=policies)
 
 
 def ledger_of(*batches: SampleBatch) -> Ledger:

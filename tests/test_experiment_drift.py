@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from learner.model import OnlineModel
 from millrace.contracts.errors import SettingError
@@ -16,6 +17,7 @@ from millrace.logs import LogTable, read_log
 from millrace.offline import planted
 from millrace.offline.alarms import EXPOSURE, LABEL, PAGES, SHUFFLED, WAYS, Judged, alarms
 from millrace.offline.experiment_drift import experiment_drift, judged
+from millrace.offline.known import Model
 from millrace.offline.logfeatures import Labels, LogRows
 from millrace.offline.planted import BLANK, CHANGES, FEWER, FLIPPED, MORE, NOTHING, PERMUTED, Fork, Recorder
 from millrace.offline.replay import run_log
@@ -42,8 +44,10 @@ def table(log: Path, schema: Schema) -> LogTable:
     return read_log(log, schema)
 
 
-def run(table: LogTable, schema: Schema, model: object, tick: object = lambda scored: None) -> np.ndarray:
-    return run_log(table, schema, cast(OnlineModel, model), BATCH, tick)  # type: ignore[arg-type]
+def run(
+    table: LogTable, schema: Schema, model: Model, tick: Callable[[int], None] = lambda scored: None
+) -> NDArray[np.float32]:
+    return run_log(table, schema, model, BATCH, tick)
 
 
 def test_a_fork_without_a_change_goes_on_as_the_run_it_comes_from(table: LogTable, schema: Schema) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from msgspec import structs
 
-from learner.model import OnlineModel
 from millrace import cli
 from millrace.contracts.errors import LogError, SettingError
 from millrace.contracts.samples import NEGATIVE, POLICIES, SampleBatch
@@ -72,7 +71,7 @@ def test_each_exposure_is_scored_once_and_by_what_was_known(
     first = log.table.num_rows - ROWS
     stretch, samples = realspeed.open_stretch(prepared, schema, first), realspeed.open_samples(prepared, name)
     diary = Diary()
-    p = realspeed.live(cast(OnlineModel, diary), stretch, samples)
+    p = realspeed.live(diary, stretch, samples)
     assert len(p) == ROWS == sum(map(len, diary.scored))
     bias = [c for c, n in enumerate(schema.layout.cat_names) if n == "position"]
     expected = np.array(stretch.cat[first:])
@@ -109,7 +108,7 @@ def test_samples_are_of_the_traffic_alone_and_each_row_gets_its_label(
 def test_the_history_is_learnt_settled_and_in_full_batches(prepared: Path, schema: Schema, log: LogTable) -> None:
     first = log.table.num_rows - ROWS
     stretch, diary = realspeed.open_stretch(prepared, schema, first), Diary()
-    realspeed.learn_history(cast(OnlineModel, diary), stretch)
+    realspeed.learn_history(diary, stretch)
     assert [len(b) for b in diary.learnt[:-1]] == [realspeed.BATCH_ROWS] * (len(diary.learnt) - 1)
     assert np.array_equal(np.concatenate([b.label for b in diary.learnt]), stretch.label[:first])
     assert stretch.ts_ms[first - 1] < stretch.ts_ms[first]

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from learner.model import OnlineModel
-from learner.progressive import auc
+from millrace.contracts.merit import auc
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.offline import epochs, experiment, rounds

@@ -14,12 +14,13 @@ from structlog.testing import capture_logs
 
 from learner.figures import Board
 from learner.model import OnlineModel
-from learner.progressive import Progressive, auc, log_loss
+from learner.progressive import Progressive
 from learner.repeats import Repeats
 from learner.segments import Segments
 from learner.served import Served
 from learner.trainer import Trainer
 from millrace.contracts.events import ARMS
+from millrace.contracts.merit import auc, log_loss
 from millrace.contracts.samples import SampleBatch
 from millrace.labels import Waits
 from tests.learning import SCHEMA, START_MS, make_samples

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 
-from learner.progressive import Progressive, auc, baseline_column, calibration, grouped_auc, judged, log_loss
+from learner.progressive import Progressive, baseline_column
+from millrace.contracts.merit import auc, calibration, grouped_auc, judged, log_loss
 from millrace.contracts.schema import parse_schema, shop_schema
 from tests.learning import SCHEMA
 
@@ -27,6 +29,15 @@ def count_pairs(p: list[int], y: list[bool]) -> float:
 def test_auc_counts_pairs(rows: list[tuple[int, bool]]) -> None:
     p, y = [r[0] for r in rows], [r[1] for r in rows]
     assert auc(np.array(p) / 5, np.array(y)) == pytest.approx(count_pairs(p, y), nan_ok=True)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False) | st.integers(0, 5), min_size=2, max_size=200))
+def test_auc_has_the_bits_that_the_librarys_ranks_give(values: list[float]) -> None:
+    p, y = np.array(values, np.float64), np.arange(len(values)) % 3 == 0
+    n_pos, n_neg = int(y.sum()), int((~y).sum())
+    assert auc(p, y) == (rankdata(p)[y].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg)
+    p[-1] = np.nan
+    assert math.isnan(auc(p, y))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), max_size=40))

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from learner.model import OnlineModel
-from learner.progressive import Progressive, auc, calibration, log_loss
+from learner.progressive import Progressive
 from learner.repeats import Repeats
 from learner.segments import Segments, parse_segments
 from learner.served import Served
 from learner.trainer import Trainer
 from millrace.contracts.errors import SettingError
 from millrace.contracts.hashing import column_hash
+from millrace.contracts.merit import auc, calibration, log_loss
 from millrace.contracts.samples import SampleBatch
 from millrace.labels import Waits
 from tests.learning import SCHEMA, make_samples

@@ -13,12 +13,13 @@ import pytest
 
 from learner.eventtime import EventTime, proofs
 from learner.model import OnlineModel
-from learner.progressive import Progressive, auc, calibration, grouped_auc, log_loss
+from learner.progressive import Progressive
 from learner.repeats import Repeats, page_hashes
 from learner.segments import Segments
 from learner.served import Served
 from learner.trainer import Trainer
 from millrace.contracts.events import ARMS
+from millrace.contracts.merit import auc, calibration, grouped_auc, log_loss
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
 from millrace.labels import Waits, policy_named
 from tests.learning import SCHEMA, START_MS, make_samples

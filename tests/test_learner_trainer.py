@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from learner.model import OnlineModel
-from learner.progressive import Progressive, log_loss
+from learner.progressive import Progressive
 from learner.repeats import Repeats
 from learner.trainer import Trainer
+from millrace.contracts.merit import log_loss
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 from tests.learning import SCHEMA, START_MS, make_samples
 

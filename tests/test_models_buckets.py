@@ -12,7 +12,7 @@ from learner.buckets import FIRST_ROWS, SAMPLE_ROWS, Reservoir
 from learner.inputs import Inputs
 from learner.model import OnlineModel, ServingModel
 from learner.models import REGISTRY
-from learner.progressive import auc
+from millrace.contracts.merit import auc
 from millrace.contracts.modelstore import Image
 from millrace.contracts.samples import SampleBatch
 from tests.learning import SCHEMA, make_samples

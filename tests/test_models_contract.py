@@ -11,8 +11,8 @@ import torch
 
 from learner.model import OnlineModel, ServingModel
 from learner.models import REGISTRY
-from learner.progressive import auc
 from millrace.contracts.errors import SettingError, SnapshotError
+from millrace.contracts.merit import auc
 from millrace.contracts.modelstore import Image
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
 from tests.learning import SCHEMA, START_MS, make_samples

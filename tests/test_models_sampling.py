@@ -10,8 +10,8 @@ import torch
 
 from learner.guard import WARM_ROWS, LossGuard
 from learner.model import OnlineModel
-from learner.progressive import calibration
 from learner.sampling import chosen
+from millrace.contracts.merit import calibration
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from tests.learning import SCHEMA, make_samples
 

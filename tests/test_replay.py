@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from learner.model import OnlineModel
-from learner.progressive import auc, grouped_auc
 from millrace import cli
 from millrace.contracts.errors import SettingError
+from millrace.contracts.merit import auc, grouped_auc
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import local_days, read_log
@@ -192,7 +192,7 @@ def spied(folder: Path, rows: list[dict[str, Any]], text: str, batch_rows: int =
     schema = parse_schema(text)
     spy = Spy()
     log = read_log(write(folder, "jsonl", rows), schema)
-    run_log(log, schema, cast(OnlineModel, spy), batch_rows, lambda done: None, how=WAIT)
+    run_log(log, schema, spy, batch_rows, lambda done: None, how=WAIT)
     return spy, schema
 
 
@@ -343,7 +343,7 @@ def test_a_frozen_score_knows_nothing_of_its_day(tmp_path: Path, text: str) -> N
     table = read_log(write(tmp_path, "jsonl", rows), schema)
     days = local_days(table, schema)
     spy, groups = Spy(), Groups(table, schema)
-    run_log(table, schema, cast(OnlineModel, spy), 32, lambda done: None, groups, WAIT)
+    run_log(table, schema, spy, 32, lambda done: None, groups, WAIT)
     at = {name: i for i, name in enumerate(schema.layout.num_names)}
     position = schema.layout.cat_names.index("position")
     counted = [(r["at"], r["user"], "exposure") for r in rows]

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from learner.model import ServingModel
-from learner.progressive import auc
+from millrace.contracts.merit import auc
 from millrace.processes.wall import event_now_ms
 from scorer.app import make_app
 from simulator.oracle_auc import OracleAuc

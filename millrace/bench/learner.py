@@ -37,8 +37,8 @@ from torch import nn
 
 from learner.dense import threads
 from learner.model import OnlineModel
-from learner.progressive import auc
 from millrace.contracts.hashing import column_hash, mix
+from millrace.contracts.merit import auc
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 

@@ -126,6 +126,11 @@ class Windows(Struct, frozen=True, forbid_unknown_fields=True):
     means: tuple[Mean, ...] = ()
 
     @property
+    def labelling(self) -> str:
+        """The action that a log's label of 1 means: a click; in a log without clicks, the first that is counted."""
+        return "click" if "click" in self.actions or len(self.actions) == 1 else self.actions[1]
+
+    @property
     def columns(self) -> int:
         """What a tile holds: a count for each action, then a sum for each mean."""
         return len(self.actions) + len(self.means)
@@ -218,6 +223,12 @@ class Layout(Struct, frozen=True):
     @property
     def K(self) -> int:
         return len(self.key_names)
+
+    @property
+    def bias_columns(self) -> list[int]:
+        """Columns of cat that read as missing while a page is ranked, since they are known only when it is made."""
+        bias = {f.name for f in self.cat_fields if f.bias}
+        return [c for c, name in enumerate(self.cat_names) if name in bias]
 
     @classmethod
     def of(cls, schema: Schema) -> Layout:

@@ -12,7 +12,6 @@ other code from the same topics. They must agree.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.events import ARMS, LOGGED, MODEL
+from millrace.contracts.merit import auc, calibration, judged, known, log_loss
 
 _LOGGED = ARMS.index(LOGGED)
 
@@ -63,8 +63,6 @@ class Served:
     @property
     def p(self) -> NDArray[np.float32]:
         """Scores (n,), a broken one as wrong as a probability can be: 0 for a click, 1 for none."""
-        from learner.progressive import judged
-
         return judged(self.score, self.label).astype(np.float32)
 
 
@@ -76,16 +74,12 @@ def headline(rows: Served) -> str:
 def auc_of(score: NDArray[Any], label: NDArray[Any]) -> float | None:
     """Area under the ROC curve of ``score`` (n,) for the binary ``label`` (n,). None when one class is missing. Rows
     without a finite score are left out."""
-    from learner.progressive import auc  # SciPy and river, a second of imports: only when the books are closed
-
     finite = np.isfinite(score)
     return known(auc(score[finite], label[finite]))
 
 
 def figures(rows: Served) -> dict[str, float | int | None]:
     """AUC, log loss and calibration of ``rows``, and how many they are. None: no value (no rows, or one class)."""
-    from learner.progressive import calibration, log_loss
-
     p = rows.p
     return {
         "rows": len(rows),
@@ -97,8 +91,6 @@ def figures(rows: Served) -> dict[str, float | int | None]:
 
 def first(rows: Served, n: int) -> dict[str, float | int | None]:
     """Figures of the first ``n`` judged rows of this run, all arms, beside the log loss of the true probabilities."""
-    from learner.progressive import log_loss
-
     part = rows.where(rows.own).judged.where(slice(0, n))
     told = np.isfinite(part.true)
     return figures(part) | {"oracle_log_loss": known(log_loss(part.true[told], part.label[told]))}
@@ -123,12 +115,12 @@ def curve(rows: Served, window: int) -> list[dict[str, Any]]:
     points = []
     for end in sorted(set(np.linspace(min(window, n // 2), n, POINTS, dtype=int).tolist()) - {0}):
         part = slice(max(0, end - window), end)
-        auc = auc_of(p[part], rows.label[part])
-        if auc is not None:
+        area = auc_of(p[part], rows.label[part])
+        if area is not None:
             points.append(
                 {
                     "event_time": int(rows.ts_ms[end - 1]),
-                    "auc": auc,
+                    "auc": area,
                     "oracle_auc": auc_of(rows.true[part], rows.label[part]),
                 }
             )
@@ -165,8 +157,3 @@ def by_minute(
             }
         )
     return told
-
-
-def known(value: float) -> float | None:
-    """None where there is no figure: JSON has no NaN."""
-    return value if math.isfinite(value) else None

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from river import drift
 
 from learner.drift import DELTA, Drift
-from learner.progressive import log_losses
+from millrace.contracts.merit import log_losses
 
 LABEL, EXPOSURE, SHUFFLED, PAGES = "rows by label", "rows by exposure", "rows shuffled", "pages by exposure"
 WAYS = (LABEL, EXPOSURE, SHUFFLED, PAGES)

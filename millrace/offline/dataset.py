@@ -108,23 +108,17 @@ def prepare(log: Path, schema: Schema, folder: Path, frozen_days: int = 0) -> Da
         # A log's own day column may disagree with its times around midnight. An experiment needs whole days in order.
         day = np.maximum.accumulate(day)
     folder.mkdir(parents=True, exist_ok=True)
-    shape = schema.layout
-    cat = np.lib.format.open_memmap(folder / "cat.npy", "w+", np.int64, (rows.n, shape.F))
-    num = np.lib.format.open_memmap(folder / "num.npy", "w+", np.float32, (rows.n, shape.N))
-    frozen = None
     if len(groups.cuts) and frozen_days:
-        frozen = np.lib.format.open_memmap(folder / FROZEN, "w+", np.float32, (rows.n, shape.N))
-    for start in range(0, rows.n, CHUNK_ROWS):
-        part = np.arange(start, min(start + CHUNK_ROWS, rows.n))
-        if frozen is not None:
-            for first, own in groups.starting(slice(start, start + len(part)), len(days) - frozen_days):
+        frozen = np.lib.format.open_memmap(folder / FROZEN, "w+", np.float32, (rows.n, schema.layout.N))
+
+        def freeze(part: slice) -> None:
+            for first, own in groups.starting(part, len(days) - frozen_days):
                 frozen[own] = features.frozen(first, own)[1]
-        cat[part], num[part] = features.of(part)
-        features.forget(start)
-    cat.flush()
-    num.flush()
-    if frozen is not None:
+
+        features.write(folder, freeze)
         frozen.flush()
+    else:
+        features.write(folder)
     np.save(folder / "group.npy", groups.group)
     (folder / COMPARES).write_text(groups.how, encoding="utf-8")
     np.save(folder / "label.npy", rows.label.astype(np.float32))

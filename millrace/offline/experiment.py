@@ -18,17 +18,13 @@ seed. Where the world is known (a simulated log), the oracle's AUC is given too.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +36,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from learner.model import OnlineModel
 from learner.models import network_of
-from learner.progressive import auc, grouped_auc, log_loss
 from millrace.contracts.errors import SettingError
+from millrace.contracts.merit import auc, grouped_auc, log_loss
 from millrace.contracts.schema import Schema
 from millrace.offline import rounds
 from millrace.offline.dataset import SCALED, Dataset, open_dataset, plain_schema, prepare, scaled
 from millrace.offline.epochs import learn, score
 from millrace.offline.experiment_drift import experiment_drift
 from millrace.offline.intervals import interval, rounded
-from millrace.offline.report import curves_plot, days_plot, interval_plot, make_folder, write_all
+from millrace.offline.report import curves_plot, days_plot, interval_plot, make_folder, surroundings, write_all
+from millrace.offline.workers import pool
 
 CURVE_POINTS = 60
 TRAIN_ROWS_SCORED = 200_000
@@ -252,12 +249,12 @@ def _all(jobs: Sequence[Job], data: Dataset, out: Path, progress: bool) -> list[
     make_folder(out, "runs.jsonl")
     columns = (TextColumn("experiment"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _open, (data.folder, data.schema, data.days)) as pool,
+        pool(None, _open, (data.folder, data.schema, data.days)) as processes,
         Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar,
         (out / "runs.jsonl").open("w", encoding="utf-8") as lines,
     ):
         task = bar.add_task("experiment", total=len(jobs))
-        futures = {pool.submit(_run, job): i for i, job in enumerate(jobs)}
+        futures = {processes.submit(_run, job): i for i, job in enumerate(jobs)}
         results: list[dict[str, Any]] = [{}] * len(jobs)
         for future in as_completed(futures):
             found = results[futures[future]] = future.result()
@@ -355,9 +352,7 @@ def _write(
         "seeds": seeds,
         "runs": len(results),
         "seconds_of_runs": round(sum(r["seconds"] for r in results)),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in ("millrace", "numpy", "torch")},
-    }
+    } | surroundings()
     write_all(out, report, run, plots, title)
 
 

@@ -16,13 +16,11 @@ The detectors and what they look at: :mod:`millrace.offline.alarms`.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import as_completed
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +29,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from learner.dense import threads
 from learner.model import OnlineModel
-from learner.progressive import log_loss
 from millrace.contracts.errors import SettingError
+from millrace.contracts.merit import log_loss
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable, local_days, read_log
 from millrace.offline.alarms import LABEL, PAGES, SHUFFLED, WAYS, Judged, alarms
@@ -41,6 +39,7 @@ from millrace.offline.logfeatures import Labels, LogRows
 from millrace.offline.planted import BLANK, CHANGES, NOTHING, Fork, Recorder, blank_columns, change
 from millrace.offline.replay import BATCH_ROWS, THREADS, run_log
 from millrace.offline.report import dots_plot, make_folder, write_all
+from millrace.offline.workers import pool
 
 HORIZON_ROWS = 100_000
 """Exposures after a change that the model lives through; an alarm after them does not count."""
@@ -78,25 +77,17 @@ def experiment_drift(
     jobs = [(log, schema, i, horizon_rows, dict(spec or {})) for i, log in enumerate(logs)]
     columns = (TextColumn("worlds"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
+        pool(workers) as processes,
         Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar,
         (out / "runs.jsonl").open("w", encoding="utf-8") as lines,
     ):
         task = bar.add_task("worlds", total=len(jobs))
-
-        def keep(i: int, found: dict[str, Any]) -> None:
-            results[i] = found
+        futures = {processes.submit(_world, *job): i for i, job in enumerate(jobs)}
+        for future in as_completed(futures):
+            found = results[futures[future]] = future.result()
             lines.writelines(json.dumps(row) + "\n" for row in [*found["clean"], *found["changes"]])
             lines.flush()
             bar.advance(task)
-
-        if workers == 0:
-            for i, job in enumerate(jobs):
-                keep(i, _world(*job))
-        else:
-            with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(jobs)), get_context("spawn")) as pool:
-                futures = {pool.submit(_world, *job): i for i, job in enumerate(jobs)}
-                for future in as_completed(futures):
-                    keep(futures[future], future.result())
     report = _report(results, horizon_rows)
     run = {"seconds": round(time.perf_counter() - started), "logs": [str(log) for log in logs], "horizon": horizon_rows}
     write_all(out, report, run, _plots(results), "Drift")
@@ -117,7 +108,7 @@ def _world(path: Path, schema: Schema, world: int, horizon: int, spec: dict[str,
             raise SettingError(f"'{path}' has {days} days", "drift needs at least three: to learn, to look, to change")
         middle = days // 2
         recorder = Recorder(OnlineModel(schema, spec, world), int(starts[middle] + starts[middle + 1]) // 2)
-        p = run_log(log, schema, cast(OnlineModel, recorder), BATCH_ROWS, recorder.tick)
+        p = run_log(log, schema, recorder, BATCH_ROWS, recorder.tick)
         start, watched = recorder.start, int(starts[1])
         if start is None or start.row + horizon > len(p):
             raise SettingError(f"'{path}' ends less than {horizon} rows after the change", "give more days")
@@ -146,7 +137,7 @@ def _fork(
     blank = blank_columns(schema) if kind == BLANK else np.empty(0, np.intp)
     first_ms = int(log.table["ts_ms"][start.row].as_py())
     fork = Fork(fresh, start, first_ms, blank)
-    q = run_log(log, schema, cast(OnlineModel, fork), BATCH_ROWS, fork.tick)
+    q = run_log(log, schema, fork, BATCH_ROWS, fork.tick)
     q[: start.row] = p[: start.row]
     return q
 

@@ -26,19 +26,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,7 +64,8 @@ from millrace.offline.realspeed import (
     prepare,
     with_made_delays,
 )
-from millrace.offline.report import LINEAR, Plot, blocks_plot, interval_plot, make_folder, write_all
+from millrace.offline.report import LINEAR, Plot, blocks_plot, interval_plot, make_folder, surroundings, write_all
+from millrace.offline.workers import pool
 
 WORLDS = (3, 7, 11, 19, 23)
 RATES = (1.0, 20.0, 200.0)
@@ -282,9 +279,7 @@ def experiment_labels(
         "seeds": seeds,
         "observation_seconds": how.observation_ms / 1000,
         "spec": OnlineModel(schema, dict(spec or {}), 0).spec,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in ("millrace", "numpy", "torch")},
-    }
+    } | surroundings()
     title = "Label policies" + ("" if log is None else f" on {log.name}, click delays made")
     write_all(out, report, run, _plots(report), title)
     return report
@@ -330,7 +325,7 @@ def _all(
     left: dict[tuple[int, float], int] = {}
     with (
         tempfile.TemporaryDirectory(prefix="millrace-labels-") as folder,
-        _pool(workers) as pool,
+        pool(workers) as processes,
         Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar,
         (out / "runs.jsonl").open("a" if resume else "w", encoding="utf-8") as lines,
     ):
@@ -340,7 +335,7 @@ def _all(
                 group = waiting.popleft()
                 place = Path(folder) / f"{group[0]}-{_rate(group[1]).replace('/', '-')}"
                 args = (plan.source, place, *group, plan.names, plan.observation_ms)
-                busy[pool.submit(_prepare, *args)] = (group, place, None)
+                busy[processes.submit(_prepare, *args)] = (group, place, None)
             for future in wait(busy, return_when=FIRST_COMPLETED).done:
                 group, place, job = busy.pop(future)
                 if job is None:
@@ -351,7 +346,7 @@ def _all(
                         if names:
                             left[group] += 1
                             own = (new, place, known["schema"], known["history"], names, plan.spec)
-                            busy[pool.submit(_run, *own)] = (group, place, new)
+                            busy[processes.submit(_run, *own)] = (group, place, new)
                 else:
                     results: list[dict[str, Any]] = future.result()
                     for found in results:
@@ -364,27 +359,6 @@ def _all(
                     shutil.rmtree(place, ignore_errors=True)
     about = [{"world": w, "rate": _rate(r)} | stretches[w, r] for w, r in plan.groups]
     return [done[_key(run)] for run in order], about
-
-
-class _Here(Executor):
-    """Runs what is submitted at once, in this process."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
-@contextmanager
-def _pool(workers: int | None) -> Iterator[Executor]:
-    """Worker processes; what has not begun is given up when the experiment fails."""
-    pool = _Here() if workers == 0 else ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"))
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
 
 
 def _read(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:

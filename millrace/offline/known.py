@@ -8,6 +8,7 @@ few array operations. In a log without action times every label is known at its 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,15 @@ from millrace.offline.logfeatures import Labels, LogRows
 
 _EXPOSED = 1 << EXPOSURE  # the actions of a sample, as bits
 _CLICKED = _EXPOSED | 1 << CLICK
+
+
+class Model(Protocol):
+    """Whoever scores a log's exposures and learns its samples: an :class:`~learner.model.OnlineModel`, or a stand-in
+    for one."""
+
+    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+    def learn(self, batch: SampleBatch) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,6 @@ class Samples:
     known_ms: NDArray[np.int64]  # (S,) ascending
     kind: NDArray[np.uint8]  # (S,)
     policy: NDArray[np.uint8]  # (S,) code
-    oldest: NDArray[np.intp]  # (S + 1,) the smallest row among the samples from here on
 
     @classmethod
     def of(
@@ -82,8 +91,12 @@ class Samples:
         kind = np.concatenate([np.where(early, POSITIVE, NEGATIVE), np.full(len(late), CORRECTION)]).astype(np.uint8)
         order = np.argsort(known_ms, kind="stable")
         row = row[order]
-        oldest = np.minimum.accumulate(np.append(row, n)[::-1])[::-1]
-        return cls(row, known_ms[order], kind[order], code[row].astype(np.uint8), oldest)
+        return cls(row, known_ms[order], kind[order], code[row].astype(np.uint8))
+
+    def oldest(self) -> NDArray[np.intp]:
+        """The smallest row among the samples from each one on; after the last, more than any row. (S + 1,)"""
+        beyond = np.append(self.row, np.iinfo(np.intp).max)
+        return np.minimum.accumulate(beyond[::-1])[::-1]
 
     def batch(self, part: slice, rows: LogRows, cat: NDArray[np.int64], num: NDArray[np.float32]) -> SampleBatch:
         """The samples ``part``, with features cat (B, F) and num (B, N) of their rows."""

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.progressive import auc, calibration, judged, log_loss
+from millrace.contracts.merit import auc, calibration, judged, log_loss
 from millrace.offline.intervals import interval, rounded
 
 BOUND = "bound"

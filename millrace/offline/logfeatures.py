@@ -7,7 +7,8 @@ chunks that samples still need. A chunk is made when the first of its rows is re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,8 +97,7 @@ class Labels:
         assert schema.log is not None
         columns: LogColumns = schema.log
         actions = schema.windows.actions
-        # A label of 1 means a click. In a log without clicks it means the first action that is counted.
-        self.action = "click" if "click" in actions or len(actions) == 1 else actions[1]
+        self.action = schema.windows.labelling
         self.wait_ms = wait_ms = round(columns.attribution_minutes * 60_000) if columns.action_times else 0
         never = np.iinfo(np.int64).max
         times = {
@@ -185,6 +185,24 @@ class LogFeatures:
         keys = self._rows.builder.keys(columns, n)
         counts = store.counts(keys.reshape(-1), at_ms).reshape(n, keys.shape[1], store.spans, store.columns)
         return self._rows.builder.cat(columns, n), self._rows.builder.num(plain, counts, n, at_ms)
+
+    def write(self, folder: Path, before: Callable[[slice], None] | None = None) -> None:
+        """Writes all rows to ``cat.npy`` (n, F) and ``num.npy`` (n, N) in ``folder``.
+
+        Args:
+            before: called with each stretch of rows before they are requested.
+        """
+        n, layout = self._rows.n, self._schema.layout
+        cat = np.lib.format.open_memmap(folder / "cat.npy", "w+", np.int64, (n, layout.F))
+        num = np.lib.format.open_memmap(folder / "num.npy", "w+", np.float32, (n, layout.N))
+        for start in range(0, n, CHUNK_ROWS):
+            part = np.arange(start, min(start + CHUNK_ROWS, n))
+            if before is not None:
+                before(slice(start, start + len(part)))
+            cat[part], num[part] = self.of(part)
+            self.forget(start)
+        cat.flush()
+        num.flush()
 
     def forget(self, row: int) -> None:
         """The rows before ``row`` will not be requested again."""

@@ -74,14 +74,12 @@ def _with_labels(log: LogTable, schema: Schema, label: NDArray[np.int8], rng: np
     assert schema.log is not None
     table, before = log.table, log.table[log.label].to_numpy()
     times = schema.log.action_times
-    actions = schema.windows.actions
-    click = "click" if "click" in actions or len(actions) == 1 else actions[1]
     shown = table[TS].to_numpy()
     for action, name in times.items():
         never = np.iinfo(np.int64).max
         at = table[name].fill_null(never).to_numpy()
         happened = at < never
-        if action == click and happened.any():
+        if action == schema.windows.labelling and happened.any():
             added = np.flatnonzero((label == 1) & ~happened & (before == 0))
             delays = (at - shown)[happened]
             at = at.copy()

@@ -25,15 +25,14 @@ import pyarrow as pa
 from msgspec import structs
 from numpy.typing import NDArray
 
-from learner.model import OnlineModel
 from millrace.contracts.errors import SettingError
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.labels import LabelPolicy
 from millrace.logs import TS, LogTable
-from millrace.offline.known import Samples
-from millrace.offline.logfeatures import CHUNK_ROWS, Labels, LogFeatures, LogRows
+from millrace.offline.known import Model, Samples
+from millrace.offline.logfeatures import Labels, LogFeatures, LogRows
 
 BATCH_ROWS = Settings().batch_rows
 BATCH_MS = Settings().batch_ms
@@ -92,15 +91,7 @@ def prepare(
     labels = Labels(log, schema, rows)
     features = LogFeatures(rows, labels, schema)
     folder.mkdir(parents=True, exist_ok=True)
-    shape = schema.layout
-    cat = np.lib.format.open_memmap(folder / "cat.npy", "w+", np.int64, (rows.n, shape.F))
-    num = np.lib.format.open_memmap(folder / "num.npy", "w+", np.float32, (rows.n, shape.N))
-    for start in range(0, rows.n, CHUNK_ROWS):
-        part = np.arange(start, min(start + CHUNK_ROWS, rows.n))
-        cat[part], num[part] = features.of(part)
-        features.forget(start)
-    cat.flush()
-    num.flush()
+    features.write(folder)
     np.save(folder / "ts_ms.npy", rows.ts_ms)
     np.save(folder / "label.npy", rows.label)
     np.save(folder / "position.npy", rows.slots(np.arange(rows.n)))
@@ -121,13 +112,10 @@ def open_stretch(folder: Path, schema: Schema, history: int) -> Stretch:
 def open_samples(folder: Path, name: str) -> Samples:
     """The samples of the traffic under a policy."""
     with np.load(folder / f"samples-{name}.npz") as file:
-        arrays = dict(file)
-    row = arrays["row"]
-    oldest = np.minimum.accumulate(np.append(row, np.iinfo(row.dtype).max)[::-1])[::-1]
-    return Samples(oldest=oldest, **arrays)
+        return Samples(**file)
 
 
-def learn_history(model: OnlineModel, stretch: Stretch) -> None:
+def learn_history(model: Model, stretch: Stretch) -> None:
     """The history in full batches, in the order of exposure, with settled labels: no policy has a part in it."""
     for start in range(0, stretch.history, BATCH_ROWS):
         part = slice(start, min(start + BATCH_ROWS, stretch.history))
@@ -135,13 +123,11 @@ def learn_history(model: OnlineModel, stretch: Stretch) -> None:
         model.learn(stretch.batch(part, kind, np.zeros(len(kind), np.uint8)))
 
 
-def live(model: OnlineModel, stretch: Stretch, samples: Samples) -> NDArray[np.float32]:
+def live(model: Model, stretch: Stretch, samples: Samples) -> NDArray[np.float32]:
     """Scores of the traffic, (n - history,), each by the model as it was at the exposure's time."""
-    schema, first = stretch.schema, stretch.history
-    hidden = {f.name for f in schema.fields if f.bias}
-    bias = [c for c, name in enumerate(schema.layout.cat_names) if name in hidden]
+    first = stretch.history
     cat = np.array(stretch.cat[first:])
-    cat[:, bias] = 0
+    cat[:, stretch.schema.layout.bias_columns] = 0
     num, ts_ms = stretch.num[first:], np.array(stretch.ts_ms[first:])
     p = np.empty(len(ts_ms), np.float32)
     scored = start = 0
@@ -184,7 +170,6 @@ def with_made_delays(log: LogTable, schema: Schema, seed: int) -> tuple[LogTable
         seconds += SCROLL_S * np.maximum(log.table[schema.log.position].fill_null(0).to_numpy(), 0)
     clicked = log.table[log.label].to_numpy() == 1
     made = pa.array(ts_ms + (1000 * seconds).astype(np.int64), mask=~clicked)
-    actions = schema.windows.actions
-    action = "click" if "click" in actions or len(actions) == 1 else actions[1]  # as Labels has it
-    columns = structs.replace(schema.log, action_times={action: MADE}, attribution_minutes=ATTRIBUTION_MINUTES)
+    times = {schema.windows.labelling: MADE}
+    columns = structs.replace(schema.log, action_times=times, attribution_minutes=ATTRIBUTION_MINUTES)
     return replace(log, table=log.table.append_column(MADE, made)), structs.replace(schema, log=columns)

@@ -41,12 +41,12 @@ from rich.table import Table
 
 from learner.dense import threads
 from learner.model import OnlineModel
-from learner.progressive import auc, calibration, grouped_auc, log_loss
+from millrace.contracts.merit import auc, calibration, grouped_auc, log_loss
 from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import LogTable, local_days, read_log
 from millrace.offline.grouped import Groups
-from millrace.offline.known import LabelSettings, Samples
+from millrace.offline.known import LabelSettings, Model, Samples
 from millrace.offline.logfeatures import Labels, LogFeatures, LogRows, unfit
 from millrace.offline.report import calibration_plot, day_plot, make_folder, write_report
 
@@ -128,7 +128,7 @@ def replay(
 def run_log(
     log: LogTable,
     schema: Schema,
-    model: OnlineModel,
+    model: Model,
     batch_rows: int,
     tick: Callable[[int], None],
     groups: Groups | None = None,
@@ -146,8 +146,7 @@ def run_log(
     labels = Labels(log, schema, rows)
     features = LogFeatures(rows, labels, schema, () if groups is None else groups.cuts)
     samples = Samples.of(rows.ts_ms, labels, how.named, how.observation_ms)
-    hidden = {f.name for f in schema.fields if f.bias}
-    bias = [c for c, name in enumerate(schema.layout.cat_names) if name in hidden]
+    oldest, bias = samples.oldest(), schema.layout.bias_columns
     p = np.empty(rows.n, np.float32)
     scored = 0
     for start in range(0, len(samples.row), batch_rows):
@@ -163,7 +162,7 @@ def run_log(
             p[shown] = model.score(cat, num)
         scored = max(scored, end)
         model.learn(samples.batch(part, rows, *features.of(samples.row[part])))
-        features.forget(int(samples.oldest[part.stop]))
+        features.forget(int(oldest[part.stop]))
         tick(scored)
     return p
 

@@ -7,9 +7,12 @@ import base64
 import html
 import io
 import json
+import os
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,14 @@ def make_folder(out: Path, first: str) -> None:
         (out / first).touch()
     except OSError as error:
         raise SettingError(f"folder '{out}' cannot be written ({error.strerror})", "name another with --out") from None
+
+
+def surroundings() -> dict[str, Any]:
+    """What run.json says of the machine and the libraries."""
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "versions": {name: version(name) for name in ("millrace", "numpy", "torch")},
+    }
 
 
 def write_all(out: Path, report: Mapping[str, Any], run: Mapping[str, Any], plots: Sequence[Plot], title: str) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.model import OnlineModel
-from learner.progressive import auc, log_loss
+from millrace.contracts.merit import auc, log_loss
 from millrace.offline import epochs
 from millrace.offline.dataset import Dataset
 from millrace.offline.epochs import Scores, learn, learn_shuffled, score, score_then_learn

@@ -1,0 +1,44 @@
+# shell
+"""The processes that an experiment's runs are spread over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+
+@contextmanager
+def pool(
+    workers: int | None, begin: Callable[..., None] | None = None, given: tuple[Any, ...] = ()
+) -> Iterator[Executor]:
+    """Worker processes; what has not begun is given up when the experiment fails.
+
+    Args:
+        workers: how many (default: one for each core); 0 runs all in this process.
+        begin: called in each process before its first run, with the arguments ``given``.
+    """
+    if workers == 0:
+        if begin is not None:
+            begin(*given)
+        yield _Here()
+        return
+    processes = ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), begin, given)
+    try:
+        yield processes
+    except BaseException:
+        processes.shutdown(wait=False, cancel_futures=True)
+        raise
+    processes.shutdown()
+
+
+class _Here(Executor):
+    """Runs what is submitted at once, in this process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
