@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -117,10 +116,6 @@ def test_a_model_that_predicts_1_can_still_learn_from_negatives(name: str) -> No
     assert weigh(np.array([CODE[name]], np.uint8), kind, p, np.full(1, 0.5, np.float32))[0] > (1 - MOST) / 2
 
 
-def replaced(batch: SampleBatch, **columns: Any) -> SampleBatch:
-    return SampleBatch(**{f: columns.get(f, getattr(batch, f)) for f in SampleBatch.__dataclass_fields__})
-
-
 def stream(rows: int, seed: int, early: float, name: str) -> SampleBatch:
     """Exposures clicked with 0.3, or 0.6 where the hour is even; ``early`` of the clicks come before the label."""
     batch = make_samples(rows, seed)
@@ -128,7 +123,7 @@ def stream(rows: int, seed: int, early: float, name: str) -> SampleBatch:
     rate = np.where(np.isin(batch.cat[:, SCHEMA.layout.cat_names.index("hour")], hours[::2]), 0.6, 0.3)
     rng = np.random.default_rng(seed)
     click, first = rng.random(rows) < rate, rng.random(rows) < early
-    batch = replaced(
+    batch = replace(
         batch,
         policy=np.full(rows, CODE[name], np.uint8),
         label=(click & first).astype(np.float32),
@@ -136,7 +131,7 @@ def stream(rows: int, seed: int, early: float, name: str) -> SampleBatch:
         ts_ms=batch.ts_ms + seed * 3_600_000,
     )
     later = batch.take(click & ~first)
-    later = replaced(later, label=np.ones(len(later), np.float32), kind=np.full(len(later), CORRECTION, np.uint8))
+    later = replace(later, label=np.ones(len(later), np.float32), kind=np.full(len(later), CORRECTION, np.uint8))
     return SampleBatch.concat([batch, later])
 
 
@@ -169,7 +164,7 @@ def clicks(rows: int, seed: int, start_ms: int) -> SampleBatch:
     batch = make_samples(rows, seed, start_ms=start_ms)
     share = np.where(batch.position < 5, 0.9, 0.1)
     kind = np.where(np.random.default_rng(seed).random(rows) < share, POSITIVE, CORRECTION).astype(np.uint8)
-    return replaced(batch, kind=kind, label=np.ones(rows, np.float32))
+    return replace(batch, kind=kind, label=np.ones(rows, np.float32))
 
 
 def delays_of(model: OnlineModel) -> Delays:
@@ -222,14 +217,14 @@ def test_clicks_of_policies_without_an_observation_window_teach_no_delays() -> N
 
 
 def clicks_of(name: str, rows: int) -> SampleBatch:
-    return replaced(clicks(rows, 5, 10**12), policy=np.full(rows, CODE[name], np.uint8))
+    return replace(clicks(rows, 5, 10**12), policy=np.full(rows, CODE[name], np.uint8))
 
 
 def test_another_network_goes_on_with_the_delays() -> None:
     spec = {"model": "wide_deep", "hidden": [8], "step_rows": 64}
     model = OnlineModel(SCHEMA, spec, 0)
     for i in range(20):
-        model.learn(replaced(clicks(64, i, 10**12 + i * 10**6), policy=np.full(64, CODE["prompt"], np.uint8)))
+        model.learn(replace(clicks(64, i, 10**12 + i * 10**6), policy=np.full(64, CODE["prompt"], np.uint8)))
     assert model.delays.count >= ENOUGH
     other, _ = evolve(model.columns, model.spec, *model.snapshot(), SCHEMA, {**spec, "model": "wide_resnet"}, 0)
     probe = clicks(100, 99, 10**12)

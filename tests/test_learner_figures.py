@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,9 @@ def trainer() -> Trainer:
 
 
 def served_with(batch: SampleBatch, score: Any, version: int = 1) -> SampleBatch:
-    values = {n: getattr(batch, n) for n in SampleBatch.__dataclass_fields__}
     n = len(batch)
-    columns = {
-        "score": np.asarray(score, np.float32),
-        "version": np.full(n, version),
-        "policy": np.full(n, 2, np.uint8),
-    }
-    return SampleBatch(**{**values, **columns})
+    versions, policies = np.full(n, version), np.full(n, 2, np.uint8)
+    return replace(batch, score=np.asarray(score, np.float32), version=versions, policy=policies)
 
 
 def learn(t: Trainer, *batches: SampleBatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,6 @@ from tests.learning import SCHEMA, make_samples
 SPEC: dict[str, Any] = {"model": "wide_deep", "hidden": [16, 16], "width": 4}
 NAMED = {"category": ("1", "2"), "tags": ("3",), "price": ("4",), "nothing": ("5",)}
 NAMES = ["category=1", "category=2", "tags=3", "user=known", "user=new", "item=known", "item=new"]
-
-
-def replaced(batch: SampleBatch, **columns: Any) -> SampleBatch:
-    return SampleBatch(**{f: columns.get(f, getattr(batch, f)) for f in SampleBatch.__dataclass_fields__})
 
 
 def test_segments_are_read_from_a_line() -> None:
@@ -92,7 +89,7 @@ def test_the_trainer_looks_at_ids_before_it_learns_them() -> None:
     trainer = Trainer(OnlineModel(SCHEMA, SPEC, 0), Progressive(1000), Repeats(10**9), 64, served)
     for seed in (0, 1):
         batch = make_samples(64, seed)
-        trainer.take(replaced(batch, score=batch.num[:, 0], version=np.ones(64, np.int64)))
+        trainer.take(replace(batch, score=batch.num[:, 0], version=np.ones(64, np.int64)))
         trainer.step()
         served.settle()
         figures = served.by_segment()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,16 +36,12 @@ def served(window_rows: int = 10_000, waiting_rows: int = 20_000) -> Served:
     return Served(SCHEMA, Segments(SCHEMA, {"category": ("1",)}), WAITS, window_rows, waiting_rows)
 
 
-def replaced(batch: SampleBatch, **columns: Any) -> SampleBatch:
-    return SampleBatch(**{f: columns.get(f, getattr(batch, f)) for f in SampleBatch.__dataclass_fields__})
-
-
 def exposures(rows: int, seed: int = 0) -> SampleBatch:
     """Pages of ten rows, three seconds apart, of all arms; labelled with what is true in the end."""
     rng, batch = np.random.default_rng(seed), make_samples(rows, seed)
     pages = len(batch.request)
     arm, version = rng.integers(0, 2, pages)[batch.page], rng.integers(-1, 2, pages)[batch.page]
-    return replaced(
+    return replace(
         batch,
         ts_ms=START_MS + rng.permutation(pages)[batch.page] * 3 * SECOND_MS,
         score=np.clip(rng.random(rows) * 0.6 + 0.2 * batch.label, 0, 1).astype(np.float32),
@@ -126,7 +122,7 @@ def labelled(batch: SampleBatch, policy: str, seed: int) -> list[tuple[int, Samp
                 part = batch.take(np.array([row for _, row in own]))
                 label = (kinds != NEGATIVE).astype(np.float32)
                 policies = np.full(len(own), code, np.uint8)
-                messages.append((partition, replaced(part, kind=kinds, label=label, policy=policies)))
+                messages.append((partition, replace(part, kind=kinds, label=label, policy=policies)))
         at += size
     return messages
 
@@ -135,7 +131,7 @@ def later(policy: str = "wait", ms: int = 10**8) -> Iterator[tuple[int, SampleBa
     """A sample of each partition when much time has passed."""
     for partition in range(PARTITIONS):
         one = make_samples(1, 1000 + partition, start_ms=START_MS + ms)
-        yield partition, replaced(one, policy=np.full(1, POLICIES.index(policy), np.uint8), kind=np.zeros(1, np.uint8))
+        yield partition, replace(one, policy=np.full(1, POLICIES.index(policy), np.uint8), kind=np.zeros(1, np.uint8))
 
 
 def feed(found: Served, messages: Any) -> None:
@@ -182,7 +178,7 @@ def test_figures_before_the_end_are_those_of_the_exposures_that_are_settled() ->
             continue
         looked += 1
         part = batch.take(settled)
-        known = replaced(part, label=np.array([seen[name] for name in part.ids()], np.float32))
+        known = replace(part, label=np.array([seen[name] for name in part.ids()], np.float32))
         Exact.of(known, "control", 10_000).check(found, "control")
     assert looked > 20
 
@@ -210,11 +206,11 @@ def test_segments_are_of_the_same_rows_without_random_pages() -> None:
 def test_a_page_that_nobody_scored_has_no_figure_and_one_class_has_no_auc() -> None:
     batch = exposures(200)
     found = served()
-    nobody = replaced(batch, score=np.full(200, np.nan, np.float32), version=np.full(200, -1))
-    feed(found, [(0, replaced(nobody, kind=np.where(batch.label > 0, POSITIVE, NEGATIVE).astype(np.uint8)))])
+    nobody = replace(batch, score=np.full(200, np.nan, np.float32), version=np.full(200, -1))
+    feed(found, [(0, replace(nobody, kind=np.where(batch.label > 0, POSITIVE, NEGATIVE).astype(np.uint8)))])
     assert (len(found), found.not_finite) == (0, 0)
     none = batch.take(batch.label == 0)
-    feed(found, [(0, replaced(none, kind=np.full(len(none), NEGATIVE, np.uint8)))])
+    feed(found, [(0, replace(none, kind=np.full(len(none), NEGATIVE, np.uint8)))])
     feed(found, later())
     found.settle()
     figures = found.figures("model")
@@ -227,21 +223,21 @@ def test_a_page_that_nobody_scored_has_no_figure_and_one_class_has_no_auc() -> N
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 def test_a_score_that_is_no_number_counts_as_wrong(broken: float) -> None:
-    batch = replaced(exposures(400), version=np.full(400, 3), arm=np.zeros(400, np.uint8))
+    batch = replace(exposures(400), version=np.full(400, 3), arm=np.zeros(400, np.uint8))
     score = batch.score.copy()
     score[::7] = broken
     wrong = np.where(np.isfinite(score), score, 1 - batch.label)
     found = served()
-    feed(found, [(0, replaced(batch, score=score, kind=(batch.label > 0).astype(np.uint8)))])
+    feed(found, [(0, replace(batch, score=score, kind=(batch.label > 0).astype(np.uint8)))])
     feed(found, later())
     found.settle()
-    Exact.of(replaced(batch, score=wrong), "model", 400).check(found, "model")
+    Exact.of(replace(batch, score=wrong), "model", 400).check(found, "model")
     assert found.not_finite == len(score[::7])
     assert found.figures("model").auc < auc(batch.score, batch.label)
 
 
 def test_logged_pages_are_the_headline_where_the_model_made_none() -> None:
-    batch = replaced(exposures(100), arm=np.full(100, ARMS.index("logged"), np.uint8), version=np.full(100, 5))
+    batch = replace(exposures(100), arm=np.full(100, ARMS.index("logged"), np.uint8), version=np.full(100, 5))
     found = served()
     assert found.headline == "model"
     feed(found, [(0, batch)])
@@ -254,13 +250,13 @@ def test_logged_pages_are_the_headline_where_the_model_made_none() -> None:
 
 
 def test_a_click_after_its_row_was_settled_mends_it() -> None:
-    batch = replaced(exposures(100), version=np.full(100, 1), arm=np.zeros(100, np.uint8))
+    batch = replace(exposures(100), version=np.full(100, 1), arm=np.zeros(100, np.uint8))
     found = served()
-    first = replaced(batch, kind=np.full(100, NEGATIVE, np.uint8), label=np.zeros(100, np.float32))
+    first = replace(batch, kind=np.full(100, NEGATIVE, np.uint8), label=np.zeros(100, np.float32))
     feed(found, [(0, first), *later()])
     found.settle()
     assert math.isnan(found.figures("model").auc)
-    clicked = replaced(batch, kind=np.full(100, CORRECTION, np.uint8)).take(batch.label > 0)
+    clicked = replace(batch, kind=np.full(100, CORRECTION, np.uint8)).take(batch.label > 0)
     feed(found, [(0, clicked)])
     Exact.of(batch, "model", 100).check(found, "model")
 
@@ -268,7 +264,7 @@ def test_a_click_after_its_row_was_settled_mends_it() -> None:
 def test_a_click_on_an_exposure_that_is_not_held_changes_nothing() -> None:
     batch = exposures(100)
     found = served()
-    feed(found, [(0, replaced(batch, kind=np.full(100, CORRECTION, np.uint8)))])
+    feed(found, [(0, replace(batch, kind=np.full(100, CORRECTION, np.uint8)))])
     assert len(found) == 0
 
 
@@ -277,7 +273,7 @@ def test_a_click_on_an_exposure_that_is_not_held_changes_nothing() -> None:
 
 def one_row(ts_s: int, name: str, kind: int = NEGATIVE) -> SampleBatch:
     one = make_samples(1, 0, start_ms=START_MS + ts_s * SECOND_MS)
-    return replaced(
+    return replace(
         one,
         request=(name,),
         kind=np.full(1, kind, np.uint8),
@@ -348,19 +344,19 @@ def test_event_time_is_what_samples_prove() -> None:
 
 
 def test_too_many_waiting_rows_leave_out_whole_pages() -> None:
-    batch = replaced(exposures(4000), version=np.ones(4000, np.int64), arm=np.zeros(4000, np.uint8))
+    batch = replace(exposures(4000), version=np.ones(4000, np.int64), arm=np.zeros(4000, np.uint8))
     found = served(window_rows=5000, waiting_rows=600)
     code = np.full(4000, POLICIES.index("fake-negative-weighted"), np.uint8)
-    at_once = replaced(batch, policy=code, kind=np.zeros(4000, np.uint8), ts_ms=START_MS + batch.page.astype(np.int64))
+    at_once = replace(batch, policy=code, kind=np.zeros(4000, np.uint8), ts_ms=START_MS + batch.page.astype(np.int64))
     for start in range(0, 4000, 50):
         feed(found, [(0, at_once.take(slice(start, start + 50)))])
         assert found.waiting <= 600
-    feed(found, [(0, replaced(at_once, kind=np.full(4000, CORRECTION, np.uint8)).take(batch.label > 0))])
+    feed(found, [(0, replace(at_once, kind=np.full(4000, CORRECTION, np.uint8)).take(batch.label > 0))])
     kept = batch.take(found._kept(page_hashes(batch)))
     assert 0 < len(kept) == found.waiting < 4000
     feed(found, later())
     found.settle()
-    Exact.of(replaced(kept, ts_ms=START_MS + kept.page.astype(np.int64)), "model", 5000).check(found, "model")
+    Exact.of(replace(kept, ts_ms=START_MS + kept.page.astype(np.int64)), "model", 5000).check(found, "model")
     assert found.dropped == 4000 - len(kept)
 
 
@@ -371,7 +367,7 @@ def test_a_process_that_resumes_judges_no_exposure_that_the_one_before_saw() -> 
         return Trainer(OnlineModel(SCHEMA, spec, 0), Progressive(100), Repeats(10**9), 64, served())
 
     before, after = trainer(), trainer()
-    first = replaced(exposures(100, 1), ts_ms=START_MS + np.arange(100, dtype=np.int64))
+    first = replace(exposures(100, 1), ts_ms=START_MS + np.arange(100, dtype=np.int64))
     clicks = first.label > 0
     before.take(first.take(clicks))
     before.step(drain=True)
@@ -379,7 +375,7 @@ def test_a_process_that_resumes_judges_no_exposure_that_the_one_before_saw() -> 
     after.model.resume(image, training)
     after.resume({**training, **before.snapshot()}, {})
     newest = int(first.ts_ms[clicks].max())
-    rest = replaced(first, version=np.ones(100, np.int64), arm=np.zeros(100, np.uint8)).take(~clicks)
+    rest = replace(first, version=np.ones(100, np.int64), arm=np.zeros(100, np.uint8)).take(~clicks)
     after.take(rest)
     while after.step(drain=True) is not None:
         pass

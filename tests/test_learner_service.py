@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -244,9 +245,9 @@ def test_a_partition_is_waited_for_until_nothing_comes_of_it_though_all_was_read
     samples = make_samples(300, 0)
     late = 299 * 100 + round(settings.attribution_minutes * 60_000 + settings.disorder_seconds * 1000)
     for seed, start_ms in ((0, START_MS), (1, START_MS + late)):
-        values = {n: getattr(make_samples(300, seed, start_ms=start_ms), n) for n in SampleBatch.__dataclass_fields__}
-        scored = {"score": samples.num[:, 0], "version": samples.version + 2, "policy": samples.policy + np.uint8(2)}
-        learner.trainer.take(SampleBatch(**{**values, **scored}), 0)
+        batch = make_samples(300, seed, start_ms=start_ms)
+        version, policy = samples.version + 2, samples.policy + np.uint8(2)
+        learner.trainer.take(replace(batch, score=samples.num[:, 0], version=version, policy=policy), 0)
     learner._learn(drain=True)
     long_ago, now = -math.inf, math.inf
     settled = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -22,8 +24,7 @@ def trainer(batch_rows: int = 64, keep_ms: int = HOUR_MS) -> Trainer:
 
 
 def as_kind(batch: SampleBatch, kind: int) -> SampleBatch:
-    values = {n: getattr(batch, n) for n in SampleBatch.__dataclass_fields__}
-    return SampleBatch(**{**values, "kind": np.full(len(batch), kind, np.uint8)})
+    return replace(batch, kind=np.full(len(batch), kind, np.uint8))
 
 
 def test_micro_batches_are_full_or_drained() -> None:
@@ -124,5 +125,4 @@ def test_samples_of_another_schema_do_not_fit() -> None:
     t = trainer()
     batch = make_samples(5, 0)
     assert t.fits(batch)
-    values = {n: getattr(batch, n) for n in SampleBatch.__dataclass_fields__}
-    assert not t.fits(SampleBatch(**{**values, "num": batch.num[:, :-1]}))
+    assert not t.fits(replace(batch, num=batch.num[:, :-1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -30,10 +31,6 @@ def same(a: OnlineModel, b: OnlineModel) -> bool:
     return image.same_bits(image_b) == "" and all(
         training[n].tobytes() == training_b[n].tobytes() for n in training.keys() | training_b.keys()
     )
-
-
-def replaced(batch: SampleBatch, **columns: Any) -> SampleBatch:
-    return SampleBatch(**{f: columns.get(f, getattr(batch, f)) for f in SampleBatch.__dataclass_fields__})
 
 
 def test_edges_are_numpys_quantiles_of_what_was_seen() -> None:
@@ -137,7 +134,7 @@ def test_learns_what_is_no_line(name: str) -> None:
         batch = make_samples(256, seed, PRICE)
         rng = np.random.default_rng(seed)
         middle = (batch.num[:, 0] > np.exp(0.4)) & (batch.num[:, 0] < np.exp(1.6))
-        return replaced(batch, label=(rng.random(256) < np.where(middle, 0.9, 0.1)).astype(np.float32))
+        return replace(batch, label=(rng.random(256) < np.where(middle, 0.9, 0.1)).astype(np.float32))
 
     spec = {**SMALL, "model": name, "ftrl_alpha": 0.1}
     found = {}

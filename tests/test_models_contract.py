@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -158,7 +159,7 @@ def poison(batch: SampleBatch, **columns: Any) -> SampleBatch:
     values = {n: getattr(batch, n).copy() for n in columns}
     for name, (rows, value) in columns.items():
         values[name][rows] = value
-    return SampleBatch(**{f: values.get(f, getattr(batch, f)) for f in SampleBatch.__dataclass_fields__})
+    return replace(batch, **values)
 
 
 def test_bad_numbers_read_as_zero_and_are_counted(spec: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -58,8 +59,7 @@ def under(batch: SampleBatch, schema: Schema, seed: int = 0) -> SampleBatch:
     for i, name in enumerate(new.num_names):
         if name in old.num_names:
             num[:, i] = batch.num[:, old.num_names.index(name)]
-    values = {f: getattr(batch, f) for f in SampleBatch.__dataclass_fields__}
-    return SampleBatch(**{**values, "cat": cat, "num": num})
+    return replace(batch, cat=cat, num=num)
 
 
 def fed(spec: dict[str, Any], batches: int = 8, schema: Schema = SCHEMA) -> OnlineModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,11 @@ from tests.learning import SCHEMA, make_samples
 SMALL: dict[str, Any] = {"hidden": [16, 16], "width": 4, "step_rows": 1}
 
 
-def replaced(batch: SampleBatch, **columns: Any) -> SampleBatch:
-    return SampleBatch(**{f: columns.get(f, getattr(batch, f)) for f in SampleBatch.__dataclass_fields__})
-
-
 def rare(rows: int, seed: int) -> SampleBatch:
     """Samples of which about one in eight is clicked, by taste."""
     batch = make_samples(rows, seed)
     label = batch.label * (np.random.default_rng(seed).random(rows) < 0.25)
-    return replaced(
-        batch, label=label.astype(np.float32), kind=np.where(label > 0, POSITIVE, NEGATIVE).astype(np.uint8)
-    )
+    return replace(batch, label=label.astype(np.float32), kind=np.where(label > 0, POSITIVE, NEGATIVE).astype(np.uint8))
 
 
 # -- negatives left out ----------------------------------------------------------------------------------------
@@ -79,7 +74,7 @@ def test_served_answers_are_the_corrected_ones_of_the_model_of_the_thinned_strea
 
 def test_a_batch_of_negatives_left_out_changes_nothing() -> None:
     model, twin = (OnlineModel(SCHEMA, {**SMALL, "negative_keep": 1e-9}, 0) for _ in range(2))
-    report = model.learn(replaced(make_samples(50, 0), label=np.zeros(50, np.float32)))
+    report = model.learn(replace(make_samples(50, 0), label=np.zeros(50, np.float32)))
     assert (report.rows, report.left_out, report.skipped) == (0, 50, None)
     assert model.snapshot()[0].same_bits(twin.snapshot()[0]) == ""
 
