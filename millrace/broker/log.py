@@ -1,0 +1,276 @@
+# core
+"""The log of one partition: segments in a folder, of which the newest is appended to.
+
+::
+
+    start                                                            end (high watermark)
+      ▼                                                               ▼
+    00..0000.log │ 00..0812.log │ 00..1655.log │ 00..2390.log ────────►
+    └── the oldest go by age or size ┘             └ the newest, open
+
+The folder holds the segments and, where records were deleted by an offset, the file ``start``. Nothing else of a log is
+on disk: index, producers' numbers and end are read from the segments at a start. Times come in as arguments.
+
+Retention counts from when the broker took a record, not from the time in the record as Kafka does: event time may lie
+years back here, and its records are to stay as long as any others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from bisect import bisect_right
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from millrace.broker.batches import LENGTH_AT, PREFIX, Unreadable, admit, read_head, records_of
+from millrace.broker.codes import KAFKA_STORAGE_ERROR, OFFSET_OUT_OF_RANGE, Refusal
+from millrace.broker.producers import Producers
+from millrace.broker.segment import SUFFIX, Segment, file_name
+from millrace.contracts.files import write_whole
+
+MIB = 1024 * 1024
+WEEK_MS = 7 * 86_400_000
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What bounds a log. Topics override these by Kafka's names."""
+
+    message_bytes: int = 1_048_588  # as Kafka: 1 MiB and the batch's own head
+    segment_bytes: int = 16 * MIB
+    retention_bytes: int = 256 * MIB  # of a partition; -1: no bound
+    retention_ms: int = WEEK_MS  # -1: no bound
+    compact: bool = False  # the newest record of each key stays, and no bound holds
+    tombstone_ms: int = 86_400_000  # how long a compacted log still tells that a key is gone
+
+    def of(self, config: Mapping[str, str]) -> Limits:
+        """These limits, changed by a topic's settings.
+
+        Raises:
+            ValueError: a setting that is not known here, or a value that is none; with both.
+        """
+        changed: dict[str, int | bool] = {}
+        for name, text in config.items():
+            if name == "cleanup.policy":
+                if not set(text.split(",")) <= {"delete", "compact"}:
+                    raise ValueError(f"cleanup.policy '{text}'")
+                changed["compact"] = "compact" in text
+            elif name in _NAMES:
+                least = -1 if name.startswith("retention") else 1
+                try:
+                    value = int(text)
+                except ValueError:
+                    value = least - 1
+                if value < least:
+                    raise ValueError(f"{name} '{text}'")
+                changed[_NAMES[name]] = value
+            elif name not in _IGNORED:
+                raise ValueError(f"{name} is not known to this broker")
+        return msgspec.structs.replace(self, **changed)
+
+    def told(self) -> dict[str, str]:
+        """The same by Kafka's names."""
+        policy = {"cleanup.policy": "compact" if self.compact else "delete"}
+        return policy | {name: str(getattr(self, field)) for name, field in _NAMES.items()}
+
+
+_NAMES = {
+    "max.message.bytes": "message_bytes",
+    "segment.bytes": "segment_bytes",
+    "retention.bytes": "retention_bytes",
+    "retention.ms": "retention_ms",
+    "delete.retention.ms": "tombstone_ms",
+}
+_IGNORED = {
+    *("compression.type", "min.insync.replicas", "min.cleanable.dirty.ratio", "segment.ms", "message.timestamp.type"),
+    *("flush.messages", "flush.ms", "max.compaction.lag.ms", "min.compaction.lag.ms", "file.delete.delay.ms"),
+}
+"""Settings of Kafka that are taken and change nothing: replicas, flushing and compaction have no such choices here."""
+
+
+class PartitionLog:
+    """See the module's text. One thread uses it, apart from what compaction reads.
+
+    Args:
+        folder: made if missing; what it holds is taken up.
+        limits: may be replaced at any time.
+        now_ms: the wall clock.
+    """
+
+    def __init__(self, folder: Path, limits: Limits, now_ms: int) -> None:
+        self.folder, self.limits = folder, limits
+        self.producers = Producers()
+        self.torn_bytes = self.damaged_bytes = 0  # what was not sound at this start
+        self.cleaned_to = 0  # compaction has seen all below this offset
+        self.segments: list[Segment] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self._load(now_ms)
+        self.start = max(self.segments[0].base, self._read_start())
+        self.end = self.segments[-1].end
+        if self.damaged_bytes and self.end > self.segments[-1].base:
+            self._roll(now_ms)  # if the damaged batch was the last, the name of the next file tells the end
+
+    def _load(self, now_ms: int) -> None:
+        for leftover in self.folder.glob("*.tmp"):
+            leftover.unlink()
+        paths = sorted(self.folder.glob(f"*{SUFFIX}"))
+        for path in paths:
+            base = int(path.stem)
+            if self.segments and base < self.segments[-1].end:
+                path.unlink()  # compacted into its predecessor; the broker ended before it was removed
+                continue
+            segment = Segment(path, base, now_ms)
+            loaded = segment.load(lambda head: self.producers.note(head, head.base))
+            self.torn_bytes += loaded.torn
+            self.damaged_bytes += loaded.damaged
+            self.segments.append(segment)
+        if not self.segments:
+            self.segments.append(Segment(self.folder / file_name(0), 0, now_ms))
+        self.segments[-1].open()
+
+    def _read_start(self) -> int:
+        try:
+            return int((self.folder / "start").read_text())
+        except (OSError, ValueError):
+            return 0
+
+    # ------------------------------------------------------------------ writing
+
+    def append(self, data: memoryview, now_ms: int) -> int:
+        """Takes one batch and returns the offset of its first record.
+
+        Raises:
+            Refusal: it is not sound, too large or out of its producer's order, or the disk does not take it.
+        """
+        head = admit(data, self.limits.message_bytes)
+        known = self.producers.offset_of(head)
+        if known is not None:
+            return known
+        base = self.end
+        end = base + head.last_delta + 1
+        try:
+            if self.segments[-1].size and self.segments[-1].size + len(data) > self._segment_bytes():
+                self._roll(now_ms)
+            prefix = PREFIX.pack(base, head.length, 0)
+            self.segments[-1].append(prefix, data[LENGTH_AT + 4 :], base, end, head.max_ms, now_ms)
+        except OSError as error:
+            raise Refusal(KAFKA_STORAGE_ERROR, f"{self.folder}: {error.strerror}") from None
+        self.producers.note(head, base)
+        self.end = end
+        return base
+
+    def _segment_bytes(self) -> int:
+        bound = self.limits.retention_bytes
+        small = bound // 8 if bound > 0 and not self.limits.compact else self.limits.segment_bytes
+        return max(1, min(self.limits.segment_bytes, small))
+
+    def _roll(self, now_ms: int) -> None:
+        fresh = Segment(self.folder / file_name(self.end), self.end, now_ms)
+        fresh.open()
+        self.segments[-1].close()
+        self.segments.append(fresh)
+
+    # ------------------------------------------------------------------ reading
+
+    def fetch(self, offset: int, count: int) -> bytes:
+        """Batches from the one that holds ``offset``, ``count`` bytes at most but at least one batch; none at the end.
+
+        Raises:
+            Refusal: the offset was deleted or does not exist yet.
+        """
+        if offset == self.end:
+            return b""
+        if not self.start <= offset < self.end:
+            raise Refusal(OFFSET_OUT_OF_RANGE, f"offset {offset} outside of {self.start} to {self.end}")
+        try:
+            at = self._segment_of(offset)
+            data = self.segments[at].fetch(offset, count)
+            while not data and at + 1 < len(self.segments):  # compaction left a gap at the segment's end
+                at += 1
+                data = self.segments[at].fetch(offset, count)
+        except OSError as error:
+            raise Refusal(KAFKA_STORAGE_ERROR, f"{self.folder}: {error.strerror}") from None
+        return data
+
+    def _segment_of(self, offset: int) -> int:
+        return max(0, bisect_right(self.segments, offset, key=lambda segment: segment.base) - 1)
+
+    def offset_since(self, time_ms: int) -> tuple[int, int] | None:
+        """(offset, its time in ms) of the first record of ``time_ms`` or later; None when there is none."""
+        for segment in self.segments:
+            if segment.max_ms < time_ms or segment.end <= self.start:
+                continue
+            for batch in segment.since(time_ms):
+                head = read_head(batch)
+                try:
+                    for record in records_of(batch) if head.last >= self.start else ():
+                        if record.time_ms >= time_ms and record.offset >= self.start:
+                            return record.offset, record.time_ms
+                except Unreadable:  # of a compression that is not read here: the batch's beginning is near enough
+                    return max(head.base, self.start), head.max_ms
+        return None
+
+    def newest(self) -> tuple[int, int] | None:
+        """(offset, time in ms) of the record with the latest time; None when there are no records."""
+        latest = max((segment.max_ms for segment in self.segments), default=-1)
+        return self.offset_since(latest) if latest >= 0 else None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its segments."""
+        return sum(segment.size for segment in self.segments)
+
+    # ------------------------------------------------------------------ forgetting
+
+    def trim(self, offset: int) -> int:
+        """Deletes the records before ``offset`` (-1: all), and returns the new start.
+
+        Their files go as far as whole segments lie before it.
+
+        Raises:
+            Refusal: there is no such offset yet.
+        """
+        wanted = self.end if offset == -1 else offset
+        if not 0 <= wanted <= self.end:
+            raise Refusal(OFFSET_OUT_OF_RANGE, f"offset {offset} is behind the end {self.end}")
+        if wanted > self.start:
+            self.start = wanted
+            write_whole(self.folder / "start", str(wanted).encode(), durable=False)
+            if wanted == self.end and self.segments[-1].size:
+                self._roll(self.segments[-1].appended_ms)
+            self._drop_before_start()
+        return self.start
+
+    def expire(self, now_ms: int) -> int:
+        """Removes whole segments by age and size, and returns how many bytes; nothing of a compacted log."""
+        if self.limits.compact:
+            return 0
+        before = self.size
+        oldest_ms = now_ms - self.limits.retention_ms if self.limits.retention_ms >= 0 else -1
+        newest = self.segments[-1]
+        if newest.size and newest.appended_ms < oldest_ms:
+            self._roll(now_ms)
+        left = before
+        for segment in self.segments[:-1]:
+            too_much = 0 <= self.limits.retention_bytes < left
+            if segment.appended_ms >= oldest_ms and not too_much:
+                break
+            left -= segment.size
+            self.start = max(self.start, segment.end)
+        self._drop_before_start()
+        return before - self.size
+
+    def _drop_before_start(self) -> None:
+        while len(self.segments) > 1 and self.segments[1].base <= self.start:
+            self.segments.pop(0).remove()
+
+    def close(self) -> None:
+        for segment in self.segments:
+            segment.close()
+
+    def sync(self) -> None:
+        """Returns when all that was appended before is on the disk. For a thread: appends may go on meanwhile."""
+        for segment in list(self.segments):
+            with contextlib.suppress(FileNotFoundError):  # retention has removed it meanwhile
+                segment.sync()

@@ -1,0 +1,100 @@
+# core
+"""What groups committed: a file to which each commit is appended as a line of JSON, and a table in memory.
+
+The newest line of a partition holds. The file is written anew, with one line each, when it has grown to several times
+that. A torn last line (the broker was killed while it wrote) is left out: that commit was not acknowledged.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from millrace.contracts.files import write_whole
+
+Key = tuple[str, str, int]
+"""Group, topic, partition."""
+Committed = tuple[int, str]
+"""Next offset to read, and the text that the client gave with it."""
+
+_Line = tuple[str, str, int, int, str]
+_REWRITE_AT = 1000
+"""Lines beyond four times the entries after which the file is written anew."""
+
+
+class Offsets:
+    """See the module's text.
+
+    Args:
+        path: the file, made if missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._table: dict[Key, Committed] = {}
+        for line in path.read_bytes().split(b"\n") if path.exists() else []:
+            try:
+                group, topic, partition, offset, text = msgspec.json.decode(line, type=_Line)
+            except msgspec.MsgspecError:
+                continue  # the end of the file, or a damaged line
+            if offset < 0:
+                self._table.pop((group, topic, partition), None)
+            else:
+                self._table[group, topic, partition] = (offset, text)
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        write_whole(self._path, b"".join(_line(key, value) for key, value in self._table.items()), durable=False)
+        self._lines = len(self._table)
+        self._file = self._path.open("ab", buffering=0)
+
+    def _write(self, lines: list[bytes]) -> None:
+        data = b"".join(lines)
+        size = self._file.seek(0, os.SEEK_END)
+        try:
+            written = 0
+            while written < len(data):  # a full disk writes a part, then raises
+                written += self._file.write(data[written:])
+        except OSError:
+            self._file.truncate(size)  # a torn line would swallow the next one
+            raise
+        self._lines += len(lines)
+        if self._lines > 4 * len(self._table) + _REWRITE_AT:
+            self._file.close()
+            self._rewrite()
+
+    def commit(self, group: str, entries: dict[tuple[str, int], Committed]) -> None:
+        """Keeps the committed offsets of a group by (topic, partition).
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        keyed = {(group, topic, partition): value for (topic, partition), value in entries.items()}
+        self._write([_line(key, value) for key, value in keyed.items()])
+        self._table.update(keyed)
+
+    def get(self, group: str, topic: str, partition: int) -> Committed | None:
+        return self._table.get((group, topic, partition))
+
+    def of(self, group: str) -> dict[tuple[str, int], Committed]:
+        """All that a group has committed, by (topic, partition)."""
+        return {(topic, number): value for (g, topic, number), value in self._table.items() if g == group}
+
+    def groups(self) -> set[str]:
+        return {group for group, _, _ in self._table}
+
+    def forget(self, *, group: str | None = None, topic: str | None = None) -> None:
+        """Drops what a group committed, or what all committed for a topic."""
+        gone = [key for key in self._table if key[0] == group or key[1] == topic]
+        for key in gone:
+            del self._table[key]
+        self._write([_line(key, (-1, "")) for key in gone])
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _line(key: Key, value: Committed) -> bytes:
+    return msgspec.json.encode((*key, *value)) + b"\n"

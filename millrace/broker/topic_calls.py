@@ -1,0 +1,267 @@
+# shell
+"""Requests about topics, records' places, the cluster and producers' ids: one function each."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from typing import Any
+
+from kafka.protocol import admin, consumer, metadata, producer
+
+from millrace.broker.call import HOST, NODE, Call, log
+from millrace.broker.codes import (
+    INVALID_REPLICATION_FACTOR,
+    INVALID_REQUEST,
+    KAFKA_STORAGE_ERROR,
+    NONE,
+    TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    UNKNOWN_TOPIC_ID,
+    UNKNOWN_TOPIC_OR_PARTITION,
+    Refusal,
+)
+from millrace.broker.log import PartitionLog
+from millrace.broker.topics import Topic
+
+DEFAULT_PARTITIONS = 1
+_OLDEST, _LATEST, _NEWEST = -2, -1, -3
+_FOR_TOPIC, _FOR_BROKER = 2, 4
+
+
+def describe_topics(call: Call) -> Any:
+    """Where topics are: all here. Kafka's request ``Metadata``."""
+    kind, topics = metadata.MetadataResponse, call.broker.topics
+    asked = call.request.topics
+    if asked is None or (call.version == 0 and not asked):
+        found = [_told(topic) for topic in topics]
+    else:
+        by_id = {topic.id: topic for topic in topics}
+        found = []
+        for one in asked:
+            topic = by_id.get(str(one.topic_id)) if one.name is None else topics.get(one.name)
+            found.append(_told(topic) if topic else _unknown(one))
+    node = kind.MetadataResponseBroker(node_id=NODE, host=HOST, port=call.broker.port, rack=None)
+    return kind(
+        throttle_time_ms=0, brokers=[node], cluster_id=topics.cluster, controller_id=NODE, topics=found, error_code=NONE
+    )
+
+
+def _told(topic: Topic) -> Any:
+    kind = metadata.MetadataResponse.MetadataResponseTopic
+    partitions = [
+        kind.MetadataResponsePartition(
+            error_code=NONE,
+            partition_index=number,
+            leader_id=NODE,
+            leader_epoch=-1,
+            replica_nodes=[NODE],
+            isr_nodes=[NODE],
+            offline_replicas=[],
+        )
+        for number in range(len(topic.logs))
+    ]
+    return kind(error_code=NONE, name=topic.name, topic_id=topic.id, is_internal=False, partitions=partitions)
+
+
+def _unknown(asked: Any) -> Any:
+    kind = metadata.MetadataResponse.MetadataResponseTopic
+    code = UNKNOWN_TOPIC_OR_PARTITION if asked.name is not None else UNKNOWN_TOPIC_ID
+    return kind(error_code=code, name=asked.name or "", topic_id=asked.topic_id, is_internal=False, partitions=[])
+
+
+def create_topics(call: Call) -> Any:
+    """Each topic by itself is created or refused."""
+    kind = admin.CreateTopicsResponse
+    made = []
+    for asked in call.request.topics:
+        answer = kind.CreatableTopicResult(
+            name=asked.name,
+            topic_id=None,
+            error_code=NONE,
+            error_message=None,
+            topic_config_error_code=NONE,
+            num_partitions=-1,
+            replication_factor=1,
+            configs=[],
+        )
+        try:
+            _create(call, asked, answer)
+        except Refusal as refused:
+            answer.error_code, answer.error_message = refused.code, refused.why
+        except OSError as error:
+            answer.error_code, answer.error_message = KAFKA_STORAGE_ERROR, str(error)
+        made.append(answer)
+    return kind(throttle_time_ms=0, topics=made)
+
+
+def _create(call: Call, asked: Any, answer: Any) -> None:
+    topics = call.broker.topics
+    if asked.assignments and any(list(one.broker_ids) != [NODE] for one in asked.assignments):
+        raise Refusal(INVALID_REQUEST, "there is one broker")
+    if not asked.assignments and asked.replication_factor not in (-1, 1):
+        raise Refusal(INVALID_REPLICATION_FACTOR, f"{asked.replication_factor} replicas, but there is one broker")
+    count = len(asked.assignments) or (DEFAULT_PARTITIONS if asked.num_partitions == -1 else asked.num_partitions)
+    config = {one.name: one.value for one in asked.configs if one.value is not None}
+    if call.request.validate_only:
+        topics.check(asked.name, count, config)
+    else:
+        answer.topic_id = topics.create(asked.name, str(uuid.uuid4()), count, config, call.broker.now_ms()).id
+        log.info("topic created", topic=asked.name, partitions=count)
+    answer.num_partitions = count
+    told = topics.defaults.of(config).told()
+    entry = admin.CreateTopicsResponse.CreatableTopicResult.CreatableTopicConfigs
+    answer.configs = [
+        entry(name=name, value=value, read_only=False, config_source=1, is_sensitive=False)
+        for name, value in told.items()
+    ]
+
+
+def delete_topics(call: Call) -> Any:
+    """Each topic by itself is deleted or refused."""
+    kind = admin.DeleteTopicsResponse
+    done = []
+    for name in call.request.topic_names:
+        code, why = NONE, None
+        try:
+            topic = call.broker.topics.get(name)
+            folder = call.broker.topics.delete(name)
+            call.broker.offsets.forget(topic=name)
+            if topic is not None:
+                call.broker.forget_topic(topic)
+            shutil.rmtree(folder, ignore_errors=True)  # some files a partition: a matter of milliseconds
+            log.info("topic deleted", topic=name)
+        except Refusal as refused:
+            code, why = refused.code, refused.why
+        done.append(kind.DeletableTopicResult(name=name, error_code=code, error_message=why))
+    return kind(throttle_time_ms=0, responses=done)
+
+
+def delete_records(call: Call) -> Any:
+    """The new beginning of each partition."""
+    kind = admin.DeleteRecordsResponse
+    topics = []
+    for asked in call.request.topics:
+        done = []
+        for part in asked.partitions:
+            code, start = NONE, -1
+            try:
+                start = call.broker.topics.log(asked.name, part.partition_index).trim(part.offset)
+            except Refusal as refused:
+                code = refused.code
+            except OSError:
+                code = KAFKA_STORAGE_ERROR
+            done.append(
+                kind.DeleteRecordsTopicResult.DeleteRecordsPartitionResult(
+                    partition_index=part.partition_index, low_watermark=start, error_code=code
+                )
+            )
+        topics.append(kind.DeleteRecordsTopicResult(name=asked.name, partitions=done))
+    return kind(throttle_time_ms=0, topics=topics)
+
+
+def list_offsets(call: Call) -> Any:
+    """Beginning, end, or the place of a time, of each partition; exact."""
+    kind = consumer.ListOffsetsResponse
+    topics = []
+    for asked in call.request.topics:
+        found = []
+        for part in asked.partitions:
+            code, place = NONE, (-1, -1)
+            try:
+                place = _place(call.broker.topics.log(asked.name, part.partition_index), part.timestamp)
+            except Refusal as refused:
+                code = refused.code
+            except OSError:
+                code = KAFKA_STORAGE_ERROR
+            found.append(
+                kind.ListOffsetsTopicResponse.ListOffsetsPartitionResponse(
+                    partition_index=part.partition_index,
+                    error_code=code,
+                    offset=place[0],
+                    timestamp=place[1],
+                    leader_epoch=-1,
+                )
+            )
+        topics.append(kind.ListOffsetsTopicResponse(name=asked.name, partitions=found))
+    return kind(throttle_time_ms=0, topics=topics)
+
+
+def _place(found: PartitionLog, time_ms: int) -> tuple[int, int]:
+    """(offset, time) of what ListOffsets asks for by a time or one of its special values; -1, -1: nothing."""
+    if time_ms == _LATEST:
+        return found.end, -1
+    if time_ms == _OLDEST:
+        return found.start, -1
+    return (found.newest() if time_ms == _NEWEST else found.offset_since(time_ms)) or (-1, -1)
+
+
+def describe_configs(call: Call) -> Any:
+    """What bounds a topic, or topics that set nothing."""
+    kind = admin.DescribeConfigsResponse
+    results = []
+    for asked in call.request.resources:
+        code, why, told, given = NONE, None, {}, {}
+        topic = call.broker.topics.get(asked.resource_name)
+        if asked.resource_type == _FOR_BROKER:
+            told = call.broker.topics.defaults.told()
+        elif asked.resource_type == _FOR_TOPIC and topic is not None:
+            told, given = topic.limits.told(), topic.config
+        else:
+            code, why = UNKNOWN_TOPIC_OR_PARTITION, f"no topic '{asked.resource_name}'"
+        entries = [
+            kind.DescribeConfigsResult.DescribeConfigsResourceResult(
+                name=name,
+                value=value,
+                read_only=True,
+                config_source=1 if name in given else 5,
+                is_sensitive=False,
+                synonyms=[],
+                config_type=0,
+                documentation=None,
+            )
+            for name, value in told.items()
+            if asked.configuration_keys is None or name in asked.configuration_keys
+        ]
+        results.append(
+            kind.DescribeConfigsResult(
+                error_code=code,
+                error_message=why,
+                resource_type=asked.resource_type,
+                resource_name=asked.resource_name,
+                configs=entries,
+            )
+        )
+    return kind(throttle_time_ms=0, results=results)
+
+
+def describe_cluster(call: Call) -> Any:
+    """The cluster's id and its one broker."""
+    kind = admin.DescribeClusterResponse
+    node = kind.DescribeClusterBroker(broker_id=NODE, host=HOST, port=call.broker.port, rack=None)
+    return kind(
+        throttle_time_ms=0,
+        error_code=NONE,
+        error_message=None,
+        endpoint_type=1,
+        cluster_id=call.broker.topics.cluster,
+        controller_id=NODE,
+        brokers=[node],
+    )
+
+
+def init_producer_id(call: Call) -> Any:
+    """A new id for an idempotent producer, or the next epoch of one that it has."""
+    kind, asked = producer.InitProducerIdResponse, call.request
+    if asked.transactional_id is not None:
+        return kind(
+            throttle_time_ms=0, error_code=TRANSACTIONAL_ID_AUTHORIZATION_FAILED, producer_id=-1, producer_epoch=-1
+        )
+    if call.version >= 3 and asked.producer_id >= 0 and 0 <= asked.producer_epoch < 32_766:
+        # After an error the client asks for its next epoch: its numbers begin with 0 again (KIP-360).
+        return kind(
+            throttle_time_ms=0,
+            error_code=NONE,
+            producer_id=asked.producer_id,
+            producer_epoch=asked.producer_epoch + 1,
+        )
+    return kind(throttle_time_ms=0, error_code=NONE, producer_id=call.broker.topics.next_producer(), producer_epoch=0)
