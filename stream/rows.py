@@ -1,8 +1,8 @@
 # core
 """Rows of pages, copied from the messages that they came in. Samples and window counts are made from them.
 
-A page's arrays stay as they are in its message: blocks of bytes, one row a position. Nothing is copied before a row is
-labelled or counted. Sets of positions are integers used as bit masks: bit p is position p.
+A page's arrays are blocks of bytes, one row a position: where its message has them so, views of it. Nothing is copied
+before a row is labelled or counted. Sets of positions are integers used as bit masks: bit p is position p.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
-from millrace.contracts.events import ARMS, Id, Int64, TimeMs
+from millrace.contracts.events import ARMS
+from millrace.contracts.impressions import Served
 from millrace.contracts.samples import NEGATIVE, SampleBatch
 
 Array = NDArray[Any]
@@ -23,22 +23,6 @@ Runs = tuple[tuple[int, int], ...]
 """Positions, ascending, as half-open stretches."""
 
 _ARM_CODES = {name: code for code, name in enumerate(ARMS)}
-
-
-class Served(Struct, frozen=True):
-    """An :class:`~millrace.contracts.events.Impression` whose arrays stay views of the message."""
-
-    request_id: str
-    ts_ms: TimeMs
-    user_id: Id
-    arm: str
-    model_version: Int64
-    schema_id: str
-    items: list[Id]
-    scores: memoryview
-    keys: memoryview
-    cat: memoryview
-    num: memoryview
 
 
 class LoggedPage:

@@ -19,12 +19,12 @@ from tests.bad_messages import Bytes
 pytestmark = pytest.mark.services
 
 
-@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
 @pytest.mark.parametrize("linger_ms", [0, 500], ids=["each in a batch", "all in one batch"])
 def test_a_header_name_of_any_bytes(tmp_path: Path, linger_ms: int, compression: str | None) -> None:
     headers.install()
     with EmbeddedBroker(tmp_path) as broker:
-        settings = Settings(kafka=broker.address, idempotence=False, partitions=2)
+        settings = Settings(kafka=broker.address, partitions=2)
         wait_for_broker(settings)
         create_topics(settings)
         producer = make_producer(settings, linger_ms=linger_ms, compression_type=compression)

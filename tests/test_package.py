@@ -11,8 +11,11 @@ import tomllib
 from collections.abc import Iterator
 from importlib.metadata import entry_points, packages_distributions
 from pathlib import Path
-from types import BuiltinFunctionType
+from types import BuiltinFunctionType, FunctionType
 
+import aiokafka.codec
+import aiokafka.record.util
+import kafka.codec
 import kafka.record.util
 import pytest
 
@@ -115,6 +118,13 @@ def test_every_import_is_declared() -> None:
 def test_the_checksum_of_a_message_is_not_computed_in_python() -> None:
     """In pure Python it takes 43 ms for the log of a page of 600 items; the client takes a library where one is."""
     assert isinstance(kafka.record.util._crc32c, BuiltinFunctionType)
+    assert not isinstance(aiokafka.record.util.calc_crc32c, FunctionType)  # compiled with aiokafka
+
+
+def test_both_clients_have_zstd() -> None:
+    """Without it a client can neither write what we send nor read it."""
+    assert aiokafka.codec.has_zstd()
+    assert kafka.codec.has_zstd()
 
 
 def test_every_dependency_has_both_bounds() -> None:

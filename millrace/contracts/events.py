@@ -14,7 +14,7 @@ topic              message                   key
 ``samples``        :class:`~millrace.contracts.samples.SampleBatch`  none: written to the partition its events came from
 ``dead-letters``   :class:`DeadLetter` (JSON)  reason
 ``features.items`` :class:`ItemTiles`        partition number
-``model.deltas``   :class:`~millrace.contracts.modelstore.Announcement` (JSON)  none
+``model.deltas``   claims, deltas, snapshots: :mod:`millrace.versions.modellog`  none
 ``truth``          :class:`Truth`            ``user_id`` (known to the simulator; read by reports only)
 =================  ========================  ==================================================
 """
@@ -135,6 +135,7 @@ class Impression(Struct, frozen=True):
 
     Arrays are packed: ``keys`` (n, K) uint64 window keys, ``cat`` (n, F) int64 feature ids, ``num`` (n, N)
     float32, ``scores`` (n,) float32 click probabilities. F, N and K are those of the schema ``schema_id``.
+    :mod:`millrace.contracts.impressions` writes and reads the message.
     """
 
     request_id: str
@@ -279,7 +280,6 @@ _event = msgspec.json.Decoder(Event).decode
 _user = msgspec.json.Decoder(User).decode
 _item = msgspec.json.Decoder(Item).decode
 _dead_letter = msgspec.json.Decoder(DeadLetter).decode
-_impression = msgspec.msgpack.Decoder(Impression).decode
 _item_tiles = msgspec.msgpack.Decoder(ItemTiles).decode
 _truth = msgspec.msgpack.Decoder(Truth).decode
 
@@ -306,11 +306,6 @@ def decode_dead_letter(raw: bytes | None) -> DeadLetter:
     return read_json(_dead_letter, raw, 8 * MAX_EVENT_BYTES)
 
 
-def decode_impression(raw: bytes | None) -> Impression:
-    """Raises BadEventError as :func:`read_msgpack` does."""
-    return read_msgpack(_impression, raw)
-
-
 def decode_item_tiles(raw: bytes | None) -> ItemTiles:
     """Raises BadEventError as :func:`read_msgpack` does."""
     return read_msgpack(_item_tiles, raw)
@@ -327,7 +322,7 @@ def to_json(message: Struct) -> bytes:
 
 
 def to_msgpack(message: Struct) -> bytes:
-    """The MessagePack form of an impression, item tiles or truth record."""
+    """The MessagePack form of item tiles or a truth record."""
     return _msgpack.encode(message)
 
 

@@ -22,10 +22,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from millrace.contracts.errors import SchemaError
 from millrace.contracts.events import ARMS, LAST_MS, MAX_ITEMS, MAX_OFFSET
+from millrace.contracts.once import Ids, Numbers, Rates, pack_ids, pack_numbers, unpack_ids, unpack_numbers
 
 NEGATIVE, POSITIVE, CORRECTION, FOLLOW_UP = 0, 1, 2, 3
 """Kinds of sample. ``FOLLOW_UP`` carries a later collect, cart or purchase of an exposure already labelled."""
@@ -37,7 +39,9 @@ POLICIES = ("wait", "equal-wait", "fake-negative-weighted", "es-dfm", "prompt")
 """Label policies by code. A sample says under which its label was promised, since its weight depends on that."""
 
 MAX_POSITION = MAX_OFFSET + MAX_ITEMS
-_FORM = 2
+_FORM = 3
+_OLD_FORMS = (1, 2)  # columns as they are; form 1 without the policy
+_START = b"\x96\x03"  # an array of six entries, the first of which is the form
 
 _DTYPES: dict[str, str] = {
     "page": "<i4",
@@ -57,6 +61,8 @@ _DTYPES: dict[str, str] = {
     "origin_ms": "<i8",
     "policy": "u1",
 }
+_PLAIN = {name: dtype for name, dtype in _DTYPES.items() if name not in ("cat", "num")}
+_STEPS = ("page", "position")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,42 +130,106 @@ class SampleBatch:
         rest = (np.concatenate([getattr(b, name) for b in batches]) for name in _DTYPES if name != "page")
         return cls(tuple(request), np.concatenate(pages), *rest)
 
-    def to_bytes(self) -> bytes:
-        """The MessagePack form: the request ids, the widths, and each column's packed array."""
-        used, page = np.unique(self.page, return_inverse=True)
-        columns = {name: np.ascontiguousarray(getattr(self, name), dtype).tobytes() for name, dtype in _DTYPES.items()}
-        columns["page"] = np.ascontiguousarray(page, "<i4").tobytes()
+    def to_bytes(self, rates: Rates | None = None) -> bytes:
+        """The MessagePack form: the request ids and each column's packed array. A column that is the same on all of
+        each page stands once a page, ``cat`` and ``num`` as :mod:`millrace.contracts.once` says.
+
+        Args:
+            rates: the recipe of the schema, :meth:`Rates.of`; None: rates are written as they are.
+        """
+        used, first, page = np.unique(self.page, return_index=True, return_inverse=True)
+        columns, once = [], 0
+        for c, (name, dtype) in enumerate(_PLAIN.items()):
+            column = np.ascontiguousarray(page if name == "page" else getattr(self, name), dtype)
+            if name in _STEPS:
+                column = np.diff(column, prepend=column.dtype.type(0))  # mostly 0 and 1
+            elif _same(column, first, page):
+                once |= 1 << c
+                column = column[first]
+            columns.append(memoryview(column.tobytes()))
+        cat, num = pack_ids(self.cat, first, page), pack_numbers(self.num, first, page, rates)
         request = [self.request[i] for i in used.tolist()]
-        return msgspec.msgpack.encode((_FORM, request, self.cat.shape[1], self.num.shape[1], columns))
+        return msgspec.msgpack.encode(_Message(_FORM, request, once, columns, cat, num))
 
     @classmethod
     def from_bytes(cls, raw: bytes | None) -> SampleBatch:
-        """The inverse of :meth:`to_bytes`; arrays are views of ``raw`` and cannot be written to.
+        """The inverse of :meth:`to_bytes`, of older forms too; the arrays cannot be written to.
 
         Raises:
             SchemaError: the bytes are not a sample batch. (None is a tombstone.)
         """
         raw = raw or b""
         try:
-            form, request, f, n, columns = _decoder.decode(raw)
-            if form not in (1, _FORM):
-                raise ValueError(f"form {form}")
-            if form == 1:  # before samples named their policy: it was to wait
-                columns = columns | {"policy": bytes(len(columns["kind"]))}
-            arrays = {name: np.frombuffer(columns[name], dtype) for name, dtype in _DTYPES.items()}
+            request, arrays = _read(raw) if raw[:2] == _START else _read_old(raw)
             rows = len(arrays["label"])
-            arrays["cat"] = arrays["cat"].reshape(rows, f)
-            arrays["num"] = arrays["num"].reshape(rows, n)
             if any(len(a) != rows for a in arrays.values()):
                 raise ValueError("columns of unequal length")
-            for name, low, high in _bounds(len(request)):
-                if rows and not low <= arrays[name].min() <= arrays[name].max() <= high:
-                    raise ValueError(f"a '{name}' outside of {low} to {high}")
+            _check(arrays, _bounds(len(request)))
         except (msgspec.MsgspecError, ValueError, KeyError, OverflowError, RecursionError) as error:
             raise SchemaError(
                 f"a message of {len(raw)} bytes is not a sample batch ({error})", "upgrade the older role"
             ) from None
         return cls(tuple(request), **arrays)
+
+
+class _Message(Struct, frozen=True, array_like=True):
+    """A batch as it travels: R requests, B rows."""
+
+    form: int
+    request: list[str]
+    once: int  # bit c: of column c (R,) values stand in the place of (B,)
+    columns: list[memoryview]  # in the order of _PLAIN; of page and position, the steps from row to row
+    cat: Ids
+    num: Numbers
+
+
+def _read(raw: bytes) -> tuple[list[str], dict[str, NDArray[Any]]]:
+    found = _decoder.decode(raw)
+    arrays = {
+        name: np.frombuffer(column, dtype) for (name, dtype), column in zip(_PLAIN.items(), found.columns, strict=True)
+    }
+    for name in _STEPS:
+        arrays[name] = np.cumsum(arrays[name], dtype=np.int32)
+    page, pages = arrays["page"], len(found.request)
+    _check(arrays, _bounds(pages)[:1])  # before it is used as an index
+    page = page.astype(np.int64)
+    for c, name in enumerate(_PLAIN):
+        if not found.once >> c & 1 or name in _STEPS:
+            continue
+        if len(arrays[name]) != pages:
+            raise ValueError(f"'{name}' has {len(arrays[name])} values for {pages} pages")
+        arrays[name] = arrays[name][page]
+    arrays["cat"] = unpack_ids(found.cat, pages, page).view(np.int64)
+    arrays["num"] = unpack_numbers(found.num, pages, page)
+    for array in arrays.values():
+        array.flags.writeable = False
+    return found.request, {name: arrays[name] for name in _DTYPES}
+
+
+def _read_old(raw: bytes) -> tuple[list[str], dict[str, NDArray[Any]]]:
+    form, request, f, n, columns = _old_decoder.decode(raw)
+    if form not in _OLD_FORMS:
+        raise ValueError(f"form {form}")
+    if form == 1:  # before samples named their policy: it was to wait
+        columns = columns | {"policy": bytes(len(columns["kind"]))}
+    arrays = {name: np.frombuffer(columns[name], dtype) for name, dtype in _DTYPES.items()}
+    rows = len(arrays["label"])
+    arrays["cat"] = arrays["cat"].reshape(rows, f)
+    arrays["num"] = arrays["num"].reshape(rows, n)
+    return request, arrays
+
+
+def _same(column: NDArray[Any], first: NDArray[np.intp], page: NDArray[np.intp]) -> bool:
+    """Whether a column is the same, to the bit, on all of each page."""
+    bits = column.view(f"u{column.itemsize}")
+    return bool((bits == bits[first][page]).all())
+
+
+def _check(arrays: dict[str, NDArray[Any]], bounds: tuple[tuple[str, int, int], ...]) -> None:
+    for name, low, high in bounds:
+        values = arrays[name]
+        if len(values) and not low <= values.min() <= values.max() <= high:
+            raise ValueError(f"a '{name}' outside of {low} to {high}")
 
 
 def _bounds(requests: int) -> tuple[tuple[str, int, int], ...]:
@@ -174,7 +244,8 @@ def _bounds(requests: int) -> tuple[tuple[str, int, int], ...]:
     )
 
 
-_decoder: msgspec.msgpack.Decoder[tuple[int, list[str], int, int, dict[str, bytes]]] = msgspec.msgpack.Decoder(
+_decoder = msgspec.msgpack.Decoder(_Message)
+_old_decoder: msgspec.msgpack.Decoder[tuple[int, list[str], int, int, dict[str, bytes]]] = msgspec.msgpack.Decoder(
     tuple[int, list[str], int, int, dict[str, bytes]]
 )
 assert tuple(_DTYPES) == tuple(f.name for f in fields(SampleBatch))[1:]

@@ -31,7 +31,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kafka: str = ""  # host:port[,host:port]
     redis: str = ""  # host:port or redis:// URL
     scorer: str = ""  # http://host:port
-    data: str = ""  # folder of checkpoints and models; roles on several machines share it
+    data: str = ""  # folder of this machine's working files
+    # Folder or object store (any URL that fsspec knows, as s3://bucket/prefix) of checkpoints and models, which roles
+    # on several machines share. Empty: within `data`.
+    store: str = ""
     schema: str = ""  # path of a schema file; empty: the simulated shop's
     clock: str = ""  # see EventClock.encode
 
@@ -44,9 +47,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     from_log: str = ""  # a log that the role `simulate` plays, by `schema`, in place of shoppers
     shoppers: Annotated[int, Meta(ge=1, le=1_000_000)] = 4000  # of the simulated shop, who come on an average day
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
-    idempotence: bool = True  # off only where the broker cannot (the embedded one)
+    idempotence: bool = True  # off only where the broker cannot
     # What a broker takes in one message: its message.max.bytes, less some room. A larger one is never sent.
     message_bytes: Annotated[int, Meta(ge=800_000)] = 1_000_000
+    compression: Literal["zstd", "none"] = "zstd"  # of what we write; any kind is read
     session_timeout_ms: Annotated[int, Meta(ge=1000)] = 6000
     patience_seconds: Positive = 30.0  # how long a role waits, aloud, for a broker that does not answer at its start
 
@@ -71,6 +75,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     batch_ms: Positive = 250.0
     delta_seconds: Positive = 1.0
     snapshot_seconds: Positive = 30.0
+    dense_seconds: Positive = 5.0  # how often a delta carries the network's weights; rows go with each
+    delta_bodies: Literal["kafka", "store"] = "kafka"  # where deltas travel: on the topic model.deltas, or as files
     rolling_rows: Annotated[int, Meta(ge=100)] = 10_000  # length of the rolling metrics
     segments: str = "kind:business|consumer"  # metrics by value of a field: "field:value|value;field:value"
     evolve: bool = False  # a model of another schema or spec is carried over, aloud, instead of refused
@@ -80,6 +86,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     candidates: Annotated[int, Meta(ge=1)] = 1000
     page_limit: Annotated[int, Meta(ge=1)] = 600
     control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # of requests that get a random page
+    index_seconds: Positive = 60.0  # how often the item index is written down, for scorers that start
 
     def load_schema(self) -> Schema:
         """The schema named by the settings, or the simulated shop's."""
@@ -103,6 +110,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def event_clock(self) -> EventClock:
         return EventClock.decode(self.clock)
+
+    @property
+    def codec(self) -> str | None:
+        """The compression by the name that both Kafka clients know it under; None: none."""
+        return None if self.compression == "none" else self.compression
 
     @property
     def brokers(self) -> list[str]:
@@ -132,6 +144,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 "set MILLRACE_DATA to a folder you can write to",
             ) from None
         return path
+
+    def place(self, name: str) -> str:
+        """Where the store keeps ``name``: a folder or URL, for :class:`~millrace.contracts.store.Store`.
+
+        Raises:
+            SettingError: neither ``store`` nor ``data`` is set, or a folder cannot be made.
+        """
+        return f"{self.store.rstrip('/')}/{name}" if self.store else str(self.folder(name))
 
     def environment(self) -> dict[str, str]:
         """The settings as environment variables, for a child process; only what differs from the defaults."""

@@ -60,6 +60,15 @@ def read_any_header(batch: Any) -> None:
 
 read_any_header(DefaultRecordBatch)
 
+BATCH_BYTES = 256 * 1024
+"""Messages of one partition that are sent together, before compression. The clients' own default, 16 KB, is less than
+one page's log: nothing would ever be sent together. Far below what a broker takes, whatever compression makes of it."""
+
+LINGER_MS = 20
+"""How long a batch waits for more messages. A click waits for it three times on its way to the served model."""
+PAGE_LINGER_MS = 100
+"""The same for logs of pages: nobody clicks sooner after a page, and what comes sooner waits for its page's log."""
+
 REMEDY = "start Kafka there, or set MILLRACE_KAFKA to its host:port"
 
 
@@ -160,6 +169,25 @@ def ensure_topics(settings: Settings) -> None:
         create_topics(settings)
 
 
+_NO_ID = "00000000-0000-0000-0000-000000000000"
+
+
+def topic_ids(settings: Settings) -> dict[str, str]:
+    """The id of each topic: offsets mean something for the topic with this id alone, not for one that was made anew
+    under its name. Empty where the broker gives none.
+
+    Raises:
+        BrokerError: the topics cannot be listed.
+    """
+    try:
+        admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
+        with contextlib.closing(admin):
+            found = {t["name"]: str(t.get("topic_id") or "") for t in admin.describe_topics()}
+    except KafkaError as error:
+        raise BrokerError(f"topics at '{settings.kafka}' cannot be listed ({error})", REMEDY) from None
+    return {name: "" if id == _NO_ID else id for name, id in found.items()}
+
+
 def open_broker(settings: Settings) -> None:
     """For a role's start: waits until the broker answers, and creates the topics where some are missing.
 
@@ -171,12 +199,15 @@ def open_broker(settings: Settings) -> None:
 
 
 def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
-    """A producer of raw bytes. It is idempotent, with ``acks=all``, where the broker supports this."""
+    """A producer of raw bytes. It is idempotent, with ``acks=all``, where the broker supports this, and compresses as
+    the settings say."""
     base: dict[str, Any] = {
         "bootstrap_servers": settings.brokers,
         "enable_idempotence": settings.idempotence,
         "acks": "all",
-        "linger_ms": 5,
+        "linger_ms": LINGER_MS,
+        "batch_size": BATCH_BYTES,
+        "compression_type": settings.codec,
         # After a message that the broker refuses for its size the client is unusable. So it must never send one.
         "max_request_size": settings.message_bytes,
     }
@@ -243,11 +274,25 @@ def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = N
     return consumer
 
 
+def first_offsets(settings: Settings, topic: str) -> dict[int, int]:
+    """The first offset that each partition of ``topic`` still holds: above 0 where retention has deleted messages.
+
+    Raises:
+        BrokerError: the broker does not say.
+    """
+    consumer = make_reader(settings, topic)
+    try:
+        return {tp.partition: offset for tp, offset in consumer.beginning_offsets(consumer.assignment()).items()}
+    except KafkaError as error:
+        raise BrokerError(f"offsets of topic '{topic}' cannot be asked for ({error})", REMEDY) from None
+    finally:
+        consumer.close()
+
+
 def lag_of(consumer: KafkaConsumer) -> dict[int, int]:
     """Messages not yet read, by partition, as of the last fetch.
 
-    It uses the fetched high watermark, not ``end_offsets``. The embedded broker answers the latter with the first
-    offset of the last batch, so the end of a busy topic looks hundreds of messages nearer than it is.
+    It uses the fetched high watermark, not ``end_offsets``, which would be a request more each time.
     """
     assigned = list(consumer.assignment())
     return {tp.partition: max(0, (consumer.highwater(tp) or 0) - consumer.position(tp)) for tp in assigned}
