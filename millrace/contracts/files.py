@@ -3,7 +3,7 @@
 
 ::
 
-    .{name}.{process id}.tmp ──write──(fsync)──► rename ──► {name} ──(fsync of the folder)
+    .{name}.{machine}-{process id}.tmp ──write──(fsync)──► rename ──► {name} ──(fsync of the folder)
 
 A reader never meets half a file. Whether a file also outlives a loss of power is the caller's choice:
 
@@ -12,6 +12,7 @@ file                              durable    why
 ================================  =========  ==========================================================================
 checkpoint of a partition         yes        offsets are committed, and Kafka forgets, because it exists
 snapshot and delta of the model   yes        they are announced to scorers on other machines, and deltas build on them
+item index of the scorer          yes        it is a file of the store; it could be made again from Kafka, slowly
 offsets of dead letters told      no         lost, dead letters are written again, and are recognised by their offsets
 last metrics of a role            no         read by the demo's report on the same machine, minutes later
 report, day log                   no         a person reads it; the same command makes it again
@@ -21,16 +22,19 @@ report, day log                   no         a person reads it; the same command
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 from pathlib import Path
 
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+_TEMPORARY = re.compile(r"\..+\.(?:([\w-]+)-)?(\d+)\.tmp")
+_MACHINE = re.sub(r"\W", "_", platform.node()) or "machine"
+_ABANDONED_S = 86_400
 
 
 def temporary_beside(path: Path) -> Path:
     """The temporary name under which this process writes ``path``."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.tmp")
 
 
 def write_whole(path: Path, *chunks: bytes | memoryview, durable: bool) -> None:
@@ -77,19 +81,37 @@ def sync_folder(folder: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Removes temporary files and folders whose writers no longer live. For a folder that one machine writes to.
+    """Removes temporary files and folders whose writers no longer live.
+
+    Whether a process of this machine lives can be asked. A file of another machine is abandoned when the newest
+    temporary or whole file of the folder is a day younger: nobody writes at one file for so long.
 
     Call it before this process writes there: a leftover of its own number is of an earlier process (in a container the
     number is often 1).
     """
-    for path in folder.glob(".*.tmp"):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match is None or (int(match[1]) != os.getpid() and _lives(int(match[1]))):
+    found = [(path, match) for path in folder.glob(".*.tmp") if (match := _TEMPORARY.fullmatch(path.name))]
+    if not found:
+        return
+    newest_s = max((_changed_s(path) for path in folder.iterdir()), default=0.0)
+    for path, match in found:
+        if match[1] in (None, _MACHINE):
+            process = int(match[2])
+            if process != os.getpid() and _lives(process):
+                continue
+        elif _changed_s(path) > newest_s - _ABANDONED_S:
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _changed_s(path: Path) -> float:
+    """When it was last written; 0 when it is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _lives(process: int) -> bool:
