@@ -34,8 +34,8 @@ from learner.models import Columns
 from learner.models.norm import Running
 from learner.spec import read_spec
 from millrace.contracts.errors import SnapshotError
-from millrace.contracts.modelstore import Array, Image, TableRows
 from millrace.contracts.schema import Schema
+from millrace.versions.modelstore import Array, Image, TableRows
 
 
 @dataclass(slots=True)

@@ -45,6 +45,8 @@ TABLE_ROWS = Gauge("millrace_table_rows", "Rows in the sparse tables.")
 LEARN_SECONDS = Histogram("millrace_learn_seconds", "Time to predict, judge and learn a micro-batch.")
 SNAPSHOTS = Counter("millrace_snapshots_total", "Snapshots published.")
 DELTAS = Counter("millrace_deltas_total", "Deltas published.")
+DELTA_BYTES = Counter("millrace_delta_bytes_total", "Bytes of the bodies of deltas published.")
+HELD_UP = Histogram("millrace_snapshot_holds_up_seconds", "Times for which copying a snapshot held learning up.")
 LAG = Gauge("millrace_learner_lag", "Messages of samples not yet read.", ["partition"])
 
 _COUNTS = {"trained": TRAINED, "repeated": REPEATED, "follow_ups": FOLLOW_UPS, "refused": REFUSED}

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-EMPTY = -1  # a slot that holds no row; an id that has none
+EMPTY = -1  # the row of an id that has none
+FREE = 0  # a slot that holds no row; others hold ``~row``. So slots that the system gives are free without being filled
+TOUCHED, AGAIN = 1, 2  # flags of a mark, see stamp
+_AHEAD = 64  # keys that are fetched before they are looked up
 _FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -27,55 +30,157 @@ def _home(key: Any, shift: Any) -> Any:
     return np.int64((np.uint64(key) * _FIBONACCI) >> np.uint64(shift))
 
 
-@njit(nogil=True, cache=True)
-def find(slots: Array, shift: int, ids: Array, keys: Array, out: Array) -> None:
-    """``out[i]``: row of ``keys[i]`` or EMPTY. ``slots`` (2^k,) int32; linear probing."""
+@njit(inline="always")
+def _has_moved(home: Any, mask: Any, move: Any) -> Any:
+    """Whether the ids of this home slot are in the next slots already (``move``: where that began, how far it is)."""
+    return ((home - move[0]) & mask) < move[1]
+
+
+@njit(inline="always")
+def _seek(slots: Any, slot: Any, ids: Any, key: Any) -> Any:
+    """Row of a key whose home is ``slot``, or EMPTY; linear probing."""
+    row = ~slots[slot]
+    while row != EMPTY and ids[row, 0] != key:
+        slot = (slot + 1) & (len(slots) - 1)
+        row = ~slots[slot]
+    return row
+
+
+@njit(inline="always")
+def _put(slots: Any, slot: Any, row: Any) -> None:
+    """Puts a row into the first free slot from ``slot`` on."""
+    while slots[slot] != FREE:
+        slot = (slot + 1) & (len(slots) - 1)
+    slots[slot] = ~row
+
+
+@njit(nogil=True)
+def _take(slots: Array, slot: int, shift: int, ids: Array, key: int) -> int:
+    """Frees row and slot of a key, shifting followers back so that no tombstone is ever needed. Returns the row, or
+    EMPTY where there was none."""
     mask = len(slots) - 1
-    for i in range(len(keys)):
-        key = keys[i]
-        out[i] = EMPTY
-        if key != 0:
-            slot = _home(key, shift)
-            while slots[slot] != EMPTY:
-                row = slots[slot]
-                if ids[row, 0] == key:
-                    out[i] = row
-                    break
-                slot = (slot + 1) & mask
+    while slots[slot] != FREE and ids[~slots[slot], 0] != key:
+        slot = (slot + 1) & mask
+    taken = ~slots[slot]
+    if taken == EMPTY:
+        return EMPTY
+    ids[taken, 0] = 0
+    hole, probe = slot, slot
+    while True:
+        probe = (probe + 1) & mask
+        if slots[probe] == FREE:
+            break
+        home = _home(ids[~slots[probe], 0], shift)
+        # The follower may move into the hole unless its home lies (cyclically) after the hole.
+        if ((probe - home) & mask) >= ((probe - hole) & mask):
+            slots[hole] = slots[probe]
+            hole = probe
+    slots[hole] = FREE
+    return int(taken)
 
 
 @njit(nogil=True, cache=True)
-def insert(slots: Array, shift: int, ids: Array, keys: Array, rows: Array) -> None:
+def find(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: Array, out: Array) -> int:
+    """``out[i]``: row of ``keys[i]`` or EMPTY. ``slots`` (2^k,) int32; while they move, ``after`` (2^(k+1),).
+
+    Keys are taken in groups, in three passes: the first two only touch what the third will need, with nothing in
+    between that depends on it, so that the memory is waited for once a group and not once a key (group prefetching:
+    Chen et al., "Improving hash join performance through prefetching", ICDE 2004). What is returned means nothing: it
+    keeps the compiler from leaving these passes out.
+    """
+    mask = len(slots) - 1
+    touched = 0
+    for first in range(0, len(keys), _AHEAD):
+        last = min(first + _AHEAD, len(keys))
+        for i in range(first, last):
+            touched += slots[_home(keys[i], shift)]
+        for i in range(first, last):
+            touched += ids[max(~slots[_home(keys[i], shift)], 0), 0]
+        for i in range(first, last):
+            key = keys[i]
+            out[i] = EMPTY
+            if key != 0:
+                home = _home(key, shift)
+                if _has_moved(home, mask, move):
+                    out[i] = _seek(after, _home(key, shift - 1), ids, key)
+                else:
+                    out[i] = _seek(slots, home, ids, key)
+    return touched
+
+
+@njit(nogil=True, cache=True)
+def insert(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: Array, rows: Array) -> None:
     """Puts each (absent, distinct, nonzero) key at the row given for it."""
     mask = len(slots) - 1
     for i in range(len(keys)):
-        slot = _home(keys[i], shift)
-        while slots[slot] != EMPTY:
-            slot = (slot + 1) & mask
-        slots[slot] = rows[i]
-        ids[rows[i], 0] = keys[i]
+        key = keys[i]
+        home = _home(key, shift)
+        if _has_moved(home, mask, move):
+            _put(after, _home(key, shift - 1), rows[i])
+        else:
+            _put(slots, home, rows[i])
+        ids[rows[i], 0] = key
 
 
 @njit(nogil=True, cache=True)
-def erase(slots: Array, shift: int, ids: Array, keys: Array) -> None:
-    """Takes the (present, distinct) keys out, shifting followers back so that no tombstone is ever needed."""
+def erase(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: Array, rows: Array) -> int:
+    """Takes keys out and puts their rows into ``rows``; returns how many. A key that is not there is passed over."""
     mask = len(slots) - 1
+    found = 0
     for i in range(len(keys)):
-        slot = _home(keys[i], shift)
-        while ids[slots[slot], 0] != keys[i]:
-            slot = (slot + 1) & mask
-        ids[slots[slot], 0] = 0
-        hole, probe = slot, slot
-        while True:
-            probe = (probe + 1) & mask
-            if slots[probe] == EMPTY:
-                break
-            home = _home(ids[slots[probe], 0], shift)
-            # The follower may move into the hole unless its home lies (cyclically) after the hole.
-            if ((probe - home) & mask) >= ((probe - hole) & mask):
-                slots[hole] = slots[probe]
-                hole = probe
-        slots[hole] = EMPTY
+        key = keys[i]
+        home = _home(key, shift)
+        if key == 0:
+            continue
+        if _has_moved(home, mask, move):
+            row = _take(after, _home(key, shift - 1), shift - 1, ids, key)
+        else:
+            row = _take(slots, home, shift, ids, key)
+        if row != EMPTY:
+            rows[found] = row
+            found += 1
+    return found
+
+
+@njit(nogil=True, cache=True)
+def first_free(slots: Array) -> int:
+    """The first slot that holds no row."""
+    slot = 0
+    while slots[slot] != FREE:
+        slot += 1
+    return slot
+
+
+@njit(nogil=True, cache=True)
+def move(slots: Array, shift: int, after: Array, place: Array, ids: Array, least: int) -> None:
+    """Moves ``least`` slots, and on to the next free one, over to ``after``; ``place`` says where that is.
+
+    It began at a free slot and stops at one. So no run of slots is ever cut in two: an id lies, as a whole run does,
+    on the side of its home. The last run may go past the end of the slots, into those that were moved first; it cannot
+    go past all of them, because more slots are moved, before they come, than ids do.
+    """
+    mask = len(slots) - 1
+    start, moved = place[0], place[1]
+    goal = min(moved + least, len(slots))
+    while moved < goal or slots[(start + moved) & mask] != FREE:
+        slot = (start + moved) & mask
+        if slots[slot] != FREE:
+            row = ~slots[slot]
+            _put(after, _home(ids[row, 0], shift - 1), row)
+            slots[slot] = FREE
+        moved += 1
+    place[1] = moved
+
+
+@njit(nogil=True, cache=True)
+def live(ids: Array, first: int, last: int, out: Array) -> int:
+    """The rows from ``first`` to before ``last`` that hold an id; returns how many."""
+    found = 0
+    for row in range(first, last):
+        if ids[row, 0] != 0:
+            out[found] = row
+            found += 1
+    return found
 
 
 @njit(nogil=True, cache=True)
@@ -118,6 +223,17 @@ def gather(data: Array, first: int, rows: Array, out: Array) -> None:
         row = rows[u]
         for d in range(out.shape[1]):
             out[u, d] = data[row, first + d] if row != EMPTY else np.float32(0)
+
+
+@njit(nogil=True, cache=True)
+def scatter(data: Array, first: int, rows: Array, values: Array) -> None:
+    """The inverse of :func:`gather`: ``data[rows[u], first : first + D] = values[u]``, passing over EMPTY rows.
+    values (U, D)"""
+    for u in range(len(rows)):
+        row = rows[u]
+        if row != EMPTY:
+            for d in range(values.shape[1]):
+                data[row, first + d] = values[u, d]
 
 
 @njit(nogil=True, cache=True)
@@ -260,6 +376,49 @@ def values(
 
 
 @njit(nogil=True, cache=True)
+def served(
+    data: Array,
+    ids: Array,
+    first: int,
+    at: int,
+    rows: Array,
+    out: Array,
+    embedding: Array,
+    wide: Array,
+    alpha: Any,
+    beta: Any,
+    l1: Any,
+    l2: Any,
+) -> None:
+    """What is published of rows, none of them EMPTY: ids ``out`` (U,), and what :func:`values` gives."""
+    for u in range(len(rows)):
+        row = rows[u]
+        out[u] = ids[row, 0]
+        for d in range(embedding.shape[1]):
+            embedding[u, d] = data[row, first + d]
+        wide[u] = _ftrl_weight(data[row, at], data[row, at + 1], alpha, beta, l1, l2)
+
+
+@njit(nogil=True, cache=True)
+def trained(data: Array, marks: Array, total: int, at: int, mark: int, rows: Array, out: Array, seen: Array) -> None:
+    """What only training needs of rows: G, z and n as ``out`` (3, U), and the minute ``seen`` (U,). ``total``, ``at``
+    and ``mark`` are the columns as in :func:`step`."""
+    for u in range(len(rows)):
+        row = rows[u]
+        out[0, u] = data[row, total]
+        out[1, u] = data[row, at]
+        out[2, u] = data[row, at + 1]
+        seen[u] = marks[row, mark] >> 2
+
+
+@njit(nogil=True, cache=True)
+def unmark(marks: Array, at: int, rows: Array, flag: int) -> None:
+    """Takes a flag off the marks of rows."""
+    for u in range(len(rows)):
+        marks[rows[u], at] &= ~flag
+
+
+@njit(nogil=True, cache=True)
 def step(
     data: Array,
     first: int,
@@ -307,17 +466,40 @@ def step(
 
 
 @njit(nogil=True, cache=True)
-def stamp(marks: Array, at: int, rows: Array, minute: int, touched: Array) -> int:
-    """Marks rows as seen at ``minute`` and touched (``mark = 2 minute + 1``). Puts the rows that were not touched
-    before into ``touched`` and returns how many."""
-    found = 0
+def stamp(marks: Array, at: int, rows: Array, minute: int, copied: int, touched: Array, again: Array) -> Any:
+    """Marks rows as seen at ``minute`` and touched. A mark is three things in one number::
+
+        mark = 4 minute + 2 (touched since a snapshot's slices copied it) + (touched since the last version)
+
+    Puts the rows that were not touched before into ``touched``. Those below ``copied``, which slices have copied, go
+    into ``again`` unless they are there. Returns how many went into each.
+    """
+    found = late = 0
     for u in range(len(rows)):
         row = rows[u]
         if row != EMPTY:
-            if marks[row, at] & 1 == 0:
+            flags = marks[row, at] & (TOUCHED | AGAIN)
+            if not flags & TOUCHED:
                 touched[found] = row
                 found += 1
-            marks[row, at] = 2 * minute + 1
+            if row < copied and not flags & AGAIN:
+                again[late] = row
+                late += 1
+                flags |= AGAIN
+            marks[row, at] = 4 * minute + (flags | TOUCHED)
+    return found, late
+
+
+@njit(nogil=True, cache=True)
+def seen(marks: Array, ids: Array, at: int, last: int, before: int, rows: Array, minutes: Array) -> int:
+    """Rows in use below ``last`` that were last seen before a minute, and the minute of each; returns how many."""
+    found = 0
+    for row in range(last):
+        minute = marks[row, at] >> 2
+        if minute < before and ids[row, 0] != 0:
+            rows[found] = row
+            minutes[found] = minute
+            found += 1
     return found
 
 

@@ -73,9 +73,14 @@ class Repeats:
             self._enter(new, ts)
         return fresh
 
-    def snapshot(self) -> dict[str, NDArray[Any]]:
-        """The whole memory: ``ids`` (n,), ``second`` (n,) of each; ``clock``: newest event and last sweep, in ms."""
-        rows = self._index.rows()
+    def snapshot(self, ordered: bool = True) -> dict[str, NDArray[Any]]:
+        """The whole memory: ``ids`` (n,), ``second`` (n,) of each; ``clock``: newest event and last sweep, in ms.
+
+        Args:
+            ordered: by id, so that equal memories give equal arrays. With two million ids that takes .4 s; as they lie
+                they are copied in .02 s.
+        """
+        rows = self._index.rows() if ordered else self._index.live()
         clock = np.array([self._newest_ms, self._swept_ms], np.int64)
         return {"ids": self._index.ids_of(rows), "second": self._seconds(rows), "clock": clock}
 

@@ -1,9 +1,12 @@
 # shell
-"""The role ``learn``: samples from Kafka, versions to the model store and the topic ``model.deltas``.
+"""The role ``learn``: samples from Kafka, versions to the topic ``model.deltas`` and the model store.
 
 The shell around :class:`~learner.trainer.Trainer` and :class:`~learner.versions.Versions`. It reads without a consumer
-group, from the offsets in its newest snapshot. One file holds what it has learnt and where it stands, so the two cannot
-disagree. After a crash it learns again what came after the snapshot; it never skips.
+group, from the offsets in its newest snapshot. One snapshot holds what it has learnt and where it stands, so the two
+cannot disagree. After a crash it learns again what came after the snapshot; it never skips.
+
+Snapshots are made beside learning: this thread copies a slice after each step, :class:`~learner.writer.SnapshotWriter`
+writes it. Of two learners on one store one ends (:mod:`learner.tenure`).
 """
 
 from __future__ import annotations
@@ -11,7 +14,10 @@ from __future__ import annotations
 import os
 import threading
 import time
+import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,26 +26,31 @@ import torch
 from kafka import KafkaConsumer, KafkaProducer
 
 from learner.evolve import evolve, read_columns
-from learner.figures import DELTAS, LAG, LEARN_SECONDS, SKIPPED, SNAPSHOTS, VERSION, Board
+from learner.figures import DELTA_BYTES, DELTAS, HELD_UP, LAG, LEARN_SECONDS, SKIPPED, SNAPSHOTS, VERSION, Board
 from learner.model import OnlineModel
 from learner.progressive import Progressive
+from learner.publisher import Publisher
 from learner.repeats import Repeats
 from learner.segments import Segments, parse_segments
 from learner.served import Served
+from learner.slices import merge
+from learner.tenure import HEARTBEAT_SECONDS, Tenure
 from learner.trainer import Trainer
-from learner.versions import OnlineModelState, Progress, Versions, newest_sound, same_shape
+from learner.versions import Copying, Found, Progress, Versions, newest_sound, same_shape, write_root
 from learner.warm import warm_up
-from millrace.contracts.errors import SchemaError, StoreError
+from learner.writer import End, SnapshotWriter
+from millrace.contracts.errors import SchemaError, SnapshotError, StoreError, one_line
 from millrace.contracts.events import DeadLetter, letter_bytes
-from millrace.contracts.modelstore import Announcement, ModelStore
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, MODEL_DELTAS, SAMPLES
 from millrace.labels import Waits
-from millrace.processes.kafka import lag_of, make_producer, make_reader, open_broker
+from millrace.processes.kafka import lag_of, make_producer, make_reader, open_broker, topic_ids
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.wall import wall_ms
+from millrace.versions.modelstore import Announcement, Array, Image, ModelStore
+from millrace.versions.versioning import Claim
 
 log = structlog.get_logger("learner")
 
@@ -48,15 +59,23 @@ _HOUR_MS = 3_600_000
 _OUTAGE_MS = 300_000
 """Wall time for which repeated samples are recognised at least, however fast event time runs."""
 
+_FAILURES = 3
+"""Snapshots or deltas in succession that cannot be written before the role ends. A disk may be full for a moment; a
+learner whose work is nowhere kept must not seem to be well."""
+
+_LAST_SNAPSHOT_S = 600.0
+
 
 @dataclass(slots=True)
 class _Due:
     """When each periodic duty falls due next (monotonic seconds)."""
 
     delta: float
+    dense: float
     snapshot: float
     report: float
     batch: float
+    heartbeat: float
 
 
 class Learner:
@@ -64,52 +83,105 @@ class Learner:
 
     def __init__(self, settings: Settings, schema: Schema) -> None:
         self.settings = settings
-        self.store = ModelStore(settings.folder("models"))
+        self.store = ModelStore(settings.place("models"))
         self.offsets: dict[int, int] = {}
+        self._logs: dict[str, str] = {}  # ids of the topics that the offsets are of
         wanted = {"settled_minutes": settings.attribution_minutes} | settings.spec()
-        found = newest_sound(self.store, schema.id, wanted, settings.evolve)
-        model = (
-            OnlineModel(schema, wanted, settings.seed) if found is None else _going_on(found, schema, wanted, settings)
-        )
+
+        def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> OnlineModel:
+            return _going_on(note, parts, schema, wanted, settings)
+
+        found = newest_sound(self.store, schema.id, wanted, build, settings.evolve)
+        model = OnlineModel(schema, wanted, settings.seed) if found is None else found.model
         keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + _HOUR_MS
         keep_ms = max(keep_ms, round(_OUTAGE_MS * settings.event_clock().speed))
         segments = Segments(schema, parse_segments(settings.segments))
         progressive = Progressive(settings.rolling_rows)
         self.served = Served(schema, segments, Waits.of(settings), settings.rolling_rows)
         self.trainer = Trainer(model, progressive, Repeats(keep_ms), settings.batch_rows, self.served)
+        self.found = found
         if found:
-            note, state = found
-            self.trainer.resume(state.training, note.extra.get("counts", {}))
-            self.offsets = {int(p): o for p, o in note.offsets.items()}
-            log.info("resumed", version=note.version, trained=note.trained, offsets=note.offsets)
-        self.versions = Versions(self.store, model)
+            self._resume(found)
+        self.versions = Versions(model)
         self._board = Board(self.trainer, settings.folder("learner") / "history.jsonl")
         self._heard: dict[int, float] = {}  # when a partition's newest message came (monotonic seconds)
+        self._copying: Copying | None = None
+        self._writing = False  # whether the writer has not yet told what became of a snapshot
+        self._failures = 0
+        # From run() on:
+        self.tenure: Tenure
+        self._publisher: Publisher
+        self._writer: SnapshotWriter
+        self._due: _Due
 
-    def run(self, stop: threading.Event) -> None:
+    def _resume(self, found: Found) -> None:
+        note = found.note
+        self.trainer.resume(found.training, note.extra.get("counts", {}))
+        self.offsets = {int(p): o for p, o in note.offsets.items()}
+        self._logs = note.logs
+        log.info("resumed", epoch=note.epoch, version=note.version, trained=note.trained, offsets=note.offsets)
+
+    def run(self, stop: threading.Event, tenure: Tenure, producer: KafkaProducer, publisher: Publisher) -> None:
+        """Learns until ``stop`` is set. See :func:`run`.
+
+        Args:
+            tenure: an epoch that was won.
+        """
+        self.tenure, self._publisher = tenure, publisher
+        highest = max(self.store.highest().number, tenure.newest)
+        keep = self.store.write_delta if self.settings.delta_bodies == "store" else None
+        self.versions = Versions(self.trainer.model, tenure.epoch, tenure.claimant, highest, keep)
+        self._know_log(topic_ids(self.settings).get(SAMPLES, ""))
         reader = make_reader(self.settings, SAMPLES, self.offsets)
         try:
-            producer = make_producer(self.settings)
+            root = write_root(
+                self.store,
+                self.versions,
+                self._progress(),
+                self.trainer.snapshot(False),
+                wall_ms(),
+                **publisher.behind_newest()(),
+            )
+            tenure.check()
+            publisher.snapshot(root)
+            _shown(root)
+            self._writer = SnapshotWriter(self.store, publisher.snapshot, publisher.forget_before)
             try:
-                self._announce(producer, self.versions.root(self._progress(), self.trainer.snapshot(), wall_ms()))
                 READY.set(1)
                 self._loop(reader, producer, stop)
-                self._learn(drain=True)
-                self._publish(producer, snapshot=True)
-                self._report(reader)
+                self._last_words(reader)
                 producer.flush(timeout=10)
+            except BaseException:
+                self._writer.close(cancel=True)
+                raise
             finally:
                 READY.set(0)
-                producer.close(timeout=5)
+            self._writer.close()
         finally:
             reader.close()
+
+    def _know_log(self, now: str) -> None:
+        """The offsets of a snapshot are of one log. Of another, as after the broker was emptied, all is read: what was
+        learnt from is recognised for as long as repeats are."""
+        before = self._logs.get(SAMPLES, "")
+        if before and now and before != now and self.offsets:
+            log.warning("the samples on the broker are another log than the snapshot's; it is read from the beginning")
+            self.offsets = {}
+        self._logs = {SAMPLES: now} if now else {}
 
     def _loop(self, reader: KafkaConsumer, producer: KafkaProducer, stop: threading.Event) -> None:
         settings = self.settings
         now = time.monotonic()
         self._heard = {tp.partition: now for tp in reader.assignment()}
         self.served.time.expect(self._heard)
-        due = _Due(now + settings.delta_seconds, now + settings.snapshot_seconds, now + 1.0, now)
+        due = self._due = _Due(
+            now + settings.delta_seconds,
+            now + settings.dense_seconds,
+            now + settings.snapshot_seconds,
+            now + 1.0,
+            now,
+            now + HEARTBEAT_SECONDS,
+        )
         while not stop.is_set():
             LOOP_TIMESTAMP.set(time.time())
             self._take(reader, producer)
@@ -118,13 +190,14 @@ class Learner:
             if self._learn(drain) or not self.trainer.pending:
                 due.batch = time.monotonic() + settings.batch_ms / 1000
             now = time.monotonic()
-            if now >= due.snapshot:
-                self._learn(drain=True)  # so that the offsets say exactly what the weights have seen
-                self._publish(producer, snapshot=True)
-                due.snapshot, due.delta = now + settings.snapshot_seconds, now + settings.delta_seconds
-            elif now >= due.delta:
-                self._publish(producer, snapshot=False)
+            if now >= due.delta:
+                self._publish(dense=now >= due.dense)
                 due.delta = now + settings.delta_seconds
+                due.dense = now + settings.dense_seconds if now >= due.dense else due.dense
+            self._look_at_snapshots(now)
+            if now >= due.heartbeat:
+                self._publisher.still_here(Claim(self.tenure.epoch, self.tenure.claimant))
+                due.heartbeat = now + HEARTBEAT_SECONDS
             if now >= due.report:
                 self._report(reader)
                 due.report = now + 1.0
@@ -133,6 +206,13 @@ class Learner:
         polled: dict[Any, list[Any]] = reader.poll(timeout_ms=_POLL_MS)
         for partition, records in polled.items():
             self._heard[partition.partition] = time.monotonic()
+            if records[0].offset < self.offsets.get(partition.partition, 0):
+                log.warning(
+                    "samples begin anew on the broker; they are read from their beginning",
+                    partition=partition.partition,
+                    offset=records[0].offset,
+                    expected=self.offsets[partition.partition],
+                )
             for record in records:
                 try:
                     batch = SampleBatch.from_bytes(record.value)
@@ -175,36 +255,130 @@ class Learner:
             elif report.rows:
                 self.versions.learnt(self.trainer.origins)
             self.trainer.origins = []
+            self._copy_slice()
 
     def _progress(self) -> Progress:
         counts = dict(self.trainer.counts)
         return Progress(
             counts.get("trained", 0),
             dict(self.offsets),
-            {"counts": counts, "columns": msgspec.to_builtins(self.versions.model.columns)},
+            self._logs,
+            {"counts": counts, "columns": msgspec.to_builtins(self.trainer.model.columns)},
         )
 
-    def _publish(self, producer: KafkaProducer, snapshot: bool) -> None:
+    # -- deltas ----------------------------------------------------------------------------------------------
+
+    def _publish(self, dense: bool) -> None:
+        """The next delta, if something was learnt. One that is lost is mended by a snapshot, which is due at once."""
+        self.tenure.check()
         try:
-            note = self.versions.delta(self._progress(), wall_ms())
-            if note is not None:
-                self._announce(producer, note)
-            if snapshot:
-                note = self.versions.snapshot(self._progress(), self.trainer.snapshot(), wall_ms())
-                if note is not None:
-                    self._announce(producer, note)
-        except OSError as error:
-            raise StoreError(
-                f"model store '{self.store.folder}' cannot be written ({error.strerror or error})",
-                "make room there, or set MILLRACE_DATA to another folder",
-            ) from None
+            found = self.versions.delta(self._progress(), wall_ms(), dense)
+        except StoreError as error:
+            self._failed(error)
+            return
+        except SnapshotError as error:
+            log.error("a delta cannot be packed; a snapshot mends that", error=str(error))
+            self._due.snapshot = 0.0
+            return
+        if found is not None:
+            note, body = found
+            self._publisher.delta(note, body)
+            VERSION.set(note.version)
+            DELTAS.inc()
+            DELTA_BYTES.inc(len(body))
+        if self._publisher.take_lost():
+            self._due.snapshot = 0.0
 
-    def _announce(self, producer: KafkaProducer, note: Announcement) -> None:
-        producer.send(MODEL_DELTAS, msgspec.json.encode(note)).add_errback(
-            lambda error: log.error("announcement lost; scorers will resynchronise", error=str(error))
-        )
-        VERSION.set(note.version)
-        (SNAPSHOTS if note.kind == "snapshot" else DELTAS).inc()
+    def _failed(self, error: StoreError) -> None:
+        """Says that the store took something not; the next snapshot is the next try.
+
+        Raises:
+            StoreError: it was not the first time.
+        """
+        self._failures += 1
+        if self._failures >= _FAILURES:
+            raise error
+        log.error("the model store takes nothing; tried again with the next snapshot", error=one_line(error))
+
+    # -- snapshots -------------------------------------------------------------------------------------------
+
+    def _look_at_snapshots(self, now: float) -> None:
+        """Begins a snapshot when it is due, goes on with one, and hears what became of it."""
+        self._hear()
+        if not self._writing and now >= self._due.snapshot:
+            self._due.snapshot = now + self.settings.snapshot_seconds
+            if self.versions.snapshot_due:
+                self._begin()
+        if self._copying is not None and self._copy_slice():
+            self._learn(drain=True)  # so that the offsets say exactly what the weights have seen
+            self._finish()
+
+    def _hear(self, wait_seconds: float = 0.0) -> None:
+        outcome = self._writer.outcome(wait_seconds)
+        if outcome is None:
+            return
+        self._writing = False
+        if isinstance(outcome, StoreError):
+            if self._copying is not None:
+                self._copying.give_up()
+                self._copying = None
+            self.versions.snapshot_lost()
+            self._failed(outcome)
+        else:
+            self._failures = 0
+            SNAPSHOTS.inc()
+
+    def _begin(self) -> None:
+        self._copying = self.versions.begin()
+        self._writing = True
+        self._writer.give(self._copying.begun)
+
+    def _copy_slice(self, wait: bool = False) -> bool:
+        """Copies one slice of the snapshot that is being made, if the writer has room for it. Whether all are copied
+        but the end."""
+        if self._copying is None or not (wait or self._writer.ready):
+            return False
+        began = time.perf_counter()
+        part = self._copying.next()
+        HELD_UP.observe(time.perf_counter() - began)
+        if part is None:
+            return True
+        self._writer.give(part)
+        return False
+
+    def _finish(self) -> None:
+        """Copies what is left, and ends the snapshot at a new version. Later, if the writer has no room now."""
+        while self._copying is not None and self._writer.ready:
+            if not self._copy_slice():
+                continue
+            self._publish(dense=True)
+            self._end(self._copying)
+
+    def _end(self, copying: Copying) -> None:
+        """The end of a snapshot, right behind a delta."""
+        began = time.perf_counter()
+        last = copying.finish(self._progress(), self.trainer.snapshot(False), wall_ms())
+        HELD_UP.observe(time.perf_counter() - began)
+        self._writer.give(End(last, self._publisher.behind_newest()))
+        self._copying = None
+
+    def _last_words(self, reader: KafkaConsumer) -> None:
+        """What was read is learnt, and all of it is in a last snapshot."""
+        self._learn(drain=True)
+        self._publish(dense=True)
+        if self._writing and self._copying is None:
+            self._hear(_LAST_SNAPSHOT_S)
+        if self.versions.snapshot_due and self._copying is None:
+            self._begin()
+        if self._copying is not None:
+            while not self._copy_slice(wait=True):
+                pass
+            self._end(self._copying)
+            outcome = self._writer.outcome(_LAST_SNAPSHOT_S)
+            if isinstance(outcome, StoreError):
+                raise outcome
+            SNAPSHOTS.inc()
+        self._report(reader)
 
     def _report(self, reader: KafkaConsumer) -> None:
         """Metrics and history. A partition of which nothing came for ``idle_seconds``, though all was read, is silent:
@@ -216,18 +390,26 @@ class Learner:
         self._board.show()
 
 
+def _shown(note: Announcement) -> None:
+    VERSION.set(note.version)
+    SNAPSHOTS.inc()
+
+
 def _going_on(
-    found: tuple[Announcement, OnlineModelState], schema: Schema, wanted: dict[str, Any], settings: Settings
+    note: Announcement,
+    parts: Iterable[tuple[Image, Mapping[str, Array]]],
+    schema: Schema,
+    wanted: dict[str, Any],
+    settings: Settings,
 ) -> OnlineModel:
     """The model of a snapshot, with the spec's entries that are ``wanted``; carried over where its shape differs."""
-    note, state = found
     spec = {**note.spec, **wanted}
     if note.schema_id == schema.id and same_shape(note.spec, spec):
         model = OnlineModel(schema, spec, settings.seed)
-        model.resume(state.image, state.training)
+        model.resume(parts)
         return model
     old = read_columns(note.extra.get("columns"))
-    model, report = evolve(old, note.spec, state.image, state.training, schema, spec, settings.seed)
+    model, report = evolve(old, note.spec, *merge(parts), schema, spec, settings.seed)
     log.warning("the model was carried over to another schema or spec", version=note.version, schema=note.schema_id)
     for line in report.lines:
         log.info("carried over", what=line)
@@ -242,11 +424,31 @@ def run(settings: Settings, stop: threading.Event) -> None:
         BrokerError: the broker or the topic is not there.
         PortError: the metrics port is taken.
         StoreError: the model store cannot be written.
+        FencedError: another learner has taken over.
     """
     # The other half of the machine belongs to the roles beside this one.
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     serve_metrics("learn", settings.metrics_port, settings.host)
-    learner = Learner(settings, settings.load_schema())
-    warm_up(learner.versions.model)
+    schema = settings.load_schema()
+    # Whoever cannot read the store, or may not, ends here, before it takes the epoch from one who can.
+    learner = Learner(settings, schema)
+    warm_up(learner.trainer.model)
     open_broker(settings)
-    learner.run(stop)
+    tenure = Tenure(settings, uuid.uuid4().hex, _mark(settings))
+    try:
+        producer = make_producer(settings)
+        try:
+            publisher = Publisher(settings, producer, topic_ids(settings).get(MODEL_DELTAS, ""))
+            tenure.win(publisher, learner.store.highest(), stop)
+            newest, found = learner.store.latest(), learner.found
+            if newest is not None and (found is None or newest.place > found.note.place):
+                learner = Learner(settings, schema)  # the one before has published since
+            learner.run(stop, tenure, producer, publisher)
+        finally:
+            producer.close(timeout=5)
+    finally:
+        tenure.close()
+
+
+def _mark(settings: Settings) -> Path:
+    return settings.folder("learner") / "fenced"

@@ -4,8 +4,8 @@
 ::
 
     record:   id | embedding (D,) | G            | z, n                      | mark
-                   published        Adagrad's sum  FTRL's: the wide weight     event minute last seen, touched since
-                                                   (published) follows from it  changes() or not
+                   published        Adagrad's sum  FTRL's: the wide weight     event minute last seen, and what it was
+                                                   (published) follows from it touched since (kernels.stamp)
 
 A batch goes through :meth:`SparseTable.read` (nothing is written: new ids get a row's *values*, not a row) and, once
 the learner has found its gradients sound, :meth:`SparseTable.write`. So a batch that is refused leaves no trace.
@@ -14,7 +14,7 @@ the learner has found its gradients sound, :meth:`SparseTable.write`. So a batch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,15 @@ from numpy.typing import NDArray
 from learner import kernels
 from learner.admission import Admission
 from learner.index import Ids, Index, RowNumbers
-from learner.kernels import EMPTY
-from millrace.contracts.modelstore import TableRows
+from learner.kernels import EMPTY, TOUCHED
+from millrace.versions.modelstore import TableRows
+
+if TYPE_CHECKING:
+    from learner.slices import Copy
 
 Floats = NDArray[np.float32]
+
+_NEVER = 2**31 - 1  # minutes: later than any row was seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,13 @@ def distinct(columns: Ids) -> tuple[Ids, NDArray[np.int32], NDArray[np.int32]]:
     return unique[:u], counts[:u], inverse
 
 
+def first_of_each(ordered: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which elements of an ordered array differ from the one before. (``np.unique`` takes twenty times as long.)"""
+    first = np.ones(len(ordered), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return first
+
+
 class SparseTable:
     """A table of one embedding width.
 
@@ -93,6 +105,7 @@ class SparseTable:
         self.index = Index({**parts, "z": 1, "n": 1, "mark": 1}, max_rows)
         self.admission = Admission(admit)
         self.refused = 0  # occurrences without a row because the table was full
+        self.copy: Copy | None = None  # of a snapshot that is being made in slices
         self._touched: list[RowNumbers] = []
         self._removed: list[Ids] = []
 
@@ -168,34 +181,42 @@ class SparseTable:
         return embedding, wide
 
     def _stamp(self, rows: RowNumbers, now_min: int) -> None:
-        touched = np.empty(len(rows), np.int32)
-        count = kernels.stamp(self.index.marks, self.index.at["mark"], rows, now_min, touched)
-        if count:
-            self._touched.append(touched[:count])
+        touched, again = np.empty(len(rows), np.int32), np.empty(len(rows) if self.copy else 0, np.int32)
+        copied = self.copy.copied if self.copy else 0
+        found, late = kernels.stamp(self.index.marks, self.index.at["mark"], rows, now_min, copied, touched, again)
+        if found:
+            self._touched.append(touched[:found])
+        if late and self.copy:
+            self.copy.touched(again[:late])
 
     # -- eviction --------------------------------------------------------------------------------------------
 
     def _seen_min(self, rows: RowNumbers) -> NDArray[np.int32]:
-        seen: NDArray[np.int32] = self.index.marks[rows, self.index.at["mark"]] >> 1
+        seen: NDArray[np.int32] = self.index.marks[rows, self.index.at["mark"]] >> 2
         return seen
+
+    def _seen_before(self, minute: int) -> tuple[RowNumbers, NDArray[np.int32]]:
+        """Rows that were last seen before a minute of event time, and when."""
+        index = self.index
+        rows, minutes = (np.empty(index.used, np.int32) for _ in range(2))
+        found = kernels.seen(index.marks, index._words, index.at["mark"], index.used, minute, rows, minutes)
+        return rows[:found], minutes[:found]
 
     def expire(self, now_min: int) -> int:
         """Removes the rows unseen for ``max_age_min``; how many. For the owner to call every so often."""
         if not self.max_age_min:
             return 0
-        live = self.index.live()
-        return self._remove(live[self._seen_min(live) < now_min - self.max_age_min])
+        return self._remove(self._seen_before(now_min - self.max_age_min)[0])
 
     def _make_room(self, least: int) -> None:
         """Removes the rows unseen for longest: ``least`` of them, or a sixteenth of the table so that it is rare.
 
         Of equally old rows those with the smallest ids go, so that it is reproducible.
         """
-        live = self.index.live()
+        live, seen = self._seen_before(_NEVER)
         if not len(live):
             return
         count = min(len(live), max(least, self.index.max_rows // 16))
-        seen = self._seen_min(live)
         edge = np.partition(seen, count - 1)[count - 1]
         older, equal = live[seen < edge], live[seen == edge]
         equal = equal[np.argsort(self.index.ids_of(equal), kind="stable")[: count - len(older)]]
@@ -205,6 +226,8 @@ class SparseTable:
         if len(rows):
             ids = self.index.ids_of(rows)
             self._removed.append(ids)
+            if self.copy:
+                self.copy.removed(ids)
             self.index.remove(ids)
         return len(rows)
 
@@ -212,55 +235,69 @@ class SparseTable:
 
     def changes(self) -> TableRows:
         """Rows touched since the last call, whole, and the ids removed since then. Forgets both."""
-        touched = np.unique(np.concatenate(self._touched)) if self._touched else np.empty(0, np.int32)
+        touched = np.concatenate(self._touched) if self._touched else np.empty(0, np.int32)
+        ids = self.index.ids_of(touched)
+        order = np.argsort(ids)  # the same id twice is the same row twice: freed and given out again
         # A touched row may have been freed since, and even given to another id: which then is touched itself.
-        touched = touched[self.index.ids_of(touched) != 0]
-        removed = np.unique(np.concatenate(self._removed)) if self._removed else np.empty(0, np.int64)
+        rows = touched[order[first_of_each(ids[order]) & (ids[order] != 0)]]
+        removed = np.sort(np.concatenate(self._removed)) if self._removed else np.empty(0, np.int64)
+        removed = removed[first_of_each(removed)]
         removed = removed[self.index.find(removed) == EMPTY]  # an id that came back is a row, not a tombstone
-        change = TableRows(self.index.ids_of(touched), self._published(touched), removed).sorted()
-        self._forget_changes()
+        change = self._published(rows)
+        change.removed = removed
+        kernels.unmark(self.index.marks, self.index.at["mark"], touched, TOUCHED)
+        self._touched, self._removed = [], []
         return change
 
+    def part(self, rows: RowNumbers) -> tuple[TableRows, dict[str, NDArray[Any]]]:
+        """These rows, in this order: the columns that serve, and those that only training needs."""
+        index, at = self.index, self.index.at
+        own, seen = np.empty((3, len(rows)), np.float32), np.empty(len(rows), np.int32)
+        kernels.trained(index.data, index.marks, at.get("square", 0), at["z"], at["mark"], rows, own, seen)
+        training: dict[str, NDArray[Any]] = {"square": own[0]} if self.width else {}
+        return self._published(rows), training | {"z": own[1], "n": own[2], "seen_min": seen}
+
+    def rest(self) -> dict[str, NDArray[Any]]:
+        """The state that belongs to no row."""
+        counters = np.array([self.admission.since, self.refused], np.int64)
+        return {"admission": self.admission.counts.copy(), "counters": counters}
+
     def snapshot(self) -> tuple[TableRows, dict[str, NDArray[Any]]]:
-        """All rows in order of id: the columns that serve, and those that only training needs.
+        """All rows in order of id, as :meth:`part` gives them, and the :meth:`rest`.
 
         What was touched is not part of it: a table that resumes has no changes.
         """
-        rows = self.index.rows()
-        training: dict[str, NDArray[Any]] = {
-            name: self.index.column(name)[rows] for name in self.index.at if name not in ("embedding", "mark")
-        }
-        training["seen_min"] = self._seen_min(rows)
-        training["admission"] = self.admission.counts.copy()
-        training["counters"] = np.array([self.admission.since, self.refused], np.int64)
-        return TableRows(self.index.ids_of(rows), self._published(rows)), training
+        serving, training = self.part(self.index.rows())
+        return serving, {**training, **self.rest()}
 
     def resume(self, serving: TableRows, training: dict[str, NDArray[Any]]) -> None:
         """The inverse of :meth:`snapshot`, on a table that is empty. Keeps the first rows if ``max_rows`` is fewer now.
+
+        A snapshot in parts is resumed part by part, in their order.
 
         Raises:
             KeyError: a column is missing.
             ValueError: a column has another width or number of rows.
         """
-        rows = self.index.add(serving.ids)
-        kept = len(rows)  # all, unless max_rows was lowered
+        self.index.remove(as_read(serving.removed))
+        rows = self.index.find_or_add(as_read(serving.ids))
         if self.width:
-            self.index.column("embedding")[rows] = serving.columns["embedding"][:kept]
+            _fill(self.index, "embedding", rows, serving.columns["embedding"])
         for name in self.index.at.keys() - {"embedding", "mark"}:
-            self.index.column(name)[rows] = training[name][:kept]
-        self.index.marks[rows, self.index.at["mark"]] = training["seen_min"][:kept] << 1
-        if training["admission"].shape == self.admission.counts.shape:
+            _fill(self.index, name, rows, training[name])
+        _fill(self.index, "mark", rows, (training["seen_min"] << 2).astype(np.int32).view(np.float32))
+        if "admission" in training and training["admission"].shape == self.admission.counts.shape:
             self.admission.counts = training["admission"].copy()
-        self.admission.since, self.refused = (int(v) for v in training["counters"])
+        if "counters" in training:
+            self.admission.since, self.refused = (int(v) for v in training["counters"])
 
-    def _published(self, rows: RowNumbers) -> dict[str, NDArray[Any]]:
-        embedding, wide = self._values(rows)
-        return {"embedding": embedding, "wide": wide} if self.width else {"wide": wide}
-
-    def _forget_changes(self) -> None:
-        if self._touched:
-            self.index.marks[np.concatenate(self._touched), self.index.at["mark"]] &= -2
-        self._touched, self._removed = [], []
+    def _published(self, rows: RowNumbers) -> TableRows:
+        index, at = self.index, self.index.at
+        ids, wide = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
+        embedding = np.empty((len(rows), self.width), np.float32)
+        first = at.get("embedding", 0)
+        kernels.served(index.data, index._words, first, at["z"], rows, ids, embedding, wide, *self.rates.ftrl)
+        return TableRows(ids, {"embedding": embedding, "wide": wide} if self.width else {"wide": wide})
 
 
 class ServingTable:
@@ -273,16 +310,36 @@ class ServingTable:
     def __len__(self) -> int:
         return len(self.index)
 
+    def check(self, change: TableRows) -> str:
+        """What is wrong with a snapshot's or delta's rows, in words; empty when :meth:`patch` can apply them."""
+        n = len(change.ids)
+        for what, ids in (("ids", change.ids), ("removed ids", change.removed)):
+            if ids.ndim != 1 or ids.dtype != np.int64:
+                return f"{what} that are {ids.dtype} {ids.shape}"
+        if set(change.columns) != set(self.index.at):
+            return f"the columns {sorted(change.columns)} in place of {sorted(self.index.at)}"
+        for name, column in change.columns.items():
+            shape = (n, self.width) if name == "embedding" else (n,)
+            if column.dtype != np.float32 or column.shape != shape:
+                return f"a column '{name}' that is {column.dtype} {column.shape}, not float32 {shape}"
+        ordered = np.sort(change.ids)
+        if not ordered.all() or not first_of_each(ordered).all():
+            return "an id 0, or an id twice"
+        if len(self) + n > self.index.max_rows:  # else there is room for certain
+            gone = int((self.index.find(as_read(np.unique(change.removed))) != EMPTY).sum())
+            back = np.isin(change.ids, change.removed)
+            after = len(self) - gone + int((back | (self.index.find(as_read(change.ids)) == EMPTY)).sum())
+            if after > self.index.max_rows:
+                return f"rows that make {after} where {self.index.max_rows} have room"
+        return ""
+
     def patch(self, change: TableRows) -> None:
-        """Applies a snapshot's or delta's rows: tombstones first, then new and changed rows."""
-        if len(change.removed):
-            self.index.remove(change.removed)
-        rows = self.index.find(change.ids)
-        absent = rows == EMPTY
-        if absent.any():
-            rows[absent] = self.index.add(change.ids[absent])
+        """Applies a snapshot's or delta's rows, which :meth:`check` found sound: tombstones first, then new and changed
+        rows."""
+        self.index.remove(as_read(change.removed))
+        rows = self.index.find_or_add(as_read(change.ids))
         for name in self.index.at:
-            self.index.column(name)[rows] = change.columns[name]
+            _fill(self.index, name, rows, change.columns[name])
 
     def read(self, columns: Ids) -> Block:
         """The values of a batch's ids (B, C); unknown ids are zero."""
@@ -299,3 +356,24 @@ class ServingTable:
         """All rows in order of id."""
         at = self.index.rows()
         return TableRows(self.index.ids_of(at), {n: self.index.column(n)[at] for n in self.index.at})
+
+
+def _fill(index: Index, name: str, rows: RowNumbers, values: NDArray[Any]) -> None:
+    """Writes a column of rows; values (n,) or (n, D).
+
+    Raises:
+        ValueError: they have another shape.
+    """
+    column = index.column(name)
+    if values.shape != (len(rows), *column.shape[1:]):
+        raise ValueError(f"column '{name}' has the shape {values.shape}")
+    whole = np.ascontiguousarray(values, np.float32).reshape(len(rows), index.width(name))
+    kernels.scatter(index.data, index.at[name], rows, as_read(whole))
+
+
+def as_read(array: NDArray[Any]) -> NDArray[Any]:
+    """The same array as one that cannot be written to: as arrays of files and messages are. A compiled function takes
+    these for another kind, so it would be compiled in the middle of everything when the first of them came."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view

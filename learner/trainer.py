@@ -23,8 +23,8 @@ from learner.model import LearnReport, OnlineModel
 from learner.progressive import Progressive
 from learner.repeats import Repeats
 from learner.served import Served
-from millrace.contracts.modelstore import Array
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
+from millrace.versions.image import Array
 
 _PREFIX = "trainer/"
 
@@ -116,13 +116,13 @@ class Trainer:
                 self.counts["not_finite"] += wrong
             self.progressive.update(p, batch.label)
 
-    def snapshot(self) -> dict[str, Array]:
-        """What a snapshot keeps besides the model: the ids already learnt from.
+    def snapshot(self, ordered: bool = True) -> dict[str, Array]:
+        """What a snapshot keeps besides the model: the ids already learnt from, in order unless told otherwise.
 
         Called with the model's own snapshot, when nothing is pending: a pending row counts as seen, but no weight has
         seen it. Rolling figures are not kept; they begin anew with a process.
         """
-        return {f"{_PREFIX}{n}": a for n, a in self.repeats.snapshot().items()}
+        return {f"{_PREFIX}{n}": a for n, a in self.repeats.snapshot(ordered).items()}
 
     def resume(self, training: Mapping[str, Array], counts: Mapping[str, Any]) -> None:
         """The inverse of :meth:`snapshot`, with the counts that the snapshot's announcement carries.

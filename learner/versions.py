@@ -1,24 +1,34 @@
 # core
-"""The learner's side of the model store: a chain of versions, which begins anew after each start.
+"""The learner's side of the model store: it numbers its versions, and writes snapshots beside learning.
 
 ::
 
-    start:    newest sound snapshot v57 (older deltas up to v61 on disk) ──resume──► snapshot v62, root of a new chain
-    running:  v62 ──delta──► v63 ──► ... ──► v92 = snapshot v92 ──► ...
+    start:    newest sound snapshot v57 ──resume──► snapshot v59, root of a new epoch (v58 was published, and is lost)
+    running:  v59 ──delta──► v60 ──► ... ──► v92 = snapshot v92 ──► ...
+                       rows each time, dense tensors now and then and before a snapshot
+
+A snapshot is begun, copied slice by slice while the model learns and publishes on, and finished at a version::
+
+    begin at v80 ─ slice ─ slice ─ (v81) ─ slice ─ (v82) ─ slice ─ (v83, with dense tensors) finish ──► snapshot v83
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
 from learner.model import OnlineModel
+from learner.slices import Part, Slices
 from learner.spec import read_spec
-from millrace.contracts.errors import SnapshotError
-from millrace.contracts.modelstore import Announcement, Array, ModelStore, decode_announcement
+from millrace.contracts.errors import SnapshotError, StoreError
+from millrace.contracts.store import AbsentError, DamagedError, Sealed
+from millrace.versions.modellog import chunks_of
+from millrace.versions.modelstore import Announcement, Array, Image, ModelStore, Place, chain
+from millrace.versions.packing import pack
 
 log = structlog.get_logger("learner")
 
@@ -31,97 +41,238 @@ class Progress:
 
     trained: int = 0
     offsets: dict[int, int] = field(default_factory=dict)  # next offset of samples to read, by partition
+    logs: dict[str, str] = field(default_factory=dict)  # ids of the topics that the offsets are of
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-class Versions:
-    """Publishes a model's versions in order. ``model`` may learn between any two calls.
+@dataclass(frozen=True, slots=True)
+class Last:
+    """The end of a snapshot: its last part, and what the manifest says."""
 
-    ``published_ms`` is the wall time of publication in Unix ms; the caller has the clock.
+    part: Part
+    own_hash: str | None  # None: a root
+    meta: dict[str, Any]
+
+
+class Copying:
+    """A snapshot in the making. Made by :meth:`Versions.begin`; files are written elsewhere (:class:`SnapshotFiles`).
+
+    Call :meth:`next` between steps of learning until it gives None; then, right after a delta with dense tensors,
+    :meth:`finish`.
     """
 
-    def __init__(self, store: ModelStore, model: OnlineModel) -> None:
-        self.store, self.model = store, model
-        self.version = _highest(store)
+    def __init__(self, versions: Versions, slices: Slices) -> None:
+        self.begun = Place(versions.epoch, versions.version)
+        self._versions, self._slices = versions, slices
+
+    def next(self) -> Part | None:
+        """The next part; None when only the end is left, or little of the rest."""
+        return self._slices.next()
+
+    def finish(self, progress: Progress, trainer: Mapping[str, Array], published_ms: int) -> Last:
+        """The end of the snapshot, of the newest version.
+
+        Args:
+            trainer: the trainer's own snapshot, kept beside the model's.
+
+        Raises:
+            SnapshotError: something was learnt, or dense tensors were left out, since the newest version.
+        """
+        image, training = self._slices.finish()
+        return self._versions.finished((image, {**training, **trainer}), progress, published_ms)
+
+    def give_up(self) -> None:
+        """What was copied will not be used."""
+        self._slices.abandon()
+
+
+class Versions:
+    """Numbers a model's versions and says what each is. ``model`` may learn between any two calls.
+
+    ``published_ms`` is the wall time of publication in Unix ms; the caller has the clock.
+
+    Args:
+        epoch: the one that this learner has.
+        claimant: by which name it claimed it.
+        version: the highest number that was ever published, -1: none was.
+        keep: writes a delta's body to the store; None: bodies travel on ``model.deltas``.
+    """
+
+    def __init__(
+        self,
+        model: OnlineModel,
+        epoch: int = 0,
+        claimant: str = "learner",
+        version: int = -1,
+        keep: Callable[[Place, bytes], Sealed] | None = None,
+    ) -> None:
+        self.model = model
+        self.epoch, self.claimant, self.version = epoch, claimant, version
+        self.keep = keep
         self.hash = ""
         self._origins: list[int] = []
         self._changed = False
+        self._dense: dict[str, Array] | None = None  # as followers hold them
+        self._dense_behind = False
         self._snapshot_version = -1
 
     def learnt(self, origins: list[int]) -> None:
         """Says that the model has learnt since the last version, among others from clicks sent at ``origins``."""
-        self._changed = True
+        self._changed = self._dense_behind = True
         self._origins = (self._origins + origins)[-_ORIGINS:]
 
-    def root(self, progress: Progress, trainer: Mapping[str, Array], published_ms: int) -> Announcement:
-        """The first version after a start: a snapshot above every version that was ever published.
+    # -- deltas ----------------------------------------------------------------------------------------------
+
+    def delta(self, progress: Progress, published_ms: int, dense: bool = True) -> tuple[Announcement, bytes] | None:
+        """The next version and its packed body, or None when nothing was learnt since the last.
 
         Args:
-            trainer: the trainer's own snapshot, kept beside the model's.
+            dense: with the network's tensors. A snapshot can only be finished after a delta that had them.
+
+        Raises:
+            StoreError: the body is to lie in the store, and cannot be written.
+            SnapshotError: it is too large. In both cases what it had is lost to followers: the version counts as
+                published, and the next snapshot mends that.
         """
+        dense = dense and self._dense_behind
+        if not self._changed and not dense:
+            return None
+        image, before = self.model.changes(dense), self._dense
+        self.version += 1
+        # From here on the version counts, whatever becomes of it: the model has forgotten what it had changed.
+        parent, self.hash = self.hash, chain(self.hash, "")
+        meta = self._meta(progress, published_ms)
+        self._changed, self._origins = False, []
+        if dense:
+            self._dense, self._dense_behind = image.dense, False
+        body = pack(image, before)
+        digest = hashlib.sha256(body).hexdigest()
+        self.hash = chain(parent, digest)
+        file = None if self.keep is None else self.keep(Place(self.epoch, self.version), body)
+        note = Announcement(
+            kind="delta",
+            parent=parent,
+            hash=self.hash,
+            digest=digest,
+            size=len(body),
+            spec={},
+            chunks=0 if file else chunks_of(len(body)),
+            file=file,
+            **meta,
+        )
+        return note, body
+
+    # -- snapshots -------------------------------------------------------------------------------------------
+
+    @property
+    def snapshot_ready(self) -> bool:
+        """Whether a snapshot of the newest version would have just what its deltas had."""
+        return not (self._changed or self._dense_behind)
+
+    def snapshot_lost(self) -> None:
+        """Says that a snapshot was not written: its version has none."""
+        self._snapshot_version = -1
+
+    @property
+    def snapshot_due(self) -> bool:
+        """Whether the newest version has no snapshot yet, or something was learnt since."""
+        return not self.snapshot_ready or self._snapshot_version != self.version
+
+    def begin(self, rows: int = 100_000) -> Copying:
+        """Begins a snapshot that is copied ``rows`` rows at a time. One that has begun is given up."""
+        return Copying(self, self.model.slices(rows))
+
+    def root(self, progress: Progress, trainer: Mapping[str, Array], published_ms: int) -> Iterator[Part | Last]:
+        """The first version after a start: a snapshot above every version that was ever published. Its parts, and then
+        its end. Nothing is learnt until all were taken."""
         self.version += 1
         self.model.changes()  # the root has them
-        image, training = self.model.snapshot()
-        meta = self._meta(progress, published_ms, snapshot=True)
-        note = self.store.write_snapshot(image, {**training, **trainer}, **meta)
-        return self._published(note)
+        copying = self.begin()
+        while (part := copying.next()) is not None:
+            yield part
+        self._changed, self._dense_behind, self.hash = False, False, ""
+        last = copying.finish(progress, trainer, published_ms)
+        self._dense = last.part[0].dense
+        yield last
 
-    def delta(self, progress: Progress, published_ms: int) -> Announcement | None:
-        """The next version, or None when nothing was learnt since the last."""
-        if not self._changed:
-            return None
-        self.version += 1
-        meta = self._meta(progress, published_ms, snapshot=False)
-        note = self.store.write_delta(self.model.changes(), self.hash, **meta)
-        return self._published(note)
-
-    def snapshot(self, progress: Progress, trainer: Mapping[str, Array], published_ms: int) -> Announcement | None:
-        """The whole state of the newest version; None when that has a snapshot. Call :meth:`delta` before it: a
-        snapshot shares the version and the hash of the delta before it, so nothing may be learnt between the two."""
-        if self._snapshot_version == self.version:
-            return None
-        image, training = self.model.snapshot()
-        meta = self._meta(progress, published_ms, snapshot=True)
-        note = self.store.write_snapshot(image, {**training, **trainer}, hash=self.hash, **meta)
-        self.store.prune()
-        return self._published(note)
-
-    def _published(self, note: Announcement) -> Announcement:
-        self.hash = note.hash
-        self._changed, self._origins = False, []
-        if note.kind == "snapshot":
-            self._snapshot_version = note.version
-        return note
-
-    def _meta(self, progress: Progress, published_ms: int, snapshot: bool) -> dict[str, Any]:
-        meta: dict[str, Any] = {
-            "version": self.version,
-            "schema_id": self.model.schema.id,
+    def finished(self, part: Part, progress: Progress, published_ms: int) -> Last:
+        """See :meth:`Copying.finish`."""
+        if not self.snapshot_ready:
+            raise SnapshotError(
+                f"a snapshot of version {self.version} would have what no delta had", "publish a delta with all first"
+            )
+        meta = self._meta(progress, published_ms) | {
             "spec": self.model.spec,
+            "offsets": {str(p): o for p, o in progress.offsets.items()},
+            "logs": progress.logs,
+            "extra": {**progress.extra, "rows": {name: len(table) for name, table in self.model.tables.items()}},
+        }
+        self._snapshot_version = self.version
+        return Last(part, self.hash or None, meta)
+
+    def announced(self, root: Announcement) -> None:
+        """Says that the root was written: deltas follow it from now on."""
+        self.hash = root.hash
+
+    def _meta(self, progress: Progress, published_ms: int) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "version": self.version,
+            "claimant": self.claimant,
+            "schema_id": self.model.schema.id,
             "event_ms": self.model.newest_ms,
             "trained": progress.trained,
             "origins": self._origins,
             "published_ms": published_ms,
         }
-        if snapshot:
-            meta["offsets"] = {str(p): o for p, o in progress.offsets.items()}
-            meta["extra"] = progress.extra
-        return meta
 
 
-def sound_snapshots(store: ModelStore) -> Iterator[Announcement]:
-    """Snapshots whose manifest can be read, newest first. A damaged one is logged and set aside, not deleted."""
-    for path in sorted(store.folder.glob("snapshot-*/manifest.json"), reverse=True):
-        try:
-            yield decode_announcement(path.read_bytes())
-        except (OSError, SnapshotError) as error:
-            set_aside(store, path.parent.name, str(error))
+class SnapshotFiles:
+    """The files of one snapshot, written part by part. They mean nothing until the manifest is written."""
+
+    def __init__(self, store: ModelStore, begun: Place) -> None:
+        self._store, self._begun = store, begun
+        self._parts: list[tuple[Sealed, Sealed]] = []
+
+    def add(self, part: Part) -> None:
+        """Writes the next part.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        self._parts.append(self._store.write_part(self._begun, len(self._parts), *part))
+
+    def end(self, last: Last, **where: Any) -> Announcement:
+        """Writes the last part and the manifest.
+
+        Args:
+            where: ``follows`` and ``log`` of the announcement.
+
+        Raises:
+            StoreError: they cannot be written.
+        """
+        self.add(last.part)
+        return self._store.write_manifest(self._parts, last.own_hash, **last.meta, **where)
 
 
-def set_aside(store: ModelStore, name: str, why: str) -> None:
-    """Renames a damaged snapshot, so that the store passes it over and a person can still look at it."""
-    log.error("snapshot is damaged; the one before it is tried", snapshot=name, error=why, kept_as=f"damaged-{name}")
-    (store.folder / name).rename(store.folder / f"damaged-{name}")
+def write_root(
+    store: ModelStore, versions: Versions, progress: Progress, trainer: Mapping[str, Array], ms: int, **where: Any
+) -> Announcement:
+    """Publishes the first version after a start to the store, part by part. See :meth:`Versions.root`.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    steps = versions.root(progress, trainer, ms)
+    files = None
+    for step in steps:
+        files = files or SnapshotFiles(store, Place(versions.epoch, versions.version))
+        if isinstance(step, Last):
+            note = files.end(step, **where)
+            versions.announced(note)
+            return note
+        files.add(step)
+    raise SnapshotError("a snapshot has no end", "report this")
 
 
 _SHAPE = (
@@ -141,51 +292,69 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [n for n in _SHAPE if getattr(was, n) != getattr(now, n)]
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a learner goes on from: a snapshot that was read whole."""
+
+    note: Announcement
+    model: OnlineModel
+    training: dict[str, Array]  # of its last part: what belongs to no row
+
+
+Build = Callable[[Announcement, Iterable[tuple[Image, Mapping[str, Array]]]], OnlineModel]
+"""Makes the model of a snapshot from its parts, taken one by one."""
+
+
 def newest_sound(
-    store: ModelStore, schema_id: str, wanted: Mapping[str, Any], evolve: bool = False
-) -> tuple[Announcement, OnlineModelState] | None:
-    """The newest snapshot that can be read whole, or None.
+    store: ModelStore, schema_id: str, wanted: Mapping[str, Any], build: Build, evolve: bool = False
+) -> Found | None:
+    """The newest snapshot that can be read whole, or None. One that is damaged is passed over, aloud.
+
+    Args:
+        build: makes a model of parts. An error of the store or of a part goes through it.
 
     Raises:
-        SnapshotError: it is of another schema, or has another shape than the ``wanted`` entries of a spec, and
+        SnapshotError: the newest is of another schema, or has another shape than the ``wanted`` entries of a spec, and
             ``evolve`` is not set.
+        StoreError: the store cannot be read, now; or it had snapshots, and none of them is whole.
     """
-    for note in sound_snapshots(store):
+    for note in store.snapshots():
         if note.schema_id != schema_id and not evolve:
             raise SnapshotError(
-                f"the models in '{store.folder}' are of schema {note.schema_id}, the learner's is {schema_id}",
+                f"the models in '{store.url}' are of schema {note.schema_id}, the learner's is {schema_id}",
                 "set MILLRACE_EVOLVE=true to carry over what both have, MILLRACE_SCHEMA to the schema they were learnt "
                 "with, or MILLRACE_DATA to an empty folder",
             )
         for name in () if evolve else _differences(note.spec, {**note.spec, **wanted}):
             flag = "MILLRACE_MODEL" if name == "model" else "MILLRACE_MODEL_SPEC"
             raise SnapshotError(
-                f"the models in '{store.folder}' have {name} {note.spec.get(name)!r}, the learner was told "
+                f"the models in '{store.url}' have {name} {note.spec.get(name)!r}, the learner was told "
                 f"{wanted[name]!r}",
                 f"set {flag} as it was, MILLRACE_EVOLVE=true to carry over what both have, or MILLRACE_DATA to an "
                 "empty folder",
             )
+        kept: dict[str, Array] = {}
         try:
-            return note, OnlineModelState(store.read(note), store.read_training(note))
-        except SnapshotError as error:
-            set_aside(store, f"snapshot-{note.version:08d}", error.problem)
+            return Found(note, build(note, _kept(store, note, kept)), kept)
+        except (AbsentError, DamagedError) as error:
+            log.error("a snapshot is damaged; the one before it is tried", version=note.version, error=error.problem)
+    if store.had_snapshots():
+        raise StoreError(
+            f"none of the snapshots that were in '{store.url}' is whole",
+            "put one back, or empty the store to begin with an untrained model",
+        )
     return None
 
 
-@dataclass(slots=True)
-class OnlineModelState:
-    """What :meth:`OnlineModel.resume` takes."""
-
-    image: Any
-    training: dict[str, Array]
-
-
-def _highest(store: ModelStore) -> int:
-    """The highest version that left a trace in the store; -1 in an empty one."""
-    names = [p.name for p in store.folder.iterdir()]
-    found = [-1]
-    for name in names:
-        digits = name.removeprefix("damaged-").removeprefix("snapshot-").removeprefix("delta-").split(".")[0]
-        if digits.isdigit():
-            found.append(int(digits))
-    return max(found)
+def _kept(store: ModelStore, note: Announcement, kept: dict[str, Array]) -> Iterator[tuple[Image, Mapping[str, Array]]]:
+    """The parts of a snapshot; what is not of rows of tables is put into ``kept`` on the way."""
+    parts = store.read_whole(note)
+    while True:
+        try:
+            image, training = next(parts)
+        except StopIteration:
+            return
+        except SnapshotError as error:  # what was read, not what is made of it
+            raise DamagedError(error.problem, error.remedy) from None
+        kept.update({n: a for n, a in training.items() if not n.startswith("table/")})
+        yield image, training

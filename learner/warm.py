@@ -11,15 +11,18 @@ import numpy as np
 
 from learner.index import Index
 from learner.model import OnlineModel
+from millrace.contracts import once
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 
 _ROWS = (64, 17)  # a full batch and a small one
 _MAX_ROWS = 4096
+_MANY = 60_000
 _DAY_MS = 86_400_000
 
 
 def warm_up(model: OnlineModel) -> None:
     """Compiles all that learning, judging and publishing with ``model`` will call. ``model`` itself is not touched."""
+    once.warm_up()
     spec = {**model.spec, "max_rows": min(model.spec["max_rows"], _MAX_ROWS)}
     own, twin = (OnlineModel(model.schema, spec, seed=0) for _ in range(2))
     for turn, rows in enumerate(_ROWS):
@@ -31,9 +34,18 @@ def warm_up(model: OnlineModel) -> None:
     for field in model.schema.layout.cat_fields:
         own.knows(field.name, batch.cat)
     twin.resume(*own.snapshot())
-    memory = Index({}, len(_ROWS))  # as the memories of what was learnt and served have it
-    ids = np.arange(1, 1 + len(_ROWS))
-    memory.add(ids)
+    slices = own.slices()
+    twin.resume([*iter(slices.next, None), slices.finish()])
+    for table in own.tables.values():
+        table.expire(0)
+    warm_tables()
+
+
+def warm_tables() -> None:
+    """Compiles what any table of ids will call, also when it grows. For a scorer too."""
+    memory = Index({}, _MANY)
+    for ids in np.array_split(np.arange(1, _MANY), 20):  # so many that the slots move
+        memory.add(ids)
     memory.find(ids)
     memory.remove(ids)
 

@@ -19,15 +19,20 @@ from structlog.testing import capture_logs
 from learner import service
 from learner.model import OnlineModel, ServingModel
 from learner.service import Learner, run
-from learner.versions import Progress, Versions
+from learner.versions import Progress, Versions, write_root
+from learner.writer import SnapshotWriter
 from millrace.contracts.errors import SettingError, SnapshotError
-from millrace.contracts.modelstore import Announcement, ModelStore, decode_announcement, verify
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Field, parse_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS, SAMPLES
-from millrace.processes.kafka import create_topics, make_producer, make_reader, wait_for_broker
+from millrace.processes.deltas import read_deltas
+from millrace.processes.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
+from millrace.versions.modellog import Assembler, Delta, Snapshot
+from millrace.versions.modelstore import ModelStore
+from millrace.versions.packing import unpack
+from millrace.versions.proof import prove
 from tests.learning import SCHEMA, START_MS, make_samples
 from tests.waiting import LONG, PATIENCE, until
 
@@ -55,7 +60,6 @@ def settings(broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Se
         kafka=broker,
         data=str(tmp_path),
         partitions=2,
-        idempotence=False,
         batch_rows=64,
         batch_ms=50,
         delta_seconds=0.2,
@@ -96,91 +100,107 @@ def send(settings: Settings, *partitions: list[SampleBatch]) -> None:
     producer.close()
 
 
-def announced(settings: Settings, past: int) -> list[Announcement]:
-    """What was announced beyond the first ``past`` messages. A learner that has ended left its newest version in the
-    store: when that was read, all was."""
-    newest = ModelStore(settings.folder("models")).latest()
+def entries(settings: Settings, past: int = 0) -> list[Delta | Snapshot]:
+    """What was published on the topic behind its first ``past`` messages. A learner that has ended left its newest
+    version in the store: when that was read, all was."""
+    newest = ModelStore(settings.place("models"), writes=False).latest()
     assert newest is not None
-    reader = make_reader(settings, MODEL_DELTAS, {0: past})
-    notes: list[Announcement] = []
+    reader, assembler = make_reader(settings, MODEL_DELTAS, {0: past}), Assembler()
+    found: list[Delta | Snapshot] = []
 
     def all_read() -> bool:
-        notes.extend(decode_announcement(r.value) for rs in reader.poll(timeout_ms=100).values() for r in rs)
-        return bool(notes) and (notes[-1].kind, notes[-1].version) == ("snapshot", newest.version)
+        records = [r for rs in reader.poll(timeout_ms=100).values() for r in rs]
+        new = [entry for r in records for entry in assembler.take(r.offset, r.value)]
+        found.extend(entry for entry in new if isinstance(entry, Delta | Snapshot))
+        return bool(found) and (found[-1].note.kind, found[-1].note.place) == ("snapshot", newest.place)
 
     until(all_read, f"the snapshot of version {newest.version} was announced")
     reader.close()
-    return notes
+    return found
 
 
 def trained(settings: Settings) -> int:
-    note = ModelStore(settings.folder("models")).latest()
+    note = ModelStore(settings.place("models"), writes=False).latest()
     return note.trained if note else -1
+
+
+def end_of_topic(settings: Settings) -> int:
+    """Messages of earlier tests: brokers are shared."""
+    return read_all(settings, MODEL_DELTAS, lambda record: None)
 
 
 def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start, learn, publish, stop; start again at the stored offsets; recognise what was sent twice."""
     # How many snapshots there are depends on how long learning takes: with none removed, all can be verified.
-    monkeypatch.setattr(ModelStore, "prune", lambda self, keep_snapshots=3: None)
+    monkeypatch.setattr(SnapshotWriter, "tidy", lambda self: None)
     wait_for_broker(settings)
     create_topics(settings)
+    past = end_of_topic(settings)
     batches = [make_samples(100, seed) for seed in range(6)]
-    store = ModelStore(settings.folder("models"))
+    store = ModelStore(settings.place("models"), writes=False)
 
     role = Role(settings)
     until(lambda: trained(settings) == 0, "an untrained model serves at once")
     send(settings, [batches[0], batches[0], batches[2], batches[3]], [batches[1]])
     until(lambda: trained(settings) == 400, "four batches were learnt, one of them once")
     role.end()
-    first = announced(settings, 0)
-    assert next(n.version for n in first if n.kind == "snapshot") == 0
-    assert first[-1].trained == 400
-    assert sum(n.kind == "delta" for n in first) >= 1
-    origins = sorted(o for n in first if n.kind == "delta" for o in n.origins)
+    first = entries(settings, past)
+    notes = [entry.note for entry in first]
+    assert isinstance(first[0], Snapshot)
+    assert notes[0].is_root
+    assert {n.epoch for n in notes} == {notes[0].epoch}
+    assert notes[-1].trained == 400
+    assert sum(n.kind == "delta" for n in notes) >= 1
+    origins = sorted(o for n in notes if n.kind == "delta" for o in n.origins)
     sent = np.concatenate([b.origin_ms for b in batches[:4]])
     assert origins == sorted(sent[sent > 0].tolist())
-    assert sum(p.deltas for p in verify(store.folder)) == first[-1].version
+    found = prove(store, read_deltas(settings))
+    assert sum(p.deltas for p in found.proofs) == notes[-1].version - notes[0].version
+    assert not found.unproved
 
-    # A scorer that follows the announcements holds what the last snapshot says.
-    model = ServingModel.of(SCHEMA, first[0].spec, store.read(first[0]))
-    at = first[0].hash
-    for note in first[1:]:
-        if note.kind == "delta":
-            assert note.parent == at
-            model.patch(store.read(note))
-            at = note.hash
+    # A scorer that follows the topic holds what the last snapshot says.
+    model = ServingModel.of(SCHEMA, notes[0].spec, store.read_parts(notes[0]))
+    at = notes[0].hash
+    for entry in first:
+        if isinstance(entry, Delta):
+            assert entry.note.parent == at
+            assert entry.body is not None
+            model.patch(unpack(entry.body, model.dense()))
+            at = entry.note.hash
     newest = store.latest()
     assert newest is not None
     assert newest.hash == at
     assert model.snapshot().same_bits(store.read(newest)) == ""
+    assert newest.follows == max(e.next_offset for e in first if isinstance(e, Delta))
 
     # Between the runs more arrives, and before it something already learnt from.
     send(settings, [batches[1], batches[4]])
     role = Role(settings)
     until(lambda: trained(settings) == 500, "the fifth was learnt")
     role.end()
-    second = announced(settings, len(first))
-    assert second[0].kind == "snapshot"
-    assert second[0].version == first[-1].version + 1
+    second = [entry.note for entry in entries(settings, past)][len(notes) :]
+    assert second[0].is_root
+    assert second[0].place == (notes[0].epoch + 1, notes[-1].version + 1)
     assert second[0].trained == 400
     assert second[-1].trained == 500
-    assert second[-1].extra["counts"]["repeated"] == 200
+    newest = store.latest()
+    assert newest is not None
+    assert newest.extra["counts"]["repeated"] == 200
     history = [json.loads(line) for line in (settings.folder("learner") / "history.jsonl").read_text().splitlines()]
     assert history[-1]["trained"] == 500
     assert {"event_time", "arm", "rows", "auc", "log_loss", "calibration", "learning_auc"} <= set(history[-1])
 
-    # A damaged newest snapshot: the one before it is used, the damaged one is kept aside, nothing is learnt twice.
-    newest = store.latest()
-    assert newest is not None
-    (store.folder / newest.file).write_bytes(b"not a tensor file")
+    # A damaged newest snapshot: the one before it is used, the damaged file is kept aside, nothing is learnt twice.
+    damaged = Path(settings.place("models"), newest.parts[0].name)
+    damaged.write_bytes(b"not a part")
     send(settings, [batches[5]])
     role = Role(settings)
     until(lambda: trained(settings) >= 600, "the sixth was learnt")
     role.end()
     assert trained(settings) == 600
-    assert (store.folder / f"damaged-snapshot-{newest.version:08d}").is_dir()
-    third = announced(settings, len(first) + len(second))
-    assert third[0].version == newest.version + 1
+    assert damaged.with_name(f"damaged-{damaged.name}").exists()
+    third = [entry.note for entry in entries(settings, past)][len(notes) + len(second) :]
+    assert third[0].place == (newest.epoch + 1, newest.version + 1)
 
     # Rubbish in the topic is passed over.
     producer = make_producer(settings)
@@ -202,12 +222,12 @@ def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeyp
     wait_for_broker(settings)
     create_topics(settings)
     settings = msgspec.structs.replace(settings, model="wide_deep")
-    store = ModelStore(settings.folder("models"))
+    store = ModelStore(settings.place("models"))
     before = OnlineModel(SCHEMA, {"model": "wide_deep", "delayed_feedback": "wait"}, 0)
     for seed in range(5):
         before.learn(make_samples(100, seed))
     extra = {"counts": {"trained": 500}, "columns": msgspec.to_builtins(before.columns)}
-    Versions(store, before).root(Progress(500, {0: 10**9, 1: 10**9}, extra), {}, PUBLISHED_MS)
+    write_root(store, Versions(before), Progress(500, {0: 10**9, 1: 10**9}, {}, extra), {}, PUBLISHED_MS)
     wider = msgspec.structs.replace(SCHEMA, fields=(*SCHEMA.fields, Field("stock", "item", "numeric")))
     monkeypatch.setattr(Settings, "load_schema", lambda self: wider)
     with pytest.raises(SnapshotError, match="MILLRACE_EVOLVE"):
@@ -218,10 +238,11 @@ def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeyp
         )
     said = [line["what"] for line in lines if line["event"] == "carried over"]
     assert {"new: number stock, a number", "changed: width: 16 -> 8"} <= set(said)
-    model = learner.versions.model
+    model = learner.trainer.model
     assert (model.schema.id, model.spec["width"], model.rows) == (wider.id, 8, before.rows)
     assert learner.trainer.counts["trained"] == 500
-    note = learner.versions.root(learner._progress(), learner.trainer.snapshot(), PUBLISHED_MS)
+    versions = Versions(model, version=store.highest().number)
+    note = write_root(store, versions, learner._progress(), learner.trainer.snapshot(), PUBLISHED_MS)
     assert (note.version, note.schema_id, note.offsets) == (1, wider.id, {"0": 10**9, "1": 10**9})
     assert note.published_ms == PUBLISHED_MS
     with capture_logs() as lines:
@@ -229,8 +250,8 @@ def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeyp
             msgspec.structs.replace(settings, model_spec='{"width": 8, "dense_rate": 0.01}'), settings.load_schema()
         )
     assert "carried over" not in {line["event"] for line in lines}
-    assert again.versions.model.spec["dense_rate"] == 0.01  # no matter of shape: simply taken
-    assert again.versions.model.snapshot()[0].same_bits(model.snapshot()[0]) == ""
+    assert again.trainer.model.spec["dense_rate"] == 0.01  # no matter of shape: simply taken
+    assert again.trainer.model.snapshot()[0].same_bits(model.snapshot()[0]) == ""
     with pytest.raises(SnapshotError, match="MILLRACE_MODEL_SPEC"):
         Learner(msgspec.structs.replace(settings, model_spec='{"width": 4}'), settings.load_schema())
 
@@ -263,14 +284,14 @@ def test_a_partition_is_waited_for_until_nothing_comes_of_it_though_all_was_read
 
 def test_the_attribution_window_says_when_clicks_have_come(settings: Settings) -> None:
     learner = Learner(msgspec.structs.replace(settings, attribution_minutes=7.0), settings.load_schema())
-    assert learner.versions.model.spec["settled_minutes"] == 7.0
+    assert learner.trainer.model.spec["settled_minutes"] == 7.0
     with pytest.raises(SettingError, match="model_spec"):
         Learner(msgspec.structs.replace(settings, model_spec="[1"), settings.load_schema())
 
 
 def test_another_schema_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     model = OnlineModel(SCHEMA, {"model": settings.model}, 0)
-    Versions(ModelStore(settings.folder("models")), model).root(Progress(), {}, PUBLISHED_MS)
+    write_root(ModelStore(settings.place("models")), Versions(model), Progress(), {}, PUBLISHED_MS)
     monkeypatch.setattr(Settings, "load_schema", lambda self: parse_schema(SCHEMA_TEXT))
     with pytest.raises(SnapshotError, match="MILLRACE_SCHEMA"):
         run(settings, threading.Event())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from learner import index as index_module
 from learner.admission import Admission
 from learner.index import Index
 from learner.kernels import EMPTY
@@ -59,6 +61,49 @@ def test_index_grows_without_losing_anything() -> None:
     for part in np.array_split(ids, 37):
         index.column("value")[index.add(part)] = part * 3
     assert (index.column("value")[index.find(ids)] == ids * 3).all()
+
+
+FEW = st.lists(st.tuples(st.booleans(), st.lists(IDS | st.integers(1, 400), max_size=5)), min_size=20, max_size=120)
+
+
+@settings(max_examples=300, deadline=None)
+@given(FEW)
+def test_ids_are_found_while_their_slots_move(steps: list[tuple[bool, list[int]]]) -> None:
+    """Between two sizes an id is in the old slots or in the new ones: wherever its home says, however it got there."""
+    with mock.patch.object(index_module, "_AT_ONCE_BITS", 0), mock.patch.object(index_module, "_PACE", 2):
+        index = Index({"value": 1}, 1000)
+        index._rehash(6)
+        oracle: dict[int, int] = {}
+        for adding, ids in steps:
+            if adding:
+                new = [i for i in dict.fromkeys(ids) if i not in oracle]
+                rows = index.add(int64(new))
+                oracle |= {i: int(row) for i, row in zip(new, rows, strict=True)}
+            else:
+                index.remove(int64(ids))
+                for i in ids:
+                    oracle.pop(i, None)
+            known = list(oracle)
+            assert index.find(int64(known)).tolist() == [oracle[i] for i in known]
+            absent = [i for i in (0, *ids, *range(1, 50)) if i not in oracle]
+            assert (index.find(int64(absent)) == EMPTY).all()
+        assert index.ids_of(index.rows()).tolist() == sorted(oracle)
+
+
+def test_slots_move_bit_by_bit() -> None:
+    index = Index({}, 1_000_000)
+    ids = np.random.default_rng(0).permutation(np.arange(1, 240_001))
+    moves = []
+    for n, part in enumerate(np.array_split(ids, 1000)):
+        index.add(part)
+        moves.append(int(index._move[1]))
+        if n % 50 == 0:
+            assert (index.find(ids[: len(index)]) == np.arange(len(index))).all()
+    slots = len(index._slots)
+    assert len(index) > 3 * slots / 8
+    steps = np.diff([m for m in moves if m])
+    assert len(steps) > 20
+    assert steps.max() < slots / 50  # no add moved many
 
 
 @settings(deadline=None)  # the first example may wait for a compiler

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from learner import elementwise, kernels
+from learner.index import Index
 from learner.model import OnlineModel
 from learner.progressive import Progressive
 from learner.repeats import Repeats
@@ -47,4 +49,15 @@ def test_after_a_warm_up_learning_compiles_nothing_more(spec: dict[str, object])
         trainer.take(SampleBatch.from_bytes(batch.to_bytes()))
         trainer.step()
     OnlineModel(SCHEMA, spec, seed=3).resume(*model.snapshot())
+    slices = model.slices(50)
+    assert slices.next() is not None
+    model.learn(make_samples(100, 4))
+    while slices.next() is not None:
+        pass
+    slices.finish()
+    for table in model.tables.values():
+        table.expire(0)
+    memory = Index({}, 100_000)
+    for ids in np.array_split(np.arange(1, 100_000), 40):
+        memory.add(ids)
     assert compiled() == before

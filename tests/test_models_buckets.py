@@ -14,8 +14,8 @@ from learner.inputs import Inputs
 from learner.model import OnlineModel, ServingModel
 from learner.models import REGISTRY
 from millrace.contracts.merit import auc
-from millrace.contracts.modelstore import Image
 from millrace.contracts.samples import SampleBatch
+from millrace.versions.modelstore import Image
 from tests.learning import SCHEMA, make_samples
 
 PRICE = msgspec.structs.replace(

@@ -14,8 +14,8 @@ from learner.model import OnlineModel, ServingModel
 from learner.models import REGISTRY
 from millrace.contracts.errors import SettingError, SnapshotError
 from millrace.contracts.merit import auc
-from millrace.contracts.modelstore import Image
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
+from millrace.versions.modelstore import Image
 from tests.learning import SCHEMA, START_MS, make_samples
 
 MODELS = sorted(REGISTRY)
@@ -259,3 +259,76 @@ def test_unknown_model_or_setting_is_named() -> None:
         OnlineModel(SCHEMA, {"model": "wide_deep", "blocks": 0}, 0)
     with pytest.raises(SettingError, match="colour"):
         OnlineModel(SCHEMA, {"model": "wide_deep", "colour": "red"}, 0)
+
+
+def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return {n: v for n, v in values.items() if n != name}
+
+
+def _cut(image: Image, **changes: Any) -> Image:
+    """A delta with something else in its widest table."""
+    rows = image.tables["w8"]
+    return Image(image.dense, {**image.tables, "w8": replace(rows, **changes)})
+
+
+DAMAGES: dict[str, Any] = {
+    "'wide'": lambda d: _cut(d, columns=_without(d.tables["w8"].columns, "wide")),
+    "'extra'": lambda d: _cut(d, columns={**d.tables["w8"].columns, "extra": d.tables["w8"].columns["wide"]}),
+    "float64": lambda d: _cut(
+        d, columns={**d.tables["w8"].columns, "wide": d.tables["w8"].columns["wide"].astype(np.float64)}
+    ),
+    "'embedding' that is float32": lambda d: _cut(
+        d, columns={**d.tables["w8"].columns, "embedding": d.tables["w8"].columns["embedding"][:, 1:]}
+    ),
+    "an id twice": lambda d: _cut(d, ids=np.full_like(d.tables["w8"].ids, 7)),
+    "an id 0": lambda d: _cut(d, ids=np.where(np.arange(len(d.tables["w8"].ids)) == 2, 0, d.tables["w8"].ids)),
+    "ids that are int32": lambda d: _cut(d, ids=d.tables["w8"].ids.astype(np.int32)),
+    "removed ids that are": lambda d: _cut(d, removed=np.zeros((2, 2), np.int64)),
+    "table 'w8' .* have room": lambda d: _cut(d, **_many(5000)),
+    "'w0' is missing": lambda d: Image(d.dense, _without(d.tables, "w0")),
+    "'w9' is unknown": lambda d: Image(d.dense, {**d.tables, "w9": d.tables["w8"]}),
+    "tensors: '.*' is missing": lambda d: Image(dict(list(d.dense.items())[1:]), d.tables),
+    "'more' is unknown": lambda d: Image({**d.dense, "more": np.zeros(1, np.float32)}, d.tables),
+    "a tensor '.*' that is float32 .*, not": lambda d: Image({n: a[..., :0] for n, a in d.dense.items()}, d.tables),
+    "a tensor '.*' that is float64": lambda d: Image({n: a.astype(np.float64) for n, a in d.dense.items()}, d.tables),
+}
+
+
+def _many(n: int) -> dict[str, Any]:
+    columns = {"embedding": np.zeros((n, 8), np.float32), "wide": np.zeros(n, np.float32)}
+    return {"ids": np.arange(10**6, 10**6 + n), "columns": columns}
+
+
+@pytest.mark.parametrize("wrong", DAMAGES)
+def test_a_delta_of_another_form_changes_nothing(wrong: str) -> None:
+    """Also one that comes whole, by its digest: it is refused before anything of it is served."""
+    model = fed({**SMALL, "model": "wide_deep", "max_rows": 1000})
+    serving = ServingModel.of(SCHEMA, model.spec, model.snapshot()[0])
+    model.changes()
+    before = serving.snapshot()
+    model.learn(make_samples(64, 9, users=400))
+    delta = model.changes()
+    damaged = DAMAGES[wrong](delta)
+    for refuse in (serving.check, serving.patch):
+        with pytest.raises(SnapshotError, match=wrong):
+            refuse(damaged)
+    assert serving.snapshot().same_bits(before) == ""
+    with pytest.raises(SnapshotError):
+        ServingModel.of(SCHEMA, model.spec, [before, damaged])
+    serving.check(delta)
+    assert serving.snapshot().same_bits(before) == ""
+    serving.patch(delta)
+    assert serving.snapshot().same_bits(model.snapshot()[0]) == ""
+
+
+def test_parts_without_dense_tensors_are_no_snapshot() -> None:
+    model = fed({**SMALL, "model": "wide_deep"})
+    slices = model.slices(50)
+    parts = [image for image, _ in iter(slices.next, None)]
+    with pytest.raises(SnapshotError, match="no dense tensors"):
+        ServingModel.of(SCHEMA, model.spec, parts)
+    whole = ServingModel.of(SCHEMA, model.spec, [*parts, slices.finish()[0]], {"w8": 10_000, "w77": 3})
+    assert whole.snapshot().same_bits(model.snapshot()[0]) == ""
+    assert {n: a.tobytes() for n, a in whole.dense().items()} == {
+        n: a.tobytes() for n, a in model.snapshot()[0].dense.items()
+    }

@@ -1,20 +1,26 @@
-"""The delta log: base plus deltas is the snapshot, damage and gaps are found, files are whole or absent."""
+"""The model store: parts make the snapshot, damage costs one snapshot alone, old stores are carried over."""
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from millrace.contracts.errors import SnapshotError
-from millrace.contracts.modelstore import Announcement, Image, ModelStore, TableRows, chain, verify
+from millrace.contracts.store import AbsentError, DamagedError, Sealed
+from millrace.versions.modelstore import Announcement, Image, ModelStore, Place, TableRows, chain
+from millrace.versions.versioning import digest_of
 
 META: dict[str, Any] = {
+    "claimant": "a",
     "schema_id": "s",
     "spec": {"model": "toy"},
     "event_ms": 1,
@@ -24,141 +30,228 @@ META: dict[str, Any] = {
 }
 
 
-def image(values: dict[int, float], dense: float = 0.0, removed: tuple[int, ...] = ()) -> Image:
+def image(values: dict[int, float], dense: float | None = None, removed: tuple[int, ...] = ()) -> Image:
     ids = np.array(sorted(values), np.int64)
     columns = {"emb": np.array([[values[i], -values[i]] for i in ids.tolist()], np.float32).reshape(-1, 2)}
-    return Image({"w": np.array([dense], np.float32)}, {"t": TableRows(ids, columns, np.array(removed, np.int64))})
+    tensors = {} if dense is None else {"w": np.array([dense], np.float32)}
+    return Image(tensors, {"t": TableRows(ids, columns, np.array(removed, np.int64))})
 
 
-def write_chain(store: ModelStore) -> list[Announcement]:
-    """snapshot 0, deltas 1 and 2, snapshot 2, delta 3, snapshot 3."""
-    notes = [store.write_snapshot(image({1: 1.0, 2: 2.0}), {}, version=0, **META)]
-    notes.append(store.write_delta(image({2: 5.0, 3: 3.0}, 1.0), notes[-1].hash, version=1, **META))
-    notes.append(store.write_delta(image({4: 4.0}, 2.0, removed=(1,)), notes[-1].hash, version=2, **META))
-    state = image({2: 5.0, 3: 3.0, 4: 4.0}, 2.0)
-    notes.append(store.write_snapshot(state, {}, version=2, hash=notes[-1].hash, **META))
-    notes.append(store.write_delta(image({1: 9.0}, 3.0), notes[-1].hash, version=3, **META))
-    state = image({1: 9.0, 2: 5.0, 3: 3.0, 4: 4.0}, 3.0)
-    notes.append(store.write_snapshot(state, {}, version=3, hash=notes[-1].hash, **META))
-    return notes
+def snapshot(
+    store: ModelStore, epoch: int, version: int, value: float = 1.0, own_hash: str | None = None
+) -> Announcement:
+    """Two rows in two parts, and a last one that corrects one of them."""
+    begun = Place(epoch, version)
+    parts = [
+        store.write_part(begun, 0, image({1: 0.0, 2: value}), {"z": np.array([1.0, 2.0])}),
+        store.write_part(begun, 1, image({7: value, 8: 0.5}), {"z": np.array([7.0, 8.0])}),
+        store.write_part(begun, 2, image({1: value}, dense=value, removed=(8,)), {"clock": np.array([version])}),
+    ]
+    return store.write_manifest(parts, own_hash, epoch=epoch, version=version, **META)
 
 
-def test_base_plus_deltas_is_the_snapshot(tmp_path: Path) -> None:
-    write_chain(ModelStore(tmp_path))
-    assert [(p.base, p.target, p.deltas, p.rows) for p in verify(tmp_path)] == [(0, 2, 2, 3), (2, 3, 1, 4)]
+WHOLE = image({1: 3.0, 2: 3.0, 7: 3.0}, dense=3.0)
 
 
-def test_one_flipped_bit_is_found(tmp_path: Path) -> None:
-    store = ModelStore(tmp_path)
-    notes = write_chain(store)
-    path = tmp_path / notes[1].file
-    body = bytearray(path.read_bytes())
-    body[-1] ^= 1
-    path.write_bytes(bytes(body))
-    with pytest.raises(SnapshotError, match="version 1"):
-        verify(tmp_path)
+@pytest.fixture(params=["folder", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "models") if request.param == "folder" else f"memory://{tmp_path.name}-{request.node.name}"
 
 
-def test_a_state_that_differs_is_named(tmp_path: Path) -> None:
-    store = ModelStore(tmp_path)
-    root = store.write_snapshot(image({1: 1.0}), {}, version=0, **META)
-    delta = store.write_delta(image({1: 2.0}), root.hash, version=1, **META)
-    store.write_snapshot(
-        image({1: np.nextafter(np.float32(2), np.float32(3)).item()}), {}, version=1, hash=delta.hash, **META
-    )
-    with pytest.raises(SnapshotError, match="table/t/column/emb"):
-        verify(tmp_path)
+def test_parts_are_the_snapshot(url: str) -> None:
+    store = ModelStore(url)
+    note = snapshot(store, 1, 4, 3.0)
+    assert store.read(note).same_bits(WHOLE) == ""
+    assert [sorted(t) for t in store.read_training(note)] == [["z"], ["z"], ["clock"]]
+    assert [len(i.tables["t"].ids) for i, _ in store.read_whole(note)] == [2, 2, 1]
+    assert note.is_root
+    assert note.hash == chain("", digest_of(note.parts))
+    later = snapshot(store, 1, 9, 4.0, own_hash="of delta 9")
+    assert not later.is_root
+    assert [n.place for n in ModelStore(url, writes=False).snapshots()] == [(1, 9), (1, 4)]
+    assert ModelStore(url, writes=False).latest() == later
 
 
-def test_a_missing_delta_is_named(tmp_path: Path) -> None:
-    store = ModelStore(tmp_path)
-    notes = write_chain(store)
-    (tmp_path / notes[2].file).unlink()
-    (tmp_path / f"{notes[2].file}.json").unlink()
-    with pytest.raises(SnapshotError, match="delta 2 is missing"):
-        verify(tmp_path)
+def test_epoch_comes_before_number(url: str) -> None:
+    store = ModelStore(url)
+    for place in ((1, 30), (2, 7), (1, 31)):
+        snapshot(store, *place)
+    assert [n.place for n in store.snapshots()] == [(2, 7), (1, 31), (1, 30)]
+    assert store.highest() == (2, 31)
 
 
-def test_a_restart_roots_a_chain_of_its_own(tmp_path: Path) -> None:
-    store = ModelStore(tmp_path)
-    notes = write_chain(store)
-    store.write_delta(image({7: 7.0}, 4.0), notes[-1].hash, version=4, **META)  # published, then the learner died
-    root = store.write_snapshot(image({1: 9.5}, 3.0), {}, version=5, **META)
-    delta = store.write_delta(image({2: 1.0}), root.hash, version=6, **META)
-    store.write_snapshot(image({1: 9.5, 2: 1.0}), {}, version=6, hash=delta.hash, **META)
-    assert [(p.base, p.target) for p in verify(tmp_path)] == [(0, 2), (2, 3), (5, 6)]
-
-
-def test_an_unfinished_snapshot_is_not_there(tmp_path: Path) -> None:
-    store = ModelStore(tmp_path)
-    write_chain(store)
-    (tmp_path / ".snapshot-00000009.1.tmp").mkdir()
-    (tmp_path / ".snapshot-00000009.1.tmp" / "serving.safetensors").write_bytes(b"half")
-    latest = store.latest()
-    assert latest is not None
-    assert latest.version == 3
-
-
-@pytest.mark.parametrize("what", ["snapshot", "delta"])
-def test_a_crash_while_writing_leaves_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    store = ModelStore(tmp_path)
-    notes = write_chain(store)
-    before = sorted(tmp_path.rglob("*"))
-
-    def fail(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    def write() -> None:
-        if what == "snapshot":
-            store.write_snapshot(image({1: 1.0}), {}, version=4, **META)
-        else:
-            store.write_delta(image({1: 1.0}), notes[-1].hash, version=4, **META)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
-        with pytest.raises(OSError, match="No space left"):
-            write()
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_pruning_clears_what_dead_writers_left(tmp_path: Path) -> None:
-    store = ModelStore(tmp_path)
-    write_chain(store)
-    dead = 2**22 + 12345  # above the largest process id
-    (tmp_path / f".snapshot-00000009.{dead}.tmp").mkdir()
-    (tmp_path / f".delta-00000009.safetensors.{dead}.tmp").write_bytes(b"half")
+def test_prune_keeps_the_newest_two_and_what_another_learner_writes(url: str) -> None:
+    store = ModelStore(url)
+    for version in range(1, 5):
+        snapshot(store, 2, version)
+        store.write_delta(Place(2, version), b"body")
+    store.write_part(Place(2, 3_000), 0, image({1: 1.0}), {})  # of one that never became whole
+    foreign = store.write_part(Place(3, 1), 0, image({1: 1.0}), {})
     store.prune()
-    assert not list(tmp_path.glob(".*"))
-    assert len(list(store.snapshots())) == 3
+    assert [n.place for n in store.snapshots()] == [(2, 4), (2, 3)]
+    names = store.store.names()
+    assert len(names) == 2 * 7 + 1 + 2
+    assert {f.name for f in foreign} <= set(names)
+    assert [n for n in names if n.startswith("delta")] == [f"delta-00000002-{4:016d}.body"]
+    for note in store.snapshots():
+        store.read(note)
 
 
-def test_pruning_keeps_what_the_kept_need(tmp_path: Path) -> None:
+def test_an_older_learner_never_removes_what_a_newer_one_wrote(url: str) -> None:
+    store = ModelStore(url)
+    for place in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3)):
+        snapshot(store, *place)
+    store.prune()
+    assert [n.place for n in store.snapshots()] == [(2, 2), (2, 1)]
+
+
+def damage(path: Path, how: str) -> None:
+    body = bytearray(path.read_bytes())
+    if how == "gone":
+        path.unlink()
+        return
+    if how == "flipped":
+        body[len(body) // 2] ^= 4
+    path.write_bytes(bytes(body[: len(body) // 2] if how == "torn" else b"" if how == "empty" else body))
+
+
+@pytest.mark.parametrize("how", ["flipped", "torn", "empty", "gone"])
+@pytest.mark.parametrize("which", ["manifest", "00000.serving", "00002.serving", "00001.training"])
+def test_one_damaged_file_costs_its_own_snapshot_alone(tmp_path: Path, which: str, how: str) -> None:
     store = ModelStore(tmp_path)
-    write_chain(store)
-    store.prune(keep_snapshots=2)
-    assert [n.version for n in store.snapshots()] == [2, 3]
-    assert [n.version for n in store.deltas()] == [3]
-    assert [(p.base, p.target) for p in verify(tmp_path)] == [(2, 3)]
+    older, newer = snapshot(store, 1, 1, 3.0), snapshot(store, 1, 2)
+    path = next(p for p in tmp_path.glob(f"*-{2:016d}*") if p.name.endswith(which))
+    damage(path, how)
+    reader = ModelStore(tmp_path, writes=False)
+    if which == "manifest" or how == "gone":
+        assert reader.latest() == older
+    else:
+        assert reader.latest() == newer
+        with pytest.raises(DamagedError):
+            list(reader.read_whole(newer))
+        assert path.exists(), "who only reads moves nothing"
+        with pytest.raises(DamagedError):
+            list(store.read_whole(newer))
+    assert store.latest() == older
+    assert not path.exists()
+    assert (tmp_path / f"damaged-{path.name}").exists() == (how != "gone")
+    assert store.read(older).same_bits(WHOLE) == ""
+    assert store.damaged == ([] if how == "gone" else [path.name])
+    third = snapshot(store, 1, 3)
+    store.prune()
+    assert store.snapshots() == [third, older], "what is damaged does not count as one that is kept"
+    assert store.highest() == (1, 3)
 
 
-def test_the_chain_depends_on_order() -> None:
-    assert chain(chain("", "a"), "b") != chain(chain("", "b"), "a")
+def test_training_of_another_snapshot_is_refused(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    older, newer = snapshot(store, 1, 1), snapshot(store, 1, 2)
+    (tmp_path / newer.training[2].name).write_bytes((tmp_path / older.training[2].name).read_bytes())
+    with pytest.raises(DamagedError, match="not the one"):
+        list(store.read_whole(newer))
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    st.lists(
-        st.tuples(
-            st.dictionaries(st.integers(-50, 50), st.floats(-5, 5, width=32), max_size=6),
-            st.sets(st.integers(-50, 50), max_size=3),
-        ),
-        max_size=6,
-    )
-)
-def test_apply_equals_a_dictionary(changes: list[tuple[dict[int, float], set[int]]]) -> None:
-    state, plain = image({}), dict[int, float]()
-    for rows, removed in changes:
-        gone = tuple(sorted(removed - rows.keys()))
-        state = state.apply(image(rows, removed=gone))
-        plain = {k: v for k, v in plain.items() if k not in gone} | rows
-    assert state.same_bits(image(plain)) == ""
+def test_whole_files_that_hold_something_else(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    note = snapshot(store, 1, 1)
+    store.store.put(f"snapshot-{2:08d}-{2:016d}.manifest", {"kind": "snapshot"})
+    store.store.put(f"snapshot-{1:08d}-{5:016d}.manifest", note)
+    assert store.snapshots() == [note]
+    assert len(store.damaged) == 2
+    odd = store.store.put("part-odd", {"arrays": [["table/t/ids", "<f4", [16]]]}, bytes(64))
+    with pytest.raises(SnapshotError, match="ids"):
+        list(store.read_parts(msgspec.structs.replace(note, parts=[odd])))
+    heads: list[Any] = [{"arrays": [["x", "<f4", [17]]]}, {}, {"arrays": "x"}, []]
+    for head in heads:
+        odd = store.store.put("part-odd", head, bytes(64))
+        with pytest.raises(SnapshotError, match="holds no arrays"):
+            list(store.read_parts(msgspec.structs.replace(note, parts=[odd])))
+
+
+def test_a_delta_in_the_store_is_the_one_of_its_note(url: str) -> None:
+    store = ModelStore(url)
+    file = store.write_delta(Place(1, 2), b"body")
+    digest = hashlib.sha256(b"body").hexdigest()
+    note = Announcement(
+        kind="delta", epoch=1, version=2, parent="", hash="", digest=digest, size=4, file=file, **META
+    )  # fmt: skip
+    assert store.read_delta(note) == b"body"
+    with pytest.raises(DamagedError):
+        store.read_delta(msgspec.structs.replace(note, digest="0" * 64))
+    with pytest.raises(AbsentError):
+        store.read_delta(msgspec.structs.replace(note, file=None))
+    with pytest.raises(AbsentError):
+        store.read_delta(msgspec.structs.replace(note, file=Sealed("delta-no", "", 1)))
+
+
+def old_store(folder: Path, *versions: int) -> None:
+    """Snapshots and deltas as the learner before wrote them."""
+    for version in versions:
+        at = folder / f"snapshot-{version:08d}"
+        at.mkdir(parents=True)
+        body = save(image({1: float(version)}, dense=float(version)).tensors())
+        digest = hashlib.sha256(body).hexdigest()
+        (at / "serving.safetensors").write_bytes(body)
+        (at / "training.safetensors").write_bytes(save({"z": np.array([float(version)])}))
+        fields = {n: v for n, v in META.items() if n != "claimant"}
+        own = {"kind": "snapshot", "version": version, "parent": "h", "hash": "h", "digest": digest, "size": len(body)}
+        file = {"file": f"{at.name}/serving.safetensors", "offsets": {"0": version}, "extra": {"counts": {}}}
+        (at / "manifest.json").write_text(json.dumps(own | fields | file))
+        (folder / f"delta-{version:08d}.safetensors").write_bytes(b"")
+        (folder / f"delta-{version:08d}.safetensors.json").write_bytes(b"")
+
+
+def test_an_old_store_is_read_and_removed_when_two_new_snapshots_are_there(tmp_path: Path) -> None:
+    old_store(tmp_path, 30, 60)
+    store = ModelStore(tmp_path)
+    assert [n.place for n in store.snapshots()] == [(0, 60), (0, 30)]
+    assert store.highest() == (0, 60)
+    note = store.latest()
+    assert note is not None
+    assert note.offsets == {"0": 60}
+    assert store.read(note).same_bits(image({1: 60.0}, dense=60.0)) == ""
+    ((_, training),) = store.read_whole(note)
+    assert training["z"].tolist() == [60.0]
+    first = snapshot(store, 1, 61)
+    store.prune()
+    assert store.snapshots() == [first, note, *store.snapshots()[2:]]
+    assert store.read(note).same_bits(image({1: 60.0}, dense=60.0)) == ""
+    second = snapshot(store, 1, 62)
+    store.prune()
+    assert store.snapshots() == [second, first]
+    assert not [p.name for p in tmp_path.iterdir() if "safetensors" in p.name or p.is_dir()]
+
+
+@pytest.mark.parametrize("file", ["serving.safetensors", "manifest.json", "training.safetensors"])
+def test_damage_in_an_old_store_is_passed_over(tmp_path: Path, file: str) -> None:
+    old_store(tmp_path, 30, 60)
+    (tmp_path / "snapshot-00000060" / file).write_bytes(b"rubbish")
+    store = ModelStore(tmp_path)
+    notes = store.snapshots()
+    if file != "manifest.json":
+        with pytest.raises(DamagedError):
+            list(store.read_whole(notes[0]))
+        notes = notes[1:]
+    assert [n.version for n in notes] == [30]
+    list(store.read_whole(notes[0]))
+
+
+@given(st.integers(0, 2**31), st.integers(0, 7), st.data())
+def test_no_flip_in_any_file_is_served(at: int, bit: int, data: st.DataObject) -> None:
+    url = f"memory://flips-{data.draw(st.uuids())}"
+    store = ModelStore(url)
+    older, newer = snapshot(store, 1, 1, 3.0), snapshot(store, 1, 2)
+    name = data.draw(st.sampled_from([n for n in store.store.names() if int(n.split("-")[2][:16].split(".")[0]) == 2]))
+    path = store.store._path(name)
+    raw = bytearray(store.store._fs.cat_file(path))
+    raw[at % len(raw)] ^= 1 << bit
+    store.store._fs.pipe_file(path, bytes(raw))
+    found = store.latest()
+    assert found is not None
+    if found == newer:
+        with pytest.raises(DamagedError):
+            list(store.read_whole(newer))
+        found = store.latest()
+    assert found == older
+    assert store.read(older).same_bits(WHOLE) == ""
+    store.store.remove(store.store.names(aside=True))

@@ -58,12 +58,20 @@ class SnapshotError(MillraceError):
     """A model file is damaged, of another schema, or does not follow its parent."""
 
 
+class FencedError(MillraceError):
+    """Another learner has taken over. Whoever supervises this one must not start it again (:data:`FENCED_STATUS`)."""
+
+
 class ClockError(MillraceError):
     """The event clock is behind what a saved state has already seen."""
 
 
 class ConservationError(MillraceError):
     """Exposures went missing or were counted twice between two ends of the loop."""
+
+
+FENCED_STATUS = 3
+"""How a process ends that was fenced: it would only fence the other one in turn."""
 
 
 def one_line(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from typing import Literal
 
 import structlog
 
-from millrace.contracts.errors import ServiceError
+from millrace.contracts.errors import FENCED_STATUS, ServiceError
 from millrace.processes.spawn import spawn, tail
 
 log = structlog.get_logger("supervisor")
@@ -112,7 +112,8 @@ class Supervisor:
         """Looks at every role once: notices deaths, restarts those whose pause is over.
 
         Raises:
-            ServiceError: a role died too often in short succession; the message has the end of its log.
+            ServiceError: a role gave way to another process, or died too often in short succession; the message has
+                the end of its log.
         """
         for role in self.roles.values():
             now = self._clock()
@@ -126,6 +127,11 @@ class Supervisor:
         assert role.process is not None
         how = _status(role.process.returncode)
         _kill_session(role.process.pid)
+        if role.process.returncode == FENCED_STATUS:  # started again, it would only end another one
+            role.state = "gave up"
+            raise ServiceError(
+                f"role '{role.name}' gave way to another: {tail(role.log_path, 1)}", f"see {role.log_path}"
+            )
         recent = [at for at in role.deaths if now - at < self._patience.within_seconds]
         role.deaths = [*recent, now]
         if len(role.deaths) >= self._patience.failures:

@@ -1,0 +1,29 @@
+# shell
+"""The deltas that a broker holds, for whoever wants to prove what they make up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import MODEL_DELTAS
+from millrace.processes.kafka import read_all
+from millrace.versions.modellog import Assembler, Delta
+from millrace.versions.versioning import Place
+
+
+def read_deltas(settings: Settings) -> dict[Place, bytes]:
+    """The bodies of all deltas on ``model.deltas`` that are whole, by version.
+
+    Raises:
+        BrokerError: the broker does not answer.
+    """
+    assembler, found = Assembler(), dict[Place, bytes]()
+
+    def visit(record: Any) -> None:
+        for entry in assembler.take(record.offset, record.value):
+            if isinstance(entry, Delta) and entry.body is not None:
+                found[entry.note.place] = entry.body
+
+    read_all(settings, MODEL_DELTAS, visit)
+    return found

@@ -1,0 +1,110 @@
+# core
+"""A model's state as plain arrays: what snapshots hold whole or in parts, and deltas hold the changes of.
+
+::
+
+    Image ── dense   {name: array}                      weights and normalisation statistics of the network
+          └─ tables  {name: TableRows(ids, columns, removed)}         rows by id, and ids that are no more
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.contracts.errors import SnapshotError
+
+Array = NDArray[Any]
+
+
+@dataclass(slots=True)
+class TableRows:
+    """Rows of one table: ``ids`` (n,) int64, each column (n, ...), and ids that are ``removed`` (tombstones)."""
+
+    ids: NDArray[np.int64]
+    columns: dict[str, Array]
+    removed: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def sorted(self) -> TableRows:
+        """The same rows in ascending order of id: the canonical form in which two tables are compared."""
+        order = np.argsort(self.ids, kind="stable")
+        return TableRows(self.ids[order], {n: c[order] for n, c in self.columns.items()}, np.sort(self.removed))
+
+
+@dataclass(slots=True)
+class Image:
+    """A model's state, a part of it, or (as a delta) what changed of it: dense tensors whole, and the touched rows.
+
+    Parts and deltas are put together with :meth:`apply`, in order.
+    """
+
+    dense: dict[str, Array]
+    tables: dict[str, TableRows]
+
+    def apply(self, delta: Image) -> Image:
+        """This state with ``delta`` applied. The plain version, for proofs; scorers patch their arrays in place."""
+        tables = dict(self.tables)
+        for name, change in delta.tables.items():
+            base = self.tables.get(name)
+            if base is None:
+                tables[name] = TableRows(change.ids, change.columns).sorted()
+                continue
+            stay = ~np.isin(base.ids, np.concatenate([change.ids, change.removed]))
+            ids = np.concatenate([base.ids[stay], change.ids])
+            columns = {n: np.concatenate([base.columns[n][stay], change.columns[n]]) for n in base.columns}
+            tables[name] = TableRows(ids, columns).sorted()
+        return Image({**self.dense, **delta.dense}, tables)
+
+    def tensors(self) -> dict[str, Array]:
+        """Flat names for a file or message."""
+        flat = {f"dense/{n}": np.asarray(a, order="C") for n, a in self.dense.items()}
+        for name, rows in self.tables.items():
+            flat[f"table/{name}/ids"] = rows.ids
+            flat[f"table/{name}/removed"] = rows.removed
+            flat.update({f"table/{name}/column/{n}": np.asarray(c, order="C") for n, c in rows.columns.items()})
+        return flat
+
+    @classmethod
+    def of_tensors(cls, flat: Mapping[str, Array]) -> Image:
+        """The inverse of :meth:`tensors`.
+
+        Raises:
+            SnapshotError: they are not those of an image.
+        """
+        dense = {n.removeprefix("dense/"): a for n, a in flat.items() if n.startswith("dense/")}
+        tables: dict[str, TableRows] = {}
+        for full, ids in flat.items():
+            if not full.startswith("table/") or not full.endswith("/ids"):
+                continue
+            name = full[len("table/") : -len("/ids")]
+            prefix = f"table/{name}/column/"
+            columns = {n.removeprefix(prefix): a for n, a in flat.items() if n.startswith(prefix)}
+            removed = flat.get(f"table/{name}/removed")
+            if not _are_ids(ids) or removed is None or not _are_ids(removed):
+                raise SnapshotError(f"table '{name}' of an image has no usable ids", "resynchronise")
+            for column, array in columns.items():
+                if not array.ndim or len(array) != len(ids):
+                    raise SnapshotError(
+                        f"column '{column}' of table '{name}' has shape {array.shape} for {len(ids)} rows",
+                        "resynchronise",
+                    )
+            tables[name] = TableRows(ids, columns, removed)
+        return cls(dense, tables)
+
+    def same_bits(self, other: Image) -> str:
+        """Empty when both states are equal bit for bit, else the name of the first tensor that differs."""
+        mine = Image(self.dense, {n: t.sorted() for n, t in self.tables.items()}).tensors()
+        theirs = Image(other.dense, {n: t.sorted() for n, t in other.tables.items()}).tensors()
+        for name in sorted(mine.keys() | theirs.keys()):
+            a, b = mine.get(name), theirs.get(name)
+            if a is None or b is None or a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
+                return name
+        return ""
+
+
+def _are_ids(array: Array) -> bool:
+    return array.ndim == 1 and array.dtype == np.int64

@@ -1,0 +1,334 @@
+# core
+"""The model store: how a model outlives its learner and reaches the scorers.
+
+Snapshots lie in a :class:`~millrace.contracts.store.Store`, a folder or an object store, as sealed files::
+
+    snapshot-00000002-0000000000000030.manifest            the announcement: names and digests of all the others
+    part-00000002-0000000000000028-00000.serving           rows of the tables, some 100,000 a part
+    part-00000002-0000000000000028-00000.training          what only training needs of the same rows
+    ...
+    part-00000002-0000000000000028-00007.serving           the last: dense tensors, and corrections
+    delta-00000002-0000000000000031.body                   where deltas travel as files
+
+The numbers are epoch and version (:mod:`millrace.versions.versioning`). Parts are copied while the model learns on, so
+they carry the version at which the snapshot was begun; the last part holds again what changed meanwhile. Put together
+in order (:meth:`~millrace.versions.image.Image.apply`) they are the state of the manifest's version. Nobody ever needs
+the whole of it in memory. The manifest is written last: without it the parts are nothing.
+
+One damaged file costs its own snapshot, never another's: the manifest is passed over, and the snapshot before it is
+the newest.
+
+Stores of the time before (one safetensors file a snapshot) are read once, and removed when two snapshots of this
+form are there: :mod:`millrace.versions.oldstore`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from millrace.contracts.arrays import Told, lay, tell, view
+from millrace.contracts.errors import SnapshotError
+from millrace.contracts.store import ASIDE, AbsentError, DamagedError, Sealed, Store
+from millrace.versions import oldstore
+from millrace.versions.image import Array, Image, TableRows
+from millrace.versions.versioning import Announcement, Place, chain, decode_announcement, digest_of
+
+__all__ = [
+    "Announcement",
+    "Array",
+    "Image",
+    "ModelStore",
+    "Place",
+    "TableRows",
+    "chain",
+    "decode_announcement",
+]
+
+log = structlog.get_logger("modelstore")
+
+_NUMBERED = re.compile(r"(?:damaged-)?(?:snapshot|part|delta)-(\d{8})-(\d{16})\b.*")
+
+
+class _Arrays(Struct, frozen=True):
+    """The head of a part: what its body holds."""
+
+    arrays: list[Told]
+
+
+class _Delta(Struct, frozen=True):
+    """The head of a delta's file."""
+
+    epoch: int
+    version: int
+
+
+_arrays = msgspec.json.Decoder(_Arrays).decode
+
+
+class ModelStore:
+    """Snapshots and deltas of one model. One process writes; any number read.
+
+    Args:
+        url: a folder, or any URL that fsspec knows.
+        writes: whether this process writes here. A writer sets damaged files aside as it meets them.
+
+    Attributes:
+        damaged: names of the files that were found damaged so far.
+
+    Raises:
+        StoreError: the place cannot be used.
+    """
+
+    def __init__(self, url: str | Path, writes: bool = True) -> None:
+        self.store = Store(url, writes)
+        self.url, self.writes = str(url), writes
+        self.damaged: list[str] = []
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def write_part(
+        self, begun: Place, number: int, image: Image, training: Mapping[str, Array]
+    ) -> tuple[Sealed, Sealed]:
+        """Writes a part of a snapshot: what serves, and what only training needs.
+
+        Args:
+            begun: the version at which the snapshot was begun; no two snapshots have the same.
+            number: of the part, from 0.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        name = f"part-{begun.epoch:08d}-{begun.number:016d}-{number:05d}"
+        return self._write(f"{name}.serving", image.tensors()), self._write(f"{name}.training", training)
+
+    def _write(self, name: str, arrays: Mapping[str, Array]) -> Sealed:
+        return self.store.put(name, _Arrays(tell(arrays)), *lay(arrays))
+
+    def write_manifest(
+        self, parts: Sequence[tuple[Sealed, Sealed]], own_hash: str | None = None, **meta: Any
+    ) -> Announcement:
+        """Makes a snapshot of parts that are written.
+
+        Args:
+            own_hash: hash of the delta of this version; None: the snapshot is a root.
+            meta: the other fields of :class:`Announcement`.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        serving = [part for part, _ in parts]
+        digest = digest_of(serving)
+        own = own_hash or chain("", digest)
+        note = Announcement(
+            kind="snapshot",
+            parent=own,
+            hash=own,
+            digest=digest,
+            size=sum(part.size for part in serving),
+            parts=serving,
+            training=[part for _, part in parts],
+            **meta,
+        )
+        self.store.put(f"snapshot-{note.epoch:08d}-{note.version:016d}.manifest", note)
+        return note
+
+    def write_delta(self, place: Place, body: bytes) -> Sealed:
+        """Writes the body of a delta that does not travel on ``model.deltas``.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        name = f"delta-{place.epoch:08d}-{place.number:016d}.body"
+        return self.store.put(name, _Delta(place.epoch, place.number), body)
+
+    def prune(self, keep: int = 2) -> None:
+        """Removes all but the newest ``keep`` snapshots that are whole, and what belongs to none. For the writer, while
+        it is writing no snapshot. Files of higher epochs are another learner's and are left alone.
+
+        Raises:
+            StoreError: something cannot be removed.
+        """
+        notes = self.snapshots()
+        kept = notes[:keep]
+        if not kept:
+            return
+        # A kept snapshot of the old form is files of its own; those of the new form are named by their manifests.
+        used = {file.name for note in kept for file in note.files} | {_manifest(note.place) for note in kept}
+        oldest, epoch = kept[-1].place, kept[0].epoch
+        gone = []
+        for name in self.store.names():
+            place = _place_in(name)
+            if place is None or name in used or place.epoch > epoch:
+                continue
+            if name.startswith("delta-") and place > oldest:
+                continue
+            gone.append(name)
+        # Manifests first: a snapshot is whole, or is not there.
+        self.store.remove(sorted(gone, key=lambda name: (not name.endswith(".manifest"), name)))
+        if len(kept) >= 2 and not any(oldstore.is_old(note) for note in kept):
+            oldstore.remove(self.url)
+
+    def highest(self) -> Place:
+        """At or above every version that left a trace here, damaged files with them; the epoch and the number may be
+        of two. (0, -1) in an empty store.
+
+        Raises:
+            StoreError: the place cannot be read.
+        """
+        found = [Place(0, oldstore.highest(self.url))]
+        found += [place for name in self.store.names(aside=True) if (place := _place_in(name))]
+        return Place(max(p.epoch for p in found), max(p.number for p in found))
+
+    def had_snapshots(self) -> bool:
+        """Whether a snapshot was ever whole here, as far as can be told: its manifest is there, or a damaged file is.
+
+        Raises:
+            StoreError: the place cannot be read.
+        """
+        names = self.store.names(aside=True)
+        return any(n.endswith(".manifest") or n.startswith(ASIDE) for n in names) or oldstore.highest(self.url) >= 0
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def snapshots(self) -> list[Announcement]:
+        """Snapshots that are there with all their files, newest first. Manifests that cannot be read are passed over.
+
+        Raises:
+            StoreError: the place cannot be read.
+        """
+        names = self.store.names()
+        present, notes = set(names), []
+        for name in names:
+            if not name.startswith("snapshot-") or not name.endswith(".manifest"):
+                continue
+            try:
+                note = self._note(name)
+            except AbsentError:  # removed while we looked
+                continue
+            except (DamagedError, SnapshotError) as error:
+                self._bad(name, str(error))
+                continue
+            if all(file.name in present for file in note.files):
+                notes.append(note)
+        notes += oldstore.snapshots(self.url)
+        return sorted(notes, key=lambda note: note.place, reverse=True)
+
+    def _note(self, name: str) -> Announcement:
+        head, _, _ = self.store.get(name)
+        note = decode_announcement(head)
+        if note.kind != "snapshot" or not note.parts or _manifest(note.place) != name:
+            raise SnapshotError(f"manifest '{name}' is one of {note.kind} {note.place}", "it is passed over")
+        return note
+
+    def latest(self) -> Announcement | None:
+        """The newest snapshot, if any."""
+        return next(iter(self.snapshots()), None)
+
+    def read_parts(self, note: Announcement) -> Iterator[Image]:
+        """The parts of a snapshot in order; each is checked before it is given. Arrays cannot be written to.
+
+        Raises:
+            DamagedError: a file is not the one that was written.
+            AbsentError: a file was removed.
+            SnapshotError: a part is no image.
+            StoreError: the place cannot be read, now.
+        """
+        if oldstore.is_old(note):
+            yield oldstore.read(self.url, note)
+            return
+        for file in note.parts:
+            yield Image.of_tensors(self._read(file))
+
+    def read_training(self, note: Announcement) -> Iterator[dict[str, Array]]:
+        """What only training needs, a dict for each part. That of another snapshot is refused: manifests name digests.
+
+        Raises:
+            DamagedError, AbsentError, SnapshotError, StoreError: as :meth:`read_parts`.
+        """
+        if oldstore.is_old(note):
+            yield oldstore.read_training(self.url, note)
+            return
+        for file in note.training:
+            yield self._read(file)
+
+    def read_whole(self, note: Announcement) -> Iterator[tuple[Image, dict[str, Array]]]:
+        """Both halves of each part: what a learner resumes from. Errors as :meth:`read_parts`."""
+        return zip(self.read_parts(note), self.read_training(note), strict=True)
+
+    def read(self, note: Announcement) -> Image:
+        """All of a snapshot as one image. The plain version, for proofs. Errors as :meth:`read_parts`."""
+        whole = Image({}, {})
+        for part in self.read_parts(note):
+            whole = whole.apply(part)
+        return whole
+
+    def read_delta(self, note: Announcement) -> bytes:
+        """The body of a delta that lies here.
+
+        Raises:
+            DamagedError, AbsentError, StoreError: as :meth:`read_parts`.
+        """
+        if note.file is None:
+            raise AbsentError(f"delta {note.place} does not lie in the store", "read the topic model.deltas")
+        _, body = self._expect(note.file)
+        if hashlib.sha256(body).hexdigest() != note.digest:
+            raise DamagedError(f"file '{note.file.name}' is not the body of {note.place}", "it is not used")
+        return bytes(body)
+
+    def delta_bodies(self) -> dict[Place, bytes]:
+        """The bodies of all deltas that lie here whole, by version.
+
+        Raises:
+            StoreError: the place cannot be read.
+        """
+        found = {}
+        for name in self.store.names("delta-"):
+            place = _place_in(name)
+            if place is None or not name.endswith(".body"):
+                continue
+            try:
+                _, body, _ = self.store.get(name)
+            except AbsentError:
+                continue
+            except DamagedError as error:
+                self._bad(name, str(error))
+                continue
+            found[place] = bytes(body)
+        return found
+
+    def _read(self, file: Sealed) -> dict[str, Array]:
+        head, body = self._expect(file)
+        try:
+            return view(_arrays(head).arrays, body)
+        except (msgspec.MsgspecError, SnapshotError) as error:
+            raise SnapshotError(f"file '{file.name}' holds no arrays ({error})", "it is passed over") from None
+
+    def _expect(self, file: Sealed) -> tuple[bytes, memoryview]:
+        try:
+            return self.store.expect(file)
+        except DamagedError as error:
+            self._bad(file.name, str(error))
+            raise
+
+    def _bad(self, name: str, why: str) -> None:
+        if name not in self.damaged:
+            self.damaged.append(name)
+        if self.writes:
+            self.store.set_aside(name, why)
+
+
+def _manifest(place: Place) -> str:
+    return f"snapshot-{place.epoch:08d}-{place.number:016d}.manifest"
+
+
+def _place_in(name: str) -> Place | None:
+    match = _NUMBERED.fullmatch(name)
+    return None if match is None else Place(int(match[1]), int(match[2]))

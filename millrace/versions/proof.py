@@ -1,0 +1,93 @@
+# core
+"""The proof that what was served is what was learnt: each snapshot plus the deltas after it is the next, bit for bit.
+
+::
+
+    snapshot v30 ──apply── delta v31 ──apply── ... ──apply── delta v60   =?   snapshot v60      every bit, and its hash
+
+Retention removes the deltas that the newest two snapshots do not need. So the proof of these two can always be made; of
+an older pair it can be told which deltas are no longer there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from millrace.contracts.errors import SnapshotError, StoreError
+from millrace.versions.modelstore import Announcement, ModelStore, chain
+from millrace.versions.packing import unpack
+from millrace.versions.versioning import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """``base`` and ``deltas`` of them after it equal the ``target``."""
+
+    base: Place
+    target: Place
+    deltas: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unproved:
+    """Nothing can be said of the way from ``base`` to ``target``: deltas are ``missing``, or a file is damaged."""
+
+    base: Place
+    target: Place
+    missing: tuple[int, ...]
+    why: str
+
+
+@dataclass(slots=True)
+class Findings:
+    """What :func:`prove` found."""
+
+    proofs: list[Proof] = field(default_factory=list)
+    unproved: list[Unproved] = field(default_factory=list)
+
+
+def prove(store: ModelStore, bodies: Mapping[Place, bytes]) -> Findings:
+    """Proves what can be proved of the snapshots in a store.
+
+    Args:
+        bodies: of deltas, from the topic; those that lie in the store are found there.
+
+    Raises:
+        SnapshotError: a chain does not end in its snapshot; the error names the tensor that differs.
+        StoreError: the store cannot be read.
+    """
+    found, known = Findings(), {**store.delta_bodies(), **bodies}
+    for base, target in pairwise(store.snapshots()[::-1]):
+        if target.is_root or target.epoch != base.epoch:
+            continue  # another learner, or the same one after a restart: nothing led from one to the other
+        numbers = range(base.version + 1, target.version + 1)
+        missing = tuple(n for n in numbers if Place(base.epoch, n) not in known)
+        if missing:
+            found.unproved.append(Unproved(base.place, target.place, missing, "are no longer there"))
+            continue
+        try:
+            rows = _follow(store, base, target, [known[Place(base.epoch, n)] for n in numbers])
+        except StoreError as error:
+            found.unproved.append(Unproved(base.place, target.place, (), error.problem))
+            continue
+        found.proofs.append(Proof(base.place, target.place, len(numbers), rows))
+    return found
+
+
+def _follow(store: ModelStore, base: Announcement, target: Announcement, bodies: list[bytes]) -> int:
+    """Rows of the target, once it is shown to be the base with these deltas."""
+    state, own = store.read(base), base.hash
+    for body in bodies:
+        own = chain(own, hashlib.sha256(body).hexdigest())
+        state = state.apply(unpack(body, state.dense))
+    differs = "hash" if own != target.hash else state.same_bits(store.read(target))
+    if differs:
+        raise SnapshotError(
+            f"snapshot {base.version} plus deltas differs from snapshot {target.version} in '{differs}'",
+            "do not serve from this store; start the learner with an empty one",
+        )
+    return sum(len(t.ids) for t in state.tables.values())
