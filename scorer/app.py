@@ -27,14 +27,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from millrace.contracts.errors import BrokerError, PortError
-from millrace.contracts.events import Impression, key_of, to_msgpack
+from millrace.contracts.events import Impression, key_of
+from millrace.contracts.impressions import impression_bytes
+from millrace.contracts.once import Rates
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import IMPRESSIONS
-from millrace.processes.kafka import know_topic, make_producer, open_broker
+from millrace.processes.kafka import PAGE_LINGER_MS, know_topic, make_producer, open_broker
 from millrace.processes.metrics import READY, serve_metrics
 from millrace.processes.wall import event_now_ms, wall_ms
 from scorer.door import Door
 from scorer.feed import Feed, ItemFeed, TileFeed
+from scorer.keeper import IndexKeeper
 from scorer.meters import FRESHNESS, ITEM_KEYS, ITEMS, REQUEST_SECONDS, REQUESTS, ScorerMeters
 from scorer.modelfeed import ModelFeed
 from scorer.serving import Serving
@@ -45,6 +48,8 @@ from scorer.wire import MAX_BODY_BYTES, RequestError
 log = structlog.get_logger("scorer")
 
 LIST_SECONDS = 1.0
+READY_SECONDS = 0.05
+"""Between two looks whether the index is complete."""
 EXPIRE_PARTS = 64
 DRAIN_SECONDS = 5
 _json = msgspec.json.Encoder()
@@ -112,6 +117,7 @@ def model_facts(serving: Serving, meters: ScorerMeters) -> dict[str, Any]:
         "click_to_served_ms": meters.click_to_served(),
         "versions_served": meters.versions_served,
         "gaps": meters.gaps,
+        "loads": meters.loads,
         "errors": sum(meters.errors.values()),
         "errors_by_kind": dict(meters.errors),
     }
@@ -126,9 +132,12 @@ async def refresh_lists(serving: Serving) -> None:
 
 async def upkeep(serving: Serving, meters: ScorerMeters) -> None:
     """Every second, recall's lists are sorted anew, and a part of the item-side window keys is looked over for those
-    whose windows have all run empty."""
+    whose windows have all run empty. While the index is still being read, nothing is sorted; once it is, at once."""
     part = 0
     while True:
+        if not serving.index_complete:
+            await asyncio.sleep(READY_SECONDS)
+            continue
         try:
             await refresh_lists(serving)
             serving.index.expire(event_now_ms(serving.clock), part / EXPIRE_PARTS, (part + 1) / EXPIRE_PARTS)
@@ -154,19 +163,25 @@ def run(settings: Settings, stop: threading.Event) -> None:
     meters = ScorerMeters()
     with listener:
         client = connect(settings)
-        settings.folder("models")
+        settings.place("models")
         open_broker(settings)
-        producer = make_producer(settings, max_block_ms=200)
+        producer = make_producer(settings, max_block_ms=200, linger_ms=PAGE_LINGER_MS)
         try:
             know_topic(producer, IMPRESSIONS, settings)
             store = OnlineReader(client, lambda: meters.error("redis"))
-            send = sender(producer, meters, settings.message_bytes)
+            send = sender(producer, meters, settings.message_bytes, Rates.of(schema))
             serving = Serving(settings, schema, settings.event_clock(), store, send, meters, wall_ms, new_id)
-            warm_up(schema)
-            port = serve_metrics("serve", settings.metrics_port, settings.host)
-            host, http_port = listener.getsockname()[:2]
-            log.info("scorer listens", url=f"http://{host}:{http_port}", metrics_port=port)
-            asyncio.run(_serve(settings, serving, meters, listener, stop, client.aclose))
+            with asyncio.Runner() as runner:
+                threads = Threads(settings, serving, meters, runner.get_loop())
+                threads.start()  # they read files while this thread compiles; what they change waits for the loop
+                try:
+                    warm_up(schema)
+                    port = serve_metrics("serve", settings.metrics_port, settings.host)
+                    host, http_port = listener.getsockname()[:2]
+                    log.info("scorer listens", url=f"http://{host}:{http_port}", metrics_port=port)
+                    runner.run(_serve(serving, meters, listener, stop, threads, client.aclose))
+                finally:
+                    threads.end()
         finally:
             READY.set(0)
             producer.flush(timeout=10)
@@ -199,7 +214,9 @@ def bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def sender(producer: Any, meters: ScorerMeters, most_bytes: int) -> Callable[[Impression], None]:
+def sender(
+    producer: Any, meters: ScorerMeters, most_bytes: int, rates: Rates | None = None
+) -> Callable[[Impression], None]:
     """Hands impressions to a Kafka producer; deliveries that fail later are counted.
 
     What it gives raises BrokerError for an impression of more than ``most_bytes``: the broker would refuse it, and the
@@ -212,7 +229,7 @@ def sender(producer: Any, meters: ScorerMeters, most_bytes: int) -> Callable[[Im
 
     def send(impression: Impression) -> None:
         nonlocal said
-        value = to_msgpack(impression)
+        value = impression_bytes(impression, rates)
         if len(value) > most_bytes:
             error = BrokerError(
                 f"an impression of {len(impression.items)} items has {len(value)} bytes, more than {most_bytes}",
@@ -235,12 +252,44 @@ class _Server(uvicorn.Server):
         yield
 
 
+class Threads:
+    """The feeds of ``serving``, which is not ready before all of them have caught up, and the keeper of its index.
+
+    Args:
+        loop: what requests are answered on. It need not run yet.
+    """
+
+    def __init__(
+        self, settings: Settings, serving: Serving, meters: ScorerMeters, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._ending = threading.Event()
+        door = Door(loop, self._ending)
+        keeper = IndexKeeper(settings, serving, meters, door, self._ending, wall_ms, new_id()[:8])
+        of_index = [kind(settings, serving, meters, door, self._ending, keeper.load) for kind in (ItemFeed, TileFeed)]
+        keeper.feeds = {feed.topic: feed for feed in of_index}
+        feeds: list[Feed] = [ModelFeed(settings, serving, meters, door, self._ending), *of_index]
+        serving.to_read = {feed.what: -1 for feed in feeds}
+        self._all: list[threading.Thread] = [*feeds, keeper]
+
+    def start(self) -> None:
+        for thread in self._all:
+            thread.start()
+
+    def end(self) -> None:
+        """They end after the last request was answered, or with the process."""
+        self._ending.set()
+
+    def join(self) -> None:
+        for thread in self._all:
+            thread.join(3)
+
+
 async def _serve(
-    settings: Settings,
     serving: Serving,
     meters: ScorerMeters,
     listener: socket.socket,
     stop: threading.Event,
+    threads: Threads,
     close_store: Callable[[], Awaitable[None]],
 ) -> None:
     config = uvicorn.Config(
@@ -252,22 +301,15 @@ async def _serve(
         timeout_keep_alive=65,
     )
     server = _Server(config)
-    ending = threading.Event()  # feeds end after the last request was answered, or with the process
-    door = Door(asyncio.get_running_loop(), ending)
-    kinds: tuple[type[Feed], ...] = (ItemFeed, TileFeed, ModelFeed)
-    feeds = [kind(settings, serving, meters, door, ending) for kind in kinds]
-    for feed in feeds:
-        feed.start()
     tasks = [asyncio.create_task(upkeep(serving, meters)), asyncio.create_task(_watch(stop, server))]
     try:
         await server.serve(sockets=[listener])
     finally:
-        ending.set()
+        threads.end()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for feed in feeds:
-            await asyncio.to_thread(feed.join, 3)
+        await asyncio.to_thread(threads.join)
         await close_store()
 
 

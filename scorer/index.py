@@ -21,7 +21,7 @@ between two requests (see :mod:`scorer.feed`); reading it never adds a row, a ke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,56 @@ class Prepared:
     columns: dict[str, U64]  # (1,) or (1, slots)
     plain: dict[str, float]
     keys: list[int]  # (J,) window keys of the item alone
+
+
+@dataclass(frozen=True, slots=True)
+class ItemImage:
+    """Rows of the index as they lie in a checkpoint: what :class:`Prepared` is of one item, of many."""
+
+    ids: list[Id]
+    columns: dict[str, U64]  # (n,) or (n, slots)
+    plain: dict[str, NDArray[np.float32]]  # (n,)
+    keys: U64  # (n, J)
+    born_ms: NDArray[np.int64]  # (n,)
+    alive: NDArray[np.bool_]  # (n,)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Flat names for a file."""
+        columns = {f"column/{name}": a for name, a in self.columns.items()}
+        plain = {f"plain/{name}": a for name, a in self.plain.items()}
+        return {**columns, **plain, "keys": self.keys, "born_ms": self.born_ms, "alive": self.alive}
+
+    def slice(self, start: int, stop: int) -> ItemImage:
+        """The rows [start, stop). Views."""
+        cut = {name: a[start:stop] for name, a in self.arrays().items()}
+        return ItemImage.of_arrays(self.ids[start:stop], cut)
+
+    @classmethod
+    def of_arrays(cls, ids: list[Id], flat: Mapping[str, NDArray[Any]]) -> ItemImage:
+        """The inverse of :meth:`arrays`.
+
+        Raises:
+            KeyError, ValueError: the arrays are not those of ``ids``.
+        """
+
+        def below(prefix: str, dtype: type) -> dict[str, NDArray[Any]]:
+            found = {n.removeprefix(prefix): a for n, a in flat.items() if n.startswith(prefix)}
+            if any(len(a) != len(ids) or a.dtype != dtype for a in found.values()):
+                raise ValueError(f"arrays '{prefix}' are not of {len(ids)} items")
+            return found
+
+        keys, born_ms, alive = flat["keys"], flat["born_ms"], flat["alive"]
+        kinds = ((keys, np.uint64, 2), (born_ms, np.int64, 1), (alive, np.bool_, 1))
+        if any(a.dtype != dtype or a.ndim != axes or len(a) != len(ids) for a, dtype, axes in kinds):
+            raise ValueError(f"keys, births and lives are not of {len(ids)} items")
+        return cls(ids, below("column/", np.uint64), below("plain/", np.float32), keys, born_ms, alive)
+
+    @classmethod
+    def joined(cls, parts: Sequence[ItemImage]) -> ItemImage:
+        """Slices as one."""
+        each = [part.arrays() for part in parts]
+        flat = {name: np.concatenate([arrays[name] for arrays in each]) for name in each[0]}
+        return cls.of_arrays([i for part in parts for i in part.ids], flat)
 
 
 class ItemIndex:
@@ -123,6 +173,45 @@ class ItemIndex:
             self._born[row] = new.item.born_ms
             self._alive[row] = not new.item.gone
 
+    def image(self, start: int, stop: int) -> ItemImage:
+        """A copy of the rows [start, stop), or of those of them that there are."""
+        rows = np.arange(start, min(stop, len(self.ids)))
+        columns = {name: column[rows] for name, column in self._columns.items()}
+        plain = {name: numbers[rows] for name, numbers in self._plain.items()}
+        keys = self._slot_keys[self._own[rows]]
+        return ItemImage(self.ids[start:stop], columns, plain, keys, self._born[rows], self._alive[rows])
+
+    def put_image(self, image: ItemImage) -> None:
+        """:meth:`put` of many items at once, as :meth:`image` gave them.
+
+        Raises:
+            ValueError: the image is of another schema's items; nothing was changed.
+        """
+        shapes = {n: c.shape[1:] for n, c in self._columns.items()}, set(self._plain), len(self.own_keys)
+        given = {n: c.shape[1:] for n, c in image.columns.items()}, set(image.plain), image.keys.shape[1]
+        if shapes != given:
+            raise ValueError(f"items with columns {sorted(image.columns)} are not of this schema")
+        known = self._row
+        rows = np.empty(len(image.ids), np.intp)
+        for n, item_id in enumerate(image.ids):
+            row = known.setdefault(str(item_id), len(self.ids))
+            if row == len(self.ids):
+                self.ids.append(item_id)
+            rows[n] = row
+        while len(self.ids) > self._capacity:
+            self._grow(2 * self._capacity)
+        distinct, where = np.unique(image.keys, return_inverse=True)
+        slots = np.array([self._slot_of(key) for key in distinct.tolist()], np.intp)
+        self._own[rows] = slots[where.reshape(image.keys.shape)]
+        if self._hot_key is not None:
+            self._slot_row[self._own[rows, self._hot_key]] = rows
+        for name, column in image.columns.items():
+            self._columns[name][rows] = column
+        for name, numbers in image.plain.items():
+            self._plain[name][rows] = numbers
+        self._born[rows], self._alive[rows] = image.born_ms, image.alive
+        self._stale.update(rows.tolist())
+
     def remove(self, item_id: Id) -> None:
         """Takes an item out of recall; an unknown item is ignored."""
         row = self._row.get(str(item_id))
@@ -143,6 +232,12 @@ class ItemIndex:
         self._stamps[known] = -1
         self._stale.update(self._slot_row[known].tolist())
         self._stale.discard(-1)
+
+    def put_store(self, partition: int, store: TileStore) -> None:
+        """Replaces all that was counted in ``partition``."""
+        self.tiles[partition] = store
+        self._stamps[:] = -1
+        self._stale.update(range(len(self.ids)))
 
     def refresh_hot(self, now_ms: int, limit: int = 2048) -> int:
         """Brings ``clicks_a_day`` up to date for at most ``limit`` rows: those with new counts, then others in turn,

@@ -19,7 +19,9 @@ REQUESTS = Counter("millrace_requests_total", "HTTP requests answered.", ["route
 REQUEST_SECONDS = Histogram("millrace_request_seconds", "Time to answer.", ["route"], buckets=_FAST)
 SERVED_VERSION = Gauge("millrace_served_version", "Model version that scores now.")
 DELTAS_APPLIED = Counter("millrace_deltas_applied_total", "Deltas applied between two requests.")
-DELTA_GAPS = Counter("millrace_delta_gaps_total", "Deltas that did not follow the model served; it was reloaded.")
+DELTA_GAPS = Counter("millrace_delta_gaps_total", "Times that a version was missing or could not be used.")
+MODEL_LOADS = Counter("millrace_model_loads_total", "Snapshots loaded whole.")
+MODEL_WAITS = Gauge("millrace_model_waits", "1 while versions are missing until the next snapshot.")
 CLICK_TO_SERVED = Histogram(
     "millrace_click_to_served_seconds", "From a click's sending to serving the weights it changed.", buckets=_SLOW
 )
@@ -47,6 +49,7 @@ class ScorerMeters:
         self.errors: Tally[str] = Tally()
         self.versions_served = 0
         self.gaps = 0
+        self.loads = 0
         self.click_to_served_ms: deque[int] = deque(maxlen=reservoir)
         self.clicks_served = 0
 
@@ -64,9 +67,18 @@ class ScorerMeters:
         LIST_PAGES.inc()
 
     def gap(self) -> None:
-        """Counts a delta that did not follow."""
+        """Counts a version that is missing or cannot be used; those after it until the next snapshot do not count."""
         self.gaps += 1
         DELTA_GAPS.inc()
+
+    def load(self) -> None:
+        """Counts a snapshot that was loaded."""
+        self.loads += 1
+        MODEL_LOADS.inc()
+
+    def waits(self, waiting: bool) -> None:
+        """Whether versions are missing until the next snapshot."""
+        MODEL_WAITS.set(waiting)
 
     def served(self, version: int, deltas: int, origins_ms: Sequence[int], now_ms: int) -> None:
         """A version serves from now on, ``deltas`` after the one before it; ``origins_ms``: when its clicks were

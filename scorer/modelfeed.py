@@ -1,140 +1,265 @@
 # shell
-"""The feed of model versions: announcements from Kafka, files from the model store, changes through the door.
+"""The feed of model versions: deltas from the topic ``model.deltas``, snapshots from the store, changes through the
+door.
 
 Reading, verifying and building happen in this feed's thread. The event loop only patches a delta into the served model,
-or swaps the reference to a new model, which this thread has built and warmed.
+or swaps the reference to a new model, which this thread has built and warmed. After a load the topic is read on from
+where the snapshot says that its deltas begin.
+
+What to do is :class:`scorer.versions.Follower`'s to say. A delta is checked as a whole before any of it is put into the
+model.
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import numpy as np
 import structlog
 
 from learner.model import ServingModel
-from millrace.contracts.errors import MillraceError, SnapshotError
-from millrace.contracts.modelstore import Announcement, Image, ModelStore, decode_announcement
+from millrace.contracts.errors import MillraceError, SettingError, SnapshotError, StoreError, one_line
 from millrace.contracts.settings import Settings
+from millrace.contracts.store import AbsentError, DamagedError
 from millrace.contracts.topics import MODEL_DELTAS
+from millrace.versions.image import Image
+from millrace.versions.modellog import Assembler, Bad, Claimed, Delta, Entry
+from millrace.versions.modelstore import ModelStore
+from millrace.versions.packing import unpack
+from millrace.versions.versioning import Announcement
+from scorer.checkpoint import Bookmark
 from scorer.door import Door, Stopped
-from scorer.feed import Feed, Record
+from scorer.feed import Broker, Feed, Record
 from scorer.meters import ScorerMeters
 from scorer.serving import Serving
-from scorer.versions import judge, order, path_from
+from scorer.versions import Follower
 
 log = structlog.get_logger("scorer")
 
+FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.5, 15.0
+"""Between two looks at the store while a snapshot is missing. The time doubles from look to look."""
+BODY_TRIES = 5
+"""How often a delta is asked for whose store does not answer."""
+
 
 class ModelFeed(Feed):
-    """Model versions: deltas patched in order; after a gap, the newest snapshot and the deltas after it."""
+    """Model versions: deltas patched in order; after a gap, the newest snapshot and the deltas after it.
+
+    Args:
+        monotonic: seconds that only go forward.
+    """
 
     topic = MODEL_DELTAS
+    what = "model versions"
 
-    def __init__(self, settings: Settings, serving: Serving, meters: ScorerMeters, door: Door, stop: threading.Event):
-        super().__init__(settings, serving, meters, door, stop)
-        self.store = ModelStore(settings.folder("models"))
-        self.head: Announcement | None = None  # the version that is served, as this thread last made it
-        self._in_gap = False
-        self._foreign: set[str] = set()
+    def __init__(
+        self,
+        settings: Settings,
+        serving: Serving,
+        meters: ScorerMeters,
+        door: Door,
+        stop: threading.Event,
+        before: Callable[[], None] = lambda: None,
+        broker: Broker | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(settings, serving, meters, door, stop, before, broker)
+        self.store = ModelStore(settings.place("models"), writes=False)
+        self.follower = Follower(serving.schema.id)
+        self._model: ServingModel | None = None  # of the version follower.at
+        self._assembler = Assembler()
+        self._monotonic = monotonic
+        self._look_at, self._pause = 0.0, FIRST_LOOK_SECONDS
+        self._tries = 0
+        self._next = Bookmark("", {})  # behind the newest version that we have
+        self._said: set[tuple[str, object]] = set()
+        self._told_waiting = ""
+
+    # -- the topic --------------------------------------------------------------------------------------------
 
     def start_up(self) -> None:
-        if self.head is None:
-            self.resynchronise(count=False)
+        if self.follower.at is None:
+            self.look()
+
+    def turn(self) -> bool:
+        if (self.follower.at is None or self.follower.waiting) and self._monotonic() >= self._look_at:
+            self.look()
+        return super().turn()
 
     def take(self, records: list[Record]) -> None:
-        for _, value in records:
-            try:
-                note = decode_announcement(value)
-            except SnapshotError as error:
-                self.bad("announcement", error)
-                continue
-            if note.schema_id != self.serving.schema.id:
-                if note.schema_id not in self._foreign:
-                    self._foreign.add(note.schema_id)
-                    self.bad("schema", f"version {note.version} is of schema {note.schema_id}, not of ours")
-                continue
-            self.follow(note)
+        for record in records:
+            for entry in self._assembler.take(record.offset, record.value):
+                try:
+                    self.follow(entry)
+                except Stopped:
+                    raise
+                except Exception as error:  # unforeseen; if a version is missing now, the next one shows it
+                    self.bad("message", one_line(error))
+                if self.sought is not None:
+                    return  # what follows is read again, or not wanted
 
-    def follow(self, note: Announcement) -> None:
-        """Handles one announcement as :func:`scorer.versions.judge` says."""
-        verdict = judge(self.head, note)
-        if verdict == "ignore":
-            return
-        if verdict == "gap":
-            self._gap(note, f"version {note.version} does not follow {self.head.version if self.head else 'nothing'}")
-            return
+    def follow(self, entry: Entry) -> None:
+        """Handles one entry as :class:`~scorer.versions.Follower` says."""
+        verdict = self.follower.take(entry)
+        if isinstance(entry, Bad) and verdict != "ignore":
+            self.bad("announcement", entry.why)
+        if verdict in ("foreign", "fenced") and not isinstance(entry, Claimed | Bad):
+            self._ignored(verdict, entry.note)
+        if verdict == "patch" and isinstance(entry, Delta):
+            self._patch(entry)
+        elif verdict == "look":
+            self.look()
+        self._tell()
+
+    # -- deltas -----------------------------------------------------------------------------------------------
+
+    def _patch(self, entry: Delta) -> None:
+        note, model = entry.note, self._model
+        assert model is not None
         try:
-            image = self.store.read(note)
-            if verdict == "load":
-                model = build(self.serving, note, image)
-                self.door.call(self.serving.install, note, model, 0, note.origins)
+            body = self.store.read_delta(note) if entry.body is None else entry.body
+            image = unpack(body, model.dense())
+            model.check(image)
+        except (SnapshotError, DamagedError, AbsentError) as error:
+            self._refuse(note, error)
+        except StoreError as error:
+            self._tries += 1
+            if self._tries >= BODY_TRIES:
+                self._refuse(note, error)
+            elif not self.stop.wait(0.1 * 2**self._tries):
+                self.seek(self._next)
+        else:
+            self._put(entry, model, image)
+
+    def _put(self, entry: Delta, model: ServingModel, image: Image) -> None:
+        note = msgspec.structs.replace(entry.note, spec=self.follower.at.spec if self.follower.at else {})
+        served = self.serving.model is model
+        try:
+            if served:
+                self.door.call(self.serving.patch, note, image, note.origins if self.caught_up else [])
             else:
-                self.door.call(self.serving.patch, note, image)
+                model.patch(image)
         except Stopped:
             raise
-        except SnapshotError as error:  # pruned or damaged
-            self._gap(note, str(error))
-        except Exception as error:  # the model may be half patched: load it again
+        except Exception as error:  # unforeseen, as the delta was checked: nobody knows what of it is in the model
             self.meters.error("patch")
-            log.warning("a delta could not be applied", version=note.version, error=f"{type(error).__name__}: {error}")
-            self.resynchronise(count=True, anew=True)
-        else:
-            self.head, self._in_gap = note, False
+            self.door.call(self.serving.withdraw)
+            self._model = None
+            self.follower.torn(f"version {note.version} could not be put in: {one_line(error)}")
+            self._tell()
+            self.look()
+            return
+        self._tries, self._next = 0, Bookmark(self.log_id, {0: entry.next_offset})
+        self.follower.patched(note)
+        if not served and self.follower.serves:
+            self.door.call(self.serving.install, note, model, 0, self.follower.origins())
 
-    def _gap(self, note: Announcement, reason: str) -> None:
-        if not self._in_gap and self.head is not None:
-            self._in_gap = True
-            self.meters.gap()
-            log.warning("resynchronising the model", reason=reason)
-        self.resynchronise(count=True)
+    def _refuse(self, note: Announcement, error: MillraceError) -> None:
+        self._tries = 0
+        self.bad("delta", error)
+        self.follower.refused(note, one_line(error))
+        self._tell()
+        self.look()
 
-    def resynchronise(self, count: bool, anew: bool = False) -> None:
-        """Loads the newest snapshot and the deltas after it, unless the served version is as new as these.
+    # -- snapshots --------------------------------------------------------------------------------------------
 
-        Args:
-            count: whether the clicks learnt on the way count as served now (not at the start of a scorer).
-            anew: load them even if the served version is as new.
-        """
+    def look(self) -> None:
+        """Loads the newest snapshot of the store that is worth it, if there is one."""
+        self._look_at = self._monotonic() + self._pause
+        self._pause = min(2 * self._pause, LONGEST_LOOK_SECONDS)
         try:
-            snapshots = [n for n in self.store.snapshots() if n.schema_id == self.serving.schema.id]
-            deltas = list(self.store.deltas())
-        except SnapshotError as error:
-            self.bad("snapshot", error)
+            known = len(self.store.damaged)
+            found = self.store.snapshots()
+            for name in self.store.damaged[known:]:
+                self._bad_snapshot(name, "its manifest is damaged")
+        except StoreError as error:
+            self.bad("store", error)
             return
-        for snapshot in sorted(snapshots, key=order, reverse=True):
-            path = path_from(snapshot, deltas)
-            newest = path[-1] if path else snapshot
-            if self.head is not None and not anew and order(newest) <= order(self.head):
+        for note in self.follower.candidates(found):
+            try:
+                model = self._build(note)
+            except Stopped:
+                raise
+            except (SnapshotError, SettingError, AbsentError, DamagedError) as error:
+                self._bad_snapshot(f"of version {note.version}", error)
+            except StoreError as error:  # it may be back at the next look
+                self.bad("store", error)
                 return
-            try:
-                model = build(self.serving, snapshot, self.store.read(snapshot))
-            except MillraceError as error:  # damaged, or of a kind that this scorer is too old to read
-                self.bad("snapshot", error)
-                continue
-            self._replay(snapshot, model, path, count)
+            except Exception as error:  # unforeseen: it would fail again
+                self._bad_snapshot(f"of version {note.version}", one_line(error))
+            else:
+                self._have(note, model)
+                return
+            self.follower.failed(note)
+
+    def _build(self, note: Announcement) -> ServingModel:
+        """A model from a snapshot, warmed by one batch so that no request pays for its first call. All of its parts
+        have been verified when this returns."""
+        parts = _one_ahead(self.store.read_parts(note))
+        model = ServingModel.of(self.serving.schema, note.spec, parts, _rows(note))
+        layout, n = self.serving.schema.layout, self.settings.candidates
+        model.score(np.ones((n, layout.F), np.int64), np.zeros((n, layout.N), np.float32))
+        return model
+
+    def _have(self, note: Announcement, model: ServingModel) -> None:
+        self.follower.loaded(note)
+        self._model, self._tries, self._pause = model, 0, FIRST_LOOK_SECONDS
+        if self.follower.serves:
+            origins = [*self.follower.origins(), *(note.origins if self.caught_up else [])]
+            self.door.call(self.serving.install, note, model, 0, origins)
+        self._next = Bookmark(note.log, {0: note.follows})
+        self.seek(self._next)
+        self.meters.load()
+        log.info("model loaded", version=note.version, epoch=note.epoch, rows=model.rows, served=self.follower.serves)
+
+    def seek(self, mark: Bookmark) -> None:
+        self._assembler = Assembler()
+        super().seek(mark)
+
+    # -- saying it --------------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        """A line for each change between following and waiting."""
+        waiting = self.follower.waiting
+        self.meters.waits(bool(waiting))
+        if waiting and not self._told_waiting:
+            self.meters.gap()
+            at = self.follower.at
+            log.warning("model waits for a snapshot", served=at.version if at else None, reason=waiting)
+        elif self._told_waiting and not waiting:
+            log.info("model follows again", version=self.follower.at.version if self.follower.at else None)
+        self._told_waiting = waiting
+
+    def _ignored(self, verdict: str, note: Announcement) -> None:
+        what = (verdict, note.schema_id if verdict == "foreign" else (note.epoch, note.claimant))
+        if what in self._said:
             return
+        self._said.add(what)
+        if verdict == "foreign":
+            self.bad("schema", f"version {note.version} is of schema {note.schema_id}, not of ours")
+        else:
+            self.bad("fenced", f"version {note.version} is of a learner that has lost epoch {note.epoch}")
 
-    def _replay(self, snapshot: Announcement, model: ServingModel, path: list[Announcement], count: bool) -> None:
-        """Patches a model that is not served yet with the deltas after its snapshot, then serves it."""
-        reached, origins, applied = snapshot, list(snapshot.origins), 0
-        for note in path:
-            try:
-                model.patch(self.store.read(note))
-            except SnapshotError as error:
-                self.bad("delta", error)
-                break
-            reached, applied = note, applied + 1
-            if self.head is None or order(note) > order(self.head):
-                origins += note.origins
-        self.door.call(self.serving.install, reached, model, applied, origins if count else [])
-        self.head, self._in_gap = reached, False
-        log.info("model loaded", version=reached.version, snapshot=snapshot.version, deltas=applied)
+    def _bad_snapshot(self, which: str, error: object) -> None:
+        self.meters.error("snapshot")
+        log.warning("a snapshot cannot be used", which=which, error=" ".join(str(error).split()))
 
 
-def build(serving: Serving, note: Announcement, image: Image) -> ServingModel:
-    """A model from a snapshot, warmed by one batch so that no request pays for its first call."""
-    model = ServingModel.of(serving.schema, note.spec, image)
-    layout, n = serving.schema.layout, serving.settings.candidates
-    model.score(np.ones((n, layout.F), np.int64), np.zeros((n, layout.N), np.float32))
-    return model
+def _one_ahead(parts: Iterator[Image]) -> Iterator[Image]:
+    """The same parts; each is read and verified in a thread while the one before it is put in."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, parts, None)
+        while (part := coming.result()) is not None:
+            coming = reader.submit(next, parts, None)
+            yield part
+
+
+def _rows(note: Announcement) -> dict[str, int]:
+    """How many rows each table has, as far as the snapshot says so: it saves time, and nothing depends on it."""
+    told = note.extra.get("rows")
+    rows = told if isinstance(told, dict) else {}
+    return {name: n for name, n in rows.items() if isinstance(n, int) and 0 <= n < 2**31}

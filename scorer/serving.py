@@ -20,10 +20,11 @@ from millrace.contracts.errors import StoreError
 from millrace.contracts.events import CONTROL, LOGGED, MODEL, Id, Impression
 from millrace.contracts.hashing import mix, salt, value_hash
 from millrace.contracts.intake import Intake
-from millrace.contracts.modelstore import Announcement, Image
 from millrace.contracts.online import HOT, NEW
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
+from millrace.versions.image import Image
+from millrace.versions.versioning import Announcement
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import taste_keys
 from scorer import wire
@@ -34,6 +35,8 @@ from scorer.recall import CandidateLists, largest, make_lists, random_page, reca
 from scorer.wire import RequestError
 
 _ARM = salt("scorer", "arm")
+INDEX_TOPICS = frozenset({"items", "item counts"})
+"""What has to be read for the index, as :attr:`Serving.to_read` names it."""
 
 
 class Store(Protocol):
@@ -107,6 +110,9 @@ class Serving:
         self.note: Announcement | None = None
         self.model: Model | None = None
         self.heard_ms = 0  # newest event that the stream has counted; 0: none yet
+        self.to_read: dict[str, int] = {}
+        """What has to be read from Kafka before pages are ranked, and how many messages that are (-1: not known yet).
+        The feeds fill it in."""
         self._store, self._send, self._meters, self._wall, self._new_id = store, send, meters, wall, new_id
         self._grouped_by = {
             name
@@ -122,13 +128,17 @@ class Serving:
         self.note, self.model = note, model
         self._meters.served(note.version, deltas, origins_ms, self._wall())
 
-    def patch(self, note: Announcement, delta: Image) -> None:
-        """Applies the delta ``note`` to the model served. The caller has checked that it follows."""
+    def patch(self, note: Announcement, delta: Image, origins_ms: Sequence[int]) -> None:
+        """Applies the delta ``note`` to the model served. The caller has checked that it follows and fits."""
         if self.model is None:
             raise RuntimeError("no model to patch")
         self.model.patch(delta)
         self.note = note
-        self._meters.served(note.version, 1, note.origins, self._wall())
+        self._meters.served(note.version, 1, origins_ms, self._wall())
+
+    def withdraw(self) -> None:
+        """Serves no model until one is installed: pages are made of the shop's lists meanwhile."""
+        self.note = self.model = None
 
     def refresh_hot(self) -> bool:
         """Brings the hotness of a bounded slice of the index up to date; whether more of it has to wait."""
@@ -143,6 +153,11 @@ class Serving:
         return lambda: make_lists(self.builder, columns, *rest)
 
     @property
+    def index_complete(self) -> bool:
+        """Whether items and their counts have been read as far as they went when this scorer began."""
+        return not self.to_read.keys() & INDEX_TOPICS
+
+    @property
     def newest_ms(self) -> int | None:
         """Time of the newest exposure that the serving model has learnt from. None: it has learnt from none, which has
         no age."""
@@ -152,8 +167,11 @@ class Serving:
 
     def not_ready(self) -> str:
         """Why pages cannot be ranked yet; empty when they can."""
+        if self.to_read:
+            left = ", ".join(f"{what} ({n if n >= 0 else 'unknown'})" for what, n in self.to_read.copy().items())
+            return f"no up-to-date state yet, messages to read: {left}; ask again in a moment"
         if self.model is None:
-            return "no model yet; start the learner, or check MILLRACE_DATA and the topic model.deltas"
+            return "no model yet; start the learner, or check MILLRACE_DATA, MILLRACE_STORE and the topic model.deltas"
         if not len(self.lists.living):
             return "no items yet; send the catalogue to the topic items"
         return ""

@@ -6,6 +6,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.warm import warm_tables
+from millrace.contracts import once
 from millrace.contracts.events import Item
 from millrace.contracts.online import window_fields
 from millrace.contracts.schema import Schema
@@ -20,6 +22,8 @@ _TS_MS = 1_700_000_000_000
 
 def warm_up(schema: Schema) -> None:
     """Compiles what a request and the feeds will call. Touches nothing but objects of its own."""
+    once.warm_up()
+    warm_tables()
     builder = FeatureBuilder(schema)
     index = ItemIndex(builder)
     index.put([index.prepare(Item(i, {})) for i in range(4)])

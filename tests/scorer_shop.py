@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,11 +16,14 @@ from learner.model import OnlineModel
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Id, Impression, Item
 from millrace.contracts.hashing import U64, column_hash
-from millrace.contracts.modelstore import Announcement, ModelStore
 from millrace.contracts.online import PROFILE, list_key, window_fields
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import load_schema
 from millrace.contracts.settings import Settings
+from millrace.versions.modellog import chunks_of, encode_claim, encode_delta, encode_snapshot
+from millrace.versions.modelstore import ModelStore
+from millrace.versions.packing import pack
+from millrace.versions.versioning import Announcement, Claim, Place, chain
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.app import refresh_lists
@@ -151,42 +155,100 @@ def batch(seed: int, n: int = 256) -> SampleBatch:
 
 
 class Learner:
-    """Writes snapshots and deltas as the learner does; ``published`` are the announcements in order."""
+    """Publishes versions as the learner does: snapshots in parts in a store, deltas on a log or as files.
 
-    def __init__(self, folder: Path, seed: int = 0, version: int = 0, at_ms: int = NOW_MS) -> None:
+    Args:
+        url: of the store.
+        send: puts a message on the topic ``model.deltas``, and gives its offset.
+        log: id of that topic.
+    """
+
+    def __init__(
+        self,
+        url: Path | str,
+        send: Callable[[bytes], int] = lambda _: 0,
+        log: str = "",
+        *,
+        seed: int = 0,
+        epoch: int = 1,
+        version: int = 0,
+        bodies: str = "kafka",
+    ) -> None:
         self.model = OnlineModel(SCHEMA, SPEC, seed)
-        self.store = ModelStore(folder)
-        self.version, self.at_ms, self.hash = version, at_ms, ""
+        self.store = ModelStore(url)
+        self.send, self.log, self.bodies = send, log, bodies
+        self.place = Place(epoch, version)
+        self.claimant = f"learner of {epoch}"
+        self.hash, self.dense = "", dict[str, Any]()
+        self.follows, self.rows_only = 0, False
         self.published: list[Announcement] = []
         for i in range(8):
             self.model.learn(batch(1000 + 10 * seed + i))
+        self.send(encode_claim(Claim(epoch, self.claimant)))
 
-    def snapshot(self) -> Announcement:
-        image, training = self.model.snapshot()
-        meta = {"hash": self.hash} if self.hash else {}
-        return self._note(self.store.write_snapshot(image, training, **meta, **self._meta()))
+    def snapshot(self, rows: int = 64, announce: bool = True) -> Announcement:
+        """Writes a snapshot of the newest version; without one before it, a root."""
+        if self.rows_only:  # a delta with the dense tensors that the snapshot has
+            self.delta()
+        slices = self.model.slices(rows)
+        pairs = []
+        while (part := slices.next()) is not None:
+            pairs.append(part)
+        if not self.hash:
+            self.dense = self.model.changes().dense
+        pairs.append(slices.finish())
+        files = [self.store.write_part(self.place, number, *pair) for number, pair in enumerate(pairs)]
+        note = self.store.write_manifest(
+            files,
+            self.hash or None,
+            log=self.log,
+            follows=self.follows,
+            spec=self.model.spec,
+            **{**self._meta(), "origins": []},
+        )
+        self.hash = note.hash
+        if announce:
+            self.send(encode_snapshot(note))
+        self.published.append(note)
+        return note
 
-    def delta(self) -> Announcement:
-        self.version += 1
-        self.model.learn(batch(self.version))
-        return self._note(self.store.write_delta(self.model.changes(), self.hash, **self._meta()))
-
-    def _meta(self) -> dict[str, Any]:
-        self.at_ms += 1000
-        return {
-            "version": self.version,
-            "schema_id": SCHEMA.id,
-            "spec": self.model.spec,
-            "event_ms": self.at_ms,
-            "trained": 64 * self.version,
-            "origins": [NOW_MS - 500, NOW_MS - 1500],
-            "published_ms": self.at_ms,
-        }
-
-    def _note(self, note: Announcement) -> Announcement:
+    def delta(self, dense: bool = True, lost: bool = False) -> Announcement:
+        """Learns, and publishes what changed. ``lost``: it never arrives."""
+        self.place = Place(self.place.epoch, self.place.number + 1)
+        self.model.learn(batch(self.place.number))
+        image = self.model.changes(dense)
+        body = pack(image, self.dense)
+        self.dense, self.rows_only = image.dense or self.dense, not dense
+        digest = hashlib.sha256(body).hexdigest()
+        file = self.store.write_delta(self.place, body) if self.bodies == "store" else None
+        note = Announcement(
+            kind="delta",
+            parent=self.hash,
+            hash=chain(self.hash, digest),
+            digest=digest,
+            size=len(body),
+            chunks=0 if file else chunks_of(len(body)),
+            file=file,
+            spec={},
+            **self._meta(),
+        )
+        for message in [] if lost else encode_delta(note, None if file else body):
+            self.follows = self.send(message) + 1
         self.hash = note.hash
         self.published.append(note)
         return note
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "epoch": self.place.epoch,
+            "version": self.place.number,
+            "claimant": self.claimant,
+            "schema_id": SCHEMA.id,
+            "event_ms": NOW_MS,
+            "trained": 64 * self.place.number,
+            "origins": [NOW_MS - 500, NOW_MS - 1500],
+            "published_ms": NOW_MS,
+        }
 
 
 def arrays(impression: Impression) -> tuple[Features, Any]:

@@ -17,10 +17,12 @@ import msgspec
 import pytest
 import redis
 
-from millrace.contracts.events import decode_impression, key_of, to_json
+from millrace.contracts.events import key_of, to_json
+from millrace.contracts.impressions import decode_impression
 from millrace.contracts.online import PROFILE, pack_profile, redis_url, user_key
 from millrace.contracts.settings import Settings
-from millrace.processes.kafka import create_topics, make_producer, read_all
+from millrace.contracts.store import Store
+from millrace.processes.kafka import create_topics, make_producer, read_all, topic_ids
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
 from stream.listkeeper import write
 from tests.scorer_shop import ITEMS, SCHEMA, Learner
@@ -38,9 +40,13 @@ class Scorer:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings = settings
         self.log = folder / "scorer.log"
-        self.environment = {**os.environ, **settings.environment()}
+        self.environment = self.environment_of(settings)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(COMMAND, env=self.environment, stderr=log, stdout=log)
+
+    @staticmethod
+    def environment_of(settings: Settings) -> dict[str, str]:
+        return {**os.environ, **settings.environment()}
 
     def ask(self, path: str, body: Any = None) -> tuple[int, Any]:
         data = None if body is None else msgspec.json.encode(body)
@@ -72,9 +78,10 @@ def scorer(tmp_path: Path) -> Iterator[tuple[Scorer, EmbeddedRedis]]:
         settings = Settings(
             kafka=broker.address,
             redis=store.address,
-            data=str(tmp_path / "data"),
+            data=str(tmp_path / "scorer"),
+            store=f"file://{tmp_path / 'store'}",
+            index_seconds=2.0,
             schema=str(schema),
-            idempotence=False,
             port=free_port(),
             partitions=3,
             control_share=0,
@@ -95,11 +102,28 @@ def test_a_scorer_serves_follows_survives_and_ends(scorer: tuple[Scorer, Embedde
         _life(*scorer, producer)
 
 
+def another(one: Scorer) -> None:
+    """A second scorer, with nothing but Kafka, Redis and the store in common with the first, is ready and the same."""
+    folder = one.log.parent / "another"
+    folder.mkdir()
+    other = Scorer(msgspec.structs.replace(one.settings, data=str(folder), port=free_port()), folder)
+    try:
+        other.until(lambda: other.ask("/readyz")[0] == 200, "the second one is ready")
+        asked = {"user_id": 1, "size": 5, "request_id": "twice"}
+        assert other.ask("/recommend", asked)[1]["items"] == one.ask("/recommend", asked)[1]["items"]
+        assert "item index loaded" in other.log.read_text()
+        other.process.send_signal(signal.SIGTERM)
+        assert other.process.wait(PATIENCE) == 0
+    finally:
+        if other.process.poll() is None:
+            other.process.kill()
+        other.process.wait()
+
+
 def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
     settings = one.settings
     one.until(lambda: one.ask("/healthz")[0] == 200, "alive")
-    status, answer = one.ask("/readyz")
-    assert (status, "no model" in answer["error"]) == (503, True)
+    one.until(lambda: "no model" in one.ask("/readyz")[1].get("error", ""), "caught up with empty topics")
     assert one.ask("/recommend", {"user_id": "ann", "size": 3})[0] == 503
     with redis.Redis.from_url(redis_url(store.address)) as client:
         write(client, {"hot": {"a": 3.0, "b": 2.0}, "new": {"c": 20.0, "a": 10.0}}, {})
@@ -110,9 +134,12 @@ def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
 
     for i in ITEMS:
         producer.send("items", key=key_of(i.item_id), value=to_json(i))
-    learner = Learner(Path(settings.data) / "models")
-    producer.send("model.deltas", value=to_json(learner.snapshot()))
-    producer.flush()
+
+    def send(message: bytes) -> int:
+        return int(producer.send("model.deltas", value=message).get(PATIENCE).offset)
+
+    learner = Learner(settings.place("models"), send, topic_ids(settings)["model.deltas"])
+    learner.snapshot()
     one.until(lambda: one.ask("/readyz")[0] == 200, "ready")
     one.until(lambda: len(one.ask("/recommend", {"user_id": 1, "size": 200})[1]["items"]) == 200, "full")
 
@@ -121,10 +148,11 @@ def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
     status, page = one.ask("/recommend", {"user_id": "ann", "size": 5, "request_id": "mine"})
     assert (status, page["notes"], page["model_version"]) == (200, [], 0)
 
-    producer.send("model.deltas", value=to_json(learner.delta()))
-    producer.flush()
+    learner.delta()
     one.until(lambda: one.ask("/model")[1]["version"] == 1, "patched")
-    assert one.ask("/model")[1]["click_to_served_ms"]["count"] == 4
+    assert one.ask("/model")[1]["click_to_served_ms"]["count"] == 2
+    index = Store(settings.place("index"), writes=False)
+    one.until(lambda: any(name.count("-") == 2 for name in index.names()), "the item index is in the store")
 
     port = store.port
     store.stop()
@@ -142,6 +170,8 @@ def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
         assert taken.stderr.count("\n") == 1
         assert str(settings.port) in taken.stderr
         assert "MILLRACE_PORT" in taken.stderr
+
+        another(one)
 
         one.process.send_signal(signal.SIGTERM)
         assert one.process.wait(PATIENCE) == 0

@@ -13,7 +13,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from learner.model import ServingModel
-from millrace.contracts.events import Impression, decode_impression, to_msgpack
+from millrace.contracts.events import Impression
+from millrace.contracts.impressions import decode_impression, impression_bytes
 from millrace.contracts.online import window_fields
 from millrace.contracts.settings import Settings
 from scorer.app import make_app, sender
@@ -105,7 +106,7 @@ def test_a_page_is_ranked_by_score_and_logged_as_it_was_scored(shop: Shop) -> No
     assert len({i["item_id"] for i in page["items"]}) == 10
 
     (sent,) = shop.sent
-    impression = decode_impression(to_msgpack(sent))
+    impression = decode_impression(impression_bytes(sent))
     assert impression.items == [i["item_id"] for i in page["items"]]
     assert (impression.request_id, impression.user_id, impression.arm) == ("r1", "ann", "model")
     assert (impression.model_version, impression.schema_id) == (0, SCHEMA.id)
@@ -297,7 +298,7 @@ def test_a_page_too_large_for_a_message_is_served_and_says_that_nothing_is_learn
             return SimpleNamespace(add_errback=lambda _: None)
 
     assert shop.ask("/recommend", {"user_id": "ann", "size": 5})[0] == 200
-    small = len(to_msgpack(shop.sent[0]))
+    small = len(impression_bytes(shop.sent[0]))
     shop.scorer._send = sender(Producer(), shop.meters, small + 100)
     status, page = shop.ask("/recommend", {"user_id": "ann", "size": 20})
     assert status == 200
