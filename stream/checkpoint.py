@@ -1,130 +1,378 @@
 # core
-"""Checkpoints, by which a partition's state survives a crash: the newest two of each partition, in a folder or store.
+"""Checkpoints, by which a partition's state survives a crash: a base, and journals of what was done since.
 
 ::
 
-    <root>/p00003-00000000000000000042.ckpt     partition 3, its 42nd checkpoint
-    bytes 0-7     "MLRCKPT1"
-    bytes 8-39    SHA-256 of all that follows
-    bytes 40-43   length of the offsets' JSON, uint32 little-endian
-    then          the offsets' JSON, the body
+    p00003-000000000040-000002.base       the state after journal 40
+    p00003-000000000041-000002.journal    what was done then (:mod:`stream.journal`), follows 40
+    p00003-000000000042-000003.journal    the same, by the next owner of the partition: line 3, follows 41
+    ...
+    p00003-000000000097-000003.journal
+    p00003-000000000097-000003.base       the state after journal 97
 
-A local file is written whole and durably (:mod:`millrace.contracts.files`). An object store itself puts an object whole
-or not at all. If a file is damaged nevertheless, its digest shows it. The one before it is used, and the log says so.
+Each is a sealed file (:mod:`millrace.contracts.store`), its body compressed by zstd. Each journal names the digest of
+the one that it follows, so no other can take its place.
+
+**A checkpoint costs what came, not what there is.** It is a journal. Once the journals since the last base have
+:data:`GROWN` times its size, a base follows. So what is written is at most 1 + 1 / :data:`GROWN` times the messages, as
+zstd has them. Replaying is bounded too (:data:`REPLAY_BYTES`), so that recovery takes seconds.
+
+**What is guaranteed.** When :meth:`Line.write` returns, the state is durable, and :meth:`CheckpointStore.load` gives
+that state again, to the bit but for keys that have just ended. The caller writes it when all output of what it covers
+has been delivered, so a replay gives nothing out.
+
+**What damage costs.** The newest two bases and all journals since the older one are kept. A damaged base costs
+nothing: the one before and its journals lead to the same state. A damaged journal after the newest base costs what it
+held and what follows it: the offsets say where to read on, so output is given again, with the same ids, but what only
+silence had decided may be decided otherwise. A damaged file is set aside. When no base is whole, nothing is: a start
+from nothing would count the same events again.
+
+**Owners.** Whoever takes a partition over begins a line of its own with an empty journal, so the late checkpoint of a
+worker that lost its partition unawares never replaces one of the new owner. Where both follow the same journal, the
+higher line is the right one.
+
+A journal holds under its label policy, waits, schema and number of partitions. They may have been changed since: it is
+replayed under its own, and what comes out goes on under those of now. A journal of other rules (a version that makes
+something else of a message) is not replayed: Kafka is read from there.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-import struct
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple
 
-import fsspec
 import msgspec
 import structlog
+import zstandard
 
 from millrace.contracts.errors import StoreError
-from millrace.contracts.files import clear_leftovers, write_whole
-
-_MAGIC = b"MLRCKPT1"
-_NAME = re.compile(r"p(\d{5})-(\d{20})\.ckpt$")
-KEPT = 2
+from millrace.contracts.store import AbsentError, DamagedError, Sealed, Store
+from millrace.labels import policy_named
+from stream.journal import RULES, Entry, from_bytes, to_bytes
+from stream.oldcheckpoint import REMEDY, OldCheckpoints
+from stream.partition import Partition, PartitionSnapshot, Policy
 
 log = structlog.get_logger("checkpoint")
 
+GROWN = 4.0
+"""A base follows when the journals since the last one are so many times its size."""
+LEAST_BYTES = 256 * 1024
+"""And at least this long together: a base is of no use to a journal that is read in some milliseconds."""
+REPLAY_BYTES = 32 * 1024 * 1024
+"""Or when they hold this much, before compression. It is replayed in two seconds of a core."""
+CLEAN_BYTES = REPLAY_BYTES // 8
+"""The same at a clean stop, so that the next start is quick."""
+KEPT = 2
+LEVEL = 3  # of zstd
+
+_NAME = re.compile(r"p(\d{5})-(\d{12})-(\d{6})\.(base|journal)$")
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What a journal holds under."""
+
+    schema: str
+    rules: int
+    partitions: int | None
+    settles: bool
+    attribution_ms: int
+    disorder_ms: int
+    lateness_ms: int
+    ahead_ms: int
+    observation_ms: int
+    label: str
+
+    @classmethod
+    def of(cls, partition: Partition) -> Terms:
+        p = partition.policy
+        waits = p.attribution_ms, p.disorder_ms, p.lateness_ms, p.ahead_ms, p.observation_ms
+        return cls(partition.schema.id, RULES, partition.partitions, partition.settles, *waits, p.label.name)
+
+    def partition(self, like: Partition) -> Partition:
+        """A new partition under these terms."""
+        waits = self.attribution_ms, self.disorder_ms, self.lateness_ms, self.ahead_ms
+        policy = Policy(*waits, policy_named(self.label), self.observation_ms)
+        return Partition(like.number, like.schema, policy, self.partitions, self.settles)
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What a file says of itself."""
+
+    kind: Literal["base", "journal"]
+    partition: int
+    number: int  # of the journal that ends here
+    follows: str  # digest of the journal before; of a base: of the journal whose state it is
+    offsets: dict[str, int]  # next to read, by topic
+    advance_ms: int | None  # an advance that is the next thing to be done
+    bytes: int  # of the body, before compression
+    terms: Terms | None  # None: as in the file before (a base says them)
+    logs: dict[str, str] | None  # ids of the topics that offsets are of; empty: not known; None: as in the file before
+
+
+class Name(NamedTuple):
+    """What a file's name says. In the order of names, later ones are newer."""
+
+    number: int
+    line: int
+    kind: str
+
+    def text(self, partition: int) -> str:
+        return f"p{partition:05d}-{self.number:012d}-{self.line:06d}.{self.kind}"
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A partition as its checkpoints have it, and the line in which its new owner goes on."""
+
+    partition: Partition
+    line: Line
+
 
 class CheckpointStore:
-    """Checkpoints of any number of partitions. One writer a partition at a time; partitions are independent.
+    """Checkpoints of any number of partitions. Partitions are independent.
 
     Args:
         url: a folder, or any URL that fsspec knows (``s3://bucket/prefix``, ``memory://name``).
+        old: where checkpoints of the form before may lie; by default the same place.
 
     Raises:
         StoreError: the place cannot be used.
     """
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, old: str | Path | None = None) -> None:
         self.url = str(url)
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url)
-            self._fs.makedirs(self._root, exist_ok=True)
-        except (OSError, ValueError, ImportError) as error:
-            raise self._failed("opened", error) from None
-        self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
-        if self._local:
-            clear_leftovers(Path(self._root))
+        self.store = Store(self.url)
+        self.old = OldCheckpoints(url if old is None else old)
 
-    def write(self, partition: int, body: bytes, offsets: dict[str, int]) -> None:
-        """Adds a checkpoint. It is durable when this returns. All but the newest two are deleted.
+    def load(self, fresh: Partition) -> Loaded:
+        """Takes a partition over: its state from the newest whole base and the journals that follow, and a line.
+
+        Args:
+            fresh: a new partition, under the terms of now. It is the result's where nothing was written.
+
+        Raises:
+            StoreError: the store cannot be used, the state is of another schema, or there is a state but all of it is
+                damaged.
+        """
+        number = fresh.number
+        names = self.names(number)
+        begun = max((name.line for name in names), default=0) + 1
+        damaged: list[str] = []
+        found = self._recover(fresh, names, damaged)
+        line = Line(self, number, Terms.of(fresh), begun)
+        if found is None:
+            if names:
+                raise StoreError(
+                    f"all {len(names)} checkpoints of partition {number} in '{self.url}' are damaged", REMEDY
+                )
+            body = self.old.newest(number)
+            if body is not None:
+                fresh.resume(body)
+                log.info("checkpoint of the form before is carried over", partition=number)
+            line.begin(fresh.snapshot(fresh.advance_ms))
+            return Loaded(fresh, line)
+        for name in damaged:
+            self.store.set_aside(name, "it is not what was written, or follows such a file")
+        partition, line.number, line.tip = found.partition, found.number, found.tip
+        line.logs = found.logs
+        line.base_bytes, line.journal_bytes, line.replay_bytes = (
+            found.base_bytes,
+            found.journal_bytes,
+            found.replay_bytes,
+        )
+        if Terms.of(partition) != line.terms:
+            partition = self._under(partition, fresh)
+        line.write([], None, partition.offsets, partition.advance_ms)
+        return Loaded(partition, line)
+
+    def names(self, partition: int) -> list[Name]:
+        """A partition's files, oldest first."""
+        found = [_NAME.match(name) for name in self.store.names(f"p{partition:05d}-")]
+        return sorted(Name(int(m[2]), int(m[3]), m[4]) for m in found if m)
+
+    def prune(self, partition: int) -> None:
+        """Removes what the newest two bases do not need.
+
+        Raises:
+            StoreError: a file could not be removed.
+        """
+        names = self.names(partition)
+        bases = sorted((n for n in names if n.kind == "base"), key=lambda n: (n.line, n.number))
+        if len(bases) < KEPT:
+            return
+        kept, oldest = bases[-KEPT:], bases[-KEPT].number
+        gone = [n for n in names if n not in kept and (n.kind == "base" or n.number <= oldest)]
+        self.store.remove(name.text(partition) for name in gone)
+        self.old.remove(partition)
+
+    def _recover(self, fresh: Partition, names: Sequence[Name], damaged: list[str]) -> _Found | None:
+        """The newest state that can be had. Files found damaged are added to ``damaged``."""
+        journals: dict[int, list[Name]] = defaultdict(list)
+        for name in names:
+            if name.kind == "journal":
+                journals[name.number].append(name)
+        for name in sorted((n for n in names if n.kind == "base"), key=lambda n: (n.line, n.number), reverse=True):
+            read = self._read(fresh.number, name, damaged)
+            if read is None:
+                log.warning("checkpoint is damaged, trying the one before", file=name.text(fresh.number))
+                continue
+            head, body, file = read
+            assert head.terms is not None
+            partition = head.terms.partition(fresh)
+            partition.resume(body)
+            found = _Found(partition, head.number, head.follows, head.terms.rules, file.size, 0, 0, head.logs or {})
+            for after, entries, journal in self._follow(fresh.number, found, journals, damaged):
+                if after.terms is not None and after.terms != Terms.of(found.partition):
+                    found.partition = self._under(found.partition, after.terms.partition(fresh))
+                found.partition.replay(entries)
+                found.partition.advance_ms = after.advance_ms
+                found.number, found.tip = after.number, journal.digest
+                found.logs = found.logs if after.logs is None else after.logs
+                found.journal_bytes += journal.size
+                found.replay_bytes += after.bytes
+            return found
+        return None
+
+    def _follow(
+        self, partition: int, found: _Found, journals: dict[int, list[Name]], damaged: list[str]
+    ) -> Iterator[tuple[Head, list[Entry], Sealed]]:
+        """The journals after a state, as far as they are whole and follow one another."""
+        while True:
+            candidates = sorted(journals.get(found.number + 1, ()), reverse=True)  # the highest line first
+            read = next(
+                (r for n in candidates if (r := self._read(partition, n, damaged)) and r[0].follows == found.tip), None
+            )
+            if read is not None and read[0].terms is not None:
+                found.rules = read[0].terms.rules
+            if read is None or found.rules != RULES:
+                rest = [n.text(partition) for k, several in journals.items() if k > found.number for n in several]
+                if rest:
+                    damaged += [name for name in rest if name not in damaged]
+                    log.error(
+                        "journal cannot be used: Kafka is read again from there",
+                        partition=partition,
+                        journal=found.number + 1,
+                        why="it is damaged or missing" if read is None else f"it is of rules {found.rules}",
+                        given_up=len(rest),
+                        offsets=found.partition.offsets,
+                    )
+                return
+            head, body, file = read
+            yield head, from_bytes(body), file
+
+    def _read(self, partition: int, name: Name, damaged: list[str]) -> tuple[Head, bytes, Sealed] | None:
+        text = name.text(partition)
+        try:
+            said, body, file = self.store.get(text)
+            head = msgspec.json.decode(said, type=Head)
+            return head, zstandard.ZstdDecompressor().decompress(body, max_output_size=head.bytes), file
+        except AbsentError:
+            return None
+        except (DamagedError, msgspec.MsgspecError, zstandard.ZstdError):
+            damaged.append(text)
+            return None
+
+    @staticmethod
+    def _under(partition: Partition, fresh: Partition) -> Partition:
+        """The partition under the terms of a new one."""
+        fresh.resume(partition.snapshot(partition.advance_ms).to_bytes())
+        return fresh
+
+
+@dataclass(slots=True)
+class _Found:
+    partition: Partition
+    number: int
+    tip: str
+    rules: int  # of the last file that said so
+    base_bytes: int
+    journal_bytes: int
+    replay_bytes: int
+    logs: dict[str, str]
+
+
+class Line:
+    """The checkpoints that one owner of a partition adds. One thread at a time."""
+
+    def __init__(self, checkpoints: CheckpointStore, partition: int, terms: Terms, line: int) -> None:
+        self._checkpoints, self._partition, self.terms, self.line = checkpoints, partition, terms, line
+        self.logs: dict[str, str] = {}  # ids of the topics that offsets are of; empty: not known
+        self._said: dict[str, str] | None = None  # the same, in the file before; None: this line has no file yet
+        self.number, self.tip = 0, ""
+        self.base_bytes = self.journal_bytes = 0  # of the last base, and of the journals since
+        self.replay_bytes = 0  # of these, before compression
+        self.written_bytes = 0  # by this line, in all
+
+    def wants_base(self, arrived_bytes: int, stops: bool) -> bool:
+        """Whether the checkpoint that is due should have a base.
+
+        Args:
+            arrived_bytes: what the journal to come holds, before compression.
+            stops: the partition is being given up.
+        """
+        replay = self.replay_bytes + arrived_bytes
+        if replay > (CLEAN_BYTES if stops else REPLAY_BYTES):
+            return True
+        return self.journal_bytes > max(LEAST_BYTES, GROWN * self.base_bytes)
+
+    def write(
+        self,
+        entries: Iterable[Entry],
+        base: PartitionSnapshot | None,
+        offsets: dict[str, int] | None = None,
+        advance_ms: int | None = None,
+        logs: dict[str, str] | None = None,
+    ) -> None:
+        """Adds a checkpoint: what was done since the last, and the state that it led to if there is a ``base``. It is
+        durable when this returns. Bases that are no longer needed go.
+
+        Args:
+            offsets, advance_ms: of the state; a base says so itself.
+            logs: ids of the topics that the offsets are of; by default the line's.
 
         Raises:
             StoreError: it could not be written; earlier ones are untouched.
         """
-        header = msgspec.json.encode(offsets)
-        digest = hashlib.sha256(struct.pack("<I", len(header)))
-        digest.update(header)
-        digest.update(body)
-        head = _MAGIC + digest.digest() + struct.pack("<I", len(header)) + header
-        try:
-            names = self._names(partition)
-            number = (int(_NAME.search(names[-1])[2]) if names else 0) + 1  # type: ignore[index]
-            path = f"{self._root}/p{partition:05d}-{number:020d}.ckpt"
-            if self._local:
-                write_whole(Path(path), head, body, durable=True)
-            else:
-                self._fs.pipe_file(path, head + body)
-            for name in names[: len(names) + 1 - KEPT]:
-                self._fs.rm_file(name)
-        except OSError as error:
-            raise self._failed("written to", error) from None
+        if base is not None:
+            offsets, advance_ms = base.head["offsets"], base.head["advance_ms"]
+        assert offsets is not None
+        logs = self.logs if logs is None else logs
+        self.number += 1
+        file = self._put("journal", to_bytes(entries), offsets, advance_ms, logs)
+        self.tip = file.digest
+        self.journal_bytes += file.size
+        if base is not None:
+            self._base(base, logs)
+            self._checkpoints.prune(self._partition)
 
-    def newest(self, partition: int) -> bytes | None:
-        """The body of the newest whole checkpoint, None when there is none."""
-        found = self.newest_with_offsets(partition)
-        return None if found is None else found[0]
+    def begin(self, base: PartitionSnapshot) -> None:
+        """Writes the first base of a partition, which follows no journal."""
+        self.tip = f"begin {self.line}"
+        self._base(base, self.logs)
 
-    def newest_with_offsets(self, partition: int) -> tuple[bytes, dict[str, int]] | None:
-        """The newest whole checkpoint's body and the offsets it was written with.
+    def _base(self, base: PartitionSnapshot, logs: dict[str, str]) -> None:
+        file = self._put("base", base.to_bytes(), base.head["offsets"], base.head["advance_ms"], logs)
+        self.base_bytes, self.journal_bytes, self.replay_bytes = file.size, 0, 0
 
-        Raises:
-            StoreError: the place cannot be read, or there are checkpoints but all of them are damaged. (A start from
-                nothing would count the same events again.)
-        """
-        try:
-            names = self._names(partition)
-            for name in reversed(names):
-                found = _open(self._fs.cat_file(name))
-                if found is not None:
-                    return found
-                log.warning("checkpoint is damaged, trying the one before", file=name.rsplit("/", 1)[-1])
-        except OSError as error:
-            raise self._failed("read", error) from None
-        if names:
-            raise StoreError(
-                f"all {len(names)} checkpoints of partition {partition} in '{self.url}' are damaged",
-                "move them away to read its topics from their beginning",
-            )
-        return None
-
-    def _names(self, partition: int) -> list[str]:
-        """Full paths of a partition's checkpoints, oldest first."""
-        self._fs.invalidate_cache()
-        names = [str(n) for n in self._fs.ls(self._root, detail=False)]
-        return sorted(n for n in names if (m := _NAME.search(n)) and int(m[1]) == partition)
-
-    def _failed(self, what: str, error: Any) -> StoreError:
-        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return StoreError(
-            f"checkpoints at '{self.url}' cannot be {what} ({text})", "give a folder or object store you can write to"
-        )
-
-
-def _open(raw: bytes) -> tuple[bytes, dict[str, int]] | None:
-    """Body and offsets, None when the file is not whole."""
-    if len(raw) < 44 or raw[:8] != _MAGIC or hashlib.sha256(memoryview(raw)[40:]).digest() != raw[8:40]:
-        return None
-    (length,) = struct.unpack("<I", raw[40:44])
-    offsets: dict[str, int] = msgspec.json.decode(raw[44 : 44 + length], type=dict[str, int])
-    return raw[44 + length :], offsets
+    def _put(
+        self,
+        kind: Literal["base", "journal"],
+        body: bytes,
+        offsets: dict[str, int],
+        advance_ms: int | None,
+        logs: dict[str, str],
+    ) -> Sealed:
+        number = self._partition
+        whole = kind == "base" or self._said is None
+        terms, ids = self.terms if whole else None, logs if whole or logs != self._said else None
+        self._said = logs
+        head = Head(kind, number, self.number, self.tip, offsets, advance_ms, len(body), terms, ids)
+        packed = zstandard.ZstdCompressor(LEVEL).compress(body)
+        file = self._checkpoints.store.put(Name(self.number, self.line, kind).text(number), head, packed)
+        self.written_bytes += file.size
+        self.replay_bytes += len(body)
+        return file

@@ -21,8 +21,7 @@ from typing import Any, cast
 import faust
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import IllegalStateError, KafkaError
-from aiokafka.protocol.group import LeaveGroupRequest
+from aiokafka.errors import IllegalStateError
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -97,13 +96,6 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         return consumer
 
     async def on_thread_stop(self) -> None:
-        consumer = self._consumer
-        coordinator = consumer._coordinator if consumer is not None else None
-        if coordinator is not None and getattr(coordinator, "generation", -1) == 0:
-            # aiokafka takes generation 0 for "never joined" and leaves without a message to the group. The embedded
-            # broker counts from 0 (Kafka from 1). It would keep the partitions of a gone member until its session ends.
-            with contextlib.suppress(KafkaError):
-                await coordinator._send_req(LeaveGroupRequest(coordinator.group_id, coordinator.member_id))
         with contextlib.suppress(asyncio.CancelledError):  # its own fetches, which wait for a broker that is away
             await super().on_thread_stop()
 

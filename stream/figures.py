@@ -24,9 +24,20 @@ WATERMARK = Gauge("millrace_watermark_seconds", "Event time up to which everythi
 WINDOW_KEYS = Gauge("millrace_window_keys", "Keys with counts, over all partitions of this worker.")
 LAG = Gauge("millrace_stream_lag", "Messages not read yet.", ["topic", "partition"])
 CHECKPOINTS = Counter("millrace_checkpoints_total", "Checkpoints written.")
+CHECKPOINT_BYTES = Counter("millrace_checkpoint_bytes_total", "Bytes of checkpoints written.")
+ARRIVED_BYTES = Counter("millrace_arrived_bytes_total", "Bytes of messages that checkpoints cover.")
+SETTLED = Gauge("millrace_settled_pages", "Pages kept without their impression.", ["partition"])
+RECALLED = Counter("millrace_impressions_recalled_total", "Impressions read again for something that came late.")
+IMPRESSIONS_GONE = Counter("millrace_impressions_gone_total", "Impressions that could not be read again.")
 CHECKPOINT_SECONDS = Histogram("millrace_checkpoint_seconds", "From taking a checkpoint to its commit.")
 
-_TOTALS = {"duplicates": DUPLICATES, "late": LATE, "unfit": UNFIT}
+_TOTALS = {
+    "duplicates": DUPLICATES,
+    "late": LATE,
+    "unfit": UNFIT,
+    "recalled": RECALLED,
+    "impressions_gone": IMPRESSIONS_GONE,
+}
 
 
 def count(output: Output) -> None:
@@ -47,6 +58,7 @@ def show(partition: Partition, reads: Reads) -> None:
     """Sets the gauges of one partition."""
     number = partition.number
     PENDING.labels(number).set(partition.pending)
+    SETTLED.labels(number).set(partition.settled)
     WATERMARK.labels(number).set((partition.watermark_ms or float("nan")) / 1000)  # 0: no event yet
     for topic, read in reads.items():
         if read is not None:
@@ -56,6 +68,6 @@ def show(partition: Partition, reads: Reads) -> None:
 def forget(numbers: Iterable[int]) -> None:
     """Removes the gauges of partitions that another worker owns now."""
     for number in numbers:
-        for gauge, labels in ((PENDING, ()), (WATERMARK, ()), *((LAG, (topic,)) for topic in INPUTS)):
+        for gauge, labels in ((PENDING, ()), (SETTLED, ()), (WATERMARK, ()), *((LAG, (topic,)) for topic in INPUTS)):
             with contextlib.suppress(KeyError):
                 gauge.remove(*labels, str(number))

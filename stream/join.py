@@ -17,6 +17,12 @@ The page holds what waits: exposures wait for the impression, actions for the ex
 an event that is then still unmatched becomes a dead letter. A page is dropped when the watermark passes
 exposure + attribution + lateness. The join remembers for as long again which positions of the page were exposed.
 
+Once all is said of a page, its impression need not lie here for the late click that seldom comes. Such a page is
+*settled* (:mod:`stream.pages`): some bytes, with the Kafka offset of its impression. What still comes for it waits, as
+it would for an impression that comes late; :attr:`LabelJoin.wanted` says what is to be read, and
+:meth:`LabelJoin.recall` goes on. The samples are those of an impression that had stayed. Its lifetime ends as ever:
+what waits then leaves with the page, and is done when the impression is read.
+
 The events' own times and the watermark before each message decide everything. So batches and duplicates change neither
 samples nor counts, and neither does disorder within the allowed bound under a promise without slack. (Two *different*
 clicks on one position are one action; the first to arrive gives its time.) Where a promise has slack, a label does not
@@ -33,19 +39,36 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
-import msgspec
 from numpy.typing import NDArray
 
-from millrace.contracts.events import CLICK, EXPOSURE, Action, Event, Exposure, Id, read_msgpack
+from millrace.contracts.events import CLICK, EXPOSURE, Action, Event, Exposure
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, LabelPolicy, Promise, Waits, policy_named
-from stream.rows import Counted, LoggedPage, Sampled, Served, runs_of
+from stream.pages import (
+    GONE,
+    UNKNOWN,
+    Message,
+    PageState,
+    Part,
+    page_of,
+    peek,
+    plain,
+    settle,
+    to_bytes,
+    to_mask,
+    unsettle,
+    without_log,
+)
+from stream.rows import Counted, LoggedPage, Sampled, runs_of
+
+__all__ = ["Dead", "LabelJoin", "Message", "Outcome", "Policy"]
 
 Array = NDArray[Any]
 
-LABEL, LIFE, HELD, SERVED, CLICKED = range(5)
-"""Kinds of timer: a part's label, a part's end, held actions, an impression's end, the label of a part's clicks."""
+LABEL, LIFE, HELD, SERVED, CLICKED, SETTLE = range(6)
+"""Kinds of timer: a part's label, a part's end, held actions, an impression's or a page's end, the label of a part's
+clicks, the moment at which a page may be settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,58 +105,6 @@ class Policy:
         )
 
 
-class Message(NamedTuple):
-    """One Kafka message of the partition. ``clock_ms`` is the event clock when it came to Kafka; None: not known."""
-
-    topic: str
-    offset: int
-    raw: bytes
-    clock_ms: int | None = None
-
-
-class Part:
-    """The positions that one exposure message was the first to bring."""
-
-    __slots__ = ("brought", "items", "mask", "message", "offset", "promise", "ts_ms")
-
-    def __init__(
-        self, mask: int, ts_ms: int, offset: int, items: list[Id] | None, message: Message | None, promise: Promise
-    ) -> None:
-        self.brought = mask
-        self.mask = mask  # without those that became dead letters
-        self.ts_ms, self.offset = ts_ms, offset
-        self.items, self.message = items, message  # until it is matched
-        self.promise = promise
-
-    @property
-    def label_ms(self) -> int:
-        """The watermark at which exposures without a click are negatives."""
-        return self.ts_ms + self.promise.observe_ms - self.promise.slack_ms
-
-    @property
-    def clicks_ms(self) -> int:
-        """The watermark before which clicks are kept waiting; 0 when none waits."""
-        return self.ts_ms + self.promise.hold_ms - self.promise.slack_ms if self.promise.hold_ms else 0
-
-
-class PageState:
-    """All that is known about one request."""
-
-    __slots__ = ("acted", "drop_ms", "exposed", "held", "impression", "labelled", "parts", "request", "waiting")
-
-    def __init__(self, request: str) -> None:
-        self.request = request
-        self.impression: LoggedPage | None = None
-        self.parts: list[Part] = []
-        self.exposed = 0
-        self.labelled = 0
-        self.acted = [0, 0, 0, 0, 0]  # by action kind
-        # Actions whose exposure or impression is not here yet, and the watermark when each came.
-        self.held: dict[tuple[int, int, str], tuple[Action, Message, int]] = {}
-        self.waiting: list[tuple[int, int, int]] = []  # (position, kind, origin) of actions that wait for the label
-        self.drop_ms = 0
-
-
 class Dead(NamedTuple):
     reason: str
     detail: str
@@ -152,6 +123,8 @@ class Outcome:
     duplicates: int = 0  # messages that brought nothing new
     late: int = 0  # events behind the watermark, used or not
     unseen: int = 0  # served pages of which nothing was exposed
+    recalled: int = 0  # settled pages whose impression was read again
+    lost: int = 0  # and those whose impression is gone
 
 
 class LabelJoin:
@@ -159,15 +132,25 @@ class LabelJoin:
 
     Call :meth:`expire` after every move of the watermark and before the next message: it decides which pages and
     events a message can still be matched with.
+
+    Args:
+        policy: how long to wait.
+        settles: whether pages are settled. Then somebody has to look at ``wanted`` and call :meth:`recall`.
+
+    Attributes:
+        wanted: the Kafka offset of each impression that something waits for, by request.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy, settles: bool = False) -> None:
+        self.policy, self.settles = policy, settles
         self._life_ms = policy.life_ms
         self._waits = policy.waits
         self.watermark_ms = 0
         self._flow_ms = self._exposed_ms = 0  # when exposures began to flow, and the newest of them
         self.pages: dict[str, PageState] = {}
+        self.settled: dict[str, bytes] = {}
+        self.wanted: dict[str, int] = {}
+        self._leaving: dict[str, list[PageState]] = {}  # dropped while their impression was wanted
         self.pending = 0
         self._gone: dict[str, tuple[int, int]] = {}  # dropped page -> (forget at, exposed), in order of dropping
         self._forget: deque[tuple[int, str]] = deque()  # the same order; a page that was dropped twice is here twice
@@ -185,6 +168,11 @@ class LabelJoin:
         request, ts = event.request_id, event.ts_ms
         mask = ((1 << len(event.items)) - 1) << event.offset
         page = self.pages.get(request)
+        if page is None and request in self.settled:
+            if ts + self._life_ms > self.watermark_ms and not mask & ~peek(self.settled[request])[1]:
+                out.duplicates += 1
+                return
+            page = self._wake(request)
         gone = self._gone.get(request)
         known = (0 if page is None else page.exposed) | (0 if gone is None else gone[1])
         everything, mask = mask, mask & ~known
@@ -211,19 +199,25 @@ class LabelJoin:
         self._keep(page, ts + self._life_ms, LIFE, len(page.parts) - 1)
         if page.impression is not None:
             self._match(page, len(page.parts) - 1, out)
+        elif page.is_away:
+            self._want(page, out)
 
-    def serve(self, request: str, impression: LoggedPage, out: Outcome) -> None:
-        """An impression: the exposures that wait for it are matched."""
+    def serve(self, request: str, impression: LoggedPage, out: Outcome, at: int = UNKNOWN) -> None:
+        """An impression: the exposures that wait for it are matched. ``at`` is its offset in Kafka."""
         keep_ms = impression.ts_ms + self._life_ms
+        if request in self.settled:
+            return
         page = self.pages.get(request)
         if page is None:
             if request in self._gone or keep_ms <= self.watermark_ms:
                 out.unseen += request not in self._gone
                 return
             page = self._page(request)
-        if page.impression is not None:
+        if page.impression is not None or page.is_away:
             return
-        page.impression = impression
+        page.impression, page.at = impression, at
+        page.drop_ms = max(page.drop_ms, keep_ms)
+        self._settle_at(page, impression.ts_ms)
         self._keep(page, keep_ms, SERVED)
         for index, part in enumerate(page.parts):
             if part.message is not None:
@@ -231,12 +225,12 @@ class LabelJoin:
 
     def act(self, event: Action, message: Message, out: Outcome) -> None:
         """An action: attached to its exposure, or held until that comes."""
-        page = self.pages.get(event.request_id)
+        page = self.pages.get(event.request_id) or self._wake(event.request_id)
         gone = self._gone.get(event.request_id)
         late = gone is not None and gone[1] >> event.position & 1
         if not late and not (page is not None and page.exposed >> event.position & 1):
             late = event.ts_ms + self.policy.lateness_ms < self.watermark_ms
-        part = None if late or page is None else _part(page, event.position)
+        part = None if late or page is None else page.part_of(event.position)
         if late or (part is not None and part.ts_ms + self._life_ms <= self.watermark_ms):
             out.dead.append(Dead("late", "its exposure is gone", message, 0))
             return
@@ -245,20 +239,61 @@ class LabelJoin:
         if page.impression is not None and part is not None:
             self._attach(page, part, event, message, self.watermark_ms, out)
             return
-        key = (event.position, event.kind, str(event.item_id))
-        if key in page.held:
+        if part is not None and page.is_away:  # it waits for nothing that may never come
+            page.hold(event, message, self.watermark_ms)
+            self._want(page, out)
+        elif page.holds(event):
             out.duplicates += 1
+        else:
+            page.hold(event, message, self.watermark_ms)
+            self._keep(page, event.ts_ms + self.policy.lateness_ms + 1, HELD)
+
+    def recall(self, request: str, impression: LoggedPage | None, out: Outcome) -> None:
+        """The impression that was wanted, read again; None: it is gone. Anything else does nothing."""
+        if self.wanted.pop(request, None) is None:
             return
-        page.held[key] = (event, message, self.watermark_ms)
-        self._keep(page, event.ts_ms + self.policy.lateness_ms + 1, HELD)
+        out.recalled += impression is not None
+        out.lost += impression is None
+        left = self._leaving.pop(request, [])
+        for page in (*left, self.pages.get(request)):
+            if page is None or not page.is_away:
+                continue
+            if impression is None:
+                page.at = GONE
+                self._forfeit(page, out)
+                continue
+            page.impression = impression
+            for index, part in enumerate(page.parts):
+                if part.message is not None:
+                    self._match(page, index, out)
+            self._attach_held(page, out)
+            if page in left:
+                for part in page.parts:
+                    self._settle(page, part, out)
+            else:
+                self._settle_at(page, self.watermark_ms)  # more of the same visit may come
+
+    def forget_log(self, out: Outcome) -> None:
+        """The log of impressions is another one from now on: those that are not here are gone."""
+        for request in list(self.wanted):
+            self.recall(request, None, out)
+        self.settled = {request: without_log(raw) for request, raw in self.settled.items()}
+        for page in self.pages.values():
+            if page.is_away:
+                page.at = GONE
+            else:
+                page.at, page.settle_ms = UNKNOWN, 0
+                heappush(self._timers, (page.drop_ms, SERVED, page.request, 0))
 
     def expire(self, out: Outcome) -> None:
         """Does everything that the watermark has made due, in the order in which it became due."""
         timers, now = self._timers, self.watermark_ms
         while timers and timers[0][0] <= now:
-            _, kind, request, index = heappop(timers)
+            due, kind, request, index = heappop(timers)
             page = self.pages.get(request)
             if page is None:
+                if request in self.settled:
+                    self._drop_settled(request, out)
                 continue
             if kind == LABEL:
                 if page.impression is not None:
@@ -267,12 +302,14 @@ class LabelJoin:
                 if page.impression is not None:
                     self._clicks(page, page.parts[index], out)
             elif kind == LIFE:
-                if page.impression is None:
+                if page.impression is None and not page.is_away:
                     self._lose(page, page.parts[index], out)
             elif kind == HELD:
                 self._give_up(page, now - self.policy.lateness_ms, out)
             if page.drop_ms <= now:
                 self._drop(page, out)
+            elif kind == SETTLE and due == page.settle_ms:
+                self._rest(page)
         forget, gone = self._forget, self._gone
         while forget and forget[0][0] <= now:
             _, request = forget.popleft()
@@ -309,8 +346,65 @@ class LabelJoin:
 
     def _keep(self, page: PageState, until_ms: int, kind: int, index: int = 0) -> None:
         """Keeps the page at least until then."""
-        heappush(self._timers, (until_ms, kind, page.request, index))
+        if (
+            not page.settle_ms or kind == HELD
+        ):  # otherwise it has a timer before, and gets one for its end when it settles
+            heappush(self._timers, (until_ms, kind, page.request, index))
         page.drop_ms = max(page.drop_ms, until_ms)
+
+    def _rest(self, page: PageState) -> None:
+        """Settles a page of which all is said for now; otherwise looks again later."""
+        if page.can_settle:
+            del self.pages[page.request]
+            self.settled[page.request] = settle(page)
+            heappush(self._timers, (page.drop_ms, SERVED, page.request, 0))
+        else:
+            self._settle_at(page, self.watermark_ms)
+
+    def _settle_at(self, page: PageState, seen_ms: int) -> None:
+        """The page stays as it is for an attribution window from then, or to its end."""
+        due = min(seen_ms + max(1, self.policy.attribution_ms), page.drop_ms)
+        if self.settles and page.at != UNKNOWN and due > page.settle_ms:
+            page.settle_ms = due
+            heappush(self._timers, (due, SETTLE, page.request, 0))
+
+    def _wake(self, request: str) -> PageState | None:
+        """A settled page as a page again, without its impression; None: there is none."""
+        raw = self.settled.pop(request, None)
+        if raw is None:
+            return None
+        page = self.pages[request] = unsettle(request, raw)
+        self._settle_at(page, self.watermark_ms)
+        return page
+
+    def _want(self, page: PageState, out: Outcome) -> None:
+        """Something waits for the page's impression, which is away."""
+        if page.at == GONE:
+            self._forfeit(page, out)
+        else:
+            self.wanted[page.request] = page.at
+
+    def _forfeit(self, page: PageState, out: Outcome) -> None:
+        """The impression is gone: what waits for it becomes dead letters."""
+        detail = f"the impression of request {page.request!r} is no longer in its topic"
+        for part in page.parts:
+            if part.message is not None:
+                lost = part.mask.bit_count()
+                self.pending -= lost
+                out.dead.append(Dead("impression-gone", detail, part.message, lost))
+                part.mask, part.items, part.message = 0, None, None
+        for key, (event, message, _) in list(page.held.items()):
+            if page.part_of(event.position) is not None:
+                del page.held[key]
+                out.dead.append(Dead("impression-gone", detail, message, 0))
+
+    def _attach_held(self, page: PageState, out: Outcome) -> None:
+        """Attaches the held actions whose exposure is here."""
+        for key, (event, message, came_ms) in list(page.held.items()):
+            part = page.part_of(event.position)
+            if part is not None:
+                del page.held[key]
+                self._attach(page, part, event, message, came_ms, out)
 
     def _match(self, page: PageState, index: int, out: Outcome) -> None:
         """Part and impression are both here: count the exposures, label what can be labelled."""
@@ -344,6 +438,7 @@ class LabelJoin:
                 if part.brought >> event.position & 1:
                     del page.held[key]
                     self._attach(page, part, event, message, came_ms, out)
+        self._settle_at(page, part.ts_ms)
         due = part.label_ms
         if due <= self.watermark_ms:
             self._settle(page, part, out)
@@ -463,68 +558,70 @@ class LabelJoin:
                 out.dead.append(Dead("no-exposure", detail, message, 0))
 
     def _drop(self, page: PageState, out: Outcome) -> None:
-        """Nothing can come for the page any more. What its timers have left open is settled now."""
+        """Nothing can come for the page any more. What its timers have left open is settled now, or when its impression
+        has been read again."""
         for part in page.parts:
-            if page.impression is None:
-                self._lose(page, part, out)
-            else:
+            if page.impression is not None:
                 self._settle(page, part, out)
+            elif not page.is_away:
+                self._lose(page, part, out)
         self._give_up(page, self.watermark_ms, out)
         del self.pages[page.request]
-        if page.exposed:
-            _, known = self._gone.pop(page.request, (0, 0))
-            self._bury(page.request, page.exposed | known)
+        if page.is_away and page.request in self.wanted:
+            self._leaving.setdefault(page.request, []).append(page)
+        self._drop_of(page.request, page.exposed, page.impression is not None or page.is_away, out)
+
+    def _drop_settled(self, request: str, out: Outcome) -> None:
+        drop_ms, exposed = peek(self.settled[request])
+        if drop_ms <= self.watermark_ms:
+            del self.settled[request]
+            self._drop_of(request, exposed, True, out)
+
+    def _drop_of(self, request: str, exposed: int, served: bool, out: Outcome) -> None:
+        if exposed:
+            _, known = self._gone.pop(request, (0, 0))
+            self._bury(request, exposed | known)
         else:
-            out.unseen += page.impression is not None
+            out.unseen += served
 
     # ------------------------------------------------------------------ state
 
     def snapshot(self) -> tuple[Any, ...]:
         """The whole state as plain values, which do not change afterwards. Cheap: no array is copied."""
-        pages = [
-            (
-                p.request,
-                None if p.impression is None else p.impression.raw,
-                [
-                    (_bytes(t.brought), _bytes(t.mask), t.ts_ms, t.offset, t.items, t.message, t.promise)
-                    for t in p.parts
-                ],
-                _bytes(p.exposed),
-                _bytes(p.labelled),
-                [_bytes(m) for m in p.acted],
-                [(message, came_ms) for _, message, came_ms in p.held.values()],
-                list(p.waiting),
-                p.drop_ms,
-            )
-            for p in self.pages.values()
-        ]
-        gone = [(request, at, _bytes(mask)) for request, (at, mask) in self._gone.items()]
-        return (self.watermark_ms, self.pending, pages, gone, self._flow_ms, self._exposed_ms)
+        pages = [plain(page) for page in self.pages.values()]
+        leaving = [plain(page) for left in self._leaving.values() for page in left]
+        # In an order that does not depend on which of a page's timers came first.
+        gone = sorted((at, request, to_bytes(mask)) for request, (at, mask) in self._gone.items())
+        flow = self._flow_ms, self._exposed_ms
+        return (
+            self.watermark_ms,
+            self.pending,
+            pages,
+            [(r, at, m) for at, r, m in gone],
+            *flow,
+            dict(self.settled),
+            leaving,
+            dict(self.wanted),
+        )
 
     def resume(self, state: Any, impression: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event]) -> None:
         """Restores the state that :meth:`snapshot` gave. For a new join; ``impression`` and ``decode`` read messages as
         before."""
-        self.watermark_ms, self.pending, pages, gone, *flow = state
-        self._flow_ms, self._exposed_ms = flow or (0, self.watermark_ms)  # none: before promises were kept
-        self._gone = {request: (at, _mask(mask)) for request, at, mask in gone}
+        self.watermark_ms, self.pending, pages, gone, *later = state
+        self._flow_ms, self._exposed_ms = later[:2] or (0, self.watermark_ms)  # none: before promises were kept
+        settled, leaving, wanted = later[2:] or ({}, [], {})  # none: before pages were settled
+        self._gone = {request: (at, to_mask(mask)) for request, at, mask in gone}
         self._forget = deque((at, request) for request, at, _ in gone)
-        for request, served, parts, exposed, labelled, acted, held, waiting, drop_ms in pages:
-            page = self._page(request)
-            page.impression = None if served is None else impression(served)
-            for brought, mask, ts, at, items, message, *promise in parts:
-                promised = Promise(*promise[0]) if promise else REGISTRY["wait"].promise(self._waits, 0)
-                part = Part(_mask(brought), ts, at, items, message and Message(*message), promised)
-                part.mask = _mask(mask)
-                page.parts.append(part)
-            page.exposed, page.labelled, page.drop_ms = _mask(exposed), _mask(labelled), drop_ms
-            page.acted = [_mask(m) for m in acted]
-            page.waiting = [tuple(w) for w in waiting]
-            for kept in held:
-                message, came_ms = (Message(*kept[0]), kept[1]) if flow else (Message(*kept), 0)
-                event = decode(message.raw)
-                assert isinstance(event, Action)
-                page.held[event.position, event.kind, str(event.item_id)] = (event, message, came_ms)
+        for of in pages:
+            page = page_of(of, impression, decode, self._waits)
+            page.settle_ms *= self.settles  # otherwise its timers are those of a page that never settles
+            self.pages[page.request] = page
             self._timers.extend(self._timers_of(page))
+        self.settled, self.wanted = settled, wanted
+        self._timers.extend((peek(raw)[0], SERVED, request, 0) for request, raw in settled.items())
+        for of in leaving:
+            page = page_of(of, impression, decode, self._waits)
+            self._leaving.setdefault(page.request, []).append(page)
         heapify(self._timers)
 
     def _timers_of(self, page: PageState) -> Iterator[tuple[int, int, str, int]]:
@@ -532,6 +629,8 @@ class LabelJoin:
         yield page.drop_ms, SERVED, request, 0  # the lifetimes of now may be shorter than those of its own time
         if page.impression is not None:
             yield page.impression.ts_ms + self._life_ms, SERVED, request, 0
+        if self.settles and page.settle_ms:
+            yield page.settle_ms, SETTLE, request, 0
         for event, _, _ in page.held.values():
             yield event.ts_ms + policy.lateness_ms + 1, HELD, request, 0
         for index, part in enumerate(page.parts):
@@ -540,27 +639,3 @@ class LabelJoin:
                 yield part.label_ms, LABEL, request, index
                 if self.watermark_ms < part.clicks_ms < part.label_ms:
                     yield part.clicks_ms, CLICKED, request, index
-
-
-def _part(page: PageState, position: int) -> Part | None:
-    """The part that brought the position."""
-    for part in page.parts:
-        if part.brought >> position & 1:
-            return part
-    return None
-
-
-def _bytes(mask: int) -> bytes:
-    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
-
-
-def _mask(raw: bytes) -> int:
-    return int.from_bytes(raw, "little")
-
-
-_served = msgspec.msgpack.Decoder(Served).decode
-
-
-def decode_served(raw: bytes) -> Served:
-    """Raises BadEventError as :func:`~millrace.contracts.events.read_msgpack` does."""
-    return read_msgpack(_served, raw)

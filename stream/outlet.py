@@ -11,6 +11,10 @@
 The order is the guarantee. When a checkpoint exists, all output of the messages that it covers has been delivered. When
 an offset is committed, the checkpoint that covers it exists. After a crash the rest is done again from the newest
 checkpoint, with the same ids and absolute values.
+
+A checkpoint is what was done to the partition since the last one (:mod:`stream.checkpoint`). It is cut off in the loop
+and written in a thread. Now and then the whole state goes with it; it is frozen in the loop too, which takes some
+milliseconds.
 """
 
 from __future__ import annotations
@@ -30,14 +34,16 @@ from faust.types import TP
 from millrace.contracts import itemtiles
 from millrace.contracts.events import MESSAGE_BYTES, BadEventError, DeadLetter, User, letter_bytes, to_msgpack
 from millrace.contracts.intake import Intake
+from millrace.contracts.once import Rates
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, FEATURES_ITEMS, SAMPLES, USERS
-from millrace.processes.kafka import read_all
+from millrace.processes.kafka import BATCH_BYTES, LINGER_MS, read_all
 from millrace.processes.wall import wall_ms
-from stream.checkpoint import CheckpointStore
-from stream.figures import CHECKPOINT_SECONDS, CHECKPOINTS, DEAD, count
+from stream.checkpoint import CheckpointStore, Line, Loaded
+from stream.figures import ARRIVED_BYTES, CHECKPOINT_BYTES, CHECKPOINT_SECONDS, CHECKPOINTS, DEAD, count
+from stream.journal import Journal
 from stream.online import OnlineStore
 from stream.partition import Changes, Output, Partition
 from stream.turn import Checkpoint, Publish, Turn
@@ -58,7 +64,9 @@ class Outlet:
 
     def __init__(self, settings: Settings, schema: Schema, commit: Commit) -> None:
         self._settings, self._schema, self._commit_offsets = settings, schema, commit
-        self.checkpoints = CheckpointStore(settings.folder("checkpoints"))
+        self._rates = Rates.of(schema)
+        self.checkpoints = CheckpointStore(settings.place("checkpoints"), old=settings.folder("checkpoints"))
+        self._lines: dict[int, Line] = {}  # by partition that is ours
         self._online = OnlineStore(settings.redis, settings.outage_seconds)
         self._seq = wall_ms()  # of item tiles: rises over restarts too
         self._sent: dict[int, list[asyncio.Future[Any]]] = defaultdict(list)  # not yet covered by a checkpoint
@@ -77,7 +85,9 @@ class Outlet:
             bootstrap_servers=self._settings.brokers,
             enable_idempotence=self._settings.idempotence,
             acks="all",
-            linger_ms=5,
+            linger_ms=LINGER_MS,
+            compression_type=self._settings.codec,
+            max_batch_size=BATCH_BYTES,
             max_request_size=self._settings.message_bytes,
             request_timeout_ms=round(self._settings.outage_seconds * 1000),
         )
@@ -109,6 +119,24 @@ class Outlet:
     def forget(self) -> None:
         """Another worker owns the partitions now: no checkpoint of ours will cover what was sent."""
         self._sent.clear()
+        self._lines.clear()
+
+    # ------------------------------------------------------------------ taking over
+
+    def take_over(self, fresh: Partition) -> Loaded:
+        """Blocks: for a thread. The partition goes on from its checkpoints, see :meth:`CheckpointStore.load`; from now
+        on it notes what is done to it. Hand it out by :meth:`owns`."""
+        loaded = self.checkpoints.load(fresh)
+        loaded.partition.journal = Journal()
+        return loaded
+
+    def owns(self, number: int, line: Line) -> None:
+        """Checkpoints of the partition go into this line."""
+        self._lines[number] = line
+
+    def owns_logs(self, number: int, logs: dict[str, str]) -> None:
+        """The partition's offsets are of these topics from now on (ids by name)."""
+        self._lines[number].logs = logs
 
     # ------------------------------------------------------------------ at once
 
@@ -118,7 +146,7 @@ class Outlet:
         sent = self._sent[number]
         if output.samples is not None and len(output.samples):
             for part in parts(output.samples):
-                sent.append(await self._send(SAMPLES, part.to_bytes(), number))
+                sent.append(await self._send(SAMPLES, part.to_bytes(self._rates), number))
         for letter in output.dead:
             sent.append(await self._send(DEAD_LETTERS, letter_bytes(letter), 0, letter.reason.encode()))
 
@@ -177,16 +205,22 @@ class Outlet:
     def checkpoint(self, turn: Turn, due: Checkpoint) -> None:
         """Reads the state now; writes it when earlier jobs are done."""
         started = time.monotonic()
-        number, offsets = turn.number, dict(turn.partition.offsets)
-        state = turn.snapshot()
+        number, partition, line = turn.number, turn.partition, self._lines[turn.number]
+        offsets, logs, journal = dict(partition.offsets), dict(line.logs), partition.journal
+        assert journal is not None
+        entries, arrived, read = journal.cut()
+        base = turn.snapshot() if line.wants_base(arrived + read, due.last) else None
         sent = self._sent.pop(number, [])
 
         async def job() -> None:
             await asyncio.gather(*sent)
-            await asyncio.to_thread(lambda: self.checkpoints.write(number, state.to_bytes(), offsets))
+            before = line.written_bytes
+            await asyncio.to_thread(line.write, entries, base, offsets, due.advance_ms, logs)
             await self._commit({TP(topic, number): offset for topic, offset in offsets.items()})
             turn.done(due)
             CHECKPOINTS.inc()
+            CHECKPOINT_BYTES.inc(line.written_bytes - before)
+            ARRIVED_BYTES.inc(arrived)
             CHECKPOINT_SECONDS.observe(time.monotonic() - started)
 
         self._jobs.put_nowait(job)

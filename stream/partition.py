@@ -6,18 +6,23 @@
     take(messages) ─► decode ─► LabelJoin ─┬─► rows of samples ──► SampleBatch
                         │                  └─► rows to count ───► TileStore ──► changes()
                         └─► dead letters: malformed, unknown-type, wrong-type, oversized, future, late, no-impression,
-                                          no-exposure, wrong-item, wrong-partition, bad-impression, bad-user
+                                          impression-gone, no-exposure, wrong-item, wrong-partition, bad-impression,
+                                          bad-user
 
 Exposures taken in = positives + negatives + :attr:`Partition.pending` + exposures in dead letters, always.
 
 The watermark is the newest accepted event's time less the allowed disorder. It moves message by message, so it does not
 matter how messages are cut into batches. :meth:`Partition.snapshot` is the whole state with the offsets it covers.
+
+What a partition becomes depends on what is done to it and on nothing else. So whoever gives it a
+:class:`~stream.journal.Journal` finds in there everything that was done, and :meth:`Partition.replay` does it again.
 """
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -39,6 +44,7 @@ from millrace.contracts.events import (
     key_of,
 )
 from millrace.contracts.hashing import kafka_partition, value_hash
+from millrace.contracts.impressions import Served, decode_served
 from millrace.contracts.intake import Intake
 from millrace.contracts.samples import KIND_NAMES, SampleBatch
 from millrace.contracts.schema import Schema
@@ -46,15 +52,16 @@ from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
 from millrace.windows.features import steps
 from millrace.windows.kernels import HOUR_MS
 from millrace.windows.tiles import SLACK_H, TilesSnapshot, TileStore
-from stream.join import Dead, LabelJoin, Message, Outcome, Policy, decode_served
+from stream.join import Dead, LabelJoin, Message, Outcome, Policy
+from stream.journal import Did, Entry, Journal
 from stream.owners import Owners
-from stream.rows import Counted, LoggedPage, Served, batch_of, keys_of, numbers_of
+from stream.rows import Counted, LoggedPage, batch_of, keys_of, numbers_of
 
 __all__ = ["Changes", "Message", "Output", "Partition", "PartitionSnapshot", "Policy"]
 
 Array = NDArray[Any]
-FORM = 2
-_FORMS = (1, FORM)  # 1: exposures without a promise, from before there were label policies
+FORM = 3
+_FORMS = (1, 2, FORM)  # 1: from before there were label policies, without promises; 2: and before pages were settled
 _ACCEPTED = tuple(f"events.{action}" for action in ACTIONS)
 _KNOWN = 1_000_000  # id hashes remembered
 _WHOLE_KEYS = 8192  # lists handed out at a time by Partition.whole
@@ -69,7 +76,8 @@ class Output:
     (distinct ones taken in), ``matched`` (exposures that found their impression),
     ``samples.negative|positive|correction|follow_up``, ``duplicates`` (messages without anything new), ``late`` (events
     behind the watermark, used or not), ``unseen`` (served pages that were never exposed), ``skipped`` (messages that
-    the state already covered), ``unfit`` (values that are negative, not finite or too great for a mean, see
+    the state already covered), ``recalled`` and ``impressions_gone`` (settled pages whose impression was read again, or
+    could not be), ``unfit`` (values that are negative, not finite or too great for a mean, see
     :func:`millrace.windows.features.steps`).
     """
 
@@ -118,14 +126,23 @@ class Partition:
         policy: how long to wait.
         partitions: how many the topics have. A message about a user whose partition is another one can never meet the
             user's other messages, so it becomes a dead letter at once. None: it is not looked at.
+        settles: whether pages give their impressions up once they are labelled. Then somebody has to read those that
+            are :attr:`wanted` and hand them to :meth:`returned`. Samples and counts are the same either way.
+
+    Attributes:
+        journal: what is told of all that is done from now on; None: nobody is.
     """
 
-    def __init__(self, number: int, schema: Schema, policy: Policy, partitions: int | None = None) -> None:
+    def __init__(
+        self, number: int, schema: Schema, policy: Policy, partitions: int | None = None, settles: bool = False
+    ) -> None:
         self.number, self.schema, self.policy, self.partitions = number, schema, policy, partitions
+        self.settles = settles
+        self.journal: Journal | None = None
         self.offsets: dict[str, int] = {}
         self.newest_ms = 0
         self.advance_ms: int | None = None  # an advance that is still to be made: the checkpoint was taken before it
-        self._join = LabelJoin(policy)
+        self._join = LabelJoin(policy, settles)
         self._intake = Intake(schema)
         layout, windows = schema.layout, schema.windows
         self._shape = (layout.F, layout.N, layout.K)
@@ -161,6 +178,16 @@ class Partition:
         return next((page.request for page in self._join.pages.values() if page.parts and page.impression is None), "")
 
     @property
+    def wanted(self) -> Mapping[str, int]:
+        """Settled pages for which something came that needs the impression: its Kafka offset, by request."""
+        return self._join.wanted
+
+    @property
+    def settled(self) -> int:
+        """Pages that are kept without their impression."""
+        return len(self._join.settled)
+
+    @property
     def window_keys(self) -> int:
         return len(self._tiles)
 
@@ -178,7 +205,13 @@ class Partition:
             now_ms: the event clock, to recognise events from the future. It is used for messages that do not say what
                 the clock was when they came. (A message that is read again must be judged as it was the first time.)
         """
-        outcome, out, counts = Outcome(), Output(), _Counts()
+        if self.journal is not None:
+            self.journal.note(Did.TAKE, now_ms, messages)
+        outcome, counts = Outcome(), _Counts()
+        self._take(messages, now_ms, outcome, counts)
+        return self._finish(outcome, counts)
+
+    def _take(self, messages: Sequence[Message], now_ms: int, outcome: Outcome, counts: _Counts) -> None:
         ahead_ms = self.policy.ahead_ms
         offsets = self.offsets
         for message in messages:
@@ -203,7 +236,6 @@ class Partition:
                     counts.add("users")
             else:
                 raise ValueError(f"messages of the topic '{topic}' are not for a partition")
-        return self._finish(outcome, out, counts)
 
     def waits_for(self, now_ms: int) -> bool:
         """Whether :meth:`advance` to ``now_ms`` may lead to something."""
@@ -217,14 +249,94 @@ class Partition:
         No message records this move of the watermark. A caller that recovers from checkpoints writes one first, with
         ``snapshot(advance_ms=now_ms)``.
         """
+        if self.journal is not None:
+            self.journal.note(Did.ADVANCE, now_ms)
         outcome, self.advance_ms = Outcome(), None
         self._move(now_ms, outcome)
-        return self._finish(outcome, Output(), _Counts())
+        return self._finish(outcome, _Counts())
 
     def set_back(self) -> None:
         """Takes back how far :meth:`advance` has moved the watermark beyond the events, for another event clock
         (:mod:`stream.ahead`). What silence has decided stays decided: labels that were given, pages that are gone."""
+        if self.journal is not None:
+            self.journal.note(Did.SET_BACK)
         self._join.set_back(self.newest_ms - self.policy.disorder_ms)
+
+    def returned(self, found: Mapping[str, bytes | None]) -> Output:
+        """The impressions of some requests of :attr:`wanted`, as they were read from Kafka again; None: it is gone, or
+        another message lies in its place."""
+        if self.journal is not None:
+            self.journal.note(Did.RETURNED, dict(found))
+        outcome = Outcome()
+        self._returned(found, outcome)
+        return self._finish(outcome, _Counts())
+
+    def _returned(self, found: Mapping[str, bytes | None], outcome: Outcome) -> None:
+        for request, raw in found.items():
+            page = None
+            if raw is not None:
+                with contextlib.suppress(ValueError):
+                    served = decode_served(raw)
+                    if served.request_id == request and served.schema_id == self.schema.id:
+                        page = self._arrays(served, raw)
+            self._join.recall(request, page, outcome)
+
+    def begin_anew(self, topics: Sequence[str]) -> Output:
+        """These topics are other logs than those that were read: their offsets begin again. Windows and pages stay;
+        impressions that were to be read again are gone if theirs is among the topics."""
+        if self.journal is not None:
+            self.journal.note(Did.BEGIN_ANEW, list(topics))
+        outcome = Outcome()
+        self._begin_anew(topics, outcome)
+        return self._finish(outcome, _Counts())
+
+    def _begin_anew(self, topics: Sequence[str], outcome: Outcome) -> None:
+        for topic in topics:
+            self.offsets.pop(topic, None)
+        if IMPRESSIONS in topics:
+            self._join.forget_log(outcome)
+
+    def replay(self, entries: Iterable[Entry]) -> None:
+        """Does again what a journal tells of; nothing comes out, and nothing is noted. All of it has been sent, or the
+        checkpoint would not be there.
+
+        Raises:
+            ValueError, TypeError: an entry is none.
+        """
+        for did, *what in entries:
+            outcome = Outcome()
+            match did:
+                case Did.TAKE:
+                    self._take(what[1], what[0], outcome, _Counts())
+                case Did.ADVANCE:
+                    self.advance_ms = None
+                    self._move(what[0], outcome)
+                case Did.SET_BACK:
+                    self._join.set_back(self.newest_ms - self.policy.disorder_ms)
+                case Did.RETURNED:
+                    self._returned(what[0], outcome)
+                case Did.BEGIN_ANEW:
+                    self._begin_anew(what[0], outcome)
+                case Did.CHANGES:
+                    self._told()
+                case Did.WHOLE:
+                    self._owners.add(*self._by_user())
+                case _:
+                    raise ValueError(f"an entry {did!r} of a journal")
+            if did not in (Did.CHANGES, Did.WHOLE, Did.SET_BACK):
+                self._count(outcome.counted)
+                self._sweep()
+        # A slice of a sweep may have other keys here, so one may have ended that the readers were not told of. They are
+        # told again.
+        self._ended = True
+
+    def _told(self) -> None:
+        """What :meth:`changes` does to the state, for keys that live."""
+        items = np.concatenate(self._changed_items) if self._changed_items else np.zeros(0, np.uint64)
+        owners, bounds, user_keys = self._by_user()
+        self._tiles.settle(np.concatenate([items, user_keys]))
+        self._owners.add(owners, bounds, user_keys)
+        self._changed_users, self._changed_items, self._profiles = [], [], {}
 
     def _event(self, message: Message, limit_ms: int, outcome: Outcome, counts: _Counts) -> None:
         try:
@@ -266,7 +378,7 @@ class Partition:
         if not self._is_own(served.user_id, message, outcome):
             return
         counts.add("impressions")
-        self._join.serve(served.request_id, impression, outcome)
+        self._join.serve(served.request_id, impression, outcome, message.offset)
 
     def _is_own(self, user: Id, message: Message, outcome: Outcome, exposures: int = 0) -> bool:
         """Whether the user belongs to this partition; a message about any other user becomes a dead letter.
@@ -320,7 +432,8 @@ class Partition:
 
     # ------------------------------------------------------------------ results out
 
-    def _finish(self, outcome: Outcome, out: Output, counts: _Counts) -> Output:
+    def _finish(self, outcome: Outcome, counts: _Counts) -> Output:
+        out = Output()
         if outcome.counted:
             counts.add("matched", sum([c.n for c in outcome.counted if c.action == EXPOSURE]))
             counts.add("unfit", self._count(outcome.counted))
@@ -331,8 +444,9 @@ class Partition:
             ):
                 counts.add(f"samples.{name}", n)
         out.dead = [self._letter(d) for d in outcome.dead]
-        for name in ("exposures", "duplicates", "late", "unseen"):
+        for name in ("exposures", "duplicates", "late", "unseen", "recalled"):
             counts.add(name, getattr(outcome, name))
+        counts.add("impressions_gone", outcome.lost)
         self._sweep()
         out.counts = dict(counts)
         return out
@@ -391,6 +505,8 @@ class Partition:
     def changes(self) -> Changes:
         """What changed since the last call. Publish it before you write a checkpoint that is taken later: the state
         does not record which changes were handed out here."""
+        if self.journal is not None:
+            self.journal.note(Did.CHANGES)
         items = np.concatenate(self._changed_items) if self._changed_items else np.zeros(0, np.uint64)
         owners, bounds, user_keys = self._by_user()
         tiles = self._tiles.export(np.concatenate([items, user_keys]), settle=True)
@@ -408,6 +524,8 @@ class Partition:
     def whole(self) -> Iterator[list[tuple[Id, list[tuple[int, bytes]]]]]:
         """All user-side tile lists by user, some thousand at a time, for a store that lost its data. The partition may
         go on in between. What changes meanwhile is in :meth:`changes` as usual, so write the lists from here first."""
+        if self.journal is not None:
+            self.journal.note(Did.WHOLE)
         self._owners.add(*self._by_user())
         owners, bounds, keys = self._owners.all()
         start = 0
@@ -455,6 +573,7 @@ class Partition:
                 "users": self._by_user(),
                 "profiles": list(self._profiles.values()),
                 "owners": self._owners.snapshot(),
+                "sweep": (self._swept_turn, self._sweep_hour, self._sweep_at),
             },
             list(self._changed_items),
         )
@@ -494,6 +613,7 @@ class Partition:
             self._profiles = {str(user.user_id): user for user in head.profiles}
             ids, who, keys = head.owners
             self._owners.resume((ids, np.frombuffer(who, "<i4"), np.frombuffer(keys, "<u8")))
+            self._swept_turn, self._sweep_hour, self._sweep_at = head.sweep
             self._ended = True  # a key may have ended after the checkpoint
         except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
             raise StoreError(f"a damaged checkpoint ({error})", _REMEDY) from None
@@ -544,6 +664,7 @@ class _Head(msgspec.Struct):
     tiles: dict[str, memoryview]
     owners: tuple[list[Id], memoryview, memoryview] = ([], memoryview(b""), memoryview(b""))
     advance_ms: int | None = None
+    sweep: tuple[int, int, int] = (-1, 0, _SWEEPS)
 
 
 _ARRAYS = {"keys": "<u8", "ends": "<i8", "packed": "u1", "changed": "u1", "newest": "<i8"}

@@ -11,6 +11,8 @@
     silent for idle_s                      Publish, Checkpoint(advance_ms) ── it is written ──► Advance ──► Take, ...
     handed over to another worker          Publish, Checkpoint
     taken over, ahead of another clock     SetBack, before any Take
+    taken over, of topics that are gone    BeginAnew, before any Take
+    a settled page needs its impression    Recall ── it has been read ──► Return
 
 A :class:`Turn` is told what arrived, how far the topics have been read, what time it is and what was done. It answers
 with what is due, in order. The worker keeps that order. It does the short things (:class:`Take`, :class:`Advance`,
@@ -28,6 +30,7 @@ its case fail:
 :meth:`Turn._announcing`         The same, when the crash came before the checkpoint was written.
 :func:`clock_at`                 An event from another run's future was taken when our clock had come as far.
 :func:`is_set_back`              Another run's clock had left the watermark hours ahead; every event was late.
+:func:`other_logs`               The broker came back empty; the worker refused to start with the state it had.
 ===============================  ============================================================================
 """
 
@@ -35,6 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from millrace.contracts.clock import EventClock, Headers, data_now_ms, sent_by
@@ -54,6 +58,10 @@ HELD_MESSAGES = 4096
 """Fetching of events pauses when more events than this wait for impressions. It resumes at half of this number."""
 BEYOND_S = 3.0
 """A topic that ends before the checkpoint's offset for longer than this is taken to be another topic."""
+RECALLED = 256
+"""Impressions in one :class:`Recall`, at most. There is one at a time for each partition."""
+RECALL_S = 1.0
+"""Seconds from a reading that failed to the next."""
 AHEAD_S = 3600.0
 """A Kafka time stamp further ahead of our clock than this is not believed (brokers refuse it from Kafka 4 on).
 Otherwise one such impression would release all events before the impressions that they wait for."""
@@ -107,6 +115,27 @@ class SetBack:
 
 
 @dataclass(frozen=True, slots=True)
+class BeginAnew:
+    """These topics are other logs than the checkpoint's: begin their offsets again; send what results, and say so."""
+
+    topics: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Read these impressions again, in the background: Kafka offset by request. Then call :meth:`Turn.recalled`."""
+
+    wanted: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """Give these impressions to the partition (None: it is gone); send what results."""
+
+    found: Mapping[str, bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """Fetch no more events of this partition for now."""
 
@@ -133,12 +162,14 @@ class Checkpoint:
     were due before, are delivered. Then commit its offsets.
 
     ``advance_ms``: the state announces this :class:`Advance`, as the first thing that follows it.
+    ``last``: the partition is given up with it.
     """
 
     advance_ms: int | None
+    last: bool = False
 
 
-Due = Take | Advance | SetBack | Pause | Resume | Publish | Checkpoint
+Due = Take | Advance | SetBack | BeginAnew | Recall | Return | Pause | Resume | Publish | Checkpoint
 
 
 # ---------------------------------------------------------------------- arrivals
@@ -176,6 +207,22 @@ def arrival(
     return Arrival(partition, stamp_s, wall_s, Message(topic, offset, value, clock_at(stamp_s, headers, clock)))
 
 
+def other_logs(
+    said: Mapping[str, str], ids: Mapping[str, str], offsets: Mapping[str, int], ends: Mapping[str, int]
+) -> tuple[str, ...]:
+    """The topics that are not those which a checkpoint was made of, though they have their names.
+
+    Args:
+        said: topic ids in the checkpoint; a topic without one: it was not known.
+        ids: those of the broker. One that is empty or missing: the broker gives none.
+        offsets: next to read, in the checkpoint.
+        ends: of the broker's topics, this partition's. Where ids say nothing, an end before the offset tells.
+    """
+    known = {t for t in offsets if said.get(t) and ids.get(t)}
+    by_id = {t for t in known if said[t] != ids[t]}
+    return tuple(t for t in INPUTS if t in by_id or (t not in known and ends.get(t, 1 << 62) < offsets.get(t, 0)))
+
+
 # ---------------------------------------------------------------------- one partition
 
 
@@ -187,12 +234,15 @@ class Turn:
         pace: how often things are due.
         clock: event time by wall time.
         now: the moment of its assignment.
+        anew: topics that are other logs than those of the checkpoint (:func:`other_logs`).
 
     Raises:
         ClockError: the partition has taken events that are ahead of the clock.
     """
 
-    def __init__(self, partition: Partition, pace: Pace, clock: EventClock, now: Now) -> None:
+    def __init__(
+        self, partition: Partition, pace: Pace, clock: EventClock, now: Now, anew: tuple[str, ...] = ()
+    ) -> None:
         self.partition = partition
         self._pace, self._clock = pace, clock
         self._gate = Gate()
@@ -208,11 +258,19 @@ class Turn:
         self._advance_ms = partition.advance_ms  # of an advance that is announced or about to be announced
         self._announced = partition.advance_ms is not None  # a checkpoint announces it
         self._back = is_set_back(partition, clock, now.wall_s)  # a SetBack is due
+        self._anew = anew  # a BeginAnew is due
+        self._asked = 0  # readings of impressions in progress
+        self._ask_s = now.steady_s  # no sooner
+        self._found: dict[str, bytes | None] = {}  # read, not yet returned
         self._beyond_s: float | None = None  # since when a topic has ended before the checkpoint's offset
 
     @property
     def number(self) -> int:
         return self.partition.number
+
+    def position(self, topic: str) -> int:
+        """The next offset to read."""
+        return 0 if topic in self._anew else self.partition.offsets.get(topic, 0)
 
     def arrived(self, message: Arrival, now: Now) -> None:
         """A message of this partition came."""
@@ -234,6 +292,12 @@ class Turn:
         if self._back:
             self._back, self._dirty = False, True
             yield SetBack()
+        if self._anew:
+            anew, self._anew, self._dirty = self._anew, (), True
+            yield BeginAnew(anew)
+        if self._found:
+            found, self._found, self._dirty = self._found, {}, True
+            yield Return(found)
         messages, self._waiting = self._waiting, []
         messages += self._released(reads, messages, now)
         held = len(self._gate)
@@ -263,12 +327,13 @@ class Turn:
             yield self._publication(now)
         if save and self._dirty:
             yield from self._checkpoint(now)
+        yield from self._recall(now)
         self._check_ends(reads, now)
 
     def last(self, now: Now) -> Iterator[Due]:
         """What is due before the partition is given up."""
         if self._dirty:
-            yield from self._checkpoint(now)
+            yield from self._checkpoint(now, last=True)
 
     def snapshot(self) -> PartitionSnapshot:
         """The content of a :class:`Checkpoint` that is due: the partition, and the advance that follows.
@@ -285,6 +350,14 @@ class Turn:
         elif isinstance(due, Checkpoint):
             self._saving -= 1
             self._announced = due.advance_ms is not None
+
+    def recalled(self, found: Mapping[str, bytes | None] | None, now: Now) -> None:
+        """The impressions of a :class:`Recall` were read; None: they could not be."""
+        self._asked -= 1
+        if found is None:
+            self._ask_s = now.steady_s + RECALL_S
+        else:
+            self._found |= found
 
     # ------------------------------------------------------------------ rules
 
@@ -329,18 +402,28 @@ class Turn:
         self._advance_ms = until_ms
         yield from self._checkpoint(now)
 
+    def _recall(self, now: Now) -> Iterator[Due]:
+        """Impressions that settled pages need, some at a time. While they are read, everything goes on; their pages
+        wait. A reading that fails is due again: what waits is in the state, so nothing is lost by it."""
+        if self._asked or self._found or self._anew or now.steady_s < self._ask_s:
+            return
+        wanted = dict(islice(self.partition.wanted.items(), RECALLED))
+        if wanted:
+            self._asked += 1
+            yield Recall(wanted)
+
     def _publication(self, now: Now) -> Publish:
         self._published_s = now.steady_s
         self._publications += 1
         new, self._new = self._new, False
         return Publish(new)
 
-    def _checkpoint(self, now: Now) -> Iterator[Due]:
+    def _checkpoint(self, now: Now, last: bool = False) -> Iterator[Due]:
         """All changes are published first, so that a restart from this checkpoint has few to publish again."""
         yield self._publication(now)
         self._saved_s, self._dirty = now.steady_s, False
         self._saving += 1
-        yield Checkpoint(self._advance_ms)
+        yield Checkpoint(self._advance_ms, last)
 
     def _check_ends(self, reads: Reads, now: Now) -> None:
         offsets = self.partition.offsets
@@ -354,7 +437,7 @@ class Turn:
             raise BrokerError(
                 f"topic '{beyond[-1]}' partition {self.number} ends before offset {offsets[beyond[-1]]} of its "
                 "checkpoint: it is not the topic that was read",
-                "move the checkpoints away (MILLRACE_DATA), or name the old broker",
+                "start the role again: it goes on with its state and reads the new topic from its beginning",
             )
 
 
@@ -381,13 +464,19 @@ class Turns:
         """A rebalance begins: nothing is ours until :meth:`begin`."""
         self._turns = None
 
-    def begin(self, partitions: Iterable[Partition], now: Now) -> None:
+    def begin(
+        self, partitions: Iterable[Partition], now: Now, anew: Mapping[int, tuple[str, ...]] | None = None
+    ) -> None:
         """These partitions are ours, in the state of their newest checkpoints.
+
+        Args:
+            anew: by partition, topics that are other logs than its checkpoint's.
 
         Raises:
             ClockError: one of them has taken events that are ahead of the clock.
         """
-        self._turns = {p.number: Turn(p, self._pace, self._clock, now) for p in partitions}
+        others = anew or {}
+        self._turns = {p.number: Turn(p, self._pace, self._clock, now, others.get(p.number, ())) for p in partitions}
 
     def positions(self) -> dict[tuple[str, int], int] | None:
         """The next offset to read, by topic and partition; None: not known yet, so that nothing may be read.
@@ -397,7 +486,7 @@ class Turns:
         """
         if self._turns is None:
             return None
-        return {(topic, n): t.partition.offsets.get(topic, 0) for n, t in self._turns.items() for topic in INPUTS}
+        return {(topic, n): turn.position(topic) for n, turn in self._turns.items() for topic in INPUTS}
 
     def arrived(self, arrivals: Iterable[Arrival], now: Now) -> None:
         """Messages came. Those of partitions that are not ours are dropped: the worker that owns them reads them."""

@@ -8,8 +8,11 @@ import gc
 
 import numpy as np
 
-from millrace.contracts.events import Click, Exposure, Impression, Item, to_json, to_msgpack
+from millrace.contracts import once
+from millrace.contracts.events import Click, Exposure, Impression, Item, to_json
+from millrace.contracts.impressions import impression_bytes
 from millrace.contracts.itemtiles import pack
+from millrace.contracts.once import Rates
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from stream.lists import ShopLists
@@ -33,7 +36,8 @@ def calm_collector() -> None:
 
 def warm_up(schema: Schema, policy: Policy) -> None:
     """Compiles the functions that a worker will call. It touches only objects of its own."""
-    part, layout = Partition(0, schema, policy), schema.layout
+    once.warm_up()
+    part, layout, rates = Partition(0, schema, policy), schema.layout, Rates.of(schema)
     n, last_ms = 300, _TS_MS + (schema.windows.days[-1] + 3) * _DAY_MS
     for turn, ts in enumerate((_TS_MS, _TS_MS + 2 * _DAY_MS, last_ms)):
         page, items = f"r{turn}", list(range(n))
@@ -52,7 +56,7 @@ def warm_up(schema: Schema, policy: Policy) -> None:
             num=bytes(4 * n * layout.N),
         )
         seen, click = Exposure(page, page, ts, 1, [*items]), Click(f"c{turn}", page, ts + 1, 1, 0, 0)
-        part.take([Message(IMPRESSIONS, turn, to_msgpack(served))], ts)
+        part.take([Message(IMPRESSIONS, turn, impression_bytes(served, rates))], ts)
         part.take([Message(EVENTS, 2 * turn, to_json(seen)), Message(EVENTS, 2 * turn + 1, to_json(click))], ts)
         part.advance(ts + policy.life_ms)
         changes = part.changes()

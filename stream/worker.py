@@ -5,6 +5,7 @@
 
     Faust agent ──► buffer ──► pump: what is due? (stream/turn.py) ──► take, advance       now, in short pieces
                                                                   ├──► pause, resume      the consumer
+                                                                  ├──► recall     a thread that reads impressions again
                                                                   └──► publish, checkpoint   the outlet's queue
 
     a thread of the worker that holds partition 0: items, features.items ──► the shop's lists in Redis
@@ -31,7 +32,7 @@ from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import BrokerError, MillraceError, ServiceError, one_line
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import EVENTS
+from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from millrace.processes.kafka import REMEDY, open_broker
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.wall import event_now_ms
@@ -41,11 +42,14 @@ from stream.alarms import Alarms
 from stream.faustio import StreamApp, calm_client
 from stream.gate import Arrival
 from stream.listkeeper import ListKeeper
+from stream.logids import ends_of, ids_of_inputs
 from stream.outlet import Outlet
 from stream.partition import Output, Partition, Policy
+from stream.recall import Recaller
 from stream.turn import (
     INPUTS,
     Advance,
+    BeginAnew,
     Checkpoint,
     Due,
     Now,
@@ -53,12 +57,15 @@ from stream.turn import (
     Pause,
     Publish,
     Reads,
+    Recall,
     Resume,
+    Return,
     SetBack,
     Take,
     Turn,
     Turns,
     arrival,
+    other_logs,
 )
 from stream.warm import calm_collector, warm_up
 
@@ -67,6 +74,7 @@ log = structlog.get_logger("stream")
 GATHER_SECONDS = 0.02  # how long a micro-batch may fill after its first message
 BUFFER_MESSAGES = 4096  # the agent waits while more messages than this are not taken
 LOOK_SECONDS = 0.1
+DOUBT_SECONDS = 1.0  # after such a silence of the broker, its topics may be other ones
 CLOSE_SECONDS = 11.0
 
 
@@ -86,6 +94,10 @@ class Worker:
         self.app.on_partitions_revoked.connect(self.revoked)
         self.app.on_partitions_assigned.connect(self.assigned)
         self.outlet = Outlet(settings, schema, self.app.commit_offsets)
+        self.recaller = Recaller(settings)
+        self._tasks: set[asyncio.Task[None]] = set()  # in the background, of which nobody waits for the end
+        self._doubtful = False  # the broker was silent, and has not been asked for its topics since
+        self._logs: dict[str, str] = {}  # ids of the input topics, as of the last assignment
         self.lists = ListKeeper(settings, schema, clock, self.outlet.tell)
         self.alarms = Alarms()
         self.failure: BaseException | None = None
@@ -142,20 +154,31 @@ class Worker:
                         f"partitions of {', '.join(INPUTS)} come apart: {by_topic}", "give them equal counts"
                     )
                 partitions = self.alarms.partitions = self.app.partitions_of(EVENTS)
-                loaded = [await asyncio.to_thread(self._load, number, partitions) for number in sorted(numbers)]
-                self.turns.begin(loaded, self._now())
+                self._logs = await asyncio.to_thread(ids_of_inputs, self.settings)
+                loaded, anew = [], {}
+                for number in sorted(numbers):
+                    partition, others = await asyncio.to_thread(self._load, number, partitions)
+                    loaded.append(partition)
+                    anew[number] = others
+                self.turns.begin(loaded, self._now(), anew)
                 self._loaded.set()
                 if 0 in numbers:
                     self.lists.active.set()
                 READY.set(1)
                 log.info("partitions", held=sorted(numbers), resumed=[p.number for p in loaded if p.offsets])
 
-    def _load(self, number: int, partitions: int | None) -> Partition:
-        partition = Partition(number, self.schema, self.policy, partitions)
-        body = self.outlet.checkpoints.newest(number)
-        if body is not None:
-            partition.resume(body)
-        return partition
+    def _load(self, number: int, partitions: int | None) -> tuple[Partition, tuple[str, ...]]:
+        """A partition as its checkpoints have it, and the topics that are others than those it has read."""
+        loaded = self.outlet.take_over(Partition(number, self.schema, self.policy, partitions, settles=True))
+        partition, line = loaded.partition, loaded.line
+        logs = self._logs
+        unknown = [t for t in INPUTS if t in partition.offsets and not (line.logs.get(t) and logs[t])]
+        ends = ends_of(self.settings, unknown, number) if unknown else {}
+        others = other_logs(line.logs, logs, partition.offsets, ends)
+        self.outlet.owns(number, line)
+        if not others:
+            line.logs = logs
+        return partition, others
 
     # ------------------------------------------------------------------ the pump
 
@@ -193,6 +216,13 @@ class Worker:
                 await self._emit(turn, turn.partition.advance(due.until_ms))
             case SetBack():
                 self._set_back(turn.partition)
+            case BeginAnew():
+                await self._begin_anew(turn, due.topics)
+            case Recall():
+                self._recall(turn, due)
+            case Return():
+                await self._emit(turn, turn.partition.returned(due.found))
+                await asyncio.sleep(0)
             case Pause() | Resume():
                 self.app.hold(TP(EVENTS, turn.number), isinstance(due, Pause))
             case Publish():
@@ -214,6 +244,48 @@ class Worker:
             event_clock=utc(event_now_ms(self.clock)),
             set_back_to=utc(partition.watermark_ms),
         )
+
+    async def _begin_anew(self, turn: Turn, topics: tuple[str, ...]) -> None:
+        partition = turn.partition
+        log.warning(
+            "topics are others than those that were read: they are read from their beginning, with the state at hand",
+            partition=partition.number,
+            topics=", ".join(topics),
+            not_known="; ".join(
+                f"what the old {topic} held from offset {partition.offsets.get(topic, 0)} on" for topic in topics
+            ),
+            impressions_gone_of_pages=partition.settled if IMPRESSIONS in topics else 0,
+        )
+        await self._emit(turn, partition.begin_anew(topics))
+        self.outlet.owns_logs(turn.number, self._logs)
+
+    def _recall(self, turn: Turn, due: Recall) -> None:
+        """Reads in the background. Whoever has lost the partition meanwhile gives the answer to nobody."""
+
+        async def read() -> None:
+            with self._guarded("reading impressions again"):
+                found = await asyncio.to_thread(self.recaller.read, turn.number, due.wanted.values())
+                answer = None if found is None else {request: found.get(at) for request, at in due.wanted.items()}
+                turn.recalled(answer, self._now())
+
+        self._background(read())
+
+    async def _check_logs(self) -> None:
+        """A broker that came back may have come back empty. Then offsets mean nothing: the next start begins anew."""
+        with self._guarded("asking for its topics"):
+            ids = await asyncio.to_thread(ids_of_inputs, self.settings)
+            others = [topic for topic in INPUTS if self._logs[topic] and ids[topic] and self._logs[topic] != ids[topic]]
+            if others:
+                raise BrokerError(
+                    f"topics {', '.join(others)} of broker '{self.settings.kafka}' are other ones than those that were "
+                    "read",
+                    "start the role again: it goes on with its state and reads them from their beginning",
+                )
+
+    def _background(self, what: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(what)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _alarm(self) -> None:
         """Tells when most events cannot be used."""
@@ -249,6 +321,11 @@ class Worker:
 
     def _check_broker(self, reads: list[Any]) -> None:
         silent_s = self.turns.unheard_s(reads, self._now())
+        if silent_s > DOUBT_SECONDS:
+            self._doubtful = True
+        elif self._doubtful and silent_s == 0 and self._logs:
+            self._doubtful = False
+            self._background(self._check_logs())
         if silent_s > self.settings.outage_seconds:
             raise BrokerError(f"broker '{self.settings.kafka}' has not answered for {silent_s:.0f} s", REMEDY)
 
@@ -288,7 +365,7 @@ class Worker:
             READY.set(0)
             self.lists.ending.set()
             lists = asyncio.to_thread(self.lists.join, 5.0)
-            for closing in (self.app.leave(5.0), self.outlet.close(), lists):
+            for closing in (self.app.leave(5.0), self.outlet.close(), lists, asyncio.to_thread(self.recaller.close)):
                 try:
                     async with asyncio.timeout(CLOSE_SECONDS):
                         await closing

@@ -231,9 +231,11 @@ def test_a_worker_that_is_given_partitions_ahead_of_its_clock_ends_with_the_line
     async def main() -> None:
         shell = worker(tmp_path, at(T0))
         part = seen_until(T0 + 9 * HOUR)
-        shell.outlet.checkpoints.write(0, part.snapshot().to_bytes(), part.offsets)
+        shell.outlet.checkpoints.load(Partition(0, SCHEMA, POLICY)).line.write([], part.snapshot())
         assigned = {TP(topic, 0) for topic in rules.INPUTS}
         monkeypatch.setattr(shell.app, "partitions_of", lambda _: 1)
+        monkeypatch.setattr("stream.worker.ids_of_inputs", lambda _: dict.fromkeys(rules.INPUTS, "id"))
+        monkeypatch.setattr("stream.worker.ends_of", lambda *_: {})
         await shell.assigned(shell.app, assigned)
         assert isinstance(shell.failure, ClockError)
         assert await shell.positions() == {}, "Faust waits for nothing"

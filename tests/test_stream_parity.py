@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.bench.reference import ReferencePartition
-from millrace.contracts.events import Impression, Item, decode_impression, to_msgpack
+from millrace.contracts.events import Impression, Item, to_msgpack
+from millrace.contracts.impressions import decode_impression
 from millrace.contracts.itemtiles import pack
 from millrace.contracts.online import window_field, window_fields
 from millrace.contracts.schema import parse_schema

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from millrace.contracts.errors import StoreError
-from millrace.contracts.events import MAX_EVENT_BYTES, Impression, User, decode_impression, to_json, to_msgpack
+from millrace.contracts.events import MAX_EVENT_BYTES, Impression, User, to_json, to_msgpack
+from millrace.contracts.impressions import decode_impression
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.schema import parse_schema
 from millrace.contracts.settings import Settings

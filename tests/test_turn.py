@@ -22,11 +22,29 @@ from stream import turn as rules
 from stream.gate import ReadTo
 from stream.join import Message
 from stream.partition import Partition
-from stream.turn import HELD_MESSAGES, Now, Pace, Pause, Reads, Resume, Take, Turn, Turns, arrival
+from stream.turn import (
+    HELD_MESSAGES,
+    RECALLED,
+    Advance,
+    BeginAnew,
+    Now,
+    Pace,
+    Pause,
+    Reads,
+    Recall,
+    Resume,
+    Return,
+    Take,
+    Turn,
+    Turns,
+    arrival,
+    other_logs,
+)
 from tests.stream_world import POLICY, SCHEMA, T0
 from tests.turn_scene import (
     CLOCK,
     CRASH,
+    EMPTY_BROKER,
     LOST_REDIS,
     OTHER_RUN,
     PACE,
@@ -35,6 +53,7 @@ from tests.turn_scene import (
     SILENCE,
     SLOW_IMPRESSIONS,
     STANDSTILL,
+    UNREADABLE,
     WALL_S,
     Happening,
     Scene,
@@ -231,6 +250,110 @@ def test_a_click_before_the_end_of_attribution_makes_a_positive() -> None:
     assert scene.kinds("a", 1) == {NEGATIVE: 1}
 
 
+# A page is exposed; after 9 s, 36 minutes of event time, silence has settled it. Then it is clicked.
+LATE_CLICK = [page("a"), SILENCE(9), click("a")]
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        LATE_CLICK,
+        [*LATE_CLICK, CRASH],
+        [*LATE_CLICK, REBALANCE],
+        [page("a"), SILENCE(9), UNREADABLE(4), click("a")],
+        [page("a"), SILENCE(9), UNREADABLE(4), click("a"), RUN(1), CRASH],
+        [page("a"), SILENCE(9), UNREADABLE(4), click("a"), RUN(1), REBALANCE, RUN(1), CRASH],
+        [page("a"), SILENCE(9), UNREADABLE(15), click("a"), RUN(20)],  # the page's time is over before it is read
+        [page("a"), page("b"), SILENCE(9), click("a"), RUN(0.3), CRASH, click("b")],
+    ],
+    ids=str,
+)
+def test_a_late_click_finds_its_page_though_the_impression_was_given_up(story: list[Happening]) -> None:
+    scene = Scene().play(story).finish().check()
+    assert scene.dues["Recall"]
+    assert scene.kinds("a") == {NEGATIVE: 1, CORRECTION: 1}
+    assert not any(turn.partition.wanted for turn in scene.turns)
+
+
+def test_impressions_are_asked_for_some_at_a_time_and_again_after_a_failure() -> None:
+    partition = Partition(0, SCHEMA, POLICY, settles=True)
+    one = turn(partition)
+    wanted = {f"r{k}": k for k in range(RECALLED + 10)}
+    partition._join.wanted.update(wanted)
+
+    def asked(at_s: float) -> list[Any]:
+        return [due for due in one.outbound({}, 0, Now(at_s, WALL_S + at_s)) if isinstance(due, Recall)]
+
+    (due,) = asked(1.0)
+    assert due.wanted == dict(list(wanted.items())[:RECALLED])
+    assert not asked(2.0)  # it is being read
+    one.recalled(None, Now(3.0, WALL_S + 3))
+    assert not asked(3.9)
+    assert asked(4.0) == [due]
+    found = dict.fromkeys(due.wanted, b"")
+    one.recalled(found, Now(5.0, WALL_S + 5))
+    assert not asked(5.1)  # they are not returned yet
+    assert [d for d in one.inbound({}, Now(5.1, WALL_S + 5)) if isinstance(d, Return)] == [Return(found)]
+
+
+def test_an_advance_that_is_announced_comes_before_what_was_read() -> None:
+    """A worker that recovers makes the advance first, so it must be first here too."""
+    partition = Partition(0, SCHEMA, POLICY, settles=True)
+    partition.advance_ms = T0
+    one = Turn(partition, PACE, CLOCK, Now(0.0, WALL_S), anew=("events",))
+    one._asked = 1
+    one.recalled({"r": b""}, Now(0.0, WALL_S))
+    assert list(one.inbound({}, Now(0.1, WALL_S))) == [Advance(T0), BeginAnew(("events",)), Return({"r": b""})]
+
+
+def test_an_empty_broker_is_read_from_its_beginning_with_the_state_at_hand() -> None:
+    """What waits in memory goes on. A settled page's impression is gone, so its click is a dead letter that says so."""
+    scene = Scene().play([page("old"), SILENCE(9), page("a"), page("b"), RUN(1), EMPTY_BROKER])
+    scene.play([click("old"), click("a"), page("c"), click("c")]).finish()
+    assert scene.dues["BeginAnew"] == 1  # of the other partition nothing had been read
+    assert [scene.kinds(name) for name in "abc"] == [{POSITIVE: 1}, {NEGATIVE: 1}, {POSITIVE: 1}]
+    assert scene.kinds("old") == {NEGATIVE: 1}
+    assert scene.dead == {"impression-gone": 1}
+    assert all(len(bodies) == 1 for bodies in scene.samples.values())
+    for one in scene.turns:
+        assert one.partition.pending == 0
+
+
+def test_without_the_rule_an_empty_broker_is_not_read() -> None:
+    """As it would be if nobody asked which log this is: what comes seems to have been taken already."""
+    with patch("tests.turn_scene.other_logs", lambda *_: ()):
+        scene = Scene().play([page("a"), RUN(1), EMPTY_BROKER, page("c"), RUN(12)])
+    assert not scene.kinds("c")
+
+
+@pytest.mark.parametrize("moment", range(1, 12))
+def test_a_crash_right_after_an_empty_broker_reads_it_from_its_beginning_again(moment: int) -> None:
+    """Whenever it comes: before the new topics' offsets are in a checkpoint, and after."""
+    scene = Scene(rests=0).play([page("old"), SILENCE(9), page("a"), RUN(1), EMPTY_BROKER, page("c"), click("c")])
+    scene.play([RUN(moment / 10), CRASH, click("a")]).finish()
+    assert [scene.kinds(name) for name in ("old", "a", "c")] == [{NEGATIVE: 1}, {POSITIVE: 1}, {POSITIVE: 1}]
+    assert all(len(bodies) == 1 for bodies in scene.samples.values())
+    assert not scene.dead
+
+
+@pytest.mark.parametrize(
+    ("said", "ids", "ends", "others"),
+    [
+        ({"events": "A"}, {"events": "A"}, {"events": 3}, ()),  # the id is the same: an end that lags is no matter
+        ({"events": "A"}, {"events": "B"}, {"events": 900}, ("events",)),  # grown beyond the offset already
+        ({"events": "A"}, {"events": ""}, {"events": 3}, ("events",)),
+        ({}, {"events": "B"}, {"events": 500}, ()),
+        ({}, {}, {"events": 499}, ("events",)),
+        ({}, {}, {}, ()),
+        ({"users": "A"}, {"users": "B"}, {}, ()),  # nothing was read of it
+    ],
+)
+def test_what_tells_another_log_from_the_one_that_was_read(
+    said: dict[str, str], ids: dict[str, str], ends: dict[str, int], others: tuple[str, ...]
+) -> None:
+    assert other_logs(said, ids, {"events": 500}, ends) == others
+
+
 @st.composite
 def stories(draw: st.DrawFn) -> list[Happening]:
     """Pages and clicks, and whatever may happen to a worker in between."""
@@ -246,7 +369,7 @@ def stories(draw: st.DrawFn) -> list[Happening]:
         return made
 
     for _ in range(draw(st.integers(1, 12))):
-        match draw(st.integers(0, 9)):
+        match draw(st.integers(0, 10)):
             case 0 | 1 | 2:
                 story.append(shop())
             case 3:
@@ -258,6 +381,8 @@ def stories(draw: st.DrawFn) -> list[Happening]:
                 story.append(SLOW_IMPRESSIONS(draw(st.integers(0, 4))))
             case 9:
                 story.append(RUN(draw(st.integers(1, 4)) / 10))
+            case 10:
+                story.append(UNREADABLE(draw(st.sampled_from([0.5, 3.0, 20.0]))))
             case kind:
                 story.append({6: CRASH, 7: REBALANCE, 8: LOST_REDIS}[kind])
     return story
@@ -298,7 +423,7 @@ def test_a_topic_that_ends_before_the_checkpoint_is_another_topic() -> None:
     list(one.outbound({"events": ReadTo(500, 500, WALL_S, 500)}, 0, Now(3.0, WALL_S + 3)))  # it was late to know
     list(one.outbound(ends, 0, Now(9.0, WALL_S + 9)))
     list(one.outbound(ends, 0, Now(12.0, WALL_S + 12)))
-    with pytest.raises(BrokerError, match=r"topic 'events' partition 0 ends before offset 500 .*MILLRACE_DATA"):
+    with pytest.raises(BrokerError, match=r"topic 'events' partition 0 ends before offset 500 .*start the role again"):
         list(one.outbound(ends, 0, Now(12.1, WALL_S + 12.1)))
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from millrace.contracts.errors import ServiceError
+from millrace.contracts.errors import BrokerError, ServiceError
+from millrace.contracts.samples import CORRECTION
 from millrace.contracts.settings import load_settings
 from stream.partition import Partition
-from stream.turn import INPUTS
+from stream.turn import INPUTS, Recall
 from stream.worker import Worker
-from tests.stream_world import POLICY, SCHEMA
+from tests.stream_world import HOUR, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
 
 
 def worker(folder: Path) -> Worker:
@@ -70,5 +72,71 @@ def test_an_outlet_ends_though_a_library_swallows_its_cancellation(tmp_path: Pat
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("ids", [("A", "A", ""), ("A", "B", "")])
+def test_a_broker_that_came_back_with_other_topics_ends_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: tuple[str, ...]
+) -> None:
+    """After a silence it is asked, once. The next start begins anew, with the state at hand."""
+
+    async def main() -> None:
+        shell, silent_s, asked = worker(tmp_path), [0.0, 2.0, 0.0, 0.0], list[int]()
+        shell._logs = dict.fromkeys(INPUTS, "A")
+        monkeypatch.setattr(shell.turns, "unheard_s", lambda *_: silent_s.pop(0))
+
+        def tell(_: Any) -> dict[str, str]:
+            asked.append(1)
+            return dict(zip(INPUTS, ids, strict=True))
+
+        monkeypatch.setattr("stream.worker.ids_of_inputs", tell)
+        while silent_s:
+            shell._check_broker([])
+        await asyncio.gather(*shell._tasks)
+        assert len(asked) == 1
+        if ids[1] == "A":
+            assert shell.failure is None
+        else:
+            assert isinstance(shell.failure, BrokerError)
+            assert f"topics {INPUTS[1]} of broker" in str(shell.failure)
+
+    asyncio.run(main())
+
+
+def test_impressions_are_read_in_the_background_and_given_to_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        shell, log = worker(tmp_path), Log()
+        partition = Partition(0, SCHEMA, POLICY, settles=True)
+        raw = impression("a", T0, [1, 2])
+        partition.take([*log.impressions(raw), *log.events(exposure("a", T0, [1, 2]))], T0)
+        partition.advance(T0 + POLICY.attribution_ms + POLICY.disorder_ms)
+        partition.take(log.events(action("click", "a", T0 + 5, 1, 2)), T0 + HOUR)
+        shell.turns.begin([partition], shell._now())
+        read: list[Any] = []
+
+        def reads(number: int, offsets: Iterable[int]) -> dict[int, bytes]:
+            read.append((number, list(offsets)))
+            return {0: raw}
+
+        monkeypatch.setattr(shell.recaller, "read", reads)
+        (turn,) = shell.turns
+        recall = next(due for due in turn.outbound({}, 0, shell._now()) if isinstance(due, Recall))
+        await shell._do(turn, recall)
+        await asyncio.gather(*shell._tasks)
+        assert read == [(0, [0])]
+        sent: list[Any] = []
+
+        async def emit(_: int, output: Any) -> None:
+            sent.append(output)
+
+        monkeypatch.setattr(shell.outlet, "emit", emit)
+        for due in turn.inbound({}, shell._now()):
+            await shell._do(turn, due)
+        assert [row.kind for output in sent for row in rows(output.samples)] == [CORRECTION]
+        assert not partition.wanted
 
     asyncio.run(main())

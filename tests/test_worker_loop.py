@@ -24,6 +24,8 @@ import msgspec
 import numpy as np
 import pytest
 import redis
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.errors import KafkaConnectionError
 
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import (
@@ -52,7 +54,9 @@ from millrace.processes.wall import event_now_ms, wall_ms
 from millrace.windows.tiles import counts_of
 from stream.checkpoint import CheckpointStore
 from stream.faustio import Throttle
+from stream.logids import ends_of, ids_of_inputs
 from stream.partition import Message, Partition, Policy
+from stream.recall import Recaller
 from tests.demo_kafka import apache_kafka
 from tests.waiting import LONG, PATIENCE, until
 
@@ -205,7 +209,6 @@ class Loop:
                 "redis": self.store.start(),
                 "data": str(folder / "data"),
                 "clock": clock.encode(),
-                "idempotence": bool(kafka),
                 "partitions": PARTITIONS,
                 "session_timeout_ms": 2000,
                 "checkpoint_seconds": 0.3,
@@ -371,6 +374,9 @@ def test_an_undisturbed_run_says_what_the_core_says_and_once(steady: Loop) -> No
     ):
         until(lambda n=name, v=value: loop.figure(worker, f"millrace_{n}") == v, f"{name} is {value}")  # type: ignore[misc]
     assert set(loop.poll().values()) == {1}
+    assert loop.figure(worker, "millrace_impressions_recalled_total") > 0  # some clicks come an hour late
+    assert loop.figure(worker, "millrace_impressions_gone_total") == 0
+    assert loop.figure(worker, "millrace_checkpoint_bytes_total") > 0
     assert stop(worker, PATIENCE) == 0
     assert (loop.folder / "worker0.log").read_text().count("\n") < 6  # calm
 
@@ -488,15 +494,27 @@ def test_a_service_that_stays_away_is_one_line(tmp_path: Path, service: str, bus
         loop.close()
 
 
-def test_a_checkpoint_of_another_topic_is_one_line(loop: Loop) -> None:
-    """The broker is new, the checkpoints are old: what the topics hold is not what the state goes on from."""
-    loop.send([("events", 0, b"rubbish")] * 3)
+def test_a_new_broker_is_read_from_its_beginning_with_the_state_of_the_old(loop: Loop) -> None:
+    """The broker is new, the checkpoints are old: offsets begin again, a line says so, and pages that wait go on."""
     partition = Partition(0, SCHEMA, Policy.of(loop.settings))
-    partition.take([Message("events", 499, b"rubbish")], NEWEST_MS)
-    CheckpointStore(loop.settings.folder("checkpoints")).write(0, partition.snapshot().to_bytes(), partition.offsets)
-    line = last_line(loop.worker(), loop)
-    assert "topic 'events' partition 0 ends before offset 500" in line
-    assert "MILLRACE_DATA" in line
+    user = next(filter(lambda u: home(u) == 0, count()))
+    seen = to_json(Exposure("before", "before", START_MS - HOUR_MS, user, [7]))
+    partition.take([Message("events", 499, seen)], NEWEST_MS)
+    fresh = Partition(0, SCHEMA, Policy.of(loop.settings))
+    CheckpointStore(loop.settings.place("checkpoints")).load(fresh).line.write([], partition.snapshot())
+    loop.send([("events", 0, b"rubbish")] * 3)
+    worker = loop.worker()
+    loop.ready(worker)
+    loop.send(story(60, seed=11))
+    expected = answer(loop)
+    expected.dead["events", 0, 499] += 1  # what waited for its impression, which the old broker took along
+    loop.done(expected)
+    assert stop(worker, PATIENCE) == 0
+    assert "what the old events held from offset 500 on" in loop.logs()
+    again = loop.worker()  # and from then on they are the topics that it reads
+    loop.ready(again)
+    assert stop(again, PATIENCE) == 0
+    assert loop.logs().count("read from their beginning") == 1
 
 
 def test_a_checkpoint_ahead_of_the_event_clock_is_one_line(loop: Loop) -> None:
@@ -504,7 +522,8 @@ def test_a_checkpoint_ahead_of_the_event_clock_is_one_line(loop: Loop) -> None:
     ahead = to_json(Exposure("e", "r", NEWEST_MS + 9 * HOUR_MS, 7, [1]))
     partition = Partition(0, SCHEMA, Policy.of(loop.settings))
     partition.take([Message("events", 0, ahead)], NEWEST_MS + 9 * HOUR_MS)
-    CheckpointStore(loop.settings.folder("checkpoints")).write(0, partition.snapshot().to_bytes(), partition.offsets)
+    fresh = Partition(0, SCHEMA, Policy.of(loop.settings))
+    CheckpointStore(loop.settings.place("checkpoints")).load(fresh).line.write([], partition.snapshot())
     line = last_line(loop.worker(), loop)
     assert line.startswith("millrace: partition 0 has taken events up to 2023-11-16 07:13 UTC, ")
     assert "ahead of the event clock (2023-11-15 22:13 UTC)" in line
@@ -610,6 +629,38 @@ def test_apache_kafka_with_idempotent_producers(tmp_path: Path) -> None:
             assert stop(second, PATIENCE) == 0
         finally:
             loop.close()
+
+
+def test_impressions_are_read_again_by_their_offsets(loop: Loop) -> None:
+    """Near ones and far ones, in one reading; one whose time is over and one that the log does not reach are told."""
+    raws = [b"%d" % k for k in range(1000)]
+    loop.send([("impressions", 1, raw) for raw in raws])
+    recaller = Recaller(loop.settings)
+    try:
+        wanted = [999, 3, 4, 4, 7, 640, 641, 1000, 5000]
+        expected = {at: raws[at] if at < len(raws) else None for at in wanted}
+        assert recaller.read(1, wanted) == expected
+        assert recaller.read(0, [0]) == {0: None}
+        admin = KafkaAdminClient(bootstrap_servers=loop.settings.brokers)
+        admin.delete_records({TopicPartition("impressions", 1): 600})
+        admin.close()
+        assert recaller.read(1, [3, 640, 999]) == {3: None, 640: raws[640], 999: raws[999]}
+        assert all(ids_of_inputs(loop.settings).values())
+        assert ends_of(loop.settings, ["impressions", "events"], 1) == {"impressions": 1000, "events": 0}
+    finally:
+        recaller.close()
+
+
+def test_impressions_that_cannot_be_read_are_told_from_those_that_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(**_: Any) -> None:
+        raise KafkaConnectionError
+
+    monkeypatch.setattr("stream.recall.KafkaConsumer", away)
+    recaller = Recaller(load_settings({"kafka": "127.0.0.1:1", "data": str(tmp_path)}, environ={}))
+    assert recaller.read(1, [999]) is None
+    recaller.close()
 
 
 def test_a_client_that_repeats_itself_is_throttled() -> None:

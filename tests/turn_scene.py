@@ -19,11 +19,14 @@ from typing import Any, NamedTuple
 from millrace.contracts.clock import HEADER, EventClock
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.labels import policy_named
+from stream import journal
 from stream.gate import Arrival, ReadTo
+from stream.journal import Journal
 from stream.partition import Output, Partition
 from stream.turn import (
     INPUTS,
     Advance,
+    BeginAnew,
     Checkpoint,
     Due,
     Now,
@@ -31,12 +34,15 @@ from stream.turn import (
     Pause,
     Publish,
     Reads,
+    Recall,
     Resume,
+    Return,
     SetBack,
     Take,
     Turn,
     Turns,
     arrival,
+    other_logs,
 )
 from tests.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, action, exposure, impression, rows
 
@@ -46,6 +52,8 @@ CLOCK = EventClock(round(WALL_S * 1000), T0, 240.0)
 PACE = Pace(publish_s=0.2, checkpoint_s=0.3, idle_s=1.0)
 JOB_STEPS = 2  # what a publication or a checkpoint takes
 LOAD_STEPS = 3  # what loading the checkpoints takes
+READ_STEPS = 4  # what reading impressions again takes
+BASE_EVERY = 4  # checkpoints with a base among the others
 ITEMS = (11, 12)
 PARTITIONS = 2
 
@@ -106,8 +114,14 @@ class SLOW_IMPRESSIONS(NamedTuple):
     steps: int
 
 
-CRASH, REBALANCE, LOST_REDIS = "crash", "rebalance", "lost Redis"
-Happening = page | click | RUN | SILENCE | STANDSTILL | SLOW_IMPRESSIONS | OTHER_RUN | OTHER_CLOCK | str
+class UNREADABLE(NamedTuple):
+    """For so long, impressions cannot be read again."""
+
+    seconds: float
+
+
+CRASH, REBALANCE, LOST_REDIS, EMPTY_BROKER = "crash", "rebalance", "lost Redis", "empty broker"
+Happening = page | click | RUN | SILENCE | STANDSTILL | SLOW_IMPRESSIONS | OTHER_RUN | OTHER_CLOCK | UNREADABLE | str
 
 
 # ---------------------------------------------------------------------- broker and consumer
@@ -128,6 +142,16 @@ class Consumer:
     asked_s: dict[tuple[str, int], float] = field(default_factory=dict)
     paused: set[int] = field(default_factory=set)
     started: bool = False
+
+
+@dataclass
+class Saved:
+    """A partition's checkpoints: a base and the journals since, the ids of the topics, what the last one announces."""
+
+    base: bytes = b""
+    journals: list[bytes] = field(default_factory=list)
+    logs: dict[str, str] = field(default_factory=dict)
+    advance_ms: int | None = None
 
 
 class Key(NamedTuple):
@@ -155,7 +179,9 @@ class Scene:
         self.clock = CLOCK
         self.log: dict[tuple[str, int], list[Record]] = {(t, p): [] for t in INPUTS for p in range(PARTITIONS)}
         self.committed: dict[tuple[str, int], int] = {}
-        self.checkpoints: dict[int, bytes] = {}
+        self.checkpoints: dict[int, Saved] = {}
+        self.broker = 0  # how often it came back empty
+        self._unreadable_s = 0.0  # until when impressions cannot be read again
         self.redis: dict[tuple[str, int], bytes] = {}
         self.filled: set[int] = set()
         self.samples: dict[Key, set[Any]] = {}
@@ -175,6 +201,7 @@ class Scene:
         self._flight: list[tuple[int, int, Arrival]] = []  # generation, due step, message
         self._unsent: list[tuple[int, Output]] = []
         self._jobs: deque[tuple[int, Callable[[], None]]] = deque()
+        self._readings: list[tuple[int, Turn, Recall]] = []
         self._job_left = 0
         self._generation = getattr(self, "_generation", 0) + 1
         self._load_left = LOAD_STEPS
@@ -197,11 +224,18 @@ class Scene:
                     self._round()  # it wakes: what it does first is not to fetch
                 case SLOW_IMPRESSIONS(steps):
                     self._impression_steps = steps
+                case UNREADABLE(seconds):
+                    self._unreadable_s = self.wall_s + seconds
                 case OTHER_CLOCK(hours):
                     self.clock = replace(CLOCK, event_zero_ms=CLOCK.event_zero_ms - round(hours * HOUR))
                     self._begin()
                 case str():
-                    {CRASH: self._begin, REBALANCE: self._rebalance, LOST_REDIS: self._lose_redis}[item]()
+                    {
+                        CRASH: self._begin,
+                        REBALANCE: self._rebalance,
+                        LOST_REDIS: self._lose_redis,
+                        EMPTY_BROKER: self._lose_broker,
+                    }[item]()
             if not isinstance(item, STANDSTILL):
                 self._run(self._rests * STEP_S)
         return self
@@ -245,6 +279,17 @@ class Scene:
         self.redis.clear()
         self.filled.clear()
 
+    def _lose_broker(self) -> None:
+        """Broker and worker start again, and all that the topics held is gone. The state is not."""
+        self.broker += 1
+        self.log = {tp: [] for tp in self.log}
+        self.committed.clear()
+        self._begin()
+
+    @property
+    def logs(self) -> dict[str, str]:
+        return {topic: f"{topic} {self.broker}" for topic in INPUTS}
+
     # ------------------------------------------------------------------ the worker's hands
 
     def _run(self, seconds: float) -> None:
@@ -256,6 +301,7 @@ class Scene:
             self._deliver()
             self._round()
             self._work()
+            self._read()
 
     def _now(self) -> Now:
         return Now(self.wall_s, self.wall_s)
@@ -264,12 +310,22 @@ class Scene:
         if self._load_left:
             self._load_left -= 1
             if not self._load_left:
-                self.turns.begin([self._newest(number) for number in range(PARTITIONS)], self._now())
+                partitions = [self._newest(number) for number in range(PARTITIONS)]
+                anew = {
+                    number: other_logs(saved.logs, self.logs, partitions[number].offsets, {})
+                    for number, saved in self.checkpoints.items()
+                }
+                self.turns.begin(partitions, self._now(), anew)
 
     def _newest(self, number: int) -> Partition:
-        partition = Partition(number, SCHEMA, self._policy)
-        if number in self.checkpoints:
-            partition.resume(self.checkpoints[number])
+        partition = Partition(number, SCHEMA, self._policy, settles=True)
+        saved = self.checkpoints.get(number)
+        if saved is not None:
+            partition.resume(saved.base)
+            for one in saved.journals:
+                partition.replay(journal.from_bytes(one))
+            partition.advance_ms = saved.advance_ms
+        partition.journal = Journal()
         return partition
 
     def _fetch(self) -> None:
@@ -325,6 +381,12 @@ class Scene:
                 self._unsent.append((turn.number, turn.partition.advance(due.until_ms)))
             case SetBack():
                 turn.partition.set_back()
+            case BeginAnew():
+                self._unsent.append((turn.number, turn.partition.begin_anew(due.topics)))
+            case Recall():
+                self._readings.append((self._steps + READ_STEPS, turn, due))
+            case Return():
+                self._unsent.append((turn.number, turn.partition.returned(due.found)))
             case Pause():
                 self.consumer.paused.add(turn.number)
             case Resume():
@@ -353,12 +415,22 @@ class Scene:
             self.redis |= {(str(user), key): blob for key, blob in tiles}
 
     def _checkpoint(self, turn: Turn, due: Checkpoint) -> None:
-        state, offsets = turn.snapshot(), dict(turn.partition.offsets)
+        number, offsets, noted = turn.number, dict(turn.partition.offsets), turn.partition.journal
+        assert noted is not None
+        entries = noted.cut().entries
+        saves = self.dues["Checkpoint"]
+        base = turn.snapshot() if number not in self.checkpoints or saves % BASE_EVERY == 0 else None
+        # The first take of another topic follows its BeginAnew, so before that the offsets are of the topic before.
+        logs = self.checkpoints[number].logs if turn.position("events") != offsets.get("events", 0) else self.logs
         sent, self._unsent = self._unsent, []
 
         def job() -> None:
             self._sent(sent)
-            self.checkpoints[turn.number] = state.to_bytes()
+            saved = self.checkpoints.setdefault(number, Saved())
+            saved.journals.append(journal.to_bytes(entries))
+            if base is not None:
+                saved.base, saved.journals = base.to_bytes(), []
+            saved.logs, saved.advance_ms = logs, due.advance_ms
             self.committed |= {(topic, turn.number): offset for topic, offset in offsets.items()}
             turn.done(due)
 
@@ -371,6 +443,15 @@ class Scene:
             self._job_left -= 1
             if not self._job_left:
                 self._jobs.popleft()[1]()
+
+    def _read(self) -> None:
+        """The thread that reads impressions again."""
+        due = [one for one in self._readings if one[0] <= self._steps]
+        self._readings = [one for one in self._readings if one[0] > self._steps]
+        for _, turn, recall in due:
+            log = self.log["impressions", turn.number]
+            found = {r: log[at].raw if at < len(log) else None for r, at in recall.wanted.items()}
+            turn.recalled(None if self.wall_s < self._unreadable_s else found, self._now())
 
     def _deliver(self) -> None:
         """What the producer was given a step ago."""

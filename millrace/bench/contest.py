@@ -51,7 +51,6 @@ def exposures_a_second(
                 "kafka": broker.address,
                 "redis": store.address,
                 "data": str(folder / "data"),
-                "idempotence": False,
                 "partitions": PARTITIONS,
                 "clock": EventClock(wall_ms(), START_MS + count * STEP_MS).encode(),
                 "metrics_port": free_port(),

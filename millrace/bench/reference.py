@@ -25,8 +25,8 @@ from millrace.contracts.events import (
     Exposure,
     Impression,
     decode_event,
-    decode_impression,
 )
+from millrace.contracts.impressions import decode_impression
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, IMPRESSIONS

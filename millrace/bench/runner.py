@@ -20,7 +20,7 @@ from typing import TypedDict
 
 from millrace.contracts.errors import MillraceError, SettingError
 
-BENCHMARKS = ("learner", "realtime", "soak", "stream")
+BENCHMARKS = ("learner", "realtime", "soak", "stores", "stream")
 
 
 class Figure(TypedDict):

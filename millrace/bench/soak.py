@@ -22,6 +22,7 @@ from millrace.bench.stream import HOUR, OFTEN, PAGE, T0, TAKE, figure, history, 
 from millrace.contracts.errors import MillraceError
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
+from millrace.processes.memory import resident_bytes
 from stream.checkpoint import CheckpointStore
 from stream.partition import Partition, Policy
 
@@ -34,13 +35,10 @@ Say = Callable[[str], None]
 
 def rss_bytes() -> int:
     """Resident memory of this process."""
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    raise MillraceError("no resident memory in /proc/self/status", "run the soak on Linux")
+    held = resident_bytes()
+    if held is None:
+        raise MillraceError("no resident memory in /proc/self/status", "run the soak on Linux")
+    return held
 
 
 class Shop:
@@ -83,15 +81,14 @@ def run(out_dir: Path, progress: Say = print) -> list[dict[str, Any]]:
     shop.remember(days)
     for _ in range(2):  # pages live for some minutes, ids are remembered for as long again
         shop.play()
-    store = CheckpointStore(str(out_dir / "soak-checkpoints"))
+    store = CheckpointStore(out_dir / "soak-checkpoints")
+    line = store.load(Partition(0, shop.schema, Policy.of(Settings()))).line
     before = shop.samples
     used, keys, size = [], [], 0
     for hour in range(HOURS):
         shop.play()
-        body = shop.partition.snapshot().to_bytes()
-        store.write(0, body, shop.partition.offsets)
-        size = len(body)
-        del body
+        line.write([], shop.partition.snapshot())
+        size = line.base_bytes
         gc.collect()
         used.append(rss_bytes())
         keys.append(shop.partition.window_keys)

@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 
 from millrace.bench import faust_tables
 from millrace.bench.reference import ReferencePartition
-from millrace.contracts.events import Click, Exposure, Impression, Purchase, decode_impression, to_json, to_msgpack
+from millrace.contracts.events import Click, Exposure, Impression, Purchase, to_json
 from millrace.contracts.hashing import column_hash, combine
+from millrace.contracts.impressions import decode_impression, impression_bytes
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import IMPRESSIONS
@@ -119,7 +120,7 @@ def make(
             rng.integers(1, 1 << 62, (PAGE, layout.F)).astype("<i8").tobytes(),
             rng.random((PAGE, layout.N)).astype("<f4").tobytes(),
         )  # fmt: skip
-        events.append((t - 200, order, "impressions", to_msgpack(served)))
+        events.append((t - 200, order, "impressions", impression_bytes(served)))
         events.append((t, order + 1, "events", to_json(Exposure(f"e{i}", request, t, user, shown.tolist(), 0, t))))
         rows.append((keys, np.full(PAGE, t), np.zeros(PAGE, np.uint8)))
         order += 2
@@ -292,7 +293,7 @@ def key_scaling(say: Say) -> Measurements:
             if m.topic == IMPRESSIONS:
                 served = decode_impression(raw)
                 keys = pool[rng.integers(0, size, (len(served.items), schema.layout.K))]
-                raw = to_msgpack(msgspec.structs.replace(served, keys=keys.astype("<u8").tobytes()))
+                raw = impression_bytes(msgspec.structs.replace(served, keys=keys.astype("<u8").tobytes()))
             messages.append(m._replace(raw=raw))
         cases[size] = (store.snapshot(), messages)
     best = dict.fromkeys(cases, float("inf"))
@@ -381,7 +382,9 @@ def bytes_per_key(say: Say) -> Measurements:
 
 
 def checkpoints(say: Say) -> Measurements:
-    """A partition with a million keys and an hour of pages: freeze (holds the loop up), write in a thread, recover."""
+    """A partition with a million keys and an hour of pages: freeze (holds the loop up), write in a thread, recover.
+
+    These are whole states. What a checkpoint costs between two of them: :mod:`millrace.bench.checkpoints`."""
     schema, policy = shop_schema(), Policy.of(Settings())
     partition = Partition(0, schema, policy)
     pages = make(schema, 2000, 20_000, 50_000, 0.4, seed=5, start_ms=T0 + 30 * 24 * HOUR)
@@ -390,23 +393,21 @@ def checkpoints(say: Say) -> Measurements:
     frozen_s = write_s = read_s = float("inf")
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore(folder)
+        line = store.load(Partition(0, schema, policy)).line
         for turn in range(PASSES):
             say(f"checkpoint, pass {turn + 1} of {PASSES}")
             started = time.perf_counter()
             frozen = partition.snapshot()
             frozen_s = min(frozen_s, time.perf_counter() - started)
-            thread = threading.Thread(target=lambda f=frozen: store.write(0, f.to_bytes(), partition.offsets))
+            thread = threading.Thread(target=line.write, args=([], frozen))
             thread.start()
             thread.join()
             write_s = min(write_s, time.perf_counter() - started)
             started = time.perf_counter()
-            body = store.newest(0)
-            assert body is not None
-            again = Partition(0, schema, policy)
-            again.resume(body)
+            again = store.load(Partition(0, schema, policy)).partition
             read_s = min(read_s, time.perf_counter() - started)
         assert again.window_keys == partition.window_keys
-        size = len(store.newest(0) or b"")
+        size = line.base_bytes
     return [
         figure("checkpoint_seconds", write_s, "s", "2 s", write_s / 2),
         figure("checkpoint_holds_up_seconds", frozen_s, "s"),

@@ -299,6 +299,10 @@ class TileStore:
             out += [raw[a:b] for a, b in zip([0, *stops[:-1]], stops, strict=True)]
         return out
 
+    def settle(self, keys: U64) -> None:
+        """What :meth:`export` with ``settle`` does to the store, without packing anything."""
+        self._sizes(_contiguous(keys, _U64), settle=True)
+
     def put(self, keys: U64, blobs: Sequence[bytes]) -> None:
         """Replaces the lists of ``keys`` (n,) by packed ones; an empty list takes its key out.
 
