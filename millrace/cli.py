@@ -12,7 +12,7 @@ from typing import Any, Literal
 import cyclopts
 
 from millrace import __version__
-from millrace.contracts.errors import LogError, MillraceError, SettingError
+from millrace.contracts.errors import FENCED_STATUS, FencedError, LogError, MillraceError, SettingError, SnapshotError
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings, load_settings
 
@@ -309,19 +309,40 @@ def bench(name: str, *, out: Path) -> None:
 
 
 @app.command
-def verify(folder: Path) -> None:
-    """Prove that each model snapshot in FOLDER plus the deltas after it equals the next snapshot, bit for bit."""
-    from millrace.contracts.modelstore import verify as prove
+def verify(store: str, *, kafka: str | None = None) -> None:
+    """Prove that each model snapshot in STORE plus the deltas after it equals the next snapshot, bit for bit.
 
-    if not folder.is_dir():
-        raise LogError(f"'{folder}' is no folder", "name a model store: the folder 'models' in the data folder")
-    proofs = prove(folder)
-    for proof in proofs:
-        print(
-            f"snapshot {proof.base} + {proof.deltas} deltas = snapshot {proof.target}: {proof.rows} rows, bit for bit"
+    Parameters
+    ----------
+    store
+        A model store: the folder or object store 'models'.
+    kafka
+        Broker whose topic model.deltas has the deltas (default: MILLRACE_KAFKA; none: those in the store alone).
+    """
+    from millrace.versions.modelstore import ModelStore
+    from millrace.versions.proof import prove
+
+    if "://" not in store and not Path(store).is_dir():
+        raise LogError(f"'{store}' is no folder", "name a model store: the folder 'models' in the data folder")
+    settings = load_settings({"kafka": kafka})
+    bodies = {}
+    if settings.kafka:
+        from millrace.processes.deltas import read_deltas
+
+        bodies = read_deltas(settings)
+    found = prove(ModelStore(store, writes=False), bodies)
+    for proof in found.proofs:
+        way = f"snapshot {proof.base.number} + {proof.deltas} deltas = snapshot {proof.target.number}"
+        print(f"{way}: {proof.rows} rows, bit for bit")
+    for gap in found.unproved:
+        lost = f"{len(gap.missing)} deltas, {gap.missing[0]} to {gap.missing[-1]}, " if gap.missing else ""
+        print(f"snapshot {gap.base.number} to snapshot {gap.target.number} cannot be proved: {lost}{gap.why}")
+    if found.unproved and not found.proofs:
+        raise SnapshotError(
+            f"nothing in '{store}' could be proved for want of deltas", "name the broker that has them with --kafka"
         )
-    if not proofs:
-        print(f"nothing to prove in {folder}: fewer than two snapshots of one chain")
+    if not found.proofs:
+        print(f"nothing to prove in {store}: fewer than two snapshots of one chain")
 
 
 @app.command
@@ -363,11 +384,12 @@ def _absolute(path: Path | None) -> str | None:
 
 
 def main() -> None:
-    """Runs the command line; an expected failure is one line on standard error and status 1."""
+    """Runs the command line. An expected failure is one line on standard error and status 1; status 3 says that whoever
+    started it must not start it again."""
     try:
         app()
     except MillraceError as error:
         print(f"millrace: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(FENCED_STATUS if isinstance(error, FencedError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

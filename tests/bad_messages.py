@@ -6,6 +6,9 @@ Not all of them are unusable: a null may stand where nothing is needed. What eac
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +16,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from millrace.contracts.events import MAX_EVENT_BYTES
+from millrace.contracts.events import MAX_EVENT_BYTES, Impression
+from millrace.contracts.impressions import impression_bytes
+from millrace.contracts.once import Rates
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -28,6 +33,8 @@ from millrace.contracts.topics import (
     TRUTH,
     USERS,
 )
+from millrace.versions.modellog import _sealed
+from millrace.versions.versioning import MAX_EPOCH
 
 PARTITIONS = Settings().partitions
 
@@ -248,6 +255,13 @@ def bad_impressions(schema: Schema, ts_ms: int) -> Iterator[Bad]:
         "served_ms": ts_ms,
     }
     yield from packed_bad(IMPRESSIONS, b"7", good)
+    once = impression_bytes(Impression(**good), Rates.of(schema))
+    yield from whole(IMPRESSIONS, b"7", once)
+    message = msgspec.msgpack.decode(once)
+    for place, part in enumerate(message):
+        for value in (None, -1, 1 << 63, "x", b"\xff", [], [part], part * 2 if isinstance(part, bytes) else {}):
+            changed = [*message[:place], value, *message[place + 1 :]]
+            yield Bad(IMPRESSIONS, f"entry {place} is {str(value)[:20]}", b"7", msgspec.msgpack.encode(changed))
     for name, fill in {"num": b"\xff", "scores": b"\x7f", "cat": b"\x80", "keys": b"\xff"}.items():
         # Whole arrays of NaN, of huge numbers, of the same key: of the right size, so the message is taken.
         odd = {**good, "request_id": f"odd-{name}", name: fill * len(good[name])}
@@ -298,8 +312,29 @@ def good_samples(schema: Schema, ts_ms: int) -> SampleBatch:
 def bad_samples(good: SampleBatch) -> Iterator[Bad]:
     raw = good.to_bytes()
     yield from whole(SAMPLES, b"", raw)
-    form, request, f, n, columns = msgspec.msgpack.decode(raw)
     encode = msgspec.msgpack.encode
+    message = msgspec.msgpack.decode(raw)
+    for place, part in enumerate(message):
+        for what, value in {
+            "nothing": None,
+            "a number": 1 << 62,
+            "negative": -1,
+            "a text": "x",
+            "a byte": b"\x80",
+            "empty": [],
+            "one more": [*part, b"\xff"] if isinstance(part, list) else [part],
+            "one less": part[:-1] if isinstance(part, list) else [part],
+        }.items():
+            yield Bad(SAMPLES, f"entry {place}: {what}", b"", encode([*message[:place], value, *message[place + 1 :]]))
+    yield from bad_old_samples(good)
+
+
+def bad_old_samples(good: SampleBatch) -> Iterator[Bad]:
+    """Samples as they were written before: each column as it is."""
+    encode = msgspec.msgpack.encode
+    form, request, (f, n) = 2, list(good.request), (good.cat.shape[1], good.num.shape[1])
+    columns = {name: getattr(good, name).tobytes() for name in SampleBatch.__slots__ if name != "request"}
+    yield from whole(SAMPLES, b"", encode((form, request, f, n, columns)))
     for name, changed in {
         "another form": (9, request, f, n, columns),
         "no requests": (form, [], f, n, columns),
@@ -326,17 +361,56 @@ def bad_samples(good: SampleBatch) -> Iterator[Bad]:
 
 
 def bad_announcements(schema: Schema, ts_ms: int) -> Iterator[Bad]:
+    """Messages of ``model.deltas``: JSON of the form before; rubbish; and each kind of our own with a right checksum
+    and something wrong within. Their epoch is 0: none of them is a learner that takes over, which is no bad message."""
     note = json_fields(
-        kind="delta", version=5, parent="0" * 64, hash="1" * 64, digest="2" * 64, file="delta-00000005.safetensors",
-        size=10, schema_id=schema.id, spec={"model": "wide_deep"}, event_ms=ts_ms, trained=1, origins=[ts_ms],
-        published_ms=ts_ms, offsets={}, extra={},
+        kind="delta", epoch=0, version=5, claimant="nobody", parent="0" * 64, hash="1" * 64, digest="2" * 64, size=10,
+        schema_id=schema.id, spec={"model": "wide_deep"}, event_ms=ts_ms, trained=1, origins=[ts_ms],
+        published_ms=ts_ms, chunks=1, file=None, parts=[], training=[], follows=3, log="", offsets={}, logs={},
+        extra={},
     )  # fmt: skip
-    yield from json_bad(MODEL_DELTAS, b"", note)
-    for file in ("/dev/zero", "../../etc/passwd", "..", ".hidden", "a/b/c", "", "a\\u0000b", "/etc/passwd", "a//b"):
-        yield Bad(MODEL_DELTAS, f"file: {file}", b"", json_object(note | {"file": f'"{file}"'.encode()}))
     snapshot = note | json_fields(kind="snapshot", parent="3" * 64, hash="3" * 64)
+    yield from json_bad(MODEL_DELTAS, b"", note)
+    for bad in json_bad(MODEL_DELTAS, b"", snapshot):
+        yield from _enclosed("snapshot", bad, b"S")
+    for bad in json_bad(MODEL_DELTAS, b"", json_fields(epoch=0, claimant="nobody")):
+        yield from _enclosed("claim", bad, b"C")
+    piece, length = struct.Struct("<QQ8sII"), struct.Struct("<I")
+    head = piece.pack(0, 5, hashlib.sha256(b"nobody").digest()[:8], 0, 1)
+    for bad in json_bad(MODEL_DELTAS, b"", note):
+        value = bad.value or b""
+        yield from _enclosed("delta", bad, b"D", head + length.pack(len(value)))
+    for name, rest in {
+        "no head": b"x",
+        "chunk 1 of 0": piece.pack(0, 5, bytes(8), 1, 0),
+        "chunk 0 of 4 billion": piece.pack(0, 5, bytes(8), 0, 2**32 - 1),
+        "a note of 4 GB": head + length.pack(2**32 - 1),
+        "no note": head,
+    }.items():
+        yield Bad(MODEL_DELTAS, f"delta: {name}", b"", _sealed(b"D", rest))
+    yield Bad(MODEL_DELTAS, "of a kind that is none", b"", _sealed(b"X", b"{}"))
+    damaged = bytearray(_sealed(b"S", json_object(snapshot)))
+    damaged[-3] ^= 1
+    yield Bad(MODEL_DELTAS, "snapshot: flipped", b"", bytes(damaged))
+    for name in ("/dev/zero", "../../etc/passwd", "..", ".hidden", "a/b", "", "a\\u0000b", "/etc/passwd", "damaged-x"):
+        file = b'{"name":"%s","digest":"00","size":10}' % name.encode()
+        for where in ("parts", "training"):
+            body = json_object(snapshot | {where: b"[" + file + b"]"})
+            yield Bad(MODEL_DELTAS, f"{where}: {name}", b"", _sealed(b"S", body))
+        body = json_object(note | {"file": file})
+        yield Bad(MODEL_DELTAS, f"file: {name}", b"", _sealed(b"D", head, length.pack(len(body)), body))
     for name, spec in {"unknown": {"model": "no such"}, "no entry": {"x": 1}, "of text": {"width": "wide"}}.items():
-        yield Bad(MODEL_DELTAS, f"spec: {name}", b"", json_object(snapshot | json_fields(spec=spec)))
+        yield Bad(MODEL_DELTAS, f"spec: {name}", b"", _sealed(b"S", json_object(snapshot | json_fields(spec=spec))))
+
+
+def _enclosed(what: str, bad: Bad, kind: bytes, head: bytes = b"") -> Iterator[Bad]:
+    """The bad JSON within a message of ours; not where it names an epoch that can be claimed."""
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        said = msgspec.json.decode(bad.value or b"")
+        epoch = said.get("epoch") if isinstance(said, dict) else None
+        if isinstance(epoch, int) and 0 < epoch <= MAX_EPOCH:
+            return
+    yield Bad(bad.topic, f"{what}: {bad.name}", bad.key, _sealed(kind, head, bad.value or b""))
 
 
 def bad_dead_letters() -> Iterator[Bad]:

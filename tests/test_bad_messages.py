@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kafka import TopicPartition
 
 import stream.outlet
 from learner.model import OnlineModel
@@ -35,7 +34,6 @@ from millrace.contracts.events import (
     User,
     decode_dead_letter,
     decode_event,
-    decode_impression,
     decode_item_tiles,
     decode_truth,
     is_deep,
@@ -43,8 +41,8 @@ from millrace.contracts.events import (
     to_json,
 )
 from millrace.contracts.hashing import kafka_partition
+from millrace.contracts.impressions import decode_impression
 from millrace.contracts.intake import Intake
-from millrace.contracts.modelstore import decode_announcement
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import (
@@ -59,17 +57,20 @@ from millrace.contracts.topics import (
     USERS,
 )
 from millrace.demo.audit import Ledger
+from millrace.versions.modellog import Assembler
+from millrace.versions.modellog import Bad as BadEntry
 from scorer.app import refresh_lists
-from scorer.feed import Feed, ItemFeed, TileFeed
-from scorer.modelfeed import ModelFeed
+from scorer.feed import Feed, ItemFeed, Reader, Record, TileFeed
 from stream.listkeeper import take
 from stream.lists import ShopLists
 from stream.partition import Message, Partition, Policy
 from tests.bad_messages import PARTITIONS, VALUES, Bad, astray, corpus, deep, json_fields, json_object
+from tests.scorer_log import MemoryBroker
 from tests.scorer_shop import ITEMS as GOODS
 from tests.scorer_shop import NOW_MS, SCHEMA, SPEC, batch, item
 from tests.stream_world import resumed
-from tests.test_scorer_feed import Here, feed, learner_in, messages, same_model
+from tests.test_scorer_feed import Here, Scene, feed, same_model
+from tests.test_scorer_feed import records as as_records
 
 TS_MS = NOW_MS - 60_000
 CORPUS = corpus(SCHEMA, TS_MS)
@@ -98,6 +99,14 @@ def test_there_are_some_hundred_for_the_topics_that_anybody_may_write_to_and_som
 
 # -- decoders -----------------------------------------------------------------------------------------------------
 
+
+def model_message(value: bytes | None) -> None:
+    """A message of ``model.deltas`` alone."""
+    for entry in Assembler().take(0, value):
+        if isinstance(entry, BadEntry):
+            raise SnapshotError(entry.why, "nothing")
+
+
 DECODERS: dict[str, tuple[Callable[[bytes | None], Any], type[Exception]]] = {
     EVENTS: (decode_event, BadEventError),
     USERS: (INTAKE.user, BadEventError),
@@ -107,7 +116,7 @@ DECODERS: dict[str, tuple[Callable[[bytes | None], Any], type[Exception]]] = {
     TRUTH: (decode_truth, BadEventError),
     DEAD_LETTERS: (decode_dead_letter, BadEventError),
     SAMPLES: (SampleBatch.from_bytes, SchemaError),
-    MODEL_DELTAS: (decode_announcement, SnapshotError),
+    MODEL_DELTAS: (model_message, SnapshotError),
 }
 
 
@@ -420,7 +429,7 @@ def test_an_item_is_usable_for_lists_and_scorer_or_for_neither(tmp_path: Path) -
     lists = ShopLists(SCHEMA)
     for offset, bad in enumerate(of(ITEMS)):
         before = figures.errors["item"]
-        reader.take_all([(bad.key, bad.value)])
+        reader.take_all(as_records((bad.key, bad.value)))
         record = SimpleNamespace(topic=ITEMS, partition=0, offset=offset, key=bad.key, value=bad.value)
         assert (figures.errors["item"] > before) == (take(lists, INTAKE, record) is not None), bad.name
     assert figures.errors.keys() == {"item"}
@@ -432,7 +441,7 @@ def test_the_item_feed_passes_over_each_and_takes_what_follows(tmp_path: Path) -
     bad = records(ITEMS)
     good = [(str(i.item_id).encode(), to_json(i)) for i in GOODS]
     mixed = [record for pair in zip(bad, good * 2, strict=False) for record in pair]
-    reader.take_all([*mixed, *good, (b"5", None)])
+    reader.take_all(as_records(*mixed, *good, (b"5", None)))
     assert figures.errors.keys() == {"item"}, "each was foreseen"
     rows = scorer.index.rows_of([i.item_id for i in GOODS])
     assert (rows >= 0).all()
@@ -443,7 +452,7 @@ def test_the_item_feed_passes_over_each_and_takes_what_follows(tmp_path: Path) -
 
 def test_the_tile_feed_passes_over_each_and_counts_can_be_read(tmp_path: Path) -> None:
     reader, scorer, figures, _ = feed(TileFeed, tmp_path)
-    reader.take_all(records(FEATURES_ITEMS))
+    reader.take_all(as_records(*records(FEATURES_ITEMS)))
     assert figures.errors.keys() == {"item-tiles"}
     assert figures.errors["item-tiles"] > 50
     scorer.index.counts(np.array([99, 1], np.uint64), NOW_MS)
@@ -452,16 +461,21 @@ def test_the_tile_feed_passes_over_each_and_counts_can_be_read(tmp_path: Path) -
 
 
 def test_the_model_feed_passes_over_each_and_follows_the_learner(tmp_path: Path) -> None:
-    learner = learner_in(tmp_path)
-    reader, scorer, figures, _ = feed(ModelFeed, tmp_path)
-    reader.take_all(messages(learner.snapshot(), learner.delta()))
-    reader.take_all(records(MODEL_DELTAS))
-    assert same_model(scorer, learner)
-    assert "message" not in figures.errors, "each was foreseen"
-    reader.take_all(messages(learner.delta(), learner.snapshot(), learner.delta()))
-    assert same_model(scorer, learner)
-    assert scorer.note is not None
-    assert scorer.note.hash == learner.published[-1].hash
+    scene = Scene(tmp_path)
+    learner, log = scene.learner, scene.broker.log(MODEL_DELTAS)
+    learner.snapshot()
+    learner.delta()
+    assert scene.read() == 1
+    for _, value in records(MODEL_DELTAS):
+        log.append(value)
+    scene.read()
+    assert same_model(scene.scorer, learner)
+    assert "message" not in scene.meters.errors, "each was foreseen"
+    learner.delta()
+    learner.snapshot()
+    learner.delta()
+    assert scene.read() == 3
+    assert same_model(scene.scorer, learner)
 
 
 def test_a_failure_that_nobody_foresaw_costs_one_message_and_no_more(tmp_path: Path) -> None:
@@ -474,47 +488,40 @@ def test_a_failure_that_nobody_foresaw_costs_one_message_and_no_more(tmp_path: P
         return prepare(item)
 
     scorer.index.prepare = fails_on_some  # type: ignore[method-assign]
-    reader.take_all([(b"", to_json(i)) for i in GOODS])
+    reader.take_all(as_records(*((b"", to_json(i)) for i in GOODS)))
     assert figures.errors == {"message": 2}
     assert len(scorer.index) == len(GOODS) - 2
 
 
 def test_a_feed_reads_no_message_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A feed that fails on a message goes on behind it; what it tries again is the broker."""
-    stop, polled, starts = threading.Event(), list[str](), list[dict[int, int]]()
+    stop, polled, starts = threading.Event(), list[bytes | None](), list[dict[int, int]]()
 
-    class Reader:
-        def __init__(self, start: dict[int, int]) -> None:
-            self.at = start.get(0, 0)
+    class Failing(MemoryBroker):
+        def reader(self, topic: str, start: dict[int, int]) -> Reader:
+            starts.append(dict(start))
+            return super().reader(topic, start)
 
-        def poll(self, timeout_ms: int) -> dict[Any, list[Any]]:
-            if self.at == 1 and len(starts) == 1:
-                raise OSError("the broker went away")
-            if self.at >= 4:
-                stop.set()
-                return {}
-            self.at += 1
-            return {TopicPartition(ITEMS, 0): [SimpleNamespace(key=b"", value=b"x", offset=self.at - 1)]}
-
-        def close(self) -> None:
-            pass
-
-    def make_reader(_: Settings, topic: str, start: dict[int, int]) -> Reader:
-        starts.append(dict(start))
-        return Reader(start)
+    broker = Failing()
+    monkeypatch.setattr("tests.scorer_log.MemoryReader.MOST", 1)  # a message a poll
 
     class Fails(Feed):
         topic = ITEMS
 
-        def take(self, records: list[tuple[bytes | None, bytes | None]]) -> None:
-            polled.extend("x" for _ in records)
+        def take(self, records: list[Record]) -> None:
+            polled.extend(record.value for record in records)
+            if len(polled) == 1:
+                broker.fails = OSError("the broker went away")
+            if len(polled) == 4:
+                stop.set()
             raise RecursionError("again and again")
 
-    monkeypatch.setattr("scorer.feed.make_reader", make_reader)
-    reader, _, figures, _ = feed(Fails, tmp_path)
+    for n in range(4):
+        broker.log(ITEMS).append(b"%d" % n)
+    reader, _, figures, _ = feed(Fails, tmp_path, broker=broker)
     reader.stop = stop
     reader.run()
-    assert len(polled) == 4
+    assert polled == [b"0", b"1", b"2", b"3"]
     assert starts == [{}, {0: 1}]
     assert figures.errors == {"message": 4, "feed": 1}
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from millrace.contracts.clock import EventClock
 from millrace.demo.monitor import SCORER_ERRORS, Monitor, RoleMetrics
 from millrace.demo.series import COLUMNS, Series
+from millrace.processes.memory import resident, resident_bytes
 
 
 def exposition(started: float, sent: float, auc: str = "NaN") -> str:
@@ -80,9 +85,9 @@ def network() -> Network:
     return made
 
 
-def monitor_of(network: Network) -> Monitor:
+def monitor_of(network: Network, memory: Callable[[], Mapping[str, int]] = dict) -> Monitor:
     targets = {n: f"http://{n}/metrics" for n in ("simulate", "stream", "learn", "serve")}
-    return Monitor(targets, "http://serve", EventClock(), network.get)
+    return Monitor(targets, "http://serve", EventClock(), network.get, memory)
 
 
 def test_a_silent_role_is_not_ready_and_keeps_its_figures(network: Network) -> None:
@@ -212,3 +217,28 @@ def test_click_rates_are_recent_and_by_arm() -> None:
         )
     assert series.click_rate("model") == pytest.approx(0.2)
     assert series.click_rate("control") is None
+
+
+def test_memory_is_of_every_process_that_lives_and_of_all_together(network: Network) -> None:
+    held = {"stream": 300, "broker": 100}
+    monitor = monitor_of(network, lambda: held)
+    assert monitor.look().figures["memory_total"] == 400
+    del held["broker"]
+    figures = monitor.look().figures
+    assert (figures["memory_stream"], figures["memory_broker"], figures["memory_total"]) == (300, None, 300)
+    assert monitor.series.column("memory_total") == [400, 300]
+    assert monitor_of(network).look().figures["memory_total"] is None
+
+
+def test_memory_is_read_from_the_system() -> None:
+    own = resident({"this": os.getpid(), "never": None, "gone": 2**22 + 12345})
+    if not Path("/proc/self/status").exists():
+        assert own == {}
+    else:
+        assert list(own) == ["this"]
+        before = resident_bytes()
+        assert before is not None
+        block = np.ones(64 << 20, np.uint8)
+        after = resident_bytes()
+        assert after is not None
+        assert after - before > 0.8 * len(block)

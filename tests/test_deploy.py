@@ -156,7 +156,16 @@ def test_docs_list_exactly_the_metrics_there_are() -> None:
 
 def test_a_role_that_has_measured_nothing_says_so() -> None:
     """0 is a value: only what counts something may begin with it."""
-    counts = {"ready", "loop_timestamp_seconds", "window_keys", "table_rows", "items", "item_keys", "served_rows"}
+    counts = {
+        "ready",
+        "loop_timestamp_seconds",
+        "window_keys",
+        "table_rows",
+        "items",
+        "item_keys",
+        "served_rows",
+        "model_waits",
+    }
     begun = {series: value for _, gauges in registries() for series, value in gauges.items()}
     zero = {series.partition("{")[0] for series, value in begun.items() if value == "0.0"}
     assert zero - {"millrace_role_info"} == {f"millrace_{name}" for name in counts}

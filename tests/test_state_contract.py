@@ -33,16 +33,18 @@ from learner.inputs import Inputs
 from learner.model import OnlineModel, ServingModel, build_network
 from learner.progressive import Progressive
 from learner.repeats import Repeats
+from learner.slices import merge
 from learner.spec import read_spec
 from learner.table import Rates, ServingTable, SparseTable
 from learner.trainer import Trainer
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import MillraceError, SnapshotError, StoreError
 from millrace.contracts.events import Action, Exposure, User, decode_event, to_json
-from millrace.contracts.modelstore import Image, TableRows
+from millrace.contracts.impressions import decode_served
+from millrace.versions.modelstore import Image, TableRows
 from millrace.windows.tiles import TileStore, counts_of
 from stream.gate import ReadTo
-from stream.join import LabelJoin, Message, Outcome, decode_served
+from stream.join import LabelJoin, Message, Outcome
 from stream.owners import Owners
 from stream.partition import Output, Partition
 from stream.rows import LoggedPage
@@ -335,6 +337,28 @@ class Model(Case):
             rows_of(reader, name, change)
 
 
+class Sliced(Model):
+    """The same model, its snapshot in slices: a state is the list of their parts."""
+
+    damaged: ClassVar = {
+        "no last part": lambda state: state[:-1],
+        "a part of no table": lambda state: [(Image({}, {}), {}), *state],
+        "a part without optimiser": lambda state: [(state[0][0], {}), *state[1:]],
+    }
+
+    def snapshot(self, subject: OnlineModel) -> Any:
+        slices = subject.slices(60)
+        return [*iter(slices.next, None), slices.finish()]
+
+    def form(self, state: Any) -> Any:
+        return plain(merge(state))
+
+    def resume(self, state: Any) -> OnlineModel:
+        model = OnlineModel(LEARNT, self.spec, 5)
+        model.resume(iter(state))
+        return model
+
+
 class Teacher(Case):
     """A trainer with its model, as the learner's shell keeps them together."""
 
@@ -511,8 +535,11 @@ class Middle(Case):
     }
     error = StoreError
 
+    def __init__(self, settles: bool = False) -> None:
+        self.settles = settles
+
     def fresh(self) -> Partition:
-        return Partition(0, SCHEMA, POLICY)
+        return Partition(0, SCHEMA, POLICY, settles=self.settles)
 
     def feed(self, subject: Partition, piece: int) -> Any:
         out = subject.take(messages(piece), T0 + 1000 * HOUR)
@@ -624,6 +651,7 @@ CASES: dict[str, Case] = {
     "repeats": Memory(),
     "model wide_deep": Model(model="wide_deep"),
     "model wide_resnet_bn": Model(model="wide_resnet_bn", admit=2),
+    "model in slices": Sliced(model="wide_deep"),
     "trainer": Teacher(),
     "tiles in memory": Tiles(packed=False),
     "tiles in arrays": Tiles(packed=True),
@@ -631,12 +659,13 @@ CASES: dict[str, Case] = {
     "join": Join(),
     "owners": Belongings(),
     "partition": Middle(),
+    "partition that settles": Middle(settles=True),
     "turn": Due(),
 }
 """Every kind of object that has state."""
 
 NOT_KEPT = {
-    "learner/versions.py Versions": "its snapshot publishes a version; the files that it writes are the state",
+    "learner/publisher.py Publisher": "its snapshot is the announcement of one; the files that it names are the state",
 }
 """Classes that have a ``snapshot`` and no case, and why."""
 

@@ -70,7 +70,6 @@ def test_roles_started_before_any_topic_is_there_work(broker: str, tmp_path: Pat
                     kafka=broker,
                     redis=redis.address,
                     data=str(tmp_path / "data"),
-                    idempotence=False,
                     port=free_port(),
                     metrics_port=port,
                 )
@@ -116,7 +115,7 @@ def test_a_broker_that_tells_late_of_a_topic_is_waited_for_and_one_that_never_do
 
 
 def test_a_message_larger_than_a_broker_takes_is_never_sent_and_the_producer_goes_on(broker: str) -> None:
-    settings = Settings(kafka=broker, idempotence=False)
+    settings = Settings(kafka=broker)
     create_topics(settings)
     producer = make_producer(settings)
     try:

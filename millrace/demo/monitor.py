@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from millrace.contracts.clock import EventClock
-from millrace.demo.series import Series
+from millrace.demo.series import PROCESSES, Series
 from millrace.processes.role import ROLES
 
 Labels = tuple[tuple[str, str], ...]
@@ -128,6 +128,7 @@ class Monitor:
         scorer: base URL of the scorer, for ``/model``.
         clock: the event clock of the run.
         get: fetches a URL (tests hand in a fake network).
+        memory: tells how much memory each process of the run holds, in bytes by name.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Monitor:
         scorer: str,
         clock: EventClock,
         get: Callable[[str], str] = fetch,
+        memory: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self.roles = {name: RoleMetrics() for name in targets}
         self.picture = Picture()
@@ -144,6 +146,7 @@ class Monitor:
         self._scorer = scorer
         self._clock = clock
         self._get = get
+        self._memory = memory
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
@@ -176,7 +179,7 @@ class Monitor:
                 with suppress(OSError, ValueError):  # it may end between two requests; the next round asks again
                     model = json.loads(self._get(f"{self._scorer}/model"))
             wall_ms = time.time_ns() // 1_000_000
-            figures = self._figures(wall_ms, model)
+            figures = self._figures(wall_ms, model) | memory_figures(self._memory())
             if self.first_auc_wall_ms is None and figures["auc"] is not None:
                 self.first_auc_wall_ms = wall_ms
             dead = self.roles["stream"].by_label("millrace_dead_letters_total", "reason")
@@ -245,6 +248,14 @@ class Monitor:
             "click_to_served_p50_ms": _number(served.get("p50")),
             "click_to_served_p99_ms": _number(served.get("p99")),
         }
+
+
+def memory_figures(held: Mapping[str, int]) -> dict[str, float | None]:
+    """Resident memory of each process and of all together, in bytes, by the names that series and report use."""
+    each: dict[str, float | None] = {
+        f"memory_{name}": float(held[name]) if name in held else None for name in PROCESSES
+    }
+    return {**each, "memory_total": float(sum(held.values())) if held else None}
 
 
 SCORER_ERRORS = "scorer_errors_"

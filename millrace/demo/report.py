@@ -17,8 +17,10 @@ from millrace.contracts.files import write_whole
 from millrace.contracts.settings import Settings
 from millrace.demo.audit import Ledger
 from millrace.demo.monitor import SCORER_ERRORS, Monitor
+from millrace.demo.series import PROCESSES
 from millrace.demo.served import Served, auc_of, by_minute, curve, figures, first, headline, newest
 from millrace.demo.settle import Settlement
+from millrace.demo.status import memory
 from millrace.demo.twin import Pages, twin_scores
 from millrace.processes.supervisor import Supervisor
 
@@ -113,7 +115,8 @@ def make_report(
         # Samples that earlier runs left in the topics are learnt from, and judged, before this run opens.
         "seconds_to_first_auc": max(0, first_auc - started_wall_ms) / 1000 if first_auc else None,
         # Beyond the stable keys
-        "conserved": settlement.problem is None,
+        "conserved": None if settlement.forgotten else settlement.problem is None,
+        "forgotten": settlement.forgotten,
         "problem": str(settlement.problem) if settlement.problem else None,
         "sent_from": "topics: the simulator was restarted" if settlement.simulator_restarted else "the simulator",
         "sent_in_topics": {n: counted for n, (_, counted) in sent.items()},
@@ -140,6 +143,10 @@ def make_report(
         "label_ctr": {name: _mean(judged.of(name).label) for name in ARMS},
         "minutes": by_minute(rows, clock.at(started_wall_ms), 60_000 * clock.speed, twin),
         "page": monitor.series.columns(),
+        "memory_peak_bytes": {
+            name: max((v for v in monitor.series.column(f"memory_{name}") if v is not None), default=None)
+            for name in (*PROCESSES, "total")
+        },
         "began_wall_ms": started_wall_ms,
         "began_event_ms": clock.at(started_wall_ms),
         "settled_after_ms": ledger.waits.settled_ms,
@@ -229,6 +236,8 @@ def summary(report: Report) -> list[str]:
     curve, opening = report["auc"], report["first_20000"]
     shown = " to ".join(f"{number(p['auc'])} (oracle {number(p['oracle_auc'])})" for p in curve[:: len(curve) - 1 or 1])
     verdict = "every exposure is accounted for" if report["conserved"] else "NOT EVERY EXPOSURE IS ACCOUNTED FOR"
+    if report["forgotten"]:
+        verdict = f"not checked, since the broker's retention has deleted {report['forgotten']}"
     twin = (
         "" if report["twin_auc"] is None else f", of a twin that had every label at once {number(report['twin_auc'])}"
     )
@@ -249,5 +258,6 @@ def summary(report: Report) -> list[str]:
         f"click rate {number(report['ctr_model'])} on model pages, {number(report['ctr_control'])} on random pages",
         f"{report['model_versions']:,} versions served; a click reaches the weights that serve in "
         f"{number(served['p50'], 0)} ms (p50), {number(served['p99'], 0)} ms (p99); {report['errors']} errors; "
-        f"restarts {sum(report['restarts'].values())}",
+        f"restarts {sum(report['restarts'].values())}; all processes together held at most "
+        f"{memory(report['memory_peak_bytes']['total'])}",
     ]

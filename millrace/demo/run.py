@@ -32,15 +32,18 @@ from millrace.contracts.errors import MillraceError, ServiceError, SettingError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import IMPRESSIONS
 from millrace.demo.audit import Ledger
+from millrace.demo.curves import draw
 from millrace.demo.monitor import Monitor
 from millrace.demo.page import PageServer
 from millrace.demo.preflight import Held, held_by, opening, wait_for_redis
+from millrace.demo.proved import proved
 from millrace.demo.report import make_report, missing_keys, summary, write_report
 from millrace.demo.settle import Drained, Settlement, labels_take, settle
 from millrace.demo.status import State, state_of
 from millrace.demo.twin import Pages
 from millrace.demo.view import View
 from millrace.processes.kafka import create_topics, read_all, wait_for_broker
+from millrace.processes.memory import resident
 from millrace.processes.role import calm_logs, last_figures
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
 from millrace.processes.supervisor import Supervisor
@@ -134,6 +137,13 @@ class Demo:
             self.phase, self.started_ms, self.options.speed, self.monitor, self.supervisor, list(self.notes)
         )
 
+    def memory(self) -> dict[str, int]:
+        """Resident memory of every process of this run, in bytes; a broker or Redis that is not ours left out."""
+        services = {service.name: service.pid for service in self.services}
+        processes = {name: role.process for name, role in list(self.supervisor.roles.items())}
+        roles = {name: process.pid if process is not None else None for name, process in processes.items()}
+        return resident({**roles, **services, "demo": os.getpid()})
+
     def say(self, line: str) -> None:
         """A line for whoever watches, in the terminal and on the page."""
         self.notes.append(line)
@@ -182,8 +192,8 @@ class Demo:
         """Starts the services that no setting names, creates the topics, and sets the event clock."""
         changes: dict[str, object] = {"data": str(self.folder), "seed": self.options.seed}
         if not self.settings.kafka:
-            broker = EmbeddedBroker(self.folder / "broker")
-            changes |= {"kafka": stack.enter_context(broker).address, "idempotence": False}
+            broker = EmbeddedBroker(self.folder / "broker", message_bytes=self.settings.message_bytes)
+            changes["kafka"] = stack.enter_context(broker).address
             self.services.append(broker)
         if not self.settings.redis:
             redis = EmbeddedRedis(self.folder / "redis")
@@ -196,8 +206,7 @@ class Demo:
         wait_for_broker(self.settings, patience_seconds)
         wait_for_redis(self.settings.redis, patience_seconds)
         create_topics(self.settings)
-        if "kafka" not in changes:
-            self.held = held_by(self.settings)
+        self.held = held_by(self.settings)  # of the embedded broker too: its topics lie in the folder
         opens = opening(self.held)
         if self.held.events:
             self.say(
@@ -221,7 +230,7 @@ class Demo:
         targets = {name: f"http://127.0.0.1:{port}/metrics" for name, port in ports.items()}
         targets["serve"] = f"{self.settings.scorer}/metrics"
         self._ports = {**ports, "serve": 0}
-        self.monitor = Monitor(targets, self.settings.scorer, self.settings.event_clock())
+        self.monitor = Monitor(targets, self.settings.scorer, self.settings.event_clock(), memory=self.memory)
         self.monitor.start()
         for name in ("learn", "stream", "serve"):
             self._start(name)
@@ -381,13 +390,16 @@ def _finish(run: Demo, options: DemoOptions) -> int:
         pages = Pages(run.settings.load_schema())
         read_all(run.settings, IMPRESSIONS, pages.message)
     report = make_report(ledger, settlement, run.monitor, run.supervisor, run.settings, run.started_ms, pages)
+    report["versions"], differs = proved(run.settings)
     if options.report is not None:
         write_report(options.report, report)
-    run.phase = "failed" if settlement.problem else "done"
+        draw(report, options.report.with_suffix(".png"))
+    problem = settlement.problem or differs
+    run.phase = "failed" if problem else "done"
     for line in summary(report):
         run.view.say(line)
-    if settlement.problem is not None:
-        raise settlement.problem
+    if problem is not None:
+        raise problem
     missing = [name for name in missing_keys(report) if not (run.settings.from_log and name in UNKNOWN_OF_A_LOG)]
     if missing:
         run.view.say(f"not measured in this run: {', '.join(missing)}")

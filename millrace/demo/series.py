@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
+PROCESSES = ("simulate", "stream", "learn", "serve", "broker", "redis", "demo")
+"""The processes of a run: roles, embedded services, and the program that watches over them."""
+
 GAUGES = (
     "auc",
     "oracle_auc",
@@ -27,6 +30,8 @@ GAUGES = (
     "page_clicks_model",
     "page_exposures_control",
     "page_clicks_control",
+    *(f"memory_{name}" for name in PROCESSES),
+    "memory_total",
 )
 RATES = {"exposures_per_s": "exposures", "samples_per_s": "samples", "trained_per_s": "trained"}
 COLUMNS = ("wall_ms", "event_ms", *GAUGES, *RATES, "ctr_model", "ctr_control")

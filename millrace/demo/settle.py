@@ -13,7 +13,7 @@ from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
 from millrace.demo.audit import Ledger, Offsets, Reported, check
 from millrace.demo.monitor import Monitor, Picture
 from millrace.labels import Waits
-from millrace.processes.kafka import read_all
+from millrace.processes.kafka import first_offsets, read_all
 from millrace.processes.supervisor import Supervisor
 
 _MOVING = ("samples", "trained", "repeated", "pending", "dead_letters", "duplicates_dropped", "late", "served_rows")
@@ -88,12 +88,27 @@ def read_ledger(settings: Settings, since: Offsets | None = None) -> Ledger:
     return ledger
 
 
+def forgotten(settings: Settings, since: Offsets) -> str:
+    """What retention has deleted of this run, in words; empty: nothing. An account of the rest would prove nothing.
+
+    Args:
+        since: offsets of ``events`` at which the run begins; empty: it began with empty topics.
+    """
+    for topic in (EVENTS, SAMPLES, DEAD_LETTERS, TRUTH):
+        for partition, first in sorted(first_offsets(settings, topic).items()):
+            begins = since.get(partition, 0) if topic == EVENTS else first if since else 0
+            if first > begins:
+                return f"the first {first - begins:,} messages of '{topic}', partition {partition}"
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """How a run ended."""
 
     picture: Picture
     problem: ConservationError | None
+    forgotten: str  # what the topics no longer hold of this run: then nothing was checked
     simulator_restarted: bool
     trained: int | None
     freshness_s: float | None  # at the end of the traffic; it grows while the loop runs dry
@@ -137,12 +152,13 @@ def settle(
         skipped=_whole(picture, "skipped") or 0,
         **own,
     )
-    problem = None
+    problem, gone = None, forgotten(settings, since or {})
     try:
-        check(ledger, reported)
+        if not gone:
+            check(ledger, reported)
     except ConservationError as error:
         problem = error
-    return ledger, Settlement(picture, problem, restarted, trained, freshness_s, ended_wall_ms)
+    return ledger, Settlement(picture, problem, gone, restarted, trained, freshness_s, ended_wall_ms)
 
 
 def _whole(picture: Picture, name: str) -> int | None:

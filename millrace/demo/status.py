@@ -54,6 +54,7 @@ def state_of(
         "speed": speed,
         "figures": figures,
         "roles": [_role(name, supervisor, picture, figures) for name in ROLES],
+        "memory": memory(figures.get("memory_total")),
         "dead_letters": picture.dead_letters,
         "notes": notes[-8:],
         "series": series.columns(),
@@ -72,6 +73,7 @@ def _role(
         "state": state,
         "pid": role.pid if role else None,
         "restarts": role.restarts if role else 0,
+        "memory": memory(figures.get(f"memory_{name}")),
         "says": _says(name, figures),
     }
 
@@ -96,6 +98,11 @@ def _says(name: str, f: Mapping[str, float | None]) -> str:
 def count(value: float | None) -> str:
     """A whole number with thin groups, or a dash."""
     return "–" if value is None else f"{value:,.0f}"
+
+
+def memory(value: float | None) -> str:
+    """Bytes as mebibytes, or a dash."""
+    return "–" if value is None else f"{value / (1 << 20):,.0f}\N{NO-BREAK SPACE}MiB"
 
 
 def fixed(value: float | None, digits: int = 3, unit: str = "") -> str:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -41,12 +41,14 @@ def table_of(state: State, page: str) -> RenderableType:
     """The state as the live table."""
     f = state["figures"]
     roles = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
-    for column in ("role", "state", "restarts", "figures"):
-        roles.add_column(column, justify="right" if column == "restarts" else "left", no_wrap=column != "figures")
+    for column in ("role", "state", "restarts", "memory", "figures"):
+        justify: Literal["left", "right"] = "right" if column in ("restarts", "memory") else "left"
+        roles.add_column(column, justify=justify, no_wrap=column != "figures")
     for role in state["roles"]:
         colour = _COLOURS.get(role["state"], "default")
         restarts = str(role["restarts"] or "")
-        roles.add_row(role["name"], Text(role["state"], style=colour), Text(restarts, style="yellow"), role["says"])
+        state_cell, restarts_cell = Text(role["state"], style=colour), Text(restarts, style="yellow")
+        roles.add_row(role["name"], state_cell, restarts_cell, role["memory"], role["says"])
     key = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
     key.add_column(style="dim", no_wrap=True)
     key.add_column(no_wrap=True)
@@ -66,6 +68,7 @@ def table_of(state: State, page: str) -> RenderableType:
         f"{fixed(f.get('freshness_s'), 1, ' s')}; click to served {fixed(_seconds(f.get('click_to_served_p50_ms')), 1)}"
         f" / {fixed(_seconds(f.get('click_to_served_p99_ms')), 1)} s (p50 / p99)",
     )
+    key.add_row("memory", f"{state['memory']} in all processes together")
     key.add_row("version", f"{count(f.get('served_version'))} served, {count(f.get('learner_version'))} learnt")
     clock = time.strftime("%a %H:%M", time.gmtime((f.get("event_ms") or 0) / 1000)) if f.get("event_ms") else "–"
     head = Text.assemble(

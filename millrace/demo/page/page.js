@@ -64,7 +64,7 @@ const MOOD = { running: "good", starting: "", waiting: "", "gave up": "bad", sto
 function roles(list) {
   byId("roles").tBodies[0].replaceChildren(...list.map((role) => {
     const row = document.createElement("tr");
-    for (const [text, cls] of [[role.name, ""], [role.state, `state ${MOOD[role.state] ?? ""}`], [role.restarts || "", "n"], [role.says, ""]]) {
+    for (const [text, cls] of [[role.name, ""], [role.state, `state ${MOOD[role.state] ?? ""}`], [role.restarts || "", "n"], [role.memory, "n"], [role.says, ""]]) {
       const cell = document.createElement("td");
       cell.textContent = text;
       cell.className = cls;
@@ -108,6 +108,7 @@ function show(state) {
   pill.className = `pill ${{ running: "good", done: "good", failed: "bad" }[state.phase] ?? ""}`;
   tiles(f);
   roles(state.roles);
+  put("memory", `${state.memory} in all processes together`);
   accounts(f, state.dead_letters);
   byId("notes").replaceChildren(...state.notes.slice(1).map((note) => {
     const line = document.createElement("li");
