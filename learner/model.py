@@ -511,7 +511,7 @@ class ServingModel:
         """
         problem = self._problem(delta)
         if problem:
-            raise SnapshotError(f"a delta has {problem}", "resynchronise from the newest snapshot")
+            raise SnapshotError(f"a delta has {problem}", "the next snapshot mends it")
 
     def _problem(self, delta: Image) -> str:
         if delta.dense and set(delta.dense) != set(self._dense):

@@ -42,7 +42,7 @@ class Publisher:
         self._follows = 0
         self._lost = 0
         self._newest: Any = None  # future of the newest message of a delta
-        self._refused = False
+        self._refusals = self._passes = 0
 
     def claim(self, claim: Claim) -> int:
         """Sends a claim and waits for its offset.
@@ -102,8 +102,10 @@ class Publisher:
         return lost
 
     def forget_before(self, offset: int) -> None:
-        """Lets the broker delete what no snapshot needs any more. One that cannot is told of once and left alone."""
-        if self._refused or offset <= 0:
+        """Lets the broker delete what no snapshot needs any more. One that does not is told of once, and asked again
+        behind the second, fourth, eighth ... snapshot: it may only have been away."""
+        self._passes -= 1
+        if self._passes > 0 or offset <= 0:
             return
         try:
             admin = KafkaAdminClient(bootstrap_servers=self._settings.brokers)
@@ -111,11 +113,14 @@ class Publisher:
                 admin.delete_records({TopicPartition(MODEL_DELTAS, 0): offset})
             finally:
                 admin.close()
+            self._refusals = 0
         except Exception as error:  # whatever an old broker answers: its own retention will do
-            self._refused = True
-            log.warning(
-                "the broker deletes no records; its retention will", topic=MODEL_DELTAS, error=type(error).__name__
-            )
+            self._refusals += 1
+            self._passes = 2 ** min(self._refusals, 7)
+            if self._refusals == 1:
+                log.warning(
+                    "the broker deletes no records; its retention will", topic=MODEL_DELTAS, error=type(error).__name__
+                )
 
     def _delivered(self, offset: int) -> None:
         with self._lock:

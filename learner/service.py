@@ -11,6 +11,7 @@ writes it. Of two learners on one store one ends (:mod:`learner.tenure`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -24,6 +25,7 @@ import msgspec
 import structlog
 import torch
 from kafka import KafkaConsumer, KafkaProducer
+from kafka.errors import KafkaError
 
 from learner.evolve import evolve, read_columns
 from learner.figures import DELTA_BYTES, DELTAS, HELD_UP, LAG, LEARN_SECONDS, SKIPPED, SNAPSHOTS, VERSION, Board
@@ -150,7 +152,10 @@ class Learner:
                 READY.set(1)
                 self._loop(reader, producer, stop)
                 self._last_words(reader)
-                producer.flush(timeout=10)
+                try:
+                    producer.flush(timeout=10)
+                except KafkaError as error:  # all of it is in the snapshot too, but for dead letters
+                    log.warning("the broker took not all of what was sent last", error=type(error).__name__)
             except BaseException:
                 self._writer.close(cancel=True)
                 raise
@@ -275,6 +280,7 @@ class Learner:
             found = self.versions.delta(self._progress(), wall_ms(), dense)
         except StoreError as error:
             self._failed(error)
+            self._due.snapshot = 0.0
             return
         except SnapshotError as error:
             log.error("a delta cannot be packed; a snapshot mends that", error=str(error))
@@ -439,13 +445,15 @@ def run(settings: Settings, stop: threading.Event) -> None:
         producer = make_producer(settings)
         try:
             publisher = Publisher(settings, producer, topic_ids(settings).get(MODEL_DELTAS, ""))
-            tenure.win(publisher, learner.store.highest(), stop)
+            if not tenure.win(publisher, learner.store.highest(), stop):
+                return
             newest, found = learner.store.latest(), learner.found
             if newest is not None and (found is None or newest.place > found.note.place):
                 learner = Learner(settings, schema)  # the one before has published since
             learner.run(stop, tenure, producer, publisher)
         finally:
-            producer.close(timeout=5)
+            with contextlib.suppress(KafkaError):  # it may not hide what ends this role
+                producer.close(timeout=5)
     finally:
         tenure.close()
 

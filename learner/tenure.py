@@ -61,8 +61,9 @@ class Tenure:
     def close(self) -> None:
         self._reader.close()
 
-    def win(self, publisher: Publisher, store: Place, stop: threading.Event) -> None:
-        """Claims the epoch above all others, and returns when it is won.
+    def win(self, publisher: Publisher, store: Place, stop: threading.Event) -> bool:
+        """Claims the epoch above all others, and returns when it is won. False: it was to stop before it claimed any,
+        so it takes the place of nobody.
 
         Args:
             store: highest epoch and number in the store.
@@ -74,6 +75,8 @@ class Tenure:
         self._read_to_end()
         if self._mark.exists():
             self._listen(stop)
+        if stop.is_set():
+            return False
         epoch = max(self._fence.epoch, store.epoch) + 1
         if epoch > MAX_EPOCH:
             raise FencedError(f"epoch {epoch - 1} is the last there can be", "give the topic model.deltas anew")
@@ -90,6 +93,7 @@ class Tenure:
         with contextlib.suppress(OSError):
             self._mark.unlink(missing_ok=True)
         log.info("epoch claimed", epoch=epoch, claimant=self.claimant)
+        return True
 
     def check(self) -> None:
         """Reads what is new. To be called before each publication.

@@ -14,6 +14,7 @@ A snapshot is begun, copied slice by slice while the model learns and publishes 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -242,6 +243,12 @@ class SnapshotFiles:
         """
         self._parts.append(self._store.write_part(self._begun, len(self._parts), *part))
 
+    def give_up(self) -> None:
+        """Removes what was written: a store that takes nothing more must not be filled by it. What cannot be removed
+        goes with the next snapshot."""
+        with contextlib.suppress(StoreError):
+            self._store.store.remove(file.name for part in self._parts for file in part)
+
     def end(self, last: Last, **where: Any) -> Announcement:
         """Writes the last part and the manifest.
 
@@ -267,11 +274,15 @@ def write_root(
     files = None
     for step in steps:
         files = files or SnapshotFiles(store, Place(versions.epoch, versions.version))
-        if isinstance(step, Last):
-            note = files.end(step, **where)
-            versions.announced(note)
-            return note
-        files.add(step)
+        try:
+            if isinstance(step, Last):
+                note = files.end(step, **where)
+                versions.announced(note)
+                return note
+            files.add(step)
+        except StoreError:
+            files.give_up()
+            raise
     raise SnapshotError("a snapshot has no end", "report this")
 
 

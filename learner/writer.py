@@ -107,6 +107,8 @@ class SnapshotWriter:
                 else:
                     files.add(work)
             except StoreError as error:
+                if files is not None:
+                    files.give_up()
                 files = None
                 self._outcomes.put(error)
             except Exception as error:  # a bug must not end snapshots without a word
@@ -119,13 +121,13 @@ class SnapshotWriter:
             return
         self._announce(note)
         self._outcomes.put(note)
-        self.tidy()
+        self.tidy(note.epoch)
 
-    def tidy(self) -> None:
+    def tidy(self, epoch: int) -> None:
         """Removes what the newest two snapshots do not need, files and messages. Failing, it is told and tried again
         behind the next snapshot."""
         try:
-            self._store.prune()
+            self._store.prune(epoch=epoch)
             kept = self._store.snapshots()[:2]
         except StoreError as error:
             log.warning("old snapshots cannot be removed", error=str(error))

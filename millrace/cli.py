@@ -330,7 +330,10 @@ def verify(store: str, *, kafka: str | None = None) -> None:
         from millrace.processes.deltas import read_deltas
 
         bodies = read_deltas(settings)
-    found = prove(ModelStore(store, writes=False), bodies)
+    models = ModelStore(store, writes=False)
+    if models.latest() is None:
+        raise LogError(f"'{store}' has no whole snapshot", "name a model store: the folder 'models' in the store")
+    found = prove(models, bodies)
     for proof in found.proofs:
         way = f"snapshot {proof.base.number} + {proof.deltas} deltas = snapshot {proof.target.number}"
         print(f"{way}: {proof.rows} rows, bit for bit")

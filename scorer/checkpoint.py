@@ -198,6 +198,14 @@ class Writer:
         self._store.put(self._base, manifest)
         return manifest
 
+    def give_up(self) -> None:
+        """Removes what was written. Nobody else would: a store that takes nothing more must not be filled by it.
+
+        Raises:
+            StoreError: a file could not be removed.
+        """
+        self._store.remove(part.name for part in self._parts)
+
     def _close(self) -> None:
         if self._rows:
             name = f"{self._base}-items-{len(self._parts)}"

@@ -14,6 +14,7 @@ A slice is copied between two requests, like every change of the index; files ar
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 
@@ -175,8 +176,16 @@ class IndexKeeper(threading.Thread):
         return manifest
 
     def _write(self, store: Store) -> Manifest:
-        index, call = self.serving.index, self.door.call
         writer = Writer(store, checkpoint.newest_number(store) + 1, self._own_name)
+        try:
+            return self._copy(writer)
+        except BaseException:
+            with contextlib.suppress(StoreError):
+                writer.give_up()
+            raise
+
+    def _copy(self, writer: Writer) -> Manifest:
+        index, call = self.serving.index, self.door.call
         facts = {
             "schema_id": self.serving.schema.id,
             "written_ms": self._wall(),

@@ -158,6 +158,8 @@ class Follower:
             self.floor = note.place
 
     def _remember(self, note: Announcement) -> None:
+        if not note.origins:
+            return
         self._missed.append((note.place, list(note.origins)))
         while sum(len(origins) for _, origins in self._missed) > MOST_ORIGINS:
             del self._missed[0]

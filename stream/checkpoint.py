@@ -64,6 +64,8 @@ LEAST_BYTES = 256 * 1024
 """And at least this long together: a base is of no use to a journal that is read in some milliseconds."""
 REPLAY_BYTES = 32 * 1024 * 1024
 """Or when they hold this much, before compression. It is replayed in two seconds of a core."""
+MOST_JOURNALS = 1800
+"""Or when there are so many, in an hour by default: each is a file, which an object store gives in some 30 ms."""
 CLEAN_BYTES = REPLAY_BYTES // 8
 """The same at a clean stop, so that the next start is quick."""
 KEPT = 2
@@ -184,6 +186,7 @@ class CheckpointStore:
             found.journal_bytes,
             found.replay_bytes,
         )
+        line.journals = found.journals
         if Terms.of(partition) != line.terms:
             partition = self._under(partition, fresh)
         line.write([], None, partition.offsets, partition.advance_ms)
@@ -201,7 +204,7 @@ class CheckpointStore:
             StoreError: a file could not be removed.
         """
         names = self.names(partition)
-        bases = sorted((n for n in names if n.kind == "base"), key=lambda n: (n.line, n.number))
+        bases = [base for base in _bases(names) if not _is_late(base, names)]
         if len(bases) < KEPT:
             return
         kept, oldest = bases[-KEPT:], bases[-KEPT].number
@@ -215,7 +218,7 @@ class CheckpointStore:
         for name in names:
             if name.kind == "journal":
                 journals[name.number].append(name)
-        for name in sorted((n for n in names if n.kind == "base"), key=lambda n: (n.line, n.number), reverse=True):
+        for name in reversed(_bases(names)):
             read = self._read(fresh.number, name, damaged)
             if read is None:
                 log.warning("checkpoint is damaged, trying the one before", file=name.text(fresh.number))
@@ -233,6 +236,7 @@ class CheckpointStore:
                 found.number, found.tip = after.number, journal.digest
                 found.logs = found.logs if after.logs is None else after.logs
                 found.journal_bytes += journal.size
+                found.journals += 1
                 found.replay_bytes += after.bytes
             return found
         return None
@@ -283,6 +287,18 @@ class CheckpointStore:
         return fresh
 
 
+def _bases(names: Sequence[Name]) -> list[Name]:
+    """The bases, the one to be tried first last."""
+    bases = (name for name in names if name.kind == "base")
+    return sorted(bases, key=lambda n: (not _is_late(n, names), n.line, n.number))
+
+
+def _is_late(base: Name, names: Sequence[Name]) -> bool:
+    """Whether a base was written by a worker that had lost the partition: a higher line went on from an earlier
+    journal."""
+    return any(n.kind == "journal" and n.line > base.line and n.number <= base.number for n in names)
+
+
 @dataclass(slots=True)
 class _Found:
     partition: Partition
@@ -293,6 +309,7 @@ class _Found:
     journal_bytes: int
     replay_bytes: int
     logs: dict[str, str]
+    journals: int = 0
 
 
 class Line:
@@ -305,6 +322,7 @@ class Line:
         self.number, self.tip = 0, ""
         self.base_bytes = self.journal_bytes = 0  # of the last base, and of the journals since
         self.replay_bytes = 0  # of these, before compression
+        self.journals = 0  # how many these are
         self.written_bytes = 0  # by this line, in all
 
     def wants_base(self, arrived_bytes: int, stops: bool) -> bool:
@@ -315,7 +333,7 @@ class Line:
             stops: the partition is being given up.
         """
         replay = self.replay_bytes + arrived_bytes
-        if replay > (CLEAN_BYTES if stops else REPLAY_BYTES):
+        if replay > (CLEAN_BYTES if stops else REPLAY_BYTES) or self.journals >= MOST_JOURNALS:
             return True
         return self.journal_bytes > max(LEAST_BYTES, GROWN * self.base_bytes)
 
@@ -345,6 +363,7 @@ class Line:
         file = self._put("journal", to_bytes(entries), offsets, advance_ms, logs)
         self.tip = file.digest
         self.journal_bytes += file.size
+        self.journals += 1
         if base is not None:
             self._base(base, logs)
             self._checkpoints.prune(self._partition)
@@ -356,7 +375,7 @@ class Line:
 
     def _base(self, base: PartitionSnapshot, logs: dict[str, str]) -> None:
         file = self._put("base", base.to_bytes(), base.head["offsets"], base.head["advance_ms"], logs)
-        self.base_bytes, self.journal_bytes, self.replay_bytes = file.size, 0, 0
+        self.base_bytes, self.journal_bytes, self.replay_bytes, self.journals = file.size, 0, 0, 0
 
     def _put(
         self,

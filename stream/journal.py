@@ -17,6 +17,7 @@ method that changes it, and nobody else can forget to:
 ``SET_BACK``                                        another clock
 ``RETURNED``     impressions by request             read again for a settled page; None where it is gone
 ``BEGIN_ANEW``   topics                             whose offsets begin again: they are other logs
+``CUT_BACK``     next offset by topic               of topics that lost their ends
 ``CHANGES``                                         what had changed was handed out
 ``WHOLE``                                           and all there is, to a store that lost it
 ===============  =================================  ==================================================================
@@ -57,6 +58,7 @@ class Did(IntEnum):
     BEGIN_ANEW = 4
     CHANGES = 5
     WHOLE = 6
+    CUT_BACK = 7
 
 
 class Cut(NamedTuple):

@@ -296,6 +296,13 @@ class Partition:
         if IMPRESSIONS in topics:
             self._join.forget_log(outcome)
 
+    def cut_back(self, ends: Mapping[str, int]) -> None:
+        """These topics have lost their ends, and what comes now has offsets that were read before: it is taken from
+        there. What was taken of the lost end stays taken."""
+        if self.journal is not None:
+            self.journal.note(Did.CUT_BACK, dict(ends))
+        self.offsets.update(ends)
+
     def replay(self, entries: Iterable[Entry]) -> None:
         """Does again what a journal tells of; nothing comes out, and nothing is noted. All of it has been sent, or the
         checkpoint would not be there.
@@ -317,13 +324,15 @@ class Partition:
                     self._returned(what[0], outcome)
                 case Did.BEGIN_ANEW:
                     self._begin_anew(what[0], outcome)
+                case Did.CUT_BACK:
+                    self.offsets.update(what[0])
                 case Did.CHANGES:
                     self._told()
                 case Did.WHOLE:
                     self._owners.add(*self._by_user())
                 case _:
                     raise ValueError(f"an entry {did!r} of a journal")
-            if did not in (Did.CHANGES, Did.WHOLE, Did.SET_BACK):
+            if did not in (Did.CHANGES, Did.WHOLE, Did.SET_BACK, Did.CUT_BACK):
                 self._count(outcome.counted)
                 self._sweep()
         # A slice of a sweep may have other keys here, so one may have ended that the readers were not told of. They are

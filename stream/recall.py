@@ -30,7 +30,7 @@ log = structlog.get_logger("recall")
 NEAR = 200
 """Messages between two wanted ones that are read through; for a longer way it seeks."""
 PATIENCE_S = 10.0
-"""For one reading. What is not read then is asked for again."""
+"""For one reading. What is not read then is asked for again; what was read counts."""
 PATIENCE_MS = 3000
 """For the broker to answer at all."""
 POLL_MS = 500
@@ -49,7 +49,8 @@ class Recaller:
 
     def read(self, partition: int, offsets: Iterable[int]) -> dict[int, bytes | None] | None:
         """The messages at these offsets of a partition of ``impressions``; None for one that is not there: its time is
-        over, or the log ends before it. None for all: the broker does not answer (it is told once a reading). Blocks.
+        over, or the log ends before it. An offset that is missing was not reached in time: ask for it again. None for
+        all: the broker does not answer (it is told once a reading). Blocks.
         """
         return self._thread.submit(self._read, partition, sorted(set(offsets))).result()
 
@@ -81,12 +82,16 @@ class Recaller:
         consumer = self._consumer
         consumer.assign([tp])
         first = consumer.beginning_offsets([tp], timeout_ms=PATIENCE_MS)[tp]
-        found: dict[int, bytes | None] = {offset: None for offset in offsets if offset < first}
-        left = [offset for offset in offsets if offset >= first]
+        # Asked for anew: the end that the consumer knows of is that of an earlier reading, until a fetch is answered.
+        end = consumer.end_offsets([tp], timeout_ms=PATIENCE_MS)[tp]
+        found: dict[int, bytes | None] = {offset: None for offset in offsets if not first <= offset < end}
+        left = [offset for offset in offsets if first <= offset < end]
         if left:
             consumer.seek(tp, left[0])
         while left:
             if self._closing or time.monotonic() > until_s:
+                if found:
+                    break
                 raise TimeoutError(f"{len(left)} impressions of {tp} not read in {PATIENCE_S:g} s")
             try:
                 records = consumer.poll(timeout_ms=POLL_MS).get(tp, [])
@@ -102,13 +107,7 @@ class Recaller:
                     found[left.pop(0)] = None
                 if left and left[0] == record.offset:
                     found[left.pop(0)] = record.value
-            if not left:
-                break
-            end = consumer.highwater(tp)
-            if not records and end is not None and left[0] >= end:
-                found |= dict.fromkeys(left)
-                break
-            if records and left[0] - records[-1].offset > NEAR:
+            if records and left and left[0] - records[-1].offset > NEAR:
                 consumer.seek(tp, left[0])
         return found
 

@@ -253,7 +253,7 @@ class Turn:
         self._publications = 0  # in progress
         self._saving = 0  # checkpoints in progress
         self._dirty = False  # something happened since the last checkpoint was due
-        self._new = not partition.offsets
+        self._new = not partition.offsets and not partition.newest_ms
         self._paused = False
         self._advance_ms = partition.advance_ms  # of an advance that is announced or about to be announced
         self._announced = partition.advance_ms is not None  # a checkpoint announces it
@@ -436,8 +436,8 @@ class Turn:
         if now.steady_s - self._beyond_s > BEYOND_S:
             raise BrokerError(
                 f"topic '{beyond[-1]}' partition {self.number} ends before offset {offsets[beyond[-1]]} of its "
-                "checkpoint: it is not the topic that was read",
-                "start the role again: it goes on with its state and reads the new topic from its beginning",
+                "checkpoint: it has lost its end, or is not the topic that was read",
+                "start the role again: it goes on with its state and reads what the topic holds",
             )
 
 

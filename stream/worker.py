@@ -172,12 +172,20 @@ class Worker:
         loaded = self.outlet.take_over(Partition(number, self.schema, self.policy, partitions, settles=True))
         partition, line = loaded.partition, loaded.line
         logs = self._logs
-        unknown = [t for t in INPUTS if t in partition.offsets and not (line.logs.get(t) and logs[t])]
-        ends = ends_of(self.settings, unknown, number) if unknown else {}
+        ends = ends_of(self.settings, partition.offsets, number) if partition.offsets else {}
         others = other_logs(line.logs, logs, partition.offsets, ends)
         self.outlet.owns(number, line)
         if not others:
             line.logs = logs
+        lost = {t: (end, partition.offsets[t]) for t, end in ends.items() if end < partition.offsets[t]}
+        lost = {t: place for t, place in lost.items() if t not in others}
+        if lost:
+            log.warning(
+                "topics have lost their ends; reading goes on where they end now",
+                partition=number,
+                topics="; ".join(f"{t} from {end} to {was}" for t, (end, was) in lost.items()),
+            )
+            partition.cut_back({t: end for t, (end, _) in lost.items()})
         return partition, others
 
     # ------------------------------------------------------------------ the pump
@@ -265,7 +273,7 @@ class Worker:
         async def read() -> None:
             with self._guarded("reading impressions again"):
                 found = await asyncio.to_thread(self.recaller.read, turn.number, due.wanted.values())
-                answer = None if found is None else {request: found.get(at) for request, at in due.wanted.items()}
+                answer = None if found is None else {r: found[at] for r, at in due.wanted.items() if at in found}
                 turn.recalled(answer, self._now())
 
         self._background(read())

@@ -87,6 +87,13 @@ def test_the_newer_learner_takes_over_and_the_older_stays_away(
     until(lambda: not again.thread.is_alive(), "it ends again")
     assert isinstance(again.error, FencedError)
     assert newer.thread.is_alive()
+
+    # Nor does one that is stopped while it listens.
+    stop = threading.Event()
+    stop.set()
+    service.run(settings, stop)
+    assert mark.exists()
+    assert newer.thread.is_alive()
     newer.end()
     note = ModelStore(settings.place("models"), writes=False).latest()
     assert note is not None

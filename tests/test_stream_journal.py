@@ -36,7 +36,9 @@ class Life:
 
     def step(self) -> None:
         part, rng = self.partition, self.rng
-        match rng.choice(("take",) * 6 + ("wanted", "wanted", "gone", "changes", "whole", "advance", "back", "anew")):
+        match rng.choice(
+            ("take",) * 6 + ("wanted", "wanted", "gone", "changes", "whole", "advance", "back", "anew", "cut")
+        ):
             case "take":
                 batch = self.messages[self.at : self.at + rng.randrange(1, 6)]
                 self.at += len(batch)
@@ -53,6 +55,8 @@ class Life:
                 part.advance(part.newest_ms + rng.choice((1, HOUR // 2, 3 * HOUR)))
             case "back":
                 part.set_back()
+            case "cut" if part.offsets.get("events"):
+                part.cut_back({"events": part.offsets["events"] - 1})
             case "anew" if rng.random() < 0.3:
                 part.begin_anew(rng.choice((["events"], ["impressions"], ["users", "impressions"])))
                 self.messages = self.messages[: self.at] + [
@@ -118,6 +122,7 @@ def test_every_way_to_change_a_partition_is_noted() -> None:
         Did.SET_BACK: lambda p: p.set_back(),
         Did.RETURNED: lambda p: p.returned({"a": None}),
         Did.BEGIN_ANEW: lambda p: p.begin_anew(["events"]),
+        Did.CUT_BACK: lambda p: p.cut_back({"events": 0}),
         Did.CHANGES: lambda p: p.changes(),
         Did.WHOLE: lambda p: list(p.whole()),
     }

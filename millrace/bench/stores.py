@@ -103,7 +103,7 @@ def _tables(progress: Say) -> tuple[Figures, Any]:
     held = tables.snapshot_holds_up()
     progress(f"a snapshot holds learning up for {held['snapshot_holds_up_ms']:.0f} ms at most")
     memory = tables.memory()
-    loading = tables.loading()
+    loading, others = tables.loading(), tables.single_calls()
     figures = [
         figure(name, held[name], "ms")
         for name in ("snapshot_holds_up_ms", "snapshot_holds_up_p99_ms", "snapshot_holds_up_cpu_ms")
@@ -114,7 +114,7 @@ def _tables(progress: Say) -> tuple[Figures, Any]:
         peak = max(v for n, v in memory.items() if n.endswith(f"peak of {name}"))
         label = f"memory_peak_{name.removeprefix('a ')}"
         figures.append(figure(label, peak, "bytes/byte", "the tables", peak))
-    return figures, {"snapshot": held, "memory": memory, "loading": loading}
+    return figures, {"snapshot": held, "memory": memory, "loading": loading, "other calls": others}
 
 
 def _restart(progress: Say) -> tuple[Figures, Any]:

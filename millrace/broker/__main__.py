@@ -6,7 +6,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import fcntl
 import logging
+import os
 import resource
 import sys
 from pathlib import Path
@@ -16,14 +18,14 @@ import structlog
 from millrace.broker.call import HOST
 from millrace.broker.log import MIB, Limits
 from millrace.broker.server import Server
-from millrace.contracts.errors import MillraceError, PortError
+from millrace.contracts.errors import MillraceError, PortError, ServiceError
 
 
 def main(argv: list[str] | None = None) -> None:
     """Reads the command line and serves.
 
     Raises:
-        MillraceError: the port is taken, or the folder cannot be used.
+        MillraceError: the port is taken, or the folder cannot be used, or another broker uses it.
     """
     parser = argparse.ArgumentParser(prog="python -m millrace.broker", description=__doc__)
     default = Limits()
@@ -39,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--message-bytes", type=int, default=default.message_bytes, help="largest record batch")
     parser.add_argument("--sync", action="store_true", help="records are on the disk before they are acknowledged")
     args = parser.parse_args(argv)
+    if not 0 <= args.port <= 65535:
+        parser.error(f"argument --port: {args.port} is not from 0 to 65535")
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -54,13 +58,38 @@ def main(argv: list[str] | None = None) -> None:
     )
     _allow_files()
     sys.setswitchinterval(0.0005)  # compaction computes in a thread: clients wait for it half a millisecond, not five
-    server = Server(args.folder, args.cluster_id, limits, sync=args.sync)
+    try:
+        lock = _lock(args.folder)
+        server = Server(args.folder, args.cluster_id, limits, sync=args.sync)
+    except OSError as error:
+        raise ServiceError(
+            f"folder '{args.folder}' cannot be used ({error.strerror})", "name another with --folder"
+        ) from None
     try:
         asyncio.run(server.run(HOST, args.port, lambda port: print(f"listening on {HOST}:{port}", flush=True)))
     except OSError as error:
         raise PortError(
             f"port {HOST}:{args.port} cannot be bound ({error.strerror})", "name a free port or 0"
         ) from None
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """Takes the folder for this process, until the descriptor is closed or the process ends, however it ends.
+
+    Raises:
+        ServiceError: another broker has it. Two would cut off each other's records as torn.
+        OSError: the folder cannot be made or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ServiceError(f"another broker runs on folder '{folder}'", "end it, or name another folder") from None
+    return lock
 
 
 def _allow_files() -> None:

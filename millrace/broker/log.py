@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from millrace.broker.batches import LENGTH_AT, PREFIX, Unreadable, admit, read_head, records_of
+from millrace.broker.batches import LENGTH_AT, PREFIX, Head, Unreadable, admit, read_head, records_of
 from millrace.broker.codes import KAFKA_STORAGE_ERROR, OFFSET_OUT_OF_RANGE, Refusal
 from millrace.broker.producers import Producers
 from millrace.broker.segment import SUFFIX, Segment, file_name
@@ -114,19 +114,31 @@ class PartitionLog:
     def _load(self, now_ms: int) -> None:
         for leftover in self.folder.glob("*.tmp"):
             leftover.unlink()
+        reached = -1  # offset behind the batch before
+
+        def seen(head: Head) -> None:
+            nonlocal reached
+            if reached not in (-1, head.base):
+                self.producers = Producers()  # compaction or damage took batches: who wrote last is not known any more
+            self.producers.note(head, head.base)
+            reached = head.last + 1
+
         paths = sorted(self.folder.glob(f"*{SUFFIX}"))
-        for path in paths:
+        for path, behind in zip(paths, [*paths[1:], None], strict=False):
             base = int(path.stem)
             if self.segments and base < self.segments[-1].end:
                 path.unlink()  # compacted into its predecessor; the broker ended before it was removed
                 continue
             segment = Segment(path, base, now_ms)
-            loaded = segment.load(lambda head: self.producers.note(head, head.base))
+            # A compacted file may go beyond the beginning of the next: see above.
+            loaded = segment.load(seen, int(behind.stem) if behind and not self.limits.compact else None)
             self.torn_bytes += loaded.torn
             self.damaged_bytes += loaded.damaged
             self.segments.append(segment)
         if not self.segments:
             self.segments.append(Segment(self.folder / file_name(0), 0, now_ms))
+        if reached not in (-1, self.segments[-1].end):
+            self.producers = Producers()
         self.segments[-1].open()
 
     def _read_start(self) -> int:

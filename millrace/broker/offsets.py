@@ -61,9 +61,16 @@ class Offsets:
             self._file.truncate(size)  # a torn line would swallow the next one
             raise
         self._lines += len(lines)
+
+    def _shorten(self) -> None:
+        """Writes the file anew if it has grown. The table must have all that the file has."""
         if self._lines > 4 * len(self._table) + _REWRITE_AT:
-            self._file.close()
-            self._rewrite()
+            before = self._file
+            try:
+                self._rewrite()
+            except OSError:  # a full disk: the file at hand goes on
+                return
+            before.close()
 
     def commit(self, group: str, entries: dict[tuple[str, int], Committed]) -> None:
         """Keeps the committed offsets of a group by (topic, partition).
@@ -74,6 +81,7 @@ class Offsets:
         keyed = {(group, topic, partition): value for (topic, partition), value in entries.items()}
         self._write([_line(key, value) for key, value in keyed.items()])
         self._table.update(keyed)
+        self._shorten()
 
     def get(self, group: str, topic: str, partition: int) -> Committed | None:
         return self._table.get((group, topic, partition))
@@ -91,6 +99,7 @@ class Offsets:
         for key in gone:
             del self._table[key]
         self._write([_line(key, (-1, "")) for key in gone])
+        self._shorten()
 
     def close(self) -> None:
         self._file.close()

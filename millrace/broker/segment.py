@@ -74,7 +74,7 @@ class Segment:
             os.close(self._fd)
             self._fd = None
 
-    def load(self, seen: Callable[[Head], None]) -> Loaded:
+    def load(self, seen: Callable[[Head], None], below: int | None = None) -> Loaded:
         """Reads all its batches, compares their checksums and makes the index. Only sound batches stay in the file.
 
         All else is set aside in a file beside this one: a torn end, left by a broker that was killed while it wrote
@@ -82,6 +82,8 @@ class Segment:
 
         Args:
             seen: is told the head of each sound batch in order.
+            below: where the next file begins, if that bounds this one. The checksum does not cover a batch's offset, so
+                one that reaches beyond it, or beyond the batch behind it, is damaged however sound the rest is.
         """
         data = self.path.read_bytes()
         self.appended_ms = os.stat(self.path).st_mtime_ns // 1_000_000
@@ -96,6 +98,10 @@ class Segment:
                 break
             piece = view[at : at + head.size]
             at += head.size
+            follows = _whole(view, at, self.end)
+            if (below is not None and head.last >= below) or (follows is not None and follows.base <= head.last):
+                damaged.append(piece)
+                continue
             if not checksum_fits(piece, head):
                 damaged.append(piece)
                 if head.base == self.end and head.last_delta == head.records - 1:

@@ -158,8 +158,13 @@ class Topics:
             OSError: its files cannot be made.
         """
         self.check(name, partitions, config)
-        topic = self._open(name, topic_id, partitions, config, now_ms)
-        self._save()
+        try:
+            topic = self._open(name, topic_id, partitions, config, now_ms)
+            self._save()
+        except OSError:  # a topic that no restart would find takes no records
+            for log in self._topics.pop(name).logs:
+                log.close()
+            raise
         return topic
 
     def delete(self, name: str) -> Path:

@@ -26,6 +26,7 @@ from millrace.contracts.errors import SnapshotError
 Array = NDArray[Any]
 
 _ALIGN = 64
+_REMEDY = "another file or message is used"
 _DTYPE = re.compile(r"[<|][fiub][1248]")
 
 
@@ -48,7 +49,7 @@ class Told(Struct, frozen=True, array_like=True):
                 return math.prod(self.shape) * np.dtype(self.dtype).itemsize
         except TypeError:  # such as a float of one byte
             pass
-        raise SnapshotError(f"array '{self.name[:80]}' of {self.dtype[:8]} {self.shape[:8]} is none", "resynchronise")
+        raise SnapshotError(f"array '{self.name[:80]}' of {self.dtype[:8]} {self.shape[:8]} is none", _REMEDY)
 
 
 def tell(arrays: Mapping[str, Array]) -> list[Told]:
@@ -84,10 +85,10 @@ def view(told: Sequence[Told], body: bytes | memoryview) -> dict[str, Array]:
     for one in told:
         n = one.nbytes
         if at + n > size or one.name in arrays:
-            raise SnapshotError(f"array '{one.name[:80]}' of {n} bytes is not in {size}", "resynchronise")
+            raise SnapshotError(f"array '{one.name[:80]}' of {n} bytes is not in {size}", _REMEDY)
         dtype = np.dtype(one.dtype)
         arrays[one.name] = np.frombuffer(body, dtype, n // dtype.itemsize, at).reshape(one.shape)
         at += n + -n % _ALIGN
     if at != size:
-        raise SnapshotError(f"{size - at} bytes belong to no array", "resynchronise")
+        raise SnapshotError(f"{size - at} bytes belong to no array", _REMEDY)
     return arrays

@@ -235,6 +235,10 @@ class Store:
             raise self._failed(what, error) from None
         except OSError as error:
             raise self._failed(what, error) from None
+        except Exception as error:  # object stores' clients have errors of their own
+            if self._local:
+                raise
+            raise self._failed(what, error) from error
 
     def _failed(self, what: str, error: Any) -> StoreError:
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -148,7 +148,8 @@ class Ledger:
             return
         why = self._dead_at.get((EVENTS, record.partition, record.offset))
         dead = why is not None
-        if dead and event.ts_ms > self.clock.at(record.timestamp) + self.ahead_ms:
+        future = dead and event.ts_ms > self.clock.at(record.timestamp) + self.ahead_ms
+        if future:
             self.future += own
         again = event.event_id in self._event_ids
         if again and not dead:
@@ -164,9 +165,9 @@ class Ledger:
                 page.dead |= bits
             else:
                 page.sent |= bits
-        elif own and not dead and not again:
-            self.actions[type(event).__name__.lower()] += 1
-            self.clicks += event.kind == 1
+        elif own and not again:
+            self.actions[type(event).__name__.lower()] += not dead
+            self.clicks += event.kind == 1 and not future  # sent, whatever became of its page
 
     def sample_message(self, record: Any) -> None:
         """A record of ``samples``."""

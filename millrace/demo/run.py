@@ -32,10 +32,10 @@ from millrace.contracts.errors import MillraceError, ServiceError, SettingError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import IMPRESSIONS
 from millrace.demo.audit import Ledger
-from millrace.demo.curves import draw
+from millrace.demo.curves import draw, thirds
 from millrace.demo.monitor import Monitor
 from millrace.demo.page import PageServer
-from millrace.demo.preflight import Held, held_by, opening, wait_for_redis
+from millrace.demo.preflight import Held, held_by, learnt_until, opening, wait_for_redis
 from millrace.demo.proved import proved
 from millrace.demo.report import make_report, missing_keys, summary, write_report
 from millrace.demo.settle import Drained, Settlement, labels_take, settle
@@ -207,7 +207,10 @@ class Demo:
         wait_for_redis(self.settings.redis, patience_seconds)
         create_topics(self.settings)
         self.held = held_by(self.settings)  # of the embedded broker too: its topics lie in the folder
-        opens = opening(self.held)
+        learnt_ms = 0 if self.held.newest_ms else learnt_until(self.settings)
+        opens = opening(self.held, learnt_ms)
+        if learnt_ms:
+            self.say(f"the topics are empty, the store is not; the shop opens on {opens:%A, %d %B}")
         if self.held.events:
             self.say(
                 f"the topics hold {self.held.events:,} events of earlier runs; the shop opens on {opens:%A, %d %B}"
@@ -391,6 +394,9 @@ def _finish(run: Demo, options: DemoOptions) -> int:
         read_all(run.settings, IMPRESSIONS, pages.message)
     report = make_report(ledger, settlement, run.monitor, run.supervisor, run.settings, run.started_ms, pages)
     report["versions"], differs = proved(run.settings)
+    report["thirds"] = {
+        n: thirds(report, n) for n in ("click_to_served_p50_ms", "click_to_served_p99_ms", "memory_total")
+    }
     if options.report is not None:
         write_report(options.report, report)
         draw(report, options.report.with_suffix(".png"))

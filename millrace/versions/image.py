@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from millrace.contracts.errors import SnapshotError
 
 Array = NDArray[Any]
+_REMEDY = "the next snapshot mends it"
 
 
 @dataclass(slots=True)
@@ -85,12 +86,12 @@ class Image:
             columns = {n.removeprefix(prefix): a for n, a in flat.items() if n.startswith(prefix)}
             removed = flat.get(f"table/{name}/removed")
             if not _are_ids(ids) or removed is None or not _are_ids(removed):
-                raise SnapshotError(f"table '{name}' of an image has no usable ids", "resynchronise")
+                raise SnapshotError(f"table '{name}' of an image has no usable ids", _REMEDY)
             for column, array in columns.items():
                 if not array.ndim or len(array) != len(ids):
                     raise SnapshotError(
                         f"column '{column}' of table '{name}' has shape {array.shape} for {len(ids)} rows",
-                        "resynchronise",
+                        _REMEDY,
                     )
             tables[name] = TableRows(ids, columns, removed)
         return cls(dense, tables)

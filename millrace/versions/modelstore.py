@@ -39,7 +39,7 @@ from millrace.contracts.errors import SnapshotError
 from millrace.contracts.store import ASIDE, AbsentError, DamagedError, Sealed, Store
 from millrace.versions import oldstore
 from millrace.versions.image import Array, Image, TableRows
-from millrace.versions.versioning import Announcement, Place, chain, decode_announcement, digest_of
+from millrace.versions.versioning import MAX_EPOCH, Announcement, Place, chain, decode_announcement, digest_of
 
 __all__ = [
     "Announcement",
@@ -149,9 +149,13 @@ class ModelStore:
         name = f"delta-{place.epoch:08d}-{place.number:016d}.body"
         return self.store.put(name, _Delta(place.epoch, place.number), body)
 
-    def prune(self, keep: int = 2) -> None:
+    def prune(self, keep: int = 2, epoch: int = MAX_EPOCH) -> None:
         """Removes all but the newest ``keep`` snapshots that are whole, and what belongs to none. For the writer, while
-        it is writing no snapshot. Files of higher epochs are another learner's and are left alone.
+        it is writing no snapshot.
+
+        Args:
+            epoch: the writer's. Files of higher epochs are another learner's, which may be at work on them: they are
+                left alone.
 
         Raises:
             StoreError: something cannot be removed.
@@ -162,7 +166,7 @@ class ModelStore:
             return
         # A kept snapshot of the old form is files of its own; those of the new form are named by their manifests.
         used = {file.name for note in kept for file in note.files} | {_manifest(note.place) for note in kept}
-        oldest, epoch = kept[-1].place, kept[0].epoch
+        oldest, epoch = kept[-1].place, min(epoch, kept[0].epoch)
         gone = []
         for name in self.store.names():
             place = _place_in(name)

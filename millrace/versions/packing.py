@@ -46,7 +46,7 @@ class _List(Struct, frozen=True):
 
 
 _decode = msgspec.json.Decoder(_List).decode
-_REMEDY = "resynchronise from the newest snapshot"
+_REMEDY = "the next snapshot mends it"
 
 
 def pack(image: Image, parent_dense: Mapping[str, Array] | None = None) -> bytes:
