@@ -401,6 +401,22 @@ def test_a_damaged_batch_is_set_aside_alone_and_its_bytes_are_kept(data: st.Data
         assert read(again, place) == [(place, None, b"new")]
 
 
+@pytest.mark.parametrize("hit", range(4))
+def test_a_flipped_bit_of_an_offset_costs_its_batch_alone(hit: int, tmp_path: Path) -> None:
+    """The checksum does not cover a batch's base offset; only what stands around it tells."""
+    log, ends = filled(tmp_path)
+    log.close()
+    path, sent = log.segments[-1].path, {n: b"%d" % n * (n + 1) for n in range(5)}
+    before = path.read_bytes()
+    for bit in range(64):
+        raw = bytearray(before)
+        raw[[0, *ends][hit] + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(raw))
+        again = PartitionLog(tmp_path, Limits(), 0)
+        assert {r[0]: r[2] for r in read_on(again, 0)} == {n: value for n, value in sent.items() if n != hit}, bit
+        again.close()
+
+
 def test_an_append_that_fails_half_way_leaves_no_half_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = PartitionLog(tmp_path, Limits(), 0)
     put(log, one(b"first"))

@@ -91,15 +91,15 @@ class Segment:
         damaged: list[memoryview] = []
         view, at, torn = memoryview(data), 0, 0
         while at < len(data):
-            head = _whole(view, at, self.end)
+            head = _whole(view, at)
             if head is None:
                 damaged.append(view[at:])
                 torn = len(damaged[-1]) if _is_torn(damaged[-1]) else 0
                 break
             piece = view[at : at + head.size]
             at += head.size
-            follows = _whole(view, at, self.end)
-            if (below is not None and head.last >= below) or (follows is not None and follows.base <= head.last):
+            beyond = below is not None and head.last >= below
+            if head.base < self.end or head.last_delta < 0 or beyond or self._leaps(head, view, at):
                 damaged.append(piece)
                 continue
             if not checksum_fits(piece, head):
@@ -119,6 +119,11 @@ class Segment:
             else:
                 write_whole(self.path, *sound, durable=True)
         return Loaded(torn, sum(map(len, damaged)) - torn)
+
+    def _leaps(self, head: Head, data: memoryview, at: int) -> bool:
+        """Whether a batch leaves offsets out that the batch behind it, at ``at``, has: then its own offset is wrong."""
+        follows = _whole(data, at)
+        return head.base > self.end and follows is not None and self.end <= follows.base <= head.last
 
     def _note(self, base: int, end: int, size: int, max_ms: int) -> None:
         if not self._positions or self.size - self._positions[-1] >= INDEX_BYTES:
@@ -233,12 +238,12 @@ class Segment:
         self.path.with_suffix(DAMAGED).unlink(missing_ok=True)
 
 
-def _whole(data: memoryview, at: int, least: int) -> Head | None:
-    """The head of the batch at ``at`` if it can be one, all of it is there, and it begins at ``least`` or later."""
+def _whole(data: memoryview, at: int) -> Head | None:
+    """The head of the batch at ``at`` if it can be one and all of it is there."""
     if at + HEAD_BYTES > len(data):
         return None
     head = read_head(data, at)
-    can_be = head.magic == 2 and head.length >= HEAD_BYTES - 12 and head.base >= least and head.last_delta >= 0
+    can_be = head.magic == 2 and head.length >= HEAD_BYTES - 12
     return head if can_be and at + head.size <= len(data) else None
 
 
