@@ -191,10 +191,6 @@ class SparseTable:
 
     # -- eviction --------------------------------------------------------------------------------------------
 
-    def _seen_min(self, rows: RowNumbers) -> NDArray[np.int32]:
-        seen: NDArray[np.int32] = self.index.marks[rows, self.index.at["mark"]] >> 2
-        return seen
-
     def _seen_before(self, minute: int) -> tuple[RowNumbers, NDArray[np.int32]]:
         """Rows that were last seen before a minute of event time, and when."""
         index = self.index

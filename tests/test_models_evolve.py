@@ -255,7 +255,7 @@ def test_a_smaller_table_keeps_the_rows_seen_last() -> None:
     assert new.knows("user_id", last.cat).mean() > 0.5
     old = model.tables["w8"]
     stayed = new.tables["w8"].index.find(old.index.ids_of(old.index.rows())) >= 0
-    seen = old._seen_min(old.index.rows())
+    seen = old.snapshot()[1]["seen_min"]
     assert seen[stayed].min() >= seen[~stayed].max()
     bigger, _ = carried(model, SCHEMA, {"max_rows": 10_000})
     np.testing.assert_array_equal(answers(bigger), answers(model))

@@ -30,6 +30,7 @@ from kafka import KafkaConsumer, TopicPartition
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS
 from millrace.processes.kafka import create_topics, make_producer, make_reader, wait_for_broker
+from millrace.processes.memory import measured_bytes
 from millrace.processes.services import EmbeddedBroker
 
 STEPS = (0, 20_000, 40_000, 100_000)
@@ -45,12 +46,6 @@ def cpu_seconds(pid: int) -> float:
     """Processor time that a process has used, system calls included."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) * _TICK_SECONDS
-
-
-def resident_mib(pid: int) -> float:
-    """Memory that a process holds now."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(text.split("VmRSS:")[1].split()[0]) / 1024
 
 
 def folder_mib(folder: Path) -> float:
@@ -141,7 +136,7 @@ def ages(
                     "batches": step,
                     "there_and_back_ms": round(float(np.median(took)), 2),
                     "there_and_back_p99_ms": round(float(np.percentile(took, 99)), 2),
-                    "resident_mib": round(resident_mib(pid), 1),
+                    "resident_mib": round(measured_bytes(pid) / 2**20, 1),
                     "disk_mib": round(folder_mib(folder), 1),
                     "fill_batches_a_second": round(added / filled) if step else 0,
                     "fill_cpu_us": round(fill_cpu / added * 1e6) if step else 0,

@@ -41,6 +41,7 @@ from millrace.contracts.hashing import column_hash, mix
 from millrace.contracts.merit import auc
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
+from millrace.processes.memory import measured_bytes
 
 FIELDS, ROWS, DIM, BATCH = 30, 100_000, 16, 4096
 HIDDEN, BLOCKS = 256, 3
@@ -326,14 +327,6 @@ def wide_resnet(data: Data, test: Data, say: Say) -> Measurements:
 # -- sizes ------------------------------------------------------------------------------------------------------------
 
 
-def resident() -> int:
-    """Resident memory of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def filled(size: int, say: Say) -> tuple[OnlineModel, NDArray[np.int64], float]:
     """A Wide&ResNet+BN whose table has ``size`` rows with optimiser state, its ids, and bytes a row."""
     spec = {"model": "wide_resnet_bn", "width": DIM, "hidden": [HIDDEN], "blocks": BLOCKS, "max_rows": size + 1000}
@@ -341,14 +334,14 @@ def filled(size: int, say: Say) -> tuple[OnlineModel, NDArray[np.int64], float]:
     table = model.tables[f"w{DIM}"]
     ids = np.random.default_rng(1).permutation(np.arange(1, size + 1, dtype=np.int64))
     ids *= np.int64(-7046029254386353131)  # spread over all of int64, distinct still
-    before = resident()
+    before = measured_bytes()
     grads, wides = np.full((FILL, DIM), 0.01, np.float32), np.full(FILL, 0.01, np.float32)
     for part in np.array_split(ids, size // FILL):
         table.write(table.read(part.reshape(-1, 1), learning=True), grads, wides, 28_000_000)
         table.changes()  # as a learner publishes: often
     gc.collect()
-    per_row = (resident() - before) / size
-    say(f"{size:,} rows: {per_row:.1f} bytes each, {resident() / 1e9:.2f} GB resident in all")
+    per_row = (measured_bytes() - before) / size
+    say(f"{size:,} rows: {per_row:.1f} bytes each, {measured_bytes() / 1e9:.2f} GB resident in all")
     return model, ids, per_row
 
 

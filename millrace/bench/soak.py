@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from millrace.bench.stream import HOUR, OFTEN, PAGE, T0, TAKE, figure, history, make
-from millrace.contracts.errors import MillraceError
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
-from millrace.processes.memory import resident_bytes
+from millrace.processes.memory import measured_bytes
 from stream.checkpoint import CheckpointStore
 from stream.partition import Partition, Policy
 
@@ -31,14 +30,6 @@ HOURS = 24
 USERS, ITEMS = 4_000, 5_000
 
 Say = Callable[[str], None]
-
-
-def rss_bytes() -> int:
-    """Resident memory of this process."""
-    held = resident_bytes()
-    if held is None:
-        raise MillraceError("no resident memory in /proc/self/status", "run the soak on Linux")
-    return held
 
 
 class Shop:
@@ -90,7 +81,7 @@ def run(out_dir: Path, progress: Say = print) -> list[dict[str, Any]]:
         line.write([], shop.partition.snapshot())
         size = line.base_bytes
         gc.collect()
-        used.append(rss_bytes())
+        used.append(measured_bytes())
         keys.append(shop.partition.window_keys)
         progress(f"hour {hour + 1} of {HOURS}: {used[-1] >> 20} MiB, {keys[-1]} keys")
     first, last = max(used[: HOURS // 4]), max(used[-HOURS // 4 :])

@@ -29,8 +29,9 @@ from learner.index import Index
 from learner.model import OnlineModel, ServingModel
 from learner.slices import Part
 from learner.warm import warm_up
-from millrace.bench.learner import DIM, FIELDS, as_samples, resident, schema
+from millrace.bench.learner import DIM, FIELDS, as_samples, schema
 from millrace.contracts.samples import SampleBatch
+from millrace.processes.memory import measured_bytes
 from millrace.versions.modelstore import Image, TableRows
 
 ROWS = 5_000_000
@@ -221,23 +222,23 @@ def _learner_memory(rows: int) -> dict[str, float]:
             model.learn(batch)
         model.resume([state])
         gc.collect()
-        empty = resident()
+        empty = measured_bytes()
         reset_peak()
         model.resume(made_up(rows, state))
         index = model.tables[_TABLE].index
-        load = (peak() - empty) / table_bytes(index)
+        load = (measured_bytes(peak=True) - empty) / table_bytes(index)
         gc.collect()
         for batch in found:
             model.learn(batch)
             model.changes()
-        steady = (resident() - empty) / table_bytes(index)
+        steady = (measured_bytes() - empty) / table_bytes(index)
         reset_peak()
         snapshot, part = model.slices(SLICE), None
         while (part := snapshot.next()) is not None:
             model.learn(found[0])
         model.changes()
         part = snapshot.finish()
-        copying = (peak() - empty) / table_bytes(index)
+        copying = (measured_bytes(peak=True) - empty) / table_bytes(index)
         del part
         gc.collect()
         reset_peak()
@@ -247,7 +248,7 @@ def _learner_memory(rows: int) -> dict[str, float]:
         empty += coming.nbytes
         for own in np.array_split(coming, max(1, len(coming) // 2000)):
             index.add(own)
-        growth = (peak() - empty) / table_bytes(index)
+        growth = (measured_bytes(peak=True) - empty) / table_bytes(index)
         return {
             "learner memory_ratio": steady,
             "learner memory_ratio, peak of loading": load,
@@ -267,15 +268,15 @@ def _scorer_memory(rows: int) -> dict[str, float]:
         small.score(cat, num)
         del small
         gc.collect()
-        empty = resident()
+        empty = measured_bytes()
         reset_peak()
         model = ServingModel.of(schema(), spec, (image for image, _ in made_up(rows, state)), {_TABLE: rows})
         index = model.tables[_TABLE].index
-        load = (peak() - empty) / table_bytes(index)
+        load = (measured_bytes(peak=True) - empty) / table_bytes(index)
         gc.collect()
         model.score(cat, num)
         return {
-            "scorer memory_ratio": (resident() - empty) / table_bytes(index),
+            "scorer memory_ratio": (measured_bytes() - empty) / table_bytes(index),
             "scorer memory_ratio, peak of loading": load,
             "scorer bytes of tables": float(table_bytes(index)),
         }
@@ -299,14 +300,6 @@ def _scorer_loading(rows: int) -> dict[str, float]:
         return {"scorer loading_seconds": wall, "scorer loading_cpu_seconds": time.thread_time() - busy}
 
 
-def peak() -> int:
-    """The most memory that this process had resident since :func:`reset_peak`, in bytes. Linux."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def reset_peak() -> None:
-    """Lets the kernel's high-water mark begin anew."""
+    """Lets the kernel's high-water mark begin anew. Linux."""
     Path("/proc/self/clear_refs").write_text("5")
