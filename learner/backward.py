@@ -366,14 +366,12 @@ class _Unit:
         else:
             elementwise.bias_relu(h, b1)
         out = room.take(f"{self.name}.y", *x.shape)  # (B, I)
-        torch.addmm(x, hidden, unit.w2.weight.t(), out=out)
-        y = _array(out)
-        if placement == "inner":
-            elementwise.bias_relu(y, b2)
-        elif placement == "pre":
-            y += b2
-        elif norm is not None:
-            norm.infer(y, b2, True, y)
+        if norm is not None and placement == "post":
+            torch.addmm(x, hidden, unit.w2.weight.t(), out=out)
+            norm.infer(_array(out), b2, True, _array(out))
+        else:
+            torch.mm(hidden, unit.w2.weight.t(), out=out)
+            elementwise.residual(_array(x), _array(out), b2, np.float32(-np.inf if placement == "pre" else 0))
         return out
 
     def backward(self, grad: Tensor, columns: int) -> None:

@@ -32,6 +32,15 @@ def bias_relu(x: Array, bias: Array) -> None:
 
 
 @njit(nogil=True, cache=True)
+def residual(x: Array, z: Array, bias: Array, floor: np.float32) -> None:
+    """``z = max(x + z + bias, floor)``"""
+    for b in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            value = x[b, c] + z[b, c] + bias[c]
+            z[b, c] = floor if value <= floor else value  # not max(): NaN comes through
+
+
+@njit(nogil=True, cache=True)
 def add_bias(x: Array, bias: Array, total: Array) -> None:
     """``x += bias``; ``total = sum_b x``"""
     part = np.empty(x.shape[1], np.float32)

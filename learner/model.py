@@ -1,5 +1,5 @@
 # core
-"""The model that learns (:class:`OnlineModel`) and the same model as a scorer holds it (:class:`ServingModel`).
+"""The model that learns. What scorers hold of it is in learner/serving.py.
 
 One step of learning::
 
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from learner import elementwise, kernels
 from learner.buckets import Reservoir
 from learner.delays import Delays
-from learner.dense import DenseState, load_dense, tensors_of
+from learner.dense import DenseState
 from learner.guard import LossGuard
 from learner.inputs import Group, Inputs
 from learner.kernels import EMPTY
@@ -43,7 +43,7 @@ from learner.sampling import chosen
 from learner.slices import Part, Slices
 from learner.spec import Spec, read_spec
 from learner.step import Gradient, Inference, dense_step, set_mode
-from learner.table import Block, Rates, ServingTable, SparseTable
+from learner.table import Block, Rates, SparseTable
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.hashing import salt
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
@@ -81,7 +81,8 @@ def build_network(columns: Columns, spec: Spec, seed: int) -> Network:
         return network_of(spec.model)(columns.shape, spec)
 
 
-def _build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
+def build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
+    """The input side of a model, and its untrained network."""
     kind = network_of(spec.model)
     width = spec.width if kind.deep else 0
     squash = spec.numerics == "squash"
@@ -103,7 +104,7 @@ def _wide(blocks: Sequence[Block], size: int, base: float) -> Floats:
     return wide
 
 
-def _score(inputs: Inputs, inference: Inference, tables: Mapping[str, Any], cat: Ids, num: Floats) -> Floats:
+def score_with(inputs: Inputs, inference: Inference, tables: Mapping[str, Any], cat: Ids, num: Floats) -> Floats:
     """Probabilities (B,) in evaluation mode. ``tables`` have ``read``."""
     if not len(cat):
         return np.empty(0, np.float32)
@@ -182,7 +183,7 @@ class OnlineModel:
     def __init__(self, schema: Schema, spec: Mapping[str, Any], seed: int) -> None:
         self.schema, self.seed = schema, seed
         self._spec = read_spec(spec)
-        self._inputs, self.network = _build(schema, self._spec, seed)
+        self._inputs, self.network = build(schema, self._spec, seed)
         s = self._spec
         rates = Rates(s.embedding_rate, 1e-6, s.ftrl_alpha, s.ftrl_beta, s.ftrl_l1, s.ftrl_l2)
         age = round(s.max_age_days * 1440)
@@ -190,7 +191,7 @@ class OnlineModel:
             g.name: SparseTable(g.width, rates, s.max_rows, age, s.admit, s.embedding_scale, _table_salt(g, seed))
             for g in self._inputs.groups
         }
-        self.serving = _build(schema, self._spec, seed)[1] if s.averaging else self.network
+        self.serving = build(schema, self._spec, seed)[1] if s.averaging else self.network
         for parameter in self.serving.parameters():
             parameter.requires_grad_(self.serving is self.network)
         self.dense = DenseState(self.network, self.serving, s.dense, s.dense_rate, s.averaging, s.step_rows)
@@ -226,7 +227,7 @@ class OnlineModel:
 
     def score(self, cat: Ids, num: Floats) -> Floats:
         """Click probabilities (B,) of feature rows cat (B, F), num (B, N). Reads only; unknown ids read as zero."""
-        return _score(self._inputs, self._inference, self.tables, cat, num)
+        return score_with(self._inputs, self._inference, self.tables, cat, num)
 
     def knows(self, field: str, cat: Ids) -> NDArray[np.bool_]:
         """Whether there is a row for the (first) id that each row of cat (n, F) has in a categorical field. (n,)"""
@@ -435,115 +436,5 @@ def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
 
 
-def _unlike(found: set[str], wanted: set[str]) -> str:
-    """How the names that were found differ from those that were wanted."""
-    lacks, more = sorted(wanted - found), sorted(found - wanted)
-    return ", ".join([*(f"'{n}' is missing" for n in lacks), *(f"'{n}' is unknown" for n in more)])
-
-
 def _table_salt(group: Group, seed: int) -> int:
     return int(salt("first values", group.name, str(seed)))
-
-
-class ServingModel:
-    """A model as a scorer holds it: no optimiser state, patched in place between two requests.
-
-    Not locked: the caller sees to it that nothing is scored while :meth:`patch` runs.
-
-    Raises:
-        SettingError: the spec has an unknown name or value.
-    """
-
-    def __init__(self, schema: Schema, spec: Mapping[str, Any]) -> None:
-        full = read_spec(spec)
-        self._inputs, self.network = _build(schema, full, 0)
-        for parameter in self.network.parameters():
-            parameter.requires_grad_(False)
-        self._dense = tensors_of(self.network)
-        self._inference = Inference(self._inputs, self.network)
-        self.tables = {g.name: ServingTable(g.width, full.max_rows) for g in self._inputs.groups}
-
-    @classmethod
-    def of(
-        cls,
-        schema: Schema,
-        spec: Mapping[str, Any],
-        parts: Image | Iterable[Image],
-        rows: Mapping[str, int] | None = None,
-    ) -> ServingModel:
-        """The model of a snapshot: a whole image, or its parts in order, which are taken one by one.
-
-        Args:
-            rows: how many each table will have, about, where that is known. It saves a third of the time.
-
-        Raises:
-            SettingError: the spec is not one.
-            SnapshotError: a part is not of a model with this schema and spec, or the dense tensors did not come.
-        """
-        model = cls(schema, spec)
-        for name, count in (rows or {}).items():
-            if name in model.tables:
-                model.tables[name].index.reserve(count)
-        whole = False
-        for image in [parts] if isinstance(parts, Image) else parts:
-            part = Image(with_delays(image.dense, model.network), image.tables) if image.dense else image
-            model.patch(part)
-            whole |= bool(part.dense)
-        if not whole:
-            raise SnapshotError("the parts of a snapshot have no dense tensors", "give all of them, in order")
-        return model
-
-    @property
-    def rows(self) -> int:
-        """Rows in all tables."""
-        return sum(len(t) for t in self.tables.values())
-
-    def dense(self) -> dict[str, Array]:
-        """The tensors that serve now, by name: views that nobody may write to, and that the next patch changes."""
-        return {n: t.detach().numpy() for n, t in self._dense.items()}
-
-    def check(self, delta: Image) -> None:
-        """Whether a delta, or a part of a snapshot, is one of this model: every table with each of its columns, and all
-        dense tensors or none. Changes nothing.
-
-        Raises:
-            SnapshotError: it is not; names what is wrong.
-        """
-        problem = self._problem(delta)
-        if problem:
-            raise SnapshotError(f"a delta has {problem}", "the next snapshot mends it")
-
-    def _problem(self, delta: Image) -> str:
-        if delta.dense and set(delta.dense) != set(self._dense):
-            return f"not the model's tensors: {_unlike(set(delta.dense), set(self._dense))}"
-        for name, array in delta.dense.items():
-            want = self._dense[name].detach().numpy()
-            if array.shape != want.shape or array.dtype != want.dtype:
-                return f"a tensor '{name}' that is {array.dtype} {array.shape}, not {want.dtype} {want.shape}"
-        if set(delta.tables) != set(self.tables):
-            return f"not the model's tables: {_unlike(set(delta.tables), set(self.tables))}"
-        for name, rows in delta.tables.items():
-            problem = self.tables[name].check(rows)
-            if problem:
-                return f"in table '{name}' {problem}"
-        return ""
-
-    def patch(self, delta: Image) -> None:
-        """Applies a delta whole or not at all: dense tensors, rows new, changed and removed.
-
-        Raises:
-            SnapshotError: the delta is not one of this model (see :meth:`check`); nothing was changed.
-        """
-        self.check(delta)
-        load_dense(self._dense, delta.dense)
-        for name, rows in delta.tables.items():
-            self.tables[name].patch(rows)
-
-    def snapshot(self) -> Image:
-        """The whole state that is served: the serving half of what :meth:`OnlineModel.snapshot` gives."""
-        dense = {n: a.copy() for n, a in self.dense().items()}
-        return Image(dense, {n: t.snapshot() for n, t in self.tables.items()})
-
-    def score(self, cat: Ids, num: Floats) -> Floats:
-        """Click probabilities (B,) of feature rows cat (B, F), num (B, N). Reads only; unknown ids read as zero."""
-        return _score(self._inputs, self._inference, self.tables, cat, num)

@@ -96,12 +96,16 @@ def embeddings(inputs: Inputs, blocks: Sequence[Block], size: int) -> list[Tenso
 
 
 class Inference:
-    """The network's logits in evaluation mode. Reads only; several threads may call it at once."""
+    """The network's logits in evaluation mode. Reads only; several threads may call it at once.
 
-    def __init__(self, inputs: Inputs, network: Network) -> None:
+    Args:
+        own: holds the working memory of each thread, where that is shared with others; in ``own.room``.
+    """
+
+    def __init__(self, inputs: Inputs, network: Network, own: threading.local | None = None) -> None:
         self.inputs, self.network = inputs, network
         self._written = written_pass(network)
-        self._own = threading.local()
+        self._own = own or threading.local()
 
     def logits(self, blocks: Sequence[Block], num: Floats) -> Floats:
         """Logits (B,) of each group's ``blocks`` and num (B, N)."""

@@ -296,64 +296,6 @@ class SparseTable:
         return TableRows(ids, {"embedding": embedding, "wide": wide} if self.width else {"wide": wide})
 
 
-class ServingTable:
-    """The same rows as a scorer holds them: ids, embeddings, wide weights; patched in place, read without writing."""
-
-    def __init__(self, width: int, max_rows: int) -> None:
-        self.width = width
-        self.index = Index({"embedding": width, "wide": 1} if width else {"wide": 1}, max_rows)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def check(self, change: TableRows) -> str:
-        """What is wrong with a snapshot's or delta's rows, in words; empty when :meth:`patch` can apply them."""
-        n = len(change.ids)
-        for what, ids in (("ids", change.ids), ("removed ids", change.removed)):
-            if ids.ndim != 1 or ids.dtype != np.int64:
-                return f"{what} that are {ids.dtype} {ids.shape}"
-        if set(change.columns) != set(self.index.at):
-            return f"the columns {sorted(change.columns)} in place of {sorted(self.index.at)}"
-        for name, column in change.columns.items():
-            shape = (n, self.width) if name == "embedding" else (n,)
-            if column.dtype != np.float32 or column.shape != shape:
-                return f"a column '{name}' that is {column.dtype} {column.shape}, not float32 {shape}"
-        ordered = np.sort(change.ids)
-        if not ordered.all() or not first_of_each(ordered).all():
-            return "an id 0, or an id twice"
-        if len(self) + n > self.index.max_rows:  # else there is room for certain
-            gone = int((self.index.find(as_read(np.unique(change.removed))) != EMPTY).sum())
-            back = np.isin(change.ids, change.removed)
-            after = len(self) - gone + int((back | (self.index.find(as_read(change.ids)) == EMPTY)).sum())
-            if after > self.index.max_rows:
-                return f"rows that make {after} where {self.index.max_rows} have room"
-        return ""
-
-    def patch(self, change: TableRows) -> None:
-        """Applies a snapshot's or delta's rows, which :meth:`check` found sound: tombstones first, then new and changed
-        rows."""
-        self.index.remove(as_read(change.removed))
-        rows = self.index.find_or_add(as_read(change.ids))
-        for name in self.index.at:
-            _fill(self.index, name, rows, change.columns[name])
-
-    def read(self, columns: Ids) -> Block:
-        """The values of a batch's ids (B, C); unknown ids are zero."""
-        ids, counts, inverse = distinct(columns)
-        rows = self.index.find(ids)
-        embedding = np.empty((len(ids), self.width), np.float32)
-        wide = np.empty((len(ids), 1), np.float32)
-        if self.width:
-            kernels.gather(self.index.data, self.index.at["embedding"], rows, embedding)
-        kernels.gather(self.index.data, self.index.at["wide"], rows, wide)
-        return Block(ids, counts, inverse, rows, np.zeros(len(ids), np.bool_), embedding, wide[:, 0])
-
-    def snapshot(self) -> TableRows:
-        """All rows in order of id."""
-        at = self.index.rows()
-        return TableRows(self.index.ids_of(at), {n: self.index.column(n)[at] for n in self.index.at})
-
-
 def _fill(index: Index, name: str, rows: RowNumbers, values: NDArray[Any]) -> None:
     """Writes a column of rows; values (n,) or (n, D).
 

@@ -1,5 +1,5 @@
 # core
-"""Runs every compiled function once, on a small model of its own, before the learner says that it is ready.
+"""Runs every compiled function once, on small models of its own, before a learner or scorer says that it is ready.
 
 Compiling takes half a minute where nothing is cached. Without this, the loop would stand still that long at its first
 samples.
@@ -11,8 +11,12 @@ import numpy as np
 
 from learner.index import Index
 from learner.model import OnlineModel
+from learner.serving import ServingModel
+from learner.staging import ModelWriter
 from millrace.contracts import once
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.versions.image import Image
 
 _ROWS = (64, 17)  # a full batch and a small one
 _MAX_ROWS = 4096
@@ -42,12 +46,36 @@ def warm_up(model: OnlineModel) -> None:
 
 
 def warm_tables() -> None:
-    """Compiles what any table of ids will call, also when it grows. For a scorer too."""
+    """Compiles what any table of ids will call, also when it grows."""
     memory = Index({}, _MANY)
     for ids in np.array_split(np.arange(1, _MANY), 20):  # so many that the slots move
         memory.add(ids)
     memory.find(ids)
     memory.remove(ids)
+
+
+def warm_serving(schema: Schema, half: bool) -> None:
+    """Compiles what versions that serve will call, and what makes them. For a scorer.
+
+    Args:
+        half: as the scorer's :class:`~learner.serving.ModelWriter` will have it.
+    """
+    for kind in ("wide_resnet", "wide_deep"):
+        source = OnlineModel(schema, {"model": kind, "max_rows": _MAX_ROWS}, seed=0)
+        source.learn(_batch(source, _ROWS[0], 0))
+        image = Image.of_tensors(source.changes().tensors())
+        writer = ModelWriter.of(schema, source.spec, image, dict.fromkeys(source.tables, _MANY), half=half)
+        reader = ServingModel.attach(schema, source.spec, writer.base())
+        for rows in image.tables.values():
+            rows.removed, rows.ids = rows.ids[:1], rows.ids[1:]
+            rows.columns = {name: column[1:] for name, column in rows.columns.items()}
+        reader = reader.followed(writer.stage(image))
+        batch = _batch(source, _ROWS[0], 0)
+        reader.score(batch.cat, batch.num)
+        reader.score_filled(batch.cat, reader.room(len(batch)), np.zeros(batch.cat.shape[1], np.bool_))
+        while writer.fold(_ROWS[1]):
+            pass
+        reader.settled(writer.folded, writer.base()).snapshot()
 
 
 def _batch(model: OnlineModel, rows: int, seed: int) -> SampleBatch:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from learner import elementwise
 from learner.backward import Workspace, scale_numbers, written_pass
-from learner.model import OnlineModel, ServingModel
+from learner.model import OnlineModel
 from learner.models import Shape, network_of
 from learner.models.base import Network
 from learner.models.wide_resnet import Residual
+from learner.serving import ServingModel
 from learner.spec import read_spec
 from learner.step import AutogradStep, Gradient, WrittenStep
 from tests.learning import SCHEMA, make_samples

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner import slices as slices_module
-from learner.model import OnlineModel, ServingModel
+from learner.model import OnlineModel
+from learner.serving import ServingModel
 from learner.slices import Part, Slices, merge
+from learner.staging import ModelWriter
 from learner.table import SparseTable
 from millrace.contracts.errors import SnapshotError
 from millrace.versions.modelstore import Image, TableRows
@@ -61,13 +63,13 @@ class World:
     def begin(self) -> None:
         self.slices = self.model.slices(self.rows)
         self.parts: list[Part] = []
-        self.loaded = ServingModel(SCHEMA, SPEC)  # by somebody who reads the parts as they come
+        self.loaded = ModelWriter(SCHEMA, SPEC)  # by somebody who reads the parts as they come
 
     def next(self) -> bool:
         part = self.slices.next()
         if part is not None:
             self.parts.append(part)
-            self.loaded.patch(part[0])  # refuses more rows than a table ever had
+            self.loaded.load(part[0])  # refuses more rows than a table ever had
         return part is not None
 
     def step(self, what: str, table: int | None, ids: list[int] | None) -> None:
@@ -93,7 +95,7 @@ class World:
             pass
         self.scorer.patch(self.model.changes())
         self.parts.append(self.slices.finish())
-        self.loaded.patch(self.parts[-1][0])
+        self.loaded.load(self.parts[-1][0])
 
 
 @settings(max_examples=120, deadline=None)
@@ -118,7 +120,7 @@ def test_parts_make_up_the_snapshot_of_the_last_moment(before: Any, during: Any,
     for part, _ in world.parts[1:]:
         image = image.apply(part)
     assert image.same_bits(whole[0]) == ""
-    assert world.loaded.snapshot().same_bits(whole[0]) == ""
+    assert ServingModel.attach(SCHEMA, SPEC, world.loaded.base()).snapshot().same_bits(whole[0]) == ""
     assert world.scorer.snapshot().same_bits(whole[0]) == ""
     again = OnlineModel(SCHEMA, SPEC, 7)
     again.resume(iter(world.parts))

@@ -14,7 +14,7 @@ from learner import index as index_module
 from learner.admission import Admission
 from learner.index import Index
 from learner.kernels import EMPTY
-from learner.table import Rates, ServingTable, SparseTable, distinct
+from learner.table import Rates, SparseTable, distinct
 
 RATES = Rates(embedding=0.1, epsilon=1e-6, alpha=0.1, beta=1.0, l1=0.5, l2=0.01)
 
@@ -264,19 +264,3 @@ def test_changes_say_what_was_touched_and_removed_since() -> None:
     assert change.ids.tolist() == [2, 3]
     assert change.removed.tolist() == [1]
     assert t.changes().ids.tolist() == t.changes().removed.tolist() == []
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.booleans()), max_size=25))
-def test_serving_table_follows_by_changes(steps: list[tuple[list[int], bool]]) -> None:
-    t, serving = table(max_rows=20, max_age_min=8), ServingTable(2, 1000)
-    for now, (batch, publish) in enumerate(steps):
-        touch(t, batch, now)
-        t.expire(now)
-        if publish:
-            serving.patch(t.changes())
-    serving.patch(t.changes())
-    state, _ = t.snapshot()
-    mine = serving.snapshot()
-    assert mine.ids.tolist() == state.ids.tolist()
-    assert all(mine.columns[n].tobytes() == state.columns[n].tobytes() for n in state.columns)

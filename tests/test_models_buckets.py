@@ -11,8 +11,9 @@ import pytest
 
 from learner.buckets import FIRST_ROWS, SAMPLE_ROWS, Reservoir
 from learner.inputs import Inputs
-from learner.model import OnlineModel, ServingModel
+from learner.model import OnlineModel
 from learner.models import REGISTRY
+from learner.serving import ServingModel
 from millrace.contracts.merit import auc
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.modelstore import Image

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from learner.model import OnlineModel, ServingModel
+from learner.model import OnlineModel
 from learner.models import REGISTRY
+from learner.serving import ServingModel
 from millrace.contracts.errors import SettingError, SnapshotError
 from millrace.contracts.merit import auc
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from learner.evolve import Report, evolve, read_columns
-from learner.model import OnlineModel, ServingModel
+from learner.model import OnlineModel
 from learner.models import REGISTRY
+from learner.serving import ServingModel
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.hashing import column_hash, mix
 from millrace.contracts.samples import SampleBatch

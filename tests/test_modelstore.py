@@ -25,7 +25,6 @@ META: dict[str, Any] = {
     "spec": {"model": "toy"},
     "event_ms": 1,
     "trained": 0,
-    "origins": [],
     "published_ms": 1,
 }
 
@@ -195,6 +194,7 @@ def old_store(folder: Path, *versions: int) -> None:
         (at / "training.safetensors").write_bytes(save({"z": np.array([float(version)])}))
         fields = {n: v for n, v in META.items() if n != "claimant"}
         own = {"kind": "snapshot", "version": version, "parent": "h", "hash": "h", "digest": digest, "size": len(body)}
+        fields["origins"] = [5]
         file = {"file": f"{at.name}/serving.safetensors", "offsets": {"0": version}, "extra": {"counts": {}}}
         (at / "manifest.json").write_text(json.dumps(own | fields | file))
         (folder / f"delta-{version:08d}.safetensors").write_bytes(b"")
