@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import structlog
 import torch
 from kafka import KafkaConsumer, KafkaProducer
@@ -37,7 +38,7 @@ from learner.segments import Segments, parse_segments
 from learner.served import Served
 from learner.slices import merge
 from learner.tenure import HEARTBEAT_SECONDS, Tenure
-from learner.trainer import Trainer
+from learner.trainer import Clicks, Trainer
 from learner.versions import Copying, Found, Progress, Versions, newest_sound, same_shape, write_root
 from learner.warm import warm_up
 from learner.writer import End, SnapshotWriter
@@ -50,6 +51,7 @@ from millrace.contracts.topics import DEAD_LETTERS, MODEL_DELTAS, SAMPLES
 from millrace.labels import Waits
 from millrace.processes.kafka import lag_of, make_producer, make_reader, open_broker, topic_ids
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
+from millrace.processes.stages import CLICK_STAGE
 from millrace.processes.wall import wall_ms
 from millrace.versions.modelstore import Announcement, Array, Image, ModelStore
 from millrace.versions.versioning import Claim
@@ -110,6 +112,7 @@ class Learner:
         self._copying: Copying | None = None
         self._writing = False  # whether the writer has not yet told what became of a snapshot
         self._failures = 0
+        self._unpublished: list[tuple[int, int]] = []  # (wall time of a step, its clicks) since the last delta
         # From run() on:
         self.tenure: Tenure
         self._publisher: Publisher
@@ -189,13 +192,14 @@ class Learner:
         )
         while not stop.is_set():
             LOOP_TIMESTAMP.set(time.time())
-            self._take(reader, producer)
+            self._take(reader, producer, self._patience_ms())
             now = time.monotonic()
-            drain = bool(self.trainer.pending) and now >= due.batch
+            publish = now >= due.delta  # with all that has come: what waited for a full batch would wait for the next
+            drain = bool(self.trainer.pending) and (publish or now >= due.batch)
             if self._learn(drain) or not self.trainer.pending:
                 due.batch = time.monotonic() + settings.batch_ms / 1000
-            now = time.monotonic()
-            if now >= due.delta:
+            if publish:
+                now = time.monotonic()
                 self._publish(dense=now >= due.dense)
                 due.delta = now + settings.delta_seconds
                 due.dense = now + settings.dense_seconds if now >= due.dense else due.dense
@@ -207,8 +211,13 @@ class Learner:
                 self._report(reader)
                 due.report = now + 1.0
 
-    def _take(self, reader: KafkaConsumer, producer: KafkaProducer) -> None:
-        polled: dict[Any, list[Any]] = reader.poll(timeout_ms=_POLL_MS)
+    def _patience_ms(self) -> float:
+        """How long to wait for samples: until something of what came is due."""
+        due = min(self._due.delta, self._due.batch) if self.trainer.pending else self._due.delta
+        return min(_POLL_MS, max(0.0, due - time.monotonic()) * 1000)
+
+    def _take(self, reader: KafkaConsumer, producer: KafkaProducer, patience_ms: float) -> None:
+        polled: dict[Any, list[Any]] = reader.poll(timeout_ms=patience_ms)
         for partition, records in polled.items():
             self._heard[partition.partition] = time.monotonic()
             if records[0].offset < self.offsets.get(partition.partition, 0):
@@ -226,7 +235,7 @@ class Learner:
                             f"samples of {batch.cat.shape[1]} + {batch.num.shape[1]} features",
                             "give stream and learner one schema",
                         )
-                    self.trainer.take(batch, partition.partition)
+                    self.trainer.take(batch, partition.partition, record.timestamp or 0)
                 except SchemaError as error:
                     SKIPPED.labels("unreadable").inc()
                     log.error(
@@ -257,10 +266,17 @@ class Learner:
             if report.skipped is not None:
                 SKIPPED.labels(report.skipped).inc()
                 log.error("batch refused, weights untouched", reason=report.skipped, loss=report.loss)
-            elif report.rows:
-                self.versions.learnt(self.trainer.origins)
-            self.trainer.origins = []
+            clicks = self.trainer.take_clicks()
+            if report.skipped is None and report.rows:
+                self._learnt(clicks)
             self._copy_slice()
+
+    def _learnt(self, clicks: Clicks) -> None:
+        self.versions.learnt(clicks.sent_ms)
+        now_ms = wall_ms()
+        joined_ms = clicks.joined_ms[clicks.joined_ms > 0]  # some brokers do not say when a message was made
+        CLICK_STAGE.observe(np.maximum(now_ms - joined_ms, 0) / 1000, label="learnt")
+        self._unpublished.append((now_ms, len(clicks.sent_ms)))
 
     def _progress(self) -> Progress:
         counts = dict(self.trainer.counts)
@@ -290,6 +306,9 @@ class Learner:
             note, body = found
             self._publisher.delta(note, body)
             VERSION.set(note.version)
+            waited_ms = [max(0, note.published_ms - learnt_ms) for learnt_ms, _ in self._unpublished]
+            CLICK_STAGE.observe(np.array(waited_ms) / 1000, [clicks for _, clicks in self._unpublished], "published")
+            self._unpublished.clear()
             DELTAS.inc()
             DELTA_BYTES.inc(len(body))
         if self._publisher.take_lost():
@@ -442,7 +461,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     open_broker(settings)
     tenure = Tenure(settings, uuid.uuid4().hex, _mark(settings))
     try:
-        producer = make_producer(settings)
+        producer = make_producer(settings, linger_ms=0)  # a delta is sent whole: it has nothing to wait for
         try:
             publisher = Publisher(settings, producer, topic_ids(settings).get(MODEL_DELTAS, ""))
             if not tenure.win(publisher, learner.store.highest(), stop):

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from learner.model import LearnReport, OnlineModel
 from learner.progressive import Progressive
@@ -27,6 +28,15 @@ from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 from millrace.versions.image import Array
 
 _PREFIX = "trainer/"
+
+Times = NDArray[np.int64]
+
+
+class Clicks(NamedTuple):
+    """Clicks that were learnt from, by wall time (Unix ms)."""
+
+    sent_ms: Times  # (n,) when they were sent
+    joined_ms: Times  # (n,) when their samples were made
 
 
 class Trainer:
@@ -48,8 +58,9 @@ class Trainer:
         self.model, self.progressive, self.repeats, self.served = model, progressive, repeats, served
         self.batch_rows = batch_rows
         self.counts: Counter[str] = Counter()
-        self.origins: list[int] = []  # of clicks learnt from; the publisher empties it
         self._pending: list[SampleBatch] = []
+        self._joined: list[Times] = []  # of each pending row: when its sample was made
+        self._clicks: list[Clicks] = []
 
     @property
     def pending(self) -> int:
@@ -61,8 +72,12 @@ class Trainer:
         layout = self.model.schema.layout
         return (batch.cat.shape[1], batch.num.shape[1]) == (layout.F, layout.N)
 
-    def take(self, batch: SampleBatch, partition: int = 0) -> None:
-        """Queues what is new in a message of a partition. The caller has checked that it :meth:`fits`."""
+    def take(self, batch: SampleBatch, partition: int = 0, joined_ms: int = 0) -> None:
+        """Queues what is new in a message of a partition. The caller has checked that it :meth:`fits`.
+
+        Args:
+            joined_ms: when the message was made (wall time), for tracing alone.
+        """
         fresh = self.repeats.first_time(batch)
         self.counts["repeated"] += int(len(batch) - fresh.sum())
         follow = batch.kind == FOLLOW_UP
@@ -71,6 +86,7 @@ class Trainer:
         if fresh.any():
             new = batch if fresh.all() else batch.take(fresh)
             self._pending.append(new)
+            self._joined.append(np.full(len(new), joined_ms, np.int64))
             if self.served is not None:
                 self.served.take(new, partition)
 
@@ -86,9 +102,10 @@ class Trainer:
         rows = self.pending
         if not rows or (rows < self.batch_rows and not drain):
             return None
-        whole = SampleBatch.concat(self._pending)
+        whole, joined = SampleBatch.concat(self._pending), np.concatenate(self._joined)
         batch, rest = whole.take(slice(0, self.batch_rows)), whole.take(slice(self.batch_rows, None))
         self._pending = [rest] if len(rest) else []
+        self._joined = [joined[self.batch_rows :]] if len(rest) else []
         if self.served is not None:
             self.served.enter(self.model)
         self._judge(batch)
@@ -101,8 +118,16 @@ class Trainer:
             self.counts["skipped"] += len(batch) - report.refused - report.left_out
             self.counts[f"skipped:{report.skipped}"] += 1
         else:
-            self.origins.extend(batch.origin_ms[batch.origin_ms > 0].tolist())
+            clicked = batch.origin_ms > 0
+            self._clicks.append(Clicks(batch.origin_ms[clicked], joined[: self.batch_rows][clicked]))
         return report
+
+    def take_clicks(self) -> Clicks:
+        """The clicks learnt from since the last call."""
+        clicks, self._clicks = self._clicks, []
+        if not clicks:
+            return Clicks(np.empty(0, np.int64), np.empty(0, np.int64))
+        return Clicks(np.concatenate([c.sent_ms for c in clicks]), np.concatenate([c.joined_ms for c in clicks]))
 
     def _judge(self, batch: SampleBatch) -> None:
         """Judges predictions. A correction is not judged: its exposure was judged as a negative."""

@@ -20,20 +20,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from learner.model import OnlineModel
 from learner.slices import Part, Slices
 from learner.spec import read_spec
 from millrace.contracts.errors import SnapshotError, StoreError
 from millrace.contracts.store import AbsentError, DamagedError, Sealed
+from millrace.versions.clicks import ClickTimes
 from millrace.versions.modellog import chunks_of
 from millrace.versions.modelstore import Announcement, Array, Image, ModelStore, Place, chain
 from millrace.versions.packing import pack
 
 log = structlog.get_logger("learner")
-
-_ORIGINS = 1000
 
 
 @dataclass(slots=True)
@@ -111,16 +112,16 @@ class Versions:
         self.epoch, self.claimant, self.version = epoch, claimant, version
         self.keep = keep
         self.hash = ""
-        self._origins: list[int] = []
+        self._clicks: list[NDArray[np.int64]] = []  # when those learnt since the last version were sent
         self._changed = False
         self._dense: dict[str, Array] | None = None  # as followers hold them
         self._dense_behind = False
         self._snapshot_version = -1
 
-    def learnt(self, origins: list[int]) -> None:
-        """Says that the model has learnt since the last version, among others from clicks sent at ``origins``."""
+    def learnt(self, clicks_ms: NDArray[np.int64]) -> None:
+        """Says that the model has learnt since the last version, among others from clicks sent then (wall time)."""
         self._changed = self._dense_behind = True
-        self._origins = (self._origins + origins)[-_ORIGINS:]
+        self._clicks.append(clicks_ms)
 
     # -- deltas ----------------------------------------------------------------------------------------------
 
@@ -143,7 +144,7 @@ class Versions:
         # From here on the version counts, whatever becomes of it: the model has forgotten what it had changed.
         parent, self.hash = self.hash, chain(self.hash, "")
         meta = self._meta(progress, published_ms)
-        self._changed, self._origins = False, []
+        self._changed, self._clicks = False, []
         if dense:
             self._dense, self._dense_behind = image.dense, False
         body = pack(image, before)
@@ -223,8 +224,8 @@ class Versions:
             "schema_id": self.model.schema.id,
             "event_ms": self.model.newest_ms,
             "trained": progress.trained,
-            "origins": self._origins,
             "published_ms": published_ms,
+            "clicks": ClickTimes.of(np.concatenate(self._clicks)) if self._clicks else ClickTimes(),
         }
 
 

@@ -17,8 +17,6 @@ import aiohttp
 import msgspec
 import structlog
 from kafka.errors import KafkaError, MessageSizeTooLargeError
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
-from tenacity.wait import wait_base
 
 from millrace.contracts.errors import SettingError
 from simulator import figures
@@ -31,8 +29,12 @@ Record = tuple[str, bytes, bytes]
 """topic, key, value"""
 FULL = 20_000
 """Messages that may wait for the producer before the loop is asked to pause."""
+GATHER_SECONDS = 0.005
+"""How long the thread lets messages gather: to be woken for each one costs more than to send it."""
 GIVE_UP_SECONDS = 20.0
 """How long a closing outlet tries to deliver what it holds."""
+MOST_PAUSE_SECONDS = 2.0
+"""Between two tries."""
 QUIET_SECONDS, MOST_QUIET_SECONDS = 1.0, 30.0
 LOUD_AGAIN_SECONDS = 10.0
 """After so long without the trouble, its next time is a new one."""
@@ -130,6 +132,8 @@ class Outlet:
 
     def _work(self) -> None:
         while (message := self._line.get()) is not None:
+            if self._line.empty():
+                time.sleep(GATHER_SECONDS)
             topic, key, value = message
             while True:
                 try:
@@ -195,22 +199,23 @@ class ScorerClient:
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise _Unanswered(type(error).__name__) from None
 
-        return await self._insist(look, "waiting for the scorer", wait_exponential(0.1, max=2.0, exp_base=1.5))
+        return await self._insist(look, "waiting for the scorer", 0.1)
 
     async def ask(
         self, route: str, make_body: Callable[[], dict[str, Any]], refusals: int = 0
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """POSTs until it is answered: the body that was answered, and the answer.
 
-        An answer without a request id is a page of the shop's lists: the scorer is not ready and has logged no
-        impression. Events of such a page would become dead letters, so the scorer is asked again.
+        An answer without a request id has no impression: it is a page of the shop's lists, since the scorer is not
+        ready, or has items that the scorer does not know. Events of such a page would become dead letters, so the
+        scorer is asked again.
 
         ``make_body`` is called for each try and must name a new request id each time: the scorer may have logged the
         impression of a try whose answer was lost.
 
         Args:
-            refusals: how often a refusal (4xx) is tried again. A page may name items that the scorer has not heard of
-                yet.
+            refusals: how often a refusal (4xx, or unknown items) is tried again. A page may name items that the scorer
+                has not heard of yet.
 
         Returns:
             None when told to stop, or refused for good.
@@ -235,10 +240,15 @@ class ScorerClient:
                     if page.get("request_id") is not None:
                         figures.RECOMMEND_SECONDS.observe(time.perf_counter() - started)
                         return body, page
-                    why = "it is not ready: a page of the shop's lists"
+                    unknown = page.get("unknown_items", [])
+                    refused = bool(unknown)
+                    why = (
+                        f"it does not know {unknown[:3]}" if unknown else "it is not ready: a page of the shop's lists"
+                    )
                 else:
+                    refused = 200 < answer.status < 500 and answer.status != 429
                     why = f"{answer.status} {raw[:200].decode('utf-8', 'replace')}"
-                if 200 < answer.status < 500 and answer.status != 429:
+                if refused:
                     if refusals <= 0:
                         figures.REQUEST_ERRORS.inc()
                         self._warn("the scorer refused a request", route=route, why=why)
@@ -249,14 +259,15 @@ class ScorerClient:
             figures.REQUEST_ERRORS.inc()
             raise _Unanswered(why)
 
-        return await self._insist(post, trouble, wait_exponential(0.05, max=2.0))
+        return await self._insist(post, trouble, 0.05)
 
-    async def _insist(self, try_once: Callable[[], Coroutine[Any, Any, T]], trouble: str, pauses: wait_base) -> T:
-        """Tries until there is an answer. ``try_once`` asks before each try whether to stop, and then has one."""
-
-        def told(state: RetryCallState) -> None:
-            why = state.outcome.exception() if state.outcome is not None else None
-            self._warn(trouble, address=self._url, why=str(why))
-
-        tries = AsyncRetrying(retry=retry_if_exception_type(_Unanswered), wait=pauses, before_sleep=told)
-        return await tries(try_once)
+    async def _insist(self, try_once: Callable[[], Coroutine[Any, Any, T]], trouble: str, pause_s: float) -> T:
+        """Tries until there is an answer, after pauses that double. ``try_once`` asks before each try whether to stop,
+        and then has one."""
+        while True:
+            try:
+                return await try_once()
+            except _Unanswered as error:
+                self._warn(trouble, address=self._url, why=str(error))
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, MOST_PAUSE_SECONDS)

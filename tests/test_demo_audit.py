@@ -101,6 +101,16 @@ def reported(ledger: Ledger) -> Reported:
     )
 
 
+def test_a_page_shown_otherwise_than_answered_is_accounted_for_by_what_was_shown(shop: Topics) -> None:
+    shop.event(Exposure("g/0", "g", NOW, 1, [7, 9], slots=[5, 2]))
+    ledger = shop.ledger()
+    assert (ledger.exposures, ledger.count("pending")) == (15, 3)
+    shop.label("g", (5, NEGATIVE), (2, POSITIVE))
+    ledger = shop.ledger()
+    assert (ledger.exposures, ledger.count("pending")) == (15, 1)
+    check(ledger, reported(ledger))
+
+
 def test_a_run_in_order(shop: Topics) -> None:
     ledger = shop.ledger()
     assert (ledger.exposures, ledger.clicks, ledger.duplicates, ledger.malformed) == (13, 2, 2, 2)

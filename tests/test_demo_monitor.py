@@ -64,6 +64,9 @@ def test_gauges_sum_over_partitions_and_are_unknown_until_a_number() -> None:
     assert figures.gauge("millrace_rolling_auc") == 0.75
 
 
+SERVED = {"p50": 900.0, "p99": 2000.0, "count": 12, "recent": {"p50": 800.0, "p99": 1500.0, "count": 10}}
+
+
 class Network:
     def __init__(self) -> None:
         self.answers: dict[str, str] = {}
@@ -79,15 +82,42 @@ def network() -> Network:
     made = Network()
     for name in ("simulate", "stream", "learn", "serve"):
         made.answers[f"http://{name}/metrics"] = exposition(1.0, 20)
-    made.answers["http://serve/model"] = json.dumps(
-        {"version": 4, "versions_served": 4, "click_to_served_ms": {"p50": 900.0, "p99": 2000.0, "count": 12}}
-    )
+    made.answers["http://serve/model"] = json.dumps({"version": 4, "versions_served": 4, "click_to_served_ms": SERVED})
     return made
 
 
 def monitor_of(network: Network, memory: Callable[[], Mapping[str, int]] = dict) -> Monitor:
     targets = {n: f"http://{n}/metrics" for n in ("simulate", "stream", "learn", "serve")}
     return Monitor(targets, "http://serve", EventClock(), network.get, memory)
+
+
+def staged(started: float, stage: str, below: int, count: int, seconds: float) -> str:
+    name = "millrace_click_stage_seconds"
+    return exposition(started, 10) + (
+        f"# TYPE {name} histogram\n"
+        f'{name}_bucket{{stage="{stage}",le="0.1"}} {below}\n{name}_bucket{{stage="{stage}",le="0.2"}} {count}\n'
+        f'{name}_bucket{{stage="{stage}",le="+Inf"}} {count}\n'
+        f'{name}_count{{stage="{stage}"}} {count}\n{name}_sum{{stage="{stage}"}} {seconds}\n'
+    )
+
+
+def test_stages_are_of_all_clicks_over_restarts(network: Network) -> None:
+    monitor = monitor_of(network)
+    network.answers["http://stream/metrics"] = staged(1.0, "joined", 0, 10, 1.5)
+    monitor.look()
+    network.answers["http://stream/metrics"] = staged(2.0, "joined", 30, 30, 1.5)
+    picture = monitor.look()
+    stages = monitor.stages()
+    assert list(stages) == ["joined", "learnt", "published", "applied"]
+    assert stages["joined"] == {
+        "mean": 75.0,
+        "p50": pytest.approx(1000 * 0.1 * 20 / 30),
+        "p99": pytest.approx(196),
+        "count": 40,
+    }
+    assert stages["applied"] == {"mean": None, "p50": None, "p99": None, "count": 0}
+    assert picture.figures["click_stage_ms_joined"] == 75.0
+    assert picture.figures["click_stage_ms_learnt"] is None
 
 
 def test_a_silent_role_is_not_ready_and_keeps_its_figures(network: Network) -> None:
@@ -98,10 +128,11 @@ def test_a_silent_role_is_not_ready_and_keeps_its_figures(network: Network) -> N
     assert picture.ready == {"simulate": False, "stream": True, "learn": True, "serve": False}
     assert picture.figures["exposures"] == 20
     assert picture.model["version"] == 4
-    assert picture.figures["click_to_served_p99_ms"] == 2000.0
+    assert picture.figures["click_to_served_p99_ms"] == 1500.0, "the chart shows the newest clicks"
+    assert picture.figures["click_to_served_all_p99_ms"] == 2000.0, "the report all of them"
     network.answers["http://serve/metrics"] = exposition(2.0, 0)
     network.answers["http://serve/model"] = json.dumps({"click_to_served_ms": {"p50": None, "p99": None, "count": 0}})
-    assert monitor.look().figures["click_to_served_p99_ms"] == 2000.0
+    assert monitor.look().figures["click_to_served_all_p99_ms"] == 2000.0
 
 
 @pytest.mark.parametrize(("left", "sent"), [(exposition(1.0, 25), 25), (None, 20)])

@@ -59,7 +59,13 @@ def running(tmp_path: Path) -> State:
     def get(url: str) -> str:
         nonlocal step
         if url.endswith("/model"):
-            return json.dumps({"version": 7, "trained": 5, "click_to_served_ms": {"p50": 900.0, "p99": 1800.0}})
+            return json.dumps(
+                {
+                    "version": 7,
+                    "trained": 5,
+                    "click_to_served_ms": {"p50": 900.0, "p99": 1800.0, "recent": {"p50": 900.0, "p99": 1800.0}},
+                }
+            )
         if url.startswith("http://simulate"):
             step = next(looks)
         return exposition(step)
@@ -182,7 +188,7 @@ def test_the_terminal_shows_key_figures_and_dashes_for_what_is_unknown(nothing: 
     assert "not started" in text(nothing)
     assert "–" in text(nothing)
     shown = text(running)
-    for figure in ("0.6200", "random pages 0.820", "10.00%", "5.00%", "1,200 exposures", "0.9 / 1.8 s"):
+    for figure in ("0.6200", "random pages 0.820", "10.00%", "5.00%", "1,200 exposures", "0.90 / 1.80 s"):
         assert figure.replace("0.6200", "0.620") in shown
     assert max(map(len, shown.splitlines())) <= 120
 

@@ -49,7 +49,7 @@ def delta(version: int, size: int = 3) -> tuple[Announcement, bytes]:
     body = bytes(size)
     note = Announcement(
         kind="delta", epoch=1, version=version, claimant="a", parent="", hash="", schema_id="s", spec={}, event_ms=0,
-        digest=hashlib.sha256(body).hexdigest(), size=size, trained=0, origins=[], published_ms=0,
+        digest=hashlib.sha256(body).hexdigest(), size=size, trained=0, published_ms=0,
     )  # fmt: skip
     return note, body
 

@@ -17,8 +17,9 @@ from kafka import KafkaConsumer
 from structlog.testing import capture_logs
 
 from learner import service
-from learner.model import OnlineModel, ServingModel
+from learner.model import OnlineModel
 from learner.service import Learner, run
+from learner.serving import ServingModel
 from learner.versions import Progress, Versions, write_root
 from learner.writer import SnapshotWriter
 from millrace.contracts.errors import SettingError, SnapshotError
@@ -29,6 +30,7 @@ from millrace.contracts.topics import MODEL_DELTAS, SAMPLES
 from millrace.processes.deltas import read_deltas
 from millrace.processes.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
+from millrace.versions.clicks import ClickTimes
 from millrace.versions.modellog import Assembler, Delta, Snapshot
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import unpack
@@ -151,9 +153,8 @@ def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) 
     assert {n.epoch for n in notes} == {notes[0].epoch}
     assert notes[-1].trained == 400
     assert sum(n.kind == "delta" for n in notes) >= 1
-    origins = sorted(o for n in notes if n.kind == "delta" for o in n.origins)
     sent = np.concatenate([b.origin_ms for b in batches[:4]])
-    assert origins == sorted(sent[sent > 0].tolist())
+    assert ClickTimes.merged([n.clicks for n in notes if n.kind == "delta"]) == ClickTimes.of(sent[sent > 0])
     found = prove(store, read_deltas(settings))
     assert sum(p.deltas for p in found.proofs) == notes[-1].version - notes[0].version
     assert not found.unproved

@@ -113,12 +113,32 @@ def test_memory_of_ids_survives_a_snapshot() -> None:
     assert again.counts == {"trained": 64, "repeated": 64, "follow_ups": 0}
 
 
-def test_origins_are_those_of_clicks_learnt() -> None:
+def test_clicks_are_those_that_were_learnt() -> None:
     t = trainer()
     batch = make_samples(64, 0)
-    t.take(batch)
+    t.take(batch, joined_ms=7)
+    t.take(make_samples(64, 1), joined_ms=9)
     t.step()
-    assert sorted(t.origins) == sorted(batch.origin_ms[batch.label > 0].tolist())
+    clicks = t.take_clicks()
+    assert clicks.sent_ms.tolist() == batch.origin_ms[batch.label > 0].tolist()
+    assert set(clicks.joined_ms.tolist()) == {7}
+    assert len(t.take_clicks().sent_ms) == 0, "each is given once"
+    t.step()
+    assert set(t.take_clicks().joined_ms.tolist()) == {9}
+
+
+def test_a_row_that_waits_keeps_the_time_at_which_it_was_joined() -> None:
+    t = trainer()
+    sent: list[tuple[int, int]] = []
+    for joined_ms, seed in ((7, 0), (9, 1)):
+        batch = make_samples(40, seed)
+        t.take(batch, joined_ms=joined_ms)
+        sent += [(ms, joined_ms) for ms in batch.origin_ms.tolist() if ms]
+    seen: list[tuple[int, int]] = []
+    while t.step(drain=True) is not None:
+        clicks = t.take_clicks()
+        seen += zip(clicks.sent_ms.tolist(), clicks.joined_ms.tolist(), strict=True)
+    assert seen == sent
 
 
 def test_samples_of_another_schema_do_not_fit() -> None:

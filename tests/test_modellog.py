@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.store import Sealed
+from millrace.versions.clicks import ClickTimes
 from millrace.versions.modellog import (
     MESSAGE_BYTES,
     PIECE_BYTES,
@@ -36,7 +37,7 @@ def note(body: bytes | None, version: int = 5, epoch: int = 1, claimant: str = "
     fields: dict[str, Any] = {
         "kind": "delta", "epoch": epoch, "version": version, "claimant": claimant, "parent": "p",
         "hash": chain("p", digest), "digest": digest, "size": len(body or b""), "schema_id": "s", "spec": {},
-        "event_ms": 1, "trained": 2, "origins": [3], "published_ms": 4,
+        "event_ms": 1, "trained": 2, "published_ms": 4, "clicks": ClickTimes.of([3]),
     }  # fmt: skip
     return Announcement(**{**fields, **more})
 
@@ -122,8 +123,8 @@ def test_a_note_that_lies_is_found() -> None:
         (bad,) = read(list(encode_delta(wrong, body)))
         assert isinstance(bad, Bad)
         assert bad.place == Place(1, 5)
-    with pytest.raises(SnapshotError, match="origins"):
-        encode_delta(note(body, origins=[10**12] * 20_000), body)
+    with pytest.raises(SnapshotError, match="bytes"):
+        encode_delta(note(body, spec={"model": "x" * 300_000}), body)
 
 
 def test_a_delta_in_the_store_is_its_note() -> None:

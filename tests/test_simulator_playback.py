@@ -189,11 +189,16 @@ def test_a_log_of_another_time_is_moved_to_now(
     assert len(events) == 6
 
 
+def not_logged() -> web.Response:
+    """What the scorer answers to a page with an item that it does not know."""
+    return web.json_response({"request_id": None, "scores": [None], "unknown_items": [11], "notes": ["not logged"]})
+
+
 def test_a_page_whose_items_are_not_known_yet_is_sent_again(
     small: tuple[Path, Path], make_scorer: Callable[..., FakeScorer]
 ) -> None:
     def trouble(n: int) -> web.Response | None:
-        return web.json_response({"error": "no item of [11] is in the catalogue"}, status=404) if n <= 3 else None
+        return not_logged() if n <= 3 else None
 
     log, schema = small
     scorer, sink = make_scorer(trouble=trouble), Recorder()
@@ -201,6 +206,17 @@ def test_a_page_whose_items_are_not_known_yet_is_sent_again(
     events, _ = sink.events()
     assert sum(isinstance(e, Exposure) for e in events) == 4
     assert len(set(scorer.ids)) == len(scorer.ids) == 7
+
+
+def test_a_page_whose_items_stay_unknown_is_given_up(
+    small: tuple[Path, Path], make_scorer: Callable[..., FakeScorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulator.playback.REFUSALS", 1)
+    log, schema = small
+    scorer, sink = make_scorer(trouble=lambda n: not_logged()), Recorder()
+    play(settings_at(scorer, T0, 2000.0, schema), threading.Event(), PlaybackOptions(log, quiet=True), sink)
+    assert sink.events()[0] == [], "events of a page that is not logged would be dead letters"
+    assert scorer.requests == 2 * 4, "each of four pages was tried once more"
 
 
 def test_it_stops_when_told(small: tuple[Path, Path], make_scorer: Callable[..., FakeScorer]) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from learner.model import OnlineModel
 from learner.versions import Copying, Progress, SnapshotFiles, Versions, newest_sound, write_root
 from millrace.contracts.errors import MillraceError, SnapshotError, StoreError
@@ -124,7 +126,7 @@ class Peer:
     def learn(self, number: int) -> None:
         report = self.model.learn(self.scene.batch(number))
         if report.rows:
-            self.versions.learnt([])
+            self.versions.learnt(np.empty(0, np.int64))
 
     def delta(self, dense: bool, lost: int | None = None, late: bool = False) -> None:
         """Publishes what was learnt.

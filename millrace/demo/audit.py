@@ -156,7 +156,7 @@ class Ledger:
             self.duplicates += own
         self._event_ids.add(event.event_id)
         if isinstance(event, Exposure):
-            bits = ((1 << len(event.items)) - 1) << event.offset
+            bits = event.mask
             page = self.pages.setdefault(event.request_id, PageAccount())
             page.own = page.own or own
             if why in REFUSED:

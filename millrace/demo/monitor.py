@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from millrace.contracts.clock import EventClock
 from millrace.demo.series import PROCESSES, Series
+from millrace.demo.stages import METRIC, ROLE_OF, Stages, stage_of
 from millrace.processes.role import ROLES
 
 Labels = tuple[tuple[str, str], ...]
@@ -81,10 +82,10 @@ class RoleMetrics:
             if n == name and wanted <= dict(have).items()
         )
 
-    def by_label(self, name: str, label: str) -> dict[str, float]:
-        """A counter's total for each value of ``label``."""
+    def by_label(self, name: str, label: str, **others: str) -> dict[str, float]:
+        """A counter's total for each value of ``label``, over the label sets that carry ``others``."""
         values = {dict(have).get(label, "") for part in (self._now, self._before) for n, have in part if n == name}
-        return {value: self.total(name, **{label: value}) for value in sorted(values)}
+        return {value: self.total(name, **{label: value}, **others) for value in sorted(values)}
 
 
 def fetch(url: str, timeout_seconds: float = 1.0) -> str:
@@ -198,6 +199,15 @@ class Monitor:
             if text is not None:
                 self.roles[name].update(text)
 
+    def stages(self) -> Stages:
+        """Where the time of all clicks of the run went, stage by stage."""
+        with self._lock:
+            found = {stage: self.roles.get(role, RoleMetrics()) for stage, role in ROLE_OF.items()}
+            return {
+                stage: stage_of(stage, role.total, role.by_label(f"{METRIC}_bucket", "le", stage=stage))
+                for stage, role in found.items()
+            }
+
     def _figures(self, wall_ms: int, model: Mapping[str, Any]) -> dict[str, float | None]:
         """The key figures by name. Totals are of the whole run; None is "not known yet"."""
         simulate, stream, learn, serve = (self.roles.get(name, RoleMetrics()) for name in ROLES)
@@ -205,6 +215,7 @@ class Monitor:
         if _number(served.get("p50")) is None:  # a scorer that was restarted has not served a click yet
             served = self._served
         self._served = served
+        recent = served.get("recent") or {}
         return {
             "event_ms": float(self._clock.at(wall_ms)),
             "exposures": simulate.total("millrace_exposures_sent_total"),
@@ -245,8 +256,11 @@ class Monitor:
             "delta_gaps": serve.total("millrace_delta_gaps_total"),
             "scorer_errors": serve.total("millrace_errors_total"),
             **{f"{SCORER_ERRORS}{kind}": n for kind, n in serve.by_label("millrace_errors_total", "what").items()},
-            "click_to_served_p50_ms": _number(served.get("p50")),
-            "click_to_served_p99_ms": _number(served.get("p99")),
+            "click_to_served_p50_ms": _number(recent.get("p50")),
+            "click_to_served_p99_ms": _number(recent.get("p99")),
+            "click_to_served_all_p50_ms": _number(served.get("p50")),
+            "click_to_served_all_p99_ms": _number(served.get("p99")),
+            **{f"{STAGE}{stage}": _mean(self.roles.get(role, RoleMetrics()), stage) for stage, role in ROLE_OF.items()},
         }
 
 
@@ -257,6 +271,15 @@ def memory_figures(held: Mapping[str, int]) -> dict[str, float | None]:
     }
     return {**each, "memory_total": float(sum(held.values())) if held else None}
 
+
+def _mean(role: RoleMetrics, stage: str) -> float | None:
+    """Mean time (ms) of a stage of clicks, over the whole run."""
+    count = role.total(f"{METRIC}_count", stage=stage)
+    return 1000 * role.total(f"{METRIC}_sum", stage=stage) / count if count else None
+
+
+STAGE = "click_stage_ms_"
+"""Begins the name of a figure that is the mean time of a stage of clicks."""
 
 SCORER_ERRORS = "scorer_errors_"
 """Begins the name of a figure that counts one kind of the scorer's errors."""

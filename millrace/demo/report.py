@@ -111,10 +111,11 @@ def make_report(
         "errors": round(sum(errors.values())),
         "ctr_model": _ratio(f["page_clicks_model"], f["page_exposures_model"]),
         "ctr_control": _ratio(f["page_clicks_control"], f["page_exposures_control"]),
-        "click_to_served_ms": {"p50": f["click_to_served_p50_ms"], "p99": f["click_to_served_p99_ms"]},
+        "click_to_served_ms": {"p50": f["click_to_served_all_p50_ms"], "p99": f["click_to_served_all_p99_ms"]},
         # Samples that earlier runs left in the topics are learnt from, and judged, before this run opens.
         "seconds_to_first_auc": max(0, first_auc - started_wall_ms) / 1000 if first_auc else None,
         # Beyond the stable keys
+        "click_stages_ms": monitor.stages(),
         "conserved": None if settlement.forgotten else settlement.problem is None,
         "forgotten": settlement.forgotten,
         "problem": str(settlement.problem) if settlement.problem else None,
@@ -241,6 +242,7 @@ def summary(report: Report) -> list[str]:
     twin = (
         "" if report["twin_auc"] is None else f", of a twin that had every label at once {number(report['twin_auc'])}"
     )
+    stages = ", ".join(f"{name} {number(f['mean'], 0)}" for name, f in report["click_stages_ms"].items())
     return [
         f"{report['exposures_sent']:,} exposures in {report['event_hours']:.1f} hours of shop time: "
         f"{report['positives']:,} positive, {report['negatives']:,} negative ({report['corrections']:,} corrected "
@@ -257,7 +259,8 @@ def summary(report: Report) -> list[str]:
         f"AUC {number(opening['auc'])}",
         f"click rate {number(report['ctr_model'])} on model pages, {number(report['ctr_control'])} on random pages",
         f"{report['model_versions']:,} versions served; a click reaches the weights that serve in "
-        f"{number(served['p50'], 0)} ms (p50), {number(served['p99'], 0)} ms (p99); {report['errors']} errors; "
+        f"{number(served['p50'], 0)} ms (p50), {number(served['p99'], 0)} ms (p99), on average {stages}; "
+        f"{report['errors']} errors; "
         f"restarts {sum(report['restarts'].values())}; all processes together held at most "
         f"{memory(report['memory_peak_bytes']['total'])}",
     ]

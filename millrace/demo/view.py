@@ -31,7 +31,7 @@ def line_of(state: State) -> str:
         f"AUC served {fixed(f.get('auc'))} oracle {fixed(f.get('oracle_auc'))} baseline {fixed(f.get('baseline_auc'))}",
         f"CTR model {percent(f.get('ctr_model'))} control {percent(f.get('ctr_control'))}",
         f"version {count(f.get('served_version'))}",
-        f"click to served p50 {fixed(_seconds(f.get('click_to_served_p50_ms')), 1, ' s')}",
+        f"click to served p50 {fixed(_seconds(f.get('click_to_served_p50_ms')), 2, ' s')}",
         *roles,
     ]
     return " · ".join(parts)
@@ -65,8 +65,8 @@ def table_of(state: State, page: str) -> RenderableType:
     )
     key.add_row(
         "freshness",
-        f"{fixed(f.get('freshness_s'), 1, ' s')}; click to served {fixed(_seconds(f.get('click_to_served_p50_ms')), 1)}"
-        f" / {fixed(_seconds(f.get('click_to_served_p99_ms')), 1)} s (p50 / p99)",
+        f"{fixed(f.get('freshness_s'), 1, ' s')}; click to served {fixed(_seconds(f.get('click_to_served_p50_ms')), 2)}"
+        f" / {fixed(_seconds(f.get('click_to_served_p99_ms')), 2)} s (p50 / p99)",
     )
     key.add_row("memory", f"{state['memory']} in all processes together")
     key.add_row("version", f"{count(f.get('served_version'))} served, {count(f.get('learner_version'))} learnt")

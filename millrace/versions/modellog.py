@@ -29,6 +29,7 @@ import msgspec
 import structlog
 
 from millrace.contracts.errors import SnapshotError
+from millrace.versions.clicks import ClickTimes
 from millrace.versions.versioning import (
     MAX_EPOCH,
     MAX_NUMBER,
@@ -102,7 +103,7 @@ def encode_snapshot(note: Announcement) -> bytes:
     lean = msgspec.structs.replace(note, training=[], offsets={}, logs={}, extra=extra)
     message = _sealed(b"S", msgspec.json.encode(lean))
     if len(message) > MESSAGE_BYTES:  # some thousand parts: whoever wants them reads the manifest too
-        message = _sealed(b"S", msgspec.json.encode(msgspec.structs.replace(lean, parts=[], origins=[])))
+        message = _sealed(b"S", msgspec.json.encode(msgspec.structs.replace(lean, parts=[], clicks=ClickTimes())))
     return message
 
 
@@ -119,7 +120,7 @@ def encode_delta(note: Announcement, body: bytes | None) -> list[bytes]:
     """
     said = msgspec.json.encode(note)
     if len(said) > MESSAGE_BYTES - PIECE_BYTES - 100:
-        raise SnapshotError(f"the note of delta {note.place} has {len(said)} bytes", "name fewer origins")
+        raise SnapshotError(f"the note of delta {note.place} has {len(said)} bytes", "give it a smaller spec")
     body = body or b""
     count, mark = chunks_of(len(body)), _mark(note.claimant)
     messages = []

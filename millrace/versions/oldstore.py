@@ -44,7 +44,6 @@ class _Manifest(Struct, frozen=True):
     spec: dict[str, Any]
     event_ms: int
     trained: int
-    origins: list[int]
     published_ms: int
     offsets: dict[str, int] = {}
     extra: dict[str, Any] = {}

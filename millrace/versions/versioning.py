@@ -23,8 +23,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from millrace.contracts.errors import SnapshotError
-from millrace.contracts.events import BadEventError, Int64, TimeOrNever, read_json
+from millrace.contracts.events import BadEventError, TimeOrNever, read_json
 from millrace.contracts.store import ASIDE, Sealed
+from millrace.versions.clicks import ClickTimes
 
 MAX_NOTE_BYTES = 16 << 20
 """An announcement has some 20 KB, more where a wide schema gives the learner many columns."""
@@ -72,8 +73,8 @@ class Announcement(Struct, frozen=True):
     spec: dict[str, Any]  # what the model is, enough to build it
     event_ms: TimeOrNever  # newest exposure it has learnt from
     trained: Count  # samples learnt from, in total
-    origins: list[Int64]  # wall times (ms) at which the clicks first learnt in this version were sent (newest 1,000)
     published_ms: TimeOrNever  # wall time, for tracing alone
+    clicks: ClickTimes = ClickTimes()  # when the clicks first learnt in this version were sent, all of them
     chunks: Count = 0  # delta: messages that its body fills; 0 when it lies in the store
     file: Sealed | None = None  # delta: where its body lies in the store
     parts: list[Sealed] = []  # snapshot: what serves, in order
@@ -117,6 +118,8 @@ def decode_announcement(raw: bytes | None) -> Announcement:
     for file in note.files:
         if not _PLAIN.fullmatch(file.name) or file.name.startswith(ASIDE) or file.size < 0:
             raise SnapshotError(f"an announcement names the file {file.name[:80]!r}", _REMEDY)
+    if not note.clicks.sound:
+        raise SnapshotError("an announcement has times of clicks that cannot be read", _REMEDY)
     if note.training and len(note.training) != len(note.parts):
         raise SnapshotError(
             f"an announcement has {len(note.parts)} parts and {len(note.training)} of training", _REMEDY

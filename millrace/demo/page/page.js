@@ -7,7 +7,9 @@ const fixed = (digits) => (v) => (v === null || v === undefined ? dash : v.toFix
 const whole = (v) => (v === null || v === undefined ? dash : (Math.round(v) + 0).toLocaleString("en"));
 const percent = (v, exact) => (v === null || v === undefined ? dash : `${(v * 100).toFixed(exact ? 2 : 1)}%`);
 const short = (v) => (v >= 10000 ? `${+(v / 1000).toPrecision(3)}k` : whole(v));
-const seconds = (ms) => (ms === null || ms === undefined ? dash : `${(ms / 1000).toFixed(1)} s`);
+const seconds = (ms) => (ms === null || ms === undefined ? dash : `${(ms / 1000).toFixed(2)} s`);
+const milliseconds = (ms) => (ms === null || ms === undefined ? dash : `${Math.round(ms)} ms`);
+const STAGES = ["joined", "learnt", "published", "applied"]; // of a click on its way to the weights that serve
 const plainSeconds = (v, exact) => (v === null || v === undefined ? dash : v.toFixed(exact ? 2 : 1));
 const finer = (least) => (v, exact) => (v === null || v === undefined ? dash : v.toFixed(exact ? least + 1 : least));
 
@@ -53,6 +55,7 @@ function tiles(f) {
   put("t-ctr-note", `random pages ${percent(f.ctr_control, true)}${lift}`);
   put("t-lag", seconds(f.click_to_served_p50_ms));
   put("t-lag-note", `median; 99 of 100 within ${seconds(f.click_to_served_p99_ms)}`);
+  put("lag-note", STAGES.map((stage) => `${stage} ${milliseconds(f[`click_stage_ms_${stage}`])}`).join(", "));
   put("t-rate", f.exposures_per_s === null || f.exposures_per_s === undefined ? dash : `${whole(f.exposures_per_s)}/s`);
   put("t-rate-note", `exposures; ${whole(f.samples_per_s)} samples/s`);
   put("t-version", whole(f.served_version));

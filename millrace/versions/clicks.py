@@ -1,0 +1,91 @@
+# core
+"""When the clicks of a version were sent: all of them, as counts in buckets of time.
+
+A version names its clicks, so that whoever serves it can say how long a click took to get there. A list of times would
+grow with the traffic; counts in buckets of 10 ms grow with the time that the clicks are spread over, a second or two.
+After an outage a version has clicks of hours: then the buckets are made wider, and no click is left out.
+
+::
+
+    sent (ms)      1000 1004 1019 1031 1033        width_ms 10
+    buckets         100  100  101  103  103        gaps    [100, 1, 2]     each to the bucket before, the first to 1970
+                                                   counts  [  2, 1, 2]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import numpy as np
+from msgspec import Meta, Struct
+from numpy.typing import NDArray
+
+from millrace.contracts.events import LAST_MS
+
+if TYPE_CHECKING:
+    from millrace.versions.versioning import Announcement
+
+WIDTH_MS = 10
+MOST_BUCKETS = 2000
+"""Some 12 KB of JSON. 2,000 buckets of 10 ms are 20 s."""
+
+Step = Annotated[int, Meta(ge=0, le=2**53)]
+Times = NDArray[np.int64]
+
+
+class ClickTimes(Struct, frozen=True):
+    """Times at which clicks were sent (wall time), see the module's text."""
+
+    width_ms: Annotated[int, Meta(ge=1, le=2**53)] = WIDTH_MS
+    gaps: Annotated[list[Step], Meta(max_length=MOST_BUCKETS)] = []
+    counts: Annotated[list[Step], Meta(max_length=MOST_BUCKETS)] = []
+
+    @classmethod
+    def of(cls, sent_ms: Sequence[int] | Times, counts: Sequence[int] | Times | None = None) -> ClickTimes:
+        """Those of clicks sent at ``sent_ms`` (Unix ms, any order), ``counts`` at each (None: one)."""
+        times = np.asarray(sent_ms, np.int64)
+        weights = np.ones(len(times), np.int64) if counts is None else np.asarray(counts, np.int64)
+        width = WIDTH_MS
+        while True:
+            buckets, place = np.unique(times // width, return_inverse=True)
+            if len(buckets) <= MOST_BUCKETS:
+                break
+            width *= 2
+        summed = np.zeros(len(buckets), np.int64)
+        np.add.at(summed, place, weights)
+        return cls(width, np.diff(buckets, prepend=0).tolist(), summed.tolist())
+
+    @classmethod
+    def merged(cls, many: Iterable[ClickTimes]) -> ClickTimes:
+        """The clicks of all of them."""
+        found = [one for one in many if one.counts]
+        if len(found) <= 1:
+            return found[0] if found else cls()
+        return cls.of(np.concatenate([one.sent_ms() for one in found]), np.concatenate([one.counts for one in found]))
+
+    def sent_ms(self) -> Times:
+        """The middle of each bucket (Unix ms), ascending. Half of ``width_ms`` off at most. (n,)"""
+        starts: Times = np.cumsum(np.asarray(self.gaps, np.int64)) * self.width_ms
+        return starts + self.width_ms // 2
+
+    @property
+    def total(self) -> int:
+        """How many clicks."""
+        return sum(self.counts)
+
+    @property
+    def sound(self) -> bool:
+        """Whether it can be read: what comes from outside may not be."""
+        return len(self.gaps) == len(self.counts) and sum(self.gaps) * self.width_ms <= LAST_MS
+
+
+class VersionClicks(NamedTuple):
+    """The clicks that were first learnt in a version, and when it was published (Unix ms)."""
+
+    published_ms: int
+    clicks: ClickTimes
+
+    @classmethod
+    def of(cls, note: Announcement) -> VersionClicks:
+        return cls(note.published_ms, note.clicks)
