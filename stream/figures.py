@@ -6,8 +6,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 
+import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
 
+from millrace.contracts.samples import FOLLOW_UP, SampleBatch
+from millrace.processes.stages import CLICK_STAGE
 from stream.partition import Output, Partition
 from stream.turn import INPUTS, Reads
 
@@ -52,6 +55,13 @@ def count(output: Output) -> None:
             _TOTALS[name].inc(n)
     for letter in output.dead:
         DEAD.labels(letter.reason).inc()
+
+
+def joined(samples: SampleBatch, now_ms: int) -> None:
+    """Observes how long the clicks took to these samples, which are sent now (wall time)."""
+    sent_ms = samples.origin_ms[(samples.origin_ms > 0) & (samples.kind != FOLLOW_UP)]
+    if len(sent_ms):
+        CLICK_STAGE.observe(np.maximum(now_ms - sent_ms, 0) / 1000, label="joined")
 
 
 def show(partition: Partition, reads: Reads) -> None:

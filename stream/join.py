@@ -28,13 +28,15 @@ samples nor counts, and neither does disorder within the allowed bound under a p
 clicks on one position are one action; the first to arrive gives its time.) Where a promise has slack, a label does not
 wait for what may still come out of order: a click that does is a correction then.
 
-Sets of positions are integers used as bit masks: bit p is position p.
+Sets of positions are integers used as bit masks: bit p is position p. A position is that of the answer; an exposure
+may say that its items were shown elsewhere, which changes the rows that they are labelled and counted with
+(:mod:`stream.shown`) and nothing else.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
@@ -69,6 +71,9 @@ Array = NDArray[Any]
 LABEL, LIFE, HELD, SERVED, CLICKED, SETTLE = range(6)
 """Kinds of timer: a part's label, a part's end, held actions, an impression's or a page's end, the label of a part's
 clicks, the moment at which a page may be settled."""
+
+
+AsShown = Callable[[LoggedPage, LoggedPage | None, Sequence[int], Sequence[int]], LoggedPage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +141,20 @@ class LabelJoin:
     Args:
         policy: how long to wait.
         settles: whether pages are settled. Then somebody has to look at ``wanted`` and call :meth:`recall`.
+        as_shown: makes a page with some rows as they were shown, :meth:`stream.shown.Shown.page`. Without it a page
+            that was shown in another order has the features of the order in which it was answered.
 
     Attributes:
         wanted: the Kafka offset of each impression that something waits for, by request.
     """
 
-    def __init__(self, policy: Policy, settles: bool = False) -> None:
-        self.policy, self.settles = policy, settles
+    def __init__(
+        self,
+        policy: Policy,
+        settles: bool = False,
+        as_shown: AsShown = lambda page, onto, answered, shown: page,
+    ) -> None:
+        self.policy, self.settles, self._as_shown = policy, settles, as_shown
         self._life_ms = policy.life_ms
         self._waits = policy.waits
         self.watermark_ms = 0
@@ -166,7 +178,7 @@ class LabelJoin:
     def expose(self, event: Exposure, message: Message, out: Outcome) -> None:
         """An exposure message: new positions wait for their impression or are matched with it."""
         request, ts = event.request_id, event.ts_ms
-        mask = ((1 << len(event.items)) - 1) << event.offset
+        mask = event.mask
         page = self.pages.get(request)
         if page is None and request in self.settled:
             if ts + self._life_ms > self.watermark_ms and not mask & ~peek(self.settled[request])[1]:
@@ -195,7 +207,8 @@ class LabelJoin:
         out.exposures += new
         self.pending += new
         page.exposed |= mask | known
-        page.parts.append(Part(mask, ts, event.offset, event.items, message, self._promise(ts)))
+        slots = event.slots if event.slots != list(range(event.offset, event.offset + len(event.items))) else None
+        page.parts.append(Part(mask, ts, event.offset, event.items, message, self._promise(ts), slots))
         self._keep(page, ts + self._life_ms, LIFE, len(page.parts) - 1)
         if page.impression is not None:
             self._match(page, len(page.parts) - 1, out)
@@ -418,10 +431,10 @@ class LabelJoin:
             out.dead.append(Dead("no-impression", detail, part.message, part.mask.bit_count()))
             part.mask = 0
         end = part.offset + len(part.items)
-        if end > impression.n or part.items != impression.items[part.offset : end]:
+        if part.slots or end > impression.n or part.items != impression.items[part.offset : end]:
             wrong = sum(
                 1 << p
-                for p, item in enumerate(part.items, part.offset)
+                for p, item in zip(part.places, part.items, strict=True)
                 if part.mask >> p & 1 and (p >= impression.n or str(item) != str(impression.items[p]))
             )
             if wrong:
@@ -432,7 +445,7 @@ class LabelJoin:
                 out.dead.append(Dead("wrong-item", detail, part.message, lost))
         part.items = part.message = None
         if part.mask:
-            out.counted.append(Counted(impression, *runs_of(part.mask), part.ts_ms, EXPOSURE))
+            out.counted.append(Counted(self._shown(page, part), *runs_of(part.mask), part.ts_ms, EXPOSURE))
         if page.held:
             for key, (event, message, came_ms) in list(page.held.items()):
                 if part.brought >> event.position & 1:
@@ -472,7 +485,7 @@ class LabelJoin:
             out.dead.append(Dead("late", f"{after_ms} ms after its exposure", message, 0))
             return
         page.acted[kind] |= bit
-        out.counted.append(Counted(impression, ((position, position + 1),), 1, event.ts_ms, kind))
+        out.counted.append(Counted(self._shown(page, part), ((position, position + 1),), 1, event.ts_ms, kind))
         if kind != CLICK:
             if page.labelled & bit:
                 self._sample(page, part, bit, FOLLOW_UP, kind, event.sent_ms, out)
@@ -517,14 +530,25 @@ class LabelJoin:
             for position, later, origin in ready:
                 self._sample(page, part, 1 << position, FOLLOW_UP, later, origin, out)
 
-    @staticmethod
-    def _sample(page: PageState, part: Part, mask: int, kind: int, action: int, origin_ms: int, out: Outcome) -> None:
+    def _shown(self, page: PageState, part: Part) -> LoggedPage:
+        """The page's impression, for the part's rows as they were shown."""
         assert page.impression is not None
+        if part.slots is None:
+            return page.impression
+        if page.shown is None or not part.placed:  # each position has one part, so the parts share one copy
+            rows = [(p, shown) for shown, p in enumerate(part.slots, part.offset) if part.mask >> p & 1]
+            page.shown = self._as_shown(page.impression, page.shown, *zip(*rows, strict=True))
+            part.placed = True
+        return page.shown
+
+    def _sample(
+        self, page: PageState, part: Part, mask: int, kind: int, action: int, origin_ms: int, out: Outcome
+    ) -> None:
         runs, n = runs_of(mask)
         out.sampled.append(
             Sampled(
                 page.request,
-                page.impression,
+                self._shown(page, part),
                 part.ts_ms,
                 runs,
                 n,

@@ -42,7 +42,7 @@ from millrace.contracts.topics import DEAD_LETTERS, FEATURES_ITEMS, SAMPLES, USE
 from millrace.processes.kafka import BATCH_BYTES, LINGER_MS, read_all
 from millrace.processes.wall import wall_ms
 from stream.checkpoint import CheckpointStore, Line, Loaded
-from stream.figures import ARRIVED_BYTES, CHECKPOINT_BYTES, CHECKPOINT_SECONDS, CHECKPOINTS, DEAD, count
+from stream.figures import ARRIVED_BYTES, CHECKPOINT_BYTES, CHECKPOINT_SECONDS, CHECKPOINTS, DEAD, count, joined
 from stream.journal import Journal
 from stream.online import OnlineStore
 from stream.partition import Changes, Output, Partition
@@ -145,6 +145,7 @@ class Outlet:
         count(output)
         sent = self._sent[number]
         if output.samples is not None and len(output.samples):
+            joined(output.samples, wall_ms())
             for part in parts(output.samples):
                 sent.append(await self._send(SAMPLES, part.to_bytes(self._rates), number))
         for letter in output.dead:

@@ -14,7 +14,7 @@
 A settled page, packed (msgpack)::
 
     drop_ms, offset of the impression, exposed, acted (5 masks, or nil), parts: (drop_ms - ts_ms, brought, mask,
-    offset within the page, policy code)
+    offset within the page, policy code, and slots if the page was shown otherwise than it was answered)
 
 Masks are bytes, little-endian; nil stands for "as ``exposed``". Of a promise, the policy's code is all that a part
 whose label is given still needs: corrections name it.
@@ -24,7 +24,7 @@ Sets of positions are integers used as bit masks: bit p is position p.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -49,16 +49,30 @@ class Message(NamedTuple):
 class Part:
     """The positions that one exposure message was the first to bring."""
 
-    __slots__ = ("brought", "items", "mask", "message", "offset", "promise", "ts_ms")
+    __slots__ = ("brought", "items", "mask", "message", "offset", "placed", "promise", "slots", "ts_ms")
 
     def __init__(
-        self, mask: int, ts_ms: int, offset: int, items: list[Id] | None, message: Message | None, promise: Promise
+        self,
+        mask: int,
+        ts_ms: int,
+        offset: int,
+        items: list[Id] | None,
+        message: Message | None,
+        promise: Promise,
+        slots: list[int] | None = None,
     ) -> None:
         self.brought = mask
         self.mask = mask  # without those that became dead letters
         self.ts_ms, self.offset = ts_ms, offset
+        self.slots = slots  # positions as answered, in the order shown; None: as answered, from ``offset`` on
+        self.placed = False  # whether the page's ``shown`` has the part's rows
         self.items, self.message = items, message  # until it is matched
         self.promise = promise
+
+    @property
+    def places(self) -> Sequence[int]:
+        """The position as answered of each item of the message, while its items are here."""
+        return self.slots or range(self.offset, self.offset + len(self.items or ()))
 
     @property
     def label_ms(self) -> int:
@@ -85,12 +99,14 @@ class PageState:
         "parts",
         "request",
         "settle_ms",
+        "shown",
         "waiting",
     )
 
     def __init__(self, request: str) -> None:
         self.request = request
         self.impression: LoggedPage | None = None
+        self.shown: LoggedPage | None = None  # the same with some parts' rows as they were shown
         self.at = UNKNOWN  # Kafka offset of the impression
         self.parts: list[Part] = []
         self.exposed = 0
@@ -139,6 +155,7 @@ class _PartBytes(msgspec.Struct, array_like=True):
     mask: bytes | None
     offset: int
     code: int
+    slots: list[int] | None = None
 
 
 class _PageBytes(msgspec.Struct, array_like=True):
@@ -162,7 +179,8 @@ def settle(page: PageState) -> bytes:
         return None if mask == exposed else to_bytes(mask)
 
     parts = [
-        _PartBytes(drop_ms - p.ts_ms, short(p.brought), short(p.mask), p.offset, p.promise.code) for p in page.parts
+        _PartBytes(drop_ms - p.ts_ms, short(p.brought), short(p.mask), p.offset, p.promise.code, p.slots)
+        for p in page.parts
     ]
     acted = [to_bytes(mask) for mask in page.acted] if any(page.acted) else None
     return _encode(_PageBytes(drop_ms, page.at, to_bytes(exposed), acted, parts))
@@ -177,7 +195,8 @@ def unsettle(request: str, raw: bytes) -> PageState:
         page.acted = [to_mask(mask) for mask in found.acted]
     for one in found.parts:
         brought = page.exposed if one.brought is None else to_mask(one.brought)
-        part = Part(brought, found.drop_ms - one.before_drop_ms, one.offset, None, None, Promise(one.code, 0, 0, 0))
+        promise = Promise(one.code, 0, 0, 0)
+        part = Part(brought, found.drop_ms - one.before_drop_ms, one.offset, None, None, promise, one.slots)
         part.mask = page.exposed if one.mask is None else to_mask(one.mask)
         page.labelled |= part.mask
         page.parts.append(part)
@@ -202,7 +221,10 @@ def plain(page: PageState) -> tuple[Any, ...]:
     return (
         page.request,
         None if page.impression is None else page.impression.raw,
-        [(to_bytes(t.brought), to_bytes(t.mask), t.ts_ms, t.offset, t.items, t.message, t.promise) for t in page.parts],
+        [
+            (to_bytes(t.brought), to_bytes(t.mask), t.ts_ms, t.offset, t.items, t.message, t.promise, t.slots)
+            for t in page.parts
+        ],
         to_bytes(page.exposed),
         to_bytes(page.labelled),
         [to_bytes(mask) for mask in page.acted],
@@ -223,9 +245,10 @@ def page_of(
     page = PageState(request)
     page.at, page.settle_ms = kept or (UNKNOWN, 0)  # none: before pages were settled
     page.impression = None if served is None else impression(served)
-    for brought, mask, ts, offset, items, message, *promise in parts:
-        promised = Promise(*promise[0]) if promise else REGISTRY["wait"].promise(waits, 0)
-        part = Part(to_mask(brought), ts, offset, items, message and Message(*message), promised)
+    for brought, mask, ts, offset, items, message, *later in parts:
+        promised = Promise(*later[0]) if later else REGISTRY["wait"].promise(waits, 0)
+        slots = later[1] if later[1:] else None  # none: before pages were shown otherwise than answered
+        part = Part(to_mask(brought), ts, offset, items, message and Message(*message), promised, slots)
         part.mask = to_mask(mask)
         page.parts.append(part)
     page.exposed, page.labelled, page.drop_ms = to_mask(exposed), to_mask(labelled), drop_ms

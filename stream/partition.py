@@ -56,6 +56,7 @@ from stream.join import Dead, LabelJoin, Message, Outcome, Policy
 from stream.journal import Did, Entry, Journal
 from stream.owners import Owners
 from stream.rows import Counted, LoggedPage, batch_of, keys_of, numbers_of
+from stream.shown import Shown
 
 __all__ = ["Changes", "Message", "Output", "Partition", "PartitionSnapshot", "Policy"]
 
@@ -142,7 +143,7 @@ class Partition:
         self.offsets: dict[str, int] = {}
         self.newest_ms = 0
         self.advance_ms: int | None = None  # an advance that is still to be made: the checkpoint was taken before it
-        self._join = LabelJoin(policy, settles)
+        self._join = LabelJoin(policy, settles, Shown(schema).page)
         self._intake = Intake(schema)
         layout, windows = schema.layout, schema.windows
         self._shape = (layout.F, layout.N, layout.K)

@@ -39,6 +39,7 @@ class LoggedPage:
         "keys",
         "n",
         "num",
+        "offset",
         "raw",
         "scores",
         "ts_ms",
@@ -57,6 +58,7 @@ class LoggedPage:
         self.raw, self.items, self.n = raw, served.items, n
         self.ts_ms, self.user_id, self.user, self.item = served.ts_ms, served.user_id, user, item
         self.version, self.arm = served.model_version, _ARM_CODES.get(served.arm, 0)
+        self.offset = served.offset
         self.scores, self.keys, self.cat, self.num = served.scores, served.keys, served.cat, served.num
 
 

@@ -71,7 +71,7 @@ from stream.warm import calm_collector, warm_up
 
 log = structlog.get_logger("stream")
 
-GATHER_SECONDS = 0.02  # how long a micro-batch may fill after its first message
+GATHER_SECONDS = 0.05  # how long a micro-batch may fill after its first message; a click waits half of it on average
 BUFFER_MESSAGES = 4096  # the agent waits while more messages than this are not taken
 LOOK_SECONDS = 0.1
 DOUBT_SECONDS = 1.0  # after such a silence of the broker, its topics may be other ones

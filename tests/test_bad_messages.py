@@ -3,7 +3,6 @@ letter or a named error, and what follows it is taken as if it had not been ther
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -59,7 +58,6 @@ from millrace.contracts.topics import (
 from millrace.demo.audit import Ledger
 from millrace.versions.modellog import Assembler
 from millrace.versions.modellog import Bad as BadEntry
-from scorer.app import refresh_lists
 from scorer.feed import Feed, ItemFeed, Reader, Record, TileFeed
 from stream.listkeeper import take
 from stream.lists import ShopLists
@@ -446,8 +444,8 @@ def test_the_item_feed_passes_over_each_and_takes_what_follows(tmp_path: Path) -
     rows = scorer.index.rows_of([i.item_id for i in GOODS])
     assert (rows >= 0).all()
     assert scorer.index.alive[rows].sum() == len(GOODS) - 1
-    asyncio.run(refresh_lists(scorer))
-    assert len(scorer.lists.living) >= len(GOODS) - 1
+    scorer.spread()
+    assert len(scorer.serving.lists.living) >= len(GOODS) - 1
 
 
 def test_the_tile_feed_passes_over_each_and_counts_can_be_read(tmp_path: Path) -> None:

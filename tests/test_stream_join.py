@@ -53,6 +53,7 @@ page = st.fixed_dictionaries(
         "n": st.integers(1, 9),
         "cut": st.integers(0, 9),  # two exposure messages
         "exposed": st.sampled_from(["yes", "yes", "yes", "no", "half", "other item"]),
+        "shown": st.one_of(st.none(), st.integers(0, 2**32)),  # how the client lays it out; None: as answered
         "served": st.sampled_from([0, 0, 0, 40 * MINUTE, None]),  # delay of the impression
         "actions": st.lists(
             st.tuples(
@@ -84,7 +85,12 @@ def events_of(pages: list[dict[str, Any]]) -> list[tuple[int, Arriving]]:
         cut = p["cut"]
         for offset, part in ((0, shown[:cut]), (cut, shown[cut:])):
             if part and p["exposed"] != "no":
-                out.append((t, (t, "events", exposure(request, t, part, offset))))
+                seen: dict[str, Any] = {"items": part}
+                if p["shown"] is not None:  # some of the items, in another order
+                    rng = random.Random(p["shown"])
+                    slots = rng.sample(range(offset, offset + len(part)), rng.randint(1, len(part)))
+                    seen = {"items": [shown[slot] for slot in slots], "slots": slots}
+                out.append((t, (t, "events", exposure(request, t, offset=offset, **seen))))
         done = set()
         for kind, position, after, right in p["actions"]:
             if (kind, position) not in done:

@@ -26,8 +26,9 @@ from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import preferences
 from millrace.windows.tiles import TileStore
 from scorer.index import ItemIndex
-from scorer.rank import Features, Ranker, User
+from scorer.rank import Ranked, Ranker, User
 from scorer.recall import make_lists
+from scorer.shelf import Shelf
 from scorer.warm import warm_up as warm_scorer
 from stream.join import Message
 from stream.lists import ShopLists
@@ -155,6 +156,13 @@ def test_unfit_values_are_counted_once_for_each_event_that_would_have_added_them
     assert spans == [1, 1, 0, 500, 4]
 
 
+class Chance:
+    """A model that scores anything alike."""
+
+    def score(self, cat: Any, num: Any) -> Any:
+        return np.full(len(cat), 0.5, np.float32)
+
+
 class Shop:
     """Two partitions, an index and users' records; one page an exposure, ranked before anything of it is known."""
 
@@ -162,14 +170,16 @@ class Shop:
         self.builder = FeatureBuilder(SCHEMA)
         self.index = ItemIndex(self.builder)
         self.index.put([self.index.prepare(i) for i in items])
-        self.ranker = Ranker(self.builder, self.index)
+        self.shelf = Shelf(self.builder)
+        self.ranker = Ranker(self.builder, self.shelf)
         self.partitions = [Partition(p, SCHEMA, POLICY) for p in range(2)]
         self.records: dict[Any, dict[bytes, bytes]] = {}
         self.log = Log()
 
-    def rank(self, user: int, item: str, ts_ms: int, bid: float | None) -> Features:
+    def rank(self, user: int, item: str, ts_ms: int, bid: float | None) -> Ranked:
         known = User.of(self.builder, user, self.records.get(user, {}))
-        return self.ranker.features(known, self.index.rows_of([item]), ts_ms, {"bid": bid})
+        self.shelf.follow(lambda: self.index.changes(ts_ms))
+        return self.ranker.rank(known, self.shelf.rows_of([item]), ts_ms, {"bid": bid}, Chance())
 
     def take(self, user: int, message: Message) -> None:
         self.partitions[user % 2].take([message], T0 + 100_000 * HOUR)
@@ -303,7 +313,7 @@ def test_hot_items_and_likings_go_by_the_windows_alone() -> None:
         index.refresh_hot(now)
         user = User.of(builder, 7, record)
         lists = make_lists(builder, index.columns(np.arange(8)), index.alive, index.born_ms, index.clicks_a_day)
-        ((_, liking),) = Ranker(builder, index).likings(lists.groups, user, now)
+        ((_, liking),) = Ranker(builder, Shelf(builder)).likings(lists.groups, user, now)
         shop = ShopLists(schema)
         for item in items:
             shop.put(item)

@@ -22,7 +22,7 @@ topic              message                   key
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, TypeVar
 
 import msgspec
@@ -57,6 +57,9 @@ MAX_EVENT_BYTES = 256 * 1024
 MAX_ITEMS, MAX_OFFSET = 1000, 100_000
 """Items of one exposure message, and the slot of its first at most."""
 
+Position = Annotated[int, Meta(ge=0, le=MAX_OFFSET)]
+"""A slot of a page or list, from 0."""
+
 MESSAGE_BYTES = 700_000
 """Messages of Millrace's own (samples, item tiles, dead letters) are cut to this, below the 1 MiB that brokers take."""
 
@@ -66,10 +69,17 @@ call stack: a message near that limit would be readable in one place and unreada
 
 
 class Exposure(Struct, frozen=True, tag_field="type", tag="exposure"):
-    """A user saw ``items``: consecutive slots of the page ``request_id``, the first at position ``offset``.
+    """A user saw ``items`` of the page ``request_id`` in consecutive slots, the first of which is ``offset``.
 
-    One message a page, not one an item. An exposure's identity is ``(request_id, position)``; sending it again
-    changes nothing.
+    One message a page, not one an item. An exposure's identity is ``(request_id, position)``, with the position that
+    the page was answered with; sending it again changes nothing. Without ``slots`` a page is shown as it was answered.
+    A client that leaves items out, or shows them in another order, names in ``slots`` the position of each item as
+    answered, in the order shown::
+
+        answered   0: a   1: b   2: c   3: d            items [a, b, c, d]
+        shown      0: c   1: a   2: d                   items [c, a, d], slots [2, 0, 3]
+
+    Actions name the position as answered.
     """
 
     event_id: Name
@@ -77,9 +87,32 @@ class Exposure(Struct, frozen=True, tag_field="type", tag="exposure"):
     ts_ms: TimeMs
     user_id: WireId
     items: Annotated[list[WireId], Meta(min_length=1, max_length=MAX_ITEMS)]
-    offset: Annotated[int, Meta(ge=0, le=MAX_OFFSET)] = 0
+    offset: Position = 0
     sent_ms: TimeOrNever = 0  # wall time of sending, for tracing; 0 when unknown
+    slots: Annotated[list[Position], Meta(min_length=1, max_length=MAX_ITEMS)] | None = None
     kind: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        slots = self.slots
+        if slots is None:
+            return
+        if len(slots) != len(self.items):
+            raise ValueError(f"{len(slots)} slots for {len(self.items)} items; name the position of each item shown")
+        if len(set(slots)) != len(slots):
+            twice = next(slot for n, slot in enumerate(slots) if slot in slots[:n])
+            raise ValueError(f"slots name the position {twice} twice; name each item shown once")
+
+    @property
+    def places(self) -> Sequence[int]:
+        """The position as answered of each of ``items``."""
+        return self.slots or range(self.offset, self.offset + len(self.items))
+
+    @property
+    def mask(self) -> int:
+        """The same as a bit mask: bit p is position p."""
+        if self.slots is None:
+            return ((1 << len(self.items)) - 1) << self.offset
+        return sum(1 << slot for slot in self.slots)
 
 
 class Action(Struct, frozen=True, tag_field="type"):
@@ -90,7 +123,7 @@ class Action(Struct, frozen=True, tag_field="type"):
     ts_ms: TimeMs
     user_id: WireId
     item_id: WireId
-    position: Annotated[int, Meta(ge=0, le=MAX_OFFSET)]
+    position: Position
     sent_ms: TimeOrNever = 0
     kind: ClassVar[int] = -1
 
@@ -136,6 +169,9 @@ class Impression(Struct, frozen=True):
     Arrays are packed: ``keys`` (n, K) uint64 window keys, ``cat`` (n, F) int64 feature ids, ``num`` (n, N)
     float32, ``scores`` (n,) float32 click probabilities. F, N and K are those of the schema ``schema_id``.
     :mod:`millrace.contracts.impressions` writes and reads the message.
+
+    Events count a page's items from 0. Where it is a part of a longer list, its first item has the slot ``offset`` of
+    that list, and the feature ``position`` counts from there.
     """
 
     request_id: str
@@ -150,6 +186,7 @@ class Impression(Struct, frozen=True):
     cat: bytes
     num: bytes
     served_ms: int = 0  # wall time
+    offset: int = 0
 
 
 class ItemTiles(Struct, frozen=True):
@@ -171,7 +208,7 @@ class Truth(Struct, frozen=True):
 
     request_id: str
     ts_ms: int
-    offset: Annotated[int, Meta(ge=0, le=MAX_OFFSET)]
+    offset: Position
     p: bytes
 
 
@@ -215,6 +252,7 @@ _json = msgspec.json.Encoder()
 _msgpack = msgspec.msgpack.Encoder()
 _PIECES = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 """Brackets, and texts (whole or cut off), so that a bracket within a text does not count. Linear in the message."""
+_COLON = re.compile(rb"\s*:")
 
 
 def is_deep(raw: bytes) -> bool:
@@ -231,6 +269,27 @@ def is_deep(raw: bytes) -> bool:
         elif first in b"]}":
             depth -= 1
     return False
+
+
+def key_at(raw: bytes, byte: int, depth: int = MAX_DEPTH) -> str:
+    """The name of the entry of the JSON object in ``raw`` within which ``byte`` lies, or within which it is nested
+    deeper than ``depth``. Empty: none. For the text of an error; linear in the message.
+
+    >>> key_at(b'{"a": 1, "b": {"c": NaN}}', 20)
+    'b'
+    """
+    level, key = 0, b""
+    for piece in _PIECES.finditer(raw):
+        first = raw[piece.start()]
+        if piece.start() >= byte or (first in b"[{" and level >= depth):
+            break
+        if first in b"[{":
+            level += 1
+        elif first in b"]}":
+            level -= 1
+        elif level == 1 and _COLON.match(raw, piece.end()):
+            key = piece[0]
+    return key.strip(b'"')[:40].decode("utf-8", "replace")
 
 
 def read_json(decode: Callable[[bytes], T], raw: bytes | None, max_bytes: int = MAX_EVENT_BYTES) -> T:

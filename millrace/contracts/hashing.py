@@ -26,6 +26,7 @@ U64 = NDArray[np.uint64]
 _C1 = np.uint64(0x9E3779B97F4A7C15)
 _C2 = np.uint64(0xBF58476D1CE4E5B9)
 _C3 = np.uint64(0x94D049BB133111EB)
+_INVERSE_C1, _INVERSE_C2, _INVERSE_C3 = (np.uint64(pow(int(c), -1, 1 << 64)) for c in (_C1, _C2, _C3))
 _U32 = 0xFFFFFFFF
 
 
@@ -82,6 +83,28 @@ def mix(seed: np.uint64, hashed: U64) -> U64:
         out = _avalanche(hashed * _C1 + seed)
     out = np.where(out == 0, np.uint64(1), out)
     return np.where(hashed == 0, np.uint64(0), out)
+
+
+def unmix(seed: np.uint64, mixed: U64) -> U64:
+    """What :func:`mix` was given: each of its steps has an inverse. (But for the one value in 2^64 that it moves to 1.)
+
+    >>> int(unmix(salt("field"), mix(salt("field"), np.array([42], np.uint64)))[0])
+    42
+    """
+    x = np.asarray(mixed, np.uint64)
+    missing = x == 0
+    with np.errstate(over="ignore"):
+        x = _unshift(x, 31) * _INVERSE_C3
+        x = _unshift(x, 27) * _INVERSE_C2
+        x = (_unshift(x, 30) - seed) * _INVERSE_C1
+    out: U64 = np.where(missing, np.uint64(0), x)
+    return out
+
+
+def _unshift(x: U64, by: int) -> U64:
+    """The inverse of ``x ^ (x >> by)``, for at least 22 bits."""
+    out: U64 = x ^ (x >> np.uint64(by)) ^ (x >> np.uint64(2 * by))
+    return out
 
 
 def combine(seed: np.uint64, *columns: U64) -> U64:

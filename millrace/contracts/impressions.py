@@ -4,7 +4,7 @@
 ::
 
     form 1   a map: the fields of Impression, arrays as they are
-    form 2   [2, request_id, ..., items, scores, (K, F, N), rates, follow, block]
+    form 2   [2, request_id, ..., items, scores, (K, F, N), rates, follow, block, offset]
 
     block    masks │ ids of keys, cat: once, then row by row │ numbers: once, then row by row
 
@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import Struct
 
 from millrace.contracts import once_kernels as kernels
-from millrace.contracts.events import BadEventError, Id, Impression, Int64, TimeMs, read_msgpack, to_msgpack
+from millrace.contracts.events import BadEventError, Id, Impression, Int64, Position, TimeMs, read_msgpack, to_msgpack
 from millrace.contracts.once import Rates, fits, pack_ids, pack_numbers, recipe_of
 
 _FIRST = np.zeros(1, np.int64)
@@ -44,6 +44,7 @@ class Served(Struct, frozen=True):
     cat: memoryview
     num: memoryview
     served_ms: int = 0
+    offset: Position = 0
 
 
 class Logged(Struct, frozen=True, array_like=True):
@@ -63,6 +64,7 @@ class Logged(Struct, frozen=True, array_like=True):
     rates: bytes  # the recipe, see millrace.contracts.once.Rates
     follow: bool  # rates are left out
     block: memoryview
+    offset: Position = 0
 
 
 _logged = msgspec.msgpack.Decoder(Logged).decode
@@ -106,6 +108,7 @@ def impression_bytes(impression: Impression, rates: Rates | None = None) -> byte
             num.rates,
             num.follow,
             memoryview(block),
+            i.offset,
         )
     )
 
@@ -149,6 +152,7 @@ def decode_served(raw: bytes | None) -> Served:
         view[ids:numbers],
         view[numbers + 4 * width :],
         found.served_ms,
+        found.offset,
     )
 
 
@@ -169,6 +173,7 @@ def decode_impression(raw: bytes | None) -> Impression:
         cat,
         num,
         i.served_ms,
+        i.offset,
     )
 
 

@@ -71,14 +71,14 @@ class Intake:
             value = attributes.get(name)
             if value is None:
                 continue
-            why = _unfit(field, value)
+            why = unfit(field, value)
             if why:
                 shown = repr(value)
                 shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
                 raise BadEventError("bad-value", f"{name} {shown} {why}")
 
 
-def _unfit(field: Field | None, value: str | int | float | bool | list[str | int]) -> str:
+def unfit(field: Field | None, value: str | int | float | bool | list[str | int]) -> str:
     """Why a field (None: a column that only makes window keys) cannot hold a value; empty when it can."""
     if field is not None and field.kind == "numeric":
         if isinstance(value, list):

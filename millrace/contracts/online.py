@@ -8,6 +8,7 @@
     filled:{partition}    string    "filled": every user of that partition of `events` is here; "filling": not yet
     list:{name}           sorted set of item ids, best first: hot and hot:{column}:{value} by clicks a day, new by birth
     list:names            set of the keys `list:{name}` that there are
+    ranked:{list}         string    the items that one request ranked, to be handed out in parts (scorer/ranked.py)
 
 =====================  ==========================================  ==================================================
 key                    written by                                  read by
@@ -15,6 +16,7 @@ key                    written by                                  read by
 ``user:``              the stream, absolute values only            the scorer, one round trip a request
 ``filled:``            the stream                                  the stream: a Redis that lost its data has lost it
 ``list:``              the stream's worker that has partition 0    the scorer until it is ready; other services
+``ranked:``            the scorer, for `list_seconds`              the scorer's workers
 =====================  ==========================================  ==================================================
 
 A window key whose tile list is empty, or whose windows have ended, has no field: a reader takes a missing field for
@@ -44,7 +46,8 @@ LIST_SIZE = 200
 """Entries of a list at most."""
 
 _LIST = "list:"
-_WINDOW_BYTES = 8
+WINDOW_BYTES = 8
+"""Length of the field of a window key; no other field has it."""
 _profile = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -64,18 +67,18 @@ def window_field(key: int) -> bytes:
     >>> window_field(258)
     b'\\x02\\x01\\x00\\x00\\x00\\x00\\x00\\x00'
     """
-    return int(key).to_bytes(_WINDOW_BYTES, "little")
+    return int(key).to_bytes(WINDOW_BYTES, "little")
 
 
 def window_fields(keys: U64) -> list[bytes]:
     """:func:`window_field` of each of ``keys`` (any shape), in their flat order."""
     packed = np.ascontiguousarray(keys, "<u8").tobytes()
-    return [packed[i : i + _WINDOW_BYTES] for i in range(0, len(packed), _WINDOW_BYTES)]
+    return [packed[i : i + WINDOW_BYTES] for i in range(0, len(packed), WINDOW_BYTES)]
 
 
 def window_keys(record: Iterable[bytes]) -> U64:
     """The window keys among the fields of a user's hash. (n,) uint64"""
-    return np.frombuffer(b"".join(field for field in record if len(field) == _WINDOW_BYTES), "<u8")
+    return np.frombuffer(b"".join(field for field in record if len(field) == WINDOW_BYTES), "<u8")
 
 
 def pack_profile(attributes: Mapping[str, Attribute]) -> bytes:
@@ -120,6 +123,15 @@ def values_listed(keys: Iterable[str], column: str) -> list[str]:
     """
     start = list_key(hot_in(column, ""))
     return sorted(key.removeprefix(start) for key in keys if key.startswith(start))
+
+
+def ranked_key(list_id: str) -> str:
+    """The key of a ranked list.
+
+    >>> ranked_key("5b1c")
+    'ranked:5b1c'
+    """
+    return f"ranked:{list_id}"
 
 
 def redis_url(address: str) -> str:
