@@ -29,6 +29,7 @@ def demo(
     seconds: float | None = None,
     report: Path | None = None,
     seed: int = 0,
+    users: int | None = None,
     speed: float | None = None,
     page_port: int | None = None,
     data: Path | None = None,
@@ -46,6 +47,9 @@ def demo(
         Write what was measured to this JSON file at the end.
     seed
         Seed of the simulated world.
+    users
+        How many shoppers come on an average day: it sets the traffic (default: the setting's, 4000). Not with
+        --from-log.
     speed
         Seconds of event time that pass in a second.
     page_port
@@ -72,7 +76,9 @@ def demo(
         **{k: v for k, v in given.items() if v is not None},
     )
     played = {"from_log": _absolute(from_log), "schema": _absolute(schema)}
-    sys.exit(run(load_settings({"seed": seed} | played), options))
+    settings = load_settings({"seed": seed, "shoppers": users} | played)
+    _no_users_of_a_log(settings.from_log, users)
+    sys.exit(run(settings, options))
 
 
 @app.command
@@ -86,6 +92,7 @@ def simulate(
     open_loop: bool = False,
     seconds: float | None = None,
     seed: int | None = None,
+    users: int | None = None,
 ) -> None:
     """Run shoppers against a running loop; or play a log back through it; or write day logs.
 
@@ -108,14 +115,16 @@ def simulate(
         End after so many seconds.
     seed
         Seed of the simulated world.
+    users
+        How many shoppers come on an average day (default: the setting's, 4000).
     """
-    settings = load_settings({"seed": seed, "schema": str(schema) if schema else None})
+    settings = load_settings({"seed": seed, "shoppers": users, "schema": str(schema) if schema else None})
     if days is not None:
         from simulator.daylog import write_days
 
         if out is None:
             raise LogError("--days without --out", "name the folder for the day logs")
-        for path in write_days(out, days=days, seed=settings.seed, start=start):
+        for path in write_days(out, days=days, seed=settings.seed, start=start, users=settings.shoppers):
             print(path)
         return
     if settings.from_log and from_log is None and (open_loop or seconds is not None):
@@ -123,6 +132,7 @@ def simulate(
             f"MILLRACE_FROM_LOG names '{settings.from_log}' to be played, which knows no --open-loop and no --seconds",
             "unset it, or leave the flags out",
         )
+    _no_users_of_a_log(from_log or settings.from_log, users)
     from millrace.processes.role import run_role
 
     def run(settings: Settings, stop: Event) -> None:
@@ -166,16 +176,26 @@ def learn() -> None:
 
 
 @app.command
-def serve(*, host: str | None = None, port: int | None = None) -> None:
-    """Run a scorer: HTTP /recommend, /score, /model, /healthz, /readyz, /metrics."""
+def serve(*, host: str | None = None, port: int | None = None, workers: int | None = None) -> None:
+    """Run a scorer: HTTP /recommend, /score, /model, /healthz, /readyz, /metrics.
+
+    Parameters
+    ----------
+    host
+        Address to listen on; loopback unless told otherwise.
+    port
+        Port to listen on.
+    workers
+        Processes that answer requests on this port.
+    """
     from millrace.processes.role import run_role
 
     def run(settings: Settings, stop: Event) -> None:
-        from scorer import app as scorer
+        from scorer import main as scorer
 
         scorer.run(settings, stop)
 
-    run_role("serve", load_settings({"host": host, "port": port}), run)
+    run_role("serve", load_settings({"host": host, "port": port, "workers": workers}), run)
 
 
 @app.command
@@ -380,6 +400,12 @@ def _labels(
         out, plan, write=write_traffic, log=log, seeds=seeds, policies=policies or (), resume=resume, **chosen
     )
     print(f"report in {out}")
+
+
+def _no_users_of_a_log(log: Path | str, users: int | None) -> None:
+    """Shoppers are asked for; nobody plays a log."""
+    if log and users is not None:
+        raise SettingError(f"--users {users} with the log '{log}'", "leave it out: a log has its own users")
 
 
 def _absolute(path: Path | None) -> str | None:

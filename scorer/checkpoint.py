@@ -37,7 +37,7 @@ from millrace.contracts.hashing import U64
 from millrace.contracts.schema import Windows
 from millrace.contracts.store import AbsentError, DamagedError, Sealed, Store
 from millrace.windows.tiles import TileStore
-from scorer.index import ItemImage
+from scorer.itemimage import ItemImage
 
 FORM = 1
 PREFIX = "index-"

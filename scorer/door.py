@@ -1,12 +1,10 @@
 # shell
-"""The door: threads change through it what requests read. The changes run on the event loop, between two requests."""
+"""The door: threads change the item index through it, and read it, one at a time."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,39 +15,23 @@ class Stopped(Exception):
 
 
 class Door:
-    """Runs functions on the event loop, one at a time for each thread that asks, and waits for them.
+    """Runs functions alone, between other changes.
 
     Args:
-        loop: the loop that requests are answered on.
-        stop: set when the scorer ends; then waiting ends too.
+        stop: set when the scorer ends.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, stop: threading.Event) -> None:
-        self._loop, self._stop = loop, stop
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._lock = threading.RLock()
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
-        """The result of ``function(*args)``, run between two requests; its exception is raised here.
+        """The result of ``function(*args)``, run while nobody else is behind the door.
 
         Raises:
-            Stopped: the loop has ended.
+            Stopped: the scorer ends.
         """
-        future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(function(*args))
-            except BaseException as error:  # raised again in the thread that asked
-                future.set_exception(error)
-
-        try:
-            self._loop.call_soon_threadsafe(run)
-        except RuntimeError:
-            raise Stopped from None
-        while True:
-            try:
-                return future.result(timeout=0.5)
-            except TimeoutError:
-                if future.done():
-                    raise
-                if self._stop.is_set():
-                    raise Stopped from None
+        with self._lock:
+            if self._stop.is_set():
+                raise Stopped
+            return function(*args)

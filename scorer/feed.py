@@ -1,15 +1,13 @@
 # shell
-"""The inputs of a scorer: three threads that read Kafka, and the door by which their changes reach the event loop.
+"""The inputs of a scorer: three threads of the feeder that read Kafka.
 
 ::
 
-    items           ─ thread: decode, hash ─┐
-    features.items  ─ thread: decode ───────┼─► door ─► one callback on the loop, between two requests
-    model.deltas    ─ thread: read, verify,─┘           (put rows | put tiles | patch | swap the reference)
-                      build the new model
+    items           ─ thread: decode, hash ──► door ─► item index ─► the shelves of all workers
+    features.items  ─ thread: decode ────────► door ─┘
+    model.deltas    ─ thread: read, verify ──► versions in shared memory (scorer/modelfeed.py)
 
-A thread hands over one small slice and waits until it is taken. So a request waits for three slices at most, and a
-scorer that catches up with a long topic goes on answering.
+A thread takes one small slice at a time through the door, so that nobody else waits long for the index.
 
 No message is read again because of its content. A message that cannot be used is counted, logged and passed over, even
 when its failure was not foreseen. Only failures of the broker are waited out and tried again.
@@ -36,7 +34,7 @@ from scorer.checkpoint import Bookmark
 from scorer.door import Door, Stopped
 from scorer.index import Prepared
 from scorer.meters import ScorerMeters
-from scorer.serving import Serving
+from scorer.primary import Primary
 
 log = structlog.get_logger("scorer")
 
@@ -104,7 +102,7 @@ class Feed(threading.Thread):
     def __init__(
         self,
         settings: Settings,
-        serving: Serving,
+        primary: Primary,
         meters: ScorerMeters,
         door: Door,
         stop: threading.Event,
@@ -112,7 +110,7 @@ class Feed(threading.Thread):
         broker: Broker | None = None,
     ) -> None:
         super().__init__(name=f"feed {self.topic}", daemon=True)
-        self.settings, self.serving, self.meters, self.door, self.stop = settings, serving, meters, door, stop
+        self.settings, self.primary, self.meters, self.door, self.stop = settings, primary, meters, door, stop
         self.position: dict[int, int] = {}
         self.log_id = ""
         self.caught_up = False
@@ -205,9 +203,9 @@ class Feed(threading.Thread):
             self._goal = {p: min(end, ends.get(p, end)) for p, end in self._goal.items()}
         left = sum(max(0, self._goal.get(tp.partition, 0) - (reader.position(tp) or 0)) for tp in assigned)
         self.caught_up = not left
-        self.serving.to_read[self.what] = left
+        self.primary.to_read[self.what] = left
         if self.caught_up:
-            del self.serving.to_read[self.what]
+            del self.primary.to_read[self.what]
             log.info("caught up", topic=self.topic)
 
     # -- for subclasses ---------------------------------------------------------------------------------------
@@ -254,7 +252,7 @@ class ItemFeed(Feed):
     what = "items"
 
     def take(self, records: list[Record]) -> None:
-        intake, index = self.serving.intake, self.serving.index
+        intake, index = self.primary.intake, self.primary.index
         for part in slices(records, ITEM_SLICE):
             prepared: list[Prepared] = []
             for key, value, _ in part:
@@ -272,7 +270,7 @@ class ItemFeed(Feed):
 
     def _put(self, prepared: list[Prepared]) -> None:
         if prepared:
-            self.door.call(self.serving.index.put, prepared)
+            self.door.call(self.primary.index.put, prepared)
 
 
 class TileFeed(Feed):
@@ -292,10 +290,10 @@ class TileFeed(Feed):
             for start in range(0, len(keys), KEY_SLICE):
                 end = start + KEY_SLICE
                 try:
-                    self.door.call(self.serving.index.put_tiles, message.partition, keys[start:end], tiles[start:end])
+                    self.door.call(self.primary.index.put_tiles, message.partition, keys[start:end], tiles[start:end])
                 except MillraceError as error:
                     self.bad("item-tiles", error)
-            self.serving.heard_ms = max(self.serving.heard_ms, message.event_ms)
+            self.primary.heard_ms = max(self.primary.heard_ms, message.event_ms)
 
 
 def slices(records: list[T], size: int) -> Iterator[list[T]]:

@@ -14,14 +14,16 @@
     slots (rows, J)     which window keys an item has: one slot a distinct key, shared by the items of a category
     sums  (slots, S, A) the counts of a slot's key, summed over partitions, as of the hour in ``stamps`` (slots,)
                         over S spans: windows, then half-lives
+    unsent, unsent_rows     which slots and rows a replica has to be told of
 
-An item-side key may be counted in every partition, since partitions are by user. The index is changed by one thread
-between two requests (see :mod:`scorer.feed`); reading it never adds a row, a key or a tile, it only remembers sums.
+An item-side key may be counted in every partition, since partitions are by user. Whoever changes the index is alone
+with it meanwhile. What pages are made from is a replica, :class:`scorer.shelf.Shelf`, which :meth:`ItemIndex.changes`
+keeps up with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +35,10 @@ from millrace.contracts.hashing import U64
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import ACTION, clicks_a_day
 from millrace.windows.tiles import TileStore
+from scorer.itemimage import ItemImage
+from scorer.shelf import Arrays, ItemRows, ShelfForm, pack_ids
 
 HOUR_MS = 3_600_000
-ItemRows = NDArray[np.intp]
-"""Rows of the item index, one an item."""
 KeySlots = NDArray[np.intp]
 """Slots of ``sums``, one a distinct window key."""
 Counts = NDArray[np.integer[Any]]
@@ -50,56 +52,6 @@ class Prepared:
     columns: dict[str, U64]  # (1,) or (1, slots)
     plain: dict[str, float]
     keys: list[int]  # (J,) window keys of the item alone
-
-
-@dataclass(frozen=True, slots=True)
-class ItemImage:
-    """Rows of the index as they lie in a checkpoint: what :class:`Prepared` is of one item, of many."""
-
-    ids: list[Id]
-    columns: dict[str, U64]  # (n,) or (n, slots)
-    plain: dict[str, NDArray[np.float32]]  # (n,)
-    keys: U64  # (n, J)
-    born_ms: NDArray[np.int64]  # (n,)
-    alive: NDArray[np.bool_]  # (n,)
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Flat names for a file."""
-        columns = {f"column/{name}": a for name, a in self.columns.items()}
-        plain = {f"plain/{name}": a for name, a in self.plain.items()}
-        return {**columns, **plain, "keys": self.keys, "born_ms": self.born_ms, "alive": self.alive}
-
-    def slice(self, start: int, stop: int) -> ItemImage:
-        """The rows [start, stop). Views."""
-        cut = {name: a[start:stop] for name, a in self.arrays().items()}
-        return ItemImage.of_arrays(self.ids[start:stop], cut)
-
-    @classmethod
-    def of_arrays(cls, ids: list[Id], flat: Mapping[str, NDArray[Any]]) -> ItemImage:
-        """The inverse of :meth:`arrays`.
-
-        Raises:
-            KeyError, ValueError: the arrays are not those of ``ids``.
-        """
-
-        def below(prefix: str, dtype: type) -> dict[str, NDArray[Any]]:
-            found = {n.removeprefix(prefix): a for n, a in flat.items() if n.startswith(prefix)}
-            if any(len(a) != len(ids) or a.dtype != dtype for a in found.values()):
-                raise ValueError(f"arrays '{prefix}' are not of {len(ids)} items")
-            return found
-
-        keys, born_ms, alive = flat["keys"], flat["born_ms"], flat["alive"]
-        kinds = ((keys, np.uint64, 2), (born_ms, np.int64, 1), (alive, np.bool_, 1))
-        if any(a.dtype != dtype or a.ndim != axes or len(a) != len(ids) for a, dtype, axes in kinds):
-            raise ValueError(f"keys, births and lives are not of {len(ids)} items")
-        return cls(ids, below("column/", np.uint64), below("plain/", np.float32), keys, born_ms, alive)
-
-    @classmethod
-    def joined(cls, parts: Sequence[ItemImage]) -> ItemImage:
-        """Slices as one."""
-        each = [part.arrays() for part in parts]
-        flat = {name: np.concatenate([arrays[name] for arrays in each]) for name in each[0]}
-        return cls.of_arrays([i for part in parts for i in part.ids], flat)
 
 
 class ItemIndex:
@@ -116,13 +68,11 @@ class ItemIndex:
         self._cursor = 0
         self._slots = {f.name: f.slots for f in schema.fields}
         needed = builder.needs("item")
-        self._names = tuple(n for n in needed if not builder.is_numeric(n))
+        self.form = ShelfForm(builder)
+        self._names, self.own_keys = self.form.names, self.form.own_keys
         self._numbers = tuple(n for n in needed if builder.is_numeric(n) and n != "age_days")
         self._ages = "age_days" in needed
-        # Window keys of item columns alone: those of an item never change, so their counts are remembered.
         windows = schema.windows
-        known = set(self._names) - {f.name for f in schema.fields if f.bias}
-        self.own_keys = [k for k, key in enumerate(windows.keys) if set(key.columns) <= known]
         hot = [j for j, k in enumerate(self.own_keys) if windows.keys[k].columns == (builder.item_column,)]
         self._hot_key = hot[0] if hot and ACTION in windows.actions else None  # its clicks tell how hot an item is
         self._slot: dict[int, int] = {0: 0}  # window key -> slot; slot 0 is "missing" and counts nothing
@@ -130,6 +80,8 @@ class ItemIndex:
         self._slot_row = np.full(1024, -1, np.intp)  # the item of a slot whose key is about one item alone
         self._stamps = np.full(1024, -1, np.int64)
         self._sums = np.zeros((1024, self._empty.spans, self._empty.columns), self._empty.dtype)
+        self._unsent = np.zeros(1024, np.bool_)
+        self._unsent_rows = np.zeros(0, np.bool_)
         self._capacity = 0
         self._columns: dict[str, U64] = {}
         self._plain: dict[str, NDArray[np.float32]] = {}
@@ -168,10 +120,12 @@ class ItemIndex:
             for column in self._names:
                 value = new.columns.get(column)
                 self._columns[column][row] = 0 if value is None else value[0]
-            for number in self._numbers:
-                self._plain[number][row] = new.plain.get(number, 0.0)
+            with np.errstate(over="ignore"):  # what fits in no float32 reads as 0 later
+                for number in self._numbers:
+                    self._plain[number][row] = new.plain.get(number, 0.0)
             self._born[row] = new.item.born_ms
             self._alive[row] = not new.item.gone
+            self._unsent_rows[row] = True
 
     def image(self, start: int, stop: int) -> ItemImage:
         """A copy of the rows [start, stop), or of those of them that there are."""
@@ -210,6 +164,7 @@ class ItemIndex:
         for name, numbers in image.plain.items():
             self._plain[name][rows] = numbers
         self._born[rows], self._alive[rows] = image.born_ms, image.alive
+        self._unsent_rows[rows] = True
         self._stale.update(rows.tolist())
 
     def remove(self, item_id: Id) -> None:
@@ -217,6 +172,7 @@ class ItemIndex:
         row = self._row.get(str(item_id))
         if row is not None:
             self._alive[row] = False
+            self._unsent_rows[row] = True
 
     def put_tiles(self, partition: int, keys: U64, tiles: Sequence[bytes]) -> None:
         """Replaces the tile lists of ``keys`` (n,) as counted in ``partition`` by the newer ones in ``tiles``.
@@ -228,7 +184,8 @@ class ItemIndex:
         if store is None:
             store = self.tiles[partition] = TileStore.of(self.builder.schema.windows)
         store.put(keys, tiles)
-        known = [slot for slot in map(self._slot.get, keys.tolist()) if slot]
+        slot_of = self._slot_of if self.form.loose else self._slot.get
+        known = [slot for slot in map(slot_of, keys.tolist()) if slot]
         self._stamps[known] = -1
         self._stale.update(self._slot_row[known].tolist())
         self._stale.discard(-1)
@@ -236,6 +193,9 @@ class ItemIndex:
     def put_store(self, partition: int, store: TileStore) -> None:
         """Replaces all that was counted in ``partition``."""
         self.tiles[partition] = store
+        if self.form.loose:
+            for key in store.keys().tolist():
+                self._slot_of(key)
         self._stamps[:] = -1
         self._stale.update(range(len(self.ids)))
 
@@ -260,6 +220,68 @@ class ItemIndex:
     def expire(self, now_ms: int, start: float = 0.0, stop: float = 1.0) -> int:
         """Drops window keys whose windows are all empty, in a share [start, stop) of each store; returns how many."""
         return sum(store.sweep(now_ms, start, stop) for store in self.tiles.values())
+
+    # -- for replicas -----------------------------------------------------------------------------------------
+
+    def changes(self, now_ms: int, rows: int = 1024, slots: int = 4096) -> Arrays:
+        """What a :class:`scorer.shelf.Shelf` has to be told of, in absolute values: at most so many rows and slots, and
+        the slots of these rows. Empty: there is nothing more since the last call.
+
+        Called every few milliseconds, for all replicas at once. With an hour that begins, counts change of which no
+        message tells: calls look at ``slots`` of them each, until all are of that hour. ``left`` (1,) says how many
+        slots are still to be looked at, so there is more to come though this call may have found no change.
+
+        Args:
+            now_ms: event time.
+        """
+        n, stamps = len(self._slot), self._stamps[: len(self._slot)]
+        some = np.flatnonzero(self._unsent_rows[: len(self.ids)])[:rows]
+        stale = np.flatnonzero(stamps == -1)[:slots]  # new tiles first
+        if len(stale) < slots:
+            of_before = np.flatnonzero((stamps != _stamp(now_ms)) & (stamps != -1))
+            stale = np.concatenate([stale, of_before[: slots - len(stale)]])
+        self._refresh(np.union1d(stale, self._own[some].ravel()), now_ms)
+        told = np.flatnonzero(self._unsent[:n])[:slots]
+        arrays = self._told(some, told)
+        left = np.count_nonzero(stamps != _stamp(now_ms))
+        if left:
+            arrays["left"] = np.array([left])
+        self._unsent_rows[some] = False
+        if "slots" in arrays:
+            self._unsent[arrays["slots"]] = False
+        return arrays
+
+    def whole(self, start: int, stop: int, now_ms: int) -> Arrays:
+        """The rows and slots [start, stop) in the same form, for a replica that begins; empty when there are none any
+        more. Meanwhile it is told of changes as any other."""
+        n = len(self._slot)
+        some = np.arange(start, min(stop, len(self.ids)))
+        told = np.arange(max(start, 1), min(stop, n))
+        if not len(some) and not len(told):
+            return {}
+        slots = np.union1d(told, self._own[some].ravel())
+        self._refresh(slots[self._stamps[slots] != _stamp(now_ms)], now_ms)
+        room = np.array([len(self.ids), n], np.int64)
+        return {**self._told(some, told), "room": room}
+
+    def _told(self, rows: ItemRows, slots: KeySlots) -> Arrays:
+        """These rows, and these slots together with those of the rows."""
+        arrays: Arrays = {}
+        slots = np.union1d(slots, self._own[rows].ravel())
+        slots = slots[slots > 0]
+        if len(slots):
+            arrays |= {"slots": slots.astype(np.int32), "keys": self._slot_keys[slots], "counts": self._sums[slots]}
+        if len(rows):
+            plain = {name: numbers[rows] for name, numbers in self._plain.items()}
+            arrays |= self.form.rows(self.columns(rows), plain, len(rows))
+            arrays |= {
+                "rows": rows.astype(np.int32),
+                "ids": pack_ids([self.ids[row] for row in rows.tolist()]),
+                "own": self._own[rows].astype(np.int32),
+                "born_ms": self._born[rows],
+                "alive": self._alive[rows],
+            }
+        return arrays
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -291,9 +313,11 @@ class ItemIndex:
             total += store.counts(keys, ts_ms)
         return total
 
-    def own_counts(self, rows: ItemRows, ts_ms: int) -> Counts:
-        """:meth:`counts` of the window keys ``own_keys`` of the items at ``rows``. (n, J, S, A)"""
-        return self._remembered(self._own[rows], ts_ms)
+    def counts_at(self, rows: ItemRows, ts_ms: int) -> Counts:
+        """:meth:`counts` of the window keys ``own_keys`` of the items at ``rows``, exact at any time. (n, J, S, A)"""
+        slots, where = np.unique(self._own[rows], return_inverse=True)
+        counts = self.counts(self._slot_keys[slots], ts_ms)
+        return counts[where.reshape(len(rows), len(self.own_keys))]
 
     @property
     def born_ms(self) -> NDArray[np.int64]:
@@ -314,28 +338,38 @@ class ItemIndex:
 
     # -- within -----------------------------------------------------------------------------------------------
 
-    def _remembered(self, slots: KeySlots, ts_ms: int) -> Counts:
-        """Counts of the keys in ``slots`` (...) at ``ts_ms``: (..., S, A).
+    def _remembered(self, slots: KeySlots, now_ms: int) -> Counts:
+        """Counts of the keys in ``slots`` (...) at ``now_ms``, brought up to it: (..., S, A)."""
+        self._refresh(np.unique(slots[self._stamps[slots] != _stamp(now_ms)]), now_ms)
+        return self._sums[slots]
+
+    def _refresh(self, slots: KeySlots, now_ms: int) -> None:
+        """Reads the counts of distinct ``slots`` (n,) anew, and keeps in mind which of them have changed.
 
         Windows begin and end with an hour, and decayed counts are as of the full hour. So the counts of a key stay the
-        same until one of its tile lists is replaced, or ``ts_ms`` passes into another hour. At the full hour itself,
+        same until one of its tile lists is replaced, or the time passes into another hour. At the full hour itself,
         that hour's tile does not count yet.
         """
-        stamp = 2 * (ts_ms // HOUR_MS) + (ts_ms % HOUR_MS > 0)
-        stale = np.unique(slots[self._stamps[slots] != stamp])
-        if len(stale):
-            self._sums[stale] = self.counts(self._slot_keys[stale], ts_ms)
-            self._stamps[stale] = stamp
-        return self._sums[slots]
+        if len(slots):
+            fresh = self.counts(self._slot_keys[slots], now_ms)
+            self._unsent[slots] |= (fresh != self._sums[slots]).any(axis=(1, 2))
+            self._sums[slots] = fresh
+            self._stamps[slots] = _stamp(now_ms)
 
     def _slot_of(self, key: int) -> int:
         slot = self._slot.get(key)
         if slot is None:
             slot = self._slot[key] = len(self._slot)
             if slot == len(self._stamps):
-                self._slot_keys, self._slot_row, self._stamps, self._sums = (
+                self._slot_keys, self._slot_row, self._stamps, self._sums, self._unsent = (
                     np.concatenate([old, np.full_like(old, fill)])
-                    for old, fill in ((self._slot_keys, 0), (self._slot_row, -1), (self._stamps, -1), (self._sums, 0))
+                    for old, fill in (
+                        (self._slot_keys, 0),
+                        (self._slot_row, -1),
+                        (self._stamps, -1),
+                        (self._sums, 0),
+                        (self._unsent, False),
+                    )
                 )
             self._slot_keys[slot] = key
         return slot
@@ -355,6 +389,12 @@ class ItemIndex:
             self._plain[name] = longer(self._plain.get(name, np.zeros(0, np.float32)), (capacity,))
         self._born = longer(self._born, (capacity,))
         self._alive = longer(self._alive, (capacity,))
+        self._unsent_rows = longer(self._unsent_rows, (capacity,))
         self._hot = longer(self._hot, (capacity,))
         self._own = longer(self._own, (capacity, len(self.own_keys)))
         self._capacity = capacity
+
+
+def _stamp(ts_ms: int) -> int:
+    """The hour of a time; a full hour by itself is between two hours."""
+    return 2 * (ts_ms // HOUR_MS) + (ts_ms % HOUR_MS > 0)

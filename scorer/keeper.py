@@ -9,7 +9,7 @@
 Of several scorers on one store only one needs to write. So each looks first how old the newest checkpoint is, and
 leaves it at that while it is young. When two write at the same time, both checkpoints are good.
 
-A slice is copied between two requests, like every change of the index; files are written in this thread.
+A slice is copied behind the door, like every change of the index; files are written in this thread.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from scorer import checkpoint
 from scorer.checkpoint import Manifest, TilePart, Writer, age_ms
 from scorer.door import Door, Stopped
 from scorer.feed import Feed
-from scorer.index import ItemImage
+from scorer.itemimage import ItemImage
 from scorer.meters import ScorerMeters
-from scorer.serving import Serving
+from scorer.primary import Primary
 
 log = structlog.get_logger("scorer")
 
@@ -51,7 +51,7 @@ class IndexKeeper(threading.Thread):
     def __init__(
         self,
         settings: Settings,
-        serving: Serving,
+        primary: Primary,
         meters: ScorerMeters,
         door: Door,
         stop: threading.Event,
@@ -59,7 +59,7 @@ class IndexKeeper(threading.Thread):
         name: str,
     ) -> None:
         super().__init__(name="index keeper", daemon=True)
-        self.settings, self.serving, self.meters, self.door, self.stop = settings, serving, meters, door, stop
+        self.settings, self.primary, self.meters, self.door, self.stop = settings, primary, meters, door, stop
         self.feeds: Mapping[str, Feed] = {}  # of items and counts, by topic; set before anything starts
         self._wall, self._own_name = wall, name
         self._loading, self._loaded = threading.Lock(), False
@@ -84,7 +84,7 @@ class IndexKeeper(threading.Thread):
     def _load(self) -> None:
         store = Store(self.settings.place("index"))
         for name, manifest in checkpoint.manifests(store, lambda name, error: self._damaged(store, name, error)):
-            if manifest.form != checkpoint.FORM or manifest.schema_id != self.serving.schema.id:
+            if manifest.form != checkpoint.FORM or manifest.schema_id != self.primary.schema.id:
                 log.warning(
                     "item index in the store is of another schema or version: not used",
                     file=name,
@@ -111,8 +111,8 @@ class IndexKeeper(threading.Thread):
                 elif not old:
                     self._put_items(part)
             for partition, parts in tiles.items():
-                counts = checkpoint.store_of(parts, self.serving.schema.windows)
-                self.door.call(self.serving.index.put_store, partition, counts)
+                counts = checkpoint.store_of(parts, self.primary.schema.windows)
+                self.door.call(self.primary.index.put_store, partition, counts)
         except DamagedError as error:
             self._damaged(store, file.name if file else name, error)
             return False
@@ -123,7 +123,7 @@ class IndexKeeper(threading.Thread):
         for topic, mark in manifest.topics.items():
             if topic in self.feeds and not (old and self.feeds[topic].what == "items"):
                 self.feeds[topic].go_on_from(mark)
-        self.serving.heard_ms = max(self.serving.heard_ms, manifest.heard_ms)
+        self.primary.heard_ms = max(self.primary.heard_ms, manifest.heard_ms)
         if old:
             log.info("items are read from their beginning: the index in the store is too old to know which are gone")
         log.info("item index loaded", file=name, items=manifest.items, keys=manifest.keys, age_s=round(age / 1000))
@@ -131,7 +131,7 @@ class IndexKeeper(threading.Thread):
 
     def _put_items(self, image: ItemImage) -> None:
         for start in range(0, len(image.ids), ROW_SLICE):
-            self.door.call(self.serving.index.put_image, image.slice(start, start + ROW_SLICE))
+            self.door.call(self.primary.index.put_image, image.slice(start, start + ROW_SLICE))
 
     def _damaged(self, store: Store, name: str, error: DamagedError) -> None:
         self.meters.error("index")
@@ -167,7 +167,7 @@ class IndexKeeper(threading.Thread):
             return None
         store = Store(self.settings.place("index"))
         for _, newest in checkpoint.manifests(store, lambda name, error: self._damaged(store, name, error)):
-            if newest.form == checkpoint.FORM and newest.schema_id == self.serving.schema.id:
+            if newest.form == checkpoint.FORM and newest.schema_id == self.primary.schema.id:
                 if age_ms(newest, self._wall()) < 1000 * self.settings.index_seconds:
                     return None
                 break
@@ -185,11 +185,11 @@ class IndexKeeper(threading.Thread):
             raise
 
     def _copy(self, writer: Writer) -> Manifest:
-        index, call = self.serving.index, self.door.call
+        index, call = self.primary.index, self.door.call
         facts = {
-            "schema_id": self.serving.schema.id,
+            "schema_id": self.primary.schema.id,
             "written_ms": self._wall(),
-            "heard_ms": self.serving.heard_ms,
+            "heard_ms": self.primary.heard_ms,
             "topics": {topic: feed.bookmark for topic, feed in self.feeds.items()},  # before anything is copied
         }
         start = 0

@@ -1,5 +1,5 @@
 # core
-"""A page from the shop's lists in Redis, for the time in which the scorer's own index or model is not ready. Pure.
+"""A page from the shop's lists in Redis, for the time in which the scorer's own index or model is not ready.
 
 ::
 
@@ -16,16 +16,67 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
+from millrace.contracts.errors import StoreError
+from millrace.contracts.events import Id
 from millrace.contracts.hashing import U64
-from millrace.contracts.online import hot_in, values_listed
+from millrace.contracts.online import HOT, NEW, hot_in, values_listed
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import preferences, taste_columns
+from scorer import wire
+from scorer.lookup import Meters, Store, look_up
+from scorer.rank import User
+from scorer.wire import RequestError
 
 LISTS = "lists"
 """The ``arm`` of such a page."""
 LIKED, NEWEST = 0.4, 0.1
 GROUPS = 12
 """A user's liked groups are at most so many."""
+
+
+def not_ready(reason: str) -> RequestError:
+    """503 with the reason, ``problem; remedy``."""
+    problem, _, remedy = reason.partition("; ")
+    return RequestError(problem, remedy, 503)
+
+
+class ListPages:
+    """Answers /recommend while no page can be ranked."""
+
+    def __init__(self, store: Store, builder: FeatureBuilder, meters: Meters) -> None:
+        self._store, self._builder, self._meters = store, builder, meters
+
+    async def page(self, user_id: Id, size: int, ts_ms: int, reason: str) -> wire.RecommendAnswer:
+        """A page of the shop's lists.
+
+        No impression is logged, so the answer has no request id: events that named it would find nothing to join.
+
+        Args:
+            reason: why no page can be ranked.
+
+        Raises:
+            RequestError: 503, with the ``reason``: there are no lists, or the store is away.
+        """
+        listed = await self._store.list_keys()
+        if not listed:
+            raise not_ready(reason)
+        user, notes = await look_up(self._store, self._builder, self._meters, user_id)
+        liked = self._liked(user, listed, ts_ms)
+        found = await self._store.lists([HOT, *liked, NEW])
+        items = mixed(size, found[0], found[1:-1], found[-1]) if found else []
+        if not items:
+            raise not_ready(reason)
+        self._meters.list_page()
+        made = f"made of the shop's lists, since there is {reason.split(';')[0]}: report no events of this page"
+        placed = [wire.PlacedItem(item, position, None) for position, item in enumerate(items)]
+        return wire.RecommendAnswer(None, -1, LISTS, ts_ms, placed, [made, *notes])
+
+    def _liked(self, user: User, listed: Sequence[str], ts_ms: int) -> list[str]:
+        try:
+            return liked_lists(self._builder, listed, user.columns, user.tiles, ts_ms)
+        except StoreError:  # the page goes without this user's likings
+            self._meters.error("tiles")
+            return []
 
 
 def liked_lists(

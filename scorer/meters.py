@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter as Tally
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
 
+from millrace.versions.clicks import VersionClicks
+from scorer.tracing import ClickTrace
+from scorer.userrecord import AWAY, ERROR
+
 _FAST = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 5)
-_SLOW = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 15, 30, 60, 300)
 
 REQUESTS = Counter("millrace_requests_total", "HTTP requests answered.", ["route", "status"])
 REQUEST_SECONDS = Histogram("millrace_request_seconds", "Time to answer.", ["route"], buckets=_FAST)
@@ -22,9 +23,6 @@ DELTAS_APPLIED = Counter("millrace_deltas_applied_total", "Deltas applied betwee
 DELTA_GAPS = Counter("millrace_delta_gaps_total", "Times that a version was missing or could not be used.")
 MODEL_LOADS = Counter("millrace_model_loads_total", "Snapshots loaded whole.")
 MODEL_WAITS = Gauge("millrace_model_waits", "1 while versions are missing until the next snapshot.")
-CLICK_TO_SERVED = Histogram(
-    "millrace_click_to_served_seconds", "From a click's sending to serving the weights it changed.", buckets=_SLOW
-)
 FRESHNESS = Gauge(
     "millrace_freshness_seconds", "Wall seconds since the newest exposure that the serving model has learnt from."
 )
@@ -32,7 +30,19 @@ ITEMS = Gauge("millrace_items", "Items in the index.")
 ITEM_KEYS = Gauge("millrace_item_keys", "Item-side window keys in the index, over all partitions.")
 UNKNOWN_USERS = Counter("millrace_unknown_users_total", "Requests for users that the online store does not know.")
 LIST_PAGES = Counter("millrace_list_pages_total", "Pages made of the shop's lists before the scorer was ready.")
+LIST_PARTS = Counter("millrace_list_parts_total", "Parts of ranked lists that were handed out.", ["kind"])
 ERRORS = Counter("millrace_errors_total", "What went wrong and was survived.", ["what"])
+LOG_LOST_PAGES = Counter("millrace_log_lost_pages_total", "Pages whose log will never be in Kafka.", ["reason"])
+LOG_LOST_EXPOSURES = Counter("millrace_log_lost_exposures_total", "Items on these pages.", ["reason"])
+STORE_FALLBACKS = Counter(
+    "millrace_store_fallbacks_total",
+    "Reads of Redis that a request did not wait for, and what was found in their place.",
+    ["reason", "found"],
+)
+REFUSED = Counter("millrace_requests_refused_total", "Requests beyond the limit, answered 503.")
+WORKERS = Gauge("millrace_scorer_workers", "Worker processes that answer requests.")
+WORKER_RESTARTS = Counter("millrace_scorer_worker_restarts_total", "Workers that ended and were started anew.")
+STAGED = Gauge("millrace_model_overlays", "Versions that workers hold beside the model's tables, not folded in yet.")
 for _gauge in (SERVED_VERSION, FRESHNESS):
     _gauge.set(math.nan)  # no value until there is one
 
@@ -40,18 +50,14 @@ for _gauge in (SERVED_VERSION, FRESHNESS):
 class ScorerMeters:
     """The counts of one scorer. Called from its loop and its feed threads; each call is one atomic step or harmless
     when interleaved.
-
-    Args:
-        reservoir: how many of the newest click-to-served times are kept for exact percentiles.
     """
 
-    def __init__(self, reservoir: int = 10_000) -> None:
+    def __init__(self) -> None:
         self.errors: Tally[str] = Tally()
         self.versions_served = 0
         self.gaps = 0
         self.loads = 0
-        self.click_to_served_ms: deque[int] = deque(maxlen=reservoir)
-        self.clicks_served = 0
+        self.clicks = ClickTrace()
 
     def error(self, what: str) -> None:
         """Counts one survived error."""
@@ -62,9 +68,30 @@ class ScorerMeters:
         """Counts a request for a user whom the store does not know."""
         UNKNOWN_USERS.inc()
 
+    def lost(self, reason: str, pages: int, exposures: int) -> None:
+        """Counts pages whose log is lost. The pages were answered, so these are no errors."""
+        LOG_LOST_PAGES.labels(reason).inc(pages)
+        LOG_LOST_EXPOSURES.labels(reason).inc(exposures)
+
+    def fallback(self, reason: str, cached: bool) -> None:
+        """Counts a read of the online store that a request did without; a store that is away, or answers with an
+        error, is an error as well."""
+        STORE_FALLBACKS.labels(reason, "cache" if cached else "nothing").inc()
+        if reason in (AWAY, ERROR):
+            self.error("redis")
+
+    def refused(self) -> None:
+        """Counts a request beyond the limit of those in work."""
+        REFUSED.inc()
+
     def list_page(self) -> None:
         """Counts a page made of the shop's lists."""
         LIST_PAGES.inc()
+
+    def part(self, kind: str) -> None:
+        """Counts a part of a ranked list that was handed out: the ``first`` or a ``next`` one. A list that had to be
+        made ``anew`` counts as such and by its first part."""
+        LIST_PARTS.labels(kind).inc()
 
     def gap(self) -> None:
         """Counts a version that is missing or cannot be used; those after it until the next snapshot do not count."""
@@ -80,20 +107,14 @@ class ScorerMeters:
         """Whether versions are missing until the next snapshot."""
         MODEL_WAITS.set(waiting)
 
-    def served(self, version: int, deltas: int, origins_ms: Sequence[int], now_ms: int) -> None:
-        """A version serves from now on, ``deltas`` after the one before it; ``origins_ms``: when its clicks were
-        sent (wall time)."""
+    def served(self, version: int, deltas: int, clicks: Sequence[VersionClicks], now_ms: int) -> None:
+        """A version serves from now on (wall time), ``deltas`` after the one before it; ``clicks``: those of the
+        versions that it has and the one before it had not."""
         self.versions_served += 1
         SERVED_VERSION.set(version)
         DELTAS_APPLIED.inc(deltas)
-        for origin in filter(None, origins_ms):  # 0: not known
-            took = now_ms - origin
-            self.click_to_served_ms.append(took)
-            self.clicks_served += 1
-            CLICK_TO_SERVED.observe(took / 1000)
+        self.clicks.served(clicks, now_ms)
 
     def click_to_served(self) -> dict[str, Any]:
-        """Exact p50 and p99 (ms) over the newest times, and how many clicks there were in all."""
-        times = list(self.click_to_served_ms)
-        p50, p99 = np.percentile(times, [50, 99]).tolist() if times else (None, None)
-        return {"p50": p50, "p99": p99, "count": self.clicks_served}
+        """Percentiles (ms) and counts, see :meth:`scorer.tracing.ClickTrace.figures`."""
+        return self.clicks.figures()

@@ -1,13 +1,10 @@
 # shell
-"""The feed of model versions: deltas from the topic ``model.deltas``, snapshots from the store, changes through the
-door.
+"""The feed of model versions: deltas from the topic ``model.deltas``, snapshots from the store.
 
-Reading, verifying and building happen in this feed's thread. The event loop only patches a delta into the served model,
-or swaps the reference to a new model, which this thread has built and warmed. After a load the topic is read on from
-where the snapshot says that its deltas begin.
+Reading, verifying and building happen in this feed's thread. What comes of it goes to :mod:`scorer.versionhost`, which
+has the workers serve it. After a load the topic is read on from where the snapshot says that its deltas begin.
 
-What to do is :class:`scorer.versions.Follower`'s to say. A delta is checked as a whole before any of it is put into the
-model.
+What to do is :class:`scorer.versions.Follower`'s to say. A delta is checked as a whole before any of it is staged.
 """
 
 from __future__ import annotations
@@ -18,24 +15,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
-import numpy as np
 import structlog
 
-from learner.model import ServingModel
-from millrace.contracts.errors import MillraceError, SettingError, SnapshotError, StoreError, one_line
+from learner.staging import ModelWriter
+from millrace.contracts.errors import SettingError, SnapshotError, StoreError, one_line
 from millrace.contracts.settings import Settings
 from millrace.contracts.store import AbsentError, DamagedError
 from millrace.contracts.topics import MODEL_DELTAS
+from millrace.versions.clicks import VersionClicks
 from millrace.versions.image import Image
 from millrace.versions.modellog import Assembler, Bad, Claimed, Delta, Entry
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import unpack
-from millrace.versions.versioning import Announcement
+from millrace.versions.versioning import Announcement, Place
 from scorer.checkpoint import Bookmark
 from scorer.door import Door, Stopped
 from scorer.feed import Broker, Feed, Record
-from scorer.meters import ScorerMeters
-from scorer.serving import Serving
+from scorer.versionhost import VersionHost
 from scorer.versions import Follower
 
 log = structlog.get_logger("scorer")
@@ -44,12 +40,14 @@ FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.5, 15.0
 """Between two looks at the store while a snapshot is missing. The time doubles from look to look."""
 BODY_TRIES = 5
 """How often a delta is asked for whose store does not answer."""
+ALL_ROWS = 1 << 30
 
 
 class ModelFeed(Feed):
-    """Model versions: deltas patched in order; after a gap, the newest snapshot and the deltas after it.
+    """Model versions: deltas in order; after a gap, the newest snapshot and the deltas after it.
 
     Args:
+        host: has versions served.
         monotonic: seconds that only go forward.
     """
 
@@ -59,21 +57,21 @@ class ModelFeed(Feed):
     def __init__(
         self,
         settings: Settings,
-        serving: Serving,
-        meters: ScorerMeters,
+        host: VersionHost,
         door: Door,
         stop: threading.Event,
-        before: Callable[[], None] = lambda: None,
         broker: Broker | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(settings, serving, meters, door, stop, before, broker)
+        super().__init__(settings, host.primary, host.meters, door, stop, broker=broker)
+        self.host = host
         self.store = ModelStore(settings.place("models"), writes=False)
-        self.follower = Follower(serving.schema.id)
-        self._model: ServingModel | None = None  # of the version follower.at
+        self.follower = Follower(self.primary.schema.id)
+        self._writer: ModelWriter | None = None  # of the version follower.at
         self._assembler = Assembler()
         self._monotonic = monotonic
         self._look_at, self._pause = 0.0, FIRST_LOOK_SECONDS
+        self._torn_at: Place | None = None  # the last delta that could not be put in, for a reason that nobody knows
         self._tries = 0
         self._next = Bookmark("", {})  # behind the newest version that we have
         self._said: set[tuple[str, object]] = set()
@@ -118,12 +116,12 @@ class ModelFeed(Feed):
     # -- deltas -----------------------------------------------------------------------------------------------
 
     def _patch(self, entry: Delta) -> None:
-        note, model = entry.note, self._model
-        assert model is not None
+        note, writer = entry.note, self._writer
+        assert writer is not None
         try:
             body = self.store.read_delta(note) if entry.body is None else entry.body
-            image = unpack(body, model.dense())
-            model.check(image)
+            image = unpack(body, writer.dense())
+            writer.check(image)
         except (SnapshotError, DamagedError, AbsentError) as error:
             self._refuse(note, error)
         except StoreError as error:
@@ -133,22 +131,26 @@ class ModelFeed(Feed):
             elif not self.stop.wait(0.1 * 2**self._tries):
                 self.seek(self._next)
         else:
-            self._put(entry, model, image)
+            self._put(entry, writer, image)
 
-    def _put(self, entry: Delta, model: ServingModel, image: Image) -> None:
+    def _put(self, entry: Delta, writer: ModelWriter, image: Image) -> None:
         note = msgspec.structs.replace(entry.note, spec=self.follower.at.spec if self.follower.at else {})
-        served = self.serving.model is model
+        served = self.host.writer is writer
         try:
             if served:
-                self.door.call(self.serving.patch, note, image, note.origins if self.caught_up else [])
+                self.host.patch(note, image, [VersionClicks.of(note)] if self.caught_up else [])
             else:
-                model.patch(image)
-        except Stopped:
-            raise
-        except Exception as error:  # unforeseen, as the delta was checked: nobody knows what of it is in the model
+                writer.stage(image)
+                while writer.fold(ALL_ROWS):
+                    pass
+        except (
+            Exception
+        ) as error:  # unforeseen, as the delta was checked: what is served stays, and is followed no more
             self.meters.error("patch")
-            self.door.call(self.serving.withdraw)
-            self._model = None
+            if note.place == self._torn_at:  # it would fail for ever: the next snapshot is waited for
+                self._refuse(note, error)
+                return
+            self._writer, self._torn_at = None, note.place
             self.follower.torn(f"version {note.version} could not be put in: {one_line(error)}")
             self._tell()
             self.look()
@@ -156,9 +158,9 @@ class ModelFeed(Feed):
         self._tries, self._next = 0, Bookmark(self.log_id, {0: entry.next_offset})
         self.follower.patched(note)
         if not served and self.follower.serves:
-            self.door.call(self.serving.install, note, model, 0, self.follower.origins())
+            self.host.install(note, writer, 0, self.follower.clicks())
 
-    def _refuse(self, note: Announcement, error: MillraceError) -> None:
+    def _refuse(self, note: Announcement, error: Exception) -> None:
         self._tries = 0
         self.bad("delta", error)
         self.follower.refused(note, one_line(error))
@@ -181,7 +183,7 @@ class ModelFeed(Feed):
             return
         for note in self.follower.candidates(found):
             try:
-                model = self._build(note)
+                writer = self._build(note)
             except Stopped:
                 raise
             except (SnapshotError, SettingError, AbsentError, DamagedError) as error:
@@ -192,29 +194,26 @@ class ModelFeed(Feed):
             except Exception as error:  # unforeseen: it would fail again
                 self._bad_snapshot(f"of version {note.version}", one_line(error))
             else:
-                self._have(note, model)
+                self._have(note, writer)
                 return
             self.follower.failed(note)
 
-    def _build(self, note: Announcement) -> ServingModel:
-        """A model from a snapshot, warmed by one batch so that no request pays for its first call. All of its parts
-        have been verified when this returns."""
+    def _build(self, note: Announcement) -> ModelWriter:
+        """A model from a snapshot, in shared memory. All of its parts have been verified when this returns."""
         parts = _one_ahead(self.store.read_parts(note))
-        model = ServingModel.of(self.serving.schema, note.spec, parts, _rows(note))
-        layout, n = self.serving.schema.layout, self.settings.candidates
-        model.score(np.ones((n, layout.F), np.int64), np.zeros((n, layout.N), np.float32))
-        return model
+        allocate = self.host.pool.allocate
+        return ModelWriter.of(self.primary.schema, note.spec, parts, _rows(note), allocate, self.host.half)
 
-    def _have(self, note: Announcement, model: ServingModel) -> None:
+    def _have(self, note: Announcement, writer: ModelWriter) -> None:
         self.follower.loaded(note)
-        self._model, self._tries, self._pause = model, 0, FIRST_LOOK_SECONDS
+        self._writer, self._tries, self._pause = writer, 0, FIRST_LOOK_SECONDS
         if self.follower.serves:
-            origins = [*self.follower.origins(), *(note.origins if self.caught_up else [])]
-            self.door.call(self.serving.install, note, model, 0, origins)
+            clicks = [*self.follower.clicks(), *([VersionClicks.of(note)] if self.caught_up else [])]
+            self.host.install(note, writer, 0, clicks)
         self._next = Bookmark(note.log, {0: note.follows})
         self.seek(self._next)
         self.meters.load()
-        log.info("model loaded", version=note.version, epoch=note.epoch, rows=model.rows, served=self.follower.serves)
+        log.info("model loaded", version=note.version, epoch=note.epoch, rows=writer.rows, served=self.follower.serves)
 
     def seek(self, mark: Bookmark) -> None:
         self._assembler = Assembler()

@@ -25,10 +25,13 @@ from numpy.typing import NDArray
 from millrace.contracts.hashing import U64
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import taste_keys
-from scorer.index import ItemRows
+from scorer import pagekernels
+from scorer.shelf import Arrays, ItemRows
 
 Positions = NDArray[np.intp]
 """Positions in an array that is passed in."""
+ListedRows = NDArray[np.int32]
+"""Rows of the item index. Lists are copied to each process, so they are small."""
 
 TASTE, HOT, NEWEST = 0.4, 0.3, 0.1
 GROUPS = 12
@@ -46,20 +49,42 @@ class Groups:
     """
 
     key: int  # column of `keys`
-    rows: ItemRows
+    rows: ListedRows
     starts: Positions  # (G + 1,)
-    example: ItemRows  # (G,)
-    columns: dict[str, U64]  # of the examples
+    example: ListedRows  # (G,)
+    parts: U64  # (G, columns of the key): hashes of the examples, 0 in the columns that are not the item's
+    of_item: NDArray[np.int64]  # (columns of the key,): its own place, or -1 where the column is not the item's
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateLists:
     """The items that recall chooses from. Frozen: newer lists replace them between two requests."""
 
-    living: ItemRows = field(default_factory=lambda: np.empty(0, np.intp))
-    hot: ItemRows = field(default_factory=lambda: np.empty(0, np.intp))
-    newest: ItemRows = field(default_factory=lambda: np.empty(0, np.intp))
+    living: ListedRows = field(default_factory=lambda: np.empty(0, np.int32))
+    hot: ListedRows = field(default_factory=lambda: np.empty(0, np.int32))
+    newest: ListedRows = field(default_factory=lambda: np.empty(0, np.int32))
     groups: tuple[Groups, ...] = ()
+
+    def arrays(self) -> Arrays:
+        """Flat names for the way to another process."""
+        out: Arrays = {"living": self.living, "hot": self.hot, "newest": self.newest}
+        for g, groups in enumerate(self.groups):
+            out[f"group/{g}/key"] = np.array([groups.key])
+            for name in _GROUP_ARRAYS:
+                out[f"group/{g}/{name}"] = getattr(groups, name)
+        return out
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> CandidateLists:
+        """The inverse of :meth:`arrays`."""
+        groups: list[Groups] = []
+        while f"group/{len(groups)}/key" in arrays:
+            at = f"group/{len(groups)}"
+            groups.append(Groups(int(arrays[f"{at}/key"][0]), *(arrays[f"{at}/{name}"] for name in _GROUP_ARRAYS)))
+        return cls(arrays["living"], arrays["hot"], arrays["newest"], tuple(groups))
+
+
+_GROUP_ARRAYS = ("rows", "starts", "example", "parts", "of_item")
 
 
 def _grouping(builder: FeatureBuilder, k: int, columns: Mapping[str, U64], n: int) -> U64:
@@ -67,6 +92,19 @@ def _grouping(builder: FeatureBuilder, k: int, columns: Mapping[str, U64], n: in
     anyone = {name: np.array([1], np.uint64) for name in builder.needs("user")}
     labels: U64 = builder.keys({**columns, **anyone}, n)[:, k]
     return labels
+
+
+def _parts(
+    builder: FeatureBuilder, k: int, columns: Mapping[str, U64], rows: ListedRows
+) -> tuple[U64, NDArray[np.int64]]:
+    """What the items at ``rows`` put into key k: ``parts`` and ``of_item`` of :class:`Groups`."""
+    names = builder.schema.windows.keys[k].columns
+    parts, of_item = np.zeros((len(rows), len(names)), np.uint64), np.full(len(names), -1, np.int64)
+    for p, name in enumerate(names):
+        if name in columns:
+            column = columns[name][rows]
+            parts[:, p], of_item[p] = column if column.ndim == 1 else column[:, 0], p
+    return parts, of_item
 
 
 def make_lists(
@@ -86,7 +124,7 @@ def make_lists(
         clicks_a_day: (n,) the heat of each item.
         depth: length of the hot and the newest list.
     """
-    living = np.flatnonzero(alive)
+    living = np.flatnonzero(alive).astype(np.int32)
     hot = living[largest(clicks_a_day[living], depth)]
     hot = hot[clicks_a_day[hot] > 0]  # the rest is as cold as any other item
     newest = living[largest(born_ms[living], depth)]
@@ -100,7 +138,7 @@ def make_lists(
             continue
         starts = np.concatenate([[0], np.flatnonzero(np.diff(labels)) + 1, [len(rows)]]).astype(np.intp)
         example = rows[starts[:-1]]
-        groups.append(Groups(k, rows, starts, example, {n: c[example] for n, c in columns.items()}))
+        groups.append(Groups(k, rows, starts, example, *_parts(builder, k, columns, example)))
     return CandidateLists(living, hot, newest, tuple(groups))
 
 
@@ -114,16 +152,16 @@ def recall(
     """
     living = lists.living
     if len(living) <= size:
-        return living
+        return living.astype(np.intp)
     parts = [_taste(groups, liking, round(TASTE * size / len(liked))) for groups, liking in liked]
     parts += [lists.hot[: round(HOT * size)], lists.newest[: round(NEWEST * size)]]
-    chosen = _distinct(np.concatenate(parts))[:size]
+    chosen: ItemRows = pagekernels.distinct(np.concatenate(parts, dtype=np.intp), size)
     missing = size - len(chosen)
     if not missing:
         return chosen
     if len(living) > 4 * size:  # a draw rarely meets an item twice: draw some more than is needed
         drawn = living[generator.integers(0, len(living), 2 * missing + 16)]
-        chosen = _distinct(np.concatenate([chosen, drawn]))[:size]
+        chosen = pagekernels.distinct(np.concatenate([chosen, drawn], dtype=np.intp), size)
         missing = size - len(chosen)
     if missing:
         free = np.ones(living[-1] + 1, np.bool_)
@@ -136,14 +174,14 @@ def recall(
 def random_page(lists: CandidateLists, size: int, generator: np.random.Generator) -> ItemRows:
     """Distinct living items in random order, all equally likely: the page of the control group."""
     size = min(size, len(lists.living))
-    return lists.living[generator.choice(len(lists.living), size, replace=False)]
+    return lists.living[generator.choice(len(lists.living), size, replace=False)].astype(np.intp)
 
 
-def _taste(groups: Groups, liking: NDArray[np.float64], size: int) -> ItemRows:
+def _taste(groups: Groups, liking: NDArray[np.float64], size: int) -> ListedRows:
     """The heads of the groups that a user likes, each as long as its share of the liking."""
     positive = int((liking > 0).sum())
     if not positive or not size:
-        return np.empty(0, np.intp)
+        return np.empty(0, np.int32)
     best = largest(liking, min(GROUPS, positive))
     share = liking[best] / liking[best].sum()
     takes = np.ceil(share * size).astype(np.intp)
@@ -160,9 +198,3 @@ def largest(values: NDArray[Any], count: int) -> Positions:
     equal = np.flatnonzero(values == threshold)[: count - len(above)]
     picked = np.concatenate([above, equal])
     return picked[np.argsort(-values[picked], kind="stable")]
-
-
-def _distinct(rows: ItemRows) -> ItemRows:
-    """The rows without repetitions, in order of first appearance."""
-    _, first = np.unique(rows, return_index=True)
-    return rows[np.sort(first)]

@@ -1,72 +1,64 @@
 # core
-"""What the scorer does for a request, without HTTP, Kafka or Redis: decode, look up, recall, rank, log, answer.
+"""What a worker does for a request, without HTTP, Kafka or Redis: decode, look up, recall, rank, log, answer.
 
-A request waits for one thing, the user's record. From there to its answer it runs in one go on the event loop, so no
-change of the index or the model falls into it: those are made by other callbacks of the same loop, between requests.
+A request waits for the user's record, for the list that its cursor names, and for counts of another hour. From there to
+its page it runs in one go on the event loop, so no change of the shelf or the model falls into it: those are made by
+other callbacks of the same loop, between requests. A page is made by the one model that serves at that moment.
 
 Until there are a model and items, ``/recommend`` answers from the shop's lists in Redis (:mod:`scorer.listpage`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from millrace.contracts.clock import EventClock
-from millrace.contracts.errors import StoreError
-from millrace.contracts.events import CONTROL, LOGGED, MODEL, Id, Impression
+from millrace.contracts.events import CONTROL, LOGGED, MODEL, Id
 from millrace.contracts.hashing import mix, salt, value_hash
-from millrace.contracts.intake import Intake
-from millrace.contracts.online import HOT, NEW
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
-from millrace.versions.image import Image
 from millrace.versions.versioning import Announcement
 from millrace.windows.features import FeatureBuilder
-from millrace.windows.likings import taste_keys
 from scorer import wire
-from scorer.index import ItemIndex, ItemRows
-from scorer.listpage import LISTS, liked_lists, mixed
-from scorer.rank import Features, Ranker, User
-from scorer.recall import CandidateLists, largest, make_lists, random_page, recall
+from scorer.listpage import ListPages, not_ready
+from scorer.lookup import Meters, Store, look_up
+from scorer.pagelog import PageLog
+from scorer.rank import Model, Ranked, Ranker, User
+from scorer.ranked import Cursor, RankedList, RankedLists
+from scorer.recall import CandidateLists, largest, random_page, recall
+from scorer.shelf import ItemRows, Shelf
 from scorer.wire import RequestError
 
 _ARM = salt("scorer", "arm")
-INDEX_TOPICS = frozenset({"items", "item counts"})
-"""What has to be read for the index, as :attr:`Serving.to_read` names it."""
+_MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
+
+AskCounts = Callable[[ItemRows, int], Awaitable[NDArray[Any] | None]]
+"""Counts of items at another time than now, from the whole index; None: they are not to be had."""
 
 
-class Store(Protocol):
-    """Where users and the shop's lists are looked up; None: it is away. See :class:`scorer.store.OnlineReader`."""
+class _Asked(NamedTuple):
+    """Who asks for a page, and when and where it will be shown."""
 
-    async def record(self, user_id: Id) -> dict[bytes, bytes] | None: ...
-
-    async def list_keys(self) -> list[str] | None: ...
-
-    async def lists(self, names: Sequence[str]) -> list[list[str]] | None: ...
-
-
-class Model(Protocol):
-    """A model that scores and can be patched; see :class:`learner.model.ServingModel`."""
-
-    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]: ...
-
-    def patch(self, delta: Image) -> None: ...
+    request_id: str
+    user: User
+    user_id: Id
+    ts_ms: int
+    context: dict[str, Any]
+    notes: list[str]
 
 
-class Meters(Protocol):
-    """Where it is counted; see :class:`scorer.meters.ScorerMeters`."""
+class _Scored(NamedTuple):
+    """Items with their features and scores, by one version."""
 
-    def error(self, what: str) -> None: ...
-
-    def served(self, version: int, deltas: int, origins_ms: Sequence[int], now_ms: int) -> None: ...
-
-    def unknown_user(self) -> None: ...
-
-    def list_page(self) -> None: ...
+    note: Announcement
+    rows: ItemRows  # (n,)
+    found: Ranked
+    shown: NDArray[np.float32]  # (n,) scores for a client: 0, the last rank, where the model gave no number
 
 
 def arm_of(request_id: str, control_share: float) -> str:
@@ -75,20 +67,16 @@ def arm_of(request_id: str, control_share: float) -> str:
     return CONTROL if draw < control_share else MODEL
 
 
-def _not_ready(reason: str) -> RequestError:
-    problem, remedy = reason.split("; ", 1)
-    return RequestError(problem, remedy, 503)
-
-
 class Serving:
-    """One scorer.
+    """One worker's share in a scorer.
 
     Args:
         store: the online store.
-        send: takes an impression for the topic ``impressions``; must not block.
+        send: takes the log of a page, and copies what it keeps; must not block. False: it has no room.
         meters: counts.
         wall: wall time in ms, for tracing and freshness.
         new_id: makes a request id that nobody has used.
+        ask_counts: see :data:`AskCounts`; None: the shelf's counts serve for all times.
     """
 
     def __init__(
@@ -97,71 +85,37 @@ class Serving:
         schema: Schema,
         clock: EventClock,
         store: Store,
-        send: Callable[[Impression], None],
+        send: Callable[[PageLog], bool | None],
         meters: Meters,
         wall: Callable[[], int],
         new_id: Callable[[], str],
+        ask_counts: AskCounts | None = None,
     ) -> None:
         self.settings, self.schema, self.clock = settings, schema, clock
-        self.builder, self.intake = FeatureBuilder(schema), Intake(schema)
-        self.index = ItemIndex(self.builder)
-        self.ranker = Ranker(self.builder, self.index, meters.error)
+        self.builder = FeatureBuilder(schema)
+        self.shelf = Shelf(self.builder)
+        self.ranker = Ranker(self.builder, self.shelf, meters.error)
         self.lists = CandidateLists()
+        self.ranked = RankedLists(store, settings.list_seconds, wall, meters.error)
         self.note: Announcement | None = None
         self.model: Model | None = None
         self.heard_ms = 0  # newest event that the stream has counted; 0: none yet
         self.to_read: dict[str, int] = {}
         """What has to be read from Kafka before pages are ranked, and how many messages that are (-1: not known yet).
-        The feeds fill it in."""
+        """
         self._store, self._send, self._meters, self._wall, self._new_id = store, send, meters, wall, new_id
-        self._grouped_by = {
-            name
-            for k in taste_keys(self.builder)
-            for name in schema.windows.keys[k].columns
-            if name in self.builder.needs("item")
-        }
+        self._ask_counts = ask_counts
+        self._list_pages = ListPages(store, self.builder, meters)
 
     # -- changes, between two requests ------------------------------------------------------------------------
 
-    def install(self, note: Announcement, model: Model, deltas: int, origins_ms: Sequence[int]) -> None:
-        """Serves ``model``, of version ``note``, from now on. ``deltas`` were applied to it after its snapshot."""
+    def install(self, note: Announcement, model: Model) -> None:
+        """Serves ``model``, of version ``note``, from now on."""
         self.note, self.model = note, model
-        self._meters.served(note.version, deltas, origins_ms, self._wall())
-
-    def patch(self, note: Announcement, delta: Image, origins_ms: Sequence[int]) -> None:
-        """Applies the delta ``note`` to the model served. The caller has checked that it follows and fits."""
-        if self.model is None:
-            raise RuntimeError("no model to patch")
-        self.model.patch(delta)
-        self.note = note
-        self._meters.served(note.version, 1, origins_ms, self._wall())
 
     def withdraw(self) -> None:
         """Serves no model until one is installed: pages are made of the shop's lists meanwhile."""
         self.note = self.model = None
-
-    def refresh_hot(self) -> bool:
-        """Brings the hotness of a bounded slice of the index up to date; whether more of it has to wait."""
-        return self.index.refresh_hot(self.clock.at(self._wall())) > 0
-
-    def sorting(self) -> Callable[[], CandidateLists]:
-        """What sorts recall's lists anew, from a copy of the index: any thread may call it. The result becomes
-        ``lists``."""
-        index = self.index
-        columns = index.copies(self._grouped_by)
-        rest = index.alive.copy(), index.born_ms.copy(), index.clicks_a_day.copy()
-        return lambda: make_lists(self.builder, columns, *rest)
-
-    @property
-    def index_complete(self) -> bool:
-        """Whether items and their counts have been read as far as they went when this scorer began."""
-        return not self.to_read.keys() & INDEX_TOPICS
-
-    @property
-    def newest_ms(self) -> int | None:
-        """Time of the newest exposure that the serving model has learnt from. None: it has learnt from none, which has
-        no age."""
-        return self.note.event_ms if self.note is not None and self.note.event_ms > 0 else None
 
     # -- requests ---------------------------------------------------------------------------------------------
 
@@ -183,29 +137,78 @@ class Serving:
             RequestError: the client did something wrong, or there is nothing to make a page of yet.
         """
         asked = wire.decode(body, wire.RecommendRequest)
-        size = wire.check_size(asked.size, self.settings.page_limit)
+        size = wire.check_recommend(asked, self.settings.page_limit)
+        cursor = None if asked.cursor is None else Cursor.of(asked.cursor, self.settings.page_limit)
         request_id, ts_ms = self._identify(asked, logged=True)
         reason = self.not_ready()
         if reason:
-            return await self._from_lists(asked.user_id, size, ts_ms, reason)
-        user, notes = await self._look_up(asked.user_id)
-        arm = arm_of(request_id, self.settings.control_share)
-        generator = np.random.default_rng(value_hash(request_id))
+            return await self._list_pages.page(asked.user_id, size, ts_ms, reason)
+        user, notes = await look_up(self._store, self.builder, self._meters, asked.user_id)
+        page = _Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes)
+        if cursor is not None:
+            answer = await self._part(page, cursor, size)
+            if answer is not None:
+                return answer
+        length = asked.length if cursor is None else cursor.length
+        return await self._page(page, size, length if length is not None and length > size else None)
+
+    async def _page(self, page: _Asked, size: int, length: int | None) -> wire.RecommendAnswer:
+        """A page, or the first part of a list of ``length`` items."""
+        most = length or size
+        arm = arm_of(page.request_id, self.settings.control_share)
+        generator = np.random.default_rng(value_hash(page.request_id))
         lists = self.lists
         if arm == CONTROL:
-            rows = random_page(lists, size, generator)
+            rows = random_page(lists, most, generator)
         else:
-            liked = self.ranker.likings(lists.groups, user, ts_ms)
-            rows = recall(lists, max(self.settings.candidates, size), generator, liked)
-        rows = rows[self.index.alive[rows]]  # gone since the lists were made
-        features, scores = self._score(user, rows, ts_ms, asked.context)
-        shown = _numbers(scores)
-        order = np.arange(len(rows)) if arm == CONTROL else largest(shown, size)
-        page = self.ranker.placed(features, order, user, rows, ts_ms, asked.context)
-        ids = [self.index.ids[row] for row in rows[order].tolist()]
-        version = self._log(request_id, ts_ms, asked.user_id, arm, ids, scores[order], page, notes)
-        placed = [wire.PlacedItem(i, p, s) for p, (i, s) in enumerate(zip(ids, shown[order].tolist(), strict=True))]
-        return wire.RecommendAnswer(request_id, version, arm, ts_ms, placed, notes)
+            liked = self.ranker.likings(lists.groups, page.user, page.ts_ms)
+            rows = recall(lists, max(self.settings.candidates, most), generator, liked)
+        rows = rows[self.shelf.alive[rows]]  # gone since the lists were made
+        scored = await self._score(page, rows)
+        order = np.arange(len(rows)) if arm == CONTROL else largest(scored.shown, most)
+        answer = self._hand_out(page, arm, scored, order[:size])
+        if length is None:
+            return answer
+        self._meters.part("first")
+        shown = len(answer.items)
+        if shown == len(order):  # a small shop: this part is the last
+            return answer
+        list_id = self._new_id()
+        kept = RankedList(page.request_id, page.user_id, arm, self._wall(), page.context, self._ids(rows[order]))
+        await self.ranked.put(list_id, kept)
+        return replace(answer, cursor=Cursor(list_id, shown, shown, length).text)
+
+    async def _part(self, page: _Asked, cursor: Cursor, size: int) -> wire.RecommendAnswer | None:
+        """The next part of a list. None: there is none, and ``page.notes`` say why.
+
+        Raises:
+            RequestError: the list is another user's.
+        """
+        kept = await self.ranked.get(cursor.list_id)
+        if kept is None:
+            page.notes.append("the cursor's list is no longer kept: a new one from its beginning")
+            self._meters.part("anew")
+            return None
+        if str(kept.user_id) != str(page.user_id):
+            raise RequestError(
+                f"cursor {cursor.text!r} was made for another user than {page.user_id!r}", "ask without a cursor"
+            )
+        rows = self.shelf.rows_of(kept.items[cursor.at :])
+        left = np.flatnonzero(rows >= 0)
+        left = left[self.shelf.alive[rows[left]]][:size]  # without those that are gone
+        if not len(left):
+            page.notes.append("nothing of the cursor's list is left: a new one from its beginning")
+            self._meters.part("anew")
+            return None
+        mark = f"{value_hash(self._new_id()) & 0xFFFF:04x}"
+        part = page._replace(request_id=f"{kept.request_id}.{cursor.slot}.{mark}", context=page.context or kept.context)
+        scored = await self._score(part, rows[left])
+        answer = self._hand_out(part, kept.arm, scored, np.arange(len(left)), cursor.slot)
+        self._meters.part("next")
+        at, slot = cursor.at + int(left[-1]) + 1, cursor.slot + len(left)
+        if at == len(kept.items):
+            return answer
+        return replace(answer, cursor=Cursor(cursor.list_id, at, slot, cursor.length).text)
 
     async def score(self, body: bytes) -> wire.ScoreAnswer:
         """Answers POST /score.
@@ -213,140 +216,115 @@ class Serving:
         Raises:
             RequestError: the client did something wrong, or there is no model or no item yet.
         """
-        asked = wire.decode(body, wire.ScoreRequest)
+        return await self.score_items(wire.decode(body, wire.ScoreRequest))
+
+    async def score_items(self, asked: wire.ScoreRequest) -> wire.ScoreAnswer:
+        """The answer to a request that :func:`scorer.wire.decode` gave. Raises RequestError as :meth:`score` does."""
         wire.check_items(asked.items)
         request_id, ts_ms = self._identify(asked, asked.log)
         reason = self.not_ready()
         if reason:
-            raise _not_ready(reason)
-        user, _ = await self._look_up(asked.user_id)
-        rows = self.index.rows_of(asked.items)
+            raise not_ready(reason)
+        user, notes = await look_up(self._store, self.builder, self._meters, asked.user_id)
+        page = _Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes)
+        rows = self.shelf.rows_of(asked.items)
         known = np.flatnonzero(rows >= 0)
         unknown = [asked.items[i] for i in np.flatnonzero(rows < 0).tolist()]
+        scores: list[float | None] = [None] * len(rows)
+        if unknown:
+            logged = ", so the page is not logged: send no events about it" if asked.log else ""
+            notes.append(f"{len(unknown)} of {len(rows)} items are not in the catalogue{logged}")
         if not len(known):
-            raise RequestError(
-                f"no item of {unknown[:3]}{'…' if len(unknown) > 3 else ''} is in the catalogue",
-                "send them to the topic items first",
-                404,
-            )
-        features, scores = self._score(user, rows[known], ts_ms, asked.context)
-        version = self.note.version if self.note else -1
-        if asked.log:
-            if unknown:
-                raise RequestError(
-                    f"a page with the unknown item {unknown[0]!r} cannot be logged", "leave out 'log', or the item"
-                )
-            page = self.ranker.placed(features, np.arange(len(rows)), user, rows, ts_ms, asked.context, asked.offset)
-            self._log(request_id, ts_ms, asked.user_id, LOGGED, list(asked.items), scores, page, [])
-        answer: list[float | None] = [None] * len(rows)
-        for i, value in zip(known.tolist(), _numbers(scores).tolist(), strict=True):
-            answer[i] = value
-        return wire.ScoreAnswer(request_id, version, answer, unknown)
+            version = self.note.version if self.note else -1
+            return wire.ScoreAnswer(None if asked.log else request_id, version, scores, unknown, notes)
+        scored = await self._score(page, rows[known])
+        for i, value in zip(known.tolist(), scored.shown.tolist(), strict=True):
+            scores[i] = value
+        if asked.log and not unknown:
+            self._log(page, LOGGED, scored, np.arange(len(rows)), list(asked.items), asked.offset)
+        named = None if asked.log and unknown else request_id
+        return wire.ScoreAnswer(named, scored.note.version, scores, unknown, notes)
 
     # -- within -----------------------------------------------------------------------------------------------
 
     def _identify(self, asked: wire.RecommendRequest | wire.ScoreRequest, logged: bool) -> tuple[str, int]:
         wire.check_context(asked.context, self.schema)
         now_ms = self.clock.at(self._wall())
-        oldest_ms = self._oldest_ms(now_ms) if logged else None
-        ts_ms = wire.check_time(asked.ts_ms, now_ms, round(self.settings.ahead_minutes * 60_000), oldest_ms)
+        ahead_ms = round(self.settings.ahead_minutes * _MINUTE_MS)
+        ts_ms = wire.check_time(asked.ts_ms, now_ms, ahead_ms, *self._oldest_ms(now_ms, logged))
         return asked.request_id or self._new_id(), ts_ms
 
-    def _oldest_ms(self, now_ms: int) -> int:
-        """An exposure at this time or before is late for the label join, whose watermark follows the newest event: a
-        log that is played slower than the clock runs is in time. Until an event is known, the clock stands for it."""
-        s = self.settings
-        newest_ms = min(self.heard_ms, now_ms) if self.heard_ms else now_ms
-        return newest_ms - round((s.attribution_minutes + s.lateness_minutes) * 60_000 + s.disorder_seconds * 1000)
+    def _oldest_ms(self, now_ms: int, logged: bool) -> tuple[int, str]:
+        """A page at this time or before is refused, and why. Times follow the newest event: a log that is played slower
+        than the clock runs is in time. Until an event is known, the clock stands for it."""
+        newest_ms, s = min(self.heard_ms, now_ms) if self.heard_ms else now_ms, self.settings
+        if not logged:
+            days = max(self.schema.windows.days, default=1)
+            return newest_ms - days * _DAY_MS, f"beyond the longest window ({days} days), whose counts are gone"
+        wait_ms = round((s.attribution_minutes + s.lateness_minutes) * _MINUTE_MS + s.disorder_seconds * 1000)
+        return newest_ms - wait_ms, "too late for a label"
 
-    async def _from_lists(self, user_id: Id, size: int, ts_ms: int, reason: str) -> wire.RecommendAnswer:
-        """A page of the shop's lists, in the time before this scorer can make one of its own.
+    async def _score(self, page: _Asked, rows: ItemRows) -> _Scored:
+        """Features and scores of the items at ``rows``, by the model that serves now. Nothing waits after this."""
+        counts = await self._counts(page, rows)
+        note, model = self.note, self.model
+        if note is None or model is None:  # withdrawn while the request waited
+            raise not_ready(self.not_ready())
+        found = self.ranker.rank(page.user, rows, page.ts_ms, page.context, model, counts)
+        finite = np.isfinite(found.scores)
+        if finite.all():
+            return _Scored(note, rows, found, found.scores)
+        self._meters.error("scores")
+        return _Scored(note, rows, found, np.where(finite, found.scores, np.float32(0)))
 
-        No impression is logged, so the answer has no request id: events that named it would find nothing to join.
+    async def _counts(self, page: _Asked, rows: ItemRows) -> NDArray[Any] | None:
+        """Counts of the items for a page of another hour than this one; None: those of the shelf."""
+        if self._ask_counts is None or abs(page.ts_ms - self.clock.at(self._wall())) <= _HOUR_MS or not len(rows):
+            return None
+        counts = await self._ask_counts(rows, page.ts_ms)
+        if counts is None:
+            page.notes.append("counts of items are as of now, not of ts_ms: the whole index did not answer")
+        return counts
 
-        Raises:
-            RequestError: 503, with the ``reason``: there are no lists, or the store is away.
-        """
-        listed = await self._store.list_keys()
-        if not listed:
-            raise _not_ready(reason)
-        user, notes = await self._look_up(user_id)
-        liked = self._liked_lists(user, listed, ts_ms)
-        found = await self._store.lists([HOT, *liked, NEW])
-        items = mixed(size, found[0], found[1:-1], found[-1]) if found else []
-        if not items:
-            raise _not_ready(reason)
-        self._meters.list_page()
-        made = f"made of the shop's lists, since there is {reason.split(';')[0]}: report no events of this page"
-        placed = [wire.PlacedItem(item, position, None) for position, item in enumerate(items)]
-        return wire.RecommendAnswer(None, -1, LISTS, ts_ms, placed, [made, *notes])
+    def _ids(self, rows: ItemRows) -> list[Id]:
+        ids = self.shelf.ids
+        return [ids[row] for row in rows.tolist()]
 
-    def _liked_lists(self, user: User, listed: Sequence[str], ts_ms: int) -> list[str]:
-        try:
-            return liked_lists(self.builder, listed, user.columns, user.tiles, ts_ms)
-        except StoreError:  # the page goes without this user's likings
-            self._meters.error("tiles")
-            return []
-
-    async def _look_up(self, user_id: Id) -> tuple[User, list[str]]:
-        record = await self._store.record(user_id)
-        user = User.of(self.builder, user_id, record or {})
-        if user.damaged:
-            self._meters.error("profile")
-            return user, [f"the stored profile of user {user_id!r} is damaged: served without it"]
-        if record is None:
-            return user, ["the online store is away: served as a new user"]
-        if not user.known:
-            self._meters.unknown_user()
-            return user, [f"user {user_id!r} is unknown: served as a new user"]
-        return user, []
-
-    def _score(
-        self, user: User, rows: ItemRows, ts_ms: int, context: dict[str, Any]
-    ) -> tuple[Features, NDArray[np.float32]]:
-        """Features and scores of rows. A score may be no number: it is logged so, for the figures to count it."""
-        assert self.model is not None
-        features = self.ranker.features(user, rows, ts_ms, context)
-        scores = self.model.score(features.cat, features.num)
-        if not np.isfinite(scores).all():
-            self._meters.error("scores")
-        return features, scores
+    def _hand_out(
+        self, page: _Asked, arm: str, scored: _Scored, order: NDArray[np.intp], offset: int = 0
+    ) -> wire.RecommendAnswer:
+        """Logs and answers the items ``order`` (positions in ``scored``); the first one has the slot ``offset``."""
+        ids = self._ids(scored.rows[order])
+        self._log(page, arm, scored, order, ids, offset)
+        shown = scored.shown[order].tolist()
+        items = list(map(wire.PlacedItem, ids, range(len(ids)), shown))
+        version = scored.note.version
+        return wire.RecommendAnswer(page.request_id, version, arm, page.ts_ms, items, page.notes, offset)
 
     def _log(
-        self,
-        request_id: str,
-        ts_ms: int,
-        user_id: Id,
-        arm: str,
-        ids: list[Id],
-        scores: NDArray[np.float32],
-        page: Features,
-        notes: list[str],
-    ) -> int:
-        """Hands the impression to the producer; returns the version that made the page."""
-        assert self.note is not None
-        impression = Impression(
-            request_id=request_id,
+        self, page: _Asked, arm: str, scored: _Scored, order: NDArray[np.intp], ids: list[Id], offset: int
+    ) -> None:
+        """Hands the log of a page over. The page is worth more than its log; a loss is counted."""
+        found, ts_ms = scored.found, page.ts_ms
+        placed = self.ranker.placed(found, order, page.user, scored.rows, ts_ms, page.context, offset)
+        log = PageLog(
+            request_id=page.request_id,
             ts_ms=ts_ms,
-            user_id=user_id,
+            user_id=page.user_id,
             arm=arm,
-            model_version=self.note.version,
+            model_version=scored.note.version,
             schema_id=self.schema.id,
             items=ids,
-            scores=scores.astype("<f4").tobytes(),
-            keys=page.keys.astype("<u8").tobytes(),
-            cat=page.cat.astype("<i8").tobytes(),
-            num=page.num.astype("<f4").tobytes(),
+            scores=found.scores[order],
+            keys=placed.keys,
+            cat=placed.cat,
+            num=placed.num,
             served_ms=self._wall(),
+            offset=offset,
         )
         try:
-            self._send(impression)
-        except Exception as error:  # the page is worth more than its log; the loss is counted
+            if self._send(log) is False:
+                page.notes.append("nothing is learnt from this page: its log is full")
+        except Exception as error:
             self._meters.error("impressions")
-            notes.append(f"nothing is learnt from this page: {str(error) or type(error).__name__}")
-        return self.note.version
-
-
-def _numbers(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores for a client: 0, the last rank, where the model gave no number. (n,)"""
-    return np.where(np.isfinite(scores), scores, np.float32(0))
+            page.notes.append(f"nothing is learnt from this page: {str(error) or type(error).__name__}")

@@ -24,13 +24,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
+from millrace.versions.clicks import ClickTimes, VersionClicks
 from millrace.versions.modellog import Bad, Claimed, Delta, Entry, Fence, Snapshot
 from millrace.versions.versioning import Announcement, Place
 
 Verdict = Literal["ignore", "foreign", "fenced", "bad", "patch", "look"]
 
 MOST_FAILED = 1000
-MOST_ORIGINS = 10_000
+MOST_MISSED = 1000
 
 
 class Follower:
@@ -49,7 +50,7 @@ class Follower:
         self.waiting = ""
         self._fence = Fence()
         self._failed: dict[tuple[Place, str], None] = {}
-        self._missed: list[tuple[Place, list[int]]] = []
+        self._missed: list[tuple[Place, VersionClicks]] = []
 
     @property
     def serves(self) -> bool:
@@ -120,14 +121,14 @@ class Follower:
         """The model that we have is no version any more: nothing of it may be served."""
         self.at, self.waiting = None, why
 
-    def origins(self) -> list[int]:
-        """When the clicks were sent that were first learnt in versions which we did not patch, and which what we have
-        now holds. Each is given once."""
+    def clicks(self) -> list[VersionClicks]:
+        """The clicks that were first learnt in versions which we did not patch, and which what we have now holds. Each
+        is given once."""
         if self.at is None:
             return []
         place = self.at.place
-        found = [ms for missed, origins in self._missed if missed <= place for ms in origins]
-        self._missed = [(missed, origins) for missed, origins in self._missed if missed > place]
+        found = [clicks for missed, clicks in self._missed if missed <= place]
+        self._missed = [(missed, clicks) for missed, clicks in self._missed if missed > place]
         return found
 
     # -- within -----------------------------------------------------------------------------------------------
@@ -158,11 +159,13 @@ class Follower:
             self.floor = note.place
 
     def _remember(self, note: Announcement) -> None:
-        if not note.origins:
+        if not note.clicks.counts:
             return
-        self._missed.append((note.place, list(note.origins)))
-        while sum(len(origins) for _, origins in self._missed) > MOST_ORIGINS:
-            del self._missed[0]
+        self._missed.append((note.place, VersionClicks.of(note)))
+        if len(self._missed) > MOST_MISSED:  # the two oldest become one
+            (_, old), (place, new) = self._missed[:2]
+            both = VersionClicks(old.published_ms, ClickTimes.merged([old.clicks, new.clicks]))
+            self._missed[:2] = [(place, both)]
 
     @staticmethod
     def _key(note: Announcement) -> tuple[Place, str]:

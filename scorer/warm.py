@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from learner.warm import warm_tables
+from learner.model import OnlineModel
+from learner.serving import ServingModel
+from learner.warm import warm_serving
 from millrace.contracts import once
 from millrace.contracts.events import Item
 from millrace.contracts.online import window_fields
@@ -15,18 +16,23 @@ from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.index import ItemIndex
 from scorer.rank import Ranker, User
-from scorer.recall import largest, make_lists, recall
+from scorer.recall import CandidateLists, largest, make_lists, recall
+from scorer.shelf import Shelf
 
 _TS_MS = 1_700_000_000_000
 
 
-def warm_up(schema: Schema) -> None:
-    """Compiles what a request and the feeds will call. Touches nothing but objects of its own."""
+def warm_up(schema: Schema, half: bool = False) -> None:
+    """Compiles what a request and the feeds will call. Touches nothing but objects of its own.
+
+    Args:
+        half: products are in bfloat16.
+    """
     once.warm_up()
-    warm_tables()
+    warm_serving(schema, half)
     builder = FeatureBuilder(schema)
-    index = ItemIndex(builder)
-    index.put([index.prepare(Item(i, {})) for i in range(4)])
+    index, shelf = ItemIndex(builder), Shelf(builder)
+    index.put([index.prepare(Item(i, dict.fromkeys(builder.needs("item"), 1))) for i in range(4)])
     rows = np.arange(4)
     keys = np.array([1, 2], np.uint64)
     events = TileStore.of(schema.windows)
@@ -35,16 +41,20 @@ def warm_up(schema: Schema) -> None:
     index.put_tiles(0, keys, tiles)
     index.refresh_hot(_TS_MS)
     index.expire(_TS_MS)
+    shelf.follow(lambda: index.changes(_TS_MS))
+    ranker = Ranker(builder, shelf)
+    made = make_lists(builder, index.columns(rows), index.alive, index.born_ms, index.clicks_a_day)
+    lists = CandidateLists.of_arrays(made.arrays())
     user = User.of(builder, 1, {})
-    ranker = Ranker(builder, index)
-    user = User(user.columns, user.plain, _every_key(ranker, user, rows, tiles[0]), True)
-    features = ranker.features(user, rows, _TS_MS)
-    ranker.placed(features, largest(features.num[:, :1].sum(axis=1), 2), user, rows, _TS_MS)
-    lists = make_lists(builder, index.columns(rows), index.alive, index.born_ms, index.clicks_a_day)
+    model = _model(schema, half)
+    for _ in range(2):
+        found = ranker.rank(user, rows, _TS_MS, {}, model)
+        record = dict.fromkeys(window_fields(found.keys), tiles[0])  # with each window key of these rows
+        user = User(user.columns, user.plain, record, True)
+        ranker.placed(found, largest(found.scores, 2), user, rows, _TS_MS, {})
     recall(lists, 2, np.random.default_rng(0), ranker.likings(lists.groups, user, _TS_MS))
 
 
-def _every_key(ranker: Ranker, user: User, rows: NDArray[np.intp], tile: bytes) -> dict[bytes, bytes]:
-    """A record that holds ``tile`` under each window key of these rows, so that reading it is warmed as well."""
-    keys = ranker.features(user, rows, _TS_MS).keys
-    return dict.fromkeys(window_fields(keys), tile)
+def _model(schema: Schema, half: bool) -> ServingModel:
+    image, _ = OnlineModel(schema, {}, 0).snapshot()
+    return ServingModel.of(schema, {}, image, half=half)

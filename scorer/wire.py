@@ -3,19 +3,27 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
-from millrace.contracts.events import Int64, Name, TimeMs, WireId
+from millrace.contracts.events import MAX_DEPTH, Int64, Name, Position, TimeMs, WireId, key_at
+from millrace.contracts.intake import unfit
 from millrace.contracts.schema import DERIVED, Schema
 
-Scalar = str | Int64 | float | bool | list[str | Int64] | None
+MOST_VALUES, MOST_TEXT = 100, 1000
+"""Values of a list, and characters of a text, in a context."""
+Text = Annotated[str, Meta(max_length=MOST_TEXT)]
+Scalar = Text | Int64 | float | bool | Annotated[list[Text | Int64], Meta(max_length=MOST_VALUES)] | None
 MAX_BODY_BYTES = 1 << 20
 MAX_SCORED = 1000
 """Items in one /score request: as many as one page of exposures may have."""
+MOST_REQUEST_ID = 180
+"""Characters of the request id of a list: those of its parts are longer, and are names as well."""
 
 
 class RequestError(Exception):
@@ -26,57 +34,75 @@ class RequestError(Exception):
         super().__init__(f"{problem}; {remedy}")
 
 
-class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /recommend."""
+class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True, rename={"length": "list"}):
+    """POST /recommend: a page, the first part of a list (with ``list``), or the next part of one (with ``cursor``)."""
 
     user_id: WireId
-    size: Annotated[int, Meta(ge=1)] | None = None  # default: the page limit
-    request_id: Name | None = None  # default: a new one
-    ts_ms: TimeMs | None = None  # event time; default: now by the event clock
-    context: dict[str, Scalar] = {}
+    size: Annotated[int, Meta(ge=1, description="Items wanted; default: the page limit")] | None = None
+    request_id: Annotated[Name, Meta(description="Names the page in events about it; default: a new id")] | None = None
+    ts_ms: Annotated[TimeMs, Meta(description="Event time in Unix ms; default: now by the event clock")] | None = None
+    context: Annotated[dict[str, Scalar], Meta(description="Values of the schema's context fields")] = {}
+    length: Annotated[int, Meta(ge=1, description="Items to rank, of which `size` are handed out at a time")] | None = (
+        None
+    )
+    cursor: Annotated[str, Meta(min_length=1, max_length=300, description="As the part before answered it")] | None = (
+        None
+    )
 
 
 class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """POST /score."""
 
     user_id: WireId
-    items: list[WireId]
+    items: Annotated[list[WireId], Meta(description=f"1 to {MAX_SCORED} ids")]
     request_id: Name | None = None
     ts_ms: TimeMs | None = None
     context: dict[str, Scalar] = {}
-    log: bool = False  # write the impression, as for a page of ours
-    offset: Annotated[int, Meta(ge=0, le=100_000)] = 0  # slot of the first item on that page
+    log: Annotated[bool, Meta(description="Log the page, to be learnt from as if it had been made here")] = False
+    offset: Annotated[Position, Meta(description="Slot of the first item on its page, for the feature position")] = 0
 
 
 class PlacedItem(Struct, frozen=True):
     """An item in its slot of a page."""
 
     item_id: int | str
-    position: int
-    score: float | None  # click probability; None: nothing was scored
+    position: Annotated[int, Meta(description="What events about the item name it by")]
+    score: Annotated[float | None, Meta(description="Click probability; null: nothing was scored")]
 
 
 class RecommendAnswer(Struct, frozen=True):
     """Answer of /recommend."""
 
-    request_id: str | None  # None: no impression was logged, so nobody may report events of this page
-    model_version: int  # -1: no model made it
-    arm: str
+    request_id: Annotated[str | None, Meta(description="null: nothing was logged, so send no events of this page")]
+    model_version: Annotated[int, Meta(description="-1: no model made it")]
+    arm: Annotated[str, Meta(description="model, control (a random page) or lists (made before the scorer was ready)")]
     ts_ms: int
     items: list[PlacedItem]
-    notes: list[str]
+    notes: Annotated[list[str], Meta(description="What was missing for this page, in words")]
+    offset: Annotated[int, Meta(description="Slot in the list of the first item")] = 0
+    cursor: Annotated[str | None, Meta(description="Asks for the next part of the list; null: there is none")] = None
 
 
 class ScoreAnswer(Struct, frozen=True):
     """Answer of /score: ``scores`` in the order of the request's items, null for unknown ones."""
 
-    request_id: str
+    request_id: Annotated[str | None, Meta(description="null: the page was to be logged and could not be")]
     model_version: int
     scores: list[float | None]
     unknown_items: list[int | str]
+    notes: Annotated[list[str], Meta(description="What was missing, in words")]
 
 
-R = TypeVar("R", RecommendRequest, ScoreRequest)
+class Failure(Struct, frozen=True):
+    """Every answer that is no success."""
+
+    error: Annotated[str, Meta(description="One line that names the value and the remedy")]
+
+
+R = TypeVar("R", bound=Struct)
+_LOOKED_AT = 1 << 16
+"""Of a body that cannot be read, the name of the field is looked for in so many bytes."""
+_BYTE = re.compile(r"\(byte (\d+)\)")
 
 
 def decode(raw: bytes, kind: type[R]) -> R:
@@ -88,17 +114,40 @@ def decode(raw: bytes, kind: type[R]) -> R:
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
-        fields = ", ".join(kind.__struct_fields__)
+        fields = ", ".join(kind.__struct_encode_fields__)
         raise RequestError(f"bad request: {error}", f"the fields are {fields}; see docs/api.md") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except RecursionError:
+        where = _at(key_at(raw[:_LOOKED_AT], _LOOKED_AT))
+        raise RequestError(f"the body is nested too deep{where}", f"send at most {MAX_DEPTH} levels") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        found = _BYTE.search(str(error))
+        where = _at(key_at(raw, int(found[1]))) if found and int(found[1]) < _LOOKED_AT else ""
         start = raw[:40].decode("utf-8", "replace")
-        raise RequestError(f"the body {start!r} is not JSON ({error})", "send a JSON object") from None
+        raise RequestError(f"the body {start!r} is not JSON ({error}){where}", "send a JSON object") from None
 
 
-def check_size(size: int | None, limit: int) -> int:
-    """The page size asked for, or the limit."""
-    if size is not None and size > limit:
-        raise RequestError(f"size {size} is above the page limit {limit}", f"ask for 1 to {limit} items")
+def _at(key: str) -> str:
+    return f" at '{key}'" if key else ""
+
+
+def check_recommend(asked: RecommendRequest, limit: int) -> int:
+    """The page size asked for, or the limit; what does not go together is the caller's mistake.
+
+    Args:
+        limit: items of a page, and of a list, at most.
+    """
+    size, length, cursor = asked.size, asked.length, asked.cursor
+    for name, value in (("size", size), ("list", length)):
+        if value is not None and value > limit:
+            raise RequestError(f"{name} {value} is above the page limit {limit}", f"ask for 1 to {limit} items")
+    if cursor is not None and (length is not None or asked.request_id is not None):
+        name = "list" if length is not None else "request_id"
+        raise RequestError(f"'{name}' does not go with 'cursor'", "a list has them from its first part: leave it out")
+    if length is not None and (size is None or size >= length):
+        raise RequestError(f"list {length} with size {size} has no parts", f"give a size below {length}, or no list")
+    if length is not None and asked.request_id is not None and len(asked.request_id) > MOST_REQUEST_ID:
+        text = f"request_id of {len(asked.request_id)} characters is too long for a list"
+        raise RequestError(text, f"use at most {MOST_REQUEST_ID}: the ids of its parts begin with it")
     return limit if size is None else size
 
 
@@ -107,21 +156,21 @@ def check_items(items: Sequence[Any]) -> None:
     if not items:
         raise RequestError("items [] is empty", "name at least one item to score")
     if len(items) > MAX_SCORED:
-        raise RequestError(f"{len(items)} items are too many", f"score at most {MAX_SCORED} in one request")
+        raise RequestError(f"items: {len(items)} are too many", f"score at most {MAX_SCORED} in one request")
 
 
-def check_time(ts_ms: int | None, now_ms: int, ahead_ms: int, oldest_ms: int | None) -> int:
+def check_time(ts_ms: int | None, now_ms: int, ahead_ms: int, oldest_ms: int, why: str) -> int:
     """The event time asked for, or now.
 
-    The label join would refuse the events of a page that is too far in the future, or not after ``oldest_ms`` (None:
-    the page is not logged, and may be of any age).
+    Args:
+        oldest_ms: a page at this time or before has no use: ``why``, in words.
 
     Raises:
         RequestError: the time asked for is out of these bounds.
     """
-    if ts_ms is not None and oldest_ms is not None and ts_ms <= oldest_ms:
+    if ts_ms is not None and ts_ms <= oldest_ms:
         raise RequestError(
-            f"ts_ms {ts_ms} is {(now_ms - ts_ms) / 60_000:.0f} minutes behind the event clock, too late for a label",
+            f"ts_ms {ts_ms} is {(now_ms - ts_ms) / 60_000:.0f} minutes behind the event clock, {why}",
             f"give Unix milliseconds after {oldest_ms}, or leave it out",
         )
     if ts_ms is not None and ts_ms > now_ms + ahead_ms:
@@ -133,10 +182,19 @@ def check_time(ts_ms: int | None, now_ms: int, ahead_ms: int, oldest_ms: int | N
 
 
 def check_context(context: dict[str, Any], schema: Schema) -> None:
-    """Names must be context fields of the schema that are not derived from time and page."""
-    given = sorted(f.name for f in schema.fields if f.of == "context" and f.name not in DERIVED)
-    for name in context:
+    """Names must be context fields of the schema that are not derived from time and page, with values that the fields
+    can hold; null is a missing value."""
+    if not context:
+        return
+    given = {f.name: f for f in schema.fields if f.of == "context" and f.name not in DERIVED}
+    for name, value in context.items():
         if name not in given:
-            known = ", ".join(given) or "none"
+            known = ", ".join(sorted(given)) or "none"
             why = "is derived" if name in DERIVED else "is no context field of the schema"
-            raise RequestError(f"context '{name}' {why}", f"leave it out; context fields to give: {known}")
+            raise RequestError(f"context '{name[:40]}' {why}", f"leave it out; context fields to give: {known}")
+        field = given[name]
+        bad = "" if value is None else unfit(field, value)
+        if not bad and field.kind == "numeric" and value is not None and not math.isfinite(float(value or 0)):
+            bad = "is no finite number"
+        if bad:
+            raise RequestError(f"context '{name}' {str(value)[:40]!r} {bad}", f"give a value for a {field.kind} field")

@@ -20,16 +20,19 @@ from millrace.contracts.online import PROFILE, list_key, window_fields
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import load_schema
 from millrace.contracts.settings import Settings
+from millrace.versions.clicks import ClickTimes
 from millrace.versions.modellog import chunks_of, encode_claim, encode_delta, encode_snapshot
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import pack
 from millrace.versions.versioning import Announcement, Claim, Place, chain
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
-from scorer.app import refresh_lists
+from scorer.index import ItemIndex
 from scorer.meters import ScorerMeters
 from scorer.rank import Features
+from scorer.recall import make_lists
 from scorer.serving import Serving
+from scorer.userrecord import AWAY, Record
 
 DAY_MS = 86_400_000
 NOW_MS = 20_000 * DAY_MS + 10 * 3_600_000
@@ -76,11 +79,21 @@ class Users:
     def __init__(self, records: Mapping[Id, dict[bytes, bytes]] | None = None) -> None:
         self.records = dict(records or {})
         self.shop_lists: dict[str, list[str]] = {}
+        self.ranked: dict[str, bytes] = {}
         self.away = False
 
-    async def record(self, user_id: Id) -> dict[bytes, bytes] | None:
+    async def record(self, user_id: Id) -> Record:
         await asyncio.sleep(0)  # as a round trip would, this lets others run
-        return None if self.away else self.records.get(user_id, {})
+        return Record({}, AWAY) if self.away else Record(self.records.get(user_id, {}))
+
+    async def kept(self, key: str) -> bytes | None:
+        await asyncio.sleep(0)
+        return None if self.away else self.ranked.get(key)
+
+    async def keep(self, key: str, value: bytes, seconds: float) -> None:
+        await asyncio.sleep(0)
+        if not self.away:
+            self.ranked[key] = value
 
     async def list_keys(self) -> list[str] | None:
         await asyncio.sleep(0)
@@ -94,7 +107,7 @@ class Users:
 def serving(
     users: Users | None = None, settings: Settings | None = None
 ) -> tuple[Serving, list[Impression], ScorerMeters]:
-    """A scorer without a model and items, the impressions it sends, its meters."""
+    """A scorer without a model and items, the impressions that its logs become, its meters."""
     sent: list[Impression] = []
     meters = ScorerMeters()
     chosen = settings or Settings(control_share=0, candidates=50, page_limit=20)
@@ -104,7 +117,7 @@ def serving(
         SCHEMA,
         EventClock(),
         users or Users(),
-        sent.append,
+        lambda page: sent.append(page.impression()),
         meters,
         wall=lambda: NOW_MS,
         new_id=lambda: f"request-{next(numbers)}",
@@ -112,10 +125,16 @@ def serving(
     return scorer, sent, meters
 
 
-def stock(scorer: Serving, items: list[Item]) -> None:
-    """Puts items on the shelves, as the feed and the upkeep would."""
-    scorer.index.put([scorer.index.prepare(i) for i in items])
-    asyncio.run(refresh_lists(scorer))
+def stock(scorer: Serving, items: list[Item], index: ItemIndex | None = None) -> ItemIndex:
+    """Puts items in an index (a new one) and all of it on the scorer's shelf, and makes its lists."""
+    index = index or ItemIndex(BUILDER)
+    index.put([index.prepare(i) for i in items])
+    while index.refresh_hot(NOW_MS):
+        pass
+    scorer.shelf.follow(lambda: index.changes(NOW_MS))
+    columns = index.copies(name for name in BUILDER.needs("item") if not BUILDER.is_numeric(name))
+    scorer.lists = make_lists(BUILDER, columns, index.alive, index.born_ms, index.clicks_a_day)
+    return index
 
 
 ITEMS = [item(i, f"c{i % 5}", attributes={"price": float(i)}) for i in range(200)]
@@ -204,7 +223,7 @@ class Learner:
             log=self.log,
             follows=self.follows,
             spec=self.model.spec,
-            **{**self._meta(), "origins": []},
+            **{**self._meta(), "clicks": ClickTimes()},
         )
         self.hash = note.hash
         if announce:
@@ -246,7 +265,7 @@ class Learner:
             "schema_id": SCHEMA.id,
             "event_ms": NOW_MS,
             "trained": 64 * self.place.number,
-            "origins": [NOW_MS - 500, NOW_MS - 1500],
+            "clicks": ClickTimes.of([NOW_MS - 500, NOW_MS - 1500]),
             "published_ms": NOW_MS,
         }
 

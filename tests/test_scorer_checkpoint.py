@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import StoreError
 from millrace.contracts.events import to_json, to_msgpack
 from millrace.contracts.itemtiles import pack
@@ -27,9 +28,9 @@ from scorer.feed import Feed, ItemFeed, TileFeed
 from scorer.index import ItemIndex
 from scorer.keeper import IndexKeeper
 from scorer.meters import ScorerMeters
-from scorer.serving import Serving
+from scorer.primary import Primary
 from tests.scorer_log import MemoryBroker, caught_up
-from tests.scorer_shop import BUILDER, CATEGORY, ITEM, NOW_MS, SCHEMA, item, serving, tiles, window_keys
+from tests.scorer_shop import BUILDER, CATEGORY, ITEM, NOW_MS, SCHEMA, item, tiles, window_keys
 from tests.test_scorer_feed import Here, flip
 
 HOUR_MS = 3_600_000
@@ -47,7 +48,7 @@ class Shop:
 
     def start(self, load: bool = True) -> IndexKeeper:
         """A scorer that starts, and reads all there is. The one before is no more."""
-        self.scorer, _, self.meters = serving(settings=self.settings)
+        self.scorer, self.meters = primary(self.settings), ScorerMeters()
         self.keeper, self.feeds = keeper_of(self, self.scorer, self.meters)
         if load:
             self.keeper.load()
@@ -91,7 +92,11 @@ class Shop:
         return self.folder / "index" / name
 
 
-def keeper_of(shop: Shop, scorer: Serving, meters: ScorerMeters) -> tuple[IndexKeeper, list[Feed]]:
+def primary(settings: Settings) -> Primary:
+    return Primary(settings, SCHEMA, EventClock(), lambda: NOW_MS)
+
+
+def keeper_of(shop: Shop, scorer: Primary, meters: ScorerMeters) -> tuple[IndexKeeper, list[Feed]]:
     shop.names += 1
     stop = threading.Event()
     keeper = IndexKeeper(shop.settings, scorer, meters, Here(), stop, lambda: shop.now_ms, f"w{shop.names}")
@@ -106,7 +111,7 @@ def seen(index: ItemIndex) -> dict[Any, Any]:
     """All that a reader of the index sees, by item."""
     rows = np.arange(len(index))
     columns, plain = index.columns(rows), index.plain(rows, NOW_MS)
-    counts = index.own_counts(rows, NOW_MS)
+    counts = index.counts_at(rows, NOW_MS)
     index.refresh_hot(NOW_MS, 10**6)
     return {
         str(index.ids[row]): (
@@ -123,7 +128,7 @@ def seen(index: ItemIndex) -> dict[Any, Any]:
 
 def read_whole(shop: Shop) -> dict[Any, Any]:
     """What the index of a scorer is that reads everything from its beginning."""
-    scorer, _, meters = serving(settings=shop.settings)
+    scorer, meters = primary(shop.settings), ScorerMeters()
     for feed in keeper_of(shop, scorer, meters)[1]:
         caught_up(feed)
     return seen(scorer.index)

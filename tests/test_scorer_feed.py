@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from learner.model import ServingModel
+from learner.serving import ServingModel
 from millrace.contracts.errors import StoreError
 from millrace.contracts.events import ItemTiles, to_json, to_msgpack
 from millrace.contracts.itemtiles import pack
@@ -23,30 +23,31 @@ from millrace.contracts.topics import MODEL_DELTAS
 from millrace.versions.image import Image
 from millrace.versions.modellog import Assembler, Delta, encode_claim, encode_snapshot
 from millrace.versions.packing import unpack
-from millrace.versions.versioning import Announcement, Claim
-from scorer.app import make_app, refresh_lists
+from millrace.versions.versioning import Claim
+from scorer.app import make_app
 from scorer.checkpoint import Bookmark
 from scorer.door import Door, Stopped
 from scorer.feed import Feed, ItemFeed, Record, TileFeed
 from scorer.meters import ScorerMeters
 from scorer.modelfeed import ModelFeed
-from scorer.serving import Serving
+from tests.scorer_feeder import Whole
 from tests.scorer_log import MemoryBroker, caught_up
-from tests.scorer_shop import ITEM, ITEMS, LAYOUT, NOW_MS, SCHEMA, Learner, arrays, call, item, serving, stock, tiles
+from tests.scorer_shop import ITEM, ITEMS, LAYOUT, NOW_MS, SCHEMA, Learner, arrays, call, item, tiles
 from tests.scorer_shop import window_keys as keys_of
 
 POSITION = LAYOUT.cat_names.index("position")
 
 
 class Here(Door):
-    """A door for tests without a loop: the change is made at once, in the thread that asks."""
+    """A door that counts."""
 
     def __init__(self) -> None:
+        super().__init__(threading.Event())
         self.calls = 0
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         self.calls += 1
-        return function(*args)
+        return super().call(function, *args)
 
 
 def feed(
@@ -55,20 +56,27 @@ def feed(
     door: Door | None = None,
     broker: MemoryBroker | None = None,
     settings: Settings | None = None,
+    whole: Whole | None = None,
     **more: Any,
-) -> tuple[Any, Serving, ScorerMeters, list[Any]]:
+) -> tuple[Any, Whole, ScorerMeters, list[Any]]:
+    """A feed that is no thread, and the scorer that it feeds."""
     settings = settings or Settings(data=str(folder), control_share=0, candidates=50, page_limit=20)
-    scorer, sent, meters = serving(settings=settings)
-    reader = kind(settings, scorer, meters, door or Here(), threading.Event(), broker=broker or MemoryBroker(), **more)
-    scorer.to_read = {reader.what: -1}
-    return reader, scorer, meters, sent
+    whole = whole or Whole(settings)
+    door, broker = door or Here(), broker or MemoryBroker()
+    if kind is ModelFeed:
+        reader: Any = ModelFeed(settings, whole.host, door, whole.stop, broker=broker, **more)
+    else:
+        reader = kind(settings, whole.primary, whole.meters, door, whole.stop, broker=broker, **more)
+    whole.primary.to_read = {reader.what: -1}
+    whole.shelving.status()
+    return reader, whole, whole.meters, whole.sent
 
 
 def records(*messages: tuple[bytes | None, bytes | None]) -> list[Record]:
     return [Record(key, value, offset) for offset, (key, value) in enumerate(messages)]
 
 
-def same_model(scorer: Serving, learner: Learner, dense: bool = True) -> bool:
+def same_model(scorer: Whole, learner: Learner, dense: bool = True) -> bool:
     """Whether the model served is, bit for bit, the learner's newest. Not ``dense``: the network's weights are those
     that were published last."""
     assert isinstance(scorer.model, ServingModel)
@@ -111,7 +119,7 @@ def test_a_feed_has_caught_up_when_it_has_read_what_there_was_when_it_began(tmp_
     for _ in range(3):
         assert reader.turn()
     assert reader.caught_up, "what came later does not count: there may always be more"
-    assert scorer.index_complete
+    assert scorer.primary.index_complete
     assert "no model" in scorer.not_ready()
 
 
@@ -221,7 +229,7 @@ def test_a_scorer_starts_from_the_newest_snapshot_and_the_deltas_after_it(scene:
     assert scene.read() == 4
     assert same_model(scene.scorer, learner, dense=False)
     assert scene.meters.loads == 1
-    assert scene.meters.clicks_served == 0, "clicks of long ago were not served late by this scorer"
+    assert scene.meters.click_to_served()["count"] == 0, "clicks of long ago were not served late by this scorer"
     scene.feed.seek(Bookmark("", {}))
     scene.read()
     assert (scene.meters.loads, scene.meters.versions_served, scene.meters.gaps) == (1, 2, 0), "again changes nothing"
@@ -247,13 +255,16 @@ def test_deltas_are_patched_in_order_and_their_clicks_timed(scene: Scene) -> Non
     assert not scene.scorer.to_read, "an empty topic is read to its end"
     scene.learner.snapshot()
     assert scene.read() == 0
-    model = scene.scorer.model
+    writer = scene.scorer.host.writer
     for version in (1, 2, 3):
         scene.learner.delta()
         assert scene.read() == version
         assert same_model(scene.scorer, scene.learner)
-    assert scene.scorer.model is model, "patched in place"
-    assert list(scene.meters.click_to_served_ms) == [500, 1500] * 3
+        scene.scorer.fold()
+        assert scene.scorer.host.unfolded == 0
+        assert same_model(scene.scorer, scene.learner), "rows have moved, and nothing has changed"
+    assert scene.scorer.host.writer is writer, "patched in place"
+    assert scene.meters.click_to_served()["count"] == 6
     assert (scene.meters.gaps, scene.meters.versions_served, sum(scene.meters.errors.values())) == (0, 4, 0)
     assert scene.scorer.note is not None
     assert scene.scorer.note.spec["width"] == 4, "a delta does not say it, and yet it is known"
@@ -287,7 +298,8 @@ def test_a_lost_delta_costs_one_load_however_many_follow(tmp_path: Path, bodies:
     assert scene.read() == 8
     assert same_model(scene.scorer, scene.learner)
     assert (scene.meters.gaps, scene.meters.loads) == (1, 2)
-    assert scene.meters.clicks_served == 2 * (5 + 1), "those of the five that waited are served late, but served"
+    clicks = scene.meters.click_to_served()["count"]
+    assert clicks == 2 * (5 + 1), "those of the five that waited are served late, but served"
 
 
 @pytest.mark.parametrize("what", ["flipped", "truncated", "empty", "gone"])
@@ -501,33 +513,29 @@ def test_versions_of_another_schema_and_unreadable_messages_are_counted(scene: S
     assert same_model(scene.scorer, scene.learner)
 
 
-def test_a_patch_that_fails_halfway_takes_its_model_out_until_a_whole_one_reaches_as_far(
+def test_a_delta_that_cannot_be_staged_leaves_what_is_served_until_a_whole_one_reaches_as_far(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene.learner.snapshot()
     scene.learner.delta()
     assert scene.read() == 1
-    broken = scene.scorer.model
+    broken, served = scene.scorer.host.writer, scene.scorer.model
     assert broken is not None
+    assert served is not None
+    before = served.snapshot()
     versions = []
 
     def half(_: Any) -> None:
         raise RuntimeError("after the first table")
 
-    monkeypatch.setattr(broken, "patch", half)
-    install = scene.scorer.install
-
-    def installed(note: Announcement, *rest: Any) -> None:
-        versions.append(note.version)
-        install(note, *rest)
-
-    monkeypatch.setattr(scene.scorer, "install", installed)
+    monkeypatch.setattr(broken, "stage", half)
+    scene.scorer.began = lambda note: versions.append((note.version, served.snapshot().same_bits(before)))
     scene.learner.delta()
     assert scene.read() == 2
-    assert scene.scorer.model is not broken
+    assert scene.scorer.host.writer is not broken
     assert same_model(scene.scorer, scene.learner)
     assert scene.meters.errors == {"patch": 1}
-    assert versions == [1], "version 0 was loaded and patched, but served only from where serving had been"
+    assert versions == [(2, "")], "version 0 was loaded and patched, but served only from where serving had been"
 
 
 def test_a_store_that_is_away_is_asked_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -590,15 +598,12 @@ def test_versions_change_between_concurrent_requests_and_none_is_dropped_or_mixe
     messages = [Record(None, m.value, m.offset) for m in log.messages]
 
     async def run() -> tuple[list[tuple[int, Any]], list[Any], ScorerMeters]:
-        stop = threading.Event()
-        door = Door(asyncio.get_running_loop(), stop)
-        reader, scorer, meters, sent = feed(ModelFeed, scene.folder, door)
-        items, _, _, _ = feed(ItemFeed, scene.folder, door)
-        items.serving = scorer
-        await asyncio.to_thread(items.take, records(*((b"", to_json(i)) for i in ITEMS[:150])))
-        await refresh_lists(scorer)
-        await asyncio.to_thread(reader.start_up)
-        scorer.to_read = {}
+        reader, whole, meters, sent = feed(ModelFeed, scene.folder)
+        scorer = whole.serving
+        whole.stock(ITEMS[:150])
+        reader.start_up()
+        whole.primary.to_read = {}
+        whole.shelving.status()
         app = make_app(scorer, meters)
         answers: list[tuple[int, Any]] = []
         done = asyncio.Event()
@@ -613,10 +618,11 @@ def test_versions_change_between_concurrent_requests_and_none_is_dropped_or_mixe
         async def news() -> None:
             for start, end in itertools.pairwise(ends):
                 before = len(answers)
-                await asyncio.to_thread(reader.take, messages[start:end])
+                reader.take(messages[start:end])  # on the loop, as what the link brings is applied there
+                whole.host.fold(3)
                 while len(answers) < before + 4:  # some pages of this version
                     await asyncio.sleep(0)
-            await asyncio.to_thread(items.take, records(*((b"", to_json(i)) for i in ITEMS[150:])))
+            whole.stock(ITEMS[150:])
             done.set()
 
         await asyncio.gather(news(), *(shopper(n) for n in range(4)))
@@ -641,31 +647,44 @@ def test_versions_change_between_concurrent_requests_and_none_is_dropped_or_mixe
             np.testing.assert_allclose(model.score(cat, features.num), scores, rtol=1e-5)
 
 
-def test_a_door_to_a_loop_that_ended_lets_its_thread_go() -> None:
+def test_nobody_comes_through_the_door_of_a_scorer_that_ends() -> None:
     stop = threading.Event()
-    loop = asyncio.new_event_loop()
-    door = Door(loop, stop)
+    door = Door(stop)
+    assert door.call(lambda a, b: a + b, 1, 2) == 3
     stop.set()
-    with pytest.raises(Stopped):
-        door.call(lambda: None)  # the loop does not run
-    loop.close()
     with pytest.raises(Stopped):
         door.call(lambda: None)
 
 
-def test_an_exception_behind_the_door_comes_back() -> None:
-    async def run() -> None:
-        door = Door(asyncio.get_running_loop(), threading.Event())
-        assert await asyncio.to_thread(door.call, lambda a, b: a + b, 1, 2) == 3
-        for error in (ValueError("no"), TimeoutError("slow")):
+def test_an_exception_behind_the_door_comes_back_and_leaves_it_open() -> None:
+    door = Door(threading.Event())
 
-            def fail(error: Exception = error) -> None:
-                raise error
+    def fail() -> None:
+        raise ValueError("no")
 
-            with pytest.raises(type(error), match=str(error)):
-                await asyncio.to_thread(door.call, fail)
+    with pytest.raises(ValueError, match="no"):
+        door.call(fail)
+    assert door.call(lambda: 3) == 3
 
-    asyncio.run(run())
+
+def test_behind_the_door_everybody_is_alone() -> None:
+    door = Door(threading.Event())
+    inside, most = 0, 0
+
+    def change() -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        for _ in range(1000):
+            pass
+        inside -= 1
+
+    threads = [threading.Thread(target=lambda: [door.call(change) for _ in range(200)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (inside, most) == (0, 1)
 
 
 def test_a_page_is_the_same_whether_the_model_was_patched_or_loaded(scene: Scene) -> None:
@@ -681,6 +700,8 @@ def test_a_page_is_the_same_whether_the_model_was_patched_or_loaded(scene: Scene
     other, also_sent = scene.scorer, scene.sent
     assert scene.meters.versions_served == 1
     for scorer in (one, other):
-        stock(scorer, ITEMS)
-        asyncio.run(scorer.recommend(b'{"user_id": 4, "request_id": "r"}'))
+        scorer.stock(ITEMS)
+        scorer.primary.to_read = {}
+        scorer.shelving.status()
+        asyncio.run(scorer.serving.recommend(b'{"user_id": 4, "request_id": "r"}'))
     assert sent[0] == also_sent[0]

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.model import ServingModel
+from learner.serving import ServingModel
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.versions.image import Image
 from millrace.versions.versioning import Announcement, Place
@@ -37,18 +37,7 @@ class World(Scene):
     def start(self) -> None:
         super().start()
         self.places, self.loads = [], []
-        install, patch = self.scorer.install, self.scorer.patch
-
-        def installed(note: Announcement, model: Any, *rest: Any) -> None:
-            install(note, model, *rest)
-            self.check(note)
-
-        def patched(note: Announcement, *rest: Any) -> None:
-            patch(note, *rest)
-            self.check(note)
-
-        self.scorer.install = installed  # type: ignore[method-assign, assignment]
-        self.scorer.patch = patched  # type: ignore[method-assign, assignment]
+        self.scorer.began = self.check
         parts = self.feed.store.read_parts
 
         def read_parts(note: Announcement) -> Any:
@@ -155,6 +144,25 @@ class World(Scene):
     def restart(self, rng: random.Random) -> None:
         self.start()
 
+    def fold(self, rng: random.Random) -> None:
+        """Some rows of the oldest overlay move into the base. What is served stays the same."""
+        before = self.scorer.note
+        for _ in range(rng.randrange(1, 5)):
+            self.scorer.host.fold(rng.randrange(1, 40))
+        if before is not None:
+            assert self.scorer.note == before
+            assert isinstance(self.scorer.model, ServingModel)
+            assert self.scorer.model.snapshot().same_bits(self.states[before.hash]) == "", "torn by folding"
+
+    def worker(self, rng: random.Random) -> None:
+        """The worker is killed, and another one starts."""
+        self.scorer.replace_worker()
+        if self.places:
+            assert self.scorer.note is not None
+            assert self.scorer.note.place == self.places[-1]
+            assert isinstance(self.scorer.model, ServingModel)
+            assert self.scorer.model.snapshot().same_bits(self.states[self.scorer.note.hash]) == ""
+
     def look(self, rng: random.Random) -> None:
         self.now += 100
         self.read()
@@ -165,6 +173,7 @@ class World(Scene):
 
 STEPS = ["learn", "snapshot", "unannounced", "stale", "next_learner", "damage_file", "damage_message", "repeat"]
 STEPS += ["retention", "lose_topic", "restart", "look", "go_on", "learn", "learn", "go_on"]
+STEPS += ["fold", "fold", "worker"]
 
 
 @pytest.mark.parametrize("bodies", ["kafka", "store"])

@@ -117,8 +117,8 @@ def test_a_damaged_tile_list_is_refused() -> None:
         index.put_tiles(0, key, [b"\x01\x63rubbish"])
 
 
-def test_remembered_counts_are_never_older_than_tiles_hour_or_attributes() -> None:
-    """A random walk over everything that can change a count; the oracle remembers nothing."""
+def test_counts_of_any_time_are_those_of_the_tiles() -> None:
+    """A random walk over everything that can change a count; the oracle reads key by key."""
     rng = np.random.default_rng(3)
     items = [item(i, f"c{i % 3}") for i in range(12)]
     index = index_of(*items)
@@ -148,7 +148,7 @@ def test_remembered_counts_are_never_older_than_tiles_hour_or_attributes() -> No
         at = (now, now, now - now % 3_600_000, now - DAY_MS)[step % 4]
         keys = window_keys("u", items)[:, index.own_keys]
         expected = np.stack([index.counts(keys[:, j], at) for j in range(keys.shape[1])], axis=1)
-        np.testing.assert_array_equal(index.own_counts(rows, at), expected)
+        np.testing.assert_array_equal(index.counts_at(rows, at), expected)
     assert sum(len(s) for s in stores) > 10
 
 
@@ -157,6 +157,6 @@ def test_slots_grow_with_the_distinct_keys() -> None:
     index = index_of(*items)
     keys = window_keys("u", items)[:, index.own_keys]
     index.put_tiles(0, keys.ravel(), tiles(keys.ravel(), 2, 1).export(keys.ravel()))
-    assert (index.own_counts(np.arange(1500), NOW_MS)[..., 0] == 2).all()
+    assert (index.counts_at(np.arange(1500), NOW_MS)[..., 0] == 2).all()
     index.refresh_hot(NOW_MS)
     assert (index.clicks_a_day > 0).all()

@@ -57,6 +57,10 @@ class Scorer:
         except urllib.error.HTTPError as error:
             return error.code, msgspec.json.decode(error.read())
 
+    def ask_text(self, path: str) -> tuple[int, str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.settings.port}{path}", timeout=PATIENCE) as answer:
+            return answer.status, answer.read().decode()
+
     def until(self, met: Callable[[], bool], what: str) -> None:
         """Waits for a condition; fails at once when the scorer ends before it holds."""
 
@@ -157,10 +161,13 @@ def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
     port = store.port
     store.stop()
     status, page = one.ask("/recommend", {"user_id": "ann", "size": 5})
+    assert status == 200
+    assert "is served as known" in page["notes"][0], "by what was read of her before"
+    status, page = one.ask("/recommend", {"user_id": "bob", "size": 5})
     assert (status, page["notes"]) == (200, ["the online store is away: served as a new user"])
     with EmbeddedRedis(Path(settings.data) / "redis", port=port):
         one.until(
-            lambda: "unknown" in "".join(one.ask("/recommend", {"user_id": "ann", "size": 5})[1]["notes"]), "back"
+            lambda: "unknown" in "".join(one.ask("/recommend", {"user_id": "bob", "size": 5})[1]["notes"]), "back"
         )
         facts = one.ask("/model")[1]
         assert set(facts["errors_by_kind"]) == {"redis"}

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from learner.frame import NumberPlan
+from millrace.contracts.events import Attribute, Item
 from millrace.contracts.hashing import column_hash
-from millrace.contracts.online import window_field
+from millrace.contracts.online import PROFILE, pack_profile, window_field, window_fields
+from millrace.contracts.schema import Schema, parse_schema, shop_schema
+from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.index import ItemIndex
-from scorer.rank import Ranker, User
+from scorer.rank import Ranked, Ranker, User
 from scorer.recall import make_lists
+from scorer.shelf import ItemRows, Shelf
+from tests.plain_page import plain_features, plain_page
 from tests.scorer_shop import (
     BUILDER,
     CATEGORY,
+    DAY_MS,
     ITEM,
     LAYOUT,
     NOW_MS,
+    SCHEMA,
     SLOT,
     TASTE,
     USER,
@@ -27,25 +40,65 @@ from tests.scorer_shop import (
 )
 
 ITEMS = [item("a", "shoes"), item("b", "hats", attributes={"price": 2.0}), item("c", "shoes")]
+HOUR_MS = 3_600_000
 
 
-@pytest.fixture
-def ranker() -> Ranker:
-    index = ItemIndex(BUILDER)
-    index.put([index.prepare(i) for i in ITEMS])
-    return Ranker(BUILDER, index)
+class Chance:
+    """A model without a plan for numbers."""
+
+    def score(self, cat: Any, num: Any) -> Any:
+        return np.linspace(0.1, 0.9, len(cat), dtype=np.float32)
 
 
-def shopper(ranker: Ranker, clicks: int = 2, name: str = "u") -> User:
+@dataclass
+class Scaled:
+    """A model with a plan for numbers, which keeps what it was given."""
+
+    numbers: NumberPlan
+    seen: list[Any] = field(default_factory=list)
+
+    def room(self, n: int) -> Any:
+        return np.full((n, self.numbers.at + len(self.numbers.log)), np.nan, np.float32)
+
+    def score_filled(self, cat: Any, x: Any, once: Any = None) -> Any:
+        self.seen.append((cat.copy(), x.copy(), once))
+        return np.zeros(len(cat), np.float32)
+
+    def score(self, cat: Any, num: Any) -> Any:
+        raise AssertionError("a model with a plan is not given raw numbers")
+
+
+def shelf_of(index: ItemIndex, now_ms: int = NOW_MS) -> Shelf:
+    shelf = Shelf(index.builder)
+    shelf.follow(lambda: index.changes(now_ms))
+    return shelf
+
+
+def ranker_of(index: ItemIndex, now_ms: int = NOW_MS) -> Ranker:
+    return Ranker(index.builder, shelf_of(index, now_ms))
+
+
+def index_of(items: list[Item], builder: FeatureBuilder = BUILDER) -> ItemIndex:
+    index = ItemIndex(builder)
+    index.put([index.prepare(i) for i in items])
+    return index
+
+
+def shopper(clicks: int = 2, name: str = "u") -> User:
     keys = window_keys(name, ITEMS)
     mine = np.unique(keys[:, [USER, TASTE]])
     return User.of(BUILDER, name, record(mine, tiles(mine, 8, clicks)))
 
 
-def test_features_equal_those_of_the_events_themselves(ranker: Ranker) -> None:
+def rank(ranker: Ranker, user: User, rows: ItemRows, context: dict[str, Any] | None = None) -> Ranked:
+    return ranker.rank(user, rows, NOW_MS, context, Chance())
+
+
+def test_features_equal_those_of_the_events_themselves() -> None:
     """The oracle counts the same events in one store and builds the arrays in one go."""
+    index = index_of(ITEMS)
     rng = np.random.default_rng(0)
-    events = TileStore(ranker.builder.schema.windows.days, 3)
+    events = TileStore(SCHEMA.windows.days, 3)
     parts = [TileStore(events.days, 3) for _ in range(3)]
     who = rng.integers(0, 2, 500)
     what = rng.integers(0, 3, 500)
@@ -56,12 +109,12 @@ def test_features_equal_those_of_the_events_themselves(ranker: Ranker) -> None:
         store.add(keys[of], when[of], act[of])
     shared = np.unique(keys[:, [CATEGORY, ITEM]])
     for p, store in enumerate(parts):
-        ranker.index.put_tiles(p, shared, store.export(shared))
+        index.put_tiles(p, shared, store.export(shared))
     mine = np.unique(window_keys("u1", ITEMS)[:, [USER, TASTE]])
     user = User.of(BUILDER, "u1", record(mine, events))
     rows = np.array([2, 0, 1])
 
-    got = ranker.features(user, rows, NOW_MS, {"tab": "home"})
+    got = rank(ranker_of(index), user, rows, {"tab": "home"})
 
     chosen = [ITEMS[r] for r in rows]
     columns = {
@@ -82,26 +135,283 @@ def test_features_equal_those_of_the_events_themselves(ranker: Ranker) -> None:
     np.testing.assert_array_equal(got.num, BUILDER.num(plain, counts, 3))
 
 
-def test_a_position_is_missing_when_ranked_and_filled_in_the_page(ranker: Ranker) -> None:
-    user, rows = shopper(ranker), np.array([0, 1, 2])
-    features = ranker.features(user, rows, NOW_MS)
+# -- the compiled pass against the plain way, over all that a schema can ask for ----------------------------------
+
+RICH = """
+name = "rich"
+utc_offset = "+05:30"
+[[fields]]
+name = "user_id"
+of = "user"
+[[fields]]
+name = "kinds"
+of = "user"
+slots = 2
+[[fields]]
+name = "wealth"
+of = "user"
+kind = "numeric"
+[[fields]]
+name = "mood"
+of = "user"
+bias = true
+[[fields]]
+name = "item_id"
+of = "item"
+[[fields]]
+name = "tags"
+of = "item"
+slots = 3
+[[fields]]
+name = "shelf"
+of = "item"
+bias = true
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[[fields]]
+name = "age_days"
+of = "item"
+kind = "numeric"
+[[fields]]
+name = "hour"
+of = "context"
+[[fields]]
+name = "tab"
+of = "context"
+[[fields]]
+name = "bid"
+of = "context"
+kind = "numeric"
+[[fields]]
+name = "position"
+of = "context"
+bias = true
+[windows]
+days = [1, 4]
+half_lives = [0.5, 2]
+actions = ["exposure", "cart", "click"]
+prior_weight = PRIOR
+[[windows.means]]
+of = "price"
+step = 0.01
+[[windows.means]]
+of = "bid"
+step = 0.5
+action = "cart"
+[[windows.keys]]
+columns = ["tab", "tags", "user_id"]
+parent = ["tags"]
+[[windows.keys]]
+columns = ["tags"]
+parent = ["hour"]
+[[windows.keys]]
+columns = ["item_id"]
+parent = ["tags"]
+[[windows.keys]]
+columns = ["tags", "hour"]
+parent = ["user_id"]
+[[windows.keys]]
+columns = ["user_id"]
+[[windows.keys]]
+columns = ["hour"]
+[[windows.keys]]
+columns = ["user_id", "item_id"]
+parent = ["item_id"]
+[[windows.keys]]
+columns = ["item_id", "position"]
+parent = ["item_id"]
+[[windows.keys]]
+columns = ["shelf", "mood"]
+[[windows.keys]]
+columns = ["user_id", "price"]
+"""
+SCHEMAS: dict[str, Schema] = {
+    "test shop": SCHEMA,
+    "shop": shop_schema(),
+    "rich": parse_schema(RICH.replace("PRIOR", "7.5")),
+    "without windows": parse_schema(RICH[: RICH.index("[[windows.means]]")].replace("PRIOR", "7.5")),
+    "without a prior": parse_schema(RICH.replace("PRIOR", "0")),
+}
+BUILDERS = {name: FeatureBuilder(schema) for name, schema in SCHEMAS.items()}
+
+
+@dataclass
+class World:
+    """A made-up shop: its index, and users with their records."""
+
+    index: ItemIndex
+    users: list[User]
+    now_ms: int
+
+    @classmethod
+    def of(cls, schema: str, seed: int, events: int) -> World:
+        builder = BUILDERS[schema]
+        rng = np.random.default_rng(seed)
+
+        def pick(name: str, most: int) -> Any:
+            return None if rng.random() < 0.15 else f"{name}{rng.integers(0, most)}"
+
+        goods = [
+            Item(
+                f"i{i}",
+                {
+                    "category": pick("c", 4),
+                    "tags": [pick("t", 4), pick("t", 4)],
+                    "shelf": pick("s", 3),
+                    "price": float(rng.choice([0.0, 9.99, 1e300, -3.5])),
+                },
+                int(rng.choice([0, NOW_MS - 3 * DAY_MS, NOW_MS + DAY_MS])),
+            )
+            for i in range(12)
+        ]
+        index = index_of(goods, builder)
+        profiles: list[dict[str, Attribute]] = [
+            {},
+            {"kinds": ["a", "b"], "wealth": 1e6, "mood": "low", "kind": "business", "region": "r"},
+        ]
+        now_ms = NOW_MS + int(rng.integers(0, 2)) * (HOUR_MS - 1)
+        people = [User.of(builder, f"u{u}", {PROFILE: pack_profile(p)}) for u, p in enumerate(profiles)]
+        store = TileStore.of(builder.schema.windows)
+        windows = builder.schema.windows
+        amount = rng.integers(1, 40, events)
+        for e in range(events):
+            who, row = people[rng.integers(0, 2)], np.array([rng.integers(0, 12)])
+            ts_ms = now_ms - 1 - int(rng.integers(0, 6 * DAY_MS) // rng.choice([1, 40]))
+            columns = {**index.columns(row), **who.columns, **builder.context(np.array([ts_ms]))}
+            columns |= {"tab": column_hash(["home"]), "position": builder.position(np.array([3]))}
+            keys = builder.keys(columns, 1)
+            keys = keys[:, keys[0] != 0]
+            store.add(keys, np.array([ts_ms]), np.array([rng.integers(0, windows.columns)]), int(amount[e]))
+        every = store.keys()
+        for p, some in enumerate((every[::2], every[1::2])):
+            index.put_tiles(p, some, store.export(some))
+        tiles_of = dict(zip(window_fields(every), store.export(every), strict=True))
+        users = [User(u.columns, u.plain, {**u.tiles, **tiles_of}, True) for u in people]
+        stranger = User.of(builder, "nobody", {})
+        return cls(index, [*users, stranger], now_ms)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    schema=st.sampled_from(sorted(SCHEMAS)),
+    seed=st.integers(0, 2**32 - 1),
+    events=st.integers(0, 60),
+    rows=st.lists(st.integers(0, 11), min_size=0, max_size=30),
+    who=st.integers(0, 2),
+    context=st.sampled_from([{}, {"tab": "home", "bid": 1.5}, {"tab": "home", "hour": 9, "bid": "much"}]),
+    exact=st.booleans(),
+)
+def test_a_page_is_the_plain_ways_bit_for_bit(
+    schema: str, seed: int, events: int, rows: list[int], who: int, context: dict[str, Any], exact: bool
+) -> None:
+    world = World.of(schema, seed, events)
+    index, user, now_ms = world.index, world.users[who], world.now_ms
+    chosen = np.array(rows, np.intp)
+    ranker = ranker_of(index, now_ms)
+    counts = index.counts_at(chosen, now_ms) if exact else None
+    got = ranker.rank(user, chosen, now_ms, context, Chance(), counts)
+    expected = plain_features(index, user, chosen, now_ms, context)
+    assert got.cat.tobytes() == expected.cat.tobytes()
+    assert got.keys.tobytes() == expected.keys.tobytes()
+    assert got.num.tobytes() == expected.num.tobytes()
+    order = np.random.default_rng(seed).permutation(len(rows))[: len(rows) // 2 + 1]
+    page = ranker.placed(got, order, user, chosen, now_ms, context, 7)
+    plain = plain_page(index, expected, order, user, chosen, now_ms, context, 7)
+    assert page.cat.tobytes() == plain.cat.tobytes()
+    assert page.keys.tobytes() == plain.keys.tobytes()
+    assert page.num.tobytes() == plain.num.tobytes()
+
+
+@settings(max_examples=30, deadline=None)
+@given(schema=st.sampled_from(sorted(SCHEMAS)), seed=st.integers(0, 2**32 - 1), all_log=st.booleans())
+def test_what_the_model_sees_are_the_logged_numbers_squashed_and_scaled(schema: str, seed: int, all_log: bool) -> None:
+    world = World.of(schema, seed, 40)
+    rng, width = np.random.default_rng(seed), SCHEMAS[schema].layout.N
+    log = np.ones(width, np.bool_) if all_log else rng.random(width) < 0.5
+    mean, factor = rng.normal(0, 1, width).astype(np.float32), rng.lognormal(0, 2, width).astype(np.float32)
+    model = Scaled(NumberPlan(np.arange(width, dtype=np.int32), log, mean, factor, np.float32(4), 5))
+    rows = rng.integers(0, 12, 40)
+    got = ranker_of(world.index, world.now_ms).rank(world.users[1], rows, world.now_ms, None, model)
+    ((cat, x, once),) = model.seen
+    num = got.num
+    squashed = np.where(log, np.copysign(np.log1p(np.abs(num)), num), num)
+    expected = np.clip((squashed - mean) * factor, -4, 4)
+    rounding = 3e-7 * (np.abs(squashed) + np.abs(mean)) * factor  # of the logarithm and the difference
+    assert (np.abs(x[:, 5:] - expected) <= rounding + 1e-6).all()
+    assert np.isnan(x[:, :5]).all(), "the embeddings' place is the model's"
+    np.testing.assert_array_equal(cat, got.cat)
+    assert (cat[:, once] == cat[:1, once]).all(), "columns that are told to be equal are"
+    assert once.sum() >= 2
+
+
+def test_a_position_is_missing_when_ranked_and_filled_in_the_page() -> None:
+    ranker, user, rows = ranker_of(index_of(ITEMS)), shopper(), np.array([0, 1, 2])
+    ranked = rank(ranker, user, rows)
     at = LAYOUT.cat_names.index("position")
-    assert not features.cat[:, at].any()
-    assert not features.keys[:, SLOT].any()
+    assert not ranked.cat[:, at].any()
+    assert not ranked.keys[:, SLOT].any()
     order = np.array([2, 0])
-    page = ranker.placed(features, order, user, rows, NOW_MS, offset=40)
+    page = ranker.placed(ranked, order, user, rows, NOW_MS, offset=40)
     columns = {"position": column_hash([40, 41]), "item_id": column_hash(["c", "a"])}
     assert page.cat[:, at].tolist() == BUILDER.cat(columns, 2)[:, at].tolist()
     assert page.keys[:, SLOT].tolist() == BUILDER.keys(columns, 2)[:, SLOT].tolist()
     others = np.arange(LAYOUT.F) != at
-    np.testing.assert_array_equal(page.cat[:, others], features.cat[order][:, others])
-    np.testing.assert_array_equal(page.num, features.num[order])
+    np.testing.assert_array_equal(page.cat[:, others], ranked.cat[order][:, others])
+    np.testing.assert_array_equal(page.num, ranked.num[order])
 
 
-def test_liking_is_by_clicks_in_the_group(ranker: Ranker) -> None:
-    index = ranker.index
+def test_numbers_of_a_page_asked_for_too_late_are_refused_not_those_of_another_page() -> None:
+    ranker = ranker_of(index_of(ITEMS))
+    first = rank(ranker, shopper(), np.array([0]))
+    second = rank(ranker, shopper(), np.array([1]))
+    assert second.num.shape == (1, LAYOUT.N)
+    with pytest.raises(RuntimeError, match="after another page"):
+        first.num  # noqa: B018
+
+
+def test_more_candidates_than_ever_before_find_room() -> None:
+    items = [item(i, f"c{i}") for i in range(3000)]
+    index = index_of(items)
+    ranker, rows = ranker_of(index), np.arange(3000)
+    got, expected = rank(ranker, shopper(), rows), plain_features(index, shopper(), rows, NOW_MS)
+    assert got.num.tobytes() == expected.num.tobytes()
+
+
+def test_a_far_time_has_the_counts_of_that_time() -> None:
+    index = index_of(ITEMS)
+    key = window_keys("u", ITEMS[:1])[:, ITEM]
+    index.put_tiles(0, key, tiles(key, 9, 3).export(key))
+    ranker, rows, then = ranker_of(index), np.array([0, 1]), NOW_MS - DAY_MS
+    user = User.of(BUILDER, "u", {})
+    near = ranker.rank(user, rows, then, None, Chance()).num
+    far = ranker.rank(user, rows, then, None, Chance(), index.counts_at(rows, then)).num
+    at = LAYOUT.num_names.index("item_id.exposure.1d")
+    assert near[:, at].tolist() == [9, 0], "the shelf's are of its own hour"
+    assert far[:, at].tolist() == [0, 0]
+    assert far.tobytes() == plain_features(index, user, rows, then).num.tobytes()
+
+
+def test_a_user_is_read_anew_at_another_time() -> None:
+    index, user, rows = index_of(ITEMS), shopper(), np.array([0])
+    ranker = ranker_of(index)
+    for at_ms in (NOW_MS, NOW_MS + 2 * DAY_MS):
+        got = ranker.rank(user, rows, at_ms, None, Chance())
+        assert got.num.tobytes() == plain_features(index, user, rows, at_ms).num.tobytes()
+
+
+def test_counts_of_other_items_are_refused() -> None:
+    index = index_of(ITEMS)
     rows = np.arange(3)
-    lists = make_lists(BUILDER, index.columns(rows), index.alive, index.born_ms, index.clicks_a_day)
+    with pytest.raises(ValueError, match="of 2 items"):
+        ranker_of(index).rank(shopper(), rows[:2], NOW_MS, None, Chance(), index.counts_at(rows, NOW_MS))
+
+
+def test_liking_is_by_clicks_in_the_group() -> None:
+    index = index_of(ITEMS)
+    ranker = ranker_of(index)
+    lists = make_lists(BUILDER, index.columns(np.arange(3)), index.alive, index.born_ms, index.clicks_a_day)
     hats = window_keys("u", [ITEMS[1]])[:, [TASTE]].ravel()
     user = User.of(BUILDER, "u", record(hats, tiles(hats, 30, 3)))
     ((groups, liking),) = ranker.likings(lists.groups, user, NOW_MS)
@@ -111,10 +421,8 @@ def test_liking_is_by_clicks_in_the_group(ranker: Ranker) -> None:
 
 
 def test_an_unknown_user_and_a_damaged_record_read_as_missing() -> None:
-    index = ItemIndex(BUILDER)
-    index.put([index.prepare(i) for i in ITEMS])
     errors: list[str] = []
-    ranker = Ranker(BUILDER, index, errors.append)
+    ranker = Ranker(BUILDER, shelf_of(index_of(ITEMS)), errors.append)
     rows = np.array([0, 1])
     stranger = User.of(BUILDER, "u", {})
     assert not stranger.known
@@ -124,9 +432,9 @@ def test_an_unknown_user_and_a_damaged_record_read_as_missing() -> None:
     user = User.of(BUILDER, "u", good)
     assert user.known
     assert user.damaged
-    features = ranker.features(user, rows, NOW_MS)
+    ranked = rank(ranker, user, rows)
     assert errors == ["tiles"]
     taste = LAYOUT.num_names.index("user_id*category.click.1d")
     mine = LAYOUT.num_names.index("user_id.click.1d")
-    assert features.num[:, taste].tolist() == [2, 2], "the undamaged lists are used"
-    assert features.num[:, mine].tolist() == [0, 0]
+    assert ranked.num[:, taste].tolist() == [2, 2], "the undamaged lists are used"
+    assert ranked.num[:, mine].tolist() == [0, 0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -12,20 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka import TopicPartition
 
-from learner.model import ServingModel
-from millrace.contracts.clock import EventClock
+from learner.serving import ServingModel
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.versions.image import Image
 from millrace.versions.versioning import Announcement, Place
 from scorer.feed import Broker, Reader
-from scorer.meters import ScorerMeters
 from scorer.modelfeed import ModelFeed
-from scorer.serving import Serving
 from tests import test_version_scene
 from tests.learning import SCHEMA
+from tests.scorer_feeder import Whole
 from tests.scorer_log import Message, caught_up
-from tests.scorer_shop import Users
 from tests.test_scorer_feed import Here
 from tests.test_version_scene import STEPS, Play, scene
 from tests.version_scene import Scene
@@ -77,47 +73,34 @@ class Scorer:
     def __init__(self, place: Scene) -> None:
         self.scene, self.loads, self.served = place, list[Place](), list[Place]()
         chosen = Settings(store=place.url.removesuffix("/models"))
-        serving = Serving(
-            chosen, SCHEMA, EventClock(), Users(), lambda _: None, ScorerMeters(), lambda: 0, lambda: uuid.uuid4().hex
-        )
+        self.whole = Whole(chosen, schema=SCHEMA)
         self.now = 0.0
         self.feed = ModelFeed(
-            chosen,
-            serving,
-            ScorerMeters(),
-            Here(),
-            threading.Event(),
-            broker=SceneBroker(place),
-            monotonic=lambda: self.now,
+            chosen, self.whole.host, Here(), self.whole.stop, broker=SceneBroker(place), monotonic=lambda: self.now
         )
-        install, patch = serving.install, serving.patch
+        install = self.whole.host.install
 
-        def installed(note: Announcement, model: Any, *rest: Any) -> None:
-            install(note, model, *rest)
+        def installed(note: Announcement, *rest: Any) -> None:
             self.loads.append(note.place)
-            self._check(note)
+            install(note, *rest)
 
-        def patched(note: Announcement, *rest: Any) -> None:
-            patch(note, *rest)
-            self._check(note)
-
-        serving.install = installed  # type: ignore[method-assign, assignment]
-        serving.patch = patched  # type: ignore[method-assign, assignment]
-        self.serving = serving
+        self.whole.host.install = installed  # type: ignore[method-assign, assignment]
+        self.whole.began = self._check
         self.catch_up()
 
     def catch_up(self) -> None:
         self.now += 100
         caught_up(self.feed)
+        self.whole.fold()
 
     @property
     def head(self) -> Announcement | None:
-        return self.serving.note
+        return self.whole.note
 
     @property
     def image(self) -> Image:
-        assert isinstance(self.serving.model, ServingModel)
-        return self.serving.model.snapshot()
+        assert isinstance(self.whole.model, ServingModel)
+        return self.whole.model.snapshot()
 
     def _check(self, note: Announcement) -> None:
         assert not self.served or note.place > self.served[-1], f"backwards from {self.served[-1]} to {note.place}"

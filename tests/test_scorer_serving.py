@@ -5,24 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from learner.model import ServingModel
+from learner.serving import ServingModel
 from millrace.contracts.events import Impression
 from millrace.contracts.impressions import decode_impression, impression_bytes
 from millrace.contracts.online import window_fields
 from millrace.contracts.settings import Settings
-from scorer.app import make_app, sender
-from scorer.meters import ScorerMeters
+from millrace.versions.clicks import ClickTimes, VersionClicks
+from scorer.app import make_app
 from scorer.serving import arm_of
 from scorer.wire import MAX_BODY_BYTES
 from tests.scorer_shop import (
     BUILDER,
+    ITEM,
     ITEMS,
     LAYOUT,
     NOW_MS,
@@ -48,15 +51,15 @@ POSITION = LAYOUT.cat_names.index("position")
 class Shop:
     """A scorer that is ready, and what it did."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        chosen = Settings(**{"control_share": 0, "candidates": 50, "page_limit": 20, **settings})
+    def __init__(self, folder: Path, **others: Any) -> None:
+        chosen = Settings(**{"control_share": 0, "candidates": 50, "page_limit": 20, **others})
         self.users = Users()
         self.scorer, self.sent, self.meters = serving(self.users, chosen)
-        stock(self.scorer, ITEMS)
+        self.index = stock(self.scorer, ITEMS)
         learner = Learner(folder)
         note = learner.snapshot()
         self.model = ServingModel.of(SCHEMA, note.spec, learner.store.read(note))
-        self.scorer.install(note, self.model, 0, [])
+        self.scorer.install(note, self.model)
         self.app = make_app(self.scorer, self.meters)
         keys = np.unique(window_keys("ann", ITEMS)[:, [USER, TASTE]])
         self.users.records["ann"] = record(keys, tiles(keys, 10, 4))
@@ -75,7 +78,7 @@ def shop(tmp_path: Path) -> Shop:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Shop]:
-    return lambda **settings: Shop(tmp_path, **settings)
+    return lambda **chosen: Shop(tmp_path, **chosen)
 
 
 def list_pages() -> float:
@@ -170,7 +173,9 @@ def test_a_control_page_is_in_random_order_but_scored_and_logged(make: Callable[
 
 def test_an_item_that_is_gone_is_not_shown_though_the_lists_still_have_it(make: Callable[..., Shop]) -> None:
     shop = make(candidates=200, page_limit=200)
-    shop.scorer.index.put([shop.scorer.index.prepare(item(7, gone=True))])
+    lists = shop.scorer.lists
+    stock(shop.scorer, [item(7, gone=True)], shop.index)
+    shop.scorer.lists = lists
     for share in ({"request_id": "a"}, {"request_id": "b"}):
         _, page = shop.ask("/recommend", {"user_id": "ann", **share})
         assert 7 not in [i["item_id"] for i in page["items"]]
@@ -186,9 +191,17 @@ def test_score_answers_in_the_order_asked_with_null_for_unknown_items(shop: Shop
     assert answer["scores"][1] is None
     assert answer["scores"][0] == answer["scores"][3] != answer["scores"][2]
     assert shop.sent == []
+    assert answer["notes"] == ["1 of 4 items are not in the catalogue"]
     status, answer = shop.ask("/score", {"user_id": "ann", "items": ["x", "y"]})
-    assert status == 404
-    assert "['x', 'y']" in answer["error"]
+    assert (status, answer["scores"], answer["unknown_items"]) == (200, [None, None], ["x", "y"])
+
+
+def test_a_page_with_an_unknown_item_is_scored_and_not_logged(shop: Shop) -> None:
+    for items in ([3, "nobody"], ["nobody"]):
+        status, answer = shop.ask("/score", {"user_id": "ann", "items": items, "log": True, "request_id": "mine"})
+        assert (status, answer["request_id"]) == (200, None), "events about it would find nothing to join"
+        assert "send no events" in answer["notes"][0]
+        assert shop.sent == []
 
 
 def test_score_can_log_a_page_made_elsewhere(shop: Shop) -> None:
@@ -200,13 +213,15 @@ def test_score_can_log_a_page_made_elsewhere(shop: Shop) -> None:
     assert logged.tolist() == pytest.approx(answer["scores"])
     expected = BUILDER.cat({"position": BUILDER.position(np.array([12, 13]))}, 2)[:, POSITION]
     assert features.cat[:, POSITION].tolist() == expected.tolist()
+    assert impression.offset == 12
 
 
 def test_an_unknown_user_is_served_as_a_new_one_and_leaves_nothing_behind(shop: Shop) -> None:
-    index, model = shop.scorer.index, shop.model
+    scorer, shelf = shop.scorer, shop.scorer.shelf
 
     def held() -> Any:
-        return len(index), index.keys, [t.nbytes for t in index.tiles.values()], model.rows, len(shop.users.records)
+        sizes = len(shelf), len(shelf.ids), shelf.slots.counts.nbytes, shop.model.rows
+        return sizes, len(shop.users.records), len(shop.users.ranked), len(scorer.ranked), scorer.ranked.bytes
 
     before = held()
     for i in range(50):
@@ -214,7 +229,10 @@ def test_an_unknown_user_is_served_as_a_new_one_and_leaves_nothing_behind(shop: 
         assert status == 200
         assert page["notes"] == [f"user 'stranger {i}' is unknown: served as a new user"]
         shop.ask("/score", {"user_id": f"stranger {i}", "items": [1, f"unheard {i}"]})
-    assert held() == before
+        shop.ask("/score", {"user_id": f"stranger {i}", "items": [f"unheard {i}"], "log": True})
+        shop.ask("/recommend", {"user_id": f"stranger {i}", "size": 3, "cursor": f"unheard{i}.3.3.10"})
+    assert (held()[0], held()[1]) == (before[0], before[1])
+    assert held()[2:] == (50, 50, scorer.ranked.bytes), "the lists made anew, bounded by size and time"
 
 
 def test_without_the_store_users_are_new_ones(shop: Shop) -> None:
@@ -248,10 +266,29 @@ def test_a_damaged_profile_is_survived_and_counted(shop: Shop) -> None:
         ("/recommend", {"user_id": 1, "sise": 3}, ["sise", "size"]),
         ("/recommend", {"user_id": 1, "size": 0}, ["size", ">= 1"]),
         ("/recommend", {"user_id": 1, "size": "ten"}, ["size", "str"]),
-        ("/recommend", {"user_id": 1, "size": 21}, ["21", "20"]),
+        ("/recommend", {"user_id": 1, "size": 21}, ["size 21", "20"]),
+        ("/recommend", {"user_id": 1, "size": 5, "list": 21}, ["list 21", "20"]),
+        ("/recommend", {"user_id": 1, "size": 5, "list": 5}, ["list 5", "size"]),
+        ("/recommend", {"user_id": 1, "list": 5}, ["list 5", "size"]),
+        ("/recommend", {"user_id": 1, "size": 2, "list": 5, "request_id": "x" * 181}, ["request_id", "181", "180"]),
+        ("/recommend", {"user_id": 1, "cursor": "nonsense"}, ["cursor", "nonsense"]),
+        ("/recommend", {"user_id": 1, "cursor": "a.1.2.5"}, ["cursor", "a.1.2.5"]),
+        ("/recommend", {"user_id": 1, "cursor": "a.1.1.21"}, ["cursor", "a.1.1.21"]),
+        ("/recommend", {"user_id": 1, "cursor": "a.1.1.5", "list": 5}, ["list", "cursor"]),
+        ("/recommend", {"user_id": 1, "cursor": "a.1.1.5", "request_id": "r"}, ["request_id", "cursor"]),
+        ("/recommend", {"user_id": 1, "cursor": 7}, ["cursor", "int"]),
+        ("/recommend", b'{"user_id": 1, "context": {"tab": NaN}}', ["context", "JSON"]),
+        ("/recommend", b'{"user_id": 1, "context": {"tab": 1e999}}', ["context", "range"]),
+        ("/recommend", b'{"user_id": 1, "context": {"tab": ' + b"[" * 10_000, ["context", "array"]),
+        ("/score", b'{"user_id": 1, "items": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ["items", "array"]),
+        ("/score", b"[" * 1_000_000, ["object", "array"]),
+        ("/recommend", {"user_id": 1, "context": {"tab": "x" * 1001}}, ["context", "1000"]),
+        ("/recommend", {"user_id": 1, "context": {"tab": ["home"]}}, ["tab", "list", "one value"]),
+        ("/score", {"user_id": 1, "items": list(range(100_000))}, ["items", "100000", "1000"]),
         ("/recommend", {"user_id": 1, "ts_ms": -4}, ["ts_ms"]),
         ("/recommend", {"user_id": 1, "ts_ms": 1}, ["ts_ms 1 ", "behind", "leave it out"]),
         ("/score", {"user_id": 1, "items": [1], "ts_ms": 1, "log": True}, ["ts_ms 1 ", "behind"]),
+        ("/score", {"user_id": 1, "items": [1], "ts_ms": 1}, ["ts_ms 1 ", "behind", "3 days"]),
         ("/recommend", {"user_id": 1, "ts_ms": NOW_MS + 7_200_000}, [str(NOW_MS + 7_200_000), "120 minutes", "60"]),
         ("/recommend", {"user_id": 1, "context": {"mood": "good"}}, ["mood", "tab"]),
         ("/recommend", {"user_id": 1, "context": {"position": 3}}, ["position", "derived"]),
@@ -284,30 +321,18 @@ def test_how_old_a_page_may_be_follows_the_newest_event_not_the_clock_alone(shop
     shop.scorer.heard_ms = NOW_MS - 600 * minute
     for ts_ms, status in ((NOW_MS - life, 200), (NOW_MS - 600 * minute - life, 400), (NOW_MS - 726 * minute + 1, 200)):
         assert shop.ask("/score", {"user_id": 1, "items": [1], "ts_ms": ts_ms, "log": True})[0] == status
-    assert shop.ask("/score", {"user_id": 1, "items": [1], "ts_ms": 1})[0] == 200, (
-        "what is not logged may be of any time"
-    )
+    longest = 3 * 24 * 60 * minute
+    for ts_ms, status in ((NOW_MS - 600 * minute - longest, 400), (NOW_MS - 600 * minute - longest + 1, 200)):
+        assert shop.ask("/score", {"user_id": 1, "items": [1], "ts_ms": ts_ms})[0] == status, "what is not logged"
 
 
-def test_a_page_too_large_for_a_message_is_served_and_says_that_nothing_is_learnt(shop: Shop) -> None:
-    handed: list[bytes] = []
-
-    class Producer:
-        def send(self, topic: str, value: bytes, key: bytes) -> Any:
-            handed.append(value)
-            return SimpleNamespace(add_errback=lambda _: None)
-
-    assert shop.ask("/recommend", {"user_id": "ann", "size": 5})[0] == 200
-    small = len(impression_bytes(shop.sent[0]))
-    shop.scorer._send = sender(Producer(), shop.meters, small + 100)
+def test_a_page_whose_log_has_no_room_is_served_and_says_that_nothing_is_learnt(shop: Shop) -> None:
+    shop.scorer._send = lambda page: False
     status, page = shop.ask("/recommend", {"user_id": "ann", "size": 20})
     assert status == 200
     assert len(page["items"]) == 20
-    assert any("an impression of 20 items has" in note and "ask for fewer items" in note for note in page["notes"])
-    assert shop.meters.errors == {"impressions": 1}
-    assert handed == []
-    assert shop.ask("/recommend", {"user_id": "ann", "size": 5})[1]["notes"] == []
-    assert len(handed) == 1
+    assert page["notes"] == ["nothing is learnt from this page: its log is full"]
+    assert not shop.meters.errors, "whoever had no room counts it"
 
 
 def test_a_body_that_never_ends_is_refused(shop: Shop) -> None:
@@ -324,10 +349,12 @@ def test_other_paths_and_methods_are_named(shop: Shop) -> None:
 
 
 def test_a_failure_within_is_one_line_to_the_client_and_counted(shop: Shop) -> None:
-    def explode(*_: Any) -> Any:
-        raise ZeroDivisionError("secret detail")
+    class Broken:
+        def score(self, *_: Any) -> Any:
+            raise ZeroDivisionError("secret detail")
 
-    shop.model.score = explode  # type: ignore[assignment]
+    assert shop.scorer.note
+    shop.scorer.install(shop.scorer.note, Broken())
     status, answer = shop.ask("/recommend", {"user_id": "ann"})
     assert status == 500
     assert "ZeroDivisionError" in answer["error"]
@@ -336,7 +363,7 @@ def test_a_failure_within_is_one_line_to_the_client_and_counted(shop: Shop) -> N
 
 
 def test_a_producer_that_refuses_costs_the_log_not_the_page(shop: Shop) -> None:
-    def refuse(_: Impression) -> None:
+    def refuse(_: Any) -> None:
         raise TimeoutError
 
     shop.scorer._send = refuse
@@ -347,14 +374,14 @@ def test_a_producer_that_refuses_costs_the_log_not_the_page(shop: Shop) -> None:
 
 
 def test_scores_that_are_no_numbers_are_counted_and_rank_last(shop: Shop) -> None:
-    honest = shop.model.score
+    class Half:
+        def score(self, cat: Any, num: Any) -> Any:
+            scores = shop.model.score(cat, num)
+            scores[::2] = np.nan
+            return scores
 
-    def half(cat: Any, num: Any) -> Any:
-        scores = honest(cat, num)
-        scores[::2] = np.nan
-        return scores
-
-    shop.model.score = half  # type: ignore[method-assign]
+    assert shop.scorer.note
+    shop.scorer.install(shop.scorer.note, Half())
     status, page = shop.ask("/recommend", {"user_id": "ann", "size": 20})
     assert status == 200
     assert all(i["score"] > 0 for i in page["items"])
@@ -383,7 +410,7 @@ def test_readiness_says_what_is_missing(tmp_path: Path) -> None:
     assert asyncio.run(call(app, "GET", "/healthz")) == (200, {"alive": True})
     learner = Learner(tmp_path)
     note = learner.snapshot()
-    scorer.install(note, ServingModel.of(SCHEMA, note.spec, learner.store.read(note)), 0, [])
+    scorer.install(note, ServingModel.of(SCHEMA, note.spec, learner.store.read(note)))
     status, answer = ready()
     assert status == 503
     assert "no items" in answer["error"]
@@ -431,7 +458,7 @@ def test_until_it_is_ready_pages_come_from_the_shops_lists(tmp_path: Path) -> No
 
     learner = Learner(tmp_path)
     note = learner.snapshot()
-    scorer.install(note, ServingModel.of(SCHEMA, note.spec, learner.store.read(note)), 0, [])
+    scorer.install(note, ServingModel.of(SCHEMA, note.spec, learner.store.read(note)))
     assert "no items yet" in ask({"user_id": "ann"})[1]["notes"][0]
     stock(scorer, ITEMS)
     status, page = ask({"user_id": "ann", "request_id": "mine"})
@@ -468,15 +495,17 @@ def test_a_page_of_lists_has_what_the_user_likes() -> None:
 
 
 def test_model_and_metrics_say_what_is_served(shop: Shop) -> None:
-    shop.meters.served(3, 1, [NOW_MS - 400, NOW_MS - 600], NOW_MS)
-    shop.ask("/recommend", {"user_id": "ann"})
+    clicks = VersionClicks(NOW_MS - 300, ClickTimes.of([NOW_MS - 400, NOW_MS - 600]))
+    shop.meters.served(3, 1, [clicks], NOW_MS)
+    shop.ask("/recommend", {"user_id": "ann", "size": 2, "list": 4})
     status, facts = shop.get("/model")
     assert status == 200
     assert facts["version"] == 0
     assert facts["schema_id"] == SCHEMA.id
     assert facts["spec"]["hidden"] == [8]
-    assert facts["click_to_served_ms"] == {"p50": 500, "p99": pytest.approx(598), "count": 2}
-    assert facts["versions_served"] == 2
+    assert facts["click_to_served_ms"]["count"] == 2
+    assert facts["click_to_served_ms"]["p50"] == pytest.approx(400, abs=20)
+    assert facts["versions_served"] == 1
     assert facts["errors"] == 0
     status, text = shop.get("/metrics")
     assert status == 200
@@ -488,9 +517,10 @@ def test_model_and_metrics_say_what_is_served(shop: Shop) -> None:
         "millrace_delta_gaps_total",
         "millrace_click_to_served_seconds_bucket",
         "millrace_freshness_seconds",
-        "millrace_items 200",
+        "millrace_items",
         "millrace_item_keys",
         "millrace_unknown_users_total",
+        "millrace_list_parts_total",
     ):
         assert f"\n{name}" in text
 
@@ -507,13 +537,6 @@ def test_a_client_that_leaves_is_no_error(shop: Shop) -> None:
     assert sum(shop.meters.errors.values()) == 0
 
 
-def test_percentiles_are_over_the_newest_times_only() -> None:
-    meters = ScorerMeters(reservoir=10)
-    meters.served(1, 0, [1, 0] * 50, 9_000_000)  # 0: not known
-    meters.served(2, 1, [100] * 10, 300)
-    assert meters.click_to_served() == {"p50": 200, "p99": 200, "count": 60}
-
-
 def test_concurrent_requests_do_not_mix(shop: Shop) -> None:
     async def all_at_once() -> list[tuple[int, Any]]:
         asks: list[Awaitable[tuple[int, Any]]] = [
@@ -525,3 +548,82 @@ def test_concurrent_requests_do_not_mix(shop: Shop) -> None:
     together = asyncio.run(all_at_once())
     alone = [shop.ask("/recommend", {"user_id": "ann", "request_id": f"r{i}", "size": 5}) for i in range(20)]
     assert together == alone
+
+
+def test_counts_of_another_hour_are_asked_of_the_whole_index(shop: Shop) -> None:
+    """The shelf has the counts of now; a page of two hours ago must not see what happened since."""
+    keys = np.unique(window_keys("ann", ITEMS)[:, ITEM])
+    shop.index.put_tiles(0, keys, tiles(keys, 20, 5).export(keys))
+    shop.scorer.shelf.follow(lambda: shop.index.changes(NOW_MS))
+    asked: list[int] = []
+
+    async def ask(rows: Any, ts_ms: int) -> Any:
+        await asyncio.sleep(0)
+        asked.append(ts_ms)
+        return None if is_away else shop.index.counts_at(rows, ts_ms)
+
+    shop.scorer._ask_counts = ask
+    is_away = False
+    start = LAYOUT.num_names.index("item_id.exposure.1d")
+
+    def seen(ts_ms: int) -> tuple[set[float], list[str]]:
+        body = {"user_id": "ann", "size": 5, "ts_ms": ts_ms}
+        page = shop.ask("/recommend", body)[1]
+        return set(arrays(shop.sent[-1])[0].num[:, start].tolist()), page["notes"]
+
+    hour = 3_600_000
+    assert seen(NOW_MS - hour) == ({20.0}, [])
+    assert asked == [], "within an hour the shelf's counts serve"
+    assert seen(NOW_MS - 2 * hour) == ({0.0}, [])
+    assert asked == [NOW_MS - 2 * hour]
+    is_away = True
+    counts, notes = seen(NOW_MS - 2 * hour)
+    assert counts == {20.0}
+    assert notes == ["counts of items are as of now, not of ts_ms: the whole index did not answer"]
+
+
+def test_a_model_that_is_withdrawn_while_a_request_waits_costs_a_503_not_a_failure(shop: Shop) -> None:
+    async def ask(*_: Any) -> None:
+        shop.scorer.withdraw()
+
+    shop.scorer._ask_counts = ask
+    for path, more in (("/recommend", {"size": 5}), ("/score", {"items": [1]})):
+        status, answer = shop.ask(path, {"user_id": "ann", "ts_ms": NOW_MS - 7_200_000, **more})
+        assert (status, "no model" in answer["error"]) == (503, True)
+    assert not shop.meters.errors
+
+
+numbers = st.one_of(st.integers(-(2**70), 2**70), st.floats(allow_nan=False), st.just(float(2**63)))
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=8), st.sampled_from(["ann", 1, "home", NOW_MS])),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=8,
+)
+names = ("user_id", "size", "request_id", "ts_ms", "context", "list", "cursor", "items", "log", "offset", "inputs")
+good = {"user_id": "ann", "size": 3, "list": 9, "items": [1, 2], "context": {"tab": "home"}, "cursor": "a.3.3.9"}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return Shop(tmp_path_factory.mktemp("shared"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(["/recommend", "/score", "/v2/models/millrace/infer"]),
+    st.dictionaries(st.sampled_from(names), values, max_size=3),
+    st.sets(st.sampled_from(sorted(good))),
+    st.integers(0, 2**16),
+)
+def test_no_request_is_a_failure_of_the_scorer(
+    shared: Shop, path: str, odd: dict[str, Any], kept: set[str], flip: int
+) -> None:
+    """Some fields as they should be, some as they come, and a byte of it flipped now and then."""
+    raw = bytearray(msgspec.json.encode({name: good[name] for name in kept} | {"user_id": "ann"} | odd))
+    if flip % 3 == 0:
+        raw[flip % len(raw)] ^= 1 << flip % 8
+    shared.meters.errors.clear()
+    status, answer = shared.ask(path, bytes(raw))
+    assert status in (200, 400)
+    assert (status == 200) != ("error" in answer)
+    assert not shared.meters.errors

@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from millrace.versions.clicks import ClickTimes, VersionClicks
 from millrace.versions.modellog import Bad, Claimed, Delta, Entry, Snapshot
 from millrace.versions.versioning import Announcement, Claim, Place, chain
-from scorer.versions import MOST_FAILED, MOST_ORIGINS, Follower, Verdict
+from scorer.versions import MOST_FAILED, MOST_MISSED, Follower, Verdict
 
 
 def note(version: int, own: str, parent: str = "", **more: Any) -> Announcement:
@@ -27,7 +28,7 @@ def note(version: int, own: str, parent: str = "", **more: Any) -> Announcement:
         "spec": {},
         "event_ms": 0,
         "trained": 0,
-        "origins": [version],
+        "clicks": ClickTimes.of([version]),
         "published_ms": 0,
         **more,
     }
@@ -133,10 +134,10 @@ def test_a_delta_that_was_refused_is_waited_for_and_its_clicks_are_not_forgotten
     one.refused(V2.note, "it lacks a column")
     assert one.waiting == "it lacks a column"
     assert one.take(V3) == "ignore"
-    assert one.origins() == []
-    one.loaded(note(3, "h3", origins=[]))
-    assert one.origins() == [2, 3]
-    assert one.origins() == []
+    assert one.clicks() == []
+    one.loaded(note(3, "h3", clicks=ClickTimes()))
+    assert one.clicks() == [VersionClicks.of(V2.note), VersionClicks.of(V3.note)]
+    assert one.clicks() == []
 
 
 def test_candidates_are_what_is_beyond_us_best_first_and_never_tried_twice() -> None:
@@ -172,8 +173,10 @@ def test_what_it_remembers_has_a_bound() -> None:
     one = follower()
     for version in range(3, 3 + 2 * MOST_FAILED):
         one.failed(note(version, f"h{version}"))
-    for version in range(3, 60):
-        one.take(delta(version, f"h{version}", "nobody", origins=list(range(1000))))
-    one.loaded(note(10**6, "last", origins=[]))
+    for version in range(3, 3 + 2 * MOST_MISSED):
+        one.take(delta(version, f"h{version}", "nobody", clicks=ClickTimes.of([1000 * version])))
+    one.loaded(note(10**6, "last", clicks=ClickTimes()))
     assert len(one._failed) <= MOST_FAILED
-    assert len(one.origins()) <= MOST_ORIGINS
+    missed = one.clicks()
+    assert len(missed) <= MOST_MISSED
+    assert sum(v.clicks.total for v in missed) == 2 * MOST_MISSED, "no click is forgotten"

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from learner.model import ServingModel
+from learner.staging import ModelWriter
 from millrace.contracts.merit import auc
+from millrace.contracts.settings import Settings
 from millrace.processes.wall import event_now_ms
 from scorer.app import make_app
+from scorer.feeder import set_gauges
 from simulator.oracle_auc import OracleAuc
-from tests.scorer_shop import NOW_MS, SCHEMA, Learner, call, serving
+from tests.scorer_feeder import Whole
+from tests.scorer_shop import NOW_MS, SCHEMA, Learner, call
 
 
 def freshness() -> float:
@@ -26,22 +29,24 @@ def freshness() -> float:
 
 
 def test_a_model_has_an_age_once_it_has_learnt_from_an_exposure(tmp_path: Path) -> None:
-    scorer, _, figures = serving()
-    app = make_app(scorer, figures)
+    whole = Whole(Settings(data=str(tmp_path)))
+    set_gauges(whole.primary)
+    app = make_app(whole.serving, whole.meters)
     assert math.isnan(freshness())
     learner = Learner(tmp_path)
     note = learner.snapshot()
-    model = ServingModel.of(SCHEMA, note.spec, learner.store.read(note))
-    scorer.install(msgspec.structs.replace(note, event_ms=0), model, 0, [])
+    writer = ModelWriter.of(SCHEMA, note.spec, learner.store.read(note), allocate=whole.host.pool.allocate)
+    whole.host.install(msgspec.structs.replace(note, event_ms=0), writer, 0, [])
     assert math.isnan(freshness())
     assert asyncio.run(call(app, "GET", "/model"))[1]["event_ms"] is None
     _, text = asyncio.run(call(app, "GET", "/metrics"))
     assert "\nmillrace_freshness_seconds NaN\n" in text
-    scorer.install(msgspec.structs.replace(note, event_ms=NOW_MS), model, 0, [])
+    whole.host.install(msgspec.structs.replace(note, event_ms=NOW_MS), writer, 0, [])
     assert asyncio.run(call(app, "GET", "/model"))[1]["event_ms"] == NOW_MS
-    before = event_now_ms(scorer.clock)
-    age_ms = freshness() * 1000 * scorer.clock.speed
-    assert before - NOW_MS - 1 <= age_ms <= event_now_ms(scorer.clock) - NOW_MS + 1  # rounded
+    clock = whole.primary.clock
+    before = event_now_ms(clock)
+    age_ms = freshness() * 1000 * clock.speed
+    assert before - NOW_MS - 1 <= age_ms <= event_now_ms(clock) - NOW_MS + 1  # rounded
 
 
 def test_the_oracle_has_no_auc_of_one_class_or_of_no_rows() -> None:

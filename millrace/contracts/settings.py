@@ -73,7 +73,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     model_spec: str = ""  # JSON: entries of the model's spec (learner/spec.py), as {"negative_keep": 0.25}
     batch_rows: Annotated[int, Meta(ge=1)] = 128
     batch_ms: Positive = 250.0
-    delta_seconds: Positive = 1.0
+    delta_seconds: Positive = 0.25
     snapshot_seconds: Positive = 30.0
     dense_seconds: Positive = 5.0  # how often a delta carries the network's weights; rows go with each
     delta_bodies: Literal["kafka", "store"] = "kafka"  # where deltas travel: on the topic model.deltas, or as files
@@ -82,10 +82,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     evolve: bool = False  # a model of another schema or spec is carried over, aloud, instead of refused
 
     # scorer
-    redis_seconds: Positive = 0.5  # how long a page waits for Redis before it is made without it
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that answer requests, on one port
+    redis_seconds: Positive = 0.005  # how long a page waits for Redis before it is made without it
+    requests_limit: Annotated[int, Meta(ge=1)] = 32  # in work at a worker; beyond it, one is refused at once (503)
+    spool_mb: Annotated[int, Meta(ge=1)] = 256  # logs of pages kept on disk while the broker is away
     candidates: Annotated[int, Meta(ge=1)] = 1000
     page_limit: Annotated[int, Meta(ge=1)] = 600
     control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # of requests that get a random page
+    list_seconds: Positive = 300.0  # how long a ranked list is kept, to be handed out in parts
     index_seconds: Positive = 60.0  # how often the item index is written down, for scorers that start
 
     def load_schema(self) -> Schema:

@@ -7,8 +7,12 @@ may rely on are listed in ``docs/metrics.md``, and a test checks every panel aga
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import structlog
-from prometheus_client import REGISTRY, Gauge, start_http_server
+from prometheus_client import REGISTRY, Gauge, generate_latest, start_http_server
+from prometheus_client.metrics_core import Metric
 
 from millrace.contracts.errors import PortError
 
@@ -26,6 +30,28 @@ PORTS = {"serve": 8701, "stream": 8702, "learn": 8703, "simulate": 8704}
 """Where each role serves its metrics unless ``metrics_port`` says otherwise."""
 
 
+_shown: Any = REGISTRY
+
+
+def show(collector: Any) -> None:
+    """Shows what ``collector`` collects in place of this process's registry: a role of several processes sums them."""
+    global _shown
+    _shown = collector
+
+
+def latest() -> bytes:
+    """The figures of now, as Prometheus reads them."""
+    return generate_latest(_shown)
+
+
+class _Shown:
+    """What is shown when somebody asks."""
+
+    def collect(self) -> Iterable[Metric]:
+        found: Iterable[Metric] = _shown.collect()
+        return found
+
+
 def serve_metrics(role: str, port: int | None, host: str = "127.0.0.1") -> int:
     """Serves ``/metrics`` on ``host:port`` in a daemon thread, says where, and returns the port.
 
@@ -39,15 +65,16 @@ def serve_metrics(role: str, port: int | None, host: str = "127.0.0.1") -> int:
     from millrace import __version__
 
     ROLE_INFO.labels(role, __version__).set(1)
+    shown: Any = _Shown()
     wanted = PORTS.get(role, 0) if port is None else port
     try:
         try:
-            server, _ = start_http_server(wanted, addr=host, registry=REGISTRY)
+            server, _ = start_http_server(wanted, addr=host, registry=shown)
         except OSError:
             if port is not None:
                 raise
             log.warning("the role's metrics port is taken; another is used", role=role, taken=wanted)
-            server, _ = start_http_server(0, addr=host, registry=REGISTRY)
+            server, _ = start_http_server(0, addr=host, registry=shown)
     except OSError as error:
         raise PortError(
             f"metrics port {host}:{port} of the role '{role}' cannot be bound ({error.strerror})",

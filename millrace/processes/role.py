@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TextIO
 
 import structlog
-from prometheus_client import generate_latest
 
 from millrace.contracts.files import write_whole
 from millrace.contracts.settings import Settings
+from millrace.processes.metrics import latest
 
 ROLES = ("simulate", "stream", "learn", "serve")
 """The name of each role: as a command, in compose, in logs, in the supervisor, and as the label ``role``."""
@@ -96,4 +96,4 @@ def _leave_figures(settings: Settings, name: str) -> None:
         return
     settings.folder("metrics")
     path = last_figures(settings.data, name)
-    write_whole(path, generate_latest(), durable=False)
+    write_whole(path, latest(), durable=False)

@@ -57,7 +57,8 @@ class FeatureBuilder:
             np.uint64,
         )
         self._key_salts = [self.layout.key_salt(name) for name in self.layout.key_names]
-        self._order = _parents_first(schema)
+        self.order = _parents_first(schema)
+        """(key, parent key) as indices, each parent before its children."""
         self._means = [(mean, schema.windows.actions.index(mean.action)) for mean in schema.windows.means]
         self._hours = column_hash(np.arange(24))
         self._weekdays = column_hash(np.arange(7))
@@ -149,7 +150,7 @@ class FeatureBuilder:
         block = out[:, layout.window_start :].reshape(n, layout.K, counts.shape[2], rates + len(windows.means))
         block[:, :, :spans, :actions] = counts[:, :, :spans, :actions]
         if windows.half_lives:
-            block[:, :, spans:, :actions] = counts[:, :, spans:, :actions] * self._fade(ts_ms)
+            block[:, :, spans:, :actions] = counts[:, :, spans:, :actions] * self.fade(ts_ms)
         for m, (mean, action) in enumerate(self._means):
             seen = counts[..., action]
             average = counts[..., actions + m] * np.float64(mean.step) / np.maximum(seen, 1)
@@ -157,7 +158,7 @@ class FeatureBuilder:
         weight = np.float32(windows.prior_weight)
         prior = np.full(actions - 1, windows.prior_rate / 10, np.float32)
         prior[: 1 if windows.actions[1:2] == ("click",) else 0] = windows.prior_rate
-        for k, parent in self._order:
+        for k, parent in self.order:
             rate = block[:, k, :, actions:rates]
             towards = prior if parent is None else block[:, parent, :, actions:rates]
             exposed = block[:, k, :, :1] + weight
@@ -170,7 +171,7 @@ class FeatureBuilder:
             rate /= exposed
         return out
 
-    def _fade(self, ts_ms: NDArray[np.int64] | int) -> NDArray[np.float64]:
+    def fade(self, ts_ms: NDArray[np.int64] | int) -> NDArray[np.float64]:
         """The factor that takes decayed counts from the full hour before ``ts_ms`` to ``ts_ms``. (n, 1, H, 1) or
         (1, 1, H, 1)"""
         rest = np.atleast_1d(np.asarray(ts_ms, np.int64)) % _HOUR_MS / np.float64(_DAY_MS)

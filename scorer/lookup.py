@@ -1,0 +1,51 @@
+# core
+"""Who asks: the user's record in the online store, as ranking reads it, and what is said of a user of whom little is
+known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from millrace.contracts.events import Id
+from millrace.windows.features import FeatureBuilder
+from scorer import ranked
+from scorer.rank import User
+from scorer.userrecord import Record
+
+
+class Store(ranked.Store, Protocol):
+    """Where users and the shop's lists are looked up; see :class:`scorer.store.OnlineReader`. None: it is away."""
+
+    async def record(self, user_id: Id) -> Record: ...
+
+    async def list_keys(self) -> list[str] | None: ...
+
+    async def lists(self, names: Sequence[str]) -> list[list[str]] | None: ...
+
+
+class Meters(Protocol):
+    """Where it is counted; see :class:`scorer.meters.ScorerMeters`."""
+
+    def error(self, what: str) -> None: ...
+
+    def unknown_user(self) -> None: ...
+
+    def list_page(self) -> None: ...
+
+    def part(self, kind: str) -> None: ...
+
+
+async def look_up(store: Store, builder: FeatureBuilder, meters: Meters, user_id: Id) -> tuple[User, list[str]]:
+    """The user, and what was missing, in words for the answer. An unknown user is served as a new one."""
+    record = await store.record(user_id)
+    user = User.of(builder, user_id, record.fields)
+    missing = record.note(user_id)
+    notes = [missing] if missing else []
+    if user.damaged:
+        meters.error("profile")
+        notes.append(f"the stored profile of user {user_id!r} is damaged: served without it")
+    elif not user.known and not missing:
+        meters.unknown_user()
+        notes.append(f"user {user_id!r} is unknown: served as a new user")
+    return user, notes
