@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from learner.model import OnlineModel, ServingModel
+from learner.model import OnlineModel
+from learner.serving import ServingModel
 from millrace.bench.wireshop import Shop
 from millrace.contracts.merit import auc, log_loss
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
@@ -142,7 +143,7 @@ def _message_bytes(body: bytes) -> int:
     """Of the messages that carry a body."""
     note = Announcement(
         kind="delta", epoch=1, version=1, claimant="0" * 32, parent="0" * 64, hash="0" * 64, digest="0" * 64,
-        size=len(body), schema_id="0" * 16, spec={}, event_ms=1_700_000_000_000, trained=1_000_000, origins=[],
+        size=len(body), schema_id="0" * 16, spec={}, event_ms=1_700_000_000_000, trained=1_000_000,
         published_ms=1_700_000_000_000,
     )  # fmt: skip
     return sum(map(len, encode_delta(note, body)))

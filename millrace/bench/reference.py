@@ -88,6 +88,8 @@ class Seen:
 class ReferencePartition:
     """Takes the messages that a :class:`~stream.partition.Partition` takes, and says what it must come to.
 
+    Features are as logged: a schema that has the position among them is not for pages that were shown in another order.
+
     Args:
         schema: names the fields, the windows and their keys.
         policy: the durations of the join, in milliseconds of event time.
@@ -172,7 +174,7 @@ class ReferencePartition:
     def _expose(self, event: Exposure) -> None:
         new = [
             (p, str(item))
-            for p, item in enumerate(event.items, event.offset)
+            for p, item in zip(event.places, event.items, strict=True)
             if (event.request_id, p) not in self._seen
         ]
         late = event.ts_ms + self.policy.life_ms <= self.watermark_ms

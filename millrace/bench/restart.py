@@ -249,7 +249,6 @@ class _Model:
             "schema_id": self._schema.id,
             "event_ms": wall_ms(),
             "trained": 1,
-            "origins": [],
             "published_ms": wall_ms(),
         }
 

@@ -20,7 +20,7 @@ from typing import TypedDict
 
 from millrace.contracts.errors import MillraceError, SettingError
 
-BENCHMARKS = ("learner", "realtime", "soak", "stores", "stream")
+BENCHMARKS = ("learner", "realtime", "scorer", "soak", "stores", "stream")
 
 
 class Figure(TypedDict):
@@ -31,6 +31,11 @@ class Figure(TypedDict):
     unit: str
     against: str | None
     ratio: float | None
+
+
+def figure(name: str, value: float, unit: str, against: str | None = None, ratio: float | None = None) -> Figure:
+    """One figure; ``ratio`` is what the value is to that of ``against``."""
+    return {"name": name, "value": float(value), "unit": unit, "against": against, "ratio": ratio}
 
 
 Say = Callable[[str], None]

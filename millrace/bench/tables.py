@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from learner.dense import threads
 from learner.index import Index
-from learner.model import OnlineModel, ServingModel
+from learner.model import OnlineModel
+from learner.serving import ServingModel
 from learner.slices import Part
 from learner.warm import warm_up
 from millrace.bench.learner import DIM, FIELDS, as_samples, schema
@@ -87,12 +88,16 @@ def batches(rows: int) -> list[SampleBatch]:
     return found
 
 
-def table_bytes(index: Index) -> int:
-    """What the live rows of an index need at the least."""
+def table_bytes(rows: int, record: int) -> int:
+    """What so many live rows, with records of so many float32 columns, need at the least."""
     bits = 11
-    while 4 * len(index) > 3 << bits:
+    while 4 * rows > 3 << bits:
         bits += 1
-    return len(index) * int(index.data.shape[1]) * 4 + (4 << bits)
+    return rows * record * 4 + (4 << bits)
+
+
+def _index_bytes(index: Index) -> int:
+    return table_bytes(len(index), int(index.data.shape[1]))
 
 
 # -- snapshots beside learning ----------------------------------------------------------------------------------------
@@ -226,19 +231,19 @@ def _learner_memory(rows: int) -> dict[str, float]:
         reset_peak()
         model.resume(made_up(rows, state))
         index = model.tables[_TABLE].index
-        load = (measured_bytes(peak=True) - empty) / table_bytes(index)
+        load = (measured_bytes(peak=True) - empty) / _index_bytes(index)
         gc.collect()
         for batch in found:
             model.learn(batch)
             model.changes()
-        steady = (measured_bytes() - empty) / table_bytes(index)
+        steady = (measured_bytes() - empty) / _index_bytes(index)
         reset_peak()
         snapshot, part = model.slices(SLICE), None
         while (part := snapshot.next()) is not None:
             model.learn(found[0])
         model.changes()
         part = snapshot.finish()
-        copying = (measured_bytes(peak=True) - empty) / table_bytes(index)
+        copying = (measured_bytes(peak=True) - empty) / _index_bytes(index)
         del part
         gc.collect()
         reset_peak()
@@ -248,13 +253,13 @@ def _learner_memory(rows: int) -> dict[str, float]:
         empty += coming.nbytes
         for own in np.array_split(coming, max(1, len(coming) // 2000)):
             index.add(own)
-        growth = (measured_bytes(peak=True) - empty) / table_bytes(index)
+        growth = (measured_bytes(peak=True) - empty) / _index_bytes(index)
         return {
             "learner memory_ratio": steady,
             "learner memory_ratio, peak of loading": load,
             "learner memory_ratio, peak of a snapshot": copying,
             "learner memory_ratio, peak of growth": growth,
-            "learner bytes of tables": float(table_bytes(index)),
+            "learner bytes of tables": float(_index_bytes(index)),
         }
 
 
@@ -271,14 +276,15 @@ def _scorer_memory(rows: int) -> dict[str, float]:
         empty = measured_bytes()
         reset_peak()
         model = ServingModel.of(schema(), spec, (image for image, _ in made_up(rows, state)), {_TABLE: rows})
-        index = model.tables[_TABLE].index
-        load = (measured_bytes(peak=True) - empty) / table_bytes(index)
+        table = model.tables[_TABLE]
+        least = table_bytes(len(table), int(table.base.data.shape[1]))
+        load = (measured_bytes(peak=True) - empty) / least
         gc.collect()
         model.score(cat, num)
         return {
-            "scorer memory_ratio": (measured_bytes() - empty) / table_bytes(index),
+            "scorer memory_ratio": (measured_bytes() - empty) / least,
             "scorer memory_ratio, peak of loading": load,
-            "scorer bytes of tables": float(table_bytes(index)),
+            "scorer bytes of tables": float(least),
         }
 
 

@@ -34,7 +34,11 @@ from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, FEATURES_ITEMS, IMPRESSIONS, SAMPLES
 from millrace.versions.versioning import Announcement
+from scorer.index import ItemIndex
+from scorer.pagelog import PageLog
+from scorer.recall import make_lists
 from scorer.serving import Serving
+from scorer.userrecord import Record
 from simulator.daylog import day_table
 from simulator.outbox import Outbox, Rates
 from simulator.reaction import react
@@ -88,6 +92,7 @@ class Shop:
         self._serving = Serving(
             self.settings, self.schema, self.clock, self, self._log, _Quiet(), lambda: self.wall_ms, str
         )
+        self._index = ItemIndex(self._serving.builder)
         self._outbox = Outbox(self, _Quiet(), self.settings, Rates(), np.random.default_rng(seed), f"shop{seed}")
         for number in range(FIRST_DAY, self._day + 1):
             self._remember(number)
@@ -99,7 +104,7 @@ class Shop:
 
     # -- what the scorer asks for: see scorer.serving.Store ------------------------------------------------------
 
-    async def record(self, user_id: Id) -> dict[bytes, bytes]:
+    async def record(self, user_id: Id) -> Record:
         """A user's hash as Redis would have it."""
         user = int(user_id)
         columns = {"user_id": column_hash([user]), "category": self._categories}
@@ -108,7 +113,13 @@ class Shop:
         wanted = np.append(keys[:, names.index("user_id*category")], keys[0, names.index("user_id")])
         lists = self._partitions[self._home[user]].windows.export(wanted)
         tiles = {field: tiles for field, tiles in zip(window_fields(wanted), lists, strict=True) if len(tiles) > 2}
-        return {PROFILE: pack_profile(self.world.shoppers.user(user - 1).attributes), **tiles}
+        return Record({PROFILE: pack_profile(self.world.shoppers.user(user - 1).attributes), **tiles})
+
+    async def kept(self, key: str) -> bytes | None:
+        return None
+
+    async def keep(self, key: str, value: bytes, seconds: float) -> None:
+        pass
 
     async def list_keys(self) -> list[str]:
         return []
@@ -123,7 +134,8 @@ class Shop:
         if topic == EVENTS:
             self._arrive(topic, key, value, self._send("simulate", topic, key, value))
 
-    def _log(self, impression: Impression) -> None:
+    def _log(self, page: PageLog) -> None:
+        impression = page.impression()
         key = key_of(impression.user_id)
         self._arrive(IMPRESSIONS, key, to_msgpack(impression), self._send("serve", IMPRESSIONS, key, impression))
 
@@ -178,11 +190,12 @@ class Shop:
     def _publish(self) -> None:
         for number, partition in enumerate(self._partitions):
             found = partition.changes()
-            self._serving.index.put_tiles(number, found.item_keys, found.item_tiles)
+            self._index.put_tiles(number, found.item_keys, found.item_tiles)
             for message in itemtiles.pack(number, self._seq + 1, found.event_ms, found.item_keys, found.item_tiles):
                 self._seq = message.seq
                 key, value = str(number).encode(), to_msgpack(message)
                 self.sent.append(Sent(self.wall_ms, "stream", FEATURES_ITEMS, 0, key, value))
+        self._serving.shelf.follow(lambda: self._index.changes(self.clock.at(self.wall_ms)))
 
     # -- before it opens --------------------------------------------------------------------------------------------
 
@@ -200,24 +213,26 @@ class Shop:
 
     def _stock(self) -> None:
         """Puts what is on sale on the scorer's shelves, with its counts, and a model that scores by chance."""
-        serving, goods = self._serving, self.world.day(self._day).goods
+        serving, index, goods = self._serving, self._index, self.world.day(self._day).goods
         there = np.flatnonzero((goods.born_ms <= self._open_ms) & (goods.dies_ms > self._open_ms))
         items = [self.world.catalogue.item(goods, row) for row in there.tolist()]
-        prepared = [serving.index.prepare(item) for item in items]
-        serving.index.put(prepared)
+        prepared = [index.prepare(item) for item in items]
+        index.put(prepared)
         self._categories = column_hash(sorted({str(item.attributes["category"]) for item in items}))
         keys = np.unique(np.array([p.keys for p in prepared], np.uint64))
         for number, partition in enumerate(self._partitions):
             partition.windows.export(partition.windows.keys(), settle=True)  # told of: what changes now is published
-            serving.index.put_tiles(number, keys, partition.windows.export(keys))
+            index.put_tiles(number, keys, partition.windows.export(keys))
         note = Announcement(
             kind="snapshot", epoch=1, version=1, claimant="", parent="", hash="", digest="", size=0,
-            schema_id=self.schema.id, spec={}, event_ms=self._open_ms, trained=0, origins=[], published_ms=0,
+            schema_id=self.schema.id, spec={}, event_ms=self._open_ms, trained=0, published_ms=0,
         )  # fmt: skip
-        serving.install(note, _Chance(), 0, [])
-        while serving.refresh_hot():
+        serving.install(note, _Chance())
+        while index.refresh_hot(self._open_ms):
             pass
-        serving.lists = serving.sorting()()
+        serving.shelf.follow(lambda: index.changes(self._open_ms))
+        columns = index.columns(np.arange(len(index)))
+        serving.lists = make_lists(serving.builder, columns, index.alive, index.born_ms, index.clicks_a_day)
 
 
 class _Chance:
@@ -226,9 +241,6 @@ class _Chance:
     def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
         mixed = np.bitwise_xor.reduce(cat, axis=1).view(np.uint64) >> np.uint64(40)
         return np.asarray(0.3 * mixed / 2.0**24, np.float32)
-
-    def patch(self, delta: Any) -> None:
-        raise NotImplementedError
 
 
 class _Quiet:
