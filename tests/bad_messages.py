@@ -33,6 +33,7 @@ from millrace.contracts.topics import (
     TRUTH,
     USERS,
 )
+from millrace.versions.clicks import ClickTimes
 from millrace.versions.modellog import _sealed
 from millrace.versions.versioning import MAX_EPOCH
 
@@ -186,6 +187,13 @@ def bad_events(ts_ms: int) -> Iterator[Bad]:
     common = json_fields(event_id="bad", request_id="bad-page", ts_ms=ts_ms, user_id=7, sent_ms=ts_ms)
     page = json_fields(type="exposure", items=[1, 2], offset=0) | common
     yield from json_bad(EVENTS, b"7", page)
+    yield from json_bad(EVENTS, b"7", page | json_fields(slots=[1, 0]))
+    for slots in ([0, 100_000], [2, 3], [0], [0, 0], [0, 1, 2], [[0], [1]]):
+        odd = json_fields(slots=slots, request_id=f"slots-{slots}"[:40])
+        yield Bad(EVENTS, f"slots {slots}", b"7", json_object(page | odd))
+        yield Bad(
+            EVENTS, f"slots {slots} of a page that was served", b"7", json_object(page | json_fields(slots=slots))
+        )
     yield from json_bad(EVENTS, b"7", json_fields(type="click", item_id=1, position=0) | common)
     good = json_object(page | json_fields(request_id="headers", event_id="headers"))
     clocks = (b"", b"noon", b"\xff", b"1:2:nan", b"1:2:inf", b"1:2:0", b"1:2:1e300", b"9" * 400 + b":1:1", b"-5:-5:1")
@@ -253,6 +261,7 @@ def bad_impressions(schema: Schema, ts_ms: int) -> Iterator[Bad]:
         "cat": bytes(8 * n * layout.F),
         "num": bytes(4 * n * layout.N),
         "served_ms": ts_ms,
+        "offset": 20,
     }
     yield from packed_bad(IMPRESSIONS, b"7", good)
     once = impression_bytes(Impression(**good), Rates.of(schema))
@@ -365,7 +374,7 @@ def bad_announcements(schema: Schema, ts_ms: int) -> Iterator[Bad]:
     and something wrong within. Their epoch is 0: none of them is a learner that takes over, which is no bad message."""
     note = json_fields(
         kind="delta", epoch=0, version=5, claimant="nobody", parent="0" * 64, hash="1" * 64, digest="2" * 64, size=10,
-        schema_id=schema.id, spec={"model": "wide_deep"}, event_ms=ts_ms, trained=1, origins=[ts_ms],
+        schema_id=schema.id, spec={"model": "wide_deep"}, event_ms=ts_ms, trained=1, clicks=ClickTimes.of([ts_ms]),
         published_ms=ts_ms, chunks=1, file=None, parts=[], training=[], follows=3, log="", offsets={}, logs={},
         extra={},
     )  # fmt: skip

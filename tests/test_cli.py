@@ -98,6 +98,16 @@ def test_a_wrong_setting_is_named() -> None:
     assert "partitions" in the_line(millrace("topics", MILLRACE_PARTITIONS="none"))
 
 
+@pytest.mark.parametrize("command", ["demo", "simulate"])
+def test_users_that_cannot_come_are_named(command: str, tmp_path: Path) -> None:
+    assert "shoppers" in the_line(millrace(command, "--users", "0"))
+    log = tmp_path / "log.csv"
+    log.write_text(CSV)
+    line = the_line(millrace(command, "--users", "5", "--from-log", str(log)))
+    assert "--users 5" in line
+    assert str(log) in line
+
+
 def test_a_missing_log_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(CSV)
     (tmp_path / "s.toml").write_text(SCHEMA.replace('label = "hit"', 'label = "hits"'))

@@ -32,7 +32,7 @@ MODULES = {
     "simulate": "simulator.live",
     "stream": "stream.worker",
     "learn": "learner.service",
-    "serve": "scorer.app",
+    "serve": "scorer.feeder",
 }
 _NAMES = """
 import importlib, json, sys
@@ -165,6 +165,9 @@ def test_a_role_that_has_measured_nothing_says_so() -> None:
         "item_keys",
         "served_rows",
         "model_waits",
+        "model_overlays",
+        "scorer_workers",
+        "log_spool_bytes",
     }
     begun = {series: value for _, gauges in registries() for series, value in gauges.items()}
     zero = {series.partition("{")[0] for series, value in begun.items() if value == "0.0"}

@@ -25,17 +25,19 @@ import numpy as np
 import pytest
 import torch
 
+from learner import overlay
 from learner.buckets import Reservoir
 from learner.delays import SIZE, Delays
 from learner.dense import DenseState
 from learner.guard import LossGuard
 from learner.inputs import Inputs
-from learner.model import OnlineModel, ServingModel, build_network
+from learner.model import OnlineModel, build_network
 from learner.progressive import Progressive
 from learner.repeats import Repeats
+from learner.serving import ServingModel
 from learner.slices import merge
 from learner.spec import read_spec
-from learner.table import Rates, ServingTable, SparseTable
+from learner.table import Rates, SparseTable
 from learner.trainer import Trainer
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import MillraceError, SnapshotError, StoreError
@@ -244,7 +246,7 @@ def rows_of(reader: dict[Any, Any], name: str, change: TableRows) -> None:
 class Table(Case):
     """Small, so that rows go by age and for want of room, and with a threshold of admission."""
 
-    covers = (SparseTable, ServingTable)
+    covers = (SparseTable, overlay.Table)
     damaged: ClassVar = {
         "a column less": lambda state: (state[0], {k: v for k, v in state[1].items() if k != "z"}),
     }
@@ -379,8 +381,8 @@ class Teacher(Case):
         reports = []
         while (report := subject.step(drain=True)) is not None:
             reports.append(report)
-        origins, subject.origins = subject.origins, []
-        return reports, origins, dict(subject.counts)
+        clicks = subject.take_clicks()
+        return reports, clicks.sent_ms.tolist(), dict(subject.counts)
 
     def snapshot(self, subject: Trainer) -> Any:
         image, training = subject.model.snapshot()
