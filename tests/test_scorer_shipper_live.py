@@ -38,16 +38,16 @@ pytestmark = [
 ]
 
 
-def _ours() -> list[threading.Thread]:
-    """All threads but the main one, and the one that starts processes."""
-    return [t for t in threading.enumerate() if t is not threading.main_thread() and t.name != "spawn"]
-
-
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """No thread outlives a test, and no garbage is left to the next one."""
+    """No thread of a test outlives it, but the one that starts processes, and no garbage is left to the next test."""
+    before = {*threading.enumerate()}
+
+    def left() -> list[threading.Thread]:
+        return [t for t in threading.enumerate() if t not in before and t.name != "spawn"]
+
     yield
-    until(lambda: not _ours(), "all threads end", more=lambda: str(_ours()))
+    until(lambda: not left(), "all threads end", more=lambda: str(left()))
     gc.collect()
 
 
