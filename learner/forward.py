@@ -244,6 +244,6 @@ class HalfForward:
 
 def _take(room: Workspace, name: str, rows: int, columns: int) -> bfloat16.Half:
     """bfloat16 values (rows, columns) of a workspace."""
-    single = room.take(f"half {name}", rows, (columns + 1) // 2)
-    flat: bfloat16.Half = single.numpy().reshape(-1).view(np.uint16)
+    single = room.array(f"half {name}", rows, (columns + 1) // 2)
+    flat: bfloat16.Half = single.reshape(-1).view(np.uint16)
     return flat[: rows * columns].reshape(rows, columns)

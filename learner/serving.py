@@ -200,8 +200,7 @@ class ServingModel:
     def room(self, n: int) -> Floats:
         """x (n, I), the network's input, for the caller to fill its number columns by :attr:`numbers` and to hand it
         back to :meth:`score_filled`. Each thread has one, which holds whatever was in it."""
-        x: Floats = self.frame.room.take("x", n, self.frame.network.shape.flat).numpy()
-        return x
+        return self.frame.room.array("x", n, self.frame.network.shape.flat)
 
     def score_filled(self, cat: Ids, x: Floats, once: Flags | None = None) -> Floats:
         """Click probabilities (n,) of cat (n, F) and :meth:`room` x (n, I), whose number columns are filled. The others
@@ -241,12 +240,12 @@ class ServingModel:
         unique = np.empty(size, np.int64)
         inverse = _integers(room, "inverse", n * c).reshape(n, c)
         found = kernels.distinct(as_read(cat), columns, lone, scratch, 64 - bits, unique, inverse)
-        values = room.take("values", found, group.width + 1).numpy()
+        values = room.array("values", found, group.width + 1)
         self.tables[group.name].values(unique[:found], values)
         kernels.pool(values, inverse, group.starts, lone, at, x, t)
 
 
 def _integers(room: Workspace, name: str, size: int) -> NDArray[np.int32]:
     """int32 of a workspace, of whatever it held."""
-    flat: NDArray[np.int32] = room.take(name, 1, size).numpy().reshape(-1).view(np.int32)
+    flat: NDArray[np.int32] = room.array(name, 1, size).reshape(-1).view(np.int32)
     return flat

@@ -30,6 +30,7 @@ from millrace.contracts.itemtiles import unpack
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
 from millrace.processes.kafka import make_reader, topic_ids
+from millrace.processes.priority import step_back
 from scorer.checkpoint import Bookmark
 from scorer.door import Door, Stopped
 from scorer.index import Prepared
@@ -131,6 +132,7 @@ class Feed(threading.Thread):
     # -- the thread -------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        step_back()
         said = False
         self._before()
         while not self.stop.is_set():

@@ -24,6 +24,7 @@ import structlog
 from millrace.contracts.errors import StoreError, one_line
 from millrace.contracts.settings import Settings
 from millrace.contracts.store import DamagedError, Store
+from millrace.processes.priority import step_back
 from scorer import checkpoint
 from scorer.checkpoint import Manifest, TilePart, Writer, age_ms
 from scorer.door import Door, Stopped
@@ -144,6 +145,7 @@ class IndexKeeper(threading.Thread):
 
     def run(self) -> None:
         """Writes a checkpoint whenever the newest is old."""
+        step_back()
         while not self.stop.wait(self.settings.index_seconds / LOOKS):
             try:
                 self.keep()

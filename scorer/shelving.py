@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import structlog
 
 from millrace.contracts.errors import one_line
+from millrace.processes.priority import step_back
 from scorer.door import Door, Stopped
 from scorer.link import Packet
 from scorer.meters import STAGED, ScorerMeters
@@ -81,6 +82,7 @@ class Shelving(threading.Thread):
     # -- the thread -------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        step_back()
         lists_at = 0.0
         while not self.stop.is_set():
             pause = CHANGE_SECONDS

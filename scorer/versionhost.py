@@ -28,6 +28,7 @@ import structlog
 
 from learner.staging import ModelWriter
 from millrace.contracts.errors import SnapshotError, one_line
+from millrace.processes.priority import step_back
 from millrace.processes.shared import Pool
 from millrace.versions.clicks import ClickTimes, VersionClicks
 from millrace.versions.image import Image
@@ -202,6 +203,7 @@ class VersionHost:
         self._changed.notify_all()
 
     def _run(self) -> None:
+        step_back()
         while not self._stop.is_set():
             try:
                 if not self.fold():
