@@ -138,7 +138,7 @@ def test_notes_are_seen_and_some_answers_kept() -> None:
     with serving(lambda number, asked: page(asked, notes=b'["new"]' if number == 4 else b"[]")) as server:
         outcome = drive(plan(server.port, keep_every=10))
     assert sum(outcome.noted) == 1
-    assert list(outcome.kept) == [f"t-{i}" for i in range(0, len(outcome.whole), 10)]
+    assert set(outcome.kept) == {f"t-{i}" for i in range(0, len(outcome.whole), 10)}  # as they came
     assert msgspec.json.decode(outcome.kept["t-0"])["request_id"] == "t-0"
 
 
