@@ -24,11 +24,8 @@ EMPTY = -1  # the row of an id that has none
 FREE = 0  # a slot that never held a row; one that holds a row holds ``~row``, which is below 0
 GONE = 1  # a slot whose row went
 VALUES = 2  # first column of a record's values: the id takes two
-USED, SPARE, FILLED = (
-    0,
-    1,
-    2,
-)  # of a table's counts: rows given out ever, rows to give out again, slots that are not free
+# Places in a table's counts: rows given out ever, rows to give out again, slots that are not free.
+USED, SPARE, FILLED = 0, 1, 2
 _AHEAD = 64  # keys that are fetched before they are looked up
 _FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 
@@ -53,17 +50,34 @@ def _seek(slots: Any, shift: Any, ids: Any, key: Any) -> Any:
     return EMPTY
 
 
+@njit(inline="always")
+def _fetch(slots: Any, shift: Any, ids: Any, keys: Any, first: Any, last: Any) -> int:
+    """Touches what the search for ``keys[first:last]`` will need, so that the memory is waited for once a group and not
+    once a key: see :func:`learner.kernels.find`. The sum means nothing; it keeps the compiler from leaving this out."""
+    touched = 0
+    for i in range(first, last):
+        touched += slots[_home(keys[i], shift)]
+    for i in range(first, last):
+        touched += ids[max(~slots[_home(keys[i], shift)], 0), 0]
+    return touched
+
+
+@njit(inline="always")
+def _enter(slots: Any, shift: Any, key: Any, row: Any) -> None:
+    """Puts the row of a key into the first free slot. Nobody else may be changing these slots."""
+    slot = _home(key, shift)
+    while slots[slot] != FREE:
+        slot = (slot + 1) & (len(slots) - 1)
+    slots[slot] = ~row
+
+
 @njit(nogil=True, cache=True)
 def find(slots: Array, shift: int, ids: Array, keys: Array, out: Array) -> int:
-    """``out[i]``: row of ``keys[i]`` or EMPTY. Keys are taken in groups, whose memory is fetched first: see
-    :func:`learner.kernels.find`. What is returned means nothing."""
+    """``out[i]``: row of ``keys[i]`` or EMPTY. What is returned means nothing."""
     touched = 0
     for first in range(0, len(keys), _AHEAD):
         last = min(first + _AHEAD, len(keys))
-        for i in range(first, last):
-            touched += slots[_home(keys[i], shift)]
-        for i in range(first, last):
-            touched += ids[max(~slots[_home(keys[i], shift)], 0), 0]
+        touched += _fetch(slots, shift, ids, keys, first, last)
         for i in range(first, last):
             out[i] = EMPTY if keys[i] == 0 else _seek(slots, shift, ids, keys[i])
     return touched
@@ -76,10 +90,7 @@ def read(slots: Array, shift: int, data: Array, ids: Array, keys: Array, absent:
     touched = 0
     for first in range(0, len(keys), _AHEAD):
         last = min(first + _AHEAD, len(keys))
-        for i in range(first, last):
-            touched += slots[_home(keys[i], shift)]
-        for i in range(first, last):
-            touched += ids[max(~slots[_home(keys[i], shift)], 0), 0]
+        touched += _fetch(slots, shift, ids, keys, first, last)
         for i in range(first, last):
             row = _seek(slots, shift, ids, keys[i]) if keys[i] != 0 else EMPTY
             if row != EMPTY:
@@ -105,10 +116,7 @@ def lay(
             for d in range(width):
                 data[i, VALUES + d] = embedding[i, d]
             data[i, VALUES + width] = wide[i]
-        slot = _home(key, shift)
-        while slots[slot] != FREE:
-            slot = (slot + 1) & (len(slots) - 1)
-        slots[slot] = ~i
+        _enter(slots, shift, key, i)
 
 
 @njit(nogil=True, cache=True)
@@ -128,13 +136,11 @@ def put(
 
     A row is written before its slot, so whoever finds the slot finds the row.
     """
-    mask, width, touched = len(slots) - 1, embedding.shape[1], 0
+    mask, width = len(slots) - 1, embedding.shape[1]
+    touched = 0
     for first in range(0, len(keys), _AHEAD):
         last = min(first + _AHEAD, len(keys))
-        for i in range(first, last):
-            touched += slots[_home(keys[i], shift)]
-        for i in range(first, last):
-            touched += ids[max(~slots[_home(keys[i], shift)], 0), 0]
+        touched += _fetch(slots, shift, ids, keys, first, last)
         for i in range(first, last):
             key, slot = keys[i], _home(keys[i], shift)
             row, hole = EMPTY, EMPTY
@@ -192,13 +198,10 @@ def drop(slots: Array, shift: int, ids: Array, spare: Array, counts: Array, keys
 def move(slots: Array, after: Array, shift: int, ids: Array, first: int, last: int) -> int:
     """Enters the rows of the slots from ``first`` to before ``last`` into ``after``, whose shift is given; returns how
     many there were. Nothing is taken out of ``slots``: it is read on."""
-    mask, found = len(after) - 1, 0
+    found = 0
     for held in slots[first:last]:
         if held < FREE:
-            slot = _home(ids[~held, 0], shift)
-            while after[slot] != FREE:
-                slot = (slot + 1) & mask
-            after[slot] = held
+            _enter(after, shift, ids[~held, 0], ~held)
             found += 1
     return found
 
