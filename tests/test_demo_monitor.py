@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from millrace.contracts.clock import EventClock
@@ -261,15 +262,34 @@ def test_memory_is_of_every_process_that_lives_and_of_all_together(network: Netw
     assert monitor_of(network).look().figures["memory_total"] is None
 
 
+GROWS = """
+import sys
+sys.stdin.readline()
+block = b"1" * int(sys.argv[1])
+print("grown", flush=True)
+sys.stdin.readline()
+"""
+
+
 def test_memory_is_read_from_the_system() -> None:
     own = resident({"this": os.getpid(), "never": None, "gone": 2**22 + 12345})
     if not Path("/proc/self/status").exists():
         assert own == {}
-    else:
-        assert list(own) == ["this"]
-        before = resident_bytes()
-        assert before is not None
-        block = np.ones(64 << 20, np.uint8)
-        after = resident_bytes()
-        assert after is not None
-        assert after - before > 0.8 * len(block)
+        return
+    assert list(own) == ["this"]
+    size = 64 << 20
+    # In a process of its own: this one lets go of what other tests have left at any moment.
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", GROWS, str(size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        before = resident_bytes(child.pid)
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "grown\n"
+        after = resident_bytes(child.pid)
+        child.stdin.close()
+    assert before is not None
+    assert after is not None
+    assert after - before > 0.8 * size
