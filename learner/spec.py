@@ -54,6 +54,12 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_age_days: NonNegative = 60.0  # of event time without a sample; 0: for ever
     admit: Annotated[int, Meta(ge=1, le=255)] = 1  # occurrences that earn an id a row
 
+    # the retrieval head; see learner/retrieval.py
+    retrieval_width: Annotated[int, Meta(ge=0, le=32)] = 0  # of its vectors, the bias with them; 0: there is no head
+    retrieval_rate: Rate = 0.07  # of its rows
+    retrieval_alpha: Rate = 0.7  # of the items' biases
+    retrieval_negatives: Annotated[int, Meta(ge=2, le=16_384)] = 1024  # drawn for each micro-batch of 128 clicks
+
     # the guard
     max_loss: Annotated[float, Meta(gt=0)] = 20.0  # a batch whose mean loss is beyond it is refused
     loss_ratio: NonNegative = 10.0  # the same beyond so many times what is usual; 0: off. See learner/guard.py
