@@ -11,6 +11,9 @@ A new column enters every layer with weight zero (the optimiser moves it from th
 prediction until something is learnt about it; nor does a new field, whose ids have no rows. A layer whose other axis
 has changed (hidden widths) starts untrained. Optimiser state goes with its weights. Rolling metrics begin anew.
 
+The retrieval head goes along whole where its spec is the same, and begins anew where it is not. What it keeps of items
+and users by column begins anew with other columns.
+
 Rows keep their ids. An id does not tell its field: where a field moves to a table of another width, all rows of its old
 table are copied there, and the rows of other fields are removed by age.
 """
@@ -29,13 +32,14 @@ from torch import nn
 from learner import kernels
 from learner.buckets import FIRST_ROWS
 from learner.dense import tensors_of
-from learner.model import OnlineModel, build_network, with_delays
+from learner.model import OnlineModel, build_network, head_columns, with_delays
 from learner.models import Columns
 from learner.models.norm import Running
 from learner.spec import read_spec
+from learner.versions import same_head
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.schema import Schema
-from millrace.versions.modelstore import Array, Image, TableRows
+from millrace.versions.image import RETRIEVAL_TABLES, Array, Image, TableRows, split
 
 
 @dataclass(slots=True)
@@ -93,11 +97,12 @@ def evolve(
     _compare(old, model.columns, old_spec, model.spec, report)
     try:
         dense, state = _dense(old, old_spec, image, training, model, report)
-        tables = {}
-        for name in model.tables:
+        tables, own = _head(old_spec, image, training, model, report)
+        state |= own
+        for name in (n for n in model.tables if n not in RETRIEVAL_TABLES):
             tables[name], rows = _table(name, old, image, training, model, report)
             state |= {f"table/{name}/{n}": a for n, a in rows.items()}
-        report.dropped += [f"table {n}" for n in image.tables if n not in model.tables]
+        report.dropped += [f"table {n}" for n in split(image)[0].tables if n not in model.tables]
         if model.columns.buckets:
             state |= _sample(old, training, model, dense, report)
         state |= _delays(training, model)
@@ -310,6 +315,32 @@ def _rows_of(
         embedding[:, :common] = rows.columns["embedding"][:, :common]
     square = training.get(prefix + "square", np.zeros(len(rows.ids), np.float32))
     return {**found, "embedding": embedding, "square": square}
+
+
+# -- the retrieval head ----------------------------------------------------------------------------------------
+
+
+def _head(
+    old_spec: Mapping[str, Any], image: Image, training: Mapping[str, Array], model: OnlineModel, report: Report
+) -> tuple[dict[str, TableRows], dict[str, Array]]:
+    """Tables and training arrays of the retrieval head; none where the model has none, or begins an empty one."""
+    tables = split(image)[1].tables
+    if model.head is None:
+        report.dropped += ["retrieval head"] if tables else []
+        return {}, {}
+    if not tables or not same_head(old_spec, model.spec):
+        report.new.append("retrieval head, empty")
+        return {}, {}
+    state = {n: a for n, a in training.items() if n.startswith(tuple(f"table/{name}/" for name in tables))}
+    small = {n: a for n, a in training.items() if n.startswith("retrieval/")}
+    if not np.array_equal(small["retrieval/columns"], head_columns(model.schema)):
+        fresh = OnlineModel(model.schema, model.spec, model.seed)
+        assert fresh.head is not None
+        fresh.head.clicks = int(small["retrieval/clock"][0])  # the tables have learnt from them
+        small = {n: a for n, a in fresh.small_state().items() if n.startswith("retrieval/")}
+        report.new.append("clicks and items that the retrieval head has seen lately")
+    report.kept.append(f"retrieval head, {sum(len(rows.ids) for rows in tables.values())} rows")
+    return tables, state | small
 
 
 # -- buckets ---------------------------------------------------------------------------------------------------

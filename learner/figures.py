@@ -46,6 +46,9 @@ LEARN_SECONDS = Histogram("millrace_learn_seconds", "Time to predict, judge and 
 SNAPSHOTS = Counter("millrace_snapshots_total", "Snapshots published.")
 DELTAS = Counter("millrace_deltas_total", "Deltas published.")
 DELTA_BYTES = Counter("millrace_delta_bytes_total", "Bytes of the bodies of deltas published.")
+RETRIEVAL_LOSS = Gauge("millrace_learner_retrieval_loss", "Fading mean of the loss of the retrieval head.")
+RETRIEVAL_CLICKS = Gauge("millrace_learner_retrieval_clicks", "Clicks that the retrieval head has learnt from.")
+RETRIEVAL_REFUSED = Gauge("millrace_learner_retrieval_refused", "Clicks that the retrieval head refused.")
 HELD_UP = Histogram("millrace_snapshot_holds_up_seconds", "Times for which copying a snapshot held learning up.")
 LAG = Gauge("millrace_learner_lag", "Messages of samples not yet read.", ["partition"])
 
@@ -59,7 +62,8 @@ _BY_ARM = {
 }
 _QUIET_SECONDS = 60.0
 
-for _gauge in (LEARNING_AUC, LEARNING_LOSS, LEARNING_CALIBRATION, VERSION):
+_RETRIEVAL = (RETRIEVAL_LOSS, RETRIEVAL_CLICKS, RETRIEVAL_REFUSED)
+for _gauge in (LEARNING_AUC, LEARNING_LOSS, LEARNING_CALIBRATION, VERSION, *_RETRIEVAL):
     _gauge.set(math.nan)  # no value until there is one
 for _arm in ARMS:
     SERVED_ROWS.labels(_arm).set(0)
@@ -94,6 +98,10 @@ class Board:
         DROPPED.inc(new["dropped"])
         self._warn(new)
         TABLE_ROWS.set(trainer.model.rows)
+        if (head := trainer.model.head) is not None:
+            RETRIEVAL_LOSS.set(head.loss if head.clicks else math.nan)
+            RETRIEVAL_CLICKS.set(head.clicks)
+            RETRIEVAL_REFUSED.set(head.refused)
         learning = trainer.progressive
         LEARNING_AUC.set(learning.auc)
         LEARNING_LOSS.set(learning.log_loss)

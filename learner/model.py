@@ -17,6 +17,14 @@ Symbols: B samples of a batch; F categorical columns of ``cat`` and N numbers of
 and D embedding width of one table; U distinct ids of a batch in it; E embedding columns of all tables side by side.
 
 Nothing is written before loss and gradients are known to be finite and in bounds.
+
+Beside the ranker a retrieval head may learn from the same samples (learner/retrieval.py)::
+
+    batch ──► the step above ──sound──► head.take(batch)      its tables are among the model's: "retrieval_user", ...
+                             └─refused─► neither learns
+
+Its tables travel, are kept, grow old and resume as the others do. They are left out of versions in between, and are
+never what a scorer ranks with.
 """
 
 from __future__ import annotations
@@ -39,6 +47,7 @@ from learner.guard import LossGuard
 from learner.inputs import Group, Inputs
 from learner.kernels import EMPTY
 from learner.models import Columns, Network, network_of
+from learner.retrieval import RetrievalHead
 from learner.sampling import chosen
 from learner.slices import Part, Slices
 from learner.spec import Spec, read_spec
@@ -49,7 +58,7 @@ from millrace.contracts.hashing import salt
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.labels import asks, weigh, weighs
-from millrace.versions.modelstore import Array, Image
+from millrace.versions.image import RETRIEVAL_TABLES, Array, Image, split
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -88,6 +97,22 @@ def build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
     squash = spec.numerics == "squash"
     inputs = Inputs(schema, width, kind.own_widths, squash, spec.buckets, spec.bucket_width)
     return inputs, build_network(inputs.columns, spec, seed)
+
+
+def head_of(schema: Schema, spec: Spec, seed: int) -> RetrievalHead | None:
+    """The untrained retrieval head of a spec; None where it asks for none.
+
+    Raises:
+        SettingError: the schema has no field of users, or none of items.
+    """
+    return RetrievalHead(schema, spec, seed) if spec.retrieval_width else None
+
+
+def head_columns(schema: Schema) -> Array:
+    """What the small state of a retrieval head is bound to: which columns describe users and items, in this order.
+    (1,)"""
+    sides = [f"{f.of} {f.kind} {f.name} {f.slots}" for f in schema.fields if f.of in ("user", "item")]
+    return np.array([salt("retrieval columns", *sides)], np.uint64)
 
 
 def _bucketed(inputs: Inputs, network: Network, cat: Ids, num: Floats) -> Ids:
@@ -191,6 +216,9 @@ class OnlineModel:
             g.name: SparseTable(g.width, rates, s.max_rows, age, s.admit, s.embedding_scale, _table_salt(g, seed))
             for g in self._inputs.groups
         }
+        self.head = head_of(schema, s, seed)
+        if self.head is not None:
+            self.tables |= self.head.tables
         self.serving = build(schema, self._spec, seed)[1] if s.averaging else self.network
         for parameter in self.serving.parameters():
             parameter.requires_grad_(self.serving is self.network)
@@ -216,14 +244,15 @@ class OnlineModel:
 
     @property
     def rows(self) -> int:
-        """Rows in all tables."""
+        """Rows in all tables, those of the retrieval head with them."""
         return sum(len(t) for t in self.tables.values())
 
     @property
     def nbytes(self) -> int:
         """Memory of tables and network with their optimisers' state, in bytes."""
         dense = 4 * (5 * self.dense.weights.numel() + self.dense.buffers.numel())
-        return dense + sum(t.nbytes for t in self.tables.values())
+        head = 0 if self.head is None else self.head.nbytes
+        return dense + head + sum(t.nbytes for t in self.tables.values())
 
     def score(self, cat: Ids, num: Floats) -> Floats:
         """Click probabilities (B,) of feature rows cat (B, F), num (B, N). Reads only; unknown ids read as zero."""
@@ -238,23 +267,24 @@ class OnlineModel:
 
     def learn(self, batch: SampleBatch) -> LearnReport:
         """One step on ``batch``; follow-ups in it are passed over. A batch with a loss or gradient that is not
-        finite, or beyond the spec's bounds, is refused whole: weights, statistics and tables stay as they were."""
+        finite, or beyond the spec's bounds, is refused whole: weights, statistics and tables stay as they were, and
+        the retrieval head learns nothing of it."""
         label, weight = batch.label, batch.weight  # (B,), (B,)
         with np.errstate(invalid="ignore"):
             usable = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)  # (B,)
         usable |= batch.kind == FOLLOW_UP
         refused = int(len(batch) - usable.sum())
         usable &= batch.kind != FOLLOW_UP
-        left_out = 0
+        shown = batch if usable.all() else batch.take(usable)  # all of it the head is told of: its negatives are others
+        batch = shown
         if self._spec.negative_keep < 1:
-            before_choice = int(usable.sum())
-            usable &= chosen(batch, self._spec.negative_keep)
-            left_out = before_choice - int(usable.sum())
-        if not usable.all():
-            batch = batch.take(usable)
-            label, weight = batch.label, batch.weight
+            batch = shown.take(chosen(shown, self._spec.negative_keep))
+        left_out = len(shown) - len(batch)
+        label, weight = batch.label, batch.weight
         size = len(batch)  # B from here on
         if not size:
+            if self.head is not None and len(shown):
+                self.head.take(shown)
             return LearnReport(0.0, 0, None, refused, 0, left_out)
         finite, bad = self._inputs.finite(batch.num)  # (B, N)
         cat = _bucketed(self._inputs, self.network, batch.cat, finite)  # (B, F + buckets)
@@ -300,6 +330,8 @@ class OnlineModel:
         self.newest_ms = max(self.newest_ms, newest)
         now_min = self.newest_ms // _MINUTE_MS
         self._write(blocks, grads, slope, size, now_min)
+        if self.head is not None:
+            self.head.take(shown)
         if now_min >= self._expired_min + max(_EXPIRE_MIN, round(self._spec.max_age_days * 60)):  # a 24th of the age
             self._expired_min = now_min
             for table in self.tables.values():
@@ -334,12 +366,14 @@ class OnlineModel:
 
     # -- versions --------------------------------------------------------------------------------------------
 
-    def changes(self, dense: bool = True) -> Image:
-        """The rows touched or removed since the last call, and all ``dense`` tensors unless told otherwise. Values are
-        whole, not differences. Dense tensors that are left out are not lost: any later call has them as they are then.
+    def changes(self, dense: bool = True, retrieval: bool = True) -> Image:
+        """The rows touched or removed since the last call, and all ``dense`` tensors and the tables of the
+        ``retrieval`` head unless told otherwise. Values are whole, not differences. What is left out is not lost: any
+        later call has it as it is then.
         """
         tensors = self.dense.changes() if dense else {}
-        return Image(tensors, {name: table.changes() for name, table in self.tables.items()})
+        told = {n: t for n, t in self.tables.items() if retrieval or n not in RETRIEVAL_TABLES}
+        return Image(tensors, {name: table.changes() for name, table in told.items()})
 
     def snapshot(self) -> Part:
         """The whole state: what serves, and what only training needs. :meth:`resume` goes on from it bit for bit.
@@ -364,6 +398,9 @@ class OnlineModel:
         state: dict[str, Array] = {f"delays/{n}": a for n, a in self.delays.snapshot().items()}
         if len(self._inputs.bucket_columns):
             state |= {f"sample/{n}": a for n, a in self.reservoir.snapshot().items()}
+        if self.head is not None:
+            state |= {f"retrieval/{n}": a for n, a in self.head.small_state().items()}
+            state["retrieval/columns"] = head_columns(self.schema)
         state["guard"] = self.guard.snapshot()
         state["clock"] = np.array([self.newest_ms, self._expired_min, self.seed], np.int64)
         return state
@@ -373,6 +410,9 @@ class OnlineModel:
     ) -> None:
         """Takes over the snapshot of a model with this schema and spec. Whatever this one had learnt is gone; its seed
         becomes the snapshot's.
+
+        A retrieval head is optional to both. Where the snapshot has none this model's begins empty; where this model
+        has none the snapshot's is passed over.
 
         Args:
             snapshot: a whole image with its ``training``, or without it the parts of a snapshot, in order. They are
@@ -385,15 +425,23 @@ class OnlineModel:
         fresh = OnlineModel(self.schema, self.spec, self.seed)
         dense: dict[str, Array] = {}
         state: dict[str, Array] = {}
+        heads: set[int] = set()  # how many tables of a head each part has
         try:
             for image, own in parts:
-                if set(image.tables) != set(fresh.tables):
+                ranker, head = split(image)
+                known = {name for name in fresh.tables if name not in RETRIEVAL_TABLES}
+                heads.add(len(head.tables))
+                if set(ranker.tables) != known or len(heads) > 1 or heads - {0, len(RETRIEVAL_TABLES)}:
                     raise KeyError("other tables")
-                for name, table in fresh.tables.items():
-                    table.resume(image.tables[name], _below(f"table/{name}/", own))
+                for name in known if fresh.head is None else image.tables:
+                    fresh.tables[name].resume(image.tables[name], _below(f"table/{name}/", own))
                 dense |= image.dense
                 state |= {n: a for n, a in own.items() if not n.startswith("table/")}
             fresh._settle(with_delays(dense, self.network), state)
+            if fresh.head is not None:
+                fresh.head.reseed(fresh.seed)
+                if heads != {0}:
+                    fresh.head.resume_small(_below("retrieval/", state))
         except (KeyError, RuntimeError, ValueError) as error:
             raise SnapshotError(
                 f"the snapshot is not of a '{self._spec.model}' with this schema and spec ({error})",
@@ -404,7 +452,7 @@ class OnlineModel:
         self.network, self.serving = fresh.network, fresh.serving
         self._step, self._inference = fresh._step, fresh._inference
         self.dense, self.tables, self.reservoir, self.guard = fresh.dense, fresh.tables, fresh.reservoir, fresh.guard
-        self.delays = fresh.delays
+        self.delays, self.head = fresh.delays, fresh.head
         self.seed, self.newest_ms, self._expired_min = fresh.seed, fresh.newest_ms, fresh._expired_min
 
     def _settle(self, dense: dict[str, Array], state: Mapping[str, Array]) -> None:

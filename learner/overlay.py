@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from learner import overlaykernels as kernels
 from learner.overlaykernels import EMPTY, FILLED, FREE, SPARE, USED, VALUES
-from learner.table import Block, as_read, distinct, first_of_each
+from learner.table import Block, as_read, distinct
 from millrace.contracts.errors import SettingError
-from millrace.versions.modelstore import TableRows
+from millrace.versions.image import TableRows, problem_of
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -210,20 +210,9 @@ class TableWriter:
 
     def check(self, change: TableRows) -> str:
         """What is wrong with a snapshot's or delta's rows, in words; empty when they can be staged."""
+        if problem := problem_of(change, self.width):
+            return problem
         n = len(change.ids)
-        for what, ids in (("ids", change.ids), ("removed ids", change.removed)):
-            if ids.ndim != 1 or ids.dtype != np.int64:
-                return f"{what} that are {ids.dtype} {ids.shape}"
-        names = {"embedding", "wide"} if self.width else {"wide"}
-        if set(change.columns) != names:
-            return f"the columns {sorted(change.columns)} in place of {sorted(names)}"
-        for name, column in change.columns.items():
-            shape = (n, self.width) if name == "embedding" else (n,)
-            if column.dtype != np.float32 or column.shape != shape:
-                return f"a column '{name}' that is {column.dtype} {column.shape}, not float32 {shape}"
-        ordered = np.sort(change.ids)
-        if not ordered.all() or not first_of_each(ordered).all():
-            return "an id 0, or an id twice"
         if self._rows + n > self.max_rows:  # else there is room for certain
             after = self._rows_after(change, _gone(change))
             if after > self.max_rows:

@@ -38,8 +38,19 @@ from learner.segments import Segments, parse_segments
 from learner.served import Served
 from learner.slices import merge
 from learner.tenure import HEARTBEAT_SECONDS, Tenure
+from learner.tower import Sides
 from learner.trainer import Clicks, Trainer
-from learner.versions import Copying, Found, Progress, Versions, newest_sound, same_shape, write_root
+from learner.versions import (
+    Copying,
+    Found,
+    Progress,
+    Versions,
+    newest_sound,
+    same_head,
+    same_shape,
+    without_head,
+    write_root,
+)
 from learner.warm import warm_up
 from learner.writer import End, SnapshotWriter
 from millrace.contracts.errors import SchemaError, SnapshotError, StoreError, one_line
@@ -63,6 +74,9 @@ _HOUR_MS = 3_600_000
 _OUTAGE_MS = 300_000
 """Wall time for which repeated samples are recognised at least, however fast event time runs."""
 
+RETRIEVAL_WIDTH = 32
+"""Of the vectors of the retrieval head, where ``model_spec`` names no other width."""
+
 _FAILURES = 3
 """Snapshots or deltas in succession that cannot be written before the role ends. A disk may be full for a moment; a
 learner whose work is nowhere kept must not seem to be well."""
@@ -76,6 +90,7 @@ class _Due:
 
     delta: float
     dense: float
+    retrieval: float
     snapshot: float
     report: float
     batch: float
@@ -90,7 +105,7 @@ class Learner:
         self.store = ModelStore(settings.place("models"))
         self.offsets: dict[int, int] = {}
         self._logs: dict[str, str] = {}  # ids of the topics that the offsets are of
-        wanted = {"settled_minutes": settings.attribution_minutes} | settings.spec()
+        wanted = wanted_spec(settings, schema)
 
         def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> OnlineModel:
             return _going_on(note, parts, schema, wanted, settings)
@@ -185,6 +200,7 @@ class Learner:
         due = self._due = _Due(
             now + settings.delta_seconds,
             now + settings.dense_seconds,
+            now + settings.retrieval_seconds,
             now + settings.snapshot_seconds,
             now + 1.0,
             now,
@@ -200,9 +216,10 @@ class Learner:
                 due.batch = time.monotonic() + settings.batch_ms / 1000
             if publish:
                 now = time.monotonic()
-                self._publish(dense=now >= due.dense)
+                self._publish(dense=now >= due.dense, retrieval=now >= due.retrieval)
                 due.delta = now + settings.delta_seconds
                 due.dense = now + settings.dense_seconds if now >= due.dense else due.dense
+                due.retrieval = now + settings.retrieval_seconds if now >= due.retrieval else due.retrieval
             self._look_at_snapshots(now)
             if now >= due.heartbeat:
                 self._publisher.still_here(Claim(self.tenure.epoch, self.tenure.claimant))
@@ -289,11 +306,11 @@ class Learner:
 
     # -- deltas ----------------------------------------------------------------------------------------------
 
-    def _publish(self, dense: bool) -> None:
+    def _publish(self, dense: bool = True, retrieval: bool = True) -> None:
         """The next delta, if something was learnt. One that is lost is mended by a snapshot, which is due at once."""
         self.tenure.check()
         try:
-            found = self.versions.delta(self._progress(), wall_ms(), dense)
+            found = self.versions.delta(self._progress(), wall_ms(), dense, retrieval)
         except StoreError as error:
             self._failed(error)
             self._due.snapshot = 0.0
@@ -376,7 +393,7 @@ class Learner:
         while self._copying is not None and self._writer.ready:
             if not self._copy_slice():
                 continue
-            self._publish(dense=True)
+            self._publish()
             self._end(self._copying)
 
     def _end(self, copying: Copying) -> None:
@@ -390,7 +407,7 @@ class Learner:
     def _last_words(self, reader: KafkaConsumer) -> None:
         """What was read is learnt, and all of it is in a last snapshot."""
         self._learn(drain=True)
-        self._publish(dense=True)
+        self._publish()
         if self._writing and self._copying is None:
             self._hear(_LAST_SNAPSHOT_S)
         if self.versions.snapshot_due and self._copying is None:
@@ -415,6 +432,22 @@ class Learner:
         self._board.show()
 
 
+def wanted_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
+    """The entries of the model's spec that this role asks for: those of the settings, and a retrieval head where the
+    schema has users and items.
+
+    Raises:
+        SettingError: see :meth:`Settings.spec`.
+    """
+    fits = Sides.fits(schema)
+    if not fits:
+        log.warning("no retrieval head: the schema has no fields of users, or none of items")
+    return {
+        "settled_minutes": settings.attribution_minutes,
+        "retrieval_width": RETRIEVAL_WIDTH if fits else 0,
+    } | settings.spec()
+
+
 def _shown(note: Announcement) -> None:
     VERSION.set(note.version)
     SNAPSHOTS.inc()
@@ -431,7 +464,14 @@ def _going_on(
     spec = {**note.spec, **wanted}
     if note.schema_id == schema.id and same_shape(note.spec, spec):
         model = OnlineModel(schema, spec, settings.seed)
-        model.resume(parts)
+        if same_head(note.spec, spec):
+            model.resume(parts)
+            return model
+        model.resume(without_head(parts))
+        if model.head is not None:
+            log.warning("the snapshot has no retrieval head like this one: it begins empty", version=note.version)
+        else:
+            log.warning("the snapshot's retrieval head is left behind: there is none now", version=note.version)
         return model
     old = read_columns(note.extra.get("columns"))
     model, report = evolve(old, note.spec, *merge(parts), schema, spec, settings.seed)

@@ -5,7 +5,13 @@
 
     start:    newest sound snapshot v57 ──resume──► snapshot v59, root of a new epoch (v58 was published, and is lost)
     running:  v59 ──delta──► v60 ──► ... ──► v92 = snapshot v92 ──► ...
-                       rows each time, dense tensors now and then and before a snapshot
+                       rows each time; dense tensors and the retrieval head now and then, and before a snapshot
+
+What a delta leaves out is in a later one as it is then, so followers hold of each part what was published of it last::
+
+    rows of the ranker   v60  v61  v62  v63  v64 ...        each delta
+    dense tensors        v60            v63                 each ``dense_seconds``
+    retrieval head                 v62                      each ``retrieval_seconds``: the retrieval version
 
 A snapshot is begun, copied slice by slice while the model learns and publishes on, and finished at a version::
 
@@ -30,6 +36,7 @@ from learner.spec import read_spec
 from millrace.contracts.errors import SnapshotError, StoreError
 from millrace.contracts.store import AbsentError, DamagedError, Sealed
 from millrace.versions.clicks import ClickTimes
+from millrace.versions.image import split
 from millrace.versions.modellog import chunks_of
 from millrace.versions.modelstore import Announcement, Array, Image, ModelStore, Place, chain
 from millrace.versions.packing import pack
@@ -59,7 +66,7 @@ class Last:
 class Copying:
     """A snapshot in the making. Made by :meth:`Versions.begin`; files are written elsewhere (:class:`SnapshotFiles`).
 
-    Call :meth:`next` between steps of learning until it gives None; then, right after a delta with dense tensors,
+    Call :meth:`next` between steps of learning until it gives None; then, right after a delta with all there is,
     :meth:`finish`.
     """
 
@@ -78,7 +85,7 @@ class Copying:
             trainer: the trainer's own snapshot, kept beside the model's.
 
         Raises:
-            SnapshotError: something was learnt, or dense tensors were left out, since the newest version.
+            SnapshotError: something was learnt, or something was left out, since the newest version.
         """
         image, training = self._slices.finish()
         return self._versions.finished((image, {**training, **trainer}), progress, published_ms)
@@ -115,21 +122,26 @@ class Versions:
         self._clicks: list[NDArray[np.int64]] = []  # when those learnt since the last version were sent
         self._changed = False
         self._dense: dict[str, Array] | None = None  # as followers hold them
-        self._dense_behind = False
+        self._dense_behind = self._head_behind = False
         self._snapshot_version = -1
 
     def learnt(self, clicks_ms: NDArray[np.int64]) -> None:
         """Says that the model has learnt since the last version, among others from clicks sent then (wall time)."""
         self._changed = self._dense_behind = True
+        self._head_behind = self.model.head is not None
         self._clicks.append(clicks_ms)
 
     # -- deltas ----------------------------------------------------------------------------------------------
 
-    def delta(self, progress: Progress, published_ms: int, dense: bool = True) -> tuple[Announcement, bytes] | None:
+    def delta(
+        self, progress: Progress, published_ms: int, dense: bool = True, retrieval: bool = True
+    ) -> tuple[Announcement, bytes] | None:
         """The next version and its packed body, or None when nothing was learnt since the last.
 
         Args:
-            dense: with the network's tensors. A snapshot can only be finished after a delta that had them.
+            dense: with the network's tensors.
+            retrieval: with the retrieval head, which learns first from the clicks that it has kept waiting. A snapshot
+                can only be finished after a delta that had both.
 
         Raises:
             StoreError: the body is to lie in the store, and cannot be written.
@@ -137,9 +149,11 @@ class Versions:
                 published, and the next snapshot mends that.
         """
         dense = dense and self._dense_behind
-        if not self._changed and not dense:
+        retrieval = retrieval and self._head_behind
+        if not self._changed and not dense and not retrieval:
             return None
-        image, before = self.model.changes(dense), self._dense
+        clicks = self._flushed() if retrieval else -1
+        image, before = self.model.changes(dense, retrieval), self._dense
         self.version += 1
         # From here on the version counts, whatever becomes of it: the model has forgotten what it had changed.
         parent, self.hash = self.hash, chain(self.hash, "")
@@ -147,6 +161,8 @@ class Versions:
         self._changed, self._clicks = False, []
         if dense:
             self._dense, self._dense_behind = image.dense, False
+        if retrieval:
+            self._head_behind = False
         body = pack(image, before)
         digest = hashlib.sha256(body).hexdigest()
         self.hash = chain(parent, digest)
@@ -160,16 +176,25 @@ class Versions:
             spec={},
             chunks=0 if file else chunks_of(len(body)),
             file=file,
+            retrieval_clicks=clicks,
             **meta,
         )
         return note, body
+
+    def _flushed(self) -> int:
+        """Has the head learn from what it kept waiting. Clicks that it has learnt from then; -1: there is no head."""
+        head = self.model.head
+        if head is None:
+            return -1
+        head.flush()
+        return head.clicks
 
     # -- snapshots -------------------------------------------------------------------------------------------
 
     @property
     def snapshot_ready(self) -> bool:
         """Whether a snapshot of the newest version would have just what its deltas had."""
-        return not (self._changed or self._dense_behind)
+        return not (self._changed or self._dense_behind or self._head_behind)
 
     def snapshot_lost(self) -> None:
         """Says that a snapshot was not written: its version has none."""
@@ -188,11 +213,13 @@ class Versions:
         """The first version after a start: a snapshot above every version that was ever published. Its parts, and then
         its end. Nothing is learnt until all were taken."""
         self.version += 1
+        self._flushed()
         self.model.changes()  # the root has them
         copying = self.begin()
         while (part := copying.next()) is not None:
             yield part
-        self._changed, self._dense_behind, self.hash = False, False, ""
+        self._changed = self._dense_behind = self._head_behind = False
+        self.hash = ""
         last = copying.finish(progress, trainer, published_ms)
         self._dense = last.part[0].dense
         yield last
@@ -205,6 +232,7 @@ class Versions:
             )
         meta = self._meta(progress, published_ms) | {
             "spec": self.model.spec,
+            "retrieval_clicks": -1 if self.model.head is None else self.model.head.clicks,
             "offsets": {str(p): o for p, o in progress.offsets.items()},
             "logs": progress.logs,
             "extra": {**progress.extra, "rows": {name: len(table) for name, table in self.model.tables.items()}},
@@ -294,9 +322,28 @@ _SHAPE = (
 """Entries of a spec whose change a snapshot cannot simply resume with. The others are rates and bounds."""
 
 
+_HEAD_SHAPE = ("retrieval_width",)
+"""Entries whose change begins a new retrieval head."""
+
+
 def same_shape(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether a model with the spec ``new`` can resume a snapshot made with ``old``."""
     return not _differences(old, new)
+
+
+def same_head(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a model with the spec ``new`` goes on with the retrieval head of a snapshot made with ``old``. One that
+    does not begins an empty head: nothing of it is refused."""
+    was, now = read_spec(old), read_spec(new)
+    return all(getattr(was, n) == getattr(now, n) for n in _HEAD_SHAPE)
+
+
+def without_head(
+    parts: Iterable[tuple[Image, Mapping[str, Array]]],
+) -> Iterator[tuple[Image, Mapping[str, Array]]]:
+    """The parts of a snapshot without its retrieval head."""
+    for image, training in parts:
+        yield split(image)[0], training
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -34,6 +34,8 @@ def warm_up(model: OnlineModel) -> None:
         for given in (batch, SampleBatch.from_bytes(batch.to_bytes())):  # arrays of a message cannot be written to
             own.score(given.cat, given.num)
             own.learn(given)
+            if own.head is not None:
+                own.head.flush()
             own.changes()
     for field in model.schema.layout.cat_fields:
         own.knows(field.name, batch.cat)

@@ -5,6 +5,13 @@ Reading, verifying and building happen in this feed's thread. What comes of it g
 has the workers serve it. After a load the topic is read on from where the snapshot says that its deltas begin.
 
 What to do is :class:`scorer.versions.Follower`'s to say. A delta is checked as a whole before any of it is staged.
+
+A model may have a retrieval head beside the ranker. The two part here::
+
+    image ──split─┬─ the ranker's tables ──► ModelWriter, VersionHost       each version
+                  └─ the head's tables ────► Tower, Towers                  the versions that carry it
+
+So retrieval lags ranking by as long as the learner lets it, and goes through the same gaps, damage and loads.
 """
 
 from __future__ import annotations
@@ -13,17 +20,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 import structlog
 
+from learner.spec import read_spec
 from learner.staging import ModelWriter
+from learner.tower import Tower, factors_of
 from millrace.contracts.errors import SettingError, SnapshotError, StoreError, one_line
 from millrace.contracts.settings import Settings
 from millrace.contracts.store import AbsentError, DamagedError
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.versions.clicks import VersionClicks
-from millrace.versions.image import Image
+from millrace.versions.image import Image, check_head, split
 from millrace.versions.modellog import Assembler, Bad, Claimed, Delta, Entry
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import unpack
@@ -43,12 +54,36 @@ BODY_TRIES = 5
 ALL_ROWS = 1 << 30
 
 
+class Towers(Protocol):
+    """Has retrieval versions served. Called by the feed's thread; it must neither wait nor raise."""
+
+    def install(self, note: Announcement, tower: Tower | None) -> None:
+        """Serves ``tower``, which is its own from now on, or no retrieval version (None: the model has no head).
+
+        Args:
+            note: of the newest version whose head is in ``tower``; its place is the retrieval version.
+        """
+
+    def patch(self, note: Announcement, head: Image) -> None:
+        """Serves the retrieval version ``note``: what was installed, with ``head`` applied, which has been checked."""
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """What was made of a snapshot, until it is served."""
+
+    writer: ModelWriter
+    tower: Tower | None
+    note: Announcement  # of the newest version whose head is in the tower
+
+
 class ModelFeed(Feed):
     """Model versions: deltas in order; after a gap, the newest snapshot and the deltas after it.
 
     Args:
         host: has versions served.
         monotonic: seconds that only go forward.
+        towers: has retrieval versions served; None: nobody does, and they are checked alone.
     """
 
     topic = MODEL_DELTAS
@@ -62,12 +97,15 @@ class ModelFeed(Feed):
         stop: threading.Event,
         broker: Broker | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        towers: Towers | None = None,
     ) -> None:
         super().__init__(settings, host.primary, host.meters, door, stop, broker=broker)
-        self.host = host
+        self.host, self.towers = host, towers
         self.store = ModelStore(settings.place("models"), writes=False)
         self.follower = Follower(self.primary.schema.id)
         self._writer: ModelWriter | None = None  # of the version follower.at
+        self._loaded: _Loaded | None = None  # while that is not served
+        self._factors = 0  # of the retrieval head of that model; 0: it has none
         self._assembler = Assembler()
         self._monotonic = monotonic
         self._look_at, self._pause = 0.0, FIRST_LOOK_SECONDS
@@ -89,16 +127,22 @@ class ModelFeed(Feed):
         return super().turn()
 
     def take(self, records: list[Record]) -> None:
+        for entry in self._entries(records):
+            try:
+                self.follow(entry)
+            except Stopped:
+                raise
+            except Exception as error:  # unforeseen; if a version is missing now, the next one shows it
+                self.bad("message", one_line(error))
+            if self.sought is not None:
+                return  # what follows is read again, or not wanted
+
+    def _entries(self, records: list[Record]) -> Iterator[Entry]:
+        """None while reading is to go on elsewhere: what was taken now would count as a repetition then."""
         for record in records:
-            for entry in self._assembler.take(record.offset, record.value):
-                try:
-                    self.follow(entry)
-                except Stopped:
-                    raise
-                except Exception as error:  # unforeseen; if a version is missing now, the next one shows it
-                    self.bad("message", one_line(error))
-                if self.sought is not None:
-                    return  # what follows is read again, or not wanted
+            if self.sought is not None:
+                return
+            yield from self._assembler.take(record.offset, record.value)
 
     def follow(self, entry: Entry) -> None:
         """Handles one entry as :class:`~scorer.versions.Follower` says."""
@@ -120,8 +164,11 @@ class ModelFeed(Feed):
         assert writer is not None
         try:
             body = self.store.read_delta(note) if entry.body is None else entry.body
-            image = unpack(body, writer.dense())
-            writer.check(image)
+            ranker, head = split(unpack(body, writer.dense()))
+            writer.check(ranker)
+            check_head(head, self._factors)
+            if bool(head.tables) != (note.retrieval_clicks >= 0):
+                raise SnapshotError("a delta says of its retrieval head what is not so", "the next snapshot mends it")
         except (SnapshotError, DamagedError, AbsentError) as error:
             self._refuse(note, error)
         except StoreError as error:
@@ -131,18 +178,19 @@ class ModelFeed(Feed):
             elif not self.stop.wait(0.1 * 2**self._tries):
                 self.seek(self._next)
         else:
-            self._put(entry, writer, image)
+            self._put(entry, writer, ranker, head)
 
-    def _put(self, entry: Delta, writer: ModelWriter, image: Image) -> None:
+    def _put(self, entry: Delta, writer: ModelWriter, ranker: Image, head: Image) -> None:
         note = msgspec.structs.replace(entry.note, spec=self.follower.at.spec if self.follower.at else {})
         served = self.host.writer is writer
         try:
             if served:
-                self.host.patch(note, image, [VersionClicks.of(note)] if self.caught_up else [])
+                self.host.patch(note, ranker, [VersionClicks.of(note)] if self.caught_up else [])
             else:
-                writer.stage(image)
+                writer.stage(ranker)
                 while writer.fold(ALL_ROWS):
                     pass
+                self._put_aside(note, head)
         except (
             Exception
         ) as error:  # unforeseen, as the delta was checked: what is served stays, and is followed no more
@@ -157,8 +205,17 @@ class ModelFeed(Feed):
             return
         self._tries, self._next = 0, Bookmark(self.log_id, {0: entry.next_offset})
         self.follower.patched(note)
+        if served and head.tables and self.towers is not None:
+            self.towers.patch(note, head)
         if not served and self.follower.serves:
-            self.host.install(note, writer, 0, self.follower.clicks())
+            self._install(note, self.follower.clicks())
+
+    def _put_aside(self, note: Announcement, head: Image) -> None:
+        """Applies a delta's head to a tower that is not served yet."""
+        loaded = self._loaded
+        if loaded is not None and loaded.tower is not None and head.tables:
+            loaded.tower.apply(head)
+            loaded.note = note
 
     def _refuse(self, note: Announcement, error: Exception) -> None:
         self._tries = 0
@@ -183,7 +240,7 @@ class ModelFeed(Feed):
             return
         for note in self.follower.candidates(found):
             try:
-                writer = self._build(note)
+                loaded = self._build(note)
             except Stopped:
                 raise
             except (SnapshotError, SettingError, AbsentError, DamagedError) as error:
@@ -194,26 +251,49 @@ class ModelFeed(Feed):
             except Exception as error:  # unforeseen: it would fail again
                 self._bad_snapshot(f"of version {note.version}", one_line(error))
             else:
-                self._have(note, writer)
+                self._have(loaded)
                 return
             self.follower.failed(note)
 
-    def _build(self, note: Announcement) -> ModelWriter:
+    def _build(self, note: Announcement) -> _Loaded:
         """A model from a snapshot, in shared memory. All of its parts have been verified when this returns."""
-        parts = _one_ahead(self.store.read_parts(note))
-        allocate = self.host.pool.allocate
-        return ModelWriter.of(self.primary.schema, note.spec, parts, _rows(note), allocate, self.host.half)
+        schema, spec = self.primary.schema, read_spec(note.spec)
+        factors = factors_of(spec) if note.retrieval_clicks >= 0 else 0
+        tower = Tower(schema, spec) if factors and self.towers is not None else None
 
-    def _have(self, note: Announcement, writer: ModelWriter) -> None:
+        def ranked(parts: Iterator[Image]) -> Iterator[Image]:
+            for image in parts:
+                ranker, head = split(image)
+                check_head(head, factors)
+                if tower is not None:
+                    tower.apply(head)
+                yield ranker
+
+        parts = ranked(_one_ahead(self.store.read_parts(note)))
+        writer = ModelWriter.of(schema, note.spec, parts, _rows(note), self.host.pool.allocate, self.host.half)
+        self._factors = factors
+        return _Loaded(writer, tower, note)
+
+    def _have(self, loaded: _Loaded) -> None:
+        note = loaded.note
         self.follower.loaded(note)
-        self._writer, self._tries, self._pause = writer, 0, FIRST_LOOK_SECONDS
+        self._loaded, self._writer = loaded, loaded.writer
+        self._tries, self._pause = 0, FIRST_LOOK_SECONDS
         if self.follower.serves:
-            clicks = [*self.follower.clicks(), *([VersionClicks.of(note)] if self.caught_up else [])]
-            self.host.install(note, writer, 0, clicks)
+            self._install(note, [*self.follower.clicks(), *([VersionClicks.of(note)] if self.caught_up else [])])
         self._next = Bookmark(note.log, {0: note.follows})
         self.seek(self._next)
         self.meters.load()
-        log.info("model loaded", version=note.version, epoch=note.epoch, rows=writer.rows, served=self.follower.serves)
+        rows, served = loaded.writer.rows, self.follower.serves
+        log.info("model loaded", version=note.version, epoch=note.epoch, rows=rows, served=served)
+
+    def _install(self, note: Announcement, clicks: list[VersionClicks]) -> None:
+        """Has what was loaded served, as the version ``note``."""
+        loaded, self._loaded = self._loaded, None
+        assert loaded is not None
+        self.host.install(note, loaded.writer, 0, clicks)
+        if self.towers is not None:
+            self.towers.install(loaded.note, loaded.tower)
 
     def seek(self, mark: Bookmark) -> None:
         self._assembler = Assembler()

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.tower import Tower
 from millrace.contracts.hashing import column_hash, mix
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
+from millrace.versions.image import RETRIEVAL_TABLES, Image, TableRows
 
 SCHEMA = parse_schema(
     """
@@ -95,6 +97,15 @@ def make_samples(
         np.where(label > 0, 1_800_000_000_000 + np.arange(rows), 0).astype(np.int64),
         np.zeros(rows, np.uint8),
     )
+
+
+def tables_of(tower: Tower) -> Image:
+    """The head's part of an image that a tower is."""
+    tables = {}
+    for name in RETRIEVAL_TABLES:
+        ids, embedding, wide = tower.table(name)
+        tables[name] = TableRows(ids, {"embedding": embedding, "wide": wide})
+    return Image({}, tables)
 
 
 def labelled(

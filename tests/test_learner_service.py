@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -20,6 +20,8 @@ from learner import service
 from learner.model import OnlineModel
 from learner.service import Learner, run
 from learner.serving import ServingModel
+from learner.spec import read_spec
+from learner.tower import Tower
 from learner.versions import Progress, Versions, write_root
 from learner.writer import SnapshotWriter
 from millrace.contracts.errors import SettingError, SnapshotError
@@ -31,11 +33,12 @@ from millrace.processes.deltas import read_deltas
 from millrace.processes.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
 from millrace.versions.clicks import ClickTimes
+from millrace.versions.image import split
 from millrace.versions.modellog import Assembler, Delta, Snapshot
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import unpack
 from millrace.versions.proof import prove
-from tests.learning import SCHEMA, START_MS, make_samples
+from tests.learning import SCHEMA, START_MS, make_samples, tables_of
 from tests.waiting import LONG, PATIENCE, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
@@ -65,6 +68,7 @@ def settings(broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Se
         batch_rows=64,
         batch_ms=50,
         delta_seconds=0.2,
+        retrieval_seconds=0.5,
         snapshot_seconds=1.0,
     )
 
@@ -121,6 +125,18 @@ def entries(settings: Settings, past: int = 0) -> list[Delta | Snapshot]:
     return found
 
 
+def deltas(settings: Settings, past: int) -> list[Delta]:
+    """Those that are on the topic now, behind its first ``past`` messages."""
+    assembler, found = Assembler(), list[Delta]()
+
+    def take(record: Any) -> None:
+        if record.offset >= past:
+            found.extend(e for e in assembler.take(record.offset, record.value) if isinstance(e, Delta))
+
+    read_all(settings, MODEL_DELTAS, take)
+    return found
+
+
 def trained(settings: Settings) -> int:
     note = ModelStore(settings.place("models"), writes=False).latest()
     return note.trained if note else -1
@@ -159,19 +175,30 @@ def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) 
     assert sum(p.deltas for p in found.proofs) == notes[-1].version - notes[0].version
     assert not found.unproved
 
-    # A scorer that follows the topic holds what the last snapshot says.
-    model = ServingModel.of(SCHEMA, notes[0].spec, store.read_parts(notes[0]))
+    # A scorer that follows the topic holds what the last snapshot says: its ranker, and its retrieval head.
+    root = [split(part) for part in store.read_parts(notes[0])]
+    model = ServingModel.of(SCHEMA, notes[0].spec, (ranker for ranker, _ in root))
+    tower = Tower(SCHEMA, read_spec(notes[0].spec))
+    for _, head in root:
+        tower.apply(head)
     at = notes[0].hash
     for entry in first:
         if isinstance(entry, Delta):
             assert entry.note.parent == at
             assert entry.body is not None
-            model.patch(unpack(entry.body, model.dense()))
+            ranker, head = split(unpack(entry.body, model.dense()))
+            assert bool(head.tables) == (entry.note.retrieval_clicks >= 0)
+            model.patch(ranker)
+            tower.apply(head)
             at = entry.note.hash
     newest = store.latest()
     assert newest is not None
     assert newest.hash == at
-    assert model.snapshot().same_bits(store.read(newest)) == ""
+    ranker, head = split(store.read(newest))
+    assert model.snapshot().same_bits(ranker) == ""
+    assert tables_of(tower).same_bits(head) == ""
+    assert newest.retrieval_clicks == (sent > 0).sum()
+    assert sum(p.heads for p in found.proofs) == sum(n.kind == "delta" and n.retrieval_clicks >= 0 for n in notes) > 0
     assert newest.follows == max(e.next_offset for e in first if isinstance(e, Delta))
 
     # Between the runs more arrives, and before it something already learnt from.
@@ -288,6 +315,76 @@ def test_the_attribution_window_says_when_clicks_have_come(settings: Settings) -
     assert learner.trainer.model.spec["settled_minutes"] == 7.0
     with pytest.raises(SettingError, match="model_spec"):
         Learner(msgspec.structs.replace(settings, model_spec="[1"), settings.load_schema())
+
+
+def test_the_head_goes_out_now_and_then_and_is_in_every_snapshot(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deltas go out each 200 ms, the head is due once in an hour: it goes with the delta before a snapshot's end."""
+    wait_for_broker(settings)
+    create_topics(settings)
+    monkeypatch.setattr(SnapshotWriter, "tidy", lambda self: None)
+    settings = msgspec.structs.replace(settings, retrieval_seconds=3600.0, snapshot_seconds=2.0)
+    past = end_of_topic(settings)
+    role = Role(settings)
+    until(lambda: trained(settings) == 0, "an untrained model serves at once")
+    learnt = 0
+    while True:
+        send(settings, [make_samples(100, 100 + learnt)])
+        learnt += 1
+        told = [e.note for e in deltas(settings, past)]
+        if sum(n.retrieval_clicks < 0 for n in told) >= 3 and any(n.retrieval_clicks > 0 for n in told):
+            break
+    role.end()
+    found = [entry.note for entry in entries(settings, past)]
+    snapshots = {n.place: n.retrieval_clicks for n in found if n.kind == "snapshot"}
+    heads = {n.place: n.retrieval_clicks for n in found if n.kind == "delta" and n.retrieval_clicks >= 0}
+    assert heads == {place: clicks for place, clicks in snapshots.items() if place != found[0].place}
+
+
+def test_a_store_without_a_head_goes_on_with_an_empty_one(settings: Settings) -> None:
+    """And the other way round. Nothing is refused, and one line says so."""
+
+    def begun(spec: str, version: int) -> tuple[Learner, list[str]]:
+        with capture_logs() as lines:
+            learner = Learner(msgspec.structs.replace(settings, model_spec=spec), SCHEMA)
+        said = [line["event"] for line in lines if line["log_level"] == "warning"]
+        learner.trainer.take(make_samples(300, version))
+        learner._learn(drain=True)
+        versions = Versions(learner.trainer.model, version=version)
+        write_root(learner.store, versions, learner._progress(), learner.trainer.snapshot(), PUBLISHED_MS)
+        return learner, said
+
+    first, said = begun('{"retrieval_width": 0}', 0)
+    assert (first.trainer.model.head, said) == (None, [])
+    second, said = begun("", 1)
+    assert said == ["the snapshot has no retrieval head like this one: it begins empty"]
+    head = second.trainer.model.head
+    assert head is not None
+    assert 0 < head.clicks < second.trainer.counts["trained"], "it has learnt from its own clicks alone"
+    again, said = begun("", 2)
+    assert again.trainer.model.head is not None
+    assert (again.trainer.model.head.clicks > head.clicks, said) == (True, [])
+    other, said = begun('{"retrieval_width": 16}', 3)
+    assert other.trainer.model.head is not None
+    assert other.trainer.model.head.clicks < again.trainer.model.head.clicks
+    assert said == ["the snapshot has no retrieval head like this one: it begins empty"]
+    last, said = begun('{"retrieval_width": 0}', 4)
+    assert (last.trainer.model.head, said) == (
+        None,
+        ["the snapshot's retrieval head is left behind: there is none now"],
+    )
+    assert last.trainer.counts["trained"] == 5 * 300
+
+
+def test_a_schema_without_users_has_no_head(settings: Settings) -> None:
+    fields = tuple(f for f in SCHEMA.fields if f.of != "user")
+    with capture_logs() as lines:
+        learner = Learner(settings, msgspec.structs.replace(SCHEMA, fields=fields, crosses=()))
+    assert learner.trainer.model.head is None
+    assert [line["event"] for line in lines] == [
+        "no retrieval head: the schema has no fields of users, or none of items"
+    ]
 
 
 def test_another_schema_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learner import elementwise, kernels
+from learner import elementwise, kernels, retrievalkernels
 from learner.index import Index
 from learner.model import OnlineModel
 from learner.progressive import Progressive
@@ -18,20 +18,21 @@ from millrace.contracts.samples import SampleBatch
 from millrace.labels import Waits
 from tests.learning import SCHEMA, START_MS, make_samples
 
+HEADED = {"model": "wide_deep", "retrieval_width": 8}
 WAITS = Waits(1000, 1000, 0)
 
 
 def compiled() -> dict[str, int]:
     """Compiled kernels and for how many kinds of arguments each."""
     found = {}
-    for module in (elementwise, kernels):
+    for module in (elementwise, kernels, retrievalkernels):
         for name, kernel in vars(module).items():
             if hasattr(kernel, "signatures"):
                 found[f"{module.__name__}.{name}"] = len(kernel.signatures)
     return found
 
 
-@pytest.mark.parametrize("spec", [{}, {"model": "wide_deep"}, {"admit": 2, "negative_keep": 0.5}])
+@pytest.mark.parametrize("spec", [{}, {"model": "wide_deep"}, {"admit": 2, "negative_keep": 0.5}, HEADED])
 def test_after_a_warm_up_learning_compiles_nothing_more(spec: dict[str, object]) -> None:
     model = OnlineModel(SCHEMA, spec, seed=3)
     warm_up(model)
@@ -42,6 +43,8 @@ def test_after_a_warm_up_learning_compiles_nothing_more(spec: dict[str, object])
         batch = make_samples(100 + seed, seed)
         model.score(batch.cat, batch.num)
         model.learn(batch)
+        if model.head is not None:
+            model.head.flush()
         model.changes()
     trainer = Trainer(model, Progressive(100), Repeats(0, 50), 64, Served(SCHEMA, Segments(SCHEMA, {}), WAITS, 100, 50))
     for seed in range(3):

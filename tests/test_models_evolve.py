@@ -17,6 +17,7 @@ from millrace.contracts.errors import SnapshotError
 from millrace.contracts.hashing import column_hash, mix
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Field, Mean, Schema
+from millrace.versions.image import RETRIEVAL_TABLES, split
 from tests.learning import SCHEMA, START_MS, make_samples
 
 SMALL: dict[str, Any] = {"hidden": [16, 16], "width": 8}
@@ -76,7 +77,7 @@ def carried(model: OnlineModel, schema: Schema, spec: dict[str, Any] | None = No
     new, report = evolve(columns, model.spec, image, training, schema, {**model.spec, **(spec or {})}, 3)
     image, training = new.snapshot()
     probe = under(make_samples(50, 5), schema)
-    served = ServingModel.of(schema, new.spec, image).score(probe.cat, probe.num)
+    served = ServingModel.of(schema, new.spec, split(image)[0]).score(probe.cat, probe.num)
     np.testing.assert_allclose(served, new.score(probe.cat, probe.num), rtol=1e-6)
     return new, report
 
@@ -285,3 +286,61 @@ def test_snapshots_that_do_not_fit_are_named() -> None:
     wrong = OnlineModel(with_fields(STOCK), model.spec, 0).columns
     with pytest.raises(SnapshotError, match="not those of its spec"):
         evolve(wrong, model.spec, image, training, SCHEMA, model.spec, 0)
+
+
+HEADED = {**SMALL, "model": "wide_deep", "retrieval_width": 8, "retrieval_negatives": 16}
+REORDERED = msgspec.structs.replace(SCHEMA, fields=SCHEMA.fields[::-1])
+
+
+def heads(model: OnlineModel) -> int:
+    """Rows of the retrieval head."""
+    assert model.head is not None
+    return sum(len(model.head.tables[name]) for name in RETRIEVAL_TABLES)
+
+
+@pytest.mark.parametrize("schema", [with_fields(COLOUR), with_fields(STOCK), altered("category", slots=2), REORDERED])
+def test_a_head_keeps_its_rows_and_forgets_items_with_other_columns(schema: Schema) -> None:
+    """What it knows of items is by column: the rows go on, the register begins anew."""
+    model = fed(HEADED)
+    assert model.head is not None
+    new, report = carried(model, schema)
+    assert new.head is not None
+    assert heads(new) == heads(model) > 0
+    assert new.head.clicks == model.head.clicks > 0
+    assert (len(new.head.register), new.head.pending) == (0, 0)
+    assert "clicks and items that the retrieval head has seen lately" in report.new
+    assert f"retrieval head, {heads(model)} rows" in report.kept
+    rows = split(new.snapshot()[0])[1]
+    assert rows.same_bits(split(model.snapshot()[0])[1]) == ""
+    for i in range(6):
+        assert new.learn(under(make_samples(64, 100 + i), schema, i)).skipped is None
+    assert new.head.clicks > model.head.clicks
+
+
+def test_a_head_goes_on_whole_where_its_columns_are_the_same() -> None:
+    model = fed(HEADED)
+    assert model.head is not None
+    new, report = carried(model, SCHEMA, {"hidden": [8], "retrieval_rate": 0.2})
+    assert new.head is not None
+    assert new.head.pending == model.head.pending > 0
+    assert not any("retrieval" in line for line in report.new)
+    (image, training), (again, rest) = model.snapshot(), new.snapshot()
+    assert split(image)[1].same_bits(split(again)[1]) == ""
+    own = [n for n in training if "retrieval" in n]
+    assert own
+    assert all(training[n].tobytes() == rest[n].tobytes() for n in own)
+
+
+def test_a_head_of_another_width_begins_anew() -> None:
+    model = fed(HEADED)
+    new, report = carried(model, SCHEMA, {"retrieval_width": 16})
+    assert new.head is not None
+    assert (heads(new), new.head.clicks, len(new.head.register)) == (0, 0, 0)
+    assert "retrieval head, empty" in report.new
+    none, report = carried(model, SCHEMA, {"retrieval_width": 0})
+    assert none.head is None
+    assert report.dropped == ["retrieval head"]
+    again, report = carried(none, with_fields(STOCK), {"retrieval_width": 8})
+    assert again.head is not None
+    assert (heads(again), again.head.clicks) == (0, 0)
+    assert "retrieval head, empty" in report.new

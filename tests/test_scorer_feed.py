@@ -374,8 +374,8 @@ def test_a_delta_that_lacks_a_column_is_refused_whole(scene: Scene) -> None:
     served = scene.scorer.model.snapshot()  # type: ignore[union-attr]
     changes = scene.learner.model.changes
 
-    def lacking(dense: bool = True) -> Image:
-        image = changes(dense)
+    def lacking(dense: bool = True, retrieval: bool = True) -> Image:
+        image = changes(dense, retrieval)
         rows = next(iter(image.tables.values()))
         rows.columns.pop(next(iter(rows.columns)))
         return image

@@ -12,18 +12,20 @@ from hypothesis import strategies as st
 from kafka import TopicPartition
 
 from learner.serving import ServingModel
+from learner.spec import read_spec
+from learner.tower import Tower
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
-from millrace.versions.image import Image
+from millrace.versions.image import Image, split
 from millrace.versions.versioning import Announcement, Place
 from scorer.feed import Broker, Reader
 from scorer.modelfeed import ModelFeed
 from tests import test_version_scene
-from tests.learning import SCHEMA
+from tests.learning import SCHEMA, tables_of
 from tests.scorer_feeder import Whole
 from tests.scorer_log import Message, caught_up
 from tests.test_scorer_feed import Here
-from tests.test_version_scene import STEPS, Play, scene
+from tests.test_version_scene import STEPS, Play, scene, started
 from tests.version_scene import Scene
 
 TP = TopicPartition(MODEL_DELTAS, 0)
@@ -67,6 +69,28 @@ class SceneReader:
         pass
 
 
+class Heads:
+    """Has retrieval versions served, as far as these tests go: it checks each against what was published."""
+
+    def __init__(self, place: Scene) -> None:
+        self.scene, self.tower, self.served = place, Tower(SCHEMA, read_spec(place.spec)), list[Place]()
+
+    def install(self, note: Announcement, tower: Tower | None) -> None:
+        assert tower is not None
+        self.tower = tower
+        self._check(note)
+
+    def patch(self, note: Announcement, head: Image) -> None:
+        self.tower.apply(head)
+        self._check(note)
+
+    def _check(self, note: Announcement) -> None:
+        assert note.retrieval_clicks >= 0
+        assert not self.served or note.place > self.served[-1], f"backwards from {self.served[-1]} to {note.place}"
+        self.served.append(note.place)
+        assert tables_of(self.tower).same_bits(self.scene.heads[note.place]) == "", f"head {note.place} is torn"
+
+
 class Scorer:
     """A scorer as a follower of the scene, in the words of :class:`tests.version_scene.PlainFollower`."""
 
@@ -74,10 +98,9 @@ class Scorer:
         self.scene, self.loads, self.served = place, list[Place](), list[Place]()
         chosen = Settings(store=place.url.removesuffix("/models"))
         self.whole = Whole(chosen, schema=SCHEMA)
-        self.now = 0.0
-        self.feed = ModelFeed(
-            chosen, self.whole.host, Here(), self.whole.stop, broker=SceneBroker(place), monotonic=lambda: self.now
-        )
+        self.now, self.heads = 0.0, Heads(place)
+        here: Any = {"broker": SceneBroker(place), "monotonic": lambda: self.now, "towers": self.heads}
+        self.feed = ModelFeed(chosen, self.whole.host, Here(), self.whole.stop, **here)
         install = self.whole.host.install
 
         def installed(note: Announcement, *rest: Any) -> None:
@@ -99,13 +122,17 @@ class Scorer:
 
     @property
     def image(self) -> Image:
+        """What ranks, and the retrieval version beside it."""
         assert isinstance(self.whole.model, ServingModel)
-        return self.whole.model.snapshot()
+        ranker = self.whole.model.snapshot()
+        return Image(ranker.dense, {**ranker.tables, **tables_of(self.heads.tower).tables})
 
     def _check(self, note: Announcement) -> None:
         assert not self.served or note.place > self.served[-1], f"backwards from {self.served[-1]} to {note.place}"
         self.served.append(note.place)
-        assert self.image.same_bits(self.scene.truth[note.place]) == "", f"version {note.place} is torn"
+        assert isinstance(self.whole.model, ServingModel)
+        ranker = split(self.scene.truth[note.place])[0]
+        assert self.whole.model.snapshot().same_bits(ranker) == "", f"version {note.place} is torn"
 
 
 @settings(max_examples=30)
@@ -133,3 +160,32 @@ def test_whatever_happens_to_learners_a_scorer_serves_whole_versions_in_order(
                 assert len(scorer.loads) == len(set(scorer.loads)), "no snapshot is loaded twice"
         finally:
             place.close()
+
+
+def test_a_head_that_was_lost_is_healed_by_the_next_snapshot() -> None:
+    """Retrieval stays at the version before, whole; what a delta carried comes again with the snapshot."""
+    place = scene(url=f"memory://scorer-{uuid.uuid4().hex}/models")
+    try:
+        peer = started(place)
+        scorer = Scorer(place)
+        for number in range(1, 4):
+            peer.learn(number)
+            peer.delta(dense=True, retrieval=True)
+        scorer.catch_up()
+        reached = scorer.heads.served[-1]
+        assert scorer.heads.served == [(1, 0), (1, 1), (1, 2), (1, 3)]
+        peer.learn(4)
+        peer.delta(dense=True, retrieval=True, lost=0)
+        peer.learn(5)
+        peer.delta(dense=False, retrieval=True)
+        scorer.catch_up()
+        assert scorer.heads.served[-1] == reached
+        assert tables_of(scorer.heads.tower).same_bits(place.heads[reached]) == ""
+        peer.learn(6)
+        peer.snapshot()
+        scorer.catch_up()
+        newest = Place(1, peer.versions.version)
+        assert scorer.heads.served[-1] == newest
+        assert scorer.image.same_bits(place.truth[newest]) == ""
+    finally:
+        place.close()

@@ -33,27 +33,33 @@ from learner.guard import LossGuard
 from learner.inputs import Inputs
 from learner.model import OnlineModel, build_network
 from learner.progressive import Progressive
+from learner.register import History, Pending, Register
 from learner.repeats import Repeats
 from learner.serving import ServingModel
 from learner.slices import merge
 from learner.spec import read_spec
 from learner.table import Rates, SparseTable
+from learner.tower import Tower
 from learner.trainer import Trainer
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import MillraceError, SnapshotError, StoreError
 from millrace.contracts.events import Action, Exposure, User, decode_event, to_json
 from millrace.contracts.impressions import decode_served
+from millrace.versions.image import RETRIEVAL_TABLES, split
 from millrace.versions.modelstore import Image, TableRows
 from millrace.windows.tiles import TileStore, counts_of
+from stream.coclicks import CoClicks, CoClicksSnapshot
 from stream.gate import ReadTo
 from stream.join import LabelJoin, Message, Outcome
 from stream.owners import Owners
 from stream.partition import Output, Partition
+from stream.recents import CLICKS, PURCHASES, Recents
 from stream.rows import LoggedPage
 from stream.turn import INPUTS, Advance, Now, Pace, Publish, Take, Turn, arrival
 from tests.learning import SCHEMA as LEARNT
-from tests.learning import START_MS, make_samples
-from tests.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
+from tests.learning import START_MS, make_samples, tables_of
+from tests.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
+from tests.turn_scene import lists_of
 
 ROOT = Path(__file__).parent.parent
 BEFORE, AFTER = range(4), range(4, 8)
@@ -135,7 +141,7 @@ class Case:
     damaged: ClassVar[dict[str, Callable[[Any], Any]]] = {}
     """What makes an unusable state of a state."""
 
-    error: ClassVar[type[Exception]] = MillraceError
+    error: ClassVar[type[Exception] | tuple[type[Exception], ...]] = MillraceError
 
 
 NO_CHANGES = "it is published as a part of something else, which knows what changed"
@@ -305,7 +311,7 @@ def learnt(subject: OnlineModel, piece: int) -> Any:
 
 
 class Model(Case):
-    covers = (OnlineModel, ServingModel)
+    covers: ClassVar[tuple[type, ...]] = (OnlineModel, ServingModel)
     damaged: ClassVar = {
         "a tensor less": lambda state: (Image(dict(list(state[0].dense.items())[1:]), state[0].tables), state[1]),
         "no table": lambda state: (Image(state[0].dense, {}), state[1]),
@@ -337,6 +343,30 @@ class Model(Case):
         reader.update(plain(changes.dense))
         for name, change in changes.tables.items():
             rows_of(reader, name, change)
+
+
+class Headed(Model):
+    """With a retrieval head: some clicks wait for a micro-batch, others were flushed; its rows go by age and for want
+    of room."""
+
+    covers = (Register, History, Pending)
+    damaged: ClassVar = {
+        **Model.damaged,
+        "half a head": lambda state: (Image(state[0].dense, _but(state[0].tables, "retrieval_user")), state[1]),
+        "no register": lambda state: (state[0], _but(state[1], "retrieval/register/keys")),
+        "a ring of nothing": lambda state: (state[0], {**state[1], "retrieval/register/ring": np.full(9, -1)}),
+    }
+
+    def feed(self, subject: OnlineModel, piece: int) -> Any:
+        head = subject.head
+        assert head is not None
+        if piece in (AFTER[1], AFTER[3]):
+            head.flush()
+        return learnt(subject, piece), head.clicks, head.pending, head.loss
+
+
+def _but(named: Mapping[str, Any], without: str) -> dict[str, Any]:
+    return {name: value for name, value in named.items() if name != without}
 
 
 class Sliced(Model):
@@ -559,7 +589,8 @@ class Middle(Case):
         return partition
 
     def is_empty(self, changes: Any) -> bool:
-        return not changes.users and not changes.profiles and not len(changes.item_keys) and not changes.item_tiles
+        told = changes.users, changes.profiles, changes.item_tiles, changes.recents
+        return not any(told) and not len(changes.item_keys) and not len(changes.coclicks.items)
 
     def read(self, reader: dict[Any, Any], changes: Any) -> None:
         """Tile lists by what they say at the end: they are merged as of the moment at which they are given."""
@@ -569,6 +600,8 @@ class Middle(Case):
         for key, blob in lists:
             reader[key] = counts_of([blob], at, SCHEMA.windows.days, SCHEMA.windows.columns).tolist()
         reader.update({str(user.user_id): user for user in changes.profiles})
+        reader.update({f"last of {user}": value for user, value in changes.recents})
+        reader.update(lists_of(0, changes.coclicks))
 
 
 def _headed(raw: bytes, name: str, value: Any) -> bytes:
@@ -592,6 +625,85 @@ class Belongings(Case):
         subject.add([f"u{piece}", "u0"], [0, 25, 40], keys)
         gone = subject.end(np.arange(10 * piece, 1000, dtype=np.uint64)) if piece % 2 else None
         return gone, subject.all()
+
+
+class LastClicks(Case):
+    """So few users that some go for want of room, and pieces so far apart that some go by age."""
+
+    covers = (Recents,)
+    resumes_changes = True
+    damaged: ClassVar = {"a user's field": lambda state: ({**state[0], "u1": b"\xc1"}, *state[1:])}
+    error = StoreError
+
+    def fresh(self) -> Recents:
+        return Recents(most_users=20)
+
+    def feed(self, subject: Recents, piece: int) -> Any:
+        rng, out = np.random.default_rng(piece), []
+        for user, what, item in rng.integers(0, (30, 2, 9), (60, 3)).tolist():
+            at = T0 + piece * 9 * DAY + int(rng.integers(0, DAY))
+            out.append(subject.add(f"u{user}", (CLICKS, PURCHASES)[what], item, at, 3))
+        subject.sweep(T0 + piece * 9 * DAY + DAY)
+        return out, len(subject), list(subject.whole()) if piece == AFTER[-1] else None
+
+    def is_empty(self, changes: Any) -> bool:
+        return not changes
+
+    def read(self, reader: dict[Any, Any], changes: Any) -> None:
+        for user, value in changes:
+            reader.pop(user, None)
+            if value:
+                reader[user] = value
+
+
+class Together(Case):
+    """More neighbours than there are places, days that end, and maybe so few rows that items go for want of room."""
+
+    covers = (CoClicks,)
+    resumes_changes = True
+    damaged: ClassVar = {
+        "fewer neighbours": lambda state: {**_plain(state), "near": _plain(state)["near"][8:]},
+        "no counts": lambda state: {k: v for k, v in _plain(state).items() if k != "counts"},
+    }
+    error = (ValueError, KeyError)
+
+    def __init__(self, most_items: int) -> None:
+        self.most_items = most_items
+        if most_items < 150:
+            why = "an item that goes for want of room is not told: what readers know of it ends with its days"
+            self.skips = {CHANGES_ABSOLUTE: why}  # type: ignore[misc]
+
+    def fresh(self) -> CoClicks:
+        return CoClicks(self.most_items)
+
+    def feed(self, subject: CoClicks, piece: int) -> Any:
+        rng = np.random.default_rng(piece)
+        pairs = (70 * rng.random((400, 2)) ** 2).astype(np.uint64) + np.array([1, 100], np.uint64)
+        subject.add(pairs, T0 + piece * 2 * DAY + np.sort(rng.integers(0, 3 * DAY, 400)))
+        return len(subject), subject.day, subject.part(0.0, 1.0)
+
+    def form(self, state: Any) -> Any:
+        return plain(_plain(state))
+
+    def resume(self, state: Any) -> CoClicks:
+        counted = self.fresh()
+        counted.resume(_plain(state))
+        return counted
+
+    def is_empty(self, changes: Any) -> bool:
+        return not len(changes.items)
+
+    def read(self, reader: dict[Any, Any], changes: Any) -> None:
+        """Lists by what they hold of the last days: days end without a word, and with them items and neighbours."""
+        for key, near in lists_of(0, changes).items():
+            now = {n: {d: c for d, c in days.items() if d > (T0 + 10 * DAY) // DAY} for n, days in near.items()}
+            reader.pop(key, None)
+            if any(now.values()):
+                reader[key] = {n: days for n, days in now.items() if days}
+
+
+def _plain(state: Any) -> dict[str, Any]:
+    return state.plain() if isinstance(state, CoClicksSnapshot) else state
 
 
 class Due(Case):
@@ -654,12 +766,17 @@ CASES: dict[str, Case] = {
     "model wide_deep": Model(model="wide_deep"),
     "model wide_resnet_bn": Model(model="wide_resnet_bn", admit=2),
     "model in slices": Sliced(model="wide_deep"),
+    "model with a retrieval head": Headed(model="wide_deep", retrieval_width=8, retrieval_negatives=16),
+    "the same in slices": Sliced(model="wide_deep", retrieval_width=8, retrieval_negatives=16),
     "trainer": Teacher(),
     "tiles in memory": Tiles(packed=False),
     "tiles in arrays": Tiles(packed=True),
     "delays": Lateness(),
     "join": Join(),
     "owners": Belongings(),
+    "recents": LastClicks(),
+    "co-clicks": Together(1000),
+    "co-clicks without room": Together(60),
     "partition": Middle(),
     "partition that settles": Middle(settles=True),
     "turn": Due(),
@@ -786,6 +903,23 @@ def test_what_serves_is_the_serving_half_of_the_model() -> None:
         learnt(model, piece)
         serving.patch(model.changes())
         assert plain(serving.snapshot()) == plain(model.snapshot()[0])
+
+
+def test_a_tower_is_the_serving_half_of_the_head() -> None:
+    """It takes snapshots and changes, in which the ranker's tables are none of its business, and has no ``resume``."""
+    case = CASES["model with a retrieval head"]
+    model = case.fresh()
+    tower, late = Tower(LEARNT, read_spec(model.spec)), Tower(LEARNT, read_spec(model.spec))
+    for piece in (*BEFORE, *AFTER):
+        case.feed(model, piece)
+        left_out = model.changes(retrieval=False)
+        assert not left_out.tables.keys() & set(RETRIEVAL_TABLES)
+        if piece % 2:
+            tower.apply(model.changes())
+            assert tables_of(tower).same_bits(split(model.snapshot()[0])[1]) == ""
+    late.apply(model.snapshot()[0])
+    assert tables_of(late).same_bits(tables_of(tower)) == ""
+    assert all(len(rows.ids) for rows in tables_of(tower).tables.values())
 
 
 def _methods() -> dict[str, set[str]]:

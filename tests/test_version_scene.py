@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.versions import newest_sound
-from millrace.contracts.errors import StoreError
+from learner.versions import Progress, newest_sound
+from millrace.contracts.errors import SnapshotError, StoreError
 from millrace.contracts.store import DamagedError
+from millrace.versions.image import split
 from millrace.versions.modellog import Assembler, Claimed, Delta
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.proof import prove
@@ -24,6 +25,7 @@ from tests.learning import SCHEMA, make_samples
 from tests.version_scene import Fenced, Peer, PlainFollower, Scene
 
 SPEC: dict[str, Any] = {"model": "wide_deep", "hidden": [4], "width": 4, "admit": 1, "max_rows": 300}
+SPEC |= {"retrieval_width": 4, "retrieval_negatives": 8}
 
 
 def scene(**more: Any) -> Scene:
@@ -39,7 +41,8 @@ def started(place: Scene) -> Peer:
 
 
 NUMBER = st.integers(0, 2**31)
-LEARNERS = ("learn", "delta", "delta", "delta with dense", "slice", "snapshot", "late delta", "late snapshot", "lose")
+DELTAS = ("delta", "delta", "delta with dense", "delta with head", "late delta", "lose", "lose with head")
+LEARNERS = ("learn", *DELTAS, "slice", "snapshot", "late snapshot")
 WORLD = ("follow", "follow", "crash", "another", "race", "flip message", "flip file", "tear file", "follower")
 STEPS = st.tuples(st.sampled_from(LEARNERS + WORLD), NUMBER)
 
@@ -108,7 +111,7 @@ class Play:
                 if "snapshot" in what:
                     peer.snapshot(late)
                 else:
-                    peer.delta("dense" in what, n if what == "lose" else None, late)
+                    peer.delta("dense" in what, n if "lose" in what else None, late, "head" in what)
                 if late:
                     peer._hold()
             except Fenced:
@@ -120,10 +123,10 @@ class Play:
         peer = self.peers[-1]
         for number in (1, 2):
             peer.learn(1000 + number)
-            peer.delta(dense=number == 2)
+            peer.delta(dense=number == 2, retrieval=number == 2)
         peer.snapshot()
         peer.learn(2000)
-        peer.delta(dense=False)
+        peer.delta(dense=False, retrieval=True)
         return peer
 
 
@@ -393,6 +396,42 @@ def test_a_flipped_delta_and_a_lost_announcement_do_not_lead_back() -> None:
     follower.catch_up()
     assert follower.served[-1] == (1, peer.versions.version)
     assert len(follower.loads) == 2
+
+
+def test_the_head_is_left_out_and_nothing_of_it_is_lost() -> None:
+    """It is as it was in the versions between; a delta that carries it has all that was learnt since, and all that the
+    head had kept waiting."""
+    place = scene()
+    peer = started(place)
+    follower = PlainFollower(place)
+    head = peer.model.head
+    assert head is not None
+    for number in range(1, 9):
+        peer.learn(number)
+        peer.delta(dense=False, retrieval=number % 4 == 0)
+        follower.catch_up()
+        assert follower.head is not None
+        carried = follower.head.retrieval_clicks
+        assert (carried, head.pending) == (head.clicks, 0) if number % 4 == 0 else (carried < 0 < head.pending)
+    assert head.clicks > 0
+    assert split(follower.image)[1].same_bits(split(peer.model.snapshot()[0])[1]) == ""
+    assert len(follower.loads) == 1
+
+
+def test_a_snapshot_waits_for_a_delta_with_the_head() -> None:
+    place = scene()
+    peer = started(place)
+    peer.learn(1)
+    peer.slice()
+    assert peer.copying is not None
+    while not peer.slice():
+        pass
+    peer.delta(dense=True)
+    assert not peer.versions.snapshot_ready
+    with pytest.raises(SnapshotError, match="would have what no delta had"):
+        peer.copying.finish(Progress(), {}, 0)
+    assert peer.versions.delta(Progress(), 0) is not None, "a version of the head alone"
+    assert peer.versions.snapshot_ready
 
 
 def test_lost_deltas_cost_one_load_however_many_follow() -> None:

@@ -25,7 +25,7 @@ from learner.versions import Copying, Progress, SnapshotFiles, Versions, newest_
 from millrace.contracts.errors import MillraceError, SnapshotError, StoreError
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
-from millrace.versions.image import Array, Image
+from millrace.versions.image import Array, Image, split
 from millrace.versions.modellog import (
     Assembler,
     Bad,
@@ -81,6 +81,7 @@ class Peer:
         self.model: OnlineModel
         self.versions: Versions
         self.copying: Copying | None = None
+        self.head = Image({}, {})  # as it was published last
         self._files: SnapshotFiles
         self._fence, self._assembler = Fence(), Assembler()
         self._read_to, self._newest = 0, -1
@@ -128,16 +129,17 @@ class Peer:
         if report.rows:
             self.versions.learnt(np.empty(0, np.int64))
 
-    def delta(self, dense: bool, lost: int | None = None, late: bool = False) -> None:
+    def delta(self, dense: bool, lost: int | None = None, late: bool = False, retrieval: bool = False) -> None:
         """Publishes what was learnt.
 
         Args:
+            retrieval: with the retrieval head, if there is one.
             lost: this message of it is never delivered.
             late: it looked whether it is still the learner some time ago.
         """
         if not late:
             self._hold()
-        found = self.versions.delta(Progress(), 0, dense)
+        found = self.versions.delta(Progress(), 0, dense, retrieval)
         if found is None:
             return
         note, body = found
@@ -161,7 +163,7 @@ class Peer:
         """Ends the snapshot at a new version, announces it, and removes what is no longer needed."""
         while not self.slice():
             pass
-        self.delta(dense=True, late=late)
+        self.delta(dense=True, late=late, retrieval=True)
         assert self.copying is not None
         last, self.copying = self.copying.finish(Progress(), {}, 0), None
         scene = self.scene
@@ -218,6 +220,7 @@ class Scene:
         self.url = url or f"memory://scene-{uuid.uuid4().hex}"
         self.store = ModelStore(self.url)
         self.truth: dict[Place, Image] = {}
+        self.heads: dict[Place, Image] = {}
         self._dense: dict[str, Array] = {}
         self._names = 0
 
@@ -230,14 +233,19 @@ class Scene:
         return Peer(self, f"learner-{self._names}")
 
     def note_truth(self, peer: Peer) -> None:
-        """What the newest version of a learner is. Dense tensors are those published last: a delta may have none."""
+        """What the newest version of a learner is. Dense tensors and the retrieval head are those published last: a
+        delta may have none."""
         versions = peer.versions
-        image = peer.model.snapshot()[0]
+        image, head = split(peer.model.snapshot()[0])
         assert versions._dense is not None
         if not versions._dense_behind:  # just published: they are the model's own
             assert Image(versions._dense, {}).same_bits(Image(image.dense, {})) == ""
         dense = {n: a.copy() for n, a in versions._dense.items()}
-        self.truth[Place(versions.epoch, versions.version)] = Image(dense, image.tables)
+        if not versions._head_behind:
+            peer.head = head
+        place = Place(versions.epoch, versions.version)
+        self.truth[place] = Image(dense, {**image.tables, **peer.head.tables})
+        self.heads[place] = peer.head
 
     # -- what goes wrong -------------------------------------------------------------------------------------
 
@@ -310,7 +318,9 @@ class PlainFollower:
         if self.head is not None and note.parent == self.head.hash:
             try:
                 body = entry.body if entry.body is not None else self.store.read_delta(note)
-                self._serve(note, self.image.apply(unpack(body, self.image.dense)))
+                delta = unpack(body, self.image.dense)
+                assert bool(split(delta)[1].tables) == (note.retrieval_clicks >= 0), "a note says what is not so"
+                self._serve(note, self.image.apply(delta))
                 return False
             except (SnapshotError, StoreError):
                 pass

@@ -5,6 +5,9 @@
 
     Image ── dense   {name: array}                      weights and normalisation statistics of the network
           └─ tables  {name: TableRows(ids, columns, removed)}         rows by id, and ids that are no more
+
+    tables ─┬─ the ranker's                in every delta
+            └─ the retrieval head's        in a delta now and then, and in every snapshot (:func:`split`)
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from numpy.typing import NDArray
 from millrace.contracts.errors import SnapshotError
 
 Array = NDArray[Any]
+RETRIEVAL_TABLES = ("retrieval_user", "retrieval_item")
+"""The tables of the retrieval head. Whoever ranks never sees them; see :func:`split`."""
 _REMEDY = "the next snapshot mends it"
 
 
@@ -105,6 +110,54 @@ class Image:
             if a is None or b is None or a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
                 return name
         return ""
+
+
+def split(image: Image) -> tuple[Image, Image]:
+    """The ranker's part of an image, and the retrieval head's: no tables where the image carries no head."""
+    own = {name: rows for name, rows in image.tables.items() if name in RETRIEVAL_TABLES}
+    rest = {name: rows for name, rows in image.tables.items() if name not in own}
+    return Image(image.dense, rest), Image({}, own)
+
+
+def check_head(head: Image, width: int) -> None:
+    """Whether the head's part of an image is one of a head of this width: both tables or none, each with sound ids and
+    its two columns. Changes nothing.
+
+    Args:
+        width: of the head's factors; 0: the model has no head.
+
+    Raises:
+        SnapshotError: it is not; names what is wrong.
+    """
+    if not head.tables:
+        return
+    if not width:
+        raise SnapshotError("an image carries a retrieval head, and its model has none", _REMEDY)
+    if set(head.tables) != set(RETRIEVAL_TABLES):
+        raise SnapshotError(f"an image carries half a retrieval head: {sorted(head.tables)}", _REMEDY)
+    for name, rows in head.tables.items():
+        if problem := problem_of(rows, width):
+            raise SnapshotError(f"an image has in table '{name}' {problem}", _REMEDY)
+
+
+def problem_of(rows: TableRows, width: int) -> str:
+    """What is wrong with the rows of a table of embeddings of this width (0: wide weights alone), in words; empty when
+    they are sound."""
+    n = len(rows.ids)
+    for what, ids in (("ids", rows.ids), ("removed ids", rows.removed)):
+        if not _are_ids(ids):
+            return f"{what} that are {ids.dtype} {ids.shape}"
+    names = {"embedding", "wide"} if width else {"wide"}
+    if set(rows.columns) != names:
+        return f"the columns {sorted(rows.columns)} in place of {sorted(names)}"
+    for name, column in rows.columns.items():
+        shape = (n, width) if name == "embedding" else (n,)
+        if column.dtype != np.float32 or column.shape != shape:
+            return f"a column '{name}' that is {column.dtype} {column.shape}, not float32 {shape}"
+    ordered = np.sort(rows.ids)
+    if not ordered.all() or not (ordered[1:] != ordered[:-1]).all():
+        return "an id 0, or an id twice"
+    return ""
 
 
 def _are_ids(array: Array) -> bool:

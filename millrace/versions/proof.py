@@ -4,6 +4,7 @@
 ::
 
     snapshot v30 ──apply── delta v31 ──apply── ... ──apply── delta v60   =?   snapshot v60      every bit, and its hash
+                            rows            rows, dense, head          all of it: rows, dense tensors, retrieval head
 
 Retention removes the deltas that the newest two snapshots do not need. So the proof of these two can always be made; of
 an older pair it can be told which deltas are no longer there.
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from millrace.contracts.errors import SnapshotError, StoreError
+from millrace.versions.image import split
 from millrace.versions.modelstore import Announcement, ModelStore, chain
 from millrace.versions.packing import unpack
 from millrace.versions.versioning import Place
@@ -24,12 +26,13 @@ from millrace.versions.versioning import Place
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """``base`` and ``deltas`` of them after it equal the ``target``."""
+    """``base`` and ``deltas`` of them after it equal the ``target``, ``heads`` of which carried the retrieval head."""
 
     base: Place
     target: Place
     deltas: int
     rows: int
+    heads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +73,26 @@ def prove(store: ModelStore, bodies: Mapping[Place, bytes]) -> Findings:
             found.unproved.append(Unproved(base.place, target.place, missing, "are no longer there"))
             continue
         try:
-            rows = _follow(store, base, target, [known[Place(base.epoch, n)] for n in numbers])
+            rows, heads = _follow(store, base, target, [known[Place(base.epoch, n)] for n in numbers])
         except StoreError as error:
             found.unproved.append(Unproved(base.place, target.place, (), error.problem))
             continue
-        found.proofs.append(Proof(base.place, target.place, len(numbers), rows))
+        found.proofs.append(Proof(base.place, target.place, len(numbers), rows, heads))
     return found
 
 
-def _follow(store: ModelStore, base: Announcement, target: Announcement, bodies: list[bytes]) -> int:
-    """Rows of the target, once it is shown to be the base with these deltas."""
-    state, own = store.read(base), base.hash
+def _follow(store: ModelStore, base: Announcement, target: Announcement, bodies: list[bytes]) -> tuple[int, int]:
+    """Rows of the target, once it is shown to be the base with these deltas; how many carried the retrieval head."""
+    state, own, heads = store.read(base), base.hash, 0
     for body in bodies:
         own = chain(own, hashlib.sha256(body).hexdigest())
-        state = state.apply(unpack(body, state.dense))
+        delta = unpack(body, state.dense)
+        heads += bool(split(delta)[1].tables)
+        state = state.apply(delta)
     differs = "hash" if own != target.hash else state.same_bits(store.read(target))
     if differs:
         raise SnapshotError(
             f"snapshot {base.version} plus deltas differs from snapshot {target.version} in '{differs}'",
             "do not serve from this store; start the learner with an empty one",
         )
-    return sum(len(t.ids) for t in state.tables.values())
+    return sum(len(t.ids) for t in state.tables.values()), heads

@@ -74,6 +74,7 @@ class Announcement(Struct, frozen=True):
     event_ms: TimeOrNever  # newest exposure it has learnt from
     trained: Count  # samples learnt from, in total
     published_ms: TimeOrNever  # wall time, for tracing alone
+    retrieval_clicks: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1  # learnt by the head it carries; -1: carries none
     clicks: ClickTimes = ClickTimes()  # when the clicks first learnt in this version were sent, all of them
     chunks: Count = 0  # delta: messages that its body fills; 0 when it lies in the store
     file: Sealed | None = None  # delta: where its body lies in the store
