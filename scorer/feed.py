@@ -1,11 +1,12 @@
 # shell
-"""The inputs of a scorer: three threads of the feeder that read Kafka.
+"""The inputs of a scorer: threads of the feeder that read Kafka.
 
 ::
 
     items           ─ thread: decode, hash ──► door ─► item index ─► the shelves of all workers
     features.items  ─ thread: decode ────────► door ─┘
     model.deltas    ─ thread: read, verify ──► versions in shared memory (scorer/modelfeed.py)
+    features.coclicks ─ thread: merge ───────► neighbours of items (scorer/cofeed.py)
 
 A thread takes one small slice at a time through the door, so that nobody else waits long for the index.
 
@@ -13,7 +14,7 @@ No message is read again because of its content. A message that cannot be used i
 when its failure was not foreseen. Only failures of the broker are waited out and tried again.
 
 A feed that starts looks where its topic ends. Once it has read up to there it has *caught up*, and the scorer is ready
-when all three have.
+when the first three have.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import structlog
+from kafka.errors import KafkaError
 
 from millrace.contracts.errors import MillraceError, one_line
 from millrace.contracts.events import BadEventError, decode_item_tiles
@@ -39,6 +41,7 @@ from scorer.primary import Primary
 
 log = structlog.get_logger("scorer")
 
+OFFSETS_MS = 5000
 ITEM_SLICE = 64
 KEY_SLICE = 512
 T = TypeVar("T")
@@ -78,6 +81,19 @@ class Broker:
         """A consumer of all partitions of ``topic`` from ``start`` (missing: the beginning)."""
         reader: Reader = make_reader(self._settings, topic, start)
         return reader
+
+    def since(self, topic: str, since_ms: int) -> dict[int, int]:
+        """The offset of the first message of each partition that came at ``since_ms`` (wall time) or later. A partition
+        is missing when there is none, and all are where the broker cannot tell."""
+        reader = make_reader(self._settings, topic)
+        try:
+            found = reader.offsets_for_times(dict.fromkeys(reader.assignment(), since_ms), timeout_ms=OFFSETS_MS)
+        except (KafkaError, ValueError) as error:  # a broker that is too old to know times
+            log.info("no offsets for times: the topic is read from its beginning", topic=topic, error=one_line(error))
+            return {}
+        finally:
+            reader.close()
+        return {tp.partition: place.offset for tp, place in found.items() if place is not None}
 
     def log_id(self, topic: str) -> str:
         """The id of the log that lies under this name now: a topic that was made anew has another. "" where the broker

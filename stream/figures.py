@@ -32,6 +32,8 @@ ARRIVED_BYTES = Counter("millrace_arrived_bytes_total", "Bytes of messages that 
 SETTLED = Gauge("millrace_settled_pages", "Pages kept without their impression.", ["partition"])
 RECALLED = Counter("millrace_impressions_recalled_total", "Impressions read again for something that came late.")
 IMPRESSIONS_GONE = Counter("millrace_impressions_gone_total", "Impressions that could not be read again.")
+COCLICK_ITEMS = Gauge("millrace_coclick_items", "Items that have been clicked together with others.", ["partition"])
+COCLICK_BYTES = Counter("millrace_coclick_bytes_total", "Bytes of lists of co-clicks sent.")
 CHECKPOINT_SECONDS = Histogram("millrace_checkpoint_seconds", "From taking a checkpoint to its commit.")
 
 _TOTALS = {
@@ -69,6 +71,7 @@ def show(partition: Partition, reads: Reads) -> None:
     number = partition.number
     PENDING.labels(number).set(partition.pending)
     SETTLED.labels(number).set(partition.settled)
+    COCLICK_ITEMS.labels(number).set(len(partition.coclicks))
     WATERMARK.labels(number).set((partition.watermark_ms or float("nan")) / 1000)  # 0: no event yet
     for topic, read in reads.items():
         if read is not None:
@@ -78,6 +81,12 @@ def show(partition: Partition, reads: Reads) -> None:
 def forget(numbers: Iterable[int]) -> None:
     """Removes the gauges of partitions that another worker owns now."""
     for number in numbers:
-        for gauge, labels in ((PENDING, ()), (SETTLED, ()), (WATERMARK, ()), *((LAG, (topic,)) for topic in INPUTS)):
+        for gauge, labels in (
+            (PENDING, ()),
+            (SETTLED, ()),
+            (COCLICK_ITEMS, ()),
+            (WATERMARK, ()),
+            *((LAG, (topic,)) for topic in INPUTS),
+        ):
             with contextlib.suppress(KeyError):
                 gauge.remove(*labels, str(number))

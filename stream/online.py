@@ -1,8 +1,8 @@
 # shell
-"""The stream's writer of the online store: users' tile lists and profiles, laid out as
+"""The stream's writer of the online store: users' tile lists, last clicks and profiles, laid out as
 :mod:`millrace.contracts.online` says.
 
-Every write is absolute (the whole tile list, the whole profile), so that writing again, after a crash or a lost
+Every write is absolute (the whole tile list, the whole field), so that writing again, after a crash or a lost
 answer, changes nothing.
 
 Redis may lose its data (a restart, FLUSHALL). The mark ``filled:{partition}`` is lost with the data, and the
@@ -28,6 +28,7 @@ from millrace.contracts.online import (
     FILLED,
     FILLING,
     PROFILE,
+    RECENT,
     REDIS_REMEDY,
     filled_key,
     pack_profile,
@@ -71,17 +72,25 @@ class OnlineStore:
         """
         await self._insist(self._client.ping)
 
-    async def write(self, tiles: Sequence[UserTiles], profiles: Sequence[tuple[Id, Mapping[str, Attribute]]]) -> None:
-        """Writes changed tile lists and profiles; returns when Redis has them all.
+    async def write(
+        self,
+        tiles: Sequence[UserTiles],
+        profiles: Sequence[tuple[Id, Mapping[str, Attribute]]],
+        recents: Sequence[tuple[Id, bytes]] = (),
+    ) -> None:
+        """Writes changed tile lists, last clicks and profiles; returns when Redis has them all.
 
         Args:
             tiles: for each user, its changed window keys with their packed tile lists (empty: the field goes).
             profiles: for each user, all of its attributes.
+            recents: for each user, the value of the field ``recent`` (empty: the field goes).
 
         Raises:
             StoreError: Redis stayed away longer than the patience, or refuses the write.
         """
-        commands = [_tile_commands(user_id, entries) for user_id, entries in tiles]
+        of_user = {str(user_id): value for user_id, value in recents}
+        commands = [_commands(user_id, entries, of_user.pop(str(user_id), None)) for user_id, entries in tiles]
+        commands += [_commands(user_id, (), value) for user_id, value in of_user.items()]
         commands += [[("HSET", user_key(user_id), PROFILE, pack_profile(a))] for user_id, a in profiles]
         flat = [command for group in commands for command in group]
         for start in range(0, len(flat), PIPELINE_COMMANDS):
@@ -135,8 +144,8 @@ class OnlineStore:
         await self._client.aclose()
 
 
-def _tile_commands(user_id: Id, entries: Sequence[tuple[int, bytes]]) -> list[tuple[Any, ...]]:
-    """One HSET of what has tiles and one HDEL of what has none."""
+def _commands(user_id: Id, entries: Sequence[tuple[int, bytes]], recent: bytes | None) -> list[tuple[Any, ...]]:
+    """One HSET of what there is and one HDEL of what there is not."""
     name = user_key(user_id)
     kept: list[bytes] = []
     gone: list[bytes] = []
@@ -145,6 +154,10 @@ def _tile_commands(user_id: Id, entries: Sequence[tuple[int, bytes]]) -> list[tu
             kept += (window_field(key), blob)
         else:
             gone.append(window_field(key))
+    if recent:
+        kept += (RECENT, recent)
+    elif recent is not None:
+        gone.append(RECENT)
     commands: list[tuple[Any, ...]] = []
     if kept:
         commands.append(("HSET", name, *kept))

@@ -4,7 +4,8 @@
 ::
 
     emit ──► samples, dead-letters                        handed to the producer, their delivery is not awaited
-    publish ──► Redis, features.items          ┐
+    publish ──► Redis, features.items,         ┐
+                features.coclicks              │
     checkpoint ──► samples delivered ──►       ├ a queue; the worker takes messages meanwhile
         file written (thread) ──► committed    ┘
 
@@ -15,6 +16,9 @@ checkpoint, with the same ids and absolute values.
 A checkpoint is what was done to the partition since the last one (:mod:`stream.checkpoint`). It is cut off in the loop
 and written in a thread. Now and then the whole state goes with it; it is frozen in the loop too, which takes some
 milliseconds.
+
+Whoever reads co-clicks begins shortly before the topic's end. So each publication also tells some items that have not
+changed again, in turn, all of them within :data:`TOLD_SECONDS`.
 """
 
 from __future__ import annotations
@@ -31,18 +35,29 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
-from millrace.contracts import itemtiles
+from millrace.contracts import coclicks, itemtiles
+from millrace.contracts.coclicks import Lists
 from millrace.contracts.events import MESSAGE_BYTES, BadEventError, DeadLetter, User, letter_bytes, to_msgpack
 from millrace.contracts.intake import Intake
 from millrace.contracts.once import Rates
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import DEAD_LETTERS, FEATURES_ITEMS, SAMPLES, USERS
+from millrace.contracts.topics import DEAD_LETTERS, FEATURES_COCLICKS, FEATURES_ITEMS, SAMPLES, USERS
 from millrace.processes.kafka import BATCH_BYTES, LINGER_MS, read_all
 from millrace.processes.wall import wall_ms
 from stream.checkpoint import CheckpointStore, Line, Loaded
-from stream.figures import ARRIVED_BYTES, CHECKPOINT_BYTES, CHECKPOINT_SECONDS, CHECKPOINTS, DEAD, count, joined
+from stream.coclicks import CoClicks
+from stream.figures import (
+    ARRIVED_BYTES,
+    CHECKPOINT_BYTES,
+    CHECKPOINT_SECONDS,
+    CHECKPOINTS,
+    COCLICK_BYTES,
+    DEAD,
+    count,
+    joined,
+)
 from stream.journal import Journal
 from stream.online import OnlineStore
 from stream.partition import Changes, Output, Partition
@@ -51,6 +66,10 @@ from stream.turn import Checkpoint, Publish, Turn
 log = structlog.get_logger("stream")
 
 COMMIT_SECONDS = 5.0
+TOLD_SECONDS = 480.0
+"""Within so long, all co-clicks are told once more: eight minutes, so that a late publication makes it ten at most."""
+TOLD_AT_ONCE = 1 / 16
+"""Of all co-clicks, in one publication at most: after a long silence they are no flood."""
 
 Commit = Callable[[dict[TP, int]], Awaitable[None]]
 
@@ -67,6 +86,7 @@ class Outlet:
         self._rates = Rates.of(schema)
         self.checkpoints = CheckpointStore(settings.place("checkpoints"), old=settings.folder("checkpoints"))
         self._lines: dict[int, Line] = {}  # by partition that is ours
+        self._rounds: dict[int, Round] = {}  # the same
         self._online = OnlineStore(settings.redis, settings.outage_seconds)
         self._seq = wall_ms()  # of item tiles: rises over restarts too
         self._sent: dict[int, list[asyncio.Future[Any]]] = defaultdict(list)  # not yet covered by a checkpoint
@@ -120,6 +140,7 @@ class Outlet:
         """Another worker owns the partitions now: no checkpoint of ours will cover what was sent."""
         self._sent.clear()
         self._lines.clear()
+        self._rounds.clear()
 
     # ------------------------------------------------------------------ taking over
 
@@ -173,10 +194,11 @@ class Outlet:
     def publish(self, turn: Turn, due: Publish) -> None:
         """Reads the changes now; writes them when earlier jobs are done."""
         partition, changes = turn.partition, turn.partition.changes()
+        told_again = self._rounds.setdefault(partition.number, Round()).next(partition.coclicks, time.monotonic())
 
         async def job() -> None:
             await self._fill(partition, due.new)
-            await self._publish(partition.number, changes)
+            await self._publish(partition.number, changes, told_again)
             turn.done(due)
 
         self._jobs.put_nowait(job)
@@ -191,13 +213,18 @@ class Outlet:
             log.info("filling Redis", partition=number)
             profiles = await asyncio.to_thread(profiles_of, self._settings, self._schema, number)
             await self._online.write([], [(user.user_id, user.attributes) for user in profiles])
-            for users in partition.whole():
-                await self._online.write(users, [])
+            for some in partition.whole():
+                await self._online.write(some.users, [], some.recents)
         await self._online.end_filling(number)
 
-    async def _publish(self, number: int, changes: Changes) -> None:
-        await self._online.write(changes.users, [(user.user_id, user.attributes) for user in changes.profiles])
+    async def _publish(self, number: int, changes: Changes, told_again: Lists) -> None:
+        profiles = [(user.user_id, user.attributes) for user in changes.profiles]
+        await self._online.write(changes.users, profiles, changes.recents)
         sent = []
+        for lists in (told_again, changes.coclicks):
+            for raw in coclicks.pack(number, lists):
+                COCLICK_BYTES.inc(len(raw))
+                sent.append(await self._send(FEATURES_COCLICKS, raw, 0, str(number).encode()))
         for message in itemtiles.pack(number, self._seq + 1, changes.event_ms, changes.item_keys, changes.item_tiles):
             self._seq = message.seq
             sent.append(await self._send(FEATURES_ITEMS, to_msgpack(message), 0, str(number).encode()))
@@ -233,6 +260,25 @@ class Outlet:
                 await self._commit_offsets(offsets)
         except (KafkaError, TimeoutError) as error:
             log.warning("offsets not committed; the checkpoint holds them", error=type(error).__name__)
+
+
+class Round:
+    """How far one partition's co-clicks have been told again. Items go by their hash, so whatever comes and goes
+    meanwhile, all of them have their turn."""
+
+    def __init__(self) -> None:
+        self._from, self._at_s = 0.0, float("nan")
+
+    def next(self, counted: CoClicks, now_s: float) -> Lists:
+        """The items whose turn it is now.
+
+        Args:
+            now_s: steady time, in seconds.
+        """
+        since_s = now_s - self._at_s if self._at_s == self._at_s else 0.0
+        start = self._from if self._from < 1.0 else 0.0
+        self._from, self._at_s = min(1.0, start + min(since_s / TOLD_SECONDS, TOLD_AT_ONCE)), now_s
+        return counted.part(start, self._from)
 
 
 def parts(samples: SampleBatch) -> Iterator[SampleBatch]:

@@ -4,7 +4,8 @@
 ::
 
     take(messages) ─► decode ─► LabelJoin ─┬─► rows of samples ──► SampleBatch
-                        │                  └─► rows to count ───► TileStore ──► changes()
+                        │                  ├─► rows to count ───► TileStore ──► changes()
+                        │                  └─► clicks, purchases: Recents, CoClicks ──┘
                         └─► dead letters: malformed, unknown-type, wrong-type, oversized, future, late, no-impression,
                                           impression-gone, no-exposure, wrong-item, wrong-partition, bad-impression,
                                           bad-user
@@ -25,16 +26,19 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.contracts.coclicks import Lists
 from millrace.contracts.errors import StoreError
 from millrace.contracts.events import (
     ACTIONS,
+    CLICK,
     EXPOSURE,
+    PURCHASE,
     BadEventError,
     DeadLetter,
     Exposure,
@@ -52,17 +56,21 @@ from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
 from millrace.windows.features import steps
 from millrace.windows.kernels import HOUR_MS
 from millrace.windows.tiles import SLACK_H, TilesSnapshot, TileStore
+from stream.coclicks import EARLIER, CoClicks, CoClicksSnapshot
 from stream.join import Dead, LabelJoin, Message, Outcome, Policy
 from stream.journal import Did, Entry, Journal
 from stream.owners import Owners
-from stream.rows import Counted, LoggedPage, batch_of, keys_of, numbers_of
+from stream.recents import CLICKS, PURCHASES, Recents, UserRecent
+from stream.rows import Counted, LoggedPage, batch_of, keys_of, numbers_of, rows_of
 from stream.shown import Shown
 
 __all__ = ["Changes", "Message", "Output", "Partition", "PartitionSnapshot", "Policy"]
 
 Array = NDArray[Any]
-FORM = 3
-_FORMS = (1, 2, FORM)  # 1: from before there were label policies, without promises; 2: and before pages were settled
+FORM = 4
+_FORMS = (1, 2, 3, FORM)
+"""1: from before there were label policies, without promises; 2: and before pages were settled; 3: and before users'
+last clicks and co-clicks were kept: they begin with nothing."""
 _ACCEPTED = tuple(f"events.{action}" for action in ACTIONS)
 _KNOWN = 1_000_000  # id hashes remembered
 _WHOLE_KEYS = 8192  # lists handed out at a time by Partition.whole
@@ -96,6 +104,15 @@ class Changes:
     item_keys: NDArray[np.uint64]  # (n,)
     item_tiles: list[bytes]
     event_ms: int  # newest event in it
+    recents: list[UserRecent]  # what users did last, empty where it has ended
+    coclicks: Lists
+
+
+class Whole(NamedTuple):
+    """Some of what a partition holds of its users."""
+
+    users: list[tuple[Id, list[tuple[int, bytes]]]]
+    recents: list[UserRecent]
 
 
 class Partition:
@@ -148,6 +165,8 @@ class Partition:
         layout, windows = schema.layout, schema.windows
         self._shape = (layout.F, layout.N, layout.K)
         self._tiles = TileStore.of(windows)
+        self._recents, self._coclicks = Recents(), CoClicks()
+        self._anew = False  # the checkpoint was from before these two were kept
         # For each mean: the column of its action, the column of its field in num, the size of a step.
         plain = [f.name for f in layout.plain_fields]
         self._means = [(windows.actions.index(m.action), plain.index(m.of), m.step) for m in windows.means]
@@ -196,6 +215,11 @@ class Partition:
     def windows(self) -> TileStore:
         """The window counts, to be read."""
         return self._tiles
+
+    @property
+    def coclicks(self) -> CoClicks:
+        """Which items are clicked together, to be read."""
+        return self._coclicks
 
     # ------------------------------------------------------------------ messages in
 
@@ -335,7 +359,11 @@ class Partition:
                     raise ValueError(f"an entry {did!r} of a journal")
             if did not in (Did.CHANGES, Did.WHOLE, Did.SET_BACK, Did.CUT_BACK):
                 self._count(outcome.counted)
+                self._remember(outcome.counted)
                 self._sweep()
+        if self._anew:  # a journal from then says what was handed out, which these two were not
+            self._recents.all_changed()
+            self._coclicks.all_changed()
         # A slice of a sweep may have other keys here, so one may have ended that the readers were not told of. They are
         # told again.
         self._ended = True
@@ -347,6 +375,8 @@ class Partition:
         self._tiles.settle(np.concatenate([items, user_keys]))
         self._owners.add(owners, bounds, user_keys)
         self._changed_users, self._changed_items, self._profiles = [], [], {}
+        self._recents.changes()
+        self._coclicks.changes()
 
     def _event(self, message: Message, limit_ms: int, outcome: Outcome, counts: _Counts) -> None:
         try:
@@ -417,22 +447,26 @@ class Partition:
         return self._arrays(decode_served(raw), raw)
 
     def _arrays(self, served: Served, raw: bytes) -> LoggedPage:
-        known, users, items = self._item_hashes, self._user_hashes, served.items
-        try:
-            hashes = b"".join(map(known.__getitem__, items))
-        except KeyError:
-            if len(known) > _KNOWN:
-                known.clear()
-            for item in items:
-                if item not in known:
-                    known[item] = value_hash(item).to_bytes(8, "little")
-            hashes = b"".join(map(known.__getitem__, items))
+        users, hashes = self._user_hashes, self._hashes(served.items)
         user = users.get(served.user_id)
         if user is None:
             if len(users) > _KNOWN:
                 users.clear()
             user = users[served.user_id] = value_hash(served.user_id)
         return LoggedPage(served, raw, user, hashes, self._shape)
+
+    def _hashes(self, items: Sequence[Id]) -> bytes:
+        """Value hashes of items, as samples carry them."""
+        known = self._item_hashes
+        try:
+            return b"".join(map(known.__getitem__, items))
+        except KeyError:
+            if len(known) > _KNOWN:
+                known.clear()
+            for item in items:
+                if item not in known:
+                    known[item] = value_hash(item).to_bytes(8, "little")
+            return b"".join(map(known.__getitem__, items))
 
     def _move(self, to_ms: int, outcome: Outcome) -> None:
         watermark = to_ms - self.policy.disorder_ms
@@ -447,6 +481,7 @@ class Partition:
         if outcome.counted:
             counts.add("matched", sum([c.n for c in outcome.counted if c.action == EXPOSURE]))
             counts.add("unfit", self._count(outcome.counted))
+            self._remember(outcome.counted)
         if outcome.sampled:
             out.samples = batch_of(outcome.sampled, self._shape)
             for name, n in zip(
@@ -500,8 +535,35 @@ class Partition:
             self._changed_users.append((named, owner, flat[fresh[mine]]))
         return unfit
 
+    def _remember(self, counted: Iterable[Counted]) -> None:
+        """Notes clicks and purchases as what their users did last, and counts clicks with those before them."""
+        recents = self._recents
+        clicked: list[bytes] = []
+        times: list[int] = []
+        sizes: list[int] = []
+        ids: list[Id] = []
+        times_before: list[int] = []
+        for page, runs, _, ts_ms, action in counted:
+            if action == CLICK:
+                at = runs[0][0]
+                before = recents.add(page.user_id, CLICKS, page.items[at], ts_ms, EARLIER)
+                if before:
+                    clicked.append(page.item[8 * at : 8 * at + 8])
+                    times.append(ts_ms)
+                    sizes.append(len(before) // 2)
+                    ids += before[::2]
+                    times_before += before[1::2]
+            elif action == PURCHASE:
+                recents.add(page.user_id, PURCHASES, page.items[runs[0][0]], ts_ms)
+        if clicked:
+            of_clicks = rows_of(clicked, 0, "<u8"), np.array(times, np.int64), np.array(sizes, np.int64)
+            others = rows_of([self._hashes(ids)], 0, "<u8")
+            self._coclicks.click(*of_clicks, others, np.array(times_before, np.int64))
+
     def _sweep(self) -> None:
         """Merges tiles and ends keys when they are due. It works in slices, so that no step takes long."""
+        self._recents.sweep(self.newest_ms)
+        self._coclicks.sweep(self.newest_ms)
         hour = self.newest_ms // HOUR_MS
         turn = (hour - SLACK_H) // self._tiles.sweep_hours
         if turn > self._swept_turn and self._sweep_at == _SWEEPS:
@@ -527,13 +589,16 @@ class Partition:
             self._ended = False
             owners, bounds, gone = self._owners.end(self._tiles.keys())
             users += _lists_of(owners, bounds, [(key, b"") for key in gone.tolist()])
-        changes = Changes(users, list(self._profiles.values()), items, tiles[: len(items)], self.newest_ms)
+        profiles, tiles = list(self._profiles.values()), tiles[: len(items)]
+        told = self._recents.changes(), self._coclicks.changes()
+        changes = Changes(users, profiles, items, tiles, self.newest_ms, *told)
         self._changed_users, self._changed_items, self._profiles = [], [], {}
         return changes
 
-    def whole(self) -> Iterator[list[tuple[Id, list[tuple[int, bytes]]]]]:
-        """All user-side tile lists by user, some thousand at a time, for a store that lost its data. The partition may
-        go on in between. What changes meanwhile is in :meth:`changes` as usual, so write the lists from here first."""
+    def whole(self) -> Iterator[Whole]:
+        """All user-side tile lists by user, and what users did last, some thousand at a time, for a store that lost its
+        data. The partition may go on in between. What changes meanwhile is in :meth:`changes` as usual, so write the
+        lists from here first."""
         if self.journal is not None:
             self.journal.note(Did.WHOLE)
         self._owners.add(*self._by_user())
@@ -543,8 +608,10 @@ class Partition:
             end = max(start + 1, bisect_right(bounds, bounds[start] + _WHOLE_KEYS) - 1)
             part = keys[bounds[start] : bounds[end]]
             lists = list(zip(part.tolist(), self._tiles.export(part), strict=True))
-            yield _lists_of(owners[start:end], [b - bounds[start] for b in bounds[start : end + 1]], lists)
+            yield Whole(_lists_of(owners[start:end], [b - bounds[start] for b in bounds[start : end + 1]], lists), [])
             start = end
+        for recents in self._recents.whole():
+            yield Whole([], recents)
 
     def _by_user(self) -> tuple[list[Id], list[int], NDArray[np.uint64]]:
         """Users with changed keys; where each user's keys begin (and where the last user's end); all keys in order."""
@@ -584,8 +651,10 @@ class Partition:
                 "profiles": list(self._profiles.values()),
                 "owners": self._owners.snapshot(),
                 "sweep": (self._swept_turn, self._sweep_hour, self._sweep_at),
+                "recents": self._recents.snapshot(),
             },
             list(self._changed_items),
+            self._coclicks.snapshot(),
         )
 
     def resume(self, raw: bytes) -> None:
@@ -625,6 +694,11 @@ class Partition:
             self._owners.resume((ids, np.frombuffer(who, "<i4"), np.frombuffer(keys, "<u8")))
             self._swept_turn, self._sweep_hour, self._sweep_at = head.sweep
             self._ended = True  # a key may have ended after the checkpoint
+            self._anew = head.coclicks is None
+            if head.recents is not None:
+                self._recents.resume(head.recents)
+            if head.coclicks is not None:
+                self._coclicks.resume(head.coclicks)
         except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
             raise StoreError(f"a damaged checkpoint ({error})", _REMEDY) from None
 
@@ -636,6 +710,7 @@ class PartitionSnapshot:
     tiles: TilesSnapshot
     head: dict[str, Any]
     items: list[NDArray[np.uint64]]
+    coclicks: CoClicksSnapshot
 
     def to_bytes(self) -> bytes:
         arrays = self.tiles.arrays()
@@ -647,6 +722,7 @@ class PartitionSnapshot:
             "items": _raw(items, "<u8"),
             "owners": (owners, _raw(who, "<i4"), _raw(owned, "<u8")),
             "tiles": {name: _raw(arrays[name], dtype) for name, dtype in _ARRAYS.items()},
+            "coclicks": self.coclicks.plain(),
         }
         return msgspec.msgpack.encode(self.head | late)
 
@@ -675,6 +751,8 @@ class _Head(msgspec.Struct):
     owners: tuple[list[Id], memoryview, memoryview] = ([], memoryview(b""), memoryview(b""))
     advance_ms: int | None = None
     sweep: tuple[int, int, int] = (-1, 0, _SWEEPS)
+    recents: tuple[dict[str, bytes], list[str], int] | None = None
+    coclicks: dict[str, Any] | None = None
 
 
 _ARRAYS = {"keys": "<u8", "ends": "<i8", "packed": "u1", "changed": "u1", "newest": "<i8"}

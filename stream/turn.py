@@ -147,7 +147,8 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Read the partition's changes now and write them to the online store and ``features.items``.
+    """Read the partition's changes now and write them to the online store and the topics ``features.items`` and
+    ``features.coclicks``.
 
     ``new``: the partition began empty, and this is its first publication. A store that does not hold the partition
     then needs these changes only. Any other publication to such a store begins with all that the partition holds.

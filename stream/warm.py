@@ -21,6 +21,7 @@ from stream.partition import Message, Partition, Policy
 _TS_MS = 1_700_000_000_000
 _DAY_MS = 86_400_000
 _STEPS = 200
+_ITEM = np.array([1], np.uint64)
 
 
 _NEW_OBJECTS = 100_000
@@ -59,6 +60,8 @@ def warm_up(schema: Schema, policy: Policy) -> None:
         part.take([Message(IMPRESSIONS, turn, impression_bytes(served, rates))], ts)
         part.take([Message(EVENTS, 2 * turn, to_json(seen)), Message(EVENTS, 2 * turn + 1, to_json(click))], ts)
         part.advance(ts + policy.life_ms)
+        now_ms = np.array([ts])
+        part.coclicks.click(_ITEM, now_ms, np.array([1]), _ITEM + np.uint64(1), now_ms)
         changes = part.changes()
         list(part.whole())
         state = part.snapshot().to_bytes()

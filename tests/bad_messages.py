@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from millrace.contracts import coclicks
 from millrace.contracts.events import MAX_EVENT_BYTES, Impression
 from millrace.contracts.impressions import impression_bytes
 from millrace.contracts.once import Rates
@@ -25,6 +26,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import (
     DEAD_LETTERS,
     EVENTS,
+    FEATURES_COCLICKS,
     FEATURES_ITEMS,
     IMPRESSIONS,
     ITEMS,
@@ -262,6 +264,7 @@ def bad_impressions(schema: Schema, ts_ms: int) -> Iterator[Bad]:
         "num": bytes(4 * n * layout.N),
         "served_ms": ts_ms,
         "offset": 20,
+        "sources": bytes([1, 6]),
     }
     yield from packed_bad(IMPRESSIONS, b"7", good)
     once = impression_bytes(Impression(**good), Rates.of(schema))
@@ -291,6 +294,26 @@ def bad_item_tiles(ts_ms: int) -> Iterator[Bad]:
         blob = bytes([1, int(draw.integers(0, 6)), int(draw.integers(0, 9)), 0]) + draw.bytes(int(draw.integers(0, 40)))
         rubbish = good | {"tiles": blob, "sizes": np.array([len(blob)], "<u4").tobytes()}
         yield Bad(FEATURES_ITEMS, f"rubbish {number}", b"0", msgspec.msgpack.encode(rubbish))
+
+
+def bad_coclicks(ts_ms: int) -> Iterator[Bad]:
+    """A good message that is cut, longer, changed byte by byte, and rubbish."""
+    counts = np.ones((3, coclicks.DAYS), np.uint16)
+    hashes = np.arange(1, 6, dtype=np.uint64)
+    lists = coclicks.Lists(ts_ms // coclicks.DAY_MS, hashes[:2], np.array([1, 2], np.uint8), hashes[2:], counts)
+    (good,) = coclicks.pack(0, lists)
+    yield Bad(FEATURES_COCLICKS, "a tombstone", b"0", None)
+    for length in range(0, len(good), 3):
+        yield Bad(FEATURES_COCLICKS, f"cut to {length} bytes", b"0", good[:length])
+    yield Bad(FEATURES_COCLICKS, "one byte more", b"0", good + b"\0")
+    for at in range(40):
+        for bits in (1, 0x80, 0xFF):
+            changed = bytearray(good)
+            changed[at] ^= bits
+            yield Bad(FEATURES_COCLICKS, f"byte {at} changed by {bits}", b"0", bytes(changed))
+    draw = np.random.default_rng(0)
+    for number in range(40):
+        yield Bad(FEATURES_COCLICKS, f"rubbish {number}", b"0", good[:1] + draw.bytes(int(draw.integers(0, 200))))
 
 
 def good_samples(schema: Schema, ts_ms: int) -> SampleBatch:
@@ -442,6 +465,7 @@ def corpus(schema: Schema, ts_ms: int) -> list[Bad]:
         bad_items(ts_ms),
         bad_impressions(schema, ts_ms),
         bad_item_tiles(ts_ms),
+        bad_coclicks(ts_ms),
         bad_samples(good_samples(schema, ts_ms)),
         bad_announcements(schema, ts_ms),
         bad_dead_letters(),

@@ -44,6 +44,7 @@ class MemoryBroker(Broker):
     def __init__(self) -> None:
         self.logs: dict[str, Log] = {}
         self.fails: Exception | None = None
+        self.started: dict[str, int] = {}  # the offset that stands for a time, by topic
         self._numbers = itertools.count()
 
     def log(self, topic: str) -> Log:
@@ -58,6 +59,10 @@ class MemoryBroker(Broker):
 
     def reader(self, topic: str, start: dict[int, int]) -> Reader:
         return MemoryReader(self, topic, start.get(0, 0))
+
+    def since(self, topic: str, since_ms: int) -> dict[int, int]:
+        self._maybe_fail()
+        return {0: self.started[topic]} if topic in self.started else {}
 
     def log_id(self, topic: str) -> str:
         self._maybe_fail()

@@ -21,6 +21,7 @@ from learner.model import OnlineModel
 from learner.progressive import Progressive
 from learner.repeats import Repeats
 from learner.trainer import Trainer
+from millrace.contracts import coclicks
 from millrace.contracts.clock import sent_by
 from millrace.contracts.errors import SchemaError, SnapshotError
 from millrace.contracts.events import (
@@ -47,6 +48,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import (
     DEAD_LETTERS,
     EVENTS,
+    FEATURES_COCLICKS,
     FEATURES_ITEMS,
     IMPRESSIONS,
     ITEMS,
@@ -58,11 +60,13 @@ from millrace.contracts.topics import (
 from millrace.demo.audit import Ledger
 from millrace.versions.modellog import Assembler
 from millrace.versions.modellog import Bad as BadEntry
+from scorer.cofeed import CoFeed
 from scorer.feed import Feed, ItemFeed, Reader, Record, TileFeed
 from stream.listkeeper import take
 from stream.lists import ShopLists
 from stream.partition import Message, Partition, Policy
 from tests.bad_messages import PARTITIONS, VALUES, Bad, astray, corpus, deep, json_fields, json_object
+from tests.scorer_feeder import Whole
 from tests.scorer_log import MemoryBroker
 from tests.scorer_shop import ITEMS as GOODS
 from tests.scorer_shop import NOW_MS, SCHEMA, SPEC, batch, item
@@ -89,7 +93,8 @@ def records(topic: str) -> list[tuple[bytes | None, bytes | None]]:
 def test_there_are_some_hundred_for_the_topics_that_anybody_may_write_to_and_some_for_all() -> None:
     counts = Counter(bad.topic for bad in CORPUS)
     assert counts.keys() == {
-        EVENTS, USERS, ITEMS, IMPRESSIONS, SAMPLES, FEATURES_ITEMS, MODEL_DELTAS, DEAD_LETTERS, TRUTH
+        EVENTS, USERS, ITEMS, IMPRESSIONS, SAMPLES, FEATURES_ITEMS, FEATURES_COCLICKS, MODEL_DELTAS, DEAD_LETTERS,
+        TRUTH,
     }  # fmt: skip
     assert counts[EVENTS] > 400
     assert min(counts.values()) > 90
@@ -111,6 +116,7 @@ DECODERS: dict[str, tuple[Callable[[bytes | None], Any], type[Exception]]] = {
     ITEMS: (INTAKE.item, BadEventError),
     IMPRESSIONS: (decode_impression, BadEventError),
     FEATURES_ITEMS: (decode_item_tiles, BadEventError),
+    FEATURES_COCLICKS: (coclicks.unpack, BadEventError),
     TRUTH: (decode_truth, BadEventError),
     DEAD_LETTERS: (decode_dead_letter, BadEventError),
     SAMPLES: (SampleBatch.from_bytes, SchemaError),
@@ -456,6 +462,20 @@ def test_the_tile_feed_passes_over_each_and_counts_can_be_read(tmp_path: Path) -
     scorer.index.counts(np.array([99, 1], np.uint64), NOW_MS)
     scorer.index.expire(NOW_MS)
     scorer.index.refresh_hot(NOW_MS)
+
+
+def test_the_feed_of_co_clicks_passes_over_each_and_makes_neighbours(tmp_path: Path) -> None:
+    scorer = Whole(Settings(data=str(tmp_path)))
+    scorer.stock(GOODS)
+    kept: list[Any] = []
+    reader = CoFeed(
+        scorer.settings, scorer.primary, scorer.meters, scorer.door, scorer.stop, lambda *sent: kept.append(sent)
+    )
+    reader.take_all(as_records(*records(FEATURES_COCLICKS)))
+    assert scorer.meters.errors.keys() == {"co-clicks"}, "each was foreseen"
+    assert scorer.meters.errors["co-clicks"] > 80
+    reader.renew()
+    assert len(kept) == 1
 
 
 def test_the_model_feed_passes_over_each_and_follows_the_learner(tmp_path: Path) -> None:

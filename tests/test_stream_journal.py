@@ -128,7 +128,17 @@ def test_every_way_to_change_a_partition_is_noted() -> None:
     }
     assert set(done) == set(Did)
     public = {name for name in vars(Partition) if not name.startswith("_")}
-    reads = {"watermark_ms", "pending", "unserved", "wanted", "settled", "window_keys", "windows", "waits_for"}
+    reads = {
+        "watermark_ms",
+        "pending",
+        "unserved",
+        "wanted",
+        "settled",
+        "window_keys",
+        "windows",
+        "waits_for",
+        "coclicks",
+    }
     assert public - reads - {"snapshot", "resume", "replay"} == {did.name.lower() for did in Did}
     for did, do in done.items():
         partition = Partition(0, SCHEMA, SETTLED, settles=True)

@@ -312,7 +312,7 @@ def test_hot_items_and_likings_go_by_the_windows_alone() -> None:
         index.put_tiles(0, store.keys(), packed)
         index.refresh_hot(now)
         user = User.of(builder, 7, record)
-        lists = make_lists(builder, index.columns(np.arange(8)), index.alive, index.born_ms, index.clicks_a_day)
+        lists = make_lists(builder, index.columns(np.arange(8)), index.alive, index.born_ms, index.heat)
         ((_, liking),) = Ranker(builder, Shelf(builder)).likings(lists.groups, user, now)
         shop = ShopLists(schema)
         for item in items:

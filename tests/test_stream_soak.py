@@ -16,7 +16,7 @@ from tests.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, actio
 def test_state_is_bounded_when_keys_churn_for_weeks() -> None:
     log, partition = Log(), Partition(0, SCHEMA, POLICY)
     keys, pool, body, pages, labels = [], [], [], [], 0
-    for hour in range(24 * 35):
+    for hour in range(24 * 40):
         t, request, user = T0 + hour * HOUR, f"r{hour}", hour // 5
         items = [hour * 3 + k for k in range(6)]  # half of them are never seen again
         messages = [
@@ -33,10 +33,11 @@ def test_state_is_bounded_when_keys_churn_for_weeks() -> None:
             pool.append(partition.windows.nbytes)
             body.append(len(partition.snapshot().to_bytes()))
             pages.append(len(partition._join.pages))
-    assert labels >= 24 * 35 * 6 - 6
+    assert labels >= 24 * 40 * 6 - 6
     full = slice(9, 12)  # the windows of 7 days and their grain of 6 hours have passed once
-    for sizes in (keys, pool, body, pages):
-        assert max(sizes[-7:]) <= 1.05 * max(sizes[full])
+    month = slice(30, 33)  # and so have the days for which last clicks are kept
+    for sizes, once in ((keys, full), (pool, full), (pages, full), (body, month)):
+        assert max(sizes[-7:]) <= 1.05 * max(sizes[once])
     assert keys[11] < keys[0] * 12  # keys did end
 
 

@@ -451,3 +451,15 @@ def test_no_positions_before_the_state_is_loaded() -> None:
     assert found["events", 0] == 500
     turns.let_go()
     assert turns.positions() is None
+
+
+@pytest.mark.parametrize("what", [CRASH, REBALANCE, LOST_REDIS])
+def test_last_clicks_and_co_clicks_are_what_they_were_whatever_happens_between(what: str) -> None:
+    """Pages whose first items are two: a click on one is counted with those on the other."""
+    story: list[Happening] = []
+    for name in "abcd":
+        story += [page(name), click(name), RUN(0.5), what]
+    scene = Scene().play([*story, RUN(1.0)]).finish().check()
+    assert len(scene.coclicks) == 2
+    (days,) = (counts for near in [*scene.coclicks.values()][:1] for counts in near.values())
+    assert sum(days.values()) == 3, "b with a; c with b, and not twice with a, which is the same item; d with c"

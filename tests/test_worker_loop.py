@@ -27,6 +27,7 @@ import redis
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.errors import KafkaConnectionError
 
+from millrace.contracts import coclicks
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import (
     Click,
@@ -44,7 +45,7 @@ from millrace.contracts.events import (
 )
 from millrace.contracts.hashing import kafka_partition
 from millrace.contracts.itemtiles import unpack
-from millrace.contracts.online import PROFILE, window_keys
+from millrace.contracts.online import PROFILE, RECENT, unpack_recent, window_keys
 from millrace.contracts.samples import CORRECTION, NEGATIVE, SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings, load_settings
@@ -147,6 +148,8 @@ class Answer:
     dead: Counter[tuple[str, int, int]] = field(default_factory=Counter)
     users: dict[str, dict[int, np.ndarray[Any, Any]]] = field(default_factory=dict)
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recents: dict[str, Any] = field(default_factory=dict)
+    together: set[int] = field(default_factory=set)  # partitions that have co-clicks
     items: dict[tuple[int, int], np.ndarray[Any, Any]] = field(default_factory=dict)
     pending: int = 0
 
@@ -184,6 +187,9 @@ def answer(loop: Loop) -> Answer:
         changes = partition.changes()
         for user, entries in changes.users:
             out.users[str(user)] = dict(zip([k for k, _ in entries], counted([b for _, b in entries]), strict=True))
+        out.recents |= {str(user): in_order(value) for user, value in changes.recents}
+        if len(changes.coclicks.items):
+            out.together.add(number)
         out.profiles |= {str(p.user_id): p.attributes for p in changes.profiles}
         keys = [(number, key) for key in changes.item_keys.tolist()]
         out.items |= dict(zip(keys, counted(list(changes.item_tiles)), strict=True))
@@ -284,6 +290,8 @@ class Loop:
         assert self.samples.keys() == expected.samples.keys()
         assert self.bodies == {key: {body} for key, body in expected.samples.items()}
         until(lambda: self.redis_users() == as_lists(expected.users), "user windows are in Redis")
+        until(lambda: self.redis_recents() == expected.recents, "last clicks are in Redis")
+        until(lambda: self.coclicks().keys() >= expected.together, "co-clicks are published")
         until(lambda: self.redis_profiles() == expected.profiles, "profiles are in Redis")
         until(lambda: self.item_tiles() == as_lists({"": expected.items})[""], "item windows are published")
         until(lambda: self.letters() >= expected.dead.keys(), "all dead letters came")
@@ -305,11 +313,28 @@ class Loop:
         with redis.Redis.from_url(f"redis://{self.settings.redis}") as client:
             for name in client.scan_iter("user:*"):
                 fields = client.hgetall(name)
-                fields.pop(PROFILE, None)
+                for other in (PROFILE, RECENT):
+                    fields.pop(other, None)
                 keys = window_keys(fields).tolist()
                 if keys:
                     found[name.decode()[5:]] = dict(zip(keys, counted(list(fields.values())), strict=True))
         return as_lists(found)
+
+    def redis_recents(self) -> dict[str, Any]:
+        with redis.Redis.from_url(f"redis://{self.settings.redis}") as client:
+            found = {n.decode()[5:]: client.hget(n, RECENT) for n in client.scan_iter("user:*")}
+        return {user: in_order(raw) for user, raw in found.items() if raw is not None}
+
+    def coclicks(self) -> dict[int, set[int]]:
+        """Items that have lists on the topic, by partition."""
+        found: dict[int, set[int]] = {}
+
+        def read(record: Any) -> None:
+            number, lists = coclicks.unpack(record.value)
+            found.setdefault(number, set()).update(lists.items.tolist())
+
+        read_all(self.settings, "features.coclicks", read)
+        return found
 
     def redis_profiles(self) -> dict[str, Any]:
         with redis.Redis.from_url(f"redis://{self.settings.redis}") as client:
@@ -327,6 +352,11 @@ class Loop:
         read_all(self.settings, "features.items", read)
         found: dict[Any, Any] = as_lists({"": dict(zip(newest, counted(list(newest.values())), strict=True))})[""]
         return found
+
+
+def in_order(raw: bytes) -> list[list[tuple[int, str]]]:
+    """What a user did last. Two clicks of one time may come in any order."""
+    return [sorted((past.ts_ms, str(past.item_id)) for past in pasts) for pasts in unpack_recent(raw)]
 
 
 def as_lists(nested: dict[Any, dict[Any, Any]]) -> dict[Any, Any]:

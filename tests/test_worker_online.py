@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from millrace.contracts.errors import StoreError
-from millrace.contracts.online import user_key, window_field
+from millrace.contracts.online import Past, Recent, pack_recent, user_key, window_field
 from millrace.processes.services import EmbeddedRedis, free_port
 from stream.online import OnlineStore
 
@@ -35,12 +35,12 @@ def flush(server: EmbeddedRedis) -> None:
         client.flushall()
 
 
-def write(address: str, *calls: tuple[object, object], patience_seconds: float = 60.0) -> None:
+def write(address: str, *calls: tuple[object, ...], patience_seconds: float = 60.0) -> None:
     async def main() -> None:
         store = OnlineStore(address, patience_seconds)
         try:
-            for tiles, profiles in calls:
-                await store.write(tiles, profiles)  # type: ignore[arg-type]
+            for call in calls:
+                await store.write(*call)  # type: ignore[arg-type]
         finally:
             await store.close()
 
@@ -62,6 +62,18 @@ def test_writes_are_absolute_and_empty_lists_take_their_field_away(server: Embed
 def test_the_last_field_takes_the_user_away(server: EmbeddedRedis) -> None:
     write(server.address, ([(5, [(1, b"x")])], []), ([(5, [(1, b"")])], []))
     assert read(server, "5") == {}
+
+
+def test_last_clicks_come_with_the_tiles_or_alone_and_go(server: EmbeddedRedis) -> None:
+    value = pack_recent(Recent([Past(7, 1000)], []))
+    write(server.address, ([("r", [(1, b"x")])], [], [("r", value), ("s", value)]))
+    assert read(server, "r") == {window_field(1): b"x", b"recent": value}
+    assert read(server, "s") == {b"recent": value}
+    write(server.address, ([("r", [(1, b"y")])], [], []), ([(5, [(1, b"z")])], [], [("5", value)]))
+    assert read(server, "r")[b"recent"] == value, "who has no new clicks keeps those that there are"
+    assert read(server, "5")[b"recent"] == value
+    write(server.address, ([], [], [("s", b""), ("r", b""), ("5", b"")]))
+    assert (read(server, "s"), read(server, "r")) == ({}, {window_field(1): b"y"})
 
 
 def test_a_profile_outlives_the_last_tile_list(server: EmbeddedRedis) -> None:

@@ -28,7 +28,7 @@ def lists_of(users: list[tuple[Id, list[tuple[int, bytes]]]]) -> Lists:
 
 
 def whole(part: Partition) -> Lists:
-    slices = list(part.whole())
+    slices = [some.users for some in part.whole() if some.users]
     users = [user for one in slices for user, _ in one]
     assert len(users) == len(set(users))
     return lists_of([entry for one in slices for entry in one])

@@ -17,12 +17,14 @@ from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.windows import kernels
 from tests.stream_world import resumed
+from stream import coclickkernels
 from stream.partition import Message, Partition, Policy
 from stream.warm import warm_up
 from tests.test_worker_loop import SCHEMA, NEWEST_MS, story
 
 def compiled():
-    found = {n: f for n, f in vars(kernels).items() if isinstance(f, Dispatcher)}
+    modules = vars(kernels) | vars(coclickkernels)
+    found = {n: f for n, f in modules.items() if isinstance(f, Dispatcher)}
     return {n: sorted(map(str, f.signatures)) for n, f in found.items()}
 
 warm_up(SCHEMA, Policy.of(Settings()))
@@ -33,7 +35,7 @@ taken = part.take(messages, NEWEST_MS)
 assert len(taken.samples) > 50
 for _ in range(200):
     part.take([], NEWEST_MS)
-part.changes()
+assert len(part.changes().coclicks.items) > 5
 list(part.whole())
 resumed(part.snapshot().to_bytes(), SCHEMA, Policy.of(Settings())).changes()
 assert sum(map(len, before.values())) > 5, before

@@ -16,13 +16,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from millrace.contracts.clock import HEADER, EventClock
+from millrace.contracts.coclicks import Lists
+from millrace.contracts.online import MOST_RECENT, unpack_recent
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.labels import policy_named
 from stream import journal
+from stream.coclicks import CoClicks
 from stream.gate import Arrival, ReadTo
 from stream.journal import Journal
 from stream.partition import Output, Partition
+from stream.recents import UserRecent
 from stream.turn import (
     INPUTS,
     Advance,
@@ -124,6 +130,11 @@ CRASH, REBALANCE, LOST_REDIS, EMPTY_BROKER = "crash", "rebalance", "lost Redis",
 Happening = page | click | RUN | SILENCE | STANDSTILL | SLOW_IMPRESSIONS | OTHER_RUN | OTHER_CLOCK | UNREADABLE | str
 
 
+def items_of(name: str) -> tuple[int, ...]:
+    """The items of a page: the same in one of two orders, so that not always the same one is clicked."""
+    return ITEMS[:: -1 if sum(name.encode()) % 2 else 1]
+
+
 # ---------------------------------------------------------------------- broker and consumer
 
 
@@ -183,6 +194,8 @@ class Scene:
         self.broker = 0  # how often it came back empty
         self._unreadable_s = 0.0  # until when impressions cannot be read again
         self.redis: dict[tuple[str, int], bytes] = {}
+        self.recents: dict[str, bytes] = {}  # there too: each user's last clicks
+        self.coclicks: dict[tuple[int, int], Any] = {}  # by partition and item, as a reader of the topic has them
         self.filled: set[int] = set()
         self.samples: dict[Key, set[Any]] = {}
         self.dead: Counter[str] = Counter()
@@ -253,14 +266,14 @@ class Scene:
         match item:
             case page(name, at):
                 self.pages[name], self.seen_ms[name] = item, ts_ms
-                self._append("impressions", at, impression(name, ts_ms, ITEMS, user=at))
-                self._append("events", at, exposure(name, ts_ms, ITEMS, user_id=at))
+                self._append("impressions", at, impression(name, ts_ms, items_of(name), user=at))
+                self._append("events", at, exposure(name, ts_ms, items_of(name), user_id=at))
             case click(name, after_minutes):
                 at = self.pages[name].partition
                 if after_minutes is not None:
                     ts_ms = min(ts_ms, self.seen_ms[name] + round(after_minutes * MINUTE))
                 self.told_ms[name] = self.event_ms
-                self._append("events", at, action("click", name, ts_ms, 0, ITEMS[0], user_id=at))
+                self._append("events", at, action("click", name, ts_ms, 0, items_of(name)[0], user_id=at))
             case OTHER_RUN(hours, behind_hours):
                 ts_ms -= round(behind_hours * HOUR)
                 theirs = EventClock(round(self.wall_s * 1000), ts_ms, 1.0)
@@ -277,6 +290,7 @@ class Scene:
 
     def _lose_redis(self) -> None:
         self.redis.clear()
+        self.recents.clear()
         self.filled.clear()
 
     def _lose_broker(self) -> None:
@@ -402,17 +416,19 @@ class Scene:
         def job() -> None:
             if partition.number not in self.filled:
                 if not due.new:
-                    for users in partition.whole():
-                        self._write(users)
+                    for some in partition.whole():
+                        self._write(some.users, some.recents)
                 self.filled.add(partition.number)
-            self._write(changes.users)
+            self._write(changes.users, changes.recents)
+            self.coclicks |= lists_of(partition.number, changes.coclicks)
             turn.done(due)
 
         self._jobs.append((JOB_STEPS, job))
 
-    def _write(self, users: Sequence[tuple[Any, list[tuple[int, bytes]]]]) -> None:
+    def _write(self, users: Sequence[tuple[Any, list[tuple[int, bytes]]]], recents: Sequence[UserRecent]) -> None:
         for user, tiles in users:
             self.redis |= {(str(user), key): blob for key, blob in tiles}
+        self.recents |= {str(user): value for user, value in recents}
 
     def _checkpoint(self, turn: Turn, due: Checkpoint) -> None:
         number, offsets, noted = turn.number, dict(turn.partition.offsets), turn.partition.journal
@@ -508,12 +524,40 @@ class Scene:
                 assert told == clicked or name in too_late, f"page {name}, position {position}: {told} clicks"
         for turn in self.turns:
             assert turn.partition.pending == 0
-            for users in turn.partition.whole():
-                for user, tiles in users:
+            for some in turn.partition.whole():
+                for user, tiles in some.users:
                     for window, blob in tiles:
                         assert self.redis.get((str(user), window)) == blob, f"a window of user {user} is not in Redis"
+            read = {key: own for key, own in self.coclicks.items() if key[0] == turn.number}
+            assert read == whole_lists(turn.number, turn.partition.coclicks), "co-clicks were not told"
+            held = {str(user): value for some in turn.partition.whole() for user, value in some.recents}
+            assert held == {user: value for user, value in self.recents.items() if user == str(turn.number)}
+            self._check_recents(turn.number)
         return self
+
+    def _check_recents(self, number: int) -> None:
+        """The user of a partition has the clicks that were taken, newest first; a crash takes none of them twice."""
+        clicked = [name for name in self.told_ms if self.pages[name].partition == number and self._clicks_of(name, 0)]
+        found = unpack_recent(self.recents.get(str(number)))
+        assert len(found.clicks) == min(len(clicked), MOST_RECENT), f"{found} of the clicks on {clicked}"
+        assert [past.ts_ms for past in found.clicks] == sorted((p.ts_ms for p in found.clicks), reverse=True)
+        assert {past.item_id for past in found.clicks} <= {items_of(name)[0] for name in clicked}
 
     def _clicks_of(self, name: str, position: int) -> int:
         kinds = self.kinds(name, position)
         return kinds[POSITIVE] + kinds[CORRECTION]
+
+
+def lists_of(number: int, lists: Lists) -> dict[tuple[int, int], Any]:
+    """Lists of a partition as a reader keeps them: by partition and item, the counts of each neighbour by day."""
+    found: dict[tuple[int, int], Any] = {}
+    ends = np.cumsum(lists.sizes, dtype=np.int64).tolist()
+    for item, start, end in zip(lists.items.tolist(), [0, *ends], ends, strict=False):
+        days = [{lists.day - age: n for age, n in enumerate(row) if n} for row in lists.counts[start:end].tolist()]
+        found[number, item] = dict(zip(lists.near[start:end].tolist(), days, strict=True))
+    return found
+
+
+def whole_lists(number: int, counted: CoClicks) -> dict[tuple[int, int], Any]:
+    """All that a partition has counted, in the same form."""
+    return lists_of(number, counted.part(0.0, 1.0))

@@ -5,6 +5,7 @@
 
     user:{user_id}        hash      profile        JSON of the user's attributes
                                     <8 bytes>      packed tile list of the window key (little-endian uint64)
+                                    recent         the last clicks and the last purchases (:func:`pack_recent`)
     filled:{partition}    string    "filled": every user of that partition of `events` is here; "filling": not yet
     list:{name}           sorted set of item ids, best first: hot and hot:{column}:{value} by clicks a day, new by birth
     list:names            set of the keys `list:{name}` that there are
@@ -20,13 +21,13 @@ key                    written by                                  read by
 =====================  ==========================================  ==================================================
 
 A window key whose tile list is empty, or whose windows have ended, has no field: a reader takes a missing field for
-zeros. A profile stays.
+zeros. Neither has a user of whose clicks and purchases none is younger than 30 days. A profile stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -38,6 +39,9 @@ from millrace.contracts.hashing import U64
 REDIS_REMEDY = "start Redis there, or set MILLRACE_REDIS to its host:port"
 
 PROFILE = b"profile"
+RECENT = b"recent"
+MOST_RECENT = 16
+"""Clicks, and purchases, of a user that are kept."""
 FILLED, FILLING = b"filled", b"filling"
 HOT, NEW = "hot", "new"
 """Names of lists: hot items of the whole shop, and the items born last."""
@@ -49,6 +53,7 @@ _LIST = "list:"
 WINDOW_BYTES = 8
 """Length of the field of a window key; no other field has it."""
 _profile = msgspec.json.Decoder(dict[str, Any])
+_recent = msgspec.msgpack.Decoder(tuple[list[int | str], list[int | str]])
 
 
 def user_key(user_id: Id) -> str:
@@ -99,6 +104,56 @@ def unpack_profile(raw: bytes | None) -> dict[str, Any]:
     except msgspec.MsgspecError as error:
         shown = raw[:40].decode("utf-8", "replace")
         raise StoreError(f"the profile {shown!r} is no JSON object ({error})", "send the user again") from None
+
+
+class Past(NamedTuple):
+    """What a user did with one item, at an event time."""
+
+    item_id: Id  # as the catalogue's owner writes it
+    ts_ms: int
+
+
+class Recent(NamedTuple):
+    """What a user did last: newest first, at most :data:`MOST_RECENT` of each."""
+
+    clicks: Sequence[Past]
+    purchases: Sequence[Past]
+
+
+NOTHING = Recent((), ())
+
+
+def pack_recent(recent: Recent) -> bytes:
+    """The value of the field :data:`RECENT`: msgpack of two lists, each ``[item id, ts_ms, item id, ts_ms, ...]``.
+
+    >>> unpack_recent(pack_recent(Recent([Past("7", 2000), Past(9, 1000)], [])))
+    Recent(clicks=[Past(item_id='7', ts_ms=2000), Past(item_id=9, ts_ms=1000)], purchases=[])
+    """
+    return msgspec.msgpack.encode([[value for past in pasts for value in past] for pasts in recent])
+
+
+def unpack_recent(raw: bytes | None) -> Recent:
+    """What a user did last; nothing when there is no such field.
+
+    Raises:
+        StoreError: the bytes are no value of this field.
+    """
+    if not raw:
+        return NOTHING
+    try:
+        clicks, purchases = _recent.decode(raw)
+        return Recent(_pasts(clicks), _pasts(purchases))
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+        problem = f"the last clicks {raw[:40]!r} are damaged ({error})"
+        raise StoreError(problem, "the user's next click replaces them; FLUSHALL has all users written anew") from None
+
+
+def _pasts(flat: list[int | str]) -> list[Past]:
+    ids, times = flat[::2], flat[1::2]
+    past = [Past(item_id, ts_ms) for item_id, ts_ms in zip(ids, times, strict=True) if isinstance(ts_ms, int)]
+    if len(past) != len(times) or len(past) > MOST_RECENT:
+        raise ValueError(f"{len(flat)} values are no {MOST_RECENT} items with their times")
+    return past
 
 
 def list_key(name: str) -> str:

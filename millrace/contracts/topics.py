@@ -17,6 +17,7 @@ ITEMS = "items"
 SAMPLES = "samples"
 DEAD_LETTERS = "dead-letters"
 FEATURES_ITEMS = "features.items"
+FEATURES_COCLICKS = "features.coclicks"
 MODEL_DELTAS = "model.deltas"
 TRUTH = "truth"
 
@@ -41,6 +42,8 @@ TOPICS: tuple[Topic, ...] = (
     Topic(DEAD_LETTERS, 1, (("retention.ms", str(30 * _DAY_MS)),)),
     # As long as the longest window: an older message has no live tile left. Reading the topic whole rebuilds the index.
     Topic(FEATURES_ITEMS, 1, (("retention.ms", str(31 * _DAY_MS)),)),
+    # Everything is told again within ten minutes.
+    Topic(FEATURES_COCLICKS, 1, (("retention.ms", str(3_600_000)),)),
     # The learner lets go of what its newest two snapshots do not need. This is for a broker that deletes no records.
     Topic(MODEL_DELTAS, 1, (("retention.ms", str(7 * _DAY_MS)),)),
     Topic(TRUTH, 1, (("retention.ms", str(7 * _DAY_MS)),)),
