@@ -60,6 +60,14 @@ class Shelves(Protocol):
     def remove(self, worker: Member) -> None: ...
 
 
+class Towers(Protocol):
+    """What gives a worker that starts the vectors of the items; see :class:`scorer.towerhost.TowerHost`."""
+
+    def join(self, worker: Member) -> None: ...
+
+    def leave(self, worker: Member) -> None: ...
+
+
 class Member:
     """One worker process, as the feeder sees it."""
 
@@ -96,7 +104,9 @@ class Crew:
         sums: Sums,
         answer: Callable[[str, Any], tuple[Any, dict[str, Any]]],
         stop: threading.Event,
+        towers: Towers | None = None,
     ) -> None:
+        self._towers = towers
         self._settings, self._listener, self._template = settings, listener, template
         self._host, self._shelving, self._meters, self._sums = host, shelving, meters, sums
         self._answer, self._stop = answer, stop
@@ -181,6 +191,8 @@ class Crew:
         try:
             self._host.join(member)
             self._shelving.add(member)
+            if self._towers is not None:
+                self._towers.join(member)  # behind the shelf, whose rows it names
             member.put(Packet("all"))
         except BaseException:  # it lacks something: it ends, and another one is started
             member.put(Packet("end"))
@@ -226,6 +238,8 @@ class Crew:
         WORKERS.set(len(self._members))
         self._host.leave(member)
         self._shelving.remove(member)
+        if self._towers is not None:
+            self._towers.leave(member)
         self._sums.ended(member.pid)
         if not self._ending:
             WORKER_RESTARTS.inc()

@@ -6,7 +6,9 @@ of pages, and has the workers answer requests.
 
     feeds: items, item counts, model versions (threads)      link         worker 1..N
     item index ── what changed, lists ─────────────────────► (Unix ─────► shelves, lists
+    co-clicks ── neighbours of items ──────────────────────►              the same memory
     versions in shared memory ── where they lie ───────────►  socket) ──► the same memory
+    vectors of the items, one version of them ─────────────►              the same memory
     rings of page logs ◄── shared memory ──────────────────────────────── pages
       └► spool on disk ► Kafka
     metrics port: the figures of all ◄── when asked ─────────────────────
@@ -31,12 +33,13 @@ from millrace.processes.metrics import READY, serve_metrics, show
 from millrace.processes.shared import Pool
 from millrace.processes.wall import event_now_ms, wall_ms
 from scorer.app import model_facts
+from scorer.cofeed import CoFeed
 from scorer.crew import Crew
 from scorer.door import Door
 from scorer.feed import Feed, ItemFeed, TileFeed
 from scorer.figures import Sums
 from scorer.keeper import IndexKeeper
-from scorer.meters import FRESHNESS, ITEM_KEYS, ITEMS, ScorerMeters
+from scorer.meters import FRESHNESS, ITEM_KEYS, ITEMS, RETRIEVAL_AGE, RETRIEVAL_LAG, ScorerMeters
 from scorer.modelfeed import ModelFeed
 from scorer.primary import Primary
 from scorer.ring import RingReader
@@ -44,6 +47,7 @@ from scorer.shelving import Shelving
 from scorer.shipper import Shipper, open_spool
 from scorer.store import connect
 from scorer.template import Template
+from scorer.towerhost import TowerHost
 from scorer.versionhost import VersionHost
 
 log = structlog.get_logger("scorer")
@@ -62,7 +66,7 @@ class Feeder:
         stop: set when the role is to end.
 
     Raises:
-        BrokerError, StoreError, SettingError: an address or folder is unusable.
+        BrokerError, StoreError, SettingError: an address or folder is unusable, or a package is missing.
     """
 
     def __init__(self, settings: Settings, listener: socket.socket, template: Template, stop: threading.Event) -> None:
@@ -76,19 +80,31 @@ class Feeder:
         self.primary = Primary(settings, schema, settings.event_clock(), wall_ms)
         door = self._door = Door(self._ending)
         self.host = VersionHost(self.primary, Pool(), self.meters, wall_ms, self._ending, matrix_units())
-        self._shelving = Shelving(self.primary, self.host, self.meters, door, self._ending)
+        self._towers = TowerHost(self.primary, self.meters, self._ending)
+        self._shelving = Shelving(self.primary, self.host, self.meters, door, self._ending, self._towers)
         self._keeper = IndexKeeper(settings, self.primary, self.meters, door, self._ending, wall_ms, uuid4().hex[:8])
         of_index = [
             kind(settings, self.primary, self.meters, door, self._ending, self._keeper.load)
             for kind in (ItemFeed, TileFeed)
         ]
         self._keeper.feeds = {feed.topic: feed for feed in of_index}
-        self._feeds: list[Feed] = [ModelFeed(settings, self.host, door, self._ending), *of_index]
+        model_feed = ModelFeed(settings, self.host, door, self._ending, towers=self._towers)
+        self._feeds: list[Feed] = [model_feed, *of_index]
         self.primary.to_read = {feed.what: -1 for feed in self._feeds}
+        self._coclicks = CoFeed(settings, self.primary, self.meters, door, self._ending, self._shelving.keep)
         self._spool = open_spool(settings, self.meters.lost)
         self._shipper = Shipper(settings, schema, self._spool, self.meters.lost)
         self.crew = Crew(
-            settings, listener, template, self.host, self._shelving, self.meters, self.sums, self._answer, self._ending
+            settings,
+            listener,
+            template,
+            self.host,
+            self._shelving,
+            self.meters,
+            self.sums,
+            self._answer,
+            self._ending,
+            self._towers,
         )
         for slot in range(settings.workers):
             self._shipper.add(RingReader(self.crew.ring(slot)))
@@ -103,7 +119,8 @@ class Feeder:
         sys.setswitchinterval(0.001)
         show(self.sums)
         set_gauges(self.primary)
-        threads = [*self._feeds, self._keeper, self._shelving]
+        set_retrieval_gauges(self.primary, self._towers)
+        threads = [*self._feeds, self._coclicks, self._keeper, self._shelving, self._towers.thread]
         try:
             for thread in threads:
                 thread.start()
@@ -134,7 +151,8 @@ class Feeder:
         note, meters = self.primary.note, self.meters
         self.crew.measure()
         errors = {dict(labels)["what"]: int(n) for labels, n in self.sums.total("millrace_errors").items()}
-        return model_facts(note, self.primary.schema.id, meters, errors) | {"workers": self.settings.workers}
+        facts = model_facts(note, self.primary.schema.id, meters, errors, self._towers.facts())
+        return facts | {"workers": self.settings.workers}
 
     def _answer(self, what: str, facts: Any) -> tuple[Any, dict[str, Any]]:
         if what == "model":
@@ -161,3 +179,18 @@ def set_gauges(primary: Primary) -> None:
     FRESHNESS.set_function(freshness)
     ITEMS.set_function(lambda: len(primary.index))
     ITEM_KEYS.set_function(lambda: primary.index.keys)
+
+
+def set_retrieval_gauges(primary: Primary, towers: TowerHost) -> None:
+    """Has the gauges show at each look how old the vectors are."""
+
+    def lag() -> float:
+        facts, note = towers.facts(), primary.note
+        return float("nan") if facts is None or note is None else max(0, note.version - facts["version"])
+
+    def age() -> float:
+        published_ms = towers.published_ms
+        return float("nan") if published_ms is None else (wall_ms() - published_ms) / 1000
+
+    RETRIEVAL_LAG.set_function(lag)
+    RETRIEVAL_AGE.set_function(age)

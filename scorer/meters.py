@@ -10,6 +10,7 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from millrace.contracts.events import SOURCES
 from millrace.versions.clicks import VersionClicks
 from scorer.tracing import ClickTrace
 from scorer.userrecord import AWAY, ERROR
@@ -27,10 +28,13 @@ FRESHNESS = Gauge(
     "millrace_freshness_seconds", "Wall seconds since the newest exposure that the serving model has learnt from."
 )
 ITEMS = Gauge("millrace_items", "Items in the index.")
+COCLICK_LISTS = Gauge("millrace_coclick_lists", "Lists of co-clicks that the feeder holds, of all partitions.")
+NEIGHBOURS = Gauge("millrace_neighbours", "Pairs of an item and a neighbour that recall knows.")
 ITEM_KEYS = Gauge("millrace_item_keys", "Item-side window keys in the index, over all partitions.")
 UNKNOWN_USERS = Counter("millrace_unknown_users_total", "Requests for users that the online store does not know.")
 LIST_PAGES = Counter("millrace_list_pages_total", "Pages made of the shop's lists before the scorer was ready.")
 LIST_PARTS = Counter("millrace_list_parts_total", "Parts of ranked lists that were handed out.", ["kind"])
+SCORER_ITEMS = Counter("millrace_scorer_items_total", "Items handed out, by where recall found them.", ["source"])
 ERRORS = Counter("millrace_errors_total", "What went wrong and was survived.", ["what"])
 LOG_LOST_PAGES = Counter("millrace_log_lost_pages_total", "Pages whose log will never be in Kafka.", ["reason"])
 LOG_LOST_EXPOSURES = Counter("millrace_log_lost_exposures_total", "Items on these pages.", ["reason"])
@@ -43,7 +47,31 @@ REFUSED = Counter("millrace_requests_refused_total", "Requests beyond the limit,
 WORKERS = Gauge("millrace_scorer_workers", "Worker processes that answer requests.")
 WORKER_RESTARTS = Counter("millrace_scorer_worker_restarts_total", "Workers that ended and were started anew.")
 STAGED = Gauge("millrace_model_overlays", "Versions that workers hold beside the model's tables, not folded in yet.")
-for _gauge in (SERVED_VERSION, FRESHNESS):
+RETRIEVAL_VERSION = Gauge("millrace_retrieval_version", "Model version that recall's vectors are of.")
+RETRIEVAL_LAG = Gauge(
+    "millrace_retrieval_lag_versions", "Model versions between the one that scores and the one that vectors are of."
+)
+RETRIEVAL_AGE = Gauge(
+    "millrace_retrieval_age_seconds", "Wall seconds since the learner published the version that vectors are of."
+)
+RETRIEVAL_ITEMS = Gauge("millrace_retrieval_items", "Living items when the vectors were built.")
+RETRIEVAL_BUILD_SECONDS = Gauge("millrace_retrieval_build_seconds", "What the last build of all vectors took.")
+RETRIEVAL_INDEX_RECALL = Gauge(
+    "millrace_scorer_index_recall",
+    "Share of the items with the largest products that the approximate index finds; no value with exact products.",
+)
+_BY_SOURCE = [SCORER_ITEMS.labels(source) for source in SOURCES]
+_UNMEASURED = (
+    SERVED_VERSION,
+    FRESHNESS,
+    RETRIEVAL_VERSION,
+    RETRIEVAL_LAG,
+    RETRIEVAL_AGE,
+    RETRIEVAL_ITEMS,
+    RETRIEVAL_BUILD_SECONDS,
+    RETRIEVAL_INDEX_RECALL,
+)
+for _gauge in _UNMEASURED:
     _gauge.set(math.nan)  # no value until there is one
 
 
@@ -92,6 +120,11 @@ class ScorerMeters:
         """Counts a part of a ranked list that was handed out: the ``first`` or a ``next`` one. A list that had to be
         made ``anew`` counts as such and by its first part."""
         LIST_PARTS.labels(kind).inc()
+
+    def items(self, sources: bytes) -> None:
+        """Counts items that were handed out, by the codes of where recall found them."""
+        for code in set(sources):
+            _BY_SOURCE[code].inc(sources.count(code))
 
     def gap(self) -> None:
         """Counts a version that is missing or cannot be used; those after it until the next snapshot do not count."""

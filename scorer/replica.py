@@ -6,12 +6,16 @@
     shelf      rows and counts of the item index that changed       applied to Serving.shelf
     lists      recall's lists                                       replace Serving.lists
     status     what has to be read, the newest event                replace Serving.to_read, .heard_ms
+    neighbours what is clicked along with what                      replace Serving.neighbours
     base       a model's arrays ── attach, elsewhere ── attached    then served, once its overlays are there
     delta      an overlay                                           the next version is served
     folded     overlays that the base has now                       the same version without them
+    retrieval  a retrieval version ─ attach, elsewhere ─ attached   replaces Serving.retrieval
+    vectors    vectors of items that came or changed since          taken by the retrieval version that they are of
 
 Messages come in the order in which they were sent, each between two requests. Attaching to a base takes long, so it is
-done beside the requests (``attach``); deltas of a base that is not attached yet wait for it.
+done beside the requests (``attach``); deltas of a base that is not attached yet wait for it. So do vectors of a
+retrieval version that is not attached yet; vectors of any other version than these two are passed over.
 """
 
 from __future__ import annotations
@@ -23,8 +27,12 @@ import msgspec
 from numpy.typing import NDArray
 
 from learner.serving import ServingModel
+from learner.tower import UserTower
 from millrace.contracts.schema import Schema
 from millrace.versions.versioning import Announcement
+from scorer.approximate import Approximate
+from scorer.nearest import Retrieval
+from scorer.neighbours import Neighbours
 from scorer.recall import CandidateLists
 from scorer.serving import Serving
 
@@ -77,6 +85,9 @@ class Replica:
         self._note: Announcement | None = None
         self._later: list[Told] = []  # of the base that is being attached
         self._coming = 0
+        self._looking: Retrieval | None = None
+        self._fetched: Told | None = None  # the retrieval version that is being attached
+        self._since: list[Told] = []  # vectors of it
 
     @property
     def model(self) -> ServingModel | None:
@@ -94,8 +105,19 @@ class Replica:
         if handler is not None:
             handler(self, told)
 
-    def attached(self, told: Told, model: ServingModel) -> None:
-        """The model of a base message is there."""
+    def attached(self, told: Told, made: ServingModel | Retrieval) -> None:
+        """What :func:`attach` made of a message is there."""
+        if isinstance(made, Retrieval):
+            self._attached_retrieval(told, made)
+        else:
+            self._attached_base(told, made)
+
+    def failed(self, told: Told) -> None:
+        """A retrieval version cannot be attached: recall goes on with the one before it, without what came since."""
+        if told is self._fetched:
+            self._fetched, self._since = None, []
+
+    def _attached_base(self, told: Told, model: ServingModel) -> None:
         facts = told.facts
         if facts["base"] != self._coming:
             return  # a newer one is on its way
@@ -113,6 +135,9 @@ class Replica:
 
     def _lists(self, told: Told) -> None:
         self.serving.lists = CandidateLists.of_arrays(told.arrays)
+
+    def _neighbours(self, told: Told) -> None:
+        self.serving.neighbours = Neighbours.of_arrays(told.arrays)
 
     def _status(self, told: Told) -> None:
         self.serving.to_read = dict(told.facts["to_read"])
@@ -138,6 +163,33 @@ class Replica:
             if self._note is not None and not self._missing:
                 self.serving.install(self._note, self._model)
 
+    def _retrieval(self, told: Told) -> None:
+        self._since = []
+        if told.arrays:
+            self._fetched = told
+            self._attach(told)
+        else:  # the model has no head any more
+            self._fetched = None
+            self._look_with(None)
+
+    def _attached_retrieval(self, told: Told, retrieval: Retrieval) -> None:
+        if told is not self._fetched:
+            return  # a newer one is on its way, or there is none any more
+        since, self._since, self._fetched = self._since, [], None
+        self._look_with(retrieval)
+        for message in since:
+            self.take(message)
+
+    def _look_with(self, retrieval: Retrieval | None) -> None:
+        self._looking = self.serving.retrieval = retrieval
+
+    def _vectors(self, told: Told) -> None:
+        version = told.facts["epoch"], told.facts["version"]
+        if self._fetched is not None and version == (self._fetched.facts["epoch"], self._fetched.facts["version"]):
+            self._since.append(told)
+        elif self._looking is not None and version == self._looking.version:
+            self._looking.take(told.arrays["rows"], told.arrays["vectors"], told.arrays["gone"])
+
     def _show(self, facts: dict[str, Any]) -> None:
         self._note = msgspec.convert(facts["note"], Announcement)
         if self._missing:
@@ -149,20 +201,30 @@ class Replica:
     _HANDLERS: Mapping[str, Callable[[Replica, Told], None]] = {
         "shelf": _shelf,
         "lists": _lists,
+        "neighbours": _neighbours,
         "status": _status,
         "base": _new_base,
         "delta": _delta,
         "folded": _folds,
+        "retrieval": _retrieval,
+        "vectors": _vectors,
     }
 
 
-def attach(schema: Schema, told: Told, rows: int, like: ServingModel | None = None) -> ServingModel:
+def attach(schema: Schema, told: Told, rows: int, like: ServingModel | None = None) -> ServingModel | Retrieval:
     """The model over a base message's arrays, warmed for up to ``rows`` rows so that no request pays for its first
-    call. Any thread may do this.
+    call; or the version of a retrieval message. Any thread may do this.
 
     Args:
         like: the model that serves meanwhile; what the two have in common is there once.
+
+    Raises:
+        SettingError, RuntimeError: an approximate index cannot be opened.
     """
+    if told.kind == "retrieval":
+        tiles, index = told.arrays["tiles"], told.arrays.get("index")
+        finder = None if index is None else Approximate(tiles.shape[1], index)
+        return Retrieval.of_arrays(told.facts, told.arrays, UserTower.of_arrays(told.arrays), finder)
     model = ServingModel.attach(schema, told.facts["note"]["spec"], dict(told.arrays), like)
     if like is None or model.frame is not like.frame:
         model.warm(rows)

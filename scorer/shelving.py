@@ -5,7 +5,8 @@
 
     each 50 ms   what changed of the index ──► "shelf", in slices        what there is to read ──► "status"
     each second  hotness, lists ─────────────► "lists"                   some dead window keys are dropped
-    a worker starts: the whole index, the lists
+    a worker starts: the whole index, the lists, what was kept (:meth:`Shelving.keep`)
+    rows that changed, once they are on each worker's way ──► the thread that makes vectors of items
 
 A list names rows. It is sent after the rows that it names. What is computed and put on a worker's way is put there in
 one go, under one lock, so that a worker gets things in the order in which they came about.
@@ -45,15 +46,30 @@ class Worker(Protocol):
     def put(self, packet: Packet) -> None: ...
 
 
+class Follower(Protocol):
+    """What is told of each slice after it was put on the workers' way; must not block. See
+    :class:`scorer.towerhost.TowerHost`."""
+
+    def take(self, arrays: dict[str, Any]) -> None: ...
+
+
 class Shelving(threading.Thread):
     """See the module's text."""
 
     def __init__(
-        self, primary: Primary, host: VersionHost, meters: ScorerMeters, door: Door, stop: threading.Event
+        self,
+        primary: Primary,
+        host: VersionHost,
+        meters: ScorerMeters,
+        door: Door,
+        stop: threading.Event,
+        follower: Follower | None = None,
     ) -> None:
         super().__init__(name="shelving", daemon=True)
         self.primary, self._host, self._meters, self._door, self.stop = primary, host, meters, door, stop
+        self._follower = follower
         self._workers: set[Worker] = set()
+        self._kept: dict[str, Packet] = {}
         self._sending = threading.RLock()
         self._status: dict[str, Any] = {}
         self._lists: Packet | None = None
@@ -73,11 +89,22 @@ class Shelving(threading.Thread):
                 start += FIRST_ROWS
             if self._lists is not None:
                 worker.put(self._lists)
+            for packet in self._kept.values():
+                worker.put(packet)
             worker.put(Packet("status", self._status or self._now()))
 
     def remove(self, worker: Worker) -> None:
         with self._sending:
             self._workers.discard(worker)
+
+    def keep(self, name: str, packet: Packet) -> None:
+        """Sends ``packet`` to all workers, behind the rows that it may name, and to each that starts from now on, until
+        another one takes the name. Any thread may call this."""
+        with self._sending:
+            if self._whole:
+                self.changes(all_of_them=True)
+            self._kept[name] = packet
+            self._put(packet)
 
     # -- the thread -------------------------------------------------------------------------------------------
 
@@ -117,6 +144,8 @@ class Shelving(threading.Thread):
                 found, self._unsent = True, arrays
                 self._put(Packet("shelf", None, arrays))
                 self._unsent = {}
+                if self._follower is not None:
+                    self._follower.take(arrays)
                 if not all_of_them:
                     break
         return found

@@ -8,6 +8,7 @@ where a client asks for what only the feeder knows. It ends when the feeder does
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import gc
 import os
@@ -221,10 +222,20 @@ class Worker:
             return attach(self.schema, message, self.settings.candidates, like)
 
         def done(future: Any) -> None:
+            before = [self.serving.retrieval] if message.kind == "retrieval" else []
             try:
                 self._replica.attached(message, future.result())
+                if before:  # memory of a million items takes some ms to be let go, which no request should wait for
+                    with contextlib.suppress(RuntimeError):  # the worker ends
+                        self._attaching.submit(before.clear)
                 self._tell_ready()
-            except Exception as error:  # a worker that cannot serve what is served is of no use
+            except Exception as error:
+                if message.kind == "retrieval":  # recall goes on with what it has
+                    self._replica.failed(message)
+                    self.meters.error("retrieval")
+                    log.error("worker cannot take up vectors of items", error=one_line(error), exc_info=True)
+                    return
+                # a worker that cannot serve what is served is of no use
                 log.error("worker cannot attach to the model", error=one_line(error), exc_info=True)
                 os._exit(1)
 

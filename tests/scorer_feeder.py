@@ -25,6 +25,7 @@ from scorer.primary import Primary
 from scorer.replica import Replica, Told, attach
 from scorer.serving import Serving
 from scorer.shelving import Shelving
+from scorer.towerhost import TowerHost
 from scorer.versionhost import VersionHost
 from tests.scorer_shop import NOW_MS, SCHEMA, Users
 
@@ -69,7 +70,8 @@ class Whole:
         self.door = Door(self.stop)
         self.primary = Primary(settings, schema, EventClock(), lambda: NOW_MS)
         self.host = VersionHost(self.primary, Pool(), self.meters, lambda: NOW_MS, self.stop)
-        self.shelving = Shelving(self.primary, self.host, self.meters, self.door, self.stop)
+        self.towers = TowerHost(self.primary, self.meters, self.stop)
+        self.shelving = Shelving(self.primary, self.host, self.meters, self.door, self.stop, self.towers)
         self.began: Callable[[Announcement], None] = lambda _: None
         """Called with each version as it begins to serve."""
         self._start_worker()
@@ -78,6 +80,7 @@ class Whole:
         """The worker is gone; another one starts with nothing."""
         self.host.leave(self)
         self.shelving.remove(self)
+        self.towers.leave(self)
         began, self.began = self.began, lambda _: None
         self._start_worker()
         self.began = began
@@ -106,6 +109,7 @@ class Whole:
         self.serving.install = installed  # type: ignore[method-assign]
         self.host.join(self)
         self.shelving.add(self)
+        self.towers.join(self)
 
     def put(self, packet: Packet) -> None:
         self.replica.take(delivered(packet))
@@ -151,6 +155,11 @@ class Whole:
         self.shelving._whole = True
         self.shelving.lists()
         self.shelving.status()
+
+    def vectors(self) -> None:
+        """What there is to do about vectors is done, and has reached the worker."""
+        while self.towers.step():
+            pass
 
     def stock(self, items: list[Item]) -> None:
         """Puts items on the shelves, as their feed would."""
