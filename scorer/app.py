@@ -49,7 +49,9 @@ class OwnFigures:
 
     async def model(self) -> dict[str, Any]:
         note = self._serving.note
-        return model_facts(note, self._serving.schema.id, self._meters, dict(self._meters.errors))
+        held = self._serving.retrieval
+        found = None if held is None else retrieval_facts(*held.version, held.clicks)
+        return model_facts(note, self._serving.schema.id, self._meters, dict(self._meters.errors), found)
 
     async def metrics(self) -> bytes:
         return generate_latest()
@@ -135,9 +137,17 @@ def make_app(serving: Serving, meters: ScorerMeters, figures: Figures | None = N
 
 
 def model_facts(
-    note: Announcement | None, schema_id: str, meters: ScorerMeters, errors: dict[str, int]
+    note: Announcement | None,
+    schema_id: str,
+    meters: ScorerMeters,
+    errors: dict[str, int],
+    retrieval: dict[str, int] | None = None,
 ) -> dict[str, Any]:
-    """What GET /model says of the version ``note``."""
+    """What GET /model says of the version ``note``.
+
+    Args:
+        retrieval: :func:`retrieval_facts` of the retrieval version that workers have; None: they have none.
+    """
     return {
         "version": note.version if note else -1,
         "hash": note.hash if note else "",
@@ -152,7 +162,13 @@ def model_facts(
         "loads": meters.loads,
         "errors": sum(errors.values()),
         "errors_by_kind": errors,
+        "retrieval": retrieval,
     }
+
+
+def retrieval_facts(epoch: int, version: int, clicks: int) -> dict[str, int]:
+    """What GET /model says of a retrieval version that learnt from so many clicks."""
+    return {"epoch": epoch, "version": version, "clicks": clicks}
 
 
 async def _answer(

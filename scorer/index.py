@@ -7,7 +7,7 @@
     ids        7       "b3"      9                   as their owner wrote them
     columns    category (rows,) u64, tags (rows, slots) u64 ...      value hashes, by schema column
     plain      price (rows,) f32 ...                                 numbers
-    born_ms, alive, clicks_a_day                                     (rows,)
+    born_ms, alive, heat (clicks and exposures a day, seen)          (rows,)
 
     tiles      partition of `events` -> TileStore       item-side window keys; the count is the sum over partitions
 
@@ -33,9 +33,10 @@ from numpy.typing import NDArray
 from millrace.contracts.events import Id, Item
 from millrace.contracts.hashing import U64
 from millrace.windows.features import FeatureBuilder
-from millrace.windows.likings import ACTION, clicks_a_day
+from millrace.windows.likings import ACTION, EXPOSED, events_a_day
 from millrace.windows.tiles import TileStore
 from scorer.itemimage import ItemImage
+from scorer.recall import Heat
 from scorer.shelf import Arrays, ItemRows, ShelfForm, pack_ids
 
 HOUR_MS = 3_600_000
@@ -74,7 +75,7 @@ class ItemIndex:
         self._ages = "age_days" in needed
         windows = schema.windows
         hot = [j for j, k in enumerate(self.own_keys) if windows.keys[k].columns == (builder.item_column,)]
-        self._hot_key = hot[0] if hot and ACTION in windows.actions else None  # its clicks tell how hot an item is
+        self._hot_key = hot[0] if hot else None  # its counts tell how hot an item is, and how often it was seen
         self._slot: dict[int, int] = {0: 0}  # window key -> slot; slot 0 is "missing" and counts nothing
         self._slot_keys = np.zeros(1024, np.uint64)
         self._slot_row = np.full(1024, -1, np.intp)  # the item of a slot whose key is about one item alone
@@ -87,7 +88,7 @@ class ItemIndex:
         self._plain: dict[str, NDArray[np.float32]] = {}
         self._born = np.zeros(0, np.int64)
         self._alive = np.zeros(0, np.bool_)
-        self._hot = np.zeros(0, np.float32)
+        self._heat = Heat.none(0)
         self._own = np.zeros((0, len(self.own_keys)), np.intp)
         self._grow(1024)
 
@@ -200,10 +201,10 @@ class ItemIndex:
         self._stale.update(range(len(self.ids)))
 
     def refresh_hot(self, now_ms: int, limit: int = 2048) -> int:
-        """Brings ``clicks_a_day`` up to date for at most ``limit`` rows: those with new counts, then others in turn,
-        whose old clicks may have left their windows. Returns how many rows with new counts have to wait.
+        """Brings :attr:`heat` up to date for at most ``limit`` rows: those with new counts, then others in turn, whose
+        old events may have left their windows. Returns how many rows with new counts have to wait.
 
-        :func:`millrace.windows.likings.clicks_a_day` defines these numbers.
+        :func:`millrace.windows.likings.events_a_day` defines these numbers.
         """
         n = len(self.ids)
         if not n or self._hot_key is None:
@@ -214,7 +215,10 @@ class ItemIndex:
         self._cursor = min(start + limit - len(stale), n)
         rows = np.concatenate([np.array(stale, np.intp), np.arange(start, self._cursor)])
         counts = self._remembered(self._own[rows, self._hot_key], now_ms)  # (rows, S, A)
-        self._hot[rows] = clicks_a_day(counts, self.builder.schema.windows)
+        windows, heat = self.builder.schema.windows, self._heat
+        heat.clicks[rows] = events_a_day(counts, windows, ACTION)
+        heat.exposures[rows] = events_a_day(counts, windows, EXPOSED)
+        heat.seen[rows] = counts[:, len(windows.days) - 1, windows.actions.index(EXPOSED)]
         return len(self._stale)
 
     def expire(self, now_ms: int, start: float = 0.0, stop: float = 1.0) -> int:
@@ -328,8 +332,13 @@ class ItemIndex:
         return self._alive[: len(self.ids)]
 
     @property
+    def heat(self) -> Heat:
+        """Views, by row."""
+        return Heat(*(array[: len(self.ids)] for array in self._heat))
+
+    @property
     def clicks_a_day(self) -> NDArray[np.float32]:
-        return self._hot[: len(self.ids)]
+        return self.heat.clicks
 
     @property
     def keys(self) -> int:
@@ -390,7 +399,7 @@ class ItemIndex:
         self._born = longer(self._born, (capacity,))
         self._alive = longer(self._alive, (capacity,))
         self._unsent_rows = longer(self._unsent_rows, (capacity,))
-        self._hot = longer(self._hot, (capacity,))
+        self._heat = Heat(*(longer(array, (capacity,)) for array in self._heat))
         self._own = longer(self._own, (capacity, len(self.own_keys)))
         self._capacity = capacity
 

@@ -35,6 +35,8 @@ class Meters(Protocol):
 
     def part(self, kind: str) -> None: ...
 
+    def items(self, sources: bytes) -> None: ...
+
 
 async def look_up(store: Store, builder: FeatureBuilder, meters: Meters, user_id: Id) -> tuple[User, list[str]]:
     """The user, and what was missing, in words for the answer. An unknown user is served as a new one."""
@@ -48,4 +50,7 @@ async def look_up(store: Store, builder: FeatureBuilder, meters: Meters, user_id
     elif not user.known and not missing:
         meters.unknown_user()
         notes.append(f"user {user_id!r} is unknown: served as a new user")
+    if user.forgotten:
+        meters.error("recent")
+        notes.append(f"the stored last clicks of user {user_id!r} are damaged: served without them")
     return user, notes

@@ -28,6 +28,15 @@ class ClickTimes(Times, frozen=True):
     recent: Times
 
 
+class RetrievalVersion(Struct, frozen=True):
+    """The retrieval head's version whose vectors recall looks in, and how many clicks it has learnt from."""
+
+    epoch: int
+    version: int
+    clicks: int
+    index_recall: float | None = None  # measured, of an approximate index
+
+
 class ModelAnswer(Struct, frozen=True):
     """Answer of GET /model."""
 
@@ -44,6 +53,7 @@ class ModelAnswer(Struct, frozen=True):
     loads: int
     errors: int
     errors_by_kind: dict[str, int]
+    retrieval: RetrievalVersion | None  # None: recall does without
 
 
 class Alive(Struct, frozen=True):

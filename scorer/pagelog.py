@@ -30,6 +30,7 @@ class PageLog(Struct, frozen=True):
     num: NDArray[np.float32]  # (n, N)
     served_ms: int = 0  # wall time
     offset: int = 0  # slot of its first item in the list that it is a part of
+    sources: bytes = b""  # (n,) codes of where recall found its items; empty: not recorded
 
     def impression(self) -> Impression:
         """The same with packed copies of the arrays."""
@@ -47,4 +48,5 @@ class PageLog(Struct, frozen=True):
             num=self.num.astype("<f4").tobytes(),
             served_ms=self.served_ms,
             offset=self.offset,
+            sources=self.sources,
         )

@@ -14,7 +14,7 @@ from millrace.versions.versioning import Announcement
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import taste_keys
 from scorer.index import ItemIndex
-from scorer.recall import CandidateLists, make_lists
+from scorer.recall import CandidateLists, Heat, Shares, make_lists
 
 INDEX_TOPICS = frozenset({"items", "item counts"})
 """What has to be read for the index, as :attr:`Primary.to_read` names it."""
@@ -26,9 +26,13 @@ class Primary:
 
     Args:
         wall: wall time in ms.
+
+    Raises:
+        SettingError: the shares of recall are none.
     """
 
     def __init__(self, settings: Settings, schema: Schema, clock: EventClock, wall: Callable[[], int]) -> None:
+        Shares.of(settings.recall)  # workers read them: what is no list of shares ends the feeder before it has any
         self.settings, self.schema, self.clock = settings, schema, clock
         self.builder, self.intake = FeatureBuilder(schema), Intake(schema)
         self.index = ItemIndex(self.builder)
@@ -63,12 +67,12 @@ class Primary:
         return self.note.event_ms if self.note is not None and self.note.event_ms > 0 else None
 
     def refresh_hot(self) -> bool:
-        """Brings the hotness of a bounded slice of the index up to date; whether more of it has to wait."""
+        """Brings the heat of a bounded slice of the index up to date; whether more of it has to wait."""
         return self.index.refresh_hot(self.now_ms) > 0
 
     def sorting(self) -> Callable[[], CandidateLists]:
         """What sorts recall's lists anew, from a copy of the index: any thread may call it, without the door."""
         index = self.index
         columns = index.copies(self._grouped_by)
-        rest = index.alive.copy(), index.born_ms.copy(), index.clicks_a_day.copy()
-        return lambda: make_lists(self.builder, columns, *rest)
+        alive, born_ms, heat = index.alive.copy(), index.born_ms.copy(), Heat(*(a.copy() for a in index.heat))
+        return lambda: make_lists(self.builder, columns, alive, born_ms, heat, self.settings.new_exposures)

@@ -22,7 +22,16 @@ from learner.frame import NumberPlan
 from millrace.contracts.errors import StoreError
 from millrace.contracts.events import Id
 from millrace.contracts.hashing import U64, mix
-from millrace.contracts.online import PROFILE, WINDOW_BYTES, unpack_profile, window_keys
+from millrace.contracts.online import (
+    NOTHING,
+    PROFILE,
+    RECENT,
+    WINDOW_BYTES,
+    Recent,
+    unpack_profile,
+    unpack_recent,
+    window_keys,
+)
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import ACTION, clicks_a_day
 from millrace.windows.tiles import counts_of
@@ -58,25 +67,31 @@ class FilledModel(Model, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """What is known of a user at a request: attributes, and a packed tile list per window key."""
+    """What is known of a user at a request: attributes, a packed tile list per window key, and what was done last."""
 
     columns: dict[str, U64]
     plain: dict[str, float]
     tiles: Mapping[bytes, bytes]  # the online store's hash: window field -> tile list
     known: bool
     damaged: bool = False  # the stored profile was no JSON object; served without it
+    recent: Recent = NOTHING
+    forgotten: bool = False  # what is stored of the last clicks and purchases is damaged; served without it
 
     @classmethod
     def of(cls, builder: FeatureBuilder, user_id: Id, record: Mapping[bytes, bytes]) -> User:
         """A user from the online store's hash; an empty ``record`` is a user whom nobody knows."""
         attributes: dict[str, Any] = {}
-        damaged = False
+        recent, damaged, forgotten = NOTHING, False, False
         try:
             attributes = unpack_profile(record.get(PROFILE))
         except StoreError:
             damaged = True
+        try:
+            recent = unpack_recent(record.get(RECENT))
+        except StoreError:
+            forgotten = True
         columns, plain = builder.attributes("user", {**attributes, builder.user_column: user_id})
-        return cls(columns, plain, record, bool(record), damaged)
+        return cls(columns, plain, record, bool(record), damaged, recent, forgotten)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +150,9 @@ class Ranker:
         self._places = shared_places(builder)
         self._hash_count = max((place.stop for place in self._places.values()), default=0)
         self._plain_at = {f.name: i for i, f in enumerate(layout.plain_fields)}
+        of_user = [(f, layout.field_salt(f)) for f in layout.cat_fields if f.of == "user"]
+        self._user_fields = [(f.name, f.slots) for f, _ in of_user]
+        self._user_salts = np.array([s for f, s in of_user for _ in range(f.slots)], np.uint64)
         self._last: tuple[User, int, Keyed] | None = None
 
     def likings(self, groups: tuple[Groups, ...], user: User, ts_ms: int) -> list[tuple[Groups, NDArray[np.float64]]]:
@@ -152,6 +170,18 @@ class Ranker:
             pagekernels.likings(salt, self._hashes(user.columns), values, grouping.parts, held, liking, found)
             out.append((grouping, found))
         return out
+
+    def user_ids(self, user: User) -> NDArray[np.int64]:
+        """Feature ids of the user's own fields, 0 where one is missing: those columns of ``cat`` in the layout's order.
+        (k,)"""
+        hashes, at = np.zeros(len(self._user_salts), np.uint64), 0
+        for name, slots in self._user_fields:
+            column = user.columns.get(name)
+            if column is not None:
+                values = column.ravel()[:slots]
+                hashes[at : at + len(values)] = values
+            at += slots
+        return mix(self._user_salts, hashes).view(np.int64)  # type: ignore[arg-type]
 
     def rank(
         self,

@@ -6,9 +6,9 @@
     /recommend size 20, list 600 ──► 600 items ranked; 0-19 handed out ──► cursor "5b1c.20.20.600"
     /recommend size 20, cursor  ───► 20-39 scored anew and handed out ───► cursor "5b1c.40.40.600"
 
-A list holds which items in which order, and nothing that was computed: features and scores of a part are made when it
-is handed out. So what was never handed out costs no more than its ids, and is never logged. Lists lie in this worker's
-memory, and in the online store for the other workers, for ``list_seconds``.
+A list holds which items in which order and where recall found them, and nothing that was computed: features and scores
+of a part are made when it is handed out. So what was never handed out costs no more than its ids, and is never logged.
+Lists lie in this worker's memory, and in the online store for the other workers, for ``list_seconds``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
-from millrace.contracts.events import Id, Name, TimeOrNever, WireId
+from millrace.contracts.events import SOURCES, Id, Name, TimeOrNever, WireId
 from millrace.contracts.online import ranked_key
 from scorer.wire import RequestError
 
+_ASKED = SOURCES.index("asked")
 MEMORY_BYTES = 16 << 20
 """Lists in a worker's memory: some thousand. Older ones give way, and are read from the store."""
 
@@ -71,6 +74,14 @@ class RankedList(Struct, frozen=True, array_like=True):
     made_ms: TimeOrNever  # wall time
     context: dict[str, Any]
     items: list[Id]  # best first
+    sources: bytes = b""  # (n,) codes of where recall found them; empty: not recorded
+    retrieval: int = -1  # the retrieval version that recall looked with; -1: none
+
+    def sources_of(self, places: NDArray[np.intp]) -> bytes:
+        """Codes of the items at ``places``: as they were when the list was ranked, or ``asked`` where it does not say,
+        as one of an older version does not."""
+        codes = self.sources if len(self.sources) == len(self.items) else b"\xff" * len(self.items)
+        return bytes(code if (code := codes[place]) < len(SOURCES) else _ASKED for place in places.tolist())
 
 
 class Store(Protocol):

@@ -1,43 +1,130 @@
 # core
 """Recall: the candidates of one request, a few hundred to a thousand items out of the whole catalogue.
 
-A mixture without duplicates. Each part takes what the parts before it left::
+Several sources, merged without duplicates. Each gives its share (setting ``recall``)::
 
-    taste    40%   hot items of the groups that this user clicks in       (a group: items alike in the item columns of
-                                                                           a window key such as user_id * category)
-    hot      30%   hot items overall
-    newest   10%   items born last, which have had no time to become hot
-    random   rest  so that no item is out of reach, and the learner sees items that nobody has clicked yet
+    vectors    60%   items nearest to the user in the retrieval head's space                (scorer/nearest.py)
+    liked      10%   the hottest of the groups that this user clicks in    (a group: items alike in the item columns of
+                                                                            a window key such as user_id * category)
+    coclicked   5%   items that others clicked along with this user's last clicks           (scorer/neighbours.py)
+    hot        20%   the hottest items of the shop; where few have been clicked yet, then those born last
+    new         3%   items born last that have not had `new_exposures` exposures yet, a few of them drawn for each page
+    random      2%   so that no item is out of reach, and the learner sees items that nobody has clicked yet
+
+An item that several sources give counts for the first of them in this order. What a source lacks is filled up by the
+first four in proportion to their shares. New items and chance give more than their shares only where these four are at
+their end: a young ranker prefers items of which it knows nothing, so a page would have nothing else. What the user just
+bought comes only where there is nothing else. A shop that is no larger than the number of candidates is ranked whole.
+
+*Heat* is a click rate, drawn towards the shop's own rate r where there is little to go by::
+
+    heat = (clicks + s r) / (exposures + s)        s: 100 exposures of today
+
+Clicks alone make the rich richer: whatever is shown much is clicked much. Within a group, r is the group's own rate, so
+that an item nobody has seen stands in the middle of its group, and not of the shop. Counts are the mean over windows of
+events a day, the formula of :mod:`millrace.windows.likings`: today's count most. Whoever picks the best of 100,000
+rates picks luck where little is known of each, hence so large an s.
 
 :func:`make_lists` sorts all lists at once, off the request path, and they are replaced as a whole; a request only cuts
-heads off them. What is drawn depends on nothing but the generator passed in, which is made from the request id.
+heads off them. What is drawn depends on nothing but the seed, which is made from the request id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.contracts.errors import SettingError
+from millrace.contracts.events import SOURCES
 from millrace.contracts.hashing import U64
+from millrace.contracts.schema import Windows
 from millrace.windows.features import FeatureBuilder
-from millrace.windows.likings import taste_keys
-from scorer import pagekernels
+from millrace.windows.likings import smoothed_rate, taste_keys
+from scorer import recallkernels
 from scorer.shelf import Arrays, ItemRows
 
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 Positions = NDArray[np.intp]
 """Positions in an array that is passed in."""
 ListedRows = NDArray[np.int32]
 """Rows of the item index. Lists are copied to each process, so they are small."""
 
-TASTE, HOT, NEWEST = 0.4, 0.3, 0.1
+VECTORS, LIKED, COCLICKED, HOT, NEW, RANDOM, WHOLE, CONTROLLED, ASKED = range(1, len(SOURCES))
+"""Codes of the sources, as :data:`millrace.contracts.events.SOURCES` names them."""
+MIXED = SOURCES[VECTORS:WHOLE]
+"""The sources that have shares, in the order in which they give."""
+FILLERS = HOT
+"""So many of them, the first ones, fill up what others lack: not new items and chance."""
+
 GROUPS = 12
-"""The taste part comes from at most this many groups."""
+"""The liked items come from at most this many groups of each grouping."""
+PRIOR = 100.0
+"""Exposures of today that weigh as much as what is expected of an item."""
 DEPTH = 2000
-"""Length of the hot and the newest list; no request takes more."""
+"""Length of the hot and the new list."""
+NO_ROWS: ItemRows = np.empty(0, np.intp)
+_NEW_SEED = 0x5851F42D4C957F2D  # so that new items are not drawn by the numbers that chance draws by
+_ALL_BITS = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Which part of the candidates each source gives: (6,) in the order of :data:`MIXED`, adding up to 1."""
+
+    of_source: F64
+
+    @classmethod
+    def of(cls, text: str) -> Shares:
+        """The shares of the setting ``recall``; a source that is not named has none.
+
+        Raises:
+            SettingError: it is no list of shares, or they are none.
+
+        >>> Shares.of("vectors=0.5,hot=0.5").of_source.tolist()
+        [0.5, 0.0, 0.0, 0.5, 0.0, 0.0]
+        """
+
+        def fail(problem: str, remedy: str) -> SettingError:
+            return SettingError(f"recall '{text}' {problem}", remedy)
+
+        given: dict[str, float] = {}
+        for part in text.split(","):
+            name, equals, number = (word.strip() for word in part.partition("="))
+            if not equals:
+                raise fail(f"has '{part.strip()}'", "write source=share, with commas between")
+            if name not in MIXED:
+                raise fail(f"names '{name}', which is no source", f"the sources are {', '.join(MIXED)}")
+            if name in given:
+                raise fail(f"names '{name}' twice", "name each source once")
+            try:
+                given[name] = float(number)
+            except ValueError:
+                raise fail(f"has '{number}' for '{name}', which is no number", "give a share from 0 to 1") from None
+            if not 0 <= given[name] <= 1:  # NaN too
+                raise fail(f"has {given[name]:g} for '{name}'", "give a share from 0 to 1")
+        total = math.fsum(given.values())
+        if abs(total - 1) > 1e-6:
+            raise fail(f"adds up to {total:g}", "have the shares add up to 1")
+        return cls(np.array([given.get(name, 0.0) for name in MIXED]))
+
+
+class Heat(NamedTuple):
+    """What the shop's windows say of each of n items; zeros where the schema does not count it."""
+
+    clicks: F32  # (n,) the mean over windows of clicks a day
+    exposures: F32  # (n,) of exposures a day
+    seen: F32  # (n,) exposures in the longest window
+
+    @classmethod
+    def none(cls, n: int) -> Heat:
+        """Nothing is known of n items."""
+        return cls(*(np.zeros(n, np.float32) for _ in cls._fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +148,13 @@ class CandidateLists:
     """The items that recall chooses from. Frozen: newer lists replace them between two requests."""
 
     living: ListedRows = field(default_factory=lambda: np.empty(0, np.int32))
-    hot: ListedRows = field(default_factory=lambda: np.empty(0, np.int32))
-    newest: ListedRows = field(default_factory=lambda: np.empty(0, np.int32))
+    hot: ListedRows = field(default_factory=lambda: np.empty(0, np.int32))  # hottest first, then born last first
+    new: ListedRows = field(default_factory=lambda: np.empty(0, np.int32))  # born last first
     groups: tuple[Groups, ...] = ()
 
     def arrays(self) -> Arrays:
         """Flat names for the way to another process."""
-        out: Arrays = {"living": self.living, "hot": self.hot, "newest": self.newest}
+        out: Arrays = {"living": self.living, "hot": self.hot, "new": self.new}
         for g, groups in enumerate(self.groups):
             out[f"group/{g}/key"] = np.array([groups.key])
             for name in _GROUP_ARRAYS:
@@ -81,10 +168,81 @@ class CandidateLists:
         while f"group/{len(groups)}/key" in arrays:
             at = f"group/{len(groups)}"
             groups.append(Groups(int(arrays[f"{at}/key"][0]), *(arrays[f"{at}/{name}"] for name in _GROUP_ARRAYS)))
-        return cls(arrays["living"], arrays["hot"], arrays["newest"], tuple(groups))
+        return cls(arrays["living"], arrays["hot"], arrays["new"], tuple(groups))
 
 
 _GROUP_ARRAYS = ("rows", "starts", "example", "parts", "of_item")
+
+
+class Found(NamedTuple):
+    """Candidates."""
+
+    rows: ItemRows  # (n,) distinct
+    sources: NDArray[np.uint8]  # (n,) codes
+
+
+Liked = Sequence[tuple[Groups, F64]]
+"""For each grouping, how much a user likes each of its groups (G,)."""
+
+# -- the lists, off the request path --------------------------------------------------------------------------------
+
+
+def make_lists(
+    builder: FeatureBuilder,
+    columns: Mapping[str, U64],
+    alive: NDArray[np.bool_],
+    born_ms: NDArray[np.int64],
+    heat: Heat,
+    new_exposures: int = 100,
+    depth: int = DEPTH,
+) -> CandidateLists:
+    """Sorts the catalogue. Called about once a second, in a thread, with copies of the index's columns.
+
+    Args:
+        columns: item-side columns of all n rows.
+        alive: (n,)
+        born_ms: (n,)
+        heat: of n rows.
+        new_exposures: an item that was seen so often in the longest window is new no longer.
+        depth: length of the hot and the new list.
+    """
+    living = np.flatnonzero(alive).astype(np.int32)
+    clicks, exposures = heat.clicks[living].astype(np.float64), heat.exposures[living].astype(np.float64)
+    seen = exposures.sum()
+    rate = clicks.sum() / seen if seen else 0.0
+    clicked, windows = np.flatnonzero(clicks > 0), builder.schema.windows
+    hot = living[clicked[largest(smoothed_rate(clicks[clicked], exposures[clicked], rate, PRIOR, windows), depth)]]
+    if len(hot) < depth:  # the same others on all pages, so that what is learnt of them adds up
+        others = living[clicks <= 0]
+        hot = np.concatenate([hot, others[largest(born_ms[others], depth - len(hot))]])
+    waits = living[heat.seen[living] < new_exposures]
+    new = waits[largest(born_ms[waits], depth)]
+    groups = []
+    for k in taste_keys(builder):
+        labels = _grouping(builder, k, columns, len(alive))[living]
+        order, starts = _grouped(labels, clicks, exposures, rate, windows)
+        if len(order):
+            rows = living[order]
+            example = rows[starts[:-1]]
+            groups.append(Groups(k, rows, starts, example, *_parts(builder, k, columns, example)))
+    return CandidateLists(living, hot, new, tuple(groups))
+
+
+def _grouped(labels: U64, clicks: F64, exposures: F64, rate: float, windows: Windows) -> tuple[Positions, Positions]:
+    """The items group by group, hottest first in each, and where the groups begin; items with label 0 are in none."""
+    order = np.argsort(labels, kind="stable")
+    order = order[np.count_nonzero(labels == 0) :]
+    if not len(order):
+        return order, np.zeros(1, np.intp)
+    labels, clicks, exposures = labels[order], clicks[order], exposures[order]
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(labels)) + 1]).astype(np.intp)
+    sizes = np.diff(starts, append=len(order))
+    own = smoothed_rate(np.add.reduceat(clicks, starts), np.add.reduceat(exposures, starts), rate, PRIOR, windows)
+    heat = smoothed_rate(clicks, exposures, np.repeat(own, sizes), PRIOR, windows).astype(np.float32)
+    # One sort by both: the group, then the bits of the heat, which for numbers from 0 up are ordered as they are.
+    group = np.repeat(np.arange(len(starts), dtype=np.uint64), sizes)
+    key = (group << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - heat.view(np.uint32))
+    return order[np.argsort(key, kind="stable")], np.append(starts, len(order))
 
 
 def _grouping(builder: FeatureBuilder, k: int, columns: Mapping[str, U64], n: int) -> U64:
@@ -107,68 +265,71 @@ def _parts(
     return parts, of_item
 
 
-def make_lists(
-    builder: FeatureBuilder,
-    columns: Mapping[str, U64],
-    alive: NDArray[np.bool_],
-    born_ms: NDArray[np.int64],
-    clicks_a_day: NDArray[np.float32],
-    depth: int = DEPTH,
-) -> CandidateLists:
-    """Sorts the catalogue. Called about once a second, in a thread, with copies of the index's columns.
-
-    Args:
-        columns: item-side columns of all n rows.
-        alive: (n,)
-        born_ms: (n,)
-        clicks_a_day: (n,) the heat of each item.
-        depth: length of the hot and the newest list.
-    """
-    living = np.flatnonzero(alive).astype(np.int32)
-    hot = living[largest(clicks_a_day[living], depth)]
-    hot = hot[clicks_a_day[hot] > 0]  # the rest is as cold as any other item
-    newest = living[largest(born_ms[living], depth)]
-    groups = []
-    for k in taste_keys(builder):
-        labels = _grouping(builder, k, columns, len(alive))[living]
-        order = np.lexsort((-clicks_a_day[living], labels))
-        order = order[np.searchsorted(labels[order], 1) :]  # label 0: an attribute is missing
-        rows, labels = living[order], labels[order]
-        if not len(rows):
-            continue
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(labels)) + 1, [len(rows)]]).astype(np.intp)
-        example = rows[starts[:-1]]
-        groups.append(Groups(k, rows, starts, example, *_parts(builder, k, columns, example)))
-    return CandidateLists(living, hot, newest, tuple(groups))
+# -- a page's candidates --------------------------------------------------------------------------------------------
 
 
 def recall(
-    lists: CandidateLists, size: int, generator: np.random.Generator, liked: list[tuple[Groups, NDArray[np.float64]]]
-) -> ItemRows:
-    """The rows of ``size`` distinct living items, or of all when there are fewer.
+    lists: CandidateLists,
+    shares: Shares,
+    size: int,
+    seed: int,
+    *,
+    vectors: ItemRows = NO_ROWS,
+    liked: Liked = (),
+    coclicked: ItemRows = NO_ROWS,
+    bought: ItemRows = NO_ROWS,
+    alive: NDArray[np.bool_] | None = None,
+    least: int | None = None,
+) -> Found:
+    """``size`` distinct living items, or all when there are fewer; see the module's text.
 
     Args:
-        liked: for each grouping, how much this user likes each of its groups (G,); 0 if that is not known.
+        seed: of all that is drawn; 64 bits.
+        vectors: rows nearest to the user, best first; empty: there is no retrieval version to be used.
+        coclicked: rows, best first.
+        bought: rows that come last, in this order; -1 where the item is unknown.
+        alive: by row, as of now; items that are gone since the lists were made are replaced. None: as in the lists.
+        least: so many items are wanted of a shop that is ranked whole; where it has as many without what was bought,
+            it is ranked without that. Default: ``size``.
     """
     living = lists.living
+    if alive is None:
+        alive = np.zeros(int(living[-1]) + 1 if len(living) else 0, np.bool_)
+        alive[living] = True
+    late = np.array([row for row in dict.fromkeys(bought.tolist()) if row >= 0], np.intp)
     if len(living) <= size:
-        return living.astype(np.intp)
-    parts = [_taste(groups, liking, round(TASTE * size / len(liked))) for groups, liking in liked]
-    parts += [lists.hot[: round(HOT * size)], lists.newest[: round(NEWEST * size)]]
-    chosen: ItemRows = pagekernels.distinct(np.concatenate(parts, dtype=np.intp), size)
-    missing = size - len(chosen)
-    if not missing:
-        return chosen
-    if len(living) > 4 * size:  # a draw rarely meets an item twice: draw some more than is needed
-        drawn = living[generator.integers(0, len(living), 2 * missing + 16)]
-        chosen = pagekernels.distinct(np.concatenate([chosen, drawn], dtype=np.intp), size)
-        missing = size - len(chosen)
-    if missing:
-        free = np.ones(living[-1] + 1, np.bool_)
-        free[chosen] = False
-        left = living[free[living]]
-        chosen = np.concatenate([chosen, generator.permutation(left)[:missing]])
-    return chosen
+        return _whole(living[alive[living]].astype(np.intp), late, size if least is None else least)
+    given = (
+        vectors,
+        _liked(liked, size) if shares.of_source[LIKED - 1] else NO_ROWS,
+        coclicked,
+        lists.hot,
+        _new(lists.new, size, seed) if shares.of_source[NEW - 1] else NO_ROWS,
+    )
+    starts = np.zeros(len(given) + 1, np.intp)
+    np.cumsum([len(rows) for rows in given], out=starts[1:])
+    rows, sources = np.empty(size, np.intp), np.empty(size, np.uint8)
+    n = recallkernels.merge(
+        np.concatenate(given, dtype=np.intp),
+        starts,
+        shares.of_source,
+        FILLERS,
+        living,
+        alive,
+        late,
+        np.uint64(seed & _ALL_BITS),
+        rows,
+        sources,
+    )
+    return Found(rows[:n], sources[:n])
+
+
+def _whole(rows: ItemRows, late: ItemRows, least: int) -> Found:
+    if len(late):
+        others = rows[~np.isin(rows, late)]
+        if len(others) >= least:
+            rows = others
+    return Found(rows, np.full(len(rows), WHOLE, np.uint8))
 
 
 def random_page(lists: CandidateLists, size: int, generator: np.random.Generator) -> ItemRows:
@@ -177,16 +338,32 @@ def random_page(lists: CandidateLists, size: int, generator: np.random.Generator
     return lists.living[generator.choice(len(lists.living), size, replace=False)].astype(np.intp)
 
 
-def _taste(groups: Groups, liking: NDArray[np.float64], size: int) -> ListedRows:
-    """The heads of the groups that a user likes, each as long as its share of the liking."""
-    positive = int((liking > 0).sum())
-    if not positive or not size:
-        return np.empty(0, np.int32)
-    best = largest(liking, min(GROUPS, positive))
-    share = liking[best] / liking[best].sum()
-    takes = np.ceil(share * size).astype(np.intp)
-    starts, ends = groups.starts[best], groups.starts[best + 1]
-    return np.concatenate([groups.rows[s : min(s + t, e)] for s, e, t in zip(starts, ends, takes, strict=True)])
+def _new(waiting: ListedRows, most: int, seed: int) -> ItemRows:
+    """Some of those that wait, all equally likely: each has its turn, whatever its place in the list."""
+    out = np.empty(min(most, len(waiting)), np.intp)
+    recallkernels.shuffled(waiting, np.uint64((seed ^ _NEW_SEED) & _ALL_BITS), out)
+    return out
+
+
+def _liked(liked: Liked, most: int) -> ItemRows:
+    """The hottest of the groups that a user likes, taken in turn as the liking says."""
+    heads: list[ListedRows] = []
+    weights: list[F64] = []
+    for groups, liking in liked:
+        positive = int((liking > 0).sum())
+        if not positive:
+            continue
+        best = largest(liking, min(GROUPS, positive))
+        weights.append(liking[best] / liking[best].sum())
+        starts, ends = groups.starts[best].tolist(), groups.starts[best + 1].tolist()
+        heads += [groups.rows[start : min(end, start + most)] for start, end in zip(starts, ends, strict=True)]
+    if not heads:
+        return NO_ROWS
+    starts = np.zeros(len(heads) + 1, np.intp)
+    np.cumsum([len(head) for head in heads], out=starts[1:])
+    out = np.empty(most, np.intp)
+    n = recallkernels.interleave(np.concatenate(heads, dtype=np.intp), starts, np.concatenate(weights), out)
+    return out[:n]
 
 
 def largest(values: NDArray[Any], count: int) -> Positions:

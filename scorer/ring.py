@@ -51,6 +51,7 @@ class _Head(Struct, frozen=True, array_like=True):
     items: list[Id]
     widths: tuple[int, int, int]  # K, F, N
     offset: int
+    sources: bytes
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -101,6 +102,7 @@ class RingWriter:
                 page.items,
                 widths,
                 page.offset,
+                page.sources,
             )
         )
         size = 8 * _WORDS + _whole(len(head)) + sum(_sizes(n, widths))
@@ -233,4 +235,5 @@ class RingReader:
             num=num,
             served_ms=h.served_ms,
             offset=h.offset,
+            sources=h.sources,
         )

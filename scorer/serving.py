@@ -14,23 +14,25 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import UNSET
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from millrace.contracts.clock import EventClock
-from millrace.contracts.events import CONTROL, LOGGED, MODEL, Id
+from millrace.contracts.events import CONTROL, LOGGED, MODEL, SOURCES, Id
 from millrace.contracts.hashing import mix, salt, value_hash
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.versions.versioning import Announcement
 from millrace.windows.features import FeatureBuilder
 from scorer import wire
+from scorer.candidates import Neighbours, Recaller, Retrieval, Sources
 from scorer.listpage import ListPages, not_ready
 from scorer.lookup import Meters, Store, look_up
 from scorer.pagelog import PageLog
 from scorer.rank import Model, Ranked, Ranker, User
 from scorer.ranked import Cursor, RankedList, RankedLists
-from scorer.recall import CandidateLists, largest, random_page, recall
+from scorer.recall import ASKED, CONTROLLED, CandidateLists, largest, random_page
 from scorer.shelf import ItemRows, Shelf
 from scorer.wire import RequestError
 
@@ -50,6 +52,7 @@ class _Asked(NamedTuple):
     ts_ms: int
     context: dict[str, Any]
     notes: list[str]
+    explain: bool = False
 
 
 class _Scored(NamedTuple):
@@ -77,6 +80,9 @@ class Serving:
         wall: wall time in ms, for tracing and freshness.
         new_id: makes a request id that nobody has used.
         ask_counts: see :data:`AskCounts`; None: the shelf's counts serve for all times.
+
+    Raises:
+        SettingError: the setting ``recall`` is no list of shares.
     """
 
     def __init__(
@@ -95,7 +101,12 @@ class Serving:
         self.builder = FeatureBuilder(schema)
         self.shelf = Shelf(self.builder)
         self.ranker = Ranker(self.builder, self.shelf, meters.error)
+        self.recaller = Recaller(settings, self.ranker)
         self.lists = CandidateLists()
+        self.retrieval: Retrieval | None = None
+        """The retrieval version that recall looks with; None: there is none yet."""
+        self.neighbours: Neighbours | None = None
+        """What is clicked along with what; None: not known yet."""
         self.ranked = RankedLists(store, settings.list_seconds, wall, meters.error)
         self.note: Announcement | None = None
         self.model: Model | None = None
@@ -144,7 +155,7 @@ class Serving:
         if reason:
             return await self._list_pages.page(asked.user_id, size, ts_ms, reason)
         user, notes = await look_up(self._store, self.builder, self._meters, asked.user_id)
-        page = _Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes)
+        page = _Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes, asked.explain)
         if cursor is not None:
             answer = await self._part(page, cursor, size)
             if answer is not None:
@@ -156,17 +167,21 @@ class Serving:
         """A page, or the first part of a list of ``length`` items."""
         most = length or size
         arm = arm_of(page.request_id, self.settings.control_share)
-        generator = np.random.default_rng(value_hash(page.request_id))
-        lists = self.lists
+        seed = value_hash(page.request_id)
         if arm == CONTROL:
-            rows = random_page(lists, most, generator)
+            rows = random_page(self.lists, most, np.random.default_rng(seed))
+            rows = rows[self.shelf.alive[rows]]  # gone since the lists were made
+            sources, retrieval = np.full(len(rows), CONTROLLED, np.uint8), -1
         else:
-            liked = self.ranker.likings(lists.groups, page.user, page.ts_ms)
-            rows = recall(lists, max(self.settings.candidates, most), generator, liked)
-        rows = rows[self.shelf.alive[rows]]  # gone since the lists were made
+            there = Sources(self.lists, self.retrieval, self.neighbours)
+            size_recalled = max(self.settings.candidates, most)
+            rows, sources, retrieval = self.recaller.page(there, page.user, page.ts_ms, size_recalled, most, seed)
         scored = await self._score(page, rows)
-        order = np.arange(len(rows)) if arm == CONTROL else largest(scored.shown, most)
-        answer = self._hand_out(page, arm, scored, order[:size])
+        order = np.flatnonzero(self.shelf.alive[rows])  # one may have gone while counts were waited for
+        if arm != CONTROL:
+            order = order[largest(scored.shown[order], most)]
+        codes = sources[order].tobytes()
+        answer = self._hand_out(page, arm, scored, order[:size], codes[:size], retrieval)
         if length is None:
             return answer
         self._meters.part("first")
@@ -174,7 +189,8 @@ class Serving:
         if shown == len(order):  # a small shop: this part is the last
             return answer
         list_id = self._new_id()
-        kept = RankedList(page.request_id, page.user_id, arm, self._wall(), page.context, self._ids(rows[order]))
+        ids = self._ids(rows[order])
+        kept = RankedList(page.request_id, page.user_id, arm, self._wall(), page.context, ids, codes, retrieval)
         await self.ranked.put(list_id, kept)
         return replace(answer, cursor=Cursor(list_id, shown, shown, length).text)
 
@@ -203,9 +219,11 @@ class Serving:
         mark = f"{value_hash(self._new_id()) & 0xFFFF:04x}"
         part = page._replace(request_id=f"{kept.request_id}.{cursor.slot}.{mark}", context=page.context or kept.context)
         scored = await self._score(part, rows[left])
-        answer = self._hand_out(part, kept.arm, scored, np.arange(len(left)), cursor.slot)
+        order = np.flatnonzero(self.shelf.alive[rows[left]])  # one may have gone while counts were waited for
+        sources = kept.sources_of(cursor.at + left[order])
+        answer = self._hand_out(part, kept.arm, scored, order, sources, kept.retrieval, cursor.slot)
         self._meters.part("next")
-        at, slot = cursor.at + int(left[-1]) + 1, cursor.slot + len(left)
+        at, slot = cursor.at + int(left[-1]) + 1, cursor.slot + len(order)
         if at == len(kept.items):
             return answer
         return replace(answer, cursor=Cursor(cursor.list_id, at, slot, cursor.length).text)
@@ -241,7 +259,8 @@ class Serving:
         for i, value in zip(known.tolist(), scored.shown.tolist(), strict=True):
             scores[i] = value
         if asked.log and not unknown:
-            self._log(page, LOGGED, scored, np.arange(len(rows)), list(asked.items), asked.offset)
+            sources = bytes([ASKED]) * len(rows)
+            self._log(page, LOGGED, scored, np.arange(len(rows)), list(asked.items), sources, asked.offset)
         named = None if asked.log and unknown else request_id
         return wire.ScoreAnswer(named, scored.note.version, scores, unknown, notes)
 
@@ -291,18 +310,38 @@ class Serving:
         return [ids[row] for row in rows.tolist()]
 
     def _hand_out(
-        self, page: _Asked, arm: str, scored: _Scored, order: NDArray[np.intp], offset: int = 0
+        self,
+        page: _Asked,
+        arm: str,
+        scored: _Scored,
+        order: NDArray[np.intp],
+        sources: bytes,
+        retrieval: int,
+        offset: int = 0,
     ) -> wire.RecommendAnswer:
-        """Logs and answers the items ``order`` (positions in ``scored``); the first one has the slot ``offset``."""
+        """Logs and answers the items ``order`` (positions in ``scored``), which recall found in ``sources`` by the
+        version ``retrieval``; the first one has the slot ``offset``."""
         ids = self._ids(scored.rows[order])
-        self._log(page, arm, scored, order, ids, offset)
+        self._log(page, arm, scored, order, ids, sources, offset)
+        self._meters.items(sources)
         shown = scored.shown[order].tolist()
-        items = list(map(wire.PlacedItem, ids, range(len(ids)), shown))
+        told = retrieval if page.explain else UNSET
+        where = ([SOURCES[code] for code in sources],) if page.explain else ()
+        items = list(map(wire.PlacedItem, ids, range(len(ids)), shown, *where))
         version = scored.note.version
-        return wire.RecommendAnswer(page.request_id, version, arm, page.ts_ms, items, page.notes, offset)
+        return wire.RecommendAnswer(
+            page.request_id, version, arm, page.ts_ms, items, page.notes, offset, retrieval_version=told
+        )
 
     def _log(
-        self, page: _Asked, arm: str, scored: _Scored, order: NDArray[np.intp], ids: list[Id], offset: int
+        self,
+        page: _Asked,
+        arm: str,
+        scored: _Scored,
+        order: NDArray[np.intp],
+        ids: list[Id],
+        sources: bytes,
+        offset: int,
     ) -> None:
         """Hands the log of a page over. The page is worth more than its log; a loss is counted."""
         found, ts_ms = scored.found, page.ts_ms
@@ -321,6 +360,7 @@ class Serving:
             num=placed.num,
             served_ms=self._wall(),
             offset=offset,
+            sources=sources,
         )
         try:
             if self._send(log) is False:

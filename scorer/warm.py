@@ -7,19 +7,27 @@ import numpy as np
 
 from learner.model import OnlineModel
 from learner.serving import ServingModel
+from learner.spec import read_spec
+from learner.tower import Sides, Tower
 from learner.warm import warm_serving
 from millrace.contracts import once
+from millrace.contracts.coclicks import DAYS, Lists
 from millrace.contracts.events import Item
+from millrace.contracts.hashing import value_hash
 from millrace.contracts.online import window_fields
 from millrace.contracts.schema import Schema
+from millrace.versions.image import RETRIEVAL_TABLES, Image, TableRows
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
+from scorer import nearest
 from scorer.index import ItemIndex
+from scorer.neighbours import CoClicks, Neighbours
 from scorer.rank import Ranker, User
-from scorer.recall import CandidateLists, largest, make_lists, recall
-from scorer.shelf import Shelf
+from scorer.recall import NO_ROWS, CandidateLists, Shares, largest, make_lists, recall
+from scorer.shelf import Shelf, ShelfForm
 
 _TS_MS = 1_700_000_000_000
+_WIDTH = 8
 
 
 def warm_up(schema: Schema, half: bool = False) -> None:
@@ -43,16 +51,44 @@ def warm_up(schema: Schema, half: bool = False) -> None:
     index.expire(_TS_MS)
     shelf.follow(lambda: index.changes(_TS_MS))
     ranker = Ranker(builder, shelf)
-    made = make_lists(builder, index.columns(rows), index.alive, index.born_ms, index.clicks_a_day)
+    made = make_lists(builder, index.columns(rows), index.alive, index.born_ms, index.heat)
     lists = CandidateLists.of_arrays(made.arrays())
     user = User.of(builder, 1, {})
     model = _model(schema, half)
+    _warm_vectors(schema)
+    _warm_neighbours()
     for _ in range(2):
         found = ranker.rank(user, rows, _TS_MS, {}, model)
         record = dict.fromkeys(window_fields(found.keys), tiles[0])  # with each window key of these rows
         user = User(user.columns, user.plain, record, True)
         ranker.placed(found, largest(found.scores, 2), user, rows, _TS_MS, {})
-    recall(lists, 2, np.random.default_rng(0), ranker.likings(lists.groups, user, _TS_MS))
+    shares = Shares.of("vectors=0.2,liked=0.2,coclicked=0.1,hot=0.2,new=0.2,random=0.1")
+    liked = [(groups, np.ones_like(liking)) for groups, liking in ranker.likings(lists.groups, user, _TS_MS)]
+    for bought in (NO_ROWS, rows[:1]):
+        recall(lists, shares, 2, 0, vectors=rows, liked=liked, coclicked=rows, bought=bought, alive=shelf.alive)
+
+
+def _warm_neighbours() -> None:
+    merged, one = CoClicks(), np.ones(1, np.uint8)
+    merged.know([1, 2])
+    hashes = np.array([value_hash(1), value_hash(2)], np.uint64)
+    merged.take(0, Lists(1, hashes[:1], one, hashes[1:], np.ones((1, DAYS), np.uint16)))
+    Neighbours.of_arrays(merged.arrays(1)).of(np.arange(1), 2)
+
+
+def _warm_vectors(schema: Schema) -> None:
+    """What the feeder makes vectors with, and a worker looks among them with."""
+    nearest.warm_up(_WIDTH)
+    if Sides.fits(schema):
+        tower, builder = Tower(schema, read_spec({"retrieval_width": _WIDTH, "max_rows": 64})), FeatureBuilder(schema)
+        form = ShelfForm(builder)
+        columns = {"embedding": np.ones((2, _WIDTH - 1), np.float32), "wide": np.ones(2, np.float32)}
+        rows = TableRows(np.arange(1, 3), columns)
+        tower.apply(Image({}, dict.fromkeys(RETRIEVAL_TABLES, rows)))
+        tower.item_vectors(
+            np.ones((2, len(form.cat_columns)), np.int64), np.ones((2, len(form.plain_columns)), np.float32)
+        )
+        tower.user_arrays()
 
 
 def _model(schema: Schema, half: bool) -> ServingModel:

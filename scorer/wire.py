@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from millrace.contracts.events import MAX_DEPTH, Int64, Name, Position, TimeMs, WireId, key_at
+from millrace.contracts.events import MAX_DEPTH, SOURCES, Int64, Name, Position, TimeMs, WireId, key_at
 from millrace.contracts.intake import unfit
 from millrace.contracts.schema import DERIVED, Schema
 
@@ -48,6 +48,7 @@ class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True, rename={
     cursor: Annotated[str, Meta(min_length=1, max_length=300, description="As the part before answered it")] | None = (
         None
     )
+    explain: Annotated[bool, Meta(description="Say of each item where recall found it")] = False
 
 
 class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +69,7 @@ class PlacedItem(Struct, frozen=True):
     item_id: int | str
     position: Annotated[int, Meta(description="What events about the item name it by")]
     score: Annotated[float | None, Meta(description="Click probability; null: nothing was scored")]
+    source: Annotated[str, Meta(description=f"With explain: {', '.join(SOURCES)}")] | UnsetType = UNSET
 
 
 class RecommendAnswer(Struct, frozen=True):
@@ -81,6 +83,10 @@ class RecommendAnswer(Struct, frozen=True):
     notes: Annotated[list[str], Meta(description="What was missing for this page, in words")]
     offset: Annotated[int, Meta(description="Slot in the list of the first item")] = 0
     cursor: Annotated[str | None, Meta(description="Asks for the next part of the list; null: there is none")] = None
+    retrieval_version: (
+        Annotated[int, Meta(description="With explain: the version that recall looked for near items with; -1: none")]
+        | UnsetType
+    ) = UNSET
 
 
 class ScoreAnswer(Struct, frozen=True):

@@ -133,7 +133,7 @@ def stock(scorer: Serving, items: list[Item], index: ItemIndex | None = None) ->
         pass
     scorer.shelf.follow(lambda: index.changes(NOW_MS))
     columns = index.copies(name for name in BUILDER.needs("item") if not BUILDER.is_numeric(name))
-    scorer.lists = make_lists(BUILDER, columns, index.alive, index.born_ms, index.clicks_a_day)
+    scorer.lists = make_lists(BUILDER, columns, index.alive, index.born_ms, index.heat)
     return index
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -218,6 +219,32 @@ def test_the_context_of_a_list_holds_for_its_parts_until_another_is_given(shop: 
     shop.ask(size=10, cursor=second["cursor"], context={"tab": "sale"})
     one, two, three = (set(arrays(i)[0].cat[:, tab].tolist()) for i in shop.sent)
     assert one == two != three
+
+
+def test_parts_say_where_the_list_had_their_items_from(shop: Worker) -> None:
+    whole = shop.ask(size=50, request_id="r")
+    sources = dict(zip(ids(whole), shop.sent[-1].sources, strict=True))
+    first = shop.ask(size=20, list=50, request_id="r")
+    stock(shop.scorer, [item(ids(whole)[20], gone=True)], shop.index)
+    part = another(shop)
+    stock(part.scorer, [item(ids(whole)[20], gone=True)], part.index)
+    answer = part.ask(size=20, cursor=first["cursor"], explain=True)
+    assert len(set(part.sent[-1].sources)) > 1
+    assert list(part.sent[-1].sources) == [sources[i] for i in ids(answer)]
+    assert [i["source"] for i in answer["items"]] == part.sent[-1].source_names()
+    assert answer["retrieval_version"] == -1
+
+
+def test_a_list_of_an_older_scorer_does_not_say_where_its_items_are_from(shop: Worker) -> None:
+    first = shop.ask(size=20, list=50)
+    users: Any = shop.scorer._store
+    (key,) = users.ranked
+    fields = msgspec.msgpack.decode(users.ranked[key])
+    for kept in (fields[:6], [*fields[:6], b"\xfe" * 50, 3, "of a later version"]):
+        users.ranked[key] = msgspec.msgpack.encode(kept)
+        other = another(shop)
+        other.ask(size=20, cursor=first["cursor"])
+        assert set(other.sent[-1].source_names()) == {"asked"}
 
 
 def test_a_list_in_random_order_stays_in_that_order(shop: Worker) -> None:

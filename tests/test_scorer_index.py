@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from millrace.contracts.errors import StoreError
-from millrace.contracts.hashing import value_hash
+from millrace.contracts.events import Item
+from millrace.contracts.hashing import column_hash, value_hash
+from millrace.contracts.schema import parse_schema
+from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.index import ItemIndex
+from scorer.recall import Shares, make_lists, recall
 from tests.scorer_shop import BUILDER, CATEGORY, DAY_MS, ITEM, NOW_MS, item, tiles, window_keys
 
 
@@ -76,8 +80,11 @@ def test_hotness_follows_new_counts_and_runs_out_with_the_windows() -> None:
     assert index.refresh_hot(NOW_MS) == 0
     # 6 clicks within 1 and within 3 days: (6 / 1 + 6 / 3) / 2 clicks a day
     assert index.clicks_a_day.tolist() == [0, 4, 2, 0]
+    np.testing.assert_allclose(index.heat.exposures, [0, (50 + 50 / 3) / 2, (50 + 50 / 3) / 2, 0], rtol=1e-6)
+    assert index.heat.seen.tolist() == [0, 50, 50, 0], "exposures in the longest window"
     index.refresh_hot(NOW_MS + 10 * DAY_MS)
     assert index.clicks_a_day.tolist() == [0, 0, 0, 0], "nobody wrote, but the clicks are old"
+    assert not np.any(index.heat)
     assert index.expire(NOW_MS + 10 * DAY_MS) == 2
     assert index.keys == 0
 
@@ -160,3 +167,32 @@ def test_slots_grow_with_the_distinct_keys() -> None:
     assert (index.counts_at(np.arange(1500), NOW_MS)[..., 0] == 2).all()
     index.refresh_hot(NOW_MS)
     assert (index.clicks_a_day > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("windows", "seen"),
+    [
+        ('days = [1, 3]\nactions = ["exposure", "click"]\nkeys = [{ columns = ["user_id"] }]', [0, 0, 0]),
+        ('days = [1, 3]\nactions = ["exposure", "cart"]\nkeys = [{ columns = ["item_id"] }]', [0, 7, 0]),
+        ("days = [1]\nkeys = []", [0, 0, 0]),
+    ],
+)
+def test_heat_is_what_the_schema_counts_and_lists_are_made_of_any(windows: str, seen: list[int]) -> None:
+    """No window key of the item alone; no clicks; no windows."""
+    text = '[[fields]]\nname = "user_id"\nof = "user"\n[[fields]]\nname = "item_id"\nof = "item"\n'
+    builder = FeatureBuilder(parse_schema(f'name = "bare"\n{text}[windows]\n{windows}'))
+    index = ItemIndex(builder)
+    index.put([index.prepare(Item(i, {}, NOW_MS - i)) for i in range(3)])
+    if any(seen):
+        (own,) = index.own_keys
+        keys = builder.keys({"item_id": column_hash([1])}, 1)[:, own]
+        store = TileStore.of(builder.schema.windows)
+        store.add(keys, np.array([NOW_MS - 60_000]), np.array([0]), 7)
+        index.put_tiles(0, keys, store.export(keys))
+    assert index.refresh_hot(NOW_MS) == 0
+    assert index.heat.seen.tolist() == seen
+    assert not index.heat.clicks.any()
+    lists = make_lists(builder, index.columns(np.arange(3)), index.alive, index.born_ms, index.heat, new_exposures=7)
+    assert lists.new.tolist() == [row for row in range(3) if seen[row] < 7], "born last first"
+    assert (lists.hot.tolist(), lists.groups) == ([0, 1, 2], ()), "nothing is hot, so those born last"
+    assert len(recall(lists, Shares.of("hot=0.5,new=0.5"), 2, 0).rows) == 2

@@ -91,13 +91,16 @@ def test_every_reference_of_the_description_leads_somewhere() -> None:
     for ref in references(document):
         assert ref.removeprefix("#/components/schemas/") in schemas, ref
     fields = schemas["RecommendRequest"]["properties"]
-    assert {"user_id", "size", "list", "cursor", "context"} <= set(fields)
+    assert {"user_id", "size", "list", "cursor", "context", "explain"} <= set(fields)
+    answered = schemas["RecommendAnswer"]
+    assert "retrieval_version" in set(answered["properties"]) - set(answered["required"]), "told only when asked"
+    assert "source" in set(schemas["PlacedItem"]["properties"]) - set(schemas["PlacedItem"]["required"])
     assert schemas["RecommendRequest"]["additionalProperties"] is False
     assert schemas["RecommendRequest"]["required"] == ["user_id"]
 
 
 ASKED: dict[str, Any] = {
-    "/recommend": {"user_id": "ann", "size": 3, "list": 9, "context": {"tab": "home"}},
+    "/recommend": {"user_id": "ann", "size": 3, "list": 9, "context": {"tab": "home"}, "explain": True},
     "/score": {"user_id": 7, "items": [3, "nobody"], "log": True},
     "/v2/models/{name}/infer": inference(tensor("tab", ["home"])),
 }

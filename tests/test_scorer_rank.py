@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from learner.frame import NumberPlan
 from millrace.contracts.events import Attribute, Item
 from millrace.contracts.hashing import column_hash
-from millrace.contracts.online import PROFILE, pack_profile, window_field, window_fields
+from millrace.contracts.online import (
+    NOTHING,
+    PROFILE,
+    RECENT,
+    Past,
+    Recent,
+    pack_profile,
+    pack_recent,
+    window_field,
+    window_fields,
+)
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
@@ -411,13 +421,29 @@ def test_counts_of_other_items_are_refused() -> None:
 def test_liking_is_by_clicks_in_the_group() -> None:
     index = index_of(ITEMS)
     ranker = ranker_of(index)
-    lists = make_lists(BUILDER, index.columns(np.arange(3)), index.alive, index.born_ms, index.clicks_a_day)
+    lists = make_lists(BUILDER, index.columns(np.arange(3)), index.alive, index.born_ms, index.heat)
     hats = window_keys("u", [ITEMS[1]])[:, [TASTE]].ravel()
     user = User.of(BUILDER, "u", record(hats, tiles(hats, 30, 3)))
     ((groups, liking),) = ranker.likings(lists.groups, user, NOW_MS)
     liked = {ITEMS[row].attributes["category"]: float(v) for row, v in zip(groups.example, liking, strict=True)}
     assert liked == {"shoes": 0.0, "hats": 2.0}  # (3 / 1 day + 3 / 3 days) / 2
     assert ranker.likings(lists.groups, User.of(BUILDER, "new", {}), NOW_MS) == []
+
+
+def test_a_users_own_feature_ids_are_the_columns_of_cat() -> None:
+    ranker = ranker_of(index_of(ITEMS))
+    of_user = [c for c, name in enumerate(LAYOUT.cat_names) if name in ("user_id", "kind")]
+    for user in (shopper(), User.of(BUILDER, "new", {})):
+        assert ranker.user_ids(user).tolist() == BUILDER.cat(user.columns, 1)[0, of_user].tolist()
+    assert ranker.user_ids(User.of(BUILDER, "new", {}))[1] == 0, "a new user's kind is missing"
+
+
+def test_what_a_user_did_last_is_read_and_may_be_damaged() -> None:
+    recent = Recent([Past("a", 3), Past(7, 2)], [Past(7, 1)])
+    assert User.of(BUILDER, "u", {RECENT: pack_recent(recent)}).recent == recent
+    damaged = User.of(BUILDER, "u", {RECENT: b"\xc1"})
+    assert (damaged.recent, damaged.forgotten, damaged.damaged) == (NOTHING, True, False)
+    assert User.of(BUILDER, "u", {}).recent == NOTHING
 
 
 def test_an_unknown_user_and_a_damaged_record_read_as_missing() -> None:

@@ -37,6 +37,7 @@ def page(number: int, n: int, k: int = 3, f: int = 2, width: int = 5) -> PageLog
         num=rng.random((n, width), np.float32),
         served_ms=number,
         offset=number % 7,
+        sources=bytes(range(n)) if number % 3 else b"",
     )
 
 

@@ -507,6 +507,7 @@ def test_model_and_metrics_say_what_is_served(shop: Shop) -> None:
     assert facts["click_to_served_ms"]["p50"] == pytest.approx(400, abs=20)
     assert facts["versions_served"] == 1
     assert facts["errors"] == 0
+    assert facts["retrieval"] is None
     status, text = shop.get("/metrics")
     assert status == 200
     for name in (
@@ -521,6 +522,7 @@ def test_model_and_metrics_say_what_is_served(shop: Shop) -> None:
         "millrace_item_keys",
         "millrace_unknown_users_total",
         "millrace_list_parts_total",
+        'millrace_scorer_items_total{source="random"}',
     ):
         assert f"\n{name}" in text
 

@@ -232,7 +232,7 @@ class Shop:
             pass
         serving.shelf.follow(lambda: index.changes(self._open_ms))
         columns = index.columns(np.arange(len(index)))
-        serving.lists = make_lists(serving.builder, columns, index.alive, index.born_ms, index.clicks_a_day)
+        serving.lists = make_lists(serving.builder, columns, index.alive, index.born_ms, index.heat)
 
 
 class _Chance:

@@ -14,6 +14,7 @@ topic              message                   key
 ``samples``        :class:`~millrace.contracts.samples.SampleBatch`  none: written to the partition its events came from
 ``dead-letters``   :class:`DeadLetter` (JSON)  reason
 ``features.items`` :class:`ItemTiles`        partition number
+``features.coclicks``  lists of items: :mod:`millrace.contracts.coclicks`  partition number
 ``model.deltas``   claims, deltas, snapshots: :mod:`millrace.versions.modellog`  none
 ``truth``          :class:`Truth`            ``user_id`` (known to the simulator; read by reports only)
 =================  ========================  ==================================================
@@ -50,6 +51,11 @@ EXPOSURE, CLICK, COLLECT, CART, PURCHASE = range(len(ACTIONS))
 ARMS = MODEL, CONTROL, LOGGED = "model", "control", "logged"
 """Who made a page that was logged: the model, chance, or nobody here (a page of a log, or of another system, that was
 only scored here). In the order of the codes of ``SampleBatch.arm``."""
+
+SOURCES = ("none", "vectors", "liked", "coclicked", "hot", "new", "random", "whole", "control", "asked")
+"""Where recall found an item of a page (:mod:`scorer.recall`), in the order of the codes of ``Impression.sources``.
+``none``: it was not recorded. ``whole``: the shop is so small that all of it was ranked. ``control``: a random page.
+``asked``: the caller named the item, or the list that it comes from does not say."""
 
 MAX_EVENT_BYTES = 256 * 1024
 """An event, user or item larger than this is a dead letter: a page of 1,000 items is some 20 KiB."""
@@ -187,6 +193,12 @@ class Impression(Struct, frozen=True):
     num: bytes
     served_ms: int = 0  # wall time
     offset: int = 0
+    sources: bytes = b""  # (n,) uint8 codes of SOURCES; empty: not recorded
+
+    def source_names(self) -> list[str]:
+        """Where recall found each item; ``none`` where that was not recorded, or by a code of a later version."""
+        codes = self.sources if len(self.sources) == len(self.items) else bytes(len(self.items))
+        return [SOURCES[code] if code < len(SOURCES) else SOURCES[0] for code in codes]
 
 
 class ItemTiles(Struct, frozen=True):

@@ -4,12 +4,13 @@
 ::
 
     form 1   a map: the fields of Impression, arrays as they are
-    form 2   [2, request_id, ..., items, scores, (K, F, N), rates, follow, block, offset]
+    form 2   [2, request_id, ..., items, scores, (K, F, N), rates, follow, block, offset, sources]
 
     block    masks │ ids of keys, cat: once, then row by row │ numbers: once, then row by row
 
 :mod:`millrace.contracts.once` says what stands in a block. The first byte tells a map from an array. Form 1 is written
-where form 2 would save less than a tenth, and older messages have it.
+where form 2 would save less than a tenth, and older messages have it. Whoever knows fewer fields of a form passes over
+those at its end, and what an older message lacks has its default.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Served(Struct, frozen=True):
     num: memoryview
     served_ms: int = 0
     offset: Position = 0
+    sources: bytes = b""
 
 
 class Logged(Struct, frozen=True, array_like=True):
@@ -65,6 +67,7 @@ class Logged(Struct, frozen=True, array_like=True):
     follow: bool  # rates are left out
     block: memoryview
     offset: Position = 0
+    sources: bytes = b""  # (n,) uint8, or none
 
 
 _logged = msgspec.msgpack.Decoder(Logged).decode
@@ -109,6 +112,7 @@ def impression_bytes(impression: Impression, rates: Rates | None = None) -> byte
             num.follow,
             memoryview(block),
             i.offset,
+            i.sources,
         )
     )
 
@@ -153,6 +157,7 @@ def decode_served(raw: bytes | None) -> Served:
         view[numbers + 4 * width :],
         found.served_ms,
         found.offset,
+        found.sources,
     )
 
 
@@ -174,6 +179,7 @@ def decode_impression(raw: bytes | None) -> Impression:
         num,
         i.served_ms,
         i.offset,
+        i.sources,
     )
 
 

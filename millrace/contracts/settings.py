@@ -76,6 +76,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     delta_seconds: Positive = 0.25
     snapshot_seconds: Positive = 30.0
     dense_seconds: Positive = 5.0  # how often a delta carries the network's weights; rows go with each
+    retrieval_seconds: Positive = 10.0  # how often a delta carries the retrieval head: recall lags ranking by so much
     delta_bodies: Literal["kafka", "store"] = "kafka"  # where deltas travel: on the topic model.deltas, or as files
     rolling_rows: Annotated[int, Meta(ge=100)] = 10_000  # length of the rolling metrics
     segments: str = "kind:business|consumer"  # metrics by value of a field: "field:value|value;field:value"
@@ -87,6 +88,12 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     requests_limit: Annotated[int, Meta(ge=1)] = 32  # in work at a worker; beyond it, one is refused at once (503)
     spool_mb: Annotated[int, Meta(ge=1)] = 256  # logs of pages kept on disk while the broker is away
     candidates: Annotated[int, Meta(ge=1)] = 1000
+    # Shares of the candidates by source; see scorer/recall.py. They add up to 1.
+    recall: str = "vectors=0.6,liked=0.1,coclicked=0.05,hot=0.2,new=0.03,random=0.02"
+    recall_index: Literal["exact", "usearch"] = "exact"  # usearch: approximate, for more than a million items
+    recall_clicks: Annotated[int, Meta(ge=0)] = 1000  # that the retrieval head has to have learnt before it is used
+    new_exposures: Annotated[int, Meta(ge=1)] = 100  # after so many an item has had its chance, and is new no longer
+    bought_days: Annotated[float, Meta(ge=0)] = 7.0  # an item that a user bought comes last for so long
     page_limit: Annotated[int, Meta(ge=1)] = 600
     control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # of requests that get a random page
     list_seconds: Positive = 300.0  # how long a ranked list is kept, to be handed out in parts

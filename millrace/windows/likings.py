@@ -7,8 +7,9 @@
 
 A recent click lies in every window, and a short window has few days. So the click of today weighs most.
 
-Read off a window key of the item alone, it is the item's *heat*. Read off a key of user columns and item columns, such
-as ``user_id * category``, it is the user's *liking* of the items that have these values. Decayed counts take no part.
+Read off a window key of the item alone, it is the item's *heat* in the shop's lists. Read off a key of user columns and
+item columns, such as ``user_id * category``, it is the user's *liking* of the items that have these values. Decayed
+counts take no part. Recall divides it by the same of exposures (:func:`smoothed_rate`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from millrace.contracts.schema import Windows
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import counts_of
 
-ACTION = "click"
+ACTION, EXPOSED = "click", "exposure"
 
 
 def clicks_a_day(counts: NDArray[np.integer[Any]], windows: Windows) -> NDArray[np.float64]:
@@ -38,11 +39,42 @@ def clicks_a_day(counts: NDArray[np.integer[Any]], windows: Windows) -> NDArray[
     >>> clicks_a_day(counts, Windows(days=(1, 7), actions=("exposure", "click"))).tolist()
     [1.5, 0.5]
     """
-    if ACTION not in windows.actions:
+    return events_a_day(counts, windows, ACTION)
+
+
+def events_a_day(counts: NDArray[np.integer[Any]], windows: Windows, action: str) -> NDArray[np.float64]:
+    """The same of any action. (n,)"""
+    if action not in windows.actions:
         return np.zeros(len(counts))
-    clicks = counts[:, : len(windows.days), windows.actions.index(ACTION)]  # (n, W)
-    mean: NDArray[np.float64] = (clicks / np.array(windows.days, np.float64)).mean(axis=1)
+    events = counts[:, : len(windows.days), windows.actions.index(action)]  # (n, W)
+    mean: NDArray[np.float64] = (events / np.array(windows.days, np.float64)).mean(axis=1)
     return mean
+
+
+def smoothed_rate(
+    clicks: NDArray[np.float64],
+    exposures: NDArray[np.float64],
+    rate: float | NDArray[np.float64],
+    prior: float,
+    windows: Windows,
+) -> NDArray[np.float64]:
+    """Clicks over exposures, as far as there are enough of them; else about ``rate``. (n,) ::
+
+        (clicks + s r) / (exposures + s)
+
+    Args:
+        clicks, exposures: (n,) a day, as :func:`events_a_day` gives them.
+        rate: r, what is expected of an item that nobody has seen.
+        prior: how many exposures of today weigh as much as what is expected. One of them counts the mean over windows
+            of 1 / days, so s is ``prior`` times that.
+
+    >>> windows = Windows(days=(1, 2))  # an exposure of today counts (1 + 1 / 2) / 2
+    >>> smoothed_rate(np.array([0.0, 6.0, 0.75]), np.array([0.0, 12.0, 0.75]), 0.1, 8, windows).round(3).tolist()
+    [0.1, 0.367, 0.2]
+    """
+    s = prior * float(np.mean(1 / np.array(windows.days, np.float64)))
+    out: NDArray[np.float64] = (clicks + s * rate) / (exposures + s)
+    return out
 
 
 def taste_keys(builder: FeatureBuilder) -> list[int]:
