@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -236,7 +237,7 @@ def replay(
 
 @app.command
 def experiment(
-    name: Literal["models", "rounds", "drift", "labels"],
+    name: Literal["models", "rounds", "drift", "labels", "recall"],
     log: Path | None = None,
     *,
     schema: Path | None = None,
@@ -250,34 +251,37 @@ def experiment(
     rates: list[float] | None = None,
     rows: int | None = None,
     policies: list[str] | None = None,
+    users: int | None = None,
+    items: int | None = None,
     resume: bool = False,
     out: Path,
 ) -> None:
-    """Compare models, ways of keeping a model up to date, drift detectors or label policies, with 95% intervals.
+    """Compare models, ways of keeping one up to date, drift detectors, label policies or recall, with 95% intervals.
 
     Parameters
     ----------
     name
         models: all of them, on raw and scaled inputs. rounds: ways of keeping up from one start. drift: false alarms
         of drift detectors on clean days and their delay on planted changes, a simulated world for each seed. labels:
-        label policies at real speed, in worlds of several rates of traffic. It takes hours.
+        label policies at real speed, in worlds of several rates of traffic. It takes hours. recall: the recall that
+        serves against the mixture before it, in closed loop and with the same luck, a simulated world for each seed.
     log
         An exposure log (default: one that the simulator writes for this). For labels, one without action times: its
-        clicks are given delays, and the last rows are the traffic.
+        clicks are given delays, and the last rows are the traffic. Not for recall.
     schema
         Schema of the log (default: the simulated shop's).
     simulated_days
-        Days of the simulated log (default: 8; for drift, 5).
+        Days of the simulated log (default: 8; for drift, 5; not for recall, which has seven before its day).
     test_days
-        Days at the end that are only tested on, or lived through (not for drift and labels).
+        Days at the end that are only tested on, or lived through (not for drift, labels and recall).
     seeds
         Runs of each.
     seed
-        Seed of the simulated world; for drift, of the first (not for labels).
+        Seed of the simulated world; for drift and recall, of the first (not for labels).
     models
-        Models to compare (default: all; for rounds, the default model; not for drift and labels).
+        Models to compare (default: all; for rounds, the default model; not for drift, labels and recall).
     inputs
-        Kinds of input, raw and scaled (default: both; not for drift and labels).
+        Kinds of input, raw and scaled (default: both; not for drift, labels and recall).
     worlds
         For labels: seeds of the worlds, or with a log of the click delays (default: 3, 7, 11, 19, 23).
     rates
@@ -286,8 +290,12 @@ def experiment(
         For labels: exposures of each run (default: 80000).
     policies
         For labels: which to compare (default: all).
+    users
+        For recall: shoppers of an average day (default: 1500).
+    items
+        For recall: about how many items are on sale at a time (default: the simulated shop's own, some 6000).
     resume
-        For labels: keep the runs that OUT/runs.jsonl has, when they are of the same code and settings.
+        For labels and recall: keep the runs that OUT/runs.jsonl has, when they are of the same code and settings.
     out
         Folder for report.json, run.json, runs.jsonl, report.html and plots.
     """
@@ -299,12 +307,17 @@ def experiment(
 
     plan = load_schema(schema) if schema else shop_schema()
     if name == "labels":
+        _no_flags(name, {"--users": users, "--items": items}, "it is for recall")
         _labels(log, plan, out, seeds, worlds, rates, rows, policies, resume)
         return
-    given = {"--worlds": worlds, "--rates": rates, "--rows": rows, "--policies": policies, "--resume": resume or None}
-    for flag, value in given.items():
-        if value is not None:
-            raise SettingError(f"{flag} for the experiment '{name}'", "leave it out: it is for labels")
+    given: dict[str, object] = {"--worlds": worlds, "--rates": rates, "--rows": rows, "--policies": policies}
+    if name == "recall":
+        given |= {"LOG": log, "--schema": schema, "--simulated-days": simulated_days, "--models": models}
+        _no_flags(name, given | {"--inputs": inputs}, "it is for other experiments")
+        _recall(out, seed, seeds, users, items, resume)
+        return
+    _no_flags(name, given | {"--resume": resume or None}, "it is for labels")
+    _no_flags(name, {"--users": users, "--items": items}, "it is for recall")
     with tempfile.TemporaryDirectory(prefix="millrace-log-") as folder:
         logs = [log] if log else []
         if log is None:
@@ -400,6 +413,24 @@ def _labels(
         out, plan, write=write_traffic, log=log, seeds=seeds, policies=policies or (), resume=resume, **chosen
     )
     print(f"report in {out}")
+
+
+def _recall(out: Path, seed: int, seeds: int, users: int | None, items: int | None, resume: bool) -> None:
+    from millrace.offline.experiment_recall import experiment_recall
+
+    given = {"users": users, "items": items}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    report = experiment_recall(out, seeds=range(seed, seed + seeds), resume=resume, **chosen)
+    for verdict in report["verdicts"]:
+        print(verdict)
+    print(f"report in {out}")
+
+
+def _no_flags(name: str, given: Mapping[str, object], why: str) -> None:
+    """What an experiment has no use for is refused rather than passed over."""
+    for flag, value in given.items():
+        if value is not None:
+            raise SettingError(f"{flag} for the experiment '{name}'", f"leave it out: {why}")
 
 
 def _no_users_of_a_log(log: Path | str, users: int | None) -> None:

@@ -33,7 +33,17 @@ ROOMS: dict[str, set[str]] = {
     "learner": {"contracts", "labels", "versions", "processes"},
     "simulator": {"contracts", "logs", "processes"},
     "scorer": {"contracts", "windows", "versions", "processes", "learner"},
-    "offline": {"contracts", "labels", "windows", "logs", "learner"},
+    "offline": {
+        "contracts",
+        "labels",
+        "windows",
+        "logs",
+        "versions",
+        "stream",
+        "learner",
+        "scorer",
+        "simulator",
+    },
     "bench": {
         "contracts",
         "labels",

@@ -14,13 +14,14 @@ import pytest
 
 from learner.inputs import Inputs
 from learner.model import OnlineModel
+from learner.tower import ITEM, USER, Sides
 from millrace.bench.modelwire import ModelWire
 from millrace.bench.pagewire import item_attributes, same_page, user_attributes
 from millrace.contracts.events import Impression, to_msgpack
 from millrace.contracts.impressions import decode_served
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
-from millrace.versions.image import Image
+from millrace.versions.image import Image, check_head, split
 from millrace.versions.modellog import Assembler, Claimed, Delta, Snapshot
 from millrace.versions.packing import unpack
 from millrace.windows.features import FeatureBuilder
@@ -65,12 +66,15 @@ def test_a_scorer_can_follow_what_is_sent(tmp_path: Path) -> None:
                 assert isinstance(entry, Claimed | Snapshot | Delta)
                 if verdicts[-1] == "patch" and isinstance(entry, Delta):
                     assert entry.body is not None
+                    check_head(split(unpack(entry.body, state.dense))[1], 31)
                     state = state.apply(unpack(entry.body, state.dense))
                     follower.patched(entry.note)
                 elif verdicts[-1] == "look":
                     found = follower.candidates(wire.store.snapshots())
                     if found:
                         state = wire.store.read(found[0])
+                        for part in wire.store.read_parts(found[0]):
+                            check_head(split(part)[1], 31)
                         follower.loaded(found[0])
 
     wire.new_root()
@@ -118,6 +122,29 @@ def test_pages_ask_for_rows_that_the_tables_have(tmp_path: Path) -> None:
     asked = deep[deep != 0]
     assert len(asked) > 8
     assert np.isin(asked, wire.ids[inputs.groups[0].name]).all()
+
+
+def test_the_retrieval_head_knows_the_items_and_the_users(tmp_path: Path) -> None:
+    """Each version with dense weights is a retrieval version: it changes maps, items and users."""
+    settings, topic = Settings(data=str(tmp_path), delta_seconds=1.0, dense_seconds=2.0), _Topic()
+    wire = ModelWire(settings, topic, ROWS, ITEMS, 100, "log")
+    builder, sides = FeatureBuilder(shop_schema()), Sides(shop_schema())
+    item, _ = builder.attributes("item", {**item_attributes(17), "item_id": 17})
+    user, _ = builder.attributes("user", {**user_attributes(5), "user_id": 5})
+    of_item = sides.item_features(builder.cat(item, 1)[:, sides.item_columns], np.zeros((1, 3), np.float32))[0]
+    of_user = sides.user_features(builder.cat(user, 1)[:, sides.user_columns])[0]
+    for name, ids in ((ITEM, of_item[0, :5]), (USER, of_user[of_user != 0])):
+        assert len(ids) > 3
+        assert np.isin(ids, wire.head_ids[name]).all()
+    wire.new_root()
+    for _ in range(4):
+        wire.delta()
+    assembler = Assembler()
+    notes = [e.note for n, m in enumerate(topic.messages) for e in assembler.take(n, m) if isinstance(e, Delta)]
+    assert sorted(note.retrieval_clicks >= 0 for note in notes) == [False, False, True, True]
+    root = wire.store.read(wire.store.snapshots()[0])
+    assert {ITEM, USER} <= set(root.tables)
+    assert set(root.tables[ITEM].ids.tolist()) == set(wire.head_ids[ITEM].tolist())
 
 
 @pytest.mark.parametrize("change", [{}, {"model_version": 4}, {"items": [3, 1]}, {"scores": b"\0\0\0\0\0\0\0\0"}])

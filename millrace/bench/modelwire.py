@@ -10,6 +10,9 @@ Table rows have the ids that pages ask for: users, items and their attributes in
 and categories in the wide one. A delta's body is packed as the learner's is. Bodies are made beforehand and sent in
 turn, since making them costs what it costs a learner, and that is not the scorer's. Rows of new ids come with each body
 and go with a later one, so tables grow and shrink.
+
+The model has a retrieval head, whose rows come with each delta that has dense weights: its maps, and a tenth of the
+rows of items and users. So each of these is a new retrieval version, and all vectors are made anew.
 """
 
 from __future__ import annotations
@@ -28,9 +31,10 @@ from learner.inputs import Inputs
 from learner.model import OnlineModel
 from learner.models import network_of
 from learner.spec import read_spec
-from millrace.bench.pagewire import CATEGORIES, PARENTS, SHOPS, user_attributes
+from learner.tower import ITEM, USER, Sides, factors_of, map_ids
+from millrace.bench.pagewire import CATEGORIES, PARENTS, SHOPS, item_attributes, user_attributes
 from millrace.contracts.hashing import column_hash
-from millrace.contracts.schema import shop_schema
+from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.store import Sealed
 from millrace.contracts.topics import MODEL_DELTAS
@@ -47,6 +51,12 @@ BODIES = 10
 """Bodies that are sent in turn, at least."""
 PASSING = 500
 """Rows of each table that come with a body, and go with the one that is half a turn later."""
+HEAD = {"retrieval_width": 32}
+HEAD_USERS = 20_000
+"""Users that the retrieval head knows, at most; the ids of pages that the benchmark asks for are among them."""
+HEAD_CLICKS = 1_000_000
+HEAD_SHARE = 0.1
+"""Of the head's rows that change with a retrieval version."""
 CLAIMANT = "bench"
 _DELIVERY_S = 60.0
 _PARTS = "bench-parts.json"
@@ -82,8 +92,9 @@ class ModelWire:
     ) -> None:
         self._settings, self._producer, self._seed, self._items = settings, producer, seed, items
         self._schema = shop_schema()
-        model = OnlineModel(self._schema, settings.spec() | {"max_rows": int(rows * 1.5)}, seed)
+        model = OnlineModel(self._schema, settings.spec() | HEAD | {"max_rows": int(rows * 1.5)}, seed)
         self._spec = model.spec
+        self._maps = map_ids(factors_of(read_spec(self._spec))).reshape(-1)
         blank, self._training = model.snapshot()
         self._blank = {name: rows.columns for name, rows in blank.tables.items()}
         rng = np.random.default_rng(seed)
@@ -93,6 +104,7 @@ class ModelWire:
         }
         self._dense = (blank.dense, moved)
         self.ids = _table_ids(self._schema, self._spec, rows, items, rng)
+        self.head_ids = _head_ids(self._schema, self._spec, items, min(HEAD_USERS, max(1, rows // 20)))
         self.store = ModelStore(settings.place("models"))
         self.store.store.remove(self.store.store.names("snapshot-"))  # of an earlier run: their log is no more
         self._dense_every = max(1, round(settings.dense_seconds / settings.delta_seconds))
@@ -138,6 +150,7 @@ class ModelWire:
             log=self._log_id,
             follows=follows,
             extra={"rows": parts.table_rows},
+            retrieval_clicks=HEAD_CLICKS,
             **self._meta(),
         )
         self._hash, self._state = note.hash, 0
@@ -146,7 +159,8 @@ class ModelWire:
     def _parts(self) -> _Parts:
         """The parts that lie in the store, if they are of these rows; else they are written."""
         path = Path(self._settings.place("models")).parent / _PARTS
-        sizes = {name: len(ids) for name, ids in self.ids.items()}
+        every = self.ids | self.head_ids
+        sizes = {name: len(ids) for name, ids in every.items()}
         made_of = hashlib.sha256(
             msgspec.json.encode([self._schema.id, self._spec, self._items, self._seed, sizes])
         ).hexdigest()
@@ -157,7 +171,7 @@ class ModelWire:
                 return found
         begun, rng = Place(1, 1), np.random.default_rng(self._seed + 1)
         sealed: list[tuple[Sealed, Sealed]] = []
-        for name, ids in self.ids.items():
+        for name, ids in every.items():
             for start in range(0, len(ids), SLICE):
                 image = Image({}, self._rows({name: ids[start : start + SLICE]}, rng))
                 sealed.append(self.store.write_part(begun, len(sealed), image, {}))
@@ -190,6 +204,7 @@ class ModelWire:
             size=len(body.packed),
             chunks=chunks_of(len(body.packed)),
             spec={},
+            retrieval_clicks=-1 if body.dense is None else HEAD_CLICKS,
             **self._meta(),
         )
         self._hash = own
@@ -214,19 +229,36 @@ class ModelWire:
                 chosen[name], removed[name] = np.concatenate([known, came]), goes
             led = 1 - state if turn % self._dense_every == 0 else None
             dense = {} if led is None else self._dense[led]
-            packed = pack(Image(dense, self._rows(chosen, rng, removed)), self._dense[state])
+            tables = self._rows(chosen, rng, removed, self._some_of_head(rng) if led is not None else None)
+            packed = pack(Image(dense, tables), self._dense[state])
             bodies.append(_Body(packed, hashlib.sha256(packed).hexdigest(), led))
         return bodies
 
     # -- within -------------------------------------------------------------------------------------------------
 
+    def _some_of_head(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Ids of the head that change with a version: the maps and some of the rest."""
+        some = {
+            name: rng.choice(ids, round(HEAD_SHARE * len(ids)), replace=False) for name, ids in self.head_ids.items()
+        }
+        return some | {ITEM: np.union1d(some[ITEM], self._maps)}
+
     def _rows(
-        self, ids: dict[str, Any], rng: np.random.Generator, removed: dict[str, Any] | None = None
+        self,
+        ids: dict[str, Any],
+        rng: np.random.Generator,
+        removed: dict[str, Any] | None = None,
+        head: dict[str, Any] | None = None,
     ) -> dict[str, TableRows]:
-        """Rows of these ids, of made-up numbers; none in tables that are not named."""
+        """Rows of these ids, of made-up numbers; none in tables that are not named. Without ``head`` the tables of the
+        retrieval head are left out, unless they are named in ``ids``."""
         none = np.empty(0, np.int64)
+        ids = ids | (head or {})
+        with_head = bool(self.head_ids.keys() & ids.keys())  # both of its tables, or neither
         tables = {}
         for name, blank in self._blank.items():
+            if name in self.head_ids and not with_head:
+                continue
             own = ids.get(name, none)
             columns: dict[str, Array] = {
                 column: (0.05 * rng.standard_normal((len(own), *c.shape[1:]), np.float32)).astype(c.dtype)
@@ -249,6 +281,30 @@ class ModelWire:
 
     def _deliver(self, message: bytes) -> int:
         return int(self._producer.send(MODEL_DELTAS, value=message).get(_DELIVERY_S).offset)
+
+
+def _head_ids(schema: Schema, spec: dict[str, Any], items: int, users: int) -> dict[str, Any]:
+    """Ids of the retrieval head's rows: those of all items, of some users, and of the maps."""
+    builder, sides = FeatureBuilder(schema), Sides(schema)
+    said_of_items = ("category", "parent_category", "shop_id", "price_band")
+    of_item: list[Any] = [map_ids(factors_of(read_spec(spec))).reshape(-1)]
+    for start in range(0, items, SLICE):
+        at = np.arange(start, min(start + SLICE, items))
+        said = [item_attributes(i) for i in at.tolist()]
+        columns = {name: column_hash([a[name] for a in said]) for name in said_of_items}
+        cat = builder.cat({**columns, "item_id": column_hash(at)}, len(at))[:, sides.item_columns]
+        numbers = {"price": [a["price"] for a in said], "min_order": [a["min_order"] for a in said]}
+        plain = np.zeros((len(at), len(sides.plain_columns)), np.float32)
+        for p, column in enumerate(sides.plain_columns.tolist()):
+            plain[:, p] = numbers.get(schema.layout.plain_fields[column].name, at % 61)  # ages of up to two months
+        of_item.append(np.unique(sides.item_features(np.ascontiguousarray(cat), plain)[0]))
+    who = np.arange(1, users + 1)
+    told = [user_attributes(u) for u in who.tolist()]
+    names = ("kind", "seller", "region", "age_band", "gender", "household")
+    own = {name: column_hash([a.get(name) for a in told]) for name in names} | {"user_id": column_hash(who)}
+    of_user = sides.user_features(np.ascontiguousarray(builder.cat(own, users)[:, sides.user_columns]))[0]
+    found = {ITEM: np.unique(np.concatenate(of_item)), USER: np.unique(of_user)}
+    return {name: ids[ids != 0] for name, ids in found.items()}
 
 
 def _made_up(name: str, seed: int, n: int) -> Any:

@@ -5,7 +5,8 @@
 
     items            the catalogue, with 200 categories                          once
     features.items   counts of a month, of each item and category                once; then of 1,000 keys a second
-    Redis            users with a profile and counts in a dozen categories       once
+    Redis            users with a profile, counts in a dozen categories and
+                     their last clicks                                           once
     impressions      the log of each page                                        counted, and some compared
 """
 
@@ -25,7 +26,18 @@ from millrace.contracts.events import BadEventError, Item, key_of, to_json, to_m
 from millrace.contracts.hashing import column_hash
 from millrace.contracts.impressions import Served, decode_served
 from millrace.contracts.itemtiles import pack as pack_tiles
-from millrace.contracts.online import PROFILE, pack_profile, redis_url, user_key, window_fields
+from millrace.contracts.online import (
+    MOST_RECENT,
+    PROFILE,
+    RECENT,
+    Past,
+    Recent,
+    pack_profile,
+    pack_recent,
+    redis_url,
+    user_key,
+    window_fields,
+)
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_ITEMS, IMPRESSIONS, ITEMS
@@ -119,9 +131,9 @@ def _count_month(store: TileStore, keys: Any, now_ms: int, rng: np.random.Genera
         store.add(keys, hours_ms, rng.integers(0, 2, n), rng.integers(1, 20, n))
 
 
-def fill_users(settings: Settings, users: int, seed: int = 0) -> None:
-    """Writes users 1 to ``users`` into Redis as the stream does: a profile, their own counts, and counts in twelve
-    categories each."""
+def fill_users(settings: Settings, users: int, items: int, seed: int = 0) -> None:
+    """Writes users 1 to ``users`` into Redis as the stream does: a profile, their own counts, counts in twelve
+    categories each, and what they clicked last of ``items`` items, sixteen of them."""
     rng, builder, now_ms = np.random.default_rng(seed), FeatureBuilder(shop_schema()), wall_ms()
     at = {name: k for k, name in enumerate(builder.layout.key_names)}
     named = column_hash([f"c{i}" for i in range(CATEGORIES)])
@@ -143,7 +155,9 @@ def fill_users(settings: Settings, users: int, seed: int = 0) -> None:
             for user in ids.tolist():
                 tiles = dict(next(lists) for _ in range(wanted.shape[1]))
                 profile = pack_profile(user_attributes(user))
-                pipeline.hset(user_key(user), mapping=cast(Any, {PROFILE: profile, **tiles}))
+                clicks = enumerate(rng.integers(0, items, MOST_RECENT).tolist(), 1)
+                recent = pack_recent(Recent([Past(item, now_ms - age * HOUR_MS) for age, item in clicks], []))
+                pipeline.hset(user_key(user), mapping=cast(Any, {PROFILE: profile, RECENT: recent, **tiles}))
             pipeline.execute()
 
 

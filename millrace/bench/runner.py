@@ -1,8 +1,9 @@
 # shell
 """``millrace bench NAME --out DIR``: runs a benchmark and writes what it measured.
 
-``report.json`` is a list of ``{name, value, unit, against, ratio}``. A ratio compares two things measured in the same
-process tree, alternating, so that it survives a noisy machine; ``against`` names what the value was divided by.
+``report.json`` is a list of ``{name, value, unit, against, ratio}``, some with ``ratio_low``. A ratio compares two
+things measured in the same process tree, alternating, so that it survives a noisy machine; ``against`` names what the
+value was divided by, ``ratio_low`` is the lower end of the ratio's 95% interval.
 What identifies the run (host, versions, times) goes to ``run.json`` beside it.
 """
 
@@ -16,21 +17,23 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from millrace.contracts.errors import MillraceError, SettingError
 
-BENCHMARKS = ("learner", "realtime", "scorer", "soak", "stores", "stream")
+BENCHMARKS = ("learner", "realtime", "recall", "scorer", "soak", "stores", "stream")
 
 
 class Figure(TypedDict):
-    """One measured figure. ``against`` and ``ratio`` are None where nothing was compared."""
+    """One measured figure. ``against`` and ``ratio`` are None where nothing was compared. ``ratio_low`` is there where
+    an interval was worked out."""
 
     name: str
     value: float
     unit: str
     against: str | None
     ratio: float | None
+    ratio_low: NotRequired[float]
 
 
 def figure(name: str, value: float, unit: str, against: str | None = None, ratio: float | None = None) -> Figure:
@@ -78,7 +81,8 @@ def table(figures: list[Figure]) -> str:
     lines = []
     for f in figures:
         ratio = "" if f["ratio"] is None else f"   {f['ratio']:.2f} x {f['against']}"
-        lines.append(f"{f['name']:<22} {f['value']:>14,.4g} {f['unit']}{ratio}")
+        low = f" (at least {f['ratio_low']:.2f})" if "ratio_low" in f else ""
+        lines.append(f"{f['name']:<22} {f['value']:>14,.4g} {f['unit']}{ratio}{low}")
     return "\n".join(lines)
 
 

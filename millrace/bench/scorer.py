@@ -96,7 +96,7 @@ def _stage(out: Path, size: Size, say: Say) -> Iterator[Bench]:
         create_topics(settings)
         producer = stack.enter_context(contextlib.closing(make_producer(settings)))
         say(f"writing {size.users:,} users, {size.items:,} items and their counts")
-        fill_users(settings, size.users)
+        fill_users(settings, size.users, size.items)
         shop = ShopWire(settings, producer, size.items)
         shop.publish()
         say(f"a snapshot of {size.rows:,} rows, and deltas of {DELTA_ROWS_A_SECOND:,} rows a second")

@@ -273,6 +273,30 @@ def blocks_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> P
     return Plot(name, caption, figure)
 
 
+def hours_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]], measure: str) -> Plot:
+    """Curves over the hours of a day, a panel for each start. ``rows``: start, arm, curve (24 values; None: nothing was
+    seen in that hour)."""
+    starts, arms = (list(dict.fromkeys(r[key] for r in rows)) for key in ("start", "arm"))
+    figure = Figure(figsize=(5 * len(starts), 4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(starts), squeeze=False, sharex=True, sharey=True)[0]
+    for axes, start in zip(panels, starts, strict=True):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e4e8ea", lw=0.8)
+        axes.set_title(f"start with {start}", fontsize=10)
+        for row in (r for r in rows if r["start"] == start):
+            i, curve = arms.index(row["arm"]), np.array(row["curve"], np.float64)
+            line = {"marker": _MARKS[i % len(_MARKS)], "ms": 3, "lw": 1.1, "color": f"C{i}"}
+            axes.plot(np.arange(len(curve)) + 0.5, curve, label=row["arm"], **line)
+        axes.set_xlabel("hour of the day")
+        axes.set_xticks(range(0, 25, 6))
+    panels[0].set_ylabel(measure)
+    panels[0].set_ylim(bottom=0)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return Plot(name, caption, figure)
+
+
 def _figure() -> tuple[Figure, Any]:
     figure = Figure(figsize=(8, 3.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
