@@ -168,6 +168,8 @@ def test_a_role_that_has_measured_nothing_says_so() -> None:
         "model_overlays",
         "scorer_workers",
         "log_spool_bytes",
+        "neighbours",
+        "coclick_lists",
     }
     begun = {series: value for _, gauges in registries() for series, value in gauges.items()}
     zero = {series.partition("{")[0] for series, value in begun.items() if value == "0.0"}
