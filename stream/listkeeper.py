@@ -86,10 +86,14 @@ class ListKeeper(threading.Thread):
                 due = time.monotonic() + period
                 while self.active.is_set() and not self.ending.wait(0.02):
                     for reader in readers:
-                        for records in reader.poll(timeout_ms=100).values():
+                        polled = reader.poll(timeout_ms=100)
+                        if not self.active.is_set():  # another worker keeps them by now: what came since is its own
+                            return
+                        for records in polled.values():
                             letters = [letter for r in records if (letter := take(lists, intake, r)) is not None]
                             new = [one for one in letters if one.offset >= told.get(one.topic, 0)]
-                            if new:
+                            if new:  # whoever reads the topics anew, after an interruption, meets all of them again
+                                FAILURES.inc(len(new))
                                 log.warning("messages cannot be used", count=len(new), first=new[0].detail)
                                 self.tell(new)
                                 told[new[-1].topic] = new[-1].offset + 1
@@ -116,7 +120,6 @@ def take(lists: ShopLists, intake: Intake, record: Any) -> DeadLetter | None:
         else:
             lists.put(intake.item(record.value))
     except Exception as error:  # unforeseen ones too: if one were raised, the same message would be read for ever
-        FAILURES.inc()
         detail = str(error) if isinstance(error, ValueError) else one_line(error)  # a BadEventError is a ValueError
         reason = "bad-item-tiles" if record.topic == FEATURES_ITEMS else "bad-item"
         raw = record.key if record.value is None else record.value
