@@ -58,7 +58,7 @@ from millrace.contracts.hashing import salt
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.labels import asks, weigh, weighs
-from millrace.versions.image import RETRIEVAL_TABLES, Array, Image, split
+from millrace.versions.image import RETRIEVAL_TABLES, Array, Image, below, split
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -434,14 +434,14 @@ class OnlineModel:
                 if set(ranker.tables) != known or len(heads) > 1 or heads - {0, len(RETRIEVAL_TABLES)}:
                     raise KeyError("other tables")
                 for name in known if fresh.head is None else image.tables:
-                    fresh.tables[name].resume(image.tables[name], _below(f"table/{name}/", own))
+                    fresh.tables[name].resume(image.tables[name], below(f"table/{name}/", own))
                 dense |= image.dense
                 state |= {n: a for n, a in own.items() if not n.startswith("table/")}
             fresh._settle(with_delays(dense, self.network), state)
             if fresh.head is not None:
                 fresh.head.reseed(fresh.seed)
                 if heads != {0}:
-                    fresh.head.resume_small(_below("retrieval/", state))
+                    fresh.head.resume_small(below("retrieval/", state))
         except (KeyError, RuntimeError, ValueError) as error:
             raise SnapshotError(
                 f"the snapshot is not of a '{self._spec.model}' with this schema and spec ({error})",
@@ -459,11 +459,11 @@ class OnlineModel:
         """Takes over what is not in tables."""
         if set(dense) != set(self.dense.names):
             raise KeyError("other tensors")
-        self.dense.resume(dense, _below("dense/", state))
+        self.dense.resume(dense, below("dense/", state))
         if "delays/clock" in state:  # older snapshots have none
-            self.delays.resume(_below("delays/", state))
+            self.delays.resume(below("delays/", state))
         if len(self._inputs.bucket_columns):
-            self.reservoir.resume(_below("sample/", state))
+            self.reservoir.resume(below("sample/", state))
         if "guard" in state:  # older snapshots have none
             self.guard.resume(state["guard"])
         self.newest_ms, self._expired_min, self.seed = (int(v) for v in state["clock"])
@@ -477,11 +477,6 @@ class OnlineModel:
 def with_delays(dense: dict[str, Array], network: Network) -> dict[str, Array]:
     """A snapshot's dense tensors. One from before click delays were learnt gets weights that know nothing of them."""
     return dense if "delays" in dense else {**dense, "delays": np.zeros(tuple(network.delays.shape), np.float32)}
-
-
-def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays whose name begins with ``prefix``, without it."""
-    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
 
 
 def _table_salt(group: Group, seed: int) -> int:

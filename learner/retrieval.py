@@ -43,7 +43,7 @@ from learner.tower import ITEM, RECENT, USER, Sides, factors_of, map_ids
 from millrace.contracts.hashing import salt
 from millrace.contracts.samples import CORRECTION, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
-from millrace.versions.image import Array
+from millrace.versions.image import Array, below
 
 Floats = NDArray[np.float32]
 
@@ -283,9 +283,9 @@ class RetrievalHead:
         sides = self.sides
         register = Register(len(sides.item_columns), len(sides.plain_columns), ITEMS, RING)
         history, pending = History(USERS, RECENT), Pending(MICRO, len(sides.user_columns), RECENT)
-        register.resume(_below("register/", state))
-        history.resume(_below("history/", state))
-        pending.resume(_below("pending/", state), len(register))
+        register.resume(below("register/", state))
+        history.resume(below("history/", state))
+        pending.resume(below("pending/", state), len(register))
         clicks, refused, newest_ms = (int(v) for v in state["clock"])
         generator, loss = state["state"].astype(np.uint64), float(state["loss"].item())
         if generator.shape != self._state.shape:
@@ -293,8 +293,3 @@ class RetrievalHead:
         self.register, self.history, self._pending = register, history, pending
         self.clicks, self.refused, self.newest_ms = clicks, refused, newest_ms
         self._state, self.loss = generator, loss
-
-
-def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays whose name begins with ``prefix``, without it."""
-    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}

@@ -219,12 +219,12 @@ def make_lists(
     new = waits[largest(born_ms[waits], depth)]
     groups = []
     for k in taste_keys(builder):
-        labels = _grouping(builder, k, columns, len(alive))[living]
+        labels = group_labels(builder, k, columns, len(alive))[living]
         order, starts = _grouped(labels, clicks, exposures, rate, windows)
         if len(order):
             rows = living[order]
             example = rows[starts[:-1]]
-            groups.append(Groups(k, rows, starts, example, *_parts(builder, k, columns, example)))
+            groups.append(Groups(k, rows, starts, example, *key_parts(builder, k, columns, example)))
     return CandidateLists(living, hot, new, tuple(groups))
 
 
@@ -245,14 +245,14 @@ def _grouped(labels: U64, clicks: F64, exposures: F64, rate: float, windows: Win
     return order[np.argsort(key, kind="stable")], np.append(starts, len(order))
 
 
-def _grouping(builder: FeatureBuilder, k: int, columns: Mapping[str, U64], n: int) -> U64:
+def group_labels(builder: FeatureBuilder, k: int, columns: Mapping[str, U64], n: int) -> U64:
     """A label for each row: equal where the key's item columns are equal, 0 where one is missing. (n,)"""
     anyone = {name: np.array([1], np.uint64) for name in builder.needs("user")}
     labels: U64 = builder.keys({**columns, **anyone}, n)[:, k]
     return labels
 
 
-def _parts(
+def key_parts(
     builder: FeatureBuilder, k: int, columns: Mapping[str, U64], rows: ListedRows
 ) -> tuple[U64, NDArray[np.int64]]:
     """What the items at ``rows`` put into key k: ``parts`` and ``of_item`` of :class:`Groups`."""

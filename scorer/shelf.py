@@ -150,9 +150,9 @@ class Shelf:
     def _reserve(self, rows: int, slots: int) -> None:
         """Room for so many rows and slots. New room is twice that, and is not touched before it is used."""
         if rows > len(self._rows["alive"]):
-            self._rows = {name: _longer(array, 2 * rows) for name, array in self._rows.items()}
+            self._rows = {name: longer(array, 2 * rows) for name, array in self._rows.items()}
         if slots > len(self._keys):
-            self._keys, self._counts = _longer(self._keys, 2 * slots), _longer(self._counts, 2 * slots)
+            self._keys, self._counts = longer(self._keys, 2 * slots), longer(self._counts, 2 * slots)
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -182,7 +182,8 @@ class Shelf:
             self.apply(arrays)
 
 
-def _longer(old: NDArray[Any], rows: int) -> NDArray[Any]:
+def longer(old: NDArray[Any], rows: int) -> NDArray[Any]:
+    """``old`` with room for so many rows; those behind its own are 0."""
     new = np.zeros((rows, *old.shape[1:]), old.dtype)
     new[: len(old)] = old
     return new

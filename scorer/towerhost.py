@@ -50,7 +50,7 @@ from scorer.meters import (
 )
 from scorer.nearest import Retrieval, best, new_tiles
 from scorer.primary import Primary
-from scorer.shelf import ShelfForm
+from scorer.shelf import ShelfForm, longer
 
 log = structlog.get_logger("scorer")
 
@@ -111,7 +111,7 @@ class Goods:
         rows: Rows = arrays["rows"]
         most = int(rows.max()) + 1
         if most > len(self._arrays["alive"]):
-            self._arrays = {name: _longer(old, 2 * most) for name, old in self._arrays.items()}
+            self._arrays = {name: longer(old, 2 * most) for name, old in self._arrays.items()}
         self._n = max(self._n, most)
         changed = np.zeros(len(rows), np.bool_)
         for name, held in self._arrays.items():
@@ -147,7 +147,7 @@ class Tail:
         for row, vector in zip(rows.tolist(), vectors, strict=True):
             at = self._at.setdefault(row, len(self._at))
             if at == len(self._vectors):
-                self._vectors = _longer(self._vectors, 2 * at)
+                self._vectors = longer(self._vectors, 2 * at)
             self._vectors[at] = vector
         self._gone.difference_update(rows.tolist())
         self._gone.update(gone.tolist())
@@ -451,9 +451,3 @@ def _facts(note: Announcement) -> dict[str, Any]:
 
 def _told(rows: Rows, vectors: Floats, gone: Rows) -> dict[str, NDArray[Any]]:
     return {"rows": rows, "vectors": vectors, "gone": gone}
-
-
-def _longer(old: NDArray[Any], rows: int) -> NDArray[Any]:
-    new = np.zeros((rows, *old.shape[1:]), old.dtype)
-    new[: len(old)] = old
-    return new

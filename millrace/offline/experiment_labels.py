@@ -65,7 +65,7 @@ from millrace.offline.realspeed import (
     with_made_delays,
 )
 from millrace.offline.report import LINEAR, Plot, blocks_plot, interval_plot, make_folder, surroundings, write_all
-from millrace.offline.workers import pool
+from millrace.offline.workers import ended, pool
 
 WORLDS = (3, 7, 11, 19, 23)
 RATES = (1.0, 20.0, 200.0)
@@ -308,7 +308,7 @@ def _all(
     and its files are removed after its last run.
     """
     make_folder(out, "runs.jsonl")
-    done = _read(out / "runs.jsonl") if resume else {}
+    done = ended(out / "runs.jsonl", _key) if resume else {}
     order = [asdict(job) | {"policy": n} for g in plan.groups for job in plan.jobs(*g) for n in plan.names]
     todo = sum(_key(run) not in done for run in order)
     cores = max(1, (os.cpu_count() or 1) if workers is None else workers)
@@ -359,18 +359,6 @@ def _all(
                     shutil.rmtree(place, ignore_errors=True)
     about = [{"world": w, "rate": _rate(r)} | stretches[w, r] for w, r in plan.groups]
     return [done[_key(run)] for run in order], about
-
-
-def _read(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Runs that have ended. A line that was cut off is passed over: its runs are done again."""
-    out = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found = json.loads(line)
-            out[_key(found)] = found
-        except (ValueError, KeyError, TypeError):
-            continue
-    return out
 
 
 def _key(run: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -55,7 +55,7 @@ from millrace.offline.recallloop import (
 )
 from millrace.offline.recallshop import RecallShop, params_of
 from millrace.offline.report import hours_plot, make_folder, surroundings, write_all
-from millrace.offline.workers import pool
+from millrace.offline.workers import ended, pool
 from millrace.versions.image import Image
 from simulator.daylog import day_table, parse_day
 from simulator.params import DEFAULT, HOUR_MS
@@ -264,7 +264,7 @@ def _all(
     """All runs, in the jobs' order. Each is written to ``runs.jsonl`` as soon as it ends; a world's history is learnt
     while runs of others go on, and its model is removed after the last run that begins with it."""
     make_folder(out, "runs.jsonl")
-    done = _read(out / "runs.jsonl") if resume else {}
+    done = ended(out / "runs.jsonl", _key) if resume else {}
     todo = [job for job in jobs if _key(_key_facts(job)) not in done]
     cores = max(1, (os.cpu_count() or 1) if workers is None else workers)
     learnt = [seed for seed in dict.fromkeys(j.seed for j in todo) if _needs(todo, seed)]
@@ -332,18 +332,6 @@ def _key_facts(job: Job) -> dict[str, Any]:
 
 def _key(run: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(run[name] for name in ("seed", "start", "arm", "users", "items", "days", "candidates"))
-
-
-def _read(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Runs that have ended. A line that was cut off is passed over: its run is done again."""
-    out = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found = json.loads(line)
-            out[_key(found)] = found
-        except (ValueError, KeyError, TypeError):
-            continue
-    return out
 
 
 def _about(scale: Scale, seeds: Sequence[int]) -> dict[str, Any]:

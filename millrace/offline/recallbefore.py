@@ -25,7 +25,7 @@ from millrace.contracts.hashing import U64
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import taste_keys
 from scorer import pagekernels
-from scorer.recall import Groups, largest
+from scorer.recall import Groups, group_labels, key_parts, largest
 from scorer.shelf import ItemRows
 
 ListedRows = NDArray[np.int32]
@@ -46,26 +46,6 @@ class CandidateLists:
     hot: ListedRows
     newest: ListedRows
     groups: tuple[Groups, ...] = ()
-
-
-def _grouping(builder: FeatureBuilder, k: int, columns: Mapping[str, U64], n: int) -> U64:
-    """A label for each row: equal where the key's item columns are equal, 0 where one is missing. (n,)"""
-    anyone = {name: np.array([1], np.uint64) for name in builder.needs("user")}
-    labels: U64 = builder.keys({**columns, **anyone}, n)[:, k]
-    return labels
-
-
-def _parts(
-    builder: FeatureBuilder, k: int, columns: Mapping[str, U64], rows: ListedRows
-) -> tuple[U64, NDArray[np.int64]]:
-    """What the items at ``rows`` put into key k: ``parts`` and ``of_item`` of :class:`Groups`."""
-    names = builder.schema.windows.keys[k].columns
-    parts, of_item = np.zeros((len(rows), len(names)), np.uint64), np.full(len(names), -1, np.int64)
-    for p, name in enumerate(names):
-        if name in columns:
-            column = columns[name][rows]
-            parts[:, p], of_item[p] = column if column.ndim == 1 else column[:, 0], p
-    return parts, of_item
 
 
 def make_lists(
@@ -91,7 +71,7 @@ def make_lists(
     newest = living[largest(born_ms[living], depth)]
     groups = []
     for k in taste_keys(builder):
-        labels = _grouping(builder, k, columns, len(alive))[living]
+        labels = group_labels(builder, k, columns, len(alive))[living]
         order = np.lexsort((-clicks_a_day[living], labels))
         order = order[np.searchsorted(labels[order], 1) :]  # label 0: an attribute is missing
         rows, labels = living[order], labels[order]
@@ -99,7 +79,7 @@ def make_lists(
             continue
         starts = np.concatenate([[0], np.flatnonzero(np.diff(labels)) + 1, [len(rows)]]).astype(np.intp)
         example = rows[starts[:-1]]
-        groups.append(Groups(k, rows, starts, example, *_parts(builder, k, columns, example)))
+        groups.append(Groups(k, rows, starts, example, *key_parts(builder, k, columns, example)))
     return CandidateLists(living, hot, newest, tuple(groups))
 
 

@@ -1,13 +1,15 @@
 # shell
-"""The processes that an experiment's runs are spread over."""
+"""The processes that an experiment's runs are spread over, and the runs that an earlier one has ended."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 
@@ -42,3 +44,16 @@ class _Here(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
+
+
+def ended(path: Path, key: Callable[[Mapping[str, Any]], tuple[Any, ...]]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Runs that have ended, from the lines of a ``runs.jsonl``, by ``key``. A line that was cut off is passed over: its
+    runs are done again."""
+    out = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found = json.loads(line)
+            out[key(found)] = found
+        except (ValueError, KeyError, TypeError):
+            continue
+    return out

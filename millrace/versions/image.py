@@ -162,3 +162,8 @@ def problem_of(rows: TableRows, width: int) -> str:
 
 def _are_ids(array: Array) -> bool:
     return array.ndim == 1 and array.dtype == np.int64
+
+
+def below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays whose name begins with ``prefix``, without it."""
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
