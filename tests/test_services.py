@@ -154,6 +154,22 @@ def test_a_service_that_ends_at_start_shows_the_end_of_its_log(tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
+def test_a_service_that_ends_right_after_a_question_is_not_told_as_one_that_does_not_answer(tmp_path: Path) -> None:
+    class Broken(EmbeddedRedis):
+        def _argv(self, port: int) -> list[str]:
+            return [sys.executable, "-c", "import sys; sys.exit('no such bolt')"]
+
+        def check(self) -> None:
+            try:
+                super().check()
+            finally:
+                assert self.process is not None
+                self.process.wait()
+
+    with pytest.raises(ServiceError, match="redis ended with status 1: no such bolt"):
+        Broken(tmp_path).start()
+
+
 # A shell that runs the tests in the background has SIGINT ignored, which children inherit: the parent minds it again.
 PARENT = """
 import signal, sys

@@ -147,7 +147,7 @@ class _Service(ABC):
                 return
             except ServiceError:
                 if self.process is None or self.process.poll() is not None:
-                    raise
+                    break  # it may have ended after the question: ask again, so that the error says so
                 time.sleep(0.02)
         self.check()
 
