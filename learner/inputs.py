@@ -85,6 +85,8 @@ class Inputs:
         self.number_names = tuple(layout.num_names[c] for c in self.plain_columns.tolist())
         chosen = self.plain_columns if squash else np.intersect1d(_log_columns(schema), self.plain_columns)
         self.log_columns = np.searchsorted(self.plain_columns, chosen)
+        self.one_event = self.plain(_one_event(schema)[None])[0]
+        """(P,) by how much one event can move each number that the network sees; 0 where this is not known."""
 
     @property
     def numbers(self) -> int:
@@ -194,3 +196,15 @@ def _log_columns(schema: Schema) -> NDArray[np.intp]:
     if schema.windows.transform == "log":
         chosen += [i for i in range(layout.window_start, layout.N) if "_rate." not in layout.num_names[i]]
     return np.array(chosen, np.intp)
+
+
+def _one_event(schema: Schema) -> Floats:
+    """By how much the first event can move each column of num: a count by 1, a smoothed rate by ``1 / (1 + s)`` (s: the
+    prior weight). 0 for plain numbers and means, of whose units nothing is known. (N,)"""
+    windows, layout = schema.windows, schema.layout
+    moved = np.zeros(layout.N, np.float32)
+    actions = len(windows.actions)
+    block = moved[layout.window_start :].reshape(-1, 2 * actions - 1 + len(windows.means))
+    block[:, :actions] = 1
+    block[:, actions : 2 * actions - 1] = 1 / (1 + windows.prior_weight)
+    return moved

@@ -47,6 +47,7 @@ from learner.guard import LossGuard
 from learner.inputs import Group, Inputs
 from learner.kernels import EMPTY
 from learner.models import Columns, Network, network_of
+from learner.models.norm import InputNorm
 from learner.retrieval import RetrievalHead
 from learner.sampling import chosen
 from learner.slices import Part, Slices
@@ -96,7 +97,10 @@ def build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
     width = spec.width if kind.deep else 0
     squash = spec.numerics == "squash"
     inputs = Inputs(schema, width, kind.own_widths, squash, spec.buckets, spec.bucket_width)
-    return inputs, build_network(inputs.columns, spec, seed)
+    network = build_network(inputs.columns, spec, seed)
+    if isinstance(network.scale, InputNorm):
+        network.scale.one_event = torch.from_numpy(inputs.one_event)
+    return inputs, network
 
 
 def head_of(schema: Schema, spec: Spec, seed: int) -> RetrievalHead | None:

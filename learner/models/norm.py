@@ -65,7 +65,21 @@ class InputNorm(Running):
 
     Training uses the running statistics too (inputs have no gradient that could make them explode). So a row looks the
     same when it is learnt from and when it is served.
+
+    Attributes:
+        one_event: (D,) by how much one event can move each number, 0 where this is not known. No batch counts with a
+            smaller deviation. In a young stream nearly all counts are 0, so the deviation of what was seen is next to
+            nothing. Without this, the first click would put its item ten deviations from all else, and a network that
+            never saw anything alike would score it at will.
     """
+
+    def __init__(self, width: int, momentum: float) -> None:
+        super().__init__(width, momentum)
+        self.one_event = torch.zeros(width)  # of the schema, not of what was seen: it is not published
+
+    @torch.no_grad()
+    def mix(self, rows: int, mean: Tensor, var: Tensor) -> None:
+        super().mix(rows, mean, torch.maximum(var, self.one_event**2))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N) -> (B, N)
         if self.training:
