@@ -24,8 +24,10 @@ from millrace.offline.recallfigures import (
     ARMS,
     BEFORE,
     NEW,
+    PERFECT,
     POPULAR,
     PREVIOUS,
+    UNDAMPED,
     Tally,
     make_report,
     over_worlds,
@@ -339,6 +341,28 @@ def _lines(folder: Path) -> list[str]:
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         experiment_recall(tmp_path, progress=False, workers=0, **given)
+
+
+def test_only_the_undamped_arm_leaves_what_was_bought_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Started(Exception):
+        pass
+
+    seen: dict[str, float] = {}
+    for arm in ARMS:
+
+        def start(_: World, settings: Settings, *rest: Any, arm: str = arm) -> Any:
+            seen[arm] = settings.bought_days
+            raise Started
+
+        monkeypatch.setattr(experiment, "start_shop", start)
+        if arm != PREVIOUS:
+            with pytest.raises(Started):
+                experiment._run(tmp_path, experiment.Job(SEED, "nothing", arm, Scale(USERS, ITEMS, DAYS)), SPEC)
+    usual = Settings().bought_days
+    assert usual > 0
+    assert seen == {NEW: usual, BEFORE: usual, PERFECT: usual, POPULAR: usual, UNDAMPED: 0.0}
 
 
 def test_a_whole_small_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,11 @@
 
 Arms (:mod:`millrace.offline.recallfigures`): ``new``, ``before`` and ``perfect`` differ by how candidates are found and
 by nothing else; the same model ranks them and learns from what it showed. ``perfect`` has the items that the shopper
-truly likes best, so it says how much recall can bring at all beside this ranker. ``popular`` shows the most clicked
-items, ``previous`` what the shop's previous recommender shows, both without a model. Each page of the day is the
-recommender's: no control group. From a start with nothing there are the catalogue and the shoppers' profiles, no count
-and an untrained model.
+truly likes best, so it says how much recall can bring at all beside this ranker. ``undamped`` is ``new`` without
+putting last what the shopper bought. The world's shoppers do not tire of it, so doing so costs clicks here, whatever it
+is worth in a shop. ``popular`` shows the most clicked items, ``previous`` what the shop's previous recommender shows,
+both without a model. Each page of the day is the recommender's: no control group. From a start with nothing there are
+the catalogue and the shoppers' profiles, no count and an untrained model.
 
 A run is one arm on one world from one start, in a process with one thread (:mod:`millrace.offline.recallloop`).
 """
@@ -41,7 +42,7 @@ from learner.model import OnlineModel
 from millrace.contracts.errors import SettingError
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
-from millrace.offline.recallfigures import ARMS, BEFORE, NEW, PERFECT, POPULAR, PREVIOUS, Tally, make_report
+from millrace.offline.recallfigures import ARMS, BEFORE, NEW, PERFECT, POPULAR, PREVIOUS, UNDAMPED, Tally, make_report
 from millrace.offline.recallhistory import learn_days
 from millrace.offline.recallloop import (
     STEP_MS,
@@ -66,6 +67,7 @@ RECALLS: Mapping[str, Callable[[RecallShop], Recall]] = {
     NEW: new_recall,
     BEFORE: recall_before,
     PERFECT: perfect_recall,
+    UNDAMPED: new_recall,
 }
 """The arms with a model."""
 SEEDS, USERS, HISTORY_DAYS = 5, 1500, 7
@@ -76,7 +78,7 @@ LARGE = 20_000
 WIDTH = 32
 """Of the retrieval head, as the role `learn` has it."""
 
-RUN_SECONDS = {NEW: 110, BEFORE: 95, PERFECT: 95, POPULAR: 25, PREVIOUS: 2, "prepare": 90}
+RUN_SECONDS = {NEW: 110, BEFORE: 95, PERFECT: 95, POPULAR: 25, PREVIOUS: 2, UNDAMPED: 110, "prepare": 90}
 """What a run with :data:`USERS` takes of one core, in seconds."""
 
 
@@ -163,11 +165,13 @@ def _run(folder: Path, job: Job, spec: Mapping[str, Any]) -> dict[str, Any]:
 def _arm(folder: Path, job: Job, world: World, spec: Mapping[str, Any]) -> dict[str, Any]:
     scale, history = job.scale, job.start == "history"
     settings = structs.replace(Settings(), candidates=scale.candidates)
+    if job.arm == UNDAMPED:
+        settings = structs.replace(settings, bought_days=0.0)
     days = [day_table(world, FIRST_DAY + k) for k in range(scale.days)] if history else []
     shop = start_shop(world, settings, scale.number, days)
     if job.arm not in RECALLS:
         return DayLoop(world, shop, scale.number, settings, None, None, scale.step_ms).play()
-    model = OnlineModel(shop_schema(), _spec(spec, job.arm == NEW), job.seed)
+    model = OnlineModel(shop_schema(), _spec(spec, job.arm in (NEW, UNDAMPED)), job.seed)
     if history:
         _resume_model(_model_path(folder, job.seed), model)
     pupil = Pupil(model, settings.batch_rows)

@@ -28,9 +28,11 @@ I64 = NDArray[np.int64]
 Run = Mapping[str, Any]
 
 NEW, BEFORE, PERFECT, POPULAR, PREVIOUS = "new", "before", "perfect", "popular", "previous"
-ARMS = (NEW, BEFORE, PERFECT, POPULAR, PREVIOUS)
+UNDAMPED = "undamped"
+ARMS = (NEW, BEFORE, PERFECT, POPULAR, PREVIOUS, UNDAMPED)
 """The recall under test; the mixture before it; as candidates, the items that the shopper truly likes best, which no
-recall can better; a page of the most clicked items; the shop's previous recommender."""
+recall can better; a page of the most clicked items; the shop's previous recommender; the recall under test without
+putting last what the shopper bought, of which the world's shoppers do not tire."""
 
 DRAWS = 2000
 """Of the bootstrap."""
@@ -208,8 +210,12 @@ def _verdict(start: str, ratios: Sequence[Run], rates: Sequence[Run]) -> str:
         said = f", 95% over {worlds} worlds {low:.3f} to {high:.3f}"
     rest = ", ".join(f"{r['arm']} {r['click_rate']:.4f}" for r in rates if r["start"] == start)
     late = "unknown" if found["ratio_late"] is None else f"{found['ratio_late']:.3f}"
-    best = next((r["ratio"] for r in ratios if (r["start"], r["arm"]) == (start, PERFECT)), None)
+    best, bare = (
+        next((r["ratio"] for r in ratios if (r["start"], r["arm"]) == (start, arm)), None)
+        for arm in (PERFECT, UNDAMPED)
+    )
     most = "" if best is None else f" A perfect recall under the same ranker has {best:.3f} times the former's."
+    most += "" if bare is None else f" Without putting last what was bought, the new one has {bare:.3f} times."
     return (
         f"Start with {start}: the new recall's click rate over a day is {found['ratio']:.3f} times the former's{said}"
         f" ({late} over its second half): {way}.{most} Click rates: {rest}."
