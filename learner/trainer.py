@@ -25,7 +25,7 @@ from learner.progressive import Progressive
 from learner.repeats import Repeats
 from learner.served import Served
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
-from millrace.versions.image import Array
+from millrace.versions.image import Array, below
 
 _PREFIX = "trainer/"
 
@@ -158,7 +158,7 @@ class Trainer:
         Args:
             training: arrays of a whole snapshot; those of the model are passed over.
         """
-        own = {n.removeprefix(_PREFIX): a for n, a in training.items() if n.startswith(_PREFIX)}
+        own = below(_PREFIX, training)
         if own:
             self.repeats.resume(own)
         if self.served is not None:

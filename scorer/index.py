@@ -37,7 +37,7 @@ from millrace.windows.likings import ACTION, EXPOSED, events_a_day
 from millrace.windows.tiles import TileStore
 from scorer.itemimage import ItemImage
 from scorer.recall import Heat
-from scorer.shelf import Arrays, ItemRows, ShelfForm, pack_ids
+from scorer.shelf import Arrays, ItemRows, ShelfForm, longer, pack_ids
 
 HOUR_MS = 3_600_000
 KeySlots = NDArray[np.intp]
@@ -384,23 +384,17 @@ class ItemIndex:
         return slot
 
     def _grow(self, capacity: int) -> None:
-        def longer(old: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-            new = np.zeros(shape, old.dtype)
-            new[: len(old)] = old
-            return new
-
         for name in self._names:
             slots = self._slots.get(name, 1)
-            shape = (capacity,) if slots == 1 else (capacity, slots)
-            old = self._columns.get(name, np.zeros((0, *shape[1:]), np.uint64))
-            self._columns[name] = longer(old, shape)
+            old = self._columns.get(name, np.zeros(0 if slots == 1 else (0, slots), np.uint64))
+            self._columns[name] = longer(old, capacity)
         for name in self._numbers:
-            self._plain[name] = longer(self._plain.get(name, np.zeros(0, np.float32)), (capacity,))
-        self._born = longer(self._born, (capacity,))
-        self._alive = longer(self._alive, (capacity,))
-        self._unsent_rows = longer(self._unsent_rows, (capacity,))
-        self._heat = Heat(*(longer(array, (capacity,)) for array in self._heat))
-        self._own = longer(self._own, (capacity, len(self.own_keys)))
+            self._plain[name] = longer(self._plain.get(name, np.zeros(0, np.float32)), capacity)
+        self._born = longer(self._born, capacity)
+        self._alive = longer(self._alive, capacity)
+        self._unsent_rows = longer(self._unsent_rows, capacity)
+        self._heat = Heat(*(longer(array, capacity) for array in self._heat))
+        self._own = longer(self._own, capacity)
         self._capacity = capacity
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from millrace.contracts.events import Id
 from millrace.contracts.hashing import U64
+from millrace.versions.image import below
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ class ItemImage:
             KeyError, ValueError: the arrays are not those of ``ids``.
         """
 
-        def below(prefix: str, dtype: type) -> dict[str, NDArray[Any]]:
-            found = {n.removeprefix(prefix): a for n, a in flat.items() if n.startswith(prefix)}
+        def columns(prefix: str, dtype: type) -> dict[str, NDArray[Any]]:
+            found = below(prefix, flat)
             if any(len(a) != len(ids) or a.dtype != dtype for a in found.values()):
                 raise ValueError(f"arrays '{prefix}' are not of {len(ids)} items")
             return found
@@ -55,7 +56,7 @@ class ItemImage:
         kinds = ((keys, np.uint64, 2), (born_ms, np.int64, 1), (alive, np.bool_, 1))
         if any(a.dtype != dtype or a.ndim != axes or len(a) != len(ids) for a, dtype, axes in kinds):
             raise ValueError(f"keys, births and lives are not of {len(ids)} items")
-        return cls(ids, below("column/", np.uint64), below("plain/", np.float32), keys, born_ms, alive)
+        return cls(ids, columns("column/", np.uint64), columns("plain/", np.float32), keys, born_ms, alive)
 
     @classmethod
     def joined(cls, parts: Sequence[ItemImage]) -> ItemImage:

@@ -144,21 +144,21 @@ def test_a_brokers_folder_that_cannot_be_read_is_one_line_and_is_left_alone(tmp_
     assert broken.read_bytes() == b'{"cluster":"a","topics":['
 
 
-def test_a_service_that_ends_at_start_shows_the_end_of_its_log(tmp_path: Path) -> None:
-    class Broken(EmbeddedRedis):
-        def _argv(self, port: int) -> list[str]:
-            return [sys.executable, "-c", "import sys; sys.exit('no such bolt')"]
+class Broken(EmbeddedRedis):
+    """It says why, and ends."""
 
+    def _argv(self, port: int) -> list[str]:
+        return [sys.executable, "-c", "import sys; sys.exit('no such bolt')"]
+
+
+def test_a_service_that_ends_at_start_shows_the_end_of_its_log(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="redis ended with status 1: no such bolt") as caught:
         Broken(tmp_path).start()
     assert "\n" not in str(caught.value)
 
 
 def test_a_service_that_ends_right_after_a_question_is_not_told_as_one_that_does_not_answer(tmp_path: Path) -> None:
-    class Broken(EmbeddedRedis):
-        def _argv(self, port: int) -> list[str]:
-            return [sys.executable, "-c", "import sys; sys.exit('no such bolt')"]
-
+    class Sudden(Broken):
         def check(self) -> None:
             try:
                 super().check()
@@ -167,7 +167,7 @@ def test_a_service_that_ends_right_after_a_question_is_not_told_as_one_that_does
                 self.process.wait()
 
     with pytest.raises(ServiceError, match="redis ended with status 1: no such bolt"):
-        Broken(tmp_path).start()
+        Sudden(tmp_path).start()
 
 
 # A shell that runs the tests in the background has SIGINT ignored, which children inherit: the parent minds it again.

@@ -57,7 +57,7 @@ from millrace.offline.recallloop import (
 from millrace.offline.recallshop import RecallShop, params_of
 from millrace.offline.report import hours_plot, make_folder, surroundings, write_all
 from millrace.offline.workers import ended, pool
-from millrace.versions.image import Image
+from millrace.versions.image import Image, below
 from simulator.daylog import day_table, parse_day
 from simulator.params import DEFAULT, HOUR_MS
 from simulator.world import World, start_of
@@ -146,11 +146,7 @@ def _write_model(path: Path, model: OnlineModel) -> None:
 def _resume_model(path: Path, model: OnlineModel) -> None:
     with np.load(path) as file:
         arrays = dict(file)
-    image, training = (
-        {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
-        for kind in ("image:", "training:")
-    )
-    model.resume(Image.of_tensors(image), training)
+    model.resume(Image.of_tensors(below("image:", arrays)), below("training:", arrays))
 
 
 def _run(folder: Path, job: Job, spec: Mapping[str, Any]) -> dict[str, Any]:

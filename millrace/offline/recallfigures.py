@@ -196,9 +196,10 @@ def make_report(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _verdict(start: str, ratios: Sequence[Run], rates: Sequence[Run]) -> str:
-    found = next((r for r in ratios if (r["start"], r["arm"]) == (start, NEW)), None)
-    if found is None:
+    of = {r["arm"]: r for r in ratios if r["start"] == start}
+    if NEW not in of:
         return ""
+    found = of[NEW]
     low, high = found["ratio_low"], found["ratio_high"]
     if low is None:
         return f"Start with {start}: an arm had no click, so there is no ratio; ask for more users."
@@ -210,10 +211,7 @@ def _verdict(start: str, ratios: Sequence[Run], rates: Sequence[Run]) -> str:
         said = f", 95% over {worlds} worlds {low:.3f} to {high:.3f}"
     rest = ", ".join(f"{r['arm']} {r['click_rate']:.4f}" for r in rates if r["start"] == start)
     late = "unknown" if found["ratio_late"] is None else f"{found['ratio_late']:.3f}"
-    best, bare = (
-        next((r["ratio"] for r in ratios if (r["start"], r["arm"]) == (start, arm)), None)
-        for arm in (PERFECT, UNDAMPED)
-    )
+    best, bare = (of.get(arm, {}).get("ratio") for arm in (PERFECT, UNDAMPED))
     most = "" if best is None else f" A perfect recall under the same ranker has {best:.3f} times the former's."
     most += "" if bare is None else f" Without putting last what was bought, the new one has {bare:.3f} times."
     return (

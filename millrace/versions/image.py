@@ -81,14 +81,13 @@ class Image:
         Raises:
             SnapshotError: they are not those of an image.
         """
-        dense = {n.removeprefix("dense/"): a for n, a in flat.items() if n.startswith("dense/")}
+        dense = below("dense/", flat)
         tables: dict[str, TableRows] = {}
         for full, ids in flat.items():
             if not full.startswith("table/") or not full.endswith("/ids"):
                 continue
             name = full[len("table/") : -len("/ids")]
-            prefix = f"table/{name}/column/"
-            columns = {n.removeprefix(prefix): a for n, a in flat.items() if n.startswith(prefix)}
+            columns = below(f"table/{name}/column/", flat)
             removed = flat.get(f"table/{name}/removed")
             if not _are_ids(ids) or removed is None or not _are_ids(removed):
                 raise SnapshotError(f"table '{name}' of an image has no usable ids", _REMEDY)
