@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from millrace.contracts.clock import DAY_MS, EventClock, data_now_ms, sent_by
@@ -43,6 +43,7 @@ from millrace.contracts.online import (
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import parse_schema, shop_schema
 from millrace.contracts.settings import Settings, load_settings
+from millrace.contracts.topics import TOPICS, unsafe_prefix
 
 # -- events --------------------------------------------------------------------------------------------------
 
@@ -252,6 +253,28 @@ def test_flags_go_before_environment_before_defaults() -> None:
     env = {"MILLRACE_SEED": "3", "MILLRACE_PARTITIONS": "8"}
     settings = load_settings({"seed": 5, "kafka": None}, env)
     assert (settings.seed, settings.partitions, settings.kafka) == (5, 8, "")
+
+
+def test_a_prefix_stands_before_names_and_may_make_no_other_name() -> None:
+    settings = load_settings({}, {"MILLRACE_PREFIX": "b-shop."})
+    assert {settings.logical(settings.topic(t.name)) for t in TOPICS} == {t.name for t in TOPICS}
+    assert settings.logical("events") == "events"
+    assert settings.topic("events") == "b-shop.events"
+    assert settings.group("g") == "b-shop.g"
+    assert settings.key("user:7") == "b-shop.user:7"
+    for prefix in ("features.", "b.features.", "a b", "ü"):
+        with pytest.raises(SettingError, match="prefix"):
+            load_settings({"prefix": prefix}, {})
+
+
+PREFIXES = st.lists(st.sampled_from(["", ".", "a", "features.", "model.", "dead-", "items"]), max_size=4).map("".join)
+
+
+@given(a=PREFIXES, b=PREFIXES)
+def test_two_prefixes_never_give_one_name(a: str, b: str) -> None:
+    assume(a != b and not unsafe_prefix(a) and not unsafe_prefix(b))
+    one, other = Settings(prefix=a), Settings(prefix=b)
+    assert not {one.topic(t.name) for t in TOPICS} & {other.topic(t.name) for t in TOPICS}
 
 
 def test_settings_survive_the_environment() -> None:

@@ -250,13 +250,13 @@ class BadEventError(ValueError):
 
     Args:
         reason: one of the fixed words that dead letters are counted by.
-        detail: one line that names the value.
+        detail: one line that names the value. Of a long one, which names a value of any length, the middle is left out.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
         self.reason = reason
-        self.detail = detail
-        super().__init__(f"{reason}: {detail}")
+        self.detail = detail if len(detail) <= 400 else f"{detail[:300]}…{detail[-90:]}"
+        super().__init__(f"{reason}: {self.detail}")
 
 
 T = TypeVar("T")

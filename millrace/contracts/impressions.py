@@ -161,6 +161,18 @@ def decode_served(raw: bytes | None) -> Served:
     )
 
 
+def decode_heading(raw: bytes | None) -> Served | Logged:
+    """An impression of any form for whoever needs no features: request, items, scores, sources. The block of form 2
+    stays as it is, so a damaged one is not noticed.
+
+    Raises:
+        BadEventError: as :func:`decode_served` does.
+    """
+    if not raw or not (raw[0] & 0xF0 == 0x90 or raw[0] in (0xDC, 0xDD)):  # no array
+        return read_msgpack(_served, raw)
+    return read_msgpack(_logged, raw)
+
+
 def decode_impression(raw: bytes | None) -> Impression:
     """The same with arrays of its own. Raises BadEventError as :func:`decode_served` does."""
     i = decode_served(raw)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from millrace.contracts import filters
 from millrace.contracts.events import Attribute, BadEventError, Item, User, decode_item, decode_user
 from millrace.contracts.schema import DERIVED, Field, Schema, Side
 
@@ -32,16 +33,14 @@ class Intake:
         self._looked_at = {
             side: {name: fields.get(name) for name in schema.columns_of(side) if name not in DERIVED} for side in sides
         }
+        self._filtered_by = {name: fields.get(name) for name in schema.filters}
 
     def user(self, raw: bytes | None) -> User:
-        """A user from the topic ``users``.
+        """A user from the topic ``users``. A tombstone is :meth:`removed`'s.
 
         Raises:
             BadEventError: ``malformed``, ``oversized``, ``wrong-type`` or ``bad-value``, with the field and its value.
         """
-        if not raw:
-            remedy = "send the user without attributes"
-            raise BadEventError("malformed", f"an empty message does not take a user back; {remedy}")
         user = decode_user(raw)
         self._check("user", user.attributes)
         return user
@@ -50,21 +49,26 @@ class Intake:
         """An item from the topic ``items``; as :meth:`user`. A tombstone is :meth:`removed`'s."""
         item = decode_item(raw)
         self._check("item", item.attributes)
+        for name, field in self._filtered_by.items():
+            why = filters.too_many(field, item.attributes.get(name))
+            if why:
+                raise BadEventError("bad-value", f"{name} {why}")
         return item
 
     @staticmethod
     def removed(key: bytes | None) -> str:
-        """The id that a tombstone of ``items`` takes out of the catalogue.
+        """The id of the item that a tombstone of ``items`` takes out of the catalogue, or of the user that one of
+        ``users`` has forgotten.
 
         Raises:
             BadEventError: ``bad-key``: there is none, or it is no text.
         """
         if not key:
-            raise BadEventError("bad-key", "a tombstone without a key takes nothing out; send the item's id as key")
+            raise BadEventError("bad-key", "a tombstone without a key takes nothing out; send the id as key")
         try:
             return key.decode()
         except UnicodeDecodeError:
-            raise BadEventError("bad-key", f"the key {key[:_SHOWN]!r} is not UTF-8; send the item's id") from None
+            raise BadEventError("bad-key", f"the key {key[:_SHOWN]!r} is not UTF-8; send the id as text") from None
 
     def _check(self, side: Side, attributes: Mapping[str, Attribute]) -> None:
         for name, field in self._looked_at[side].items():

@@ -20,6 +20,10 @@ key                    written by                                  read by
 ``ranked:``            the scorer, for `list_seconds`              the scorer's workers
 =====================  ==========================================  ==================================================
 
+Before each key stands the setting ``prefix``, so that several loops share one Redis
+(:meth:`millrace.contracts.settings.Settings.key`). The functions here give keys without it, and so are the members of
+``list:names``; whoever talks to Redis puts it on.
+
 A window key whose tile list is empty, or whose windows have ended, has no field: a reader takes a missing field for
 zeros. Neither has a user of whose clicks and purchases none is younger than 30 days. A profile stays.
 """
@@ -145,7 +149,9 @@ def unpack_recent(raw: bytes | None) -> Recent:
         return Recent(_pasts(clicks), _pasts(purchases))
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
         problem = f"the last clicks {raw[:40]!r} are damaged ({error})"
-        raise StoreError(problem, "the user's next click replaces them; FLUSHALL has all users written anew") from None
+        raise StoreError(
+            problem, "the user's next click replaces them; deleting the keys filled:* has all users written anew"
+        ) from None
 
 
 def _pasts(flat: list[int | str]) -> list[Past]:

@@ -38,6 +38,9 @@ KIND_NAMES = ("negative", "positive", "correction", "follow_up")
 POLICIES = ("wait", "equal-wait", "fake-negative-weighted", "es-dfm", "prompt")
 """Label policies by code. A sample says under which its label was promised, since its weight depends on that."""
 
+SCHEMA_HEADER = "schema"
+"""Name of the Kafka header of a message of ``samples``: the id of the schema whose columns it has."""
+
 MAX_POSITION = MAX_OFFSET + MAX_ITEMS
 _FORM = 3
 _OLD_FORMS = (1, 2)  # columns as they are; form 1 without the policy

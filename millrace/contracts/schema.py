@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tomllib
+from collections.abc import Callable
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -27,7 +28,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 from msgspec import Meta, Struct
+from msgspec.structs import force_setattr
 
+from millrace.contracts import durations
 from millrace.contracts.errors import SchemaError
 from millrace.contracts.events import ACTIONS
 from millrace.contracts.hashing import salt
@@ -36,11 +39,13 @@ Side = Literal["user", "item", "context"]
 SIDES: tuple[Side, ...] = ("user", "item", "context")
 Transform = Literal["raw", "log", "bucket"]
 
+MOST_DAYS = 3650
+"""The longest window."""
 MAX_COLUMNS = 16
 """Counts and sums that a tile can hold."""
 
-SHORTEST_HALF_LIFE = 0.25
-"""Days. Tiles are an hour wide at best: six hours keep a fresh event's weight within 6 percent."""
+MAX_FILTERS = 16
+"""Attributes in ``filters``: each takes memory for every item."""
 
 DERIVED = ("hour", "weekday", "position", "age_days")
 """Columns that need not be in the data: local hour and weekday of the exposure, its slot, the item's age in days."""
@@ -114,16 +119,45 @@ class Mean(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Windows(Struct, frozen=True, forbid_unknown_fields=True):
-    """Sliding windows ``[ts - days, ts)`` over counts of actions, and the same counts with exponential decay."""
+    """Sliding windows ``[ts - length, ts)`` over counts of actions, and the same counts with exponential decay.
+
+    Lengths are named as ``days`` or, when some are no whole days, as ``lengths`` (``"15min"``, ``"6h"``, ``"7d"``);
+    ``days`` is empty then. Lengths of whole days alone become ``days``: it is the same schema.
+    """
 
     keys: tuple[WindowKey, ...] = ()
-    days: tuple[Annotated[int, Meta(ge=1, le=3650)], ...] = (1, 3, 5, 7, 15, 30)
+    days: tuple[Annotated[int, Meta(ge=1, le=MOST_DAYS)], ...] = (1, 3, 5, 7, 15, 30)
     actions: tuple[str, ...] = ACTIONS
     prior_rate: Annotated[float, Meta(ge=0, le=1)] = 0.1
     prior_weight: Annotated[float, Meta(ge=0)] = 20.0
     transform: Transform = "log"  # how models see the counts
     half_lives: tuple[float, ...] = ()  # days
     means: tuple[Mean, ...] = ()
+    lengths: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when a length is no duration."""
+        if self.lengths:
+            minutes = durations.lengths_in_minutes(self.lengths)
+            whole = not any(m % durations.DAY_MIN for m in minutes)
+            days = tuple(m // durations.DAY_MIN for m in minutes) if whole else ()
+            force_setattr(self, "days", days)
+            force_setattr(self, "lengths", () if whole else tuple(map(durations.text_of, minutes)))
+
+    @property
+    def durations(self) -> tuple[int | str, ...]:
+        """(W,) the windows' lengths, ascending: days, or texts."""
+        return self.days or self.lengths
+
+    @property
+    def minutes(self) -> tuple[int, ...]:
+        """(W,) the windows' lengths in minutes."""
+        return durations.lengths_in_minutes(self.durations)
+
+    @property
+    def unit_ms(self) -> int:
+        """Within so many milliseconds, from one full unit to the next, all events count alike."""
+        return durations.unit_minutes(self.minutes) * 60_000
 
     @property
     def labelling(self) -> str:
@@ -138,8 +172,16 @@ class Windows(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def spans(self) -> tuple[str, ...]:
         """Names of what is counted over: windows, then half-lives."""
-        lives = (str(int(h)) if h == int(h) else str(h) for h in self.half_lives)
-        return (*(f"{days}d" for days in self.days), *(f"h{h}d" for h in lives))
+        lengths = self.lengths or (f"{days}d" for days in self.days)
+        return (*lengths, *(f"h{_life(h)}" for h in self.half_lives))
+
+
+def _life(days: float) -> str:
+    """A half-life in a name: in days, but for those that only finer tiles allow."""
+    minutes = round(days * durations.DAY_MIN)
+    if days < 0.25 and abs(minutes / durations.DAY_MIN - days) < 1e-9:
+        return durations.text_of(minutes)
+    return f"{int(days) if days == int(days) else days}d"
 
 
 class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
@@ -152,15 +194,17 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     utc_offset: str = "+00:00"
     log: LogColumns | None = None
     join: tuple[Join, ...] = ()
+    filters: tuple[str, ...] = ()  # attributes of items that pages are filtered by and that are no features
 
     @cached_property
     def id(self) -> str:
-        """Hash of what gives arrays their meaning (not of how a log is read). 16 hex digits.
+        """Hash of what gives arrays their meaning (not of how a log is read, nor of ``filters``). 16 hex digits.
 
         Entries that came later are left out while they are empty, so that a schema without them keeps its identity.
         """
         windows = msgspec.to_builtins(self.windows)
-        windows = {name: value for name, value in windows.items() if value or name not in ("half_lives", "means")}
+        late = ("half_lives", "means", "lengths")
+        windows = {name: value for name, value in windows.items() if value or name not in late}
         meaning = (self.fields, windows, self.crosses, self.utc_offset)
         return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()[:16]
 
@@ -265,11 +309,28 @@ def parse_schema(text: str, source: str = "schema") -> Schema:
         SchemaError: the text is not TOML, has an unknown or ill-typed entry, or names a column that does not exist.
     """
     try:
-        schema: Schema = msgspec.convert(tomllib.loads(text), Schema)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        schema: Schema = msgspec.convert(_with_days(tomllib.loads(text)), Schema)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError) as error:
         raise SchemaError(f"{source}: {error}", "correct the entry; docs/schema.md lists them all") from None
     _check(schema, source)
     return schema
+
+
+def _with_days(raw: dict[str, Any]) -> dict[str, Any]:
+    """The entries with half-lives that are written as durations in days. Raises ValueError where that cannot be."""
+    windows = raw.get("windows")
+    if not isinstance(windows, dict):
+        return raw
+    if windows.get("days") and windows.get("lengths"):
+        raise ValueError("windows.days and windows.lengths are both named; keep one of them")
+    lives = windows.get("half_lives")
+    if not isinstance(lives, list) or not any(isinstance(life, str) for life in lives):
+        return raw
+    try:
+        lives = [durations.minutes_of(life) / durations.DAY_MIN if isinstance(life, str) else life for life in lives]
+    except ValueError as error:
+        raise ValueError(f"windows.half_lives: {error}") from None
+    return {**raw, "windows": {**windows, "half_lives": lives}}
 
 
 def load_schema(path: Path | str) -> Schema:
@@ -302,11 +363,17 @@ def _check(schema: Schema, source: str) -> None:
     for action in w.actions:
         if action not in ACTIONS:
             fail(f"unknown action '{action}'", f"use {', '.join(ACTIONS)}")
-    if list(w.days) != sorted(set(w.days)) or not w.days:
+    if w.lengths:
+        if problem := durations.length_problem(w.minutes):
+            fail(f"windows.lengths {problem[0]}", problem[1])
+    elif list(w.days) != sorted(set(w.days)) or not w.days:
         fail(f"windows.days {list(w.days)} is not ascending", "list each window once, shortest first")
+    for days in w.days:
+        if days > MOST_DAYS:  # named as a length
+            fail(f"windows.lengths has {days}d", f"name at most {MOST_DAYS}d")
     for h in w.half_lives:
-        if not (math.isfinite(h) and h >= SHORTEST_HALF_LIFE):
-            fail(f"windows.half_lives has {h}", f"name days, {SHORTEST_HALF_LIFE} or more")
+        if problem := durations.half_life_problem(h, w.minutes):
+            fail(f"windows.half_lives {problem[0]}", problem[1])
     if list(w.half_lives) != sorted(set(w.half_lives)):
         fail(f"windows.half_lives {list(w.half_lives)} is not ascending", "list each half-life once, shortest first")
     numeric = [f.name for f in schema.fields if f.kind == "numeric"]
@@ -351,3 +418,24 @@ def _check(schema: Schema, source: str) -> None:
         for action in schema.log.action_times:
             if action not in ACTIONS[1:]:
                 fail(f"log.action_times names '{action}'", f"use {', '.join(ACTIONS[1:])}")
+    _check_filters(schema, fail)
+
+
+def _check_filters(schema: Schema, fail: Callable[[str, str], Any]) -> None:
+    ids = (schema.log.user, schema.log.item) if schema.log else ("user_id", "item_id")
+    fields = {f.name: f for f in schema.fields}
+    for name in schema.filters:
+        field = fields.get(name)
+        if not name:
+            fail("filters has an empty name", "name attributes of items")
+        if schema.filters.count(name) > 1:
+            fail(f"filters names '{name}' twice", "name each attribute once")
+        if name in DERIVED or name in ids:
+            fail(f"filters names '{name}', which no item sends as an attribute", "leave it out")
+        if field is not None and field.of != "item":
+            fail(f"filters names '{name}', which is of the {field.of}", "name attributes of items")
+        if field is not None and field.kind == "numeric":
+            remedy = "filters tell values apart and know no ranges: send an attribute for it, such as a price band"
+            fail(f"filters names '{name}', which is a numeric field", remedy)
+    if len(schema.filters) > MAX_FILTERS:
+        fail(f"filters names {len(schema.filters)} attributes", f"name at most {MAX_FILTERS}")

@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import BrokerError, SettingError
 from millrace.contracts.schema import Schema, load_schema, shop_schema
+from millrace.contracts.topics import unsafe_prefix
 
 Positive = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -31,6 +32,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kafka: str = ""  # host:port[,host:port]
     redis: str = ""  # host:port or redis:// URL
     scorer: str = ""  # http://host:port
+    intake: str = ""  # http://host:port
+    # Before the name of each topic, consumer group and Redis key, so that several loops share one Kafka and one Redis.
+    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,40}$")] = ""
     data: str = ""  # folder of this machine's working files
     # Folder or object store (any URL that fsspec knows, as s3://bucket/prefix) of checkpoints and models, which roles
     # on several machines share. Empty: within `data`.
@@ -41,7 +45,15 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # What to bind. Loopback unless told otherwise.
     host: str = "127.0.0.1"
     port: Port = 8700  # scorer's HTTP
+    intake_port: Port = 8720  # intake's HTTP
+    page_port: Port = 8710  # live page of `millrace up`
+    broker_port: Port = 8730  # embedded broker of `millrace up`, where `kafka` names none
+    redis_port: Port = 8740  # embedded Redis of `millrace up`, where `redis` names none
     metrics_port: Port | None = None  # None: the role's own, see millrace.processes.metrics; 0: any that is free
+
+    # Who may use the HTTP doors of intake and scorer: bearer tokens. None at all: everybody who reaches them.
+    tokens: str = ""  # token[,token]
+    token_file: str = ""  # a file with a token a line; read again when it changes
 
     seed: int = 0
     from_log: str = ""  # a log that the role `simulate` plays, by `schema`, in place of shoppers
@@ -62,11 +74,20 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # When an exposure's label is learnt, and with what weight: see millrace/labels. Samples carry it to the learner.
     label_policy: Literal["wait", "equal-wait", "fake-negative-weighted", "es-dfm", "prompt"] = "prompt"
     observation_seconds: Positive = 10.0  # es-dfm and prompt: an exposure without a click for so long is a negative
+
     # stream, in wall time
     idle_seconds: Positive = 5.0  # a partition silent for this long follows the others' watermark
     checkpoint_seconds: Positive = 2.0
     publish_seconds: Positive = 1.0  # item aggregates to the scorer
     outage_seconds: Positive = 60.0  # how long a running worker waits for a broker or Redis that went away
+
+    # intake
+    intake_waiting: Annotated[int, Meta(ge=1)] = 20_000  # messages not kept yet; beyond it, requests get 429
+    intake_seconds: Positive = 10.0  # how long a request waits for its messages to be kept; then it gets 503
+
+    # archive
+    archive_seconds: Positive = 60.0  # how often files are closed
+    archive_days: Annotated[float, Meta(ge=0)] = 0.0  # how long files are kept; 0: for ever
 
     # learner
     model: str = "wide_resnet"
@@ -80,7 +101,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     delta_bodies: Literal["kafka", "store"] = "kafka"  # where deltas travel: on the topic model.deltas, or as files
     rolling_rows: Annotated[int, Meta(ge=100)] = 10_000  # length of the rolling metrics
     segments: str = "kind:business|consumer"  # metrics by value of a field: "field:value|value;field:value"
-    evolve: bool = False  # a model of another schema or spec is carried over, aloud, instead of refused
+    evolve: bool = False  # a model and a state of another schema or spec are carried over, aloud, instead of refused
 
     # scorer
     workers: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that answer requests, on one port
@@ -98,6 +119,48 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # of requests that get a random page
     list_seconds: Positive = 300.0  # how long a ranked list is kept, to be handed out in parts
     index_seconds: Positive = 60.0  # how often the item index is written down, for scorers that start
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: a prefix makes the name of a topic that another loop's prefix makes too.
+        """
+        if unsafe_prefix(self.prefix):
+            raise ValueError(f"prefix '{self.prefix}' makes one topic's name out of another's; take another ending")
+
+    def topic(self, name: str) -> str:
+        """The name at the broker of the topic that :mod:`millrace.contracts.topics` calls ``name``.
+
+        >>> Settings(prefix="shop.").topic("events")
+        'shop.events'
+        """
+        return self.prefix + name
+
+    def logical(self, topic: str) -> str:
+        """What :mod:`millrace.contracts.topics` calls a topic of the broker; a foreign topic's name comes back whole.
+
+        >>> Settings(prefix="shop.").logical("shop.events")
+        'events'
+        """
+        return topic.removeprefix(self.prefix)
+
+    def group(self, name: str) -> str:
+        """The name at the broker of a consumer group."""
+        return self.prefix + name
+
+    def key(self, name: str) -> str:
+        """The key in Redis of what :mod:`millrace.contracts.online` calls ``name``.
+
+        >>> Settings(prefix="shop.").key("user:7")
+        'shop.user:7'
+        """
+        return self.prefix + name
+
+    def __repr__(self) -> str:
+        """Without what is secret."""
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown["redis"], shown["tokens"] = without_password(self.redis), "***" if self.tokens else ""
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def load_schema(self) -> Schema:
         """The schema named by the settings, or the simulated shop's."""
@@ -169,6 +232,16 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         default = Settings()
         changed = {n: getattr(self, n) for n in self.__struct_fields__ if getattr(self, n) != getattr(default, n)}
         return {f"MILLRACE_{name.upper()}": str(value) for name, value in changed.items()}
+
+
+def without_password(url: str) -> str:
+    """An address as a log may show it.
+
+    >>> without_password("redis://:secret@host:6379/0")
+    'redis://***@host:6379/0'
+    """
+    head, at, host = url.rpartition("@")
+    return f"{head.partition('://')[0]}://***@{host}" if at else url
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:

@@ -4,6 +4,9 @@
 ``events``, ``impressions``, ``users`` and ``samples`` have the same number of partitions and the same partitioner,
 so that one worker owns a user whole. They are created before any role consumes: a broker that creates topics by itself
 may give them unequal counts, and then joins are not co-partitioned.
+
+These are the names that the code and dead letters use. At the broker the setting ``prefix`` stands before each of them
+(:meth:`millrace.contracts.settings.Settings.topic`), so that several loops share one Kafka.
 """
 
 from __future__ import annotations
@@ -48,3 +51,13 @@ TOPICS: tuple[Topic, ...] = (
     Topic(MODEL_DELTAS, 1, (("retention.ms", str(7 * _DAY_MS)),)),
     Topic(TRUTH, 1, (("retention.ms", str(7 * _DAY_MS)),)),
 )
+
+
+def unsafe_prefix(prefix: str) -> bool:
+    """Whether a topic with this prefix could have the name of another topic, of a loop with a shorter prefix or none.
+
+    >>> unsafe_prefix("features."), unsafe_prefix("shop.")  # features. + items is the topic features.items
+    (True, False)
+    """
+    names = {topic.name for topic in TOPICS}
+    return any(prefix.endswith(long.removesuffix(n)) for n in names for long in names - {n} if long.endswith(n))

@@ -1,0 +1,111 @@
+# core
+"""Features of one schema in the columns of another, by name: for what was logged before a schema was changed.
+
+::
+
+    old   cat │ user_id  item_id  hour  │   num │ price  item_id.click.1d │   keys │ item_id            │
+                  │        │      (left)         │        │                        │
+    new   cat │ user_id  item_id  colour=0 │ num │ price  item_id.click.1d  stock=0 │ keys │ item_id  category=0 │
+
+Values are hashed under their field's name, and window keys under their columns' names, so a column means the same in
+each schema that has it. What only the new one has is missing: 0, as the value of a field that nobody sent. A key of 0
+is counted nowhere.
+
+State that was counted under the old schema goes on only where both count alike (:func:`same_tiles`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.contracts.impressions import Served
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
+
+Columns = NDArray[np.intp]
+"""(new width,) the old column of each new one; the old width where there is none."""
+
+
+class Carry:
+    """Takes arrays from the columns of ``old`` to those of ``new``."""
+
+    def __init__(self, old: Schema, new: Schema) -> None:
+        self.old, self.new = old, new
+        was, now = old.layout, new.layout
+        self._cat = _columns(_slots(old), _slots(new))
+        self._num = _columns(was.num_names, now.num_names)
+        self._keys = _columns(was.key_names, now.key_names)
+
+    def page(self, served: Served) -> Served:
+        """A logged page with the new schema's arrays and id.
+
+        Raises:
+            ValueError: its arrays are not those of the old schema.
+        """
+        n = len(served.items)
+        return msgspec.structs.replace(
+            served,
+            schema_id=self.new.id,
+            keys=_carried(served.keys, "<u8", n, self.old.layout.K, self._keys),
+            cat=_carried(served.cat, "<i8", n, self.old.layout.F, self._cat),
+            num=_carried(served.num, "<f4", n, self.old.layout.N, self._num),
+        )
+
+    def samples(self, batch: SampleBatch) -> SampleBatch:
+        """Samples with the new schema's columns.
+
+        Raises:
+            ValueError: they are not of the old schema's shape.
+        """
+        layout = self.old.layout
+        if (batch.cat.shape[1], batch.num.shape[1]) != (layout.F, layout.N):
+            raise ValueError(
+                f"{batch.cat.shape[1]} + {batch.num.shape[1]} features in the place of {layout.F} + {layout.N}"
+            )
+        return replace(batch, cat=_taken(batch.cat, self._cat), num=_taken(batch.num, self._num))
+
+
+def same_tiles(old: Schema, new: Schema) -> bool:
+    """Whether window counts made under ``old`` are good under ``new``: the same actions and means, tiles as fine, and
+    no window gone. What is new of keys and windows begins with what is there; the keys of an old schema end with
+    their windows."""
+    was, now = old.windows, new.windows
+    counted = (was.actions, was.means, was.unit_ms) == (now.actions, now.means, now.unit_ms)
+    return not was.keys or (counted and set(was.minutes) <= set(now.minutes))
+
+
+def former(history: Sequence[Schema], schema: Schema) -> dict[str, Schema]:
+    """Of the schemas that were used one after another, those before ``schema``, by id."""
+    ids = [one.id for one in history]
+    last = len(ids) - 1 - ids[::-1].index(schema.id) if schema.id in ids else len(ids)
+    return {one.id: one for one in history[:last] if one.id != schema.id}
+
+
+def _slots(schema: Schema) -> list[tuple[str, int]]:
+    """Each column of ``cat``: the field and which of its values."""
+    return [(field.name, slot) for field in schema.layout.cat_fields for slot in range(field.slots)]
+
+
+def _columns(old: Sequence[object], new: Sequence[object]) -> Columns:
+    at = {name: i for i, name in enumerate(old)}
+    return np.array([at.get(name, len(at)) for name in new], np.intp)
+
+
+def _taken(array: NDArray[Any], columns: Columns) -> NDArray[Any]:
+    """(n, new) of (n, old); columns that there are not are 0."""
+    wide = np.zeros((array.shape[0], array.shape[1] + 1), array.dtype)
+    wide[:, :-1] = array
+    return np.ascontiguousarray(wide[:, columns])
+
+
+def _carried(raw: memoryview, dtype: str, n: int, width: int, columns: Columns) -> memoryview:
+    array = np.frombuffer(raw, dtype)
+    if array.size != n * width:
+        raise ValueError(f"{array.size} values for {n} rows of {width}")
+    return memoryview(_taken(array.reshape(n, width), columns).tobytes())

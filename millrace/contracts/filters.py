@@ -1,0 +1,85 @@
+# core
+"""Attributes that pages are filtered by: which a schema has, and what values an item has of one.
+
+::
+
+    schema   filters = ["in_stock", "region"]      attributes that are no features
+             [[fields]] of = "item", categorical   each of these can be filtered by as well
+
+    item     region ["eu", "us"]  ──► values_of ──► "eu", "us" ──► hashes_of ──► (2,) value hashes
+
+Values compare as columns do (:func:`millrace.contracts.hashing.value_hash`): 7, 7.0 and "7" are one value, true is 1,
+false is 0. Whoever asks for true or false means the texts "true" and "false" as well (:func:`asked_hashes`), which is
+how a table that was read from a file has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from millrace.contracts.hashing import value_hash
+from millrace.contracts.schema import DERIVED, Field, Schema
+
+MOST_VALUES = 16
+"""Values that an item may have of one attribute in ``filters``: as many as a categorical field has slots at most."""
+
+Value = str | int | float | bool
+_AS_TEXT = {True: ("true", "True", "TRUE"), False: ("false", "False", "FALSE")}
+_TEXTS = {text: flag for flag, texts in _AS_TEXT.items() for text in texts}
+
+
+def filterable(schema: Schema) -> tuple[str, ...]:
+    """The attributes of items that a page can be filtered by: those in ``filters``, then categorical fields."""
+    fields = (f.name for f in schema.fields if f.of == "item" and f.kind == "categorical" and f.name not in DERIVED)
+    return tuple(dict.fromkeys((*schema.filters, *fields)))
+
+
+def values_of(field: Field | None, value: Value | Sequence[Value] | None) -> list[Value]:
+    """The values that an attribute has, without missing ones. A text of several values is one value, unless the
+    attribute is a multi-valued ``field``, whose separator stands between them.
+
+    >>> values_of(None, "eu,us")
+    ['eu,us']
+    >>> values_of(None, ["eu", "us", ""])
+    ['eu', 'us']
+    """
+    if value is None:
+        return []
+    parts: Iterable[Value]
+    if isinstance(value, str):
+        parts = (p.strip() for p in value.split(field.separator)) if field and field.slots > 1 else (value,)
+    else:
+        parts = value if isinstance(value, list | tuple) else (value,)
+    return [part for part in parts if value_hash(part)]
+
+
+def hashes_of(field: Field | None, value: Value | Sequence[Value] | None) -> list[int]:
+    """Hashes of the distinct values that an attribute has, at most :data:`MOST_VALUES`, in their order.
+
+    :class:`millrace.contracts.intake.Intake` has refused an item that has more.
+    """
+    return list(dict.fromkeys(map(value_hash, values_of(field, value))))[:MOST_VALUES]
+
+
+def too_many(field: Field | None, value: Value | Sequence[Value] | None) -> str:
+    """Why an item cannot have this value of an attribute in ``filters``; empty when it can."""
+    n = len(set(map(value_hash, values_of(field, value))))
+    return f"has {n} values where pages can be filtered by {MOST_VALUES} at most" if n > MOST_VALUES else ""
+
+
+def asked_hashes(values: Iterable[Value]) -> list[int]:
+    """Hashes of the values that a request names, sorted. true and "true" stand for each other, and false and "false".
+
+    >>> asked_hashes([True]) == asked_hashes(["true"])
+    True
+    >>> asked_hashes([7]) == asked_hashes(["7"]) == asked_hashes([7.0])
+    True
+    """
+    found = set[int]()
+    for value in values:
+        found.add(value_hash(value))
+        flag = value if isinstance(value, bool) else _TEXTS.get(value) if isinstance(value, str) else None
+        if flag is not None:
+            found.update(map(value_hash, (flag, *_AS_TEXT[flag])))
+    found.discard(0)
+    return sorted(found)

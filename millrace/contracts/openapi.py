@@ -1,0 +1,120 @@
+# core
+"""An OpenAPI 3.1 description of an HTTP door, made from the very types that it decodes requests by and encodes answers
+from. Each door has a table of its routes; a test holds it against the routes of the application.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct
+
+from millrace import __version__
+
+Schema = dict[str, Any]
+"""A JSON Schema."""
+
+
+class Alive(Struct, frozen=True):
+    """Answer of GET /healthz."""
+
+    alive: bool
+
+
+class Ready(Struct, frozen=True, omit_defaults=True):
+    """Whether a door can do its work."""
+
+    ready: bool
+    error: Annotated[str, Meta(description="Why not")] = ""
+
+
+class Failure(Struct, frozen=True):
+    """Every answer that is no success."""
+
+    error: Annotated[str, Meta(description="One line that names the value and the remedy")]
+
+
+class Described(NamedTuple):
+    """A route: what it takes and gives. ``refusals`` are the statuses beside 200 that a caller must expect."""
+
+    method: str
+    path: str
+    summary: str
+    asks: Any  # a type; None: no body
+    answers: type[Struct] | None  # None: no JSON, or any
+    refusals: tuple[int, ...]
+    open: bool = False  # needs no token, whatever is set
+
+
+def described(routes: Sequence[Described]) -> str:
+    """The routes in words, for the answer to a path that is none."""
+    return ", ".join(f"{route.method} {route.path}" for route in routes)
+
+
+def one_body(schema: Schema) -> Schema:
+    """The forms of a body that is one JSON value."""
+    return {"application/json": {"schema": schema}}
+
+
+def description(
+    title: str,
+    about: str,
+    routes: Sequence[Described],
+    why: Mapping[int, str],
+    *,
+    instead: Mapping[int, type[Struct]] | None = None,
+    names: Mapping[str, Schema] | None = None,
+    bodies: Callable[[Schema], Schema] = one_body,
+    again: Sequence[int] = (),
+) -> dict[str, Any]:
+    """The whole document.
+
+    Args:
+        why: what each status of a refusal means.
+        instead: the answer of a refusal with this status, where it is no :class:`Failure`. A route that answers
+            :class:`Ready` says so with 503 too.
+        names: a schema for each name in the routes' paths.
+        bodies: from the schema of what a route asks for, the forms in which it may come.
+        again: statuses that come with ``Retry-After``.
+    """
+    others = instead or {}
+    kinds = list(
+        dict.fromkeys(
+            [Failure, *others.values(), *(k for route in routes for k in (route.asks, route.answers) if k is not None)]
+        )
+    )
+    refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    ref = dict(zip(kinds, refs, strict=True))
+    after = {"schema": {"type": "integer"}, "description": "Seconds until the same may be sent again"}
+
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        ok: Schema = {"description": "Done"} | ({"content": one_body(ref[route.answers])} if route.answers else {})
+        responses: dict[str, Any] = {"200": ok}
+        for status in route.refusals:
+            kind = route.answers if status == 503 and route.answers is Ready else others.get(status, Failure)
+            responses[str(status)] = {"description": why[status], "content": one_body(ref[kind])}
+            if status in again and kind is Failure:
+                responses[str(status)]["headers"] = {"Retry-After": after}
+        call: Schema = {"summary": route.summary, "responses": responses}
+        if route.open:
+            call["security"] = []
+        if route.asks is not None:
+            call["requestBody"] = {"required": True, "content": bodies(ref[route.asks])}
+        parameters = [
+            {"name": name, "in": "path", "required": True, "schema": schema}
+            for name, schema in (names or {}).items()
+            if f"{{{name}}}" in route.path
+        ]
+        if parameters:
+            call["parameters"] = parameters
+        paths.setdefault(route.path, {})[route.method.lower()] = call
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": __version__, "description": about},
+        "paths": paths,
+        "security": [{}, {"bearer": []}],  # none where no token is set
+        "components": {"schemas": components, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
+    }

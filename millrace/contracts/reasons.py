@@ -1,0 +1,120 @@
+# core
+"""Why a message cannot be used, and what is doubtful about one that can: every word that is counted, with its remedy.
+
+::
+
+    cannot be used ──► a dead letter with one of REASONS     millrace_dead_letters_total{reason}
+    used, but it may not mean what its sender thinks ──► one of DOUBTS     millrace_doubts_total{kind}
+
+Dead letters, the lines in the logs, ``millrace letters`` and docs/dead-letters.md all say it in these words. A test
+holds them and the code together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Reason(NamedTuple):
+    """``means``: what is wrong with the message. ``mend``: what its sender can do."""
+
+    means: str
+    mend: str
+
+
+REASONS: Mapping[str, Reason] = {
+    "malformed": Reason(
+        "The message is empty, is no JSON in UTF-8, or is nested deeper than 32 levels",
+        "write JSON with a JSON library; Python's json.dumps writes NaN, which is none: pass allow_nan=False",
+    ),
+    "unknown-type": Reason(
+        "The event's `type` is none of exposure, click, collect, cart, purchase",
+        "correct `type`, or send other events elsewhere",
+    ),
+    "wrong-type": Reason(
+        "A field of the message is missing, or has a type or value that the message does not allow",
+        "compare the message with its JSON Schema (docs/reference/schemas)",
+    ),
+    "oversized": Reason("The message has more than 256 KiB", "send pages of at most 1,000 items, and short attributes"),
+    "seconds": Reason(
+        "The event's time is before March 1973 while the event clock is not: it is in seconds",
+        "multiply by 1000: ts_ms is in Unix milliseconds",
+    ),
+    "future": Reason(
+        "The event is dated further ahead of the event clock than MILLRACE_AHEAD_MINUTES",
+        "date events by the event clock (MILLRACE_CLOCK) in Unix milliseconds, or raise MILLRACE_AHEAD_MINUTES",
+    ),
+    "late": Reason(
+        "The event came after its page was gone: attribution and lateness had passed",
+        "send events soon after they happen, or raise MILLRACE_LATENESS_MINUTES",
+    ),
+    "wrong-partition": Reason(
+        "The message is about a user who belongs to another partition of its topic",
+        "send events, impressions and users under the user's id as key, by Kafka's default partitioner (murmur2;"
+        " librdkafka: partitioner=murmur2_random)",
+    ),
+    "wrong-user": Reason(
+        "The event names a page that was made for another user",
+        "send with each event the user_id that its page was asked for",
+    ),
+    "no-impression": Reason(
+        "The event is about a page of which no impression came",
+        "take request_id from an answer of /recommend, and let the scorer log to the same broker",
+    ),
+    "no-exposure": Reason(
+        "The action is about a position that no exposure told of",
+        "send an exposure of what was seen before its actions",
+    ),
+    "wrong-item": Reason(
+        "At that position the page had another item, or it had no such position",
+        "name each item's position as answered; name slots where items are shown in another order",
+    ),
+    "impression-gone": Reason(
+        "The event came late for a page whose impression the topic no longer holds",
+        "keep the topic impressions for longer than attribution and lateness together",
+    ),
+    "bad-impression": Reason(
+        "An impression cannot be read, or is of another schema",
+        "give scorer and stream the same schema, and let nobody else write to impressions",
+    ),
+    "bad-user": Reason(
+        "A user cannot be read, or a field of the schema cannot hold a value of it",
+        "send the user again with the value corrected; the profile from before stays until then",
+    ),
+    "bad-item": Reason(
+        "An item cannot be read, or a field of the schema cannot hold a value of it",
+        "send the item again with the value corrected; what was known of it stays until then",
+    ),
+    "bad-item-tiles": Reason(
+        "A message of features.items cannot be read", "let nobody but the stream write to features.items"
+    ),
+    "bad-samples": Reason(
+        "A message of samples cannot be read, or is of another schema",
+        "give stream and learner the same schema, and let nobody else write to samples",
+    ),
+}
+"""Reasons of dead letters."""
+
+DOUBTS: Mapping[str, Reason] = {
+    "unknown-attribute": Reason(
+        "An attribute that the schema does not name: nothing reads it",
+        "name it in [[fields]] or filters, or correct its name, or leave it out",
+    ),
+    "beyond-slots": Reason(
+        "A list with more values than its field has slots: the rest is left out",
+        "raise the field's slots, or send the most important values first",
+    ),
+    "fraction": Reason(
+        "A number with a fraction in a categorical field: each different number is a category of its own",
+        'give the field kind = "numeric"',
+    ),
+    "born-in-seconds": Reason(
+        "born_ms is before March 1973: it seems to be in seconds", "multiply by 1000: born_ms is in Unix milliseconds"
+    ),
+    "wrong-key": Reason(
+        "An item under another Kafka key than its id: a later message under that key replaces it in the topic",
+        "send items under their id as key",
+    ),
+}
+"""Kinds of doubt about users and items that are used."""
