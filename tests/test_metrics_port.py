@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from millrace.contracts.errors import PortError
 from millrace.contracts.settings import Settings, load_settings
-from millrace.demo.monitor import fetch
+from millrace.loop.monitor import fetch
 from millrace.processes import metrics
 from millrace.processes.role import ROLES
 from millrace.processes.services import free_port

@@ -16,7 +16,7 @@ from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from millrace.contracts.errors import BrokerError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, TOPICS, TRUTH
-from millrace.demo.monitor import fetch
+from millrace.loop.monitor import fetch
 from millrace.processes.kafka import create_topics, ensure_topics, know_topic, make_producer, read_all, wait_for_broker
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port, spawn, stop
 from tests.waiting import LONG, until

@@ -2,6 +2,9 @@
 """Kafka clients as Millrace uses them (`kafka-python`): made from the settings, with logged waits and checked topics.
 
 All calls block: call them from threads or plain loops, never from an asyncio loop.
+
+The settings' prefix is put on and taken off here. Callers give names as in :mod:`millrace.contracts.topics`, and read
+records find them in ``record.topic``. A ``TopicPartition`` alone is the client's own and has the name at the broker.
 """
 
 from __future__ import annotations
@@ -59,6 +62,36 @@ def read_any_header(batch: Any) -> None:
 
 
 read_any_header(DefaultRecordBatch)
+
+
+class _Producer(KafkaProducer):  # type: ignore[misc]
+    """Sends to topics by their names without the prefix."""
+
+    def __init__(self, settings: Settings, **configs: Any) -> None:
+        self._settings = settings
+        super().__init__(**configs)
+
+    def send(self, topic: str, *args: Any, **kwargs: Any) -> Any:
+        return super().send(self._settings.topic(topic), *args, **kwargs)
+
+    def partitions_for(self, topic: str) -> Any:
+        return super().partitions_for(self._settings.topic(topic))
+
+
+class _Reader(KafkaConsumer):  # type: ignore[misc]
+    """Hands out records whose topic has its name without the prefix."""
+
+    def __init__(self, settings: Settings, **configs: Any) -> None:
+        self._settings = settings
+        super().__init__(**configs)
+
+    def poll(self, *args: Any, **kwargs: Any) -> Any:
+        polled = super().poll(*args, **kwargs)
+        if self._settings.prefix:
+            logical = self._settings.logical
+            return {tp: [r._replace(topic=logical(r.topic)) for r in records] for tp, records in polled.items()}
+        return polled
+
 
 BATCH_BYTES = 256 * 1024
 """Messages of one partition that are sent together, before compression. The clients' own default, 16 KB, is less than
@@ -130,7 +163,7 @@ def create_topics(settings: Settings) -> None:
     admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
     try:
         present = {t["name"]: len(t["partitions"]) for t in admin.describe_topics()}
-        wanted = {t.name: t.partitions or settings.partitions for t in TOPICS}
+        wanted = {settings.topic(t.name): t.partitions or settings.partitions for t in TOPICS}
         for name, count in wanted.items():
             if present.get(name, count) != count:
                 raise BrokerError(
@@ -138,9 +171,9 @@ def create_topics(settings: Settings) -> None:
                     f"set MILLRACE_PARTITIONS to {present[name]}, or remove the topic",
                 )
         missing = {
-            t.name: {"num_partitions": wanted[t.name], "replication_factor": 1, "configs": dict(t.config)}
+            name: {"num_partitions": wanted[name], "replication_factor": 1, "configs": dict(t.config)}
             for t in TOPICS
-            if t.name not in present
+            if (name := settings.topic(t.name)) not in present
         }
         if missing:
             with contextlib.suppress(TopicAlreadyExistsError):  # another role was faster
@@ -165,7 +198,7 @@ def ensure_topics(settings: Settings) -> None:
             present = {t["name"] for t in admin.describe_topics()}
     except KafkaError as error:
         raise BrokerError(f"topics at '{settings.kafka}' cannot be listed ({error})", REMEDY) from None
-    if not present.issuperset(t.name for t in TOPICS):
+    if not present.issuperset(settings.topic(t.name) for t in TOPICS):
         create_topics(settings)
 
 
@@ -173,8 +206,8 @@ _NO_ID = "00000000-0000-0000-0000-000000000000"
 
 
 def topic_ids(settings: Settings) -> dict[str, str]:
-    """The id of each topic: offsets mean something for the topic with this id alone, not for one that was made anew
-    under its name. Empty where the broker gives none.
+    """The id of each topic of ours: offsets mean something for the topic with this id alone, not for one that was made
+    anew under its name. Empty where the broker gives none.
 
     Raises:
         BrokerError: the topics cannot be listed.
@@ -185,7 +218,8 @@ def topic_ids(settings: Settings) -> dict[str, str]:
             found = {t["name"]: str(t.get("topic_id") or "") for t in admin.describe_topics()}
     except KafkaError as error:
         raise BrokerError(f"topics at '{settings.kafka}' cannot be listed ({error})", REMEDY) from None
-    return {name: "" if id == _NO_ID else id for name, id in found.items()}
+    ours = {name: id for name, id in found.items() if name.startswith(settings.prefix)}
+    return {settings.logical(name): "" if id == _NO_ID else id for name, id in ours.items()}
 
 
 def open_broker(settings: Settings) -> None:
@@ -212,7 +246,7 @@ def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
         "max_request_size": settings.message_bytes,
     }
     try:
-        return KafkaProducer(**{**base, **options})
+        return _Producer(settings, **{**base, **options})
     except (KafkaError, OSError) as error:
         raise BrokerError(f"no producer at '{settings.kafka}' ({type(error).__name__})", REMEDY) from None
 
@@ -243,6 +277,7 @@ def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = N
 
     The caller keeps the positions (in its own snapshot), so it joins no group and commits nothing.
     """
+    name = settings.topic(topic)
     base: dict[str, Any] = {
         "bootstrap_servers": settings.brokers,
         "enable_auto_commit": False,
@@ -253,15 +288,15 @@ def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = N
         "group_id": None,
     }
     try:
-        consumer = KafkaConsumer(**{**base, **options})
-        partitions = consumer.partitions_for_topic(topic)
+        consumer = _Reader(settings, **{**base, **options})
+        partitions = consumer.partitions_for_topic(name)
         if not partitions:
             consumer.close()
             raise BrokerError(
-                f"topic '{topic}' does not exist at '{settings.kafka}'",
+                f"topic '{name}' does not exist at '{settings.kafka}'",
                 "create the topics first ('millrace topics')",
             )
-        assigned = [TopicPartition(topic, p) for p in sorted(partitions)]
+        assigned = [TopicPartition(name, p) for p in sorted(partitions)]
         consumer.assign(assigned)
         for tp in assigned:
             offset = (start or {}).get(tp.partition)

@@ -172,6 +172,19 @@ class _Service(ABC):
         end = tail(self.log_path)
         raise ServiceError(f"{problem}: {end}" if end else problem, f"see {self.log_path}")
 
+    def again(self) -> str:
+        """Starts a service that has ended once more, on the port that it had: others know it by that.
+
+        Raises:
+            ServiceError, PortError: as :meth:`start`.
+        """
+        self.stop()
+        asked, self._fixed = self._fixed, self.port
+        try:
+            return self.start()
+        finally:
+            self._fixed = asked
+
     def stop(self) -> None:
         """Ends the service and waits for its end. Does nothing when it is not running."""
         if self.process is not None:

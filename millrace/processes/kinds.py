@@ -1,0 +1,75 @@
+# core
+"""Things that go wrong by kind: at most one line a minute for each kind, with how often it happened since. Pure.
+
+::
+
+    note(kind, example) ──► counts by kind ──► due(now) ──► lines for the log
+                                   a kind's first case at once, then one line a minute while there are more
+
+So a message that goes wrong a thousand times a second does not fill a log, and the first of a kind does not wait.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+QUIET_S = 60.0
+MOST_KINDS = 100
+"""Kinds that are told apart; further ones are told as one, :data:`OTHERS`."""
+OTHERS = "others"
+
+
+class Told(NamedTuple):
+    """A line: ``times`` cases of ``kind`` since its last line, of which ``example`` is the first."""
+
+    kind: str
+    times: int
+    example: str
+
+
+class Kinds:
+    """See the module's text. One thread at a time.
+
+    >>> kinds = Kinds(quiet_s=60)
+    >>> kinds.note("late", "offset 7", 2)
+    >>> kinds.due(1000.0)
+    [Told(kind='late', times=2, example='offset 7')]
+    >>> kinds.note("late", "offset 9")
+    >>> kinds.due(1059.0), kinds.due(1060.0)
+    ([], [Told(kind='late', times=1, example='offset 9')])
+
+    Args:
+        quiet_s: seconds between two lines of a kind, at least.
+    """
+
+    def __init__(self, quiet_s: float = QUIET_S) -> None:
+        self._quiet_s = quiet_s
+        self._waiting: dict[str, Told] = {}
+        self._told_s: dict[str, float] = {}
+
+    def note(self, kind: str, example: str = "", n: int = 1) -> None:
+        """``n`` cases of ``kind``; ``example`` says in one line what the first of them is."""
+        if kind not in self._told_s and kind not in self._waiting and self._full:
+            kind = OTHERS
+        there = self._waiting.get(kind)
+        times, example = (n, example) if there is None else (there.times + n, there.example)
+        self._waiting[kind] = Told(kind, times, " ".join(example.split()))
+
+    @property
+    def _full(self) -> bool:
+        return len(self._told_s.keys() | self._waiting.keys()) >= MOST_KINDS
+
+    def due(self, now_s: float) -> list[Told]:
+        """What is to be told now. Call it often, it is quick while nothing waits.
+
+        Args:
+            now_s: steady time, seconds.
+        """
+        if not self._waiting:
+            return []
+        never = float("-inf")
+        ready = [t for kind, t in self._waiting.items() if now_s - self._told_s.get(kind, never) >= self._quiet_s]
+        for told in ready:
+            del self._waiting[told.kind]
+            self._told_s[told.kind] = now_s
+        return ready

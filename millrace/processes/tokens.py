@@ -1,0 +1,224 @@
+# shell
+"""Bearer tokens: who may use an HTTP door.
+
+::
+
+    Authorization: Bearer TOKEN ──► Tokens ──► the application        one of MILLRACE_TOKENS, or a line of
+                       │                                              MILLRACE_TOKEN_FILE, which is read again
+                       └─ 401, WWW-Authenticate                       when it changes
+
+Without any token everybody who reaches the door may use it. Whether a process is alive and ready may always be asked.
+Tokens come from the environment or a file and never from an argument, which every user of the machine could read. They
+are in no log line and in no error. A file that can no longer be read, or is empty now, changes nothing: the tokens that
+it had stay, and a line says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+import structlog
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from millrace.contracts.errors import SettingError
+from millrace.contracts.settings import Settings
+
+log = structlog.get_logger("tokens")
+
+OPEN = ("/healthz", "/readyz", "/v2/health/")
+"""Paths that need no token; one that ends in a slash stands for all below it."""
+LOOK_SECONDS = 1.0
+"""How often the file is looked at, at most."""
+REMEDY = "send the header 'Authorization: Bearer TOKEN' with one of the tokens of MILLRACE_TOKENS or of the token file"
+
+_TOKEN = re.compile(r"[!-~]+")  # visible ASCII, as RFC 6750 has it and more
+_OF_OTHERS = 0o066
+
+
+class Tokens:
+    """The tokens that are good now. One thread.
+
+    Args:
+        tokens: of the settings.
+        file: with a token a line; empty lines and those that begin with ``#`` are none. None: there is no file.
+
+    Raises:
+        SettingError: a token has a character that no token has, or the file holds none or cannot be read.
+    """
+
+    def __init__(self, tokens: Iterable[str] = (), file: Path | None = None) -> None:
+        self._given = [_digest(token) for token in _checked(tokens, "MILLRACE_TOKENS")]
+        self._file, self._of_file = file, list[bytes]()
+        self._looked_s, self._mark = time.monotonic(), self._stat()
+        if file is not None:
+            self._of_file = self._read()
+            _warn_of_readers(file)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Tokens:
+        """The settings' tokens. Raises SettingError, see the class."""
+        file = Path(settings.token_file) if settings.token_file else None
+        return cls(_split(settings.tokens), file)
+
+    def __bool__(self) -> bool:
+        """Whether a token is needed."""
+        return bool(self._given or self._of_file)
+
+    def allow(self, authorization: bytes | None) -> bool:
+        """Whether a request with this header may pass. Takes the same time for every wrong token."""
+        self._look()
+        if not self:
+            return True
+        kind, _, token = (authorization or b"").strip().partition(b" ")
+        given = hashlib.sha256(token.strip()).digest()
+        good = False
+        for digest in (*self._given, *self._of_file):
+            good |= hmac.compare_digest(digest, given)
+        return good and kind.lower() == b"bearer"
+
+    def _look(self) -> None:
+        """Reads the file again if it has changed."""
+        if self._file is None or (now := time.monotonic()) - self._looked_s < LOOK_SECONDS:
+            return
+        self._looked_s, mark = now, self._stat()
+        if mark == self._mark:
+            return
+        self._mark = mark
+        try:
+            self._of_file = self._read()
+        except SettingError as error:
+            log.warning("the token file has changed and cannot be used; its former tokens stay", error=str(error))
+            return
+        log.info("the token file was read again", file=str(self._file), tokens=len(self._of_file))
+        _warn_of_readers(self._file)
+
+    def _stat(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._file.stat() if self._file is not None else None
+        except OSError:
+            return None
+        return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
+
+    def _read(self) -> list[bytes]:
+        assert self._file is not None
+        return [_digest(token) for token in tokens_of(self._file)]
+
+
+def tokens_of(file: Path) -> list[str]:
+    """The tokens in a file.
+
+    Raises:
+        SettingError: it cannot be read, holds none, or one with a character that no token has.
+    """
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise SettingError(f"token file '{file}' cannot be read ({why})", "name a file with a token a line") from None
+    found = _checked([line for line in lines if line and not line.startswith("#")], f"token file '{file}'")
+    if not found:
+        raise SettingError(f"token file '{file}' holds no token", "write one into it, or unset MILLRACE_TOKEN_FILE")
+    return found
+
+
+def bearer(settings: Settings) -> dict[str, str]:
+    """The header with which a part of Millrace itself asks intake or scorer; empty where no token is set.
+
+    Raises:
+        SettingError: the token file cannot be used.
+    """
+    tokens = _split(settings.tokens) or (tokens_of(Path(settings.token_file)) if settings.token_file else [])
+    return {"Authorization": f"Bearer {tokens[0]}"} if tokens else {}
+
+
+def warn_if_open(host: str, tokens: Tokens, door: str) -> None:
+    """Says so where a door is open to other machines and nobody needs a token."""
+    if not tokens and not is_loopback(host):
+        log.warning(
+            "everybody who reaches this address may use it: no token is set",
+            door=door,
+            host=host,
+            remedy="set MILLRACE_TOKEN_FILE or MILLRACE_TOKENS, or bind 127.0.0.1",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what is bound to ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class TokenGate:
+    """An ASGI application around another one, which it lets nobody reach without a token.
+
+    Args:
+        count_refused: called for each request that was refused.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: Tokens, count_refused: Callable[[], None] = lambda: None) -> None:
+        self._app, self._tokens, self._count_refused = app, tokens, count_refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or is_open(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), None)
+        if self._tokens.allow(given):
+            await self._app(scope, receive, send)
+            return
+        self._count_refused()
+        problem = "the request names no token" if given is None else "the token is none that is known here"
+        challenge = b"Bearer" if given is None else b'Bearer error="invalid_token"'
+        body = msgspec.json.encode({"error": f"{problem}; {REMEDY}"})
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"www-authenticate", challenge),
+        ]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no token."""
+    return any(path.startswith(one) if one.endswith("/") else path == one for one in OPEN)
+
+
+def _split(tokens: str) -> list[str]:
+    found = [token.strip() for token in tokens.split(",") if token.strip()]
+    if tokens and not found:
+        raise SettingError("MILLRACE_TOKENS holds no token", "give token[,token], or unset it")
+    return found
+
+
+def _checked(tokens: Iterable[str], where: str) -> list[str]:
+    found = list(tokens)
+    for number, token in enumerate(found, 1):
+        if not _TOKEN.fullmatch(token):
+            problem = f"token {number} of {where} has a space or a character that is not ASCII"
+            raise SettingError(problem, "use letters, digits and signs, for instance of 'openssl rand -hex 32'")
+    return found
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _warn_of_readers(file: Path) -> None:
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return
+    if mode & _OF_OTHERS:
+        log.warning("others on this machine can read or change the token file", file=str(file), remedy="chmod 600")
