@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from millrace.bench.reference import age_hours
+from millrace.bench.reference import age_units
 from millrace.contracts.errors import SchemaError
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.windows.features import FeatureBuilder, steps
@@ -34,7 +34,7 @@ def decayed(
     for k, t, a in events:
         if k == key and t < ts and t // grain >= (ts - days[-1] * DAY) // grain:
             for row, half_life in zip(out, lives, strict=True):
-                row[a] += round(UNIT * 2 ** -(age_hours(t // HOUR, ts, days) / (24 * half_life)))
+                row[a] += round(UNIT * 2 ** -(age_units(t // HOUR, ts, [d * 1440 for d in days]) / (24 * half_life)))
     return out
 
 
@@ -343,7 +343,7 @@ def test_a_schema_without_either_keeps_its_identity() -> None:
         ("[0.5, 7]", "[inf]", "inf"),
         ("[0.5, 7]", "[7, 0.5]", "[7.0, 0.5]"),
         ("[0.5, 7]", "[7, 7]", "[7.0, 7.0]"),
-        ("[0.5, 7]", '["7d"]', "half_lives"),
+        ("[0.5, 7]", '["7 weeks"]', "half_lives: '7 weeks'"),
         ('of = "price"\nstep', 'of = "weight"\nstep', "'weight'"),
         ('of = "price"\nstep', 'of = "i"\nstep', "'i'"),
         ("step = 0.05", 'step = 0.05\naction = "cart"', "'cart'"),

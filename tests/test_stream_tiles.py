@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from millrace.contracts.errors import StoreError
-from millrace.windows.kernels import HOURS
+from millrace.windows.kernels import UNITS
 from millrace.windows.tiles import SLACK_H, TileStore, counts_of, grain_hours
 
 HOUR = 3_600_000
@@ -39,14 +39,14 @@ def by_definition(events: list[Event], key: int, ts: int, days: tuple[int, ...] 
 
 def twin(store: TileStore) -> TileStore:
     """An equal store, by way of a snapshot."""
-    again = TileStore(store.days, store.columns, store.half_lives, store.sums)
+    again = TileStore(store.lengths, store.columns, store.half_lives, store.sums)
     again.resume(store.snapshot())
     return again
 
 
 def resumed(store: TileStore) -> TileStore:
     """An equal store, by way of a snapshot's arrays."""
-    again = TileStore(store.days, store.columns, store.half_lives, store.sums)
+    again = TileStore(store.lengths, store.columns, store.half_lives, store.sums)
     again.resume(store.snapshot().arrays())
     return again
 
@@ -85,7 +85,7 @@ def streams(draw: Any, max_size: int = 120) -> list[Event]:
     return events
 
 
-@pytest.mark.parametrize("start", [0, (HOURS - 60) * HOUR])
+@pytest.mark.parametrize("start", [0, (UNITS - 60) * HOUR])
 def test_windows_hold_at_both_ends_of_nameable_time(start: int) -> None:
     """From 1970, before which windows reach, to the last hour that a tile can name, and read after it."""
     events = [(1 + i % 2, start + i * HOUR // 3, i % A) for i in range(180)]
@@ -219,7 +219,7 @@ def test_a_time_that_no_tile_can_name_is_ignored() -> None:
     store = TileStore(DAYS, A)
     ts = np.array([T0, 1 << 60, -HOUR], np.int64)
     store.add(np.array([1, 1, 2], np.uint64), ts, np.zeros(3, np.uint8))
-    assert store.newest_hour == T0 // HOUR
+    assert store.newest_unit == T0 // HOUR
     assert store.counts(np.array([1, 2], np.uint64), T0 + 1)[:, 0, 0].tolist() == [1, 0]
 
 
@@ -325,7 +325,7 @@ def test_packed_form_is_as_documented() -> None:
 @pytest.mark.parametrize(
     "blob",
     [
-        b"\x02\x03\x00\x00",
+        b"\x04\x03\x00\x00",
         b"\x01\x04\x00\x00",
         b"\x01",
         b"\x01\x03\xff\xff" + b"\x01" * 40,
@@ -399,7 +399,7 @@ def test_a_snapshot_is_apart_from_what_happens_later(again: Callable[[TileStore]
     late.resume(snapshot)
     assert late.counts(keys, at).tolist() == counts.tolist()
     assert late.export(keys) == packed
-    assert late.newest_hour == T0 // HOUR + 39
+    assert late.newest_unit == T0 // HOUR + 39
     assert late.changes()[0].tolist() == keys[10:].tolist()
     assert other.counts(keys, at)[5:].tolist() == counts[5:].tolist()
     assert other.changes()[0].tolist() == [*keys[:5].tolist(), *keys[10:].tolist()]

@@ -60,6 +60,7 @@ class FeatureBuilder:
         self.order = _parents_first(schema)
         """(key, parent key) as indices, each parent before its children."""
         self._means = [(mean, schema.windows.actions.index(mean.action)) for mean in schema.windows.means]
+        self._unit_ms = schema.windows.unit_ms
         self._hours = column_hash(np.arange(24))
         self._weekdays = column_hash(np.arange(7))
         self._positions = column_hash(np.arange(_POSITIONS))
@@ -128,7 +129,7 @@ class FeatureBuilder:
         j, c0 being the exposures, s the prior weight and r the parent key's rate (without a parent the prior rate, a
         tenth of it for actions other than clicks)::
 
-            count_j = c_j                           of a half-life: c_j / UNIT * 2^-(time of ts since its full hour / h)
+            count_j = c_j                           of a half-life: c_j / UNIT * 2^-(time of ts since its full unit / h)
             rate_j  = (count_j + s r) / (count_0 + s)         r where count_0 + s is 0
             mean_m  = S_m step_m / c_a              a: the mean's action; 0 where c_a is 0
 
@@ -145,7 +146,7 @@ class FeatureBuilder:
                 out[:, i] = finite32(values)
         if not layout.K:
             return out
-        actions, spans = len(windows.actions), len(windows.days)
+        actions, spans = len(windows.actions), len(windows.durations)
         rates = 2 * actions - 1
         block = out[:, layout.window_start :].reshape(n, layout.K, counts.shape[2], rates + len(windows.means))
         block[:, :, :spans, :actions] = counts[:, :, :spans, :actions]
@@ -172,9 +173,9 @@ class FeatureBuilder:
         return out
 
     def fade(self, ts_ms: NDArray[np.int64] | int) -> NDArray[np.float64]:
-        """The factor that takes decayed counts from the full hour before ``ts_ms`` to ``ts_ms``. (n, 1, H, 1) or
-        (1, 1, H, 1)"""
-        rest = np.atleast_1d(np.asarray(ts_ms, np.int64)) % _HOUR_MS / np.float64(_DAY_MS)
+        """The factor that takes decayed counts from the full unit of the tiles (an hour, or 15 or 5 minutes) before
+        ``ts_ms`` to ``ts_ms``. (n, 1, H, 1) or (1, 1, H, 1)"""
+        rest = np.atleast_1d(np.asarray(ts_ms, np.int64)) % self._unit_ms / np.float64(_DAY_MS)
         fade: NDArray[np.float64] = np.exp2(-(rest[:, None] / np.array(self.schema.windows.half_lives))) / UNIT
         return fade[:, None, :, None]
 

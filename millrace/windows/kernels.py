@@ -7,24 +7,30 @@ lies in another file.
     table (C, 2) uint64   open addressing, C a power of two:  [key, meta]   key 0 = empty
     meta                  offset 32 bits | words 16 bits | size class 8 bits | due 7 bits | changed 1 bit
     pool  (P,) uint64     the words of a key stand side by side, ascending
-    word                  first hour 20 bits | group 2 bits | level 2 bits | five digits of 8 bits
+    word                  first unit 20 bits | group 2 bits | level 2 bits | five digits of 8 bits
     free  (classes,)      first free block of each size class or -1; a free block's first word: the next one + 1
-    state (3,)            keys, pool words used, newest hour
+    state (4,)            keys, pool words used, newest unit, base
+
+Time is counted in *units*: hours, or, where a window is of six hours or less, 15 or 5 minutes. A *tick* is a unit's
+number. A word names ticks from the store's *base* on. Of hours, 20 bits reach from 1970, the base, to 2089. Of finer
+units they reach ten years or more. So the base of such a store moves up when an event comes that they cannot name
+(:func:`rebase`); what is five years older than that event, which no window reaches, is dropped. The base is a multiple
+of 128 days. So every tile, and every turn modulo 128, is the same whether it is counted from the base or from 1970.
 
 A tile is one word as long as each of its counts is below 256: digit d of group g counts column 5 g + d. A greater count
-overflows into a second word of the same hour. The digits of a word at level l are worth 256^l each, so a count is
+overflows into a second word of the same unit. The digits of a word at level l are worth 256^l each, so a count is
 written to the base 256. There are four levels. A word whose digits are all zero is not stored.
 
-A tile is named by its first hour. Nothing stores whether it is still an hour wide or has been merged into 6 hours or a
-day: a window of grain g asks for first hours >= a multiple of g, and merging moves a first hour down to a multiple of
+A tile is named by its first unit. Nothing stores whether it is still a unit wide or has been merged into 6 hours or a
+day: a window of grain g asks for first units >= a multiple of g, and merging moves a first unit down to a multiple of
 the coarser grain only when no window of a finer grain can reach it any more. So merging never changes a sum.
 
-An exponentially decayed count weighs each word by its age. The age follows from two hours alone, the word's and the
+An exponentially decayed count weighs each word by its age. The age follows from two units alone, the word's and the
 reader's: :func:`_weights` derives from them the tile in which the word's events lie by now, whether it has been merged
 already or not. So merging never changes a decayed count either. Weights are whole numbers of 2^-24. Hence a sum does
-not depend on the order of its terms, and the sums of several stores add up to that of one store. Between two full hours
-all events fade alike, so the kernels give decayed counts as of the reader's full hour, and
-:mod:`millrace.windows.features` applies the rest of the hour.
+not depend on the order of its terms, and the sums of several stores add up to that of one store. Between two full units
+all events fade alike, so the kernels give decayed counts as of the reader's full unit, and
+:mod:`millrace.windows.features` applies the rest of the unit.
 
 Most keys have nothing to merge for days. So an entry says when a sweep must look at its list again: ``due`` is the
 number of a sweep's turn modulo 128, at most 63 turns ahead. A sweep goes through the table in order and touches only
@@ -45,7 +51,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 HOUR_MS = 3_600_000
-KEYS, USED, NEWEST = 0, 1, 2
+KEYS, USED, NEWEST, BASE = 0, 1, 2, 3
+NO_UNIT = -(1 << 40)
+"""The newest unit of a store that has seen no event."""
 AHEAD = 64  # keys looked up before they are worked on
 DROPPED = -1
 _FAR_TURNS = 63
@@ -58,8 +66,8 @@ _BEFORE_ALL = np.int64(-(1 << 60))
 DIGITS, LEVELS, GROUPS = 5, 4, 4
 _LAST_WORD = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _MOST = np.int64(0xFFFF_FFFF)  # what four levels can hold
-HOURS = 1 << 20
-"""Hours since 1970 that a word can name: until the year 2089."""
+UNITS = 1 << 20
+"""Units that words can name, from the base on."""
 
 
 class Arena(NamedTuple):
@@ -70,22 +78,27 @@ class Arena(NamedTuple):
     shift: int  # 64 - log2 C: a key's hash shifted by it is its home in the table
     pool: Array  # (P,) uint64
     free: Array  # (classes,) int64
-    state: Array  # (3,) int64
+    state: Array  # (4,) int64; newest unit, like every unit within the store, from the base on
     caps: Array  # (classes,) int64, words of a block of each size class
-    grain: Array  # (L,) int64, hours, ascending, each a multiple of the one before
-    reach: Array  # (L,) int64, hours of the longest window whose grain is at most that
-    slack: int  # hours that merging waits for readers whose clock is behind
+    grain: Array  # (L,) int64, units, ascending, each a multiple of the one before
+    reach: Array  # (L,) int64, units of the longest window whose grain is at most that
+    slack: int  # units that merging waits for readers whose clock is behind
+    early: int  # of them, those that the end of a key does not wait: all where units are hours, else none
+    turn: int  # units between two turns of sweeping: lists are looked at, and keys end, at multiples of it only
+    unit: int  # milliseconds
+    end: int  # units since 1970 from which on no time can be named
 
 
 class Spans(NamedTuple):
-    """What is read off a list of tiles: W windows and H half-lives. Lengths are in hours."""
+    """What is read off a list of tiles: W windows and H half-lives. Lengths are in units."""
 
     window: Array  # (W,) int64, ascending
     window_grain: Array  # (W,) int64
     grain: Array  # (L,) int64, as in the arena
     reach: Array  # (L,) int64, as in the arena
-    fade: Array  # (H, 2 ages + 2) int64: weight at the age of (i - 1) / 2 hours
-    ages: int  # hours after which an event weighs nothing; 0 without half-lives
+    fade: Array  # (H, 2 ages + 2) int64: weight at the age of (i - 1) / 2 units
+    ages: int  # units after which an event weighs nothing; 0 without half-lives
+    unit: int  # milliseconds
 
 
 class Rows(NamedTuple):
@@ -112,19 +125,19 @@ def _offset(meta: Any) -> Any:
 
 @njit(inline="always")
 def _head(word: Any) -> Any:
-    """Hour, group and level of a word. Words are ordered by it."""
+    """Tick, group and level of a word. Words are ordered by it."""
     return np.int64(word >> np.uint64(40))
 
 
 @njit(inline="always")
-def _hour(word: Any) -> Any:
+def _tick(word: Any) -> Any:
     return np.int64(word >> np.uint64(44))
 
 
 @njit(inline="always")
-def _first_word(hour: Any) -> Any:
-    """The least word of ``hour``: words of earlier hours are smaller."""
-    return _LAST_WORD if hour >= HOURS else np.uint64(max(hour, 0)) << np.uint64(44)
+def _first_word(tick: Any) -> Any:
+    """The least word of ``tick``: words of earlier units are smaller."""
+    return _LAST_WORD if tick >= UNITS else np.uint64(max(tick, 0)) << np.uint64(44)
 
 
 @njit(inline="always")
@@ -188,29 +201,29 @@ def _release(pool: Array, free: Array, offset: Any, cls: Any) -> None:
 
 
 @_compiled
-def first_hour(hour: Any, now: Any, grain: Array, reach: Array) -> Any:
-    """The first hour of the tile that ``hour`` belongs to at ``now``, or DROPPED when no window reaches it any more.
+def first_tick(tick: Any, now: Any, grain: Array, reach: Array) -> Any:
+    """The first unit of the tile that ``tick`` belongs to at ``now``, or DROPPED when no window reaches it any more.
 
-    ``grain`` and ``reach`` (L,) are the arena's. Hours are merged into a tile of the next grain once the finer windows
+    ``grain`` and ``reach`` (L,) are the arena's. Units are merged into a tile of the next grain once the finer windows
     have left all of it.
     """
-    if hour >= now - reach[0]:  # nearly always, and a division is slow
-        return hour
+    if tick >= now - reach[0]:  # nearly always, and a division is slow
+        return tick
     last = len(grain) - 1
-    out = hour
+    out = tick
     for level in range(last):
-        start = hour // grain[level + 1] * grain[level + 1]
+        start = tick // grain[level + 1] * grain[level + 1]
         if start + grain[level + 1] > now - reach[level]:
             return out
         out = start
-    if hour // grain[last] < (now - reach[last]) // grain[last]:
+    if tick // grain[last] < (now - reach[last]) // grain[last]:
         return np.int64(DROPPED)
     return out
 
 
 @_compiled
-def _add_up(pool: Array, start: Any, stop: Any, to: Any, hour: Any) -> Any:
-    """Writes the sum of the words [start, stop) as one tile of ``hour``, from ``to`` on. Returns its number of words.
+def _add_up(pool: Array, start: Any, stop: Any, to: Any, tick: Any) -> Any:
+    """Writes the sum of the words [start, stop) as one tile of ``tick``, from ``to`` on. Returns its number of words.
 
     There are never more than before, since a carry comes from two words at least. So ``to`` may be ``start``.
     """
@@ -228,37 +241,32 @@ def _add_up(pool: Array, start: Any, stop: Any, to: Any, hour: Any) -> Any:
             for slot in range(DIGITS):
                 digits |= np.uint64(sums[group * DIGITS + slot] >> (8 * level) & 255) << np.uint64(8 * slot)
             if digits:
-                pool[to + left] = np.uint64(hour << 4 | group << 2 | level) << np.uint64(40) | digits
+                pool[to + left] = np.uint64(tick << 4 | group << 2 | level) << np.uint64(40) | digits
                 left += 1
     return left
 
 
-@njit(inline="always")
-def _turn_hours(grain: Array) -> Any:
-    """Hours between two turns of sweeping: tiles merge and keys end at multiples of this only."""
-    return grain[min(1, len(grain) - 1)]
-
-
 @_compiled
-def _due(pool: Array, offset: Any, n: Any, now: Any, slack: Any, grain: Array, reach: Array) -> Any:
+def _due(pool: Array, offset: Any, n: Any, now: Any, early: Any, every: Any, grain: Array, reach: Array) -> Any:
     """The first turn after that of ``now`` at which a list has something to merge or to drop, or ends, modulo 128.
+    There is a turn ``every`` so many units.
 
-    It follows from :func:`first_hour`: of the tiles that are to be merged into the next grain, the oldest goes first.
+    It follows from :func:`first_tick`: of the tiles that are to be merged into the next grain, the oldest goes first.
     """
-    every, last = _turn_hours(grain), len(grain) - 1
+    last = len(grain) - 1
     turn = now // every
-    newest = _hour(pool[offset + n - 1])
+    newest = _tick(pool[offset + n - 1])
     at = (turn + _FAR_TURNS) * every
-    at = min(at, (newest // grain[last] + 1) * grain[last] + reach[last] - slack)  # a key ends without the slack
-    at = min(at, (_hour(pool[offset]) // grain[last] + 1) * grain[last] + reach[last])
+    at = min(at, (newest // grain[last] + 1) * grain[last] + reach[last] - early)  # a key ends
+    at = min(at, (_tick(pool[offset]) // grain[last] + 1) * grain[last] + reach[last])
     j = offset + n
     for level in range(last):
         wide = grain[level + 1]
-        left = (now - reach[level]) // wide * wide  # the finer windows have left everything before this hour
-        while j > offset and _hour(pool[j - 1]) >= left:
+        left = (now - reach[level]) // wide * wide  # the finer windows have left everything before this unit
+        while j > offset and _tick(pool[j - 1]) >= left:
             j -= 1
         if j < offset + n:
-            at = min(at, (max(_hour(pool[j]), left) // wide + 1) * wide + reach[level])
+            at = min(at, (max(_tick(pool[j]), left) // wide + 1) * wide + reach[level])
     return max(turn + 1, -(-at // every)) & 127
 
 
@@ -274,21 +282,21 @@ def _merge(pool: Array, offset: Any, n: Any, now: Any, grain: Array, reach: Arra
     """Merges and drops tiles in place; returns how many words are left."""
     left, j, end = offset, offset, offset + n
     while j < end:
-        own = _hour(pool[j])
-        hour = first_hour(own, now, grain, reach)
+        own = _tick(pool[j])
+        tick = first_tick(own, now, grain, reach)
         start = j
         same = True
-        while j < end and (_hour(pool[j]) == own or first_hour(_hour(pool[j]), now, grain, reach) == hour):
-            same = same and _hour(pool[j]) == own
+        while j < end and (_tick(pool[j]) == own or first_tick(_tick(pool[j]), now, grain, reach) == tick):
+            same = same and _tick(pool[j]) == own
             j += 1
-        if hour == DROPPED:
+        if tick == DROPPED:
             continue
         if not same:
-            left += _add_up(pool, start, j, left, hour)
-        elif hour == own and left == start:
+            left += _add_up(pool, start, j, left, tick)
+        elif tick == own and left == start:
             left = j
         else:
-            moved = np.uint64(own - hour) << np.uint64(44)
+            moved = np.uint64(own - tick) << np.uint64(44)
             for t in range(start, j):
                 pool[left] = pool[t] - moved
                 left += 1
@@ -305,17 +313,17 @@ def _words_up_to(pool: Array, offset: Any, n: Any, head: Any) -> Any:
 
 
 @njit(inline="always")
-def _add(arena: Arena, key: Any, hour: Any, column: Any, amount: Any) -> Any:
+def _add(arena: Arena, key: Any, tick: Any, column: Any, amount: Any) -> Any:
     """Counts one event; returns whether the key was unchanged until now."""
     table, pool, state, caps = arena.table, arena.pool, arena.state, arena.caps
-    grain, reach, slack = arena.grain, arena.reach, arena.slack
-    now = state[NEWEST] - slack
-    hour = first_hour(hour, now, grain, reach)
-    if hour == DROPPED:
+    grain, reach, early, every = arena.grain, arena.reach, arena.early, arena.turn
+    now = state[NEWEST] - arena.slack
+    tick = first_tick(tick, now, grain, reach)
+    if tick == DROPPED:
         return False
     i = _find(table, arena.shift, key)
     group, bits = column // DIGITS, np.uint64(8 * (column % DIGITS))
-    head = hour << 4 | group << 2
+    head = tick << 4 | group << 2
     value = np.int64(amount)
     if value == 0:
         return False
@@ -323,7 +331,7 @@ def _add(arena: Arena, key: Any, hour: Any, column: Any, amount: Any) -> Any:
         offset = _allocate(arena, 0)
         pool[offset] = np.uint64(head) << np.uint64(40)
         table[i, 0] = key
-        table[i, 1] = _pack(offset, 1, 0, _due(pool, offset, 1, now, slack, grain, reach) << 1)
+        table[i, 1] = _pack(offset, 1, 0, _due(pool, offset, 1, now, early, every, grain, reach) << 1)
         state[KEYS] += 1
     meta = table[i, 1]
     offset, n, cls = _offset(meta), _words(meta), _class(meta)
@@ -346,7 +354,7 @@ def _add(arena: Arena, key: Any, hour: Any, column: Any, amount: Any) -> Any:
                     for t in range(n, j, -1):
                         pool[offset + t] = pool[offset + t - 1]
                     pool[offset + j] = np.uint64(head) << np.uint64(40)
-                    due = _sooner(due, _due(pool, offset + j, 1, now, slack, grain, reach), now // _turn_hours(grain))
+                    due = _sooner(due, _due(pool, offset + j, 1, now, early, every, grain, reach), now // every)
                     n += 1
                     j += 1
             at = offset + j - 1
@@ -392,12 +400,14 @@ def _prefetch(table: Array, shift: Any, pool: Array, keys: Array, start: Any, st
 
 @_compiled
 def add_rows(arena: Arena, rows: Rows, fresh: Array, cursor: Array) -> None:
-    """Adds rows from ``cursor[0]`` on until all are added or there is no room for one.
+    """Adds rows from ``cursor[0]`` on until all are added or there is no room for one, or its time is past the last
+    that can be named from this base.
 
     ``fresh[: cursor[1]]`` are the flat indices of the keys that had not changed before.
     """
     keys, ts_ms, column, amount, state = rows.keys, rows.ts_ms, rows.column, rows.amount, arena.state
     n, width = keys.shape
+    unit, base = arena.unit, state[BASE]
     ahead = max(1, AHEAD // max(1, width))
     places = np.empty((ahead, width), np.int64)
     looked_up = cursor[0]
@@ -405,38 +415,42 @@ def add_rows(arena: Arena, rows: Rows, fresh: Array, cursor: Array) -> None:
         if not _has_room(arena, width):
             return
         i = cursor[0]
+        tick = ts_ms[i] // unit - base
+        if UNITS <= tick < arena.end - base:
+            return
         if i == looked_up:
             looked_up = min(i + ahead, n)
             cursor[2] += _prefetch(arena.table, arena.shift, arena.pool, keys, i, looked_up, places)
-        hour = ts_ms[i] // HOUR_MS
-        nameable = 0 <= hour < HOURS
+        nameable = 0 <= tick < UNITS
         if nameable:
-            state[NEWEST] = max(state[NEWEST], hour)
+            state[NEWEST] = max(state[NEWEST], tick)
         for k in range(width):
-            if nameable and keys[i, k] != np.uint64(0) and _add(arena, keys[i, k], hour, column[i], amount[i]):
+            if nameable and keys[i, k] != np.uint64(0) and _add(arena, keys[i, k], tick, column[i], amount[i]):
                 fresh[cursor[1]] = i * width + k
                 cursor[1] += 1
         cursor[0] += 1
 
 
 @_compiled
-def _tails(ts_ms: Any, window: Array, window_grain: Array, tails: Array) -> None:
-    """``tails[w]``: the first hour that window w still counts, ``floor((ts - W) / grain) * grain``."""
+def _tails(ts_ms: Any, spans: Spans, base: Any, tails: Array) -> None:
+    """``tails[w]``: the first unit that window w still counts, ``floor((ts - W) / grain) * grain``."""
+    window, unit = spans.window, spans.unit
     for w in range(len(window)):
-        grain = window_grain[w]
-        tails[w] = (ts_ms - window[w] * HOUR_MS) // (grain * HOUR_MS) * grain
+        grain = spans.window_grain[w]
+        tails[w] = (ts_ms - window[w] * unit) // (grain * unit) * grain - base
 
 
 @_compiled
-def _sum_windows(pool: Array, offset: Any, n: Any, ts_ms: Any, tails: Array, total: Array, out: Array) -> None:
-    """Window sums of one list in one pass, newest word first. ``out`` (W or more, A); ``total`` (20,) is scratch.
+def _sum_windows(pool: Array, offset: Any, n: Any, stop: Any, tails: Array, total: Array, out: Array) -> None:
+    """Window sums of one list in one pass, newest word first: of the tiles that begin before the unit ``stop``. ``out``
+    (W or more, A); ``total`` (20,) is scratch.
 
     The digits of group 0 are added up side by side, in lanes of 16 bits, which are taken apart at each window's tail.
     """
     columns = out.shape[1]
     for a in range(len(total)):
         total[a] = 0
-    end = _first_word(ts_ms // HOUR_MS + (ts_ms % HOUR_MS > 0))  # tiles before this hour count
+    end = _first_word(stop)
     j = offset + n - 1
     while j >= offset and pool[j] >= end:
         j -= 1
@@ -471,36 +485,39 @@ def _sum_windows(pool: Array, offset: Any, n: Any, ts_ms: Any, tails: Array, tot
 
 
 @_compiled
-def _weights(hour: Any, grain: Array, reach: Array, fade: Array, out: Array) -> None:
-    """``out`` (H, ages): the weight of an event at the full hour ``hour``, by how many hours before it its word begins.
+def _weights(tick: Any, grain: Array, reach: Array, fade: Array, out: Array) -> None:
+    """``out`` (H, ages): the weight of an event at the full unit ``tick``, by how many units before it its word begins.
 
-    ``grain``, ``reach`` and ``fade`` are those of :class:`Spans`. A tile of g hours from f on is as old as its middle,
-    ``hour - f - g / 2``; the tile of ``hour`` itself is half an hour below 0 old.
+    ``grain``, ``reach`` and ``fade`` are those of :class:`Spans`. A tile of g units from f on is as old as its middle,
+    ``tick - f - g / 2``; the tile of ``tick`` itself is half a unit below 0 old.
     """
-    for age in range(out.shape[1]):
-        first, wide = hour - age, np.int64(1)
-        for level in range(len(grain) - 1):  # as in first_hour
+    age = 0
+    while age < out.shape[1]:
+        first, wide = tick - age, np.int64(1)
+        for level in range(len(grain) - 1):  # as in first_tick
             start = first // grain[level + 1] * grain[level + 1]
-            if start + grain[level + 1] > hour - reach[level]:
+            if start + grain[level + 1] > tick - reach[level]:
                 break
             first, wide = start, grain[level + 1]
-        at = 2 * (hour - first) - wide + 1
+        at = 2 * (tick - first) - wide + 1
+        stop = min(tick - first + 1, out.shape[1])  # the units of one tile weigh the same
         for h in range(len(fade)):
-            out[h, age] = fade[h, at] if at < fade.shape[1] else 0
+            out[h, age:stop] = fade[h, at] if at < fade.shape[1] else 0
+        age = stop
 
 
 @_compiled
 def _sum_decayed(
-    pool: Array, offset: Any, n: Any, hour: Any, newest: Any, tail: Any, weights: Array, out: Array
+    pool: Array, offset: Any, n: Any, tick: Any, newest: Any, tail: Any, weights: Array, out: Array
 ) -> None:
-    """Adds the decayed counts of one list at ``hour`` to the last H rows of ``out``. Only words of the hours from
+    """Adds the decayed counts of one list at ``tick`` to the last H rows of ``out``. Only words of the units from
     ``tail`` to ``newest`` count."""
     lives, ages = weights.shape
     first = len(out) - lives
     for j in range(offset + n - 1, offset - 1, -1):
         word = pool[j]
-        own = _hour(word)
-        if own < tail or hour - own >= ages:
+        own = _tick(word)
+        if own < tail or tick - own >= ages:
             return
         if own <= newest:
             kind = _head(word) & 15
@@ -509,7 +526,7 @@ def _sum_decayed(
                 count = _digit(word, slot) << shift
                 if count:
                     for h in range(lives):
-                        out[first + h, start + slot] += count * weights[h, hour - own]
+                        out[first + h, start + slot] += count * weights[h, tick - own]
 
 
 @_compiled
@@ -517,10 +534,12 @@ def count_rows(arena: Arena, spans: Spans, keys: Array, ts_ms: Array, out: Array
     """Reads what each key (n,) counts at its time (n,) into ``out`` (n, W + H, A), zeros on entry. Returns what
     :func:`_prefetch` does."""
     table, pool, fade = arena.table, arena.pool, spans.fade
+    unit, base = arena.unit, arena.state[BASE]
     n = len(keys)
     weights = np.empty((len(fade), spans.ages), np.int64)
     weighed = _BEFORE_ALL
     tails = np.empty(len(spans.window), np.int64)
+    tick = newest = np.int64(0)
     total = np.empty(GROUPS * DIGITS, np.int64)
     column = keys.reshape((n, 1))
     places = np.empty((AHEAD, 1), np.int64)
@@ -530,29 +549,31 @@ def count_rows(arena: Arena, spans: Spans, keys: Array, ts_ms: Array, out: Array
         unneeded += _prefetch(table, arena.shift, pool, column, start, stop, places)
         for i in range(start, stop):
             if i == 0 or ts_ms[i] != ts_ms[i - 1]:
-                _tails(ts_ms[i], spans.window, spans.window_grain, tails)
+                _tails(ts_ms[i], spans, base, tails)
+                tick = ts_ms[i] // unit - base
+                newest = tick - (ts_ms[i] == (tick + base) * unit)
             meta = table[places[i - start, 0], 1]
             if keys[i] != np.uint64(0) and meta != np.uint64(0):
-                _sum_windows(pool, _offset(meta), _words(meta), ts_ms[i], tails, total, out[i])
+                _sum_windows(pool, _offset(meta), _words(meta), newest + 1, tails, total, out[i])
                 if len(fade):
-                    hour = ts_ms[i] // HOUR_MS
-                    if hour != weighed:
-                        _weights(hour, spans.grain, spans.reach, fade, weights)
-                        weighed = hour
-                    newest = hour - (ts_ms[i] % HOUR_MS == 0)
-                    _sum_decayed(pool, _offset(meta), _words(meta), hour, newest, tails[-1], weights, out[i])
+                    if tick != weighed:
+                        _weights(tick, spans.grain, spans.reach, fade, weights)
+                        weighed = tick
+                    _sum_decayed(pool, _offset(meta), _words(meta), tick, newest, tails[-1], weights, out[i])
     return unneeded
 
 
 @_compiled
 def run_rows(arena: Arena, spans: Spans, rows: Rows, out: Array, cursor: Array) -> None:
     """Counts rows into ``out`` (n, K, W + H, A), zeros on entry, and adds them: of each time stamp first all rows are
-    counted, then all are added, until the end or until there is no room for one.
+    counted, then all are added, until the end, until there is no room for one, or until its time is past the last that
+    can be named from this base.
 
     ``cursor``: how many rows are added, how many counted.
     """
     keys, ts_ms, column, sums = rows.keys, rows.ts_ms, rows.column, rows.amount
     table, pool, state, fade = arena.table, arena.pool, arena.state, spans.fade
+    unit, base = arena.unit, state[BASE]
     n, width = keys.shape
     weights = np.empty((len(fade), spans.ages), np.int64)
     weighed = _BEFORE_ALL
@@ -566,8 +587,8 @@ def run_rows(arena: Arena, spans: Spans, rows: Rows, out: Array, cursor: Array) 
     while cursor[0] < n:
         if cursor[0] == cursor[1]:
             ts = ts_ms[cursor[0]]
-            _tails(ts, spans.window, spans.window_grain, tails)
-            present = ts // HOUR_MS
+            _tails(ts, spans, base, tails)
+            present = ts // unit - base
             if len(fade) and present != weighed:
                 _weights(present, spans.grain, spans.reach, fade, weights)
                 weighed = present
@@ -586,7 +607,7 @@ def run_rows(arena: Arena, spans: Spans, rows: Rows, out: Array, cursor: Array) 
                         if table[at, 0] != np.uint64(0):
                             meta = table[at, 1]
                             offset, words = _offset(meta), _words(meta)
-                            _sum_windows(pool, offset, words, ts + HOUR_MS, tails, total, out[i, k])
+                            _sum_windows(pool, offset, words, present + 2, tails, total, out[i, k])
                             if len(fade):
                                 _sum_decayed(pool, offset, words, present, present, tails[-1], weights, out[i, k])
                 i += 1
@@ -595,16 +616,18 @@ def run_rows(arena: Arena, spans: Spans, rows: Rows, out: Array, cursor: Array) 
             if not _has_room(arena, width):
                 return
             i = cursor[0]
-            hour = ts_ms[i] // HOUR_MS
-            nameable = 0 <= hour < HOURS
+            tick = ts_ms[i] // unit - base
+            if UNITS <= tick < arena.end - base:
+                return
+            nameable = 0 <= tick < UNITS
             if nameable:
-                state[NEWEST] = max(state[NEWEST], hour)
+                state[NEWEST] = max(state[NEWEST], tick)
             for k in range(width):
                 if nameable and keys[i, k] != np.uint64(0):
-                    _add(arena, keys[i, k], hour, column[i], one)
+                    _add(arena, keys[i, k], tick, column[i], one)
                     for m in range(sums.shape[1]):
                         if sums[i, m]:
-                            _add(arena, keys[i, k], hour, first_sum + m, sums[i, m])
+                            _add(arena, keys[i, k], tick, first_sum + m, sums[i, m])
             cursor[0] += 1
 
 
@@ -648,6 +671,29 @@ def move_pool(old: Array, arena: Arena) -> None:
 
 
 @_compiled
+def rebase(arena: Arena, base: Any) -> None:
+    """Counts units from ``base`` on, a later one, and drops the tiles before it. A list that falls empty keeps a tile
+    without counts, until it is swept."""
+    table, pool, state = arena.table, arena.pool, arena.state
+    shift = base - state[BASE]
+    for i in range(len(table)):
+        meta = table[i, 1]
+        if table[i, 0] != np.uint64(0):
+            offset, n = _offset(meta), _words(meta)
+            left = 0
+            for j in range(offset, offset + n):
+                if _tick(pool[j]) >= shift:
+                    pool[offset + left] = pool[j] - (np.uint64(shift) << np.uint64(44))
+                    left += 1
+            if left == 0:
+                pool[offset] = np.uint64(0)
+            table[i, 1] = _pack(offset, max(left, 1), _class(meta), _flags(meta))
+    state[BASE] = base
+    if state[NEWEST] != NO_UNIT:
+        state[NEWEST] -= shift
+
+
+@_compiled
 def _remove(table: Array, shift: Any, hole: Any) -> None:
     """Empties the place ``hole`` and moves the entries after it back, so that no tombstone is ever needed."""
     mask = len(table) - 1
@@ -666,15 +712,16 @@ def _remove(table: Array, shift: Any, hole: Any) -> None:
 
 
 @_compiled
-def sweep(arena: Arena, hour: Any, start: Any, stop: Any, every_list: Any) -> Any:
+def sweep(arena: Arena, tick: Any, start: Any, stop: Any, every_list: Any) -> Any:
     """Looks at the places [start, stop) of the table: at the lists that are due, or at all of them. Drops keys that no
-    window reaches at ``hour`` and merges the tiles of the others. Returns how many keys it dropped."""
+    window reaches at ``tick`` and merges the tiles of the others. Returns how many keys it dropped."""
     table, pool, free, state = arena.table, arena.pool, arena.free, arena.state
     caps, grain, reach, slack = arena.caps, arena.grain, arena.reach, arena.slack
-    state[NEWEST] = max(state[NEWEST], hour)
-    turn = (state[NEWEST] - slack) // _turn_hours(grain)
+    state[NEWEST] = max(state[NEWEST], tick)
+    turn = (state[NEWEST] - slack) // arena.turn
     dropped = 0
     last = len(grain) - 1
+    ends = (tick - slack + arena.early - reach[last]) // grain[last]  # a list without a tile from here on ends
     i = start
     while i < stop:
         if table[i, 0] == np.uint64(0):
@@ -685,9 +732,9 @@ def sweep(arena: Arena, hour: Any, start: Any, stop: Any, every_list: Any) -> An
             i += 1
             continue
         offset, n, cls = _offset(meta), _words(meta), _class(meta)
-        newest = _hour(pool[offset + n - 1])
+        newest = _tick(pool[offset + n - 1])
         left = 0
-        if newest // grain[last] >= (hour - reach[last]) // grain[last]:
+        if newest // grain[last] >= ends:
             left = _merge(pool, offset, n, state[NEWEST] - slack, grain, reach)
         if left == 0:
             _release(pool, free, offset, cls)
@@ -703,7 +750,7 @@ def sweep(arena: Arena, hour: Any, start: Any, stop: Any, every_list: Any) -> An
             pool[to : to + left] = pool[offset : offset + left]
             _release(pool, free, offset, cls)
             offset, cls = to, smaller
-        due = _due(pool, offset, left, state[NEWEST] - slack, slack, grain, reach)
+        due = _due(pool, offset, left, state[NEWEST] - slack, arena.early, arena.turn, grain, reach)
         table[i, 1] = _pack(offset, left, cls, np.uint64(due) << np.uint64(1) | meta & np.uint64(1))
         i += 1
     return dropped
@@ -734,8 +781,8 @@ def list_sizes(arena: Arena, keys: Array, settle: Any, sizes: Array, places: Arr
                 pool[offset] = pool[offset] >> np.uint64(40) << np.uint64(40)
             before = np.int64(-1)
             for j in range(offset, offset + left):
-                sizes[i] += _hour(pool[j]) != before
-                before = _hour(pool[j])
+                sizes[i] += _tick(pool[j]) != before
+                before = _tick(pool[j])
             flags = _flags(meta) & np.uint64(0xFE) if settle else _flags(meta)
             table[places[i], 1] = _pack(offset, max(left, 1), cls, flags)
     return unneeded
@@ -749,13 +796,14 @@ def words_of(tiles: Array, sizes: Array, words: Array) -> None:
     for i in range(len(sizes)):
         words[i] = 0
         for _ in range(sizes[i]):
-            words[i] += _write_words(tiles, row, nowhere, 0)
+            words[i] += _write_words(tiles, row, 0, nowhere, 0)
             row += 1
 
 
 @_compiled
-def _write_words(tiles: Array, row: Any, pool: Array, to: Any) -> Any:
-    """Writes tile ``row`` as words from ``to`` on, unless ``pool`` is empty; returns how many words it takes."""
+def _write_words(tiles: Array, row: Any, base: Any, pool: Array, to: Any) -> Any:
+    """Writes tile ``row`` as words from ``to`` on, unless ``pool`` is empty; returns how many words it takes. Tiles
+    name units since 1970."""
     n = 0
     columns = tiles.shape[1] - 1
     for group in range((columns + DIGITS - 1) // DIGITS):
@@ -766,7 +814,7 @@ def _write_words(tiles: Array, row: Any, pool: Array, to: Any) -> Any:
                 digits |= np.uint64(np.int64(tiles[row, first + slot]) >> (8 * level) & 255) << np.uint64(8 * slot)
             if digits:
                 if len(pool):
-                    head = np.int64(tiles[row, 0]) << 4 | group << 2 | level
+                    head = (np.int64(tiles[row, 0]) - base) << 4 | group << 2 | level
                     pool[to + n] = np.uint64(head) << np.uint64(40) | digits
                 n += 1
     return n
@@ -777,9 +825,11 @@ def scatter(arena: Arena, keys: Array, sizes: Array, words: Array, tiles: Array,
     """Replaces the lists of ``keys`` (n,) by ``tiles`` (T, 1 + A), from key ``cursor[0]``, tile ``cursor[1]`` on, until
     the end or until there is no room for one. An empty list takes its key out.
 
-    ``sizes`` (n,): tiles of each list; ``words`` (n,) come from :func:`words_of`.
+    ``sizes`` (n,): tiles of each list; ``words`` (n,) come from :func:`words_of`. Every tile can be named from this
+    base.
     """
     table, pool, free, state, caps = arena.table, arena.pool, arena.free, arena.state, arena.caps
+    base = state[BASE]
     while cursor[0] < len(keys):
         if not _has_room(arena, 1):
             return
@@ -815,10 +865,10 @@ def scatter(arena: Arena, keys: Array, sizes: Array, words: Array, tiles: Array,
             offset = _allocate(arena, cls)
         at = offset
         for row in range(cursor[1], cursor[1] + rows):
-            at += _write_words(tiles, row, pool, at)
+            at += _write_words(tiles, row, base, pool, at)
         cursor[1] += rows
-        state[NEWEST] = max(state[NEWEST], _hour(pool[offset + n - 1]))
-        due = _due(pool, offset, n, state[NEWEST] - arena.slack, arena.slack, arena.grain, arena.reach)
+        state[NEWEST] = max(state[NEWEST], _tick(pool[offset + n - 1]))
+        due = _due(pool, offset, n, state[NEWEST] - arena.slack, arena.early, arena.turn, arena.grain, arena.reach)
         table[i, 1] = _pack(offset, n, cls, due << 1)
 
 
@@ -848,7 +898,7 @@ def _write_varint(out: Array, at: Any, value: Any) -> Any:
 
 
 @_compiled
-def pack_lists(arena: Arena, places: Array, sizes: Array, columns: Any, out: Array, ends: Array) -> None:
+def pack_lists(arena: Arena, places: Array, sizes: Array, form: Any, columns: Any, out: Array, ends: Array) -> None:
     """The packed form (see ``windows/tiles.py``) of the lists that :func:`list_sizes` found, one after another.
 
     ``out`` has room for 9 bytes a list and 5 a number; ``ends`` (n,): where each list ends in it.
@@ -857,7 +907,7 @@ def pack_lists(arena: Arena, places: Array, sizes: Array, columns: Any, out: Arr
     at = 0
     counts = np.zeros(columns, np.int64)
     for i in range(len(places)):
-        out[at] = 1
+        out[at] = form
         out[at + 1] = columns
         out[at + 2] = sizes[i] & 255
         out[at + 3] = sizes[i] >> 8
@@ -866,14 +916,14 @@ def pack_lists(arena: Arena, places: Array, sizes: Array, columns: Any, out: Arr
             meta = table[places[i], 1]
             j = _offset(meta)
             end = j + _words(meta)
-            last = np.int64(0)
+            last = -arena.state[BASE]
             while j < end:
                 word = pool[j]
-                hour = _hour(word)
-                at = _write_varint(out, at, hour - last)
-                last = hour
+                tick = _tick(word)
+                at = _write_varint(out, at, tick - last)
+                last = tick
                 j += 1
-                alone = j == end or _hour(pool[j]) != hour
+                alone = j == end or _tick(pool[j]) != tick
                 if alone and _head(word) & 15 == 0 and word & _HIGH_BITS == 0 and columns <= DIGITS:
                     for slot in range(columns):  # every count is one byte: nearly all tiles
                         out[at + slot] = np.uint8(word >> np.uint64(8 * slot) & np.uint64(255))
@@ -881,7 +931,7 @@ def pack_lists(arena: Arena, places: Array, sizes: Array, columns: Any, out: Arr
                     continue
                 counts[:] = 0
                 j -= 1
-                while j < end and _hour(pool[j]) == hour:
+                while j < end and _tick(pool[j]) == tick:
                     head = _head(pool[j])
                     first = (head >> 2 & 3) * DIGITS
                     for slot in range(min(DIGITS, columns - first)):
@@ -893,8 +943,9 @@ def pack_lists(arena: Arena, places: Array, sizes: Array, columns: Any, out: Arr
 
 
 @_compiled
-def read_sizes(raw: Array, ends: Array, columns: Any, sizes: Array) -> Any:
-    """``sizes`` (n,) from the headers of packed lists. Returns -1, or the first list that is damaged."""
+def read_sizes(raw: Array, ends: Array, form: Any, columns: Any, sizes: Array) -> Any:
+    """``sizes`` (n,) from the headers of packed lists. Returns -1, or the first list that is damaged or of another
+    form."""
     start = np.int64(0)
     for i in range(len(ends)):
         length = ends[i] - start
@@ -902,7 +953,7 @@ def read_sizes(raw: Array, ends: Array, columns: Any, sizes: Array) -> Any:
         if length < 0 or ends[i] > len(raw):
             return i
         if length:
-            if length < 4 or raw[start] != 1 or raw[start + 1] != columns:
+            if length < 4 or raw[start] != form or raw[start + 1] != columns:
                 return i
             sizes[i] = np.int64(raw[start + 2]) | np.int64(raw[start + 3]) << 8
             if sizes[i] * (1 + columns) > length - 4:  # so that a lying header cannot make us allocate
@@ -912,10 +963,11 @@ def read_sizes(raw: Array, ends: Array, columns: Any, sizes: Array) -> Any:
 
 
 @_compiled
-def unpack(raw: Array, ends: Array, sizes: Array, out: Array) -> Any:
+def unpack(raw: Array, ends: Array, sizes: Array, stop: Any, out: Array) -> Any:
     """The inverse of :func:`pack_lists`: ``out`` (T, 1 + A), the tiles of the lists ``raw``, one after another.
 
-    ``sizes`` (n,) come from :func:`read_sizes`. Returns -1, or the first list that is damaged.
+    ``sizes`` (n,) come from :func:`read_sizes`; no tile begins at the unit ``stop`` or later. Returns -1, or the first
+    list that is damaged.
     """
     at, row = 0, 0
     columns = out.shape[1] - 1
@@ -923,7 +975,7 @@ def unpack(raw: Array, ends: Array, sizes: Array, out: Array) -> Any:
         if ends[i] == at:  # no bytes at all are an empty list
             continue
         at += 4
-        hour = np.int64(0)
+        tick = np.int64(0)
         for _ in range(sizes[i]):
             for a in range(columns + 1):
                 value, bits = np.int64(0), 0
@@ -937,11 +989,11 @@ def unpack(raw: Array, ends: Array, sizes: Array, out: Array) -> Any:
                     if byte < 128:
                         break
                 if a == 0:
-                    if row and hour and value == 0:
+                    if row and tick and value == 0:
                         return i
-                    hour += value
-                    value = hour
-                    if hour >= HOURS:
+                    tick += value
+                    value = tick
+                    if tick >= stop:
                         return i
                 if value > 0xFFFFFFFF:
                     return i
@@ -958,23 +1010,23 @@ def sum_lists(spans: Spans, tiles: Array, sizes: Array, ts_ms: Any, present: Arr
 
     List j goes to ``out[present[j]]``; ``out`` (.., W + H, A), zeros on entry.
     """
-    window, fade, ages = spans.window, spans.fade, spans.ages
+    window, fade, ages, unit = spans.window, spans.fade, spans.ages, spans.unit
     tails = np.empty(len(window), np.int64)
-    _tails(ts_ms, window, spans.window_grain, tails)
-    now = ts_ms // HOUR_MS
+    _tails(ts_ms, spans, 0, tails)
+    now = ts_ms // unit
     weights = np.empty((len(fade), ages), np.int64)
     _weights(now, spans.grain, spans.reach, fade, weights)
     first = 0
     for j in range(len(sizes)):
         for row in range(first, first + sizes[j]):
-            hour = np.int64(tiles[row, 0])
-            if hour * HOUR_MS < ts_ms:
+            tick = np.int64(tiles[row, 0])
+            if tick * unit < ts_ms:
                 for w in range(len(window)):
-                    if hour >= tails[w]:
+                    if tick >= tails[w]:
                         for a in range(tiles.shape[1] - 1):
                             out[present[j], w, a] += tiles[row, 1 + a]
-                if hour >= tails[-1] and now - hour < ages:
+                if tick >= tails[-1] and now - tick < ages:
                     for h in range(len(fade)):
                         for a in range(tiles.shape[1] - 1):
-                            out[present[j], len(window) + h, a] += np.int64(tiles[row, 1 + a]) * weights[h, now - hour]
+                            out[present[j], len(window) + h, a] += np.int64(tiles[row, 1 + a]) * weights[h, now - tick]
         first += sizes[j]

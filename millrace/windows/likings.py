@@ -5,7 +5,8 @@
 
     clicks a day = 1 / W * sum over the W windows of  clicks in the window / its days
 
-A recent click lies in every window, and a short window has few days. So the click of today weighs most.
+A recent click lies in every window, and a short window has few days. So the click of today weighs most. Windows
+shorter than a day take no part where there are longer ones: one click in 15 minutes would be 96 a day.
 
 Read off a window key of the item alone, it is the item's *heat* in the shop's lists. Read off a key of user columns and
 item columns, such as ``user_id * category``, it is the user's *liking* of the items that have these values. Decayed
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.contracts.durations import DAY_MIN
 from millrace.contracts.hashing import U64, value_hash
 from millrace.contracts.online import window_fields
 from millrace.contracts.schema import Windows
@@ -46,9 +48,19 @@ def events_a_day(counts: NDArray[np.integer[Any]], windows: Windows, action: str
     """The same of any action. (n,)"""
     if action not in windows.actions:
         return np.zeros(len(counts))
-    events = counts[:, : len(windows.days), windows.actions.index(action)]  # (n, W)
-    mean: NDArray[np.float64] = (events / np.array(windows.days, np.float64)).mean(axis=1)
+    first, days = _counted(windows)
+    events = counts[:, first : first + len(days), windows.actions.index(action)]  # (n, W)
+    mean: NDArray[np.float64] = (events / days).mean(axis=1)
     return mean
+
+
+def _counted(windows: Windows) -> tuple[int, NDArray[np.float64]]:
+    """The first window that counts here, and the days of it and all longer ones: windows of a day and more, or all
+    windows where all are shorter."""
+    minutes = np.array(windows.minutes, np.float64)
+    short = int(np.count_nonzero(minutes < DAY_MIN))
+    first = short if short < len(minutes) else 0
+    return first, minutes[first:] / DAY_MIN
 
 
 def smoothed_rate(
@@ -72,7 +84,7 @@ def smoothed_rate(
     >>> smoothed_rate(np.array([0.0, 6.0, 0.75]), np.array([0.0, 12.0, 0.75]), 0.1, 8, windows).round(3).tolist()
     [0.1, 0.367, 0.2]
     """
-    s = prior * float(np.mean(1 / np.array(windows.days, np.float64)))
+    s = prior * float(np.mean(1 / _counted(windows)[1]))
     out: NDArray[np.float64] = (clicks + s * rate) / (exposures + s)
     return out
 
@@ -125,6 +137,6 @@ def preferences(
     hashes = np.array([value_hash(value) for value in values], np.uint64)
     keys = builder.keys({**user, column: hashes}, len(values))[:, taste_columns(builder)[column]]
     held = [record.get(field) for field in window_fields(keys)]
-    liking = clicks_a_day(counts_of(held, ts_ms, windows.days, windows.columns), windows)
+    liking = clicks_a_day(counts_of(held, ts_ms, windows.durations, windows.columns), windows)
     order = np.argsort(-liking, kind="stable")[: np.count_nonzero(liking)]
     return [(values[i], float(liking[i])) for i in order.tolist()]

@@ -6,31 +6,34 @@
     age of a tile     younger than 1 day        up to 7 days           older
     its grain         1 hour | 1 hour | ..      6 hours | 6 hours ..   1 day | 1 day | ..    (merged as it ages)
 
-    window of W days at ts:    [ floor((ts - W) / grain) * grain ............ ts )
+    window of length W at ts:  [ floor((ts - W) / grain) * grain ............ ts )
                                  tail: aligned to the window's grain          head: exact
 
-The grain of a window follows from its length: 1 hour up to a day, 6 hours up to seven days, a day beyond. So a count
-lies between the exact counts of W and of W + grain. An event costs one write a key, whatever the number of windows.
+The grain of a window follows from its length (:mod:`millrace.contracts.durations`): 5 minutes up to an hour, 15 minutes
+up to six hours, an hour up to a day, 6 hours up to seven days, a day beyond. So a count lies between the exact counts
+of W and of W + grain. An event costs one write a key, whatever the number of windows.
+
+Tiles begin a *unit* wide: an hour, or the finest grain of the windows where that is 5 or 15 minutes.
 
 A count with half-life h is read off the same tiles and needs no state of its own::
 
     decayed(ts) = sum over the tiles that the longest window reaches of  count * 2^-((ts - middle of the tile) / h)
 
-A tile here is what the hour of an event is merged into once no finer window needs the hour, whether it has been merged
+A tile here is what the unit of an event is merged into once no finer window needs the unit, whether it has been merged
 yet or not. So the weight of an event of time t is within a factor of 2^(+-grain / 2h) of 2^-((ts - t) / h), where grain
 is that of its tile. (Weights are whole numbers of :data:`UNIT`, which adds an error of 2^-25 an event.) Events before
 the longest window W are left out; their weight is 2^-(W / h) at most. The middle of the newest tile may be after
-``ts``: an event of the present hour can count a little more than 1.
+``ts``: an event of the present unit can count a little more than 1.
 
 A mean is a sum over a count: the columns after those of the actions hold sums (:func:`.features.steps`).
 
 Packed form of a tile list, as Redis and ``features.items`` carry it (little-endian)::
 
-    byte 0      form, 1
+    byte 0      form, which says the unit: 1 an hour, 2 fifteen minutes, 3 five minutes
     byte 1      A, the number of columns: actions, then sums
     bytes 2-3   n, the number of tiles, uint16
     then n times, oldest first, as LEB128 varints (7 bits a byte, low first, top bit = more follows):
-                first hour of the tile since 1970, less that of the tile before (of 0 for the first)
+                first unit of the tile since 1970, less that of the tile before (of 0 for the first)
                 A counts or sums
 
 An empty byte string and a list of n = 0 both mean "no events".
@@ -46,18 +49,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.contracts import durations
 from millrace.contracts.errors import StoreError
 from millrace.contracts.schema import MAX_COLUMNS, Windows
 from millrace.windows import kernels
-from millrace.windows.kernels import HOUR_MS, KEYS, NEWEST, USED, Arena, Rows, Spans
+from millrace.windows.kernels import BASE, KEYS, NEWEST, NO_UNIT, UNITS, USED, Arena, Rows, Spans
 
 Array = NDArray[Any]
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 U32 = NDArray[np.uint32]
-
-GRAINS_H = ((1, 1), (7, 6), (1 << 30, 24))
-"""(longest window in days, its grain in hours)."""
 
 SLACK_H = 3
 """Hours that merging waits, so that a reader whose clock is up to three hours behind the newest event still gets every
@@ -66,7 +67,12 @@ window by its definition."""
 _TURNS_LEFT_OUT = 32
 """Turns of sweeping that may be left out. After more of them, a list's 7 bits do not tell whether it is due."""
 
-_NO_HOUR = -(1 << 40)  # the newest hour of a store that has seen no event
+_HOURS = 1 << 20
+"""Hours since 1970 that a store can name: until the year 2089."""
+_FORMS = {60: 1, 15: 2, 5: 3}
+"""Form of a packed list by its unit in minutes."""
+_BASES = 128 * durations.DAY_MIN
+"""Minutes between two bases of a store; see :mod:`millrace.windows.kernels`."""
 UNIT = 1 << 24
 """The weight of an event of age 0 in decayed counts."""
 
@@ -77,22 +83,33 @@ _REMEDY = "let the stream role of this version publish it again"
 
 def grain_hours(days: int) -> int:
     """The grain of a window of ``days`` days, in hours: how far its tail may reach beyond its length."""
-    return next(grain for longest, grain in GRAINS_H if days <= longest)
+    return durations.grain_minutes(days * durations.DAY_MIN) // 60
 
 
 @lru_cache(maxsize=16)
-def _spans(days: tuple[int, ...], half_lives: tuple[float, ...]) -> Spans:
+def _unit(lengths: tuple[int | str, ...]) -> int:
+    """The unit of tiles for windows of these lengths, in minutes."""
+    return durations.unit_minutes(durations.lengths_in_minutes(lengths))
+
+
+@lru_cache(maxsize=16)
+def _spans(lengths: tuple[int | str, ...], half_lives: tuple[float, ...]) -> Spans:
     """What is read off a tile list. Read-only, and remembered: a request would make it anew each time."""
-    window = [d * 24 for d in days]
-    window_grain = [grain_hours(d) for d in days]
+    minutes = durations.lengths_in_minutes(lengths)
+    unit = durations.unit_minutes(minutes)
+    window = [m // unit for m in minutes]
+    window_grain = [durations.grain_minutes(m) // unit for m in minutes]
     grain = sorted({1, *window_grain})
+    if unit < durations.HOUR_MIN:  # every step between: a day is not kept in tiles of five minutes until it is over
+        grain = [g // unit for _, g in durations.GRAINS_MIN if unit <= g <= unit * grain[-1]]
     reach = [max([w for w, g in zip(window, window_grain, strict=True) if g <= most], default=0) for most in grain]
-    # Past 25 half-lives a weight rounds to 0; a tile may be a day younger than its first hour.
-    hours = [h * 24 for h in half_lives]
-    ages = min(24 * days[-1] + 25, int(25 * max(hours)) + 25) if hours else 0
+    # Past 25 half-lives a weight rounds to 0; a tile may be a day younger than its first unit.
+    day = durations.DAY_MIN // unit
+    lives = [h * day for h in half_lives]
+    ages = min(window[-1] + day + 1, int(25 * max(lives)) + day + 1) if lives else 0
     age = (np.arange(2 * ages + 2) - 1) / 2
-    weights = [np.round(UNIT * np.exp2(-age / h)) for h in hours]
-    fade: I64 = np.array(weights, np.int64).reshape(len(hours), -1 if hours else 0)
+    weights = [np.round(UNIT * np.exp2(-age / h)) for h in lives]
+    fade: I64 = np.array(weights, np.int64).reshape(len(lives), -1 if lives else 0)
     return Spans(
         window=np.array(window, np.int64),
         window_grain=np.array(window_grain, np.int64),
@@ -100,6 +117,7 @@ def _spans(days: tuple[int, ...], half_lives: tuple[float, ...]) -> Spans:
         reach=np.array(reach, np.int64),
         fade=fade,
         ages=ages,
+        unit=unit * 60_000,
     )
 
 
@@ -110,15 +128,15 @@ class TileStore:
     replay ``run``, which counts and adds. One thread at a time. Key 0 is "missing": nothing is stored under it.
 
     What is read is uint32 (n, W, A) if there are neither half-lives nor sums, else int64 (n, W + H, A). Its last H rows
-    are decayed counts in units of 2^-24 (:data:`UNIT`), *as of the full hour at or before* ``ts``:
-    :meth:`millrace.windows.features.FeatureBuilder.num` multiplies them by 2^-(rest of the hour / h).
+    are decayed counts in units of 2^-24 (:data:`UNIT`), *as of the full unit at or before* ``ts``:
+    :meth:`millrace.windows.features.FeatureBuilder.num` multiplies them by 2^-(rest of the unit / h).
 
     Two exposures (column 0) and a click (column 1) of one key, over a day and a week; a reader asks five hours later:
 
     >>> import numpy as np
     >>> hour_ms = 3_600_000
     >>> key, noon_ms = np.array([7], np.uint64), 480_012 * hour_ms
-    >>> store = TileStore(days=(1, 7), columns=2)
+    >>> store = TileStore((1, 7), columns=2)
     >>> store.add(np.repeat(key, 3), np.array([noon_ms - 72 * hour_ms, noon_ms, noon_ms + 1]), np.array([0, 0, 1]))
     array([0])
     >>> store.counts(key, noon_ms + 5 * hour_ms).tolist()  # [[[exposures, clicks] in a day, .. in a week]]
@@ -133,57 +151,68 @@ class TileStore:
 
     >>> snapshot = store.snapshot()
     >>> _ = store.add(key, np.array([noon_ms + 2]), np.array([1]))
-    >>> later = TileStore(days=(1, 7), columns=2)
+    >>> later = TileStore((1, 7), columns=2)
     >>> later.resume(snapshot)
     >>> later.counts(key, noon_ms + 5 * hour_ms)[0, 0].tolist(), store.counts(key, noon_ms + 5 * hour_ms)[0, 0].tolist()
     ([1, 1], [1, 2])
 
     Args:
-        days: the windows' lengths in days, ascending.
+        lengths: the windows' lengths, ascending: a number is days, a text a duration (``"15min"``, ``"6h"``).
         columns: A, at most 16.
         half_lives: in days, ascending.
         sums: how many of the columns are sums; they are the last ones.
 
     Raises:
-        ValueError: the lengths do not ascend, there are too many columns, or the windows are too long for one list.
+        ValueError: a length is no duration or they do not ascend, there are too many columns, or the windows are too
+            long for one list.
     """
 
-    def __init__(self, days: Sequence[int], columns: int, half_lives: Sequence[float] = (), sums: int = 0) -> None:
-        if not days or list(days) != sorted(set(days)) or days[0] < 1 or not 1 <= columns <= MAX_COLUMNS:
-            raise ValueError(f"windows of {list(days)} days and {columns} columns: ascending days and 1-16 columns")
-        self.days, self.half_lives = tuple(days), tuple(half_lives)
+    def __init__(
+        self, lengths: Sequence[int | str], columns: int, half_lives: Sequence[float] = (), sums: int = 0
+    ) -> None:
+        self.lengths, self.half_lives = tuple(lengths), tuple(half_lives)
+        wrong = durations.length_problem(durations.lengths_in_minutes(self.lengths))
+        if wrong or not 1 <= columns <= MAX_COLUMNS:
+            raise ValueError(f"windows {list(lengths)} of {columns} columns: ascending lengths and 1-16 columns")
         self.columns, self.sums = columns, sums
         self.dtype: type[np.integer[Any]] = np.int64 if half_lives or sums else np.uint32
-        self._spans = _spans(self.days, self.half_lives)
+        self._spans = _spans(self.lengths, self.half_lives)
+        self._unit_min = _unit(self.lengths)
         grain, reach = self._spans.grain, self._spans.reach
+        hour = durations.HOUR_MIN // self._unit_min
+        slack = SLACK_H * hour
         # A merged list has no more tiles than this: one for each step of a grain within that grain's reach.
-        most = int(sum(r // g for r, g in zip(reach, grain, strict=True))) + 64
+        most = int(sum(r // g for r, g in zip(reach, grain, strict=True))) + slack + 61
         most *= kernels.LEVELS * -(-columns // kernels.DIGITS)  # words
         if most >= 1 << 16:
-            raise ValueError(f"windows up to {days[-1]} days of {columns} columns are too long for one list of tiles")
+            raise ValueError(f"windows up to {lengths[-1]} of {columns} columns are too long for one list of tiles")
         caps = _size_classes(most)
         self._arena = Arena(
             table=np.zeros((1024, 2), np.uint64),
             shift=_shift(1024),
             pool=np.empty(1024 + 4 * int(caps[-1]), np.uint64),
             free=np.full(len(caps), -1, np.int64),
-            state=np.array([0, 0, _NO_HOUR], np.int64),
+            state=np.array([0, 0, NO_UNIT, 0], np.int64),
             caps=caps,
             grain=grain,
             reach=reach,
-            slack=SLACK_H,
+            slack=slack,
+            early=slack if hour == 1 else 0,
+            turn=max(hour, int(grain[min(1, len(grain) - 1)])),
+            unit=self._spans.unit,
+            end=_HOURS * hour,
         )
         self._swept: int | None = None  # turn of the last whole sweep
 
     @classmethod
     def of(cls, windows: Windows) -> TileStore:
         """A store for a schema's windows, half-lives and means."""
-        return cls(windows.days, windows.columns, windows.half_lives, len(windows.means))
+        return cls(windows.durations, windows.columns, windows.half_lives, len(windows.means))
 
     @property
     def spans(self) -> int:
         """W + H."""
-        return len(self.days) + len(self.half_lives)
+        return len(self.lengths) + len(self.half_lives)
 
     def __len__(self) -> int:
         return int(self._arena.state[KEYS])
@@ -191,8 +220,7 @@ class TileStore:
     @property
     def sweep_hours(self) -> int:
         """Hours between two turns of sweeping. Tiles merge and keys end at multiples of it, :data:`SLACK_H` later."""
-        grain = self._arena.grain
-        return int(grain[min(1, len(grain) - 1)])
+        return self._arena.turn * self._unit_min // durations.HOUR_MIN
 
     @property
     def nbytes(self) -> int:
@@ -200,10 +228,10 @@ class TileStore:
         return self._arena.table.nbytes + self._arena.pool.nbytes
 
     @property
-    def newest_hour(self) -> int | None:
-        """Hour since 1970 of the newest event (or sweep), None before the first."""
-        hour = int(self._arena.state[NEWEST])
-        return None if hour == _NO_HOUR else hour
+    def newest_unit(self) -> int | None:
+        """Unit since 1970 of the newest event (or sweep), None before the first."""
+        newest = int(self._arena.state[NEWEST])
+        return None if newest == NO_UNIT else newest + int(self._arena.state[BASE])
 
     def add(self, keys: U64, ts_ms: I64, column: Array, amount: Array | int = 1) -> I64:
         """Counts events in any order. An event too old for every window is ignored.
@@ -235,13 +263,14 @@ class TileStore:
             kernels.add_rows(self._arena, rows, fresh, cursor)
             if cursor[0] == n:
                 return fresh[: cursor[1]].copy()
+            self._reach(int(times[cursor[0]]) // self._arena.unit)
             self._grow(width)
 
     def counts(self, keys: U64, ts_ms: I64 | int) -> Array:
         """Counts in ``[ts - W, ts)`` and decayed counts of each key (n,), as (n, W + H, A); zeros for an unknown key.
         Allocates no key.
 
-        The head is exact to the hour: an event in the hour of ``ts`` counts even if it is not before ``ts``. So ask at
+        The head is exact to the unit: an event in the unit of ``ts`` counts even if it is not before ``ts``. So ask at
         a time after the newest event, as the clock of a reader is. Replay uses :meth:`run`.
         """
         keys = _contiguous(keys, _U64)
@@ -282,6 +311,7 @@ class TileStore:
             kernels.run_rows(self._arena, self._spans, rows, out, cursor)
             if cursor[0] == n:
                 return out
+            self._reach(int(times[cursor[0]]) // self._arena.unit)
             self._grow(width)
 
     def export(self, keys: U64, settle: bool = False) -> list[bytes]:
@@ -307,10 +337,15 @@ class TileStore:
         """Replaces the lists of ``keys`` (n,) by packed ones; an empty list takes its key out.
 
         Raises:
-            StoreError: a list is damaged or has another number of columns; nothing is replaced then.
+            StoreError: a list is damaged, or has another number of columns or another unit; nothing is replaced then.
         """
-        sizes, tiles = _unpack(blobs, self.columns)
+        sizes, tiles = _unpack(blobs, self.columns, self._unit_min)
         self._scatter(_contiguous(keys, _U64), sizes, tiles)
+
+    def drop(self, keys: U64) -> None:
+        """Takes ``keys`` (n,) out, as if nothing had ever been counted under them."""
+        keys = _contiguous(keys, _U64)
+        self._scatter(keys, np.zeros(len(keys), np.int64), np.zeros((0, 1 + self.columns), np.uint32))
 
     def expire(self, now_ms: int) -> int:
         """Drops the keys whose windows are all empty at ``now_ms`` and merges the tiles of the rest. Returns how many
@@ -327,12 +362,16 @@ class TileStore:
         return found
 
     def _turn(self, now_ms: int) -> int:
-        return (max(int(self._arena.state[NEWEST]), now_ms // HOUR_MS) - SLACK_H) // self.sweep_hours
+        arena = self._arena
+        now = now_ms // arena.unit - int(arena.state[BASE])
+        turn: int = (max(int(arena.state[NEWEST]), now) - arena.slack) // arena.turn
+        return turn
 
     def _sweep(self, now_ms: int, start: float, stop: float, *, every_list: bool) -> int:
         size = len(self._arena.table)
         first, last = int(start * size), size if stop >= 1 else int(stop * size)
-        return int(kernels.sweep(self._arena, now_ms // HOUR_MS, first, last, every_list))
+        now = now_ms // self._arena.unit - int(self._arena.state[BASE])
+        return int(kernels.sweep(self._arena, now, first, last, every_list))
 
     def keys(self) -> U64:
         """All keys, in no particular order."""
@@ -360,9 +399,9 @@ class TileStore:
 
         Raises:
             ValueError: this store is not fresh, or its windows or columns differ from the snapshot's.
-            StoreError: a tile list in the arrays is damaged, or has another number of columns.
+            StoreError: a tile list in the arrays is damaged, or has another number of columns or another unit.
         """
-        if self.newest_hour is not None:
+        if self.newest_unit is not None:
             raise ValueError(f"a store with {len(self)} keys cannot resume; resume a fresh one")
         if isinstance(state, TilesSnapshot):
             source = state._store
@@ -372,18 +411,21 @@ class TileStore:
             self._arena, self._swept = twin._arena, twin._swept
             return
         keys = _contiguous(state["keys"], _U64)
-        sizes, tiles = _unpacked(_contiguous(state["packed"], _U8), _contiguous(state["ends"], _I64), self.columns)
+        packed, ends = _contiguous(state["packed"], _U8), _contiguous(state["ends"], _I64)
+        sizes, tiles = _unpacked(packed, ends, self.columns, self._unit_min)
         words, caps = _words(sizes, tiles), self._arena.caps
         if len(words) and words.max() > caps[-1]:
             raise self._too_long(words)
         self._reserve(len(keys), int(caps[np.searchsorted(caps, words)].sum()) + int(caps[-1]))
+        newest = int(state["newest"][0])
+        self._reach(newest)
         self._scatter(keys, sizes, tiles)
         kernels.set_changed(self._arena, keys, _contiguous(state["changed"], _U8))
-        self._arena.state[NEWEST] = state["newest"][0]
+        self._arena.state[NEWEST] = newest if newest == NO_UNIT else newest - self._arena.state[BASE]
 
     @property
-    def _shape(self) -> tuple[tuple[int, ...], int, tuple[float, ...], int]:
-        return self.days, self.columns, self.half_lives, self.sums
+    def _shape(self) -> tuple[tuple[int | str, ...], int, tuple[float, ...], int]:
+        return self.lengths, self.columns, self.half_lives, self.sums
 
     def _twin(self) -> TileStore:
         """An equal store that shares nothing with this one; as fast as memory is."""
@@ -409,12 +451,18 @@ class TileStore:
         """The packed lists of what :meth:`_sizes` found, one after another, and (n,) where each ends."""
         out = np.empty(9 * len(sizes) + 5 * (1 + self.columns) * int(sizes.sum()), np.uint8)
         ends = np.empty(len(sizes), np.int64)
-        kernels.pack_lists(self._arena, places, sizes, self.columns, out, ends)
+        kernels.pack_lists(self._arena, places, sizes, _FORMS[self._unit_min], self.columns, out, ends)
         return out[: ends[-1] if len(ends) else 0], ends
 
     def _scatter(self, keys: U64, sizes: I64, tiles: U32) -> None:
         if len(keys) != len(sizes):
             raise ValueError(f"{len(keys)} keys and {len(sizes)} tile lists")
+        if len(tiles) and self._unit_min < durations.HOUR_MIN:
+            self._reach(int(tiles[:, 0].max()))
+            older = tiles[:, 0] < self._arena.state[BASE]
+            if older.any():  # no window reaches them
+                of = np.repeat(np.arange(len(sizes)), sizes)[older]
+                sizes, tiles = sizes - np.bincount(of, minlength=len(sizes)), np.ascontiguousarray(tiles[~older])
         words = _words(sizes, tiles)
         if len(words) and words.max() > self._arena.caps[-1]:
             raise self._too_long(words)
@@ -426,7 +474,15 @@ class TileStore:
             self._grow(1)
 
     def _too_long(self, words: I64) -> StoreError:
-        return StoreError(f"a list of {words.max()} words, more than windows of {self.days} days have", _REMEDY)
+        return StoreError(f"a list of {words.max()} words, more than windows of {list(self.lengths)} have", _REMEDY)
+
+    def _reach(self, unit: int) -> None:
+        """Moves the base up when a unit since 1970 cannot be named from it."""
+        arena = self._arena
+        if UNITS <= unit - int(arena.state[BASE]) < arena.end - int(arena.state[BASE]):
+            every = _BASES // self._unit_min
+            kernels.rebase(arena, (unit - UNITS // 2) // every * every)
+            self._swept = None  # what fell empty is due at no turn that its 7 bits tell
 
     def _grow(self, width: int) -> None:
         """Makes room for any row of ``width`` keys; in proportion to what there is, so that copying stays cheap."""
@@ -486,14 +542,14 @@ class TilesSnapshot:
             "ends": ends,
             "packed": packed,
             "changed": changed[full],
-            "newest": store._arena.state[NEWEST : NEWEST + 1].copy(),
+            "newest": np.array([NO_UNIT if store.newest_unit is None else store.newest_unit], np.int64),
         }
 
 
 def counts_of(
     blobs: Sequence[bytes | None],
     ts_ms: int,
-    days: Sequence[int],
+    lengths: Sequence[int | str],
     columns: int,
     half_lives: Sequence[float] = (),
     sums: int = 0,
@@ -501,14 +557,15 @@ def counts_of(
     """What :meth:`TileStore.counts` gives, straight from packed lists: (n, W + H, A); zeros for None and empty lists.
 
     Raises:
-        StoreError: a list is damaged or has another number of columns.
+        StoreError: a list is damaged, or has another number of columns or another unit.
     """
+    lengths = tuple(lengths)
     wide = np.int64 if half_lives or sums else np.uint32
-    out = np.zeros((len(blobs), len(days) + len(half_lives), columns), wide)
+    out = np.zeros((len(blobs), len(lengths) + len(half_lives), columns), wide)
     present = [i for i, blob in enumerate(blobs) if blob]
     if present:
-        sizes, tiles = _unpack([blob for blob in blobs if blob], columns)
-        spans = _spans(tuple(days), tuple(half_lives))
+        sizes, tiles = _unpack([blob for blob in blobs if blob], columns, _unit(lengths))
+        spans = _spans(lengths, tuple(half_lives))
         kernels.sum_lists(spans, tiles, sizes, ts_ms, np.array(present, np.int64), out)
     return out
 
@@ -540,25 +597,26 @@ def _words(sizes: I64, tiles: U32) -> I64:
     return words
 
 
-def _unpack(blobs: Sequence[bytes], columns: int) -> tuple[I64, U32]:
-    """(n,) sizes and (T, 1 + A) tiles."""
+def _unpack(blobs: Sequence[bytes], columns: int, unit_min: int) -> tuple[I64, U32]:
+    """(n,) sizes and (T, 1 + A) tiles, which name units since 1970."""
     ends = np.fromiter(accumulate(map(len, blobs)), np.int64, len(blobs))
-    return _unpacked(np.frombuffer(bytearray().join(blobs), np.uint8), ends, columns)
+    return _unpacked(np.frombuffer(bytearray().join(blobs), np.uint8), ends, columns, unit_min)
 
 
-def _unpacked(raw: Array, ends: I64, columns: int) -> tuple[I64, U32]:
+def _unpacked(raw: Array, ends: I64, columns: int, unit_min: int) -> tuple[I64, U32]:
     sizes = np.empty(len(ends), np.int64)
-    bad = kernels.read_sizes(raw, ends, columns, sizes)
+    bad = kernels.read_sizes(raw, ends, _FORMS[unit_min], columns, sizes)
     tiles = np.empty((0 if bad >= 0 else int(sizes.sum()), 1 + columns), np.uint32)
     if bad < 0:
-        bad = kernels.unpack(raw, ends, sizes, tiles)
+        bad = kernels.unpack(raw, ends, sizes, _HOURS * durations.HOUR_MIN // unit_min, tiles)
     if bad >= 0:
-        raise _damaged(raw[ends[bad - 1] if bad else 0 : ends[bad]].tobytes(), columns)
+        raise _damaged(raw[ends[bad - 1] if bad else 0 : ends[bad]].tobytes(), columns, unit_min)
     return sizes, tiles
 
 
-def _damaged(blob: bytes, columns: int) -> StoreError:
-    return StoreError(
-        f"{len(blob)} bytes ({blob[:8].hex()}..) are no tile list of {columns} columns",
-        _REMEDY,
-    )
+def _damaged(blob: bytes, columns: int, unit_min: int) -> StoreError:
+    other = next((unit for unit, form in _FORMS.items() if blob[:1] == bytes([form]) and unit != unit_min), None)
+    if other is not None:
+        problem = f"a tile list of {other} minutes, where this schema's windows have tiles of {unit_min}"
+        return StoreError(problem, "let the stream role publish it again under this schema")
+    return StoreError(f"{len(blob)} bytes ({blob[:8].hex()}..) are no tile list of {columns} columns", _REMEDY)
