@@ -32,8 +32,8 @@ worker that lost its partition unawares never replaces one of the new owner. Whe
 higher line is the right one.
 
 A journal holds under its label policy, waits, schema and number of partitions. They may have been changed since: it is
-replayed under its own, and what comes out goes on under those of now. A journal of other rules (a version that makes
-something else of a message) is not replayed: Kafka is read from there.
+replayed under its own, and what comes out goes on under those of now. (Another schema must be asked for: ``evolve``.)
+A journal of other rules (a version that makes something else of a message) is not replayed: Kafka is read from there.
 """
 
 from __future__ import annotations
@@ -71,6 +71,15 @@ CLEAN_BYTES = REPLAY_BYTES // 8
 KEPT = 2
 LEVEL = 3  # of zstd
 
+_REMEDY_EVOLVE = (
+    "set MILLRACE_EVOLVE=true to carry over what both have, MILLRACE_SCHEMA to the former schema, or MILLRACE_DATA to "
+    "an empty folder"
+)
+_REMEDY_UNKNOWN = (
+    "start the stream once with the schema that it was made with, so that it is noted in the store, and then change it "
+    "with MILLRACE_EVOLVE=true; or set MILLRACE_DATA to an empty folder"
+)
+
 _NAME = re.compile(r"p(\d{5})-(\d{12})-(\d{6})\.(base|journal)$")
 
 
@@ -95,10 +104,19 @@ class Terms(msgspec.Struct, frozen=True):
         return cls(partition.schema.id, RULES, partition.partitions, partition.settles, *waits, p.label.name)
 
     def partition(self, like: Partition) -> Partition:
-        """A new partition under these terms."""
+        """A new partition under these terms.
+
+        Raises:
+            StoreError: nobody knows their schema any more.
+        """
+        known = {schema.id: schema for schema in (*like.history, like.schema)}
+        if self.schema not in known:
+            raise StoreError(
+                f"a checkpoint of schema {self.schema}, the settings name {like.schema.id}", _REMEDY_UNKNOWN
+            )
         waits = self.attribution_ms, self.disorder_ms, self.lateness_ms, self.ahead_ms
         policy = Policy(*waits, policy_named(self.label), self.observation_ms)
-        return Partition(like.number, like.schema, policy, self.partitions, self.settles)
+        return Partition(like.number, known[self.schema], policy, self.partitions, self.settles, like.history)
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -150,15 +168,16 @@ class CheckpointStore:
         self.store = Store(self.url)
         self.old = OldCheckpoints(url if old is None else old)
 
-    def load(self, fresh: Partition) -> Loaded:
+    def load(self, fresh: Partition, evolve: bool = False) -> Loaded:
         """Takes a partition over: its state from the newest whole base and the journals that follow, and a line.
 
         Args:
             fresh: a new partition, under the terms of now. It is the result's where nothing was written.
+            evolve: a state of a schema of ``fresh.history`` is carried over to that of now.
 
         Raises:
-            StoreError: the store cannot be used, the state is of another schema, or there is a state but all of it is
-                damaged.
+            StoreError: the store cannot be used, the state is of another schema and may not be carried over, or there
+                is a state but all of it is damaged.
         """
         number = fresh.number
         names = self.names(number)
@@ -187,6 +206,17 @@ class CheckpointStore:
             found.replay_bytes,
         )
         line.journals = found.journals
+        if partition.schema.id != fresh.schema.id:
+            if not evolve:
+                raise StoreError(
+                    f"a checkpoint of schema {partition.schema.id}, the settings name {fresh.schema.id}", _REMEDY_EVOLVE
+                )
+            log.warning(
+                "the state was carried over to another schema",
+                partition=number,
+                former=partition.schema.id,
+                schema=fresh.schema.id,
+            )
         if Terms.of(partition) != line.terms:
             partition = self._under(partition, fresh)
         line.write([], None, partition.offsets, partition.advance_ms)

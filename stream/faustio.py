@@ -5,6 +5,9 @@ Faust joins the group, assigns partitions, keeps heart-beats alive in a thread o
 It must not decide where reading resumes. So its acknowledgement of single messages is switched off (``acks=False``: it
 would acknowledge an exception or a message of an older generation too). Offsets are committed by hand after the
 checkpoint that covers them. On assignment each partition is read from its checkpoint's offset.
+
+The settings' prefix is put on and taken off here: a ``TP`` that :class:`StreamApp` is given or hands out has the name
+of :mod:`millrace.contracts.topics`. Faust and the client know the name at the broker alone.
 """
 
 from __future__ import annotations
@@ -163,9 +166,10 @@ class _Consumer(driver.Consumer):
         the assignment, and hands messages over when this returns. So it waits here until the state is loaded.
         """
         self.stop_flow()
-        positions = await cast(StreamApp, self.app).positions()
+        app = cast(StreamApp, self.app)
+        positions = {app.at_broker(tp): offset for tp, offset in (await app.positions()).items()}
         assigned = self.assignment()
-        targets = {cast(TP, TopicPartition(*tp)): offset for tp, offset in positions.items() if tp in assigned}
+        targets = {cast(TP, tp): offset for tp, offset in positions.items() if tp in assigned}
         if targets:
             await self.seek_wait(targets)
         return {TP(*tp): offset for tp, offset in targets.items() if offset}
@@ -187,8 +191,9 @@ class StreamApp(faust.App):
     def __init__(self, settings: Settings, positions: Positions, datadir: Path) -> None:
         session = settings.session_timeout_ms / 1000
         self.positions = positions
+        self.settings = settings
         super().__init__(
-            GROUP,
+            settings.group(GROUP),
             broker=[URL(f"aiokafka://{server}") for server in settings.brokers],
             datadir=str(datadir),
             store="memory://",
@@ -214,12 +219,22 @@ class StreamApp(faust.App):
     def _thread(self) -> _ConsumerThread:
         return cast(_ConsumerThread, cast(_Consumer, self.consumer)._thread)
 
+    def at_broker(self, tp: TP) -> TopicPartition:
+        """What the client calls an input partition."""
+        return TopicPartition(self.settings.topic(tp.topic), tp.partition)
+
+    def logical(self, tp: TP) -> TP:
+        """What we call a partition that Faust names."""
+        return TP(self.settings.logical(tp.topic), tp.partition)
+
     def _new_transport(self) -> _Transport:
         return _Transport(self.conf.broker_consumer, self)
 
     def feed(self, take: Callable[[Any], Awaitable[None]]) -> None:
-        """Makes the one agent: hands every Kafka message (``faust.types.Message``) to ``take``."""
-        topic = self.topic(*INPUTS, key_type=bytes, value_type=bytes, key_serializer="raw", acks=False)
+        """Makes the one agent: hands every Kafka message (``faust.types.Message``, with its topic as the broker calls
+        it) to ``take``."""
+        inputs = map(self.settings.topic, INPUTS)
+        topic = self.topic(*inputs, key_type=bytes, value_type=bytes, key_serializer="raw", acks=False)
 
         async def messages(stream: Any) -> None:
             stream = stream.noack()
@@ -250,9 +265,9 @@ class StreamApp(faust.App):
         async def commit() -> None:
             assigned = consumer.assignment()
             mine = {
-                TopicPartition(*tp): OffsetAndMetadata(offset, "")
+                at: OffsetAndMetadata(offset, "")
                 for tp, offset in offsets.items()
-                if TopicPartition(*tp) in assigned
+                if (at := self.at_broker(tp)) in assigned
             }
             if mine:
                 await consumer.commit(mine)
@@ -268,7 +283,7 @@ class StreamApp(faust.App):
 
         def switch() -> None:
             with contextlib.suppress(IllegalStateError):  # no longer assigned
-                (consumer.pause if on else consumer.resume)(TopicPartition(*tp))
+                (consumer.pause if on else consumer.resume)(self.at_broker(tp))
 
         self._thread.thread_loop.call_soon_threadsafe(switch)
 
@@ -276,7 +291,7 @@ class StreamApp(faust.App):
         """How many partitions the broker says that a topic has; None: it has not said so yet. Once something of the
         topic is assigned it has."""
         consumer = self._thread._consumer
-        found = consumer.partitions_for_topic(topic) if consumer is not None else None
+        found = consumer.partitions_for_topic(self.settings.topic(topic)) if consumer is not None else None
         return len(found) if found else None
 
     def read_to(self, tp: TP) -> ReadTo | None:
@@ -285,8 +300,9 @@ class StreamApp(faust.App):
         consumer = thread._consumer
         subscription = consumer._subscription.subscription if consumer else None
         assignment = subscription.assignment if subscription else None
-        state = assignment.state_value(TopicPartition(*tp)) if assignment else None
+        at = self.at_broker(tp)
+        state = assignment.state_value(at) if assignment else None
         if state is None or not state.has_valid_position or state.highwater is None:
             return None
         position = int(state.position)
-        return ReadTo(position, int(state.highwater), (state.timestamp or 0) / 1000, thread.handed.get(tp, 0))
+        return ReadTo(position, int(state.highwater), (state.timestamp or 0) / 1000, thread.handed.get(at, 0))

@@ -15,9 +15,14 @@ from stream.partition import Output, Partition
 from stream.turn import INPUTS, Reads
 
 EVENTS_IN = Counter("millrace_events_total", "Events taken, by type.", ["type"])
+EXPOSURES_IN = Counter("millrace_exposures_total", "Distinct exposures taken, an item of a page each.")
 SAMPLES_OUT = Counter("millrace_samples_total", "Samples sent, by kind.", ["kind"])
 DUPLICATES = Counter("millrace_duplicates_dropped_total", "Events that had been taken before.")
 DEAD = Counter("millrace_dead_letters_total", "Messages that could not be used, by reason.", ["reason"])
+DOUBTS = Counter(
+    "millrace_doubts_total", "Users and items that are used though something about them is doubtful, by kind.", ["kind"]
+)
+FORGOTTEN = Counter("millrace_users_forgotten_total", "Deletions of users taken.")
 LATE = Counter("millrace_late_events_total", "Events that came after the watermark had passed them.")
 UNFIT = Counter(
     "millrace_unfit_values_total", "Values negative, not finite or too great for the mean that they belong to."
@@ -37,10 +42,12 @@ COCLICK_BYTES = Counter("millrace_coclick_bytes_total", "Bytes of lists of co-cl
 CHECKPOINT_SECONDS = Histogram("millrace_checkpoint_seconds", "From taking a checkpoint to its commit.")
 
 _TOTALS = {
+    "exposures": EXPOSURES_IN,
     "duplicates": DUPLICATES,
     "late": LATE,
     "unfit": UNFIT,
     "recalled": RECALLED,
+    "forgotten": FORGOTTEN,
     "impressions_gone": IMPRESSIONS_GONE,
 }
 
@@ -57,6 +64,8 @@ def count(output: Output) -> None:
             _TOTALS[name].inc(n)
     for letter in output.dead:
         DEAD.labels(letter.reason).inc()
+    for doubt in output.doubts:
+        DOUBTS.labels(doubt.kind).inc()
 
 
 def joined(samples: SampleBatch, now_ms: int) -> None:

@@ -41,9 +41,12 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
+import msgspec
+from msgspec import Struct
 from numpy.typing import NDArray
 
-from millrace.contracts.events import CLICK, EXPOSURE, Action, Event, Exposure
+from millrace.contracts.doubts import Doubt
+from millrace.contracts.events import CLICK, EXPOSURE, Action, Event, Exposure, Id
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, LabelPolicy, Promise, Waits, policy_named
@@ -72,6 +75,14 @@ LABEL, LIFE, HELD, SERVED, CLICKED, SETTLE = range(6)
 """Kinds of timer: a part's label, a part's end, held actions, an impression's or a page's end, the label of a part's
 clicks, the moment at which a page may be settled."""
 
+
+class _Sender(Struct):
+    """Of an event that was read before: whose it is. Reading this alone takes a tenth of the time."""
+
+    user_id: Id
+
+
+_sender = msgspec.json.Decoder(_Sender).decode
 
 AsShown = Callable[[LoggedPage, LoggedPage | None, Sequence[int], Sequence[int]], LoggedPage]
 
@@ -130,6 +141,7 @@ class Outcome:
     unseen: int = 0  # served pages of which nothing was exposed
     recalled: int = 0  # settled pages whose impression was read again
     lost: int = 0  # and those whose impression is gone
+    doubts: list[Doubt] = field(default_factory=list)  # about users that were taken
 
 
 class LabelJoin:
@@ -425,7 +437,12 @@ class LabelJoin:
         assert impression is not None
         assert part.items is not None
         assert part.message is not None
-        if part.ts_ms >= impression.ts_ms + self._life_ms:
+        whose = _sender(part.message.raw).user_id
+        if whose != impression.user_id and str(whose) != str(impression.user_id):
+            self.pending -= part.mask.bit_count()
+            out.dead.append(Dead("wrong-user", _of_another(page, whose), part.message, part.mask.bit_count()))
+            part.mask = 0
+        elif part.ts_ms >= impression.ts_ms + self._life_ms:
             self.pending -= part.mask.bit_count()
             detail = f"{part.ts_ms - impression.ts_ms} ms after its impression"
             out.dead.append(Dead("no-impression", detail, part.message, part.mask.bit_count()))
@@ -469,6 +486,9 @@ class LabelJoin:
         position, kind, impression = event.position, event.kind, page.impression
         assert impression is not None
         bit = 1 << position
+        if event.user_id != impression.user_id and str(event.user_id) != str(impression.user_id):
+            out.dead.append(Dead("wrong-user", _of_another(page, event.user_id), message, 0))
+            return
         if position >= impression.n or (
             impression.items[position] != event.item_id and str(impression.items[position]) != str(event.item_id)
         ):
@@ -663,3 +683,8 @@ class LabelJoin:
                 yield part.label_ms, LABEL, request, index
                 if self.watermark_ms < part.clicks_ms < part.label_ms:
                     yield part.clicks_ms, CLICKED, request, index
+
+
+def _of_another(page: PageState, whose: Id) -> str:
+    assert page.impression is not None
+    return f"user {whose!r} names request {page.request!r}, a page of user {page.impression.user_id!r}"

@@ -24,6 +24,7 @@ import structlog
 from prometheus_client import Counter
 
 from millrace.contracts.clock import EventClock, data_now_ms
+from millrace.contracts.doubts import Doubt, Doubts
 from millrace.contracts.errors import one_line
 from millrace.contracts.events import DeadLetter, decode_item_tiles
 from millrace.contracts.files import write_whole
@@ -32,9 +33,11 @@ from millrace.contracts.online import LIST_NAMES, list_key, redis_url
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
-from millrace.processes.kafka import make_reader, read_up
+from millrace.processes.kafka import make_reader, read_up, topic_ids
 from millrace.processes.wall import event_now_ms
+from stream.figures import DOUBTS
 from stream.lists import Entries, ShopLists
+from stream.told import Teller
 
 log = structlog.get_logger("lists")
 
@@ -58,6 +61,7 @@ class ListKeeper(threading.Thread):
         super().__init__(name="lists", daemon=True)
         self.settings, self.schema, self.clock, self.tell = settings, schema, clock, tell
         self.told = Told(settings.folder("checkpoints") / "dead-items.json")
+        self.teller = Teller()
         self.active, self.ending = threading.Event(), threading.Event()
 
     def run(self) -> None:
@@ -77,9 +81,12 @@ class ListKeeper(threading.Thread):
     def _keep(self) -> None:
         """Reads both topics from their beginning and writes the lists regularly, until another worker takes over."""
         lists, written = ShopLists(self.schema), dict[str, Entries]()
-        intake, told = Intake(self.schema), self.told.read()
+        intake, doubts, told = Intake(self.schema), Doubts(self.schema), self.told.read()
         period = EVERY_PUBLICATIONS * self.settings.publish_seconds
         readers: list[Any] = []
+        ids = topic_ids(self.settings)
+        for topic in [name for name in told if ids.get(name)]:  # a version before knew topics by their names alone
+            told[f"{topic} {ids[topic]}"] = told.pop(topic)
         try:
             readers += [make_reader(self.settings, topic, max_poll_records=50) for topic in (ITEMS, FEATURES_ITEMS)]
             with redis.Redis.from_url(redis_url(self.settings.redis), socket_timeout=5.0) as client:
@@ -90,35 +97,54 @@ class ListKeeper(threading.Thread):
                         if not self.active.is_set():  # another worker keeps them by now: what came since is its own
                             return
                         for records in polled.values():
-                            letters = [letter for r in records if (letter := take(lists, intake, r)) is not None]
-                            new = [one for one in letters if one.offset >= told.get(one.topic, 0)]
+                            odd: list[Doubt] = []
+                            taken = [take(lists, intake, r, doubts, odd) for r in records]
+                            self._doubt(odd)
+                            # A topic that was made anew has another id, and offsets that begin again.
+                            place = f"{records[0].topic} {ids.get(records[0].topic, '')}".strip()
+                            new = [one for one in taken if one is not None and one.offset >= told.get(place, 0)]
                             if new:  # whoever reads the topics anew, after an interruption, meets all of them again
                                 FAILURES.inc(len(new))
-                                log.warning("messages cannot be used", count=len(new), first=new[0].detail)
+                                self.teller.note(new)
                                 self.tell(new)
-                                told[new[-1].topic] = new[-1].offset + 1
+                                told[place] = new[-1].offset + 1
                                 self.told.write(told)
+                    self.teller.tell(time.monotonic())
                     if time.monotonic() >= due and all(map(read_up, readers)):  # half a topic makes no list
-                        write(client, lists.make(self._now(lists)), written)
+                        write(client, lists.make(self._now(lists)), written, self.settings.prefix)
                         due = time.monotonic() + period
         finally:
             for reader in readers:
                 reader.close()
+
+    def _doubt(self, doubts: Sequence[Doubt]) -> None:
+        for doubt in doubts:
+            DOUBTS.labels(doubt.kind).inc()
+        self.teller.note((), doubts)
 
     def _now(self, lists: ShopLists) -> int:
         after_newest_ms = lists.newest_ms + 1
         return max(after_newest_ms, data_now_ms(event_now_ms(self.clock), after_newest_ms))
 
 
-def take(lists: ShopLists, intake: Intake, record: Any) -> DeadLetter | None:
-    """Takes a message of either topic into the lists. One that cannot be used, however it fails, is a dead letter."""
+def take(
+    lists: ShopLists, intake: Intake, record: Any, doubts: Doubts | None = None, odd: list[Doubt] | None = None
+) -> DeadLetter | None:
+    """Takes a message of either topic into the lists. One that cannot be used, however it fails, is a dead letter.
+
+    Args:
+        doubts: looks at items that are taken; what it finds is added to ``odd``.
+    """
     try:
         if record.topic == FEATURES_ITEMS:
             lists.count(decode_item_tiles(record.value))
         elif record.value is None:
             lists.remove(intake.removed(record.key))
         else:
-            lists.put(intake.item(record.value))
+            item = intake.item(record.value)
+            lists.put(item)
+            if doubts is not None and odd is not None:
+                odd += doubts.of_item(item, record.key)
     except Exception as error:  # unforeseen ones too: if one were raised, the same message would be read for ever
         detail = str(error) if isinstance(error, ValueError) else one_line(error)  # a BadEventError is a ValueError
         reason = "bad-item-tiles" if record.topic == FEATURES_ITEMS else "bad-item"
@@ -128,7 +154,7 @@ def take(lists: ShopLists, intake: Intake, record: Any) -> DeadLetter | None:
 
 
 class Told:
-    """The file that says up to which offset of each topic dead letters were written.
+    """The file that says up to which offset of each topic (its name and id) dead letters were written.
 
     A lost or damaged file reads as empty. Dead letters are then written again; readers recognise them by their offsets.
     """
@@ -137,7 +163,7 @@ class Told:
         self._path = path
 
     def read(self) -> dict[str, int]:
-        """The next offset by topic (both have one partition)."""
+        """The next offset by topic and its id (both topics have one partition)."""
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, int])
         except (OSError, msgspec.MsgspecError):
@@ -148,21 +174,23 @@ class Told:
         write_whole(self._path, msgspec.json.encode(told), durable=False)
 
 
-def write(client: Any, lists: dict[str, Entries], written: dict[str, Entries]) -> None:
-    """Replaces the lists that differ from ``written``, each in one transaction, and deletes those that are gone."""
-    there: set[bytes] = client.smembers(LIST_NAMES)
+def write(client: Any, lists: dict[str, Entries], written: dict[str, Entries], prefix: str = "") -> None:
+    """Replaces the lists that differ from ``written``, each in one transaction, and deletes those that are gone. Keys
+    have the ``prefix``; the members of the set of keys have not."""
+    names = prefix + LIST_NAMES
+    there: set[bytes] = client.smembers(names)
     if not there:
         written.clear()  # a Redis that is new, or lost its data
     changed = [(list_key(name), entries) for name, entries in lists.items() if written.get(name) != entries]
     for start in range(0, len(changed), LISTS_AT_ONCE):
         with client.pipeline(transaction=True) as transaction:
             for name, entries in changed[start : start + LISTS_AT_ONCE]:
-                transaction.delete(name).zadd(name, entries).sadd(LIST_NAMES, name)
+                transaction.delete(prefix + name).zadd(prefix + name, entries).sadd(names, name)
             transaction.execute()
     gone = there - {list_key(name).encode() for name in lists}
     if gone:
         with client.pipeline(transaction=True) as transaction:
-            transaction.delete(*gone).srem(LIST_NAMES, *gone).execute()
+            transaction.delete(*(prefix.encode() + name for name in gone)).srem(names, *gone).execute()
     written.clear()
     written.update(lists)
     WRITTEN.inc(len(changed))

@@ -78,7 +78,7 @@ class ShopLists:
         keys, tiles = unpack(message)
         store = self._tiles.get(message.partition)
         if store is None:
-            store = self._tiles[message.partition] = TileStore(self._windows.days, self._windows.columns)
+            store = self._tiles[message.partition] = TileStore(self._windows.durations, self._windows.columns)
         store.put(keys, tiles)
         self.newest_ms = max(self.newest_ms, message.event_ms)
 

@@ -47,10 +47,10 @@ def ends_of(settings: Settings, topics: Iterable[str], partition: int) -> dict[s
         try:
             consumer = KafkaConsumer(bootstrap_servers=settings.brokers, group_id=None)
             with contextlib.closing(consumer):
-                ends = consumer.end_offsets([TopicPartition(topic, partition) for topic in topics])
+                ends = consumer.end_offsets([TopicPartition(settings.topic(topic), partition) for topic in topics])
         except (KafkaError, OSError) as error:
             raise BrokerError(f"no ends of topics from '{settings.kafka}' ({type(error).__name__})", REMEDY) from None
-        return {tp.topic: end for tp, end in ends.items()}
+        return {settings.logical(tp.topic): end for tp, end in ends.items()}
 
     return _insist(settings, ask)
 

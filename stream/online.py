@@ -36,6 +36,7 @@ from millrace.contracts.online import (
     user_key,
     window_field,
 )
+from millrace.contracts.settings import without_password
 from millrace.processes.patience import patience
 
 log = structlog.get_logger("online")
@@ -53,16 +54,17 @@ class OnlineStore:
     Args:
         address: ``host:port`` or a ``redis://`` URL.
         patience_seconds: how long Redis may be away before a write gives up.
+        prefix: before each key.
     """
 
-    def __init__(self, address: str, patience_seconds: float = 60.0) -> None:
-        self.address = address
+    def __init__(self, address: str, patience_seconds: float = 60.0, prefix: str = "") -> None:
+        self.address, self._prefix = without_password(address), prefix
         self.patience_seconds = patience_seconds
         try:
             # Our own patience, aloud, replaces the client's silent one.
             self._client = redis.Redis.from_url(redis_url(address), retry=Retry(NoBackoff(), 0), socket_timeout=5.0)
         except ValueError as error:
-            raise StoreError(f"Redis address '{address}' is not usable ({error})", REDIS_REMEDY) from None
+            raise StoreError(f"Redis address '{self.address}' is not usable ({error})", REDIS_REMEDY) from None
 
     async def wait(self) -> None:
         """Waits until Redis answers.
@@ -77,10 +79,12 @@ class OnlineStore:
         tiles: Sequence[UserTiles],
         profiles: Sequence[tuple[Id, Mapping[str, Attribute]]],
         recents: Sequence[tuple[Id, bytes]] = (),
+        forgotten: Sequence[Id] = (),
     ) -> None:
         """Writes changed tile lists, last clicks and profiles; returns when Redis has them all.
 
         Args:
+            forgotten: users whose hash is deleted before anything else is written.
             tiles: for each user, its changed window keys with their packed tile lists (empty: the field goes).
             profiles: for each user, all of its attributes.
             recents: for each user, the value of the field ``recent`` (empty: the field goes).
@@ -89,9 +93,11 @@ class OnlineStore:
             StoreError: Redis stayed away longer than the patience, or refuses the write.
         """
         of_user = {str(user_id): value for user_id, value in recents}
-        commands = [_commands(user_id, entries, of_user.pop(str(user_id), None)) for user_id, entries in tiles]
-        commands += [_commands(user_id, (), value) for user_id, value in of_user.items()]
-        commands += [[("HSET", user_key(user_id), PROFILE, pack_profile(a))] for user_id, a in profiles]
+        key = self._user
+        commands: list[list[tuple[Any, ...]]] = [[("DEL", key(user_id))] for user_id in forgotten]
+        commands += [_commands(key(user_id), entries, of_user.pop(str(user_id), None)) for user_id, entries in tiles]
+        commands += [_commands(key(user_id), (), value) for user_id, value in of_user.items()]
+        commands += [[("HSET", key(user_id), PROFILE, pack_profile(a))] for user_id, a in profiles]
         flat = [command for group in commands for command in group]
         for start in range(0, len(flat), PIPELINE_COMMANDS):
             part = flat[start : start + PIPELINE_COMMANDS]
@@ -109,18 +115,24 @@ class OnlineStore:
         found: list[Any] = []
 
         async def ask() -> None:
-            found.append(await self._client.get(filled_key(partition)))
+            found.append(await self._client.get(self._filled(partition)))
 
         await self._insist(ask)
         return bool(found[-1] == FILLED)
 
     async def begin_filling(self, partition: int) -> None:
         """To be called before the first write of a filling."""
-        await self._insist(lambda: self._client.set(filled_key(partition), FILLING))
+        await self._insist(lambda: self._client.set(self._filled(partition), FILLING))
 
     async def end_filling(self, partition: int) -> None:
         """To be called after the last one. Data lost in between keeps the partition from being :meth:`filled`."""
-        await self._insist(lambda: self._client.set(filled_key(partition), FILLED, xx=True))
+        await self._insist(lambda: self._client.set(self._filled(partition), FILLED, xx=True))
+
+    def _user(self, user_id: Id) -> str:
+        return self._prefix + user_key(user_id)
+
+    def _filled(self, partition: int) -> str:
+        return self._prefix + filled_key(partition)
 
     async def _insist(self, call: Callable[[], Awaitable[Any]]) -> None:
         def aloud(error: BaseException, left: float) -> None:
@@ -144,9 +156,8 @@ class OnlineStore:
         await self._client.aclose()
 
 
-def _commands(user_id: Id, entries: Sequence[tuple[int, bytes]], recent: bytes | None) -> list[tuple[Any, ...]]:
-    """One HSET of what there is and one HDEL of what there is not."""
-    name = user_key(user_id)
+def _commands(name: str, entries: Sequence[tuple[int, bytes]], recent: bytes | None) -> list[tuple[Any, ...]]:
+    """One HSET of what there is and one HDEL of what there is not, for the hash ``name``."""
     kept: list[bytes] = []
     gone: list[bytes] = []
     for key, blob in entries:

@@ -40,7 +40,7 @@ from millrace.contracts.coclicks import Lists
 from millrace.contracts.events import MESSAGE_BYTES, BadEventError, DeadLetter, User, letter_bytes, to_msgpack
 from millrace.contracts.intake import Intake
 from millrace.contracts.once import Rates
-from millrace.contracts.samples import SampleBatch
+from millrace.contracts.samples import SCHEMA_HEADER, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, FEATURES_COCLICKS, FEATURES_ITEMS, SAMPLES, USERS
@@ -84,10 +84,11 @@ class Outlet:
     def __init__(self, settings: Settings, schema: Schema, commit: Commit) -> None:
         self._settings, self._schema, self._commit_offsets = settings, schema, commit
         self._rates = Rates.of(schema)
+        self._of_schema = ((SCHEMA_HEADER, schema.id.encode()),)
         self.checkpoints = CheckpointStore(settings.place("checkpoints"), old=settings.folder("checkpoints"))
         self._lines: dict[int, Line] = {}  # by partition that is ours
         self._rounds: dict[int, Round] = {}  # the same
-        self._online = OnlineStore(settings.redis, settings.outage_seconds)
+        self._online = OnlineStore(settings.redis, settings.outage_seconds, settings.prefix)
         self._seq = wall_ms()  # of item tiles: rises over restarts too
         self._sent: dict[int, list[asyncio.Future[Any]]] = defaultdict(list)  # not yet covered by a checkpoint
         self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
@@ -147,7 +148,7 @@ class Outlet:
     def take_over(self, fresh: Partition) -> Loaded:
         """Blocks: for a thread. The partition goes on from its checkpoints, see :meth:`CheckpointStore.load`; from now
         on it notes what is done to it. Hand it out by :meth:`owns`."""
-        loaded = self.checkpoints.load(fresh)
+        loaded = self.checkpoints.load(fresh, self._settings.evolve)
         loaded.partition.journal = Journal()
         return loaded
 
@@ -168,7 +169,7 @@ class Outlet:
         if output.samples is not None and len(output.samples):
             joined(output.samples, wall_ms())
             for part in parts(output.samples):
-                sent.append(await self._send(SAMPLES, part.to_bytes(self._rates), number))
+                sent.append(await self._send(SAMPLES, part.to_bytes(self._rates), number, headers=self._of_schema))
         for letter in output.dead:
             sent.append(await self._send(DEAD_LETTERS, letter_bytes(letter), 0, letter.reason.encode()))
 
@@ -184,9 +185,17 @@ class Outlet:
         for letter in letters:
             DEAD.labels(letter.reason).inc()
 
-    async def _send(self, topic: str, value: bytes, partition: int, key: bytes | None = None) -> asyncio.Future[Any]:
+    async def _send(
+        self,
+        topic: str,
+        value: bytes,
+        partition: int,
+        key: bytes | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> asyncio.Future[Any]:
         assert self._producer is not None
-        sent: asyncio.Future[Any] = await self._producer.send(topic, value, key, partition)
+        name = self._settings.topic(topic)
+        sent: asyncio.Future[Any] = await self._producer.send(name, value, key, partition, headers=list(headers))
         return sent
 
     # ------------------------------------------------------------------ one after another
@@ -219,7 +228,7 @@ class Outlet:
 
     async def _publish(self, number: int, changes: Changes, told_again: Lists) -> None:
         profiles = [(user.user_id, user.attributes) for user in changes.profiles]
-        await self._online.write(changes.users, profiles, changes.recents)
+        await self._online.write(changes.users, profiles, changes.recents, changes.forgotten)
         sent = []
         for lists in (told_again, changes.coclicks):
             for raw in coclicks.pack(number, lists):
@@ -301,6 +310,9 @@ def profiles_of(settings: Settings, schema: Schema, number: int) -> list[User]:
     def take(record: Any) -> None:
         if record.partition == number:
             with contextlib.suppress(BadEventError):  # the partition makes it a dead letter as usual
+                if record.value is None:
+                    found.pop(intake.removed(record.key), None)
+                    return
                 user = intake.user(record.value)
                 found[str(user.user_id)] = user
 

@@ -41,7 +41,7 @@ class Owners:
 
     def add(self, users: Sequence[Id], bounds: Sequence[int], keys: U64) -> None:
         """Notes that ``keys[bounds[i] : bounds[i + 1]]`` belong to ``users[i]``. Keys known already keep their user."""
-        new = ~_within(keys, self._keys)
+        new = ~within(keys, self._keys)
         if not new.any():
             return
         place = np.repeat(np.arange(len(users)), np.diff(bounds))[new]
@@ -65,7 +65,7 @@ class Owners:
     def end(self, alive: U64) -> ByUser:
         """Forgets the keys that are not ``alive`` (n,), and users without a key left. Returns the forgotten keys."""
         self._merge()
-        lives = _within(self._keys, np.sort(alive))
+        lives = within(self._keys, np.sort(alive))
         gone = self._by_user(self._keys[~lives], self._who[~lives])
         if len(gone[2]):
             left, who = np.unique(self._who[lives], return_inverse=True)
@@ -73,6 +73,26 @@ class Owners:
             self._number = {str(user): number for number, user in enumerate(self._ids)}
             self._keys, self._who = self._keys[lives], who.astype(np.int32)
         return gone
+
+    def forget(self, user: Id) -> U64:
+        """Forgets a user. Returns its keys, which belong to nobody then."""
+        self._merge()
+        number = self._number.get(str(user))
+        if number is None:
+            return np.zeros(0, np.uint64)
+        mine = self._who == number
+        keys: U64 = self._keys[mine]
+        # Whoever is last takes the number that has become free, so that the others keep theirs.
+        last = len(self._ids) - 1
+        who = self._who[~mine]
+        who[who == last] = number
+        del self._number[str(user)]
+        moved = self._ids.pop()
+        if number != last:
+            self._ids[number] = moved
+            self._number[str(moved)] = number
+        self._keys, self._who = self._keys[~mine], who
+        return keys
 
     def snapshot(self) -> tuple[list[Id], NDArray[np.int32], U64]:
         """The whole state: user ids, the index of each key's user (n,), keys (n,)."""
@@ -101,7 +121,7 @@ class Owners:
         self._new, self._waiting = [], 0
 
 
-def _within(keys: U64, ascending: U64) -> NDArray[np.bool_]:
+def within(keys: U64, ascending: U64) -> NDArray[np.bool_]:
     """Which of ``keys`` are in ``ascending``. (n,)"""
     if not len(ascending):
         return np.zeros(len(keys), np.bool_)

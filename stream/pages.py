@@ -38,12 +38,17 @@ UNKNOWN, GONE = -1, -2
 
 
 class Message(NamedTuple):
-    """One Kafka message of the partition. ``clock_ms`` is the event clock when it came to Kafka; None: not known."""
+    """One Kafka message of the partition.
+
+    ``clock_ms`` is the event clock when it came to Kafka; None: not known. ``key`` is kept of a tombstone, which has
+    nothing else; None: it is none.
+    """
 
     topic: str
     offset: int
     raw: bytes
     clock_ms: int | None = None
+    key: bytes | None = None
 
 
 class Part:
@@ -130,16 +135,16 @@ class PageState:
         return all(part.message is None and not part.mask & ~self.labelled for part in self.parts)
 
     def holds(self, event: Action) -> bool:
-        """Whether the same action is held."""
-        return (event.position, event.kind, str(event.item_id)) in self.held
+        """Whether the same action is held. One of another user is another: the impression tells whose the page is."""
+        return (event.position, event.kind, f"{event.user_id}\0{event.item_id}") in self.held
 
     def hold(self, event: Action, message: Message, came_ms: int) -> None:
         """Keeps an action until it can be attached. The same one again is kept beside it: only the impression tells
         whether it is a duplicate or names a wrong item."""
-        item = str(event.item_id)
+        named = f"{event.user_id}\0{event.item_id}"
         if self.holds(event):
-            item += f"\0{message.offset}"
-        self.held[event.position, event.kind, item] = (event, message, came_ms)
+            named += f"\0{message.offset}"
+        self.held[event.position, event.kind, named] = (event, message, came_ms)
 
     def part_of(self, position: int) -> Part | None:
         """The part that brought the position."""

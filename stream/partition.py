@@ -7,13 +7,18 @@
                         │                  ├─► rows to count ───► TileStore ──► changes()
                         │                  └─► clicks, purchases: Recents, CoClicks ──┘
                         └─► dead letters: malformed, unknown-type, wrong-type, oversized, future, late, no-impression,
-                                          impression-gone, no-exposure, wrong-item, wrong-partition, bad-impression,
-                                          bad-user
+                                          impression-gone, no-exposure, wrong-item, wrong-partition, wrong-user,
+                                          seconds, bad-impression, bad-user (millrace.contracts.reasons)
 
 Exposures taken in = positives + negatives + :attr:`Partition.pending` + exposures in dead letters, always.
 
 The watermark is the newest accepted event's time less the allowed disorder. It moves message by message, so it does not
 matter how messages are cut into batches. :meth:`Partition.snapshot` is the whole state with the offsets it covers.
+
+A user is forgotten by a tombstone (a message of ``users`` without a value, under the user's key): profile, last
+clicks and the windows of keys that have the user's id in them go at once. Pages that were made before go on to their
+labels, so that the books balance, but what is still done on them counts in no window of the user's. Windows that many
+users share (of an age band) stay. A user who comes again begins with nothing.
 
 What a partition becomes depends on what is done to it and on nothing else. So whoever gives it a
 :class:`~stream.journal.Journal` finds in there everything that was done, and :meth:`Partition.replay` does it again.
@@ -32,7 +37,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.contracts.carry import Carry, former, same_tiles
 from millrace.contracts.coclicks import Lists
+from millrace.contracts.doubts import SECONDS_MS, Doubt, Doubts
 from millrace.contracts.errors import StoreError
 from millrace.contracts.events import (
     ACTIONS,
@@ -59,7 +66,7 @@ from millrace.windows.tiles import SLACK_H, TilesSnapshot, TileStore
 from stream.coclicks import EARLIER, CoClicks, CoClicksSnapshot
 from stream.join import Dead, LabelJoin, Message, Outcome, Policy
 from stream.journal import Did, Entry, Journal
-from stream.owners import Owners
+from stream.owners import Owners, within
 from stream.recents import CLICKS, PURCHASES, Recents, UserRecent
 from stream.rows import Counted, LoggedPage, batch_of, keys_of, numbers_of, rows_of
 from stream.shown import Shown
@@ -81,8 +88,8 @@ _SWEEPS = 64  # slices in which the windows are swept
 class Output:
     """The result of one step.
 
-    ``counts``, where not 0: ``events.<type>`` accepted messages by type, ``impressions``, ``users``, ``exposures``
-    (distinct ones taken in), ``matched`` (exposures that found their impression),
+    ``counts``, where not 0: ``events.<type>`` accepted messages by type, ``impressions``, ``users``, ``forgotten``
+    (deletions of users), ``exposures`` (distinct ones taken in), ``matched`` (exposures that found their impression),
     ``samples.negative|positive|correction|follow_up``, ``duplicates`` (messages without anything new), ``late`` (events
     behind the watermark, used or not), ``unseen`` (served pages that were never exposed), ``skipped`` (messages that
     the state already covered), ``recalled`` and ``impressions_gone`` (settled pages whose impression was read again, or
@@ -93,12 +100,14 @@ class Output:
     samples: SampleBatch | None = None
     dead: list[DeadLetter] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    doubts: list[Doubt] = field(default_factory=list)  # about users that were taken
 
 
 @dataclass(slots=True)
 class Changes:
     """The changes to publish. They are absolute new states, so publishing them twice changes nothing."""
 
+    forgotten: list[Id]  # users of whom all goes that was published before
     users: list[tuple[Id, list[tuple[int, bytes]]]]  # user-side tile lists by user, empty where a key has ended
     profiles: list[User]
     item_keys: NDArray[np.uint64]  # (n,)
@@ -146,22 +155,31 @@ class Partition:
             user's other messages, so it becomes a dead letter at once. None: it is not looked at.
         settles: whether pages give their impressions up once they are labelled. Then somebody has to read those that
             are :attr:`wanted` and hand them to :meth:`returned`. Samples and counts are the same either way.
+        history: the schemas that were used one after another. What was logged or kept under one before ``schema`` is
+            carried over by the names of its columns; of any other schema it is a dead letter, or refused.
 
     Attributes:
         journal: what is told of all that is done from now on; None: nobody is.
     """
 
     def __init__(
-        self, number: int, schema: Schema, policy: Policy, partitions: int | None = None, settles: bool = False
+        self,
+        number: int,
+        schema: Schema,
+        policy: Policy,
+        partitions: int | None = None,
+        settles: bool = False,
+        history: tuple[Schema, ...] = (),
     ) -> None:
         self.number, self.schema, self.policy, self.partitions = number, schema, policy, partitions
-        self.settles = settles
+        self.settles, self.history = settles, history
+        self._former = {id: Carry(old, schema) for id, old in former(history, schema).items()}
         self.journal: Journal | None = None
         self.offsets: dict[str, int] = {}
         self.newest_ms = 0
         self.advance_ms: int | None = None  # an advance that is still to be made: the checkpoint was taken before it
         self._join = LabelJoin(policy, settles, Shown(schema).page)
-        self._intake = Intake(schema)
+        self._intake, self._doubts = Intake(schema), Doubts(schema)
         layout, windows = schema.layout, schema.windows
         self._shape = (layout.F, layout.N, layout.K)
         self._tiles = TileStore.of(windows)
@@ -172,6 +190,11 @@ class Partition:
         self._means = [(windows.actions.index(m.action), plain.index(m.of), m.step) for m in windows.means]
         self._column = [windows.actions.index(a) if a in windows.actions else -1 for a in ACTIONS]
         self._user_side = np.array([schema.key_side(k) == "user" for k in windows.keys], np.bool_)
+        whose = schema.log.user if schema.log is not None else "user_id"
+        self._shared_side = self._user_side & np.array([whose not in k.columns for k in windows.keys], np.bool_)
+        self._shared: NDArray[np.uint64] = np.zeros(0, np.uint64)  # user-side keys of several users, ascending
+        self._forgotten: dict[str, int] = {}  # users, and the event time at which each was: the oldest first
+        self._untold: dict[str, Id] = {}  # of these, those that the readers were not told of
         self._changed_users: list[tuple[list[Id], Array, NDArray[np.uint64]]] = []  # users, (n,) whose, (n,) keys
         self._changed_items: list[NDArray[np.uint64]] = []
         self._profiles: dict[str, User] = {}
@@ -240,16 +263,18 @@ class Partition:
         ahead_ms = self.policy.ahead_ms
         offsets = self.offsets
         for message in messages:
-            topic, offset, raw, clock_ms = message
+            topic, offset, raw, clock_ms, _ = message
             if offset < offsets.get(topic, 0):
                 counts.add("skipped")
                 continue
             offsets[topic] = offset + 1
             if topic == EVENTS:
-                limit = ahead_ms + (now_ms if clock_ms is None or clock_ms > now_ms else clock_ms)
-                self._event(message, limit, outcome, counts)
+                clock = now_ms if clock_ms is None or clock_ms > now_ms else clock_ms
+                self._event(message, clock, clock + ahead_ms, outcome, counts)
             elif topic == IMPRESSIONS:
                 self._impression(message, outcome, counts)
+            elif topic == USERS and message.key is not None:
+                self._forget(message, now_ms, outcome, counts)
             elif topic == USERS:
                 try:
                     user = self._intake.user(raw)
@@ -259,8 +284,41 @@ class Partition:
                 if self._is_own(user.user_id, message, outcome):
                     self._profiles[str(user.user_id)] = user
                     counts.add("users")
+                    outcome.doubts += self._doubts.of_user(user)
             else:
                 raise ValueError(f"messages of the topic '{topic}' are not for a partition")
+
+    def _forget(self, message: Message, now_ms: int, outcome: Outcome, counts: _Counts) -> None:
+        """A tombstone: what the partition knows of the user goes."""
+        try:
+            user = self._intake.removed(message.key)
+        except BadEventError as error:
+            outcome.dead.append(Dead("bad-user", str(error), message, 0))
+            return
+        if not self._is_own(user, message, outcome):
+            return
+        counts.add("forgotten")
+        self._tally(outcome, counts)  # what came before counts before
+        self._profiles.pop(user, None)
+        self._recents.forget(user)
+        users, bounds, keys = self._by_user()
+        self._owners.add(users, bounds, keys)
+        at = next((i for i, one in enumerate(users) if str(one) == user), None)
+        told_next = keys[:0] if at is None else keys[bounds[at] : bounds[at + 1]]
+        mine = np.union1d(self._owners.forget(user), told_next)
+        shared = np.isin(mine, self._shared)
+        self._tiles.settle(mine[shared])  # whose user changes one next is told of it
+        self._tiles.drop(mine[~shared])
+        self._changed_users = [_without(changed, user) for changed in self._changed_users]
+        clock_ms = now_ms if message.clock_ms is None else min(message.clock_ms, now_ms)
+        self._forgotten.pop(user, None)
+        self._forgotten[user] = clock_ms
+        self._untold[user] = user
+
+    def _is_forgotten(self, page: LoggedPage) -> bool:
+        """Whether the page was made for a user who was forgotten since."""
+        at_ms = self._forgotten.get(str(page.user_id)) if self._forgotten else None
+        return at_ms is not None and page.ts_ms <= at_ms
 
     def waits_for(self, now_ms: int) -> bool:
         """Whether :meth:`advance` to ``now_ms`` may lead to something."""
@@ -302,7 +360,7 @@ class Partition:
             if raw is not None:
                 with contextlib.suppress(ValueError):
                     served = decode_served(raw)
-                    if served.request_id == request and served.schema_id == self.schema.id:
+                    if served.request_id == request:
                         page = self._arrays(served, raw)
             self._join.recall(request, page, outcome)
 
@@ -358,8 +416,7 @@ class Partition:
                 case _:
                     raise ValueError(f"an entry {did!r} of a journal")
             if did not in (Did.CHANGES, Did.WHOLE, Did.SET_BACK, Did.CUT_BACK):
-                self._count(outcome.counted)
-                self._remember(outcome.counted)
+                self._tally(outcome, _Counts())
                 self._sweep()
         if self._anew:  # a journal from then says what was handed out, which these two were not
             self._recents.all_changed()
@@ -374,11 +431,11 @@ class Partition:
         owners, bounds, user_keys = self._by_user()
         self._tiles.settle(np.concatenate([items, user_keys]))
         self._owners.add(owners, bounds, user_keys)
-        self._changed_users, self._changed_items, self._profiles = [], [], {}
+        self._changed_users, self._changed_items, self._profiles, self._untold = [], [], {}, {}
         self._recents.changes()
         self._coclicks.changes()
 
-    def _event(self, message: Message, limit_ms: int, outcome: Outcome, counts: _Counts) -> None:
+    def _event(self, message: Message, clock_ms: int, limit_ms: int, outcome: Outcome, counts: _Counts) -> None:
         try:
             event = decode_event(message.raw)
         except BadEventError as error:
@@ -389,6 +446,12 @@ class Partition:
             outcome.exposures += lost
             detail = f"{event.ts_ms - limit_ms} ms beyond what is allowed ahead of the clock"
             outcome.dead.append(Dead("future", detail, message, lost))
+            return
+        if event.ts_ms < SECONDS_MS <= clock_ms:
+            # Left in, it would be counted in windows of 1970, and its label would wait a thousand times too long.
+            lost = len(event.items) if isinstance(event, Exposure) else 0
+            outcome.exposures += lost
+            outcome.dead.append(Dead("seconds", f"ts_ms {event.ts_ms} seems to be in seconds", message, lost))
             return
         if self.partitions is not None and event.user_id not in self._own:
             lost = len(event.items) if isinstance(event, Exposure) else 0
@@ -409,8 +472,6 @@ class Partition:
     def _impression(self, message: Message, outcome: Outcome, counts: _Counts) -> None:
         try:
             served = decode_served(message.raw)
-            if served.schema_id != self.schema.id:
-                raise ValueError(f"schema {served.schema_id}, not {self.schema.id}")
             impression = self._arrays(served, message.raw)
         except ValueError as error:  # a BadEventError is one too
             outcome.dead.append(Dead("bad-impression", str(error), message, 0))
@@ -447,6 +508,12 @@ class Partition:
         return self._arrays(decode_served(raw), raw)
 
     def _arrays(self, served: Served, raw: bytes) -> LoggedPage:
+        """Raises ValueError where the arrays are not of the schema, nor of one before it."""
+        if served.schema_id != self.schema.id:
+            carry = self._former.get(served.schema_id)
+            if carry is None:
+                raise ValueError(f"schema {served.schema_id}, not {self.schema.id}")
+            served = carry.page(served)
         users, hashes = self._user_hashes, self._hashes(served.items)
         user = users.get(served.user_id)
         if user is None:
@@ -478,10 +545,7 @@ class Partition:
 
     def _finish(self, outcome: Outcome, counts: _Counts) -> Output:
         out = Output()
-        if outcome.counted:
-            counts.add("matched", sum([c.n for c in outcome.counted if c.action == EXPOSURE]))
-            counts.add("unfit", self._count(outcome.counted))
-            self._remember(outcome.counted)
+        self._tally(outcome, counts)
         if outcome.sampled:
             out.samples = batch_of(outcome.sampled, self._shape)
             for name, n in zip(
@@ -489,6 +553,7 @@ class Partition:
             ):
                 counts.add(f"samples.{name}", n)
         out.dead = [self._letter(d) for d in outcome.dead]
+        out.doubts = outcome.doubts
         for name in ("exposures", "duplicates", "late", "unseen", "recalled"):
             counts.add(name, getattr(outcome, name))
         counts.add("impressions_gone", outcome.lost)
@@ -496,9 +561,17 @@ class Partition:
         out.counts = dict(counts)
         return out
 
+    def _tally(self, outcome: Outcome, counts: _Counts) -> None:
+        """Counts what is to be counted, and notes clicks and purchases; each once."""
+        if outcome.counted:
+            counts.add("matched", sum([c.n for c in outcome.counted if c.action == EXPOSURE]))
+            counts.add("unfit", self._count(outcome.counted))
+            self._remember(outcome.counted)
+            outcome.counted = []
+
     def _letter(self, dead: Dead) -> DeadLetter:
-        topic, offset, raw, _ = dead.message
-        return DeadLetter.of(dead.reason, dead.detail, topic, self.number, offset, raw, dead.exposures)
+        topic, offset, raw, _, key = dead.message
+        return DeadLetter.of(dead.reason, dead.detail, topic, self.number, offset, raw or key, dead.exposures)
 
     def _count(self, counted: Iterable[Counted]) -> int:
         """Counts rows under the window keys of their impression, and notes the changed keys for each reader. Returns
@@ -509,6 +582,9 @@ class Partition:
             return 0
         keys = keys_of(chunks, self._shape[2])
         sizes = [c.n for c in chunks]
+        if self._forgotten:
+            theirs = np.repeat(np.array([self._is_forgotten(c.impression) for c in chunks]), sizes)
+            keys[theirs[:, None] & self._user_side] = 0  # no key
         times = np.repeat(np.array([c.ts_ms for c in chunks], np.int64), sizes)
         actions = np.repeat(np.array([column[c.action] for c in chunks], np.int64), sizes)
         fresh = self._tiles.add(keys, times, actions)
@@ -528,6 +604,11 @@ class Partition:
         items = flat[fresh[~mine]]
         if len(items):
             self._changed_items.append(items)
+        if self._shared_side.any():
+            shared = flat[fresh[self._shared_side[which]]]
+            new = shared[~within(shared, self._shared)]
+            if len(new):  # seldom: a merge copies them all
+                self._shared = np.union1d(self._shared, new)
         owner = np.repeat(np.arange(len(chunks)), sizes)[rows[mine]]
         if len(owner):
             users, owner = np.unique(owner, return_inverse=True)
@@ -544,6 +625,8 @@ class Partition:
         ids: list[Id] = []
         times_before: list[int] = []
         for page, runs, _, ts_ms, action in counted:
+            if self._is_forgotten(page):
+                continue
             if action == CLICK:
                 at = runs[0][0]
                 before = recents.add(page.user_id, CLICKS, page.items[at], ts_ms, EARLIER)
@@ -556,12 +639,18 @@ class Partition:
             elif action == PURCHASE:
                 recents.add(page.user_id, PURCHASES, page.items[runs[0][0]], ts_ms)
         if clicked:
-            of_clicks = rows_of(clicked, 0, "<u8"), np.array(times, np.int64), np.array(sizes, np.int64)
-            others = rows_of([self._hashes(ids)], 0, "<u8")
+            of_clicks = rows_of(clicked, "<u8"), np.array(times, np.int64), np.array(sizes, np.int64)
+            others = rows_of([self._hashes(ids)], "<u8")
             self._coclicks.click(*of_clicks, others, np.array(times_before, np.int64))
 
     def _sweep(self) -> None:
         """Merges tiles and ends keys when they are due. It works in slices, so that no step takes long."""
+        # No page lives longer: it is seen within a life of being made, and dropped a life after that.
+        while self._forgotten:
+            user, at_ms = next(iter(self._forgotten.items()))
+            if at_ms + 2 * self.policy.life_ms >= self._join.watermark_ms:
+                break
+            del self._forgotten[user]
         self._recents.sweep(self.newest_ms)
         self._coclicks.sweep(self.newest_ms)
         hour = self.newest_ms // HOUR_MS
@@ -587,12 +676,14 @@ class Partition:
         self._owners.add(owners, bounds, user_keys)
         if self._ended and self._sweep_at == _SWEEPS:  # once a sweep: the last window of a key ends with a day
             self._ended = False
-            owners, bounds, gone = self._owners.end(self._tiles.keys())
+            alive = self._tiles.keys()
+            owners, bounds, gone = self._owners.end(alive)
+            self._shared = np.intersect1d(self._shared, alive)
             users += _lists_of(owners, bounds, [(key, b"") for key in gone.tolist()])
         profiles, tiles = list(self._profiles.values()), tiles[: len(items)]
         told = self._recents.changes(), self._coclicks.changes()
-        changes = Changes(users, profiles, items, tiles, self.newest_ms, *told)
-        self._changed_users, self._changed_items, self._profiles = [], [], {}
+        changes = Changes(list(self._untold.values()), users, profiles, items, tiles, self.newest_ms, *told)
+        self._changed_users, self._changed_items, self._profiles, self._untold = [], [], {}, {}
         return changes
 
     def whole(self) -> Iterator[Whole]:
@@ -652,7 +743,9 @@ class Partition:
                 "owners": self._owners.snapshot(),
                 "sweep": (self._swept_turn, self._sweep_hour, self._sweep_at),
                 "recents": self._recents.snapshot(),
+                "forgotten": (list(self._forgotten.items()), list(self._untold)),
             },
+            self._shared,
             list(self._changed_items),
             self._coclicks.snapshot(),
         )
@@ -673,8 +766,15 @@ class Partition:
             raise StoreError(f"{len(raw)} bytes are no checkpoint of a partition ({error})", _REMEDY) from None
         if head.form not in _FORMS:
             raise StoreError(f"a checkpoint of form {head.form}, this version reads {FORM}", _REMEDY)
-        if head.schema != self.schema.id:
+        if head.schema != self.schema.id and head.schema not in self._former:
             raise StoreError(f"a checkpoint of schema {head.schema}, the settings name {self.schema.id}", _REMEDY)
+        was = self._former[head.schema].old if head.schema != self.schema.id else None
+        if was is not None and not same_tiles(was, self.schema):
+            raise StoreError(
+                f"the checkpoint's schema {head.schema} counts other actions, means or windows than {self.schema.id}: "
+                "its counts cannot go on",
+                _REMEDY_TILES,
+            )
         if head.number != self.number:
             raise StoreError(f"a checkpoint of partition {head.number} in the place of {self.number}'s", _REMEDY)
         try:
@@ -683,7 +783,8 @@ class Partition:
             self.advance_ms = head.advance_ms
             self._join.resume(head.join, self._read, decode_event)
             arrays = {name: np.frombuffer(head.tiles[name], dtype) for name, dtype in _ARRAYS.items()}
-            self._tiles.resume(arrays)
+            if was is None or was.windows.keys:  # else nothing was counted, and time may have other units
+                self._tiles.resume(arrays)
             users, bounds, keys = head.users
             if users:
                 owner = np.repeat(np.arange(len(users)), np.diff(bounds))
@@ -692,13 +793,17 @@ class Partition:
             self._profiles = {str(user.user_id): user for user in head.profiles}
             ids, who, keys = head.owners
             self._owners.resume((ids, np.frombuffer(who, "<i4"), np.frombuffer(keys, "<u8")))
-            self._swept_turn, self._sweep_hour, self._sweep_at = head.sweep
+            if was is None:  # with other windows, turns have other numbers: the next sweep begins at once
+                self._swept_turn, self._sweep_hour, self._sweep_at = head.sweep
             self._ended = True  # a key may have ended after the checkpoint
             self._anew = head.coclicks is None
             if head.recents is not None:
                 self._recents.resume(head.recents)
             if head.coclicks is not None:
                 self._coclicks.resume(head.coclicks)
+            forgotten, untold = head.forgotten
+            self._forgotten, self._untold = dict(forgotten), {user: user for user in untold}
+            self._shared = np.frombuffer(head.shared, "<u8")
         except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
             raise StoreError(f"a damaged checkpoint ({error})", _REMEDY) from None
 
@@ -709,6 +814,7 @@ class PartitionSnapshot:
 
     tiles: TilesSnapshot
     head: dict[str, Any]
+    shared: NDArray[np.uint64]
     items: list[NDArray[np.uint64]]
     coclicks: CoClicksSnapshot
 
@@ -720,6 +826,7 @@ class PartitionSnapshot:
         late = {
             "users": (users, bounds, _raw(keys, "<u8")),
             "items": _raw(items, "<u8"),
+            "shared": _raw(self.shared, "<u8"),
             "owners": (owners, _raw(who, "<i4"), _raw(owned, "<u8")),
             "tiles": {name: _raw(arrays[name], dtype) for name, dtype in _ARRAYS.items()},
             "coclicks": self.coclicks.plain(),
@@ -731,6 +838,15 @@ def _lists_of(
     owners: Sequence[Id], bounds: Sequence[int], lists: list[tuple[int, bytes]]
 ) -> list[tuple[Id, list[tuple[int, bytes]]]]:
     return [(user, lists[a:b]) for user, (a, b) in zip(owners, pairwise(bounds), strict=True)]
+
+
+def _without(
+    changed: tuple[list[Id], Array, NDArray[np.uint64]], user: str
+) -> tuple[list[Id], Array, NDArray[np.uint64]]:
+    """Changed keys without those of a user."""
+    named, owner, keys = changed
+    kept = ~np.isin(owner, [i for i, one in enumerate(named) if str(one) == user])
+    return named, owner[kept], keys[kept]
 
 
 def _raw(array: Array, dtype: str) -> memoryview:
@@ -753,10 +869,16 @@ class _Head(msgspec.Struct):
     sweep: tuple[int, int, int] = (-1, 0, _SWEEPS)
     recents: tuple[dict[str, bytes], list[str], int] | None = None
     coclicks: dict[str, Any] | None = None
+    forgotten: tuple[list[tuple[str, int]], list[str]] = ([], [])
+    shared: memoryview = memoryview(b"")
 
 
 _ARRAYS = {"keys": "<u8", "ends": "<i8", "packed": "u1", "changed": "u1", "newest": "<i8"}
 _REMEDY = "move the checkpoint folder away to read the topics from their beginning, or run the version that wrote it"
+_REMEDY_TILES = (
+    "keep the actions, the means and every window of the former schema (keys, windows and half-lives may be added), or "
+    "move the checkpoint folder away: the topics are read from their beginning and counted anew"
+)
 
 
 class _Counts(dict[str, int]):

@@ -62,7 +62,8 @@ class Recaller:
 
     def _read(self, partition: int, offsets: list[int]) -> dict[int, bytes | None] | None:
         try:
-            return self._found(TopicPartition(IMPRESSIONS, partition), offsets, time.monotonic() + PATIENCE_S)
+            tp = TopicPartition(self._settings.topic(IMPRESSIONS), partition)
+            return self._found(tp, offsets, time.monotonic() + PATIENCE_S)
         except (KafkaError, OSError) as error:  # TimeoutError is an OSError
             log.warning("impressions cannot be read again yet", partition=partition, error=type(error).__name__)
             self._let_go()

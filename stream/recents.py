@@ -110,6 +110,12 @@ class Recents:
         if len(gone) < AT_ONCE:
             self._swept_hour = hour
 
+    def forget(self, user_id: Id) -> None:
+        """A user did nothing, ever."""
+        user = str(user_id)
+        if self._held.pop(user, None) is not None:
+            self._changed[user] = None
+
     def _end(self, users: Sequence[str]) -> None:
         for user in users:
             del self._held[user]

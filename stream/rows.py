@@ -100,22 +100,27 @@ def runs_of(mask: int) -> tuple[Runs, int]:
     return tuple(runs), n
 
 
-def rows_of(pieces: Sequence[bytes | memoryview], width: int, dtype: str) -> Array:
-    """The rows in the pieces, one after another, (B, width) of ``dtype``; (B,) for a width of 0."""
-    array = np.frombuffer(bytearray().join(pieces), dtype)
-    return array.reshape(-1, width) if width else array
+def rows_of(pieces: Sequence[bytes | memoryview], dtype: str) -> Array:
+    """The values in the pieces, one after another, (B,) of ``dtype``."""
+    return np.frombuffer(bytearray().join(pieces), dtype)
+
+
+def table_of(pieces: Sequence[bytes | memoryview], rows: int, width: int, dtype: str) -> Array:
+    """The rows in the pieces, one after another, (rows, width) of ``dtype``. A schema without numbers or window keys
+    has a width of 0, and its rows are there all the same."""
+    return rows_of(pieces, dtype).reshape(rows, width)
 
 
 def keys_of(counted: Sequence[Counted], width: int) -> NDArray[np.uint64]:
     """Window keys of the counted rows, (B, width)."""
-    row = 8 * width
-    return rows_of([c.impression.keys[a * row : b * row] for c in counted for a, b in c.runs], width, "<u8")
+    row, rows = 8 * width, sum(b - a for c in counted for a, b in c.runs)
+    return table_of([c.impression.keys[a * row : b * row] for c in counted for a, b in c.runs], rows, width, "<u8")
 
 
 def numbers_of(counted: Sequence[Counted], width: int) -> NDArray[np.float32]:
     """Numbers of the counted rows, (B, width)."""
-    row = 4 * width
-    return rows_of([c.impression.num[a * row : b * row] for c in counted for a, b in c.runs], width, "<f4")
+    row, rows = 4 * width, sum(b - a for c in counted for a, b in c.runs)
+    return table_of([c.impression.num[a * row : b * row] for c in counted for a, b in c.runs], rows, width, "<f4")
 
 
 def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleBatch:
@@ -136,15 +141,15 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         page=each(page, np.int32),
         position=_positions([(a, b) for _, a, b in runs]),
         user=each((s.impression.user for s in sampled), np.uint64),
-        item=rows_of([i.item[a * 8 : b * 8] for i, a, b in runs], 0, "<u8"),
+        item=rows_of([i.item[a * 8 : b * 8] for i, a, b in runs], "<u8"),
         ts_ms=each((s.ts_ms for s in sampled), np.int64),
         kind=kind,
         label=(kind != NEGATIVE).astype(np.float32),
         weight=np.ones(len(kind), np.float32),
         actions=each((s.actions for s in sampled), np.uint8),
-        cat=rows_of([i.cat[a * ids : b * ids] for i, a, b in runs], shape[0], "<i8"),
-        num=rows_of([i.num[a * numbers : b * numbers] for i, a, b in runs], shape[1], "<f4"),
-        score=rows_of([i.scores[a * 4 : b * 4] for i, a, b in runs], 0, "<f4"),
+        cat=table_of([i.cat[a * ids : b * ids] for i, a, b in runs], len(kind), shape[0], "<i8"),
+        num=table_of([i.num[a * numbers : b * numbers] for i, a, b in runs], len(kind), shape[1], "<f4"),
+        score=rows_of([i.scores[a * 4 : b * 4] for i, a, b in runs], "<f4"),
         version=each((s.impression.version for s in sampled), np.int64),
         arm=each((s.impression.arm for s in sampled), np.uint8),
         origin_ms=each((s.origin_ms for s in sampled), np.int64),

@@ -202,10 +202,11 @@ def arrival(
     headers: Headers | None,
     clock: EventClock,
     wall_s: float,
+    key: bytes | None = None,
 ) -> Arrival:
-    """A Kafka message that the consumer has just handed over."""
+    """A Kafka message that the consumer has just handed over. ``key`` is that of a tombstone; None: it is none."""
     stamp_s = wall_s if stamp_s > wall_s + AHEAD_S else stamp_s
-    return Arrival(partition, stamp_s, wall_s, Message(topic, offset, value, clock_at(stamp_s, headers, clock)))
+    return Arrival(partition, stamp_s, wall_s, Message(topic, offset, value, clock_at(stamp_s, headers, clock), key))
 
 
 def other_logs(

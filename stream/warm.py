@@ -39,7 +39,7 @@ def warm_up(schema: Schema, policy: Policy) -> None:
     """Compiles the functions that a worker will call. It touches only objects of its own."""
     once.warm_up()
     part, layout, rates = Partition(0, schema, policy), schema.layout, Rates.of(schema)
-    n, last_ms = 300, _TS_MS + (schema.windows.days[-1] + 3) * _DAY_MS
+    n, last_ms = 300, _TS_MS + schema.windows.minutes[-1] * 60_000 + 3 * _DAY_MS
     for turn, ts in enumerate((_TS_MS, _TS_MS + 2 * _DAY_MS, last_ms)):
         page, items = f"r{turn}", list(range(n))
         keys = np.arange(1, n * layout.K + 1, dtype=np.uint64).reshape(n, layout.K)

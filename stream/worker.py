@@ -28,9 +28,11 @@ import structlog
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
+from millrace.contracts import schemabook
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import BrokerError, MillraceError, ServiceError, one_line
 from millrace.contracts.schema import Schema
+from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from millrace.processes.kafka import REMEDY, open_broker
@@ -46,6 +48,7 @@ from stream.logids import ends_of, ids_of_inputs
 from stream.outlet import Outlet
 from stream.partition import Output, Partition, Policy
 from stream.recall import Recaller
+from stream.told import Teller
 from stream.turn import (
     INPUTS,
     Advance,
@@ -88,6 +91,9 @@ class Worker:
     def __init__(self, settings: Settings, schema: Schema, clock: EventClock) -> None:
         self.settings, self.schema, self.clock = settings, schema, clock
         self.policy = Policy.of(settings)
+        book = SchemaBook(settings.place(schemabook.PLACE))
+        book.enter(schema)
+        self._history = book.history()
         self.turns = Turns(Pace.of(settings), clock)
         self.app = StreamApp(settings, self.positions, settings.folder("faust"))
         self.app.feed(self.receive)
@@ -99,7 +105,7 @@ class Worker:
         self._doubtful = False  # the broker was silent, and has not been asked for its topics since
         self._logs: dict[str, str] = {}  # ids of the input topics, as of the last assignment
         self.lists = ListKeeper(settings, schema, clock, self.outlet.tell)
-        self.alarms = Alarms()
+        self.alarms, self.teller = Alarms(), Teller()
         self.failure: BaseException | None = None
         self._buffer: list[Arrival] = []
         self._arrived, self._room, self._loaded = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -121,7 +127,9 @@ class Worker:
             return
         stamp_s = m.timestamp or 0.0
         value = m.value or b""
-        self._buffer.append(arrival(m.partition, m.topic, m.offset, value, stamp_s, m.headers, self.clock, time.time()))
+        key = (m.key or b"") if m.value is None else None
+        topic, now_s = self.settings.logical(m.topic), time.time()
+        self._buffer.append(arrival(m.partition, topic, m.offset, value, stamp_s, m.headers, self.clock, now_s, key))
         self._arrived.set()
         if len(self._buffer) >= BUFFER_MESSAGES:
             self._room.clear()
@@ -146,7 +154,7 @@ class Worker:
             async with self._lock:
                 self._empty_buffer()
                 self.turns.let_go()
-                assigned: set[TP] = args[1]  # args[0] is the app
+                assigned = {self.app.logical(tp) for tp in args[1]}  # args[0] is the app
                 by_topic = {t: {tp.partition for tp in assigned if tp.topic == t} for t in INPUTS}
                 numbers = by_topic[EVENTS]
                 if any(numbers != others for others in by_topic.values()):
@@ -167,9 +175,12 @@ class Worker:
                 READY.set(1)
                 log.info("partitions", held=sorted(numbers), resumed=[p.number for p in loaded if p.offsets])
 
+    def _fresh(self, number: int, partitions: int | None) -> Partition:
+        return Partition(number, self.schema, self.policy, partitions, settles=True, history=self._history)
+
     def _load(self, number: int, partitions: int | None) -> tuple[Partition, tuple[str, ...]]:
         """A partition as its checkpoints have it, and the topics that are others than those it has read."""
-        loaded = self.outlet.take_over(Partition(number, self.schema, self.policy, partitions, settles=True))
+        loaded = self.outlet.take_over(self._fresh(number, partitions))
         partition, line = loaded.partition, loaded.line
         logs = self._logs
         ends = ends_of(self.settings, partition.offsets, number) if partition.offsets else {}
@@ -240,6 +251,7 @@ class Worker:
 
     async def _emit(self, turn: Turn, output: Output) -> None:
         self.alarms.note(turn.number, output, self._now().steady_s)
+        self.teller.note(output.dead, output.doubts)
         await self.outlet.emit(turn.number, output)
 
     def _set_back(self, partition: Partition) -> None:
@@ -296,7 +308,8 @@ class Worker:
         task.add_done_callback(self._tasks.discard)
 
     def _alarm(self) -> None:
-        """Tells when most events cannot be used."""
+        """Tells when most events cannot be used, and of each kind of message that cannot be or is doubtful."""
+        self.teller.tell(self._now().steady_s)
         line = self.alarms.line([t.partition for t in self.turns], event_now_ms(self.clock), self._now().steady_s)
         if line is not None:
             log.warning(

@@ -394,7 +394,7 @@ def test_profiles_are_read_past_what_nobody_can_use(monkeypatch: pytest.MonkeyPa
     def read_all(_: Settings, name: str, visit: Callable[[Any], None]) -> int:
         assert name == USERS
         for value in topic:
-            visit(SimpleNamespace(partition=0, value=value))
+            visit(SimpleNamespace(partition=0, value=value, key=None))
         return len(topic)
 
     monkeypatch.setattr(stream.outlet, "read_all", read_all)

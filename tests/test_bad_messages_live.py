@@ -20,7 +20,7 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, IMPRESSIONS, ITEMS, SAMPLES, USERS
-from millrace.demo.monitor import fetch
+from millrace.loop.monitor import fetch
 from millrace.processes.kafka import create_topics, make_producer, read_all
 from tests.bad_messages import Bad, astray, corpus
 from tests.demo_kafka import apache_kafka, own_redis

@@ -167,6 +167,11 @@ def test_lists_are_replaced_and_those_that_are_no_more_go(tmp_path: Path) -> Non
         client.flushall()
         write(client, second, dict(second))
         assert redis_lists(server.address) == second
+        mine: dict[str, dict[str, float]] = {}
+        write(client, first, mine, "b.")  # another loop's
+        write(client, {"hot": {"z": 1.0}}, mine, "b.")
+        assert redis_lists(server.address) == second
+        assert set(client.scan_iter("b.*")) == {b"b.list:hot", b"b.list:names"}
 
 
 @pytest.fixture

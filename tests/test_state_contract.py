@@ -454,6 +454,8 @@ def messages(piece: int) -> tuple[Message, ...]:
         elif k == 5:
             parts = parts[:1] if piece % 2 else parts[:2]  # never shown, or never clicked
         found += [log(topic, raw) for topic, raw in parts]
+        if k == 4 and piece % 3 == 2:
+            found.append(log("users", b"")._replace(key=b"8", clock_ms=ts + 4000))
     return tuple(m._replace(offset=m.offset + 1000 * piece) for m in found)
 
 
@@ -469,14 +471,15 @@ class Tiles(Case):
         "of other columns": lambda state: _other_columns().snapshot().arrays(),
     }
     error = StoreError
-    days, half_lives = (1, 7), (2.0,)
+    lengths: ClassVar[tuple[int | str, ...]] = (1, 7)
+    half_lives = (2.0,)
 
     def __init__(self, packed: bool) -> None:
         """``packed``: resumes from arrays, as out of a checkpoint, not from the snapshot in memory."""
         self.packed = packed
 
     def fresh(self) -> TileStore:
-        return TileStore(self.days, 3, self.half_lives, 1)
+        return TileStore(self.lengths, 3, self.half_lives, 1)
 
     def feed(self, subject: TileStore, piece: int) -> Any:
         rng, start_ms = np.random.default_rng(piece), T0 + piece * 30 * HOUR
@@ -500,15 +503,21 @@ class Tiles(Case):
     def read(self, reader: dict[Any, Any], changes: Any) -> None:
         """Lists by what they say at the end; a key that says nothing any more may have been dropped."""
         keys, blobs = changes
-        counts = counts_of(blobs, T0 + 9 * 24 * HOUR, self.days, 3, self.half_lives, 1)
+        counts = counts_of(blobs, T0 + 9 * 24 * HOUR, self.lengths, 3, self.half_lives, 1)
         for key, own in zip(keys.tolist(), counts, strict=True):
             reader.pop(key, None)
             if own.any():
                 reader[key] = own.tolist()
 
 
+class ShortTiles(Tiles):
+    """The same with a window that has tiles of five minutes."""
+
+    lengths = ("15min", "6h", "7d")
+
+
 def _other_columns() -> TileStore:
-    store = TileStore(Tiles.days, 2, Tiles.half_lives)
+    store = TileStore(Tiles.lengths, 2, Tiles.half_lives)
     store.add(np.arange(1, 9, dtype=np.uint64), np.full(8, T0), np.ones(8, np.int64))
     return store
 
@@ -589,18 +598,21 @@ class Middle(Case):
         return partition
 
     def is_empty(self, changes: Any) -> bool:
-        told = changes.users, changes.profiles, changes.item_tiles, changes.recents
+        told = changes.users, changes.profiles, changes.item_tiles, changes.recents, changes.forgotten
         return not any(told) and not len(changes.item_keys) and not len(changes.coclicks.items)
 
     def read(self, reader: dict[Any, Any], changes: Any) -> None:
         """Tile lists by what they say at the end: they are merged as of the moment at which they are given."""
         at = T0 + 24 * HOUR
-        lists = [(key, blob) for _, own in changes.users for key, blob in own]
-        lists += zip(changes.item_keys.tolist(), changes.item_tiles, strict=True)
+        for user in changes.forgotten:
+            for mine in [key for key in reader if key[0] == str(user)]:
+                del reader[mine]
+        lists: list[Any] = [((str(user), key), blob) for user, own in changes.users for key, blob in own]
+        lists += zip([("", key) for key in changes.item_keys.tolist()], changes.item_tiles, strict=True)
         for key, blob in lists:
             reader[key] = counts_of([blob], at, SCHEMA.windows.days, SCHEMA.windows.columns).tolist()
-        reader.update({str(user.user_id): user for user in changes.profiles})
-        reader.update({f"last of {user}": value for user, value in changes.recents})
+        reader.update({(str(user.user_id), "profile"): user for user in changes.profiles})
+        reader.update({(str(user), "recent"): value for user, value in changes.recents})
         reader.update(lists_of(0, changes.coclicks))
 
 
@@ -771,6 +783,8 @@ CASES: dict[str, Case] = {
     "trainer": Teacher(),
     "tiles in memory": Tiles(packed=False),
     "tiles in arrays": Tiles(packed=True),
+    "tiles of minutes in memory": ShortTiles(packed=False),
+    "tiles of minutes in arrays": ShortTiles(packed=True),
     "delays": Lateness(),
     "join": Join(),
     "owners": Belongings(),

@@ -54,6 +54,9 @@ page = st.fixed_dictionaries(
         "cut": st.integers(0, 9),  # two exposure messages
         "exposed": st.sampled_from(["yes", "yes", "yes", "no", "half", "other item"]),
         "shown": st.one_of(st.none(), st.integers(0, 2**32)),  # how the client lays it out; None: as answered
+        "stranger": st.sampled_from(
+            [0, 0, 0, 1, 2, 3]
+        ),  # 1: another user says what was seen; 2: what was done; 3: says so too
         "served": st.sampled_from([0, 0, 0, 40 * MINUTE, None]),  # delay of the impression
         "actions": st.lists(
             st.tuples(
@@ -75,6 +78,7 @@ def events_of(pages: list[dict[str, Any]]) -> list[tuple[int, Arriving]]:
     for i, p in enumerate(pages):
         t += p["gap"]
         request, items = f"r{i}", [(i + k) % 12 + 1 for k in range(p["n"])]
+        seen_by, done_by = (i % 3 + (p["stranger"] == who) for who in (1, 2))
         if p["served"] is not None:
             out.append((t, (t + p["served"], "impressions", impression(request, t, items, user=i % 3))))
         shown = list(items)
@@ -90,14 +94,17 @@ def events_of(pages: list[dict[str, Any]]) -> list[tuple[int, Arriving]]:
                     rng = random.Random(p["shown"])
                     slots = rng.sample(range(offset, offset + len(part)), rng.randint(1, len(part)))
                     seen = {"items": [shown[slot] for slot in slots], "slots": slots}
-                out.append((t, (t, "events", exposure(request, t, offset=offset, **seen))))
+                out.append((t, (t, "events", exposure(request, t, offset=offset, user_id=seen_by, **seen))))
         done = set()
         for kind, position, after, right in p["actions"]:
             if (kind, position) not in done:
                 done.add((kind, position))
                 item = items[position] if right and position < len(items) else 77
-                raw = action(KINDS[kind], request, max(1, t + after), position, item)
+                raw = action(KINDS[kind], request, max(1, t + after), position, item, user_id=done_by)
                 out.append((t + after, (t + after, "events", raw)))
+                if p["stranger"] == 3:  # the same is said by two users
+                    raw = action(KINDS[kind], request, max(1, t + after), position, item, user_id=done_by + 1)
+                    out.append((t + after, (t + after, "events", raw)))
     return out
 
 

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from millrace.contracts.events import Impression, Item, to_msgpack
 from millrace.contracts.impressions import decode_impression
 from millrace.contracts.itemtiles import pack
 from millrace.contracts.online import window_field, window_fields
-from millrace.contracts.schema import parse_schema
+from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import read_log
 from millrace.offline.logfeatures import Labels, LogFeatures, LogRows, unfit
 from millrace.windows.features import FeatureBuilder
@@ -70,9 +71,7 @@ columns = ["item_id"]
 columns = ["user_id", "item_id"]
 parent = ["item_id"]
 """
-SCHEMA = parse_schema(
-    FIELDS
-    + """
+LOG = """
 [log]
 time = "at"
 user = "user_id"
@@ -81,7 +80,10 @@ label = "label"
 action_times = { click = "click_at", purchase = "purchase_at" }
 attribution_minutes = 30
 """
-)
+DAYS = "days = [1, 7, 30]\nhalf_lives = [0.5, 7]\n"
+SHORT = 'lengths = ["15min", "1h", "6h", "1d", "7d"]\nhalf_lives = ["30min", 7]\n'
+SCHEMA = parse_schema(FIELDS + LOG)
+SCHEMAS = {"days": SCHEMA, "short": parse_schema(FIELDS.replace(DAYS, SHORT) + LOG)}
 GROUP = """
 [[windows.keys]]
 columns = ["user_id", "shelf"]
@@ -93,37 +95,38 @@ LAYOUT = SCHEMA.layout
 VALUES = [0.0, 0.004, 3.5, -2.0, 99_999.0, float("nan"), float("inf"), 1e12]
 
 
-def rich(message: Message) -> Message:
-    """An impression with the columns of this module's schema, and numbers of all kinds."""
+def rich(message: Message, schema: Schema) -> Message:
+    """An impression with the columns of one of this module's schemas, and numbers of all kinds."""
     try:
         served = decode_impression(message.raw)
     except ValueError:
         return message
     n = len(served.items)
-    num = np.resize(np.array(VALUES, "<f4"), (n, LAYOUT.N))
-    raw = to_msgpack(msgspec.structs.replace(served, schema_id=SCHEMA.id, num=num.tobytes()))
+    num = np.resize(np.array(VALUES, "<f4"), (n, schema.layout.N))
+    raw = to_msgpack(msgspec.structs.replace(served, schema_id=schema.id, num=num.tobytes()))
     return message._replace(raw=raw)
 
 
 @settings(max_examples=50, deadline=None)
-@given(arrivals(wild=True), st.integers(0, 2**32))
-def test_a_partition_counts_and_sums_as_its_reference_does(messages: list[Message], seed: int) -> None:
-    messages = [rich(m) if m.topic == "impressions" else m for m in messages]
-    reference, rng = ReferencePartition(SCHEMA, POLICY), random.Random(seed)
+@given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(sorted(SCHEMAS)))
+def test_a_partition_counts_and_sums_as_its_reference_does(messages: list[Message], seed: int, which: str) -> None:
+    schema = SCHEMAS[which]
+    messages = [rich(m, schema) if m.topic == "impressions" else m for m in messages]
+    reference, rng = ReferencePartition(schema, POLICY), random.Random(seed)
     reference.take(messages, NOW)
-    partition, at = Partition(0, SCHEMA, POLICY), 0
+    partition, at = Partition(0, schema, POLICY), 0
     made = []
     while at < len(messages):
         n = rng.randrange(1, 8)
         made += rows(partition.take(messages[at : at + n], NOW).samples)
         at += n
         if rng.random() < 0.3:
-            partition = resumed(partition.snapshot().to_bytes(), SCHEMA, POLICY)
+            partition = resumed(partition.snapshot().to_bytes(), schema, POLICY)
             at = max(0, at - rng.randrange(4))
     assert sorted(made) == hashed(reference.samples)
-    keys = np.concatenate([keys_of(user, range(1, 13), SCHEMA) for user in range(3)]).ravel()
+    keys = np.concatenate([keys_of(user, range(1, 13), schema) for user in range(3)]).ravel()
     ts = partition.newest_ms + 1
-    for later in (ts, ts + 5 * HOUR + 1, ts + 100 * HOUR):
+    for later in (ts, ts + 11 * MINUTE, ts + 5 * HOUR + 1, ts + 100 * HOUR):
         assert partition.windows.counts(keys, later).tolist() == [reference.window(int(k), later) for k in keys]
 
 
@@ -166,13 +169,13 @@ class Chance:
 class Shop:
     """Two partitions, an index and users' records; one page an exposure, ranked before anything of it is known."""
 
-    def __init__(self, items: list[Item]) -> None:
-        self.builder = FeatureBuilder(SCHEMA)
+    def __init__(self, items: list[Item], schema: Schema) -> None:
+        self.builder = FeatureBuilder(schema)
         self.index = ItemIndex(self.builder)
         self.index.put([self.index.prepare(i) for i in items])
         self.shelf = Shelf(self.builder)
         self.ranker = Ranker(self.builder, self.shelf)
-        self.partitions = [Partition(p, SCHEMA, POLICY) for p in range(2)]
+        self.partitions = [Partition(p, schema, POLICY) for p in range(2)]
         self.records: dict[Any, dict[bytes, bytes]] = {}
         self.log = Log()
 
@@ -221,20 +224,22 @@ def log_rows(seed: int, n: int = 150) -> list[dict[str, Any]]:
     return list(seen.values())
 
 
-@settings(max_examples=5, deadline=None)
-@given(st.integers(0, 2**32))
-def test_ranking_and_replay_see_the_same_to_the_bit(tmp_path_factory: Any, seed: int) -> None:
+@pytest.mark.parametrize("which", sorted(SCHEMAS))
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_ranking_and_replay_see_the_same_to_the_bit(tmp_path_factory: Any, which: str, seed: int) -> None:
+    schema, layout = SCHEMAS[which], SCHEMAS[which].layout
     made = log_rows(seed)
     path: Path = tmp_path_factory.mktemp("parity") / "log.parquet"
     pq.write_table(pa.Table.from_pylist(made), path)
-    log = read_log(path, SCHEMA)
-    replayed = LogRows(log, SCHEMA)
-    features = LogFeatures(replayed, Labels(log, SCHEMA, replayed), SCHEMA)
+    log = read_log(path, schema)
+    replayed = LogRows(log, schema)
+    features = LogFeatures(replayed, Labels(log, schema, replayed), schema)
     _, expected = features.of(np.arange(replayed.n))
     who = (replayed.ts_ms.tolist(), log.table["user_id"].to_pylist(), log.table["item_id"].to_pylist())
     order = list(zip(*who, strict=True))
     prices = {r["item_id"]: r["price"] for r in made}
-    shop = Shop([Item(i, {"price": p}, T0) for i, p in prices.items()])
+    shop = Shop([Item(i, {"price": p}, T0) for i, p in prices.items()], schema)
 
     events = [(r["at"], 0, r, "exposure") for r in made]
     events += [(r["click_at"], 1, r, "click") for r in made if r["click_at"] is not None]
@@ -249,15 +254,15 @@ def test_ranking_and_replay_see_the_same_to_the_bit(tmp_path_factory: Any, seed:
             at += 1
         shop.publish()
         got = shop.rank(r["user_id"], r["item_id"], r["at"], r["bid"])
-        named = dict(zip(LAYOUT.num_names, got.num[0].tolist(), strict=True))
-        assert named == dict(zip(LAYOUT.num_names, expected[i].tolist(), strict=True)), i
+        named = dict(zip(layout.num_names, got.num[0].tolist(), strict=True))
+        assert named == dict(zip(layout.num_names, expected[i].tolist(), strict=True)), i
         served = Impression(
             request_id=name_of(r),
             ts_ms=r["at"],
             user_id=r["user_id"],
             arm="model",
             model_version=1,
-            schema_id=SCHEMA.id,
+            schema_id=schema.id,
             items=[r["item_id"]],
             scores=bytes(4),
             keys=got.keys.astype("<u8").tobytes(),
@@ -265,11 +270,11 @@ def test_ranking_and_replay_see_the_same_to_the_bit(tmp_path_factory: Any, seed:
             num=got.num.tobytes(),
         )
         shop.take(r["user_id"], shop.log("impressions", to_msgpack(served)))
-        compared += int(np.count_nonzero(got.num[0, LAYOUT.window_start :]))
+        compared += int(np.count_nonzero(got.num[0, layout.window_start :]))
     assert compared > 10 * len(made)
     why = "values are missing, negative or too great for the mean"
     bad = sum(r["price"] in (None, -3.0) for r in made), sum(r["bid"] < 0 for r in made)
-    assert unfit(log, SCHEMA) == [f"'price': {bad[0]} {why}", f"'bid': {bad[1]} {why}"]
+    assert unfit(log, schema) == [f"'price': {bad[0]} {why}", f"'bid': {bad[1]} {why}"]
 
 
 def name_of(r: dict[str, Any]) -> str:
@@ -325,6 +330,7 @@ def test_hot_items_and_likings_go_by_the_windows_alone() -> None:
     assert all(found[0][0])
 
 
-def test_roles_warm_up_with_both_kinds() -> None:
-    warm_stream(SCHEMA, POLICY)
-    warm_scorer(SCHEMA)
+@pytest.mark.parametrize("which", sorted(SCHEMAS))
+def test_roles_warm_up_with_both_kinds(which: str) -> None:
+    warm_stream(SCHEMAS[which], POLICY)
+    warm_scorer(SCHEMAS[which])

@@ -214,8 +214,8 @@ def test_readers_are_told_absolute_states_by_side_and_owner() -> None:
     world.impressions(impression("c", T0, [2], user=7))
     user = User(7, {"kind": "business"})
     world.total += world.partition.take([Message("users", 0, to_json(user))], NOW)
-    world.events(exposure("a", T0, [1]), exposure("b", T0, [2]), exposure("c", T0, [2]))
-    world.events(action("click", "b", T0 + 5, 0, 2))
+    world.events(exposure("a", T0, [1]), exposure("b", T0, [2], user_id=8), exposure("c", T0, [2]))
+    world.events(action("click", "b", T0 + 5, 0, 2, user_id=8))
     changes = world.partition.changes()
     assert changes.profiles == [user]
     assert changes.event_ms == T0 + 5
@@ -267,7 +267,9 @@ def test_equal_states_have_equal_bytes_after_a_round_trip() -> None:
     for i in range(50):
         t = T0 + i * MINUTE
         world.impressions(impression(f"r{i}", t, [1, 2, 3], user=i % 5))
-        world.events(exposure(f"r{i}", t, [1, 2, 3]), action("click", f"r{rng.randrange(i + 1)}", t, 1, 2))
+        clicked = rng.randrange(i + 1)
+        world.events(exposure(f"r{i}", t, [1, 2, 3], user_id=i % 5))
+        world.events(action("click", f"r{clicked}", t, 1, 2, user_id=clicked % 5))
     raw = world.partition.snapshot().to_bytes()
     copy = resumed(raw, SCHEMA, POLICY, 3)
     assert copy.snapshot().to_bytes() == raw

@@ -58,6 +58,7 @@ from tests.turn_scene import (
     Happening,
     Scene,
     click,
+    forget,
     page,
 )
 
@@ -237,6 +238,9 @@ def test_an_event_from_the_future_is_that_whenever_it_is_read_and_by_whom(name: 
         [page("a"), click("a"), RUN(1), LOST_REDIS, page("b", 1)],
         [page("a"), click("a"), RUN(1), LOST_REDIS, CRASH],
         [page("a"), RUN(1), LOST_REDIS, CRASH, SILENCE(2), LOST_REDIS, REBALANCE],
+        [page("a"), click("a"), page("b"), RUN(1), forget(), click("b"), RUN(1), page("c"), click("c")],
+        [page("a"), click("a"), RUN(1), forget(), RUN(1), CRASH, LOST_REDIS, RUN(1), page("b"), REBALANCE],
+        [page("a"), page("b", 1), click("b"), forget(1), forget(1), CRASH, click("a"), LOST_REDIS],
     ],
     ids=str,
 )
@@ -369,7 +373,7 @@ def stories(draw: st.DrawFn) -> list[Happening]:
         return made
 
     for _ in range(draw(st.integers(1, 12))):
-        match draw(st.integers(0, 10)):
+        match draw(st.integers(0, 11)):
             case 0 | 1 | 2:
                 story.append(shop())
             case 3:
@@ -381,6 +385,8 @@ def stories(draw: st.DrawFn) -> list[Happening]:
                 story.append(SLOW_IMPRESSIONS(draw(st.integers(0, 4))))
             case 9:
                 story.append(RUN(draw(st.integers(1, 4)) / 10))
+            case 11:
+                story.append(forget(draw(st.integers(0, 1))))
             case 10:
                 story.append(UNREADABLE(draw(st.sampled_from([0.5, 3.0, 20.0]))))
             case kind:

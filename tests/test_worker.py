@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faust.types import TP
 
 from millrace.contracts.errors import BrokerError, ServiceError
 from millrace.contracts.samples import CORRECTION
 from millrace.contracts.settings import load_settings
+from stream.faustio import StreamApp
 from stream.partition import Partition
 from stream.turn import INPUTS, Recall
 from stream.worker import Worker
@@ -22,6 +24,18 @@ from tests.stream_world import HOUR, POLICY, SCHEMA, T0, Log, action, exposure, 
 def worker(folder: Path) -> Worker:
     settings = load_settings({"kafka": "127.0.0.1:1", "redis": "127.0.0.1:1", "data": str(folder)}, environ={})
     return Worker(settings, SCHEMA, settings.event_clock())
+
+
+def test_the_broker_knows_prefixed_names_and_we_know_ours(tmp_path: Path) -> None:
+    async def nothing(*_: Any) -> Any:
+        return {}
+
+    app = StreamApp(load_settings({"kafka": "127.0.0.1:1", "prefix": "b-shop."}, environ={}), nothing, tmp_path)
+    app.feed(nothing)
+    assert app.conf.id == "b-shop.millrace-stream"
+    assert {t for agent in app.agents.values() for t in agent.channel.topics} == {f"b-shop.{t}" for t in INPUTS}
+    assert app.at_broker(TP("events", 1)) == ("b-shop.events", 1)
+    assert app.logical(TP("b-shop.events", 1)) == TP("events", 1)
 
 
 def test_positions_wait_for_the_state_and_are_none_once_it_was_given_up(tmp_path: Path) -> None:

@@ -202,8 +202,8 @@ def answer(loop: Loop) -> Answer:
 class Loop:
     """A broker, Redis, the topics, and any number of stream workers."""
 
-    def __init__(self, folder: Path, kafka: str = "", **overrides: Any) -> None:
-        """``kafka`` names a broker that runs already."""
+    def __init__(self, folder: Path, kafka: str = "", redis: str = "", **overrides: Any) -> None:
+        """``kafka`` and ``redis`` name services that run already."""
         self.folder = folder
         self.broker, self.store = EmbeddedBroker(folder), EmbeddedRedis(folder)
         self.workers: dict[subprocess.Popen[bytes], Settings] = {}
@@ -212,7 +212,7 @@ class Loop:
             {
                 "observation_seconds": 240,  # the story has clicks on both sides of it
                 "kafka": kafka or self.broker.start(),
-                "redis": self.store.start(),
+                "redis": redis or self.store.start(),
                 "data": str(folder / "data"),
                 "clock": clock.encode(),
                 "partitions": PARTITIONS,
@@ -310,20 +310,22 @@ class Loop:
 
     def redis_users(self) -> dict[Any, Any]:
         found: dict[str, dict[int, Any]] = {}
-        with redis.Redis.from_url(f"redis://{self.settings.redis}") as client:
-            for name in client.scan_iter("user:*"):
-                fields = client.hgetall(name)
-                for other in (PROFILE, RECENT):
-                    fields.pop(other, None)
-                keys = window_keys(fields).tolist()
-                if keys:
-                    found[name.decode()[5:]] = dict(zip(keys, counted(list(fields.values())), strict=True))
+        for user, fields in self.hashes().items():
+            for other in (PROFILE, RECENT):
+                fields.pop(other, None)
+            keys = window_keys(fields).tolist()
+            if keys:
+                found[user] = dict(zip(keys, counted(list(fields.values())), strict=True))
         return as_lists(found)
 
-    def redis_recents(self) -> dict[str, Any]:
+    def hashes(self) -> dict[str, dict[bytes, Any]]:
+        """All of Redis about each user."""
+        start = self.settings.key("user:")
         with redis.Redis.from_url(f"redis://{self.settings.redis}") as client:
-            found = {n.decode()[5:]: client.hget(n, RECENT) for n in client.scan_iter("user:*")}
-        return {user: in_order(raw) for user, raw in found.items() if raw is not None}
+            return {n.decode().removeprefix(start): client.hgetall(n) for n in client.scan_iter(f"{start}*")}
+
+    def redis_recents(self) -> dict[str, Any]:
+        return {user: in_order(fields[RECENT]) for user, fields in self.hashes().items() if RECENT in fields}
 
     def coclicks(self) -> dict[int, set[int]]:
         """Items that have lists on the topic, by partition."""
@@ -337,9 +339,8 @@ class Loop:
         return found
 
     def redis_profiles(self) -> dict[str, Any]:
-        with redis.Redis.from_url(f"redis://{self.settings.redis}") as client:
-            found = {n.decode()[5:]: client.hget(n, PROFILE) for n in client.scan_iter("user:*")}
-        return {user: msgspec.json.decode(raw) for user, raw in found.items() if raw is not None}
+        found = {user: fields[PROFILE] for user, fields in self.hashes().items() if PROFILE in fields}
+        return {user: msgspec.json.decode(raw) for user, raw in found.items()}
 
     def item_tiles(self) -> dict[Any, Any]:
         newest: dict[tuple[int, int], bytes] = {}
@@ -385,9 +386,23 @@ def steady(tmp_path: Path) -> Iterator[Loop]:
 # ---------------------------------------------------------------------- the tests
 
 
-def test_an_undisturbed_run_says_what_the_core_says_and_once(steady: Loop) -> None:
-    loop, worker = steady, steady.worker()
+@pytest.fixture
+def beside(steady: Loop, tmp_path: Path) -> Iterator[Loop]:
+    """Another loop on the broker and the Redis of ``steady``, with a prefix."""
+    settings = steady.settings
+    (tmp_path / "beside").mkdir()
+    running = Loop(tmp_path / "beside", settings.kafka, settings.redis, session_timeout_ms=20_000, prefix="b-shop.")
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def test_an_undisturbed_run_says_what_the_core_says_and_once(steady: Loop, beside: Loop) -> None:
+    """Beside it, another loop with the same users on the same broker and Redis, told apart by its prefix."""
+    loop, worker, other = steady, steady.worker(), beside.worker()
     loop.ready(worker)
+    beside.send(story(40, seed=11))
     until(lambda: math.isnan(loop.figure(worker, "millrace_watermark_seconds")), "there is no time before an event")
     loop.send(story(150, seed=1))
     expected = answer(loop)
@@ -409,6 +424,11 @@ def test_an_undisturbed_run_says_what_the_core_says_and_once(steady: Loop) -> No
     assert loop.figure(worker, "millrace_checkpoint_bytes_total") > 0
     assert stop(worker, PATIENCE) == 0
     assert (loop.folder / "worker0.log").read_text().count("\n") < 6  # calm
+    beside.done(answer(beside))
+    assert set(beside.poll().values()) == {1}
+    assert loop.poll().keys() == expected.samples.keys()  # and nothing of it here
+    assert loop.redis_users() == as_lists(expected.users)
+    assert stop(other, PATIENCE) == 0
 
 
 def test_killed_workers_change_nothing(loop: Loop) -> None:

@@ -47,6 +47,15 @@ def write(address: str, *calls: tuple[object, ...], patience_seconds: float = 60
     asyncio.run(main())
 
 
+def test_a_user_who_is_forgotten_has_no_hash_but_what_is_written_with_it(server: EmbeddedRedis) -> None:
+    tiles = [("gone", [(7, b"\1\5\1\0one")]), ("back", [(7, b"\1\5\1\0two")])]
+    write(server.address, (tiles, [("gone", {"age": 3}), ("back", {"age": 4})], [("gone", b"x"), ("back", b"y")]))
+    write(server.address, ([("back", [(8, b"\1\5\1\0new")])], [], [("gone", b"")], ["gone", "back", "nobody"]))
+    assert (read(server, "gone"), read(server, "back")) == ({}, {window_field(8): b"\1\5\1\0new"})
+    with redis.Redis.from_url(f"redis://{server.address}") as client:
+        assert client.exists(user_key("gone")) == 0
+
+
 def test_writes_are_absolute_and_empty_lists_take_their_field_away(server: EmbeddedRedis) -> None:
     big = 2**64 - 3
     write(server.address, ([("a", [(7, b"\1\5\1\0one"), (big, b"two")])], [("a", {"age": 3, "tags": ["x"]})]))
