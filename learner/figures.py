@@ -30,6 +30,7 @@ BASELINE_AUC = Gauge("millrace_baseline_auc", "AUC of the item's own smoothed cl
 GROUPED_AUC = Gauge("millrace_grouped_auc", "AUC within pages, weighted by rows, on the same rows.", ["arm"])
 LOG_LOSS = Gauge("millrace_rolling_log_loss", "Log loss of the same scores.", ["arm"])
 CALIBRATION = Gauge("millrace_calibration", "Clicks predicted over clicks seen, same rows.", ["arm"])
+CLICK_RATE = Gauge("millrace_click_rate", "Clicks per exposure, same rows.", ["arm"])
 SERVED_ROWS = Gauge("millrace_served_rows", "Settled exposures that the figures of an arm are over.", ["arm"])
 SEGMENT_AUC = Gauge("millrace_segment_auc", "AUC of the scores served with, by segment.", ["segment"])
 SEGMENT_LOSS = Gauge("millrace_segment_log_loss", "Log loss of the same.", ["segment"])
@@ -59,6 +60,7 @@ _BY_ARM = {
     "grouped_auc": GROUPED_AUC,
     "log_loss": LOG_LOSS,
     "calibration": CALIBRATION,
+    "click_rate": CLICK_RATE,
 }
 _QUIET_SECONDS = 60.0
 

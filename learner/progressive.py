@@ -20,7 +20,8 @@ def baseline_column(schema: Schema) -> int | None:
     layout = schema.layout
     for key in sorted(schema.windows.keys, key=lambda k: len(k.columns)):
         if item in key.columns and schema.key_side(key) == "item":
-            name = f"{key.name}.click_rate.{schema.windows.days[-1]}d"
+            longest = schema.windows.spans[len(schema.windows.durations) - 1]
+            name = f"{key.name}.click_rate.{longest}"
             if name in layout.num_names:
                 return layout.num_names.index(name)
     return None

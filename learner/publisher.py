@@ -110,7 +110,7 @@ class Publisher:
         try:
             admin = KafkaAdminClient(bootstrap_servers=self._settings.brokers)
             try:
-                admin.delete_records({TopicPartition(MODEL_DELTAS, 0): offset})
+                admin.delete_records({TopicPartition(self._settings.topic(MODEL_DELTAS), 0): offset})
             finally:
                 admin.close()
             self._refusals = 0

@@ -56,6 +56,7 @@ class Figures:
     baseline_auc: float  # of the item's own smoothed click rate; NaN where the schema has none
     log_loss: float
     calibration: float
+    click_rate: float  # clicks per exposure
     rows: int
 
 
@@ -168,9 +169,9 @@ class Served:
         rows = self._windows[ARMS.index(arm)]
         p, y = self._judged(rows)
         base = float("nan") if self._baseline is None else auc(self._base[rows], y)
-        return Figures(
-            auc(p, y), grouped_auc(p, y, self._page[rows]), base, log_loss(p, y), calibration(p, y), len(rows)
-        )
+        rate = float(y.mean()) if len(y) else float("nan")
+        grouped = grouped_auc(p, y, self._page[rows])
+        return Figures(auc(p, y), grouped, base, log_loss(p, y), calibration(p, y), rate, len(rows))
 
     @property
     def headline(self) -> str:

@@ -30,6 +30,7 @@ from kafka.errors import KafkaError
 
 from learner.evolve import evolve, read_columns
 from learner.figures import DELTA_BYTES, DELTAS, HELD_UP, LAG, LEARN_SECONDS, SKIPPED, SNAPSHOTS, VERSION, Board
+from learner.formersamples import FormerSamples
 from learner.model import OnlineModel
 from learner.progressive import Progressive
 from learner.publisher import Publisher
@@ -53,14 +54,17 @@ from learner.versions import (
 )
 from learner.warm import warm_up
 from learner.writer import End, SnapshotWriter
+from millrace.contracts import schemabook
 from millrace.contracts.errors import SchemaError, SnapshotError, StoreError, one_line
 from millrace.contracts.events import DeadLetter, letter_bytes
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
+from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, MODEL_DELTAS, SAMPLES
 from millrace.labels import Waits
 from millrace.processes.kafka import lag_of, make_producer, make_reader, open_broker, topic_ids
+from millrace.processes.kinds import Kinds
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.stages import CLICK_STAGE
 from millrace.processes.wall import wall_ms
@@ -123,6 +127,8 @@ class Learner:
             self._resume(found)
         self.versions = Versions(model)
         self._board = Board(self.trainer, settings.folder("learner") / "history.jsonl")
+        self._former = FormerSamples(schema, SchemaBook(settings.place(schemabook.PLACE), writes=False))
+        self._kinds = Kinds()  # of messages that could not be used
         self._heard: dict[int, float] = {}  # when a partition's newest message came (monotonic seconds)
         self._copying: Copying | None = None
         self._writing = False  # whether the writer has not yet told what became of a snapshot
@@ -246,7 +252,7 @@ class Learner:
                 )
             for record in records:
                 try:
-                    batch = SampleBatch.from_bytes(record.value)
+                    batch = self._former.carried(SampleBatch.from_bytes(record.value), record.headers)
                     if not self.trainer.fits(batch):
                         raise SchemaError(
                             f"samples of {batch.cat.shape[1]} + {batch.num.shape[1]} features",
@@ -255,14 +261,11 @@ class Learner:
                     self.trainer.take(batch, partition.partition, record.timestamp or 0)
                 except SchemaError as error:
                     SKIPPED.labels("unreadable").inc()
-                    log.error(
-                        "message of samples passed over",
-                        partition=partition.partition,
-                        offset=record.offset,
-                        error=str(error),
-                    )
+                    self._kinds.note("bad-samples", f"partition {partition.partition}, offset {record.offset}: {error}")
                     self._bury(producer, record, str(error))
                 self.offsets[partition.partition] = record.offset + 1
+        for told in self._kinds.due(time.monotonic()):
+            log.error("messages of samples passed over: dead letters", count=told.times, example=told.example)
 
     def _bury(self, producer: KafkaProducer, record: Any, why: str) -> None:
         """Keeps a message of samples that cannot be used. Its place tells it from a repetition after a crash."""

@@ -26,7 +26,7 @@ from millrace.contracts.samples import SampleBatch
 from millrace.labels import Waits
 from tests.learning import SCHEMA, START_MS, make_samples
 
-BY_ARM = ("rolling_auc", "grouped_auc", "baseline_auc", "rolling_log_loss", "calibration")
+BY_ARM = ("rolling_auc", "grouped_auc", "baseline_auc", "rolling_log_loss", "calibration", "click_rate")
 LEARNING = ("learning_auc", "learning_log_loss", "learning_calibration")
 
 
@@ -74,13 +74,15 @@ def test_figures_that_do_not_exist_are_nan_for_prometheus_and_null_in_the_histor
     none = samples.label == 0
     learn(t, served.take(none), last)
     board.show()
-    assert [n for n in BY_ARM if not math.isnan(gauge(n, arm="model"))] == ["rolling_log_loss"]
+    assert [n for n in BY_ARM if not math.isnan(gauge(n, arm="model"))] == ["rolling_log_loss", "click_rate"]
+    assert gauge("click_rate", arm="model") == 0.0
     learn(t, served.take(~none))
     board.show()
     board.show()  # nothing learnt since
     assert gauge("rolling_auc", arm="model") == pytest.approx(auc(score, samples.label))
     assert gauge("rolling_log_loss", arm="model") == pytest.approx(log_loss(score, samples.label))
     assert gauge("served_rows", arm="model") == 300
+    assert gauge("click_rate", arm="model") == pytest.approx(samples.label.mean())
     assert math.isnan(gauge("rolling_auc", arm="control"))
     assert gauge("learning_auc") == t.progressive.auc != gauge("rolling_auc", arm="model")
     assert gauge("segment_auc", segment="user=new") > 0
