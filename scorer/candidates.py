@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from millrace.contracts.online import Past
 from millrace.contracts.settings import Settings
 from scorer.rank import Ranker, User
-from scorer.recall import COCLICKED, LIKED, NO_ROWS, VECTORS, CandidateLists, Shares, recall
+from scorer.recall import COCLICKED, LIKED, NO_ROWS, VECTORS, Allowed, CandidateLists, Shares, recall
 from scorer.shelf import ItemRows
 
 _DAY_MS = 86_400_000
+ALL_NEIGHBOURS = 1 << 16
+"""More than the last clicks of any user have: some of them are not allowed."""
 
 
 class Retrieval(Protocol):
@@ -40,7 +42,7 @@ class Retrieval(Protocol):
         self, user_ids: NDArray[np.int64], recent_rows: ItemRows, age_ms: NDArray[np.int64]
     ) -> NDArray[np.float32]: ...
 
-    def nearest(self, query: NDArray[np.float32], k: int) -> ItemRows: ...
+    def nearest(self, query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None) -> ItemRows: ...
 
 
 class Neighbours(Protocol):
@@ -81,13 +83,24 @@ class Recaller:
         """Whether the retrieval head has learnt enough to be asked."""
         return retrieval is not None and retrieval.clicks >= self._least_clicks
 
-    def page(self, sources: Sources, user: User, ts_ms: int, size: int, least: int, seed: int) -> Recalled:
+    def page(
+        self,
+        sources: Sources,
+        user: User,
+        ts_ms: int,
+        size: int,
+        least: int,
+        seed: int,
+        allowed: Allowed | None = None,
+    ) -> Recalled:
         """Candidates for ``user`` at ``ts_ms``.
 
         Args:
             size: so many, or all that live.
             least: so many are wanted of a shop that is ranked whole.
             seed: of what is drawn: the same for the same request.
+            allowed: the items that the request's filters let pass. Sources are asked for these alone, so that each
+                gives as much as it has of them. None: there are no filters.
         """
         lists, retrieval, neighbours = sources
         shelf, share = self._ranker.shelf, self.shares.of_source
@@ -95,19 +108,21 @@ class Recaller:
         vectors = coclicked = NO_ROWS
         liked: list[Any] = []
         version = -1
-        if len(lists.living) > size:
+        if len(lists.living if allowed is None else allowed.rows) > size:
             clicked, age_ms = self._rows(user.recent.clicks, ts_ms)
             if retrieval is not None and self.ready(retrieval) and share[VECTORS - 1]:
                 query = retrieval.query(self._ranker.user_ids(user), clicked, age_ms)
-                vectors, version = retrieval.nearest(query, size), retrieval.version[1]
+                near = (query, size) if allowed is None else (query, size, allowed.mask)
+                vectors, version = retrieval.nearest(*near), retrieval.version[1]
             known = clicked[clicked >= 0]
             if neighbours is not None and len(known) and share[COCLICKED - 1]:
-                coclicked = neighbours.of(known, size)
+                coclicked = neighbours.of(known, size if allowed is None else ALL_NEIGHBOURS)
             if share[LIKED - 1]:
                 liked = self._ranker.likings(lists.groups, user, ts_ms)
         found = recall(
             lists, self.shares, size, seed,
             vectors=vectors, liked=liked, coclicked=coclicked, bought=bought[::-1], alive=shelf.alive, least=least,
+            allowed=allowed, born_ms=shelf.rows.born_ms,
         )  # fmt: skip
         return Recalled(found.rows, found.sources, version)
 

@@ -72,6 +72,7 @@ class Manifest(Struct, frozen=True):
     parts: list[Sealed]
     items: int
     keys: int  # window keys, over all partitions
+    filters: list[str] = []  # attributes whose values rows have, for pages to be filtered by
 
 
 class Part(Struct, frozen=True):
@@ -80,7 +81,7 @@ class Part(Struct, frozen=True):
     arrays: list[Told]
     ids: list[int | str] | None = None
     partition: int = 0
-    newest_hour: int | None = None  # of the partition's counts, since 1970
+    newest_hour: int | None = None  # of the partition's counts: units of its tiles since 1970
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class TilePart:
     """Window keys that were counted in one partition, with their packed tile lists one after another."""
 
     partition: int
-    newest_hour: int | None
+    newest_unit: int | None
     keys: U64  # (n,)
     packed: NDArray[np.uint8]
     ends: NDArray[np.int64]  # (n,) where each list ends
@@ -115,18 +116,18 @@ def store_of(parts: Sequence[TilePart], windows: Windows) -> TileStore:
     Raises:
         StoreError: a tile list cannot be read.
     """
-    hours = [part.newest_hour for part in parts if part.newest_hour is not None]
+    newest = [part.newest_unit for part in parts if part.newest_unit is not None]
     starts = np.cumsum([0, *(len(part.packed) for part in parts[:-1])])
     keys = np.concatenate([part.keys for part in parts])
     store = TileStore.of(windows)
-    if hours:
+    if newest:
         store.resume(
             {
                 "keys": keys,
                 "packed": np.concatenate([part.packed for part in parts]),
                 "ends": np.concatenate([part.ends + start for part, start in zip(parts, starts, strict=True)]),
                 "changed": np.zeros(len(keys), np.uint8),
-                "newest": np.array([max(hours)]),
+                "newest": np.array([max(newest)]),
             }
         )
     return store
@@ -156,7 +157,7 @@ class Writer:
         self._rows: list[ItemImage] = []
         self._tiles: list[tuple[U64, list[bytes]]] = []
         self._partition, self._size = 0, 0
-        self._newest_hour: int | None = None
+        self._newest_unit: int | None = None
 
     def rows(self, image: ItemImage) -> None:
         """Takes a slice of the index's rows.
@@ -170,7 +171,7 @@ class Writer:
         if self._size >= PART_BYTES:
             self._close()
 
-    def tiles(self, partition: int, newest_hour: int | None, keys: U64, blobs: list[bytes]) -> None:
+    def tiles(self, partition: int, newest_unit: int | None, keys: U64, blobs: list[bytes]) -> None:
         """Takes some window keys of a partition, with their packed tile lists; partitions one after another.
 
         Raises:
@@ -178,7 +179,7 @@ class Writer:
         """
         if self._rows or partition != self._partition:
             self._close()
-        self._partition, self._newest_hour = partition, newest_hour
+        self._partition, self._newest_unit = partition, newest_unit
         self._tiles.append((keys, blobs))
         self._keys += len(keys)
         self._size += 16 * len(keys) + sum(map(len, blobs))
@@ -220,7 +221,7 @@ class Writer:
                 "packed": np.frombuffer(b"".join(blobs), np.uint8),
                 "ends": np.cumsum(np.fromiter(map(len, blobs), np.int64, len(blobs))),
             }
-            part = Part(tell(arrays), partition=self._partition, newest_hour=self._newest_hour)
+            part = Part(tell(arrays), partition=self._partition, newest_hour=self._newest_unit)
             self._parts.append(self._store.put(name, part, *lay(arrays)))
         self._rows, self._tiles, self._size = [], [], 0
 

@@ -20,6 +20,7 @@ when the first three have.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -32,6 +33,7 @@ from millrace.contracts.itemtiles import unpack
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
 from millrace.processes.kafka import make_reader, topic_ids
+from millrace.processes.kinds import Kinds
 from millrace.processes.priority import step_back
 from scorer.checkpoint import Bookmark
 from scorer.door import Door, Stopped
@@ -134,6 +136,7 @@ class Feed(threading.Thread):
         self._before, self._broker = before, broker or Broker(settings)
         self._goal: dict[int, int] = {}  # where the topic ended when this feed began, by partition
         self._reader: Reader | None = None
+        self._kinds = Kinds()  # of messages that could not be used
         self.sought: Bookmark | None = None  # where reading is to go on, asked for by take()
 
     @property
@@ -175,6 +178,7 @@ class Feed(threading.Thread):
         """Reads what there is and takes it; whether there was anything."""
         assert self._reader is not None
         polled = self._reader.poll(timeout_ms=100)
+        self._tell()
         for tp, records in polled.items():
             self.take_all([Record(r.key, r.value, r.offset) for r in records])
             self.position[tp.partition] = records[-1].offset + 1
@@ -258,9 +262,14 @@ class Feed(threading.Thread):
         raise NotImplementedError
 
     def bad(self, what: str, error: object) -> None:
-        """Counts a message that cannot be used; it stays in its topic."""
+        """Counts a message that cannot be used; it stays in its topic. The log has one line a minute of each kind."""
         self.meters.error(what)
-        log.warning("message skipped", topic=self.topic, error=" ".join(str(error).split()))
+        self._kinds.note(what, str(error))
+        self._tell()
+
+    def _tell(self) -> None:
+        for told in self._kinds.due(time.monotonic()):
+            log.warning("messages skipped", topic=self.topic, kind=told.kind, count=told.times, example=told.example)
 
 
 class ItemFeed(Feed):

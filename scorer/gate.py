@@ -28,7 +28,7 @@ class Gate:
     def __init__(self, app: ASGIApp, limit: int, count_refused: Callable[[], None]) -> None:
         self._app, self._limit, self._count_refused = app, limit, count_refused
         self.in_work = 0
-        error = f"{limit} requests are in work; ask again in a second, or start more workers (--workers)"
+        error = f"{limit} requests are in work; ask again in a second, or start more workers (MILLRACE_WORKERS)"
         self._body = msgspec.json.encode({"error": error})
         self._headers = [
             (b"content-type", b"application/json"),

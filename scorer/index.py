@@ -7,12 +7,13 @@
     ids        7       "b3"      9                   as their owner wrote them
     columns    category (rows,) u64, tags (rows, slots) u64 ...      value hashes, by schema column
     plain      price (rows,) f32 ...                                 numbers
+    filters    region (rows, values) u64 ...                         value hashes of attributes that are no features
     born_ms, alive, heat (clicks and exposures a day, seen)          (rows,)
 
     tiles      partition of `events` -> TileStore       item-side window keys; the count is the sum over partitions
 
     slots (rows, J)     which window keys an item has: one slot a distinct key, shared by the items of a category
-    sums  (slots, S, A) the counts of a slot's key, summed over partitions, as of the hour in ``stamps`` (slots,)
+    sums  (slots, S, A) the counts of a slot's key, summed over partitions, as of the time in ``stamps`` (slots,)
                         over S spans: windows, then half-lives
     unsent, unsent_rows     which slots and rows a replica has to be told of
 
@@ -31,15 +32,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.events import Id, Item
+from millrace.contracts.filters import hashes_of
 from millrace.contracts.hashing import U64
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import ACTION, EXPOSED, events_a_day
 from millrace.windows.tiles import TileStore
-from scorer.itemimage import ItemImage
+from scorer.itemimage import ItemImage, wider
 from scorer.recall import Heat
 from scorer.shelf import Arrays, ItemRows, ShelfForm, longer, pack_ids
 
-HOUR_MS = 3_600_000
 KeySlots = NDArray[np.intp]
 """Slots of ``sums``, one a distinct window key."""
 Counts = NDArray[np.integer[Any]]
@@ -53,6 +54,7 @@ class Prepared:
     columns: dict[str, U64]  # (1,) or (1, slots)
     plain: dict[str, float]
     keys: list[int]  # (J,) window keys of the item alone
+    filters: dict[str, list[int]]  # hashes of the values that pages are filtered by
 
 
 class ItemIndex:
@@ -67,6 +69,7 @@ class ItemIndex:
         self._row: dict[str, int] = {}
         self._stale: set[int] = set()  # rows whose hotness may have changed
         self._cursor = 0
+        self._unit_ms = schema.windows.unit_ms
         self._slots = {f.name: f.slots for f in schema.fields}
         needed = builder.needs("item")
         self.form = ShelfForm(builder)
@@ -86,6 +89,8 @@ class ItemIndex:
         self._capacity = 0
         self._columns: dict[str, U64] = {}
         self._plain: dict[str, NDArray[np.float32]] = {}
+        self._filter_fields = {n: next((f for f in schema.fields if f.name == n), None) for n in schema.filters}
+        self._filters: dict[str, U64] = {}  # as wide as the most values that an item has
         self._born = np.zeros(0, np.int64)
         self._alive = np.zeros(0, np.bool_)
         self._heat = Heat.none(0)
@@ -101,7 +106,8 @@ class ItemIndex:
         """Hashes an item's attributes. Changes nothing: any thread may call it."""
         columns, plain = self.builder.attributes("item", {**item.attributes, self.builder.item_column: item.item_id})
         keys = self.builder.keys(columns, 1)[0, self.own_keys].tolist()
-        return Prepared(item, columns, plain, keys)
+        filters = {name: hashes_of(field, item.attributes.get(name)) for name, field in self._filter_fields.items()}
+        return Prepared(item, columns, plain, keys, filters)
 
     def put(self, prepared: Iterable[Prepared]) -> None:
         """Adds items, or replaces what is known about them."""
@@ -124,6 +130,9 @@ class ItemIndex:
             with np.errstate(over="ignore"):  # what fits in no float32 reads as 0 later
                 for number in self._numbers:
                     self._plain[number][row] = new.plain.get(number, 0.0)
+            for attribute, values in new.filters.items():
+                held = self._room_for_values(attribute, len(values))
+                held[row, : len(values)], held[row, len(values) :] = values, 0
             self._born[row] = new.item.born_ms
             self._alive[row] = not new.item.gone
             self._unsent_rows[row] = True
@@ -133,8 +142,8 @@ class ItemIndex:
         rows = np.arange(start, min(stop, len(self.ids)))
         columns = {name: column[rows] for name, column in self._columns.items()}
         plain = {name: numbers[rows] for name, numbers in self._plain.items()}
-        keys = self._slot_keys[self._own[rows]]
-        return ItemImage(self.ids[start:stop], columns, plain, keys, self._born[rows], self._alive[rows])
+        keys, filters = self._slot_keys[self._own[rows]], {name: a[rows] for name, a in self._filters.items()}
+        return ItemImage(self.ids[start:stop], columns, plain, keys, self._born[rows], self._alive[rows], filters)
 
     def put_image(self, image: ItemImage) -> None:
         """:meth:`put` of many items at once, as :meth:`image` gave them.
@@ -144,7 +153,7 @@ class ItemIndex:
         """
         shapes = {n: c.shape[1:] for n, c in self._columns.items()}, set(self._plain), len(self.own_keys)
         given = {n: c.shape[1:] for n, c in image.columns.items()}, set(image.plain), image.keys.shape[1]
-        if shapes != given:
+        if shapes != given or not self._filters.keys() <= image.filters.keys():
             raise ValueError(f"items with columns {sorted(image.columns)} are not of this schema")
         known = self._row
         rows = np.empty(len(image.ids), np.intp)
@@ -164,6 +173,9 @@ class ItemIndex:
             self._columns[name][rows] = column
         for name, numbers in image.plain.items():
             self._plain[name][rows] = numbers
+        for name in self._filters:
+            held = self._room_for_values(name, image.filters[name].shape[1])
+            held[rows] = wider(image.filters[name], held.shape[1])
         self._born[rows], self._alive[rows] = image.born_ms, image.alive
         self._unsent_rows[rows] = True
         self._stale.update(rows.tolist())
@@ -218,7 +230,7 @@ class ItemIndex:
         windows, heat = self.builder.schema.windows, self._heat
         heat.clicks[rows] = events_a_day(counts, windows, ACTION)
         heat.exposures[rows] = events_a_day(counts, windows, EXPOSED)
-        heat.seen[rows] = counts[:, len(windows.days) - 1, windows.actions.index(EXPOSED)]
+        heat.seen[rows] = counts[:, len(windows.durations) - 1, windows.actions.index(EXPOSED)]
         return len(self._stale)
 
     def expire(self, now_ms: int, start: float = 0.0, stop: float = 1.0) -> int:
@@ -231,8 +243,9 @@ class ItemIndex:
         """What a :class:`scorer.shelf.Shelf` has to be told of, in absolute values: at most so many rows and slots, and
         the slots of these rows. Empty: there is nothing more since the last call.
 
-        Called every few milliseconds, for all replicas at once. With an hour that begins, counts change of which no
-        message tells: calls look at ``slots`` of them each, until all are of that hour. ``left`` (1,) says how many
+        Called every few milliseconds, for all replicas at once. With a unit of the tiles that begins (an hour, or 15 or
+        5 minutes), counts change of which no message tells: calls look at ``slots`` of them each, until all are of that
+        unit. ``left`` (1,) says how many
         slots are still to be looked at, so there is more to come though this call may have found no change.
 
         Args:
@@ -242,12 +255,12 @@ class ItemIndex:
         some = np.flatnonzero(self._unsent_rows[: len(self.ids)])[:rows]
         stale = np.flatnonzero(stamps == -1)[:slots]  # new tiles first
         if len(stale) < slots:
-            of_before = np.flatnonzero((stamps != _stamp(now_ms)) & (stamps != -1))
+            of_before = np.flatnonzero((stamps != self._stamp(now_ms)) & (stamps != -1))
             stale = np.concatenate([stale, of_before[: slots - len(stale)]])
         self._refresh(np.union1d(stale, self._own[some].ravel()), now_ms)
         told = np.flatnonzero(self._unsent[:n])[:slots]
         arrays = self._told(some, told)
-        left = np.count_nonzero(stamps != _stamp(now_ms))
+        left = np.count_nonzero(stamps != self._stamp(now_ms))
         if left:
             arrays["left"] = np.array([left])
         self._unsent_rows[some] = False
@@ -264,7 +277,7 @@ class ItemIndex:
         if not len(some) and not len(told):
             return {}
         slots = np.union1d(told, self._own[some].ravel())
-        self._refresh(slots[self._stamps[slots] != _stamp(now_ms)], now_ms)
+        self._refresh(slots[self._stamps[slots] != self._stamp(now_ms)], now_ms)
         room = np.array([len(self.ids), n], np.int64)
         return {**self._told(some, told), "room": room}
 
@@ -278,6 +291,7 @@ class ItemIndex:
         if len(rows):
             plain = {name: numbers[rows] for name, numbers in self._plain.items()}
             arrays |= self.form.rows(self.columns(rows), plain, len(rows))
+            arrays |= {f"filter/{name}": values[rows] for name, values in self._filters.items()}
             arrays |= {
                 "rows": rows.astype(np.int32),
                 "ids": pack_ids([self.ids[row] for row in rows.tolist()]),
@@ -349,21 +363,25 @@ class ItemIndex:
 
     def _remembered(self, slots: KeySlots, now_ms: int) -> Counts:
         """Counts of the keys in ``slots`` (...) at ``now_ms``, brought up to it: (..., S, A)."""
-        self._refresh(np.unique(slots[self._stamps[slots] != _stamp(now_ms)]), now_ms)
+        self._refresh(np.unique(slots[self._stamps[slots] != self._stamp(now_ms)]), now_ms)
         return self._sums[slots]
 
     def _refresh(self, slots: KeySlots, now_ms: int) -> None:
         """Reads the counts of distinct ``slots`` (n,) anew, and keeps in mind which of them have changed.
 
-        Windows begin and end with an hour, and decayed counts are as of the full hour. So the counts of a key stay the
-        same until one of its tile lists is replaced, or the time passes into another hour. At the full hour itself,
-        that hour's tile does not count yet.
+        Windows begin and end with a unit of the tiles, and decayed counts are as of the full unit. So the counts of a
+        key stay the same until one of its tile lists is replaced, or the time passes into another unit. At the full
+        unit itself, that unit's tile does not count yet.
         """
         if len(slots):
             fresh = self.counts(self._slot_keys[slots], now_ms)
             self._unsent[slots] |= (fresh != self._sums[slots]).any(axis=(1, 2))
             self._sums[slots] = fresh
-            self._stamps[slots] = _stamp(now_ms)
+            self._stamps[slots] = self._stamp(now_ms)
+
+    def _stamp(self, ts_ms: int) -> int:
+        """The unit of a time; a full unit by itself is between two units."""
+        return 2 * (ts_ms // self._unit_ms) + (ts_ms % self._unit_ms > 0)
 
     def _slot_of(self, key: int) -> int:
         slot = self._slot.get(key)
@@ -383,6 +401,13 @@ class ItemIndex:
             self._slot_keys[slot] = key
         return slot
 
+    def _room_for_values(self, attribute: str, values: int) -> U64:
+        """The column of an attribute that pages are filtered by, wide enough for so many values an item."""
+        held = self._filters[attribute]
+        if held.shape[1] < values:
+            held = self._filters[attribute] = wider(held, 1 << (values - 1).bit_length())
+        return held
+
     def _grow(self, capacity: int) -> None:
         for name in self._names:
             slots = self._slots.get(name, 1)
@@ -390,14 +415,11 @@ class ItemIndex:
             self._columns[name] = longer(old, capacity)
         for name in self._numbers:
             self._plain[name] = longer(self._plain.get(name, np.zeros(0, np.float32)), capacity)
+        for name in self._filter_fields:
+            self._filters[name] = longer(self._filters.get(name, np.zeros((0, 1), np.uint64)), capacity)
         self._born = longer(self._born, capacity)
         self._alive = longer(self._alive, capacity)
         self._unsent_rows = longer(self._unsent_rows, capacity)
         self._heat = Heat(*(longer(array, capacity) for array in self._heat))
         self._own = longer(self._own, capacity)
         self._capacity = capacity
-
-
-def _stamp(ts_ms: int) -> int:
-    """The hour of a time; a full hour by itself is between two hours."""
-    return 2 * (ts_ms // HOUR_MS) + (ts_ms % HOUR_MS > 0)

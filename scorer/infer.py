@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 
 from millrace import __version__
 from millrace.contracts.events import MAX_DEPTH
+from millrace.contracts.openapi import Ready
 from millrace.contracts.schema import DERIVED, Schema
 from scorer import wire
 from scorer.serving import Serving
@@ -112,13 +113,6 @@ class Live(Struct, frozen=True):
     """Answer of GET /v2/health/live."""
 
     live: bool
-
-
-class Ready(Struct, frozen=True, omit_defaults=True):
-    """Answer of GET /v2/health/ready, and of GET /v2/models/millrace/ready."""
-
-    ready: bool
-    error: str = ""
 
 
 OUTPUTS = [Tensor("score", "FP32", [-1]), Tensor("known", "BOOL", [-1])]

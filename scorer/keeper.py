@@ -15,6 +15,7 @@ A slice is copied behind the door, like every change of the index; files are wri
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Mapping
 
@@ -101,7 +102,7 @@ class IndexKeeper(threading.Thread):
         """Puts a checkpoint into the index; whether all of it was sound. See :mod:`scorer.checkpoint` on why parts may
         be put one by one."""
         age = age_ms(manifest, self._wall())
-        old = age > checkpoint.TOMBSTONE_MS
+        unfit = self._unfit_rows(manifest, age)
         tiles: dict[int, list[TilePart]] = {}
         file = None
         try:
@@ -109,7 +110,7 @@ class IndexKeeper(threading.Thread):
                 part = checkpoint.read_part(store, file)
                 if isinstance(part, TilePart):
                     tiles.setdefault(part.partition, []).append(part)
-                elif not old:
+                elif not unfit:
                     self._put_items(part)
             for partition, parts in tiles.items():
                 counts = checkpoint.store_of(parts, self.primary.schema.windows)
@@ -122,13 +123,23 @@ class IndexKeeper(threading.Thread):
             log.warning("item index in the store is not used: trying the one before", file=name, error=one_line(error))
             return False
         for topic, mark in manifest.topics.items():
-            if topic in self.feeds and not (old and self.feeds[topic].what == "items"):
+            if topic in self.feeds and not (unfit and self.feeds[topic].what == "items"):
                 self.feeds[topic].go_on_from(mark)
         self.primary.heard_ms = max(self.primary.heard_ms, manifest.heard_ms)
-        if old:
-            log.info("items are read from their beginning: the index in the store is too old to know which are gone")
-        log.info("item index loaded", file=name, items=manifest.items, keys=manifest.keys, age_s=round(age / 1000))
+        if unfit:
+            log.info("items are read from their beginning", why=unfit)
+        age_s = round(age / 1000) if math.isfinite(age) else "unknown: it is from the future"
+        log.info("item index loaded", file=name, items=manifest.items, keys=manifest.keys, age_s=age_s)
         return True
+
+    def _unfit_rows(self, manifest: Manifest, age: float) -> str:
+        """Why the rows of items in a checkpoint are of no use, though its counts are; empty when they are."""
+        if age > checkpoint.TOMBSTONE_MS:
+            return "the index in the store is too old to know which are gone"
+        missing = sorted(set(self.primary.schema.filters) - set(manifest.filters))
+        if missing:
+            return f"the index in the store does not have {', '.join(missing)}, which the schema's filters name"
+        return ""
 
     def _put_items(self, image: ItemImage) -> None:
         for start in range(0, len(image.ids), ROW_SLICE):
@@ -170,6 +181,8 @@ class IndexKeeper(threading.Thread):
         store = Store(self.settings.place("index"))
         for _, newest in checkpoint.manifests(store, lambda name, error: self._damaged(store, name, error)):
             if newest.form == checkpoint.FORM and newest.schema_id == self.primary.schema.id:
+                if not set(self.primary.schema.filters) <= set(newest.filters):
+                    break
                 if age_ms(newest, self._wall()) < 1000 * self.settings.index_seconds:
                     return None
                 break
@@ -190,6 +203,7 @@ class IndexKeeper(threading.Thread):
         index, call = self.primary.index, self.door.call
         facts = {
             "schema_id": self.primary.schema.id,
+            "filters": list(self.primary.schema.filters),
             "written_ms": self._wall(),
             "heard_ms": self.primary.heard_ms,
             "topics": {topic: feed.bookmark for topic, feed in self.feeds.items()},  # before anything is copied
@@ -204,5 +218,5 @@ class IndexKeeper(threading.Thread):
             for start in range(0, len(keys), KEY_SLICE):
                 some = keys[start : start + KEY_SLICE]
                 blobs = call(tiles.export, some)
-                writer.tiles(partition, tiles.newest_hour, some, blobs)
+                writer.tiles(partition, tiles.newest_unit, some, blobs)
         return writer.finish(**facts)

@@ -13,7 +13,7 @@ from the page: its answer has no request id, and nobody may report events of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 
 from millrace.contracts.errors import StoreError
@@ -25,8 +25,10 @@ from millrace.windows.likings import preferences, taste_columns
 from scorer import wire
 from scorer.lookup import Meters, Store, look_up
 from scorer.rank import User
-from scorer.wire import RequestError
+from scorer.wire import Filters, RequestError
 
+Passing = Callable[[Filters, User, int, Sequence[Id]], list[Id]]
+"""See :meth:`scorer.filters.ItemFilters.passing`."""
 LISTS = "lists"
 """The ``arm`` of such a page."""
 LIKED, NEWEST = 0.4, 0.1
@@ -43,26 +45,34 @@ def not_ready(reason: str) -> RequestError:
 class ListPages:
     """Answers /recommend while no page can be ranked."""
 
-    def __init__(self, store: Store, builder: FeatureBuilder, meters: Meters) -> None:
-        self._store, self._builder, self._meters = store, builder, meters
+    def __init__(self, store: Store, builder: FeatureBuilder, meters: Meters, passing: Passing) -> None:
+        self._store, self._builder, self._meters, self._passing = store, builder, meters, passing
 
-    async def page(self, user_id: Id, size: int, ts_ms: int, reason: str) -> wire.RecommendAnswer:
+    async def page(
+        self, user_id: Id, size: int, ts_ms: int, reason: str, filters: Filters | None = None
+    ) -> wire.RecommendAnswer:
         """A page of the shop's lists.
 
         No impression is logged, so the answer has no request id: events that named it would find nothing to join.
 
         Args:
             reason: why no page can be ranked.
+            filters: what must not come. Lists have no attributes, so only ids can be left out.
 
         Raises:
-            RequestError: 503, with the ``reason``: there are no lists, or the store is away.
+            RequestError: 503, with the ``reason``: there are no lists, or the store is away, or nothing of the lists is
+                left, or there are filters by attributes, which nobody could keep to.
         """
+        if filters is not None and (filters.only or filters.without or filters.caps):
+            raise not_ready(f"no filters by attributes yet ({filters}), since there is {reason}")
         listed = await self._store.list_keys()
         if not listed:
             raise not_ready(reason)
         user, notes = await look_up(self._store, self._builder, self._meters, user_id)
         liked = self._liked(user, listed, ts_ms)
         found = await self._store.lists([HOT, *liked, NEW])
+        if found and filters is not None:
+            found = [[str(i) for i in self._passing(filters, user, ts_ms, ids)] for ids in found]
         items = mixed(size, found[0], found[1:-1], found[-1]) if found else []
         if not items:
             raise not_ready(reason)

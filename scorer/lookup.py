@@ -37,6 +37,8 @@ class Meters(Protocol):
 
     def items(self, sources: bytes) -> None: ...
 
+    def filtered(self, filled: str) -> None: ...
+
 
 async def look_up(store: Store, builder: FeatureBuilder, meters: Meters, user_id: Id) -> tuple[User, list[str]]:
     """The user, and what was missing, in words for the answer. An unknown user is served as a new one."""

@@ -12,6 +12,7 @@ import time
 
 from millrace.contracts.errors import PortError, ServiceError
 from millrace.contracts.settings import Settings
+from millrace.processes.tokens import Tokens, warn_if_open
 from scorer.template import Template
 
 PORT_SECONDS = 3.0
@@ -26,6 +27,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         ServiceError: no worker can be started.
     """
     settings.load_schema()  # before anything is started: a file that is none ends the role in one line
+    warn_if_open(settings.host, Tokens.of(settings), "serve")  # the same of a token file
     allow_files()
     with bind(settings) as listener:
         template = Template(settings, stop)  # imports and compiles while we do

@@ -35,6 +35,9 @@ UNKNOWN_USERS = Counter("millrace_unknown_users_total", "Requests for users that
 LIST_PAGES = Counter("millrace_list_pages_total", "Pages made of the shop's lists before the scorer was ready.")
 LIST_PARTS = Counter("millrace_list_parts_total", "Parts of ranked lists that were handed out.", ["kind"])
 SCORER_ITEMS = Counter("millrace_scorer_items_total", "Items handed out, by where recall found them.", ["source"])
+FILTERED_PAGES = Counter(
+    "millrace_filtered_pages_total", "Pages that were asked for with filters, by how full they were.", ["filled"]
+)
 ERRORS = Counter("millrace_errors_total", "What went wrong and was survived.", ["what"])
 LOG_LOST_PAGES = Counter("millrace_log_lost_pages_total", "Pages whose log will never be in Kafka.", ["reason"])
 LOG_LOST_EXPOSURES = Counter("millrace_log_lost_exposures_total", "Items on these pages.", ["reason"])
@@ -125,6 +128,10 @@ class ScorerMeters:
         """Counts items that were handed out, by the codes of where recall found them."""
         for code in set(sources):
             _BY_SOURCE[code].inc(sources.count(code))
+
+    def filtered(self, filled: str) -> None:
+        """Counts a page that was asked for with filters: it was ``full``, ``short`` or ``empty``."""
+        FILTERED_PAGES.labels(filled).inc()
 
     def gap(self) -> None:
         """Counts a version that is missing or cannot be used; those after it until the next snapshot do not count."""

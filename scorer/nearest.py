@@ -47,6 +47,9 @@ SAMPLES = 4096
 SPREAD = 4.0
 """Standard deviations by which the sample may fall short of k items before all scores are looked at."""
 _FIRST_TAIL = 4 * LANES
+MASKED_SHARE, MASKED_MARGIN = 0.25, 1.25
+"""An approximate index is asked for more where not all items are allowed: in proportion, and some more. Where fewer
+than this share are, exact products are quicker."""
 
 
 class UserTower(Protocol):
@@ -178,11 +181,20 @@ class Retrieval:
         found: Floats = self._user.query(user_ids, recent, np.asarray(age_ms, np.int64)[known])
         return found
 
-    def nearest(self, query: Floats, k: int) -> ItemRows:
+    def nearest(self, query: Floats, k: int, allowed: NDArray[np.bool_] | None = None) -> ItemRows:
         """Index rows of the k items with the largest products, best first; fewer where there are fewer. Each once. An
-        item that is gone is not among them once :meth:`take` was told; the shelf knows it first."""
+        item that is gone is not among them once :meth:`take` was told; the shelf knows it first.
+
+        Args:
+            allowed: (rows,) which index rows count. None: all. However few there are, the k best of them are found:
+                exactly, or by an approximate index as well as it finds any.
+        """
         query = np.require(query, np.float32, ["C", "W"])
-        places = best(self.scores(query), k) if self._finder is None else self._found(self._finder, query, k)
+        places = None
+        if self._finder is not None:
+            places = self._found(self._finder, query, k, allowed)
+        if places is None:
+            places = best(self._masked(self.scores(query), allowed), k)
         base = places < self._first
         rows = np.empty(len(places), np.intp)
         rows[base], rows[~base] = self._rows[places[base]], self._tail_rows[places[~base] - self._first]
@@ -220,13 +232,33 @@ class Retrieval:
         tiles = -(-len(self._tail_at) // LANES)
         kernels.products(self._tail[:tiles], query, out)
 
-    def _found(self, finder: Finder, query: Floats, k: int) -> Places:
-        """The best of what the index finds and of the tail."""
-        places = finder.find(query, min(k + min(self._stales, k), len(self._rows)))
+    def _masked(self, scores: Floats, allowed: NDArray[np.bool_] | None) -> Floats:
+        """The scores of all places, -inf where the item is not allowed."""
+        if allowed is not None:
+            kernels.forbid(self._rows, allowed, scores)
+            kernels.forbid(self._tail_rows[: len(self._tail_at)], allowed, scores[self._first :])
+        return scores
+
+    def _found(self, finder: Finder, query: Floats, k: int, allowed: NDArray[np.bool_] | None = None) -> Places | None:
+        """The best of what the index finds and of the tail. None: it does not find enough that is allowed."""
+        wanted = k
+        if allowed is not None:
+            share = np.count_nonzero(allowed) / max(1, len(self))
+            if share < MASKED_SHARE:
+                return None
+            wanted = k if share >= 1 else round(MASKED_MARGIN * k / share)
+        places = finder.find(query, min(wanted + min(self._stales, wanted), len(self._rows)))
         places = places[~self._stale[places]]
         n = len(self._tail_at)
         tail = np.empty(len(self._tail_rows), np.float32)
         self._tail_scores(query, tail)
+        if allowed is not None:
+            rows = self._rows[places]
+            known = rows < len(allowed)
+            places = places[known][allowed[rows[known]]]
+            kernels.forbid(self._tail_rows[:n], allowed, tail)
+            if len(places) < k:
+                return None
         scores = np.concatenate([self.vectors(places) @ query, tail[:n]])
         return np.concatenate([places, np.arange(self._first, self._first + n)])[best(scores, k)]
 
@@ -268,4 +300,5 @@ def warm_up(width: int) -> None:
     retrieval = Retrieval((0, 0), 0, np.arange(2, dtype=np.int32), tiles, np.arange(2, dtype=np.int32), Nobody())
     retrieval.take(np.array([1], np.int32), vectors[:1], np.array([0], np.int32))
     query = retrieval.query(np.empty(0, np.int64), np.arange(2), np.zeros(2, np.int64))
-    retrieval.nearest(query, 1)
+    for allowed in (None, np.ones(2, np.bool_)):
+        retrieval.nearest(query, 1, allowed)

@@ -58,6 +58,16 @@ def products(tiles: Array, query: Array, out: Array) -> None:
 
 
 @njit(nogil=True, cache=True)
+def forbid(rows: Array, allowed: Array, scores: Array) -> None:
+    """``scores[p]`` becomes -inf where the row of place p is not allowed; rows (n,) int32, allowed (R,) bool, scores
+    (>= n,) float32"""
+    for p in range(len(rows)):
+        row = rows[p]
+        if row >= len(allowed) or not allowed[row]:
+            scores[p] = -np.inf
+
+
+@njit(nogil=True, cache=True)
 def lay(vectors: Array, places: Array, tiles: Array) -> None:
     """Vector i, rounded, goes to place ``places[i]``; vectors (n, W) float32, places (n,) int64"""
     for i in range(len(places)):

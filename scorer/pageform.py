@@ -79,7 +79,7 @@ def page_form(builder: FeatureBuilder, shelf: ShelfForm) -> Form:
         values=values,
         prior=_prior(windows),
         weight=np.float32(windows.prior_weight),
-        windows=len(windows.days),
+        windows=len(windows.durations),
         actions=len(windows.actions),
         mean_of=np.array([windows.actions.index(mean.action) for mean in windows.means], np.int64),
         step=np.array([mean.step for mean in windows.means], np.float64),

@@ -133,7 +133,7 @@ class Ranker:
         self.builder, self.shelf, self._count_error = builder, shelf, count_error
         schema, layout = builder.schema, builder.layout
         windows = schema.windows
-        self._read = (windows.days, windows.columns, windows.half_lives, len(windows.means))
+        self._read = (windows.durations, windows.columns, windows.half_lives, len(windows.means))
         self._form = page_form(builder, shelf.form)
         late = late_columns(schema)
         starts = zip(layout.cat_fields, layout.cat_starts, strict=True)
@@ -170,6 +170,12 @@ class Ranker:
             pagekernels.likings(salt, self._hashes(user.columns), values, grouping.parts, held, liking, found)
             out.append((grouping, found))
         return out
+
+    def seen_keys(self, user: User, ts_ms: int) -> U64:
+        """The window keys in a user's record that have exposures in the longest window. (k,)"""
+        held = self._held(user, ts_ms)
+        seen: U64 = held.keys[held.counts[:, self._form.windows - 1, 0] > 0]
+        return seen
 
     def user_ids(self, user: User) -> NDArray[np.int64]:
         """Feature ids of the user's own fields, 0 where one is missing: those columns of ``cat`` in the layout's order.

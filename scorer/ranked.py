@@ -20,11 +20,12 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from millrace.contracts.events import SOURCES, Id, Name, TimeOrNever, WireId
 from millrace.contracts.online import ranked_key
-from scorer.wire import RequestError
+from scorer.wire import Filters, RequestError
 
 _ASKED = SOURCES.index("asked")
 MEMORY_BYTES = 16 << 20
@@ -76,6 +77,12 @@ class RankedList(Struct, frozen=True, array_like=True):
     items: list[Id]  # best first
     sources: bytes = b""  # (n,) codes of where recall found them; empty: not recorded
     retrieval: int = -1  # the retrieval version that recall looked with; -1: none
+    filters: Filters | None = None  # that hold for every part
+
+    def of(self, places: NDArray[np.intp]) -> RankedList:
+        """The list with the items at ``places`` alone, in this order."""
+        items = [self.items[place] for place in places.tolist()]
+        return replace(self, items=items, sources=self.sources_of(places))
 
     def sources_of(self, places: NDArray[np.intp]) -> bytes:
         """Codes of the items at ``places``: as they were when the list was ranked, or ``asked`` where it does not say,

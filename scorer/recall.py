@@ -174,6 +174,19 @@ class CandidateLists:
 _GROUP_ARRAYS = ("rows", "starts", "example", "parts", "of_item")
 
 
+class Allowed(NamedTuple):
+    """The living items that a request's filters let pass, as of now (:mod:`scorer.filters`)."""
+
+    mask: NDArray[np.bool_]  # (R,) by index row
+    rows: ListedRows  # (n,) those that pass, ascending
+
+    def of(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Those of the ``rows`` that pass, in their order."""
+        known = rows[rows < len(self.mask)]
+        passing: NDArray[Any] = known[self.mask[known]]
+        return passing
+
+
 class Found(NamedTuple):
     """Candidates."""
 
@@ -280,6 +293,8 @@ def recall(
     bought: ItemRows = NO_ROWS,
     alive: NDArray[np.bool_] | None = None,
     least: int | None = None,
+    allowed: Allowed | None = None,
+    born_ms: NDArray[np.int64] | None = None,
 ) -> Found:
     """``size`` distinct living items, or all when there are fewer; see the module's text.
 
@@ -291,20 +306,29 @@ def recall(
         alive: by row, as of now; items that are gone since the lists were made are replaced. None: as in the lists.
         least: so many items are wanted of a shop that is ranked whole; where it has as many without what was bought,
             it is ranked without that. Default: ``size``.
+        allowed: items that may be candidates; the shop is as if there were no others. It takes the place of ``alive``.
+        born_ms: by row; needed with ``allowed``.
     """
     living = lists.living
-    if alive is None:
+    if allowed is not None:
+        living, alive = allowed.rows, allowed.mask
+    elif alive is None:
         alive = np.zeros(int(living[-1]) + 1 if len(living) else 0, np.bool_)
         alive[living] = True
     late = np.array([row for row in dict.fromkeys(bought.tolist()) if row >= 0], np.intp)
     if len(living) <= size:
         return _whole(living[alive[living]].astype(np.intp), late, size if least is None else least)
+    hot: NDArray[Any] = lists.hot
+    new = lists.new
+    if allowed is not None:
+        new = allowed.of(new)
+        hot = _hot_of(allowed, hot, born_ms, size) if shares.of_source[HOT - 1] else NO_ROWS
     given = (
         vectors,
-        _liked(liked, size) if shares.of_source[LIKED - 1] else NO_ROWS,
+        _liked(liked, size, allowed) if shares.of_source[LIKED - 1] else NO_ROWS,
         coclicked,
-        lists.hot,
-        _new(lists.new, size, seed) if shares.of_source[NEW - 1] else NO_ROWS,
+        hot,
+        _new(new, size, seed) if shares.of_source[NEW - 1] else NO_ROWS,
     )
     starts = np.zeros(len(given) + 1, np.intp)
     np.cumsum([len(rows) for rows in given], out=starts[1:])
@@ -332,10 +356,25 @@ def _whole(rows: ItemRows, late: ItemRows, least: int) -> Found:
     return Found(rows, np.full(len(rows), WHOLE, np.uint8))
 
 
-def random_page(lists: CandidateLists, size: int, generator: np.random.Generator) -> ItemRows:
+def _hot_of(allowed: Allowed, hot: ListedRows, born_ms: NDArray[np.int64] | None, size: int) -> NDArray[Any]:
+    """The hot items that pass; where these are fewer than ``size``, the others that pass and were born last follow, as
+    they do in the list itself."""
+    hot = allowed.of(hot)
+    if len(hot) >= size or born_ms is None:
+        return hot
+    others = allowed.mask.copy()
+    others[hot] = False
+    rest = np.flatnonzero(others)
+    return np.concatenate([hot, rest[largest(born_ms[rest], size - len(hot))]])
+
+
+def random_page(
+    lists: CandidateLists, size: int, generator: np.random.Generator, allowed: Allowed | None = None
+) -> ItemRows:
     """Distinct living items in random order, all equally likely: the page of the control group."""
-    size = min(size, len(lists.living))
-    return lists.living[generator.choice(len(lists.living), size, replace=False)].astype(np.intp)
+    living = lists.living if allowed is None else allowed.rows
+    size = min(size, len(living))
+    return living[generator.choice(len(living), size, replace=False)].astype(np.intp)
 
 
 def _new(waiting: ListedRows, most: int, seed: int) -> ItemRows:
@@ -345,18 +384,30 @@ def _new(waiting: ListedRows, most: int, seed: int) -> ItemRows:
     return out
 
 
-def _liked(liked: Liked, most: int) -> ItemRows:
-    """The hottest of the groups that a user likes, taken in turn as the liking says."""
+def _liked(liked: Liked, most: int, allowed: Allowed | None = None) -> ItemRows:
+    """The hottest of the groups that a user likes, taken in turn as the liking says. A group of which nothing is
+    allowed is as if it were not there."""
     heads: list[ListedRows] = []
     weights: list[F64] = []
     for groups, liking in liked:
         positive = int((liking > 0).sum())
         if not positive:
             continue
-        best = largest(liking, min(GROUPS, positive))
-        weights.append(liking[best] / liking[best].sum())
+        best = largest(liking, min(GROUPS, positive) if allowed is None else positive)
         starts, ends = groups.starts[best].tolist(), groups.starts[best + 1].tolist()
-        heads += [groups.rows[start : min(end, start + most)] for start, end in zip(starts, ends, strict=True)]
+        if allowed is None:
+            heads += [groups.rows[start : min(end, start + most)] for start, end in zip(starts, ends, strict=True)]
+        else:
+            taken = []
+            for g, (start, end) in enumerate(zip(starts, ends, strict=True)):
+                head = allowed.of(groups.rows[start:end])[:most]
+                if len(head):
+                    taken.append(g)
+                    heads.append(head)
+                if len(taken) == GROUPS:
+                    break
+            best = best[taken]
+        weights.append(liking[best] / liking[best].sum())
     if not heads:
         return NO_ROWS
     starts = np.zeros(len(heads) + 1, np.intp)

@@ -1,9 +1,12 @@
 # core
 """What a worker does for a request, without HTTP, Kafka or Redis: decode, look up, recall, rank, log, answer.
 
-A request waits for the user's record, for the list that its cursor names, and for counts of another hour. From there to
+A request waits for the user's record, for the list that its cursor names, and for counts of another time. From there to
 its page it runs in one go on the event loop, so no change of the shelf or the model falls into it: those are made by
 other callbacks of the same loop, between requests. A page is made by the one model that serves at that moment.
+
+A request's filters hold before anything is recalled (:mod:`scorer.filters`), so a page is full where the catalogue
+has enough that passes. Caps hold among what was ranked, best first.
 
 Until there are a model and items, ``/recommend`` answers from the shop's lists in Redis (:mod:`scorer.listpage`).
 """
@@ -14,30 +17,34 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from millrace.contracts.clock import EventClock
+from millrace.contracts.durations import DAY_MIN, text_of
 from millrace.contracts.events import CONTROL, LOGGED, MODEL, SOURCES, Id
 from millrace.contracts.hashing import mix, salt, value_hash
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.versions.versioning import Announcement
 from millrace.windows.features import FeatureBuilder
-from scorer import wire
+from scorer import reasons, wire
 from scorer.candidates import Neighbours, Recaller, Retrieval, Sources
+from scorer.filters import ItemFilters
 from scorer.listpage import ListPages, not_ready
 from scorer.lookup import Meters, Store, look_up
 from scorer.pagelog import PageLog
 from scorer.rank import Model, Ranked, Ranker, User
 from scorer.ranked import Cursor, RankedList, RankedLists
-from scorer.recall import ASKED, CONTROLLED, CandidateLists, largest, random_page
+from scorer.recall import ASKED, CONTROLLED, HOT, RANDOM, Allowed, CandidateLists, largest, random_page
 from scorer.shelf import ItemRows, Shelf
 from scorer.wire import RequestError
 
 _ARM = salt("scorer", "arm")
-_MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
+_MINUTE_MS = 60_000
+FILTERED = "f-"
+"""The ids of lists with filters begin with it: whoever has lost such a list knows that it had some."""
 
 AskCounts = Callable[[ItemRows, int], Awaitable[NDArray[Any] | None]]
 """Counts of items at another time than now, from the whole index; None: they are not to be had."""
@@ -53,6 +60,11 @@ class _Asked(NamedTuple):
     context: dict[str, Any]
     notes: list[str]
     explain: bool = False
+    filters: wire.Filters | None = None
+
+    @property
+    def capped(self) -> bool:
+        return self.filters is not None and bool(self.filters.caps)
 
 
 class _Scored(NamedTuple):
@@ -62,6 +74,7 @@ class _Scored(NamedTuple):
     rows: ItemRows  # (n,)
     found: Ranked
     shown: NDArray[np.float32]  # (n,) scores for a client: 0, the last rank, where the model gave no number
+    model: Model
 
 
 def arm_of(request_id: str, control_share: float) -> str:
@@ -102,6 +115,8 @@ class Serving:
         self.shelf = Shelf(self.builder)
         self.ranker = Ranker(self.builder, self.shelf, meters.error)
         self.recaller = Recaller(settings, self.ranker)
+        self._inputs = reasons.inputs_of(schema)
+        self.filters = ItemFilters(self.ranker)
         self.lists = CandidateLists()
         self.retrieval: Retrieval | None = None
         """The retrieval version that recall looks with; None: there is none yet."""
@@ -116,7 +131,7 @@ class Serving:
         """
         self._store, self._send, self._meters, self._wall, self._new_id = store, send, meters, wall, new_id
         self._ask_counts = ask_counts
-        self._list_pages = ListPages(store, self.builder, meters)
+        self._list_pages = ListPages(store, self.builder, meters, self.filters.passing)
 
     # -- changes, between two requests ------------------------------------------------------------------------
 
@@ -150,16 +165,20 @@ class Serving:
         asked = wire.decode(body, wire.RecommendRequest)
         size = wire.check_recommend(asked, self.settings.page_limit)
         cursor = None if asked.cursor is None else Cursor.of(asked.cursor, self.settings.page_limit)
+        filters = self.filters.of(asked)
         request_id, ts_ms = self._identify(asked, logged=True)
         reason = self.not_ready()
         if reason:
-            return await self._list_pages.page(asked.user_id, size, ts_ms, reason)
+            if cursor is not None and cursor.list_id.startswith(FILTERED):
+                raise not_ready(f"no part of a list with filters yet, since there is {reason}")
+            return await self._list_pages.page(asked.user_id, size, ts_ms, reason, filters)
         user, notes = await look_up(self._store, self.builder, self._meters, asked.user_id)
-        page = _Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes, asked.explain)
+        page = _Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes, asked.explain, filters)
         if cursor is not None:
             answer = await self._part(page, cursor, size)
-            if answer is not None:
+            if not isinstance(answer, _Asked):
                 return answer
+            page = answer
         length = asked.length if cursor is None else cursor.length
         return await self._page(page, size, length if length is not None and length > size else None)
 
@@ -168,65 +187,172 @@ class Serving:
         most = length or size
         arm = arm_of(page.request_id, self.settings.control_share)
         seed = value_hash(page.request_id)
+        allowed = self._allowed(page)
+        if allowed is not None and not len(allowed.rows):
+            return self._empty(page, arm)
         if arm == CONTROL:
-            rows = random_page(self.lists, most, np.random.default_rng(seed))
-            rows = rows[self.shelf.alive[rows]]  # gone since the lists were made
+            rows = self._random(page, size, most, seed, allowed)
             sources, retrieval = np.full(len(rows), CONTROLLED, np.uint8), -1
         else:
             there = Sources(self.lists, self.retrieval, self.neighbours)
             size_recalled = max(self.settings.candidates, most)
-            rows, sources, retrieval = self.recaller.page(there, page.user, page.ts_ms, size_recalled, most, seed)
+            rows, sources, retrieval = self.recaller.page(
+                there, page.user, page.ts_ms, size_recalled, most, seed, allowed
+            )
         scored = await self._score(page, rows)
-        order = np.flatnonzero(self.shelf.alive[rows])  # one may have gone while counts were waited for
+        order = np.flatnonzero(self._passing(page)[rows])  # one may have gone while counts were waited for
         if arm != CONTROL:
-            order = order[largest(scored.shown[order], most)]
-        codes = sources[order].tobytes()
-        answer = self._hand_out(page, arm, scored, order[:size], codes[:size], retrieval)
+            order = order[largest(scored.shown[order], len(order) if page.capped else most)]
+        shown, rest = order[:size], order[size:]
+        ids, codes = self._ids(rows[rest]), sources[rest].tobytes()
+        if page.filters is not None and page.filters.caps and allowed is not None:
+            first = self.filters.fitting(page.filters, rows[order], size)
+            rest = np.delete(order, first)[: most - len(first)]
+            ids, codes, shown = self._ids(rows[rest]), sources[rest].tobytes(), order[first]
+            scored, shown, sources = await self._filled_up(page, arm, scored, shown, sources, size, seed)
+        if page.filters is not None:
+            if not len(shown):
+                return self._empty(page, arm)
+            self._meters.filtered("full" if len(shown) == size else "short")
+        first_codes = sources[shown].tobytes()
+        answer = self._hand_out(page, arm, scored, shown, first_codes, retrieval)
         if length is None:
             return answer
         self._meters.part("first")
-        shown = len(answer.items)
-        if shown == len(order):  # a small shop: this part is the last
+        if not ids:  # a small shop: this part is the last
             return answer
-        list_id = self._new_id()
-        ids = self._ids(rows[order])
-        kept = RankedList(page.request_id, page.user_id, arm, self._wall(), page.context, ids, codes, retrieval)
-        await self.ranked.put(list_id, kept)
-        return replace(answer, cursor=Cursor(list_id, shown, shown, length).text)
+        kept = RankedList(
+            request_id=page.request_id,
+            user_id=page.user_id,
+            arm=arm,
+            made_ms=self._wall(),
+            context=page.context,
+            items=[*self._ids(scored.rows[shown]), *ids],
+            sources=first_codes + codes,
+            retrieval=retrieval,
+            filters=page.filters,
+        )
+        return await self._to_be_continued(answer, kept, len(shown), len(shown), length)
 
-    async def _part(self, page: _Asked, cursor: Cursor, size: int) -> wire.RecommendAnswer | None:
-        """The next part of a list. None: there is none, and ``page.notes`` say why.
+    def _random(self, page: _Asked, size: int, most: int, seed: int, allowed: Allowed | None) -> ItemRows:
+        """The control group's page, and what follows on it in its list."""
+        capped = allowed is not None and page.capped
+        drawn = len(allowed.rows) if allowed is not None and capped else most
+        rows = random_page(self.lists, drawn, np.random.default_rng(seed), allowed)
+        rows = rows[self.shelf.alive[rows]]  # gone since the lists were made
+        if page.filters is not None and capped:
+            first = self.filters.fitting(page.filters, rows, size)
+            rows = np.concatenate([rows[first], np.delete(rows, first)])[:most]
+        return rows
+
+    async def _filled_up(
+        self,
+        page: _Asked,
+        arm: str,
+        scored: _Scored,
+        shown: NDArray[np.intp],
+        sources: NDArray[np.uint8],
+        size: int,
+        seed: int,
+    ) -> tuple[_Scored, NDArray[np.intp], NDArray[np.uint8]]:
+        """A page on which so few candidates fit that others have to be looked for: all of these with their scores, in
+        which order, and where they are from. The page as it was, where it is full or nothing else fits."""
+        filters, allowed = page.filters, self._allowed(page)  # anew: counts may have been waited for
+        if filters is None or allowed is None or len(shown) == size:
+            return scored, shown, sources
+        taken, hot = scored.rows[shown], self.lists.hot
+        more = self.filters.fillers(filters, allowed, scored.rows, taken, hot, size, seed)
+        if not len(more):
+            return scored, shown, sources
+        of_more = CONTROLLED if arm == CONTROL else np.where(np.isin(more, hot), HOT, RANDOM)
+        sources = np.concatenate([sources[shown], np.broadcast_to(of_more, len(more))]).astype(np.uint8)
+        scored = await self._score(page, np.concatenate([taken, more]))
+        left = np.flatnonzero(self._passing(page)[scored.rows])
+        if arm != CONTROL:
+            left = left[largest(scored.shown[left], len(left))]
+        return scored, left[self.filters.fitting(filters, scored.rows[left], size)], sources
+
+    async def _part(self, page: _Asked, cursor: Cursor, size: int) -> wire.RecommendAnswer | _Asked:
+        """The next part of a list. Where there is none: what to make a new list for, whose notes say why.
 
         Raises:
-            RequestError: the list is another user's.
+            RequestError: the list is another user's; or it had filters and is no longer kept, so nobody knows them.
         """
         kept = await self.ranked.get(cursor.list_id)
         if kept is None:
+            if cursor.list_id.startswith(FILTERED):
+                problem = f"cursor {cursor.text!r} is of a list that is no longer kept, nor are its filters"
+                raise RequestError(problem, "ask for a new list with the filters", 410)
             page.notes.append("the cursor's list is no longer kept: a new one from its beginning")
             self._meters.part("anew")
-            return None
+            return page
         if str(kept.user_id) != str(page.user_id):
             raise RequestError(
                 f"cursor {cursor.text!r} was made for another user than {page.user_id!r}", "ask without a cursor"
             )
+        page = page._replace(filters=kept.filters)
         rows = self.shelf.rows_of(kept.items[cursor.at :])
         left = np.flatnonzero(rows >= 0)
-        left = left[self.shelf.alive[rows[left]]][:size]  # without those that are gone
+        left = left[self._passing(page)[rows[left]]]  # without those that are gone
+        later = left[size:]
+        if kept.filters is not None and kept.filters.caps:
+            first = self.filters.fitting(kept.filters, rows[left], size)
+            left, later = left[first], np.delete(left, first)
+        left = left[:size]
         if not len(left):
             page.notes.append("nothing of the cursor's list is left: a new one from its beginning")
             self._meters.part("anew")
-            return None
+            return page
         mark = f"{value_hash(self._new_id()) & 0xFFFF:04x}"
         part = page._replace(request_id=f"{kept.request_id}.{cursor.slot}.{mark}", context=page.context or kept.context)
         scored = await self._score(part, rows[left])
-        order = np.flatnonzero(self.shelf.alive[rows[left]])  # one may have gone while counts were waited for
+        order = np.flatnonzero(self._passing(part)[rows[left]])  # one may have gone while counts were waited for
+        if kept.filters is not None and kept.filters.caps:  # or may be of another kind by now
+            order = order[self.filters.fitting(kept.filters, rows[left[order]], size)]
         sources = kept.sources_of(cursor.at + left[order])
         answer = self._hand_out(part, kept.arm, scored, order, sources, kept.retrieval, cursor.slot)
         self._meters.part("next")
-        at, slot = cursor.at + int(left[-1]) + 1, cursor.slot + len(order)
+        slot = cursor.slot + len(order)
+        if page.capped:  # what did not fit on this part comes later
+            if not len(later):
+                return answer
+            places = np.concatenate([np.arange(cursor.at), cursor.at + left, cursor.at + later])
+            return await self._to_be_continued(answer, kept.of(places), cursor.at + len(left), slot, cursor.length)
+        at = cursor.at + int(left[-1]) + 1
         if at == len(kept.items):
             return answer
         return replace(answer, cursor=Cursor(cursor.list_id, at, slot, cursor.length).text)
+
+    async def _to_be_continued(
+        self, answer: wire.RecommendAnswer, kept: RankedList, at: int, slot: int, length: int
+    ) -> wire.RecommendAnswer:
+        """The answer with a cursor to what comes ``at`` a place in a list, which is kept from now on."""
+        list_id = self._new_id() if kept.filters is None else FILTERED + self._new_id()
+        await self.ranked.put(list_id, kept)
+        return replace(answer, cursor=Cursor(list_id, at, slot, length).text)
+
+    def _allowed(self, page: _Asked) -> Allowed | None:
+        """What the page's filters let pass. None: it has none."""
+        if page.filters is None:
+            return None
+        return self.filters.allowed(page.filters, page.user, page.ts_ms)
+
+    def _passing(self, page: _Asked) -> NDArray[np.bool_]:
+        """By index row, whether an item may be shown on a page: it lives, and passes the filters."""
+        allowed = self._allowed(page)
+        return self.shelf.alive if allowed is None else allowed.mask
+
+    def _empty(self, page: _Asked, arm: str) -> wire.RecommendAnswer:
+        """A page on which nothing may come: it is no failure, and there is nothing to log."""
+        if self.note is None:  # withdrawn while the request waited
+            raise not_ready(self.not_ready())
+        self._meters.filtered("empty")
+        notes = [
+            *page.notes,
+            f"no item of the catalogue passes the filters ({page.filters}): an empty page, not logged",
+        ]
+        told = -1 if page.explain else UNSET
+        return wire.RecommendAnswer(None, self.note.version, arm, page.ts_ms, [], notes, retrieval_version=told)
 
     async def score(self, body: bytes) -> wire.ScoreAnswer:
         """Answers POST /score.
@@ -278,8 +404,9 @@ class Serving:
         than the clock runs is in time. Until an event is known, the clock stands for it."""
         newest_ms, s = min(self.heard_ms, now_ms) if self.heard_ms else now_ms, self.settings
         if not logged:
-            days = max(self.schema.windows.days, default=1)
-            return newest_ms - days * _DAY_MS, f"beyond the longest window ({days} days), whose counts are gone"
+            minutes = max(self.schema.windows.minutes, default=DAY_MIN)
+            longest = f"{minutes // DAY_MIN} days" if minutes % DAY_MIN == 0 else text_of(minutes)
+            return newest_ms - minutes * _MINUTE_MS, f"beyond the longest window ({longest}), whose counts are gone"
         wait_ms = round((s.attribution_minutes + s.lateness_minutes) * _MINUTE_MS + s.disorder_seconds * 1000)
         return newest_ms - wait_ms, "too late for a label"
 
@@ -292,13 +419,15 @@ class Serving:
         found = self.ranker.rank(page.user, rows, page.ts_ms, page.context, model, counts)
         finite = np.isfinite(found.scores)
         if finite.all():
-            return _Scored(note, rows, found, found.scores)
+            return _Scored(note, rows, found, found.scores, model)
         self._meters.error("scores")
-        return _Scored(note, rows, found, np.where(finite, found.scores, np.float32(0)))
+        return _Scored(note, rows, found, np.where(finite, found.scores, np.float32(0)), model)
 
     async def _counts(self, page: _Asked, rows: ItemRows) -> NDArray[Any] | None:
-        """Counts of the items for a page of another hour than this one; None: those of the shelf."""
-        if self._ask_counts is None or abs(page.ts_ms - self.clock.at(self._wall())) <= _HOUR_MS or not len(rows):
+        """Counts of the items for a page of another time than now, by more than a unit of the tiles; None: those of the
+        shelf."""
+        unit_ms = self.schema.windows.unit_ms
+        if self._ask_counts is None or abs(page.ts_ms - self.clock.at(self._wall())) <= unit_ms or not len(rows):
             return None
         counts = await self._ask_counts(rows, page.ts_ms)
         if counts is None:
@@ -326,12 +455,21 @@ class Serving:
         self._meters.items(sources)
         shown = scored.shown[order].tolist()
         told = retrieval if page.explain else UNSET
-        where = ([SOURCES[code] for code in sources],) if page.explain else ()
+        where = ([SOURCES[code] for code in sources], self._reasons(scored, order)) if page.explain else ()
         items = list(map(wire.PlacedItem, ids, range(len(ids)), shown, *where))
         version = scored.note.version
         return wire.RecommendAnswer(
             page.request_id, version, arm, page.ts_ms, items, page.notes, offset, retrieval_version=told
         )
+
+    def _reasons(self, scored: _Scored, order: NDArray[np.intp]) -> list[list[wire.Reason] | UnsetType]:
+        """Of each item ``order`` of a page, which inputs made its score what it is; of the first ones only."""
+        first = order[: reasons.MOST_ITEMS]
+        found = reasons.effects(scored.model, scored.found.cat[first], scored.found.numbers(first), self._inputs)
+        told: list[list[wire.Reason] | UnsetType] = [
+            [wire.Reason(name, effect) for name, effect in those] for those in reasons.strongest(found, self._inputs)
+        ]
+        return told + [UNSET] * (len(order) - len(first))
 
     def _log(
         self,

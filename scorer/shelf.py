@@ -11,7 +11,8 @@
     values     (rows, V) u64     value hashes that window keys with other sides' columns are made of
     plain      (rows, P) f32     numbers of the item's fields; 0 for age_days, which follows from born_ms
     own        (rows, J) i32     slots of the window keys of the item alone
-    slots      keys (slots,) u64, counts (slots, S, A)   as of the index's event hour; slot 0 is "missing": zeros
+    filters    (rows, values) u64 by attribute: value hashes of attributes that pages are filtered by
+    slots      keys (slots,) u64, counts (slots, S, A)   as of the index's event time; slot 0 is "missing": zeros
 
 What crosses is absolute: whole rows, whole slots. So applying a message twice, or one that is older than what a later
 message said of *other* rows, changes nothing else. A row never comes before the counts of its slots.
@@ -31,6 +32,7 @@ from millrace.contracts.hashing import U64
 from millrace.windows.features import FeatureBuilder, finite32
 from millrace.windows.tiles import TileStore
 from scorer import pagekernels
+from scorer.itemimage import wider
 from scorer.pagekernels import Keyed
 
 Arrays = dict[str, NDArray[Any]]
@@ -100,6 +102,9 @@ class Shelf:
             "born_ms": np.zeros(0, np.int64),
             "alive": np.zeros(0, np.bool_),
         }
+        self._filters: dict[str, U64] = {name: np.zeros((0, 1), np.uint64) for name in builder.schema.filters}
+        self.generation = 0
+        """Rises whenever rows are taken: what was worked out of them before may hold no longer."""
         self._keys = np.zeros(1, np.uint64)
         self._counts = np.zeros((1, empty.spans, empty.columns), empty.dtype)
         self._slots = 1
@@ -146,11 +151,17 @@ class Shelf:
                 self._row[str(item_id)] = row
         for name, array in self._rows.items():
             array[rows] = arrays[name]
+        for name in self._filters:
+            given = arrays[f"filter/{name}"]
+            held = self._filters[name] = wider(self._filters[name], given.shape[1])
+            held[rows] = wider(given, held.shape[1])
+        self.generation += 1
 
     def _reserve(self, rows: int, slots: int) -> None:
         """Room for so many rows and slots. New room is twice that, and is not touched before it is used."""
         if rows > len(self._rows["alive"]):
             self._rows = {name: longer(array, 2 * rows) for name, array in self._rows.items()}
+            self._filters = {name: longer(array, 2 * rows) for name, array in self._filters.items()}
         if slots > len(self._keys):
             self._keys, self._counts = longer(self._keys, 2 * slots), longer(self._counts, 2 * slots)
 
@@ -165,6 +176,11 @@ class Shelf:
     def alive(self) -> NDArray[np.bool_]:
         """(rows,)"""
         return self._rows["alive"][: len(self.ids)]
+
+    def filter_values(self, attribute: str) -> U64:
+        """Value hashes of an attribute in the schema's ``filters``, by row, 0 where an item has no more of them; with
+        room behind the last row. (rows, values)"""
+        return self._filters[attribute]
 
     @property
     def rows(self) -> pagekernels.Rows:

@@ -26,7 +26,7 @@ from redis.exceptions import RedisError, ResponseError
 from millrace.contracts.errors import StoreError, one_line
 from millrace.contracts.events import Id
 from millrace.contracts.online import LIST_NAMES, REDIS_REMEDY, list_key, redis_url, user_key
-from millrace.contracts.settings import Settings
+from millrace.contracts.settings import Settings, without_password
 from scorer.turns import Turns
 from scorer.usercache import UserCache
 from scorer.userrecord import AWAY, BUSY, ERROR, SLOW, Record
@@ -63,7 +63,8 @@ def connect(settings: Settings) -> Any:
     try:
         return Redis.from_url(redis_url(settings.redis), **options)
     except ValueError as error:
-        raise StoreError(f"Redis address '{settings.redis}' is not usable ({error})", REDIS_REMEDY) from None
+        shown = without_password(settings.redis)
+        raise StoreError(f"Redis address '{shown}' is not usable ({error})", REDIS_REMEDY) from None
 
 
 class OnlineReader:
@@ -75,6 +76,7 @@ class OnlineReader:
             cache had it.
         seconds: how long a request waits.
         monotonic: seconds that only go forward.
+        prefix: before each key. Callers know keys without it.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class OnlineReader:
         count: Callable[[str, bool], None],
         seconds: float,
         monotonic: Callable[[], float] = time.monotonic,
+        prefix: str = "",
     ) -> None:
         self._client, self._count, self._seconds, self._monotonic = client, count, seconds, monotonic
+        self._prefix = prefix
         self._list_seconds = max(seconds, LIST_SECONDS)
         self._cache, self._turns = UserCache(), Turns()
         self._reads: set[asyncio.Task[Any]] = set()
@@ -125,7 +129,7 @@ class OnlineReader:
         """The keys of the shop's lists that there are. None: the store is away."""
 
         async def read() -> list[str]:
-            return sorted(_texts(await self._client.smembers(LIST_NAMES)))
+            return sorted(_texts(await self._client.smembers(self._prefix + LIST_NAMES)))
 
         return await self._read(read(), self._list_seconds)
 
@@ -136,7 +140,7 @@ class OnlineReader:
         async def read() -> list[list[str]]:
             async with self._client.pipeline(transaction=False) as pipeline:
                 for name in names:
-                    pipeline.zrange(list_key(name), 0, -1, desc=True)
+                    pipeline.zrange(self._prefix + list_key(name), 0, -1, desc=True)
                 return [_texts(entries) for entries in await pipeline.execute()]
 
         return await self._read(read(), self._list_seconds)
@@ -147,15 +151,16 @@ class OnlineReader:
 
     async def keep(self, key: str, value: bytes, seconds: float) -> None:
         """Keeps ``value`` under ``key`` for so long. Where the store is slow, it goes on in the background."""
-        await self._read(self._client.set(key, value, px=max(1, round(1000 * seconds))), self._seconds)
+        ms = max(1, round(1000 * seconds))
+        await self._read(self._client.set(self._prefix + key, value, px=ms), self._seconds)
 
     async def _user(self, user_id: Id) -> dict[bytes, bytes]:
-        found: dict[bytes, bytes] = await self._client.hgetall(user_key(user_id))
+        found: dict[bytes, bytes] = await self._client.hgetall(self._prefix + user_key(user_id))
         self._cache.put(user_id, found, self._monotonic())
         return found
 
     async def _value(self, key: str) -> bytes | None:
-        found = await self._client.get(key)
+        found = await self._client.get(self._prefix + key)
         if not isinstance(found, bytes | None):
             raise TypeError(f"{key} holds no value, but {type(found).__name__}")
         return found

@@ -19,11 +19,11 @@ from millrace.contracts.schema import Schema
 from millrace.versions.image import RETRIEVAL_TABLES, Image, TableRows
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
-from scorer import nearest
+from scorer import filters, nearest
 from scorer.index import ItemIndex
 from scorer.neighbours import CoClicks, Neighbours
 from scorer.rank import Ranker, User
-from scorer.recall import NO_ROWS, CandidateLists, Shares, largest, make_lists, recall
+from scorer.recall import NO_ROWS, Allowed, CandidateLists, Shares, largest, make_lists, recall
 from scorer.shelf import Shelf, ShelfForm
 
 _TS_MS = 1_700_000_000_000
@@ -64,8 +64,14 @@ def warm_up(schema: Schema, half: bool = False) -> None:
         ranker.placed(found, largest(found.scores, 2), user, rows, _TS_MS, {})
     shares = Shares.of("vectors=0.2,liked=0.2,coclicked=0.1,hot=0.2,new=0.2,random=0.1")
     liked = [(groups, np.ones_like(liking)) for groups, liking in ranker.likings(lists.groups, user, _TS_MS)]
-    for bought in (NO_ROWS, rows[:1]):
-        recall(lists, shares, 2, 0, vectors=rows, liked=liked, coclicked=rows, bought=bought, alive=shelf.alive)
+    passing = Allowed(shelf.alive.copy(), rows.astype(np.int32))
+    for bought, allowed in ((NO_ROWS, None), (rows[:1], None), (rows[:1], passing)):
+        recall(
+            lists, shares, 2, 0,
+            vectors=rows, liked=liked, coclicked=rows, bought=bought, alive=shelf.alive,
+            allowed=allowed, born_ms=shelf.rows.born_ms,
+        )  # fmt: skip
+    filters.warm_up(ranker)
 
 
 def _warm_neighbours() -> None:

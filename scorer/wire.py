@@ -19,6 +19,16 @@ MOST_VALUES, MOST_TEXT = 100, 1000
 """Values of a list, and characters of a text, in a context."""
 Text = Annotated[str, Meta(max_length=MOST_TEXT)]
 Scalar = Text | Int64 | float | bool | Annotated[list[Text | Int64], Meta(max_length=MOST_VALUES)] | None
+MOST_EXCLUDED, MOST_ATTRIBUTES = 1000, 16
+"""Ids that a request excludes; attributes that it filters by in one way."""
+HIDDEN = ("bought", "clicked", "seen")
+"""What a request can hide of what the user did."""
+_HIDE_SCHEMA = {"items": {"type": "string", "enum": list(HIDDEN)}}
+MAX_CAP = 1 << 20
+"""A cap that is larger caps nothing."""
+Value = Text | Int64 | float | bool
+Values = Value | list[Value]
+Clause = dict[str, Values]
 MAX_BODY_BYTES = 1 << 20
 MAX_SCORED = 1000
 """Items in one /score request: as many as one page of exposures may have."""
@@ -34,7 +44,38 @@ class RequestError(Exception):
         super().__init__(f"{problem}; {remedy}")
 
 
-class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True, rename={"length": "list"}):
+class Filters(Struct, frozen=True, array_like=True):
+    """What must not come on a page, and how much of what may; ``only`` and ``without`` have values by attribute."""
+
+    exclude: list[WireId] = []
+    only: dict[str, list[Value]] = {}
+    without: dict[str, list[Value]] = {}
+    caps: dict[str, int] = {}
+    hide: list[str] = []
+
+    def __str__(self) -> str:
+        """In words, for notes.
+
+        >>> str(Filters(only={"in_stock": [True], "region": ["eu", "us"]}, exclude=[1, 2], hide=["bought"]))
+        'only in_stock=true, only region=eu|us, 2 excluded, hidden: bought'
+        """
+        words = [
+            f"{what} {name}={'|'.join(map(_shown, values))[:60]}"
+            for what, clause in (("only", self.only), ("not", self.without))
+            for name, values in clause.items()
+        ]
+        if self.exclude:
+            words.append(f"{len(self.exclude)} excluded")
+        if self.hide:
+            words.append(f"hidden: {', '.join(self.hide)}")
+        return ", ".join([*words, *(f"at most {most} of each {name}" for name, most in self.caps.items())])
+
+
+def _shown(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True, rename={"length": "list", "without": "not"}):
     """POST /recommend: a page, the first part of a list (with ``list``), or the next part of one (with ``cursor``)."""
 
     user_id: WireId
@@ -48,7 +89,16 @@ class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True, rename={
     cursor: Annotated[str, Meta(min_length=1, max_length=300, description="As the part before answered it")] | None = (
         None
     )
-    explain: Annotated[bool, Meta(description="Say of each item where recall found it")] = False
+    explain: Annotated[bool, Meta(description="Say of each item where recall found it, and of the first why")] = False
+    exclude: Annotated[list[WireId], Meta(description=f"Items that must not come; at most {MOST_EXCLUDED:,}")] = []
+    only: Annotated[
+        Clause, Meta(description="By attribute: values of which an item must have one; every attribute must hold")
+    ] = {}
+    without: Annotated[Clause, Meta(description="By attribute: values of which an item must have none")] = {}
+    caps: Annotated[dict[str, int], Meta(description="By attribute: items of a page with the same value, at most")] = {}
+    hide: Annotated[
+        list[str], Meta(description="What the user did: bought, clicked, seen", extra_json_schema=_HIDE_SCHEMA)
+    ] = []
 
 
 class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +113,13 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
     offset: Annotated[Position, Meta(description="Slot of the first item on its page, for the feature position")] = 0
 
 
+class Reason(Struct, frozen=True):
+    """An input that made a score what it is."""
+
+    input: Annotated[str, Meta(description="A field, or a window key with all its counts")]
+    effect: Annotated[float, Meta(description="By how much it raised the logit: log(score / (1 - score))")]
+
+
 class PlacedItem(Struct, frozen=True):
     """An item in its slot of a page."""
 
@@ -70,6 +127,9 @@ class PlacedItem(Struct, frozen=True):
     position: Annotated[int, Meta(description="What events about the item name it by")]
     score: Annotated[float | None, Meta(description="Click probability; null: nothing was scored")]
     source: Annotated[str, Meta(description=f"With explain: {', '.join(SOURCES)}")] | UnsetType = UNSET
+    reasons: (
+        Annotated[list[Reason], Meta(description="With explain, of the first items: strongest first")] | UnsetType
+    ) = UNSET
 
 
 class RecommendAnswer(Struct, frozen=True):
@@ -97,12 +157,6 @@ class ScoreAnswer(Struct, frozen=True):
     scores: list[float | None]
     unknown_items: list[int | str]
     notes: Annotated[list[str], Meta(description="What was missing, in words")]
-
-
-class Failure(Struct, frozen=True):
-    """Every answer that is no success."""
-
-    error: Annotated[str, Meta(description="One line that names the value and the remedy")]
 
 
 R = TypeVar("R", bound=Struct)
@@ -155,6 +209,51 @@ def check_recommend(asked: RecommendRequest, limit: int) -> int:
         text = f"request_id of {len(asked.request_id)} characters is too long for a list"
         raise RequestError(text, f"use at most {MOST_REQUEST_ID}: the ids of its parts begin with it")
     return limit if size is None else size
+
+
+def filters_of(asked: RecommendRequest) -> Filters | None:
+    """What a request asks to leave out, checked but for the names of attributes. None: nothing.
+
+    Raises:
+        RequestError: there is too much of it, or something that is not there; or it stands beside a cursor.
+    """
+    given = {"exclude": asked.exclude, "only": asked.only, "not": asked.without, "caps": asked.caps, "hide": asked.hide}
+    names = [name for name, value in given.items() if value]
+    if not names:
+        return None
+    if asked.cursor is not None:
+        raise RequestError(f"'{names[0]}' does not go with 'cursor'", "the list keeps its filters: leave it out")
+    if len(asked.exclude) > MOST_EXCLUDED:
+        problem = f"exclude: {len(asked.exclude)} ids are too many"
+        raise RequestError(problem, f"name at most {MOST_EXCLUDED}; 'hide' leaves out what the user did")
+    for name in asked.hide:
+        if name not in HIDDEN:
+            raise RequestError(f"hide {name[:40]!r} is nothing to hide", f"use {', '.join(HIDDEN)}")
+    for what, of in (("only", asked.only), ("not", asked.without), ("caps", asked.caps)):
+        if len(of) > MOST_ATTRIBUTES:
+            raise RequestError(f"{what}: {len(of)} attributes are too many", f"name at most {MOST_ATTRIBUTES}")
+    for attribute, most in asked.caps.items():
+        if most < 1:
+            remedy = "give 1 or more; 'not' leaves out items by their values"
+            raise RequestError(f"caps '{attribute[:40]}' is {most}", remedy)
+    only, without = (_clause(what, c) for what, c in (("only", asked.only), ("not", asked.without)))
+    caps = {name: min(most, MAX_CAP) for name, most in asked.caps.items()}
+    return Filters(asked.exclude, only, without, caps, list(dict.fromkeys(asked.hide)))
+
+
+def _clause(what: str, clause: Clause) -> dict[str, list[Value]]:
+    lists = {name: value if isinstance(value, list) else [value] for name, value in clause.items()}
+    for name, values in lists.items():
+        where = f"{what} '{name[:40]}'"
+        if not values:
+            raise RequestError(f"{where} is []", "name at least one value, or leave the attribute out")
+        if len(values) > MOST_VALUES:
+            raise RequestError(f"{where}: {len(values)} values are too many", f"name at most {MOST_VALUES}")
+        if "" in values:
+            raise RequestError(
+                f"{where} is ''", "an empty text is a missing value, which no filter finds: leave it out"
+            )
+    return lists
 
 
 def check_items(items: Sequence[Any]) -> None:

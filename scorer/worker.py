@@ -31,13 +31,14 @@ from millrace.contracts.errors import one_line
 from millrace.contracts.settings import Settings
 from millrace.processes.role import calm_logs
 from millrace.processes.shared import Region
+from millrace.processes.tokens import TokenGate, Tokens
 from millrace.processes.wall import wall_ms
 from scorer.acceptor import WorkerServer
 from scorer.app import make_app
 from scorer.figures import told
 from scorer.gate import Gate
 from scorer.link import Message, WorkerLink
-from scorer.meters import ScorerMeters
+from scorer.meters import REQUESTS, ScorerMeters
 from scorer.pagelog import PageLog
 from scorer.replica import Replica, Told, attach
 from scorer.ring import RingReader, RingWriter
@@ -128,7 +129,7 @@ class Worker:
 
     async def _run(self) -> None:
         settings, loop = self.settings, asyncio.get_running_loop()
-        store = OnlineReader(connect(settings), self.meters.fallback, settings.redis_seconds)
+        store = OnlineReader(connect(settings), self.meters.fallback, settings.redis_seconds, prefix=settings.prefix)
         await store.open()
         self.serving = Serving(
             settings,
@@ -142,7 +143,8 @@ class Worker:
             self.ask_counts,
         )
         self._replica = Replica(self.serving, self._attach, self._serves)
-        app = Gate(make_app(self.serving, self.meters, self), settings.requests_limit, self.meters.refused)
+        gate = Gate(make_app(self.serving, self.meters, self), settings.requests_limit, self.meters.refused)
+        app = TokenGate(gate, Tokens.of(settings), REQUESTS.labels("unauthorized", "401").inc)
         config = uvicorn.Config(
             app,
             lifespan="off",

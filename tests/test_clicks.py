@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Histogram, generate_l
 
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, POSITIVE
-from millrace.demo.stages import quantile_ms
+from millrace.loop.stages import quantile_ms
 from millrace.processes.tally import TimesHistogram
 from millrace.versions.clicks import MOST_BUCKETS, WIDTH_MS, ClickTimes, VersionClicks
 from millrace.versions.versioning import Announcement, decode_announcement

@@ -20,6 +20,7 @@ from scorer import pagekernels, recallkernels
 from scorer.app import make_app
 from scorer.candidates import Sources
 from scorer.rank import User
+from scorer.reasons import MOST_ITEMS, MOST_REASONS, inputs_of
 from scorer.recall import CandidateLists
 from scorer.shelf import ItemRows
 from scorer.warm import warm_up
@@ -57,7 +58,7 @@ class Near:
         self.asked.append((user_ids.tolist(), recent_rows.tolist(), age_ms.tolist()))
         return np.ones(4, np.float32)
 
-    def nearest(self, query: Any, k: int) -> ItemRows:
+    def nearest(self, query: Any, k: int, allowed: Any = None) -> ItemRows:
         return np.arange(100, 200)[:k]
 
 
@@ -169,6 +170,16 @@ def test_an_answer_that_is_not_explained_says_nothing_of_it_and_is_logged_alike(
     assert [i["item_id"] for i in plain["items"]] == [i["item_id"] for i in explained["items"]]
     assert shop.sent[0] == shop.sent[1]
     assert plain["notes"] == explained["notes"] == []
+
+
+def test_the_first_items_of_an_explained_page_have_reasons(shop: Shop) -> None:
+    items = shop.ask(explain=True, size=30)["items"]
+    known = {i.name for i in inputs_of(shop.scorer.schema)}
+    assert all("reasons" not in i for i in items[MOST_ITEMS:])
+    reasons = [i["reasons"] for i in items[:MOST_ITEMS]]
+    assert any(reasons), "no input had an effect on any score"
+    assert {r["input"] for those in reasons for r in those} <= known
+    assert all(len(those) <= MOST_REASONS for those in reasons)
 
 
 @pytest.mark.parametrize("how", ["none", "young", "no share"])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import StoreError
@@ -363,6 +364,17 @@ def test_items_of_an_old_checkpoint_are_read_anew(shop: Shop) -> None:
     shop.start()
     assert len(shop.scorer.index) == 29
     assert shop.scorer.index.tiles.keys() == {0, 2}
+    assert seen(shop.scorer.index) == read_whole(shop)
+
+
+def test_a_checkpoint_from_the_future_brings_its_counts(shop: Shop) -> None:
+    """Its writer's clock ran ahead of ours."""
+    shop.keep()
+    shop.now_ms -= HOUR_MS
+    with capture_logs() as lines:
+        shop.start()
+    assert [line for line in lines if line["log_level"] == "warning"] == []
+    assert "item index loaded" in {line["event"] for line in lines}
     assert seen(shop.scorer.index) == read_whole(shop)
 
 

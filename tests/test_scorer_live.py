@@ -17,6 +17,7 @@ import msgspec
 import pytest
 import redis
 
+from millrace.bench.serveunder import family
 from millrace.contracts.events import key_of, to_json
 from millrace.contracts.impressions import decode_impression
 from millrace.contracts.online import PROFILE, pack_profile, redis_url, user_key
@@ -24,6 +25,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.store import Store
 from millrace.processes.kafka import create_topics, make_producer, read_all, topic_ids
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
+from millrace.processes.tokens import bearer
 from stream.listkeeper import write
 from tests.scorer_shop import ITEMS, SCHEMA, Learner
 from tests.waiting import LONG, PATIENCE, until
@@ -31,6 +33,7 @@ from tests.waiting import LONG, PATIENCE, until
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
 COMMAND = [sys.executable, "-m", "millrace", "serve"]
+TOKEN = "a-token-of-the-live-scorer"
 SCHEMA_TOML = Path(__file__).parent / "scorer_shop.toml"
 
 
@@ -48,9 +51,9 @@ class Scorer:
     def environment_of(settings: Settings) -> dict[str, str]:
         return {**os.environ, **settings.environment()}
 
-    def ask(self, path: str, body: Any = None) -> tuple[int, Any]:
+    def ask(self, path: str, body: Any = None, token: bool = True) -> tuple[int, Any]:
         data = None if body is None else msgspec.json.encode(body)
-        request = urllib.request.Request(f"http://127.0.0.1:{self.settings.port}{path}", data)
+        request = self._request(path, data, bearer(self.settings) if token else {})
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return answer.status, msgspec.json.decode(answer.read())
@@ -58,8 +61,11 @@ class Scorer:
             return error.code, msgspec.json.decode(error.read())
 
     def ask_text(self, path: str) -> tuple[int, str]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.settings.port}{path}", timeout=PATIENCE) as answer:
+        with urllib.request.urlopen(self._request(path, None, bearer(self.settings)), timeout=PATIENCE) as answer:
             return answer.status, answer.read().decode()
+
+    def _request(self, path: str, data: bytes | None, headers: dict[str, str]) -> urllib.request.Request:
+        return urllib.request.Request(f"http://127.0.0.1:{self.settings.port}{path}", data, headers)
 
     def until(self, met: Callable[[], bool], what: str) -> None:
         """Waits for a condition; fails at once when the scorer ends before it holds."""
@@ -87,6 +93,7 @@ def scorer(tmp_path: Path) -> Iterator[tuple[Scorer, EmbeddedRedis]]:
             index_seconds=2.0,
             schema=str(schema),
             port=free_port(),
+            tokens=TOKEN,
             partitions=3,
             control_share=0,
             redis_seconds=PATIENCE,  # crowded machines are slow: that is not being away
@@ -124,11 +131,23 @@ def another(one: Scorer) -> None:
         other.process.wait()
 
 
+def needs_a_token(one: Scorer) -> None:
+    """All but whether it lives and is ready; and nobody sees the token."""
+    assert one.ask("/recommend", {"user_id": "ann"}, token=False)[0] == 401
+    assert [one.ask(path, token=False)[0] for path in ("/metrics", "/model", "/v2", "/openapi.json")] == [401] * 4
+    assert [one.ask(path, token=False)[0] for path in ("/healthz", "/v2/health/live", "/readyz")] == [200, 200, 503]
+    assert TOKEN not in one.log.read_text()
+    processes = [Path(f"/proc/{pid}/cmdline").read_text() for pid in family(one.process.pid)]
+    assert len(processes) > 2
+    assert TOKEN not in "".join(processes)
+
+
 def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
     settings = one.settings
     one.until(lambda: one.ask("/healthz")[0] == 200, "alive")
     one.until(lambda: "no model" in one.ask("/readyz")[1].get("error", ""), "caught up with empty topics")
     assert one.ask("/recommend", {"user_id": "ann", "size": 3})[0] == 503
+    needs_a_token(one)
     with redis.Redis.from_url(redis_url(store.address)) as client:
         write(client, {"hot": {"a": 3.0, "b": 2.0}, "new": {"c": 20.0, "a": 10.0}}, {})
     status, page = one.ask("/recommend", {"user_id": "ann", "size": 3})

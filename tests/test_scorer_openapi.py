@@ -12,7 +12,8 @@ import pytest
 from starlette.routing import Route
 
 from learner.serving import ServingModel
-from scorer import infer, openapi, wire
+from millrace.contracts.openapi import Described, Failure, Ready
+from scorer import infer, openapi
 from scorer.app import make_app
 from scorer.gate import Gate
 from scorer.wire import MAX_SCORED
@@ -113,20 +114,20 @@ REFUSED: dict[str, Any] = {
 
 @pytest.mark.parametrize("route", openapi.ROUTES, ids=lambda route: f"{route.method} {route.path}")
 @pytest.mark.parametrize("is_ready", [True, False])
-def test_real_answers_are_of_the_types_that_are_described(shop: Shop, route: openapi.Described, is_ready: bool) -> None:
+def test_real_answers_are_of_the_types_that_are_described(shop: Shop, route: Described, is_ready: bool) -> None:
     if is_ready:
         shop.ready()
     path = route.path.replace("{name}", infer.MODEL)
     status, answer = shop.ask(route.method, path, ASKED.get(route.path))
     assert status == 200 or (not is_ready and status in route.refusals)
-    readiness = route.answers is infer.Ready
-    kind = route.answers if status == 200 or readiness else wire.Failure
+    readiness = route.answers is Ready
+    kind = route.answers if status == 200 or readiness else Failure
     if kind is not None:
         exact(answer, kind)
     if route.asks is not None:
         status, answer = shop.ask(route.method, path, REFUSED[route.path])
         assert status == 400
-        exact(answer, wire.Failure)
+        exact(answer, Failure)
     if "{name}" in route.path:
         status, answer = shop.ask(route.method, route.path.replace("{name}", "other"), ASKED.get(route.path))
         assert (status, "other" in answer["error"]) == (404, True)

@@ -109,7 +109,7 @@ def test_features_equal_those_of_the_events_themselves() -> None:
     index = index_of(ITEMS)
     rng = np.random.default_rng(0)
     events = TileStore(SCHEMA.windows.days, 3)
-    parts = [TileStore(events.days, 3) for _ in range(3)]
+    parts = [TileStore(events.lengths, 3) for _ in range(3)]
     who = rng.integers(0, 2, 500)
     what = rng.integers(0, 3, 500)
     when = np.sort(NOW_MS - rng.integers(1, 4 * 86_400_000, 500))
@@ -241,6 +241,9 @@ SCHEMAS: dict[str, Schema] = {
     "test shop": SCHEMA,
     "shop": shop_schema(),
     "rich": parse_schema(RICH.replace("PRIOR", "7.5")),
+    "short windows": parse_schema(
+        RICH.replace("PRIOR", "7.5").replace("days = [1, 4]", 'lengths = ["15min", "2h", "1d", "4d"]')
+    ),
     "without windows": parse_schema(RICH[: RICH.index("[[windows.means]]")].replace("PRIOR", "7.5")),
     "without a prior": parse_schema(RICH.replace("PRIOR", "0")),
 }

@@ -584,6 +584,21 @@ def test_counts_of_another_hour_are_asked_of_the_whole_index(shop: Shop) -> None
     assert notes == ["counts of items are as of now, not of ts_ms: the whole index did not answer"]
 
 
+def test_counts_are_asked_for_sooner_where_tiles_are_finer(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    async def ask(rows: Any, ts_ms: int) -> Any:
+        asked.append(ts_ms)
+
+    minute = 60_000
+    shop.scorer._ask_counts = ask
+    windows = msgspec.structs.replace(shop.scorer.schema.windows, lengths=("15min", "3d"))
+    monkeypatch.setattr(shop.scorer, "schema", msgspec.structs.replace(shop.scorer.schema, windows=windows))
+    for ago in (0, 5 * minute, 6 * minute):
+        shop.ask("/recommend", {"user_id": "ann", "size": 5, "ts_ms": NOW_MS - ago})
+    assert asked == [NOW_MS - 6 * minute]
+
+
 def test_a_model_that_is_withdrawn_while_a_request_waits_costs_a_503_not_a_failure(shop: Shop) -> None:
     async def ask(*_: Any) -> None:
         shop.scorer.withdraw()

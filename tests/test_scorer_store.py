@@ -22,7 +22,7 @@ from millrace.contracts.settings import Settings
 from millrace.processes.services import EmbeddedRedis, free_port
 from scorer import store as module
 from scorer.store import MOST_READS, OnlineReader, connect
-from scorer.usercache import UserCache
+from scorer.usercache import MOST_SECONDS, UserCache
 from scorer.userrecord import Record
 from tests.waiting import LONG, PATIENCE
 
@@ -101,10 +101,10 @@ class Client:
 class Scene:
     """A reader and its client. Made within the loop."""
 
-    def __init__(self, seconds: float = PATIENT) -> None:
+    def __init__(self, seconds: float = PATIENT, prefix: str = "") -> None:
         self.client, self.counted, self.now = Client(), list[tuple[str, bool]](), 100.0
         self.store = OnlineReader(
-            self.client, lambda reason, cached: self.counted.append((reason, cached)), seconds, lambda: self.now
+            self.client, lambda reason, cached: self.counted.append((reason, cached)), seconds, lambda: self.now, prefix
         )
 
     async def settled(self) -> None:
@@ -147,6 +147,19 @@ def test_lists_and_values_are_read_in_one_round_trip() -> None:
         await scene.store.keep("ranked:1", b"some", 0.5)
         assert await scene.store.kept("ranked:1") == b"some for 500"
         assert scene.client.asked == ["list:names", "list:hot list:new", *["ranked:1"] * 3]
+
+    run(story)
+
+
+def test_every_key_has_the_prefix_and_callers_know_nothing_of_it() -> None:
+    async def story() -> None:
+        scene = Scene(prefix="b.")
+        assert await scene.store.record(7) == Record({})  # user:7 is another loop's
+        assert await scene.store.list_keys() == ["list:hot", "list:new"]
+        await scene.store.lists(["hot"])
+        await scene.store.keep("ranked:1", b"some", 0.5)
+        assert await scene.store.kept("ranked:1") == b"some for 500"
+        assert scene.client.asked == ["b.user:7", "b.list:names", "b.list:hot", *["b.ranked:1"] * 2]
 
     run(story)
 
@@ -376,6 +389,20 @@ def test_the_cache_holds_the_newest_within_its_bound(reads: list[tuple[int, int]
     for user in range(10):
         held = plain.get(str(user))
         assert cache.get(user, 100) == (held and (held[0], 1000 * (100 - held[1])))
+
+
+def test_the_cache_holds_nothing_for_longer_than_an_hour() -> None:
+    """A user who was deleted is served from it no longer than that, and is in memory no longer either."""
+    cache = UserCache()
+    cache.put(7, {b"profile": b"{}"}, 0.0)
+    cache.put(8, {b"profile": b"{}"}, 10.0)
+    assert cache.get(7, MOST_SECONDS) == ({b"profile": b"{}"}, 1000 * MOST_SECONDS)
+    assert cache.get(7, MOST_SECONDS + 1.0) is None
+    assert len(cache) == 1
+    cache.put(9, {b"profile": b"{}"}, MOST_SECONDS + 11.0)
+    assert len(cache) == 1
+    cache.put(9, {}, MOST_SECONDS + 12.0)  # the store has it no longer
+    assert len(cache) == 0
 
 
 @pytest.mark.parametrize(("address", "word"), [("", "no Redis address"), ("http://here", "http://here")])
