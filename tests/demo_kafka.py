@@ -7,8 +7,9 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -65,27 +66,56 @@ def _listens(port: int) -> bool:
     return True
 
 
+class ApacheKafka:
+    """A KRaft broker of one node on free loopback ports, in a folder of its own; ``with`` starts and ends it. It may be
+    killed and started again: what it had acknowledged is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._java = _java()
+        port, controller = free_port(), free_port()  # bound seconds later, once a Java machine is up
+        folder.mkdir()
+        self._config, self._out = folder / "server.properties", folder / "kafka.out"
+        self._config.write_text(_SETTINGS.format(port=port, controller=controller, folder=folder))
+        self._port, self.address = port, f"127.0.0.1:{port}"
+        self._broker: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it, and returns when it answers."""
+        with self._out.open("ab") as log:
+            broker = self._broker = subprocess.Popen(
+                [*self._java, "kafka.Kafka", str(self._config)], stdout=log, stderr=log, start_new_session=True
+            )
+        # By hand first: each refused connection of kafka-python's client leaves a socket to the garbage collector.
+        until(lambda: _listens(self._port) or broker.poll() is not None, "Kafka listens or has ended")
+        assert broker.poll() is None, self._out.read_text()[-2000:]
+        wait_for_broker(Settings(kafka=self.address), PATIENCE)
+
+    def kill(self) -> None:
+        """SIGKILL. Does nothing to one that is not running."""
+        if self._broker is not None:
+            self._broker.kill()
+            self._broker.wait()
+
+    def __enter__(self) -> Self:
+        with self._out.open("wb") as log:
+            form = [*self._java, "kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", str(self._config)]
+            subprocess.run(form, stdout=log, stderr=log, check=True)
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
 @contextmanager
 def apache_kafka(folder: Path) -> Iterator[str]:
-    """A KRaft broker of one node on free loopback ports; its address."""
-    java = _java()
-    port, controller = free_port(), free_port()  # bound seconds later, once a Java machine is up
-    folder.mkdir()
-    config = folder / "server.properties"
-    config.write_text(_SETTINGS.format(port=port, controller=controller, folder=folder))
-    out = folder / "kafka.out"
-    with out.open("wb") as log, ExitStack() as stack:
-        form = [*java, "kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", str(config)]
-        subprocess.run(form, stdout=log, stderr=log, check=True)
-        broker = subprocess.Popen([*java, "kafka.Kafka", str(config)], stdout=log, stderr=log, start_new_session=True)
-        stack.callback(broker.wait)
-        stack.callback(broker.kill)
-        address = f"127.0.0.1:{port}"
-        # By hand first: each refused connection of kafka-python's client leaves a socket to the garbage collector.
-        until(lambda: _listens(port) or broker.poll() is not None, "Kafka listens or has ended")
-        assert broker.poll() is None, out.read_text()[-2000:]
-        wait_for_broker(Settings(kafka=address), PATIENCE)
-        yield address
+    """Such a broker; its address."""
+    with ApacheKafka(folder) as broker:
+        yield broker.address
 
 
 @contextmanager
