@@ -1,0 +1,2 @@
+# core
+"""Events and labelled impressions as Parquet that ``millrace replay`` reads: the role `archive`."""

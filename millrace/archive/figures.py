@@ -1,0 +1,15 @@
+# shell
+"""The archive's figures for Prometheus; docs/metrics.md lists them."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge
+
+ROWS = Counter("millrace_archive_rows_total", "Rows written and named by the manifest.", ["what"])
+FILES = Counter("millrace_archive_files_total", "Files written and named by the manifest.")
+EXPIRED = Counter("millrace_archive_expired_total", "Files removed since they were older than archive_days.")
+LATE = Counter("millrace_archive_late_total", "Actions that came too late for the row of their exposure.", ["type"])
+LEFT_OUT = Counter("millrace_archive_left_out_total", "Messages, and exposures, that are in no table.", ["reason"])
+LOST = Counter("millrace_archive_lost_total", "Messages deleted from their topic before they were read.", ["topic"])
+LAG = Gauge("millrace_archive_lag", "Messages not taken yet.", ["topic"])
+PENDING = Gauge("millrace_archive_pending_exposures", "Exposures whose row is not settled.")
