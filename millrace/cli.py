@@ -83,6 +83,58 @@ def demo(
 
 
 @app.command
+def up(
+    *,
+    schema: Path | None = None,
+    data: Path | None = None,
+    free_ports: bool = False,
+    sync: bool = False,
+    archive: bool = True,
+    evolve: bool | None = None,
+) -> None:
+    """Run the loop for a shop of your own: broker, Redis, every role, a live page; no shoppers. Ctrl-C ends it.
+
+    Parameters
+    ----------
+    schema
+        Schema file: which attributes of users and items are features (default: the simulated shop's).
+    data
+        Folder of everything that lasts (default: MILLRACE_DATA, else ./millrace-data). The same folder goes on.
+    free_ports
+        Any free ports in place of the fixed ones; DATA/up.json names them.
+    sync
+        The embedded broker writes to the disk before it acknowledges: a power cut then loses nothing.
+    archive
+        Write events and labelled exposures as Parquet.
+    evolve
+        With a schema that has changed: carry over what both have (default: MILLRACE_EVOLVE).
+    """
+    from millrace.up.run import UpOptions
+    from millrace.up.run import up as run
+
+    settings = load_settings({"schema": _absolute(schema), "evolve": evolve})
+    sys.exit(run(settings, UpOptions(data=data, free_ports=free_ports, sync=sync, archive=archive)))
+
+
+@app.command
+def doctor(*, schema: Path | None = None, data: Path | None = None, json: bool = False) -> None:
+    """Check settings, services, topics, clocks, schema, disk and versions; name what to mend. Status 0: nothing.
+
+    Parameters
+    ----------
+    schema
+        Schema file, as `millrace up` gets it.
+    data
+        Data folder of `millrace up` (default: MILLRACE_DATA, else ./millrace-data).
+    json
+        One JSON array in place of a line a check.
+    """
+    from millrace.up.doctor import doctor as run
+
+    sys.exit(run({"schema": _absolute(schema), "data": _absolute(data)}, as_json=json))
+
+
+@app.command
 def simulate(
     *,
     from_log: Path | None = None,
@@ -164,6 +216,36 @@ def stream() -> None:
 
 
 @app.command
+def archive() -> None:
+    """Write events and labelled exposures down as Parquet, for 'millrace replay'."""
+    from millrace.processes.role import run_role
+
+    def run(settings: Settings, stop: Event) -> None:
+        from millrace.archive import main
+
+        main.run(settings, stop)
+
+    run_role("archive", load_settings(), run)
+
+
+@app.command
+def forget(user: str, *, data: Path) -> None:
+    """Rewrite the archive's files without a user. Delete the user first (docs/deletion.md).
+
+    Parameters
+    ----------
+    user
+        The user's id.
+    data
+        The data folder whose archive is meant.
+    """
+    from millrace.archive.forget import forget as run
+
+    found = run(data / "archive", user)
+    print(f"{found.rows:,} rows of user '{user}' removed from {found.files:,} of {found.looked_at:,} files")
+
+
+@app.command
 def learn() -> None:
     """Run the learner."""
     from millrace.processes.role import run_role
@@ -197,6 +279,27 @@ def serve(*, host: str | None = None, port: int | None = None, workers: int | No
         scorer.run(settings, stop)
 
     run_role("serve", load_settings({"host": host, "port": port, "workers": workers}), run)
+
+
+@app.command
+def intake(*, host: str | None = None, port: int | None = None) -> None:
+    """Run the intake: HTTP POST /events, /users, /items, DELETE /users/ID, /items/ID; answered when Kafka has them.
+
+    Parameters
+    ----------
+    host
+        Address to listen on; loopback unless told otherwise.
+    port
+        Port to listen on.
+    """
+    from millrace.processes.role import run_role
+
+    def run(settings: Settings, stop: Event) -> None:
+        from millrace.intake import main as intake
+
+        intake.run(settings, stop)
+
+    run_role("intake", load_settings({"host": host, "intake_port": port}), run)
 
 
 @app.command
@@ -389,6 +492,57 @@ def topics(*, kafka: str | None = None, partitions: int | None = None) -> None:
     settings = load_settings({"kafka": kafka, "partitions": partitions})
     wait_for_broker(settings)
     create_topics(settings)
+
+
+@app.command
+def letters(*, reason: str = "", last: int = 10, kafka: str | None = None, data: Path | None = None) -> None:
+    """Print dead letters: how many there are of each reason, and the newest with what was sent and what to mend.
+
+    Parameters
+    ----------
+    reason
+        Only letters with this reason (docs/dead-letters.md has them all).
+    last
+        How many letters to print.
+    kafka
+        The broker (default: MILLRACE_KAFKA, else that of the 'millrace up' which runs on the data folder).
+    data
+        The data folder (default: MILLRACE_DATA, else ./millrace-data).
+    """
+    from millrace.contracts.topics import DEAD_LETTERS
+    from millrace.processes.kafka import read_all
+    from millrace.reference.letters import Letters
+    from millrace.up import folder as folders
+    from millrace.up.run import data_folder
+
+    settings = load_settings({"kafka": kafka})
+    if not settings.kafka:
+        lies = data_folder(settings, data)
+        found_at = folders.addresses(lies).get("kafka", "") if folders.in_use(lies) else ""
+        if not found_at:
+            raise SettingError(
+                f"no Kafka address is set, and no 'millrace up' is ready on folder '{lies}'",
+                "set MILLRACE_KAFKA to host:port, or name the folder of a run with --data",
+            )
+        settings = load_settings({"kafka": found_at})
+    found = Letters(reason, last)
+    read_all(settings, DEAD_LETTERS, lambda record: found.add(record.value))
+    print(found.text())
+
+
+@app.command
+def reference(*, out: Path) -> None:
+    """Write the pages that are made from the source: settings, AsyncAPI, JSON Schemas.
+
+    Parameters
+    ----------
+    out
+        The folder docs/ of a checkout, or any other.
+    """
+    from millrace.reference.pages import write
+
+    for path in write(out):
+        print(path)
 
 
 def _labels(

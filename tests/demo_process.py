@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from millrace.demo.monitor import fetch
+from millrace.loop.monitor import fetch
 from tests.waiting import PATIENCE, until
 
 FETCH_SECONDS = 60.0

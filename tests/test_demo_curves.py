@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from millrace.demo.curves import draw, thirds
-from millrace.demo.series import COLUMNS
+from millrace.loop.series import COLUMNS
 
 
 def report(points: int = 90) -> dict[str, Any]:

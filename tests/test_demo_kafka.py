@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace.processes.role import ROLES
+from millrace.demo.run import ROLES
 from tests.demo_kafka import apache_kafka, command_lines, own_redis
 from tests.demo_process import DemoProcess, demo_process, descendants
 from tests.test_demo_live import assert_all_accounted_for, assert_no_errors, assert_undisturbed

@@ -12,7 +12,7 @@ import pytest
 
 from millrace.contracts.settings import Settings
 from millrace.demo.report import KEYS, missing_keys
-from millrace.processes.role import ROLES
+from millrace.demo.run import ROLES
 from tests.demo_process import demo_process, descendants, is_page
 from tests.test_deploy import exposed
 from tests.waiting import LONG
@@ -62,12 +62,13 @@ def test_a_demo_ends_by_itself_with_every_exposure_accounted_for_and_a_whole_rep
         assert len(said.splitlines()) < 40  # calm
         demo.until_nothing_left()
     # What tests/test_deploy.py holds the dashboard against is what running roles expose.
-    families = {name if not name.endswith("_total") else name[:-6] for name in exposed().values()}
+    families = {name if not name.endswith("_total") else name[:-6] for name in exposed(ROLES).values()}
     assert set(report["metrics"]) == families
 
 
 def test_kill_9_of_every_role_loses_nothing(tmp_path: Path) -> None:
-    with demo_process(tmp_path) as demo:
+    """Under a prefix too: topics without it are not there, so whoever leaves it out finds none."""
+    with demo_process(tmp_path, env={"MILLRACE_PREFIX": "a-shop."}) as demo:
         demo.until_learning()
         for name in ROLES:
             victim = demo.role(name)

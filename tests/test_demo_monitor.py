@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from millrace.contracts.clock import EventClock
-from millrace.demo.monitor import SCORER_ERRORS, Monitor, RoleMetrics
-from millrace.demo.series import COLUMNS, Series
+from millrace.loop.monitor import SCORER_ERRORS, Monitor, RoleMetrics
+from millrace.loop.series import COLUMNS, Series
 from millrace.processes.memory import resident, resident_bytes
 
 

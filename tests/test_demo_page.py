@@ -19,13 +19,13 @@ from rich.console import Console
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import PortError
 from millrace.contracts.events import ARMS
-from millrace.demo.monitor import Monitor
-from millrace.demo.page import PageServer
-from millrace.demo.page.server import FIRST_PORT
-from millrace.demo.series import COLUMNS
-from millrace.demo.status import State, sparkline, state_of
-from millrace.demo.view import View, line_of, table_of
-from millrace.processes.role import ROLES
+from millrace.demo.run import ROLES
+from millrace.loop.monitor import Monitor
+from millrace.loop.page import PageServer
+from millrace.loop.page.server import FIRST_PORT
+from millrace.loop.series import COLUMNS
+from millrace.loop.status import Shown, State, sparkline, state_of
+from millrace.loop.view import View, line_of, table_of
 from millrace.processes.supervisor import Supervisor
 from tests.waiting import PATIENCE
 
@@ -48,7 +48,7 @@ def exposition(n: float) -> str:
 
 @pytest.fixture
 def nothing(tmp_path: Path) -> State:
-    return state_of("starting", 0, 240.0, None, Supervisor(tmp_path), [])
+    return state_of("starting", 0, 240.0, None, Supervisor(tmp_path), [], Shown(ROLES))
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def running(tmp_path: Path) -> State:
     monitor = Monitor({n: f"http://{n}/metrics" for n in ROLES}, "http://serve", EventClock(0, 0, 240.0), get)
     for _ in range(12):
         monitor.look()
-    return state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [f"note {i}" for i in range(20)])
+    return state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [f"note {i}" for i in range(20)], Shown(ROLES))
 
 
 def get(url: str, path: str) -> tuple[int, dict[str, str], bytes]:
@@ -152,7 +152,7 @@ def test_only_get_is_served_and_only_on_loopback(running: State) -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_no_inline_code() -> None:
-    folder = resources.files("millrace.demo.page")
+    folder = resources.files("millrace.loop.page")
     html, css = (folder.joinpath(n).read_text() for n in ("index.html", "page.css"))
     script = folder.joinpath("page.js").read_text() + folder.joinpath("chart.js").read_text()
     assert "://" not in html
@@ -203,7 +203,7 @@ def test_what_no_role_has_measured_is_null_for_the_page_and_a_dash_in_the_termin
     monitor = Monitor(targets, "http://serve", EventClock(), lambda url: model if url.endswith("/model") else said)
     for _ in range(3):
         monitor.look()
-    state = state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [])
+    state = state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [], Shown(ROLES))
     assert json.loads(json.dumps(state, allow_nan=False)) == state
     for name in ("auc", "oracle_auc", "log_loss", "freshness_s", "served_version", "learner_version"):
         assert state["figures"][name] is None
@@ -213,7 +213,7 @@ def test_what_no_role_has_measured_is_null_for_the_page_and_a_dash_in_the_termin
 
 
 def test_a_pipe_gets_a_line_now_and_then(running: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millrace.demo.view.LINE_SECONDS", math.inf)  # however long fifty ticks take here
+    monkeypatch.setattr("millrace.loop.view.LINE_SECONDS", math.inf)  # however long fifty ticks take here
     out = io.StringIO()
     with View(lambda: running, Console(file=out, highlight=False, soft_wrap=True)) as view:
         for _ in range(50):
@@ -236,7 +236,7 @@ def test_predictions_that_are_no_numbers_are_told_where_the_learner_is_shown(tmp
         targets = {n: f"http://{n}/metrics" for n in ROLES}
         monitor = Monitor(targets, "http://serve", EventClock(), lambda url: "{}" if url.endswith("/model") else said)
         monitor.look()
-        state = state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [])
+        state = state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [], Shown(ROLES))
         return str(next(role["says"] for role in state["roles"] if role["name"] == "learn"))
 
     assert says(7).endswith(", 7 PREDICTIONS NOT FINITE")

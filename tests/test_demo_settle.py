@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from millrace.demo.monitor import Picture
 from millrace.demo.settle import Drained
+from millrace.loop.monitor import Picture
 
 T0_MS = 1_800_000_000_000
 

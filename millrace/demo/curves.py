@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from millrace.demo.series import PROCESSES
+from millrace.loop.series import PROCESSES
 
 Column = Sequence[float | None]
 

@@ -1,5 +1,5 @@
 # shell
-"""Services that a setting names, for the demo: wait for them, and see what earlier runs left in the topics.
+"""Before a demo: see what earlier runs left in the topics and the store, and when the shop opens.
 
 A broker of one's own keeps its topics. The next demo then goes on where the last one ended: the shop opens on the
 working day after the newest event, the roles read what is there (with a new data folder they read it again, which
@@ -13,52 +13,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import redis
-import structlog
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from tenacity import Retrying
-
-from millrace.contracts.errors import StoreError
 from millrace.contracts.events import BadEventError, Exposure, decode_event
-from millrace.contracts.online import REDIS_REMEDY, redis_url
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS
 from millrace.processes.kafka import read_all
-from millrace.processes.patience import patience
 from millrace.versions.modelstore import ModelStore
-
-log = structlog.get_logger("demo")
 
 LOCAL = timedelta(hours=8)
 OPENS_HOUR = 9
 FIRST_DAY = datetime(2026, 3, 4, tzinfo=UTC)
 """Local day of a demo on empty topics: a Wednesday."""
-
-
-def wait_for_redis(address: str, patience_seconds: float) -> None:
-    """Waits until Redis answers.
-
-    Raises:
-        StoreError: it did not within ``patience_seconds``.
-    """
-    try:
-        client = redis.Redis.from_url(
-            redis_url(address), socket_connect_timeout=2.0, socket_timeout=2.0, retry=Retry(NoBackoff(), 0)
-        )
-    except ValueError as error:
-        raise StoreError(f"Redis address '{address}' is not usable ({error})", REDIS_REMEDY) from None
-
-    def aloud(_: BaseException, left: float) -> None:
-        log.warning("waiting for Redis", address=address, seconds_left=round(left))
-
-    with client:
-        try:
-            Retrying(**patience(patience_seconds, redis.RedisError, aloud))(client.ping)
-        except redis.RedisError as error:
-            raise StoreError(
-                f"Redis '{address}' does not answer ({type(error).__name__}) after {patience_seconds:g} s", REDIS_REMEDY
-            ) from None
 
 
 @dataclass(slots=True)

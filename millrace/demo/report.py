@@ -16,12 +16,12 @@ from millrace.contracts.events import ARMS, MODEL
 from millrace.contracts.files import write_whole
 from millrace.contracts.settings import Settings
 from millrace.demo.audit import Ledger
-from millrace.demo.monitor import SCORER_ERRORS, Monitor
-from millrace.demo.series import PROCESSES
 from millrace.demo.served import Served, auc_of, by_minute, curve, figures, first, headline, newest
 from millrace.demo.settle import Settlement
-from millrace.demo.status import memory
 from millrace.demo.twin import Pages, twin_scores
+from millrace.loop.monitor import SCORER_ERRORS, Monitor
+from millrace.loop.series import PROCESSES
+from millrace.loop.status import memory
 from millrace.processes.supervisor import Supervisor
 
 Report = dict[str, Any]

@@ -11,8 +11,8 @@ from millrace.contracts.errors import ConservationError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
 from millrace.demo.audit import Ledger, Offsets, Reported, check
-from millrace.demo.monitor import Monitor, Picture
 from millrace.labels import Waits
+from millrace.loop.monitor import Monitor, Picture
 from millrace.processes.kafka import first_offsets, read_all
 from millrace.processes.supervisor import Supervisor
 

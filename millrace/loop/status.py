@@ -5,16 +5,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from millrace.demo.monitor import Monitor, Picture
-from millrace.demo.series import Series
-from millrace.processes.role import ROLES
+from millrace.loop.monitor import Monitor, Picture
+from millrace.loop.series import Series
 from millrace.processes.supervisor import Supervisor
 
 State = dict[str, Any]
 
 PHASES = ("starting", "running", "draining", "auditing", "stopping", "done", "failed")
+
+
+@dataclass(slots=True)
+class Shown:
+    """What is shown of a run besides its figures. The owner may change it while the run goes on."""
+
+    roles: tuple[str, ...]
+    """Those that the run starts, in the order in which they are shown."""
+    control: bool = True
+    """Whether some pages are random, to compare with."""
+    settles_s: float = 0.0
+    """Wall seconds from an exposure until its label is settled, and counts in the figures of quality."""
+    awaits: str = ""
+    """What the run waits for, and who can bring it; empty: nothing."""
+    addresses: dict[str, str] = field(default_factory=dict)
+    """Where things are, by what they are called."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether shoppers of ours come: then their true click probabilities are known."""
+        return "simulate" in self.roles
+
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -26,6 +48,7 @@ def state_of(
     monitor: Monitor | None,
     supervisor: Supervisor,
     notes: list[str],
+    shown: Shown,
 ) -> State:
     """Everything that is shown of a run.
 
@@ -36,6 +59,7 @@ def state_of(
         monitor: None before the roles have addresses.
         supervisor: for states, restarts and process ids.
         notes: messages about the run, newest last.
+        shown: the rest.
     """
     picture = monitor.picture if monitor else Picture()
     series = monitor.series if monitor else Series()
@@ -44,7 +68,8 @@ def state_of(
     figures["samples_per_s"] = series.rate("samples")
     for arm in ("model", "control"):
         seen = figures.get(f"page_exposures_{arm}") or 0.0
-        figures[f"ctr_{arm}"] = (figures.get(f"page_clicks_{arm}") or 0.0) / seen if seen else None
+        shown_rate = (figures.get(f"page_clicks_{arm}") or 0.0) / seen if seen else None
+        figures[f"ctr_{arm}"] = shown_rate if shown.simulated else figures.get(f"click_rate_{arm}")
         figures[f"ctr_{arm}_recent"] = series.click_rate(arm)
     now = time.time_ns() // 1_000_000
     return {
@@ -53,7 +78,12 @@ def state_of(
         "elapsed_s": (now - started_wall_ms) / 1000 if started_wall_ms else 0.0,
         "speed": speed,
         "figures": figures,
-        "roles": [_role(name, supervisor, picture, figures) for name in ROLES],
+        "simulated": shown.simulated,
+        "control": shown.control,
+        "settles_s": shown.settles_s,
+        "awaits": shown.awaits,
+        "addresses": dict(shown.addresses),
+        "roles": [_role(name, supervisor, picture, figures) for name in shown.roles],
         "memory": memory(figures.get("memory_total")),
         "dead_letters": picture.dead_letters,
         "notes": notes[-8:],
@@ -92,6 +122,10 @@ def _says(name: str, f: Mapping[str, float | None]) -> str:
             f"{count(f.get('trained'))} trained, {count(f.get('table_rows'))} rows, lag {count(f.get('learner_lag'))}"
             + (f", {count(f.get('not_finite'))} PREDICTIONS NOT FINITE" if f.get("not_finite") else "")
         )
+    if name == "intake":
+        return f"{count(f.get('intake_kept'))} messages kept, {count(f.get('intake_refused'))} refused"
+    if name == "archive":
+        return f"{count(f.get('archived'))} rows written"
     return f"{count(f.get('requests'))} requests, {count(f.get('versions_served'))} versions served"
 
 

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from millrace.contracts.errors import PortError
-from millrace.demo.status import State
+from millrace.loop.status import State
 
 FIRST_PORT = 8710
 _TRIES = 50

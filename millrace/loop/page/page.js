@@ -1,5 +1,6 @@
 "use strict";
-// Polls /state.json and shows it. Nothing here computes a figure: the demo gives all of them.
+// Polls /state.json and shows it. Nothing here computes a figure: the run gives all of them. What a run cannot have (an
+// oracle without simulated shoppers, random pages where none are made) is left out, by name and in every chart.
 const byId = (id) => document.getElementById(id);
 const dash = "–";
 const known = (v) => v !== null && v !== undefined;
@@ -13,46 +14,51 @@ const STAGES = ["joined", "learnt", "published", "applied"]; // of a click on it
 const plainSeconds = (v, exact) => (v === null || v === undefined ? dash : v.toFixed(exact ? 2 : 1));
 const finer = (least) => (v, exact) => (v === null || v === undefined ? dash : v.toFixed(exact ? least + 1 : least));
 
-const charts = [
-  new Chart(byId("c-auc"), [
-    { key: "auc", name: "model", cls: "model" },
-    { key: "baseline_auc", name: "the item's own click rate", cls: "other" },
-    { key: "oracle_auc", name: "oracle, the best possible", cls: "oracle" },
-  ], { format: finer(3), least: 0.05 }),
-  new Chart(byId("c-ctr"), [
-    { key: "ctr_model", name: "model pages", cls: "model" },
-    { key: "ctr_control", name: "random pages", cls: "other" },
-  ], { format: percent, zero: true, least: 0.02 }),
-  new Chart(byId("c-loss"), [
-    { key: "log_loss", name: "model pages", cls: "model" },
-    { key: "log_loss_control", name: "random pages", cls: "other" },
-  ], { format: finer(3), least: 0.02 }),
-  new Chart(byId("c-cal"), [
-    { key: "calibration", name: "model pages", cls: "model" },
-    { key: "calibration_control", name: "random pages", cls: "other" },
-  ], { format: finer(2), mark: 1, least: 0.2 }),
-  new Chart(byId("c-rate"), [
-    { key: "exposures_per_s", name: "exposures", cls: "model" },
-    { key: "samples_per_s", name: "samples", cls: "third" },
-  ], { format: short, zero: true, least: 10 }),
-  new Chart(byId("c-lag"), [
-    { key: "p50_s", name: "p50", cls: "model" },
-    { key: "p99_s", name: "p99", cls: "other" },
-  ], { format: plainSeconds, zero: true, least: 1 }),
-  new Chart(byId("c-fresh"), [{ key: "freshness_s", name: "freshness", cls: "model" }], { format: plainSeconds, zero: true, least: 1 }),
-];
+let charts = null; // made at the first state, which says what there can be
+const makeCharts = (simulated, control) => {
+  const chart = (id, lines, options) => new Chart(byId(id), lines.filter((line) => (simulated || line.key !== "oracle_auc") && (control || !/_control$/.test(line.key))), options);
+  return [
+    chart("c-auc", [
+      { key: "auc", name: "model", cls: "model" },
+      { key: "baseline_auc", name: "the item's own click rate", cls: "other" },
+      { key: "oracle_auc", name: "oracle, the best possible", cls: "oracle" },
+    ], { format: finer(3), least: 0.05 }),
+    chart("c-ctr", [
+      { key: "ctr_model", name: "model pages", cls: "model" },
+      { key: "ctr_control", name: "random pages", cls: "other" },
+    ], { format: percent, zero: true, least: 0.02 }),
+    chart("c-loss", [
+      { key: "log_loss", name: "model pages", cls: "model" },
+      { key: "log_loss_control", name: "random pages", cls: "other" },
+    ], { format: finer(3), least: 0.02 }),
+    chart("c-cal", [
+      { key: "calibration", name: "model pages", cls: "model" },
+      { key: "calibration_control", name: "random pages", cls: "other" },
+    ], { format: finer(2), mark: 1, least: 0.2 }),
+    chart("c-rate", [
+      { key: "exposures_per_s", name: "exposures", cls: "model" },
+      { key: "samples_per_s", name: "samples", cls: "third" },
+    ], { format: short, zero: true, least: 10 }),
+    chart("c-lag", [
+      { key: "p50_s", name: "p50", cls: "model" },
+      { key: "p99_s", name: "p99", cls: "other" },
+    ], { format: plainSeconds, zero: true, least: 1 }),
+    chart("c-fresh", [{ key: "freshness_s", name: "freshness", cls: "model" }], { format: plainSeconds, zero: true, least: 1 }),
+  ];
+};
 
 function put(id, text) {
   byId(id).textContent = text;
 }
 
-function tiles(f) {
+function tiles(f, simulated, control, settles) {
   put("t-auc", fixed(4)(f.auc));
-  put("t-auc-note", known(f.auc) || known(f.oracle_auc) ? `oracle ${fixed(3)(f.oracle_auc)}, item's rate ${fixed(3)(f.baseline_auc)}, random pages ${fixed(3)(f.auc_control)}` : "no label is settled yet");
+  put("t-auc-note", known(f.auc) || known(f.oracle_auc) ? `${simulated ? `oracle ${fixed(3)(f.oracle_auc)}, ` : ""}item's rate ${fixed(3)(f.baseline_auc)}${control ? `, random pages ${fixed(3)(f.auc_control)}` : ""}` : `no label is settled yet${settles >= 60 ? `: it takes ${+(settles / 60).toFixed(1)} minutes of traffic` : ""}`);
   put("auc-note", `scores that pages were served with, against settled labels${known(f.served_rows) ? `; the newest ${whole(f.served_rows)} exposures` : ""}`);
   put("t-ctr", percent(f.ctr_model, true));
   const lift = f.ctr_model && f.ctr_control ? `, ${(f.ctr_model / f.ctr_control).toFixed(2)} times as many` : "";
-  put("t-ctr-note", `random pages ${percent(f.ctr_control, true)}${lift}`);
+  put("t-ctr-note", control ? `random pages ${percent(f.ctr_control, true)}${lift}` : "no random pages to compare with");
+  put("ctr-note", simulated ? "last 30 seconds" : `newest ${whole(f.served_rows)} settled exposures`);
   put("t-lag", seconds(f.click_to_served_p50_ms));
   put("t-lag-note", `median; 99 of 100 within ${seconds(f.click_to_served_p99_ms)}`);
   put("lag-note", STAGES.map((stage) => `${stage} ${milliseconds(f[`click_stage_ms_${stage}`])}`).join(", "));
@@ -77,7 +83,7 @@ function roles(list) {
   }));
 }
 
-function accounts(f, dead) {
+function accounts(f, dead, simulated) {
   // A click after its exposure was learnt as a negative is a correction.
   const known = f.corrections !== undefined;
   const clicked = known ? f.positives + f.corrections : undefined, others = known ? f.negatives - f.corrections : undefined;
@@ -89,7 +95,7 @@ function accounts(f, dead) {
     return part;
   }));
   const letters = Object.entries(dead).filter(([, n]) => n > 0).map(([reason, n]) => `${reason} ${whole(n)}`).join(", ");
-  const entries = [["sent", f.exposures, ""], ...parts, ["duplicates dropped", f.duplicates_dropped, ""], ["dead letters", f.dead_letters, ""]];
+  const entries = [[simulated ? "sent" : "taken in", f.exposures, ""], ...parts, ["duplicates dropped", f.duplicates_dropped, ""], ["dead letters", f.dead_letters, ""]];
   byId("accounts").replaceChildren(...entries.map(([name, value, cls]) => {
     const entry = document.createElement("div"), term = document.createElement("dt"), figure = document.createElement("dd");
     term.textContent = name;
@@ -101,18 +107,33 @@ function accounts(f, dead) {
   }));
 }
 
+function places(addresses) {
+  byId("places").hidden = !Object.keys(addresses).length;
+  byId("addresses").replaceChildren(...Object.entries(addresses).map(([name, address]) => {
+    const entry = document.createElement("div"), term = document.createElement("dt"), place = document.createElement("dd");
+    term.textContent = name;
+    place.textContent = address;
+    entry.append(term, place);
+    return entry;
+  }));
+}
+
 function show(state) {
   const f = state.figures;
+  clockOf.offset = state.simulated ? 8 * 3600000 : 0; // the simulated shop's own time is UTC+8
   put("clock", f.event_ms ? clockOf(f.event_ms, true) : dash);
-  put("speed", `${state.speed} times`);
+  put("speed", state.simulated ? `shop time, ${state.speed} times as fast` : "UTC");
+  put("awaits", state.awaits);
+  byId("awaits").hidden = !state.awaits;
   put("elapsed", state.elapsed_s ? `${Math.round(state.elapsed_s)} s` : "");
   const pill = byId("phase");
   pill.textContent = state.phase;
   pill.className = `pill ${{ running: "good", done: "good", failed: "bad" }[state.phase] ?? ""}`;
-  tiles(f);
+  tiles(f, state.simulated, state.control, state.settles_s);
   roles(state.roles);
   put("memory", `${state.memory} in all processes together`);
-  accounts(f, state.dead_letters);
+  accounts(f, state.dead_letters, state.simulated);
+  places(state.addresses);
   byId("notes").replaceChildren(...state.notes.slice(1).map((note) => {
     const line = document.createElement("li");
     line.textContent = note;
@@ -122,6 +143,7 @@ function show(state) {
   const inSeconds = (list) => list.map((v) => (v === null ? null : v / 1000));
   columns.p50_s = inSeconds(columns.click_to_served_p50_ms);
   columns.p99_s = inSeconds(columns.click_to_served_p99_ms);
+  charts ??= makeCharts(state.simulated, state.control);
   for (const chart of charts) chart.show(columns);
 }
 

@@ -10,7 +10,7 @@ Buckets = Mapping[str, float]
 """Cumulative counts of a Prometheus histogram by upper bound, as ``le`` names it."""
 
 Totals = Callable[..., float]
-"""A role's totals over its restarts: :meth:`millrace.demo.monitor.RoleMetrics.total`."""
+"""A role's totals over its restarts: :meth:`millrace.loop.monitor.RoleMetrics.total`."""
 
 METRIC = "millrace_click_stage_seconds"
 ROLE_OF = {"joined": "stream", "learnt": "learn", "published": "learn", "applied": "serve"}

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from millrace.demo.status import State, count, fixed, percent, sparkline
+from millrace.loop.status import State, count, fixed, percent, sparkline
 
 LINE_SECONDS = 10.0
 _COLOURS = {"running": "green", "starting": "yellow", "waiting": "yellow", "gave up": "red", "not started": "dim"}
@@ -24,15 +24,18 @@ def line_of(state: State) -> str:
     """The state in one line, for logs and pipes."""
     f = state["figures"]
     roles = [f"{r['name']} {r['state']}" for r in state["roles"] if r["state"] not in ("running", "not started")]
+    oracle = f"oracle {fixed(f.get('oracle_auc'))} " if state["simulated"] else ""
+    control = f" control {percent(f.get('ctr_control'))}" if state["control"] else ""
     parts = [
         f"{state['phase']} {state['elapsed_s']:4.0f} s",
         f"exposures {count(f.get('exposures'))} ({count(f.get('exposures_per_s'))}/s)",
         f"trained {count(f.get('trained'))}",
-        f"AUC served {fixed(f.get('auc'))} oracle {fixed(f.get('oracle_auc'))} baseline {fixed(f.get('baseline_auc'))}",
-        f"CTR model {percent(f.get('ctr_model'))} control {percent(f.get('ctr_control'))}",
+        f"AUC served {fixed(f.get('auc'))} {oracle}baseline {fixed(f.get('baseline_auc'))}",
+        f"CTR model {percent(f.get('ctr_model'))}{control}",
         f"version {count(f.get('served_version'))}",
         f"click to served p50 {fixed(_seconds(f.get('click_to_served_p50_ms')), 2, ' s')}",
         *roles,
+        *([state["awaits"]] if state["awaits"] else []),
     ]
     return " · ".join(parts)
 
@@ -54,12 +57,16 @@ def table_of(state: State, page: str) -> RenderableType:
     key.add_column(no_wrap=True)
     history = state["series"]["auc"]
     key.add_row("rolling AUC", Text.assemble((fixed(f.get("auc")), "bold"), "  ", (sparkline(history), "cyan")))
-    others = f"oracle {fixed(f.get('oracle_auc'))}, baseline {fixed(f.get('baseline_auc'))}"
-    key.add_row("", f"{others}; random pages {fixed(f.get('auc_control'))}")
-    random = f"{fixed(f.get('log_loss_control'))}, {fixed(f.get('calibration_control'), 2)}"
-    losses = f"{fixed(f.get('log_loss'))}, calibration {fixed(f.get('calibration'), 2)}"
-    key.add_row("log loss", f"{losses}; random pages {random}")
-    key.add_row("click rate", f"model {percent(f.get('ctr_model'))}, control {percent(f.get('ctr_control'))}")
+    oracle = f"oracle {fixed(f.get('oracle_auc'))}, " if state["simulated"] else ""
+    auc, loss, rate = f"{oracle}baseline {fixed(f.get('baseline_auc'))}", fixed(f.get("log_loss")), f.get("ctr_model")
+    losses, rates = f"{loss}, calibration {fixed(f.get('calibration'), 2)}", f"model {percent(rate)}"
+    if state["control"]:
+        auc += f"; random pages {fixed(f.get('auc_control'))}"
+        losses += f"; random pages {fixed(f.get('log_loss_control'))}, {fixed(f.get('calibration_control'), 2)}"
+        rates += f", control {percent(f.get('ctr_control'))}"
+    key.add_row("", auc)
+    key.add_row("log loss", losses)
+    key.add_row("click rate", rates if state["simulated"] else f"{rates} (of settled exposures)")
     key.add_row(
         "throughput", f"{count(f.get('exposures_per_s'))} exposures/s, {count(f.get('samples_per_s'))} samples/s"
     )
@@ -70,13 +77,15 @@ def table_of(state: State, page: str) -> RenderableType:
     )
     key.add_row("memory", f"{state['memory']} in all processes together")
     key.add_row("version", f"{count(f.get('served_version'))} served, {count(f.get('learner_version'))} learnt")
+    speed = f" ({state['speed']:g}x)" if state["simulated"] else ""
     clock = time.strftime("%a %H:%M", time.gmtime((f.get("event_ms") or 0) / 1000)) if f.get("event_ms") else "–"
+    awaits = [Text(), Text(state["awaits"], style="yellow")] if state["awaits"] else []
     head = Text.assemble(
         ("Millrace ", "bold"),
-        f"{state['phase']}, {state['elapsed_s']:.0f} s, shop time {clock} UTC ({state['speed']:g}x)  ",
+        f"{state['phase']}, {state['elapsed_s']:.0f} s, {clock} UTC{speed}  ",
         (page, "underline"),
     )
-    return Group(head, Text(), roles, Text(), key)
+    return Group(head, *awaits, Text(), roles, Text(), key)
 
 
 def _seconds(ms: float | None) -> float | None:
@@ -89,12 +98,16 @@ class View:
     Args:
         state: gives the state, a few times a second (terminal) or every ten seconds (pipe).
         console: standard output's by default.
+        line_seconds: between two lines in a pipe; None: :data:`LINE_SECONDS`.
     """
 
-    def __init__(self, state: Callable[[], State], console: Console | None = None) -> None:
+    def __init__(
+        self, state: Callable[[], State], console: Console | None = None, line_seconds: float | None = None
+    ) -> None:
         self.page = ""
         self._state = state
         self._console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._line_seconds = line_seconds
         self._live: Live | None = None
         self._next_line = 0.0
 
@@ -123,5 +136,6 @@ class View:
         if self._live is not None:
             self._live.refresh()
         elif time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + LINE_SECONDS
+            seconds = LINE_SECONDS if self._line_seconds is None else self._line_seconds
+            self._next_line = time.monotonic() + seconds
             self.say(line_of(self._state()))

@@ -22,9 +22,8 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from millrace.contracts.clock import EventClock
-from millrace.demo.series import PROCESSES, Series
-from millrace.demo.stages import METRIC, ROLE_OF, Stages, stage_of
-from millrace.processes.role import ROLES
+from millrace.loop.series import PROCESSES, Series
+from millrace.loop.stages import METRIC, ROLE_OF, Stages, stage_of
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -88,7 +87,7 @@ class RoleMetrics:
         return {value: self.total(name, **{label: value}, **others) for value in sorted(values)}
 
 
-def fetch(url: str, timeout_seconds: float = 1.0) -> str:
+def fetch(url: str, timeout_seconds: float = 1.0, headers: Mapping[str, str] | None = None) -> str:
     """The body of a plain HTTP GET.
 
     Raises:
@@ -97,7 +96,7 @@ def fetch(url: str, timeout_seconds: float = 1.0) -> str:
     parts = urlsplit(url)
     connection = HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout_seconds)
     try:
-        connection.request("GET", parts.path or "/")
+        connection.request("GET", parts.path or "/", headers=dict(headers or {}))
         answer = connection.getresponse()
         body = answer.read()
         if answer.status != 200:
@@ -210,7 +209,7 @@ class Monitor:
 
     def _figures(self, wall_ms: int, model: Mapping[str, Any]) -> dict[str, float | None]:
         """The key figures by name. Totals are of the whole run; None is "not known yet"."""
-        simulate, stream, learn, serve = (self.roles.get(name, RoleMetrics()) for name in ROLES)
+        stream, learn, serve = (self.roles.get(name, RoleMetrics()) for name in ("stream", "learn", "serve"))
         served = model.get("click_to_served_ms") or {}
         if _number(served.get("p50")) is None:  # a scorer that was restarted has not served a click yet
             served = self._served
@@ -218,22 +217,13 @@ class Monitor:
         recent = served.get("recent") or {}
         return {
             "event_ms": float(self._clock.at(wall_ms)),
-            "exposures": simulate.total("millrace_exposures_sent_total"),
-            "clicks": simulate.total("millrace_clicks_sent_total"),
-            "malformed": simulate.total("millrace_malformed_sent_total"),
-            "duplicates": simulate.total("millrace_duplicates_sent_total"),
-            "request_errors": simulate.total("millrace_request_errors_total"),
-            "oracle_auc": simulate.gauge("millrace_oracle_auc"),
-            **{
-                f"page_{what}_{arm}": simulate.total(f"millrace_page_{what}_total", arm=arm)
-                for what in ("exposures", "clicks")
-                for arm in ("model", "control")
-            },
+            **_traffic(self.roles),
             "samples": stream.total("millrace_samples_total"),
             "positives": stream.total("millrace_samples_total", kind="positive"),
             "negatives": stream.total("millrace_samples_total", kind="negative"),
             "corrections": stream.total("millrace_samples_total", kind="correction"),
             "pending": stream.gauge("millrace_pending_exposures"),
+            **_doors(self.roles.get("intake", RoleMetrics()), self.roles.get("archive", RoleMetrics())),
             "dead_letters": stream.total("millrace_dead_letters_total"),
             "duplicates_dropped": stream.total("millrace_duplicates_dropped_total"),
             "late": stream.total("millrace_late_events_total"),
@@ -243,6 +233,7 @@ class Monitor:
             "trained": learn.total("millrace_samples_trained_total"),
             "repeated": learn.total("millrace_samples_repeated_total"),
             **_quality(learn),
+            **{f"click_rate_{arm}": learn.gauge("millrace_click_rate", arm=arm) for arm in ("model", "control")},
             "not_finite": learn.total("millrace_predictions_not_finite_total"),
             "learner_version": learn.gauge("millrace_model_version"),
             "learner_lag": learn.gauge("millrace_learner_lag"),
@@ -262,6 +253,41 @@ class Monitor:
             "click_to_served_all_p99_ms": _number(served.get("p99")),
             **{f"{STAGE}{stage}": _mean(self.roles.get(role, RoleMetrics()), stage) for stage, role in ROLE_OF.items()},
         }
+
+
+def _traffic(roles: Mapping[str, RoleMetrics]) -> dict[str, float | None]:
+    """What was sent. The simulator knows it, and the true click probabilities too. Where there is none, people and
+    programs send: then the stream tells what it took in, and what only a simulator could know is None."""
+    arms = [(what, arm) for what in ("exposures", "clicks") for arm in ("model", "control")]
+    simulate, stream = roles.get("simulate"), roles.get("stream", RoleMetrics())
+    if simulate is None:
+        unknown = ("malformed", "duplicates", "request_errors", "oracle_auc")
+        return {
+            "exposures": stream.total("millrace_exposures_total"),
+            "clicks": stream.total("millrace_events_total", type="click"),
+            **dict.fromkeys((*unknown, *(f"page_{what}_{arm}" for what, arm in arms))),
+        }
+    return {
+        "exposures": simulate.total("millrace_exposures_sent_total"),
+        "clicks": simulate.total("millrace_clicks_sent_total"),
+        "malformed": simulate.total("millrace_malformed_sent_total"),
+        "duplicates": simulate.total("millrace_duplicates_sent_total"),
+        "request_errors": simulate.total("millrace_request_errors_total"),
+        "oracle_auc": simulate.gauge("millrace_oracle_auc"),
+        **{f"page_{what}_{arm}": simulate.total(f"millrace_page_{what}_total", arm=arm) for what, arm in arms},
+    }
+
+
+def _doors(intake: RoleMetrics, archive: RoleMetrics) -> dict[str, float | None]:
+    """What came in by HTTP, and what was written down."""
+    lines = "millrace_intake_lines_total"
+    return {
+        "intake_kept": intake.total(lines, verdict="kept"),
+        "intake_duplicates": intake.total(lines, verdict="duplicate"),
+        "intake_refused": intake.total(lines, verdict="refused"),
+        "archived": archive.total("millrace_archive_rows_total"),
+        "archive_lag": archive.gauge("millrace_archive_lag"),
+    }
 
 
 def memory_figures(held: Mapping[str, int]) -> dict[str, float | None]:

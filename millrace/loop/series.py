@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-PROCESSES = ("simulate", "stream", "learn", "serve", "broker", "redis", "demo")
+PROCESSES = ("simulate", "stream", "learn", "serve", "intake", "archive", "broker", "redis", "demo", "up")
 """The processes of a run: roles, embedded services, and the program that watches over them."""
 
 GAUGES = (
@@ -67,7 +67,7 @@ class Series:
         if self._seen % self._every:
             return
         rates = [self.rate(name) for name in RATES.values()]
-        ctr = [self.click_rate(arm) for arm in ("model", "control")]
+        ctr = [self._arm(arm, figures) for arm in ("model", "control")]
         self.points.append((wall_ms, event_ms, *(figures.get(g) for g in GAUGES), *rates, *ctr))
         if len(self.points) > self._limit:
             del self.points[-2::-2]
@@ -80,6 +80,11 @@ class Series:
             return None
         (t0, old), (t1, new) = pair
         return max(0.0, (new.get(name) or 0.0) - (old.get(name) or 0.0)) / (t1 - t0) * 1000
+
+    def _arm(self, arm: str, figures: KeyFigures) -> float | None:
+        """The click rate to draw. A simulator sees its pages; else the learner tells that of settled exposures."""
+        seen = figures.get("page_exposures_model") is not None
+        return self.click_rate(arm) if seen else figures.get(f"click_rate_{arm}")
 
     def click_rate(self, arm: str) -> float | None:
         """Clicks per exposure of an arm's pages over the last half minute; None when it had no page."""

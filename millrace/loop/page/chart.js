@@ -88,9 +88,9 @@ class Chart {
       make(svg, "text", { x: left - 8, y: y(at) + 4, "text-anchor": "end" }, options.format(at));
     }
     const span = last - first;
-    const minute = 60000, steps = [1, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 10080].map((m) => m * minute);
+    const minute = 60000, steps = [1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 10080].map((m) => m * minute);
     const step = steps.find((s) => span / s <= (width - left - right) / 70) || steps[steps.length - 1];
-    const offset = 8 * 60 * minute; // the shop's own time, UTC+8
+    const offset = clockOf.offset; // round hours of the clock that is shown
     for (let t = Math.ceil((first + offset) / step) * step - offset; t <= last; t += step) {
       make(svg, "text", { x: x(t), y: height - 4, "text-anchor": "middle" }, clockOf(t));
     }
@@ -158,7 +158,8 @@ class Chart {
 
 function clockOf(ms, seconds) {
   const day = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
-  const at = new Date(ms + 8 * 3600000);
+  const at = new Date(ms + clockOf.offset);
   const time = at.toISOString().slice(11, seconds ? 19 : 16);
   return seconds ? `${day[at.getUTCDay()]} ${time}` : time;
 }
+clockOf.offset = 0; // ms: of the clock that is shown, to UTC

@@ -1,0 +1,172 @@
+# shell
+"""The data folder of `millrace up`: one run at a time has it, and the next run goes on from it.
+
+::
+
+    DATA/up.lock        held while a run has the folder, however it ends (flock)
+    DATA/up.json        where things are, while all is there; a run that was killed leaves it
+    DATA/schema.toml    the schema that the state in this folder is of
+    DATA/logs           a file a role          DATA/broker, models, checkpoints, index, spool, archive: the state
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from millrace.contracts.carry import same_tiles
+from millrace.contracts.errors import SchemaError, ServiceError, SettingError
+from millrace.contracts.files import write_whole
+from millrace.contracts.schema import Schema, parse_schema
+from millrace.contracts.settings import Settings
+
+ADDRESSES = "up.json"
+SCHEMA = "schema.toml"
+RELEASE_SECONDS = 15.0
+"""How long a killed run's processes may take to be gone. They die with it, but not all within the same moment."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Has the folder alone, until the end or until this process ends, however it ends.
+
+    Raises:
+        ServiceError: another run has it.
+        SettingError: it cannot be written to.
+    """
+    try:
+        lock = (folder / "up.lock").open("a+")
+    except OSError as error:
+        raise SettingError(
+            f"folder '{folder}' cannot be written to ({error.strerror})", "name another with --data"
+        ) from None
+    with lock:
+        if not _take(lock):
+            lock.seek(0)
+            holder = lock.read().strip()
+            raise ServiceError(
+                f"another 'millrace up' runs on folder '{folder}'{f' (process {holder})' if holder else ''}",
+                "end it, or give --data another folder",
+            )
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def _take(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a run has the folder now."""
+    try:
+        with (folder / "up.lock").open("r+") as lock:
+            return not _take(lock)
+    except OSError:
+        return False
+
+
+def await_release(folder: Path, seconds: float = RELEASE_SECONDS) -> None:
+    """Waits until the broker of a run that was killed has let go of its files."""
+    deadline = time.monotonic() + seconds
+    try:
+        lock = (folder / "broker" / "topics" / "lock").open("r+")
+    except OSError:
+        return
+    with lock:
+        while not _take(lock) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def addresses(folder: Path) -> dict[str, Any]:
+    """Where things of the run on this folder are; empty: there is none, or not yet."""
+    try:
+        found = msgspec.json.decode((folder / ADDRESSES).read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def say_where(folder: Path, found: Mapping[str, Any]) -> None:
+    """Writes ``up.json``."""
+    write_whole(folder / ADDRESSES, msgspec.json.format(msgspec.json.encode(found)), durable=False)
+
+
+def text_of(settings: Settings) -> str:
+    """The schema file's text, or that of the simulated shop's schema.
+
+    Raises:
+        SchemaError: it cannot be read.
+    """
+    if not settings.schema:
+        return resources.files("millrace.contracts").joinpath("shop.toml").read_text(encoding="utf-8")
+    try:
+        return Path(settings.schema).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SchemaError(
+            f"schema file '{settings.schema}' cannot be read ({error})", "give the path of a TOML schema"
+        ) from None
+
+
+def kept_schema(folder: Path) -> Schema | None:
+    """The schema that the folder's state is of; None: it has none yet, or one that nobody can read any more."""
+    try:
+        return parse_schema((folder / SCHEMA).read_text(encoding="utf-8"), SCHEMA)
+    except (OSError, UnicodeDecodeError, SchemaError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaNote:
+    """The schema of a run, to be noted in its folder. ``changed``: a line about it; empty: it is as before."""
+
+    text: str
+    changed: str
+
+    def write(self, folder: Path) -> None:
+        """Says of the folder's state that it is of this schema."""
+        write_whole(folder / SCHEMA, self.text.encode(), durable=True)
+
+
+def schema_note(folder: Path, settings: Settings) -> SchemaNote:
+    """The schema that the settings name, if the folder's state may go on with it.
+
+    Raises:
+        SchemaError: it is no schema.
+        SettingError: it is another one than the state's, and ``evolve`` is not set; or its windows cannot go on with
+            the counts that are there. That must be known before a role starts: the learner would carry the model over
+            and the stream refuse its part, so neither schema could go on.
+    """
+    text = text_of(settings)
+    schema, before = parse_schema(text, settings.schema or "shop.toml"), kept_schema(folder)
+    if before is None or before.id == schema.id:
+        return SchemaNote(text, "")
+    if not settings.evolve:
+        raise SettingError(
+            f"the state in '{folder}' is of schema '{before.name}' ({before.id[:8]}), the settings name"
+            f" '{schema.name}' ({schema.id[:8]})",
+            f"name the former one ({folder / SCHEMA}), give --evolve to carry over what both have (docs/up.md says"
+            " what that is), or give --data an empty folder",
+        )
+    if not same_tiles(before, schema):
+        raise SettingError(
+            f"'{schema.name}' ({schema.id[:8]}) counts other actions, means or windows than '{before.name}'"
+            f" ({before.id[:8]}), which the state in '{folder}' is of: its counts cannot go on",
+            "keep the actions, the means and every window of the former schema, with no window that needs finer tiles"
+            f" (keys, windows and half-lives may be added; {folder / SCHEMA} has it), or give --data an empty folder",
+        )
+    return SchemaNote(text, f"the schema has changed: what both have is carried over ('{schema.name}')")
