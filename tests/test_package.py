@@ -1,4 +1,5 @@
-"""What people install: the wheel builds, installs five names, and what is in it is enough for the command to run."""
+"""What people install. The wheel of ``millrace`` has five names, and what is in it is enough for the command to run.
+The wheel of the client has one name, and brings nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points, packages_distributions
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
+from typing import Any
 
 import aiokafka.codec
 import aiokafka.record.util
@@ -22,19 +24,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"millrace", "simulator", "stream", "learner", "scorer"}
 """The import names that an installation adds, and no others."""
+CLIENT = ROOT / "client"
 FILES = sorted(path for package in (*PACKAGES, "tests") for path in (ROOT / package).rglob("*.py"))
+
+
+def site_of(project: Path, folder: Path) -> Path:
+    """A folder into which the project's built wheel was installed, and nothing else."""
+    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*wheel, str(folder / "dist"), str(project)], check=True, cwd=folder)
+    (built,) = (folder / "dist").glob("*.whl")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder / "site")]
+    subprocess.run([*install, str(built)], check=True, cwd=folder)
+    return folder / "site"
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which the built wheel was installed, and nothing else."""
-    folder = tmp_path_factory.mktemp("wheel")
-    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
-    subprocess.run([*wheel, str(folder / "dist"), str(ROOT)], check=True, cwd=folder)
-    (built,) = (folder / "dist").glob("millrace-*.whl")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder / "site")]
-    subprocess.run([*install, str(built)], check=True, cwd=folder)
-    return folder / "site"
+    return site_of(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 def installed(site: Path, *arguments: str) -> str:
@@ -73,7 +79,7 @@ def test_the_installed_command_runs_and_finds_its_data(site: Path) -> None:
     rooms = ["simulator.live", "stream.worker", "learner.service", "scorer.app", "millrace.bench.stream"]
     code = (
         "import importlib.resources as r, importlib.util as u, millrace.contracts.schema as s\n"
-        "page = r.files('millrace.demo.page').joinpath('index.html').is_file()\n"
+        "page = r.files('millrace.loop.page').joinpath('index.html').is_file()\n"
         f"print(s.__file__, s.shop_schema().name, page, all(u.find_spec(n) for n in {rooms}))"
     )
     where, *rest = installed(site, "-c", code).split()
@@ -83,6 +89,21 @@ def test_the_installed_command_runs_and_finds_its_data(site: Path) -> None:
     assert installed(site, "-m", "millrace", "--help") == commands
     for name in ("demo", "simulate", "stream", "learn", "serve", "replay"):
         assert re.search(rf"\b{name}\b", commands)
+
+
+def test_the_clients_wheel_brings_one_name_and_nothing_heavy(tmp_path: Path) -> None:
+    client = site_of(CLIENT, tmp_path)
+    assert {path.name for path in client.iterdir() if not path.name.endswith(".dist-info")} == {"millrace_client"}
+    assert sources(client / "millrace_client") == sources(CLIENT / "millrace_client")
+    assert (client / "millrace_client" / "py.typed").is_file()
+    code = "import sys, millrace_client; print(millrace_client.__file__, *{name.split('.')[0] for name in sys.modules})"
+    where, *loaded = installed(client, "-c", code).split()
+    assert Path(where).is_relative_to(client)
+    assert not {"torch", "numba", "faust", "numpy", "aiokafka", "kafka", "redis", *PACKAGES} & set(loaded)
+    project = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
+    assert {re.split("[<>=]", line)[0] for line in project["dependencies"]} == {"httpx", "msgspec"}
+    used = {name for path in (CLIENT / "millrace_client").rglob("*.py") for name in imports(path)}
+    assert used - set(sys.stdlib_module_names) == {"httpx", "msgspec", "millrace_client"}
 
 
 def test_installing_gives_the_command() -> None:
@@ -108,7 +129,7 @@ def test_every_import_is_declared() -> None:
     provided = packages_distributions()
     undeclared = set()
     for path in FILES:
-        for module in set(imports(path)) - PACKAGES - {"tests"} - set(sys.stdlib_module_names):
+        for module in set(imports(path)) - PACKAGES - {"tests", "millrace_client"} - set(sys.stdlib_module_names):
             makers = {maker.lower().replace("_", "-") for maker in provided.get(module, [module])}
             if not makers & named:
                 undeclared.add((str(path.relative_to(ROOT)), module))
@@ -127,10 +148,14 @@ def test_both_clients_have_zstd() -> None:
     assert kafka.codec.has_zstd()
 
 
+def wanted_of(project: dict[str, Any]) -> list[str]:
+    extras = project.get("optional-dependencies", {})
+    return [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
+
+
 def test_every_dependency_has_both_bounds() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
-    for line in wanted:
+    projects = [tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in (ROOT, CLIENT)]
+    for line in (line for project in projects for line in wanted_of(project)):
         bounds = line.split(";")[0]
         assert ">=" in bounds, line
         assert "<" in bounds, line

@@ -1,0 +1,245 @@
+# core
+"""Requests as data and answers as values: everything about HTTP but the sending, for both clients and the fake.
+
+::
+
+    Addresses ── .recommend(...) ──► Call ── sent by Millrace or AsyncMillrace ──► Answer ── read_page ──► Page
+              ── .post(kind, lines) ► Call                                                ── read_receipt ► Receipt
+                                                                                         ── else: an error, raised
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote, urlsplit
+
+import msgspec
+from msgspec import Struct
+
+from millrace_client.errors import BadAnswer, BadRequest, MillraceClientError, TooMuch, Unauthorised, Unavailable
+from millrace_client.messages import Id, Message, Page, PlacedItem, Receipt, Refusal, Wanted
+
+MOST_LINES, MOST_BYTES = 1000, 4 << 20
+"""Messages and bytes of one request, as many as the intake takes."""
+
+Hidden = Literal["bought", "clicked", "seen"]
+Kind = Literal["events", "users", "items"]
+T = TypeVar("T")
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request. ``headers`` are not shown: one of them is the token."""
+
+    method: str
+    url: str
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back; names of headers in lower case."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Addresses:
+    """Where Millrace is, and the token.
+
+    Args:
+        intake, scorer: URLs of the two doors, as ``http://127.0.0.1:8720``.
+        token: sent as ``Authorization: Bearer TOKEN``; None: none.
+
+    Raises:
+        BadRequest: no URL.
+    """
+
+    def __init__(self, intake: str, scorer: str, token: str | None = None) -> None:
+        for name, url in (("intake", intake), ("scorer", scorer)):
+            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+                raise BadRequest(f"{name} {url!r} is no address", f"give a URL, as {name}='http://127.0.0.1:8720'")
+        self.intake, self.scorer = intake.rstrip("/"), scorer.rstrip("/")
+        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+
+    def post(self, kind: Kind, lines: Iterable[bytes]) -> Call:
+        """Messages to the intake, a JSON object a line."""
+        return self._call("POST", f"{self.intake}/{kind}", b"\n".join(lines) + b"\n", "application/x-ndjson")
+
+    def delete(self, kind: Kind, identifier: Id) -> Call:
+        """A user or an item that is to be forgotten."""
+        return self._call("DELETE", f"{self.intake}/{kind}/{quote(str(identifier), safe='')}")
+
+    def ready(self) -> tuple[Call, Call]:
+        """Whether the intake and the scorer are ready."""
+        return self._call("GET", f"{self.intake}/readyz"), self._call("GET", f"{self.scorer}/readyz")
+
+    def recommend(
+        self,
+        user_id: Id,
+        size: int | None,
+        *,
+        context: Mapping[str, Any] | None,
+        exclude: Iterable[Id],
+        only: Wanted | None,
+        without: Wanted | None,
+        caps: Mapping[str, int] | None,
+        hide: Collection[Hidden],
+        explain: bool,
+        list_size: int | None,
+        cursor: str | None,
+    ) -> Call:
+        """A page. What was not asked for is not sent, so that an older scorer understands it."""
+        asked = {
+            "user_id": user_id,
+            "size": size,
+            "context": dict(context or {}),
+            "exclude": list(exclude),
+            "only": _plain(only),
+            "not": _plain(without),
+            "caps": dict(caps or {}),
+            "hide": sorted(hide),
+            "explain": explain,
+            "list": list_size,
+            "cursor": cursor,
+        }
+        body = {name: value for name, value in asked.items() if not _nothing(value)}
+        try:
+            return self._call("POST", f"{self.scorer}/recommend", _encode(body), "application/json")
+        except (TypeError, ValueError) as error:
+            raise BadRequest(f"the request is no JSON: {error}", "give texts, numbers and lists of them") from None
+
+    def _call(self, method: str, url: str, body: bytes = b"", content: str = "") -> Call:
+        return Call(method, url, body, {**self._headers, **({"content-type": content} if content else {})})
+
+
+def _nothing(value: Any) -> bool:
+    """Whether a field says nothing. A size of 0 says something: the scorer refuses it."""
+    return value is None or value is False or (isinstance(value, dict | list) and not value)
+
+
+def _plain(wanted: Wanted | None) -> dict[str, Any]:
+    """Sets and tuples of values become lists."""
+    sets = (set, frozenset, tuple)
+    return {name: list(value) if isinstance(value, sets) else value for name, value in (wanted or {}).items()}
+
+
+def line_of(message: Message) -> bytes:
+    """A message's JSON, on one line. Raises BadRequest for an attribute that JSON has no form for."""
+    try:
+        return _encode(message)
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"the message is no JSON: {error}", "give texts, numbers and lists of them") from None
+
+
+def parts(lines: Iterable[bytes], most_lines: int = MOST_LINES, most_bytes: int = MOST_BYTES) -> Iterator[list[bytes]]:
+    """Cuts messages into requests that the intake takes.
+
+    >>> [len(part) for part in parts([b"{}"] * 5, 2)]
+    [2, 2, 1]
+    """
+    part: list[bytes] = []
+    held = 0
+    for line in lines:
+        if part and (len(part) == most_lines or held + len(line) + 1 > most_bytes):
+            yield part
+            part, held = [], 0
+        part.append(line)
+        held += len(line) + 1
+    if part:
+        yield part
+
+
+class _Failure(Struct, frozen=True):
+    error: str = ""
+
+
+class _Page(Struct, frozen=True):
+    request_id: str | None
+    items: tuple[PlacedItem, ...]
+    model_version: int = -1
+    arm: str = "lists"
+    ts_ms: int = 0
+    notes: tuple[str, ...] = ()
+    offset: int = 0
+    cursor: str | None = None
+    retrieval_version: int | None = None
+
+
+def read_page(call: Call, answer: Answer, user_id: Id) -> Page:
+    """The page in an answer. Raises what :func:`failure_of` says, or BadAnswer."""
+    if answer.status != 200:
+        raise failure_of(call, answer)
+    found = _read(call, answer, _Page)
+    return Page(user_id=user_id, **msgspec.structs.asdict(found))
+
+
+def read_receipt(call: Call, answer: Answer, lines: Sequence[bytes] | None = None) -> Receipt:
+    """The verdicts in an answer, in the order of ``lines``. Raises what :func:`failure_of` says, or BadAnswer."""
+    if answer.status not in (200, 422):
+        raise failure_of(call, answer)
+    receipt = _read(call, answer, Receipt)
+    if lines is not None and len(receipt.verdicts) != len(lines):
+        raise BadAnswer(
+            f"{call.url} gave {len(receipt.verdicts)} verdicts for {len(lines)} messages", "look at what answers there"
+        )
+    return receipt
+
+
+def refusals(lines: Sequence[bytes], receipt: Receipt) -> list[Refusal]:
+    """The messages that were not taken."""
+    return [
+        Refusal(line, verdict.reason, verdict.detail)
+        for line, verdict in zip(lines, receipt.verdicts, strict=True)
+        if verdict.status == "refused"
+    ]
+
+
+def failure_of(call: Call, answer: Answer) -> MillraceClientError:
+    """The error that an answer's status stands for."""
+    try:
+        said = msgspec.json.decode(answer.body, type=_Failure).error
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        said = ""
+    where = f"{call.method} {call.url} answered {answer.status}"
+    problem = f"{where}: {said}" if said else where
+    if answer.status == 401:
+        return Unauthorised(problem, "give the token that the server was started with, as token=...")
+    if answer.status == 429:
+        return TooMuch(problem, "send more slowly, or wait as it says", retry_after_s(answer))
+    if answer.status >= 500:
+        return Unavailable(problem, "try again, and look at its log if that lasts", retry_after_s(answer))
+    if answer.status >= 400:
+        return BadRequest(problem, "mend the request; the same one would fail again")
+    return BadAnswer(problem, "give the address of the intake or the scorer itself")
+
+
+def retry_after_s(answer: Answer) -> float | None:
+    """The seconds in ``Retry-After``; None without one, or where it is a date."""
+    try:
+        seconds = float(answer.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def no_answer(call: Call, error: Exception) -> Unavailable:
+    """The error of a request that nothing answered."""
+    said = str(error) or type(error).__name__
+    return Unavailable(f"{call.method} {call.url} was not answered: {said}", "see whether it runs there")
+
+
+def _read(call: Call, answer: Answer, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(answer.body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        start = answer.body[:40].decode("utf-8", "replace")
+        raise BadAnswer(
+            f"{call.url} answered {start!r}, which is not Millrace's ({error})", "look at what answers there"
+        ) from None

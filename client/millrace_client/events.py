@@ -1,0 +1,99 @@
+# core
+"""Events about a page, with the positions that the label join needs.
+
+::
+
+    answered   0: a   1: b   2: c   3: d   4: e
+    shown=range(3)               items [a, b, c]                     as answered: nothing more to say
+    shown=[2, 3]                 items [c, d], offset 2              scrolled to: they stand where the page put them
+    shown=[2, 0, 3]              items [c, a, d], slots [2, 0, 3]    moved and left out: each is named by its position
+    shown=[1, 2], at=0           items [b, c], slots [1, 2]          a was left out, b moved up into its place
+
+An event's time is the client's clock, but never before its page was made: two machines' clocks differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from millrace_client.errors import NotOnPage
+from millrace_client.messages import Action, ActionName, Exposure, Id, Page, PlacedItem
+
+Shown = Iterable[PlacedItem | int]
+"""Items of a page in the order shown, themselves or by their position."""
+
+
+def exposure_of(page: Page, shown: Shown | None, at: int | None, event_id: str, now_ms: int) -> Exposure | None:
+    """What was seen of a page.
+
+    Args:
+        shown: None: all of the page, as answered.
+        at: the slot in which the first of them was shown. None: where the page put them if they follow one another
+            there, else 0.
+        event_id: names the event; sent twice, it counts once.
+
+    Returns:
+        None: there is nothing to report, because the page was made of lists or nothing of it was shown.
+
+    Raises:
+        NotOnPage: an item that the page does not have, or one that is named twice.
+    """
+    placed = list(page.items) if shown is None else [_placed(page, one) for one in shown]
+    places = [one.position for one in placed]
+    if len(set(places)) < len(places):
+        twice = next(place for n, place in enumerate(places) if place in places[:n])
+        raise NotOnPage(f"position {twice} is named twice", "name each item that was shown once")
+    if page.request_id is None or not placed:
+        return None
+    in_place = places == list(range(places[0], places[0] + len(places)))
+    first = (places[0] if in_place else 0) if at is None else at
+    as_answered = in_place and first == places[0]
+    return Exposure(
+        event_id,
+        page.request_id,
+        max(now_ms, page.ts_ms),
+        page.user_id,
+        [one.item_id for one in placed],
+        first,
+        None if as_answered else places,
+        now_ms,
+    )
+
+
+def action_of(name: ActionName, page: Page, item: PlacedItem | Id, event_id: str, now_ms: int) -> Action | None:
+    """What was done with an item of a page. ``item`` is the item of the page, or its id.
+
+    Returns:
+        None: the page was made of lists, there is nothing to report.
+
+    Raises:
+        NotOnPage: the page does not have the item.
+    """
+    found = page.find(item.item_id if isinstance(item, PlacedItem) else item)
+    if found is None:
+        raise NotOnPage(
+            f"item {item!r} is not on the page {page.request_id}", "give an item of page.items, or the id of one"
+        )
+    if page.request_id is None:
+        return None
+    return Action(
+        name,
+        event_id,
+        page.request_id,
+        max(now_ms, page.ts_ms),
+        page.user_id,
+        found.item_id,
+        found.position,
+        now_ms,
+    )
+
+
+def _placed(page: Page, one: PlacedItem | int) -> PlacedItem:
+    place = one.position if isinstance(one, PlacedItem) else one
+    found = page.items[place] if 0 <= place < len(page.items) else None
+    if found is None or (isinstance(one, PlacedItem) and str(found.item_id) != str(one.item_id)):
+        raise NotOnPage(
+            f"{one!r} is not on the page {page.request_id}, which has {len(page.items)} items",
+            "give positions from 0, or items of page.items",
+        )
+    return found

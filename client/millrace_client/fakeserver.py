@@ -1,0 +1,321 @@
+# core
+"""What stands behind the fake client: intake and scorer in one, in memory, by the same HTTP.
+
+::
+
+    POST /items, /users, /events    a verdict a line; an event id that was taken before is a duplicate
+    DELETE /items/ID, /users/ID
+    POST /recommend                 most clicked first, then the newest; filters, caps, lists by cursor
+    GET  /readyz
+
+It learns nothing and knows no schema. It forgets with the test that made it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+from millrace_client.calls import MOST_BYTES, MOST_LINES, Answer, Call, Hidden
+from millrace_client.messages import (
+    Action,
+    ActionName,
+    Event,
+    Exposure,
+    Item,
+    PlacedItem,
+    Receipt,
+    User,
+    Value,
+    Verdict,
+)
+
+PAGE_LIMIT, MOST_EXCLUDED = 600, 1000
+
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+_Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Name
+_TimeMs = Annotated[int, Meta(ge=1, le=32_503_680_000_000)]
+_Place = Annotated[int, Meta(ge=0, le=100_000)]
+
+
+class _Exposure(Struct, tag_field="type", tag="exposure"):
+    event_id: Name
+    request_id: Name
+    user_id: _Id
+    items: Annotated[list[_Id], Meta(min_length=1, max_length=1000)]
+    ts_ms: _TimeMs = 1
+    sent_ms: int = 0
+    offset: _Place = 0
+    slots: list[_Place] | None = None
+
+    def __post_init__(self) -> None:
+        if self.slots is not None and len(self.slots) != len(self.items):
+            raise ValueError(f"{len(self.slots)} slots for {len(self.items)} items")
+
+
+class _Action(Struct):
+    type: ActionName
+    event_id: Name
+    request_id: Name
+    user_id: _Id
+    item_id: _Id
+    position: _Place
+    ts_ms: _TimeMs = 1
+    sent_ms: int = 0
+
+
+class _User(Struct):
+    user_id: _Id
+    attributes: dict[str, Value]
+
+
+class _Item(Struct):
+    item_id: _Id
+    attributes: dict[str, Value]
+    born_ms: int = 0
+    gone: bool = False
+
+
+class _Kind(Struct):
+    type: str = ""
+
+
+class _Asked(Struct, forbid_unknown_fields=True, rename={"without": "not", "length": "list"}):
+    user_id: _Id
+    size: Annotated[int, Meta(ge=1, le=PAGE_LIMIT)] = PAGE_LIMIT
+    context: dict[str, Any] = {}
+    exclude: Annotated[list[_Id], Meta(max_length=MOST_EXCLUDED)] = []
+    only: dict[str, Any] = {}
+    without: dict[str, Any] = {}
+    caps: dict[str, Annotated[int, Meta(ge=1)]] = {}
+    hide: list[Literal["bought", "clicked", "seen"]] = []
+    explain: bool = False
+    length: Annotated[int, Meta(ge=1, le=PAGE_LIMIT)] | None = None
+    cursor: str | None = None
+
+
+class Failing(Struct):
+    """Answers that are to fail: ``status`` 0 means that nothing answers."""
+
+    status: int
+    times: int
+    path: str
+    retry_after_s: float | None
+
+
+class FakeServer:
+    """Intake and scorer in memory.
+
+    Args:
+        numeric: attributes that must be numbers, as numeric fields of a schema must.
+
+    Attributes:
+        items, users: by the ids' text, as they were sent last.
+        events: each once, in order.
+        requests: how many were answered, failures included.
+        young: pages are made of lists, as of a scorer that has no model yet: ``request_id`` is null.
+    """
+
+    def __init__(self, numeric: Collection[str] = ()) -> None:
+        self.items: dict[str, Item] = {}
+        self.users: dict[str, User] = {}
+        self.events: list[Event] = []
+        self.requests = 0
+        self.young = False
+        self._numeric = frozenset(numeric)
+        self._known: set[str] = set()
+        self._lists: dict[str, tuple[str, list[str], int]] = {}
+        self._pages = 0
+        self._failing: list[Failing] = []
+
+    def fail(self, status: int, times: int = 1, path: str = "", retry_after_s: float | None = None) -> None:
+        """The next answers fail: 429, 503 or any other status; 0: nothing answers.
+
+        Args:
+            path: only those to a path that begins so, as ``/recommend``.
+        """
+        self._failing.append(Failing(status, times, path, retry_after_s))
+
+    def answer(self, call: Call) -> Answer:
+        """Answers one request. Raises ConnectionError where it was told to."""
+        self.requests += 1
+        path = urlsplit(call.url).path
+        failing = next((one for one in self._failing if one.times and path.startswith(one.path)), None)
+        if failing is not None:
+            failing.times -= 1
+            if not failing.status:
+                raise ConnectionError("the fake was told not to answer")
+            after = {} if failing.retry_after_s is None else {"retry-after": f"{failing.retry_after_s:g}"}
+            return _error(failing.status, f"the fake was told to answer {failing.status}; go on", after)
+        kind = path.strip("/").partition("/")[0]
+        if call.method == "POST" and path in ("/events", "/users", "/items"):
+            return self._take(kind, call.body)
+        if call.method == "DELETE" and kind in ("users", "items"):
+            return self._forget(kind, unquote(path.rpartition("/")[2]))
+        if call.method == "POST" and path == "/recommend":
+            return self._recommend(call.body)
+        if path == "/readyz":
+            return Answer(200, b"{}")
+        return _error(404, f"{call.method} {path} is not served; see docs/api.md")
+
+    # -- intake ----------------------------------------------------------------------------------------------------
+
+    def _take(self, kind: str, body: bytes) -> Answer:
+        lines = [line for line in body.split(b"\n") if line.strip()]
+        if len(lines) > MOST_LINES or len(body) > MOST_BYTES:
+            return _error(413, f"{len(lines)} messages, {len(body)} bytes; send at most {MOST_LINES}, {MOST_BYTES}")
+        take = {"events": self._event, "users": self._user, "items": self._item}[kind]
+        return _receipt([self._verdict(take, line) for line in lines])
+
+    @staticmethod
+    def _verdict(take: Any, line: bytes) -> Verdict:
+        try:
+            verdict: Verdict = take(line)
+            return verdict
+        except msgspec.ValidationError as error:
+            return Verdict("refused", "wrong-type", str(error))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return Verdict("refused", "malformed", str(error))
+
+    def _event(self, line: bytes) -> Verdict:
+        kind = msgspec.json.decode(line, type=_Kind).type
+        if kind not in ("exposure", "click", "collect", "cart", "purchase"):
+            return Verdict("refused", "unknown-type", f"type {kind!r}")
+        event: Event
+        if kind == "exposure":
+            event = msgspec.convert(msgspec.to_builtins(msgspec.json.decode(line, type=_Exposure)), Exposure)
+        else:
+            event = msgspec.convert(msgspec.to_builtins(msgspec.json.decode(line, type=_Action)), Action)
+        if event.event_id in self._known:
+            return Verdict("duplicate")
+        self._known.add(event.event_id)
+        self.events.append(event)
+        return Verdict("kept")
+
+    def _user(self, line: bytes) -> Verdict:
+        read = msgspec.json.decode(line, type=_User)
+        self.users[str(read.user_id)] = User(read.user_id, read.attributes)
+        return Verdict("kept")
+
+    def _item(self, line: bytes) -> Verdict:
+        read = msgspec.json.decode(line, type=_Item)
+        for name in sorted(self._numeric & set(read.attributes)):
+            value = read.attributes[name]
+            if value is not None and not isinstance(value, int | float):
+                return Verdict("refused", "bad-value", f"{name} {value!r} is no number; send a number")
+        self.items.pop(str(read.item_id), None)  # the newest is last
+        self.items[str(read.item_id)] = Item(read.item_id, read.attributes, read.born_ms, read.gone)
+        return Verdict("kept")
+
+    def _forget(self, kind: str, identifier: str) -> Answer:
+        (self.users if kind == "users" else self.items).pop(identifier, None)
+        if kind == "users":
+            self.events = [event for event in self.events if str(event.user_id) != identifier]
+        return _receipt([Verdict("kept")])
+
+    # -- pages -----------------------------------------------------------------------------------------------------
+
+    def _recommend(self, body: bytes) -> Answer:
+        try:
+            asked = msgspec.json.decode(body, type=_Asked)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return _error(400, f"bad request: {error}; see docs/api.md")
+        if not self.items:
+            return _error(503, "not ready: no item yet; send items", {"retry-after": "0"})
+        user, notes = str(asked.user_id), []
+        if user not in self.users:
+            notes.append(f"user {asked.user_id!r} is unknown and served as a new one")
+        ranked, offset = list(self._ranked(asked)), 0
+        if asked.cursor is not None:
+            if asked.length or asked.exclude or asked.only or asked.without or asked.caps or asked.hide:
+                return _error(400, "filters and 'list' do not go with 'cursor'; the list keeps its own: leave them out")
+            owner, kept, at = self._lists.get(asked.cursor, (user, [], 0))
+            if owner != user:
+                return _error(400, f"cursor {asked.cursor!r} is another user's; ask with the user's own")
+            if kept:
+                ranked, offset = kept, at
+            else:
+                notes.append(f"the list of {asked.cursor!r} is no more; this is the first part of a new one")
+        ranked = ranked[: asked.length or len(ranked)] if asked.length or asked.cursor else ranked[: asked.size]
+        part = ranked[offset : offset + asked.size]
+        self._pages += 1
+        request, cursor = f"page-{self._pages}", None
+        if (asked.length or asked.cursor) and offset + asked.size < len(ranked):
+            cursor = f"list-{self._pages}.{offset + asked.size}"
+            self._lists[cursor] = (user, ranked, offset + asked.size)
+        if not part:
+            notes.append("no item is left by what was asked for")
+        source = "hot" if asked.explain else None
+        page = {
+            "request_id": None if self.young else request,
+            "model_version": -1 if self.young else self._pages,
+            "arm": "lists" if self.young else "model",
+            "ts_ms": 1,
+            "items": [PlacedItem(self.items[i].item_id, n, None, source) for n, i in enumerate(part)],
+            "notes": notes,
+            "offset": offset,
+            "cursor": cursor,
+        }
+        return Answer(200, msgspec.json.encode(page))
+
+    def _ranked(self, asked: _Asked) -> Iterator[str]:
+        """All items that may come, most clicked first, then the newest."""
+        clicks = Counter(str(e.item_id) for e in self.events if isinstance(e, Action) and e.type == "click")
+        out = {str(i) for i in asked.exclude} | self._hidden(str(asked.user_id), asked.hide)
+        taken: Counter[tuple[str, str]] = Counter()
+        newest_first = list(reversed(self.items.items()))
+        for i, item in sorted(newest_first, key=lambda one: -clicks[one[0]]):
+            if item.gone or i in out:
+                continue
+            known = item.attributes
+            if not all(_holds(known.get(n), wanted) for n, wanted in asked.only.items()):
+                continue
+            if any(_holds(known.get(n), wanted) for n, wanted in asked.without.items()):
+                continue
+            values = [(n, value) for n in asked.caps for value in _values(known.get(n))[:1]]  # the first counts
+            if any(taken[n, value] >= asked.caps[n] for n, value in values):
+                continue
+            taken.update(values)
+            yield i
+
+    def _hidden(self, user: str, hide: Sequence[Hidden]) -> set[str]:
+        """Items that a user bought, clicked or saw."""
+        own = [event for event in self.events if str(event.user_id) == user]
+        found = {str(i) for e in own if isinstance(e, Exposure) and "seen" in hide for i in e.items}
+        actions = {"bought": "purchase", "clicked": "click"}
+        names = {actions[name] for name in hide if name in actions}
+        return found | {str(e.item_id) for e in own if isinstance(e, Action) and e.type in names}
+
+
+_TRUTH = {"true": "1", "True": "1", "TRUE": "1", "false": "0", "False": "0", "FALSE": "0"}
+
+
+def _values(value: Any) -> list[str]:
+    """The values of an attribute as texts that are compared: ``7``, ``7.0`` and ``"7"`` are one, missing ones none."""
+    many = value if isinstance(value, list) else [value]
+    return [_plain(one) for one in many if one is not None and one != ""]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool | float) and float(value).is_integer():
+        value = int(value)
+    return _TRUTH.get(str(value), str(value))
+
+
+def _holds(value: Any, wanted: Any) -> bool:
+    return not set(_values(wanted)).isdisjoint(_values(value))
+
+
+def _receipt(verdicts: list[Verdict]) -> Answer:
+    receipt = Receipt.of(verdicts)
+    refused_all = bool(verdicts) and receipt.refused == len(verdicts)
+    return Answer(422 if refused_all else 200, msgspec.json.encode(receipt))
+
+
+def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Answer:
+    return Answer(status, msgspec.json.encode({"error": text}), headers or {})

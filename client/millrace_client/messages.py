@@ -1,0 +1,171 @@
+# core
+"""What a shop sends and what it gets, as frozen types.
+
+::
+
+    sent:      Item, User             the catalogue and the people, as far as the schema knows them
+               Exposure, Action       what was seen of a page, and what was done with an item of it
+    received:  Page of PlacedItem     an answer of the scorer
+               Receipt of Verdict     an answer of the intake, one verdict a message
+               Refusal                a message that was not taken
+
+Times are Unix milliseconds. Ids are 64-bit integers, or texts of 1 to 200 characters; ``7`` and ``"7"`` are the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+Id = int | str
+Value = str | int | float | bool | list[str | int] | None
+"""An attribute: a numeric field of the schema wants a number, a field with several slots takes a list."""
+
+Wanted = Mapping[str, Any]
+"""Attributes and the value, or the list of values, that each is compared with."""
+
+ActionName = Literal["click", "collect", "cart", "purchase"]
+
+
+class Item(Struct, frozen=True):
+    """An item of the catalogue. ``gone`` takes it out of pages; ``born_ms`` is when it came (0: not known)."""
+
+    item_id: Id
+    attributes: Mapping[str, Value] = {}
+    born_ms: int = 0
+    gone: bool = False
+
+
+class User(Struct, frozen=True):
+    """A person, with the attributes that the schema names."""
+
+    user_id: Id
+    attributes: Mapping[str, Value] = {}
+
+
+class Exposure(Struct, frozen=True, tag_field="type", tag="exposure", omit_defaults=True):
+    """What was seen of a page: ``items`` in the order shown, the first of them in slot ``offset``.
+
+    ``slots`` has the position of each as answered, where items were left out or moved.
+    """
+
+    event_id: str
+    request_id: str
+    ts_ms: int
+    user_id: Id
+    items: list[Id]
+    offset: int = 0
+    slots: list[int] | None = None
+    sent_ms: int = 0
+
+
+class Action(Struct, frozen=True):
+    """What a user did with one item of a page. ``position`` is the one that the page was answered with."""
+
+    type: ActionName
+    event_id: str
+    request_id: str
+    ts_ms: int
+    user_id: Id
+    item_id: Id
+    position: int
+    sent_ms: int = 0
+
+
+Event = Exposure | Action
+Message = Event | Item | User
+
+
+class Reason(Struct, frozen=True):
+    """What spoke for an item, or against it: a field or a window key, and by how much it raised the logit."""
+
+    input: str
+    effect: float
+
+
+class PlacedItem(Struct, frozen=True):
+    """An item in its slot of a page.
+
+    Attributes:
+        score: the model's click probability; None: nothing was scored.
+        source: with ``explain``, where recall found it.
+        reasons: with ``explain``, what spoke for it most, strongest first; of the first items of a page only.
+    """
+
+    item_id: Id
+    position: int
+    score: float | None = None
+    source: str | None = None
+    reasons: tuple[Reason, ...] = ()
+
+
+class Page(Struct, frozen=True):
+    """An answer to :meth:`~millrace_client.Millrace.recommend`: items, best first.
+
+    Attributes:
+        request_id: names the page in events. None: nothing was logged (``arm`` is ``lists``), so there is nothing to
+            report; the client's ``exposure`` and ``click`` then do nothing and return False.
+        arm: ``model``, ``control`` (a random page, to measure the model against) or ``lists``.
+        notes: what was missing for this page, in words.
+        cursor: asks for the next part of a list; None: there is none.
+    """
+
+    request_id: str | None
+    user_id: Id
+    items: tuple[PlacedItem, ...]
+    model_version: int = -1
+    arm: str = "lists"
+    ts_ms: int = 0
+    notes: tuple[str, ...] = ()
+    offset: int = 0
+    cursor: str | None = None
+    retrieval_version: int | None = None
+
+    def find(self, item_id: Id) -> PlacedItem | None:
+        """The item on this page; None: it is not on it."""
+        return next((item for item in self.items if str(item.item_id) == str(item_id)), None)
+
+    def to_json(self) -> str:
+        """The page as text, for a session or a cache: a click often arrives at another process than the page."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Page:
+        """The page that :meth:`to_json` wrote. Raises ``msgspec.MsgspecError`` for anything else."""
+        return msgspec.json.decode(text, type=cls)
+
+
+class Verdict(Struct, frozen=True):
+    """What became of one message."""
+
+    status: Literal["kept", "duplicate", "refused"]
+    reason: str = ""
+    detail: str = ""
+
+
+class Receipt(Struct, frozen=True):
+    """What became of the messages of one call; ``verdicts`` in their order."""
+
+    kept: int = 0
+    duplicates: int = 0
+    refused: int = 0
+    verdicts: tuple[Verdict, ...] = ()
+
+    @classmethod
+    def of(cls, verdicts: Iterable[Verdict]) -> Receipt:
+        """Counts verdicts."""
+        found = tuple(verdicts)
+        counts = Counter(verdict.status for verdict in found)
+        return cls(counts["kept"], counts["duplicate"], counts["refused"], found)
+
+
+class Refusal(Struct, frozen=True):
+    """A message that was not taken. ``message`` is its JSON, as it was sent."""
+
+    message: bytes
+    reason: str
+    detail: str

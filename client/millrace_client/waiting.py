@@ -1,0 +1,102 @@
+# core
+"""Events that wait to be sent, and when to try again: what both clients decide, without a clock of their own.
+
+::
+
+    add ──► lines ──► take: a batch, when batch_lines wait or the oldest has waited batch_s ──► settled
+            at most ``most``, those on their way included
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+
+from millrace_client.calls import MOST_BYTES, MOST_LINES, parts
+from millrace_client.errors import TooMuch, Unavailable
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+"""Back-off: the first pause, doubled after each failure up to the longest."""
+
+
+class Waiting:
+    """A bounded queue that hands out batches.
+
+    Args:
+        most: events that may wait, those of a batch on its way included.
+        batch_lines, batch_s: a batch is due when so many wait, or when the oldest has waited so many seconds.
+    """
+
+    def __init__(self, most: int, batch_lines: int, batch_s: float) -> None:
+        self.most, self.batch_lines, self.batch_s = most, min(batch_lines, MOST_LINES), batch_s
+        self.added = self.settled = 0
+        self.hurried = 0
+        """Events up to this number do not wait for others: somebody waits for them."""
+        self._lines: deque[tuple[bytes, float]] = deque()
+        self._taken: list[tuple[bytes, float]] = []
+
+    def __len__(self) -> int:
+        return self.added - self.settled
+
+    @property
+    def full(self) -> bool:
+        return len(self) >= self.most
+
+    def add(self, line: bytes, now_s: float) -> None:
+        """One more event. The caller has looked at ``full``."""
+        self._lines.append((line, now_s))
+        self.added += 1
+
+    def hurry(self) -> int:
+        """All that wait now are due at once. Returns the number that ``settled`` reaches when they are through."""
+        self.hurried = self.added
+        return self.added
+
+    def due_s(self, now_s: float) -> float | None:
+        """Seconds until a batch is due; None: nothing waits."""
+        if not self._lines:
+            return None
+        first = self.settled + len(self._taken)
+        if len(self._lines) >= self.batch_lines or first < self.hurried:
+            return 0.0
+        return max(0.0, self._lines[0][1] + self.batch_s - now_s)
+
+    def take(self) -> list[bytes]:
+        """The next batch. It counts as waiting until it is :meth:`settle`-d or :meth:`put_back`."""
+        lines = (line for line, _ in islice(self._lines, self.batch_lines))
+        batch = next(parts(lines, self.batch_lines, MOST_BYTES), [])
+        self._taken = [self._lines.popleft() for _ in batch]
+        return batch
+
+    def settle(self) -> None:
+        """The batch that was taken is through: kept, or handed back to the caller."""
+        self.settled += len(self._taken)
+        self._taken = []
+
+    def put_back(self) -> None:
+        """The batch that was taken was not sent; it is first again."""
+        self._lines.extendleft(reversed(self._taken))
+        self._taken = []
+
+
+class Tries:
+    """When to try a request again: back-off with jitter, never before ``Retry-After``, within a time.
+
+    Args:
+        until_s: the time after which no new try begins, by the caller's clock; None: for ever.
+        random: gives numbers in [0, 1).
+    """
+
+    def __init__(self, until_s: float | None, random: Callable[[], float], first_s: float = FIRST_PAUSE_S) -> None:
+        self.until_s, self._random, self._pause_s = until_s, random, first_s
+
+    def pause_s(self, error: TooMuch | Unavailable, now_s: float) -> float | None:
+        """Seconds to wait before the next try; None: there is no time left for one.
+
+        The jitter keeps many clients that failed together from coming back together.
+        """
+        jitter = self._random() * self._pause_s / 2
+        pause = max(self._pause_s / 2, error.retry_after_s or 0.0) + jitter
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        return None if self.until_s is not None and now_s + pause >= self.until_s else pause
