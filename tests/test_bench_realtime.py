@@ -9,7 +9,7 @@ import pytest
 
 from millrace.bench.realtime import click_rate, draw, measure, play
 from millrace.bench.runner import BenchError
-from millrace.demo.series import COLUMNS
+from millrace.loop.series import COLUMNS
 
 BEGAN, MINUTE = 1_800_000_000_000, 60_000
 

@@ -59,7 +59,7 @@ class _Trips:
     def __init__(self, settings: Settings) -> None:
         self._producer = make_producer(settings, linger_ms=0, batch_size=1)
         self._consumer = make_reader(settings, EVENTS)
-        self._place = TopicPartition(EVENTS, 0)
+        self._place = TopicPartition(settings.topic(EVENTS), 0)
         self._consumer.seek_to_end(self._place)
         self._consumer.position(self._place)
         self._came = threading.Event()

@@ -103,7 +103,7 @@ def peer(settings: Settings) -> None:
     shown = Metric("millrace_events", "Events taken, by type.", ["type"])
     decode = msgspec.json.Decoder(Click | Exposure).decode
 
-    @app.agent(app.topic(EVENTS, value_type=bytes, value_serializer="raw"))
+    @app.agent(app.topic(settings.topic(EVENTS), value_type=bytes, value_serializer="raw"))
     async def count(stream: Any) -> None:
         async for raw in stream:
             event = decode(raw)

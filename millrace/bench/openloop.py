@@ -71,14 +71,18 @@ def schedule(rate: float, seconds: float, seed: int) -> list[float]:
 
 
 @dataclass(slots=True, eq=False)
-class _Connection:
+class Connection:
+    """A connection, and the request that waits for its answer on it."""
+
     socket: socket.socket
     asks: int = -1  # number of the request on it
     read: bytearray = field(default_factory=bytearray)
     awaited: int = -1  # bytes of head and body; -1: the head has not come whole
 
 
-class _Run:
+class Run:
+    """One run of a plan. What is asked, and which answer is whole, is a page's here; others override both."""
+
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         due = schedule(plan.rate, plan.seconds, plan.seed)
@@ -86,8 +90,8 @@ class _Run:
         users = np.random.default_rng([plan.seed, 1]).integers(1, plan.users + 1, n).tolist()
         self.requests = [self._request(i, user) for i, user in enumerate(users)]
         self.selector = selectors.DefaultSelector()
-        self.free: deque[_Connection] = deque()
-        self.busy: dict[int, _Connection] = {}  # by request, oldest first
+        self.free: deque[Connection] = deque()
+        self.busy: dict[int, Connection] = {}  # by request, oldest first
         self.waiting: deque[int] = deque()
         for _ in range(plan.connections):
             self.free.append(self._open())
@@ -139,11 +143,11 @@ class _Run:
             self.kept, time.process_time() - cpu_s,
         )  # fmt: skip
 
-    def _open(self) -> _Connection:
+    def _open(self) -> Connection:
         connected = socket.create_connection((self.plan.host, self.plan.port), self.plan.patience_s)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.setblocking(False)
-        connection = _Connection(connected)
+        connection = Connection(connected)
         self.selector.register(connected, selectors.EVENT_READ, connection)
         return connection
 
@@ -165,7 +169,7 @@ class _Run:
             self._lose(connection)
         return True
 
-    def _take(self, connection: _Connection) -> None:
+    def _take(self, connection: Connection) -> None:
         try:
             data = connection.socket.recv(_READ_BYTES)
         except BlockingIOError:
@@ -185,16 +189,14 @@ class _Run:
         if len(read) >= connection.awaited:
             self._answered(connection)
 
-    def _answered(self, connection: _Connection) -> None:
+    def _answered(self, connection: Connection) -> None:
         i = connection.asks
         self.done[i] = time.monotonic()
         raw = bytes(connection.read)
         head, _, body = raw.partition(_HEAD_END)
         self.status[i], self.bytes[i] = int(raw[9:12]), len(body)
         asked = f"{self.plan.prefix}-{i}"
-        self.whole[i] = (
-            self.status[i] == 200 and body.count(b'"item_id":') == self.plan.size and f'"{asked}"'.encode() in body
-        )
+        self.whole[i] = self.status[i] == 200 and self._is_whole(i, body)
         self.noted[i] = b'"notes":[]' not in body
         self.versions[i] = _number(body, b'"model_version":')
         if i % self.plan.keep_every == 0 and self.whole[i]:
@@ -208,13 +210,17 @@ class _Run:
         else:
             self.free.append(connection)
 
+    def _is_whole(self, i: int, body: bytes) -> bool:
+        """Whether the answer is the one that was asked for."""
+        return body.count(b'"item_id":') == self.plan.size and f'"{self.plan.prefix}-{i}"'.encode() in body
+
     def _give_up(self, now: float) -> None:
         """Ends what has waited too long. The oldest come first."""
         late = [c for i, c in self.busy.items() if now > (self.sent[i] or now) + self.plan.patience_s]
         for connection in late:
             self._lose(connection)
 
-    def _lose(self, connection: _Connection) -> None:
+    def _lose(self, connection: Connection) -> None:
         if connection.asks >= 0:
             del self.busy[connection.asks]
             self.left -= 1
@@ -222,7 +228,7 @@ class _Run:
             self.free.remove(connection)
         self._close(connection)
 
-    def _close(self, connection: _Connection) -> None:
+    def _close(self, connection: Connection) -> None:
         self.selector.unregister(connection.socket)
         connection.socket.close()
 
@@ -246,7 +252,7 @@ def drive(plan: Plan) -> Outcome:
     Raises:
         OSError: nothing listens there.
     """
-    return _Run(plan).run()
+    return Run(plan).run()
 
 
 def main() -> None:

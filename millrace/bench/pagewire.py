@@ -157,7 +157,9 @@ def fill_users(settings: Settings, users: int, items: int, seed: int = 0) -> Non
                 profile = pack_profile(user_attributes(user))
                 clicks = enumerate(rng.integers(0, items, MOST_RECENT).tolist(), 1)
                 recent = pack_recent(Recent([Past(item, now_ms - age * HOUR_MS) for age, item in clicks], []))
-                pipeline.hset(user_key(user), mapping=cast(Any, {PROFILE: profile, RECENT: recent, **tiles}))
+                pipeline.hset(
+                    settings.key(user_key(user)), mapping=cast(Any, {PROFILE: profile, RECENT: recent, **tiles})
+                )
             pipeline.execute()
 
 

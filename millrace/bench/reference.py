@@ -1,9 +1,10 @@
 # core
 """The reference implementation of the label join and the windows: event by event, in plain Python, short and slow.
 
-It keeps one dictionary entry for each exposure, one for each action, and one for each window key and hour. Tests assert
-that :class:`~stream.partition.Partition` gives the same samples, dead letters and counts, and ``millrace bench stream``
-measures how much faster the partition is. It never forgets an exposure, so its memory grows for as long as it runs.
+It keeps one dictionary entry for each exposure, one for each action, and one for each window key and unit of time.
+Tests assert that :class:`~stream.partition.Partition` gives the same samples, dead letters and counts, and ``millrace
+bench stream`` measures how much faster the partition is. It never forgets an exposure, so its memory grows for as long
+as it runs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from millrace.contracts.durations import DAY_MIN, GRAINS_MIN, HOUR_MIN, grain_minutes, unit_minutes
 from millrace.contracts.events import (
     ACTIONS,
     CLICK,
@@ -31,10 +33,10 @@ from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from millrace.labels import Promise
-from millrace.windows.tiles import UNIT, grain_hours
+from millrace.windows.tiles import UNIT
 from stream.join import Message, Policy
 
-HOUR_MS = 3_600_000
+MINUTE_MS = 60_000
 EXPOSED, LABELLED, LOST = 0, 1, 2  # the states of an exposure: without a label yet, with one, never to have one
 _LABEL, _DROP, _HELD, _CLICK = range(4)  # what is due: a label, an exposure's end, an action's end, a click's label
 Id = tuple[str, int]
@@ -71,8 +73,8 @@ class Served:
 class Seen:
     """One exposure, and what has become of it."""
 
-    def __init__(self, ts_ms: int, item: str, promise: Promise) -> None:
-        self.ts_ms, self.item, self.state = ts_ms, item, EXPOSED
+    def __init__(self, ts_ms: int, user: str, item: str, promise: Promise) -> None:
+        self.ts_ms, self.user, self.item, self.state = ts_ms, user, item, EXPOSED
         self.served: Served | None = None
         self.acted: set[int] = set()
         self.promise = promise
@@ -132,20 +134,21 @@ class ReferencePartition:
         """Counts and sums of one key as the tiles define them, (W + H, A + M): W windows, then H half-lives, each with
         a count for each of A actions and a sum for each of M means. Decayed ones are as of the full hour."""
         w = self.schema.windows
-        out = []
-        for days in w.days:
-            grain = grain_hours(days)
-            tail = (ts_ms - days * 24 * HOUR_MS) // (grain * HOUR_MS) * grain
+        unit_ms, out = w.unit_ms, []
+        for minutes in w.minutes:
+            grain_ms = grain_minutes(minutes) * MINUTE_MS
+            tail_ms = (ts_ms - minutes * MINUTE_MS) // grain_ms * grain_ms
             row = [0] * w.columns
-            for hour, counts in self.windows.get(key, {}).items():
-                if hour >= tail and hour * HOUR_MS < ts_ms:
+            for unit, counts in self.windows.get(key, {}).items():
+                if tail_ms <= unit * unit_ms < ts_ms:
                     row = [a + b for a, b in zip(row, counts, strict=True)]
             out.append(row)
-        for life in w.half_lives:  # ``tail`` is now that of the longest window
+        per_day = DAY_MIN * MINUTE_MS // unit_ms
+        for life in w.half_lives:  # ``tail_ms`` is now that of the longest window
             row = [0] * w.columns
-            for hour, counts in self.windows.get(key, {}).items():
-                if hour >= tail and hour * HOUR_MS < ts_ms:
-                    weight = round(UNIT * 2 ** -(age_hours(hour, ts_ms, w.days) / (24 * life)))
+            for unit, counts in self.windows.get(key, {}).items():
+                if tail_ms <= unit * unit_ms < ts_ms:
+                    weight = round(UNIT * 2 ** -(age_units(unit, ts_ms, w.minutes) / (per_day * life)))
                     row = [a + b * weight for a, b in zip(row, counts, strict=True)]
             out.append(row)
         return out
@@ -186,7 +189,7 @@ class ReferencePartition:
         promise = self.policy.label.promise(self.policy.waits, max(0, event.ts_ms - self._flow_ms))
         for p, item in new:
             identity = (event.request_id, p)
-            seen = self._seen[identity] = Seen(event.ts_ms, item, promise)
+            seen = self._seen[identity] = Seen(event.ts_ms, str(event.user_id), item, promise)
             if late:
                 seen.state = LOST
                 continue
@@ -221,7 +224,10 @@ class ReferencePartition:
     def _match(self, identity: Id) -> None:
         seen, served = self._seen[identity], self._served[identity[0]]
         items = served.impression.items
-        if identity[1] >= len(items) or str(items[identity[1]]) != seen.item:
+        if seen.user != str(served.impression.user_id):
+            seen.state = LOST
+            self.dead.append(("wrong-user", 1))
+        elif identity[1] >= len(items) or str(items[identity[1]]) != seen.item:
             seen.state = LOST
             self.dead.append(("wrong-item", 1))
         else:
@@ -240,7 +246,8 @@ class ReferencePartition:
                 self.dead.append(("late", 0))
                 return
             held = self._held.setdefault(identity, [])
-            if any((h.kind, str(h.item_id)) == (event.kind, str(event.item_id)) for h, _ in held):
+            same = event.kind, str(event.item_id), str(event.user_id)
+            if any((h.kind, str(h.item_id), str(h.user_id)) == same for h, _ in held):
                 self.counts["duplicates"] += 1
                 return
             held.append((event, self.watermark_ms))
@@ -254,7 +261,9 @@ class ReferencePartition:
         identity = (event.request_id, event.position)
         seen, served = self._seen[identity], self._served[event.request_id]
         items = served.impression.items
-        if event.position >= len(items) or str(items[event.position]) != str(event.item_id):
+        if str(event.user_id) != str(served.impression.user_id):
+            self.dead.append(("wrong-user", 0))
+        elif event.position >= len(items) or str(items[event.position]) != str(event.item_id):
             self.dead.append(("wrong-item", 0))
         elif event.kind in seen.acted:
             self.counts["duplicates"] += 1
@@ -332,10 +341,11 @@ class ReferencePartition:
         names: Any = self.schema.windows.actions
         if ACTIONS[kind] not in names:
             return
-        column, hour, plain = names.index(ACTIONS[kind]), ts_ms // HOUR_MS, self.schema.layout.plain_fields
+        column, plain = names.index(ACTIONS[kind]), self.schema.layout.plain_fields
+        unit = ts_ms // self.schema.windows.unit_ms
         for key in served.keys[position].tolist():
             if key:
-                tile = self.windows.setdefault(key, {}).setdefault(hour, [0] * self.schema.windows.columns)
+                tile = self.windows.setdefault(key, {}).setdefault(unit, [0] * self.schema.windows.columns)
                 tile[column] += 1
                 for m, mean in enumerate(self.schema.windows.means, len(names)):
                     if mean.action == ACTIONS[kind]:
@@ -344,20 +354,24 @@ class ReferencePartition:
                             tile[m] += min(max(round(value / mean.step), 0), (1 << 24) - 1)
 
 
-def age_hours(hour: int, ts_ms: int, days: Sequence[int]) -> float:
-    """Hours between the middle of the tile that holds an event's ``hour`` and the full hour before ``ts_ms``.
+def age_units(unit: int, ts_ms: int, minutes: Sequence[int]) -> float:
+    """Units between the middle of the tile that holds an event's ``unit`` and the full unit before ``ts_ms``.
 
     Args:
-        hour: hours since 1970.
+        unit: units since 1970.
         ts_ms: the reader's event time.
-        days: the lengths of the windows, which say when tiles are merged.
+        minutes: the lengths of the windows, which say when tiles are merged.
     """
-    now, first, wide = ts_ms // HOUR_MS, hour, 1
-    grains = sorted({1, *map(grain_hours, days)})
-    for fine, coarse in pairwise(grains):
-        # So many hours back, windows read ``fine`` tiles.
-        reach = max([24 * d for d in days if grain_hours(d) <= fine], default=0)
-        if hour // coarse * coarse + coarse > now - reach:
+    wide_min = unit_minutes(minutes)
+    now, first, wide = ts_ms // (wide_min * MINUTE_MS), unit, 1
+    grains = sorted({wide_min, *map(grain_minutes, minutes)})
+    if wide_min < HOUR_MIN:  # then tiles grow step by step
+        grains = [g for _, g in GRAINS_MIN if wide_min <= g <= grains[-1]]
+    for fine, coarse_min in pairwise(grains):
+        # So many minutes back, windows read ``fine`` tiles.
+        reach = max([m for m in minutes if grain_minutes(m) <= fine], default=0) // wide_min
+        coarse = coarse_min // wide_min
+        if unit // coarse * coarse + coarse > now - reach:
             break
-        first, wide = hour // coarse * coarse, coarse
+        first, wide = unit // coarse * coarse, coarse
     return now - first - wide / 2

@@ -21,7 +21,10 @@ from typing import NotRequired, TypedDict
 
 from millrace.contracts.errors import MillraceError, SettingError
 
-BENCHMARKS = ("learner", "realtime", "recall", "scorer", "soak", "stores", "stream")
+BENCHMARKS = (
+    *("capacity", "filters", "intake", "learner", "realtime", "recall"),
+    *("scorer", "soak", "stores", "stream", "up"),
+)
 
 
 class Figure(TypedDict):

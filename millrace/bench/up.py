@@ -1,0 +1,224 @@
+# shell
+"""A shop of one's own, from an empty folder, at real speed: does the page follow its visitors' taste?
+
+::
+
+    millrace up --schema (ten lines)  ──► 5,000 items, 1,000 users by the client ──► visitors click for five minutes
+        every 30 s: pages of 50 visitors, judged by their taste                       (millrace/bench/tasteshop.py)
+    SIGKILL of all ──► millrace up again ──► the same pages judged once more, before anybody clicks
+
+- ``first`` and ``auc``: how far pages follow the taste at the end of the five minutes; against the catalogue's order.
+- ``again_first`` and ``again_auc``: after the kill; against what they were before it.
+- ``follows_s``: seconds of visitors until the first items of a page had twice the catalogue's share of liked ones.
+- ``restart_s``: from the start to the first page of the model, after the kill.
+
+``follows.png`` draws it. Needs the package ``millrace-client`` (the folder ``client``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+
+from millrace.bench.runner import BenchError, Figure, figure
+from millrace.bench.tasteshop import FIRST, SCHEMA, Followed, Taste, catalogue, followed
+from millrace.up.started import Started
+
+if TYPE_CHECKING:
+    from millrace_client import AsyncMillrace, Page
+
+ITEMS, VISITORS = 5000, 1000
+SECONDS = 300.0
+PAGES_PER_S = 10.0
+PROBE_SECONDS, PROBED = 30.0, 50
+PAGE_SIZE = 600
+READY_SECONDS = 300.0
+SEED = 7
+
+Say = Callable[[str], None]
+
+
+class Probe(NamedTuple):
+    """Pages judged at one moment."""
+
+    second: float  # of visitors
+    page: Followed
+    catalogue: Followed  # the same items, and the catalogue's first ones, in the catalogue's order
+
+
+def run(out_dir: Path, progress: Say = print, seconds: float = SECONDS, seed: int = SEED) -> list[Figure]:
+    """The figures of one run; ``follows.png`` in ``out_dir``.
+
+    Raises:
+        BenchError: the client is not installed, or no page of the model came in time.
+    """
+    try:
+        import millrace_client  # noqa: F401 - a distribution of its own: this benchmark alone needs it
+    except ImportError:
+        raise BenchError("the package 'millrace-client' is not installed", "pip install ./client") from None
+    taste = Taste(catalogue(ITEMS, seed), VISITORS, seed)
+    with TemporaryDirectory(prefix="millrace-bench-up-") as folder:
+        schema = Path(folder) / "schema.toml"
+        schema.write_text(SCHEMA, encoding="utf-8")
+        loop = Started(Path(folder) / "data", "--schema", str(schema))
+        with loop:
+            probes, clicks = asyncio.run(_first_life(loop, taste, seconds, seed, progress))
+            progress("SIGKILL of everything")
+            loop.kill()
+            began = time.monotonic()
+            loop.start()
+            again, restart_s = asyncio.run(_second_life(loop, taste, began))
+            progress(_said("after the restart", again))
+    draw(probes, again, out_dir / "follows.png")
+    last = probes[-1]
+    follows = next((p.second for p in probes if p.page.first >= 2 * p.catalogue.first), math.nan)
+    return [
+        figure("first", last.page.first, "share", "catalogue", last.page.first / last.catalogue.first),
+        figure("auc", last.page.auc, "AUC", "catalogue", last.page.auc / last.catalogue.auc),
+        figure("catalogue_first", last.catalogue.first, "share"),
+        figure("catalogue_auc", last.catalogue.auc, "AUC"),
+        figure("again_first", again.page.first, "share", "first", again.page.first / last.page.first),
+        figure("again_auc", again.page.auc, "AUC", "auc", again.page.auc / last.page.auc),
+        figure("follows_s", follows, "s"),
+        figure("restart_s", restart_s, "s"),
+        figure("clicks", clicks, "clicks"),
+    ]
+
+
+async def _first_life(loop: Started, taste: Taste, seconds: float, seed: int, progress: Say) -> tuple[list[Probe], int]:
+    from millrace_client import AsyncMillrace, Item, User
+
+    where = await asyncio.to_thread(loop.where)
+    goods = taste.goods
+    async with AsyncMillrace(where["intake"], where["scorer"]) as shop:
+        born_ms = time.time_ns() // 1_000_000
+        await shop.put_items([Item(item, goods.attributes(n), born_ms) for n, item in enumerate(goods.ids)])
+        await shop.put_users([User(_user(v)) for v in range(VISITORS)])
+        await _ready(shop)
+        progress(f"{len(goods.ids):,} items and {VISITORS:,} users are there; visitors come for {seconds:g} s")
+        began, probes, ending = time.monotonic(), [], asyncio.Event()
+        visiting = asyncio.create_task(_visitors(shop, taste, seed, ending))
+        try:
+            while True:
+                second = time.monotonic() - began
+                probes.append(await _probe(shop, taste, second))
+                progress(_said(f"{second:4.0f} s", probes[-1]))
+                left = seconds - (time.monotonic() - began)
+                if left <= 0:
+                    break
+                done, _ = await asyncio.wait({visiting}, timeout=min(PROBE_SECONDS, left))
+                if done:
+                    raise BenchError("the visitors ended early", "see the error above") from visiting.exception()
+        finally:
+            ending.set()
+        return probes, await visiting
+
+
+async def _second_life(loop: Started, taste: Taste, began: float) -> tuple[Probe, float]:
+    from millrace_client import AsyncMillrace
+
+    where = await asyncio.to_thread(loop.where)
+    async with AsyncMillrace(where["intake"], where["scorer"]) as shop:
+        await _ready(shop)
+        restart_s = time.monotonic() - began
+        return await _probe(shop, taste, math.nan), restart_s
+
+
+async def _ready(shop: AsyncMillrace) -> None:
+    """Waits for a page of the model."""
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            while not await shop.ready():
+                await asyncio.sleep(0.2)
+    except TimeoutError:
+        raise BenchError(f"no page of a model within {READY_SECONDS:g} s", "see the folder 'logs' of a run") from None
+
+
+async def _visitors(shop: AsyncMillrace, taste: Taste, seed: int, ending: asyncio.Event) -> int:
+    """Visitors come at random moments, look at the first items of a page, and click by their taste. How many clicks."""
+    random = np.random.default_rng([seed, 3])
+    clicks, due = 0, time.monotonic()
+    visits: set[asyncio.Task[int]] = set()
+    while not ending.is_set():
+        due += random.exponential(1 / PAGES_PER_S)
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        visitor = int(random.integers(VISITORS))
+        visits.add(asyncio.create_task(_visit(shop, taste, visitor, random.random(FIRST))))
+        done = {visit for visit in visits if visit.done()}
+        clicks += sum(visit.result() for visit in done)
+        visits -= done
+    clicks += sum(await asyncio.gather(*visits))
+    await shop.flush()
+    return clicks
+
+
+async def _visit(
+    shop: AsyncMillrace, taste: Taste, visitor: int, luck: np.ndarray[tuple[int], np.dtype[np.float64]]
+) -> int:
+    page = await shop.recommend(_user(visitor), FIRST)
+    if not page.items:
+        return 0
+    await shop.exposure(page)
+    chance = taste.chance(visitor, taste.places([str(item.item_id) for item in page.items]))
+    clicked = np.flatnonzero(luck[: len(chance)] < chance).tolist()
+    for place in clicked:
+        await shop.click(page, page.items[place])
+    return len(clicked)
+
+
+async def _probe(shop: AsyncMillrace, taste: Taste, second: float) -> Probe:
+    """Judges pages of the model. Nobody sees them, so nothing is learnt from them."""
+    pages = []
+    for visitor in range(PROBED):
+        page = await _model_page(shop, _user(visitor))
+        pages.append((visitor, [str(item.item_id) for item in page.items]))
+    known = [(v, [taste.goods.ids[n] for n in sorted(taste.places(items).tolist())]) for v, items in pages]
+    front = followed(taste, [(v, taste.goods.ids[:FIRST]) for v, _ in pages]).first
+    return Probe(second, followed(taste, pages), followed(taste, known)._replace(first=front))
+
+
+async def _model_page(shop: AsyncMillrace, user: str) -> Page:
+    """A page that is no random one, of which there is one in ten."""
+    for _ in range(50):
+        page = await shop.recommend(user, PAGE_SIZE)
+        if page.arm == "model":
+            return page
+    raise BenchError(f"50 pages of {user} in turn were not of the model", "see the scorer's log")
+
+
+def _user(visitor: int) -> str:
+    return f"user-{visitor:04}"
+
+
+def _said(when: str, probe: Probe) -> str:
+    page, order = probe.page, probe.catalogue
+    return f"{when}: liked among the first {FIRST} {page.first:.2f} (catalogue {order.first:.2f}), AUC {page.auc:.3f}"
+
+
+def draw(probes: list[Probe], again: Probe, path: Path) -> None:
+    """The probes over time, and the one after the kill."""
+    canvas = Canvas(figsize=(9, 4), layout="constrained")
+    FigureCanvasAgg(canvas)
+    second = [p.second for p in probes]
+    panels = canvas.subplots(1, 2)
+    for axes, name, title in zip(
+        panels, ("first", "auc"), (f"liked among the first {FIRST}", "AUC of liked items by place"), strict=True
+    ):
+        axes.plot(second, [getattr(p.page, name) for p in probes], "-o", markersize=3, label="the page")
+        axes.plot(second, [getattr(p.catalogue, name) for p in probes], "--", label="the catalogue's order")
+        axes.plot([second[-1]], [getattr(again.page, name)], "rx", label="after SIGKILL of everything and restart")
+        axes.set_title(title)
+        axes.set_xlabel("seconds since the first visitor")
+        axes.set_ylim(0, 1)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper left", fontsize="small")
+    canvas.savefig(path, dpi=110)
