@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import yaml
 from millrace.contracts.events import ARMS
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import TOPICS
+from millrace.loop.scrape import scrape_file
+from millrace.processes.metrics import PORTS
 from millrace.processes.role import ROLES
 from tests.waiting import PATIENCE
 
@@ -33,6 +35,8 @@ MODULES = {
     "stream": "stream.worker",
     "learn": "learner.service",
     "serve": "scorer.feeder",
+    "intake": "millrace.intake.main",
+    "archive": "millrace.archive.main",
 }
 _NAMES = """
 import importlib, json, sys
@@ -68,21 +72,23 @@ def registries() -> list[tuple[dict[str, str], dict[str, str]]]:
     return found
 
 
-def exposed() -> dict[str, str]:
-    """Every series name that some role exposes, and the name under which people know the metric."""
-    return {series: name for names, _ in registries() for series, name in names.items()}
+def exposed(roles: Collection[str] = MODULES) -> dict[str, str]:
+    """Every series name that one of the roles exposes, and the name under which people know the metric."""
+    chosen = [names for role, (names, _) in zip(MODULES, registries(), strict=True) if role in roles]
+    return {series: name for names in chosen for series, name in names.items()}
 
 
-def dashboards() -> Iterator[tuple[str, Any]]:
+def dashboards() -> Iterator[tuple[str, list[Any]]]:
+    """(file, panels), those within a collapsed row too."""
     for path in JSON:
-        board = json.loads(path.read_text())
-        yield path.name, board
+        panels = json.loads(path.read_text())["panels"]
+        yield path.name, panels + [inner for panel in panels for inner in panel.get("panels", [])]
 
 
 def expressions() -> Iterator[tuple[str, str]]:
     """(where, PromQL) of every panel and rule."""
-    for name, board in dashboards():
-        for panel in board["panels"]:
+    for name, panels in dashboards():
+        for panel in panels:
             for target in panel.get("targets", []):
                 yield f"{name}: {panel['title']}", target["expr"]
     for group in yaml.safe_load((DEPLOY / "rules.yml").read_text())["groups"]:
@@ -111,15 +117,32 @@ def test_the_dashboard_shows_what_it_must() -> None:
     shown = " ".join(expr for _, expr in expressions())
     for name in (
         *("rolling_auc", "oracle_auc", "baseline_auc", "rolling_log_loss", "calibration", "freshness_seconds"),
-        *("page_clicks_total", "page_exposures_total", "learner_lag", "stream_lag", "click_to_served_seconds_bucket"),
+        *("click_rate", "exposures_total", "learner_lag", "stream_lag", "click_to_served_seconds_bucket"),
         *("served_version", "dead_letters_total", "samples_trained_total", "exposures_sent_total"),
     ):
         assert f"millrace_{name}" in shown
 
 
+def test_what_only_the_simulator_measures_says_so_and_wakes_nobody() -> None:
+    """A shop of one's own has no simulator: whatever needs one stands in a row of its own and says so."""
+    others = {
+        name for role, (names, _) in zip(MODULES, registries(), strict=True) if role != "simulate" for name in names
+    }
+    simulated = registries()[list(MODULES).index("simulate")][0].keys() - others
+    assert {"millrace_oracle_auc", "millrace_page_clicks_total"} <= simulated
+    needing = {where for where, expr in expressions() if any(re.search(rf"\b{name}\b", expr) for name in simulated)}
+    assert needing
+    for where in needing:
+        assert where.endswith("(simulator only)"), where
+    for _, panels in dashboards():
+        row = next(panel for panel in panels if panel["title"] == "Simulator only")
+        assert row["collapsed"]
+        assert {f"millrace.json: {panel['title']}" for panel in row["panels"]} == needing
+
+
 def test_first_panels_show_the_scores_that_pages_were_served_with() -> None:
-    for _, board in dashboards():
-        for panel in board["panels"]:
+    for _, panels in dashboards():
+        for panel in panels:
             exprs = [t["expr"] for t in panel.get("targets", [])]
             for name in ("rolling_auc", "baseline_auc", "rolling_log_loss", "calibration", "grouped_auc"):
                 assert not [e for e in exprs if re.search(rf"millrace_{name}(?!{{arm=)", e)], "mixes the arms"
@@ -130,8 +153,7 @@ def test_first_panels_show_the_scores_that_pages_were_served_with() -> None:
 def test_panels_have_a_data_source_a_place_and_an_id_of_their_own() -> None:
     sources = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     uids = {s["uid"] for s in sources}
-    for _, board in dashboards():
-        panels = board["panels"]
+    for _, panels in dashboards():
         ids = [p["id"] for p in panels]
         assert len(set(ids)) == len(ids)
         taken: set[tuple[int, int]] = set()
@@ -170,6 +192,8 @@ def test_a_role_that_has_measured_nothing_says_so() -> None:
         "log_spool_bytes",
         "neighbours",
         "coclick_lists",
+        "intake_waiting",
+        "archive_pending_exposures",
     }
     begun = {series: value for _, gauges in registries() for series, value in gauges.items()}
     zero = {series.partition("{")[0] for series, value in begun.items() if value == "0.0"}
@@ -260,6 +284,49 @@ def test_prometheus_asks_every_role_where_it_listens() -> None:
     targets = {t for job in config["scrape_configs"] for s in job["static_configs"] for t in s["targets"]}
     port = services()["stream"]["environment"]["MILLRACE_METRICS_PORT"]
     assert targets == {f"{name}:{port}" for name in ROLES}
+    of_simulator = next(job for job in config["scrape_configs"] if job["job_name"] == "simulator")
+    assert of_simulator["static_configs"][0]["targets"] == [f"simulate:{port}"]
+
+
+def test_no_shoppers_come_unless_they_are_asked_for() -> None:
+    assert {name for name, service in services().items() if "profiles" in service} == {"simulate"}
+    needed = {other for service in services().values() for other in service.get("depends_on", {})}
+    assert "simulate" not in needed
+
+
+def test_the_scrape_file_of_a_loop_fits_the_rules_and_the_dashboard(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("t0ken")
+    places = {role: f"http://127.0.0.1:{port}/metrics" for role, port in PORTS.items()}
+    for token_file in ("", str(token)):
+        text = scrape_file(places, token_file)
+        config = yaml.safe_load(text)
+        shipped = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+        assert config["global"] == shipped["global"]
+        labels = {
+            entry["labels"]["role"]: (entry["targets"], entry["labels"]["job"])
+            for job in config["scrape_configs"]
+            for entry in job["static_configs"]
+        }
+        in_deploy = {
+            entry["labels"]["role"]: job["job_name"]
+            for job in shipped["scrape_configs"]
+            for entry in job["static_configs"]
+        }
+        assert labels == {role: ([f"127.0.0.1:{port}"], in_deploy[role]) for role, port in PORTS.items()}
+        with_token = [job["job_name"] for job in config["scrape_configs"] if "authorization" in job]
+        assert with_token == (["millrace-serve"] if token_file else [])
+        assert "t0ken" not in text
+        path = tmp_path / "prometheus.yml"
+        path.write_text(text)
+        if shutil.which("promtool"):
+            done = subprocess.run(
+                ["promtool", "check", "config", str(path)], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+    for bad in ("127.0.0.1", "http://:9", ""):
+        with pytest.raises(ValueError, match="host:port"):
+            scrape_file({"learn": bad})
 
 
 def test_the_image_runs_roles_and_holds_every_package() -> None:
@@ -295,9 +362,12 @@ def promtool_tests(folder: Path, *tests: dict[str, Any]) -> None:
 def of_role(series: str) -> str:
     """The series with the label that tells the role."""
     name, _, labels = series.rstrip("}").partition("{")
+    if labels.startswith("role="):
+        return series
     return f'{name}{{role="r"{"," if labels else ""}{labels}}}'
 
 
+LINES = {'millrace_intake_lines_total{what="events",verdict="kept"}': "0+90x30"}
 NO_VALUE = " ".join(["NaN"] * 61)
 
 
@@ -353,15 +423,35 @@ def test_no_panel_and_no_rule_takes_what_has_no_value_for_a_figure(tmp_path: Pat
             "Miscalibrated",
             {'millrace_calibration{arm="model"}': "0.7x30", 'millrace_served_rows{arm="model"}': "5000x30"},
         ),
+        ("IntakeNotReady", {'millrace_ready{role="intake"}': "0x30"}),
+        (
+            "IntakeTurnsAway",
+            {
+                'millrace_intake_requests_total{route="/events",status="200"}': "0+100x30",
+                'millrace_intake_requests_total{route="/events",status="503"}': "0+5x30",
+            },
+        ),
+        ("IntakeRefuses", LINES | {'millrace_intake_lines_total{what="events",verdict="refused"}': "0+10x30"}),
+        ("ArchiveBehind", {'millrace_archive_lag{topic="events"}': "20000+100x30"}),
+        ("ArchiveLost", {'millrace_archive_lost_total{topic="events"}': "0x5 3x25"}),
     ],
 )
 def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[str, str]) -> None:
     rules = yaml.safe_load((DEPLOY / "rules.yml").read_text())["groups"][0]["rules"]
     said = next(rule["annotations"] for rule in rules if rule["alert"] == alert)
     words = {"{{ $labels.role }}": "r", "{{ $labels.arm }}": "model", "{{ $value }}": "1740"}
+    words |= {"{{ $labels.what }}": "events", "{{ $labels.topic }}": "events"}
     for word, value in words.items():
         said = {n: text.replace(word, value) for n, text in said.items()}
-    labels = {"WorseThanBaseline": {"arm": "model"}, "Miscalibrated": {"arm": "model", "role": "r"}}
+    labels = {
+        "WorseThanBaseline": {"arm": "model"},
+        "Miscalibrated": {"arm": "model", "role": "r"},
+        "IntakeNotReady": {"role": "intake"},
+        "IntakeRefuses": {"what": "events"},
+        "ArchiveLost": {"topic": "events"},
+        "IntakeTurnsAway": {},
+        "ArchiveBehind": {},
+    }
     fired = {"exp_labels": labels.get(alert, {"role": "r"}), "exp_annotations": said}
     at = "55m" if alert == "WorseThanBaseline" else "30m"
     case = by_the_minute({of_role(name): values for name, values in series.items()})
@@ -373,6 +463,10 @@ def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[st
     ("alert", "series"),
     [
         ("PredictionsNotFinite", {"millrace_predictions_not_finite_total": "7x30"}),
+        ("IntakeRefuses", LINES | {'millrace_intake_lines_total{what="events",verdict="refused"}': "0+2x30"}),
+        ("IntakeNotReady", {'millrace_ready{role="archive"}': "0x30"}),
+        # It has read on what had come while it was away.
+        ("ArchiveBehind", {'millrace_archive_lag{topic="events"}': "60000-1000x30"}),
         (
             "Miscalibrated",
             {'millrace_calibration{arm="model"}': "1.2x30", 'millrace_served_rows{arm="model"}': "5000x30"},
