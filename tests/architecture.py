@@ -44,7 +44,14 @@ ROOMS: dict[str, set[str]] = {
         "scorer",
         "simulator",
     },
+    "intake": {"contracts", "processes"},
+    "archive": {"contracts", "labels", "processes"},
+    "loop": {"contracts", "processes"},
+    "up": {"contracts", "processes", "loop"},
+    "demo": {"contracts", "labels", "versions", "processes", "learner", "simulator", "loop"},
     "bench": {
+        "loop",
+        "up",
         "contracts",
         "labels",
         "windows",
@@ -57,7 +64,7 @@ ROOMS: dict[str, set[str]] = {
         "logs",
         "offline",
     },
-    "demo": {"contracts", "labels", "versions", "processes", "learner", "simulator"},
+    "reference": {"contracts"},
     "cli": {
         "contracts",
         "versions",
@@ -69,6 +76,10 @@ ROOMS: dict[str, set[str]] = {
         "offline",
         "bench",
         "demo",
+        "up",
+        "intake",
+        "archive",
+        "reference",
     },
 }
 """The rooms from the ground up, and which rooms each imports. docs/architecture.md draws this table."""

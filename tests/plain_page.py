@@ -58,7 +58,7 @@ def _counts(index: ItemIndex, user: User, keys: U64, k: int, ts_ms: int) -> Any:
     if index.builder.schema.key_side(windows.keys[k]) == "item":
         return index.counts(keys, ts_ms)
     held = [user.tiles.get(field) for field in window_fields(keys)]
-    return counts_of(held, ts_ms, windows.days, windows.columns, windows.half_lives, len(windows.means))
+    return counts_of(held, ts_ms, windows.durations, windows.columns, windows.half_lives, len(windows.means))
 
 
 def _inputs(
