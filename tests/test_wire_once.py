@@ -493,7 +493,7 @@ def test_producers_compress_as_the_settings_say(
     monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], codec: str | None
 ) -> None:
     made: list[dict[str, Any]] = []
-    monkeypatch.setattr(clients, "KafkaProducer", lambda **options: made.append(options))
+    monkeypatch.setattr(clients, "_Producer", lambda _, **options: made.append(options))
     given = load_settings({"kafka": "h:1", **chosen}, {})
     clients.make_producer(given)
     assert made[0]["compression_type"] == given.codec == codec
