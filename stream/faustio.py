@@ -42,6 +42,9 @@ log = structlog.get_logger("stream")
 GROUP = "millrace-stream"
 FETCH_WAIT_MS = 50
 FETCH_BYTES = 4 * 1024 * 1024
+METADATA_MS = 5000
+"""How often the broker is asked for its topics. One that has just started may know none; whoever leads the group then
+assigns nothing to anybody, until the next answer. The client's own five minutes are too long for that."""
 
 Positions = Callable[[], Awaitable[Mapping[TP, int]]]
 
@@ -202,6 +205,7 @@ class StreamApp(faust.App):
             topic_disable_leader=True,
             consumer_auto_offset_reset="earliest",
             consumer_max_fetch_size=FETCH_BYTES,
+            consumer_metadata_max_age_ms=METADATA_MS,
             broker_session_timeout=session,
             broker_heartbeat_interval=session / 6,
             broker_request_timeout=max(session * 2, 40.0),

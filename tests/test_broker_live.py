@@ -514,7 +514,7 @@ def test_a_group_of_kafka_python_goes_on_where_it_committed(broker: EmbeddedBrok
         found: list[bytes] = []
         try:
             while len(found) < count:
-                # kafka-python 3.0.12 forgets a join that a short poll cuts off, as on a busy machine, and waits for ever.
+                # kafka-python 3.0.12 forgets a join that a short poll cuts off on a busy machine: it waits for ever.
                 for records in consumer.poll(timeout_ms=60_000).values():
                     found += [record.value for record in records]
             consumer.commit()

@@ -1,9 +1,10 @@
-"""What the stream role's shell does by itself: end, and wait, as it is told. No service runs here."""
+"""What the stream role's shell does by itself: end, and wait, as it is told. One test joins a broker."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from faust.types import TP
 
 from millrace.contracts.errors import BrokerError, ServiceError
 from millrace.contracts.samples import CORRECTION
-from millrace.contracts.settings import load_settings
+from millrace.contracts.settings import Settings, load_settings
+from millrace.processes.kafka import create_topics
+from millrace.processes.services import EmbeddedBroker
+from millrace.processes.spawn import spawn, stop
 from stream.faustio import StreamApp
 from stream.partition import Partition
 from stream.turn import INPUTS, Recall
 from stream.worker import Worker
 from tests.stream_world import HOUR, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
+from tests.waiting import until
 
 
 def worker(folder: Path) -> Worker:
@@ -154,3 +159,44 @@ def test_impressions_are_read_in_the_background_and_given_to_their_turn(
         assert not partition.wanted
 
     asyncio.run(main())
+
+
+_MEMBER = """
+import asyncio, sys
+from pathlib import Path
+from millrace.contracts.settings import Settings
+from stream.faustio import StreamApp
+
+async def main():
+    async def nothing(*_, **__):
+        return {}
+
+    async def assigned(_, given, **__):
+        print(len(given), flush=True)
+
+    app = StreamApp(Settings(kafka=sys.argv[1]), nothing, Path(sys.argv[2]))
+    app.feed(nothing)
+    app.on_partitions_assigned.connect(assigned)
+    await app.start()
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.services
+def test_a_worker_that_joins_a_broker_without_topics_has_them_once_they_are_there(tmp_path: Path) -> None:
+    """A broker that was just started again may not know its topics yet."""
+    log = tmp_path / "member.log"
+
+    def told() -> list[int]:
+        return [int(line) for line in log.read_text().splitlines() if line.isdigit()] if log.exists() else []
+
+    with EmbeddedBroker(tmp_path / "broker") as broker:
+        member = spawn([sys.executable, "-c", _MEMBER, broker.address, str(tmp_path / "faust")], None, log)
+        try:
+            until(lambda: told()[-1:] == [0], "it joins, and is assigned nothing", more=log.read_text)
+            create_topics(Settings(kafka=broker.address, partitions=2))
+            until(lambda: told()[-1] == 2 * len(INPUTS), "it is assigned all", more=log.read_text)
+        finally:
+            stop(member)
