@@ -68,6 +68,10 @@ columns = ["user_id", "item_id"]
 """
 
 
+MOST_STARTS = 5
+"""Starts of the stream that may meet no broker."""
+
+
 class Broker(Protocol):
     @property
     def address(self) -> str: ...
@@ -98,7 +102,7 @@ class Stream:
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings, self._log, self._saved = settings, folder / "stream.log", folder / "checkpoints"
-        self._before = 0
+        self._before = self._again = 0
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -116,9 +120,15 @@ class Stream:
         return max((int(path.name.split("-")[1]) for path in self._saved.rglob("p*-*-*.*")), default=0)
 
     def check(self) -> None:
-        """That nothing but a kill has ended it."""
+        """That nothing but a kill has ended it. One that finds no broker while it starts ends with one line, and is
+        started again, as a supervisor does."""
         assert self._child is not None
-        assert self._child.poll() is None, self._log.read_text()[-2000:]
+        if self._child.poll() is not None:
+            said = self._log.read_text()[-2000:]
+            assert "start Kafka there" in said.splitlines()[-1], said
+            assert self._again < MOST_STARTS, said
+            self._again += 1
+            self.start()
 
     def kill(self) -> None:
         until(self.has_worked, "the stream has done something to be killed in")
