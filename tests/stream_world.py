@@ -22,28 +22,27 @@ HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 T0 = 20_000 * DAY
 
-SCHEMA = parse_schema(
-    """
-    name = "small"
-    [[fields]]
-    name = "user_id"
-    of = "user"
-    [[fields]]
-    name = "item_id"
-    of = "item"
-    [[fields]]
-    name = "price"
-    of = "item"
-    kind = "numeric"
-    [windows]
-    days = [1, 7]
-    actions = ["exposure", "click", "purchase"]
-    [[windows.keys]]
-    columns = ["item_id"]
-    [[windows.keys]]
-    columns = ["user_id", "item_id"]
-    """
-)
+TEXT = """
+name = "small"
+[[fields]]
+name = "user_id"
+of = "user"
+[[fields]]
+name = "item_id"
+of = "item"
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[windows]
+days = [1, 7]
+actions = ["exposure", "click", "purchase"]
+[[windows.keys]]
+columns = ["item_id"]
+[[windows.keys]]
+columns = ["user_id", "item_id"]
+"""
+SCHEMA = parse_schema(TEXT)
 POLICY = Policy(attribution_ms=30 * MINUTE, disorder_ms=MINUTE, lateness_ms=20 * MINUTE, ahead_ms=HOUR)
 KINDS = ("exposure", "click", "collect", "cart", "purchase")
 

@@ -37,7 +37,7 @@ from stream.checkpoint import CheckpointStore
 from stream.join import Policy
 from stream.partition import Partition
 from tests.demo_kafka import ApacheKafka, own_redis
-from tests.stream_world import SCHEMA, impression, keys_of
+from tests.stream_world import SCHEMA, TEXT, impression, keys_of
 from tests.waiting import LONG, PATIENCE, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
@@ -46,28 +46,6 @@ PARTITIONS, USERS, ITEMS, CLIENTS = 2, 12, 4, 3
 PAGES, PAUSE = 300, 0.05
 KILLS = (("intake",), ("broker",), ("stream",), ("broker", "intake"))
 """What is killed together: an intake with messages that no broker takes has acknowledged none of them."""
-TEXT = """
-name = "small"
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[windows]
-days = [1, 7]
-actions = ["exposure", "click", "purchase"]
-[[windows.keys]]
-columns = ["item_id"]
-[[windows.keys]]
-columns = ["user_id", "item_id"]
-"""
-
-
 MOST_STARTS = 5
 """Starts of the stream that may meet no broker."""
 

@@ -30,6 +30,7 @@ from millrace.windows.likings import clicks_a_day, smoothed_rate
 from millrace.windows.tiles import SLACK_H, UNIT, TileStore, counts_of
 from scorer.index import ItemIndex
 from scorer.shelf import Shelf
+from tests.test_stream_tiles import exact
 
 MINUTE = 60_000
 HOUR, DAY = 60 * MINUTE, DAY_MIN * MINUTE
@@ -99,14 +100,6 @@ def decayed(events: list[Event], key: int, ts: int, lengths: Lengths, lives: tup
             for row, life in zip(out, lives, strict=True):
                 row[a] += round(UNIT * 2 ** -(age_units(t // unit, ts, minutes) / (DAY // unit * life)))
     return out
-
-
-def exact(events: list[Event], key: int, ts: int, length_ms: int) -> NDArray[np.int64]:
-    row = np.zeros(A, np.int64)
-    for k, t, a in events:
-        if k == key and ts - length_ms <= t < ts:
-            row[a] += 1
-    return row
 
 
 @settings(max_examples=100, deadline=None)

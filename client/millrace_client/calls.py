@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from millrace_client.errors import BadAnswer, BadRequest, MillraceClientError, TooMuch, Unauthorised, Unavailable
-from millrace_client.messages import Id, Message, Page, PlacedItem, Receipt, Refusal, Wanted
+from millrace_client.messages import Id, Message, Page, Receipt, Refusal, Wanted
 
 MOST_LINES, MOST_BYTES = 1000, 4 << 20
 """Messages and bytes of one request, as many as the intake takes."""
@@ -160,24 +160,11 @@ class _Failure(Struct, frozen=True):
     error: str = ""
 
 
-class _Page(Struct, frozen=True):
-    request_id: str | None
-    items: tuple[PlacedItem, ...]
-    model_version: int = -1
-    arm: str = "lists"
-    ts_ms: int = 0
-    notes: tuple[str, ...] = ()
-    offset: int = 0
-    cursor: str | None = None
-    retrieval_version: int | None = None
-
-
 def read_page(call: Call, answer: Answer, user_id: Id) -> Page:
     """The page in an answer. Raises what :func:`failure_of` says, or BadAnswer."""
     if answer.status != 200:
         raise failure_of(call, answer)
-    found = _read(call, answer, _Page)
-    return Page(user_id=user_id, **msgspec.structs.asdict(found))
+    return _read(call, answer, Page, user_id=user_id)
 
 
 def read_receipt(call: Call, answer: Answer, lines: Sequence[bytes] | None = None) -> Receipt:
@@ -235,9 +222,10 @@ def no_answer(call: Call, error: Exception) -> Unavailable:
     return Unavailable(f"{call.method} {call.url} was not answered: {said}", "see whether it runs there")
 
 
-def _read(call: Call, answer: Answer, kind: type[T]) -> T:
+def _read(call: Call, answer: Answer, kind: type[T], **known: Any) -> T:
+    """What an answer holds, with what is ``known`` without it."""
     try:
-        return msgspec.json.decode(answer.body, type=kind)
+        return msgspec.convert(msgspec.json.decode(answer.body, type=dict[str, Any]) | known, kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         start = answer.body[:40].decode("utf-8", "replace")
         raise BadAnswer(
