@@ -70,6 +70,14 @@ class ConservationError(MillraceError):
     """Exposures went missing or were counted twice between two ends of the loop."""
 
 
+class LeakError(MillraceError):
+    """A replay saw something before it happened."""
+
+
+class ParityError(MillraceError):
+    """What replay makes of an archive is worth another AUC than what the live loop logged."""
+
+
 FENCED_STATUS = 3
 """How a process ends that was fenced: it would only fence the other one in turn."""
 

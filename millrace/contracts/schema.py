@@ -34,10 +34,12 @@ from millrace.contracts import durations
 from millrace.contracts.errors import SchemaError
 from millrace.contracts.events import ACTIONS
 from millrace.contracts.hashing import salt
+from millrace.contracts.logforms import log_problems
 
 Side = Literal["user", "item", "context"]
 SIDES: tuple[Side, ...] = ("user", "item", "context")
 Transform = Literal["raw", "log", "bucket"]
+TimeUnit = Literal["ms", "s", "us", "ns"]
 
 MOST_DAYS = 3650
 """The longest window."""
@@ -58,7 +60,7 @@ class LogColumns(Struct, frozen=True, forbid_unknown_fields=True):
     user: str
     item: str
     label: str
-    time_unit: Literal["ms", "s", "us"] = "ms"
+    time_unit: TimeUnit = "ms"
     identity: tuple[str, ...] = ()  # rows equal in these columns are one exposure; default: time, user, item
     day: str | None = None  # column that names the local day (YYYYMMDD); default: from time and utc_offset
     request: str | None = None  # page id; default: each row is a page of its own
@@ -66,12 +68,55 @@ class LogColumns(Struct, frozen=True, forbid_unknown_fields=True):
     action_times: dict[str, str] = {}  # action kind -> column with its time (null: did not happen)
     attribution_minutes: float = 0.0  # with action times: a label is known at the click, or this long after
 
+    # How times are written. rows_per_day makes the time of a log that has none of each row's place.
+    time_format: str | None = None  # a strptime format, or one of millrace.contracts.logforms.NAMED
+    local_times: bool = False  # times without a zone are local (of utc_offset), not UTC
+    time_start: str | None = None  # ISO date or time that numbers of time are counted from; default: 1970
+    rows_per_day: Annotated[int, Meta(ge=1)] | None = None
+    never: tuple[float, ...] = ()  # numbers that mean "did not happen" among action times
+
+    # Columns that are made.
+    label_at_least: float | None = None  # the label is 1 where its column is at least this
+    label_action: str | None = None  # the label is made: 1 where this action has a time
+    combine: dict[str, tuple[str, ...]] = {}  # name -> columns whose texts it joins; none: a constant
+
+    # One row a page, with lists of candidates: item and label are made, as are position and request that are not there.
+    items: str | None = None
+    labels: str | None = None  # lists of 0 and 1, as long as items
+    clicked: str | None = None  # lists of clicked items, or one item
+    pairs: str | None = None  # texts like "N12-1 N7-0": item and label
+    along: tuple[str, ...] = ()  # other columns with a list as long as items
+    list_separator: Annotated[str, Meta(min_length=1)] = " "  # where a list is a text
+    pair_separator: Annotated[str, Meta(min_length=1)] = "-"
+
+    # The form of text files.
+    columns: tuple[str, ...] = ()  # names of the columns of a file without a header line
+    separator: Annotated[str, Meta(min_length=1)] | None = None  # default: by the file's ending
+    encoding: str = "utf-8"
+    texts: tuple[str, ...] = ()  # columns of CSV that are text though they look like numbers
+    disorder: str = "1h"  # how much earlier than a row before it a row may be, in a log that is streamed
+
+    @property
+    def listed(self) -> bool:
+        """Whether a row of the file is a page with lists of items."""
+        return self.items is not None or self.pairs is not None
+
 
 class Join(Struct, frozen=True, forbid_unknown_fields=True):
-    """A side table beside the log, joined on one column that both have."""
+    """A side table beside the log, joined on one column that both have.
+
+    With ``at``, a row of the side table holds from that time on: an exposure gets the newest row that is not later
+    than itself.
+    """
 
     file: str
     on: str
+    at: str | None = None
+    time_unit: TimeUnit | None = None  # of ``at``; default: as the log's
+    time_format: str | None = None
+    columns: tuple[str, ...] = ()
+    separator: Annotated[str, Meta(min_length=1)] | None = None
+    encoding: str = "utf-8"
 
 
 class Field(Struct, frozen=True, forbid_unknown_fields=True):
@@ -418,6 +463,8 @@ def _check(schema: Schema, source: str) -> None:
         for action in schema.log.action_times:
             if action not in ACTIONS[1:]:
                 fail(f"log.action_times names '{action}'", f"use {', '.join(ACTIONS[1:])}")
+        for what, remedy in log_problems(schema.log, schema.join):
+            fail(what, remedy)
     _check_filters(schema, fail)
 
 

@@ -1,48 +1,63 @@
 # core
 """Checks of a log's columns: whether they hold what a schema says (times, ids, labels, days, positions, numbers).
 
-A ``check_`` function passes or raises; the others return the column in the type that the reader keeps, or raise. Each
-error is one :class:`~millrace.contracts.errors.LogError` that names the file, the column and the first wrong value.
-Rows keep their places.
+Each check takes the stretch's columns and tells :class:`~millrace.logs.faults.Faults` which rows are wrong; the others
+return the column in the type that the reader keeps, with nulls where it is wrong. A column that cannot be checked at
+all, such as one of lists, is a fault of the whole column. Rows keep their places.
 """
 
 from __future__ import annotations
 
 from datetime import date, datetime
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from millrace.contracts.errors import LogError
 from millrace.contracts.events import LAST_MS, MAX_OFFSET
 from millrace.contracts.schema import LogColumns, Schema
+from millrace.logs.faults import Faults
+from millrace.logs.times import FIRST_MS, Clock, meant, to_ms
+from millrace.logs.values import flat, is_text, mask, missing
 
-_UNITS = {"ms": 1.0, "s": 1000.0, "us": 0.001}
+Columns = dict[str, pa.ChunkedArray]
+
+_FLOAT = r"^\s*[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:nan|inf|infinity))\s*$"
 
 
-def check_columns(columns: dict[str, pa.ChunkedArray], schema: Schema, log: LogColumns, path: Path) -> None:
-    """Raises LogError where a column cannot hold what the schema says; times, labels, positions and numbers are checked
-    as they are read."""
+def check_columns(columns: Columns, schema: Schema, log: LogColumns, path: str, faults: Faults) -> set[str]:
+    """The columns that cannot be read at all; rows that lack what each row needs are marked.
+
+    Times, labels, positions and numbers are checked as they are read.
+    """
     multi = {f.name for f in schema.fields if f.slots > 1 and f.kind == "categorical"}
     roles = dict.fromkeys(columns, "field") | {f.name: "numeric field" for f in schema.fields if f.kind == "numeric"}
     roles |= dict.fromkeys(log.action_times.values(), "action time") | dict.fromkeys(log.identity, "identity")
     for role in ("position", "request", "day", "label", "item", "user", "time"):
         roles[getattr(log, role)] = role
+    broken: set[str] = set()
     for name, column in columns.items():
-        check_single(column, roles[name], name, path, lists=roles[name] == "field" and name in multi)
+        try:
+            check_single(column, roles[name], name, path, lists=roles[name] == "field" and name in multi)
+        except LogError as error:
+            faults.fault(name, error)
+            broken.add(name)
     for role in ("time", "user", "item", "label", "day"):
         name = getattr(log, role)
-        if name is not None:
-            _check_all_there(columns[name], role, name, path)
-    for exact in (log.user, log.item, log.request, *log.identity):
-        if exact is not None and exact != log.time:
-            _check_exact(columns[exact], exact, path)
-    if log.day is not None:
-        _check_days(columns[log.day], log.day, path)
+        if name is not None and name not in broken:
+            _check_all_there(columns[name], role, name, path, faults)
+    for exact in dict.fromkeys((log.user, log.item, log.request, *log.identity)):
+        if exact is not None and exact != log.time and exact not in broken:
+            _check_exact(columns[exact], exact, path, faults)
+    if log.day is not None and log.day not in broken:
+        _check_days(columns[log.day], log.day, path, faults)
+    return broken
 
 
-def check_single(column: pa.ChunkedArray, role: str, name: str, path: Path, lists: bool = False) -> None:
+def check_single(column: pa.ChunkedArray, role: str, name: str, path: object, lists: bool = False) -> None:
     """Raises LogError unless each row has one value that Python can hold, or a list of such where ``lists`` allows it.
 
     Args:
@@ -53,6 +68,8 @@ def check_single(column: pa.ChunkedArray, role: str, name: str, path: Path, list
     if pa.types.is_nested(kind):
         value = column.drop_null().slice(0, 1).to_pylist()
         remedy = "give the field slots, or name" if role == "field" and pa.types.is_list(kind) and not lists else "name"
+        if role in ("item", "label") and pa.types.is_list(kind):
+            remedy = "name it as log.items, log.labels or log.clicked if a row is a page, or name"
         raise LogError(
             f"'{path}': {role} '{name}' holds {str(*value)[:60] or 'nulls'} ({kind}), not one value",
             f"{remedy} a column of numbers or text",
@@ -66,103 +83,141 @@ def check_single(column: pa.ChunkedArray, role: str, name: str, path: Path, list
             ) from None
 
 
-def _check_all_there(column: pa.ChunkedArray, role: str, name: str, path: Path) -> None:
-    """No row lacks its value. Empty text and NaN are missing, as in :func:`~millrace.contracts.hashing.value_hash`."""
-    missing = pc.is_null(column, nan_is_null=True)
-    if _is_text(column.type):
-        missing = pc.or_(missing, pc.fill_null(pc.equal(column, ""), False))
-    if pc.any(missing).as_py():
-        row = pc.index(missing, True).as_py()
-        raise LogError(f"log '{path}': row {row + 1} has no {role} ('{name}')", "drop such rows, or correct them")
+def _check_all_there(column: pa.ChunkedArray, role: str, name: str, path: str, faults: Faults) -> None:
+    """No row lacks its value."""
+    lost = missing(column)
+    if lost.any():
+        problem = f"log '{path}': row {{row}} has no {role} ('{name}')"
+        faults.mark("missing", name, lost, "", problem, "drop such rows, or correct them")
 
 
-def _check_exact(column: pa.ChunkedArray, name: str, path: Path) -> None:
+def _check_exact(column: pa.ChunkedArray, name: str, path: str, faults: Faults) -> None:
     """Ids beyond 64 bits become floats in CSV and JSON, and many of them one."""
     if pa.types.is_floating(column.type):
-        great = column.filter(pc.greater_equal(pc.abs(column), float(2**53)))
-        if len(great):
-            raise LogError(
-                f"log '{path}': '{name}' has {great[0].as_py():.0f}, beyond what a float tells from its neighbours",
-                "write such ids as text; in CSV with a letter in it",
-            )
+        great = mask(pc.greater_equal(pc.abs(column), float(2**53)))
+        if great.any():
+            value = f"{_first(column, great):.0f}"
+            faults.mark(
+                "inexact", name, great, value,
+                f"log '{path}': '{name}' has {value}, beyond what a float tells from its neighbours",
+                "write such ids as text; of a CSV, name the column in log.texts",
+            )  # fmt: skip
 
 
-def _check_days(column: pa.ChunkedArray, name: str, path: Path) -> None:
+def _check_days(column: pa.ChunkedArray, name: str, path: str, faults: Faults) -> None:
+    wrong = []
     for value in column.unique().to_pylist():
         try:
             iso_day(value)
         except ValueError:
-            raise LogError(
-                f"log '{path}': '{name}' has {str(value)[:60]!r}, which is no day",
+            wrong.append(value)
+    if wrong:
+        rows = mask(pc.is_in(column, value_set=pa.array(wrong, column.type))) & ~missing(column)
+        if rows.any():
+            value = str(_first(column, rows))[:60]
+            faults.mark(
+                "day", name, rows, value, f"log '{path}': '{name}' has {value!r}, which is no day",
                 "write days as YYYYMMDD or YYYY-MM-DD, or leave log.day out of the schema",
-            ) from None
+            )  # fmt: skip
 
 
-def time_ms(column: pa.ChunkedArray, name: str, log: LogColumns, path: Path) -> pa.Array:
-    """Unix ms, int64; nulls stay. Raises LogError where a value is no time between 1970 and 3000."""
+def time_ms(column: pa.ChunkedArray, name: str, clock: Clock, path: str, faults: Faults) -> pa.Array:
+    """Unix ms, int64; null where there is none. Rows whose value is no time between 1990 and 3000 are marked."""
     column = flat(column)
-    try:
-        if _is_text(column.type):
-            zoned = pc.any(pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")).as_py()
-            column = pc.cast(column, pa.timestamp("ms", "UTC" if zoned else None))
-        if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-            out = pc.cast(pc.cast(column, pa.timestamp("ms"), safe=False), pa.int64())
-        elif pa.types.is_null(column.type) or (pa.types.is_integer(column.type) and log.time_unit == "ms"):
-            out = pc.cast(column, pa.int64())
-        elif pa.types.is_integer(column.type) and log.time_unit == "s":
-            out = pc.multiply_checked(pc.cast(column, pa.int64()), 1000)
-        elif pa.types.is_integer(column.type):
-            out = pc.divide(pc.cast(column, pa.int64()), 1000)
-        else:
-            number = pc.cast(column, pa.float64())
-            number = pc.if_else(pc.is_finite(number), number, None)
-            out = pc.cast(pc.floor(pc.multiply(number, _UNITS[log.time_unit])), pa.int64())
-    except pa.ArrowException as error:
-        reason = str(error).strip().split("\n")[0]
-        raise LogError(f"log '{path}': column '{name}' is no time ({reason})", "use Unix time or ISO 8601") from None
-    wrong = pc.or_(pc.less(out, 1), pc.greater(out, LAST_MS))
-    if pc.any(wrong).as_py():
-        value = column.filter(wrong)[0].as_py()
-        raise LogError(
-            f"log '{path}': '{name}' has {value}, which read in {log.time_unit} is no time between 1970 and 3000",
-            "correct log.time_unit (s, ms or us) in the schema",
-        )
-    if name == log.time and out.null_count > column.null_count:
-        raise LogError(f"log '{path}': '{name}' has a time that is not finite", "drop such rows, or correct them")
-    return out
+    out, wrong = to_ms(column, clock)
+    form = f"in '{clock.strptime}'" if clock.strptime else f"in {clock.unit}"
+    if wrong.any():
+        value = _first(column, wrong)
+        finite = not isinstance(value, float) or bool(np.isfinite(value))
+        faults.mark(
+            "no time", name, wrong, str(value),
+            f"log '{path}': column '{name}' is no time ({str(value)[:60]!r}"
+            + (f", read {form})" if clock.strptime else ")") if finite
+            else f"log '{path}': '{name}' has a time that is not finite",
+            "use Unix time, ISO 8601, or name log.time_format" if finite else "drop such rows, or correct them",
+        )  # fmt: skip
+    outside = mask(pc.or_(pc.less(out, 1 if not clock.start_ms else FIRST_MS), pc.greater(out, LAST_MS)))
+    if outside.any():
+        value = _first(column, outside)
+        faults.mark(
+            "outside", name, outside, str(value),
+            f"log '{path}': '{name}' has {value}, which read {form} is no time between 1970 and 3000",
+            meant(value, clock.unit) if clock.strptime or _positive(value) else
+            "correct log.time_unit (s, ms, us or ns) in the schema",
+        )  # fmt: skip
+    early = mask(pc.less(out, FIRST_MS)) & ~outside
+    if early.any() and faults.clean(name):
+        value, at = _first(column, early), np.datetime64(int(out.filter(pa.array(early))[0].as_py()), "ms")
+        faults.mark(
+            "before 1990", name, early, str(value),
+            f"log '{path}': '{name}' has {value}, which read {form} is {str(at)[:10]}, before 1990",
+            meant(value, clock.unit),
+        )  # fmt: skip
+    return pc.if_else(pa.array(wrong | outside | early), None, out) if (wrong | outside | early).any() else out
 
 
-def labels(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
-    """Labels 0 or 1, int8. Raises LogError where a value is neither."""
-    try:
-        number = pc.cast(column.combine_chunks(), pa.float64() if not pa.types.is_boolean(column.type) else pa.int8())
-        wrong = pc.invert(pc.is_in(number, value_set=pa.array([0, 1], number.type)))
-    except pa.ArrowException as error:
-        reason = str(error).strip().split("\n")[0]
-        raise LogError(f"log '{path}': label '{name}' is not 0 or 1 ({reason})", "name a 0/1 column") from None
-    if pc.any(wrong).as_py():
-        value = number.filter(wrong)[0].as_py()
-        raise LogError(f"log '{path}': label '{name}' has the value {value:g}, not 0 or 1", "name a 0/1 column")
-    return pc.cast(number, pa.int8())
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
-def numbers(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
-    """A numeric field, float64; booleans become 0 and 1. Raises LogError where a value is no number."""
-    if pa.types.is_boolean(column.type):
-        column = pc.cast(column, pa.int8())
-    try:
+def labels(column: pa.ChunkedArray, name: str, path: str, faults: Faults, at_least: float | None = None) -> pa.Array:
+    """Labels 0 or 1, int8; 0 in rows that are marked since their value is neither.
+
+    Args:
+        at_least: values from this on are a 1, all others a 0.
+    """
+    column, there = flat(column), ~missing(column)
+    number, known = _numbers(column)
+    if at_least is not None:
+        wrong = there & ~known
+        out = pc.cast(pc.greater_equal(number, at_least), pa.int8())
+    else:
+        wrong = there & ~(known & mask(pc.is_in(number, value_set=pa.array([0.0, 1.0]))))
+        out = pc.cast(pc.if_else(pa.array(wrong | ~there), None, number), pa.int8())
+    if wrong.any():
+        value = _first(column, wrong)
+        said = f"{value:g}" if isinstance(value, float) else str(value)[:60]
+        faults.mark(
+            "label", name, wrong, said, f"log '{path}': label '{name}' has the value {said}, not 0 or 1",
+            "name a 0/1 column, or say log.label_at_least for ratings",
+        )  # fmt: skip
+    return pc.fill_null(out, 0)
+
+
+def numbers(column: pa.ChunkedArray, name: str, path: str, faults: Faults) -> pa.ChunkedArray:
+    """A numeric field, float64; booleans become 0 and 1. Rows whose value is no number are marked."""
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
         return pc.cast(column, pa.float64(), safe=False)
-    except pa.ArrowException as error:
-        reason = str(error).strip().split("\n")[0]
-        raise LogError(
-            f"log '{path}': numeric field '{name}' is not a number ({reason})", "make the field categorical"
-        ) from None
+    number, known = _numbers(flat(column))
+    wrong = ~missing(column) & ~known
+    if wrong.any():
+        value = str(_first(column, wrong))[:60]
+        faults.mark(
+            "number", name, wrong, value, f"log '{path}': numeric field '{name}' is not a number ({value!r})",
+            "make the field categorical, or correct the values",
+        )  # fmt: skip
+    return pa.chunked_array([number])
 
 
-def positions(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
-    """Slots on the page, int32; null where the log does not say. Raises LogError where a value is no whole number."""
+def _numbers(column: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
+    """(float64, null where a value is no number; (n,) where it is one)."""
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        column = pc.cast(column, pa.int8())
+    elif is_text(kind):
+        column = pc.if_else(pc.fill_null(pc.match_substring_regex(column, _FLOAT), False), column, None)
+        column = pc.utf8_trim_whitespace(column)
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return pa.nulls(len(column), pa.float64()), np.zeros(len(column), bool)
+    number = pc.cast(column, pa.float64(), safe=False)
+    return number, pc.is_valid(number).to_numpy(zero_copy_only=False)
+
+
+def positions(column: pa.ChunkedArray, name: str, path: str, faults: Faults) -> pa.Array:
+    """Slots on the page, int32; null where the log does not say. Rows whose value is no whole number are marked."""
     column = flat(column)
-    if _is_text(column.type):
+    if is_text(column.type):
         column = pc.if_else(pc.equal(column, ""), None, column)
         fit = pc.match_substring_regex(column, r"^[0-9]{1,9}$")
         number = pc.cast(pc.if_else(fit, column, None), pa.float64())
@@ -173,14 +228,25 @@ def positions(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
         wrong = pc.not_equal(number, pc.floor(number))
     else:
         number, wrong = pa.nulls(len(column), pa.float64()), pc.is_valid(column)
-    wrong = pc.or_kleene(wrong, pc.or_(pc.less(number, 0), pc.greater(number, MAX_OFFSET)))
-    if pc.any(wrong).as_py():
-        value = column.filter(wrong)[0].as_py()
-        raise LogError(
-            f"log '{path}': position '{name}' has {str(value)[:60]!r}, no whole number from 0 to {MAX_OFFSET}",
+    bad = mask(pc.or_kleene(wrong, pc.or_(pc.less(number, 0), pc.greater(number, MAX_OFFSET))))
+    if bad.any():
+        value = str(_first(column, bad))[:60]
+        faults.mark(
+            "position", name, bad, value,
+            f"log '{path}': position '{name}' has {value!r}, no whole number from 0 to {MAX_OFFSET}",
             "name a column of slots on the page, or leave log.position out of the schema",
-        )
+        )  # fmt: skip
+        number = pc.if_else(pa.array(bad), None, number)
     return pc.cast(number, pa.int32())
+
+
+def never(column: pa.ChunkedArray, numbers: tuple[float, ...]) -> pa.ChunkedArray:
+    """A column of action times without the values that mean "did not happen"."""
+    if not numbers:
+        return column
+    number, _ = _numbers(flat(column))
+    none = pc.is_in(number, value_set=pa.array(numbers, pa.float64()))
+    return pa.chunked_array([pc.if_else(pc.fill_null(none, False), None, flat(column))])
 
 
 def iso_day(day: object) -> str:
@@ -192,10 +258,5 @@ def iso_day(day: object) -> str:
     return date.fromisoformat(str(day)).isoformat()
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """The column in one piece."""
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def _first(column: pa.Array | pa.ChunkedArray, rows: NDArray[np.bool_]) -> Any:
+    return column[int(np.argmax(rows))].as_py()

@@ -1,203 +1,212 @@
 # core
-"""The forms a log or side table may have: Parquet (a file or a folder of files), CSV, TSV, JSON lines.
+"""The files of a log, and the forms that each may have: Parquet, CSV, TSV, JSON lines.
 
-The file name's ending tells the form. Text may be compressed (.gz, .bz2, .zst, .lz4). A column has one type in the
-whole file. If a column of numbers has a text somewhere, the whole column is text in CSV; in other forms it is an error
-that names the column. The result is plain (:func:`_plain`): a value is the same, whatever type a form stored it in.
+A log is one file, a folder of files, or several of both; files come in the order of their names within a folder. The
+name's ending tells the form. Text may be compressed (.gz, .bz2, .zst, .lz4). A column has one type in the whole log. If
+a column of numbers has a text somewhere, the whole column is text in CSV; in other forms that is a fault. Values are
+plain (:mod:`millrace.logs.plain`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
 from millrace.contracts.errors import LogError
+from millrace.logs.faults import Faults
+from millrace.logs.plain import plain
+from millrace.logs.text import TextForm, TextReader, blocks, once
 
-_BLOCK = 1 << 30  # in text files up to this size, each column's type is inferred from the whole file
-_HEAD = 1 << 20  # a header is searched for in this many bytes
-_FORMS = "Parquet, CSV (.csv), TSV (.tsv) or JSON lines (.jsonl)"
-_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
-_NO_TEXT = {
-    b"\xff\xfe": ("UTF-16 text", "save it as UTF-8"),
-    b"\xfe\xff": ("UTF-16 text", "save it as UTF-8"),
-    b"\x1f\x8b": ("compressed (gzip)", "let its name end in .gz too"),
-    b"PAR1": ("Parquet", "let its name end in .parquet"),
-    b"PK\x03\x04": ("a spreadsheet or a zip archive", "export it as CSV"),
-}
-"""Bytes that a text file does not begin with: (what the file is instead, what to do)."""
+FORMS = "Parquet, CSV (.csv), TSV (.tsv) or JSON lines (.jsonl)"
+PARQUET = (".parquet", ".pq")
+TEXT = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json")
+COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+_TIMES_COMPRESSED = 5  # about how much smaller compressed text is
 
 
-def read_columns(path: Path, wanted: set[str], side_files: Iterable[str] = ()) -> pa.Table:
-    """The wanted columns that the file, or folder of Parquet files, has.
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What a file's name says of it."""
+
+    form: str
+    """``.parquet``, ``.csv`` and so on; empty: none."""
+    compressed: bool
+
+    @classmethod
+    def of(cls, path: Path, text: bool = False) -> Ending:
+        """Of a name like ``log.csv.gz``.
+
+        Args:
+            text: a name without a known ending (``u.data``) is a CSV: the schema says its separator or columns.
+        """
+        endings = [s.lower() for s in path.suffixes]
+        packed = bool(endings) and endings[-1] in COMPRESSED
+        if packed:
+            endings.pop()
+        form = endings[-1] if endings else ""
+        return cls(".csv" if text and form not in (*PARQUET, *TEXT) else form, packed)
+
+
+def files_of(paths: Sequence[Path], side_files: Iterable[str] = ()) -> list[Path]:
+    """The log's files, in their order.
+
+    A folder's Parquet files are its log, or if it has none its text files; if it has neither, those of the folders in
+    it. Side tables and hidden files are not the log's.
+
+    Raises:
+        LogError: a path does not exist, or a folder has no files of a log.
+    """
+    side = set(side_files)
+    found = []
+    for path in paths:
+        if not path.exists():
+            raise LogError(f"log file '{path}' does not exist", f"give the path of a log: {FORMS}")
+        if not path.is_dir():
+            found.append(path)
+            continue
+        files = _in_folder(path, side)
+        for folder in sorted(p for p in path.rglob("*") if p.is_dir() and not p.name.startswith((".", "_"))):
+            files = files or _in_folder(folder, side) or []
+            if files and files[0].parent == folder:  # all folders of the first that has some, side by side
+                files = [f for p in sorted(folder.parent.iterdir()) if p.is_dir() for f in _in_folder(p, side)]
+                break
+        if not files:
+            raise LogError(f"folder '{path}' has no Parquet files or text files of a log", f"give a folder of {FORMS}")
+        found += files
+    return found
+
+
+def _in_folder(folder: Path, side: set[str]) -> list[Path]:
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and f.name not in side and f.name[0] not in "._"]
+    parquet = [f for f in files if f.name.endswith(".parquet")]
+    return parquet or [f for f in files if Ending.of(f).form in TEXT]
+
+
+def estimated_bytes(files: Iterable[Path], wanted: set[str], form: TextForm | None = None) -> int:
+    """About how much memory the wanted columns take: of text the file's size, of Parquet the columns' when unpacked.
+
+    Files that cannot be read count 0: reading them tells why.
+    """
+    total = 0
+    for file in files:
+        ending = Ending.of(file)
+        try:
+            if ending.form in PARQUET:
+                meta = pq.read_metadata(file)
+                for g in range(meta.num_row_groups):
+                    group = meta.row_group(g)
+                    columns = (group.column(c) for c in range(group.num_columns))
+                    packed = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in wanted)
+                    total += max(packed, 8 * len(wanted) * group.num_rows)  # dictionaries unpack to whole values
+            else:
+                total += file.stat().st_size * (_TIMES_COMPRESSED if ending.compressed else 1)
+        except (OSError, pa.ArrowException):
+            continue
+    return total
+
+
+def read_columns(
+    path: Path,
+    wanted: set[str],
+    side_files: Iterable[str] = (),
+    form: TextForm | None = None,
+    faults: Faults | None = None,
+) -> pa.Table:
+    """The wanted columns that a file, or a folder of files, has: read whole.
+
+    Args:
+        faults: is told of lines that are no rows; without it they are an error.
 
     Raises:
         LogError: there is no such file, it is unreadable or not of the form that its ending tells; or a wanted column
             occurs twice, is not UTF-8 text or does not fit.
     """
-    if not path.exists():
-        raise LogError(f"log file '{path}' does not exist", f"give the path of a log: {_FORMS}")
-    if path.is_dir():
-        files = [f for f in sorted(path.glob("*.parquet")) if f.name not in set(side_files)]
-        if not files:
-            raise LogError(f"folder '{path}' has no Parquet files", "give a folder of *.parquet files, or one file")
-        return _concat([read_columns(f, wanted) for f in files], path)
-    try:
-        table = _read_file(path, wanted)
-    except UnicodeDecodeError as error:
-        raise LogError(f"'{path}' is no UTF-8 text ({error})", "save it as UTF-8") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
-        if "changed from" in reason:  # pyarrow.json on a column of numbers and texts
-            raise LogError(
-                f"'{path}' mixes kinds of values in one column ({reason})", "use one kind a column"
-            ) from None
-        twice = re.search(r"Column\(/(.*)\) was specified twice in row (\d+)", reason)
-        if twice:  # pyarrow.json on a key, wanted or not
-            problem = f"'{path}': column '{twice[1]}' stands twice in row {int(twice[2]) + 1}"
-            raise LogError(problem, "write each key of an object once") from None
-        raise LogError(f"'{path}' cannot be read ({reason})", "check the file and its ending") from None
-    names = list(table.column_names)
-    return pa.table({name: _plain(table[name], name, path) for name in names})
+    return read_files(files_of([path], side_files), wanted, path, form, faults)
 
 
-def column_names(file: Path) -> list[str]:
+def read_files(
+    files: Sequence[Path], wanted: set[str], log: Path, form: TextForm | None = None, faults: Faults | None = None
+) -> pa.Table:
+    """The wanted columns of several files, one after the other. As :func:`read_columns`."""
+    gathered = faults or Faults(str(log), skip_bad=False)
+    tables: list[pa.Table] = []
+    for file in files:
+        with gathered.whole():
+            tables.append(read_file(file, wanted, form or TextForm(), gathered, sum(t.num_rows for t in tables)))
+    if faults is None or gathered.broken():
+        gathered.verdict()
+    return tables[0] if len(tables) == 1 else concat(tables, log)
+
+
+def read_file(path: Path, wanted: set[str], form: TextForm, faults: Faults, row: int = 0) -> pa.Table:
+    """The wanted columns of one file. Raises LogError where nothing of it can be read."""
+    with named(path, form):
+        table = _read(path, wanted, form, faults, row)
+    return pa.table({name: plain(table[name], name, path, row) for name in table.column_names})
+
+
+class named:
+    """What a reader raises becomes a LogError that names the file."""
+
+    def __init__(self, path: Path, form: TextForm | None = None) -> None:
+        self._path, self._form = path, form
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        path = self._path
+        if isinstance(error, UnicodeDecodeError):
+            raise LogError(f"'{path}' is no UTF-8 text ({error})", "save it as UTF-8, or name its encoding") from None
+        if isinstance(error, pa.ArrowException | OSError):
+            reason = str(error).strip().split("\n")[0][:300]
+            twice = re.search(r"Column\(/(.*)\) was specified twice in row (\d+)", reason)
+            if twice:  # pyarrow.json on a key, wanted or not
+                problem = f"'{path}': column '{twice[1]}' stands twice in row {int(twice[2]) + 1}"
+                raise LogError(problem, "write each key of an object once") from None
+            remedy = "check the file and its ending"
+            if Ending.of(path).form in PARQUET and ("footer" in reason or "magic" in reason or "too small" in reason):
+                remedy = "copy it again: it is cut off, or no Parquet"
+            raise LogError(f"'{path}' cannot be read ({reason})", remedy) from None
+
+
+def column_names(file: Path, form: TextForm | None = None) -> list[str]:
     """All columns of one file."""
-    if file.suffix.lower() in (".parquet", ".pq"):
+    if Ending.of(file).form in PARQUET:
         return list(pq.read_schema(file).names)
-    return list(_read_file(file, None).column_names)
+    return list(_read(file, None, form or TextForm(), Faults(str(file), skip_bad=True), 0).column_names)
 
 
-def _read_file(path: Path, wanted: set[str] | None) -> pa.Table:
+def text_ending(path: Path, form: TextForm) -> str:
+    """The ending of a text file. Raises LogError where it tells no form."""
+    ending = Ending.of(path, text=bool(form.columns or form.separator))
+    if ending.form in PARQUET and ending.compressed:
+        raise LogError(f"'{path}' is Parquet in a compressed file", "unpack it: Parquet compresses within")
+    if ending.form not in TEXT:
+        raise LogError(f"'{path}' ends in '{ending.form}'", f"the ending tells the form: {FORMS}")
+    return ending.form
+
+
+def _read(path: Path, wanted: set[str] | None, form: TextForm, faults: Faults, row: int) -> pa.Table:
     """The wanted columns, each once; or (None) all columns, however often each occurs."""
-    endings = [s.lower() for s in path.suffixes]
-    if endings and endings[-1] in (".gz", ".bz2", ".zst", ".lz4"):
-        endings.pop()
-    ending = endings[-1] if endings else ""
-    if ending in (".parquet", ".pq"):
-        names = _once(pq.read_schema(path).names, wanted or set(), path)
+    ending = Ending.of(path)
+    if ending.form in PARQUET and not ending.compressed:
+        names = once(list(pq.read_schema(path).names), wanted or set(), path)
         return pq.ParquetFile(path).read(names).select(names)  # read() takes "a.b" for a part of "a"
-    if ending not in (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json"):
-        raise LogError(f"'{path}' ends in '{ending}'", f"the ending tells the form: {_FORMS}")
-    with pa.input_stream(str(path)) as stream:
-        raw = stream.read_buffer()
-    head = raw.slice(0, min(_HEAD, raw.size)).to_pybytes()
-    for start, (what, remedy) in _NO_TEXT.items():
-        if head.startswith(start):
-            raise LogError(f"'{path}' ends in '{ending}' but is {what}", remedy)
-    block = min(max(raw.size + 1, 1 << 20), _BLOCK)
-    if ending in (".csv", ".tsv", ".tab"):
-        _check_separator(head, ending, wanted or set(), path)
-        table = pacsv.read_csv(
-            pa.BufferReader(raw),
-            pacsv.ReadOptions(block_size=block),
-            pacsv.ParseOptions(delimiter=_separator(ending)),
-        )
-    else:
-        if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-            raise LogError(f"'{path}' is one JSON array", "write one object a line, without brackets around them")
-        table = pajson.read_json(pa.BufferReader(raw), pajson.ReadOptions(block_size=block))
-    return table if wanted is None else table.select(_once(table.column_names, wanted, path))
+    reader = TextReader(path, text_ending(path, form), form, wanted, faults, row)
+    (raw,) = blocks(path, None, faults)
+    return reader.table(raw)
 
 
-def _once(names: Sequence[str], wanted: set[str], path: Path) -> list[str]:
-    """The wanted ones of a file's columns. A column that occurs twice has two values a row: which counts is unknown."""
-    for name in sorted(wanted):
-        if names.count(name) > 1:
-            raise LogError(f"'{path}': column '{name}' stands {names.count(name)} times", "rename or drop all but one")
-    return [name for name in names if name in wanted]
-
-
-def _check_separator(head: bytes, ending: str, wanted: set[str], path: Path) -> None:
-    """Raises where only another separator splits the header: with this one, it would be read as one odd column."""
-    header = re.split(r"[\r\n]", head.decode("utf-8-sig", "replace").lstrip("\r\n"), maxsplit=1)[0]
-    columns = {by: [name.strip(' "') for name in header.split(by)] for by in _SEPARATORS}
-    mine = columns.pop(_separator(ending))
-    meant = _SEPARATORS[_separator(ending)]
-    for by, found in columns.items():
-        if len(found) > 1 and (len(mine) == 1 or (wanted.isdisjoint(mine) and not wanted.isdisjoint(found))):
-            remedy = f"write it with {meant}, or as Parquet"
-            other = {",": ".csv", "\t": ".tsv"}.get(by)
-            raise LogError(
-                f"'{path}' is separated by {_SEPARATORS[by]} ('{header[:60]}'), where '{ending}' means {meant}",
-                remedy + (f", or let its name end in {other}" if other else ""),
-            )
-
-
-def _separator(ending: str) -> str:
-    return "," if ending == ".csv" else "\t"
-
-
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """The one type that replaces all types that hold the same values."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return kind if isinstance(kind, pa.UuidType) else _plain_type(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return _plain_type(kind.value_type)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return pa.list_(_plain_type(kind.value_type))
-    if pa.types.is_decimal(kind):  # as it would be read from CSV
-        return pa.int64() if kind.scale <= 0 else pa.float64()
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":  # Python has no nanoseconds
-        return pa.timestamp("us", kind.tz)
-    texts = (pa.types.is_string_view, pa.types.is_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
-    if any(is_text(kind) for is_text in texts):  # many writers of Parquet do not say that their bytes are text
-        return pa.string()
-    if pa.types.is_large_binary(kind):
-        return pa.large_string()
-    return pa.float32() if pa.types.is_float16(kind) else kind
-
-
-def _plain(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
-    """The column in its plain type. Features hash a value's text, so ``b"a"``, ``Decimal("7.00")`` or a dictionary's
-    code would differ from ``a`` and ``7``.
-
-    Raises:
-        LogError: bytes that are not UTF-8 text, or a decimal beyond 64 bits.
-    """
-    kind = _plain_type(column.type)
-    if isinstance(kind, pa.BaseExtensionType):
-        texts = [None if value is None else str(value) for value in column.to_pylist()]
-        return pa.chunked_array([pa.array(texts, pa.string())])
-
-    def converted(part: pa.ChunkedArray) -> pa.ChunkedArray:
-        if part.type != kind:
-            return pc.cast(part, kind, safe=not pa.types.is_timestamp(kind))  # checks that bytes are text
-        part.validate(full=True)  # and so does this
-        return part
-
-    try:
-        return converted(column)
-    except pa.ArrowException:
-        where = "" if pa.types.is_nested(column.type) else _first_bad(column, converted)
-        what = "does not fit 64 bits" if pa.types.is_decimal(column.type) else "is no UTF-8 text"
-        raise LogError(f"'{path}': column '{name}'{where} {what}", "write the column as UTF-8 text") from None
-
-
-def _first_bad(column: pa.ChunkedArray, converted: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> str:
-    """Row and value of the first value that ``converted`` refuses, found by halving."""
-    row, end = 0, len(column)
-    while end - row > 1:
-        middle = (row + end) // 2
-        try:
-            converted(column.slice(row, middle - row))
-            row = middle
-        except pa.ArrowException:
-            end = middle
-    one = column.slice(row, 1)
-    value = pc.cast(one, pa.large_binary()) if one.type in (pa.string(), pa.large_string()) else one
-    return f", row {row + 1}: {value.to_pylist()[0]!r:.60}"
-
-
-def _concat(tables: list[pa.Table], path: Path) -> pa.Table:
+def concat(tables: list[pa.Table], log: Path) -> pa.Table:
+    """One table. Raises LogError where the files' types do not fit each other."""
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         reason = str(error).strip().split("\n")[0]
-        raise LogError(f"the files of '{path}' disagree ({reason})", "give each column one type in all files") from None
+        raise LogError(f"the files of '{log}' disagree ({reason})", "give each column one type in all files") from None

@@ -1,0 +1,120 @@
+# core
+"""Which lines of a JSON file are rows, when the fast reader refuses them all: line by line, each fault counted.
+
+The fast reader (:mod:`pyarrow.json`) stops at the first error. This one is a hundred times slower and meets every one:
+lines that are no objects, keys that stand twice, and values of another kind than most of their column's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from millrace.logs.faults import Faults
+
+
+class _Twice(ValueError):
+    """A key stands twice in an object."""
+
+
+def readable(
+    raw: bytes,
+    path: Path,
+    wanted: set[str] | None,
+    faults: Faults,
+    row: int,
+    types: Mapping[str, pa.DataType] | None,
+) -> bytes | None:
+    """The lines that are rows, with the wanted keys only; None if nothing is wrong that this reader knows.
+
+    Args:
+        row: number of rows before this block.
+        types: of the columns where they are known; else the kind of most values counts.
+    """
+    rows: list[tuple[int, dict[str, Any]]] = []
+    wrong = 0
+    lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    number = row
+    for place, line in enumerate(lines):
+        if not line.strip():
+            continue
+        number += 1
+        try:
+            found = json.loads(line, object_pairs_hook=_object)
+            if not isinstance(found, dict):
+                raise ValueError("no object")
+            rows.append((number, found if wanted is None else {k: v for k, v in found.items() if k in wanted}))
+        except _Twice as error:
+            wrong += 1
+            _count(faults, path, "twice", number, str(error), f"'{path}': column '{error}' stands twice in row {{row}}",
+                   "write each key of an object once")  # fmt: skip
+        except ValueError:
+            wrong += 1
+            shown = line.strip().decode("utf-8", "replace")[:60]
+            if place == len(lines) - 1:
+                problem = f"'{path}' cannot be read to its end: row {{row}} is cut off"
+                _count(faults, path, "cut off", number, shown, problem, f"copy it again; its last line is: {shown}")
+            else:
+                _count(faults, path, "json", number, shown, f"'{path}' cannot be read: row {{row}} is no JSON object",
+                       f"correct the line: {shown}")  # fmt: skip
+    kept, mixed = _of_one_kind(rows, path, faults, types)
+    if not wrong and not mixed:
+        return None
+    return b"".join(json.dumps(found).encode() + b"\n" for found in kept)
+
+
+def _count(faults: Faults, path: Path, kind: str, row: int, value: str, problem: str, remedy: str) -> None:
+    faults.count(kind, str(path), 1, row, value, problem, remedy)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Twice(next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1))
+    return found
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "booleans"
+    for kind, name in ((str, "texts"), (int | float, "numbers"), (list, "lists")):
+        if isinstance(value, kind):
+            return name
+    return "objects"
+
+
+def _of_one_kind(
+    rows: list[tuple[int, dict[str, Any]]], path: Path, faults: Faults, types: Mapping[str, pa.DataType] | None
+) -> tuple[list[dict[str, Any]], int]:
+    """(rows whose values are of their columns' kinds, number of the others)."""
+    kinds: dict[str, Counter[str]] = {}
+    for _, found in rows:
+        for name, value in found.items():
+            if value is not None:
+                kinds.setdefault(name, Counter())[_kind(value)] += 1
+    right = {name: counts.most_common(1)[0][0] for name, counts in kinds.items()}
+    for name, kind in (types or {}).items():
+        right[name] = "texts" if pa.types.is_string(kind) or pa.types.is_temporal(kind) else (
+            "booleans" if pa.types.is_boolean(kind) else "lists" if pa.types.is_list(kind) else
+            "objects" if pa.types.is_struct(kind) else "numbers"
+        )  # fmt: skip
+        if pa.types.is_null(kind):
+            right.pop(name)
+    kept, mixed = [], 0
+    for number, found in rows:
+        odd = [n for n, v in found.items() if v is not None and _kind(v) != right.get(n, _kind(v))]
+        for name in odd[:1]:
+            mixed += 1
+            shown = str(found[name])[:60]
+            problem = (
+                f"'{path}' mixes kinds of values: column '{name}' has {shown!r} in row {{row}} among {right[name]}"
+            )
+            faults.count("mixed", name, 1, number, shown, problem, "use one kind a column")
+        if not odd:
+            kept.append(found)
+    return kept, mixed

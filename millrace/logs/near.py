@@ -1,0 +1,46 @@
+# core
+"""Columns that a schema names and a log lacks, told with the columns that look like them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from millrace.contracts.errors import LogError, SchemaError
+from millrace.contracts.schema import Schema
+from millrace.logs.files import column_names, files_of
+from millrace.logs.text import TextForm
+
+
+def lacking(names: Sequence[str], schema: Schema, paths: Sequence[Path]) -> SchemaError:
+    """The error that names all of them, and for each what looks like it."""
+    assert schema.log is not None
+    path = paths[0]
+    log_only = set(schema.log.action_times.values())
+    folder = path if path.is_dir() else path.parent
+    form = TextForm.of(schema.log)
+    files = [(file, form) for file in files_of([path], {j.file for j in schema.join})[:1]]
+    files += [(folder / j.file, TextForm.of(j)) for j in schema.join]
+    there: set[str] = set()
+    for file, written in files:
+        try:
+            there |= set(column_names(file, written)) if file.exists() else set()
+        except (LogError, OSError, ValueError):
+            continue
+    where = "the log" if names[0] in log_only or not schema.join else "the log and its side tables"
+    columns = ", ".join(f"'{name}'" for name in names)
+    what = f"the column {columns}" if len(names) == 1 else f"the columns {columns}"
+    like = [near for name in names for near in _near(name, there)]
+    said = f"near matches: {', '.join(dict.fromkeys(like))}" if like else (
+        f"there are: {', '.join(sorted(there)[:20]) or 'none'}"
+    )  # fmt: skip
+    return SchemaError(f"{where} ('{path}') lack {what} of schema '{schema.name}'", said)
+
+
+def _near(name: str, there: set[str]) -> list[str]:
+    near = difflib.get_close_matches(name, sorted(there), n=3, cutoff=0.5)
+    lower = {n.lower(): n for n in there}
+    if name.lower() in lower and lower[name.lower()] not in near:
+        near.insert(0, lower[name.lower()])
+    return near

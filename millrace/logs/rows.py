@@ -1,0 +1,184 @@
+# core
+"""From raw rows of a log to clean exposures: the same steps for a log that is read whole and for a stretch of one.
+
+::
+
+    raw ──► made columns ──► lists unrolled ──► side tables joined ──► checked, typed ──► bad rows left out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from millrace.contracts.errors import LogError, SchemaError
+from millrace.contracts.logforms import FIRST_DAY, start_ms
+from millrace.contracts.schema import DERIVED, LogColumns, Schema
+from millrace.logs.columns import check_columns, check_single, labels, never, numbers, positions, time_ms
+from millrace.logs.copies import TS
+from millrace.logs.faults import Faults
+from millrace.logs.joins import SideTables
+from millrace.logs.lists import unroll
+from millrace.logs.near import lacking
+from millrace.logs.times import Clock, to_ms
+from millrace.logs.values import as_text, flat
+
+_DAY_MS = 86_400_000
+
+
+class Wanted:
+    """Which columns are kept, and which are read for them.
+
+    Raises:
+        SchemaError: a column has two of the four roles, or the outcome to be predicted is an input.
+    """
+
+    def __init__(self, schema: Schema, log: LogColumns) -> None:
+        self.required, self.optional = _columns(schema, log)
+        made = set(log.combine)
+        sources = {name for names in log.combine.values() for name in names}
+        if log.rows_per_day is not None:
+            made.add(log.time)
+        if log.label_action is not None:
+            made.add(log.label)
+        if log.listed:
+            made |= {log.item, log.label} | {n for n in (log.position, log.request) if n is not None}
+            sources |= {n for n in (log.items, log.labels, log.clicked, log.pairs, *log.along) if n is not None}
+        self.sources = sources
+        """Columns that others are made of: they must be there."""
+        self.kept = {*self.required, *self.optional}
+        maybe = {n for n in (log.position, log.request) if n is not None} if log.listed else set()
+        self.raw = (self.kept - made) | sources | maybe | {join.on for join in schema.join}
+        """What is read of the log's files."""
+
+
+class Rows:
+    """Cleans the rows of one log, stretch by stretch."""
+
+    def __init__(self, paths: Sequence[Path], schema: Schema, wanted: Wanted, side: SideTables, faults: Faults) -> None:
+        assert schema.log is not None
+        self._paths, self._schema, self._log, self._wanted = paths, schema, schema.log, wanted
+        self._side, self._faults = side, faults
+        self._path = str(paths[0])
+        self._clock = Clock.of(schema.log, schema)
+
+    def clean(self, raw: pa.Table, row: int = 0) -> tuple[dict[str, pa.ChunkedArray], NDArray[np.intp]] | None:
+        """(the kept columns of the good rows, ``ts_ms`` among them; (n,) the row of the log that each comes from).
+
+        None where a column cannot be read at all: ``faults`` knows why.
+
+        Args:
+            row: number of rows of the log before these.
+
+        Raises:
+            SchemaError: a column is neither in the log nor in a side table.
+        """
+        log, faults = self._log, self._faults
+        origin = np.arange(raw.num_rows) + row
+        faults.begin(origin)
+        self._there(raw, sorted(self._wanted.sources))
+        table = self._made(raw, row)
+        if log.listed:
+            table, parent = unroll(table, log, self._path, faults, row)
+            skipped, kept = int(faults.bad.sum()), faults.good[parent]
+            faults.leave_out(skipped)
+            table, origin = table.filter(pa.array(kept)), origin[parent][kept]
+            faults.begin(origin)
+        if self._schema.join:
+            table = self._side.join(table, self._join_times(table), self._paths[0])
+        self._there(table, [n for n in self._wanted.required if n != log.label or log.label_action is None])
+        columns = {name: table[name] for name in table.column_names if name in self._wanted.kept}
+        typed = self._typed(columns)
+        if typed is None:
+            return None
+        if faults.bad.any():
+            good = pa.array(faults.good)
+            faults.leave_out(int(faults.bad.sum()))
+            return {n: pa.chunked_array([flat(c).filter(good)]) for n, c in typed.items()}, origin[faults.good]
+        return typed, origin
+
+    def _there(self, table: pa.Table, names: Sequence[str]) -> None:
+        lost = [name for name in names if name not in table.column_names]
+        if lost:
+            raise lacking(lost, self._schema, self._paths)
+
+    def _made(self, table: pa.Table, row: int) -> pa.Table:
+        log = self._log
+        for name, of in log.combine.items():
+            made = pa.array([""] * table.num_rows) if not of else pc.binary_join_element_wise(
+                *(flat(as_text(table[n])) for n in of), "/", null_handling="replace", null_replacement=""
+            )  # fmt: skip
+            table = table.append_column(name, made if of else pa.array(["all"] * table.num_rows))
+        if log.rows_per_day is not None:
+            start = start_ms(log.time_start or FIRST_DAY)
+            at = start + (np.arange(table.num_rows, dtype=np.int64) + row) * _DAY_MS // log.rows_per_day
+            table = table.append_column(log.time, pa.array(at))
+        return table
+
+    def _join_times(self, table: pa.Table) -> pa.Array | None:
+        """Times of the exposures for tables with a time of validity. What is wrong with them is told later."""
+        if all(join.at is None for join in self._schema.join):
+            return None
+        if self._log.time in table.column_names:
+            column = table[self._log.time]
+            if self._log.rows_per_day is not None:
+                return flat(column)
+            try:
+                check_single(column, "time", self._log.time, self._path)
+                return to_ms(column, self._clock)[0]
+            except LogError:
+                pass
+        return pa.nulls(table.num_rows, pa.int64())
+
+    def _typed(self, columns: dict[str, pa.ChunkedArray]) -> dict[str, pa.ChunkedArray] | None:
+        """Each column in the type that is kept; None if one cannot be read."""
+        log, faults, path = self._log, self._faults, self._path
+        actions = dict.fromkeys(log.action_times.values())
+        columns |= {name: never(columns[name], log.never) for name in actions if log.never}
+        if log.label_action is not None:
+            columns[log.label] = pc.cast(pc.is_valid(columns[log.action_times[log.label_action]]), pa.int8())
+        broken = check_columns(columns, self._schema, log, path, faults)
+        out = dict(columns)
+        if log.time not in broken:
+            made = log.rows_per_day is not None
+            out[TS] = columns[log.time] if made else time_ms(columns[log.time], log.time, self._clock, path, faults)
+        if log.label not in broken:
+            out[log.label] = labels(columns[log.label], log.label, path, faults, log.label_at_least)
+        for name in actions:
+            if name not in broken:
+                same = name == log.time and TS in out
+                out[name] = out[TS] if same else time_ms(columns[name], name, self._clock, path, faults)
+        if log.position is not None and log.position not in broken:
+            out[log.position] = positions(columns[log.position], log.position, path, faults)
+        for field in self._schema.fields:
+            if field.kind == "numeric" and field.name in columns and field.name not in broken:
+                out[field.name] = numbers(columns[field.name], field.name, path, faults)
+        if broken:
+            return None
+        return {n: c if isinstance(c, pa.ChunkedArray) else pa.chunked_array([c]) for n, c in out.items()}
+
+
+def _columns(schema: Schema, log: LogColumns) -> tuple[list[str], list[str]]:
+    """(columns that must be there, columns that are used when there), in the schema's order."""
+    roles = {"time": log.time, "user": log.user, "item": log.item, "label": log.label}
+    for role, name in roles.items():
+        for other in [r for r, n in roles.items() if n == name and r != role]:
+            raise SchemaError(
+                f"schema '{schema.name}' names '{name}' for log.{role} and log.{other}", "name a column for each"
+            )
+    outcomes = {log.label, *log.action_times.values()}
+    fields = [f.name for f in schema.fields] + [c for k in schema.windows.keys for c in k.columns]
+    for name in fields:
+        if name in outcomes:
+            raise SchemaError(
+                f"schema '{schema.name}' feeds '{name}', the outcome to be predicted", "take it out of fields and keys"
+            )
+    named = [log.time, log.user, log.item, log.label, log.day, log.request, log.position, *log.identity]
+    named += list(log.action_times.values())
+    required = [n for n in named if n is not None] + [n for n in fields if n not in DERIVED]
+    return list(dict.fromkeys(required)), ["age_days"] if "age_days" in fields else []

@@ -1,0 +1,42 @@
+# core
+"""Small questions about a column's values that several readers ask."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values are text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The column in one piece."""
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """The values' texts; a whole number stays one: 7.0 is 7, as in value_hash."""
+    if pa.types.is_floating(column.type):
+        whole = pc.cast(column, pa.int64(), safe=False)
+        if pc.all(pc.equal(pc.cast(whole, column.type), column)).as_py() is not False:
+            column = whole
+    return pc.cast(column, pa.string())
+
+
+def missing(column: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+    """(n,) where there is no value. Empty text and NaN are none, as in ``contracts.hashing.value_hash``."""
+    out = pc.is_null(column, nan_is_null=True)
+    if is_text(column.type):
+        out = pc.or_(out, pc.fill_null(pc.equal(column, ""), False))
+    return mask(out)
+
+
+def mask(column: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+    """(n,) booleans; null is False."""
+    found: NDArray[np.bool_] = pc.fill_null(flat(column), False).to_numpy(zero_copy_only=False)
+    return found
