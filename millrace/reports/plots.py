@@ -1,19 +1,10 @@
 # core
-"""Reports for people: one self-contained HTML page, and its plots as PNG files, beside the JSON."""
+"""The plots of reports. Each function takes rows of a report and gives a :class:`Plot`."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import json
-import os
-import platform
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,30 +12,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from millrace.contracts.errors import SettingError
+from millrace.reports.names import name_of
 
-_INK, _QUIET, _MAIN, _SECOND = "#20303c", "#8a97a0", "#1f6f8b", "#d08c3e"
+_INK, QUIET, MAIN, SECOND = "#20303c", "#8a97a0", "#1f6f8b", "#d08c3e"
+"""Colours: text, what stands behind, and the first two lines."""
 
 _MARKS = "osD^v<>"
 
 LINEAR = 0.01
 """Differences up to this are drawn on a linear axis in :func:`blocks_plot`."""
-
-_STYLE = """
-body { font: 16px/1.55 system-ui, sans-serif; color: #20303c; background: #f7f8f8; margin: 0 }
-main { max-width: 54rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }
-h1 { font-size: 1.6rem; margin: 0 0 .25rem } h2 { font-size: 1.1rem; margin: 2.5rem 0 .75rem }
-.lead { color: #5b6b76; margin: 0 0 1.5rem }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; width: 100%; background: #fff; font-variant-numeric: tabular-nums }
-th, td { padding: .45rem .75rem; text-align: right; border-bottom: 1px solid #e4e8ea; white-space: nowrap }
-th { font-weight: 600; color: #5b6b76; font-size: .85rem } th:first-child, td:first-child { text-align: left }
-tr:last-child td { border-bottom: 0 } tr.total td { font-weight: 600 }
-figure { margin: 0 0 1.5rem } img { max-width: 100%; height: auto; background: #fff; display: block }
-figcaption { color: #5b6b76; font-size: .9rem; margin-top: .35rem }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.25rem; font-size: .9rem }
-dt { color: #5b6b76 } dd { margin: 0; overflow-wrap: anywhere }
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,92 +32,34 @@ class Plot:
     figure: Figure
 
 
-def make_folder(out: Path, first: str) -> None:
-    """Makes the folder of a report, and in it the empty file ``first``: to find out before anything long begins.
-
-    Raises:
-        SettingError: it cannot be written to.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / first).touch()
-    except OSError as error:
-        raise SettingError(f"folder '{out}' cannot be written ({error.strerror})", "name another with --out") from None
-
-
-def surroundings() -> dict[str, Any]:
-    """What run.json says of the machine and the libraries."""
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in ("millrace", "numpy", "torch")},
-    }
-
-
-def write_all(out: Path, report: Mapping[str, Any], run: Mapping[str, Any], plots: Sequence[Plot], title: str) -> None:
-    """Writes report.json, run.json, report.html and the plots. ``curves`` of a report are for its plots alone."""
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    write_report(out, {k: v for k, v in report.items() if k != "curves"}, run, plots, title)
-
-
-def write_report(
-    out: Path, report: Mapping[str, Any], run: Mapping[str, Any], plots: Sequence[Plot], title: str = "Report"
-) -> None:
-    """Writes ``report.html`` and each plot's PNG to the folder ``out``.
-
-    Args:
-        report: a list of dictionaries with the same keys becomes a table (a dictionary ``total`` beside ``days`` is its
-            last row; ``x_ci`` beside ``x`` is half of its interval). Plain values form the line under the title.
-        run: values that differ from run to run; listed at the end.
-    """
-    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="lead">{html.escape(_lead(report))}</p>']
-    for name, value in report.items():
-        if isinstance(value, list) and value and isinstance(value[0], Mapping):
-            total = report.get("total") if name == "days" else None
-            parts.append(_table(name, value, total if isinstance(total, Mapping) else None))
-    if plots:
-        parts.append("<h2>Plots</h2>")
-    for plot in plots:
-        png = _png(plot.figure)
-        (out / f"{plot.name}.png").write_bytes(png)
-        image = base64.b64encode(png).decode()
-        caption = html.escape(plot.caption)
-        picture = f'<img alt="{caption}" src="data:image/png;base64,{image}">'
-        parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
-    parts.append(f"<h2>This run</h2>{_facts(run)}")
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
-    )
-    (out / "report.html").write_text(page, encoding="utf-8")
-
-
 def day_plot(days: Sequence[Mapping[str, Any]]) -> Plot:
-    """AUC and grouped AUC of each day."""
-    figure, axes = _figure()
+    """AUC, AUC within pages and the baseline's AUC of each day, as far as they are known."""
+    figure, axes = canvas()
     labels = [d["day"] for d in days]
-    for key, colour, name in (("auc", _MAIN, "AUC"), ("grouped_auc", _SECOND, "grouped AUC")):
-        values = [np.nan if d[key] is None else d[key] for d in days]
-        axes.plot(range(len(days)), values, marker="o", color=colour, label=name)
-    axes.axhline(0.5, color=_QUIET, lw=0.8, ls=":")
+    for key, colour in (("auc", MAIN), ("grouped_auc", SECOND), ("baseline_auc", QUIET)):
+        values = [np.nan if d.get(key) is None else d[key] for d in days]
+        if not np.isfinite(values).any():
+            continue
+        axes.plot(range(len(days)), values, marker="o", color=colour, label=name_of(key))
+    axes.axhline(0.5, color=QUIET, lw=0.8, ls=":")
     step = max(1, len(days) // 10)
     axes.set_xticks(range(0, len(days), step), labels[::step])
     axes.set_ylabel("AUC")
-    axes.legend(frameon=False)
+    if axes.get_lines()[1:]:  # besides that of chance
+        axes.legend(frameon=False)
     return Plot("auc", "AUC of each day, every exposure scored before its label was learnt. Dotted: chance.", figure)
 
 
 def calibration_plot(p: NDArray[np.float32], y: NDArray[Any], bins: int = 20) -> Plot:
     """Observed share of positives against predicted probability, in bins of equally many exposures."""
-    figure, axes = _figure()
+    figure, axes = canvas()
     order = np.argsort(p, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
     predicted = [float(p[part].mean()) for part in parts]
     observed = [float(y[part].mean()) for part in parts]
     top = 1.05 * max([*predicted, *observed, 1e-3])
-    axes.plot([0, top], [0, top], color=_QUIET, lw=0.8, ls=":")
-    axes.plot(predicted, observed, marker="o", color=_MAIN)
+    axes.plot([0, top], [0, top], color=QUIET, lw=0.8, ls=":")
+    axes.plot(predicted, observed, marker="o", color=MAIN)
     axes.set_xlim(0, top)
     axes.set_ylim(0, top)
     axes.set_xlabel("predicted")
@@ -152,16 +70,16 @@ def calibration_plot(p: NDArray[np.float32], y: NDArray[Any], bins: int = 20) ->
 
 def interval_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]], measure: str) -> Plot:
     """Means and 95% intervals of ``measure``, one line a row; rows of the same ``inputs`` share a colour."""
-    figure, axes = _figure()
+    figure, axes = canvas()
     figure.set_size_inches(8, 1.2 + 0.26 * len(rows))
-    colours = dict(zip(dict.fromkeys(r["inputs"] for r in rows), (_MAIN, _SECOND), strict=False))
+    colours = dict(zip(dict.fromkeys(r["inputs"] for r in rows), (MAIN, SECOND, _INK), strict=False))
     for i, row in enumerate(rows):
         half = row[f"{measure}_ci"]
         axes.errorbar(row[measure], i, xerr=half, fmt="o", ms=4, color=colours[row["inputs"]], capsize=2)
     axes.set_yticks(range(len(rows)), [f"{r.get('way') or r['model']} ({r['inputs']})" for r in rows])
     axes.invert_yaxis()
     axes.grid(axis="x", color="#e4e8ea", lw=0.8)
-    axes.set_xlabel(_words(measure))
+    axes.set_xlabel(name_of(measure))
     return Plot(name, caption, figure)
 
 
@@ -193,7 +111,7 @@ def days_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> Plo
                 axes.errorbar(at, [r[measure] for r in own], [r[f"{measure}_ci"] for r in own], label=way, **line)
         oracle = {r["day"]: r["oracle_auc"] for r in rows if r["oracle_auc"] is not None}
         if oracle:
-            upper.plot([days.index(d) for d in oracle], list(oracle.values()), "x", color=_QUIET, label="oracle")
+            upper.plot([days.index(d) for d in oracle], list(oracle.values()), "x", color=QUIET, label="oracle")
         lower.set_xticks(range(len(days)), days, fontsize=8)
         lower.set_xlim(-0.4, len(days) - 0.6)
     spans = [(r[measures[1]] - r[f"{measures[1]}_ci"], r[measures[1]] + r[f"{measures[1]}_ci"]) for r in rows]
@@ -209,10 +127,10 @@ def days_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> Plo
 
 def dots_plot(name: str, caption: str, values: Mapping[str, Sequence[float]], measure: str) -> Plot:
     """A line for each key, a dot for each of its values (not negative). The axis is linear to 1, then logarithmic."""
-    figure, axes = _figure()
+    figure, axes = canvas()
     figure.set_size_inches(8, 1.2 + 0.4 * len(values))
     for i, own in enumerate(values.values()):
-        axes.plot(own, [i] * len(own), "o", ms=5, alpha=0.6, color=_MAIN)
+        axes.plot(own, [i] * len(own), "o", ms=5, alpha=0.6, color=MAIN)
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.set_xscale("symlog", linthresh=1)
@@ -264,7 +182,7 @@ def blocks_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> P
                     at, row["curve"], marker=_MARKS[i % len(_MARKS)], ms=3, lw=1.1, color=f"C{i}", label=row["policy"]
                 )
             axes.set_yscale("symlog", linthresh=LINEAR)
-            axes.axhline(0, color=_QUIET, lw=0.8, ls=":")
+            axes.axhline(0, color=QUIET, lw=0.8, ls=":")
         line[0].set_ylabel("log loss over bound")
     for axes in panels[-1]:
         axes.set_xlabel("% of the rows")
@@ -297,7 +215,8 @@ def hours_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]], measu
     return Plot(name, caption, figure)
 
 
-def _figure() -> tuple[Figure, Any]:
+def canvas() -> tuple[Figure, Any]:
+    """An empty picture of a page's width, and its axes in the house style."""
     figure = Figure(figsize=(8, 3.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -306,60 +225,3 @@ def _figure() -> tuple[Figure, Any]:
     axes.grid(axis="y", color="#e4e8ea", lw=0.8)
     axes.set_axisbelow(True)
     return figure, axes
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": "millrace"})
-    return buffer.getvalue()
-
-
-def _lead(report: Mapping[str, Any]) -> str:
-    plain = [(k, v) for k, v in report.items() if isinstance(v, str | int | float)]
-    return " · ".join(f"{_cell(v)} {_words(k)}" for k, v in plain)
-
-
-def _table(name: str, rows: Sequence[Mapping[str, Any]], total: Mapping[str, Any] | None = None) -> str:
-    columns = [c for c in rows[0] if not (c.endswith("_ci") and c.removesuffix("_ci") in rows[0])]
-    head = "".join(f"<th>{html.escape(_words(c))}</th>" for c in columns)
-    lines = [("<tr>", row) for row in rows]
-    if total is not None:
-        lines.append(('<tr class="total">', {columns[0]: "all days"} | dict(total)))
-    body = "".join(
-        start + "".join(f"<td>{html.escape(_figure_of(row, c))}</td>" for c in columns) + "</tr>"
-        for start, row in lines
-    )
-    title = html.escape(_words(name).capitalize())
-    return (
-        f'<h2>{title}</h2><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
-
-
-def _figure_of(row: Mapping[str, Any], column: str) -> str:
-    """A cell's value, and half its 95% interval where the row has one (``column_ci``)."""
-    half = row.get(f"{column}_ci")
-    return _cell(row.get(column)) + ("" if half is None else f" ± {_cell(half)}")
-
-
-def _facts(run: Mapping[str, Any]) -> str:
-    def text(value: Any) -> str:
-        if isinstance(value, Mapping):
-            return ", ".join(f"{k} {text(v)}" for k, v in value.items())
-        if isinstance(value, list | tuple):
-            return ", ".join(text(v) for v in value) or "–"
-        return str(value)
-
-    items = "".join(f"<dt>{html.escape(_words(k))}</dt><dd>{html.escape(text(v))}</dd>" for k, v in run.items())
-    return f"<dl>{items}</dl>"
-
-
-def _words(name: str) -> str:
-    return re.sub(r"\bauc\b", "AUC", name.replace("_", " "))
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

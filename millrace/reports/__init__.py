@@ -1,0 +1,47 @@
+# core
+"""Reports for people: one page of HTML, its plots, the JSON beside them."""
+
+from millrace.reports.names import NAMES, name_of
+from millrace.reports.page import make_folder, surroundings, write_all, write_report
+from millrace.reports.plots import (
+    LINEAR,
+    MAIN,
+    QUIET,
+    SECOND,
+    Plot,
+    blocks_plot,
+    calibration_plot,
+    canvas,
+    curves_plot,
+    day_plot,
+    days_plot,
+    dots_plot,
+    hours_plot,
+    interval_plot,
+)
+from millrace.reports.terminal import say, show
+
+__all__ = [
+    "LINEAR",
+    "MAIN",
+    "NAMES",
+    "QUIET",
+    "SECOND",
+    "Plot",
+    "blocks_plot",
+    "calibration_plot",
+    "canvas",
+    "curves_plot",
+    "day_plot",
+    "days_plot",
+    "dots_plot",
+    "hours_plot",
+    "interval_plot",
+    "make_folder",
+    "name_of",
+    "say",
+    "show",
+    "surroundings",
+    "write_all",
+    "write_report",
+]
