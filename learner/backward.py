@@ -17,6 +17,8 @@ after), of the same shape. All arrays are float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -58,6 +60,15 @@ class Workspace:
         return held
 
 
+class Aside(Protocol):
+    """Whoever does a piece of work beside the caller's own, so a thread; this core has none."""
+
+    def begin(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Hands ``work`` over. Returns what waits until it is done, and does it itself if nobody has begun. To be
+        called once; until then the caller leaves alone what the work reads and writes."""
+        ...
+
+
 class Products:
     """Matrix products into given memory, in float32 or in bfloat16.
 
@@ -67,6 +78,7 @@ class Products:
 
     def __init__(self, half: bool) -> None:
         self.half = half
+        self.aside: Aside | None = None
         self._room: dict[str, Tensor] = {}
 
     def mm(self, a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -75,6 +87,18 @@ class Products:
             out.copy_(self._product(a, b))
         else:
             torch.mm(a, b, out=out)
+
+    def mm_aside(self, a: Tensor, b: Tensor, out: Tensor) -> Callable[[], None]:
+        """:meth:`mm`, at once or :attr:`aside`: the whole product by one thread, so it is the same to the bit. Returns
+        what waits for it."""
+        if self.aside is None or self.half:
+            self.mm(a, b, out)
+            return _nothing
+        return self.aside.begin(partial(self._mm, a, b, out))
+
+    @torch.no_grad()
+    def _mm(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        torch.mm(a, b, out=out)
 
     def add(self, c: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
         """``out = c + a b``: (M, N), (M, K), (K, N) -> (M, N); out may be c."""
@@ -104,6 +128,8 @@ class Products:
 class WrittenPass(Protocol):
     """A network's training pass. ``forward`` advances running statistics, as the network's ``forward`` does."""
 
+    products: Products
+
     def forward(self, x: Tensor) -> Floats:
         """Logits (B,) of inputs x (B, I), which must stay as they are until :meth:`backward`."""
         ...
@@ -120,6 +146,10 @@ class WrittenPass(Protocol):
         """Logits (B,) of x (B, I) in evaluation mode, in float32. Writes to ``room`` alone, so several threads may
         call it at once, each with a room of its own."""
         ...
+
+
+def _nothing() -> None:
+    """What waits for what is done."""
 
 
 def written_pass(network: Network, half: bool = False) -> WrittenPass | None:
@@ -199,7 +229,7 @@ class DeepPass:
     """
 
     def __init__(self, deep: Deep, products: Products) -> None:
-        self._products = products
+        self.products = self._products = products
         self.layers = [layer for layer in deep.layers if isinstance(layer, nn.Linear)]
         self.logit = _Logit(deep.out)
         self._room = Workspace()
@@ -229,13 +259,18 @@ class DeepPass:
         a = self._a
         grad = self._room.take(f"grad{len(self.layers)}", *a[-1].shape)  # g_L: (B, H)
         self.logit.backward(slope, a[-1], grad)
+        waits = []
         for k, layer in reversed(list(enumerate(self.layers))):
             elementwise.through_relu(_array(grad), _array(a[k + 1]), _array(_slot(layer.bias)))
-            self._products.mm(grad.t(), a[k], _slot(layer.weight))  # (H, B), (B, I or H) -> (H, I or H)
+            waits.append(
+                self._products.mm_aside(grad.t(), a[k], _slot(layer.weight))
+            )  # (H, B), (B, I or H) -> (H, I or H)
             wanted = a[k].shape[1] if k else columns
             below = self._room.take(f"grad{k}", len(grad), wanted)  # g_l: (B, H), at last (B, columns)
             self._products.mm(grad, layer.weight[:, :wanted], below)
             grad = below
+        for wait in waits:
+            wait()
         return grad
 
 
@@ -384,8 +419,15 @@ class _Unit:
             elementwise.residual(_array(x), _array(out), b2, np.float32(-np.inf if placement == "pre" else 0))
         return out
 
-    def backward(self, grad: Tensor, columns: int) -> None:
-        """Turns ``grad`` (B, I) of y into that of x, in its first ``columns`` columns at least."""
+    def backward(self, grad: Tensor, columns: int, wait: Callable[[], None]) -> Callable[[], None]:
+        """Turns ``grad`` (B, I) of y into that of x, in its first ``columns`` columns at least.
+
+        Args:
+            wait: for a product of the unit above, which reads its (B, H) where this one writes its own.
+
+        Returns:
+            What waits for such a product of this one.
+        """
         unit, norm, x, h = self.unit, self.norm, self._x, self._h
         g = _array(grad)
         grad_b1, grad_b2 = _array(_slot(unit.w1.bias)), _array(_slot(unit.w2.bias))
@@ -398,7 +440,8 @@ class _Unit:
             elementwise.through_relu(g, _array(self._y), total)
             norm.backward(g, _array(self._normed), total)
             _bias_before(norm, g, grad_b2)
-        self._products.mm(grad.t(), h, _slot(unit.w2.weight))  # (I, B), (B, H) -> (I, H)
+        wait2 = self._products.mm_aside(grad.t(), h, _slot(unit.w2.weight))  # (I, B), (B, H) -> (I, H)
+        wait()
         inner = self._room.take("grad_h", len(h), h.shape[1])  # (B, H)
         self._products.mm(grad, unit.w2.weight, inner)
         i = _array(inner)
@@ -409,7 +452,8 @@ class _Unit:
             _bias_before(norm, i, grad_b1)
         elif norm is not None and self.placement == "pre":
             below = self._normed
-        self._products.mm(inner.t(), below, _slot(unit.w1.weight))  # (H, B), (B, I) -> (H, I)
+        wait1 = self._products.mm_aside(inner.t(), below, _slot(unit.w1.weight))  # (H, B), (B, I) -> (H, I)
+        wait2()  # it reads what is written from here on
         if norm is not None and self.placement == "pre":
             past = self._take("grad_normed", x.shape[1])  # (B, I)
             self._products.mm(inner, unit.w1.weight, past)
@@ -419,6 +463,7 @@ class _Unit:
         else:
             wanted = grad[:, :columns]
             self._products.add(wanted, inner, unit.w1.weight[:, :columns], wanted)
+        return wait1
 
 
 def _bias_before(norm: _Norm, grad: Floats, out: Floats) -> None:
@@ -434,6 +479,7 @@ class ResNetPass:
     """Residual units, then a logit: (B, I) -> (B,)"""
 
     def __init__(self, units: list[Residual], out: nn.Linear, products: Products) -> None:
+        self.products = products
         self._room = Workspace()
         self.units = [_Unit(unit, self._room, str(k), products) for k, unit in enumerate(units)]
         self.logit = _Logit(out)
@@ -456,6 +502,8 @@ class ResNetPass:
     def backward(self, slope: Floats, columns: int) -> Tensor:
         grad: Tensor = self._room.take("grad", *self._last.shape)
         self.logit.backward(slope, self._last, grad)
+        wait = _nothing
         for k in range(len(self.units) - 1, -1, -1):
-            self.units[k].backward(grad, grad.shape[1] if k else columns)
+            wait = self.units[k].backward(grad, grad.shape[1] if k else columns, wait)
+        wait()
         return grad

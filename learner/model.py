@@ -30,7 +30,7 @@ never what a scorer ranks with.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ import torch
 from numpy.typing import NDArray
 
 from learner import elementwise, kernels
+from learner.backward import Aside
 from learner.buckets import Reservoir
 from learner.delays import Delays
 from learner.dense import DenseState
@@ -52,7 +53,7 @@ from learner.retrieval import RetrievalHead
 from learner.sampling import chosen
 from learner.slices import Part, Slices
 from learner.spec import Spec, read_spec
-from learner.step import Gradient, Inference, dense_step, set_mode
+from learner.step import Gradient, Inference, WrittenStep, dense_step, set_mode
 from learner.table import Block, Rates, SparseTable
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.hashing import salt
@@ -269,10 +270,15 @@ class OnlineModel:
         known: NDArray[np.bool_] = self.tables[group.name].index.find(np.ascontiguousarray(cat[:, column])) != EMPTY
         return known
 
-    def learn(self, batch: SampleBatch) -> LearnReport:
+    def learn(self, batch: SampleBatch, before_writing: Callable[[], None] | None = None) -> LearnReport:
         """One step on ``batch``; follow-ups in it are passed over. A batch with a loss or gradient that is not
         finite, or beyond the spec's bounds, is refused whole: weights, statistics and tables stay as they were, and
-        the retrieval head learns nothing of it."""
+        the retrieval head learns nothing of it.
+
+        Args:
+            before_writing: called once before anything that a :class:`~learner.still.Still` reads is written; not at
+                all for a batch that writes nothing.
+        """
         label, weight = batch.label, batch.weight  # (B,), (B,)
         with np.errstate(invalid="ignore"):
             usable = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)  # (B,)
@@ -323,6 +329,8 @@ class OnlineModel:
             self.guard.resume(guard)
             return LearnReport(loss, 0, problem, refused, bad, left_out)
 
+        if before_writing is not None:
+            before_writing()
         self.dense.learn(size)
         if weighing:
             asking = asks(batch.policy)  # under the other policies "early" means something else
@@ -341,6 +349,11 @@ class OnlineModel:
             for table in self.tables.values():
                 table.expire(now_min)
         return LearnReport(loss, size, None, refused, bad, left_out)
+
+    def share(self, aside: Aside | None) -> None:
+        """Leaves a part of each step's matrix products to another thread; what is learnt is the same to the bit."""
+        if isinstance(self._step, WrittenStep):
+            self._step.written.products.aside = aside
 
     def _write(self, blocks: list[Block], grads: list[Gradient], slope: Floats, size: int, now_min: int) -> None:
         """The sparse step, for ``slope`` (B,). Gradients are sums over samples (not means), so a row's step does not

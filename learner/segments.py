@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.model import OnlineModel
+from learner.verbs import Learning
 from millrace.contracts.errors import SettingError
 from millrace.contracts.hashing import mix, value_hash
 from millrace.contracts.merit import Numbers, auc, calibration, log_loss
@@ -79,7 +79,7 @@ class Segments:
         for side, _ in self._sides:
             self.names += [f"{side}=known", f"{side}=new"]
 
-    def members(self, batch: SampleBatch, model: OnlineModel) -> Masks:
+    def members(self, batch: SampleBatch, model: Learning) -> Masks:
         """Which segments the rows are in: bit s is segment s of :attr:`names`. (B,)
 
         Call it before the rows are learnt from: learning makes ids known.

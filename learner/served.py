@@ -27,10 +27,10 @@ from learner.drift import Drift
 from learner.eventtime import EventTime
 from learner.index import Index
 from learner.kernels import EMPTY
-from learner.model import OnlineModel
 from learner.progressive import baseline_column
 from learner.repeats import exposure_ids, page_hashes
 from learner.segments import SegmentMetrics, Segments
+from learner.verbs import Learning
 from millrace.contracts.events import ARMS, CONTROL, LOGGED, MODEL
 from millrace.contracts.merit import Numbers, auc, calibration, grouped_auc, judged, log_loss, sound
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, POSITIVE, SampleBatch
@@ -118,7 +118,7 @@ class Served:
         """Queues new samples of a partition, in the order of ``samples``; :meth:`enter` does the work. No repeats."""
         self._queue.append((batch, partition))
 
-    def enter(self, model: OnlineModel) -> None:
+    def enter(self, model: Learning) -> None:
         """Enters what was queued. Called before ``model`` learns from it: learning makes users and items known."""
         if not self._queue:
             return
@@ -187,7 +187,7 @@ class Served:
     # -- within ------------------------------------------------------------------------------------------------
 
     def _add(
-        self, batch: SampleBatch, pages: NDArray[np.uint64], ids: NDArray[np.int64], at: Rows, model: OnlineModel
+        self, batch: SampleBatch, pages: NDArray[np.uint64], ids: NDArray[np.int64], at: Rows, model: Learning
     ) -> None:
         """Takes the rows ``at`` of a batch, those of exposures not held yet."""
         _, one = np.unique(ids[at], return_index=True)

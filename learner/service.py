@@ -31,7 +31,8 @@ from kafka.errors import KafkaError
 from learner.evolve import evolve, read_columns
 from learner.figures import DELTA_BYTES, DELTAS, HELD_UP, LAG, LEARN_SECONDS, SKIPPED, SNAPSHOTS, VERSION, Board
 from learner.formersamples import FormerSamples
-from learner.model import OnlineModel
+from learner.making import model_of
+from learner.ownclass import is_own
 from learner.progressive import Progressive
 from learner.publisher import Publisher
 from learner.repeats import Repeats
@@ -41,6 +42,7 @@ from learner.slices import merge
 from learner.tenure import HEARTBEAT_SECONDS, Tenure
 from learner.tower import Sides
 from learner.trainer import Clicks, Trainer
+from learner.verbs import Learning
 from learner.versions import (
     Copying,
     Found,
@@ -111,11 +113,11 @@ class Learner:
         self._logs: dict[str, str] = {}  # ids of the topics that the offsets are of
         wanted = wanted_spec(settings, schema)
 
-        def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> OnlineModel:
+        def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Learning:
             return _going_on(note, parts, schema, wanted, settings)
 
         found = newest_sound(self.store, schema.id, wanted, build, settings.evolve)
-        model = OnlineModel(schema, wanted, settings.seed) if found is None else found.model
+        model = model_of(schema, wanted, settings.seed) if found is None else found.model
         keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + _HOUR_MS
         keep_ms = max(keep_ms, round(_OUTAGE_MS * settings.event_clock().speed))
         segments = Segments(schema, parse_segments(settings.segments))
@@ -442,6 +444,9 @@ def wanted_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
     Raises:
         SettingError: see :meth:`Settings.spec`.
     """
+    if is_own(settings.model):
+        log.info("a model of one's own has no retrieval head: recall does without vectors", model=settings.model)
+        return {"settled_minutes": settings.attribution_minutes} | settings.spec()
     fits = Sides.fits(schema)
     if not fits:
         log.warning("no retrieval head: the schema has no fields of users, or none of items")
@@ -462,11 +467,11 @@ def _going_on(
     schema: Schema,
     wanted: dict[str, Any],
     settings: Settings,
-) -> OnlineModel:
+) -> Learning:
     """The model of a snapshot, with the spec's entries that are ``wanted``; carried over where its shape differs."""
     spec = {**note.spec, **wanted}
     if note.schema_id == schema.id and same_shape(note.spec, spec):
-        model = OnlineModel(schema, spec, settings.seed)
+        model = model_of(schema, spec, settings.seed)
         if same_head(note.spec, spec):
             model.resume(parts)
             return model
@@ -476,12 +481,18 @@ def _going_on(
         else:
             log.warning("the snapshot's retrieval head is left behind: there is none now", version=note.version)
         return model
+    if is_own(note.spec.get("model")) or is_own(spec["model"]):
+        raise SnapshotError(
+            f"nothing of snapshot {note.version} ('{note.spec.get('model')}', schema {note.schema_id}) can "
+            f"be carried over to '{spec['model']}' with schema {schema.id}: one of them is a model of one's own",
+            "set MILLRACE_MODEL and MILLRACE_SCHEMA as they were, or MILLRACE_DATA to an empty folder",
+        )
     old = read_columns(note.extra.get("columns"))
-    model, report = evolve(old, note.spec, *merge(parts), schema, spec, settings.seed)
+    made, report = evolve(old, note.spec, *merge(parts), schema, spec, settings.seed)
     log.warning("the model was carried over to another schema or spec", version=note.version, schema=note.schema_id)
     for line in report.lines:
         log.info("carried over", what=line)
-    return model
+    return made
 
 
 def run(settings: Settings, stop: threading.Event) -> None:

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.model import LearnReport, OnlineModel
+from learner.model import LearnReport
 from learner.progressive import Progressive
 from learner.repeats import Repeats
 from learner.served import Served
+from learner.verbs import Learning
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 from millrace.versions.image import Array, below
 
@@ -49,7 +50,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: OnlineModel,
+        model: Learning,
         progressive: Progressive,
         repeats: Repeats,
         batch_rows: int,

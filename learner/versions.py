@@ -30,9 +30,10 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from learner.model import OnlineModel
-from learner.slices import Part, Slices
+from learner.ownclass import is_own
+from learner.slices import Part
 from learner.spec import read_spec
+from learner.verbs import Learning, Slicing
 from millrace.contracts.errors import SnapshotError, StoreError
 from millrace.contracts.store import AbsentError, DamagedError, Sealed
 from millrace.versions.clicks import ClickTimes
@@ -70,7 +71,7 @@ class Copying:
     :meth:`finish`.
     """
 
-    def __init__(self, versions: Versions, slices: Slices) -> None:
+    def __init__(self, versions: Versions, slices: Slicing) -> None:
         self.begun = Place(versions.epoch, versions.version)
         self._versions, self._slices = versions, slices
 
@@ -109,7 +110,7 @@ class Versions:
 
     def __init__(
         self,
-        model: OnlineModel,
+        model: Learning,
         epoch: int = 0,
         claimant: str = "learner",
         version: int = -1,
@@ -148,7 +149,7 @@ class Versions:
             SnapshotError: it is too large. In both cases what it had is lost to followers: the version counts as
                 published, and the next snapshot mends that.
         """
-        dense = dense and self._dense_behind
+        dense = (dense or not self.model.tables) and self._dense_behind  # without rows they are all there is to tell
         retrieval = retrieval and self._head_behind
         if not self._changed and not dense and not retrieval:
             return None
@@ -334,6 +335,8 @@ def same_shape(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 def same_head(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether a model with the spec ``new`` goes on with the retrieval head of a snapshot made with ``old``. One that
     does not begins an empty head: nothing of it is refused."""
+    if is_own(old.get("model")) or is_own(new.get("model")):
+        return True  # a model of one's own has none
     was, now = read_spec(old), read_spec(new)
     return all(getattr(was, n) == getattr(now, n) for n in _HEAD_SHAPE)
 
@@ -347,6 +350,8 @@ def without_head(
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    if is_own(old.get("model")) or is_own(new.get("model")):
+        return [] if old.get("model") == new.get("model") else ["model"]  # its other entries are its class's to judge
     was, now = read_spec(old), read_spec(new)
     return [n for n in _SHAPE if getattr(was, n) != getattr(now, n)]
 
@@ -356,11 +361,11 @@ class Found:
     """What a learner goes on from: a snapshot that was read whole."""
 
     note: Announcement
-    model: OnlineModel
+    model: Learning
     training: dict[str, Array]  # of its last part: what belongs to no row
 
 
-Build = Callable[[Announcement, Iterable[tuple[Image, Mapping[str, Array]]]], OnlineModel]
+Build = Callable[[Announcement, Iterable[tuple[Image, Mapping[str, Array]]]], Learning]
 """Makes the model of a snapshot from its parts, taken one by one."""
 
 
@@ -386,11 +391,12 @@ def newest_sound(
             )
         for name in () if evolve else _differences(note.spec, {**note.spec, **wanted}):
             flag = "MILLRACE_MODEL" if name == "model" else "MILLRACE_MODEL_SPEC"
+            own = is_own(note.spec.get("model")) or is_own(wanted.get("model"))
+            carry = "" if own else " MILLRACE_EVOLVE=true to carry over what both have,"
             raise SnapshotError(
                 f"the models in '{store.url}' have {name} {note.spec.get(name)!r}, the learner was told "
                 f"{wanted[name]!r}",
-                f"set {flag} as it was, MILLRACE_EVOLVE=true to carry over what both have, or MILLRACE_DATA to an "
-                "empty folder",
+                f"set {flag} as it was,{carry} or MILLRACE_DATA to an empty folder",
             )
         kept: dict[str, Array] = {}
         try:

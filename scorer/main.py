@@ -23,10 +23,15 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
     Raises:
         PortError: the port is taken.
-        BrokerError, StoreError, SettingError: an address or folder is unusable.
+        BrokerError, StoreError, SettingError: an address or folder is unusable, or the class that the setting ``model``
+            names.
         ServiceError: no worker can be started.
     """
     settings.load_schema()  # before anything is started: a file that is none ends the role in one line
+    if ":" in settings.model:  # the same of a model of one's own
+        from learner.ownclass import own_class
+
+        own_class(settings.model)
     warn_if_open(settings.host, Tokens.of(settings), "serve")  # the same of a token file
     allow_files()
     with bind(settings) as listener:

@@ -26,8 +26,9 @@ from typing import Protocol
 import msgspec
 import structlog
 
+from learner.making import writer_of
+from learner.ownclass import is_own
 from learner.spec import read_spec
-from learner.staging import ModelWriter
 from learner.tower import Tower, factors_of
 from millrace.contracts.errors import SettingError, SnapshotError, StoreError, one_line
 from millrace.contracts.settings import Settings
@@ -42,7 +43,7 @@ from millrace.versions.versioning import Announcement, Place
 from scorer.checkpoint import Bookmark
 from scorer.door import Door, Stopped
 from scorer.feed import Broker, Feed, Record
-from scorer.versionhost import VersionHost
+from scorer.versionhost import VersionHost, Writer
 from scorer.versions import Follower
 
 log = structlog.get_logger("scorer")
@@ -72,7 +73,7 @@ class Towers(Protocol):
 class _Loaded:
     """What was made of a snapshot, until it is served."""
 
-    writer: ModelWriter
+    writer: Writer
     tower: Tower | None
     note: Announcement  # of the newest version whose head is in the tower
 
@@ -103,7 +104,7 @@ class ModelFeed(Feed):
         self.host, self.towers = host, towers
         self.store = ModelStore(settings.place("models"), writes=False)
         self.follower = Follower(self.primary.schema.id)
-        self._writer: ModelWriter | None = None  # of the version follower.at
+        self._writer: Writer | None = None  # of the version follower.at
         self._loaded: _Loaded | None = None  # while that is not served
         self._factors = 0  # of the retrieval head of that model; 0: it has none
         self._assembler = Assembler()
@@ -180,7 +181,7 @@ class ModelFeed(Feed):
         else:
             self._put(entry, writer, ranker, head)
 
-    def _put(self, entry: Delta, writer: ModelWriter, ranker: Image, head: Image) -> None:
+    def _put(self, entry: Delta, writer: Writer, ranker: Image, head: Image) -> None:
         note = msgspec.structs.replace(entry.note, spec=self.follower.at.spec if self.follower.at else {})
         served = self.host.writer is writer
         try:
@@ -257,8 +258,9 @@ class ModelFeed(Feed):
 
     def _build(self, note: Announcement) -> _Loaded:
         """A model from a snapshot, in shared memory. All of its parts have been verified when this returns."""
-        schema, spec = self.primary.schema, read_spec(note.spec)
-        factors = factors_of(spec) if note.retrieval_clicks >= 0 else 0
+        schema, own = self.primary.schema, is_own(note.spec.get("model"))
+        spec = read_spec({} if own else note.spec)
+        factors = factors_of(spec) if note.retrieval_clicks >= 0 and not own else 0
         tower = Tower(schema, spec) if factors and self.towers is not None else None
 
         def ranked(parts: Iterator[Image]) -> Iterator[Image]:
@@ -270,7 +272,8 @@ class ModelFeed(Feed):
                 yield ranker
 
         parts = ranked(_one_ahead(self.store.read_parts(note)))
-        writer = ModelWriter.of(schema, note.spec, parts, _rows(note), self.host.pool.allocate, self.host.half)
+        allocate, named = self.host.pool.allocate, self.primary.settings.model
+        writer = writer_of(schema, note.spec, parts, _rows(note), allocate, self.host.half, named)
         self._factors = factors
         return _Loaded(writer, tower, note)
 

@@ -26,6 +26,8 @@ from typing import Any, Protocol
 import msgspec
 from numpy.typing import NDArray
 
+from learner.making import reader_of
+from learner.ownserving import OwnServing
 from learner.serving import ServingModel
 from learner.tower import UserTower
 from millrace.contracts.schema import Schema
@@ -80,7 +82,7 @@ class Replica:
         self._attach, self._serves = attach, serves
         self._base = 0  # of the model that we have
         self._folded = 0  # what its base held when we attached
-        self._model: ServingModel | None = None
+        self._model: ServingModel | OwnServing | None = None
         self._missing = 0  # overlays that the base needs before it is a version
         self._note: Announcement | None = None
         self._later: list[Told] = []  # of the base that is being attached
@@ -90,7 +92,7 @@ class Replica:
         self._since: list[Told] = []  # vectors of it
 
     @property
-    def model(self) -> ServingModel | None:
+    def model(self) -> ServingModel | OwnServing | None:
         """The newest model that we have."""
         return self._model
 
@@ -105,7 +107,7 @@ class Replica:
         if handler is not None:
             handler(self, told)
 
-    def attached(self, told: Told, made: ServingModel | Retrieval) -> None:
+    def attached(self, told: Told, made: ServingModel | OwnServing | Retrieval) -> None:
         """What :func:`attach` made of a message is there."""
         if isinstance(made, Retrieval):
             self._attached_retrieval(told, made)
@@ -117,7 +119,7 @@ class Replica:
         if told is self._fetched:
             self._fetched, self._since = None, []
 
-    def _attached_base(self, told: Told, model: ServingModel) -> None:
+    def _attached_base(self, told: Told, model: ServingModel | OwnServing) -> None:
         facts = told.facts
         if facts["base"] != self._coming:
             return  # a newer one is on its way
@@ -211,21 +213,26 @@ class Replica:
     }
 
 
-def attach(schema: Schema, told: Told, rows: int, like: ServingModel | None = None) -> ServingModel | Retrieval:
+def attach(
+    schema: Schema, told: Told, rows: int, like: ServingModel | OwnServing | None = None, named: str = ""
+) -> ServingModel | OwnServing | Retrieval:
     """The model over a base message's arrays, warmed for up to ``rows`` rows so that no request pays for its first
     call; or the version of a retrieval message. Any thread may do this.
 
     Args:
         like: the model that serves meanwhile; what the two have in common is there once.
+        named: the model that the worker's own setting names.
 
     Raises:
+        SnapshotError: the version is of a class that ``named`` is not.
         SettingError, RuntimeError: an approximate index cannot be opened.
     """
     if told.kind == "retrieval":
         tiles, index = told.arrays["tiles"], told.arrays.get("index")
         finder = None if index is None else Approximate(tiles.shape[1], index)
         return Retrieval.of_arrays(told.facts, told.arrays, UserTower.of_arrays(told.arrays), finder)
-    model = ServingModel.attach(schema, told.facts["note"]["spec"], dict(told.arrays), like)
-    if like is None or model.frame is not like.frame:
+    model = reader_of(schema, told.facts["note"]["spec"], dict(told.arrays), like, named)
+    known = isinstance(model, ServingModel) and isinstance(like, ServingModel) and model.frame is like.frame
+    if not known:
         model.warm(rows)
     return model

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 import structlog
 
-from learner.staging import ModelWriter
 from millrace.contracts.errors import SnapshotError, one_line
 from millrace.processes.priority import step_back
 from millrace.processes.shared import Pool
@@ -44,6 +43,27 @@ MOST_STAGED = 16
 FOLD_ROWS = 2048
 """Rows that are folded between two looks at what workers say."""
 TELL_AFTER_SECONDS = 5.0
+
+
+class Writer(Protocol):
+    """Makes versions: :class:`~learner.staging.ModelWriter` says what each of these does, and
+    :class:`~learner.ownserving.OwnWriter` does it for a model of one's own."""
+
+    folded: int
+    generation: int
+
+    @property
+    def rows(self) -> int: ...
+
+    def dense(self) -> Mapping[str, Any]: ...
+
+    def check(self, image: Image) -> None: ...
+
+    def stage(self, image: Image) -> dict[str, Any]: ...
+
+    def fold(self, rows: int) -> bool: ...
+
+    def base(self) -> dict[str, Any]: ...
 
 
 class Worker(Protocol):
@@ -87,7 +107,7 @@ class VersionHost:
         stop: threading.Event,
         half: bool = False,
     ) -> None:
-        self.writer: ModelWriter | None = None  # of what is served
+        self.writer: Writer | None = None  # of what is served
         self.primary, self.pool, self.meters, self.half = primary, pool, meters, half
         self._wall, self._stop = wall, stop
         self._changed = threading.Condition(threading.RLock())
@@ -101,7 +121,7 @@ class VersionHost:
 
     # -- the feed of models -----------------------------------------------------------------------------------
 
-    def install(self, note: Announcement, writer: ModelWriter, deltas: int, clicks: Sequence[VersionClicks]) -> None:
+    def install(self, note: Announcement, writer: Writer, deltas: int, clicks: Sequence[VersionClicks]) -> None:
         """Serves ``writer``, whose base is whole and of version ``note``, from now on. ``deltas`` were put into it
         after its snapshot."""
         with self._changed:

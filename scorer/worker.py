@@ -27,7 +27,9 @@ import uvicorn
 from numpy.typing import NDArray
 
 from learner.forward import matrix_units
-from millrace.contracts.errors import one_line
+from learner.making import model_of
+from learner.ownclass import is_own
+from millrace.contracts.errors import SettingError, one_line
 from millrace.contracts.settings import Settings
 from millrace.processes.role import calm_logs
 from millrace.processes.shared import Region
@@ -66,6 +68,9 @@ def prepare(settings: Settings) -> None:
     structlog.contextvars.bind_contextvars(role="serve")
     torch.set_num_threads(1)
     warm_up(settings.load_schema(), matrix_units())
+    if is_own(settings.model):
+        with contextlib.suppress(SettingError):  # the spec that counts comes with the version
+            model_of(settings.load_schema(), settings.spec(), 0)
     gc.collect()
     gc.freeze()  # what is there now stays: it is never looked at again, and its pages stay shared
 
@@ -221,7 +226,7 @@ class Worker:
         def work() -> Any:
             for region in message.regions:
                 region.populate()
-            return attach(self.schema, message, self.settings.candidates, like)
+            return attach(self.schema, message, self.settings.candidates, like, self.settings.model)
 
         def done(future: Any) -> None:
             before = [self.serving.retrieval] if message.kind == "retrieval" else []

@@ -115,7 +115,7 @@ class Whole:
         self.replica.take(delivered(packet))
 
     def _attach(self, told: Told) -> None:
-        self.replica.attached(told, attach(self.serving.schema, told, 4))
+        self.replica.attached(told, attach(self.serving.schema, told, 4, named=self.settings.model))
 
     # -- what tests look at -----------------------------------------------------------------------------------
 

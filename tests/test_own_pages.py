@@ -10,8 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from learner.making import model_of
 from learner.model import OnlineModel
 from learner.models import REGISTRY
+from learner.ownclass import is_own, own_class
 from millrace.contracts.doubts import Doubts
 from millrace.contracts.events import Item, User, decode_event
 from millrace.contracts.intake import Intake
@@ -60,7 +62,7 @@ def test_the_ids_of_a_live_schema_are_named_by_its_log() -> None:
 
 
 def test_the_model_of_the_page_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    (source,) = blocks("own-model", "python")
+    *_, source = blocks("own-model", "python")
     before = dict(REGISTRY)
     try:
         exec(compile(source, "own-model.md", "exec"), {"__name__": "narrow"})
@@ -76,6 +78,33 @@ def test_the_model_of_the_page_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         for name in REGISTRY.keys() - before:
             del REGISTRY[name]
+
+
+@pytest.mark.parametrize(("number", "name", "spec"), [(0, "Hashed", {"step": 5.0}), (1, "Sum", {"rate": 0.05})])
+def test_the_classes_of_the_page_are_models_of_ones_own(
+    number: int, name: str, spec: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved as the page says, found by name, tried, and better for having learnt."""
+    module = f"mymodel_of_the_page_{number}"
+    (tmp_path / f"{module}.py").write_text(blocks("own-model", "python")[number])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = model_of(SCHEMA, {"model": f"{module}:{name}", **spec}, 0)
+    first = model.learn(make_samples(256, 0)).loss
+    for seed in range(1, 12):
+        last = model.learn(make_samples(256, seed)).loss
+    assert last < first
+    again = model_of(SCHEMA, model.spec, 1)
+    again.resume(*model.snapshot())
+    assert again.snapshot()[0].same_bits(model.snapshot()[0]) == ""
+
+
+def test_the_page_on_models_names_what_is_there() -> None:
+    text = (DOCS / "own-model.md").read_text()
+    for name in re.findall(r"`(learner\.[\w.]+:\w+)`", text):
+        assert is_own(name)
+        own_class(name)
+    for path in re.findall(r"`((?:learner|millrace|tests)/[\w/]+\.py)`", text):
+        assert (DOCS.parent / path).exists() or path == "learner/models/narrow.py", path
 
 
 def test_the_models_that_the_page_names_are_those_that_there_are() -> None:

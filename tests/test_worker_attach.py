@@ -34,7 +34,11 @@ def test_the_version_before_is_let_go_by_another_thread_than_the_one_of_requests
 ) -> None:
     monkeypatch.setattr(worker, "attach", lambda *_: Version())
     made: Any = Worker.__new__(Worker)
-    made.serving, made.settings, made.schema = SimpleNamespace(retrieval=Version()), SimpleNamespace(candidates=1), None
+    made.serving, made.settings, made.schema = (
+        SimpleNamespace(retrieval=Version()),
+        SimpleNamespace(candidates=1, model=""),
+        None,
+    )
     made._replica, made._attaching, made._tell_ready = Replica(made.serving), ThreadPoolExecutor(1), lambda: None
     threads: list[int] = []
 

@@ -114,7 +114,9 @@ class Peer:
             return model
 
         found = newest_sound(store, scene.schema.id, {}, build)
-        self.model = scene.untrained() if found is None else found.model
+        model = scene.untrained() if found is None else found.model
+        assert isinstance(model, OnlineModel)
+        self.model = model
         highest = max(store.highest().number, self._newest)
         keep = store.write_delta if scene.bodies_in_store else None
         self.versions = Versions(self.model, self._claim.epoch, self.name, highest, keep)

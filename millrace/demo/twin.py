@@ -87,13 +87,13 @@ def twin_scores(
         SettingError: the spec has an unknown name or value.
     """
     from learner.dense import threads  # PyTorch, seconds of imports
-    from learner.model import OnlineModel
+    from learner.making import model_of
 
     there, cat, num = pages.features(rows)
     known = rows.where(there)  # (m,)
     p = np.empty(len(known), np.float32)
     with threads(1):
-        model = OnlineModel(schema, spec, seed)
+        model = model_of(schema, spec, seed)
         for block in blocks(known.ts_ms, block_ms, block_rows):
             p[block] = model.score(cat[block], num[block])
             model.learn(_samples(known.where(block), cat[block], num[block]))

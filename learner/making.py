@@ -1,0 +1,85 @@
+# core
+"""Makes a model from what it is called: the one place where a name becomes an object that learns, or that serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from learner.model import OnlineModel
+from learner.overlay import Allocate
+from learner.own import OwnModel
+from learner.ownclass import is_own
+from learner.ownserving import OwnServing, OwnWriter
+from learner.serving import ServingModel
+from learner.staging import ModelWriter
+from millrace.contracts.errors import SnapshotError
+from millrace.contracts.schema import Schema
+from millrace.versions.image import Array, Image
+
+
+def model_of(schema: Schema, spec: Mapping[str, Any], seed: int) -> OnlineModel | OwnModel:
+    """The untrained model of a spec, whose entry ``model`` names a registered model or a class, ``module:Class``.
+
+    A class is imported, so the name must be of the caller's own settings or flags, never of a message.
+
+    Raises:
+        SettingError: the spec has an unknown name or value; or the class cannot be imported, or is not what it must be.
+    """
+    return OwnModel(schema, spec, seed) if is_own(spec.get("model")) else OnlineModel(schema, spec, seed)
+
+
+def writer_of(
+    schema: Schema,
+    spec: Mapping[str, Any],
+    parts: Image | Iterable[Image],
+    rows: Mapping[str, int] | None = None,
+    allocate: Allocate = np.zeros,
+    half: bool = False,
+    named: str = "",
+) -> ModelWriter | OwnWriter:
+    """The writer of a snapshot that serves; see :meth:`~learner.staging.ModelWriter.of`.
+
+    Args:
+        spec: as the snapshot's manifest has it.
+        named: the model that the scorer's own setting names. A class is imported only where it is this one.
+
+    Raises:
+        SettingError: the spec is not one.
+        SnapshotError: a part is not of a model with this schema and spec; or it is of a class that ``named`` is not.
+    """
+    if not is_own(spec.get("model")):
+        return ModelWriter.of(schema, spec, parts, rows, allocate, half)
+    check_named(spec, named)
+    return OwnWriter.of(schema, spec, parts, allocate)
+
+
+def reader_of(
+    schema: Schema,
+    spec: Mapping[str, Any],
+    base: dict[str, Array],
+    like: ServingModel | OwnServing | None = None,
+    named: str = "",
+) -> ServingModel | OwnServing:
+    """A reader of a writer's base; see :meth:`~learner.serving.ServingModel.attach`. Arguments and errors as
+    :func:`writer_of`."""
+    if not is_own(spec.get("model")):
+        return ServingModel.attach(schema, spec, base, like if isinstance(like, ServingModel) else None)
+    check_named(spec, named)
+    return OwnServing.attach(schema, spec, base)
+
+
+def check_named(spec: Mapping[str, Any], named: str) -> None:
+    """Whether the class that a version is of is the one that the own setting names.
+
+    Raises:
+        SnapshotError: it is another one.
+    """
+    name = spec.get("model")
+    if is_own(name) and name != named:
+        raise SnapshotError(
+            f"the version is of the model '{name}', this scorer's MILLRACE_MODEL names '{named}'",
+            "nothing is imported because a version names it: set MILLRACE_MODEL for scorers as for the learner",
+        )
