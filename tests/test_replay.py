@@ -23,11 +23,12 @@ from millrace.contracts.merit import auc, grouped_auc
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import local_days, read_log
-from millrace.offline import logfeatures
-from millrace.offline.grouped import Groups
-from millrace.offline.known import LabelSettings
-from millrace.offline.logfeatures import Labels, LogFeatures, LogRows
-from millrace.offline.replay import make_report, replay, run_log
+from millrace.replay import logfeatures
+from millrace.replay.grouped import Groups
+from millrace.replay.known import LabelSettings
+from millrace.replay.logfeatures import Labels, LogFeatures, LogRows
+from millrace.replay.report import make_report
+from millrace.replay.run import replay, run_log
 from tests.waiting import LONG
 
 SCHEMA = """
@@ -136,11 +137,11 @@ def test_the_report_has_its_keys_and_counts(tmp_path: Path, schema_file: Path) -
     run(write(tmp_path, "csv", [*rows, rows[3], rows[7]]), schema_file, tmp_path / "out")
     report = json.loads((tmp_path / "out/report.json").read_text())
     distinct = {(r["at"], r["user"], r["item"]) for r in rows}
-    assert set(report) == {"rows", "duplicates", "days", "total"}
+    assert set(report) == {"verdict", "rows", "duplicates", "days", "total"}
     assert report["rows"] == len(distinct)
     assert report["duplicates"] == len(rows) + 2 - len(distinct)
     figures = {"rows", "positives", "auc", "grouped_auc", "log_loss", "calibration"}
-    assert set(report["total"]) == figures
+    assert set(report["total"]) == figures, "no baseline: the schema counts no item's clicks over all users"
     assert all(set(d) == figures | {"day"} for d in report["days"])
     assert [d["day"] for d in report["days"]] == [f"2022-04-2{i}" for i in (4, 5, 6, 7, 8)]
     assert sum(d["rows"] for d in report["days"]) == report["total"]["rows"] == report["rows"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from millrace.contracts.hashing import U64
@@ -21,19 +22,55 @@ from millrace.windows.features import FeatureBuilder, steps
 from millrace.windows.tiles import TileStore
 
 CHUNK_ROWS = 16_384
+_MOST_VALUES = 1 << 20  # of a column whose hashes are remembered
 _EXPOSURE_COLUMN = 0  # the exposure is the first of a schema's window actions
 
 
-class LogRows:
-    """The log's columns as hashes: each distinct value is hashed once, and rows hold codes. n rows, in time order."""
+class ValueHashes:
+    """Hashes of the values that a log's columns have shown, so that each is hashed once and not once a stretch.
 
-    def __init__(self, log: LogTable, schema: Schema) -> None:
+    At most 2^20 values a column are remembered; then a column begins anew. Lists are not remembered.
+    """
+
+    def __init__(self, builder: FeatureBuilder) -> None:
+        self.builder = builder
+        self._known: dict[str, dict[object, Any]] = {}
+
+    def of(self, name: str, values: NDArray[Any]) -> U64:
+        """As :meth:`FeatureBuilder.column` of distinct ``values``, an array of objects. (n,) or (n, slots)"""
+        listed = values.tolist()
+        known = self._known.setdefault(name, {})
+        try:
+            new = [v for v in listed if v not in known]
+        except TypeError:  # lists
+            return self.builder.column(name, values)
+        if new and len(known) + len(new) > _MOST_VALUES:
+            known.clear()
+            new = listed
+        made = np.empty(len(new), object)
+        made[:] = new
+        hashed = self.builder.column(name, made)  # (n,) or (n, slots), of no values too
+        known.update(zip(new, hashed.tolist(), strict=True))
+        out = np.empty((len(listed), *hashed.shape[1:]), np.uint64)
+        out[:] = [known[v] for v in listed] if listed else hashed
+        return out
+
+
+class LogRows:
+    """The log's columns as hashes: each distinct value is hashed once, and rows hold codes. n rows, in time order.
+
+    Args:
+        hashes: of values met before, for whoever reads a log stretch by stretch; the result is the same.
+    """
+
+    def __init__(self, log: LogTable, schema: Schema, hashes: ValueHashes | None = None) -> None:
         assert schema.log is not None
+        hashes = hashes or ValueHashes(FeatureBuilder(schema))
         table = log.table
         self.n: int = table.num_rows
         self.ts_ms: NDArray[np.int64] = table[TS].to_numpy()
         self.label: NDArray[np.int8] = table[schema.log.label].to_numpy()
-        self.builder = builder = FeatureBuilder(schema)
+        self.builder = builder = hashes.builder
         self._plain: dict[str, NDArray[Any]] = {}
         self._coded: dict[str, tuple[NDArray[np.intp], U64]] = {}
         sides = (*builder.needs("user"), *builder.needs("item"), *builder.needs("context"))
@@ -44,7 +81,7 @@ class LogRows:
                 self._plain[name] = table[name].to_numpy()
             else:
                 codes, values = _distinct(table[name])
-                self._coded[name] = codes, builder.column(name, values)
+                self._coded[name] = codes, hashes.of(name, values)
         self._slots: NDArray[np.int64] | None = None
         if schema.log.position is not None:
             self._slots = table[schema.log.position].fill_null(-1).to_numpy().astype(np.int64)
@@ -57,6 +94,10 @@ class LogRows:
     def requests(self, pages: NDArray[np.intp]) -> tuple[str, ...]:
         """The names of some pages."""
         return tuple(str(p) for p in (pages if self._requests is None else self._requests[pages]).tolist())
+
+    def names(self) -> NDArray[Any]:
+        """The name of each row's page, as the log has it. (n,)"""
+        return self.page if self._requests is None else self._requests[self.page]
 
     def slots(self, rows: NDArray[np.intp]) -> NDArray[np.int32]:
         """Slots on the page; 0 where the log does not tell."""
@@ -88,7 +129,7 @@ class LogRows:
 
 
 class Labels:
-    """When each exposure's label is known, and when each action happened; see :mod:`millrace.offline.replay`.
+    """When each exposure's label is known, and when each action happened; see :mod:`millrace.replay.run`.
 
     An action that the log places before its exposure counts at the exposure. The exposure's own features never see it.
     """
@@ -250,6 +291,8 @@ def unfit(log: LogTable, schema: Schema) -> list[str]:
 
 def _distinct(column: Any) -> tuple[NDArray[np.intp], NDArray[Any]]:
     """(code of each row, the distinct values as objects; null is None)."""
+    if pa.types.is_dictionary(column.type):  # its codes are another's, and its values more than these rows have
+        column = column.cast(column.type.value_type)
     column = column.combine_chunks()
     if column.type.num_fields:  # lists have no dictionary
         values = np.empty(len(column), object)

@@ -1,0 +1,65 @@
+# shell
+"""A log as commands read it: one or several paths, a place on disk for what is larger than memory, the present.
+
+What the reader decided is printed, and stands in run.json.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from millrace.contracts.schema import Schema
+from millrace.logs import LogTable, read_log
+
+Log = Path | Sequence[Path]
+
+
+@contextmanager
+def reading(
+    log: Log, schema: Schema, folder: Path | None, skip_bad: bool = False, say: bool = True
+) -> Iterator[LogTable]:
+    """The log, for as long as the context lasts.
+
+    Args:
+        folder: where a log that is larger than memory is laid out while it is used, or above it if it is not there yet.
+            None: the system's folder for temporary files, which may itself be in memory.
+        skip_bad: leave wrong rows out.
+        say: print what was decided about rows.
+
+    Raises:
+        LogError, SchemaError: as :func:`~millrace.logs.read_log`.
+    """
+    above = None if folder is None else next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".log-", dir=above, ignore_cleanup_errors=True) as spool:
+        table = read_log(log, schema, skip_bad=skip_bad, spool=Path(spool), now_ms=int(time.time() * 1000))
+        if say:
+            say_decisions(table)
+        yield table
+
+
+def say_decisions(table: LogTable) -> None:
+    """Prints a line for each decision."""
+    console = Console()
+    if table.skipped:
+        console.print(f"{table.skipped:,} bad rows left out", highlight=False)
+    for decision in table.decisions:
+        console.print(str(decision), highlight=False, markup=False)
+
+
+def told(table: LogTable) -> dict[str, Any]:
+    """What run.json says of the reading."""
+    decisions = [{"what": d.what, "column": d.column, "rows": d.rows, "remedy": d.remedy} for d in table.decisions]
+    return {"rows_read": table.rows_read, "skipped": table.skipped, "decisions": decisions}
+
+
+def name_of_log(log: Log) -> str:
+    """The log in a title."""
+    paths = [log] if isinstance(log, Path) else list(log)
+    return paths[0].name + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
