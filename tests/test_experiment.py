@@ -16,7 +16,7 @@ from learner.model import OnlineModel
 from learner.models import REGISTRY
 from learner.models.logistic import Logistic
 from millrace.contracts.errors import SettingError
-from millrace.contracts.schema import shop_schema
+from millrace.contracts.schema import Schema, shop_schema
 from millrace.offline import experiment
 from millrace.offline.dataset import SCALED, Dataset, plain_schema, prepare, scaled
 from millrace.offline.intervals import interval
@@ -135,8 +135,10 @@ class Own(Logistic):
 def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a registered model of one's own; runs stay in this process, since another does not have it."""
 
-    def here(jobs: list[experiment.Job], data: Dataset, out: Path, progress: bool) -> list[dict[str, Any]]:
-        experiment._open(data.folder, data.schema, data.days)
+    def here(
+        jobs: list[experiment.Job], data: Dataset, schema: Schema, out: Path, progress: bool
+    ) -> list[dict[str, Any]]:
+        experiment._open(data.folder, data.schema, data.days, schema)
         out.mkdir(parents=True)
         return [experiment._run(job) for job in jobs]
 
@@ -176,7 +178,7 @@ def test_each_row_says_which_settings_its_model_had(
             had.append((self.spec["model"], self.spec["averaging"]))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "OnlineModel", Spy)
+        patch.setattr(experiment, "model_of", Spy)
         models = ("logistic", own, experiment.DEFAULT)
         report = run(
             tmp_path / "log",
@@ -198,8 +200,8 @@ def test_each_row_says_which_settings_its_model_had(
             (experiment.DEFAULT, "default"),
         }
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "<td>logistic</td><td>raw</td><td>original</td>" in page
-    assert "<td>own</td><td>raw</td><td>default</td>" in page
+    assert '<td class="text">logistic</td><td class="text">raw</td><td class="text">original</td>' in page
+    assert '<td class="text">own</td><td class="text">raw</td><td class="text">default</td>' in page
 
 
 @pytest.mark.parametrize(("seeds", "test_days", "names"), [(1, 1, "1 seeds"), (2, 2, "2 test days"), (2, 0, "0 test")])

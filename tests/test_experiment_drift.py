@@ -17,10 +17,10 @@ from millrace.logs import LogTable, read_log
 from millrace.offline import planted
 from millrace.offline.alarms import EXPOSURE, LABEL, PAGES, SHUFFLED, WAYS, Judged, alarms
 from millrace.offline.experiment_drift import experiment_drift, judged
-from millrace.offline.known import Model
-from millrace.offline.logfeatures import Labels, LogRows
 from millrace.offline.planted import BLANK, CHANGES, FEWER, FLIPPED, MORE, NOTHING, PERMUTED, Fork, Recorder
-from millrace.offline.replay import run_log
+from millrace.replay.known import Model
+from millrace.replay.logfeatures import Labels, LogRows
+from millrace.replay.run import run_log
 from simulator.daylog import write_days
 
 SMALL = {"width": 4, "hidden": [8], "blocks": 1}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from millrace import cli
+from millrace import clilogs
 from millrace.contracts.errors import LogError, SettingError
 from millrace.contracts.samples import NEGATIVE, POLICIES, SampleBatch
 from millrace.contracts.schema import Schema, shop_schema
@@ -20,7 +20,7 @@ from millrace.logs import TS, LogTable, read_log
 from millrace.offline import realspeed
 from millrace.offline.experiment_labels import STARTS, Recorded, experiment_labels
 from millrace.offline.labels_report import BOUND, MEASURES, ORACLE, Parts, figures, make_report
-from millrace.offline.logfeatures import Labels, LogRows
+from millrace.replay.logfeatures import Labels, LogRows
 from simulator.daylog import write_days, write_traffic
 
 SMALL = {"width": 4, "hidden": [8], "blocks": 1}
@@ -228,9 +228,9 @@ def test_a_folder_that_is_a_file_is_told(schema: Schema, tmp_path: Path) -> None
 
 def test_options_of_another_experiment_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="--rates for the experiment 'models'"):
-        cli.experiment("models", out=tmp_path, rates=[1.0])
+        clilogs.experiment("models", out=tmp_path, rates=[1.0])
     with pytest.raises(SettingError, match="--rates with the log"):
-        cli.experiment("labels", tmp_path / "log.csv", out=tmp_path, rates=[1.0])
+        clilogs.experiment("labels", tmp_path / "log.csv", out=tmp_path, rates=[1.0])
 
 
 # -- sums ----------------------------------------------------------------------------------------------------

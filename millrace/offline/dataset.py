@@ -2,14 +2,15 @@
 """A log as arrays on disk: features are made once, in event time. Every run of an experiment then reads them.
 
 An experiment trains dozens of models on the same exposures. Their features do not depend on the model. So the code that
-serves computes them once (:mod:`millrace.offline.logfeatures`). They are written as ``.npy`` files and mapped into each
+serves computes them once (:mod:`millrace.replay.logfeatures`). They are written as ``.npy`` files and mapped into each
 worker's memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,18 @@ from millrace.contracts.errors import LogError
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import local_days, read_log
-from millrace.offline.grouped import Groups
-from millrace.offline.logfeatures import CHUNK_ROWS, Labels, LogFeatures, LogRows
+from millrace.offline.slicing import Slice, slice_of
+from millrace.replay.grouped import Groups
+from millrace.replay.logfeatures import CHUNK_ROWS, Labels, LogFeatures, LogRows
 
 TRUTH = "p_true"
 """Column of a simulated log with the true click probability; no schema names it, so no model can see it."""
 
-FROZEN, COMPARES = "frozen.npy", "compares.txt"
-SCALED = {"num": "scaled.npy", "frozen": "frozen_scaled.npy"}
+FROZEN, DAY_OLD, ABOUT = "frozen.npy", "day_old.npy", "about.json"
+SCALED = {"num": "scaled.npy", "frozen": "frozen_scaled.npy", "day_old": "day_old_scaled.npy"}
 """Files of the scaled inputs."""
+
+_FROZEN_AT_ONCE = 4096
 
 
 def plain_schema(schema: Schema) -> Schema:
@@ -44,7 +48,10 @@ class Dataset:
     """n exposures in time order. ``day`` numbers ``days``; ``truth`` is NaN where the world is not known.
 
     Grouped AUC compares the rows of a ``group``, scored with ``frozen`` in place of ``num`` unless that is None
-    (:mod:`millrace.offline.grouped`; ``compares`` says it in words).
+    (:mod:`millrace.replay.grouped`; ``compares`` says it in words).
+
+    ``day_old`` are the inputs that a daily job would have made: as ``num``, but windows hold only what happened before
+    the row's local day, and are read at the day's start. All of a day's rows of one key see the same counts.
     """
 
     folder: Path
@@ -55,11 +62,15 @@ class Dataset:
     label: NDArray[np.float32]  # (n,)
     day: NDArray[np.int32]  # (n,)
     user: NDArray[np.uint64]  # (n,)
+    item: NDArray[np.uint64]  # (n,)
     ts_ms: NDArray[np.int64]  # (n,)
     truth: NDArray[np.float32]  # (n,)
     group: NDArray[np.intp]  # (n,)
     compares: str
     frozen: NDArray[np.float32] | None  # (n, N) as num, windows frozen at the day's start; 0 in days not asked for
+    day_old: NDArray[np.float32] | None = None  # (n, N); None where it was not asked for
+    slices: Mapping[str, Slice] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # of the log's reader
 
     def rows(self, days: Sequence[int]) -> slice:
         """The rows of consecutive days."""
@@ -84,22 +95,36 @@ class Dataset:
         )
 
 
-_ARRAYS = ("cat", "num", "label", "day", "user", "ts_ms", "truth", "group")
+_ARRAYS = ("cat", "num", "label", "day", "user", "item", "ts_ms", "truth", "group")
 
 
-def prepare(log: Path, schema: Schema, folder: Path, frozen_days: int = 0) -> Dataset:
+def prepare(
+    log: Path | Sequence[Path],
+    schema: Schema,
+    folder: Path,
+    frozen_days: int = 0,
+    *,
+    day_old: bool = False,
+    slices: Sequence[str] = (),
+    skip_bad: bool = False,
+) -> Dataset:
     """Reads ``log``, computes its features and writes them to ``folder``.
 
     Args:
         frozen_days: the last days, for which ``frozen`` is wanted. It is None where grouped AUC does not need it.
+        day_old: whether ``day_old`` is wanted.
+        slices: columns of the log by whose values figures are wanted.
+        skip_bad: see :func:`~millrace.logs.read_log`.
 
     Raises:
         LogError, SchemaError: as :func:`~millrace.logs.read_log`.
+        SettingError: the log has no such column to slice by.
     """
-    table = read_log(log, schema)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = read_log(log, schema, skip_bad=skip_bad, spool=folder)
+    cuts_by = {name: slice_of(table, schema, name) for name in slices}
     rows = LogRows(table, schema)
     groups = Groups(table, schema)
-    features = LogFeatures(rows, Labels(table, schema, rows), schema, groups.cuts)
     names = local_days(table, schema)
     days = tuple(sorted(set(names)))
     number = {day: i for i, day in enumerate(days)}
@@ -107,40 +132,81 @@ def prepare(log: Path, schema: Schema, folder: Path, frozen_days: int = 0) -> Da
     if np.any(np.diff(day) < 0):
         # A log's own day column may disagree with its times around midnight. An experiment needs whole days in order.
         day = np.maximum.accumulate(day)
-    folder.mkdir(parents=True, exist_ok=True)
+    shape = (rows.n, schema.layout.N)
+    wanted: list[tuple[int, NDArray[np.intp], NDArray[np.float32]]] = []  # (cut, rows, where their numbers go)
     if len(groups.cuts) and frozen_days:
-        frozen = np.lib.format.open_memmap(folder / FROZEN, "w+", np.float32, (rows.n, schema.layout.N))
+        frozen = np.lib.format.open_memmap(folder / FROZEN, "w+", np.float32, shape)
+        wanted += [(*pair, frozen) for pair in groups.starting(slice(0, rows.n), len(days) - frozen_days)]
+    if day_old:
+        old = np.lib.format.open_memmap(folder / DAY_OLD, "w+", np.float32, shape)
+        wanted += [(*pair, old) for pair in _day_starts(day, rows.ts_ms)]
+    wanted.sort(key=lambda one: (one[0], int(one[1][0])))
+    cuts = np.unique(np.array([cut for cut, _, _ in wanted], np.intp))
+    features = LogFeatures(rows, Labels(table, schema, rows), schema, cuts)
 
-        def freeze(part: slice) -> None:
-            for first, own in groups.starting(part, len(days) - frozen_days):
-                frozen[own] = features.frozen(first, own)[1]
+    made: tuple[int, NDArray[np.intp], NDArray[np.float32]] | None = None  # the newest: both may want the same
 
-        features.write(folder, freeze)
-        frozen.flush()
-    else:
-        features.write(folder)
+    def freeze(part: slice) -> None:
+        nonlocal made
+        while wanted and wanted[0][0] < part.stop:
+            cut, own, out = wanted.pop(0)
+            if made is None or made[0] != cut or not np.array_equal(made[1], own):
+                made = cut, own, features.frozen(cut, own)[1]
+            out[own] = made[2]
+
+    features.write(folder, freeze)
     np.save(folder / "group.npy", groups.group)
-    (folder / COMPARES).write_text(groups.how, encoding="utf-8")
+    for i, one in enumerate(cuts_by.values()):
+        np.save(folder / f"slice{i}.npy", one.code)
+    about = {
+        "compares": groups.how,
+        "notes": list(table.notes),
+        "slices": {name: list(one.values) for name, one in cuts_by.items()},
+    }
+    (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
     np.save(folder / "label.npy", rows.label.astype(np.float32))
     np.save(folder / "day.npy", day)
     np.save(folder / "user.npy", rows.hashes(rows.builder.user_column, slice(None)))
+    np.save(folder / "item.npy", rows.hashes(rows.builder.item_column, slice(None)))
     np.save(folder / "ts_ms.npy", rows.ts_ms)
     np.save(folder / "truth.npy", truth_of(log, schema, rows.n, rows.ts_ms))
     return open_dataset(folder, schema, days)
 
 
+def _day_starts(day: NDArray[np.int32], ts_ms: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Pairs of (the first row of the time at which a day begins, some of the day's rows), day by day."""
+    ends = np.append(np.flatnonzero(np.diff(day)) + 1, len(day))
+    start = 0
+    for end in ends.tolist():
+        cut = int(np.searchsorted(ts_ms, ts_ms[start], side="left"))  # rows of one time see the same windows
+        for at in range(start, end, _FROZEN_AT_ONCE):
+            yield cut, np.arange(at, min(at + _FROZEN_AT_ONCE, end))
+        start = end
+
+
 def open_dataset(folder: Path, schema: Schema, days: tuple[str, ...]) -> Dataset:
     """A prepared dataset, mapped read-only."""
-    arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-    frozen = np.load(folder / FROZEN, mmap_mode="r") if (folder / FROZEN).exists() else None
+
+    def mapped(name: str) -> Any:
+        return np.load(folder / name, mmap_mode="r") if (folder / name).exists() else None
+
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     return Dataset(
-        folder, schema, days, **arrays, compares=(folder / COMPARES).read_text(encoding="utf-8"), frozen=frozen
+        folder,
+        schema,
+        days,
+        **{name: mapped(f"{name}.npy") for name in _ARRAYS},
+        compares=about["compares"],
+        frozen=mapped(FROZEN),
+        day_old=mapped(DAY_OLD),
+        slices={name: Slice(mapped(f"slice{i}.npy"), tuple(v)) for i, (name, v) in enumerate(about["slices"].items())},
+        notes=tuple(about["notes"]),
     )
 
 
 def scaled(data: Dataset, train: slice) -> NDArray[np.float32]:
     """``num`` as well-scaled inputs: ``log1p``, then mean 0 and variance 1 over the training rows. Written beside the
-    dataset (:data:`SCALED`) and mapped; (n, N). ``frozen`` is scaled like it."""
+    dataset (:data:`SCALED`) and mapped; (n, N). ``frozen`` and ``day_old`` are scaled like it."""
     path = data.folder / SCALED["num"]
     out = np.lib.format.open_memmap(path, "w+", np.float32, data.num.shape)
     total, square, count = 0.0, 0.0, 0
@@ -156,11 +222,13 @@ def scaled(data: Dataset, train: slice) -> NDArray[np.float32]:
         x = np.array(out[start : start + CHUNK_ROWS], np.float64)
         out[start : start + CHUNK_ROWS] = (x - mean) / deviation
     out.flush()
-    if data.frozen is not None:
-        fixed = np.lib.format.open_memmap(data.folder / SCALED["frozen"], "w+", np.float32, data.num.shape)
+    for name, given in (("frozen", data.frozen), ("day_old", data.day_old)):
+        if given is None:
+            continue
+        fixed = np.lib.format.open_memmap(data.folder / SCALED[name], "w+", np.float32, data.num.shape)
         for start in range(0, len(fixed), CHUNK_ROWS):
             part = slice(start, start + CHUNK_ROWS)
-            fixed[part] = (_logs(data.frozen[part]).astype(np.float32).astype(np.float64) - mean) / deviation
+            fixed[part] = (_logs(given[part]).astype(np.float32).astype(np.float64) - mean) / deviation
         fixed.flush()
     mapped: NDArray[np.float32] = np.load(path, mmap_mode="r")
     return mapped
@@ -171,11 +239,19 @@ def _logs(num: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.copysign(np.log1p(np.abs(x)), x)
 
 
-def truth_of(log: Path, schema: Schema, n: int, ts_ms: NDArray[np.int64]) -> NDArray[np.float32]:
+def truth_of(log: Path | Sequence[Path], schema: Schema, n: int, ts_ms: NDArray[np.int64]) -> NDArray[np.float32]:
     """True click probabilities of a simulated log, in the order of ``read_log``; NaN for other logs."""
     unknown = np.full(n, np.nan, np.float32)
+    if not isinstance(log, Path):
+        if len(log) != 1:
+            return unknown
+        log = log[0]
     files = sorted(log.glob("*.parquet")) if log.is_dir() else [log]
-    if any(f.suffix != ".parquet" or TRUTH not in pq.read_schema(f).names for f in files) or schema.log is None:
+    if (
+        not files
+        or any(f.suffix != ".parquet" or TRUTH not in pq.read_schema(f).names for f in files)
+        or schema.log is None
+    ):
         return unknown
     tables = [pq.read_table(f, columns=[schema.log.time, TRUTH]) for f in files]
     time = np.concatenate([t[schema.log.time].to_numpy() for t in tables])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.model import OnlineModel
+from learner.verbs import Learning
 from millrace.offline.dataset import Dataset
 
 Scores = NDArray[np.float32]
@@ -15,13 +15,13 @@ BATCH_ROWS = 512
 _SCORED_AT_ONCE = 4096
 
 
-def learn(model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32]) -> list[float]:
+def learn(model: Learning, data: Dataset, rows: slice, num: NDArray[np.float32]) -> list[float]:
     """Learns the rows once, in time order. Returns each batch's mean loss before it was learnt."""
     return [model.learn(batch).loss for batch in data.batches(rows, BATCH_ROWS, num)]
 
 
 def learn_shuffled(
-    model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32], rng: np.random.Generator
+    model: Learning, data: Dataset, rows: slice, num: NDArray[np.float32], rng: np.random.Generator
 ) -> None:
     """Learns the rows once, in an order drawn from ``rng``, as a batch job over stored data does."""
     order = rng.permutation(np.arange(rows.start, rows.stop))
@@ -29,7 +29,7 @@ def learn_shuffled(
         model.learn(data.batch(np.sort(order[at : at + BATCH_ROWS]), num))
 
 
-def score(model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32], step: int = 1) -> Scores:
+def score(model: Learning, data: Dataset, rows: slice, num: NDArray[np.float32], step: int = 1) -> Scores:
     """Click probabilities of every ``step``-th row. Learns nothing."""
     parts = [
         slice(at, min(at + _SCORED_AT_ONCE * step, rows.stop), step)
@@ -38,7 +38,7 @@ def score(model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float3
     return np.concatenate([model.score(np.array(data.cat[p]), np.array(num[p])) for p in parts])
 
 
-def score_then_learn(model: OnlineModel, data: Dataset, rows: slice, num: NDArray[np.float32]) -> Scores:
+def score_then_learn(model: Learning, data: Dataset, rows: slice, num: NDArray[np.float32]) -> Scores:
     """Click probabilities of the rows, each batch scored before it is learnt from (progressive validation)."""
     scored = []
     for batch in data.batches(rows, BATCH_ROWS, num):

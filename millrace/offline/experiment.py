@@ -18,6 +18,7 @@ seed. Where the world is known (a simulated log), the oracle's AUC is given too.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,8 +35,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from learner.model import OnlineModel
+from learner.making import model_of
 from learner.models import network_of
+from learner.ownclass import is_own
+from learner.progressive import baseline_column
+from learner.verbs import Learning
 from millrace.contracts.errors import SettingError
 from millrace.contracts.merit import auc, grouped_auc, log_loss
 from millrace.contracts.schema import Schema
@@ -43,9 +47,11 @@ from millrace.offline import rounds
 from millrace.offline.dataset import SCALED, Dataset, open_dataset, plain_schema, prepare, scaled
 from millrace.offline.epochs import learn, score
 from millrace.offline.experiment_drift import experiment_drift
+from millrace.offline.follow import period_ms
 from millrace.offline.intervals import interval, rounded
-from millrace.offline.report import curves_plot, days_plot, interval_plot, make_folder, surroundings, write_all
+from millrace.offline.verdicts import of_models, of_rounds
 from millrace.offline.workers import pool
+from millrace.reports import curves_plot, days_plot, interval_plot, make_folder, surroundings, write_all
 
 CURVE_POINTS = 60
 TRAIN_ROWS_SCORED = 200_000
@@ -56,6 +62,9 @@ DEFAULT = "default"
 """The model and settings that Millrace starts with."""
 
 INPUTS = ("raw", "scaled")
+OWN = "own"
+"""Inputs as the schema's own transforms give them: what a live loop learns from."""
+KINDS = (*INPUTS, OWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,7 @@ class Job:
     seed: int
     train: tuple[int, ...]  # days
     test: tuple[int, ...]
+    cut: tuple[str, ...] = ()  # at whose times batches are cut
 
 
 def spec_of(model: str) -> dict[str, Any]:
@@ -95,29 +105,35 @@ def settings_of(model: str) -> str:
 # -- in a worker ---------------------------------------------------------------------------------------------
 
 _data: Dataset
+_schemas: dict[str, Schema]
 _inputs: dict[str, NDArray[np.float32]]
 _frozen: dict[str, NDArray[np.float32]]  # empty where grouped AUC compares the usual scores
 
 
-def _open(folder: Path, schema: Schema, days: tuple[str, ...]) -> None:
-    global _data, _inputs, _frozen
+def _open(folder: Path, schema: Schema, days: tuple[str, ...], own: Schema) -> None:
+    global _data, _schemas, _inputs, _frozen
     torch.set_num_threads(1)
     _data = open_dataset(folder, schema, days)
-    _inputs = {"raw": _data.num, "scaled": np.load(folder / SCALED["num"], mmap_mode="r")}
-    _frozen = {}
-    if _data.frozen is not None:
-        _frozen = {"raw": _data.frozen, "scaled": np.load(folder / SCALED["frozen"], mmap_mode="r")}
+    _schemas = dict.fromkeys(INPUTS, schema) | {OWN: own}
+    _inputs = inputs_of(_data, _data.num, "num")
+    _frozen = {} if _data.frozen is None else inputs_of(_data, _data.frozen, "frozen")
+
+
+def inputs_of(data: Dataset, num: NDArray[np.float32], name: str) -> dict[str, NDArray[np.float32]]:
+    """The inputs (n, N) of each kind. ``num`` are the plain numbers; :data:`SCALED` names the scaled ones. Transforms
+    of a schema are the model's own work, so it takes plain numbers."""
+    return {"raw": num, OWN: num, "scaled": np.load(data.folder / SCALED[name], mmap_mode="r")}
 
 
 def _run(job: Job) -> dict[str, Any]:
     started = time.perf_counter()
-    model = OnlineModel(_data.schema, spec_of(job.model), job.seed)
+    model = model_of(_schemas[job.inputs], spec_of(job.model), job.seed)
     num = _inputs[job.inputs]
     found = _models(job, model, num) if job.kind == "models" else _rounds(job, model, num)
     return {"job": job, "seconds": time.perf_counter() - started, **found}
 
 
-def _models(job: Job, model: OnlineModel, num: NDArray[np.float32]) -> dict[str, Any]:
+def _models(job: Job, model: Learning, num: NDArray[np.float32]) -> dict[str, Any]:
     train, test = _data.rows(job.train), _data.rows(job.test)
     losses = learn(model, _data, train, num)
     step = max(1, (train.stop - train.start) // TRAIN_ROWS_SCORED)
@@ -134,9 +150,10 @@ def _models(job: Job, model: OnlineModel, num: NDArray[np.float32]) -> dict[str,
     }
 
 
-def _rounds(job: Job, model: OnlineModel, num: NDArray[np.float32]) -> dict[str, Any]:
+def _rounds(job: Job, model: Learning, num: NDArray[np.float32]) -> dict[str, Any]:
     days = [_data.rows((day,)) for day in job.test]
-    scored = rounds.keep_up(model, _data, num, _data.rows(job.train), days, np.random.default_rng(job.seed))
+    rng = np.random.default_rng(job.seed)
+    scored = rounds.keep_up(model, _data, num, _data.rows(job.train), days, rng, job.cut)
     return {"ways": rounds.figures(scored, [np.array(_data.label[day]) for day in days])}
 
 
@@ -160,7 +177,7 @@ def experiment_models(
         seeds: runs of each model and kind of input; 5 or more for useful intervals.
         test_days: the last days of the log, which no model is trained on.
         models: names from the registry and "default" (default: the original's and "default").
-        inputs: kinds of input, "raw" and "scaled" (default: both).
+        inputs: kinds of input, "raw", "scaled" and "own", which is as the schema says (default: the first two).
 
     Raises:
         SettingError: too few days or seeds, an unknown model or unknown inputs.
@@ -169,7 +186,7 @@ def experiment_models(
     chosen = _chosen(models, (*ORIGINAL, DEFAULT), inputs)
     with _prepared(log, schema, test_days, seeds) as (data, train, test):
         jobs = [Job("models", m, i, s, train, test) for s in range(seeds) for m in chosen for i in inputs]
-        results = _all(jobs, data, out, progress)
+        results = _all(jobs, data, schema, out, progress)
         report = _models_report(results, chosen, inputs, data, train, test)
     plots = [
         interval_plot("auc", "AUC on the test days: mean and 95% interval over seeds.", report["models"], "auc"),
@@ -190,16 +207,21 @@ def experiment_rounds(
     test_days: int,
     models: Sequence[str] = (),
     inputs: Sequence[str] = INPUTS,
+    cut: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
     """Compares ways of keeping a model up to date through the last ``test_days`` days; as :func:`experiment_models`.
 
-    The models (default: only "default") have the same settings as there.
+    The models (default: only "default") have the same settings as there. ``cut``: at which times the batches of the
+    test days are cut, besides where a day begins (:data:`millrace.offline.follow.SYNCS`).
     """
+    for name in cut:
+        period_ms(name)
     chosen = _chosen(models, (DEFAULT,), inputs)
     with _prepared(log, schema, test_days, seeds) as (data, train, test):
-        jobs = [Job("rounds", m, i, s, train, test) for s in range(seeds) for m in chosen for i in inputs]
-        results = _all(jobs, data, out, progress)
+        own = [(s, m, i) for s in range(seeds) for m in chosen for i in inputs]
+        jobs = [Job("rounds", m, i, s, train, test, tuple(cut)) for s, m, i in own]
+        results = _all(jobs, data, schema, out, progress)
         report = _rounds_report(results, chosen, inputs, data, train, test)
     plots = [
         days_plot(
@@ -216,10 +238,10 @@ def experiment_rounds(
 
 def _chosen(models: Sequence[str], otherwise: tuple[str, ...], inputs: Sequence[str]) -> tuple[str, ...]:
     """The models to compare. Raises SettingError for an unknown one or unknown inputs, before anything long begins."""
-    if not inputs or not set(inputs) <= set(INPUTS):
-        raise SettingError(f"inputs {', '.join(inputs) or 'of no kind'}", f"use {' or '.join(INPUTS)}, or both")
+    if not inputs or not set(inputs) <= set(KINDS):
+        raise SettingError(f"inputs {', '.join(inputs) or 'of no kind'}", f"use some of {', '.join(KINDS)}")
     for name in models:
-        if name != DEFAULT:
+        if name != DEFAULT and not is_own(name):
             network_of(name)
     return tuple(models) or otherwise
 
@@ -240,7 +262,7 @@ def _prepared(
         yield data, train, test
 
 
-def _all(jobs: Sequence[Job], data: Dataset, out: Path, progress: bool) -> list[dict[str, Any]]:
+def _all(jobs: Sequence[Job], data: Dataset, schema: Schema, out: Path, progress: bool) -> list[dict[str, Any]]:
     """Runs the jobs on all cores, each with one thread; results in the jobs' order.
 
     Each run's figures are written as a line of ``runs.jsonl`` as soon as it ends, so an interrupted experiment keeps
@@ -249,7 +271,7 @@ def _all(jobs: Sequence[Job], data: Dataset, out: Path, progress: bool) -> list[
     make_folder(out, "runs.jsonl")
     columns = (TextColumn("experiment"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        pool(None, _open, (data.folder, data.schema, data.days)) as processes,
+        pool(None, _open, (data.folder, data.schema, data.days, schema)) as processes,
         Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar,
         (out / "runs.jsonl").open("w", encoding="utf-8") as lines,
     ):
@@ -291,7 +313,9 @@ def _models_report(
             curve = np.mean([r["losses"] for r in mine[model]], 0)
             curves.append(head | {"losses": [rounded(v) for v in curve.tolist()]})
     compares = {"grouped_auc_compares": data.compares}
-    return _about(data, train, test) | compares | {"models": rows, "curves": curves}
+    about = _about(data, train, test)
+    verdict = of_models(rows, about["baseline_auc"])
+    return {"verdict": verdict} | about | compares | {"models": rows, "curves": curves}
 
 
 def _rounds_report(
@@ -312,7 +336,8 @@ def _rounds_report(
             head = {"model": model, "inputs": kind, "settings": settings_of(model)}
             ways += [head | row for row in rounds.ways_of(mine)]
             days += [head | row for row in rounds.days_of(mine, names, oracle)]
-    return _about(data, train, test) | {"ways": ways, "by_day": days}
+    about = _about(data, train, test)
+    return {"verdict": of_rounds(ways, about["baseline_auc"])} | about | {"ways": ways, "by_day": days}
 
 
 def _oracle_auc(data: Dataset, days: Sequence[int]) -> float | None:
@@ -320,6 +345,13 @@ def _oracle_auc(data: Dataset, days: Sequence[int]) -> float | None:
     rows = data.rows(days)
     truth = np.array(data.truth[rows])
     return auc(truth, np.array(data.label[rows])) if np.isfinite(truth).all() else None
+
+
+def _baseline_auc(data: Dataset, rows: slice) -> float | None:
+    """The AUC of each item's smoothed click rate; None where the schema has none, or there is one class."""
+    column = baseline_column(data.schema)
+    found = math.nan if column is None else auc(np.array(data.num[rows, column]), np.array(data.label[rows]))
+    return rounded(found) if math.isfinite(found) else None
 
 
 def _about(data: Dataset, train: Sequence[int], test: Sequence[int]) -> dict[str, Any]:
@@ -332,6 +364,7 @@ def _about(data: Dataset, train: Sequence[int], test: Sequence[int]) -> dict[str
         "training_days": ", ".join(data.days[d] for d in train),
         "test_days": ", ".join(data.days[d] for d in test),
         "click_rate": rounded(float(y.mean())),
+        "baseline_auc": _baseline_auc(data, rows),
         "oracle_auc": None if oracle is None else rounded(oracle),
         "oracle_log_loss": None if oracle is None else rounded(log_loss(truth, y)),
     }

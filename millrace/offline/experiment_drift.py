@@ -35,11 +35,12 @@ from millrace.contracts.schema import Schema
 from millrace.logs import LogTable, local_days, read_log
 from millrace.offline.alarms import LABEL, PAGES, SHUFFLED, WAYS, Judged, alarms
 from millrace.offline.intervals import interval, rounded
-from millrace.offline.logfeatures import Labels, LogRows
 from millrace.offline.planted import BLANK, CHANGES, NOTHING, Fork, Recorder, blank_columns, change
-from millrace.offline.replay import BATCH_ROWS, THREADS, run_log
-from millrace.offline.report import dots_plot, make_folder, write_all
+from millrace.offline.verdicts import of_drift
 from millrace.offline.workers import pool
+from millrace.replay.logfeatures import Labels, LogRows
+from millrace.replay.run import BATCH_ROWS, THREADS, run_log
+from millrace.reports import dots_plot, make_folder, write_all
 
 HORIZON_ROWS = 100_000
 """Exposures after a change that the model lives through; an alarm after them does not count."""
@@ -89,6 +90,7 @@ def experiment_drift(
             lines.flush()
             bar.advance(task)
     report = _report(results, horizon_rows)
+    report = {"verdict": of_drift(report, PAGES)} | report
     run = {"seconds": round(time.perf_counter() - started), "logs": [str(log) for log in logs], "horizon": horizon_rows}
     write_all(out, report, run, _plots(results), "Drift")
     return report

@@ -51,7 +51,6 @@ from millrace.labels import REGISTRY, policy_named
 from millrace.logs import TS, LogTable, read_log
 from millrace.offline.dataset import truth_of
 from millrace.offline.intervals import rounded
-from millrace.offline.known import LabelSettings
 from millrace.offline.labels_report import BOUND, ORACLE, figures, make_report
 from millrace.offline.realspeed import (
     MEDIAN_S,
@@ -64,8 +63,10 @@ from millrace.offline.realspeed import (
     prepare,
     with_made_delays,
 )
-from millrace.offline.report import LINEAR, Plot, blocks_plot, interval_plot, make_folder, surroundings, write_all
+from millrace.offline.verdicts import of_labels
 from millrace.offline.workers import ended, pool
+from millrace.replay.known import LabelSettings
+from millrace.reports import LINEAR, Plot, blocks_plot, interval_plot, make_folder, surroundings, write_all
 
 WORLDS = (3, 7, 11, 19, 23)
 RATES = (1.0, 20.0, 200.0)
@@ -266,9 +267,8 @@ def experiment_labels(
     started = time.perf_counter()
     runs, stretches = _all(plan, out, resume, workers, progress)
     made = time.perf_counter() - started
-    report = _about(stretches, rows, names, how, log) | make_report(
-        [*runs, *_oracles(stretches)], names[1:], rows, str(how.policy)
-    )
+    made_of = make_report([*runs, *_oracles(stretches)], names[1:], rows, str(how.policy))
+    report = {"verdict": of_labels(made_of)} | _about(stretches, rows, names, how, log) | made_of
     run = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(made),

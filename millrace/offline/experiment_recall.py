@@ -55,8 +55,8 @@ from millrace.offline.recallloop import (
     start_shop,
 )
 from millrace.offline.recallshop import RecallShop, params_of
-from millrace.offline.report import hours_plot, make_folder, surroundings, write_all
 from millrace.offline.workers import ended, pool
+from millrace.reports import hours_plot, make_folder, surroundings, write_all
 from millrace.versions.image import Image, below
 from simulator.daylog import day_table, parse_day
 from simulator.params import DEFAULT, HOUR_MS
@@ -244,7 +244,8 @@ def experiment_recall(
     jobs = [Job(seed, start, arm, scale) for seed in seeds for start in STARTS for arm in ARMS if arm in arms]
     started = time.perf_counter()
     runs = _all(jobs, dict(spec or {}), out, resume, workers, progress)
-    report = _about(scale, seeds) | make_report(runs)
+    made = make_report(runs)
+    report = {"verdict": " ".join(made["verdicts"])} | _about(scale, seeds) | made
     run = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started),

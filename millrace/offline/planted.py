@@ -108,7 +108,7 @@ class Start:
 
 
 class Recorder:
-    """Stands in for a model in :func:`~millrace.offline.replay.run_log`: the model, and a snapshot on the way.
+    """Stands in for a model in :func:`~millrace.replay.run.run_log`: the model, and a snapshot on the way.
 
     Args:
         row: the snapshot is made as soon as this many rows have been scored.
@@ -132,7 +132,7 @@ class Recorder:
 
 
 class Fork:
-    """Stands in for a model in :func:`~millrace.offline.replay.run_log` through a log that is changed from
+    """Stands in for a model in :func:`~millrace.replay.run.run_log` through a log that is changed from
     ``start.row`` on. Scores of earlier rows are 0 and mean nothing.
 
     Args:

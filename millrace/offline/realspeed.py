@@ -31,8 +31,8 @@ from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.labels import LabelPolicy
 from millrace.logs import TS, LogTable
-from millrace.offline.known import Model, Samples
-from millrace.offline.logfeatures import Labels, LogFeatures, LogRows
+from millrace.replay.known import Model, Samples
+from millrace.replay.logfeatures import Labels, LogFeatures, LogRows
 
 BATCH_ROWS = Settings().batch_rows
 BATCH_MS = Settings().batch_ms

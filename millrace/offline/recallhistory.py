@@ -20,8 +20,8 @@ from learner.model import OnlineModel
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable
-from millrace.offline.logfeatures import CHUNK_ROWS, Labels, LogFeatures, LogRows
 from millrace.offline.realspeed import BATCH_ROWS
+from millrace.replay.logfeatures import CHUNK_ROWS, Labels, LogFeatures, LogRows
 
 
 def log_of(tables: Sequence[pa.Table], schema: Schema) -> LogTable:

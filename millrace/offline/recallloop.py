@@ -230,7 +230,7 @@ class DayLoop:
         self._tally.page(view, hour, page.user, page.items, clicked, chance, bought, names)
 
     def _promise(self, page: _Seen, clicked: NDArray[np.bool_], click_ms: NDArray[np.int64]) -> None:
-        """When each label will be known: as :class:`millrace.offline.known.Samples` has it of a log."""
+        """When each label will be known: as :class:`millrace.replay.known.Samples` has it of a log."""
         ts_ms = page.ts_ms
         if ts_ms - self._last_ms > self._waits.attribution_ms:
             self._began_ms = ts_ms

@@ -45,7 +45,7 @@ from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
 from millrace.offline import recallbefore
-from millrace.offline.logfeatures import Labels, LogRows
+from millrace.replay.logfeatures import Labels, LogRows
 from millrace.versions.image import Image
 from millrace.windows.features import finite32
 from millrace.windows.likings import clicks_a_day, taste_keys

@@ -10,6 +10,9 @@
                              ├─ retrained daily   the same, but shuffled: the usual batch job
                              └─ micro-batches     scores some rows, then learns them
 
+"Frozen", "daily rounds" and "micro-batches" follow one learner (:mod:`millrace.offline.follow`), as the models of
+``millrace freshness`` do. So the two commands give the same figures where they are given the same batches.
+
 "Replayed daily" takes the steps of "daily rounds", except where a day's last batch is cut. It shows that a round loses
 nothing compared with a new start. "Retrained daily" shows what batch training may gain over both by mixing its days.
 
@@ -18,21 +21,24 @@ Nothing is learnt after the last test day, since nothing is scored afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.model import OnlineModel
+from learner.verbs import Learning
 from millrace.contracts.merit import auc, log_loss
 from millrace.offline import epochs
 from millrace.offline.dataset import Dataset
-from millrace.offline.epochs import Scores, learn, learn_shuffled, score, score_then_learn
+from millrace.offline.epochs import Scores, learn, learn_shuffled, score
+from millrace.offline.follow import BATCH, DAILY, NEVER, follow, plan_of
 from millrace.offline.intervals import interval, rounded
 
 WAYS = ("frozen", "more epochs", "daily rounds", "replayed daily", "retrained daily", "micro-batches")
+FOLLOWING = {"frozen": NEVER, "daily rounds": DAILY, "micro-batches": BATCH}
+"""The ways that follow one learner, and how often they synchronise."""
 EPOCHS = 3
 """How often "more epochs" learns the training days in all."""
 
@@ -41,17 +47,19 @@ Result = Mapping[str, Any]
 
 
 def keep_up(
-    model: OnlineModel,
+    model: Learning,
     data: Dataset,
     num: NDArray[np.float32],
     train: slice,
     days: Sequence[slice],
     rng: np.random.Generator,
+    cut: Sequence[str] = (),
 ) -> dict[str, list[Scores]]:
     """Each way's scores of each of ``days`` (rows), by an untrained ``model`` that learns ``train`` (rows) first.
 
     Every way starts from the same trained model (:meth:`~learner.model.OnlineModel.resume` is exact to the bit), so
-    ways differ only in what they do after it. ``rng`` draws the orders of "retrained daily".
+    ways differ only in what they do after it. ``rng`` draws the orders of "retrained daily". ``cut``: at which times
+    the batches of the test days are cut, besides where a day begins (:data:`millrace.offline.follow.SYNCS`).
     """
     untrained = model.snapshot()
     # The end of the training's last whole batch: learning on from here in one pass cuts no batch short.
@@ -61,16 +69,11 @@ def keep_up(
     learn(model, data, slice(whole, train.stop), num)
     start = model.snapshot()
 
-    scored: dict[str, list[Scores]] = {"frozen": [score(model, data, day, num) for day in days]}
+    plan = plan_of(days, data.ts_ms, list(FOLLOWING.values()), cut, data.schema.utc_offset_ms)
+    followed = follow(model, data, num, plan).scores
+    at = [day.start - plan.rows.start for day in days[1:]]
+    scored: dict[str, list[Scores]] = {way: np.split(followed[sync], at) for way, sync in FOLLOWING.items()}
     first = scored["frozen"][0]
-
-    scored["daily rounds"] = [first]
-    for past, day in pairwise(days):
-        learn(model, data, past, num)
-        scored["daily rounds"].append(score(model, data, day, num))
-
-    model.resume(*start)
-    scored["micro-batches"] = [score_then_learn(model, data, day, num) for day in days]
 
     model.resume(*start)
     for _ in range(EPOCHS - 1):
@@ -88,12 +91,27 @@ def keep_up(
         learn(model, data, slice(end, past.stop), num)
         scored["replayed daily"].append(score(model, data, day, num))
 
-    scored["retrained daily"] = [first]
+    model.resume(*untrained)
+    again = retrained(model, data, num, train, days, rng)
+    scored["retrained daily"] = [first, *(score(model, data, day, num) for day in again)]
+    return scored
+
+
+def retrained(
+    model: Learning,
+    data: Dataset,
+    num: NDArray[np.float32],
+    train: slice,
+    days: Sequence[slice],
+    rng: np.random.Generator,
+) -> Iterator[slice]:
+    """Yields each of ``days`` but the first, when ``model`` is ready to score it: an untrained one, which begins anew
+    before each day and learns all rows before it, shuffled. Its cost grows with the square of the days."""
+    untrained = model.snapshot()
     for past, day in pairwise(days):
         model.resume(*untrained)
         learn_shuffled(model, data, slice(train.start, past.stop), num, rng)
-        scored["retrained daily"].append(score(model, data, day, num))
-    return scored
+        yield day
 
 
 def _whole(start: int, stop: int) -> int:

@@ -1,0 +1,165 @@
+"""Draws of users: each figure under a draw is the figure of the rows that were drawn; intervals cover; words follow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from millrace.contracts.merit import auc, calibration, grouped_auc, log_loss
+from millrace.freshness import bootstrap
+from millrace.freshness.measure import ALL, Figure, Measured, Rows, Scored
+from millrace.freshness.words import named, verdict
+
+
+def drawn_rows(user: NDArray[np.intp], weights: NDArray[np.uint16]) -> NDArray[np.intp]:
+    """The rows of a draw, each as often as its user was drawn."""
+    return np.repeat(np.arange(len(user)), weights[user])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(2, 60), users=st.integers(1, 12), levels=st.integers(1, 30))
+def test_each_figure_of_a_draw_is_that_of_the_rows_drawn(seed: int, n: int, users: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    user = rng.integers(0, users, n)
+    p = ((rng.integers(0, levels, n) + 0.5) / levels).astype(np.float32)  # with ties
+    y = (rng.random(n) < 0.4).astype(np.float32)
+    group = user * 3 + rng.integers(0, 3, n)  # a group is of one user
+    (weights,) = bootstrap.drawn(users, 7, seed)
+    assert (weights.sum(0) == users).all()
+    found = {
+        "auc": bootstrap.auc_draws(p, y, user, weights),
+        "log_loss": bootstrap.log_loss_draws(p, y, user, weights),
+        "calibration": bootstrap.calibration_draws(p, y, user, weights),
+        "grouped_auc": bootstrap.grouped_auc_draws(p, y, group, user, weights),
+    }
+    for r in range(7):
+        rows = drawn_rows(user, weights[:, r])
+        # A group of a user who was drawn twice is there twice, not one of double size.
+        copy = np.concatenate([np.arange(int(w)) for w in weights[user, r]]) if len(rows) else rows
+        plain = {
+            "auc": auc(p[rows], y[rows]),
+            "log_loss": log_loss(p[rows], y[rows]),
+            "calibration": calibration(p[rows], y[rows]),
+            "grouped_auc": grouped_auc(p[rows], y[rows], group[rows] * 1000 + copy),
+        }
+        for name, value in plain.items():
+            assert found[name][r] == pytest.approx(value, abs=1e-9, nan_ok=True), name
+
+
+def test_draws_do_not_depend_on_how_many_lie_in_memory() -> None:
+    whole = np.concatenate(list(bootstrap.drawn(50, 30, 4)), axis=1)
+    parts = list(bootstrap.drawn(50, 30, 4, entries=500))
+    assert len(parts) == 3
+    np.testing.assert_array_equal(whole, np.concatenate(parts, axis=1))
+    assert not np.array_equal(whole, np.concatenate(list(bootstrap.drawn(50, 30, 5)), axis=1))
+
+
+def world(rng: np.random.Generator, users: int = 120) -> tuple[Rows, dict[str, Scored]]:
+    """Users of different rates, whose rows are alike; a second model that errs with each user in a way of its own."""
+    each = rng.integers(1, 25, users)
+    user = np.repeat(np.arange(users), each)
+    rate = rng.normal(-1, 1, users)[user]
+    row = rng.normal(0, 1, len(user))
+    y = (rng.random(len(user)) < 1 / (1 + np.exp(-rate - row))).astype(np.float32)
+    seen = rng.normal(0, 1, users)[user] * 0.5  # what both models say, alike for all rows of a user
+    one = 1 / (1 + np.exp(-(rate * 0.3 + seen + 0.5 * row)))
+    two = 1 / (1 + np.exp(-(rate * 0.3 + seen + 0.5 * row + rng.normal(0, 0.3, users)[user])))
+    models = {"a": Scored([one.astype(np.float32)], []), "b": Scored([two.astype(np.float32)], [])}
+    return Rows(y, user.astype(np.intp), user.astype(np.intp)), models
+
+
+def test_the_error_of_a_difference_is_that_between_logs() -> None:
+    """Many logs of one world: the spread of the paired difference over them is what one log's draws say of it."""
+    gaps, errors = [], []
+    for seed in range(60):
+        rows, models = world(np.random.default_rng(seed))
+        gap = Measured(rows, models, {}, 200, 1).gap("b", "a", "auc")
+        gaps.append(gap.value)
+        errors.append(gap.error)
+    assert np.mean(errors) == pytest.approx(np.std(gaps, ddof=1), rel=0.3)
+    rows, models = world(np.random.default_rng(0))
+    alone = Measured(rows, models, {}, 200, 1)
+    single = np.hypot(alone.figure("a", "auc").error, alone.figure("b", "auc").error)
+    assert alone.gap("b", "a", "auc").error < single  # paired
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    rows, models = world(np.random.default_rng(2))
+    (p,) = models["a"].p
+    q = np.random.default_rng(0).permutation(p)
+    one = Measured(rows, {"a": Scored([p, p], [])}, {}, 100, 1).figure("a", "auc")
+    two = Measured(rows, {"a": Scored([p, q], [])}, {}, 100, 1).figure("a", "auc")
+    assert two.error > 2 * one.error
+    assert two.value == pytest.approx((auc(p, rows.y) + auc(q, rows.y)) / 2)
+
+
+def test_a_slice_has_the_figures_of_its_rows_and_one_without_clicks_has_none() -> None:
+    rows, models = world(np.random.default_rng(3))
+    odd, none = np.arange(1, len(rows.y), 2), np.flatnonzero(rows.y == 0)
+    found = Measured(rows, models, {"odd": odd, "none": none}, 50, 1)
+    (p,) = models["a"].p
+    assert found.figure("a", "auc", "odd").value == auc(p[odd], rows.y[odd])
+    assert found.figure("a", "auc", ALL).value == auc(p, rows.y)
+    assert np.isnan(found.figure("a", "auc", "none").value)
+    assert np.isnan(found.figure("a", "auc", "none").half)
+    assert np.isfinite(found.figure("a", "log_loss", "none").value)
+
+
+def test_a_slice_of_one_user_has_no_interval() -> None:
+    """However often he is drawn, his figures are the same: a spread of zero would show every difference."""
+    rows, models = world(np.random.default_rng(3))
+    most = np.argmax(np.bincount(rows.user, weights=rows.y > 0) * np.bincount(rows.user, weights=rows.y == 0))
+    found = Measured(rows, models, {"one": np.flatnonzero(rows.user == most)}, 50, 1)
+    gap = found.gap("b", "a", "log_loss", "one")
+    assert gap.value != 0
+    assert np.isnan(gap.half)
+    assert not gap.shown
+
+
+def test_the_sentence_says_gains_losses_and_that_nothing_could_be_shown() -> None:
+    rng = np.random.default_rng(4)
+    user = np.repeat(np.arange(300), 8)
+    log_odds = rng.normal(-1, 1, 300)[user] + rng.normal(0, 1, len(user))
+    best = 1 / (1 + np.exp(-log_odds))
+    rows = Rows((rng.random(len(user)) < best).astype(np.float32), user, user)
+    half = 1 / (1 + np.exp(-0.6 * log_odds - 0.4 * log_odds.mean() + rng.normal(0, 0.7, len(user))))
+    a, b = Scored([half.astype(np.float32)], []), Scored([best.astype(np.float32)], [])
+
+    def said(fresh: Scored, reference: Scored, old: Scored) -> str:
+        scored = {"minute": fresh, "daily": reference, named("day-old", "minute"): old}
+        return verdict(Measured(rows, scored, {}, 200, 1), "minute", "daily", True)
+
+    gain = said(b, a, a)
+    assert "learns every minute instead of every day gains ." in gain
+    assert "live window features instead of day-old ones gain ." in gain
+    loss = said(a, b, b)
+    assert "instead of every day loses ." in loss
+    assert "ones lose ." in loss
+    same = said(a, a, a)  # one model by two names: its spread of zero is no smallest gain
+    assert "every day gives the same scores" in same
+    assert "day-old ones give the same scores" in same
+    assert ".0000" not in same
+    noise = rng.normal(0, 1e-3, len(user))
+    near = Scored([(half + noise).astype(np.float32)], [])
+    nothing = said(near, a, a)
+    assert "no difference could be shown for a model that learns every minute instead of every day" in nothing
+    assert "the smallest" in nothing
+    # A tenth of the noise of that gain: too small for so few rows.
+    few = Rows(rows.y[:60], rows.user[:60], rows.group[:60])
+    scored = {"minute": Scored([b.p[0][:60]], []), "daily": Scored([a.p[0][:60]], [])}
+    small = Measured(few, scored, {}, 200, 1)
+    gap = small.gap("minute", "daily", "auc")
+    text = verdict(small, "minute", "daily", False)
+    assert ("no difference could be shown" in text) == (
+        not gap.shown and not small.gain_percent("minute", "daily").shown
+    )
+
+
+def test_the_smallest_gain_is_what_four_in_five_logs_would_show() -> None:
+    figure = Figure(0.0, 0.01)
+    gains = np.random.default_rng(0).normal(figure.smallest, figure.error, 20_000)
+    shown = np.mean([Figure(g, figure.error).shown for g in gains])
+    assert shown == pytest.approx(0.8, abs=0.01)
