@@ -1,0 +1,184 @@
+# core
+"""The report of ``millrace delays``: its tables, its plots, and its verdict, computed from the figures.
+
+Trials are compared with the *present* setting on the same exposures and by the same final labels. Intervals are of 95%
+over users (:mod:`millrace.replay.clustered`). A verdict on the best of k trials has an interval as wide as k looks
+need (Bonferroni): the best of many is a little better by luck alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.contracts.merit import judged
+from millrace.delays.completeness import Curve
+from millrace.delays.spans import span_name
+from millrace.delays.trials import IMMEDIATE, Setting
+from millrace.offline.intervals import rounded
+from millrace.replay.clustered import PARTS, Gap, Parts, gap
+from millrace.reports import MAIN, QUIET, Plot, canvas
+
+_95 = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One setting's figures, and its gaps to the present setting by key."""
+
+    setting: Setting
+    figures: Mapping[str, float]
+    gaps: Mapping[str, Gap]
+    lost: int
+    wait_s: float
+    """Mean time from an exposure to its first label."""
+
+
+def parts_of(p: NDArray[np.float32], y: NDArray[np.bool_]) -> dict[str, Parts]:
+    """Each figure of scores p for final labels y, (n,), with its rows' parts."""
+    sound = judged(p, y)
+    return {key: of(sound, y) for key, of in PARTS.items()}
+
+
+def trial_of(
+    setting: Setting,
+    parts: Mapping[str, Parts],
+    present: Mapping[str, Parts],
+    user: NDArray[np.intp],
+    lost: int,
+    wait_s: float,
+) -> Trial:
+    """The trial of a setting; ``present`` are the parts of the present setting."""
+    gaps = {key: gap(parts[key], present[key], user) for key in PARTS}
+    return Trial(setting, {key: of[0] for key, of in parts.items()}, gaps, lost, wait_s)
+
+
+def rows_of(trials: Sequence[Trial], present: Setting) -> list[dict[str, Any]]:
+    """The table of the trials, the present one without gaps."""
+    out = []
+    for trial in trials:
+        now = trial.setting == present
+        row: dict[str, Any] = {
+            "policy": trial.setting.policy,
+            "window": "–" if trial.setting.policy == IMMEDIATE else span_name(trial.setting.window_ms),
+        }
+        for key in ("auc", "log_loss"):
+            found = trial.gaps[key]
+            row[f"{key}_over_present"] = None if now else _plain(found.value)
+            row[f"{key}_over_present_ci"] = None if now else _plain(found.half)
+        row |= {key: _plain(trial.figures[key]) for key in PARTS}
+        row |= {"clicks_lost": trial.lost, "seconds_to_label": round(trial.wait_s, 1)}
+        out.append(row | {"present": now})
+    return out
+
+
+def verdict_of(curve: Curve, asked_ms: int, windows: Sequence[int], trials: Sequence[Trial], present: Setting) -> str:
+    """What the figures say, in a few plain sentences."""
+    sentences = [_of_labels(curve, asked_ms, windows)]
+    now = next((t for t in trials if t.setting == present), None)
+    if now is None or not math.isfinite(now.figures["auc"]):
+        return " ".join([*sentences, "Nothing can be said of settings: the log's final labels are all alike."])
+    named = f"the present setting ({present.name}; AUC {now.figures['auc']:.4f})"
+    others = [t for t in trials if t.setting != present and t.setting.policy != IMMEDIATE]
+    if others:
+        sentences += [_of_best(others, "auc", 1, named, "AUC"), _of_best(others, "log_loss", -1, "it", "log loss")]
+    bound = next((t for t in trials if t.setting.policy == IMMEDIATE), None)
+    if bound is not None:
+        sentences.append(_of_bound(bound.gaps["auc"]))
+    return " ".join(sentences)
+
+
+def _of_labels(curve: Curve, asked_ms: int, windows: Sequence[int]) -> str:
+    half = curve.quantile_ms(0.5)
+    if half is None:
+        return "The log has no click with a time, so nothing can be said of how late labels come."
+    told = [
+        f"{100 * c:.1f}% within {span_name(ms)}"
+        for ms, c in zip(windows, curve.completeness(windows).tolist(), strict=True)
+        if math.isfinite(c) and ms < curve.longest_ms
+    ]
+    short = ""
+    if curve.longest_ms < asked_ms:
+        short = f" (the log watches too few exposures for longer, so clicks within {span_name(asked_ms)} are unknown)"
+    come = f", {', '.join(told)}" if told else ""
+    within = span_name(curve.longest_ms)
+    return f"Of the clicks within {within}{short}, half come within {span_name(half)}{come}."
+
+
+def _of_best(others: Sequence[Trial], key: str, sign: int, named: str, word: str) -> str:
+    """The best of the trials by one figure; ``sign`` is 1 where more is better."""
+    best = max(others, key=lambda t: sign * t.gaps[key].value)
+    found = best.gaps[key]
+    wide = NormalDist().inv_cdf(1 - 0.025 / len(others)) / _95 * found.half
+    size, ends = abs(found.value), f"{abs(found.value):.4f} ± {wide:.4f}"
+    many = f" (95% for the best of {len(others)})" if len(others) > 1 else ""
+    if not math.isfinite(wide):
+        return f"The log has too few users for an interval: by {word} the best setting is {best.setting.name}."
+    better = sign * found.value > 0
+    if better and size > wide:
+        how = "gains" if key == "auc" else "saves"
+        return f"By {word}, {best.setting.name} {how} {ends}{many} over {named}."
+    if better:
+        at_best = f"at best {best.setting.name}, {ends}{many}"
+        return f"By {word}, no setting tried can be told apart from {named} as better: {at_best}."
+    return f"By {word}, no setting tried is better than {named}."
+
+
+def _of_bound(found: Gap) -> str:
+    ends = f"{found.value:+.4f} ± {found.half:.4f} AUC"
+    if not found.told:
+        return f"Labels without any delay, which no loop can have, would make no difference that can be told ({ends})."
+    what = "gain" if found.value > 0 else "lose"
+    return (
+        f"Labels without any delay, which no loop can have, would {what} {abs(found.value):.4f} ± {found.half:.4f} AUC."
+    )
+
+
+def curve_plot(curves: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> Plot:
+    """Completeness against waiting time. ``curves``: name, seconds, completeness; the first is of all exposures."""
+    figure, axes = canvas()
+    for i, curve in enumerate(curves):
+        style: dict[str, Any] = {"color": MAIN, "lw": 2.2, "zorder": 5} if i == 0 else {"lw": 1, "color": f"C{i % 10}"}
+        axes.plot(curve["seconds"], curve["completeness"], label=curve["name"], **style)
+    longest = max(curves[0]["seconds"])
+    for ms in windows:
+        if curves[0]["seconds"][0] < ms / 1000 <= longest * 1.001:
+            axes.axvline(ms / 1000, color=QUIET, lw=0.8, ls=":")
+            axes.text(ms / 1000, 0.02, f" {span_name(ms)}", color=QUIET, fontsize=8)
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("seconds since the exposure")
+    axes.set_ylabel("completeness")
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
+    caption = "Share of the clicks that have come by waiting time. Dotted: the attribution windows that were tried."
+    return Plot("completeness", caption, figure)
+
+
+def trials_plot(trials: Sequence[Trial], present: Setting) -> Plot:
+    """AUC of each setting less that of the present one, with intervals over users."""
+    others = [t for t in trials if t.setting != present and math.isfinite(t.gaps["auc"].value)]
+    figure, axes = canvas()
+    figure.set_size_inches(8, 1.2 + 0.26 * len(others))
+    for i, trial in enumerate(others):
+        found = trial.gaps["auc"]
+        colour = QUIET if trial.setting.policy == IMMEDIATE else MAIN
+        half = found.half if math.isfinite(found.half) else 0.0
+        axes.errorbar(found.value, i, xerr=half, fmt="o", ms=4, color=colour, capsize=2)
+    axes.axvline(0, color=QUIET, lw=0.8, ls=":")
+    axes.set_yticks(range(len(others)), [t.setting.name for t in others])
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#e4e8ea", lw=0.8)
+    axes.set_xlabel("AUC over present")
+    caption = f"AUC less that of the present setting ({present.name}): 95% intervals over users. Grey: labels at once."
+    return Plot("settings", caption, figure)
+
+
+def _plain(value: float) -> float | None:
+    return rounded(value) if math.isfinite(value) else None

@@ -1,0 +1,33 @@
+# core
+"""Lengths of time as people write them: ``10s``, ``5min``, ``1h``, ``1d``."""
+
+from __future__ import annotations
+
+import re
+
+from millrace.contracts.errors import SettingError
+
+_MS = {"ms": 1, "s": 1000, "min": 60_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "day": 86_400_000}
+
+
+def span_ms(text: str) -> int:
+    """Milliseconds.
+
+    Raises:
+        SettingError: it is no length of time, or none above 0.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|days?)\s*", text)
+    ms = 0 if found is None else round(float(found[1]) * _MS[found[2].removesuffix("s") or "s"])
+    if ms < 1:
+        raise SettingError(f"'{text}' is no length of time", "write it as 10s, 5min, 1h or 1d")
+    return ms
+
+
+def span_name(ms: float) -> str:
+    """A length of time in words: ``10 s``, ``5 min``, ``1 day``. Two digits where it is not a whole number."""
+    for unit, size in (("day", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
+        if ms >= size:
+            count = ms / size
+            shown = f"{count:.0f}" if count == round(count) or count >= 100 else f"{count:.2g}"
+            return f"{shown} {unit}" + ("s" if unit == "day" and shown != "1" else "")
+    return f"{ms:.0f} ms"
