@@ -244,6 +244,11 @@ class Partition:
         """Which items are clicked together, to be read."""
         return self._coclicks
 
+    def item_keys(self) -> NDArray[np.uint64]:
+        """Item-side window keys that changed since the last :meth:`changes`, ascending. Of a partition that never told
+        of any, all of them."""
+        return np.unique(np.concatenate([np.zeros(0, np.uint64), *self._changed_items]))
+
     # ------------------------------------------------------------------ messages in
 
     def take(self, messages: Sequence[Message], now_ms: int) -> Output:
@@ -319,6 +324,29 @@ class Partition:
         """Whether the page was made for a user who was forgotten since."""
         at_ms = self._forgotten.get(str(page.user_id)) if self._forgotten else None
         return at_ms is not None and page.ts_ms <= at_ms
+
+    def lived(self, counted: Sequence[Counted], to_ms: int) -> None:
+        """Counts what was done on pages of long ago, of which nothing more is said: neither samples nor dead letters
+        come of it. Windows, last clicks and co-clicks are as if the pages' messages had come in this order.
+
+        For a partition that begins with a history (:mod:`millrace.history`), before its first checkpoint.
+
+        Args:
+            counted: in the order of time, none older than what came before.
+            to_ms: time of the newest event among them.
+
+        Raises:
+            ValueError: somebody keeps a journal, which has no word for this.
+        """
+        if self.journal is not None:
+            raise ValueError("a partition that keeps a journal cannot be given a history")
+        outcome = Outcome(counted=list(counted))
+        self.newest_ms = max(self.newest_ms, to_ms)
+        self._move(to_ms, outcome)
+        self._tally(outcome, _Counts())
+        self._sweep()
+        while self._sweep_at < _SWEEPS:
+            self._sweep()
 
     def waits_for(self, now_ms: int) -> bool:
         """Whether :meth:`advance` to ``now_ms`` may lead to something."""

@@ -37,6 +37,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from millrace.processes.kafka import REMEDY, open_broker
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
+from millrace.processes.profiles import publish_profiles
 from millrace.processes.wall import event_now_ms
 from stream import figures
 from stream.ahead import utc
@@ -458,6 +459,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     warm_up(schema, Policy.of(settings))
     calm_collector()
     open_broker(settings)
+    publish_profiles(settings)
 
     async def main() -> None:
         await Worker(settings, schema, clock).run(stop)

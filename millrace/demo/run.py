@@ -29,6 +29,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import IMPRESSIONS
 from millrace.demo.audit import Ledger
 from millrace.demo.curves import draw, thirds
+from millrace.demo.past import filled, live_through
 from millrace.demo.preflight import Held, held_by, learnt_until, opening
 from millrace.demo.proved import proved
 from millrace.demo.report import make_report, missing_keys, summary, write_report
@@ -67,6 +68,8 @@ class DemoOptions:
     data: Path | None = None
     open_browser: bool = False
     twin: bool = False
+    archive: bool = False
+    history_days: int = 0
 
 
 class Demo(Host):
@@ -81,7 +84,8 @@ class Demo(Host):
     name = "demo"
 
     def __init__(self, settings: Settings, options: DemoOptions, folder: Path, ending: threading.Event) -> None:
-        super().__init__(settings, folder, ending, Shown(ROLES), options.speed)
+        roles = (*ROLES, "archive") if options.archive else ROLES
+        super().__init__(settings, folder, ending, Shown(roles), options.speed)
         self.options = options
         self.held = Held()
 
@@ -92,17 +96,21 @@ class Demo(Host):
         port = free_port()
         changes: dict[str, object] = {"port": port, "scorer": f"http://127.0.0.1:{port}"}
         changes |= {"data": str(self.folder), "seed": self.options.seed}
+        if self.options.archive:
+            changes["archive_features"] = True
         changes |= {
             "tokens": "",
             "token_file": "",
         }  # our shoppers have none
         self.settings = msgspec.structs.replace(self.settings, **changes)
+        if self.options.history_days:
+            live_through(self.settings, self.options.history_days, self.options.speed, self.say)
         message_bytes = self.settings.message_bytes
         broker = None if self.settings.kafka else EmbeddedBroker(self.folder / "broker", message_bytes=message_bytes)
         redis = None if self.settings.redis else EmbeddedRedis(self.folder / "redis")
         self.start_services(stack, broker, redis)
         self.held = held_by(self.settings)  # of the embedded broker too: its topics lie in the folder
-        learnt_ms = 0 if self.held.newest_ms else learnt_until(self.settings)
+        learnt_ms = 0 if self.held.newest_ms or self.options.history_days else learnt_until(self.settings)
         opens = opening(self.held, learnt_ms)
         if learnt_ms:
             self.say(f"the topics are empty, the store is not; the shop opens on {opens:%A, %d %B}")
@@ -124,13 +132,16 @@ class Demo(Host):
         Raises:
             ServiceError: one is not ready in time, or died too often.
         """
-        ports = {name: free_port() for name in ("simulate", "stream", "learn")}
+        beside = ("archive",) if self.options.archive else ()
+        ports = {name: free_port() for name in ("simulate", "stream", "learn", *beside)}
         targets = {name: f"http://127.0.0.1:{port}/metrics" for name, port in ports.items()}
         targets["serve"] = f"{self.settings.scorer}/metrics"
         self.watch({**ports, "serve": 0}, targets, fetch)
-        for name in LOOP:
+        for name in (*LOOP, *beside):
             self.start(name)
         self.await_roles(LOOP)  # of the scorer an answer: it is ready when it has items, which the simulator brings
+        if self.options.history_days:  # the first page already knows its user
+            self.wait(lambda: filled(self.settings), READY_SECONDS)
 
     def run_traffic(self) -> None:
         """Lets shoppers come until the time is over or somebody asks for the end.
@@ -191,6 +202,11 @@ def demo(settings: Settings, options: DemoOptions) -> int:
     if options.speed <= 0 or (options.seconds is not None and options.seconds <= 0):
         raise SettingError(
             f"speed {options.speed:g} and seconds {options.seconds} must be above 0", "give positive numbers"
+        )
+    if options.history_days and settings.from_log:
+        raise SettingError(
+            f"--history-days {options.history_days} with the log '{settings.from_log}'",
+            "replay what was before it with 'millrace replay LOG --schema S --into DATA'",
         )
     if options.twin and options.report is None:
         raise SettingError("--twin without --report", "name the file for the report, which is where a twin appears")
