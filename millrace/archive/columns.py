@@ -77,6 +77,7 @@ class Row(NamedTuple):
     version: int | None
     arm: str | None
     source: str | None
+    made: Any = None  # the page's impression (:class:`millrace.archive.pages.Made`); None: it did not come
 
 
 class Columns:

@@ -5,6 +5,7 @@
 
     archive/  events/0000000012.parquet       the cut 12: written whole, durable
               exposures/0000000012.parquet
+              features/0000000012.parquet     where the setting archive_features is on
               manifest                        "12 is the last one", positions, what waits: written whole, after them
               schema.toml                     for millrace replay
               lock                            of the one process that writes here
@@ -31,7 +32,7 @@ from millrace.contracts.errors import StoreError
 from millrace.contracts.files import clear_leftovers, write_whole
 from millrace.contracts.store import DamagedError, seal, unseal
 
-KINDS = ("events", "exposures")
+KINDS = ("events", "exposures", "features")
 _REMEDY = "move the folder away: a new archive begins with what the topics still hold"
 
 
@@ -48,7 +49,7 @@ class Folder:
         self.last = 0
         """The last cut that counts; 0: there was none."""
         try:
-            for kind in KINDS:
+            for kind in KINDS[:2]:
                 (path / kind).mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -89,7 +90,7 @@ class Folder:
         return state
 
     def files(self) -> Iterator[Path]:
-        """All Parquet files, of both kinds, oldest first."""
+        """All Parquet files, kind by kind, oldest first."""
         for kind in KINDS:
             yield from sorted(p for p in (self.path / kind).glob("*.parquet") if p.stem.isdigit())
 
@@ -105,6 +106,7 @@ class Folder:
         try:
             for kind, table in tables.items():
                 if table.num_rows:
+                    (self.path / kind).mkdir(exist_ok=True)
                     write_whole(self.path / kind / f"{cut:010d}.parquet", parquet(table), durable=True)
                     written += 1
             chunks, _ = seal({"cut": cut}, msgspec.msgpack.encode(state))

@@ -41,7 +41,8 @@ def forget(archive: Path, user: str) -> Forgotten:
     """
     if not (archive / "schema.toml").exists():
         raise StoreError(f"'{archive}' is no archive", "name the data folder that `millrace archive` writes to")
-    column = {"events": "user_id", "exposures": Columns(load_schema(archive / "schema.toml")).user}
+    user_column = Columns(load_schema(archive / "schema.toml")).user
+    column = {"events": "user_id", "exposures": user_column, "features": "user_id"}
     rows = files = looked_at = 0
     for kind in KINDS:
         for path in sorted((archive / kind).glob("*.parquet")):

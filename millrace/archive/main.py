@@ -69,7 +69,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
     schema = settings.load_schema()
     folder = Folder(settings.folder("archive"))
     try:
-        archive = Archive(schema, waits_of(settings), round(settings.ahead_minutes * 60_000), settings.partitions)
+        ahead_ms = round(settings.ahead_minutes * 60_000)
+        archive = Archive(schema, waits_of(settings), ahead_ms, settings.partitions, settings.archive_features)
         state = folder.load()
         folder.put_schema(schema_text(schema, settings.attribution_minutes), Columns(schema).schema.names)
         if state is not None:
@@ -229,10 +230,13 @@ class Shell:
         if archive.rows or archive.positions != self._written:
             cut = archive.cut()
             state = cut.state | {"topics": self._topics}
-            FILES.inc(folder.write({"events": cut.events, "exposures": cut.exposures}, state))
+            tables = {"events": cut.events, "exposures": cut.exposures, "features": cut.features}
+            FILES.inc(folder.write(tables, state))
             self._written = {topic: dict(at) for topic, at in archive.positions.items()}
             ROWS.labels("events").inc(cut.events.num_rows)
             ROWS.labels("exposures").inc(cut.exposures.num_rows)
+            if cut.features.num_rows:
+                ROWS.labels("features").inc(cut.features.num_rows)
         if self._settings.archive_days:
             EXPIRED.inc(folder.expire((wall_ms() - self._settings.archive_days * DAY_MS) / 1000))
 

@@ -58,6 +58,7 @@ class Made(NamedTuple):
     arm: str
     offset: int
     sources: bytes  # (n,) codes, or none
+    raw: bytes = b""  # the whole message, where features are kept
 
 
 class Part(NamedTuple):
@@ -223,7 +224,7 @@ class Pages:
                 about = score, made.version, made.arm, _source(made, position)
             place = min(MAX_OFFSET, slot + (made.offset if made else 0))
             self.rows.append(
-                Row(part.ts_ms, request, position, place, part.user, item, part.user_raw, raw, times, *about)
+                Row(part.ts_ms, request, position, place, part.user, item, part.user_raw, raw, times, *about, made)
             )
 
     def _times(

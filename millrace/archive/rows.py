@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from millrace.archive.columns import EVENTS_SCHEMA, Columns, Row, text
+from millrace.archive.logged import Logged
 from millrace.archive.pages import Made, Pages, Waits
 from millrace.contracts.doubts import SECONDS_MS
 from millrace.contracts.errors import StoreError
@@ -55,6 +56,7 @@ class Cut(NamedTuple):
     events: pa.Table
     exposures: pa.Table
     state: dict[str, Any]
+    features: pa.Table  # of these exposures, as logged; without rows where they are not kept
 
 
 class Archive:
@@ -63,15 +65,18 @@ class Archive:
     Args:
         ahead_ms: an event further ahead of the clock than this is from the future.
         partitions: of ``events``.
+        features: whether the features of exposures are kept as they were logged (:mod:`millrace.archive.logged`).
 
     Attributes:
         counts: what was left out, by reason: those of :class:`~millrace.archive.pages.Pages`, ``future``,
-            ``seconds`` (times in the wrong unit), ``wrong-partition``, ``unusable``.
+            ``seconds`` (times in the wrong unit), ``wrong-partition``, ``unusable``, ``no-features`` (exposures whose
+            page's log cannot be read, or is of another schema).
         late: actions that came too late for their row, by type.
     """
 
-    def __init__(self, schema: Schema, waits: Waits, ahead_ms: int, partitions: int) -> None:
+    def __init__(self, schema: Schema, waits: Waits, ahead_ms: int, partitions: int, features: bool = False) -> None:
         self.columns = Columns(schema)
+        self._logged, self._keeps_features = Logged(schema), features
         self._intake = Intake(schema)
         self._waits, self._ahead_ms, self._partitions = waits, ahead_ms, partitions
         self.positions: dict[str, dict[int, int]] = {EVENTS: {}, IMPRESSIONS: {}}
@@ -190,6 +195,7 @@ class Archive:
             found.arm,
             found.offset,
             found.sources,
+            value if self._keeps_features and value is not None else b"",
         )
         self._pages[number].serve(found.request_id, made, found.ts_ms)
 
@@ -205,7 +211,10 @@ class Archive:
         events, self._events = self._events, []
         columns = zip(*events, strict=True) if events else [()] * len(EVENTS_SCHEMA)
         arrays = [pa.array(column, field.type) for column, field in zip(columns, EVENTS_SCHEMA, strict=True)]
-        return Cut(pa.table(arrays, EVENTS_SCHEMA), self.columns.table(rows), self._snapshot())
+        features, lacking = self._logged.table(rows)
+        if lacking:
+            self.counts["no-features"] += lacking
+        return Cut(pa.table(arrays, EVENTS_SCHEMA), self.columns.table(rows), self._snapshot(), features)
 
     def _snapshot(self) -> dict[str, Any]:
         return {

@@ -88,6 +88,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # archive
     archive_seconds: Positive = 60.0  # how often files are closed
     archive_days: Annotated[float, Meta(ge=0)] = 0.0  # how long files are kept; 0: for ever
+    archive_features: bool = False  # also the features of each exposure, as the scorer logged them: 40 bytes or so each
 
     # learner
     model: str = "wide_resnet"
