@@ -1,0 +1,156 @@
+# core
+"""One column of a sample, seen from all sides: what it holds, how many values, which numbers.
+
+``n`` is the number of rows of the sample, ``codes`` (n,) says which distinct value a row has (-1: none), so that
+questions of who belongs to whom are sums over integers.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Column:
+    """See the module's text."""
+
+    name: str
+    data: pa.ChunkedArray
+
+    @cached_property
+    def tokens(self) -> tuple[str, ...]:
+        """The words of the name, in small letters: ``isClick_2`` has ``is``, ``click``, ``2``."""
+        parted = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", self.name)
+        return tuple(t for t in re.split(r"[^a-z0-9]+", parted.lower()) if t)
+
+    @property
+    def kind(self) -> pa.DataType:
+        return self.data.type
+
+    @cached_property
+    def is_list(self) -> bool:
+        return bool(pa.types.is_list(self.kind) or pa.types.is_large_list(self.kind))
+
+    @cached_property
+    def is_text(self) -> bool:
+        return bool(pa.types.is_string(self.kind) or pa.types.is_large_string(self.kind))
+
+    @cached_property
+    def is_number(self) -> bool:
+        return bool(pa.types.is_integer(self.kind) or pa.types.is_floating(self.kind))
+
+    @cached_property
+    def is_temporal(self) -> bool:
+        return bool(pa.types.is_timestamp(self.kind) or pa.types.is_date(self.kind))
+
+    @cached_property
+    def numbers(self) -> F64:
+        """(n,) values as numbers, NaN where there is none; all NaN if the column holds no numbers."""
+        data = self.data
+        try:
+            if pa.types.is_boolean(data.type):
+                data = pc.cast(data, pa.int8())
+            elif self.is_temporal:
+                data = pc.cast(pc.cast(data, pa.timestamp("ms"), safe=False), pa.int64())
+            if self.is_text:
+                data = pc.if_else(
+                    pc.match_substring_regex(data, r"^\s*[-+]?\d+(\.\d+)?([eE][-+]?\d+)?\s*$"), data, None
+                )
+                data = pc.utf8_trim_whitespace(data)
+            out = pc.cast(data, pa.float64(), safe=False)
+        except pa.ArrowException:
+            return np.full(len(self.data), np.nan)
+        return np.asarray(out.to_numpy(), np.float64)
+
+    @cached_property
+    def _encoded(self) -> tuple[I64, pa.Array]:
+        data = self.data
+        if self.is_list:
+            data = pa.chunked_array([pa.array([None if v is None else repr(v) for v in data.to_pylist()], pa.string())])
+        elif pa.types.is_nested(data.type):
+            data = pa.chunked_array([pa.array([repr(v) for v in data.to_pylist()], pa.string())])
+        whole = data.combine_chunks().dictionary_encode()
+        if isinstance(whole, pa.ChunkedArray):
+            whole = whole.combine_chunks()
+        codes = pc.fill_null(whole.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        values = whole.dictionary
+        if self.is_text:  # empty text is missing
+            empty = pc.index(values, pa.scalar("", values.type)).as_py()
+            if empty >= 0:
+                codes = np.where(codes == empty, -1, codes)
+        elif pa.types.is_floating(data.type):
+            lost = np.isnan(values.to_numpy(zero_copy_only=False).astype(np.float64))
+            codes = np.where(lost[codes] & (codes >= 0), -1, codes) if len(values) else codes
+        return codes, values
+
+    @cached_property
+    def codes(self) -> I64:
+        """(n,) which distinct value a row has; -1 where it has none."""
+        return self._encoded[0]
+
+    @cached_property
+    def counts(self) -> I64:
+        """(values,) how many rows have each distinct value, in the order of ``codes``."""
+        return np.bincount(self.codes[self.codes >= 0], minlength=1).astype(np.int64)
+
+    @cached_property
+    def distinct(self) -> int:
+        return int((self.counts > 0).sum())
+
+    @cached_property
+    def there(self) -> NDArray[np.bool_]:
+        """(n,) the row has a value."""
+        return self.codes >= 0
+
+    @cached_property
+    def filled(self) -> float:
+        """Share of rows with a value."""
+        return float(self.there.mean())
+
+    @property
+    def values(self) -> pa.Array:
+        """The distinct values, in the order of ``codes``."""
+        return self._encoded[1]
+
+    def value(self, code: int) -> Any:
+        return self.values[code].as_py()
+
+    def examples(self, most: int = 3) -> list[Any]:
+        """The commonest values."""
+        order = np.argsort(-self.counts, kind="stable")[:most]
+        return [self.value(int(code)) for code in order if self.counts[code] > 0]
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """All its values are whole numbers, as numbers or as text."""
+        numbers = self.numbers[self.there]
+        return bool(len(numbers) and not np.isnan(numbers).any() and (numbers == np.floor(numbers)).all())
+
+    @cached_property
+    def is_numeric(self) -> bool:
+        """All its values are numbers, as numbers or as text."""
+        numbers = self.numbers[self.there]
+        return bool(len(numbers) and not self.is_temporal and not np.isnan(numbers).any())
+
+    @cached_property
+    def is_binary(self) -> bool:
+        """It holds 0 and 1 (or false and true) alone, and both, in every row."""
+        if self.is_list or self.is_temporal or self.distinct != 2 or self.filled < 1:
+            return False
+        return set(np.unique(self.numbers)) == {0.0, 1.0}
+
+
+def columns_of(table: pa.Table) -> dict[str, Column]:
+    """The columns of a sample by name, in its order."""
+    return {name: Column(name, table[name]) for name in table.column_names}

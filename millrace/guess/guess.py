@@ -1,0 +1,290 @@
+# core
+"""A schema guessed from a log: a sample is read, roles are chosen, outcomes are left out, and the rest become fields.
+
+:func:`guess_schema` puts the pieces together; each is a module of its own: :mod:`~millrace.guess.sample`,
+:mod:`~millrace.guess.times`, :mod:`~millrace.guess.roles`, :mod:`~millrace.guess.pages`, :mod:`~millrace.guess.sides`,
+:mod:`~millrace.guess.outcomes`, :mod:`~millrace.guess.fields`, :mod:`~millrace.guess.joins`,
+:mod:`~millrace.guess.write`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.contracts.schema import Side as Of
+from millrace.guess.columns import Column, columns_of
+from millrace.guess.fields import Feature, feature_of
+from millrace.guess.joins import Side, sides_beside
+from millrace.guess.outcomes import Verdict, verdicts
+from millrace.guess.pages import action_times, list_roles, position_role, request_role
+from millrace.guess.roles import (
+    ITEM,
+    USER,
+    Roles,
+    day_role,
+    id_role,
+    label_role,
+    time_role,
+)
+from millrace.guess.sample import Sample, read_sample
+from millrace.guess.sides import held
+from millrace.guess.times import DAY_MS, Times, times_of
+from millrace.guess.unroll import unrolled
+
+MADE_ITEM, MADE_LABEL = "item_id", "click"
+"""Names of the columns that are made of lists."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A column that becomes a field."""
+
+    name: str
+    of: Of
+    feature: Feature
+    distinct: int
+    table: str | None = None
+    """The side table it comes from."""
+
+
+@dataclass
+class Findings:
+    """All that a schema is written from."""
+
+    sample: Sample
+    roles: Roles
+    times: dict[str, Times]
+    columns: dict[str, Column]
+    item: str | None = None
+    """The item's column, after lists were taken apart; likewise the label's."""
+    label: str | None = None
+    offset_hours: int | None = None
+    identity: tuple[str, ...] = ()
+    rate: float | None = None
+    """Share of exposures with a click."""
+    fields: list[Found] = field(default_factory=list)
+    outcomes: dict[str, Verdict] = field(default_factory=dict)
+    unused: dict[str, str] = field(default_factory=dict)
+    sides: list[Side] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def span_days(self) -> float:
+        times = self.times.get(self.roles.time.name or "")
+        return 0.0 if times is None else float(times.ms.max() - times.ms.min()) / DAY_MS
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A guessed schema."""
+
+    text: str
+    """TOML, with a comment on each line that was decided."""
+    open: dict[str, tuple[str, ...]]
+    """Roles that could not be told -> the columns that could have them. Empty: replay runs the schema as it is."""
+    findings: Findings
+
+    @property
+    def outcomes(self) -> dict[str, Verdict]:
+        return self.findings.outcomes
+
+    def summary(self) -> list[str]:
+        """What a person wants to know at once, a line each."""
+        found = self.findings
+        roles = {"time": found.roles.time.name, "user": found.roles.user.name, "item": found.item} | {
+            "label": found.label,
+            "request": found.roles.request.name,
+            "position": found.roles.position.name,
+        }
+        lines = [f"read {found.sample.where}"]
+        lines.append(", ".join(f"{role}: {name}" for role, name in roles.items() if name is not None))
+        count = {of: sum(one.of == of for one in found.fields) for of in ("user", "item", "context")}
+        lines.append("fields: " + ", ".join(f"{n} of the {of}" for of, n in count.items()))
+        lines += [f"left out as an outcome: {name}: {verdict.why}" for name, verdict in self.outcomes.items()]
+        return lines
+
+
+def guess_schema(path: Path) -> Guess:
+    """The schema of the log at ``path``, as far as it can be told.
+
+    Raises:
+        LogError: there is no log, it has no rows or cannot be read.
+    """
+    from millrace.guess.write import schema_text
+
+    findings = find(path)
+    open_roles = {name: role.candidates for name, role in findings.roles.open.items()}
+    return Guess(schema_text(path, findings), open_roles, findings)
+
+
+def find(path: Path) -> Findings:
+    """All that :func:`guess_schema` writes down."""
+    sample = read_sample(path)
+    columns = columns_of(sample.table)
+    roles = Roles()
+    items, roles.labels, roles.clicked, roles.pairs = list_roles(columns)
+    taken = {r.name for r in (items, roles.labels, roles.clicked, roles.pairs) if r.name is not None}
+    times = {n: t for n, c in columns.items() if n not in taken and (t := times_of(c)) is not None}
+    found = Findings(sample, roles, times, columns)
+    roles.time = time_role(columns, times)
+    if roles.time.name is None and not roles.time.candidates:
+        roles.time.candidates = _relative(columns)
+    unlike_ids = taken | ({roles.time.name} if roles.time.name else set()) | _surely_times(columns, times)
+    roles.user = id_role(columns, USER, unlike_ids, sample.table.num_rows > 0, ITEM)
+    if items.name is not None or roles.pairs.name is not None:
+        roles.item = items
+        found.item, found.label = MADE_ITEM, MADE_LABEL
+        if roles.user.name is not None and roles.time.name is not None:
+            ms = times[roles.time.name].ms
+            roles.request = request_role(columns, roles.user.name, ms, unlike_ids | {roles.user.name}, unique=True)
+        own = {n for n, c in columns.items() if c.distinct == len(c.codes) > 1 and n != roles.request.name}
+        found.unused = dict.fromkeys(own - roles.used - {roles.time.name or ""}, "each page has a value of its own")
+        table, at = unrolled(sample.table, roles, found.item, found.label)
+        columns = columns_of(table)
+        found.columns = columns
+        found.times = times = {n: replace(t, ms=t.ms[at]) for n, t in times.items()}
+    else:
+        taken = unlike_ids | ({roles.user.name} if roles.user.name else set())
+        roles.item = id_role(columns, ITEM, taken, roles.user.name is not None, USER)
+        found.item = roles.item.name
+    _finish(path, found)
+    return found
+
+
+def _relative(columns: dict[str, Column]) -> tuple[str, ...]:
+    """Numbers that count from a beginning of their own: those that rise from row to row, else those called times."""
+    whole = {n: c for n, c in columns.items() if c.is_whole and c.filled == 1 and c.distinct > 10}
+    rising = tuple(n for n, c in whole.items() if (np.diff(c.numbers) >= 0).mean() >= 0.99)
+    words = {"time", "timestamp", "ts", "seconds", "hour"}
+    return rising or tuple(n for n, c in whole.items() if words & set(c.tokens))
+
+
+def _surely_times(columns: dict[str, Column], times: dict[str, Times]) -> set[str]:
+    """Ids may happen to read as times; what is a time by type, format or name does not hold ids."""
+    words = {"time", "timestamp", "ts", "date", "dt", "day", "hour", "ms", "at"}
+    return {n for n, t in times.items() if t.unit is None or words & set(columns[n].tokens)}
+
+
+def _finish(path: Path, found: Findings) -> None:
+    """Roles that rest on others, then the fields and what is left out."""
+    roles, columns, times = found.roles, found.columns, found.times
+    user = columns[roles.user.name] if roles.user.name else None
+    item = columns[found.item] if found.item else None
+    groups: dict[Of, Column] = {}
+    if user is not None:
+        groups["user"] = user
+    if item is not None:
+        groups["item"] = item
+    used = roles.used | {n for n in (found.item, found.label) if n is not None}
+    belongs = {n: _owner(c, groups) for n, c in columns.items() if n not in used}
+    attributes = {n for n, of in belongs.items() if of != "context"}
+    if found.label is None:
+        roles.label = label_role(columns, attributes, used)
+        if roles.label.name is None and not roles.label.candidates:
+            roles.label.candidates = _ratings(columns, used)
+        found.label = roles.label.name
+    label = columns[found.label].numbers == 1 if found.label else None
+    found.rate = float(label.mean()) if label is not None else None
+    ms = times[roles.time.name].ms if roles.time.name else None
+    if ms is not None:
+        used = roles.used | {n for n in (found.item, found.label) if n is not None}
+        if user is not None and roles.request.name is None and not roles.listed:
+            roles.request = request_role(columns, user.name, ms, used)
+        roles.position = position_role(columns, roles.request.name, roles.used | used)
+        roles.day, found.offset_hours = day_role(columns, times, roles.time.name or "")
+        if not roles.listed:
+            roles.actions = action_times(columns, times, ms, label)
+        _identity(found, ms)
+    used = roles.used | {n for n in (found.item, found.label) if n is not None}
+    rest = {n: c for n, c in columns.items() if n not in used and n not in found.unused}
+    for name, role in roles.open.items():
+        for candidate in set(role.candidates) & set(rest):
+            found.unused[candidate] = f"it could be the {name}"
+            del rest[candidate]
+    _outcomes(found, rest, attributes, groups, label)
+    for name, column in rest.items():
+        if name in found.outcomes:
+            continue
+        _field(found, column, belongs.get(name, "context"), None)
+    if groups:
+        _side_tables(path, found, groups, label)
+
+
+def _owner(column: Column, groups: dict[Of, Column]) -> Of:
+    """Whom a column belongs to; where it is constant for both, for whom it changes less. An age is the item's."""
+    if column.name == "age_days" and "item" in groups:
+        return "item"
+    fit = {of: held(column, c.codes) for of, c in groups.items()}
+    fit = {of: h for of, h in fit.items() if h.is_attribute}
+    return min(fit, key=lambda of: (fit[of].ratio, -groups[of].distinct)) if fit else "context"
+
+
+def _ratings(columns: dict[str, Column], used: set[str]) -> tuple[str, ...]:
+    """Columns of a few numbers that are called a rating: a label once it is said from which one on."""
+    words = {"rating", "stars", "score", "grade"}
+    few = {n: c for n, c in columns.items() if n not in used and c.is_numeric and 3 <= c.distinct <= 20}
+    named = tuple(n for n, c in few.items() if words & {*c.tokens})
+    return named or tuple(n for n, c in few.items() if c.is_whole and set(range(1, 6)) <= {*np.unique(c.numbers)})
+
+
+def _identity(found: Findings, ms: NDArray[np.int64]) -> None:
+    """Page and slot tell exposures apart where time, user and item do not."""
+    roles, columns = found.roles, found.columns
+    if not (roles.request.name and roles.position.name and roles.user.name and found.item) or roles.listed:
+        return
+
+    def copies(*keys: NDArray[np.int64]) -> int:
+        rows = np.stack(keys, axis=1)
+        return len(rows) - len(np.unique(rows, axis=0))
+
+    page = copies(columns[roles.request.name].codes, columns[roles.position.name].codes)
+    plain = copies(ms, columns[roles.user.name].codes, columns[found.item].codes)
+    if page < plain or (page == 0 and plain == 0):
+        found.identity = (roles.request.name, roles.position.name)
+
+
+def _outcomes(
+    found: Findings, rest: dict[str, Column], attributes: set[str], groups: dict[Of, Column], label: object
+) -> None:
+    if not isinstance(label, np.ndarray):
+        return
+    halves = np.random.default_rng(0).random(len(label)) < 0.5
+    roles = found.roles
+    honest = [*groups.values(), *(c for n, c in rest.items() if n in attributes)]
+    honest += [found.columns[r.name] for r in (roles.position,) if r.name is not None and r.name in found.columns]
+    spread = [c.codes for c in groups.values()]
+    found.outcomes = verdicts(list(rest.values()), label, attributes, spread, honest, halves)
+
+
+def _field(found: Findings, column: Column, of: Of, table: str | None) -> None:
+    times = found.times.get(column.name) if table is None else None
+    if times is not None and (times.unit or times.format):
+        found.unused[column.name] = "it holds times, which are no feature as they are"
+        return
+    feature = feature_of(column)
+    if isinstance(feature, str):
+        found.unused[column.name] = feature
+    else:
+        found.fields.append(Found(column.name, of, feature, column.distinct, table))
+
+
+def _side_tables(path: Path, found: Findings, groups: dict[Of, Column], label: object) -> None:
+    sides, notes = sides_beside(path, {str(of): c for of, c in groups.items()}, found.sample)
+    found.notes += notes
+    for side in sides:
+        of: Of = "user" if side.of == "user" else "item"
+        fresh = {n: c for n, c in side.columns.items() if n not in found.columns}
+        for other in found.sides:
+            fresh = {n: c for n, c in fresh.items() if n not in other.columns}
+        if not fresh:
+            continue
+        found.sides.append(side)
+        for column in fresh.values():
+            if times_of(column) is not None and not column.is_temporal and len(str(column.examples(1))) > 8:
+                found.unused[column.name] = "it holds times, which are no feature as they are"
+                continue
+            _field(found, column, of, side.file)

@@ -1,0 +1,231 @@
+# core
+"""Which column is the time, the user, the item, the label; and the page, the place on it, the day, the actions' times.
+
+Each candidate gets points for what it holds and for what it is called. The best one has the role if it is ahead of the
+next by a clear margin; otherwise the role is open, and the candidates are named. Nothing is taken for a role that
+cannot hold it: a time has a value in every row, a label is 0 and 1, an id repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow.compute as pc
+
+from millrace.guess.columns import Column
+from millrace.guess.times import DAY_MS, Times
+
+MARGIN = 2.0
+"""Points by which the first candidate must lead."""
+
+USER = ("user", "uid", "userid", "visitor", "customer", "member", "viewer", "shopper", "reader", "client", "buyer")
+ITEM = (
+    "item", "itemid", "iid", "article", "video", "news", "product", "movie", "sku", "goods", "photo", "song",
+    "track", "book", "ad", "creative", "banner", "document", "doc", "business", "offer", "listing", "content", "post",
+    "campaign", "game", "recipe", "story", "poi", "hotel",
+)  # fmt: skip
+_ID = {"id", "ids", "key", "code", "no", "number", "index", "idx", "hash"}
+LABEL = {"label": 9, "target": 9, "click": 10, "clicked": 10, "isclick": 10, "y": 7, "clk": 10, "response": 5} | {
+    "conversion": 6, "converted": 6, "purchase": 5, "purchased": 5, "bought": 5, "buy": 5, "sale": 5, "like": 3,
+    "liked": 3, "reward": 6,
+}  # fmt: skip
+ACTIONS = {"click": "click", "clicked": "click", "cart": "cart", "basket": "cart"} | {
+    "collect": "collect", "favorite": "collect", "favourite": "collect", "save": "collect", "wishlist": "collect",
+    "purchase": "purchase", "buy": "purchase", "order": "purchase", "conversion": "purchase", "pay": "purchase",
+    "sale": "purchase",
+}  # fmt: skip
+_TIME_GOOD = {"time", "timestamp", "ts", "at", "datetime", "hour", "when", "date", "dt", "day"}
+_TIME_BAD = {"born", "birth", "upload", "uploaded", "publish", "published", "register", "registered", "created"} | {
+    "create", "updated", "update", "release", "signup", "join", "joined", "last", "next", "previous", "expire", "end",
+    *ACTIONS,
+}  # fmt: skip
+
+
+@dataclass
+class Role:
+    """The column of a role, or the candidates for it."""
+
+    name: str | None = None
+    why: str = ""
+    candidates: tuple[str, ...] = ()
+
+
+@dataclass
+class Roles:
+    """What the columns of a log are."""
+
+    time: Role = field(default_factory=Role)
+    user: Role = field(default_factory=Role)
+    item: Role = field(default_factory=Role)
+    label: Role = field(default_factory=Role)
+    request: Role = field(default_factory=Role)
+    position: Role = field(default_factory=Role)
+    day: Role = field(default_factory=Role)
+    labels: Role = field(default_factory=Role)
+    """Lists: of a row with a list of candidates, 0 or 1 for each."""
+    clicked: Role = field(default_factory=Role)
+    """Lists: of a row with a list of candidates, those that were clicked."""
+    pairs: Role = field(default_factory=Role)
+    """Text ``item-label item-label`` (MIND): item and label in one."""
+    actions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def listed(self) -> bool:
+        """A row is a page: its items and labels stand in lists."""
+        return any(role.name is not None for role in (self.pairs, self.clicked, self.labels))
+
+    @property
+    def used(self) -> set[str]:
+        ones = (self.time, self.user, self.item, self.label, self.request, self.position, self.day)
+        names = {role.name for role in (*ones, self.clicked, self.labels, self.pairs)} | set(self.actions.values())
+        return {name for name in names if name is not None}
+
+    @property
+    def open(self) -> dict[str, Role]:
+        """Roles that must be filled in and are not."""
+        need = {"time": self.time, "user": self.user}
+        if self.pairs.name is None:
+            need |= {"item": self.item}
+            if not self.listed:
+                need |= {"label": self.label}
+        return {name: role for name, role in need.items() if role.name is None}
+
+
+def choose(scores: Mapping[str, float], whys: Mapping[str, str], least: float = 1.0) -> Role:
+    """The best candidate if it has ``least`` points and leads by :data:`MARGIN`; else who the candidates are."""
+    ranked = sorted((name for name in scores if scores[name] >= least), key=lambda name: -scores[name])
+    if not ranked:
+        return Role()
+    if len(ranked) > 1 and scores[ranked[0]] - scores[ranked[1]] < MARGIN:
+        near = [name for name in ranked if scores[ranked[0]] - scores[name] < MARGIN]
+        return Role(None, "", tuple(near[:8]))
+    return Role(ranked[0], whys.get(ranked[0], ""), tuple(ranked[:8]))
+
+
+# -- time ------------------------------------------------------------------------------------------------------------
+
+
+def time_role(columns: Mapping[str, Column], times: Mapping[str, Times]) -> Role:
+    """The time of the exposure: in every row, fine, mostly ascending, and not called the time of something else."""
+    scores, whys = {}, {}
+    for name, found in times.items():
+        if not found.there.all() or found.never is not None:
+            continue
+        tokens = set(columns[name].tokens)
+        span = int(found.ms.max() - found.ms.min())
+        rising = float((np.diff(found.ms) >= 0).mean()) if len(found.ms) > 1 else 1.0
+        points = 1.0 + 2.0 * bool(tokens & _TIME_GOOD) - 4.0 * bool(tokens & _TIME_BAD)
+        points += 3.0 * (found.grain_ms < DAY_MS) + 2.0 * (rising >= 0.95) + 0.5 * (found.grain_ms <= 60_000)
+        points -= 3.0 * (span == 0)
+        scores[name] = points
+        whys[name] = describe(found)
+    role = choose(scores, whys, 3.0)
+    if role.name is None and role.candidates:  # one that is the other, rounded, is no rival
+        finest = min(role.candidates, key=lambda name: times[name].grain_ms)
+        if all(_rounds(times[finest], times[name]) for name in role.candidates):
+            return Role(finest, whys[finest], role.candidates)
+    return role
+
+
+def _rounds(fine: Times, rough: Times) -> bool:
+    """Both tell the same times, up to the rougher one's grain and a zone."""
+    apart = (rough.ms - fine.ms) / 3_600_000
+    return bool(np.ptp(apart) <= max(rough.grain_ms, fine.grain_ms) / 3_600_000 + 1e-9)
+
+
+def describe(times: Times) -> str:
+    if times.format:
+        return f"times written as {times.format}"
+    if times.unit:
+        return {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}[
+            times.unit
+        ] + " of 1970"
+    return "times"
+
+
+def day_role(columns: Mapping[str, Column], times: Mapping[str, Times], time: str) -> tuple[Role, int | None]:
+    """(a column that names the local day, the offset of local time in hours that makes it agree with the time)."""
+    ms = times[time].ms
+    for name, found in times.items():
+        if name == time or found.grain_ms != DAY_MS or not found.there.all() or set(columns[name].tokens) & _TIME_BAD:
+            continue
+        days = found.ms // DAY_MS
+        agree = {h: float(((ms + h * 3_600_000) // DAY_MS == days).mean()) for h in range(-12, 15)}
+        best = max(agree, key=lambda h: (agree[h], h == 0))  # a few rows of midnight may be on the other side
+        if agree[best] >= 0.98:
+            alike = [h for h in agree if agree[h] == agree[best]]
+            best = 0 if 0 in alike else alike[len(alike) // 2]
+            where = f"{best:+03d}:00" if len(alike) == 1 else f"between {alike[0]:+03d}:00 and {alike[-1]:+03d}:00"
+            return Role(name, f"the local day, {where} from UTC ({agree[best]:.2%} of rows agree)"), best
+    return Role(), None
+
+
+# -- ids and label ---------------------------------------------------------------------------------------------------
+
+
+def _id_points(column: Column, words: Iterable[str]) -> float:
+    """Points for being called what the words say: ``user_id``, ``user``, ``uid``; fewer beside other words."""
+    tokens = [t for t in column.tokens if t not in ("anonymous", "anon", "hashed", "masked", "encrypted")]
+    joined = "".join(tokens)
+    for word in words:
+        if joined in (word, f"{word}id", f"{word}s", f"{word}ids", f"{word}key", f"{word}code", f"{word}idx"):
+            return 8.0 if word not in ("campaign", "content", "post", "client") else 6.0
+        rest = set(tokens) - _ID - {word, f"{word}s"}
+        if word in tokens and len(rest) < len(tokens) - 1 and set(tokens) & _ID:
+            return 5.0 - len(rest)
+    return 0.0
+
+
+def could_be_id(column: Column) -> bool:
+    """A value in every row, several of them, some of which repeat; not a number with a fraction, a time or a list."""
+    if column.is_list or column.is_temporal or column.filled < 1 or column.distinct < 3:
+        return False
+    if column.is_numeric and not column.is_whole:
+        return False
+    if column.is_text and pc.mean(pc.utf8_length(column.data)).as_py() > 64:
+        return False
+    return bool(column.distinct < len(column.codes))
+
+
+def id_role(
+    columns: Mapping[str, Column], words: tuple[str, ...], taken: set[str], unnamed: bool, others: tuple[str, ...] = ()
+) -> Role:
+    """The id of the user or the item: by its name, or (``unnamed``) the only column that could be one.
+
+    Args:
+        taken: columns that have another role or hold times.
+        others: words of the other id: a column called so is none for this one.
+    """
+    scores, whys = {}, {}
+    fit = {name: c for name, c in columns.items() if name not in taken and could_be_id(c) and not c.is_binary}
+    for name, column in fit.items():
+        points = _id_points(column, words)
+        if points:
+            scores[name] = points + min(np.log10(column.distinct), 3.0) / 3
+            whys[name] = f"by its name; {column.distinct:,} of them in the sample"
+    role = choose(scores, whys, 3.0)
+    if role.name is None and not role.candidates:
+        rest = [n for n, c in fit.items() if not _id_points(c, others) and c.distinct >= 10]
+        if unnamed and len(rest) == 1:
+            return Role(rest[0], f"the only column that could be one; {fit[rest[0]].distinct:,} of them in the sample")
+        role.candidates = tuple(sorted(rest, key=lambda n: -fit[n].distinct)[:8])
+    return role
+
+
+def label_role(columns: Mapping[str, Column], attributes: set[str], taken: set[str]) -> Role:
+    """A column of 0 and 1 that is no attribute of user or item, by its name; or the only one there is."""
+    fit = {n: c for n, c in columns.items() if c.is_binary and n not in attributes and n not in taken}
+    scores, whys = {}, {}
+    for name, column in fit.items():
+        points = max((LABEL.get(token, 0) for token in (*column.tokens, "".join(column.tokens))), default=0)
+        scores[name] = points - 0.5 * max(len(set(column.tokens) - {"is", "label"}) - 1, 0)
+        whys[name] = f"0 and 1; {column.numbers.mean():.2%} are 1"
+    role = choose({n: s for n, s in scores.items() if s > 0}, whys, 2.5)
+    if role.name is None and not role.candidates:
+        if len(fit) == 1:
+            only = next(iter(fit))
+            return Role(only, f"the only column of 0 and 1 in which it changes from row to row; {whys[only]}")
+        role.candidates = tuple(fit)
+    return role
