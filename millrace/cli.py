@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal
+from typing import Any
 
 import cyclopts
 
-from millrace import __version__
-from millrace.contracts.errors import FENCED_STATUS, FencedError, LogError, MillraceError, SettingError, SnapshotError
-from millrace.contracts.schema import Schema
+from millrace import __version__, clilogs
+from millrace.contracts.errors import FENCED_STATUS, FencedError, LogError, MillraceError, SettingError
 from millrace.contracts.settings import Settings, load_settings
 
 app = cyclopts.App(
@@ -22,6 +19,11 @@ app = cyclopts.App(
     help="A streaming recommender that learns online. Settings: flags, MILLRACE_* variables, the file MILLRACE_CONFIG.",
     version=__version__,
 )
+for command in (clilogs.replay, clilogs.experiment, clilogs.verify):
+    app.command(command)
+app.command(clilogs.schema_commands)
+app.command(clilogs.freshness)
+app.command(clilogs.delays)
 
 
 @app.command
@@ -37,6 +39,8 @@ def demo(
     from_log: Path | None = None,
     schema: Path | None = None,
     twin: bool = False,
+    archive: bool = False,
+    history_days: int = 0,
 ) -> None:
     """Run the whole loop on this machine: broker, Redis, every role, a live page. Ctrl-C ends it.
 
@@ -63,6 +67,11 @@ def demo(
         Schema file of that log.
     twin
         At the end, train a twin of the model that has every label at the exposure, and report its AUC (key twin_auc).
+    archive
+        Write events, labelled exposures and their logged features as Parquet below DATA/archive.
+    history_days
+        Begin with so many simulated days before the opening: they are replayed first, and the loop goes on from them.
+        Not with --from-log.
     """
     from millrace.demo.run import DemoOptions
     from millrace.demo.run import demo as run
@@ -74,6 +83,8 @@ def demo(
         seed=seed,
         data=data,
         twin=twin,
+        archive=archive,
+        history_days=history_days,
         **{k: v for k, v in given.items() if v is not None},
     )
     played = {"from_log": _absolute(from_log), "schema": _absolute(schema)}
@@ -303,185 +314,12 @@ def intake(*, host: str | None = None, port: int | None = None) -> None:
 
 
 @app.command
-def replay(
-    log: Path,
-    *,
-    schema: Path,
-    out: Path,
-    seed: int = 0,
-    model: str | None = None,
-    label_policy: str | None = None,
-) -> None:
-    """Run a day of logs (or many) through windows, learner and progressive evaluation; print the AUC of each day.
-
-    Parameters
-    ----------
-    log
-        Exposure log: Parquet, CSV, TSV or JSON lines, one row an exposure.
-    schema
-        TOML file that says which columns are time, user, item, label and features.
-    out
-        Folder for report.json, run.json, report.html and plots.
-    seed
-        Seed of the model. The same seed gives the same report, bit for bit.
-    model
-        Model to train (default: the learner's).
-    label_policy
-        When labels are learnt: wait, equal-wait, fake-negative-weighted, es-dfm, prompt (default: the setting's), or
-        immediate: at the exposure, which no live loop can do, to compare with.
-    """
-    from millrace.offline.known import LabelSettings
-    from millrace.offline.replay import replay as run
-
-    at_once = label_policy == "immediate"
-    labels = LabelSettings.of(load_settings({"label_policy": None if at_once else label_policy}))
-    run(log, schema, out, seed=seed, model=model, labels=replace(labels, policy=None) if at_once else labels)
-
-
-@app.command
-def experiment(
-    name: Literal["models", "rounds", "drift", "labels", "recall"],
-    log: Path | None = None,
-    *,
-    schema: Path | None = None,
-    simulated_days: int | None = None,
-    test_days: int = 1,
-    seeds: int = 5,
-    seed: int = 0,
-    models: list[str] | None = None,
-    inputs: list[str] | None = None,
-    worlds: list[int] | None = None,
-    rates: list[float] | None = None,
-    rows: int | None = None,
-    policies: list[str] | None = None,
-    users: int | None = None,
-    items: int | None = None,
-    resume: bool = False,
-    out: Path,
-) -> None:
-    """Compare models, ways of keeping one up to date, drift detectors, label policies or recall, with 95% intervals.
-
-    Parameters
-    ----------
-    name
-        models: all of them, on raw and scaled inputs. rounds: ways of keeping up from one start. drift: false alarms
-        of drift detectors on clean days and their delay on planted changes, a simulated world for each seed. labels:
-        label policies at real speed, in worlds of several rates of traffic. It takes hours. recall: the recall that
-        serves against the mixture before it, in closed loop and with the same luck, a simulated world for each seed.
-    log
-        An exposure log (default: one that the simulator writes for this). For labels, one without action times: its
-        clicks are given delays, and the last rows are the traffic. Not for recall.
-    schema
-        Schema of the log (default: the simulated shop's).
-    simulated_days
-        Days of the simulated log (default: 8; for drift, 5; not for recall, which has seven before its day).
-    test_days
-        Days at the end that are only tested on, or lived through (not for drift, labels and recall).
-    seeds
-        Runs of each.
-    seed
-        Seed of the simulated world; for drift and recall, of the first (not for labels).
-    models
-        Models to compare (default: all; for rounds, the default model; not for drift, labels and recall).
-    inputs
-        Kinds of input, raw and scaled (default: both; not for drift, labels and recall).
-    worlds
-        For labels: seeds of the worlds, or with a log of the click delays (default: 3, 7, 11, 19, 23).
-    rates
-        For labels: exposures a second (default: 1, 20, 200).
-    rows
-        For labels: exposures of each run (default: 80000).
-    policies
-        For labels: which to compare (default: all).
-    users
-        For recall: shoppers of an average day (default: 1500).
-    items
-        For recall: about how many items are on sale at a time (default: the simulated shop's own, some 6000).
-    resume
-        For labels and recall: keep the runs that OUT/runs.jsonl has, when they are of the same code and settings.
-    out
-        Folder for report.json, run.json, runs.jsonl, report.html and plots.
-    """
-    import tempfile
-
-    from millrace.contracts.schema import load_schema, shop_schema
-    from millrace.offline.experiment import EXPERIMENTS, INPUTS
-    from simulator.daylog import write_days
-
-    plan = load_schema(schema) if schema else shop_schema()
-    if name == "labels":
-        _no_flags(name, {"--users": users, "--items": items}, "it is for recall")
-        _labels(log, plan, out, seeds, worlds, rates, rows, policies, resume)
-        return
-    given: dict[str, object] = {"--worlds": worlds, "--rates": rates, "--rows": rows, "--policies": policies}
-    if name == "recall":
-        given |= {"LOG": log, "--schema": schema, "--simulated-days": simulated_days, "--models": models}
-        _no_flags(name, given | {"--inputs": inputs}, "it is for other experiments")
-        _recall(out, seed, seeds, users, items, resume)
-        return
-    _no_flags(name, given | {"--resume": resume or None}, "it is for labels")
-    _no_flags(name, {"--users": users, "--items": items}, "it is for recall")
-    with tempfile.TemporaryDirectory(prefix="millrace-log-") as folder:
-        logs = [log] if log else []
-        if log is None:
-            for world in range(seed, seed + (seeds if name == "drift" else 1)):
-                logs.append(Path(folder) / f"world-{world}")
-                write_days(logs[-1], days=simulated_days or (5 if name == "drift" else 8), seed=world)
-        run, kinds = EXPERIMENTS[name], tuple(inputs or INPUTS)
-        if name == "drift":
-            run(logs, plan, out)
-        else:
-            run(logs[0], plan, out, seeds=seeds, test_days=test_days, models=tuple(models or ()), inputs=kinds)
-    print(f"report in {out}")
-
-
-@app.command
 def bench(name: str, *, out: Path) -> None:
     """Run benchmark NAME and write its figures to OUT/report.json."""
     from millrace.bench.runner import bench as run
     from millrace.bench.runner import table
 
     print(table(run(name, out)))
-
-
-@app.command
-def verify(store: str, *, kafka: str | None = None) -> None:
-    """Prove that each model snapshot in STORE plus the deltas after it equals the next snapshot, bit for bit.
-
-    Parameters
-    ----------
-    store
-        A model store: the folder or object store 'models'.
-    kafka
-        Broker whose topic model.deltas has the deltas (default: MILLRACE_KAFKA; none: those in the store alone).
-    """
-    from millrace.versions.modelstore import ModelStore
-    from millrace.versions.proof import prove
-
-    if "://" not in store and not Path(store).is_dir():
-        raise LogError(f"'{store}' is no folder", "name a model store: the folder 'models' in the data folder")
-    settings = load_settings({"kafka": kafka})
-    bodies = {}
-    if settings.kafka:
-        from millrace.processes.deltas import read_deltas
-
-        bodies = read_deltas(settings)
-    models = ModelStore(store, writes=False)
-    if models.latest() is None:
-        raise LogError(f"'{store}' has no whole snapshot", "name a model store: the folder 'models' in the store")
-    found = prove(models, bodies)
-    for proof in found.proofs:
-        way = f"snapshot {proof.base.number} + {proof.deltas} deltas = snapshot {proof.target.number}"
-        print(f"{way}: {proof.rows} rows, bit for bit")
-    for gap in found.unproved:
-        lost = f"{len(gap.missing)} deltas, {gap.missing[0]} to {gap.missing[-1]}, " if gap.missing else ""
-        print(f"snapshot {gap.base.number} to snapshot {gap.target.number} cannot be proved: {lost}{gap.why}")
-    if found.unproved and not found.proofs:
-        raise SnapshotError(
-            f"nothing in '{store}' could be proved for want of deltas", "name the broker that has them with --kafka"
-        )
-    if not found.proofs:
-        print(f"nothing to prove in {store}: fewer than two snapshots of one chain")
 
 
 @app.command
@@ -543,48 +381,6 @@ def reference(*, out: Path) -> None:
 
     for path in write(out):
         print(path)
-
-
-def _labels(
-    log: Path | None,
-    plan: Schema,
-    out: Path,
-    seeds: int,
-    worlds: list[int] | None,
-    rates: list[float] | None,
-    rows: int | None,
-    policies: list[str] | None,
-    resume: bool,
-) -> None:
-    from millrace.offline.experiment_labels import experiment_labels
-    from simulator.daylog import write_traffic
-
-    if log is not None and rates is not None:
-        raise SettingError(f"--rates with the log '{log}'", "leave them out: a log is run at its own times")
-    given = {"worlds": worlds, "rates": rates, "rows": rows}
-    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    experiment_labels(
-        out, plan, write=write_traffic, log=log, seeds=seeds, policies=policies or (), resume=resume, **chosen
-    )
-    print(f"report in {out}")
-
-
-def _recall(out: Path, seed: int, seeds: int, users: int | None, items: int | None, resume: bool) -> None:
-    from millrace.offline.experiment_recall import experiment_recall
-
-    given = {"users": users, "items": items}
-    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    report = experiment_recall(out, seeds=range(seed, seed + seeds), resume=resume, **chosen)
-    for verdict in report["verdicts"]:
-        print(verdict)
-    print(f"report in {out}")
-
-
-def _no_flags(name: str, given: Mapping[str, object], why: str) -> None:
-    """What an experiment has no use for is refused rather than passed over."""
-    for flag, value in given.items():
-        if value is not None:
-            raise SettingError(f"{flag} for the experiment '{name}'", f"leave it out: {why}")
 
 
 def _no_users_of_a_log(log: Path | str, users: int | None) -> None:

@@ -26,6 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "labels": {"contracts"},
     "windows": {"contracts"},
     "logs": {"contracts"},
+    "reports": {"contracts"},
     "versions": {"contracts"},
     "processes": {"contracts", "versions"},
     "broker": {"contracts"},
@@ -33,53 +34,43 @@ ROOMS: dict[str, set[str]] = {
     "learner": {"contracts", "labels", "versions", "processes"},
     "simulator": {"contracts", "logs", "processes"},
     "scorer": {"contracts", "windows", "versions", "processes", "learner"},
-    "offline": {
-        "contracts",
-        "labels",
-        "windows",
-        "logs",
-        "versions",
-        "stream",
-        "learner",
-        "scorer",
-        "simulator",
-    },
     "intake": {"contracts", "processes"},
     "archive": {"contracts", "labels", "processes"},
+    "replay": {"contracts", "labels", "windows", "logs", "reports", "learner"},
+    "offline": {
+        *("contracts", "labels", "windows", "logs", "reports", "versions"),
+        *("stream", "learner", "scorer", "simulator", "replay"),
+    },
+    "guess": {"contracts", "logs"},
+    "freshness": {"contracts", "reports", "learner", "offline"},
+    "delays": {"contracts", "labels", "logs", "reports", "learner", "replay", "offline"},
+    "proofs": {"contracts", "windows", "logs", "reports", "learner", "archive", "replay"},
+    "history": {
+        *("contracts", "windows", "logs", "versions", "processes"),
+        *("stream", "learner", "scorer", "replay"),
+    },
     "loop": {"contracts", "processes"},
     "up": {"contracts", "processes", "loop"},
     "demo": {"contracts", "labels", "versions", "processes", "learner", "simulator", "loop"},
     "bench": {
-        "loop",
-        "up",
-        "contracts",
-        "labels",
-        "windows",
-        "versions",
-        "processes",
-        "stream",
-        "learner",
-        "scorer",
-        "simulator",
-        "logs",
-        "offline",
+        *("contracts", "labels", "windows", "logs", "versions", "processes"),
+        *("stream", "learner", "scorer", "simulator", "replay", "offline", "history", "loop", "up"),
     },
     "reference": {"contracts"},
     "cli": {
-        "contracts",
-        "versions",
-        "processes",
-        "stream",
-        "learner",
-        "scorer",
-        "simulator",
-        "offline",
-        "bench",
-        "demo",
-        "up",
-        "intake",
-        "archive",
-        "reference",
+        *(
+            "contracts",
+            "reports",
+            "versions",
+            "processes",
+            "stream",
+            "learner",
+            "scorer",
+            "simulator",
+            "intake",
+            "archive",
+        ),
+        *("replay", "offline", "guess", "freshness", "delays", "proofs", "history", "bench", "demo", "up", "reference"),
     },
 }
 """The rooms from the ground up, and which rooms each imports. docs/architecture.md draws this table."""
@@ -401,7 +392,7 @@ def rooms_of(tree: Tree) -> dict[str, str]:
         name = rest.split(".")[0]
         if top != "millrace":
             found[module] = top
-        elif name in ("cli", "__main__"):
+        elif name in ("cli", "clilogs", "__main__"):
             found[module] = "cli"
         else:
             found[module] = name if name in inner else "millrace"

@@ -76,7 +76,7 @@ def test_a_planted_import_of_redis_two_modules_away_is_found() -> None:
         ("millrace.contracts.events", "from millrace.processes import wall", "upward, from contracts to processes"),
         ("millrace.processes.spawn", "def f():\n    from millrace import cli", "upward, from processes to cli"),
         ("learner.admission", "from scorer.wire import decode", "scorer.wire: upward, from learner to scorer"),
-        ("millrace.offline.report", "from millrace.demo import settle", "upward, from offline to demo"),
+        ("millrace.reports.page", "from millrace.demo import settle", "upward, from reports to demo"),
         ("millrace", "from millrace.contracts import events", "upward, from millrace to contracts"),
         ("simulator.world", "from learner import table", "learner.table: from simulator to learner"),
         ("stream.join", "from millrace.logs import files", "millrace.logs.files: from stream to logs"),

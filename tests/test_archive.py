@@ -31,7 +31,7 @@ from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import read_log
-from millrace.offline.replay import replay
+from millrace.replay.run import replay
 from stream.partition import Partition
 from tests.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, Sum, action, exposure, impression
 

@@ -18,7 +18,7 @@ from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE,
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, Waits, policy_named, weigh, weighs
 from millrace.labels.policy import MOST
-from millrace.offline.known import Samples
+from millrace.replay.known import Samples
 from stream.partition import Partition
 from tests.learning import SCHEMA, make_samples
 from tests.stream_world import MINUTE, T0, Log, Sum, action, exposure, impression

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from learner import service, tenure
 from learner.publisher import Publisher
 from learner.versions import SnapshotFiles
-from millrace import cli
+from millrace import cli, clilogs
 from millrace.contracts.errors import FENCED_STATUS, FencedError, ServiceError, StoreError
 from millrace.contracts.settings import Settings
 from millrace.contracts.store import Store
@@ -179,7 +179,7 @@ def test_old_messages_and_files_are_removed_and_the_newest_pair_can_be_proved(
     used = {f.name for note in (newest, before) for f in note.files}
     assert set(store.store.names()) == used | {n for n in store.store.names() if n.endswith(".manifest")}
     assert len(prove(store, read_deltas(settings)).proofs) == 1
-    cli.verify(settings.place("models"), kafka=settings.kafka)
+    clilogs.verify(settings.place("models"), kafka=settings.kafka)
     assert f"= snapshot {newest.version}: " in capsys.readouterr().out
 
 

@@ -22,7 +22,7 @@ from millrace.contracts.itemtiles import pack
 from millrace.contracts.online import window_field, window_fields
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import read_log
-from millrace.offline.logfeatures import Labels, LogFeatures, LogRows, unfit
+from millrace.replay.logfeatures import Labels, LogFeatures, LogRows, unfit
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import preferences
 from millrace.windows.tiles import TileStore

@@ -37,8 +37,8 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import local_days, read_log
-from millrace.offline.known import LabelSettings
-from millrace.offline.replay import BATCH_ROWS, run_log
+from millrace.replay.known import LabelSettings
+from millrace.replay.run import BATCH_ROWS, run_log
 
 ROWS = 1000
 PAGES = 100_000

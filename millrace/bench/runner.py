@@ -22,8 +22,8 @@ from typing import NotRequired, TypedDict
 from millrace.contracts.errors import MillraceError, SettingError
 
 BENCHMARKS = (
-    *("capacity", "filters", "intake", "learner", "realtime", "recall"),
-    *("scorer", "soak", "stores", "stream", "up"),
+    *("capacity", "filters", "freshness", "history", "intake", "learner", "ownmodel", "realtime", "recall"),
+    *("replay", "scorer", "soak", "stores", "stream", "up"),
 )
 
 
