@@ -799,6 +799,13 @@ CASES: dict[str, Case] = {
 
 NOT_KEPT = {
     "learner/publisher.py Publisher": "its snapshot is the announcement of one; the files that it names are the state",
+    "learner/verbs.py Verbs": "a protocol",
+    "learner/verbs.py Learning": "a protocol",
+    "learner/own.py OwnModel": "tests/test_models_own.py runs the models' contract over it",
+    "learner/ownids.py KnownIds": "a part of OwnModel",
+    "learner/ownserving.py OwnServing": "a version, whole each time: tests/test_models_own.py",
+    "learner/adapters/rivermodel.py RiverFTRL": "tests/test_models_own.py runs the models' contract over it",
+    "learner/adapters/torchmodule.py TorchModel": "tests/test_models_own.py runs the models' contract over it",
 }
 """Classes that have a ``snapshot`` and no case, and why."""
 

@@ -138,8 +138,14 @@ def test_every_way_to_change_a_partition_is_noted() -> None:
         "windows",
         "waits_for",
         "coclicks",
+        "item_keys",
     }
-    assert public - reads - {"snapshot", "resume", "replay"} == {did.name.lower() for did in Did}
+    # A history is taken in before there is a journal, and refused where there is one.
+    assert public - reads - {"snapshot", "resume", "replay", "lived"} == {did.name.lower() for did in Did}
+    keeping = Partition(0, SCHEMA, SETTLED)
+    keeping.journal = Journal()
+    with pytest.raises(ValueError, match="cannot be given a history"):
+        keeping.lived([], T0)
     for did, do in done.items():
         partition = Partition(0, SCHEMA, SETTLED, settles=True)
         partition.journal = journal = Journal()

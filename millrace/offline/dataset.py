@@ -51,7 +51,7 @@ class Dataset:
     (:mod:`millrace.replay.grouped`; ``compares`` says it in words).
 
     ``day_old`` are the inputs that a daily job would have made: as ``num``, but windows hold only what happened before
-    the row's local day, and are read at the day's start. All of a day's rows of one key see the same counts.
+    the first row of the row's local day, and are read at its time. All of a day's rows of one key see the same counts.
     """
 
     folder: Path
