@@ -128,6 +128,15 @@ def test_a_time_before_1990_is_an_error_with_what_was_meant(tmp_path: Path, form
     assert skipped(path, schema(), 1).table.num_rows == 5
 
 
+def test_one_bad_time_in_a_csv_is_one_fault(tmp_path: Path) -> None:
+    """It makes text of the whole column; the others are numbers still."""
+    path = written(tmp_path, [row | {"at": str(row["at"])} for row in changed(2, at="x")], "log.csv")
+    path.write_text(path.read_text().replace('"', ""))
+    (fault,) = faults_of(path, schema()).faults
+    assert (fault.column, fault.row, fault.value, fault.rows) == ("at", 3, "x", 1)
+    assert skipped(path, schema(), 1).table["ts_ms"].to_pylist() == [MS + 1000 * n for n in (0, 1, 3, 4, 5)]
+
+
 def test_a_negative_slot_is_an_error(tmp_path: Path) -> None:
     path = written(tmp_path, [row | {"slot": n - 1} for n, row in enumerate(ROWS)])
     (fault,) = faults_of(path, schema('position = "slot"\n')).faults

@@ -55,10 +55,13 @@ def to_ms(column: pa.ChunkedArray | pa.Array, clock: Clock) -> tuple[pa.Array, N
         return _formatted(column, clock)
     if is_text(kind):
         digits = pc.fill_null(pc.match_substring_regex(column, _NUMBER), False)
-        if pc.all(pc.or_(digits, pc.or_kleene(pc.is_null(column), pc.equal(column, "")))).as_py() and len(column):
+        other = pc.and_(pc.fill_null(pc.not_equal(column, ""), False), pc.invert(digits))
+        # One bad value makes text of a CSV's whole column of numbers: what most values are says how it is written.
+        if len(column) and (pc.sum(other).as_py() or 0) <= (pc.sum(digits).as_py() or 0):
             number = pc.cast(pc.if_else(digits, column, None), pa.float64())
             whole = pc.all(pc.equal(number, pc.floor(number))).as_py() and (pc.max(number).as_py() or 0) < 2**53
-            return to_ms(pc.cast(number, pa.int64()) if whole else number, clock)
+            out, wrong = to_ms(pc.cast(number, pa.int64()) if whole else number, clock)
+            return out, wrong | other.to_numpy(False)
         return _iso(column, clock)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         zoned = pa.types.is_timestamp(kind) and kind.tz is not None

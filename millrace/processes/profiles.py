@@ -74,7 +74,7 @@ def publish_profiles(settings: Settings) -> int:
     head, body, _ = store.get(_PROFILES)
     size = msgspec.json.decode(head)["bytes"]
     found = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(body, max_output_size=size), type=_Profiles)
-    sent = 0
+    sent = []
     producer = make_producer(settings)
     try:
         for topic, messages in (
@@ -89,10 +89,11 @@ def publish_profiles(settings: Settings) -> int:
             read_all(settings, topic, note)
             for key, value in messages:
                 if key not in known:
-                    producer.send(topic, value, key=key)
-                    sent += 1
+                    sent.append(producer.send(topic, value, key=key))
         try:
             producer.flush(timeout=_FLUSH_SECONDS)
+            for message in sent:
+                message.get(timeout=_FLUSH_SECONDS)  # raises for one that the broker refused
         except Exception as error:  # the client has several of its own
             raise BrokerError(
                 f"broker '{settings.kafka}' took not all users and items of the history", REMEDY
@@ -100,5 +101,7 @@ def publish_profiles(settings: Settings) -> int:
     finally:
         producer.close(timeout=5)
     Store(settings.place(PLACE)).put(_PUBLISHED, _Told(now))
-    log.info("users and items of the history are published", users=len(found.users), items=len(found.items), sent=sent)
-    return sent
+    log.info(
+        "users and items of the history are published", users=len(found.users), items=len(found.items), sent=len(sent)
+    )
+    return len(sent)
