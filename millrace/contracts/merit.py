@@ -46,9 +46,15 @@ def grouped_auc(p: Numbers, y: Numbers, group: Numbers) -> float:
 
     Groups with one class only are left out. NaN when no group is left. ``p``, ``y``, ``group``: (n,)
     """
+    own, rows = group_aucs(p, y, group)
+    return float(own @ rows / rows.sum()) if len(own) else float("nan")
+
+
+def group_aucs(p: Numbers, y: Numbers, group: Numbers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(AUC of each of the G groups that have both classes (G,), their rows (G,)), groups ascending. Inputs: (n,)"""
     p, y, group = np.asarray(p, np.float64), np.asarray(y) > 0.5, np.asarray(group)
     if not len(p):
-        return float("nan")
+        return np.empty(0), np.empty(0)
     order = np.lexsort((p, group))
     p, y, group = p[order], y[order], group[order]
     start = np.concatenate([[True], group[1:] != group[:-1]])
@@ -59,12 +65,9 @@ def grouped_auc(p: Numbers, y: Numbers, group: Numbers) -> float:
     rows = np.bincount(number).astype(np.float64)
     n_pos = np.bincount(number, weights=y)
     both = (n_pos > 0) & (n_pos < rows)
-    if not both.any():
-        return float("nan")
     rank_sum = np.bincount(number, weights=rank * y)[both]
     rows, n_pos = rows[both], n_pos[both]
-    own = (rank_sum - n_pos * (n_pos + 1) / 2.0) / (n_pos * (rows - n_pos))
-    return float(own @ rows / rows.sum())
+    return (rank_sum - n_pos * (n_pos + 1) / 2.0) / (n_pos * (rows - n_pos)), rows
 
 
 def _mean_ranks(values: Numbers) -> NDArray[np.float64]:

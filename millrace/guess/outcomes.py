@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
+from millrace.contracts.merit import auc
 from millrace.guess.columns import Column
 
 PURE = 0.98
@@ -56,12 +56,7 @@ def auc_of(score: NDArray[np.float64], label: NDArray[np.bool_]) -> float:
     >>> auc_of(np.array([1.0, 2.0, 2.0, 3.0]), np.array([False, False, True, True]))
     0.875
     """
-    positives = int(label.sum())
-    negatives = len(label) - positives
-    if not positives or not negatives:
-        return 0.5
-    ranks = rankdata(score)
-    return float((ranks[label].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return auc(score, label) if label.any() and not label.all() else 0.5
 
 
 def single_auc(column: Column, label: NDArray[np.bool_], halves: NDArray[np.bool_], most_values: int = 200) -> float:

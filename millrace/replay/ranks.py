@@ -8,7 +8,6 @@ how many parts they are taken: parts of the rows need a few bytes each where the
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from millrace.contracts import merit
 from millrace.contracts.merit import Numbers
@@ -40,31 +39,12 @@ def grouped_auc(p: Numbers, y: Numbers, group: Numbers, at_once: int = _AT_ONCE)
         stop = min(start + at_once, len(p))
         stop = int(np.searchsorted(ordered, ordered[stop - 1], side="right"))
         which = slice(start, stop) if order is None else order[start:stop]
-        found = merit_of_groups(p[which], y[which], ordered[start:stop])
+        found = merit.group_aucs(p[which], y[which], ordered[start:stop])
         own.append(found[0])
         rows.append(found[1])
         start = stop
     each, weight = np.concatenate(own), np.concatenate(rows)
     return float(each @ weight / weight.sum()) if len(each) else float("nan")
-
-
-def merit_of_groups(p: Numbers, y: Numbers, group: Numbers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(AUC of each group with both classes; its rows), groups ascending."""
-    p, y = np.asarray(p, np.float64), np.asarray(y) > 0.5
-    order = np.lexsort((p, group))
-    p, y, group = p[order], y[order], group[order]
-    start = np.concatenate([[True], group[1:] != group[:-1]])
-    number = np.cumsum(start) - 1  # (n,) of each row's group
-    tie = (
-        np.cumsum(start | np.concatenate([[True], p[1:] != p[:-1]])) - 1
-    )  # (n,) number of each run of equal (group, p)
-    ends = np.cumsum(np.bincount(tie))
-    rank = (ends - (np.bincount(tie) - 1) / 2.0)[tie] - np.flatnonzero(start)[number]  # mean rank within the group
-    rows, n_pos = np.bincount(number).astype(np.float64), np.bincount(number, weights=y)
-    both = (n_pos > 0) & (n_pos < rows)
-    rank_sum = np.bincount(number, weights=rank * y)[both]
-    rows, n_pos = rows[both], n_pos[both]
-    return (rank_sum - n_pos * (n_pos + 1) / 2.0) / (n_pos * (rows - n_pos)), rows
 
 
 def log_loss(p: Numbers, y: Numbers, at_once: int = _AT_ONCE) -> float:
