@@ -46,7 +46,7 @@ from millrace.freshness.words import named as model_named
 from millrace.offline import rounds
 from millrace.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
 from millrace.offline.epochs import learn, score
-from millrace.offline.experiment import DEFAULT, KINDS, OWN, inputs_of, spec_of
+from millrace.offline.experiment import DEFAULT, KINDS, OWN, input_of, spec_of
 from millrace.offline.follow import BATCH, DAILY, NEVER, SYNCS, follow, period_ms, plan_of
 from millrace.offline.workers import pool
 from millrace.reports import make_folder, say, show, surroundings, write_all
@@ -126,7 +126,8 @@ def freshness(
         train = _train_days(len(data.days), train_days, log)
         rows = data.rows(range(train, len(data.days)))
         _check_rows(data, rows)
-        scaled(data, data.rows(range(train)))
+        if inputs == "scaled":
+            scaled(data, data.rows(range(train)))
         stage("features", 0)
         fresh, reference = _compared(sync)
         few = tuple(s for s in sync if s in (NEVER, reference, fresh))
@@ -272,11 +273,9 @@ def _open(folder: Path, given: Schema, days: tuple[str, ...], own: Schema) -> No
 
 def _run(job: Job) -> dict[str, Any]:
     """Writes each model's scores of the days after the training to ``job.out``; how long it took."""
-    num = inputs_of(_data, _data.num, "num")[job.inputs]
-    if job.features == DAY_OLD:
-        assert _data.day_old is not None
-        num = inputs_of(_data, _data.day_old, "day_old")[job.inputs]
-    frozen = None if _data.frozen is None else inputs_of(_data, _data.frozen, "frozen")[job.inputs]
+    num = input_of(_data, job.inputs, "day_old" if job.features == DAY_OLD else "num")
+    assert num is not None
+    frozen = input_of(_data, job.inputs, "frozen")
     days, train = _days(_data, job.train_days), _data.rows(range(job.train_days))
     schema = _schema if job.inputs == OWN else _data.schema
     model = model_of(schema, spec_of(job.model), job.seed)

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -106,29 +106,30 @@ def settings_of(model: str) -> str:
 
 _data: Dataset
 _schemas: dict[str, Schema]
-_inputs: dict[str, NDArray[np.float32]]
-_frozen: dict[str, NDArray[np.float32]]  # empty where grouped AUC compares the usual scores
 
 
 def _open(folder: Path, schema: Schema, days: tuple[str, ...], own: Schema) -> None:
-    global _data, _schemas, _inputs, _frozen
+    global _data, _schemas
     torch.set_num_threads(1)
     _data = open_dataset(folder, schema, days)
     _schemas = dict.fromkeys(INPUTS, schema) | {OWN: own}
-    _inputs = inputs_of(_data, _data.num, "num")
-    _frozen = {} if _data.frozen is None else inputs_of(_data, _data.frozen, "frozen")
 
 
-def inputs_of(data: Dataset, num: NDArray[np.float32], name: str) -> dict[str, NDArray[np.float32]]:
-    """The inputs (n, N) of each kind. ``num`` are the plain numbers; :data:`SCALED` names the scaled ones. Transforms
-    of a schema are the model's own work, so it takes plain numbers."""
-    return {"raw": num, OWN: num, "scaled": np.load(data.folder / SCALED[name], mmap_mode="r")}
+def input_of(data: Dataset, kind: str, name: Literal["num", "frozen", "day_old"] = "num") -> NDArray[np.float32] | None:
+    """One of a dataset's inputs (n, N) in the kind that a model takes; None where the dataset has it not. Transforms of
+    a schema are the model's own work, so "own" are the plain numbers too; :data:`SCALED` names the scaled ones."""
+    plain: NDArray[np.float32] | None = getattr(data, name)
+    if plain is None or kind != "scaled":
+        return plain
+    mapped: NDArray[np.float32] = np.load(data.folder / SCALED[name], mmap_mode="r")
+    return mapped
 
 
 def _run(job: Job) -> dict[str, Any]:
     started = time.perf_counter()
     model = model_of(_schemas[job.inputs], spec_of(job.model), job.seed)
-    num = _inputs[job.inputs]
+    num = input_of(_data, job.inputs)
+    assert num is not None
     found = _models(job, model, num) if job.kind == "models" else _rounds(job, model, num)
     return {"job": job, "seconds": time.perf_counter() - started, **found}
 
@@ -139,7 +140,8 @@ def _models(job: Job, model: Learning, num: NDArray[np.float32]) -> dict[str, An
     step = max(1, (train.stop - train.start) // TRAIN_ROWS_SCORED)
     p_train, p = score(model, _data, train, num, step), score(model, _data, test, num)
     y_train, y = np.array(_data.label[train][::step]), np.array(_data.label[test])
-    q = score(model, _data, test, _frozen[job.inputs]) if _frozen else p
+    frozen = input_of(_data, job.inputs, "frozen")
+    q = p if frozen is None else score(model, _data, test, frozen)
     return {
         "train_auc": auc(p_train, y_train),
         "train_log_loss": log_loss(p_train, y_train),
@@ -184,7 +186,7 @@ def experiment_models(
         LogError, SchemaError: as :func:`~millrace.logs.read_log`.
     """
     chosen = _chosen(models, (*ORIGINAL, DEFAULT), inputs)
-    with _prepared(log, schema, test_days, seeds) as (data, train, test):
+    with _prepared(log, schema, test_days, seeds, inputs) as (data, train, test):
         jobs = [Job("models", m, i, s, train, test) for s in range(seeds) for m in chosen for i in inputs]
         results = _all(jobs, data, schema, out, progress)
         report = _models_report(results, chosen, inputs, data, train, test)
@@ -218,7 +220,7 @@ def experiment_rounds(
     for name in cut:
         period_ms(name)
     chosen = _chosen(models, (DEFAULT,), inputs)
-    with _prepared(log, schema, test_days, seeds) as (data, train, test):
+    with _prepared(log, schema, test_days, seeds, inputs) as (data, train, test):
         own = [(s, m, i) for s in range(seeds) for m in chosen for i in inputs]
         jobs = [Job("rounds", m, i, s, train, test, tuple(cut)) for s, m, i in own]
         results = _all(jobs, data, schema, out, progress)
@@ -248,7 +250,7 @@ def _chosen(models: Sequence[str], otherwise: tuple[str, ...], inputs: Sequence[
 
 @contextmanager
 def _prepared(
-    log: Path, schema: Schema, test_days: int, seeds: int
+    log: Path, schema: Schema, test_days: int, seeds: int, inputs: Sequence[str]
 ) -> Iterator[tuple[Dataset, tuple[int, ...], tuple[int, ...]]]:
     if seeds < 2:
         raise SettingError(f"{seeds} seeds give no interval", "use --seeds 5 or more")
@@ -258,7 +260,8 @@ def _prepared(
         if not 0 < test_days < n:
             raise SettingError(f"{test_days} test days of a log with {n}", "leave at least one day for training")
         train, test = tuple(range(n - test_days)), tuple(range(n - test_days, n))
-        scaled(data, data.rows(train))
+        if "scaled" in inputs:
+            scaled(data, data.rows(train))
         yield data, train, test
 
 
