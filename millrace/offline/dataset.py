@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from millrace.contracts.errors import LogError
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
-from millrace.logs import local_days, read_log
+from millrace.logs import read_log
 from millrace.offline.slicing import Slice, slice_of
 from millrace.replay.grouped import Groups
 from millrace.replay.logfeatures import CHUNK_ROWS, Labels, LogFeatures, LogRows
@@ -125,10 +125,7 @@ def prepare(
     cuts_by = {name: slice_of(table, schema, name) for name in slices}
     rows = LogRows(table, schema)
     groups = Groups(table, schema)
-    names = local_days(table, schema)
-    days = tuple(sorted(set(names)))
-    number = {day: i for i, day in enumerate(days)}
-    day = np.fromiter((number[d] for d in names), np.int32, rows.n)
+    days, day = groups.days, groups.day
     if np.any(np.diff(day) < 0):
         # A log's own day column may disagree with its times around midnight. An experiment needs whole days in order.
         day = np.maximum.accumulate(day)
