@@ -62,6 +62,33 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start processes and wait for them come first: begun last, one of them alone would prolong the run."""
-    items.sort(key=lambda item: item.get_closest_marker("services") is None)
+    """Tests that take long come first, and those that start processes second: begun last, one of them alone would
+    prolong the run.
+
+    pytest-xdist gives each of its workers one stretch of the list, all of about the same length, and takes from the
+    ends of long ones for who has nothing left. So every second stretch has its share of such tests at its head: not
+    every one, since several whole loops at a time would only wait for the processor. Tests of one module stay
+    together, for the services that they share.
+    """
+    long = [item for item in items if item.get_closest_marker("long")]
+    chosen = set(long)
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("services") and item not in chosen:
+            modules.setdefault(item.path, []).append(item)
+            chosen.add(item)
+    quick = [item for item in items if item not in chosen]
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    heads = (workers + 1) // 2
+    dealt: list[pytest.Item] = []
+    for worker in range(workers):
+        head: list[pytest.Item] = []
+        if worker % 2 == 0:
+            turn = worker // 2
+            head = long[turn::heads] + [item for each in list(modules.values())[turn::heads] for item in each]
+        size = (len(items) - len(dealt)) // (workers - worker)
+        dealt += head + quick[: size - len(head)]
+        del quick[: size - len(head)]
+    items[:] = dealt

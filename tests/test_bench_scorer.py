@@ -178,6 +178,7 @@ print(msgspec.json.encode(run(Path(sys.argv[1]), lambda _: None, Size(**msgspec.
 
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
+@pytest.mark.long
 def test_a_small_run_loses_nothing(tmp_path: Path) -> None:
     """In a process of its own: its Kafka clients meet a broker that is away, and leave sockets to the collector."""
     size = {

@@ -47,6 +47,7 @@ def assert_undisturbed(report: dict[str, Any]) -> None:
     assert 0 < report["click_to_served_ms"]["p50"] <= report["click_to_served_ms"]["p99"]
 
 
+@pytest.mark.long
 def test_a_demo_ends_by_itself_with_every_exposure_accounted_for_and_a_whole_report(tmp_path: Path) -> None:
     with demo_process(tmp_path, "--seconds", "20", "--twin") as demo:
         assert is_page(demo.url)
@@ -66,6 +67,7 @@ def test_a_demo_ends_by_itself_with_every_exposure_accounted_for_and_a_whole_rep
     assert set(report["metrics"]) == families
 
 
+@pytest.mark.long
 def test_kill_9_of_every_role_loses_nothing(tmp_path: Path) -> None:
     """Under a prefix too: topics without it are not there, so whoever leaves it out finds none."""
     with demo_process(tmp_path, env={"MILLRACE_PREFIX": "a-shop."}) as demo:

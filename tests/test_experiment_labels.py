@@ -153,6 +153,7 @@ def run(out: Path, schema: Schema, **options: Any) -> dict[str, Any]:
     return experiment_labels(out, schema, **(given | options))
 
 
+@pytest.mark.long
 def test_the_whole_experiment_and_its_resumption(schema: Schema, tmp_path: Path) -> None:
     report = run(tmp_path, schema)
     text = (tmp_path / "report.json").read_text()

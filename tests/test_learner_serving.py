@@ -446,6 +446,7 @@ def test_the_peer_of_the_benchmark_is_the_same_network() -> None:
 
 
 @pytest.mark.log
+@pytest.mark.long
 def test_bfloat16_costs_no_auc_on_kuairand() -> None:
     folder = os.environ.get("MILLRACE_TEST_LOG")
     if not folder:

@@ -50,6 +50,7 @@ class Learner:
 
 
 @pytest.mark.parametrize("bodies", ["kafka", "store"])
+@pytest.mark.long
 def test_a_scorer_follows_a_learner_that_it_shares_no_folder_with(tmp_path: Path, bodies: str) -> None:
     with EmbeddedBroker(tmp_path / "broker") as broker, EmbeddedRedis(tmp_path / "redis") as redis:
         settings = Settings(
@@ -96,13 +97,13 @@ def _life(scorer: Scorer, learners: list[Learner], settings: Settings, producer:
             samples = replace(batch(turn), request=(f"page {turn}",))
             producer.send(SAMPLES, samples.to_bytes(), partition=0)
             producer.flush()
-            return bool(scorer.ask("/model")[1]["trained"] >= until_trained)
+            return bool(scorer.model()["trained"] >= until_trained)
 
         scorer.until(served, f"{until_trained} samples are in what is served")
 
     scorer.until(lambda: scorer.ask("/readyz")[0] == 200, "ready")
     learn(1000)
-    before = scorer.ask("/model")[1]
+    before = scorer.model()
     learners[-1].kill()
     learners.append(Learner(settings, scorer.log.parent.parent / "another learner"))  # on another machine
     learn(before["trained"] + 1000)
@@ -110,8 +111,8 @@ def _life(scorer: Scorer, learners: list[Learner], settings: Settings, producer:
     newest = ModelStore(settings.place("models"), writes=False).latest()
     assert newest is not None
     assert newest.epoch == 2
-    until(lambda: scorer.ask("/model")[1]["hash"] == newest.hash, "the scorer serves the learner's last version")
-    facts = scorer.ask("/model")[1]
+    until(lambda: scorer.model()["hash"] == newest.hash, "the scorer serves the learner's last version")
+    facts = scorer.model()
     assert facts["version"] > before["version"]
     assert (facts["gaps"], facts["errors_by_kind"]) == (0, {})
     assert scorer.ask("/recommend", {"user_id": 1, "size": 10})[1]["model_version"] == facts["version"]

@@ -60,9 +60,31 @@ class Scorer:
         except urllib.error.HTTPError as error:
             return error.code, msgspec.json.decode(error.read())
 
-    def ask_text(self, path: str) -> tuple[int, str]:
-        with urllib.request.urlopen(self._request(path, None, bearer(self.settings)), timeout=PATIENCE) as answer:
-            return answer.status, answer.read().decode()
+    def model(self) -> dict[str, Any]:
+        """What GET /model says. It is asked again while the main process does not come to answer (503)."""
+        found: list[dict[str, Any]] = []
+
+        def answered() -> bool:
+            status, facts = self.ask("/model")
+            assert status in (200, 503), (status, facts)
+            found[:] = [facts] * (status == 200)
+            return bool(found)
+
+        self.until(answered, "GET /model is answered")
+        return found[0]
+
+    def metrics(self) -> str:
+        """What GET /metrics says, asked again as :meth:`model` is."""
+        found: list[str] = []
+
+        def answered() -> bool:
+            request = self._request("/metrics", None, bearer(self.settings))
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # 503 is an OSError
+                found[:] = [answer.read().decode()]
+            return True
+
+        self.until(answered, "GET /metrics is answered")
+        return found[0]
 
     def _request(self, path: str, data: bytes | None, headers: dict[str, str]) -> urllib.request.Request:
         return urllib.request.Request(f"http://127.0.0.1:{self.settings.port}{path}", data, headers)
@@ -108,6 +130,7 @@ def scorer(tmp_path: Path) -> Iterator[tuple[Scorer, EmbeddedRedis]]:
             running.process.wait()
 
 
+@pytest.mark.long
 def test_a_scorer_serves_follows_survives_and_ends(scorer: tuple[Scorer, EmbeddedRedis]) -> None:
     with closing(make_producer(scorer[0].settings)) as producer:
         _life(*scorer, producer)
@@ -172,8 +195,8 @@ def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
     assert (status, page["notes"], page["model_version"]) == (200, [], 0)
 
     learner.delta()
-    one.until(lambda: one.ask("/model")[1]["version"] == 1, "patched")
-    assert one.ask("/model")[1]["click_to_served_ms"]["count"] == 2
+    one.until(lambda: one.model()["version"] == 1, "patched")
+    assert one.model()["click_to_served_ms"]["count"] == 2
     index = Store(settings.place("index"), writes=False)
     one.until(lambda: any(name.count("-") == 2 for name in index.names()), "the item index is in the store")
 
@@ -188,7 +211,7 @@ def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
         one.until(
             lambda: "unknown" in "".join(one.ask("/recommend", {"user_id": "bob", "size": 5})[1]["notes"]), "back"
         )
-        facts = one.ask("/model")[1]
+        facts = one.model()
         assert set(facts["errors_by_kind"]) == {"redis"}
 
         taken = subprocess.run(COMMAND, env=one.environment, capture_output=True, text=True, check=False)

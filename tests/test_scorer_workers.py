@@ -84,13 +84,13 @@ class Shop:
 
     def metric(self, name: str) -> float | None:
         """A sample of /metrics."""
-        _, text = self.scorer.ask_text("/metrics")
+        text = self.scorer.metrics()
         values = [line.rsplit(" ", 1)[1] for line in text.splitlines() if line.startswith(name + " ")]
         return float(values[0]) if values else None
 
     def serves(self, version: int) -> None:
         """Waits until all workers serve a version."""
-        self.scorer.until(lambda: self.scorer.ask("/model")[1]["version"] == version, f"version {version}")
+        self.scorer.until(lambda: self.scorer.model()["version"] == version, f"version {version}")
 
     def shoppers(self, count: int = 3) -> None:
         self._threads = [threading.Thread(target=self._shop, args=(n,), daemon=True) for n in range(count)]
@@ -197,7 +197,7 @@ def test_counts_of_both_workers_are_summed(shop: Shop) -> None:
     shop.stop_shoppers()
     name = 'millrace_requests_total{route="recommend",status="200"}'
     until(lambda: shop.metric(name) == len(shop.answered), f"all of {len(shop.answered)} are counted")
-    assert shop.scorer.ask("/model")[1]["workers"] == 2
+    assert shop.scorer.model()["workers"] == 2
     assert shop.metric("millrace_scorer_workers") == 2
 
 

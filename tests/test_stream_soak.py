@@ -41,6 +41,7 @@ def test_state_is_bounded_when_keys_churn_for_weeks() -> None:
     assert keys[11] < keys[0] * 12  # keys did end
 
 
+@pytest.mark.long
 def test_the_soak_reports_memory_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "EXPOSURES", 24 * 40)
     figures = {f["name"]: f for f in soak.run(tmp_path, lambda _: None)}

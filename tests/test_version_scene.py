@@ -132,6 +132,7 @@ class Play:
 
 @settings(max_examples=60)
 @given(st.lists(STEPS, min_size=8, max_size=40), st.booleans())
+@pytest.mark.long
 def test_whatever_happens(script: list[tuple[str, int]], bodies_in_store: bool) -> None:
     place = scene(bodies_in_store=bodies_in_store)
     try:

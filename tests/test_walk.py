@@ -48,6 +48,7 @@ def test_blocks_are_found_as_they_stand() -> None:
 
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
+@pytest.mark.long
 def test_the_walk_reaches_a_page_of_ones_own_that_follows_ones_clicks(walker: Walker, tmp_path: Path) -> None:
     again = max(n for n, block in enumerate(WALK) if block.where == "terminal=1")
     for block in WALK[:again]:
