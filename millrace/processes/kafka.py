@@ -341,17 +341,18 @@ def read_up(consumer: KafkaConsumer) -> bool:
 
 
 def read_all(settings: Settings, topic: str, visit: Callable[[Any], None]) -> int:
-    """Visits every message that ``topic`` holds now, partition by partition in order; returns how many there were.
+    """Visits every message that ``topic`` holds now, partition by partition in order; returns how many there were. What
+    comes meanwhile may be among them; it is not waited for.
 
     Raises:
         BrokerError: it stopped answering for longer than the settings' patience.
     """
     consumer = make_reader(settings, topic)
     try:
-        seen, quiet, heard = 0, 0, time.monotonic()
-        while quiet < 3 or not read_up(consumer):
+        ends = consumer.end_offsets(consumer.assignment())
+        seen, heard = 0, time.monotonic()
+        while any(consumer.position(tp) < end for tp, end in ends.items()):
             polled = consumer.poll(timeout_ms=200)
-            quiet = 0 if polled else quiet + 1
             heard = time.monotonic() if polled else heard
             if time.monotonic() - heard > settings.patience_seconds:
                 raise BrokerError(f"broker '{settings.kafka}' gives no more of topic '{topic}'", REMEDY)
@@ -360,5 +361,7 @@ def read_all(settings: Settings, topic: str, visit: Callable[[Any], None]) -> in
                     visit(record)
                     seen += 1
         return seen
+    except KafkaError as error:
+        raise BrokerError(f"broker '{settings.kafka}' gives nothing of topic '{topic}' ({error})", REMEDY) from None
     finally:
         consumer.close()
