@@ -68,6 +68,7 @@ from millrace.labels import Waits
 from millrace.processes.kafka import lag_of, make_producer, make_reader, open_broker, topic_ids
 from millrace.processes.kinds import Kinds
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
+from millrace.processes.profiles import check_whole
 from millrace.processes.stages import CLICK_STAGE
 from millrace.processes.wall import wall_ms
 from millrace.versions.modelstore import Announcement, Array, Image, ModelStore
@@ -117,7 +118,7 @@ class Learner:
             return _going_on(note, parts, schema, wanted, settings)
 
         found = newest_sound(self.store, schema.id, wanted, build, settings.evolve)
-        model = model_of(schema, wanted, settings.seed) if found is None else found.model
+        model = model_of(schema, wanted, settings.seed, live=True) if found is None else found.model
         keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + _HOUR_MS
         keep_ms = max(keep_ms, round(_OUTAGE_MS * settings.event_clock().speed))
         segments = Segments(schema, parse_segments(settings.segments))
@@ -471,7 +472,7 @@ def _going_on(
     """The model of a snapshot, with the spec's entries that are ``wanted``; carried over where its shape differs."""
     spec = {**note.spec, **wanted}
     if note.schema_id == schema.id and same_shape(note.spec, spec):
-        model = model_of(schema, spec, settings.seed)
+        model = model_of(schema, spec, settings.seed, live=True)
         if same_head(note.spec, spec):
             model.resume(parts)
             return model
@@ -502,9 +503,10 @@ def run(settings: Settings, stop: threading.Event) -> None:
         SnapshotError: the model store is of another schema or model.
         BrokerError: the broker or the topic is not there.
         PortError: the metrics port is taken.
-        StoreError: the model store cannot be written.
+        StoreError: the model store cannot be written, or the history in the store is not whole.
         FencedError: another learner has taken over.
     """
+    check_whole(settings)
     # The other half of the machine belongs to the roles beside this one.
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     serve_metrics("learn", settings.metrics_port, settings.host)

@@ -12,6 +12,7 @@ import time
 
 from millrace.contracts.errors import PortError, ServiceError
 from millrace.contracts.settings import Settings
+from millrace.processes.profiles import check_whole
 from millrace.processes.tokens import Tokens, warn_if_open
 from scorer.template import Template
 
@@ -23,10 +24,11 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
     Raises:
         PortError: the port is taken.
-        BrokerError, StoreError, SettingError: an address or folder is unusable, or the class that the setting ``model``
-            names.
+        BrokerError, StoreError, SettingError: an address or folder is unusable, the history in the store is not whole,
+            or the class that the setting ``model`` names is unusable.
         ServiceError: no worker can be started.
     """
+    check_whole(settings)
     settings.load_schema()  # before anything is started: a file that is none ends the role in one line
     if ":" in settings.model:  # the same of a model of one's own
         from learner.ownclass import own_class

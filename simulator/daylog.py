@@ -9,7 +9,7 @@ oracle's AUC from it. :func:`write_traffic` writes a stretch of a world that is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -106,11 +106,20 @@ def day_table(world: World, number: int, views: I64 | None = None) -> pa.Table:
 
 
 def write_days(
-    out: Path | str, days: int, seed: int, start: str = "2026-03-02", users: int = 4000, quiet: bool = False
+    out: Path | str,
+    days: int,
+    seed: int,
+    start: str = "2026-03-02",
+    users: int = 4000,
+    quiet: bool = False,
+    ends: Callable[[], bool] = lambda: False,
 ) -> list[Path]:
     """Writes the logs of ``days`` local days from ``start`` on into the folder ``out``, and returns their paths.
 
     A file is whole or absent. About 0.5 s and 7 MB a day.
+
+    Args:
+        ends: asked before each day; when it is true, no more are written.
 
     Raises:
         LogError: ``start`` is no date, there is nothing to write, or the folder cannot be written to.
@@ -133,6 +142,8 @@ def write_days(
             task = bar.add_task("writing day logs", total=days)
             world = World(seed, users)
             for number in range(first, first + days):
+                if ends():
+                    break
                 path = folder / f"shop-{date.fromordinal(EPOCH.toordinal() + number)}.parquet"
                 body = pa.BufferOutputStream()
                 pq.write_table(day_table(world, number), body, compression="zstd")

@@ -37,7 +37,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from millrace.processes.kafka import REMEDY, open_broker
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
-from millrace.processes.profiles import publish_profiles
+from millrace.processes.profiles import check_whole, publish_profiles
 from millrace.processes.wall import event_now_ms
 from stream import figures
 from stream.ahead import utc
@@ -453,6 +453,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     Raises:
         MillraceError: the schema, the broker, Redis or the checkpoints cannot be used.
     """
+    check_whole(settings)
     schema, clock = settings.load_schema(), settings.event_clock()
     calm_client()
     serve_metrics("stream", settings.metrics_port, settings.host)

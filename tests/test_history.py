@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from learner import service
 from learner.dense import threads
 from learner.progressive import Progressive
 from learner.repeats import Repeats
@@ -18,7 +22,7 @@ from learner.trainer import Trainer
 from millrace.bench.history import _from, _from_store, _live, _Pages
 from millrace.bench.historytwin import LiveLoop
 from millrace.contracts.clock import EventClock
-from millrace.contracts.errors import LogError, SchemaError, SettingError
+from millrace.contracts.errors import LogError, SchemaError, SettingError, StoreError
 from millrace.contracts.events import Click, Exposure, Item, User, key_of, to_json
 from millrace.contracts.hashing import kafka_partition
 from millrace.contracts.online import PROFILE, RECENT, pack_profile, window_field
@@ -26,23 +30,41 @@ from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.store import Store
 from millrace.contracts.topics import EVENTS, ITEMS, USERS
+from millrace.history import command, into
+from millrace.history.attempt import attempt, check_empty
+from millrace.history.command import past_windows
 from millrace.history.events import LogEvents
 from millrace.history.fill import Recent, cut_ms, fill, pending
-from millrace.history.into import Left, check_empty, check_schema, leave
-from millrace.history.people import items_of, users_of
+from millrace.history.into import Left, check_schema, leave
+from millrace.history.lines import LEFT, LINE_SECONDS, Lines
+from millrace.history.people import DAY_MS, items_of, users_of
 from millrace.logs import LogTable, read_log
+from millrace.processes import profiles
 from millrace.processes.kafka import make_producer, open_broker, read_all
-from millrace.processes.profiles import PLACE, leave_profiles, publish_profiles
+from millrace.processes.profiles import (
+    MARKS,
+    PLACE,
+    STATE,
+    UNFINISHED,
+    WRITING,
+    check_whole,
+    leave_partitions,
+    leave_profiles,
+    publish_profiles,
+)
 from millrace.processes.services import EmbeddedBroker
 from millrace.processes.wall import wall_ms
 from millrace.replay.logfeatures import LogRows
-from scorer import checkpoint
+from millrace.replay.reading import reading
+from millrace.up.run import UpOptions, up
+from scorer import checkpoint, main
 from scorer.checkpoint import TilePart
 from scorer.index import ItemIndex
 from scorer.rank import Ranker
 from scorer.rank import User as Known
 from scorer.shelf import Shelf
 from simulator.daylog import write_days
+from stream import worker
 from stream.partition import Message, Partition, Policy
 
 SCHEMA = shop_schema()
@@ -319,6 +341,277 @@ def test_a_log_that_ends_in_the_future_is_refused(yesterday: LogTable, tmp_path:
     assert not (tmp_path / "models").exists() or not list((tmp_path / "models").iterdir())
 
 
+def files(settings: Settings) -> list[str]:
+    """All that lies in the places of a store, by name."""
+    return sorted(f"{p.parent.name}/{p.name}" for p in Path(settings.data).rglob("*") if p.is_file())
+
+
+def in_places(settings: Settings) -> None:
+    """Writes a file into each place that a history fills."""
+    for place in ("checkpoints", "models", "index", "schemas", PLACE):
+        Store(settings.place(place)).put("half", None)
+
+
+def test_what_a_failed_try_wrote_is_removed(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path))
+
+    def fail() -> None:
+        with attempt(settings) as check:
+            check()
+            in_places(settings)
+            raise StoreError("disk full", "-")
+
+    with pytest.raises(StoreError, match="disk full"):
+        fail()
+    assert files(settings) == []
+    with attempt(settings) as check:
+        check()
+        in_places(settings)
+    assert len(files(settings)) == 5
+    with pytest.raises(SettingError, match=r"a loop has lived there \(checkpoints/half\)"):
+        check_empty(settings)
+
+
+def killed(settings: Settings, *marks: str) -> None:
+    """What a try leaves that was killed when it had put these marks; if it wrote, it had written half."""
+    for mark in marks:
+        Store(settings.place(PLACE)).put(mark, {"token": "of one that was killed"})
+    if WRITING in marks:
+        in_places(settings)
+
+
+def test_the_marks_of_a_try_say_how_far_it_is(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path))
+    with attempt(settings) as check:
+        assert files(settings) == [f"{PLACE}/{UNFINISHED}"]
+        for _ in ("a place", "the next place"):
+            check()
+            assert files(settings) == [f"{PLACE}/{UNFINISHED}", f"{PLACE}/{WRITING}"]
+    assert files(settings) == []
+
+
+def test_the_next_try_removes_what_a_killed_one_left_and_says_so(tmp_path: Path) -> None:
+    settings, said = Settings(data=str(tmp_path)), list[str]()
+    killed(settings, *MARKS)
+    assert check_empty(settings)
+    with attempt(settings, said.append):
+        assert files(settings) == [f"{PLACE}/{UNFINISHED}"]
+    assert said == [f"an earlier replay did not end: what it left in '{tmp_path}' is removed"]
+    assert files(settings) == []
+
+
+def test_a_try_that_was_killed_before_it_wrote_is_followed_by_another(tmp_path: Path) -> None:
+    settings, said = Settings(data=str(tmp_path)), list[str]()
+    killed(settings, UNFINISHED)
+    with attempt(settings, said.append):
+        pass
+    assert (said, files(settings)) == ([], [])
+
+
+def test_a_loop_that_began_beside_a_try_that_was_killed_keeps_its_files_and_goes_on(tmp_path: Path) -> None:
+    """It had looked before the mark lay."""
+    settings = Settings(data=str(tmp_path))
+    killed(settings, UNFINISHED)
+    Store(settings.place("checkpoints")).put("a-loops", None)
+    before = files(settings)
+    with pytest.raises(SettingError, match=r"a loop has lived there \(checkpoints/a-loops\)"):
+        attempt(settings).__enter__()
+    assert files(settings) == before
+    check_whole(settings)
+
+
+def stream_role(settings: Settings) -> None:
+    worker.run(settings, threading.Event())
+
+
+def learn_role(settings: Settings) -> None:
+    service.run(settings, threading.Event())
+
+
+def serve_role(settings: Settings) -> None:
+    main.run(settings, threading.Event())
+
+
+def up_of_all(settings: Settings) -> None:
+    up(settings, UpOptions(free_ports=True))
+
+
+@pytest.mark.parametrize("start", [stream_role, learn_role, serve_role, up_of_all])
+@pytest.mark.parametrize("marks", [(UNFINISHED,), MARKS], ids=["it reads", "it writes"])
+def test_nothing_of_a_loop_starts_on_a_history_that_is_not_whole(
+    start: Callable[[Settings], None], marks: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Nor does it write anything there, or look for a broker: there is none."""
+    settings = Settings(data=str(tmp_path), kafka="127.0.0.1:1", redis="127.0.0.1:1", patience_seconds=0.1)
+    killed(settings, *marks)
+    before = files(settings)
+    with pytest.raises(StoreError, match=r"the history in '.*' is not whole; wait for .* run it again"):
+        start(settings)
+    assert [name for name in files(settings) if name.split("/")[0] in (*STATE, "schemas")] == before
+
+
+def test_of_two_tries_the_one_that_began_last_goes_on(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path))
+
+    def first(other: ExitStack) -> None:
+        with attempt(settings) as check:
+            others = other.enter_context(attempt(settings))
+            others()
+            in_places(settings)
+            check()
+
+    with ExitStack() as other, pytest.raises(SettingError, match=r"another replay has begun .*; let that one end"):
+        first(other)
+    assert len(files(settings)) == 5
+
+
+def test_a_try_that_is_overtaken_while_it_writes_removes_nothing_that_the_other_wrote(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path))
+
+    def first(other: ExitStack) -> None:
+        with attempt(settings) as check:
+            check()
+            others = other.enter_context(attempt(settings))
+            others()
+            in_places(settings)
+            check()
+
+    with ExitStack() as other, pytest.raises(SettingError, match="another replay has begun"):
+        first(other)
+    assert len(files(settings)) == 5
+
+
+def test_where_the_mark_of_a_try_that_writes_is_gone_no_loop_starts(tmp_path: Path) -> None:
+    """Another one came and ended while a place was written: what is there is not whole, or of both."""
+    settings = Settings(data=str(tmp_path))
+
+    def first() -> None:
+        with attempt(settings) as check:
+            check()
+            with attempt(settings):
+                pass
+            in_places(settings)
+            check()
+
+    with pytest.raises(SettingError, match=r"the mark of this replay, .* is gone from '.*': .*; what is there may be"):
+        first()
+    with pytest.raises(StoreError, match="is not whole"):
+        check_whole(settings)
+
+
+def test_a_try_that_is_overtaken_while_it_writes_leaves_nothing_to_the_other(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path))
+
+    def first(other: ExitStack) -> None:
+        with attempt(settings) as check:
+            check()
+            other.enter_context(attempt(settings))
+            in_places(settings)
+
+    with ExitStack() as other:
+        with pytest.raises(SettingError, match="another replay has begun"):
+            first(other)
+        assert files(settings) == ["history/unfinished"]
+    assert files(settings) == []
+
+
+def test_a_loop_that_began_meanwhile_keeps_its_files(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path))
+
+    def late() -> None:
+        with attempt(settings) as check:
+            in_places(settings)
+            check()
+
+    with pytest.raises(SettingError, match="a loop has lived there"):
+        late()
+    assert len(files(settings)) == 5
+
+
+def test_a_folder_with_a_brokers_topics_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "broker" / "topics").mkdir(parents=True)
+    with pytest.raises(SettingError, match=r"a broker has its topics there \(broker/topics\)"):
+        check_empty(Settings(data=str(tmp_path)))
+    assert not check_empty(Settings(data=str(tmp_path / "other")))
+
+
+def test_nothing_is_left_when_a_replay_fails_while_it_writes(
+    yesterday: LogTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StoreError("no space left", "-")
+
+    few = LogTable(yesterday.table.slice(0, 500), "user_id", "item_id", "click", 500, 0)
+    settings = Settings(data=str(tmp_path), partitions=2)
+    with monkeypatch.context() as broken:
+        broken.setattr(into, "leave_profiles", full)
+        with pytest.raises(StoreError, match="no space left"):
+            leave(few, SCHEMA, settings)
+    assert files(settings) == []
+    assert leave(few, SCHEMA, settings).exposures == 500
+
+
+def test_a_replay_that_is_overtaken_while_it_writes_a_place_does_not_write_the_next(
+    yesterday: LogTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = LogTable(yesterday.table.slice(0, 500), "user_id", "item_id", "click", 500, 0)
+    settings = Settings(data=str(tmp_path), partitions=2)
+    with ExitStack() as other:
+        monkeypatch.setattr(into, "leave_profiles", lambda *_: other.enter_context(attempt(settings)))
+        monkeypatch.setattr(into, "write_root", lambda *_: pytest.fail("the next place was written"))
+        with pytest.raises(SettingError, match="another replay has begun"):
+            leave(few, SCHEMA, settings)
+        assert files(settings) == [f"{PLACE}/{UNFINISHED}"]
+
+
+def test_the_command_marks_the_store_before_it_reads_and_says_what_is_not_settled(
+    days: list[Path],
+    yesterday: LogTable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = Settings(data=str(tmp_path), partitions=PARTITIONS)
+
+    @contextmanager
+    def looked(*words: Any) -> Iterator[LogTable]:
+        assert files(settings) == [f"{PLACE}/{UNFINISHED}"]
+        with reading(*words) as table:
+            yield table
+
+    monkeypatch.setattr(command, "reading", looked)
+    found = command.replay_into(days[0], settings)
+    rows = yesterday.table.to_pylist()
+    times = ("ts_ms", "click_ms", "collect_ms", "cart_ms", "purchase_ms")
+    end_ms = max(row[name] or 0 for row in rows for name in times)
+    waits_ms = settings.attribution_minutes * 60_000
+    early = [row for row in rows if not row["click"] and end_ms - row["ts_ms"] < waits_ms]
+    assert found.early == len(early) > 0
+    assert f"{len(early):,} of them were younger than {settings.attribution_minutes:g} min" in capsys.readouterr().out
+
+
+def test_a_log_older_than_windows_is_told_of() -> None:
+    shortest, *_, longest = SCHEMA.windows.days
+    assert past_windows(SCHEMA, 0, round(shortest * DAY_MS) - 1) == ""
+    some = past_windows(SCHEMA, 0, round(shortest * DAY_MS))
+    assert (
+        f"ended {shortest:.1f} days ago: windows up to {shortest} d had counts for the model, and begin empty" in some
+    )
+    every = past_windows(SCHEMA, 0, round(longest * DAY_MS))
+    assert "every window had counts for the model, and begins empty" in every
+
+
+def test_progress_is_a_line_every_few_seconds() -> None:
+    said: list[str] = []
+    times = iter([10.0, 12.0, 10.0 + LINE_SECONDS, 11.0 + LINE_SECONDS, 10.0 + 2 * LINE_SECONDS, 30.0])
+    lines = Lines(said.append, lambda: next(times))
+    for done in (0, 100, 250, 300, 500):
+        lines("learning", done, 1000)
+    lines("counting", 0, 50)
+    assert said == ["learning 250 of 1,000, about 15 s left", "learning 500 of 1,000, about 10 s left"]
+    assert all(line.endswith(LEFT) for line in said)
+
+
 @pytest.mark.parametrize(
     ("schema", "problem"),
     [
@@ -345,11 +638,59 @@ def test_users_and_items_are_as_they_were_last(yesterday: LogTable) -> None:
     assert abs(last.born_ms - (table["ts_ms"] - table["age_days"] * 86_400_000)) < 1000
 
 
+def told(settings: Settings, *users: User) -> None:
+    """The shop tells of users."""
+    producer = make_producer(settings)
+    for user in users:
+        producer.send(USERS, to_json(user), key=key_of(user.user_id))
+    producer.flush()
+    producer.close()
+
+
+def newest(settings: Settings) -> dict[bytes, bytes | None]:
+    """What each key of ``users`` stands at."""
+    found: dict[bytes, bytes | None] = {}
+    read_all(settings, USERS, lambda record: found.update({record.key: record.value}))
+    return found
+
+
+def test_the_shops_message_that_came_between_wins_whoever_publishes_besides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After our look at the topic, and before our message, the shop tells of user 2, and another worker of both."""
+    with EmbeddedBroker(tmp_path / "broker") as broker:
+        settings = Settings(kafka=broker.address, data=str(tmp_path / "data"), idempotence=False, partitions=2)
+        other = msgspec.structs.replace(settings, data=str(tmp_path / "other"))
+        open_broker(settings)
+        mine, newer = [User(1, {"region": "r1"}), User(2, {"region": "r2"})], User(2, {"region": "newer"})
+        for one in (settings, other):
+            leave_profiles(Store(one.place(PLACE)), mine, [])
+        looks = 0
+
+        def look(of: Settings, topic: str, visit: Callable[[Any], None]) -> int:
+            nonlocal looks
+            seen = read_all(of, topic, visit)
+            looks += 1
+            if looks == 1:
+                told(settings, newer)
+                publish_profiles(other)
+            return seen
+
+        monkeypatch.setattr(profiles, "read_all", look)
+        publish_profiles(settings)
+        assert looks > 2
+        assert newest(settings) == {b"1": to_json(mine[0]), b"2": to_json(newer)}
+
+
 def test_users_and_items_are_published_once_and_never_over_what_the_shop_said(tmp_path: Path) -> None:
     with EmbeddedBroker(tmp_path / "broker") as broker:
         settings = Settings(kafka=broker.address, data=str(tmp_path / "data"), idempotence=False, partitions=2)
         open_broker(settings)
         assert publish_profiles(settings) == 0  # there is no history
+        leave_partitions(Store(settings.place(PLACE)), 4)
+        with pytest.raises(SettingError, match=r"was left for 4 partitions, topic 'events' at '.*' has 2; use topics"):
+            publish_profiles(settings)
+        leave_partitions(Store(settings.place(PLACE)), 2)
         mine = [User(1, {"region": "r1"}), User(2, {"region": "r2"})]
         leave_profiles(Store(settings.place(PLACE)), mine, [Item("a", {"category": "c1"})])
         producer = make_producer(settings)
@@ -366,10 +707,12 @@ def test_users_and_items_are_published_once_and_never_over_what_the_shop_said(tm
             b"2": [to_json(User(2, {"region": "newer"}))],
             b"a": [to_json(Item("a", {"category": "c1"}))],
         }
+        empty = msgspec.structs.replace(settings, data=str(tmp_path / "other"))
+        with pytest.raises(SettingError, match=r"topic 'events' .* has 2 partitions, the settings say 3; set MILL"):
+            check_empty(msgspec.structs.replace(empty, partitions=3))
         producer = make_producer(settings)
         producer.send(EVENTS, b"{}")
         producer.flush()
         producer.close()
-        empty = msgspec.structs.replace(settings, data=str(tmp_path / "other"))
         with pytest.raises(SettingError, match=r"topic 'events' at '.*' holds 1 messages"):
             check_empty(empty)

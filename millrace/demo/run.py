@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
+import time
 import webbrowser
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import IMPRESSIONS
 from millrace.demo.audit import Ledger
 from millrace.demo.curves import draw, thirds
-from millrace.demo.past import filled, live_through
+from millrace.demo.past import check_days, filled, live_through
 from millrace.demo.preflight import Held, held_by, learnt_until, opening
 from millrace.demo.proved import proved
 from millrace.demo.report import make_report, missing_keys, summary, write_report
@@ -41,6 +42,7 @@ from millrace.loop.page import PageServer
 from millrace.loop.signals import AtOnce, Signals
 from millrace.loop.status import Shown
 from millrace.processes.kafka import read_all
+from millrace.processes.profiles import check_whole
 from millrace.processes.role import calm_logs, last_figures
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
 from millrace.processes.wall import wall_ms
@@ -88,11 +90,16 @@ class Demo(Host):
         super().__init__(settings, folder, ending, Shown(roles), options.speed)
         self.options = options
         self.held = Held()
+        self.began_s = time.monotonic()
+        self.past_s = 0.0
+        self.ready_s = 0.0  # from the start until the first page could be served, with all that is known of the past
 
     # -- phases ----------------------------------------------------------------------------------------------
 
     def open(self, stack: ExitStack) -> None:
-        """Starts the services that no setting names, creates the topics, and sets the event clock."""
+        """Replays the past that was asked for, starts the services that no setting names, creates the topics, and sets
+        the event clock. Does no more once the end is asked for.
+        """
         port = free_port()
         changes: dict[str, object] = {"port": port, "scorer": f"http://127.0.0.1:{port}"}
         changes |= {"data": str(self.folder), "seed": self.options.seed}
@@ -104,7 +111,10 @@ class Demo(Host):
         }  # our shoppers have none
         self.settings = msgspec.structs.replace(self.settings, **changes)
         if self.options.history_days:
-            live_through(self.settings, self.options.history_days, self.options.speed, self.say)
+            self.past_s = live_through(self, self.options.history_days)
+            if self.ending.is_set():
+                return
+        check_whole(self.settings)
         message_bytes = self.settings.message_bytes
         broker = None if self.settings.kafka else EmbeddedBroker(self.folder / "broker", message_bytes=message_bytes)
         redis = None if self.settings.redis else EmbeddedRedis(self.folder / "redis")
@@ -140,8 +150,13 @@ class Demo(Host):
         for name in (*LOOP, *beside):
             self.start(name)
         self.await_roles(LOOP)  # of the scorer an answer: it is ready when it has items, which the simulator brings
-        if self.options.history_days:  # the first page already knows its user
-            self.wait(lambda: filled(self.settings), READY_SECONDS)
+        if not self.options.history_days or self.wait(lambda: filled(self.settings), READY_SECONDS):
+            return  # so the first page already knows its user
+        if not self.ending.is_set():
+            raise ServiceError(
+                f"the stream did not write the users of the past to Redis within {READY_SECONDS:g} s",
+                f"see {self.folder / 'logs'}",
+            )
 
     def run_traffic(self) -> None:
         """Lets shoppers come until the time is over or somebody asks for the end.
@@ -161,6 +176,10 @@ class Demo(Host):
             raise ServiceError(
                 f"the simulator did not open the shop within {READY_SECONDS:g} s", f"see {self.folder / 'logs'}"
             )
+        # The simulator opens when the scorer says that it can serve: it has a model and items.
+        self.ready_s = time.monotonic() - self.began_s
+        if self.options.history_days:
+            self.say(f"ready after {self.ready_s:.0f} s, {self.past_s:.0f} of them for the past")
         self.started_ms = wall_ms()
         self.phase = "running"
         self.wait(lambda: False, self.options.seconds if self.options.seconds is not None else float("inf"))
@@ -203,6 +222,7 @@ def demo(settings: Settings, options: DemoOptions) -> int:
         raise SettingError(
             f"speed {options.speed:g} and seconds {options.seconds} must be above 0", "give positive numbers"
         )
+    check_days(options.history_days)
     if options.history_days and settings.from_log:
         raise SettingError(
             f"--history-days {options.history_days} with the log '{settings.from_log}'",
@@ -238,6 +258,8 @@ def _run(settings: Settings, options: DemoOptions, folder: Path, signals: Signal
         run.view.page = page.url
         run.say(f"live page: {page.url}   logs: {folder / 'logs'}")
         run.open(stack)
+        if signals.ending.is_set():
+            return 143 if signals.hurry else 130
         stack.callback(run.stop_watching)
         stack.push(run.end_roles)
         stack.enter_context(run.view)
@@ -265,6 +287,12 @@ def _finish(run: Demo, options: DemoOptions) -> int:
         read_all(run.settings, IMPRESSIONS, pages.message)
     report = make_report(ledger, settlement, run.monitor, run.supervisor, run.settings, run.started_ms, pages)
     report["versions"], differs = proved(run.settings)
+    if options.history_days:
+        report["history"] = {
+            "days": options.history_days,
+            "seconds": round(run.past_s, 1),
+            "ready_seconds": round(run.ready_s, 1),
+        }
     report["thirds"] = {
         n: thirds(report, n) for n in ("click_to_served_p50_ms", "click_to_served_p99_ms", "memory_total")
     }

@@ -93,7 +93,7 @@ def twin_scores(
     known = rows.where(there)  # (m,)
     p = np.empty(len(known), np.float32)
     with threads(1):
-        model = model_of(schema, spec, seed)
+        model = model_of(schema, spec, seed, live=True)
         for block in blocks(known.ts_ms, block_ms, block_rows):
             p[block] = model.score(cat[block], num[block])
             model.learn(_samples(known.where(block), cat[block], num[block]))

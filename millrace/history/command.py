@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
-from millrace.history.into import Left, check_empty, check_schema, leave
+from millrace.history.attempt import attempt
+from millrace.history.into import Left, Tick, check_schema, leave_within
+from millrace.history.lines import Lines
+from millrace.history.people import DAY_MS
+from millrace.processes.wall import event_now_ms
 from millrace.replay.reading import reading
 
 
@@ -29,35 +36,65 @@ def replay_into(log: Path | list[Path], settings: Settings, *, people: bool = Tr
     began = time.perf_counter()
     schema = settings.load_schema()
     check_schema(schema)
-    check_empty(settings)
-    with reading(log, schema, Path(settings.data), skip_bad) as table:
+
+    def say(line: str) -> None:
+        Console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+    with attempt(settings, say) as check, reading(log, schema, Path(settings.data), skip_bad) as table:
         read_s = time.perf_counter() - began
-        columns = (
-            TextColumn("{task.description:>8}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
-        )
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-            tasks: dict[str, Any] = {}
-
-            def tick(what: str, done: int, of: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(what, total=of)
-                bar.update(tasks[what], completed=done)
-
-            left = leave(table, schema, settings, people=people, tick=tick)
+        with _progress() as tick:
+            left = leave_within(check, table, schema, settings, people=people, tick=tick)
     took_s = time.perf_counter() - began
     end = datetime.fromtimestamp(left.end_ms / 1000, UTC)
     parts = ", ".join(f"{what} {seconds:.1f}" for what, seconds in {"read": read_s, **left.seconds}.items())
-    console = Console()
-    console.print(
+    say(
         f"{left.exposures:,} exposures up to {end:%Y-%m-%d %H:%M} UTC replayed in {took_s:.0f} s ({parts}); progressive"
-        f" AUC {left.auc:.4f}",
-        highlight=False,
+        f" AUC {left.auc:.4f}"
     )
-    console.print(
+    if left.early:
+        say(
+            f"{left.early:,} of them were younger than {settings.attribution_minutes:g} min when the log ended: without"
+            " a click until then they were learnt as negatives, and a later click corrects that"
+        )
+    if past := past_windows(schema, left.end_ms, event_now_ms(settings.event_clock())):
+        say(past)
+    say(
         f"left in {settings.store or settings.data}: {left.window_keys:,} window keys, {left.users:,} users,"
-        f" {left.items:,} items, a model that has learnt {left.learnt:,} samples",
-        highlight=False,
+        f" {left.items:,} items, a model that has learnt {left.learnt:,} samples"
     )
     return left
+
+
+def past_windows(schema: Schema, end_ms: int, now_ms: int) -> str:
+    """A line about the windows to which a log that ended so long ago gives nothing; empty: there are none."""
+    days = (now_ms - end_ms) / DAY_MS
+    over = [window for window in schema.windows.days if window <= days]
+    if not over:
+        return ""
+    one = "every window had counts for the model, and begins"
+    some = f"windows up to {max(over)} d had counts for the model, and begin"
+    which = one if len(over) == len(schema.windows.days) else some
+    return f"the log ended {days:.1f} days ago: {which} empty for the loop"
+
+
+@contextmanager
+def _progress() -> Iterator[Tick]:
+    """A bar on a terminal; elsewhere a line every few seconds."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines(lambda line: console.print(line, highlight=False, soft_wrap=True), time.monotonic)
+        return
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def draw(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=of)
+            bar.update(tasks[what], completed=done)
+
+        yield draw

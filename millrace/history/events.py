@@ -52,7 +52,7 @@ class LogEvents:
         n, slot = rows.n, rows.slots(np.arange(rows.n))
         user = rows.hashes(rows.builder.user_column, slice(0, n))
         named = schema.log.request is not None
-        request = rows.page if named else np.arange(n)
+        request = rows.named() if named else np.arange(n)
         self.order: Rows = np.lexsort((np.arange(n), slot, request, rows.ts_ms))
         a, b = self.order[:-1], self.order[1:]
         new = (rows.ts_ms[a] != rows.ts_ms[b]) | (request[a] != request[b]) | (user[a] != user[b])

@@ -33,20 +33,19 @@ from learner.tower import Sides
 from learner.trainer import Trainer
 from learner.versions import Progress, Versions, write_root
 from millrace.contracts import schemabook
-from millrace.contracts.errors import LogError, SchemaError, SettingError
+from millrace.contracts.errors import LogError, SchemaError
 from millrace.contracts.merit import auc
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
 from millrace.contracts.store import Store
-from millrace.contracts.topics import EVENTS, SAMPLES
+from millrace.history.attempt import attempt
 from millrace.history.events import LogEvents
 from millrace.history.fill import Recent, cut_ms, fill
 from millrace.history.people import items_of, users_of
 from millrace.logs import LogTable
-from millrace.processes.kafka import make_reader
-from millrace.processes.profiles import PLACE, leave_profiles
+from millrace.processes.profiles import PLACE, leave_partitions, leave_profiles
 from millrace.processes.wall import event_now_ms, wall_ms
 from millrace.replay.known import LabelSettings, Samples
 from millrace.replay.logfeatures import LogRows
@@ -59,7 +58,6 @@ from stream.checkpoint import CheckpointStore
 from stream.partition import Partition, Policy
 
 ROW_SLICE = 4096
-_PLACES = ("checkpoints", "models", "index", PLACE)
 _NAME = "history"
 
 Tick = Callable[[str, int, int], None]
@@ -77,45 +75,8 @@ class Left:
     items: int
     window_keys: int
     learnt: int
+    early: int  # exposures without a positive label that might still have got one when the log ended
     seconds: dict[str, float]
-
-
-def check_empty(settings: Settings) -> None:
-    """
-    Raises:
-        SettingError: a loop has lived in the store, or the broker holds events of one.
-        BrokerError: the broker that is named does not answer.
-    """
-    where = settings.store or settings.data
-    for place in _PLACES:
-        names = Store(settings.place(place), writes=False).names(aside=True)
-        if names:
-            raise SettingError(
-                f"'{where}' is not empty: a loop has lived there ({place}/{names[0]})", "name an empty folder"
-            )
-    if settings.kafka:
-        for topic in (EVENTS, SAMPLES):
-            held = _held(settings, topic)
-            if held:
-                raise SettingError(
-                    f"topic '{settings.topic(topic)}' at '{settings.kafka}' holds {held:,} messages, which would be "
-                    "counted once more",
-                    "name an empty broker, or a MILLRACE_PREFIX of its own",
-                )
-
-
-def _held(settings: Settings, topic: str) -> int:
-    from millrace.processes.kafka import topic_ids
-
-    if topic not in topic_ids(settings):
-        return 0
-    reader = make_reader(settings, topic)
-    try:
-        assigned = list(reader.assignment())
-        ends, begins = reader.end_offsets(assigned), reader.beginning_offsets(assigned)
-        return sum(ends[tp] - begins[tp] for tp in assigned)
-    finally:
-        reader.close()
 
 
 def check_schema(schema: Schema) -> None:
@@ -139,21 +100,38 @@ def leave(
     *,
     people: bool = True,
     tick: Tick = lambda what, done, of: None,
+    say: Callable[[str], None] = lambda line: None,
     check_clock: bool = True,
 ) -> Left:
-    """Replays a log and leaves its end in the store of ``settings``.
+    """Replays a log and leaves its end in the store of ``settings``, or nothing.
 
     Args:
         people: leave users and items too. The simulator publishes its own.
+        say: is told in a line when what an earlier try left is removed.
         check_clock: refuse a log that ends after now, by the settings' event clock.
 
     Raises:
-        SchemaError, SettingError: see :func:`check_schema` and :func:`check_empty`.
+        SchemaError: see :func:`check_schema`.
+        SettingError, BrokerError: see :func:`millrace.history.attempt.attempt`.
         LogError: the log ends in the future: a live loop would take its events for those of another clock.
         StoreError: the store cannot be written.
     """
     check_schema(schema)
-    check_empty(settings)
+    with attempt(settings, say) as check:
+        return leave_within(check, log, schema, settings, people=people, tick=tick, check_clock=check_clock)
+
+
+def leave_within(
+    check: Callable[[], None],
+    log: LogTable,
+    schema: Schema,
+    settings: Settings,
+    *,
+    people: bool = True,
+    tick: Tick = lambda what, done, of: None,
+    check_clock: bool = True,
+) -> Left:
+    """:func:`leave` within a try that has begun already, before the log was read. ``check`` is the try's."""
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
 
@@ -200,15 +178,21 @@ def leave(
     )
     lap("count")
     users, items = users_of(log, schema, rows), items_of(log, schema, rows)
+    check()
     SchemaBook(settings.place(schemabook.PLACE)).enter(schema)
+    check()
     checkpoints = CheckpointStore(settings.place("checkpoints"))
     for done, partition in enumerate(partitions):
         checkpoints.load(partition)  # nothing is there, so it begins with this
         tick("writing", done + 1, len(partitions))
+    check()
     _write_index(settings, schema, partitions, _index_of(schema, items) if people else None, events.end_ms)
+    check()
     if people:
         leave_profiles(Store(settings.place(PLACE)), users, items)
-    pupil.write(settings)  # last: with it the folder counts as one that somebody has lived in
+    leave_partitions(Store(settings.place(PLACE)), settings.partitions)
+    check()
+    pupil.write(settings)
     lap("write")
     return Left(
         rows.n,
@@ -218,6 +202,7 @@ def leave(
         len(items),
         sum(partition.window_keys for partition in partitions),
         pupil.learnt_rows,
+        int(((rows.label == 0) & (rows.ts_ms > events.end_ms - policy.attribution_ms)).sum()),
         seconds,
     )
 

@@ -5,30 +5,41 @@
 
     history/profiles     users and items of a log, one message a line     ──► topics users, items
     history/published    the ids of the topics that have them                  what a topic knows already stays
+    history/partitions   for how many its counts were left                     a loop of another number is refused
+    history/unfinished   a replay is at work, or was killed                    no role of a loop starts on that
+    history/writing      ... and it has begun to write
 
-Published again, to topics of other ids (a broker that was emptied), they change nothing that the shop has said
-meanwhile: a user or item of which the topic has a message is left out.
+Published again, to topics of other ids (a broker that was emptied), they change nothing that the shop has said: a user
+or item of which the topic has a message is left out. The shop may speak between our look at the topic and our message,
+and several workers may publish at once. So our messages bear a header, and after them we look again: where ours came
+after the shop's own, the shop's is sent once more, until none is left behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 import structlog
 import zstandard
 
-from millrace.contracts.errors import BrokerError
+from millrace.contracts.errors import BrokerError, SettingError, StoreError
 from millrace.contracts.events import Item, User, key_of, to_json
 from millrace.contracts.settings import Settings
 from millrace.contracts.store import AbsentError, Store
-from millrace.contracts.topics import ITEMS, USERS
-from millrace.processes.kafka import REMEDY, make_producer, read_all, topic_ids
+from millrace.contracts.topics import EVENTS, ITEMS, USERS
+from millrace.processes.kafka import REMEDY, make_producer, make_reader, read_all, topic_ids
 
 log = structlog.get_logger("history")
 
-PLACE, _PROFILES, _PUBLISHED = "history", "profiles", "published"
+PLACE, _PROFILES, _PUBLISHED, _PARTITIONS = "history", "profiles", "published", "partitions"
+UNFINISHED, WRITING = MARKS = "unfinished", "writing"
+"""The marks of a history that is not whole yet. See :mod:`millrace.history.attempt`."""
+STATE = ("checkpoints", "models", "index", PLACE)
+"""Where a loop, or a history that is left for one, has its state in the store."""
+HEADER = ("millrace-history", b"1")
+"""Of messages that are not the shop's own."""
 _FLUSH_SECONDS = 60.0
 
 
@@ -39,6 +50,19 @@ class _Profiles(msgspec.Struct):
 
 class _Told(msgspec.Struct):
     topics: dict[str, str]  # ids by name
+
+
+class _Partitions(msgspec.Struct):
+    number: int
+
+
+def leave_partitions(store: Store, number: int) -> None:
+    """Says for how many partitions the history is: which users a partition has counted depends on it.
+
+    Raises:
+        StoreError: it could not be written.
+    """
+    store.put(_PARTITIONS, _Partitions(number))
 
 
 def leave_profiles(store: Store, users: Sequence[User], items: Sequence[Item]) -> None:
@@ -52,17 +76,53 @@ def leave_profiles(store: Store, users: Sequence[User], items: Sequence[Item]) -
     store.put(_PROFILES, head, zstandard.ZstdCompressor().compress(body))
 
 
+def lived(settings: Settings) -> str:
+    """The name of a file of a loop's state; empty: there is none.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    for place in STATE:
+        for name in Store(settings.place(place), writes=False).names(aside=True):
+            if place != PLACE or name not in MARKS:
+                return f"{place}/{name}"
+    return ""
+
+
+def check_whole(settings: Settings) -> None:
+    """Refuses a store in which a replay is at work, or was killed: whatever a role would write there first, the replay
+    would then find, and fail. Every role that has state there calls this before anything else.
+
+    Raises:
+        StoreError: the history is not whole, or the store cannot be read.
+    """
+    if not (settings.store or settings.data):
+        return
+    names = Store(settings.place(PLACE), writes=False).names()
+    # Before ``writing`` a replay has written nothing: what is there is a loop's own, and no replay will add to it.
+    if UNFINISHED in names and (WRITING in names or not lived(settings)):
+        raise StoreError(
+            f"the history in '{settings.store or settings.data}' is not whole",
+            "wait for 'millrace replay --into' to end; if it was killed, run it again, or name an empty folder",
+        )
+
+
 def publish_profiles(settings: Settings) -> int:
     """Publishes what :func:`leave_profiles` left, if the topics do not have it; returns how many messages that took.
 
     Raises:
         BrokerError: the broker does not answer.
-        DamagedError, StoreError: the store cannot be read or written.
+        DamagedError, StoreError: the store cannot be read or written, or the history in it is not whole.
+        SettingError: the history is for another number of partitions.
     """
     if not (settings.store or settings.data):
         return 0
+    check_whole(settings)  # once more: the role has warmed up since it looked
     store = Store(settings.place(PLACE), writes=False)
-    if _PROFILES not in store.names():
+    names = store.names()
+    if _PARTITIONS in names:
+        _check_partitions(settings, msgspec.json.decode(store.get(_PARTITIONS)[0], type=_Partitions).number)
+    if _PROFILES not in names:
         return 0
     ids = topic_ids(settings)
     now = {name: ids.get(name, "") for name in (USERS, ITEMS)}
@@ -74,34 +134,57 @@ def publish_profiles(settings: Settings) -> int:
     head, body, _ = store.get(_PROFILES)
     size = msgspec.json.decode(head)["bytes"]
     found = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(body, max_output_size=size), type=_Profiles)
-    sent = []
+    sent = 0
     producer = make_producer(settings)
     try:
         for topic, messages in (
-            (USERS, [(key_of(user.user_id), to_json(user)) for user in found.users]),
-            (ITEMS, [(key_of(item.item_id), to_json(item)) for item in found.items]),
+            (USERS, {key_of(user.user_id): to_json(user) for user in found.users}),
+            (ITEMS, {key_of(item.item_id): to_json(item) for item in found.items}),
         ):
-            known: set[bytes | None] = set()
-
-            def note(record: Any, known: set[bytes | None] = known) -> None:
-                known.add(record.key)
-
-            read_all(settings, topic, note)
-            for key, value in messages:
-                if key not in known:
-                    sent.append(producer.send(topic, value, key=key))
-        try:
-            producer.flush(timeout=_FLUSH_SECONDS)
-            for message in sent:
-                message.get(timeout=_FLUSH_SECONDS)  # raises for one that the broker refused
-        except Exception as error:  # the client has several of its own
-            raise BrokerError(
-                f"broker '{settings.kafka}' took not all users and items of the history", REMEDY
-            ) from error
+            while lacking := _lacking(settings, topic, messages):
+                _send(settings, producer, topic, lacking)
+                sent += len(lacking)
     finally:
         producer.close(timeout=5)
     Store(settings.place(PLACE)).put(_PUBLISHED, _Told(now))
-    log.info(
-        "users and items of the history are published", users=len(found.users), items=len(found.items), sent=len(sent)
-    )
-    return len(sent)
+    log.info("users and items of the history are published", users=len(found.users), items=len(found.items), sent=sent)
+    return sent
+
+
+def _check_partitions(settings: Settings, left: int) -> None:
+    consumer = make_reader(settings, EVENTS)
+    found = len(consumer.assignment())
+    consumer.close()
+    if found != left:
+        raise SettingError(
+            f"the history in '{settings.store or settings.data}' was left for {left} partitions, topic"
+            f" '{settings.topic(EVENTS)}' at '{settings.kafka}' has {found}",
+            f"use topics of {left} partitions (MILLRACE_PARTITIONS creates them, MILLRACE_PREFIX names others), or"
+            " replay the log once more into an empty folder with MILLRACE_PARTITIONS set to what it is now",
+        )
+
+
+def _lacking(settings: Settings, topic: str, messages: Mapping[bytes, bytes]) -> dict[bytes, bytes | None]:
+    """What the topic needs, by key: our message where there is none, the shop's own where ours came after it."""
+    newest: dict[bytes, bytes | None] = {}
+    shops: dict[bytes, bytes | None] = {}
+
+    def note(record: Any) -> None:
+        if record.key in messages:
+            newest[record.key] = record.value
+            if HEADER not in record.headers:
+                shops[record.key] = record.value
+
+    read_all(settings, topic, note)
+    overtaken = {key: value for key, value in shops.items() if newest[key] != value}
+    return {**{key: value for key, value in messages.items() if key not in newest}, **overtaken}
+
+
+def _send(settings: Settings, producer: Any, topic: str, messages: Mapping[bytes, bytes | None]) -> None:
+    try:
+        sent = [producer.send(topic, value, key=key, headers=[HEADER]) for key, value in messages.items()]
+        producer.flush(timeout=_FLUSH_SECONDS)
+        for message in sent:
+            message.get(timeout=_FLUSH_SECONDS)  # raises for one that the broker refused
+    except Exception as error:  # the client has several of its own
+        raise BrokerError(f"broker '{settings.kafka}' took not all users and items of the history", REMEDY) from error

@@ -35,6 +35,7 @@ from millrace.loop.page import PageServer
 from millrace.loop.scrape import scrape_file
 from millrace.loop.signals import AtOnce, Signals
 from millrace.loop.status import Shown
+from millrace.processes.profiles import check_whole
 from millrace.processes.role import calm_logs
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis
 from millrace.processes.supervisor import Patience
@@ -273,6 +274,7 @@ def up(settings: Settings, options: UpOptions) -> int:
 
 
 def _run(settings: Settings, options: UpOptions, folder: Path, signals: Signals) -> int:
+    check_whole(msgspec.structs.replace(settings, data=str(folder)))  # each role looks too: it may be started by itself
     killed = bool(folders.addresses(folder))  # a run that ends takes them away
     schema = folders.schema_note(folder, settings)
     ports = choose(settings, options.roles, free=options.free_ports)

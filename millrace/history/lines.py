@@ -1,0 +1,31 @@
+# core
+"""Progress of a replay as lines, for whoever has no terminal: a log file, a program that started the replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+LINE_SECONDS = 5.0
+LEFT = " s left"
+"""The end of a line of progress: the next one makes it old."""
+
+
+class Lines:
+    """Progress in lines, one at most every :data:`LINE_SECONDS`.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float]) -> None:
+        self._say, self._clock = say, clock
+        self._what, self._began_s, self._said_s = "", 0.0, 0.0
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        now_s = self._clock()
+        if what != self._what:
+            self._what, self._began_s, self._said_s = what, now_s, now_s
+        if now_s - self._said_s >= LINE_SECONDS and done:
+            self._said_s = now_s
+            left_s = (now_s - self._began_s) * (of - done) / done
+            self._say(f"{what} {done:,} of {of:,}, about {left_s:.0f}{LEFT}")
