@@ -20,15 +20,18 @@ from millrace.contracts.schema import Schema
 from millrace.versions.image import Array, Image
 
 
-def model_of(schema: Schema, spec: Mapping[str, Any], seed: int) -> OnlineModel | OwnModel:
+def model_of(schema: Schema, spec: Mapping[str, Any], seed: int, *, live: bool = False) -> OnlineModel | OwnModel:
     """The untrained model of a spec, whose entry ``model`` names a registered model or a class, ``module:Class``.
 
     A class is imported, so the name must be of the caller's own settings or flags, never of a message.
 
+    Args:
+        live: what goes wrong in a class later is counted and ends nothing; else it is raised.
+
     Raises:
         SettingError: the spec has an unknown name or value; or the class cannot be imported, or is not what it must be.
     """
-    return OwnModel(schema, spec, seed) if is_own(spec.get("model")) else OnlineModel(schema, spec, seed)
+    return OwnModel(schema, spec, seed, live=live) if is_own(spec.get("model")) else OnlineModel(schema, spec, seed)
 
 
 def writer_of(

@@ -41,19 +41,24 @@ from learner.models import Columns
 from learner.ownclass import (
     Unsound,
     arrays_of,
-    copies,
     differs,
     entries_of,
+    learnt,
     make,
+    other_source,
     own_class,
     probe,
+    resumed,
     scores_of,
     serving_of,
+    source_of,
+    told,
 )
 from learner.ownids import KnownIds, id_columns
 from learner.slices import Part
+from learner.spec import read_spec
 from learner.verbs import TRAINING, Verbs
-from millrace.contracts.errors import SnapshotError, one_line
+from millrace.contracts.errors import SettingError, SnapshotError, one_line
 from millrace.contracts.merit import log_loss
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
 from millrace.contracts.schema import Schema
@@ -79,7 +84,8 @@ class OwnModel:
         spec: "model" is the name of its class, ``module:Class``, which is imported: never a name from a message. The
             other entries are handed to the class.
         seed: handed to the class.
-        tried: the class has been tried on made-up rows before.
+        live: what goes wrong later is counted and ends nothing. Else each verb raises SettingError there: figures that
+            a run gives at its end would be of a model that failed on the way.
 
     Raises:
         SettingError: the class cannot be imported or made, or does not do what its verbs promise.
@@ -89,19 +95,20 @@ class OwnModel:
     tables: Mapping[str, Any] = MappingProxyType({})
     rows = 0
 
-    def __init__(self, schema: Schema, spec: Mapping[str, Any], seed: int, tried: bool = False) -> None:
-        self.schema, self.seed = schema, seed
+    def __init__(self, schema: Schema, spec: Mapping[str, Any], seed: int, *, live: bool) -> None:
+        self.schema, self.seed, self._live = schema, seed, live
         self.name, self._entries = str(spec["model"]), entries_of(spec)
         self._factory = own_class(self.name)
-        if not tried:
-            probe(self.name, self._factory, schema, self._entries)
+        if other_source(spec, self._factory):
+            log.warning("the code of the class is not what it was when the snapshot was made", model=self.name)
+        probe(self.name, self._factory, schema, self._entries)
         self._model = make(self.name, self._factory, schema, self._entries, seed)
         self.newest_ms = 0
         self.faults: Counter[str] = Counter()
         """How often a verb did what it may not, by verb; and under "lost" the batches that were lost by it after they
         had counted as learnt."""
         self._ids, self._known = id_columns(schema), KnownIds()
-        self._settled_minutes = float(spec.get("settled_minutes", 5.0))
+        self._settled_minutes = read_spec({n: spec[n] for n in ("settled_minutes",) if n in spec}).settled_minutes
         self._delay_weights, self._delays = self._fresh_delays()
         self._kept = arrays_of(self._model)  # the last whole state
         self._since: list[SampleBatch] = []  # learnt after that
@@ -110,8 +117,9 @@ class OwnModel:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The name of the class, what it was given, and when clicks have come."""
-        return {"model": self.name, "settled_minutes": self._settled_minutes, **self._entries}
+        """The name of the class, what it was given, when clicks have come, and a digest of the code."""
+        known = {"model": self.name, "settled_minutes": self._settled_minutes}
+        return {**known, **self._entries, **source_of(self._factory)}
 
     @property
     def columns(self) -> Columns:
@@ -194,7 +202,7 @@ class OwnModel:
         if not self._tells_loss:
             with contextlib.suppress(Exception):  # the figure is all that is lost
                 loss = log_loss(scores_of(self._model, batch.cat, batch.num), batch.label)
-        report = self._model.learn(batch)
+        report = learnt(self._model, batch)
         self._tells_loss = report is not None
         scores_of(self._model, batch.cat, batch.num)
         return (loss, None) if report is None else (float(report.loss), report.skipped)
@@ -245,16 +253,25 @@ class OwnModel:
                 self._go_back([])
 
     def _resumed(self, arrays: Mapping[str, Array], seed: int) -> Verbs:
-        model = make(self.name, self._factory, self.schema, self._entries, seed)
-        model.resume(copies(arrays))
-        return model
+        return resumed(self.name, self._factory, self.schema, self._entries, seed, arrays)
 
     def _fault(self, verb: str, error: Exception) -> None:
-        """Counts what went wrong, and says so the first time, the tenth, the hundredth ..."""
+        """Counts what went wrong, and says so the first time, the tenth, the hundredth ...
+
+        Raises:
+            SettingError: it is not live.
+        """
+        if not self._live:
+            raise SettingError(
+                f"model '{self.name}' failed in {verb}: {told(error, self.name)}",
+                "correct it; a live learner would count this and go on, docs/own-model.md says how",
+            ) from error
         self.faults[verb] += 1
         count = self.faults[verb]
         if count == 10 ** (len(str(count)) - 1):
-            log.error("the model of one's own fails", model=self.name, verb=verb, times=count, error=one_line(error))
+            log.error(
+                "the model of one's own fails", model=self.name, verb=verb, times=count, error=told(error, self.name)
+            )
 
     # -- versions --------------------------------------------------------------------------------------------
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from learner.overlay import Allocate
 from learner.own import finite
-from learner.ownclass import copies, entries_of, make, own_class, probe_rows, scores_of
+from learner.ownclass import entries_of, other_source, own_class, probe_rows, resumed, scores_of, told
 from learner.verbs import TRAINING, Verbs
-from millrace.contracts.errors import SnapshotError, one_line
+from millrace.contracts.errors import SnapshotError
 from millrace.contracts.schema import Schema
 from millrace.versions.image import Array, Image, below
 
@@ -43,9 +43,7 @@ _REMEDY = "the next snapshot mends it"
 def _made(schema: Schema, spec: Mapping[str, Any], arrays: Mapping[str, Array]) -> Verbs:
     """An object that resumed these arrays. The spec's name is the caller's own by now."""
     name = str(spec["model"])
-    model = make(name, own_class(name), schema, entries_of(spec), 0)
-    model.resume(copies(arrays))
-    return model
+    return resumed(name, own_class(name), schema, entries_of(spec), 0, arrays)
 
 
 class OwnServing:
@@ -89,7 +87,8 @@ class OwnServing:
         except Exception as error:
             self._faults += 1
             if self._faults == 1:  # once a version
-                log.error("the model of one's own fails", model=self.spec["model"], verb="score", error=one_line(error))
+                name = self.spec["model"]
+                log.error("the model of one's own fails", model=name, verb="score", error=told(error, name))
             return np.full(len(cat), np.nan, np.float32)
 
     def warm(self, most: int) -> None:
@@ -99,7 +98,7 @@ class OwnServing:
 
     def snapshot(self) -> Image:
         """The arrays that this version is of."""
-        return Image(copies(self._arrays), {})
+        return Image({name: array.copy() for name, array in self._arrays.items()}, {})
 
 
 class OwnWriter:
@@ -112,6 +111,8 @@ class OwnWriter:
     ) -> None:
         self._schema, self._spec, self._allocate = schema, dict(spec), allocate
         self._try(arrays)
+        if other_source(spec, own_class(spec["model"])):
+            log.warning("the code of the class here is not the learner's: scores may differ", model=spec["model"])
         self._base = self._newest = self._shared(arrays)
         self._pending: list[Arrays] = []
         self._tried: Image | None = None
@@ -209,4 +210,4 @@ class OwnWriter:
             model = _made(self._schema, self._spec, arrays)
             scores_of(model, rows.cat, rows.num)
         except Exception as error:
-            raise SnapshotError(f"'{name}' does not take a version's arrays: {one_line(error)}", _REMEDY) from error
+            raise SnapshotError(f"'{name}' does not take a version's arrays: {told(error, name)}", _REMEDY) from error

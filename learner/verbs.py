@@ -49,7 +49,7 @@ class Verbs(Protocol):
         all candidates (some hundred rows) at a time; at least one row.
 
         ``cat`` holds ids: hashes that mean nothing but equality, 0 where a value is missing. Ids that were never seen
-        before come all the time. ``num`` is always finite here.
+        before come all the time. ``num`` is always finite here. Neither can be written to: a page logs the same arrays.
 
         Never change anything in it, not even a table entry for an unseen id. That is the mistake to make here: many
         libraries create what they look up, and a scorer would grow with every page.
@@ -58,8 +58,9 @@ class Verbs(Protocol):
     def learn(self, batch: SampleBatch) -> LearnReport | None:
         """Learns from ``batch``: cat, num, label (B,) in [0, 1] and weight (B,) > 0, most often 0 or 1 and 1.
 
-        Called by the learner alone, every ``batch_ms`` or ``batch_rows`` rows, with at least one row. Follow-ups,
-        labels and weights that are unusable, and numbers that are not finite never come here.
+        Called by the learner alone, every ``batch_ms`` or ``batch_rows`` rows, with at least one row, and often with
+        just one. Follow-ups, labels and weights that are unusable, and numbers that are not finite never come here. The
+        arrays cannot be written to.
 
         Whatever it raises refuses the batch: the object is thrown away, and another one goes on from before the batch.
         A report is optional; with one, its loss need not be computed by scoring the batch once more.
@@ -75,7 +76,7 @@ class Verbs(Protocol):
         learner.
 
         Called with each delta that carries the weights (``MILLRACE_DELTA_SECONDS``), and after as many rows as make it
-        cheap. All of it lies in memory a few times over, so a model of gigabytes is too large.
+        cheap. All of it lies in memory a few times over, and a delta carries a gibibyte at most, which is the bound.
 
         The mistake to make here: to give the live arrays. What was published would go on changing.
         """

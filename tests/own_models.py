@@ -50,7 +50,7 @@ class Hashed:
         return at
 
 
-BAD_WEIGHT, ODD_WEIGHT = 1313.0, 1717.0
+BAD_WEIGHT, ODD_WEIGHT, ENDING_WEIGHT = 1313.0, 1717.0, 1919.0
 """Samples of these weights make :class:`Moody` do something bad."""
 
 
@@ -70,6 +70,9 @@ class Moody(Hashed):
         if (batch.weight == BAD_WEIGHT).any():
             self.weights[:] = 7  # half of it is done when it raises
             raise RuntimeError("no mood to learn")
+        if (batch.weight == ENDING_WEIGHT).any():
+            self.weights[:] = 7
+            raise SystemExit(3)
         super().learn(batch)
         if (batch.weight == ODD_WEIGHT).any():
             self.intercept[0] = np.nan
@@ -176,6 +179,61 @@ class Tells(Hashed):
 class CannotLearn(Hashed):
     def learn(self, batch: SampleBatch) -> None:
         raise ZeroDivisionError("by design")
+
+
+class WritesToPage(Hashed):
+    """It scores in place: what a page logs would not be what it was ranked by."""
+
+    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
+        num += 1
+        return super().score(cat, num)
+
+
+class WritesToBatch(Hashed):
+    """It learns in place: other models and a batch that is learnt anew would get other rows."""
+
+    def learn(self, batch: SampleBatch) -> None:
+        batch.label[:] = 0
+        super().learn(batch)
+
+
+class Draws(Hashed):
+    """It draws from a generator that no seed made."""
+
+    def learn(self, batch: SampleBatch) -> None:
+        super().learn(batch)
+        self.weights += np.random.default_rng().normal(0, 1e-3, len(self.weights)).astype(np.float32)
+
+
+class Unsure(Hashed):
+    """It draws while it scores, as a module does that was left in training mode."""
+
+    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
+        p: NDArray[np.float32] = super().score(cat, num) * np.random.default_rng().random(len(cat), np.float32)
+        return p
+
+
+class ForgetsSteps(Hashed):
+    """It scores as before once it is resumed, and learns otherwise."""
+
+    def snapshot(self) -> Arrays:
+        return {name: array for name, array in super().snapshot().items() if name != "training/steps"}
+
+
+class NeedsTwo(Hashed):
+    """It cannot learn from a row alone."""
+
+    def learn(self, batch: SampleBatch) -> None:
+        if len(batch) == 1:
+            raise ValueError("more than one row is needed")
+        super().learn(batch)
+
+
+class Leaves(Hashed):
+    """It ends the process that it is in."""
+
+    def learn(self, batch: SampleBatch) -> None:
+        raise SystemExit(3)
 
 
 class Mute:

@@ -19,6 +19,7 @@ from millrace.up import findings, probes
 from millrace.up.doctor import doctor, examine
 from millrace.up.findings import Finding
 from millrace.up.folder import SCHEMA, say_where
+from tests.waiting import PATIENCE
 
 FIELDS = '[[fields]]\nname = "{user}"\nof = "user"\n[[fields]]\nname = "{item}"\nof = "item"\n'
 WINDOWS = '[windows]\n[[windows.keys]]\ncolumns = ["item_id"]\n'
@@ -192,6 +193,45 @@ def test_a_setting_or_schema_that_is_none_is_one_finding(tmp_path: Path) -> None
     assert "no.toml" in missing.text
     (tmp_path / "tokens").write_text("")
     assert of(examine({"token_file": str(tmp_path / "tokens")}), "settings").state == "mend"
+
+
+TRIALS = {
+    'print(\'{"text": "it is fine"}\')': ("ok", "it is fine"),
+    'print(\'{"problem": "it is not", "remedy": "mend it"}\')': ("mend", "it is not"),
+    "raise SystemExit(3)": ("mend", "model 'mine:Model' ended the process that tried it, with status 3"),
+    "import time; time.sleep(1000)": ("mend", "model 'mine:Model' was not made within 0.5 s"),
+}
+
+
+@pytest.mark.parametrize("code", TRIALS)
+def test_the_model_that_is_named_is_tried_in_a_process_of_its_own(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here another module takes the place of learner/trial.py."""
+    (tmp_path / "learner").mkdir()
+    (tmp_path / "learner" / "__init__.py").touch()
+    (tmp_path / "learner" / "trial.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    if "sleep" in code:
+        monkeypatch.setattr(probes, "TRIAL_SECONDS", 0.5)
+        monkeypatch.setattr(probes, "PATIENCE_SECONDS", PATIENCE)  # to end a process takes long on a busy machine
+    found = of(examine({"model": "mine:Model"}), "model")
+    assert (found.state, found.text) == TRIALS[code]
+
+
+def test_the_default_model_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "model", lambda _: {"text": "tried"})
+    assert [f.check for f in examine({}) if f.check == "model"] == []
+    assert of(examine({"model_spec": '{"width": 8}'}), "model").text == "tried"
+
+
+def test_a_class_that_roles_do_not_find_is_a_finding(tmp_path: Path) -> None:
+    """Nor do they find one in the folder where the doctor is asked."""
+    (tmp_path / "module_of_this_folder.py").write_text("class Model: ...\n")
+    found = of(examine({"model": "module_of_this_folder:Model"}), "model")
+    assert found.state == "mend"
+    assert "No module named 'module_of_this_folder'" in found.text
+    assert "PYTHONPATH" in found.remedy
 
 
 def test_a_question_that_nobody_answers_ends() -> None:

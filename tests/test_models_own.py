@@ -5,8 +5,9 @@ tests/test_models_contract.py has what registered models promise beyond it.
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from learner import own
+from learner import own, ownclass
+from learner.adapters.torchmodule import TorchModel
 from learner.making import model_of, reader_of, writer_of
 from learner.model import LearnReport, OnlineModel
 from learner.own import OwnModel
@@ -25,16 +27,20 @@ from learner.progressive import Progressive
 from learner.repeats import Repeats
 from learner.segments import Segments
 from learner.trainer import Trainer
+from learner.trial import tried
 from learner.versions import Last, Progress, Versions
 from millrace.contracts.errors import SettingError, SnapshotError
 from millrace.contracts.merit import auc
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
 from millrace.labels import policy_named
+from millrace.loop.signals import AtOnce
 from millrace.versions.image import Image
 from millrace.versions.packing import unpack
 from tests import own_models
 from tests.learning import SCHEMA, START_MS, make_samples
-from tests.own_models import BAD_WEIGHT, ODD_WEIGHT, Moody
+from tests.own_models import BAD_WEIGHT, ENDING_WEIGHT, ODD_WEIGHT, Moody
 
 MODELS: dict[str, dict[str, Any]] = {
     "registered": {
@@ -74,7 +80,7 @@ def _calm() -> Iterator[None]:
 
 
 def made(kind: str, seed: int = 0) -> OnlineModel | OwnModel:
-    return model_of(SCHEMA, MODELS[kind], seed)
+    return model_of(SCHEMA, MODELS[kind], seed, live=True)
 
 
 def fed(kind: str, batches: int = 4, seed: int = 0) -> OnlineModel | OwnModel:
@@ -85,7 +91,7 @@ def fed(kind: str, batches: int = 4, seed: int = 0) -> OnlineModel | OwnModel:
 
 
 def moody(batches: int = 4) -> OwnModel:
-    model = OwnModel(SCHEMA, MOODY, 0)
+    model = OwnModel(SCHEMA, MOODY, 0, live=True)
     for i in range(batches):
         assert model.learn(make_samples(64, i)).rows == 64
     return model
@@ -328,7 +334,14 @@ BAD = {
     "Mute": "no learn, snapshot, resume",
     "NoArguments": r"cannot be made with \{\}: TypeError",
     "NUMBER": "is int, and no class",
-    "Absent": "module 'tests.own_models' has no 'Absent'",
+    "Absent": r"module 'tests.own_models' \(.*own_models.py\) has no 'Absent'",
+    "WritesToPage": r"read-only \(line \d+ of tests.own_models\), on made-up rows",
+    "WritesToBatch": r"read-only \(line \d+ of tests.own_models\), on made-up rows",
+    "Draws": "two objects of one seed learnt the same batch, and 'weights' is not the same",
+    "Unsure": "other numbers for the same rows",
+    "ForgetsSteps": "resumed all arrays learnt otherwise .* '(intercept|weights)' differs",
+    "NeedsTwo": "more than one row is needed",
+    "Leaves": r"SystemExit: 3 \(line \d+ of tests.own_models\), on made-up rows",
 }
 
 
@@ -358,17 +371,77 @@ def test_a_name_that_names_nothing_is_refused(name: str, why: str) -> None:
 def test_a_module_that_fails_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_model_module.py").write_text("import a_package_that_is_not_there\n")
     (tmp_path / "typo_model_module.py").write_text("def (:\n")
+    (tmp_path / "older_model_module.py").write_text("import math\n\nmath.no_function_of_it\n")
+    (tmp_path / "script_model_module.py").write_text("import sys\nsys.exit('usage: script FILE')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(SettingError, match="a_package_that_is_not_there"):
         own_class("broken_model_module:Model")
     with pytest.raises(SettingError, match="SyntaxError"):
         own_class("typo_model_module:Model")
+    with pytest.raises(SettingError, match=r"'no_function_of_it' \(line 3 of older_model_module\)"):
+        own_class("older_model_module:Model")
+    with pytest.raises(SettingError, match=r"SystemExit: usage: script FILE \(line 2 of script_model_module\)"):
+        own_class("script_model_module:Model")
 
 
 @pytest.mark.parametrize("kind", ["river", "torch"])
 def test_an_entry_that_an_adapter_does_not_know_is_refused(kind: str) -> None:
     with pytest.raises(SettingError, match="'colour'"):
         model_of(SCHEMA, {**MODELS[kind], "colour": "red"}, 0)
+
+
+@pytest.mark.parametrize("entry", ["negative_keep", "admit", "max_age_days", "retrieval_width", "retrieval_rate"])
+def test_an_entry_that_registered_models_alone_can_heed_is_refused_aloud(entry: str) -> None:
+    with pytest.raises(SettingError, match=f"'{entry}', which model 'tests.own_models:Hashed' cannot have"):
+        model_of(SCHEMA, {**MODELS["numpy"], entry: 0.5}, 0)
+
+
+def test_how_long_clicks_take_is_a_number() -> None:
+    with pytest.raises(SettingError, match="settled_minutes"):
+        model_of(SCHEMA, {**MODELS["numpy"], "settled_minutes": "long"}, 0)
+
+
+def test_a_state_that_cannot_be_published_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, and later: what was learnt before stays."""
+    monkeypatch.setattr(own, "ROW_BYTES", 1 << 30)  # the state is taken after each batch
+    model, twin = moody(), moody()
+    size = sum(array.nbytes for array in model.changes().dense.values())
+    monkeypatch.setattr(ownclass, "MOST_BYTES", size)
+    learn = Moody.learn
+
+    def grows(self: Moody, batch: SampleBatch) -> None:
+        learn(self, batch)
+        self.weights = np.append(self.weights, np.float32(0))
+
+    monkeypatch.setattr(Moody, "learn", grows)
+    assert model.learn(make_samples(64, 9)).skipped == "model_unsound"
+    assert model.snapshot()[0].same_bits(twin.snapshot()[0]) == ""
+    monkeypatch.setattr(ownclass, "MOST_BYTES", size - 1)
+    with pytest.raises(SettingError, match=f"snapshot gave {size:,} bytes to score with; {size - 1:,} can be"):
+        model_of(SCHEMA, MOODY, 0)
+
+
+def test_other_code_than_that_of_a_snapshot_is_told_of(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a learner that goes on from it and a scorer that serves it. Both go on: most changes do no harm."""
+    (tmp_path / "changed_model_module.py").write_text("from tests.own_models import Hashed\n\nclass Own(Hashed): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "changed_model_module:Own"
+    with capture_logs() as lines:
+        model = model_of(SCHEMA, {"model": name}, 0)
+        image = model.snapshot()[0]
+        spec = model_of(SCHEMA, model.spec, 0).spec
+        writer_of(SCHEMA, spec, image, named=name)
+    assert spec == model.spec
+    assert lines == []
+    with (tmp_path / "changed_model_module.py").open("a") as file:
+        file.write("# mended\n")
+    assert model_of(SCHEMA, spec, 0).spec == spec, "this process has the old code still"
+    ownclass.digest_of.cache_clear()  # as another process would find it
+    with capture_logs() as lines:
+        changed = model_of(SCHEMA, spec, 0)
+        writer_of(SCHEMA, spec, image, named=name)
+    assert [line["log_level"] for line in lines] == ["warning", "warning"]
+    assert changed.spec["class_source"] != spec["class_source"]
 
 
 def test_nothing_is_imported_because_a_version_names_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,7 +460,7 @@ def test_nothing_is_imported_because_a_version_names_it(tmp_path: Any, monkeypat
 # -- a model of one's own: what goes wrong later ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weight", [BAD_WEIGHT, ODD_WEIGHT])
+@pytest.mark.parametrize("weight", [BAD_WEIGHT, ODD_WEIGHT, ENDING_WEIGHT])
 @pytest.mark.parametrize("row_bytes", [1, 4096], ids=["batches are kept", "the state is taken each time"])
 def test_a_refused_batch_leaves_no_trace_and_what_came_before_it_stays(
     weight: float, row_bytes: int, monkeypatch: pytest.MonkeyPatch
@@ -396,14 +469,33 @@ def test_a_refused_batch_leaves_no_trace_and_what_came_before_it_stays(
     monkeypatch.setattr(own, "ROW_BYTES", row_bytes)
     model, twin = moody(), moody()
     assert bool(model._since) == (row_bytes == 1)
-    report = model.learn(poison(make_samples(64, 9), weight=([5], weight)))
+    with capture_logs() as lines:
+        report = model.learn(poison(make_samples(64, 9), weight=([5], weight)))
     assert report.rows == 0
-    assert report.skipped == ("model_raised" if weight == BAD_WEIGHT else "model_unsound")
+    assert report.skipped == ("model_unsound" if weight == ODD_WEIGHT else "model_raised")
+    if weight == BAD_WEIGHT:
+        assert re.fullmatch(r"RuntimeError: no mood to learn \(line \d+ of tests.own_models\)", lines[0]["error"])
     assert model.faults == {"learn": 1}
     assert equal(model, twin) == ""
     model.learn(make_samples(64, 10))
     twin.learn(make_samples(64, 10))
     assert equal(model, twin) == ""
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, AtOnce])
+def test_a_signal_that_ends_the_process_is_no_fault_of_the_class(
+    ending: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second Ctrl-C is raised wherever the main thread is, so also within ``learn``."""
+
+    def interrupted(self: Moody, batch: SampleBatch) -> None:
+        raise ending
+
+    model = moody()
+    monkeypatch.setattr(Moody, "learn", interrupted)
+    with pytest.raises(ending):
+        model.learn(make_samples(64, 9))
+    assert not model.faults
 
 
 def test_a_model_that_learns_nothing_any_more_is_counted_and_ends_nothing() -> None:
@@ -430,6 +522,26 @@ def test_scores_that_cannot_be_had_count_as_wrong() -> None:
     assert trainer.counts["not_finite"] == 64
 
 
+ASK: dict[str, Callable[[OwnModel], object]] = {
+    "score": lambda model: model.score(make_samples(64, 9).cat, make_samples(64, 9).num),
+    "learn": lambda model: model.learn(poison(make_samples(64, 9), weight=([5], BAD_WEIGHT))),
+    "snapshot": lambda model: (model.learn(make_samples(64, 9)), model.changes()),
+}
+
+
+@pytest.mark.parametrize("verb", ASK)
+def test_a_run_that_is_not_live_ends_at_the_first_fault(verb: str) -> None:
+    """Its figures at the end would be of another model than the one that was named."""
+    model = model_of(SCHEMA, MOODY, 0)
+    assert isinstance(model, OwnModel)
+    assert model.learn(make_samples(64, 8)).rows == 64
+    Moody.fails = {verb}
+    with pytest.raises(
+        SettingError, match=rf"'{MOODY['model']}' failed in {verb}: RuntimeError: .*\(line \d+ of tests"
+    ):
+        ASK[verb](model)
+
+
 def test_a_snapshot_that_fails_leaves_the_last_whole_state_to_publish(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own, "ROW_BYTES", 1)  # nothing is taken whole but when it is asked for
     model = moody()
@@ -441,7 +553,7 @@ def test_a_snapshot_that_fails_leaves_the_last_whole_state_to_publish(monkeypatc
     assert model.faults == {"snapshot": 1, "lost": 1}
     Moody.fails = set()
     probe = make_samples(64, 9)
-    again = OwnModel(SCHEMA, MOODY, 0)
+    again = OwnModel(SCHEMA, MOODY, 0, live=True)
     again.resume(*whole)
     np.testing.assert_array_equal(model.score(probe.cat, probe.num), again.score(probe.cat, probe.num))
 
@@ -482,11 +594,12 @@ def test_a_class_that_cannot_resume_any_more_ends_nothing() -> None:
 
 def test_another_shape_is_refused_and_says_so() -> None:
     small, large = ({"model": "tests.own_models:Hashed", "bits": bits} for bits in (8, 9))
-    model = OwnModel(SCHEMA, large, 0)
+    model = OwnModel(SCHEMA, large, 0, live=False)
+    image, training = OwnModel(SCHEMA, small, 0, live=False).snapshot()
     with pytest.raises(SnapshotError, match="256 weights, not 512"):
-        model.resume(*OwnModel(SCHEMA, small, 0).snapshot())
+        model.resume(image, training)
     with pytest.raises(SnapshotError, match="256 weights, not 512"):
-        writer_of(SCHEMA, large, OwnModel(SCHEMA, small, 0).snapshot()[0], named=str(large["model"]))
+        writer_of(SCHEMA, large, image, named=str(large["model"]))
 
 
 def test_a_delta_that_the_class_does_not_take_changes_nothing() -> None:
@@ -533,6 +646,52 @@ def test_a_scorer_gets_nothing_that_only_learning_needs() -> None:
     assert set(image.dense) == {"weights", "intercept"}
     assert training["own/steps"].tolist() == [4]
     assert set(serving_of({"training/x": np.zeros(1), "x": np.zeros(1)})) == {"x"}
+
+
+# -- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_for_river_have_what_is_there_ids_first() -> None:
+    model = own_class(str(MODELS["river"]["model"]))(SCHEMA, {"buckets": 10}, 0)
+    cat, num = np.array([[13, 0, -1], [0, 0, 0]]), np.array([[0, 2, -3], [0, 0, 0]], np.float32)
+    rows = model._rows(cat, num)  # type: ignore[attr-defined]
+    assert [list(row) for row in rows] == [[3, (2**64 - 1) % 10, 11, 12], []]
+    np.testing.assert_allclose(list(rows[0].values()), [1, 1, np.log(3), -np.log(4)], rtol=1e-6)
+
+
+class Dropped(TorchModel):
+    """A module that draws while it learns."""
+
+    def build(self, schema: Schema, spec: Mapping[str, Any]) -> torch.nn.Module:
+        return _Dropped(schema.layout.N)
+
+
+class _Dropped(torch.nn.Module):
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.out = torch.nn.Linear(n, 1)
+
+    def forward(self, cat: torch.Tensor, num: torch.Tensor) -> torch.Tensor:
+        t: torch.Tensor = self.out(torch.nn.functional.dropout(num.abs().log1p(), training=self.training))
+        return t.squeeze(1)
+
+
+def test_a_module_with_dropout_goes_on_bit_for_bit_and_leaves_torchs_generator_alone() -> None:
+    spec = {"model": f"{__name__}:Dropped"}
+    model = OwnModel(SCHEMA, spec, 3, live=False)
+    before = torch.get_rng_state()
+    for i in range(3):
+        model.learn(make_samples(64, i))
+    assert torch.equal(torch.get_rng_state(), before)
+    again = OwnModel(SCHEMA, spec, 0, live=False)
+    again.resume(*model.snapshot())
+    for each in (model, again):
+        each.learn(make_samples(64, 9))
+    assert equal(model, again) == ""
+    plain = OwnModel(SCHEMA, spec, 3, live=False)
+    probe = make_samples(64, 7)
+    fixed = plain.score(probe.cat, probe.num)
+    np.testing.assert_array_equal(plain.score(probe.cat, probe.num), fixed)
 
 
 # -- what the learner adds ---------------------------------------------------------------------------------------------
@@ -596,6 +755,16 @@ def test_known_ids_have_a_bound() -> None:
     assert not known.has(np.arange(1, 4001)).any()
     sizes = [len(a) for a in known.snapshot().values()]
     assert sum(sizes) <= 200
+
+
+def test_what_the_doctor_asks_of_a_model() -> None:
+    fine = tried(Settings(model="tests.own_models:Hashed"))
+    assert re.fullmatch(r"'tests.own_models:Hashed' does what its verbs promise; .* has [\d,]+ bytes", fine["text"])
+    bad = tried(Settings(model="tests.own_models:CannotLearn"))
+    assert "ZeroDivisionError: by design" in bad["problem"]
+    assert bad["remedy"]
+    assert "'wide_dep'" in tried(Settings(model="wide_dep"))["problem"]
+    assert tried(Settings(model="logistic")) == {"text": "'logistic'"}
 
 
 def test_own_models_module_is_what_these_tests_think() -> None:

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from learner.making import model_of, writer_of
 from learner.own import OwnModel
+from learner.ownclass import source_of
 from learner.ownserving import OwnServing
 from learner.service import Learner, run
 from learner.versions import Progress, Versions, write_root
@@ -32,7 +33,7 @@ from scorer.app import make_app
 from scorer.modelfeed import ModelFeed
 from tests import test_learner_service as roles
 from tests.learning import SCHEMA, make_samples
-from tests.own_models import Moody
+from tests.own_models import Hashed, Moody
 from tests.scorer_shop import ITEMS, LAYOUT, arrays, call
 from tests.scorer_shop import SCHEMA as SHOP
 from tests.test_learner_service import Role, end_of_topic, entries, send, trained
@@ -64,7 +65,8 @@ def test_life_of_a_learner_with_a_model_of_its_own(settings: Settings, monkeypat
     role.end()
     found = entries(settings, past)
     notes = [entry.note for entry in found]
-    assert notes[0].spec == {"model": HASHED, "settled_minutes": settings.attribution_minutes, "bits": 10}
+    told = {"model": HASHED, "settled_minutes": settings.attribution_minutes, "bits": 10}
+    assert notes[0].spec == told | source_of(Hashed)
     assert {note.retrieval_clicks for note in notes} == {-1}
     proofs = prove(store, read_deltas(settings))
     assert sum(p.deltas for p in proofs.proofs) == notes[-1].version - notes[0].version >= 1
@@ -306,7 +308,7 @@ def test_a_delta_that_the_class_does_not_take_is_refused_before_any_worker_has_i
 def test_a_learner_written_root_is_what_a_scorer_loads(tmp_path: Path) -> None:
     """As the role writes it: the class's training arrays lie in the store, and do not reach the scorer."""
     data = Settings(data=str(tmp_path), model=HASHED)
-    model = OwnModel(SHOP, {"model": HASHED}, 0)
+    model = OwnModel(SHOP, {"model": HASHED}, 0, live=True)
     store = ModelStore(data.place("models"))
     note = write_root(store, Versions(model), Progress(), {}, 1_800_000_000_000)
     (training,) = store.read_training(note)

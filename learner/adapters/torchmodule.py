@@ -32,8 +32,8 @@ class TorchModel:
 
     Args:
         spec: ``rate`` of the optimiser, and whatever else :attr:`entries` has.
-        seed: of the first weights. Nothing else is drawn; a module with dropout would have to keep its generator's
-            state in the snapshot.
+        seed: of the first weights, and with the number of the step of whatever the module draws while it learns, as
+            dropout does.
     """
 
     entries: ClassVar[dict[str, Any]] = {"rate": 0.002}
@@ -46,6 +46,7 @@ class TorchModel:
             torch.manual_seed(seed)
             self.module = self.build(schema, chosen)
         self.rate: float = chosen["rate"]
+        self.seed, self.steps = seed, 0
 
     def build(self, schema: Schema, spec: Mapping[str, Any]) -> nn.Module:
         """The module: forward(cat (B, F) int64, num (B, N) float32) gives logits (B,). Called once, by the constructor.
@@ -63,19 +64,24 @@ class TorchModel:
 
     def learn(self, batch: SampleBatch) -> LearnReport:
         """See :meth:`~learner.verbs.Verbs.learn`."""
+        optimiser = self.optimiser  # before the forward: to make it writes to the weights
         self.module.train()
         y, w = torch.tensor(batch.label), torch.tensor(batch.weight)  # (B,), (B,)
-        t = self.module(*_tensors(batch.cat, batch.num))  # (B,)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self.seed + self.steps) % 2**63)
+            t = self.module(*_tensors(batch.cat, batch.num))  # (B,)
         losses = nn.functional.binary_cross_entropy_with_logits(t, y, reduction="none")  # (B,)
-        self.optimiser.zero_grad()
+        optimiser.zero_grad()
         loss: Any = (losses * w).mean()
         loss.backward()
-        self.optimiser.step()
+        optimiser.step()
+        self.steps += 1
         return LearnReport(float(losses.detach().mean()), len(batch))
 
     def snapshot(self) -> dict[str, Array]:
         """See :meth:`~learner.verbs.Verbs.snapshot`. Copies: ``Tensor.numpy()`` alone would share memory."""
         arrays = {f"module/{n}": t.detach().numpy().copy() for n, t in self.module.state_dict().items()}
+        arrays["training/steps"] = np.array([self.steps], np.int64)
         for parameter, state in self.optimiser.state_dict()["state"].items():
             arrays |= {f"training/{parameter}/{n}": t.numpy().copy() for n, t in state.items()}
         return arrays
@@ -91,6 +97,7 @@ class TorchModel:
             for name in state:
                 state[name] = torch.from_numpy(own[f"{parameter}/{name}"])
         self.optimiser.load_state_dict(told)
+        self.steps = int(own["steps"][0])
 
     @cached_property
     def optimiser(self) -> torch.optim.Optimizer:

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class AtOnce(BaseException):
-    """The second Ctrl-C."""
+class AtOnce(KeyboardInterrupt):
+    """The second Ctrl-C. Whatever lets a Ctrl-C through lets this one through."""
 
 
 class Signals:

@@ -67,9 +67,14 @@ class Role:
         return self.process.pid if self.process is not None and self.state == "running" else None
 
 
+PYTHON = (sys.executable, "-P", "-m")
+"""This interpreter, told a module to run. ``-P``: the folder in which it starts is not on its path, nor on that of
+the command ``millrace``. So all of them find a class of one's own, or none."""
+
+
 def role_argv(name: str) -> list[str]:
     """The command ``millrace NAME`` of one of our own roles, under this interpreter."""
-    return [sys.executable, "-m", "millrace", name]
+    return [*PYTHON, "millrace", name]
 
 
 class Supervisor:

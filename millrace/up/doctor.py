@@ -1,11 +1,12 @@
 # shell
-"""`millrace doctor`: looks at settings, services, topics, clocks, schema, disk, versions, and says what to mend.
+"""`millrace doctor`: looks at settings, schema, model, services, topics, clocks, disk, versions; says what to mend.
 
 ::
 
     settings ─► up.json of the data folder, if a run is there ─► probes, all at once ─► findings ─► a line a check
 
-It changes nothing, starts nothing, and always ends: what gives no answer is a finding.
+It changes nothing, starts nothing but a process that tries the model where one is named, and always ends: what gives no
+answer is a finding.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ def examine(overrides: Mapping[str, Any]) -> list[Finding]:
     )
     found += _settings(settings)
     schema = _schema(settings, data, found)
+    sound = schema is not None and status(found) == 0
+    tried = _ask_model(settings) if sound and _names_a_model(settings) else None
     found += judge_folder(str(data), *probes.folder(data))
     if settings.store and "://" not in settings.store:
         found += judge_folder(settings.store, *probes.folder(Path(settings.store)))
@@ -93,6 +96,8 @@ def examine(overrides: Mapping[str, Any]) -> list[Finding]:
         found += _ports(settings)
     if schema is not None:
         found += _services(settings, there)
+    if tried is not None:
+        found.append(_model(settings, tried()))
     return found
 
 
@@ -144,6 +149,24 @@ def _schema(settings: Settings, data: Path, found: list[Finding]) -> Schema | No
         return None
     found += judge_schema(schema, folders.kept_schema(data))
     return schema
+
+
+def _names_a_model(settings: Settings) -> bool:
+    """The default needs no trial, and to try it takes seconds of imports."""
+    return (settings.model, settings.model_spec) != (Settings().model, "")
+
+
+def _ask_model(settings: Settings) -> Callable[[], probes.Answer[dict[str, str]]]:
+    return probes.within(lambda: probes.model(settings), probes.TRIAL_SECONDS + probes.PATIENCE_SECONDS)
+
+
+def _model(settings: Settings, answer: probes.Answer[dict[str, str]]) -> Finding:
+    """Of the model that the settings name: it was made, and a class of one's own was tried on a few rows."""
+    if answer.value is None:
+        return note("model", f"'{settings.model}' could not be tried ({answer.problem})")
+    if "problem" in answer.value:
+        return mend("model", answer.value["problem"], answer.value["remedy"])
+    return ok("model", answer.value["text"])
 
 
 def _ports(settings: Settings) -> list[Finding]:

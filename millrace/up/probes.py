@@ -1,5 +1,6 @@
 # shell
-"""What `millrace doctor` asks of the world. Every question ends within seconds, whatever is or is not there.
+"""What `millrace doctor` asks of the world. Every question ends, whatever is or is not there: that of a model
+within a minute (its imports may take long), all others within seconds.
 
 ::
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -34,9 +36,12 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.loop.monitor import RoleMetrics, fetch
 from millrace.processes.kafka import cluster_id, make_reader
+from millrace.processes.supervisor import PYTHON
 
 PATIENCE_SECONDS = 10.0
 """For one question. Several are asked at once."""
+TRIAL_SECONDS = 60.0
+"""For a model, with the imports that it needs. Whoever waits for it waits longer: its process must begin and end."""
 _SHORT = 3.0
 LIBRARIES = ("aiokafka", "faust-streaming", "kafka-python", "msgspec", "numba", "numpy", "pyarrow", "redis", "torch")
 
@@ -69,6 +74,24 @@ def within(question: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> Call
         return got[0] if got else Answer(None, f"no answer within {seconds:g} s")
 
     return answer
+
+
+def model(settings: Settings) -> dict[str, str]:
+    """What came of making the model that the settings name, in a process of its own: see learner/trial.py. It finds
+    what a role finds."""
+    argv, environment = [*PYTHON, "learner.trial"], {**os.environ, **settings.environment()}
+    try:
+        done = subprocess.run(
+            argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=TRIAL_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        problem = f"model '{settings.model}' was not made within {TRIAL_SECONDS:g} s"
+        return {"problem": problem, "remedy": "see that importing its module and making it come to an end"}
+    try:
+        return msgspec.json.decode(done.stdout, type=dict[str, str])
+    except msgspec.MsgspecError:
+        problem = f"model '{settings.model}' ended the process that tried it, with status {done.returncode}"
+        return {"problem": problem, "remedy": "import its module in a Python of this environment to see why"}
 
 
 def broker(settings: Settings) -> dict[str, int]:
