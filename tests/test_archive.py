@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pytest
 from kafka import TopicPartition
@@ -18,6 +19,7 @@ from millrace.archive import main
 from millrace.archive.columns import Columns, text
 from millrace.archive.folder import Folder
 from millrace.archive.forget import Forgotten, forget
+from millrace.archive.logged import arrays
 from millrace.archive.merge import Merge
 from millrace.archive.pages import Waits
 from millrace.archive.rows import Archive, Record
@@ -28,9 +30,12 @@ from millrace.contracts.hashing import kafka_partition, value_hash
 from millrace.contracts.impressions import impression_bytes
 from millrace.contracts.once import Rates
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
-from millrace.contracts.schema import Schema, parse_schema, shop_schema
+from millrace.contracts.schema import Schema, load_schema, parse_schema, shop_schema
 from millrace.contracts.settings import Settings
+from millrace.history.events import LogEvents
 from millrace.logs import read_log
+from millrace.replay.grouped import Groups
+from millrace.replay.logfeatures import LogRows
 from millrace.replay.run import replay
 from stream.partition import Partition
 from tests.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, Sum, action, exposure, impression
@@ -608,3 +613,70 @@ def test_forget_writes_files_again_without_the_user(tmp_path: Path) -> None:
     place.close()
     with pytest.raises(StoreError, match="is no archive"):
         forget(tmp_path / "events", "7")
+
+
+# ---------------------------------------------------------------------- one request id, two users
+
+
+def shared_request() -> tuple[Archive, list[str]]:
+    """Two users whose clients call their pages alike, in two partitions; the second page is longer. (the archive, the
+    users)"""
+    users = [next(str(u) for u in range(99) if kafka_partition(key_of(u), 2) == number) for number in (0, 1)]
+    archive, layout = Archive(SCHEMA, WAITS, HOUR, 2, features=True), SCHEMA.layout
+    for number, (user, n) in enumerate(zip(users, (1, 3), strict=True)):
+        items = [11 + k for k in range(n)]
+        page = {
+            "cat": np.full((n, layout.F), number + 1, "<i8").tobytes(),
+            "num": np.full((n, layout.N), number + 0.5, "<f4").tobytes(),
+        }
+        raw = impression("home", T0, items, int(user), schema_id=SCHEMA.id, **page)
+        archive.take(Record("impressions", number, 0, user.encode(), raw, T0))
+        shown = exposure("home", T0, items, user_id=int(user))
+        archive.take(Record("events", number, 0, user.encode(), shown, T0))
+        clicked = action("click", "home", T0 + MINUTE, 0, 11, user_id=int(user))
+        for k in range(number):  # the second user clicks
+            archive.take(Record("events", number, 1 + k, user.encode(), clicked, T0))
+        archive.advance(number, T0 + 10 * HOUR)
+    return archive, users
+
+
+def test_features_are_of_the_exposures_own_page() -> None:
+    archive, (first, second) = shared_request()
+    features = archive.cut().features
+    cat, _ = arrays(features, SCHEMA)
+    columns = features["user_id"].to_pylist(), features["position"].to_pylist(), cat[:, 0].tolist()
+    found = list(zip(*columns, strict=True))
+    assert sorted(found) == sorted([(first, 0, 1), (second, 0, 2), (second, 1, 2), (second, 2, 2)])
+
+
+def test_replay_keeps_the_exposures_of_both_users(tmp_path: Path) -> None:
+    archive, (first, second) = shared_request()
+    folder, cut = Folder(tmp_path), archive.cut()
+    folder.write({"events": cut.events, "exposures": cut.exposures}, cut.state)
+    folder.put_schema(schema_text(SCHEMA, POLICY.attribution_ms / MINUTE))
+    folder.close()
+    log = read_log(tmp_path / "exposures", load_schema(tmp_path / "schema.toml"))
+    rows = log.table.to_pylist()
+    assert sorted((str(row["user_id"]), row["label"]) for row in rows) == sorted(
+        [(first, 0), (second, 1), (second, 0), (second, 0)]
+    )
+
+
+def test_exposures_of_both_users_are_two_pages(tmp_path: Path) -> None:
+    """In replay they are compared within their own page; a loop that goes on from them has two names for them."""
+    archive, users = shared_request()
+    folder, cut = Folder(tmp_path), archive.cut()
+    folder.write({"events": cut.events, "exposures": cut.exposures}, cut.state)
+    folder.put_schema(schema_text(SCHEMA, POLICY.attribution_ms / MINUTE))
+    folder.close()
+    schema = load_schema(tmp_path / "schema.toml")
+    log = read_log(tmp_path / "exposures", schema)
+    page = Groups(log, schema).page
+    assert page is not None
+    of = dict(zip(log.table["user_id"].to_pylist(), page.tolist(), strict=True))
+    assert sorted(map(str, of)) == sorted(users)
+    assert len(set(of.values())) == len(set(page.tolist())) == 2
+    rows = LogRows(log, schema)
+    assert set(rows.requests(rows.page)) == {"home"}
+    events = LogEvents(log, schema, rows, HOUR)
+    assert sorted(events.names(slice(0, events.pages))) == ["home", "home#1"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import html
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +14,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.spatial import distance
 
+from learner.dense import threads
+from learner.making import model_of
 from millrace.archive.folder import Folder
 from millrace.archive.forget import forget
 from millrace.archive.logged import arrays
 from millrace.archive.pages import Waits
 from millrace.archive.rows import Archive, Record
 from millrace.archive.schemafile import schema_text
-from millrace.contracts.errors import LogError
+from millrace.contracts.errors import LogError, ParityError
 from millrace.contracts.events import Impression, Item, to_json, to_msgpack
 from millrace.contracts.schema import parse_schema
 from millrace.contracts.settings import Settings
+from millrace.proofs import lag, parity
 from millrace.proofs.archived import read_archive
 from millrace.proofs.causes import Cause, Compared, by_cause, compare
 from millrace.proofs.lag import Near, held, own_newest, taken
-from millrace.proofs.parity import verify_parity
+from millrace.proofs.parity import progressive, verify_parity
+from millrace.proofs.parityreport import MOST_GAP, TEXTS, main_step, verdict_of
+from millrace.proofs.views import Events
+from millrace.replay.known import LabelSettings
+from millrace.replay.run import run_log
 from tests.stream_world import HOUR, MINUTE, POLICY, T0, event
 from tests.test_stream_parity import FIELDS, Shop
 
@@ -117,6 +128,7 @@ def compared(archive: Path) -> Compared:
     return compare(read_archive(archive))
 
 
+@pytest.mark.long
 def test_a_loop_without_lag_is_replayed_to_the_bit(tmp_path: Path) -> None:
     found = compared(Loop(tmp_path).run())
     assert by_cause(found) == {}
@@ -167,7 +179,12 @@ def test_a_planted_change_of_one_feature_is_named(tmp_path: Path, name: str) -> 
         (planted, 1, request)
     ]
     assert report["unexplained_samples"] == 1
-    assert (tmp_path / "out" / "parity.json").exists()
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        "report.json",
+        "run.json",
+        "report.html",
+        "causes.png",
+    }
 
 
 def test_shares_rise_from_cause_to_cause(tmp_path: Path) -> None:
@@ -177,6 +194,83 @@ def test_shares_rise_from_cause_to_cause(tmp_path: Path) -> None:
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     assert report["unexplained"] == []
+
+
+def test_the_auc_gap_goes_with_the_cause_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside differences of other causes, the scorer did not know the price of exposures that are clicked, and the
+    model reads the price and nothing else."""
+    archive = Loop(tmp_path, publish_ms=5 * MINUTE, late_share=0.5, wait_ms=20_000).run()
+    archived = read_archive(archive)
+    clicked = archived.rows.label[archived.pages.row] == 1
+    named = archived.log.table["request_id"].take(pa.array(archived.pages.row)).to_pylist()
+    (file,) = (archive / "features").glob("*.parquet")
+    table = pq.read_table(file)
+    num = arrays(table, SCHEMA)[1].copy()
+    hidden = {name for name, one in zip(named, clicked, strict=True) if one}
+    num[[name in hidden for name in table["request_id"].to_pylist()], 0] = 0
+    changed = pa.array([one.tobytes() for one in num], table["num"].type)
+    pq.write_table(table.set_column(table.column_names.index("num"), "num", changed), file)
+    assert SCHEMA.layout.num_names[0] == "price"
+    monkeypatch.setattr(parity, "progressive", lambda archived, cat, num, *_: -num[:, 0])
+    out = tmp_path / "out"
+    with contextlib.suppress(ParityError):  # of so few users the interval may say nothing
+        verify_parity(tmp_path, Settings(), out, progress=False)
+    report = json.loads((out / "report.json").read_text())
+    assert {cause["cause"] for cause in report["causes"]} > {"missing", "feed_lag", "late"}
+    step = main_step(report)
+    assert step is not None
+    assert step == (report["auc_gap"], 0.0, TEXTS[Cause.MISSING])
+    assert report["auc_gap"] < -MOST_GAP
+    page = (out / "report.html").read_text()
+    assert all(html.escape(text) in page for text in (report["verdict"], f"Most of that goes with '{step[2]}'"))
+
+
+def test_what_has_no_cause_is_as_logged(tmp_path: Path) -> None:
+    """So with the values of all causes as logged, the model learns from the logged features."""
+    archived = read_archive(Loop(tmp_path, publish_ms=5 * MINUTE, late_share=0.5, wait_ms=20_000).run())
+    found, pages = compare(archived), archived.pages
+    num = np.where(found.num_cause > Cause.REPLAY, pages.num, found.num)
+    assert np.count_nonzero(num != found.num) > 0
+    assert num.tobytes() == np.ascontiguousarray(pages.num).tobytes()
+    assert (np.where(found.cat_cause > Cause.REPLAY, pages.cat, found.cat) == pages.cat).all()
+
+
+@pytest.mark.parametrize(("left", "said"), [([0.02, 0.008, 0.0], "Most"), ([0.02, 0.012, 0.005], "The greatest part")])
+def test_most_of_a_gap_is_more_than_half_of_it(left: list[float], said: str) -> None:
+    causes = [
+        {"auc_gap_then": gap, "text": cause.name} for gap, cause in zip([*left[1:], 0.0], list(Cause)[1:], strict=False)
+    ]
+    report = {"samples": 9, "unexplained_samples": 0, "unexplained_values": 0, "share_equal": 0.5}
+    report |= {"auc_gap": left[0], "auc_gap_half": 0.001, "auc_agrees": False, "auc_replayed": 0.7, "auc_logged": 0.6}
+    assert f"{said} of that goes with 'POSITION'" in verdict_of(report | {"causes": causes})
+
+
+def test_without_a_click_there_is_no_auc(tmp_path: Path) -> None:
+    archive = Loop(tmp_path).run(40)
+    (file,) = (archive / "exposures").glob("*.parquet")
+    table = pq.read_table(file)
+    for name, none in (
+        ("label", pa.array([0] * len(table), pa.int8())),
+        ("click_ms", pa.nulls(len(table), pa.int64())),
+    ):
+        table = table.set_column(table.column_names.index(name), name, none)
+    pq.write_table(table, file)
+    report = verify_parity(tmp_path, Settings(), tmp_path / "out", progress=False)
+    assert report["auc_gap"] is None
+    assert "no AUC to compare" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_parity_learns_as_replay_does(tmp_path: Path) -> None:
+    """The scores on replayed features are those of a replay of the archive, to the bit."""
+    archived = read_archive(Loop(tmp_path, publish_ms=5 * MINUTE).run())
+    found, settings = compare(archived), Settings()
+    how = LabelSettings.of(settings)
+    mine = progressive(archived, found.cat, found.num, settings.spec(), settings.seed, how)
+    with threads(1):
+        model = model_of(archived.schema, settings.spec(), settings.seed)
+        theirs = run_log(archived.log, archived.schema, model, 256, lambda _: None, None, how)
+    assert len(mine) == len(theirs)
+    assert (mine == theirs).all()
 
 
 def test_an_archive_without_features_says_what_to_do(tmp_path: Path) -> None:
@@ -200,7 +294,7 @@ def test_a_forgotten_user_is_in_no_table(tmp_path: Path) -> None:
 def near(*events: tuple[int, int, int, int, int]) -> Near:
     """(key, action, when, partition, page) each."""
     key, act, when, partition, page = np.array(sorted(events, key=lambda e: -e[2])).T
-    return Near(np.arange(len(key)), key, act, when, partition, page)
+    return Near(np.arange(len(key)), key, act, when, partition, when, page)
 
 
 def test_partitions_are_cut_off_at_moments_of_their_own() -> None:
@@ -223,3 +317,73 @@ def test_a_page_whose_log_came_late_is_taken_away_whole() -> None:
 def test_each_key_by_itself_lacks_as_many_as_it_lacks() -> None:
     one = near((0, 0, 10, 0, 1), (1, 0, 20, 0, 2), (0, 0, 30, 0, 3), (1, 0, 40, 0, 4))
     assert one.visible[own_newest(one, np.array([[2], [0]]))].tolist() == [30, 10]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_cuts_that_explain_all_counts_are_found(seed: int) -> None:
+    """Two keys, two actions, three partitions that are each cut off somewhere."""
+    rng = np.random.default_rng(seed)
+    when = rng.permutation(90)
+    one = near(*((*rng.integers(0, 2, 2).tolist(), int(t), int(rng.integers(3)), int(t)) for t in when))
+    cuts = rng.integers(20, 90, 3)
+    true = one.visible >= cuts[one.partition]
+    lacking = np.bincount(one.block[true] * 2 + one.action[true], minlength=4)
+    gone = taken(one, lacking.reshape(2, 2))
+    assert np.bincount(one.block[gone] * 2 + one.action[gone], minlength=4).tolist() == lacking.tolist()
+    for p in range(3):  # the newest of each partition, and no others
+        mine = gone[one.partition == p]
+        assert mine[: mine.sum()].all()
+
+
+def test_a_count_without_an_event_near_starts_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    def moved_in_pairs(*_: Any) -> Any:
+        raise AssertionError("no cut can mend it")
+
+    monkeypatch.setattr(lag, "_moved_in_pairs", moved_in_pairs)
+    one = near((0, 0, 10, 0, 1), (1, 0, 20, 1, 2), (0, 0, 30, 0, 3))
+    gone = taken(one, np.array([[1, 0], [0, 7]]))  # (1, 1) has no event near
+    assert one.visible[gone].tolist() == [30]
+    with pytest.raises(AssertionError, match="no cut"):
+        taken(one, np.array([[1, 0], [7, 0]]))
+
+
+@pytest.mark.parametrize("most", [50, 5_000, 500_000])
+def test_a_search_over_many_partitions_is_bounded(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Nine partitions and a loss that no cuts explain: so many counts are compared at most, and none is worse."""
+    rng, compared = np.random.default_rng(3), 0
+    when = rng.permutation(400)
+    one = near(*((int(rng.integers(4)), int(rng.integers(2)), int(t), int(rng.integers(9)), int(t)) for t in when))
+    cell = one.block * 2 + one.action
+    true = (one.visible >= rng.integers(300, 400, 9)[one.partition]) ^ (rng.random(400) < 0.1)
+    lacking = np.bincount(cell[true], minlength=8)
+    whole = distance.cdist
+
+    def counting(a: Any, b: Any, how: str) -> Any:
+        nonlocal compared
+        compared += len(a) * b.size
+        return whole(a, b, how)
+
+    def wrong(gone: Any) -> int:
+        return int(np.abs(lacking - np.bincount(cell[gone], minlength=8)).sum())
+
+    monkeypatch.setattr(lag, "cdist", counting)
+    monkeypatch.setattr(lag, "MOST_DIFFERENCES", most * 8 * 8 * 9)
+    gone = taken(one, lacking.reshape(4, 2))
+    assert 0 < compared <= most * 8 * 8 * 9
+    monkeypatch.setattr(lag, "_moved_in_pairs", lambda near, cell, left, gone: gone)
+    assert wrong(gone) <= wrong(taken(one, lacking.reshape(4, 2)))
+
+
+def test_a_keys_newest_events_are_those_before_the_page() -> None:
+    """Against a plain look at all events."""
+    rng = np.random.default_rng(5)
+    visible = np.sort(rng.integers(0, 3 * lag.HORIZON_MS, 200))
+    keys = rng.integers(0, 5, (200, 2)).astype(np.uint64)
+    zeros = np.zeros(200, np.intp)
+    events = Events(visible, visible, zeros.astype(np.uint8), keys, np.zeros((200, 0), np.uint32))
+    by_key = lag.KeyEvents(events, zeros.astype(np.int64), np.arange(200), zeros, SCHEMA.windows)
+    for key, asked in zip(rng.integers(1, 6, 60).tolist(), rng.choice(visible, 60).tolist(), strict=True):
+        mine = [e for e in range(200) for k in keys[e].tolist() if k == key]
+        before = [e for e in mine if asked - lag.HORIZON_MS <= visible[e] < asked]
+        after = [e for e in mine if visible[e] >= asked][:7]
+        assert [found.tolist() for found in by_key.around(key, asked, 7)] == [before, after]

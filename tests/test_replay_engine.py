@@ -21,8 +21,9 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import TS, LogTable, local_days
 from millrace.replay import ranks
-from millrace.replay.grouped import Groups, day_codes, joint
+from millrace.replay.grouped import Groups, day_codes, joint, page_codes
 from millrace.replay.known import LabelSettings, Model, Samples
+from millrace.replay.logfeatures import LogRows
 from millrace.replay.plain import run_plain
 from millrace.replay.run import run_log
 from millrace.replay.sidebyside import Channel, Timing, run_side_by_side
@@ -75,6 +76,7 @@ action_times = { click = "click_ms", cart = "cart_ms" }
 attribution_minutes = 30
 """
 PAGES = SCHEMA + 'request = "page"\n'
+OF_USERS = PAGES + 'identity = ["page", "slot", "user"]\n'  # two users' pages may have one name
 START, MINUTE = 1_650_812_400_000, 60_000
 SMALL = {"width": 4, "hidden": [8], "blocks": 1}
 POLICIES = [LabelSettings(name, 10_000) for name in ("wait", "es-dfm", "prompt", None)]
@@ -154,7 +156,7 @@ def same(one: SampleBatch, other: SampleBatch) -> None:
     seed=st.integers(0, 1000),
     at_once=st.integers(1, 40),
     how=st.sampled_from(POLICIES),
-    text=st.sampled_from([SCHEMA, PAGES]),
+    text=st.sampled_from([SCHEMA, PAGES, OF_USERS]),
     minutes=st.sampled_from([1, 90, 3 * 1440]),
 )
 @settings(max_examples=40, deadline=None)
@@ -385,6 +387,21 @@ def test_joint_numbers_combinations_in_ascending_order(pairs: list[tuple[int, in
     number = {pair: k for k, pair in enumerate(sorted(set(pairs)))}
     a, b = (np.array(column) for column in zip(*pairs, strict=True))
     assert joint(a, b).tolist() == [number[pair] for pair in pairs]
+
+
+@given(n=st.integers(1, 90), seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_a_page_is_a_users_where_the_identity_has_the_user(n: int, seed: int) -> None:
+    """Pages are numbered as they first appear; without the user in the identity a page is a request."""
+    log = make_log(parse_schema(PAGES), n, seed)
+    names, users = (log.table[name].to_pylist() for name in ("page", "user"))
+    for text, of in ((PAGES, names), (OF_USERS, list(zip(names, users, strict=True)))):
+        schema, number = parse_schema(text), {page: k for k, page in enumerate(dict.fromkeys(of))}
+        codes, rows = page_codes(log, schema), LogRows(log, schema)
+        assert codes is not None
+        assert codes.tolist() == rows.page.tolist() == [number[page] for page in of]
+        assert list(rows.requests(rows.page)) == rows.names().tolist() == names
+        assert rows.named().tolist() == [number[of[names.index(name)]] for name in names]
 
 
 def test_day_codes_are_the_local_days() -> None:

@@ -51,20 +51,20 @@ class Logged:
 
     def table(self, rows: Sequence[Row]) -> tuple[pa.Table, int]:
         """The features of rows whose page's whole log was kept, and how many of these rows it cannot give."""
-        pages: dict[str, Served | None] = {}
+        pages: dict[bytes, Served | None] = {}  # by the message: two users' clients may give their pages one name
         made: list[list[object]] = []
         cat_width, num_width = self._widths
         lacking = 0
         for row in rows:
             if row.made is None or not row.made.raw:
                 continue
-            if row.request not in pages:
-                pages[row.request] = self._read(row.made.raw)
-            page = pages[row.request]
-            if page is None:
+            raw, n = row.made.raw, row.position
+            if raw not in pages:
+                pages[raw] = self._read(raw)
+            page = pages[raw]
+            if page is None or n >= len(page.items):
                 lacking += 1
                 continue
-            n = row.position
             cat = bytes(page.cat[n * cat_width : (n + 1) * cat_width]) or b"\0"
             num = bytes(page.num[n * num_width : (n + 1) * num_width]) or b"\0"
             slot = page.offset + n

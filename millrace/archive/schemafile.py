@@ -30,7 +30,7 @@ def schema_text(schema: Schema, attribution_minutes: float) -> str:
         user=columns.user,
         item=columns.item,
         label=own["label"],
-        identity=(own["request_id"], own["position"]),
+        identity=(own["request_id"], own["position"], columns.user),  # two users' pages may have one name
         request=own["request_id"],
         position=own["slot"],
         action_times={action: own[name] for action, name in zip(ACTIONS[1:], TIMES, strict=True)},

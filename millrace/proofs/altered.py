@@ -1,22 +1,25 @@
 # core
-"""A log with another future: everything from a time on is altered, nothing before it.
+"""A log with another future: everything after a time is altered, and of that time itself what is not known yet.
 
 ::
 
                       time T
-    exposures   ------ | ~~~~~~~~     later ones: other ids, fields, labels, action times; some are removed
-    their labels  ------ | ~~~~       an action at T or later: removed or moved to another later time; where it gave the
-                                      label, the label goes too. An exposure that waits for its label at T may get one
-    side tables ------ | ~~~~~~~~     rows that hold from T on: other values (:func:`altered_side`)
+    exposures   ------ | = ~~~~~~     later ones: other ids, fields, labels, action times; some are removed.
+                         |            Those at T keep their fields, but for some that get others: exposures of one time
+                         |            must not see each other
+    their labels  ----- ~|~~~~~~      those at T and later flipped; an action at T or later removed or moved to another
+                                      later time, and where it gave the label, the label goes too. An exposure that
+                                      waits for its label at T may get one
+    side tables ------ | = ~~~~~~     rows that hold from after T on: other values (:func:`altered_side`)
 
 What anybody could know before T is as it was: exposures before it with all their fields, actions before it, and labels
-that became known before it.
+that became known before it. So are those at T that keep their fields, of which only the fields are known.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,36 +30,47 @@ from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable
 
 _REMOVED = 0.1  # of later exposures
+_NEW = 0.3  # of other values
 _NEVER = np.iinfo(np.int64).max
 
 
-def altered(log: LogTable, schema: Schema, at_ms: int, rng: np.random.Generator) -> LogTable:
-    """The log with another future from ``at_ms`` on. Rows before it stay in their places."""
+class Altered(NamedTuple):
+    """Another future."""
+
+    log: LogTable
+    same: NDArray[np.intp]
+    """Rows whose fields are as they were, ascending; they have their places in both logs."""
+
+
+def altered(log: LogTable, schema: Schema, at_ms: int, rng: np.random.Generator) -> Altered:
+    """The log with another future from ``at_ms`` on."""
     assert schema.log is not None
     table, columns = log.table, schema.log
     ts = table[TS].to_numpy()
-    cut = int(np.searchsorted(ts, at_ms, side="left"))
-    kept = np.flatnonzero(rng.random(len(ts) - cut) >= _REMOVED) + cut
-    where = pa.array(np.concatenate([np.arange(cut), kept]))
-    ts, n = ts[where.to_numpy()], len(where)
-    later = np.arange(n) >= cut
+    cut, end = (int(np.searchsorted(ts, at_ms, side=side)) for side in ("left", "right"))
+    kept = np.flatnonzero(rng.random(len(ts) - end) >= _REMOVED) + end
+    where = np.concatenate([np.arange(end), kept])
+    ts, n = ts[where], len(where)
+    later, other = np.arange(n) >= cut, np.arange(n) >= end
+    if end - cut > 1:
+        other[cut + rng.permutation(end - cut)[: (end - cut) // 2]] = True
     made: dict[str, Any] = {}
     fixed = {TS, log.label, columns.time, columns.day, *columns.action_times.values()}
     for name in table.column_names:
-        column = table[name].take(where)
-        made[name] = column if name in fixed else _shuffled(column, cut, rng)
-    label = table[log.label].take(where).to_numpy().copy()
+        column = table[name].take(pa.array(where))
+        made[name] = column if name in fixed else _shuffled(column, other, rng)
+    label = table[log.label].to_numpy()[where].copy()
     label[later] = 1 - label[later]
     horizon = max(1, int(ts[-1]) - at_ms + 1)
     wait_ms = round(columns.attribution_minutes * 60_000) if columns.action_times else 0
     for action, name in columns.action_times.items():
-        times = pc.fill_null(table[name].take(where), _NEVER).to_numpy().copy()
+        times = pc.fill_null(table[name].take(pa.array(where)), _NEVER).to_numpy().copy()
         if action == schema.windows.labelling:
             _relabel(times, label, ts, later, at_ms, wait_ms, rng)
         times = _moved(times, ts, later, at_ms, horizon, rng)
         made[name] = pa.array(times, mask=times == _NEVER)
     made[log.label] = pa.array(label.astype(np.int8))
-    return dataclasses.replace(log, table=pa.table(made))
+    return Altered(dataclasses.replace(log, table=pa.table(made)), np.flatnonzero(~other))
 
 
 def _relabel(
@@ -93,36 +107,33 @@ def _moved(
     return np.where(open_, first + rng.integers(0, horizon, len(times)), times)
 
 
-def _shuffled(column: pa.ChunkedArray, cut: int, rng: np.random.Generator) -> pa.ChunkedArray:
-    """The column with values from ``cut`` on that are others: drawn from all of it, and for text some that are new."""
+def _shuffled(column: pa.ChunkedArray, other: NDArray[np.bool_], rng: np.random.Generator) -> pa.ChunkedArray:
+    """The column with other values in the rows ``other`` (n,): drawn from all of it; of texts and of numbers with a
+    fraction some are new, and some of these numbers greater or smaller than any."""
     n = len(column)
-    if cut >= n:
+    if not other.any():
         return column
-    drawn = column.take(pa.array(rng.integers(0, n, n - cut)))
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    column = pc.cast(column, kind)
+    drawn = column.take(pa.array(rng.integers(0, n, n)))
+    new = pa.array(rng.random(n) < _NEW)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        drawn = pc.cast(drawn, kind)
-        new = pa.array(rng.random(n - cut) < 0.3)
         drawn = pc.if_else(new, pc.binary_join_element_wise(drawn, pa.scalar("altered", kind), "-"), drawn)
-        return pa.chunked_array([*pc.cast(column.slice(0, cut), kind).chunks, *_chunks(drawn)], kind)
-    return pa.chunked_array([*column.slice(0, cut).chunks, *_chunks(pc.cast(drawn, column.type))], column.type)
-
-
-def _chunks(column: Any) -> list[pa.Array]:
-    return list(column.chunks) if isinstance(column, pa.ChunkedArray) else [column]
+    elif pa.types.is_floating(kind):
+        most = pc.max(pc.abs(pc.if_else(pc.is_finite(column), column, 0.0))).as_py() or 1.0
+        drawn = pc.if_else(new, pa.array(rng.uniform(-2, 2, n) * most).cast(kind), drawn)
+    both = pa.chunked_array([*column.chunks, *drawn.chunks], kind)
+    return both.take(pa.array(np.arange(n) + np.where(other, n, 0)))
 
 
 def altered_side(table: pa.Table, holds_ms: NDArray[np.int64], on: str, at: str, at_ms: int, seed: int) -> pa.Table:
-    """A side table whose rows that hold from ``at_ms`` on have other values.
+    """A side table whose rows that hold from after ``at_ms`` have other values.
 
     Args:
         holds_ms: (n,) the times of validity.
     """
     rng = np.random.default_rng(seed)
-    later = holds_ms >= at_ms
-    order = np.argsort(later, kind="stable")
-    table, cut = table.take(pa.array(order)), int(np.count_nonzero(~later))
     for n, name in enumerate(table.column_names):
         if name not in (on, at):
-            table = table.set_column(n, name, _shuffled(table[name], cut, rng))
+            table = table.set_column(n, name, _shuffled(table[name], holds_ms > at_ms, rng))
     return table

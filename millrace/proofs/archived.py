@@ -51,13 +51,15 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """Events that a loop counts in its windows, (e,) each, in no order."""
+    """Events that a loop counts in its windows, (e,) each, in the order in which they can have been counted: by wall
+    time, and those of one partition and time as they stand in the topic."""
 
     row: NDArray[np.intp]  # of the log: the exposure
     action: NDArray[np.uint8]  # which of the schema's window actions
     ts_ms: NDArray[np.int64]
-    known_ms: NDArray[np.int64]  # wall time before which nobody can have counted it
+    known_ms: NDArray[np.int64]  # wall time before which nobody can have counted it, ascending
     partition: NDArray[np.int64]
+    message: NDArray[np.intp]  # ascending; items of one exposure message have one number: they are counted at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +102,14 @@ def read_archive(folder: Path) -> Archived:
 
 
 def _names(log: LogTable, schema: Schema) -> pa.Array:
-    """What each exposure is called: request and position."""
+    """What each exposure is called: position, user and request. Two users' clients may give their pages one name."""
     assert schema.log is not None
-    request, position = schema.log.identity
-    return _named(log.table[request], log.table[position])
+    request, position = schema.log.identity[:2]
+    return _named(log.table[request], log.table[position], log.table[log.user])
 
 
-def _named(request: pa.ChunkedArray | pa.Array, position: pa.ChunkedArray | pa.Array) -> pa.Array:
-    texts = [pc.cast(column, pa.string()) for column in (position, request)]
+def _named(request: pa.Array, position: pa.Array, user: pa.Array) -> pa.Array:
+    texts = [pc.cast(column, pa.string()) for column in (position, user, request)]
     joined = pc.binary_join_element_wise(*texts, " ")
     return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
 
@@ -122,7 +124,7 @@ def _pages(tables: Sequence[pa.Table], schema: Schema, name: pa.Array, rows: Log
     fitting = [table.filter(pc.equal(table["schema_id"], schema.id)) for table in tables]
     fitting = [table for table in fitting if table.num_rows] or [tables[0].slice(0, 0)]
     table = pa.concat_tables([t.cast(fitting[-1].schema) for t in fitting])
-    where = _found(_named(table["request_id"], table["position"]), name)
+    where = _found(_named(table["request_id"], table["position"], table["user_id"]), name)
     there = np.flatnonzero(where >= 0)
     row, first = np.unique(where[there], return_index=True)
     kept = table.take(pa.array(there[first]))
@@ -140,7 +142,7 @@ def _happened(
     order = np.lexsort([events["log_offset"].to_numpy(), events["log_partition"].to_numpy()])
     events = events.take(pa.array(order))
     sent = pc.fill_null(events["sent_ms"], 0).to_numpy()
-    ts, partition = events["ts_ms"].to_numpy(), events["log_partition"].to_numpy()
+    ts, partition, offset = (events[name].to_numpy() for name in ("ts_ms", "log_partition", "log_offset"))
     unsent = int(np.count_nonzero(sent == 0))
     sent = np.where(sent > 0, sent, ts)
     kind = pc.fill_null(pc.index_in(events["type"], value_set=pa.array(schema.windows.actions)), -1).to_numpy()
@@ -148,42 +150,43 @@ def _happened(
     served[pages.row] = pages.served_ms
 
     shown = np.flatnonzero(kind == 0)
-    at, position = _shown(events.take(pa.array(shown)))
+    at, position = _shown(events.select(["items", "slots", "offset"]).take(pa.array(shown)))
     of = shown[at]
-    where = _found(_named(events["request_id"].take(pa.array(of)), pa.array(position)), name)
+    those = events.select(["request_id", "user_id"]).take(pa.array(of))  # a row an item: no lists of the page's items
+    where = _found(_named(those["request_id"], pa.array(position), those["user_id"]), name)
     _, first = np.unique(where, return_index=True)
     first = first[(where[first] >= 0)]
     first = first[served[where[first]] < np.iinfo(np.int64).max]
     seen, event = where[first], of[first]
     known = np.full(rows.n, np.iinfo(np.int64).max)
     known[seen] = np.maximum(sent[event], served[seen])
-    parts = [(seen, np.zeros(len(seen), np.uint8), rows.ts_ms[seen], known[seen], partition[event])]
+    parts = [(seen, np.zeros(len(seen), np.uint8), rows.ts_ms[seen], known[seen], event)]
 
     done = np.flatnonzero(kind > 0)
-    acted = events.take(pa.array(done))
-    where = _found(_named(acted["request_id"], acted["position"]), name)
-    ours = np.array([log.user, log.item])
-    same = where >= 0
-    for column, own in zip(("user_id", "item_id"), ours, strict=True):
-        theirs = pc.cast(log.table[own], pa.string()).take(pa.array(np.maximum(where, 0)))
-        same &= pc.fill_null(pc.equal(pc.cast(acted[column], pa.string()), theirs), False).to_numpy()
+    acted = events.select(["request_id", "position", "user_id", "item_id"]).take(pa.array(done))
+    where = _found(_named(acted["request_id"], acted["position"], acted["user_id"]), name)
+    items = pc.cast(log.table[log.item], pa.string()).take(pa.array(np.maximum(where, 0)))
+    same = (where >= 0) & pc.fill_null(pc.equal(acted["item_id"], items), False).to_numpy()
     same &= known[np.maximum(where, 0)] < np.iinfo(np.int64).max
     some = np.flatnonzero(same)
     _, first = np.unique(where[some] * 64 + kind[done[some]], return_index=True)
     event, where = done[some[first]], where[some[first]]
-    parts.append(
-        (where, kind[event].astype(np.uint8), ts[event], np.maximum(sent[event], known[where]), partition[event])
-    )
-    return Happened(*(np.concatenate(column) for column in zip(*parts, strict=True))), unsent
+    parts.append((where, kind[event].astype(np.uint8), ts[event], np.maximum(sent[event], known[where]), event))
+    row, action, ts_ms, known_ms, event = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort([offset[event], partition[event], known_ms])
+    place = np.stack([known_ms, partition[event], offset[event]])[:, order]
+    message = np.append(0, np.cumsum((place[:, 1:] != place[:, :-1]).any(axis=0)))[: len(order)]
+    found = Happened(row[order], action[order], ts_ms[order], known_ms[order], partition[event][order], message)
+    return found, unsent
 
 
 def _shown(exposures: pa.Table) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
     """(which event, the position as answered) of each item that exposure events name."""
-    items, slots = exposures["items"].combine_chunks(), exposures["slots"].to_pylist()
+    items, slots = exposures["items"].combine_chunks(), exposures["slots"].combine_chunks()
     sizes = pc.fill_null(pc.list_value_length(items), 0).to_numpy(zero_copy_only=False).astype(np.intp)
     event = np.repeat(np.arange(len(sizes)), sizes)
     position = np.arange(len(event)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     position += pc.fill_null(exposures["offset"], 0).to_numpy()[event]
-    for n in [n for n, named in enumerate(slots) if named is not None]:
-        position[event == n] = slots[n]
+    named = slots.is_valid().to_numpy(zero_copy_only=False)
+    position[np.repeat(named, sizes)] = slots.flatten().to_numpy()  # null lists have no values
     return event, position

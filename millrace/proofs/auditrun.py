@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +18,16 @@ from learner.dense import threads
 from learner.making import model_of
 from millrace.contracts.errors import LeakError
 from millrace.contracts.schema import Schema, load_schema
-from millrace.logs import LogTable, read_log
+from millrace.logs import TS, LogTable
 from millrace.logs.faults import Faults
 from millrace.logs.joins import SideTable, beside
 from millrace.proofs.altered import altered_side
 from millrace.proofs.audit import Audit, audit
+from millrace.proofs.auditreport import print_audit, time_text, write_audit
 from millrace.replay.known import LabelSettings, Model, Observer
-from millrace.replay.reading import Log, reading
+from millrace.replay.reading import Log, name_of_log, reading
 from millrace.replay.run import BATCH_ROWS, THREADS, run_log
-from millrace.reports import make_folder, say, show
+from millrace.reports import make_folder, surroundings
 
 
 def audit_log(
@@ -43,7 +41,7 @@ def audit_log(
     skip_bad: bool = False,
     progress: bool = True,
 ) -> Audit:
-    """Audits a log; writes audit.json to ``out``, if it is given.
+    """Audits a log; writes report.json, run.json, report.html and plots to ``out``, if it is given.
 
     Raises:
         LeakError: something before a time depends on what comes after it. Its text names what.
@@ -52,7 +50,7 @@ def audit_log(
     plan = load_schema(schema)
     console = Console(stderr=True)
     if out is not None:
-        make_folder(out, "audit.json")
+        make_folder(out, "report.json")
 
     def tick(what: str) -> None:
         if progress:
@@ -67,31 +65,49 @@ def audit_log(
         anew = None
         if any(join.at is not None for join in plan.join):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="millrace-audit-")))
-            anew = side_tables_altered(log, plan, folder, skip_bad)
-        found = audit(table, plan, lambda: model_of(plan, spec, seed), run, seed=seed, read_altered=anew, tick=tick)
+            anew = side_tables_altered(log, plan, folder, out, skip_bad)
+        found = audit(table, plan, lambda: model_of(plan, spec, seed), run, seed=seed, another=anew, tick=tick)
+        ts_ms = table.table[TS].to_numpy().copy()  # of a mapped file, which goes
     if out is not None:
-        said = {"rows": found.rows, "cuts": found.cuts, "leaks": [asdict(leak) for leak in found.leaks]}
-        (out / "audit.json").write_text(json.dumps(said, indent=1, default=str) + "\n", encoding="utf-8")
+        said = {
+            "log": str(log),
+            "schema": str(schema),
+            "seed": seed,
+            "spec": dict(spec),
+            "label_policy": labels.policy or "immediate",
+        }
+        write_audit(out, found, ts_ms, said | surroundings(), name_of_log(log))
     if progress:
-        _print(found)
+        print_audit(found)
+        if out is not None:
+            console.print(f"report in {out}", highlight=False)
     if found.leaks:
         first = found.leaks[0]
         names = ", ".join(f"'{leak.name}' ({leak.count:,})" for leak in found.leaks[:8])
         raise LeakError(
             f"{len(found.leaks)} names differ before a cut: {names}; '{first.name}' first in row {first.row} at "
-            f"{_time(first.ts_ms)}: {first.value} became {first.altered} when all from {_time(first.cut_ms)} changed",
+            f"{time_text(first.ts_ms)}: {first.value} became {first.altered} when all after {time_text(first.cut_ms)} "
+            "changed",
             "what they are made of is not known yet when it is used; docs/leaks.md says what each name means",
         )
     return found
 
 
-def side_tables_altered(log: Log, plan: Schema, folder: Path, skip_bad: bool) -> Callable[[int, int], LogTable]:
-    """A function (time, seed) that reads the log with side tables whose rows from this time on are others. Only tables
-    with a time of validity: nobody knows when the rows of the others came to be."""
+def side_tables_altered(
+    log: Log, plan: Schema, folder: Path, out: Path | None, skip_bad: bool
+) -> Callable[[int, int], AbstractContextManager[LogTable]]:
+    """A function (time, seed) that reads the log, as it was read before, with side tables whose rows after this time
+    are others. Only tables with a time of validity: nobody knows when the rows of the others came to be.
+
+    Args:
+        folder: for the altered tables.
+        out: see :func:`~millrace.replay.reading.reading`.
+    """
     paths = [log] if isinstance(log, Path) else list(log)
     wanted = {f.name for f in plan.fields} | {c for k in plan.windows.keys for c in k.columns}
 
-    def anew(at_ms: int, seed: int) -> LogTable:
+    @contextmanager
+    def another(at_ms: int, seed: int) -> Iterator[LogTable]:
         joins = []
         for n, join in enumerate(plan.join):
             file = beside(paths, join).absolute()
@@ -105,35 +121,7 @@ def side_tables_altered(log: Log, plan: Schema, folder: Path, skip_bad: bool) ->
             pq.write_table(altered_side(side, holds_ms, join.on, join.at, at_ms, seed), path)
             plain = type(join)(file=str(path), on=join.on, at=join.at, time_unit="ms")
             joins.append(plain)
-        return read_log(log, msgspec.structs.replace(plan, join=tuple(joins)), skip_bad=skip_bad)
+        with reading(log, msgspec.structs.replace(plan, join=tuple(joins)), out, skip_bad, say=False) as table:
+            yield table
 
-    return anew
-
-
-def _time(ts_ms: int) -> str:
-    return datetime.fromtimestamp(ts_ms / 1000, UTC).isoformat(timespec="milliseconds")
-
-
-def _print(found: Audit) -> None:
-    rows = [
-        {"everything altered from": _time(c["cut_ms"])} | {k: v for k, v in c.items() if k != "cut_ms"}
-        for c in found.cuts
-    ]
-    show(
-        "compared, before the cut, to the bit", rows, ["everything altered from", "exposures", "predictions", "labels"]
-    )
-    if found.leaks:
-        named = [
-            {
-                "name": leak.name,
-                "count": leak.count,
-                "row": leak.row,
-                "time": _time(leak.ts_ms),
-                "value": str(leak.value),
-                "altered": str(leak.altered),
-            }
-            for leak in found.leaks
-        ]
-        show("what differs", named, ["name", "count", "row", "time", "value", "altered"])
-    else:
-        say(f"No leak: nothing before {len(found.cuts)} random times depends on what comes after them.")
+    return another

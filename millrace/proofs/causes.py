@@ -155,9 +155,9 @@ class _Causes:
         self._try(Cause.PAGE_TIME, replayed, pages.page_ms, pages.page_ms)
         counted = self._events(happened.row, happened.ts_ms, happened.ts_ms, happened.action)
         self._try(Cause.LATE, counted, pages.page_ms, pages.page_ms)
-        order = np.argsort(happened.known_ms, kind="stable")
         known = self._events(happened.row, happened.known_ms, happened.ts_ms, happened.action)
-        self._by_key = KeyEvents(known, happened.partition[order], a.rows.page[happened.row[order]], self._windows)
+        about = happened.partition, happened.message, a.rows.page[happened.row]
+        self._by_key = KeyEvents(known, *about, self._windows)
         self._try(Cause.TILE_BOUND, known, pages.served_ms, pages.page_ms, self._search)
 
     def _try(

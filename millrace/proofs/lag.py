@@ -9,6 +9,7 @@ moment, and none after it; one moment for all the keys of a page::
 
     left = lacking counts, by key and action (B, A)        start: one moment for all partitions
     a partition's events, newest first, are taken away while that brings |left| down; then the next partition
+    where that ends with counts that are wrong, the cuts of two partitions are moved together, over all pairs of cuts
 
 That is a guess about time. It is proved by the window code: what the events taken away add to each window is read off a
 tile store that holds these events alone, and the counts without them must be the logged ones, in every window.
@@ -16,10 +17,13 @@ tile store that holds these events alone, and the counts without them must be th
 
 from __future__ import annotations
 
+import math
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 from millrace.contracts.hashing import U64
 from millrace.contracts.schema import Windows
@@ -31,6 +35,10 @@ HORIZON_MS = 600_000
 MOST_EVENTS = 4096
 """Of one key that may be taken away."""
 _ROUNDS = 6
+_MOST_CUTS = 96
+"""Newest messages of a partition between which two cuts are moved together."""
+MOST_DIFFERENCES = 4_000_000_000
+"""Between two counts, in one such search: some seconds. Where there are more to compare, cuts are fewer."""
 HELD_MS = 3000
 """How much later than its neighbours a page's log may reach the stream. Wall time."""
 MOST_HELD = 32
@@ -45,6 +53,7 @@ class Near(NamedTuple):
     action: NDArray[np.intp]
     visible: NDArray[np.int64]
     partition: NDArray[np.int64]
+    message: NDArray[np.intp]  # descending; see :class:`~millrace.proofs.archived.Happened`
     page: NDArray[np.intp]  # the page that each belongs to
 
     def part(self, which: NDArray[Any]) -> Near:
@@ -58,11 +67,25 @@ class KeyEvents:
     Args:
         events: in the order in which they become visible.
         partition: (e,) the partition each was counted in.
+        message: (e,) ascending.
         page: (e,) the page each belongs to.
     """
 
-    def __init__(self, events: Events, partition: NDArray[np.int64], page: NDArray[np.intp], windows: Windows) -> None:
-        self.events, self._partition, self._page, self._windows = events, partition, page, windows
+    def __init__(
+        self,
+        events: Events,
+        partition: NDArray[np.int64],
+        message: NDArray[np.intp],
+        page: NDArray[np.intp],
+        windows: Windows,
+    ) -> None:
+        self.events, self._partition, self._message, self._page, self._windows = (
+            events,
+            partition,
+            message,
+            page,
+            windows,
+        )
         width = events.keys.shape[1]
         flat = events.keys.reshape(-1)
         order = np.argsort(flat, kind="stable")
@@ -74,7 +97,8 @@ class KeyEvents:
         """(its newest events before ``asked``, oldest first; those that became visible next, at most ``beyond``)"""
         wanted = np.uint64(key)
         mine = self._event[np.searchsorted(self._keys, wanted) : np.searchsorted(self._keys, wanted, "right")]
-        first, at = np.searchsorted(self.events.visible[mine], [asked - HORIZON_MS, asked]).tolist()
+        # Events ascend in both, so the two times are searched among all events, and the places among the key's.
+        first, at = np.searchsorted(mine, np.searchsorted(self.events.visible, [asked - HORIZON_MS, asked])).tolist()
         return mine[max(first, at - MOST_EVENTS) : at], mine[at : at + beyond]
 
     def near(self, keys: U64, asked: int) -> Near:
@@ -83,8 +107,10 @@ class KeyEvents:
         event = np.concatenate(found) if found else np.zeros(0, np.intp)
         block = np.repeat(np.arange(len(found)), [len(f) for f in found])
         action, visible = self.events.action[event].astype(np.intp), self.events.visible[event]
-        order = np.argsort(-visible, kind="stable")
-        return Near(event, block, action, visible, self._partition[event], self._page[event]).part(order)
+        message = self._message[event]
+        order = np.argsort(-message, kind="stable")
+        near = Near(event, block, action, visible, self._partition[event], message, self._page[event])
+        return near.part(order)
 
     def amounts(self, near: Near, blocks: int, at_ms: int) -> Counts:
         """What events add to the counts of their keys when they are read at ``at_ms``. (B, S, C)"""
@@ -103,7 +129,7 @@ def taken(near: Near, lacking: NDArray[np.int64]) -> NDArray[np.bool_]:
     actions = lacking.shape[1]
     cell = near.block * actions + near.action
     left = lacking.reshape(-1)
-    gone = _newest(cell, near.visible, left)
+    gone = _newest(cell, near.message, left)
     of = [np.flatnonzero(near.partition == p) for p in np.unique(near.partition).tolist()]
     for _ in range(_ROUNDS if len(of) > 1 else 0):
         before = gone.copy()
@@ -111,14 +137,63 @@ def taken(near: Near, lacking: NDArray[np.int64]) -> NDArray[np.bool_]:
             others = gone.copy()
             others[mine] = False
             rest = left - np.bincount(cell[others], minlength=len(left))
-            gone[mine] = _newest(cell[mine], near.visible[mine], rest)
+            gone[mine] = _newest(cell[mine], near.message[mine], rest)
         if (gone == before).all():
             break
-    return gone
+    wrong = np.bincount(cell[gone], minlength=len(left)) != left
+    # A count without an event near stays wrong wherever the cuts are.
+    return _moved_in_pairs(near, cell, left, gone) if len(of) > 1 and wrong[cell].any() else gone
 
 
-def _newest(cell: NDArray[np.intp], visible: NDArray[np.int64], left: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """The newest events up to the moment at which ``|left|`` is least. Events of one time stay together. (e,)"""
+def _moved_in_pairs(
+    near: Near, cell: NDArray[np.intp], left: NDArray[np.int64], gone: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Cuts that leave no more counts wrong than ``gone`` does, (e,): moving one alone may make worse what moving two
+    makes right."""
+    cells, column = np.unique(cell, return_inverse=True)
+    left = left[cells]
+    partitions = np.unique(near.partition).tolist()
+    tables = len(partitions) * (len(partitions) - 1) * _ROUNDS  # at most: each pair, from two starts
+    most = min(_MOST_CUTS, max(1, math.isqrt(MOST_DIFFERENCES // (tables * len(cells))) - 1))
+    rank = np.zeros(len(cell), np.intp)  # of an event's message in its partition, newest first
+    sums: list[
+        NDArray[np.float64]
+    ] = []  # of each partition (cuts, cells): what its newest messages hold, whole numbers
+    start: list[int] = []
+    for p in partitions:
+        mine = np.flatnonzero(near.partition == p)
+        rank[mine] = np.cumsum(np.diff(near.message[mine], prepend=near.message[mine[0]]) != 0)
+        some = mine[rank[mine] < most]
+        held_by = np.zeros((int(rank[some].max()) + 2, len(cells)))
+        np.add.at(held_by, (rank[some] + 1, column[some]), 1)
+        sums.append(np.cumsum(held_by, axis=0))
+        start.append(min(int(rank[mine[gone[mine]]].max(initial=-1)) + 1, len(held_by) - 1))
+
+    found = []
+    for first in (start, [0] * len(start)):
+        cut = list(first)
+        rest = left - sum(one[c] for one, c in zip(sums, cut, strict=True))
+        for _ in range(_ROUNDS):
+            before = list(cut)
+            for p, q in combinations(range(len(cut)), 2):
+                rest = rest + sums[p][cut[p]] + sums[q][cut[q]]
+                wrong = cdist(rest - sums[p], sums[q], "cityblock")  # (cuts of p, cuts of q)
+                cut[p], cut[q] = (int(i) for i in np.unravel_index(int(np.argmin(wrong)), wrong.shape))
+                rest = rest - sums[p][cut[p]] - sums[q][cut[q]]
+            if cut == before:
+                break
+        found.append((int(np.abs(rest).sum()), cut))
+        if not found[-1][0]:
+            break
+    best, cut = min(found)
+    if best >= np.abs(left - np.bincount(column[gone], minlength=len(cells))).sum():
+        return gone
+    moved: NDArray[np.bool_] = rank < np.array(cut)[np.searchsorted(partitions, near.partition)]
+    return moved
+
+
+def _newest(cell: NDArray[np.intp], message: NDArray[np.intp], left: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """The newest events up to the moment at which ``|left|`` is least. Events of one message stay together. (e,)"""
     n = len(cell)
     order = np.argsort(cell, kind="stable")
     sorted_cell = cell[order]
@@ -126,7 +201,7 @@ def _newest(cell: NDArray[np.intp], visible: NDArray[np.int64], left: NDArray[np
     rank = np.empty(n, np.int64)  # of an event among those of its cell, newest first, from 1
     rank[order] = np.arange(n) - np.repeat(starts, np.diff(np.append(starts, n))) + 1
     change = np.cumsum(np.where(rank <= left[cell], -1, 1))
-    change[:-1][visible[:-1] == visible[1:]] = n + 1
+    change[:-1][message[:-1] == message[1:]] = n + 1
     best = int(np.argmin(change)) if n else 0
     gone = np.zeros(n, np.bool_)
     if n and change[best] < 0:

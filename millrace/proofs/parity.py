@@ -5,12 +5,11 @@
 
     archive ─► exposures, as replay reads them ─► features by replay ─┐
             └► features, as the scorer logged them ───────────────────┴─► equal to the bit? if not, why?
-                                                                      └─► one model on each: AUC
+                                                                      └─► one model on each: AUC, cause by cause
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,36 +28,19 @@ from millrace.contracts.errors import ParityError
 from millrace.contracts.settings import Settings
 from millrace.proofs.archived import Archived, read_archive
 from millrace.proofs.causes import Cause, Compared, compare
-from millrace.proofs.lag import spread
-from millrace.replay.clustered import auc_parts, user_numbers
+from millrace.proofs.parityreport import MOST_GAP, make_report, present, print_parity, write_parity
+from millrace.replay.clustered import Gap, Parts, auc_parts, user_numbers
 from millrace.replay.clustered import gap as gap_of
 from millrace.replay.known import LabelSettings, Samples
 from millrace.replay.logfeatures import Labels, LogRows
-from millrace.reports import make_folder, say, show
+from millrace.reports import make_folder, surroundings
 
-MOST_GAP = 0.001
-"""By how much the two progressive AUCs may differ."""
 _BATCH_ROWS = 256
 _THREADS = 1
-_NAMED = 12  # features that are shown
-TEXTS = {
-    Cause.POSITION: "position: as answered, not as shown",
-    Cause.PAGE_TIME: "the page's time, not the exposure's",
-    Cause.LATE: "actions after the attribution window",
-    Cause.TILE_BOUND: "tile bound: of the page's tile, known already",
-    Cause.UNSENT: "happened before the page, sent after it",
-    Cause.FEED_LAG: "feed lag: the newest events not known yet",
-    Cause.PAGE_LOG: "feed lag, and pages' logs in another order",
-    Cause.UNIT_TURN: "counts as of the tile before or after",
-    Cause.MISSING: "user not known to the scorer yet",
-    Cause.ATTRIBUTES: "attributes of another time",
-    Cause.CONTEXT: "the request's own fields: not archived",
-    Cause.UNEXPLAINED: "unexplained",
-}
 
 
 def verify_parity(data: Path, settings: Settings, out: Path | None = None, progress: bool = True) -> dict[str, Any]:
-    """Compares, prints, writes parity.json to ``out`` if it is given; the report.
+    """Compares, prints, writes report.json, run.json, report.html and plots to ``out`` if it is given; the report.
 
     Args:
         data: the data folder of a loop whose archive has features; the loop may still run.
@@ -69,30 +51,49 @@ def verify_parity(data: Path, settings: Settings, out: Path | None = None, progr
         ParityError: the AUCs differ by more than :data:`MOST_GAP`, and the interval says so too.
     """
     if out is not None:
-        make_folder(out, "parity.json")
+        make_folder(out, "report.json")
     with _steps(progress) as tick:
         tick("reading the archive")
         archived = read_archive(data / "archive")
         found = compare(archived, tick)
-        tick("a model on the features as logged, and one as replayed")
-        labels = LabelSettings.of(settings)
-        scores = [
-            progressive(archived, cat, num, settings.spec(), settings.seed, labels)
-            for cat, num in ((archived.pages.cat, archived.pages.num), (found.cat, found.num))
-        ]
-    report = make_report(archived, found, *scores)
+        auc, gaps = _merits(archived, found, settings, tick)
+    report = make_report(archived, found, gaps, auc)
     if out is not None:
-        (out / "parity.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        run = {"data": str(data), "seed": settings.seed, "spec": dict(settings.spec())}
+        write_parity(out, report, archived, found, run | {"label_policy": settings.label_policy} | surroundings())
     if progress:
-        _print(report)
-    gap = abs(report["auc_gap"])
-    if gap - report["auc_gap_half"] > MOST_GAP:  # False where there is no AUC
+        print_parity(report)
+    gap, half = gaps[Cause.REPLAY].value, gaps[Cause.REPLAY].half
+    if abs(gap) - half > MOST_GAP:  # False where there is no AUC or no interval
         raise ParityError(
-            f"progressive AUC of replayed features {report['auc_replayed']:.4f}, of logged ones "
-            f"{report['auc_logged']:.4f}: {gap:.4f} +- {report['auc_gap_half']:.4f} apart, more than {MOST_GAP:g}",
-            "see which features differ, and why",
+            f"progressive AUC of replayed features {auc[1]:.4f}, of logged ones {auc[0]:.4f}: {abs(gap):.4f} +- "
+            f"{half:.4f} apart, more than {MOST_GAP:g}",
+            "see with which cause the gap goes",
         )
     return report
+
+
+def _merits(
+    archived: Archived, found: Compared, settings: Settings, tick: Callable[[str], None]
+) -> tuple[tuple[float, float], dict[Cause, Gap]]:
+    """Progressive AUC on the features as logged and as replayed, and the gaps that are left when the values of all
+    causes up to each are as logged."""
+    pages, labels = archived.pages, LabelSettings.of(settings)
+    user = user_numbers(archived.log.table[archived.log.user].take(pa.array(pages.row)))
+    label = archived.rows.label[pages.row]
+
+    def parts(cat: NDArray[np.int64], num: NDArray[np.float32]) -> Parts:
+        return auc_parts(progressive(archived, cat, num, settings.spec(), settings.seed, labels), label)
+
+    tick("a model on the features as logged")
+    logged = parts(pages.cat, pages.num)
+    gaps = {cause: gap_of(logged, logged, label, user) for cause in (Cause.REPLAY, *present(found))[-1:]}  # as logged
+    for cause in (Cause.REPLAY, *present(found))[:-1]:
+        tick(f"a model on those as replayed, but for causes up to: {cause.name.lower().replace('_', ' ')}")
+        cat = np.where(found.cat_cause <= cause, pages.cat, found.cat)
+        replayed = parts(cat, np.where(found.num_cause <= cause, pages.num, found.num))
+        gaps[cause] = gap_of(replayed, logged, label, user)
+    return (logged[0], logged[0] + gaps[Cause.REPLAY].value), gaps
 
 
 def progressive(
@@ -124,140 +125,6 @@ def progressive(
             row = samples.row[part]
             model.learn(samples.batch(part, rows, cat[row], num[row]))
     return p
-
-
-def make_report(
-    archived: Archived, found: Compared, logged: NDArray[np.float32], replayed: NDArray[np.float32]
-) -> dict[str, Any]:
-    """The figures as plain values.
-
-    Args:
-        logged, replayed: (m,) scores of the two models.
-    """
-    layout, m = archived.schema.layout, len(archived.pages)
-    label = archived.rows.label[archived.pages.row]
-    row_cause = np.maximum(found.cat_cause.max(axis=1, initial=0), found.num_cause.max(axis=1, initial=0))
-    causes: list[dict[str, Any]] = []
-    equal = int(np.count_nonzero(row_cause == 0))
-    reached = equal
-    for cause in list(Cause)[1:]:
-        in_cat, in_num = found.cat_cause == cause, found.num_cause == cause
-        values = int(in_cat.sum() + in_num.sum())
-        if not values:
-            continue
-        reached += int(np.count_nonzero(row_cause == cause))
-        touched = int(np.count_nonzero(in_cat.any(axis=1) | in_num.any(axis=1)))
-        names = _names(layout.cat_names, in_cat) | _names(layout.num_names, in_num)
-        causes.append(
-            {
-                "cause": cause.name.lower(),
-                "text": TEXTS[cause],
-                "samples": touched,
-                "values": values,
-                "share_then_equal": None if cause is Cause.UNEXPLAINED else reached / m,
-                "features": names,
-            }
-        )
-    user = user_numbers(archived.log.table[archived.log.user].take(pa.array(archived.pages.row)))
-    parts = auc_parts(logged, label), auc_parts(replayed, label)
-    between = gap_of(parts[1], parts[0], user)
-    return {
-        "samples": m,
-        "without_logged_features": archived.without,
-        "events_without_sent_ms": archived.unsent,
-        "features": layout.F + layout.N,
-        "equal": equal,
-        "share_equal": equal / m,
-        "share_values_equal": 1 - sum(c["values"] for c in causes) / (m * (layout.F + layout.N)),
-        "unexplained_samples": int(np.count_nonzero(row_cause == Cause.UNEXPLAINED)),
-        "unexplained_values": sum(c["values"] for c in causes if c["cause"] == "unexplained"),
-        "causes": causes,
-        "unexplained": _unexplained(archived, found),
-        "feed_lag": {side: spread(lags) for side, lags in found.lags_ms.items()},
-        "auc_logged": parts[0][0],
-        "auc_replayed": parts[1][0],
-        "auc_gap": between.value,
-        "auc_gap_half": between.half,
-        "auc_agrees": abs(between.value) <= MOST_GAP,
-    }
-
-
-def _names(names: tuple[str, ...], differs: NDArray[np.bool_]) -> dict[str, int]:
-    """How many values differ, by the feature's name, most first."""
-    counts: dict[str, int] = {}
-    for name, n in zip(names, differs.sum(axis=0).tolist(), strict=True):
-        if n:
-            counts[name] = counts.get(name, 0) + n
-    return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
-
-
-def _unexplained(archived: Archived, found: Compared) -> list[dict[str, Any]]:
-    """Each feature with unexplained values: how many, and the first."""
-    layout, out = archived.schema.layout, []
-    request, position = archived.schema.log.identity if archived.schema.log else ("", "")
-    for names, causes, made, logged in (
-        (layout.cat_names, found.cat_cause, found.cat, archived.pages.cat),
-        (layout.num_names, found.num_cause, found.num, archived.pages.num),
-    ):
-        for c, name in enumerate(names):
-            rows = np.flatnonzero(causes[:, c] == Cause.UNEXPLAINED)
-            if len(rows):
-                first = int(rows[0])
-                at = int(archived.pages.row[first])
-                out.append(
-                    {
-                        "feature": name,
-                        "values": len(rows),
-                        "request_id": str(archived.log.table[request][at]),
-                        "position": int(archived.log.table[position][at].as_py()),
-                        "logged": logged[first, c].item(),
-                        "replayed": made[first, c].item(),
-                    }
-                )
-    return sorted(out, key=lambda one: (-one["values"], one["feature"]))
-
-
-def verdict_of(report: Mapping[str, Any]) -> str:
-    """Sentences for people."""
-    m, un, values = report["samples"], report["unexplained_samples"], report["unexplained_values"]
-    return (
-        f"Of {m:,} exposures replay makes {report['share_equal']:.1%} as the loop logged them, to the bit; "
-        f"{1 - un / m:.1%} with the causes computed. {un:,} exposures differ in {values:,} values that no cause "
-        f"explains. Progressive AUC: {report['auc_replayed']:.4f} of replayed features, {report['auc_logged']:.4f} of "
-        f"logged ones: {report['auc_gap']:+.4f} +- {report['auc_gap_half']:.4f}, "
-        f"{'within' if report['auc_agrees'] else 'not within'} {MOST_GAP:g}."
-    )
-
-
-def _print(report: Mapping[str, Any]) -> None:
-    equal = {"cause": "none: equal as replayed", "exposures": report["equal"], "values": 0}
-    rows: list[dict[str, Any]] = [equal | {"then equal": _share(report["share_equal"])}]
-    for c in report["causes"]:
-        said = {"cause": c["text"], "exposures": c["samples"], "values": c["values"]}
-        rows.append(said | {"then equal": _share(c["share_then_equal"])})
-    title = f"{report['samples']:,} exposures, {report['features']} features each"
-    show(title, rows, ["cause", "exposures", "values", "then equal"])
-    for side, lag in report["feed_lag"].items():
-        if lag["pages"]:
-            print(
-                f"feed of {side}s: {lag['pages']:,} pages lacked events, the oldest sent {lag['p50_s']:.2f} s before "
-                f"(median), {lag['p99_s']:.2f} s (99%), {lag['most_s']:.2f} s at most"
-            )
-    if report["without_logged_features"]:
-        print(f"{report['without_logged_features']:,} exposures have no logged features: not compared")
-    if report["events_without_sent_ms"]:
-        print(f"{report['events_without_sent_ms']:,} events do not say when they were sent: their event time stands in")
-    if report["unexplained"]:
-        named = [
-            {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in one.items()} for one in report["unexplained"]
-        ]
-        columns = ["feature", "values", "request_id", "position", "logged", "replayed"]
-        show(f"unexplained: {len(named)} features, the first {min(_NAMED, len(named))}", named[:_NAMED], columns)
-    say(verdict_of(report))
-
-
-def _share(share: float | None) -> str:
-    return "" if share is None else f"{share:.2%}"
 
 
 @contextmanager

@@ -186,9 +186,19 @@ def day_codes(log: LogTable, schema: Schema) -> tuple[tuple[str, ...], NDArray[n
 
 
 def page_codes(log: LogTable, schema: Schema) -> NDArray[np.int32] | None:
-    """A number for each page, as they first appear, (n,); None where the log has no pages."""
+    """A number for each page, as they first appear, (n,); None where the log has no pages.
+
+    A page is a request. Where an exposure's identity has the user too, two users may give their pages one name, and a
+    page is a request of one user.
+    """
     assert schema.log is not None
-    return None if schema.log.request is None else _codes(log.table[schema.log.request])
+    if schema.log.request is None:
+        return None
+    page = _codes(log.table[schema.log.request])
+    if schema.log.user not in schema.log.identity:
+        return page
+    both = page.astype(np.int64) * (1 << 32) + _codes(log.table[schema.log.user])
+    return _codes(pa.chunked_array([pa.array(both)]))
 
 
 def _codes(column: Any) -> NDArray[np.int32]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from millrace.contracts.hashing import U64
 from millrace.contracts.schema import LogColumns, Schema
 from millrace.logs import TS, LogTable
+from millrace.replay.grouped import page_codes
 from millrace.windows.features import FeatureBuilder, steps
 from millrace.windows.tiles import TileStore
 
@@ -87,9 +88,13 @@ class LogRows:
             self._slots = table[schema.log.position].fill_null(-1).to_numpy().astype(np.int64)
         # A log without pages: each exposure is a page of its own, named by its place in the log.
         self.page: NDArray[np.intp] = np.arange(self.n)
-        self._requests: NDArray[Any] | None = None
-        if schema.log.request is not None:
-            self.page, self._requests = _distinct(table[schema.log.request])
+        self._requests: NDArray[Any] | None = None  # the name of each page
+        page = page_codes(log, schema)
+        if page is not None:
+            self.page = page.astype(np.intp)
+            first = np.empty(int(self.page.max(initial=-1)) + 1, np.intp)
+            first[self.page[::-1]] = np.arange(self.n)[::-1]  # of a page's rows the first is written last
+            self._requests = _objects(table[schema.log.request].take(pa.array(first)))
 
     def requests(self, pages: NDArray[np.intp]) -> tuple[str, ...]:
         """The names of some pages."""
@@ -98,6 +103,14 @@ class LogRows:
     def names(self) -> NDArray[Any]:
         """The name of each row's page, as the log has it. (n,)"""
         return self.page if self._requests is None else self._requests[self.page]
+
+    def named(self) -> NDArray[np.intp]:
+        """The first page that has the name of each row's page: itself, unless two users' pages have one name. (n,)"""
+        if self._requests is None:
+            return self.page
+        first: dict[object, int] = {}
+        same = [first.setdefault(name, page) for page, name in enumerate(self._requests.tolist())]
+        return np.array(same, np.intp)[self.page]
 
     def slots(self, rows: NDArray[np.intp]) -> NDArray[np.int32]:
         """Slots on the page; 0 where the log does not tell."""
@@ -207,9 +220,14 @@ class LogFeatures:
             cat[mine], num[mine] = self._made[c][0][local], self._made[c][1][local]
         return cat, num
 
-    def frozen(self, cut: int, rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def frozen(
+        self, cut: int, rows: NDArray[np.intp], at_ms: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(cat (b, F), num (b, N)) of any rows, their windows holding only what happened before the row ``cut``, and
         read at that row's time.
+
+        Args:
+            at_ms: an earlier time to read them at, later than the row before the cut.
 
         Raises:
             ValueError: ``cut`` is not one of the cuts, or a row from it on was requested before: the windows hold more.
@@ -219,7 +237,7 @@ class LogFeatures:
             self._make()
         if self._next > c or self._starts[c] != cut:
             raise ValueError(f"windows before row {cut} are asked for at row {self._starts[self._next]}; cut there")
-        n, store, at_ms = len(rows), self._windows, int(self._rows.ts_ms[cut])
+        n, store, at_ms = len(rows), self._windows, int(self._rows.ts_ms[cut]) if at_ms is None else at_ms
         if self._schema.layout.K:
             self._count(int(np.searchsorted(self._labels.event_ms, at_ms, side="left")))
         columns, plain = self._rows.columns(rows)
@@ -295,10 +313,13 @@ def _distinct(column: Any) -> tuple[NDArray[np.intp], NDArray[Any]]:
         column = column.cast(column.type.value_type)
     column = column.combine_chunks()
     if column.type.num_fields:  # lists have no dictionary
-        values = np.empty(len(column), object)
-        values[:] = column.to_pylist()
-        return np.arange(len(column)), values
+        return np.arange(len(column)), _objects(column)
     coded = column.dictionary_encode(null_encoding="encode")
-    values = np.empty(len(coded.dictionary), object)
-    values[:] = coded.dictionary.to_pylist()
-    return coded.indices.to_numpy().astype(np.intp), values
+    return coded.indices.to_numpy().astype(np.intp), _objects(coded.dictionary)
+
+
+def _objects(column: Any) -> NDArray[Any]:
+    """A column's values as they are. (n,)"""
+    values = np.empty(len(column), object)
+    values[:] = column.to_pylist()
+    return values
