@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.offline import epochs, experiment, rounds
 from millrace.offline.dataset import Dataset, plain_schema, prepare
-from millrace.offline.epochs import Scores, learn, score, score_then_learn
+from millrace.offline.epochs import Scores, learn, score
+from millrace.offline.follow import plan_of
 from simulator.daylog import write_days
 
 SEED = 3
@@ -58,12 +60,18 @@ def apart(way: str, data: Dataset, spec: dict[str, object]) -> list[Scores]:
     model = trained(TRAIN, 3 if way == "more epochs" else 1)
     scored = []
     for day in days:
-        if way == "micro-batches":
-            scored.append(score_then_learn(model, data, day, data.num))
-        else:
+        bounds = plan_of([day], data.ts_ms, (), (), 0).bounds.tolist()  # tests/test_freshness.py says where they are
+        parts = [slice(*pair) for pair in pairwise(bounds)]
+        if way != "micro-batches":
             scored.append(score(model, data, day, data.num))
-        if way == "daily rounds":
-            learn(model, data, day, data.num)
+            for rows in parts if way == "daily rounds" else ():
+                model.learn(data.batch(rows, data.num))
+            continue
+        own = []
+        for rows in parts:
+            own.append(score(model, data, rows, data.num))
+            model.learn(data.batch(rows, data.num))
+        scored.append(np.concatenate(own))
     return scored
 
 
@@ -145,6 +153,7 @@ def test_gains_are_paired_by_seed_and_over_the_start() -> None:
     assert [r["auc_over_frozen"] for r in days] == pytest.approx([0, 0.025, 0.065])
 
 
+@pytest.mark.long
 def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
     write_days(tmp_path / "log", days=3, seed=5, users=40, quiet=True)
     report = experiment.experiment_rounds(

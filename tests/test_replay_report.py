@@ -115,7 +115,7 @@ def test_a_verdict_says_which_way_and_owns_up_where_nothing_can_be_told() -> Non
     assert "0.0500 ± 0.0100 less than" in verdict_of(figures(-0.05, 0.01), 1, 900)
     for value in (0.009, -0.009, 0.0):
         assert "cannot be told apart from" in verdict_of(figures(value, 0.01), 1, 900)
-    assert "no interval" in verdict_of(figures(0.05, None), 1, 1)
+    assert "fewer than 5 users have clicked, or have not: no interval" in verdict_of(figures(0.05, None), 1, 1)
     assert "no click rate of an item to compare" in verdict_of({"auc": 0.7, "calibration": None}, 1, 0)
     assert verdict_of({"auc": None}, 1, 0) == (
         "The log's labels are all alike, so nobody can tell how well the model ranks."

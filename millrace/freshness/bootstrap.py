@@ -32,10 +32,6 @@ Weights = NDArray[np.uint16]
 DRAWS = 1000
 MOST_ENTRIES = 1 << 27
 """Weights that lie in memory at a time, two bytes each."""
-Z95 = 1.959964
-"""Half of a 95% interval, in standard errors."""
-Z80 = 0.841621
-"""With a true gain of ``(Z95 + Z80)`` standard errors, 80 in 100 logs like this one would show a gain at 5%."""
 
 
 def drawn(users: int, draws: int, seed: int, entries: int = MOST_ENTRIES) -> Iterator[Weights]:

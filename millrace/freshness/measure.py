@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from millrace.contracts.merit import auc, calibration, grouped_auc, log_loss
 from millrace.freshness import bootstrap
-from millrace.freshness.bootstrap import Z80, Z95, Floats, Weights, standard_error
+from millrace.freshness.bootstrap import Floats, Weights, standard_error
+from millrace.replay.clustered import Users, quantile
 
 ALL = "all"
 """The name of all rows."""
@@ -47,17 +48,18 @@ class Figure:
 
     value: float
     error: float  # standard error
+    freedom: float = math.inf  # how well the error itself is known: degrees of freedom of Student's t
 
     @property
     def half(self) -> float:
         """Half of the 95% interval."""
-        return Z95 * self.error
+        return quantile(0.975, self.freedom) * self.error
 
     @property
     def smallest(self) -> float:
         """The smallest true gain that four in five such logs would have shown. NaN without a spread: figures that are
         the same in every draw do not tell."""
-        return (Z95 + Z80) * self.error if self.error > 0 else math.nan
+        return self.half + quantile(0.8, self.freedom) * self.error if self.error > 0 else math.nan
 
     @property
     def none(self) -> bool:
@@ -72,6 +74,7 @@ class Figure:
 
 @dataclass(slots=True)
 class _Kept:
+    users: Users
     points: list[float]  # by seed
     draws: list[Floats] = field(default_factory=list)  # blocks, mean over seeds
 
@@ -101,6 +104,7 @@ class Measured:
         self.users = int(rows.user.max(initial=-1)) + 1
         self.slices = {ALL: np.arange(len(rows.y)), **slices}
         self._kept: dict[tuple[str, str, str], _Kept] = {}
+        self._users = {where: Users.of(rows.y[own], rows.user[own]) for where, own in self.slices.items()}
         blocks = bootstrap.drawn(self.users, draws, seed)
         for number, weights in enumerate(blocks):
             for where, own in self.slices.items():
@@ -127,18 +131,21 @@ class Measured:
             draws["grouped_auc"].append(bootstrap.grouped_auc_draws(q, y, group, user, weights))
             if first:
                 points["grouped_auc"].append(grouped_auc(q, y, group))
-        alone = len(np.unique(user)) < 2  # however often one user is drawn, his figures are the same
         for measure in MEASURES:
             if draws[measure]:
-                kept = self._kept.setdefault((where, name, measure), _Kept(points[measure]))
-                kept.draws.append(np.full(weights.shape[1], np.nan) if alone else np.mean(draws[measure], 0))
+                kept = self._kept.setdefault((where, name, measure), _Kept(self._users[where], points[measure]))
+                kept.draws.append(np.mean(draws[measure], 0))
+
+    def users_of(self, where: str) -> int:
+        """The users of a slice."""
+        return self._users[where].count
 
     def figure(self, name: str, measure: str, where: str = ALL) -> Figure:
         """A model's own figure."""
         kept = self._kept.get((where, name, measure))
         if kept is None:
             return Figure(math.nan, math.nan)
-        return _combined(kept.points, np.concatenate(kept.draws))
+        return _combined(kept.users, kept.points, np.concatenate(kept.draws))
 
     def gap(self, name: str, other: str, measure: str, where: str = ALL) -> Figure:
         """A model's figure less that of another."""
@@ -154,12 +161,19 @@ class Measured:
             return Figure(math.nan, math.nan)
         points = [float(of(a, b)) for a, b in zip(mine.points, theirs.points, strict=True)]
         draws = of(np.concatenate(mine.draws), np.concatenate(theirs.draws))
-        return _combined(points, np.asarray(draws))
+        return _combined(mine.users, points, np.asarray(draws))
 
 
-def _combined(points: Sequence[float], draws: Floats) -> Figure:
-    """The mean over seeds. Its error has two parts: which users the log has, and which seeds were drawn."""
-    error = standard_error(draws)
+def _combined(users: Users, points: Sequence[float], draws: Floats) -> Figure:
+    """The mean over seeds. Its error has two parts, which users the log has and which seeds were drawn; each is known
+    as well as its number allows, and both together as Welch and Satterthwaite have it."""
+    value = float(np.mean(points))
+    if users.few:
+        return Figure(value, math.nan)
+    error, freedom = users.widen * standard_error(draws), users.freedom
     if len(points) > 1:
-        error = math.hypot(error, float(np.std(points, ddof=1)) / math.sqrt(len(points)))
-    return Figure(float(np.mean(points)), error)
+        of_seeds = float(np.std(points, ddof=1)) / math.sqrt(len(points))
+        known = error**4 / freedom + of_seeds**4 / (len(points) - 1)
+        error = math.hypot(error, of_seeds)
+        freedom = error**4 / known if known > 0 else freedom
+    return Figure(value, error, freedom)

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 from millrace.freshness.measure import Figure, Measured
 from millrace.freshness.plots import arms_plot, gains_plot, staleness_plot
-from millrace.freshness.words import BASELINE, DAY_OLD, LIVE, RETRAINED, how_often, named, verdict
+from millrace.freshness.words import BASELINE, DAY_OLD, LIVE, RETRAINED, Late, how_often, named, verdict
 from millrace.offline.dataset import Dataset
-from millrace.offline.follow import Plan
+from millrace.offline.follow import Plan, period_ms
 from millrace.reports import Plot
 
 DIGITS = 6
 """Of figures in the files. Sums are exact to more, see :mod:`millrace.freshness.bootstrap`."""
+
+DAY_MS = 86_400_000
 
 Places = NDArray[np.intp]
 Row = dict[str, Any]
@@ -56,7 +58,11 @@ def report_of(
     models = _models(setup, found)
 
     def gains(where: str, key: str, head: Row, places: Places) -> Row:
-        row = head | {"rows": len(places), "click_rate": _rounded(float(label[places].mean()))}
+        row = head | {
+            "rows": len(places),
+            "users": found.users_of(where),
+            "click_rate": _rounded(float(label[places].mean())),
+        }
         row |= _both("auc_gain", found.gap(fresh, reference, "auc", where))
         row |= {"smallest_gain": _rounded(found.gap(fresh, reference, "auc", where).smallest)}
         row |= _both("log_loss_gain_percent", found.gain_percent(fresh, reference, where))
@@ -76,9 +82,9 @@ def report_of(
         for day in days
         for sync in setup.sync
     ]
-    compared = _comparisons(setup, found)
+    compared, late = _comparisons(setup, found), late_clicks(setup)
     report: dict[str, Any] = {
-        "verdict": verdict(found, fresh, reference, setup.features),
+        "verdict": verdict(found, fresh, reference, setup.features, late),
         "training_rows": setup.rows.start,
         "test_rows": len(label),
         "users": found.users,
@@ -91,6 +97,7 @@ def report_of(
         "seeds": setup.seeds,
         "grouped_auc_compares": data.compares,
         "gains_are": what,
+        "labels": "taken as known right after the exposure, since the log has no times of clicks",
         "coincide": _coincide(setup),
         "models": models,
         "comparisons": compared,
@@ -100,6 +107,13 @@ def report_of(
         "gains_by_hour": [gains(f"hour {h}", "hour", {"hour": h}, p) for h, p in hours.items()],
         "slices": [gains(f"{c} {v}", "slice", {"column": c, "value": v}, p) for (c, v), p in values.items()],
     }
+    if late is not None:
+        report |= {
+            "labels": late.said,
+            "finest_interval_seconds": _rounded(late.finest_ms / 1000, 1),
+            "clicks_later_than_it": _rounded(late.share),
+            "clicks_without_a_time": late.untimed,
+        }
     if not setup.features:
         del report["features_and_weights"]
     curve = _curve(setup, found)
@@ -110,6 +124,20 @@ def report_of(
         gains_plot("gain_by_day", what, report["gains_by_day"], "day"),
     ]
     return report | {"curves": curve}, plots
+
+
+def late_clicks(setup: Setup) -> Late | None:
+    """Which of the clicks came later than the freshest model synchronises; None where the log has no times of them."""
+    delay_ms = setup.data.delay_ms
+    if delay_ms is None:
+        return None
+    plan, fresh = setup.plan, setup.fresh
+    between = np.diff(setup.data.ts_ms[plan.bounds[plan.syncs[fresh]]])
+    finest = period_ms(fresh) or (float(np.median(between)) if len(between) else DAY_MS)
+    clicked = np.asarray(setup.data.label[setup.rows]) > 0
+    came = np.asarray(delay_ms[setup.rows])[clicked]
+    timed = came[came >= 0]
+    return Late(finest, float((timed > finest).mean()) if len(timed) else 0.0, len(came) - len(timed))
 
 
 def _models(setup: Setup, found: Measured) -> list[Row]:
@@ -164,7 +192,8 @@ def _comparisons(setup: Setup, found: Measured) -> list[Row]:
                 | dict.fromkeys(("log_loss_gain_percent", "log_loss_gain_percent_ci", "smallest_log_loss_gain_percent"))
             )
             continue
-        row: Row = {"comparison": what, "shown": "yes" if gap.shown else "no"}
+        few = "too few users" if math.isnan(gap.half) else "no"
+        row: Row = {"comparison": what, "shown": "yes" if gap.shown else few}
         row |= _both("auc_gain", gap) | {"smallest_gain": _rounded(gap.smallest)}
         row |= _both("log_loss_gain_percent", loss) | {"smallest_log_loss_gain_percent": _rounded(loss.smallest)}
         rows.append(row)

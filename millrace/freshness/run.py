@@ -49,6 +49,7 @@ from millrace.offline.epochs import learn, score
 from millrace.offline.experiment import DEFAULT, KINDS, OWN, input_of, spec_of
 from millrace.offline.follow import BATCH, DAILY, NEVER, SYNCS, follow, period_ms, plan_of
 from millrace.offline.workers import pool
+from millrace.replay.reading import Log, name_of_log
 from millrace.reports import make_folder, say, show, surroundings, write_all
 
 Tick = Callable[[], None]
@@ -70,7 +71,7 @@ class Job:
 
 
 def freshness(
-    log: Path | Sequence[Path],
+    log: Log,
     schema: Path,
     out: Path,
     *,
@@ -167,8 +168,7 @@ def freshness(
         "notes": notes,
         "report_sha256": hashlib.sha256(text.encode()).hexdigest(),
     } | surroundings()
-    name = log.name if isinstance(log, Path) else ", ".join(p.name for p in log)
-    write_all(out, report, run, plots, f"Freshness on {name}")
+    write_all(out, report, run, plots, f"Freshness on {name_of_log(log)}")
     if progress:
         say(report["verdict"])
         show("", report["models"], ("model", "staleness_minutes", "auc", "auc_gain"))
@@ -276,6 +276,8 @@ def _run(job: Job) -> dict[str, Any]:
     num = input_of(_data, job.inputs, "day_old" if job.features == DAY_OLD else "num")
     assert num is not None
     frozen = input_of(_data, job.inputs, "frozen")
+    if frozen is not None and job.features == DAY_OLD:
+        frozen = num  # they hold through the day as it is
     days, train = _days(_data, job.train_days), _data.rows(range(job.train_days))
     schema = _schema if job.inputs == OWN else _data.schema
     model = model_of(schema, spec_of(job.model), job.seed)

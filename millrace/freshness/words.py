@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 
 from millrace.freshness.measure import Figure, Measured
 from millrace.offline.follow import BATCH, DAILY, NEVER
+from millrace.replay.clustered import FEW
 
 RETRAINED, BASELINE = "retrained daily", "item's smoothed rate"
 LIVE, DAY_OLD = "live", "day-old"
@@ -34,20 +36,43 @@ def number(value: float) -> str:
     return f"{abs(value):.4f}".removeprefix("0")
 
 
-def verdict(found: Measured, fresh: str, reference: str, day_old: bool) -> str:
+def span(ms: float) -> str:
+    """A length of time: ``10 s``, ``1 min``, ``1.5 h``."""
+    size, unit = next(((s, u) for s, u in ((3_600_000, "h"), (60_000, "min")) if ms >= s), (1000, "s"))
+    return f"{ms / size:.3g} {unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """How many clicks came too late to be learnt from as early as they are here."""
+
+    finest_ms: float  # between two synchronisations of the freshest model
+    share: float  # of the clicks with a time, those that came later than that
+    untimed: int  # clicks without a time
+
+    @property
+    def said(self) -> str:
+        share = f"{100 * self.share:.1f}% of the clicks came later than {span(self.finest_ms)}"
+        return f"taken as known right after the exposure, but {share}"
+
+
+def verdict(found: Measured, fresh: str, reference: str, day_old: bool, late: Late | None = None) -> str:
     """One plain sentence: what learning as often as ``fresh`` is worth instead of ``reference``, and what live features
-    are."""
+    are. A second one says so where clicks that come late make the first an upper bound."""
     said = _weights(found, fresh, reference)
     if day_old:
         said += "; " + _features(found.gap(fresh, named(DAY_OLD, fresh), "auc"))
-    return f"On this log {said}."
+    bound = (
+        f" For learning this is an upper bound: labels are {late.said}." if late is not None and late.share > 0 else ""
+    )
+    return f"On this log {said}.{bound}"
 
 
 def _weights(found: Measured, fresh: str, reference: str) -> str:
     auc, loss = found.gap(fresh, reference, "auc"), found.gain_percent(fresh, reference)
     who = f"a model that learns {how_often(fresh)} instead of {how_often(reference)}"
     if not math.isfinite(auc.half):
-        return f"nothing can be said of {who}"
+        return f"nothing can be said of {who}: {FEW}"
     if auc.none and loss.none:
         return f"{who} gives the same scores, so nobody can tell what that is worth"
     if not auc.shown and not loss.shown:

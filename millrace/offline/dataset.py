@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from millrace.contracts.errors import LogError
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
-from millrace.logs import read_log
+from millrace.logs import LogTable, read_log
 from millrace.offline.slicing import Slice, slice_of
 from millrace.replay.grouped import Groups
 from millrace.replay.logfeatures import CHUNK_ROWS, Labels, LogFeatures, LogRows
@@ -51,7 +51,10 @@ class Dataset:
     (:mod:`millrace.replay.grouped`; ``compares`` says it in words).
 
     ``day_old`` are the inputs that a daily job would have made: as ``num``, but windows hold only what happened before
-    the first row of the row's local day, and are read at its time. All of a day's rows of one key see the same counts.
+    the midnight that the row's local day begins with, and are read then. All of a day's rows of one key see the same
+    counts. Where a log's own days do not begin at midnight, they are read at the day's first row.
+
+    ``delay_ms`` says how long after its exposure a click came.
     """
 
     folder: Path
@@ -69,6 +72,7 @@ class Dataset:
     compares: str
     frozen: NDArray[np.float32] | None  # (n, N) as num, windows frozen at the day's start; 0 in days not asked for
     day_old: NDArray[np.float32] | None = None  # (n, N); None where it was not asked for
+    delay_ms: NDArray[np.int64] | None = None  # (n,) -1 without a click or its time; None: the log has no such times
     slices: Mapping[str, Slice] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # of the log's reader
 
@@ -130,26 +134,24 @@ def prepare(
         # A log's own day column may disagree with its times around midnight. An experiment needs whole days in order.
         day = np.maximum.accumulate(day)
     shape = (rows.n, schema.layout.N)
-    wanted: list[tuple[int, NDArray[np.intp], NDArray[np.float32]]] = []  # (cut, rows, where their numbers go)
+    # (cut, the time to read the windows at, rows, where their numbers go)
+    wanted: list[tuple[int, int, NDArray[np.intp], NDArray[np.float32]]] = []
     if len(groups.cuts) and frozen_days:
         frozen = np.lib.format.open_memmap(folder / FROZEN, "w+", np.float32, shape)
-        wanted += [(*pair, frozen) for pair in groups.starting(slice(0, rows.n), len(days) - frozen_days)]
+        starting = groups.starting(slice(0, rows.n), len(days) - frozen_days)
+        wanted += [(cut, int(rows.ts_ms[cut]), own, frozen) for cut, own in starting]
     if day_old:
         old = np.lib.format.open_memmap(folder / DAY_OLD, "w+", np.float32, shape)
-        wanted += [(*pair, old) for pair in _day_starts(day, rows.ts_ms)]
-    wanted.sort(key=lambda one: (one[0], int(one[1][0])))
-    cuts = np.unique(np.array([cut for cut, _, _ in wanted], np.intp))
-    features = LogFeatures(rows, Labels(table, schema, rows), schema, cuts)
-
-    made: tuple[int, NDArray[np.intp], NDArray[np.float32]] | None = None  # the newest: both may want the same
+        wanted += [(*start, old) for start in _day_starts(day, days, rows.ts_ms, schema.utc_offset_ms)]
+    wanted.sort(key=lambda one: one[:2])
+    cuts = np.unique(np.array([cut for cut, *_ in wanted], np.intp))
+    labels = Labels(table, schema, rows)
+    features = LogFeatures(rows, labels, schema, cuts)
 
     def freeze(part: slice) -> None:
-        nonlocal made
         while wanted and wanted[0][0] < part.stop:
-            cut, own, out = wanted.pop(0)
-            if made is None or made[0] != cut or not np.array_equal(made[1], own):
-                made = cut, own, features.frozen(cut, own)[1]
-            out[own] = made[2]
+            cut, at_ms, own, out = wanted.pop(0)
+            out[own] = features.frozen(cut, own, at_ms)[1]
 
     features.write(folder, freeze)
     np.save(folder / "group.npy", groups.group)
@@ -161,6 +163,9 @@ def prepare(
         "slices": {name: list(one.values) for name, one in cuts_by.items()},
     }
     (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+    late = _delays(labels, table, schema, rows.ts_ms)
+    if late is not None:
+        np.save(folder / "delay_ms.npy", late)
     np.save(folder / "label.npy", rows.label.astype(np.float32))
     np.save(folder / "day.npy", day)
     np.save(folder / "user.npy", rows.hashes(rows.builder.user_column, slice(None)))
@@ -170,15 +175,30 @@ def prepare(
     return open_dataset(folder, schema, days)
 
 
-def _day_starts(day: NDArray[np.int32], ts_ms: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.intp]]]:
-    """Pairs of (the first row of the time at which a day begins, some of the day's rows), day by day."""
+def _day_starts(
+    day: NDArray[np.int32], days: Sequence[str], ts_ms: NDArray[np.int64], offset_ms: int
+) -> Iterator[tuple[int, int, NDArray[np.intp]]]:
+    """(the first row of the time at which a day begins, the midnight before it, some of the day's rows), day by day. In
+    place of a midnight that does not part the day's rows from those before, the time of that first row."""
     ends = np.append(np.flatnonzero(np.diff(day)) + 1, len(day))
     start = 0
     for end in ends.tolist():
         cut = int(np.searchsorted(ts_ms, ts_ms[start], side="left"))  # rows of one time see the same windows
+        midnight = int(np.datetime64(days[day[start]], "ms").astype(np.int64)) - offset_ms
+        parts = midnight <= ts_ms[cut] and (cut == 0 or ts_ms[cut - 1] < midnight)
         for at in range(start, end, _FROZEN_AT_ONCE):
-            yield cut, np.arange(at, min(at + _FROZEN_AT_ONCE, end))
+            yield cut, midnight if parts else int(ts_ms[cut]), np.arange(at, min(at + _FROZEN_AT_ONCE, end))
         start = end
+
+
+def _delays(labels: Labels, table: LogTable, schema: Schema, ts_ms: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """How long after its exposure each click came, -1 without one or its time. (n,) None: the log has no such times."""
+    assert schema.log is not None
+    name = schema.log.action_times.get(labels.action)
+    if name is None:
+        return None
+    timed = table.table[name].is_valid().to_numpy()
+    return np.where(labels.clicked & timed, labels.acted_ms - ts_ms, -1)
 
 
 def open_dataset(folder: Path, schema: Schema, days: tuple[str, ...]) -> Dataset:
@@ -196,6 +216,7 @@ def open_dataset(folder: Path, schema: Schema, days: tuple[str, ...]) -> Dataset
         compares=about["compares"],
         frozen=mapped(FROZEN),
         day_old=mapped(DAY_OLD),
+        delay_ms=mapped("delay_ms.npy"),
         slices={name: Slice(mapped(f"slice{i}.npy"), tuple(v)) for i, (name, v) in enumerate(about["slices"].items())},
         notes=tuple(about["notes"]),
     )

@@ -1,5 +1,5 @@
 # core
-"""Runs a model over a prepared log's rows in micro-batches: learn, score, or score each batch and then learn it."""
+"""Runs a model over a prepared log's rows: learn in micro-batches, or score."""
 
 from __future__ import annotations
 
@@ -36,12 +36,3 @@ def score(model: Learning, data: Dataset, rows: slice, num: NDArray[np.float32],
         for at in range(rows.start, rows.stop, _SCORED_AT_ONCE * step)
     ]
     return np.concatenate([model.score(np.array(data.cat[p]), np.array(num[p])) for p in parts])
-
-
-def score_then_learn(model: Learning, data: Dataset, rows: slice, num: NDArray[np.float32]) -> Scores:
-    """Click probabilities of the rows, each batch scored before it is learnt from (progressive validation)."""
-    scored = []
-    for batch in data.batches(rows, BATCH_ROWS, num):
-        scored.append(model.score(batch.cat, batch.num))
-        model.learn(batch)
-    return np.concatenate(scored)

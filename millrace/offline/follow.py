@@ -20,6 +20,10 @@ last bit with its number of rows. So the scores are to the bit those of models t
 
 Batches are cut where a day begins and, if asked for, at each time at which a model synchronises. Where they are not
 cut, a model synchronises before the first batch that begins after its time.
+
+Rows of one time are scored by one version, as in a replay: the rows of a page are compared with each other, and nobody
+has learnt from one of them when the next is scored. So a batch ends where a time does. A time with more rows than a
+batch is learnt in several batches, and no model synchronises between them.
 """
 
 from __future__ import annotations
@@ -118,22 +122,34 @@ def plan_of(
         edges += [np.flatnonzero(np.diff(local // period)) + 1 + day.start for period in periods if period]
         pieces = np.unique(np.concatenate(edges))
         starts.append(sum(len(e) for e in ends))
-        ends += [np.arange(a, b, epochs.BATCH_ROWS) for a, b in pairwise(pieces.tolist())]
+        ends += [_batches(ts_ms, a, b) for a, b in pairwise(pieces.tolist())]
     bounds = np.concatenate([*ends, [days[-1].stop]]).astype(np.intp)
     first = np.array(starts, np.intp)
+    # No model synchronises within a time. The first batch of all begins one, as far as these days are concerned.
+    moments = np.union1d(first, np.flatnonzero(ts_ms[bounds[1:-1]] != ts_ms[bounds[1:-1] - 1]) + 1)
     found: dict[str, NDArray[np.intp]] = {}
     for name in syncs:
         period = turns[name]
         if name == BATCH:
-            found[name] = np.arange(len(bounds) - 1)
+            found[name] = moments
         elif name == NEVER:
             found[name] = first[:1]
         elif period is None:
             found[name] = first
         else:
-            turn = (ts_ms[bounds[:-1]] + offset_ms) // period
-            found[name] = np.union1d(first, np.flatnonzero(np.diff(turn)) + 1)
+            turn = (ts_ms[bounds[moments]] + offset_ms) // period
+            found[name] = np.union1d(first, moments[1:][np.diff(turn) > 0])
     return Plan(bounds, first, found)
+
+
+def _batches(ts_ms: NDArray[np.int64], start: int, stop: int) -> NDArray[np.intp]:
+    """The first rows of the batches of rows [start, stop), :data:`~millrace.offline.epochs.BATCH_ROWS` each at most. A
+    batch ends where a time does, unless all of it is of one time."""
+    firsts = [start]
+    while (full := firsts[-1] + epochs.BATCH_ROWS) < stop:
+        began = int(np.searchsorted(ts_ms, ts_ms[full], side="left"))  # the time of the first row that does not fit
+        firsts.append(began if began > firsts[-1] else full)
+    return np.array(firsts, np.intp)
 
 
 @dataclass(slots=True)

@@ -13,8 +13,9 @@
 "Frozen", "daily rounds" and "micro-batches" follow one learner (:mod:`millrace.offline.follow`), as the models of
 ``millrace freshness`` do. So the two commands give the same figures where they are given the same batches.
 
-"Replayed daily" takes the steps of "daily rounds", except where a day's last batch is cut. It shows that a round loses
-nothing compared with a new start. "Retrained daily" shows what batch training may gain over both by mixing its days.
+"Replayed daily" learns what "daily rounds" has learnt, in the same order; batches are only cut elsewhere. It shows that
+a round loses nothing compared with a new start. "Retrained daily" shows what batch training may gain over both by
+mixing its days.
 
 Nothing is learnt after the last test day, since nothing is scored afterwards.
 """

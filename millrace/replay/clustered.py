@@ -11,10 +11,17 @@ a ratio of sums over rows, to the first order, so a gap's error is a sum over us
     calibration     (p - calibration * y) / n1
     a gap's part    that under p less that under q
     variance        U / (U - 1) * sum over the U users of (sum of their rows' parts)^2
+    interval        Student's t with min(E, C) - 1 degrees of freedom
+
+E = (sum of m_u)^2 / sum of m_u^2 for m_u rows of user u is how many users of equal size would tell as much (Kish 1965,
+section 5.4). C is how many users have clicked, or how many have not, whichever is less: where few have, they alone
+make the spread, however many have not. With few users, or a few who have most rows, the spread itself is known badly,
+and the interval of a normal distribution covers far less than 95%: tests/test_clustered.py has the figures. Where C is
+below :data:`FEWEST` there is none.
 
 The AUC's parts are DeLong's (DeLong, DeLong and Clarke-Pearson 1988), summed by cluster (Obuchowski 1997,
-"Nonparametric analysis of clustered ROC curve data"). A bootstrap that draws users anew with all their rows gives the
-same intervals, as tests/test_clustered.py shows, for some hundred times the work.
+"Nonparametric analysis of clustered ROC curve data"). With many users, a bootstrap that draws users anew with all their
+rows gives the same intervals, as tests/test_clustered.py shows, for some hundred times the work.
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy import stats
 
 from millrace.contracts.merit import log_losses
 
@@ -33,8 +41,10 @@ Numbers = NDArray[Any]
 Parts = tuple[float, NDArray[np.float64]]
 """A figure, and what each row adds to its error, (n,)."""
 
-_95 = 1.959964
-"""Of the normal distribution: there are hundreds of users or more."""
+FEWEST = 5
+"""Users who have clicked, or who have not, below which there is no interval."""
+FEW = f"fewer than {FEWEST} users have clicked, or have not"
+"""Why there is none, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,11 @@ class Gap:
 
     value: float
     half: float
+    freedom: float = math.inf
+
+    def half_of_best(self, looks: int) -> float:
+        """Half of the interval of the best of so many gaps: it is wider, as k looks need (Bonferroni)."""
+        return self.half * quantile(1 - 0.025 / looks, self.freedom) / quantile(0.975, self.freedom)
 
     @property
     def told(self) -> bool:
@@ -94,17 +109,59 @@ PARTS = {"auc": auc_parts, "log_loss": log_loss_parts, "calibration": calibratio
 """The figures that have intervals, by key."""
 
 
-def gap(own: Parts, base: Parts, user: NDArray[np.intp]) -> Gap:
-    """The gap between two scorings of the same rows.
+def quantile(share: float, freedom: float) -> float:
+    """Of Student's t distribution; of the normal one where ``freedom`` is infinite."""
+    return float(stats.t.ppf(share, freedom))
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """What the users of some rows say of intervals."""
+
+    count: int
+    freedom: float
+    """Degrees of freedom; NaN where there is no interval."""
+
+    @classmethod
+    def of(cls, y: Numbers, user: NDArray[np.intp]) -> Users:
+        """Of rows with labels y, (n,).
+
+        Args:
+            user: a number from 0 on for each row's user, (n,); numbers may be left out.
+        """
+        rows = np.bincount(user)
+        clicks = np.bincount(user[np.asarray(y) > 0.5], minlength=len(rows))
+        count = int(np.count_nonzero(rows))
+        least = min(int(np.count_nonzero(clicks)), int(np.count_nonzero(rows - clicks)))
+        if least < FEWEST:
+            return cls(count, math.nan)
+        sizes = rows.astype(np.float64)
+        alike = float(sizes.sum() ** 2 / (sizes @ sizes))  # E
+        return cls(count, max(min(alike, least) - 1, 1.0))
+
+    @property
+    def few(self) -> bool:
+        """Whether there is no interval."""
+        return math.isnan(self.freedom)
+
+    @property
+    def widen(self) -> float:
+        """A spread around the users' own mean is that of U - 1 users, not of U."""
+        return math.sqrt(self.count / (self.count - 1))
+
+
+def gap(own: Parts, base: Parts, y: Numbers, user: NDArray[np.intp]) -> Gap:
+    """The gap between two scorings of the same rows, which have labels y, (n,).
 
     Args:
-        user: a number from 0 on for each user, (n,).
+        user: a number from 0 on for each row's user, (n,).
     """
-    users = int(user.max(initial=-1)) + 1
-    if users < 2 or not math.isfinite(own[0] - base[0]):
-        return Gap(own[0] - base[0], math.nan)
-    sums = np.bincount(user, weights=own[1] - base[1], minlength=users)
-    return Gap(own[0] - base[0], _95 * math.sqrt(users / (users - 1) * float(sums @ sums)))
+    value, users = own[0] - base[0], Users.of(y, user)
+    if users.few or not math.isfinite(value):
+        return Gap(value, math.nan)
+    sums = np.bincount(user, weights=own[1] - base[1])
+    error = users.widen * math.sqrt(float(sums @ sums))
+    return Gap(value, quantile(0.975, users.freedom) * error, users.freedom)
 
 
 def user_numbers(column: pa.ChunkedArray) -> NDArray[np.intp]:

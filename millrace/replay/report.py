@@ -20,7 +20,7 @@ from millrace.contracts.merit import calibration, judged
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable
 from millrace.replay.baseline import Baseline
-from millrace.replay.clustered import auc_parts, gap, user_numbers
+from millrace.replay.clustered import FEW, auc_parts, gap, user_numbers
 from millrace.replay.grouped import Groups
 from millrace.replay.ranks import auc, grouped_auc, log_loss
 from millrace.reports import say, show
@@ -50,7 +50,7 @@ def make_report(
     if base is not None and total["auc"] is not None:
         user = user_numbers(log.table[log.user])
         users = int(user.max(initial=-1)) + 1
-        found = gap(auc_parts(judged(p, y), y), auc_parts(base[0], y), user)
+        found = gap(auc_parts(judged(p, y), y), auc_parts(base[0], y), y, user)
         total |= {"auc_over_baseline": _plain(found.value), "auc_over_baseline_ci": _plain(found.half)}
     verdict = verdict_of(total, len(table), users)
     return {"verdict": verdict, "rows": len(y), "duplicates": log.duplicates, "days": table, "total": total}
@@ -68,7 +68,7 @@ def verdict_of(total: Mapping[str, Any], days: int, users: int) -> str:
         value, half = total["auc_over_baseline"], total["auc_over_baseline_ci"]
         base = f"ranking by each item's smoothed click rate alone, which has {total['baseline_auc']:.4f}"
         if half is None:
-            own += f", {value:+.4f} from {base}; one user gives no interval."
+            own += f", {value:+.4f} from {base}; {FEW}: no interval."
         elif abs(value) <= half:
             apart = f"difference {value:+.4f} ± {half:.4f}, 95% over {users:,} users"
             own += f". It cannot be told apart from {base} ({apart})."
