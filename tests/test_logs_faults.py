@@ -144,6 +144,11 @@ def test_a_negative_slot_is_an_error(tmp_path: Path) -> None:
     skipped(path, schema('position = "slot"\n'), 1)
 
 
+def test_a_column_of_json_that_is_not_used_may_mix_kinds(tmp_path: Path) -> None:
+    path = written(tmp_path, [row | {"unused": "seven" if n == 4 else n} for n, row in enumerate(ROWS)], "log.jsonl")
+    assert read_log(path, schema()).table.num_rows == len(ROWS)
+
+
 def test_mixed_types_in_json_are_an_error(tmp_path: Path) -> None:
     path = written(tmp_path, changed(4, who="seven"), "log.jsonl")
     (fault,) = faults_of(path, schema()).faults

@@ -347,6 +347,10 @@ class Layout(Struct, frozen=True):
         return salt("window", name)
 
 
+BLANK = "?"
+"""Stands in a guessed schema for a column that could not be told."""
+
+
 def parse_schema(text: str, source: str = "schema") -> Schema:
     """A schema from TOML text.
 
@@ -354,7 +358,13 @@ def parse_schema(text: str, source: str = "schema") -> Schema:
         SchemaError: the text is not TOML, has an unknown or ill-typed entry, or names a column that does not exist.
     """
     try:
-        schema: Schema = msgspec.convert(_with_days(tomllib.loads(text)), Schema)
+        raw = tomllib.loads(text)
+        log = raw.get("log")
+        blank = [name for name, column in log.items() if column == BLANK] if isinstance(log, dict) else []
+        if blank:
+            remedy = "write the columns there that the comments of these lines name"
+            raise SchemaError(f"{source}: {' and '.join(blank)} under [log] still to be filled in ('{BLANK}')", remedy)
+        schema: Schema = msgspec.convert(_with_days(raw), Schema)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError) as error:
         raise SchemaError(f"{source}: {error}", "correct the entry; docs/schema.md lists them all") from None
     _check(schema, source)

@@ -145,10 +145,10 @@ class Column:
 
     @cached_property
     def is_binary(self) -> bool:
-        """It holds 0 and 1 (or false and true) alone, and both, in every row."""
-        if self.is_list or self.is_temporal or self.distinct != 2 or self.filled < 1:
+        """It holds 0 and 1 (or false and true) alone, and both, in nearly every row."""
+        if self.is_list or self.is_temporal or self.distinct != 2 or self.filled < 0.99:
             return False
-        return set(np.unique(self.numbers)) == {0.0, 1.0}
+        return set(np.unique(self.numbers[self.there])) == {0.0, 1.0}
 
 
 def columns_of(table: pa.Table) -> dict[str, Column]:

@@ -9,10 +9,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from millrace.contracts.schema import Side as Of
@@ -24,9 +26,11 @@ from millrace.guess.pages import action_times, list_roles, position_role, reques
 from millrace.guess.roles import (
     ITEM,
     USER,
+    Role,
     Roles,
     day_role,
     id_role,
+    item_of_page,
     label_role,
     time_role,
 )
@@ -35,6 +39,8 @@ from millrace.guess.sides import held
 from millrace.guess.times import DAY_MS, Times, times_of
 from millrace.guess.unroll import unrolled
 
+_ACTED = re.compile(r"click|view|cart|buy|purchase|order|transaction|fav|like|impression|exposure|^pv$")
+_LEFT_OUT = "replay refuses such rows; --skip-bad leaves them out"
 MADE_ITEM, MADE_LABEL = "item_id", "click"
 """Names of the columns that are made of lists."""
 
@@ -124,6 +130,53 @@ def guess_schema(path: Path) -> Guess:
 def find(path: Path) -> Findings:
     """All that :func:`guess_schema` writes down."""
     sample = read_sample(path)
+    found = _found(path, sample)
+    lacking, refused = _lacking(found)
+    if lacking.any():  # what follows from the roles is told by the rows that have them
+        found = _found(path, replace(sample, table=sample.table.filter(pa.array(~lacking))))
+    if refused.any():
+        found.notes.append(
+            f"{int(refused.sum()):,} rows of the sample lack a time, user, item, label or day, or have another text "
+            f"there: {_LEFT_OUT}"
+        )
+    found.notes += _strays(found)
+    return found
+
+
+def _lacking(found: Findings) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Rows of the sample in which a role that a log must have has no value, and those of them that the reader of logs
+    refuses: an id that is no number, as the others are, it keeps. (n,) each."""
+    roles, columns = found.roles, columns_of(found.sample.table)
+    ids = {roles.user.name, roles.item.name} - found.sample.mixed
+    kept = {stray.name: stray.rows for stray in found.sample.strays if stray.name in ids}
+    lacking, refused = np.zeros((2, found.sample.table.num_rows), np.bool_)
+    for name in (roles.time.name, roles.user.name, roles.item.name, roles.label.name, roles.day.name):
+        if name is not None:
+            lost = ~columns[name].there
+            lacking |= lost
+            refused |= lost & ~kept.get(name, np.False_)
+    return lacking, refused
+
+
+def _strays(found: Findings) -> list[str]:
+    """What becomes of cells unlike the others of their column, a line a column."""
+    roles, sample = found.roles, found.sample
+    fields = {one.name: one.feature.kind for one in found.fields if one.table is None}
+    strict = {roles.time.name, roles.label.name, roles.day.name, roles.position.name, *roles.actions.values()}
+    strict |= {name for name, kind in fields.items() if kind == "numeric"}
+    used = roles.used | fields.keys()
+    out = []
+    for stray in sample.strays:
+        if stray.name in strict or stray.name in used & sample.mixed:
+            out.append(f"{stray.what}: {_LEFT_OUT}")
+        elif stray.name in used:
+            out.append(f"{stray.what}: the column is read as text, and no row is lost for it")
+        else:
+            out.append(f"{stray.what}: taken as missing in the sample; the column is not used")
+    return out
+
+
+def _found(path: Path, sample: Sample) -> Findings:
     columns = columns_of(sample.table)
     roles = Roles()
     items, roles.labels, roles.clicked, roles.pairs = list_roles(columns)
@@ -150,6 +203,8 @@ def find(path: Path) -> Findings:
     else:
         taken = unlike_ids | ({roles.user.name} if roles.user.name else set())
         roles.item = id_role(columns, ITEM, taken, roles.user.name is not None, USER)
+        if roles.item.candidates and roles.item.name is None and roles.user.name and roles.time.name:
+            roles.item = item_of_page(roles.item, columns, roles.user.name, times[roles.time.name].ms)
         found.item = roles.item.name
     _finish(path, found)
     return found
@@ -186,6 +241,8 @@ def _finish(path: Path, found: Findings) -> None:
         roles.label = label_role(columns, attributes, used)
         if roles.label.name is None and not roles.label.candidates:
             roles.label.candidates = _ratings(columns, used)
+        if roles.label.name is None and not roles.label.candidates and (events := _events(columns, used)):
+            roles.label = Role(None, "it names what happened", events)
         found.label = roles.label.name
     label = columns[found.label].numbers == 1 if found.label else None
     found.rate = float(label.mean()) if label is not None else None
@@ -231,6 +288,15 @@ def _ratings(columns: dict[str, Column], used: set[str]) -> tuple[str, ...]:
     return named or tuple(n for n, c in few.items() if c.is_whole and set(range(1, 6)) <= {*np.unique(c.numbers)})
 
 
+def _events(columns: dict[str, Column], used: set[str]) -> tuple[str, ...]:
+    """Columns of a few texts that name actions, such as view, cart and buy: what happened, so no feature."""
+    return tuple(
+        n for n, c in columns.items()
+        if n not in used and c.is_text and 2 <= c.distinct <= 20
+        and sum(bool(_ACTED.search(str(v).lower())) for v in c.values.to_pylist()) >= 2
+    )  # fmt: skip
+
+
 def _identity(found: Findings, ms: NDArray[np.int64]) -> None:
     """Page and slot tell exposures apart where time, user and item do not."""
     roles, columns = found.roles, found.columns
@@ -262,7 +328,7 @@ def _outcomes(
 
 def _field(found: Findings, column: Column, of: Of, table: str | None) -> None:
     times = found.times.get(column.name) if table is None else None
-    if times is not None and (times.unit or times.format):
+    if times is not None and (times.unit or times.format or times.grain_ms < DAY_MS):
         found.unused[column.name] = "it holds times, which are no feature as they are"
         return
     feature = feature_of(column)

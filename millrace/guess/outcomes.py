@@ -120,7 +120,22 @@ def only_with_label(column: Column, label: NDArray[np.bool_], groups: list[NDArr
 def named_outcome(column: Column) -> str | None:
     """The word of the name that says so, if one does."""
     found = [token for token in column.tokens if token in _NAMES]
-    counts = {"num", "cnt", "count", "counts", "avg", "mean", "rate", "total", "since", "last", "previous", "history"}
+    counts = {
+        "num",
+        "nb",
+        "number",
+        "cnt",
+        "count",
+        "counts",
+        "avg",
+        "mean",
+        "rate",
+        "total",
+        "since",
+        "last",
+        "previous",
+        "history",
+    }
     return found[0] if found and not counts & set(column.tokens) else None
 
 

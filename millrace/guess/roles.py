@@ -13,29 +13,42 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from millrace.guess.columns import Column
 from millrace.guess.times import DAY_MS, Times
 
 MARGIN = 2.0
 """Points by which the first candidate must lead."""
+FILLED = 0.99
+"""Share of rows that must have a value of a role: a log may have some bad cells."""
+FILLED_NAMED = 0.8
+"""The same of a column that is called an id of the user or the item."""
+_LOSES = 3.0
+"""Points off for an id that fewer than :data:`FILLED` of the rows have: the others are lost with it."""
 
-USER = ("user", "uid", "userid", "visitor", "customer", "member", "viewer", "shopper", "reader", "client", "buyer")
+USER = (
+    "user", "uid", "userid", "visitor", "customer", "member", "viewer", "shopper", "reader", "client", "buyer",
+    "reviewer", "listener", "subscriber", "uuid", "cookie", "session",
+)  # fmt: skip
 ITEM = (
     "item", "itemid", "iid", "article", "video", "news", "product", "movie", "sku", "goods", "photo", "song",
     "track", "book", "ad", "creative", "banner", "document", "doc", "business", "offer", "listing", "content", "post",
-    "campaign", "game", "recipe", "story", "poi", "hotel",
+    "campaign", "game", "recipe", "story", "poi", "hotel", "asin", "isbn", "ean", "upc",
 )  # fmt: skip
 _ID = {"id", "ids", "key", "code", "no", "number", "index", "idx", "hash"}
+_FAINT = {"uuid": 4.0, "cookie": 4.0, "session": 4.0, "campaign": 6.0, "content": 6.0, "post": 6.0, "client": 6.0}
+"""Words that are also said of other things than a user or an item, with the points for being called so."""
 LABEL = {"label": 9, "target": 9, "click": 10, "clicked": 10, "isclick": 10, "y": 7, "clk": 10, "response": 5} | {
     "conversion": 6, "converted": 6, "purchase": 5, "purchased": 5, "bought": 5, "buy": 5, "sale": 5, "like": 3,
-    "liked": 3, "reward": 6,
+    "liked": 3, "reward": 6, "outcome": 6,
 }  # fmt: skip
 ACTIONS = {"click": "click", "clicked": "click", "cart": "cart", "basket": "cart"} | {
     "collect": "collect", "favorite": "collect", "favourite": "collect", "save": "collect", "wishlist": "collect",
     "purchase": "purchase", "buy": "purchase", "order": "purchase", "conversion": "purchase", "pay": "purchase",
     "sale": "purchase",
 }  # fmt: skip
+_PLACE = {"position", "pos", "slot", "rank"}
 _TIME_GOOD = {"time", "timestamp", "ts", "at", "datetime", "hour", "when", "date", "dt", "day"}
 _TIME_BAD = {"born", "birth", "upload", "uploaded", "publish", "published", "register", "registered", "created"} | {
     "create", "updated", "update", "release", "signup", "join", "joined", "last", "next", "previous", "expire", "end",
@@ -111,11 +124,11 @@ def time_role(columns: Mapping[str, Column], times: Mapping[str, Times]) -> Role
     """The time of the exposure: in every row, fine, mostly ascending, and not called the time of something else."""
     scores, whys = {}, {}
     for name, found in times.items():
-        if not found.there.all() or found.never is not None:
+        if found.there.mean() < FILLED or found.never is not None:
             continue
-        tokens = set(columns[name].tokens)
-        span = int(found.ms.max() - found.ms.min())
-        rising = float((np.diff(found.ms) >= 0).mean()) if len(found.ms) > 1 else 1.0
+        tokens, ms = set(columns[name].tokens), found.ms[found.there]
+        span = int(ms.max() - ms.min())
+        rising = float((np.diff(ms) >= 0).mean()) if len(ms) > 1 else 1.0
         points = 1.0 + 2.0 * bool(tokens & _TIME_GOOD) - 4.0 * bool(tokens & _TIME_BAD)
         points += 3.0 * (found.grain_ms < DAY_MS) + 2.0 * (rising >= 0.95) + 0.5 * (found.grain_ms <= 60_000)
         points -= 3.0 * (span == 0)
@@ -149,10 +162,13 @@ def day_role(columns: Mapping[str, Column], times: Mapping[str, Times], time: st
     """(a column that names the local day, the offset of local time in hours that makes it agree with the time)."""
     ms = times[time].ms
     for name, found in times.items():
-        if name == time or found.grain_ms != DAY_MS or not found.there.all() or set(columns[name].tokens) & _TIME_BAD:
+        if name == time or found.grain_ms != DAY_MS or set(columns[name].tokens) & _TIME_BAD:
             continue
-        days = found.ms // DAY_MS
-        agree = {h: float(((ms + h * 3_600_000) // DAY_MS == days).mean()) for h in range(-12, 15)}
+        there = found.there
+        if there.mean() < FILLED:
+            continue
+        days, own = found.ms[there] // DAY_MS, ms[there]
+        agree = {h: float(((own + h * 3_600_000) // DAY_MS == days).mean()) for h in range(-12, 15)}
         best = max(agree, key=lambda h: (agree[h], h == 0))  # a few rows of midnight may be on the other side
         if agree[best] >= 0.98:
             alike = [h for h in agree if agree[h] == agree[best]]
@@ -171,16 +187,17 @@ def _id_points(column: Column, words: Iterable[str]) -> float:
     joined = "".join(tokens)
     for word in words:
         if joined in (word, f"{word}id", f"{word}s", f"{word}ids", f"{word}key", f"{word}code", f"{word}idx"):
-            return 8.0 if word not in ("campaign", "content", "post", "client") else 6.0
+            return _FAINT.get(word, 8.0)
         rest = set(tokens) - _ID - {word, f"{word}s"}
         if word in tokens and len(rest) < len(tokens) - 1 and set(tokens) & _ID:
             return 5.0 - len(rest)
-    return 0.0
+    return 3.0 if tokens and tokens[-1] in words and tokens[-1] not in _FAINT else 0.0  # displayed_article
 
 
-def could_be_id(column: Column) -> bool:
-    """A value in every row, several of them, some of which repeat; not a number with a fraction, a time or a list."""
-    if column.is_list or column.is_temporal or column.filled < 1 or column.distinct < 3:
+def could_be_id(column: Column, least: float = FILLED) -> bool:
+    """A value in so many rows, several of them, some of which repeat; not a number with a fraction, a time or a
+    list."""
+    if column.is_list or column.is_temporal or column.filled < least or column.distinct < 3:
         return False
     if column.is_numeric and not column.is_whole:
         return False
@@ -199,24 +216,42 @@ def id_role(
         others: words of the other id: a column called so is none for this one.
     """
     scores, whys = {}, {}
-    fit = {name: c for name, c in columns.items() if name not in taken and could_be_id(c) and not c.is_binary}
-    for name, column in fit.items():
-        points = _id_points(column, words)
-        if points:
-            scores[name] = points + min(np.log10(column.distinct), 3.0) / 3
+    called = {name: c for name, c in columns.items() if name not in taken and could_be_id(c, FILLED_NAMED)}
+    fit = {name: c for name, c in called.items() if could_be_id(c) and not c.is_binary}
+    for name, column in called.items():
+        named = _id_points(column, words)
+        points = named + min(np.log10(column.distinct), 3.0) / 3
+        if points >= 3.0 and (named > 3.0 or (named and name in fit)):
+            scores[name] = points - _LOSES * (column.filled < FILLED)
             whys[name] = f"by its name; {column.distinct:,} of them in the sample"
-    role = choose(scores, whys, 3.0)
+    role = choose(scores, whys)
     if role.name is None and not role.candidates:
-        rest = [n for n, c in fit.items() if not _id_points(c, others) and c.distinct >= 10]
+        rest = [n for n, c in fit.items() if not _id_points(c, others) and 10 <= c.distinct <= 0.9 * len(c.codes)]
         if unnamed and len(rest) == 1:
             return Role(rest[0], f"the only column that could be one; {fit[rest[0]].distinct:,} of them in the sample")
         role.candidates = tuple(sorted(rest, key=lambda n: -fit[n].distinct)[:8])
     return role
 
 
+def item_of_page(role: Role, columns: Mapping[str, Column], user: str, time: NDArray[np.int64]) -> Role:
+    """Of several candidates for the item, the one that differs between the exposures of one user and time: an id that
+    all of them share is the page's, as of the document that shows them."""
+    order = np.lexsort((time, columns[user].codes))
+    one = (np.diff(columns[user].codes[order]) == 0) & (np.diff(time[order]) == 0)
+    if one.sum() < 50:
+        return role
+    differ = {n: float((np.diff(columns[n].codes[order]) != 0)[one].mean()) for n in role.candidates}
+    ahead = [n for n, share in differ.items() if share > 0.5]
+    if len(ahead) != 1 or any(differ[n] > 0.02 for n in differ if n != ahead[0]):
+        return role
+    return Role(ahead[0], "the candidate that differs within a page", role.candidates)
+
+
 def label_role(columns: Mapping[str, Column], attributes: set[str], taken: set[str]) -> Role:
     """A column of 0 and 1 that is no attribute of user or item, by its name; or the only one there is."""
-    fit = {n: c for n, c in columns.items() if c.is_binary and n not in attributes and n not in taken}
+    fit = {
+        n: c for n, c in columns.items() if c.is_binary and n not in attributes | taken and not set(c.tokens) & _PLACE
+    }
     scores, whys = {}, {}
     for name, column in fit.items():
         points = max((LABEL.get(token, 0) for token in (*column.tokens, "".join(column.tokens))), default=0)

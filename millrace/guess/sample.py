@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from millrace.contracts.errors import LogError
 from millrace.logs.files import PARQUET, Ending, files_of
@@ -32,7 +35,24 @@ _ROW_BYTES = 64 << 20  # text: at most so much for the beginning, an eighth of i
 
 _TEXT = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _JSON = (".jsonl", ".ndjson", ".json")
+_FORMS = {
+    "number": r"^\s*[-+]?\d+(\.\d+)?([eE][-+]?\d+)?\s*$",
+    "date": r"^\s*\d{1,4}[-/.]([A-Za-z]{3}|\d{1,2})[-/.]\d{1,4}",
+}
+MOST_STRAY = 0.01
+"""Share of a column's cells that may be of another form."""
 _SEPARATORS = ("::", "\t", ",", ";", "|")
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """Cells of a column that are unlike nearly all others of it. They count as missing in the sample."""
+
+    name: str
+    what: str
+    """How many there are, and an example."""
+    rows: NDArray[np.bool_]
+    """(n,) where they stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +71,9 @@ class Sample:
     header: bool
     """False: the first line is data. Columns are then called ``column_1`` and so on."""
     files: tuple[Path, ...]
+    mixed: frozenset[str] = frozenset()
+    """Columns of JSON lines with values of several kinds: the reader of logs refuses the rarer kinds."""
+    strays: tuple[Stray, ...] = ()
 
 
 def read_sample(path: Path) -> Sample:
@@ -59,6 +82,12 @@ def read_sample(path: Path) -> Sample:
     Raises:
         LogError: there is no such file or folder, it is of no known form, empty or unreadable.
     """
+    sample = _read(path)
+    table, strays = without_strays(sample.table)
+    return replace(sample, table=table, strays=strays)
+
+
+def _read(path: Path) -> Sample:
     files = _files(path)
     ending = _form(files[0])
     try:
@@ -103,6 +132,34 @@ def _plain(table: pa.Table, name: str) -> pa.Table:
     if not table.num_rows or not table.num_columns:
         raise LogError(f"log '{name}' has no rows", "give a log with at least one exposure")
     return table
+
+
+def without_strays(table: pa.Table) -> tuple[pa.Table, tuple[Stray, ...]]:
+    """(the table with cells that are no number, or no date, as missing where nearly all others of their column are
+    one; what was found, by column). A word in a column of numbers, or a line of names in the middle of a file,
+    does not change what the column is."""
+    found = []
+    for i, name in enumerate(table.column_names):
+        column = table[name]
+        if not pa.types.is_string(column.type):
+            continue
+        full = pc.not_equal(column, "")
+        for what, form in _FORMS.items():
+            fits = pc.match_substring_regex(column, form)
+            odd = pc.and_(full, pc.invert(fits))
+            count, rows = (pc.sum(x).as_py() or 0 for x in (odd, full))
+            if not count or count > MOST_STRAY * rows:
+                continue
+            example = column.filter(odd)[0].as_py()
+            said = f"'{name}': {count:,} of {rows:,} cells hold no {what}, such as {example!r:.40}"
+            found.append(Stray(name, said, pc.fill_null(odd, False).to_numpy()))
+            kept = pc.if_else(fits, pc.utf8_trim_whitespace(column), None)
+            if what == "number":
+                whole = pc.all(pc.match_substring_regex(kept, r"^-?\d{1,18}$")).as_py()
+                kept = pc.cast(kept, pa.int64() if whole else pa.float64())
+            table = table.set_column(i, name, kept)
+            break
+    return table, tuple(found)
 
 
 # -- Parquet ---------------------------------------------------------------------------------------------------------
@@ -168,8 +225,9 @@ def _text(path: Path, files: Sequence[Path], ending: str) -> Sample:
     if ending in _JSON:
         if raw.lstrip().startswith(b"["):
             raise LogError(f"'{path}' is one JSON array", "write one object a line, without brackets around them")
-        table = pajson.read_json(pa.BufferReader(raw), pajson.ReadOptions(block_size=max(len(raw) + 1, 1 << 20)))
-        return Sample(_plain(_decoded(table), str(path)), whole, where(table.num_rows), None, None, True, tuple(files))
+        table, mixed = _json(raw)
+        taken = where(table.num_rows)
+        return Sample(_plain(_decoded(table), str(path)), whole, taken, None, None, True, tuple(files), mixed)
     encoding = None
     try:
         raw.decode("utf-8")
@@ -193,6 +251,34 @@ def _text(path: Path, files: Sequence[Path], ending: str) -> Sample:
     said = Ending.of(files[0]).form in _TEXT and separator == usual
     odd = None if said else separator
     return Sample(_plain(_decoded(table), str(path)), whole, where(table.num_rows), odd, encoding, header, tuple(files))
+
+
+def _json(raw: bytes) -> tuple[pa.Table, frozenset[str]]:
+    """(JSON lines as a table, its columns that have values of several kinds). Those are texts, as in a CSV, and so are
+    whole numbers beyond 64 bits. A few lines that are no objects are left out."""
+    try:
+        options = pajson.ReadOptions(block_size=max(len(raw) + 1, 1 << 20))
+        return pajson.read_json(pa.BufferReader(raw), options), frozenset()
+    except pa.ArrowInvalid:
+        rows, lines = [], [line for line in raw.splitlines() if line.strip()]
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            rows += [row] if isinstance(row, dict) else []
+        if len(rows) < (1 - MOST_STRAY) * len(lines):
+            raise
+    columns, mixed = {}, set()
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowException, OverflowError):
+            mixed.add(name)
+            texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+            columns[name] = pa.array(texts, pa.string())
+    return pa.table(columns), frozenset(mixed)
 
 
 def _separator(lines: Sequence[str], usual: str) -> str:

@@ -35,6 +35,7 @@ _TEXTS = {
     "%d.%m.%Y %H:%M:%S": 1000,
     "%Y/%m/%d %H:%M:%S": 1000,
     "%d/%b/%Y:%H:%M:%S %z": 1000,
+    "%m %d, %Y": DAY_MS,
     "%Y/%m/%d": DAY_MS,
     "%m/%d/%Y": DAY_MS,
     "%d.%m.%Y": DAY_MS,

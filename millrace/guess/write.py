@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from millrace.contracts.schema import MAX_COLUMNS
+from millrace.contracts.schema import BLANK, MAX_COLUMNS
 from millrace.guess.guess import Findings, Found
 from millrace.guess.roles import Role
 from millrace.guess.times import DAY_MS, Times
@@ -20,8 +20,6 @@ _NAMED = {
     "%Y%m%d%H": "yyyymmddhh",
     "%m/%d/%Y %I:%M:%S %p": "mind",
 }
-_BLANK = "?"
-"""What stands where a role must be filled in: no log has such a column, so replay says so by name."""
 
 
 def schema_text(path: Path, found: Findings) -> str:
@@ -76,9 +74,15 @@ def _could_be(name: str, role: Role) -> str:
         return what[name]
     more = {
         "time": " (if it counts from 0: name its beginning with time_start)",
-        "label": " (a rating: name the least good one with label_at_least)" if len(role.candidates) == 1 else "",
+        "label": _of_label(role) if len(role.candidates) == 1 else "",
     }
     return "it could be " + ", ".join(f"'{c}'" for c in role.candidates) + more.get(name, "")
+
+
+def _of_label(role: Role) -> str:
+    if role.why:
+        return f" ({role.why}: a label is 0 or 1, so write a column that is 1 for the action you want)"
+    return " (a rating: name the least good one with label_at_least)"
 
 
 def _offset(found: Findings) -> list[str]:
@@ -140,7 +144,7 @@ def _beyond(found: Findings, name: str) -> bool:
 
 def _role(name: str, role: Role) -> str:
     if role.name is None:
-        return f"{name} = {_quoted(_BLANK)}  # TO BE FILLED IN: {_could_be(name, role)}"
+        return f"{name} = {_quoted(BLANK)}  # TO BE FILLED IN: {_could_be(name, role)}"
     others = [c for c in role.candidates if c != role.name]
     also = f"; it could also be {', '.join(others[:3])}" if others else ""
     return f"{name} = {_quoted(role.name)}  # {role.why}{also}"

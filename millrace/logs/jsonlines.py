@@ -30,14 +30,15 @@ def readable(
     row: int,
     types: Mapping[str, pa.DataType] | None,
 ) -> bytes | None:
-    """The lines that are rows, with the wanted keys only; None if nothing is wrong that this reader knows.
+    """The lines that are rows, with the wanted keys only: what stands under others does not matter. None if these are
+    all lines and keys, so that nothing is wrong that this reader knows.
 
     Args:
         row: number of rows before this block.
         types: of the columns where they are known; else the kind of most values counts.
     """
     rows: list[tuple[int, dict[str, Any]]] = []
-    wrong = 0
+    wrong, unwanted = 0, False
     lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     number = row
     for place, line in enumerate(lines):
@@ -48,7 +49,9 @@ def readable(
             found = json.loads(line, object_pairs_hook=_object)
             if not isinstance(found, dict):
                 raise ValueError("no object")
-            rows.append((number, found if wanted is None else {k: v for k, v in found.items() if k in wanted}))
+            own = found if wanted is None else {k: v for k, v in found.items() if k in wanted}
+            unwanted |= len(own) < len(found)
+            rows.append((number, own))
         except _Twice as error:
             wrong += 1
             _count(faults, path, "twice", number, str(error), f"'{path}': column '{error}' stands twice in row {{row}}",
@@ -63,7 +66,7 @@ def readable(
                 _count(faults, path, "json", number, shown, f"'{path}' cannot be read: row {{row}} is no JSON object",
                        f"correct the line: {shown}")  # fmt: skip
     kept, mixed = _of_one_kind(rows, path, faults, types)
-    if not wrong and not mixed:
+    if not wrong and not mixed and not unwanted:
         return None
     return b"".join(json.dumps(found).encode() + b"\n" for found in kept)
 
