@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.delays.completeness import Clicks, Curve
-from millrace.delays.report import Trial, rows_of, verdict_of
+from millrace.delays.report import Trial, rows_of, trials_plot, verdict_of
 from millrace.delays.run import delays
 from millrace.delays.trials import (
     IMMEDIATE,
@@ -150,7 +151,7 @@ def test_the_report_has_all_settings_and_its_figures_are_the_logs(
         *[("prompt", w) for w in ("10 s", "1 min")],
         (IMMEDIATE, "–"),
     ]
-    assert [r["present"] for r in rows] == [True] + [False] * 6
+    assert [r["auc_over_present"] is None for r in rows] == [True] + [False] * 6
     assert rows[0]["auc_over_present"] is None
     for row in rows[1:]:
         assert row["auc_over_present"] == pytest.approx(row["auc"] - rows[0]["auc"], abs=2e-5)
@@ -215,13 +216,34 @@ def said(*others: Trial) -> str:
 def test_the_verdict_tells_a_gain_only_where_the_best_of_many_leaves_out_nothing() -> None:
     other = Setting("wait", MINUTE)
     assert "By AUC, wait, 1 min gains 0.0030 ± 0.0010 over the present setting" in said(trial(other, 0.003, 0.001))
-    many = [trial(Setting("wait", k * 1000), 0.0011 if k == 3 else -0.01, 0.001) for k in range(1, 11)]
+    many = [trial(Setting("wait", k * 1000), 0.0011 if k == 3 else -0.01 - k / 1e4, 0.001) for k in range(1, 11)]
     assert "no setting tried can be told apart" in said(*many), "clear alone, but not as the best of ten"
     assert "for the best of 10" in said(*many)
+    same = [trial(Setting("es-dfm", k * 1000), -0.02, 0.001) for k in range(1, 5)]
+    assert "for the best of 11" in said(*many, *same), "four whose labels come alike are one"
     assert "no setting tried is better" in said(trial(other, -0.003, 0.001))
     saves = said(trial(other, -0.001, 0.0001, loss=-0.002))
     assert "By log loss, wait, 1 min saves 0.0020 ± 0.0001" in saves
-    assert "too few users for an interval" in said(trial(other, 0.003, float("nan")))
+    few = said(trial(other, 0.003, math.nan), trial(Setting(IMMEDIATE, DAY), 0.01, math.nan))
+    assert few.count("fewer than 5 users have clicked, or have not") == 3, "each figure, and the bound"
+    assert "nan" not in few
+
+
+def test_a_point_of_the_plot_names_a_span_only_of_settings_that_are_neighbours() -> None:
+    def shown(*values: float) -> list[str]:
+        trials = [trial(PRESENT, 0, 0)]
+        trials += [trial(Setting("wait", ms), v, 0.001) for ms, v in zip((10_000, MINUTE, DAY), values, strict=True)]
+        (axes,) = trials_plot(trials, PRESENT).figure.axes
+        return [label.get_text() for label in axes.get_yticklabels()]
+
+    assert shown(-0.02, -0.02, -0.02) == ["wait, 10 s to 1 day"]
+    assert shown(-0.02, -0.01, -0.02) == ["wait, 10 s and 1 day", "wait, 1 min"]
+    assert shown(-0.02, -0.02, -0.01) == ["wait, 10 s to 1 min", "wait, 1 day"]
+    around = [trial(Setting("prompt", ms), -0.02, 0.001) for ms in (10_000, DAY)]
+    (axes,) = trials_plot([trial(PRESENT, 0, 0), *around], PRESENT).figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["prompt, 10 s and 1 day"], (
+        "the present is between"
+    )
 
 
 def test_the_verdict_on_labels_without_delay_goes_either_way() -> None:
@@ -235,7 +257,7 @@ def test_the_verdict_begins_with_how_late_labels_come() -> None:
     assert said().startswith("Of the clicks within 1 day, half come within 1 s, 50.0% within 10 s.")
     short = Curve(Clicks(np.array([1000] * 150), np.full(150, 30_000)), DAY)
     text = verdict_of(short, DAY, [10_000, DAY], [], PRESENT)
-    assert "clicks within 1 day are unknown" in text
+    assert "exposures were watched for 1 day" in text
     none = Curve(Clicks(np.full(200, -1), np.full(200, DAY)), DAY)
     assert "no click with a time" in verdict_of(none, DAY, [DAY], [], PRESENT)
 

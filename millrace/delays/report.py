@@ -11,21 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.merit import judged
-from millrace.delays.completeness import Curve
+from millrace.delays.completeness import FEWEST, Curve
 from millrace.delays.spans import span_name
 from millrace.delays.trials import IMMEDIATE, Setting
 from millrace.offline.intervals import rounded
-from millrace.replay.clustered import PARTS, Gap, Parts, gap
+from millrace.replay.clustered import FEW, PARTS, Gap, Parts, gap
 from millrace.reports import MAIN, QUIET, Plot, canvas
-
-_95 = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +47,19 @@ def trial_of(
     setting: Setting,
     parts: Mapping[str, Parts],
     present: Mapping[str, Parts],
+    y: NDArray[np.bool_],
     user: NDArray[np.intp],
     lost: int,
     wait_s: float,
 ) -> Trial:
-    """The trial of a setting; ``present`` are the parts of the present setting."""
-    gaps = {key: gap(parts[key], present[key], user) for key in PARTS}
+    """The trial of a setting; ``present`` are the parts of the present setting, y and ``user`` the rows' labels and
+    users, (n,)."""
+    gaps = {key: gap(parts[key], present[key], y, user) for key in PARTS}
     return Trial(setting, {key: of[0] for key, of in parts.items()}, gaps, lost, wait_s)
 
 
 def rows_of(trials: Sequence[Trial], present: Setting) -> list[dict[str, Any]]:
-    """The table of the trials, the present one without gaps."""
+    """The table of the trials, the present one without gaps and at the top."""
     out = []
     for trial in trials:
         now = trial.setting == present
@@ -74,7 +73,7 @@ def rows_of(trials: Sequence[Trial], present: Setting) -> list[dict[str, Any]]:
             row[f"{key}_over_present_ci"] = None if now else _plain(found.half)
         row |= {key: _plain(trial.figures[key]) for key in PARTS}
         row |= {"clicks_lost": trial.lost, "seconds_to_label": round(trial.wait_s, 1)}
-        out.append(row | {"present": now})
+        out.append(row)
     return out
 
 
@@ -103,9 +102,11 @@ def _of_labels(curve: Curve, asked_ms: int, windows: Sequence[int]) -> str:
         for ms, c in zip(windows, curve.completeness(windows).tolist(), strict=True)
         if math.isfinite(c) and ms < curve.longest_ms
     ]
+    whole = [said.startswith("100.0%") for said in told]
+    told = told[: whole.index(True) + 1] if True in whole else told  # the rest says the same
     short = ""
     if curve.longest_ms < asked_ms:
-        short = f" (the log watches too few exposures for longer, so clicks within {span_name(asked_ms)} are unknown)"
+        short = f" (fewer than {FEWEST} exposures were watched for {span_name(asked_ms)})"
     come = f", {', '.join(told)}" if told else ""
     within = span_name(curve.longest_ms)
     return f"Of the clicks within {within}{short}, half come within {span_name(half)}{come}."
@@ -115,11 +116,12 @@ def _of_best(others: Sequence[Trial], key: str, sign: int, named: str, word: str
     """The best of the trials by one figure; ``sign`` is 1 where more is better."""
     best = max(others, key=lambda t: sign * t.gaps[key].value)
     found = best.gaps[key]
-    wide = NormalDist().inv_cdf(1 - 0.025 / len(others)) / _95 * found.half
+    looks = len(_alike(others))
+    wide = found.half_of_best(looks)
     size, ends = abs(found.value), f"{abs(found.value):.4f} ± {wide:.4f}"
-    many = f" (95% for the best of {len(others)})" if len(others) > 1 else ""
+    many = f" (95% for the best of {looks})" if looks > 1 else ""
     if not math.isfinite(wide):
-        return f"The log has too few users for an interval: by {word} the best setting is {best.setting.name}."
+        return f"By {word} the best setting is {best.setting.name}, but {FEW}: no interval."
     better = sign * found.value > 0
     if better and size > wide:
         how = "gains" if key == "auc" else "saves"
@@ -130,7 +132,17 @@ def _of_best(others: Sequence[Trial], key: str, sign: int, named: str, word: str
     return f"By {word}, no setting tried is better than {named}."
 
 
+def _alike(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """The trials of one policy that have the same figures, since their labels come alike, together."""
+    out: dict[tuple[object, ...], list[Trial]] = {}
+    for trial in trials:
+        out.setdefault((trial.setting.policy, *trial.figures.values()), []).append(trial)
+    return list(out.values())
+
+
 def _of_bound(found: Gap) -> str:
+    if not math.isfinite(found.half):
+        return f"Nothing can be said of labels without any delay, which no loop can have: {FEW}."
     ends = f"{found.value:+.4f} ± {found.half:.4f} AUC"
     if not found.told:
         return f"Labels without any delay, which no loop can have, would make no difference that can be told ({ends})."
@@ -163,21 +175,55 @@ def curve_plot(curves: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> P
 
 def trials_plot(trials: Sequence[Trial], present: Setting) -> Plot:
     """AUC of each setting less that of the present one, with intervals over users."""
-    others = [t for t in trials if t.setting != present and math.isfinite(t.gaps["auc"].value)]
+    points = _alike([t for t in trials if t.setting != present and math.isfinite(t.gaps["auc"].value)])
     figure, axes = canvas()
-    figure.set_size_inches(8, 1.2 + 0.26 * len(others))
-    for i, trial in enumerate(others):
+    figure.set_size_inches(8, 1.2 + 0.26 * len(points))
+    halves = []
+    for i, (trial, *_) in enumerate(points):
         found = trial.gaps["auc"]
         colour = QUIET if trial.setting.policy == IMMEDIATE else MAIN
-        half = found.half if math.isfinite(found.half) else 0.0
-        axes.errorbar(found.value, i, xerr=half, fmt="o", ms=4, color=colour, capsize=2)
+        halves.append(found.half if math.isfinite(found.half) else 0.0)
+        axes.errorbar(found.value, i, xerr=halves[-1], fmt="o", ms=4, color=colour, capsize=2)
     axes.axvline(0, color=QUIET, lw=0.8, ls=":")
-    axes.set_yticks(range(len(others)), [t.setting.name for t in others])
+    axes.set_yticks(range(len(points)), [_named(own, trials) for own in points])
+    _fit_scale(axes, [own[0].gaps["auc"].value for own in points], halves)
     axes.invert_yaxis()
     axes.grid(axis="x", color="#e4e8ea", lw=0.8)
     axes.set_xlabel("AUC over present")
-    caption = f"AUC less that of the present setting ({present.name}): 95% intervals over users. Grey: labels at once."
+    caption = (
+        f"AUC less that of the present setting ({present.name}): 95% intervals over users. Grey: labels at once. "
+        "A scale with uneven steps is linear about 0 and logarithmic beyond."
+    )
     return Plot("settings", caption, figure)
+
+
+def _named(alike: Sequence[Trial], trials: Sequence[Trial]) -> str:
+    """The settings of one point: ``es-dfm, 10 s to 1 day``; ``es-dfm, 10 s and 1 day`` where one between has other
+    figures."""
+    policy, windows = alike[0].setting.policy, sorted(trial.setting.window_ms for trial in alike)
+    first, last = Setting(policy, windows[0]).name, span_name(windows[-1])
+    if len(windows) == 1:
+        return first
+    between = [t for t in trials if t.setting.policy == policy and windows[0] < t.setting.window_ms < windows[-1]]
+    if all(trial.figures == alike[0].figures for trial in between):
+        return f"{first} to {last}"
+    return f"{', '.join([first, *map(span_name, windows[1:-1])])} and {last}"
+
+
+def _fit_scale(axes: Any, values: Sequence[float], halves: Sequence[float]) -> None:
+    """One setting that is far worse than all others would press those together: then the scale is logarithmic beyond
+    some intervals' width."""
+    usual = max(float(np.median(halves)), 1e-4) if halves else 0.0
+    if not values or max(abs(v) for v in values) < 20 * usual:
+        return
+    edge = 10.0 ** math.ceil(math.log10(2 * usual))
+    least, most = min(values), max(values)
+    steps = [edge * 10.0**k for k in range(8)]
+    ticks = [-s for s in steps if -s >= 2 * least] + [0.0] + [s for s in steps if s <= max(2 * most, edge)]
+    axes.set_xscale("symlog", linthresh=edge)
+    axes.set_xlim(2 * min(least, -edge), 2 * max(most, edge))
+    axes.set_xticks(sorted(ticks), [f"{t:g}" for t in sorted(ticks)])
+    axes.minorticks_off()
 
 
 def _plain(value: float) -> float | None:

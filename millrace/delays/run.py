@@ -153,7 +153,7 @@ def delays(
         if progress:
             say(verdict)
             show("How complete labels are", report["completeness"], ("waiting_time", "completeness", "at_risk"))
-            columns = ("policy", "window", "auc_over_present", "log_loss_over_present", "calibration", "clicks_lost")
+            columns = ("policy", "window", "auc_over_present", "log_loss_over_present", "calibration")
             show(f"Settings against the present one ({present.name})", report["settings"], columns)
             print(f"report in {out}")
         return report
@@ -247,7 +247,7 @@ def _trials(
         for i, settings in enumerate(alike.values()):
             parts = parts_of(np.load(folder / f"p-{i}.npy"), y)
             for setting in settings:
-                trials[setting] = trial_of(setting, parts, base, user, lost[setting], wait_s[setting])
+                trials[setting] = trial_of(setting, parts, base, y, user, lost[setting], wait_s[setting])
     return [trials[setting] for setting in chosen], len(alike)
 
 
