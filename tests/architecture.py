@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
         *("stream", "learner", "scorer", "simulator", "replay"),
     },
     "guess": {"contracts", "logs"},
-    "freshness": {"contracts", "reports", "learner", "offline"},
+    "freshness": {"contracts", "reports", "learner", "offline", "replay"},
     "delays": {"contracts", "labels", "logs", "reports", "learner", "replay", "offline"},
     "proofs": {"contracts", "windows", "logs", "reports", "learner", "archive", "replay"},
     "history": {
@@ -51,7 +51,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "loop": {"contracts", "processes"},
     "up": {"contracts", "processes", "loop"},
-    "demo": {"contracts", "labels", "versions", "processes", "learner", "simulator", "loop"},
+    "demo": {"contracts", "labels", "versions", "processes", "learner", "simulator", "history", "loop"},
     "bench": {
         *("contracts", "labels", "windows", "logs", "versions", "processes"),
         *("stream", "learner", "scorer", "simulator", "replay", "offline", "history", "loop", "up"),
