@@ -336,7 +336,7 @@ def delays(
         Leave rows out that cannot be used, and count them.
     """
     from millrace.delays.run import delays as run
-    from millrace.delays.spans import span_ms
+    from millrace.reports.spans import span_ms
 
     run(
         _one_or_more(log),

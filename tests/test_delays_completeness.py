@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from millrace.contracts.errors import SettingError
 from millrace.delays.completeness import Clicks, Curve, by_group, by_window, quantiles
 from millrace.delays.segments import MOST_VALUES, grouped_by, slots_of
-from millrace.delays.spans import span_ms, span_name
 from millrace.logs import LogTable
+from millrace.reports.spans import span_ms, span_name
 
 DAY = 86_400_000
 

@@ -87,14 +87,19 @@ def test_the_error_of_a_difference_is_that_between_logs() -> None:
     assert alone.gap("b", "a", "auc").error < single  # paired
 
 
-def test_seeds_that_differ_widen_the_interval() -> None:
+def two_seeds() -> tuple[Figure, Figure, float]:
+    """The AUC of a model whose two seeds are alike, that of one whose seeds differ, and the mean of the latter's."""
     rows, models = world(np.random.default_rng(2))
     (p,) = models["a"].p
     q = np.random.default_rng(0).permutation(p)
-    one = Measured(rows, {"a": Scored([p, p], [])}, {}, 100, 1).figure("a", "auc")
-    two = Measured(rows, {"a": Scored([p, q], [])}, {}, 100, 1).figure("a", "auc")
-    assert two.error > 2 * one.error
-    assert two.value == pytest.approx((auc(p, rows.y) + auc(q, rows.y)) / 2)
+    alike, apart = (Measured(rows, {"a": Scored([p, r], [])}, {}, 100, 1).figure("a", "auc") for r in (p, q))
+    return alike, apart, (auc(p, rows.y) + auc(q, rows.y)) / 2
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    alike, apart, mean = two_seeds()
+    assert apart.error > 2 * alike.error
+    assert apart.value == pytest.approx(mean)
 
 
 def test_a_slice_has_the_figures_of_its_rows_and_one_without_clicks_has_none() -> None:
@@ -144,11 +149,7 @@ def test_intervals_of_slices_with_few_users_cover() -> None:
 
 
 def test_two_seeds_that_differ_tell_little_of_how_seeds_differ() -> None:
-    rows, models = world(np.random.default_rng(2))
-    (p,) = models["a"].p
-    q = np.random.default_rng(0).permutation(p)
-    alike = Measured(rows, {"a": Scored([p, p], [])}, {}, 100, 1).figure("a", "auc")
-    apart = Measured(rows, {"a": Scored([p, q], [])}, {}, 100, 1).figure("a", "auc")
+    alike, apart, _ = two_seeds()
     assert alike.freedom > 30
     assert 1 <= apart.freedom < 1.5, "the seeds make nearly all of the error, and there are two"
 

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.delays.spans import span_name
 from millrace.offline.intervals import rounded
+from millrace.reports.spans import span_name
 
 FEWEST = 100
 """Exposures that must have been watched so long."""

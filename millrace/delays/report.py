@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from millrace.contracts.merit import judged
 from millrace.delays.completeness import FEWEST, Curve
-from millrace.delays.spans import span_name
 from millrace.delays.trials import IMMEDIATE, Setting
 from millrace.offline.intervals import rounded
 from millrace.replay.clustered import FEW, PARTS, Gap, Parts, gap
-from millrace.reports import MAIN, QUIET, Plot, canvas
+from millrace.reports import MAIN, QUIET, Plot, canvas, lines_canvas
+from millrace.reports.spans import span_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +176,7 @@ def curve_plot(curves: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> P
 def trials_plot(trials: Sequence[Trial], present: Setting) -> Plot:
     """AUC of each setting less that of the present one, with intervals over users."""
     points = _alike([t for t in trials if t.setting != present and math.isfinite(t.gaps["auc"].value)])
-    figure, axes = canvas()
-    figure.set_size_inches(8, 1.2 + 0.26 * len(points))
+    figure, axes = lines_canvas([_named(own, trials) for own in points])
     halves = []
     for i, (trial, *_) in enumerate(points):
         found = trial.gaps["auc"]
@@ -185,10 +184,7 @@ def trials_plot(trials: Sequence[Trial], present: Setting) -> Plot:
         halves.append(found.half if math.isfinite(found.half) else 0.0)
         axes.errorbar(found.value, i, xerr=halves[-1], fmt="o", ms=4, color=colour, capsize=2)
     axes.axvline(0, color=QUIET, lw=0.8, ls=":")
-    axes.set_yticks(range(len(points)), [_named(own, trials) for own in points])
     _fit_scale(axes, [own[0].gaps["auc"].value for own in points], halves)
-    axes.invert_yaxis()
-    axes.grid(axis="x", color="#e4e8ea", lw=0.8)
     axes.set_xlabel("AUC over present")
     caption = (
         f"AUC less that of the present setting ({present.name}): 95% intervals over users. Grey: labels at once. "

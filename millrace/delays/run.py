@@ -35,7 +35,6 @@ from millrace.contracts.settings import Settings
 from millrace.delays.completeness import Clicks, Curve, by_group, by_window, points, quantiles
 from millrace.delays.report import Trial, curve_plot, parts_of, rows_of, trial_of, trials_plot, verdict_of
 from millrace.delays.segments import grouped_by, slots_of
-from millrace.delays.spans import span_name
 from millrace.delays.trials import (
     IMMEDIATE,
     Setting,
@@ -54,6 +53,7 @@ from millrace.replay.logfeatures import Labels, LogFeatures, LogRows
 from millrace.replay.reading import Log, name_of_log, reading, told
 from millrace.replay.run import BATCH_ROWS, THREADS
 from millrace.reports import make_folder, say, show, surroundings, write_all
+from millrace.reports.spans import span_name
 
 WINDOWS = (10_000, 60_000, 300_000, 900_000, 3_600_000, 86_400_000)
 MOST_SLOTS = 20

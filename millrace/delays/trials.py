@@ -22,10 +22,10 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from millrace.contracts.schema import Schema
-from millrace.delays.spans import span_name
 from millrace.labels import policy_named
 from millrace.replay.known import Model, Samples
 from millrace.replay.logfeatures import Labels, LogRows
+from millrace.reports.spans import span_name
 
 IMMEDIATE = "immediate"
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.contracts.clock import DAY_MS
 from millrace.freshness.measure import Figure, Measured
 from millrace.freshness.plots import arms_plot, gains_plot, staleness_plot
 from millrace.freshness.words import BASELINE, DAY_OLD, LIVE, RETRAINED, Late, how_often, named, verdict
@@ -20,8 +21,6 @@ from millrace.reports import Plot
 
 DIGITS = 6
 """Of figures in the files. Sums are exact to more, see :mod:`millrace.freshness.bootstrap`."""
-
-DAY_MS = 86_400_000
 
 Places = NDArray[np.intp]
 Row = dict[str, Any]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from millrace.freshness.measure import Figure, Measured
 from millrace.offline.follow import BATCH, DAILY, NEVER
 from millrace.replay.clustered import FEW
+from millrace.reports.spans import span_name
 
 RETRAINED, BASELINE = "retrained daily", "item's smoothed rate"
 LIVE, DAY_OLD = "live", "day-old"
@@ -36,12 +37,6 @@ def number(value: float) -> str:
     return f"{abs(value):.4f}".removeprefix("0")
 
 
-def span(ms: float) -> str:
-    """A length of time: ``10 s``, ``1 min``, ``1.5 h``."""
-    size, unit = next(((s, u) for s, u in ((3_600_000, "h"), (60_000, "min")) if ms >= s), (1000, "s"))
-    return f"{ms / size:.3g} {unit}"
-
-
 @dataclass(frozen=True, slots=True)
 class Late:
     """How many clicks came too late to be learnt from as early as they are here."""
@@ -52,7 +47,7 @@ class Late:
 
     @property
     def said(self) -> str:
-        share = f"{100 * self.share:.1f}% of the clicks came later than {span(self.finest_ms)}"
+        share = f"{100 * self.share:.1f}% of the clicks came later than {span_name(self.finest_ms)}"
         return f"taken as known right after the exposure, but {share}"
 
 

@@ -121,21 +121,9 @@ def named_outcome(column: Column) -> str | None:
     """The word of the name that says so, if one does."""
     found = [token for token in column.tokens if token in _NAMES]
     counts = {
-        "num",
-        "nb",
-        "number",
-        "cnt",
-        "count",
-        "counts",
-        "avg",
-        "mean",
-        "rate",
-        "total",
-        "since",
-        "last",
-        "previous",
+        "num", "nb", "number", "cnt", "count", "counts", "avg", "mean", "rate", "total", "since", "last", "previous",
         "history",
-    }
+    }  # fmt: skip
     return found[0] if found and not counts & set(column.tokens) else None
 
 

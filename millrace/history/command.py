@@ -13,12 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from millrace.contracts.clock import DAY_MS
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.history.attempt import attempt
 from millrace.history.into import Left, Tick, check_schema, leave_within
 from millrace.history.lines import Lines
-from millrace.history.people import DAY_MS
 from millrace.processes.wall import event_now_ms
 from millrace.replay.reading import reading
 

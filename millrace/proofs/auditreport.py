@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from millrace.contracts.samples import KIND_NAMES
 from millrace.proofs.audit import LABEL, Audit, Leak
-from millrace.reports import MAIN, QUIET, SECOND, Plot, canvas, say, show, write_all
+from millrace.reports import MAIN, QUIET, SECOND, Plot, canvas, lines_canvas, say, show, write_all
 
 _BARS = 120
 _NAMED = 20  # leaks that are drawn
@@ -89,13 +89,9 @@ def _value(leak: Leak, value: Any) -> str:
 
 def _leaks_plot(found: Audit) -> Plot:
     shown = found.leaks[:_NAMED]
-    figure, axes = canvas()
-    figure.set_size_inches(8, 1.2 + 0.26 * len(shown))
+    figure, axes = lines_canvas([leak.name for leak in shown])
     axes.barh(range(len(shown)), [leak.count for leak in shown], color=SECOND, height=0.6)
-    axes.set_yticks(range(len(shown)), [leak.name for leak in shown])
-    axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color="#e4e8ea", lw=0.8)
     axes.set_xlabel("differing values, all times together")
     left = f" The first {_NAMED} of {len(found.leaks)}." if len(found.leaks) > _NAMED else ""
     caption = "What changed though it was known already. Of a feature, the first rows that differ are counted."

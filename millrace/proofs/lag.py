@@ -79,13 +79,8 @@ class KeyEvents:
         page: NDArray[np.intp],
         windows: Windows,
     ) -> None:
-        self.events, self._partition, self._message, self._page, self._windows = (
-            events,
-            partition,
-            message,
-            page,
-            windows,
-        )
+        self.events, self._windows = events, windows
+        self._partition, self._message, self._page = partition, message, page
         width = events.keys.shape[1]
         flat = events.keys.reshape(-1)
         order = np.argsort(flat, kind="stable")
@@ -156,9 +151,8 @@ def _moved_in_pairs(
     tables = len(partitions) * (len(partitions) - 1) * _ROUNDS  # at most: each pair, from two starts
     most = min(_MOST_CUTS, max(1, math.isqrt(MOST_DIFFERENCES // (tables * len(cells))) - 1))
     rank = np.zeros(len(cell), np.intp)  # of an event's message in its partition, newest first
-    sums: list[
-        NDArray[np.float64]
-    ] = []  # of each partition (cuts, cells): what its newest messages hold, whole numbers
+    # Of each partition (cuts, cells): what its newest messages hold. Whole numbers.
+    sums: list[NDArray[np.float64]] = []
     start: list[int] = []
     for p in partitions:
         mine = np.flatnonzero(near.partition == p)

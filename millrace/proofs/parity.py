@@ -87,8 +87,9 @@ def _merits(
 
     tick("a model on the features as logged")
     logged = parts(pages.cat, pages.num)
-    gaps = {cause: gap_of(logged, logged, label, user) for cause in (Cause.REPLAY, *present(found))[-1:]}  # as logged
-    for cause in (Cause.REPLAY, *present(found))[:-1]:
+    *causes, last = Cause.REPLAY, *present(found)
+    gaps = {last: gap_of(logged, logged, label, user)}  # with all causes every value is as logged
+    for cause in causes:
         tick(f"a model on those as replayed, but for causes up to: {cause.name.lower().replace('_', ' ')}")
         cat = np.where(found.cat_cause <= cause, pages.cat, found.cat)
         replayed = parts(cat, np.where(found.num_cause <= cause, pages.num, found.num))

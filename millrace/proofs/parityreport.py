@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.contracts.merit import known
 from millrace.proofs.archived import Archived
 from millrace.proofs.causes import Cause, Compared
 from millrace.proofs.lag import spread
 from millrace.replay.clustered import Gap
-from millrace.reports import MAIN, QUIET, SECOND, Plot, canvas, say, show, write_report
+from millrace.reports import MAIN, QUIET, SECOND, Plot, lines_canvas, say, show, write_all
 
 MOST_GAP = 0.001
 """By how much the two progressive AUCs may differ."""
@@ -81,8 +81,8 @@ def make_report(archived: Archived, found: Compared, gaps: Mapping[Cause, Gap], 
                 "samples": int(np.count_nonzero(in_cat.any(axis=1) | in_num.any(axis=1))),
                 "values": int(in_cat.sum() + in_num.sum()),
                 "share_then_equal": None if cause is Cause.UNEXPLAINED else reached / m,
-                "auc_gap_then": _plain(gaps[cause].value),
-                "auc_gap_then_half": _plain(gaps[cause].half),
+                "auc_gap_then": known(gaps[cause].value),
+                "auc_gap_then_half": known(gaps[cause].half),
                 "features": _tally(layout.cat_names, in_cat) | _tally(layout.num_names, in_num),
             }
         )
@@ -100,10 +100,10 @@ def make_report(archived: Archived, found: Compared, gaps: Mapping[Cause, Gap], 
         "causes": causes,
         "unexplained": _unexplained(archived, found),
         "feed_lag": {side: spread(lags) for side, lags in found.lags_ms.items()},
-        "auc_logged": _plain(auc[0]),
-        "auc_replayed": _plain(auc[1]),
-        "auc_gap": _plain(gap.value),
-        "auc_gap_half": _plain(gap.half),
+        "auc_logged": known(auc[0]),
+        "auc_replayed": known(auc[1]),
+        "auc_gap": known(gap.value),
+        "auc_gap_half": known(gap.half),
         "auc_agrees": math.isfinite(gap.value) and abs(gap.value) <= MOST_GAP,
     }
     return {"verdict": verdict_of(report)} | report
@@ -157,9 +157,7 @@ def write_parity(out: Path, report: Report, archived: Archived, found: Compared,
     page |= {"events_without_sent_ms": report["events_without_sent_ms"]}
     page |= {"causes": _ladder(report), "features_by_key": _by_key(archived, found)}
     page |= {"feed_lag": lag, "unexplained": _named(report)}
-    for name, said in (("report.json", report), ("run.json", run)):
-        (out / name).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-    write_report(out, page, run, [plot for plot in plots if plot is not None], "Live and replay: parity")
+    write_all(out, report, run, [plot for plot in plots if plot is not None], "Live and replay: parity", page=page)
 
 
 def print_parity(report: Mapping[str, Any]) -> None:
@@ -276,21 +274,16 @@ def _interval(gap: float, half: float | None) -> str:
     return f"{gap:+.4f}" + ("" if half is None else f" ± {half:.4f}")
 
 
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 # ---------------------------------------------------------------------- plots
 
 
 def _rows_plot(texts: list[str]) -> tuple[Any, Any]:
-    """An empty picture with a line for each text."""
-    figure, axes = canvas()
+    """An empty picture with a line for each text, wider than others: the texts are long."""
+    figure, axes = lines_canvas(texts)
     figure.set_size_inches(10, 1.1 + 0.32 * len(texts))
-    axes.set_yticks(range(len(texts)), texts, fontsize=9)
+    axes.tick_params(axis="y", labelsize=9)
     axes.set_ylim(len(texts) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color="#e4e8ea", lw=0.8)
     return figure, axes
 
 

@@ -18,6 +18,7 @@ from millrace.reports.plots import (
     dots_plot,
     hours_plot,
     interval_plot,
+    lines_canvas,
 )
 from millrace.reports.terminal import say, show
 
@@ -37,6 +38,7 @@ __all__ = [
     "dots_plot",
     "hours_plot",
     "interval_plot",
+    "lines_canvas",
     "make_folder",
     "name_of",
     "say",

@@ -69,11 +69,18 @@ def write_all(
     plots: Sequence[Plot],
     title: str,
     verdict: str | None = None,
+    page: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes report.json, run.json, report.html and the plots. ``curves`` of a report are for its plots alone."""
+    """Writes report.json, run.json, report.html and the plots.
+
+    Args:
+        page: what of the report stands on its page, laid out for people (default: all but ``curves``, which are for the
+            plots alone).
+    """
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (out / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    write_report(out, {k: v for k, v in report.items() if k != "curves"}, run, plots, title, verdict)
+    shown = {k: v for k, v in report.items() if k != "curves"} if page is None else page
+    write_report(out, shown, run, plots, title, verdict)
 
 
 def write_report(

@@ -70,15 +70,11 @@ def calibration_plot(p: NDArray[np.float32], y: NDArray[Any], bins: int = 20) ->
 
 def interval_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]], measure: str) -> Plot:
     """Means and 95% intervals of ``measure``, one line a row; rows of the same ``inputs`` share a colour."""
-    figure, axes = canvas()
-    figure.set_size_inches(8, 1.2 + 0.26 * len(rows))
+    figure, axes = lines_canvas([f"{r.get('way') or r['model']} ({r['inputs']})" for r in rows])
     colours = dict(zip(dict.fromkeys(r["inputs"] for r in rows), (MAIN, SECOND, _INK), strict=False))
     for i, row in enumerate(rows):
         half = row[f"{measure}_ci"]
         axes.errorbar(row[measure], i, xerr=half, fmt="o", ms=4, color=colours[row["inputs"]], capsize=2)
-    axes.set_yticks(range(len(rows)), [f"{r.get('way') or r['model']} ({r['inputs']})" for r in rows])
-    axes.invert_yaxis()
-    axes.grid(axis="x", color="#e4e8ea", lw=0.8)
     axes.set_xlabel(name_of(measure))
     return Plot(name, caption, figure)
 
@@ -224,4 +220,14 @@ def canvas() -> tuple[Figure, Any]:
     axes.tick_params(colors=_INK)
     axes.grid(axis="y", color="#e4e8ea", lw=0.8)
     axes.set_axisbelow(True)
+    return figure, axes
+
+
+def lines_canvas(texts: Sequence[str]) -> tuple[Figure, Any]:
+    """A picture with a line for each text, from above: :func:`canvas` for intervals or bars that lie side by side."""
+    figure, axes = canvas()
+    figure.set_size_inches(8, 1.2 + 0.26 * len(texts))
+    axes.set_yticks(range(len(texts)), texts)
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#e4e8ea", lw=0.8)
     return figure, axes
