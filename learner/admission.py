@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 _CELLS = 1 << 22
 _HALVING = _CELLS // 4  # a quarter full: an id is taken for an earlier one in some 2% of cases
+MOST_COUNTED = 3 * _HALVING
+"""Sum of a row of counters at most: twice the halving, since what is left of all before is less, and a batch."""
 _MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 
 

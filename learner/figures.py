@@ -7,14 +7,16 @@ import json
 import math
 import time
 from collections import Counter as Tally
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from learner.served import Figures, Served
 from learner.trainer import Trainer
+from learner.verdicts import CHECKS
 from millrace.contracts.events import ARMS
 from millrace.contracts.merit import known
 
@@ -53,7 +55,32 @@ RETRIEVAL_REFUSED = Gauge("millrace_learner_retrieval_refused", "Clicks that the
 HELD_UP = Histogram("millrace_snapshot_holds_up_seconds", "Times for which copying a snapshot held learning up.")
 LAG = Gauge("millrace_learner_lag", "Messages of samples not yet read.", ["partition"])
 
-_COUNTS = {"trained": TRAINED, "repeated": REPEATED, "follow_ups": FOLLOW_UPS, "refused": REFUSED}
+# The gate: what learner/promotion.py decided.
+VERDICTS = Counter("millrace_gate_verdicts_total", "Verdicts of the gate by check.", ["check", "verdict"])
+STATE = Gauge("millrace_gate_state", "1 for the state that the gate is in.", ["state"])
+PROMOTED_AT = Gauge("millrace_gate_last_promotion_timestamp_seconds", "Unix time of the newest promotion.")
+PROMOTED = Gauge("millrace_gate_promoted_version", "Newest version that the gate promoted.")
+QUARANTINED = Counter("millrace_quarantined_rows_total", "Samples that were put into quarantine.", ["check"])
+IN_QUARANTINE = Gauge("millrace_quarantine_rows", "Samples that are in quarantine now.")
+ENDED = Counter("millrace_quarantine_ended_rows_total", "Samples that left quarantine: learnt, or discarded.", ["how"])
+HELD_OUT = Counter("millrace_samples_held_out_total", "Samples of held-out pages, never learnt from.")
+TAUGHT_OUT = Counter("millrace_teach_limited_rows_total", "Samples beyond what one id may teach in an hour; dropped.")
+SET_ASIDE = Counter("millrace_samples_set_aside_total", "Samples that a person's way back took out of the model.")
+TAKEN_BACK = Counter("millrace_samples_taken_back_total", "Samples learnt from, and taken out by a way back.")
+WAY_BACK = Counter("millrace_way_back_total", "Returns to a promoted state, by who asked.", ["by"])
+HELDOUT_ROWS = Gauge("millrace_heldout_rows", "Held-out samples that snapshots are judged by.")
+HELDOUT_AUC = Gauge("millrace_heldout_auc", "AUC on held-out samples of the newest model, and the anchor.", ["model"])
+HELDOUT_LOSS = Gauge("millrace_heldout_log_loss", "Log loss on the same samples.", ["model"])
+
+_COUNTS = {
+    "trained": TRAINED,
+    "repeated": REPEATED,
+    "follow_ups": FOLLOW_UPS,
+    "refused": REFUSED,
+    "held_out": HELD_OUT,
+    "over_limit": TAUGHT_OUT,
+    "set_aside": SET_ASIDE,
+}
 _BY_ARM = {
     "auc": ROLLING_AUC,
     "baseline_auc": BASELINE_AUC,
@@ -62,11 +89,37 @@ _BY_ARM = {
     "calibration": CALIBRATION,
     "click_rate": CLICK_RATE,
 }
+_BY_LABEL = {"quarantined": QUARANTINED, "way_back": WAY_BACK}
+"""Counts of a trainer that are told apart, as ``quarantined:CHECK``."""
+
 _QUIET_SECONDS = 60.0
 
+STATES = ("promoting", "probation", "blocked", "held")
+"""Of the gate: see :mod:`learner.promotion`."""
+
+VERDICT_NAMES = ("passed", "refused", "unjudged")
+WAYS_BACK = ("gate", "person")
+"""Who asks for a way back."""
+
+_HELDOUT = {"newest": ("auc", "log_loss"), "anchor": ("anchor_auc", "anchor_log_loss")}
+"""Of which model, and what :class:`~learner.heldout.Judgement` calls its figures."""
+
 _RETRIEVAL = (RETRIEVAL_LOSS, RETRIEVAL_CLICKS, RETRIEVAL_REFUSED)
-for _gauge in (LEARNING_AUC, LEARNING_LOSS, LEARNING_CALIBRATION, VERSION, *_RETRIEVAL):
+for _gauge in (LEARNING_AUC, LEARNING_LOSS, LEARNING_CALIBRATION, VERSION, PROMOTED, PROMOTED_AT, *_RETRIEVAL):
     _gauge.set(math.nan)  # no value until there is one
+for _model in _HELDOUT:
+    HELDOUT_AUC.labels(_model).set(math.nan)
+    HELDOUT_LOSS.labels(_model).set(math.nan)
+# From 0 on, so that the first of a kind is an increase too.
+for _state in STATES:
+    STATE.labels(_state).set(0)
+for _check in CHECKS:
+    QUARANTINED.labels(_check)
+    VERDICTS.labels(_check, "refused")
+for _by in WAYS_BACK:
+    WAY_BACK.labels(_by)
+for _how in ("released", "discarded"):
+    ENDED.labels(_how)
 for _arm in ARMS:
     SERVED_ROWS.labels(_arm).set(0)
     for _gauge in _BY_ARM.values():
@@ -80,22 +133,41 @@ class Board:
         trainer: with its counts so far, which are not shown: they are an earlier process's.
         history: the file that gets a line whenever something was learnt since the last.
         clock: seconds that only grow.
+        wall: Unix time in seconds.
     """
 
-    def __init__(self, trainer: Trainer, history: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._trainer, self._history, self._clock = trainer, history, clock
+    def __init__(
+        self,
+        trainer: Trainer,
+        history: Path,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._trainer, self._history, self._clock, self._wall = trainer, history, clock, wall
         self._shown = self._counted()
+        self._verdicts: Tally[tuple[str, str]] = Tally()
+        self._promoted: object = None  # the newest promotion that was shown
         self._told = -1
         self._loud_again = -math.inf
 
-    def show(self) -> None:
-        """Sets every metric of the trainer, and writes a line of history if something was learnt."""
+    def show(
+        self, gate: Mapping[str, Any] | None = None, verdicts: Mapping[tuple[str, str], int] | None = None
+    ) -> None:
+        """Sets every metric of the trainer, and writes a line of history if something was learnt.
+
+        Args:
+            gate: ``state`` of :class:`learner.promotion.Promotion`; None: there is no gate.
+            verdicts: its verdicts so far, by check and verdict.
+        """
         trainer = self._trainer
         counts = self._counted()
         new = counts - self._shown
+        TAKEN_BACK.inc(max(0, self._shown["trained"] - counts["trained"]))  # counters cannot fall
         self._shown = counts
         for name, counter in _COUNTS.items():
             counter.inc(new[name])
+        if gate is not None:
+            self._show_gate(gate, Tally(verdicts or {}), new)
         NOT_FINITE.inc(new["not_finite"])
         DROPPED.inc(new["dropped"])
         self._warn(new)
@@ -122,6 +194,33 @@ class Board:
         }
         with self._history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def _show_gate(self, gate: Mapping[str, Any], verdicts: Tally[tuple[str, str]], new: Tally[str]) -> None:
+        """The gate's metrics. ``new`` is what the trainer has counted since the last time."""
+        for (check, verdict), n in (verdicts - self._verdicts).items():
+            VERDICTS.labels(check, verdict).inc(n)
+        self._verdicts = verdicts
+        for state in STATES:
+            STATE.labels(state).set(state == gate["state"])
+        version = gate["promoted_version"]
+        known_version = version is not None and version >= 0
+        PROMOTED.set(version if known_version else math.nan)
+        newest = (version, gate["promoted_ms"])
+        if known_version and newest != self._promoted:
+            self._promoted = newest
+            PROMOTED_AT.set(self._wall())
+        IN_QUARANTINE.set(gate["quarantined_rows"])
+        for name, n in new.items():
+            what, _, label = name.partition(":")
+            if what in _BY_LABEL and label:
+                _BY_LABEL[what].labels(label).inc(n)
+        for how in ("released", "discarded"):
+            ENDED.labels(how).inc(new[how])
+        heldout = gate["heldout"]
+        HELDOUT_ROWS.set(heldout.get("rows", 0))
+        for model, (auc, loss) in _HELDOUT.items():
+            HELDOUT_AUC.labels(model).set(_number(heldout.get(auc)))
+            HELDOUT_LOSS.labels(model).set(_number(heldout.get(loss)))
 
     def _counted(self) -> Tally[str]:
         counts = self._trainer.counts.copy()
@@ -156,6 +255,10 @@ def _show_served(served: Served) -> dict[str, Figures]:
         SEGMENT_LOSS.labels(name).set(own.log_loss)
         SEGMENT_CALIBRATION.labels(name).set(own.calibration)
     return arms
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _known(figures: Figures | None) -> dict[str, float | None]:

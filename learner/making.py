@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import structlog
 
 from learner.model import OnlineModel
 from learner.overlay import Allocate
@@ -15,9 +16,35 @@ from learner.ownclass import is_own
 from learner.ownserving import OwnServing, OwnWriter
 from learner.serving import ServingModel
 from learner.staging import ModelWriter
+from learner.tower import Sides
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
 from millrace.versions.image import Array, Image
+
+log = structlog.get_logger("learner")
+
+RETRIEVAL_WIDTH = 32
+"""Of the vectors of the retrieval head, where ``model_spec`` names no other width."""
+
+
+def wanted_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
+    """The entries of the model's spec that a learner asks for: those of the settings, and a retrieval head where the
+    schema has users and items.
+
+    Raises:
+        SettingError: see :meth:`Settings.spec`.
+    """
+    if is_own(settings.model):
+        log.info("a model of one's own has no retrieval head: recall does without vectors", model=settings.model)
+        return {"settled_minutes": settings.attribution_minutes} | settings.spec()
+    fits = Sides.fits(schema)
+    if not fits:
+        log.warning("no retrieval head: the schema has no fields of users, or none of items")
+    return {
+        "settled_minutes": settings.attribution_minutes,
+        "retrieval_width": RETRIEVAL_WIDTH if fits else 0,
+    } | settings.spec()
 
 
 def model_of(schema: Schema, spec: Mapping[str, Any], seed: int, *, live: bool = False) -> OnlineModel | OwnModel:

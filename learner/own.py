@@ -300,6 +300,11 @@ class OwnModel:
         state["clock"] = np.array([self.newest_ms, self.seed], np.int64)
         return state
 
+    def around(self) -> dict[str, Array]:
+        """What scorers and later steps depend on besides the state of the class, which was looked at when it was taken.
+        Shares memory with the model."""
+        return {"delays/weights": self._delay_weights.numpy(), "newest_ms": np.array([self.newest_ms], np.int64)}
+
     def _fresh_delays(self) -> tuple[Tensor, Delays]:
         """The model of click delays that the weights of some label policies depend on; as registered models have it."""
         weights = torch.zeros(SIZE)

@@ -7,6 +7,7 @@ negative and its later correction are two samples.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,16 @@ _SALT = salt("sample")
 
 def page_hashes(batch: SampleBatch) -> NDArray[np.uint64]:
     """The hash of each row's page. (B,)"""
-    return column_hash(np.array(batch.request, object))[batch.page]
+    if len(batch.request) <= len(batch):
+        return _hashes(batch.request)[batch.page]
+    used, page = np.unique(batch.page, return_inverse=True)  # few rows of many pages: requests stay whole in a take
+    return _hashes(tuple(batch.request[i] for i in used.tolist()))[page]
+
+
+@lru_cache(maxsize=4)
+def _hashes(request: tuple[str, ...]) -> NDArray[np.uint64]:
+    """(R,) Several ask it of a message, one after another. To be read only."""
+    return column_hash(np.array(request, object))
 
 
 def exposure_ids(batch: SampleBatch, pages: NDArray[np.uint64] | None = None) -> NDArray[np.uint64]:

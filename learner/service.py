@@ -28,19 +28,22 @@ import torch
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 
+from learner.admin import Admin
+from learner.adopting import SHADOW, shadow_found
 from learner.evolve import evolve, read_columns
 from learner.figures import DELTA_BYTES, DELTAS, HELD_UP, LAG, LEARN_SECONDS, SKIPPED, SNAPSHOTS, VERSION, Board
 from learner.formersamples import FormerSamples
-from learner.making import model_of
+from learner.gatestate import keep_gate, resume_gate
+from learner.making import model_of, wanted_spec
 from learner.ownclass import is_own
 from learner.progressive import Progressive
+from learner.promotion import QUARANTINED, Checks, Promotion, Published
 from learner.publisher import Publisher
 from learner.repeats import Repeats
 from learner.segments import Segments, parse_segments
 from learner.served import Served
-from learner.slices import merge
+from learner.slices import Part, merge
 from learner.tenure import HEARTBEAT_SECONDS, Tenure
-from learner.tower import Sides
 from learner.trainer import Clicks, Trainer
 from learner.verbs import Learning
 from learner.versions import (
@@ -48,16 +51,17 @@ from learner.versions import (
     Found,
     Progress,
     Versions,
+    adopted,
+    asked,
     newest_sound,
     same_head,
     same_shape,
     without_head,
-    write_root,
 )
 from learner.warm import warm_up
 from learner.writer import End, SnapshotWriter
 from millrace.contracts import schemabook
-from millrace.contracts.errors import SchemaError, SnapshotError, StoreError, one_line
+from millrace.contracts.errors import MillraceError, SchemaError, SettingError, SnapshotError, StoreError, one_line
 from millrace.contracts.events import DeadLetter, letter_bytes
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
@@ -81,14 +85,16 @@ _HOUR_MS = 3_600_000
 _OUTAGE_MS = 300_000
 """Wall time for which repeated samples are recognised at least, however fast event time runs."""
 
-RETRIEVAL_WIDTH = 32
-"""Of the vectors of the retrieval head, where ``model_spec`` names no other width."""
-
 _FAILURES = 3
 """Snapshots or deltas in succession that cannot be written before the role ends. A disk may be full for a moment; a
 learner whose work is nowhere kept must not seem to be well."""
 
 _LAST_SNAPSHOT_S = 600.0
+
+REPAIRED = "repair"
+"""What the store of repaired models is called, beside ``models``."""
+_GATE_SECONDS = 600.0
+"""How often what the gate knows is kept at least: some 40 MB, most of it held-out pages."""
 
 
 @dataclass(slots=True)
@@ -109,14 +115,17 @@ class Learner:
 
     def __init__(self, settings: Settings, schema: Schema) -> None:
         self.settings = settings
-        self.store = ModelStore(settings.place("models"))
+        self.store = ModelStore(settings.place("models"), keep_ms=round(settings.keep_minutes * 60_000))
         self.offsets: dict[int, int] = {}
         self._logs: dict[str, str] = {}  # ids of the topics that the offsets are of
         wanted = wanted_spec(settings, schema)
 
-        def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Learning:
-            return _going_on(note, parts, schema, wanted, settings)
+        self._schema, self._wanted = schema, wanted
 
+        def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Learning:
+            return _going_on(note, parts, schema, asked(note, wanted), settings)
+
+        self._build = build
         found = newest_sound(self.store, schema.id, wanted, build, settings.evolve)
         model = model_of(schema, wanted, settings.seed, live=True) if found is None else found.model
         keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + _HOUR_MS
@@ -128,7 +137,9 @@ class Learner:
         self.found = found
         if found:
             self._resume(found)
+        self._adopted: Any = found.note.extra.get("adopted") if found and not asked(found.note, wanted) else None
         self.versions = Versions(model)
+        self.promotion = self._promotion()
         self._board = Board(self.trainer, settings.folder("learner") / "history.jsonl")
         self._former = FormerSamples(schema, SchemaBook(settings.place(schemabook.PLACE), writes=False))
         self._kinds = Kinds()  # of messages that could not be used
@@ -137,11 +148,22 @@ class Learner:
         self._writing = False  # whether the writer has not yet told what became of a snapshot
         self._failures = 0
         self._unpublished: list[tuple[int, int]] = []  # (wall time of a step, its clicks) since the last delta
+        self._gate_saved = ("", 0.0)  # state of the gate when it was kept last, and when (monotonic seconds)
+        self._said: dict[str, Any] = {}  # what the admin port says of the gate
         # From run() on:
+        self._reader: KafkaConsumer
+        self._admin: Admin
         self.tenure: Tenure
         self._publisher: Publisher
         self._writer: SnapshotWriter
         self._due: _Due
+
+    def _promotion(self) -> Promotion:
+        checks = Checks.of(self.settings, self._schema) if self.settings.gate else None
+        return Promotion(
+            *(self.trainer, self.versions, self.store, checks),
+            *(self._build, self._progress, self._behind_newest, self._settle),
+        )
 
     def _resume(self, found: Found) -> None:
         note = found.note
@@ -161,19 +183,15 @@ class Learner:
         keep = self.store.write_delta if self.settings.delta_bodies == "store" else None
         self.versions = Versions(self.trainer.model, tenure.epoch, tenure.claimant, highest, keep)
         self._know_log(topic_ids(self.settings).get(SAMPLES, ""))
-        reader = make_reader(self.settings, SAMPLES, self.offsets)
+        self.promotion = self._promotion()
+        resume_gate(self.settings, self.promotion)
+        self.promotion.begin(self.found)
+        reader = self._reader = make_reader(self.settings, SAMPLES, self.offsets)
+        self._admin = Admin(self.settings, lambda: self._said)
         try:
-            root = write_root(
-                self.store,
-                self.versions,
-                self._progress(),
-                self.trainer.snapshot(False),
-                wall_ms(),
-                **publisher.behind_newest()(),
-            )
+            root = self.promotion.start(self.found, wall_ms())
             tenure.check()
-            publisher.snapshot(root)
-            _shown(root)
+            self._send(root)
             self._writer = SnapshotWriter(self.store, publisher.snapshot, publisher.forget_before)
             try:
                 READY.set(1)
@@ -190,6 +208,7 @@ class Learner:
                 READY.set(0)
             self._writer.close()
         finally:
+            self._admin.close()
             reader.close()
 
     def _know_log(self, now: str) -> None:
@@ -229,6 +248,8 @@ class Learner:
                 due.delta = now + settings.delta_seconds
                 due.dense = now + settings.dense_seconds if now >= due.dense else due.dense
                 due.retrieval = now + settings.retrieval_seconds if now >= due.retrieval else due.retrieval
+            self.promotion.release_some()
+            self._obey()
             self._look_at_snapshots(now)
             if now >= due.heartbeat:
                 self._publisher.still_here(Claim(self.tenure.epoch, self.tenure.claimant))
@@ -261,7 +282,7 @@ class Learner:
                             f"samples of {batch.cat.shape[1]} + {batch.num.shape[1]} features",
                             "give stream and learner one schema",
                         )
-                    self.trainer.take(batch, partition.partition, record.timestamp or 0)
+                    self.trainer.take(batch, partition.partition, record.timestamp or 0, record.offset)
                 except SchemaError as error:
                     SKIPPED.labels("unreadable").inc()
                     self._kinds.note("bad-samples", f"partition {partition.partition}, offset {record.offset}: {error}")
@@ -281,21 +302,19 @@ class Learner:
         learnt = False
         while True:
             began = time.perf_counter()
-            report = self.trainer.step(drain)
+            report = self.promotion.step(drain)
             if report is None:
                 return learnt
             learnt = True
             LEARN_SECONDS.observe(time.perf_counter() - began)
-            if report.skipped is not None:
+            if report.skipped is not None and report.skipped != QUARANTINED:
                 SKIPPED.labels(report.skipped).inc()
                 log.error("batch refused, weights untouched", reason=report.skipped, loss=report.loss)
-            clicks = self.trainer.take_clicks()
-            if report.skipped is None and report.rows:
+            for clicks in self.promotion.take_clicks():
                 self._learnt(clicks)
             self._copy_slice()
 
     def _learnt(self, clicks: Clicks) -> None:
-        self.versions.learnt(clicks.sent_ms)
         now_ms = wall_ms()
         joined_ms = clicks.joined_ms[clicks.joined_ms > 0]  # some brokers do not say when a message was made
         CLICK_STAGE.observe(np.maximum(now_ms - joined_ms, 0) / 1000, label="learnt")
@@ -303,12 +322,13 @@ class Learner:
 
     def _progress(self) -> Progress:
         counts = dict(self.trainer.counts)
-        return Progress(
-            counts.get("trained", 0),
-            dict(self.offsets),
-            self._logs,
-            {"counts": counts, "columns": msgspec.to_builtins(self.trainer.model.columns)},
-        )
+        extra = {"counts": counts, "columns": msgspec.to_builtins(self.trainer.model.columns)}
+        extra |= {"quarantine": {"released": self.promotion.released}}
+        if (checks := self.promotion.checks) is not None:
+            extra["heldout"] = checks.heldout.told  # a shadow holds out the same pages
+        if self._adopted is not None:
+            extra["adopted"] = self._adopted
+        return Progress(counts.get("trained", 0), dict(self.offsets), self._logs, extra)
 
     # -- deltas ----------------------------------------------------------------------------------------------
 
@@ -316,7 +336,7 @@ class Learner:
         """The next delta, if something was learnt. One that is lost is mended by a snapshot, which is due at once."""
         self.tenure.check()
         try:
-            found = self.versions.delta(self._progress(), wall_ms(), dense, retrieval)
+            found = self.promotion.delta(wall_ms(), dense, retrieval)
         except StoreError as error:
             self._failed(error)
             self._due.snapshot = 0.0
@@ -326,16 +346,25 @@ class Learner:
             self._due.snapshot = 0.0
             return
         if found is not None:
-            note, body = found
-            self._publisher.delta(note, body)
-            VERSION.set(note.version)
-            waited_ms = [max(0, note.published_ms - learnt_ms) for learnt_ms, _ in self._unpublished]
-            CLICK_STAGE.observe(np.array(waited_ms) / 1000, [clicks for _, clicks in self._unpublished], "published")
-            self._unpublished.clear()
-            DELTAS.inc()
-            DELTA_BYTES.inc(len(body))
+            self._send(found)
         if self._publisher.take_lost():
             self._due.snapshot = 0.0
+
+    def _send(self, found: Published) -> None:
+        """Sends a version; a root lies in the store already."""
+        note = found.note
+        VERSION.set(note.version)
+        if found.body is None:
+            self._publisher.snapshot(note)
+            SNAPSHOTS.inc()
+            self._unpublished.clear()
+            return
+        self._publisher.delta(note, found.body)
+        waited_ms = [max(0, note.published_ms - learnt_ms) for learnt_ms, _ in self._unpublished]
+        CLICK_STAGE.observe(np.array(waited_ms) / 1000, [clicks for _, clicks in self._unpublished], "published")
+        self._unpublished.clear()
+        DELTAS.inc()
+        DELTA_BYTES.inc(len(found.body))
 
     def _failed(self, error: StoreError) -> None:
         """Says that the store took something not; the next snapshot is the next try.
@@ -351,11 +380,18 @@ class Learner:
     # -- snapshots -------------------------------------------------------------------------------------------
 
     def _look_at_snapshots(self, now: float) -> None:
-        """Begins a snapshot when it is due, goes on with one, and hears what became of it."""
+        """Begins a snapshot when it is due, goes on with one, and hears what became of it. None is made of what the
+        gate, or a person, holds back."""
         self._hear()
-        if not self._writing and now >= self._due.snapshot:
+        if not self.promotion.publishing:
+            self._give_up()
+            return
+        wanted = now >= self._due.snapshot or self.promotion.snapshot_wanted
+        if not self._writing and wanted:
             self._due.snapshot = now + self.settings.snapshot_seconds
-            if self.versions.snapshot_due:
+            if self.versions.snapshot_due and self.versions.root_newest:
+                self._publish()
+            if self.versions.snapshot_due and self.promotion.publishing and not self.versions.root_newest:
                 self._begin()
         if self._copying is not None and self._copy_slice():
             self._learn(drain=True)  # so that the offsets say exactly what the weights have seen
@@ -367,14 +403,30 @@ class Learner:
             return
         self._writing = False
         if isinstance(outcome, StoreError):
-            if self._copying is not None:
-                self._copying.give_up()
-                self._copying = None
+            self._give_up()
+            self.promotion.written(None)
             self.versions.snapshot_lost()
             self._failed(outcome)
         else:
             self._failures = 0
+            self.promotion.written(outcome)
             SNAPSHOTS.inc()
+
+    def _give_up(self) -> None:
+        """The snapshot that is being copied will not be ended. Its files go with the next."""
+        if self._copying is not None:
+            self._copying.give_up()
+            self._copying, self._writing = None, False
+            self.versions.snapshot_lost()
+
+    def _behind_newest(self) -> dict[str, Any]:
+        return self._publisher.behind_newest()()
+
+    def _settle(self) -> None:
+        """Before the model is another one: a snapshot that is copied is given up, one that has its end is awaited."""
+        self._give_up()
+        if self._writing:
+            self._hear(_LAST_SNAPSHOT_S)
 
     def _begin(self) -> None:
         self._copying = self.versions.begin()
@@ -391,8 +443,16 @@ class Learner:
         HELD_UP.observe(time.perf_counter() - began)
         if part is None:
             return True
-        self._writer.give(part)
+        self._give(part)
         return False
+
+    def _give(self, part: Part) -> None:
+        """Gives a part to the writer, if all in it is sound."""
+        refusal = self.promotion.judge_part(part)
+        if refusal is None:
+            self._writer.give(part)
+        else:
+            self.promotion.snapshot_refused(refusal)
 
     def _finish(self) -> None:
         """Copies what is left, and ends the snapshot at a new version. Later, if the writer has no room now."""
@@ -400,33 +460,47 @@ class Learner:
             if not self._copy_slice():
                 continue
             self._publish()
-            self._end(self._copying)
+            if self._copying is not None:  # the delta passed
+                self._end(self._copying)
 
-    def _end(self, copying: Copying) -> None:
-        """The end of a snapshot, right behind a delta."""
+    def _end(self, copying: Copying) -> bool:
+        """The end of a snapshot, right behind a delta. Whether the gate let it pass."""
+        if not self.promotion.publishing:
+            self._give_up()
+            return False
         began = time.perf_counter()
-        last = copying.finish(self._progress(), self.trainer.snapshot(False), wall_ms())
+        refusal = self.promotion.judge_snapshot()
+        if refusal is None:
+            last = copying.finish(self._progress(), self.trainer.snapshot(False), wall_ms())
+            refusal = self.promotion.judge_part(last.part)
         HELD_UP.observe(time.perf_counter() - began)
-        self._writer.give(End(last, self._publisher.behind_newest()))
+        if refusal is not None:
+            self.promotion.snapshot_refused(refusal)
+            return False
+        self._flush_quarantine()  # offsets of the snapshot are behind what was refused
+        self._writer.give(End(self.promotion.ending(last), self._publisher.behind_newest()))
         self._copying = None
+        return True
 
     def _last_words(self, reader: KafkaConsumer) -> None:
-        """What was read is learnt, and all of it is in a last snapshot."""
+        """What was read is learnt, and is in a last snapshot. What is held back is in none: it is read again."""
         self._learn(drain=True)
         self._publish()
         if self._writing and self._copying is None:
             self._hear(_LAST_SNAPSHOT_S)
-        if self.versions.snapshot_due and self._copying is None:
+        may = self.promotion.publishing and not self.versions.root_newest
+        if may and self.versions.snapshot_due and self._copying is None:
             self._begin()
         if self._copying is not None:
-            while not self._copy_slice(wait=True):
+            while self._copying is not None and not self._copy_slice(wait=True):
                 pass
-            self._end(self._copying)
-            outcome = self._writer.outcome(_LAST_SNAPSHOT_S)
-            if isinstance(outcome, StoreError):
-                raise outcome
-            SNAPSHOTS.inc()
+            if self._copying is not None and self._end(self._copying):
+                outcome = self._writer.outcome(_LAST_SNAPSHOT_S)
+                if isinstance(outcome, StoreError):
+                    raise outcome
+                SNAPSHOTS.inc()
         self._report(reader)
+        self._keep_gate()
 
     def _report(self, reader: KafkaConsumer) -> None:
         """Metrics and history. A partition of which nothing came for ``idle_seconds``, though all was read, is silent:
@@ -435,31 +509,104 @@ class Learner:
         for partition, lag in lags.items():
             LAG.labels(str(partition)).set(lag)
         self.served.time.silent(p for p, lag in lags.items() if not lag and self._heard.get(p, quiet) <= quiet)
-        self._board.show()
+        self._said = self.promotion.status
+        if self.promotion.checks is None:
+            self._board.show()
+            return
+        self._board.show(self._said, self.promotion.verdicts)
+        state, kept_s = self._gate_saved
+        if self._said["state"] != state or time.monotonic() - kept_s > _GATE_SECONDS:
+            self._keep_gate()
 
+    # -- the gate --------------------------------------------------------------------------------------------
 
-def wanted_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
-    """The entries of the model's spec that this role asks for: those of the settings, and a retrieval head where the
-    schema has users and items.
+    def _flush_quarantine(self) -> None:
+        checks = self.promotion.checks
+        if checks is None:
+            return
+        try:
+            checks.quarantine.flush()
+        except StoreError as error:
+            log.error("quarantine cannot be written; it is tried again", error=one_line(error))
 
-    Raises:
-        SettingError: see :meth:`Settings.spec`.
-    """
-    if is_own(settings.model):
-        log.info("a model of one's own has no retrieval head: recall does without vectors", model=settings.model)
-        return {"settled_minutes": settings.attribution_minutes} | settings.spec()
-    fits = Sides.fits(schema)
-    if not fits:
-        log.warning("no retrieval head: the schema has no fields of users, or none of items")
-    return {
-        "settled_minutes": settings.attribution_minutes,
-        "retrieval_width": RETRIEVAL_WIDTH if fits else 0,
-    } | settings.spec()
+    def _keep_gate(self) -> None:
+        if self.promotion.checks is None:
+            return
+        self._gate_saved = (self.promotion.status["state"], time.monotonic())
+        self._flush_quarantine()
+        keep_gate(self.settings, self.promotion)
 
+    def _obey(self) -> None:
+        """Does what persons ask for at the admin port."""
+        while (command := self._admin.next()) is not None:
+            try:
+                said = self._do(command.name, command.args)
+            except MillraceError as error:
+                command.fail(error)
+                continue
+            self._said = self.promotion.status
+            command.answer(said | {"state": self._said["state"]})
 
-def _shown(note: Announcement) -> None:
-    VERSION.set(note.version)
-    SNAPSHOTS.inc()
+    def _do(self, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+        promotion = self.promotion
+        match name:
+            case "rollback":
+                note = self._to_go_back_to(args["version"])
+                gone = promotion.roll_back(note)
+                self._adopted = note.extra.get("adopted") if not asked(note, self._wanted) else None
+                self._publish()
+                return {"version": promotion.promoted_version, "content": note.version, "set_aside": gone}
+            case "adopt":
+                self._adopt(args["from"])
+                return {"version": promotion.promoted_version}
+            case "hold":
+                promotion.hold()
+                return {"version": promotion.promoted_version}
+            case "promote":
+                promotion.promote()
+                self._publish()
+                return {"version": promotion.promoted_version}
+        if promotion.checks is None:
+            raise SettingError("MILLRACE_GATE is false: nothing is in quarantine", "set it to true to judge samples")
+        if name == "release":
+            return {"entries": promotion.release(args["names"])}
+        return {"rows": promotion.discard(args["names"])}
+
+    def _to_go_back_to(self, version: int | None) -> Announcement:
+        """The snapshot of a version, or the newest that is older than what is served."""
+        notes = self.store.snapshots()
+        if version is None:
+            found = next((note for note in notes if note.place < self.promotion.origin), None)
+        else:
+            found = next((note for note in notes if note.version == version), None)
+        if found is None:
+            known = ", ".join(str(note.version) for note in notes)
+            which = "older than what is served" if version is None else f"of version {version}"
+            raise SnapshotError(f"there is no snapshot {which}", f"the store has versions {known}")
+        return found
+
+    def _adopt(self, source: str) -> None:
+        """Goes on with a model that was learnt elsewhere, from the samples behind it."""
+        if source == SHADOW:
+            found = shadow_found(self.settings, self._schema)
+        else:
+            repaired = newest_sound(
+                ModelStore(self.settings.place(REPAIRED), writes=False), self._schema.id, self._wanted, self._build
+            )
+            if repaired is None:
+                raise SnapshotError("there is no repaired model to adopt", "run 'millrace repair' first")
+            found = repaired
+        self.promotion.adopt(found)
+        self.trainer.begin_again(found.training)
+        self.promotion.begin(found)
+        self.offsets = {int(p): o for p, o in found.note.offsets.items()}
+        for tp in self._reader.assignment():
+            if tp.partition in self.offsets:
+                self._reader.seek(tp, self.offsets[tp.partition])
+            else:
+                self._reader.seek_to_beginning(tp)
+        self._adopted = adopted(source, found.note, self._wanted) if source == SHADOW else None
+        self._publish()
 
 
 def _going_on(

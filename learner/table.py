@@ -116,6 +116,11 @@ class SparseTable:
     def nbytes(self) -> int:
         return self.index.nbytes + self.admission.counts.nbytes
 
+    @property
+    def touched(self) -> RowNumbers:
+        """Rows touched since the last :meth:`changes`, each once; some may be free, or another id's, by now. (n,)"""
+        return np.concatenate([np.empty(0, np.int32), *self._touched])
+
     # -- a batch ---------------------------------------------------------------------------------------------
 
     def read(self, columns: Ids, learning: bool = False) -> Block:

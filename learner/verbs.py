@@ -92,6 +92,15 @@ class Verbs(Protocol):
         """
 
 
+class Predicting(Protocol):
+    """What is asked of a model by those who judge it by its predictions alone."""
+
+    schema: Schema
+    newest_ms: int
+
+    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
 class Learning(Protocol):
     """What trainer, versions and service ask of a model: :class:`~learner.model.OnlineModel`, or a model of one's own
     in :class:`~learner.own.OwnModel`. One thread at a time."""

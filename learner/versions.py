@@ -23,9 +23,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import structlog
 from numpy.typing import NDArray
@@ -56,12 +57,21 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Cuts:
+    """How a snapshot was learnt from the one at ``since``: its acts, as :mod:`learner.ledger` writes them."""
+
+    since: Place
+    acts: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Last:
     """The end of a snapshot: its last part, and what the manifest says."""
 
     part: Part
     own_hash: str | None  # None: a root
     meta: dict[str, Any]
+    cuts: Cuts | None = None
 
 
 class Copying:
@@ -124,6 +134,16 @@ class Versions:
         self._changed = False
         self._dense: dict[str, Array] | None = None  # as followers hold them
         self._dense_behind = self._head_behind = False
+        self._snapshot_version = self._root_version = -1
+        self.flushed: Callable[[], None] | None = None
+        """Told when the retrieval head has learnt what it kept waiting."""
+
+    def replace(self, model: Learning) -> None:
+        """Goes on with another model: one that followers hold as it is, or whose root comes next. Dense tensors and the
+        retrieval head go out again, in case that followers have older ones."""
+        self.model = model
+        self._changed, self._clicks = False, []
+        self._dense_behind, self._head_behind = True, model.head is not None
         self._snapshot_version = -1
 
     def learnt(self, clicks_ms: NDArray[np.int64]) -> None:
@@ -188,6 +208,8 @@ class Versions:
         if head is None:
             return -1
         head.flush()
+        if self.flushed is not None:
+            self.flushed()
         return head.clicks
 
     # -- snapshots -------------------------------------------------------------------------------------------
@@ -206,14 +228,22 @@ class Versions:
         """Whether the newest version has no snapshot yet, or something was learnt since."""
         return not self.snapshot_ready or self._snapshot_version != self.version
 
+    @property
+    def root_newest(self) -> bool:
+        """Whether the newest version is a root: no snapshot may begin before the next delta, or files would have the
+        root's names."""
+        return self._root_version == self.version
+
     def begin(self, rows: int = 100_000) -> Copying:
-        """Begins a snapshot that is copied ``rows`` rows at a time. One that has begun is given up."""
+        """Begins a snapshot that is copied ``rows`` rows at a time. One that has begun is given up. Not where
+        :attr:`root_newest`."""
         return Copying(self, self.model.slices(rows))
 
     def root(self, progress: Progress, trainer: Mapping[str, Array], published_ms: int) -> Iterator[Part | Last]:
         """The first version after a start: a snapshot above every version that was ever published. Its parts, and then
         its end. Nothing is learnt until all were taken."""
         self.version += 1
+        self._root_version = self.version
         self._flushed()
         self.model.changes()  # the root has them
         copying = self.begin()
@@ -289,13 +319,25 @@ class SnapshotFiles:
             StoreError: they cannot be written.
         """
         self.add(last.part)
+        if last.cuts is not None:  # first: a snapshot without them is one that cannot be learnt again
+            place = Place(last.meta["epoch"], last.meta["version"])
+            self._store.write_cuts(place, last.cuts.since, last.meta["event_ms"], last.cuts.acts)
         return self._store.write_manifest(self._parts, last.own_hash, **last.meta, **where)
 
 
 def write_root(
-    store: ModelStore, versions: Versions, progress: Progress, trainer: Mapping[str, Array], ms: int, **where: Any
+    store: ModelStore,
+    versions: Versions,
+    progress: Progress,
+    trainer: Mapping[str, Array],
+    ms: int,
+    cuts: Callable[[], Cuts | None] = lambda: None,
+    **where: Any,
 ) -> Announcement:
     """Publishes the first version after a start to the store, part by part. See :meth:`Versions.root`.
+
+    Args:
+        cuts: how it was learnt; asked for at its end.
 
     Raises:
         StoreError: it cannot be written.
@@ -306,7 +348,7 @@ def write_root(
         files = files or SnapshotFiles(store, Place(versions.epoch, versions.version))
         try:
             if isinstance(step, Last):
-                note = files.end(step, **where)
+                note = files.end(replace(step, cuts=cuts()), **where)
                 versions.announced(note)
                 return note
             files.add(step)
@@ -356,6 +398,32 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [n for n in _SHAPE if getattr(was, n) != getattr(now, n)]
 
 
+def adopted(source: str, note: Announcement, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What each snapshot says in ``extra["adopted"]`` from when a learner took over a model that its settings do not
+    ask for, until they are changed.
+
+    Args:
+        source: where it came from: "shadow" or "repair".
+        note: of the snapshot that was taken over.
+        wanted: the entries of a spec that the settings ask for, at that time.
+    """
+    return {"from": source, "epoch": note.epoch, "version": note.version, "wanted": dict(wanted)}
+
+
+def asked(note: Announcement, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What settings ask of a model that goes on from a snapshot. Nothing, where a person had the learner adopt another
+    model since they were given: a restart with unchanged settings goes on with that. Settings that were changed after
+    it hold again; and a class is never imported because a snapshot names it."""
+    over, name = note.extra.get("adopted"), note.spec.get("model")
+    same = isinstance(over, dict) and _json(over.get("wanted")) == _json(wanted)
+    return {} if same and (not is_own(name) or name == wanted.get("model")) else dict(wanted)
+
+
+def _json(values: Any) -> bytes:
+    """The same bytes for what is the same once it has been through JSON."""
+    return msgspec.json.encode(values, order="deterministic")
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a learner goes on from: a snapshot that was read whole."""
@@ -378,8 +446,8 @@ def newest_sound(
         build: makes a model of parts. An error of the store or of a part goes through it.
 
     Raises:
-        SnapshotError: the newest is of another schema, or has another shape than the ``wanted`` entries of a spec, and
-            ``evolve`` is not set.
+        SnapshotError: the newest is of another schema, or has another shape than the ``wanted`` entries of a spec
+            (:func:`asked`), and ``evolve`` is not set.
         StoreError: the store cannot be read, now; or it had snapshots, and none of them is whole.
     """
     for note in store.snapshots():
@@ -389,7 +457,7 @@ def newest_sound(
                 "set MILLRACE_EVOLVE=true to carry over what both have, MILLRACE_SCHEMA to the schema they were learnt "
                 "with, or MILLRACE_DATA to an empty folder",
             )
-        for name in () if evolve else _differences(note.spec, {**note.spec, **wanted}):
+        for name in () if evolve else _differences(note.spec, {**note.spec, **asked(note, wanted)}):
             flag = "MILLRACE_MODEL" if name == "model" else "MILLRACE_MODEL_SPEC"
             own = is_own(note.spec.get("model")) or is_own(wanted.get("model"))
             carry = "" if own else " MILLRACE_EVOLVE=true to carry over what both have,"

@@ -14,6 +14,7 @@ from learner.model import OnlineModel
 from learner.own import OwnModel
 from learner.ownids import KnownIds
 from learner.serving import ServingModel
+from learner.soundness import unsound
 from learner.staging import ModelWriter
 from learner.verbs import Learning
 from millrace.contracts import once
@@ -46,6 +47,7 @@ def warm_up(model: Learning) -> None:
             own.learn(given)
             if own.head is not None:
                 own.head.flush()
+            unsound(own)
             own.changes()
     for field in model.schema.layout.cat_fields:
         own.knows(field.name, batch.cat)

@@ -10,7 +10,7 @@ from typing import Any
 
 import cyclopts
 
-from millrace import __version__, clilogs
+from millrace import __version__, clilogs, clirepair, clitrust
 from millrace.contracts.errors import FENCED_STATUS, FencedError, LogError, MillraceError, SettingError
 from millrace.contracts.settings import Settings, load_settings
 
@@ -24,6 +24,12 @@ for command in (clilogs.replay, clilogs.experiment, clilogs.verify):
 app.command(clilogs.schema_commands)
 app.command(clilogs.freshness)
 app.command(clilogs.delays)
+app.command(clitrust.rollback)
+app.command(clitrust.promote)
+app.command(clitrust.hold)
+app.command(clitrust.quarantine_commands)
+app.command(clirepair.repair)
+app.command(clirepair.bisect)
 
 
 @app.command
@@ -267,6 +273,19 @@ def learn() -> None:
         service.run(settings, stop)
 
     run_role("learn", load_settings(), run)
+
+
+@app.command
+def shadow() -> None:
+    """Run a second learner, MILLRACE_SHADOW_MODEL, on the same samples; it is judged beside the first."""
+    from millrace.processes.role import run_role
+
+    def run(settings: Settings, stop: Event) -> None:
+        from learner import shadow as role
+
+        role.run(settings, stop)
+
+    run_role("shadow", load_settings(), run)
 
 
 @app.command

@@ -116,7 +116,7 @@ def guess(log: Path, *, out: Path | None = None) -> None:
 
 
 def experiment(
-    name: Literal["models", "rounds", "drift", "labels", "recall"],
+    name: Literal["models", "rounds", "drift", "labels", "recall", "safety"],
     log: Path | None = None,
     *,
     schema: Path | None = None,
@@ -136,7 +136,7 @@ def experiment(
     resume: bool = False,
     out: Path,
 ) -> None:
-    """Compare models, ways of keeping one up to date, drift detectors, label policies or recall, with 95% intervals.
+    """Compare models, ways of keeping one up to date, drift detectors, label policies, recall, or try the gate.
 
     Parameters
     ----------
@@ -145,21 +145,24 @@ def experiment(
         of drift detectors on clean days and their delay on planted changes, a simulated world for each seed. labels:
         label policies at real speed, in worlds of several rates of traffic. It takes hours. recall: the recall that
         serves against the mixture before it, in closed loop and with the same luck, a simulated world for each seed.
+        safety: what is served while samples and models are poisoned, and false refusals where nothing is wrong.
     log
         An exposure log (default: one that the simulator writes for this). For labels, one without action times: its
-        clicks are given delays, and the last rows are the traffic. Not for recall.
+        clicks are given delays, and the last rows are the traffic. For safety, days in which nothing is wrong, besides
+        the simulated ones. Not for recall.
     schema
         Schema of the log (default: the simulated shop's).
     simulated_days
-        Days of the simulated log (default: 8; for drift, 5; not for recall, which has seven before its day).
+        Days of the simulated log (default: 8; for drift, 5; for safety, 10, of each clean world; not for recall, which
+        has seven before its day).
     test_days
-        Days at the end that are only tested on, or lived through (not for drift, labels and recall).
+        Days at the end that are only tested on, or lived through (not for drift, labels, recall and safety).
     seeds
-        Runs of each.
+        Runs of each; for safety, worlds that are poisoned.
     seed
-        Seed of the simulated world; for drift and recall, of the first (not for labels).
+        Seed of the simulated world; for drift, recall and safety, of the first (not for labels).
     models
-        Models to compare (default: all; for rounds, the default model; not for drift, labels and recall).
+        Models to compare (default: all; for rounds, the default model; not for drift, labels, recall and safety).
     inputs
         Kinds of input: raw, scaled, and own, which is as the schema says (default: the first two; not for drift, labels
         and recall).
@@ -202,6 +205,11 @@ def experiment(
         _recall(out, seed, seeds, users, items, resume)
         return
     _no_flags(name, given | {"--resume": resume or None}, "it is for labels")
+    if name == "safety":
+        given = {"--models": models, "--inputs": inputs, "--users": users, "--items": items}
+        _no_flags(name, given, "it is for other experiments")
+        _safety(out, seed, seeds, simulated_days, log, schema)
+        return
     _no_flags(name, {"--users": users, "--items": items}, "it is for recall")
     _no_flags(name, {"--cut": None if name == "rounds" else cut}, "it is for rounds")
     with tempfile.TemporaryDirectory(prefix="millrace-log-") as folder:
@@ -490,6 +498,20 @@ def _recall(out: Path, seed: int, seeds: int, users: int | None, items: int | No
     given = {"users": users, "items": items}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     report = experiment_recall(out, seeds=range(seed, seed + seeds), resume=resume, **chosen)
+    say(report["verdict"])
+    print(f"report in {out}")
+
+
+def _safety(out: Path, seed: int, seeds: int, days: int | None, log: Path | None, schema: Path | None) -> None:
+    from millrace.contracts.schema import load_schema
+    from millrace.offline.experiment_safety import Plan, experiment_safety
+    from millrace.reports import say
+
+    if (log is None) != (schema is None):
+        raise SettingError("a log without a schema, or a schema without a log", "give both, or neither")
+    given: dict[str, Any] = {} if days is None else {"days": days}
+    plan = Plan(range(seed, seed + seeds), log=log, log_schema=load_schema(schema) if schema else None, **given)
+    report = experiment_safety(out, plan)
     say(report["verdict"])
     print(f"report in {out}")
 

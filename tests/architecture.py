@@ -49,12 +49,13 @@ ROOMS: dict[str, set[str]] = {
         *("contracts", "windows", "logs", "versions", "processes"),
         *("stream", "learner", "scorer", "replay"),
     },
+    "repair": {"contracts", "reports", "versions", "processes", "learner"},
     "loop": {"contracts", "processes"},
     "up": {"contracts", "processes", "loop"},
     "demo": {"contracts", "labels", "versions", "processes", "learner", "simulator", "history", "loop"},
     "bench": {
         *("contracts", "labels", "windows", "logs", "versions", "processes"),
-        *("stream", "learner", "scorer", "simulator", "replay", "offline", "history", "loop", "up"),
+        *("stream", "learner", "scorer", "simulator", "replay", "offline", "history", "repair", "loop", "up"),
     },
     "reference": {"contracts"},
     "cli": {
@@ -70,7 +71,8 @@ ROOMS: dict[str, set[str]] = {
             "intake",
             "archive",
         ),
-        *("replay", "offline", "guess", "freshness", "delays", "proofs", "history", "bench", "demo", "up", "reference"),
+        *("replay", "offline", "guess", "freshness", "delays", "proofs", "history", "repair"),
+        *("bench", "demo", "up", "reference"),
     },
 }
 """The rooms from the ground up, and which rooms each imports. docs/architecture.md draws this table."""
@@ -392,7 +394,7 @@ def rooms_of(tree: Tree) -> dict[str, str]:
         name = rest.split(".")[0]
         if top != "millrace":
             found[module] = top
-        elif name in ("cli", "clilogs", "__main__"):
+        elif name in ("cli", "clilogs", "clirepair", "clitrust", "__main__"):
             found[module] = "cli"
         else:
             found[module] = name if name in inner else "millrace"

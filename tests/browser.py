@@ -47,6 +47,10 @@ class Browser:
             lambda: bool(self.evaluate(f"location.href.startsWith({url!r}) && document.readyState === 'complete'")), url
         )
 
+    def until(self, script: str) -> None:
+        """Waits until an expression is true."""
+        until(lambda: bool(self.evaluate(script)), script, every=0.1)
+
     def screenshot(self, path: Path) -> None:
         """A picture of what is seen, as PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from millrace.contracts.clustered import FEWEST, PARTS, auc_parts, gap, quantile, user_numbers
 from millrace.contracts.merit import auc, calibration, log_loss
-from millrace.replay.clustered import FEWEST, PARTS, auc_parts, gap, quantile, user_numbers
 
 PLAIN = {"auc": auc, "log_loss": log_loss, "calibration": calibration}
 

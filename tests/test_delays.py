@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from learner.model import OnlineModel
+from millrace.contracts.clustered import Gap
 from millrace.contracts.errors import LogError, SettingError
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.schema import shop_schema
@@ -29,7 +30,6 @@ from millrace.delays.trials import (
     with_window,
 )
 from millrace.logs import LogTable, read_log
-from millrace.replay.clustered import Gap
 from millrace.replay.known import LabelSettings
 from millrace.replay.logfeatures import Labels, LogFeatures, LogRows
 from millrace.replay.run import run_log

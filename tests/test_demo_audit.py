@@ -14,7 +14,7 @@ from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import ConservationError
 from millrace.contracts.events import Click, DeadLetter, Event, Exposure, Truth, to_json, to_msgpack
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
-from millrace.demo.audit import Ledger, Reported, check
+from millrace.demo.audit import Apart, Ledger, Reported, check
 from millrace.demo.preflight import Held, opening
 from millrace.demo.report import KEYS, missing_keys
 from millrace.demo.served import auc_of
@@ -225,6 +225,24 @@ def test_refused_samples_and_skipped_batches_are_accounted_for(shop: Topics) -> 
     ledger = shop.ledger()
     check(ledger, replace(reported(ledger), trained=6, refused=2))
     check(ledger, replace(reported(ledger), trained=3, skipped=1))
+
+
+def test_what_the_gate_keeps_out_of_the_model_is_accounted_for(shop: Topics) -> None:
+    ledger = shop.ledger()
+    apart = Apart(held_out=1, over_limit=1, quarantined=3, released=2, set_aside=1)
+    check(ledger, replace(reported(ledger), trained=4, apart=apart))
+    for wrong in ({"held_out": 0}, {"released": 1}, {"set_aside": 2}, {"over_limit": 0}):
+        with pytest.raises(ConservationError, match=r"4 samples and refused 0 \(.* quarantined less .*\) where .* 8"):
+            check(ledger, replace(reported(ledger), trained=4, apart=replace(apart, **wrong)))
+
+
+def test_what_a_restarted_learner_held_out_twice_proves_no_loss_and_hides_none(shop: Topics) -> None:
+    ledger = shop.ledger()
+    twice = replace(reported(ledger), trained=6, apart=Apart(held_out=4), once=False)
+    check(ledger, twice)
+    for trained in (3, 9):  # one is lost; more than there are
+        with pytest.raises(ConservationError, match="where there are 8"):
+            check(ledger, replace(twice, trained=trained))
 
 
 def test_what_an_earlier_run_left_in_the_topics_is_balanced_and_not_counted(shop: Topics) -> None:

@@ -40,7 +40,9 @@ def assert_undisturbed(report: dict[str, Any]) -> None:
     assert report["sent_from"] == "the simulator"
     assert report["dead_letters"] == report["malformed_sent"]
     assert report["duplicates_dropped"] == report["duplicates_sent"]
-    assert report["samples_trained"] == report["positives"] + report["negatives"] + report["corrections"]
+    apart, labelled = report["gate"], report["positives"] + report["negatives"] + report["corrections"]
+    kept_out = sum(apart[n] for n in ("held_out", "over_limit", "quarantined", "set_aside")) - apart["released"]
+    assert report["samples_trained"] + kept_out == labelled
     assert_no_errors(report)
     assert set(report["restarts"].values()) == {0}
     assert report["model_versions"] > 1

@@ -37,6 +37,7 @@ MODULES = {
     "serve": "scorer.feeder",
     "intake": "millrace.intake.main",
     "archive": "millrace.archive.main",
+    "shadow": "learner.shadow",
 }
 _NAMES = """
 import importlib, json, sys
@@ -194,6 +195,11 @@ def test_a_role_that_has_measured_nothing_says_so() -> None:
         "coclick_lists",
         "intake_waiting",
         "archive_pending_exposures",
+        "gate_state",
+        "quarantine_rows",
+        "heldout_rows",
+        "shadow_lag",
+        "shadow_rows",
     }
     begun = {series: value for _, gauges in registries() for series, value in gauges.items()}
     zero = {series.partition("{")[0] for series, value in begun.items() if value == "0.0"}
@@ -284,14 +290,16 @@ def test_prometheus_asks_every_role_where_it_listens() -> None:
     targets = {t for job in config["scrape_configs"] for s in job["static_configs"] for t in s["targets"]}
     port = services()["stream"]["environment"]["MILLRACE_METRICS_PORT"]
     assert targets == {f"{name}:{port}" for name in ROLES}
-    of_simulator = next(job for job in config["scrape_configs"] if job["job_name"] == "simulator")
-    assert of_simulator["static_configs"][0]["targets"] == [f"simulate:{port}"]
+    for name, role in (("simulator", "simulate"), ("shadow", "shadow")):
+        own = next(job for job in config["scrape_configs"] if job["job_name"] == name)
+        assert own["static_configs"][0]["targets"] == [f"{role}:{port}"]
 
 
-def test_no_shoppers_come_unless_they_are_asked_for() -> None:
-    assert {name for name, service in services().items() if "profiles" in service} == {"simulate"}
+def test_no_shoppers_and_no_shadow_come_unless_they_are_asked_for() -> None:
+    optional = {name for name, service in services().items() if "profiles" in service}
+    assert optional == {"simulate", "shadow"}
     needed = {other for service in services().values() for other in service.get("depends_on", {})}
-    assert "simulate" not in needed
+    assert not optional & needed
 
 
 def test_the_scrape_file_of_a_loop_fits_the_rules_and_the_dashboard(tmp_path: Path) -> None:
@@ -367,6 +375,8 @@ def of_role(series: str) -> str:
     return f'{name}{{role="r"{"," if labels else ""}{labels}}}'
 
 
+PROMOTED_AT_0 = {"millrace_gate_last_promotion_timestamp_seconds": "0x60"}
+TAUGHT = {"millrace_samples_trained_total": "0+500x60", 'millrace_quarantined_rows_total{check="auc"}': "0x60"}
 LINES = {'millrace_intake_lines_total{what="events",verdict="kept"}': "0+90x30"}
 NO_VALUE = " ".join(["NaN"] * 61)
 
@@ -434,13 +444,24 @@ def test_no_panel_and_no_rule_takes_what_has_no_value_for_a_figure(tmp_path: Pat
         ("IntakeRefuses", LINES | {'millrace_intake_lines_total{what="events",verdict="refused"}': "0+10x30"}),
         ("ArchiveBehind", {'millrace_archive_lag{topic="events"}': "20000+100x30"}),
         ("ArchiveLost", {'millrace_archive_lost_total{topic="events"}': "0x5 3x25"}),
+        ("GateRefused", {'millrace_gate_verdicts_total{check="labels",verdict="refused"}': "0x25 1x5"}),
+        ("GateBlocked", {'millrace_gate_state{state="blocked"}': "0x10 1x20"}),
+        ("NoPromotion", PROMOTED_AT_0 | TAUGHT),
+        # Blocked from the first: whatever comes goes into quarantine.
+        (
+            "NoPromotion",
+            PROMOTED_AT_0
+            | {"millrace_samples_trained_total": "9x60", 'millrace_quarantined_rows_total{check="auc"}': "0+90x60"},
+        ),
+        ("QuarantineGrows", {"millrace_quarantine_rows": "11000+1740x30"}),
     ],
 )
 def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[str, str]) -> None:
     rules = yaml.safe_load((DEPLOY / "rules.yml").read_text())["groups"][0]["rules"]
     said = next(rule["annotations"] for rule in rules if rule["alert"] == alert)
     words = {"{{ $labels.role }}": "r", "{{ $labels.arm }}": "model", "{{ $value }}": "1740"}
-    words |= {"{{ $labels.what }}": "events", "{{ $labels.topic }}": "events"}
+    words |= {"{{ $labels.what }}": "events", "{{ $labels.topic }}": "events", "{{ $labels.check }}": "labels"}
+    words |= {"{{ $value }}": "63200"} if alert == "QuarantineGrows" else {}
     for word, value in words.items():
         said = {n: text.replace(word, value) for n, text in said.items()}
     labels = {
@@ -451,9 +472,11 @@ def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[st
         "ArchiveLost": {"topic": "events"},
         "IntakeTurnsAway": {},
         "ArchiveBehind": {},
+        "GateRefused": {"check": "labels"},
+        "GateBlocked": {"state": "blocked", "role": "r"},
     }
     fired = {"exp_labels": labels.get(alert, {"role": "r"}), "exp_annotations": said}
-    at = "55m" if alert == "WorseThanBaseline" else "30m"
+    at = "55m" if alert in ("WorseThanBaseline", "NoPromotion") else "30m"
     case = by_the_minute({of_role(name): values for name, values in series.items()})
     promtool_tests(tmp_path, case | {"alert_rule_test": [{"eval_time": at, "alertname": alert, "exp_alerts": [fired]}]})
 
@@ -465,6 +488,17 @@ def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[st
         ("PredictionsNotFinite", {"millrace_predictions_not_finite_total": "7x30"}),
         ("IntakeRefuses", LINES | {'millrace_intake_lines_total{what="events",verdict="refused"}': "0+2x30"}),
         ("IntakeNotReady", {'millrace_ready{role="archive"}': "0x30"}),
+        ("GateRefused", {'millrace_gate_verdicts_total{check="labels",verdict="refused"}': "5x30"}),
+        ("GateRefused", {'millrace_gate_verdicts_total{check="labels",verdict="unjudged"}': "0+5x30"}),
+        (
+            "GateBlocked",
+            {'millrace_gate_state{state="probation"}': "1x30", 'millrace_gate_state{state="blocked"}': "0x30"},
+        ),
+        # At night nothing comes, so nothing is there to promote; and a day's promotions come in time.
+        ("NoPromotion", PROMOTED_AT_0 | dict.fromkeys(TAUGHT, "9x60")),
+        ("NoPromotion", {"millrace_gate_last_promotion_timestamp_seconds": "0+60x60"} | TAUGHT),
+        # A person goes through it.
+        ("QuarantineGrows", {"millrace_quarantine_rows": "60000-500x60"}),
         # It has read on what had come while it was away.
         ("ArchiveBehind", {'millrace_archive_lag{topic="events"}': "60000-1000x30"}),
         (
@@ -488,7 +522,8 @@ def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[st
 )
 def test_a_rule_is_silent_when_it_should(tmp_path: Path, alert: str, series: dict[str, str]) -> None:
     case = by_the_minute({of_role(name): values for name, values in series.items()})
-    promtool_tests(tmp_path, case | {"alert_rule_test": [{"eval_time": "30m", "alertname": alert, "exp_alerts": []}]})
+    at = "55m" if alert == "NoPromotion" else "30m"
+    promtool_tests(tmp_path, case | {"alert_rule_test": [{"eval_time": at, "alertname": alert, "exp_alerts": []}]})
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from millrace.contracts.clustered import FEWEST
 from millrace.contracts.merit import auc, calibration, grouped_auc, log_loss
 from millrace.freshness import bootstrap
 from millrace.freshness.measure import ALL, Figure, Measured, Rows, Scored
 from millrace.freshness.words import named, verdict
-from millrace.replay.clustered import FEWEST
 
 
 def drawn_rows(user: NDArray[np.intp], weights: NDArray[np.uint16]) -> NDArray[np.intp]:

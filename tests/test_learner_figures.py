@@ -138,3 +138,66 @@ def test_drift_is_counted_and_told_once(tmp_path: Path) -> None:
         board.show()
     assert [(line["before"], line["after"]) for line in said] == [(0.3, 0.5)]
     assert gauge("drift_total") - before == 1
+
+
+def shown(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"millrace_{name}", labels) or 0.0
+
+
+GATE: dict[str, Any] = {
+    "state": "promoting",
+    "promoted_version": -1,
+    "promoted_ms": -1,
+    "quarantined_rows": 0,
+    "heldout": {},
+}
+
+
+def test_what_the_gate_decided_is_counted_once_and_its_state_is_shown(tmp_path: Path) -> None:
+    t, now = trainer(), [100.0]
+    t.counts["quarantined:auc"] = 70  # an earlier process's
+    board = Board(t, tmp_path / "history.jsonl", wall=lambda: now[0])
+    names = [("quarantined_rows_total", {"check": "auc"}), ("way_back_total", {"by": "gate"})]
+    names += [("gate_verdicts_total", {"check": "auc", "verdict": "refused"})]
+    names += [("samples_held_out_total", {}), ("teach_limited_rows_total", {}), ("samples_set_aside_total", {})]
+    names += [("quarantine_ended_rows_total", {"how": how}) for how in ("released", "discarded")]
+    before = [shown(name, **labels) for name, labels in names]
+    board.show(GATE, {})
+    assert math.isnan(gauge("gate_promoted_version"))
+    assert math.isnan(gauge("gate_last_promotion_timestamp_seconds"))
+    assert math.isnan(gauge("heldout_auc", model="newest"))
+    t.counts += {"quarantined:auc": 5, "quarantined": 5, "way_back:gate": 1, "held_out": 3, "over_limit": 2}
+    t.counts += {"set_aside": 4, "released": 2, "discarded": 1}
+    judged = {"rows": 9000, "auc": 0.71, "anchor_auc": 0.72, "log_loss": 0.3, "anchor_log_loss": 0.29}
+    gate = GATE | {"state": "blocked", "promoted_version": 57, "promoted_ms": 9, "quarantined_rows": 5}
+    for _ in range(2):
+        board.show(gate | {"heldout": judged}, {("auc", "refused"): 2})
+        now[0] += 1
+    assert [shown(name, **labels) for name, labels in names] == [
+        b + n for b, n in zip(before, (5, 1, 2, 3, 2, 4, 2, 1), strict=True)
+    ]
+    assert {state: gauge("gate_state", state=state) for state in ("promoting", "probation", "blocked", "held")} == {
+        "promoting": 0, "probation": 0, "blocked": 1, "held": 0
+    }  # fmt: skip
+    assert (gauge("quarantine_rows"), gauge("heldout_rows")) == (5, 9000)
+    assert (gauge("heldout_auc", model="anchor"), gauge("heldout_log_loss", model="newest")) == (0.72, 0.3)
+    assert gauge("gate_promoted_version") == 57
+    assert gauge("gate_last_promotion_timestamp_seconds") == 100, "the same promotion shown again is none"
+    board.show(gate | {"promoted_version": 58}, {("auc", "refused"): 2})
+    assert gauge("gate_last_promotion_timestamp_seconds") == 102
+
+
+def test_what_a_way_back_took_out_is_a_counter_of_its_own(tmp_path: Path) -> None:
+    t = trainer()
+    learn(t, make_samples(300, 0))
+    board = Board(t, tmp_path / "history.jsonl")
+    learnt, back = gauge("samples_trained_total"), gauge("samples_taken_back_total")
+    learn(t, make_samples(200, 1))
+    board.show()
+    t.counts["trained"] -= 200
+    board.show()
+    t.counts["trained"] -= 50  # of earlier; at once 80 more are learnt
+    t.counts["trained"] += 80
+    board.show()
+    assert (gauge("samples_trained_total") - learnt, gauge("samples_taken_back_total") - back) == (230, 200)
+    assert t.counts["trained"] == 300 + 230 - 200

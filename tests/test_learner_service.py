@@ -70,6 +70,8 @@ def settings(broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Se
         delta_seconds=0.2,
         retrieval_seconds=0.5,
         snapshot_seconds=1.0,
+        heldout_share=0.0,  # so that every row is learnt
+        admin_port=0,
     )
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.store import AbsentError, DamagedError, Sealed
-from millrace.versions.modelstore import Announcement, Image, ModelStore, Place, TableRows, chain
+from millrace.versions.modelstore import Announcement, Image, ModelStore, Place, TableRows, chain, thinned
 from millrace.versions.versioning import digest_of
 
 META: dict[str, Any] = {
@@ -47,6 +47,17 @@ def snapshot(
         store.write_part(begun, 2, image({1: value}, dense=value, removed=(8,)), {"clock": np.array([version])}),
     ]
     return store.write_manifest(parts, own_hash, epoch=epoch, version=version, **META)
+
+
+NOTE: dict[str, Any] = META | {
+    "kind": "snapshot",
+    "epoch": 1,
+    "version": 0,
+    "parent": "",
+    "hash": "",
+    "digest": "",
+    "size": 0,
+}
 
 
 WHOLE = image({1: 3.0, 2: 3.0, 7: 3.0}, dense=3.0)
@@ -94,6 +105,68 @@ def test_prune_keeps_the_newest_two_and_what_another_learner_writes(url: str) ->
     assert [n for n in names if n.startswith("delta")] == [f"delta-00000002-{4:016d}.body"]
     for note in store.snapshots():
         store.read(note)
+
+
+MINUTE_MS = 60_000
+
+
+def versions_of(store: ModelStore, minutes: dict[int, float], epoch: int = 1) -> None:
+    """A snapshot of each version, of that minute of event time, with its delta and its cuts, pruned after each as the
+    learner does it."""
+    for version, minute in minutes.items():
+        meta = META | {"event_ms": round(minute * MINUTE_MS)}
+        part = store.write_part(Place(epoch, version), 0, image({1: version}), {})
+        store.write_delta(Place(epoch, version), b"body")
+        store.store.put(f"cuts-{epoch:08d}-{version:016d}.acts", {}, b"acts")
+        store.write_manifest([part], epoch=epoch, version=version, **meta)
+        store.prune()
+
+
+def kept_minutes(store: ModelStore) -> list[float]:
+    return [note.event_ms / MINUTE_MS for note in store.snapshots()]
+
+
+def test_versions_of_an_hour_are_kept_thinned(url: str) -> None:
+    store = ModelStore(url, keep_ms=60 * MINUTE_MS)
+    versions_of(store, {v: 4 * v - 1 for v in range(1, 33)})  # one each four minutes
+    assert kept_minutes(store) == [127, 123, 119, 107, 99, 87, 79, 67]
+    assert kept_minutes(store)[-1] <= 127 - 60, "one is an hour old"
+    names = store.store.names()
+    assert [n[-7:-5] for n in names if n.startswith("delta-")] == ["32"], "followers begin at the newest two"
+    assert len([n for n in names if n.startswith("cuts-")]) == 32 - 17, "what was learnt since any of them is known"
+    for note in store.snapshots():
+        store.read(note)
+    versions_of(store, {33: 131, 34: 135})
+    assert kept_minutes(store) == [135, 131, 127, 119, 107, 99, 87, 79, 67], "what has passed stays what it was"
+
+
+@given(
+    st.lists(st.floats(0.1, 45), min_size=1, max_size=20),
+    st.integers(6, 120),
+)
+def test_thinned_has_one_that_is_old_enough_and_few_more(steps: list[float], keep: int) -> None:
+    """However unevenly snapshots come."""
+    at = np.cumsum(steps) * MINUTE_MS
+    notes: list[Announcement] = []
+    for version, ms in enumerate(at.tolist()):
+        note = Announcement(**{**NOTE, "version": version, "event_ms": round(ms)})
+        notes = [note, *notes]
+        old = thinned(notes, keep * MINUTE_MS)
+        notes = [n for n in notes if n in notes[:2] or n in old]
+        assert len(notes) <= 2 + 7 + 1
+    newest, step = notes[0].event_ms, keep * MINUTE_MS // 6
+    if newest - at[0] >= keep * MINUTE_MS + step and len(at) > 2:
+        assert notes[-1].event_ms <= newest - keep * MINUTE_MS or len(notes) <= 2
+    times = [n.event_ms for n in notes]
+    assert times == sorted(times, reverse=True)
+
+
+def test_after_a_way_back_the_newest_line_is_kept(url: str) -> None:
+    """Event time goes back with the content: of a sixth that was lived twice, the later life counts."""
+    store = ModelStore(url, keep_ms=60 * MINUTE_MS)
+    versions_of(store, {1: 5, 2: 15, 3: 25, 4: 35})
+    versions_of(store, {5: 15, 6: 18, 7: 24, 8: 26, 9: 28})  # 5 is the content of 2
+    assert [n.version for n in store.snapshots()] == [9, 8, 6, 4, 1]
 
 
 def test_an_older_learner_never_removes_what_a_newer_one_wrote(url: str) -> None:

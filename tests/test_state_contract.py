@@ -805,6 +805,11 @@ NOT_KEPT = {
     "learner/ownids.py KnownIds": "a part of OwnModel",
     "learner/ownserving.py OwnServing": "a version, whole each time: tests/test_models_own.py",
     "learner/adapters/rivermodel.py RiverFTRL": "tests/test_models_own.py runs the models' contract over it",
+    "learner/promotion.py Promotion": "its parts' states, kept by learner/gatestate.py: tests/test_learner_shadow.py",
+    "learner/screen.py Screen": "of use to its process alone, no changes: tests/test_learner_screen.py resumes it",
+    "learner/quota.py Quota": "of use to its process alone, no changes: tests/test_learner_quota.py resumes it",
+    "learner/shift.py Shift": "of use to its process alone, no changes: tests/test_learner_shift.py resumes it",
+    "learner/heldout.py Heldout": "of use to its process alone, no changes: tests/test_learner_heldout.py resumes it",
     "learner/adapters/torchmodule.py TorchModel": "tests/test_models_own.py runs the models' contract over it",
 }
 """Classes that have a ``snapshot`` and no case, and why."""

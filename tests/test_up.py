@@ -35,8 +35,9 @@ QUICK = {
     "MILLRACE_IDLE_SECONDS": "1",
     "MILLRACE_SNAPSHOT_SECONDS": "1",
     "MILLRACE_CONTROL_SHARE": "0",
+    "MILLRACE_HELDOUT_SHARE": "0",
 }
-"""Labels and snapshots soon, and no random pages: the arm of a page is its request id's."""
+"""Labels and snapshots soon, no random pages and none held out: the hash of a page's request id decides both."""
 TRAINED = "millrace_samples_trained_total"
 
 
@@ -113,6 +114,8 @@ def test_a_shop_of_ones_own_learns_and_goes_on_after_kill_9_of_everything(tmp_pa
         assert [role["name"] for role in state["roles"]] == ["stream", "learn", "serve", "intake", "archive"]
         assert state["figures"]["oracle_auc"] is None
         before = model(where)
+        gate = json.loads(fetch(f"{where['admin']}/model", PATIENCE))
+        assert (gate["state"], gate["refusal"]) == ("promoting", None)
 
         assert loop.process is not None
         tree = descendants(loop.process.pid)

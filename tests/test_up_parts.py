@@ -52,13 +52,13 @@ def test_ports_are_the_settings_and_each_roles_own() -> None:
     assert (ports.scorer, ports.intake, ports.page, ports.broker, ports.redis) == (8000, 8720, 8710, 8730, 0)
     assert ports.metrics == {role: PORTS[role] for role in ROLES}
     numbers = [port for _, _, port, _ in ports.wanted("127.0.0.1")]
-    assert len(set(numbers)) == len(numbers) == 9  # no Redis: a setting names one
+    assert len(set(numbers)) == len(numbers) == 10  # no Redis: a setting names one
 
 
 def test_free_ports_are_all_different_and_0_is_any() -> None:
     ports = ports_of()
     numbers = [port for _, _, port, _ in ports.wanted("127.0.0.1")]
-    assert len(set(numbers)) == len(numbers) == 10
+    assert len(set(numbers)) == len(numbers) == 11
     check(ports, "127.0.0.1")
     some = ports_of(Settings(page_port=0, metrics_port=0), free=False)
     assert some.page not in (0, 8710)
@@ -192,6 +192,9 @@ def test_every_role_gets_the_same_addresses(tmp_path: Path, monkeypatch: pytest.
     assert settings.intake == f"http://127.0.0.1:{ports.intake}"
     assert (settings.schema, settings.data, settings.from_log) == (str(tmp_path / "my.toml"), str(tmp_path), "")
     assert settings.event_clock() == EventClock()
+    assert (settings.admin_port, settings.admin_token_file) == (ports.admin, str(tmp_path / "admin.token"))
+    named = prepared(Settings(admin_token_file="/of/the/shop"), tmp_path, ports)
+    assert named.admin_token_file == "/of/the/shop"
 
 
 # -- services that die ---------------------------------------------------------------------------------------------

@@ -307,6 +307,22 @@ def test_retention_keeps_what_the_newest_two_snapshots_need() -> None:
     assert gap.missing == (kept[0].version,)
 
 
+def test_of_older_snapshots_without_their_deltas_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are there to go back to."""
+    place = scene()
+    peer = started(place)
+    monkeypatch.setattr(place.store, "prune", lambda: None)
+    for number in range(1, 4):
+        peer.learn(number)
+        peer.delta(dense=True)
+        peer.snapshot()
+    kept = place.store.snapshots()
+    assert len(kept) >= 3
+    found = prove(place.store, {})
+    assert [(gap.base, gap.target) for gap in found.unproved] == [(kept[1].place, kept[0].place)]
+    assert not found.proofs
+
+
 def test_damaged_training_is_noticed_and_the_snapshot_before_is_used() -> None:
     place = scene()
     peer = started(place)

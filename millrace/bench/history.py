@@ -35,10 +35,9 @@ from rich.console import Console
 from rich.progress import track
 
 from learner.dense import threads
-from learner.making import model_of
+from learner.making import model_of, wanted_spec
 from learner.progressive import Progressive
 from learner.repeats import Repeats
-from learner.service import wanted_spec
 from learner.trainer import Trainer
 from learner.versions import newest_sound
 from millrace.bench.historytwin import LiveLoop

@@ -23,7 +23,7 @@ from millrace.contracts.errors import MillraceError, SettingError
 
 BENCHMARKS = (
     *("capacity", "filters", "freshness", "history", "intake", "learner", "ownmodel", "realtime", "recall"),
-    *("replay", "scorer", "soak", "stores", "stream", "up"),
+    *("repair", "replay", "safety", "scorer", "soak", "stores", "stream", "up"),
 )
 
 

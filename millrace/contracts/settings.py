@@ -102,6 +102,16 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     delta_bodies: Literal["kafka", "store"] = "kafka"  # where deltas travel: on the topic model.deltas, or as files
     rolling_rows: Annotated[int, Meta(ge=100)] = 10_000  # length of the rolling metrics
     segments: str = "kind:business|consumer"  # metrics by value of a field: "field:value|value;field:value"
+    # The gate in front of what is served; see docs/trust.md. Its minutes are event time.
+    gate: bool = True  # samples and models are judged before they are learnt from, and served
+    heldout_share: Annotated[float, Meta(ge=0, le=0.1)] = 0.01  # of pages that are never learnt, to judge models by
+    teach_limits: str = "user=1000,item=20000"  # rows that one user, item or id of a field may teach in an hour
+    quarantine_minutes: Positive = 120.0  # what stays different for so long is the world, and is learnt
+    keep_minutes: Positive = 60.0  # versions are kept for so long, thinned, to go back to
+    admin_port: Port = 8750  # learner's HTTP: verdicts; with a token, promote, hold and roll back
+    admin_token_file: str = ""  # a file with a token a line; without one nobody may command the learner
+    shadow_model: str = ""  # of the role `millrace shadow`: a second learner, judged beside the first
+    shadow_spec: str = ""  # JSON: entries of its spec
     evolve: bool = False  # a model and a state of another schema or spec are carried over, aloud, instead of refused
 
     # scorer

@@ -2,7 +2,7 @@
 """The report of ``millrace delays``: its tables, its plots, and its verdict, computed from the figures.
 
 Trials are compared with the *present* setting on the same exposures and by the same final labels. Intervals are of 95%
-over users (:mod:`millrace.replay.clustered`). A verdict on the best of k trials has an interval as wide as k looks
+over users (:mod:`millrace.contracts.clustered`). A verdict on the best of k trials has an interval as wide as k looks
 need (Bonferroni): the best of many is a little better by luck alone.
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.contracts.clustered import FEW, PARTS, Gap, Parts, gap
 from millrace.contracts.merit import judged
 from millrace.delays.completeness import FEWEST, Curve
 from millrace.delays.trials import IMMEDIATE, Setting
 from millrace.offline.intervals import rounded
-from millrace.replay.clustered import FEW, PARTS, Gap, Parts, gap
 from millrace.reports import MAIN, QUIET, Plot, canvas, lines_canvas
 from millrace.reports.spans import span_name
 

@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from learner.dense import threads
 from learner.making import model_of
+from millrace.contracts.clustered import user_numbers
 from millrace.contracts.errors import LogError, SettingError
 from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings
@@ -48,7 +49,6 @@ from millrace.delays.trials import (
 from millrace.labels import REGISTRY, policy_named
 from millrace.logs import LogTable, read_log
 from millrace.offline.workers import pool
-from millrace.replay.clustered import user_numbers
 from millrace.replay.logfeatures import Labels, LogFeatures, LogRows
 from millrace.replay.reading import Log, name_of_log, reading, told
 from millrace.replay.run import BATCH_ROWS, THREADS

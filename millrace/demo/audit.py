@@ -8,6 +8,9 @@
     dead-letters ► dead      pages that were readable but unusable
     the rest ────► pending   must be the number that the stream role itself reports
 
+    samples ─────► trained, refused      what the learner says that it did with each
+                   held out, over a limit, in quarantine, set aside       not learnt, or no longer
+
 A page has one :class:`PageAccount`. A set of its positions is one integer: bit ``i`` stands for position ``i``. So a
 hundred thousand exposures are a few thousand integers, and "no exposure twice" is an ``&`` that gives 0.
 
@@ -284,6 +287,28 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True)
+class Apart:
+    """Samples that the gate keeps out of the model; see docs/trust.md."""
+
+    held_out: int = 0  # of pages to judge models by
+    over_limit: int = 0  # beyond what one id may teach
+    quarantined: int = 0  # ever put into quarantine, those that a way back put there with them
+    released: int = 0  # of these learnt later
+    set_aside: int = 0  # taken out of the model by a person's way back
+
+    @property
+    def total(self) -> int:
+        """Those that are in no model now."""
+        return self.held_out + self.over_limit + self.quarantined - self.released + self.set_aside
+
+    def __str__(self) -> str:
+        return (
+            f"{self.held_out} held out, {self.over_limit} over a limit, {self.quarantined} quarantined less "
+            f"{self.released} released, {self.set_aside} set aside"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Reported:
     """What the roles say of themselves, to compare with the ledger. None: they cannot say (a restart, no answer)."""
 
@@ -295,6 +320,8 @@ class Reported:
     clicks: int | None
     malformed: int | None
     duplicates: int | None
+    apart: Apart = field(default_factory=Apart)
+    once: bool = True  # one life of the learner; of several, what is ``apart`` may be counted again in each
 
 
 def check(ledger: Ledger, reported: Reported) -> None:
@@ -330,12 +357,14 @@ def check(ledger: Ledger, reported: Reported) -> None:
         wrong.append(f"{sum(ledger.unreadable.values())} events are unreadable, but {unread} dead letters say so")
     samples = sum(ledger.count_all(name) for name in ("positive", "negative", "corrected"))
     if reported.trained is not None:
-        learnt = reported.trained + reported.refused
-        # Rows of refused batches are not told apart from those never read: then only "not more" can be held.
-        if learnt > samples or (learnt < samples and not reported.skipped):
+        learnt, apart = reported.trained + reported.refused, reported.apart
+        known = learnt + apart.total
+        # Rows of refused batches are not told apart from those never read: then only "not more" can be held. Of several
+        # lives of a learner the newest version says what was learnt, and the lives together what was apart at most.
+        if (known if reported.once else learnt) > samples or (known < samples and not reported.skipped):
             wrong.append(
                 f"the learner learnt from {reported.trained} samples and refused {reported.refused}"
-                f" where there are {samples} (corrections with them)"
+                f"{f' ({apart})' if apart.total else ''} where there are {samples} (corrections with them)"
             )
     for name, said, counted in (
         ("exposures", reported.exposures, sent),

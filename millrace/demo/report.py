@@ -115,6 +115,7 @@ def make_report(
         # Samples that earlier runs left in the topics are learnt from, and judged, before this run opens.
         "seconds_to_first_auc": max(0, first_auc - started_wall_ms) / 1000 if first_auc else None,
         # Beyond the stable keys
+        "gate": _gate(settlement),
         "click_stages_ms": monitor.stages(),
         "conserved": None if settlement.forgotten else settlement.problem is None,
         "forgotten": settlement.forgotten,
@@ -165,6 +166,19 @@ def make_report(
         "label_policy": settings.label_policy,
         "seconds": round((settlement.picture.wall_ms - started_wall_ms) / 1000, 1),
         "metrics": sorted({n for role in monitor.roles.values() for n in role.families if n.startswith("millrace_")}),
+    }
+
+
+def _gate(settlement: Settlement) -> dict[str, Any]:
+    """What the gate kept out of the model, and what it refused."""
+    picture = settlement.picture
+    return {
+        **{name: getattr(settlement.apart, name) for name in settlement.apart.__slots__},
+        "discarded": round(picture.figures.get("discarded") or 0),
+        "ways_back": round(picture.figures.get("ways_back") or 0),
+        "state": picture.gate.state,
+        "refused": {check: round(n) for check, n in picture.gate.refused.items()},
+        "why": picture.gate.why,
     }
 
 
@@ -227,6 +241,17 @@ def write_report(path: Path, report: Report) -> None:
         raise StoreError(f"report '{path}' cannot be written ({error.strerror})", "name another file") from None
 
 
+def _gate_lines(gate: dict[str, Any]) -> list[str]:
+    """What the gate did, where it refused anything."""
+    if not gate["refused"]:
+        return []
+    refused = ", ".join(f"{check} {n:,}" for check, n in gate["refused"].items())
+    return [
+        f"the gate refused: {refused}; newest: {gate['why']}; {gate['quarantined']:,} samples quarantined, "
+        f"{gate['released']:,} of them learnt later, {gate['ways_back']} ways back"
+    ]
+
+
 def summary(report: Report) -> list[str]:
     """The report in a few lines."""
 
@@ -257,6 +282,7 @@ def summary(report: Report) -> list[str]:
         f"first {opening['rows']:,} exposures: log loss {number(opening['log_loss'])} "
         f"(oracle {number(opening['oracle_log_loss'])}), calibration {number(opening['calibration'], 2)}, "
         f"AUC {number(opening['auc'])}",
+        *_gate_lines(report["gate"]),
         f"click rate {number(report['ctr_model'])} on model pages, {number(report['ctr_control'])} on random pages",
         f"{report['model_versions']:,} versions served; a click reaches the weights that serve in "
         f"{number(served['p50'], 0)} ms (p50), {number(served['p99'], 0)} ms (p99), on average {stages}; "

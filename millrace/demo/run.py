@@ -45,6 +45,7 @@ from millrace.processes.kafka import read_all
 from millrace.processes.profiles import check_whole
 from millrace.processes.role import calm_logs, last_figures
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
+from millrace.processes.tokens import own_token
 from millrace.processes.wall import wall_ms
 
 SPEED = 240.0
@@ -86,8 +87,8 @@ class Demo(Host):
     name = "demo"
 
     def __init__(self, settings: Settings, options: DemoOptions, folder: Path, ending: threading.Event) -> None:
-        roles = (*ROLES, "archive") if options.archive else ROLES
-        super().__init__(settings, folder, ending, Shown(roles), options.speed)
+        self.beside = (*(("archive",) if options.archive else ()), *(("shadow",) if settings.shadow_model else ()))
+        super().__init__(settings, folder, ending, Shown((*ROLES, *self.beside)), options.speed)
         self.options = options
         self.held = Held()
         self.began_s = time.monotonic()
@@ -109,6 +110,8 @@ class Demo(Host):
             "tokens": "",
             "token_file": "",
         }  # our shoppers have none
+        changes |= {"admin_port": free_port()}
+        changes |= {"admin_token_file": self.settings.admin_token_file or str(own_token(self.folder))}
         self.settings = msgspec.structs.replace(self.settings, **changes)
         if self.options.history_days:
             self.past_s = live_through(self, self.options.history_days)
@@ -142,12 +145,11 @@ class Demo(Host):
         Raises:
             ServiceError: one is not ready in time, or died too often.
         """
-        beside = ("archive",) if self.options.archive else ()
-        ports = {name: free_port() for name in ("simulate", "stream", "learn", *beside)}
+        ports = {name: free_port() for name in ("simulate", "stream", "learn", *self.beside)}
         targets = {name: f"http://127.0.0.1:{port}/metrics" for name, port in ports.items()}
         targets["serve"] = f"{self.settings.scorer}/metrics"
-        self.watch({**ports, "serve": 0}, targets, fetch)
-        for name in (*LOOP, *beside):
+        self.watch({**ports, "serve": 0}, targets, fetch, f"http://127.0.0.1:{self.settings.admin_port}")
+        for name in (*LOOP, *self.beside):
             self.start(name)
         self.await_roles(LOOP)  # of the scorer an answer: it is ready when it has items, which the simulator brings
         if not self.options.history_days or self.wait(lambda: filled(self.settings), READY_SECONDS):

@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from millrace.contracts.errors import ConservationError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
-from millrace.demo.audit import Ledger, Offsets, Reported, check
+from millrace.demo.audit import Apart, Ledger, Offsets, Reported, check
 from millrace.labels import Waits
 from millrace.loop.monitor import Monitor, Picture
 from millrace.processes.kafka import first_offsets, read_all
 from millrace.processes.supervisor import Supervisor
 
-_MOVING = ("samples", "trained", "repeated", "pending", "dead_letters", "duplicates_dropped", "late", "served_rows")
+_MOVING = (
+    *("samples", "trained", "repeated", "pending", "dead_letters", "duplicates_dropped", "late", "served_rows"),
+    *("held_out", "over_limit", "quarantined", "released", "set_aside"),
+)
 _TRIES = 6
 _STILL_MS = 2500.0
 _STUCK_SECONDS = 2.5
@@ -113,6 +116,7 @@ class Settlement:
     trained: int | None
     freshness_s: float | None  # at the end of the traffic; it grows while the loop runs dry
     ended_wall_ms: int = 0  # end of the traffic
+    apart: Apart = field(default_factory=Apart)
 
 
 def labels_take(settings: Settings) -> float:
@@ -143,6 +147,7 @@ def settle(
     trained = _whole(picture, "trained") if once else picture.model.get("trained")
     refused = round(monitor.roles["learn"].total("millrace_samples_refused_total"))
     own = {n: None if restarted else _whole(picture, n) for n in ("exposures", "clicks", "malformed", "duplicates")}
+    apart = Apart(**{name: _whole(picture, name) or 0 for name in Apart.__slots__})
     reported = Reported(
         pending=_whole(picture, "pending"),
         # With earlier runs' samples in the topic it reads those too, and again as the stream re-emits them: its memory
@@ -150,6 +155,8 @@ def settle(
         trained=None if since else trained,
         refused=refused,
         skipped=_whole(picture, "skipped") or 0,
+        apart=apart,
+        once=once,
         **own,
     )
     problem, gone = None, forgotten(settings, since or {})
@@ -158,7 +165,7 @@ def settle(
             check(ledger, reported)
     except ConservationError as error:
         problem = error
-    return ledger, Settlement(picture, problem, gone, restarted, trained, freshness_s, ended_wall_ms)
+    return ledger, Settlement(picture, problem, gone, restarted, trained, freshness_s, ended_wall_ms, apart)
 
 
 def _whole(picture: Picture, name: str) -> int | None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.contracts.clustered import Users, quantile
 from millrace.contracts.merit import auc, calibration, grouped_auc, log_loss
 from millrace.freshness import bootstrap
 from millrace.freshness.bootstrap import Floats, Weights, standard_error
-from millrace.replay.clustered import Users, quantile
 
 ALL = "all"
 """The name of all rows."""

@@ -7,9 +7,9 @@ import math
 import re
 from dataclasses import dataclass
 
+from millrace.contracts.clustered import FEW
 from millrace.freshness.measure import Figure, Measured
 from millrace.offline.follow import BATCH, DAILY, NEVER
-from millrace.replay.clustered import FEW
 from millrace.reports.spans import span_name
 
 RETRAINED, BASELINE = "retrained daily", "item's smoothed rate"

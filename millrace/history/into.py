@@ -25,10 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.dense import threads
-from learner.making import model_of
+from learner.making import model_of, wanted_spec
 from learner.progressive import Progressive
 from learner.repeats import Repeats
-from learner.service import wanted_spec
 from learner.tower import Sides
 from learner.trainer import Trainer
 from learner.versions import Progress, Versions, write_root

@@ -165,17 +165,20 @@ class Host:
 
     # -- roles -----------------------------------------------------------------------------------------------
 
-    def watch(self, ports: Mapping[str, int], targets: Mapping[str, str], get: Callable[[str], str]) -> Monitor:
+    def watch(
+        self, ports: Mapping[str, int], targets: Mapping[str, str], get: Callable[[str], str], learner: str
+    ) -> Monitor:
         """Starts the monitor.
 
         Args:
             ports: the metrics port of each role.
             targets: URL of each role's ``/metrics``.
             get: fetches a URL.
+            learner: base URL of the learner's admin port, which says why something was refused.
         """
         self._ports = ports
         clock = self.settings.event_clock()
-        self.monitor = Monitor(targets, self.settings.scorer, clock, get, memory=self.memory)
+        self.monitor = Monitor(targets, self.settings.scorer, clock, get, self.memory, learner)
         self.monitor.start()
         return self.monitor
 
@@ -184,7 +187,8 @@ class Host:
         own = msgspec.structs.replace(self.settings, metrics_port=self._ports[name])
         clean = {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")}
         # The roles share few cores. With a pool of threads in each they would only wait for one another.
-        self.supervisor.start(name, {"OMP_NUM_THREADS": "1", **clean, **own.environment()})
+        env = {"OMP_NUM_THREADS": "1", **clean, **own.environment()}
+        self.supervisor.start(name, env, needed=name != "shadow")  # a model on trial may not end what serves
 
     def await_roles(self, names: Iterable[str]) -> None:
         """Waits until the named roles are ready; a scorer, until it answers with a model: items may come later.

@@ -1,5 +1,5 @@
 # shell
-"""One picture of the running loop: every role's ``/metrics`` and the scorer's ``/model``, once a second.
+"""One picture of the running loop: every role's ``/metrics``, the scorer's and the learner's ``/model``, once a second.
 
 The terminal view, the live page and the report all read this picture, so they cannot disagree. A role that restarts
 does not answer for a while. Its last figures stay, and its counters go on from their last values, so a total never
@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from millrace.contracts.clock import EventClock
+from millrace.loop.gate import Gate, gate_of
 from millrace.loop.series import PROCESSES, Series
 from millrace.loop.stages import METRIC, ROLE_OF, Stages, stage_of
 
@@ -81,6 +82,10 @@ class RoleMetrics:
             if n == name and wanted <= dict(have).items()
         )
 
+    def gauges(self, name: str, label: str) -> dict[str, float]:
+        """A gauge now, for each value of ``label``."""
+        return {dict(have).get(label, ""): value for (n, have), value in self._now.items() if n == name}
+
     def by_label(self, name: str, label: str, **others: str) -> dict[str, float]:
         """A counter's total for each value of ``label``, over the label sets that carry ``others``."""
         values = {dict(have).get(label, "") for part in (self._now, self._before) for n, have in part if n == name}
@@ -118,6 +123,7 @@ class Picture:
     ready: dict[str, bool] = field(default_factory=dict)  # and reported that it does its work
     model: dict[str, Any] = field(default_factory=dict)  # the scorer's GET /model
     dead_letters: dict[str, float] = field(default_factory=dict)  # by reason
+    gate: Gate = field(default_factory=Gate)
 
 
 class Monitor:
@@ -129,6 +135,7 @@ class Monitor:
         clock: the event clock of the run.
         get: fetches a URL (tests hand in a fake network).
         memory: tells how much memory each process of the run holds, in bytes by name.
+        learner: base URL of the learner's admin port, for its ``/model``; empty: it has none.
     """
 
     def __init__(
@@ -138,12 +145,13 @@ class Monitor:
         clock: EventClock,
         get: Callable[[str], str] = fetch,
         memory: Callable[[], Mapping[str, int]] = dict,
+        learner: str = "",
     ) -> None:
         self.roles = {name: RoleMetrics() for name in targets}
         self.picture = Picture()
         self.series = Series()
         self._targets = dict(targets)
-        self._scorer = scorer
+        self._scorer, self._learner = scorer, learner
         self._clock = clock
         self._get = get
         self._memory = memory
@@ -176,16 +184,33 @@ class Monitor:
             ready = {n: answers[n] and role.gauge("millrace_ready") == 1 for n, role in self.roles.items()}
             model = self.picture.model
             if answers.get("serve"):
-                with suppress(OSError, ValueError):  # it may end between two requests; the next round asks again
-                    model = json.loads(self._get(f"{self._scorer}/model"))
+                model = self._model(self._scorer) or model
+            told = self._model(self._learner) if self._learner and answers.get("learn") else {}
             wall_ms = time.time_ns() // 1_000_000
             figures = self._figures(wall_ms, model) | memory_figures(self._memory())
             if self.first_auc_wall_ms is None and figures["auc"] is not None:
                 self.first_auc_wall_ms = wall_ms
             dead = self.roles["stream"].by_label("millrace_dead_letters_total", "reason")
-            self.picture = Picture(wall_ms, figures, answers, ready, model, dead)
+            gate = self._gate(told)
+            self.picture = Picture(wall_ms, figures, answers, ready, model, dead, gate)
             self.series.add(wall_ms, self._clock.at(wall_ms), figures)
             return self.picture
+
+    def _model(self, base: str) -> dict[str, Any]:
+        """A role's ``GET /model``; empty where it does not answer: it may end between two requests."""
+        with suppress(OSError, ValueError):
+            found = json.loads(self._get(f"{base}/model"))
+            return found if isinstance(found, dict) else {}
+        return {}
+
+    def _gate(self, told: Mapping[str, Any]) -> Gate:
+        learn = self.roles.get("learn", RoleMetrics())
+        passed, refused, unjudged = (
+            learn.by_label("millrace_gate_verdicts_total", "check", verdict=verdict)
+            for verdict in ("passed", "refused", "unjudged")
+        )
+        states = learn.gauges("millrace_gate_state", "state")
+        return gate_of(states, passed, refused, unjudged, told, self.picture.gate)
 
     def ended(self, name: str, text: str | None) -> None:
         """A role was stopped. It is not asked again: its port may soon be another process's.
@@ -209,7 +234,8 @@ class Monitor:
 
     def _figures(self, wall_ms: int, model: Mapping[str, Any]) -> dict[str, float | None]:
         """The key figures by name. Totals are of the whole run; None is "not known yet"."""
-        stream, learn, serve = (self.roles.get(name, RoleMetrics()) for name in ("stream", "learn", "serve"))
+        names = ("stream", "learn", "serve", "shadow")
+        stream, learn, serve, shadow = (self.roles.get(name, RoleMetrics()) for name in names)
         served = model.get("click_to_served_ms") or {}
         if _number(served.get("p50")) is None:  # a scorer that was restarted has not served a click yet
             served = self._served
@@ -230,7 +256,9 @@ class Monitor:
             "stream_lag": stream.gauge("millrace_stream_lag"),
             "stream_loop_s": _loop_s(stream),
             "window_keys": stream.gauge("millrace_window_keys"),
-            "trained": learn.total("millrace_samples_trained_total"),
+            # What a way back took out of the model was learnt from before; it is in quarantine, or set aside, since.
+            "trained": learn.total("millrace_samples_trained_total") - learn.total("millrace_samples_taken_back_total"),
+            **_apart(learn),
             "repeated": learn.total("millrace_samples_repeated_total"),
             **_quality(learn),
             **{f"click_rate_{arm}": learn.gauge("millrace_click_rate", arm=arm) for arm in ("model", "control")},
@@ -240,6 +268,9 @@ class Monitor:
             "learn_loop_s": _loop_s(learn),
             "table_rows": learn.gauge("millrace_table_rows"),
             "skipped": learn.total("millrace_batches_skipped_total"),
+            "shadow_trained": shadow.total("millrace_shadow_trained_total"),
+            "shadow_auc": shadow.gauge("millrace_shadow_auc"),
+            "shadow_first_auc": shadow.gauge("millrace_shadow_first_auc"),
             "served_version": serve.gauge("millrace_served_version"),
             "versions_served": _number(model.get("versions_served")),
             "requests": serve.total("millrace_requests_total"),
@@ -287,6 +318,25 @@ def _doors(intake: RoleMetrics, archive: RoleMetrics) -> dict[str, float | None]
         "intake_refused": intake.total(lines, verdict="refused"),
         "archived": archive.total("millrace_archive_rows_total"),
         "archive_lag": archive.gauge("millrace_archive_lag"),
+    }
+
+
+def _apart(learn: RoleMetrics) -> dict[str, float | None]:
+    """Samples that the model has not learnt from, and why; and what the gate judges by."""
+    return {
+        "held_out": learn.total("millrace_samples_held_out_total"),
+        "over_limit": learn.total("millrace_teach_limited_rows_total"),
+        "quarantined": learn.total("millrace_quarantined_rows_total"),
+        "released": learn.total("millrace_quarantine_ended_rows_total", how="released"),
+        "discarded": learn.total("millrace_quarantine_ended_rows_total", how="discarded"),
+        "set_aside": learn.total("millrace_samples_set_aside_total"),
+        "taken_back": learn.total("millrace_samples_taken_back_total"),
+        "ways_back": learn.total("millrace_way_back_total"),
+        "quarantine_rows": learn.gauge("millrace_quarantine_rows"),
+        "promoted_version": learn.gauge("millrace_gate_promoted_version"),
+        "heldout_rows": learn.gauge("millrace_heldout_rows"),
+        "heldout_auc": learn.gauge("millrace_heldout_auc", model="newest"),
+        "heldout_auc_anchor": learn.gauge("millrace_heldout_auc", model="anchor"),
     }
 
 

@@ -6,7 +6,7 @@
     {"stream": "http://127.0.0.1:8702/metrics", ...} ──► scrape_configs, job "millrace", label role="stream"
 
 The job and the label are those of ``deploy/prometheus.yml``, so that the dashboard and the alert rules in ``deploy/``
-fit both. The simulator has a job of its own there and here: no alert misses it where a shop has none.
+fit both. Simulator and shadow have jobs of their own there and here: no alert misses them where a shop has none.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 SCRAPE_SECONDS = 5
 """Between two looks: the dashboard's rates are over a minute."""
+
+_OWN_JOBS = {"simulate": "simulator", "shadow": "shadow"}
 
 _HEAD = f"""\
 # Written by `millrace up` at each start: what this loop's roles measure. Try it with
@@ -48,7 +50,7 @@ def scrape_file(targets: Mapping[str, str], token_file: str = "") -> str:
     """
     lines = [_HEAD, "scrape_configs:"]
     for role, address in targets.items():
-        job = "simulator" if role == "simulate" else "millrace"
+        job = _OWN_JOBS.get(role, "millrace")
         lines.append(f"  - job_name: {_text(f'millrace-{role}')}")
         path = urlsplit(address).path if "://" in address else ""
         if path not in ("", "/metrics"):

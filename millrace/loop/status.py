@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from millrace.loop.gate import Gate, says
 from millrace.loop.monitor import Monitor, Picture
 from millrace.loop.series import Series
 from millrace.processes.supervisor import Supervisor
@@ -86,8 +87,25 @@ def state_of(
         "roles": [_role(name, supervisor, picture, figures) for name in shown.roles],
         "memory": memory(figures.get("memory_total")),
         "dead_letters": picture.dead_letters,
+        "gate": _gate(picture.gate, figures),
         "notes": notes[-8:],
         "series": series.columns(),
+    }
+
+
+def _gate(gate: Gate, figures: Mapping[str, float | None]) -> dict[str, object]:
+    checks = sorted({*gate.passed, *gate.refused, *gate.unjudged})
+    return {
+        "state": gate.state,
+        "check": gate.check,
+        "why": gate.why,
+        "says": says(gate, figures),
+        "refused_ms": gate.refused_ms,
+        "verdicts": [
+            {"check": c, "passed": gate.passed.get(c, 0), "refused": gate.refused.get(c, 0), "unjudged": n}
+            for c in checks
+            for n in (gate.unjudged.get(c, 0),)
+        ],
     }
 
 
@@ -126,6 +144,9 @@ def _says(name: str, f: Mapping[str, float | None]) -> str:
         return f"{count(f.get('intake_kept'))} messages kept, {count(f.get('intake_refused'))} refused"
     if name == "archive":
         return f"{count(f.get('archived'))} rows written"
+    if name == "shadow":
+        beside = f"AUC {fixed(f.get('shadow_auc'))}, the first's {fixed(f.get('shadow_first_auc'))} on held-out pages"
+        return f"{count(f.get('shadow_trained'))} trained, {beside}"
     return f"{count(f.get('requests'))} requests, {count(f.get('versions_served'))} versions served"
 
 

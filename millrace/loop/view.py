@@ -35,6 +35,7 @@ def line_of(state: State) -> str:
         f"version {count(f.get('served_version'))}",
         f"click to served p50 {fixed(_seconds(f.get('click_to_served_p50_ms')), 2, ' s')}",
         *roles,
+        *([f"gate {state['gate']['says']}"] if _alarms(state) else []),
         *([state["awaits"]] if state["awaits"] else []),
     ]
     return " · ".join(parts)
@@ -77,6 +78,8 @@ def table_of(state: State, page: str) -> RenderableType:
     )
     key.add_row("memory", f"{state['memory']} in all processes together")
     key.add_row("version", f"{count(f.get('served_version'))} served, {count(f.get('learner_version'))} learnt")
+    if state["gate"]["says"]:
+        key.add_row("gate", Text(state["gate"]["says"], style="bold red" if _alarms(state) else "", no_wrap=False))
     speed = f" ({state['speed']:g}x)" if state["simulated"] else ""
     clock = time.strftime("%a %H:%M", time.gmtime((f.get("event_ms") or 0) / 1000)) if f.get("event_ms") else "–"
     awaits = [Text(), Text(state["awaits"], style="yellow")] if state["awaits"] else []
@@ -86,6 +89,11 @@ def table_of(state: State, page: str) -> RenderableType:
         (page, "underline"),
     )
     return Group(head, *awaits, Text(), roles, Text(), key)
+
+
+def _alarms(state: State) -> bool:
+    """Whether the gate keeps the newest version back."""
+    return state["gate"]["state"] not in (None, "promoting")
 
 
 def _seconds(ms: float | None) -> float | None:

@@ -26,7 +26,15 @@ LOOP_TIMESTAMP = Gauge(
 ROLE_INFO = Gauge("millrace_role_info", "Which role this is.", ["role", "version"])
 
 
-PORTS = {"serve": 8701, "stream": 8702, "learn": 8703, "simulate": 8704, "intake": 8705, "archive": 8706}
+PORTS = {
+    "serve": 8701,
+    "stream": 8702,
+    "learn": 8703,
+    "simulate": 8704,
+    "intake": 8705,
+    "archive": 8706,
+    "shadow": 8707,
+}
 """Where each role serves its metrics unless ``metrics_port`` says otherwise."""
 
 

@@ -23,7 +23,7 @@ from millrace.contracts.files import write_whole
 from millrace.contracts.settings import Settings
 from millrace.processes.metrics import latest
 
-ROLES = ("simulate", "stream", "learn", "serve", "intake", "archive")
+ROLES = ("simulate", "stream", "learn", "serve", "intake", "archive", "shadow")
 """The name of each role: as a command, in compose, in logs, in the supervisor, and as the label ``role``."""
 
 Run = Callable[[Settings, threading.Event], None]

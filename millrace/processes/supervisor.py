@@ -56,6 +56,7 @@ class Role:
     argv: list[str]
     env: Mapping[str, str]
     log_path: Path
+    needed: bool = True  # the run ends when it is given up; else it goes on without it
     state: State = "stopped"
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
@@ -100,10 +101,16 @@ class Supervisor:
         self._say = say
         self._clock = clock
 
-    def start(self, name: str, env: Mapping[str, str], argv: list[str] | None = None) -> None:
-        """Starts a role. ``env`` is its whole environment; ``argv`` replaces the role's own program."""
+    def start(self, name: str, env: Mapping[str, str], argv: list[str] | None = None, *, needed: bool = True) -> None:
+        """Starts a role.
+
+        Args:
+            env: its whole environment.
+            argv: replaces the role's own program.
+            needed: whether the run ends when the role is given up. Without one that is not it goes on, and says so.
+        """
         known = self.roles.get(name)
-        role = Role(name, argv or role_argv(name), env, self.folder / f"{name}.log")
+        role = Role(name, argv or role_argv(name), env, self.folder / f"{name}.log", needed)
         role.restarts = known.restarts if known else 0
         self.roles[name] = role
         self._launch(role)
@@ -117,8 +124,8 @@ class Supervisor:
         """Looks at every role once: notices deaths, restarts those whose pause is over.
 
         Raises:
-            ServiceError: a role gave way to another process, or died too often in short succession; the message has
-                the end of its log.
+            ServiceError: a role that is needed gave way to another process, or died too often in short succession; the
+                message has the end of its log.
         """
         for role in self.roles.values():
             now = self._clock()
@@ -142,11 +149,16 @@ class Supervisor:
         if len(role.deaths) >= self._patience.failures:
             role.state = "gave up"
             said = tail(role.log_path, 1)
-            raise ServiceError(
+            error = ServiceError(
                 f"role '{role.name}' ended {len(role.deaths)} times within {self._patience.within_seconds:g} s"
                 f" (last: {how}{': ' + said if said else ''})",
                 f"see {role.log_path}",
             )
+            if role.needed:
+                raise error
+            log.error("a role is given up; the others go on without it", child=role.name, how=how)
+            self._say(f"{error}; the others go on without it")
+            return
         pause = self._patience.pause(len(role.deaths))
         role.state, role.again_at = "waiting", now + pause
         log.warning("role died", child=role.name, how=how, restart_in_seconds=pause)

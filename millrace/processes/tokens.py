@@ -18,7 +18,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,12 +30,15 @@ import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from millrace.contracts.errors import SettingError
+from millrace.contracts.files import temporary_beside
 from millrace.contracts.settings import Settings
 
 log = structlog.get_logger("tokens")
 
 OPEN = ("/healthz", "/readyz", "/v2/health/")
 """Paths that need no token; one that ends in a slash stands for all below it."""
+OWN = "admin.token"
+"""File in the data folder of a `demo` or `up` with the token that commands its learner."""
 LOOK_SECONDS = 1.0
 """How often the file is looked at, at most."""
 REMEDY = "send the header 'Authorization: Bearer TOKEN' with one of the tokens of MILLRACE_TOKENS or of the token file"
@@ -126,6 +131,26 @@ def tokens_of(file: Path) -> list[str]:
     if not found:
         raise SettingError(f"token file '{file}' holds no token", "write one into it, or unset MILLRACE_TOKEN_FILE")
     return found
+
+
+def own_token(folder: Path) -> Path:
+    """The file :data:`OWN` of a data folder, which only its owner can read. It is made once, with a random token.
+
+    Raises:
+        SettingError: it cannot be written.
+    """
+    path = folder / OWN
+    if not path.exists():
+        temporary = temporary_beside(path)
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+                file.write(f"{secrets.token_hex(32)}\n")
+            temporary.replace(path)
+        except OSError as error:
+            raise SettingError(
+                f"token file '{path}' cannot be written ({error.strerror})", "name a folder that you can write to"
+            ) from None
+    return path
 
 
 def bearer(settings: Settings) -> dict[str, str]:

@@ -24,13 +24,13 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from learner.dense import threads
 from learner.making import model_of
+from millrace.contracts.clustered import Gap, Parts, auc_parts, user_numbers
+from millrace.contracts.clustered import gap as gap_of
 from millrace.contracts.errors import ParityError
 from millrace.contracts.settings import Settings
 from millrace.proofs.archived import Archived, read_archive
 from millrace.proofs.causes import Cause, Compared, compare
 from millrace.proofs.parityreport import MOST_GAP, make_report, present, print_parity, write_parity
-from millrace.replay.clustered import Gap, Parts, auc_parts, user_numbers
-from millrace.replay.clustered import gap as gap_of
 from millrace.replay.known import LabelSettings, Samples
 from millrace.replay.logfeatures import Labels, LogRows
 from millrace.reports import make_folder, surroundings

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.contracts.clustered import Gap
 from millrace.contracts.merit import known
 from millrace.proofs.archived import Archived
 from millrace.proofs.causes import Cause, Compared
 from millrace.proofs.lag import spread
-from millrace.replay.clustered import Gap
 from millrace.reports import MAIN, QUIET, SECOND, Plot, lines_canvas, say, show, write_all
 
 MOST_GAP = 0.001

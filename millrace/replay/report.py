@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from millrace.contracts.clustered import FEW, auc_parts, gap, user_numbers
 from millrace.contracts.merit import calibration, judged
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable
 from millrace.replay.baseline import Baseline
-from millrace.replay.clustered import FEW, auc_parts, gap, user_numbers
 from millrace.replay.grouped import Groups
 from millrace.replay.ranks import auc, grouped_auc, log_loss
 from millrace.reports import say, show

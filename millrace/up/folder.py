@@ -5,6 +5,7 @@
 
     DATA/up.lock        held while a run has the folder, however it ends (flock)
     DATA/up.json        where things are, while all is there; a run that was killed leaves it
+    DATA/admin.token    who has it may command the learner (docs/trust.md); made once, for the owner's eyes alone
     DATA/schema.toml    the schema that the state in this folder is of
     DATA/logs           a file a role          DATA/broker, models, checkpoints, index, spool, archive: the state
 """

@@ -3,7 +3,8 @@
 
 ::
 
-    8700 scorer    8701-8706 metrics of the roles    8710 live page    8720 intake    8730 broker    8740 Redis
+    8700 scorer    8701-8707 metrics of the roles    8710 live page    8720 intake    8730 broker    8740 Redis
+    8750 admin: what the learner's gate says, and commands to it
 
 All are checked before anything is started, so a taken port is one line rather than a role that dies five times.
 """
@@ -32,11 +33,13 @@ class Ports:
     page: int
     broker: int
     redis: int
+    admin: int  # the learner's
     metrics: dict[str, int]  # by role
 
     def wanted(self, host: str) -> list[tuple[str, str, int, str]]:
         """What binds a port: its name, host, port, and the setting that moves it."""
         doors = [("scorer", host, self.scorer, "MILLRACE_PORT"), ("intake", host, self.intake, "MILLRACE_INTAKE_PORT")]
+        doors.append(("learner's commands", host, self.admin, "MILLRACE_ADMIN_PORT"))
         own = [("live page", LOOPBACK, self.page, "MILLRACE_PAGE_PORT")]
         services = [("broker", self.broker, "MILLRACE_BROKER_PORT"), ("Redis", self.redis, "MILLRACE_REDIS_PORT")]
         own += [(name, LOOPBACK, port, setting) for name, port, setting in services if port]
@@ -58,7 +61,7 @@ def choose(settings: Settings, roles: Iterable[str], *, free: bool, pick: Callab
     if settings.metrics_port:
         raise SettingError(
             f"metrics_port {settings.metrics_port} for 'millrace up', which starts a role for each of several ports",
-            "leave MILLRACE_METRICS_PORT unset (8701 to 8706), or set it to 0 for any that are free",
+            "leave MILLRACE_METRICS_PORT unset (8701 to 8707), or set it to 0 for any that are free",
         )
 
     def port(fixed: int) -> int:
@@ -70,6 +73,7 @@ def choose(settings: Settings, roles: Iterable[str], *, free: bool, pick: Callab
         page=port(settings.page_port),
         broker=0 if settings.kafka else port(settings.broker_port),
         redis=0 if settings.redis else port(settings.redis_port),
+        admin=port(settings.admin_port),
         metrics={role: port(0 if settings.metrics_port == 0 else PORTS[role]) for role in roles},
     )
 

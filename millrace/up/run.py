@@ -39,7 +39,7 @@ from millrace.processes.profiles import check_whole
 from millrace.processes.role import calm_logs
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis
 from millrace.processes.supervisor import Patience
-from millrace.processes.tokens import Tokens, bearer
+from millrace.processes.tokens import Tokens, bearer, own_token
 from millrace.processes.wall import wall_ms
 from millrace.up import folder as folders
 from millrace.up import words
@@ -63,9 +63,10 @@ class UpOptions:
     sync: bool = False  # the embedded broker syncs to the disk before it acknowledges
     archive: bool = True
 
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ROLES if self.archive else tuple(name for name in ROLES if name != "archive")
+    def roles(self, settings: Settings) -> tuple[str, ...]:
+        """The roles of the run: a shadow with them where the settings name its model."""
+        asked = {"archive": self.archive, "shadow": bool(settings.shadow_model)}
+        return tuple(name for name in (*ROLES, "shadow") if asked.get(name, True))
 
 
 class Up(Host):
@@ -84,7 +85,8 @@ class Up(Host):
     ) -> None:
         speed = settings.event_clock().speed
         settles_s = (60 * settings.attribution_minutes + settings.disorder_seconds) / speed
-        shown = Shown(options.roles, control=settings.control_share > 0, settles_s=settles_s)
+        self.roles = options.roles(settings)
+        shown = Shown(self.roles, control=settings.control_share > 0, settles_s=settles_s)
         super().__init__(settings, folder, ending, shown, speed, LINE_SECONDS)
         self.options, self.ports = options, ports
         self.ready = False
@@ -126,10 +128,10 @@ class Up(Host):
         """
         host = self.settings.host
         targets = {role: f"{url(host, port)}/metrics" for role, port in self.ports.metrics.items()}
-        self.watch(self.ports.metrics, targets, self.ask)
-        for name in self.options.roles:
+        self.watch(self.ports.metrics, targets, self.ask, url(self.settings.host, self.settings.admin_port))
+        for name in self.roles:
             self.start(name)
-        self.await_roles(self.options.roles)
+        self.await_roles(name for name in self.roles if name != "shadow")
 
     def ask(self, address: str) -> str:
         """The body of a GET; with a token where it goes to the scorer and tokens are set."""
@@ -150,6 +152,7 @@ class Up(Host):
             "scorer": settings.scorer,
             "intake": settings.intake,
             "page": self.view.page,
+            "admin": url(settings.host, settings.admin_port),
             "kafka": settings.kafka,
             "redis": settings.redis,
             "metrics": {role: f"{url(settings.host, port)}/metrics" for role, port in self.ports.metrics.items()},
@@ -211,7 +214,7 @@ class Up(Host):
         """Stops every role: the door first, then who hands pages out, then those that write down where they are."""
         self.phase = "stopping"
         self.say("stopping: intake first, then the others, which write down how far they have come")
-        for names in (("intake",), ("serve",), ("stream", "learn", "archive")):
+        for names in (("intake",), ("serve",), ("stream", "learn", "archive", "shadow")):
             self.supervisor.stop(*names, grace_seconds=GRACE_SECONDS)
 
 
@@ -242,6 +245,8 @@ def prepared(settings: Settings, folder: Path, ports: Ports) -> Settings:
         port=ports.scorer,
         intake_port=ports.intake,
         page_port=ports.page,
+        admin_port=ports.admin,
+        admin_token_file=settings.admin_token_file or str(own_token(folder)),
         scorer=url(settings.host, ports.scorer),
         intake=url(settings.host, ports.intake),
         from_log="",
@@ -277,7 +282,7 @@ def _run(settings: Settings, options: UpOptions, folder: Path, signals: Signals)
     check_whole(msgspec.structs.replace(settings, data=str(folder)))  # each role looks too: it may be started by itself
     killed = bool(folders.addresses(folder))  # a run that ends takes them away
     schema = folders.schema_note(folder, settings)
-    ports = choose(settings, options.roles, free=options.free_ports)
+    ports = choose(settings, options.roles(settings), free=options.free_ports)
     if killed:
         folders.await_release(folder)
     check(ports, settings.host, folders.RELEASE_SECONDS if killed else 0.0)

@@ -29,6 +29,7 @@ def welcome(found: Mapping[str, Any], data: str, scrape: str, prefix: str = "") 
         f"  scorer   {found['scorer']}   POST /recommend",
         f"  intake   {found['intake']}   POST /items, /users, /events",
         f"  page     {found['page']}",
+        f"  learner  {found['admin']}   GET /model: what is promoted, and why nothing newer is",
         f"  Kafka    {found['kafka']}   topics {topics}: the other door",
         f"  Redis    {found['redis']}",
         f"  metrics  {metrics}",

@@ -9,6 +9,7 @@ Snapshots lie in a :class:`~millrace.contracts.store.Store`, a folder or an obje
     ...
     part-00000002-0000000000000028-00007.serving           the last: dense tensors, and corrections
     delta-00000002-0000000000000031.body                   where deltas travel as files
+    cuts-00000002-0000000000000030.acts                    what was learnt since the snapshot before (learner/ledger.py)
 
 The numbers are epoch and version (:mod:`millrace.versions.versioning`). Parts are copied while the model learns on, so
 they carry the version at which the snapshot was begun; the last part holds again what changed meanwhile. Put together
@@ -18,6 +19,9 @@ the whole of it in memory. The manifest is written last: without it the parts ar
 One damaged file costs its own snapshot, never another's: the manifest is passed over, and the snapshot before it is
 the newest.
 
+The newest two snapshots are what scorers and a restart need. To go back to, there are older ones, one for each ten
+minutes of an hour of event time (:meth:`ModelStore.prune`).
+
 Stores of the time before (one safetensors file a snapshot) are read once, and removed when two snapshots of this
 form are there: :mod:`millrace.versions.oldstore`.
 """
@@ -26,7 +30,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +58,7 @@ __all__ = [
 
 log = structlog.get_logger("modelstore")
 
-_NUMBERED = re.compile(r"(?:damaged-)?(?:snapshot|part|delta)-(\d{8})-(\d{16})\b.*")
+_NUMBERED = re.compile(r"(?:damaged-)?(?:snapshot|part|delta|cuts)-(\d{8})-(\d{16})\b.*")
 
 
 class _Arrays(Struct, frozen=True):
@@ -70,6 +74,16 @@ class _Delta(Struct, frozen=True):
     version: int
 
 
+class CutsHead(Struct, frozen=True):
+    """The head of a ``cuts-`` file: which snapshot it leads to, and from which."""
+
+    epoch: int
+    version: int
+    from_epoch: int
+    from_version: int
+    event_ms: int  # newest exposure that the snapshot has learnt from
+
+
 _arrays = msgspec.json.Decoder(_Arrays).decode
 
 
@@ -79,6 +93,7 @@ class ModelStore:
     Args:
         url: a folder, or any URL that fsspec knows.
         writes: whether this process writes here. A writer sets damaged files aside as it meets them.
+        keep_ms: event time for which versions are kept to go back to; 0: none but the newest two.
 
     Attributes:
         damaged: names of the files that were found damaged so far.
@@ -87,9 +102,9 @@ class ModelStore:
         StoreError: the place cannot be used.
     """
 
-    def __init__(self, url: str | Path, writes: bool = True) -> None:
+    def __init__(self, url: str | Path, writes: bool = True, keep_ms: int = 0) -> None:
         self.store = Store(url, writes)
-        self.url, self.writes = str(url), writes
+        self.url, self.writes, self.keep_ms = str(url), writes, keep_ms
         self.damaged: list[str] = []
 
     # -- writing ---------------------------------------------------------------------------------------------
@@ -149,9 +164,29 @@ class ModelStore:
         name = f"delta-{place.epoch:08d}-{place.number:016d}.body"
         return self.store.put(name, _Delta(place.epoch, place.number), body)
 
+    def write_cuts(self, place: Place, since: Place, event_ms: int, acts: bytes) -> Sealed:
+        """Writes how the snapshot at ``place`` was learnt from the one at ``since``.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        name = f"cuts-{place.epoch:08d}-{place.number:016d}.acts"
+        return self.store.put(name, CutsHead(place.epoch, place.number, since.epoch, since.number, event_ms), acts)
+
+    def forget(self, places: Iterable[Place]) -> None:
+        """Removes the manifests of snapshots that nobody may go on from. Their parts go with the next :meth:`prune`.
+
+        Raises:
+            StoreError: one cannot be removed.
+        """
+        self.store.remove(_manifest(place) for place in places)
+
     def prune(self, keep: int = 2, epoch: int = MAX_EPOCH) -> None:
-        """Removes all but the newest ``keep`` snapshots that are whole, and what belongs to none. For the writer, while
-        it is writing no snapshot.
+        """Removes all but the newest ``keep`` snapshots that are whole and those to go back to (:func:`thinned`), and
+        what belongs to none. For the writer, while it is writing no snapshot.
+
+        Deltas are kept behind the newest ``keep`` alone: followers begin at one of these. Cuts are kept behind the
+        oldest snapshot of all, so that what was learnt since any of them is known.
 
         Args:
             epoch: the writer's. Files of higher epochs are another learner's, which may be at work on them: they are
@@ -161,18 +196,21 @@ class ModelStore:
             StoreError: something cannot be removed.
         """
         notes = self.snapshots()
-        kept = notes[:keep]
-        if not kept:
+        newest = notes[:keep]
+        if not newest:
             return
+        to_go_back_to = thinned(notes, self.keep_ms)
+        kept = [note for note in notes if note in newest or note in to_go_back_to]
         # A kept snapshot of the old form is files of its own; those of the new form are named by their manifests.
         used = {file.name for note in kept for file in note.files} | {_manifest(note.place) for note in kept}
-        oldest, epoch = kept[-1].place, min(epoch, kept[0].epoch)
+        behind = {"delta-": newest[-1].place, "cuts-": kept[-1].place}
+        epoch = min(epoch, newest[0].epoch)
         gone = []
         for name in self.store.names():
             place = _place_in(name)
             if place is None or name in used or place.epoch > epoch:
                 continue
-            if name.startswith("delta-") and place > oldest:
+            if any(name.startswith(kind) and place > oldest for kind, oldest in behind.items()):
                 continue
             gone.append(name)
         # Manifests first: a snapshot is whole, or is not there.
@@ -327,6 +365,34 @@ class ModelStore:
             self.damaged.append(name)
         if self.writes:
             self.store.set_aside(name, why)
+
+
+def thinned(notes: Sequence[Announcement], keep_ms: int) -> list[Announcement]:
+    """Of all snapshots those to go back to: the last of each sixth of ``keep_ms``, and one from before it, so that
+    there is always one that is at least so old. Newest first, as ``notes`` are.
+
+    Sixths lie on the clock and not behind ``newest_ms``: of a sixth that has passed it is always the same one that is
+    kept.
+
+    ::
+
+        keep_ms 60 min        kept:  o          x     x     x     x    x    x       newest
+                                 ────┼──────┼─────┼─────┼─────┼─────┼─────┼───────────┤
+                                     └ from before     ten minutes of event time each
+
+    Args:
+        keep_ms: how long they are kept, event time. 0: not at all.
+    """
+    if keep_ms <= 0 or not notes:
+        return []
+    since_ms = notes[0].event_ms - keep_ms
+    step_ms = max(1, keep_ms // 6)
+    last: dict[int, Announcement] = {}
+    for note in notes:  # newest first: the first of a sixth is its last
+        last.setdefault(note.event_ms // step_ms, note)
+    old = [note for note in last.values() if note.event_ms <= since_ms]
+    from_before = {max(old, key=lambda note: (note.event_ms, note.place)).place} if old else set()
+    return [note for note in last.values() if note.event_ms > since_ms or note.place in from_before]
 
 
 def _manifest(place: Place) -> str:

@@ -107,14 +107,45 @@ function accounts(f, dead, simulated) {
   }));
 }
 
+function pairs(id, entries) {
+  byId(id).replaceChildren(...entries.map(([name, text]) => {
+    const entry = document.createElement("div"), term = document.createElement("dt"), value = document.createElement("dd");
+    term.textContent = name;
+    value.textContent = text;
+    entry.append(term, value);
+    return entry;
+  }));
+}
+
 function places(addresses) {
   byId("places").hidden = !Object.keys(addresses).length;
-  byId("addresses").replaceChildren(...Object.entries(addresses).map(([name, address]) => {
-    const entry = document.createElement("div"), term = document.createElement("dt"), place = document.createElement("dd");
-    term.textContent = name;
-    place.textContent = address;
-    entry.append(term, place);
-    return entry;
+  pairs("addresses", Object.entries(addresses));
+}
+
+// What stands before what is served: the newest refusal and why, and which version serves instead.
+function gate(g, f) {
+  const there = known(g.state), back = there && g.state !== "promoting";
+  byId("gate").hidden = !there;
+  byId("refusal").hidden = !back;
+  put("refusal", back ? g.says : "");
+  put("gate-says", back ? "" : g.says);
+  const pill = byId("gate-state");
+  pill.textContent = g.state ?? "";
+  pill.className = `pill ${{ promoting: "good", blocked: "bad" }[g.state] ?? ""}`;
+  const judged = known(f.heldout_auc) ? `${fixed(4)(f.heldout_auc)}, anchor ${fixed(4)(f.heldout_auc_anchor)}` : "unjudged: too few yet";
+  pairs("gate-figures", [
+    ["version served", whole(f.served_version)], ["promoted last", whole(f.promoted_version)], ["in quarantine", whole(f.quarantine_rows)],
+    ["held out", whole(f.held_out)], ["ways back", whole(f.ways_back)], ["AUC on held-out pages", judged],
+  ]);
+  byId("verdicts").tBodies[0].replaceChildren(...g.verdicts.map((one) => {
+    const row = document.createElement("tr");
+    for (const [text, cls] of [[one.check, ""], [whole(one.passed), "n"], [whole(one.refused), one.refused ? "n bad" : "n"], [whole(one.unjudged), "n"]]) {
+      const cell = document.createElement("td");
+      cell.textContent = text;
+      cell.className = cls;
+      row.append(cell);
+    }
+    return row;
   }));
 }
 
@@ -134,6 +165,7 @@ function show(state) {
   put("memory", `${state.memory} in all processes together`);
   accounts(f, state.dead_letters, state.simulated);
   places(state.addresses);
+  gate(state.gate, f);
   byId("notes").replaceChildren(...state.notes.slice(1).map((note) => {
     const line = document.createElement("li");
     line.textContent = note;

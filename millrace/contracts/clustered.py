@@ -28,14 +28,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import stats
 
 from millrace.contracts.merit import log_losses
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Numbers = NDArray[Any]
 Parts = tuple[float, NDArray[np.float64]]
@@ -166,6 +168,8 @@ def gap(own: Parts, base: Parts, y: Numbers, user: NDArray[np.intp]) -> Gap:
 
 def user_numbers(column: pa.ChunkedArray) -> NDArray[np.intp]:
     """A number from 0 on for each user of a log's column, plain or dictionary-encoded. (n,)"""
+    import pyarrow as pa  # logs are read with it; who compares two models live has none
+
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     chunks = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in column.unify_dictionaries().chunks]

@@ -1,0 +1,99 @@
+# core
+"""What is shown of the gate before what is served: its state, the newest refusal and why, what serves instead.
+
+::
+
+    learner's /metrics ──► state, verdicts by check, rows in quarantine ──┐
+    learner's GET /model ──► the newest refusal in words ─────────────────┼──► Gate ──► page, terminal
+    scorer's /metrics ──► the version that serves ────────────────────────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Counts = Mapping[str, float]
+"""By label; how often."""
+
+NOTHING_NEW = {
+    "probation": "nothing newer is served until a whole stretch of samples has passed",
+    "blocked": "samples are refused and kept in quarantine; nothing newer is served",
+    "held": "a person holds what is served; learning goes on",
+}
+"""By state in which the newest version is not the one that serves: what that means."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The gate at one moment. ``state`` None: the learner has none, or has not answered yet."""
+
+    state: str | None = None
+    check: str = ""  # of the newest refusal; empty: nothing was refused
+    why: str = ""  # the same in words, with figure and bound
+    refused_ms: int | None = None  # event time of it
+    refused: Counts = field(default_factory=dict)  # by check
+    passed: Counts = field(default_factory=dict)
+    unjudged: Counts = field(default_factory=dict)
+
+
+def gate_of(
+    states: Counts, passed: Counts, refused: Counts, unjudged: Counts, told: Mapping[str, Any], before: Gate
+) -> Gate:
+    """The gate now. A learner that was restarted does not know what an earlier process refused: that stays as it was.
+
+    Args:
+        states: the gauge of states: 1 for the one that holds.
+        passed, refused, unjudged: verdicts by check.
+        told: the learner's ``GET /model``; empty: it did not answer.
+        before: the gate when it was looked at last.
+    """
+    state = next((name for name, value in states.items() if value == 1), None)
+    refused = {check: n for check, n in refused.items() if n}
+    check, why, refused_ms = before.check, before.why, before.refused_ms
+    if told.get("refusal"):
+        check, why, refused_ms = str(told.get("check") or ""), str(told["refusal"]), _whole(told.get("refused_ms"))
+    else:  # without words the check's name must do
+        grown = [name for name, n in refused.items() if n > before.refused.get(name, 0)]
+        if grown:
+            check, why, refused_ms = grown[-1], f"check '{grown[-1]}'", None
+    return Gate(state, check, why, refused_ms, refused, {n: v for n, v in passed.items() if v}, unjudged)
+
+
+def says(gate: Gate, figures: Mapping[str, float | None]) -> str:
+    """The gate in a sentence or two; empty where there is none.
+
+    >>> says(Gate("promoting"), {})
+    'every version was promoted'
+    >>> says(Gate("blocked", "auc", "AUC of incoming labels: 0.41, beyond 0.58"), {"served_version": 57.0})[:73]
+    'refused: AUC of incoming labels: 0.41, beyond 0.58. Version 57 serves ins'
+    """
+    if gate.state is None:
+        return ""
+    kept = figures.get("quarantine_rows") or 0
+    rows = f"; {kept:,.0f} samples in quarantine" if kept else ""
+    if gate.state not in NOTHING_NEW:
+        return (
+            f"promotes; refused last{_clock(gate.refused_ms)}: {gate.why}{rows}"
+            if gate.why
+            else (f"every version was promoted{rows}")
+        )
+    served = figures.get("served_version")
+    version = "the version promoted last" if served is None else f"version {served:.0f}"
+    meaning = f"{NOTHING_NEW[gate.state]}{rows}"
+    if gate.state == "held" or not gate.why:
+        return f"{version} serves: {meaning}"
+    return f"refused{_clock(gate.refused_ms)}: {gate.why}. {version[0].upper()}{version[1:]} serves instead: {meaning}"
+
+
+def _clock(event_ms: int | None) -> str:
+    """Event time of day, in words."""
+    if event_ms is None:
+        return ""
+    minute = event_ms // 60_000 % 1440
+    return f" at {minute // 60:02d}:{minute % 60:02d} UTC"
+
+
+def _whole(value: object) -> int | None:
+    return round(value) if isinstance(value, int | float) and value > 0 else None

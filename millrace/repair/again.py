@@ -1,0 +1,188 @@
+# core
+"""Learns the line of a model again without what is named, and keeps the result as a snapshot that a learner may adopt.
+
+::
+
+    start (snapshot) ──acts of the line, less what is left out──► model ──► DATA/repair: one snapshot, a root
+    end   (snapshot) ──offsets, ids already seen, the gate's state──────────────┘
+
+The model is what the live learner would have made of a topic without those rows, cut where it was cut. All else is the
+newest snapshot's: a learner that adopts the result reads on where that one stood. The rows that were left out still
+count as seen, so they are not learnt when the stream sends them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from learner.ledger import Learnt, learn_again
+from learner.making import model_of
+from learner.ownclass import is_own
+from learner.verbs import Learning
+from learner.versions import Progress, Versions, write_root
+from millrace.contracts.errors import SnapshotError
+from millrace.contracts.schema import Schema
+from millrace.repair.feed import Decode, Feed, Source, rows_in
+from millrace.repair.lineage import Lineage
+from millrace.repair.without import Without, time_of
+from millrace.versions.modelstore import Announcement, Array, ModelStore, Place
+
+Tick = Callable[[int], None]
+"""Is told the rows read so far."""
+
+CLAIMANT = "repair"
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair made: ``rows`` were read, ``left_out`` of them, and ``learnt`` of the others."""
+
+    model: Learning
+    rows: int
+    left_out: int
+    learnt: int
+    by: Mapping[str, int]
+
+
+def resumed(store: ModelStore, note: Announcement, schema: Schema, named: str = "") -> Learning:
+    """The model of a kept snapshot, as a learner goes on from it.
+
+    Args:
+        named: the model that the caller's own setting names. A class is imported only where it is this one.
+
+    Raises:
+        SnapshotError: it is of another schema, or of a class that ``named`` is not.
+        StoreError: a file of it is damaged, was removed, or cannot be read.
+    """
+    if note.schema_id != schema.id:
+        raise SnapshotError(
+            f"version {note.version} is of schema {note.schema_id}, not {schema.id}",
+            "set MILLRACE_SCHEMA to its schema",
+        )
+    name = note.spec.get("model")
+    if is_own(name) and name != named:
+        raise SnapshotError(
+            f"version {note.version} is of the class '{name}', MILLRACE_MODEL names '{named}'",
+            "nothing is imported because a snapshot names it: set MILLRACE_MODEL as for the learner",
+        )
+    model = model_of(schema, note.spec, 0, live=True)
+    model.resume(store.read_whole(note))
+    return model
+
+
+def check_there(line: Lineage, source: Source) -> None:
+    """Whether the topic still holds the samples of all acts.
+
+    Raises:
+        SnapshotError: retention took some; says from which kept version on all are there.
+    """
+    first = source.first()
+    acts = line.acts
+    gone = [
+        (k, span)
+        for k, act in enumerate(acts)
+        if isinstance(act, Learnt)
+        for span in act.spans
+        if span.offset < first.get(span.partition, 0)
+    ]
+    if not gone:
+        return
+    span = gone[0][1]
+    whole = next((note for note in line.kept[:-1] if line.after(note) > gone[-1][0]), None)
+    remedy = "no kept version is young enough; repair sooner, or keep the topic 'samples' longer (retention.ms)"
+    if whole is not None:
+        remedy = f"name a --since of {time_of(whole.event_ms)} or later: version {whole.version} can be gone on from"
+    raise SnapshotError(
+        f"samples since version {line.start.version} are gone: partition {span.partition} needs offset {span.offset}, "
+        f"the topic begins with {first[span.partition]}",
+        remedy,
+    )
+
+
+def rows_of_line(line: Lineage) -> int:
+    """Rows that the acts of a line learnt from."""
+    return sum(map(rows_in, line.acts))
+
+
+def repair(
+    store: ModelStore,
+    line: Lineage,
+    source: Source,
+    decode: Decode,
+    schema: Schema,
+    without: Without,
+    tick: Tick = lambda rows: None,
+    named: str = "",
+) -> Repaired:
+    """Learns a line again.
+
+    Args:
+        named: see :func:`resumed`.
+
+    Raises:
+        SnapshotError: samples are gone; schema or spec do not fit.
+        StoreError: the start cannot be read.
+        SchemaError: a message cannot be read.
+    """
+    check_there(line, source)
+    model = resumed(store, line.start, schema, named)
+    acts = line.acts
+    feed = Feed(acts, source, decode, without, tick)
+    try:
+        learnt = learn_again(model, acts, feed.rows_of)
+    finally:
+        feed.close()
+    return Repaired(model, feed.read, feed.left_out, learnt, feed.by)
+
+
+def carried(store: ModelStore, note: Announcement) -> dict[str, Array]:
+    """What a snapshot keeps for training that is of no row: of the model, of the trainer and of the gate.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    found: dict[str, Array] = {}
+    for training in store.read_training(note):
+        found |= {name: array for name, array in training.items() if not name.startswith("table/")}
+    return found
+
+
+def keep(
+    store: ModelStore, to: ModelStore, line: Lineage, done: Repaired, without: Without, published_ms: int
+) -> Announcement:
+    """Writes what a repair made into the store ``to``, in the place of what an earlier one left there.
+
+    ``trained`` goes down by what was not learnt this time, and ``set_aside`` up: the books of samples still balance.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    before = to.store.names()
+    end = line.end
+    trained = line.start.trained + done.learnt
+    counts: dict[str, Any] = dict(end.extra.get("counts", {}))
+    counts["trained"] = trained
+    counts["set_aside"] = counts.get("set_aside", 0) + end.trained - trained
+    told = {
+        "since_version": line.start.version,
+        "since_ms": line.start.event_ms,
+        "of_version": end.version,
+        "without": without.told(),
+        "rows": done.rows,
+        "left_out": done.left_out,
+    }
+    extra = {n: v for n, v in end.extra.items() if n != "way_back"} | {"counts": counts, "repair": told}
+    progress = Progress(trained, {int(p): o for p, o in end.offsets.items()}, dict(end.logs), extra)
+    highest = max(to.highest(), Place(0, end.version), key=lambda place: place.number).number
+    versions = Versions(done.model, end.epoch, CLAIMANT, highest)
+    of_model = done.model.snapshot()[1]
+    beside = {name: array for name, array in carried(store, end).items() if name not in of_model}
+    note = write_root(to, versions, progress, beside, published_ms)
+    to.store.remove(_manifests_first(before))
+    return note
+
+
+def _manifests_first(names: Iterable[str]) -> Iterator[str]:
+    return iter(sorted(names, key=lambda name: (not name.endswith(".manifest"), name)))

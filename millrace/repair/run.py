@@ -1,0 +1,239 @@
+# shell
+"""``millrace repair`` and ``millrace bisect`` in the terminal: where things are, progress, and what was found."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from learner.dense import threads
+from learner.formersamples import FormerSamples
+from learner.ledger import Learnt
+from millrace.contracts import schemabook
+from millrace.contracts.errors import SettingError, SnapshotError
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.contracts.schemabook import SchemaBook
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import SAMPLES
+from millrace.processes.wall import wall_ms
+from millrace.repair.again import Tick, check_there, keep, repair, rows_of_line
+from millrace.repair.bisection import Bisection, Samples
+from millrace.repair.feed import Decode, Feed, Message, Source
+from millrace.repair.judge import FIGURES, SMALL
+from millrace.repair.lineage import Lineage, check_one_model, lineage
+from millrace.repair.topic import Folder, Topic
+from millrace.repair.without import Without, interval_of, moment, time_of
+from millrace.versions.modelstore import Announcement, ModelStore
+
+PLACE = "repair"
+"""What the store of a repaired model is called, beside ``models``."""
+
+_LINE_SECONDS = 5.0
+_SHOWN = 8
+
+
+class Scene:
+    """What both commands need: the line of the model, its schema, and where its samples lie.
+
+    Raises:
+        MillraceError: something of it is not there.
+    """
+
+    def __init__(self, settings: Settings, since: str, from_folder: Path | None = None, of: int | None = None) -> None:
+        self.settings = settings
+        self.store = ModelStore(settings.place("models"), writes=False)
+        newest = self.store.latest()
+        if newest is None:
+            raise SnapshotError(
+                f"there is no model in '{self.store.url}'", "name the data folder of a loop with --data"
+            )
+        self.newest_ms = newest.event_ms
+        self.since_ms = moment(since, newest.event_ms)
+        self.line = lineage(self.store, self.since_ms, of)
+        check_one_model(self.line)
+        book = SchemaBook(settings.place(schemabook.PLACE), writes=False)
+        self.schema = _schema_of(settings, book, newest.schema_id)
+        self._former = FormerSamples(self.schema, book)
+        self.source: Source = Folder(from_folder) if from_folder else Topic(settings, newest.logs.get(SAMPLES, ""))
+
+    @property
+    def decode(self) -> Decode:
+        """What makes rows of a message, as the learner does."""
+
+        def decode(message: Message) -> SampleBatch:
+            return self._former.carried(SampleBatch.from_bytes(message.value), message.headers)
+
+        return decode
+
+
+def _schema_of(settings: Settings, book: SchemaBook, id: str) -> Schema:
+    """The schema that a model is of: the settings', or a former one of the store.
+
+    Raises:
+        SnapshotError: nobody knows it.
+    """
+    own = settings.load_schema()
+    found = own if own.id == id else next((schema for schema in book.history() if schema.id == id), None)
+    if found is None:
+        raise SnapshotError(
+            f"the model is of schema {id}, which the store does not know", "set MILLRACE_SCHEMA to its file"
+        )
+    return found
+
+
+@contextmanager
+def as_learner() -> Iterator[None]:
+    """PyTorch computes in as many threads as the learner's role has: sums depend on how they are shared."""
+    with threads(max(1, (os.cpu_count() or 2) // 2)):
+        yield
+
+
+def run_repair(
+    settings: Settings,
+    since: str,
+    without: Without,
+    interval: str | None = None,
+    from_folder: Path | None = None,
+    dry_run: bool = False,
+    of: int | None = None,
+) -> Announcement | None:
+    """Learns the samples since a time again, without what is named, and keeps the result. Says what it does.
+
+    Args:
+        interval: as :func:`~millrace.repair.without.interval_of` reads it.
+        of: version to repair; None: the newest.
+
+    Raises:
+        MillraceError: it cannot be done; nothing was written then, and an earlier result is still there.
+    """
+    say = _say()
+    scene = Scene(settings, since, from_folder, of)
+    line, rows = scene.line, rows_of_line(scene.line)
+    if interval is not None:
+        without = replace(without, interval=interval_of(interval, scene.newest_ms))
+    check_there(line, scene.source)
+    say(_way(line))
+    if dry_run:
+        found = _count(scene, without, rows)
+        say(f"would leave out {found:,} of {rows:,} rows; nothing was learnt or written")
+        return None
+    began = time.perf_counter()
+    with as_learner(), progress(rows) as tick:
+        done = repair(scene.store, line, scene.source, scene.decode, scene.schema, without, tick, settings.model)
+        to = ModelStore(settings.place(PLACE))
+        note = keep(scene.store, to, line, done, without, wall_ms())
+    each = "".join(f", {name} {n:,}" for name, n in done.by.items())
+    say(f"{done.rows:,} rows read, {done.left_out:,} left out{each}; {done.learnt:,} learnt in {_took(began)}")
+    if without and not done.left_out:
+        say("no row was left out: the result is the newest version as it is; look at what was named")
+    say(f"kept in {to.url}: what version {line.end.version} of {time_of(line.end.event_ms)} would be without them")
+    say("'millrace promote --repair' has the learner go on with it")
+    return note
+
+
+def _way(line: Lineage) -> str:
+    start, end = (f"version {note.version} of {time_of(note.event_ms)}" for note in (line.start, line.end))
+    return f"from {start} to {end}: {len(line.stages)} snapshots, {rows_of_line(line):,} rows"
+
+
+def _took(began: float) -> str:
+    return f"{time.perf_counter() - began:.1f} s"
+
+
+def _count(scene: Scene, without: Without, rows: int) -> int:
+    """Rows that would be left out."""
+    acts = scene.line.acts
+    with progress(rows) as tick:
+        feed = Feed(acts, scene.source, scene.decode, without, tick)
+        try:
+            for act in acts:
+                if isinstance(act, Learnt):
+                    feed.rows_of(act)
+        finally:
+            feed.close()
+    return feed.left_out
+
+
+def run_bisect(
+    settings: Settings, since: str, figure: str = "auc", from_folder: Path | None = None, of: int | None = None
+) -> Samples | None:
+    """Finds the stretch of samples that moved a figure, and says what stands out in it.
+
+    Raises:
+        MillraceError: it cannot be done. Nothing is ever written.
+    """
+    if figure not in FIGURES:
+        raise SettingError(f"there is no figure '{figure}'", f"choose one of {', '.join(FIGURES)}")
+    say = _say()
+    scene = Scene(settings, since, from_folder, of)
+    line = scene.line
+    check_there(line, scene.source)
+    say(_way(line))
+    with as_learner():
+        search = Bisection(figure, scene.store, line, scene.source, scene.decode, scene.schema, settings.model)
+        kind = "of the rows learnt last" if figure == "auc" else "held-out rows"
+        say(f"judged on {len(search.judged.label):,} {kind} of before")
+        found = search.points()
+        for point, note in found:
+            say(f"  version {note.version:>8} of {time_of(note.event_ms)}  {figure} {point.value:.4f}")
+        if len(found) < 2:
+            raise SnapshotError(
+                f"version {line.start.version} is the newest: nothing was learnt since {time_of(scene.since_ms)}",
+                "name an earlier --since",
+            )
+        narrowed = search.stretch([point for point, _ in found])
+        if narrowed is None:
+            say(f"{figure} nowhere became worse")
+            return None
+        stretch, seen = narrowed
+        samples = search.samples(stretch)
+        what = search.standouts(stretch)
+    say(
+        f"{figure} went from {stretch.begin.value:.4f} to {stretch.end.value:.4f} with {samples.rows:,} rows, "
+        f"{time_of(samples.from_ms)} to {time_of(samples.to_ms)} ({len(seen)} points looked at between)"
+    )
+    if search.move(stretch.begin.value, stretch.end.value) < SMALL[figure]:
+        say(f"  less than {SMALL[figure]:g}: that may be chance, or the world; what follows need not be to blame")
+    for partition, (first, stop) in samples.offsets.items():
+        say(f"  samples, partition {partition}: offsets {first} to {stop - 1}")
+    for one in what[:_SHOWN]:
+        say(f"  {one}")
+    if not what:
+        say("  nothing in it stands out by user, item, arm, column or clicks")
+    interval = f"{time_of(samples.from_ms)}..{time_of(samples.to_ms + 1)}"
+    say(f"without it: millrace repair --since {time_of(scene.since_ms)} --without-interval {interval}")
+    return samples
+
+
+def _say() -> Callable[[str], None]:
+    console = Console()
+    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(rows: int) -> Iterator[Tick]:
+    """A bar on a terminal; elsewhere a line every few seconds."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        said = time.monotonic()
+
+        def tell(done: int) -> None:
+            nonlocal said
+            if time.monotonic() - said >= _LINE_SECONDS:
+                said = time.monotonic()
+                console.print(f"rows {done:,} of {rows:,}", highlight=False)
+
+        yield tell
+        return
+    columns = TextColumn("rows"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}")
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("rows", total=rows)
+        yield lambda done: bar.update(task, completed=done)
