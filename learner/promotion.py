@@ -658,14 +658,22 @@ class Promotion:
         log.warning("rolled back", version=note.version, set_aside=gone)
         return gone
 
-    def adopt(self, found: Found) -> None:
-        """Goes on with a model that was learnt elsewhere, of the same samples. :meth:`delta` gives the root."""
+    def adopt(self, found: Found, same_samples: bool = False) -> None:
+        """Goes on with a model that was learnt elsewhere. :meth:`delta` gives the root.
+
+        Args:
+            same_samples: it was learnt of this learner's own samples, and counts what became of them, too.
+        """
         self._settle()
         self._begin_from(found.note, found.model)
         self._bases = []  # it lies in another store
         counts = self.trainer.counts
-        counts["set_aside"] += max(0, counts["trained"] - found.note.trained)
-        counts["trained"] = found.note.trained
+        if same_samples and (own := found.note.extra.get("counts")):
+            counts.clear()
+            counts.update({name: int(n) for name, n in own.items()})
+        else:
+            counts["set_aside"] += max(0, counts["trained"] - found.note.trained)
+            counts["trained"] = found.note.trained
         log.warning("another model was adopted", version=found.note.version, model=found.model.spec.get("model"))
 
     def _begin_from(self, note: Announcement, model: Learning) -> None:

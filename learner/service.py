@@ -596,7 +596,7 @@ class Learner:
             if repaired is None:
                 raise SnapshotError("there is no repaired model to adopt", "run 'millrace repair' first")
             found = repaired
-        self.promotion.adopt(found)
+        self.promotion.adopt(found, same_samples=source != SHADOW)
         self.trainer.begin_again(found.training)
         self.promotion.begin(found)
         self.offsets = {int(p): o for p, o in found.note.offsets.items()}
@@ -605,7 +605,8 @@ class Learner:
                 self._reader.seek(tp, self.offsets[tp.partition])
             else:
                 self._reader.seek_to_beginning(tp)
-        self._adopted = adopted(source, found.note, self._wanted) if source == SHADOW else None
+        own = found.note.extra.get("adopted")  # of a repaired model that had been a shadow
+        self._adopted = adopted(source, found.note, self._wanted) if source == SHADOW else own
         self._publish()
 
 

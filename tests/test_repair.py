@@ -32,7 +32,7 @@ from millrace.contracts.topics import SAMPLES
 from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker
 from millrace.repair import bisection, halving
-from millrace.repair.again import Repaired, keep, repair
+from millrace.repair.again import Repaired, begin, keep, repair
 from millrace.repair.bisection import Bisection
 from millrace.repair.feed import Message, Source, rows_in
 from millrace.repair.judge import members_of, rows_until
@@ -82,9 +82,14 @@ def differs(found: tuple[Image, dict[str, Array]], model: Any) -> str:
 
 
 def repaired(live: Live, line: Lineage, without: Without, to: str | Path) -> tuple[Repaired, ModelStore, int]:
-    done = repair(live.store, line, live.topic, decode, SCHEMA, without)
+    begun = begin(live.store, lambda: line, SCHEMA)
+    done = repair(begun, live.topic, decode, without)
     out = ModelStore(to)
-    return done, out, keep(live.store, out, line, done, without, 0).version
+    return done, out, keep(out, begun, done, without, 0).version
+
+
+def again(live: Live, line: Lineage) -> None:
+    repair(begin(live.store, lambda: line, SCHEMA), live.topic, decode, Without())
 
 
 STEPS = st.lists(
@@ -219,12 +224,12 @@ def test_samples_that_retention_took_are_named_and_so_is_what_is_left() -> None:
     live = small_life()
     live.topic.begins = {0: 2, 1: 1}
     with pytest.raises(SnapshotError, match="partition 0 needs offset 0, the topic begins with 2") as error:
-        repair(live.store, lineage(live.store, 0), live.topic, decode, SCHEMA, Without())
+        again(live, lineage(live.store, 0))
     young = kept(live)[2]
     assert f"version {young.version} can be gone on from" in error.value.remedy
     line = lineage(live.store, moment(time_of(young.event_ms), 0))
     assert line.start.version == young.version
-    repair(live.store, line, live.topic, decode, SCHEMA, Without())
+    again(live, line)
 
 
 def test_a_line_that_is_broken_says_how_far_it_reaches() -> None:
@@ -235,6 +240,26 @@ def test_a_line_that_is_broken_says_how_far_it_reaches() -> None:
     with pytest.raises(SnapshotError, match=f"reaches back to version {notes[2].version} of .*; the store has no file"):
         lineage(live.store, notes[1].event_ms)
     assert lineage(live.store, notes[2].event_ms).start.version == notes[2].version
+
+
+def test_a_learner_may_remove_snapshots_meanwhile() -> None:
+    live = small_life()
+    looked: list[int] = []
+
+    def find() -> Lineage:
+        line = lineage(live.store, kept(live)[1].event_ms)
+        looked.append(line.start.version)
+        if len(looked) == 1:  # the start goes just then; the store keeps older cuts
+            live.store.forget([line.start.place])
+            live.store.store.remove(file.name for file in line.start.files)
+        return line
+
+    found = begin(live.store, find, SCHEMA)
+    assert looked[1] != looked[0]
+    live.store.prune(1)
+    done = repair(found, live.topic, decode, Without())
+    assert done.rows == sum(rows_in(act) for act in found.line.acts)
+    assert differs(pair_of(live.store, found.line.end.version), done.model) == ""
 
 
 def test_other_rates_on_the_line_are_refused() -> None:
@@ -257,10 +282,10 @@ def test_a_topic_that_is_another_one_is_refused() -> None:
     line = lineage(live.store, 0)
     live.topic.messages[0, 1] = message(3, 0, 0).to_bytes()
     with pytest.raises(SnapshotError, match="message 1 of partition 0 has 3 rows"):
-        repair(live.store, line, live.topic, decode, SCHEMA, Without())
+        again(live, line)
     del live.topic.messages[0, 1]
     with pytest.raises(SnapshotError, match="message 1 of partition 0 of the samples is not there"):
-        repair(live.store, line, live.topic, decode, SCHEMA, Without())
+        again(live, line)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +331,9 @@ def test_bisect_finds_the_stretch_and_what_stands_out_in_it(poisoned: Live, monk
     monkeypatch.setattr(bisection, "_AGE_MS", MINUTE_MS)
     monkeypatch.setattr(halving, "LEAST_ROWS", 200)
     line = lineage(poisoned.store, kept(poisoned)[2].event_ms)
-    search = Bisection("auc", poisoned.store, line, poisoned.topic, decode, SCHEMA)
+    search = Bisection(
+        "auc", poisoned.store, begin(poisoned.store, lambda: line, SCHEMA), poisoned.topic, decode, SCHEMA
+    )
     assert len(search.judged.label) == 1900  # the last minute is too young
     points = search.points()
     assert [note.version for _, note in points] == [note.version for note in line.kept]

@@ -43,7 +43,7 @@ from millrace.contracts.topics import SAMPLES
 from millrace.offline.dataset import Dataset, prepare
 from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker
-from millrace.repair.again import keep, repair
+from millrace.repair.again import begin, keep, repair
 from millrace.repair.feed import Message
 from millrace.repair.lineage import lineage
 from millrace.repair.run import as_learner
@@ -210,9 +210,10 @@ def measure(folder: Path, say: Say, users: int = USERS) -> list[Figure]:
             return former.carried(SampleBatch.from_bytes(message.value), message.headers)
 
         began = time.perf_counter()
-        done = repair(live.store, line, Topic(settings), decode, schema, without)
+        begun = begin(live.store, lambda: line, schema)
+        done = repair(begun, Topic(settings), decode, without)
         to = ModelStore(settings.place("repair"))
-        note = keep(live.store, to, line, done, without, 0)
+        note = keep(to, begun, done, without, 0)
         took_s = time.perf_counter() - began
         say(f"repaired in {took_s:.1f} s: {done.rows:,} rows read, {done.left_out:,} left out, {done.learnt:,} learnt")
         if (line.start.version, done.rows) != (live.root.version, rows):

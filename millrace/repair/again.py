@@ -24,6 +24,7 @@ from learner.verbs import Learning
 from learner.versions import Progress, Versions, write_root
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.schema import Schema
+from millrace.contracts.store import AbsentError
 from millrace.repair.feed import Decode, Feed, Source, rows_in
 from millrace.repair.lineage import Lineage
 from millrace.repair.without import Without, time_of
@@ -33,6 +34,7 @@ Tick = Callable[[int], None]
 """Is told the rows read so far."""
 
 CLAIMANT = "repair"
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,35 +108,54 @@ def rows_of_line(line: Lineage) -> int:
     return sum(map(rows_in, line.acts))
 
 
-def repair(
-    store: ModelStore,
-    line: Lineage,
-    source: Source,
-    decode: Decode,
-    schema: Schema,
-    without: Without,
-    tick: Tick = lambda rows: None,
-    named: str = "",
-) -> Repaired:
-    """Learns a line again.
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """All that a repair needs of the store. A learner that is at work may remove older snapshots at any moment.
+
+    ``beside`` is what the end's snapshot keeps for training that is of no row.
+    """
+
+    line: Lineage
+    model: Learning
+    beside: Mapping[str, Array]
+
+
+def begin(store: ModelStore, find: Callable[[], Lineage], schema: Schema, named: str = "") -> Begun:
+    """Reads start and end of a line.
 
     Args:
+        find: finds the line; asked again where a snapshot of it was removed meanwhile.
         named: see :func:`resumed`.
 
     Raises:
-        SnapshotError: samples are gone; schema or spec do not fit.
-        StoreError: the start cannot be read.
+        SnapshotError: there is no such line, or it is of another schema.
+        StoreError: a snapshot cannot be read.
+    """
+    for tries in reversed(range(_TRIES)):
+        line = find()
+        try:
+            return Begun(line, resumed(store, line.start, schema, named), carried(store, line.end))
+        except AbsentError:
+            if not tries:
+                raise
+    raise AssertionError  # not reached
+
+
+def repair(begun: Begun, source: Source, decode: Decode, without: Without, tick: Tick = lambda rows: None) -> Repaired:
+    """Learns a line again: the model of ``begun`` becomes the result.
+
+    Raises:
+        SnapshotError: samples are gone.
         SchemaError: a message cannot be read.
     """
-    check_there(line, source)
-    model = resumed(store, line.start, schema, named)
-    acts = line.acts
+    check_there(begun.line, source)
+    acts = begun.line.acts
     feed = Feed(acts, source, decode, without, tick)
     try:
-        learnt = learn_again(model, acts, feed.rows_of)
+        learnt = learn_again(begun.model, acts, feed.rows_of)
     finally:
         feed.close()
-    return Repaired(model, feed.read, feed.left_out, learnt, feed.by)
+    return Repaired(begun.model, feed.read, feed.left_out, learnt, feed.by)
 
 
 def carried(store: ModelStore, note: Announcement) -> dict[str, Array]:
@@ -149,9 +170,7 @@ def carried(store: ModelStore, note: Announcement) -> dict[str, Array]:
     return found
 
 
-def keep(
-    store: ModelStore, to: ModelStore, line: Lineage, done: Repaired, without: Without, published_ms: int
-) -> Announcement:
+def keep(to: ModelStore, begun: Begun, done: Repaired, without: Without, published_ms: int) -> Announcement:
     """Writes what a repair made into the store ``to``, in the place of what an earlier one left there.
 
     ``trained`` goes down by what was not learnt this time, and ``set_aside`` up: the books of samples still balance.
@@ -160,7 +179,7 @@ def keep(
         StoreError: it cannot be written.
     """
     before = to.store.names()
-    end = line.end
+    line, end = begun.line, begun.line.end
     trained = line.start.trained + done.learnt
     counts: dict[str, Any] = dict(end.extra.get("counts", {}))
     counts["trained"] = trained
@@ -178,7 +197,7 @@ def keep(
     highest = max(to.highest(), Place(0, end.version), key=lambda place: place.number).number
     versions = Versions(done.model, end.epoch, CLAIMANT, highest)
     of_model = done.model.snapshot()[1]
-    beside = {name: array for name, array in carried(store, end).items() if name not in of_model}
+    beside = {name: array for name, array in begun.beside.items() if name not in of_model}
     note = write_root(to, versions, progress, beside, published_ms)
     to.store.remove(_manifests_first(before))
     return note

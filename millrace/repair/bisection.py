@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -12,11 +13,11 @@ from learner.verbs import Learning
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
 from millrace.contracts.schema import Schema
-from millrace.repair.again import resumed
+from millrace.contracts.store import AbsentError
+from millrace.repair.again import Begun, resumed
 from millrace.repair.feed import Decode, Feed, Source, rows_in
 from millrace.repair.halving import Point, Stretch, narrowed, steepest
 from millrace.repair.judge import Rows, figure_on, members_of, rows_until, worse
-from millrace.repair.lineage import Lineage
 from millrace.repair.standout import Standout, Tally, standouts
 from millrace.repair.without import time_of
 from millrace.versions.modelstore import Announcement, ModelStore
@@ -54,13 +55,14 @@ class Bisection:
         self,
         figure: str,
         store: ModelStore,
-        line: Lineage,
+        begun: Begun,
         source: Source,
         decode: Decode,
         schema: Schema,
         named: str = "",
     ) -> None:
-        self.figure, self.line, self.acts = figure, line, line.acts
+        self.figure, self.line, self.acts = figure, begun.line, begun.line.acts
+        self._start = begun.model
         self._store, self._source, self._decode, self._schema, self._named = store, source, decode, schema, named
         self._models: dict[int, Learning] = {}
         self.judged = self._judged()
@@ -94,16 +96,20 @@ class Bisection:
             reading.close()
 
     def points(self) -> list[tuple[Point, Announcement]]:
-        """The figure at each kept version, oldest first."""
-        return [(Point(self.line.after(n), self._figure(self._resumed(n))), n) for n in self.line.kept]
+        """The figure at each kept version, oldest first. One that a learner has removed meanwhile is passed over."""
+        found = [(Point(0, self._figure(self._start)), self.line.start)]
+        for note in self.line.kept[1:]:
+            with contextlib.suppress(AbsentError):
+                model = resumed(self._store, note, self._schema, self._named)
+                found.append((Point(self.line.after(note), self._figure(model)), note))
+        return found
 
     def stretch(self, points: list[Point]) -> tuple[Stretch, list[Point]] | None:
         """The stretch in which the figure fell, and what was looked at; None: it nowhere became worse."""
         steep = steepest(points, self.move)
         if steep is None:
             return None
-        note = next(n for n in self.line.kept if self.line.after(n) == steep.begin.at)
-        self._models = {steep.begin.at: self._resumed(note)}
+        self._models = {steep.begin.at: self._model_at(steep.begin.at)}
         return narrowed(steep, self.acts, self._value_at, self.move)
 
     def move(self, before: float, after: float) -> float:
@@ -139,12 +145,23 @@ class Bisection:
         layout = self._schema.layout
         return standouts(there, usual, layout.cat_names, layout.num_names)
 
-    def _resumed(self, note: Announcement) -> Learning:
-        return resumed(self._store, note, self._schema, self._named)
+    def _model_at(self, at: int) -> Learning:
+        """The model after so many acts, of a kept version; learnt again from the start where that is gone."""
+        note = next((note for note in self.line.kept if self.line.after(note) == at), self.line.start)
+        if note is not self.line.start:
+            with contextlib.suppress(AbsentError):
+                return resumed(self._store, note, self._schema, self._named)
+        return self._learnt_on(self._start, 0, at)
 
     def _value_at(self, begin: int, at: int) -> float:
         """The figure after ``at`` acts, by way of the model after ``begin``, which stays."""
         base = self._models[begin]
+        model = self._learnt_on(base, begin, at)
+        self._models = {begin: base, at: model}
+        return self._figure(model)
+
+    def _learnt_on(self, base: Learning, begin: int, at: int) -> Learning:
+        """Another model that has learnt on from ``base``."""
         model = model_of(base.schema, base.spec, base.seed, live=True)
         model.resume(*base.snapshot())
         acts = self.acts[begin:at]
@@ -153,8 +170,7 @@ class Bisection:
             learn_again(model, acts, feed.rows_of)
         finally:
             feed.close()
-        self._models = {begin: base, at: model}
-        return self._figure(model)
+        return model
 
     def _figure(self, model: Learning) -> float:
         return figure_on(self.figure, model, self.judged)

@@ -24,7 +24,7 @@ from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import SAMPLES
 from millrace.processes.wall import wall_ms
-from millrace.repair.again import Tick, check_there, keep, repair, rows_of_line
+from millrace.repair.again import Begun, Tick, begin, check_there, keep, repair, rows_of_line
 from millrace.repair.bisection import Bisection, Samples
 from millrace.repair.feed import Decode, Feed, Message, Source
 from millrace.repair.judge import FIGURES, SMALL
@@ -41,14 +41,17 @@ _SHOWN = 8
 
 
 class Scene:
-    """What both commands need: the line of the model, its schema, and where its samples lie.
+    """What both commands need: where the line of the model is, its schema, and where its samples lie.
+
+    Args:
+        of: the version at which the line ends; None: the newest.
 
     Raises:
         MillraceError: something of it is not there.
     """
 
     def __init__(self, settings: Settings, since: str, from_folder: Path | None = None, of: int | None = None) -> None:
-        self.settings = settings
+        self.settings, self._of = settings, of
         self.store = ModelStore(settings.place("models"), writes=False)
         newest = self.store.latest()
         if newest is None:
@@ -57,12 +60,20 @@ class Scene:
             )
         self.newest_ms = newest.event_ms
         self.since_ms = moment(since, newest.event_ms)
-        self.line = lineage(self.store, self.since_ms, of)
-        check_one_model(self.line)
         book = SchemaBook(settings.place(schemabook.PLACE), writes=False)
         self.schema = _schema_of(settings, book, newest.schema_id)
         self._former = FormerSamples(self.schema, book)
         self.source: Source = Folder(from_folder) if from_folder else Topic(settings, newest.logs.get(SAMPLES, ""))
+
+    def line(self) -> Lineage:
+        """The line as it is now."""
+        line = lineage(self.store, self.since_ms, self._of)
+        check_one_model(line)
+        return line
+
+    def begin(self) -> Begun:
+        """Start and end of the line."""
+        return begin(self.store, self.line, self.schema, self.settings.model)
 
     @property
     def decode(self) -> Decode:
@@ -116,20 +127,22 @@ def run_repair(
     """
     say = _say()
     scene = Scene(settings, since, from_folder, of)
-    line, rows = scene.line, rows_of_line(scene.line)
     if interval is not None:
         without = replace(without, interval=interval_of(interval, scene.newest_ms))
-    check_there(line, scene.source)
-    say(_way(line))
-    if dry_run:
-        found = _count(scene, without, rows)
-        say(f"would leave out {found:,} of {rows:,} rows; nothing was learnt or written")
-        return None
-    began = time.perf_counter()
-    with as_learner(), progress(rows) as tick:
-        done = repair(scene.store, line, scene.source, scene.decode, scene.schema, without, tick, settings.model)
+    with as_learner():
+        begun = scene.begin()
+        line, rows = begun.line, rows_of_line(begun.line)
+        check_there(line, scene.source)
+        say(_way(line))
+        if dry_run:
+            found = _count(scene, line, without)
+            say(f"would leave out {found:,} of {rows:,} rows; nothing was learnt or written")
+            return None
+        began = time.perf_counter()
+        with progress(rows) as tick:
+            done = repair(begun, scene.source, scene.decode, without, tick)
         to = ModelStore(settings.place(PLACE))
-        note = keep(scene.store, to, line, done, without, wall_ms())
+        note = keep(to, begun, done, without, wall_ms())
     each = "".join(f", {name} {n:,}" for name, n in done.by.items())
     say(f"{done.rows:,} rows read, {done.left_out:,} left out{each}; {done.learnt:,} learnt in {_took(began)}")
     if without and not done.left_out:
@@ -141,17 +154,17 @@ def run_repair(
 
 def _way(line: Lineage) -> str:
     start, end = (f"version {note.version} of {time_of(note.event_ms)}" for note in (line.start, line.end))
-    return f"from {start} to {end}: {len(line.stages)} snapshots, {rows_of_line(line):,} rows"
+    return f"from {start} to {end}: {rows_of_line(line):,} rows"
 
 
 def _took(began: float) -> str:
     return f"{time.perf_counter() - began:.1f} s"
 
 
-def _count(scene: Scene, without: Without, rows: int) -> int:
+def _count(scene: Scene, line: Lineage, without: Without) -> int:
     """Rows that would be left out."""
-    acts = scene.line.acts
-    with progress(rows) as tick:
+    acts = line.acts
+    with progress(rows_of_line(line)) as tick:
         feed = Feed(acts, scene.source, scene.decode, without, tick)
         try:
             for act in acts:
@@ -174,11 +187,12 @@ def run_bisect(
         raise SettingError(f"there is no figure '{figure}'", f"choose one of {', '.join(FIGURES)}")
     say = _say()
     scene = Scene(settings, since, from_folder, of)
-    line = scene.line
-    check_there(line, scene.source)
-    say(_way(line))
     with as_learner():
-        search = Bisection(figure, scene.store, line, scene.source, scene.decode, scene.schema, settings.model)
+        begun = scene.begin()
+        line = begun.line
+        check_there(line, scene.source)
+        say(_way(line))
+        search = Bisection(figure, scene.store, begun, scene.source, scene.decode, scene.schema, settings.model)
         kind = "of the rows learnt last" if figure == "auc" else "held-out rows"
         say(f"judged on {len(search.judged.label):,} {kind} of before")
         found = search.points()
