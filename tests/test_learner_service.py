@@ -152,7 +152,7 @@ def end_of_topic(settings: Settings) -> int:
 def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start, learn, publish, stop; start again at the stored offsets; recognise what was sent twice."""
     # How many snapshots there are depends on how long learning takes: with none removed, all can be verified.
-    monkeypatch.setattr(SnapshotWriter, "tidy", lambda self: None)
+    monkeypatch.setattr(SnapshotWriter, "tidy", lambda self, epoch: None)
     wait_for_broker(settings)
     create_topics(settings)
     past = end_of_topic(settings)
@@ -325,7 +325,7 @@ def test_the_head_goes_out_now_and_then_and_is_in_every_snapshot(
     """Deltas go out each 200 ms, the head is due once in an hour: it goes with the delta before a snapshot's end."""
     wait_for_broker(settings)
     create_topics(settings)
-    monkeypatch.setattr(SnapshotWriter, "tidy", lambda self: None)
+    monkeypatch.setattr(SnapshotWriter, "tidy", lambda self, epoch: None)
     settings = msgspec.structs.replace(settings, retrieval_seconds=3600.0, snapshot_seconds=2.0)
     past = end_of_topic(settings)
     role = Role(settings)
