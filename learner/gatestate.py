@@ -40,9 +40,9 @@ def keep_gate(settings: Settings, promotion: Promotion) -> None:
     """Writes what the gate knows, and what quarantine keeps waiting. What cannot be written is tried again."""
     if promotion.checks is None:
         return
+    promotion.flush_quarantine()
     arrays = promotion.snapshot()
     try:
-        promotion.checks.quarantine.flush()
         Store(settings.place(PLACE)).put(_STATE, tell(arrays), *lay(arrays))
     except StoreError as error:
         log.warning("the gate's state cannot be kept; it is tried again", error=one_line(error))

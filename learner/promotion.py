@@ -48,7 +48,7 @@ from learner.table import SparseTable
 from learner.trainer import Clicks, Cut, Trainer
 from learner.verbs import Learning
 from learner.verdicts import Refusal
-from learner.versions import Build, Cuts, Found, Last, Progress, Versions, write_root
+from learner.versions import Build, Copying, Cuts, Found, Last, Progress, SnapshotFiles, Versions, write_root
 from millrace.contracts.errors import SchemaError, SnapshotError, StoreError, one_line
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
@@ -102,7 +102,6 @@ class Published(NamedTuple):
 
     note: Announcement
     body: bytes | None = None
-    refusal: Refusal | None = None  # why the model went back to what the root has
 
 
 class _Base(NamedTuple):
@@ -112,14 +111,11 @@ class _Base(NamedTuple):
     at: int  # acts before it
 
 
-Where = Callable[[], Mapping[str, Any]]
-
-
 class Promotion:
     """A learner with a gate: trainer and versions together.
 
-    Call :meth:`start` first. Then :meth:`step` after samples were taken, :meth:`delta` to publish, and around a
-    snapshot :meth:`judge_part`, :meth:`judge_snapshot`, :meth:`ending` and :meth:`written`.
+    Call :meth:`start` first. Then :meth:`step` after samples were taken, :meth:`delta` to publish, and for a snapshot
+    :meth:`write_snapshot`; or, beside learning, :meth:`passes` for each part, :meth:`finish` and :meth:`written`.
 
     Args:
         checks: None: nothing is judged, and what was learnt is only written down.
@@ -142,7 +138,7 @@ class Promotion:
         checks: Checks | None,
         build: Build,
         progress: Callable[[], Progress],
-        where: Where = dict,
+        where: Callable[[], Mapping[str, Any]] = dict,
         settle: Callable[[], None] = lambda: None,
     ) -> None:
         self.trainer, self.versions, self.store, self.checks = trainer, versions, store, checks
@@ -191,7 +187,7 @@ class Promotion:
         if not rest.any():
             return rest
         over = np.zeros(len(batch), np.bool_)
-        over[rest] = checks.quota.over(batch.take(rest))
+        over[rest] = checks.quota.over(batch if rest.all() else batch.take(rest))
         counts["over_limit"] += int(over.sum())
         return rest & ~over
 
@@ -208,8 +204,11 @@ class Promotion:
         p = trainer.judge(cut.batch)
         if checks is None:
             return self._learn(cut)
-        if not np.isfinite(p).all() and self._mend():  # no batch makes a sound model predict that
-            p = trainer.model.score(cut.batch.cat, cut.batch.num)
+        if not np.isfinite(p).all():  # no batch makes a sound model predict that
+            if self._mend():
+                p = trainer.model.score(cut.batch.cat, cut.batch.num)
+            if not np.isfinite(p).all():  # as of a class of one's own that raises
+                return self._set_aside(LearnReport(float("nan"), 0, "prediction_not_finite"), cut)
         refusal = checks.screen.look(cut.batch, p)
         if refusal is None:
             self.verdicts["screen", "passed"] += 1
@@ -222,12 +221,16 @@ class Promotion:
                     checks.shift.meet(cut.batch)
                     checks.shift.learnt(report.rows, self.trainer.model.newest_ms)
                 return report
-            # The model's own guard refused it, and bears with a world that has changed: nothing else is suspect.
-            self.verdicts["loss", "refused"] += 1
-            self._keep(Refusal("loss", report.loss, 0.0, report.skipped), cut.batch, cut.places)
-            return report
+            return self._set_aside(report, cut)
         self._refused(refusal, cut.batch, cut.places)
         return LearnReport(0.0, 0, QUARANTINED)
+
+    def _set_aside(self, report: LearnReport, cut: Cut) -> LearnReport:
+        """Keeps a batch that the model itself refused. Its guard bears with a world that has changed: nothing else is
+        suspect."""
+        self.verdicts["loss", "refused"] += 1
+        self._keep(Refusal("loss", report.loss, 0.0, report.skipped or ""), cut.batch, cut.places)
+        return report
 
     def _learn(self, cut: Cut) -> LearnReport:
         report = self.trainer.learn(cut)
@@ -309,11 +312,14 @@ class Promotion:
             assert self.checks is not None
             self.checks.heldout.spoilt(int(np.median(batch.ts_ms)))
         del self._acts[target:], self._batches[target:]
+        at_mark = whole and target >= self._mark
         late = [base.note.place for base in self._bases if base.at > target]  # they hold what never happened
         self._bases = [base for base in self._bases if base.at <= target]
         self.store.forget(late)
         self._mark, self._published = min(self._mark, target), min(self._published, target)
         self._become(model)
+        if not at_mark and self.checks is not None:  # the mark is another state now
+            self.checks.shift.rebase(model)
         if whole and not gone and not self._suspected:  # a slot was damaged, no sample was at fault: nothing is open
             self._probation, self._blocked_ms = False, 0
         self.trainer.counts["way_back:gate"] += 1
@@ -392,12 +398,14 @@ class Promotion:
         if found is not None:
             self._bases = [_Base(found.note, 0)]
         self._mark = self._published = 0
+        if self.checks is not None:  # what it knows of the mark is of the process before
+            self.checks.shift.rebase(self.trainer.model)
         return self._root(ms)
 
-    def _root(self, ms: int, refusal: Refusal | None = None, why: Mapping[str, Any] | None = None) -> Published:
-        progress = self._progress()
-        if why is not None or refusal is not None:
-            progress.extra["way_back"] = dict(why or {}) | {"why": str(refusal or "")}
+    def _root(self, ms: int, refusal: Refusal | None = None) -> Published:
+        progress = self._snapshot_progress()
+        if refusal is not None:
+            progress.extra["way_back"] = {"why": str(refusal)}
 
         def cuts() -> Cuts | None:
             base = self._bases[-1] if self._bases else None
@@ -411,7 +419,15 @@ class Promotion:
         self._mark = self._published = len(self._acts)
         self._forget_done(self._done)
         self._told(note)
-        return Published(note, None, refusal)
+        return Published(note)
+
+    def _snapshot_progress(self) -> Progress:
+        """What a snapshot says of itself, with what others need to know of the gate."""
+        progress = self._progress()
+        if self.checks is not None:
+            progress.extra["quarantine"] = {"released": list(self._done)}
+            progress.extra["heldout"] = self.checks.heldout.told  # a shadow holds out the same pages
+        return progress
 
     def _base(self, note: Announcement, at: int) -> None:
         """A snapshot that a way back may begin at. Acts before the newest that the mark has are let go."""
@@ -488,16 +504,27 @@ class Promotion:
 
     # -- snapshots -------------------------------------------------------------------------------------------
 
-    def judge_part(self, part: Part) -> Refusal | None:
-        """Looks at all rows of a part of a snapshot."""
+    def passes(self, part: Part) -> bool:
+        """Whether all rows of a part of a snapshot are sound. If not, there is no snapshot: the model has gone back."""
+        return self._passes(self._unsound(part))
+
+    def _passes(self, refusal: Refusal | None) -> bool:
+        """Goes back to the promoted snapshot before, if there is a refusal. :meth:`delta` gives the root."""
+        if refusal is None:
+            return True
+        self._say(refusal)
+        self._go_back(refusal, len(self._acts) if refusal.check in _OF_MODEL else self._bases[-1].at)
+        return False
+
+    def _unsound(self, part: Part) -> Refusal | None:
         if self.checks is None:
             return None
         refusal = unsound_part(*part)
         self.verdicts["soundness", "passed"] += refusal is None
         return refusal
 
-    def judge_snapshot(self) -> Refusal | None:
-        """Judges the model on held-out pages, where there are enough: before a snapshot's end."""
+    def _judge_snapshot(self) -> Refusal | None:
+        """Judges the model on held-out pages, where there are enough."""
         if self.checks is None:
             return None
         model = self.trainer.model
@@ -510,21 +537,57 @@ class Promotion:
             self.checks.heldout.promoted(model, model.newest_ms)
         return self.judgement.refusal
 
-    def snapshot_refused(self, refusal: Refusal) -> None:
-        """A snapshot did not pass: the model goes back to the promoted one before it. :meth:`delta` gives the root."""
-        self._say(refusal)
-        self._go_back(refusal, len(self._acts) if refusal.check in _OF_MODEL else self._bases[-1].at)
-
-    def ending(self, last: Last) -> Last:
-        """The end of a snapshot, with its acts."""
+    def finish(self, copying: Copying, ms: int) -> Last | None:
+        """The end of a snapshot, right behind a delta with all there is; with its acts. None: it did not pass, and the
+        model has gone back. What was refused before is in files by then, since the snapshot's offsets are behind it."""
+        if not self._passes(self._judge_snapshot()):
+            return None
+        last = copying.finish(self._snapshot_progress(), self.trainer.snapshot(False), ms)
+        if not self.passes(last.part):
+            return None
+        self.flush_quarantine()
         self._ending, self._ending_done = len(self._acts), list(self._done)
         if not self._bases:
             return last
         base = self._bases[-1]
         return replace(last, cuts=Cuts(base.note.place, encode_acts(self._acts[base.at : self._ending])))
 
+    def write_snapshot(self, ms: int) -> Announcement | None:
+        """Makes a snapshot while learning waits, right behind a delta with all there is. None: nothing is new, it is
+        held back, or it did not pass.
+
+        Raises:
+            StoreError: it cannot be written; there is none then.
+        """
+        if not self.publishing or not self.versions.snapshot_due:
+            return None
+        copying = self.versions.begin()
+        files = SnapshotFiles(self.store, copying.begun)
+        note = None
+        try:
+            while (part := copying.next()) is not None and self.passes(part):
+                files.add(part)
+            last = self.finish(copying, ms) if part is None else None
+            note = None if last is None else files.end(last)
+        finally:
+            if note is None:
+                copying.give_up()
+                files.give_up()
+                self.versions.snapshot_lost()
+            self.written(note)
+        return note
+
+    def flush_quarantine(self) -> None:
+        """Writes what waits to be kept. What cannot be written is tried again."""
+        if self.checks is None:
+            return
+        try:
+            self.checks.quarantine.flush()
+        except StoreError as error:
+            log.error("quarantine cannot be written; it is tried again", error=one_line(error))
+
     def written(self, note: Announcement | None) -> None:
-        """What became of the snapshot that :meth:`ending` was asked for; None: it was not written."""
+        """What became of the snapshot that :meth:`finish` gave the end of; None: it was not written."""
         at, self._ending = self._ending, None
         if note is not None and at is not None:
             self._base(note, at)
@@ -639,7 +702,7 @@ class Promotion:
             else:
                 self._rebase()
 
-    def roll_back(self, note: Announcement, by: str = "person") -> int:
+    def roll_back(self, note: Announcement) -> int:
         """Goes back to a snapshot of the store. What was learnt since is set aside, uncounted in ``trained``: rows.
         :meth:`delta` gives the root.
 
@@ -653,7 +716,7 @@ class Promotion:
         gone = max(0, counts["trained"] - note.trained)
         counts["set_aside"] += gone
         counts["trained"] -= gone
-        counts[f"way_back:{by}"] += 1
+        counts["way_back:person"] += 1
         self.verdicts["person", "refused"] += 1
         log.warning("rolled back", version=note.version, set_aside=gone)
         return gone
@@ -688,11 +751,6 @@ class Promotion:
     def origin(self) -> Place:
         """The snapshot whose content the newest root had, or the newest snapshot."""
         return self._origin
-
-    @property
-    def released(self) -> list[str]:
-        """Entries of quarantine that a snapshot has learnt, and whose files may still be there."""
-        return list(self._done)
 
     def begin(self, found: Found | None) -> None:
         """Goes on from a snapshot: what a process before put into quarantine stays there, and is not learnt when its

@@ -33,16 +33,16 @@ from learner.adopting import SHADOW, shadow_found
 from learner.evolve import evolve, read_columns
 from learner.figures import DELTA_BYTES, DELTAS, HELD_UP, LAG, LEARN_SECONDS, SKIPPED, SNAPSHOTS, VERSION, Board
 from learner.formersamples import FormerSamples
-from learner.gatestate import keep_gate, resume_gate
+from learner.gatestate import KEEP_SECONDS, keep_gate, resume_gate
 from learner.making import model_of, wanted_spec
 from learner.ownclass import is_own
 from learner.progressive import Progressive
 from learner.promotion import QUARANTINED, Checks, Promotion, Published
 from learner.publisher import Publisher
-from learner.repeats import Repeats
+from learner.repeats import Repeats, keep_ms_of
 from learner.segments import Segments, parse_segments
 from learner.served import Served
-from learner.slices import Part, merge
+from learner.slices import merge
 from learner.tenure import HEARTBEAT_SECONDS, Tenure
 from learner.trainer import Clicks, Trainer
 from learner.verbs import Learning
@@ -81,10 +81,6 @@ from millrace.versions.versioning import Claim
 log = structlog.get_logger("learner")
 
 _POLL_MS = 50
-_HOUR_MS = 3_600_000
-_OUTAGE_MS = 300_000
-"""Wall time for which repeated samples are recognised at least, however fast event time runs."""
-
 _FAILURES = 3
 """Snapshots or deltas in succession that cannot be written before the role ends. A disk may be full for a moment; a
 learner whose work is nowhere kept must not seem to be well."""
@@ -93,8 +89,6 @@ _LAST_SNAPSHOT_S = 600.0
 
 REPAIRED = "repair"
 """What the store of repaired models is called, beside ``models``."""
-_GATE_SECONDS = 600.0
-"""How often what the gate knows is kept at least: some 40 MB, most of it held-out pages."""
 
 
 @dataclass(slots=True)
@@ -119,7 +113,6 @@ class Learner:
         self.offsets: dict[int, int] = {}
         self._logs: dict[str, str] = {}  # ids of the topics that the offsets are of
         wanted = wanted_spec(settings, schema)
-
         self._schema, self._wanted = schema, wanted
 
         def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Learning:
@@ -128,12 +121,10 @@ class Learner:
         self._build = build
         found = newest_sound(self.store, schema.id, wanted, build, settings.evolve)
         model = model_of(schema, wanted, settings.seed, live=True) if found is None else found.model
-        keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + _HOUR_MS
-        keep_ms = max(keep_ms, round(_OUTAGE_MS * settings.event_clock().speed))
         segments = Segments(schema, parse_segments(settings.segments))
         progressive = Progressive(settings.rolling_rows)
         self.served = Served(schema, segments, Waits.of(settings), settings.rolling_rows)
-        self.trainer = Trainer(model, progressive, Repeats(keep_ms), settings.batch_rows, self.served)
+        self.trainer = Trainer(model, progressive, Repeats(keep_ms_of(settings)), settings.batch_rows, self.served)
         self.found = found
         if found:
             self._resume(found)
@@ -323,9 +314,6 @@ class Learner:
     def _progress(self) -> Progress:
         counts = dict(self.trainer.counts)
         extra = {"counts": counts, "columns": msgspec.to_builtins(self.trainer.model.columns)}
-        extra |= {"quarantine": {"released": self.promotion.released}}
-        if (checks := self.promotion.checks) is not None:
-            extra["heldout"] = checks.heldout.told  # a shadow holds out the same pages
         if self._adopted is not None:
             extra["adopted"] = self._adopted
         return Progress(counts.get("trained", 0), dict(self.offsets), self._logs, extra)
@@ -417,7 +405,6 @@ class Learner:
         if self._copying is not None:
             self._copying.give_up()
             self._copying, self._writing = None, False
-            self.versions.snapshot_lost()
 
     def _behind_newest(self) -> dict[str, Any]:
         return self._publisher.behind_newest()()
@@ -443,16 +430,9 @@ class Learner:
         HELD_UP.observe(time.perf_counter() - began)
         if part is None:
             return True
-        self._give(part)
-        return False
-
-    def _give(self, part: Part) -> None:
-        """Gives a part to the writer, if all in it is sound."""
-        refusal = self.promotion.judge_part(part)
-        if refusal is None:
+        if self.promotion.passes(part):
             self._writer.give(part)
-        else:
-            self.promotion.snapshot_refused(refusal)
+        return False
 
     def _finish(self) -> None:
         """Copies what is left, and ends the snapshot at a new version. Later, if the writer has no room now."""
@@ -469,16 +449,11 @@ class Learner:
             self._give_up()
             return False
         began = time.perf_counter()
-        refusal = self.promotion.judge_snapshot()
-        if refusal is None:
-            last = copying.finish(self._progress(), self.trainer.snapshot(False), wall_ms())
-            refusal = self.promotion.judge_part(last.part)
+        last = self.promotion.finish(copying, wall_ms())
         HELD_UP.observe(time.perf_counter() - began)
-        if refusal is not None:
-            self.promotion.snapshot_refused(refusal)
+        if last is None:
             return False
-        self._flush_quarantine()  # offsets of the snapshot are behind what was refused
-        self._writer.give(End(self.promotion.ending(last), self._publisher.behind_newest()))
+        self._writer.give(End(last, self._publisher.behind_newest()))
         self._copying = None
         return True
 
@@ -491,14 +466,13 @@ class Learner:
         may = self.promotion.publishing and not self.versions.root_newest
         if may and self.versions.snapshot_due and self._copying is None:
             self._begin()
-        if self._copying is not None:
-            while self._copying is not None and not self._copy_slice(wait=True):
-                pass
-            if self._copying is not None and self._end(self._copying):
-                outcome = self._writer.outcome(_LAST_SNAPSHOT_S)
-                if isinstance(outcome, StoreError):
-                    raise outcome
-                SNAPSHOTS.inc()
+        while self._copying is not None and not self._copy_slice(wait=True):
+            pass
+        if self._copying is not None and self._end(self._copying):
+            outcome = self._writer.outcome(_LAST_SNAPSHOT_S)
+            if isinstance(outcome, StoreError):
+                raise outcome
+            SNAPSHOTS.inc()
         self._report(reader)
         self._keep_gate()
 
@@ -515,25 +489,13 @@ class Learner:
             return
         self._board.show(self._said, self.promotion.verdicts)
         state, kept_s = self._gate_saved
-        if self._said["state"] != state or time.monotonic() - kept_s > _GATE_SECONDS:
+        if self._said["state"] != state or time.monotonic() - kept_s > KEEP_SECONDS:
             self._keep_gate()
 
     # -- the gate --------------------------------------------------------------------------------------------
 
-    def _flush_quarantine(self) -> None:
-        checks = self.promotion.checks
-        if checks is None:
-            return
-        try:
-            checks.quarantine.flush()
-        except StoreError as error:
-            log.error("quarantine cannot be written; it is tried again", error=one_line(error))
-
     def _keep_gate(self) -> None:
-        if self.promotion.checks is None:
-            return
         self._gate_saved = (self.promotion.status["state"], time.monotonic())
-        self._flush_quarantine()
         keep_gate(self.settings, self.promotion)
 
     def _obey(self) -> None:

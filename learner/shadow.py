@@ -43,13 +43,12 @@ from learner.making import model_of, reader_of, wanted_spec, writer_of
 from learner.progressive import Progressive
 from learner.promotion import Checks, Promotion
 from learner.relabel import Relabel
-from learner.repeats import Repeats
+from learner.repeats import Repeats, keep_ms_of
 from learner.trainer import Trainer
 from learner.verbs import Learning
 from learner.versions import (
     Found,
     Progress,
-    SnapshotFiles,
     Versions,
     newest_sound,
     same_head,
@@ -94,7 +93,6 @@ for _gauge in (*SHADOW.values(), *FIRST.values(), *GAP.values(), *HALF.values())
     _gauge.set(float("nan"))
 
 _POLL_MS = 50
-_HOUR_MS = 3_600_000
 _LOOK_SECONDS = 1.0
 """Between two looks at the first learner's store, and between two judgements of what was learnt."""
 _EASE = 9
@@ -128,8 +126,8 @@ class Shadow:
         highest = self.store.highest()
         found, mine = self._found()
         model = model_of(schema, self.wanted, settings.seed, live=True) if found is None else found.model
-        keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + _HOUR_MS
-        self.trainer = Trainer(model, Progressive(settings.rolling_rows), Repeats(keep_ms), settings.batch_rows)
+        repeats = Repeats(keep_ms_of(settings))
+        self.trainer = Trainer(model, Progressive(settings.rolling_rows), repeats, settings.batch_rows)
         self.versions = Versions(model, highest.epoch + 1, "shadow", highest.number)
         self.checks = Checks.of(self.own, schema) if settings.gate else None
         self.promotion = Promotion(self.trainer, self.versions, self.store, self.checks, self._build, self._progress)
@@ -309,35 +307,17 @@ class Shadow:
     def _snapshot(self) -> None:
         """Writes a snapshot, if it passes. Learning waits for it: nobody waits for the shadow."""
         self._publish()
-        if not self.promotion.publishing or not self.versions.snapshot_due:
-            return  # what the gate holds back is in no snapshot
-        files = SnapshotFiles(self.store, Place(self.versions.epoch, self.versions.version))
-        copying = self.versions.begin()
         try:
-            refusal = self.promotion.judge_snapshot()
-            while refusal is None and (part := copying.next()) is not None:
-                refusal = self.promotion.judge_part(part)
-                files.add(part)
-            if refusal is None:
-                last = copying.finish(self._progress(), self.trainer.snapshot(False), wall_ms())
-                refusal = self.promotion.judge_part(last.part)
-            if refusal is None:
-                note = files.end(self.promotion.ending(last))
-                self.promotion.written(note)
-                self.store.prune()
-                self._failures = 0
-                SHADOW_VERSION.set(note.version)
-                return
+            note = self.promotion.write_snapshot(wall_ms())
         except StoreError as error:
-            self.promotion.written(None)
             self._failed(error)
-            refusal = None
-        copying.give_up()
-        files.give_up()
-        self.versions.snapshot_lost()
-        if refusal is not None:
-            self.promotion.snapshot_refused(refusal)
-            self._publish()
+            return
+        if note is None:
+            self._publish()  # the root, where it did not pass
+            return
+        self.store.prune()
+        self._failures = 0
+        SHADOW_VERSION.set(note.version)
 
     # -- beside the first ------------------------------------------------------------------------------------
 

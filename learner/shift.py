@@ -172,6 +172,7 @@ class Shift:
         it went back further than the mark. Rows met since the mark stay candidates for reference rows."""
         self._join()
         self._since, self._looked = 0, None
+        self._newest_ms = model.newest_ms  # which may lie behind what was met: samples are read again
         if self._reference is not None:
             self._mark = self._anchor = logits_of(model, self._reference)
             self._anchor_ms = self._newest_ms

@@ -121,6 +121,10 @@ class PlannedHeldout(Heldout):
         self.taken = 0
         self.spoilt_from: list[int] = []
 
+    @property
+    def told(self) -> dict[str, list[Any]]:
+        return {}
+
     def held(self, batch: SampleBatch) -> Any:
         mine = np.array([request.startswith("held") for request in batch.request])
         return mine[batch.page]
@@ -188,8 +192,7 @@ class Scene:
 
     def progress(self) -> Progress:
         counts = dict(self.trainer.counts)
-        extra = {"counts": counts, "quarantine": {"released": self.promotion.released}}
-        return Progress(counts.get("trained", 0), {0: self.offset}, {}, extra)
+        return Progress(counts.get("trained", 0), {0: self.offset}, {}, {"counts": counts})
 
     @property
     def model(self) -> OnlineModel:
@@ -231,29 +234,25 @@ class Scene:
         copying = self.versions.begin(20)
         files = SnapshotFiles(self.store, copying.begun)
         while (part := copying.next()) is not None:
-            if (refusal := self.promotion.judge_part(part)) is not None:
-                self._refused(refusal)
-                return None
+            if not self.promotion.passes(part):
+                return self._refused()
             files.add(part)
         self.drain()
         self.publish()
         if self.promotion.status["state"] != "promoting":
             copying.give_up()
             return None
-        if (refusal := self.promotion.judge_snapshot()) is not None:
-            self._refused(refusal)
-            return None
-        last = copying.finish(self.progress(), self.trainer.snapshot(), 0)
-        if (refusal := self.promotion.judge_part(last.part)) is not None:
-            self._refused(refusal)
-            return None
-        note = files.end(self.promotion.ending(last), follows=0, log="")
+        last = self.promotion.finish(copying, 0)
+        if last is None:
+            return self._refused()
+        note = files.end(last, follows=0, log="")
         self.promotion.written(note)
         return note
 
-    def _refused(self, refusal: Refusal) -> None:
-        self.promotion.snapshot_refused(refusal)
+    def _refused(self) -> Announcement | None:
+        """No snapshot, and the root is published."""
         self.publish()
+        return None
 
     def whole(self) -> tuple[Image, dict[str, Array]]:
         """The model's state, once all that waits is learnt."""

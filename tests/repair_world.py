@@ -121,10 +121,8 @@ class Live:
     def learn(self, rows: int) -> None:
         """One micro-batch of so many rows at most, if any row waits."""
         self.trainer.batch_rows = rows
-        report = self.gate.step(drain=True)
-        if report is not None and report.skipped is None:
-            for clicks in self.gate.take_clicks():
-                self.versions.learnt(clicks.sent_ms)
+        self.gate.step(drain=True)
+        self.gate.take_clicks()  # nobody waits for them here
 
     def drain(self) -> None:
         while self.trainer.pending:
@@ -145,8 +143,9 @@ class Live:
             files.add(part)
         self.drain()
         self.gate.delta(0)
-        last = copying.finish(self._progress(), self.trainer.snapshot(False), 0)
-        note = files.end(self.gate.ending(last))
+        last = self.gate.finish(copying, 0)
+        assert last is not None
+        note = files.end(last)
         self.gate.written(note)
         self.at[note.version] = len(self.script)
 

@@ -209,8 +209,9 @@ def test_a_snapshot_that_is_worse_on_held_out_pages_goes_back_to_the_one_before(
     assert scene.snapshot() is not None
     twin.publish()
     both((scene,), *(batch(n) for n in range(4, 9)))
-    scene.heldout.refusal = Refusal("heldout_auc", -0.02, -0.01)
+    scene.heldout.refusal, rebased = Refusal("heldout_auc", -0.02, -0.01), scene.shift.rebased
     assert scene.snapshot() is None
+    assert scene.shift.rebased == rebased + 1  # the mark that shift knew was a later state
     assert differs(scene.whole(), twin.whole()) == ""
     assert scene.trainer.counts["quarantined:heldout_auc"] == 5 * BATCH
     assert served_as_learnt(scene)
@@ -350,6 +351,12 @@ def test_what_was_refused_stays_refused_after_a_restart(scene: Scene, tmp_path: 
     after.take(poison)
     assert after.trainer.counts["trained"] == 4 * BATCH
     assert after.trainer.counts["quarantined"] == BATCH
+
+
+def test_after_a_restart_shift_compares_with_the_root(scene: Scene, tmp_path: Path) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    assert scene.snapshot() is not None
+    assert Scene(tmp_path / "one").shift.rebased == 1
 
 
 def test_no_sound_snapshot_is_said(scene: Scene) -> None:

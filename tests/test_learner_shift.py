@@ -151,6 +151,14 @@ def test_a_rebase_makes_any_state_the_measure() -> None:
     assert shift.figures == {"shift": 0.0, "turn": 0.0, "drift": 0.0}
 
 
+def test_a_rebase_on_an_older_model_goes_back_in_time_too() -> None:
+    shift, model, _ = warm()
+    model.newest_ms -= 3 * HOUR_MS
+    shift.rebase(model)
+    anchor_ms, newest_ms, *_ = shift.snapshot()["clock"].tolist()
+    assert (anchor_ms, newest_ms) == (model.newest_ms, model.newest_ms)
+
+
 def test_it_goes_on_from_a_snapshot_as_if_it_were_the_same() -> None:
     shift, model, number = warm()
     stretch(shift, model, number + 1, n=700)

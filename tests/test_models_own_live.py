@@ -52,7 +52,7 @@ HASHED, MOODY = "tests.own_models:Hashed", "tests.own_models:Moody"
 @pytest.mark.timeout(LONG)
 def test_life_of_a_learner_with_a_model_of_its_own(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start, learn, publish, stop; a follower of the topic holds what the last snapshot says; start again, go on."""
-    monkeypatch.setattr(SnapshotWriter, "tidy", lambda self: None)
+    monkeypatch.setattr(SnapshotWriter, "tidy", lambda self, epoch: None)
     settings = msgspec.structs.replace(settings, model=HASHED, model_spec='{"bits": 10}')
     wait_for_broker(settings)
     create_topics(settings)
@@ -145,6 +145,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
         batch_ms=50,
         delta_seconds=0.2,
         snapshot_seconds=1.0,
+        heldout_share=0.0,  # so that every row is learnt
+        admin_port=0,
     )
 
 

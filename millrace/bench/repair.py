@@ -32,7 +32,7 @@ from learner.repeats import Repeats
 from learner.slices import merge
 from learner.trainer import Trainer
 from learner.verbs import Learning
-from learner.versions import Progress, SnapshotFiles, Versions
+from learner.versions import Progress, Versions
 from millrace.bench.runner import BenchError, Figure, Say, figure
 from millrace.contracts import schemabook
 from millrace.contracts.samples import SampleBatch
@@ -129,17 +129,11 @@ class Live:
 
     def _steps(self, drain: bool) -> None:
         while self.gate.step(drain) is not None:
-            for clicks in self.gate.take_clicks():
-                self.versions.learnt(clicks.sent_ms)
+            self.gate.take_clicks()  # nobody waits for them here
 
     def _snapshot(self) -> None:
         self.gate.delta(0)
-        copying = self.versions.begin()
-        files = SnapshotFiles(self.store, copying.begun)
-        while (part := copying.next()) is not None:
-            files.add(part)
-        last = copying.finish(self.progress(), self.trainer.snapshot(False), 0)
-        self.gate.written(files.end(self.gate.ending(last)))
+        self.gate.write_snapshot(0)
 
 
 def twin(

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from learner.dense import threads
 from learner.making import model_of, wanted_spec
 from learner.progressive import Progressive
-from learner.repeats import Repeats
+from learner.repeats import Repeats, keep_ms_of
 from learner.tower import Sides
 from learner.trainer import Trainer
 from learner.versions import Progress, Versions, write_root
@@ -213,8 +213,8 @@ class _Pupil:
         self.model = model_of(schema, wanted_spec(settings, schema), settings.seed)
         self.first, self.learnt_rows = first, 0
         self.num: NDArray[np.float32] = np.zeros((n - first, schema.layout.N), np.float32)
-        keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + 3_600_000
-        self.trainer = Trainer(self.model, Progressive(settings.rolling_rows), Repeats(keep_ms), settings.batch_rows)
+        repeats = Repeats(keep_ms_of(settings))
+        self.trainer = Trainer(self.model, Progressive(settings.rolling_rows), repeats, settings.batch_rows)
 
     def scored(
         self, rows: NDArray[np.intp], cat: NDArray[np.int64], num: NDArray[np.float32], p: NDArray[np.float32]

@@ -29,17 +29,16 @@ from learner.making import model_of
 from learner.model import OnlineModel
 from learner.progressive import Progressive
 from learner.promotion import Checks, Promotion, Published
-from learner.repeats import Repeats
+from learner.repeats import Repeats, keep_ms_of
 from learner.serving import ServingModel
 from learner.trainer import Trainer
 from learner.verbs import Learning
-from learner.verdicts import Refusal
-from learner.versions import Found, Progress, SnapshotFiles, Versions, newest_sound
+from learner.versions import Found, Progress, Versions, newest_sound
 from millrace.contracts.merit import auc
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
-from millrace.offline.safetyworld import BATCH_ROWS, HOUR_MS, Moment
+from millrace.offline.safetyworld import BATCH_ROWS, Moment
 from millrace.versions.image import Array, Image, split
 from millrace.versions.modelstore import Announcement, ModelStore
 from millrace.versions.packing import unpack
@@ -159,8 +158,8 @@ class Life:
 
         found: Found | None = newest_sound(self.store, schema.id, wanted, build)
         model = model_of(schema, wanted, 0) if found is None else found.model
-        keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * MINUTE_MS) + HOUR_MS
-        trainer = self.trainer = Trainer(model, Progressive(settings.rolling_rows), Repeats(keep_ms), BATCH_ROWS)
+        repeats = Repeats(keep_ms_of(settings))
+        trainer = self.trainer = Trainer(model, Progressive(settings.rolling_rows), repeats, BATCH_ROWS)
         if found is not None:
             trainer.resume(found.training, found.note.extra.get("counts", {}))
         self.versions = Versions(model, epoch=1, version=self.store.highest().number)
@@ -217,26 +216,10 @@ class Life:
         if not promotion.publishing or not versions.snapshot_ready:
             return
         self.log.snapshots += 1
-        copying = versions.begin()
-        files = SnapshotFiles(self.store, copying.begun)
-        refusal: Refusal | None = None
-        while refusal is None and (part := copying.next()) is not None:
-            refusal = promotion.judge_part(part)
-            files.add(part)
-        if refusal is None:
-            refusal = promotion.judge_snapshot()
-        if refusal is None:
-            last = copying.finish(self._progress(), self.trainer.snapshot(False), self._now_ms)
-            refusal = promotion.judge_part(last.part)
-        if refusal is not None:
-            files.give_up()
-            copying.give_up()
-            versions.snapshot_lost()
-            promotion.snapshot_refused(refusal)
+        if promotion.write_snapshot(self._now_ms) is None:
             self._publish(promotion.delta(self._now_ms))
-            return
-        promotion.written(files.end(promotion.ending(last)))
-        self.store.prune(epoch=versions.epoch)
+        else:
+            self.store.prune(epoch=versions.epoch)
 
     def _publish(self, published: Published | None) -> None:
         if published is not None:
