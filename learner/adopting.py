@@ -27,6 +27,8 @@ from millrace.versions.modelstore import Announcement, Array, Image, ModelStore
 
 SHADOW = "shadow"
 """What the shadow's place is called; and where an adopted model says that it came from."""
+REPAIRED = "repair"
+"""What the store of a repaired model is called, beside ``models``."""
 _POLICY = "label_policy"
 """The entry of ``shadow_spec`` that is none of the model's spec."""
 

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.repeats import exposure_ids, page_hashes
-from learner.verbs import Predicting
+from learner.verbs import Predicting, Scoring
 from learner.verdicts import Refusal
 from millrace.contracts.hashing import combine, salt
 from millrace.contracts.merit import auc
@@ -219,7 +219,7 @@ class Heldout:
         clicks = int((rows.label > 0.5).sum())
         if len(rows.label) < self.least or not 0 < clicks < len(rows.label):
             return Judgement(None, len(rows.label), nan, nan, nan, nan)
-        p, y = _scores(model, rows.cat, rows.num), rows.label
+        p, y = scores(model, rows.cat, rows.num), rows.label
         n = len(p)
         if not np.isfinite(p).all():
             wrong = Refusal("finite", nan, 0.0, "predictions of held-out pages")
@@ -248,7 +248,7 @@ class Heldout:
         self._anchor_ms = self._now_ms
         rows = np.flatnonzero(self._column["ts_ms"])
         if len(rows) and self._fits(model):
-            self._column["anchor"][rows] = _scores(model, self._cat[rows], self._num[rows])
+            self._column["anchor"][rows] = scores(model, self._cat[rows], self._num[rows])
 
     def _fits(self, model: Predicting) -> bool:
         """Whether the model is of the schema that the rows are of."""
@@ -342,10 +342,11 @@ class Heldout:
             self._step_to(self.base)
 
 
-def _scores(model: Predicting, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities (n,), so many rows at a time."""
+def scores(model: Scoring, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities (n,) of rows cat (n, F), num (n, N), some at a time; n > 0. They are the caller's own: those of a
+    serving model lie in an array that it uses again."""
     parts = [slice(start, start + _AT_ONCE) for start in range(0, len(cat), _AT_ONCE)]
-    return np.concatenate([model.score(cat[part], num[part]) for part in parts])
+    return np.concatenate([model.score(cat[part], num[part]).copy() for part in parts])
 
 
 def fitted_loss(p: Array, y: Array) -> float:

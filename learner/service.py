@@ -29,7 +29,7 @@ from kafka import KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 
 from learner.admin import Admin
-from learner.adopting import SHADOW, shadow_found
+from learner.adopting import REPAIRED, SHADOW, shadow_found
 from learner.evolve import evolve, read_columns
 from learner.figures import DELTA_BYTES, DELTAS, HELD_UP, LAG, LEARN_SECONDS, SKIPPED, SNAPSHOTS, VERSION, Board
 from learner.formersamples import FormerSamples
@@ -86,9 +86,6 @@ _FAILURES = 3
 learner whose work is nowhere kept must not seem to be well."""
 
 _LAST_SNAPSHOT_S = 600.0
-
-REPAIRED = "repair"
-"""What the store of repaired models is called, beside ``models``."""
 
 
 @dataclass(slots=True)

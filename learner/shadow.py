@@ -29,16 +29,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import structlog
 import torch
 from kafka import KafkaConsumer
-from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge
 
 from learner.adopting import shadow_policy, shadow_settings
 from learner.formersamples import FormerSamples
 from learner.gatestate import KEEP_SECONDS, keep_gate, resume_gate
+from learner.heldout import scores
 from learner.making import model_of, reader_of, wanted_spec, writer_of
 from learner.progressive import Progressive
 from learner.promotion import Checks, Promotion
@@ -99,8 +98,6 @@ _EASE = 9
 """After a comparison so many times what it took passes before the next: it holds the shadow's learning up."""
 _PATIENCE = 4
 """Snapshots of the first learner for which the shadow is waited for, until it has learnt as far as the newest."""
-_SCORED = 2048
-"""Rows that are scored at a time."""
 _FAILURES = 3
 
 
@@ -352,13 +349,13 @@ class Shadow:
             if not both.any():
                 return
             cat, num = rows.cat[both], rows.num[both]
-            first = _score(self._first(note), cat, num)
+            first = scores(self._first(note), cat, num)
         except AbsentError:  # removed while it was read: there is a newer one
             return
         except (StoreError, SnapshotError) as error:
             self._kinds.note("not compared with the first", one_line(error))
             return
-        self._tell(note, versus(_score(self.trainer.model, cat, num), first, rows.label[both], rows.user[both]))
+        self._tell(note, versus(scores(self.trainer.model, cat, num), first, rows.label[both], rows.user[both]))
 
     def _first(self, note: Announcement) -> Any:
         """The first learner's model, to score with."""
@@ -393,13 +390,6 @@ class Shadow:
         trained = self.trainer.counts["trained"]
         TRAINED.inc(max(0, trained - self._shown))  # a way back takes some out
         self._shown = trained
-
-
-def _score(model: Any, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Predictions of rows cat (n, F), num (n, N), some at a time. (n,)"""
-    at = range(0, len(cat), _SCORED)
-    parts = [np.array(model.score(cat[i : i + _SCORED], num[i : i + _SCORED])) for i in at]
-    return np.concatenate(parts)
 
 
 def run(settings: Settings, stop: threading.Event) -> None:

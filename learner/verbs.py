@@ -92,13 +92,17 @@ class Verbs(Protocol):
         """
 
 
-class Predicting(Protocol):
+class Scoring(Protocol):
+    """What predicts: a model that learns, or one that serves."""
+
+    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+class Predicting(Scoring, Protocol):
     """What is asked of a model by those who judge it by its predictions alone."""
 
     schema: Schema
     newest_ms: int
-
-    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 
 class Learning(Protocol):

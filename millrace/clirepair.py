@@ -4,10 +4,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from millrace.contracts.errors import SettingError
 from millrace.contracts.settings import Settings, load_settings
+
+_Data = Annotated[Path | None, Parameter(help="Data folder of the loop (default: MILLRACE_DATA).")]
+_Kafka = Annotated[
+    str | None,
+    Parameter(help="Broker with the topic samples (default: MILLRACE_KAFKA, or that of the loop on the data folder)."),
+]
+_Folder = Annotated[
+    Path | None, Parameter(help="Read samples from files PARTITION-OFFSET.samples in this folder instead.")
+]
 
 
 def repair(
@@ -19,9 +30,9 @@ def repair(
     without_interval: str | None = None,
     of: int | None = None,
     dry_run: bool = False,
-    data: Path | None = None,
-    kafka: str | None = None,
-    from_folder: Path | None = None,
+    data: _Data = None,
+    kafka: _Kafka = None,
+    from_folder: _Folder = None,
 ) -> None:
     """Learn the samples since a time again, without what is named; 'millrace promote --repair' adopts the result.
 
@@ -42,12 +53,6 @@ def repair(
         Version to repair (default: the newest), as one that a rollback left.
     dry_run
         Say what would be left out, and write nothing.
-    data
-        Data folder of the loop (default: MILLRACE_DATA).
-    kafka
-        Broker with the topic samples (default: MILLRACE_KAFKA, or that of the loop that runs on the data folder).
-    from_folder
-        Read samples from files PARTITION-OFFSET.samples in this folder instead.
     """
     from millrace.repair.run import run_repair
     from millrace.repair.without import Without, arms_of, ids_of
@@ -66,9 +71,9 @@ def bisect(
     since: str,
     figure: Literal["heldout_auc", "log_loss", "calibration", "auc"] = "heldout_auc",
     of: int | None = None,
-    data: Path | None = None,
-    kafka: str | None = None,
-    from_folder: Path | None = None,
+    data: _Data = None,
+    kafka: _Kafka = None,
+    from_folder: _Folder = None,
 ) -> None:
     """Find the stretch of samples that moved a figure, and what stands out in it. Writes nothing.
 
@@ -80,12 +85,6 @@ def bisect(
         heldout_auc, log_loss, calibration: on held-out pages of before. auc: on the rows learnt last before it.
     of
         Version to look back from (default: the newest), as one that a rollback left.
-    data
-        Data folder of the loop (default: MILLRACE_DATA).
-    kafka
-        Broker with the topic samples (default: MILLRACE_KAFKA, or that of the loop that runs on the data folder).
-    from_folder
-        Read samples from files PARTITION-OFFSET.samples in this folder instead.
     """
     from millrace.repair.run import run_bisect
 

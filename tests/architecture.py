@@ -46,13 +46,13 @@ ROOMS: dict[str, set[str]] = {
     "delays": {"contracts", "labels", "logs", "reports", "learner", "replay", "offline"},
     "proofs": {"contracts", "windows", "logs", "reports", "learner", "archive", "replay"},
     "history": {
-        *("contracts", "windows", "logs", "versions", "processes"),
+        *("contracts", "windows", "logs", "reports", "versions", "processes"),
         *("stream", "learner", "scorer", "replay"),
     },
     "repair": {"contracts", "reports", "versions", "processes", "learner"},
     "loop": {"contracts", "processes"},
     "up": {"contracts", "processes", "loop"},
-    "demo": {"contracts", "labels", "versions", "processes", "learner", "simulator", "history", "loop"},
+    "demo": {"contracts", "labels", "reports", "versions", "processes", "learner", "simulator", "history", "loop"},
     "bench": {
         *("contracts", "labels", "windows", "logs", "versions", "processes"),
         *("stream", "learner", "scorer", "simulator", "replay", "offline", "history", "repair", "loop", "up"),

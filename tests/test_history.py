@@ -36,7 +36,6 @@ from millrace.history.command import past_windows
 from millrace.history.events import LogEvents
 from millrace.history.fill import Recent, cut_ms, fill, pending
 from millrace.history.into import Left, check_schema, leave
-from millrace.history.lines import LEFT, LINE_SECONDS, Lines
 from millrace.history.people import DAY_MS, items_of, users_of
 from millrace.logs import LogTable, read_log
 from millrace.processes import profiles
@@ -56,6 +55,7 @@ from millrace.processes.services import EmbeddedBroker
 from millrace.processes.wall import wall_ms
 from millrace.replay.logfeatures import LogRows
 from millrace.replay.reading import reading
+from millrace.reports.lines import LEFT, LINE_SECONDS, Lines
 from millrace.up.run import UpOptions, up
 from scorer import checkpoint, main
 from scorer.checkpoint import TilePart

@@ -32,11 +32,11 @@ from millrace.contracts.online import FILLED, filled_key, redis_url
 from millrace.contracts.settings import Settings
 from millrace.demo.preflight import FIRST_DAY, Held, opening
 from millrace.history.attempt import check_empty
-from millrace.history.lines import LEFT
 from millrace.loop.host import TICK_SECONDS, Host
 from millrace.processes.spawn import spawn, stop, tail
 from millrace.processes.supervisor import role_argv
 from millrace.processes.wall import wall_ms
+from millrace.reports.lines import LEFT
 from simulator.daylog import write_days
 
 MOST_DAYS = 60

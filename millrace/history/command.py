@@ -4,23 +4,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from millrace.contracts.clock import DAY_MS
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.history.attempt import attempt
-from millrace.history.into import Left, Tick, check_schema, leave_within
-from millrace.history.lines import Lines
+from millrace.history.into import Left, check_schema, leave_within
 from millrace.processes.wall import event_now_ms
 from millrace.replay.reading import reading
+from millrace.reports.progress import bars
 
 
 def replay_into(log: Path | list[Path], settings: Settings, *, people: bool = True, skip_bad: bool = False) -> Left:
@@ -42,7 +38,7 @@ def replay_into(log: Path | list[Path], settings: Settings, *, people: bool = Tr
 
     with attempt(settings, say) as check, reading(log, schema, Path(settings.data), skip_bad) as table:
         read_s = time.perf_counter() - began
-        with _progress() as tick:
+        with bars() as tick:
             left = leave_within(check, table, schema, settings, people=people, tick=tick)
     took_s = time.perf_counter() - began
     end = datetime.fromtimestamp(left.end_ms / 1000, UTC)
@@ -75,26 +71,3 @@ def past_windows(schema: Schema, end_ms: int, now_ms: int) -> str:
     some = f"windows up to {max(over)} d had counts for the model, and begin"
     which = one if len(over) == len(schema.windows.days) else some
     return f"the log ended {days:.1f} days ago: {which} empty for the loop"
-
-
-@contextmanager
-def _progress() -> Iterator[Tick]:
-    """A bar on a terminal; elsewhere a line every few seconds."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield Lines(lambda line: console.print(line, highlight=False, soft_wrap=True), time.monotonic)
-        return
-    columns = (
-        TextColumn("{task.description:>8}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def draw(what: str, done: int, of: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=of)
-            bar.update(tasks[what], completed=done)
-
-        yield draw

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from learner.adopting import REPAIRED
 from learner.dense import threads
 from learner.formersamples import FormerSamples
 from learner.ledger import Learnt
@@ -24,19 +24,16 @@ from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import SAMPLES
 from millrace.processes.wall import wall_ms
-from millrace.repair.again import Begun, Tick, begin, check_there, keep, repair, rows_of_line
+from millrace.repair.again import Begun, begin, check_there, keep, repair, rows_of_line
 from millrace.repair.bisection import Bisection, Samples
 from millrace.repair.feed import Decode, Feed, Message, Source
 from millrace.repair.judge import FIGURES, SMALL
 from millrace.repair.lineage import Lineage, check_one_model, lineage
 from millrace.repair.topic import Folder, Topic
 from millrace.repair.without import Without, interval_of, moment, time_of
+from millrace.reports.progress import bars
 from millrace.versions.modelstore import Announcement, ModelStore
 
-PLACE = "repair"
-"""What the store of a repaired model is called, beside ``models``."""
-
-_LINE_SECONDS = 5.0
 _SHOWN = 8
 
 
@@ -139,9 +136,9 @@ def run_repair(
             say(f"would leave out {found:,} of {rows:,} rows; nothing was learnt or written")
             return None
         began = time.perf_counter()
-        with progress(rows) as tick:
-            done = repair(begun, scene.source, scene.decode, without, tick)
-        to = ModelStore(settings.place(PLACE))
+        with bars() as tick:
+            done = repair(begun, scene.source, scene.decode, without, lambda read: tick("rows", read, rows))
+        to = ModelStore(settings.place(REPAIRED))
         note = keep(to, begun, done, without, wall_ms())
     each = "".join(f", {name} {n:,}" for name, n in done.by.items())
     say(f"{done.rows:,} rows read, {done.left_out:,} left out{each}; {done.learnt:,} learnt in {_took(began)}")
@@ -163,9 +160,9 @@ def _took(began: float) -> str:
 
 def _count(scene: Scene, line: Lineage, without: Without) -> int:
     """Rows that would be left out."""
-    acts = line.acts
-    with progress(rows_of_line(line)) as tick:
-        feed = Feed(acts, scene.source, scene.decode, without, tick)
+    acts, rows = line.acts, rows_of_line(line)
+    with bars() as tick:
+        feed = Feed(acts, scene.source, scene.decode, without, lambda read: tick("rows", read, rows))
         try:
             for act in acts:
                 if isinstance(act, Learnt):
@@ -230,24 +227,3 @@ def run_bisect(
 def _say() -> Callable[[str], None]:
     console = Console()
     return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def progress(rows: int) -> Iterator[Tick]:
-    """A bar on a terminal; elsewhere a line every few seconds."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        said = time.monotonic()
-
-        def tell(done: int) -> None:
-            nonlocal said
-            if time.monotonic() - said >= _LINE_SECONDS:
-                said = time.monotonic()
-                console.print(f"rows {done:,} of {rows:,}", highlight=False)
-
-        yield tell
-        return
-    columns = TextColumn("rows"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}")
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("rows", total=rows)
-        yield lambda done: bar.update(task, completed=done)

@@ -1,5 +1,5 @@
 # core
-"""Progress of a replay as lines, for whoever has no terminal: a log file, a program that started the replay."""
+"""Progress of long work as lines, for whoever has no terminal: a log file, a program that started the work."""
 
 from __future__ import annotations
 
