@@ -270,7 +270,13 @@ class Promotion:
         self._keep(refusal, batch, places)
         if self._open:
             self._go_back(refusal, self._mark)
-        if self._now_ms(batch) - self._blocked_ms >= self.checks.quarantine_ms:
+        self._bear()
+
+    def _bear(self) -> None:
+        """After a refusal: what has stayed different for the stated time is no fault but the world."""
+        assert self.checks is not None
+        blocked = self._suspected and self._blocked_ms
+        if blocked and self.refused_ms - self._blocked_ms >= self.checks.quarantine_ms:
             self._world_changed("time")
 
     @property
@@ -463,6 +469,7 @@ class Promotion:
             if refusal is not None:
                 self._say(refusal)
                 root = self._go_back(refusal, len(self._acts) if refusal.check in _OF_MODEL else self._mark)
+                self._bear()
                 return self._root(ms, refusal) if root else None
         if not self.publishing:
             return None
@@ -514,6 +521,7 @@ class Promotion:
             return True
         self._say(refusal)
         self._go_back(refusal, len(self._acts) if refusal.check in _OF_MODEL else self._bases[-1].at)
+        self._bear()
         return False
 
     def _unsound(self, part: Part) -> Refusal | None:
@@ -690,12 +698,10 @@ class Promotion:
     def hold(self) -> None:
         """Nothing newer is published until :meth:`promote`. The learner learns on."""
         self.held = True
-        self.verdicts["person", "refused"] += 1
 
     def promote(self) -> None:
         """A person vouches for what comes: a hold ends, and what is open at the gate passes."""
         self.held = False
-        self.verdicts["person", "passed"] += 1
         if self.checks is not None:
             if self._blocked_ms:
                 self._world_changed("person")
@@ -717,7 +723,6 @@ class Promotion:
         counts["set_aside"] += gone
         counts["trained"] -= gone
         counts["way_back:person"] += 1
-        self.verdicts["person", "refused"] += 1
         log.warning("rolled back", version=note.version, set_aside=gone)
         return gone
 

@@ -136,7 +136,10 @@ class Learner:
         self._writing = False  # whether the writer has not yet told what became of a snapshot
         self._failures = 0
         self._unpublished: list[tuple[int, int]] = []  # (wall time of a step, its clicks) since the last delta
-        self._gate_saved = ("", 0.0)  # state of the gate when it was kept last, and when (monotonic seconds)
+        self._gate_saved = (
+            True,
+            0.0,
+        )  # whether it let versions out when kept last, and when (monotonic seconds)
         self._said: dict[str, Any] = {}  # what the admin port says of the gate
         # From run() on:
         self._reader: KafkaConsumer
@@ -485,14 +488,14 @@ class Learner:
             self._board.show()
             return
         self._board.show(self._said, self.promotion.verdicts)
-        state, kept_s = self._gate_saved
-        if self._said["state"] != state or time.monotonic() - kept_s > KEEP_SECONDS:
+        publishing, kept_s = self._gate_saved
+        if self.promotion.publishing != publishing or time.monotonic() - kept_s > KEEP_SECONDS:
             self._keep_gate()
 
     # -- the gate --------------------------------------------------------------------------------------------
 
     def _keep_gate(self) -> None:
-        self._gate_saved = (self.promotion.status["state"], time.monotonic())
+        self._gate_saved = (self.promotion.publishing, time.monotonic())
         keep_gate(self.settings, self.promotion)
 
     def _obey(self) -> None:

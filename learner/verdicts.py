@@ -18,7 +18,6 @@ CHECKS = {
     "auc": "AUC of incoming labels",
     "numbers": "share of numbers that are not zero",
     "fields": "share of ids that are there",
-    "quota": "rows that one user, item or other id taught within an hour",
     "loss": "loss or gradient of a micro-batch",
     "finite": "tensors, rows and optimiser slots are finite",
     "bounds": "tensors, rows and optimiser slots keep their bounds",
@@ -26,7 +25,6 @@ CHECKS = {
     "drift": "mean absolute shift of logits to the hourly anchor",
     "heldout_auc": "AUC on held-out pages below the anchor's",
     "heldout_loss": "log loss on held-out pages above the anchor's",
-    "person": "a person held or took back a version",
 }
 """Every check by name, and what its figure is."""
 

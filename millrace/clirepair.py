@@ -113,7 +113,8 @@ def _settings(data: Path | None, kafka: str | None, broker: bool) -> Settings:
     settings = load_settings({"data": None if data is None else str(data), "kafka": kafka})
     if settings.kafka or not broker or not settings.data:
         return settings
-    found = folders.addresses(Path(settings.data)).get("kafka", "")
+    folder = Path(settings.data)
+    found = folders.addresses(folder).get("kafka", "") if folders.in_use(folder) else ""  # of a killed one: it stays
     if not found:
         raise SettingError(
             f"no broker is named, and no loop runs on '{settings.data}'", "start it, or give --kafka: samples lie there"

@@ -62,8 +62,10 @@ class Roles:
         return said
 
     def refuse(self) -> None:
-        self.state, self.refused, self.quarantined, self.taken_back = "blocked", 3, 3412, 400
+        """The words first and the state last: the page's server may look between."""
         self.says = {"refusal": WHY, "check": "labels", "refused_ms": AT_MS}
+        self.refused, self.quarantined, self.taken_back = 3, 3412, 400
+        self.state = "blocked"
 
 
 @pytest.fixture

@@ -268,6 +268,18 @@ def test_what_stays_different_is_learnt_after_the_stated_time(scene: Scene) -> N
     assert served_as_learnt(scene)
 
 
+def test_what_shift_refuses_for_the_stated_time_is_the_world_too(scene: Scene) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    scene.shift.refuses = True
+    for n in range(10, 30):
+        scene.take(batch(n, minute=(n - 9) * 4))  # a stretch is refused every sixteen minutes
+        scene.publish()
+    assert scene.screen.told.count("rebase") == 1
+    while scene.promotion.release_some():
+        pass
+    assert scene.trainer.counts["released"] >= 16 * BATCH
+
+
 def test_what_became_normal_again_stays_in_quarantine_until_a_person_says(scene: Scene) -> None:
     both((scene,), *(batch(n) for n in range(4)))
     scene.take(batch(10, page=POISON, minute=1))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -269,6 +270,18 @@ def test_other_rates_on_the_line_are_refused() -> None:
     live.restart()
     with pytest.raises(SnapshotError, match="the model's dense_rate changed"):
         check_one_model(lineage(live.store, kept(live)[0].event_ms))
+
+
+def test_a_line_over_two_logs_of_samples_is_refused() -> None:
+    """Offsets of the one name other samples of the other."""
+    live = small_life()
+    line = lineage(live.store, kept(live)[0].event_ms)
+    check_one_model(line)
+    first, *others = (msgspec.structs.replace(note, logs={SAMPLES: "new"}) for note in line.kept)
+    kept_ones = msgspec.structs.replace(first, logs={SAMPLES: "old"}), *others
+    made_anew = replace(line, kept=kept_ones, end=msgspec.structs.replace(line.end, logs={SAMPLES: "new"}))
+    with pytest.raises(SnapshotError, match="the log of samples changed"):
+        check_one_model(made_anew)
 
 
 def resumed_as(spec: Any, parts: Any) -> OnlineModel:

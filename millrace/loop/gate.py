@@ -50,7 +50,7 @@ def gate_of(
         before: the gate when it was looked at last.
     """
     state = next((name for name, value in states.items() if value == 1), None)
-    refused = {check: n for check, n in refused.items() if n}
+    passed, refused, unjudged = ({check: n for check, n in some.items() if n} for some in (passed, refused, unjudged))
     check, why, refused_ms = before.check, before.why, before.refused_ms
     if told.get("refusal"):
         check, why, refused_ms = str(told.get("check") or ""), str(told["refusal"]), _whole(told.get("refused_ms"))
@@ -58,7 +58,7 @@ def gate_of(
         grown = [name for name, n in refused.items() if n > before.refused.get(name, 0)]
         if grown:
             check, why, refused_ms = grown[-1], f"check '{grown[-1]}'", None
-    return Gate(state, check, why, refused_ms, refused, {n: v for n, v in passed.items() if v}, unjudged)
+    return Gate(state, check, why, refused_ms, refused, passed, unjudged)
 
 
 def says(gate: Gate, figures: Mapping[str, float | None]) -> str:

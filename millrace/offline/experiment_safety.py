@@ -208,7 +208,7 @@ def _slots(rows: Sequence[Row]) -> list[Row]:
             {
                 "slot": name,
                 "not_finite_served": sum(row["not_finite"] + row["bad_numbers"] for row in behind),
-                "without_gate": sum(row["not_finite"] for row in bare),
+                "without_gate": sum(row["not_finite"] + row["bad_numbers"] for row in bare),
                 "auc_loss": max(row["auc_loss"] for row in behind),
                 "auc_loss_without_gate": max((row["auc_loss"] for row in bare), default=None),
                 "refused_by": ", ".join(sorted({check for row in behind for check in row["refused"]})),

@@ -23,6 +23,7 @@ import msgspec
 from learner.ledger import Act, decode_acts
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.store import AbsentError, DamagedError
+from millrace.contracts.topics import SAMPLES
 from millrace.repair.without import time_of
 from millrace.versions.modelstore import Announcement, CutsHead, ModelStore, Place
 
@@ -145,6 +146,9 @@ def check_one_model(line: Lineage) -> None:
 def _changed(note: Announcement, end: Announcement) -> str:
     if note.schema_id != end.schema_id:
         return "the schema"
+    old, new = note.logs.get(SAMPLES), end.logs.get(SAMPLES)
+    if old and new and old != new:  # offsets of another log would name other samples
+        return "the log of samples"
     missing: Any = object()
     names = [n for n in note.spec.keys() | end.spec.keys() if note.spec.get(n, missing) != end.spec.get(n, missing)]
     return f"the model's {', '.join(sorted(names))}" if names else ""

@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
 from kafka.errors import KafkaError
 
 from millrace.contracts.errors import BrokerError, SettingError, SnapshotError
@@ -17,8 +16,6 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import SAMPLES
 from millrace.processes.kafka import REMEDY, first_offsets, make_reader, topic_ids, wait_for_broker
 from millrace.repair.feed import Message
-
-log = structlog.get_logger("repair")
 
 _POLL_MS = 200
 _NAME = re.compile(r"(\d+)-(\d+)\.samples")
@@ -58,7 +55,7 @@ class _Polled:
         self._reader = make_reader(settings, SAMPLES, {p: at.start for p, at in wanted.items()})
         self._of = {tp.partition: tp for tp in self._reader.assignment()}
         ends = self._ends()
-        self._stop = {p: min(at.stop, ends.get(p, 0)) for p, at in wanted.items()}
+        self._stop = {p: min(at.stop, ends[p]) for p, at in wanted.items() if p in ends}
 
     def _ends(self) -> dict[int, int]:
         try:
