@@ -15,6 +15,7 @@ the form of Kingma and Ba 2015, section 7.2): the noise of the newest steps stay
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,11 @@ def threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def role_threads() -> int:
+    """In how many threads the learner's role computes. The other half of the machine belongs to the roles beside it."""
+    return max(1, (os.cpu_count() or 2) // 2)
 
 
 class DenseState:

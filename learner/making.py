@@ -101,8 +101,11 @@ def reader_of(
     return OwnServing.attach(schema, spec, base)
 
 
-def check_named(spec: Mapping[str, Any], named: str) -> None:
+def check_named(spec: Mapping[str, Any], named: str, what: str = "the version") -> None:
     """Whether the class that a version is of is the one that the own setting names.
+
+    Args:
+        what: how the version is called in an error.
 
     Raises:
         SnapshotError: it is another one.
@@ -110,6 +113,6 @@ def check_named(spec: Mapping[str, Any], named: str) -> None:
     name = spec.get("model")
     if is_own(name) and name != named:
         raise SnapshotError(
-            f"the version is of the model '{name}', this scorer's MILLRACE_MODEL names '{named}'",
-            "nothing is imported because a version names it: set MILLRACE_MODEL for scorers as for the learner",
+            f"{what} is of the class '{name}', MILLRACE_MODEL names '{named}'",
+            "nothing is imported because a version names it: set MILLRACE_MODEL as for the learner",
         )

@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from typing import Literal
 
 import msgspec
@@ -45,6 +46,7 @@ MOST_BYTES = 4 << 30
 
 _FILE_BYTES = 4 << 20  # of a file's widest array at most: a message of samples has a bound
 _NUMBERED = re.compile(r"(?:damaged-)?(\d{8})-.*")
+_MOST = float(np.finfo(np.float64).max)
 
 
 class Entry(Struct, frozen=True):
@@ -60,6 +62,12 @@ class Entry(Struct, frozen=True):
     to_ms: int
     made_ms: int  # event time of the refusal
     schema_id: str = ""
+
+    @property
+    def refusal(self) -> Refusal:
+        """Why they were refused; a figure that is not finite is NaN."""
+        value, bound = (nan if x == _MOST else x for x in (self.value, self.bound))
+        return Refusal(self.check, value, bound, self.what)
 
 
 class _Where(Struct, frozen=True):
@@ -323,4 +331,4 @@ def _file_rows(batch: SampleBatch) -> int:
 
 def _finite(value: float) -> float:
     """A figure as JSON can have it: in place of one that is not finite stands the largest there is."""
-    return float(np.nan_to_num(np.float64(value), nan=np.finfo(np.float64).max))
+    return float(np.nan_to_num(np.float64(value), nan=_MOST))

@@ -12,7 +12,6 @@ writes it. Of two learners on one store one ends (:mod:`learner.tenure`).
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 import uuid
@@ -30,6 +29,7 @@ from kafka.errors import KafkaError
 
 from learner.admin import Admin
 from learner.adopting import REPAIRED, SHADOW, shadow_found
+from learner.dense import role_threads
 from learner.evolve import evolve, read_columns
 from learner.figures import DELTA_BYTES, DELTAS, HELD_UP, LAG, LEARN_SECONDS, SKIPPED, SNAPSHOTS, VERSION, Board
 from learner.formersamples import FormerSamples
@@ -617,8 +617,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         FencedError: another learner has taken over.
     """
     check_whole(settings)
-    # The other half of the machine belongs to the roles beside this one.
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    torch.set_num_threads(role_threads())
     serve_metrics("learn", settings.metrics_port, settings.host)
     schema = settings.load_schema()
     # Whoever cannot read the store, or may not, ends here, before it takes the epoch from one who can.

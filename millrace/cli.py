@@ -369,13 +369,13 @@ def letters(*, reason: str = "", last: int = 10, kafka: str | None = None, data:
     from millrace.contracts.topics import DEAD_LETTERS
     from millrace.processes.kafka import read_all
     from millrace.reference.letters import Letters
-    from millrace.up import folder as folders
+    from millrace.up.folder import broker_of
     from millrace.up.run import data_folder
 
     settings = load_settings({"kafka": kafka})
     if not settings.kafka:
         lies = data_folder(settings, data)
-        found_at = folders.addresses(lies).get("kafka", "") if folders.in_use(lies) else ""
+        found_at = broker_of(lies)
         if not found_at:
             raise SettingError(
                 f"no Kafka address is set, and no 'millrace up' is ready on folder '{lies}'",

@@ -193,6 +193,7 @@ def experiment(
     from millrace.reports import say
     from simulator.daylog import write_days
 
+    _no_flags(name, {"--cut": None if name == "rounds" else cut}, "it is for rounds")
     plan = load_schema(schema) if schema else shop_schema()
     if name == "labels":
         _no_flags(name, {"--users": users, "--items": items}, "it is for recall")
@@ -211,7 +212,6 @@ def experiment(
         _safety(out, seed, seeds, simulated_days, log, schema)
         return
     _no_flags(name, {"--users": users, "--items": items}, "it is for recall")
-    _no_flags(name, {"--cut": None if name == "rounds" else cut}, "it is for rounds")
     with tempfile.TemporaryDirectory(prefix="millrace-log-") as folder:
         logs = [log] if log else []
         if log is None:

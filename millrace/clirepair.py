@@ -108,13 +108,12 @@ def _settings(data: Path | None, kafka: str | None, broker: bool) -> Settings:
     Raises:
         SettingError: no broker is named, and none runs.
     """
-    from millrace.up import folder as folders
+    from millrace.up.folder import broker_of
 
     settings = load_settings({"data": None if data is None else str(data), "kafka": kafka})
     if settings.kafka or not broker or not settings.data:
         return settings
-    folder = Path(settings.data)
-    found = folders.addresses(folder).get("kafka", "") if folders.in_use(folder) else ""  # of a killed one: it stays
+    found = broker_of(Path(settings.data))
     if not found:
         raise SettingError(
             f"no broker is named, and no loop runs on '{settings.data}'", "start it, or give --kafka: samples lie there"

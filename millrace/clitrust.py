@@ -12,7 +12,6 @@ Docs: docs/trust.md.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,14 +89,12 @@ quarantine_commands = cyclopts.App(name="quarantine", help="Samples that were re
 def list_quarantine(*, data: _Data = None) -> None:
     """Print what is in quarantine: a line for each file of samples, oldest first."""
     from learner.quarantine import PLACE, Quarantine
-    from learner.verdicts import Refusal
     from millrace.contracts.store import Store
 
     found = Quarantine(Store(_settings(data).place(PLACE), writes=False), "", writes=False).entries()
     for entry in found:
-        value = float("nan") if entry.value == sys.float_info.max else entry.value
-        why = Refusal(entry.check, value, entry.bound, entry.what)
-        print(f"{entry.name}  {entry.rows:,} rows of {_when(entry.from_ms)} to {_when(entry.to_ms)}  {why}")
+        when = f"{_when(entry.from_ms)} to {_when(entry.to_ms)}"
+        print(f"{entry.name}  {entry.rows:,} rows of {when}  {entry.refusal}")
     print(f"{sum(entry.rows for entry in found):,} rows in {len(found):,} files")
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from learner.model import OnlineModel
 from learner.repeats import exposure_ids
-from millrace.bench.runner import BENCHMARKS
+from millrace import clilogs
+from millrace.bench import safetycost
+from millrace.bench.runner import BENCHMARKS, BenchError
 from millrace.bench.safety import figures
+from millrace.contracts.errors import SettingError
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.logs import read_log
 from millrace.offline.experiment_safety import false_refusals, make_report
 from millrace.offline.poisons import POISONS, SLOTS, Window, spoil_slot, user_side
-from millrace.offline.safetyjobs import SLOT_SPEC, promoted_after, slots
+from millrace.offline.safetyjobs import SLOT_SPEC, minutes_of, promoted_after, slots
 from millrace.offline.safetyrun import Life, Log, Refused, Served, live, loss
 from millrace.offline.safetyworld import Change, Moment, Shop, traffic, write_shop
 
@@ -178,6 +182,66 @@ def test_a_change_is_served_when_a_stretch_of_it_is_out_and_nothing_is_open() ->
     refused = [Refused(41 * minute, "shift", ""), Refused(200 * minute, "shift", "")]
     assert promoted_after(Log(refused, published), served, 0) == 45  # the second is too late to be of it
     assert promoted_after(Log(refused, published[:2]), served, 0) == float("inf")
+
+
+def test_what_no_gate_lets_through_is_counted_as_what_the_gate_does() -> None:
+    slot = {"kind": "slot", "name": "ftrl-z-1e38", "auc_loss": 0.0, "refused": {}}
+    report = make_report(
+        [
+            slot | {"gate": True, "not_finite": 1, "bad_numbers": 2},
+            slot | {"gate": False, "not_finite": 10, "bad_numbers": 20},
+        ]
+    )
+    assert [(row["not_finite_served"], row["without_gate"]) for row in report["slots"]] == [(3, 30)]
+
+
+def test_a_taste_that_was_never_served_is_said_and_is_json() -> None:
+    taste = {"kind": "taste", "refused": {}, "auc_loss_to_no_gate": 0.0}
+    report = make_report([taste | {"seed": 0, "minutes": 12.0}, taste | {"seed": 1, "minutes": None}])
+    assert "A change of taste was served after at most 12 minutes; in 1 of 2 worlds it was not." in report["verdict"]
+    found = {f["name"]: f["value"] for f in figures(report) if f["name"].startswith("drift")}
+    assert found == {"drift_minutes": 12, "drift_not_served": 1}
+    never = make_report([taste | {"seed": 0, "minutes": None}])
+    assert "A change of taste was not served in 1 of 1 worlds." in never["verdict"]
+    assert minutes_of(float("inf")) is None
+    assert minutes_of(1 / 3) == 0.33333
+
+
+class Timed:
+    """A learner that takes its time over each page; None: its gate lets nothing out of that one."""
+
+    def __init__(self, clock: list[float], took_s: list[float | None]) -> None:
+        self._clock, self._left_s, self._out = clock, took_s[::-1], False
+
+    def learn(self, page: SampleBatch) -> None:
+        s = self._left_s.pop()
+        self._clock[0] += s or 1.0
+        self._out = s is not None
+
+    def delta(self, dense: bool) -> None: ...
+
+    def follow(self) -> bool:
+        return self._out
+
+
+def test_what_a_gate_adds_is_the_median_of_differences(batch: SampleBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    pages: Any = [batch.take(slice(k, k + 1)) for k in range(3)]
+
+    def added_ms(with_gate: list[float | None]) -> float:
+        pair: Any = {True: Timed(clock, with_gate), False: Timed(clock, [10.0, 20.0, 100.0])}
+        return safetycost._added_ms(pair, pages)
+
+    assert added_ms([11.0, None, 103.0]) == 2000  # of the pages that both let out
+    with pytest.raises(BenchError, match="no page's samples came out of both learners"):
+        added_ms([None, None, None])
+
+
+@pytest.mark.parametrize("name", ["labels", "recall", "safety", "drift"])
+def test_cuts_are_for_rounds_alone(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(SettingError, match=f"--cut for the experiment '{name}'; leave it out: it is for rounds"):
+        clilogs.experiment(name, tmp_path / "log", schema=tmp_path / "none", out=tmp_path, cut=["daily"])
 
 
 def test_figures_are_named_by_poison_slot_and_world() -> None:

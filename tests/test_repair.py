@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from learner import admission, retrieval
+from learner import admission, ownclass, retrieval
 from learner.heldout import Heldout
 from learner.ledger import Learnt, Span
 from learner.model import OnlineModel
@@ -35,14 +36,16 @@ from millrace.processes.services import EmbeddedBroker
 from millrace.repair import bisection, halving
 from millrace.repair.again import Repaired, begin, keep, repair
 from millrace.repair.bisection import Bisection
-from millrace.repair.feed import Message, Source, rows_in
+from millrace.repair.feed import Feed, Message, Source, rows_in
 from millrace.repair.judge import members_of, rows_until
 from millrace.repair.lineage import Lineage, check_one_model, lineage
+from millrace.repair.run import Scene
 from millrace.repair.standout import Tally, standouts
 from millrace.repair.topic import Folder, Topic
 from millrace.repair.without import Without, arms_of, ids_of, interval_of, moment, shown, time_of
+from millrace.up.folder import locked, say_where
 from millrace.versions.image import Array, Image
-from millrace.versions.modelstore import Announcement, ModelStore
+from millrace.versions.modelstore import Announcement, ModelStore, Place
 from tests.learning import SCHEMA, START_MS, make_samples
 from tests.repair_world import HOUR_MS, SPEC, Live, MemoryTopic, decode, twin
 
@@ -74,12 +77,8 @@ def pair_of(store: ModelStore, version: int) -> tuple[Image, dict[str, Array]]:
 def differs(found: tuple[Image, dict[str, Array]], model: Any) -> str:
     """Empty where a snapshot has just what the model has, else a name. What is of trainer and gate is passed over."""
     image, training = model.snapshot()
-    different = found[0].same_bits(image)
-    for name, array in training.items():
-        other = found[1].get(name)
-        if other is None or (other.dtype, other.shape, other.tobytes()) != (array.dtype, array.shape, array.tobytes()):
-            different = different or name
-    return different
+    own = {name: array for name, array in found[1].items() if name in training}
+    return found[0].same_bits(image) or ownclass.differs(own, training)
 
 
 def repaired(live: Live, line: Lineage, without: Without, to: str | Path) -> tuple[Repaired, ModelStore, int]:
@@ -117,9 +116,9 @@ WITHOUT = st.builds(
 )
 
 
-def live_through(steps: list[tuple[str, Any, Any]], live: Live) -> None:
+def live_through(steps: list[tuple[str, Any, Any]], live: Live, begin: int = 0) -> None:
     sent: list[tuple[int, SampleBatch]] = []
-    for k, (what, a, b) in enumerate(steps):
+    for k, (what, a, b) in enumerate(steps, begin):
         if what == "take":
             sent.append((a, message(b, 100 + k, 4 * k)))  # rows grow old within four steps
             live.take(*sent[-1])
@@ -144,7 +143,7 @@ def test_as_if_the_rows_had_never_been_on_the_topic(before: Any, after: Any, wit
     live_through(before, live)
     start = live.store.latest()
     assert start is not None
-    live_through([(what, a, b) for what, a, b in after], live)
+    live_through(after, live, len(before))
     line = lineage(live.store, start.event_ms)
     assert line.start.version == start.version or line.start.event_ms == start.event_ms
     done, out, version = repaired(live, line, without, f"{folder}/repair")
@@ -290,6 +289,23 @@ def resumed_as(spec: Any, parts: Any) -> OnlineModel:
     return model
 
 
+def test_a_message_is_decoded_once_however_often_it_was_cut() -> None:
+    topic, decoded = MemoryTopic(), list[int]()
+    for k in range(2):
+        topic.send(0, message(20, k, k))
+
+    def counted(message: Message) -> SampleBatch:
+        decoded.append(message.offset)
+        return decode(message)
+
+    acts = [Learnt((Span(0, 0, 0, 7),)), Learnt((Span(0, 0, 7, 9), Span(0, 1, 0, 20))), Learnt((Span(0, 0, 9, 20),))]
+    with closing(Feed(acts, topic, counted)) as feed:
+        rows = [len(batch) for act in acts if (batch := feed.rows_of(act))]
+    assert rows == [7, 22, 11]
+    assert sorted(decoded) == [0, 1]
+    assert feed._held == {}
+
+
 def test_a_topic_that_is_another_one_is_refused() -> None:
     live = small_life()
     line = lineage(live.store, 0)
@@ -353,12 +369,12 @@ def test_bisect_finds_the_stretch_and_what_stands_out_in_it(poisoned: Live, monk
     assert points[0][0].value > 0.75
     found = search.stretch([point for point, _ in points])
     assert found is not None
-    samples = search.samples(found[0])
+    samples, what = search.look(found[0])
     assert START_MS + 23 * MINUTE_MS <= samples.from_ms < START_MS + 27 * MINUTE_MS  # poisoned from minute 24
     assert START_MS + 33 * MINUTE_MS <= samples.to_ms < START_MS + 37 * MINUTE_MS  # up to minute 36
     assert samples.rows == sum(rows_in(act) for act in line.acts[found[0].begin.at : found[0].end.at]) <= 1300
     assert {first for first, _ in samples.offsets.values()} <= {11, 12, 13, 14, 15}
-    named = {(s.what, s.figure) for s in search.standouts(found[0])}
+    named = {(s.what, s.figure) for s in what}
     assert (f"user {shown(int(ids_of(['7'])[0]))}", "share of rows") in named
     assert any(what.startswith("item") and figure == "clicks a row" for what, figure in named)  # flipped labels
 
@@ -407,6 +423,11 @@ def test_a_stretch_is_narrowed_to_where_the_figure_falls() -> None:
     assert narrowed(lambda at: 0.8 if at < 37 else 0.16) == (36, 37)
     assert narrowed(lambda at: 0.8 if at < 37 else math.nan) == (36, 37)
     assert narrowed(lambda at: 0.8 if at < 20 else 0.5 if at < 50 else 0.16) == (19, 50)
+
+
+@pytest.mark.parametrize(("rows", "at"), [([2000, 3000], 1), ([100, 100, 3000], 2), ([3000, 2000], 1), ([3000], None)])
+def test_a_stretch_of_two_batches_is_halved_whichever_is_the_larger(rows: list[int], at: int | None) -> None:
+    assert halving.middle([Learnt((Span(0, k, 0, n),)) for k, n in enumerate(rows)], 0, len(rows)) == at
 
 
 def test_held_out_rows_are_of_before_and_labelled_by_what_was_known_last() -> None:
@@ -463,6 +484,47 @@ def test_the_command_keeps_a_result_and_says_so(folder: Path, capsys: pytest.Cap
     assert "millrace promote --repair" in said
 
 
+def test_a_line_of_its_own_end_is_read_with_that_ends_schema_and_log(folder: Path) -> None:
+    live = Live(folder / "data" / "models", MemoryTopic())
+    end = kept(live)[-1]
+    image, training = live.trainer.model.snapshot()
+    part = live.store.write_part(Place(end.epoch, end.version + 1), 0, image, training)
+    names = ("claimant", "spec", "offsets", "trained", "event_ms", "published_ms", "extra")
+    same = {name: getattr(end, name) for name in names}
+    other = live.store.write_manifest(
+        [part], **same, epoch=end.epoch, version=end.version + 1, schema_id="another", logs={SAMPLES: "another"}
+    )
+    running = Settings(data=str(folder / "data"))
+    with pytest.raises(SnapshotError, match="the model is of schema another"):
+        Scene(running, "1h", folder / "samples")
+    scene = Scene(running, "1h", folder / "samples", end.version)
+    assert scene.schema.id == SCHEMA.id
+    assert scene.newest_ms == other.event_ms
+    with pytest.raises(SnapshotError, match="no snapshot of version 999"):
+        Scene(running, "1h", folder / "samples", 999)
+
+
+def test_where_nothing_was_learnt_since_no_sample_is_read(folder: Path) -> None:
+    (folder / "none").mkdir()
+    newest = ModelStore(folder / "data" / "models").latest()
+    assert newest is not None
+    with pytest.raises(SnapshotError, match=f"version {newest.version} is the newest: nothing was learnt since"):
+        command(
+            "bisect", "--since", time_of(newest.event_ms), "--data", folder / "data", "--from-folder", folder / "none"
+        )
+
+
+def test_a_run_that_was_killed_names_no_broker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, asked = folder / "data", list[str]()
+    monkeypatch.setattr("millrace.repair.run.run_bisect", lambda settings, *_: asked.append(settings.kafka))
+    say_where(data, {"kafka": "127.0.0.1:1"})  # as a killed run leaves it
+    with pytest.raises(SettingError, match="no broker is named, and no loop runs on"):
+        command("bisect", "--since", "1h", "--data", data)
+    with locked(data):
+        command("bisect", "--since", "1h", "--data", data)
+    assert asked == ["127.0.0.1:1"]
+
+
 def test_the_command_wants_something_to_leave_out_and_a_broker(folder: Path) -> None:
     with pytest.raises(SettingError, match="nothing is named that is to be left out"):
         command("repair", "--since", "1h", "--data", folder / "data")
@@ -484,6 +546,7 @@ def test_samples_are_read_from_the_topic_as_from_files(folder: Path, tmp_path_fa
         producer.close()
         topic = Topic(running)
         assert sorted(all_of(topic, wanted, ahead=(1,))) == sorted(all_of(files, wanted))
+        assert all_of(topic, {**wanted, 5: range(2)}) == all_of(topic, wanted)  # the topic has no such partition
         assert topic.first() == files.first() == {0: 0, 1: 0}
         with pytest.raises(SnapshotError, match="another log"):
             Topic(running, "4fe2")

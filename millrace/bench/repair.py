@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from learner.formersamples import FormerSamples
+from learner import ownclass
 from learner.ledger import Learnt, places_of
 from learner.making import model_of, wanted_spec
 from learner.progressive import Progressive
@@ -43,12 +43,9 @@ from millrace.contracts.topics import SAMPLES
 from millrace.offline.dataset import Dataset, prepare
 from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker
-from millrace.repair.again import begin, keep, repair
-from millrace.repair.feed import Message
-from millrace.repair.lineage import lineage
-from millrace.repair.run import as_learner
-from millrace.repair.topic import Topic
-from millrace.repair.without import Without
+from millrace.repair.again import keep, repair
+from millrace.repair.run import Scene, as_learner
+from millrace.repair.without import Without, time_of
 from millrace.versions.modelstore import Announcement, ModelStore
 from simulator.daylog import write_days
 
@@ -67,9 +64,9 @@ def hour_of(data: Dataset) -> slice:
     """The rows of the busiest hour of the last day."""
     rows = data.rows([len(data.days) - 1])
     hours = data.ts_ms[rows] // HOUR_MS
-    values, first, counts = np.unique(hours, return_index=True, return_counts=True)
+    _, first, counts = np.unique(hours, return_index=True, return_counts=True)
     k = int(np.argmax(counts))
-    return slice(rows.start + int(first[k]), rows.start + int(first[k]) + int(counts[k])) if len(values) else rows
+    return slice(rows.start + int(first[k]), rows.start + int(first[k]) + int(counts[k]))
 
 
 def messages(data: Dataset, rows: slice) -> Iterator[SampleBatch]:
@@ -164,17 +161,7 @@ def differs(store: ModelStore, note: Announcement, model: Learning) -> str:
     """Empty where a snapshot has just what a model has, to the bit; else a name."""
     image, training = merge(store.read_whole(note))
     expected, own = model.snapshot()
-    found = image.same_bits(expected)
-    for name, array in own.items():
-        other = training.get(name)
-        if (
-            other is None
-            or other.dtype != array.dtype
-            or other.shape != array.shape
-            or other.tobytes() != array.tobytes()
-        ):
-            found = found or name
-    return found
+    return image.same_bits(expected) or ownclass.differs({n: training[n] for n in own if n in training}, own)
 
 
 def measure(folder: Path, say: Say, users: int = USERS) -> list[Figure]:
@@ -197,15 +184,11 @@ def measure(folder: Path, say: Say, users: int = USERS) -> list[Figure]:
         live_s = live.learn(sent)
         left_out = np.unique(data.user[hour])[::EVERY]
         without = Without(users=left_out)
-        line = lineage(live.store, live.root.event_ms)
-        former = FormerSamples(schema, SchemaBook(settings.place(schemabook.PLACE), writes=False))
-
-        def decode(message: Message) -> SampleBatch:
-            return former.carried(SampleBatch.from_bytes(message.value), message.headers)
-
+        scene = Scene(settings, time_of(live.root.event_ms))
         began = time.perf_counter()
-        begun = begin(live.store, lambda: line, schema)
-        done = repair(begun, Topic(settings), decode, without)
+        begun = scene.begin()
+        line = begun.line
+        done = repair(begun, scene.source, scene.decode, without)
         to = ModelStore(settings.place("repair"))
         note = keep(to, begun, done, without, 0)
         took_s = time.perf_counter() - began

@@ -10,7 +10,7 @@
 *false_refusals*
     Share of stretches and snapshots that were refused where nothing is wrong; and by kind of world.
 *drift_minutes*
-    From a change of taste until what was learnt of it is served.
+    From a change of taste until what was learnt of it is served; *drift_not_served*: worlds that ended before that.
 *gate_cost_rows*, *heldout_cost_auc*, *gate_click_to_served_ms*
     See :mod:`millrace.bench.safetycost`.
 
@@ -21,7 +21,9 @@ clean ones where MILLRACE_TEST_LOG names a folder with them.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from millrace.bench.runner import Figure, Say, figure
 from millrace.bench.safetycost import cost
@@ -48,7 +50,7 @@ def run(out: Path, say: Say) -> list[Figure]:
     return [*figures(report), *cost(out, say)]
 
 
-def figures(report: dict[str, list[dict[str, float]]]) -> list[Figure]:
+def figures(report: Mapping[str, Any]) -> list[Figure]:
     """The figures of a report of the experiment."""
     out = []
     for row in report["poisons"]:
@@ -61,7 +63,10 @@ def figures(report: dict[str, list[dict[str, float]]]) -> list[Figure]:
         out.append(figure(f"not_finite_served {row['slot']}", served, "numbers", "no gate", _ratio(served, bare)))
     out.append(figure("false_refusals", false_refusals(report), "share"))
     out += [figure(f"false_refusals {row['world']}", row["share"], "share") for row in report["clean"]]
-    out += [figure("drift_minutes", row["minutes"], "min of event time") for row in report["taste"]]
+    minutes = [row["minutes"] for row in report["taste"]]
+    out += [figure("drift_minutes", m, "min of event time") for m in minutes if m is not None]
+    if None in minutes:
+        out.append(figure("drift_not_served", minutes.count(None), "worlds"))
     return out
 
 

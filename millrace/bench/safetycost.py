@@ -32,7 +32,7 @@ from learner.heldout import MOST_ROWS, Heldout
 from learner.model import OnlineModel
 from learner.promotion import Published
 from learner.soundness import unsound_part
-from millrace.bench.runner import Figure, Say, figure
+from millrace.bench.runner import BenchError, Figure, Say, figure
 from millrace.contracts.merit import auc
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, shop_schema
@@ -173,9 +173,14 @@ def _judging_s(learner: _Learner, rows: SampleBatch) -> float:
 
 
 def _added_ms(pair: Mapping[bool, _Learner], pages: Sequence[SampleBatch]) -> float:
-    """How much longer a page's samples take to be in a delta."""
-    took: dict[bool, list[float]] = {True: [], False: []}
+    """How much longer a page's samples take to be in a delta: the median over pages that came out of both learners.
+
+    Raises:
+        BenchError: none did.
+    """
+    added: list[float] = []
     for number, page in enumerate(pages):
+        took: dict[bool, float] = {}
         for gate in (number % 2 == 0, number % 2 == 1):
             learner = pair[gate]
             began = time.perf_counter()
@@ -183,8 +188,12 @@ def _added_ms(pair: Mapping[bool, _Learner], pages: Sequence[SampleBatch]) -> fl
             learner.delta(dense=False)
             s = time.perf_counter() - began
             if learner.follow():
-                took[gate].append(s)
-    return 1000 * (statistics.median(took[True]) - statistics.median(took[False]))
+                took[gate] = s
+        if len(took) == 2:
+            added.append(took[True] - took[False])
+    if not added:
+        raise BenchError("no page's samples came out of both learners", "report this")
+    return 1000 * statistics.median(added)
 
 
 def heldout_cost(schema: Schema, moments: Iterable[Moment], share: float) -> float:

@@ -267,9 +267,18 @@ def verdict(report: Mapping[str, Any]) -> str:
         + (f"; more than {MOST_FALSE:.0%} in {', '.join(over)}." if over else f", in no world {MOST_FALSE:.0%}.")
     )
     if report["taste"]:
-        minutes = max(row["minutes"] for row in report["taste"])
-        parts.append(f"A change of taste was served after at most {minutes:.0f} minutes.")
+        parts.append(_drifts([row["minutes"] for row in report["taste"]]))
     return " ".join(parts)
+
+
+def _drifts(minutes: Sequence[float | None]) -> str:
+    """After how long a change of taste was served; None: not while the world lasted."""
+    served = [m for m in minutes if m is not None]
+    never = f"in {len(minutes) - len(served)} of {len(minutes)} worlds"
+    if not served:
+        return f"A change of taste was not served {never}."
+    rest = f"; {never} it was not" if len(served) < len(minutes) else ""
+    return f"A change of taste was served after at most {max(served):.0f} minutes{rest}."
 
 
 def _plots(rows: Sequence[Row]) -> list[Any]:

@@ -44,12 +44,11 @@ class Window:
     schema: Schema
     corrected: NDArray[np.uint64]  # exposures of which a correction comes
     popular: int  # the value hash of the item that is shown most
-    seed: int = 0
 
     @classmethod
-    def of(cls, batches: Sequence[SampleBatch], schema: Schema, from_ms: int, minutes: float, seed: int = 0) -> Window:
+    def of(cls, batches: Sequence[SampleBatch], schema: Schema, from_ms: int, minutes: float) -> Window:
         """The window over the traffic ``batches``, clean."""
-        window = cls(from_ms, from_ms + round(minutes * MINUTE_MS), schema, np.empty(0, np.uint64), 0, seed)
+        window = cls(from_ms, from_ms + round(minutes * MINUTE_MS), schema, np.empty(0, np.uint64), 0)
         values, counts = np.unique(np.concatenate([b.item[window.rows(b)] for b in batches]), return_counts=True)
         corrected = np.concatenate([exposure_ids(b)[b.kind == CORRECTION] for b in batches])
         return replace(window, corrected=corrected, popular=int(values[counts.argmax()]) if len(values) else 0)

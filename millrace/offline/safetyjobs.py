@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from millrace.contracts.merit import known
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable, read_log
@@ -64,22 +65,19 @@ def _morning(
     return life.end(), moments, over, life.log
 
 
-def poisons(shop: Shop, schema: Schema, rows: int, folder: Path, names: Iterable[str] = ()) -> Iterator[Row]:
+def poisons(shop: Shop, schema: Schema, rows: int, folder: Path) -> Iterator[Row]:
     """A row for each poison.
 
     Args:
         rows: that are shown from the beginning of a poison on.
-        names: of the poisons; none: all.
     """
     start_ms = shop.last_ms + 10 * HOUR_MS
     origin, rest, moments, before = _morning(shop, schema, {}, folder, start_ms)
     moments += some(rest, rows)
-    wanted = set(names)
-    chosen = [p for p in POISONS if not wanted or p.name in wanted]
     batches = [m.batch for m in moments if m.batch is not None]
     twins = {gate: _branch(schema, {}, origin, folder, moments, gate)[1] for gate in (True, False)}
-    for poison in chosen:
-        window = Window.of(batches, schema, start_ms, poison.minutes, shop.seed)
+    for poison in POISONS:
+        window = Window.of(batches, schema, start_ms, poison.minutes)
         spoil = poison.during(window)
         life, served = _branch(schema, {}, origin, folder, moments, True, spoil)
         _, bare = _branch(schema, {}, origin, folder, moments, False, spoil)
@@ -202,10 +200,15 @@ def taste(shop: Shop, schema: Schema, rows: int, folder: Path) -> Iterator[Row]:
     yield {
         "kind": "taste",
         "seed": shop.seed,
-        "minutes": rounded(promoted_after(life.log, served, shop.noon_ms)),
+        "minutes": minutes_of(promoted_after(life.log, served, shop.noon_ms)),
         "auc_loss_to_no_gate": rounded(loss(bare, served)),
         "refused": life.log.by_check(),
     }
+
+
+def minutes_of(minutes: float) -> float | None:
+    """A time as a row has it; None: it never came. JSON has no infinity."""
+    return known(rounded(minutes))
 
 
 def promoted_after(log: Log, served: Served, change_ms: int) -> float:

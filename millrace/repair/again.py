@@ -13,13 +13,15 @@ count as seen, so they are not learnt when the stream sends them again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from learner.ledger import Learnt, learn_again
-from learner.making import model_of
-from learner.ownclass import is_own
+from learner.making import check_named, model_of
+from learner.model import OnlineModel
+from learner.own import OwnModel
 from learner.verbs import Learning
 from learner.versions import Progress, Versions, write_root
 from millrace.contracts.errors import SnapshotError
@@ -28,13 +30,14 @@ from millrace.contracts.store import AbsentError
 from millrace.repair.feed import Decode, Feed, Source, rows_in
 from millrace.repair.lineage import Lineage
 from millrace.repair.without import Without, time_of
-from millrace.versions.modelstore import Announcement, Array, ModelStore, Place
+from millrace.versions.modelstore import Announcement, Array, ModelStore, Place, manifests_first
 
 Tick = Callable[[int], None]
 """Is told the rows read so far."""
 
 CLAIMANT = "repair"
 _TRIES = 3
+_OF_MODEL = ("table/", "dense/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Repaired:
     by: Mapping[str, int]
 
 
-def resumed(store: ModelStore, note: Announcement, schema: Schema, named: str = "") -> Learning:
+def resumed(store: ModelStore, note: Announcement, schema: Schema, named: str = "") -> OnlineModel | OwnModel:
     """The model of a kept snapshot, as a learner goes on from it.
 
     Args:
@@ -63,12 +66,7 @@ def resumed(store: ModelStore, note: Announcement, schema: Schema, named: str = 
             f"version {note.version} is of schema {note.schema_id}, not {schema.id}",
             "set MILLRACE_SCHEMA to its schema",
         )
-    name = note.spec.get("model")
-    if is_own(name) and name != named:
-        raise SnapshotError(
-            f"version {note.version} is of the class '{name}', MILLRACE_MODEL names '{named}'",
-            "nothing is imported because a snapshot names it: set MILLRACE_MODEL as for the learner",
-        )
+    check_named(note.spec, named, f"version {note.version}")
     model = model_of(schema, note.spec, 0, live=True)
     model.resume(store.read_whole(note))
     return model
@@ -112,7 +110,7 @@ def rows_of_line(line: Lineage) -> int:
 class Begun:
     """All that a repair needs of the store. A learner that is at work may remove older snapshots at any moment.
 
-    ``beside`` is what the end's snapshot keeps for training that is of no row.
+    ``beside`` is what the end's snapshot keeps for training that is not of the model.
     """
 
     line: Lineage
@@ -134,7 +132,8 @@ def begin(store: ModelStore, find: Callable[[], Lineage], schema: Schema, named:
     for tries in reversed(range(_TRIES)):
         line = find()
         try:
-            return Begun(line, resumed(store, line.start, schema, named), carried(store, line.end))
+            model = resumed(store, line.start, schema, named)
+            return Begun(line, model, carried(store, line.end, model.small_state().keys()))
         except AbsentError:
             if not tries:
                 raise
@@ -150,23 +149,23 @@ def repair(begun: Begun, source: Source, decode: Decode, without: Without, tick:
     """
     check_there(begun.line, source)
     acts = begun.line.acts
-    feed = Feed(acts, source, decode, without, tick)
-    try:
+    with closing(Feed(acts, source, decode, without, tick)) as feed:
         learnt = learn_again(begun.model, acts, feed.rows_of)
-    finally:
-        feed.close()
     return Repaired(begun.model, feed.read, feed.left_out, learnt, feed.by)
 
 
-def carried(store: ModelStore, note: Announcement) -> dict[str, Array]:
-    """What a snapshot keeps for training that is of no row: of the model, of the trainer and of the gate.
+def carried(store: ModelStore, note: Announcement, small: Collection[str]) -> dict[str, Array]:
+    """What a snapshot keeps for training that is not of the model: of the trainer, and of the gate.
+
+    Args:
+        small: names of what it keeps of the model besides tables and dense tensors.
 
     Raises:
         StoreError: it cannot be read.
     """
     found: dict[str, Array] = {}
     for training in store.read_training(note):
-        found |= {name: array for name, array in training.items() if not name.startswith("table/")}
+        found |= {n: array for n, array in training.items() if n not in small and not n.startswith(_OF_MODEL)}
     return found
 
 
@@ -196,12 +195,6 @@ def keep(to: ModelStore, begun: Begun, done: Repaired, without: Without, publish
     progress = Progress(trained, {int(p): o for p, o in end.offsets.items()}, dict(end.logs), extra)
     highest = max(to.highest(), Place(0, end.version), key=lambda place: place.number).number
     versions = Versions(done.model, end.epoch, CLAIMANT, highest)
-    of_model = done.model.snapshot()[1]
-    beside = {name: array for name, array in begun.beside.items() if name not in of_model}
-    note = write_root(to, versions, progress, beside, published_ms)
-    to.store.remove(_manifests_first(before))
+    note = write_root(to, versions, progress, begun.beside, published_ms)
+    to.store.remove(manifests_first(before))
     return note
-
-
-def _manifests_first(names: Iterable[str]) -> Iterator[str]:
-    return iter(sorted(names, key=lambda name: (not name.endswith(".manifest"), name)))

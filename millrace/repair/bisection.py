@@ -15,7 +15,7 @@ from millrace.contracts.samples import FOLLOW_UP, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.store import AbsentError
 from millrace.repair.again import Begun, resumed
-from millrace.repair.feed import Decode, Feed, Source, rows_in
+from millrace.repair.feed import Decode, Feed, Source, rows_in, wanted_by
 from millrace.repair.halving import Point, Stretch, narrowed, steepest
 from millrace.repair.judge import Rows, figure_on, members_of, rows_until, worse
 from millrace.repair.standout import Standout, Tally, standouts
@@ -88,12 +88,9 @@ class Bisection:
         offsets, first = {int(p): o for p, o in self.line.start.offsets.items()}, self._source.first()
         back = round(rows / rows_each / max(1, len(offsets)))
         wanted = {p: range(max(first.get(p, 0), stop - back), stop) for p, stop in offsets.items()}
-        reading = self._source.open({p: at for p, at in wanted.items() if at})
-        try:
+        with contextlib.closing(self._source.open({p: at for p, at in wanted.items() if at})) as reading:
             while came := reading.more(()):
                 yield from map(self._decode, sorted(came, key=lambda message: (message.partition, message.offset)))
-        finally:
-            reading.close()
 
     def points(self) -> list[tuple[Point, Announcement]]:
         """The figure at each kept version, oldest first. One that a learner has removed meanwhile is passed over."""
@@ -116,28 +113,20 @@ class Bisection:
         """By how much the figure became worse."""
         return worse(self.figure, before, after)
 
-    def samples(self, stretch: Stretch) -> Samples:
-        """Which samples a stretch has."""
-        spans = [
-            s for act in self.acts[stretch.begin.at : stretch.end.at] if isinstance(act, Learnt) for s in act.spans
-        ]
-        offsets: dict[int, tuple[int, int]] = {}
-        for span in spans:
-            first, stop = offsets.get(span.partition, (span.offset, 0))
-            offsets[span.partition] = min(first, span.offset), max(stop, span.offset + 1)
-        times = [batch.ts_ms for batch in self._batches(stretch.begin.at, stretch.end.at)]
-        rows = sum(map(len, times))
-        return Samples(
-            rows, int(min(t.min() for t in times)), int(max(t.max() for t in times)), dict(sorted(offsets.items()))
-        )
-
-    def standouts(self, stretch: Stretch) -> list[Standout]:
-        """What stands out in a stretch against what came before it, seen in pieces as long as the stretch. What came
-        behind may be as wrong: it counts only where there is little before."""
+    def look(self, stretch: Stretch) -> tuple[Samples, list[Standout]]:
+        """Which samples a stretch has, and what stands out in them."""
         begin, end = stretch.begin.at, stretch.end.at
-        there = Tally()
+        there, times = Tally(), list[tuple[int, int]]()
         for batch in self._batches(begin, end):
             there.add(batch)
+            times.append((int(batch.ts_ms.min()), int(batch.ts_ms.max())))
+        offsets = {p: (at.start, at.stop) for p, at in sorted(wanted_by(self.acts[begin:end]).items())}
+        samples = Samples(there.rows, min(first for first, _ in times), max(last for _, last in times), offsets)
+        return samples, self._standouts(there, begin, end)
+
+    def _standouts(self, there: Tally, begin: int, end: int) -> list[Standout]:
+        """What stands out in a stretch against what came before it, seen in pieces as long as the stretch. What came
+        behind may be as wrong: it counts only where there is little before."""
         before = (b.take(b.kind != FOLLOW_UP) for b in self._before(_PIECES * there.rows))
         usual = _pieces(before, there.rows) + _pieces(self._batches(0, begin), there.rows)
         if len(usual) < _FEW_PIECES:
@@ -165,11 +154,8 @@ class Bisection:
         model = model_of(base.schema, base.spec, base.seed, live=True)
         model.resume(*base.snapshot())
         acts = self.acts[begin:at]
-        feed = Feed(acts, self._source, self._decode)
-        try:
+        with contextlib.closing(Feed(acts, self._source, self._decode)) as feed:
             learn_again(model, acts, feed.rows_of)
-        finally:
-            feed.close()
         return model
 
     def _figure(self, model: Learning) -> float:
@@ -177,14 +163,8 @@ class Bisection:
 
     def _batches(self, begin: int, end: int) -> Iterator[SampleBatch]:
         acts = self.acts[begin:end]
-        feed = Feed(acts, self._source, self._decode)
-        try:
-            for act in acts:
-                batch = feed.rows_of(act) if isinstance(act, Learnt) else None
-                if batch is not None:
-                    yield batch
-        finally:
-            feed.close()
+        with contextlib.closing(Feed(acts, self._source, self._decode)) as feed:
+            yield from feed.batches(acts)
 
 
 def _pieces(batches: Iterable[SampleBatch], rows: int) -> list[Tally]:

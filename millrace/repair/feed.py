@@ -13,7 +13,7 @@ Micro-batches go through the partitions at about the same pace, so few messages 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -107,7 +107,7 @@ class Feed:
     ) -> None:
         self._decode, self._without, self._tick = decode, without or Without(), tick
         self._uses = Counter((span.partition, span.offset) for span in _spans(acts))
-        self._held: dict[tuple[int, int], Message] = {}
+        self._held: dict[tuple[int, int], Message | SampleBatch] = {}  # decoded: an act has had a part of it
         self._of: Counter[int] = Counter()  # messages held, by partition
         self._reading = source.open(wanted_by(acts))
         self.read = self.left_out = 0
@@ -133,6 +133,13 @@ class Feed:
         self.left_out += int(out.sum())
         return None if out.all() else batch.take(~out)
 
+    def batches(self, acts: Iterable[Act]) -> Iterator[SampleBatch]:
+        """The batches of acts, in order, but for those of which nothing is left. Errors as :meth:`rows_of`."""
+        for act in acts:
+            batch = self.rows_of(act) if isinstance(act, Learnt) else None
+            if batch is not None:
+                yield batch
+
     def close(self) -> None:
         self._reading.close()
 
@@ -157,9 +164,12 @@ class Feed:
 
     def _piece(self, span: Span) -> SampleBatch:
         at = (span.partition, span.offset)
-        batch = self._decode(self._held[at])
+        held = self._held[at]
+        batch = self._decode(held) if isinstance(held, Message) else held
         self._uses[at] -= 1
-        if not self._uses[at]:
+        if self._uses[at]:
+            self._held[at] = batch
+        else:
             del self._held[at]
             self._of[span.partition] -= 1
         if span.stop > len(batch):

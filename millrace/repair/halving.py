@@ -64,8 +64,8 @@ def middle(acts: Sequence[Act], begin: int, end: int) -> int | None:
     rows = np.cumsum([rows_in(act) for act in acts[begin:end]])
     if not len(rows) or rows[-1] <= LEAST_ROWS:
         return None
-    at = begin + 1 + int(np.searchsorted(rows, rows[-1] / 2))
-    return at if begin < at < end else None
+    at = min(begin + 1 + int(np.searchsorted(rows, rows[-1] / 2)), end - 1)  # the last batch may have more than half
+    return at if begin < at else None
 
 
 def narrowed(

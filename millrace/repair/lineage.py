@@ -15,6 +15,7 @@ person, does not: the root of a way back leads from the version that was gone ba
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from millrace.contracts.errors import SnapshotError
 from millrace.contracts.store import AbsentError, DamagedError
 from millrace.contracts.topics import SAMPLES
 from millrace.repair.without import time_of
-from millrace.versions.modelstore import Announcement, CutsHead, ModelStore, Place
+from millrace.versions.modelstore import Announcement, CutsHead, ModelStore, Place, cuts_name
 
 _NAME = re.compile(r"cuts-(\d+)-(\d+)\.acts")
 _KEEP = "MILLRACE_KEEP_MINUTES says how long versions are kept"
@@ -36,8 +37,6 @@ class Stage:
     """The acts that led from one version to the next on the line."""
 
     base: Place
-    place: Place
-    event_ms: int  # newest exposure learnt at its end
     acts: tuple[Act, ...]
 
 
@@ -65,9 +64,23 @@ class Lineage:
         return done
 
 
-def cuts_name(place: Place) -> str:
-    """The name of the file with the acts that led to a version."""
-    return f"cuts-{place.epoch:08d}-{place.number:016d}.acts"
+def end_of(store: ModelStore, notes: Sequence[Announcement], of: int | None = None) -> Announcement:
+    """The snapshot of a version, of those in a store.
+
+    Args:
+        notes: newest first.
+        of: None: the newest.
+
+    Raises:
+        SnapshotError: there is no model, or none of this version.
+    """
+    if not notes:
+        raise SnapshotError(f"there is no model in '{store.url}'", "name the data folder of a loop with --data")
+    found = notes[0] if of is None else next((note for note in notes if note.version == of), None)
+    if found is None:
+        known = ", ".join(str(note.version) for note in notes[::-1])
+        raise SnapshotError(f"there is no snapshot of version {of}", f"the store has versions {known}")
+    return found
 
 
 def lineage(store: ModelStore, since_ms: int, of: int | None = None) -> Lineage:
@@ -81,13 +94,8 @@ def lineage(store: ModelStore, since_ms: int, of: int | None = None) -> Lineage:
             there or damaged.
         StoreError: the store cannot be read.
     """
-    notes = {note.place: note for note in store.snapshots()}
-    if not notes:
-        raise SnapshotError(f"there is no model in '{store.url}'", "name the data folder of a loop with --data")
-    end = notes[max(notes)] if of is None else next((note for note in notes.values() if note.version == of), None)
-    if end is None:
-        known = ", ".join(str(place.number) for place in sorted(notes))
-        raise SnapshotError(f"there is no snapshot of version {of}", f"the store has versions {known}")
+    found = store.snapshots()
+    end, notes = end_of(store, found, of), {note.place: note for note in found}
     names = {Place(int(m[1]), int(m[2])): name for name in store.store.names("cuts-") if (m := _NAME.fullmatch(name))}
     stages: list[Stage] = []
     kept = [end]
@@ -117,7 +125,7 @@ def _stage(store: ModelStore, name: str | None, place: Place) -> Stage | str:
         return f"file '{name}' cannot be used ({getattr(error, 'problem', error)})"
     if Place(head.epoch, head.version) != place:
         return f"file '{name}' is of another version"
-    return Stage(Place(head.from_epoch, head.from_version), place, head.event_ms, acts)
+    return Stage(Place(head.from_epoch, head.from_version), acts)
 
 
 def _ended(oldest: Announcement, since_ms: int, end: Announcement, why: str) -> SnapshotError:

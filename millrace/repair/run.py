@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from learner.adopting import REPAIRED
-from learner.dense import threads
+from learner.dense import role_threads, threads
 from learner.formersamples import FormerSamples
-from learner.ledger import Learnt
 from millrace.contracts import schemabook
 from millrace.contracts.errors import SettingError, SnapshotError
 from millrace.contracts.samples import SampleBatch
@@ -26,9 +24,9 @@ from millrace.contracts.topics import SAMPLES
 from millrace.processes.wall import wall_ms
 from millrace.repair.again import Begun, begin, check_there, keep, repair, rows_of_line
 from millrace.repair.bisection import Bisection, Samples
-from millrace.repair.feed import Decode, Feed, Message, Source
+from millrace.repair.feed import Feed, Message, Source
 from millrace.repair.judge import FIGURES, SMALL
-from millrace.repair.lineage import Lineage, check_one_model, lineage
+from millrace.repair.lineage import Lineage, check_one_model, end_of, lineage
 from millrace.repair.topic import Folder, Topic
 from millrace.repair.without import Without, interval_of, moment, time_of
 from millrace.reports.progress import bars
@@ -50,17 +48,14 @@ class Scene:
     def __init__(self, settings: Settings, since: str, from_folder: Path | None = None, of: int | None = None) -> None:
         self.settings, self._of = settings, of
         self.store = ModelStore(settings.place("models"), writes=False)
-        newest = self.store.latest()
-        if newest is None:
-            raise SnapshotError(
-                f"there is no model in '{self.store.url}'", "name the data folder of a loop with --data"
-            )
-        self.newest_ms = newest.event_ms
-        self.since_ms = moment(since, newest.event_ms)
+        notes = self.store.snapshots()
+        end = end_of(self.store, notes, of)
+        self.newest_ms = notes[0].event_ms
+        self.since_ms = moment(since, self.newest_ms)
         book = SchemaBook(settings.place(schemabook.PLACE), writes=False)
-        self.schema = _schema_of(settings, book, newest.schema_id)
+        self.schema = _schema_of(settings, book, end.schema_id)
         self._former = FormerSamples(self.schema, book)
-        self.source: Source = Folder(from_folder) if from_folder else Topic(settings, newest.logs.get(SAMPLES, ""))
+        self.source: Source = Folder(from_folder) if from_folder else Topic(settings, end.logs.get(SAMPLES, ""))
 
     def line(self) -> Lineage:
         """The line as it is now."""
@@ -72,14 +67,9 @@ class Scene:
         """Start and end of the line."""
         return begin(self.store, self.line, self.schema, self.settings.model)
 
-    @property
-    def decode(self) -> Decode:
-        """What makes rows of a message, as the learner does."""
-
-        def decode(message: Message) -> SampleBatch:
-            return self._former.carried(SampleBatch.from_bytes(message.value), message.headers)
-
-        return decode
+    def decode(self, message: Message) -> SampleBatch:
+        """The rows of a message, as the learner makes them."""
+        return self._former.carried(SampleBatch.from_bytes(message.value), message.headers)
 
 
 def _schema_of(settings: Settings, book: SchemaBook, id: str) -> Schema:
@@ -100,7 +90,7 @@ def _schema_of(settings: Settings, book: SchemaBook, id: str) -> Schema:
 @contextmanager
 def as_learner() -> Iterator[None]:
     """PyTorch computes in as many threads as the learner's role has: sums depend on how they are shared."""
-    with threads(max(1, (os.cpu_count() or 2) // 2)):
+    with threads(role_threads()):
         yield
 
 
@@ -129,7 +119,6 @@ def run_repair(
     with as_learner():
         begun = scene.begin()
         line, rows = begun.line, rows_of_line(begun.line)
-        check_there(line, scene.source)
         say(_way(line))
         if dry_run:
             found = _count(scene, line, without)
@@ -160,15 +149,14 @@ def _took(began: float) -> str:
 
 def _count(scene: Scene, line: Lineage, without: Without) -> int:
     """Rows that would be left out."""
+    check_there(line, scene.source)
     acts, rows = line.acts, rows_of_line(line)
-    with bars() as tick:
-        feed = Feed(acts, scene.source, scene.decode, without, lambda read: tick("rows", read, rows))
-        try:
-            for act in acts:
-                if isinstance(act, Learnt):
-                    feed.rows_of(act)
-        finally:
-            feed.close()
+    with (
+        bars() as tick,
+        closing(Feed(acts, scene.source, scene.decode, without, lambda read: tick("rows", read, rows))) as feed,
+    ):
+        for _ in feed.batches(acts):
+            pass
     return feed.left_out
 
 
@@ -187,6 +175,11 @@ def run_bisect(
     with as_learner():
         begun = scene.begin()
         line = begun.line
+        if not line.stages:
+            raise SnapshotError(
+                f"version {line.start.version} is the newest: nothing was learnt since {time_of(scene.since_ms)}",
+                "name an earlier --since",
+            )
         check_there(line, scene.source)
         say(_way(line))
         search = Bisection(figure, scene.store, begun, scene.source, scene.decode, scene.schema, settings.model)
@@ -197,16 +190,14 @@ def run_bisect(
             say(f"  version {note.version:>8} of {time_of(note.event_ms)}  {figure} {point.value:.4f}")
         if len(found) < 2:
             raise SnapshotError(
-                f"version {line.start.version} is the newest: nothing was learnt since {time_of(scene.since_ms)}",
-                "name an earlier --since",
+                f"what was kept behind version {line.start.version} was removed meanwhile", "bisect once more"
             )
         narrowed = search.stretch([point for point, _ in found])
         if narrowed is None:
             say(f"{figure} nowhere became worse")
             return None
         stretch, seen = narrowed
-        samples = search.samples(stretch)
-        what = search.standouts(stretch)
+        samples, what = search.look(stretch)
     say(
         f"{figure} went from {stretch.begin.value:.4f} to {stretch.end.value:.4f} with {samples.rows:,} rows, "
         f"{time_of(samples.from_ms)} to {time_of(samples.to_ms)} ({len(seen)} points looked at between)"

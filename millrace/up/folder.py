@@ -102,6 +102,11 @@ def addresses(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def broker_of(folder: Path) -> str:
+    """The broker of the run that has the folder now; empty: none has. A run that was killed leaves its addresses."""
+    return str(addresses(folder).get("kafka", "")) if in_use(folder) else ""
+
+
 def say_where(folder: Path, found: Mapping[str, Any]) -> None:
     """Writes ``up.json``."""
     write_whole(folder / ADDRESSES, msgspec.json.format(msgspec.json.encode(found)), durable=False)

@@ -170,7 +170,7 @@ class ModelStore:
         Raises:
             StoreError: it cannot be written.
         """
-        name = f"cuts-{place.epoch:08d}-{place.number:016d}.acts"
+        name = cuts_name(place)
         return self.store.put(name, CutsHead(place.epoch, place.number, since.epoch, since.number, event_ms), acts)
 
     def forget(self, places: Iterable[Place]) -> None:
@@ -213,8 +213,7 @@ class ModelStore:
             if any(name.startswith(kind) and place > oldest for kind, oldest in behind.items()):
                 continue
             gone.append(name)
-        # Manifests first: a snapshot is whole, or is not there.
-        self.store.remove(sorted(gone, key=lambda name: (not name.endswith(".manifest"), name)))
+        self.store.remove(manifests_first(gone))
         if len(kept) >= 2 and not any(oldstore.is_old(note) for note in kept):
             oldstore.remove(self.url)
 
@@ -393,6 +392,16 @@ def thinned(notes: Sequence[Announcement], keep_ms: int) -> list[Announcement]:
     old = [note for note in last.values() if note.event_ms <= since_ms]
     from_before = {max(old, key=lambda note: (note.event_ms, note.place)).place} if old else set()
     return [note for note in last.values() if note.event_ms > since_ms or note.place in from_before]
+
+
+def cuts_name(place: Place) -> str:
+    """The file with the acts that led to a version."""
+    return f"cuts-{place.epoch:08d}-{place.number:016d}.acts"
+
+
+def manifests_first(names: Iterable[str]) -> list[str]:
+    """Files in the order in which they go: a snapshot is whole, or is not there."""
+    return sorted(names, key=lambda name: (not name.endswith(".manifest"), name))
 
 
 def _manifest(place: Place) -> str:
