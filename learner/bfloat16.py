@@ -18,6 +18,8 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from millrace.contracts.compiled import compiled
+
 Array = NDArray[Any]
 Half = NDArray[np.uint16]
 """bfloat16 values."""
@@ -35,7 +37,7 @@ def _half(single: Any) -> Any:
     return np.uint16(rounded if single == single else np.uint32(0x7FC0))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def rounded(x: Array, out: Half) -> None:
     """``out`` (n, >= C) = ``x`` (n, C) in bfloat16, and 0 in further columns."""
     columns = x.shape[1]
@@ -47,7 +49,7 @@ def rounded(x: Array, out: Half) -> None:
             into[c] = np.uint16(0)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def bias_relu(z: Half, bias: Array) -> None:
     """``z = ReLU(z + bias)``; z (n, C), bias (C,) float32"""
     for b in range(len(z)):
@@ -57,7 +59,7 @@ def bias_relu(z: Half, bias: Array) -> None:
             row[c] = _half(np.float32(0) if value <= np.float32(0) else value)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def residual(x: Half, factor: Array, z: Half, bias: Array, floor: np.float32) -> None:
     """``x = max(factor x + z + bias, floor)``; x, z (n, C), factor, bias (C,) float32"""
     for b in range(len(x)):
@@ -67,7 +69,7 @@ def residual(x: Half, factor: Array, z: Half, bias: Array, floor: np.float32) ->
             row[c] = _half(floor if value <= floor else value)  # not max(): NaN comes through
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})  # sums side by side, in vector registers
+@compiled(fastmath={"reassoc", "contract"})  # sums side by side, in vector registers
 def residual_dot(
     x: Half, factor: Array, z: Half, bias: Array, floor: np.float32, weight: Array, shift: np.float32, out: Array
 ) -> None:
@@ -80,7 +82,7 @@ def residual_dot(
         out[b] = total
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@compiled(fastmath={"reassoc", "contract"})
 def relu_dot(z: Half, bias: Array, weight: Array, shift: np.float32, out: Array) -> None:
     """``out[b] = <ReLU(z_b + bias), weight> + shift``; z (n, C), bias, weight (C,) float32, out (n,)"""
     for b in range(len(z)):

@@ -13,15 +13,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from millrace.contracts.compiled import compiled
 
 Array = NDArray[Any]
 
 _ROWS = 64
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def bias_relu(x: Array, bias: Array) -> None:
     """``x = ReLU(x + bias)``"""
     for b in range(x.shape[0]):
@@ -31,7 +32,7 @@ def bias_relu(x: Array, bias: Array) -> None:
             x[b, c] = np.float32(0) if value <= np.float32(0) else value
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def residual(x: Array, z: Array, bias: Array, floor: np.float32) -> None:
     """``z = max(x + z + bias, floor)``"""
     for b in range(x.shape[0]):
@@ -40,7 +41,7 @@ def residual(x: Array, z: Array, bias: Array, floor: np.float32) -> None:
             z[b, c] = floor if value <= floor else value  # not max(): NaN comes through
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def add_bias(x: Array, bias: Array, total: Array) -> None:
     """``x += bias``; ``total = sum_b x``"""
     part = np.empty(x.shape[1], np.float32)
@@ -56,7 +57,7 @@ def add_bias(x: Array, bias: Array, total: Array) -> None:
     total[:] = whole
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def sums(x: Array, total: Array) -> None:
     """``total = sum_b x``"""
     part = np.empty(x.shape[1], np.float32)
@@ -70,7 +71,7 @@ def sums(x: Array, total: Array) -> None:
     total[:] = whole
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def squares(x: Array, mean: Array, total: Array) -> None:
     """``total = sum_b (x - mean)^2``"""
     part = np.empty(x.shape[1], np.float32)
@@ -85,7 +86,7 @@ def squares(x: Array, mean: Array, total: Array) -> None:
     total[:] = whole
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def scale(x: Array, mean: Array, factor: Array, shift: Array, relu: bool, out: Array) -> None:
     """``out = factor (x - mean) + shift``, and its ReLU if ``relu``."""
     if relu:
@@ -99,7 +100,7 @@ def scale(x: Array, mean: Array, factor: Array, shift: Array, relu: bool, out: A
                 out[b, c] = factor[c] * (x[b, c] - mean[c]) + shift[c]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def standardise(x: Array, mean: Array, factor: Array, bound: np.float32, out: Array, at: int) -> None:
     """``out[:, at + c] = clip(factor (x - mean), -bound, bound)``; out (B, >= at + C)"""
     for b in range(x.shape[0]):
@@ -109,7 +110,7 @@ def standardise(x: Array, mean: Array, factor: Array, bound: np.float32, out: Ar
             out[b, at + c] = -bound if value < -bound else value
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def through_relu(grad: Array, out: Array, total: Array) -> None:
     """Backward through ``out = ReLU(.)``: ``grad = 0 where out is 0``; ``total = sum_b grad``"""
     part = np.empty(grad.shape[1], np.float32)
@@ -125,7 +126,7 @@ def through_relu(grad: Array, out: Array, total: Array) -> None:
     total[:] = whole
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def products(grad: Array, x: Array, mean: Array, total: Array) -> None:
     """``total = sum_b grad (x - mean)``"""
     part = np.empty(grad.shape[1], np.float32)
@@ -139,7 +140,7 @@ def products(grad: Array, x: Array, mean: Array, total: Array) -> None:
     total[:] = whole
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def combine(grad: Array, x: Array, mean: Array, a: Array, k: Array, shift: Array) -> None:
     """``grad = a grad + k (x - mean) + shift``"""
     for b in range(grad.shape[0]):
@@ -147,7 +148,7 @@ def combine(grad: Array, x: Array, mean: Array, a: Array, k: Array, shift: Array
             grad[b, c] = a[c] * grad[b, c] + k[c] * (x[b, c] - mean[c]) + shift[c]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def dot(x: Array, weight: Array, bias: Array, out: Array) -> None:
     """``out[b] = <x_b, weight> + bias``; weight (C,), bias (1,), out (B,)"""
     lanes = np.empty(16, np.float32)  # sixteen sums side by side: one vector register
@@ -165,7 +166,7 @@ def dot(x: Array, weight: Array, bias: Array, out: Array) -> None:
         out[b] = total
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def outer(slope: Array, weight: Array, out: Array) -> None:
     """``out = slope weight^T``; slope (B,), weight (C,)"""
     for b in range(out.shape[0]):
@@ -173,7 +174,7 @@ def outer(slope: Array, weight: Array, out: Array) -> None:
             out[b, c] = slope[b] * weight[c]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def logistic(logit: Array, wide: Array, label: Array, weight: Array, loss: Array, slope: Array) -> float:
     """Losses ``-y log p - (1 - y) log(1 - p)`` of ``p = sigmoid(logit + wide)``, and ``slope = weight (p - y)``, all
     (B,); returns ``sum weight loss``."""

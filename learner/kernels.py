@@ -15,6 +15,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from millrace.contracts.compiled import compiled
+
 Array = NDArray[Any]
 
 EMPTY = -1  # the row of an id that has none
@@ -79,7 +81,7 @@ def _take(slots: Array, slot: int, shift: int, ids: Array, key: int) -> int:
     return int(taken)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def find(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: Array, out: Array) -> int:
     """``out[i]``: row of ``keys[i]`` or EMPTY. ``slots`` (2^k,) int32; while they move, ``after`` (2^(k+1),).
 
@@ -108,7 +110,7 @@ def find(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: 
     return touched
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def insert(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: Array, rows: Array) -> None:
     """Puts each (absent, distinct, nonzero) key at the row given for it."""
     mask = len(slots) - 1
@@ -122,7 +124,7 @@ def insert(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys
         ids[rows[i], 0] = key
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def erase(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: Array, rows: Array) -> int:
     """Takes keys out and puts their rows into ``rows``; returns how many. A key that is not there is passed over."""
     mask = len(slots) - 1
@@ -142,7 +144,7 @@ def erase(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys:
     return found
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def first_free(slots: Array) -> int:
     """The first slot that holds no row."""
     slot = 0
@@ -151,7 +153,7 @@ def first_free(slots: Array) -> int:
     return slot
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def move(slots: Array, shift: int, after: Array, place: Array, ids: Array, least: int) -> None:
     """Moves ``least`` slots, and on to the next free one, over to ``after``; ``place`` says where that is.
 
@@ -172,7 +174,7 @@ def move(slots: Array, shift: int, after: Array, place: Array, ids: Array, least
     place[1] = moved
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def live(ids: Array, first: int, last: int, out: Array) -> int:
     """The rows from ``first`` to before ``last`` that hold an id; returns how many."""
     found = 0
@@ -183,7 +185,7 @@ def live(ids: Array, first: int, last: int, out: Array) -> int:
     return found
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def distinct(columns: Array, slots: Array, shift: int, unique: Array, inverse: Array, counts: Array) -> int:
     """Distinct ids of ``columns`` (B, C) in order of appearance; returns U.
 
@@ -216,7 +218,7 @@ def distinct(columns: Array, slots: Array, shift: int, unique: Array, inverse: A
     return found
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def gather(data: Array, first: int, rows: Array, out: Array) -> None:
     """``out[u] = data[rows[u], first : first + D]``; zeros where the row is EMPTY. out (U, D)"""
     for u in range(len(rows)):
@@ -225,7 +227,7 @@ def gather(data: Array, first: int, rows: Array, out: Array) -> None:
             out[u, d] = data[row, first + d] if row != EMPTY else np.float32(0)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def scatter(data: Array, first: int, rows: Array, values: Array) -> None:
     """The inverse of :func:`gather`: ``data[rows[u], first : first + D] = values[u]``, passing over EMPTY rows.
     values (U, D)"""
@@ -236,7 +238,7 @@ def scatter(data: Array, first: int, rows: Array, values: Array) -> None:
                 data[row, first + d] = values[u, d]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def initial(keys: Array, seed: np.uint64, scale: np.float32, out: Array) -> None:
     """First embedding of an id: uniform in ``[-scale, scale)``, a function of id and seed alone. out (U, D)
 
@@ -254,7 +256,7 @@ def initial(keys: Array, seed: np.uint64, scale: np.float32, out: Array) -> None
             out[u, d] = (unit * np.float32(2) - np.float32(1)) * scale
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pool(values: Array, inverse: Array, starts: Array, out: Array, at: int) -> None:
     """Mean of a field's embeddings over its slots that are not missing.
 
@@ -291,7 +293,7 @@ def pool(values: Array, inverse: Array, starts: Array, out: Array, at: int) -> N
             place += width
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def spread(grad: Array, at: int, factor: np.float32, inverse: Array, starts: Array, out: Array) -> None:
     """The transpose of :func:`pool`: adds each sample's gradient, times ``factor``, to its distinct ids. grad as
     ``out`` there, out (U, D)"""
@@ -313,7 +315,7 @@ def spread(grad: Array, at: int, factor: np.float32, inverse: Array, starts: Arr
             place += width
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def wide_sum(weights: Array, inverse: Array, out: Array) -> None:
     """``out[b] += sum_c weights[inverse[b, c]]``. weights (U,), out (B,)"""
     for b in range(inverse.shape[0]):
@@ -325,7 +327,7 @@ def wide_sum(weights: Array, inverse: Array, out: Array) -> None:
         out[b] += total
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def wide_spread(grad: Array, inverse: Array, out: Array) -> None:
     """The transpose of :func:`wide_sum`. grad (B,), out (U,)"""
     for b in range(inverse.shape[0]):
@@ -342,7 +344,7 @@ def _ftrl_weight(z: Any, n: Any, alpha: Any, beta: Any, l1: Any, l2: Any) -> Any
     return -(z - np.sign(z) * l1) / ((beta + np.sqrt(n)) / alpha + l2)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def values(
     data: Array,
     first: int,
@@ -375,7 +377,7 @@ def values(
             wide[u] = _ftrl_weight(data[row, at], data[row, at + 1], alpha, beta, l1, l2)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def served(
     data: Array,
     ids: Array,
@@ -399,7 +401,7 @@ def served(
         wide[u] = _ftrl_weight(data[row, at], data[row, at + 1], alpha, beta, l1, l2)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def trained(data: Array, marks: Array, total: int, at: int, mark: int, rows: Array, out: Array, seen: Array) -> None:
     """What only training needs of rows: G, z and n as ``out`` (3, U), and the minute ``seen`` (U,). ``total``, ``at``
     and ``mark`` are the columns as in :func:`step`."""
@@ -411,14 +413,14 @@ def trained(data: Array, marks: Array, total: int, at: int, mark: int, rows: Arr
         seen[u] = marks[row, mark] >> 2
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def unmark(marks: Array, at: int, rows: Array, flag: int) -> None:
     """Takes a flag off the marks of rows."""
     for u in range(len(rows)):
         marks[rows[u], at] &= ~flag
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def step(
     data: Array,
     first: int,
@@ -465,7 +467,7 @@ def step(
         data[row, at + 1] = square
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def stamp(marks: Array, at: int, rows: Array, minute: int, copied: int, touched: Array, again: Array) -> Any:
     """Marks rows as seen at ``minute`` and touched. A mark is three things in one number::
 
@@ -490,7 +492,7 @@ def stamp(marks: Array, at: int, rows: Array, minute: int, copied: int, touched:
     return found, late
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def seen(marks: Array, ids: Array, at: int, last: int, before: int, rows: Array, minutes: Array) -> int:
     """Rows in use below ``last`` that were last seen before a minute, and the minute of each; returns how many."""
     found = 0
@@ -503,7 +505,7 @@ def seen(marks: Array, ids: Array, at: int, last: int, before: int, rows: Array,
     return found
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def buckets(num: Array, columns: Array, edges: Array, ids: Array, out: Array) -> None:
     """``out`` (B, C): ``ids[j, |{k: edges[j, k] <= x}|]`` of ``x = num[i, columns[j]]``; 0 where edges are infinite.
 

@@ -18,6 +18,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from millrace.contracts.compiled import compiled
+
 Array = NDArray[Any]
 
 EMPTY = -1  # the row of an id that has none
@@ -71,7 +73,7 @@ def _enter(slots: Any, shift: Any, key: Any, row: Any) -> None:
     slots[slot] = ~row
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def find(slots: Array, shift: int, ids: Array, keys: Array, out: Array) -> int:
     """``out[i]``: row of ``keys[i]`` or EMPTY. What is returned means nothing."""
     touched = 0
@@ -83,7 +85,7 @@ def find(slots: Array, shift: int, ids: Array, keys: Array, out: Array) -> int:
     return touched
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def read(slots: Array, shift: int, data: Array, ids: Array, keys: Array, absent: bool, out: Array) -> int:
     """``out[i]`` (U, W'): the values of ``keys[i]``. Where there is no row: zeros if ``absent``, else as it was.
     What is returned means nothing."""
@@ -102,7 +104,7 @@ def read(slots: Array, shift: int, data: Array, ids: Array, keys: Array, absent:
     return touched
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def lay(
     keys: Array, embedding: Array, wide: Array, removed: Array, slots: Array, shift: int, data: Array, ids: Array
 ) -> None:
@@ -119,7 +121,7 @@ def lay(
         _enter(slots, shift, key, i)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def put(
     slots: Array,
     shift: int,
@@ -174,7 +176,7 @@ def put(
     return touched
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def drop(slots: Array, shift: int, ids: Array, spare: Array, counts: Array, keys: Array) -> None:
     """Takes keys out; one that is not there is passed over. Their slots stay behind as gone."""
     mask = len(slots) - 1
@@ -194,7 +196,7 @@ def drop(slots: Array, shift: int, ids: Array, spare: Array, counts: Array, keys
             slot = (slot + 1) & mask
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def move(slots: Array, after: Array, shift: int, ids: Array, first: int, last: int) -> int:
     """Enters the rows of the slots from ``first`` to before ``last`` into ``after``, whose shift is given; returns how
     many there were. Nothing is taken out of ``slots``: it is read on."""
@@ -206,7 +208,7 @@ def move(slots: Array, after: Array, shift: int, ids: Array, first: int, last: i
     return found
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def distinct(cat: Array, columns: Array, once: Array, scratch: Array, shift: int, unique: Array, inverse: Array) -> int:
     """Distinct ids of the ``columns`` (C,) of ``cat`` in order of appearance; returns U.
 
@@ -238,7 +240,7 @@ def distinct(cat: Array, columns: Array, once: Array, scratch: Array, shift: int
     return found
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pool(values: Array, inverse: Array, starts: Array, once: Array, at: int, x: Array, t: Array) -> None:
     """Into ``x[:, at:]`` (n, F D) the mean of each field's embeddings over its ids that are not missing; onto ``t``
     (n,) the sum of the wide weights.

@@ -17,6 +17,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from millrace.contracts.compiled import compiled
+
 Array = NDArray[Any]
 
 EMPTY = -1
@@ -43,7 +45,7 @@ def _fields(cat: Any, n: Any, starts: Any, share: Any, ids: Any, weights: Any) -
             weights[n, c] = weight if there else np.float32(0)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def user_features(cat: Array, starts: Array, share: Array, ids: Array, weights: Array) -> None:
     """Ids and weights (n, C) of users' columns ``cat`` (n, C). Field f has the columns from ``starts[f]`` on, and the
     weight ``share[f]``; starts (F + 1,), share (F,)."""
@@ -51,7 +53,7 @@ def user_features(cat: Array, starts: Array, share: Array, ids: Array, weights: 
         _fields(cat, n, starts, share, ids, weights)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def item_features(
     cat: Array, plain: Array, starts: Array, share: Array, knots: Array, ids: Array, weights: Array
 ) -> None:
@@ -78,7 +80,7 @@ def item_features(
             weights[n, at], weights[n, at + 1] = np.float32(1) - part, part
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pool(values: Array, inverse: Array, weights: Array, out: Array) -> None:
     """``out[n] = sum_s weights[n, s] values[inverse[n, s]]``; values (U, D), inverse and weights (n, S), out (n, D)."""
     width = values.shape[1]
@@ -93,7 +95,7 @@ def pool(values: Array, inverse: Array, weights: Array, out: Array) -> None:
                     out[n, d] += w * values[u, d]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pool_wide(values: Array, inverse: Array, weights: Array, out: Array) -> None:
     """As :func:`pool`, of values (U,) into out (n,)."""
     for n in range(len(inverse)):
@@ -105,7 +107,7 @@ def pool_wide(values: Array, inverse: Array, weights: Array, out: Array) -> None
         out[n] = total
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def spread(grad: Array, inverse: Array, weights: Array, out: Array) -> None:
     """The transpose of :func:`pool`: ``out[inverse[n, s]] += weights[n, s] grad[n]``."""
     width = grad.shape[1]
@@ -118,7 +120,7 @@ def spread(grad: Array, inverse: Array, weights: Array, out: Array) -> None:
                     out[u, d] += w * grad[n, d]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def spread_wide(grad: Array, inverse: Array, weights: Array, out: Array) -> None:
     """The transpose of :func:`pool_wide`."""
     for n in range(len(inverse)):
@@ -177,14 +179,14 @@ def _put(slots: Any, shift: Any, key: Any, entry: Any) -> None:
     slots[slot] = ~np.int32(entry)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def enter(slots: Array, shift: int, keys: Array, entries: Array) -> None:
     """Makes the slots of these entries, whose keys are there."""
     for i in range(len(entries)):
         _put(slots, shift, keys[entries[i]], entries[i])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def entries_of(slots: Array, shift: int, keys: Array, wanted: Array, out: Array) -> None:
     """``out[i]``: entry of the key ``wanted[i]``, EMPTY where it is 0 or not there."""
     for i in range(len(wanted)):
@@ -260,7 +262,7 @@ def _place(users: Any, newest: Any, user: Any) -> Any:
     return best
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def take(
     start: int,
     clicked: Array,
@@ -349,7 +351,7 @@ def take(
 # -- a micro-batch ----------------------------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def candidates(
     clicked: Array,
     ring: Array,
@@ -393,7 +395,7 @@ def candidates(
     return found
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def more(wanted: Array, places: Array, entries: Array, found: int, out: Array) -> int:
     """Adds the entries of histories, ``wanted`` (B, H), to ``entries`` behind the ``found`` that are there; ``out``
     (B, H) their columns, EMPTY where there is none. Returns how many there are then."""
@@ -410,7 +412,7 @@ def more(wanted: Array, places: Array, entries: Array, found: int, out: Array) -
     return found
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def means(values: Array, past: Array, known: Array, out: Array, number: Array) -> None:
     """``out[b]`` (B, D): the mean of ``values[past[b, h]]`` over the places that are known; ``number[b]`` of them."""
     for b in range(len(past)):
@@ -427,7 +429,7 @@ def means(values: Array, past: Array, known: Array, out: Array, number: Array) -
             out[b, d] /= np.float32(max(n, 1))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def means_back(grad: Array, past: Array, known: Array, number: Array, out: Array) -> None:
     """The transpose of :func:`means`: adds to ``out`` (A, D)."""
     for b in range(len(past)):
@@ -438,7 +440,7 @@ def means_back(grad: Array, past: Array, known: Array, number: Array, out: Array
                     out[past[b, h], d] += share * grad[b, d]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def logits(products: Array, target: Array, user: Array, past: Array, shift: Array, own: Array, bias: Array) -> None:
     """From products (B, M) to logits: ``+ bias_j + shift_j``, but for a click's own item, ``target`` (B,): ``own`` (B,)
     takes the place of the shift there. Items that the user is known to have clicked, before or here, get -inf."""
@@ -457,7 +459,7 @@ def logits(products: Array, target: Array, user: Array, past: Array, shift: Arra
         products[b, target[b]] = first
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def below_top(logits: Array, target: Array, out: Array) -> None:
     """Takes its greatest logit off each row of (B, M); ``out`` (B,) minus what is left of the click's own."""
     for b in range(len(logits)):
@@ -469,7 +471,7 @@ def below_top(logits: Array, target: Array, out: Array) -> None:
         out[b] = -logits[b, target[b]]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def slopes(weights: Array, target: Array, total: Array, weight: Array) -> None:
     """From ``exp`` of logits (B, M), which add up to ``total`` (B,), to ``weight_b (p_bj - [j is the target])``."""
     for b in range(len(weights)):

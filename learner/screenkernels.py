@@ -15,8 +15,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from millrace.contracts.compiled import compiled
 
 Array = NDArray[Any]
 
@@ -42,7 +43,7 @@ FINE, SHARE, LABELS, AUC = range(4)
 _CORRECTION, _FOLLOW_UP = 2, 3  # as millrace.contracts.samples has them
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def count(cat: Array, num: Array, starts: Array, label: Array, kind: Array, p: Array, there: Array, out: Array) -> None:
     """Adds the sums of a batch to ``out`` (K,), but for those of ids; how often each column of ``cat`` has one to
     ``there`` (F,). ``starts`` (G1 + 1,): first column of each group of ``num``. Follow-ups are passed over."""
@@ -74,7 +75,7 @@ def count(cat: Array, num: Array, starts: Array, label: Array, kind: Array, p: A
             out[HEAD + g] += n
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def auc(sums: Array) -> tuple[float, float]:
     """(AUC of rows by logit, its standard error where nothing predicts clicks). NaN and infinity with one class only.
 
@@ -91,7 +92,7 @@ def auc(sums: Array) -> tuple[float, float]:
     return pairs / (others * clicks), np.sqrt((1 / others + 1 / clicks) / 12)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def judge(
     windows: Array,
     divisor: Array,

@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from millrace.contracts.compiled import compiled
 
 Array = NDArray[Any]
 
@@ -16,7 +17,7 @@ EMBEDDING, SQUARE, Z, N, WIDE, SEEN = range(6)
 """Which part of a row is unsound."""
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def look(
     data: Array,
     marks: Array,

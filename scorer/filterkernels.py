@@ -9,12 +9,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from millrace.contracts.compiled import compiled
 
 Array = NDArray[Any]
 
@@ -23,15 +24,7 @@ _C2 = np.uint64(0xBF58476D1CE4E5B9)
 _C3 = np.uint64(0x94D049BB133111EB)
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles on first use and keeps the code on disk. Where no folder can be written to, every process compiles."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba found nowhere to cache
-        return njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def narrow(columns: Array, first: int, stop: int, values: Array, keep: bool, allowed: Array) -> None:
     """Takes away each row that has (``keep`` false) or has not (``keep`` true) one of the values.
 
@@ -69,7 +62,7 @@ def _folded(out: Any, hashed: Any) -> Any:
     return x ^ (x >> np.uint64(31))
 
 
-@_compiled
+@compiled
 def unseen(salt: Any, user: Any, items: Array, column: int, user_first: bool, seen: Array, allowed: Array) -> None:
     """Takes away the items of which the user has seen something.
 
@@ -103,7 +96,7 @@ def table_of(keys: Array) -> Array:
     return table
 
 
-@_compiled
+@compiled
 def _enter(keys: Array, table: Array) -> None:
     mask = len(table) - 1
     for key in keys:
@@ -113,7 +106,7 @@ def _enter(keys: Array, table: Array) -> None:
         table[at] = key
 
 
-@_compiled
+@compiled
 def capped(values: Array, limits: Array, out: Array) -> Any:
     """Takes items in their order, each that fits, until ``out`` is full: ``out`` are the places of those taken. Returns
     how many there are. An item fits while each of its values has been taken fewer times than its cap.

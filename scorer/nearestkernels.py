@@ -22,6 +22,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from millrace.contracts.compiled import compiled
+
 Array = NDArray[Any]
 Tiles = NDArray[np.uint16]
 
@@ -41,7 +43,7 @@ def _half(single: Any) -> Any:
     return np.uint16(rounded if single == single else np.uint32(0x7FC0))
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@compiled(fastmath={"reassoc", "contract"})
 def products(tiles: Array, query: Array, out: Array) -> None:
     """``out[p] = <vector p, query>`` in float32; tiles (T, W, 64), query (W,) float32, out (>= 64 T,) float32"""
     sums = np.empty(LANES, np.float32)
@@ -57,7 +59,7 @@ def products(tiles: Array, query: Array, out: Array) -> None:
             out[t * LANES + lane] = sums[lane]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def forbid(rows: Array, allowed: Array, scores: Array) -> None:
     """``scores[p]`` becomes -inf where the row of place p is not allowed; rows (n,) int32, allowed (R,) bool, scores
     (>= n,) float32"""
@@ -67,7 +69,7 @@ def forbid(rows: Array, allowed: Array, scores: Array) -> None:
             scores[p] = -np.inf
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def lay(vectors: Array, places: Array, tiles: Array) -> None:
     """Vector i, rounded, goes to place ``places[i]``; vectors (n, W) float32, places (n,) int64"""
     for i in range(len(places)):
@@ -76,7 +78,7 @@ def lay(vectors: Array, places: Array, tiles: Array) -> None:
             tiles[t, c, lane] = _half(vectors[i, c])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def fetch(tiles: Array, places: Array, out: Array) -> None:
     """The inverse: out (n, W) float32 are the vectors at ``places`` (n,) int64"""
     for i in range(len(places)):

@@ -6,25 +6,17 @@ Symbols: L lists (one of a partition and an item each), m neighbours in all of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from millrace.contracts.compiled import compiled
 
 Array = NDArray[Any]
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles on first use and keeps the code on disk. Where no folder can be written to, every process compiles."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba found nowhere to cache
-        return njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def merge(
     rows: Array, order: Array, ends: Array, ages: Array, near: Array, counts: Array, weights: Array, out: Array
 ) -> Any:
@@ -81,7 +73,7 @@ def merge(
     return sizes
 
 
-@_compiled
+@compiled
 def interleaved(starts: Array, near: Array, rows: Array, most: Any) -> Any:
     """The first neighbour of each of ``rows``, then the second of each, and so on: distinct, none of ``rows``, at most
     ``most``. Rows that are not there have none."""

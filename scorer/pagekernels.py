@@ -19,12 +19,13 @@ columns of counts (actions, then the sums of M means), E = S (2 A - 1 + M) numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from millrace.contracts.compiled import compiled
 
 Array = NDArray[Any]
 
@@ -118,14 +119,6 @@ class Room(NamedTuple):
     table: Array  # (2 n or more,) int32, a power of two
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles on first use and keeps the code on disk. Where no folder can be written to, every process compiles."""
-    try:
-        return njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # numba found nowhere to cache
-        return njit(nogil=True, error_model="numpy")(function)
-
-
 @njit(inline="always")
 def _folded(out: Any, hashed: Any) -> Any:
     """One more column in a key."""
@@ -153,7 +146,7 @@ def _entry(keys: Array, table: Array, key: Any) -> Any:
     return 0
 
 
-@_compiled
+@compiled(error_model="numpy")
 def enter(keys: Array, table: Array, entries: Array) -> None:
     """Puts ``entries`` of ``keys`` into ``table``; those of key 0, and those that are there, are passed over."""
     for entry in entries:
@@ -185,7 +178,7 @@ def _key(salt: Any, shared: Array, values: Array, k: Any, parts: Any, items: Arr
     return out if out != _NONE else _ONE
 
 
-@_compiled
+@compiled(error_model="numpy")
 def likings(salt: Any, shared: Array, values: Array, groups: Array, held: Keyed, liking: Array, out: Array) -> None:
     """``out[g]``: the ``liking`` of the entry under the key that ``groups[g]`` makes; entry 0's where there is none.
 
@@ -196,7 +189,7 @@ def likings(salt: Any, shared: Array, values: Array, groups: Array, held: Keyed,
         out[g] = liking[_entry(held.keys, held.table, _key(salt, shared, values, 0, values.shape[1], groups, g))]
 
 
-@_compiled
+@compiled(error_model="numpy")
 def _raw(form: Form, counts: Array, entry: Any, fade: Array, above: Any, raw: Array, block: Any) -> None:
     """Writes one block, ``raw[block]`` (E,), of the counts ``counts[entry]`` (S, C), with rates towards those of the
     block ``above``."""
@@ -226,7 +219,7 @@ def _raw(form: Form, counts: Array, entry: Any, fade: Array, above: Any, raw: Ar
             raw[block, s * size + rates + m] = np.float32(mean)
 
 
-@_compiled
+@compiled(error_model="numpy")
 def _fetched(items: Rows, shelf: Keyed, rows: Array) -> Any:
     """Touches what is scattered over memory, so that the processor waits for many rows at once and not for each as its
     turn comes. Returns a number for which nobody has a use; without it nothing would be read."""
@@ -249,7 +242,7 @@ def _fetched(items: Rows, shelf: Keyed, rows: Array) -> Any:
     return total
 
 
-@_compiled
+@compiled(error_model="numpy")
 def make(
     form: Form,
     shared: Shared,
@@ -317,7 +310,7 @@ def make(
     _plain(form, shared, items, rows, room.plain)
 
 
-@_compiled
+@compiled(error_model="numpy")
 def _ids(form: Form, shared: Shared, items: Rows, rows: Array, cat: Array) -> None:
     """Feature ids of ``rows`` (n,) into ``cat`` (n, F)."""
     once = np.zeros(cat.shape[1], np.int64)
@@ -341,7 +334,7 @@ def _finite(value: Any) -> Any:
     return number if np.isfinite(number) else np.float32(0)
 
 
-@_compiled
+@compiled(error_model="numpy")
 def _plain(form: Form, shared: Shared, items: Rows, rows: Array, plain: Array) -> None:
     """Plain numbers of ``rows`` (n,) into ``plain`` (n, window_start)."""
     for i in range(len(rows)):
@@ -372,7 +365,7 @@ def _see(plan: Feed, values: Array, row: Any, column: Any, out: Array, to: Any, 
         out[to, at + e] = -plan.bound if value < -plan.bound else value
 
 
-@_compiled
+@compiled(error_model="numpy")
 def feed(form: Form, plan: Feed, room: Room, n: int, x: Array) -> None:
     """The numbers of the n rows that :func:`make` made last, as the model sees them: ``x`` (n, I) from ``plan.at``
     on."""
@@ -394,7 +387,7 @@ def feed(form: Form, plan: Feed, room: Room, n: int, x: Array) -> None:
             at += size
 
 
-@_compiled
+@compiled(error_model="numpy")
 def numbers(room: Room, some: Array, out: Array) -> None:
     """The numbers, as logged, of ``some`` (m,) of the rows that :func:`make` made last: ``out`` (m, N)."""
     size, plains = room.raw.shape[1], room.plain.shape[1]
@@ -407,7 +400,7 @@ def numbers(room: Room, some: Array, out: Array) -> None:
                 out[m, plains + k * size + e] = room.raw[block, e]
 
 
-@_compiled
+@compiled(error_model="numpy")
 def distinct(rows: Array, most: int) -> Any:
     """The first ``most`` of ``rows`` (n,) without repetitions, in order of first appearance."""
     size = 16

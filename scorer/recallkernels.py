@@ -17,26 +17,19 @@ with no state to carry, so the same seed draws the same. ``tests/plain_recall.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from millrace.contracts.compiled import compiled
+
 Array = NDArray[Any]
 
 _C1 = np.uint64(0x9E3779B97F4A7C15)
 _C2 = np.uint64(0xBF58476D1CE4E5B9)
 _C3 = np.uint64(0x94D049BB133111EB)
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles on first use and keeps the code on disk. Where no folder can be written to, every process compiles."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba found nowhere to cache
-        return njit(nogil=True)(function)
 
 
 @njit(inline="always")
@@ -57,7 +50,7 @@ def _place(table: Array, row: Any) -> Any:
     return at
 
 
-@_compiled
+@compiled
 def merge(
     lists: Array,
     starts: Array,
@@ -147,7 +140,7 @@ def merge(
     return n
 
 
-@_compiled
+@compiled
 def interleave(heads: Array, starts: Array, weights: Array, out: Array) -> Any:
     """Takes from several lists in turn, such that each beginning of ``out`` has of each list as much as its weight
     says: next is the list with the largest ``weight / (taken + 1)`` (D'Hondt). Returns how many ``out`` holds.
@@ -170,7 +163,7 @@ def interleave(heads: Array, starts: Array, weights: Array, out: Array) -> Any:
     return len(out)
 
 
-@_compiled
+@compiled
 def shuffled(items: Array, seed: Any, out: Array) -> None:
     """``out`` (m,): m of the ``items`` (at least m) in random order, each choice equally likely."""
     rest = items.copy()

@@ -8,26 +8,19 @@ pair that was counted last.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from millrace.contracts.compiled import compiled
+
 Array = NDArray[Any]
 
 FREE = -1
 _FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 _FULL = 65_535
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles on first use and keeps the code on disk. Where no folder can be written to, every process compiles."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba found nowhere to cache
-        return njit(nogil=True)(function)
 
 
 @njit(inline="always")
@@ -88,7 +81,7 @@ def _count(
     return filled
 
 
-@_compiled
+@compiled
 def pairs(clicked: Array, times: Array, sizes: Array, before: Array, before_ms: Array, within_ms: Any) -> Any:
     """Pairs of each clicked item (n,) with the items that its user clicked before: ``sizes`` (n,) of them each, newest
     first, in ``before`` and ``before_ms`` (m,). One within ``within_ms`` counts, each item once, but not with itself.
@@ -110,7 +103,7 @@ def pairs(clicked: Array, times: Array, sizes: Array, before: Array, before_ms: 
     return out[:p], out_ms[:p]
 
 
-@_compiled
+@compiled
 def count(
     slots: Array,
     shift: Any,
@@ -171,7 +164,7 @@ def count(
     return first, used, clock
 
 
-@_compiled
+@compiled
 def settle(filled: Array, near: Array, counts: Array, when: Array, used: Any) -> None:
     """Drops neighbours of which nothing is counted any more; the others close up."""
     for row in range(used):
@@ -189,7 +182,7 @@ def settle(filled: Array, near: Array, counts: Array, when: Array, used: Any) ->
         filled[row] = kept
 
 
-@_compiled
+@compiled
 def index(slots: Array, shift: Any, items: Array, used: Any) -> None:
     """Builds the hash of the first ``used`` rows anew."""
     slots[:] = FREE
@@ -197,7 +190,7 @@ def index(slots: Array, shift: Any, items: Array, used: Any) -> None:
         slots[_place(slots, shift, items, items[row])] = row
 
 
-@_compiled
+@compiled
 def gather(rows: Array, filled: Array, near: Array, counts: Array, when: Array, columns: Array) -> Any:
     """The places that hold a neighbour, of some rows one after another: ``near`` (m,), ``counts`` (m, D) with the days
     in the order of ``columns`` (D,), ``when`` (m,)."""
@@ -216,7 +209,7 @@ def gather(rows: Array, filled: Array, near: Array, counts: Array, when: Array, 
     return out, days, last
 
 
-@_compiled
+@compiled
 def keep(
     rows: Array, items: Array, touched: Array, changed: Array, filled: Array, near: Array, counts: Array, when: Array
 ) -> None:

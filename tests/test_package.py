@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = {"millrace", "simulator", "stream", "learner", "scorer"}
 """The import names that an installation adds, and no others."""
 CLIENT = ROOT / "client"
+ROLES = ["simulator.live", "stream.worker", "learner.service", "scorer.app", "millrace.bench.stream"]
 FILES = sorted(path for package in (*PACKAGES, "tests") for path in (ROOT / package).rglob("*.py"))
 
 
@@ -43,14 +45,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site_of(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
-def installed(site: Path, *arguments: str) -> str:
+def installed(site: Path, *arguments: str, **environment: str) -> str:
     """What a Python prints in another folder, with our installed files in reach and not this checkout's: data files
     that were left out would be missed."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *arguments],
         check=True,
         cwd=site.parent,
-        env={**os.environ, "PYTHONPATH": str(site)},
+        env={**os.environ, "PYTHONPATH": str(site), **environment},
         capture_output=True,
         text=True,
     )
@@ -76,11 +78,10 @@ def test_each_package_is_installed_whole(site: Path, package: str) -> None:
 
 
 def test_the_installed_command_runs_and_finds_its_data(site: Path) -> None:
-    rooms = ["simulator.live", "stream.worker", "learner.service", "scorer.app", "millrace.bench.stream"]
     code = (
         "import importlib.resources as r, importlib.util as u, millrace.contracts.schema as s\n"
         "page = r.files('millrace.loop.page').joinpath('index.html').is_file()\n"
-        f"print(s.__file__, s.shop_schema().name, page, all(u.find_spec(n) for n in {rooms}))"
+        f"print(s.__file__, s.shop_schema().name, page, all(u.find_spec(n) for n in {ROLES}))"
     )
     where, *rest = installed(site, "-c", code).split()
     assert Path(where).is_relative_to(site)
@@ -89,6 +90,41 @@ def test_the_installed_command_runs_and_finds_its_data(site: Path) -> None:
     assert installed(site, "-m", "millrace", "--help") == commands
     for name in ("demo", "simulate", "stream", "learn", "serve", "replay"):
         assert re.search(rf"\b{name}\b", commands)
+
+
+KERNELS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in FILES
+    if not path.is_relative_to(ROOT / "tests") and re.search("^@(compiled|njit)", path.read_text(), re.MULTILINE)
+)
+"""The modules that have compiled loops."""
+
+
+def test_where_nothing_can_be_cached_the_roles_start_and_their_loops_compile(site: Path, tmp_path: Path) -> None:
+    """A read-only installation. Root may write to any folder, so what would be a folder is a file here."""
+    copy = tmp_path / "site"
+    shutil.copytree(site, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in [path.parent for path in copy.rglob("*.py")]:
+        (package / "__pycache__").touch()
+    code = (
+        "import sys, importlib, numpy as np\n"
+        "from numba.core.dispatcher import Dispatcher\n"
+        f"modules = [importlib.import_module(name) for name in {ROLES + KERNELS}]\n"
+        "loops = {f for m in modules for f in vars(m).values() if isinstance(f, Dispatcher)}\n"
+        "from learner.kernels import first_free\n"
+        "print(len(loops), sum(f.stats.cache_path is not None for f in loops), first_free(np.array([-1, -2, 0, -3])))"
+    )
+    nowhere = dict.fromkeys(("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME"), os.devnull + "/cache")
+    loops, cached, free = map(int, installed(copy, "-c", code, **nowhere).split())
+    assert (cached, free) == (0, 2)
+    assert loops > 100
+    assert next(copy.rglob("*.nbi"), None) is None
+
+
+def test_all_compiled_loops_share_one_decorator() -> None:
+    """What is cached is guarded: a bare ``njit(cache=True)`` ends a role in a read-only installation."""
+    bare = [path for path in FILES if re.search(r"njit\([^)]*cache", path.read_text()) and path != Path(__file__)]
+    assert bare == [ROOT / "millrace" / "contracts" / "compiled.py"]
 
 
 def test_the_clients_wheel_brings_one_name_and_nothing_heavy(tmp_path: Path) -> None:

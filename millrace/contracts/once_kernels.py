@@ -4,6 +4,8 @@ in a callee that lies in another file.
 
 Whoever calls them answers for the shapes; what stands in a message is checked here, byte by byte. Symbols: n rows on R
 pages, C columns of ids, N numbers, of which the last are K blocks of S spans with A counts, A - 1 rates and M means.
+
+A message takes microseconds, so the GIL is kept meanwhile.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from millrace.contracts.compiled import compiled
 
 Array = NDArray[Any]
 BAD = -1
@@ -31,12 +35,12 @@ class Recipe(NamedTuple):
     behind: Array  # (N,) int64: the column of the same number over the span before, or -1
 
 
-@njit(cache=True, error_model="numpy", inline="always")
+@njit(inline="always")
 def _bit(mask: Any, c: Any) -> Any:
     return (mask[c >> 3] >> (c & 7)) & 1
 
 
-@njit(cache=True, error_model="numpy", inline="always")
+@njit(inline="always")
 def _fill_rates(row: Any, recipe: Any) -> None:
     """Puts the rates of a row (N,) float32 beside its counts, as :meth:`millrace.windows.features.FeatureBuilder.num`
     does: the same operations on float32 in the same order, so the same bits."""
@@ -50,7 +54,7 @@ def _fill_rates(row: Any, recipe: Any) -> None:
             row[at + actions + j] = towards if unseen else (towards * weight + row[at + 1 + j]) / exposed
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(nogil=False, error_model="numpy")
 def _kinds(num: Any, bits: Any, recipe: Any, whole: Any, derived: Any) -> bool:
     """Marks the columns that hold whole numbers alone, ``whole`` (N,), and those of the rates, ``derived`` (N,).
     Returns False, and marks no rate, when a rate is another than its counts tell."""
@@ -76,7 +80,7 @@ def _kinds(num: Any, bits: Any, recipe: Any, whole: Any, derived: Any) -> bool:
     return True
 
 
-@njit(cache=True, error_model="numpy", inline="always")
+@njit(inline="always")
 def _put(out: Any, at: Any, value: Any, whole: Any) -> Any:
     if whole:
         while value > 127:
@@ -90,7 +94,7 @@ def _put(out: Any, at: Any, value: Any, whole: Any) -> Any:
     return at + 4
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(nogil=False, error_model="numpy")
 def encode_numbers(
     num: Array, bits: Array, first: Array, page: Array, recipe: Any, once: Array, ints: Array, out: Array
 ) -> Any:
@@ -142,7 +146,7 @@ def encode_numbers(
     return at, follow
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(nogil=False, error_model="numpy")
 def decode_numbers(
     raw: Array, page: Array, recipe: Any, follow: bool, once: Array, ints: Array, out: Array, bits: Array
 ) -> Any:
@@ -243,7 +247,7 @@ def decode_numbers(
     return 0 if at == size else BAD
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(nogil=False, error_model="numpy")
 def encode_ids(ids: Array, first: Array, page: Array, once: Array, out: Array) -> Any:
     """Writes ids (n, C) uint64 to ``out`` (uint64): columns that are equal within each page once a page, then the
     rest row by row. ``once`` (ceil(C / 8),) uint8 becomes the mask of the former. Returns how many ids it wrote."""
@@ -269,7 +273,7 @@ def encode_ids(ids: Array, first: Array, page: Array, once: Array, out: Array) -
     return at
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(nogil=False, error_model="numpy")
 def decode_ids(raw: Array, pages: int, page: Array, once: Array, out: Array) -> Any:
     """The inverse of :func:`encode_ids`: fills ``out`` (n, C) uint64 from bytes. Returns 0, or BAD when ``raw`` has
     another length than the mask says."""
@@ -296,7 +300,7 @@ def decode_ids(raw: Array, pages: int, page: Array, once: Array, out: Array) -> 
     return 0
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(nogil=False, error_model="numpy")
 def decode_page(raw: Array, page: Array, k: int, f: int, width: int, recipe: Any, follow: bool, out: Array) -> Any:
     """Fills ``out`` (bytes) with the arrays of one page: keys (n, K) uint64, ids (n, F) uint64, then 1 + n rows of
     N numbers, of which the first is only a help. ``raw`` has the four masks (keys, ids, numbers: once; numbers: whole),

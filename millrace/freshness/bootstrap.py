@@ -21,9 +21,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from millrace.contracts.compiled import compiled
 from millrace.contracts.merit import log_losses
 
 Floats = NDArray[np.float64]
@@ -55,10 +55,11 @@ def auc_draws(p: NDArray[np.float32], y: NDArray[np.float32], user: NDArray[np.i
         user: the place of each row's user in ``weights``, (n,).
     """
     order = np.argsort(p, kind="stable")
-    return _auc_draws(p[order], y[order] > 0.5, user[order], weights)
+    draws: Floats = _auc_draws(p[order], y[order] > 0.5, user[order], weights)
+    return draws
 
 
-@njit(cache=True)
+@compiled
 def _auc_draws(p: NDArray[np.float32], positive: NDArray[np.bool_], user: NDArray[np.intp], weights: Weights) -> Floats:
     """As :func:`auc_draws`, of rows sorted by p."""
     n, draws = len(p), weights.shape[1]
@@ -114,7 +115,7 @@ def ratio_draws(
     return out
 
 
-@njit(cache=True)
+@compiled
 def _sums(value: Floats, weights: Weights) -> Floats:
     """``sum over u of w_ur value_u``, in the order of the users. (R,)"""
     out = np.zeros(weights.shape[1])
@@ -147,7 +148,7 @@ def group_aucs(
     return order[first], value, rows
 
 
-@njit(cache=True)
+@compiled
 def _group_aucs(
     p: NDArray[np.float32], positive: NDArray[np.bool_], group: NDArray[np.intp]
 ) -> tuple[NDArray[np.intp], Floats, Floats]:

@@ -42,12 +42,13 @@ T tiles.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from millrace.contracts.compiled import compiled
 
 Array = NDArray[Any]
 HOUR_MS = 3_600_000
@@ -110,14 +111,6 @@ class Rows(NamedTuple):
     amount: Array  # uint32; (n,) to be added to the column, or (n, M) to be added to the last M columns besides
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles on first use and keeps the code on disk. Where no folder can be written to, every process compiles."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba found nowhere to cache
-        return njit(nogil=True)(function)
-
-
 @njit(inline="always")
 def _offset(meta: Any) -> Any:
     return np.int64(meta >> np.uint64(32))
@@ -171,7 +164,7 @@ def _pack(offset: Any, words: Any, cls: Any, flags: Any) -> Any:
     )
 
 
-@_compiled
+@compiled
 def _find(table: Array, shift: Any, key: Any) -> Any:
     """The place of ``key`` in the table, or the empty place where it would stand."""
     mask = len(table) - 1
@@ -193,14 +186,14 @@ def _allocate(arena: Arena, cls: Any) -> Any:
     return offset
 
 
-@_compiled
+@compiled
 def _release(pool: Array, free: Array, offset: Any, cls: Any) -> None:
     """Puts a block on the list of free blocks of its class."""
     pool[offset] = np.uint64(free[cls] + 1)
     free[cls] = offset
 
 
-@_compiled
+@compiled
 def first_tick(tick: Any, now: Any, grain: Array, reach: Array) -> Any:
     """The first unit of the tile that ``tick`` belongs to at ``now``, or DROPPED when no window reaches it any more.
 
@@ -221,7 +214,7 @@ def first_tick(tick: Any, now: Any, grain: Array, reach: Array) -> Any:
     return out
 
 
-@_compiled
+@compiled
 def _add_up(pool: Array, start: Any, stop: Any, to: Any, tick: Any) -> Any:
     """Writes the sum of the words [start, stop) as one tile of ``tick``, from ``to`` on. Returns its number of words.
 
@@ -246,7 +239,7 @@ def _add_up(pool: Array, start: Any, stop: Any, to: Any, tick: Any) -> Any:
     return left
 
 
-@_compiled
+@compiled
 def _due(pool: Array, offset: Any, n: Any, now: Any, early: Any, every: Any, grain: Array, reach: Array) -> Any:
     """The first turn after that of ``now`` at which a list has something to merge or to drop, or ends, modulo 128.
     There is a turn ``every`` so many units.
@@ -277,7 +270,7 @@ def _sooner(due: Any, other: Any, turn: Any) -> Any:
     return other if (other - turn) & 127 < left <= _FAR_TURNS else due
 
 
-@_compiled
+@compiled
 def _merge(pool: Array, offset: Any, n: Any, now: Any, grain: Array, reach: Array) -> Any:
     """Merges and drops tiles in place; returns how many words are left."""
     left, j, end = offset, offset, offset + n
@@ -303,7 +296,7 @@ def _merge(pool: Array, offset: Any, n: Any, now: Any, grain: Array, reach: Arra
     return left - offset
 
 
-@_compiled
+@compiled
 def _words_up_to(pool: Array, offset: Any, n: Any, head: Any) -> Any:
     """How many of the ``n`` words have that head or a smaller one; nearly always all of them."""
     j = n
@@ -378,7 +371,7 @@ def _has_room(arena: Arena, width: Any) -> Any:
     return (keys + width) * 10 <= len(arena.table) * 7 and used + width * arena.caps[-1] <= len(arena.pool)
 
 
-@_compiled
+@compiled
 def _prefetch(table: Array, shift: Any, pool: Array, keys: Array, start: Any, stop: Any, places: Array) -> Any:
     """Looks up the keys of the rows [start, stop) before they are worked on, so that their cache misses overlap.
 
@@ -398,7 +391,7 @@ def _prefetch(table: Array, shift: Any, pool: Array, keys: Array, start: Any, st
     return np.int64(unneeded & np.uint64(0xFFFF))
 
 
-@_compiled
+@compiled
 def add_rows(arena: Arena, rows: Rows, fresh: Array, cursor: Array) -> None:
     """Adds rows from ``cursor[0]`` on until all are added or there is no room for one, or its time is past the last
     that can be named from this base.
@@ -431,7 +424,7 @@ def add_rows(arena: Arena, rows: Rows, fresh: Array, cursor: Array) -> None:
         cursor[0] += 1
 
 
-@_compiled
+@compiled
 def _tails(ts_ms: Any, spans: Spans, base: Any, tails: Array) -> None:
     """``tails[w]``: the first unit that window w still counts, ``floor((ts - W) / grain) * grain``."""
     window, unit = spans.window, spans.unit
@@ -440,7 +433,7 @@ def _tails(ts_ms: Any, spans: Spans, base: Any, tails: Array) -> None:
         tails[w] = (ts_ms - window[w] * unit) // (grain * unit) * grain - base
 
 
-@_compiled
+@compiled
 def _sum_windows(pool: Array, offset: Any, n: Any, stop: Any, tails: Array, total: Array, out: Array) -> None:
     """Window sums of one list in one pass, newest word first: of the tiles that begin before the unit ``stop``. ``out``
     (W or more, A); ``total`` (20,) is scratch.
@@ -484,7 +477,7 @@ def _sum_windows(pool: Array, offset: Any, n: Any, stop: Any, tails: Array, tota
             out[w, a] = total[a]
 
 
-@_compiled
+@compiled
 def _weights(tick: Any, grain: Array, reach: Array, fade: Array, out: Array) -> None:
     """``out`` (H, ages): the weight of an event at the full unit ``tick``, by how many units before it its word begins.
 
@@ -506,7 +499,7 @@ def _weights(tick: Any, grain: Array, reach: Array, fade: Array, out: Array) -> 
         age = stop
 
 
-@_compiled
+@compiled
 def _sum_decayed(
     pool: Array, offset: Any, n: Any, tick: Any, newest: Any, tail: Any, weights: Array, out: Array
 ) -> None:
@@ -529,7 +522,7 @@ def _sum_decayed(
                         out[first + h, start + slot] += count * weights[h, tick - own]
 
 
-@_compiled
+@compiled
 def count_rows(arena: Arena, spans: Spans, keys: Array, ts_ms: Array, out: Array) -> Any:
     """Reads what each key (n,) counts at its time (n,) into ``out`` (n, W + H, A), zeros on entry. Returns what
     :func:`_prefetch` does."""
@@ -563,7 +556,7 @@ def count_rows(arena: Arena, spans: Spans, keys: Array, ts_ms: Array, out: Array
     return unneeded
 
 
-@_compiled
+@compiled
 def run_rows(arena: Arena, spans: Spans, rows: Rows, out: Array, cursor: Array) -> None:
     """Counts rows into ``out`` (n, K, W + H, A), zeros on entry, and adds them: of each time stamp first all rows are
     counted, then all are added, until the end, until there is no room for one, or until its time is past the last that
@@ -631,7 +624,7 @@ def run_rows(arena: Arena, spans: Spans, rows: Rows, out: Array, cursor: Array) 
             cursor[0] += 1
 
 
-@_compiled
+@compiled
 def rehash(old: Array, arena: Arena) -> None:
     """Moves every entry of the table ``old`` into the arena's empty table."""
     table = arena.table
@@ -642,7 +635,7 @@ def rehash(old: Array, arena: Arena) -> None:
             table[at, 1] = old[i, 1]
 
 
-@_compiled
+@compiled
 def live_words(arena: Arena) -> Any:
     """Words of the pool that the lists would take, each in a block of the smallest class that fits."""
     table, caps = arena.table, arena.caps
@@ -653,7 +646,7 @@ def live_words(arena: Arena) -> Any:
     return words
 
 
-@_compiled
+@compiled
 def move_pool(old: Array, arena: Arena) -> None:
     """Moves every list from the pool ``old`` into the arena's empty pool, without holes, in blocks that fit."""
     table, pool, caps = arena.table, arena.pool, arena.caps
@@ -670,7 +663,7 @@ def move_pool(old: Array, arena: Arena) -> None:
     arena.state[USED] = at
 
 
-@_compiled
+@compiled
 def rebase(arena: Arena, base: Any) -> None:
     """Counts units from ``base`` on, a later one, and drops the tiles before it. A list that falls empty keeps a tile
     without counts, until it is swept."""
@@ -693,7 +686,7 @@ def rebase(arena: Arena, base: Any) -> None:
         state[NEWEST] -= shift
 
 
-@_compiled
+@compiled
 def _remove(table: Array, shift: Any, hole: Any) -> None:
     """Empties the place ``hole`` and moves the entries after it back, so that no tombstone is ever needed."""
     mask = len(table) - 1
@@ -711,7 +704,7 @@ def _remove(table: Array, shift: Any, hole: Any) -> None:
     table[hole, 1] = np.uint64(0)
 
 
-@_compiled
+@compiled
 def sweep(arena: Arena, tick: Any, start: Any, stop: Any, every_list: Any) -> Any:
     """Looks at the places [start, stop) of the table: at the lists that are due, or at all of them. Drops keys that no
     window reaches at ``tick`` and merges the tiles of the others. Returns how many keys it dropped."""
@@ -756,7 +749,7 @@ def sweep(arena: Arena, tick: Any, start: Any, stop: Any, every_list: Any) -> An
     return dropped
 
 
-@_compiled
+@compiled
 def list_sizes(arena: Arena, keys: Array, settle: Any, sizes: Array, places: Array) -> Any:
     """Merges the tiles of each key; ``sizes`` (n,): how many tiles are left, ``places`` (n,): where the key stands.
 
@@ -788,7 +781,7 @@ def list_sizes(arena: Arena, keys: Array, settle: Any, sizes: Array, places: Arr
     return unneeded
 
 
-@_compiled
+@compiled
 def words_of(tiles: Array, sizes: Array, words: Array) -> None:
     """``words`` (n,): how many words each list of ``tiles`` (T, 1 + A) takes."""
     row = 0
@@ -800,7 +793,7 @@ def words_of(tiles: Array, sizes: Array, words: Array) -> None:
             row += 1
 
 
-@_compiled
+@compiled
 def _write_words(tiles: Array, row: Any, base: Any, pool: Array, to: Any) -> Any:
     """Writes tile ``row`` as words from ``to`` on, unless ``pool`` is empty; returns how many words it takes. Tiles
     name units since 1970."""
@@ -820,7 +813,7 @@ def _write_words(tiles: Array, row: Any, base: Any, pool: Array, to: Any) -> Any
     return n
 
 
-@_compiled
+@compiled
 def scatter(arena: Arena, keys: Array, sizes: Array, words: Array, tiles: Array, cursor: Array) -> None:
     """Replaces the lists of ``keys`` (n,) by ``tiles`` (T, 1 + A), from key ``cursor[0]``, tile ``cursor[1]`` on, until
     the end or until there is no room for one. An empty list takes its key out.
@@ -872,14 +865,14 @@ def scatter(arena: Arena, keys: Array, sizes: Array, words: Array, tiles: Array,
         table[i, 1] = _pack(offset, n, cls, due << 1)
 
 
-@_compiled
+@compiled
 def changed_bits(arena: Arena, keys: Array, out: Array) -> None:
     """``out`` (n,): 1 for each of the (present) keys that is marked as changed, else 0."""
     for i in range(len(keys)):
         out[i] = np.uint8(arena.table[_find(arena.table, arena.shift, keys[i]), 1] & np.uint64(1))
 
 
-@_compiled
+@compiled
 def set_changed(arena: Arena, keys: Array, changed: Array) -> None:
     """Marks the (present) keys with ``changed`` 1 as changed."""
     for i in range(len(keys)):
@@ -887,7 +880,7 @@ def set_changed(arena: Arena, keys: Array, changed: Array) -> None:
             arena.table[_find(arena.table, arena.shift, keys[i]), 1] |= np.uint64(1)
 
 
-@_compiled
+@compiled
 def _write_varint(out: Array, at: Any, value: Any) -> Any:
     while value >= 128:
         out[at] = np.uint8((value & 127) | 128)
@@ -897,7 +890,7 @@ def _write_varint(out: Array, at: Any, value: Any) -> Any:
     return at + 1
 
 
-@_compiled
+@compiled
 def pack_lists(arena: Arena, places: Array, sizes: Array, form: Any, columns: Any, out: Array, ends: Array) -> None:
     """The packed form (see ``windows/tiles.py``) of the lists that :func:`list_sizes` found, one after another.
 
@@ -942,7 +935,7 @@ def pack_lists(arena: Arena, places: Array, sizes: Array, form: Any, columns: An
         ends[i] = at
 
 
-@_compiled
+@compiled
 def read_sizes(raw: Array, ends: Array, form: Any, columns: Any, sizes: Array) -> Any:
     """``sizes`` (n,) from the headers of packed lists. Returns -1, or the first list that is damaged or of another
     form."""
@@ -962,7 +955,7 @@ def read_sizes(raw: Array, ends: Array, form: Any, columns: Any, sizes: Array) -
     return -1
 
 
-@_compiled
+@compiled
 def unpack(raw: Array, ends: Array, sizes: Array, stop: Any, out: Array) -> Any:
     """The inverse of :func:`pack_lists`: ``out`` (T, 1 + A), the tiles of the lists ``raw``, one after another.
 
@@ -1004,7 +997,7 @@ def unpack(raw: Array, ends: Array, sizes: Array, stop: Any, out: Array) -> Any:
     return -1
 
 
-@_compiled
+@compiled
 def sum_lists(spans: Spans, tiles: Array, sizes: Array, ts_ms: Any, present: Array, out: Array) -> None:
     """Reads lists outside a store, ``tiles`` (T, 1 + A), of ``sizes`` (n,) each, as :func:`count_rows` reads a store's.
 
