@@ -97,7 +97,7 @@ _QUIET_SECONDS = 60.0
 STATES = ("promoting", "probation", "blocked", "held")
 """Of the gate: see :mod:`learner.promotion`."""
 
-VERDICT_NAMES = ("passed", "refused", "unjudged")
+VERDICT_NAMES = ("passed", "refused", "observed", "unjudged")
 WAYS_BACK = ("gate", "person")
 """Who asks for a way back."""
 
@@ -116,6 +116,7 @@ for _state in STATES:
 for _check in CHECKS:
     QUARANTINED.labels(_check)
     VERDICTS.labels(_check, "refused")
+    VERDICTS.labels(_check, "observed")
 for _by in WAYS_BACK:
     WAY_BACK.labels(_by)
 for _how in ("released", "discarded"):

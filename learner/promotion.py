@@ -78,15 +78,18 @@ class Checks:
     heldout: Heldout
     quarantine: Quarantine
     quarantine_ms: int
+    observe: bool = False  # a refusal is only told of, unless what is refused is damaged or absurd
 
     @classmethod
-    def of(cls, settings: Settings, schema: Schema) -> Checks:
-        """As the settings say.
+    def of(cls, settings: Settings, schema: Schema) -> Checks | None:
+        """As the settings say; None: nothing is judged.
 
         Raises:
             SettingError: ``teach_limits`` cannot be read.
             StoreError: the place of quarantine cannot be used.
         """
+        if settings.gate == "off":
+            return None
         return cls(
             Screen(schema, round(settings.ahead_minutes * _MINUTE_MS)),
             Quota(schema, parse_limits(settings.teach_limits)),
@@ -94,6 +97,7 @@ class Checks:
             Heldout(settings.heldout_share),
             Quarantine(Store(settings.place(PLACE)), schema.id),
             round(settings.quarantine_minutes * _MINUTE_MS),
+            settings.gate == "observe",
         )
 
 
@@ -126,7 +130,8 @@ class Promotion:
             awaited.
 
     Attributes:
-        verdicts: how often each check passed, refused or could not judge.
+        verdicts: how often each check passed, refused, would have refused ("observed") or could not judge.
+        observed: the newest refusal that was only told of.
         held: whether a person holds back what is newer.
     """
 
@@ -148,6 +153,9 @@ class Promotion:
         self.judgement: Judgement | None = None  # of the newest snapshot
         self.refusal: Refusal | None = None  # the newest
         self.refused_ms = 0  # event time of it
+        self.observed: Refusal | None = None
+        self._told_ms: dict[str, int] = {}  # when a check was last told of; ``ms`` of :meth:`delta`
+        self._ms = 0
         self.promoted_version = self.promoted_ms = -1
         self._probation = False
         self._suspected = False  # whether samples, not the model alone, are under suspicion
@@ -209,9 +217,8 @@ class Promotion:
                 p = trainer.model.score(cut.batch.cat, cut.batch.num)
             if not np.isfinite(p).all():  # as of a class of one's own that raises
                 return self._set_aside(LearnReport(float("nan"), 0, "prediction_not_finite"), cut)
-        refusal = checks.screen.look(cut.batch, p)
+        refusal = self._judged("screen", checks.screen.look(cut.batch, p))
         if refusal is None:
-            self.verdicts["screen", "passed"] += 1
             report = self._learn(cut)
             if report.skipped not in (None, "loss_jumped") and self._mend():  # the model was at fault, not the batch
                 report = self._learn(cut)
@@ -252,6 +259,21 @@ class Promotion:
         self._batches.append(batch)
 
     # -- refusals --------------------------------------------------------------------------------------------
+
+    def _judged(self, name: str, refusal: Refusal | None) -> Refusal | None:
+        """Counts what a check says. A refusal that is only to be observed is told of and is None: what was judged goes
+        on as if it had passed."""
+        assert self.checks is not None
+        if refusal is None:
+            self.verdicts[name, "passed"] += 1
+        elif self.checks.observe and refusal.check not in _OF_MODEL:
+            self.verdicts[refusal.check, "observed"] += 1
+            self.observed = refusal
+            if self._ms >= self._told_ms.get(refusal.check, -_MINUTE_MS) + _MINUTE_MS:
+                self._told_ms[refusal.check] = self._ms
+                log.warning("the gate would have refused; it only observes", why=str(refusal))
+            return None
+        return refusal
 
     def _keep(self, refusal: Refusal, batch: SampleBatch, places: Places) -> None:
         assert self.checks is not None
@@ -462,6 +484,7 @@ class Promotion:
         Raises:
             StoreError, SnapshotError: see :meth:`Versions.delta`; or no model is sound.
         """
+        self._ms = ms
         if self._root_due:
             return self._root(ms, self.refusal)
         if self.checks is not None and not self._release:
@@ -494,9 +517,8 @@ class Promotion:
         self.verdicts["soundness", "passed"] += 1
         if not shift.due:
             return None
-        refusal = shift.look(model)
+        refusal = self._judged("shift", shift.look(model))
         if refusal is None:
-            self.verdicts["shift", "passed"] += 1
             self._passed()
         return refusal
 
@@ -537,13 +559,14 @@ class Promotion:
             return None
         model = self.trainer.model
         self.judgement = self.checks.heldout.judge(model)
-        if not self.judgement.judged:
+        refusal = self.judgement.refusal
+        if self.judgement.judged:
+            refusal = self._judged("heldout", refusal)
+        else:
             self.verdicts["heldout", "unjudged"] += 1
-        elif self.judgement.refusal is None:
-            self.verdicts["heldout", "passed"] += 1
-        if self.judgement.refusal is None:
+        if refusal is None:
             self.checks.heldout.promoted(model, model.newest_ms)
-        return self.judgement.refusal
+        return refusal
 
     def finish(self, copying: Copying, ms: int) -> Last | None:
         """The end of a snapshot, right behind a delta with all there is; with its acts. None: it did not pass, and the
@@ -798,6 +821,8 @@ class Promotion:
             "refusal": str(self.refusal) if self.refusal else None,  # the newest; it may be over
             "check": self.refusal.check if self.refusal else None,
             "refused_ms": self.refused_ms,
+            "observes": self.checks is not None and self.checks.observe,
+            "observed": str(self.observed) if self.observed else None,  # what would have been refused last
             "blocked_since_ms": self._blocked_ms,
             "promoted_version": self.promoted_version,
             "promoted_ms": self.promoted_ms,

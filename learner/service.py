@@ -150,7 +150,7 @@ class Learner:
         self._due: _Due
 
     def _promotion(self) -> Promotion:
-        checks = Checks.of(self.settings, self._schema) if self.settings.gate else None
+        checks = Checks.of(self.settings, self._schema)
         return Promotion(
             *(self.trainer, self.versions, self.store, checks),
             *(self._build, self._progress, self._behind_newest, self._settle),
@@ -529,7 +529,7 @@ class Learner:
                 self._publish()
                 return {"version": promotion.promoted_version}
         if promotion.checks is None:
-            raise SettingError("MILLRACE_GATE is false: nothing is in quarantine", "set it to true to judge samples")
+            raise SettingError("MILLRACE_GATE is off: nothing is in quarantine", "set it to on or observe")
         if name == "release":
             return {"entries": promotion.release(args["names"])}
         return {"rows": promotion.discard(args["names"])}

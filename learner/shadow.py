@@ -126,7 +126,7 @@ class Shadow:
         repeats = Repeats(keep_ms_of(settings))
         self.trainer = Trainer(model, Progressive(settings.rolling_rows), repeats, settings.batch_rows)
         self.versions = Versions(model, highest.epoch + 1, "shadow", highest.number)
-        self.checks = Checks.of(self.own, schema) if settings.gate else None
+        self.checks = Checks.of(self.own, schema)
         self.promotion = Promotion(self.trainer, self.versions, self.store, self.checks, self._build, self._progress)
         self._begun = found if mine else None
         if found is not None:

@@ -164,6 +164,7 @@ class Scene:
     folder: Path
     stretch: int = 128
     gate: bool = True
+    observe: bool = False
     spec: dict[str, Any] = field(default_factory=lambda: dict(SPEC))
     schema: Schema = SCHEMA
 
@@ -181,7 +182,9 @@ class Scene:
         self.screen, self.shift, self.heldout = PlannedScreen(), PlannedShift(self.stretch), PlannedHeldout()
         self.quarantine = Quarantine(Store(self.folder / "quarantine"), self.schema.id)
         quota = Quota(self.schema, {})
-        checks = Checks(self.screen, quota, self.shift, self.heldout, self.quarantine, 60 * MINUTE_MS)
+        checks = Checks(
+            *(self.screen, quota, self.shift, self.heldout, self.quarantine, 60 * MINUTE_MS), observe=self.observe
+        )
         self.served = Image({}, {})
         self.sent: list[Announcement] = []
         self.promotion = Promotion(

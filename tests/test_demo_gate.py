@@ -28,7 +28,7 @@ class Roles:
     def __init__(self) -> None:
         self.started = 1
         self.state: str | None = "promoting"
-        self.refused = 0
+        self.refused = self.observed = 0
         self.quarantined = self.taken_back = 0
         self.says: dict[str, object] | None = {"refusal": None, "refused_ms": 0, "check": None}
 
@@ -49,6 +49,7 @@ class Roles:
         for name in ("promoting", "probation", "blocked", "held"):
             said += f'millrace_gate_state{{state="{name}"}} {int(name == self.state)}\n'
         verdicts = f'millrace_gate_verdicts_total{{check="labels",verdict="refused"}} {self.refused}\n'
+        verdicts += f'millrace_gate_verdicts_total{{check="labels",verdict="observed"}} {self.observed}\n'
         verdicts += 'millrace_gate_verdicts_total{check="screen",verdict="passed"} 9\n'
         for name, kind, lines in (
             ("gate_verdicts", "counter", verdicts),
@@ -97,11 +98,21 @@ def test_a_refusal_its_reason_and_what_serves_instead_are_said(roles: Roles, loo
     assert state["gate"]["says"] == said
     assert f"gate {said}" in line_of(state)
     assert (state["gate"]["state"], state["gate"]["check"]) == ("blocked", "labels")
-    assert {"check": "labels", "passed": 0, "refused": 3, "unjudged": 0} in state["gate"]["verdicts"]
-    assert {"check": "screen", "passed": 9, "refused": 0, "unjudged": 0} in state["gate"]["verdicts"]
+    assert {"check": "labels", "passed": 0, "refused": 3, "observed": 0, "unjudged": 0} in state["gate"]["verdicts"]
+    assert {"check": "screen", "passed": 9, "refused": 0, "observed": 0, "unjudged": 0} in state["gate"]["verdicts"]
     assert state["figures"]["trained"] == 500, "what a way back took out is not learnt"
     roles.state = "promoting"
     assert look()["gate"]["says"] == f"promotes; refused last at 04:53 UTC: {WHY}; 3,412 samples in quarantine"
+
+
+def test_what_is_only_observed_is_said_and_is_no_alarm(roles: Roles, look: Callable[[], State]) -> None:
+    roles.says = {"refusal": None, "refused_ms": 0, "check": None, "observes": True, "observed": None}
+    assert look()["gate"]["says"] == "every version was promoted; it only observes"
+    roles.says["observed"], roles.observed = WHY, 3
+    state = look()
+    assert state["gate"]["says"] == f"only observes; it would have refused 3 times, last: {WHY}"
+    assert {"check": "labels", "passed": 0, "refused": 0, "observed": 3, "unjudged": 0} in state["gate"]["verdicts"]
+    assert "gate" not in line_of(state)
 
 
 def test_without_the_learners_words_the_check_is_named(roles: Roles, look: Callable[[], State]) -> None:
@@ -149,7 +160,7 @@ def test_a_browser_shows_the_refusal_while_it_lasts(roles: Roles, look: Callable
             assert WHY in said
             assert "Version 57 serves instead" in said
             rows = tab.evaluate("[...document.querySelectorAll('#verdicts tbody tr')].map((r) => r.innerText)")
-            assert [row.split() for row in rows] == [["labels", "0", "3", "0"], ["screen", "9", "0", "0"]]
+            assert [row.split() for row in rows] == [["labels", "0", "3", "0", "0"], ["screen", "9", "0", "0", "0"]]
             figures = tab.evaluate("document.getElementById('gate-figures').innerText").split()
             assert {"57", "3,412"} <= set(figures)
             roles.state = "promoting"

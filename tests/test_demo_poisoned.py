@@ -82,7 +82,7 @@ def poisoned(settings: Settings) -> Iterator[None]:
 def test_a_browser_shows_what_a_poisoned_demo_refuses_and_what_serves_instead(tmp_path: Path) -> None:
     with (
         EmbeddedBroker(tmp_path / "broker") as broker,
-        demo_process(tmp_path, env={"MILLRACE_KAFKA": broker.address}) as demo,
+        demo_process(tmp_path, env={"MILLRACE_KAFKA": broker.address, "MILLRACE_GATE": "on"}) as demo,
         browser(tmp_path) as tab,
     ):
         for rows in WARM:

@@ -381,6 +381,38 @@ def test_no_sound_snapshot_is_said(scene: Scene) -> None:
         scene.publish()
 
 
+def test_a_gate_that_observes_tells_and_changes_nothing(tmp_path: Path) -> None:
+    """What is learnt and served is, to the bit, what it is without a gate."""
+    scene, open_ = Scene(tmp_path / "one", observe=True), Scene(tmp_path / "open", gate=False)
+    both((scene, open_), batch(0), batch(1, page=POISON))
+    scene.shift.refuses = True
+    scene.heldout.refusal = Refusal("heldout_auc", 0.02, 0.01)
+    both((scene, open_), *(batch(n) for n in range(2, 6)))
+    assert scene.snapshot() is not None
+    observed = {check: n for (check, verdict), n in scene.promotion.verdicts.items() if verdict == "observed"}
+    assert observed == {"labels": 1, "shift": 1, "heldout_auc": 1}
+    assert not any(verdict == "refused" for _, verdict in scene.promotion.verdicts)
+    assert (scene.promotion.status["state"], scene.promotion.status["refusal"]) == ("promoting", None)
+    assert scene.promotion.status["observed"] == str(scene.heldout.refusal)
+    assert scene.trainer.counts == open_.trainer.counts
+    assert scene.quarantine.entries() == []
+    assert differs((open_.whole()[0], {}), (scene.whole()[0], {})) == ""
+    assert served_as_learnt(scene)
+
+
+def test_a_gate_that_observes_still_refuses_what_is_damaged_or_absurd(tmp_path: Path) -> None:
+    scene, clean = Scene(tmp_path / "one", observe=True), Scene(tmp_path / "clean", observe=True)
+    both((scene, clean), *(batch(n) for n in range(3)))
+    break_adam(scene.model)
+    found = scene.publish()
+    assert found is not None
+    assert found.body is None, "a root"
+    scene.take(batch(9, ts_ms=np.full(BATCH, 10**15)))
+    assert scene.promotion.verdicts["absurd", "refused"] == 1
+    assert scene.trainer.counts["quarantined:absurd"] == BATCH
+    assert differs((clean.whole()[0], {}), (scene.whole()[0], {})) == ""
+
+
 def test_without_a_gate_nothing_is_judged(tmp_path: Path) -> None:
     scene = Scene(tmp_path / "open", gate=False)
     both((scene,), *(batch(n, page=POISON) for n in range(4)))

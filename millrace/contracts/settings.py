@@ -102,8 +102,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     delta_bodies: Literal["kafka", "store"] = "kafka"  # where deltas travel: on the topic model.deltas, or as files
     rolling_rows: Annotated[int, Meta(ge=100)] = 10_000  # length of the rolling metrics
     segments: str = "kind:business|consumer"  # metrics by value of a field: "field:value|value;field:value"
-    # The gate in front of what is served; see docs/trust.md. Its minutes are event time.
-    gate: bool = True  # samples and models are judged before they are learnt from, and served
+    # The gate in front of what is served; see docs/trust.md. Its minutes are event time. `observe`: it says what it
+    # would refuse, and refuses only what is damaged or absurd. `on`: it refuses. `off`: nothing is judged.
+    gate: Literal["observe", "on", "off"] = "observe"
     heldout_share: Annotated[float, Meta(ge=0, le=0.1)] = 0.01  # of pages that are never learnt, to judge models by
     teach_limits: str = "user=1000,item=20000"  # rows that one user, item or id of a field may teach in an hour
     quarantine_minutes: Positive = 120.0  # what stays different for so long is the world, and is learnt
@@ -255,6 +256,10 @@ def without_password(url: str) -> str:
     return f"{head.partition('://')[0]}://***@{host}" if at else url
 
 
+_FORMER_GATE = {"true": "on", "1": "on", "false": "off", "0": "off"}
+"""What ``gate`` was called before there were three values."""
+
+
 def load_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from flags, environment, file and defaults, in this order of precedence.
 
@@ -278,6 +283,8 @@ def load_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[s
         if text is not None:
             values[name] = text
     values.update({k: v for k, v in (overrides or {}).items() if v is not None})
+    if "gate" in values:
+        values["gate"] = _FORMER_GATE.get(str(values["gate"]).lower(), values["gate"])
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:

@@ -178,7 +178,8 @@ def _gate(settlement: Settlement) -> dict[str, Any]:
         "ways_back": round(picture.figures.get("ways_back") or 0),
         "state": picture.gate.state,
         "refused": {check: round(n) for check, n in picture.gate.refused.items()},
-        "why": picture.gate.why,
+        "observed": {check: round(n) for check, n in picture.gate.observed.items()},
+        "why": picture.gate.why or picture.gate.observes or "",
     }
 
 
@@ -242,9 +243,10 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def _gate_lines(gate: dict[str, Any]) -> list[str]:
-    """What the gate did, where it refused anything."""
+    """What the gate did, where it refused anything, or would have."""
     if not gate["refused"]:
-        return []
+        observed = ", ".join(f"{check} {n:,}" for check, n in gate["observed"].items())
+        return [f"the gate only observed; it would have refused: {observed}; last: {gate['why']}"] if observed else []
     refused = ", ".join(f"{check} {n:,}" for check, n in gate["refused"].items())
     return [
         f"the gate refused: {refused}; newest: {gate['why']}; {gate['quarantined']:,} samples quarantined, "

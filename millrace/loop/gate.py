@@ -36,21 +36,32 @@ class Gate:
     refused: Counts = field(default_factory=dict)  # by check
     passed: Counts = field(default_factory=dict)
     unjudged: Counts = field(default_factory=dict)
+    observed: Counts = field(default_factory=dict)  # what was only told of
+    observes: str | None = None  # what was told of last, in words; empty: nothing yet; None: the gate refuses
 
 
 def gate_of(
-    states: Counts, passed: Counts, refused: Counts, unjudged: Counts, told: Mapping[str, Any], before: Gate
+    states: Counts,
+    passed: Counts,
+    refused: Counts,
+    unjudged: Counts,
+    told: Mapping[str, Any],
+    before: Gate,
+    observed: Counts | None = None,
 ) -> Gate:
     """The gate now. A learner that was restarted does not know what an earlier process refused: that stays as it was.
 
     Args:
         states: the gauge of states: 1 for the one that holds.
-        passed, refused, unjudged: verdicts by check.
+        passed, refused, unjudged, observed: verdicts by check.
         told: the learner's ``GET /model``; empty: it did not answer.
         before: the gate when it was looked at last.
     """
     state = next((name for name, value in states.items() if value == 1), None)
-    passed, refused, unjudged = ({check: n for check, n in some.items() if n} for some in (passed, refused, unjudged))
+    passed, refused, unjudged, observed = (
+        {check: n for check, n in some.items() if n} for some in (passed, refused, unjudged, observed or {})
+    )
+    observes = (told.get("observed") or "") if told.get("observes") else None if told else before.observes
     check, why, refused_ms = before.check, before.why, before.refused_ms
     if told.get("refusal"):
         check, why, refused_ms = str(told.get("check") or ""), str(told["refusal"]), _whole(told.get("refused_ms"))
@@ -58,7 +69,7 @@ def gate_of(
         grown = [name for name, n in refused.items() if n > before.refused.get(name, 0)]
         if grown:
             check, why, refused_ms = grown[-1], f"check '{grown[-1]}'", None
-    return Gate(state, check, why, refused_ms, refused, passed, unjudged)
+    return Gate(state, check, why, refused_ms, refused, passed, unjudged, observed, observes)
 
 
 def says(gate: Gate, figures: Mapping[str, float | None]) -> str:
@@ -66,6 +77,8 @@ def says(gate: Gate, figures: Mapping[str, float | None]) -> str:
 
     >>> says(Gate("promoting"), {})
     'every version was promoted'
+    >>> says(Gate("promoting", observes=""), {})
+    'every version was promoted; it only observes'
     >>> says(Gate("blocked", "auc", "AUC of incoming labels: 0.41, beyond 0.58"), {"served_version": 57.0})[:73]
     'refused: AUC of incoming labels: 0.41, beyond 0.58. Version 57 serves ins'
     """
@@ -74,17 +87,25 @@ def says(gate: Gate, figures: Mapping[str, float | None]) -> str:
     kept = figures.get("quarantine_rows") or 0
     rows = f"; {kept:,.0f} samples in quarantine" if kept else ""
     if gate.state not in NOTHING_NEW:
-        return (
-            f"promotes; refused last{_clock(gate.refused_ms)}: {gate.why}{rows}"
-            if gate.why
-            else (f"every version was promoted{rows}")
-        )
+        said = f"promotes; refused last{_clock(gate.refused_ms)}: {gate.why}" if gate.why else _all_promoted(gate)
+        return f"{said}{rows}"
     served = figures.get("served_version")
     version = "the version promoted last" if served is None else f"version {served:.0f}"
     meaning = f"{NOTHING_NEW[gate.state]}{rows}"
     if gate.state == "held" or not gate.why:
         return f"{version} serves: {meaning}"
     return f"refused{_clock(gate.refused_ms)}: {gate.why}. {version[0].upper()}{version[1:]} serves instead: {meaning}"
+
+
+def _all_promoted(gate: Gate) -> str:
+    """
+    >>> _all_promoted(Gate("promoting", observed={"auc": 2.0, "shift": 1.0}, observes="AUC of incoming labels: 0.4"))
+    'only observes; it would have refused 3 times, last: AUC of incoming labels: 0.4'
+    """
+    if gate.observes is None or not gate.observed:
+        return "every version was promoted" if gate.observes is None else "every version was promoted; it only observes"
+    last = f", last: {gate.observes}" if gate.observes else ""
+    return f"only observes; it would have refused {sum(gate.observed.values()):,.0f} times{last}"
 
 
 def _clock(event_ms: int | None) -> str:

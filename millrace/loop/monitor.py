@@ -205,12 +205,12 @@ class Monitor:
 
     def _gate(self, told: Mapping[str, Any]) -> Gate:
         learn = self.roles.get("learn", RoleMetrics())
-        passed, refused, unjudged = (
+        passed, refused, unjudged, observed = (
             learn.by_label("millrace_gate_verdicts_total", "check", verdict=verdict)
-            for verdict in ("passed", "refused", "unjudged")
+            for verdict in ("passed", "refused", "unjudged", "observed")
         )
         states = learn.gauges("millrace_gate_state", "state")
-        return gate_of(states, passed, refused, unjudged, told, self.picture.gate)
+        return gate_of(states, passed, refused, unjudged, told, self.picture.gate, observed)
 
     def ended(self, name: str, text: str | None) -> None:
         """A role was stopped. It is not asked again: its port may soon be another process's.

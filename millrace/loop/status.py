@@ -94,7 +94,13 @@ def state_of(
 
 
 def _gate(gate: Gate, figures: Mapping[str, float | None]) -> dict[str, object]:
-    checks = sorted({*gate.passed, *gate.refused, *gate.unjudged})
+    verdicts = {
+        "passed": gate.passed,
+        "refused": gate.refused,
+        "observed": gate.observed,
+        "unjudged": gate.unjudged,
+    }
+    checks = sorted({check for counts in verdicts.values() for check in counts})
     return {
         "state": gate.state,
         "check": gate.check,
@@ -102,9 +108,7 @@ def _gate(gate: Gate, figures: Mapping[str, float | None]) -> dict[str, object]:
         "says": says(gate, figures),
         "refused_ms": gate.refused_ms,
         "verdicts": [
-            {"check": c, "passed": gate.passed.get(c, 0), "refused": gate.refused.get(c, 0), "unjudged": n}
-            for c in checks
-            for n in (gate.unjudged.get(c, 0),)
+            {"check": check} | {name: counts.get(check, 0) for name, counts in verdicts.items()} for check in checks
         ],
     }
 

@@ -146,7 +146,9 @@ class Life:
     ) -> None:
         if origin is not None:
             shutil.copytree(origin, folder)
-        self._settings = settings = msgspec.structs.replace(settings or Settings(), data=str(folder))
+        self._settings = settings = msgspec.structs.replace(
+            settings or Settings(), data=str(folder), gate="on" if gate else "off"
+        )
         self.folder, self.store = folder, ModelStore(settings.place("models"))
         self.log = Log()
         wanted = dict(spec)
@@ -163,7 +165,7 @@ class Life:
         if found is not None:
             trainer.resume(found.training, found.note.extra.get("counts", {}))
         self.versions = Versions(model, epoch=1, version=self.store.highest().number)
-        checks = Checks.of(settings, schema) if gate else None
+        checks = Checks.of(settings, schema)
         self.promotion = Promotion(trainer, self.versions, self.store, checks, build, self._progress)
         resume_gate(settings, self.promotion)
         self.scorer = Scorer(schema, self.store)

@@ -52,6 +52,13 @@ PYTHONS = ((3, 11), (3, 13))
 """The oldest and the newest that Millrace is tested with."""
 
 
+_GATE = {
+    "observe": "says what it would refuse, and refuses only what is damaged or absurd (MILLRACE_GATE=on: all)",
+    "on": "refuses what fails a check",
+    "off": "nothing is judged",
+}
+
+
 def doctor(overrides: Mapping[str, Any], *, as_json: bool = False, say: Callable[[str], None] = print) -> int:
     """Prints a line a check; returns 0 when nothing must be mended, else 1.
 
@@ -131,6 +138,7 @@ def _settings(settings: Settings) -> list[Finding]:
     return [
         *[note("settings", f"nothing reads {name}", _meant(name, known)) for name in strange if "_TEST_" not in name],
         ok("settings", f"not the default: {', '.join(shown)}" if shown else "the defaults"),
+        ok("gate", _GATE[settings.gate]),
         judge_event_clock(clock, wall_ms()),
         judge_tokens(is_loopback(settings.host), settings.host, tokens),
     ]

@@ -139,7 +139,7 @@ function gate(g, f) {
   ]);
   byId("verdicts").tBodies[0].replaceChildren(...g.verdicts.map((one) => {
     const row = document.createElement("tr");
-    for (const [text, cls] of [[one.check, ""], [whole(one.passed), "n"], [whole(one.refused), one.refused ? "n bad" : "n"], [whole(one.unjudged), "n"]]) {
+    for (const [text, cls] of [[one.check, ""], [whole(one.passed), "n"], [whole(one.refused), one.refused ? "n bad" : "n"], [whole(one.observed), "n"], [whole(one.unjudged), "n"]]) {
       const cell = document.createElement("td");
       cell.textContent = text;
       cell.className = cls;
