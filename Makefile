@@ -7,7 +7,11 @@ ARGS   ?=
 # Tests at a time. Much of their time is waiting for processes: two more than the cores of a small machine.
 JOBS   ?= 4
 
-.PHONY: help install demo test check unit wheel bench clean
+# How long the property tests explore, and from which seed; without one, from a new one each time.
+MINUTES ?= 10
+SEED    ?=
+
+.PHONY: help install demo test check unit explore wheel bench clean
 help:            ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
@@ -31,6 +35,14 @@ unit: $(STAMP)   ## the tests alone, JOBS=4 at a time; pass flags as ARGS='-k jo
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 test: check unit ## everything that must hold
+
+explore: $(STAMP) ## property tests with new examples for MINUTES=10; a failure prints its SEED to repeat it
+	@end=$$(( $$(date +%s) + 60 * $(MINUTES) )); \
+	while seed=$(or $(SEED),$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')); echo "seed $$seed"; do \
+	  MILLRACE_EXPLORE=1 $(BIN)/python -m pytest -q -x -m hypothesis --hypothesis-seed=$$seed $(ARGS) \
+	    || { echo "to repeat it: make explore SEED=$$seed ARGS='$(ARGS)'"; exit 1; }; \
+	  [ -z "$(SEED)" ] && [ "$$(date +%s)" -lt $$end ] || break; \
+	done
 
 wheel: $(STAMP)  ## build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -64,6 +64,7 @@ class CoClicks:
     def __init__(self, most_items: int = MOST_ITEMS) -> None:
         self._most = most_items
         self.day, self._clock, self._used = _BEFORE, 0, 0
+        self._told: set[int] = set()  # to be told again, whether they are there or not
         self._rows(min(_FIRST_ROWS, most_items))
 
     def __len__(self) -> int:
@@ -116,10 +117,25 @@ class CoClicks:
             self._begin(now_ms // DAY_MS)
 
     def changes(self) -> Lists:
-        """The items that changed since the last call, whole."""
+        """The items that changed since the last call, whole; without neighbours, those to be told again
+        (:meth:`tell_again`) that are not there."""
+        gone = np.array(sorted(self._told), np.uint64)
+        if len(gone):
+            here = np.isin(self._items[: self._used], gone)
+            self._changed[: self._used] |= here
+            gone, self._told = np.setdiff1d(gone, self._items[: self._used][here]), set()
         rows = np.flatnonzero(self._changed[: self._used])
         self._changed[rows] = False
-        return self._lists(rows)
+        lists = self._lists(rows)
+        if not len(gone):
+            return lists
+        none = np.zeros(len(gone), np.uint8)
+        day = max(self.day, 0)
+        return Lists(day, np.concatenate([lists.items, gone]), np.concatenate([lists.sizes, none]), *lists[3:])
+
+    def tell_again(self, items: U64) -> None:
+        """Has :meth:`changes` give these items (n,), whatever is counted of them: readers may have been told more."""
+        self._told.update(items.tolist())
 
     def part(self, start: float, stop: float) -> Lists:
         """Items in a share [start, stop) of all hashes, whole. It changes nothing: to be told again, for readers that
@@ -137,7 +153,8 @@ class CoClicks:
         """The whole state now, apart from what happens later."""
         n = self._used
         rows = (a[:n].copy() for a in (self._items, self._touched, self._changed, self._filled))
-        return CoClicksSnapshot(self.day, self._clock, (*rows, *self._gather(np.arange(n), np.arange(DAYS))))
+        told = np.array(sorted(self._told), np.uint64)
+        return CoClicksSnapshot(self.day, self._clock, (*rows, *self._gather(np.arange(n), np.arange(DAYS)), told))
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Restores the state that :meth:`CoClicksSnapshot.plain` gave. For a new object.
@@ -145,6 +162,7 @@ class CoClicks:
         Raises:
             ValueError, KeyError, TypeError: it is none.
         """
+        state = {"told": b"", **state}  # before there were items to be told again
         arrays = {name: np.frombuffer(state[name], dtype) for name, dtype in _ARRAYS.items()}
         sizes, n = arrays["filled"].astype(np.int64), len(arrays["items"])
         m = int(sizes.sum())
@@ -162,6 +180,7 @@ class CoClicks:
         self._near[:n][taken] = arrays["near"]
         self._counts[:n][taken] = arrays["counts"].reshape(m, DAYS)
         self._when[:n][taken] = arrays["when"]
+        self._told = set(arrays["told"].tolist())
         self._index()
 
     # ------------------------------------------------------------------ within
@@ -243,16 +262,17 @@ _ARRAYS = {
     "near": "<u8",
     "counts": "<u2",
     "when": "<i8",
+    "told": "<u8",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class CoClicksSnapshot:
-    """The state at one moment: the rows that are taken."""
+    """The state at one moment."""
 
     day: int
     clock: int
-    rows: tuple[Array, ...]  # in the order of the fields of _ARRAYS
+    rows: tuple[Array, ...]  # of those that are taken, and items to be told again, in the order of _ARRAYS
 
     def plain(self) -> dict[str, Any]:
         """Plain values and bytes. Any thread may call it."""

@@ -305,7 +305,7 @@ class Partition:
         counts.add("forgotten")
         self._tally(outcome, counts)  # what came before counts before
         self._profiles.pop(user, None)
-        self._recents.forget(user)
+        self._tell_again(self._recents.forget(user))
         users, bounds, keys = self._by_user()
         self._owners.add(users, bounds, keys)
         at = next((i for i, one in enumerate(users) if str(one) == user), None)
@@ -654,6 +654,8 @@ class Partition:
         times_before: list[int] = []
         for page, runs, _, ts_ms, action in counted:
             if self._is_forgotten(page):
+                if action == CLICK:
+                    self._tell_again([page.items[runs[0][0]]])
                 continue
             if action == CLICK:
                 at = runs[0][0]
@@ -670,6 +672,11 @@ class Partition:
             of_clicks = rows_of(clicked, "<u8"), np.array(times, np.int64), np.array(sizes, np.int64)
             others = rows_of([self._hashes(ids)], "<u8")
             self._coclicks.click(*of_clicks, others, np.array(times_before, np.int64))
+
+    def _tell_again(self, items: Sequence[Id]) -> None:
+        """Has the co-clicks of a forgotten user's items told again. Before a crash that took the state back, the
+        tombstone may have come after clicks that it comes before now: readers were told of them then."""
+        self._coclicks.tell_again(rows_of([self._hashes(items)], "<u8"))
 
     def _sweep(self) -> None:
         """Merges tiles and ends keys when they are due. It works in slices, so that no step takes long."""

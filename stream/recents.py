@@ -110,11 +110,15 @@ class Recents:
         if len(gone) < AT_ONCE:
             self._swept_hour = hour
 
-    def forget(self, user_id: Id) -> None:
-        """A user did nothing, ever."""
+    def forget(self, user_id: Id) -> list[Id]:
+        """A user did nothing, ever. Returns the items that the user had clicked."""
         user = str(user_id)
-        if self._held.pop(user, None) is not None:
-            self._changed[user] = None
+        raw = self._held.pop(user, None)
+        if raw is None:
+            return []
+        both = self._changed.get(user) or (_decode(raw) if raw else ([], []))
+        self._changed[user] = None
+        return both[CLICKS][::2]
 
     def _end(self, users: Sequence[str]) -> None:
         for user in users:

@@ -179,3 +179,16 @@ def test_a_state_whose_arrays_do_not_fit_is_refused(name: str) -> None:
     state = counted.snapshot().plain()
     with pytest.raises(ValueError, match="arrays"):
         CoClicks().resume({**state, name: state[name] + b"\1" * 8})
+
+
+def test_items_are_told_again_whether_they_are_there_or_not_once() -> None:
+    """Of one that is there, its list; of another, that it has none. A snapshot keeps what is still to be told."""
+    counted = CoClicks()
+    counted.add(np.array([[1, 2]], np.uint64), np.array([DAY_MS]))
+    assert counted.changes().items.tolist() == [1, 2]
+    counted.tell_again(np.array([9, 2], np.uint64))
+    again = CoClicks()
+    again.resume(counted.snapshot().plain())
+    for one in (counted, again):
+        assert lists_of(0, one.changes()) == {(0, 2): {1: {1: 1}}, (0, 9): {}}
+        assert not len(one.changes().items)

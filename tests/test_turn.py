@@ -401,6 +401,32 @@ def test_whatever_happens_each_exposure_has_one_label(story: list[Happening], ch
     Scene(pace=Pace(0.2, checkpoint_s, 1.0), rests=0, label=label).play(story).finish().check()
 
 
+# What that test found: each was a failure once.
+FOUND: dict[str, tuple[list[Happening], float]] = {
+    "click that waits for an impression that cannot be read, to the story's end": (
+        [*map(page, ("a", "b", "c")), SILENCE(9.0), click("a"), RUN(0.2), page("d"), UNREADABLE(20.0)],
+        0.3,
+    ),
+    "the same click, when its page's time is over": (
+        [page("a"), page("b"), STANDSTILL(4.0), SILENCE(9.3), click("a", 1), RUN(0.2), page("c"), UNREADABLE(20.0)],
+        3.0,
+    ),
+    "tombstone that comes before the user's clicks, after a crash": (
+        [*map(page, ("a", "b", "c")), click("a"), click("b"), SILENCE(1.2), CRASH, forget(0), SILENCE(0.3)],
+        1.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("label", POLICIES)
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_stays_away(name: str, label: str) -> None:
+    story, checkpoint_s = FOUND[name]
+    scene = Scene(pace=Pace(0.2, checkpoint_s, 1.0), rests=0, label=label).play(story).finish().check()
+    assert scene.told_ms.keys() <= {"a", "b"}
+    assert not scene.dead
+
+
 # ---------------------------------------------------------------------- single decisions
 
 

@@ -263,8 +263,10 @@ class Scene:
         return self
 
     def finish(self) -> Scene:
-        """Lets the worker catch up, and then silence decide every label."""
+        """Lets the worker catch up, and then silence decide every label. That begins when impressions can be read
+        again: what waits for one that cannot is neither lost nor at its end."""
         self._impression_steps = 0
+        self._run(max(0.0, self._unreadable_s - self.wall_s))
         # Half an hour of attribution is 7.5 s of the worker; a page lives 12.5 s, and an advance takes a checkpoint.
         self._run(20.0 + max(self.pace.idle_s, 1.0))
         return self
@@ -434,7 +436,8 @@ class Scene:
                 self.redis = {key: blob for key, blob in self.redis.items() if key[0] != user}
                 self.recents.pop(user, None)
             self._write(changes.users, changes.recents)
-            self.coclicks |= lists_of(partition.number, changes.coclicks)
+            told = self.coclicks | lists_of(partition.number, changes.coclicks)
+            self.coclicks = {item: near for item, near in told.items() if near}
             turn.done(due)
 
         self._jobs.append((JOB_STEPS, job))
