@@ -58,7 +58,9 @@ def test_users_items_and_their_removal() -> None:
     assert post(intake, "/items", [{"item_id": "a/b", "attributes": {"price": 2.5}, "gone": True}])[0] == 200
     for path in ("/users/7", "/users/8\n", "/items/a/b", "/items/" + "é" * 200):  # as servers hand it over: decoded
         status, answer, _ = asyncio.run(intake.ask("DELETE", path))
-        assert (status, answer["verdicts"]) == (200, [{"status": "kept"}])
+        assert (status, statuses(answer), answer["kept"]) == (200, ["kept"], 1)
+        note = answer["verdicts"][0].get("note", "")
+        assert ("millrace forget" in note) == path.startswith("/users"), "the archive is left to do"
     found = sorted((lane[0], one.key, one.value is None) for lane, one in intake.outlet.log)
     assert found == sorted(
         [
@@ -72,6 +74,19 @@ def test_users_items_and_their_removal() -> None:
     )
     status, answer, _ = asyncio.run(intake.ask("DELETE", "/items/" + "x" * 201))
     assert (status, answer["verdicts"][0]["reason"]) == (422, "bad-key")
+
+
+def test_a_kept_line_says_which_attributes_the_schema_does_not_have() -> None:
+    intake = Intake()
+    items = [{"item_id": 1, "attributes": {"catgory": "a"}}, {"item_id": 2, "attributes": {"category": "a"}}]
+    _, answer, _ = post(intake, "/items", items)
+    odd, plain = answer["verdicts"]
+    assert odd == {"status": "kept", "note": "item 1: the schema has no 'catgory'; near: 'category'"}
+    assert (plain, answer["kept"]) == ({"status": "kept"}, 2)
+    _, answer, _ = post(intake, "/users", {"user_id": 7, "attributes": {"regoin": "de", "zzz": 1}})
+    assert answer["verdicts"][0]["note"] == (
+        "user 7: the schema has no 'regoin'; near: 'region'; user 7: the schema has no 'zzz'"
+    )
 
 
 def test_every_line_refused_is_422_and_an_empty_list_is_nothing() -> None:

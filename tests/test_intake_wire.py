@@ -19,7 +19,7 @@ from millrace.contracts.events import (
     key_of,
 )
 from millrace.contracts.schema import shop_schema
-from millrace.intake.wire import MAX_LINES, WHATS, Message, Reader, RequestError, What, late, lines_of
+from millrace.intake.wire import ARCHIVED, MAX_LINES, WHATS, Message, Reader, RequestError, What, late, lines_of
 from stream import partition as stream
 from stream.partition import Partition, Policy
 from tests.bad_messages import corpus
@@ -162,7 +162,7 @@ def test_users_and_items_are_refused_for_what_their_fields_cannot_hold() -> None
     assert reason("items", {"item_id": 7, "attributes": {"price": "12,50"}}) == "bad-value"
     assert reason("users", {"user_id": 7}) == "wrong-type"
     assert reason("users", {"user_id": None, "attributes": {}}) == "wrong-type"
-    assert READER.removal("users", "7") == Message("users", b"7", None)
+    assert READER.removal("users", "7") == Message("users", b"7", None, note=ARCHIVED)
     for bad in ("", "x" * 201):
         with pytest.raises(BadEventError, match="bad-key"):
             READER.removal("items", bad)

@@ -15,7 +15,9 @@ remedies: :data:`millrace.contracts.reasons.DOUBTS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from millrace.contracts.events import Attribute, Item, User, key_of
@@ -24,6 +26,8 @@ from millrace.contracts.schema import DERIVED, Field, Schema, Side
 SECONDS_MS = 100_000_000_000
 """March 1973 in milliseconds. A time of these days in seconds is below it, one in milliseconds is above."""
 _SHOWN = 60
+_NAMES = 1024
+"""Names of unknown attributes that are remembered: where one item of a catalogue has one, each item has it."""
 
 
 class Doubt(NamedTuple):
@@ -39,9 +43,12 @@ class Doubts:
     >>> from millrace.contracts.schema import shop_schema
     >>> [doubt.kind for doubt in Doubts(shop_schema()).of_item(Item("b3", {"colour": "red"}, born_ms=1_772_414_000))]
     ['unknown-attribute', 'born-in-seconds']
+    >>> Doubts(shop_schema()).of_item(Item("b3", {"catgory": "shoes"}))[0].detail
+    "item 'b3': the schema has no 'catgory'; near: 'category'"
     """
 
     def __init__(self, schema: Schema) -> None:
+        self._unknown = lru_cache(_NAMES)(self._name_unknown)
         self._filters = frozenset(schema.filters)
         fields = {f.name: f for f in schema.fields}
         sides: tuple[Side, ...] = ("user", "item")
@@ -68,7 +75,8 @@ class Doubts:
         for name, value in attributes.items():
             if name not in read:
                 if side == "user" or name not in self._filters:
-                    found.append(Doubt("unknown-attribute", f"{side} {whose!r}: {name[:_SHOWN]!r}"))
+                    detail = f"{side} {whose!r}: {self._unknown(side, name[:_SHOWN])}"
+                    found.append(Doubt("unknown-attribute", detail))
                 continue
             field = read[name]
             if field is None or field.kind == "numeric":
@@ -84,3 +92,16 @@ class Doubts:
             elif isinstance(value, float) and not value.is_integer():
                 found.append(Doubt("fraction", f"{side} {whose!r}: {name} {value!r}"))
         return found
+
+    def _name_unknown(self, side: Side, name: str) -> str:
+        near = near_names(name, {*self._read[side], *(self._filters if side == "item" else ())})
+        return f"the schema has no {name!r}" + (f"; near: {near[0]!r}" if near else "")
+
+
+def near_names(name: str, there: Collection[str]) -> list[str]:
+    """Of the names that are there, those that look like ``name``: at most four."""
+    near = difflib.get_close_matches(name, sorted(there), n=3, cutoff=0.5)
+    lower = {n.lower(): n for n in there}
+    if name.lower() in lower and lower[name.lower()] not in near:
+        near.insert(0, lower[name.lower()])
+    return near

@@ -35,7 +35,6 @@ from millrace.intake.keeper import Parcel, refused
 from millrace.intake.openapi import described, description
 from millrace.intake.outlet import Outlet
 from millrace.intake.wire import (
-    KEPT,
     MAX_BODY_BYTES,
     MAX_LINES,
     WHATS,
@@ -168,7 +167,7 @@ class Desk:
             finally:
                 parcel.gone = True
         verdicts = [verdict for verdict in parcel.verdicts if verdict is not None]
-        kept = verdicts.count(KEPT)
+        kept = sum(v.status == "kept" for v in verdicts)
         duplicates = sum(v.status == "duplicate" for v in verdicts) if kept < len(verdicts) else 0
         taken = Taken(kept, duplicates, len(verdicts) - kept - duplicates, verdicts)
         for name, count in (("kept", kept), ("duplicate", duplicates), ("refused", taken.refused)):

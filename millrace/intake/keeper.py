@@ -63,10 +63,11 @@ class Parcel:
 class Waiting:
     """A message on its way to Kafka, and the lines that wait for it: the first is its own."""
 
-    __slots__ = ("_look_at", "hashed", "key", "lines", "size", "ts_ms", "value")
+    __slots__ = ("_look_at", "hashed", "key", "lines", "note", "size", "ts_ms", "value")
 
     def __init__(self, message: Message, hashed: int, parcel: Parcel, index: int) -> None:
         self.key, self.value, self.ts_ms = message.key, message.value, message.ts_ms
+        self.note = message.note
         self.hashed = hashed  # of the event id; 0: none
         self.lines = [(parcel, index)]
         self.size = len(message.key) + len(message.value or b"") + RECORD_BYTES
@@ -169,7 +170,7 @@ class Keeper:
                 del self._on_way[one.hashed]
             if lane[0] == EVENTS and one.ts_ms > self._newest_ms.get(lane, 0):
                 self._newest_ms[lane] = one.ts_ms
-            verdict = KEPT
+            verdict = Verdict("kept", note=one.note) if one.note else KEPT
             for parcel, index in one.lines:
                 parcel.tell(index, verdict)
                 verdict = DUPLICATE

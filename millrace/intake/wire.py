@@ -20,6 +20,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from millrace.contracts.doubts import Doubt, Doubts
 from millrace.contracts.errors import MillraceError
 from millrace.contracts.events import MAX_EVENT_BYTES, BadEventError, Event, Exposure, decode_event, key_of
 from millrace.contracts.intake import Intake
@@ -34,6 +35,8 @@ MOST_ID = 200
 
 SECONDS_MS = 100_000_000_000
 """In milliseconds this is March 1973, in seconds the year 5138: a smaller time was meant in seconds."""
+ARCHIVED = "the archive has the user's rows until 'millrace forget USER --data DATA' (docs/deletion.md)"
+"""What is left to do where a user is deleted."""
 LINES_TYPES = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines", "application/ndjson")
 
 What = Literal["events", "users", "items"]
@@ -54,6 +57,7 @@ class Verdict(Struct, frozen=True, omit_defaults=True):
         UNSET
     )
     detail: Annotated[str, Meta(description="Where refused: one line that names the value")] | UnsetType = UNSET
+    note: Annotated[str, Meta(description="Where kept: what is doubtful about it, or left to do")] | UnsetType = UNSET
 
 
 KEPT, DUPLICATE = Verdict("kept"), Verdict("duplicate")
@@ -90,6 +94,7 @@ class Message(NamedTuple):
     event_id: str = ""  # empty: sending it again changes nothing
     ts_ms: int = 0  # of an event
     exposure: bool = False
+    note: str = ""  # told with the verdict, once it is kept
 
 
 _raw = msgspec.json.Decoder(msgspec.Raw).decode
@@ -157,7 +162,7 @@ class Reader:
     """
 
     def __init__(self, schema: Schema, ahead_ms: int) -> None:
-        self._intake, self._ahead_ms = Intake(schema), ahead_ms
+        self._intake, self._doubts, self._ahead_ms = Intake(schema), Doubts(schema), ahead_ms
         self._of: dict[What, Callable[[bytes, int, int], Message]] = {
             "events": self._event,
             "users": self._user,
@@ -198,14 +203,15 @@ class Reader:
         return Message(EVENTS, _key(event.user_id), raw, event.event_id, ts_ms, isinstance(event, Exposure))
 
     def _user(self, raw: bytes, now_ms: int, wall_ms: int) -> Message:
-        return Message(USERS, _key(self._intake.user(raw).user_id), raw)
+        user = self._intake.user(raw)
+        return Message(USERS, _key(user.user_id), raw, note=_told(self._doubts.of_user(user)))
 
     def _item(self, raw: bytes, now_ms: int, wall_ms: int) -> Message:
         item = self._intake.item(raw)
         if 0 < item.born_ms < SECONDS_MS <= now_ms:
             detail = f"born_ms {item.born_ms} is a time in seconds; send milliseconds: {item.born_ms}000"
             raise BadEventError("seconds", detail)
-        return Message(ITEMS, _key(item.item_id), raw)
+        return Message(ITEMS, _key(item.item_id), raw, note=_told(self._doubts.of_item(item)))
 
     @staticmethod
     def removal(what: What, identifier: str) -> Message:
@@ -216,7 +222,11 @@ class Reader:
         """
         if not 1 <= len(identifier) <= MOST_ID:
             raise BadEventError("bad-key", f"an id of {len(identifier)} characters; ids have 1 to {MOST_ID}")
-        return Message(TOPIC_OF[what], _key(identifier), None)
+        return Message(TOPIC_OF[what], _key(identifier), None, note=ARCHIVED if what == "users" else "")
+
+
+def _told(doubts: list[Doubt]) -> str:
+    return "; ".join(doubt.detail for doubt in doubts)
 
 
 def _key(identifier: int | str) -> bytes:

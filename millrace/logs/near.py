@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+from millrace.contracts.doubts import near_names
 from millrace.contracts.errors import LogError, SchemaError
 from millrace.contracts.schema import Schema
 from millrace.logs.files import column_names, files_of
@@ -31,16 +31,8 @@ def lacking(names: Sequence[str], schema: Schema, paths: Sequence[Path]) -> Sche
     where = "the log" if names[0] in log_only or not schema.join else "the log and its side tables"
     columns = ", ".join(f"'{name}'" for name in names)
     what = f"the column {columns}" if len(names) == 1 else f"the columns {columns}"
-    like = [near for name in names for near in _near(name, there)]
+    like = [near for name in names for near in near_names(name, there)]
     said = f"near matches: {', '.join(dict.fromkeys(like))}" if like else (
         f"there are: {', '.join(sorted(there)[:20]) or 'none'}"
     )  # fmt: skip
     return SchemaError(f"{where} ('{path}') lack {what} of schema '{schema.name}'", said)
-
-
-def _near(name: str, there: set[str]) -> list[str]:
-    near = difflib.get_close_matches(name, sorted(there), n=3, cutoff=0.5)
-    lower = {n.lower(): n for n in there}
-    if name.lower() in lower and lower[name.lower()] not in near:
-        near.insert(0, lower[name.lower()])
-    return near
