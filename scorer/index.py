@@ -37,7 +37,7 @@ from millrace.contracts.hashing import U64
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import ACTION, EXPOSED, events_a_day
 from millrace.windows.tiles import TileStore
-from scorer.itemimage import ItemImage, wider
+from scorer.itemimage import REMOVED_MS, ItemImage, wider
 from scorer.recall import Heat
 from scorer.shelf import Arrays, ItemRows, ShelfForm, longer, pack_ids
 
@@ -181,10 +181,10 @@ class ItemIndex:
         self._stale.update(rows.tolist())
 
     def remove(self, item_id: Id) -> None:
-        """Takes an item out of recall; an unknown item is ignored."""
+        """Takes an item out of the catalogue; an unknown item is ignored."""
         row = self._row.get(str(item_id))
         if row is not None:
-            self._alive[row] = False
+            self._alive[row], self._born[row] = False, REMOVED_MS
             self._unsent_rows[row] = True
 
     def put_tiles(self, partition: int, keys: U64, tiles: Sequence[bytes]) -> None:

@@ -14,6 +14,9 @@ from millrace.contracts.events import Id
 from millrace.contracts.hashing import U64
 from millrace.versions.image import below
 
+REMOVED_MS = -1
+"""Time of birth of an item that a tombstone took out of the catalogue. Its row stays, and nobody finds it by its id."""
+
 
 @dataclass(frozen=True, slots=True)
 class ItemImage:

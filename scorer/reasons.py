@@ -8,7 +8,8 @@
     without 1   missing   x      x                  x             ──► logit z_1        effect_1 = z - z_1
     without 2   x         mean   x                  x             ──► logit z_2        effect_2 = z - z_2
 
-An *input* is a field with all its slots, or a window key with all its counts, rates and means. A categorical field that
+An *input* is a field with all its slots, or a window key with all its counts, rates and means; a field that is a window
+key too is one input with what is counted under it. A categorical field that
 is taken away is missing. A number that is taken away is what the items of the page have on average, so an effect tells
 what sets the item apart from its page. This is occlusion (Zeiler and Fergus, ECCV 2014, section 4.2), by input.
 Effects of inputs that a network weighs together do not add up to the score.
@@ -47,7 +48,7 @@ class Model(Protocol):
 
 
 class Input(NamedTuple):
-    """A field or window key, and where it stands in the arrays."""
+    """A field or window key, or both by the same name, and where it stands in the arrays."""
 
     name: str
     cat: tuple[int, ...]
@@ -69,7 +70,11 @@ def inputs_of(schema: Schema) -> tuple[Input, ...]:
         Input(name, (), tuple(range(layout.window_start + k * size, layout.window_start + (k + 1) * size)))
         for k, name in enumerate(layout.key_names)
     ]
-    return (*fields, *numbers, *blocks)
+    merged: dict[str, Input] = {}
+    for one in (*fields, *numbers, *blocks):
+        before = merged.get(one.name, Input(one.name, (), ()))
+        merged[one.name] = Input(one.name, before.cat + one.cat, before.num + one.num)
+    return tuple(merged.values())
 
 
 def effects(model: Model, cat: Ids, num: Floats, inputs: Sequence[Input]) -> Floats:

@@ -32,7 +32,7 @@ from millrace.contracts.hashing import U64
 from millrace.windows.features import FeatureBuilder, finite32
 from millrace.windows.tiles import TileStore
 from scorer import pagekernels
-from scorer.itemimage import wider
+from scorer.itemimage import REMOVED_MS, wider
 from scorer.pagekernels import Keyed
 
 Arrays = dict[str, NDArray[Any]]
@@ -145,9 +145,11 @@ class Shelf:
         self._reserve(most, 0)
         if most > len(self.ids):
             self.ids.extend([None] * (most - len(self.ids)))
-        for row, item_id in zip(rows.tolist(), ids, strict=True):
-            if self.ids[row] is None:
-                self.ids[row] = item_id
+        for row, item_id, born_ms in zip(rows.tolist(), ids, arrays["born_ms"].tolist(), strict=True):
+            self.ids[row] = item_id
+            if born_ms == REMOVED_MS:
+                self._row.pop(str(item_id), None)
+            else:
                 self._row[str(item_id)] = row
         for name, array in self._rows.items():
             array[rows] = arrays[name]
@@ -168,7 +170,7 @@ class Shelf:
     # -- reading ----------------------------------------------------------------------------------------------
 
     def rows_of(self, ids: Sequence[Id]) -> ItemRows:
-        """Rows of items by id, -1 where the item is unknown. (n,)"""
+        """Rows of items by id, -1 where the item is unknown or was taken out of the catalogue. (n,)"""
         known = self._row
         return np.fromiter((known.get(str(i), -1) for i in ids), np.intp, len(ids))
 

@@ -116,7 +116,7 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
 class Reason(Struct, frozen=True):
     """An input that made a score what it is."""
 
-    input: Annotated[str, Meta(description="A field, or a window key with all its counts")]
+    input: Annotated[str, Meta(description="A field, or a window key with all its counts, or both")]
     effect: Annotated[float, Meta(description="By how much it raised the logit: log(score / (1 - score))")]
 
 

@@ -13,6 +13,7 @@ from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.index import ItemIndex
 from scorer.recall import Shares, make_lists, recall
+from scorer.shelf import Shelf
 from tests.scorer_shop import BUILDER, CATEGORY, DAY_MS, ITEM, NOW_MS, item, tiles, window_keys
 
 
@@ -115,6 +116,11 @@ def test_a_removed_item_is_dead_and_an_unknown_one_no_concern() -> None:
     index.remove("1")
     index.remove("never seen")
     assert index.alive.tolist() == [False, True]
+    again = ItemIndex(BUILDER)
+    again.put_image(index.image(0, 2))  # as a checkpoint does
+    shelf = Shelf(BUILDER)
+    shelf.follow(lambda: again.changes(NOW_MS))
+    assert shelf.rows_of([1, 2]).tolist() == [-1, 1]
 
 
 def test_a_damaged_tile_list_is_refused() -> None:

@@ -32,7 +32,9 @@ def test_inputs_cover_each_column_that_ranking_knows_exactly_once() -> None:
         assert sorted(cat) == [c for c, name in enumerate(layout.cat_names) if name not in late]
         assert sorted(n for i in inputs for n in i.num) == list(range(layout.N))
         assert {layout.num_names[n].split(".")[0] for i in inputs for n in i.num} <= {i.name for i in inputs}
-        assert "position" not in {i.name for i in inputs}
+        names = [i.name for i in inputs]
+        assert "position" not in names
+        assert len(set(names)) == len(names), "a reason's name says which input is meant"
 
 
 def test_the_effect_is_what_the_input_adds_to_the_logit() -> None:

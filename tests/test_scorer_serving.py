@@ -196,6 +196,16 @@ def test_score_answers_in_the_order_asked_with_null_for_unknown_items(shop: Shop
     assert (status, answer["scores"], answer["unknown_items"]) == (200, [None, None], ["x", "y"])
 
 
+def test_an_item_taken_out_of_the_catalogue_is_unknown_until_it_is_sent_again(shop: Shop) -> None:
+    shop.index.remove(3)
+    stock(shop.scorer, [], shop.index)
+    _, answer = shop.ask("/score", {"user_id": "ann", "items": [3, 5]})
+    assert (answer["unknown_items"], answer["scores"][0]) == ([3], None)
+    stock(shop.scorer, [item(3)], shop.index)
+    _, answer = shop.ask("/score", {"user_id": "ann", "items": [3, 5]})
+    assert (answer["unknown_items"], answer["scores"][0] is None) == ([], False)
+
+
 def test_a_page_with_an_unknown_item_is_scored_and_not_logged(shop: Shop) -> None:
     for items in ([3, "nobody"], ["nobody"]):
         status, answer = shop.ask("/score", {"user_id": "ann", "items": items, "log": True, "request_id": "mine"})
