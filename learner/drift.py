@@ -1,9 +1,13 @@
 # core
-"""Drift: whether the log loss of served pages has changed.
+"""Drift: whether the log loss of served pages has moved away from what the model itself expects.
 
 ADWIN (Bifet and Gavalda 2007) is made for a stream whose values are independent while nothing changes. Losses of single
 rows are not: labels of one page, one user, one moment come together, and clicks before the rest. So ADWIN gets one
-value a page, the mean log loss of its rows, in the order of exposure.
+value a page, in the order of exposure. Nor are mean losses of pages: they are high for visitors who click much, and
+low for the others, so they move with who happens to be there, most of all in a small shop. What is left of a page's
+loss above its expectation does not, as long as the predictions are right. With p_i and y_i of its R rows:
+
+    excess = 1/R sum_i ( loss(p_i, y_i) - loss(p_i, p_i) ),   loss(p, t) = -t ln p - (1 - t) ln(1 - p)
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ DELTA = 0.002
 
 
 class Drift:
-    """Finds changes of the mean log loss of pages.
+    """Finds changes of the mean excess log loss of pages.
 
     Args:
         delta: ADWIN's confidence; smaller is less eager.
@@ -28,7 +32,7 @@ class Drift:
 
     def __init__(self, delta: float = DELTA) -> None:
         self._adwin: Any = drift.ADWIN(delta=delta)  # type: ignore[no-untyped-call]
-        self.found: list[tuple[float, float]] = []  # mean loss before and after each change; its reader clears it
+        self.found: list[tuple[float, float]] = []  # mean excess before and after each change; its reader clears it
         self.pages = 0  # handed to ADWIN
         self._page = 0  # the page whose rows may not have all come yet
         self._sum, self._rows = 0.0, 0
@@ -41,7 +45,8 @@ class Drift:
         """
         if not len(p):
             return
-        losses, page = log_losses(judged(p, label), label), np.asarray(page)
+        p, page = judged(p, label), np.asarray(page)
+        losses = log_losses(p, label) - log_losses(p, p)
         first = np.flatnonzero(np.concatenate([[True], page[1:] != page[:-1]]))  # of each page
         sums, rows = np.add.reduceat(losses, first).tolist(), np.diff(first, append=len(page)).tolist()
         for number, total, n in zip(page[first].tolist(), sums, rows, strict=True):

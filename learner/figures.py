@@ -42,7 +42,7 @@ LEARNING_LOSS = Gauge("millrace_learning_log_loss", "Log loss of the same predic
 LEARNING_CALIBRATION = Gauge("millrace_learning_calibration", "Clicks predicted over clicks seen, same predictions.")
 NOT_FINITE = Counter("millrace_predictions_not_finite_total", "Predictions that were no numbers, served or learning.")
 DROPPED = Counter("millrace_served_rows_dropped_total", "Served rows left out because too many waited for a label.")
-DRIFT = Counter("millrace_drift_total", "Changes of the mean log loss of served pages that ADWIN found.")
+DRIFT = Counter("millrace_drift_total", "Changes of the mean excess log loss of served pages that ADWIN found.")
 VERSION = Gauge("millrace_model_version", "Newest version published.")
 TABLE_ROWS = Gauge("millrace_table_rows", "Rows in the sparse tables.")
 LEARN_SECONDS = Histogram("millrace_learn_seconds", "Time to predict, judge and learn a micro-batch.")
@@ -239,7 +239,15 @@ class Board:
             return
         for before, after in served.drift.found:
             DRIFT.inc()
-            log.warning("drift: the mean log loss has changed", before=round(before, 4), after=round(after, 4))
+            worse = abs(after) > abs(before)
+            log.warning(
+                f"drift: predictions fit clicks {'worse' if worse else 'better'} than before",
+                before=round(before, 4),
+                after=round(after, 4),
+                remedy="compare segments (docs/models.md); if it lasts, 'millrace bisect' finds when it began"
+                if worse
+                else "nothing is to be done",
+            )
         served.drift.found.clear()
 
 

@@ -7,7 +7,7 @@
     rows by label          the log loss of each row                  its label: a click at once, none after the window
     rows by exposure       the same                                  exposure
     rows shuffled          the same                                  chance: nothing can change, so each alarm is false
-    pages by exposure      the mean log loss of each page            exposure: the live detector (learner/drift.py)
+    pages by exposure      the mean excess loss of each page         exposure: the live detector (learner/drift.py)
 
 ADWIN (Bifet and Gavalda 2007) bounds its false alarms for values that are independent. The rows of a page are not: they
 share a user and a moment. Labels that become known at a time are even less: clicks come first.
