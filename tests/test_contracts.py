@@ -224,7 +224,7 @@ def test_the_identity_is_that_of_the_arrays() -> None:
         (('parent = ["i"]', 'parent = ["u"]'), "'u'"),
         (("[1, 7]", "[7, 1]"), "[7, 1]"),
         (('"click"]', '"wink"]'), "wink"),
-        (('of = "user"', 'of = "shop"'), "shop"),
+        (('of = "user"', 'of = "usr"'), "of`: use context, item or user"),
         (('name = "price"', 'name = "u"'), "'u'"),
         (('name = "t"', 'name = "t"\ncolour = 3'), "colour"),
         (('name = "t"', 'name = "t'), "line 2"),
@@ -289,6 +289,7 @@ def test_settings_survive_the_environment() -> None:
         ({"MILLRACE_PORT": "70000"}, "port"),
         ({"MILLRACE_PARTITIONS": "0"}, "partitions"),
         ({"MILLRACE_CONTROL_SHARE": "1.5"}, "control_share"),
+        ({"MILLRACE_COMPRESSION": "gzip"}, "gzip.*: use none or zstd"),
         ({"MILLRACE_CONFIG": "missing.toml"}, "missing.toml"),
     ],
 )

@@ -7,6 +7,12 @@ exits with status 1; a traceback therefore always means a bug.
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
 
 class MillraceError(Exception):
     """Base of every expected failure.
@@ -86,3 +92,31 @@ def one_line(error: BaseException) -> str:
     """An error as a log tells it: an expected one speaks for itself, any other names its type."""
     text = str(error) if isinstance(error, MillraceError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())
+
+
+_NO_CHOICE = re.compile(r"^Invalid enum value .* - at `\$(.*)`$")
+
+
+def invalid(error: msgspec.ValidationError, kind: type) -> str:
+    """Why a value is not of ``kind``; of a word that is none of those allowed, with these.
+
+    >>> from typing import Literal
+    >>> Field = msgspec.defstruct("Field", [("of", Literal["item", "user"])])
+    >>> try:
+    ...     msgspec.convert({"of": "itm"}, Field)
+    ... except msgspec.ValidationError as error:
+    ...     print(invalid(error, Field))
+    Invalid enum value 'itm' - at `$.of`: use item or user
+    """
+    found = _NO_CHOICE.match(str(error))
+    if found is None:
+        return str(error)
+    at: list[Any] = [inspect.type_info(kind)]
+    for step in re.findall(r"\.\w+|\[.*?\]", found[1]):
+        inner = [one for kind in at for one in (kind.types if isinstance(kind, inspect.UnionType) else [kind])]
+        if step.startswith("."):
+            at = [f.type for kind in inner for f in getattr(kind, "fields", ()) if f.encode_name == step[1:]]
+        else:
+            at = [getattr(kind, name) for kind in inner for name in ("item_type", "value_type") if hasattr(kind, name)]
+    words = [str(v) for kind in at if isinstance(kind, inspect.LiteralType) for v in kind.values]
+    return f"{error}: use {', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else str(error)

@@ -31,7 +31,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
 
 from millrace.contracts import durations
-from millrace.contracts.errors import SchemaError
+from millrace.contracts.errors import SchemaError, invalid
 from millrace.contracts.events import ACTIONS
 from millrace.contracts.hashing import salt
 from millrace.contracts.logforms import log_problems
@@ -365,7 +365,11 @@ def parse_schema(text: str, source: str = "schema") -> Schema:
             remedy = "write the columns there that the comments of these lines name"
             raise SchemaError(f"{source}: {' and '.join(blank)} under [log] still to be filled in ('{BLANK}')", remedy)
         schema: Schema = msgspec.convert(_with_days(raw), Schema)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError) as error:
+    except msgspec.ValidationError as error:
+        raise SchemaError(
+            f"{source}: {invalid(error, Schema)}", "correct the entry; docs/schema.md lists them all"
+        ) from None
+    except (tomllib.TOMLDecodeError, ValueError) as error:
         raise SchemaError(f"{source}: {error}", "correct the entry; docs/schema.md lists them all") from None
     _check(schema, source)
     return schema

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from millrace.contracts.clock import EventClock
-from millrace.contracts.errors import BrokerError, SettingError
+from millrace.contracts.errors import BrokerError, SettingError, invalid
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.contracts.topics import unsafe_prefix
 
@@ -289,5 +289,5 @@ def load_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[s
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingError(
-            f"settings: {error}", "correct the flag, the MILLRACE_* variable or the settings file"
+            f"settings: {invalid(error, Settings)}", "correct the flag, the MILLRACE_* variable or the settings file"
         ) from None
