@@ -191,7 +191,7 @@ class OnlineModel:
         ...     weight=np.ones(B, np.float32), actions=np.ones(B, np.uint8),
         ...     cat=np.where(clicked, 11, 22)[:, None], num=np.full((B, 1), 9.5, np.float32),
         ...     score=np.full(B, np.nan, np.float32), version=np.full(B, -1), arm=np.zeros(B, np.uint8),
-        ...     origin_ms=np.zeros(B, np.int64), policy=np.zeros(B, np.uint8))
+        ...     origin_ms=np.zeros(B, np.int64), policy=np.zeros(B, np.uint8), user_missing=np.zeros(B, np.uint8))
         >>> reports = [model.learn(batch) for _ in range(20)]
         >>> reports[0].rows, reports[0].skipped, reports[-1].loss < reports[0].loss
         (64, None, True)

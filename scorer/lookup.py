@@ -43,7 +43,7 @@ class Meters(Protocol):
 async def look_up(store: Store, builder: FeatureBuilder, meters: Meters, user_id: Id) -> tuple[User, list[str]]:
     """The user, and what was missing, in words for the answer. An unknown user is served as a new one."""
     record = await store.record(user_id)
-    user = User.of(builder, user_id, record.fields)
+    user = User.of(builder, user_id, record.fields, record.lacking)
     missing = record.note(user_id)
     notes = [missing] if missing else []
     if user.damaged:

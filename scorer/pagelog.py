@@ -31,6 +31,7 @@ class PageLog(Struct, frozen=True):
     served_ms: int = 0  # wall time
     offset: int = 0  # slot of its first item in the list that it is a part of
     sources: bytes = b""  # (n,) codes of where recall found its items; empty: not recorded
+    user_missing: int = 0  # what was not there of the user
 
     def impression(self) -> Impression:
         """The same with packed copies of the arrays."""
@@ -49,4 +50,5 @@ class PageLog(Struct, frozen=True):
             served_ms=self.served_ms,
             offset=self.offset,
             sources=self.sources,
+            user_missing=self.user_missing,
         )

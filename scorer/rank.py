@@ -76,9 +76,10 @@ class User:
     damaged: bool = False  # the stored profile was no JSON object; served without it
     recent: Recent = NOTHING
     forgotten: bool = False  # what is stored of the last clicks and purchases is damaged; served without it
+    missing: int = 0  # bits of what was not there, see millrace.contracts.events.Lacking
 
     @classmethod
-    def of(cls, builder: FeatureBuilder, user_id: Id, record: Mapping[bytes, bytes]) -> User:
+    def of(cls, builder: FeatureBuilder, user_id: Id, record: Mapping[bytes, bytes], missing: int = 0) -> User:
         """A user from the online store's hash; an empty ``record`` is a user whom nobody knows."""
         attributes: dict[str, Any] = {}
         recent, damaged, forgotten = NOTHING, False, False
@@ -91,7 +92,7 @@ class User:
         except StoreError:
             forgotten = True
         columns, plain = builder.attributes("user", {**attributes, builder.user_column: user_id})
-        return cls(columns, plain, record, bool(record), damaged, recent, forgotten)
+        return cls(columns, plain, record, bool(record), damaged, recent, forgotten, missing)
 
 
 @dataclass(frozen=True, slots=True)

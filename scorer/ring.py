@@ -52,6 +52,7 @@ class _Head(Struct, frozen=True, array_like=True):
     widths: tuple[int, int, int]  # K, F, N
     offset: int
     sources: bytes
+    user_missing: int
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -103,6 +104,7 @@ class RingWriter:
                 widths,
                 page.offset,
                 page.sources,
+                page.user_missing,
             )
         )
         size = 8 * _WORDS + _whole(len(head)) + sum(_sizes(n, widths))
@@ -236,4 +238,5 @@ class RingReader:
             served_ms=h.served_ms,
             offset=h.offset,
             sources=h.sources,
+            user_missing=h.user_missing,
         )

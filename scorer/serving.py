@@ -499,6 +499,7 @@ class Serving:
             served_ms=self._wall(),
             offset=offset,
             sources=sources,
+            user_missing=page.user.missing,
         )
         try:
             if self._send(log) is False:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from millrace.contracts.events import Id
+from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING, Id
+from millrace.contracts.online import PROFILE, WINDOW_BYTES
 
 AWAY = "away"
 """The store does not answer."""
@@ -37,6 +38,18 @@ class Record(Struct, frozen=True):
     fields: dict[bytes, bytes]
     missing: str = ""
     age_ms: int | None = None
+
+    @property
+    def lacking(self) -> int:
+        """Bits of what is not there of the user, as page logs say it (:data:`millrace.contracts.events.Lacking`).
+
+        >>> Record({}).lacking, Record({}, AWAY).lacking, Record({b"profile": b"{}"}, SLOW, 2345).lacking
+        (3, 7, 2)
+        """
+        unread = NOT_READ if self.missing and self.age_ms is None else 0
+        profile = 0 if PROFILE in self.fields else PROFILE_MISSING
+        windows = 0 if any(len(field) == WINDOW_BYTES for field in self.fields) else WINDOWS_MISSING
+        return unread | profile | windows
 
     def note(self, user_id: Id) -> str | None:
         """What the page's answer says of it. None: nothing was missing.

@@ -45,6 +45,7 @@ class LoggedPage:
         "ts_ms",
         "user",
         "user_id",
+        "user_missing",
         "version",
     )
 
@@ -58,7 +59,7 @@ class LoggedPage:
         self.raw, self.items, self.n = raw, served.items, n
         self.ts_ms, self.user_id, self.user, self.item = served.ts_ms, served.user_id, user, item
         self.version, self.arm = served.model_version, _ARM_CODES.get(served.arm, 0)
-        self.offset = served.offset
+        self.offset, self.user_missing = served.offset, served.user_missing
         self.scores, self.keys, self.cat, self.num = served.scores, served.keys, served.cat, served.num
 
 
@@ -154,6 +155,7 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         arm=each((s.impression.arm for s in sampled), np.uint8),
         origin_ms=each((s.origin_ms for s in sampled), np.int64),
         policy=each((s.policy for s in sampled), np.uint8),
+        user_missing=each((s.impression.user_missing for s in sampled), np.uint8),
     )
 
 

@@ -338,6 +338,7 @@ def good_samples(schema: Schema, ts_ms: int) -> SampleBatch:
         arm=zeros.astype(np.uint8),
         origin_ms=zeros,
         policy=zeros.astype(np.uint8),
+        user_missing=zeros.astype(np.uint8),
     )
 
 

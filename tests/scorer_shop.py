@@ -170,6 +170,7 @@ def batch(seed: int, n: int = 256) -> SampleBatch:
         zeros.astype(np.uint8),
         zeros,
         zeros.astype(np.uint8),
+        zeros.astype(np.uint8),
     )
 
 

@@ -111,6 +111,7 @@ def make_batch(rows: int, seed: int = 0) -> SampleBatch:
         arm=np.zeros(rows, np.uint8),
         origin_ms=np.zeros(rows, np.int64),
         policy=rng.integers(0, 5, rows).astype(np.uint8),
+        user_missing=rng.integers(0, 8, rows).astype(np.uint8),
     )
 
 

@@ -38,6 +38,7 @@ def page(number: int, n: int, k: int = 3, f: int = 2, width: int = 5) -> PageLog
         served_ms=number,
         offset=number % 7,
         sources=bytes(range(n)) if number % 3 else b"",
+        user_missing=number % 8,
     )
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from learner.serving import ServingModel
-from millrace.contracts.events import Impression
+from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING, Impression
 from millrace.contracts.impressions import decode_impression, impression_bytes
-from millrace.contracts.online import window_fields
+from millrace.contracts.online import PROFILE, RECENT, window_fields
 from millrace.contracts.settings import Settings
 from millrace.versions.clicks import ClickTimes, VersionClicks
 from scorer.app import make_app
@@ -250,6 +250,28 @@ def test_without_the_store_users_are_new_ones(shop: Shop) -> None:
     status, page = shop.ask("/recommend", {"user_id": "ann", "size": 3})
     assert status == 200
     assert page["notes"] == ["the online store is away: served as a new user"]
+
+
+def test_a_page_log_says_what_was_not_there_of_its_user(shop: Shop) -> None:
+    """And whether the store has none of it or was not read. A damaged profile is there: that is no honest absence."""
+    whole = shop.users.records["ann"]
+    windows = {field: value for field, value in whole.items() if len(field) == 8}
+    assert windows
+    assert len(whole) > len(windows)
+    records = {"profile": PROFILE_MISSING, "windows": WINDOWS_MISSING, "whole": 0, "damaged": 0}
+    shop.users.records |= {
+        "profile": windows,  # an emptied Redis, and new counts
+        "windows": {PROFILE: whole[PROFILE], RECENT: b""},
+        "whole": whole,
+        "damaged": whole | {PROFILE: b"{"},
+    }
+    for user, missing in [*records.items(), ("stranger", PROFILE_MISSING | WINDOWS_MISSING)]:
+        shop.ask("/recommend", {"user_id": user, "size": 3})
+        shop.ask("/score", {"user_id": user, "items": [1, 2], "log": True})
+        assert [page.user_missing for page in shop.sent[-2:]] == [missing, missing], user
+    shop.users.away = True
+    shop.ask("/recommend", {"user_id": "whole", "size": 3})
+    assert shop.sent[-1].user_missing == PROFILE_MISSING | WINDOWS_MISSING | NOT_READ
 
 
 def test_a_damaged_profile_is_survived_and_counted(shop: Shop) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.bench.reference import ReferencePartition
+from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE
 from millrace.labels import policy_named
 from stream.join import Message
@@ -253,6 +254,26 @@ def time_of(message: Message) -> int:
 def jitter(messages: list[Message], rng: random.Random) -> list[Message]:
     """Anew out of order, every message by less than the allowed disorder."""
     return sorted(messages, key=lambda m: time_of(m) + rng.randrange(POLICY.disorder_ms))
+
+
+def test_samples_say_what_their_page_lacked_of_its_user() -> None:
+    """Those that settle, also after a restart, and those that are corrected."""
+    log, pages = Log(), {"a": PROFILE_MISSING | WINDOWS_MISSING, "b": 0, "c": PROFILE_MISSING}
+    partition = Partition(0, SCHEMA, POLICY)
+    for page, missing in pages.items():
+        partition.take(log.impressions(impression(page, T0, [1, 2], user_missing=missing)), NOW)
+        partition.take(log.events(exposure(page, T0, [1, 2])), NOW)
+    partition = resumed(partition.snapshot().to_bytes(), policy=POLICY)
+    found = [partition.advance(T0 + 31 * MINUTE).samples]
+    found.append(partition.take(log.events(action("click", "a", T0 + 29 * MINUTE, 1, 2)), NOW).samples)
+    said = [
+        (page, position, int(missing))
+        for batch in found
+        if batch is not None
+        for (page, position), missing in zip(batch.ids(), batch.user_missing, strict=True)
+    ]
+    assert sorted(said[:6]) == [(page, position, missing) for page, missing in pages.items() for position in (0, 1)]
+    assert said[6:] == [("a", 1, pages["a"])]
 
 
 def test_a_late_click_corrects_the_negative_and_nothing_is_counted_twice() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from millrace.bench.wirebytes import kafka_bytes, old_samples
 from millrace.contracts.errors import SchemaError, SettingError
-from millrace.contracts.events import BadEventError, Impression, to_msgpack
+from millrace.contracts.events import NOT_READ, PROFILE_MISSING, BadEventError, Impression, to_msgpack
 from millrace.contracts.impressions import decode_impression, decode_served, impression_bytes
 from millrace.contracts.once import (
     MOST_BYTES,
@@ -136,6 +137,7 @@ def batch_of(schema: Schema, sizes: list[int], seed: int = 0) -> SampleBatch:
         request=tuple(f"page-{p}" for p in range(len(sizes))),
         page=page,
         position=np.concatenate([np.arange(size) for size in sizes]).astype(np.int32),
+        user_missing=(page % 8).astype(np.uint8),
     )
     return made.take(rng.permutation(n))
 
@@ -232,15 +234,30 @@ def test_where_items_were_found_is_read_as_it_was_written_and_older_messages_do_
         assert decode_served(raw).sources == page.sources
 
     parts = msgspec.msgpack.decode(arrays)
-    assert parts[-2:] == [page.offset, page.sources]
-    assert len(parts) == 16, "from here on a message's first byte is another one"
-    older = msgspec.msgpack.encode(parts[:-1])
+    assert parts[14:16] == [page.offset, page.sources], "from the 16th on a message's first byte is another one"
+    older = msgspec.msgpack.encode(parts[:15])
     fields = {name: value for name, value in msgspec.msgpack.decode(maps).items() if name != "sources"}
     for raw in (older, msgspec.msgpack.encode(fields)):
         assert decode_impression(raw) == msgspec.structs.replace(page, sources=b"")
     assert decode_impression(older).source_names() == ["none"] * 4
     longer = msgspec.msgpack.encode([*parts, "of a later version"])
     assert decode_impression(longer) == page, "and so does a reader that knows fewer fields than there are"
+
+
+def test_what_a_page_lacks_of_its_user_is_read_as_it_was_written_and_older_messages_say_nothing() -> None:
+    page = page_of(SHOP, 4, user_missing=PROFILE_MISSING | NOT_READ)
+    maps, arrays = to_msgpack(page), impression_bytes(page, Rates.of(SHOP))
+    for raw in (maps, arrays):
+        assert decode_impression(raw) == page
+        assert decode_served(raw).user_missing == page.user_missing
+    *older, missing = msgspec.msgpack.decode(arrays)
+    assert missing == page.user_missing
+    fields = {name: value for name, value in msgspec.msgpack.decode(maps).items() if name != "user_missing"}
+    for raw in map(msgspec.msgpack.encode, (older, fields)):
+        assert decode_impression(raw) == msgspec.structs.replace(page, user_missing=0)
+    for wrong in (-1, 256, "7", None):
+        with pytest.raises(BadEventError):
+            decode_served(msgspec.msgpack.encode([*older, wrong]))
 
 
 def test_pages_that_hardly_get_smaller_stay_as_they_are() -> None:
@@ -275,7 +292,15 @@ def test_samples_are_read_as_they_were_written(name: str, sizes: list[int]) -> N
 
 def test_samples_of_the_older_forms_are_read() -> None:
     batch = batch_of(SHOP, [3, 5])
-    raw = old_samples(batch)
+    form, request, once, columns, *features = msgspec.msgpack.decode(batch.to_bytes())
+    assert (form, len(columns)) == (4, 15)
+    third = msgspec.msgpack.encode((3, request, once & ~(1 << 14), columns[:-1], *features))
+    unsaid = replace(batch, user_missing=np.zeros(len(batch), np.uint8))
+    same(SampleBatch.from_bytes(third), unsaid)
+    for wrong in ([3, columns], [4, columns[:-1]], [3, []]):
+        with pytest.raises(SchemaError):
+            SampleBatch.from_bytes(msgspec.msgpack.encode((wrong[0], request, once, wrong[1], *features)))
+    batch, raw = unsaid, old_samples(batch)
     same(SampleBatch.from_bytes(raw), batch)
     form, request, f, n, columns = msgspec.msgpack.decode(raw)
     assert form == 2

@@ -64,6 +64,12 @@ MAX_ITEMS, MAX_OFFSET = 1000, 100_000
 """Items of one exposure message, and the slot of its first at most."""
 
 Position = Annotated[int, Meta(ge=0, le=MAX_OFFSET)]
+Lacking = Annotated[int, Meta(ge=0, le=255)]
+"""What a page was made without: bits of :data:`PROFILE_MISSING`, :data:`WINDOWS_MISSING`, :data:`NOT_READ`."""
+PROFILE_MISSING, WINDOWS_MISSING, NOT_READ = 1, 2, 4
+"""The user's attributes were not there; the user's window counts were not there; neither was read, since the online
+store did not answer in time. Without the last one the store answered and had none: a guest, a new or a deleted user, or
+a store that lost its data."""
 """A slot of a page or list, from 0."""
 
 MESSAGE_BYTES = 700_000
@@ -194,6 +200,7 @@ class Impression(Struct, frozen=True):
     served_ms: int = 0  # wall time
     offset: int = 0
     sources: bytes = b""  # (n,) uint8 codes of SOURCES; empty: not recorded
+    user_missing: Lacking = 0  # what was not there of the user
 
     def source_names(self) -> list[str]:
         """Where recall found each item; ``none`` where that was not recorded, or by a code of a later version."""

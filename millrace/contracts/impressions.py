@@ -4,7 +4,7 @@
 ::
 
     form 1   a map: the fields of Impression, arrays as they are
-    form 2   [2, request_id, ..., items, scores, (K, F, N), rates, follow, block, offset, sources]
+    form 2   [2, request_id, ..., items, scores, (K, F, N), rates, follow, block, offset, sources, user_missing]
 
     block    masks │ ids of keys, cat: once, then row by row │ numbers: once, then row by row
 
@@ -22,7 +22,17 @@ import numpy as np
 from msgspec import Struct
 
 from millrace.contracts import once_kernels as kernels
-from millrace.contracts.events import BadEventError, Id, Impression, Int64, Position, TimeMs, read_msgpack, to_msgpack
+from millrace.contracts.events import (
+    BadEventError,
+    Id,
+    Impression,
+    Int64,
+    Lacking,
+    Position,
+    TimeMs,
+    read_msgpack,
+    to_msgpack,
+)
 from millrace.contracts.once import Rates, fits, pack_ids, pack_numbers, recipe_of
 
 _FIRST = np.zeros(1, np.int64)
@@ -47,6 +57,7 @@ class Served(Struct, frozen=True):
     served_ms: int = 0
     offset: Position = 0
     sources: bytes = b""
+    user_missing: Lacking = 0
 
 
 class Logged(Struct, frozen=True, array_like=True):
@@ -68,6 +79,7 @@ class Logged(Struct, frozen=True, array_like=True):
     block: memoryview
     offset: Position = 0
     sources: bytes = b""  # (n,) uint8, or none
+    user_missing: Lacking = 0
 
 
 _logged = msgspec.msgpack.Decoder(Logged).decode
@@ -113,6 +125,7 @@ def impression_bytes(impression: Impression, rates: Rates | None = None) -> byte
             memoryview(block),
             i.offset,
             i.sources,
+            i.user_missing,
         )
     )
 
@@ -158,6 +171,7 @@ def decode_served(raw: bytes | None) -> Served:
         found.served_ms,
         found.offset,
         found.sources,
+        found.user_missing,
     )
 
 
@@ -192,6 +206,7 @@ def decode_impression(raw: bytes | None) -> Impression:
         i.served_ms,
         i.offset,
         i.sources,
+        i.user_missing,
     )
 
 

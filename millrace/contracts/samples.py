@@ -42,9 +42,10 @@ SCHEMA_HEADER = "schema"
 """Name of the Kafka header of a message of ``samples``: the id of the schema whose columns it has."""
 
 MAX_POSITION = MAX_OFFSET + MAX_ITEMS
-_FORM = 3
+_FORM = 4
+_WITHOUT_MISSING = 3  # the form before: nobody said what pages lacked
 _OLD_FORMS = (1, 2)  # columns as they are; form 1 without the policy
-_START = b"\x96\x03"  # an array of six entries, the first of which is the form
+_STARTS = b"\x96\x03", b"\x96\x04"  # an array of six entries, the first of which is the form
 
 _DTYPES: dict[str, str] = {
     "page": "<i4",
@@ -63,6 +64,7 @@ _DTYPES: dict[str, str] = {
     "arm": "u1",
     "origin_ms": "<i8",
     "policy": "u1",
+    "user_missing": "u1",
 }
 _PLAIN = {name: dtype for name, dtype in _DTYPES.items() if name not in ("cat", "num")}
 _STEPS = ("page", "position")
@@ -89,6 +91,7 @@ class SampleBatch:
     arm: NDArray[np.uint8]  # (B,) index into events.ARMS
     origin_ms: NDArray[np.int64]  # (B,) wall time at which the labelling action was sent, 0 when none was
     policy: NDArray[np.uint8]  # (B,) code of the label policy that promised the label (millrace/labels)
+    user_missing: NDArray[np.uint8]  # (B,) bits of events.PROFILE_MISSING, WINDOWS_MISSING, NOT_READ; 0: all was there
 
     @classmethod
     def of_rows(
@@ -163,7 +166,7 @@ class SampleBatch:
         """
         raw = raw or b""
         try:
-            request, arrays = _read(raw) if raw[:2] == _START else _read_old(raw)
+            request, arrays = _read(raw) if raw[:2] in _STARTS else _read_old(raw)
             rows = len(arrays["label"])
             if any(len(a) != rows for a in arrays.values()):
                 raise ValueError("columns of unequal length")
@@ -188,9 +191,9 @@ class _Message(Struct, frozen=True, array_like=True):
 
 def _read(raw: bytes) -> tuple[list[str], dict[str, NDArray[Any]]]:
     found = _decoder.decode(raw)
-    arrays = {
-        name: np.frombuffer(column, dtype) for (name, dtype), column in zip(_PLAIN.items(), found.columns, strict=True)
-    }
+    names = [name for name in _PLAIN if name != "user_missing" or found.form != _WITHOUT_MISSING]
+    arrays = {name: np.frombuffer(column, _PLAIN[name]) for name, column in zip(names, found.columns, strict=True)}
+    arrays.setdefault("user_missing", np.zeros(len(arrays["page"]), np.uint8))
     for name in _STEPS:
         arrays[name] = np.cumsum(arrays[name], dtype=np.int32)
     page, pages = arrays["page"], len(found.request)
@@ -213,8 +216,10 @@ def _read_old(raw: bytes) -> tuple[list[str], dict[str, NDArray[Any]]]:
     form, request, f, n, columns = _old_decoder.decode(raw)
     if form not in _OLD_FORMS:
         raise ValueError(f"form {form}")
+    lacking = {"user_missing": bytes(len(columns["kind"]))}
     if form == 1:  # before samples named their policy: it was to wait
-        columns = columns | {"policy": bytes(len(columns["kind"]))}
+        lacking["policy"] = lacking["user_missing"]
+    columns = columns | lacking
     arrays = {name: np.frombuffer(columns[name], dtype) for name, dtype in _DTYPES.items()}
     rows = len(arrays["label"])
     arrays["cat"] = arrays["cat"].reshape(rows, f)
