@@ -1,24 +1,26 @@
 # shell
-"""The contest behind ``millrace bench faust_tables``: a stream worker and its peer in turns, each with its own broker.
+"""A stream worker against a peer (:mod:`millrace.bench.faust_tables`) in turns, each with its own broker.
 
-Prints one line a turn: the contestant's name and its exposures/s, taken between 10% and 90% of its pages, so that
-neither start nor end counts.
+A turn's figure is exposures/s between 10% and 90% of its pages, so that neither start nor end counts.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
 from millrace.bench.faust_tables import PAGE, PARTITIONS, START_MS, STEP_MS, pages
+from millrace.bench.runner import Figure, Say, figure
 from millrace.contracts.clock import EventClock
-from millrace.contracts.errors import MillraceError, ServiceError
+from millrace.contracts.errors import ServiceError
 from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from millrace.processes.kafka import create_topics, make_producer, wait_for_broker
@@ -70,20 +72,19 @@ def exposures_a_second(
 
 def watch(child: subprocess.Popen[bytes], port: int, count: int, patience_s: float) -> float:
     """Exposures a second between 10% and 90% of ``count`` pages, from the child's own counter."""
-    seen: list[tuple[float, float]] = []
+    seen = [(time.monotonic(), 0.0)]  # the last look at which there was nothing, then each that found more
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline and child.poll() is None:
         time.sleep(0.1)
         done = pages_done(port)
-        if done and (not seen or done > seen[-1][1]):
+        if done > seen[-1][1]:
             seen.append((time.monotonic(), done))
+        elif len(seen) == 1:
+            seen = [(time.monotonic(), 0.0)]
         if done >= count:
             times, marks = zip(*seen, strict=True)
-            first, last = max(0.1 * count, marks[0]), max(0.9 * count, marks[0])
-            took = float(np.interp(last, marks, times) - np.interp(first, marks, times))
-            if took > 0:
-                return float((last - first) * PAGE / took)
-            break
+            took = float(np.interp(0.9 * count, marks, times) - np.interp(0.1 * count, marks, times))
+            return 0.8 * count * PAGE / took
     raise ServiceError(f"a contestant took {seen[-1:]} of {count} pages", "see contestant.log in the out folder")
 
 
@@ -97,17 +98,26 @@ def pages_done(port: int) -> float:
     return float(line.rsplit(" ", 1)[1])
 
 
-def main(out: Path, rounds: int = ROUNDS) -> None:
+def run(out: Path, say: Say, ours: int = OURS, peer: int = PEER, rounds: int = ROUNDS) -> list[Figure]:
+    """``kafka_worker``: the median of exposures/s of one stream worker, its ratio to ``faust_tables`` measured in turns
+    with it. ``turns.json`` in the folder has each turn as soon as it ends.
+
+    Args:
+        ours: pages of the worker.
+        peer: pages of its peer.
+
+    Raises:
+        ServiceError: broker, Redis or a contestant did not start, or a contestant did not take all its pages in time.
+    """
+    rates: dict[str, list[float]] = {"kafka_worker": [], "faust_tables": []}
     for number in range(rounds):
-        folder = out / str(number)
-        ours = exposures_a_second(folder / "ours", ["-m", "millrace", "stream"], OURS, True)
-        print("kafka_worker", ours, flush=True)
-        peer = exposures_a_second(folder / "peer", ["-m", "millrace.bench.faust_tables"], PEER, False)
-        print("faust_tables", peer, flush=True)
-
-
-if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]))
-    except MillraceError as error:
-        sys.exit(f"millrace: {error}")
+        for name, argv, count in (
+            ("kafka_worker", ["-m", "millrace", "stream"], ours),
+            ("faust_tables", ["-m", "millrace.bench.faust_tables"], peer),
+        ):
+            rate = exposures_a_second(out / str(number) / name, argv, count, impressions=name == "kafka_worker")
+            rates[name].append(rate)
+            (out / "turns.json").write_text(json.dumps(rates) + "\n", encoding="utf-8")
+            say(f"{name}: {rate:,.0f} exposures/s")
+    value, other = (median(found) for found in rates.values())
+    return [figure("kafka_worker", value, "exposures/s", "faust_tables", value / other)]

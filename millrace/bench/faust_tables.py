@@ -2,27 +2,23 @@
 """Through Kafka: one Millrace stream worker against one Faust agent that keeps its counts in Faust Tables.
 
 Both read the same pages of 20 exposures with one click a page, preloaded into a broker of their own, in a process of
-their own, taking turns. The peer is what the Faust guide leads to, and does less: it counts exposures and clicks a day
-of the user, the item and the category in tumbling windows (hopping ones would write each event into every overlapping
-window), keeps no other windows, joins no labels, needs no impressions, emits nothing but its changelogs. Millrace reads
-the impressions too, keeps six windows of four keys, joins, emits samples, publishes to Redis and writes checkpoints.
+their own, taking turns (:mod:`millrace.bench.contest`). The peer is what the Faust guide leads to, and does less: it
+counts exposures and clicks a day of the user, the item and the category in tumbling windows (hopping ones would write
+each event into every overlapping window), keeps no other windows, joins no labels, needs no impressions, emits nothing
+but its changelogs. Millrace reads the impressions too, keeps six windows of four keys, joins, emits samples, publishes
+to Redis and writes checkpoints.
 
 The rate is taken between 10% and 90% of the exposures, so that neither start nor end counts.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from statistics import median
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from millrace.contracts.errors import ServiceError
 from millrace.contracts.events import Click, Exposure, Impression, key_of, to_json, to_msgpack
 from millrace.contracts.hashing import kafka_partition
 from millrace.contracts.schema import shop_schema
@@ -35,8 +31,6 @@ START_MS = 1_700_000_000_000
 STEP_MS = 2000  # event time between pages
 PARTITIONS = 4
 DAY_S = 86_400
-
-Say = Callable[[str], None]
 
 
 def pages(count: int) -> Iterator[tuple[int, bytes, bytes, bytes]]:
@@ -120,33 +114,6 @@ def peer(settings: Settings) -> None:
 
     serve_metrics("peer", settings.metrics_port)
     faust.Worker(app, loglevel="ERROR").execute_from_commandline()
-
-
-def run(out_dir: Path, progress: Say) -> list[dict[str, Any]]:
-    """``kafka_worker``: exposures/s of one stream worker, its ratio to ``faust_tables`` measured in turns with it.
-
-    ``millrace.bench.contest`` starts brokers and contestants; it tells one rate a line.
-    """
-    rates: dict[str, list[float]] = {"kafka_worker": [], "faust_tables": []}
-    argv = [sys.executable, "-m", "millrace.bench.contest", str(out_dir / "kafka_worker")]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as program:
-        assert program.stdout is not None
-        for line in program.stdout:
-            name, rate = line.split()
-            rates[name].append(float(rate))
-            progress(f"{name}: {rates[name][-1]:,.0f} exposures/s")
-    if program.returncode:
-        raise ServiceError(f"the contest ended with status {program.returncode}", f"see the logs in '{out_dir}'")
-    value, other = median(rates["kafka_worker"]), median(rates["faust_tables"])
-    return [
-        {
-            "name": "kafka_worker",
-            "value": value,
-            "unit": "exposures/s",
-            "against": "faust_tables",
-            "ratio": value / other,
-        }
-    ]
 
 
 if __name__ == "__main__":

@@ -390,10 +390,10 @@ def fastest_products() -> str:
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
 
 
-def run(out_dir: Path, progress: Say) -> Measurements:
-    """The figures of ``millrace bench learner``."""
+def run(out_dir: Path, progress: Say) -> Iterator[dict[str, Any]]:
+    """The figures of ``millrace bench learner``, each part's when it is done."""
     with threads(1):
         data, test = Data(ROWS, 0), Data(20_000, 1)
-        figures = wide_deep(data, test, fastest_products(), progress)
-        figures += wide_resnet(data, test, progress)
-        return figures + scaling(progress)
+        yield from wide_deep(data, test, fastest_products(), progress)
+        yield from wide_resnet(data, test, progress)
+        yield from scaling(progress)

@@ -29,8 +29,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from millrace.bench.runner import BenchError
-from millrace.bench.stream import figure
+from millrace.bench import runner
+from millrace.bench.runner import BenchError, figure
 from millrace.processes.spawn import spawn
 
 MINUTES = 15.0
@@ -45,7 +45,7 @@ Say = Callable[[str], None]
 Report = Mapping[str, Any]
 
 
-def run(out_dir: Path, progress: Say = print, minutes: float = MINUTES) -> list[dict[str, Any]]:
+def run(out_dir: Path, progress: Say = print, minutes: float = MINUTES) -> list[runner.Figure]:
     """The figures of one run, and its report and logs in ``out_dir``.
 
     Raises:
@@ -81,7 +81,7 @@ def play(out_dir: Path, minutes: float, progress: Say) -> Report:
     return report
 
 
-def measure(report: Report) -> list[dict[str, Any]]:
+def measure(report: Report) -> list[runner.Figure]:
     """The figures of a demo's report; one that was not measured is left out."""
     later = [m for m in report["minutes"] if m["arm"] == "model" and m["minute"] >= OPENING_MINUTES]
     clicks, predicted, expected, twin = (

@@ -54,6 +54,9 @@ class BenchError(MillraceError):
 def bench(name: str, out: Path, say: Say = print) -> list[Figure]:
     """Runs the benchmark ``name``, writes ``out/report.json`` and ``out/run.json``, and returns the figures.
 
+    A benchmark of several parts yields its figures, and each is written as soon as it was measured: if a later part
+    fails, ``report.json`` has those before it, and there is no ``run.json``.
+
     Raises:
         SettingError: there is no such benchmark.
         BenchError: it cannot run here.
@@ -62,9 +65,12 @@ def bench(name: str, out: Path, say: Say = print) -> list[Figure]:
         raise SettingError(f"there is no benchmark '{name}'", f"choose one of {', '.join(BENCHMARKS)}")
     module = importlib.import_module(f"millrace.bench.{name}")
     out.mkdir(parents=True, exist_ok=True)
+    (out / "run.json").unlink(missing_ok=True)
     started = time.time()
-    figures: list[Figure] = module.run(out, say)
-    _write(out / "report.json", figures)
+    figures: list[Figure] = []
+    for found in module.run(out, say):
+        figures.append(found)
+        _write(out / "report.json", figures)
     _write(
         out / "run.json",
         {

@@ -16,9 +16,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from millrace.bench.stream import HOUR, OFTEN, PAGE, T0, TAKE, figure, history, make
+from millrace.bench.runner import Figure, figure
+from millrace.bench.stream import HOUR, OFTEN, PAGE, T0, TAKE, history, make
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.processes.memory import measured_bytes
@@ -64,7 +64,7 @@ class Shop:
         self.partition.changes()
 
 
-def run(out_dir: Path, progress: Say = print) -> list[dict[str, Any]]:
+def run(out_dir: Path, progress: Say = print) -> list[Figure]:
     """Memory in the first and last quarter of the day, and what there was to hold."""
     shop = Shop(shop_schema(), EXPOSURES // HOURS // PAGE, USERS, ITEMS)
     days = shop.schema.windows.days[-1] + 1

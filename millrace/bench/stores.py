@@ -12,23 +12,23 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from millrace.bench import broker, checkpoints, deltabytes, restart, tables, wirebytes
-from millrace.bench.stream import figure
+from millrace.bench.runner import Figure, figure
 
 Say = Callable[[str], None]
-Figures = list[dict[str, Any]]
+Figures = list[Figure]
 
 LARGE_PAGE = 600
 
 
-def run(out_dir: Path, progress: Say = print) -> Figures:
-    """All figures. What a figure is held against, where nothing was measured beside it, is in docs/results.md."""
+def run(out_dir: Path, progress: Say = print) -> Iterator[Figure]:
+    """All figures, each part's when it is done. What a figure is held against, where nothing was measured beside it, is
+    in docs/results.md."""
     details: dict[str, Any] = {}
-    figures: Figures = []
     parts: list[tuple[str, Callable[[Say], tuple[Figures, Any]]]] = [
         ("checkpoints", _checkpoints),
         ("bytes on Kafka", _kafka),
@@ -40,10 +40,9 @@ def run(out_dir: Path, progress: Say = print) -> Figures:
     for number, (name, measure) in enumerate(parts, 1):
         progress(f"{number} of {len(parts)}: {name}")
         found, about = measure(progress)
-        figures += found
         details[name] = about
         (out_dir / "details.json").write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
-    return figures
+        yield from found
 
 
 def _checkpoints(progress: Say) -> tuple[Figures, Any]:

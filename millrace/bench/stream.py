@@ -19,17 +19,18 @@ import gc
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.bench import faust_tables
+from millrace.bench import contest
 from millrace.bench.reference import ReferencePartition
+from millrace.bench.runner import Figure, Say, figure
 from millrace.contracts.events import Click, Exposure, Impression, Purchase, to_json
 from millrace.contracts.hashing import column_hash, combine
 from millrace.contracts.impressions import decode_impression, impression_bytes
@@ -49,21 +50,25 @@ USERS, ITEMS, PER_CATEGORY = 4_000, 5_000, 84
 HISTORY_DAYS = 7
 CHUNK = 8_192  # rows at a time in which replay reads the windows
 REFERENCE_EVERY = 10  # the reference gets every tenth page and a tenth of users and items: the same density
-PASSES = 3
 TAKE = 500  # messages at a time, as the worker does
 OFTEN = 5  # ``core_published_often`` packs changes every so many takes, some fifteen times as often as the worker would
 T0 = 20_000 * 86_400_000
 HOUR = 3_600_000
 
-Say = Callable[[str], None]
-Measurements = list[dict[str, Any]]
 Columns = tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint8]]
 
 
-def figure(
-    name: str, value: float, unit: str, against: str | None = None, ratio: float | None = None
-) -> dict[str, Any]:
-    return {"name": name, "value": value, "unit": unit, "against": against, "ratio": ratio}
+class Size(NamedTuple):
+    """How much is measured. What a figure's name says, such as a million keys, is of the default size."""
+
+    pages: int = PAGES
+    passes: int = 3
+    keys: int = 1_000_000  # many; a hundredth are few
+    events: int = 10_000_000  # of a month
+    tile_events: int = 200_000
+    ours: int = contest.OURS  # pages of the worker on Kafka
+    peer: int = contest.PEER
+    rounds: int = contest.ROUNDS
 
 
 @dataclass
@@ -201,13 +206,13 @@ def take_all(partition: Partition, messages: Sequence[Message], often: int | Non
     return made + (0 if output.samples is None else len(output.samples))
 
 
-def core(say: Say) -> Measurements:
+def core(say: Say, size: Size) -> list[Figure]:
     schema, policy = shop_schema(), Policy.of(Settings())
-    stream = make(schema, PAGES, USERS, ITEMS, CORE_HOURS, seed=1)
+    stream = make(schema, size.pages, USERS, ITEMS, CORE_HOURS, seed=1)
     per_week = int(stream.exposures * 24 / CORE_HOURS) * HISTORY_DAYS
     past = history(schema, per_week, USERS, ITEMS, seed=9)
     small = (USERS // REFERENCE_EVERY, ITEMS // REFERENCE_EVERY)
-    few = make(schema, PAGES // REFERENCE_EVERY, *small, CORE_HOURS, seed=1)
+    few = make(schema, size.pages // REFERENCE_EVERY, *small, CORE_HOURS, seed=1)
     few_past = history(schema, per_week // REFERENCE_EVERY, *small, seed=9)
     week = TileStore(schema.windows.days, len(schema.windows.actions))
     week.add(*past)
@@ -247,8 +252,8 @@ def core(say: Say) -> Measurements:
     fast()  # compiles
     calm_collector()  # as the worker does; it also sets the messages aside, which are the benchmark's, not the core's
     best, best_cpu, best_slow, best_often = (float("inf"), float("inf")), float("inf"), float("inf"), float("inf")
-    for turn in range(PASSES):
-        say(f"core and reference, pass {turn + 1} of {PASSES}")
+    for turn in range(size.passes):
+        say(f"core and reference, pass {turn + 1} of {size.passes}")
         for _ in range(2):
             gc.collect()
             joined, read, cpu = fast()
@@ -270,7 +275,7 @@ def core(say: Say) -> Measurements:
     ]
 
 
-def key_scaling(say: Say) -> Measurements:
+def key_scaling(say: Say, size: Size) -> list[Figure]:
     """The same pages through two partitions, whose keys are drawn from 10 thousand and from a million, alternating.
 
     Without publishing: what that costs depends on how many different keys changed, not on how many there are. Two hours
@@ -278,28 +283,28 @@ def key_scaling(say: Say) -> Measurements:
     """
     schema, policy = shop_schema(), Policy.of(Settings())
     windows = schema.windows
-    stream = make(schema, 3_000, 2_000, 5_000, 2, seed=2, start_ms=T0 + 3 * 24 * HOUR)
+    stream = make(schema, size.pages * 3 // 10, 2_000, 5_000, 2, seed=2, start_ms=T0 + 3 * 24 * HOUR)
     rng = np.random.default_rng(3)
     cases = {}
-    for size in (10_000, 1_000_000):
-        pool = column_hash(np.arange(size))
+    for count in (size.keys // 100, size.keys):
+        pool = column_hash(np.arange(count))
         store = TileStore(windows.days, len(windows.actions))
         for hour in (0, 24, 48, 71, 72, 73, 74):  # every key has the tiles that the pages will count in
-            store.add(pool, np.full(size, T0 + hour * HOUR), np.zeros(size, np.uint8))
+            store.add(pool, np.full(count, T0 + hour * HOUR), np.zeros(count, np.uint8))
         store.sweep(T0 + 74 * HOUR, 0.0, 1.0)  # a partition that begins sweeps once: it finds nothing left to do
         messages = []
         for m in stream.messages:
             raw = m.raw
             if m.topic == IMPRESSIONS:
                 served = decode_impression(raw)
-                keys = pool[rng.integers(0, size, (len(served.items), schema.layout.K))]
+                keys = pool[rng.integers(0, count, (len(served.items), schema.layout.K))]
                 raw = impression_bytes(msgspec.structs.replace(served, keys=keys.astype("<u8").tobytes()))
             messages.append(m._replace(raw=raw))
-        cases[size] = (store.snapshot(), messages)
+        cases[count] = (store.snapshot(), messages)
     best = dict.fromkeys(cases, float("inf"))
-    for turn in range(2 * PASSES):
-        say(f"keys, pass {turn + 1} of {2 * PASSES}")
-        for size, (tiles, messages) in cases.items():
+    for turn in range(2 * size.passes):
+        say(f"keys, pass {turn + 1} of {2 * size.passes}")
+        for count, (tiles, messages) in cases.items():
             partition = Partition(0, schema, policy)
             partition._tiles.resume(tiles)
             partition._tiles.add(np.ones(1, np.uint64), np.array([T0 + 72 * HOUR]), np.zeros(1, np.uint8))  # makes room
@@ -307,12 +312,12 @@ def key_scaling(say: Say) -> Measurements:
             started = time.perf_counter()
             for start in range(0, len(messages), TAKE):
                 partition.take(messages[start : start + TAKE], 1 << 60)
-            best[size] = min(best[size], time.perf_counter() - started)
-    few, many = (best[size] / stream.exposures * 1e6 for size in cases)
+            best[count] = min(best[count], time.perf_counter() - started)
+    few, many = (best[count] / stream.exposures * 1e6 for count in cases)
     return [figure("key_scaling", many / few, "time/time", "10 thousand keys", many / few)]
 
 
-def tile_scaling(say: Say) -> Measurements:
+def tile_scaling(say: Say, size: Size) -> list[Figure]:
     """CPU time of :meth:`TileStore.add` an event, at a million keys over that at 10 thousand: hashing, look-up, tile
     creation, merging and growth included, publishing not.
 
@@ -323,19 +328,19 @@ def tile_scaling(say: Say) -> Measurements:
     what belongs to 10 thousand keys fits into the processor's caches.
     """
     windows = shop_schema().windows
-    n, width, batch = 200_000, 4, 2_000
+    n, width, batch = size.tile_events, 4, 2_000
     out = []
     for name, power in (("popular", 3), ("uniform", 1)):
-        times: dict[int, list[float]] = {10_000: [], 1_000_000: []}
-        for turn in range(PASSES):
-            say(f"tiles of {name} keys, pass {turn + 1} of {PASSES}")
-            for size, hours in ((10_000, 200), (1_000_000, 2)):
+        times: dict[int, list[float]] = {size.keys // 100: [], size.keys: []}
+        for turn in range(size.passes):
+            say(f"tiles of {name} keys, pass {turn + 1} of {size.passes}")
+            for count, hours in ((size.keys // 100, 200), (size.keys, 2)):
                 rng = np.random.default_rng(11)
-                pool = column_hash(np.arange(size))
+                pool = column_hash(np.arange(count))
                 store = TileStore(windows.days, len(windows.actions))
                 for day in range(2):
-                    store.add(pool, np.full(size, T0 - day * 24 * HOUR), np.zeros(size, np.uint8))
-                keys = pool[(size * rng.random((n, width)) ** power).astype(np.int64)]
+                    store.add(pool, np.full(count, T0 - day * 24 * HOUR), np.zeros(count, np.uint8))
+                keys = pool[(count * rng.random((n, width)) ** power).astype(np.int64)]
                 ts = T0 + HOUR + np.sort(rng.integers(0, hours * HOUR, n))
                 action = rng.integers(0, 2, n)
                 gc.collect()
@@ -343,7 +348,7 @@ def tile_scaling(say: Say) -> Measurements:
                 for start in range(0, n, batch):
                     part = slice(start, start + batch)
                     store.add(keys[part], ts[part], action[part])
-                times[size].append((time.process_time() - started) / n / width * 1e9)
+                times[count].append((time.process_time() - started) / n / width * 1e9)
         few, many = (float(np.median(t)) for t in times.values())
         out.append(figure(f"tile_scaling_{name}", many / few, "time/time", "10 thousand keys", many / few))
         out.append(figure(f"tile_ns_{name}", many, "ns of CPU a key and event at a million keys"))
@@ -365,14 +370,14 @@ def month(keys: NDArray[np.uint64], events: int, seed: int) -> TileStore:
     return store
 
 
-def bytes_per_key(say: Say) -> Measurements:
+def bytes_per_key(say: Say, size: Size) -> list[Figure]:
     """Everything allocated over active keys: a million by popularity; keys with an event in each hour of 30 days."""
     say("bytes a key")
-    store = month(column_hash(np.arange(1_000_000)), 10_000_000, seed=4)
+    store = month(column_hash(np.arange(size.keys)), size.events, seed=4)
     usual = store.nbytes / len(store)
     windows = shop_schema().windows
     full = TileStore(windows.days, len(windows.actions))
-    keys = column_hash(np.arange(20_000))
+    keys = column_hash(np.arange(size.keys // 50))
     for hour in range(30 * 24):
         full.add(keys, np.full(len(keys), T0 + hour * HOUR), np.zeros(len(keys), np.uint8))
     return [
@@ -381,21 +386,21 @@ def bytes_per_key(say: Say) -> Measurements:
     ]
 
 
-def checkpoints(say: Say) -> Measurements:
+def checkpoints(say: Say, size: Size) -> list[Figure]:
     """A partition with a million keys and an hour of pages: freeze (holds the loop up), write in a thread, recover.
 
     These are whole states. What a checkpoint costs between two of them: :mod:`millrace.bench.checkpoints`."""
     schema, policy = shop_schema(), Policy.of(Settings())
     partition = Partition(0, schema, policy)
-    pages = make(schema, 2000, 20_000, 50_000, 0.4, seed=5, start_ms=T0 + 30 * 24 * HOUR)
-    partition._tiles = month(column_hash(np.arange(1_000_000)), 10_000_000, seed=6)
+    pages = make(schema, size.pages // 5, 20_000, 50_000, 0.4, seed=5, start_ms=T0 + 30 * 24 * HOUR)
+    partition._tiles = month(column_hash(np.arange(size.keys)), size.events, seed=6)
     partition.take(pages.messages, 1 << 60)
     frozen_s = write_s = read_s = float("inf")
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore(folder)
         line = store.load(Partition(0, schema, policy)).line
-        for turn in range(PASSES):
-            say(f"checkpoint, pass {turn + 1} of {PASSES}")
+        for turn in range(size.passes):
+            say(f"checkpoint, pass {turn + 1} of {size.passes}")
             started = time.perf_counter()
             frozen = partition.snapshot()
             frozen_s = min(frozen_s, time.perf_counter() - started)
@@ -407,22 +412,18 @@ def checkpoints(say: Say) -> Measurements:
             again = store.load(Partition(0, schema, policy)).partition
             read_s = min(read_s, time.perf_counter() - started)
         assert again.window_keys == partition.window_keys
-        size = line.base_bytes
+        base_bytes = line.base_bytes
     return [
         figure("checkpoint_seconds", write_s, "s", "2 s", write_s / 2),
         figure("checkpoint_holds_up_seconds", frozen_s, "s"),
         figure("recovery_seconds", read_s, "s", "5 s", read_s / 5),
-        figure("checkpoint_bytes", size, "bytes"),
+        figure("checkpoint_bytes", base_bytes, "bytes"),
     ]
 
 
-def run(out_dir: Path, progress: Say = print) -> Measurements:
-    """All figures of the core, then those of a worker on Kafka."""
-    figures = [
-        *core(progress),
-        *key_scaling(progress),
-        *tile_scaling(progress),
-        *bytes_per_key(progress),
-        *checkpoints(progress),
-    ]
-    return [*figures, *faust_tables.run(out_dir, progress)]
+def run(out_dir: Path, progress: Say = print, size: Size | None = None) -> Iterator[Figure]:
+    """All figures of the core, then those of a worker on Kafka; each part's when it is done."""
+    size = size or Size()
+    for part in (core, key_scaling, tile_scaling, bytes_per_key, checkpoints):
+        yield from part(progress, size)
+    yield from contest.run(out_dir / "kafka_worker", progress, size.ours, size.peer, size.rounds)
