@@ -94,6 +94,28 @@ def test_an_event_is_never_before_its_page() -> None:
     assert (late.ts_ms, late.position, late.item_id) == (9_000, 2, "i2")
 
 
+def test_an_event_of_an_earlier_time_has_it() -> None:
+    seen, bought = (
+        exposure_of(PAGE, None, None, "e", 9_000, 6_000),
+        action_of("purchase", PAGE, "i2", "e", 9_000, 7_000),
+    )
+    assert seen is not None
+    assert bought is not None
+    assert (seen.ts_ms, seen.sent_ms, bought.ts_ms) == (6_000, 9_000, 7_000)
+    made = 1_772_414_000_000
+    for ts_ms in (made - 120_000, made // 1000):  # another page's, or in seconds
+        with pytest.raises(BadRequest, match="before its page"):
+            action_of("click", Page("r1", "u1", PAGE.items, ts_ms=made), "i2", "e", made, ts_ms)
+    with FakeMillrace() as shop:
+        shop.put_items([Item("a", {})])
+        page = shop.recommend("u1")
+        shop.exposure(page, ts_ms=page.ts_ms + 1)
+        for n, report in enumerate((shop.click, shop.collect, shop.cart, shop.purchase)):
+            report(page, "a", ts_ms=page.ts_ms + 2 + n)
+        shop.flush()
+        assert [event.ts_ms - page.ts_ms for event in shop.events] == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("shown", [[5], [-1], [0, 0], [PlacedItem("other", 1)]])
 def test_what_is_not_on_the_page_is_said_at_once(shown: list[int]) -> None:
     with pytest.raises(NotOnPage):
@@ -411,11 +433,12 @@ def test_the_async_client_does_the_same() -> None:
             shop.server.fail(429, times=2, path="/events")
             assert await shop.exposure(page)
             for report in (shop.click, shop.collect, shop.cart, shop.purchase):
-                assert await report(page, "a")
+                assert await report(page, "a", ts_ms=page.ts_ms + 5)
             await shop.flush()
             assert [getattr(event, "type", "exposure") for event in shop.server.events] == [
                 *("exposure", "click", "collect", "cart", "purchase")
             ]
+            assert {event.ts_ms for event in shop.server.events[1:]} == {page.ts_ms + 5}
             with pytest.raises(NotOnPage):
                 await shop.click(page, "b")
             assert (await shop.delete_item("a")).kept == (await shop.delete_user("u1")).kept == 1

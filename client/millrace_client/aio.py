@@ -140,25 +140,27 @@ class AsyncMillrace:
 
     # -- events ----------------------------------------------------------------------------------------------------
 
-    async def exposure(self, page: Page, shown: Shown | None = None, *, at: int | None = None) -> bool:
+    async def exposure(
+        self, page: Page, shown: Shown | None = None, *, at: int | None = None, ts_ms: int | None = None
+    ) -> bool:
         """Reports what was seen of a page, as ``Millrace.exposure``."""
-        return await self._enqueue(exposure_of(page, shown, at, uuid.uuid4().hex, _now_ms()))
+        return await self._enqueue(exposure_of(page, shown, at, uuid.uuid4().hex, _now_ms(), ts_ms))
 
-    async def click(self, page: Page, item: PlacedItem | Id) -> bool:
+    async def click(self, page: Page, item: PlacedItem | Id, *, ts_ms: int | None = None) -> bool:
         """Reports a click on an item of a page, or on the item with this id."""
-        return await self._act("click", page, item)
+        return await self._act("click", page, item, ts_ms)
 
-    async def collect(self, page: Page, item: PlacedItem | Id) -> bool:
+    async def collect(self, page: Page, item: PlacedItem | Id, *, ts_ms: int | None = None) -> bool:
         """Reports that an item was put on a wish list."""
-        return await self._act("collect", page, item)
+        return await self._act("collect", page, item, ts_ms)
 
-    async def cart(self, page: Page, item: PlacedItem | Id) -> bool:
+    async def cart(self, page: Page, item: PlacedItem | Id, *, ts_ms: int | None = None) -> bool:
         """Reports that an item was put into the cart."""
-        return await self._act("cart", page, item)
+        return await self._act("cart", page, item, ts_ms)
 
-    async def purchase(self, page: Page, item: PlacedItem | Id) -> bool:
+    async def purchase(self, page: Page, item: PlacedItem | Id, *, ts_ms: int | None = None) -> bool:
         """Reports that an item was bought."""
-        return await self._act("purchase", page, item)
+        return await self._act("purchase", page, item, ts_ms)
 
     @property
     def waiting(self) -> int:
@@ -226,8 +228,8 @@ class AsyncMillrace:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    async def _act(self, name: ActionName, page: Page, item: PlacedItem | Id) -> bool:
-        return await self._enqueue(action_of(name, page, item, uuid.uuid4().hex, _now_ms()))
+    async def _act(self, name: ActionName, page: Page, item: PlacedItem | Id, ts_ms: int | None) -> bool:
+        return await self._enqueue(action_of(name, page, item, uuid.uuid4().hex, _now_ms(), ts_ms))
 
     async def _enqueue(self, event: Event | None) -> bool:
         if event is None:

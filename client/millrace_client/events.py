@@ -9,21 +9,26 @@
     shown=[2, 0, 3]              items [c, a, d], slots [2, 0, 3]    moved and left out: each is named by its position
     shown=[1, 2], at=0           items [b, c], slots [1, 2]          a was left out, b moved up into its place
 
-An event's time is the client's clock, but never before its page was made: two machines' clocks differ.
+An event's time is the one that is given, else the client's clock, but never before its page was made: two machines'
+clocks differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from millrace_client.errors import NotOnPage
+from millrace_client.errors import BadRequest, NotOnPage
 from millrace_client.messages import Action, ActionName, Exposure, Id, Page, PlacedItem
 
+CLOCKS_MS = 60_000
+"""By how much two machines' clocks may differ: a time given for an event may be before its page by so much."""
 Shown = Iterable[PlacedItem | int]
 """Items of a page in the order shown, themselves or by their position."""
 
 
-def exposure_of(page: Page, shown: Shown | None, at: int | None, event_id: str, now_ms: int) -> Exposure | None:
+def exposure_of(
+    page: Page, shown: Shown | None, at: int | None, event_id: str, now_ms: int, ts_ms: int | None = None
+) -> Exposure | None:
     """What was seen of a page.
 
     Args:
@@ -31,12 +36,14 @@ def exposure_of(page: Page, shown: Shown | None, at: int | None, event_id: str, 
         at: the slot in which the first of them was shown. None: where the page put them if they follow one another
             there, else 0.
         event_id: names the event; sent twice, it counts once.
+        ts_ms: when it happened, in Unix ms of the event clock; None: now.
 
     Returns:
         None: there is nothing to report, because the page was made of lists or nothing of it was shown.
 
     Raises:
         NotOnPage: an item that the page does not have, or one that is named twice.
+        BadRequest: a time before the page was made.
     """
     placed = list(page.items) if shown is None else [_placed(page, one) for one in shown]
     places = [one.position for one in placed]
@@ -51,7 +58,7 @@ def exposure_of(page: Page, shown: Shown | None, at: int | None, event_id: str, 
     return Exposure(
         event_id,
         page.request_id,
-        max(now_ms, page.ts_ms),
+        _time(page, now_ms, ts_ms),
         page.user_id,
         [one.item_id for one in placed],
         first,
@@ -60,7 +67,9 @@ def exposure_of(page: Page, shown: Shown | None, at: int | None, event_id: str, 
     )
 
 
-def action_of(name: ActionName, page: Page, item: PlacedItem | Id, event_id: str, now_ms: int) -> Action | None:
+def action_of(
+    name: ActionName, page: Page, item: PlacedItem | Id, event_id: str, now_ms: int, ts_ms: int | None = None
+) -> Action | None:
     """What was done with an item of a page. ``item`` is the item of the page, or its id.
 
     Returns:
@@ -68,6 +77,7 @@ def action_of(name: ActionName, page: Page, item: PlacedItem | Id, event_id: str
 
     Raises:
         NotOnPage: the page does not have the item.
+        BadRequest: a time before the page was made.
     """
     found = page.find(item.item_id if isinstance(item, PlacedItem) else item)
     if found is None:
@@ -80,12 +90,21 @@ def action_of(name: ActionName, page: Page, item: PlacedItem | Id, event_id: str
         name,
         event_id,
         page.request_id,
-        max(now_ms, page.ts_ms),
+        _time(page, now_ms, ts_ms),
         page.user_id,
         found.item_id,
         found.position,
         now_ms,
     )
+
+
+def _time(page: Page, now_ms: int, ts_ms: int | None) -> int:
+    if ts_ms is not None and ts_ms < page.ts_ms - CLOCKS_MS:
+        raise BadRequest(
+            f"ts_ms {ts_ms} is before its page, which was made at {page.ts_ms}",
+            "give Unix milliseconds of the event clock, or leave it out",
+        )
+    return max(now_ms if ts_ms is None else ts_ms, page.ts_ms)
 
 
 def _placed(page: Page, one: PlacedItem | int) -> PlacedItem:

@@ -172,38 +172,42 @@ class Millrace:
 
     # -- events ----------------------------------------------------------------------------------------------------
 
-    def exposure(self, page: Page, shown: Shown | None = None, *, at: int | None = None) -> bool:
+    def exposure(
+        self, page: Page, shown: Shown | None = None, *, at: int | None = None, ts_ms: int | None = None
+    ) -> bool:
         """Reports what was seen of a page.
 
         Args:
             shown: items of the page, or their positions, in the order shown. None: all, as answered.
             at: the slot in which the first was shown. None: where the page put them if they follow one another there,
                 else 0.
+            ts_ms: when it was seen, in Unix ms of the event clock; None: now.
 
         Returns:
             Whether there was something to report. A page made of lists has nothing (``request_id`` is None).
 
         Raises:
             NotOnPage: an item that the page does not have.
+            BadRequest: ``ts_ms`` is before the page was made.
             QueueFull: with ``when_full="raise"``.
         """
-        return self._enqueue(exposure_of(page, shown, at, uuid.uuid4().hex, _now_ms()))
+        return self._enqueue(exposure_of(page, shown, at, uuid.uuid4().hex, _now_ms(), ts_ms))
 
-    def click(self, page: Page, item: PlacedItem | Id) -> bool:
+    def click(self, page: Page, item: PlacedItem | Id, *, ts_ms: int | None = None) -> bool:
         """Reports a click on an item of a page, or on the item with this id. As :meth:`exposure`."""
-        return self._act("click", page, item)
+        return self._act("click", page, item, ts_ms)
 
-    def collect(self, page: Page, item: PlacedItem | Id) -> bool:
+    def collect(self, page: Page, item: PlacedItem | Id, *, ts_ms: int | None = None) -> bool:
         """Reports that an item was put on a wish list. As :meth:`click`."""
-        return self._act("collect", page, item)
+        return self._act("collect", page, item, ts_ms)
 
-    def cart(self, page: Page, item: PlacedItem | Id) -> bool:
+    def cart(self, page: Page, item: PlacedItem | Id, *, ts_ms: int | None = None) -> bool:
         """Reports that an item was put into the cart. As :meth:`click`."""
-        return self._act("cart", page, item)
+        return self._act("cart", page, item, ts_ms)
 
-    def purchase(self, page: Page, item: PlacedItem | Id) -> bool:
+    def purchase(self, page: Page, item: PlacedItem | Id, *, ts_ms: int | None = None) -> bool:
         """Reports that an item was bought. As :meth:`click`."""
-        return self._act("purchase", page, item)
+        return self._act("purchase", page, item, ts_ms)
 
     @property
     def waiting(self) -> int:
@@ -276,8 +280,8 @@ class Millrace:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _act(self, name: ActionName, page: Page, item: PlacedItem | Id) -> bool:
-        return self._enqueue(action_of(name, page, item, uuid.uuid4().hex, _now_ms()))
+    def _act(self, name: ActionName, page: Page, item: PlacedItem | Id, ts_ms: int | None) -> bool:
+        return self._enqueue(action_of(name, page, item, uuid.uuid4().hex, _now_ms(), ts_ms))
 
     def _enqueue(self, event: Event | None) -> bool:
         if event is None:
