@@ -8,7 +8,7 @@
 
 A worker that comes no further with the versions for :data:`STUCK_LOOKS` looks, or answers none of them, is killed:
 it would keep all versions from being folded, and what is sent to it would pile up. One that ends again and again is
-started with growing pauses.
+started with growing pauses. A template that has ended is replaced at once, and its workers go on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 import structlog
 
-from millrace.contracts.errors import MillraceError, one_line
+from millrace.contracts.errors import MillraceError, ServiceError, one_line
 from millrace.contracts.settings import Settings
 from millrace.processes.shared import Region
 from scorer.acceptor import NOBODY
@@ -46,6 +46,8 @@ LOOK_SECONDS = 0.1
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 5.0
 SOUND_SECONDS = 10.0
 """A worker that ran for so long is started anew without a pause."""
+TEMPLATES = 3
+"""So many templates in a row that start no worker are too many: what is wrong is not theirs."""
 ASKERS, MOST_ASKED = 4, 64
 """Threads that answer what workers ask; questions that may wait for them, beyond which the answer is none."""
 MEASURE_SECONDS = 1.0
@@ -135,7 +137,7 @@ class Crew:
         """Starts the workers; the first one when the template has imported everything.
 
         Raises:
-            ServiceError: the template has ended, or the role ends.
+            ServiceError: several templates have ended, or the role ends.
         """
         for slot in range(self._settings.workers):
             self._begin(slot)
@@ -180,10 +182,8 @@ class Crew:
             return list(self._members.values())
 
     def _begin(self, slot: int) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            handles = Handles(theirs.fileno(), self._listener.fileno(), self.rings[slot].fd, self._shares.fd)
-            member = Member(slot, self._template.fork(slot, handles), time.monotonic())
+        ours, pid = self._fork(slot)
+        member = Member(slot, pid, time.monotonic())
         member.link = FeederLink(ours, lambda message: self._heard(member, message), lambda: self._gone(member))
         with self._lock:
             self._members[slot] = member
@@ -202,6 +202,21 @@ class Crew:
             member.link.start()
         if self._ending:  # it was not there when the others were told
             member.put(Packet("end"))
+
+    def _fork(self, slot: int) -> tuple[socket.socket, int]:
+        """Our end of a new worker's link, and its process id. A template that cannot start it is replaced."""
+        for left in reversed(range(TEMPLATES)):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                handles = Handles(theirs.fileno(), self._listener.fileno(), self.rings[slot].fd, self._shares.fd)
+                try:
+                    return ours, self._template.fork(slot, handles)
+                except ServiceError:
+                    ours.close()  # a worker that was started all the same sees it, and ends
+                    if not left:
+                        raise
+            self._template.renew()
+        raise AssertionError("unreachable")
 
     def _heard(self, member: Member, message: Message) -> None:
         member.unanswered = 0
@@ -256,6 +271,8 @@ class Crew:
             self._changed.wait(LOOK_SECONDS)
             self._changed.clear()
             try:
+                if self._template.lost:
+                    self._template.renew()
                 now = time.monotonic()
                 for slot, at in self._next_at.items():
                     if not self._ending and slot not in self._members and now >= at:
@@ -275,14 +292,6 @@ class Crew:
             self._meters.error("worker")
             log.error("no worker can be started: trying again", worker=slot, error=one_line(error))
             self._next_at[slot] = time.monotonic() + LONGEST_PAUSE_SECONDS
-            self._renew_template()
-
-    def _renew_template(self) -> None:
-        try:
-            self._template.close()
-            self._template = Template(self._settings, self._stop)
-        except OSError as error:
-            log.error("the template process cannot be started", error=one_line(error))
 
     def _look_at(self, member: Member) -> None:
         reached = self._host.behind(member)

@@ -10,7 +10,8 @@
 
 A worker so starts within milliseconds, and what they all have in memory is there once. The feeder itself cannot be
 forked: it has threads. One question is answered before the next one is asked. When the feeder ends, by whatever means,
-the template sees its socket close, and ends; workers see the same of their links.
+the template sees its socket close, and ends; workers see the same of their links. When the template ends, its workers
+go on, and the feeder starts another template (:meth:`Template.renew`).
 
 multiprocessing has a fork server too. It speaks pickle, and knows no listening sockets.
 """
@@ -29,9 +30,12 @@ import time
 from typing import NamedTuple
 
 import msgspec
+import structlog
 
 from millrace.contracts.errors import ServiceError
 from millrace.contracts.settings import Settings
+
+log = structlog.get_logger("scorer")
 
 _MOST = 1 << 16
 _encode, _decode = msgspec.msgpack.encode, msgspec.msgpack.decode
@@ -61,12 +65,34 @@ class Template:
     """
 
     def __init__(self, settings: Settings, stop: threading.Event) -> None:
-        self._stop, self._lock, self._warm = stop, threading.Lock(), False
+        self._settings, self._stop, self._lock = settings, stop, threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        self._warm = False
         self._socket, theirs = socket.socketpair()
         with theirs:
             argv = [sys.executable, "-m", "scorer.template", str(theirs.fileno())]
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),))
-        self._socket.sendall(_framed(_encode(settings)))
+        with contextlib.suppress(OSError):  # it has ended already: whoever asks it something is told
+            self._socket.sendall(_framed(_encode(self._settings)))
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has ended after it had started workers. One that ended before may never be of use."""
+        return self._warm and self._process.poll() is not None
+
+    def renew(self) -> None:
+        """Starts another template in place of this one, which has ended or does not answer. Its workers go on.
+
+        Raises:
+            OSError: no process can be started.
+        """
+        with self._lock:
+            self.close()
+            if not self._stop.is_set():
+                log.warning("the template process is of no use: another one is started", pid=self._process.pid)
+                self._start()
 
     def fork(self, number: int, handles: Handles) -> int:
         """Starts worker ``number``; its process id. The first call waits until all is imported.
@@ -104,8 +130,8 @@ class Template:
     def _answer(self, question: list[object], fds: list[int]) -> tuple[bytes, str]:
         """The answer; empty, and why, where there is none."""
         deadline = time.monotonic() + (ANSWER_SECONDS if self._warm else WARM_SECONDS)
-        self._socket.settimeout(LOOK_SECONDS)
         try:
+            self._socket.settimeout(LOOK_SECONDS)
             socket.send_fds(self._socket, [_encode(question)], fds)
             while time.monotonic() < deadline and not self._stop.is_set():
                 with contextlib.suppress(TimeoutError):

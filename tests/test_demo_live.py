@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
+from millrace.contracts.online import FILLED, filled_key
 from millrace.contracts.settings import Settings
 from millrace.demo.report import KEYS, missing_keys
 from millrace.demo.run import ROLES
-from tests.demo_process import demo_process, descendants, is_page
+from tests.demo_process import DemoProcess, demo_process, descendants, is_page
 from tests.test_deploy import exposed
 from tests.waiting import LONG
 
@@ -69,11 +75,37 @@ def test_a_demo_ends_by_itself_with_every_exposure_accounted_for_and_a_whole_rep
     assert set(report["metrics"]) == families
 
 
+def service(demo: DemoProcess, program: str) -> tuple[int, str]:
+    """The process of an embedded service, and its command line or title."""
+    for pid in descendants(demo.process.pid):
+        with suppress(OSError):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if program in line and "prctl" not in line:  # else it is only about to become it
+                return pid, line
+    return 0, ""
+
+
 @pytest.mark.long
-def test_kill_9_of_every_role_loses_nothing(tmp_path: Path) -> None:
+def test_kill_9_of_every_service_and_role_loses_nothing(tmp_path: Path) -> None:
     """Under a prefix too: topics without it are not there, so whoever leaves it out finds none."""
     with demo_process(tmp_path, env={"MILLRACE_PREFIX": "a-shop."}) as demo:
         demo.until_learning()
+        for program, name in (("redis-server", "redis"), ("millrace.broker", "broker")):
+            old, line = service(demo, program)
+            port = int(re.findall(r"127\.0\.0\.1:(\d+)|--port (\d+)", line)[0][program == "millrace.broker"])
+            os.kill(old, signal.SIGKILL)
+            demo.until(lambda p=program, o=old: service(demo, p)[0] not in (0, o), f"{name} is started again")  # type: ignore[misc]
+            assert f"the embedded {name} ended (status -9); it is started again" in demo.text()
+            if name == "redis":
+                with Redis("127.0.0.1", port, retry=Retry(NoBackoff(), 0)) as client:
+
+                    def filled(client: Redis = client) -> bool:
+                        marks = [f"a-shop.{filled_key(p)}" for p in range(Settings().partitions)]
+                        with suppress(RedisError):
+                            return client.mget(marks) == [FILLED] * len(marks)
+                        return False
+
+                    demo.until(filled, "the stream has filled the new Redis")
         for name in ROLES:
             victim = demo.role(name)
             os.kill(victim["pid"], signal.SIGKILL)

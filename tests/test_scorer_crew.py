@@ -19,7 +19,7 @@ from millrace.contracts.errors import ServiceError
 from millrace.contracts.settings import Settings
 from scorer import crew as crews
 from scorer import template as templates
-from scorer.crew import ASKERS, MOST_ASKED, STUCK_LOOKS, Crew, Member
+from scorer.crew import ASKERS, MOST_ASKED, STUCK_LOOKS, TEMPLATES, Crew, Member
 from scorer.figures import Sums
 from scorer.link import Closed, Inbox, Packet
 from scorer.meters import ScorerMeters
@@ -36,7 +36,13 @@ class Template:
     def __init__(self, *_: Any) -> None:
         self.ends: dict[int, socket.socket] = {}
         self.killed: list[int] = []
-        self.fails = self.closed = False
+        self.fails = self.lost = False
+        self.renewed, self.sound_after = 0, 1
+
+    def renew(self) -> None:
+        self.lost = False
+        self.renewed += 1
+        self.fails = self.fails and self.renewed < self.sound_after
 
     def fork(self, number: int, handles: Any) -> int:
         if self.fails:
@@ -53,9 +59,6 @@ class Template:
         self.killed.append(pid)
         self.ends.pop(pid).close()
         return True
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class Host:
@@ -185,6 +188,30 @@ def test_a_worker_of_a_template_that_is_no_more_is_killed_too(scene: Scene, monk
     scene.crew._template = old
     scene.crew._kill(silent)
     assert killed == [(silent.pid, signal.SIGKILL)] * 2
+
+
+def test_templates_that_end_while_a_worker_is_started_are_replaced_and_given_up_after_some() -> None:
+    for sound_after in (TEMPLATES - 1, TEMPLATES):
+        scene = Scene(1)
+        scene.template.fails, scene.template.sound_after = True, sound_after
+        if sound_after < TEMPLATES:
+            scene.crew._begin(0)
+            assert len(scene.members()) == 1
+        else:
+            with pytest.raises(ServiceError, match="the template has ended"):
+                scene.crew._begin(0)
+        assert scene.template.renewed == TEMPLATES - 1
+        scene.end()
+
+
+def test_a_template_that_has_ended_is_replaced_while_its_workers_go_on() -> None:
+    scene = Scene(1)
+    scene.crew.start()
+    before = scene.members()
+    scene.template.lost = True
+    until(lambda: scene.template.renewed == 1, "another template")
+    assert scene.members() == before
+    scene.end()
 
 
 def test_a_worker_that_ends_before_all_is_put_on_its_way_leaves_nothing_behind() -> None:

@@ -172,10 +172,10 @@ def test_killed_workers_and_a_killed_template_cost_no_log_and_the_figures_are_of
 
     template = shop.template
     os.kill(template, signal.SIGKILL)
+    until(lambda: children(shop.scorer.process.pid) not in ([], [template]), "another template")
     shop.asked(30)
     assert runs(second), "workers outlive the template"
     os.kill(second, signal.SIGKILL)
-    until(lambda: len(children(shop.scorer.process.pid)) == 1 and shop.template != template, "another template")
     until(lambda: len(shop.workers()) == 1, "and another worker of it")
     shop.asked(30)
     shop.learner.delta()
@@ -226,6 +226,15 @@ def test_a_worker_that_stands_still_is_replaced_and_the_versions_go_on(shop: Sho
     shop.ready()
     shop.serves(1)
     assert f"killed pid={first}" in " ".join(shop.scorer.log.read_text().split())
+
+
+def test_a_template_killed_while_it_starts_is_replaced(shop: Shop) -> None:
+    shop.scorer.process.send_signal(signal.SIGTERM)
+    assert shop.scorer.process.wait(PATIENCE) == 0
+    shop.scorer = Scorer(shop.settings, shop.scorer.log.parent)
+    until(lambda: bool(children(shop.scorer.process.pid)), "a template that has not imported anything yet")
+    os.kill(shop.template, signal.SIGKILL)
+    shop.ready()
 
 
 def test_a_scorer_that_is_told_to_end_while_it_starts_ends(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@
 
 A host has a folder, a supervisor of roles, a monitor with a thread of its own, and a view for the terminal. What a run
 does is the owner's: it calls :meth:`Host.wait`, which looks at everything a few times a second meanwhile. Roles and
-services are processes that cannot outlive this one.
+services are processes that cannot outlive this one. One that ends is started again. The broker then has its files.
+Redis is empty, and the stream fills it: the mark that says it was filled is gone with the rest.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ from millrace.processes.kafka import create_topics, wait_for_broker
 from millrace.processes.memory import resident
 from millrace.processes.role import last_figures
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis
-from millrace.processes.supervisor import Supervisor
+from millrace.processes.supervisor import Patience, Supervisor
 
 READY_SECONDS = 300.0
 """In a fresh clone, on a busy machine, the roles compile their kernels for a minute or two."""
 SLOW_SECONDS = 15.0
 """A start that takes longer is explained."""
 TICK_SECONDS = 0.25
-HEALTH_SECONDS = 5.0
+HEALTH_SECONDS = 0.5
+"""Between two looks at the services: all wait for one that died."""
 NAMED_SECONDS = 10.0
 """How long a broker or Redis that a setting names may take to answer; ``patience_seconds`` where that is less."""
 
@@ -58,8 +60,6 @@ class Host:
 
     name = "host"
     """Of this program among the processes whose memory is shown."""
-    health_seconds = HEALTH_SECONDS
-    """Between two looks at the services."""
 
     def __init__(
         self,
@@ -81,6 +81,8 @@ class Host:
         self.view = View(self.state, line_seconds=line_seconds)
         self._ports: Mapping[str, int] = {}
         self._health_at = 0.0
+        self._deaths: dict[str, list[float]] = {}
+        self._patience = Patience()
 
     # -- what is seen ----------------------------------------------------------------------------------------
 
@@ -107,23 +109,30 @@ class Host:
         """Looks at roles and services once and shows the state; called a few times a second.
 
         Raises:
-            ServiceError: a service has ended, or a role died so often that it is given up.
+            ServiceError: a role or service died so often that it is given up.
         """
         self.supervisor.poll()
         if time.monotonic() >= self._health_at:
-            self._health_at = time.monotonic() + self.health_seconds
+            self._health_at = time.monotonic() + HEALTH_SECONDS
             for service in self.services:
                 if service.process is not None and service.process.poll() is not None:
                     self.lost(service)
         self.view.tick()
 
     def lost(self, service: EmbeddedBroker | EmbeddedRedis) -> None:
-        """A service of ours has ended by itself.
+        """Starts a service of ours that ended again, at the address that everybody knows.
 
         Raises:
-            ServiceError: always; an owner that starts it again says so by another method of this name.
+            ServiceError: it ended too often in short succession, or does not start.
         """
-        service.check()
+        now = time.monotonic()
+        deaths = [at for at in self._deaths.get(service.name, []) if now - at < self._patience.within_seconds]
+        self._deaths[service.name] = [*deaths, now]
+        if len(deaths) + 1 >= self._patience.failures:
+            service.check()
+        status = service.process.returncode if service.process is not None else None
+        self.say(f"the embedded {service.name} ended (status {status}); it is started again")
+        service.again()
 
     def wait(self, until: Callable[[], bool], seconds: float, *, ends_early: bool = True) -> bool:
         """Watches until a condition holds (True), until the time is over, or until the end is asked for (False)."""

@@ -38,7 +38,6 @@ from millrace.loop.status import Shown
 from millrace.processes.profiles import check_whole
 from millrace.processes.role import calm_logs
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis
-from millrace.processes.supervisor import Patience
 from millrace.processes.tokens import Tokens, bearer, own_token
 from millrace.processes.wall import wall_ms
 from millrace.up import folder as folders
@@ -78,7 +77,6 @@ class Up(Host):
     """
 
     name = "up"
-    health_seconds = 0.5  # a broker that died is started again at once: everything waits for it
 
     def __init__(
         self, settings: Settings, options: UpOptions, folder: Path, ports: Ports, ending: threading.Event
@@ -91,8 +89,6 @@ class Up(Host):
         self.options, self.ports = options, ports
         self.ready = False
         self._looked_at = 0.0
-        self._deaths: dict[str, list[float]] = {}
-        self._patience = Patience()
 
     def open(self, stack: ExitStack) -> None:
         """Starts the services that no setting names."""
@@ -104,21 +100,6 @@ class Up(Host):
         if not settings.redis:
             redis = EmbeddedRedis(self.folder / "redis", self.ports.redis)
         self.start_services(stack, broker, redis)
-
-    def lost(self, service: EmbeddedBroker | EmbeddedRedis) -> None:
-        """Starts a service that ended again, at the address that everybody knows.
-
-        Raises:
-            ServiceError: it ended too often in short succession, or does not start.
-        """
-        now = time.monotonic()
-        deaths = [at for at in self._deaths.get(service.name, []) if now - at < self._patience.within_seconds]
-        self._deaths[service.name] = [*deaths, now]
-        if len(deaths) + 1 >= self._patience.failures:
-            service.check()
-        status = service.process.returncode if service.process is not None else None
-        self.say(f"the embedded {service.name} ended (status {status}); it is started again")
-        service.again()
 
     def start_roles(self) -> None:
         """Starts every role, and waits until each can work. The scorer is ready when there are items, which is yours.
