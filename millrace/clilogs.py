@@ -116,7 +116,7 @@ def guess(log: Path, *, out: Path | None = None) -> None:
 
 
 def experiment(
-    name: Literal["models", "rounds", "drift", "labels", "recall", "safety"],
+    name: Literal["models", "rounds", "drift", "labels", "recall", "safety", "shop"],
     log: Path | None = None,
     *,
     schema: Path | None = None,
@@ -133,10 +133,13 @@ def experiment(
     policies: list[str] | None = None,
     users: int | None = None,
     items: int | None = None,
+    hours: float | None = None,
+    guests: float | None = None,
+    pages: float | None = None,
     resume: bool = False,
     out: Path,
 ) -> None:
-    """Compare models, ways of keeping one up to date, drift detectors, label policies, recall, or try the gate.
+    """Compare models, ways of keeping one up to date, detectors, label policies, recall; try the gate; live long.
 
     Parameters
     ----------
@@ -146,10 +149,11 @@ def experiment(
         label policies at real speed, in worlds of several rates of traffic. It takes hours. recall: the recall that
         serves against the mixture before it, in closed loop and with the same luck, a simulated world for each seed.
         safety: what is served while samples and models are poisoned, and false refusals where nothing is wrong.
+        shop: a small shop by 'millrace up' at real speed, in which nothing is wrong; what the gate refuses there.
     log
         An exposure log (default: one that the simulator writes for this). For labels, one without action times: its
         clicks are given delays, and the last rows are the traffic. For safety, days in which nothing is wrong, besides
-        the simulated ones. Not for recall.
+        the simulated ones. Not for recall and shop.
     schema
         Schema of the log (default: the simulated shop's).
     simulated_days
@@ -178,9 +182,16 @@ def experiment(
     policies
         For labels: which to compare (default: all).
     users
-        For recall: shoppers of an average day (default: 1500).
+        For recall: shoppers of an average day (default: 1500). For shop: its users (default: 500).
     items
-        For recall: about how many items are on sale at a time (default: the simulated shop's own, some 6000).
+        For recall: about how many items are on sale at a time (default: the simulated shop's own, some 6000). For shop:
+        its items (default: 2000).
+    hours
+        For shop: how long visitors come (default: 2).
+    guests
+        For shop: share of visits by people whom the shop never named (default: 0.03).
+    pages
+        For shop: pages a second (default: 3).
     resume
         For labels and recall: keep the runs that OUT/runs.jsonl has, when they are of the same code and settings.
     out
@@ -195,6 +206,9 @@ def experiment(
 
     _no_flags(name, {"--cut": None if name == "rounds" else cut}, "it is for rounds")
     plan = load_schema(schema) if schema else shop_schema()
+    long = {"--hours": hours, "--guests": guests, "--pages": pages}
+    if name != "shop":
+        _no_flags(name, long, "it is for shop")
     if name == "labels":
         _no_flags(name, {"--users": users, "--items": items}, "it is for recall")
         _labels(log, plan, out, seeds, worlds, rates, rows, policies, resume)
@@ -206,6 +220,11 @@ def experiment(
         _recall(out, seed, seeds, users, items, resume)
         return
     _no_flags(name, given | {"--resume": resume or None}, "it is for labels")
+    if name == "shop":
+        given |= {"LOG": log, "--schema": schema, "--simulated-days": simulated_days, "--models": models}
+        _no_flags(name, given | {"--inputs": inputs}, "it is for other experiments")
+        _shop(out, seed=seed, users=users, items=items, hours=hours, guests=guests, pages_per_s=pages)
+        return
     if name == "safety":
         given = {"--models": models, "--inputs": inputs, "--users": users, "--items": items}
         _no_flags(name, given, "it is for other experiments")
@@ -498,6 +517,15 @@ def _recall(out: Path, seed: int, seeds: int, users: int | None, items: int | No
     given = {"users": users, "items": items}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     report = experiment_recall(out, seeds=range(seed, seed + seeds), resume=resume, **chosen)
+    say(report["verdict"])
+    print(f"report in {out}")
+
+
+def _shop(out: Path, **chosen: Any) -> None:
+    from millrace.bench.shop import Plan, experiment_shop
+    from millrace.reports import say
+
+    report = experiment_shop(out, Plan(**{name: value for name, value in chosen.items() if value is not None}))
     say(report["verdict"])
     print(f"report in {out}")
 

@@ -54,7 +54,7 @@ ROOMS: dict[str, set[str]] = {
     "up": {"contracts", "processes", "loop"},
     "demo": {"contracts", "labels", "reports", "versions", "processes", "learner", "simulator", "history", "loop"},
     "bench": {
-        *("contracts", "labels", "windows", "logs", "versions", "processes"),
+        *("contracts", "labels", "windows", "logs", "reports", "versions", "processes"),
         *("stream", "learner", "scorer", "simulator", "replay", "offline", "history", "repair", "loop", "up"),
     },
     "reference": {"contracts"},

@@ -23,6 +23,8 @@ SCHEMA = """\
 name = "own-shop"
 fields = [
   {name = "user_id", of = "user"},
+  {name = "country", of = "user"},
+  {name = "age", of = "user", kind = "numeric"},
   {name = "item_id", of = "item"},
   {name = "category", of = "item"},
   {name = "price", of = "item", kind = "numeric", transform = "log"},
@@ -31,10 +33,11 @@ fields = [
 days = [1, 7]
 keys = [{columns = ["item_id"]}, {columns = ["category"]}, {columns = ["user_id", "category"], parent = ["category"]}]
 """
-"""Ten lines."""
+"""Twelve lines. Country and age say nothing of a visitor's taste; a page that lacks its user lacks them."""
 
 CATEGORIES, LIKES = 20, 2
 LIKED, OTHER = 0.4, 0.02
+COUNTRIES = ("at", "ch", "de", "fr", "it")
 FIRST = 20
 """Items of a page that a visitor looks at."""
 
@@ -67,6 +70,10 @@ class Taste:
         self.likes = np.array([random.choice(CATEGORIES, LIKES, replace=False) for _ in range(visitors)])  # (v, LIKES)
         self._at = {item: n for n, item in enumerate(goods.ids)}
         self._cheap = goods.price <= np.median(goods.price)
+
+    def attributes(self, visitor: int) -> dict[str, Any]:
+        """What is sent of a visitor."""
+        return {"country": COUNTRIES[visitor % len(COUNTRIES)], "age": 18 + visitor * 7 % 60}
 
     def places(self, items: Sequence[str]) -> NDArray[np.intp]:
         """Where items stand in the catalogue. (m,)"""

@@ -3,7 +3,7 @@
 
 ::
 
-    millrace up --schema (ten lines)  ──► 5,000 items, 1,000 users by the client ──► visitors click for five minutes
+    millrace up --schema (12 lines)  ──► 5,000 items, 1,000 users by the client ──► visitors click for five minutes
         every 30 s: pages of 50 visitors, judged by their taste                       (millrace/bench/tasteshop.py)
     SIGKILL of all ──► millrace up again ──► the same pages judged once more, before anybody clicks
 
@@ -25,12 +25,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
 from millrace.bench.runner import BenchError, Figure, figure
 from millrace.bench.tasteshop import FIRST, SCHEMA, Followed, Taste, catalogue, followed
+from millrace.bench.tastevisits import Crowd, Looked, Visitors, check_client, opened, ready, user
 from millrace.up.started import Started
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ SECONDS = 300.0
 PAGES_PER_S = 10.0
 PROBE_SECONDS, PROBED = 30.0, 50
 PAGE_SIZE = 600
-READY_SECONDS = 300.0
 SEED = 7
 
 Say = Callable[[str], None]
@@ -61,10 +60,7 @@ def run(out_dir: Path, progress: Say = print, seconds: float = SECONDS, seed: in
     Raises:
         BenchError: the client is not installed, or no page of the model came in time.
     """
-    try:
-        import millrace_client  # noqa: F401 - a distribution of its own: this benchmark alone needs it
-    except ImportError:
-        raise BenchError("the package 'millrace-client' is not installed", "pip install ./client") from None
+    check_client()
     taste = Taste(catalogue(ITEMS, seed), VISITORS, seed)
     with TemporaryDirectory(prefix="millrace-bench-up-") as folder:
         schema = Path(folder) / "schema.toml"
@@ -95,18 +91,21 @@ def run(out_dir: Path, progress: Say = print, seconds: float = SECONDS, seed: in
 
 
 async def _first_life(loop: Started, taste: Taste, seconds: float, seed: int, progress: Say) -> tuple[list[Probe], int]:
-    from millrace_client import AsyncMillrace, Item, User
+    from millrace_client import AsyncMillrace
 
     where = await asyncio.to_thread(loop.where)
-    goods = taste.goods
+    clicks = 0
+
+    def seen(page: Looked) -> None:
+        nonlocal clicks
+        clicks += int(page.clicked.sum())
+
     async with AsyncMillrace(where["intake"], where["scorer"]) as shop:
-        born_ms = time.time_ns() // 1_000_000
-        await shop.put_items([Item(item, goods.attributes(n), born_ms) for n, item in enumerate(goods.ids)])
-        await shop.put_users([User(_user(v)) for v in range(VISITORS)])
-        await _ready(shop)
-        progress(f"{len(goods.ids):,} items and {VISITORS:,} users are there; visitors come for {seconds:g} s")
+        await opened(shop, taste, VISITORS)
+        progress(f"{ITEMS:,} items and {VISITORS:,} users are there; visitors come for {seconds:g} s")
         began, probes, ending = time.monotonic(), [], asyncio.Event()
-        visiting = asyncio.create_task(_visitors(shop, taste, seed, ending))
+        visitors = Visitors(shop, taste, Crowd(VISITORS, PAGES_PER_S), seed, seen)
+        visiting = asyncio.create_task(visitors.come(ending))
         try:
             while True:
                 second = time.monotonic() - began
@@ -120,7 +119,10 @@ async def _first_life(loop: Started, taste: Taste, seconds: float, seed: int, pr
                     raise BenchError("the visitors ended early", "see the error above") from visiting.exception()
         finally:
             ending.set()
-        return probes, await visiting
+        await visiting
+        if visitors.unanswered:
+            raise BenchError(f"{visitors.unanswered} pages did not come", "see the scorer's log")
+        return probes, clicks
 
 
 async def _second_life(loop: Started, taste: Taste, began: float) -> tuple[Probe, float]:
@@ -128,58 +130,16 @@ async def _second_life(loop: Started, taste: Taste, began: float) -> tuple[Probe
 
     where = await asyncio.to_thread(loop.where)
     async with AsyncMillrace(where["intake"], where["scorer"]) as shop:
-        await _ready(shop)
+        await ready(shop)
         restart_s = time.monotonic() - began
         return await _probe(shop, taste, math.nan), restart_s
-
-
-async def _ready(shop: AsyncMillrace) -> None:
-    """Waits for a page of the model."""
-    try:
-        async with asyncio.timeout(READY_SECONDS):
-            while not await shop.ready():
-                await asyncio.sleep(0.2)
-    except TimeoutError:
-        raise BenchError(f"no page of a model within {READY_SECONDS:g} s", "see the folder 'logs' of a run") from None
-
-
-async def _visitors(shop: AsyncMillrace, taste: Taste, seed: int, ending: asyncio.Event) -> int:
-    """Visitors come at random moments, look at the first items of a page, and click by their taste. How many clicks."""
-    random = np.random.default_rng([seed, 3])
-    clicks, due = 0, time.monotonic()
-    visits: set[asyncio.Task[int]] = set()
-    while not ending.is_set():
-        due += random.exponential(1 / PAGES_PER_S)
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-        visitor = int(random.integers(VISITORS))
-        visits.add(asyncio.create_task(_visit(shop, taste, visitor, random.random(FIRST))))
-        done = {visit for visit in visits if visit.done()}
-        clicks += sum(visit.result() for visit in done)
-        visits -= done
-    clicks += sum(await asyncio.gather(*visits))
-    await shop.flush()
-    return clicks
-
-
-async def _visit(
-    shop: AsyncMillrace, taste: Taste, visitor: int, luck: np.ndarray[tuple[int], np.dtype[np.float64]]
-) -> int:
-    page = await shop.recommend(_user(visitor), FIRST)
-    if not page.items:
-        return 0
-    await shop.exposure(page)
-    chance = taste.chance(visitor, taste.places([str(item.item_id) for item in page.items]))
-    clicked = np.flatnonzero(luck[: len(chance)] < chance).tolist()
-    for place in clicked:
-        await shop.click(page, page.items[place])
-    return len(clicked)
 
 
 async def _probe(shop: AsyncMillrace, taste: Taste, second: float) -> Probe:
     """Judges pages of the model. Nobody sees them, so nothing is learnt from them."""
     pages = []
     for visitor in range(PROBED):
-        page = await _model_page(shop, _user(visitor))
+        page = await _model_page(shop, user(visitor))
         pages.append((visitor, [str(item.item_id) for item in page.items]))
     known = [(v, [taste.goods.ids[n] for n in sorted(taste.places(items).tolist())]) for v, items in pages]
     front = followed(taste, [(v, taste.goods.ids[:FIRST]) for v, _ in pages]).first
@@ -193,10 +153,6 @@ async def _model_page(shop: AsyncMillrace, user: str) -> Page:
         if page.arm == "model":
             return page
     raise BenchError(f"50 pages of {user} in turn were not of the model", "see the scorer's log")
-
-
-def _user(visitor: int) -> str:
-    return f"user-{visitor:04}"
 
 
 def _said(when: str, probe: Probe) -> str:

@@ -57,7 +57,7 @@ except OSError as error:
     sys.exit(f'{argv[0]} cannot be executed: {error.strerror}')
 """
 
-_Job = tuple[Future["subprocess.Popen[bytes]"], list[str], dict[str, str], Path, bool]
+_Job = tuple[Future["subprocess.Popen[bytes]"], list[str], dict[str, str], Path, bool, Path | None]
 
 
 class _Forker:
@@ -71,13 +71,15 @@ class _Forker:
 
     def _run(self) -> None:
         while True:
-            future, argv, env, log_path, by_pipe = self.jobs.get()
+            future, argv, env, log_path, by_pipe, cwd = self.jobs.get()
             try:
-                future.set_result(self._start(argv, env, log_path, by_pipe))
+                future.set_result(self._start(argv, env, log_path, by_pipe, cwd))
             except BaseException as error:
                 future.set_exception(error)
 
-    def _start(self, argv: list[str], env: dict[str, str], log_path: Path, by_pipe: bool) -> subprocess.Popen[bytes]:
+    def _start(
+        self, argv: list[str], env: dict[str, str], log_path: Path, by_pipe: bool, cwd: Path | None
+    ) -> subprocess.Popen[bytes]:
         read, write = os.pipe() if by_pipe else (-1, -1)
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(self.pid), str(read), *argv]
         try:
@@ -85,6 +87,7 @@ class _Forker:
                 child = subprocess.Popen(
                     launcher,
                     env=env,
+                    cwd=cwd,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -104,7 +107,12 @@ _lock = threading.Lock()
 
 
 def spawn(
-    argv: Sequence[str], env: Mapping[str, str] | None, log_path: Path, *, by_pipe: bool | None = None
+    argv: Sequence[str],
+    env: Mapping[str, str] | None,
+    log_path: Path,
+    *,
+    by_pipe: bool | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Starts ``argv`` in a session of its own and appends its output to ``log_path``. It cannot outlive this process.
 
@@ -114,6 +122,7 @@ def spawn(
         argv: the program's absolute path, then its arguments.
         env: the whole environment; None inherits ours.
         by_pipe: use the guard process rather than ``prctl``; None: wherever the system is not Linux.
+        cwd: the folder in which it starts; None: ours.
 
     Raises:
         ServiceError: the program is not there, or the log cannot be written.
@@ -127,7 +136,7 @@ def spawn(
     future: Future[subprocess.Popen[bytes]] = Future()
     environment = dict(os.environ if env is None else env)
     pipe = sys.platform != "linux" if by_pipe is None else by_pipe
-    _forker.jobs.put((future, list(argv), environment, log_path, pipe))
+    _forker.jobs.put((future, list(argv), environment, log_path, pipe, cwd))
     try:
         return future.result()
     except OSError as error:

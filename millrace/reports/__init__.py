@@ -19,6 +19,7 @@ from millrace.reports.plots import (
     hours_plot,
     interval_plot,
     lines_canvas,
+    minutes_plot,
 )
 from millrace.reports.terminal import say, show
 
@@ -40,6 +41,7 @@ __all__ = [
     "interval_plot",
     "lines_canvas",
     "make_folder",
+    "minutes_plot",
     "name_of",
     "say",
     "show",

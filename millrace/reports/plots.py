@@ -211,6 +211,26 @@ def hours_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]], measu
     return Plot(name, caption, figure)
 
 
+def minutes_plot(
+    name: str, caption: str, rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]
+) -> Plot:
+    """Figures over time, one panel below the other. ``rows``: minute, and the keys that ``panels`` names; None: not
+    known then."""
+    figure = Figure(figsize=(8, 0.6 + 2.1 * len(panels)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    drawn = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, (label, keys) in zip(drawn, panels.items(), strict=True):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e4e8ea", lw=0.8)
+        for i, key in enumerate(keys):
+            values = [np.nan if row[key] is None else row[key] for row in rows]
+            axes.plot([row["minute"] for row in rows], values, lw=1.2, color=f"C{i}", label=name_of(key))
+        axes.set_ylabel(label)
+        axes.legend(frameon=False, fontsize=8, ncols=3)
+    drawn[-1].set_xlabel("minute")
+    return Plot(name, caption, figure)
+
+
 def canvas() -> tuple[Figure, Any]:
     """An empty picture of a page's width, and its axes in the house style."""
     figure = Figure(figsize=(8, 3.6), dpi=110, layout="constrained")

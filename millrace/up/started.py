@@ -1,5 +1,5 @@
 # shell
-"""A `millrace up` as a process of its own, for programs that drive one: tests, benchmarks.
+"""A `millrace up` as a process of its own, for programs that drive one: tests, benchmarks. It cannot outlive them.
 
 ::
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from millrace.contracts.errors import ServiceError
+from millrace.processes.spawn import spawn
 from millrace.up.folder import addresses
 
 PATIENCE_SECONDS = 300.0
@@ -46,19 +47,8 @@ class Started:
 
     def start(self) -> None:
         """Starts it, or starts it again. Its output goes to ``output``, after what was there."""
-        with self.output.open("ab") as out:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "millrace", "up", "--data", str(self.data), "--free-ports"),
-                    *self.flags,
-                ],
-                env=self._env,
-                cwd=self._cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
+        command = [sys.executable, "-m", "millrace", "up", "--data", str(self.data), "--free-ports", *self.flags]
+        self.process = spawn(command, self._env, self.output, cwd=self._cwd)
 
     def text(self) -> str:
         """What it has said."""
