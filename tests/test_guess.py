@@ -321,6 +321,23 @@ def test_action_times_and_their_sign_for_never_are_found(tmp_path: Path) -> None
     assert not guess.outcomes
 
 
+def test_a_purchase_time_by_its_past_form_and_a_label_of_words(tmp_path: Path) -> None:
+    """As a bookshop's own export has them: ``purchased_at``, ``ja`` and ``nein``."""
+    table, truth = log_of(Form())
+    rng = np.random.default_rng(1)
+    at = np.where((truth["click"] == 1) & (rng.random(ROWS) < 0.3), truth["ms"] + 90_000, 0)
+    words = np.where(truth["click"] == 1, "ja", "Nein").tolist()
+    table = table.drop_columns(["click"]).append_column("clicked", pa.array(words))
+    table = table.append_column("purchased_at", pa.array(at, mask=at == 0))
+    path = write(table, tmp_path, ".csv")
+    guess = guess_schema(path)
+    assert guess.open == {}
+    schema = parse_schema(guess.text)
+    assert schema.log is not None
+    assert (schema.log.label, schema.log.action_times) == ("clicked", {"purchase": "purchased_at"})
+    assert read_log([path], schema).table["clicked"].to_pylist() == truth["click"].tolist()
+
+
 def test_a_day_column_tells_the_offset_of_local_time(tmp_path: Path) -> None:
     local = lambda t, rng: [int(f"{_at(ms + 9 * 3_600_000):%Y%m%d}") for ms in t["ms"]]  # noqa: E731
     schema = parse_schema(_with(Form(), tmp_path, date=local).text)

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from millrace.logs.values import said
+
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
@@ -145,10 +147,17 @@ class Column:
 
     @cached_property
     def is_binary(self) -> bool:
-        """It holds 0 and 1 (or false and true) alone, and both, in nearly every row."""
+        """It holds 0 and 1 (or false and true, no and yes) alone, and both, in nearly every row."""
         if self.is_list or self.is_temporal or self.distinct != 2 or self.filled < 0.99:
             return False
-        return set(np.unique(self.numbers[self.there])) == {0.0, 1.0}
+        return set(np.unique(self.flags[self.there])) == {0.0, 1.0}
+
+    @property
+    def flags(self) -> F64:
+        """(n,) its numbers, or 0 and 1 for words that say no and yes."""
+        if not self.is_text or self.is_numeric:
+            return self.numbers
+        return np.asarray(said(self.data).to_numpy(), np.float64)
 
 
 def columns_of(table: pa.Table) -> dict[str, Column]:

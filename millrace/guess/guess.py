@@ -244,7 +244,7 @@ def _finish(path: Path, found: Findings) -> None:
         if roles.label.name is None and not roles.label.candidates and (events := _events(columns, used)):
             roles.label = Role(None, "it names what happened", events)
         found.label = roles.label.name
-    label = columns[found.label].numbers == 1 if found.label else None
+    label = columns[found.label].flags == 1 if found.label else None
     found.rate = float(label.mean()) if label is not None else None
     ms = times[roles.time.name].ms if roles.time.name else None
     if ms is not None:

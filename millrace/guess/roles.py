@@ -46,7 +46,9 @@ LABEL = {"label": 9, "target": 9, "click": 10, "clicked": 10, "isclick": 10, "y"
 ACTIONS = {"click": "click", "clicked": "click", "cart": "cart", "basket": "cart"} | {
     "collect": "collect", "favorite": "collect", "favourite": "collect", "save": "collect", "wishlist": "collect",
     "purchase": "purchase", "buy": "purchase", "order": "purchase", "conversion": "purchase", "pay": "purchase",
-    "sale": "purchase",
+    "sale": "purchase", "purchased": "purchase", "bought": "purchase", "ordered": "purchase", "paid": "purchase",
+    "sold": "purchase", "converted": "purchase", "carted": "cart", "collected": "collect", "saved": "collect",
+    "favorited": "collect", "favourited": "collect", "wishlisted": "collect",
 }  # fmt: skip
 _PLACE = {"position", "pos", "slot", "rank"}
 _TIME_GOOD = {"time", "timestamp", "ts", "at", "datetime", "hour", "when", "date", "dt", "day"}
@@ -256,7 +258,7 @@ def label_role(columns: Mapping[str, Column], attributes: set[str], taken: set[s
     for name, column in fit.items():
         points = max((LABEL.get(token, 0) for token in (*column.tokens, "".join(column.tokens))), default=0)
         scores[name] = points - 0.5 * max(len(set(column.tokens) - {"is", "label"}) - 1, 0)
-        whys[name] = f"0 and 1; {column.numbers.mean():.2%} are 1"
+        whys[name] = f"0 and 1; {np.nanmean(column.flags):.2%} are 1"
     role = choose({n: s for n, s in scores.items() if s > 0}, whys, 2.5)
     if role.name is None and not role.candidates:
         if len(fit) == 1:

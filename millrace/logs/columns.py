@@ -21,7 +21,7 @@ from millrace.contracts.events import LAST_MS, MAX_OFFSET
 from millrace.contracts.schema import LogColumns, Schema
 from millrace.logs.faults import Faults
 from millrace.logs.times import FIRST_MS, Clock, meant, to_ms
-from millrace.logs.values import flat, is_text, mask, missing
+from millrace.logs.values import flat, is_text, mask, missing, said
 
 Columns = dict[str, pa.ChunkedArray]
 
@@ -161,13 +161,16 @@ def _positive(value: Any) -> bool:
 
 
 def labels(column: pa.ChunkedArray, name: str, path: str, faults: Faults, at_least: float | None = None) -> pa.Array:
-    """Labels 0 or 1, int8; 0 in rows that are marked since their value is neither.
+    """Labels 0 or 1, int8; 0 in rows that are marked since their value is neither. Words for yes and no are 1 and 0.
 
     Args:
         at_least: values from this on are a 1, all others a 0.
     """
     column, there = flat(column), ~missing(column)
     number, known = _numbers(column)
+    if is_text(column.type) and at_least is None:
+        number = pc.coalesce(number, said(column))
+        known = mask(pc.is_valid(number))
     if at_least is not None:
         wrong = there & ~known
         out = pc.cast(pc.greater_equal(number, at_least), pa.int8())
@@ -176,9 +179,9 @@ def labels(column: pa.ChunkedArray, name: str, path: str, faults: Faults, at_lea
         out = pc.cast(pc.if_else(pa.array(wrong | ~there), None, number), pa.int8())
     if wrong.any():
         value = _first(column, wrong)
-        said = f"{value:g}" if isinstance(value, float) else str(value)[:60]
+        shown = f"{value:g}" if isinstance(value, float) else str(value)[:60]
         faults.mark(
-            "label", name, wrong, said, f"log '{path}': label '{name}' has the value {said}, not 0 or 1",
+            "label", name, wrong, shown, f"log '{path}': label '{name}' has the value {shown}, not 0 or 1",
             "name a 0/1 column, or say log.label_at_least for ratings",
         )  # fmt: skip
     return pc.fill_null(out, 0)

@@ -40,3 +40,14 @@ def mask(column: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
     """(n,) booleans; null is False."""
     found: NDArray[np.bool_] = pc.fill_null(flat(column), False).to_numpy(zero_copy_only=False)
     return found
+
+
+YES = ("true", "yes", "y", "t", "ja", "j", "oui", "si", "sí", "sì", "sim", "tak", "wahr", "vrai")
+NO = ("false", "no", "n", "f", "nein", "non", "nee", "não", "nie", "falsch", "faux")
+
+
+def said(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Of texts, 1.0 for words that say yes and 0.0 for those that say no, large or small; null for all others."""
+    word = pc.utf8_lower(pc.utf8_trim_whitespace(column))
+    yes, no = (pc.is_in(word, value_set=pa.array(words, word.type)) for words in (YES, NO))
+    return pc.if_else(yes, 1.0, pc.if_else(no, 0.0, pa.scalar(None, pa.float64())))
