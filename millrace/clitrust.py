@@ -143,7 +143,8 @@ def _show_versions(settings: Settings) -> None:
     from millrace.versions.modelstore import ModelStore
 
     for note in ModelStore(settings.place("models"), writes=False).snapshots():
-        print(f"{note.version}  of {_when(note.event_ms)}  {note.trained:,} samples learnt")
+        when = f"of {_when(note.event_ms)}  {note.trained:,} samples learnt" if note.trained else "nothing learnt yet"
+        print(f"{note.version}  {when}")
 
 
 def _tell(settings: Settings, admin: str | None, path: str, body: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from millrace.contracts.errors import ServiceError
+from millrace.processes.spawn import bound, spawn, stop
 from millrace.processes.supervisor import Patience, Supervisor
 from tests.waiting import PATIENCE, until
 
@@ -151,3 +152,20 @@ def running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_log_is_bounded_and_its_writer_goes_on(tmp_path: Path) -> None:
+    """The child writes a line for each of ours, so what it has written when is known."""
+    pipe, path = tmp_path / "lines", tmp_path / "role.log"
+    os.mkfifo(pipe)
+    child = spawn(["/bin/sh", "-c", f"exec cat < {pipe}"], None, path)
+    try:
+        with pipe.open("w", buffering=1) as lines:
+            for n in range(1, 4):
+                lines.write(f"line {n}\n")
+                until(lambda line=f"line {n}\n": path.exists() and path.read_text().endswith(line), "the line is there")  # type: ignore[misc]
+                bound(path, most_bytes=10)
+    finally:
+        stop(child)
+    assert path.with_name("role.log.1").read_text() == "line 1\nline 2\n"
+    assert path.read_text() == "line 3\n"

@@ -252,10 +252,13 @@ def test_whoever_listens_and_says_nothing_is_a_finding(silent: int, monkeypatch:
 def test_the_schema_of_the_state_is_looked_at(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    (data / SCHEMA).write_text(f'name = "other"\n{FIELDS.format(user="user_id", item="item_id")}')
+    (data / SCHEMA).write_text(f'name = "other"\n{FIELDS.format(user="user_id", item="item_id")}{WINDOWS}')
     found = of(examine({"data": str(data)}), "schema")
-    assert found.state == "mend"
-    assert "'other'" in found.text
+    assert (found.state, "'other'" in found.text) == ("ok", True), "where none is named, it is that of the folder"
+    named = tmp_path / "named.toml"
+    named.write_text(f'name = "mine"\n{FIELDS.format(user="user_id", item="item_id")}')
+    found = next(f for f in examine({"data": str(data), "schema": str(named)}) if f.state == "mend")
+    assert ("'mine'" in found.text, "'other'" in found.text) == (True, True)
 
 
 def test_addresses_of_a_run_that_is_gone_are_not_believed(tmp_path: Path) -> None:

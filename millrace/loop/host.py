@@ -33,6 +33,7 @@ from millrace.processes.kafka import create_topics, wait_for_broker
 from millrace.processes.memory import resident
 from millrace.processes.role import last_figures
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis
+from millrace.processes.spawn import bound
 from millrace.processes.supervisor import Patience, Supervisor
 
 READY_SECONDS = 300.0
@@ -114,6 +115,8 @@ class Host:
         self.supervisor.poll()
         if time.monotonic() >= self._health_at:
             self._health_at = time.monotonic() + HEALTH_SECONDS
+            for path in (self.folder / "logs").glob("*.log"):
+                bound(path)
             for service in self.services:
                 if service.process is not None and service.process.poll() is not None:
                     self.lost(service)

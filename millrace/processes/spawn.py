@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -25,6 +26,9 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from millrace.contracts.errors import ServiceError
+
+LOG_BYTES = 32 << 20
+"""Of a program's log; as many again lie in the part before it."""
 
 _LAUNCHER = """
 import os, signal, sys
@@ -161,3 +165,17 @@ def tail(log_path: Path, lines: int = 3) -> str:
     except OSError:
         return ""
     return " | ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())
+
+
+def bound(log_path: Path, most_bytes: int = LOG_BYTES) -> None:
+    """Of a log that has grown beyond ``most_bytes``, moves what is in it to ``log_path`` + ``.1``, in the place of what
+    was moved before. Whoever writes to it goes on: files of :func:`spawn` are open for appending, so the next line
+    comes first. Lines that are written between the copy and the cut, less than a millisecond, are lost."""
+    try:
+        if log_path.stat().st_size <= most_bytes:
+            return
+        with log_path.open("r+b") as log, log_path.with_name(f"{log_path.name}.1").open("wb") as before:
+            shutil.copyfileobj(log, before)
+            log.truncate(0)
+    except OSError:  # a full disk: the log grows on, and the next look tries again
+        return

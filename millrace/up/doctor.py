@@ -89,6 +89,8 @@ def examine(overrides: Mapping[str, Any]) -> list[Finding]:
         settings, **{name: there[name] for name in ("kafka", "redis", "scorer", "intake") if there.get(name)}
     )
     found += _settings(settings)
+    if not settings.schema and folders.kept_schema(data) is not None:
+        settings = msgspec.structs.replace(settings, schema=str(data / folders.SCHEMA))
     schema = _schema(settings, data, found)
     sound = schema is not None and status(found) == 0
     tried = _ask_model(settings) if sound and _names_a_model(settings) else None
