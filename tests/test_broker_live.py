@@ -10,6 +10,7 @@ import random
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 import uuid
@@ -32,7 +33,7 @@ from millrace.processes.kafka import make_producer, make_reader
 from millrace.processes.memory import measured_bytes
 from millrace.processes.services import EmbeddedBroker, tail
 from tests.test_broker_log import batch, flipped
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 pytestmark = [
     pytest.mark.services,
@@ -533,9 +534,8 @@ def killed(server: EmbeddedBroker) -> EmbeddedBroker:
     assert server.process is not None
     server.process.send_signal(signal.SIGKILL)
     server.process.wait()
-    again = EmbeddedBroker(server.folder, port=server.port)
-    again.start()
-    return again
+    server.again()
+    return server
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -569,6 +569,60 @@ def test_a_killed_broker_has_what_it_acknowledged_and_the_clients_go_on(sync: bo
         assert [offset for offset, _ in acknowledged] == list(range(420))
     finally:
         server.stop()
+
+
+FAILING = """
+import errno, os, sys
+from pathlib import Path
+from millrace.broker.__main__ import main
+from millrace.contracts.errors import MillraceError
+
+fsync, mark = os.fsync, Path(sys.argv.pop(1))
+
+def fails_once(fd):
+    if mark.exists() and os.readlink(f"/proc/self/fd/{fd}").endswith(".log"):
+        mark.unlink()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    fsync(fd)
+
+os.fsync = fails_once
+try:
+    main()
+except MillraceError as error:
+    sys.exit(f"millrace: {error}")
+"""
+
+
+class FailingBroker(EmbeddedBroker):
+    """Its disk fails once when the file ``fails`` is there."""
+
+    @property
+    def fails(self) -> Path:
+        return self.folder / "fails"
+
+    def _argv(self, port: int) -> list[str]:
+        python, _, _, *rest = super()._argv(port)
+        return [python, "-c", FAILING, str(self.fails), *rest]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds a descriptor's file in /proc")
+def test_a_broker_whose_disk_fails_ends_in_one_line_and_what_it_acknowledged_is_there(tmp_path: Path) -> None:
+    with FailingBroker(tmp_path, sync=True) as server:
+        topic = create(server)
+        with producer(server, retry_backoff_ms=20, reconnect_backoff_ms=20) as client:
+            client.send(topic, b"before").get(60)
+            server.fails.touch()
+            sent = client.send(topic, b"after")
+            assert server.process is not None
+            assert server.process.wait(PATIENCE) == 1
+            (line,) = [line for line in server.log_path.read_text().splitlines() if line.startswith("millrace: ")]
+            assert f"{topic}" in line
+            assert line.endswith(
+                "see that the disk is sound and has room, then start again: producers send them once more"
+            )
+            server.again()
+            assert sent.get(60).offset == 2, "1 was of what is cut off"
+        assert [(r.offset, r.value) for r in read_all(server, topic, 2)] == [(0, b"before"), (2, b"after")]
 
 
 def test_topics_groups_and_producer_ids_outlive_the_broker(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import struct
@@ -647,3 +648,80 @@ class CompactedMachine(LogMachine):
 
 TestLog = LogMachine.TestCase
 TestCompactedLog = CompactedMachine.TestCase
+
+
+# ------------------------------------------------------------------ the disk
+
+
+class Disk:
+    """Counts what is synced, and fails when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.synced, self.fails = 0, False
+        self._fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", self.fsync)
+
+    def fsync(self, fd: int) -> None:
+        if self.fails:
+            self.fails = False  # as Linux: it says so once, and yes from then on
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._fsync(fd)
+        self.synced += 1
+
+
+def test_what_was_never_synced_is_never_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    log = PartitionLog(tmp_path, Limits(), 0)
+    put(log, one(b"a"))
+    log.sync()
+    before = disk.synced
+    log.sync()
+    assert disk.synced == before, "nothing was appended"
+    put(log, one(b"b"))
+    disk.fails = True
+    with pytest.raises(OSError, match="Input/output"):
+        log.sync()
+    assert disk.synced == before
+    log.sync()
+    assert disk.synced == before + 1, "it is not taken for synced"
+
+
+def test_what_a_failed_sync_left_is_cut_off_and_its_offsets_are_not_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    log = PartitionLog(tmp_path, Limits(), 0)
+    put(log, batch([(None, b"a", 0)], producer=7, sequence=0))
+    log.sync()
+    sent = batch([(None, b"b", 0), (None, b"c", 0)], producer=7, sequence=1)
+    assert put(log, sent) == 1
+    disk.fails = True
+    with pytest.raises(OSError, match="Input/output"):
+        log.sync()
+    log.cut(0)
+    log.close()
+    again = PartitionLog(tmp_path, Limits(), 0)
+    assert read_on(again, 0) == [(0, None, b"a")]
+    assert put(again, sent) == 3, "readers may have come to 3"
+    again.sync()
+    assert read_on(again, 3) == [(3, None, b"b"), (4, None, b"c")]
+    assert (again.torn_bytes, again.damaged_bytes) == (0, 0)
+
+
+def test_what_a_killed_broker_left_is_synced_before_it_is_acknowledged_and_is_not_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the broker before had synced it, nobody knows."""
+    disk = Disk(monkeypatch)
+    sent = batch([(None, b"a", 0)], producer=7, sequence=0)
+    killed = PartitionLog(tmp_path, Limits(), 0)
+    put(killed, sent)
+    log = PartitionLog(tmp_path, Limits(), 0)
+    assert put(log, sent) == 0, "its producer sends it again"
+    disk.fails = True
+    with pytest.raises(OSError, match="Input/output"):
+        log.sync()
+    before = disk.synced
+    log.cut(0)
+    assert disk.synced > before, "written anew"
+    assert read_on(PartitionLog(tmp_path, Limits(), 0), 0) == [(0, None, b"a")]

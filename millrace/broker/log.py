@@ -282,7 +282,25 @@ class PartitionLog:
             segment.close()
 
     def sync(self) -> None:
-        """Returns when all that was appended before is on the disk. For a thread: appends may go on meanwhile."""
+        """Returns when all that was appended before is on the disk. For a thread: appends may go on meanwhile.
+
+        Raises:
+            OSError: it is not. The log is to be cut, and then loaded anew.
+        """
         for segment in list(self.segments):
             with contextlib.suppress(FileNotFoundError):  # retention has removed it meanwhile
                 segment.sync()
+
+    def cut(self, now_ms: int) -> None:
+        """Takes away what was appended since the last sync. The log is to be loaded anew before it is used.
+
+        Offsets are not given again: readers may be behind them. The name of an empty file tells the end.
+
+        Raises:
+            OSError: the disk takes not even that.
+        """
+        if self.end > self.segments[-1].base:
+            self._roll(now_ms)
+        for segment in self.segments:
+            with contextlib.suppress(FileNotFoundError):
+                segment.cut()

@@ -9,6 +9,9 @@
 
 To find an offset is a binary search among the entries and a walk over the heads of at most 8 KiB of batches. The index
 takes 24 bytes an entry, so a three-hundredth of the file at most. It is made again from the file at a start.
+
+An fsync that fails is never repeated on the same data: the system may have dropped what it could not write, and would
+then say yes. What was not synced is cut off (:meth:`Segment.cut`), and the broker ends.
 """
 
 from __future__ import annotations
@@ -60,7 +63,8 @@ class Segment:
         self.max_ms = -1  # latest time of its records, as producers gave it
         self.appended_ms = now_ms
         self._fd: int | None = None
-        self._unsynced = False
+        self._synced = 0  # so many bytes are on the disk; what an earlier broker left may not be
+        self._loaded = 0
         self._named = False  # its name is on the disk
         self._offsets, self._positions, self._times = array("q"), array("q"), array("q")
 
@@ -118,6 +122,7 @@ class Segment:
                 os.truncate(self.path, self.size)
             else:
                 write_whole(self.path, *sound, durable=True)
+        self._loaded = self.size
         return Loaded(torn, sum(map(len, damaged)) - torn)
 
     def _leaps(self, head: Head, data: memoryview, at: int) -> bool:
@@ -152,13 +157,16 @@ class Segment:
             raise
         self._note(base, end, size, max_ms)
         self.appended_ms = now_ms
-        self._unsynced = True
 
     def sync(self) -> None:
-        """Returns when what was appended is on the disk. For a thread: appends may go on meanwhile."""
-        if not self._unsynced:
+        """Returns when what was appended is on the disk. For a thread: appends may go on meanwhile.
+
+        Raises:
+            OSError: it is not. The segment is to be cut (:meth:`cut`), not synced again.
+        """
+        size = self.size  # what is appended from here on may be covered or not
+        if size == self._synced:
             return
-        self._unsynced = False
         if not self._named:
             sync_folder(self.path.parent)
             self._named = True
@@ -167,6 +175,21 @@ class Segment:
             os.fsync(fd)
         finally:
             os.close(fd)
+        self._synced = size
+
+    def cut(self) -> None:
+        """Takes away what this broker appended since the last sync. The segment is of no use afterwards.
+
+        What an earlier broker left may hold acknowledged records. It is kept, and written anew unless it was synced.
+
+        Raises:
+            OSError: the disk takes not even that.
+        """
+        kept = max(self._synced, self._loaded)
+        if kept < self.size:
+            os.truncate(self.path, kept)
+        if kept > self._synced:
+            write_whole(self.path, self.path.read_bytes(), durable=True)
 
     def read(self, position: int, count: int) -> bytes:
         """At most ``count`` bytes from ``position``."""

@@ -47,6 +47,7 @@ from millrace.broker.wire import (
     read_put,
     read_request,
 )
+from millrace.contracts.errors import ServiceError
 
 log = structlog.get_logger("broker")
 
@@ -95,6 +96,8 @@ class Server:
         self._unsynced: set[PartitionLog] = set()
         self._covered: list[_Acknowledgement] = []  # what waits for the next fsync
         self._syncing: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+        self._failed: OSError | None = None
 
     def now_ms(self) -> int:
         return int(self._clock() * 1000)
@@ -109,17 +112,17 @@ class Server:
 
         Raises:
             OSError: the port cannot be bound.
+            ServiceError: the disk did not take what was to be synced.
         """
         self.loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(number, ended.set)
+            self.loop.add_signal_handler(number, self._ended.set)
         server = await self.loop.create_server(lambda: Connection(self), host, port, backlog=256)
         self.port = server.sockets[0].getsockname()[1]
         housekeeping = asyncio.create_task(self._housekeeping())
         ready(self.port)
         try:
-            await ended.wait()
+            await self._ended.wait()
         finally:
             housekeeping.cancel()
             server.close()
@@ -130,6 +133,12 @@ class Server:
                 await housekeeping
             self.topics.close()
             self.offsets.close()
+        if self._failed is not None:
+            raise ServiceError(
+                f"the disk did not take records of '{self._failed.filename}' ({self._failed.strerror}); they were not"
+                " acknowledged, and are cut off",
+                "see that the disk is sound and has room, then start again: producers send them once more",
+            )
 
     async def _housekeeping(self) -> None:
         while True:
@@ -229,13 +238,21 @@ class Server:
             self._covered, self._unsynced = [], set()
             try:
                 await asyncio.to_thread(_sync_logs, logs)
-            except OSError as error:
-                for connection, _, _ in covered:
-                    connection.refuse(f"not on the disk: {error}")
-                continue
+            except OSError as error:  # nothing is acknowledged any more: the end of this process tells every client
+                self._give_up(logs, error)
+                return
             for acknowledgement in covered:
                 self._acknowledge(*acknowledgement)
         self._syncing = None
+
+    def _give_up(self, logs: set[PartitionLog], error: OSError) -> None:
+        self._failed = error
+        for one in logs:
+            try:
+                one.cut(self.now_ms())
+            except OSError as failed:
+                log.error("what is not on the disk cannot be cut off", folder=str(one.folder), error=str(failed))
+        self._ended.set()
 
     # ------------------------------------------------------------------ fetch
 
@@ -300,7 +317,10 @@ class Server:
 
 def _sync_logs(logs: set[PartitionLog]) -> None:
     for one in logs:
-        one.sync()
+        try:
+            one.sync()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(one.folder)) from None
 
 
 class _Ticket:

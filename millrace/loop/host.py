@@ -32,7 +32,7 @@ from millrace.loop.view import View
 from millrace.processes.kafka import create_topics, wait_for_broker
 from millrace.processes.memory import resident
 from millrace.processes.role import last_figures
-from millrace.processes.services import EmbeddedBroker, EmbeddedRedis
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, tail
 from millrace.processes.spawn import bound
 from millrace.processes.supervisor import Patience, Supervisor
 
@@ -134,7 +134,12 @@ class Host:
         if len(deaths) + 1 >= self._patience.failures:
             service.check()
         status = service.process.returncode if service.process is not None else None
-        self.say(f"the embedded {service.name} ended (status {status}); it is started again")
+        said = (
+            tail(service.log_path, 1) if status is not None and status > 0 else ""
+        )  # who was killed said nothing of it
+        self.say(
+            f"the embedded {service.name} ended (status {status}{': ' + said if said else ''}); it is started again"
+        )
         service.again()
 
     def wait(self, until: Callable[[], bool], seconds: float, *, ends_early: bool = True) -> bool:
