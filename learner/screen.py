@@ -14,13 +14,20 @@ Over the rows of a window, with y labels, p predictions and m_k the clean past's
 
     labels     sum y / (m sum p)       from .55 to 1.6; from .3 to 3 while the ranking holds (see below)
     auc        AUC of p for y          above .5 + .4 (m - .5)
-    numbers    share that is not 0     above .6 m, for each window key and for plain numbers
+    numbers    share that is not 0     above .6 m, for each window key and for the plain numbers of each side
     fields     share that is there     above .6 m, for each side, and each field that is nearly always there
 
-Each bound is wider where the window is too short to tell: it is at least 4.5 standard errors from the clean past.
-Errors of labels and AUC are those of independent rows times a dispersion which the clean past tells: rows of a page are
-alike, and a label policy brings negatives in lumps. Corrections bring clicks of exposures that were predicted as
-negatives before, so their labels count and their predictions do not. That holds under every label policy.
+Shares are of visits: rows of a page, and pages of a visit, are of one user and tell of him no more than one does. So
+each visitor is counted once in any window, with one row. What comes of the user is counted where the page had it: a
+page that was made without his profile or his windows (:mod:`millrace.contracts.samples` says which) tells nothing of
+them, for guests are normal, and so are deleted users and a Redis that is slow or was emptied.
+
+No bound is broken by a window that is too short to tell. Labels and AUC must be 4.5 standard errors from the clean
+past, a share so far off that chance does it less than once in half a million times
+(:func:`learner.screenkernels.unlikely`). Errors of labels and AUC are those of independent rows times a dispersion
+which the clean past tells: rows of a page are alike, and a label policy brings negatives in lumps. Corrections bring
+clicks of exposures that were predicted as negatives before, so their labels count and their predictions do not. That
+holds under every label policy.
 
 A click rate that doubles from one minute to the next is a sale, and no fault: who clicks on what stays as predictable
 as it was. Flipped or constant labels are not. So between the narrow and the wide bounds of labels, AUC decides.
@@ -47,21 +54,23 @@ from learner.screenkernels import (
     CLICKS,
     FINE,
     HEAD,
+    KINDS,
     LABELS,
-    LOOKED,
     OFF,
     PREDICTED,
     ROWS,
     SHARE,
     VARIANCE,
+    VISITS,
     auc,
     count,
     judge,
+    meet,
 )
 from learner.verdicts import Refusal
 from millrace.contracts.hashing import salt
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
-from millrace.contracts.schema import SIDES, Schema
+from millrace.contracts.schema import SIDES, Schema, Side
 from millrace.versions.image import Array
 
 Sums = NDArray[np.float64]
@@ -78,6 +87,8 @@ _WINDOW_ROWS, _WINDOW_MS, _MOST_BLOCKS = 4096, 60_000, 48
 _MEMORY_ROWS = 65_536
 
 _MOST_NUMBER, _MOST_WEIGHT = 1e30, 1e6
+_VISITORS = 4096  # who are remembered as counted
+_ANY, _PROFILE, _WINDOWS = range(KINDS)  # kinds of visits: rows that tell of it
 _DAY_MS = 86_400_000
 _TIMES = 15  # newest pages whose median says what time it is
 
@@ -87,12 +98,15 @@ def warm_up() -> None:
     """Compiles what a screen will call, once a process: for arrays of messages, which cannot be written to, too."""
     cat, num, label = np.ones((2, 1), np.int64), np.ones((2, 1), np.float32), np.zeros(2, np.float32)
     kind, sums = np.zeros(2, np.uint8), np.zeros(HEAD + 1 + 2 * BINS)
+    user, ts_ms = np.ones(2, np.uint64), np.ones(2, np.int64)
     for writeable in (True, False):
-        for array in (cat, num, label, kind):
+        for array in (cat, num, label, kind, user, ts_ms):
             array.flags.writeable = writeable
-        count(cat, num, np.array([0, 1], np.intp), label, kind, np.ones(2, np.float32), np.zeros(1), sums)
+        tells = meet(user, ts_ms, kind, kind, np.ones(3, np.int64), *_nobody())
+        at, needs, p = np.array([0, 1], np.intp), np.zeros(1, np.intp), np.ones(2, np.float32)
+        count(cat, num, at, needs, label, kind, p, tells, np.zeros((KINDS, 1)), sums)
     auc(sums)
-    judge(sums[None], np.ones(1), np.zeros(1), np.zeros(1), 0.5, 1.0, 1.0, 1.0)
+    judge(sums[None], np.ones(1), needs, np.zeros(1), np.zeros(1), np.ones(KINDS), 0.5, 1.0, 1.0, 1.0)
 
 
 class _Shares(NamedTuple):
@@ -101,12 +115,14 @@ class _Shares(NamedTuple):
     check: str  # of verdicts.CHECKS
     what: str
     least: float  # it is judged where the clean past's share is as large
+    needs: int  # kind of visits that it is counted of
 
 
 class Usual(NamedTuple):
     """What the clean past says, G groups of columns."""
 
     share: Sums  # (G,) of what is counted of them
+    visits: Sums  # (V,) that this is of
     auc: float
     factor: float  # labels over predictions
     dispersion: float  # variance of clicks over that of independent ones
@@ -132,10 +148,13 @@ class Screen:
         self._shares, self._num_starts, self._cat_of, self._divisor = _groups(schema)
         self._size = HEAD + len(self._shares) + 2 * BINS
         self._least = np.array([s.least for s in self._shares])
+        self._needs = np.array([s.needs for s in self._shares], np.intp)
         self._begin()
 
     def _begin(self) -> None:
         self._times: list[int] = []  # of the newest pages met, oldest first
+        self._who, self._last = _nobody()
+        self._met = 0  # rows
         self._looked: tuple[SampleBatch, Sums] | None = None
         self._block, self._block_ms = self._nothing(), 0  # the newest rows met, and when the first of them was shown
         self._blocks, self._began_ms = np.empty((0, self._size)), np.empty(0, np.int64)  # those before it, newest first
@@ -240,7 +259,7 @@ class Screen:
         self._tails = self._blocks
 
     def snapshot(self) -> dict[str, Array]:
-        """All of it: some 100 kB."""
+        """All of it: some 400 kB."""
         return {
             "times": np.array(self._times, np.int64),
             "block": self._block.copy(),
@@ -250,6 +269,9 @@ class Screen:
             "stretch": self._stretch.copy(),
             "past": self._past.copy(),
             "promoted": self._promoted.copy(),
+            "who": self._who.copy(),
+            "last": self._last.copy(),
+            "met": np.array([self._met], np.int64),
             "columns": self._columns(),
         }
 
@@ -267,6 +289,7 @@ class Screen:
         self._began_ms, self._block_ms = state["began_ms"][:-1].copy(), int(state["began_ms"][-1])
         self._piece, self._stretch = state["piece"].copy(), state["stretch"].copy()
         self._past, self._promoted = state["past"].copy(), state["promoted"].copy()
+        self._who, self._last, self._met = state["who"].copy(), state["last"].copy(), int(state["met"][0])
         self._usual = self._known()
         self._make_tails()
 
@@ -277,15 +300,18 @@ class Screen:
 
     def _columns(self) -> Array:
         """What a state is bound to. (1,)"""
-        return np.array([salt("screen", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
+        return np.array([salt("screen visits", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
 
     def _sums(self, batch: SampleBatch, p: NDArray[np.float32]) -> Sums:
         """What is known of rows, so that it can be added: counts, sums, and clicks and others by logit. (K,)"""
         sums = self._nothing()
-        there = np.zeros(batch.cat.shape[1])
-        count(batch.cat, batch.num, self._num_starts, batch.label, batch.kind, p, there, sums)
-        at = HEAD + len(self._num_starts) - 1
-        sums[at : HEAD + len(self._shares)] = self._cat_of @ there
+        clock = np.array([self._met, _WINDOW_ROWS + _MOST_BLOCK_ROWS, _WINDOW_MS + _BLOCK_MS], np.int64)
+        tells = meet(batch.user, batch.ts_ms, batch.kind, batch.user_missing, clock, self._who, self._last)
+        self._met += len(batch)
+        there, groups = np.zeros((KINDS, batch.cat.shape[1])), len(self._num_starts) - 1
+        needs = self._needs[:groups]
+        count(batch.cat, batch.num, self._num_starts, needs, batch.label, batch.kind, p, tells, there, sums)
+        sums[HEAD + groups : HEAD + len(self._shares)] = (self._cat_of * there[self._needs[groups:]]).sum(axis=1)
         return sums
 
     def _enter(self, sums: Sums, newest_ms: int) -> None:
@@ -315,10 +341,12 @@ class Screen:
 
     def _known(self) -> Usual:
         past, shares = self._past, slice(HEAD, HEAD + len(self._shares))
+        visits = past[VISITS : VISITS + KINDS].copy()
         if not self.warm:
-            return Usual(np.zeros(len(self._shares)), 0.5, 1.0, 1.0, _YOUNG_DISPERSION)
+            return Usual(np.zeros(len(self._shares)), visits, 0.5, 1.0, 1.0, _YOUNG_DISPERSION)
         return Usual(
-            past[shares] / (self._divisor * past[LOOKED]),
+            past[shares] / (self._divisor * np.maximum(visits, 1.0)[self._needs]),
+            visits,
             auc(past)[0],
             past[CLICKS] / past[PREDICTED],
             min(max(1.0, past[OFF] / past[ROWS]), _MOST_DISPERSION),
@@ -337,8 +365,10 @@ class Screen:
         what, g, value, bound = judge(
             windows,
             self._divisor,
+            self._needs,
             self._least,
             usual.share,
+            usual.visits,
             usual.auc,
             usual.factor,
             usual.dispersion,
@@ -351,33 +381,48 @@ class Screen:
         return Refusal("labels" if what == LABELS else "auc", value, bound)
 
 
+def _nobody() -> tuple[Array, Array]:
+    """No visitor was counted: who, and when, in :func:`learner.screenkernels.meet`."""
+    return np.zeros((_VISITORS, KINDS), np.uint64), np.zeros((_VISITORS, KINDS, 2), np.int64)
+
+
 def _groups(schema: Schema) -> tuple[Sequence[_Shares], NDArray[np.intp], Sums, Sums]:
     """What is counted together, G1 groups of num and G2 of cat: their names; the first column of each of G1 and
     the end, (G1 + 1,); which columns count for each of G2, (G2, F); how many columns each has, (G1 + G2,)."""
     layout = schema.layout
     starts: list[int] = []
-    names: list[str] = []
-    if layout.window_start:
-        starts.append(0)
-        names.append("plain numbers")
-    keys = len(layout.key_names)
-    each = (layout.N - layout.window_start) // keys if keys else 0
+    shares: list[_Shares] = []
+    for side in SIDES:  # in the order of num
+        columns = [c for c, field in enumerate(layout.plain_fields) if field.of == side]
+        if columns:
+            starts.append(columns[0])
+            shares.append(_Shares("numbers", f"plain numbers of the {side}", _LEAST_SHARE, _needs(side)))
+    keys = schema.windows.keys
+    each = (layout.N - layout.window_start) // len(keys) if keys else 0
     if each:
-        starts += [layout.window_start + k * each for k in range(keys)]
-        names += [f"windows of {name}" for name in layout.key_names]
+        starts += [layout.window_start + k * each for k in range(len(keys))]
+        of_user = [schema.key_side(key) == "user" for key in keys]
+        shares += [
+            _Shares("numbers", f"windows of {key.name}", _LEAST_SHARE, _WINDOWS if users else _ANY)
+            for key, users in zip(keys, of_user, strict=True)
+        ]
     widths = np.diff([*starts, layout.N])
     of: list[Sums] = []
-    shares = [_Shares("numbers", name, _LEAST_SHARE) for name in names]
     for side in SIDES:
         own = np.zeros(layout.F)
         own[[c for f, c in zip(layout.cat_fields, layout.cat_starts, strict=True) if f.of == side]] = 1
         if own.any():
-            shares.append(_Shares("fields", f"{side} side", _LEAST_SHARE))
+            shares.append(_Shares("fields", f"{side} side", _LEAST_SHARE, _needs(side)))
             of.append(own)
     for field, column in zip(layout.cat_fields, layout.cat_starts, strict=True):
         own = np.zeros(layout.F)
         own[column] = 1
-        shares.append(_Shares("fields", field.name, _ALWAYS))
+        shares.append(_Shares("fields", field.name, _ALWAYS, _needs(field.of)))
         of.append(own)
     matrix = np.array(of) if of else np.empty((0, layout.F))
     return shares, np.array([*starts, layout.N], np.intp), matrix, np.concatenate([widths, matrix.sum(axis=1)])
+
+
+def _needs(side: Side) -> int:
+    """The kind of visits that tell of a field of that side."""
+    return _PROFILE if side == "user" else _ANY

@@ -1,10 +1,12 @@
 # core
 """The compiled loops of :mod:`learner.screen`: sums of a micro-batch, and the bounds that its windows must keep.
 
-Symbols: B rows of a batch; F and N columns of ``cat`` and ``num``; W windows; K sums of each, in this order::
+Symbols: B rows of a batch; F and N columns of ``cat`` and ``num``; V kinds of visits, each with other rows that tell
+of it; W windows; K sums of each, in this order::
 
-    rows, clicks, predicted, variance, corrections, off, auc off, looked
-    G1 counts of numbers that are not 0, G2 counts of ids that are there
+    rows, clicks, predicted, variance, corrections, off, auc off
+    V counts of visits
+    G1 counts of numbers that are not 0, G2 counts of ids that are there: of one row of each visit
     BINS counts of other rows by logit, BINS counts of clicks by logit
 
 All are in one file because numba's on-disk cache does not notice a change in a callee, or a constant, of another one.
@@ -21,8 +23,10 @@ from millrace.contracts.compiled import compiled
 
 Array = NDArray[Any]
 
-ROWS, CLICKS, PREDICTED, VARIANCE, CORRECTIONS, OFF, AUC_OFF, LOOKED = range(8)
-HEAD = 8
+ROWS, CLICKS, PREDICTED, VARIANCE, CORRECTIONS, OFF, AUC_OFF, VISITS = range(8)
+KINDS = 3
+"""V. A visit of kind 0 is told of by any row; of kinds 1 and 2 by one that does not lack that bit of the user."""
+HEAD = VISITS + KINDS
 BINS = 80
 _LOW, _PER_BIN = -9.0, 6.0  # of logits, from -9 to 4.3
 
@@ -32,10 +36,8 @@ NARROW_LOW, NARROW_HIGH, WIDE_LOW, WIDE_HIGH = 0.55, 1.6, 0.3, 3.0
 """Bounds of labels over predictions, as multiples of the clean past's."""
 _AUC_KEPT, _AUC_HOLDS, _AUC_DOUBT = 0.4, 0.75, 1.5  # parts of AUC - .5; standard errors of the latter
 _SHARE_KEPT = 0.6  # of the clean past's share
-_LEAST_ROWS = 64  # of a window, for shares
-_ALIKE_ROWS = 10  # rows of a page that tell of its user no more than one
+_SHARE_NATS = 13.0  # a share as far off is chance once in half a million times
 _LEAST_CLICKS = 16  # of a window, and as many others, for AUC
-_LOOKED_AT = 32  # rows of a batch whose numbers and ids are counted, evenly spread
 
 FINE, SHARE, LABELS, AUC = range(4)
 """What :func:`judge` found."""
@@ -44,12 +46,28 @@ _CORRECTION, _FOLLOW_UP = 2, 3  # as millrace.contracts.samples has them
 
 
 @compiled
-def count(cat: Array, num: Array, starts: Array, label: Array, kind: Array, p: Array, there: Array, out: Array) -> None:
-    """Adds the sums of a batch to ``out`` (K,), but for those of ids; how often each column of ``cat`` has one to
-    ``there`` (F,). ``starts`` (G1 + 1,): first column of each group of ``num``. Follow-ups are passed over."""
+def count(
+    cat: Array,
+    num: Array,
+    starts: Array,
+    needs: Array,
+    label: Array,
+    kind: Array,
+    p: Array,
+    tells: Array,
+    there: Array,
+    out: Array,
+) -> None:
+    """Adds the sums of a batch to ``out`` (K,), but for those of ids. Follow-ups are passed over.
+
+    Args:
+        starts: first column of each group of ``num``, (G1 + 1,).
+        needs: the kind of visits that each group of ``num`` is counted of, (G1,).
+        tells: whether a row is the one that counts of its visit, (B, V).
+        there: gets how often each column of ``cat`` has an id on the rows that count, (V, F).
+    """
     groups = len(starts) - 1
     first = len(out) - 2 * BINS
-    step = max(1, len(label) // _LOOKED_AT)
     for b in range(len(label)):
         if kind[b] == _FOLLOW_UP:
             continue
@@ -63,16 +81,64 @@ def count(cat: Array, num: Array, starts: Array, label: Array, kind: Array, p: A
             out[VARIANCE] += q * (1 - q)
         k = min(max(int((np.log(q / (1 - q)) - _LOW) * _PER_BIN), 0), BINS - 1)
         out[first + k + (BINS if label[b] > 0.5 else 0)] += 1
-        if b % step:
-            continue
-        out[LOOKED] += 1
-        for c in range(cat.shape[1]):
-            there[c] += cat[b, c] != 0
+        for v in range(KINDS):
+            if not tells[b, v]:
+                continue
+            out[VISITS + v] += 1
+            for c in range(cat.shape[1]):
+                there[v, c] += cat[b, c] != 0
         for g in range(groups):
+            if not tells[b, needs[g]]:
+                continue
             n = 0
             for c in range(starts[g], starts[g + 1]):
                 n += num[b, c] * num[b, c] > 0  # NaN is not
             out[HEAD + g] += n
+
+
+@compiled
+def meet(user: Array, ts_ms: Array, kind: Array, lacks: Array, clock: Array, who: Array, last: Array) -> Array:
+    """Which rows count of their visit: the first of a visitor since he was counted ``clock`` ago. (B, V)
+
+    Args:
+        user: whose page it was, (B,).
+        lacks: bits of what the page was made without, (B,).
+        clock: rows met before; then rows, and ms, that must both have passed until a visitor counts again. (3,)
+        who, last: who was counted, (S, V), and when: rows met and ms, (S, V, 2). A visitor has one slot; a later one
+            may take it from him.
+    """
+    tells = np.zeros((len(user), KINDS), np.bool_)
+    slots = np.uint64(len(who))
+    for b in range(len(user)):
+        clock[0] += 1
+        if kind[b] == _FOLLOW_UP:
+            continue
+        s = np.int64((user[b] ^ (user[b] >> np.uint64(32))) % slots)
+        for v in range(KINDS):
+            if v and lacks[b] >> (v - 1) & 1:
+                continue
+            rows, ms = clock[0] - last[s, v, 0], ts_ms[b] - last[s, v, 1]
+            if who[s, v] == user[b] and last[s, v, 0] and (rows < clock[1] or ms < clock[2]):
+                continue
+            who[s, v], last[s, v, 0], last[s, v, 1] = user[b], clock[0], ts_ms[b]
+            tells[b, v] = True
+    return tells
+
+
+@compiled
+def unlikely(value: float, n: float, usual: float, m: float) -> float:
+    """How unlikely a mean of n is, or a smaller one, where that of m was ``usual``: the logarithm of a bound of the
+    chance, in nats. It holds for independent numbers from 0 to 1, however few they are (Hoeffding 1963, theorem 1)::
+
+        n m / (n + m) KL(value || usual)
+    """
+    told = n * m / (n + m)
+    q = min(max(usual, 0.01), 0.95)
+    x = min(max(value, 0.0), q)
+    nats = (1 - x) * np.log((1 - x) / (1 - q))
+    if x > 0:
+        nats += x * np.log(x / q)
+    return float(told * nats)
 
 
 @compiled
@@ -96,8 +162,10 @@ def auc(sums: Array) -> tuple[float, float]:
 def judge(
     windows: Array,
     divisor: Array,
+    needs: Array,
     least: Array,
     share: Array,
+    visits: Array,
     usual_auc: float,
     factor: float,
     dispersion: float,
@@ -107,24 +175,20 @@ def judge(
 
     Args:
         divisor: columns of each group, (G,).
+        needs: the kind of visits that each is of, (G,).
         least: share of the clean past from which on each is judged, (G,).
-        share, usual_auc, factor, dispersion, auc_dispersion: the clean past's, see :class:`learner.screen.Usual`.
+        share, visits, usual_auc, factor, dispersion, auc_dispersion: the clean past's, see
+            :class:`learner.screen.Usual`.
     """
     for w in range(len(windows)):
         sums = windows[w]
-        rows, looked = sums[ROWS], sums[LOOKED]
-        if rows >= _LEAST_ROWS:
-            told = min(rows / _ALIKE_ROWS, looked)
-            for g in range(len(share)):
-                usual = share[g]
-                if usual < least[g]:
-                    continue
-                spread = min(max(usual, 0.05), 0.95)
-                error = np.sqrt(spread * (1 - spread) / told)
-                bound = min(_SHARE_KEPT * usual, usual - DEVIATIONS * error)
-                value = sums[HEAD + g] / (divisor[g] * looked)
-                if value < bound:
-                    return SHARE, g, value, bound
+        for g in range(len(share)):
+            n, bound = sums[VISITS + needs[g]], _SHARE_KEPT * share[g]
+            if share[g] < least[g] or not n:
+                continue
+            value = sums[HEAD + g] / (divisor[g] * n)
+            if value < bound and unlikely(value, n, share[g], visits[needs[g]]) > _SHARE_NATS:
+                return SHARE, g, value, bound
 
         value, deviation = auc(sums)
         deviation *= np.sqrt(auc_dispersion)
@@ -142,7 +206,7 @@ def judge(
         if sums[CLICKS] > most:
             return LABELS, 0, sums[CLICKS] / expected, most / expected
         lowest = min(0.5 + _AUC_KEPT * (usual_auc - 0.5), usual_auc - DEVIATIONS * deviation)
-        both = min(sums[CLICKS], rows - sums[CLICKS]) >= _LEAST_CLICKS
+        both = min(sums[CLICKS], sums[ROWS] - sums[CLICKS]) >= _LEAST_CLICKS
         if both and value < lowest:
             return AUC, 0, value, lowest
     return FINE, 0, 0.0, 0.0
