@@ -197,6 +197,17 @@ def test_every_role_gets_the_same_addresses(tmp_path: Path, monkeypatch: pytest.
     assert named.admin_token_file == "/of/the/shop"
 
 
+def test_a_run_that_goes_on_says_that_its_figures_are_of_this_start(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for goes_on in (False, True):
+        state = Up(Settings(), UpOptions(), tmp_path, ports_of(), threading.Event()).state()
+        assert ("since this start" in line_of(state)) == goes_on
+        console = Console(file=io.StringIO(), width=200, record=True)
+        console.print(table_of(state, ""))
+        assert ("figures since this start" in console.export_text()) == goes_on
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)  # what a run before has left
+
+
 # -- services that die ---------------------------------------------------------------------------------------------
 
 

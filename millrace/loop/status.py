@@ -30,6 +30,8 @@ class Shown:
     """Wall seconds from an exposure until its label is settled, and counts in the figures of quality."""
     awaits: str = ""
     """What the run waits for, and who can bring it; empty: nothing."""
+    resumed: bool = False
+    """Whether the run goes on from state that was there: its counts and its figures of quality begin anew."""
     addresses: dict[str, str] = field(default_factory=dict)
     """Where things are, by what they are called."""
 
@@ -82,6 +84,7 @@ def state_of(
         "simulated": shown.simulated,
         "control": shown.control,
         "settles_s": shown.settles_s,
+        "since": "since this start" if shown.resumed else "",
         "awaits": shown.awaits,
         "addresses": dict(shown.addresses),
         "roles": [_role(name, supervisor, picture, figures) for name in shown.roles],

@@ -84,7 +84,8 @@ class Up(Host):
         speed = settings.event_clock().speed
         settles_s = (60 * settings.attribution_minutes + settings.disorder_seconds) / speed
         self.roles = options.roles(settings)
-        shown = Shown(self.roles, control=settings.control_share > 0, settles_s=settles_s)
+        resumed = (folder / "checkpoints").exists()
+        shown = Shown(self.roles, control=settings.control_share > 0, settles_s=settles_s, resumed=resumed)
         super().__init__(settings, folder, ending, shown, speed, LINE_SECONDS)
         self.options, self.ports = options, ports
         self.ready = False

@@ -156,7 +156,7 @@ function show(state) {
   put("speed", state.simulated ? `shop time, ${state.speed} times as fast` : "UTC");
   put("awaits", state.awaits);
   byId("awaits").hidden = !state.awaits;
-  put("elapsed", state.elapsed_s ? `${Math.round(state.elapsed_s)} s` : "");
+  put("elapsed", state.elapsed_s ? `${Math.round(state.elapsed_s)} s${state.since ? `; figures ${state.since}` : ""}` : "");
   const pill = byId("phase");
   pill.textContent = state.phase;
   pill.className = `pill ${{ running: "good", done: "good", failed: "bad" }[state.phase] ?? ""}`;
