@@ -25,6 +25,7 @@ log = structlog.get_logger("learner")
 TRAINED = Counter("millrace_samples_trained_total", "Samples learnt from since this process started.")
 REPEATED = Counter("millrace_samples_repeated_total", "Samples dropped because they had been learnt from.")
 FOLLOW_UPS = Counter("millrace_samples_follow_ups_total", "Later actions on exposures already labelled.")
+UNREAD = Counter("millrace_samples_unread_total", "Samples learnt from whose page was made without reading its user.")
 REFUSED = Counter("millrace_samples_refused_total", "Samples with an unusable label or weight.")
 SKIPPED = Counter("millrace_batches_skipped_total", "Batches and messages not learnt from.", ["reason"])
 ROLLING_AUC = Gauge("millrace_rolling_auc", "AUC of the scores served with, newest settled exposures.", ["arm"])
@@ -77,6 +78,7 @@ _COUNTS = {
     "repeated": REPEATED,
     "follow_ups": FOLLOW_UPS,
     "refused": REFUSED,
+    "unread": UNREAD,
     "held_out": HELD_OUT,
     "over_limit": TAUGHT_OUT,
     "set_aside": SET_ASIDE,

@@ -29,6 +29,7 @@ from learner.progressive import Progressive
 from learner.repeats import Repeats
 from learner.served import Served
 from learner.verbs import Learning
+from millrace.contracts.events import NOT_READ
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 from millrace.versions.image import Array, below
 
@@ -57,8 +58,8 @@ class Trainer:
 
     ``counts`` has what became of samples: "trained", "repeated", "follow_ups", "refused" (unusable label or weight),
     "left_out" (negatives not chosen), "bad_numbers", "not_finite" (predictions), "skipped" (rows in refused batches),
-    "skipped:REASON" (batches). With a gate also "held_out", "absurd", "over_limit", "quarantined", "released",
-    "discarded", "set_aside" (:mod:`learner.promotion`).
+    "skipped:REASON" (batches), "unread" (learnt from, though their page's user was not read). With a gate also
+    "held_out", "absurd", "over_limit", "quarantined", "released", "discarded", "set_aside" (:mod:`learner.promotion`).
 
     Attributes:
         admit: says which new rows of a message are to be learnt, (B,). Held-out pages, for one, are not.
@@ -180,6 +181,8 @@ class Trainer:
             self.counts["skipped"] += len(batch) - report.refused - report.left_out
             self.counts[f"skipped:{report.skipped}"] += 1
         else:
+            # Learnt as served, at full weight: such pages come again, and the model's scores of them must be right.
+            self.counts["unread"] += int(((batch.user_missing & NOT_READ) > 0).sum())
             clicked = batch.origin_ms > 0
             self._clicks.append(Clicks(batch.origin_ms[clicked], cut.joined_ms[clicked]))
         return report

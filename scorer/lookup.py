@@ -29,7 +29,7 @@ class Meters(Protocol):
 
     def error(self, what: str) -> None: ...
 
-    def unknown_user(self) -> None: ...
+    def user_read(self, found: str) -> None: ...
 
     def list_page(self) -> None: ...
 
@@ -43,15 +43,13 @@ class Meters(Protocol):
 async def look_up(store: Store, builder: FeatureBuilder, meters: Meters, user_id: Id) -> tuple[User, list[str]]:
     """The user, and what was missing, in words for the answer. An unknown user is served as a new one."""
     record = await store.record(user_id)
+    meters.user_read(record.found)
     user = User.of(builder, user_id, record.fields, record.lacking)
-    missing = record.note(user_id)
-    notes = [missing] if missing else []
+    said = record.note(user_id)
+    notes = [said] if said else []
     if user.damaged:
         meters.error("profile")
         notes.append(f"the stored profile of user {user_id!r} is damaged: served without it")
-    elif not user.known and not missing:
-        meters.unknown_user()
-        notes.append(f"user {user_id!r} is unknown: served as a new user")
     if user.forgotten:
         meters.error("recent")
         notes.append(f"the stored last clicks of user {user_id!r} are damaged: served without them")

@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from millrace.contracts.events import SOURCES
 from millrace.versions.clicks import VersionClicks
 from scorer.tracing import ClickTrace
-from scorer.userrecord import AWAY, ERROR
+from scorer.userrecord import AWAY, ERROR, READS
 
 _FAST = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
@@ -31,7 +31,7 @@ ITEMS = Gauge("millrace_items", "Items in the index.")
 COCLICK_LISTS = Gauge("millrace_coclick_lists", "Lists of co-clicks that the feeder holds, of all partitions.")
 NEIGHBOURS = Gauge("millrace_neighbours", "Pairs of an item and a neighbour that recall knows.")
 ITEM_KEYS = Gauge("millrace_item_keys", "Item-side window keys in the index, over all partitions.")
-UNKNOWN_USERS = Counter("millrace_unknown_users_total", "Requests for users that the online store does not know.")
+USER_READS = Counter("millrace_user_reads_total", "Requests by where their user's record was found.", ["found"])
 LIST_PAGES = Counter("millrace_list_pages_total", "Pages made of the shop's lists before the scorer was ready.")
 LIST_PARTS = Counter("millrace_list_parts_total", "Parts of ranked lists that were handed out.", ["kind"])
 SCORER_ITEMS = Counter("millrace_scorer_items_total", "Items handed out, by where recall found them.", ["source"])
@@ -63,6 +63,8 @@ RETRIEVAL_INDEX_RECALL = Gauge(
     "millrace_scorer_index_recall",
     "Share of the items with the largest products that the approximate index finds; no value with exact products.",
 )
+for _found in READS:  # from 0 on, so that the first of a kind is an increase too
+    USER_READS.labels(_found)
 _BY_SOURCE = [SCORER_ITEMS.labels(source) for source in SOURCES]
 _UNMEASURED = (
     SERVED_VERSION,
@@ -95,9 +97,9 @@ class ScorerMeters:
         self.errors[what] += 1
         ERRORS.labels(what).inc()
 
-    def unknown_user(self) -> None:
-        """Counts a request for a user whom the store does not know."""
-        UNKNOWN_USERS.inc()
+    def user_read(self, found: str) -> None:
+        """Counts a request by where its user's record was found, one of :data:`scorer.userrecord.READS`."""
+        USER_READS.labels(found).inc()
 
     def lost(self, reason: str, pages: int, exposures: int) -> None:
         """Counts pages whose log is lost. The pages were answered, so these are no errors."""

@@ -72,7 +72,6 @@ class User:
     columns: dict[str, U64]
     plain: dict[str, float]
     tiles: Mapping[bytes, bytes]  # the online store's hash: window field -> tile list
-    known: bool
     damaged: bool = False  # the stored profile was no JSON object; served without it
     recent: Recent = NOTHING
     forgotten: bool = False  # what is stored of the last clicks and purchases is damaged; served without it
@@ -92,7 +91,7 @@ class User:
         except StoreError:
             forgotten = True
         columns, plain = builder.attributes("user", {**attributes, builder.user_column: user_id})
-        return cls(columns, plain, record, bool(record), damaged, recent, forgotten, missing)
+        return cls(columns, plain, record, damaged, recent, forgotten, missing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 
 ::
 
-    read ── in time ─────────────────► the user
+    read ── in time ─────────────────► the user         a user whom the cache does not know has more time
       └──── later, in the background ─► the cache ─► whoever comes while the store is slow or away
       ├──── an error, or an answer that is none ─► this request goes without it
       └──── no connection ─► away: nobody asks; a ping every half second finds out when it is back
@@ -37,6 +37,8 @@ PROBE_SECONDS = 0.5
 """Between two pings of a store that is away."""
 ANSWER_SECONDS = 1.0
 """A store that has not answered a read or a ping for so long, or as long as a request waits, is away."""
+FIRST_SECONDS = 0.05
+"""How long a page waits for a user whom the cache does not know, at least: the first page of a visit."""
 LIST_SECONDS = 0.25
 """How long a page of the shop's lists waits for them, at least: it is made of nothing else."""
 MOST_READS = 64
@@ -74,7 +76,7 @@ class OnlineReader:
         client: an asyncio Redis client that answers in bytes.
         count: called for each answer that was not to be had in time: why (:mod:`scorer.userrecord`), and whether the
             cache had it.
-        seconds: how long a request waits.
+        seconds: how long a request waits. For a user whom the cache does not know it is :data:`FIRST_SECONDS` at least.
         monotonic: seconds that only go forward.
         prefix: before each key. Callers know keys without it.
     """
@@ -89,7 +91,7 @@ class OnlineReader:
     ) -> None:
         self._client, self._count, self._seconds, self._monotonic = client, count, seconds, monotonic
         self._prefix = prefix
-        self._list_seconds = max(seconds, LIST_SECONDS)
+        self._list_seconds, self._first_seconds = max(seconds, LIST_SECONDS), max(seconds, FIRST_SECONDS)
         self._cache, self._turns = UserCache(), Turns()
         self._reads: set[asyncio.Task[Any]] = set()
         self._told: set[str] = set()
@@ -115,7 +117,8 @@ class OnlineReader:
 
         It returns in a turn of the loop of its own (:mod:`scorer.turns`): what follows may take long.
         """
-        fields, missing = await self._ask(self._user(user_id), self._seconds)
+        held = self._cache.get(user_id, self._monotonic())
+        fields, missing = await self._ask(self._user(user_id), self._first_seconds if held is None else self._seconds)
         age_ms: int | None = None
         if missing:
             held = self._cache.get(user_id, self._monotonic())

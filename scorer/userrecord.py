@@ -17,6 +17,10 @@ BUSY = "busy"
 ERROR = "error"
 """The store answered with an error, or with what is no answer."""
 
+STORE, CACHE, UNKNOWN, NOTHING = READS = "store", "cache", "unknown", "nothing"
+"""Where a user's record was found. ``unknown``: the store answered, and has none. ``nothing``: it was not read, and no
+earlier one is held."""
+
 _BECAUSE = {
     AWAY: "the online store is away",
     SLOW: "the online store is slow",
@@ -40,19 +44,26 @@ class Record(Struct, frozen=True):
     age_ms: int | None = None
 
     @property
+    def found(self) -> str:
+        """Where it was found: one of :data:`READS`."""
+        if self.missing:
+            return NOTHING if self.age_ms is None else CACHE
+        return STORE if self.fields else UNKNOWN
+
+    @property
     def lacking(self) -> int:
         """Bits of what is not there of the user, as page logs say it (:data:`millrace.contracts.events.Lacking`).
 
         >>> Record({}).lacking, Record({}, AWAY).lacking, Record({b"profile": b"{}"}, SLOW, 2345).lacking
         (3, 7, 2)
         """
-        unread = NOT_READ if self.missing and self.age_ms is None else 0
+        unread = NOT_READ if self.found == NOTHING else 0
         profile = 0 if PROFILE in self.fields else PROFILE_MISSING
         windows = 0 if any(len(field) == WINDOW_BYTES for field in self.fields) else WINDOWS_MISSING
         return unread | profile | windows
 
     def note(self, user_id: Id) -> str | None:
-        """What the page's answer says of it. None: nothing was missing.
+        """What the page's answer says of it. None: the store gave the record.
 
         >>> Record({}, AWAY).note(7)
         'the online store is away: served as a new user'
@@ -60,7 +71,7 @@ class Record(Struct, frozen=True):
         'the online store is slow: user 7 is served as known 2.3 s ago'
         """
         if not self.missing:
-            return None
+            return None if self.fields else f"user {user_id!r} is unknown: served as a new user"
         if self.age_ms is None:
             return f"{_BECAUSE[self.missing]}: served as a new user"
         return f"{_BECAUSE[self.missing]}: user {user_id!r} is served as known {self.age_ms / 1000:.1f} s ago"

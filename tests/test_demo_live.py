@@ -52,6 +52,7 @@ def assert_undisturbed(report: dict[str, Any]) -> None:
     assert_no_errors(report)
     assert set(report["restarts"].values()) == {0}
     assert report["model_versions"] > 1
+    assert all(0 <= share < 1 for share in report["without_user"].values())
     assert 0 < report["click_to_served_ms"]["p50"] <= report["click_to_served_ms"]["p99"]
 
 

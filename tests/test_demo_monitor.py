@@ -14,7 +14,9 @@ import pytest
 from millrace.contracts.clock import EventClock
 from millrace.loop.monitor import SCORER_ERRORS, Monitor, RoleMetrics
 from millrace.loop.series import COLUMNS, Series
+from millrace.loop.status import Shown, state_of
 from millrace.processes.memory import resident, resident_bytes
+from millrace.processes.supervisor import Supervisor
 
 
 def exposition(started: float, sent: float, auc: str = "NaN") -> str:
@@ -119,6 +121,23 @@ def test_stages_are_of_all_clicks_over_restarts(network: Network) -> None:
     assert stages["applied"] == {"mean": None, "p50": None, "p99": None, "count": 0}
     assert picture.figures["click_stage_ms_joined"] == 75.0
     assert picture.figures["click_stage_ms_learnt"] is None
+
+
+def test_users_who_were_not_read_and_those_who_do_not_exist_are_told_apart(network: Network, tmp_path: Path) -> None:
+    """As shares of all requests, over restarts of the scorer."""
+    monitor = monitor_of(network)
+    figures = monitor.look().figures
+    assert (figures["unread_share"], figures["unknown_share"]) == (None, None), "nobody has asked"
+    for started, counts in ((2.0, (90, 3, 5, 2)), (3.0, (100, 0, 0, 0))):
+        reads = zip(("store", "cache", "unknown", "nothing"), counts, strict=True)
+        network.answers["http://serve/metrics"] = exposition(started, 10) + (
+            "# TYPE millrace_user_reads_total counter\n"
+            + "".join(f'millrace_user_reads_total{{found="{found}"}} {n}\n' for found, n in reads)
+        )
+        figures = monitor.look().figures
+    assert (figures["unread_share"], figures["unknown_share"]) == (2 / 200, 5 / 200)
+    state = state_of("running", 1, 1.0, monitor, Supervisor(tmp_path), [], Shown(("serve",)))
+    assert state["roles"][0]["says"].endswith("users not read 1.00%, unknown 2.50%")
 
 
 def test_a_silent_role_is_not_ready_and_keeps_its_figures(network: Network) -> None:

@@ -424,6 +424,13 @@ def test_no_panel_and_no_rule_takes_what_has_no_value_for_a_figure(tmp_path: Pat
             "WorseThanBaseline",
             {'millrace_rolling_auc{arm="model"}': "0x60", 'millrace_baseline_auc{arm="model"}': "0.5x60"},
         ),
+        (
+            "UsersNotRead",
+            {
+                'millrace_user_reads_total{found="store"}': "0+97x30",
+                'millrace_user_reads_total{found="nothing"}': "0+3x30",
+            },
+        ),
         ("PredictionsNotFinite", {"millrace_predictions_not_finite_total": "0+1x30"}),
         (
             "Miscalibrated",
@@ -471,6 +478,7 @@ def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[st
         "IntakeRefuses": {"what": "events"},
         "ArchiveLost": {"topic": "events"},
         "IntakeTurnsAway": {},
+        "UsersNotRead": {},
         "ArchiveBehind": {},
         "GateRefused": {"check": "labels"},
         "GateBlocked": {"state": "blocked", "role": "r"},
@@ -485,6 +493,15 @@ def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[st
 @pytest.mark.parametrize(
     ("alert", "series"),
     [
+        # Guests are normal, and so is a read in a thousand.
+        (
+            "UsersNotRead",
+            {
+                'millrace_user_reads_total{found="store"}': "0+900x30",
+                'millrace_user_reads_total{found="unknown"}': "0+99x30",
+                'millrace_user_reads_total{found="nothing"}': "0+1x30",
+            },
+        ),
         ("PredictionsNotFinite", {"millrace_predictions_not_finite_total": "7x30"}),
         ("IntakeRefuses", LINES | {'millrace_intake_lines_total{what="events",verdict="refused"}': "0+2x30"}),
         ("IntakeNotReady", {'millrace_ready{role="archive"}': "0x30"}),

@@ -11,6 +11,7 @@ from learner.model import OnlineModel
 from learner.progressive import Progressive
 from learner.repeats import Repeats
 from learner.trainer import Trainer
+from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.merit import log_loss
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 from tests.learning import SCHEMA, START_MS, make_samples
@@ -40,6 +41,17 @@ def test_micro_batches_are_full_or_drained() -> None:
     assert report.rows == 36
     assert t.step(drain=True) is None
     assert t.counts["trained"] == 100
+
+
+def test_pages_whose_user_was_not_read_are_learnt_as_served_and_counted() -> None:
+    """Not those whose user the store does not have."""
+    batch, t, twin = make_samples(64, 0), trainer(), trainer()
+    missing = np.repeat(np.array([0, PROFILE_MISSING | WINDOWS_MISSING, 7, 7], np.uint8), 16)
+    t.take(replace(batch, user_missing=missing))
+    twin.take(batch)
+    assert t.step() == twin.step()
+    assert t.model.snapshot()[0].same_bits(twin.model.snapshot()[0]) == ""
+    assert (t.counts["unread"], twin.counts["unread"]) == (32, 0)
 
 
 def test_judged_on_what_was_predicted_before_learning() -> None:

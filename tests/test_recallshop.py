@@ -154,7 +154,6 @@ def test_a_user_without_events_is_known_by_attributes_alone() -> None:
     user = found.user(stranger)
     assert set(found.record(stranger)) == {b"profile"}
     assert "kind" in user.columns
-    assert user.known
 
 
 def test_the_head_learns_what_is_known_and_publishes_vectors_of_all_living_items() -> None:

@@ -301,7 +301,7 @@ class World:
         for p, some in enumerate((every[::2], every[1::2])):
             index.put_tiles(p, some, store.export(some))
         tiles_of = dict(zip(window_fields(every), store.export(every), strict=True))
-        users = [User(u.columns, u.plain, {**u.tiles, **tiles_of}, True) for u in people]
+        users = [User(u.columns, u.plain, {**u.tiles, **tiles_of}) for u in people]
         stranger = User.of(builder, "nobody", {})
         return cls(index, [*users, stranger], now_ms)
 
@@ -454,12 +454,11 @@ def test_an_unknown_user_and_a_damaged_record_read_as_missing() -> None:
     ranker = Ranker(BUILDER, shelf_of(index_of(ITEMS)), errors.append)
     rows = np.array([0, 1])
     stranger = User.of(BUILDER, "u", {})
-    assert not stranger.known
+    assert not stranger.tiles
     keys = np.unique(window_keys("u", ITEMS)[:, [USER, TASTE]])
     good = record(keys, tiles(keys, 8, 2), b"not json")
     good[window_field(window_keys("u", ITEMS)[0, USER])] = b"\x01\x63damaged"
     user = User.of(BUILDER, "u", good)
-    assert user.known
     assert user.damaged
     ranked = rank(ranker, user, rows)
     assert errors == ["tiles"]

@@ -552,7 +552,7 @@ def test_model_and_metrics_say_what_is_served(shop: Shop) -> None:
         "millrace_freshness_seconds",
         "millrace_items",
         "millrace_item_keys",
-        "millrace_unknown_users_total",
+        'millrace_user_reads_total{found="unknown"}',
         "millrace_list_parts_total",
         'millrace_scorer_items_total{source="random"}',
     ):

@@ -185,7 +185,30 @@ def test_a_slow_read_goes_on_in_the_background_and_serves_the_next_request() -> 
     run(story)
 
 
-def test_an_answer_that_came_while_the_loop_was_busy_is_in_time() -> None:
+def test_a_user_who_was_not_read_before_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody else waits for it: a user who was read before is served from the cache meanwhile."""
+    monkeypatch.setattr(module, "FIRST_SECONDS", PATIENT)
+
+    async def story() -> None:
+        scene = Scene(0.0)
+        scene.client.users["user:8"] = KNOWN
+        assert await scene.store.record(8) == Record(KNOWN)
+        scene.client.may.clear()
+        first = asyncio.create_task(scene.store.record(7))
+        while scene.client.asked[-1] != "user:7":
+            await asyncio.sleep(0)
+        assert await scene.store.record(8) == Record(KNOWN, "slow", 0)
+        assert not first.done()
+        scene.client.may.set()
+        assert await first == Record(KNOWN)
+        assert scene.counted == [("slow", True)]
+
+    run(story)
+
+
+def test_an_answer_that_came_while_the_loop_was_busy_is_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_SECONDS", 0.0)
+
     async def story() -> None:
         scene = Scene(0.0)
         assert await scene.store.record(7) == Record(KNOWN), "the time was up before the loop looked"

@@ -117,7 +117,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     # scorer
     workers: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that answer requests, on one port
-    redis_seconds: Positive = 0.005  # how long a page waits for Redis before it is made without it
+    redis_seconds: Positive = 0.005  # how long a page waits for Redis; at least 0.05 for a user not read before
     requests_limit: Annotated[int, Meta(ge=1)] = 32  # in work at a worker; beyond it, one is refused at once (503)
     spool_mb: Annotated[int, Meta(ge=1)] = 256  # logs of pages kept on disk while the broker is away
     candidates: Annotated[int, Meta(ge=1)] = 1000

@@ -21,7 +21,7 @@ from millrace.demo.settle import Settlement
 from millrace.demo.twin import Pages, twin_scores
 from millrace.loop.monitor import SCORER_ERRORS, Monitor
 from millrace.loop.series import PROCESSES
-from millrace.loop.status import memory
+from millrace.loop.status import memory, percent
 from millrace.processes.supervisor import Supervisor
 
 Report = dict[str, Any]
@@ -116,6 +116,7 @@ def make_report(
         "seconds_to_first_auc": max(0, first_auc - started_wall_ms) / 1000 if first_auc else None,
         # Beyond the stable keys
         "gate": _gate(settlement),
+        "without_user": {"not_read": f["unread_share"], "unknown": f["unknown_share"]},
         "click_stages_ms": monitor.stages(),
         "conserved": None if settlement.forgotten else settlement.problem is None,
         "forgotten": settlement.forgotten,
@@ -260,6 +261,8 @@ def summary(report: Report) -> list[str]:
     def number(value: float | None, digits: int = 4) -> str:
         return "–" if value is None else f"{value:.{digits}f}"
 
+    lacking = report["without_user"]
+
     served = report["click_to_served_ms"]
     curve, opening = report["auc"], report["first_20000"]
     shown = " to ".join(f"{number(p['auc'])} (oracle {number(p['oracle_auc'])})" for p in curve[:: len(curve) - 1 or 1])
@@ -285,7 +288,9 @@ def summary(report: Report) -> list[str]:
         f"(oracle {number(opening['oracle_log_loss'])}), calibration {number(opening['calibration'], 2)}, "
         f"AUC {number(opening['auc'])}",
         *_gate_lines(report["gate"]),
-        f"click rate {number(report['ctr_model'])} on model pages, {number(report['ctr_control'])} on random pages",
+        f"click rate {number(report['ctr_model'])} on model pages, {number(report['ctr_control'])} on random pages; "
+        f"pages made without their user: {percent(lacking['not_read'])} not read in time, "
+        f"{percent(lacking['unknown'])} unknown",
         f"{report['model_versions']:,} versions served; a click reaches the weights that serve in "
         f"{number(served['p50'], 0)} ms (p50), {number(served['p99'], 0)} ms (p99), on average {stages}; "
         f"{report['errors']} errors; "

@@ -274,6 +274,7 @@ class Monitor:
             "served_version": serve.gauge("millrace_served_version"),
             "versions_served": _number(model.get("versions_served")),
             "requests": serve.total("millrace_requests_total"),
+            **_users(serve),
             "freshness_s": serve.gauge("millrace_freshness_seconds"),
             "delta_gaps": serve.total("millrace_delta_gaps_total"),
             "scorer_errors": serve.total("millrace_errors_total"),
@@ -319,6 +320,14 @@ def _doors(intake: RoleMetrics, archive: RoleMetrics) -> dict[str, float | None]
         "archived": archive.total("millrace_archive_rows_total"),
         "archive_lag": archive.gauge("millrace_archive_lag"),
     }
+
+
+def _users(serve: RoleMetrics) -> dict[str, float | None]:
+    """Shares of the requests that were answered without their user: not read in time, or not in the online store."""
+    reads = "millrace_user_reads_total"
+    asked = serve.total(reads)
+    found = {"unread_share": "nothing", "unknown_share": "unknown"}
+    return {name: serve.total(reads, found=what) / asked if asked else None for name, what in found.items()}
 
 
 def _apart(learn: RoleMetrics) -> dict[str, float | None]:

@@ -154,7 +154,8 @@ def _says(name: str, f: Mapping[str, float | None]) -> str:
     if name == "shadow":
         beside = f"AUC {fixed(f.get('shadow_auc'))}, the first's {fixed(f.get('shadow_first_auc'))} on held-out pages"
         return f"{count(f.get('shadow_trained'))} trained, {beside}"
-    return f"{count(f.get('requests'))} requests, {count(f.get('versions_served'))} versions served"
+    users = f"users not read {percent(f.get('unread_share'))}, unknown {percent(f.get('unknown_share'))}"
+    return f"{count(f.get('requests'))} requests, {count(f.get('versions_served'))} versions served, {users}"
 
 
 def count(value: float | None) -> str:
