@@ -3,16 +3,17 @@
 
 ::
 
-    history/profiles     users and items of a log, one message a line     ──► topics users, items
-    history/published    the ids of the topics that have them                  what a topic knows already stays
+    history/profiles     users and items of a log, until they are published    ──► topics users, items
     history/partitions   for how many its counts were left                     a loop of another number is refused
     history/unfinished   a replay is at work, or was killed                    no role of a loop starts on that
     history/writing      ... and it has begun to write
 
-Published again, to topics of other ids (a broker that was emptied), they change nothing that the shop has said: a user
-or item of which the topic has a message is left out. The shop may speak between our look at the topic and our message,
-and several workers may publish at once. So our messages bear a header, and after them we look again: where ours came
-after the shop's own, the shop's is sent once more, until none is left behind.
+They are published once. The topics have them from then on, and ``history/profiles`` is removed. A copy of our own would
+outlive a user's deletion, and bring the user back when the topic had lost the tombstone.
+
+A user or item of which the topic has a message is left out. The shop may speak between our look at the topic and our
+message, and several workers may publish at once. So our messages bear a header, and after them we look again: where
+ours came after the shop's own, the shop's is sent once more, until none is left behind.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from millrace.contracts.events import Item, User, key_of, to_json
 from millrace.contracts.settings import Settings
 from millrace.contracts.store import AbsentError, Store
 from millrace.contracts.topics import EVENTS, ITEMS, USERS
-from millrace.processes.kafka import REMEDY, make_producer, make_reader, read_all, topic_ids
+from millrace.processes.kafka import REMEDY, make_producer, make_reader, read_all
 
 log = structlog.get_logger("history")
 
@@ -46,10 +47,6 @@ _FLUSH_SECONDS = 60.0
 class _Profiles(msgspec.Struct):
     users: list[User]
     items: list[Item]
-
-
-class _Told(msgspec.Struct):
-    topics: dict[str, str]  # ids by name
 
 
 class _Partitions(msgspec.Struct):
@@ -108,7 +105,9 @@ def check_whole(settings: Settings) -> None:
 
 
 def publish_profiles(settings: Settings) -> int:
-    """Publishes what :func:`leave_profiles` left, if the topics do not have it; returns how many messages that took.
+    """Publishes what :func:`leave_profiles` left, and removes it; returns how many messages that took.
+
+    Called at each start of the stream. Another worker may do the same at the same time.
 
     Raises:
         BrokerError: the broker does not answer.
@@ -122,16 +121,13 @@ def publish_profiles(settings: Settings) -> int:
     names = store.names()
     if _PARTITIONS in names:
         _check_partitions(settings, msgspec.json.decode(store.get(_PARTITIONS)[0], type=_Partitions).number)
-    if _PROFILES not in names:
+    if _PUBLISHED in names:  # by a version that kept them: who was deleted since is among them
+        Store(settings.place(PLACE)).remove([_PROFILES, _PUBLISHED])
         return 0
-    ids = topic_ids(settings)
-    now = {name: ids.get(name, "") for name in (USERS, ITEMS)}
     try:
-        if msgspec.json.decode(store.get(_PUBLISHED)[0], type=_Told).topics == now:
-            return 0
+        head, body, _ = store.get(_PROFILES)
     except AbsentError:
-        pass
-    head, body, _ = store.get(_PROFILES)
+        return 0
     size = msgspec.json.decode(head)["bytes"]
     found = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(body, max_output_size=size), type=_Profiles)
     sent = 0
@@ -146,7 +142,7 @@ def publish_profiles(settings: Settings) -> int:
                 sent += len(lacking)
     finally:
         producer.close(timeout=5)
-    Store(settings.place(PLACE)).put(_PUBLISHED, _Told(now))
+    Store(settings.place(PLACE)).remove([_PROFILES])
     log.info("users and items of the history are published", users=len(found.users), items=len(found.items), sent=sent)
     return sent
 
