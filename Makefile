@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+# The CPU build of torch is a tenth of the other one's size, and nothing here uses a GPU.
+TORCH  ?= https://download.pytorch.org/whl/cpu
 # Tests at a time. Much of their time is waiting for processes: two more than the cores of a small machine.
 JOBS   ?= 4
 
@@ -18,6 +20,7 @@ help:            ## list the targets
 $(STAMP): pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --retries 0 --extra-index-url $(TORCH) 'torch<3'
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --editable ./client
 	@touch $@
 

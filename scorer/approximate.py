@@ -44,7 +44,7 @@ def _module() -> Any:
     except ImportError as error:
         raise SettingError(
             f"recall_index = 'usearch' needs the package usearch, which cannot be imported ({error})",
-            "pip install 'millrace[ann]', or set MILLRACE_RECALL_INDEX=exact",
+            "pip install '.[ann]' in a checkout of Millrace, or set MILLRACE_RECALL_INDEX=exact",
         ) from None
     return index
 

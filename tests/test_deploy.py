@@ -177,6 +177,17 @@ def test_docs_list_exactly_the_metrics_there_are() -> None:
     assert set(listed) == set(exposed().values())
 
 
+def test_every_metric_that_a_page_names_is_one() -> None:
+    pages = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md"), *DEPLOY.glob("*.md")]
+    history = {"log.md", "results.md", "CHANGELOG.md"}  # they name what there was
+    known = {*exposed(), *exposed().values(), "millrace_client"}
+    named = [
+        (p.name, n) for p in pages if p.name not in history for n in re.findall(r"\bmillrace_[a-z_]+", p.read_text())
+    ]
+    assert len(named) > 100
+    assert not {f"{page} names {name}" for page, name in named if name.rstrip("_") not in known and name[-1] != "_"}
+
+
 def test_a_role_that_has_measured_nothing_says_so() -> None:
     """0 is a value: only what counts something may begin with it."""
     counts = {

@@ -223,6 +223,6 @@ def test_without_usearch_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SettingError) as caught:
         approximate.check_usearch()
     text = str(caught.value)
-    assert "millrace[ann]" in text
+    assert "'.[ann]'" in text
     assert "usearch" in text
     assert "\n" not in text

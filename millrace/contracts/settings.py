@@ -106,9 +106,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # would refuse, and refuses only what is damaged or absurd. `on`: it refuses. `off`: nothing is judged.
     gate: Literal["observe", "on", "off"] = "observe"
     heldout_share: Annotated[float, Meta(ge=0, le=0.1)] = 0.01  # of pages that are never learnt, to judge models by
-    teach_limits: str = "user=1000,item=20000"  # rows that one user, item or id of a field may teach in an hour
-    quarantine_minutes: Positive = 120.0  # what stays different for so long is the world, and is learnt
-    keep_minutes: Positive = 60.0  # versions are kept for so long, thinned, to go back to
+    teach_limits: str = "user=1000,item=20000"  # rows that one user, item or id of a field may teach in an hour of event time
+    quarantine_minutes: Positive = 120.0  # event time: what stays different for so long is the world, and is learnt
+    keep_minutes: Positive = 60.0  # event time: versions are kept for so long, thinned, to go back to
     admin_port: Port = 8750  # learner's HTTP: verdicts; with a token, promote, hold and roll back
     admin_token_file: str = ""  # a file with a token a line; without one nobody may command the learner
     shadow_model: str = ""  # of the role `millrace shadow`: a second learner, judged beside the first
@@ -126,7 +126,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     recall_index: Literal["exact", "usearch"] = "exact"  # usearch: approximate, for more than a million items
     recall_clicks: Annotated[int, Meta(ge=0)] = 1000  # that the retrieval head has to have learnt before it is used
     new_exposures: Annotated[int, Meta(ge=1)] = 100  # after so many an item has had its chance, and is new no longer
-    bought_days: Annotated[float, Meta(ge=0)] = 7.0  # an item that a user bought comes last for so long
+    bought_days: Annotated[float, Meta(ge=0)] = 7.0  # event time: an item that a user bought comes last for so long
     page_limit: Annotated[int, Meta(ge=1)] = 600
     control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # of requests that get a random page
     list_seconds: Positive = 300.0  # how long a ranked list is kept, to be handed out in parts
