@@ -106,7 +106,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # would refuse, and refuses only what is damaged or absurd. `on`: it refuses. `off`: nothing is judged.
     gate: Literal["observe", "on", "off"] = "observe"
     heldout_share: Annotated[float, Meta(ge=0, le=0.1)] = 0.01  # of pages that are never learnt, to judge models by
-    teach_limits: str = "user=1000,item=20000"  # rows that one user, item or id of a field may teach in an hour of event time
+    teach_limits: str = "user=1000,item=20000"  # event time: rows that a user, item or id may teach in an hour
     quarantine_minutes: Positive = 120.0  # event time: what stays different for so long is the world, and is learnt
     keep_minutes: Positive = 60.0  # event time: versions are kept for so long, thinned, to go back to
     admin_port: Port = 8750  # learner's HTTP: verdicts; with a token, promote, hold and roll back
