@@ -50,6 +50,7 @@ from learner.verbs import Learning
 from learner.verdicts import Refusal
 from learner.versions import Build, Copying, Cuts, Found, Last, Progress, SnapshotFiles, Versions, write_root
 from millrace.contracts.errors import SchemaError, SnapshotError, StoreError, one_line
+from millrace.contracts.hashing import salt
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -173,6 +174,7 @@ class Promotion:
         self._done: list[str] = []  # learnt since the newest snapshot
         self._ending_done: list[str] = []
         versions.flushed = lambda: self._noted(Flushed(), None)
+        store.needed = self._needed
         if checks is not None:
             trainer.admit = self._admit
 
@@ -291,7 +293,7 @@ class Promotion:
         self._say(refusal, batch)
         self._keep(refusal, batch, places)
         if self._open:
-            self._go_back(refusal, self._mark)
+            self._go_back(refusal, lambda: self._mark)
         self._bear()
 
     def _bear(self) -> None:
@@ -320,14 +322,19 @@ class Promotion:
         if batch is not None:
             self.checks.heldout.spoilt(int(np.median(batch.ts_ms)))
 
-    def _go_back(self, refusal: Refusal, target: int) -> bool:
-        """Makes the model what it was after ``target`` acts, or fewer where that is not sound. The acts behind are
-        forgotten, and their rows go to quarantine. Whether a root is due.
+    def _go_back(self, refusal: Refusal, where: Callable[[], int]) -> bool:
+        """Makes the model what it was after some acts, or fewer where that is not sound. The acts behind are forgotten,
+        and their rows go to quarantine. Whether a root is due.
+
+        Args:
+            where: gives the number of acts. It is asked when the writer is done: a snapshot that it has written lets
+                acts go, and those behind have other numbers from then on.
 
         Raises:
             SnapshotError, StoreError: no snapshot can be read.
         """
         self._settle()
+        target = where()
         wanted = {self._behind_flushes(at) for at in (target, min(target, self._mark))}
         model, target, whole = self._rebuilt(sorted(wanted, reverse=True))
         acts = zip(self._acts[target:], self._batches[target:], strict=True)
@@ -354,6 +361,11 @@ class Promotion:
         self._root_due = published or not whole or refusal.check in _OF_MODEL
         log.warning("went back to an earlier model", rows=sum(len(b) for _, b in gone), root=self._root_due)
         return self._root_due
+
+    def _needed(self) -> list[Place]:
+        """Snapshots that a way back begins at: that of the mark, and where none of its own is sound, the origin. The
+        writer's thread asks for them."""
+        return [*(base.note.place for base in self._bases[:1]), self._origin]
 
     def _behind_flushes(self, target: int) -> int:
         """The act behind those by which the retrieval head learnt, at that point, what had waited."""
@@ -412,7 +424,7 @@ class Promotion:
         if refusal is None:
             return False
         self._say(refusal)
-        self._go_back(refusal, len(self._acts))
+        self._go_back(refusal, lambda: len(self._acts))
         return True
 
     # -- versions --------------------------------------------------------------------------------------------
@@ -491,7 +503,8 @@ class Promotion:
             refusal = self._judge()
             if refusal is not None:
                 self._say(refusal)
-                root = self._go_back(refusal, len(self._acts) if refusal.check in _OF_MODEL else self._mark)
+                of_model = refusal.check in _OF_MODEL
+                root = self._go_back(refusal, lambda: len(self._acts) if of_model else self._mark)
                 self._bear()
                 return self._root(ms, refusal) if root else None
         if not self.publishing:
@@ -542,7 +555,8 @@ class Promotion:
         if refusal is None:
             return True
         self._say(refusal)
-        self._go_back(refusal, len(self._acts) if refusal.check in _OF_MODEL else self._bases[-1].at)
+        of_model = refusal.check in _OF_MODEL
+        self._go_back(refusal, lambda: len(self._acts) if of_model else self._bases[-1].at)
         self._bear()
         return False
 
@@ -836,22 +850,31 @@ class Promotion:
         if self.checks is None:
             return {}
         own = np.array([self.held, self._probation, self._blocked_ms, self.refused_ms], np.int64)
-        return {"gate": own} | {
+        return {"gate": own, "schema": self._schema()} | {
             f"{name}/{key}": array for name, part in self._parts().items() for key, array in part.snapshot().items()
         }
 
     def resume(self, state: Mapping[str, Array]) -> None:
-        """The inverse of :meth:`snapshot`, before :meth:`start`. Whatever a process before refused stays refused.
+        """The inverse of :meth:`snapshot`, before :meth:`start`. Whatever a process before refused stays refused. Of a
+        state of another schema only a person's hold is kept: its rows and figures are of other columns.
 
         Raises:
             KeyError, ValueError: it is not of this form.
         """
         if self.checks is None or not state:
             return
-        held, probation, self._blocked_ms, self.refused_ms = (int(v) for v in state["gate"])
-        self.held, self._probation = bool(held), bool(probation)
+        held, probation, blocked_ms, refused_ms = (int(v) for v in state["gate"])
+        self.held = bool(held)
+        if not np.array_equal(state.get("schema", ()), self._schema()):
+            log.warning("the gate's state is of another schema: it warms up anew")
+            return
+        self._probation, self._blocked_ms, self.refused_ms = bool(probation), blocked_ms, refused_ms
         for name, part in self._parts().items():
             part.resume(below(f"{name}/", state))
+
+    def _schema(self) -> Array:
+        """What a state is bound to. (1,)"""
+        return np.array([salt("gate", self.trainer.model.schema.id)], np.uint64)
 
     def _parts(self) -> dict[str, Any]:
         assert self.checks is not None

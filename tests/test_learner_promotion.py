@@ -5,20 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from learner.ledger import Learnt, learn_again, places_of
 from learner.model import OnlineModel
+from learner.progressive import Progressive
+from learner.promotion import QUARANTINED, Checks, Promotion
+from learner.repeats import Repeats
 from learner.table import SparseTable
+from learner.trainer import Trainer
 from learner.verdicts import Refusal
+from learner.versions import Progress, SnapshotFiles, Versions
 from millrace.contracts.errors import SnapshotError
 from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema, WindowKey
+from millrace.contracts.settings import Settings
 from millrace.contracts.store import AbsentError
-from millrace.versions.image import RETRIEVAL_TABLES
+from millrace.versions.image import RETRIEVAL_TABLES, Image
 from millrace.versions.modelstore import ModelStore
-from tests.learning import SCHEMA
-from tests.promotion_scene import BATCH, POISON, SPEC, Scene, batch, build
+from tests.learning import SCHEMA, START_MS, make_samples
+from tests.promotion_scene import BATCH, MINUTE_MS, POISON, SPEC, Scene, batch, build
 from tests.test_learner_slices import differs
 
 
@@ -115,6 +123,48 @@ def test_a_way_back_reaches_over_snapshots(scene: Scene, twin: Scene) -> None:
     assert scene.publish() is not None
     twin.publish()
     assert differs(scene.whole(), twin.whole()) == ""
+    assert served_as_learnt(scene)
+
+
+def test_the_base_of_the_mark_is_kept_however_many_snapshots_an_open_stretch_has(scene: Scene, twin: Scene) -> None:
+    """As with few rows a second: a stretch is longer than the time from a snapshot to the next but one."""
+    both((scene, twin), *(batch(n) for n in range(4)))
+    assert scene.snapshot() is not None
+    both((scene, twin), *(batch(n) for n in range(4, 8)))  # the mark
+    scene.shift.stretch = 10**6
+    for n in range(8, 12):
+        both((scene,), batch(n))
+        assert scene.snapshot() is not None
+        scene.store.prune()
+    scene.take(batch(12, page=POISON))
+    assert scene.publish() is not None
+    twin.publish()
+    assert differs(scene.whole(), twin.whole()) == ""
+    assert served_as_learnt(scene)
+    assert scene.trainer.counts["set_aside"] == 0
+    assert scene.trainer.counts["trained"] == 8 * BATCH
+    assert scene.trainer.counts[QUARANTINED] == 5 * BATCH
+
+
+def test_a_way_back_waits_for_the_writer_and_goes_back_then(scene: Scene, twin: Scene) -> None:
+    """The snapshot that it waits for lets acts go, so all behind them have other numbers."""
+    both((scene, twin), *(batch(n) for n in range(2)))
+    copying = scene.versions.begin()
+    files = SnapshotFiles(scene.store, copying.begun)
+    while (part := copying.next()) is not None:
+        files.add(part)
+    scene.drain()
+    last = scene.promotion.finish(copying, 0)
+    assert last is not None
+    note = files.end(last, follows=0, log="")
+    scene.promotion._settle = lambda: scene.promotion.written(note)
+    both((scene, twin), *(batch(n) for n in range(2, 4)))  # the mark, behind that snapshot
+    both((scene,), batch(4))
+    scene.take(batch(5, page=POISON))
+    scene.publish()
+    twin.publish()
+    assert differs(scene.whole(), twin.whole()) == ""
+    assert scene.trainer.counts["trained"] == 4 * BATCH
     assert served_as_learnt(scene)
 
 
@@ -369,6 +419,46 @@ def test_after_a_restart_shift_compares_with_the_root(scene: Scene, tmp_path: Pa
     both((scene,), *(batch(n) for n in range(4)))
     assert scene.snapshot() is not None
     assert Scene(tmp_path / "one").shift.rebased == 1
+
+
+OTHER_SCHEMA = msgspec.structs.replace(
+    SCHEMA,
+    windows=msgspec.structs.replace(SCHEMA.windows, keys=(*SCHEMA.windows.keys, WindowKey(columns=("category",)))),
+)
+
+
+def gated(schema: Schema, folder: Path) -> Promotion:
+    """A learner of this schema behind a gate with checks of its own, which has nothing to go on from."""
+    settings = Settings(data=str(folder), gate="on", heldout_share=0.1)
+    model = OnlineModel(schema, SPEC, 0)
+    trainer = Trainer(model, Progressive(1000), Repeats(10**9), 512)
+    versions, checks = Versions(model, 1, "me"), Checks.of(settings, schema)
+    progress = Progress(0, {}, {}, {})
+    return Promotion(trainer, versions, ModelStore(folder / "models"), checks, build, lambda: progress)
+
+
+def test_the_state_of_a_gate_is_bound_to_its_schema(tmp_path: Path) -> None:
+    """Carried over to another schema (``--evolve``), its reference rows and held-out rows have other columns."""
+    one = gated(SCHEMA, tmp_path / "one")
+    one.start(None, 0)
+    for seed in range(5):
+        one.trainer.take(make_samples(2048, seed, start_ms=START_MS + seed * MINUTE_MS), 0, 0, seed)
+        while one.step() is not None:
+            one.delta(0)
+    one.hold()
+    state = one.snapshot()
+    assert "shift/reference/cat" in state, "there is something that does not fit"
+    assert len(state["heldout/cat"])
+    other = gated(OTHER_SCHEMA, tmp_path / "other")
+    other.resume(state)
+    other.start(None, 0)
+    assert other.held, "a person's word holds"
+    other.promote()  # scores all reference rows and held-out rows
+    assert "shift/reference/cat" not in other.snapshot()
+    assert len(other.snapshot()["heldout/ts_ms"]) == 0
+    again = gated(SCHEMA, tmp_path / "again")
+    again.resume(state)
+    assert differs((Image({}, {}), state), (Image({}, {}), again.snapshot())) == ""
 
 
 def test_no_sound_snapshot_is_said(scene: Scene) -> None:

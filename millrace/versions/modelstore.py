@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,8 @@ class ModelStore:
 
     Attributes:
         damaged: names of the files that were found damaged so far.
+        needed: a lease: says which snapshots somebody may go back to. :meth:`prune` asks it each time, from whichever
+            thread it is called, and keeps these.
 
     Raises:
         StoreError: the place cannot be used.
@@ -106,6 +108,7 @@ class ModelStore:
         self.store = Store(url, writes)
         self.url, self.writes, self.keep_ms = str(url), writes, keep_ms
         self.damaged: list[str] = []
+        self.needed: Callable[[], Iterable[Place]] = tuple
 
     # -- writing ---------------------------------------------------------------------------------------------
 
@@ -182,8 +185,8 @@ class ModelStore:
         self.store.remove(_manifest(place) for place in places)
 
     def prune(self, keep: int = 2, epoch: int = MAX_EPOCH) -> None:
-        """Removes all but the newest ``keep`` snapshots that are whole and those to go back to (:func:`thinned`), and
-        what belongs to none. For the writer, while it is writing no snapshot.
+        """Removes all but the newest ``keep`` snapshots that are whole, those to go back to (:func:`thinned`) and those
+        that are :attr:`needed`, and what belongs to none. For the writer, while it is writing no snapshot.
 
         Deltas are kept behind the newest ``keep`` alone: followers begin at one of these. Cuts are kept behind the
         oldest snapshot of all, so that what was learnt since any of them is known.
@@ -199,8 +202,8 @@ class ModelStore:
         newest = notes[:keep]
         if not newest:
             return
-        to_go_back_to = thinned(notes, self.keep_ms)
-        kept = [note for note in notes if note in newest or note in to_go_back_to]
+        to_go_back_to, needed = thinned(notes, self.keep_ms), set(self.needed())
+        kept = [note for note in notes if note in newest or note in to_go_back_to or note.place in needed]
         # A kept snapshot of the old form is files of its own; those of the new form are named by their manifests.
         used = {file.name for note in kept for file in note.files} | {_manifest(note.place) for note in kept}
         behind = {"delta-": newest[-1].place, "cuts-": kept[-1].place}
