@@ -69,7 +69,7 @@ from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, MODEL_DELTAS, SAMPLES
 from millrace.labels import Waits
-from millrace.processes.kafka import lag_of, make_producer, make_reader, open_broker, topic_ids
+from millrace.processes.kafka import gone_before, lag_of, make_producer, make_reader, open_broker, topic_ids
 from millrace.processes.kinds import Kinds
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.profiles import check_whole
@@ -258,6 +258,9 @@ class Learner:
         polled: dict[Any, list[Any]] = reader.poll(timeout_ms=patience_ms)
         for partition, records in polled.items():
             self._heard[partition.partition] = time.monotonic()
+            gone = gone_before(SAMPLES, partition.partition, self.offsets.get(partition.partition), records[0].offset)
+            if gone:
+                SKIPPED.labels("gone").inc(gone)
             if records[0].offset < self.offsets.get(partition.partition, 0):
                 log.warning(
                     "samples begin anew on the broker; they are read from their beginning",

@@ -65,7 +65,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.store import AbsentError
 from millrace.contracts.topics import SAMPLES
 from millrace.labels import Waits
-from millrace.processes.kafka import lag_of, make_reader, open_broker, topic_ids
+from millrace.processes.kafka import gone_before, lag_of, make_reader, open_broker, topic_ids
 from millrace.processes.kinds import Kinds
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.priority import step_back
@@ -238,6 +238,7 @@ class Shadow:
     def _take(self, reader: KafkaConsumer) -> None:
         polled: dict[Any, list[Any]] = reader.poll(timeout_ms=_POLL_MS)
         for partition, records in polled.items():
+            gone_before(SAMPLES, partition.partition, self.offsets.get(partition.partition), records[0].offset)
             for record in records:
                 try:
                     batch = self._former.carried(SampleBatch.from_bytes(record.value), record.headers)

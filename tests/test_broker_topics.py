@@ -114,3 +114,31 @@ def test_settings_are_told_by_kafkas_names_as_they_are_taken() -> None:
     told = Limits().of({"cleanup.policy": "compact,delete", "retention.bytes": "-1", "compression.type": "zstd"}).told()
     assert (told["cleanup.policy"], told["retention.bytes"], told["retention.ms"]) == ("compact", "-1", str(WEEK_MS))
     assert Limits().of(told) == Limits(compact=True, retention_bytes=-1)
+
+
+def test_a_partition_holds_all_of_its_time_however_much_that_is() -> None:
+    assert Limits().retention_bytes == -1
+
+
+def test_all_topics_together_stay_within_a_bound_and_lose_as_much_of_their_time(tmp_path: Path) -> None:
+    day = 86_400_000
+    topics = Topics(tmp_path, "c", Limits(segment_bytes=1), 0)  # a segment for each record
+    week, month = ({"retention.ms": str(days * day)} for days in (7, 31))
+    topics.create("samples", "1", 2, week, 0)
+    topics.create("features", "2", 1, month, 0)
+    topics.create("users", "3", 1, {"cleanup.policy": "compact"}, 0)
+    logs = [topics.log("samples", 0), topics.log("samples", 1), topics.log("features", 0), topics.log("users", 0)]
+    for now in range(31):
+        for log in logs:
+            put(log, one(), now * day)
+            log.expire(now * day)
+    size = logs[0].size // 8
+    assert topics.bound(sum(log.size for log in logs)) == 0, "there is room"
+    before = [log.start for log in logs]
+    assert before == [23, 23, 0, 0]
+    assert topics.bound(sum(log.size for log in logs) - 5 * size) == 5 * size
+    assert [log.start for log in logs] == [25, 25, 1, 0]
+    assert {log.expires_ms for log in logs[:3]} == {32 * day}, "each is short of its time by as much"
+    topics.bound(0)
+    assert [log.end - log.start for log in logs] == [1, 1, 1, 31], "the newest segments stay, and what is compacted"
+    topics.close()

@@ -129,6 +129,12 @@ def test_disk(free: int | None, state: str) -> None:
     assert states(findings.judge_folder("d", "is not ours", free)) == ["mend"]
 
 
+def test_disk_that_an_embedded_brokers_topics_may_take_and_that_is_not_there() -> None:
+    assert states(findings.judge_folder("d", "", 40 << 30, 32.0)) == ["ok"]
+    (found,) = findings.judge_folder("d", "", 20 << 30, 32.0)
+    assert (found.state, "topics may take 32 GiB" in found.text) == ("note", True)
+
+
 def test_versions_of_roles() -> None:
     assert states(findings.judge_versions("2", {"learn": ("2", True)})) == ["ok"]
     assert states(findings.judge_versions("2", {"learn": ("2", True), "serve": ("2", False)})) == ["ok", "note"]

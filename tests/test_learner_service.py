@@ -13,10 +13,11 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 import pytest
-from kafka import KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from structlog.testing import capture_logs
 
 from learner import service
+from learner.figures import SKIPPED
 from learner.model import OnlineModel
 from learner.service import Learner, run
 from learner.serving import ServingModel
@@ -395,3 +396,28 @@ def test_another_schema_is_refused(settings: Settings, monkeypatch: pytest.Monke
     monkeypatch.setattr(Settings, "load_schema", lambda self: parse_schema(SCHEMA_TEXT))
     with pytest.raises(SnapshotError, match="MILLRACE_SCHEMA"):
         run(settings, threading.Event())
+
+
+def test_samples_that_the_broker_removed_before_they_were_learnt_are_counted_and_told_of_in_one_line(
+    settings: Settings,
+) -> None:
+    settings = msgspec.structs.replace(settings, prefix="gone.")
+    wait_for_broker(settings)
+    create_topics(settings)
+    batches = [make_samples(100, seed) for seed in range(4)]
+    role = Role(settings)
+    send(settings, batches[:1])
+    until(lambda: trained(settings) == 100, "one was learnt")
+    role.end()
+    send(settings, batches[1:])
+    admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
+    admin.delete_records({TopicPartition(settings.topic(SAMPLES), 0): 3})
+    admin.close()
+    before = SKIPPED.labels("gone")._value.get()
+    with capture_logs() as lines:
+        role = Role(settings)
+        until(lambda: trained(settings) == 200, "what is left was learnt")
+        role.end()
+    assert SKIPPED.labels("gone")._value.get() - before == 2
+    (line,) = [line for line in lines if "removed messages" in line["event"]]
+    assert (line["partition"], line["messages"], line["expected"], line["found"]) == (0, 2, 1, 3)

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import resource
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from millrace.broker.call import HOST
-from millrace.broker.log import MIB, Limits
+from millrace.broker.log import Limits
 from millrace.broker.server import Server
 from millrace.contracts.errors import MillraceError, PortError, ServiceError
 
@@ -33,10 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="made if missing; what it holds is taken up")
     parser.add_argument("--cluster-id", default="", help="refuses a folder of another cluster")
     parser.add_argument(
-        "--partition-mib",
-        type=int,
-        default=default.retention_bytes // MIB,
-        help="a partition's oldest records go beyond this, unless its topic is compacted; -1: no bound",
+        "--disk-gib", type=float, default=math.inf, help="the oldest records go beyond this, but for compacted topics"
     )
     parser.add_argument("--message-bytes", type=int, default=default.message_bytes, help="largest record batch")
     parser.add_argument("--sync", action="store_true", help="records are on the disk before they are acknowledged")
@@ -52,15 +50,12 @@ def main(argv: list[str] | None = None) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    limits = Limits(
-        message_bytes=args.message_bytes,
-        retention_bytes=args.partition_mib * MIB if args.partition_mib >= 0 else -1,
-    )
+    limits = Limits(message_bytes=args.message_bytes)
     _allow_files()
     sys.setswitchinterval(0.0005)  # compaction computes in a thread: clients wait for it half a millisecond, not five
     try:
         lock = _lock(args.folder)
-        server = Server(args.folder, args.cluster_id, limits, sync=args.sync)
+        server = Server(args.folder, args.cluster_id, limits, sync=args.sync, disk_bytes=args.disk_gib * 2**30)
     except OSError as error:
         raise ServiceError(
             f"folder '{args.folder}' cannot be used ({error.strerror})", "name another with --folder"

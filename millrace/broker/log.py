@@ -18,6 +18,7 @@ years back here, and its records are to stay as long as any others.
 from __future__ import annotations
 
 import contextlib
+import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,11 +36,11 @@ WEEK_MS = 7 * 86_400_000
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What bounds a log. Topics override these by Kafka's names."""
+    """What bounds a log. Topics override these by Kafka's names. ``Topics.bound`` is for all logs together."""
 
     message_bytes: int = 1_048_588  # as Kafka: 1 MiB and the batch's own head
     segment_bytes: int = 16 * MIB
-    retention_bytes: int = 256 * MIB  # of a partition; -1: no bound
+    retention_bytes: int = -1  # of a partition; -1: no bound
     retention_ms: int = WEEK_MS  # -1: no bound
     compact: bool = False  # the newest record of each key stays, and no bound holds
     tombstone_ms: int = 86_400_000  # how long a compacted log still tells that a key is gone
@@ -263,15 +264,26 @@ class PartitionLog:
         newest = self.segments[-1]
         if newest.size and newest.appended_ms < oldest_ms:
             self._roll(now_ms)
-        left = before
-        for segment in self.segments[:-1]:
-            too_much = 0 <= self.limits.retention_bytes < left
-            if segment.appended_ms >= oldest_ms and not too_much:
+        while len(self.segments) > 1:
+            too_much = 0 <= self.limits.retention_bytes < self.size
+            if self.segments[0].appended_ms >= oldest_ms and not too_much:
                 break
-            left -= segment.size
-            self.start = max(self.start, segment.end)
-        self._drop_before_start()
+            self.drop_oldest()
         return before - self.size
+
+    @property
+    def expires_ms(self) -> float:
+        """When its oldest segment goes by age; infinite where none does."""
+        if self.limits.compact or self.limits.retention_ms < 0 or len(self.segments) < 2:
+            return math.inf
+        return self.segments[0].appended_ms + self.limits.retention_ms
+
+    def drop_oldest(self) -> int:
+        """Removes the oldest segment, which is not the newest too, and returns how many bytes."""
+        size = self.segments[0].size
+        self.start = max(self.start, self.segments[0].end)
+        self._drop_before_start()
+        return size
 
     def _drop_before_start(self) -> None:
         while len(self.segments) > 1 and self.segments[1].base <= self.start:

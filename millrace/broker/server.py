@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -67,11 +68,18 @@ class Server:
         cluster: see :class:`Topics`.
         limits: of topics that set no others.
         sync: whether a record is on the disk before it is acknowledged.
+        disk_bytes: most that all topics take; what is oldest goes beyond.
         clock: seconds of wall time.
     """
 
     def __init__(
-        self, folder: Path, cluster: str, limits: Limits, sync: bool = False, clock: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        cluster: str,
+        limits: Limits,
+        sync: bool = False,
+        disk_bytes: float = math.inf,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
         self.topics = Topics(folder, cluster, limits, self.now_ms())
@@ -92,7 +100,7 @@ class Server:
         self.port = 0
         self.loop: asyncio.AbstractEventLoop
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._sync = sync
+        self._sync, self._disk_bytes = sync, disk_bytes
         self._unsynced: set[PartitionLog] = set()
         self._covered: list[_Acknowledgement] = []  # what waits for the next fsync
         self._syncing: asyncio.Task[None] | None = None
@@ -158,6 +166,13 @@ class Server:
                     except Exception as error:  # one log's trouble is not the others'
                         what = f"{type(error).__name__}: {error}"
                         log.error("upkeep failed", topic=topic.name, partition=number, error=what)
+            gone = self.topics.bound(self._disk_bytes)
+            if gone:
+                log.warning(
+                    "the topics take all the disk that they may (MILLRACE_BROKER_GIB): the oldest records go before"
+                    " their time, and what needs them later will miss them",
+                    removed_mib=round(gone / 2**20, 1),
+                )
 
     async def _compact(self, topic: Topic, number: int, found: PartitionLog) -> None:
         closed = list(found.segments[:-1])

@@ -13,6 +13,7 @@ meets its old records, whenever the broker ends. A folder that ``broker.json`` d
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -132,6 +133,18 @@ class Topics:
         if topic is None or not 0 <= number < len(topic.logs):
             raise Refusal(UNKNOWN_TOPIC_OR_PARTITION, f"no partition {number} of topic '{name}'")
         return topic.logs[number]
+
+    def bound(self, most_bytes: float) -> int:
+        """Removes segments until all topics take no more than ``most_bytes``, and returns how many bytes.
+
+        What would go next by age goes first, so all topics lose as much of their time. What is compacted stays, and so
+        does each partition's newest segment.
+        """
+        logs = [log for topic in self._topics.values() for log in topic.logs]
+        gone, over = 0, sum(log.size for log in logs) - most_bytes
+        while gone < over and (log := min(logs, key=lambda log: log.expires_ms)).expires_ms < math.inf:
+            gone += log.drop_oldest()
+        return gone
 
     def check(self, name: str, partitions: int, config: dict[str, str]) -> None:
         """Whether such a topic could be created now.

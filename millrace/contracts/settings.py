@@ -47,6 +47,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     port: Port = 8700  # scorer's HTTP
     intake_port: Port = 8720  # intake's HTTP
     page_port: Port = 8710  # live page of `millrace up`
+    broker_gib: Annotated[float, Meta(gt=0)] = 32.0  # most that the embedded broker's topics take of the disk
     broker_port: Port = 8730  # embedded broker of `millrace up`, where `kafka` names none
     redis_port: Port = 8740  # embedded Redis of `millrace up`, where `redis` names none
     metrics_port: Port | None = None  # None: the role's own, see millrace.processes.metrics; 0: any that is free

@@ -5,6 +5,10 @@
 so that one worker owns a user whole. They are created before any role consumes: a broker that creates topics by itself
 may give them unequal counts, and then joins are not co-partitioned.
 
+Events, pages and samples are kept for :data:`KEPT_DAYS`. Whatever reads samples later (repair, bisection, a shadow, a
+learner that was away) finds those of that time. The embedded broker keeps less where its topics would take more of the
+disk than the setting ``broker_gib``.
+
 These are the names that the code and dead letters use. At the broker the setting ``prefix`` stands before each of them
 (:meth:`millrace.contracts.settings.Settings.topic`), so that several loops share one Kafka.
 """
@@ -25,6 +29,9 @@ MODEL_DELTAS = "model.deltas"
 TRUTH = "truth"
 
 _DAY_MS = 86_400_000
+KEPT_DAYS = 7
+"""Messages are kept for so long, from when the broker took them."""
+_KEPT = (("retention.ms", str(KEPT_DAYS * _DAY_MS)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +44,10 @@ class Topic:
 
 
 TOPICS: tuple[Topic, ...] = (
-    Topic(EVENTS, 0, (("retention.ms", str(7 * _DAY_MS)),)),
-    Topic(IMPRESSIONS, 0, (("retention.ms", str(7 * _DAY_MS)),)),
+    Topic(EVENTS, 0, _KEPT),
+    Topic(IMPRESSIONS, 0, _KEPT),
     Topic(USERS, 0, (("cleanup.policy", "compact"),)),
-    Topic(SAMPLES, 0, (("retention.ms", str(7 * _DAY_MS)),)),
+    Topic(SAMPLES, 0, _KEPT),
     Topic(ITEMS, 1, (("cleanup.policy", "compact"),)),
     Topic(DEAD_LETTERS, 1, (("retention.ms", str(30 * _DAY_MS)),)),
     # As long as the longest window: an older message has no live tile left. Reading the topic whole rebuilds the index.
@@ -48,8 +55,8 @@ TOPICS: tuple[Topic, ...] = (
     # Everything is told again within ten minutes.
     Topic(FEATURES_COCLICKS, 1, (("retention.ms", str(3_600_000)),)),
     # The learner lets go of what its newest two snapshots do not need. This is for a broker that deletes no records.
-    Topic(MODEL_DELTAS, 1, (("retention.ms", str(7 * _DAY_MS)),)),
-    Topic(TRUTH, 1, (("retention.ms", str(7 * _DAY_MS)),)),
+    Topic(MODEL_DELTAS, 1, _KEPT),
+    Topic(TRUTH, 1, _KEPT),
 )
 
 

@@ -118,8 +118,10 @@ class Demo(Host):
             if self.ending.is_set():
                 return
         check_whole(self.settings)
-        message_bytes = self.settings.message_bytes
-        broker = None if self.settings.kafka else EmbeddedBroker(self.folder / "broker", message_bytes=message_bytes)
+        size, most = self.settings.message_bytes, self.settings.broker_gib
+        broker = (
+            None if self.settings.kafka else EmbeddedBroker(self.folder / "broker", message_bytes=size, disk_gib=most)
+        )
         redis = None if self.settings.redis else EmbeddedRedis(self.folder / "redis")
         self.start_services(stack, broker, redis)
         self.held = held_by(self.settings)  # of the embedded broker too: its topics lie in the folder

@@ -24,7 +24,7 @@ from tenacity import Retrying
 
 from millrace.contracts.errors import BrokerError
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import TOPICS
+from millrace.contracts.topics import KEPT_DAYS, TOPICS
 from millrace.processes.patience import patience
 
 log = structlog.get_logger("kafka")
@@ -322,6 +322,27 @@ def first_offsets(settings: Settings, topic: str) -> dict[int, int]:
         raise BrokerError(f"offsets of topic '{topic}' cannot be asked for ({error})", REMEDY) from None
     finally:
         consumer.close()
+
+
+def gone_before(topic: str, partition: int, expected: int | None, first: int) -> int:
+    """How many messages a reader misses: the broker removed them before they were read. Says so in one line.
+
+    Args:
+        expected: the offset at which the reader goes on; None: it begins, and misses nothing.
+        first: that of the message which came.
+    """
+    gone = max(0, first - expected) if expected is not None else 0
+    if gone:
+        log.warning(
+            f"the broker has removed messages that were not read yet, and they are passed over: it keeps {KEPT_DAYS}"
+            " days, or what MILLRACE_BROKER_GIB allows",
+            topic=topic,
+            partition=partition,
+            messages=gone,
+            expected=expected,
+            found=first,
+        )
+    return gone
 
 
 def lag_of(consumer: KafkaConsumer) -> dict[int, int]:

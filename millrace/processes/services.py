@@ -9,6 +9,7 @@ already. The caller (``millrace demo``) decides this.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -215,12 +216,11 @@ class EmbeddedBroker(_Service):
 
     Args:
         message_bytes: the settings' largest message. The broker takes a little more, for a batch has its own head.
-        partition_mib: beyond this a partition's oldest records go, unless its topic is compacted.
+        disk_gib: most that its topics take of the disk; beyond it the oldest records go, but for compacted topics.
         sync: whether records are on the disk, not only with the system, before they are acknowledged.
     """
 
     name = "broker"
-    start_seconds = 60.0  # it reads all that its folder holds, and compares the checksums
 
     def __init__(
         self,
@@ -229,16 +229,22 @@ class EmbeddedBroker(_Service):
         pick: Callable[[], int] = free_port,
         *,
         message_bytes: int = 1_000_000,
-        partition_mib: int = 256,
+        disk_gib: float = math.inf,
         sync: bool = False,
     ) -> None:
         super().__init__(folder, port, pick)
         self._options = [
             *("--message-bytes", str(max(KAFKA_MESSAGE_BYTES, message_bytes + ROOM_BYTES))),
-            *("--partition-mib", str(partition_mib), *(["--sync"] if sync else [])),
+            *("--disk-gib", str(disk_gib), *(["--sync"] if sync else [])),
         ]
         self._topics = self.folder / "topics"
         self.cluster = _cluster_of(self._topics) or f"millrace-{uuid.uuid4().hex[:12]}"
+
+    def start(self) -> str:
+        # It reads all that its folder holds, and compares the checksums.
+        held = sum(path.stat().st_size for path in self._topics.rglob("*.log")) if self.process is None else 0
+        self.start_seconds = 60.0 + 10 * held / 2**30
+        return super().start()
 
     def _argv(self, port: int) -> list[str]:
         own = ["--port", str(port), "--folder", str(self._topics.resolve()), "--cluster-id", self.cluster]

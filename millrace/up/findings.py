@@ -152,8 +152,12 @@ def judge_event_clock(clock: EventClock, own_ms: int) -> Finding:
     return note("event clock", text, remedy)
 
 
-def judge_folder(path: str, problem: str, free_bytes: int | None) -> list[Finding]:
-    """The data folder: why it cannot be written to (empty: it can), and the free disk under it."""
+def judge_folder(path: str, problem: str, free_bytes: int | None, topics_gib: float = 0.0) -> list[Finding]:
+    """The data folder: why it cannot be written to (empty: it can), and the free disk under it.
+
+    Args:
+        topics_gib: most that topics of an embedded broker take there.
+    """
     if problem:
         return [mend("data folder", f"'{path}' {problem}", "name another with --data or MILLRACE_DATA")]
     if free_bytes is None:
@@ -161,6 +165,9 @@ def judge_folder(path: str, problem: str, free_bytes: int | None) -> list[Findin
     free = f"'{path}' can be written to; {free_bytes / (1 << 30):,.1f} GiB of disk are free"
     if free_bytes < LEAST_BYTES:
         return [mend("data folder", free, f"make room: at least {LEAST_BYTES >> 30} GiB, or stop and move the folder")]
+    if free_bytes < topics_gib * (1 << 30):
+        remedy = "set MILLRACE_BROKER_GIB to less; docs/capacity.md says what a million page views take"
+        return [note("data folder", f"{free}, topics may take {topics_gib:g} GiB", remedy)]
     if free_bytes < SCARCE_BYTES:
         return [note("data folder", free, "see docs/capacity.md for what a million page views take")]
     return [ok("data folder", free)]

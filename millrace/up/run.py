@@ -96,8 +96,10 @@ class Up(Host):
         settings = self.settings
         broker = redis = None
         if not settings.kafka:
-            size, sync = settings.message_bytes, self.options.sync
-            broker = EmbeddedBroker(self.folder / "broker", self.ports.broker, message_bytes=size, sync=sync)
+            size, most, sync = settings.message_bytes, settings.broker_gib, self.options.sync
+            broker = EmbeddedBroker(
+                self.folder / "broker", self.ports.broker, message_bytes=size, disk_gib=most, sync=sync
+            )
         if not settings.redis:
             redis = EmbeddedRedis(self.folder / "redis", self.ports.redis)
         self.start_services(stack, broker, redis)
