@@ -132,12 +132,15 @@ def test_drift_is_counted_and_told_once(tmp_path: Path) -> None:
     t = trainer()
     board, before = Board(t, tmp_path / "history.jsonl"), gauge("drift_total")
     assert t.served is not None
-    t.served.drift.found.append((0.3, 0.5))
+    t.served.drift.found += [(0.01, 0.05), (0.05, 0.01)]
     with capture_logs() as said:
         board.show()
         board.show()
-    assert [(line["before"], line["after"]) for line in said] == [(0.3, 0.5)]
-    assert gauge("drift_total") - before == 1
+    assert [(line["before"], line["after"]) for line in said] == [(0.01, 0.05), (0.05, 0.01)]
+    worse, better = said
+    assert ("worse" in worse["event"], "millrace bisect" in worse["remedy"]) == (True, True)
+    assert ("better" in better["event"], better["remedy"]) == (True, "nothing is to be done")
+    assert gauge("drift_total") - before == 2
 
 
 def shown(name: str, **labels: str) -> float:
