@@ -226,12 +226,21 @@ def test_text_where_a_number_or_label_should_be_is_named(tmp_path: Path) -> None
     rows = [r | {"price": "dear"} for r in ROWS]
     with pytest.raises(LogError, match=r"price.*dear"):
         read_log(write(tmp_path, "csv", rows), schema())
-    rows = [r | {"clicked": "yes"} for r in ROWS]
-    with pytest.raises(LogError, match=r"clicked.*yes"):
+    rows = [r | {"clicked": "perhaps"} for r in ROWS]
+    with pytest.raises(LogError, match=r"clicked.*perhaps"):
         read_log(write(tmp_path, "csv", rows), schema())
     rows = [r | {"at": "noon"} for r in ROWS]
     with pytest.raises(LogError, match=r"'at'.*noon"):
         read_log(write(tmp_path, "csv", rows), schema())
+
+
+@pytest.mark.parametrize(("yes", "no"), [("ja", "nein"), ("TRUE", " false "), ("Oui", "non"), ("y", "N"), ("yes", "0")])
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_label_may_be_a_word_for_yes_or_no(yes: str, no: str, ending: str, tmp_path: Path) -> None:
+    plain = read_log(write(tmp_path, ending), schema()).table["clicked"].to_pylist()
+    rows = [r | {"clicked": yes if r["clicked"] else no} for r in ROWS]
+    assert read_log(write(tmp_path, ending, rows), schema()).table["clicked"].to_pylist() == plain
+    assert set(plain) == {0, 1}
 
 
 def test_ids_that_mix_numbers_and_text_are_named_where_the_form_cannot_hold_both(tmp_path: Path) -> None:
