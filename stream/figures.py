@@ -24,6 +24,7 @@ DOUBTS = Counter(
 )
 FORGOTTEN = Counter("millrace_users_forgotten_total", "Deletions of users taken.")
 LATE = Counter("millrace_late_events_total", "Events that came after the watermark had passed them.")
+AHEAD = Counter("millrace_ahead_events_total", "Events dated ahead of the clock, held until their time comes.")
 UNFIT = Counter(
     "millrace_unfit_values_total", "Values negative, not finite or too great for the mean that they belong to."
 )
@@ -45,6 +46,7 @@ _TOTALS = {
     "exposures": EXPOSURES_IN,
     "duplicates": DUPLICATES,
     "late": LATE,
+    "ahead": AHEAD,
     "unfit": UNFIT,
     "recalled": RECALLED,
     "forgotten": FORGOTTEN,

@@ -41,7 +41,7 @@ import msgspec
 
 from stream.pages import Message
 
-RULES = 4
+RULES = 5
 """The version of what a partition makes of what is done to it."""
 
 Entry = tuple[Any, ...]

@@ -12,8 +12,12 @@
 
 Exposures taken in = positives + negatives + :attr:`Partition.pending` + exposures in dead letters, always.
 
-The watermark is the newest accepted event's time less the allowed disorder. It moves message by message, so it does not
-matter how messages are cut into batches. :meth:`Partition.snapshot` is the whole state with the offsets it covers.
+The watermark is the newest event's time less the allowed disorder. It moves message by message, so it does not matter
+how messages are cut into batches. :meth:`Partition.snapshot` is the whole state with the offsets it covers.
+
+An event that is dated ahead of the event clock, by more than the disorder and no more than is allowed, does not move
+the watermark (:class:`~millrace.contracts.clock.Reached`). It is held, and taken when the partition's time has come to
+its own.
 
 A user is forgotten by a tombstone (a message of ``users`` without a value, under the user's key): profile, last
 clicks and the windows of keys that have the user's id in them go at once. Pages that were made before go on to their
@@ -30,6 +34,7 @@ import contextlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -38,6 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.carry import Carry, former, same_tiles
+from millrace.contracts.clock import Reached
 from millrace.contracts.coclicks import Lists
 from millrace.contracts.doubts import SECONDS_MS, Doubt, Doubts
 from millrace.contracts.errors import StoreError
@@ -48,6 +54,7 @@ from millrace.contracts.events import (
     PURCHASE,
     BadEventError,
     DeadLetter,
+    Event,
     Exposure,
     Id,
     User,
@@ -74,10 +81,13 @@ from stream.shown import Shown
 __all__ = ["Changes", "Message", "Output", "Partition", "PartitionSnapshot", "Policy"]
 
 Array = NDArray[Any]
-FORM = 4
-_FORMS = (1, 2, 3, FORM)
+FORM = 5
+_FORMS = (1, 2, 3, 4, FORM)
 """1: from before there were label policies, without promises; 2: and before pages were settled; 3: and before users'
-last clicks and co-clicks were kept: they begin with nothing."""
+last clicks and co-clicks were kept: they begin with nothing; 4: and before events ahead of the clock were held."""
+AHEAD_BYTES = 8 << 20
+"""Of the events ahead of the clock that a partition holds. Beyond, they are from the future."""
+_EACH_BYTES = 256  # what holding one takes besides
 _ACCEPTED = tuple(f"events.{action}" for action in ACTIONS)
 _KNOWN = 1_000_000  # id hashes remembered
 _WHOLE_KEYS = 8192  # lists handed out at a time by Partition.whole
@@ -89,12 +99,12 @@ class Output:
     """The result of one step.
 
     ``counts``, where not 0: ``events.<type>`` accepted messages by type, ``impressions``, ``users``, ``forgotten``
-    (deletions of users), ``exposures`` (distinct ones taken in), ``matched`` (exposures that found their impression),
-    ``samples.negative|positive|correction|follow_up``, ``duplicates`` (messages without anything new), ``late`` (events
-    behind the watermark, used or not), ``unseen`` (served pages that were never exposed), ``skipped`` (messages that
-    the state already covered), ``recalled`` and ``impressions_gone`` (settled pages whose impression was read again, or
-    could not be), ``unfit`` (values that are negative, not finite or too great for a mean, see
-    :func:`millrace.windows.features.steps`).
+    (deletions of users), ``ahead`` (accepted events that are held until their time comes), ``exposures`` (distinct ones
+    taken in), ``matched`` (exposures that found their impression), ``samples.negative|positive|correction|follow_up``,
+    ``duplicates`` (messages without anything new), ``late`` (events behind the watermark, used or not), ``unseen``
+    (served pages that were never exposed), ``skipped`` (messages that the state already covered), ``recalled`` and
+    ``impressions_gone`` (settled pages whose impression was read again, or could not be), ``unfit`` (values that are
+    negative, not finite or too great for a mean, see :func:`millrace.windows.features.steps`).
     """
 
     samples: SampleBatch | None = None
@@ -176,7 +186,9 @@ class Partition:
         self._former = {id: Carry(old, schema) for id, old in former(history, schema).items()}
         self.journal: Journal | None = None
         self.offsets: dict[str, int] = {}
-        self.newest_ms = 0
+        self._reached = Reached(policy.disorder_ms)
+        self._ahead: list[tuple[int, int, Message]] = []  # a heap: time, number
+        self._held = self._ahead_bytes = 0  # numbers given, and how much is held
         self.advance_ms: int | None = None  # an advance that is still to be made: the checkpoint was taken before it
         self._join = LabelJoin(policy, settles, Shown(schema).page)
         self._intake, self._doubts = Intake(schema), Doubts(schema)
@@ -203,6 +215,16 @@ class Partition:
         self._own: set[Id] = set()  # users known to belong to this partition
         self._swept_turn, self._sweep_hour, self._sweep_at = -1, 0, _SWEEPS
         self._owners, self._ended = Owners(), False  # user-side keys; whether a sweep has dropped any key
+
+    @property
+    def newest_ms(self) -> int:
+        """The newest event that was taken; 0 before the first."""
+        return self._reached.newest_ms
+
+    @property
+    def ahead_ms(self) -> int:
+        """The first event that is held until its time comes; 0: none is."""
+        return self._ahead[0][0] if self._ahead else 0
 
     @property
     def watermark_ms(self) -> int:
@@ -341,7 +363,7 @@ class Partition:
         if self.journal is not None:
             raise ValueError("a partition that keeps a journal cannot be given a history")
         outcome = Outcome(counted=list(counted))
-        self.newest_ms = max(self.newest_ms, to_ms)
+        self._reached.see(to_ms, to_ms)
         self._move(to_ms, outcome)
         self._tally(outcome, _Counts())
         self._sweep()
@@ -351,7 +373,8 @@ class Partition:
     def waits_for(self, now_ms: int) -> bool:
         """Whether :meth:`advance` to ``now_ms`` may lead to something."""
         due_ms = self._join.due_ms
-        return due_ms is not None and due_ms <= now_ms - self.policy.disorder_ms
+        is_due = due_ms is not None and due_ms <= now_ms - self.policy.disorder_ms
+        return is_due or 0 < self.ahead_ms <= now_ms
 
     def advance(self, now_ms: int) -> Output:
         """Moves an idle partition's watermark to ``now_ms`` less the disorder. Call it only when nothing is left to
@@ -362,9 +385,14 @@ class Partition:
         """
         if self.journal is not None:
             self.journal.note(Did.ADVANCE, now_ms)
-        outcome, self.advance_ms = Outcome(), None
-        self._move(now_ms, outcome)
+        outcome = Outcome()
+        self._advance(now_ms, outcome)
         return self._finish(outcome, _Counts())
+
+    def _advance(self, now_ms: int, outcome: Outcome) -> None:
+        self.advance_ms = None
+        self._release(now_ms, outcome)
+        self._move(now_ms, outcome)
 
     def set_back(self) -> None:
         """Takes back how far :meth:`advance` has moved the watermark beyond the events, for another event clock
@@ -427,8 +455,7 @@ class Partition:
                 case Did.TAKE:
                     self._take(what[1], what[0], outcome, _Counts())
                 case Did.ADVANCE:
-                    self.advance_ms = None
-                    self._move(what[0], outcome)
+                    self._advance(what[0], outcome)
                 case Did.SET_BACK:
                     self._join.set_back(self.newest_ms - self.policy.disorder_ms)
                 case Did.RETURNED:
@@ -470,32 +497,69 @@ class Partition:
             outcome.dead.append(Dead(error.reason, error.detail, message, 0))
             return
         if event.ts_ms > limit_ms:
-            lost = len(event.items) if isinstance(event, Exposure) else 0
-            outcome.exposures += lost
             detail = f"{event.ts_ms - limit_ms} ms beyond what is allowed ahead of the clock"
-            outcome.dead.append(Dead("future", detail, message, lost))
+            self._refuse("future", detail, event, message, outcome)
             return
         if event.ts_ms < SECONDS_MS <= clock_ms:
             # Left in, it would be counted in windows of 1970, and its label would wait a thousand times too long.
-            lost = len(event.items) if isinstance(event, Exposure) else 0
-            outcome.exposures += lost
-            outcome.dead.append(Dead("seconds", f"ts_ms {event.ts_ms} seems to be in seconds", message, lost))
+            self._refuse("seconds", f"ts_ms {event.ts_ms} seems to be in seconds", event, message, outcome)
             return
         if self.partitions is not None and event.user_id not in self._own:
             lost = len(event.items) if isinstance(event, Exposure) else 0
             if not self._is_own(event.user_id, message, outcome, lost):
                 return
         counts.add(_ACCEPTED[event.kind])
-        join, ts = self._join, event.ts_ms
-        if ts < join.watermark_ms:
+        if self._ahead:
+            self._release(clock_ms, outcome)
+        before_ms = self.newest_ms
+        is_near = self._reached.see(event.ts_ms, clock_ms, event.user_id if isinstance(event, Exposure) else None)
+        if not is_near:
+            if self._keep_ahead(event.ts_ms, message):
+                counts.add("ahead")
+            else:
+                by_ms = event.ts_ms - clock_ms
+                detail = f"{by_ms} ms ahead of the clock, where {len(self._ahead)} such events wait already"
+                self._refuse("future", detail, event, message, outcome)
+            if self.newest_ms > before_ms:
+                self._release(clock_ms, outcome)
+        elif event.ts_ms < self._join.watermark_ms:
             outcome.late += 1
-        if ts > self.newest_ms:
-            self.newest_ms = ts
-            self._move(ts, outcome)
+        if self.newest_ms > before_ms:
+            self._move(self.newest_ms, outcome)
+        if is_near:
+            self._join_in(event, message, outcome)
+
+    def _join_in(self, event: Event, message: Message, outcome: Outcome) -> None:
         if isinstance(event, Exposure):
-            join.expose(event, message, outcome)
+            self._join.expose(event, message, outcome)
         else:
-            join.act(event, message, outcome)
+            self._join.act(event, message, outcome)
+
+    def _refuse(self, reason: str, detail: str, event: Event, message: Message, outcome: Outcome) -> None:
+        """An event that becomes a dead letter, with the exposures that are lost with it."""
+        lost = len(event.items) if isinstance(event, Exposure) else 0
+        outcome.exposures += lost
+        outcome.dead.append(Dead(reason, detail, message, lost))
+
+    def _keep_ahead(self, ts_ms: int, message: Message) -> bool:
+        """Holds an event until its time comes; whether there was room."""
+        size = len(message.raw) + _EACH_BYTES
+        if self._ahead_bytes + size > AHEAD_BYTES:
+            return False
+        self._held += 1
+        self._ahead_bytes += size
+        heappush(self._ahead, (ts_ms, self._held, message))
+        return True
+
+    def _release(self, clock_ms: int, outcome: Outcome) -> None:
+        """Takes what was held, in the order of its time, as far as this time has come."""
+        until_ms = max(self.newest_ms, clock_ms)
+        while self._ahead and self._ahead[0][0] <= until_ms:
+            ts, _, message = heappop(self._ahead)
+            self._ahead_bytes -= len(message.raw) + _EACH_BYTES
+            self._reached.see(ts, clock_ms)
+            self._move(ts, outcome)
+            self._join_in(decode_event(message.raw), message, outcome)
 
     def _impression(self, message: Message, outcome: Outcome, counts: _Counts) -> None:
         try:
@@ -772,6 +836,7 @@ class Partition:
                 "advance_ms": advance_ms,
                 "offsets": dict(self.offsets),
                 "newest_ms": self.newest_ms,
+                "ahead": ([(ts, message) for ts, _, message in sorted(self._ahead)], self._reached.snapshot()),
                 "join": self._join.snapshot(),
                 "users": self._by_user(),
                 "profiles": list(self._profiles.values()),
@@ -814,7 +879,10 @@ class Partition:
             raise StoreError(f"a checkpoint of partition {head.number} in the place of {self.number}'s", _REMEDY)
         try:
             self.offsets = head.offsets
-            self.newest_ms = head.newest_ms
+            held, pages = head.ahead
+            self._reached.resume(head.newest_ms, pages)
+            for ts_ms, message in held:
+                self._keep_ahead(ts_ms, Message(*message))
             self.advance_ms = head.advance_ms
             self._join.resume(head.join, self._read, decode_event)
             arrays = {name: np.frombuffer(head.tiles[name], dtype) for name, dtype in _ARRAYS.items()}
@@ -906,6 +974,7 @@ class _Head(msgspec.Struct):
     coclicks: dict[str, Any] | None = None
     forgotten: tuple[list[tuple[str, int]], list[str]] = ([], [])
     shared: memoryview = memoryview(b"")
+    ahead: tuple[list[tuple[int, list[Any]]], list[tuple[Id, int]]] = ([], [])
 
 
 _ARRAYS = {"keys": "<u8", "ends": "<i8", "packed": "u1", "changed": "u1", "newest": "<i8"}

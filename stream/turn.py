@@ -391,12 +391,13 @@ class Turn:
         That is the event clock. When an old log is played, the partition follows the others instead.
         """
         partition = self.partition
-        if partition.newest_ms <= 0 or len(self._gate):
+        known_ms = max(newest_ms, partition.ahead_ms)
+        if max(partition.newest_ms, partition.ahead_ms) <= 0 or len(self._gate):
             return None
         until_s = self._silent_until(reads, now)
         if until_s - self._heard_s < self._pace.idle_s:
             return None
-        return data_now_ms(self._clock.at(round(until_s * 1000)), newest_ms, partition.watermark_ms)
+        return data_now_ms(self._clock.at(round(until_s * 1000)), known_ms, partition.watermark_ms)
 
     def _announce(self, until_ms: int, now: Now) -> Iterator[Due]:
         """A checkpoint announces the move of the watermark first, since no message does. A worker that recovers makes

@@ -314,7 +314,7 @@ class Worker:
         line = self.alarms.line([t.partition for t in self.turns], event_now_ms(self.clock), self._now().steady_s)
         if line is not None:
             log.warning(
-                "most events cannot be learnt from",
+                "most events cannot be learnt from as they should be",
                 share=f"{line.share:.0%}",
                 events=line.events,
                 **line.counts,

@@ -86,6 +86,30 @@ class Feed:
         return found
 
 
+def test_one_click_ahead_of_the_clock_costs_no_other_its_label_and_stalls_nothing() -> None:
+    """Each page is clicked two minutes after it was seen; one click among them is dated half an hour ahead."""
+    feed, settled = Feed(), list[dict[str, Any]]()
+    for minute in range(60):
+        now_ms, name = T0 + minute * MINUTE, f"p{minute}"
+        feed("impressions", impression(name, now_ms, [11, 12]), now_ms=now_ms)
+        feed("events", exposure(name, now_ms, [11, 12]), now_ms=now_ms)
+        if minute >= 2:
+            feed("events", action("click", f"p{minute - 2}", now_ms, 0, 11), now_ms=now_ms)
+        if minute == 10:
+            feed("events", action("click", name, now_ms + 30 * MINUTE, 1, 12), now_ms=now_ms)
+            state = feed.archive.cut().state
+            feed.archive = Archive(SCHEMA, WAITS, HOUR, 1)
+            feed.archive.resume(state)
+        settled += feed.archive.cut().exposures.to_pylist()
+        # A page is settled after half an hour of attribution and a minute of disorder.
+        assert len(settled) == 2 * max(0, minute - 30)
+    settled += feed.rows()
+    assert {row["request_id"]: row["label"] for row in settled if not row["position"]} == {
+        f"p{minute}": int(minute < 58) for minute in range(60)
+    }
+    assert feed.archive.late == {"click": 1}
+
+
 def brief(rows: list[dict[str, Any]], *names: str) -> list[Any]:
     return [tuple(row[name] for name in names) for row in rows]
 

@@ -181,6 +181,13 @@ def test_what_is_sent_again_and_given_up_again_takes_no_more_room() -> None:
     assert scene.done[-1] is waits
 
 
+def test_one_event_dated_ahead_makes_no_exposure_late() -> None:
+    scene, now_ms = Scene(), 2 * (LIFE_MS + DISORDER_MS)
+    scene.send(event("ahead", now_ms + LIFE_MS + DISORDER_MS)._replace(came_ms=now_ms))
+    scene.keeper.kept(LANE, scene.take())
+    assert told(scene.send(event("now", now_ms, exposure=True))) == [None]
+
+
 def test_an_exposure_far_behind_one_that_is_kept_is_late() -> None:
     scene = Scene()
     newest = LIFE_MS + DISORDER_MS + 1000

@@ -17,12 +17,14 @@ from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import ClockError, MillraceError
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.settings import load_settings
+from stream import partition
 from stream import turn as rules
 from stream.ahead import SKEW_S, is_set_back
+from stream.gate import ReadTo
 from stream.partition import Partition
 from stream.turn import Advance, Now, Pace, SetBack, Take, Turn, arrival
 from stream.worker import Worker
-from tests.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, exposure, impression, resumed
+from tests.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, Sum, action, exposure, impression, resumed
 from tests.turn_scene import CRASH, OTHER_CLOCK, RUN, SILENCE, WALL_S, Happening, Scene, click, page
 
 SKEW_MS = round(SKEW_S * 1000)
@@ -90,6 +92,105 @@ def test_the_remedy_of_a_new_data_folder_helps() -> None:
 def test_a_log_of_long_ago_and_an_empty_partition_are_not_ahead() -> None:
     assert not is_set_back(seen_until(T0), at(T0 + 400 * 24 * HOUR), WALL_S)
     assert not is_set_back(Partition(0, SCHEMA, POLICY), EventClock(round(WALL_S * 1000), 0, 1.0), WALL_S)
+
+
+# ---------------------------------------------------------------------- one event ahead of the clock
+
+
+class Shop:
+    """A partition that hears of each page and click when they happen, by a clock that is right."""
+
+    def __init__(self) -> None:
+        self.part, self.log, self.total = Partition(0, SCHEMA, POLICY), Log(), Sum()
+        self.now_ms = T0
+
+    def comes(self, topic: str, raw: bytes) -> None:
+        self.total += self.part.take([self.log(topic, raw)._replace(clock_ms=self.now_ms)], self.now_ms)
+
+    def page(self, name: str, user: int, ahead_ms: int = 0) -> None:
+        """A page of two items; the telephone's clock may be wrong."""
+        self.comes("impressions", impression(name, self.now_ms, [1, 2], user=user))
+        self.comes("events", exposure(name, self.now_ms + ahead_ms, [1, 2], user_id=user))
+
+    def click(self, name: str, user: int, position: int = 0, ahead_ms: int = 0) -> None:
+        self.comes("events", action("click", name, self.now_ms + ahead_ms, position, position + 1, user_id=user))
+
+    def kinds(self, name: str, position: int = 0) -> list[int]:
+        return [row.kind for row in self.total.samples if (row.request, row.position) == (name, position)]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_one_click_ahead_of_the_clock_moves_nobody_elses_time_and_is_used_when_its_time_comes(saved: bool) -> None:
+    shop = Shop()
+    for minute in range(60):
+        shop.now_ms = T0 + minute * MINUTE
+        shop.page(f"p{minute}", minute % 5)
+        if minute >= 2:  # each page is clicked two minutes later
+            shop.click(f"p{minute - 2}", (minute - 2) % 5)
+        if minute == 10:
+            shop.click("p10", 0, position=1, ahead_ms=30 * MINUTE)
+            if saved:
+                shop.part = resumed(shop.part.snapshot().to_bytes())
+        assert shop.part.newest_ms == shop.now_ms
+        assert shop.part.ahead_ms == (T0 + 40 * MINUTE if 10 <= minute < 40 else 0)
+    shop.total += shop.part.advance(T0 + 5 * HOUR)
+    assert shop.total.counts["ahead"] == 1
+    assert not shop.total.counts["late"]
+    assert not shop.total.dead
+    assert [shop.kinds(f"p{minute}") for minute in range(58)] == [[POSITIVE]] * 58
+    assert shop.kinds("p10", 1) == [NEGATIVE, CORRECTION]  # by its own date it came half an hour after its page
+
+
+def test_silence_brings_what_is_ahead_when_its_time_comes_even_to_a_partition_that_has_nothing_else() -> None:
+    shop = Shop()
+    shop.page("p", 7, ahead_ms=10 * MINUTE)
+    assert (shop.part.newest_ms, shop.part.pending) == (0, 0)
+    one = Turn(shop.part, PACE, at(T0), Now(0.0, WALL_S))
+    for seconds, expected in ((540.0, 0), (600.0, 2)):
+        read = {t: ReadTo(1, 1, WALL_S + seconds, 1) for t in ("events", "impressions")}
+        dues = list(one.outbound(read, one.partition.newest_ms, Now(seconds, WALL_S + seconds)))
+        for due in dues:
+            one.done(due)
+        for due in one.inbound(read, Now(seconds, WALL_S + seconds)):
+            assert isinstance(due, Advance)
+            shop.total += shop.part.advance(due.until_ms)
+        assert shop.part.pending == expected
+
+
+def test_most_users_move_the_time_and_one_user_does_not_however_many_pages_there_are() -> None:
+    one, some = Shop(), Shop()
+    for n in range(60):
+        for shop, user in ((one, 7), (some, n)):
+            shop.now_ms = T0 + n * 1000
+            shop.page(f"a{n}", user, ahead_ms=30 * MINUTE)
+            if shop is some or n % 10 == 0:  # the clocks of others are right
+                shop.page(f"b{n}", 1000 + n)
+                shop.page(f"c{n}", 2000 + n)
+    for shop in (one, some):  # most pages, of one user; pages of a third of the users
+        assert shop.part.newest_ms <= shop.now_ms
+        assert shop.total.counts["ahead"] == 60
+    for n in range(31):
+        some.now_ms += 1000
+        some.page(f"d{n}", 3000 + n, ahead_ms=30 * MINUTE)
+    assert some.now_ms + 29 * MINUTE < some.part.newest_ms <= some.now_ms + 30 * MINUTE
+    assert not some.total.counts["late"]
+
+
+def test_more_that_is_ahead_than_can_be_held_is_from_the_future(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "AHEAD_BYTES", 1000)
+    shop = Shop()
+    for n in range(10):
+        shop.page(f"p{n}", 7, ahead_ms=30 * MINUTE + n)
+    held = shop.total.counts["ahead"]
+    assert 0 < held < 10
+    assert [letter.reason for letter in shop.total.dead] == ["future"] * (10 - held)
+    assert f"1800009 ms ahead of the clock, where {held} such events wait already" == shop.total.dead[-1].detail
+    shop.now_ms += HOUR
+    shop.total += shop.part.advance(shop.now_ms)
+    assert shop.total.counts["exposures"] == 20 == 2 * held + shop.total.lost
+    assert not shop.part.ahead_ms
+    shop.page("again", 7, ahead_ms=30 * MINUTE)  # there is room again
+    assert shop.part.ahead_ms
 
 
 # ---------------------------------------------------------------------- a watermark that silence moved

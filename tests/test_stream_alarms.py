@@ -234,7 +234,7 @@ def test_the_worker_logs_the_line_once(tmp_path: Path, monkeypatch: pytest.Monke
     with capture_logs() as logs:
         asyncio.run(main())
     (line,) = [one for one in logs if "share" in one]
-    assert (line["log_level"], line["event"]) == ("warning", "most events cannot be learnt from")
+    assert (line["log_level"], line["event"]) == ("warning", "most events cannot be learnt from as they should be")
     of_reasons = [one for one in logs if one is not line]
     assert [(one["reason"], one["count"]) for one in of_reasons] == [("wrong-partition", 2 * ENOUGH)]
     assert (line["share"], line["events"], line["wrong-partition"]) == ("100%", 2 * ENOUGH, 2 * ENOUGH)

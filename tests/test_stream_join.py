@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -110,8 +111,9 @@ def events_of(pages: list[dict[str, Any]]) -> list[tuple[int, Arriving]]:
 
 
 @st.composite
-def arrivals(draw: Any, wild: bool) -> list[Message]:
-    """Messages in the order of arrival. Not wild: within the disorder, but for impressions. Wild: anything goes."""
+def arrivals(draw: Any, wild: bool, clocked: bool = False) -> list[Message]:
+    """Messages in the order of arrival. Not wild: within the disorder, but for impressions. Wild: anything goes.
+    Clocked: each says when it came, and some are dated ahead of that."""
     made = events_of(draw(st.lists(page, min_size=1, max_size=12)))
     rng = random.Random(draw(st.integers(0, 2**32)))
     queue: list[Arriving] = []
@@ -122,6 +124,8 @@ def arrivals(draw: Any, wild: bool) -> list[Message]:
             queue.append((when + rng.randrange(delay), topic, raw))
         if wild and rng.random() < 0.1:  # late: this instance comes again much later, or only then
             queue[-1] = (when + rng.randrange(REMEMBERED), topic, raw)
+        if clocked and rng.random() < 0.2:
+            queue[-1] = (when - rng.randrange(2 * POLICY.ahead_ms), topic, raw)
     if wild:
         first = min((q[0] for q in queue), default=T0)
         bad = (b"{", b"[]", b'{"type":"view"}', exposure("f", NOW + 2 * HOUR, [1, 2]), b"\xff" * 20)
@@ -129,7 +133,7 @@ def arrivals(draw: Any, wild: bool) -> list[Message]:
         queue.append((first, "impressions", b"\xc1"))
     queue.sort(key=lambda q: q[0])
     log = Log()
-    return [log(topic, raw) for _, topic, raw in queue]
+    return [log(topic, raw)._replace(clock_ms=when if clocked else None) for when, topic, raw in queue]
 
 
 def play(messages: list[Message], rng: random.Random | None, policy: Any = POLICY) -> tuple[Partition, Sum]:
@@ -156,17 +160,15 @@ def check_against_reference(partition: Partition, total: Sum, reference: Referen
     assert sorted(total.samples) == hashed(reference.samples)
     assert dead_of(total.dead) == dead_of(reference.dead)
     assert partition.pending == reference.pending
-    assert partition.watermark_ms == reference.watermark_ms
-    names = ("exposures", "duplicates", "late", "impressions", *(f"events.{k}" for k in KINDS))
+    assert (partition.newest_ms, partition.watermark_ms) == (reference.newest_ms, reference.watermark_ms)
+    names = ("exposures", "duplicates", "late", "ahead", "impressions", *(f"events.{k}" for k in KINDS))
     assert {n: total.counts[n] for n in names} == {n: reference.counts[n] for n in names}
     keys = np.concatenate([keys_of(user, range(1, 13)) for user in range(3)]).ravel()
     ts = partition.newest_ms + 1
     assert partition.windows.counts(keys, ts).tolist() == [reference.window(int(k), ts) for k in keys]
 
 
-@settings(max_examples=150, deadline=None)
-@given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(POLICIES))
-def test_equals_the_reference_whatever_comes(messages: list[Message], seed: int, label: str) -> None:
+def check_whatever_comes(messages: list[Message], seed: int, label: str) -> None:
     policy = replace(POLICY, label=policy_named(label))
     reference = ReferencePartition(SCHEMA, policy)
     reference.take(messages, NOW)
@@ -179,7 +181,23 @@ def test_equals_the_reference_whatever_comes(messages: list[Message], seed: int,
         total += partition.advance(later)
         check_against_reference(partition, total, reference)
         check_conservation(partition, total)
-    assert partition.pending == 0
+    assert partition.pending == partition.ahead_ms == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(POLICIES))
+def test_equals_the_reference_whatever_comes(messages: list[Message], seed: int, label: str) -> None:
+    check_whatever_comes(messages, seed, label)
+
+
+@settings(max_examples=100, deadline=None)
+@given(arrivals(wild=True, clocked=True), st.integers(0, 2**32), st.sampled_from(POLICIES), st.sampled_from([31, 3]))
+def test_equals_the_reference_whatever_is_dated_ahead(
+    messages: list[Message], seed: int, label: str, pages: int
+) -> None:
+    """With so few pages that the three users of these stories can move the time, and with so many that they cannot."""
+    with patch("millrace.contracts.clock.PAGES", pages), patch("millrace.bench.reference.PAGES", pages):
+        check_whatever_comes(messages, seed, label)
 
 
 @settings(max_examples=60, deadline=None)

@@ -129,6 +129,8 @@ def test_every_way_to_change_a_partition_is_noted() -> None:
     assert set(done) == set(Did)
     public = {name for name in vars(Partition) if not name.startswith("_")}
     reads = {
+        "newest_ms",
+        "ahead_ms",
         "watermark_ms",
         "pending",
         "unserved",

@@ -17,7 +17,8 @@ The rules are those of the stream's label join (``stream/join.py``), with one la
 - An exposure by another user, or of another item, than the page had is left out. One whose impression did not come is a
   row without a score.
 
-The watermark is the newest event's time less the allowed disorder. Whoever sees silence moves it on (:meth:`advance`).
+The watermark is the newest event's time less the allowed disorder. One event that is dated ahead of the event clock
+does not move it (:class:`~millrace.contracts.clock.Reached`). Whoever sees silence moves it on (:meth:`advance`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from millrace.archive.columns import Row
-from millrace.contracts.events import ACTIONS, MAX_OFFSET, SOURCES, Action, Exposure
+from millrace.contracts.clock import Reached
+from millrace.contracts.events import ACTIONS, MAX_OFFSET, SOURCES, Action, Event, Exposure
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,8 @@ class Pages:
 
     def __init__(self, waits: Waits) -> None:
         self._waits = waits
-        self.watermark_ms = self.newest_ms = 0
+        self.watermark_ms = 0
+        self._reached = Reached(waits.disorder_ms)
         self.rows: list[Row] = []
         self.late: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
@@ -104,6 +107,11 @@ class Pages:
         self._timers: list[tuple[int, str]] = []
         self._settled: dict[str, tuple[int, int]] = {}  # request -> (forget at, positions)
         self._forget: deque[tuple[int, str]] = deque()
+
+    @property
+    def newest_ms(self) -> int:
+        """The newest event; 0 before the first."""
+        return self._reached.newest_ms
 
     @property
     def pending(self) -> int:
@@ -117,11 +125,14 @@ class Pages:
 
     # ------------------------------------------------------------------ what comes in
 
-    def see(self, ts_ms: int) -> None:
-        """An event of this time came. Call it before the event is taken."""
-        if ts_ms > self.newest_ms:
-            self.newest_ms = ts_ms
-            self.advance(ts_ms)
+    def see(self, event: Event, clock_ms: int) -> None:
+        """An event came. Call it before the event is taken.
+
+        Args:
+            clock_ms: the event clock when it came to Kafka.
+        """
+        self._reached.see(event.ts_ms, clock_ms, event.user_id if isinstance(event, Exposure) else None)
+        self.advance(self.newest_ms)
 
     def advance(self, now_ms: int) -> None:
         """Nothing older than this less the disorder comes any more."""
@@ -256,7 +267,7 @@ class Pages:
         ]
         parts = [(n, m, [(*q[:4], _bits(q.mask), q.shown) for q in ps], a, e, u) for n, m, ps, a, e, u in pages]
         settled = [(name, at, _bits(mask)) for name, (at, mask) in self._settled.items()]
-        return self.watermark_ms, self.newest_ms, parts, settled
+        return self.watermark_ms, self.newest_ms, parts, settled, self._reached.snapshot()
 
     def resume(self, state: Any) -> None:
         """Restores what :meth:`snapshot` gave. For new pages.
@@ -264,7 +275,8 @@ class Pages:
         Raises:
             ValueError, TypeError: it is no state.
         """
-        self.watermark_ms, self.newest_ms, pages, settled = state
+        self.watermark_ms, newest_ms, pages, settled, *later = state
+        self._reached.resume(newest_ms, later[0] if later else ())  # none: before one event could not move the time
         for name, made, parts, actions, exposed, until_ms in pages:
             page = self._pages[name] = Page()
             page.made = None if made is None else Made(*made)

@@ -118,7 +118,7 @@ class Archive:
         elif offset >= self.positions[topic].get(number, 0):
             self.positions[topic][number] = offset + 1
             if topic == EVENTS:
-                self._event(number, offset, value, clock_ms + self._ahead_ms)
+                self._event(number, offset, value, clock_ms)
             else:
                 self._impression(number, value)
 
@@ -156,16 +156,16 @@ class Archive:
             return
         self._items[str(item.item_id)] = self.columns.pack("item", item.attributes, item.born_ms)
 
-    def _event(self, number: int, offset: int, value: bytes | None, limit_ms: int) -> None:
+    def _event(self, number: int, offset: int, value: bytes | None, clock_ms: int) -> None:
         try:
             event: Event = decode_event(value)
         except BadEventError:
             self.counts["unusable"] += 1
             return
-        if event.ts_ms > limit_ms:
+        if event.ts_ms > clock_ms + self._ahead_ms:
             self.counts["future"] += 1
             return
-        if event.ts_ms < SECONDS_MS <= limit_ms:
+        if event.ts_ms < SECONDS_MS <= clock_ms:
             self.counts["seconds"] += 1
             return
         if _home(event.user_id, self._partitions) != number:
@@ -173,7 +173,7 @@ class Archive:
             return
         self._events.append(_flat(event, number, offset))
         pages = self._pages[number]
-        pages.see(event.ts_ms)
+        pages.see(event, clock_ms)
         if isinstance(event, Exposure):
             items = self._items
             pages.expose(event, self._users.get(str(event.user_id)), [items.get(str(i)) for i in event.items])

@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from millrace.contracts.clock import PAGES
 from millrace.contracts.durations import DAY_MIN, GRAINS_MIN, HOUR_MIN, grain_minutes, unit_minutes
 from millrace.contracts.events import (
     ACTIONS,
     CLICK,
     Action,
     BadEventError,
+    Event,
     Exposure,
     Impression,
     decode_event,
@@ -110,6 +112,8 @@ class ReferencePartition:
         self._held: dict[Id, list[tuple[Action, int]]] = {}  # with the watermark when it came
         self._flow_ms = self._exposed_ms = 0
         self._due: list[tuple[int, int, Id]] = []  # a heap: the watermark at which it is due, what, whose
+        self._ahead: list[tuple[int, int, Event]] = []  # held until their time comes, with their number
+        self._pages: list[tuple[str, int]] = []  # exposures: the newest of each user, in the order of their coming
 
     @property
     def pending(self) -> int:
@@ -121,12 +125,16 @@ class ReferencePartition:
         for message in messages:
             if message.topic == EVENTS:
                 clock_ms = now_ms if message.clock_ms is None else min(now_ms, message.clock_ms)
-                self._event(message.raw, clock_ms + self.policy.ahead_ms)
+                self._event(message.raw, clock_ms)
             elif message.topic == IMPRESSIONS:
                 self._serve(message.raw)
 
     def advance(self, now_ms: int) -> None:
         """Moves the watermark to where an event of ``now_ms`` would move it; it never moves back."""
+        self._release(now_ms)
+        self._move(now_ms)
+
+    def _move(self, now_ms: int) -> None:
         self.watermark_ms = max(self.watermark_ms, now_ms - self.policy.disorder_ms)
         self._expire()
 
@@ -153,22 +161,46 @@ class ReferencePartition:
             out.append(row)
         return out
 
-    def _event(self, raw: bytes, limit_ms: int) -> None:
+    def _event(self, raw: bytes, clock_ms: int) -> None:
         try:
             event = decode_event(raw)
         except BadEventError as error:
             self.dead.append((error.reason, 0))
             return
-        if event.ts_ms > limit_ms:
+        if event.ts_ms > clock_ms + self.policy.ahead_ms:
             lost = len(event.items) if isinstance(event, Exposure) else 0
             self.counts["exposures"] += lost
             self.dead.append(("future", lost))
             return
         self.counts[f"events.{ACTIONS[event.kind]}"] += 1
+        self._release(clock_ms)
+        if isinstance(event, Exposure):
+            user = str(event.user_id)
+            self._pages = [*((u, at) for u, at in self._pages if u != user), (user, event.ts_ms)][-PAGES:]
+        if event.ts_ms > max(self.newest_ms, clock_ms + self.policy.disorder_ms):
+            most_ms = sorted((at for _, at in self._pages), reverse=True)[PAGES // 2 : PAGES // 2 + 1]
+            self.newest_ms, before_ms = max(self.newest_ms, *most_ms, 0), self.newest_ms
+            if event.ts_ms > self.newest_ms:
+                self.counts["ahead"] += 1
+                self._ahead.append((event.ts_ms, sum(self.counts.values()), event))
+                if self.newest_ms > before_ms:
+                    self._release(clock_ms)
+                    self._move(self.newest_ms)
+                return
         self.counts["late"] += event.ts_ms < self.watermark_ms
+        self._take(event)
+
+    def _release(self, clock_ms: int) -> None:
+        """Takes what was held and is not ahead any more."""
+        for one in sorted(self._ahead):
+            if one[0] <= max(self.newest_ms, clock_ms):
+                self._ahead.remove(one)
+                self._take(one[2])
+
+    def _take(self, event: Event) -> None:
         if event.ts_ms > self.newest_ms:
             self.newest_ms = event.ts_ms
-            self.advance(event.ts_ms)
+        self._move(event.ts_ms)
         if isinstance(event, Exposure):
             self._expose(event)
         else:

@@ -4,6 +4,8 @@
 No core of Millrace reads a clock. The shells need "now in event time": to recognise events from the future, and to
 move idle partitions on. They are given an :class:`EventClock`. In production it is the wall clock. In a demo event time
 runs faster, and every role must agree on how fast, so the clock travels in the settings.
+
+How far the events of a partition have come, a :class:`Reached` says.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from millrace.contracts.errors import SettingError
-from millrace.contracts.events import LAST_MS
+from millrace.contracts.events import LAST_MS, Id
 
 _FASTEST = 1e6  # seconds of event time in one: a month in three seconds
 DAY_MS = 86_400_000
@@ -90,6 +92,75 @@ def data_now_ms(clock_ms: int, newest_ms: int, reached_ms: int = 0) -> int:
     80000000
     """
     return clock_ms if clock_ms - max(newest_ms, reached_ms) <= DAY_MS else newest_ms
+
+
+PAGES = 31
+"""The newest pages, one a user: more than half of them take a partition's time ahead of the event clock."""
+
+
+class Reached:
+    """How far the events of a partition have come. One event alone cannot move this time ahead of the event clock.
+
+    ::
+
+                       newest_ms         clock + slack                          ts
+        ───────────────────┴─────────────────┴──────────────────────────────────┴──►  event time
+           has been reached     moves the time     is ahead, unless most of the newest pages are
+
+    An event dated further ahead than the disorder that is allowed comes from a clock that is wrong. If one telephone's
+    is, the time must not follow it: all other events would be late. If those of most users are, it is rather the event
+    clock that is behind, and the time goes as far as most of them have come.
+
+    What it says depends on the calls alone, in their order.
+
+    >>> reached = Reached(slack_ms=60_000)
+    >>> reached.see(1_030_000, clock_ms=1_000_000), reached.see(1_200_000, clock_ms=1_000_000), reached.newest_ms
+    (True, False, 1030000)
+    >>> any(reached.see(1_200_000 + user, 1_000_000, user) for user in range(15)), reached.newest_ms
+    (False, 1030000)
+    >>> reached.see(1_200_015, 1_000_000, 15), reached.newest_ms  # as far as all of these sixteen have come
+    (False, 1200000)
+
+    Args:
+        slack_ms: how far ahead of the clock an event may be dated and be believed.
+
+    Attributes:
+        newest_ms: this time, Unix ms; 0 before the first event.
+    """
+
+    def __init__(self, slack_ms: int) -> None:
+        self._slack_ms = slack_ms
+        self.newest_ms = 0
+        self._pages: dict[Id, int] = {}  # time of the newest page by user; the user who came last is the last
+
+    def see(self, ts_ms: int, clock_ms: int, user: Id | None = None) -> bool:
+        """An event of this time came, and moves the time on or not. Whether the time is as far: else it is ahead.
+
+        Args:
+            clock_ms: the event clock when it came.
+            user: of a page that was seen; None: it is another event.
+        """
+        if user is not None:
+            pages = self._pages
+            pages.pop(user, None)
+            pages[user] = ts_ms
+            if len(pages) > PAGES:
+                del pages[next(iter(pages))]
+        if ts_ms > self.newest_ms:
+            if ts_ms <= clock_ms + self._slack_ms:
+                self.newest_ms = ts_ms
+            elif len(self._pages) > PAGES // 2:
+                most_ms = sorted(self._pages.values())[-(PAGES // 2 + 1)]
+                self.newest_ms = max(self.newest_ms, most_ms)
+        return ts_ms <= self.newest_ms
+
+    def snapshot(self) -> list[tuple[Id, int]]:
+        """What it holds besides ``newest_ms``."""
+        return list(self._pages.items())
+
+    def resume(self, newest_ms: int, pages: Iterable[tuple[Id, int]]) -> None:
+        """Restores a time and what :meth:`snapshot` gave."""
+        self.newest_ms, self._pages = newest_ms, dict(map(tuple, pages))  # type: ignore[arg-type]
 
 
 def sent_by(headers: Headers | None) -> EventClock | None:

@@ -42,7 +42,7 @@ REASONS: Mapping[str, Reason] = {
         "multiply by 1000: ts_ms is in Unix milliseconds",
     ),
     "future": Reason(
-        "The event is dated further ahead of the event clock than MILLRACE_AHEAD_MINUTES",
+        "The event is dated further ahead of the event clock than MILLRACE_AHEAD_MINUTES, or beyond what can be held",
         "date events by the event clock (MILLRACE_CLOCK) in Unix milliseconds, or raise MILLRACE_AHEAD_MINUTES",
     ),
     "late": Reason(

@@ -71,7 +71,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     attribution_minutes: Positive = 5.0  # an exposure without a click for so long is a negative
     disorder_seconds: Annotated[float, Meta(ge=0)] = 60.0  # how much out of order events may come
     lateness_minutes: Annotated[float, Meta(ge=0)] = 120.0  # clicks later than this after attribution are dead letters
-    ahead_minutes: Positive = 60.0  # an event further ahead of the event clock than this is from the future
+    ahead_minutes: Positive = 60.0  # an event further ahead of the event clock is from the future; less far, it waits
     # When an exposure's label is learnt, and with what weight: see millrace/labels. Samples carry it to the learner.
     label_policy: Literal["wait", "equal-wait", "fake-negative-weighted", "es-dfm", "prompt"] = "prompt"
     observation_seconds: Positive = 10.0  # es-dfm and prompt: an exposure without a click for so long is a negative

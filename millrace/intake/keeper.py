@@ -66,7 +66,8 @@ class Waiting:
     __slots__ = ("_look_at", "hashed", "key", "lines", "note", "size", "ts_ms", "value")
 
     def __init__(self, message: Message, hashed: int, parcel: Parcel, index: int) -> None:
-        self.key, self.value, self.ts_ms = message.key, message.value, message.ts_ms
+        self.key, self.value = message.key, message.value
+        self.ts_ms = min(message.ts_ms, message.came_ms)  # no later than it came
         self.note = message.note
         self.hashed = hashed  # of the event id; 0: none
         self.lines = [(parcel, index)]

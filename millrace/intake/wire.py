@@ -22,7 +22,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from millrace.contracts.doubts import Doubt, Doubts
 from millrace.contracts.errors import MillraceError
-from millrace.contracts.events import MAX_EVENT_BYTES, BadEventError, Event, Exposure, decode_event, key_of
+from millrace.contracts.events import LAST_MS, MAX_EVENT_BYTES, BadEventError, Event, Exposure, decode_event, key_of
 from millrace.contracts.intake import Intake
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, ITEMS, USERS
@@ -95,6 +95,7 @@ class Message(NamedTuple):
     ts_ms: int = 0  # of an event
     exposure: bool = False
     note: str = ""  # told with the verdict, once it is kept
+    came_ms: int = LAST_MS  # the event clock when an event came
 
 
 _raw = msgspec.json.Decoder(msgspec.Raw).decode
@@ -200,7 +201,8 @@ class Reader:
             raise BadEventError("future", f"ts_ms {ts_ms} is {ahead:.1f} minutes ahead of the event clock; {limit}")
         if event.sent_ms == 0 and _SENT not in raw and len(raw) + _SENT_BYTES <= MAX_EVENT_BYTES:
             raw = b'{"sent_ms":%d,' % wall_ms + raw[1:]
-        return Message(EVENTS, _key(event.user_id), raw, event.event_id, ts_ms, isinstance(event, Exposure))
+        exposure = isinstance(event, Exposure)
+        return Message(EVENTS, _key(event.user_id), raw, event.event_id, ts_ms, exposure, came_ms=now_ms)
 
     def _user(self, raw: bytes, now_ms: int, wall_ms: int) -> Message:
         user = self._intake.user(raw)
@@ -241,7 +243,8 @@ def late(message: Message, newest_ms: int, life_ms: int, disorder_ms: int) -> Ba
     it. None: it can be used. (An action of any age may still find its page.)
 
     Args:
-        newest_ms: the newest event that was kept in the same partition.
+        newest_ms: the newest event that was kept in the same partition, or when it came: one that is dated ahead moves
+            nobody's time.
         life_ms: how long a page lives: attribution and lateness.
         disorder_ms: how much out of order events may come.
     """
