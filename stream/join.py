@@ -185,6 +185,11 @@ class LabelJoin:
         """The watermark at which the next thing may fall due; None when nothing waits."""
         return self._timers[0][0] if self._timers else None
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether pages that were dropped wait for their impression: something may still be said of them."""
+        return bool(self._leaving)
+
     # ------------------------------------------------------------------ what comes in
 
     def expose(self, event: Exposure, message: Message, out: Outcome) -> None:

@@ -744,8 +744,9 @@ class Partition:
 
     def _sweep(self) -> None:
         """Merges tiles and ends keys when they are due. It works in slices, so that no step takes long."""
-        # No page lives longer: it is seen within a life of being made, and dropped a life after that.
-        while self._forgotten:
+        # No page lives longer: it is seen within a life of being made, and dropped a life after that. What came for it
+        # may wait longer, for its impression.
+        while self._forgotten and not self._join.is_leaving:
             user, at_ms = next(iter(self._forgotten.items()))
             if at_ms + 2 * self.policy.life_ms >= self._join.watermark_ms:
                 break

@@ -126,7 +126,7 @@ def test_an_event_is_kept_as_it_came_with_its_times_filled_in() -> None:
     assert found.value is not None
     assert msgspec.json.decode(found.value) == click(1, more={"own": [1]}, ts_ms=NOW_MS, sent_ms=NOW_MS + 5)
     whole = msgspec.json.encode(click(1, ts_ms=NOW_MS - 9, sent_ms=4))
-    assert read("events", whole) == Message("events", b"7", whole, "e1", NOW_MS - 9)
+    assert read("events", whole) == Message("events", b"7", whole, "e1", NOW_MS - 9, came_ms=NOW_MS)
 
 
 def test_what_is_kept_is_what_the_stream_reads() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 from unittest.mock import patch
 
@@ -231,7 +232,9 @@ def test_when_impressions_come_changes_no_sample(messages: list[Message], seed: 
     policy = replace(POLICY, label=policy_named(label))
     events = jitter([m for m in messages if m.topic == "events"], random.Random(seed))
     early = [m for m in messages if m.topic == "impressions"]
-    late = sorted([*early, *events], key=lambda m: time_of(m) + 3 * MINUTE * (m.topic == "impressions"))
+    come = accumulate(map(time_of, events), max)  # the events' order stays: under some policies it decides labels
+    timed = [*zip(come, events, strict=True), *((time_of(m) + 3 * MINUTE, m) for m in early)]
+    late = [m for _, m in sorted(timed, key=lambda one: one[0])]
     results = []
     for order in ([*early, *events], late):
         log = Log()

@@ -415,6 +415,10 @@ FOUND: dict[str, tuple[list[Happening], float]] = {
         [*map(page, ("a", "b", "c")), click("a"), click("b"), SILENCE(1.2), CRASH, forget(0), SILENCE(0.3)],
         1.0,
     ),
+    "click on a forgotten user's page, whose impression is read when nobody else's page is so old": (
+        [page("a"), RUN(0.4), forget(0), SILENCE(9.0), STANDSTILL(30.0, (click("a", 1), page("b")))],
+        0.3,
+    ),
 }
 
 
