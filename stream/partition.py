@@ -363,6 +363,9 @@ class Partition:
         if self.journal is not None:
             raise ValueError("a partition that keeps a journal cannot be given a history")
         outcome = Outcome(counted=list(counted))
+        for one in counted:
+            if one.action == EXPOSURE:
+                self._reached.see(one.ts_ms, to_ms, one.impression.user_id)
         self._reached.see(to_ms, to_ms)
         self._move(to_ms, outcome)
         self._tally(outcome, _Counts())
