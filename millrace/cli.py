@@ -13,6 +13,7 @@ import cyclopts
 from millrace import __version__, clilogs, clirepair, clitrust
 from millrace.contracts.errors import FENCED_STATUS, FencedError, LogError, MillraceError, SettingError
 from millrace.contracts.settings import Settings, load_settings
+from millrace.up.folder import broker_of, on_folder
 
 app = cyclopts.App(
     name="millrace",
@@ -114,7 +115,7 @@ def up(
     Parameters
     ----------
     schema
-        Schema file: which attributes of users and items are features (default: the simulated shop's).
+        Schema file: which attributes of users and items are features (default: that of the data folder).
     data
         Folder of everything that lasts (default: MILLRACE_DATA, else ./millrace-data). The same folder goes on.
     free_ports
@@ -246,7 +247,7 @@ def archive() -> None:
 
 
 @app.command
-def forget(user: str, *, data: Path) -> None:
+def forget(user: str, *, data: Path | None = None) -> None:
     """Rewrite the archive's files without a user. Delete the user first (docs/deletion.md).
 
     Parameters
@@ -254,11 +255,11 @@ def forget(user: str, *, data: Path) -> None:
     user
         The user's id.
     data
-        The data folder whose archive is meant.
+        The data folder whose archive is meant (default: MILLRACE_DATA, else ./millrace-data).
     """
     from millrace.archive.forget import forget as run
 
-    found = run(data / "archive", user)
+    found = run(Path(on_folder(load_settings(), data).data) / "archive", user)
     print(f"{found.rows:,} rows of user '{user}' removed from {found.files:,} of {found.looked_at:,} files")
 
 
@@ -369,12 +370,10 @@ def letters(*, reason: str = "", last: int = 10, kafka: str | None = None, data:
     from millrace.contracts.topics import DEAD_LETTERS
     from millrace.processes.kafka import read_all
     from millrace.reference.letters import Letters
-    from millrace.up.folder import broker_of
-    from millrace.up.run import data_folder
 
     settings = load_settings({"kafka": kafka})
     if not settings.kafka:
-        lies = data_folder(settings, data)
+        lies = Path(on_folder(settings, data).data)
         found_at = broker_of(lies)
         if not found_at:
             raise SettingError(

@@ -6,12 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 from cyclopts import Parameter
 
 from millrace.contracts.errors import SettingError
 from millrace.contracts.settings import Settings, load_settings
+from millrace.up.folder import broker_of, of_loop
 
-_Data = Annotated[Path | None, Parameter(help="Data folder of the loop (default: MILLRACE_DATA).")]
+_Data = Annotated[Path | None, Parameter(help="The data folder (default: MILLRACE_DATA, else ./millrace-data).")]
 _Kafka = Annotated[
     str | None,
     Parameter(help="Broker with the topic samples (default: MILLRACE_KAFKA, or that of the loop on the data folder)."),
@@ -106,16 +108,14 @@ def _settings(data: Path | None, kafka: str | None, broker: bool) -> Settings:
     """Settings with what a loop that runs on the data folder says of its broker.
 
     Raises:
-        SettingError: no broker is named, and none runs.
+        SettingError: the folder is no loop's, or no broker is named, and none runs.
     """
-    from millrace.up.folder import broker_of
-
-    settings = load_settings({"data": None if data is None else str(data), "kafka": kafka})
-    if settings.kafka or not broker or not settings.data:
+    settings = of_loop(load_settings({"kafka": kafka}), data)
+    if settings.kafka or not broker:
         return settings
     found = broker_of(Path(settings.data))
     if not found:
         raise SettingError(
             f"no broker is named, and no loop runs on '{settings.data}'", "start it, or give --kafka: samples lie there"
         )
-    return load_settings({"data": None if data is None else str(data), "kafka": found})
+    return msgspec.structs.replace(settings, kafka=found)

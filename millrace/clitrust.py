@@ -22,6 +22,7 @@ from cyclopts import Parameter
 
 from millrace.contracts.errors import ServiceError, SettingError
 from millrace.contracts.settings import Settings, load_settings
+from millrace.up.folder import of_loop, on_folder
 
 ANSWER_SECONDS = 660.0
 """How long an answer is waited for: somewhat longer than the learner's door itself does."""
@@ -51,11 +52,10 @@ def rollback(
     show
         Only print the versions that are kept.
     """
-    settings = _settings(data)
     if show:
-        _show_versions(settings)
+        _show_versions(of_loop(load_settings(), data))
         return
-    _tell(settings, admin, "/model/rollback", {"version": version})
+    _tell(_settings(data), admin, "/model/rollback", {"version": version})
 
 
 def promote(*, shadow: bool = False, repair: bool = False, data: _Data = None, admin: _Admin = None) -> None:
@@ -91,7 +91,7 @@ def list_quarantine(*, data: _Data = None) -> None:
     from learner.quarantine import PLACE, Quarantine
     from millrace.contracts.store import Store
 
-    found = Quarantine(Store(_settings(data).place(PLACE), writes=False), "", writes=False).entries()
+    found = Quarantine(Store(of_loop(load_settings(), data).place(PLACE), writes=False), "", writes=False).entries()
     for entry in found:
         when = f"{_when(entry.from_ms)} to {_when(entry.to_ms)}"
         print(f"{entry.name}  {entry.rows:,} rows of {when}  {entry.refusal}")
@@ -130,13 +130,9 @@ def _names(names: tuple[str, ...]) -> list[str] | Literal["all"]:
 
 def _settings(data: Path | None) -> Settings:
     """The settings, with the data folder that is meant."""
-    from millrace.up.run import data_folder
-
-    settings = load_settings()
-    folder = data_folder(settings, data)
-    if data is not None and not folder.is_dir():
+    if data is not None and not data.is_dir():
         raise SettingError(f"--data '{data}' is no folder", "name the data folder of a learner")
-    return load_settings({"data": str(folder)})
+    return on_folder(load_settings(), data)
 
 
 def _show_versions(settings: Settings) -> None:

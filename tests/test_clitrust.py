@@ -13,6 +13,7 @@ import pytest
 from learner.admin import ADDRESS, Admin
 from learner.quarantine import PLACE, Quarantine
 from learner.verdicts import Refusal
+from millrace.cli import app
 from millrace.clitrust import ask, hold, list_quarantine, promote, quarantine_commands, rollback
 from millrace.contracts.errors import MillraceError, ServiceError, SettingError, SnapshotError
 from millrace.contracts.settings import Settings
@@ -159,6 +160,26 @@ def test_lists_are_read_where_they_lie(folder: Path, capsys: pytest.CaptureFixtu
         f"00000002-finite  1 rows of {then}  tensors, rows and optimiser slots are finite: dense/w nan, beyond 0",
         "1,201 rows in 2 files",
     ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["rollback", "--list"],
+        ["quarantine", "list"],
+        ["repair", "--since", "1h", "--without-arm", "control"],
+        ["bisect", "--since", "1h"],
+        ["forget", "7"],
+        ["hold"],
+    ],
+)
+def test_a_command_in_a_wrong_folder_names_the_folder_and_makes_none(
+    words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(MillraceError, match=f"{folder}/millrace-data.*; .*--data"):
+        app(words, exit_on_error=False, result_action="return_value")
+    assert list(folder.iterdir()) == []
 
 
 def test_the_token_of_a_run_is_its_owners_alone_and_stays(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -26,7 +28,7 @@ from millrace.processes.supervisor import Supervisor
 from millrace.up import folder as folders
 from millrace.up import words
 from millrace.up.ports import Ports, check, choose, url
-from millrace.up.run import ROLES, Up, UpOptions, data_folder, prepared, up
+from millrace.up.run import ROLES, Up, UpOptions, prepared, up
 from tests.waiting import PATIENCE
 
 SCHEMA = '[[fields]]\nname = "user_id"\nof = "user"\n[[fields]]\nname = "item_id"\nof = "item"\n'
@@ -38,6 +40,11 @@ def taken() -> Iterator[int]:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         yield listener.getsockname()[1]
+
+
+def shop(**other: Any) -> Settings:
+    """Settings that name the simulated shop's schema."""
+    return Settings(schema=str(resources.files("millrace.contracts").joinpath("shop.toml")), **other)
 
 
 def ports_of(settings: Settings | None = None, *, free: bool = True) -> Ports:
@@ -123,17 +130,34 @@ def test_one_run_at_a_time_has_a_folder(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SettingError, match=r"file.*--data"):
-        up(Settings(), UpOptions(data=tmp_path / "file"))
+    with pytest.raises(SettingError, match=r"file.* cannot be made .*--data"):
+        up(shop(), UpOptions(data=tmp_path / "file"))
 
 
 def test_the_data_folder_is_the_flags_or_the_settings_or_one_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert data_folder(Settings(data="/b"), Path("/a")) == Path("/a")
-    assert data_folder(Settings(data="/b"), None) == Path("/b")
-    assert data_folder(Settings(), None) == tmp_path / "millrace-data"
+    assert folders.on_folder(Settings(data="/b"), Path("/a")).data == "/a"
+    assert folders.on_folder(Settings(data="/b")).data == "/b"
+    assert folders.on_folder(Settings()).data == str(tmp_path / "millrace-data")
+
+
+def test_a_schema_that_nobody_names_is_that_of_the_folder_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        SettingError, match=rf"no schema is named, and '{tmp_path}/millrace-data/schema.toml' is not there; "
+    ):
+        up(Settings(), UpOptions())
+    assert list(tmp_path.iterdir()) == [], "a command in a wrong folder leaves nothing there"
+    (tmp_path / "one.toml").write_text(f'name = "one"\n{SCHEMA}')
+    folders.schema_note(tmp_path, Settings(schema=str(tmp_path / "one.toml"))).write(tmp_path)
+    found = folders.on_folder(Settings(), tmp_path)
+    assert found.load_schema().name == "one"
+    assert folders.schema_note(tmp_path, found).changed == ""
+    assert folders.on_folder(Settings(schema="another"), tmp_path).schema == "another"
 
 
 def test_the_schema_of_the_state_is_kept_and_another_one_is_refused_until_it_may_be(tmp_path: Path) -> None:
@@ -144,8 +168,8 @@ def test_the_schema_of_the_state_is_kept_and_another_one_is_refused_until_it_may
     note.write(tmp_path)
     assert folders.schema_note(tmp_path, first).changed == ""
     with pytest.raises(SettingError, match=r"of schema 'one'.*--evolve"):
-        folders.schema_note(tmp_path, Settings())
-    changed = folders.schema_note(tmp_path, Settings(evolve=True))
+        folders.schema_note(tmp_path, shop())
+    changed = folders.schema_note(tmp_path, shop(evolve=True))
     assert "has changed" in changed.changed
     kept = folders.kept_schema(tmp_path)
     assert kept is not None
@@ -175,7 +199,7 @@ def test_windows_that_cannot_go_on_are_refused_before_a_role_takes_its_part_over
 
 def test_a_token_file_that_cannot_be_read_ends_it_before_anything_is_started(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"token file .* cannot be read"):
-        up(Settings(token_file=str(tmp_path / "none"), data=str(tmp_path / "data")), UpOptions())
+        up(shop(token_file=str(tmp_path / "none"), data=str(tmp_path / "data")), UpOptions())
     assert not (tmp_path / "data").exists()
 
 

@@ -40,7 +40,9 @@ def forget(archive: Path, user: str) -> Forgotten:
         SchemaError: the archive's schema file cannot be read.
     """
     if not (archive / "schema.toml").exists():
-        raise StoreError(f"'{archive}' is no archive", "name the data folder that `millrace archive` writes to")
+        raise StoreError(
+            f"'{archive}' is no archive", "name the data folder that `millrace archive` writes to with --data"
+        )
     user_column = Columns(load_schema(archive / "schema.toml")).user
     column = {"events": "user_id", "exposures": user_column, "features": "user_id"}
     rows = files = looked_at = 0

@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -83,7 +84,8 @@ def run(out: Path, say: Say = print, seconds: float = SECONDS, warm_seconds: flo
     with TemporaryDirectory(prefix="millrace-capacity-") as folder:
         data, clock = Path(folder) / "data", EventClock(wall_ms(), OPENS_MS, SPEED).encode()
         port = free_port()
-        loop = Started(data, env={"MILLRACE_CLOCK": clock})
+        shop_toml = resources.files("millrace.contracts").joinpath("shop.toml")
+        loop = Started(data, "--schema", str(shop_toml), env={"MILLRACE_CLOCK": clock})
         with loop:
             try:
                 where = loop.where()

@@ -46,7 +46,7 @@ from millrace.up.findings import (
     status,
 )
 from millrace.up.ports import check, choose
-from millrace.up.run import ROLES, data_folder
+from millrace.up.run import ROLES
 
 PYTHONS = ((3, 11), (3, 13))
 """The oldest and the newest that Millrace is tested with."""
@@ -82,15 +82,14 @@ def examine(overrides: Mapping[str, Any]) -> list[Finding]:
         settings = load_settings(overrides)
     except MillraceError as error:
         return [*found, mend("settings", error.problem, error.remedy)]
-    data = data_folder(settings, None)
+    data = Path(folders.on_folder(settings).data)
     running = folders.in_use(data)
     there = folders.addresses(data) if running else {}
     settings = msgspec.structs.replace(
         settings, **{name: there[name] for name in ("kafka", "redis", "scorer", "intake") if there.get(name)}
     )
     found += _settings(settings)
-    if not settings.schema and folders.kept_schema(data) is not None:
-        settings = msgspec.structs.replace(settings, schema=str(data / folders.SCHEMA))
+    settings = folders.on_folder(settings)
     schema = _schema(settings, data, found)
     sound = schema is not None and status(found) == 0
     tried = _ask_model(settings) if sound and _names_a_model(settings) else None
@@ -157,6 +156,9 @@ def _schema(settings: Settings, data: Path, found: list[Finding]) -> Schema | No
     except MillraceError as error:
         found.append(mend("schema", error.problem, error.remedy))
         return None
+    if not settings.schema:
+        remedy = "name yours with --schema: 'millrace up' asks for one"
+        found.append(note("schema", "none is named; the simulated shop's is looked at", remedy))
     found += judge_schema(schema, folders.kept_schema(data))
     return schema
 

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,10 +29,38 @@ from millrace.contracts.files import write_whole
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.contracts.settings import Settings
 
+DATA = "millrace-data"
+"""The data folder where neither flag nor setting names one, in the folder where the command was given."""
 ADDRESSES = "up.json"
 SCHEMA = "schema.toml"
 RELEASE_SECONDS = 15.0
 """How long a killed run's processes may take to be gone. They die with it, but not all within the same moment."""
+
+
+def on_folder(settings: Settings, given: Path | None = None) -> Settings:
+    """Settings of a command that is about the loop of a data folder. Nothing is made.
+
+    The folder is ``given`` (a flag's), or the setting's, or :data:`DATA` in the present one. Where no schema is named
+    it is that of the folder's state; with none there, the setting stays empty.
+    """
+    folder = Path(given or settings.data or DATA).absolute()
+    kept = folder / SCHEMA
+    schema = settings.schema or (str(kept) if kept.is_file() else "")
+    return msgspec.structs.replace(settings, data=str(folder), schema=schema)
+
+
+def of_loop(settings: Settings, given: Path | None = None) -> Settings:
+    """As :func:`on_folder`, of a loop that has left models there, or has a store elsewhere. Nothing is made.
+
+    Raises:
+        SettingError: there is no such loop.
+    """
+    found = on_folder(settings, given)
+    if not found.store and not (Path(found.data) / "models").is_dir():
+        raise SettingError(
+            f"no loop has its models in folder '{found.data}'", "name its data folder with --data or MILLRACE_DATA"
+        )
+    return found
 
 
 @contextmanager
@@ -112,22 +139,6 @@ def say_where(folder: Path, found: Mapping[str, Any]) -> None:
     write_whole(folder / ADDRESSES, msgspec.json.format(msgspec.json.encode(found)), durable=False)
 
 
-def text_of(settings: Settings) -> str:
-    """The schema file's text, or that of the simulated shop's schema.
-
-    Raises:
-        SchemaError: it cannot be read.
-    """
-    if not settings.schema:
-        return resources.files("millrace.contracts").joinpath("shop.toml").read_text(encoding="utf-8")
-    try:
-        return Path(settings.schema).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SchemaError(
-            f"schema file '{settings.schema}' cannot be read ({error})", "give the path of a TOML schema"
-        ) from None
-
-
 def kept_schema(folder: Path) -> Schema | None:
     """The schema that the folder's state is of; None: it has none yet, or one that nobody can read any more."""
     try:
@@ -153,12 +164,22 @@ def schema_note(folder: Path, settings: Settings) -> SchemaNote:
 
     Raises:
         SchemaError: it is no schema.
-        SettingError: it is another one than the state's, and ``evolve`` is not set; or its windows cannot go on with
-            the counts that are there. That must be known before a role starts: the learner would carry the model over
-            and the stream refuse its part, so neither schema could go on.
+        SettingError: none is named; or it is another one than the state's, and ``evolve`` is not set; or its windows
+            cannot go on with the counts that are there. That must be known before a role starts: the learner would
+            carry the model over and the stream refuse its part, so neither schema could go on.
     """
-    text = text_of(settings)
-    schema, before = parse_schema(text, settings.schema or "shop.toml"), kept_schema(folder)
+    if not settings.schema:
+        raise SettingError(
+            f"no schema is named, and '{folder / SCHEMA}' is not there",
+            "give --schema FILE ('millrace schema guess' drafts one), or --data the folder of a loop that has one",
+        )
+    try:
+        text = Path(settings.schema).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SchemaError(
+            f"schema file '{settings.schema}' cannot be read ({error})", "give the path of a TOML schema"
+        ) from None
+    schema, before = parse_schema(text, settings.schema), kept_schema(folder)
     if before is None or before.id == schema.id:
         return SchemaNote(text, "")
     if not settings.evolve:

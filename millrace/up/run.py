@@ -44,8 +44,6 @@ from millrace.up import folder as folders
 from millrace.up import words
 from millrace.up.ports import LOOPBACK, Ports, check, choose, url
 
-DATA = "millrace-data"
-"""The data folder where neither flag nor setting names one, in the folder where the command was given."""
 ROLES = ("stream", "learn", "serve", "intake", "archive")
 LINE_SECONDS = 60.0
 """Between two lines of state where the output is no terminal: this program runs for months."""
@@ -57,7 +55,7 @@ GRACE_SECONDS = 30.0
 class UpOptions:
     """What one run is asked for."""
 
-    data: Path | None = None  # None: the setting's, or :data:`DATA`
+    data: Path | None = None  # None: see :func:`millrace.up.folder.on_folder`
     free_ports: bool = False
     sync: bool = False  # the embedded broker syncs to the disk before it acknowledges
     archive: bool = True
@@ -225,7 +223,7 @@ def prepared(settings: Settings, folder: Path, ports: Ports) -> Settings:
     return msgspec.structs.replace(
         settings,
         data=str(folder),
-        schema=str(Path(settings.schema).absolute()) if settings.schema else "",
+        schema=str(Path(settings.schema).absolute()),
         port=ports.scorer,
         intake_port=ports.intake,
         page_port=ports.page,
@@ -235,11 +233,6 @@ def prepared(settings: Settings, folder: Path, ports: Ports) -> Settings:
         intake=url(settings.host, ports.intake),
         from_log="",
     )
-
-
-def data_folder(settings: Settings, given: Path | None) -> Path:
-    """Where the state lies: the flag's folder, or the setting's, or :data:`DATA` in the present one."""
-    return Path(given or settings.data or DATA).absolute()
 
 
 def up(settings: Settings, options: UpOptions) -> int:
@@ -253,19 +246,23 @@ def up(settings: Settings, options: UpOptions) -> int:
             f"--sync with the Kafka '{settings.kafka}'", "leave it out: that broker's own settings say when it syncs"
         )
     Tokens.of(settings)  # a file that cannot be used ends the run now, and not role by role
-    folder = made(data_folder(settings, options.data))
+    settings = folders.on_folder(settings, options.data)
+    folder = Path(settings.data)
+    schema = folders.schema_note(
+        folder, settings
+    )  # before anything is made: the command may be given in a wrong folder
+    made(folder)
     signals = Signals()
     try:
         with signals.caught(), folders.locked(folder):
-            return _run(settings, options, folder, signals)
+            return _run(settings, options, folder, schema, signals)
     except AtOnce:
         return 130
 
 
-def _run(settings: Settings, options: UpOptions, folder: Path, signals: Signals) -> int:
-    check_whole(msgspec.structs.replace(settings, data=str(folder)))  # each role looks too: it may be started by itself
+def _run(settings: Settings, options: UpOptions, folder: Path, schema: folders.SchemaNote, signals: Signals) -> int:
+    check_whole(settings)  # each role looks too: it may be started by itself
     killed = bool(folders.addresses(folder))  # a run that ends takes them away
-    schema = folders.schema_note(folder, settings)
     ports = choose(settings, options.roles(settings), free=options.free_ports)
     if killed:
         folders.await_release(folder)
