@@ -73,6 +73,11 @@ HELDOUT_ROWS = Gauge("millrace_heldout_rows", "Held-out samples that snapshots a
 HELDOUT_AUC = Gauge("millrace_heldout_auc", "AUC on held-out samples of the newest model, and the anchor.", ["model"])
 HELDOUT_LOSS = Gauge("millrace_heldout_log_loss", "Log loss on the same samples.", ["model"])
 
+SKIPS = (
+    *("unreadable", "loss_not_finite", "loss_exploded", "gradient_not_finite", "gradient_exploded"),
+    *("model_unsound", "model_raised"),
+)
+"""Why batches are skipped; a model of one's own may name other reasons."""
 _COUNTS = {
     "trained": TRAINED,
     "repeated": REPEATED,
@@ -115,6 +120,8 @@ for _model in _HELDOUT:
 # From 0 on, so that the first of a kind is an increase too.
 for _state in STATES:
     STATE.labels(_state).set(0)
+for _why in SKIPS:
+    SKIPPED.labels(_why)
 for _check in CHECKS:
     QUARANTINED.labels(_check)
     VERDICTS.labels(_check, "refused")

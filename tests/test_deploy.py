@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -49,14 +49,28 @@ known = {f.name: f.name + ("_total" if f.type == "counter" else "") for f in min
 names = {f.name + s: known[f.name] for f in mine for s in suffixes[f.type]}
 def series(s):
     return s.name + "{" + ",".join(f'{n}="{v}"' for n, v in s.labels.items()) + "}"
-print(json.dumps([names, {series(s): str(s.value) for f in mine if f.type == "gauge" for s in f.samples}]))
+sampled = {f.name: {label for s in f.samples for label in s.labels if label != "le"} for f in mine}
+labels = {n: getattr(REGISTRY._names_to_collectors[n], "_labelnames", sampled[n]) for n in sampled}
+labels = {f.name + s: [*labels[f.name], *(["le"] if s == "_bucket" else [])] for f in mine for s in suffixes[f.type]}
+begun = {series(s): str(s.value) for f in mine for s in f.samples if f.type != "histogram" and "_created" not in s.name}
+print(json.dumps([names, begun, labels]))
 """
 
 
+class Registry(NamedTuple):
+    """What a role exposes."""
+
+    names: dict[str, str]
+    """Series names, and the names under which people know the metrics."""
+    begun: dict[str, str]
+    """The counters and gauges that it begins with, with their labels and values."""
+    labels: dict[str, list[str]]
+    """Label names by series name."""
+
+
 @cache
-def registries() -> list[tuple[dict[str, str], dict[str, str]]]:
-    """Of each role: its series names and the names under which people know the metrics; the gauges it begins with,
-    with their labels.
+def registries() -> dict[str, Registry]:
+    """By role.
 
     Each role is imported in a process of its own, as it runs: this asks the registries, not a list.
     """
@@ -64,19 +78,29 @@ def registries() -> list[tuple[dict[str, str], dict[str, str]]]:
         subprocess.Popen([sys.executable, "-c", _NAMES, module], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for module in MODULES.values()
     ]
-    found = []
-    for process in running:
+    found = {}
+    for role, process in zip(MODULES, running, strict=True):
         out, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
-        names, gauges = json.loads(out)
-        found.append((names, gauges))
+        found[role] = Registry(*json.loads(out))
     return found
 
 
 def exposed(roles: Collection[str] = MODULES) -> dict[str, str]:
     """Every series name that one of the roles exposes, and the name under which people know the metric."""
-    chosen = [names for role, (names, _) in zip(MODULES, registries(), strict=True) if role in roles]
-    return {series: name for names in chosen for series, name in names.items()}
+    return {series: name for role in roles for series, name in registries()[role].names.items()}
+
+
+def gauges_begun() -> dict[str, str]:
+    """The gauges that roles begin with, and their values."""
+    begun = {series: value for found in registries().values() for series, value in found.begun.items()}
+    return {series: value for series, value in begun.items() if not series.partition("{")[0].endswith("_total")}
+
+
+def label_names(series: str) -> set[str]:
+    """The labels of a series that a role exposes, and those that Prometheus adds."""
+    (found,) = {frozenset(r.labels[series]) for r in registries().values() if series in r.labels}
+    return {*found, "job", "role"}
 
 
 def dashboards() -> Iterator[tuple[str, list[Any]]]:
@@ -114,6 +138,58 @@ def test_every_metric_that_a_panel_or_rule_uses_is_exposed_by_a_role() -> None:
     assert not unknown, "\n".join(unknown)
 
 
+def misnamed(where: str, expr: str) -> Iterator[str]:
+    """Labels that an expression asks for and none of its series has, and values that its series never have."""
+    for name, matchers in re.findall(r"\b(millrace_[a-z_]+)\{([^}]*)\}", expr):
+        for label, value in re.findall(r'(\w+)[=!]~?"([^"]*)"', matchers):
+            if label not in label_names(name):
+                yield f"{where}: {name} has no label {label}"
+            values = ROLES if label == "role" else values_begun(name, label)
+            for one in value.split("|"):
+                if "$" not in one and values and one not in values:
+                    yield f"{where}: {label} of {name} is never {one}"
+    known = set().union(*(label_names(name) for name in re.findall(r"\bmillrace_[a-z_]+", expr))) | {"le"}
+    for labels in re.findall(r"\bby ?\(([^)]*)\)", expr):
+        yield from (f"{where}: no series has the label {one}" for one in labels.split(", ") if one not in known)
+
+
+def values_begun(name: str, label: str) -> set[str]:
+    """The values of a label with which a role begins: all there are. Empty where series begin as they are needed."""
+    begun = [series for found in registries().values() for series in found.begun if series.startswith(f"{name}{{")]
+    return {value for series in begun for value in re.findall(rf'[{{,]{label}="([^"]*)"', series)}
+
+
+def test_every_label_that_a_panel_or_rule_uses_is_one_of_its_series() -> None:
+    assert list(misnamed("here", 'sum by (arm) (millrace_rolling_auc{arm="model",role="serve"})')) == []
+    wrong = 'sum by (arms) (millrace_rolling_auc{arm="modell",shelf="a"}) / millrace_ready{role="learner"}'
+    assert list(misnamed("here", wrong)) == [
+        "here: arm of millrace_rolling_auc is never modell",
+        "here: millrace_rolling_auc has no label shelf",
+        "here: role of millrace_ready is never learner",
+        "here: no series has the label arms",
+    ]
+    found = [problem for where, expr in expressions() for problem in misnamed(where, expr)]
+    for name, panels in dashboards():
+        for panel in panels:
+            for target in panel.get("targets", []):
+                known = set().union(*map(label_names, re.findall(r"\bmillrace_[a-z_]+", target["expr"])))
+                found += [
+                    f"{name}: {panel['title']}: the legend's {label} is no label"
+                    for label in re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", ""))
+                    if label not in known
+                ]
+    assert not found, "\n".join(found)
+
+
+def test_the_first_of_a_kind_is_an_increase_too() -> None:
+    """A series that begins with 1 has not increased. So it begins with 0, or the rule asks whether it is new."""
+    begun = {series.partition("{")[0] for found in registries().values() for series in found.begun}
+    rules = [(where, expr) for where, expr in expressions() if where.startswith("rules.yml") and "offset" not in expr]
+    asked = [(where, name) for where, expr in rules for name in re.findall(r"increase\((millrace_[a-z_]+)", expr)]
+    assert len(asked) > 4
+    assert [(where, name) for where, name in asked if name not in begun] == []
+
+
 def test_the_dashboard_shows_what_it_must() -> None:
     shown = " ".join(expr for _, expr in expressions())
     for name in (
@@ -126,10 +202,7 @@ def test_the_dashboard_shows_what_it_must() -> None:
 
 def test_what_only_the_simulator_measures_says_so_and_wakes_nobody() -> None:
     """A shop of one's own has no simulator: whatever needs one stands in a row of its own and says so."""
-    others = {
-        name for role, (names, _) in zip(MODULES, registries(), strict=True) if role != "simulate" for name in names
-    }
-    simulated = registries()[list(MODULES).index("simulate")][0].keys() - others
+    simulated = exposed({"simulate"}).keys() - exposed(MODULES.keys() - {"simulate"}).keys()
     assert {"millrace_oracle_auc", "millrace_page_clicks_total"} <= simulated
     needing = {where for where, expr in expressions() if any(re.search(rf"\b{name}\b", expr) for name in simulated)}
     assert needing
@@ -212,7 +285,7 @@ def test_a_role_that_has_measured_nothing_says_so() -> None:
         "shadow_lag",
         "shadow_rows",
     }
-    begun = {series: value for _, gauges in registries() for series, value in gauges.items()}
+    begun = gauges_begun()
     zero = {series.partition("{")[0] for series, value in begun.items() if value == "0.0"}
     assert zero - {"millrace_role_info"} == {f"millrace_{name}" for name in counts}
     assert {value for value in begun.values() if value != "0.0"} == {"nan"}
@@ -399,7 +472,7 @@ def by_the_minute(series: dict[str, str]) -> dict[str, Any]:
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
 def test_no_panel_and_no_rule_takes_what_has_no_value_for_a_figure(tmp_path: Path) -> None:
     """A loop that is ready and has measured nothing: nobody is woken, and no panel shows a number."""
-    begun = {name: value for _, gauges in registries() for name, value in gauges.items()} | {"millrace_ready{}": "1"}
+    begun = gauges_begun() | {"millrace_ready{}": "1"}
     series = {
         name.replace("{", '{job="millrace",role="r",').replace(",}", "}"): NO_VALUE if value == "nan" else f"{value}x60"
         for name, value in begun.items()
@@ -423,61 +496,93 @@ def test_no_panel_and_no_rule_takes_what_has_no_value_for_a_figure(tmp_path: Pat
     )
 
 
+FIRES: list[tuple[str, dict[str, str]]] = [
+    ("RoleDown", {'up{job="millrace"}': "1x20 0x10"}),
+    ("RoleNotReady", {"millrace_ready": "1x20 0x10"}),
+    (
+        "LearnerBehind",
+        {'millrace_learner_lag{partition="0"}': "0x30", 'millrace_learner_lag{partition="1"}': "900+100x30"},
+    ),
+    ("StreamBehind", {'millrace_stream_lag{topic="events",partition="0"}': "9000+100x30"}),
+    ("DeltaGaps", {"millrace_delta_gaps_total": "0x15 1+1x10"}),
+    ("BatchesSkipped", {'millrace_batches_skipped_total{reason="loss_not_finite"}': "0x25 1x5"}),
+    (
+        "DeadLetters",
+        {
+            'millrace_dead_letters_total{reason="malformed"}': "0+1x30",
+            'millrace_dead_letters_total{reason="late"}': "0+1x30",
+            'millrace_events_total{type="exposure"}': "0+60x30",
+            'millrace_events_total{type="click"}': "0+10x30",
+        },
+    ),
+    ("Drift", {"millrace_drift_total": "0x20 1+1x10"}),
+    ("ModelStale", {"millrace_freshness_seconds": "0+60x30"}),
+    # It serves, and has learnt from nothing, while the learner learns: it does not follow.
+    ("ModelStale", {"millrace_freshness_seconds": NO_VALUE, "millrace_samples_trained_total": "0+500x30"}),
+    ("LoopStandsStill", {"millrace_loop_timestamp_seconds": "60x30", "millrace_ready": "1x30"}),
+    (
+        "WorseThanBaseline",
+        {'millrace_rolling_auc{arm="model"}': "0x60", 'millrace_baseline_auc{arm="model"}': "0.5x60"},
+    ),
+    (
+        "UsersNotRead",
+        {
+            'millrace_user_reads_total{found="store"}': "0+97x30",
+            'millrace_user_reads_total{found="nothing"}': "0+3x30",
+        },
+    ),
+    ("PredictionsNotFinite", {"millrace_predictions_not_finite_total": "0+1x30"}),
+    (
+        "Miscalibrated",
+        {'millrace_calibration{arm="model"}': "1.3x30", 'millrace_served_rows{arm="model"}': "5000x30"},
+    ),
+    (
+        "Miscalibrated",
+        {'millrace_calibration{arm="model"}': "0.7x30", 'millrace_served_rows{arm="model"}': "5000x30"},
+    ),
+    ("IntakeNotReady", {'millrace_ready{role="intake"}': "0x30"}),
+    (
+        "IntakeTurnsAway",
+        {
+            'millrace_intake_requests_total{route="/events",status="200"}': "0+100x30",
+            'millrace_intake_requests_total{route="/events",status="503"}': "0+5x30",
+        },
+    ),
+    ("IntakeRefuses", LINES | {'millrace_intake_lines_total{what="events",verdict="refused"}': "0+10x30"}),
+    ("ArchiveBehind", {'millrace_archive_lag{topic="events"}': "20000+100x30"}),
+    ("ArchiveLost", {'millrace_archive_lost_total{topic="events"}': "0x5 3x25"}),
+    # It finds out as it starts.
+    ("ArchiveLost", {'millrace_archive_lost_total{topic="events"}': "_x5 3x25"}),
+    ("GateRefused", {'millrace_gate_verdicts_total{check="labels",verdict="refused"}': "0x25 1x5"}),
+    ("GateBlocked", {'millrace_gate_state{state="blocked"}': "0x10 1x20"}),
+    ("NoPromotion", PROMOTED_AT_0 | TAUGHT),
+    # Blocked from the first: whatever comes goes into quarantine.
+    (
+        "NoPromotion",
+        PROMOTED_AT_0
+        | {"millrace_samples_trained_total": "9x60", 'millrace_quarantined_rows_total{check="auc"}': "0+90x60"},
+    ),
+    ("QuarantineGrows", {"millrace_quarantine_rows": "11000+1740x30"}),
+]
+"""Series that each rule must fire for."""
+
+
+def test_each_rule_is_seen_to_fire_for_series_as_roles_expose_them() -> None:
+    assert {alert for alert, _ in FIRES} == {
+        where.removeprefix("rules.yml: ") for where, _ in expressions() if where.startswith("rules.yml")
+    }
+    for name in {name for _, series in FIRES for name in series if not name.startswith("up{")}:
+        metric, _, labels = name.partition("{")
+        assert {*re.findall(r'(\w+)="', labels), "job", "role"} == label_names(metric), name
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
-@pytest.mark.parametrize(
-    ("alert", "series"),
-    [
-        ("ModelStale", {"millrace_freshness_seconds": "0+60x30"}),
-        # It serves, and has learnt from nothing, while the learner learns: it does not follow.
-        ("ModelStale", {"millrace_freshness_seconds": NO_VALUE, "millrace_samples_trained_total": "0+500x30"}),
-        ("LoopStandsStill", {"millrace_loop_timestamp_seconds": "60x30", "millrace_ready": "1x30"}),
-        (
-            "WorseThanBaseline",
-            {'millrace_rolling_auc{arm="model"}': "0x60", 'millrace_baseline_auc{arm="model"}': "0.5x60"},
-        ),
-        (
-            "UsersNotRead",
-            {
-                'millrace_user_reads_total{found="store"}': "0+97x30",
-                'millrace_user_reads_total{found="nothing"}': "0+3x30",
-            },
-        ),
-        ("PredictionsNotFinite", {"millrace_predictions_not_finite_total": "0+1x30"}),
-        (
-            "Miscalibrated",
-            {'millrace_calibration{arm="model"}': "1.3x30", 'millrace_served_rows{arm="model"}': "5000x30"},
-        ),
-        (
-            "Miscalibrated",
-            {'millrace_calibration{arm="model"}': "0.7x30", 'millrace_served_rows{arm="model"}': "5000x30"},
-        ),
-        ("IntakeNotReady", {'millrace_ready{role="intake"}': "0x30"}),
-        (
-            "IntakeTurnsAway",
-            {
-                'millrace_intake_requests_total{route="/events",status="200"}': "0+100x30",
-                'millrace_intake_requests_total{route="/events",status="503"}': "0+5x30",
-            },
-        ),
-        ("IntakeRefuses", LINES | {'millrace_intake_lines_total{what="events",verdict="refused"}': "0+10x30"}),
-        ("ArchiveBehind", {'millrace_archive_lag{topic="events"}': "20000+100x30"}),
-        ("ArchiveLost", {'millrace_archive_lost_total{topic="events"}': "0x5 3x25"}),
-        ("GateRefused", {'millrace_gate_verdicts_total{check="labels",verdict="refused"}': "0x25 1x5"}),
-        ("GateBlocked", {'millrace_gate_state{state="blocked"}': "0x10 1x20"}),
-        ("NoPromotion", PROMOTED_AT_0 | TAUGHT),
-        # Blocked from the first: whatever comes goes into quarantine.
-        (
-            "NoPromotion",
-            PROMOTED_AT_0
-            | {"millrace_samples_trained_total": "9x60", 'millrace_quarantined_rows_total{check="auc"}': "0+90x60"},
-        ),
-        ("QuarantineGrows", {"millrace_quarantine_rows": "11000+1740x30"}),
-    ],
-)
+@pytest.mark.parametrize(("alert", "series"), FIRES)
 def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[str, str]) -> None:
     rules = yaml.safe_load((DEPLOY / "rules.yml").read_text())["groups"][0]["rules"]
     said = next(rule["annotations"] for rule in rules if rule["alert"] == alert)
     words = {"{{ $labels.role }}": "r", "{{ $labels.arm }}": "model", "{{ $value }}": "1740"}
+    words |= {"{{ $labels.reason }}": "loss_not_finite"}
     words |= {"{{ $labels.what }}": "events", "{{ $labels.topic }}": "events", "{{ $labels.check }}": "labels"}
     words |= {"{{ $value }}": "63200"} if alert == "QuarantineGrows" else {}
     for word, value in words.items():
@@ -488,6 +593,11 @@ def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[st
         "IntakeNotReady": {"role": "intake"},
         "IntakeRefuses": {"what": "events"},
         "ArchiveLost": {"topic": "events"},
+        "RoleDown": {"job": "millrace", "role": "r"},
+        "BatchesSkipped": {"reason": "loss_not_finite"},
+        "LearnerBehind": {},
+        "StreamBehind": {},
+        "DeadLetters": {},
         "IntakeTurnsAway": {},
         "UsersNotRead": {},
         "ArchiveBehind": {},
@@ -513,6 +623,25 @@ def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[st
                 'millrace_user_reads_total{found="nothing"}': "0+1x30",
             },
         ),
+        # A simulator that ends is nobody's alarm, and a role that was started again has a minute.
+        ("RoleDown", {'up{job="simulator"}': "0x30"}),
+        ("RoleDown", {'up{job="millrace"}': "1x29 0x1"}),
+        ("RoleNotReady", {"millrace_ready": "1x28 0x2"}),
+        # What has come at once is read by and by; a few messages wait always.
+        ("LearnerBehind", {'millrace_learner_lag{partition="0"}': "9000-100x30"}),
+        ("LearnerBehind", {'millrace_learner_lag{partition="0"}': "0+10x30"}),
+        ("StreamBehind", {'millrace_stream_lag{topic="events",partition="0"}': "90000-100x30"}),
+        ("DeltaGaps", {"millrace_delta_gaps_total": "2x20 3x10"}),
+        ("BatchesSkipped", {'millrace_batches_skipped_total{reason="loss_not_finite"}': "3x30"}),
+        (
+            "DeadLetters",
+            {
+                'millrace_dead_letters_total{reason="malformed"}': "0+1x30",
+                'millrace_events_total{type="exposure"}': "0+60x30",
+            },
+        ),
+        ("Drift", {"millrace_drift_total": "0x20 1x5 2x5"}),
+        ("ArchiveLost", {'millrace_archive_lost_total{topic="events"}': "3x90"}),
         ("PredictionsNotFinite", {"millrace_predictions_not_finite_total": "7x30"}),
         ("IntakeRefuses", LINES | {'millrace_intake_lines_total{what="events",verdict="refused"}': "0+2x30"}),
         ("IntakeNotReady", {'millrace_ready{role="archive"}': "0x30"}),
@@ -550,7 +679,7 @@ def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[st
 )
 def test_a_rule_is_silent_when_it_should(tmp_path: Path, alert: str, series: dict[str, str]) -> None:
     case = by_the_minute({of_role(name): values for name, values in series.items()})
-    at = "55m" if alert == "NoPromotion" else "30m"
+    at = {"NoPromotion": "55m", "ArchiveLost": "85m"}.get(alert, "30m")
     promtool_tests(tmp_path, case | {"alert_rule_test": [{"eval_time": at, "alertname": alert, "exp_alerts": []}]})
 
 
