@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --retries 0 --extra-index-url $(TORCH) 'torch<3'
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --editable ./client
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]' --editable ./client
 	@touch $@
 
 install: $(STAMP) ## create the environment and install into it

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 
 import pytest
+from cyclopts import App
 
 from millrace.cli import app
 from millrace.processes.role import ROLES, last_figures
@@ -59,14 +61,30 @@ def the_line(done: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["demo", "simulate", "stream", "learn", "serve", "replay", "experiment", "verify", "bench", "topics"],
-)
-def test_each_subcommand_explains_itself(command: str) -> None:
-    done = millrace(command, "--help")
-    assert done.returncode == 0
-    assert f"millrace {command}" in done.stdout
+def commands(of: App, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command that there is, with those below it."""
+    for name in of:
+        if not name.startswith("-"):
+            yield (*before, name)
+            yield from commands(of[name], (*before, name))
+
+
+@pytest.mark.parametrize("command", list(commands(app)), ids=" ".join)
+def test_each_command_explains_itself(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        app([*command, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith(f"Usage: millrace {' '.join(command)} ")
+    what = reduce(lambda of, name: of[name], command, app).help.split(".")[0]
+    assert len(what.split()) > 2, "it says what the command does"
+    assert " ".join(what.split()) in said
+
+
+def test_a_process_of_its_own_explains_a_command() -> None:
+    done = millrace("learn", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Usage: millrace learn" in done.stdout
+    assert {("demo",), ("learn",), ("quarantine", "list"), ("schema", "guess")} <= set(commands(app))
 
 
 @contextmanager

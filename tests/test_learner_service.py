@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import threading
@@ -331,13 +332,15 @@ def test_the_head_goes_out_now_and_then_and_is_in_every_snapshot(
     past = end_of_topic(settings)
     role = Role(settings)
     until(lambda: trained(settings) == 0, "an untrained model serves at once")
-    learnt = 0
-    while True:
-        send(settings, [make_samples(100, 100 + learnt)])
-        learnt += 1
-        told = [e.note for e in deltas(settings, past)]
-        if sum(n.retrieval_clicks < 0 for n in told) >= 3 and any(n.retrieval_clicks > 0 for n in told):
-            break
+    seeds, told = itertools.count(100), list[int]()
+
+    def enough() -> bool:
+        """Whether both kinds have gone out, after some more samples."""
+        send(settings, [make_samples(100, next(seeds))])
+        told[:] = [entry.note.retrieval_clicks for entry in deltas(settings, past)]
+        return sum(clicks < 0 for clicks in told) >= 3 and max(told) > 0
+
+    until(enough, "three deltas without the head, and one with it", more=lambda: f"the head's clicks: {told}")
     role.end()
     found = [entry.note for entry in entries(settings, past)]
     snapshots = {n.place: n.retrieval_clicks for n in found if n.kind == "snapshot"}

@@ -226,18 +226,40 @@ def test_what_a_fenced_learner_had_on_its_way_is_not_followed() -> None:
 
 
 def test_a_clock_that_goes_back_changes_nothing() -> None:
-    """Announcements carry wall times for tracing; order is epoch and number."""
+    """Announcements carry wall times for tracing; order is epoch and number. Neither a follower, nor one that begins,
+    nor the next learner, nor what removes old snapshots goes by them."""
     place = scene()
     a = started(place)
     follower = PlainFollower(place)
-    a.learn(1)
-    a.delta(dense=True)
-    b = started(place)  # published_ms is 0 everywhere here, and was never looked at
-    b.learn(2)
-    b.delta(dense=True)
-    follower.catch_up()
-    assert follower.head is not None
-    assert follower.head.place == (b.versions.epoch, b.versions.version)
+    begun_ms = place.now_ms
+    for number in range(2):
+        a.learn(number)
+        a.delta(dense=True)
+        place.now_ms -= 60_000
+        a.snapshot()
+    place.now_ms -= 86_400_000
+    b = started(place)
+    for number in range(2, 4):
+        b.learn(number)
+        b.delta(dense=True)
+        place.now_ms -= 60_000
+        b.snapshot()
+    newest = Place(b.versions.epoch, b.versions.version)
+    notes = place.store.snapshots()
+    assert [n.place for n in notes] == sorted((n.place for n in notes), reverse=True)
+    published = [n.published_ms for n in notes]
+    assert published == sorted(published), "the newest has the earliest time"
+    assert published[-1] < begun_ms, "the clock did go back"
+    fresh = PlainFollower(place)
+    assert fresh.served == [newest], "from the newest snapshot"
+    for one in (follower, fresh):
+        one.catch_up()
+        assert one.head is not None
+        assert one.head.place == newest
+    c = started(place)
+    assert c.versions.epoch == b.versions.epoch + 1
+    assert c.versions.version > b.versions.version
+    assert c.model.snapshot()[0].same_bits(b.model.snapshot()[0]) == "", "it goes on from the newest"
 
 
 def test_a_store_of_which_nothing_is_whole_is_not_begun_anew_without_a_word() -> None:

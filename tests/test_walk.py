@@ -46,6 +46,12 @@ def test_blocks_are_found_as_they_stand() -> None:
     assert blocks(page) == [Block("one\n\ntwo\n", ""), Block("three\n", "terminal=1")]
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found, so the walk sees no shop: install chromium")
+def test_there_is_a_browser_for_the_shop_of_the_walk(tmp_path: Path) -> None:
+    with browser(tmp_path) as tab:
+        assert tab.evaluate("1 + 1") == 2
+
+
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
 @pytest.mark.long
@@ -81,8 +87,6 @@ def test_the_walk_reaches_a_page_of_ones_own_that_follows_ones_clicks(walker: Wa
         mine_is_on_top(shop)
         assert json.loads(fetch(f"{walker.where['scorer']}/model"))["trained"] >= model["trained"]
     walker.stop("terminal=1")
-    if not CHROMIUM:
-        pytest.skip("the walk is well, but no Chromium was found to look at the shop with: install chromium")
 
 
 def mine_is_on_top(shop: Millrace) -> None:

@@ -120,7 +120,7 @@ class Peer:
         highest = max(store.highest().number, self._newest)
         keep = store.write_delta if scene.bodies_in_store else None
         self.versions = Versions(self.model, self._claim.epoch, self.name, highest, keep)
-        note = write_root(store, self.versions, Progress(), {}, 0, follows=self._follows, log=scene.topic.id)
+        note = write_root(store, self.versions, Progress(), {}, scene.now_ms, follows=self._follows, log=scene.topic.id)
         scene.note_truth(self)
         self._hold()
         scene.topic.send(encode_snapshot(note))
@@ -141,7 +141,7 @@ class Peer:
         """
         if not late:
             self._hold()
-        found = self.versions.delta(Progress(), 0, dense, retrieval)
+        found = self.versions.delta(Progress(), self.scene.now_ms, dense, retrieval)
         if found is None:
             return
         note, body = found
@@ -167,7 +167,7 @@ class Peer:
             pass
         self.delta(dense=True, late=late, retrieval=True)
         assert self.copying is not None
-        last, self.copying = self.copying.finish(Progress(), {}, 0), None
+        last, self.copying = self.copying.finish(Progress(), {}, self.scene.now_ms), None
         scene = self.scene
         note = self._files.end(last, follows=self._follows, log=scene.topic.id)
         scene.topic.send(encode_snapshot(note))
@@ -225,6 +225,8 @@ class Scene:
         self.heads: dict[Place, Image] = {}
         self._dense: dict[str, Array] = {}
         self._names = 0
+        self.now_ms = 1_800_000_000_000
+        """The wall clock of whoever publishes."""
 
     def untrained(self) -> OnlineModel:
         return OnlineModel(self.schema, self.spec, 0)
