@@ -27,7 +27,7 @@ def line_of(state: State) -> str:
     oracle = f"oracle {fixed(f.get('oracle_auc'))} " if state["simulated"] else ""
     control = f" control {percent(f.get('ctr_control'))}" if state["control"] else ""
     parts = [
-        f"{state['phase']} {state['elapsed_s']:4.0f} s" + (f" ({state['since']}:)" if state["since"] else ""),
+        f"{state['phase']} {state['elapsed_s']:4.0f} s" + (f" (figures {state['since']})" if state["since"] else ""),
         f"exposures {count(f.get('exposures'))} ({count(f.get('exposures_per_s'))}/s)",
         f"trained {count(f.get('trained'))}",
         f"AUC served {fixed(f.get('auc'))} {oracle}baseline {fixed(f.get('baseline_auc'))}",
