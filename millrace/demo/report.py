@@ -288,7 +288,7 @@ def summary(report: Report) -> list[str]:
         f"(oracle {number(opening['oracle_log_loss'])}), calibration {number(opening['calibration'], 2)}, "
         f"AUC {number(opening['auc'])}",
         *_gate_lines(report["gate"]),
-        f"click rate {number(report['ctr_model'])} on model pages, {number(report['ctr_control'])} on random pages; "
+        f"click rate {number(report['ctr_model'])} on model pages, {number(report['ctr_control'])} on random pages",
         f"pages made without their user: {percent(lacking['not_read'])} not read in time, "
         f"{percent(lacking['unknown'])} unknown",
         f"{report['model_versions']:,} versions served; a click reaches the weights that serve in "
