@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -433,7 +434,8 @@ def serve_role(settings: Settings) -> None:
 
 
 def up_of_all(settings: Settings) -> None:
-    up(settings, UpOptions(free_ports=True))
+    schema = resources.files("millrace.contracts").joinpath("shop.toml")
+    up(msgspec.structs.replace(settings, schema=str(schema)), UpOptions(free_ports=True))
 
 
 @pytest.mark.parametrize("start", [stream_role, learn_role, serve_role, up_of_all])

@@ -248,9 +248,7 @@ def up(settings: Settings, options: UpOptions) -> int:
     Tokens.of(settings)  # a file that cannot be used ends the run now, and not role by role
     settings = folders.on_folder(settings, options.data)
     folder = Path(settings.data)
-    schema = folders.schema_note(
-        folder, settings
-    )  # before anything is made: the command may be given in a wrong folder
+    schema = folders.schema_note(folder, settings)  # first: in a wrong folder nothing is to be made
     made(folder)
     signals = Signals()
     try:
