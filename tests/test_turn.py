@@ -254,6 +254,32 @@ def test_a_click_before_the_end_of_attribution_makes_a_positive() -> None:
     assert scene.kinds("a", 1) == {NEGATIVE: 1}
 
 
+@pytest.mark.parametrize(
+    "story",
+    [
+        [page("b"), click("a", ahead_minutes=30.0), RUN(1), CRASH, RUN(1), page("c"), click("b"), RUN(1), click("c")],
+        [page("b", 1), click("a", ahead_minutes=30.0), SILENCE(12), CRASH, SILENCE(1)],
+        [
+            click("a", ahead_minutes=30.0),
+            page("b"),
+            REBALANCE,
+            click("b"),
+            SILENCE(3),
+            page("c"),
+            click("c"),
+            REBALANCE,
+        ],
+    ],
+    ids=str,
+)
+def test_a_click_ahead_of_the_clock_costs_no_other_its_label(story: list[Happening]) -> None:
+    """It is told as soon as its page is seen, and used when its time has come: half an hour later, after the label."""
+    scene = Scene().play([page("a"), *story]).finish().check()
+    assert scene.kinds("a") == {NEGATIVE: 1, CORRECTION: 1}
+    assert [scene.kinds(name) for name in scene.told_ms if name != "a"] == [{POSITIVE: 1}] * (len(scene.told_ms) - 1)
+    assert not scene.dead
+
+
 # A page is exposed; after 9 s, 36 minutes of event time, silence has settled it. Then it is clicked.
 LATE_CLICK = [page("a"), SILENCE(9), click("a")]
 
@@ -367,7 +393,7 @@ def stories(draw: st.DrawFn) -> list[Happening]:
         if len(known) > 0 and draw(st.booleans()):
             clicked = draw(st.sampled_from(known))
             known.remove(clicked)
-            return click(clicked, draw(st.sampled_from([None, 1, 10])))
+            return click(clicked, draw(st.sampled_from([None, 1, 10])), draw(st.sampled_from([0.0, 0.0, 5.0, 40.0])))
         made = page(f"p{next(names)}", draw(st.integers(0, 1)))
         known.append(made.name)
         return made

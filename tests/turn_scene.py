@@ -75,10 +75,12 @@ class page(NamedTuple):
 
 
 class click(NamedTuple):
-    """The first item of a page is clicked. ``after_minutes`` of event time: it was then, and is told only now."""
+    """The first item of a page is clicked. ``after_minutes`` of event time: it was then, and is told only now.
+    ``ahead_minutes``: the telephone's clock is ahead by so much."""
 
     name: str
     after_minutes: float | None = None
+    ahead_minutes: float = 0.0
 
 
 class forget(NamedTuple):
@@ -211,7 +213,7 @@ class Scene:
         self.dues: Counter[str] = Counter()
         self.pages: dict[str, page] = {}
         self.seen_ms: dict[str, int] = {}
-        self.told_ms: dict[str, int] = {}  # when the click of a page came to Kafka
+        self.told_ms: dict[str, int] = {}  # when the click of a page came to Kafka, or its time
         self.forgotten_ms: dict[int, int] = {}  # when the user of a partition was deleted last
         self.ahead = 0
         self._begin()
@@ -279,11 +281,12 @@ class Scene:
                 self.pages[name], self.seen_ms[name] = item, ts_ms
                 self._append("impressions", at, impression(name, ts_ms, items_of(name), user=at))
                 self._append("events", at, exposure(name, ts_ms, items_of(name), user_id=at))
-            case click(name, after_minutes):
+            case click(name, after_minutes, ahead_minutes):
                 at = self.pages[name].partition
                 if after_minutes is not None:
                     ts_ms = min(ts_ms, self.seen_ms[name] + round(after_minutes * MINUTE))
-                self.told_ms[name] = self.event_ms
+                ts_ms += round(ahead_minutes * MINUTE)
+                self.told_ms[name] = max(self.event_ms, ts_ms)
                 self._append("events", at, action("click", name, ts_ms, 0, items_of(name)[0], user_id=at))
             case forget(at):
                 self.forgotten_ms[at] = ts_ms
