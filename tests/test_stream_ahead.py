@@ -176,6 +176,17 @@ def test_most_users_move_the_time_and_one_user_does_not_however_many_pages_there
     assert not some.total.counts["late"]
 
 
+def test_a_user_who_comes_again_is_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three pages, two must be ahead. When the fifth page comes, that of the user 2 is the oldest of four."""
+    monkeypatch.setattr("millrace.contracts.clock.PAGES", 3)
+    shop = Shop()
+    for n, (user, ahead) in enumerate([(1, False), (2, True), (1, False), (3, False), (4, True)]):
+        shop.page(f"p{n}", user, ahead_ms=30 * MINUTE * ahead)
+    assert shop.part.newest_ms == shop.now_ms
+    shop.page("p5", 5, ahead_ms=30 * MINUTE)
+    assert shop.part.newest_ms == shop.now_ms + 30 * MINUTE
+
+
 def test_more_that_is_ahead_than_can_be_held_is_from_the_future(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partition, "AHEAD_BYTES", 1000)
     shop = Shop()
