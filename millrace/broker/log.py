@@ -311,8 +311,8 @@ class PartitionLog:
         Raises:
             OSError: the disk takes not even that.
         """
-        if self.end > self.segments[-1].base:
-            self._roll(now_ms)
         for segment in self.segments:
             with contextlib.suppress(FileNotFoundError):
                 segment.cut()
+        if self.end > self.segments[-1].base:
+            self._roll(now_ms)
