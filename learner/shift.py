@@ -4,11 +4,11 @@
 ::
 
     learning   ── stretch ──┬── stretch ──┬── stretch ──┬─ ...           of 2,048 rows or more
-                          mark          mark          mark               look, promoted: the next mark
-    anchor     ●──────────────────── an hour of event time ──────●       new reference rows, and the anchor of them
+                          mark          mark          mark               look, promoted: the next mark, of newer rows
+    anchor     ●──────────────────── an hour of event time ──────●       of rows of then
 
-With d_r the difference of the logits of row r, now and at the mark (or the anchor), m its mean over the R reference
-rows, and n the rows learnt since the mark::
+With d_r the difference of the logits of row r, now and at the mark (or the anchor), m its mean over R rows, and n the
+rows learnt since the mark::
 
     shift   mean_r |d_r|        to the mark,    at most .06  sqrt(n / 2048)
     turn    mean_r |d_r - m|    to the mark,    at most .035 sqrt(n / 2048)
@@ -18,8 +18,13 @@ The mean is left out of the drift: within an hour a shop's click rate may double
 logits alike and ranks nothing otherwise. Labels that are flipped or all of one kind move the mean by .09 in 512 rows
 and .3 in 2,048; numbers that are all zero turn by .043 in 2,048; a clean stream turns by .02 at most, by .01 mostly.
 
-A young model moves more. So a bound is never below three times the median of the newest 16 figures that passed, and
-nothing is refused before there are 16 of them: with the rows until the first reference, some 43,000 rows.
+The rows of a mark are the newest promoted ones. Older ones tell less and less: in a young shop window counts grow by
+the hour, and what a model says of a row as there are none any more moves though nothing is wrong.
+
+A young model moves more, and so does one that few visitors teach. So a bound is never below three times what is usual:
+the median of figures that passed; of shift and turn, as large as the newest 16 of them allow. (Their 13th is below the
+median once in a hundred times.) Nothing is refused before there are 16: with the rows until the first reference, some
+43,000 rows.
 """
 
 from __future__ import annotations
@@ -39,9 +44,10 @@ Logits = NDArray[np.float64]
 
 HOUR_MS = 3_600_000
 WARM_LOOKS = 16
-"""Figures that must have passed before one is refused; the median is of so many, too."""
+"""Figures that must have passed before one is refused; what is usual is told by so many, too."""
 
 _USUAL = 3.0  # times the median of what passed is still usual
+_MEDIAN_AT_MOST = 12  # which one of the figures in order, from 0
 _EVERY = 32  # of the rows met, one becomes a reference row: 256 of them lie in the newest 8,192 rows
 _CLIP = 1e-7
 FIGURES = ("shift", "turn", "drift")
@@ -50,7 +56,7 @@ FIGURES = ("shift", "turn", "drift")
 class Shift:
     """See the module's text. One thread at a time.
 
-    A look costs the prediction of ``rows`` rows. It is called once a stretch, and what it scored is the next mark.
+    A look costs the prediction of twice ``rows`` rows, a mark that of ``rows``; each comes once a stretch.
 
     Args:
         rows: R.
@@ -76,11 +82,12 @@ class Shift:
         self._met = _Newest(rows)  # since the mark
         self._ring = _Newest(rows)  # before it
         self._turn = 0  # rows met, of which every so many-th is taken
-        self._reference: _Rows | None = None
+        self._newest: _Rows | None = None  # of the mark
+        self._reference: _Rows | None = None  # of the anchor
         self._mark: Logits = np.empty(0)
         self._anchor: Logits = np.empty(0)
         self._anchor_ms = self._newest_ms = self._since = 0
-        self._looked: Logits | None = None  # at the state that was looked at last
+        self._looked = False  # whether the state was looked at
 
     def meet(self, batch: SampleBatch) -> None:
         """Rows that passed the screen: some of them become reference rows, once they are promoted."""
@@ -93,7 +100,7 @@ class Shift:
         """So many rows more were learnt, the newest of then (event time)."""
         self._since += rows
         self._newest_ms = max(self._newest_ms, event_ms)
-        self._looked = None
+        self._looked = False
 
     @property
     def due(self) -> bool:
@@ -108,16 +115,17 @@ class Shift:
     def look(self, model: Predicting) -> Refusal | None:
         """Compares with the mark (the state at the last :meth:`promoted`) and with the anchor. None too while unarmed,
         but for logits that are not finite. Changes nothing that is judged by."""
-        if self._reference is None or not self._fits(model):
+        if self._newest is None or self._reference is None:
             return None
-        now = self._looked = logits_of(model, self._reference)
-        step, hour = now - self._mark, now - self._anchor
+        now, of_anchor = logits_of(model, self._newest), logits_of(model, self._reference)
+        self._looked = True
+        step, hour = now - self._mark, of_anchor - self._anchor
         self.figures = {
             "shift": float(np.abs(step).mean()),
             "turn": float(np.abs(step - step.mean()).mean()),
             "drift": float(np.abs(hour - hour.mean()).mean()),
         }
-        if not np.isfinite(now).all():
+        if not (np.isfinite(now) & np.isfinite(of_anchor)).all():
             return Refusal("finite", float("nan"), 0.0, "logits of reference rows")
         for name, value in self.figures.items():
             bound = self.bound(name)
@@ -127,55 +135,42 @@ class Shift:
                 )
         return None
 
-    def _fits(self, model: Predicting) -> bool:
-        """Whether the model is of the schema that the reference rows are of; if not, they are forgotten."""
-        layout, rows = (
-            model.schema.layout,
-            [*self._ring.parts, *self._met.parts, *([self._reference] if self._reference else [])],
-        )
-        if all((cat.shape[1], num.shape[1]) == (layout.F, layout.N) for cat, num in rows):
-            return True
-        self._reference = None
-        self._ring.clear()
-        self._met.clear()
-        return False
-
     def bound(self, name: str) -> float:
         """What a figure may be, now; infinite while there is no past to judge by."""
         if not self.armed:
             return float("inf")
-        bound = max(self.most[name], _USUAL * float(np.median(self._past[name])))
-        return bound if name == "drift" else bound * max(1.0, self._since / self.stretch) ** 0.5
+        past = self._past[name]
+        if name == "drift":  # within an hour it sums up: its newest figures are no independent ones
+            return max(self.most[name], _USUAL * float(np.median(past)))
+        bound: float = max(self.most[name], _USUAL * sorted(past)[_MEDIAN_AT_MOST])
+        return bound * float(max(1.0, self._since / self.stretch) ** 0.5)
 
     def promoted(self, model: Predicting) -> None:
         """The state just looked at is the mark from now on, and the anchor where an hour of event time has passed."""
-        if self._looked is not None:
+        if self._looked:
             scale = {"drift": 1.0}
             for name, value in self.figures.items():
                 self._past[name].append(value / scale.get(name, max(1.0, self._since / self.stretch) ** 0.5))
         self._join()
-        self._since = 0
-        due = self._reference is None or self._newest_ms - self._anchor_ms >= HOUR_MS
-        if due and self._ring.count >= self.rows:
-            self._drop_anchor(model)
-        elif self._reference is not None:
-            self._mark = self._looked if self._looked is not None else logits_of(model, self._reference)
-        self._looked = None
+        self._since, self._looked = 0, False
+        self._set_mark(model)
+        if self._reference is None or self._newest_ms - self._anchor_ms >= HOUR_MS:
+            self._drop_anchor()
 
     def went_back(self) -> None:
         """The model is at the mark again: what it met since never was."""
         self._met.clear()
-        self._since, self._looked = 0, None
+        self._since, self._looked = 0, False
 
     def rebase(self, model: Predicting) -> None:
         """The model as it is now is mark and anchor: a person, or a stated time, says that the world is different; or
         it went back further than the mark. Rows met since the mark stay candidates for reference rows."""
         self._join()
-        self._since, self._looked = 0, None
+        self._since, self._looked = 0, False
         self._newest_ms = model.newest_ms  # which may lie behind what was met: samples are read again
-        if self._reference is not None:
-            self._mark = self._anchor = logits_of(model, self._reference)
-            self._anchor_ms = self._newest_ms
+        if self._newest is not None:
+            self._set_mark(model)
+            self._drop_anchor()
 
     def _join(self) -> None:
         """What was met since the mark is promoted."""
@@ -183,11 +178,16 @@ class Shift:
             self._ring.add(part)
         self._met.clear()
 
-    def _drop_anchor(self, model: Predicting) -> None:
-        cat, num = (np.concatenate(parts)[-self.rows :] for parts in zip(*self._ring.parts, strict=True))
-        self._reference = cat, num
-        self._mark = self._anchor = logits_of(model, self._reference)
-        self._anchor_ms = self._newest_ms
+    def _set_mark(self, model: Predicting) -> None:
+        """The state is the mark, by the newest rows that are promoted, where there are enough."""
+        if self._ring.count >= self.rows:
+            cat, num = (np.concatenate(parts)[-self.rows :] for parts in zip(*self._ring.parts, strict=True))
+            self._newest = cat, num
+            self._mark = logits_of(model, self._newest)
+
+    def _drop_anchor(self) -> None:
+        """The mark is the anchor too."""
+        self._reference, self._anchor, self._anchor_ms = self._newest, self._mark, self._newest_ms
 
     def snapshot(self) -> dict[str, Array]:
         """The state, as long as there is any: a few hundred rows. Shares no memory with this."""
@@ -195,6 +195,7 @@ class Shift:
         state["clock"] = np.array([self._anchor_ms, self._newest_ms, self._since, self._turn], np.int64)
         state["mark"], state["anchor"] = self._mark.copy(), self._anchor.copy()
         kept = {
+            "newest": [self._newest] if self._newest else [],
             "reference": [self._reference] if self._reference else [],
             "ring": self._ring.parts,
             "met": self._met.parts,
@@ -221,10 +222,10 @@ class Shift:
         self._mark, self._anchor = (np.array(state[name], np.float64) for name in ("mark", "anchor"))
         found = {
             name: (np.array(state[f"{name}/cat"]), np.array(state[f"{name}/num"]))
-            for name in ("reference", "ring", "met")
+            for name in ("newest", "reference", "ring", "met")
             if f"{name}/cat" in state
         }
-        self._reference = found.get("reference")
+        self._newest, self._reference = found.get("newest"), found.get("reference")
         for name, newest in (("ring", self._ring), ("met", self._met)):
             if name in found:
                 newest.add(found[name])

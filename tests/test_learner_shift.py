@@ -7,11 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learner.model import OnlineModel
 from learner.shift import HOUR_MS, WARM_LOOKS, Shift
 from learner.verdicts import Refusal
-from tests.learning import SCHEMA as LEARNT_SCHEMA
-from tests.learning import make_samples
 from tests.plain_model import START_MS, Plain, rows
 
 STRETCH = 2048
@@ -113,6 +110,51 @@ def test_a_young_model_moves_as_it_will_and_its_past_is_its_measure() -> None:
     assert stretch(shift, model, 99) is not None
 
 
+class Growing(Plain):
+    """A model whose newest rows are pinned by what it learns of them: ``bias`` is what it says of rows as they are now,
+    and of those of an earlier time it says more and more, by ``old`` for each ``step``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.old, self.step = 0.0, 0
+
+    def score(self, cat: Any, num: Any) -> Any:
+        self.scored += len(cat)
+        logit = self.bias + self.old * (self.step - num[:, 0])
+        return (1 / (1 + np.exp(-logit))).astype(np.float32)
+
+
+def test_rows_of_an_earlier_time_are_no_measure_of_a_step() -> None:
+    """As in a young shop, whose window counts grow: each stretch has rows such as there were none before."""
+    shift, model = Shift(), Growing()
+    refused = []
+    for number in range(1, 60):
+        if number == 40:
+            model.old = 0.02  # from now on; an hour's rows are 20 to 39 steps old
+        model.step, model.newest_ms = number, START_MS + number * 120_000
+        batch = rows(STRETCH, number)
+        batch.num[:] = number
+        shift.meet(batch)
+        shift.learnt(STRETCH, model.newest_ms)
+        refusal = shift.look(model)
+        refused += [refusal] if refusal is not None and refusal.check == "shift" else []
+        shift.promoted(model)
+    assert shift.armed
+    assert refused == []
+
+
+def test_few_visitors_move_a_model_by_fits_and_starts() -> None:
+    """Three steps of four are small, and a median tells of no others; the fourth is as usual as they are."""
+    shift, model, number = Shift(), Plain(), 0
+    steps = (0.02, -0.02, 0.02, -0.07, -0.02, 0.02, -0.02, 0.07)
+    for number in range(1, 60):
+        model.bias += steps[number % 8]
+        assert stretch(shift, model, number) is None
+        shift.promoted(model)
+    model.bias = 1.0
+    assert stretch(shift, model, number + 1) is not None
+
+
 def test_logits_that_are_not_finite_are_refused_before_there_is_a_past() -> None:
     shift, model = Shift(), Plain()
     number = 0
@@ -176,29 +218,13 @@ def test_it_goes_on_from_a_snapshot_as_if_it_were_the_same() -> None:
     Shift().resume({})  # of a process that had no gate
 
 
-def test_a_look_costs_its_rows_once_a_stretch_and_memory_has_a_bound() -> None:
+def test_a_stretch_costs_three_times_the_rows_and_memory_has_a_bound() -> None:
     shift, model, number = warm()
     model.scored = 0
     for step in range(1, 11):
         stretch(shift, model, number + step, minutes=0.1)
         shift.promoted(model)
-    assert model.scored == 10 * shift.rows
+    assert model.scored == 30 * shift.rows
     for step in range(500):  # a person holds, and nothing is promoted
         shift.meet(rows(STRETCH, step))
     assert sum(len(cat) for cat, _ in shift._met.parts) < 2 * shift.rows
-
-
-def test_a_model_of_another_schema_is_met_with_reference_rows_of_its_own() -> None:
-    shift, _, number = warm()
-    twin = Shift()
-    twin.resume(shift.snapshot())
-    model = OnlineModel(LEARNT_SCHEMA, {"model": "logistic"}, 0)
-    twin.learnt(STRETCH, START_MS)
-    assert twin.look(model) is None
-    twin.promoted(model)
-    for seed in range(8):
-        twin.meet(make_samples(STRETCH, seed))
-        twin.learnt(STRETCH, START_MS + number)
-        assert twin.look(model) is None
-        twin.promoted(model)
-    assert twin.figures["shift"] == 0.0
