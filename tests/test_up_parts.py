@@ -11,12 +11,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from millrace.contracts.clock import EventClock
 from millrace.contracts.errors import PortError, ServiceError, SettingError
-from millrace.contracts.schema import parse_schema, shop_schema
+from millrace.contracts.schema import load_schema, parse_schema, shop_schema
+from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
 from millrace.loop.host import works
 from millrace.loop.monitor import Monitor, Picture
@@ -178,6 +180,23 @@ def test_the_schema_of_the_state_is_kept_and_another_one_is_refused_until_it_may
     kept = folders.kept_schema(tmp_path)
     assert kept is not None
     assert kept.id == shop_schema().id
+
+
+def test_the_way_back_from_an_evolved_schema_is_named_and_works(tmp_path: Path) -> None:
+    """A run with --evolve that ended before all roles were up: the stream's state is of the new schema, the note is of
+    the former one."""
+    for name, field in (("old", ""), ("new", '[[fields]]\nname = "genre"\nof = "item"\n')):
+        (tmp_path / f"{name}.toml").write_text(f'name = "{name}"\n{SCHEMA}{field}')
+    old = Settings(schema=str(tmp_path / "old.toml"))
+    folders.schema_note(tmp_path, old).write(tmp_path)
+    book = SchemaBook(tmp_path / "schemas")
+    for name in ("old", "new"):
+        book.enter(load_schema(tmp_path / f"{name}.toml"))
+    with pytest.raises(SettingError, match=r"is of schema 'new'.*the settings name 'old'.*give --evolve"):
+        folders.schema_note(tmp_path, old)
+    with pytest.raises(SettingError, match=r"is of schema 'old'.*the settings name 'new'.*give --evolve"):
+        folders.schema_note(tmp_path, Settings(schema=str(tmp_path / "new.toml")))
+    assert "has changed" in folders.schema_note(tmp_path, msgspec.structs.replace(old, evolve=True)).changed
 
 
 def test_windows_that_cannot_go_on_are_refused_before_a_role_takes_its_part_over(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from millrace.contracts.carry import same_tiles
 from millrace.contracts.errors import SchemaError, ServiceError, SettingError
 from millrace.contracts.files import write_whole
 from millrace.contracts.schema import Schema, parse_schema
+from millrace.contracts.schemabook import PLACE, SchemaBook
 from millrace.contracts.settings import Settings
 
 DATA = "millrace-data"
@@ -159,6 +160,15 @@ class SchemaNote:
         write_whole(folder / SCHEMA, self.text.encode(), durable=True)
 
 
+def _begun(folder: Path, settings: Settings) -> Schema | None:
+    """The schema that the stream was started with last: its part of the state is of that one, though the run may have
+    ended before all roles had taken it up, and so before it was noted. None: there is none, or nobody can read it."""
+    if not settings.store and not (folder / PLACE).is_dir():
+        return None  # nothing is made where the command may be given in a wrong folder
+    known = SchemaBook(f"{settings.store.rstrip('/')}/{PLACE}" if settings.store else folder / PLACE, writes=False)
+    return next(iter(known.history()[-1:]), None)
+
+
 def schema_note(folder: Path, settings: Settings) -> SchemaNote:
     """The schema that the settings name, if the folder's state may go on with it.
 
@@ -179,15 +189,18 @@ def schema_note(folder: Path, settings: Settings) -> SchemaNote:
         raise SchemaError(
             f"schema file '{settings.schema}' cannot be read ({error})", "give the path of a TOML schema"
         ) from None
-    schema, before = parse_schema(text, settings.schema), kept_schema(folder)
-    if before is None or before.id == schema.id:
+    schema, noted = parse_schema(text, settings.schema), kept_schema(folder)
+    others = [one for one in (_begun(folder, settings), noted) if one is not None and one.id != schema.id]
+    if not others:
         return SchemaNote(text, "")
+    before = others[0]
     if not settings.evolve:
+        there = f" ({folder / SCHEMA})" if before is noted else ""
         raise SettingError(
             f"the state in '{folder}' is of schema '{before.name}' ({before.id[:8]}), the settings name"
             f" '{schema.name}' ({schema.id[:8]})",
-            f"name the former one ({folder / SCHEMA}), give --evolve to carry over what both have (docs/up.md says"
-            " what that is), or give --data an empty folder",
+            f"give --evolve to carry over what both have (docs/up.md says what that is), name that one{there}, or give"
+            " --data an empty folder",
         )
     if not same_tiles(before, schema):
         raise SettingError(
