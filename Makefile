@@ -13,9 +13,9 @@ JOBS   ?= 4
 MINUTES ?= 10
 SEED    ?=
 
-.PHONY: help install demo test check unit explore wheel bench clean
+.PHONY: help install demo test check unit explore wheel wheel-test bench clean
 help:            ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 $(STAMP): pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,21 @@ explore: $(STAMP) ## property tests with new examples for MINUTES=10; a failure 
 
 wheel: $(STAMP)  ## build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+# An exposure log that wheel-test replays, and its schema.
+LOG    ?= $(wildcard $(MILLRACE_TEST_LOG)/*.parquet)
+SCHEMA ?= examples/kuairand/schema.toml
+
+wheel-test:      ## the wheel in a new environment of PYTHON=python3.13, in an empty folder: a replay of LOG, a demo
+	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
+	$(PYTHON) -m venv $$away/env; \
+	$$away/env/bin/pip install --quiet --disable-pip-version-check --retries 0 --extra-index-url $(TORCH) 'torch<3'; \
+	$$away/env/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $$away .; \
+	$$away/env/bin/pip install --quiet --disable-pip-version-check $$away/*.whl; \
+	log='$(abspath $(LOG))'; schema='$(abspath $(SCHEMA))'; mkdir $$away/empty; cd $$away/empty; \
+	../env/bin/python --version; \
+	[ -z "$$log" ] || ../env/bin/millrace replay "$$log" --schema "$$schema" --out replay; \
+	../env/bin/millrace demo --seconds 20 --page-port 0
 
 bench: $(STAMP)  ## one benchmark; pass its name and folder as ARGS='stream --out out/bench'
 	$(BIN)/millrace bench $(ARGS)
