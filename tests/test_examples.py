@@ -60,6 +60,8 @@ def test_minds_pairs_become_the_rows_of_a_page(tmp_path: Path) -> None:
     assert log.table.num_rows == len(pairs)
     assert log.table["click"].to_numpy().sum() == sum(pair.endswith("-1") for pair in pairs)
     assert str(np.datetime64(int(log.table[TS][0].as_py()), "ms"))[:7] == "2019-11"
+    assert log.table["subcategory"].null_count == 0, "each article is found, those with one quote in the title too"
+    assert not any("news.tsv" in note for note in log.notes)
 
 
 def test_ebnerds_clicked_articles_are_the_labels(tmp_path: Path) -> None:

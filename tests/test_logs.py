@@ -118,11 +118,21 @@ def test_copies_are_one_exposure_clicked_if_any_of_them_was(tmp_path: Path) -> N
         ROWS[1] | {"shop": "third"},
         ROWS[1] | {"what": 99},  # another item at the same time is no copy
     ]
-    log = read_log(write(tmp_path, "csv", rows), schema())
+    log = read_log(write(tmp_path, "csv", rows), schema(log='identity = ["at", "who", "what"]\n'))
     assert (log.rows_read, log.duplicates, log.table.num_rows) == (5, 2, 3)
+    assert log.decisions == ()
     assert log.table["what"].to_pylist() == [11, 99, 10]
     assert log.table["clicked"].to_pylist() == [1, 0, 1]
     assert log.table["shop"].to_pylist() == ["first", "a", "b"]
+
+
+def test_rows_that_look_alike_are_kept_and_counted_where_nobody_says_what_a_copy_is(tmp_path: Path) -> None:
+    rows = [*ROWS, ROWS[1], ROWS[0] | {"clicked": 0}, ROWS[1] | {"what": 99}]
+    log = read_log(write(tmp_path, "csv", rows), schema())
+    assert (log.rows_read, log.duplicates, log.table.num_rows) == (7, 0, 7)
+    (told,) = [d for d in log.decisions if "time, user and item of a row before" in d.what]
+    assert told.rows == 2
+    assert "log.identity" in told.remedy
 
 
 def test_identity_may_be_other_columns_and_the_earliest_copy_and_action_count(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from millrace.contracts.errors import LogError, SchemaError
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import LogFaults, LogTable, read_log
+from millrace.replay.grouped import page_codes
 
 MS = 1_650_812_400_000  # 2022-04-24 15:00:00 UTC
 TEXT = """
@@ -127,6 +128,14 @@ def test_pages_without_items_are_counted_and_wrong_ones_are_faults(tmp_path: Pat
         read_log(written(tmp_path, short), schema('items = "shown"\nlabels = "hit"\n'))
 
 
+@pytest.mark.parametrize("form", ['pairs = "pairs"\n', 'items = "shown"\nclicked = "liked"\n'])
+def test_a_line_is_its_page_where_no_column_names_one(tmp_path: Path, form: str) -> None:
+    pages = [PAGES[0], PAGES[0] | {"at": MS + 1}, *PAGES[1:]]  # two pages of one user and day
+    plan = schema(form)
+    read = read_log(written(tmp_path, pages), plan)
+    assert page_codes(read, plan).tolist() == [0, 0, 0, 1, 1, 1, 2, 3, 3]
+
+
 @given(
     st.lists(
         st.lists(st.tuples(st.integers(0, 9), st.integers(0, 1)), max_size=5, unique_by=lambda pair: pair[0]),
@@ -189,7 +198,7 @@ def test_lists_say_what_the_rows_unrolled_by_hand_say(
 @pytest.mark.parametrize("form", ["log.parquet", "log.csv", "log.jsonl"])
 def test_times_in_any_named_format(tmp_path: Path, form: str, value: Any, log: str, expected: int) -> None:
     path = written(tmp_path, [{"at": value, "who": 1, "what": 2, "clicked": c} for c in (0, 1)], form)
-    assert read_log(path, schema(log + "\n")).table["ts_ms"].to_pylist() == [expected]
+    assert read_log(path, schema(log + "\n")).table["ts_ms"].to_pylist() == [expected] * 2
 
 
 def test_a_log_without_times_gets_a_clock_from_its_rows(tmp_path: Path) -> None:
@@ -259,6 +268,52 @@ def test_files_without_a_header_and_with_other_separators(tmp_path: Path, separa
     (tmp_path / name).write_text("\n".join(lines))
     plan = schema(f'columns = ["at", "who", "what", "clicked"]\nseparator = "{separator}"\n'.replace("\t", "\\t"))
     assert read_log(tmp_path / name, plan).table.equals(read_log(written(tmp_path, ROWS), schema()).table)
+
+
+TITLES = ['"I am', "A plain one", 'He said "no"', '"Quoted"', 'The "last']
+"""Two of them open a quote that nobody closes: together they would take in the lines between them."""
+
+
+def _titled(folder: Path, titles: list[str]) -> Path:
+    rows = [[MS + n, n % 3, title, f"i{n}", n % 2] for n, title in enumerate(titles)]
+    (folder / "log.tsv").write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
+    return folder / "log.tsv"
+
+
+TITLED = 'columns = ["at", "who", "title", "what", "clicked"]\n'
+
+
+def test_quotes_are_letters_where_quoting_is_off(tmp_path: Path) -> None:
+    plan = schema(TITLED + "quoting = false\n" + '[[fields]]\nname = "title"\nof = "item"\n')
+    for titles in (TITLES, TITLES[:2], TITLES[::-1]):
+        read = read_log(_titled(tmp_path, titles), plan)
+        assert read.table["title"].to_pylist() == titles
+        assert read.decisions == ()
+
+
+def test_a_quote_that_is_never_closed_is_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        LogError, match=r"row 1 has \d columns, not 5, since a quote in it is not closed.*quoting = false"
+    ):
+        read_log(_titled(tmp_path, ['"I am', "A plain one", "Last"]), schema(TITLED))
+
+
+def test_lines_that_a_quote_takes_in_are_counted(tmp_path: Path) -> None:
+    titles = ['"I am', "A plain one", '"It is', "Another", "Last"]  # the first two quotes make one row of three lines
+    read = read_log(_titled(tmp_path, titles), schema(TITLED))
+    assert read.table["what"].to_pylist() == ["i2", "i3", "i4"]
+    (told,) = [d for d in read.decisions if "within a quoted value" in d.what]
+    assert (told.rows, "quoting = false" in told.remedy) == (2, True)
+
+
+def test_a_file_without_a_header_and_without_columns_is_named_as_such(tmp_path: Path) -> None:
+    path = _titled(tmp_path, ["a", "b"])
+    with pytest.raises(SchemaError, match=r"log.tsv' has no header line, but begins with '1650812400000.*columns = "):
+        read_log(path, schema())
+    (tmp_path / "items.csv").write_text("i0,7\ni1,8\n")
+    plan = schema(TITLED + '[[join]]\nfile = "items.csv"\non = "what"\n')
+    with pytest.raises(SchemaError, match=r"items.csv' has no header line, but begins with 'i0,7'.*columns = "):
+        read_log(path, plan)
 
 
 def test_columns_of_a_csv_may_be_named_as_text(tmp_path: Path) -> None:

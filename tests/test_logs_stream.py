@@ -93,8 +93,12 @@ def same(streamed: LogTable, whole: LogTable) -> None:
 @pytest.mark.parametrize("form", ["log.parquet", "log.csv", "log.csv.gz", "log.jsonl"])
 def test_a_streamed_log_is_the_log_read_whole(tmp_path: Path, form: str) -> None:
     path = save(traffic(700, seed=5), tmp_path / form)
-    whole = read_log(path, plan())
-    streamed = read_log(path, plan(), spool=tmp_path, bounds=SMALL)
+    alike = read_log(path, plan())
+    same(read_log(path, plan(), spool=tmp_path, bounds=SMALL), alike)
+    assert any(d.rows > 20 and "of a row before" in d.what for d in alike.decisions)
+    copies = plan('identity = ["at", "who", "what"]\n')
+    whole = read_log(path, copies)
+    streamed = read_log(path, copies, spool=tmp_path, bounds=SMALL)
     same(streamed, whole)
     assert whole.duplicates > 20
     assert streamed.table[0].num_chunks > 5

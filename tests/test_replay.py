@@ -134,7 +134,9 @@ def test_each_form_and_each_run_gives_the_same_report_and_another_seed_another(
 
 def test_the_report_has_its_keys_and_counts(tmp_path: Path, schema_file: Path) -> None:
     rows = make_rows()
-    run(write(tmp_path, "csv", [*rows, rows[3], rows[7]]), schema_file, tmp_path / "out")
+    copies = tmp_path / "copies.toml"
+    copies.write_text(schema_file.read_text() + 'identity = ["at", "user", "item"]\n')
+    run(write(tmp_path, "csv", [*rows, rows[3], rows[7]]), copies, tmp_path / "out")
     report = json.loads((tmp_path / "out/report.json").read_text())
     distinct = {(r["at"], r["user"], r["item"]) for r in rows}
     assert set(report) == {"verdict", "rows", "duplicates", "days", "total"}

@@ -13,6 +13,7 @@ is counted once, in its unit, for all windows.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -55,6 +56,16 @@ def text_of(minutes: int) -> str:
     """
     unit = next(unit for unit in ("d", "h", "min") if minutes % _MINUTES[unit] == 0)
     return f"{minutes // _MINUTES[unit]}{unit}"
+
+
+def life_text(days: float) -> str:
+    """A half-life in days as a duration.
+
+    >>> [life_text(days) for days in (15 / 1440, 0.25, 0.3, 7)]
+    ['15min', '6h', '432min', '7d']
+    """
+    minutes = round(days * DAY_MIN) if math.isfinite(days) else 0
+    return text_of(minutes) if minutes and abs(minutes - days * DAY_MIN) < 1e-6 else f"{days:g}d"
 
 
 @lru_cache(maxsize=64)
@@ -100,11 +111,11 @@ def half_life_problem(days: float, minutes: Sequence[int]) -> tuple[str, str] | 
     if not UNITS_PER_HALF_LIFE * unit <= life < float("inf"):  # so that NaN fails too
         least = UNITS_PER_HALF_LIFE * unit
         finer = "" if unit == GRAINS_MIN[0][1] else "; windows.lengths with a short window allow shorter ones"
-        return f"has {days}", f"name {least / DAY_MIN:g} days ('{text_of(least)}') or more{finer}"
+        return f"has '{life_text(days)}'", f"name '{text_of(least)}' or more{finer}"
     fine = [m for m in minutes if grain_minutes(m) * UNITS_PER_HALF_LIFE <= life]
     if life < UNITS_PER_HALF_LIFE * HOUR_MIN and not any(m >= life for m in fine):
         longest = max(longest for longest, grain in GRAINS_MIN if grain * UNITS_PER_HALF_LIFE <= life)
-        problem = f"has {days}, but tiles as old as that are wider than a sixth of it"
+        problem = f"has '{life_text(days)}', but tiles as old as that are wider than a sixth of it"
         if longest < life:  # no window of that length keeps tiles so fine
             wider = min(grain for _, grain in GRAINS_MIN if grain * UNITS_PER_HALF_LIFE > life)
             return problem, f"name '{text_of(longest)}' or less, or '{text_of(wider * UNITS_PER_HALF_LIFE)}' or more"

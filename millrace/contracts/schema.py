@@ -53,6 +53,10 @@ DERIVED = ("hour", "weekday", "position", "age_days")
 """Columns that need not be in the data: local hour and weekday of the exposure, its slot, the item's age in days."""
 
 
+LINE = "line of the log"
+"""The page's name where a line is a page with lists and no column names it. Made, as no file has such a column."""
+
+
 class LogColumns(Struct, frozen=True, forbid_unknown_fields=True):
     """How to read an exposure log: which columns mean what. A log has one row an exposure."""
 
@@ -61,9 +65,9 @@ class LogColumns(Struct, frozen=True, forbid_unknown_fields=True):
     item: str
     label: str
     time_unit: TimeUnit = "ms"
-    identity: tuple[str, ...] = ()  # rows equal in these columns are one exposure; default: time, user, item
+    identity: tuple[str, ...] = ()  # rows equal in these columns are one exposure; default: each row is one
     day: str | None = None  # column that names the local day (YYYYMMDD); default: from time and utc_offset
-    request: str | None = None  # page id; default: each row is a page of its own
+    request: str | None = None  # page id; default: each row of the file is a page of its own
     position: str | None = None
     action_times: dict[str, str] = {}  # action kind -> column with its time (null: did not happen)
     attribution_minutes: float = 0.0  # with action times: a label is known at the click, or this long after
@@ -93,8 +97,13 @@ class LogColumns(Struct, frozen=True, forbid_unknown_fields=True):
     columns: tuple[str, ...] = ()  # names of the columns of a file without a header line
     separator: Annotated[str, Meta(min_length=1)] | None = None  # default: by the file's ending
     encoding: str = "utf-8"
+    quoting: bool = True  # of CSV: a value in quotes may hold separators; false: a quote is a letter like others
     texts: tuple[str, ...] = ()  # columns of CSV that are text though they look like numbers
     disorder: str = "1h"  # how much earlier than a row before it a row may be, in a log that is streamed
+
+    def __post_init__(self) -> None:
+        if self.listed and self.request is None:
+            force_setattr(self, "request", LINE)
 
     @property
     def listed(self) -> bool:
@@ -117,6 +126,7 @@ class Join(Struct, frozen=True, forbid_unknown_fields=True):
     columns: tuple[str, ...] = ()
     separator: Annotated[str, Meta(min_length=1)] | None = None
     encoding: str = "utf-8"
+    quoting: bool = True
 
 
 class Field(Struct, frozen=True, forbid_unknown_fields=True):
@@ -434,7 +444,10 @@ def _check(schema: Schema, source: str) -> None:
         if problem := durations.half_life_problem(h, w.minutes):
             fail(f"windows.half_lives {problem[0]}", problem[1])
     if list(w.half_lives) != sorted(set(w.half_lives)):
-        fail(f"windows.half_lives {list(w.half_lives)} is not ascending", "list each half-life once, shortest first")
+        fail(
+            f"windows.half_lives {list(map(durations.life_text, w.half_lives))} is not ascending",
+            "list each half-life once, shortest first",
+        )
     numeric = [f.name for f in schema.fields if f.kind == "numeric"]
     for mean in w.means:
         if mean.of not in numeric:

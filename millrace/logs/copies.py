@@ -1,5 +1,5 @@
 # core
-"""Copies of one exposure: of rows that are equal in the identity's columns the earliest is kept.
+"""Copies of one exposure: of rows that are equal in the columns of ``log.identity`` the earliest is kept.
 
 It gets the greatest label and the earliest time of each action of all copies: where copies disagree, one of them saw
 it.
@@ -25,9 +25,11 @@ def sorted_once(table: pa.Table, log: LogColumns, copy_of: list[pa.Array]) -> tu
 
     Args:
         table: with ``ts_ms``.
-        copy_of: the columns of the identity, (n,) each.
+        copy_of: the columns of the identity, (n,) each; none: no row is a copy.
     """
     order = np.argsort(table[TS].to_numpy(), kind="stable")
+    if not copy_of:
+        return table.take(pa.array(order)).combine_chunks(), order
     group, first = groups([c.take(pa.array(order)) for c in copy_of])
     clean = table.take(pa.array(order)).combine_chunks()
     if len(first) < len(order):
@@ -36,9 +38,8 @@ def sorted_once(table: pa.Table, log: LogColumns, copy_of: list[pa.Array]) -> tu
 
 
 def identity(columns: dict[str, pa.ChunkedArray], log: LogColumns) -> list[pa.Array]:
-    """The columns that tell exposures apart; the time as ``ts_ms``."""
-    names = log.identity or (log.time, log.user, log.item)
-    return [flat(columns[TS if name == log.time else name]) for name in names]
+    """The columns that tell exposures apart; the time as ``ts_ms``. None are named: each row is an exposure."""
+    return [flat(columns[TS if name == log.time else name]) for name in log.identity]
 
 
 def groups(columns: list[pa.Array]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

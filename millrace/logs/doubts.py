@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from millrace.contracts.schema import LogColumns, Schema
-from millrace.logs.copies import TS
+from millrace.logs.copies import TS, groups
 from millrace.logs.faults import Faults
-from millrace.logs.values import is_text, mask
+from millrace.logs.values import flat, is_text, mask
 
 _DAY_MS = 86_400_000
 _SAMPLE = 1000
@@ -36,6 +36,10 @@ class Doubts:
         label, ts_ms = table[log.label].to_numpy(), table[TS].to_numpy()
         self._rows += len(label)
         self._ones += int(label.sum())
+        if not log.identity:
+            alike = [flat(table[name]) for name in (TS, log.user, log.item)]
+            decide("rows have the time, user and item of a row before, and are kept", log.item,
+                   len(label) - len(groups(alike)[1]), "where they are copies, name log.identity")  # fmt: skip
         if self._now_ms is not None:
             late = int((ts_ms > self._now_ms + _DAY_MS).sum())
             decide(f"times in '{log.time}' are more than a day in the future, and kept", log.time, late,

@@ -10,8 +10,8 @@ all that is wrong. Checks of columns are in :mod:`millrace.logs.columns`, forms 
   wins (:mod:`millrace.logs.joins`).
 - Only the columns that the schema names are kept. Outcomes of the exposure (dwell time, likes) are inputs only if a
   schema names them, and the label or an action's time may never be a field.
-- Rows are sorted by time, ties in file order. Of the copies of one exposure (``log.identity``) the earliest is kept
-  (:mod:`millrace.logs.copies`).
+- Rows are sorted by time, ties in file order. Of the copies of one exposure the earliest is kept, where
+  ``log.identity`` says what a copy is (:mod:`millrace.logs.copies`); else rows that look like copies are counted.
 - A log that is larger than a bound is streamed to a mapped file, where the caller names a folder for it
   (:mod:`millrace.logs.stream`).
 """
@@ -129,7 +129,7 @@ def read_log(
                       int(late.sum()), "sort a log that is too large for memory before")  # fmt: skip
         copy_of = identity(columns, log)
         table, _ = sorted_once(pa.table({n: c for n, c in columns.items() if n not in drop}), log, copy_of)
-        duplicates = len(copy_of[0]) - table.num_rows
+        duplicates = len(columns[TS]) - table.num_rows
         doubts.look(table)
         doubts.end()
     decisions = faults.decisions()

@@ -25,6 +25,7 @@ from millrace.contracts.schema import Join, LogColumns, Schema
 from millrace.logs.columns import check_single, time_ms
 from millrace.logs.faults import Faults
 from millrace.logs.files import read_columns
+from millrace.logs.near import without_header
 from millrace.logs.text import TextForm
 from millrace.logs.times import Clock
 from millrace.logs.values import as_text, flat, missing
@@ -70,6 +71,8 @@ class SideTable:
         self._spec = join
         keys = {join.on} if join.at is None else {join.on, join.at}
         side = read_columns(file, wanted | keys, form=TextForm.of(join), faults=faults)
+        if join.on not in side.column_names and (headless := without_header(file, TextForm.of(join))) is not None:
+            raise headless
         _check_key(side, join.on, file)
         at: I64 | None = None
         if join.at is not None:

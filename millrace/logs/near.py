@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
 from millrace.contracts.doubts import near_names
 from millrace.contracts.errors import LogError, SchemaError
 from millrace.contracts.schema import Schema
-from millrace.logs.files import column_names, files_of
-from millrace.logs.text import TextForm
+from millrace.logs.files import Ending, column_names, files_of
+from millrace.logs.text import TextForm, is_data
 
 
 def lacking(names: Sequence[str], schema: Schema, paths: Sequence[Path]) -> SchemaError:
@@ -25,6 +27,8 @@ def lacking(names: Sequence[str], schema: Schema, paths: Sequence[Path]) -> Sche
     there: set[str] = set()
     for file, written in files:
         try:
+            if (headless := without_header(file, written)) is not None:
+                return headless
             there |= set(column_names(file, written)) if file.exists() else set()
         except (LogError, OSError, ValueError):
             continue
@@ -36,3 +40,17 @@ def lacking(names: Sequence[str], schema: Schema, paths: Sequence[Path]) -> Sche
         f"there are: {', '.join(sorted(there)[:20]) or 'none'}"
     )  # fmt: skip
     return SchemaError(f"{where} ('{path}') lack {what} of schema '{schema.name}'", said)
+
+
+def without_header(file: Path, form: TextForm) -> SchemaError | None:
+    """The error of a CSV whose columns nobody names: its first line is data. None: it is no such file."""
+    ending = Ending.of(file, text=form.separator is not None).form
+    if form.columns or ending not in (".csv", ".tsv", ".tab"):
+        return None
+    with pa.input_stream(str(file)) as stream:
+        text = stream.read(1 << 20).decode(form.encoding, "replace")
+    line = text.lstrip("\ufeff\r\n").partition("\n")[0].rstrip("\r")
+    if not is_data(line.split(form.separator or ("," if ending == ".csv" else "\t"))):
+        return None
+    problem = f"'{file}' has no header line, but begins with '{line[:60]}'"
+    return SchemaError(problem, "name its columns in the schema: columns = [...]")

@@ -7,11 +7,13 @@ are counted as faults and left out: a line with another number of columns, a bro
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.json as pajson
@@ -24,6 +26,9 @@ from millrace.logs.jsonlines import readable
 _BLOCK = 1 << 30  # in text files up to this size, each column's type is inferred from the whole file
 _HEAD = 1 << 20  # a header is searched for in this many bytes
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
+_QUOTE = '"'
+NO_QUOTING = "say quoting = false where quotes are letters of the text, as in titles"
+"""What to do about a quote that opens a value and is never closed."""
 _ONE_BYTE = "\x1f"
 """Stands for a separator of more than one character: ASCII's own separator of units."""
 _NO_TEXT = {
@@ -45,6 +50,8 @@ class TextForm:
     """Names of the columns where no header line tells them."""
     separator: str | None = None
     encoding: str = "utf-8"
+    quoting: bool = True
+    """A value in quotes may hold separators and line breaks; else a quote is a letter like others."""
     as_written: frozenset[str] = frozenset()
     """Columns of times that may name a zone or not: the reader of JSON would forget which."""
     texts: frozenset[str] = frozenset()
@@ -54,9 +61,9 @@ class TextForm:
     def of(cls, said: LogColumns | Join) -> TextForm:
         """As a schema's section says."""
         if not isinstance(said, LogColumns):
-            return cls(said.columns, said.separator, said.encoding)
+            return cls(said.columns, said.separator, said.encoding, said.quoting)
         times = frozenset((said.time, *said.action_times.values())) if said.local_times else frozenset()
-        return cls(said.columns, said.separator, said.encoding, times, frozenset(said.texts))
+        return cls(said.columns, said.separator, said.encoding, said.quoting, times, frozenset(said.texts))
 
 
 def blocks(path: Path, size: int | None, faults: Faults) -> Iterator[pa.Buffer]:
@@ -124,6 +131,7 @@ class TextReader:
         self._ending = ending
         self._names: list[str] | None = list(form.columns) or None
         self._started = False
+        self._left_out = 0
 
     def table(self, raw: pa.Buffer, types: Mapping[str, pa.DataType] | None = None) -> pa.Table:
         """The block's rows.
@@ -188,24 +196,42 @@ class TextReader:
             options = pacsv.ReadOptions(
                 block_size=block, column_names=self._names, encoding=self._form.encoding, use_threads=threads
             )
-            return pacsv.read_csv(
-                pa.BufferReader(raw), options, pacsv.ParseOptions(delimiter=by, **more), convert
-            )  # fmt: skip
+            parse = pacsv.ParseOptions(delimiter=by, quote_char=_QUOTE if self._form.quoting else False, **more)
+            return pacsv.read_csv(pa.BufferReader(raw), options, parse, convert)
 
         try:
             table = read(True)
         except pa.ArrowInvalid as error:
             if not re.search(r"Expected \d+ columns, got", str(error)):
                 raise
+            self._left_out = 0
             table = read(False, invalid_row_handler=self._odd)
         self._names = self._names or list(table.column_names)
+        if self._form.quoting and re.search(_QUOTE.encode(), raw):
+            self._tell_swallowed(raw, table.num_rows)
         return table
+
+    def _tell_swallowed(self, raw: pa.Buffer, rows: int) -> None:
+        """Counts lines that stand within the quotes of a line before: a title with one quote takes them in unseen."""
+        header = not self._started and not self._form.columns
+        expected = rows + self._left_out + header
+        if np.count_nonzero(np.frombuffer(raw, np.uint8) == ord("\n")) + 1 <= expected:
+            return
+        lines = sum(1 for line in io.BytesIO(raw) if line.strip())
+        self._faults.decide(
+            f"lines of '{self._path}' stand within a quoted value that began on a line before, and are no rows",
+            str(self._path), max(lines - expected, 0), NO_QUOTING,
+        )  # fmt: skip
 
     def _odd(self, row: pacsv.InvalidRow) -> str:
         number = self.row + (row.number or 0) - (0 if self._started or self._form.columns else 1)
         problem = f"'{self._path}': row {number} has {row.actual_columns} columns, not {row.expected_columns}"
         shown = row.text.strip()[:60]
+        self._left_out += 1
         remedy = "correct the line; a last line that is cut off means that the file is"
+        if self._form.quoting and (row.text.count(_QUOTE) % 2 or "\n" in row.text.strip()):
+            problem += ", since a quote in it is not closed"
+            remedy = NO_QUOTING
         self._faults.count("columns", str(self._path), 1, number, shown, f"{problem} ('{shown}')", remedy)
         return "skip"
 
@@ -232,6 +258,14 @@ class TextReader:
                     f"'{self._path}' is separated by {_SEPARATORS[by]} ('{header[:60]}'), where {where}",
                     remedy + (f", or let its name end in {other}" if other and not self._form.separator else ""),
                 )
+
+
+_DATA = re.compile(r"^[-+]?\d+([.,]\d+)?([eE][-+]?\d+)?$|^\d{1,4}[-/]\d\d?[-/]\d{1,4}|^\S+-[01]( \S+-[01])*$")
+
+
+def is_data(cells: Sequence[str]) -> bool:
+    """Whether a first line is no header: it has a number, a date or pairs of item and label."""
+    return any(_DATA.match(cell.strip(' "\r\n')) for cell in cells)
 
 
 def _is_time(kind: pa.DataType) -> bool:
