@@ -82,6 +82,23 @@ def test_where_the_models_scores_are_frozen_the_baseline_is_too(day: Path) -> No
     assert total["baseline_grouped_auc"] == pytest.approx(grouped_auc(frozen, y, groups.group), abs=1e-6)
 
 
+def test_the_verdict_says_when_the_items_rate_orders_pages_better(day: Path) -> None:
+    schema = shop_schema()
+    log = read_log(day, schema)
+    groups, baseline, _ = run(log, schema)
+    y = log.table[log.label].to_numpy()
+    noise = np.random.default_rng(0).random(len(y), np.float32)
+    worse = make_report(log, schema, ((noise + 1 - y) / 2).astype(np.float32), groups, baseline)
+    total = worse["total"]
+    told = f"Within pages the model ranks worse than the item's rate alone: {total['grouped_auc']:.4f} against"
+    assert told in worse["verdict"]
+    apart = total["grouped_auc"] - total["baseline_grouped_auc"]
+    assert total["grouped_auc_over_baseline"] == pytest.approx(apart, abs=2e-6)
+    assert 0 < total["grouped_auc_over_baseline_ci"] < -apart
+    for fair in (baseline.scores, ((noise + y) / 2).astype(np.float32)):
+        assert "ranks worse" not in make_report(log, schema, fair, groups, baseline)["verdict"]
+
+
 def test_the_verdict_is_at_the_top_of_the_page_and_in_the_terminal(
     tmp_path: Path, day: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

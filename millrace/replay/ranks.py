@@ -8,8 +8,10 @@ how many parts they are taken: parts of the rows need a few bytes each where the
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from millrace.contracts import merit
+from millrace.contracts.clustered import Parts
 from millrace.contracts.merit import Numbers
 
 _AT_ONCE = 1 << 18
@@ -28,12 +30,31 @@ def auc(p: Numbers, y: Numbers) -> float:
 
 def grouped_auc(p: Numbers, y: Numbers, group: Numbers, at_once: int = _AT_ONCE) -> float:
     """:func:`millrace.contracts.merit.grouped_auc` of (n,), ``at_once`` rows or the one group that is larger."""
+    each, weight, _ = _groups(p, y, group, at_once)
+    return float(each @ weight / weight.sum()) if len(each) else float("nan")
+
+
+def grouped_parts(p: Numbers, y: Numbers, group: Numbers) -> Parts:
+    """The grouped AUC, and what each row has in it: a group's part stands at its first row. (n,)"""
+    each, weight, first = _groups(p, y, group, _AT_ONCE)
+    parts = np.zeros(len(p))
+    if not len(each):
+        return float("nan"), parts
+    value = float(each @ weight / weight.sum())
+    parts[first] = weight * (each - value) / weight.sum()
+    return value, parts
+
+
+def _groups(
+    p: Numbers, y: Numbers, group: Numbers, at_once: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]]:
+    """Of the groups that have both classes, their AUCs, rows and first rows. (G,) each"""
     p, y, group = np.asarray(p), np.asarray(y), np.asarray(group)
     if not len(p):
-        return float("nan")
+        return np.empty(0), np.empty(0), np.empty(0, np.intp)
     order = None if (group[1:] >= group[:-1]).all() else np.argsort(group, kind="stable")
     ordered = group if order is None else group[order]
-    own, rows = [], []
+    own, rows, first = [], [], []
     start = 0
     while start < len(p):
         stop = min(start + at_once, len(p))
@@ -42,9 +63,12 @@ def grouped_auc(p: Numbers, y: Numbers, group: Numbers, at_once: int = _AT_ONCE)
         found = merit.group_aucs(p[which], y[which], ordered[start:stop])
         own.append(found[0])
         rows.append(found[1])
+        begins = np.flatnonzero(np.r_[True, ordered[start + 1 : stop] != ordered[start : stop - 1]])
+        clicked, size = np.add.reduceat(y[which] > 0.5, begins, dtype=np.intp), np.diff(np.r_[begins, stop - start])
+        begins = begins[(clicked > 0) & (clicked < size)] + start
+        first.append(begins if order is None else order[begins])
         start = stop
-    each, weight = np.concatenate(own), np.concatenate(rows)
-    return float(each @ weight / weight.sum()) if len(each) else float("nan")
+    return np.concatenate(own), np.concatenate(rows), np.concatenate(first)
 
 
 def log_loss(p: Numbers, y: Numbers, at_once: int = _AT_ONCE) -> float:

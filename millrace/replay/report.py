@@ -22,7 +22,7 @@ from millrace.contracts.schema import Schema
 from millrace.logs import LogTable
 from millrace.replay.baseline import Baseline
 from millrace.replay.grouped import Groups
-from millrace.replay.ranks import auc, grouped_auc, log_loss
+from millrace.replay.ranks import auc, grouped_auc, grouped_parts, log_loss
 from millrace.reports import say, show
 
 _DIGITS = 6
@@ -52,6 +52,9 @@ def make_report(
         users = int(user.max(initial=-1)) + 1
         found = gap(auc_parts(judged(p, y), y), auc_parts(base[0], y), y, user)
         total |= {"auc_over_baseline": _plain(found.value), "auc_over_baseline_ci": _plain(found.half)}
+        within = gap(grouped_parts(judged(q, y), y, group), grouped_parts(base[1], y, group), y, user)
+        over = "grouped_auc_over_baseline"
+        total |= {over: _plain(within.value), f"{over}_ci": _plain(within.half)}
     verdict = verdict_of(total, len(table), users)
     return {"verdict": verdict, "rows": len(y), "duplicates": log.duplicates, "days": table, "total": total}
 
@@ -75,9 +78,19 @@ def verdict_of(total: Mapping[str, Any], days: int, users: int) -> str:
         else:
             how = "more" if value > 0 else "less"
             own += f", {abs(value):.4f} ± {half:.4f} {how} than {base} (95% over {users:,} users)."
+        own += _within(total)
     if total["calibration"] is None:
         return own
     return f"{own} It predicts {total['calibration']:.3f} clicks for each click seen."
+
+
+def _within(total: Mapping[str, Any]) -> str:
+    """Whether the item's rate alone orders the items of one page better than the model: pages are what is served."""
+    value, half = total.get("grouped_auc_over_baseline"), total.get("grouped_auc_over_baseline_ci")
+    if value is None or half is None or value >= -half:
+        return ""
+    figures = f"{total['grouped_auc']:.4f} against {total['baseline_grouped_auc']:.4f}"
+    return f" Within pages the model ranks worse than the item's rate alone: {figures}, {value:+.4f} ± {half:.4f}."
 
 
 def print_report(report: Mapping[str, Any], run: Mapping[str, Any], out: Path) -> None:
