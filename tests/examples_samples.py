@@ -104,7 +104,8 @@ def kuairand(folder: Path, rng: Rng) -> Path:
 
 
 def ebnerd(folder: Path, rng: Rng) -> Path:
-    """Pages with lists of articles in view and of those clicked; no article on the front page; users hardly known."""
+    """Pages with lists of articles in view and of those clicked; no article on the front page; users hardly known. A
+    larger file beside it has what each user had read before, some hundred times and articles each."""
     pages = ROWS // 6
     shown = [rng.choice(ITEMS, size=int(rng.integers(5, 9)), replace=False) for _ in range(pages)]
     clicked = [[int(s[0])] if not (on := s[_liked(rng, s) == 1]).size else on[:1].tolist() for s in shown]
@@ -134,6 +135,18 @@ def ebnerd(folder: Path, rng: Rng) -> Path:
         }
     )
     pq.write_table(table, folder / "behaviors.parquet")
+    read = rng.integers(60, 131, USERS).tolist()
+    past = {
+        "user_id": pa.array(np.arange(USERS) + 22_000, pa.uint32()),
+        "impression_time_fixed": pa.array(
+            [_times(rng, n, 21, datetime(2023, 4, 27)) for n in read],  # noqa: DTZ001 - as above
+            pa.list_(pa.timestamp("us")),
+        ),
+        "scroll_percentage_fixed": pa.array([rng.random(n) * 100 for n in read], pa.list_(pa.float32())),
+        "article_id_fixed": pa.array([rng.integers(0, ITEMS, n) + 9_774_000 for n in read], pa.list_(pa.int32())),
+        "read_time_fixed": pa.array([rng.random(n) * 200 for n in read], pa.list_(pa.float32())),
+    }
+    pq.write_table(pa.table(past), folder / "history.parquet")
     return folder / "behaviors.parquet"
 
 
@@ -156,7 +169,7 @@ def mind(folder: Path, rng: Rng) -> Path:
             f"N{1000 + i}",
             ("news", "sports")[i % 2],
             f"sub{i % 5}",
-            f"Title {i}",
+            (f"Title {i}", f'"Title {i} opens a quote', f'{i} of "these"', f"Title {i}")[i % 4],
             "",
             f"https://example.org/{i}",
             "[]",

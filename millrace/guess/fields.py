@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from millrace.contracts.schema import Transform
 from millrace.guess.columns import Column
+from millrace.guess.times import TIME_WORDS, times_of
 
 FEW = 50
 """Whole numbers: so many different ones are categories."""
@@ -102,9 +103,8 @@ def _text(column: Column) -> Feature | str:
         words = Counter(word.strip() for parts in lists for word in parts)
         # Lists share their words; one text of several words ("New York") does not break into words used elsewhere.
         if len(words) <= 0.5 * len(texts) and max(map(len, words)) <= 40:
-            slots = int(min(max(np.percentile([len(parts) for parts in lists], 95), 2), MOST_SLOTS))
-            why = f"lists of {len(words):,} words in one text; 95% of rows have at most {slots}"
-            return Feature(slots=slots, separator=separator, why=why)
+            slots, said = _slots([len(parts) for parts in lists])
+            return Feature(slots=slots, separator=separator, why=f"lists of {len(words):,} words in one text; {said}")
     long = float(np.mean([len(text) for text in texts]))
     if (long > 40 and np.mean([" " in t for t in texts]) > 0.5) or texts[0].startswith(("http://", "https://")):
         return f"free text (about {long:.0f} letters): no feature"
@@ -121,6 +121,18 @@ def _listed(column: Column) -> Feature | str:
     rows = [v or () for v in column.data.slice(0, 20_000).to_pylist()]
     if not any(rows):
         return "its lists are empty in the sample"
-    slots = int(min(max(np.percentile([len(v) for v in rows], 95), 2), MOST_SLOTS))
-    words = len({word for parts in rows for word in parts})
-    return Feature(slots=slots, why=f"lists of {words:,} values; 95% of rows have at most {slots}")
+    words = {word for parts in rows for word in parts}
+    times = times_of(Column(column.name, pa.chunked_array([pa.array(list(words), column.kind.value_type)])))
+    if times is not None and (times.unit is None or set(column.tokens) & TIME_WORDS):
+        return "lists of times: a model sees each as one category"
+    slots, said = _slots([len(v) for v in rows])
+    return Feature(slots=slots, why=f"lists of {len(words):,} values; {said}")
+
+
+def _slots(sizes: list[int]) -> tuple[int, str]:
+    """(slots for lists of such sizes, what they leave out, in words)."""
+    high, middle = np.percentile(sizes, 95), np.median(sizes)
+    if high <= MOST_SLOTS:
+        slots = int(max(high, 2))
+        return slots, f"95% of rows have at most {slots}"
+    return MOST_SLOTS, f"the first {MOST_SLOTS} are used: half of the rows have {middle:.0f} or more"

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,12 +18,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from millrace.contracts.errors import LogError
 from millrace.contracts.schema import Side as Of
 from millrace.guess.columns import Column, columns_of
 from millrace.guess.fields import Feature, feature_of
 from millrace.guess.joins import Side, sides_beside
 from millrace.guess.outcomes import Verdict, verdicts
-from millrace.guess.pages import action_times, list_roles, position_role, request_role
+from millrace.guess.pages import action_times, line_role, list_roles, position_role, request_role
 from millrace.guess.roles import (
     ITEM,
     USER,
@@ -34,12 +36,14 @@ from millrace.guess.roles import (
     label_role,
     time_role,
 )
-from millrace.guess.sample import Sample, read_sample
+from millrace.guess.sample import Sample, kinds_of, read_sample
 from millrace.guess.sides import held
-from millrace.guess.times import DAY_MS, Times, times_of
+from millrace.guess.times import DAY_MS, TIME_WORDS, Times, times_of
 from millrace.guess.unroll import unrolled
 
 _ACTED = re.compile(r"click|view|cart|buy|purchase|order|transaction|fav|like|impression|exposure|^pv$")
+_EVENT = {"id", "uuid", "guid", "event", "row", "exposure", "impression", "record"}
+"""A column that is called nothing else is an id of its row, if each row has its own."""
 _LEFT_OUT = "replay refuses such rows; --skip-bad leaves them out"
 MADE_ITEM, MADE_LABEL = "item_id", "click"
 """Names of the columns that are made of lists."""
@@ -77,6 +81,8 @@ class Findings:
     unused: dict[str, str] = field(default_factory=dict)
     sides: list[Side] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    chosen: str | None = None
+    """Which file of a folder is the log, and why."""
 
     @property
     def span_days(self) -> float:
@@ -106,7 +112,7 @@ class Guess:
             "request": found.roles.request.name,
             "position": found.roles.position.name,
         }
-        lines = [f"read {found.sample.where}"]
+        lines = [*([found.chosen] if found.chosen else []), f"read {found.sample.where}"]
         lines.append(", ".join(f"{role}: {name}" for role, name in roles.items() if name is not None))
         count = {of: sum(one.of == of for one in found.fields) for of in ("user", "item", "context")}
         lines.append("fields: " + ", ".join(f"{n} of the {of}" for of, n in count.items()))
@@ -128,8 +134,39 @@ def guess_schema(path: Path) -> Guess:
 
 
 def find(path: Path) -> Findings:
-    """All that :func:`guess_schema` writes down."""
-    sample = read_sample(path)
+    """All that :func:`guess_schema` writes down. Of a folder with files of several kinds, the kind is taken that lacks
+    the fewest roles; of those alike the one with the most bytes."""
+    kinds = kinds_of(path)
+    if len(kinds) == 1:
+        return _find(path, kinds[0])
+    found: list[Findings] = []
+    others: list[str] = []
+    errors: list[LogError] = []
+    for files in kinds:
+        try:
+            found.append(_find(path, files))
+        except LogError as error:
+            errors.append(error)
+            others.append(f"{_some(files)} cannot be read as a log")
+    if not found:
+        raise errors[0]
+    best = min(found, key=lambda one: len(one.roles.open))
+    joined = {side.file for side in best.sides}
+    rest = [one for one in found if one is not best and not joined.issuperset(f.name for f in one.sample.files)]
+    others += [f"{_some(one.sample.files)} has no {', '.join(one.roles.open) or 'more bytes'}" for one in rest]
+    lacks = f"lacks only {', '.join(best.roles.open)}" if best.roles.open else "has time, user, item and label"
+    best.chosen = "; ".join([f"{_some(best.sample.files)} is the log in this folder, since it {lacks}", *others])
+    if others:
+        best.chosen += ". Replay it, not the folder"
+    return best
+
+
+def _some(files: Sequence[Path]) -> str:
+    return files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+
+
+def _find(path: Path, files: Sequence[Path]) -> Findings:
+    sample = read_sample(path, files)
     found = _found(path, sample)
     lacking, refused = _lacking(found)
     if lacking.any():  # what follows from the roles is told by the rows that have them
@@ -191,11 +228,9 @@ def _found(path: Path, sample: Sample) -> Findings:
     if items.name is not None or roles.pairs.name is not None:
         roles.item = items
         found.item, found.label = MADE_ITEM, MADE_LABEL
-        if roles.user.name is not None and roles.time.name is not None:
-            ms = times[roles.time.name].ms
-            roles.request = request_role(columns, roles.user.name, ms, unlike_ids | {roles.user.name}, unique=True)
-        own = {n for n, c in columns.items() if c.distinct == len(c.codes) > 1 and n != roles.request.name}
-        found.unused = dict.fromkeys(own - roles.used - {roles.time.name or ""}, "each page has a value of its own")
+        roles.request = line_role(columns, unlike_ids | {roles.user.name or ""})
+        own = (n for n, c in columns.items() if c.distinct == len(c.codes) > 1 and n not in roles.used)
+        found.unused = dict.fromkeys(own, "each page has a value of its own")
         table, at = unrolled(sample.table, roles, found.item, found.label)
         columns = columns_of(table)
         found.columns = columns
@@ -220,8 +255,7 @@ def _relative(columns: dict[str, Column]) -> tuple[str, ...]:
 
 def _surely_times(columns: dict[str, Column], times: dict[str, Times]) -> set[str]:
     """Ids may happen to read as times; what is a time by type, format or name does not hold ids."""
-    words = {"time", "timestamp", "ts", "date", "dt", "day", "hour", "ms", "at"}
-    return {n for n, t in times.items() if t.unit is None or words & set(columns[n].tokens)}
+    return {n for n, t in times.items() if t.unit is None or TIME_WORDS & set(columns[n].tokens)}
 
 
 def _finish(path: Path, found: Findings) -> None:
@@ -257,16 +291,20 @@ def _finish(path: Path, found: Findings) -> None:
             roles.actions = action_times(columns, times, ms, label)
         _identity(found, ms)
     used = roles.used | {n for n in (found.item, found.label) if n is not None}
-    rest = {n: c for n, c in columns.items() if n not in used and n not in found.unused}
+    rest = {n: c for n, c in columns.items() if n not in used | {*found.identity} and n not in found.unused}
+    could_be: dict[str, list[str]] = {}
     for name, role in roles.open.items():
-        for candidate in set(role.candidates) & set(rest):
-            found.unused[candidate] = f"it could be the {name}"
-            del rest[candidate]
+        for candidate in (c for c in role.candidates if c in rest):
+            if name in ("user", "item"):  # an id is a feature too, whatever it is the id of
+                could_be.setdefault(candidate, []).append(name)
+            else:
+                found.unused[candidate] = f"it could be the {name}"
+                del rest[candidate]
     _outcomes(found, rest, attributes, groups, label)
     for name, column in rest.items():
         if name in found.outcomes:
             continue
-        _field(found, column, belongs.get(name, "context"), None)
+        _field(found, column, belongs.get(name, "context"), None, could_be.get(name, []))
     if groups:
         _side_tables(path, found, groups, label)
 
@@ -298,19 +336,43 @@ def _events(columns: dict[str, Column], used: set[str]) -> tuple[str, ...]:
 
 
 def _identity(found: Findings, ms: NDArray[np.int64]) -> None:
-    """Page and slot tell exposures apart where time, user and item do not."""
+    """Which columns tell exposures apart: page and item where a row is a page, an id of the row, page and slot. Where
+    rows repeat a row in all columns, to the second: time, user and item. Else none, and rows that look alike are
+    told."""
     roles, columns = found.roles, found.columns
-    if not (roles.request.name and roles.position.name and roles.user.name and found.item) or roles.listed:
+    if roles.listed:
+        if roles.request.name is not None and found.item is not None:
+            found.identity = (roles.request.name, found.item)
         return
+    used = roles.used | {found.item, found.label}
+    own = [n for n, c in columns.items() if n not in used and c.distinct == len(c.codes) > 1 and c.tokens]
+    own = [n for n in own if _EVENT.issuperset(columns[n].tokens)]
+    if len(own) == 1:
+        found.identity = (own[0],)
+        return
+    if not (roles.user.name and found.item):
+        return
+    plain = _copies(ms, columns[roles.user.name].codes, columns[found.item].codes)
+    if roles.request.name and roles.position.name:
+        page = _copies(columns[roles.request.name].codes, columns[roles.position.name].codes)
+        if page < plain or (page == 0 and plain == 0):
+            found.identity = (roles.request.name, roles.position.name)
+            return
+    if not plain:
+        return
+    whole = _copies(*(c.codes for c in columns.values()))
+    shown = f"{plain:,} rows of the sample have the time, user and item of a row before; {whole:,} have all else too"
+    if whole == plain and found.times[roles.time.name or ""].grain_ms <= 1000:
+        found.identity = (roles.time.name or "", roles.user.name, found.item)
+        found.notes.append(f"{shown}: they are taken for copies (identity)")
+    else:
+        found.notes.append(f"{shown}: none is taken for a copy; if they are, name an identity")
 
-    def copies(*keys: NDArray[np.int64]) -> int:
-        rows = np.stack(keys, axis=1)
-        return len(rows) - len(np.unique(rows, axis=0))
 
-    page = copies(columns[roles.request.name].codes, columns[roles.position.name].codes)
-    plain = copies(ms, columns[roles.user.name].codes, columns[found.item].codes)
-    if page < plain or (page == 0 and plain == 0):
-        found.identity = (roles.request.name, roles.position.name)
+def _copies(*keys: NDArray[np.int64]) -> int:
+    """Rows that are equal to a row before in all keys."""
+    rows = np.stack(keys, axis=1)
+    return len(rows) - len(np.unique(rows, axis=0))
 
 
 def _outcomes(
@@ -326,7 +388,7 @@ def _outcomes(
     found.outcomes = verdicts(list(rest.values()), label, attributes, spread, honest, halves)
 
 
-def _field(found: Findings, column: Column, of: Of, table: str | None) -> None:
+def _field(found: Findings, column: Column, of: Of, table: str | None, could_be: Sequence[str] = ()) -> None:
     times = found.times.get(column.name) if table is None else None
     if times is not None and (times.unit or times.format or times.grain_ms < DAY_MS):
         found.unused[column.name] = "it holds times, which are no feature as they are"
@@ -335,6 +397,9 @@ def _field(found: Findings, column: Column, of: Of, table: str | None) -> None:
     if isinstance(feature, str):
         found.unused[column.name] = feature
     else:
+        if could_be:
+            said = " or ".join(f"the {role} (then: of = {role!r})" for role in could_be).replace("'", '"')
+            feature = replace(feature, why=f"{feature.why}; it could be {said}")
         found.fields.append(Found(column.name, of, feature, column.distinct, table))
 
 

@@ -14,21 +14,13 @@ from millrace.guess.columns import Column
 from millrace.guess.roles import ACTIONS, Role, choose
 from millrace.guess.times import Times
 
+_PAGE = {"request", "impression", "page", "slate", "query", "search", "view", "req", "imp"}
 PAIRS = re.compile(r"^\S+-[01](\s\S+-[01])*$")
 
 
-def request_role(
-    columns: Mapping[str, Column], user: str, time: NDArray[np.int64], taken: set[str], unique: bool = False
-) -> Role:
-    """The page: rows of one value have one user and one time (a minute at most), and there are some with several rows.
-
-    Args:
-        unique: rows are pages, so that each has a value of its own; the name must say what it is.
-    """
-    words = {"request", "impression", "page", "slate", "query", "search", "view", "req", "imp"}
-    if unique:
-        fit = [n for n, c in columns.items() if n not in taken and c.distinct == len(c.codes) and words & {*c.tokens}]
-        return Role(fit[0], "by its name; each row has its own") if len(fit) == 1 else Role()
+def request_role(columns: Mapping[str, Column], user: str, time: NDArray[np.int64], taken: set[str]) -> Role:
+    """The page: rows of one value have one user and one time (a minute at most), and there are some with several
+    rows."""
     scores, whys = {}, {}
     users = columns[user].codes
     for name, column in columns.items():
@@ -46,10 +38,21 @@ def request_role(
         close = (np.abs(np.diff(time[order])) <= 60_000)[same].mean()
         if one_user >= 0.999 and close >= 0.999:
             tokens = set(column.tokens)
-            named = bool(tokens & words)
+            named = bool(tokens & _PAGE)
             scores[name] = 3.0 + 3.0 * named + min(np.log10(column.distinct), 6.0) / 10
             whys[name] = f"rows of one value have one user and one time; {len(codes) / column.distinct:.1f} rows each"
     return choose(scores, whys, 3.0)
+
+
+def line_role(columns: Mapping[str, Column], taken: set[str]) -> Role:
+    """The page where each row is one: a column of which each row has its own, by its name, or the only such number."""
+    own = {n: c for n, c in columns.items() if n not in taken and c.distinct == len(c.codes) > 1}
+    own = {n: c for n, c in own.items() if not (c.is_list or c.is_temporal or (c.is_numeric and not c.is_whole))}
+    named = [n for n, c in own.items() if _PAGE & {*c.tokens}]
+    if len(named) == 1:
+        return Role(named[0], "by its name; each row has its own")
+    ids = [n for n, c in own.items() if c.is_numeric]
+    return Role(ids[0], "the only number of which each row has its own") if len(ids) == 1 else Role()
 
 
 def position_role(columns: Mapping[str, Column], request: str | None, taken: set[str]) -> Role:

@@ -8,6 +8,7 @@ cannot hold it: a time has a value in every row, a label is 0 and 1, an id repea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -36,6 +37,7 @@ ITEM = (
     "track", "book", "ad", "creative", "banner", "document", "doc", "business", "offer", "listing", "content", "post",
     "campaign", "game", "recipe", "story", "poi", "hotel", "asin", "isbn", "ean", "upc",
 )  # fmt: skip
+_PREFIXED = re.compile(r"^([A-Za-z]+)[-_:]?\d+$")
 _ID = {"id", "ids", "key", "code", "no", "number", "index", "idx", "hash"}
 _FAINT = {"uuid": 4.0, "cookie": 4.0, "session": 4.0, "campaign": 6.0, "content": 6.0, "post": 6.0, "client": 6.0}
 """Words that are also said of other things than a user or an item, with the points for being called so."""
@@ -196,6 +198,15 @@ def _id_points(column: Column, words: Iterable[str]) -> float:
     return 3.0 if tokens and tokens[-1] in words and tokens[-1] not in _FAINT else 0.0  # displayed_article
 
 
+def _prefix_points(column: Column, words: tuple[str, ...]) -> float:
+    """Points for ids that begin with a word or its first letter: ``U81994`` among users, ``user-7``."""
+    if not column.is_text:
+        return 0.0
+    texts = [text for text in column.values.slice(0, 1000).to_pylist() if text]
+    begins = {found[1].lower() if (found := _PREFIXED.match(text)) else "" for text in texts}
+    return 5.0 if len(begins) == 1 and begins & {*words, words[0][0]} else 0.0
+
+
 def could_be_id(column: Column, least: float = FILLED) -> bool:
     """A value in so many rows, several of them, some of which repeat; not a number with a fraction, a time or a
     list."""
@@ -222,10 +233,13 @@ def id_role(
     fit = {name: c for name, c in called.items() if could_be_id(c) and not c.is_binary}
     for name, column in called.items():
         named = _id_points(column, words)
+        told = "by its name"
+        if not named and unnamed and name in fit and column.distinct >= 10:
+            named, told = _prefix_points(column, words), f"by its values, such as {column.value(0)!r:.20}"
         points = named + min(np.log10(column.distinct), 3.0) / 3
         if points >= 3.0 and (named > 3.0 or (named and name in fit)):
             scores[name] = points - _LOSES * (column.filled < FILLED)
-            whys[name] = f"by its name; {column.distinct:,} of them in the sample"
+            whys[name] = f"{told}; {column.distinct:,} of them in the sample"
     role = choose(scores, whys)
     if role.name is None and not role.candidates:
         rest = [n for n, c in fit.items() if not _id_points(c, others) and 10 <= c.distinct <= 0.9 * len(c.codes)]

@@ -11,8 +11,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from millrace.contracts.errors import LogError
 from millrace.logs.files import PARQUET, Ending, files_of
+from millrace.logs.text import is_data
 
 HEAD_ROWS = 100_000
 SPREAD_ROWS = 12_500
@@ -74,21 +75,27 @@ class Sample:
     mixed: frozenset[str] = frozenset()
     """Columns of JSON lines with values of several kinds: the reader of logs refuses the rarer kinds."""
     strays: tuple[Stray, ...] = ()
+    quoting: bool = True
+    """False: quotes in a text file are letters, since some are never closed."""
+    great: frozenset[str] = frozenset()
+    """Columns of a CSV with whole numbers beyond 64 bits: they are text in the sample."""
 
 
-def read_sample(path: Path) -> Sample:
+def read_sample(path: Path, files: Sequence[Path] = ()) -> Sample:
     """A sample of the log at ``path``: a file, or a folder of files of one form.
+
+    Args:
+        files: of the folder, those with the same columns (default: those that take the most bytes).
 
     Raises:
         LogError: there is no such file or folder, it is of no known form, empty or unreadable.
     """
-    sample = _read(path)
+    sample = _read(path, files or kinds_of(path)[0])
     table, strays = without_strays(sample.table)
     return replace(sample, table=table, strays=strays)
 
 
-def _read(path: Path) -> Sample:
-    files = _files(path)
+def _read(path: Path, files: Sequence[Path]) -> Sample:
     ending = _form(files[0])
     try:
         if ending in PARQUET:
@@ -101,15 +108,16 @@ def _read(path: Path) -> Sample:
     raise LogError(f"'{path}' ends in '{ending}'", "a log is Parquet, .csv, .tsv or .jsonl; text may be compressed")
 
 
-def _files(path: Path) -> list[Path]:
-    """Of a folder, the files with the same columns that take the most bytes: others beside them are side tables."""
+def kinds_of(path: Path) -> list[list[Path]]:
+    """The files of a folder, those with the same columns together, those that take the most bytes first: one kind is
+    the log, others beside it are side tables."""
     files = files_of([path])
     if len(files) == 1:
-        return files
+        return [files]
     alike: dict[tuple[str, ...], list[Path]] = {}
     for file in files:
         alike.setdefault((_form(file), *_first_names(file)), []).append(file)
-    return max(alike.values(), key=lambda group: sum(f.stat().st_size for f in group))
+    return sorted(alike.values(), key=lambda group: -sum(f.stat().st_size for f in group))
 
 
 def _form(file: Path) -> str:
@@ -124,7 +132,7 @@ def _first_names(file: Path) -> tuple[str, ...]:
         return ()
     line = _lines(file, 0, 1, 1 << 20, Ending.of(file).compressed).decode("utf-8", "replace")
     cells = line.strip("\r\n").split(_TEXT[_form(file)])
-    return (str(len(cells)),) if _is_data(cells) else tuple(cells)
+    return (str(len(cells)),) if is_data(cells) else tuple(cells)
 
 
 def _plain(table: pa.Table, name: str) -> pa.Table:
@@ -240,17 +248,49 @@ def _text(path: Path, files: Sequence[Path], ending: str) -> Sample:
     if len(by) > 1:  # a reader of CSV takes one letter: one that no text has
         raw, lines, by = raw.replace(by.encode(), b"\x1f"), [x.replace(by, "\x1f") for x in lines], "\x1f"
     cells = next(csv.reader(io.StringIO(lines[0]), delimiter=by))
-    header = not _is_data(cells)
+    header = not is_data(cells)
     names = cells if header else [f"column_{i + 1}" for i in range(len(cells))]
     names = [name.strip() or f"column_{i + 1}" for i, name in enumerate(names)]
-    table = pacsv.read_csv(
-        pa.BufferReader(raw),
-        pacsv.ReadOptions(block_size=max(len(raw) + 1, 1 << 20), column_names=names, skip_rows=int(header)),
-        pacsv.ParseOptions(delimiter=by),
-    )
+    table, quoting, great = _csv(raw, names, header, by)
     said = Ending.of(files[0]).form in _TEXT and separator == usual
     odd = None if said else separator
-    return Sample(_plain(_decoded(table), str(path)), whole, where(table.num_rows), odd, encoding, header, tuple(files))
+    rows, read = _plain(_decoded(table), str(path)), where(table.num_rows)
+    return Sample(rows, whole, read, odd, encoding, header, tuple(files), quoting=quoting, great=great)
+
+
+def _csv(raw: bytes, names: list[str], header: bool, by: str) -> tuple[pa.Table, bool, frozenset[str]]:
+    """(the rows, whether a quote encloses a value, columns with whole numbers beyond 64 bits: those are text). Quotes
+    are letters where some are never closed: each line is a row then, and else it is not."""
+    options = pacsv.ReadOptions(block_size=max(len(raw) + 1, 1 << 20), column_names=names, skip_rows=int(header))
+
+    def read(quoting: bool, texts: frozenset[str] = frozenset()) -> pa.Table:
+        parse = pacsv.ParseOptions(delimiter=by, quote_char='"' if quoting else False)
+        convert = pacsv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
+        return pacsv.read_csv(pa.BufferReader(raw), options, parse, convert)
+
+    quoting = True
+    try:
+        table = read(True)
+        lines = sum(1 for line in raw.splitlines() if line.strip()) - header if b'"' in raw else 0
+    except pa.ArrowInvalid:
+        if b'"' not in raw:
+            raise
+        table, quoting = read(False), False
+    else:
+        if lines > table.num_rows:
+            with suppress(pa.ArrowInvalid):
+                table, quoting = read(False), False
+    great = frozenset(name for name, column in zip(names, table.columns, strict=True) if _great(column))
+    return (read(quoting, great) if great else table), quoting, great
+
+
+def _great(column: pa.ChunkedArray) -> bool:
+    """Whole numbers that do not fit 64 bits, which a reader of text takes for numbers with a fraction."""
+    if not pa.types.is_floating(column.type):
+        return False
+    numbers = column.drop_null().to_numpy()
+    return bool(len(numbers) and np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all()
+                and np.abs(numbers).max() >= 2**53)  # fmt: skip
 
 
 def _json(raw: bytes) -> tuple[pa.Table, frozenset[str]]:
@@ -293,12 +333,6 @@ def _separator(lines: Sequence[str], usual: str) -> str:
         return usual
     best = max(_SEPARATORS, key=cells)
     return best if cells(best) > 1 else usual
-
-
-def _is_data(cells: Sequence[str]) -> bool:
-    """A first line with numbers, or with pairs or times, is no header; pandas' empty first name is one."""
-    data = re.compile(r"^[-+]?\d+([.,]\d+)?([eE][-+]?\d+)?$|^\d{1,4}[-/]\d\d?[-/]\d{1,4}|^\S+-[01]( \S+-[01])*$")
-    return sum(bool(data.match(cell.strip())) for cell in cells) > 0
 
 
 def _bytes(files: Sequence[Path]) -> tuple[bytes, bool, Callable[[int], str]]:

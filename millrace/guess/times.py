@@ -23,6 +23,9 @@ FIRST_MS, LAST_MS = 631_152_000_000, 4_102_444_800_000
 _UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 DAY_MS = 86_400_000
 
+TIME_WORDS = frozenset({"time", "timestamp", "ts", "date", "dt", "day", "hour", "ms", "at"})
+"""Words that name times."""
+
 _DIGITS = {"%y%m%d%H": (8, 3_600_000), "%Y%m%d": (8, DAY_MS), "%Y%m%d%H": (10, 3_600_000)} | {
     "%Y%m%d%H%M": (12, 60_000),
     "%Y%m%d%H%M%S": (14, 1000),

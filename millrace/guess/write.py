@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from millrace.contracts.schema import BLANK, MAX_COLUMNS
 from millrace.guess.guess import Findings, Found
@@ -43,6 +42,7 @@ def _head(path: Path, found: Findings) -> list[str]:
     lines = [
         f"# Guessed from {path.name} by 'millrace schema guess': {found.sample.where}.",
         "# Read it before you trust it: what a column means is told by its values and its name, not by who wrote it.",
+        *([f"# {found.chosen}."] if found.chosen else []),
         "#",
     ]
     if found.roles.open:
@@ -104,9 +104,11 @@ def _log(found: Findings) -> list[str]:
         lines.append(f"columns = [{names}]  # the file has no header line: give them names that say more")
     if sample.separator is not None:
         lines.append(f"separator = {_quoted(sample.separator)}")
+    if not sample.quoting:
+        lines.append("quoting = false  # a quote is a letter of the text: some are never closed")
     if sample.encoding is not None:
         lines.append(f"encoding = {_quoted(sample.encoding)}  # it is no UTF-8")
-    great = [n for n in found.roles.used if _beyond(found, n)]
+    great = (found.roles.used | {*found.identity, *(one.name for one in found.fields)}) & sample.great
     if great:
         lines.append(f"texts = {json.dumps(sorted(great))}  # ids beyond 64 bits: as numbers, many would be one")
     lines += _time(found)
@@ -133,13 +135,6 @@ def _log(found: Findings) -> list[str]:
     if roles.actions:
         lines += _actions(found)
     return lines
-
-
-def _beyond(found: Findings, name: str) -> bool:
-    """Ids that a reader of text takes for numbers with a fraction, since they do not fit 64 bits."""
-    column = found.columns.get(name)
-    whole = column is not None and pa.types.is_floating(column.kind) and column.is_whole
-    return bool(whole and column is not None and np.nanmax(np.abs(column.numbers)) >= 2**53)
 
 
 def _role(name: str, role: Role) -> str:
@@ -249,13 +244,20 @@ def _derived(found: Findings) -> list[str]:
 def _windows(found: Findings) -> list[str]:
     days, times = found.span_days, found.times.get(found.roles.time.name or "")
     coarse = times is not None and times.grain_ms >= 3_600_000
-    if days < 2:
-        lengths = '["6h", "1d"]' if coarse else '["1h", "6h", "1d"]'
-        line = f"lengths = {lengths}"
+    old = _item_hours(found)
+    brief = days >= 2 and old is not None and old <= min(24.0, 24 * days / 4)
+    if days < 2 or brief:
+        lengths = ["6h", "1d"] if coarse else ["1h", "6h", "1d"]
+        line = f"lengths = {json.dumps([*lengths, '3d'] if brief and days >= 3 else lengths)}"
     else:
         line = f"days = {[1, 3] if days < 5 else [1, 7] if days < 21 else [1, 7, 30]}"
     known = found.times and found.roles.time.name
-    lines = ["[windows]", line + (f"  # the log has {days:.1f} days" if known else "")]
+    said = f"  # the log has {days:.1f} days" if known else ""
+    if brief:
+        said += f"; half of an item's exposures come within {old:.0f} h of its first: items are soon old"
+    lines = ["[windows]", line + said]
+    if brief and not coarse:
+        lines.append('half_lives = ["6h"]')
     actions = [a for a in ("click", "collect", "cart", "purchase") if a == "click" or a in found.roles.actions]
     lines.append(f"actions = {json.dumps(['exposure', *actions][:MAX_COLUMNS])}")
     if found.rate is not None:
@@ -276,11 +278,29 @@ def _windows(found: Findings) -> list[str]:
         keys.append(([user, category], [user]))
     if user and item and not category:
         keys.append(([user, item], [user]))
+    if not keys:
+        lines.append('# Once user and item are named: a [[windows.keys]] entry for each, with columns = ["..."]')
     for columns, parent in keys:
         lines += ["[[windows.keys]]", f"columns = {json.dumps(columns, ensure_ascii=False)}"]
         if parent:
             lines.append(f"parent = {json.dumps(parent, ensure_ascii=False)}")
     return lines
+
+
+def _item_hours(found: Findings) -> float | None:
+    """Hours from an item's first exposure in the sample within which half of its later ones come; None: too few are
+    seen several times."""
+    times = found.times.get(found.roles.time.name or "")
+    if times is None or found.item is None:
+        return None
+    code = found.columns[found.item].codes
+    there = times.there & (code >= 0)
+    ms, code = times.ms[there], code[there]
+    first = np.full(int(code.max(initial=-1)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, code, ms)
+    later = ms > first[code]
+    counted = later & (np.bincount(code)[code] >= 5)
+    return float(np.median((ms - first[code])[counted])) / 3_600_000 if counted.sum() >= 200 else None
 
 
 def _category(found: Findings, item: str | None) -> str | None:
