@@ -133,7 +133,9 @@ def test_a_line_is_its_page_where_no_column_names_one(tmp_path: Path, form: str)
     pages = [PAGES[0], PAGES[0] | {"at": MS + 1}, *PAGES[1:]]  # two pages of one user and day
     plan = schema(form)
     read = read_log(written(tmp_path, pages), plan)
-    assert page_codes(read, plan).tolist() == [0, 0, 0, 1, 1, 1, 2, 3, 3]
+    pages_of = page_codes(read, plan)
+    assert pages_of is not None
+    assert pages_of.tolist() == [0, 0, 0, 1, 1, 1, 2, 3, 3]
 
 
 @given(

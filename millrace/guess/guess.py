@@ -337,8 +337,8 @@ def _events(columns: dict[str, Column], used: set[str]) -> tuple[str, ...]:
 
 def _identity(found: Findings, ms: NDArray[np.int64]) -> None:
     """Which columns tell exposures apart: page and item where a row is a page, an id of the row, page and slot. Where
-    rows repeat a row in all columns, to the second: time, user and item. Else none, and rows that look alike are
-    told."""
+    rows repeat time, user and item of a row, to the millisecond, or to the second and all else too: these three. Else
+    none, and rows that look alike are told."""
     roles, columns = found.roles, found.columns
     if roles.listed:
         if roles.request.name is not None and found.item is not None:
@@ -362,7 +362,8 @@ def _identity(found: Findings, ms: NDArray[np.int64]) -> None:
         return
     whole = _copies(*(c.codes for c in columns.values()))
     shown = f"{plain:,} rows of the sample have the time, user and item of a row before; {whole:,} have all else too"
-    if whole == plain and found.times[roles.time.name or ""].grain_ms <= 1000:
+    grain_ms = found.times[roles.time.name or ""].grain_ms
+    if grain_ms < 1000 or (grain_ms == 1000 and whole == plain):
         found.identity = (roles.time.name or "", roles.user.name, found.item)
         found.notes.append(f"{shown}: they are taken for copies (identity)")
     else:
