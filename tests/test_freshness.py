@@ -167,6 +167,16 @@ def test_it_writes_one_sentence_tables_and_plots_and_twice_the_same(log: Path, t
     assert report["verdict"].startswith("On this log")
     assert "with every micro-batch instead of every day" in report["verdict"]
     assert report["verdict"].split(";")[0] in page
+    assert report["comparisons"][0]["comparison"] == "batch over daily, day-old features"
+    whole = report["features_and_weights"][-1]["auc_gain"]
+    assert report["comparisons"][0]["auc_gain"] == whole
+    assert (
+        f"instead of a nightly job (learning every day, day-old features) {'gains' if whole > 0 else 'loses'}"
+        in (report["verdict"])
+        or "no difference could be shown for a live loop" in report["verdict"]
+    )
+    assert all("whole_gain" in row for row in (*report["gains_by_day"], *report["gains_by_hour"], *report["slices"]))
+    assert "learning and features together" in page
     for name in ("staleness", "auc_by_day", "gain_by_hour", "gain_by_day"):
         assert (tmp_path / "a" / f"{name}.png").stat().st_size > 5000
     names = [r["model"] for r in report["models"]]

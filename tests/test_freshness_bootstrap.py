@@ -163,12 +163,13 @@ def test_the_sentence_says_gains_losses_and_that_nothing_could_be_shown() -> Non
     half = 1 / (1 + np.exp(-0.6 * log_odds - 0.4 * log_odds.mean() + rng.normal(0, 0.7, len(user))))
     a, b = Scored([half.astype(np.float32)], []), Scored([best.astype(np.float32)], [])
 
-    def said(fresh: Scored, reference: Scored, old: Scored) -> str:
-        scored = {"minute": fresh, "daily": reference, named("day-old", "minute"): old}
+    def said(fresh: Scored, reference: Scored, old: Scored, oldest: Scored = a) -> str:
+        scored = {"minute": fresh, "daily": reference}
+        scored |= {named("day-old", "minute"): old, named("day-old", "daily"): oldest}
         return verdict(Measured(rows, scored, {}, 200, 1), "minute", "daily", True)
 
     gain = said(b, a, a)
-    assert "learns every minute instead of every day gains ." in gain
+    assert "learning every minute instead of every day gains ." in gain
     assert "live window features instead of day-old ones gain ." in gain
     loss = said(a, b, b)
     assert "instead of every day loses ." in loss
@@ -180,7 +181,7 @@ def test_the_sentence_says_gains_losses_and_that_nothing_could_be_shown() -> Non
     noise = rng.normal(0, 1e-3, len(user))
     near = Scored([(half + noise).astype(np.float32)], [])
     nothing = said(near, a, a)
-    assert "no difference could be shown for a model that learns every minute instead of every day" in nothing
+    assert "no difference could be shown for learning every minute instead of every day" in nothing
     assert "the smallest" in nothing
     # A tenth of the noise of that gain: too small for so few rows.
     few = Rows(rows.y[:60], rows.user[:60], rows.group[:60])
@@ -191,6 +192,27 @@ def test_the_sentence_says_gains_losses_and_that_nothing_could_be_shown() -> Non
     assert ("no difference could be shown" in text) == (
         not gap.shown and not small.gain_percent("minute", "daily").shown
     )
+
+
+def test_the_sentence_says_the_whole_first_where_each_part_alone_gains_nothing() -> None:
+    """Either fresh weights or fresh features find the same: beyond the other, none gains much; together they do."""
+    rng = np.random.default_rng(4)
+    user = np.repeat(np.arange(300), 8)
+    best = 1 / (1 + np.exp(-rng.normal(-1, 1.5, len(user))))
+    rows = Rows((rng.random(len(user)) < best).astype(np.float32), user, user)
+    knows = Scored([best.astype(np.float32)], [])
+    guesses = Scored([rng.random(len(user)).astype(np.float32)], [])
+    scored = {"minute": knows, "daily": knows, named("day-old", "minute"): knows, named("day-old", "daily"): guesses}
+    found = Measured(rows, scored, {}, 200, 1)
+    first, rest = verdict(found, "minute", "daily", True).split(". ", 1)
+    gap = found.gap("minute", named("day-old", "daily"), "auc")
+    assert first.startswith(
+        "On this log a live loop (learning every minute, live window features) instead of a nightly job (learning "
+        f"every day, day-old features) gains {gap.value:.4f}".replace("0.", ".")
+    )
+    assert "% log loss" in first
+    assert rest.startswith("Beyond live features, learning every minute instead of every day gives the same scores")
+    assert "beyond that learning, live window features instead of day-old ones give the same scores" in rest
 
 
 def test_the_smallest_gain_is_what_four_in_five_logs_would_show() -> None:

@@ -48,25 +48,39 @@ def staleness_plot(rows: Sequence[Mapping[str, Any]], base: str) -> Plot:
     axes.legend(frameon=False, fontsize=9)
     caption = (
         f"Gain in AUC over '{base}' on live features against staleness, with 95% intervals over users. To the left: "
-        "fresher."
+        "fresher weights."
     )
+    if any(r["features"] == DAY_OLD for r in rows):
+        caption += " The whole step is from a nightly job (day-old features) to the leftmost model on live features."
     return Plot("staleness", caption, figure)
 
 
 def gains_plot(name: str, what: str, rows: Sequence[Mapping[str, Any]], where: str) -> Plot:
-    """Gains in AUC with their intervals over the values of a column of the rows: days, or hours."""
+    """Gains in AUC with their intervals over the values of a column of the rows: days, or hours. Where the rows have
+    it, the whole gain is drawn too: of fresh weights and features together."""
     figure, axes = canvas()
     own = [r for r in rows if r["auc_gain"] is not None and r["auc_gain_ci"] is not None]
     at = np.arange(len(own))
-    axes.errorbar(
-        at, [r["auc_gain"] for r in own], [r["auc_gain_ci"] for r in own], fmt="o", ms=4, capsize=2, color=MAIN
-    )
+    with_whole = any(r.get("whole_gain_ci") is not None for r in own)
+    for key, colour, label, aside in (
+        ("auc_gain", MAIN, "learning alone", 0.0),
+        ("whole_gain", SECOND, "learning and features", 0.15),
+    ):
+        if key == "whole_gain" and not with_whole:
+            continue
+        halves = [r[f"{key}_ci"] or 0.0 for r in own]
+        axes.errorbar(at + aside, [r[key] for r in own], halves, fmt="o", ms=4, capsize=2, color=colour, label=label)
+    if with_whole:
+        axes.legend(frameon=False, fontsize=9)
     axes.axhline(0, color=QUIET, lw=0.8, ls=":")
     step = max(1, len(own) // 12)
     axes.set_xticks(at[::step], [str(r[where]) for r in own][::step])
     axes.set_ylabel("gain in AUC")
     axes.set_xlabel(where)
-    return Plot(name, f"Gain in AUC by {where}: {what}, with 95% intervals over users.", figure)
+    caption = f"Gain in AUC by {where}: {what}"
+    if with_whole:
+        caption += "; learning and features together, over that job on day-old features"
+    return Plot(name, f"{caption}. With 95% intervals over users.", figure)
 
 
 def arms_plot(rows: Sequence[Mapping[str, Any]], where: str) -> Plot:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from millrace.contracts.clock import DAY_MS
 from millrace.freshness.measure import Figure, Measured
 from millrace.freshness.plots import arms_plot, gains_plot, staleness_plot
-from millrace.freshness.words import BASELINE, DAY_OLD, LIVE, RETRAINED, Late, how_often, named, verdict
+from millrace.freshness.words import BASELINE, DAY_OLD, LIVE, RETRAINED, Late, how_often, named, verdict, whole
 from millrace.offline.dataset import Dataset
 from millrace.offline.follow import Plan, period_ms
 from millrace.reports import Plot
@@ -53,7 +53,7 @@ def report_of(
     """(the report, its plots)."""
     fresh, reference, plan = setup.fresh, setup.reference, setup.plan
     data, label = setup.data, np.asarray(setup.data.label[setup.rows])
-    what = f"learning {how_often(fresh)} instead of {how_often(reference)}"
+    what = f"learning {how_often(fresh)} instead of {how_often(reference)}, both on live features"
     models = _models(setup, found)
 
     def gains(where: str, key: str, head: Row, places: Places) -> Row:
@@ -67,6 +67,7 @@ def report_of(
         row |= _both("log_loss_gain_percent", found.gain_percent(fresh, reference, where))
         if setup.features:
             row |= _both("features_gain", found.gap(fresh, named(DAY_OLD, fresh), "auc", where))
+            row |= _both("whole_gain", found.gap(fresh, named(DAY_OLD, reference), "auc", where))
         for name, sync in (("reference_auc", reference), ("fresh_auc", fresh)):
             row[name] = _rounded(found.figure(sync, "auc", where).value)
         return row
@@ -96,6 +97,7 @@ def report_of(
         "seeds": setup.seeds,
         "grouped_auc_compares": data.compares,
         "gains_are": what,
+        "whole_gains_are": " instead of ".join(whole(fresh, reference)),
         "labels": "taken as known right after the exposure, since the log has no times of clicks",
         "coincide": _coincide(setup),
         "models": models,
@@ -114,7 +116,7 @@ def report_of(
             "clicks_without_a_time": late.untimed,
         }
     if not setup.features:
-        del report["features_and_weights"]
+        del report["features_and_weights"], report["whole_gains_are"]
     curve = _curve(setup, found)
     plots = [
         staleness_plot(curve, setup.sync[0]),
@@ -171,10 +173,12 @@ def _few(setup: Setup) -> list[str]:
 
 
 def _comparisons(setup: Setup, found: Measured) -> list[Row]:
-    """Each model against the reference, and the features; with the smallest gain that could have been shown."""
+    """The live loop against the job, each model against the reference, and the features; with the smallest gain that
+    could have been shown."""
     fresh, reference = setup.fresh, setup.reference
     place = setup.sync.index(reference)
-    pairs = [(f"{reference} over {s}", reference, s) for s in setup.sync[:place]]
+    pairs = [(f"{fresh} over {(old := named(DAY_OLD, reference))}", fresh, old)] if setup.features else []
+    pairs += [(f"{reference} over {s}", reference, s) for s in setup.sync[:place]]
     pairs += [(f"{s} over {reference}", s, reference) for s in setup.sync[place + 1 :]]
     if setup.features:
         pairs += [(f"live over day-old features, {s}", s, named(DAY_OLD, s)) for s in dict.fromkeys((reference, fresh))]

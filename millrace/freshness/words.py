@@ -52,58 +52,65 @@ class Late:
 
 
 def verdict(found: Measured, fresh: str, reference: str, day_old: bool, late: Late | None = None) -> str:
-    """One plain sentence: what learning as often as ``fresh`` is worth instead of ``reference``, and what live features
-    are. A second one says so where clicks that come late make the first an upper bound."""
-    said = _weights(found, fresh, reference)
+    """One plain sentence: what learning as often as ``fresh`` on live features is worth instead of learning as often
+    as ``reference`` on day-old ones. A second one says what each of the two gains beyond the other; without models on
+    day-old features, the first is of learning alone. A last one says so where clicks that come late make the gain of
+    learning an upper bound."""
+    learning = f"learning {how_often(fresh)} instead of {how_often(reference)}"
+    weights = found.gap(fresh, reference, "auc"), found.gain_percent(fresh, reference)
     if day_old:
-        said += "; " + _features(found.gap(fresh, named(DAY_OLD, fresh), "auc"))
+        said = _whole(found, fresh, reference) + f". Beyond live features, {_gain(learning, *weights)}"
+        features = found.gap(fresh, named(DAY_OLD, fresh), "auc")
+        said += f"; beyond that learning, {_gain('live window features instead of day-old ones', features, many=True)}"
+    else:
+        said = _gain(learning, *weights)
     bound = (
         f" For learning this is an upper bound: labels are {late.said}." if late is not None and late.share > 0 else ""
     )
     return f"On this log {said}.{bound}"
 
 
-def _weights(found: Measured, fresh: str, reference: str) -> str:
-    auc, loss = found.gap(fresh, reference, "auc"), found.gain_percent(fresh, reference)
-    who = f"a model that learns {how_often(fresh)} instead of {how_often(reference)}"
+def whole(fresh: str, reference: str) -> tuple[str, str]:
+    """(the live loop, what it is compared with), in words: weights and features, fresh or not."""
+    job = "a nightly job" if reference == DAILY else "a job"
+    return f"a live loop (learning {how_often(fresh)}, live window features)", (
+        f"{job} (learning {how_often(reference)}, day-old features)"
+    )
+
+
+def _whole(found: Measured, fresh: str, reference: str) -> str:
+    base = named(DAY_OLD, reference)
+    return _gain(
+        " instead of ".join(whole(fresh, reference)), found.gap(fresh, base, "auc"), found.gain_percent(fresh, base)
+    )
+
+
+def _gain(who: str, auc: Figure, loss: Figure | None = None, many: bool = False) -> str:
+    """What ``who`` gains. ``many``: the words name several things."""
     if not math.isfinite(auc.half):
         return f"nothing can be said of {who}: {FEW}"
-    if auc.none and loss.none:
-        return f"{who} gives the same scores, so nobody can tell what that is worth"
-    if not auc.shown and not loss.shown:
+    if auc.none and (loss is None or loss.none):
+        return f"{who} {'give' if many else 'gives'} the same scores, so nobody can tell what that is worth"
+    if not auc.shown and (loss is None or not loss.shown):
         return (
             f"no difference could be shown for {who} ({_signed(auc)} AUC); the smallest gain this log could have "
             f"shown is {number(auc.smallest)} AUC"
         )
-    if auc.shown:
-        said = f"{who} {_verb(auc)} {number(auc.value)} ± {number(auc.half)} AUC"
-        if not loss.shown:
-            return said + f", and no difference in log loss could be shown ({loss.value:+.2f}% ± {loss.half:.2f}%)"
-        if (auc.value > 0) != (loss.value > 0):
-            return said + f", but {_verb(loss)} {abs(loss.value):.2f}% ± {loss.half:.2f}% log loss"
-        return said + f" and {abs(loss.value):.2f}% ± {loss.half:.2f}% log loss"
-    return (
-        f"{who} {_verb(loss)} {abs(loss.value):.2f}% ± {loss.half:.2f}% log loss, and no difference in AUC could be "
-        f"shown ({_signed(auc)})"
-    )
+    own = f"{who} {_verb(auc, many)} {number(auc.value)} ± {number(auc.half)} AUC"
+    if loss is None:
+        return own
+    percent = f"{abs(loss.value):.2f}% ± {loss.half:.2f}% log loss"
+    if not auc.shown:
+        return f"{who} {_verb(loss, many)} {percent}, and no difference in AUC could be shown ({_signed(auc)})"
+    if not loss.shown:
+        return own + f", and no difference in log loss could be shown ({loss.value:+.2f}% ± {loss.half:.2f}%)"
+    if (auc.value > 0) != (loss.value > 0):
+        return own + f", but {_verb(loss, many)} {percent}"
+    return own + f" and {percent}"
 
 
-def _features(gap: Figure) -> str:
-    who = "live window features instead of day-old ones"
-    if not math.isfinite(gap.half):
-        return f"nothing can be said of {who}"
-    if gap.none:
-        return f"{who} give the same scores"
-    if gap.shown:
-        return f"{who} {'gain' if gap.value > 0 else 'lose'} {number(gap.value)} ± {number(gap.half)} AUC"
-    return (
-        f"no difference could be shown for {who} ({_signed(gap)} AUC; the smallest it could have shown is "
-        f"{number(gap.smallest)})"
-    )
-
-
-def _verb(figure: Figure) -> str:
-    return "gains" if figure.value > 0 else "loses"
+def _verb(figure: Figure, many: bool) -> str:
+    return ("gain" if figure.value > 0 else "lose") + ("" if many else "s")
 
 
 def _signed(figure: Figure) -> str:
