@@ -6,7 +6,7 @@ Each command imports what it needs itself, so that ``--help`` and short commands
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -116,7 +116,7 @@ def guess(log: Path, *, out: Path | None = None) -> None:
 
 
 def experiment(
-    name: Literal["models", "rounds", "drift", "labels", "recall", "safety", "shop"],
+    name: Literal["models", "rounds", "drift", "labels", "recall", "safety", "shop", "chaos"],
     log: Path | None = None,
     *,
     schema: Path | None = None,
@@ -136,6 +136,10 @@ def experiment(
     hours: float | None = None,
     guests: float | None = None,
     pages: float | None = None,
+    seconds: float | None = None,
+    kills: int | None = None,
+    emptied: int | None = None,
+    busy: int | None = None,
     resume: bool = False,
     out: Path,
 ) -> None:
@@ -150,10 +154,11 @@ def experiment(
         serves against the mixture before it, in closed loop and with the same luck, a simulated world for each seed.
         safety: what is served while samples and models are poisoned, and false refusals where nothing is wrong.
         shop: a small shop by 'millrace up' at real speed, in which nothing is wrong; what the gate refuses there.
+        chaos: demos whose processes are killed at random moments; at the end each exposure is accounted for.
     log
         An exposure log (default: one that the simulator writes for this). For labels, one without action times: its
         clicks are given delays, and the last rows are the traffic. For safety, days in which nothing is wrong, besides
-        the simulated ones. Not for recall and shop.
+        the simulated ones. Not for recall, shop and chaos.
     schema
         Schema of the log (default: the simulated shop's).
     simulated_days
@@ -162,9 +167,9 @@ def experiment(
     test_days
         Days at the end that are only tested on, or lived through (not for drift, labels, recall and safety).
     seeds
-        Runs of each; for safety, worlds that are poisoned.
+        Runs of each; for safety, worlds that are poisoned; for chaos, demos.
     seed
-        Seed of the simulated world; for drift, recall and safety, of the first (not for labels).
+        Seed of the simulated world; for drift, recall, safety and chaos, of the first (not for labels).
     models
         Models to compare (default: all; for rounds, the default model; not for drift, labels, recall and safety).
     inputs
@@ -192,6 +197,14 @@ def experiment(
         For shop: share of visits by people whom the shop never named (default: 0.03).
     pages
         For shop: pages a second (default: 3).
+    seconds
+        For chaos: how long shoppers come, in each demo (default: 200).
+    kills
+        For chaos: kills in each demo, of roles, the scorer's worker and template, broker and Redis (default: 15).
+    emptied
+        For chaos: how often Redis is emptied in each demo (default: 2).
+    busy
+        For chaos: loops that keep cores busy beside it (default: 0).
     resume
         For labels and recall: keep the runs that OUT/runs.jsonl has, when they are of the same code and settings.
     out
@@ -209,6 +222,9 @@ def experiment(
     long = {"--hours": hours, "--guests": guests, "--pages": pages}
     if name != "shop":
         _no_flags(name, long, "it is for shop")
+    struck = {"--seconds": seconds, "--kills": kills, "--emptied": emptied, "--busy": busy}
+    if name != "chaos":
+        _no_flags(name, struck, "it is for chaos")
     if name == "labels":
         _no_flags(name, {"--users": users, "--items": items}, "it is for recall")
         _labels(log, plan, out, seeds, worlds, rates, rows, policies, resume)
@@ -220,6 +236,11 @@ def experiment(
         _recall(out, seed, seeds, users, items, resume)
         return
     _no_flags(name, given | {"--resume": resume or None}, "it is for labels")
+    if name == "chaos":
+        given |= {"LOG": log, "--schema": schema, "--simulated-days": simulated_days, "--models": models}
+        _no_flags(name, given | {"--inputs": inputs, "--users": users, "--items": items}, "it is for other experiments")
+        _chaos(out, range(seed, seed + seeds), seconds=seconds, kills=kills, emptied=emptied, busy=busy)
+        return
     if name == "shop":
         given |= {"LOG": log, "--schema": schema, "--simulated-days": simulated_days, "--models": models}
         _no_flags(name, given | {"--inputs": inputs}, "it is for other experiments")
@@ -517,6 +538,15 @@ def _recall(out: Path, seed: int, seeds: int, users: int | None, items: int | No
     given = {"users": users, "items": items}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     report = experiment_recall(out, seeds=range(seed, seed + seeds), resume=resume, **chosen)
+    say(report["verdict"])
+    print(f"report in {out}")
+
+
+def _chaos(out: Path, seeds: Sequence[int], **chosen: Any) -> None:
+    from millrace.bench.chaos import Plan, experiment_chaos
+    from millrace.reports import say
+
+    report = experiment_chaos(out, Plan(tuple(seeds), **{name: v for name, v in chosen.items() if v is not None}))
     say(report["verdict"])
     print(f"report in {out}")
 

@@ -1,12 +1,25 @@
-"""When a run is over: nothing waits to be read, no figure moves, and the roles that say so are awake."""
+"""When a run is over: nothing waits to be read, no figure moves, and the roles that say so are awake. And what happens
+when something dies while the topics are read.
+"""
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from millrace.demo.settle import Drained
+import pytest
+
+from millrace.contracts.errors import BrokerError
+from millrace.contracts.settings import Settings
+from millrace.demo import settle as module
+from millrace.demo.audit import Ledger
+from millrace.demo.settle import Drained, settle
+from millrace.loop import host as hosts
+from millrace.loop.host import READS, Host, made
 from millrace.loop.monitor import Picture
+from millrace.loop.status import Shown
 
 T0_MS = 1_800_000_000_000
 
@@ -71,3 +84,81 @@ def test_a_role_that_stands_still_has_not_drained_though_its_last_figures_say_so
     answer, why = drained_after(*(picture(s, stood_still_s=s) for s in (0.0, 3.0, 30.0)))
     assert not answer
     assert why == "learn silent"
+
+
+# -- what dies while the topics are read --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(Settings(data=str(tmp_path)), made(tmp_path), threading.Event(), Shown(()))
+
+
+def test_a_broker_that_dies_while_it_is_read_from_is_started_again_meanwhile(host: Host) -> None:
+    started = threading.Event()
+    dead = SimpleNamespace(poll=lambda: -9, returncode=-9)
+    service: Any = SimpleNamespace(name="broker", process=dead)
+
+    def again() -> None:
+        service.process = None
+        started.set()
+
+    service.again = again
+    host.services.append(service)
+    assert host.read(lambda: started.wait(60.0)), "the reader would have waited for ever"
+
+
+def test_what_a_broker_has_is_read_anew_when_it_went_away_and_is_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(hosts, "wait_for_broker", lambda settings, seconds: seen.append("waited"))
+
+    def work() -> int:
+        seen.append("read")
+        if len(seen) < 4:
+            raise BrokerError("no consumer", "start Kafka")
+        return len(seen)
+
+    assert host.read(work) == 5
+    assert seen == ["read", "waited", "read", "waited", "read"]
+    seen.clear()
+
+    def never() -> None:
+        seen.append("read")
+        raise BrokerError("no consumer", "start Kafka")
+
+    with pytest.raises(BrokerError, match="no consumer"):
+        host.read(never)
+    assert seen.count("read") == READS
+
+
+def test_the_books_are_read_again_until_the_loop_is_dry_and_nothing_moves(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first time a role had died: its last figures stand still, and say nothing. The second time they move."""
+    figures = iter([1.0, 1.0, 2.0, 3.0, 4.0, 4.0])
+    dry = iter([False, True, True])
+    reads: list[Ledger] = []
+    roles = {"learn": SimpleNamespace(lives=1, total=lambda name: 0.0)}
+
+    def look() -> Picture:
+        return Picture(T0_MS, {"pending": next(figures), "trained": 0.0}, {}, {}, {}, {})
+
+    def read(settings: Settings, since: Any) -> Ledger:
+        reads.append(Ledger())
+        return reads[-1]
+
+    monkeypatch.setattr(module, "read_ledger", read)
+    monkeypatch.setattr(module, "forgotten", lambda settings, since: "")
+    monkeypatch.setattr(host, "wait", lambda until, seconds, **_: next(dry) if until is drained else True)
+    monkeypatch.setattr(host, "read", lambda work: work())
+    host.monitor = SimpleNamespace(look=look, roles=roles)  # type: ignore[assignment]
+    drained: Any = SimpleNamespace(why="stream silent")
+    ledger, found = settle(host, drained)
+    assert ledger is reads[2]
+    assert len(reads) == 3
+    assert found.picture.figures["pending"] == 4.0
+    assert found.problem is not None
+    assert "the stream holds 4 pending" in str(found.problem)
+    assert host.notes == ["not drained after 60 s: stream silent"]

@@ -16,6 +16,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _NAMES = {"millrace.broker": "broker", "redis-server": "redis"}
@@ -37,22 +38,45 @@ def processes(root: int, roles: Sequence[str], own: str) -> Taken:
         roles: commands of ``python -m millrace`` that are roles.
         own: the name of ``root`` itself, and of what is below it and has no name.
     """
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (fields := _fields(int(entry.name))):
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found, line = Taken(), [(root, own)]
-    while line:
-        pid, parent = line.pop()
+    found = Taken()
+    names: dict[int, str] = {}
+    for pid, process in below(root).items():
         fields = _fields(pid)
         if not fields:
             continue
-        name = own if pid == root else _role(pid, roles) or parent
+        inherited = names.get(process.parent) or names.get(process.session, own)
+        name = names[pid] = own if pid == root else role_of(process.argv, roles) or inherited
         # Its own time, and that of children that have ended and were waited for.
         found.cpu_s[name] = found.cpu_s.get(name, 0.0) + sum(map(int, fields[11:15])) * _TICK_S
         found.memory[name] = found.memory.get(name, 0) + _proportional(pid)
-        line += [(child, name) for child in children.get(pid, [])]
     return found
+
+
+class Process(NamedTuple):
+    """One that runs."""
+
+    parent: int
+    session: int  # the process that leads it
+    argv: tuple[str, ...]
+
+
+def below(root: int) -> dict[int, Process]:
+    """The process ``root`` and all below it, parents before children; last those that have lost their parent and are in
+    a session of one of these."""
+    every = {int(entry.name): _process(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    children: dict[int, list[int]] = {}
+    for pid, process in every.items():
+        if process is not None:
+            children.setdefault(process.parent, []).append(pid)
+    found: dict[int, Process] = {}
+    line = [root]
+    while line:
+        pid = line.pop(0)
+        if (process := every.get(pid)) is not None:
+            found[pid] = process
+            line += children.get(pid, [])
+    own = {process.session for pid, process in found.items() if process.session in found}
+    return found | {pid: p for pid, p in every.items() if p is not None and p.session in own and pid not in found}
 
 
 def folder_bytes(folder: Path) -> int:
@@ -82,11 +106,19 @@ def _fields(pid: int) -> list[str]:
         return []
 
 
-def _role(pid: int, roles: Sequence[str]) -> str:
+def _process(pid: int) -> Process | None:
+    fields = _fields(pid)
+    if not fields or fields[0] == "Z":
+        return None
     try:
         argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
     except (FileNotFoundError, ProcessLookupError):
-        return ""
+        return None
+    return Process(int(fields[1]), int(fields[3]), tuple(argv))
+
+
+def role_of(argv: Sequence[str], roles: Sequence[str]) -> str:
+    """The role or service that a command line names; empty: none of ``roles``."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         for name, role in _NAMES.items():
             if argument == name or os.path.basename(argument.split(" ")[0]) == name:

@@ -34,7 +34,7 @@ from millrace.demo.past import check_days, filled, live_through
 from millrace.demo.preflight import Held, held_by, learnt_until, opening
 from millrace.demo.proved import proved
 from millrace.demo.report import make_report, missing_keys, summary, write_report
-from millrace.demo.settle import Drained, Settlement, labels_take, settle
+from millrace.demo.settle import DRAIN_SECONDS, Drained, Settlement, labels_take, settle
 from millrace.demo.twin import Pages
 from millrace.loop.host import READY_SECONDS, Host, made
 from millrace.loop.monitor import fetch
@@ -54,7 +54,6 @@ UNKNOWN_OF_A_LOG = ("oracle_auc", "first_20000", "ctr_model", "ctr_control")
 LOOP = ("learn", "stream", "serve")
 ROLES = ("simulate", "stream", "learn", "serve")
 """The roles of a demo, as they are shown; :data:`LOOP` is there before the simulator."""
-DRAIN_SECONDS = 60.0
 LABELS_SECONDS = 45.0
 """Labels that take longer than this after the last exposure, by the wall, are not waited for."""
 
@@ -201,19 +200,17 @@ class Demo(Host):
         ended_ms = wall_ms()
         self.stop_role("simulate")
         dry = Drained(self.monitor, self.settings.idle_seconds)
-        if labels_take(self.settings) <= LABELS_SECONDS:
-            drained = self.wait(dry, DRAIN_SECONDS, ends_early=False)
-        else:  # by a slow clock labels come for minutes yet: what the stream holds then stays pending
-            drained = self.wait(dry.read, DRAIN_SECONDS, ends_early=False)
+        if labels_take(self.settings) > LABELS_SECONDS:
+            # By a slow clock labels come for minutes yet: what the stream holds then stays pending.
+            if not self.wait(dry.read, DRAIN_SECONDS, ends_early=False):
+                self.say(f"not read to the end after {DRAIN_SECONDS:g} s: {dry.why}")
             self.stop_role("stream")
             dry = Drained(self.monitor, self.settings.idle_seconds, ("learn",))
-            drained = self.wait(dry, DRAIN_SECONDS, ends_early=False) and drained
-        if not drained:
-            self.say(f"not drained after {DRAIN_SECONDS:g} s: {dry.why}")
+        self.wait(dry, DRAIN_SECONDS, ends_early=False)
         self.phase = "auditing"
         self.view.tick()
         freshness_s, since = last.figures["freshness_s"], self.held.offsets
-        return settle(self.settings, self.monitor, self.supervisor, freshness_s, since, ended_ms)
+        return settle(self, dry, freshness_s, since, ended_ms)
 
 
 def demo(settings: Settings, options: DemoOptions) -> int:
@@ -279,6 +276,12 @@ def _run(settings: Settings, options: DemoOptions, folder: Path, signals: Signal
         return _finish(run, options)
 
 
+def _pages(settings: Settings) -> Pages:
+    pages = Pages(settings.load_schema())
+    read_all(settings, IMPRESSIONS, pages.message)
+    return pages
+
+
 def _finish(run: Demo, options: DemoOptions) -> int:
     ledger, settlement = run.settle()
     run.phase = "stopping"
@@ -287,10 +290,9 @@ def _finish(run: Demo, options: DemoOptions) -> int:
     pages = None
     if options.twin:
         run.view.say("training the twin")
-        pages = Pages(run.settings.load_schema())
-        read_all(run.settings, IMPRESSIONS, pages.message)
+        pages = run.read(lambda: _pages(run.settings))
     report = make_report(ledger, settlement, run.monitor, run.supervisor, run.settings, run.started_ms, pages)
-    report["versions"], differs = proved(run.settings)
+    report["versions"], differs = run.read(lambda: proved(run.settings))
     if options.history_days:
         report["history"] = {
             "days": options.history_days,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,14 +11,15 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
 from millrace.demo.audit import Apart, Ledger, Offsets, Reported, check
 from millrace.labels import Waits
+from millrace.loop.host import Host
 from millrace.loop.monitor import Monitor, Picture
 from millrace.processes.kafka import first_offsets, read_all
-from millrace.processes.supervisor import Supervisor
 
 _MOVING = (
     *("samples", "trained", "repeated", "pending", "dead_letters", "duplicates_dropped", "late", "served_rows"),
     *("held_out", "over_limit", "quarantined", "released", "set_aside"),
 )
+DRAIN_SECONDS = 60.0
 _TRIES = 6
 _STILL_MS = 2500.0
 _STUCK_SECONDS = 2.5
@@ -126,21 +126,30 @@ def labels_take(settings: Settings) -> float:
 
 
 def settle(
-    settings: Settings,
-    monitor: Monitor,
-    supervisor: Supervisor,
+    host: Host,
+    dry: Drained,
     freshness_s: float | None = None,
     since: Offsets | None = None,
     ended_wall_ms: int = 0,
 ) -> tuple[Ledger, Settlement]:
-    """Reads the topics between two looks at the roles that agree, so that both speak of one moment, and checks them."""
-    for attempt in range(_TRIES):
+    """Reads the topics between two looks at the roles that agree, so that both speak of one moment, and checks them.
+    Whatever dies meanwhile is started again, and read once more.
+
+    Args:
+        host: the run.
+        dry: whether everything was handled, which is waited for before each reading.
+    """
+    settings, monitor, supervisor = host.settings, host.monitor, host.supervisor
+    assert monitor is not None
+    for _ in range(_TRIES):
+        drained = host.wait(dry, DRAIN_SECONDS, ends_early=False)
+        if not drained:
+            host.say(f"not drained after {DRAIN_SECONDS:g} s: {dry.why}")
         before = monitor.look()
-        ledger = read_ledger(settings, since)
+        ledger = host.read(lambda: read_ledger(settings, since))
         picture = monitor.look()
-        if all(before.figures.get(n) == picture.figures.get(n) for n in _MOVING) or attempt == _TRIES - 1:
+        if drained and all(before.figures.get(n) == picture.figures.get(n) for n in _MOVING):
             break
-        time.sleep(1.0)
     restarted = supervisor.restarts.get("simulate", 0) > 0
     # A learner that was restarted learns again what its snapshot did not hold: only its versions know the exact count.
     once = monitor.roles["learn"].lives == 1
@@ -159,7 +168,7 @@ def settle(
         once=once,
         **own,
     )
-    problem, gone = None, forgotten(settings, since or {})
+    problem, gone = None, host.read(lambda: forgotten(settings, since or {}))
     try:
         if not gone:
             check(ledger, reported)

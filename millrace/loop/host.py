@@ -17,12 +17,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from millrace.contracts.errors import ServiceError, SettingError
+from millrace.contracts.errors import BrokerError, ServiceError, SettingError
 from millrace.contracts.settings import Settings
 from millrace.loop.monitor import Monitor, Picture
 from millrace.loop.named import wait_for_redis
@@ -36,11 +38,15 @@ from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, tail
 from millrace.processes.spawn import bound
 from millrace.processes.supervisor import Patience, Supervisor
 
+T = TypeVar("T")
+
 READY_SECONDS = 300.0
 """In a fresh clone, on a busy machine, the roles compile their kernels for a minute or two."""
 SLOW_SECONDS = 15.0
 """A start that takes longer is explained."""
 TICK_SECONDS = 0.25
+READS = 5
+"""A broker may go away so often, less one, while it is read from."""
 HEALTH_SECONDS = 0.5
 """Between two looks at the services: all wait for one that died."""
 NAMED_SECONDS = 10.0
@@ -156,6 +162,39 @@ class Host:
             else:
                 time.sleep(pause)
         return True
+
+    def read(self, work: Callable[[], T]) -> T:
+        """Reads from the broker in a thread of its own, and watches roles and services meanwhile.
+
+        Args:
+            work: is begun anew where the broker went away, once it is back.
+
+        Raises:
+            BrokerError: it does not come back, or goes away again and again.
+            ServiceError: a role or service died so often that it is given up.
+        """
+        for left in reversed(range(READS)):
+            try:
+                return self._beside(work)
+            except BrokerError:
+                if not left:
+                    raise
+                self.say("the broker went away; what it has is read once more when it is back")
+                self._beside(lambda: wait_for_broker(self.settings, READY_SECONDS))
+        raise AssertionError("unreachable")
+
+    def _beside(self, work: Callable[[], T]) -> T:
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="beside", daemon=True).start()
+        self.wait(future.done, float("inf"), ends_early=False)
+        return future.result()
 
     # -- services --------------------------------------------------------------------------------------------
 
