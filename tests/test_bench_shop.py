@@ -34,6 +34,7 @@ ROW: dict[str, Any] = {
     "versions": 40,
     "requests": 200,
     "without_user": 1,
+    "unknown": 6,
     "trained": 3500,
     "quarantined": 0,
     "ways_back": 0,
@@ -98,6 +99,7 @@ def test_the_report_counts_refusals_and_minutes_in_which_nothing_was_published()
     assert (report["refused"], report["quarantined"]) == (4, 512)
     assert (report["minutes"], report["minutes_without_version"]) == (6, 1)
     assert report["without_user_share"] == 6 / 1200
+    assert "3.00% for people who are unknown" in report["verdict"]
     assert report["unanswered"] == 1
     assert {check["check"]: check["refused"] for check in report["checks"]} == {"screen": 0, "share": 3, "shift": 1}
     assert [third["click_rate"] for third in report["thirds"]] == [0.105, 0.125, 0.145]

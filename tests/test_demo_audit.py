@@ -162,6 +162,18 @@ def test_messages_that_nobody_can_read_are_counted_and_are_no_pages(shop: Topics
     assert (ledger.exposures, ledger.dead) == (plain.exposures, plain.dead)
 
 
+def test_an_exposure_whose_label_is_due_and_is_not_there_is_named_with_where_it_was_sent(shop: Topics) -> None:
+    ledger = shop.ledger()
+    assert ledger.missing == [], "nothing tells that its time has passed"
+    later = NOW + ledger.waits.settled_ms + 1
+    shop.page("z", 1, ts_ms=later)
+    shop.samples.append(labelled("z", later, [(0, POSITIVE)]).to_bytes())
+    (missing,) = shop.ledger().missing
+    assert missing["page"] == "b"
+    assert (missing["exposures"], missing["partition"], missing["offset"], missing["ts_ms"]) == (1, 0, 2, NOW)
+    assert missing["ago_ms"] == later - NOW
+
+
 def test_two_labels_of_one_exposure_are_found(shop: Topics) -> None:
     shop.label("a", (0, POSITIVE))
     ledger = shop.ledger()

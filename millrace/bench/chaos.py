@@ -240,6 +240,7 @@ def _of(report: Mapping[str, Any], failed: str) -> Row:
         "quarantined": gate["quarantined"],
         "refused": gate["refused"],
         "observed": gate.get("observed", {}),
+        **{f"user_{name}": share for name, share in report["without_user"].items()},
         "click_to_served_p50_ms": served["p50"],
         "click_to_served_p99_ms": served["p99"],
         "errors": report["errors"],
@@ -247,15 +248,10 @@ def _of(report: Mapping[str, Any], failed: str) -> Row:
     }
 
 
-COUNTED = ("exposures_sent", "positives", "negatives", "pending", "exposures_in_dead_letters", "restarts")
-FIGURES = (
-    *COUNTED,
-    *("dead_letters", "quarantined", "click_to_served_p50_ms", "click_to_served_p99_ms", "errors", "served_auc"),
-)
-SHOWN = (
-    *("seed", "broker", "status", "conserved", "exposures_sent", "positives", "negatives", "pending"),
-    *("exposures_in_dead_letters", "quarantined", "click_to_served_p50_ms", "click_to_served_p99_ms", "served_auc"),
-)
+COUNTED = ("exposures_sent", "positives", "negatives", "pending", "exposures_in_dead_letters", "restarts", "missing")
+OTHERS = ("quarantined", "user_not_read", "user_unknown", "click_to_served_p50_ms", "click_to_served_p99_ms")
+FIGURES = (*COUNTED, "dead_letters", *OTHERS, "errors", "served_auc")
+SHOWN = ("seed", "broker", "status", "conserved", *COUNTED[:5], *OTHERS, "served_auc")
 
 
 def said(row: Row) -> str:
@@ -267,8 +263,8 @@ def said(row: Row) -> str:
     return (
         f"seed {row['seed']} on {row['broker']}, status {row['status']}; struck: {struck}; "
         f"{row['exposures_sent'] or 0:,} exposures, {row['exposures_in_dead_letters'] or 0:,} dead: {books}; "
-        f"{refused} refusals; click to served {row['click_to_served_p50_ms'] or 0:.0f} ms (p50), "
-        f"{row['click_to_served_p99_ms'] or 0:.0f} ms (p99)"
+        f"{refused} refusals; {row['user_not_read'] or 0:.2%} of pages without reading their user; click to served "
+        f"{row['click_to_served_p50_ms'] or 0:.0f} ms (p50), {row['click_to_served_p99_ms'] or 0:.0f} ms (p99)"
     )
 
 

@@ -10,7 +10,8 @@ Nobody sends poison, so each refusal is a false one. A row is one minute:
 
 - ``refused``: candidates that the gate refused, by check; ``quarantined``: samples that it kept out of the model.
 - ``versions``: by how much the served version grew; 0 is a minute in which nothing was published.
-- ``without_user``: pages whose user was not read from Redis in time (``millrace_store_fallbacks_total``, ``nothing``).
+- ``without_user``: pages whose user was not read from Redis in time (``millrace_user_reads_total``, ``nothing``);
+  ``unknown``: pages of people whom Redis has not, guests and the deleted reader.
 - ``click_rate``, ``control_click_rate``: on the model's and on random pages. ``auc``: of the scores on the model's
   pages against their clicks; ``oracle_auc``: of the true probabilities; ``page_auc``: what the live page shows.
 
@@ -163,8 +164,9 @@ class Counts:
         learn, serve = self._roles["learn"], self._roles["serve"]
         return {
             "versions": serve.gauge("millrace_served_version") or 0.0,
-            "requests": serve.total("millrace_requests_total"),
-            "without_user": serve.total("millrace_store_fallbacks_total", found="nothing"),
+            "requests": serve.total("millrace_user_reads_total"),
+            "without_user": serve.total("millrace_user_reads_total", found="nothing"),
+            "unknown": serve.total("millrace_user_reads_total", found="unknown"),
             "trained": learn.total("millrace_samples_trained_total"),
             "quarantined": learn.total("millrace_quarantined_rows_total"),
             "ways_back": learn.total("millrace_way_back_total"),
@@ -173,7 +175,7 @@ class Counts:
         }
 
 
-TOTALS = ("versions", "requests", "without_user", "trained", "quarantined", "ways_back")
+TOTALS = ("versions", "requests", "without_user", "unknown", "trained", "quarantined", "ways_back")
 VERDICTS = ("passed", "refused", "unjudged", "observed")
 
 
@@ -221,7 +223,7 @@ def said(row: Row) -> str:
 
 def make_report(rows: Sequence[Row]) -> dict[str, Any]:
     """All rows together: sums, each check's verdicts, figures by thirds of the time, and the verdict in words."""
-    sums = ("pages", "guests", "unanswered", "impressions", "clicks", "requests", "without_user", "trained")
+    sums = ("pages", "guests", "unanswered", "impressions", "clicks", "requests", "without_user", "unknown", "trained")
     total = {name: sum(row[name] for row in rows) for name in (*sums, "quarantined", "ways_back", "versions")}
     total["unanswered"] = rows[-1]["unanswered"] if rows else 0  # it is told from the beginning on
     # Before the first version of all there is nothing that could be published anew.
@@ -259,5 +261,6 @@ def verdict(total: Row, checks: Sequence[Row], thirds: Sequence[Row]) -> str:
         f"In {total['minutes']} minutes with {total['pages']:,} pages the gate refused {total['refused']} candidates"
         f"{f' ({by})' if by else ''} and put {total['quarantined']:,} samples into quarantine; nothing was wrong. "
         f"In {total['minutes_without_version']} minutes nothing was published. {went}"
-        f"{total['without_user_share']:.2%} of the pages were made without their user."
+        f"{total['without_user_share']:.2%} of the pages were made without reading their user, "
+        f"{total['unknown'] / (total['requests'] or 1):.2%} for people who are unknown."
     )

@@ -64,6 +64,7 @@ class PageAccount:
     negative: int = 0
     corrected: int = 0
     own: bool = False  # of this run
+    at: tuple[int, int, int] = (-1, -1, 0)  # partition, offset and time (Unix ms) of its newest exposure
 
     @property
     def labelled(self) -> int:
@@ -162,6 +163,7 @@ class Ledger:
             bits = event.mask
             page = self.pages.setdefault(event.request_id, PageAccount())
             page.own = page.own or own
+            page.at = record.partition, record.offset, event.ts_ms
             if why in REFUSED:
                 page.refused |= bits
             elif dead:
@@ -252,6 +254,25 @@ class Ledger:
         """Labelled, and a dead letter too (one of them when the stream read its input again): a few, by page."""
         lost = [r for r, page in self.pages.items() if page.labelled & page.dead & ~page.sent]
         return lost[:5]
+
+    @property
+    def missing(self) -> list[dict[str, int | str]]:
+        """Pages with exposures whose label is due and is not there: how many of each, where and when they were sent,
+        and how long ago that was when the newest label was given."""
+        now = self._time.advance()
+        due = now - self.waits.settled_ms
+        return [
+            {
+                "page": request,
+                "exposures": page.pending.bit_count(),
+                "partition": page.at[0],
+                "offset": page.at[1],
+                "ts_ms": page.at[2],
+                "ago_ms": now - page.at[2],
+            }
+            for request, page in self.pages.items()
+            if page.pending and page.at[2] < due
+        ]
 
     @property
     def follow_ups(self) -> int:

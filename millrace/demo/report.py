@@ -121,6 +121,7 @@ def make_report(
         "conserved": None if settlement.forgotten else settlement.problem is None,
         "forgotten": settlement.forgotten,
         "problem": str(settlement.problem) if settlement.problem else None,
+        "missing": ledger.missing if settlement.problem else [],
         "sent_from": "topics: the simulator was restarted" if settlement.simulator_restarted else "the simulator",
         "sent_in_topics": {n: counted for n, (_, counted) in sent.items()},
         "corrections": ledger.count("corrected"),
