@@ -24,10 +24,11 @@ them, for guests are normal, and so are deleted users and a Redis that is slow o
 
 No bound is broken by a window that is too short to tell. Labels and AUC must be 4.5 standard errors from the clean
 past, a share so far off that chance does it less than once in half a million times
-(:func:`learner.screenkernels.unlikely`). Errors of labels and AUC are those of independent rows times a dispersion
-which the clean past tells: rows of a page are alike, and a label policy brings negatives in lumps. Corrections bring
-clicks of exposures that were predicted as negatives before, so their labels count and their predictions do not. That
-holds under every label policy.
+(:func:`learner.screenkernels.unlikely`). The error of labels is that of independent rows, the error of AUC that of
+independent visits, each times a dispersion which the clean past tells: rows of a page are alike, and a label policy
+brings negatives in lumps. Nor is the error of labels less than if each visit were off by all the clicks expected of
+it: its clicks come at once, the rest of its rows later. Corrections bring clicks of exposures that were predicted as
+negatives before, so their labels count and their predictions do not. That holds under every label policy.
 
 A click rate that doubles from one minute to the next is a sale, and no fault: who clicks on what stays as predictable
 as it was. Flipped or constant labels are not. So between the narrow and the wide bounds of labels, AUC decides.
@@ -51,6 +52,7 @@ from numpy.typing import NDArray
 from learner.screenkernels import (
     AUC_OFF,
     BINS,
+    CLICKED,
     CLICKS,
     FINE,
     HEAD,
@@ -88,7 +90,7 @@ _MEMORY_ROWS = 65_536
 
 _MOST_NUMBER, _MOST_WEIGHT = 1e30, 1e6
 _VISITORS = 4096  # who are remembered as counted
-_ANY, _PROFILE, _WINDOWS = range(KINDS)  # kinds of visits: rows that tell of it
+_ANY, _PROFILE, _WINDOWS = range(CLICKED)  # kinds of visits: rows that tell of it
 _DAY_MS = 86_400_000
 _TIMES = 15  # newest pages whose median says what time it is
 
@@ -102,7 +104,7 @@ def warm_up() -> None:
     for writeable in (True, False):
         for array in (cat, num, label, kind, user, ts_ms):
             array.flags.writeable = writeable
-        tells = meet(user, ts_ms, kind, kind, np.ones(3, np.int64), *_nobody())
+        tells = meet(user, ts_ms, kind, label, kind, np.ones(3, np.int64), *_nobody())
         at, needs, p = np.array([0, 1], np.intp), np.zeros(1, np.intp), np.ones(2, np.float32)
         count(cat, num, at, needs, label, kind, p, tells, np.zeros((KINDS, 1)), sums)
     auc(sums)
@@ -126,7 +128,7 @@ class Usual(NamedTuple):
     auc: float
     factor: float  # labels over predictions
     dispersion: float  # variance of clicks over that of independent ones
-    auc_dispersion: float  # variance of AUC over that of independent rows
+    auc_dispersion: float  # variance of AUC over that of independent visits
 
 
 class Screen:
@@ -300,13 +302,13 @@ class Screen:
 
     def _columns(self) -> Array:
         """What a state is bound to. (1,)"""
-        return np.array([salt("screen visits", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
+        return np.array([salt("screen clicked", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
 
     def _sums(self, batch: SampleBatch, p: NDArray[np.float32]) -> Sums:
         """What is known of rows, so that it can be added: counts, sums, and clicks and others by logit. (K,)"""
         sums = self._nothing()
         clock = np.array([self._met, _WINDOW_ROWS + _MOST_BLOCK_ROWS, _WINDOW_MS + _BLOCK_MS], np.int64)
-        tells = meet(batch.user, batch.ts_ms, batch.kind, batch.user_missing, clock, self._who, self._last)
+        tells = meet(batch.user, batch.ts_ms, batch.kind, batch.label, batch.user_missing, clock, self._who, self._last)
         self._met += len(batch)
         there, groups = np.zeros((KINDS, batch.cat.shape[1])), len(self._num_starts) - 1
         needs = self._needs[:groups]
@@ -354,7 +356,7 @@ class Screen:
         )
 
     def _auc_off(self) -> float:
-        """The squared distance of the open stretch's AUC to the clean past's, in that of independent rows."""
+        """The squared distance of the open stretch's AUC to the clean past's, in that of independent visits."""
         value, deviation = auc(self._stretch)
         off = ((value - self._usual.auc) / deviation) ** 2
         return float(off) if self.warm and np.isfinite(off) else _YOUNG_DISPERSION

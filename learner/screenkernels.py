@@ -24,8 +24,10 @@ from millrace.contracts.compiled import compiled
 Array = NDArray[Any]
 
 ROWS, CLICKS, PREDICTED, VARIANCE, CORRECTIONS, OFF, AUC_OFF, VISITS = range(8)
-KINDS = 3
-"""V. A visit of kind 0 is told of by any row; of kinds 1 and 2 by one that does not lack that bit of the user."""
+KINDS = 4
+"""V. A visit of kind 0 is told of by any row; of kinds 1 and 2 by one that does not lack that bit of the user; of kind
+:data:`CLICKED` by a click."""
+CLICKED = 3
 HEAD = VISITS + KINDS
 BINS = 80
 _LOW, _PER_BIN = -9.0, 6.0  # of logits, from -9 to 4.3
@@ -37,7 +39,7 @@ NARROW_LOW, NARROW_HIGH, WIDE_LOW, WIDE_HIGH = 0.55, 1.6, 0.3, 3.0
 _AUC_KEPT, _AUC_HOLDS, _AUC_DOUBT = 0.4, 0.75, 1.5  # parts of AUC - .5; standard errors of the latter
 _SHARE_KEPT = 0.6  # of the clean past's share
 _SHARE_NATS = 13.0  # a share as far off is chance once in half a million times
-_LEAST_CLICKS = 16  # of a window, and as many others, for AUC
+_LEAST_CLICKED = 16  # visits of a window with a click, for AUC
 
 FINE, SHARE, LABELS, AUC = range(4)
 """What :func:`judge` found."""
@@ -97,7 +99,9 @@ def count(
 
 
 @compiled
-def meet(user: Array, ts_ms: Array, kind: Array, lacks: Array, clock: Array, who: Array, last: Array) -> Array:
+def meet(
+    user: Array, ts_ms: Array, kind: Array, label: Array, lacks: Array, clock: Array, who: Array, last: Array
+) -> Array:
     """Which rows count of their visit: the first of a visitor since he was counted ``clock`` ago. (B, V)
 
     Args:
@@ -115,7 +119,10 @@ def meet(user: Array, ts_ms: Array, kind: Array, lacks: Array, clock: Array, who
             continue
         s = np.int64((user[b] ^ (user[b] >> np.uint64(32))) % slots)
         for v in range(KINDS):
-            if v and lacks[b] >> (v - 1) & 1:
+            if v == CLICKED:
+                if label[b] <= 0.5:
+                    continue
+            elif v and lacks[b] >> (v - 1) & 1:
                 continue
             rows, ms = clock[0] - last[s, v, 0], ts_ms[b] - last[s, v, 1]
             if who[s, v] == user[b] and last[s, v, 0] and (rows < clock[1] or ms < clock[2]):
@@ -145,7 +152,8 @@ def unlikely(value: float, n: float, usual: float, m: float) -> float:
 def auc(sums: Array) -> tuple[float, float]:
     """(AUC of rows by logit, its standard error where nothing predicts clicks). NaN and infinity with one class only.
 
-    (Mann and Whitney 1947; rows in one bin are ties.)"""
+    (Mann and Whitney 1947; rows in one bin are ties.) The error is of as many independent rows as there are visits:
+    the rows of one are alike, and a page of clicks beside another one's skips may order them in any way."""
     first = len(sums) - 2 * BINS
     others, clicks, pairs = 0.0, 0.0, 0.0
     for k in range(BINS):
@@ -155,7 +163,9 @@ def auc(sums: Array) -> tuple[float, float]:
         clicks += m
     if others == 0 or clicks == 0:
         return np.nan, np.inf
-    return pairs / (others * clicks), np.sqrt((1 / others + 1 / clicks) / 12)
+    visits, clicked = sums[VISITS], sums[VISITS + CLICKED]
+    error = np.sqrt((1 / visits + 1 / clicked) / 12) if visits and clicked else np.inf
+    return pairs / (others * clicks), error
 
 
 @compiled
@@ -196,7 +206,8 @@ def judge(
         low, high = (WIDE_LOW, WIDE_HIGH) if holds else (NARROW_LOW, NARROW_HIGH)
         expected = max(factor * sums[PREDICTED], 1e-9)
         # The root of a count has half the deviation of the count over the root of its mean.
-        variance = dispersion * factor * sums[VARIANCE]
+        # Clicks of a visit may all come before what was passed over, or behind it: it may be off by all it expects.
+        variance = max(dispersion * factor * sums[VARIANCE], expected**2 / max(sums[VISITS], 1e-9))
         below = DEVIATIONS / 2 * np.sqrt(variance / expected)
         above = DEVIATIONS / 2 * np.sqrt((variance + sums[CORRECTIONS]) / expected)  # when these come is chance, too
         fewest = min(low * expected, max(np.sqrt(expected) - below - 1, 0.0) ** 2)
@@ -206,7 +217,6 @@ def judge(
         if sums[CLICKS] > most:
             return LABELS, 0, sums[CLICKS] / expected, most / expected
         lowest = min(0.5 + _AUC_KEPT * (usual_auc - 0.5), usual_auc - DEVIATIONS * deviation)
-        both = min(sums[CLICKS], sums[ROWS] - sums[CLICKS]) >= _LEAST_CLICKS
-        if both and value < lowest:
+        if sums[VISITS + CLICKED] >= _LEAST_CLICKED and value < lowest:
             return AUC, 0, value, lowest
     return FINE, 0, 0.0, 0.0

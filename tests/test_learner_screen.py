@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -177,10 +178,15 @@ WINDOW_COLUMNS = [c for c in USER_NUM if c >= USER_SCHEMA.layout.window_start]
 
 
 class Readers:
-    """A small shop's samples: three pages of thirty rows a second, in visits of five pages."""
+    """A small shop's samples: three pages of thirty rows a second, in visits of five pages.
 
-    def __init__(self, seed: int) -> None:
+    Args:
+        spread: by how much visitors differ in what they click, as a deviation of logits, which the model knows.
+    """
+
+    def __init__(self, seed: int, spread: float = 0.0) -> None:
         self.rng, self.ts_ms, self.reading = np.random.default_rng(seed), START_MS, np.empty(0, np.int64)
+        self.level = np.random.default_rng(seed + 100).normal(0, spread, 501)
 
     def page(self) -> Scored:
         """The next page, of which everything is there."""
@@ -188,7 +194,7 @@ class Readers:
         if len(self.reading) < 60:
             self.reading = rng.permutation(np.append(self.reading, np.repeat(rng.integers(1, 501, 30), 5)))
         user, self.reading, self.ts_ms = int(self.reading[0]), self.reading[1:], self.ts_ms + 333
-        t = -2.2 + rng.normal(0, 1.2, 30)
+        t = -2.2 + self.level[user] + rng.normal(0, 1.2, 30)
         p = (1 / (1 + np.exp(-t))).astype(np.float32)
         kind = np.where(rng.random(30) < p, POSITIVE, NEGATIVE).astype(np.uint8)
         num = (rng.random((30, layout.N)) < 0.9).astype(np.float32)
@@ -409,6 +415,25 @@ def in_lumps(stream: Stream, rows: int) -> Iterator[Scored]:
         if i % 4 == 3:
             yield from waiting
             waiting = []
+
+
+def clicks_first(pages: Iterator[Scored], later: int) -> Iterator[Scored]:
+    """Clicks come at once, the others of a page when so many more pages were seen: those of other visitors."""
+    waiting: deque[Scored] = deque()
+    for batch, p in pages:
+        clicked = batch.label > 0
+        waiting.append((batch.take(~clicked), p[~clicked]))
+        yield batch.take(clicked), p[clicked]
+        if len(waiting) > later:
+            yield waiting.popleft()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clicks_of_few_visitors_beside_what_others_passed_over_tell_no_auc(seed: int) -> None:
+    """A visitor who clicks little clicks just now, and what comes of ten seconds ago is of one who clicks much."""
+    screen, readers = Screen(USER_SCHEMA, HOUR_MS), Readers(seed, spread=1.5)
+    assert learn(screen, clicks_first(readers.pages(5000), later=30)) == []
+    assert screen.warm
 
 
 def test_lumps_are_usual_where_they_are_usual() -> None:
