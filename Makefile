@@ -4,8 +4,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
-# The CPU build of torch is a tenth of the other one's size, and nothing here uses a GPU.
-TORCH  ?= https://download.pytorch.org/whl/cpu
 # Tests at a time. Much of their time is waiting for processes: two more than the cores of a small machine.
 JOBS   ?= 4
 
@@ -20,7 +18,6 @@ help:            ## list the targets
 $(STAMP): pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/pip install --quiet --disable-pip-version-check --retries 0 --extra-index-url $(TORCH) 'torch<3'
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]' --editable ./client
 	@touch $@
 
@@ -57,7 +54,6 @@ SCHEMA ?= examples/kuairand/schema.toml
 wheel-test:      ## the wheel in a new environment of PYTHON=python3.13, in an empty folder: a replay of LOG, a demo
 	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
 	$(PYTHON) -m venv $$away/env; \
-	$$away/env/bin/pip install --quiet --disable-pip-version-check --retries 0 --extra-index-url $(TORCH) 'torch<3'; \
 	$$away/env/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $$away .; \
 	$$away/env/bin/pip install --quiet --disable-pip-version-check $$away/*.whl; \
 	log='$(abspath $(LOG))'; schema='$(abspath $(SCHEMA))'; mkdir $$away/empty; cd $$away/empty; \
