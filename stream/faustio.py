@@ -182,6 +182,17 @@ class _Transport(driver.Transport):
     Consumer = _Consumer
 
 
+def group_lost(app: faust.App) -> BaseException | None:
+    """Why aiokafka's consumer no longer speaks with its group; None: it does, or has not begun.
+
+    A broker that is up and has no broker to name (one that its controller has fenced, say) ends aiokafka's task for the
+    group while Faust has no partition yet: nothing would ever come, and nobody would be told.
+    """
+    consumer = getattr(getattr(app._consumer, "_thread", None), "_consumer", None)
+    task = getattr(getattr(consumer, "_coordinator", None), "_coordination_task", None)
+    return task.exception() if task is not None and task.done() and not task.cancelled() else None
+
+
 class StreamApp(faust.App):
     """The Faust app of one worker.
 

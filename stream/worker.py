@@ -42,7 +42,7 @@ from millrace.processes.wall import event_now_ms
 from stream import figures
 from stream.ahead import utc
 from stream.alarms import Alarms
-from stream.faustio import StreamApp, calm_client
+from stream.faustio import StreamApp, calm_client, group_lost
 from stream.gate import Arrival
 from stream.listkeeper import ListKeeper
 from stream.logids import ends_of, ids_of_inputs
@@ -422,6 +422,8 @@ class Worker:
                     raise self.failure
                 if self.app.crashed:
                     raise expected(self.app.crash_reason, "Faust", self.settings)
+                if (why := group_lost(self.app)) is not None:
+                    raise expected(why, "the consumer group", self.settings)
                 if stop.is_set() and saving is None:
                     saving = asyncio.create_task(self._give_up())
                 await asyncio.sleep(LOOK_SECONDS)

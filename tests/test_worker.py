@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from millrace.contracts.errors import BrokerError, ServiceError
@@ -200,3 +203,21 @@ def test_a_worker_that_joins_a_broker_without_topics_has_them_once_they_are_ther
             until(lambda: told()[-1] == 2 * len(INPUTS), "it is assigned all", more=log.read_text)
         finally:
             stop(member)
+
+
+def test_a_worker_whose_consumer_group_is_lost_ends_and_says_why() -> None:
+    """Found by chaos: fenced Kafka names no broker. Aiokafka's group task ends, and the stream never begins."""
+
+    async def lost() -> None:
+        raise KafkaError("Unexpected error during coordination AssertionError('Did we not perform bootstrap?')")
+
+    async def life() -> None:
+        task = asyncio.create_task(lost())
+        consumer = SimpleNamespace(_coordinator=SimpleNamespace(_coordination_task=task))
+        app = SimpleNamespace(crashed=False, _consumer=SimpleNamespace(_thread=SimpleNamespace(_consumer=consumer)))
+        worker: Any = SimpleNamespace(failure=None, app=app, settings=Settings(kafka="127.0.0.1:1"))
+        async with asyncio.timeout(60.0):
+            await Worker._until(worker, threading.Event())
+
+    with pytest.raises(BrokerError, match=r"failed the consumer group .*Did we not perform bootstrap"):
+        asyncio.run(life())
