@@ -170,18 +170,19 @@ def test_old_messages_and_files_are_removed_and_the_newest_pair_can_be_proved(
     role = Role(settings)
     until(lambda: trained(settings) == 0, "it serves")
     for number in range(6):
-        send(settings, [make_samples(100, number)])
-        until(partial(has_learnt, settings, 100 * (number + 1)), "a snapshot has it")
+        send(settings, [make_samples(600, number)])
+        until(partial(has_learnt, settings, 600 * (number + 1)), "a snapshot has it")
     role.end()
     store = ModelStore(settings.place("models"), writes=False)
-    newest, before = store.snapshots()
+    newest, before, mark = store.snapshots()  # the oldest is where a way back begins: below the first stretch's end
+    assert 1200 < mark.trained <= 2400
     assert newest.log == before.log == topic_ids(settings)[MODEL_DELTAS] != ""
     offsets: list[int] = []
     read_all(settings, MODEL_DELTAS, lambda record: offsets.append(record.offset))
     assert offsets[0] == before.follows > 0
-    used = {f.name for note in (newest, before) for f in note.files}
-    acts = store.store.names("cuts-")  # how the two were learnt
-    assert len(acts) <= 2
+    used = {f.name for note in (newest, before, mark) for f in note.files}
+    acts = store.store.names("cuts-")  # how they were learnt
+    assert len(acts) <= 4
     assert set(store.store.names()) == used | {n for n in store.store.names() if n.endswith(".manifest")} | set(acts)
     assert len(prove(store, read_deltas(settings)).proofs) == 1
     clilogs.verify(settings.place("models"), kafka=settings.kafka)

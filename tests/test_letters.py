@@ -21,7 +21,7 @@ from millrace.reference.letters import Letters
 from millrace.up.folder import locked
 
 ROOT = Path(__file__).parent.parent
-MAKERS = {"Dead", "BadEventError", "DeadLetter", "DeadLetter.of"}
+MAKERS = {"Dead", "BadEventError", "DeadLetter", "DeadLetter.of", "self._refuse"}
 INNER = {"bad-value", "bad-key"}
 """Reasons of BadEventError that users and items have within `bad-user` and `bad-item`."""
 

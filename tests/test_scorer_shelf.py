@@ -16,6 +16,7 @@ from millrace.contracts.schema import parse_schema
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.index import ItemIndex
+from scorer.itemimage import REMOVED_MS
 from scorer.shelf import Arrays, Shelf
 from tests.scorer_shop import BUILDER, DAY_MS, NOW_MS, item, tiles, window_keys
 
@@ -74,7 +75,8 @@ def assert_equal(shelf: Shelf, index: ItemIndex, now_ms: int) -> None:
     n = len(index)
     rows = np.arange(n)
     assert shelf.ids == index.ids
-    assert shelf.rows_of(index.ids).tolist() == rows.tolist()
+    removed = index.born_ms == REMOVED_MS
+    assert shelf.rows_of(index.ids).tolist() == np.where(removed, -1, rows).tolist()
     assert shelf.alive.tolist() == index.alive.tolist()
     columns, form = index.columns(rows), shelf.form
     held = shelf.rows

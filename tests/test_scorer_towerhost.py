@@ -440,5 +440,5 @@ def test_while_an_index_is_built_items_are_followed_by_the_version_that_is_out(
 
 def test_without_the_package_a_scorer_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "usearch", None)
-    with pytest.raises(SettingError, match=r"millrace\[ann\]"):
+    with pytest.raises(SettingError, match=r"pip install '\.\[ann\]'"):
         make(tmp_path, recall_index="usearch")
