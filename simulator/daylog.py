@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from millrace.contracts.errors import LogError
-from millrace.contracts.files import write_whole
+from millrace.basics.errors import LogError
+from millrace.basics.files import write_whole
 from simulator.catalogue import price_band
 from simulator.dice import uniform
 from simulator.pages import PagePolicy

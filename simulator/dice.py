@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts.hashing import combine, salt
+from millrace.basics.hashing import combine, salt
 
 F64 = NDArray[np.float64]
 _TWO_PI = 2.0 * np.pi

@@ -2,8 +2,8 @@
 """The oracle's AUC: how well the true click probabilities rank the items that were shown. No model
 can do better for long.
 
-It is over rows such as the learner's own figure is over (:mod:`learner.served`): the newest exposures whose outcome is
-final.
+It is over rows such as the learner's own figure is over (:mod:`learner.evaluation.served`): the newest exposures
+whose outcome is final.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 
 import numpy as np
 
-from millrace.contracts.merit import Newest, auc
+from millrace.basics.merit import Newest, auc
 from simulator.dice import F64
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.hashing import column_hash
 from millrace.contracts.events import Id, Item, User
-from millrace.contracts.hashing import column_hash
 from millrace.contracts.schema import DERIVED, Schema
 from millrace.logs import TS, LogTable
 from simulator.params import DAY_MS

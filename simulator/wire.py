@@ -18,7 +18,7 @@ import msgspec
 import structlog
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from millrace.contracts.errors import SettingError
+from millrace.basics.errors import SettingError
 from simulator import figures
 
 log = structlog.get_logger("simulator")

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 Tree = Mapping[str, str]
@@ -21,61 +22,40 @@ Tree = Mapping[str, str]
 
 ROOT = Path(__file__).parent.parent
 
-ROOMS: dict[str, set[str]] = {
-    "contracts": set(),
-    "labels": {"contracts"},
-    "windows": {"contracts"},
-    "logs": {"contracts"},
-    "reports": {"contracts"},
-    "versions": {"contracts"},
-    "processes": {"contracts", "versions"},
-    "broker": {"contracts"},
-    "stream": {"contracts", "labels", "windows", "processes"},
-    "learner": {"contracts", "labels", "versions", "processes"},
-    "simulator": {"contracts", "logs", "processes"},
-    "scorer": {"contracts", "windows", "versions", "processes", "learner"},
-    "intake": {"contracts", "processes"},
-    "archive": {"contracts", "labels", "processes"},
-    "replay": {"contracts", "labels", "windows", "logs", "reports", "learner"},
-    "offline": {
-        *("contracts", "labels", "windows", "logs", "reports", "versions"),
-        *("stream", "learner", "scorer", "simulator", "replay"),
-    },
-    "guess": {"contracts", "logs"},
-    "freshness": {"contracts", "reports", "learner", "offline", "replay"},
-    "delays": {"contracts", "labels", "logs", "reports", "learner", "replay", "offline"},
-    "proofs": {"contracts", "windows", "logs", "reports", "learner", "archive", "replay"},
-    "history": {
-        *("contracts", "windows", "logs", "reports", "versions", "processes"),
-        *("stream", "learner", "scorer", "replay"),
-    },
-    "repair": {"contracts", "reports", "versions", "processes", "learner"},
-    "loop": {"contracts", "processes"},
-    "up": {"contracts", "processes", "loop"},
-    "demo": {"contracts", "labels", "reports", "versions", "processes", "learner", "simulator", "history", "loop"},
-    "bench": {
-        *("contracts", "labels", "windows", "logs", "reports", "versions", "processes"),
-        *("stream", "learner", "scorer", "simulator", "replay", "offline", "history", "repair", "loop", "up"),
-    },
-    "reference": {"contracts"},
-    "cli": {
-        *(
-            "contracts",
-            "reports",
-            "versions",
-            "processes",
-            "stream",
-            "learner",
-            "scorer",
-            "simulator",
-            "intake",
-            "archive",
-        ),
-        *("replay", "offline", "guess", "freshness", "delays", "proofs", "history", "repair"),
-        *("bench", "demo", "up", "reference"),
-    },
+TOPS: dict[str, set[str]] = {
+    "millrace": set(),
+    "simulator": {"millrace"},
+    "stream": {"millrace"},
+    "learner": {"millrace"},
+    "scorer": {"millrace", "learner"},
+    "commands": {"millrace", "simulator", "stream", "learner", "scorer"},
+    "experiments": {"millrace", "simulator", "stream", "learner", "scorer", "commands"},
+    "benchmarks": {"millrace", "simulator", "stream", "learner", "scorer", "commands", "experiments"},
 }
-"""The rooms from the ground up, and which rooms each imports. docs/architecture.md draws this table."""
+"""The folders at the top from the ground up, and which of them each imports. docs/architecture.md draws this table."""
+
+FLOORS = """
+millrace: basics contracts broker labels logs windows reports versions processes
+simulator:
+stream: intake archive join partition worker
+learner: tables network.models network retrieval ranker samples evaluation serving custom custom.adapters \
+    training gate role
+scorer: users catalog recall ipc pagelog page worker feeder
+commands: guess reference replay history offline proofs repair freshness delays loop loop.page up demo cli
+experiments:
+benchmarks:
+"""
+"""The rooms of each top folder from the ground up: a room imports those to its left."""
+
+ROOMS: tuple[str, ...] = tuple(
+    name
+    for top, _, rooms in (line.partition(":") for line in FLOORS.strip().splitlines())
+    for name in (*(f"{top}.{room}" for room in rooms.split()), top)
+)
+"""Every folder with modules, from the ground up: a folder's own modules lie above those of its rooms."""
+
+LARGEST = 18
+"""How many modules a folder may have."""
 
 MARKS = ("# core", "# shell")
 
@@ -384,85 +364,121 @@ def dynamic_problems(tree: Tree) -> list[str]:
 # -- rooms -----------------------------------------------------------------------------------------------------------
 
 
-def rooms_of(tree: Tree) -> dict[str, str]:
-    """The room of each module: its package, or the package below ``millrace``. Modules in ``millrace`` itself are the
-    command line (``cli``, ``__main__``) or ``millrace``."""
-    inner = {module.split(".")[1] for module in tree if module.startswith("millrace.") and module.count(".") > 1}
-    found = {}
-    for module in tree:
-        top, _, rest = module.partition(".")
-        name = rest.split(".")[0]
-        if top != "millrace":
-            found[module] = top
-        elif name in ("cli", "clilogs", "clirepair", "clitrust", "__main__"):
-            found[module] = "cli"
-        else:
-            found[module] = name if name in inner else "millrace"
-    return found
+def room_of(tree: Tree, module: str) -> str:
+    """The folder that a module lies in. A package is in the folder that it is."""
+    package = any(name.startswith(f"{module}.") for name in tree)
+    return module if package or "." not in module else module.rpartition(".")[0]
+
+
+def all_imported(tree: Tree, module: str) -> list[str]:
+    """As :func:`imported`, and those that are imported for types only."""
+    found = dict.fromkeys(imported(tree, module))
+    for name in facts(module, tree[module]).for_types:
+        while name and name not in tree:
+            name = name.rpartition(".")[0]
+        if name:
+            found[name] = None
+    return [name for name in found if name not in (module, "millrace")]
 
 
 def arrows(tree: Tree) -> Counter[tuple[str, str]]:
-    """(from, to) -> how many pairs of a module in one room and a module in another that it imports. The bare package
-    ``millrace`` is left out: it holds the version only."""
-    counts: Counter[tuple[str, str]] = Counter()
-    room = rooms_of(tree)
-    for module in tree:
-        for name in dict.fromkeys(imported(tree, module)):
-            pair = room[module], room[name]
-            if pair[0] != pair[1] and name != "millrace":
-                counts[pair] += 1
-    return counts
+    """(from, to) -> how many pairs of a module in one room and a module in another that it imports, for types too.
+    The bare package ``millrace`` is left out: it holds the version only."""
+    rooms = {module: room_of(tree, module) for module in tree}
+    pairs = ((rooms[module], rooms[name]) for module in tree for name in all_imported(tree, module))
+    return Counter(pair for pair in pairs if pair[0] != pair[1])
 
 
-def room_problems(tree: Tree, rooms: Mapping[str, set[str]]) -> list[str]:
-    """Modules without a room, imports that the table of rooms does not have, and entries of it that nobody uses."""
-    problems = []
-    order = list(rooms)
-    for own, others in rooms.items():
-        problems += [
-            f"the table lets {own} import {other}, which is not below it; list rooms from the ground up"
-            for other in sorted(others)
-            if other not in order[: order.index(own)]
-        ]
-    room = rooms_of(tree)
-    used: set[tuple[str, str]] = set()
-    full = set()
-    for module in tree:
-        own = room[module]
-        if module != "millrace" and own not in rooms:
-            problems.append(f"{module} is in no room; move it into one of {', '.join(rooms)}, or add its room")
+def room_problems(tree: Tree, rooms: Sequence[str] = ROOMS, tops: Mapping[str, set[str]] = TOPS) -> list[str]:
+    """Modules in no room, upward imports, rooms that are too large or empty, entries of the table that nobody uses."""
+    found = []
+    order = {room: floor for floor, room in enumerate(rooms)}
+    own = {module: room_of(tree, module) for module in tree}
+    used = set()
+    for module, room in own.items():
+        if room not in order:
+            found.append(f"{module} is in no room; move it into one of {', '.join(rooms)}, or add its room")
             continue
-        full.add(own)
-        for name in dict.fromkeys(imported(tree, module)):
-            other = room[name]
-            if other == own or name == "millrace":
+        for name in all_imported(tree, module):
+            other = own[name]
+            top, its_top = room.split(".")[0], other.split(".")[0]
+            used.add((top, its_top))
+            if other == room or other not in order:
                 continue
-            used.add((own, other))
-            if own == "millrace" or other not in rooms.get(own, ()):
-                upward = own == "millrace" or (other in order and order.index(other) > order.index(own))
-                problems.append(
-                    f"{module} imports {name}: {'upward, ' if upward else ''}from {own} to {other};"
-                    f" move what is shared below both, or take it as an argument"
-                    + ("" if upward else f", or add '{other}' to the imports of '{own}' in ROOMS and the drawing")
+            upward = order[other] > order[room]
+            if upward or (top != its_top and its_top not in tops[top]):
+                found.append(
+                    f"{module} imports {name}: {'upward, ' if upward else ''}from {room} to {other};"
+                    " move what is shared below both, or take it as an argument"
                 )
-    for own, others in rooms.items():
-        if own not in full:
-            problems.append(f"room {own} is empty; take it out of ROOMS and the drawing")
-        problems += [
-            f"{own} no longer imports {other}; take it out of ROOMS and the drawing"
-            for other in sorted(others)
-            if (own, other) not in used
-        ]
-    return problems
+    sizes = Counter(own[module] for module in tree if own[module] != module)
+    found += [
+        f"{room} has {size} modules; {LARGEST} is the most that a folder may have: make rooms in it"
+        for room, size in sizes.items()
+        if size > LARGEST
+    ]
+    found += [f"room {room} is empty; take it out of FLOORS" for room in rooms if room not in own.values()]
+    found += [
+        f"{top} no longer imports {other}; take it out of TOPS and the drawing"
+        for top, others in tops.items()
+        for other in sorted(others)
+        if (top, other) not in used
+    ]
+    return found
 
 
-def problems(tree: Tree, rooms: Mapping[str, set[str]] = ROOMS) -> list[str]:
+def circle_problems(tree: Tree) -> list[str]:
+    """Modules that import each other, through others too, at any time or for types only."""
+    graph = {module: all_imported(tree, module) for module in tree}
+    found = []
+    while True:
+        try:
+            tuple(TopologicalSorter(graph).static_order())
+        except CycleError as error:
+            circle = error.args[1][::-1]
+            found.append(f"{' imports '.join(circle)}: a circle; move what is shared below both")
+            graph[circle[0]].remove(circle[1])
+        else:
+            return found
+
+
+def door_problems(tree: Tree) -> list[str]:
+    """Packages whose ``__init__`` does more than hand names on, or that do not say in a line what they are for."""
+    found = []
+    for module, source in tree.items():
+        if room_of(tree, module) != module:
+            continue
+        body = ast.parse(source).body
+        if not ast.get_docstring(ast.parse(source)):
+            found.append(f"{module} does not say what it is for: write a line at the top of its __init__.py")
+        rest = [n for n in body[1:] if not isinstance(n, ast.Import | ast.ImportFrom) and not _is_plain_name(n)]
+        if rest:
+            found.append(
+                f"{module} line {rest[0].lineno} of __init__.py does more than hand names on: make a module of it"
+            )
+    return found
+
+
+def _is_plain_name(node: ast.stmt) -> bool:
+    """``__all__ = [...]``, ``__version__ = "..."``, or a text below a name."""
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)
+    return (
+        isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id.startswith("__")
+        and isinstance(node.value, ast.Constant | ast.List)
+    )
+
+
+def problems(tree: Tree, rooms: Sequence[str] = ROOMS, tops: Mapping[str, set[str]] = TOPS) -> list[str]:
     """All of them."""
-    return [*mark_problems(tree), *core_problems(tree), *dynamic_problems(tree), *room_problems(tree, rooms)]
+    structure = [*room_problems(tree, rooms, tops), *circle_problems(tree), *door_problems(tree)]
+    return [*mark_problems(tree), *core_problems(tree), *dynamic_problems(tree), *structure]
 
 
 def drawn(page: str) -> dict[str, set[str]]:
-    """The table of rooms as a page draws it: lines ``room  → room, room`` (or ``→ nothing``), counts in brackets."""
+    """The table of top folders as a page draws it: lines ``folder → folder, folder`` (or ``→ nothing``)."""
     table = {}
     for line in page.splitlines():
         own, arrow, others = line.partition(" → ")
@@ -473,12 +489,26 @@ def drawn(page: str) -> dict[str, set[str]]:
 
 
 def main(root: Path) -> None:
+    """Prints each room: modules, lines, what it is for, and what it imports, with the number of pairs of modules."""
     tree = read_tree(root)
     counts = arrows(tree)
-    sizes = Counter(rooms_of(tree).values())
-    for own, modules in sizes.items():
-        others = ", ".join(f"{b} ({n})" for (a, b), n in sorted(counts.items()) if a == own)
-        print(f"{own} ({modules} modules) → {others or 'nothing'}")
+    members: dict[str, list[str]] = {}
+    for module in tree:
+        members.setdefault(room_of(tree, module), []).append(module)
+    for room in sorted(members, key=ROOMS.index):
+        own = members[room]
+        lines = sum(tree[module].count("\n") for module in own)
+        purpose = (ast.get_docstring(ast.parse(tree[room])) or "").split("\n")[0]
+        others = ", ".join(f"{b} ({n})" for (a, b), n in sorted(counts.items()) if a == room)
+        print(f"{room}: {sum(m != room for m in own)} modules, {lines:,} lines. {purpose}")
+        print(f"    → {others or 'nothing'}")
+    found = [*room_problems(tree), *circle_problems(tree), *door_problems(tree)]
+    within = len({pair for pair in counts if pair[0].split(".")[0] == pair[1].split(".")[0]})
+    print(
+        f"{len(members)} rooms, {len(tree)} modules, {sum(s.count(chr(10)) for s in tree.values()):,} lines,", end=" "
+    )
+    print(f"{len(counts)} arrows ({within} within a top folder); problems: {len(found)}")
+    print(*found, sep="\n", end="")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ settings.load_profile("millrace")
 ROOT = Path(__file__).parent.parent
 COMPILE = (
     "from millrace.contracts.schema import shop_schema; from millrace.contracts.settings import Settings;"
-    " from stream.partition import Policy; from stream.warm import warm_up;"
+    " from stream.partition.partition import Policy; from stream.worker.warm import warm_up;"
     " warm_up(shop_schema(), Policy.of(Settings()))",
-    "from millrace.contracts.schema import shop_schema; from learner.model import OnlineModel;"
-    " from learner.warm import warm_up; warm_up(OnlineModel(shop_schema(), {}, 0))",
+    "from millrace.contracts.schema import shop_schema; from learner.ranker.model import OnlineModel;"
+    " from learner.role.warm import warm_up; warm_up(OnlineModel(shop_schema(), {}, 0))",
 )
 """What fills numba's caches. Each takes a core for half a minute where nothing is cached."""
 
@@ -45,7 +45,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def _cached() -> bool:
     """Whether anything was ever compiled in this clone. What has changed since is compiled by whoever calls it."""
-    return all(any((ROOT / room / "__pycache__").glob("*.nbi")) for room in ("millrace/windows", "learner"))
+    return all(any((ROOT / room / "__pycache__").glob("*.nbi")) for room in ("millrace/windows", "learner/tables"))
 
 
 @pytest.fixture(autouse=True)
@@ -65,10 +65,10 @@ def one_thread() -> Iterator[None]:
 
 
 MAY_SKIP = {
-    "tests/test_state_contract.py::": "a check that does not hold for a class by design; its case says why",
-    "tests/test_models_own.py::test_determinism[river]": "River's linear models draw nothing",
-    "tests/test_models_own.py::test_a_batch_that_would_break_it_leaves_no_trace[river]": "no batch breaks River's",
-    "tests/test_models_own.py::test_a_snapshot_of_another_model_is_refused": "a model is no other than itself",
+    "tests/repository/test_state_contract.py::": "a check that does not hold for a class by design; its case says why",
+    "tests/learner/custom/test_own_models.py::test_determinism[river]": "River's linear models draw nothing",
+    "tests/learner/custom/test_own_models.py::test_a_batch_that_would_break_it_leaves_no_trace[river]": "no batch can",
+    "tests/learner/custom/test_own_models.py::test_a_snapshot_of_another_model_is_refused": "there is no other one",
 }
 """Beginnings of the names of tests that may skip where ``MILLRACE_TEST_ALL`` is set, and why. Any other test that skips
 fails there: something that it needs is not installed. CI sets it."""

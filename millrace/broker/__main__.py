@@ -16,10 +16,10 @@ from pathlib import Path
 
 import structlog
 
+from millrace.basics.errors import MillraceError, PortError, ServiceError
 from millrace.broker.call import HOST
 from millrace.broker.log import Limits
 from millrace.broker.server import Server
-from millrace.contracts.errors import MillraceError, PortError, ServiceError
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -25,11 +25,11 @@ from pathlib import Path
 
 import msgspec
 
+from millrace.basics.files import write_whole
 from millrace.broker.batches import LENGTH_AT, PREFIX, Head, Unreadable, admit, read_head, records_of
 from millrace.broker.codes import KAFKA_STORAGE_ERROR, OFFSET_OUT_OF_RANGE, Refusal
 from millrace.broker.producers import Producers
 from millrace.broker.segment import SUFFIX, Segment, file_name
-from millrace.contracts.files import write_whole
 
 MIB = 1024 * 1024
 WEEK_MS = 7 * 86_400_000

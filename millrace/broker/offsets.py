@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from millrace.contracts.files import write_whole
+from millrace.basics.files import write_whole
 
 Key = tuple[str, str, int]
 """Group, topic, partition."""

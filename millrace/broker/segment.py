@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from millrace.basics.files import sync_folder, write_whole
 from millrace.broker.batches import HEAD_BYTES, PLACE, PLACE_BYTES, Head, checksum_fits, read_head
-from millrace.contracts.files import sync_folder, write_whole
 
 INDEX_BYTES = 8 * 1024
 PIECE_BYTES = 1024 * 1024

@@ -23,6 +23,7 @@ from typing import Any
 
 import structlog
 
+from millrace.basics.errors import ServiceError
 from millrace.broker import calls, compact
 from millrace.broker.call import Call
 from millrace.broker.codes import INVALID_REQUIRED_ACKS, NONE, Refusal
@@ -48,7 +49,6 @@ from millrace.broker.wire import (
     read_put,
     read_request,
 )
-from millrace.contracts.errors import ServiceError
 
 log = structlog.get_logger("broker")
 

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import msgspec
 
+from millrace.basics.errors import ServiceError
+from millrace.basics.files import write_whole
 from millrace.broker.codes import (
     INVALID_CONFIG,
     INVALID_PARTITIONS,
@@ -30,8 +32,6 @@ from millrace.broker.codes import (
     Refusal,
 )
 from millrace.broker.log import Limits, PartitionLog
-from millrace.contracts.errors import ServiceError
-from millrace.contracts.files import write_whole
 
 MAX_PARTITIONS = 1024
 PRODUCER_BLOCK = 1000

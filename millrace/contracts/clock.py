@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from millrace.contracts.errors import SettingError
+from millrace.basics.errors import SettingError
 from millrace.contracts.events import LAST_MS, Id
 
 _FASTEST = 1e6  # seconds of event time in one: a month in three seconds

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.hashing import U64
 from millrace.contracts.events import MESSAGE_BYTES, BadEventError
-from millrace.contracts.hashing import U64
 
 DAY_MS = 86_400_000
 WINDOWS = (1, 3, 5, 7)

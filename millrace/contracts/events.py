@@ -53,9 +53,9 @@ ARMS = MODEL, CONTROL, LOGGED = "model", "control", "logged"
 only scored here). In the order of the codes of ``SampleBatch.arm``."""
 
 SOURCES = ("none", "vectors", "liked", "coclicked", "hot", "new", "random", "whole", "control", "asked")
-"""Where recall found an item of a page (:mod:`scorer.recall`), in the order of the codes of ``Impression.sources``.
-``none``: it was not recorded. ``whole``: the shop is so small that all of it was ranked. ``control``: a random page.
-``asked``: the caller named the item, or the list that it comes from does not say."""
+"""Where recall found an item of a page (:mod:`scorer.recall.recall`), in the order of the codes of
+``Impression.sources``. ``none``: it was not recorded. ``whole``: the shop is so small that all of it was ranked.
+``control``: a random page. ``asked``: the caller named the item, or the list that it comes from does not say."""
 
 MAX_EVENT_BYTES = 256 * 1024
 """An event, user or item larger than this is a dead letter: a page of 1,000 items is some 20 KiB."""

@@ -8,7 +8,7 @@
 
     item     region ["eu", "us"]  ──► values_of ──► "eu", "us" ──► hashes_of ──► (2,) value hashes
 
-Values compare as columns do (:func:`millrace.contracts.hashing.value_hash`): 7, 7.0 and "7" are one value, true is 1,
+Values compare as columns do (:func:`millrace.basics.hashing.value_hash`): 7, 7.0 and "7" are one value, true is 1,
 false is 0. Whoever asks for true or false means the texts "true" and "false" as well (:func:`asked_hashes`), which is
 how a table that was read from a file has them.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from millrace.contracts.hashing import value_hash
+from millrace.basics.hashing import value_hash
 from millrace.contracts.schema import DERIVED, Field, Schema
 
 MOST_VALUES = 16

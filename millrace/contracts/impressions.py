@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from millrace.contracts import once_kernels as kernels
+from millrace.basics import once_kernels as kernels
 from millrace.contracts.events import (
     BadEventError,
     Id,

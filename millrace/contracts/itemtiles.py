@@ -18,8 +18,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from millrace.basics.hashing import U64
 from millrace.contracts.events import MESSAGE_BYTES, BadEventError, ItemTiles
-from millrace.contracts.hashing import U64
 
 _ENTRY_BYTES = 12
 """A key and a size."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from millrace.contracts import durations
+from millrace.basics import durations
 
 if TYPE_CHECKING:
     from millrace.contracts.schema import Join, LogColumns

@@ -9,7 +9,7 @@
     filled:{partition}    string    "filled": every user of that partition of `events` is here; "filling": not yet
     list:{name}           sorted set of item ids, best first: hot and hot:{column}:{value} by clicks a day, new by birth
     list:names            set of the keys `list:{name}` that there are
-    ranked:{list}         string    the items that one request ranked, to be handed out in parts (scorer/ranked.py)
+    ranked:{list}         string    the items that one request ranked, to be handed out in parts (scorer/page/ranked.py)
 
 =====================  ==========================================  ==================================================
 key                    written by                                  read by
@@ -36,9 +36,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from millrace.contracts.errors import StoreError
+from millrace.basics.errors import StoreError
+from millrace.basics.hashing import U64
 from millrace.contracts.events import Attribute, Id
-from millrace.contracts.hashing import U64
 
 REDIS_REMEDY = "start Redis there, or set MILLRACE_REDIS to its host:port"
 

@@ -25,7 +25,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from millrace.contracts.errors import SchemaError
+from millrace.basics.errors import SchemaError
 from millrace.contracts.events import ARMS, LAST_MS, MAX_ITEMS, MAX_OFFSET
 from millrace.contracts.once import Ids, Numbers, Rates, pack_ids, pack_numbers, unpack_ids, unpack_numbers
 

@@ -30,10 +30,10 @@ import numpy as np
 from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
 
-from millrace.contracts import durations
-from millrace.contracts.errors import SchemaError, invalid
+from millrace.basics import durations
+from millrace.basics.errors import SchemaError, invalid
+from millrace.basics.hashing import salt
 from millrace.contracts.events import ACTIONS
-from millrace.contracts.hashing import salt
 from millrace.contracts.logforms import log_problems
 
 Side = Literal["user", "item", "context"]

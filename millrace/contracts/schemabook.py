@@ -19,8 +19,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from millrace.basics.store import AbsentError, DamagedError, Store
 from millrace.contracts.schema import Schema
-from millrace.contracts.store import AbsentError, DamagedError, Store
 
 log = structlog.get_logger("schemas")
 

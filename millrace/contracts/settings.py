@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from millrace.basics.errors import BrokerError, SettingError, invalid
 from millrace.contracts.clock import EventClock
-from millrace.contracts.errors import BrokerError, SettingError, invalid
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.contracts.topics import unsafe_prefix
 
@@ -93,7 +93,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     # learner
     model: str = "wide_resnet"
-    model_spec: str = ""  # JSON: entries of the model's spec (learner/spec.py), as {"negative_keep": 0.25}
+    model_spec: str = (
+        ""  # JSON: entries of the model's spec (learner/network/models/spec.py), as {"negative_keep": 0.25}
+    )
     batch_rows: Annotated[int, Meta(ge=1)] = 128
     batch_ms: Positive = 250.0
     delta_seconds: Positive = 0.25
@@ -122,7 +124,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     requests_limit: Annotated[int, Meta(ge=1)] = 32  # in work at a worker; beyond it, one is refused at once (503)
     spool_mb: Annotated[int, Meta(ge=1)] = 256  # logs of pages kept on disk while the broker is away
     candidates: Annotated[int, Meta(ge=1)] = 1000
-    # Shares of the candidates by source; see scorer/recall.py. They add up to 1.
+    # Shares of the candidates by source; see scorer/recall/recall.py. They add up to 1.
     recall: str = "vectors=0.6,liked=0.1,coclicked=0.05,hot=0.2,new=0.03,random=0.02"
     recall_index: Literal["exact", "usearch"] = "exact"  # usearch: approximate, for more than a million items
     recall_clicks: Annotated[int, Meta(ge=0)] = 1000  # that the retrieval head has to have learnt before it is used
@@ -233,7 +235,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return path
 
     def place(self, name: str) -> str:
-        """Where the store keeps ``name``: a folder or URL, for :class:`~millrace.contracts.store.Store`.
+        """Where the store keeps ``name``: a folder or URL, for :class:`~millrace.basics.store.Store`.
 
         Raises:
             SettingError: neither ``store`` nor ``data`` is set, or a folder cannot be made.

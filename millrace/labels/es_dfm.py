@@ -9,7 +9,7 @@ Yang et al., AAAI 2021, arXiv 2012.03245, "elapsed-time sampling". With w the ob
     weight of a negative             (1 + p_dp) p_rn
 
 There, p_dp and p_rn come from two models of their own. Here, both come from the model's click probability p and from a
-model of delays that gives ``g = P(delay <= w | click, x)`` (learner/delays.py)::
+model of delays that gives ``g = P(delay <= w | click, x)`` (learner/network/models/delays.py)::
 
     p_dp = (1 - g) p        p_rn = (1 - p) / (1 - g p)
 """

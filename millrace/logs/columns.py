@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from millrace.contracts.errors import LogError
+from millrace.basics.errors import LogError
 from millrace.contracts.events import LAST_MS, MAX_OFFSET
 from millrace.contracts.schema import LogColumns, Schema
 from millrace.logs.faults import Faults

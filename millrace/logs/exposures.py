@@ -24,8 +24,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from millrace.contracts import durations
-from millrace.contracts.errors import LogError, SchemaError
+from millrace.basics import durations
+from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.schema import Schema
 from millrace.logs.columns import iso_day
 from millrace.logs.copies import TS, identity, sorted_once

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts.errors import LogError, MillraceError
+from millrace.basics.errors import LogError, MillraceError
 
 _SHOWN = 60  # characters of a value in a message
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from millrace.contracts.errors import LogError
+from millrace.basics.errors import LogError
 from millrace.logs.faults import Faults
 from millrace.logs.plain import plain
 from millrace.logs.text import TextForm, TextReader, blocks, once

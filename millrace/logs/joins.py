@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from millrace.contracts.errors import LogError, SchemaError
+from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.logforms import strptime_of
 from millrace.contracts.schema import Join, LogColumns, Schema
 from millrace.logs.columns import check_single, time_ms

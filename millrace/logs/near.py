@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.doubts import near_names
-from millrace.contracts.errors import LogError, SchemaError
 from millrace.contracts.schema import Schema
 from millrace.logs.files import Ending, column_names, files_of
 from millrace.logs.text import TextForm, is_data

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from millrace.contracts.errors import LogError
+from millrace.basics.errors import LogError
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

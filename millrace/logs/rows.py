@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from millrace.contracts.errors import LogError, SchemaError
+from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.logforms import FIRST_DAY, start_ms
 from millrace.contracts.schema import DERIVED, LogColumns, Schema
 from millrace.logs.columns import check_columns, check_single, labels, never, numbers, positions, time_ms

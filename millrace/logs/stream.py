@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from millrace.contracts import durations
-from millrace.contracts.errors import LogError
+from millrace.basics import durations
+from millrace.basics.errors import LogError
 from millrace.contracts.schema import Schema
 from millrace.logs.copies import TS, identity, sorted_once
 from millrace.logs.doubts import Doubts

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 
-from millrace.contracts.errors import LogError
+from millrace.basics.errors import LogError
 from millrace.contracts.schema import Join, LogColumns
 from millrace.logs.faults import Faults
 from millrace.logs.jsonlines import readable

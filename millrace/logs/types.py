@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from millrace.contracts.errors import LogError
+from millrace.basics.errors import LogError
 from millrace.logs.plain import plain_type
 
 

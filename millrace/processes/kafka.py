@@ -22,7 +22,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.record.default_records import DefaultRecordBatch
 from tenacity import Retrying
 
-from millrace.contracts.errors import BrokerError
+from millrace.basics.errors import BrokerError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import KEPT_DAYS, TOPICS
 from millrace.processes.patience import patience

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from millrace.contracts.errors import MillraceError
+from millrace.basics.errors import MillraceError
 
 
 def resident_bytes(process: int | str = "self") -> int | None:

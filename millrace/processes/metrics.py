@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import REGISTRY, Gauge, generate_latest, start_http_server
 from prometheus_client.metrics_core import Metric
 
-from millrace.contracts.errors import PortError
+from millrace.basics.errors import PortError
 
 log = structlog.get_logger("metrics")
 

@@ -25,10 +25,10 @@ import msgspec
 import structlog
 import zstandard
 
-from millrace.contracts.errors import BrokerError, SettingError, StoreError
+from millrace.basics.errors import BrokerError, SettingError, StoreError
+from millrace.basics.store import AbsentError, Store
 from millrace.contracts.events import Item, User, key_of, to_json
 from millrace.contracts.settings import Settings
-from millrace.contracts.store import AbsentError, Store
 from millrace.contracts.topics import EVENTS, ITEMS, USERS
 from millrace.processes.kafka import REMEDY, make_producer, make_reader, read_all
 
@@ -36,7 +36,7 @@ log = structlog.get_logger("history")
 
 PLACE, _PROFILES, _PUBLISHED, _PARTITIONS = "history", "profiles", "published", "partitions"
 UNFINISHED, WRITING = MARKS = "unfinished", "writing"
-"""The marks of a history that is not whole yet. See :mod:`millrace.history.attempt`."""
+"""The marks of a history that is not whole yet. See :mod:`commands.history.attempt`."""
 STATE = ("checkpoints", "models", "index", PLACE)
 """Where a loop, or a history that is left for one, has its state in the store."""
 HEADER = ("millrace-history", b"1")

@@ -19,7 +19,7 @@ from typing import TextIO
 
 import structlog
 
-from millrace.contracts.files import write_whole
+from millrace.basics.files import write_whole
 from millrace.contracts.settings import Settings
 from millrace.processes.metrics import latest
 

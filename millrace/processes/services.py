@@ -24,7 +24,7 @@ from itertools import chain, cycle
 from pathlib import Path
 from typing import Self
 
-from millrace.contracts.errors import PortError, ServiceError
+from millrace.basics.errors import PortError, ServiceError
 from millrace.processes.kafka import cluster_id
 from millrace.processes.spawn import spawn, stop, tail
 

@@ -6,7 +6,7 @@
     Region ── a file descriptor and its mapping          memfd where the system has it, else an unlinked file
       └ array(shape, dtype)  zeroed memory of it
     Pool.allocate(shape, dtype) ── a region for each array; Pool.find(array) ── where it lies
-         └ what crosses to another process is the descriptor (see scorer/link.py), never a copy
+         └ what crosses to another process is the descriptor (see scorer/ipc/link.py), never a copy
 
 A region lives as long as anybody maps it: arrays hold their mapping, a descriptor on its way holds the file, and
 the file has no name. So nothing is left behind by a process that was killed.

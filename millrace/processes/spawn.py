@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-from millrace.contracts.errors import ServiceError
+from millrace.basics.errors import ServiceError
 
 LOG_BYTES = 32 << 20
 """Of a program's log; as many again lie in the part before it."""

@@ -26,7 +26,7 @@ from typing import Literal
 
 import structlog
 
-from millrace.contracts.errors import FENCED_STATUS, ServiceError
+from millrace.basics.errors import FENCED_STATUS, ServiceError
 from millrace.processes.spawn import spawn, tail
 
 log = structlog.get_logger("supervisor")
@@ -75,7 +75,7 @@ the command ``millrace``. So all of them find a class of one's own, or none."""
 
 def role_argv(name: str) -> list[str]:
     """The command ``millrace NAME`` of one of our own roles, under this interpreter."""
-    return [*PYTHON, "millrace", name]
+    return [*PYTHON, "commands", name]
 
 
 class Supervisor:

@@ -29,8 +29,8 @@ import msgspec
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from millrace.contracts.errors import SettingError
-from millrace.contracts.files import temporary_beside
+from millrace.basics.errors import SettingError
+from millrace.basics.files import temporary_beside
 from millrace.contracts.settings import Settings
 
 log = structlog.get_logger("tokens")

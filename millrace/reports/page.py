@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from millrace.contracts.errors import SettingError
+from millrace.basics.errors import SettingError
 from millrace.reports.names import meanings, name_of
 from millrace.reports.plots import Plot
 from millrace.reports.tables import cell, table_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from millrace.contracts.errors import SettingError
+from millrace.basics.errors import SettingError
 
 _MS = {"ms": 1, "s": 1000, "min": 60_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "day": 86_400_000}
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts.errors import SnapshotError
+from millrace.basics.errors import SnapshotError
 
 Array = NDArray[Any]
 RETRIEVAL_TABLES = ("retrieval_user", "retrieval_item")

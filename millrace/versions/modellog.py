@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from millrace.contracts.errors import SnapshotError
+from millrace.basics.errors import SnapshotError
 from millrace.versions.clicks import ClickTimes
 from millrace.versions.versioning import (
     MAX_EPOCH,

@@ -1,7 +1,7 @@
 # core
 """The model store: how a model outlives its learner and reaches the scorers.
 
-Snapshots lie in a :class:`~millrace.contracts.store.Store`, a folder or an object store, as sealed files::
+Snapshots lie in a :class:`~millrace.basics.store.Store`, a folder or an object store, as sealed files::
 
     snapshot-00000002-0000000000000030.manifest            the announcement: names and digests of all the others
     part-00000002-0000000000000028-00000.serving           rows of the tables, some 100,000 a part
@@ -9,7 +9,7 @@ Snapshots lie in a :class:`~millrace.contracts.store.Store`, a folder or an obje
     ...
     part-00000002-0000000000000028-00007.serving           the last: dense tensors, and corrections
     delta-00000002-0000000000000031.body                   where deltas travel as files
-    cuts-00000002-0000000000000030.acts                    what was learnt since the snapshot before (learner/ledger.py)
+    cuts-00000002-0000000000000030.acts                    what was learnt since then (learner/training/ledger.py)
 
 The numbers are epoch and version (:mod:`millrace.versions.versioning`). Parts are copied while the model learns on, so
 they carry the version at which the snapshot was begun; the last part holds again what changed meanwhile. Put together
@@ -38,9 +38,9 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from millrace.contracts.arrays import Told, lay, tell, view
-from millrace.contracts.errors import SnapshotError
-from millrace.contracts.store import ASIDE, AbsentError, DamagedError, Sealed, Store
+from millrace.basics.arrays import Told, lay, tell, view
+from millrace.basics.errors import SnapshotError
+from millrace.basics.store import ASIDE, AbsentError, DamagedError, Sealed, Store
 from millrace.versions import oldstore
 from millrace.versions.image import Array, Image, TableRows
 from millrace.versions.versioning import MAX_EPOCH, Announcement, Place, chain, decode_announcement, digest_of

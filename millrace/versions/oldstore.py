@@ -21,9 +21,9 @@ from msgspec import Struct
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from millrace.contracts.errors import SnapshotError
+from millrace.basics.errors import SnapshotError
+from millrace.basics.store import AbsentError, DamagedError
 from millrace.contracts.events import BadEventError, read_json
-from millrace.contracts.store import AbsentError, DamagedError
 from millrace.versions.image import Array, Image
 from millrace.versions.versioning import MAX_NOTE_BYTES, Announcement
 

@@ -28,8 +28,8 @@ import zstandard
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from millrace.contracts.arrays import Told, flat_bytes, tell
-from millrace.contracts.errors import SnapshotError
+from millrace.basics.arrays import Told, flat_bytes, tell
+from millrace.basics.errors import SnapshotError
 from millrace.versions.image import Array, Image
 
 _MAGIC = b"MRI1"

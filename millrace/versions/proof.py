@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from millrace.contracts.errors import SnapshotError, StoreError
+from millrace.basics.errors import SnapshotError, StoreError
 from millrace.versions.image import split
 from millrace.versions.modelstore import Announcement, ModelStore, chain
 from millrace.versions.packing import unpack

@@ -22,9 +22,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
-from millrace.contracts.errors import SnapshotError
+from millrace.basics.errors import SnapshotError
+from millrace.basics.store import ASIDE, Sealed
 from millrace.contracts.events import BadEventError, TimeOrNever, read_json
-from millrace.contracts.store import ASIDE, Sealed
 from millrace.versions.clicks import ClickTimes
 
 MAX_NOTE_BYTES = 16 << 20

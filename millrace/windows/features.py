@@ -6,7 +6,7 @@ candidates, replay for whole stretches of a log, so what is learnt from and what
 Every operation works element by element, in float32 without reductions: a row's features do not depend on other rows.
 
 Shapes: n rows, F categorical columns, N numbers, K window keys, W windows, H half-lives, A actions, M means. A *column*
-holds value hashes (:mod:`millrace.contracts.hashing`), (n,) or, where one value holds for all rows, (1,); a multi
+holds value hashes (:mod:`millrace.basics.hashing`), (n,) or, where one value holds for all rows, (1,); a multi
 field's is (n, slots) or (1, slots), filled from the left. Absent columns, unknown values, NaN and infinities read as 0.
 """
 
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts.errors import SchemaError
-from millrace.contracts.hashing import U64, column_hash, combine, mix, value_hash
+from millrace.basics.errors import SchemaError
+from millrace.basics.hashing import U64, column_hash, combine, mix, value_hash
 from millrace.contracts.schema import DERIVED, Field, Schema, Side
 from millrace.windows.tiles import UNIT
 

@@ -48,7 +48,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from millrace.contracts.compiled import compiled
+from millrace.basics.compiled import compiled
 
 Array = NDArray[Any]
 HOUR_MS = 3_600_000

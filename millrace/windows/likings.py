@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts.durations import DAY_MIN
-from millrace.contracts.hashing import U64, value_hash
+from millrace.basics.durations import DAY_MIN
+from millrace.basics.hashing import U64, value_hash
 from millrace.contracts.online import window_fields
 from millrace.contracts.schema import Windows
 from millrace.windows.features import FeatureBuilder

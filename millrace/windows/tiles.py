@@ -9,7 +9,7 @@
     window of length W at ts:  [ floor((ts - W) / grain) * grain ............ ts )
                                  tail: aligned to the window's grain          head: exact
 
-The grain of a window follows from its length (:mod:`millrace.contracts.durations`): 5 minutes up to an hour, 15 minutes
+The grain of a window follows from its length (:mod:`millrace.basics.durations`): 5 minutes up to an hour, 15 minutes
 up to six hours, an hour up to a day, 6 hours up to seven days, a day beyond. So a count lies between the exact counts
 of W and of W + grain. An event costs one write a key, whatever the number of windows.
 
@@ -49,8 +49,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts import durations
-from millrace.contracts.errors import StoreError
+from millrace.basics import durations
+from millrace.basics.errors import StoreError
 from millrace.contracts.schema import MAX_COLUMNS, Windows
 from millrace.windows import kernels
 from millrace.windows.kernels import BASE, KEYS, NEWEST, NO_UNIT, UNITS, USED, Arena, Rows, Spans

@@ -1,0 +1,170 @@
+# shell
+"""``millrace bench intake``: 5,000 events a second through one intake on one core.
+
+::
+
+    load generator (core 1) ──► millrace intake (core 0) ──► embedded broker (core 1)
+      Poisson, open loop          its share of the core          the topic is read at the end: is all there that was
+      latency from the            is measured                    acknowledged, and how often?
+      intended time
+
+Requests of 1, 20 and 100 events. The broker is the embedded one, or the one that ``MILLRACE_KAFKA`` names (its topics
+must be new). Figures, by events of a request:
+
+- ``events_per_s`` kept, and ``held 5000``: the share of all events that were kept within a second of their intended
+  time; ``p50`` and ``p99`` of the answer;
+- ``cpu``, the intake's share of its core, and ``events_per_cpu_s``, what it keeps in a second of processor time, which
+  depends little on what else the machine does.
+
+``most`` is what is kept a second where four times as much is offered. ``lost`` counts acknowledged events that the
+topic does not have, ``twice`` those that it has twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from benchmarks.broker import cpu_seconds
+from benchmarks.intakeload import event_ids
+from benchmarks.intakeunder import RunningIntake
+from benchmarks.latency import latencies_ms, percentile
+from benchmarks.openloop import Outcome, Plan
+from benchmarks.runner import Figure, Say, figure
+from millrace.contracts.settings import Settings, load_settings
+from millrace.contracts.topics import EVENTS
+from millrace.processes.kafka import create_topics, read_all
+from millrace.processes.memory import measured_bytes
+from millrace.processes.services import EmbeddedBroker, free_port
+
+HELD_MS = 1000.0
+"""An event that is kept later than this after its intended time was not held."""
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    rate: float = 5000.0  # events a second
+    seconds: float = 15.0
+    sizes: tuple[int, ...] = (1, 20, 100)
+    above: float = 4.0  # times the rate
+
+
+def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
+    """The figures, as in the module's text.
+
+    Raises:
+        ServiceError: the broker or the intake did not start.
+    """
+    size = size or Size()
+    cores = sorted(os.sched_getaffinity(0))
+    own, others = cores[0], set(cores[1:]) or set(cores)
+    folder = out / "work"
+    folder.mkdir(parents=True, exist_ok=True)
+    figures: list[Figure] = []
+    acknowledged: set[str] = set()
+    with _broker(folder, others) as settings, RunningIntake(settings, folder, own) as intake:
+        _drive(_plan(settings, 20, size.rate, 2.0, 99), others)  # the first requests find nothing in any cache
+        for events in size.sizes:
+            plan = _plan(settings, events, size.rate, size.seconds, events)
+            used, began = cpu_seconds(intake.pid), time.monotonic()
+            outcome = _drive(plan, others)
+            used, spent = cpu_seconds(intake.pid) - used, time.monotonic() - began
+            ms, kept = latencies_ms(outcome), _kept(plan, outcome)
+            acknowledged |= kept
+            offered = len(outcome.whole) * events
+            held = events * int((ms <= HELD_MS).sum()) / offered
+            figures += [
+                figure(f"events_per_s {events}", len(kept) / _took(outcome, size.seconds), "events/s"),
+                figure(f"held {size.rate:.0f} {events}", held, "of the events"),
+                figure(f"p50 {events}", percentile(ms, 0.5), "ms"),
+                figure(f"p99 {events}", percentile(ms, 0.99), "ms"),
+                figure(f"cpu {events}", used / spent, "of a core"),
+                figure(f"events_per_cpu_s {events}", len(kept) / used, "events"),
+            ]
+            say(f"{events} events a request: {held:.2%} of {size.rate:.0f}/s held, p99 {percentile(ms, 0.99):.0f} ms")
+        plan = _plan(settings, max(size.sizes), size.above * size.rate, size.seconds / 2, 7)
+        outcome = _drive(plan, others)
+        kept = _kept(plan, outcome)
+        acknowledged |= kept
+        figures += [
+            figure(f"most {plan.size}", len(kept) / _took(outcome, size.seconds / 2), "events/s"),
+            figure("memory", measured_bytes(intake.pid) / 2**20, "MiB"),
+        ]
+        found = Counter[str]()
+        read_all(settings, EVENTS, lambda record: found.update([_id_of(record.value)]))
+        figures += [
+            figure("acknowledged", len(acknowledged), "events"),
+            figure("lost", sum(1 for id in acknowledged if not found[id]), "events"),
+            figure("twice", sum(1 for id in acknowledged if found[id] > 1), "events"),
+        ]
+    return figures
+
+
+@contextlib.contextmanager
+def _broker(folder: Path, cores: set[int]) -> Iterator[Settings]:
+    given = load_settings()
+    ports: dict[str, Any] = {"intake_port": free_port(), "metrics_port": 0}
+    if given.kafka:
+        settings = msgspec.structs.replace(given, **ports)
+        create_topics(settings)
+        yield settings
+        return
+    with EmbeddedBroker(folder / "broker") as broker:
+        assert broker.pid is not None
+        os.sched_setaffinity(broker.pid, cores)
+        yield Settings(kafka=broker.address, data=str(folder), **ports)
+
+
+def _plan(settings: Settings, events: int, rate: float, seconds: float, seed: int) -> Plan:
+    return Plan(
+        port=settings.intake_port,
+        rate=rate / events,
+        seconds=seconds,
+        seed=seed,
+        prefix=f"bench-{seed}",
+        users=10_000,
+        size=events,
+        path="/events",
+        connections=64,
+    )
+
+
+def _drive(plan: Plan, cores: set[int]) -> Outcome:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.intakeload"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    os.sched_setaffinity(child.pid, cores)
+    told, _ = child.communicate(msgspec.json.encode(plan))
+    return msgspec.json.decode(told, type=Outcome)
+
+
+def _kept(plan: Plan, outcome: Outcome) -> set[str]:
+    """Ids of the events whose request said that all of it is kept."""
+    return {id for i, whole in enumerate(outcome.whole) if whole for id in event_ids(plan, i)}
+
+
+def _took(outcome: Outcome, planned_s: float) -> float:
+    """Seconds from the first intended time to the last answer, as long as planned at least."""
+    done = [at for at in outcome.done_s if at is not None]
+    return max(planned_s, max(done, default=0.0) - min(outcome.intended_s, default=0.0))
+
+
+class _Id(msgspec.Struct):
+    event_id: str
+
+
+_id_of_json = msgspec.json.Decoder(_Id).decode
+
+
+def _id_of(raw: bytes) -> str:
+    return _id_of_json(raw).event_id

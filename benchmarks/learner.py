@@ -1,0 +1,399 @@
+# shell
+"""Training and memory: Wide&Deep against other libraries, Wide&ResNet+BN against its own dense part, table sizes.
+
+One data set for all: 30 categorical fields, 100,000 rows, ids drawn by popularity, networks of 3 x 256, dim 16,
+batch 4,096. A step is all that learning takes: forward, guards, backward, optimisers, tables; Millrace also averages
+its weights, marks the rows touched, and gives out its changes once a pass, as for a publication.
+
+Contestants take turns, each with the same batches in the same order; a first turn warms up. Rates are medians,
+ratios are medians of the ratios within a turn. The main figures are of *one thread, by CPU time*: what one core does,
+whatever else the machine is doing (the learner's service takes half of the cores). "all cores" is the same by the wall
+clock, and is measured on an idle machine only.
+
+Peers have their own training (DeepCTR-Torch's ``fit``; torch-rechub's trainer without its data loader, with tensors
+made beforehand) and more than their defaults: no regularisation, torch-rechub the fused Adam. Millrace's matrix
+products in training are bfloat16 where the processor has it, by the setting ``products``; "wide_deep float32" is
+without it, and "torch-rechub autocast" is a peer with torch's own bfloat16 put around it, which the library itself does
+not offer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from learner.network.dense import threads
+from learner.ranker.model import OnlineModel
+from millrace.basics.hashing import column_hash, mix
+from millrace.basics.merit import auc
+from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import Schema, parse_schema
+from millrace.processes.memory import measured_bytes
+
+FIELDS, ROWS, DIM, BATCH = 30, 100_000, 16, 4096
+HIDDEN, BLOCKS = 256, 3
+TURNS, TURNS_ALL = 5, 2
+AUTOCAST = "torch-rechub autocast"
+SIZES = (100_000, 20_000_000)
+FILL = 50_000
+
+Say = Callable[[str], None]
+Measurements = list[dict[str, Any]]
+
+
+def figure(
+    name: str, value: float, unit: str, against: str | None = None, ratio: float | None = None
+) -> dict[str, Any]:
+    return {"name": name, "value": value, "unit": unit, "against": against, "ratio": ratio}
+
+
+def schema() -> Schema:
+    fields = "".join(f'[[fields]]\nname = "f{i}"\nof = "context"\n' for i in range(FIELDS))
+    return parse_schema(f'name = "bench"\n{fields}')
+
+
+class Data:
+    """Codes (n, 30) for the peers, hashed ids for Millrace, labels with a learnable non-linear taste."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.sizes = np.geomspace(4, 50_000, FIELDS).astype(int)
+        u = rng.random((rows, FIELDS))
+        self.codes = np.minimum((self.sizes**u - 1).astype(np.int64), self.sizes - 1)  # log-uniform popularity
+        taste = np.random.default_rng(7)
+        vectors = [taste.normal(size=(n, 4)) for n in self.sizes]
+        bias = [taste.normal(size=n) * 0.25 for n in self.sizes]
+        pairs = [(int(a), int(b)) for a, b in taste.integers(0, FIELDS, (8, 2))]
+        logit = sum(b[self.codes[:, i]] for i, b in enumerate(bias)) - 1.5
+        for a, b in pairs:
+            logit = logit + 0.4 * (vectors[a][self.codes[:, a]] * vectors[b][self.codes[:, b]]).sum(1)
+        self.y = (rng.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+        layout = schema().layout
+        self.cat = np.column_stack(
+            [
+                mix(layout.field_salt(f), column_hash(self.codes[:, i] + 1)).view(np.int64)
+                for i, f in enumerate(layout.cat_fields)
+            ]
+        )
+
+    def batches(self) -> Iterator[slice]:
+        for start in range(0, len(self.y), BATCH):
+            yield slice(start, start + BATCH)
+
+
+def as_samples(cat: NDArray[np.int64], y: NDArray[np.float32]) -> SampleBatch:
+    kind = np.where(y > 0, POSITIVE, NEGATIVE).astype(np.uint8)
+    return SampleBatch.of_rows(kind, np.full(len(y), 1_700_000_000_000), cat, np.zeros((len(y), 0), np.float32))
+
+
+# -- contestants: each gives (one pass over the data, probabilities of test rows) -------------------------------------
+
+
+class Ours:
+    def __init__(self, data: Data, model: str, **options: Any) -> None:
+        spec = {"model": model, "width": DIM, "hidden": [HIDDEN] * 3, "blocks": BLOCKS, **options}
+        self.model = OnlineModel(schema(), spec, 0)
+        self.samples = [as_samples(data.cat[b], data.y[b]) for b in data.batches()]
+
+    def run(self) -> None:
+        for batch in self.samples:
+            self.model.learn(batch)
+        self.model.changes()
+
+    def score(self, data: Data) -> NDArray[np.float32]:
+        return self.model.score(data.cat, np.zeros((len(data.y), 0), np.float32))
+
+
+class DensePart:
+    """Wide&ResNet+BN's network alone in plain torch: in 480, residual units of 2 x 256; forward, backward, Adam."""
+
+    def __init__(self, data: Data) -> None:
+        width = FIELDS * DIM
+
+        class Unit(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.w1, self.w2, self.bn = nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, width), nn.BatchNorm1d(width)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return torch.relu(self.bn(x + self.w2(torch.relu(self.w1(x)))))
+
+        self.net = nn.Sequential(*(Unit() for _ in range(BLOCKS)), nn.Linear(width, 1))
+        self.adam = torch.optim.Adam(self.net.parameters(), 1e-3, fused=True)
+        generator = torch.Generator().manual_seed(0)
+        self.pairs = [
+            (torch.randn(b.stop - b.start, width, generator=generator)[: len(data.y[b])], torch.from_numpy(data.y[b]))
+            for b in data.batches()
+        ]
+
+    def run(self) -> None:
+        loss_of = nn.functional.binary_cross_entropy_with_logits
+        for x, y in self.pairs:
+            self.adam.zero_grad()
+            loss_of(self.net(x).squeeze(1), y).backward()  # type: ignore[no-untyped-call]
+            self.adam.step()
+
+
+class DeepCTR:
+    def __init__(self, data: Data) -> None:
+        from deepctr_torch.inputs import SparseFeat
+        from deepctr_torch.models import WDL
+
+        columns = [SparseFeat(f"f{i}", int(n), DIM) for i, n in enumerate(data.sizes)]
+        self.model = WDL(
+            columns, columns, dnn_hidden_units=(HIDDEN,) * 3, l2_reg_linear=0, l2_reg_embedding=0, l2_reg_dnn=0
+        )
+        self.model.compile("adam", "binary_crossentropy")
+        self.x, self.y = self._inputs(data), data.y
+
+    def _inputs(self, data: Data) -> dict[str, Any]:
+        return {f"f{i}": data.codes[:, i] for i in range(FIELDS)}
+
+    def run(self) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints whatever one asks for
+            self.model.fit(self.x, self.y, batch_size=BATCH, epochs=1, verbose=0, shuffle=False)
+
+    def score(self, data: Data) -> NDArray[np.float32]:
+        out: NDArray[np.float32] = self.model.predict(self._inputs(data), BATCH).ravel()
+        return out
+
+
+class Rechub:
+    def __init__(self, data: Data, autocast: bool = False) -> None:
+        from torch_rechub.basic.features import SparseFeature
+        from torch_rechub.models.ranking import WideDeep
+
+        features = [SparseFeature(f"f{i}", int(n), embed_dim=DIM) for i, n in enumerate(data.sizes)]
+        self.model = WideDeep(features, features, {"dims": [HIDDEN] * 3, "dropout": 0, "activation": "relu"})
+        self.adam = torch.optim.Adam(self.model.parameters(), 1e-3, fused=True)
+        self.autocast = autocast
+        self.inputs = [
+            ({f"f{i}": torch.from_numpy(data.codes[b, i]) for i in range(FIELDS)}, torch.from_numpy(data.y[b]))
+            for b in data.batches()
+        ]
+
+    def run(self) -> None:
+        loss_of = nn.functional.binary_cross_entropy
+        self.model.train()
+        for x, y in self.inputs:
+            self.adam.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+                p = self.model(x)
+            loss_of(p.float(), y).backward()  # type: ignore[no-untyped-call]
+            self.adam.step()
+
+    def score(self, data: Data) -> NDArray[np.float32]:
+        self.model.eval()
+        with torch.inference_mode():
+            x = {f"f{i}": torch.from_numpy(data.codes[:, i]) for i in range(FIELDS)}
+            out: NDArray[np.float32] = self.model(x).numpy()
+        return out
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of a race: rows/s of each contestant in each turn, and its AUC after one pass over the data."""
+
+    rates: dict[str, list[float]]
+    auc: dict[str, float]
+
+    def rate(self, name: str) -> float:
+        return statistics.median(self.rates[name])
+
+    def ratio(self, name: str, other: str) -> float:
+        pairs = zip(self.rates[name], self.rates[other], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+    def fastest(self, names: Iterable[str]) -> str | None:
+        return max(names, key=self.rate, default=None)
+
+
+def race(contestants: dict[str, Any], test: Data, say: Say) -> Result:
+    """By the CPU time of one thread. The first turn warms up, and is the pass after which the AUC is taken."""
+    merit: dict[str, float] = {}
+    for name, contestant in contestants.items():
+        contestant.run()
+        if hasattr(contestant, "score"):
+            merit[name] = auc(contestant.score(test), test.y)
+            say(f"AUC after one pass: {name} {merit[name]:.4f}")
+    return Result(take_turns(contestants, time.process_time, TURNS, say), merit)
+
+
+def race_on_all_cores(contestants: dict[str, Any], say: Say) -> Result | None:
+    """By the wall clock, of contestants that are warm. None if others are using the cores."""
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] - 1  # but for this process
+    if load > 0.3 * cores:
+        say(f"figures for all cores are left out: {load:.1f} other processes are running on {cores} cores")
+        return None
+    with threads(cores):
+        return Result(take_turns(contestants, time.perf_counter, TURNS_ALL, say), {})
+
+
+def take_turns(contestants: dict[str, Any], clock: Callable[[], float], turns: int, say: Say) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(1, turns + 1):
+        for name, contestant in contestants.items():
+            began = clock()
+            contestant.run()
+            rates[name].append(ROWS / (clock() - began))
+            say(f"turn {turn}: {name} {rates[name][-1]:,.0f} rows/s")
+    return rates
+
+
+def peers(data: Data, say: Say) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    makers: tuple[tuple[str, Callable[[], Any]], ...] = (
+        ("deepctr-torch", lambda: DeepCTR(data)),
+        ("torch-rechub", lambda: Rechub(data)),
+        (AUTOCAST, lambda: Rechub(data, autocast=True)),
+    )
+    for name, make in makers:
+        try:
+            torch.manual_seed(0)
+            with contextlib.redirect_stdout(io.StringIO()):
+                found[name] = make()
+        except ImportError as error:
+            say(f"{name} is not installed ({error}); install the extra 'bench' to compare with it")
+    return found
+
+
+def wide_deep(data: Data, test: Data, products: str, say: Say) -> Measurements:
+    """Wide&Deep against the peers."""
+    own = {"wide_deep": Ours(data, "wide_deep", products=products)}
+    if products != "float32":
+        own["wide_deep float32"] = Ours(data, "wide_deep")
+    others = peers(data, say)
+    one = race({**own, **others}, test, say)
+    peer = one.fastest(n for n in others if n != AUTOCAST)
+    figures = [figure(name, one.rate(name), "rows/s", peer, one.ratio(name, peer) if peer else None) for name in own]
+    if AUTOCAST in others:
+        figures.append(
+            figure(
+                "wide_deep, peer in bfloat16",
+                one.rate("wide_deep"),
+                "rows/s",
+                AUTOCAST,
+                one.ratio("wide_deep", AUTOCAST),
+            )
+        )
+    figures += [figure(f"wide_deep {name}", one.rate(name), "rows/s") for name in others]
+    figures += [figure(f"auc {name}", value, "AUC") for name, value in one.auc.items()]
+    wall = race_on_all_cores({**own, **others}, say)
+    return figures + on_all_cores(wall, list(own), peer)
+
+
+def on_all_cores(wall: Result | None, names: list[str], against: str | None) -> Measurements:
+    if wall is None:
+        return []
+    ratios = [wall.ratio(name, against) if against else None for name in names]
+    return [
+        figure(f"{name}, all cores", wall.rate(name), "rows/s", against, ratio)
+        for name, ratio in zip(names, ratios, strict=True)
+    ]
+
+
+def wide_resnet(data: Data, test: Data, say: Say) -> Measurements:
+    """Wide&ResNet+BN, all of it, against its dense part alone in plain torch; both in float32. With batch norm after
+    the addition, as that part has it; and as it comes, with renormalisation inside the unit."""
+    bouts = {
+        "wide_resnet_bn": Ours(data, "wide_resnet_bn", norm="batch", placement="post"),
+        "wide_resnet_bn renorm": Ours(data, "wide_resnet_bn"),
+        "dense_part": DensePart(data),
+    }
+    one = race(bouts, test, say)
+    wall = race_on_all_cores(bouts, say)
+    own = [n for n in bouts if n != "dense_part"]
+    return [
+        *(figure(n, one.rate(n), "rows/s", "dense_part", one.ratio(n, "dense_part")) for n in own),
+        figure("dense_part", one.rate("dense_part"), "rows/s"),
+        *on_all_cores(wall, own, "dense_part"),
+    ]
+
+
+# -- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def filled(size: int, say: Say) -> tuple[OnlineModel, NDArray[np.int64], float]:
+    """A Wide&ResNet+BN whose table has ``size`` rows with optimiser state, its ids, and bytes a row."""
+    spec = {"model": "wide_resnet_bn", "width": DIM, "hidden": [HIDDEN], "blocks": BLOCKS, "max_rows": size + 1000}
+    model = OnlineModel(schema(), spec, 0)
+    table = model.tables[f"w{DIM}"]
+    ids = np.random.default_rng(1).permutation(np.arange(1, size + 1, dtype=np.int64))
+    ids *= np.int64(-7046029254386353131)  # spread over all of int64, distinct still
+    before = measured_bytes()
+    grads, wides = np.full((FILL, DIM), 0.01, np.float32), np.full(FILL, 0.01, np.float32)
+    for part in np.array_split(ids, size // FILL):
+        table.write(table.read(part.reshape(-1, 1), learning=True), grads, wides, 28_000_000)
+        table.changes()  # as a learner publishes: often
+    gc.collect()
+    per_row = (measured_bytes() - before) / size
+    say(f"{size:,} rows: {per_row:.1f} bytes each, {measured_bytes() / 1e9:.2f} GB resident in all")
+    return model, ids, per_row
+
+
+def scaling(say: Say) -> Measurements:
+    """CPU time per sample at 20 million table rows over that at 100 thousand; ids by the same log-uniform popularity.
+    Of learning whole, and of the tables' part alone (distinct ids, reading, both optimisers)."""
+    models, samples = [], []
+    per_row = 0.0
+    for size in SIZES:
+        model, ids, per_row = filled(size, say)
+        rng = np.random.default_rng(3)
+        rank = (float(size) ** rng.random((8, BATCH, FIELDS))).astype(np.int64) - 1
+        y = (rng.random((8, BATCH)) < 0.2).astype(np.float32)
+        samples.append([as_samples(ids[r], t) for r, t in zip(rank, y, strict=True)])
+        models.append(model)
+    whole: list[list[float]] = [[] for _ in SIZES]
+    tables: list[list[float]] = [[] for _ in SIZES]
+    for turn in range(5):
+        for i in range(len(samples[0])):  # a batch of each size at a time
+            for k, model in enumerate(models):
+                began = time.process_time()
+                model.learn(samples[k][i])
+                learnt = time.process_time()
+                table = model.tables[f"w{DIM}"]
+                block = table.read(samples[k][i - 4].cat, learning=True)  # not those that are in the cache by now
+                zero = np.zeros((len(block.ids), DIM + 1), np.float32)
+                table.write(block, np.ascontiguousarray(zero[:, 1:]), zero[:, 0].copy(), 28_000_000)
+                if turn:
+                    whole[k].append(learnt - began)
+                    tables[k].append(time.process_time() - learnt)
+    small, large = (statistics.median(t) / BATCH * 1e6 for t in whole)
+    small_table, large_table = (statistics.median(t) / BATCH * 1e6 for t in tables)
+    say(f"learning a sample: {small:.1f} us at {SIZES[0]:,} rows, {large:.1f} us at {SIZES[1]:,}")
+    say(f"of which tables: {small_table:.1f} us and {large_table:.1f} us")
+    few = f"{SIZES[0]:,} table rows"
+    return [
+        figure("row_scaling", large, "us/sample", few, large / small),
+        figure("row_scaling, tables alone", large_table, "us/sample", few, large_table / small_table),
+        figure("bytes_per_row", per_row, "bytes"),
+        figure("table_resident", per_row * SIZES[1] / 1e9, "GB"),
+    ]
+
+
+def fastest_products() -> str:
+    """Millrace's setting for this processor: bfloat16 where it computes in it, not only emulates it."""
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
+
+
+def run(out_dir: Path, progress: Say) -> Iterator[dict[str, Any]]:
+    """The figures of ``millrace bench learner``, each part's when it is done."""
+    with threads(1):
+        data, test = Data(ROWS, 0), Data(20_000, 1)
+        yield from wide_deep(data, test, fastest_products(), progress)
+        yield from wide_resnet(data, test, progress)
+        yield from scaling(progress)

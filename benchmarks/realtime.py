@@ -1,0 +1,156 @@
+# shell
+"""A shop at real speed: is what the page shows true, and is what it learns of use?
+
+``millrace demo`` runs as its own process for 15 minutes with a clock that runs as fast as the wall's, an untrained
+model, every label as late as it is in a shop (five minutes and the disorder), and shoppers enough for some 20 exposures
+a second on a working day at nine. No flag or setting differs from the defaults otherwise. From its report:
+
+- ``metric_gap``: the AUC that the page showed last against the AUC recomputed from the topics, of the same exposures.
+- ``calibration``: clicks predicted over clicks seen, of the scores that the model's pages were served with after the
+  first five minutes, against settled labels. The last six minutes of the traffic are not settled when it ends.
+  ``calibration_truth`` divides by the true click probabilities of the same exposures instead, which leaves out chance;
+  ``calibration_twin`` is that of a twin that had every label at once: what is left there is no matter of labels.
+- ``twin_auc`` beside ``served_auc``: the same for the AUC, over all settled exposures of model pages.
+- ``ctr_ratio``: clicks per exposure of model pages over that of random pages, in the last five minutes of traffic.
+
+``curves.png`` draws what the page showed second by second, and beside it the AUC recomputed from the topics.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks import runner
+from benchmarks.runner import BenchError, figure
+from millrace.processes.spawn import spawn
+
+MINUTES = 15.0
+SHOPPERS = 16_000
+"""Who come on an average day: 20 exposures a second in the shop's first hour, half of that over the whole day."""
+OPENING_MINUTES = 5
+LAST_MINUTES = 5.0
+BEYOND_SECONDS = 600.0
+"""A demo takes at most this long beside its traffic: start, draining, audit."""
+
+Say = Callable[[str], None]
+Report = Mapping[str, Any]
+
+
+def run(out_dir: Path, progress: Say = print, minutes: float = MINUTES) -> list[runner.Figure]:
+    """The figures of one run, and its report and logs in ``out_dir``.
+
+    Raises:
+        BenchError: the demo failed, or took far too long; its output says why.
+    """
+    report = play(out_dir, minutes, progress)
+    draw(report, out_dir / "curves.png")
+    return measure(report)
+
+
+def play(out_dir: Path, minutes: float, progress: Say) -> Report:
+    """Runs the demo to its end and returns its report."""
+    path, said = out_dir.absolute() / "demo.json", out_dir.absolute() / "demo.log"
+    for old in (path, said):
+        old.unlink(missing_ok=True)
+    clean = {n: v for n, v in os.environ.items() if not n.startswith("MILLRACE_")}
+    command = [sys.executable, "-m", "commands", "demo", "--speed", "1", "--seconds", f"{minutes * 60:g}"]
+    command += ["--page-port", "0", "--twin", "--report", str(path)]  # no --data: nothing of an earlier run
+    progress(f"a shop at real speed, {minutes:g} minutes and one or two more; it says how it is in {said}")
+    process = spawn(command, {**clean, "MILLRACE_SHOPPERS": str(SHOPPERS)}, said)
+    try:
+        status = process.wait(minutes * 60 + BEYOND_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"the demo did not end {BEYOND_SECONDS:g} s after its traffic", f"see {said}") from None
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    if status or not path.exists():
+        lines = said.read_text(errors="replace").splitlines()
+        raise BenchError(f"the demo ended with status {status} ({lines[-1] if lines else 'silent'})", f"see {said}")
+    report: Report = json.loads(path.read_text())
+    return report
+
+
+def measure(report: Report) -> list[runner.Figure]:
+    """The figures of a demo's report; one that was not measured is left out."""
+    later = [m for m in report["minutes"] if m["arm"] == "model" and m["minute"] >= OPENING_MINUTES]
+    clicks, predicted, expected, twin = (
+        sum(m[n] or 0.0 for m in later) for n in ("clicks", "predicted", "expected", "twin")
+    )
+    rates = {arm: click_rate(report, arm, LAST_MINUTES) for arm in ("model", "control")}
+    model, control = rates["model"], rates["control"]
+    traffic_s = (report["ended_wall_ms"] - report["began_wall_ms"]) / 1000
+    found: list[tuple[str, float | None, str]] = [
+        ("metric_gap", report["metric_gap"], "AUC"),
+        ("page_auc", report["page_auc"], "AUC"),
+        ("recomputed_auc", report["recent"]["auc"], "AUC"),
+        ("calibration", predicted / clicks if clicks else None, "predicted / clicked"),
+        ("calibration_truth", predicted / expected if expected else None, "predicted / expected"),
+        ("calibration_twin", twin / clicks if clicks and twin else None, "predicted / clicked"),
+        ("served_auc", report["served_auc"], "AUC"),
+        ("twin_auc", report["twin_auc"], "AUC"),
+        ("ctr_model", model, "clicks / exposure"),
+        ("ctr_control", control, "clicks / exposure"),
+        ("exposures_per_s", report["exposures_sent"] / traffic_s, "1/s"),
+        ("settled", report["settled"], "exposures"),
+    ]
+    figures = [figure(name, value, unit) for name, value, unit in found if value is not None]
+    if model and control:
+        figures.append(figure("ctr_ratio", model / control, "ratio", "ctr_control", model / control))
+    return figures
+
+
+def click_rate(report: Report, arm: str, minutes: float) -> float | None:
+    """Clicks per exposure of an arm's pages in the last ``minutes`` of the traffic, by the simulator's own counts."""
+    page = report["page"]
+    end, begin = report["ended_wall_ms"], report["ended_wall_ms"] - minutes * 60_000
+    within = [i for i, at in enumerate(page["wall_ms"]) if begin <= at <= end]
+    if len(within) < 2:
+        return None
+    clicks, seen = (
+        (page[f"page_{what}_{arm}"][within[-1]] or 0.0) - (page[f"page_{what}_{arm}"][within[0]] or 0.0)
+        for what in ("clicks", "exposures")
+    )
+    return clicks / seen if seen else None
+
+
+def draw(report: Report, path: Path) -> None:
+    """AUC, log loss, calibration and click rates of the run."""
+    page, began = report["page"], report["began_wall_ms"]
+    minute = [(at - began) / 60_000 for at in page["wall_ms"]]
+    canvas = Figure(figsize=(10, 7), layout="constrained")
+    FigureCanvasAgg(canvas)
+    panels = canvas.subplots(2, 2)
+    shown: list[tuple[Any, str, list[tuple[str, str, str]]]] = [
+        (
+            panels[0][0],
+            "AUC",
+            [("auc", "page", "-"), ("oracle_auc", "oracle", "--"), ("baseline_auc", "baseline", "-")],
+        ),
+        (panels[0][1], "calibration", [("calibration", "model pages", "-"), ("calibration_control", "random", "-")]),
+        (panels[1][0], "log loss", [("log_loss", "model pages", "-"), ("log_loss_control", "random", "-")]),
+        (panels[1][1], "click rate, last 30 s", [("ctr_model", "model pages", "-"), ("ctr_control", "random", "-")]),
+    ]
+    for axes, title, lines in shown:
+        for name, label, style in lines:
+            axes.plot(minute, [float("nan") if v is None else v for v in page[name]], style, label=label, linewidth=1.5)
+        axes.set_title(title)
+        axes.set_xlabel("minutes since the shop opened")
+        axes.grid(alpha=0.3)
+    # A point of the curve is drawn when its newest exposure is settled: the page shows it then.
+    open_ms = report["began_event_ms"] - report["settled_after_ms"]
+    when = [(point["event_time"] - open_ms) / report["speed"] / 60_000 for point in report["auc"]]
+    panels[0][0].plot(when, [p["auc"] for p in report["auc"]], ":", color="black", label="recomputed from the topics")
+    for axes, *_ in shown:
+        axes.legend(fontsize=8)
+    canvas.savefig(path, dpi=110)

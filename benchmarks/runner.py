@@ -1,0 +1,99 @@
+# shell
+"""``millrace bench NAME --out DIR``: runs a benchmark and writes what it measured.
+
+``report.json`` is a list of ``{name, value, unit, against, ratio}``, some with ``ratio_low``. A ratio compares two
+things measured in the same process tree, alternating, so that it survives a noisy machine; ``against`` names what the
+value was divided by, ``ratio_low`` is the lower end of the ratio's 95% interval.
+What identifies the run (host, versions, times) goes to ``run.json`` beside it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import NotRequired, TypedDict
+
+from millrace.basics.errors import MillraceError, SettingError
+
+BENCHMARKS = (
+    *("capacity", "filters", "freshness", "history", "intake", "learner", "ownmodel", "realtime", "recall"),
+    *("repair", "replay", "safety", "scorer", "soak", "stores", "stream", "up"),
+)
+
+
+class Figure(TypedDict):
+    """One measured figure. ``against`` and ``ratio`` are None where nothing was compared. ``ratio_low`` is there where
+    an interval was worked out."""
+
+    name: str
+    value: float
+    unit: str
+    against: str | None
+    ratio: float | None
+    ratio_low: NotRequired[float]
+
+
+def figure(name: str, value: float, unit: str, against: str | None = None, ratio: float | None = None) -> Figure:
+    """One figure; ``ratio`` is what the value is to that of ``against``."""
+    return {"name": name, "value": float(value), "unit": unit, "against": against, "ratio": ratio}
+
+
+Say = Callable[[str], None]
+
+
+class BenchError(MillraceError):
+    """A benchmark cannot run here, for instance because its peer is not installed."""
+
+
+def bench(name: str, out: Path, say: Say = print) -> list[Figure]:
+    """Runs the benchmark ``name``, writes ``out/report.json`` and ``out/run.json``, and returns the figures.
+
+    A benchmark of several parts yields its figures, and each is written as soon as it was measured: if a later part
+    fails, ``report.json`` has those before it, and there is no ``run.json``.
+
+    Raises:
+        SettingError: there is no such benchmark.
+        BenchError: it cannot run here.
+    """
+    if name not in BENCHMARKS:
+        raise SettingError(f"there is no benchmark '{name}'", f"choose one of {', '.join(BENCHMARKS)}")
+    module = importlib.import_module(f"benchmarks.{name}")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "run.json").unlink(missing_ok=True)
+    started = time.time()
+    figures: list[Figure] = []
+    for found in module.run(out, say):
+        figures.append(found)
+        _write(out / "report.json", figures)
+    _write(
+        out / "run.json",
+        {
+            "benchmark": name,
+            "seconds": round(time.time() - started, 1),
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "versions": {p: version(p) for p in ("numpy", "numba", "torch", "kafka-python", "faust-streaming")},
+        },
+    )
+    return figures
+
+
+def table(figures: list[Figure]) -> str:
+    """The figures as lines to read."""
+    lines = []
+    for f in figures:
+        ratio = "" if f["ratio"] is None else f"   {f['ratio']:.2f} x {f['against']}"
+        low = f" (at least {f['ratio_low']:.2f})" if "ratio_low" in f else ""
+        lines.append(f"{f['name']:<22} {f['value']:>14,.4g} {f['unit']}{ratio}{low}")
+    return "\n".join(lines)
+
+
+def _write(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,2 @@
+# core
+"""The command line and what stands behind each command. Nothing imports it but benchmarks, experiments and tests."""

@@ -1,0 +1,2 @@
+# core
+"""The commands, their flags and their help."""

@@ -1,0 +1,183 @@
+# core
+"""How complete labels are by waiting time: which share of an exposure's clicks has come t after it.
+
+A log ends. An exposure of its last minute was watched for a minute, and its clicks after that minute are not in the
+log. Counting clicks alone would therefore take early clicks for all of them. Here each exposure counts for as long as
+it was watched (Kaplan and Meier 1958), n exposures, d(t) clicks after exactly t::
+
+    watched    end of the log - time of the exposure; the end is the latest time in the log
+    at risk    r(t)   exposures not clicked before t and watched at least t
+    F(t)       1 - prod over t_i <= t of (1 - d(t_i) / r(t_i))      share of exposures clicked within t
+    c(t)       F(t) / F(longest)                                    completeness: share of the clicks
+
+Where every exposure was watched for the longest time, c(t) is the plain share of clicks. The alternative, to take only
+exposures that are old enough, gives the same in a long log, and nothing at all in a log that is shorter than the
+longest window. The estimate supposes that the last exposures are clicked as late as the others. Beyond the time for
+which fewer than :data:`FEWEST` exposures were watched nothing is told: completeness is relative to that time then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from commands.offline.intervals import rounded
+from millrace.reports.spans import span_name
+
+FEWEST = 100
+"""Exposures that must have been watched so long."""
+
+FEWEST_CLICKS = 20
+"""A slot or segment with fewer has no figures."""
+
+QUANTILES = (0.5, 0.8, 0.9, 0.95, 0.99)
+
+POINTS = 60
+"""Of the curve, evenly spaced in the logarithm of time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clicks:
+    """When exposures were clicked, and how long they were watched. n exposures."""
+
+    delay_ms: NDArray[np.int64]  # (n,) -1: not clicked while it was watched
+    watched_ms: NDArray[np.int64]  # (n,) at least the delay
+
+    @classmethod
+    def of(cls, ts_ms: NDArray[np.int64], acted_ms: NDArray[np.int64], clicked: NDArray[np.bool_]) -> Clicks:
+        """Of a log's exposures.
+
+        Args:
+            acted_ms: times of the clicks, not before the exposure; read where ``clicked``.
+        """
+        end = max(int(ts_ms.max(initial=0)), int(acted_ms[clicked].max(initial=0)))
+        return cls(np.where(clicked, acted_ms - ts_ms, -1), end - ts_ms)
+
+    def some(self, rows: NDArray[Any]) -> Clicks:
+        """Of some exposures, by indices or a mask."""
+        return Clicks(self.delay_ms[rows], self.watched_ms[rows])
+
+
+class Curve:
+    """F(t) and c(t) of some exposures.
+
+    Args:
+        longest_ms: the time after which labels count as complete.
+    """
+
+    longest_ms: int
+    """What completeness is relative to: less than asked for where too few exposures were watched so long."""
+
+    def __init__(self, clicks: Clicks, longest_ms: int, fewest: int = FEWEST) -> None:
+        watched = np.sort(clicks.watched_ms)
+        self._watched = watched
+        n = len(watched)
+        reach = int(watched[n - fewest]) if n >= fewest else int(watched[-1]) if n else 0
+        self.longest_ms = min(longest_ms, reach)
+        hit = clicks.delay_ms >= 0
+        self.clicks = int((clicks.delay_ms[hit] <= self.longest_ms).sum())
+        at, count = np.unique(clicks.delay_ms[hit], return_counts=True)
+        # Leaves the set at risk: after its click, or when it is watched no longer.
+        left = np.sort(np.where(hit, clicks.delay_ms, clicks.watched_ms))
+        risk = n - np.searchsorted(left, at, side="left")
+        with np.errstate(divide="ignore"):
+            self._at, self._f = at, -np.expm1(np.cumsum(np.log1p(-count / np.maximum(risk, 1))))
+        self._whole = float(self._clicked(np.array([self.longest_ms]))[0])
+
+    def completeness(self, t_ms: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
+        """c(t), (m,); NaN without a click, or where t is beyond what the log can tell."""
+        t = np.asarray(t_ms, np.float64)
+        if not self._whole:
+            return np.full(len(t), np.nan)
+        return np.where(t > self.longest_ms, np.nan, self._clicked(t) / self._whole)
+
+    def quantile_ms(self, share: float) -> int | None:
+        """The time within which so many of the clicks have come; None without a click."""
+        if not self._whole:
+            return None
+        # The comparison must not fail by the last bit where the share is reached exactly.
+        return int(self._at[np.searchsorted(self._f, share * self._whole * (1 - 1e-12), side="left")])
+
+    def watched(self, t_ms: float) -> int:
+        """Exposures that were watched at least so long."""
+        return len(self._watched) - int(np.searchsorted(self._watched, t_ms, side="left"))
+
+    def _clicked(self, t: NDArray[Any]) -> NDArray[np.float64]:
+        places = np.searchsorted(self._at, t, side="right")
+        return np.concatenate([[0.0], self._f])[places]
+
+
+def by_window(curve: Curve, windows: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for each waiting time (ms)."""
+    found = curve.completeness(windows).tolist()
+    return [
+        {
+            "waiting_time": span_name(ms),
+            "seconds": ms / 1000,
+            "completeness": rounded(c) if np.isfinite(c) else None,
+            "at_risk": curve.watched(ms),
+        }
+        for ms, c in zip(windows, found, strict=True)
+    ]
+
+
+def quantiles(curve: Curve) -> list[dict[str, Any]]:
+    """A row for each share of the clicks: the time within which it has come."""
+    rows = []
+    for share in QUANTILES:
+        ms = curve.quantile_ms(share)
+        told = (
+            {"seconds": None, "waiting_time": None}
+            if ms is None
+            else {"seconds": ms / 1000, "waiting_time": span_name(ms)}
+        )
+        rows.append({"share_of_clicks": share, **told})
+    return rows
+
+
+def by_group(
+    clicks: Clicks, group: NDArray[np.intp], names: Sequence[str], windows: Sequence[int], key: str
+) -> list[dict[str, Any]]:
+    """A row for each group of exposures that has any.
+
+    Args:
+        group: the number of each exposure's group, (n,).
+        names: by number.
+    """
+    rows = []
+    for number, name in enumerate(names):
+        own = np.flatnonzero(group == number)
+        if not len(own):
+            continue
+        curve = Curve(clicks.some(own), max(windows))
+        row: dict[str, Any] = {key: name, "rows": len(own), "positives": curve.clicks}
+        known = curve.clicks >= FEWEST_CLICKS
+        for ms, c in zip(windows, curve.completeness(windows).tolist(), strict=True):
+            row[f"within_{span_name(ms)}"] = rounded(c) if known and np.isfinite(c) else None
+        for share in (0.5, 0.9):
+            at = curve.quantile_ms(share) if known else None
+            row[f"{share:.0%}_come_within_s"] = None if at is None else at / 1000
+        rows.append(row)
+    return rows
+
+
+def points(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
+    """Curves for a plot: ``name``, ``seconds``, ``completeness``."""
+    out = []
+    for name, curve in curves.items():
+        first = max(100, curve.quantile_ms(0.01) or 100) / 2
+        if curve.longest_ms <= first or not curve.clicks:
+            continue
+        t = np.geomspace(first, curve.longest_ms, POINTS)
+        out.append(
+            {
+                "name": name,
+                "seconds": (t / 1000).round(3).tolist(),
+                "completeness": curve.completeness(t).round(5).tolist(),
+            }
+        )
+    return out

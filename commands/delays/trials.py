@@ -1,0 +1,119 @@
+# core
+"""What a model would have scored under each attribution window and label policy, on one set of features.
+
+A trial is one replay of the log (:func:`commands.replay.run.run_log`) with labels that come as a live loop with
+that window and policy would have them. Features do not depend on either, so they are made once and mapped into the
+memory of each run. *Lost*: a click that comes later than the attribution window and the lateness together never reaches
+the learner, as in the live join. *Final labels*, by which all trials are judged: clicked within the longest window.
+
+*Immediate* is the oracle: every final label at its exposure, which no live loop can have.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from msgspec import structs
+from numpy.typing import NDArray
+
+from commands.replay.known import Model, Samples
+from commands.replay.logfeatures import Labels, LogRows
+from millrace.contracts.schema import Schema
+from millrace.labels import policy_named
+from millrace.reports.spans import span_name
+
+IMMEDIATE = "immediate"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """When labels are learnt: a policy (or :data:`IMMEDIATE`) and an attribution window."""
+
+    policy: str
+    window_ms: int
+
+    @property
+    def name(self) -> str:
+        return IMMEDIATE if self.policy == IMMEDIATE else f"{self.policy}, {span_name(self.window_ms)}"
+
+
+def with_window(schema: Schema, window_ms: int) -> Schema:
+    """The schema with another attribution window."""
+    assert schema.log is not None
+    return structs.replace(schema, log=structs.replace(schema.log, attribution_minutes=window_ms / 60_000))
+
+
+def final_labels(labels: Labels, ts_ms: NDArray[np.int64], longest_ms: int) -> NDArray[np.bool_]:
+    """Which exposures were clicked within the longest window, (n,)."""
+    found: NDArray[np.bool_] = labels.clicked & (labels.acted_ms - ts_ms <= longest_ms)
+    return found
+
+
+def samples_of(
+    setting: Setting, labels: Labels, ts_ms: NDArray[np.int64], longest_ms: int, lateness_ms: int, observation_ms: int
+) -> tuple[Samples, int]:
+    """(the samples in the order in which they become known, clicks that never come).
+
+    Args:
+        labels: of any window: those of the setting's are made from their times.
+    """
+    final = final_labels(labels, ts_ms, longest_ms)
+    own = copy.copy(labels)
+    own.wait_ms = setting.window_ms
+    if setting.policy == IMMEDIATE:
+        own.clicked = final
+        return Samples.of(ts_ms, own, None), 0
+    own.clicked = final & (labels.acted_ms - ts_ms < setting.window_ms + lateness_ms)
+    lost = int(final.sum()) - int(own.clicked.sum())
+    return Samples.of(ts_ms, own, policy_named(setting.policy), observation_ms), lost
+
+
+def digest(samples: Samples) -> str:
+    """Equal for samples that come alike, so that each distinct order is run once."""
+    found = hashlib.sha256()
+    for column in (samples.row, samples.known_ms, samples.kind, samples.policy):
+        found.update(np.ascontiguousarray(column).tobytes())
+    return found.hexdigest()
+
+
+def live(
+    model: Model,
+    rows: LogRows,
+    cat: NDArray[np.int64],
+    num: NDArray[np.float32],
+    hidden: Sequence[int],
+    samples: Samples,
+    batch_rows: int,
+    tick: Callable[[int], None] = lambda scored: None,
+) -> NDArray[np.float32]:
+    """Scores of all exposures, (n,), each before what was not known at its time is learnt: as ``run_log`` gives them.
+
+    Args:
+        cat, num: features of the n rows, (n, F) and (n, N); only read.
+        hidden: columns of ``cat`` that read as missing when scoring.
+    """
+    p = np.empty(rows.n, np.float32)
+    scored = 0
+    for start in range(0, len(samples.row), batch_rows):
+        part = slice(start, min(start + batch_rows, len(samples.row)))
+        end = int(np.searchsorted(rows.ts_ms, samples.known_ms[part.stop - 1], side="right"))
+        for first in range(scored, end, batch_rows):
+            shown = slice(first, min(first + batch_rows, end))
+            own = np.array(cat[shown])
+            own[:, hidden] = 0
+            p[shown] = model.score(own, np.array(num[shown]))
+        scored = max(scored, end)
+        row = samples.row[part]
+        model.learn(samples.batch(part, rows, cat[row], num[row]))
+        tick(scored)
+    return p
+
+
+def open_features(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(cat, num) that :meth:`~commands.replay.logfeatures.LogFeatures.write` wrote, mapped read-only."""
+    return np.load(folder / "cat.npy", mmap_mode="r"), np.load(folder / "num.npy", mmap_mode="r")

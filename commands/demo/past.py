@@ -1,0 +1,126 @@
+# shell
+"""A demo that begins with a past: the simulated days before its opening are replayed into its folder.
+
+::
+
+    simulator.daylog.write_days ──► day logs (removed again) ──► millrace replay LOG --into DATA ──► roles
+                                                                      └── logs/history.log ──► terminal, live page
+
+The days are those of the same world, seed and shoppers, in open loop: their pages are the previous recommender's. The
+replay is a process of its own, so its memory is free again when the roles start. It cannot outlive the demo.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+from importlib import resources
+from pathlib import Path
+
+import redis
+from redis.exceptions import RedisError
+
+from commands.demo.preflight import FIRST_DAY, Held, opening
+from commands.history.attempt import check_empty
+from commands.loop.host import TICK_SECONDS, Host
+from millrace.basics.errors import ServiceError, SettingError
+from millrace.contracts.clock import EventClock
+from millrace.contracts.online import FILLED, filled_key, redis_url
+from millrace.contracts.settings import Settings
+from millrace.processes.spawn import spawn, stop, tail
+from millrace.processes.supervisor import role_argv
+from millrace.processes.wall import wall_ms
+from millrace.reports.lines import LEFT
+from simulator.daylog import write_days
+
+MOST_DAYS = 60
+_CLEAN_SECONDS = 10.0
+
+
+def check_days(days: int) -> None:
+    """
+    Raises:
+        SettingError: there are too many days, or fewer than none.
+    """
+    if not 0 <= days <= MOST_DAYS:
+        raise SettingError(f"--history-days {days}", f"give 1 to {MOST_DAYS}, or 0 to begin with nothing")
+
+
+def live_through(run: Host, days: int) -> float:
+    """Replays the ``days`` before the opening into the folder of a run, and shows how far that is. Returns the seconds
+    that it took. It ends early, with nothing left, when the run's end is asked for.
+
+    Raises:
+        SettingError: a loop has lived in the folder or at the broker.
+        ServiceError: the replay failed.
+    """
+    began, settings = time.monotonic(), run.settings
+    check_empty(settings)
+    start, count = FIRST_DAY - timedelta(days=days), f"{days} day{'s' if days > 1 else ''}"
+    log_path = run.folder / "logs" / "history.log"
+    log_path.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="millrace-past-") as folder:
+        run.say(f"the {count} before the opening are written and replayed; then the shop opens")
+        ends = run.ending.is_set
+        write_days(folder, days, settings.seed, f"{start:%Y-%m-%d}", settings.shoppers, ends=ends)
+        if ends():
+            return time.monotonic() - began
+        child = spawn(_command(folder, settings), _environment(settings, run.speed), log_path)
+        try:
+            if not _watch(run, child, log_path):
+                child.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(_CLEAN_SECONDS)
+                return time.monotonic() - began
+        finally:
+            stop(child)
+    if child.returncode:
+        raise ServiceError(f"the replay of the days before failed: {tail(log_path, 1)}", f"see {log_path}")
+    seconds = time.monotonic() - began
+    run.say(f"the loop has lived through {count} in {seconds:.0f} s")
+    return seconds
+
+
+def filled(settings: Settings) -> bool:
+    """Whether the stream has written all users of the past to Redis."""
+    try:
+        with redis.Redis.from_url(redis_url(settings.redis), socket_timeout=5.0) as client:
+            return all(client.get(settings.key(filled_key(p))) == FILLED for p in range(settings.partitions))
+    except RedisError:
+        return False
+
+
+def _watch(run: Host, child: subprocess.Popen[bytes], log_path: Path) -> bool:
+    """Shows what the child says, until it has ended (True) or the run's end is asked for (False). On the page its
+    newest line stands for those before."""
+    first, shown = len(run.notes), 0
+    while True:
+        ended = child.poll() is not None
+        lines = log_path.read_text(errors="replace").splitlines(keepends=True)
+        whole = [line.strip() for line in lines if line.endswith("\n")]
+        for line in whole[shown:]:
+            run.say(line)
+        shown = len(whole)
+        run.notes[first:-1] = [note for note in run.notes[first:-1] if not note.endswith(LEFT)]
+        if ended:
+            return True
+        if run.ending.wait(TICK_SECONDS):
+            return False
+
+
+def _command(folder: str, settings: Settings) -> list[str]:
+    schema = settings.schema or str(resources.files("millrace.contracts").joinpath("shop.toml"))
+    command = [*role_argv("replay"), folder, "--schema", schema, "--no-people"]
+    return [*command, "--into", settings.data, "--seed", str(settings.seed)]
+
+
+def _environment(settings: Settings, speed: float) -> Mapping[str, str]:
+    clock = EventClock(wall_ms(), round(opening(Held()).timestamp() * 1000), speed)
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")}
+    return ours | settings.environment() | {"MILLRACE_CLOCK": clock.encode()}

@@ -1,0 +1,317 @@
+# shell
+"""The whole loop on one machine with shoppers of its own, and at the end an audit.
+
+::
+
+    services ► topics ► learner, stream, scorer ► (all there) ► simulator ► ... ► simulator stops
+        ► stream and learner drain ► audit ► roles stop ► services stop ► report
+
+A run is a sequence of phases in the main thread. Beside it live the monitor's thread and the page's; the roles and
+services are processes that cannot outlive this one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+import webbrowser
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from commands.demo.audit import Ledger
+from commands.demo.curves import draw, thirds
+from commands.demo.past import check_days, filled, live_through
+from commands.demo.preflight import Held, held_by, learnt_until, opening
+from commands.demo.proved import proved
+from commands.demo.report import make_report, missing_keys, summary, write_report
+from commands.demo.settle import DRAIN_SECONDS, Drained, Settlement, labels_take, settle
+from commands.demo.twin import Pages
+from commands.loop.host import READY_SECONDS, Host, made
+from commands.loop.monitor import fetch
+from commands.loop.page import PageServer
+from commands.loop.signals import AtOnce, Signals
+from commands.loop.status import Shown
+from millrace.basics.errors import MillraceError, ServiceError, SettingError
+from millrace.contracts.clock import EventClock
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import IMPRESSIONS
+from millrace.processes.kafka import read_all
+from millrace.processes.profiles import check_whole
+from millrace.processes.role import calm_logs, last_figures
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
+from millrace.processes.tokens import own_token
+from millrace.processes.wall import wall_ms
+
+SPEED = 240.0
+UNKNOWN_OF_A_LOG = ("oracle_auc", "first_20000", "ctr_model", "ctr_control")
+"""What a report cannot tell when a log is played: nobody knows its true rates, and its pages were made by others."""
+LOOP = ("learn", "stream", "serve")
+ROLES = ("simulate", "stream", "learn", "serve")
+"""The roles of a demo, as they are shown; :data:`LOOP` is there before the simulator."""
+LABELS_SECONDS = 45.0
+"""Labels that take longer than this after the last exposure, by the wall, are not waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What one demo is asked for. ``data`` None: a temporary folder, removed at the end; ``seconds`` None: no end."""
+
+    seconds: float | None = None
+    report: Path | None = None
+    seed: int = 0
+    speed: float = SPEED
+    page_port: int | None = None
+    data: Path | None = None
+    open_browser: bool = False
+    twin: bool = False
+    archive: bool = False
+    history_days: int = 0
+
+
+class Demo(Host):
+    """One run. Made and used by :func:`demo`.
+
+    Args:
+        settings: addresses that are set are used, others are started.
+        options: what was asked for.
+        ending: set when the run shall end; waiting on it is how time passes.
+    """
+
+    name = "demo"
+
+    def __init__(self, settings: Settings, options: DemoOptions, folder: Path, ending: threading.Event) -> None:
+        self.beside = (*(("archive",) if options.archive else ()), *(("shadow",) if settings.shadow_model else ()))
+        super().__init__(settings, folder, ending, Shown((*ROLES, *self.beside)), options.speed)
+        self.options = options
+        self.held = Held()
+        self.began_s = time.monotonic()
+        self.past_s = 0.0
+        self.ready_s = 0.0  # from the start until the first page could be served, with all that is known of the past
+
+    # -- phases ----------------------------------------------------------------------------------------------
+
+    def open(self, stack: ExitStack) -> None:
+        """Replays the past that was asked for, starts the services that no setting names, creates the topics, and sets
+        the event clock. Does no more once the end is asked for.
+        """
+        port = free_port()
+        changes: dict[str, object] = {"port": port, "scorer": f"http://127.0.0.1:{port}"}
+        changes |= {"data": str(self.folder), "seed": self.options.seed}
+        if self.options.archive:
+            changes["archive_features"] = True
+        changes |= {
+            "tokens": "",
+            "token_file": "",
+        }  # our shoppers have none
+        changes |= {"admin_port": free_port()}
+        changes |= {"admin_token_file": self.settings.admin_token_file or str(own_token(self.folder))}
+        self.settings = msgspec.structs.replace(self.settings, **changes)
+        if self.options.history_days:
+            self.past_s = live_through(self, self.options.history_days)
+            if self.ending.is_set():
+                return
+        check_whole(self.settings)
+        size, most = self.settings.message_bytes, self.settings.broker_gib
+        broker = (
+            None if self.settings.kafka else EmbeddedBroker(self.folder / "broker", message_bytes=size, disk_gib=most)
+        )
+        redis = None if self.settings.redis else EmbeddedRedis(self.folder / "redis")
+        self.start_services(stack, broker, redis)
+        self.held = held_by(self.settings)  # of the embedded broker too: its topics lie in the folder
+        learnt_ms = 0 if self.held.newest_ms or self.options.history_days else learnt_until(self.settings)
+        opens = opening(self.held, learnt_ms)
+        if learnt_ms:
+            self.say(f"the topics are empty, the store is not; the shop opens on {opens:%A, %d %B}")
+        if self.held.events:
+            self.say(
+                f"the topics hold {self.held.events:,} events of earlier runs; the shop opens on {opens:%A, %d %B}"
+            )
+        begins_ms = round(opens.timestamp() * 1000)
+        if self.settings.from_log:
+            from simulator.playback import first_ms  # the readers of logs, half a second of imports
+
+            begins_ms = first_ms(Path(self.settings.from_log), self.settings.load_schema())
+        clock = EventClock(wall_ms(), begins_ms, self.options.speed)
+        self.settings = msgspec.structs.replace(self.settings, clock=clock.encode())
+
+    def start_roles(self) -> None:
+        """Starts all but the simulator, and waits until each can work.
+
+        Raises:
+            ServiceError: one is not ready in time, or died too often.
+        """
+        ports = {name: free_port() for name in ("simulate", "stream", "learn", *self.beside)}
+        targets = {name: f"http://127.0.0.1:{port}/metrics" for name, port in ports.items()}
+        targets["serve"] = f"{self.settings.scorer}/metrics"
+        self.watch({**ports, "serve": 0}, targets, fetch, f"http://127.0.0.1:{self.settings.admin_port}")
+        for name in (*LOOP, *self.beside):
+            self.start(name)
+        self.await_roles(LOOP)  # of the scorer an answer: it is ready when it has items, which the simulator brings
+        if not self.options.history_days or self.wait(lambda: filled(self.settings), READY_SECONDS):
+            return  # so the first page already knows its user
+        if not self.ending.is_set():
+            raise ServiceError(
+                f"the stream did not write the users of the past to Redis within {READY_SECONDS:g} s",
+                f"see {self.folder / 'logs'}",
+            )
+
+    def run_traffic(self) -> None:
+        """Lets shoppers come until the time is over or somebody asks for the end.
+
+        The time is counted from the moment at which the shop is open: a busy machine may take long to build it.
+
+        Raises:
+            ServiceError: it does not open in time, or its role died too often.
+        """
+        last_figures(self.settings.data, "simulate").unlink(missing_ok=True)  # of an earlier run in this folder
+        self.start("simulate")
+        monitor = self.monitor
+        assert monitor is not None
+        if not self.wait(lambda: bool(monitor.picture.ready.get("simulate")), READY_SECONDS):
+            if self.ending.is_set():
+                return
+            raise ServiceError(
+                f"the simulator did not open the shop within {READY_SECONDS:g} s", f"see {self.folder / 'logs'}"
+            )
+        # The simulator opens when the scorer says that it can serve: it has a model and items.
+        self.ready_s = time.monotonic() - self.began_s
+        if self.options.history_days:
+            self.say(f"ready after {self.ready_s:.0f} s, {self.past_s:.0f} of them for the past")
+        self.started_ms = wall_ms()
+        self.phase = "running"
+        self.wait(lambda: False, self.options.seconds if self.options.seconds is not None else float("inf"))
+
+    def settle(self) -> tuple[Ledger, Settlement]:
+        """Waits until the loop has handled everything, then accounts for every exposure.
+
+        Raises:
+            ConservationError: some are missing, or counted twice.
+        """
+        assert self.monitor is not None
+        self.phase = "draining"
+        self.say("stopping the shoppers; draining")
+        last = self.monitor.look()
+        ended_ms = wall_ms()
+        self.stop_role("simulate")
+        dry = Drained(self.monitor, self.settings.idle_seconds)
+        if labels_take(self.settings) > LABELS_SECONDS:
+            # By a slow clock labels come for minutes yet: what the stream holds then stays pending.
+            if not self.wait(dry.read, DRAIN_SECONDS, ends_early=False):
+                self.say(f"not read to the end after {DRAIN_SECONDS:g} s: {dry.why}")
+            self.stop_role("stream")
+            dry = Drained(self.monitor, self.settings.idle_seconds, ("learn",))
+        self.wait(dry, DRAIN_SECONDS, ends_early=False)
+        self.phase = "auditing"
+        self.view.tick()
+        freshness_s, since = last.figures["freshness_s"], self.held.offsets
+        return settle(self, dry, freshness_s, since, ended_ms)
+
+
+def demo(settings: Settings, options: DemoOptions) -> int:
+    """Runs a demo to its end; returns the exit status: 0 when everything held.
+
+    Raises:
+        MillraceError: something could not be started, died for good, or an exposure is not accounted for.
+    """
+    if options.speed <= 0 or (options.seconds is not None and options.seconds <= 0):
+        raise SettingError(
+            f"speed {options.speed:g} and seconds {options.seconds} must be above 0", "give positive numbers"
+        )
+    check_days(options.history_days)
+    if options.history_days and settings.from_log:
+        raise SettingError(
+            f"--history-days {options.history_days} with the log '{settings.from_log}'",
+            "replay what was before it with 'millrace replay LOG --schema S --into DATA'",
+        )
+    if options.twin and options.report is None:
+        raise SettingError("--twin without --report", "name the file for the report, which is where a twin appears")
+    named = options.data or (Path(settings.data) if settings.data else None)
+    folder = (named or Path(tempfile.mkdtemp(prefix="millrace-"))).absolute()
+    signals = Signals()
+    kept = named is not None
+    try:
+        with signals.caught():
+            return _run(settings, options, folder, signals)
+    except AtOnce:
+        return 130
+    except MillraceError:
+        kept = True
+        raise
+    finally:
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(settings: Settings, options: DemoOptions, folder: Path, signals: Signals) -> int:
+    made(folder)
+    with ExitStack() as stack:
+        run = Demo(settings, options, folder, signals.ending)
+        calm_logs(stack.enter_context((folder / "logs" / "demo.log").open("a", encoding="utf-8")))
+        stack.callback(structlog.reset_defaults)
+        page = PageServer(run.state, options.page_port)
+        stack.callback(page.stop)
+        run.view.page = page.url
+        run.say(f"live page: {page.url}   logs: {folder / 'logs'}")
+        run.open(stack)
+        if signals.ending.is_set():
+            return 143 if signals.hurry else 130
+        stack.callback(run.stop_watching)
+        stack.push(run.end_roles)
+        stack.enter_context(run.view)
+        run.start_roles()
+        if options.open_browser:
+            webbrowser.open(page.url)
+        if not signals.ending.is_set():
+            run.run_traffic()
+        if signals.hurry or not run.started_ms:
+            run.phase = "stopping"
+            run.supervisor.stop()
+            return 143 if signals.hurry else 130
+        return _finish(run, options)
+
+
+def _pages(settings: Settings) -> Pages:
+    pages = Pages(settings.load_schema())
+    read_all(settings, IMPRESSIONS, pages.message)
+    return pages
+
+
+def _finish(run: Demo, options: DemoOptions) -> int:
+    ledger, settlement = run.settle()
+    run.phase = "stopping"
+    run.supervisor.stop()
+    assert run.monitor is not None
+    pages = None
+    if options.twin:
+        run.view.say("training the twin")
+        pages = run.read(lambda: _pages(run.settings))
+    report = make_report(ledger, settlement, run.monitor, run.supervisor, run.settings, run.started_ms, pages)
+    report["versions"], differs = run.read(lambda: proved(run.settings))
+    if options.history_days:
+        report["history"] = {
+            "days": options.history_days,
+            "seconds": round(run.past_s, 1),
+            "ready_seconds": round(run.ready_s, 1),
+        }
+    report["thirds"] = {
+        n: thirds(report, n) for n in ("click_to_served_p50_ms", "click_to_served_p99_ms", "memory_total")
+    }
+    if options.report is not None:
+        write_report(options.report, report)
+        draw(report, options.report.with_suffix(".png"))
+    problem = settlement.problem or differs
+    run.phase = "failed" if problem else "done"
+    for line in summary(report):
+        run.view.say(line)
+    if problem is not None:
+        raise problem
+    missing = [name for name in missing_keys(report) if not (run.settings.from_log and name in UNKNOWN_OF_A_LOG)]
+    if missing:
+        run.view.say(f"not measured in this run: {', '.join(missing)}")
+    return 1 if missing and options.report is not None else 0

@@ -1,0 +1,159 @@
+# core
+"""What pages were served with, against settled labels: the figures of a report, computed from the topics.
+
+A row is an exposure that got a label. It is *settled* when event time has passed its exposure by the time that labels
+take (attribution window and disorder): only then is it known that a click will not come. Figures are of settled rows
+only, in the order of exposure. An exposure whose click came at once and whose fellows still wait would tell that people
+always click.
+
+The learner computes the same figures from the stream of samples, while it runs; these here are computed at the end, by
+other code from the same topics. They must agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.basics.merit import auc, calibration, judged, known, log_loss
+from millrace.contracts.events import ARMS, LOGGED, MODEL
+
+_LOGGED = ARMS.index(LOGGED)
+
+POINTS = 100
+"""Of a curve, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Labelled exposures in the order of exposure: by time, then page, then position. (n,) each"""
+
+    ts_ms: NDArray[np.int64]
+    page: NDArray[np.object_]  # request id: (page, position) names the exposure
+    position: NDArray[np.int64]
+    label: NDArray[np.int8]  # clicked, by the labels that there are now
+    score: NDArray[np.float32]  # that the page was served with; NaN where none was given, or a broken one
+    true: NDArray[np.float32]  # click probability, known to the simulator; NaN where nobody knows it
+    arm: NDArray[np.int8]  # index into ARMS; a page that no model made (its version is below 0) is logged
+    own: NDArray[np.bool_]  # of this run, not of an earlier one in the same topics
+    settled: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.ts_ms)
+
+    def where(self, rows: NDArray[np.bool_] | slice) -> Served:
+        return Served(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    @property
+    def judgeable(self) -> NDArray[np.bool_]:
+        """Settled rows that can be judged, (n,). A logged page that nobody scored cannot."""
+        rows: NDArray[np.bool_] = self.settled & ~((self.arm == _LOGGED) & ~np.isfinite(self.score))
+        return rows
+
+    @property
+    def judged(self) -> Served:
+        return self.where(self.judgeable)
+
+    def of(self, arm: str) -> Served:
+        return self.where(self.arm == ARMS.index(arm))
+
+    @property
+    def p(self) -> NDArray[np.float32]:
+        """Scores (n,), a broken one as wrong as a probability can be: 0 for a click, 1 for none."""
+        return judged(self.score, self.label).astype(np.float32)
+
+
+def headline(rows: Served) -> str:
+    """The arm whose figures stand for the run: the model's pages; a log's where there are no others."""
+    return LOGGED if len(rows.of(LOGGED)) and not len(rows.of(MODEL)) else MODEL
+
+
+def auc_of(score: NDArray[Any], label: NDArray[Any]) -> float | None:
+    """Area under the ROC curve of ``score`` (n,) for the binary ``label`` (n,). None when one class is missing. Rows
+    without a finite score are left out."""
+    finite = np.isfinite(score)
+    return known(auc(score[finite], label[finite]))
+
+
+def figures(rows: Served) -> dict[str, float | int | None]:
+    """AUC, log loss and calibration of ``rows``, and how many they are. None: no value (no rows, or one class)."""
+    p = rows.p
+    return {
+        "rows": len(rows),
+        "auc": auc_of(p, rows.label),
+        "log_loss": known(log_loss(p, rows.label)),
+        "calibration": known(calibration(p, rows.label)),
+    }
+
+
+def first(rows: Served, n: int) -> dict[str, float | int | None]:
+    """Figures of the first ``n`` judged rows of this run, all arms, beside the log loss of the true probabilities."""
+    part = rows.where(rows.own).judged.where(slice(0, n))
+    told = np.isfinite(part.true)
+    return figures(part) | {"oracle_log_loss": known(log_loss(part.true[told], part.label[told]))}
+
+
+def newest(rows: Served, arm: str, n: int) -> Served:
+    """The newest ``n`` judged rows of an arm, earlier runs' with them: what the learner's rolling window holds."""
+    judged = rows.judged.of(arm)
+    return judged.where(slice(max(0, len(judged) - n), None))
+
+
+def curve(rows: Served, window: int) -> list[dict[str, Any]]:
+    """Rolling AUC over event time (Unix ms) of the scores that pages were served with, and the best possible AUC.
+
+    This is progressive validation with delayed labels: each prediction was made before its page was seen. In a closed
+    loop the best possible AUC moves too: the better the pages, the more alike the items on them.
+
+    The curve begins when the window is full (in a run too short for that: half way). Before that, the AUC is over a few
+    hundred rows of the first minutes, and is mostly chance.
+    """
+    n, p = len(rows), rows.p
+    points = []
+    for end in sorted(set(np.linspace(min(window, n // 2), n, POINTS, dtype=int).tolist()) - {0}):
+        part = slice(max(0, end - window), end)
+        area = auc_of(p[part], rows.label[part])
+        if area is not None:
+            points.append(
+                {
+                    "event_time": int(rows.ts_ms[end - 1]),
+                    "auc": area,
+                    "oracle_auc": auc_of(rows.true[part], rows.label[part]),
+                }
+            )
+    return points
+
+
+def by_minute(
+    rows: Served, begin_ms: int, minute_ms: float, twin: NDArray[np.float32] | None = None
+) -> list[dict[str, Any]]:
+    """Judged rows of this run by minute and arm: rows, clicks, and how many clicks the scores that they were served
+    with, the true probabilities and the twin predicted (None where these are not known for all of them).
+
+    Args:
+        begin_ms: event time at which minute 0 begins.
+        minute_ms: event time that passes in a minute of the wall clock.
+        twin: the twin's scores of ``rows``, (n,).
+    """
+    chosen = rows.judgeable & rows.own & (rows.ts_ms >= begin_ms)
+    part, other = rows.where(chosen), None if twin is None else twin[chosen]
+    minute = ((part.ts_ms - begin_ms) / minute_ms).astype(np.int64)  # (n,)
+    cell = minute * len(ARMS) + part.arm
+    told = []
+    for at in np.unique(cell).tolist():
+        here = part.where(cell == at)
+        told.append(
+            {
+                "minute": at // len(ARMS),
+                "arm": ARMS[at % len(ARMS)],
+                "rows": len(here),
+                "clicks": int(here.label.sum()),
+                "predicted": float(here.p.sum(dtype=np.float64)),
+                "expected": known(float(here.true.sum(dtype=np.float64))),
+                "twin": None if other is None else known(float(other[cell == at].sum(dtype=np.float64))),
+            }
+        )
+    return told

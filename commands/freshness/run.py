@@ -1,0 +1,346 @@
+# shell
+"""``millrace freshness``: what models and features that are kept up to date more or less often would have gained.
+
+::
+
+    log ─► features, live ────► learner ─► never, daily, hourly, 15min, minute, batch        one process a seed
+        └► features, day-old ─► learner ─► never, daily, and the freshest                    one process a seed
+                                   └─► retrained daily (--retrain)
+    all scores ─► draws of users ─► figures with intervals ─► one sentence, tables, plots
+
+The report is bit-identical for the same log, schema, model, seeds and settings. All that differs between runs is in
+run.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from commands.freshness.bootstrap import DRAWS
+from commands.freshness.measure import Measured, Rows, Scored
+from commands.freshness.report import Setup, report_of
+from commands.freshness.slices import day_slices, hour_slices, named, value_slices
+from commands.freshness.words import BASELINE, DAY_OLD, LIVE, RETRAINED
+from commands.freshness.words import named as model_named
+from commands.offline import rounds
+from commands.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
+from commands.offline.epochs import learn, score
+from commands.offline.follow import BATCH, DAILY, NEVER, SYNCS, follow, period_ms, plan_of
+from commands.offline.workers import pool
+from commands.replay.reading import Log, name_of_log
+from experiments.experiment import DEFAULT, KINDS, OWN, input_of, spec_of
+from learner.evaluation.progressive import baseline_column
+from learner.role.making import model_of
+from millrace.basics.errors import LogError, SettingError
+from millrace.contracts.schema import Schema, load_schema
+from millrace.reports import make_folder, say, show, surroundings, write_all
+
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One pass in one worker process: a learner on one kind of features, and the models that follow it."""
+
+    features: str
+    seed: int
+    model: str
+    inputs: str
+    syncs: tuple[str, ...]
+    cut: tuple[str, ...]
+    train_days: int
+    retrain: bool
+    out: Path  # folder for the scores
+
+
+def freshness(
+    log: Log,
+    schema: Path,
+    out: Path,
+    *,
+    train_days: int | None = None,
+    sync: Sequence[str] = SYNCS,
+    cut: Sequence[str] | None = None,
+    retrain: bool = False,
+    features: bool = True,
+    slices: Sequence[str] = (),
+    seeds: int = 1,
+    seed: int = 0,
+    model: str = DEFAULT,
+    inputs: str = OWN,
+    draws: int = DRAWS,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Writes report.json, run.json, report.html and plots to ``out``, prints the sentence and a table; the report.
+
+    Args:
+        train_days: days at the beginning of the log that every model learns first (default: half of them).
+        sync: how often models synchronise; see :mod:`commands.offline.follow`.
+        cut: at whose times batches are cut (default: those of all models).
+        retrain: also a model that is trained anew on all data before each day.
+        features: also models on the features that a daily job would have made.
+        slices: columns by whose values figures are given too.
+        seeds: how many models of each kind; figures are means over them.
+        seed: the first of them; the draws of users follow from it too.
+        model: a registered name, ``module:Class``, or "default".
+        inputs: "own": as the schema says; "raw" or "scaled" as in ``millrace experiment``.
+        workers: processes (default: one for each core); 0: all in this one.
+
+    Raises:
+        LogError, SchemaError: as :func:`~millrace.logs.read_log`; or one user alone, or one class.
+        SettingError: too few days, an unknown model, synchronisation or slice, or a folder that cannot be written.
+    """
+    started, clock = datetime.now(UTC), time.perf_counter()
+    plan = load_schema(schema)
+    sync = _checked(sync, seeds, inputs)
+    if draws < 2:
+        raise SettingError(f"--draws {draws}", "use 2 or more, 1000 for an interval to rely on")
+    cuts = tuple(sync if cut is None else cut)
+    for name in cuts:
+        period_ms(name)
+    model_of(plan, spec_of(model), seed)  # an unknown name is told before anything long begins
+    make_folder(out, "report.json")
+    with tempfile.TemporaryDirectory(prefix="millrace-freshness-") as folder, _bar(progress) as stage:
+        stage("features", 1)
+        given = plain_schema(plan)
+        data = prepare(log, given, Path(folder), _MANY, day_old=features, slices=slices, skip_bad=skip_bad)
+        features_seconds = time.perf_counter() - clock
+        train = _train_days(len(data.days), train_days, log)
+        rows = data.rows(range(train, len(data.days)))
+        _check_rows(data, rows)
+        if inputs == "scaled":
+            scaled(data, data.rows(range(train)))
+        stage("features", 0)
+        fresh, reference = _compared(sync)
+        few = tuple(s for s in sync if s in (NEVER, reference, fresh))
+        jobs = [
+            Job(kind, s, model, inputs, own, cuts, train, retrain and kind == LIVE, Path(folder) / f"{i}-{s}")
+            for s in range(seed, seed + seeds)
+            for i, (kind, own) in enumerate(((LIVE, sync), (DAY_OLD, few))[: 1 + features])
+        ]
+        found = _all(jobs, data, plan, workers, stage)
+        schedule = plan_of(_days(data, train), data.ts_ms, sync, cuts, plan.utc_offset_ms)
+        models = _models(jobs, found, data, rows)
+        ranked = _rows(data, rows)
+        days, hours, values = day_slices(data, rows), hour_slices(data, rows), value_slices(data, rows)
+        places = {**{f"day {k}": v for k, v in days.items()}, **{f"hour {k}": v for k, v in hours.items()}}
+        tick = stage("draws of users", len(places) + len(values) + 1)
+        measured = Measured(ranked, models, {**places, **named(values)}, draws, seed, tick)
+        setup = Setup(data, schedule, rows, train, sync, fresh, reference, cuts, features, draws, seeds)
+        report, plots = report_of(setup, measured, days, hours, values)
+        notes = list(data.notes)
+    text = json.dumps(report, indent=1) + "\n"
+    ones = [f for f, job in zip(found, jobs, strict=True) if job.features == LIVE]
+    run = {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - clock, 1),
+        "features_seconds": round(features_seconds, 1),
+        "passes": [
+            {"features": job.features, "seed": job.seed} | f["seconds"] for job, f in zip(jobs, found, strict=True)
+        ],
+        "models_together_over_one": round(float(np.mean([f["over_one"] for f in ones])), 3),
+        "log": str(log) if isinstance(log, Path) else ", ".join(str(p) for p in log),
+        "schema": str(schema),
+        "schema_id": plan.id,
+        "model": model,
+        "spec": ones[0]["spec"],
+        "inputs": inputs,
+        "seeds": list(range(seed, seed + seeds)),
+        "notes": notes,
+        "report_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    } | surroundings()
+    write_all(out, report, run, plots, f"Freshness on {name_of_log(log)}")
+    if progress:
+        say(report["verdict"])
+        show("", report["models"], ("model", "staleness_minutes", "auc", "auc_gain"))
+        print(f"report in {out}")
+    return report
+
+
+_MANY = 1 << 30
+"""Frozen features are wanted of all days: which are tested on is known when the log has been read."""
+
+
+def _checked(sync: Sequence[str], seeds: int, inputs: str) -> tuple[str, ...]:
+    """The models from the rarest synchronisation to the most frequent."""
+    for name in sync:
+        period_ms(name)
+    if len(set(sync)) < 2:
+        raise SettingError(f"--sync {','.join(sync)}", "name two models or more to compare")
+    if seeds < 1:
+        raise SettingError(f"{seeds} seeds", "use --seeds 1 or more")
+    if inputs not in KINDS:
+        raise SettingError(f"inputs {inputs}", f"use one of {', '.join(KINDS)}")
+    rank = {NEVER: -2.0, DAILY: -1.0, BATCH: math.inf}
+    return tuple(sorted(set(sync), key=lambda s: rank[s] if s in rank else 1.0 / (period_ms(s) or 1)))
+
+
+def _compared(sync: Sequence[str]) -> tuple[str, str]:
+    """(the fresh model, the one that it is compared with): every minute and every day where both are there."""
+    fresh = "minute" if "minute" in sync else sync[-1]
+    return fresh, DAILY if DAILY in sync and fresh != DAILY else sync[0]
+
+
+def _train_days(days: int, wanted: int | None, log: object) -> int:
+    if days < 2:
+        raise SettingError(f"the log '{log}' has one local day alone", "give a log of two days or more")
+    train = days // 2 if wanted is None else wanted
+    if not 0 < train < days:
+        raise SettingError(f"--train-days {train} of a log with {days} days", f"use 1 to {days - 1}")
+    return train
+
+
+def _check_rows(data: Dataset, rows: slice) -> None:
+    clicks = float(np.sum(data.label[rows]))
+    n = rows.stop - rows.start
+    if not 0 < clicks < n:
+        raise LogError(
+            f"the {n} exposures after the training days have {'no' if not clicks else 'nothing but'} clicks",
+            "give a log with both labels there, or other --train-days",
+        )
+    users = len(np.unique(data.user[rows]))
+    if users < 2:
+        raise LogError(
+            f"the {n} exposures after the training days are of {users} user", "name the users' column as log.user"
+        )
+
+
+def _days(data: Dataset, train: int) -> list[slice]:
+    return [data.rows((d,)) for d in range(train, len(data.days))]
+
+
+def _rows(data: Dataset, rows: slice) -> Rows:
+    def codes(values: NDArray[Any]) -> NDArray[np.intp]:
+        return np.unique(np.asarray(values[rows]), return_inverse=True)[1]
+
+    return Rows(np.array(data.label[rows]), codes(data.user), codes(data.group))
+
+
+def _models(jobs: Sequence[Job], found: Sequence[Mapping[str, Any]], data: Dataset, rows: slice) -> dict[str, Scored]:
+    """All models by name, from the rarest synchronisation on; the retrained one and the baseline last."""
+    out: dict[str, Scored] = {}
+    for kind in (LIVE, DAY_OLD):
+        own = [(job, f) for job, f in zip(jobs, found, strict=True) if job.features == kind]
+        for sync in own[0][0].syncs if own else ():
+            files = [(job.out / f"{sync}.npy", job.out / f"{sync}.start.npy") for job, _ in own]
+            p = [np.load(file) for file, _ in files]
+            within = [np.load(start) if start.exists() else np.load(file) for file, start in files]
+            out[model_named(kind, sync)] = Scored(p, within)
+    again = [job.out / "retrained.npy" for job in jobs if job.retrain]
+    if again:
+        starts = [file.with_name("retrained.start.npy") for file in again]
+        p = [np.load(file) for file in again]
+        out[RETRAINED] = Scored(p, [np.load(s) if s.exists() else q for s, q in zip(starts, p, strict=True)])
+    column = baseline_column(data.schema)
+    if column is not None:
+        rate = np.ascontiguousarray(data.num[rows, column])
+        fixed = rate if data.frozen is None else np.ascontiguousarray(data.frozen[rows, column])
+        seeds = len({job.seed for job in jobs})
+        out[BASELINE] = Scored([rate] * seeds, [fixed] * seeds)
+    return out
+
+
+# -- in a worker ---------------------------------------------------------------------------------------------
+
+_data: Dataset
+_schema: Schema
+
+
+def _open(folder: Path, given: Schema, days: tuple[str, ...], own: Schema) -> None:
+    global _data, _schema
+    torch.set_num_threads(1)
+    _data, _schema = open_dataset(folder, given, days), own
+
+
+def _run(job: Job) -> dict[str, Any]:
+    """Writes each model's scores of the days after the training to ``job.out``; how long it took."""
+    num = input_of(_data, job.inputs, "day_old" if job.features == DAY_OLD else "num")
+    assert num is not None
+    frozen = input_of(_data, job.inputs, "frozen")
+    if frozen is not None and job.features == DAY_OLD:
+        frozen = num  # they hold through the day as it is
+    days, train = _days(_data, job.train_days), _data.rows(range(job.train_days))
+    schema = _schema if job.inputs == OWN else _data.schema
+    model = model_of(schema, spec_of(job.model), job.seed)
+    untrained = model.snapshot() if job.retrain else None
+    began = time.perf_counter()
+    learn(model, _data, train, num)
+    training = time.perf_counter() - began
+    plan = plan_of(days, _data.ts_ms, job.syncs, job.cut, _schema.utc_offset_ms)
+    found = follow(model, _data, num, plan, frozen=frozen, clock=time.perf_counter)
+    job.out.mkdir(parents=True)
+    for sync, p in found.scores.items():
+        np.save(job.out / f"{sync}.npy", p)
+    for sync, p in found.at_start.items():
+        np.save(job.out / f"{sync}.start.npy", p)
+    # One model alone: it learns as often as the learner does, and scores with every version.
+    alone = training + found.learn_seconds + found.score_seconds[job.syncs[-1]]
+    together = training + found.learn_seconds + found.shared_seconds
+    seconds: dict[str, Any] = {
+        "training_seconds": round(training, 2),
+        "learning_seconds": round(found.learn_seconds, 2),
+        "scoring_seconds": {name: round(s, 2) for name, s in found.score_seconds.items()},
+        "all_scoring_seconds": round(found.shared_seconds, 2),
+    }
+    if untrained is not None:
+        began = time.perf_counter()
+        model.resume(*untrained)
+        # On the first day it is the trained model, as every other: nothing has come since the training.
+        first = days[0].stop - days[0].start
+        live = [found.scores[job.syncs[0]][:first]]
+        fixed = [p[:first] for name, p in found.at_start.items() if name == job.syncs[0]]
+        for day in rounds.retrained(model, _data, num, train, days, np.random.default_rng(job.seed)):
+            live.append(score(model, _data, day, num))
+            if frozen is not None:
+                fixed.append(score(model, _data, day, frozen))
+        np.save(job.out / "retrained.npy", np.concatenate(live))
+        if fixed:
+            np.save(job.out / "retrained.start.npy", np.concatenate(fixed))
+        seconds["retraining_seconds"] = round(time.perf_counter() - began, 2)
+    return {"seconds": seconds, "over_one": together / alone, "spec": dict(model.spec)}
+
+
+def _all(
+    jobs: Sequence[Job], data: Dataset, own: Schema, workers: int | None, stage: Callable[[str, int], Tick]
+) -> list[dict[str, Any]]:
+    tick = stage("learning and scoring", len(jobs))
+    results: list[dict[str, Any]] = [{}] * len(jobs)
+    with pool(workers, _open, (data.folder, data.schema, data.days, own)) as processes:
+        futures = {processes.submit(_run, job): i for i, job in enumerate(jobs)}
+        for future in as_completed(futures):
+            results[futures[future]] = future.result()
+            tick()
+    return results
+
+
+@contextmanager
+def _bar(wanted: bool) -> Iterator[Callable[[str, int], Tick]]:
+    """Yields a function that begins a stage of so many steps, and gives what to call after each."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not wanted) as bar:
+        task = bar.add_task("", total=None)
+
+        def stage(name: str, steps: int) -> Tick:
+            bar.reset(task, description=name, total=steps or None)
+            return lambda: bar.advance(task)
+
+        yield stage

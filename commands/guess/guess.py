@@ -1,0 +1,412 @@
+# core
+"""A schema guessed from a log: a sample is read, roles are chosen, outcomes are left out, and the rest become fields.
+
+:func:`guess_schema` puts the pieces together; each is a module of its own: :mod:`~commands.guess.sample`,
+:mod:`~commands.guess.times`, :mod:`~commands.guess.roles`, :mod:`~commands.guess.pages`, :mod:`~commands.guess.sides`,
+:mod:`~commands.guess.outcomes`, :mod:`~commands.guess.fields`, :mod:`~commands.guess.joins`,
+:mod:`~commands.guess.write`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from commands.guess.columns import Column, columns_of
+from commands.guess.fields import Feature, feature_of
+from commands.guess.joins import Side, sides_beside
+from commands.guess.outcomes import Verdict, verdicts
+from commands.guess.pages import action_times, line_role, list_roles, position_role, request_role
+from commands.guess.roles import ITEM, USER, Role, Roles, day_role, id_role, item_of_page, label_role, time_role
+from commands.guess.sample import Sample, kinds_of, read_sample
+from commands.guess.sides import held
+from commands.guess.times import DAY_MS, TIME_WORDS, Times, times_of
+from commands.guess.unroll import unrolled
+from millrace.basics.errors import LogError
+from millrace.contracts.schema import Side as Of
+
+_ACTED = re.compile(r"click|view|cart|buy|purchase|order|transaction|fav|like|impression|exposure|^pv$")
+_EVENT = {"id", "uuid", "guid", "event", "row", "exposure", "impression", "record"}
+"""A column that is called nothing else is an id of its row, if each row has its own."""
+_LEFT_OUT = "replay refuses such rows; --skip-bad leaves them out"
+MADE_ITEM, MADE_LABEL = "item_id", "click"
+"""Names of the columns that are made of lists."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A column that becomes a field."""
+
+    name: str
+    of: Of
+    feature: Feature
+    distinct: int
+    table: str | None = None
+    """The side table it comes from."""
+
+
+@dataclass
+class Findings:
+    """All that a schema is written from."""
+
+    sample: Sample
+    roles: Roles
+    times: dict[str, Times]
+    columns: dict[str, Column]
+    item: str | None = None
+    """The item's column, after lists were taken apart; likewise the label's."""
+    label: str | None = None
+    offset_hours: int | None = None
+    identity: tuple[str, ...] = ()
+    rate: float | None = None
+    """Share of exposures with a click."""
+    fields: list[Found] = field(default_factory=list)
+    outcomes: dict[str, Verdict] = field(default_factory=dict)
+    unused: dict[str, str] = field(default_factory=dict)
+    sides: list[Side] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    chosen: str | None = None
+    """Which file of a folder is the log, and why."""
+
+    @property
+    def span_days(self) -> float:
+        times = self.times.get(self.roles.time.name or "")
+        return 0.0 if times is None else float(times.ms.max() - times.ms.min()) / DAY_MS
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A guessed schema."""
+
+    text: str
+    """TOML, with a comment on each line that was decided."""
+    open: dict[str, tuple[str, ...]]
+    """Roles that could not be told -> the columns that could have them. Empty: replay runs the schema as it is."""
+    findings: Findings
+
+    @property
+    def outcomes(self) -> dict[str, Verdict]:
+        return self.findings.outcomes
+
+    def summary(self) -> list[str]:
+        """What a person wants to know at once, a line each."""
+        found = self.findings
+        roles = {"time": found.roles.time.name, "user": found.roles.user.name, "item": found.item} | {
+            "label": found.label,
+            "request": found.roles.request.name,
+            "position": found.roles.position.name,
+        }
+        lines = [*([found.chosen] if found.chosen else []), f"read {found.sample.where}"]
+        lines.append(", ".join(f"{role}: {name}" for role, name in roles.items() if name is not None))
+        count = {of: sum(one.of == of for one in found.fields) for of in ("user", "item", "context")}
+        lines.append("fields: " + ", ".join(f"{n} of the {of}" for of, n in count.items()))
+        lines += [f"left out as an outcome: {name}: {verdict.why}" for name, verdict in self.outcomes.items()]
+        return lines
+
+
+def guess_schema(path: Path) -> Guess:
+    """The schema of the log at ``path``, as far as it can be told.
+
+    Raises:
+        LogError: there is no log, it has no rows or cannot be read.
+    """
+    from commands.guess.write import schema_text
+
+    findings = find(path)
+    open_roles = {name: role.candidates for name, role in findings.roles.open.items()}
+    return Guess(schema_text(path, findings), open_roles, findings)
+
+
+def find(path: Path) -> Findings:
+    """All that :func:`guess_schema` writes down. Of a folder with files of several kinds, the kind is taken that lacks
+    the fewest roles; of those alike the one with the most bytes."""
+    kinds = kinds_of(path)
+    if len(kinds) == 1:
+        return _find(path, kinds[0])
+    found: list[Findings] = []
+    others: list[str] = []
+    errors: list[LogError] = []
+    for files in kinds:
+        try:
+            found.append(_find(path, files))
+        except LogError as error:
+            errors.append(error)
+            others.append(f"{_some(files)} cannot be read as a log")
+    if not found:
+        raise errors[0]
+    best = min(found, key=lambda one: len(one.roles.open))
+    joined = {side.file for side in best.sides}
+    rest = [one for one in found if one is not best and not joined.issuperset(f.name for f in one.sample.files)]
+    others += [f"{_some(one.sample.files)} has no {', '.join(one.roles.open) or 'more bytes'}" for one in rest]
+    lacks = f"lacks only {', '.join(best.roles.open)}" if best.roles.open else "has time, user, item and label"
+    best.chosen = "; ".join([f"{_some(best.sample.files)} is the log in this folder, since it {lacks}", *others])
+    if others:
+        best.chosen += ". Replay it, not the folder"
+    return best
+
+
+def _some(files: Sequence[Path]) -> str:
+    return files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+
+
+def _find(path: Path, files: Sequence[Path]) -> Findings:
+    sample = read_sample(path, files)
+    found = _found(path, sample)
+    lacking, refused = _lacking(found)
+    if lacking.any():  # what follows from the roles is told by the rows that have them
+        found = _found(path, replace(sample, table=sample.table.filter(pa.array(~lacking))))
+    if refused.any():
+        found.notes.append(
+            f"{int(refused.sum()):,} rows of the sample lack a time, user, item, label or day, or have another text "
+            f"there: {_LEFT_OUT}"
+        )
+    found.notes += _strays(found)
+    return found
+
+
+def _lacking(found: Findings) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Rows of the sample in which a role that a log must have has no value, and those of them that the reader of logs
+    refuses: an id that is no number, as the others are, it keeps. (n,) each."""
+    roles, columns = found.roles, columns_of(found.sample.table)
+    ids = {roles.user.name, roles.item.name} - found.sample.mixed
+    kept = {stray.name: stray.rows for stray in found.sample.strays if stray.name in ids}
+    lacking, refused = np.zeros((2, found.sample.table.num_rows), np.bool_)
+    for name in (roles.time.name, roles.user.name, roles.item.name, roles.label.name, roles.day.name):
+        if name is not None:
+            lost = ~columns[name].there
+            lacking |= lost
+            refused |= lost & ~kept.get(name, np.False_)
+    return lacking, refused
+
+
+def _strays(found: Findings) -> list[str]:
+    """What becomes of cells unlike the others of their column, a line a column."""
+    roles, sample = found.roles, found.sample
+    fields = {one.name: one.feature.kind for one in found.fields if one.table is None}
+    strict = {roles.time.name, roles.label.name, roles.day.name, roles.position.name, *roles.actions.values()}
+    strict |= {name for name, kind in fields.items() if kind == "numeric"}
+    used = roles.used | fields.keys()
+    out = []
+    for stray in sample.strays:
+        if stray.name in strict or stray.name in used & sample.mixed:
+            out.append(f"{stray.what}: {_LEFT_OUT}")
+        elif stray.name in used:
+            out.append(f"{stray.what}: the column is read as text, and no row is lost for it")
+        else:
+            out.append(f"{stray.what}: taken as missing in the sample; the column is not used")
+    return out
+
+
+def _found(path: Path, sample: Sample) -> Findings:
+    columns = columns_of(sample.table)
+    roles = Roles()
+    items, roles.labels, roles.clicked, roles.pairs = list_roles(columns)
+    taken = {r.name for r in (items, roles.labels, roles.clicked, roles.pairs) if r.name is not None}
+    times = {n: t for n, c in columns.items() if n not in taken and (t := times_of(c)) is not None}
+    found = Findings(sample, roles, times, columns)
+    roles.time = time_role(columns, times)
+    if roles.time.name is None and not roles.time.candidates:
+        roles.time.candidates = _relative(columns)
+    unlike_ids = taken | ({roles.time.name} if roles.time.name else set()) | _surely_times(columns, times)
+    roles.user = id_role(columns, USER, unlike_ids, sample.table.num_rows > 0, ITEM)
+    if items.name is not None or roles.pairs.name is not None:
+        roles.item = items
+        found.item, found.label = MADE_ITEM, MADE_LABEL
+        roles.request = line_role(columns, unlike_ids | {roles.user.name or ""})
+        own = (n for n, c in columns.items() if c.distinct == len(c.codes) > 1 and n not in roles.used)
+        found.unused = dict.fromkeys(own, "each page has a value of its own")
+        table, at = unrolled(sample.table, roles, found.item, found.label)
+        columns = columns_of(table)
+        found.columns = columns
+        found.times = times = {n: replace(t, ms=t.ms[at]) for n, t in times.items()}
+    else:
+        taken = unlike_ids | ({roles.user.name} if roles.user.name else set())
+        roles.item = id_role(columns, ITEM, taken, roles.user.name is not None, USER)
+        if roles.item.candidates and roles.item.name is None and roles.user.name and roles.time.name:
+            roles.item = item_of_page(roles.item, columns, roles.user.name, times[roles.time.name].ms)
+        found.item = roles.item.name
+    _finish(path, found)
+    return found
+
+
+def _relative(columns: dict[str, Column]) -> tuple[str, ...]:
+    """Numbers that count from a beginning of their own: those that rise from row to row, else those called times."""
+    whole = {n: c for n, c in columns.items() if c.is_whole and c.filled == 1 and c.distinct > 10}
+    rising = tuple(n for n, c in whole.items() if (np.diff(c.numbers) >= 0).mean() >= 0.99)
+    words = {"time", "timestamp", "ts", "seconds", "hour"}
+    return rising or tuple(n for n, c in whole.items() if words & set(c.tokens))
+
+
+def _surely_times(columns: dict[str, Column], times: dict[str, Times]) -> set[str]:
+    """Ids may happen to read as times; what is a time by type, format or name does not hold ids."""
+    return {n for n, t in times.items() if t.unit is None or TIME_WORDS & set(columns[n].tokens)}
+
+
+def _finish(path: Path, found: Findings) -> None:
+    """Roles that rest on others, then the fields and what is left out."""
+    roles, columns, times = found.roles, found.columns, found.times
+    user = columns[roles.user.name] if roles.user.name else None
+    item = columns[found.item] if found.item else None
+    groups: dict[Of, Column] = {}
+    if user is not None:
+        groups["user"] = user
+    if item is not None:
+        groups["item"] = item
+    used = roles.used | {n for n in (found.item, found.label) if n is not None}
+    belongs = {n: _owner(c, groups) for n, c in columns.items() if n not in used}
+    attributes = {n for n, of in belongs.items() if of != "context"}
+    if found.label is None:
+        roles.label = label_role(columns, attributes, used)
+        if roles.label.name is None and not roles.label.candidates:
+            roles.label.candidates = _ratings(columns, used)
+        if roles.label.name is None and not roles.label.candidates and (events := _events(columns, used)):
+            roles.label = Role(None, "it names what happened", events)
+        found.label = roles.label.name
+    label = columns[found.label].flags == 1 if found.label else None
+    found.rate = float(label.mean()) if label is not None else None
+    ms = times[roles.time.name].ms if roles.time.name else None
+    if ms is not None:
+        used = roles.used | {n for n in (found.item, found.label) if n is not None}
+        if user is not None and roles.request.name is None and not roles.listed:
+            roles.request = request_role(columns, user.name, ms, used)
+        roles.position = position_role(columns, roles.request.name, roles.used | used)
+        roles.day, found.offset_hours = day_role(columns, times, roles.time.name or "")
+        if not roles.listed:
+            roles.actions = action_times(columns, times, ms, label)
+        _identity(found, ms)
+    used = roles.used | {n for n in (found.item, found.label) if n is not None}
+    rest = {n: c for n, c in columns.items() if n not in used | {*found.identity} and n not in found.unused}
+    could_be: dict[str, list[str]] = {}
+    for name, role in roles.open.items():
+        for candidate in (c for c in role.candidates if c in rest):
+            if name in ("user", "item"):  # an id is a feature too, whatever it is the id of
+                could_be.setdefault(candidate, []).append(name)
+            else:
+                found.unused[candidate] = f"it could be the {name}"
+                del rest[candidate]
+    _outcomes(found, rest, attributes, groups, label)
+    for name, column in rest.items():
+        if name in found.outcomes:
+            continue
+        _field(found, column, belongs.get(name, "context"), None, could_be.get(name, []))
+    if groups:
+        _side_tables(path, found, groups, label)
+
+
+def _owner(column: Column, groups: dict[Of, Column]) -> Of:
+    """Whom a column belongs to; where it is constant for both, for whom it changes less. An age is the item's."""
+    if column.name == "age_days" and "item" in groups:
+        return "item"
+    fit = {of: held(column, c.codes) for of, c in groups.items()}
+    fit = {of: h for of, h in fit.items() if h.is_attribute}
+    return min(fit, key=lambda of: (fit[of].ratio, -groups[of].distinct)) if fit else "context"
+
+
+def _ratings(columns: dict[str, Column], used: set[str]) -> tuple[str, ...]:
+    """Columns of a few numbers that are called a rating: a label once it is said from which one on."""
+    words = {"rating", "stars", "score", "grade"}
+    few = {n: c for n, c in columns.items() if n not in used and c.is_numeric and 3 <= c.distinct <= 20}
+    named = tuple(n for n, c in few.items() if words & {*c.tokens})
+    return named or tuple(n for n, c in few.items() if c.is_whole and set(range(1, 6)) <= {*np.unique(c.numbers)})
+
+
+def _events(columns: dict[str, Column], used: set[str]) -> tuple[str, ...]:
+    """Columns of a few texts that name actions, such as view, cart and buy: what happened, so no feature."""
+    return tuple(
+        n for n, c in columns.items()
+        if n not in used and c.is_text and 2 <= c.distinct <= 20
+        and sum(bool(_ACTED.search(str(v).lower())) for v in c.values.to_pylist()) >= 2
+    )  # fmt: skip
+
+
+def _identity(found: Findings, ms: NDArray[np.int64]) -> None:
+    """Which columns tell exposures apart: page and item where a row is a page, an id of the row, page and slot. Where
+    rows repeat time, user and item of a row, to the millisecond, or to the second and all else too: these three. Else
+    none, and rows that look alike are told."""
+    roles, columns = found.roles, found.columns
+    if roles.listed:
+        if roles.request.name is not None and found.item is not None:
+            found.identity = (roles.request.name, found.item)
+        return
+    used = roles.used | {found.item, found.label}
+    own = [n for n, c in columns.items() if n not in used and c.distinct == len(c.codes) > 1 and c.tokens]
+    own = [n for n in own if _EVENT.issuperset(columns[n].tokens)]
+    if len(own) == 1:
+        found.identity = (own[0],)
+        return
+    if not (roles.user.name and found.item):
+        return
+    plain = _copies(ms, columns[roles.user.name].codes, columns[found.item].codes)
+    if roles.request.name and roles.position.name:
+        page = _copies(columns[roles.request.name].codes, columns[roles.position.name].codes)
+        if page < plain or (page == 0 and plain == 0):
+            found.identity = (roles.request.name, roles.position.name)
+            return
+    if not plain:
+        return
+    whole = _copies(*(c.codes for c in columns.values()))
+    shown = f"{plain:,} rows of the sample have the time, user and item of a row before; {whole:,} have all else too"
+    grain_ms = found.times[roles.time.name or ""].grain_ms
+    if grain_ms < 1000 or (grain_ms == 1000 and whole == plain):
+        found.identity = (roles.time.name or "", roles.user.name, found.item)
+        found.notes.append(f"{shown}: they are taken for copies (identity)")
+    else:
+        found.notes.append(f"{shown}: none is taken for a copy; if they are, name an identity")
+
+
+def _copies(*keys: NDArray[np.int64]) -> int:
+    """Rows that are equal to a row before in all keys."""
+    rows = np.stack(keys, axis=1)
+    return len(rows) - len(np.unique(rows, axis=0))
+
+
+def _outcomes(
+    found: Findings, rest: dict[str, Column], attributes: set[str], groups: dict[Of, Column], label: object
+) -> None:
+    if not isinstance(label, np.ndarray):
+        return
+    halves = np.random.default_rng(0).random(len(label)) < 0.5
+    roles = found.roles
+    honest = [*groups.values(), *(c for n, c in rest.items() if n in attributes)]
+    honest += [found.columns[r.name] for r in (roles.position,) if r.name is not None and r.name in found.columns]
+    spread = [c.codes for c in groups.values()]
+    found.outcomes = verdicts(list(rest.values()), label, attributes, spread, honest, halves)
+
+
+def _field(found: Findings, column: Column, of: Of, table: str | None, could_be: Sequence[str] = ()) -> None:
+    times = found.times.get(column.name) if table is None else None
+    if times is not None and (times.unit or times.format or times.grain_ms < DAY_MS):
+        found.unused[column.name] = "it holds times, which are no feature as they are"
+        return
+    feature = feature_of(column)
+    if isinstance(feature, str):
+        found.unused[column.name] = feature
+    else:
+        if could_be:
+            said = " or ".join(f"the {role} (then: of = {role!r})" for role in could_be).replace("'", '"')
+            feature = replace(feature, why=f"{feature.why}; it could be {said}")
+        found.fields.append(Found(column.name, of, feature, column.distinct, table))
+
+
+def _side_tables(path: Path, found: Findings, groups: dict[Of, Column], label: object) -> None:
+    sides, notes = sides_beside(path, {str(of): c for of, c in groups.items()}, found.sample)
+    found.notes += notes
+    for side in sides:
+        of: Of = "user" if side.of == "user" else "item"
+        fresh = {n: c for n, c in side.columns.items() if n not in found.columns}
+        for other in found.sides:
+            fresh = {n: c for n, c in fresh.items() if n not in other.columns}
+        if not fresh:
+            continue
+        found.sides.append(side)
+        for column in fresh.values():
+            if times_of(column) is not None and not column.is_temporal and len(str(column.examples(1))) > 8:
+                found.unused[column.name] = "it holds times, which are no feature as they are"
+                continue
+            _field(found, column, of, side.file)

@@ -1,0 +1,395 @@
+# core
+"""A sample of a log, whatever its form: rows from the beginning in one stretch, and stretches spread over the rest.
+
+The beginning in one piece keeps pages and users together, which tells what belongs to whom. The spread stretches, the
+last of them the end, tell how long the log is. A compressed text file cannot be entered in the middle, so its sample
+is its beginning alone. A sample is all that a guess is made from: it says how many rows and where they stand.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.json as pajson
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from millrace.basics.errors import LogError
+from millrace.logs.files import PARQUET, Ending, files_of
+from millrace.logs.text import is_data
+
+HEAD_ROWS = 100_000
+SPREAD_ROWS = 12_500
+STRETCHES = 8
+"""A sample is at most 100,000 rows of the beginning and 8 stretches of 12,500 rows."""
+_ROW_BYTES = 64 << 20  # text: at most so much for the beginning, an eighth of it for a stretch
+
+_TEXT = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+_JSON = (".jsonl", ".ndjson", ".json")
+_FORMS = {
+    "number": r"^\s*[-+]?\d+(\.\d+)?([eE][-+]?\d+)?\s*$",
+    "date": r"^\s*\d{1,4}[-/.]([A-Za-z]{3}|\d{1,2})[-/.]\d{1,4}",
+}
+MOST_STRAY = 0.01
+"""Share of a column's cells that may be of another form."""
+_SEPARATORS = ("::", "\t", ",", ";", "|")
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """Cells of a column that are unlike nearly all others of it. They count as missing in the sample."""
+
+    name: str
+    what: str
+    """How many there are, and an example."""
+    rows: NDArray[np.bool_]
+    """(n,) where they stand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Rows of a log in the order in which they stand there."""
+
+    table: pa.Table
+    whole: bool
+    """The sample is the whole log."""
+    where: str
+    """How it was taken, for the reader of the guess."""
+    separator: str | None
+    """Of a text file, if it is not the one that its ending means."""
+    encoding: str | None
+    """Of a text file that is not UTF-8."""
+    header: bool
+    """False: the first line is data. Columns are then called ``column_1`` and so on."""
+    files: tuple[Path, ...]
+    mixed: frozenset[str] = frozenset()
+    """Columns of JSON lines with values of several kinds: the reader of logs refuses the rarer kinds."""
+    strays: tuple[Stray, ...] = ()
+    quoting: bool = True
+    """False: quotes in a text file are letters, since some are never closed."""
+    great: frozenset[str] = frozenset()
+    """Columns of a CSV with whole numbers beyond 64 bits: they are text in the sample."""
+
+
+def read_sample(path: Path, files: Sequence[Path] = ()) -> Sample:
+    """A sample of the log at ``path``: a file, or a folder of files of one form.
+
+    Args:
+        files: of the folder, those with the same columns (default: those that take the most bytes).
+
+    Raises:
+        LogError: there is no such file or folder, it is of no known form, empty or unreadable.
+    """
+    sample = _read(path, files or kinds_of(path)[0])
+    table, strays = without_strays(sample.table)
+    return replace(sample, table=table, strays=strays)
+
+
+def _read(path: Path, files: Sequence[Path]) -> Sample:
+    ending = _form(files[0])
+    try:
+        if ending in PARQUET:
+            return _parquet(path, files)
+        if ending in _TEXT or ending in _JSON:
+            return _text(path, files, ending)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LogError(f"'{path}' cannot be read ({reason})", "check the file and its ending") from None
+    raise LogError(f"'{path}' ends in '{ending}'", "a log is Parquet, .csv, .tsv or .jsonl; text may be compressed")
+
+
+def kinds_of(path: Path) -> list[list[Path]]:
+    """The files of a folder, those with the same columns together, those that take the most bytes first: one kind is
+    the log, others beside it are side tables."""
+    files = files_of([path])
+    if len(files) == 1:
+        return [files]
+    alike: dict[tuple[str, ...], list[Path]] = {}
+    for file in files:
+        alike.setdefault((_form(file), *_first_names(file)), []).append(file)
+    return sorted(alike.values(), key=lambda group: -sum(f.stat().st_size for f in group))
+
+
+def _form(file: Path) -> str:
+    return Ending.of(file, text=True).form
+
+
+def _first_names(file: Path) -> tuple[str, ...]:
+    """The columns of a file as far as its first line tells them; of a text without a header, their number."""
+    if _form(file) in PARQUET:
+        return tuple(pq.read_schema(file).names)
+    if _form(file) in _JSON:
+        return ()
+    line = _lines(file, 0, 1, 1 << 20, Ending.of(file).compressed).decode("utf-8", "replace")
+    cells = line.strip("\r\n").split(_TEXT[_form(file)])
+    return (str(len(cells)),) if is_data(cells) else tuple(cells)
+
+
+def _plain(table: pa.Table, name: str) -> pa.Table:
+    """The table with one plain type for all ways in which a form stores a value, as the reader of logs makes them."""
+    if not table.num_rows or not table.num_columns:
+        raise LogError(f"log '{name}' has no rows", "give a log with at least one exposure")
+    return table
+
+
+def without_strays(table: pa.Table) -> tuple[pa.Table, tuple[Stray, ...]]:
+    """(the table with cells that are no number, or no date, as missing where nearly all others of their column are
+    one; what was found, by column). A word in a column of numbers, or a line of names in the middle of a file,
+    does not change what the column is."""
+    found = []
+    for i, name in enumerate(table.column_names):
+        column = table[name]
+        if not pa.types.is_string(column.type):
+            continue
+        full = pc.not_equal(column, "")
+        for what, form in _FORMS.items():
+            fits = pc.match_substring_regex(column, form)
+            odd = pc.and_(full, pc.invert(fits))
+            count, rows = (pc.sum(x).as_py() or 0 for x in (odd, full))
+            if not count or count > MOST_STRAY * rows:
+                continue
+            example = column.filter(odd)[0].as_py()
+            said = f"'{name}': {count:,} of {rows:,} cells hold no {what}, such as {example!r:.40}"
+            found.append(Stray(name, said, pc.fill_null(odd, False).to_numpy()))
+            kept = pc.if_else(fits, pc.utf8_trim_whitespace(column), None)
+            if what == "number":
+                whole = pc.all(pc.match_substring_regex(kept, r"^-?\d{1,18}$")).as_py()
+                kept = pc.cast(kept, pa.int64() if whole else pa.float64())
+            table = table.set_column(i, name, kept)
+            break
+    return table, tuple(found)
+
+
+# -- Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path, files: Sequence[Path]) -> Sample:
+    rows = [pq.ParquetFile(file).metadata.num_rows for file in files]
+    total = sum(rows)
+    most = HEAD_ROWS + STRETCHES * SPREAD_ROWS
+    if total <= most:
+        table = pa.concat_tables([pq.ParquetFile(file).read() for file in files], promote_options="permissive")
+        return Sample(_plain(_decoded(table), str(path)), True, f"all {total:,} rows", None, None, True, tuple(files))
+    starts = [0, *(int(s) for s in np.linspace(HEAD_ROWS, total - SPREAD_ROWS, STRETCHES))]
+    parts = []
+    for start, count in zip(starts, [HEAD_ROWS] + [SPREAD_ROWS] * STRETCHES, strict=True):
+        parts += list(_slices(files, rows, start, count))
+    table = pa.concat_tables(parts, promote_options="permissive")
+    where = f"the first {HEAD_ROWS:,} of {total:,} rows and {STRETCHES} stretches of {SPREAD_ROWS:,} over the rest"
+    return Sample(_plain(_decoded(table), str(path)), False, where, None, None, True, tuple(files))
+
+
+def _slices(files: Sequence[Path], rows: Sequence[int], start: int, count: int) -> Iterator[pa.Table]:
+    """``count`` rows from row ``start`` of all files on, read in the row groups that hold them."""
+    at = 0
+    for file, n in zip(files, rows, strict=True):
+        low, high = max(start - at, 0), min(start + count - at, n)
+        if low < high:
+            parquet = pq.ParquetFile(file)
+            first = 0
+            for group in range(parquet.num_row_groups):
+                size = parquet.metadata.row_group(group).num_rows
+                if first < high and first + size > low:
+                    table = parquet.read_row_group(group)
+                    begin = max(low - first, 0)
+                    yield table.slice(begin, min(high - first, size) - begin)
+                first += size
+        at += n
+
+
+def _decoded(table: pa.Table) -> pa.Table:
+    columns = {}
+    for name in dict.fromkeys(table.column_names):
+        column = table[table.column_names.index(name)]
+        kind = column.type
+        if pa.types.is_dictionary(kind):
+            column = column.cast(kind.value_type)
+        elif pa.types.is_binary(kind) or pa.types.is_string_view(kind):
+            column = column.cast(pa.string())
+        elif pa.types.is_decimal(kind):
+            column = column.cast(pa.float64())
+        columns[name] = column
+    return pa.table(columns)
+
+
+# -- text ------------------------------------------------------------------------------------------------------------
+
+
+def _text(path: Path, files: Sequence[Path], ending: str) -> Sample:
+    raw, whole, where = _bytes(files)
+    raw = raw.removeprefix(b"\xef\xbb\xbf")
+    if not raw.strip():
+        raise LogError(f"log '{path}' has no rows", "give a log with at least one exposure")
+    if ending in _JSON:
+        if raw.lstrip().startswith(b"["):
+            raise LogError(f"'{path}' is one JSON array", "write one object a line, without brackets around them")
+        table, mixed = _json(raw)
+        taken = where(table.num_rows)
+        return Sample(_plain(_decoded(table), str(path)), whole, taken, None, None, True, tuple(files), mixed)
+    encoding = None
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raw, encoding = raw.decode("latin-1").encode("utf-8"), "latin-1"
+    lines = [line for line in raw[: 1 << 20].decode("utf-8", "ignore").splitlines()[:50] if line]
+    usual = _TEXT[ending]
+    separator = _separator(lines, usual)
+    by = separator
+    if len(by) > 1:  # a reader of CSV takes one letter: one that no text has
+        raw, lines, by = raw.replace(by.encode(), b"\x1f"), [x.replace(by, "\x1f") for x in lines], "\x1f"
+    cells = next(csv.reader(io.StringIO(lines[0]), delimiter=by))
+    header = not is_data(cells)
+    names = cells if header else [f"column_{i + 1}" for i in range(len(cells))]
+    names = [name.strip() or f"column_{i + 1}" for i, name in enumerate(names)]
+    table, quoting, great = _csv(raw, names, header, by)
+    said = Ending.of(files[0]).form in _TEXT and separator == usual
+    odd = None if said else separator
+    rows, read = _plain(_decoded(table), str(path)), where(table.num_rows)
+    return Sample(rows, whole, read, odd, encoding, header, tuple(files), quoting=quoting, great=great)
+
+
+def _csv(raw: bytes, names: list[str], header: bool, by: str) -> tuple[pa.Table, bool, frozenset[str]]:
+    """(the rows, whether a quote encloses a value, columns with whole numbers beyond 64 bits: those are text). Quotes
+    are letters where some are never closed: each line is a row then, and else it is not."""
+    options = pacsv.ReadOptions(block_size=max(len(raw) + 1, 1 << 20), column_names=names, skip_rows=int(header))
+
+    def read(quoting: bool, texts: frozenset[str] = frozenset()) -> pa.Table:
+        parse = pacsv.ParseOptions(delimiter=by, quote_char='"' if quoting else False)
+        convert = pacsv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
+        return pacsv.read_csv(pa.BufferReader(raw), options, parse, convert)
+
+    quoting = True
+    try:
+        table = read(True)
+        lines = sum(1 for line in raw.splitlines() if line.strip()) - header if b'"' in raw else 0
+    except pa.ArrowInvalid:
+        if b'"' not in raw:
+            raise
+        table, quoting = read(False), False
+    else:
+        if lines > table.num_rows:
+            with suppress(pa.ArrowInvalid):
+                table, quoting = read(False), False
+    great = frozenset(name for name, column in zip(names, table.columns, strict=True) if _great(column))
+    return (read(quoting, great) if great else table), quoting, great
+
+
+def _great(column: pa.ChunkedArray) -> bool:
+    """Whole numbers that do not fit 64 bits, which a reader of text takes for numbers with a fraction."""
+    if not pa.types.is_floating(column.type):
+        return False
+    numbers = column.drop_null().to_numpy()
+    return bool(len(numbers) and np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all()
+                and np.abs(numbers).max() >= 2**53)  # fmt: skip
+
+
+def _json(raw: bytes) -> tuple[pa.Table, frozenset[str]]:
+    """(JSON lines as a table, its columns that have values of several kinds). Those are texts, as in a CSV, and so are
+    whole numbers beyond 64 bits. A few lines that are no objects are left out."""
+    try:
+        options = pajson.ReadOptions(block_size=max(len(raw) + 1, 1 << 20))
+        return pajson.read_json(pa.BufferReader(raw), options), frozenset()
+    except pa.ArrowInvalid:
+        rows, lines = [], [line for line in raw.splitlines() if line.strip()]
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            rows += [row] if isinstance(row, dict) else []
+        if len(rows) < (1 - MOST_STRAY) * len(lines):
+            raise
+    columns, mixed = {}, set()
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowException, OverflowError):
+            mixed.add(name)
+            texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+            columns[name] = pa.array(texts, pa.string())
+    return pa.table(columns), frozenset(mixed)
+
+
+def _separator(lines: Sequence[str], usual: str) -> str:
+    """The separator that cuts all of the first lines into the same number of cells, more than one; else the usual."""
+
+    def cells(by: str) -> int:
+        rows = [x.split(by) for x in lines[:20]] if len(by) > 1 else csv.reader(lines[:20], delimiter=by)
+        counts = {len(row) for row in rows if row}
+        return counts.pop() if len(counts) == 1 else 0
+
+    if cells(usual) > 1:
+        return usual
+    best = max(_SEPARATORS, key=cells)
+    return best if cells(best) > 1 else usual
+
+
+def _bytes(files: Sequence[Path]) -> tuple[bytes, bool, Callable[[int], str]]:
+    """(whole lines of the sample, with the first file's first line first; is it all; a function that tells how)."""
+    size = files[0].stat().st_size
+    packed = Ending.of(files[0]).compressed
+    first = _lines(files[0], 0, HEAD_ROWS + 1, _ROW_BYTES, packed)
+    at_end = len(first) >= size if not packed else not _more(files[0], len(first))
+    if at_end and len(files) == 1:
+        return first, True, lambda rows: f"all {rows:,} rows"
+    if packed and len(files) == 1:
+        return first, False, lambda rows: f"the first {rows:,} rows (a compressed text is read from its beginning)"
+    parts = [first]
+    if len(files) == 1:
+        a_row = len(first) / max(first.count(b"\n"), 1)
+        stretch = min(int(SPREAD_ROWS * a_row), _ROW_BYTES // STRETCHES)
+        if size - len(first) <= STRETCHES * stretch:
+            parts.append(_lines(files[0], len(first), 1 << 60, size, packed))
+            return b"".join(parts), True, lambda rows: f"all {rows:,} rows"
+        spots = np.linspace(len(first), size - stretch, STRETCHES)
+        parts += [_lines(files[0], int(spot), 1 << 60, stretch, packed) for spot in spots]
+    else:
+        top = first.split(b"\n", 1)[0]
+        for i in sorted({int(i) for i in np.linspace(1, len(files) - 1, STRETCHES)}):
+            part = _lines(files[i], 0, SPREAD_ROWS, _ROW_BYTES // STRETCHES, packed)
+            begin, _, rest = part.partition(b"\n")
+            parts.append(rest if begin == top else part)
+    raw = b"".join(p if p.endswith(b"\n") or not p else p + b"\n" for p in parts)
+    return raw, False, lambda rows: f"{rows:,} rows: the beginning and {len(parts) - 1} stretches over the rest"
+
+
+def _lines(file: Path, start: int, rows: int, most: int, packed: bool) -> bytes:
+    """Whole lines of a file from a byte on: the first that begins at or after it, unless it is the file's first."""
+    if packed:
+        with pa.input_stream(str(file)) as stream:
+            raw: bytes = stream.read(most)
+    else:
+        with file.open("rb") as plain:
+            plain.seek(max(start - 1, 0))
+            if start:
+                plain.readline()
+            raw = plain.read(most)
+    end = -1
+    for _ in range(rows):
+        nearest = raw.find(b"\n", end + 1)
+        if nearest < 0:
+            # The last line of a file may lack its end; a line that was cut off is dropped.
+            return raw if len(raw) < most else raw[: end + 1]
+        end = nearest
+    return raw[: end + 1]
+
+
+def _more(file: Path, read: int) -> bool:
+    with pa.input_stream(str(file)) as stream:
+        got = 0
+        while chunk := stream.read(1 << 22):
+            got += len(chunk)
+            if got > read:
+                return True
+    return False

@@ -1,0 +1,271 @@
+# shell
+"""``millrace replay LOG --schema S --into DATA``: leaves in a folder what a live loop goes on from.
+
+::
+
+    log ─┬─► windows, labels, learning, as replay does it ──► models/        a snapshot: weights, optimiser, head
+         │            └── features of the last pages ──┐
+         └─► pages and acts, by partition ─────────────┴──► checkpoints/   windows, join, last clicks, co-clicks
+                     │                                 └──► index/         counts of items, and their rows
+                     └── users and items ─────────────────► history/       for the topics, at the first start
+                                                            schemas/       which schema all of it is of
+
+The stream fills Redis from its state when it starts. Offsets are those of topics that nobody has read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from commands.history.attempt import attempt
+from commands.history.events import LogEvents
+from commands.history.fill import Recent, cut_ms, fill
+from commands.history.people import items_of, users_of
+from commands.replay.known import LabelSettings, Samples
+from commands.replay.logfeatures import LogRows
+from commands.replay.run import BATCH_ROWS, THREADS, run_log
+from learner.evaluation.progressive import Progressive
+from learner.network.dense import threads
+from learner.ranker.repeats import Repeats, keep_ms_of
+from learner.retrieval.tower import Sides
+from learner.role.making import model_of, wanted_spec
+from learner.training.trainer import Trainer
+from learner.training.versions import Progress, Versions, write_root
+from millrace.basics.errors import LogError, SchemaError
+from millrace.basics.merit import auc
+from millrace.basics.store import Store
+from millrace.contracts import schemabook
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.contracts.schemabook import SchemaBook
+from millrace.contracts.settings import Settings
+from millrace.logs import LogTable
+from millrace.processes.profiles import PLACE, leave_partitions, leave_profiles
+from millrace.processes.wall import event_now_ms, wall_ms
+from millrace.versions.modelstore import ModelStore
+from millrace.windows.features import FeatureBuilder
+from scorer.catalog.checkpoint import Writer
+from scorer.catalog.index import ItemIndex
+from stream.partition.checkpoint import CheckpointStore
+from stream.partition.partition import Partition, Policy
+
+ROW_SLICE = 4096
+_NAME = "history"
+
+Tick = Callable[[str, int, int], None]
+"""Is told what is done, how many of it, and of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What was left for the live loop."""
+
+    exposures: int
+    end_ms: int  # event time of the newest event
+    auc: float  # progressive, over the whole log
+    users: int
+    items: int
+    window_keys: int
+    learnt: int
+    early: int  # exposures without a positive label that might still have got one when the log ended
+    seconds: dict[str, float]
+
+
+def check_schema(schema: Schema) -> None:
+    """
+    Raises:
+        SchemaError: a live loop cannot go on from a log of this schema.
+    """
+    if schema.log is None:
+        raise SchemaError(f"schema '{schema.name}' has no [log] section", "say there which columns mean what")
+    if not Sides.fits(schema):
+        raise SchemaError(
+            f"schema '{schema.name}' has no fields of users, or none of items: a live loop could not find items",
+            'give fields of both sides (of = "user", of = "item"); their ids are enough',
+        )
+
+
+def leave(
+    log: LogTable,
+    schema: Schema,
+    settings: Settings,
+    *,
+    people: bool = True,
+    tick: Tick = lambda what, done, of: None,
+    say: Callable[[str], None] = lambda line: None,
+    check_clock: bool = True,
+) -> Left:
+    """Replays a log and leaves its end in the store of ``settings``, or nothing.
+
+    Args:
+        people: leave users and items too. The simulator publishes its own.
+        say: is told in a line when what an earlier try left is removed.
+        check_clock: refuse a log that ends after now, by the settings' event clock.
+
+    Raises:
+        SchemaError: see :func:`check_schema`.
+        SettingError, BrokerError: see :func:`commands.history.attempt.attempt`.
+        LogError: the log ends in the future: a live loop would take its events for those of another clock.
+        StoreError: the store cannot be written.
+    """
+    check_schema(schema)
+    with attempt(settings, say) as check:
+        return leave_within(check, log, schema, settings, people=people, tick=tick, check_clock=check_clock)
+
+
+def leave_within(
+    check: Callable[[], None],
+    log: LogTable,
+    schema: Schema,
+    settings: Settings,
+    *,
+    people: bool = True,
+    tick: Tick = lambda what, done, of: None,
+    check_clock: bool = True,
+) -> Left:
+    """:func:`leave` within a try that has begun already, before the log was read. ``check`` is the try's."""
+    seconds: dict[str, float] = {}
+    clock = time.perf_counter()
+
+    def lap(what: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        seconds[what], clock = round(now - clock, 2), now
+
+    policy = Policy.of(settings)
+    rows = LogRows(log, schema)
+    events = LogEvents(log, schema, rows, policy.life_ms)
+    ahead_ms = events.end_ms - event_now_ms(settings.event_clock())
+    if check_clock and ahead_ms > 0:
+        raise LogError(
+            f"the log's last event is {ahead_ms / 3_600_000:.1f} hours after now",
+            "correct its times, or their zone (utc_offset in the schema): a live loop cannot go on before its history",
+        )
+    from_ms = cut_ms(events.end_ms, policy)
+    first = int(np.searchsorted(rows.ts_ms, from_ms))
+    lap("prepare")
+    with threads(THREADS):
+        pupil = _Pupil(schema, settings, first, rows.n)
+        p = run_log(
+            log,
+            schema,
+            pupil.model,
+            BATCH_ROWS,
+            lambda done: tick("learning", done, rows.n),
+            how=LabelSettings.of(settings),
+            observer=pupil,
+        )
+        recent = Recent(first, pupil.num, p[first:])
+        lap("learn")
+    pages = events.pages
+    partitions = fill(
+        events,
+        rows,
+        schema,
+        policy,
+        settings.partitions,
+        recent,
+        from_ms,
+        lambda done: tick("counting", done, pages),
+    )
+    lap("count")
+    users, items = users_of(log, schema, rows), items_of(log, schema, rows)
+    check()
+    SchemaBook(settings.place(schemabook.PLACE)).enter(schema)
+    check()
+    checkpoints = CheckpointStore(settings.place("checkpoints"))
+    for done, partition in enumerate(partitions):
+        checkpoints.load(partition)  # nothing is there, so it begins with this
+        tick("writing", done + 1, len(partitions))
+    check()
+    _write_index(settings, schema, partitions, _index_of(schema, items) if people else None, events.end_ms)
+    check()
+    if people:
+        leave_profiles(Store(settings.place(PLACE)), users, items)
+    leave_partitions(Store(settings.place(PLACE)), settings.partitions)
+    check()
+    pupil.write(settings)
+    lap("write")
+    return Left(
+        rows.n,
+        events.end_ms,
+        auc(p, rows.label),
+        len(users),
+        len(items),
+        sum(partition.window_keys for partition in partitions),
+        pupil.learnt_rows,
+        int(((rows.label == 0) & (rows.ts_ms > events.end_ms - policy.attribution_ms)).sum()),
+        seconds,
+    )
+
+
+class _Pupil:
+    """The learner's model in a replay; it keeps the numbers of the last rows."""
+
+    def __init__(self, schema: Schema, settings: Settings, first: int, n: int) -> None:
+        self.model = model_of(schema, wanted_spec(settings, schema), settings.seed)
+        self.first, self.learnt_rows = first, 0
+        self.num: NDArray[np.float32] = np.zeros((n - first, schema.layout.N), np.float32)
+        repeats = Repeats(keep_ms_of(settings))
+        self.trainer = Trainer(self.model, Progressive(settings.rolling_rows), repeats, settings.batch_rows)
+
+    def scored(
+        self, rows: NDArray[np.intp], cat: NDArray[np.int64], num: NDArray[np.float32], p: NDArray[np.float32]
+    ) -> None:
+        late = rows >= self.first
+        if late.any():
+            self.num[rows[late] - self.first] = num[late]
+
+    def learnt(self, samples: Samples, part: slice, batch: SampleBatch) -> None:
+        self.learnt_rows += len(batch)
+
+    def write(self, settings: Settings) -> None:
+        """The snapshot that the learner goes on from."""
+        self.trainer.counts["trained"] = self.learnt_rows
+        extra: dict[str, Any] = {
+            "counts": dict(self.trainer.counts),
+            "columns": msgspec.to_builtins(self.model.columns),
+        }
+        progress = Progress(self.learnt_rows, {}, {}, extra)
+        write_root(
+            ModelStore(settings.place("models")),
+            Versions(self.model, claimant=_NAME),
+            progress,
+            self.trainer.snapshot(False),
+            wall_ms(),
+        )
+
+
+def _index_of(schema: Schema, items: list[Any]) -> ItemIndex:
+    index = ItemIndex(FeatureBuilder(schema))
+    for start in range(0, len(items), ROW_SLICE):
+        index.put([index.prepare(item) for item in items[start : start + ROW_SLICE]])
+    return index
+
+
+def _write_index(
+    settings: Settings, schema: Schema, partitions: list[Partition], index: ItemIndex | None, heard_ms: int
+) -> None:
+    """What a scorer has from its start, before a topic told it anything."""
+    writer = Writer(Store(settings.place("index")), 1, _NAME)
+    start = 0
+    while index is not None and (image := index.image(start, start + ROW_SLICE)).ids:
+        writer.rows(image)
+        start += ROW_SLICE
+    for partition in partitions:
+        keys = partition.item_keys()
+        writer.tiles(partition.number, partition.windows.newest_unit, keys, partition.windows.export(keys))
+    writer.finish(
+        schema_id=schema.id,
+        filters=[],
+        written_ms=wall_ms(),
+        heard_ms=heard_ms,
+        topics={},
+    )

@@ -1,0 +1,311 @@
+# shell
+"""The loop on one machine: its services and roles as processes, watched, shown, and stopped. `demo` and `up` share it.
+
+::
+
+    services (broker, Redis) ► topics ► roles ► (ready) ► tick, tick, tick ... ► roles stop ► services stop
+
+A host has a folder, a supervisor of roles, a monitor with a thread of its own, and a view for the terminal. What a run
+does is the owner's: it calls :meth:`Host.wait`, which looks at everything a few times a second meanwhile. Roles and
+services are processes that cannot outlive this one. One that ends is started again. The broker then has its files.
+Redis is empty, and the stream fills it: the mark that says it was filled is gone with the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from commands.loop.monitor import Monitor, Picture
+from commands.loop.named import wait_for_redis
+from commands.loop.signals import AtOnce
+from commands.loop.status import Shown, State, state_of
+from commands.loop.view import View
+from millrace.basics.errors import BrokerError, ServiceError, SettingError
+from millrace.contracts.settings import Settings
+from millrace.processes.kafka import create_topics, wait_for_broker
+from millrace.processes.memory import resident
+from millrace.processes.role import last_figures
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, tail
+from millrace.processes.spawn import bound
+from millrace.processes.supervisor import Patience, Supervisor
+
+T = TypeVar("T")
+
+READY_SECONDS = 300.0
+"""In a fresh clone, on a busy machine, the roles compile their kernels for a minute or two."""
+SLOW_SECONDS = 15.0
+"""A start that takes longer is explained."""
+TICK_SECONDS = 0.25
+READS = 5
+"""A broker may go away so often, less one, while it is read from."""
+HEALTH_SECONDS = 0.5
+"""Between two looks at the services: all wait for one that died."""
+NAMED_SECONDS = 10.0
+"""How long a broker or Redis that a setting names may take to answer; ``patience_seconds`` where that is less."""
+
+
+class Host:
+    """The processes of one run.
+
+    Args:
+        settings: addresses that are set are used, others are started.
+        folder: of the run; logs go to ``logs`` in it, which must be there.
+        ending: set when the run shall end; waiting on it is how time passes.
+        shown: what view and page show of the run.
+        speed: of event time.
+        line_seconds: how often a line is written where the output is no terminal; None: the view's own.
+    """
+
+    name = "host"
+    """Of this program among the processes whose memory is shown."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        ending: threading.Event,
+        shown: Shown,
+        speed: float = 1.0,
+        line_seconds: float | None = None,
+    ) -> None:
+        self.settings, self.folder, self.ending = settings, folder, ending
+        self.shown, self.speed = shown, speed
+        self.notes: list[str] = []
+        self.phase = "starting"
+        self.started_ms = 0
+        self.monitor: Monitor | None = None
+        self.supervisor = Supervisor(folder / "logs", say=self.say)
+        self.services: list[EmbeddedBroker | EmbeddedRedis] = []
+        self.view = View(self.state, line_seconds=line_seconds)
+        self._ports: Mapping[str, int] = {}
+        self._health_at = 0.0
+        self._deaths: dict[str, list[float]] = {}
+        self._patience = Patience()
+
+    # -- what is seen ----------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        return state_of(
+            self.phase, self.started_ms, self.speed, self.monitor, self.supervisor, list(self.notes), self.shown
+        )
+
+    def memory(self) -> dict[str, int]:
+        """Resident memory of every process of this run, in bytes; a broker or Redis that is not ours left out."""
+        services = {service.name: service.pid for service in self.services}
+        processes = {name: role.process for name, role in list(self.supervisor.roles.items())}
+        roles = {name: process.pid if process is not None else None for name, process in processes.items()}
+        return resident({**roles, **services, self.name: os.getpid()})
+
+    def say(self, line: str) -> None:
+        """A line for whoever watches, in the terminal and on the page."""
+        self.notes.append(line)
+        self.view.say(line)
+
+    # -- time ------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Looks at roles and services once and shows the state; called a few times a second.
+
+        Raises:
+            ServiceError: a role or service died so often that it is given up.
+        """
+        self.supervisor.poll()
+        if time.monotonic() >= self._health_at:
+            self._health_at = time.monotonic() + HEALTH_SECONDS
+            for path in (self.folder / "logs").glob("*.log"):
+                bound(path)
+            for service in self.services:
+                if service.process is not None and service.process.poll() is not None:
+                    self.lost(service)
+        self.view.tick()
+
+    def lost(self, service: EmbeddedBroker | EmbeddedRedis) -> None:
+        """Starts a service of ours that ended again, at the address that everybody knows.
+
+        Raises:
+            ServiceError: it ended too often in short succession, or does not start.
+        """
+        now = time.monotonic()
+        deaths = [at for at in self._deaths.get(service.name, []) if now - at < self._patience.within_seconds]
+        self._deaths[service.name] = [*deaths, now]
+        if len(deaths) + 1 >= self._patience.failures:
+            service.check()
+        status = service.process.returncode if service.process is not None else None
+        said = (
+            tail(service.log_path, 1) if status is not None and status > 0 else ""
+        )  # who was killed said nothing of it
+        self.say(
+            f"the embedded {service.name} ended (status {status}{': ' + said if said else ''}); it is started again"
+        )
+        service.again()
+
+    def wait(self, until: Callable[[], bool], seconds: float, *, ends_early: bool = True) -> bool:
+        """Watches until a condition holds (True), until the time is over, or until the end is asked for (False)."""
+        deadline = time.monotonic() + seconds
+        while not until():
+            self.tick()
+            left = deadline - time.monotonic()
+            if left <= 0 or (ends_early and self.ending.is_set()):
+                return False
+            pause = min(TICK_SECONDS, left)
+            if ends_early:
+                self.ending.wait(pause)
+            else:
+                time.sleep(pause)
+        return True
+
+    def read(self, work: Callable[[], T]) -> T:
+        """Reads from the broker in a thread of its own, and watches roles and services meanwhile.
+
+        Args:
+            work: is begun anew where the broker went away, once it is back.
+
+        Raises:
+            BrokerError: it does not come back, or goes away again and again.
+            ServiceError: a role or service died so often that it is given up.
+        """
+        for left in reversed(range(READS)):
+            try:
+                return self._beside(work)
+            except BrokerError:
+                if not left:
+                    raise
+                self.say("the broker went away; what it has is read once more when it is back")
+                self._beside(lambda: wait_for_broker(self.settings, READY_SECONDS))
+        raise AssertionError("unreachable")
+
+    def _beside(self, work: Callable[[], T]) -> T:
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="beside", daemon=True).start()
+        self.wait(future.done, float("inf"), ends_early=False)
+        return future.result()
+
+    # -- services --------------------------------------------------------------------------------------------
+
+    def start_services(self, stack: ExitStack, broker: EmbeddedBroker | None, redis: EmbeddedRedis | None) -> None:
+        """Starts the services that no setting names, waits for the others, and creates the topics.
+
+        Args:
+            stack: stops what was started.
+            broker, redis: made by the owner, not started yet; None where a setting names one.
+
+        Raises:
+            MillraceError: one cannot be started or does not answer, or topics are not as they should be.
+        """
+        addresses: dict[str, object] = {}
+        for setting, service in (("kafka", broker), ("redis", redis)):
+            if service is not None:
+                addresses[setting] = stack.enter_context(service).address
+                self.services.append(service)
+        self.settings = msgspec.structs.replace(self.settings, **addresses)
+        seconds = min(NAMED_SECONDS, self.settings.patience_seconds)
+        wait_for_broker(self.settings, seconds)
+        wait_for_redis(self.settings.redis, seconds)
+        create_topics(self.settings)
+
+    # -- roles -----------------------------------------------------------------------------------------------
+
+    def watch(
+        self, ports: Mapping[str, int], targets: Mapping[str, str], get: Callable[[str], str], learner: str
+    ) -> Monitor:
+        """Starts the monitor.
+
+        Args:
+            ports: the metrics port of each role.
+            targets: URL of each role's ``/metrics``.
+            get: fetches a URL.
+            learner: base URL of the learner's admin port, which says why something was refused.
+        """
+        self._ports = ports
+        clock = self.settings.event_clock()
+        self.monitor = Monitor(targets, self.settings.scorer, clock, get, self.memory, learner)
+        self.monitor.start()
+        return self.monitor
+
+    def start(self, name: str) -> None:
+        """Starts a role, with the settings of now."""
+        own = msgspec.structs.replace(self.settings, metrics_port=self._ports[name])
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")}
+        # The roles share few cores. With a pool of threads in each they would only wait for one another.
+        env = {"OMP_NUM_THREADS": "1", **clean, **own.environment()}
+        self.supervisor.start(name, env, needed=name != "shadow")  # a model on trial may not end what serves
+
+    def await_roles(self, names: Iterable[str]) -> None:
+        """Waits until the named roles are ready; a scorer, until it answers with a model: items may come later.
+
+        Raises:
+            ServiceError: one is not ready in time, or died too often.
+        """
+        monitor, names = self.monitor, tuple(names)
+        assert monitor is not None
+
+        def late() -> list[str]:
+            return [name for name in names if not works(monitor.picture, name)]
+
+        if not self.wait(lambda: not late(), SLOW_SECONDS) and not self.ending.is_set():
+            self.view.say(
+                f"waiting for {' and '.join(late())}: the first start after an installation compiles for some minutes"
+            )
+        if not self.wait(lambda: not late(), READY_SECONDS) and not self.ending.is_set():
+            raise ServiceError(
+                f"{' and '.join(late())} did not become ready within {READY_SECONDS:g} s",
+                f"see {self.folder / 'logs'}",
+            )
+
+    def stop_role(self, name: str, grace_seconds: float = 20.0) -> None:
+        """Stops a role, and takes in the figures that it left."""
+        process = self.supervisor.roles[name].process
+        if process is not None and process.poll() is None:
+            last_figures(self.settings.data, name).unlink(missing_ok=True)  # of an earlier life: it will leave its own
+        self.supervisor.stop(name, grace_seconds=grace_seconds)
+        text = None
+        with suppress(OSError):  # it was killed before it could write them
+            text = last_figures(self.settings.data, name).read_text()
+        if self.monitor is not None:
+            self.monitor.ended(name, text)
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def stop_watching(self) -> None:
+        if self.monitor is not None:
+            self.monitor.stop()
+
+    def end_roles(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Stops every role, whatever ended the run. Roles get some seconds for it, but none after the second Ctrl-C."""
+        self.supervisor.stop(grace_seconds=0.0 if kind is AtOnce else 5.0)
+
+
+def works(picture: Picture, name: str) -> bool:
+    """Whether a role does its work, as far as that depends on this machine alone."""
+    if name == "serve":
+        return bool(picture.answers.get("serve") and picture.model.get("version", -1) >= 0)
+    return bool(picture.ready.get(name))
+
+
+def made(folder: Path) -> Path:
+    """The folder of a run, with ``logs`` in it.
+
+    Raises:
+        SettingError: it cannot be made.
+    """
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"folder '{folder}' cannot be made ({error.strerror})", "name another with --data") from None
+    return folder

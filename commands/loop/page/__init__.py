@@ -1,0 +1,6 @@
+# shell
+"""The live page: one HTML file, its style and script, and the small server that hands them out on loopback."""
+
+from commands.loop.page.server import PageServer
+
+__all__ = ["PageServer"]

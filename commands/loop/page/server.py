@@ -1,0 +1,120 @@
+# shell
+"""Serves the live page and its state on loopback, from a thread of the demo (Starlette on uvicorn).
+
+The page needs four files and ``/state.json``, nothing from other hosts. A content security policy enforces this.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from importlib import resources
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from commands.loop.status import State
+from millrace.basics.errors import PortError
+
+FIRST_PORT = 8710
+_TRIES = 50
+_DRAIN_SECONDS = 2
+_FILES = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/chart.js": ("chart.js", "text/javascript"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
+    ),
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def make_app(state: Callable[[], State]) -> Starlette:
+    """The page's files and the state, for GET; anything else is one line with status 404 or 405."""
+
+    async def show_state(_: Request) -> Response:
+        return Response(msgspec.json.encode(state()), media_type="application/json", headers=_HEADERS)
+
+    async def refuse(_: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        return Response("not here; the page is at /\n", status, media_type="text/plain", headers=_HEADERS)
+
+    def file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+        body = resources.files(__package__).joinpath(name).read_bytes()
+
+        async def show(_: Request) -> Response:
+            return Response(body, media_type=kind, headers=_HEADERS)
+
+        return show
+
+    return Starlette(
+        routes=[
+            Route("/state.json", show_state),
+            *(Route(path, file(name, kind)) for path, (name, kind) in _FILES.items()),
+        ],
+        exception_handlers={404: refuse, 405: refuse},
+    )
+
+
+class PageServer:
+    """Answers GET for the page's files and the state.
+
+    It leaves signals to the demo: uvicorn handles them in the main thread only, and this is another thread.
+
+    Args:
+        state: gives the state at each poll of a browser; called in the server's thread.
+        port: the port to bind; None: 8710 or the next free one.
+
+    Raises:
+        PortError: the given port is taken.
+    """
+
+    def __init__(self, state: Callable[[], State], port: int | None = None, host: str = "127.0.0.1") -> None:
+        self._listener = _bind(host, port)
+        self.url = f"http://{host}:{self._listener.getsockname()[1]}/"
+        config = uvicorn.Config(
+            make_app(state),
+            lifespan="off",
+            access_log=False,
+            log_config=None,  # the demo's logging stays as it is
+            server_header=False,
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=_DRAIN_SECONDS,
+        )
+        self._server = uvicorn.Server(config)
+        sockets = [self._listener]
+        self._thread = threading.Thread(target=self._server.run, args=(sockets,), name="page", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answers the open requests, and ends."""
+        self._server.should_exit = True
+        self._thread.join(_DRAIN_SECONDS + 3)
+        self._listener.close()
+
+
+def _bind(host: str, port: int | None) -> socket.socket:
+    candidates = range(FIRST_PORT, FIRST_PORT + _TRIES) if port is None else (port,)
+    for candidate in candidates:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, candidate))
+            listener.listen(128)
+            return listener
+        except OSError as error:
+            listener.close()
+            problem = error.strerror
+    raise PortError(
+        f"port {host}:{candidate} for the live page cannot be bound ({problem})", "give a free one with --page-port"
+    )

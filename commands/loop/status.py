@@ -1,0 +1,189 @@
+# shell
+"""The state of a run as one JSON-able dictionary: what the terminal view and the live page show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from commands.loop.gate import Gate, says
+from commands.loop.monitor import Monitor, Picture
+from commands.loop.series import Series
+from millrace.processes.supervisor import Supervisor
+
+State = dict[str, Any]
+
+PHASES = ("starting", "running", "draining", "auditing", "stopping", "done", "failed")
+
+
+@dataclass(slots=True)
+class Shown:
+    """What is shown of a run besides its figures. The owner may change it while the run goes on."""
+
+    roles: tuple[str, ...]
+    """Those that the run starts, in the order in which they are shown."""
+    control: bool = True
+    """Whether some pages are random, to compare with."""
+    settles_s: float = 0.0
+    """Wall seconds from an exposure until its label is settled, and counts in the figures of quality."""
+    awaits: str = ""
+    """What the run waits for, and who can bring it; empty: nothing."""
+    resumed: bool = False
+    """Whether the run goes on from state that was there: its counts and its figures of quality begin anew."""
+    addresses: dict[str, str] = field(default_factory=dict)
+    """Where things are, by what they are called."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether shoppers of ours come: then their true click probabilities are known."""
+        return "simulate" in self.roles
+
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def state_of(
+    phase: str,
+    started_wall_ms: int,
+    speed: float,
+    monitor: Monitor | None,
+    supervisor: Supervisor,
+    notes: list[str],
+    shown: Shown,
+) -> State:
+    """Everything that is shown of a run.
+
+    Args:
+        phase: one of :data:`PHASES`.
+        started_wall_ms: when the traffic began; 0 before.
+        speed: of event time.
+        monitor: None before the roles have addresses.
+        supervisor: for states, restarts and process ids.
+        notes: messages about the run, newest last.
+        shown: the rest.
+    """
+    picture = monitor.picture if monitor else Picture()
+    series = monitor.series if monitor else Series()
+    figures: dict[str, float | None] = dict(picture.figures)
+    figures["exposures_per_s"] = series.rate("exposures")
+    figures["samples_per_s"] = series.rate("samples")
+    for arm in ("model", "control"):
+        seen = figures.get(f"page_exposures_{arm}") or 0.0
+        shown_rate = (figures.get(f"page_clicks_{arm}") or 0.0) / seen if seen else None
+        figures[f"ctr_{arm}"] = shown_rate if shown.simulated else figures.get(f"click_rate_{arm}")
+        figures[f"ctr_{arm}_recent"] = series.click_rate(arm)
+    now = time.time_ns() // 1_000_000
+    return {
+        "phase": phase,
+        "wall_ms": now,
+        "elapsed_s": (now - started_wall_ms) / 1000 if started_wall_ms else 0.0,
+        "speed": speed,
+        "figures": figures,
+        "simulated": shown.simulated,
+        "control": shown.control,
+        "settles_s": shown.settles_s,
+        "since": "since this start" if shown.resumed else "",
+        "awaits": shown.awaits,
+        "addresses": dict(shown.addresses),
+        "roles": [_role(name, supervisor, picture, figures) for name in shown.roles],
+        "memory": memory(figures.get("memory_total")),
+        "dead_letters": picture.dead_letters,
+        "gate": _gate(picture.gate, figures),
+        "notes": notes[-8:],
+        "series": series.columns(),
+    }
+
+
+def _gate(gate: Gate, figures: Mapping[str, float | None]) -> dict[str, object]:
+    verdicts = {
+        "passed": gate.passed,
+        "refused": gate.refused,
+        "observed": gate.observed,
+        "unjudged": gate.unjudged,
+    }
+    checks = sorted({check for counts in verdicts.values() for check in counts})
+    return {
+        "state": gate.state,
+        "check": gate.check,
+        "why": gate.why,
+        "says": says(gate, figures),
+        "refused_ms": gate.refused_ms,
+        "verdicts": [
+            {"check": check} | {name: counts.get(check, 0) for name, counts in verdicts.items()} for check in checks
+        ],
+    }
+
+
+def _role(
+    name: str, supervisor: Supervisor, picture: Picture, figures: Mapping[str, float | None]
+) -> dict[str, object]:
+    role = supervisor.roles.get(name)
+    state: str = role.state if role else "not started"
+    if state == "running" and not picture.ready.get(name):
+        state = "starting"
+    return {
+        "name": name,
+        "state": state,
+        "pid": role.pid if role else None,
+        "restarts": role.restarts if role else 0,
+        "memory": memory(figures.get(f"memory_{name}")),
+        "says": _says(name, figures),
+    }
+
+
+def _says(name: str, f: Mapping[str, float | None]) -> str:
+    """A role's key figures in a few words."""
+    if name == "simulate":
+        return f"{count(f.get('exposures'))} exposures, {count(f.get('clicks'))} clicks"
+    if name == "stream":
+        return (
+            f"{count(f.get('samples'))} samples, {count(f.get('pending'))} pending,"
+            f" {count(f.get('dead_letters'))} dead letters, lag {count(f.get('stream_lag'))}"
+        )
+    if name == "learn":
+        return (
+            f"{count(f.get('trained'))} trained, {count(f.get('table_rows'))} rows, lag {count(f.get('learner_lag'))}"
+            + (f", {count(f.get('not_finite'))} PREDICTIONS NOT FINITE" if f.get("not_finite") else "")
+        )
+    if name == "intake":
+        return f"{count(f.get('intake_kept'))} messages kept, {count(f.get('intake_refused'))} refused"
+    if name == "archive":
+        return f"{count(f.get('archived'))} rows written"
+    if name == "shadow":
+        beside = f"AUC {fixed(f.get('shadow_auc'))}, the first's {fixed(f.get('shadow_first_auc'))} on held-out pages"
+        return f"{count(f.get('shadow_trained'))} trained, {beside}"
+    users = f"users not read {percent(f.get('unread_share'))}, unknown {percent(f.get('unknown_share'))}"
+    return f"{count(f.get('requests'))} requests, {count(f.get('versions_served'))} versions served, {users}"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thin groups, or a dash."""
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def memory(value: float | None) -> str:
+    """Bytes as mebibytes, or a dash."""
+    return "–" if value is None else f"{value / (1 << 20):,.0f}\N{NO-BREAK SPACE}MiB"
+
+
+def fixed(value: float | None, digits: int = 3, unit: str = "") -> str:
+    """A number with ``digits`` decimals, or a dash."""
+    return "–" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value * 100:.2f}%"
+
+
+def sparkline(values: list[float | None], width: int = 40) -> str:
+    """The last ``width`` known values as block characters between their own minimum and maximum."""
+    known = [v for v in values if v is not None]
+    if len(known) > width:  # thin the points, so that the whole run is shown
+        step = len(known) / width
+        known = [known[int(i * step)] for i in range(width - 1)] + [known[-1]]
+    if not known:
+        return ""
+    low, span = min(known), (max(known) - min(known)) or 1.0
+    return "".join(BLOCKS[min(int((v - low) / span * len(BLOCKS)), len(BLOCKS) - 1)] for v in known)

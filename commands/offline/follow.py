@@ -1,0 +1,239 @@
+# core
+"""One learner, and models that follow it: each takes over the learner's weights at times of its own.
+
+::
+
+    batches     b0   b1   b2 | b3   b4 | b5   b6   b7 | b8        | a local day begins
+    never       S─────────────────────────────────────────►       S: synchronises, then scores up to its next S
+    daily       S────────────S─────────S──────────────S───►
+    hourly      S────────S───S────S────S────S─────────S───►
+    every batch S────S───S───S────S────S────S────S────S───►
+                learn b0, learn b1, ...                           once for all of them
+
+The learner's way does not depend on who follows it. So one pass of learning serves all. Nor do a row's features depend
+on the model. So a version is never copied: when a model synchronises at batch b, the learner as it is scores at once
+all rows that this version will ever score, up to the model's next S. Models that synchronise at b for equally long
+share the scores.
+
+Rows are scored in the pieces in which one model alone would score them. For sums of a matrix product may differ in the
+last bit with its number of rows. So the scores are to the bit those of models that learn and score apart.
+
+Batches are cut where a day begins and, if asked for, at each time at which a model synchronises. Where they are not
+cut, a model synchronises before the first batch that begins after its time.
+
+Rows of one time are scored by one version, as in a replay: the rows of a page are compared with each other, and nobody
+has learnt from one of them when the next is scored. So a batch ends where a time does. A time with more rows than a
+batch is learnt in several batches, and no model synchronises between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from commands.offline import epochs
+from commands.offline.dataset import Dataset
+from commands.offline.epochs import Scores, score
+from learner.ranker.verbs import Learning
+from millrace.basics.durations import minutes_of
+from millrace.basics.errors import SettingError
+
+NEVER, DAILY, BATCH = "never", "daily", "batch"
+SYNCS = (NEVER, DAILY, "hourly", "15min", "minute", BATCH)
+"""How often a model synchronises, from the rarest to every micro-batch."""
+
+_NAMED = {"hourly": 60, "minute": 1}
+_MINUTE_MS = 60_000
+_DAY_MIN = 1440
+
+
+def period_ms(sync: str) -> int | None:
+    """The time between two synchronisations; None for ``never``, ``daily`` and ``batch``, which follow no clock.
+
+    Raises:
+        SettingError: it is none of :data:`SYNCS`, nor a whole number of min or h that divides a day.
+    """
+    if sync in (NEVER, DAILY, BATCH):
+        return None
+    try:
+        minutes = _NAMED.get(sync) or minutes_of(sync)
+    except ValueError:
+        minutes = 0
+    if not minutes or _DAY_MIN % minutes or minutes == _DAY_MIN:
+        raise SettingError(f"--sync '{sync}'", f"choose of {', '.join(SYNCS)}, or a part of a day such as 5min or 6h")
+    return minutes * _MINUTE_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Consecutive micro-batches over days of a log, and who synchronises before which. b batches."""
+
+    bounds: NDArray[np.intp]  # (b + 1,) batch k holds rows bounds[k] to bounds[k + 1]
+    starts: NDArray[np.intp]  # batches that begin a day, ascending, the first is 0
+    syncs: Mapping[str, NDArray[np.intp]]  # batches before which each model synchronises, ascending, the first is 0
+
+    @property
+    def rows(self) -> slice:
+        return slice(int(self.bounds[0]), int(self.bounds[-1]))
+
+    def version(self, name: str) -> NDArray[np.intp]:
+        """The batch at which the model that scores each batch synchronised last. (b,)"""
+        syncs = self.syncs[name]
+        found: NDArray[np.intp] = syncs[np.searchsorted(syncs, np.arange(len(self.bounds) - 1), side="right") - 1]
+        return found
+
+    def per_row(self, of_batch: NDArray[np.intp]) -> NDArray[np.intp]:
+        """What is known of each batch (b,), for each row."""
+        return np.repeat(of_batch, np.diff(self.bounds))
+
+    def staleness_ms(self, name: str, ts_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How much older than each row the newest exposure is that its model has learnt. ``ts_ms`` (n,) of the whole
+        log. (rows,)"""
+        newest = np.maximum(self.bounds[self.version(name)] - 1, 0)
+        age: NDArray[np.int64] = ts_ms[self.rows] - ts_ms[self.per_row(newest)]
+        return age
+
+
+def plan_of(
+    days: Sequence[slice], ts_ms: NDArray[np.int64], syncs: Sequence[str], cut: Sequence[str], offset_ms: int
+) -> Plan:
+    """The plan of consecutive days (rows).
+
+    Args:
+        ts_ms: time of each row of the log, ascending, (n,).
+        syncs: the models.
+        cut: at whose times batches are cut; all are cut where a day begins.
+        offset_ms: of local time: hours and minutes are counted from the local midnight.
+
+    Raises:
+        SettingError: unknown names.
+    """
+    ends: list[NDArray[np.intp]] = []
+    starts: list[int] = []
+    turns = {name: period_ms(name) for name in dict.fromkeys((*syncs, *cut))}
+    for day in days:
+        local = ts_ms[day] + offset_ms
+        edges = [np.array([day.start, day.stop], np.intp)]
+        periods = [turns[name] for name in cut]
+        edges += [np.flatnonzero(np.diff(local // period)) + 1 + day.start for period in periods if period]
+        pieces = np.unique(np.concatenate(edges))
+        starts.append(sum(len(e) for e in ends))
+        ends += [_batches(ts_ms, a, b) for a, b in pairwise(pieces.tolist())]
+    bounds = np.concatenate([*ends, [days[-1].stop]]).astype(np.intp)
+    first = np.array(starts, np.intp)
+    # No model synchronises within a time. The first batch of all begins one, as far as these days are concerned.
+    moments = np.union1d(first, np.flatnonzero(ts_ms[bounds[1:-1]] != ts_ms[bounds[1:-1] - 1]) + 1)
+    found: dict[str, NDArray[np.intp]] = {}
+    for name in syncs:
+        period = turns[name]
+        if name == BATCH:
+            found[name] = moments
+        elif name == NEVER:
+            found[name] = first[:1]
+        elif period is None:
+            found[name] = first
+        else:
+            turn = (ts_ms[bounds[moments]] + offset_ms) // period
+            found[name] = np.union1d(first, moments[1:][np.diff(turn) > 0])
+    return Plan(bounds, first, found)
+
+
+def _batches(ts_ms: NDArray[np.int64], start: int, stop: int) -> NDArray[np.intp]:
+    """The first rows of the batches of rows [start, stop), :data:`~commands.offline.epochs.BATCH_ROWS` each at most. A
+    batch ends where a time does, unless all of it is of one time."""
+    firsts = [start]
+    while (full := firsts[-1] + epochs.BATCH_ROWS) < stop:
+        began = int(np.searchsorted(ts_ms, ts_ms[full], side="left"))  # the time of the first row that does not fit
+        firsts.append(began if began > firsts[-1] else full)
+    return np.array(firsts, np.intp)
+
+
+@dataclass(slots=True)
+class Followed:
+    """What the models scored. n rows of the plan."""
+
+    scores: dict[str, Scores]  # (n,) by model
+    at_start: dict[str, Scores]  # (n,) the same rows, scored at the start of their day with ``frozen``; may be empty
+    learn_seconds: float
+    score_seconds: dict[str, float]  # by model: what it alone would have scored for
+    shared_seconds: float  # what scoring took, all together
+
+
+def follow(
+    model: Learning,
+    data: Dataset,
+    num: NDArray[np.float32],
+    plan: Plan,
+    *,
+    frozen: NDArray[np.float32] | None = None,
+    clock: Callable[[], float] = lambda: 0.0,
+    tick: Callable[[int], None] = lambda rows: None,
+) -> Followed:
+    """The scores of all models of a plan, by a trained ``model`` that learns the plan's rows once.
+
+    Args:
+        num: (n, N) inputs to score and learn with.
+        frozen: (n, N) inputs with windows as of the start of each day, to score each day with at its start besides.
+        clock: in seconds, for the figures of time.
+        tick: is told how many rows have been learnt.
+    """
+    rows, batches = plan.rows, len(plan.bounds) - 1
+    n = rows.stop - rows.start
+    out = {name: np.empty(n, np.float32) for name in plan.syncs}
+    at_start = {name: np.empty(n, np.float32) for name in plan.syncs} if frozen is not None else {}
+    ends: dict[int, list[tuple[int, str]]] = {}  # batch -> (end of the version's rows, model)
+    for name, syncs in plan.syncs.items():
+        for at, until in zip(syncs.tolist(), [*syncs[1:].tolist(), batches], strict=True):
+            ends.setdefault(at, []).append((int(plan.bounds[until]), name))
+    days = [int(plan.bounds[b]) for b in plan.starts] + [rows.stop]
+    alone, shared, learning = dict.fromkeys(plan.syncs, 0.0), 0.0, 0.0
+    for b in range(batches):
+        start, stop = int(plan.bounds[b]), int(plan.bounds[b + 1])
+        for end in sorted({e for e, _ in ends.get(b, ())}):
+            began = clock()
+            p = _scored(model, data, num, start, end, days)
+            spent = clock() - began
+            shared += spent
+            for until, name in ends[b]:
+                if until == end:
+                    out[name][start - rows.start : end - rows.start] = p
+                    alone[name] += spent
+        if frozen is not None and b in plan.starts:
+            _at_start(model, data, frozen, plan, b, at_start)
+        began = clock()
+        model.learn(data.batch(slice(start, stop), num))
+        learning += clock() - began
+        tick(stop - rows.start)
+    return Followed(out, at_start, learning, alone, shared)
+
+
+def _scored(
+    model: Learning, data: Dataset, num: NDArray[np.float32], start: int, stop: int, days: Sequence[int]
+) -> Scores:
+    """Rows [start, stop), in pieces that end where a day does."""
+    edges = [start, *[d for d in days if start < d < stop], stop]
+    return np.concatenate([score(model, data, slice(a, b), num) for a, b in pairwise(edges)])
+
+
+def _at_start(
+    model: Learning, data: Dataset, frozen: NDArray[np.float32], plan: Plan, b: int, out: Mapping[str, Scores]
+) -> None:
+    """The day that begins at batch b, or for a model that does not synchronise again all days, scored as of now."""
+    first = plan.rows.start
+    later = plan.starts[plan.starts > b]
+    end = int(plan.bounds[later[0]]) if len(later) else plan.rows.stop
+    p: Scores | None = None
+    for name, syncs in plan.syncs.items():
+        if b not in syncs:
+            continue
+        start = int(plan.bounds[b])
+        if len(syncs) == 1:  # never again
+            out[name][start - first :] = score(model, data, slice(start, plan.rows.stop), frozen)
+            continue
+        if p is None:
+            p = score(model, data, slice(start, end), frozen)
+        out[name][start - first : end - first] = p

@@ -1,0 +1,127 @@
+# shell
+"""``millrace replay LOG --schema S --audit``: reads the log, audits it, prints what was found."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from commands.proofs.altered import altered_side
+from commands.proofs.audit import Audit, audit
+from commands.proofs.auditreport import print_audit, time_text, write_audit
+from commands.replay.known import LabelSettings, Model, Observer
+from commands.replay.reading import Log, name_of_log, reading
+from commands.replay.run import BATCH_ROWS, THREADS, run_log
+from learner.network.dense import threads
+from learner.role.making import model_of
+from millrace.basics.errors import LeakError
+from millrace.contracts.schema import Schema, load_schema
+from millrace.logs import TS, LogTable
+from millrace.logs.faults import Faults
+from millrace.logs.joins import SideTable, beside
+from millrace.reports import make_folder, surroundings
+
+
+def audit_log(
+    log: Log,
+    schema: Path,
+    out: Path | None,
+    *,
+    spec: Mapping[str, Any],
+    seed: int = 0,
+    labels: LabelSettings,
+    skip_bad: bool = False,
+    progress: bool = True,
+) -> Audit:
+    """Audits a log; writes report.json, run.json, report.html and plots to ``out``, if it is given.
+
+    Raises:
+        LeakError: something before a time depends on what comes after it. Its text names what.
+        LogError, SchemaError, SettingError: as replay.
+    """
+    plan = load_schema(schema)
+    console = Console(stderr=True)
+    if out is not None:
+        make_folder(out, "report.json")
+
+    def tick(what: str) -> None:
+        if progress:
+            console.print(f"audit: {what}", highlight=False)
+
+    def run(table: LogTable, model: Model, observer: Observer) -> object:
+        return run_log(table, plan, model, BATCH_ROWS, lambda _: None, None, labels, observer)
+
+    with ExitStack() as stack:
+        stack.enter_context(threads(THREADS))
+        table = stack.enter_context(reading(log, plan, out, skip_bad, say=progress))
+        anew = None
+        if any(join.at is not None for join in plan.join):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="millrace-audit-")))
+            anew = side_tables_altered(log, plan, folder, out, skip_bad)
+        found = audit(table, plan, lambda: model_of(plan, spec, seed), run, seed=seed, another=anew, tick=tick)
+        ts_ms = table.table[TS].to_numpy().copy()  # of a mapped file, which goes
+    if out is not None:
+        said = {
+            "log": str(log),
+            "schema": str(schema),
+            "seed": seed,
+            "spec": dict(spec),
+            "label_policy": labels.policy or "immediate",
+        }
+        write_audit(out, found, ts_ms, said | surroundings(), name_of_log(log))
+    if progress:
+        print_audit(found)
+        if out is not None:
+            console.print(f"report in {out}", highlight=False)
+    if found.leaks:
+        first = found.leaks[0]
+        names = ", ".join(f"'{leak.name}' ({leak.count:,})" for leak in found.leaks[:8])
+        raise LeakError(
+            f"{len(found.leaks)} names differ before a cut: {names}; '{first.name}' first in row {first.row} at "
+            f"{time_text(first.ts_ms)}: {first.value} became {first.altered} when all after {time_text(first.cut_ms)} "
+            "changed",
+            "what they are made of is not known yet when it is used; docs/leaks.md says what each name means",
+        )
+    return found
+
+
+def side_tables_altered(
+    log: Log, plan: Schema, folder: Path, out: Path | None, skip_bad: bool
+) -> Callable[[int, int], AbstractContextManager[LogTable]]:
+    """A function (time, seed) that reads the log, as it was read before, with side tables whose rows after this time
+    are others. Only tables with a time of validity: nobody knows when the rows of the others came to be.
+
+    Args:
+        folder: for the altered tables.
+        out: see :func:`~commands.replay.reading.reading`.
+    """
+    paths = [log] if isinstance(log, Path) else list(log)
+    wanted = {f.name for f in plan.fields} | {c for k in plan.windows.keys for c in k.columns}
+
+    @contextmanager
+    def another(at_ms: int, seed: int) -> Iterator[LogTable]:
+        joins = []
+        for n, join in enumerate(plan.join):
+            file = beside(paths, join).absolute()
+            if join.at is None:
+                joins.append(msgspec.structs.replace(join, file=str(file)))
+                continue
+            side, holds_ms = SideTable(file, join, plan, wanted, Faults(str(file), skip_bad)).held
+            assert holds_ms is not None
+            side = side.set_column(side.column_names.index(join.at), join.at, pa.array(holds_ms))
+            path = folder / f"side-{n}.parquet"
+            pq.write_table(altered_side(side, holds_ms, join.on, join.at, at_ms, seed), path)
+            plain = type(join)(file=str(path), on=join.on, at=join.at, time_unit="ms")
+            joins.append(plain)
+        with reading(log, msgspec.structs.replace(plan, join=tuple(joins)), out, skip_bad, say=False) as table:
+            yield table
+
+    return another

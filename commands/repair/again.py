@@ -1,0 +1,200 @@
+# core
+"""Learns the line of a model again without what is named, and keeps the result as a snapshot that a learner may adopt.
+
+::
+
+    start (snapshot) ──acts of the line, less what is left out──► model ──► DATA/repair: one snapshot, a root
+    end   (snapshot) ──offsets, ids already seen, the gate's state──────────────┘
+
+The model is what the live learner would have made of a topic without those rows, cut where it was cut. All else is the
+newest snapshot's: a learner that adopts the result reads on where that one stood. The rows that were left out still
+count as seen, so they are not learnt when the stream sends them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from commands.repair.feed import Decode, Feed, Source, rows_in
+from commands.repair.lineage import Lineage
+from commands.repair.without import Without, time_of
+from learner.custom.own import OwnModel
+from learner.ranker.model import OnlineModel
+from learner.ranker.verbs import Learning
+from learner.role.making import check_named, model_of
+from learner.training.ledger import Learnt, learn_again
+from learner.training.versions import Progress, Versions, write_root
+from millrace.basics.errors import SnapshotError
+from millrace.basics.store import AbsentError
+from millrace.contracts.schema import Schema
+from millrace.versions.modelstore import Announcement, Array, ModelStore, Place, manifests_first
+
+Tick = Callable[[int], None]
+"""Is told the rows read so far."""
+
+CLAIMANT = "repair"
+_TRIES = 3
+_OF_MODEL = ("table/", "dense/")
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair made: ``rows`` were read, ``left_out`` of them, and ``learnt`` of the others."""
+
+    model: Learning
+    rows: int
+    left_out: int
+    learnt: int
+    by: Mapping[str, int]
+
+
+def resumed(store: ModelStore, note: Announcement, schema: Schema, named: str = "") -> OnlineModel | OwnModel:
+    """The model of a kept snapshot, as a learner goes on from it.
+
+    Args:
+        named: the model that the caller's own setting names. A class is imported only where it is this one.
+
+    Raises:
+        SnapshotError: it is of another schema, or of a class that ``named`` is not.
+        StoreError: a file of it is damaged, was removed, or cannot be read.
+    """
+    if note.schema_id != schema.id:
+        raise SnapshotError(
+            f"version {note.version} is of schema {note.schema_id}, not {schema.id}",
+            "set MILLRACE_SCHEMA to its schema",
+        )
+    check_named(note.spec, named, f"version {note.version}")
+    model = model_of(schema, note.spec, 0, live=True)
+    model.resume(store.read_whole(note))
+    return model
+
+
+def check_there(line: Lineage, source: Source) -> None:
+    """Whether the topic still holds the samples of all acts.
+
+    Raises:
+        SnapshotError: retention took some; says from which kept version on all are there.
+    """
+    first = source.first()
+    acts = line.acts
+    gone = [
+        (k, span)
+        for k, act in enumerate(acts)
+        if isinstance(act, Learnt)
+        for span in act.spans
+        if span.offset < first.get(span.partition, 0)
+    ]
+    if not gone:
+        return
+    span = gone[0][1]
+    whole = next((note for note in line.kept[:-1] if line.after(note) > gone[-1][0]), None)
+    remedy = "no kept version is young enough; repair sooner, or keep the topic 'samples' longer (docs/capacity.md)"
+    if whole is not None:
+        remedy = f"name a --since of {time_of(whole.event_ms)} or later: version {whole.version} can be gone on from"
+    raise SnapshotError(
+        f"samples since version {line.start.version} are gone: partition {span.partition} needs offset {span.offset}, "
+        f"the topic begins with {first[span.partition]}",
+        remedy,
+    )
+
+
+def rows_of_line(line: Lineage) -> int:
+    """Rows that the acts of a line learnt from."""
+    return sum(map(rows_in, line.acts))
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """All that a repair needs of the store. A learner that is at work may remove older snapshots at any moment.
+
+    ``beside`` is what the end's snapshot keeps for training that is not of the model.
+    """
+
+    line: Lineage
+    model: Learning
+    beside: Mapping[str, Array]
+
+
+def begin(store: ModelStore, find: Callable[[], Lineage], schema: Schema, named: str = "") -> Begun:
+    """Reads start and end of a line.
+
+    Args:
+        find: finds the line; asked again where a snapshot of it was removed meanwhile.
+        named: see :func:`resumed`.
+
+    Raises:
+        SnapshotError: there is no such line, or it is of another schema.
+        StoreError: a snapshot cannot be read.
+    """
+    for tries in reversed(range(_TRIES)):
+        line = find()
+        try:
+            model = resumed(store, line.start, schema, named)
+            return Begun(line, model, carried(store, line.end, model.small_state().keys()))
+        except AbsentError:
+            if not tries:
+                raise
+    raise AssertionError  # not reached
+
+
+def repair(begun: Begun, source: Source, decode: Decode, without: Without, tick: Tick = lambda rows: None) -> Repaired:
+    """Learns a line again: the model of ``begun`` becomes the result.
+
+    Raises:
+        SnapshotError: samples are gone.
+        SchemaError: a message cannot be read.
+    """
+    check_there(begun.line, source)
+    acts = begun.line.acts
+    with closing(Feed(acts, source, decode, without, tick)) as feed:
+        learnt = learn_again(begun.model, acts, feed.rows_of)
+    return Repaired(begun.model, feed.read, feed.left_out, learnt, feed.by)
+
+
+def carried(store: ModelStore, note: Announcement, small: Collection[str]) -> dict[str, Array]:
+    """What a snapshot keeps for training that is not of the model: of the trainer, and of the gate.
+
+    Args:
+        small: names of what it keeps of the model besides tables and dense tensors.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    found: dict[str, Array] = {}
+    for training in store.read_training(note):
+        found |= {n: array for n, array in training.items() if n not in small and not n.startswith(_OF_MODEL)}
+    return found
+
+
+def keep(to: ModelStore, begun: Begun, done: Repaired, without: Without, published_ms: int) -> Announcement:
+    """Writes what a repair made into the store ``to``, in the place of what an earlier one left there.
+
+    ``trained`` goes down by what was not learnt this time, and ``set_aside`` up: the books of samples still balance.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    before = to.store.names()
+    line, end = begun.line, begun.line.end
+    trained = line.start.trained + done.learnt
+    counts: dict[str, Any] = dict(end.extra.get("counts", {}))
+    counts["trained"] = trained
+    counts["set_aside"] = counts.get("set_aside", 0) + end.trained - trained
+    told = {
+        "since_version": line.start.version,
+        "since_ms": line.start.event_ms,
+        "of_version": end.version,
+        "without": without.told(),
+        "rows": done.rows,
+        "left_out": done.left_out,
+    }
+    extra = {n: v for n, v in end.extra.items() if n != "way_back"} | {"counts": counts, "repair": told}
+    progress = Progress(trained, {int(p): o for p, o in end.offsets.items()}, dict(end.logs), extra)
+    highest = max(to.highest(), Place(0, end.version), key=lambda place: place.number).number
+    versions = Versions(done.model, end.epoch, CLAIMANT, highest)
+    note = write_root(to, versions, progress, begun.beside, published_ms)
+    to.store.remove(manifests_first(before))
+    return note

@@ -1,0 +1,179 @@
+# core
+"""A line of versions, and a figure at each point of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from commands.repair.again import Begun, resumed
+from commands.repair.feed import Decode, Feed, Source, rows_in, wanted_by
+from commands.repair.halving import Point, Stretch, narrowed, steepest
+from commands.repair.judge import Rows, figure_on, members_of, rows_until, worse
+from commands.repair.standout import Standout, Tally, standouts
+from commands.repair.without import time_of
+from learner.ranker.verbs import Learning
+from learner.role.making import model_of
+from learner.training.ledger import Learnt, learn_again
+from millrace.basics.errors import SnapshotError
+from millrace.basics.store import AbsentError
+from millrace.contracts.samples import FOLLOW_UP, SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.versions.modelstore import Announcement, ModelStore
+
+_BACK_ROWS = 400_000
+"""Rows before the start that are looked through for held-out pages."""
+_PIECES, _FEW_PIECES = 20, 3
+"""Pieces of before the start in which what is usual is seen; with fewer than a few, later ones are looked at too."""
+_AGE_MS = 1_800_000
+"""Rows to judge by are as old at the start as the gate asks of its own: their labels are in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Which samples a stretch has: rows, exposures from and to (ms), and offsets by partition (to: not included)."""
+
+    rows: int
+    from_ms: int
+    to_ms: int
+    offsets: dict[int, tuple[int, int]]
+
+
+class Bisection:
+    """Finds the stretch that moved a figure. Models between two kept versions are learnt again, less than twice.
+
+    Args:
+        named: see :func:`commands.repair.again.resumed`.
+
+    Raises:
+        SnapshotError: there are no rows to judge by.
+        StoreError: a snapshot cannot be read.
+    """
+
+    def __init__(
+        self,
+        figure: str,
+        store: ModelStore,
+        begun: Begun,
+        source: Source,
+        decode: Decode,
+        schema: Schema,
+        named: str = "",
+    ) -> None:
+        self.figure, self.line, self.acts = figure, begun.line, begun.line.acts
+        self._start = begun.model
+        self._store, self._source, self._decode, self._schema, self._named = store, source, decode, schema, named
+        self._models: dict[int, Learning] = {}
+        self.judged = self._judged()
+
+    def _judged(self) -> Rows:
+        start = self.line.start
+        until_ms = start.event_ms - _AGE_MS
+        members = None if self.figure == "auc" else members_of(start.extra.get("heldout", {}))
+        rows = rows_until(self._before(_BACK_ROWS), until_ms, members)
+        if not 0 < (rows.label > 0.5).sum() < len(rows.label):
+            kind = "" if members is None else "held-out "
+            other = "" if members is None else ", or take --figure auc"
+            raise SnapshotError(
+                f"of {len(rows.label)} {kind}rows up to {time_of(until_ms)} none is clicked, or each",
+                f"name a later --since{other}",
+            )
+        return rows
+
+    def _before(self, rows: int) -> Iterator[SampleBatch]:
+        """About so many rows before the start, in messages."""
+        uses = {(s.partition, s.offset) for act in self.acts if isinstance(act, Learnt) for s in act.spans}
+        rows_each = max(1.0, sum(map(rows_in, self.acts)) / max(1, len(uses)))
+        offsets, first = {int(p): o for p, o in self.line.start.offsets.items()}, self._source.first()
+        back = round(rows / rows_each / max(1, len(offsets)))
+        wanted = {p: range(max(first.get(p, 0), stop - back), stop) for p, stop in offsets.items()}
+        with contextlib.closing(self._source.open({p: at for p, at in wanted.items() if at})) as reading:
+            while came := reading.more(()):
+                yield from map(self._decode, sorted(came, key=lambda message: (message.partition, message.offset)))
+
+    def points(self) -> list[tuple[Point, Announcement]]:
+        """The figure at each kept version, oldest first. One that a learner has removed meanwhile is passed over."""
+        found = [(Point(0, self._figure(self._start)), self.line.start)]
+        for note in self.line.kept[1:]:
+            with contextlib.suppress(AbsentError):
+                model = resumed(self._store, note, self._schema, self._named)
+                found.append((Point(self.line.after(note), self._figure(model)), note))
+        return found
+
+    def stretch(self, points: list[Point]) -> tuple[Stretch, list[Point]] | None:
+        """The stretch in which the figure fell, and what was looked at; None: it nowhere became worse."""
+        steep = steepest(points, self.move)
+        if steep is None:
+            return None
+        self._models = {steep.begin.at: self._model_at(steep.begin.at)}
+        return narrowed(steep, self.acts, self._value_at, self.move)
+
+    def move(self, before: float, after: float) -> float:
+        """By how much the figure became worse."""
+        return worse(self.figure, before, after)
+
+    def look(self, stretch: Stretch) -> tuple[Samples, list[Standout]]:
+        """Which samples a stretch has, and what stands out in them."""
+        begin, end = stretch.begin.at, stretch.end.at
+        there, times = Tally(), list[tuple[int, int]]()
+        for batch in self._batches(begin, end):
+            there.add(batch)
+            times.append((int(batch.ts_ms.min()), int(batch.ts_ms.max())))
+        offsets = {p: (at.start, at.stop) for p, at in sorted(wanted_by(self.acts[begin:end]).items())}
+        samples = Samples(there.rows, min(first for first, _ in times), max(last for _, last in times), offsets)
+        return samples, self._standouts(there, begin, end)
+
+    def _standouts(self, there: Tally, begin: int, end: int) -> list[Standout]:
+        """What stands out in a stretch against what came before it, seen in pieces as long as the stretch. What came
+        behind may be as wrong: it counts only where there is little before."""
+        before = (b.take(b.kind != FOLLOW_UP) for b in self._before(_PIECES * there.rows))
+        usual = _pieces(before, there.rows) + _pieces(self._batches(0, begin), there.rows)
+        if len(usual) < _FEW_PIECES:
+            usual += _pieces(self._batches(end, len(self.acts)), there.rows)
+        layout = self._schema.layout
+        return standouts(there, usual, layout.cat_names, layout.num_names)
+
+    def _model_at(self, at: int) -> Learning:
+        """The model after so many acts, of a kept version; learnt again from the start where that is gone."""
+        note = next((note for note in self.line.kept if self.line.after(note) == at), self.line.start)
+        if note is not self.line.start:
+            with contextlib.suppress(AbsentError):
+                return resumed(self._store, note, self._schema, self._named)
+        return self._learnt_on(self._start, 0, at)
+
+    def _value_at(self, begin: int, at: int) -> float:
+        """The figure after ``at`` acts, by way of the model after ``begin``, which stays."""
+        base = self._models[begin]
+        model = self._learnt_on(base, begin, at)
+        self._models = {begin: base, at: model}
+        return self._figure(model)
+
+    def _learnt_on(self, base: Learning, begin: int, at: int) -> Learning:
+        """Another model that has learnt on from ``base``."""
+        model = model_of(base.schema, base.spec, base.seed, live=True)
+        model.resume(*base.snapshot())
+        acts = self.acts[begin:at]
+        with contextlib.closing(Feed(acts, self._source, self._decode)) as feed:
+            learn_again(model, acts, feed.rows_of)
+        return model
+
+    def _figure(self, model: Learning) -> float:
+        return figure_on(self.figure, model, self.judged)
+
+    def _batches(self, begin: int, end: int) -> Iterator[SampleBatch]:
+        acts = self.acts[begin:end]
+        with contextlib.closing(Feed(acts, self._source, self._decode)) as feed:
+            yield from feed.batches(acts)
+
+
+def _pieces(batches: Iterable[SampleBatch], rows: int) -> list[Tally]:
+    """Tallies of so many rows each; what is left over is in none."""
+    found: list[Tally] = []
+    piece = Tally()
+    for batch in batches:
+        piece.add(batch)
+        if piece.rows >= rows:
+            found.append(piece)
+            piece = Tally()
+    return found

@@ -1,0 +1,94 @@
+# core
+"""Which stretch of samples moved a figure: between which kept versions, and then, by halving, between which acts.
+
+::
+
+    kept versions    v57 ──────── v92 ──────── v130 ──────── v171          a figure at each
+    where it fell most             └────────────────────────┘              neighbours or not
+    learnt again                   ├───────────┬────────────┤    a tenth of the fall at the middle? then the first half
+                                   ├─────┬─────┤                 ... until it is known where the fall begins,
+                                      └ begins            └ ends     and likewise where nine tenths of it are done
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from commands.repair.feed import rows_in
+from learner.training.ledger import Act
+
+LEAST_ROWS = 1024
+"""What is this short is not halved."""
+BEGINS, ENDS = 0.1, 0.9
+"""The stretch is that between so much of the move."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A model after so many acts, and its figure."""
+
+    at: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Acts ``begin.at`` to ``end.at`` (not included) moved a figure from ``begin.value`` to ``end.value``."""
+
+    begin: Point
+    end: Point
+
+
+Move = Callable[[float, float], float]
+"""By how much a figure became worse from one value to another."""
+
+
+def steepest(points: Sequence[Point], move: Move) -> Stretch | None:
+    """The two points between which the figure became worse most, not only neighbours: what is wrong may go on over some
+    versions. None where it nowhere did.
+
+    >>> fall = lambda a, b: a - b
+    >>> steepest([Point(0, 0.7), Point(5, 0.72), Point(9, 0.65), Point(12, 0.6), Point(15, 0.66)], fall)
+    Stretch(begin=Point(at=5, value=0.72), end=Point(at=12, value=0.6))
+    """
+    pairs = [Stretch(a, b) for a, b in combinations(points, 2) if move(a.value, b.value) > 0]
+    return max(pairs, key=lambda pair: move(pair.begin.value, pair.end.value), default=None)
+
+
+def middle(acts: Sequence[Act], begin: int, end: int) -> int | None:
+    """The act in the middle between two, by rows; None where the stretch is short or has one batch."""
+    rows = np.cumsum([rows_in(act) for act in acts[begin:end]])
+    if not len(rows) or rows[-1] <= LEAST_ROWS:
+        return None
+    at = min(begin + 1 + int(np.searchsorted(rows, rows[-1] / 2)), end - 1)  # the last batch may have more than half
+    return at if begin < at else None
+
+
+def narrowed(
+    stretch: Stretch, acts: Sequence[Act], value_at: Callable[[int, int], float], move: Move
+) -> tuple[Stretch, list[Point]]:
+    """The part of a stretch in which the figure fell: from where a tenth of the move is done at most, to where nine
+    tenths are; and the points looked at on the way.
+
+    Args:
+        value_at: the figure after so many acts, ``(from, at)``. ``from`` is the begin of the stretch, or one of the two
+            acts of the call before.
+    """
+    whole = move(stretch.begin.value, stretch.end.value)
+    low, seen = stretch.begin, list[Point]()
+    for share in (BEGINS, ENDS):
+        high = stretch.end
+        while (at := middle(acts, low.at, high.at)) is not None:
+            point = Point(at, value_at(low.at, at))
+            seen.append(point)
+            if move(stretch.begin.value, point.value) < share * whole:
+                low = point
+            else:  # a figure that is NaN has fallen, too
+                high = point
+        if share == BEGINS:
+            begin = low
+    return Stretch(begin, high), seen

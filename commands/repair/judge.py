@@ -1,0 +1,112 @@
+# core
+"""Figures by which ``millrace bisect`` compares a model with itself at other times.
+
+All are of the same rows at every point: exposures of before the version to begin at, labelled by what was known then.
+So nothing that came since can be in their labels, and what moved the figure is what was learnt between two points.
+
+``heldout_auc``, ``log_loss`` and ``calibration`` are of pages that were held out, which no model has learnt. ``auc``
+needs none: it is of the rows learnt last. A model forgets them, so it declines a little even where nothing is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.gate.heldout import MOST_ROWS, Heldout
+from learner.ranker.repeats import exposure_ids, page_hashes
+from learner.ranker.verbs import Learning
+from millrace.basics.errors import SnapshotError
+from millrace.basics.merit import auc, log_loss
+from millrace.contracts.samples import FOLLOW_UP, SampleBatch
+
+FIGURES = ("heldout_auc", "log_loss", "calibration", "auc")
+
+SMALL: Mapping[str, float] = {"heldout_auc": 0.01, "auc": 0.01, "log_loss": 0.005, "calibration": 0.1}
+"""Moves below this are no harm that the gate would refuse a version for, and may be chance."""
+
+
+class Rows(NamedTuple):
+    """Rows to judge by: cat (n, F), num (n, N), label (n,)."""
+
+    cat: NDArray[Any]
+    num: NDArray[Any]
+    label: NDArray[Any]
+
+
+def calibration(p: NDArray[Any], label: NDArray[Any]) -> float:
+    """Summed labels over summed predictions: 1 where the model is right on average."""
+    return float(label.sum(dtype="f8") / max(float(p.sum(dtype="f8")), 1e-12))
+
+
+_OF: Mapping[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
+    "heldout_auc": auc,
+    "auc": auc,
+    "log_loss": log_loss,
+    "calibration": calibration,
+}
+
+
+def figure_on(name: str, model: Learning, rows: Rows) -> float:
+    """A figure of a model on some rows; NaN where they cannot tell."""
+    return _OF[name](model.score(rows.cat, rows.num), rows.label)
+
+
+def worse(name: str, before: float, after: float) -> float:
+    """By how much a figure became worse; below 0: better. A calibration moves by its logarithm, up or down.
+
+    >>> worse("auc", 0.75, 0.5), worse("log_loss", 0.25, 0.5), round(worse("calibration", 1.0, 0.5), 2)
+    (0.25, 0.25, 0.69)
+    """
+    if name == "calibration":
+        return abs(math.log(max(after, 1e-9))) - abs(math.log(max(before, 1e-9)))
+    return after - before if name == "log_loss" else before - after
+
+
+def members_of(told: Mapping[str, Any]) -> Heldout:
+    """Which pages were held out, as a snapshot says it in ``extra["heldout"]``.
+
+    Raises:
+        SnapshotError: it does not.
+    """
+    members = Heldout(0.0)
+    try:
+        members.follow(told)
+    except (KeyError, ValueError, TypeError):
+        raise SnapshotError("the snapshot does not say which pages were held out", "take --figure auc") from None
+    return members
+
+
+def rows_until(
+    batches: Iterable[SampleBatch], until_ms: int, members: Heldout | None = None, most: int = MOST_ROWS
+) -> Rows:
+    """The newest ``most`` exposures up to a time, each once, with the label that was known of it at last.
+
+    Args:
+        batches: messages, each partition's in order: all that is known of an exposure lies in one.
+        members: exposures that it holds out, no others; None: all.
+    """
+    found: list[SampleBatch] = []
+    for batch in batches:
+        wanted = (batch.kind != FOLLOW_UP) & (batch.ts_ms <= until_ms)
+        if members is not None:
+            wanted &= members.holds(page_hashes(batch), batch.ts_ms)
+        if wanted.any():
+            found.append(batch.take(wanted))
+            if sum(map(len, found)) > 4 * most:
+                found = [_newest(found, 2 * most)]
+    if not found:
+        return Rows(np.empty((0, 0), np.int64), np.empty((0, 0), np.float32), np.empty(0, np.float32))
+    whole = _newest(found, most)
+    return Rows(whole.cat, whole.num, whole.label)
+
+
+def _newest(found: Sequence[SampleBatch], most: int) -> SampleBatch:
+    whole = SampleBatch.concat(found)
+    ids = exposure_ids(whole)
+    last = len(ids) - 1 - np.unique(ids[::-1], return_index=True)[1]  # a correction comes after its negative
+    return whole.take(last[np.argsort(whole.ts_ms[last], kind="stable")][-most:])

@@ -1,0 +1,136 @@
+# shell
+"""Where the samples of a repair lie: on the topic ``samples``, or, message by message, in a folder."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kafka.errors import KafkaError
+
+from commands.repair.feed import Message
+from millrace.basics.errors import BrokerError, SettingError, SnapshotError
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import SAMPLES
+from millrace.processes.kafka import REMEDY, first_offsets, make_reader, topic_ids, wait_for_broker
+
+_POLL_MS = 200
+_NAME = re.compile(r"(\d+)-(\d+)\.samples")
+
+
+class Topic:
+    """The topic ``samples`` of a broker. It is read without a group: nobody else notices.
+
+    Args:
+        id: of the topic that offsets are of; empty: the broker that was learnt from gave none.
+
+    Raises:
+        BrokerError: the broker does not answer.
+        SnapshotError: its topic is another one.
+    """
+
+    def __init__(self, settings: Settings, id: str = "") -> None:
+        self._settings = settings
+        wait_for_broker(settings)
+        found = topic_ids(settings).get(SAMPLES, "")
+        if id and found and id != found:
+            raise SnapshotError(
+                f"the samples at '{settings.kafka}' are another log ({found}) than the one learnt from ({id})",
+                "name the broker that the learner reads with --kafka",
+            )
+
+    def first(self) -> Mapping[int, int]:
+        return first_offsets(self._settings, SAMPLES)
+
+    def open(self, wanted: Mapping[int, range]) -> _Polled:
+        return _Polled(self._settings, wanted)
+
+
+class _Polled:
+    def __init__(self, settings: Settings, wanted: Mapping[int, range]) -> None:
+        self._settings, self._wanted = settings, wanted
+        self._reader = make_reader(settings, SAMPLES, {p: at.start for p, at in wanted.items()})
+        self._of = {tp.partition: tp for tp in self._reader.assignment()}
+        ends = self._ends()
+        self._stop = {p: min(at.stop, ends[p]) for p, at in wanted.items() if p in ends}
+
+    def _ends(self) -> dict[int, int]:
+        try:
+            return {tp.partition: end for tp, end in self._reader.end_offsets(list(self._of.values())).items()}
+        except KafkaError as error:
+            self._reader.close()
+            raise BrokerError(f"ends of the topic '{SAMPLES}' cannot be asked for ({error})", REMEDY) from None
+
+    def more(self, ahead: Collection[int]) -> Sequence[Message]:
+        heard = time.monotonic()
+        while left := self._left():
+            self._pause(left - set(ahead) or left)
+            try:
+                polled: dict[Any, list[Any]] = self._reader.poll(timeout_ms=_POLL_MS)
+            except KafkaError as error:
+                raise BrokerError(f"broker '{self._settings.kafka}' gives no samples ({error})", REMEDY) from None
+            found = [
+                Message(r.partition, r.offset, r.value, r.headers or ())
+                for records in polled.values()
+                for r in records
+                if r.value is not None and r.offset in self._wanted.get(r.partition, ())
+            ]
+            if found:
+                return found
+            heard = time.monotonic() if polled else heard
+            if time.monotonic() - heard > self._settings.patience_seconds:
+                raise BrokerError(f"broker '{self._settings.kafka}' gives no more of topic '{SAMPLES}'", REMEDY)
+        return ()
+
+    def _left(self) -> set[int]:
+        """Partitions that are not read up."""
+        return {p for p, stop in self._stop.items() if self._reader.position(self._of[p]) < stop}
+
+    def _pause(self, reading: set[int]) -> None:
+        paused = {tp.partition for tp in self._reader.paused()}
+        if stop := [tp for p, tp in self._of.items() if p not in reading and p not in paused]:
+            self._reader.pause(*stop)
+        if go := [self._of[p] for p in reading & paused]:
+            self._reader.resume(*go)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+class Folder:
+    """Messages of ``samples`` as files ``PARTITION-OFFSET.samples``, each with a message's value.
+
+    Raises:
+        SettingError: there is no such folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise SettingError(f"'{folder}' is no folder", "name one with files PARTITION-OFFSET.samples")
+        found = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+        self._files = {(int(m[1]), int(m[2])): path for m, path in found if m}
+
+    def first(self) -> Mapping[int, int]:
+        found: dict[int, int] = {}
+        for partition, offset in self._files:
+            found[partition] = min(offset, found.get(partition, offset))
+        return found
+
+    def open(self, wanted: Mapping[int, range]) -> _Files:
+        files = sorted((at[1], at[0], path) for at, path in self._files.items() if at[1] in wanted.get(at[0], ()))
+        return _Files([(partition, offset, path) for offset, partition, path in files])
+
+
+class _Files:
+    def __init__(self, files: list[tuple[int, int, Path]]) -> None:
+        self._files = files[::-1]
+
+    def more(self, ahead: Collection[int]) -> Sequence[Message]:
+        found = [self._files.pop() for _ in range(min(64, len(self._files)))]
+        return [Message(partition, offset, path.read_bytes()) for partition, offset, path in found]
+
+    def close(self) -> None:
+        pass

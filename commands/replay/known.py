@@ -1,0 +1,181 @@
+# core
+"""When a log's labels become known under a label policy: the samples of a log, in the order in which they come.
+
+The stream's join does this live, message by message (stream/join/join.py). A log is in order and complete, so here
+it is a few array operations. In a log without action times every label is known at its exposure, whatever the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from commands.replay.logfeatures import Labels, LogRows
+from millrace.contracts.events import CLICK, EXPOSURE
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.settings import Settings
+from millrace.labels import LabelPolicy, Promise, Waits, policy_named
+
+_EXPOSED = 1 << EXPOSURE  # the actions of a sample, as bits
+_CLICKED = _EXPOSED | 1 << CLICK
+
+
+class Model(Protocol):
+    """Whoever scores a log's exposures and learns its samples: an :class:`~learner.ranker.model.OnlineModel`, or a
+    stand-in for one."""
+
+    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+    def learn(self, batch: SampleBatch) -> object: ...
+
+
+class Observer(Protocol):
+    """Whoever watches a log being run: it is told of what the model was given, and changes none of it.
+
+    A run calls from one thread, in the order of event time: :meth:`scored` once for each exposure, before the exposure
+    can be learnt; :meth:`learnt` after each micro-batch. Arrays are the run's own, and are valid during the call.
+    """
+
+    def scored(
+        self, rows: NDArray[np.intp], cat: NDArray[np.int64], num: NDArray[np.float32], p: NDArray[np.float32]
+    ) -> None:
+        """Rows (b,) of the log were scored ``p`` (b,) from cat (b, F) and num (b, N), bias columns hidden."""
+
+    def learnt(self, samples: Samples, part: slice, batch: SampleBatch) -> None:
+        """The model has learnt ``batch``, which is ``samples[part]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSettings:
+    """The settings that say when labels are learnt. The attribution window is the log's own, in its schema."""
+
+    policy: str | None  # None: every label at its exposure
+    observation_ms: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> LabelSettings:
+        return cls(settings.label_policy, round(settings.observation_seconds * 1000))
+
+    @property
+    def named(self) -> LabelPolicy | None:
+        """The policy.
+
+        Raises:
+            SettingError: there is none of that name.
+        """
+        return None if self.policy is None else policy_named(self.policy)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """How long exposures have been coming without a gap, which policies read."""
+
+    newest_ms: int = np.iinfo(np.int64).min // 2
+    began_ms: int = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The samples, in the order in which they become known. S samples: one an exposure, two if its click was late."""
+
+    row: NDArray[np.intp]  # (S,) row of the log
+    known_ms: NDArray[np.int64]  # (S,) ascending
+    kind: NDArray[np.uint8]  # (S,)
+    policy: NDArray[np.uint8]  # (S,) code
+
+    @classmethod
+    def of(
+        cls,
+        ts_ms: NDArray[np.int64],
+        labels: Labels,
+        policy: LabelPolicy | None,
+        observation_ms: int = 10_000,
+        traffic: Traffic | None = None,
+    ) -> Samples:
+        """The samples that a policy makes of exposures.
+
+        Args:
+            ts_ms: times of the exposures, ascending, (n,).
+            labels: whether and when they were clicked; whose ``wait_ms`` is the attribution window.
+            policy: None: every label is known at its exposure. No policy can do that; others are measured by it.
+            observation_ms: the setting that policies read.
+            traffic: what came before these exposures, for whoever reads a log stretch by stretch; it goes on.
+        """
+        n = len(ts_ms)
+        zeros = np.zeros(n, np.int64)
+        hold, observe, code = zeros, zeros, zeros
+        delay = np.where(labels.clicked, labels.acted_ms - ts_ms, 0)
+        if policy is None or not labels.wait_ms:
+            delay = zeros
+        else:
+            promised = _promises(ts_ms, policy, Waits(labels.wait_ms, observation_ms, 0), traffic or Traffic())
+            hold, observe, code = promised[:, 1], promised[:, 2], promised[:, 0]
+        late = np.flatnonzero(labels.clicked & (delay > observe))
+        early = labels.clicked & (delay <= observe)
+        known_ms = ts_ms + np.where(early, np.maximum(delay, hold), observe)
+        row = np.concatenate([np.arange(n), late])
+        known_ms = np.concatenate([known_ms, ts_ms[late] + delay[late]])
+        kind = np.concatenate([np.where(early, POSITIVE, NEGATIVE), np.full(len(late), CORRECTION)]).astype(np.uint8)
+        order = np.argsort(known_ms, kind="stable")
+        row = row[order]
+        return cls(row, known_ms[order], kind[order], code[row].astype(np.uint8))
+
+    def oldest(self) -> NDArray[np.intp]:
+        """The smallest row among the samples from each one on; after the last, more than any row. (S + 1,)"""
+        beyond = np.append(self.row, np.iinfo(np.intp).max)
+        return np.minimum.accumulate(beyond[::-1])[::-1]
+
+    def batch(self, part: slice, rows: LogRows, cat: NDArray[np.int64], num: NDArray[np.float32]) -> SampleBatch:
+        """The samples ``part``, with features cat (B, F) and num (B, N) of their rows."""
+        row = self.row[part]
+        pages, page = np.unique(rows.page[row], return_inverse=True)
+        columns: dict[str, NDArray[Any]] = {
+            "ts_ms": rows.ts_ms[row],
+            "slot": rows.slots(row),
+            "user": rows.hashes(rows.builder.user_column, row),
+            "item": rows.hashes(rows.builder.item_column, row),
+            "cat": cat,
+            "num": num,
+        }
+        mine = Samples(row, self.known_ms[part], self.kind[part], self.policy[part])
+        return batch_of(mine, rows.requests(pages), page, columns)
+
+
+def batch_of(
+    samples: Samples, request: tuple[str, ...], page: NDArray[np.intp], columns: Mapping[str, NDArray[Any]]
+) -> SampleBatch:
+    """All of ``samples`` (B) as a batch.
+
+    Args:
+        request: the pages' names.
+        page: of each sample, (B,).
+        columns: ts_ms, slot, user, item (B,), cat (B, F) and num (B, N) of the samples' rows.
+    """
+    return SampleBatch.of_rows(
+        samples.kind,
+        columns["ts_ms"],
+        columns["cat"],
+        columns["num"],
+        request,
+        page=page.astype(np.int32),
+        position=columns["slot"],
+        user=columns["user"],
+        item=columns["item"],
+        actions=np.where(samples.kind != NEGATIVE, _CLICKED, _EXPOSED).astype(np.uint8),
+        policy=samples.policy,
+    )
+
+
+def _promises(ts_ms: NDArray[np.int64], policy: LabelPolicy, waits: Waits, traffic: Traffic) -> NDArray[np.int64]:
+    """The promise of each exposure, as columns. Traffic begins anew as it does in the join. (n, 4)"""
+    times, back = np.unique(ts_ms, return_inverse=True)
+    begins = np.diff(times, prepend=traffic.newest_ms) > waits.attribution_ms
+    began = np.maximum.accumulate(np.where(begins, times, traffic.began_ms))
+    if len(times):
+        traffic.newest_ms, traffic.began_ms = int(times[-1]), int(began[-1])
+    made = [policy.promise(waits, age) for age in (times - began).tolist()]
+    return np.array(made, np.int64).reshape(-1, len(Promise._fields))[back]

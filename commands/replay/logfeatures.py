@@ -1,0 +1,325 @@
+# core
+"""A log's feature arrays, in event time: columns hashed, windows run, chunk by chunk.
+
+Replay and experiments use this. Memory holds the log (a few bytes a row and column) and the feature arrays of the
+chunks that samples still need. A chunk is made when the first of its rows is requested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from commands.replay.grouped import page_codes
+from millrace.basics.hashing import U64
+from millrace.contracts.schema import LogColumns, Schema
+from millrace.logs import TS, LogTable
+from millrace.windows.features import FeatureBuilder, steps
+from millrace.windows.tiles import TileStore
+
+CHUNK_ROWS = 16_384
+_MOST_VALUES = 1 << 20  # of a column whose hashes are remembered
+_EXPOSURE_COLUMN = 0  # the exposure is the first of a schema's window actions
+
+
+class ValueHashes:
+    """Hashes of the values that a log's columns have shown, so that each is hashed once and not once a stretch.
+
+    At most 2^20 values a column are remembered; then a column begins anew. Lists are not remembered.
+    """
+
+    def __init__(self, builder: FeatureBuilder) -> None:
+        self.builder = builder
+        self._known: dict[str, dict[object, Any]] = {}
+
+    def of(self, name: str, values: NDArray[Any]) -> U64:
+        """As :meth:`FeatureBuilder.column` of distinct ``values``, an array of objects. (n,) or (n, slots)"""
+        listed = values.tolist()
+        known = self._known.setdefault(name, {})
+        try:
+            new = [v for v in listed if v not in known]
+        except TypeError:  # lists
+            return self.builder.column(name, values)
+        if new and len(known) + len(new) > _MOST_VALUES:
+            known.clear()
+            new = listed
+        made = np.empty(len(new), object)
+        made[:] = new
+        hashed = self.builder.column(name, made)  # (n,) or (n, slots), of no values too
+        known.update(zip(new, hashed.tolist(), strict=True))
+        out = np.empty((len(listed), *hashed.shape[1:]), np.uint64)
+        out[:] = [known[v] for v in listed] if listed else hashed
+        return out
+
+
+class LogRows:
+    """The log's columns as hashes: each distinct value is hashed once, and rows hold codes. n rows, in time order.
+
+    Args:
+        hashes: of values met before, for whoever reads a log stretch by stretch; the result is the same.
+    """
+
+    def __init__(self, log: LogTable, schema: Schema, hashes: ValueHashes | None = None) -> None:
+        assert schema.log is not None
+        hashes = hashes or ValueHashes(FeatureBuilder(schema))
+        table = log.table
+        self.n: int = table.num_rows
+        self.ts_ms: NDArray[np.int64] = table[TS].to_numpy()
+        self.label: NDArray[np.int8] = table[schema.log.label].to_numpy()
+        self.builder = builder = hashes.builder
+        self._plain: dict[str, NDArray[Any]] = {}
+        self._coded: dict[str, tuple[NDArray[np.intp], U64]] = {}
+        sides = (*builder.needs("user"), *builder.needs("item"), *builder.needs("context"))
+        for name in dict.fromkeys((*sides, builder.user_column, builder.item_column)):
+            if name not in table.column_names:
+                continue
+            if builder.is_numeric(name):
+                self._plain[name] = table[name].to_numpy()
+            else:
+                codes, values = _distinct(table[name])
+                self._coded[name] = codes, hashes.of(name, values)
+        self._slots: NDArray[np.int64] | None = None
+        if schema.log.position is not None:
+            self._slots = table[schema.log.position].fill_null(-1).to_numpy().astype(np.int64)
+        # A log without pages: each exposure is a page of its own, named by its place in the log.
+        self.page: NDArray[np.intp] = np.arange(self.n)
+        self._requests: NDArray[Any] | None = None  # the name of each page
+        page = page_codes(log, schema)
+        if page is not None:
+            self.page = page.astype(np.intp)
+            first = np.empty(int(self.page.max(initial=-1)) + 1, np.intp)
+            first[self.page[::-1]] = np.arange(self.n)[::-1]  # of a page's rows the first is written last
+            self._requests = _objects(table[schema.log.request].take(pa.array(first)))
+
+    def requests(self, pages: NDArray[np.intp]) -> tuple[str, ...]:
+        """The names of some pages."""
+        return tuple(str(p) for p in (pages if self._requests is None else self._requests[pages]).tolist())
+
+    def names(self) -> NDArray[Any]:
+        """The name of each row's page, as the log has it. (n,)"""
+        return self.page if self._requests is None else self._requests[self.page]
+
+    def named(self) -> NDArray[np.intp]:
+        """The first page that has the name of each row's page: itself, unless two users' pages have one name. (n,)"""
+        if self._requests is None:
+            return self.page
+        first: dict[object, int] = {}
+        same = [first.setdefault(name, page) for page, name in enumerate(self._requests.tolist())]
+        return np.array(same, np.intp)[self.page]
+
+    def slots(self, rows: NDArray[np.intp]) -> NDArray[np.int32]:
+        """Slots on the page; 0 where the log does not tell."""
+        if self._slots is None:
+            return np.zeros(len(rows), np.int32)
+        return np.maximum(self._slots[rows], 0).astype(np.int32)
+
+    def steps(self) -> NDArray[np.uint32]:
+        """What each row adds to the sum of each mean, if it leads to that mean's action. (n, M)"""
+        means = self.builder.schema.windows.means
+        out = np.zeros((self.n, len(means)), np.uint32)
+        for m, mean in enumerate(means):
+            if mean.of in self._plain:
+                out[:, m], _ = steps(self._plain[mean.of], mean.step)
+        return out
+
+    def hashes(self, name: str, rows: NDArray[np.intp] | slice) -> U64:
+        """Value hashes of some rows of a column that is not a numeric field."""
+        codes, values = self._coded[name]
+        return values[codes[rows]]
+
+    def columns(self, rows: slice | NDArray[np.intp]) -> tuple[dict[str, U64], dict[str, NDArray[Any]]]:
+        """(columns, plain numbers) of some rows, as :class:`FeatureBuilder` takes them."""
+        columns = {name: self.hashes(name, rows) for name in self._coded}
+        columns |= self.builder.context(self.ts_ms[rows])
+        if self._slots is not None:
+            columns["position"] = self.builder.position(self._slots[rows])
+        return columns, {name: values[rows] for name, values in self._plain.items()}
+
+
+class Labels:
+    """When each exposure's label is known, and when each action happened; see :mod:`commands.replay.run`.
+
+    An action that the log places before its exposure counts at the exposure. The exposure's own features never see it.
+    """
+
+    def __init__(self, log: LogTable, schema: Schema, rows: LogRows) -> None:
+        assert schema.log is not None
+        columns: LogColumns = schema.log
+        actions = schema.windows.actions
+        self.action = schema.windows.labelling
+        self.wait_ms = wait_ms = round(columns.attribution_minutes * 60_000) if columns.action_times else 0
+        never = np.iinfo(np.int64).max
+        times = {
+            action: np.maximum(log.table[name].fill_null(never).to_numpy(), rows.ts_ms)
+            for action, name in columns.action_times.items()
+        }
+        settled = rows.ts_ms + wait_ms
+        acted = times.get(self.action, np.full(rows.n, never))
+        acted = np.where(acted == never, settled, acted)
+        self.clicked = rows.label == 1
+        self.late = self.clicked & (acted > settled)
+        self.acted_ms: NDArray[np.int64] = acted
+        self.known_ms: NDArray[np.int64] = np.where(self.clicked & ~self.late, acted, settled)
+
+        row, ts_ms, column = [np.arange(rows.n)], [rows.ts_ms], [np.full(rows.n, _EXPOSURE_COLUMN, np.uint8)]
+        for k, action in enumerate(actions[1:], 1):
+            if action in times:
+                who, when = np.flatnonzero(times[action] < never), times[action]
+            elif action == self.action:
+                who, when = np.flatnonzero(self.clicked), acted
+            else:
+                continue
+            row.append(who)
+            ts_ms.append(when[who])
+            column.append(np.full(len(who), k, np.uint8))
+        order = np.argsort(np.concatenate(ts_ms), kind="stable")
+        self.event_row: NDArray[np.intp] = np.concatenate(row)[order]
+        self.event_ms: NDArray[np.int64] = np.concatenate(ts_ms)[order]
+        self.event_action: NDArray[np.uint8] = np.concatenate(column)[order]
+
+
+class LogFeatures:
+    """``cat`` and ``num`` of the log's rows.
+
+    Args:
+        cuts: rows at which :meth:`frozen` will read the windows, ascending, each the first of its time.
+    """
+
+    def __init__(
+        self, rows: LogRows, labels: Labels, schema: Schema, cuts: Sequence[int] | NDArray[np.intp] = ()
+    ) -> None:
+        self._rows, self._labels, self._schema = rows, labels, schema
+        self._windows = TileStore.of(schema.windows)
+        self._means = self._rows.steps()
+        self._keys = np.zeros((rows.n, schema.layout.K), np.uint64)
+        # Rows with equal times stay in one chunk, since they must not see each other.
+        ends = [
+            int(np.searchsorted(rows.ts_ms, rows.ts_ms[i], side="right"))
+            for i in range(CHUNK_ROWS - 1, rows.n, CHUNK_ROWS)
+        ]
+        self._starts = np.unique(np.array([0, *ends, *cuts, rows.n], np.intp))
+        self._made: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+        self._next = 0
+        self._next_event = 0
+
+    def of(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(cat (b, F), num (b, N)) of any rows that have not been forgotten; copies."""
+        cat = np.empty((len(rows), self._schema.layout.F), np.int64)
+        num = np.empty((len(rows), self._schema.layout.N), np.float32)
+        chunks = np.searchsorted(self._starts, rows, side="right") - 1
+        for c in np.unique(chunks).tolist():
+            while self._next <= c:
+                self._make()
+            mine = np.flatnonzero(chunks == c)
+            local = rows[mine] - self._starts[c]
+            cat[mine], num[mine] = self._made[c][0][local], self._made[c][1][local]
+        return cat, num
+
+    def frozen(
+        self, cut: int, rows: NDArray[np.intp], at_ms: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(cat (b, F), num (b, N)) of any rows, their windows holding only what happened before the row ``cut``, and
+        read at that row's time.
+
+        Args:
+            at_ms: an earlier time to read them at, later than the row before the cut.
+
+        Raises:
+            ValueError: ``cut`` is not one of the cuts, or a row from it on was requested before: the windows hold more.
+        """
+        c = int(np.searchsorted(self._starts, cut))
+        while self._next < c:
+            self._make()
+        if self._next > c or self._starts[c] != cut:
+            raise ValueError(f"windows before row {cut} are asked for at row {self._starts[self._next]}; cut there")
+        n, store, at_ms = len(rows), self._windows, int(self._rows.ts_ms[cut]) if at_ms is None else at_ms
+        if self._schema.layout.K:
+            self._count(int(np.searchsorted(self._labels.event_ms, at_ms, side="left")))
+        columns, plain = self._rows.columns(rows)
+        keys = self._rows.builder.keys(columns, n)
+        counts = store.counts(keys.reshape(-1), at_ms).reshape(n, keys.shape[1], store.spans, store.columns)
+        return self._rows.builder.cat(columns, n), self._rows.builder.num(plain, counts, n, at_ms)
+
+    def write(self, folder: Path, before: Callable[[slice], None] | None = None) -> None:
+        """Writes all rows to ``cat.npy`` (n, F) and ``num.npy`` (n, N) in ``folder``.
+
+        Args:
+            before: called with each stretch of rows before they are requested.
+        """
+        n, layout = self._rows.n, self._schema.layout
+        cat = np.lib.format.open_memmap(folder / "cat.npy", "w+", np.int64, (n, layout.F))
+        num = np.lib.format.open_memmap(folder / "num.npy", "w+", np.float32, (n, layout.N))
+        for start in range(0, n, CHUNK_ROWS):
+            part = np.arange(start, min(start + CHUNK_ROWS, n))
+            if before is not None:
+                before(slice(start, start + len(part)))
+            cat[part], num[part] = self.of(part)
+            self.forget(start)
+        cat.flush()
+        num.flush()
+
+    def forget(self, row: int) -> None:
+        """The rows before ``row`` will not be requested again."""
+        for c in [c for c in self._made if self._starts[c + 1] <= row]:
+            del self._made[c]
+
+    def _make(self) -> None:
+        part = slice(int(self._starts[self._next]), int(self._starts[self._next + 1]))
+        n = part.stop - part.start
+        builder, store = self._rows.builder, self._windows
+        columns, plain = self._rows.columns(part)
+        counts = np.zeros((n, self._schema.layout.K, store.spans, store.columns), store.dtype)
+        if self._schema.layout.K:
+            self._keys[part] = builder.keys(columns, n)
+            last = self._rows.ts_ms[part.stop - 1]
+            row, seen = self._count(int(np.searchsorted(self._labels.event_ms, last, side="right")))
+            counts[row - part.start] = seen
+        self._made[self._next] = builder.cat(columns, n), builder.num(plain, counts, n, self._rows.ts_ms[part])
+        self._next += 1
+
+    def _count(self, stop: int) -> tuple[NDArray[np.intp], NDArray[Any]]:
+        """Counts the events up to, not including, number ``stop``. (rows whose exposures are among them, (e,); what
+        their windows held just before, (e, K, W + H, A))"""
+        windows, labels = self._schema.windows, self._labels
+        events = slice(self._next_event, max(stop, self._next_event))
+        row, action = labels.event_row[events], labels.event_action[events]
+        sums = self._means[row]
+        sums[action[:, None] != [windows.actions.index(m.action) for m in windows.means]] = 0
+        seen = self._windows.run(self._keys[row], labels.event_ms[events], action, sums)
+        self._next_event = events.stop
+        shown = action == _EXPOSURE_COLUMN
+        return row[shown], seen[shown]
+
+
+def unfit(log: LogTable, schema: Schema) -> list[str]:
+    """A line for each mean that has values which count as 0 or are cut."""
+    lines = []
+    for mean in schema.windows.means:
+        if mean.of in log.table.column_names:
+            _, bad = steps(log.table[mean.of].to_numpy(), mean.step)
+            if bad:
+                lines.append(f"'{mean.of}': {bad} values are missing, negative or too great for the mean")
+    return lines
+
+
+def _distinct(column: Any) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    """(code of each row, the distinct values as objects; null is None)."""
+    if pa.types.is_dictionary(column.type):  # its codes are another's, and its values more than these rows have
+        column = column.cast(column.type.value_type)
+    column = column.combine_chunks()
+    if column.type.num_fields:  # lists have no dictionary
+        return np.arange(len(column)), _objects(column)
+    coded = column.dictionary_encode(null_encoding="encode")
+    return coded.indices.to_numpy().astype(np.intp), _objects(coded.dictionary)
+
+
+def _objects(column: Any) -> NDArray[Any]:
+    """A column's values as they are. (n,)"""
+    values = np.empty(len(column), object)
+    values[:] = column.to_pylist()
+    return values

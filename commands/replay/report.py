@@ -1,0 +1,130 @@
+# core
+"""The report of a replay: figures by day and in total, beside those of the baseline, and a verdict.
+
+The baseline is to rank by each item's smoothed click rate (:mod:`commands.replay.baseline`). Its AUC within pages
+compares the rows that the model's compares, in the same state of the windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from commands.replay.baseline import Baseline
+from commands.replay.grouped import Groups
+from commands.replay.ranks import auc, grouped_auc, grouped_parts, log_loss
+from millrace.basics.clustered import FEW, auc_parts, gap, user_numbers
+from millrace.basics.merit import calibration, judged
+from millrace.contracts.schema import Schema
+from millrace.logs import LogTable
+from millrace.reports import say, show
+
+_DIGITS = 6
+
+
+def make_report(
+    log: LogTable, schema: Schema, p: NDArray[np.float32], groups: Groups, baseline: Baseline | None = None
+) -> dict[str, Any]:
+    """``verdict``, ``rows``, ``duplicates``, ``days`` and ``total``; figures rounded, None where one class is missing.
+
+    Args:
+        p: (n,) of the run that ``groups`` was told of.
+        baseline: that watched the same run; None where the schema has none.
+    """
+    y = log.table[log.label].to_numpy()
+    q, group = groups.compared(p)
+    base = None if baseline is None else (baseline.scores, groups.watched(baseline.scores))
+    table = []
+    for number, day in enumerate(groups.days):
+        on = groups.day == number
+        own = None if base is None else (base[0][on], base[1][on])
+        table.append({"day": day} | _figures(p[on], y[on], q[on], group[on], own))
+    total = _figures(p, y, q, group, base)
+    users = 0
+    if base is not None and total["auc"] is not None:
+        user = user_numbers(log.table[log.user])
+        users = int(user.max(initial=-1)) + 1
+        found = gap(auc_parts(judged(p, y), y), auc_parts(base[0], y), y, user)
+        total |= {"auc_over_baseline": _plain(found.value), "auc_over_baseline_ci": _plain(found.half)}
+        within = gap(grouped_parts(judged(q, y), y, group), grouped_parts(base[1], y, group), y, user)
+        over = "grouped_auc_over_baseline"
+        total |= {over: _plain(within.value), f"{over}_ci": _plain(within.half)}
+    verdict = verdict_of(total, len(table), users)
+    return {"verdict": verdict, "rows": len(y), "duplicates": log.duplicates, "days": table, "total": total}
+
+
+def verdict_of(total: Mapping[str, Any], days: int, users: int) -> str:
+    """What a replay's figures say, in a plain sentence or two."""
+    if total["auc"] is None:
+        return "The log's labels are all alike, so nobody can tell how well the model ranks."
+    over = f"over {days:,} day{'' if days == 1 else 's'}"
+    own = f"Scoring each exposure before its label is learnt, the model has an AUC of {total['auc']:.4f} {over}"
+    if total.get("baseline_auc") is None:
+        own += "; the schema has no click rate of an item to compare it with."
+    else:
+        value, half = total["auc_over_baseline"], total["auc_over_baseline_ci"]
+        base = f"ranking by each item's smoothed click rate alone, which has {total['baseline_auc']:.4f}"
+        if half is None:
+            own += f", {value:+.4f} from {base}; {FEW}: no interval."
+        elif abs(value) <= half:
+            apart = f"difference {value:+.4f} ± {half:.4f}, 95% over {users:,} users"
+            own += f". It cannot be told apart from {base} ({apart})."
+        else:
+            how = "more" if value > 0 else "less"
+            own += f", {abs(value):.4f} ± {half:.4f} {how} than {base} (95% over {users:,} users)."
+        own += _within(total)
+    if total["calibration"] is None:
+        return own
+    return f"{own} It predicts {total['calibration']:.3f} clicks for each click seen."
+
+
+def _within(total: Mapping[str, Any]) -> str:
+    """Whether the item's rate alone orders the items of one page better than the model: pages are what is served."""
+    value, half = total.get("grouped_auc_over_baseline"), total.get("grouped_auc_over_baseline_ci")
+    if value is None or half is None or value >= -half:
+        return ""
+    figures = f"{total['grouped_auc']:.4f} against {total['baseline_grouped_auc']:.4f}"
+    return f" Within pages the model ranks worse than the item's rate alone: {figures}, {value:+.4f} ± {half:.4f}."
+
+
+def print_report(report: Mapping[str, Any], run: Mapping[str, Any], out: Path) -> None:
+    """The verdict and the table of days."""
+    console = Console()
+    say(report["verdict"], console)
+    figures = ["auc", "grouped_auc", "baseline_auc", "log_loss", "calibration"]
+    if "baseline_auc" not in report["total"]:
+        figures.remove("baseline_auc")
+    title = f"{report['rows']:,} exposures, {report['duplicates']:,} duplicates dropped"
+    rows = [*report["days"], {"day": "all days"} | report["total"]]
+    show(title, rows, ("day", "rows", "positives", *figures), console)
+    console.print(f"{run['rows_per_second']:,} rows/s; report in {out}", highlight=False)
+
+
+def _figures(
+    p: NDArray[np.float32],
+    y: NDArray[np.int8],
+    q: NDArray[np.float32],
+    group: NDArray[Any],
+    base: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+) -> dict[str, Any]:
+    """Of scores p (n,); the AUC within pages of scores q (n,), which are comparable within ``group`` (n,). ``base``:
+    the same two of the baseline."""
+    figures = {
+        "auc": auc(p, y),
+        "grouped_auc": grouped_auc(q, y, group),
+        "log_loss": log_loss(p, y),
+        "calibration": calibration(p, y),
+    }
+    if base is not None:
+        figures |= {"baseline_auc": auc(base[0], y), "baseline_grouped_auc": grouped_auc(base[1], y, group)}
+    return {"rows": len(y), "positives": int(y.sum())} | {k: _plain(v) for k, v in figures.items()}
+
+
+def _plain(value: float) -> float | None:
+    return round(value, _DIGITS) if math.isfinite(value) else None

@@ -1,0 +1,175 @@
+# shell
+"""``millrace replay``: runs a log through windows, learner and progressive validation, as if it happened live.
+
+::
+
+    time ──────────────────────────────────────────────────────────────►
+    exposures    e1 e2      e3 e4 e5        e6  e7 ...      features at the exposure, windows [ts - W, ts)
+                  │  └──────────────┐ click                 label known when the label policy says so
+    labels        └──────────┐      ▼
+                             ▼   positive of e2
+                     negative of e1                         trained on in micro-batches, in this order
+
+Each exposure is scored by a model that has learnt only from labels known at that moment. Only then may the model learn
+from the exposure. In a log without action times, labels are known and clicks are counted at the exposure itself. The
+exposure's own features never see them. Bias fields (the position) read as missing when scoring, as when a page is
+ranked. Grouped AUC compares only rows that were scored in one state (:mod:`commands.replay.grouped`).
+
+The report is bit-identical for the same log, schema, model and seed. All that differs between runs is in run.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from commands.replay.baseline import Baseline
+from commands.replay.grouped import Groups
+from commands.replay.known import LabelSettings, Model, Observer
+from commands.replay.logfeatures import unfit
+from commands.replay.reading import Log, name_of_log, reading, told
+from commands.replay.report import make_report, print_report
+from commands.replay.sidebyside import Timing, run_side_by_side
+from commands.replay.steps import steps
+from learner.network.dense import threads
+from learner.role.making import model_of
+from millrace.contracts.schema import Schema, load_schema
+from millrace.contracts.settings import Settings
+from millrace.logs import LogTable
+from millrace.reports import calibration_plot, day_plot, make_folder, write_report
+
+BATCH_ROWS = 256
+THREADS = 1  # of torch: sums, and so the report, depend on how they are split between threads
+
+
+def replay(
+    log: Log,
+    schema: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    model: str | None = None,
+    spec: Mapping[str, Any] | None = None,
+    batch_rows: int = BATCH_ROWS,
+    labels: LabelSettings | None = None,
+    skip_bad: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Replays ``log``, writes report.json, run.json, report.html and plots to ``out``, prints a table; the report.
+
+    Args:
+        model: the model's name (default: the learner's default).
+        spec: overrides of the model's settings.
+        labels: when labels are learnt (default: as the settings' defaults say).
+        skip_bad: leave wrong rows out.
+        progress: show a bar and the table.
+
+    Raises:
+        LogError, SchemaError: as :func:`~millrace.logs.read_log`.
+        SettingError: an unknown model or setting, or a folder that cannot be written.
+    """
+    started = datetime.now(UTC)
+    clock = time.perf_counter()
+    plan = load_schema(schema)
+    labels = labels or LabelSettings.of(Settings())
+    settings = dict(spec or {}) | ({"model": model} if model else {})
+    timing = Timing()
+    with threads(THREADS), ExitStack() as files:
+        learner = model_of(plan, settings, seed)
+        exposures = files.enter_context(reading(log, plan, out, skip_bad, say=progress))
+        make_folder(out, "report.json")
+        read_seconds = time.perf_counter() - clock
+        with _bar(exposures.table.num_rows, progress) as tick:
+            groups = Groups(exposures, plan)
+            baseline = Baseline.of(plan, exposures.table.num_rows)
+            if baseline is not None:
+                groups.watch(baseline.column)
+            p = run_log(exposures, plan, learner, batch_rows, tick, groups, labels, baseline, timing)
+    seconds = time.perf_counter() - clock
+    report = make_report(exposures, plan, p, groups, baseline)
+
+    text = json.dumps(report, sort_keys=True, indent=1) + "\n"
+    (out / "report.json").write_text(text, encoding="utf-8")
+    run = {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "read_seconds": round(read_seconds, 3),
+        "features_seconds": round(timing.features, 3),
+        "scoring_seconds": round(timing.scoring, 3),
+        "learning_seconds": round(timing.learning, 3),
+        "waiting_seconds": round(timing.waiting, 3),
+        "rows_per_second": round(len(p) / max(seconds - read_seconds, 1e-9)),
+        "log": str(log) if isinstance(log, Path) else [str(path) for path in log],
+        "schema": str(schema),
+        "schema_id": plan.id,
+        "seed": seed,
+        "spec": learner.spec,
+        "batch_rows": batch_rows,
+        "label_policy": labels.policy,
+        "observation_seconds": labels.observation_ms / 1000,
+        "grouped_auc": groups.how,
+        "notes": [*exposures.notes, *unfit(exposures, plan)],
+        "reading": told(exposures),
+        "report_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "host": platform.node(),
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": {name: version(name) for name in ("millrace", "numpy", "torch", "pyarrow")},
+    }
+    (out / "run.json").write_text(json.dumps(run, indent=1, default=str) + "\n", encoding="utf-8")
+    plots = [day_plot(report["days"]), calibration_plot(p, exposures.table[exposures.label].to_numpy())]
+    write_report(out, report, run, plots, title=f"Replay of {name_of_log(log)}")
+    if progress:
+        print_report(report, run, out)
+    return report
+
+
+def run_log(
+    log: LogTable,
+    schema: Schema,
+    model: Model,
+    batch_rows: int,
+    tick: Callable[[int], None],
+    groups: Groups | None = None,
+    how: LabelSettings | None = None,
+    observer: Observer | None = None,
+    timing: Timing | None = None,
+) -> NDArray[np.float32]:
+    """Scores each exposure before ``model`` learns what was not known then. (n,) probabilities, in the log's order
+
+    Args:
+        tick: is told the number of rows scored, after each batch.
+        groups: is told what is scored in one state, and has scored what it needs besides; the result is the same.
+        how: when labels are learnt (default: as the settings' defaults say).
+        observer: is told of what is scored and learnt; the result is the same.
+        timing: is added to.
+    """
+    how = how or LabelSettings.of(Settings())
+    p = np.empty(log.table.num_rows, np.float32)
+    made = steps(log, schema, batch_rows, how, groups)
+    with closing(run_side_by_side(made, model, p, groups, observer, timing)) as run:
+        for scored in run:
+            tick(scored)
+    return p
+
+
+@contextmanager
+def _bar(rows: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal. Yields a function that takes the number of rows done."""
+    console = Console(stderr=True)
+    columns = (TextColumn("replay"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not wanted) as bar:
+        task = bar.add_task("replay", total=rows)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,162 @@
+# core
+"""A log's features and samples, stretch by stretch in the order of time. Memory does not grow with the log.
+
+::
+
+    rows       ── stretch ──┬── stretch ──┬── ...          cut where time moves on, and at the cuts
+    features   cat, num of the stretch's rows              windows have counted what happened before each
+    events     ░░░░ kept: actions of these rows that are still to come, with their window keys
+    samples    as commands.replay.known makes them of the stretch; row numbers are the log's
+
+:class:`~commands.replay.logfeatures.LogFeatures` and :class:`~commands.replay.known.Samples` of the whole log give
+the same to the bit, and hold arrays of the whole log; tests hold this against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from commands.replay.known import LabelSettings, Samples, Traffic
+from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows, ValueHashes
+from millrace.basics.hashing import U64
+from millrace.contracts.schema import Schema
+from millrace.logs import TS, LogTable
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.tiles import TileStore
+
+Rows = NDArray[np.intp]
+
+_EXPOSURE_COLUMN = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Consecutive rows, from ``start`` on. b rows."""
+
+    start: int
+    rows: LogRows  # of these rows alone
+    cat: NDArray[np.int64]  # (b, F)
+    num: NDArray[np.float32]  # (b, N)
+    samples: Samples  # ``row`` is the log's
+
+
+class _Events(NamedTuple):
+    """Events with what windows count of them. e events, K keys, M means."""
+
+    row: Rows  # (e,) of the log
+    ms: NDArray[np.int64]  # (e,)
+    action: NDArray[np.uint8]  # (e,)
+    keys: U64  # (e, K)
+    sums: NDArray[np.uint32]  # (e, M)
+
+    def take(self, which: Any) -> _Events:
+        return _Events(*(column[which] for column in self))
+
+    def joined(self, others: _Events) -> _Events:
+        """Both, in the order in which windows count: by time, then action, then row."""
+        pairs: Iterator[tuple[NDArray[Any], NDArray[Any]]] = zip(self, others, strict=True)
+        both = _Events(*(np.concatenate(pair) for pair in pairs))
+        return both.take(np.lexsort((both.row, both.action, both.ms)))
+
+
+class Stretches:
+    """Makes the stretches of a log, one after another.
+
+    Args:
+        how: when labels are learnt.
+        cuts: rows at which :meth:`frozen` will be asked, each the first of its time.
+        rows_at_once: about how long a stretch is. What is made does not depend on it.
+    """
+
+    def __init__(
+        self,
+        log: LogTable,
+        schema: Schema,
+        how: LabelSettings,
+        cuts: Sequence[int] | Rows = (),
+        rows_at_once: int = CHUNK_ROWS,
+    ) -> None:
+        self.n: int = log.table.num_rows
+        self.ts_ms: NDArray[np.int64] = log.table[TS].to_numpy()
+        self.bounds = bounds(self.ts_ms, cuts, rows_at_once)
+        """(B + 1,) where stretches begin, and the end."""
+        self._log, self._schema, self._how = log, schema, how
+        self._policy = how.named
+        self._hashes = ValueHashes(FeatureBuilder(schema))
+        self._traffic = Traffic()
+        self._windows = TileStore.of(schema.windows)
+        self._means = [schema.windows.actions.index(m.action) for m in schema.windows.means]
+        empty = np.empty(0, np.intp)
+        keys, sums = np.empty((0, schema.layout.K), np.uint64), np.empty((0, len(self._means)), np.uint32)
+        self._waiting = _Events(empty, np.empty(0, np.int64), np.empty(0, np.uint8), keys, sums)
+        self._made = 0
+
+    @property
+    def waiting(self) -> int:
+        """Events that are still to come, of rows that were made."""
+        return len(self._waiting.row)
+
+    def make(self, number: int) -> Stretch:
+        """The stretch ``number``; each once, in order."""
+        start, stop = int(self.bounds[number]), int(self.bounds[number + 1])
+        if start != self._made:
+            raise ValueError(f"the stretch from row {start} is asked for at row {self._made}; ask in order")
+        rows, log = self._read(start, stop)
+        labels = Labels(log, self._schema, rows)
+        builder, store, n = rows.builder, self._windows, rows.n
+        columns, plain = rows.columns(slice(None))
+        counts = np.zeros((n, self._schema.layout.K, store.spans, store.columns), store.dtype)
+        if self._schema.layout.K:
+            of, sums = labels.event_row, rows.steps()[labels.event_row]
+            sums[labels.event_action[:, None] != self._means] = 0
+            keys = builder.keys(columns, n)[of]
+            own = _Events(of + start, labels.event_ms, labels.event_action, keys, sums)
+            self._waiting = self._waiting.joined(own)
+            last = int(np.searchsorted(self._waiting.ms, rows.ts_ms[-1], side="right"))
+            counted, seen = self._count(last)
+            shown = counted.action == _EXPOSURE_COLUMN
+            counts[counted.row[shown] - start] = seen[shown]
+        cat, num = builder.cat(columns, n), builder.num(plain, counts, n, rows.ts_ms)
+        samples = Samples.of(rows.ts_ms, labels, self._policy, self._how.observation_ms, self._traffic)
+        self._made = stop
+        return Stretch(start, rows, cat, num, replace(samples, row=samples.row + start))
+
+    def frozen(self, cut: int, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(cat (b, F), num (b, N)) of any rows, their windows holding only what happened before the row ``cut``, and
+        read at that row's time.
+
+        Raises:
+            ValueError: ``cut`` is not where the next stretch begins: the windows hold less, or more.
+        """
+        if cut != self._made:
+            raise ValueError(f"windows before row {cut} are asked for at row {self._made}; cut there")
+        first, n, store, at_ms = int(rows.min()), len(rows), self._windows, int(self.ts_ms[cut])
+        if self._schema.layout.K:
+            self._count(int(np.searchsorted(self._waiting.ms, at_ms, side="left")))
+        around, _ = self._read(first, int(rows.max()) + 1)
+        columns, plain = around.columns(rows - first)
+        keys = around.builder.keys(columns, n)
+        counts = store.counts(keys.reshape(-1), at_ms).reshape(n, keys.shape[1], store.spans, store.columns)
+        return around.builder.cat(columns, n), around.builder.num(plain, counts, n, at_ms)
+
+    def _read(self, start: int, stop: int) -> tuple[LogRows, LogTable]:
+        part = replace(self._log, table=self._log.table.slice(start, stop - start))
+        return LogRows(part, self._schema, self._hashes), part
+
+    def _count(self, stop: int) -> tuple[_Events, NDArray[Any]]:
+        """Counts the first events that wait, up to number ``stop``. (they; what their windows held just before, (e, K,
+        W + H, A + M))"""
+        now, self._waiting = self._waiting.take(slice(stop)), self._waiting.take(slice(stop, None))
+        return now, self._windows.run(now.keys, now.ms, now.action, now.sums)
+
+
+def bounds(ts_ms: NDArray[np.int64], cuts: Sequence[int] | Rows, rows_at_once: int) -> Rows:
+    """Where stretches begin, and the end. Rows of one time stay in one stretch: they must not see each other."""
+    n = len(ts_ms)
+    ends = [int(np.searchsorted(ts_ms, ts_ms[i], side="right")) for i in range(rows_at_once - 1, n, rows_at_once)]
+    return np.unique(np.array([0, *ends, *cuts, n], np.intp))

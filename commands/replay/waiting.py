@@ -1,0 +1,134 @@
+# core
+"""Rows whose samples are still to come, and the samples, in the order in which they become known.
+
+::
+
+    block    rows of a stretch with their features ── shrunk to the rows that samples still need, then dropped
+    queue    samples by (time known, first label before correction, row), the order of Samples.of a whole log
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from commands.replay.known import Samples, batch_of
+from commands.replay.stretches import Stretch
+from millrace.contracts.samples import CORRECTION, SampleBatch
+
+Rows = NDArray[np.intp]
+
+_SPARSE = 8  # a block is shrunk when fewer than one of so many rows are needed
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What samples are made of: columns of the rows ``row``, ascending. b rows."""
+
+    row: Rows  # (b,) of the log
+    columns: dict[str, NDArray[Any]]  # ts_ms, page, name, slot, user, item, cat, num: (b, ...)
+
+    @classmethod
+    def of(cls, stretch: Stretch, page: NDArray[Any] | None) -> Self:
+        """Of a stretch; ``page`` (b,) numbers the pages as they first appear in the log, None where there are none."""
+        rows, row = stretch.rows, np.arange(stretch.start, stretch.start + stretch.rows.n)
+        user, item = (rows.hashes(name, slice(None)) for name in (rows.builder.user_column, rows.builder.item_column))
+        columns = {
+            "ts_ms": rows.ts_ms,
+            "page": row if page is None else page,
+            "name": row if page is None else rows.names(),
+            "slot": rows.slots(np.arange(rows.n)),
+            "user": user,
+            "item": item,
+            "cat": stretch.cat,
+            "num": stretch.num,
+        }
+        return cls(row, columns)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def take(self, which: NDArray[Any]) -> Block:
+        return Block(self.row[which], {name: column[which] for name, column in self.columns.items()})
+
+
+class Waiting:
+    """Blocks, and the queue of samples. Rows are added in order."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        empty = np.empty(0, np.intp)
+        self.queue = Samples(empty, np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.uint8))
+
+    @property
+    def held(self) -> int:
+        """Rows whose features are held."""
+        return sum(len(block) for block in self.blocks)
+
+    def add(self, block: Block, samples: Samples) -> None:
+        """A stretch's rows and samples."""
+        self.blocks.append(block)
+        own, new = self.queue, samples
+        row, known_ms = np.concatenate([own.row, new.row]), np.concatenate([own.known_ms, new.known_ms])
+        kind, policy = np.concatenate([own.kind, new.kind]), np.concatenate([own.policy, new.policy])
+        order = np.lexsort((row, kind == CORRECTION, known_ms))
+        self.queue = Samples(row[order], known_ms[order], kind[order], policy[order])
+
+    def known(self, before_ms: int) -> int:
+        """How many samples of the queue are known before a time."""
+        return int(np.searchsorted(self.queue.known_ms, before_ms, side="left"))
+
+    def pop(self, size: int) -> tuple[Samples, SampleBatch]:
+        """The first ``size`` samples of the queue, and their batch."""
+        queue, part = self.queue, slice(size)
+        mine = Samples(*(getattr(queue, name)[part] for name in ("row", "known_ms", "kind", "policy")))
+        self.queue = Samples(*(getattr(queue, name)[size:] for name in ("row", "known_ms", "kind", "policy")))
+        found = self._columns(mine.row, ("ts_ms", "page", "name", "slot", "user", "item", "cat", "num"))
+        _, first, page = np.unique(found["page"], return_index=True, return_inverse=True)
+        names = tuple(str(name) for name in found["name"][first].tolist())
+        return mine, batch_of(mine, names, page, found)
+
+    def features(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(cat (b, F), num (b, N)) of consecutive rows that were added and not yet released; copies."""
+        found = self._columns(np.arange(start, stop), ("cat", "num"))
+        return found["cat"], found["num"]
+
+    def release(self, scored: int) -> None:
+        """Rows before ``scored`` are asked for by samples of the queue alone from now on."""
+        needed, kept = np.sort(self.queue.row), []
+        for block in self.blocks:
+            if block.row[-1] < scored:
+                low, high = np.searchsorted(needed, block.row[0]), np.searchsorted(needed, block.row[-1], side="right")
+                rows = np.unique(needed[low:high])
+                if not len(rows):
+                    continue
+                sparse = len(rows) * _SPARSE < len(block)
+                kept.append(block.take(np.searchsorted(block.row, rows)) if sparse else block)
+            else:
+                kept.append(block)
+        self.blocks = kept
+
+    def _columns(self, row: Rows, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+        """Columns of rows, in any order. (b, ...) each"""
+        number = np.searchsorted([block.row[0] for block in self.blocks], row, side="right") - 1
+        low, high = int(number.min()), int(number.max())
+        if low == high:
+            block = self.blocks[low]
+            at = np.searchsorted(block.row, row)
+            return {name: block.columns[name].take(at, axis=0) for name in names}
+        out: dict[str, NDArray[Any]] = {}
+        for k in range(low, high + 1):
+            mine = np.flatnonzero(number == k)
+            if not len(mine):
+                continue
+            block = self.blocks[k]
+            at = np.searchsorted(block.row, row[mine])
+            for name in names:
+                column = block.columns[name]
+                if name not in out:
+                    out[name] = np.empty((len(row), *column.shape[1:]), column.dtype)
+                out[name][mine] = column.take(at, axis=0)
+        return out

@@ -1,0 +1,245 @@
+# shell
+"""`millrace doctor`: looks at settings, schema, model, services, topics, clocks, disk, versions; says what to mend.
+
+::
+
+    settings ─► up.json of the data folder, if a run is there ─► probes, all at once ─► findings ─► a line a check
+
+It changes nothing, starts nothing but a process that tries the model where one is named, and always ends: what gives no
+answer is a finding.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from commands.up import folder as folders
+from commands.up import probes
+from commands.up.findings import (
+    Finding,
+    judge_clocks,
+    judge_event_clock,
+    judge_folder,
+    judge_newest,
+    judge_schema,
+    judge_tokens,
+    judge_topics,
+    judge_versions,
+    mend,
+    note,
+    ok,
+    status,
+)
+from commands.up.ports import check, choose
+from commands.up.run import ROLES
+from millrace import __version__
+from millrace.basics.errors import MillraceError, SettingError
+from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings, load_settings
+from millrace.contracts.topics import MODEL_DELTAS, TOPICS
+from millrace.processes.tokens import Tokens, is_loopback
+from millrace.processes.wall import wall_ms
+
+PYTHONS = ((3, 11), (3, 13))
+"""The oldest and the newest that Millrace is tested with."""
+
+
+_GATE = {
+    "observe": "says what it would refuse, and refuses only what is damaged or absurd (MILLRACE_GATE=on: all)",
+    "on": "refuses what fails a check",
+    "off": "nothing is judged",
+}
+
+
+def doctor(overrides: Mapping[str, Any], *, as_json: bool = False, say: Callable[[str], None] = print) -> int:
+    """Prints a line a check; returns 0 when nothing must be mended, else 1.
+
+    Args:
+        overrides: settings by flags.
+        as_json: one JSON array in place of lines.
+    """
+    found = examine(overrides)
+    if as_json:
+        say(msgspec.json.encode(found).decode())
+    else:
+        for finding in found:
+            say(str(finding))
+    return status(found)
+
+
+def examine(overrides: Mapping[str, Any]) -> list[Finding]:
+    """Every finding."""
+    found = _program()
+    try:
+        settings = load_settings(overrides)
+    except MillraceError as error:
+        return [*found, mend("settings", error.problem, error.remedy)]
+    data = Path(folders.on_folder(settings).data)
+    running = folders.in_use(data)
+    there = folders.addresses(data) if running else {}
+    settings = msgspec.structs.replace(
+        settings, **{name: there[name] for name in ("kafka", "redis", "scorer", "intake") if there.get(name)}
+    )
+    found += _settings(settings)
+    settings = folders.on_folder(settings)
+    schema = _schema(settings, data, found)
+    sound = schema is not None and status(found) == 0
+    tried = _ask_model(settings) if sound and _names_a_model(settings) else None
+    found += judge_folder(str(data), *probes.folder(data), 0.0 if settings.kafka else settings.broker_gib)
+    if settings.store and "://" not in settings.store:
+        found += judge_folder(settings.store, *probes.folder(Path(settings.store)))
+    if running and not there:
+        found.append(note("run", f"a run on '{data}' starts or stops just now", "ask again in a moment"))
+    elif running:
+        found.append(ok("run", f"'millrace up' runs on '{data}' (process {there['pid']})"))
+    else:
+        found += _ports(settings)
+    if schema is not None:
+        found += _services(settings, there)
+    if tried is not None:
+        found.append(_model(settings, tried()))
+    return found
+
+
+def _program() -> list[Finding]:
+    """This Python and the libraries."""
+    versions, missing = probes.libraries()
+    python = platform.python_version()
+    found = [ok("python", f"{python}; millrace {__version__}")]
+    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        oldest, newest = (".".join(map(str, pair)) for pair in PYTHONS)
+        found = [mend("python", f"{python}; millrace {__version__}", f"use {oldest} to {newest}")]
+    if missing:
+        found.append(mend("libraries", f"missing: {', '.join(missing)}", "install millrace again, by pip or uv"))
+    else:
+        found.append(ok("libraries", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    return found
+
+
+def _settings(settings: Settings) -> list[Finding]:
+    try:
+        settings.spec()
+        clock = settings.event_clock()
+        tokens = bool(Tokens.of(settings))
+    except SettingError as error:
+        return [mend("settings", error.problem, error.remedy)]
+    changed = sorted(name.removeprefix("MILLRACE_").lower() for name in settings.environment())
+    secret = {"tokens", "token_file"}
+    shown = [name if name in secret else f"{name}={_hidden(str(getattr(settings, name)))}" for name in changed]
+    known = {f"MILLRACE_{name.upper()}" for name in (*Settings.__struct_fields__, "config", "token")}
+    strange = sorted(name for name in os.environ if name.startswith("MILLRACE_") and name not in known)
+    return [
+        *[note("settings", f"nothing reads {name}", _meant(name, known)) for name in strange if "_TEST_" not in name],
+        ok("settings", f"not the default: {', '.join(shown)}" if shown else "the defaults"),
+        ok("gate", _GATE[settings.gate]),
+        judge_event_clock(clock, wall_ms()),
+        judge_tokens(is_loopback(settings.host), settings.host, tokens),
+    ]
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else "docs/settings.md lists all settings"
+
+
+def _schema(settings: Settings, data: Path, found: list[Finding]) -> Schema | None:
+    try:
+        schema = settings.load_schema()
+    except MillraceError as error:
+        found.append(mend("schema", error.problem, error.remedy))
+        return None
+    if not settings.schema:
+        remedy = "name yours with --schema: 'millrace up' asks for one"
+        found.append(note("schema", "none is named; the simulated shop's is looked at", remedy))
+    found += judge_schema(schema, folders.kept_schema(data))
+    return schema
+
+
+def _names_a_model(settings: Settings) -> bool:
+    """The default needs no trial, and to try it takes seconds of imports."""
+    return (settings.model, settings.model_spec) != (Settings().model, "")
+
+
+def _ask_model(settings: Settings) -> Callable[[], probes.Answer[dict[str, str]]]:
+    return probes.within(lambda: probes.model(settings), probes.TRIAL_SECONDS + probes.PATIENCE_SECONDS)
+
+
+def _model(settings: Settings, answer: probes.Answer[dict[str, str]]) -> Finding:
+    """Of the model that the settings name: it was made, and a class of one's own was tried on a few rows."""
+    if answer.value is None:
+        return note("model", f"'{settings.model}' could not be tried ({answer.problem})")
+    if "problem" in answer.value:
+        return mend("model", answer.value["problem"], answer.value["remedy"])
+    return ok("model", answer.value["text"])
+
+
+def _ports(settings: Settings) -> list[Finding]:
+    """No run is there: whether one could have its ports."""
+    try:
+        check(choose(settings, ROLES, free=False), settings.host)
+    except MillraceError as error:
+        return [mend("ports", error.problem, error.remedy)]
+    return [ok("ports", "those of 'millrace up' are free")]
+
+
+def _services(settings: Settings, there: Mapping[str, Any]) -> list[Finding]:
+    """Everything that is asked over the network, all at once."""
+    doors = {name: address for name in ("scorer", "intake") if (address := getattr(settings, name))}
+    of_broker = probes.within(lambda: probes.broker(settings)) if settings.kafka else None
+    of_redis = probes.within(lambda: probes.redis_clock(settings.redis)) if settings.redis else None
+    of_doors = {name: probes.within(lambda url=url: probes.door(url)) for name, url in doors.items()}  # type: ignore[misc]
+    metrics: Mapping[str, str] = there.get("metrics", {})
+    of_roles = {name: probes.within(lambda url=url: probes.role(url)) for name, url in metrics.items()}  # type: ignore[misc]
+    found: list[Finding] = []
+    clocks: dict[str, float] = {}
+    present: dict[str, int] | None = None
+    if of_broker is None:
+        found.append(note("kafka", "none is named", "'millrace up' starts one; or set MILLRACE_KAFKA to host:port"))
+    elif (kafka := of_broker()).value is None:
+        text = f"'{settings.kafka}' gives no list of topics ({kafka.problem})"
+        found.append(mend("kafka", text, "start Kafka there, or set MILLRACE_KAFKA to its host:port"))
+    else:
+        found.append(ok("kafka", f"'{settings.kafka}' answers"))
+        present = kafka.value
+    if of_redis is None:
+        found.append(note("redis", "none is named", "'millrace up' starts one; or set MILLRACE_REDIS to host:port"))
+    elif (answer := of_redis()).value is None:
+        text = f"'{_hidden(settings.redis)}' does not answer ({answer.problem})"
+        found.append(mend("redis", text, "start Redis there, or set MILLRACE_REDIS to its host:port"))
+    else:
+        found.append(ok("redis", f"'{_hidden(settings.redis)}' answers"))
+        clocks["Redis"] = answer.value
+    if present is not None:
+        wanted = {settings.topic(t.name): t.partitions or settings.partitions for t in TOPICS}
+        found += judge_topics(present, wanted, bool(there))
+    for name, ask in of_doors.items():
+        said = ask()
+        if said.value is None:
+            text = f"'{doors[name]}' does not answer ({said.problem})"
+            found.append(mend(name, text, f"start it, or set MILLRACE_{name.upper()} to its http://host:port"))
+            continue
+        code, reason, ahead = said.value
+        if ahead is not None:
+            clocks[f"the {name}"] = ahead
+        found.append(ok(name, f"'{doors[name]}' is ready") if code == 200 else note(name, f"not ready: {reason}"))
+    if metrics:
+        found += judge_versions(__version__, {name: ask().value for name, ask in of_roles.items()})
+    if clocks:
+        found += judge_clocks(clocks)
+    if present and settings.topic(MODEL_DELTAS) in present:
+        found += judge_newest(wall_ms(), probes.within(lambda: probes.newest_message_ms(settings))().value)
+    return found
+
+
+def _hidden(address: str) -> str:
+    """An address without the password that it may hold."""
+    head, at, host = address.rpartition("@")
+    return f"{head.partition('://')[0]}://…@{host}" if at else address

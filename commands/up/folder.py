@@ -1,0 +1,212 @@
+# shell
+"""The data folder of `millrace up`: one run at a time has it, and the next run goes on from it.
+
+::
+
+    DATA/up.lock        held while a run has the folder, however it ends (flock)
+    DATA/up.json        where things are, while all is there; a run that was killed leaves it
+    DATA/admin.token    who has it may command the learner (docs/trust.md); made once, for the owner's eyes alone
+    DATA/schema.toml    the schema that the state in this folder is of
+    DATA/logs           a file a role          DATA/broker, models, checkpoints, index, spool, archive: the state
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from millrace.basics.errors import SchemaError, ServiceError, SettingError
+from millrace.basics.files import write_whole
+from millrace.contracts.carry import same_tiles
+from millrace.contracts.schema import Schema, parse_schema
+from millrace.contracts.schemabook import PLACE, SchemaBook
+from millrace.contracts.settings import Settings
+
+DATA = "millrace-data"
+"""The data folder where neither flag nor setting names one, in the folder where the command was given."""
+ADDRESSES = "up.json"
+SCHEMA = "schema.toml"
+RELEASE_SECONDS = 15.0
+"""How long a killed run's processes may take to be gone. They die with it, but not all within the same moment."""
+
+
+def on_folder(settings: Settings, given: Path | None = None) -> Settings:
+    """Settings of a command that is about the loop of a data folder. Nothing is made.
+
+    The folder is ``given`` (a flag's), or the setting's, or :data:`DATA` in the present one. Where no schema is named
+    it is that of the folder's state; with none there, the setting stays empty.
+    """
+    folder = Path(given or settings.data or DATA).absolute()
+    kept = folder / SCHEMA
+    schema = settings.schema or (str(kept) if kept.is_file() else "")
+    return msgspec.structs.replace(settings, data=str(folder), schema=schema)
+
+
+def of_loop(settings: Settings, given: Path | None = None) -> Settings:
+    """As :func:`on_folder`, of a loop that has left models there, or has a store elsewhere. Nothing is made.
+
+    Raises:
+        SettingError: there is no such loop.
+    """
+    found = on_folder(settings, given)
+    if not found.store and not (Path(found.data) / "models").is_dir():
+        raise SettingError(
+            f"no loop has its models in folder '{found.data}'", "name its data folder with --data or MILLRACE_DATA"
+        )
+    return found
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Has the folder alone, until the end or until this process ends, however it ends.
+
+    Raises:
+        ServiceError: another run has it.
+        SettingError: it cannot be written to.
+    """
+    try:
+        lock = (folder / "up.lock").open("a+")
+    except OSError as error:
+        raise SettingError(
+            f"folder '{folder}' cannot be written to ({error.strerror})", "name another with --data"
+        ) from None
+    with lock:
+        if not _take(lock):
+            lock.seek(0)
+            holder = lock.read().strip()
+            raise ServiceError(
+                f"another 'millrace up' runs on folder '{folder}'{f' (process {holder})' if holder else ''}",
+                "end it, or give --data another folder",
+            )
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def _take(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a run has the folder now."""
+    try:
+        with (folder / "up.lock").open("r+") as lock:
+            return not _take(lock)
+    except OSError:
+        return False
+
+
+def await_release(folder: Path, seconds: float = RELEASE_SECONDS) -> None:
+    """Waits until the broker of a run that was killed has let go of its files."""
+    deadline = time.monotonic() + seconds
+    try:
+        lock = (folder / "broker" / "topics" / "lock").open("r+")
+    except OSError:
+        return
+    with lock:
+        while not _take(lock) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def addresses(folder: Path) -> dict[str, Any]:
+    """Where things of the run on this folder are; empty: there is none, or not yet."""
+    try:
+        found = msgspec.json.decode((folder / ADDRESSES).read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def broker_of(folder: Path) -> str:
+    """The broker of the run that has the folder now; empty: none has. A run that was killed leaves its addresses."""
+    return str(addresses(folder).get("kafka", "")) if in_use(folder) else ""
+
+
+def say_where(folder: Path, found: Mapping[str, Any]) -> None:
+    """Writes ``up.json``."""
+    write_whole(folder / ADDRESSES, msgspec.json.format(msgspec.json.encode(found)), durable=False)
+
+
+def kept_schema(folder: Path) -> Schema | None:
+    """The schema that the folder's state is of; None: it has none yet, or one that nobody can read any more."""
+    try:
+        return parse_schema((folder / SCHEMA).read_text(encoding="utf-8"), SCHEMA)
+    except (OSError, UnicodeDecodeError, SchemaError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaNote:
+    """The schema of a run, to be noted in its folder. ``changed``: a line about it; empty: it is as before."""
+
+    text: str
+    changed: str
+
+    def write(self, folder: Path) -> None:
+        """Says of the folder's state that it is of this schema."""
+        write_whole(folder / SCHEMA, self.text.encode(), durable=True)
+
+
+def _begun(folder: Path, settings: Settings) -> Schema | None:
+    """The schema that the stream was started with last: its part of the state is of that one, though the run may have
+    ended before all roles had taken it up, and so before it was noted. None: there is none, or nobody can read it."""
+    if not settings.store and not (folder / PLACE).is_dir():
+        return None  # nothing is made where the command may be given in a wrong folder
+    known = SchemaBook(f"{settings.store.rstrip('/')}/{PLACE}" if settings.store else folder / PLACE, writes=False)
+    return next(iter(known.history()[-1:]), None)
+
+
+def schema_note(folder: Path, settings: Settings) -> SchemaNote:
+    """The schema that the settings name, if the folder's state may go on with it.
+
+    Raises:
+        SchemaError: it is no schema.
+        SettingError: none is named; or it is another one than the state's, and ``evolve`` is not set; or its windows
+            cannot go on with the counts that are there. That must be known before a role starts: the learner would
+            carry the model over and the stream refuse its part, so neither schema could go on.
+    """
+    if not settings.schema:
+        raise SettingError(
+            f"no schema is named, and '{folder / SCHEMA}' is not there",
+            "give --schema FILE ('millrace schema guess' drafts one), or --data the folder of a loop that has one",
+        )
+    try:
+        text = Path(settings.schema).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SchemaError(
+            f"schema file '{settings.schema}' cannot be read ({error})", "give the path of a TOML schema"
+        ) from None
+    schema, noted = parse_schema(text, settings.schema), kept_schema(folder)
+    others = [one for one in (_begun(folder, settings), noted) if one is not None and one.id != schema.id]
+    if not others:
+        return SchemaNote(text, "")
+    before = others[0]
+    if not settings.evolve:
+        there = f" ({folder / SCHEMA})" if before is noted else ""
+        raise SettingError(
+            f"the state in '{folder}' is of schema '{before.name}' ({before.id[:8]}), the settings name"
+            f" '{schema.name}' ({schema.id[:8]})",
+            f"give --evolve to carry over what both have (docs/up.md says what that is), name that one{there}, or give"
+            " --data an empty folder",
+        )
+    if not same_tiles(before, schema):
+        raise SettingError(
+            f"'{schema.name}' ({schema.id[:8]}) counts other actions, means or windows than '{before.name}'"
+            f" ({before.id[:8]}), which the state in '{folder}' is of: its counts cannot go on",
+            "keep the actions, the means and every window of the former schema, with no window that needs finer tiles"
+            f" (keys, windows and half-lives may be added; {folder / SCHEMA} has it), or give --data an empty folder",
+        )
+    return SchemaNote(text, f"the schema has changed: what both have is carried over ('{schema.name}')")

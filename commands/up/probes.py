@@ -1,0 +1,191 @@
+# shell
+"""What `millrace doctor` asks of the world. Every question ends, whatever is or is not there: that of a model
+within a minute (its imports may take long), all others within seconds.
+
+::
+
+    within(seconds, question) ──► thread ──► answer, or the reason why there is none     (nobody waits longer)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from http.client import HTTPConnection, HTTPException
+from importlib import metadata
+from pathlib import Path
+from typing import Generic, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+import redis
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.errors import KafkaError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from commands.loop.monitor import RoleMetrics, fetch
+from millrace.basics.errors import MillraceError, one_line
+from millrace.contracts.online import redis_url
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import MODEL_DELTAS
+from millrace.processes.kafka import cluster_id, make_reader
+from millrace.processes.supervisor import PYTHON
+
+PATIENCE_SECONDS = 10.0
+"""For one question. Several are asked at once."""
+TRIAL_SECONDS = 60.0
+"""For a model, with the imports that it needs. Whoever waits for it waits longer: its process must begin and end."""
+_SHORT = 3.0
+LIBRARIES = ("aiokafka", "faust-streaming", "kafka-python", "msgspec", "numba", "numpy", "pyarrow", "redis", "torch")
+
+T = TypeVar("T")
+
+
+class Answer(msgspec.Struct, Generic[T], frozen=True):
+    """What came of a question: a value, or the reason why there is none."""
+
+    value: T | None = None
+    problem: str = ""
+
+
+def within(question: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> Callable[[], Answer[T]]:
+    """Asks in a thread of its own. What is returned waits for the answer, ``seconds`` from now at most."""
+    got: list[Answer[T]] = []
+
+    def ask() -> None:
+        try:
+            got.append(Answer(question()))
+        except (MillraceError, OSError, KafkaError, redis.RedisError, ValueError, HTTPException) as error:
+            got.append(Answer(None, one_line(error)))
+
+    thread = threading.Thread(target=ask, name="doctor", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + seconds
+
+    def answer() -> Answer[T]:
+        thread.join(max(0.0, deadline - time.monotonic()))
+        return got[0] if got else Answer(None, f"no answer within {seconds:g} s")
+
+    return answer
+
+
+def model(settings: Settings) -> dict[str, str]:
+    """What came of making the model that the settings name, in a process of its own: see learner/role/trial.py. It
+    finds what a role finds."""
+    argv, environment = [*PYTHON, "learner.role.trial"], {**os.environ, **settings.environment()}
+    try:
+        done = subprocess.run(
+            argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=TRIAL_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        problem = f"model '{settings.model}' was not made within {TRIAL_SECONDS:g} s"
+        return {"problem": problem, "remedy": "see that importing its module and making it come to an end"}
+    try:
+        return msgspec.json.decode(done.stdout, type=dict[str, str])
+    except msgspec.MsgspecError:
+        problem = f"model '{settings.model}' ended the process that tried it, with status {done.returncode}"
+        return {"problem": problem, "remedy": "import its module in a Python of this environment to see why"}
+
+
+def broker(settings: Settings) -> dict[str, int]:
+    """Numbers of partitions by topic, as the broker names them."""
+    for address in settings.brokers:
+        with contextlib.suppress(OSError):
+            cluster_id(address, _SHORT)
+            break
+    else:
+        raise OSError("nothing answers there")
+    milliseconds = round(_SHORT * 1000)
+    admin = KafkaAdminClient(
+        bootstrap_servers=settings.brokers, bootstrap_timeout_ms=milliseconds, request_timeout_ms=milliseconds
+    )
+    with contextlib.closing(admin):
+        return {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics()}
+
+
+def newest_message_ms(settings: Settings) -> float | None:
+    """When the newest message of ``model.deltas`` was written, by its writer's clock (Unix ms); None: there is none."""
+    with contextlib.closing(make_reader(settings, MODEL_DELTAS)) as reader:
+        place = TopicPartition(settings.topic(MODEL_DELTAS), 0)
+        first, end = (offsets([place])[place] for offsets in (reader.beginning_offsets, reader.end_offsets))
+        if end <= first:
+            return None
+        reader.seek(place, end - 1)
+        for records in reader.poll(timeout_ms=_SHORT * 1000).values():
+            return float(records[-1].timestamp)
+    return None
+
+
+def redis_clock(address: str) -> float:
+    """By how many seconds the clock of Redis' machine is ahead of ours."""
+    client = redis.Redis.from_url(
+        redis_url(address), socket_connect_timeout=_SHORT, socket_timeout=_SHORT, retry=Retry(NoBackoff(), 0)
+    )
+    with client:
+        client.ping()
+        asked = time.time()
+        seconds, micros = client.time()
+        return float(seconds + micros / 1e6 - (asked + time.time()) / 2)
+
+
+def door(url: str) -> tuple[int, str, float | None]:
+    """What a door says of itself: the status of ``/readyz``, its reason, and by how many seconds its machine's clock is
+    ahead of ours; None: it does not tell."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError(f"'{url}' is no http://host:port")
+    connection = HTTPConnection(parts.hostname, parts.port or 80, timeout=_SHORT)
+    try:
+        connection.connect()
+        asked = time.time()
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        middle = (asked + time.time()) / 2
+        body, date = answer.read(65_536), answer.getheader("date")
+    finally:
+        connection.close()
+    reason = ""
+    with contextlib.suppress(msgspec.MsgspecError):
+        said = msgspec.json.decode(body)
+        reason = str(said.get("error", "")) if isinstance(said, dict) else ""
+    # A Date header has whole seconds, cut off: half a second more is right on average.
+    ahead = parsedate_to_datetime(date).timestamp() + 0.5 - middle if date else None
+    return answer.status, reason, ahead
+
+
+def role(url: str) -> tuple[str, bool]:
+    """The version that a role names in its metrics, and whether it says that it works."""
+    figures = RoleMetrics()
+    figures.update(fetch(url, _SHORT))
+    versions = list(figures.by_label("millrace_role_info", "version"))
+    return (versions[0] if versions else "", figures.gauge("millrace_ready") == 1)
+
+
+def folder(path: Path) -> tuple[str, int | None]:
+    """Why a folder cannot be written to (empty: it can), and how much disk is free. It need not be there yet."""
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        return f"cannot be made: '{there}' is no folder", None
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"cannot be written to: '{there}' is not ours to write", None
+    return "", shutil.disk_usage(there).free
+
+
+def libraries() -> tuple[dict[str, str], list[str]]:
+    """Versions of the libraries that matter most, and those that are missing."""
+    found, missing = {}, []
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    return found, missing

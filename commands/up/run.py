@@ -1,0 +1,292 @@
+# shell
+"""`millrace up`: broker, Redis, every role and the live page, for a shop of one's own. It goes on where it was.
+
+::
+
+    your shop ─HTTP─► intake ─► Kafka ─► stream ─► learner ─► scorer ─HTTP─► your shop
+                                  └────► archive ─► Parquet
+
+    folder and ports are ours ► services ► roles ► ready ► up.json ► ... Ctrl-C ► intake stops ► the others ► services
+
+No shoppers come by themselves, and event time is wall time. What must last lies in the data folder; the roles' own
+checkpoints, snapshots and the broker's files are all that a restart needs, so a killed run starts again as a stopped
+one does.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from commands.loop.host import Host, made
+from commands.loop.monitor import fetch
+from commands.loop.page import PageServer
+from commands.loop.scrape import scrape_file
+from commands.loop.signals import AtOnce, Signals
+from commands.loop.status import Shown
+from commands.up import folder as folders
+from commands.up import words
+from commands.up.ports import LOOPBACK, Ports, check, choose, url
+from millrace.basics.errors import SettingError
+from millrace.basics.files import write_whole
+from millrace.contracts.settings import Settings
+from millrace.processes.profiles import check_whole
+from millrace.processes.role import calm_logs
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis
+from millrace.processes.tokens import Tokens, bearer, own_token
+from millrace.processes.wall import wall_ms
+
+ROLES = ("stream", "learn", "serve", "intake", "archive")
+LINE_SECONDS = 60.0
+"""Between two lines of state where the output is no terminal: this program runs for months."""
+GRACE_SECONDS = 30.0
+"""For a role to finish what it has begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What one run is asked for."""
+
+    data: Path | None = None  # None: see :func:`commands.up.folder.on_folder`
+    free_ports: bool = False
+    sync: bool = False  # the embedded broker syncs to the disk before it acknowledges
+    archive: bool = True
+
+    def roles(self, settings: Settings) -> tuple[str, ...]:
+        """The roles of the run: a shadow with them where the settings name its model."""
+        asked = {"archive": self.archive, "shadow": bool(settings.shadow_model)}
+        return tuple(name for name in (*ROLES, "shadow") if asked.get(name, True))
+
+
+class Up(Host):
+    """One run. Made and used by :func:`up`.
+
+    Args:
+        settings: of every role; :func:`prepared` made them.
+        ports: that are free.
+    """
+
+    name = "up"
+
+    def __init__(
+        self, settings: Settings, options: UpOptions, folder: Path, ports: Ports, ending: threading.Event
+    ) -> None:
+        speed = settings.event_clock().speed
+        settles_s = (60 * settings.attribution_minutes + settings.disorder_seconds) / speed
+        self.roles = options.roles(settings)
+        resumed = (folder / "checkpoints").exists()
+        shown = Shown(self.roles, control=settings.control_share > 0, settles_s=settles_s, resumed=resumed)
+        super().__init__(settings, folder, ending, shown, speed, LINE_SECONDS)
+        self.options, self.ports = options, ports
+        self.ready = False
+        self._looked_at = 0.0
+
+    def open(self, stack: ExitStack) -> None:
+        """Starts the services that no setting names."""
+        settings = self.settings
+        broker = redis = None
+        if not settings.kafka:
+            size, most, sync = settings.message_bytes, settings.broker_gib, self.options.sync
+            broker = EmbeddedBroker(
+                self.folder / "broker", self.ports.broker, message_bytes=size, disk_gib=most, sync=sync
+            )
+        if not settings.redis:
+            redis = EmbeddedRedis(self.folder / "redis", self.ports.redis)
+        self.start_services(stack, broker, redis)
+
+    def start_roles(self) -> None:
+        """Starts every role, and waits until each can work. The scorer is ready when there are items, which is yours.
+
+        Raises:
+            ServiceError: one is not ready in time, or died too often.
+        """
+        host = self.settings.host
+        targets = {role: f"{url(host, port)}/metrics" for role, port in self.ports.metrics.items()}
+        self.watch(self.ports.metrics, targets, self.ask, url(self.settings.host, self.settings.admin_port))
+        for name in self.roles:
+            self.start(name)
+        self.await_roles(name for name in self.roles if name != "shadow")
+
+    def ask(self, address: str) -> str:
+        """The body of a GET; with a token where it goes to the scorer and tokens are set."""
+        return fetch(address, headers=self.credentials() if address.startswith(self.settings.scorer) else None)
+
+    def credentials(self) -> dict[str, str]:
+        """The header with a token that opens the doors; empty: they are open, or the file cannot be read just now."""
+        try:
+            return bearer(self.settings)
+        except SettingError:
+            return {}
+
+    def where(self) -> dict[str, Any]:
+        """What ``up.json`` says."""
+        settings = self.settings
+        return {
+            "pid": os.getpid(),
+            "scorer": settings.scorer,
+            "intake": settings.intake,
+            "page": self.view.page,
+            "admin": url(settings.host, settings.admin_port),
+            "kafka": settings.kafka,
+            "redis": settings.redis,
+            "metrics": {role: f"{url(settings.host, port)}/metrics" for role, port in self.ports.metrics.items()},
+        }
+
+    def scrape(self) -> str:
+        """What Prometheus has to ask: each role at its metrics port, which needs no token."""
+        host = self.settings.host
+        return scrape_file({role: f"{url(host, port)}/metrics" for role, port in self.ports.metrics.items()})
+
+    def serve(self) -> None:
+        """Runs until somebody asks for the end.
+
+        Raises:
+            ServiceError: a role or service died so often that it is given up.
+        """
+        found = self.where()
+        folders.say_where(self.folder, found)
+        self.started_ms, self.phase = wall_ms(), "running"
+        self.shown.addresses = {
+            **{name: found[name] for name in ("scorer", "intake", "kafka", "redis")},
+            "data folder": str(self.folder),
+        }
+        scrape = self.folder / "prometheus.yml"
+        write_whole(scrape, self.scrape().encode(), durable=False)
+        for line in words.welcome(found, str(self.folder), str(scrape), self.settings.prefix):
+            self.view.say(line)
+        self.wait(self._watch, float("inf"))
+
+    def _watch(self) -> bool:
+        """Looks once a second whether the scorer has what it needs. Never true: it is what is waited for."""
+        if time.monotonic() < self._looked_at + 1.0:
+            return False
+        self._looked_at = time.monotonic()
+        reason = self._not_ready()
+        before, self.shown.awaits = self.shown.awaits, words.awaited(reason, self.settings.intake)
+        if self.shown.awaits and self.shown.awaits != before:
+            self.view.say(self.shown.awaits)  # the page shows it for as long as it holds
+            if reason.startswith(words.CATALOGUE):
+                schema, token = self.settings.load_schema(), bool(self.credentials())
+                self.view.say(f"for instance: {words.first_item(schema, self.settings.intake, token)}")
+        if not reason and not self.ready:
+            self.ready = True
+            self.say(f"ready: {words.first_page(self.settings.scorer, bool(self.credentials()))}")
+        return False
+
+    def _not_ready(self) -> str:
+        """Why the scorer makes no pages of its model yet; empty: it does."""
+        picture = self.monitor.picture if self.monitor is not None else None
+        if picture is not None and picture.ready.get("serve"):
+            return ""
+        try:
+            status, said = _readiness(f"{self.settings.scorer}/readyz")
+        except OSError:
+            return "it does not answer"
+        return "" if status == 200 else said
+
+    def close(self) -> None:
+        """Stops every role: the door first, then who hands pages out, then those that write down where they are."""
+        self.phase = "stopping"
+        self.say("stopping: intake first, then the others, which write down how far they have come")
+        for names in (("intake",), ("serve",), ("stream", "learn", "archive", "shadow")):
+            self.supervisor.stop(*names, grace_seconds=GRACE_SECONDS)
+
+
+def _readiness(address: str) -> tuple[int, str]:
+    """What ``/readyz`` says: its status, and the reason."""
+    from http.client import HTTPConnection, HTTPException
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(address)
+    connection = HTTPConnection(parts.hostname or "", parts.port or 80, timeout=1.0)
+    try:
+        connection.request("GET", parts.path)
+        answer = connection.getresponse()
+        said = msgspec.json.decode(answer.read())
+        return answer.status, str(said.get("error", "")) if isinstance(said, dict) else ""
+    except (HTTPException, msgspec.MsgspecError) as error:
+        raise OSError(str(error)) from None
+    finally:
+        connection.close()
+
+
+def prepared(settings: Settings, folder: Path, ports: Ports) -> Settings:
+    """The settings of every role."""
+    return msgspec.structs.replace(
+        settings,
+        data=str(folder),
+        schema=str(Path(settings.schema).absolute()),
+        port=ports.scorer,
+        intake_port=ports.intake,
+        page_port=ports.page,
+        admin_port=ports.admin,
+        admin_token_file=settings.admin_token_file or str(own_token(folder)),
+        scorer=url(settings.host, ports.scorer),
+        intake=url(settings.host, ports.intake),
+        from_log="",
+    )
+
+
+def up(settings: Settings, options: UpOptions) -> int:
+    """Runs the loop until it is asked to end; returns the exit status, 0.
+
+    Raises:
+        MillraceError: something could not be started, or died for good.
+    """
+    if options.sync and settings.kafka:
+        raise SettingError(
+            f"--sync with the Kafka '{settings.kafka}'", "leave it out: that broker's own settings say when it syncs"
+        )
+    Tokens.of(settings)  # a file that cannot be used ends the run now, and not role by role
+    settings = folders.on_folder(settings, options.data)
+    folder = Path(settings.data)
+    schema = folders.schema_note(folder, settings)  # first: in a wrong folder nothing is to be made
+    made(folder)
+    signals = Signals()
+    try:
+        with signals.caught(), folders.locked(folder):
+            return _run(settings, options, folder, schema, signals)
+    except AtOnce:
+        return 130
+
+
+def _run(settings: Settings, options: UpOptions, folder: Path, schema: folders.SchemaNote, signals: Signals) -> int:
+    check_whole(settings)  # each role looks too: it may be started by itself
+    killed = bool(folders.addresses(folder))  # a run that ends takes them away
+    ports = choose(settings, options.roles(settings), free=options.free_ports)
+    if killed:
+        folders.await_release(folder)
+    check(ports, settings.host, folders.RELEASE_SECONDS if killed else 0.0)
+    (folder / folders.ADDRESSES).unlink(missing_ok=True)
+    if not schema.changed:
+        schema.write(folder)
+    with ExitStack() as stack:
+        stack.callback((folder / folders.ADDRESSES).unlink, missing_ok=True)
+        run = Up(prepared(settings, folder, ports), options, folder, ports, signals.ending)
+        calm_logs(stack.enter_context((folder / "logs" / "up.log").open("a", encoding="utf-8")))
+        stack.callback(structlog.reset_defaults)
+        page = PageServer(run.state, ports.page, LOOPBACK)
+        stack.callback(page.stop)
+        run.view.page = page.url
+        run.say(f"live page: {page.url}   logs: {folder / 'logs'}")
+        if schema.changed:
+            run.say(schema.changed)
+        run.open(stack)
+        stack.callback(run.stop_watching)
+        stack.push(run.end_roles)
+        stack.enter_context(run.view)
+        run.start_roles()
+        schema.write(folder)
+        if not signals.ending.is_set():
+            run.serve()
+        run.close()
+        run.phase = "done"
+    return 0

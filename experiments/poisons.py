@@ -1,0 +1,318 @@
+# core
+"""Poisons to try the gate with: of samples, and of what a model consists of.
+
+::
+
+    of samples    from a start, for so many minutes of event time: what producers, joins and people get wrong
+    of slots      once, between two steps: what a bad disk, a bug or an overflow leaves in a model's arrays
+
+Poisoned samples reach the learner alone. What pages are judged by stays clean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.network.models.delays import Delays
+from learner.ranker.model import OnlineModel
+from learner.ranker.repeats import exposure_ids
+from learner.retrieval.tower import ITEM
+from learner.tables.table import SparseTable
+from millrace.contracts.events import CLICK, EXPOSURE
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import Schema
+
+MINUTE_MS = 60_000
+DAY_MS = 86_400_000
+EXPOSED = 1 << EXPOSURE
+CLICKED = EXPOSED | 1 << CLICK
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """When a poison is given, by the time of exposures, and what it has to know of the traffic to be whole."""
+
+    from_ms: int
+    until_ms: int
+    schema: Schema
+    corrected: NDArray[np.uint64]  # exposures of which a correction comes
+    popular: int  # the value hash of the item that is shown most
+
+    @classmethod
+    def of(cls, batches: Sequence[SampleBatch], schema: Schema, from_ms: int, minutes: float) -> Window:
+        """The window over the traffic ``batches``, clean."""
+        window = cls(from_ms, from_ms + round(minutes * MINUTE_MS), schema, np.empty(0, np.uint64), 0)
+        values, counts = np.unique(np.concatenate([b.item[window.rows(b)] for b in batches]), return_counts=True)
+        corrected = np.concatenate([exposure_ids(b)[b.kind == CORRECTION] for b in batches])
+        return replace(window, corrected=corrected, popular=int(values[counts.argmax()]) if len(values) else 0)
+
+    def rows(self, batch: SampleBatch) -> Mask:
+        """(B,)"""
+        inside: Mask = (batch.ts_ms >= self.from_ms) & (batch.ts_ms < self.until_ms)
+        return inside
+
+    def clicked(self, batch: SampleBatch) -> Mask:
+        """Rows whose exposure is clicked in truth, by now or later. (B,)"""
+        clicked: Mask = (batch.kind == POSITIVE) | np.isin(exposure_ids(batch), self.corrected)
+        return clicked
+
+    def draws(self, batch: SampleBatch, what: int) -> NDArray[np.float64]:
+        """A number in [0, 1) for each exposure, the same whenever it comes. (B,)"""
+        mixed = exposure_ids(batch) * np.uint64(2 * what + 1)
+        return (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+Spoil = Callable[[SampleBatch, Window], SampleBatch]
+
+
+class Poison(NamedTuple):
+    """What is done to samples, for how long, and whether the gate claims to catch it."""
+
+    name: str
+    minutes: float
+    spoil: Spoil
+    claimed: bool = True
+
+    def during(self, window: Window) -> Callable[[SampleBatch], SampleBatch]:
+        """Poisons the micro-batches of a window."""
+        return lambda batch: self.spoil(batch, window)
+
+
+def _labelled(batch: SampleBatch, rows: Mask, clicked: Mask) -> SampleBatch:
+    """The batch with other labels on ``rows``, (B,). Corrections of them are gone: their exposures say all at once."""
+    kind = np.where(rows, np.where(clicked, POSITIVE, NEGATIVE), batch.kind).astype(np.uint8)
+    label = np.where(rows, clicked, batch.label).astype(np.float32)
+    actions = np.where(rows, np.where(clicked, CLICKED, EXPOSED), batch.actions).astype(np.uint8)
+    return replace(batch, kind=kind, label=label, actions=actions).take(~(rows & (batch.kind == CORRECTION)))
+
+
+def flips(batch: SampleBatch, window: Window) -> SampleBatch:
+    """Each label is the other one."""
+    rows = window.rows(batch)
+    return _labelled(batch, rows, ~window.clicked(batch))
+
+
+def ones(batch: SampleBatch, window: Window) -> SampleBatch:
+    """Everything is clicked."""
+    return _labelled(batch, window.rows(batch), np.ones(len(batch), np.bool_))
+
+
+def nothing(batch: SampleBatch, window: Window) -> SampleBatch:
+    """Nothing is clicked: the clicks do not come."""
+    return _labelled(batch, window.rows(batch), np.zeros(len(batch), np.bool_))
+
+
+def _numbers(batch: SampleBatch, rows: Mask, columns: Sequence[int] | slice, value: float) -> SampleBatch:
+    num = np.array(batch.num)
+    at = np.flatnonzero(rows)
+    num[np.ix_(at, np.arange(num.shape[1])[columns])] = value
+    return replace(batch, num=num)
+
+
+def zeros(batch: SampleBatch, window: Window) -> SampleBatch:
+    """All numbers are zero: the window store is away."""
+    return _numbers(batch, window.rows(batch), slice(None), 0.0)
+
+
+def huge(batch: SampleBatch, window: Window) -> SampleBatch:
+    """A tenth of the rows has a number of 1e38: an overflow in one column."""
+    return _numbers(batch, window.rows(batch) & (window.draws(batch, 1) < 0.1), [0], 1e38)
+
+
+def user_side(schema: Schema) -> tuple[list[int], list[int]]:
+    """Columns of cat and of num that come of the user: his fields, and windows of keys with one."""
+    own = {f.name for f in schema.fields if f.of == "user"}
+    keys = tuple(f"{key.name}." for key in schema.windows.keys if own & set(key.columns))
+    cat = [c for c, name in enumerate(schema.layout.cat_names) if name in own]
+    num = [c for c, name in enumerate(schema.layout.num_names) if name in own or name.startswith(keys)]
+    return cat, num
+
+
+def no_user(batch: SampleBatch, window: Window) -> SampleBatch:
+    """The user side is missing: the profile store is away."""
+    rows = window.rows(batch)
+    cats, nums = user_side(window.schema)
+    cat = np.array(batch.cat)
+    cat[np.ix_(np.flatnonzero(rows), np.array(cats, np.intp))] = 0
+    return _numbers(replace(batch, cat=cat), rows, nums, 0.0)
+
+
+def ahead(batch: SampleBatch, window: Window) -> SampleBatch:
+    """One row is dated 100 days ahead."""
+    rows = np.flatnonzero(window.rows(batch))
+    if not len(rows):
+        return batch
+    ts_ms = np.array(batch.ts_ms)
+    ts_ms[rows[0]] += 100 * DAY_MS
+    return replace(batch, ts_ms=ts_ms)
+
+
+def _some_users(batch: SampleBatch, share: float) -> Mask:
+    """The rows of a share of the users, always the same. (B,)"""
+    mixed = batch.user * np.uint64(0x9E3779B97F4A7C15)
+    some: Mask = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53 < share
+    return some
+
+
+def clickers(batch: SampleBatch, window: Window) -> SampleBatch:
+    """One user of twenty clicks everything."""
+    return _labelled(batch, window.rows(batch) & _some_users(batch, 0.05), np.ones(len(batch), np.bool_))
+
+
+def some_flips(batch: SampleBatch, window: Window) -> SampleBatch:
+    """One label of ten is the other one."""
+    return _labelled(batch, window.rows(batch) & (window.draws(batch, 2) < 0.1), ~window.clicked(batch))
+
+
+def one_item(batch: SampleBatch, window: Window) -> SampleBatch:
+    """Each exposure of a popular item is clicked."""
+    rows = window.rows(batch) & (batch.item == np.uint64(window.popular))
+    return _labelled(batch, rows, np.ones(len(batch), np.bool_))
+
+
+POISONS = (
+    Poison("flips-10", 10, flips),
+    Poison("flips-60", 60, flips),
+    Poison("ones-10", 10, ones),
+    Poison("no-clicks-60", 60, nothing),
+    Poison("zeros-60", 60, zeros),
+    Poison("no-user-60", 60, no_user),
+    Poison("huge-10", 10, huge),
+    Poison("ahead", 0.5, ahead),
+    Poison("clickers-13h", 780, clickers, claimed=False),
+    Poison("tenth-flipped-13h", 780, some_flips, claimed=False),
+    Poison("one-item-13h", 780, one_item, claimed=False),
+)
+
+
+# -- slots ---------------------------------------------------------------------------------------------------
+
+
+class Slot(NamedTuple):
+    """One value of a model, and what it is set to. It is chosen so that samples to come read it."""
+
+    name: str
+    spoil: Callable[[OnlineModel], None]
+
+
+def _dense(name: str, value: float) -> Callable[[OnlineModel], None]:
+    def spoil(model: OnlineModel) -> None:
+        getattr(model.dense, name)[int(model.dense.second.argmax())] = value  # the weight that gradients reach most
+
+    return spoil
+
+
+def _buffer(name: str, value: float) -> Callable[[OnlineModel], None]:
+    def spoil(model: OnlineModel) -> None:
+        model.dense.names[name].reshape(-1)[:64] = value
+
+    return spoil
+
+
+def _busiest(table: SparseTable) -> int:
+    """A row that is read all the time: of those seen within the last minutes, that with the most behind it."""
+    rows = table.index.rows()
+    seen = table.index.column("mark")[rows].view(np.int32) >> 2
+    recent = rows[seen >= seen.max() - 2]
+    behind = table.index.column("n")[recent]
+    return int(recent[behind.argmax()])
+
+
+def _row(table: str, column: str, value: float) -> Callable[[OnlineModel], None]:
+    def spoil(model: OnlineModel) -> None:
+        own = _table(model, table)
+        values = own.index.column(column)
+        at = _busiest(own)
+        values[at] = value
+
+    return spoil
+
+
+def _table(model: OnlineModel, name: str) -> SparseTable:
+    """The table of a retrieval head by its name; the widest of the ranker's else."""
+    if name:
+        return model.tables[name]
+    own = [t for n, t in model.tables.items() if not n.startswith("retrieval")]
+    return max(own, key=lambda table: table.width)
+
+
+def _seen(model: OnlineModel) -> None:
+    """A row that hardly ever comes was seen in a hundred years: it would stay for ever."""
+    table = _table(model, "")
+    rows = table.index.rows()
+    marks = table.index.column("mark").view(np.int32)
+    marks[rows[marks[rows].argmin()]] += np.int32(100 * 365 * 1440 << 2)
+
+
+def _admission(model: OnlineModel) -> None:
+    """Occurrences since the last halving, far below none: counts would never be halved."""
+    _table(model, "").admission.since = -(1 << 40)
+
+
+def _guard(value: float) -> Callable[[OnlineModel], None]:
+    def spoil(model: OnlineModel) -> None:
+        model.guard.means[0] = value
+
+    return spoil
+
+
+def _delays(value: float) -> Callable[[OnlineModel], None]:
+    def spoil(model: OnlineModel) -> None:
+        delays: Delays = model.delays
+        delays._squares[:64] = value
+
+    return spoil
+
+
+def _head_loss(model: OnlineModel) -> None:
+    assert model.head is not None
+    model.head.loss = float("nan")
+
+
+_NAN, _HUGE = float("nan"), 1e38
+_NEGATIVE = -1e6
+"""Of a row's sum of squares. From -1 the next gradient would lead back, and nothing would be wrong any more."""
+
+SLOTS = (
+    Slot("average-nan", _dense("average", _NAN)),
+    Slot("average-1e38", _dense("average", _HUGE)),
+    Slot("weight-nan", _dense("weights", _NAN)),
+    Slot("weight-1e38", _dense("weights", _HUGE)),
+    Slot("adam-first-nan", _dense("first", _NAN)),
+    Slot("adam-first-1e38", _dense("first", _HUGE)),
+    Slot("adam-second-nan", _dense("second", _NAN)),
+    Slot("adam-second-1e38", _dense("second", _HUGE)),
+    Slot("adam-second-negative", _dense("second", -1.0)),
+    Slot("gradients-nan", _dense("total", _NAN)),
+    Slot("buffer-mean-nan", _buffer("scale.mean", _NAN)),
+    Slot("buffer-variance-negative", _buffer("scale.var", -1.0)),
+    Slot("adagrad-nan", _row("", "square", _NAN)),
+    Slot("adagrad-negative", _row("", "square", _NEGATIVE)),
+    Slot("embedding-nan", _row("", "embedding", _NAN)),
+    Slot("embedding-1e38", _row("", "embedding", _HUGE)),
+    Slot("ftrl-z-nan", _row("", "z", _NAN)),
+    Slot("ftrl-z-1e38", _row("", "z", _HUGE)),
+    Slot("ftrl-n-nan", _row("", "n", _NAN)),
+    Slot("ftrl-n-negative", _row("", "n", _NEGATIVE)),
+    Slot("seen", _seen),
+    Slot("admission", _admission),
+    Slot("guard-nan", _guard(_NAN)),
+    Slot("guard-1e38", _guard(_HUGE)),
+    Slot("delays-squares-nan", _delays(_NAN)),
+    Slot("delays-weights-nan", _buffer("delays", _NAN)),
+    Slot("head-embedding-nan", _row(ITEM, "embedding", _NAN)),
+    Slot("head-adagrad-negative", _row(ITEM, "square", _NEGATIVE)),
+    Slot("head-loss-nan", _head_loss),
+)
+
+
+def spoil_slot(model: Any, name: str) -> None:
+    """Sets the slot of that name in ``model``, whatever it held."""
+    next(slot for slot in SLOTS if slot.name == name).spoil(model)

@@ -1,0 +1,270 @@
+# core
+"""What the runs of ``millrace experiment recall`` come to: click rates, ratios with intervals, coverage, sources.
+
+A run is one way of making pages (an *arm*) on one simulated day. All arms of a world meet the same visits with the same
+luck, and pages are always filled, so every shopper has the same exposures in each arm::
+
+    ratio = (clicks of the arm / its exposures) / (clicks of `before` / its exposures)
+
+Two intervals, each of 95%: *within a world*, shoppers are drawn anew, with their clicks in both arms (a paired
+bootstrap, percentiles: Efron and Tibshirani 1993, chapter 13); *over worlds*, Student's t on the logarithms of the
+worlds' ratios. The first says what another crowd in the same world would have given, the second what another world.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from commands.offline.intervals import rounded
+
+I64 = NDArray[np.int64]
+Run = Mapping[str, Any]
+
+NEW, BEFORE, PERFECT, POPULAR, PREVIOUS = "new", "before", "perfect", "popular", "previous"
+UNDAMPED = "undamped"
+ARMS = (NEW, BEFORE, PERFECT, POPULAR, PREVIOUS, UNDAMPED)
+"""The recall under test; the mixture before it; as candidates, the items that the shopper truly likes best, which no
+recall can better; a page of the most clicked items; the shop's previous recommender; the recall under test without
+putting last what the shopper bought, of which the world's shoppers do not tire."""
+
+DRAWS = 2000
+"""Of the bootstrap."""
+HOURS = 24
+TOP = 0.01
+"""Share of the living items whose share of the exposures is told."""
+
+
+class Tally:
+    """Counts what is seen on a day, page by page.
+
+    Args:
+        pages: how many page views the day has; a page is *late* when half of them were before it.
+        living: items that are on sale at the day's start, for the share of the top items.
+    """
+
+    def __init__(self, pages: int, living: int) -> None:
+        self._half, self._living = pages // 2, living
+        self._hours = np.zeros((2, HOURS), np.int64)  # exposures, clicks
+        self._users: dict[int, list[int]] = {}  # exposures, clicks; of late pages: exposures, clicks
+        self._items = Counter[int]()
+        self._sources: dict[str, list[int]] = {}  # exposures, clicks
+        self._expected = 0.0
+        self._bought = 0
+
+    def page(
+        self,
+        view: int,
+        hour: int,
+        user: int,
+        items: Sequence[int],
+        clicked: NDArray[np.bool_],
+        chance: NDArray[np.float64],
+        bought: int,
+        sources: Sequence[str],
+    ) -> None:
+        """One page as it was seen: ``items``, whether each was ``clicked``, the true ``chance`` of it, its source."""
+        n, clicks = len(items), int(clicked.sum())
+        self._hours[:, hour] += (n, clicks)
+        own = self._users.setdefault(user, [0, 0, 0, 0])
+        own[0] += n
+        own[1] += clicks
+        if view >= self._half:
+            own[2] += n
+            own[3] += clicks
+        self._items.update(items)
+        for source, hit in zip(sources, clicked.tolist(), strict=True):
+            of = self._sources.setdefault(source, [0, 0])
+            of[0] += 1
+            of[1] += hit
+        self._expected += float(chance.sum())
+        self._bought += bought
+
+    def figures(self) -> dict[str, Any]:
+        """JSON-able. ``by_user`` has for each shopper: index, exposures, clicks, late exposures, late clicks."""
+        users = np.array([[u, *own] for u, own in sorted(self._users.items())], np.int64).reshape(-1, 5)
+        shown = np.sort(np.fromiter(self._items.values(), np.int64, len(self._items)))[::-1]
+        top = max(1, round(TOP * self._living))
+        return {
+            "exposures": int(users[:, 1].sum()),
+            "clicks": int(users[:, 2].sum()),
+            "click_rate": _rate(users[:, 2].sum(), users[:, 1].sum()),
+            "click_rate_late": _rate(users[:, 4].sum(), users[:, 3].sum()),
+            "expected_rate": _rate(self._expected, users[:, 1].sum()),
+            "purchases": self._bought,
+            "living": self._living,
+            "distinct_items": len(shown),
+            "top_share": _rate(shown[:top].sum(), shown.sum()),
+            "sources": dict(sorted(self._sources.items())),
+            "exposures_by_hour": self._hours[0].tolist(),
+            "clicks_by_hour": self._hours[1].tolist(),
+            "by_user": users.T.tolist(),
+        }
+
+
+def ratio(arm: Run, base: Run, late: bool = False, draws: int = DRAWS, seed: int = 0) -> tuple[float, float, float]:
+    """The arm's click rate over the base's, and the ends of its interval over shoppers; ``late``: second half alone.
+
+    Raises:
+        ValueError: the two were not seen by the same shoppers.
+    """
+    a, b = (np.array(run["by_user"], np.int64) for run in (arm, base))
+    if not np.array_equal(a[0], b[0]):
+        raise ValueError(f"{a.shape[1]} and {b.shape[1]} shoppers who are not the same cannot be paired")
+    column = 3 if late else 1
+    n = a.shape[1]
+    sums = np.stack([a[column + 1], a[column], b[column + 1], b[column]]).astype(np.float64)  # (4, n)
+    rng = np.random.default_rng([seed, 13])
+    drawn = np.stack([sums @ rng.multinomial(n, np.full(n, 1.0 / n)) for _ in range(draws)])  # (draws, 4)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = drawn[:, 0] / drawn[:, 1] / (drawn[:, 2] / drawn[:, 3])
+    known = found[np.isfinite(found)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
+    return _quotient(arm, base, late), float(low), float(high)
+
+
+def over_worlds(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """The geometric mean of worlds' ratios with its interval (Student's t on logarithms), which for one world is that
+    ratio alone. NaN where an arm had no click at all."""
+    if not all(0 < r < math.inf for r in ratios):
+        return math.nan, math.nan, math.nan
+    logs = np.log(ratios)
+    mean = float(logs.mean())
+    half = float(stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))) if len(logs) > 1 else 0.0
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+
+
+def make_report(runs: Sequence[Run]) -> dict[str, Any]:
+    """The tables of all runs, and a verdict for each start. ``runs``: figures with ``seed``, ``start`` and ``arm``."""
+    starts = list(dict.fromkeys(r["start"] for r in runs))
+    arms = [arm for arm in ARMS if any(r["arm"] == arm for r in runs)]
+    of = {(r["seed"], r["start"], r["arm"]): r for r in runs}
+    seeds = list(dict.fromkeys(r["seed"] for r in runs))
+    rates, ratios, worlds, coverage, sources = [], [], [], [], []
+    for start in starts:
+        for arm in arms:
+            mine = [of[s, start, arm] for s in seeds if (s, start, arm) in of]
+            if not mine:
+                continue
+            head = {"start": start, "arm": arm}
+            rates.append(
+                head
+                | {"worlds": len(mine)}
+                | {n: _mean(mine, n) for n in ("click_rate", "click_rate_late", "expected_rate")}
+                | {"purchases": round(float(np.mean([r["purchases"] for r in mine])), 1)}
+            )
+            coverage.append(head | {n: _mean(mine, n) for n in ("living", "distinct_items", "top_share")})
+            sources += [head | row for row in _sources(mine)]
+            if arm == BEFORE:
+                continue
+            pairs = [(s, of[s, start, arm], of[s, start, BEFORE]) for s in seeds if (s, start, BEFORE) in of]
+            row: dict[str, Any] = dict(head)
+            for late, name in ((False, "ratio"), (True, "ratio_late")):
+                if not pairs:
+                    continue
+                middle, low, high = over_worlds([_quotient(a, b, late) for _, a, b in pairs])
+                row |= _told(name, middle, low, high)
+                if arm == NEW:
+                    worlds += [
+                        {"start": start, "part": "second half" if late else "whole day", "seed": s}
+                        | _told("ratio", *ratio(a, b, late))
+                        for s, a, b in pairs
+                    ]
+            if "ratio" in row:
+                ratios.append(row)
+    verdicts = [_verdict(start, ratios, rates) for start in starts]
+    curves = [
+        {"start": start, "arm": arm, "curve": _by_hour([r for r in runs if (r["start"], r["arm"]) == (start, arm)])}
+        for start in starts
+        for arm in arms
+    ]
+    return {
+        "verdicts": [v for v in verdicts if v],
+        "click_rates": rates,
+        "over_before": ratios,
+        "new_over_before_by_world": worlds,
+        "coverage": coverage,
+        "sources": sources,
+        "curves": curves,
+    }
+
+
+def _verdict(start: str, ratios: Sequence[Run], rates: Sequence[Run]) -> str:
+    of = {r["arm"]: r for r in ratios if r["start"] == start}
+    if NEW not in of:
+        return ""
+    found = of[NEW]
+    low, high = found["ratio_low"], found["ratio_high"]
+    if low is None:
+        return f"Start with {start}: an arm had no click, so there is no ratio; ask for more users."
+    worlds = next(r["worlds"] for r in rates if (r["start"], r["arm"]) == (start, NEW))
+    if worlds < 2:
+        way, said = "one world alone, so no interval over worlds", ""
+    else:
+        way = "better" if low > 1 else "worse" if high < 1 else "no difference that can be told"
+        said = f", 95% over {worlds} worlds {low:.3f} to {high:.3f}"
+    rest = ", ".join(f"{r['arm']} {r['click_rate']:.4f}" for r in rates if r["start"] == start)
+    late = "unknown" if found["ratio_late"] is None else f"{found['ratio_late']:.3f}"
+    best, bare = (of.get(arm, {}).get("ratio") for arm in (PERFECT, UNDAMPED))
+    most = "" if best is None else f" A perfect recall under the same ranker has {best:.3f} times the former's."
+    most += "" if bare is None else f" Without putting last what was bought, the new one has {bare:.3f} times."
+    return (
+        f"Start with {start}: the new recall's click rate over a day is {found['ratio']:.3f} times the former's{said}"
+        f" ({late} over its second half): {way}.{most} Click rates: {rest}."
+    )
+
+
+def _told(name: str, middle: float, low: float, high: float) -> dict[str, float | None]:
+    """A ratio and its interval as a report has them; None where there is no number."""
+    named = {name: middle, f"{name}_low": low, f"{name}_high": high}
+    return {n: rounded(value) if math.isfinite(value) else None for n, value in named.items()}
+
+
+def _sources(mine: Sequence[Run]) -> list[dict[str, Any]]:
+    """Shares of exposures and clicks, and the click rate, of each source over all of some runs."""
+    total: dict[str, I64] = {}
+    for run in mine:
+        for name, of in run["sources"].items():
+            total[name] = total.get(name, np.zeros(2, np.int64)) + np.array(of, np.int64)
+    whole = np.sum(list(total.values()), axis=0) if total else np.zeros(2, np.int64)
+    return [
+        {
+            "source": name,
+            "exposures": int(of[0]),
+            "clicks": int(of[1]),
+            "share_of_exposures": _rate(of[0], whole[0]),
+            "share_of_clicks": _rate(of[1], whole[1]),
+            "click_rate": _rate(of[1], of[0]),
+        }
+        for name, of in total.items()
+    ]
+
+
+def _by_hour(mine: Sequence[Run]) -> list[float | None]:
+    exposures, clicks = (np.sum([r[f"{what}_by_hour"] for r in mine], axis=0) for what in ("exposures", "clicks"))
+    return [_rate(c, e) for c, e in zip(clicks.tolist(), exposures.tolist(), strict=True)]
+
+
+def _mean(runs: Sequence[Run], name: str) -> float | None:
+    values = [r[name] for r in runs if r[name] is not None]
+    return rounded(float(np.mean(values))) if values else None
+
+
+def _rate(part: Any, whole: Any) -> float | None:
+    return rounded(float(part) / float(whole)) if whole else None
+
+
+def _quotient(arm: Run, base: Run, late: bool) -> float:
+    """The arm's click rate over the base's."""
+    row = 3 if late else 1
+    (shown, clicked), (base_shown, base_clicked) = (
+        np.sum(run["by_user"][row : row + 2], axis=1) for run in (arm, base)
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.float64(clicked) / shown / (np.float64(base_clicked) / base_shown))

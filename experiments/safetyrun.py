@@ -1,0 +1,306 @@
+# core
+"""A learner behind its gate and the scorer that follows it, in one process, without Kafka and without a clock.
+
+::
+
+    moment ──► shown rows ──► Scorer.score ──► what was served, against the clean truth
+          └──► batch ──(poison)──► Trainer.take ─► Promotion.step ─► .delta ──► Scorer.take
+                                                              └─ every so often a snapshot, judged before it ends
+
+Everything is the project's own: :mod:`learner.gate.promotion` is what the role ``learn`` runs, and versions come to the
+scorer as bodies. Time is event time. A twin lives through the same moments without the poison, behind the same gate.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.safetyworld import BATCH_ROWS, Moment
+from learner.evaluation.progressive import Progressive
+from learner.gate.gatestate import keep_gate, resume_gate
+from learner.gate.promotion import Checks, Promotion, Published
+from learner.ranker.model import OnlineModel
+from learner.ranker.repeats import Repeats, keep_ms_of
+from learner.ranker.verbs import Learning
+from learner.role.making import model_of
+from learner.serving.serving import ServingModel
+from learner.training.trainer import Trainer
+from learner.training.versions import Found, Progress, Versions, newest_sound
+from millrace.basics.merit import auc
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
+from millrace.versions.image import Array, Image, split
+from millrace.versions.modelstore import Announcement, ModelStore
+from millrace.versions.packing import unpack
+
+DENSE_EVERY, SNAPSHOT_EVERY = 4, 16
+"""Micro-batches between deltas with the network, and between snapshots. A delta follows each micro-batch."""
+
+STRETCH_ROWS = 2048
+WINDOW_ROWS = 8192
+"""Rows that one AUC is of."""
+
+MINUTE_MS = 60_000
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+class Scorer:
+    """What is served: the versions that were published, applied one by one.
+
+    Attributes:
+        not_finite: scores that were not finite.
+        bad_numbers: numbers in published versions that were not finite.
+    """
+
+    def __init__(self, schema: Schema, store: ModelStore) -> None:
+        self._schema, self._store = schema, store
+        self._model: ServingModel | None = None
+        self.version, self.not_finite, self.bad_numbers = -1, 0, 0
+
+    def take(self, published: Published) -> None:
+        """Serves the next version."""
+        if published.body is None:
+            parts = [image for image, _ in self._store.read_whole(published.note)]
+            self._look(parts)
+            ranker = [split(image)[0] for image in parts]
+            self._model = ServingModel.of(self._schema, published.note.spec, ranker)
+        else:
+            assert self._model is not None
+            delta = unpack(published.body, self._model.dense())
+            self._look([delta])
+            self._model.patch(split(delta)[0])
+        self.version = published.note.version
+
+    def _look(self, images: Iterable[Image]) -> None:
+        for image in images:
+            for array in image.tensors().values():
+                if array.dtype.kind == "f":
+                    self.bad_numbers += int(array.size - np.isfinite(array).sum())
+
+    def score(self, cat: Ids, num: Floats) -> Floats:
+        """Probabilities (n,) as a scorer serves them: what is not finite reads 0."""
+        assert self._model is not None
+        with np.errstate(invalid="ignore", over="ignore"):
+            p = self._model.score(cat, num)
+        self.not_finite += int(len(p) - np.isfinite(p).sum())
+        return np.nan_to_num(p, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+class Refused(NamedTuple):
+    """A verdict against what came or what was learnt, and when."""
+
+    event_ms: int
+    check: str
+    why: str
+
+
+@dataclass(slots=True)
+class Log:
+    """What became of a life."""
+
+    refused: list[Refused] = field(default_factory=list)
+    published_ms: list[int] = field(default_factory=list)  # event time of what was learnt, of each version
+    snapshots: int = 0
+    rows: int = 0  # that came
+
+    @property
+    def candidates(self) -> float:
+        """Stretches and snapshots that might have been refused."""
+        return self.rows / STRETCH_ROWS + self.snapshots
+
+    def by_check(self) -> dict[str, int]:
+        """Refusals by check."""
+        checks = [one.check for one in self.refused]
+        return {check: checks.count(check) for check in sorted(set(checks))}
+
+
+class Life:
+    """A learner and a scorer.
+
+    Args:
+        folder: of their data; it must not be there yet.
+        origin: the data of a life that has ended, which this one goes on from.
+        gate: whether anything is judged.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        spec: Mapping[str, Any],
+        folder: Path,
+        origin: Path | None = None,
+        gate: bool = True,
+        settings: Settings | None = None,
+    ) -> None:
+        if origin is not None:
+            shutil.copytree(origin, folder)
+        self._settings = settings = msgspec.structs.replace(
+            settings or Settings(), data=str(folder), gate="on" if gate else "off"
+        )
+        self.folder, self.store = folder, ModelStore(settings.place("models"))
+        self.log = Log()
+        wanted = dict(spec)
+
+        def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Learning:
+            model = model_of(schema, {**note.spec, **wanted}, 0)
+            model.resume(parts)
+            return model
+
+        found: Found | None = newest_sound(self.store, schema.id, wanted, build)
+        model = model_of(schema, wanted, 0) if found is None else found.model
+        repeats = Repeats(keep_ms_of(settings))
+        trainer = self.trainer = Trainer(model, Progressive(settings.rolling_rows), repeats, BATCH_ROWS)
+        if found is not None:
+            trainer.resume(found.training, found.note.extra.get("counts", {}))
+        self.versions = Versions(model, epoch=1, version=self.store.highest().number)
+        checks = Checks.of(settings, schema)
+        self.promotion = Promotion(trainer, self.versions, self.store, checks, build, self._progress)
+        resume_gate(settings, self.promotion)
+        self.scorer = Scorer(schema, self.store)
+        self._batches = 0
+        self._refused: Counter[str] = Counter()
+        self._publish(self.promotion.start(found, self._now_ms))
+
+    @property
+    def model(self) -> OnlineModel:
+        """The model that learns."""
+        assert isinstance(self.trainer.model, OnlineModel)
+        return self.trainer.model
+
+    @property
+    def _now_ms(self) -> int:
+        return self.trainer.model.newest_ms
+
+    def _progress(self) -> Progress:
+        counts = self.trainer.counts
+        columns = msgspec.to_builtins(self.trainer.model.columns)
+        return Progress(counts["trained"], {}, {}, {"counts": dict(counts), "columns": columns})
+
+    def score(self, moment: Moment) -> Floats:
+        """What is served on the moment's pages. (b,)"""
+        return self.scorer.score(moment.cat, moment.num) if len(moment.cat) else np.empty(0, np.float32)
+
+    def learn(self, batch: SampleBatch) -> None:
+        """Learns what has come, and publishes what may go out."""
+        self._batches += 1
+        self.log.rows += len(batch)
+        promotion = self.promotion
+        self.trainer.take(batch, 0, 0, self._batches)
+        drain = True
+        while promotion.step(drain) is not None:
+            self._note_refusals(batch)
+        self._note_refusals(batch)
+        while promotion.release_some():
+            pass
+        dense = self._batches % DENSE_EVERY == 0
+        self._publish(promotion.delta(self._now_ms, dense, dense))
+        self._note_refusals(batch)
+        if self._batches % SNAPSHOT_EVERY == 0:
+            self.snapshot()
+            self._note_refusals(batch)
+
+    def snapshot(self) -> None:
+        """Writes a snapshot, if it passes."""
+        promotion, versions = self.promotion, self.versions
+        self._publish(promotion.delta(self._now_ms, True, True))
+        if not promotion.publishing or not versions.snapshot_ready:
+            return
+        self.log.snapshots += 1
+        if promotion.write_snapshot(self._now_ms) is None:
+            self._publish(promotion.delta(self._now_ms))
+        else:
+            self.store.prune(epoch=versions.epoch)
+
+    def _publish(self, published: Published | None) -> None:
+        if published is not None:
+            self.scorer.take(published)
+            self.log.published_ms.append(published.note.event_ms)
+
+    def _note_refusals(self, batch: SampleBatch) -> None:
+        refused = Counter({check: n for (check, verdict), n in self.promotion.verdicts.items() if verdict == "refused"})
+        why = self.promotion.refusal
+        for check in (refused - self._refused).elements():
+            told = str(why) if why is not None and why.check == check else check
+            self.log.refused.append(Refused(int(np.median(batch.ts_ms)), check, told))
+        self._refused = refused
+
+    def end(self) -> Path:
+        """The last words: :attr:`folder` is an origin for others from now on."""
+        self.snapshot()
+        keep_gate(self._settings, self.promotion)
+        return self.folder
+
+
+class Served(NamedTuple):
+    """What was shown while a life went through moments. n rows."""
+
+    p: Floats  # (n,)
+    clicked: NDArray[np.bool_]  # (n,)
+    shown_ms: NDArray[np.int64]  # (n,)
+
+    def aucs(self, rows: int = WINDOW_ROWS) -> NDArray[np.float64]:
+        """AUC of consecutive windows; a rest is left out. (n // rows,)"""
+        ends = range(rows, len(self.p) + 1, rows)
+        return np.array([auc(self.p[end - rows : end], self.clicked[end - rows : end]) for end in ends])
+
+
+def live(
+    life: Life,
+    moments: Iterable[Moment],
+    spoil: Callable[[SampleBatch], SampleBatch] = lambda batch: batch,
+    tick: Callable[[int], None] = lambda rows: None,
+) -> Served:
+    """Goes through moments: pages are scored with what serves, then samples are learnt.
+
+    Args:
+        spoil: poisons a micro-batch.
+        tick: told how many rows were shown.
+    """
+    p, clicked, shown_ms = [], [], []
+    for moment in moments:
+        p.append(life.score(moment))
+        clicked.append(moment.clicked)
+        shown_ms.append(moment.shown_ms)
+        tick(len(moment.clicked))
+        if moment.batch is not None:
+            batch = spoil(moment.batch)
+            if len(batch):
+                life.learn(batch)
+    return Served(np.concatenate(p), np.concatenate(clicked), np.concatenate(shown_ms))
+
+
+def loss(twin: Served, other: Served, rows: int = WINDOW_ROWS) -> float:
+    """How far the AUC of what was served fell below the twin's, in the worst of consecutive windows."""
+    return float((twin.aucs(rows) - other.aucs(rows)).max())
+
+
+def until(moments: Iterator[Moment], ms: int, over: list[Moment]) -> Iterator[Moment]:
+    """The moments before a time. The one that reaches it is put into ``over``."""
+    for moment in moments:
+        if len(moment.shown_ms) and moment.shown_ms[-1] >= ms:
+            over.append(moment)
+            return
+        yield moment
+
+
+def some(moments: Iterator[Moment], rows: int) -> list[Moment]:
+    """The next moments, until so many rows are shown."""
+    out, shown = [], 0
+    for moment in moments:
+        out.append(moment)
+        shown += len(moment.shown_ms)
+        if shown >= rows:
+            break
+    return out

@@ -1,2 +1,0 @@
-# core
-"""Models of other libraries under the verbs of :class:`~learner.verbs.Verbs`: examples that run, and to begin from."""

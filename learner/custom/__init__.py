@@ -1,0 +1,2 @@
+# core
+"""Models that a user brings."""

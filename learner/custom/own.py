@@ -1,0 +1,376 @@
+# core
+"""A model of one's own as the learner holds it: the verbs of :class:`~learner.ranker.verbs.Verbs`, and all else
+around them.
+
+::
+
+    batch ──► usable rows ──► learn ──► score the batch again ──► sound ──► kept since the last whole state
+                                │                │
+                              raises          no numbers
+                                └────────┬───────┘
+              another object ◄── last whole state ◄── refused, counted: the kept batches are learnt anew, this one not
+
+So a refused batch leaves no trace, whatever the class did to itself before it raised. The state is taken whole after so
+many rows that this costs little (:data:`ROW_BYTES`). Numbers in it that are not finite, which no score has shown, are
+found then; the batch that brought them is looked for among the kept ones.
+
+To followers it is dense tensors alone, and no table::
+
+    Image.dense     each array of the class's snapshot but those of "training/"
+    training half   "own/NAME" of these; "known/..." (ownids.py); "delays/..." (delays.py of the models); "clock"
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import structlog
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learner.custom.ownclass import (
+    Unsound,
+    arrays_of,
+    differs,
+    entries_of,
+    learnt,
+    make,
+    other_source,
+    own_class,
+    probe,
+    resumed,
+    scores_of,
+    serving_of,
+    source_of,
+    told,
+)
+from learner.custom.ownids import KnownIds, id_columns
+from learner.network.models import Columns
+from learner.network.models.delays import SIZE, Delays
+from learner.network.models.spec import read_spec
+from learner.ranker.model import LearnReport
+from learner.ranker.slices import Part
+from learner.ranker.verbs import TRAINING, Verbs
+from millrace.basics.errors import SettingError, SnapshotError, one_line
+from millrace.basics.merit import log_loss
+from millrace.contracts.samples import FOLLOW_UP, SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.labels import asks, weigh, weighs
+from millrace.versions.image import Array, Image, below
+
+log = structlog.get_logger("learner")
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+ROW_BYTES = 4096
+"""The whole state is taken after a row for so many of its bytes: the copy then takes a microsecond a row, about."""
+MOST_ROWS = 65_536
+"""Rows that are kept at most, to be learnt anew."""
+
+
+class OwnModel:
+    """A model of one's own that learns batch by batch. One thread at a time.
+
+    Args:
+        schema: gives the meaning of the arrays; a model is bound to it.
+        spec: "model" is the name of its class, ``module:Class``, which is imported: never a name from a message. The
+            other entries are handed to the class.
+        seed: handed to the class.
+        live: what goes wrong later is counted and ends nothing. Else each verb raises SettingError there: figures that
+            a run gives at its end would be of a model that failed on the way.
+
+    Raises:
+        SettingError: the class cannot be imported or made, or does not do what its verbs promise.
+    """
+
+    head = None
+    tables: Mapping[str, Any] = MappingProxyType({})
+    rows = 0
+
+    def __init__(self, schema: Schema, spec: Mapping[str, Any], seed: int, *, live: bool) -> None:
+        self.schema, self.seed, self._live = schema, seed, live
+        self.name, self._entries = str(spec["model"]), entries_of(spec)
+        self._factory = own_class(self.name)
+        if other_source(spec, self._factory):
+            log.warning("the code of the class is not what it was when the snapshot was made", model=self.name)
+        probe(self.name, self._factory, schema, self._entries)
+        self._model = make(self.name, self._factory, schema, self._entries, seed)
+        self.newest_ms = 0
+        self.faults: Counter[str] = Counter()
+        """How often a verb did what it may not, by verb; and under "lost" the batches that were lost by it after they
+        had counted as learnt."""
+        self._ids, self._known = id_columns(schema), KnownIds()
+        self._settled_minutes = read_spec({n: spec[n] for n in ("settled_minutes",) if n in spec}).settled_minutes
+        self._delay_weights, self._delays = self._fresh_delays()
+        self._kept = arrays_of(self._model)  # the last whole state
+        self._since: list[SampleBatch] = []  # learnt after that
+        self._lost: SampleBatch | None = None  # the newest that was learnt, and turned out to have spoilt the state
+        self._tells_loss = False
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The name of the class, what it was given, when clicks have come, and a digest of the code."""
+        known = {"model": self.name, "settled_minutes": self._settled_minutes}
+        return {**known, **self._entries, **source_of(self._factory)}
+
+    @property
+    def columns(self) -> Columns:
+        """What the columns of ``cat`` and ``num`` are called."""
+        layout = self.schema.layout
+        return Columns((), (), tuple(layout.num_names), (), tuple(f.name for f in layout.cat_fields))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the state as arrays, in bytes: the object itself may take more. It is held twice."""
+        return 2 * sum(a.nbytes for a in self._kept.values()) + self._known.nbytes
+
+    # -- the verbs -------------------------------------------------------------------------------------------
+
+    def score(self, cat: Ids, num: Floats) -> Floats:
+        """Click probabilities (B,) of feature rows cat (B, F), num (B, N); NaN in all rows where the class raises or
+        gives something else than B probabilities."""
+        if not len(cat):
+            return np.empty(0, np.float32)
+        try:
+            return scores_of(self._model, cat, finite(num)[0])
+        except Exception as error:
+            self._fault("score", error)
+            return np.full(len(cat), np.nan, np.float32)
+
+    def knows(self, field: str, cat: Ids) -> NDArray[np.bool_]:
+        """Whether the id that each row of cat (n, F) has in a field of users or items was learnt from lately. (n,)"""
+        return self._known.has(cat[:, self._ids[field]])
+
+    def learn(self, batch: SampleBatch) -> LearnReport:
+        """One call of the class's ``learn``; follow-ups and unusable rows are not in what it gets. A batch at which it
+        raises, or after which it gives no probabilities for these rows, is refused whole: see the module's text."""
+        label, weight = batch.label, batch.weight  # (B,), (B,)
+        with np.errstate(invalid="ignore"):
+            usable = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)  # (B,)
+        follow = batch.kind == FOLLOW_UP
+        refused = int((~usable & ~follow).sum())
+        usable &= ~follow
+        if not usable.all():
+            batch = batch.take(usable)
+        if not len(batch):
+            return LearnReport(0.0, 0, None, refused)
+        num, bad = finite(batch.num)
+        if bad:
+            batch = replace(batch, num=num)
+        try:
+            policy = batch.policy
+            weighing = weighs(policy)
+            if weighing:  # the label policy's own weights
+                p = scores_of(self._model, batch.cat, batch.num)
+                early = self._delays.early(batch.position, batch.cat)
+                batch = replace(batch, weight=batch.weight * weigh(policy, batch.kind, p, early))
+            loss, skipped = self._step(batch)
+        except Exception as error:
+            self._fault("learn", error)
+            self._go_back(self._since)
+            why = "model_unsound" if isinstance(error, Unsound) else "model_raised"
+            return LearnReport(math.nan, 0, why, refused, bad)
+        if skipped is not None:  # by the class itself, which left itself as it was
+            return LearnReport(loss, 0, skipped, refused, bad)
+        self._since.append(batch)
+        if self._since_rows >= min(MOST_ROWS, sum(a.nbytes for a in self._kept.values()) // ROW_BYTES):
+            self._take_whole()
+            if self._lost is batch:
+                return LearnReport(loss, 0, "model_unsound", refused, bad)
+        if weighing and (asking := asks(policy)).any():
+            self._delays.learn(batch if asking.all() else batch.take(asking))
+        self.newest_ms = max(self.newest_ms, int(batch.ts_ms.max()))
+        for column in self._ids.values():
+            self._known.add(batch.cat[:, column])
+        return LearnReport(loss, len(batch), None, refused, bad)
+
+    def _step(self, batch: SampleBatch) -> tuple[float, str | None]:
+        """Has the object learn a batch: its mean loss before, and why the class refused it, if it did.
+
+        Raises:
+            Unsound: it gives no probabilities for these rows now.
+        """
+        loss = math.nan
+        if not self._tells_loss:
+            with contextlib.suppress(Exception):  # the figure is all that is lost
+                loss = log_loss(scores_of(self._model, batch.cat, batch.num), batch.label)
+        report = learnt(self._model, batch)
+        self._tells_loss = report is not None
+        scores_of(self._model, batch.cat, batch.num)
+        return (loss, None) if report is None else (float(report.loss), report.skipped)
+
+    # -- whole states ----------------------------------------------------------------------------------------
+
+    @property
+    def _since_rows(self) -> int:
+        return sum(len(batch) for batch in self._since)
+
+    def _take_whole(self) -> None:
+        """Takes the state whole. Where it is none, one of the batches since the last one did it: they are learnt anew
+        from there, each with a look at the state, and those that spoil it are lost."""
+        suspects, self._since = self._since, []
+        if not suspects:
+            return
+        try:
+            self._kept = self._whole()
+        except Exception as error:
+            self._fault("snapshot", error)
+            self._go_back([])
+            for batch in suspects:
+                try:
+                    self._step(batch)
+                    self._kept = self._whole()
+                except Exception as again:
+                    self._fault("lost", again)
+                    self._lost = batch
+                    self._go_back([])
+
+    def _whole(self) -> dict[str, Array]:
+        arrays = arrays_of(self._model)
+        if arrays.keys() != self._kept.keys():
+            raise Unsound(f"snapshot gave other names than before: {sorted(arrays.keys() ^ self._kept.keys())}")
+        return arrays
+
+    def _go_back(self, since: list[SampleBatch]) -> None:
+        """Another object in place of this one: of the last whole state, and of the batches ``since``, learnt anew."""
+        self._since = []
+        try:
+            self._model = self._resumed(self._kept, self.seed)
+            for batch in since:
+                self._step(batch)
+                self._since.append(batch)
+        except Exception as error:
+            self._fault("resume", error)
+            if since:  # they could be learnt once, and cannot now: what they taught is lost
+                self._go_back([])
+
+    def _resumed(self, arrays: Mapping[str, Array], seed: int) -> Verbs:
+        return resumed(self.name, self._factory, self.schema, self._entries, seed, arrays)
+
+    def _fault(self, verb: str, error: Exception) -> None:
+        """Counts what went wrong, and says so the first time, the tenth, the hundredth ...
+
+        Raises:
+            SettingError: it is not live.
+        """
+        if not self._live:
+            raise SettingError(
+                f"model '{self.name}' failed in {verb}: {told(error, self.name)}",
+                "correct it; a live learner would count this and go on, docs/own-model.md says how",
+            ) from error
+        self.faults[verb] += 1
+        count = self.faults[verb]
+        if count == 10 ** (len(str(count)) - 1):
+            log.error(
+                "the model of one's own fails", model=self.name, verb=verb, times=count, error=told(error, self.name)
+            )
+
+    # -- versions --------------------------------------------------------------------------------------------
+
+    def changes(self, dense: bool = True, retrieval: bool = True) -> Image:
+        """All arrays that scorers get, unless told otherwise."""
+        if not dense:
+            return Image({}, {})
+        self._take_whole()
+        return Image(serving_of(self._kept), {})
+
+    def snapshot(self) -> Part:
+        """The whole state. :meth:`resume` goes on from it bit for bit."""
+        self._take_whole()
+        return Image(serving_of(self._kept), {}), self.small_state()
+
+    def slices(self, rows: int = 100_000) -> OwnSlices:
+        """A snapshot in one part: there are no rows to copy beside learning."""
+        return OwnSlices(self)
+
+    def small_state(self) -> dict[str, Array]:
+        """What a snapshot has besides the arrays that scorers get."""
+        state = {f"own/{n}": a for n, a in below(TRAINING, self._kept).items()}
+        state |= {f"known/{n}": a for n, a in self._known.snapshot().items()}
+        state |= {f"delays/{n}": a for n, a in self._delays.snapshot().items()}
+        state["delays/weights"] = self._delay_weights.numpy().copy()
+        state["clock"] = np.array([self.newest_ms, self.seed], np.int64)
+        return state
+
+    def around(self) -> dict[str, Array]:
+        """What scorers and later steps depend on besides the state of the class, which was looked at when it was taken.
+        Shares memory with the model."""
+        return {"delays/weights": self._delay_weights.numpy(), "newest_ms": np.array([self.newest_ms], np.int64)}
+
+    def _fresh_delays(self) -> tuple[Tensor, Delays]:
+        """The model of click delays that the weights of some label policies depend on; as registered models have it."""
+        weights = torch.zeros(SIZE)
+        return weights, Delays(weights, round(self._settled_minutes * 60_000))
+
+    def resume(
+        self, snapshot: Image | Iterable[tuple[Image, Mapping[str, Array]]], training: Mapping[str, Array] | None = None
+    ) -> None:
+        """Takes over a snapshot of this class with this schema and spec. Whatever this one had learnt is gone; its seed
+        becomes the snapshot's.
+
+        Args:
+            snapshot: a whole image with its ``training``, or without it the parts of a snapshot, in order.
+
+        Raises:
+            SnapshotError: the class does not take it, or becomes something else; this one stays as it was.
+        """
+        arrays: dict[str, Array] = {}
+        state: dict[str, Array] = {}
+        tables: set[str] = set()
+        for image, own in [(snapshot, training or {})] if isinstance(snapshot, Image) else snapshot:
+            arrays |= image.dense
+            tables |= set(image.tables)
+            state |= own
+        arrays |= {f"{TRAINING}{n}": a for n, a in below("own/", state).items()}
+        known = KnownIds()
+        try:
+            if tables:
+                raise ValueError(f"it has the tables {sorted(tables)}")
+            newest_ms, seed = (int(v) for v in state["clock"])
+            known.resume(below("known/", state))
+            weights, delays = self._fresh_delays()
+            delays.resume(below("delays/", state))
+            weights.copy_(torch.from_numpy(np.array(state["delays/weights"])))
+            model = self._resumed(arrays, seed)
+            kept = arrays_of(model)
+            if changed := differs(arrays, kept):
+                raise ValueError(f"'{changed}' is another one after it was resumed")
+        except Exception as error:
+            raise SnapshotError(
+                f"the snapshot is not of a '{self.name}' with this schema and spec ({one_line(error)})",
+                "start with an empty model folder, or with the settings it was made with",
+            ) from None
+        self._model, self._kept, self._known, self._since = model, kept, known, []
+        self.newest_ms, self.seed = newest_ms, seed
+        self._delay_weights, self._delays = weights, delays
+
+
+class OwnSlices:
+    """The snapshot of a model of one's own; used as :class:`~learner.ranker.slices.Slices` is."""
+
+    def __init__(self, model: OwnModel) -> None:
+        self._model = model
+
+    def next(self) -> Part | None:
+        return None
+
+    def finish(self) -> Part:
+        return self._model.snapshot()
+
+    def abandon(self) -> None:
+        """There is nothing to let go."""
+
+
+def finite(num: Floats) -> tuple[Floats, int]:
+    """Numbers (B, N) with what is not finite as 0; how many were not."""
+    sound = np.isfinite(num)
+    return (num, 0) if sound.all() else (np.where(sound, num, np.float32(0)), int((~sound).sum()))

@@ -1,0 +1,366 @@
+# core
+"""A model of one's own before it is trusted: found by its name, made, and tried on a few rows.
+
+Nothing is imported that the caller's own setting does not name: names in messages and manifests are compared with it,
+and never looked up.
+
+Each verb is called through a function of this module. It hands out arrays that cannot be written to, since they are
+also what a page logs and what other models learn from, and it checks what comes back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pkgutil
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.ranker.verbs import TRAINING, Verbs
+from millrace.basics.errors import MillraceError, SettingError, one_line
+from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.versions.image import Array
+from millrace.versions.packing import MAX_IMAGE_BYTES
+
+if TYPE_CHECKING:
+    from learner.ranker.model import LearnReport
+
+A = TypeVar("A", bound=np.generic)
+Factory = Callable[[Schema, dict[str, Any], int], Verbs]
+
+VERBS = ("score", "learn", "snapshot", "resume")
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_DTYPE = re.compile(r"[<|=]?([fiu][1248]|b1)")
+_LONGEST = 200  # of an array's name
+MOST_BYTES = MAX_IMAGE_BYTES
+"""Of the arrays that scorers get: each delta carries all of them."""
+_DAY_MS = 86_400_000
+_ROWS = 8
+_SOURCE = "class_source"
+_NOT_ITS = ("model", "settled_minutes", _SOURCE)
+_OF_TABLES = ("negative_keep", "admit", "max_age_days", "retrieval_")
+"""How entries begin that registered models alone have. A class that passed over one would leave its user deceived."""
+
+
+class Unsound(Exception):
+    """What a model of one's own gave is not what its verb promises."""
+
+
+def is_own(name: object) -> bool:
+    """Whether a model's name is that of a class, ``module:Class``, and not of a registered model."""
+    return isinstance(name, str) and ":" in name
+
+
+def own_class(name: str) -> Factory:
+    """The class that ``name`` names. Imports its module, so ``name`` must be the caller's own setting.
+
+    Raises:
+        SettingError: the name is none, its module cannot be imported, or has no such class.
+    """
+    if not _NAME.fullmatch(name):
+        raise SettingError(f"model '{name[:100]}' is no name", "write module:Class, or the name of a registered model")
+    module, _, path = name.partition(":")
+    try:
+        with _as_error():
+            # Not import_module: nobody can tell from this source which module it is.
+            found = pkgutil.resolve_name(f"{module}:")
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"model '{name}' cannot be imported: {error}", "install the package, or add its folder to PYTHONPATH"
+        ) from None
+    except Exception as error:
+        raise SettingError(f"model '{name}' cannot be imported: {told(error, name)}", "correct the module") from None
+    file = getattr(found, "__file__", None) or "no file"
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    if found is None:
+        raise SettingError(
+            f"model '{name}': module '{module}' ({file}) has no '{path}'", "correct the name; it is module:Class"
+        )
+    if not callable(found):
+        raise SettingError(f"model '{name}' is {type(found).__name__}, and no class", "name a class")
+    if isinstance(found, type):
+        _check_verbs(name, found)
+    factory: Factory = found
+    source_of(factory)
+    return factory
+
+
+def entries_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a spec its class is given: all but the name, and what learner and replay tell every model.
+
+    Raises:
+        SettingError: it has an entry that only registered models can heed.
+    """
+    found = {name: value for name, value in spec.items() if name not in _NOT_ITS}
+    for name in found:
+        if name.startswith(_OF_TABLES):
+            raise SettingError(
+                f"model spec has '{name}', which model '{spec['model']}' cannot have: sampling of negatives, "
+                "admission, removal by age and retrieval belong to registered models",
+                "take it out; if the class does so itself, use another name",
+            )
+    return found
+
+
+def source_of(factory: Factory) -> dict[str, str]:
+    """The entry of a spec that tells what the class's code was when a version was made: a digest of its file. Empty:
+    there is no file."""
+    digest = digest_of(getattr(factory, "__module__", ""))
+    return {_SOURCE: digest} if digest else {}
+
+
+@cache
+def digest_of(module: str) -> str:
+    """Of an imported module's file, when it was first asked for: soon after the import, for the file may change."""
+    try:
+        code = Path(getattr(sys.modules.get(module), "__file__", None) or "").read_bytes()
+    except OSError:
+        return ""
+    return hashlib.sha256(code).hexdigest()[:12]
+
+
+def other_source(spec: Mapping[str, Any], factory: Factory) -> bool:
+    """Whether a spec that came with a version tells of other code than this class has now."""
+    own = source_of(factory)
+    return bool(own) and _SOURCE in spec and spec[_SOURCE] != own[_SOURCE]
+
+
+def told(error: BaseException, name: str) -> str:
+    """An error in one line, with the last line of the class's own module that led to it."""
+    module = name.partition(":")[0]
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in frames if frame.f_globals.get("__name__") == module]
+    text = str(error) if isinstance(error, Unsound) else one_line(error)
+    return f"{text} (line {lines[-1]} of {module})" if lines else text
+
+
+@contextmanager
+def _as_error() -> Iterator[None]:
+    """What is no Exception, as ``sys.exit()`` in a script or a panic of a library in Rust, comes out as RuntimeError,
+    since it must end neither learner nor scorer. KeyboardInterrupt goes through: signals of our own raise it."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise RuntimeError(one_line(error)).with_traceback(error.__traceback__) from None
+
+
+def make(name: str, factory: Factory, schema: Schema, entries: Mapping[str, Any], seed: int) -> Verbs:
+    """A new object.
+
+    Raises:
+        SettingError: its class raises, or lacks a verb.
+    """
+    try:
+        with _as_error():
+            made = factory(schema, dict(entries), seed)
+    except MillraceError:
+        raise
+    except Exception as error:
+        raise SettingError(
+            f"model '{name}' cannot be made with {dict(entries)}: {told(error, name)}",
+            "correct MILLRACE_MODEL_SPEC or the class; it is made as Class(schema, spec, seed)",
+        ) from error
+    _check_verbs(name, made)
+    return made
+
+
+def resumed(
+    name: str, factory: Factory, schema: Schema, entries: Mapping[str, Any], seed: int, arrays: Mapping[str, Array]
+) -> Verbs:
+    """A new object that has resumed copies of these arrays.
+
+    Raises:
+        SettingError: see :func:`make`. Whatever the model raises goes through.
+    """
+    model = make(name, factory, schema, entries, seed)
+    with _as_error():
+        model.resume({name: np.array(array) for name, array in arrays.items()})
+    return model
+
+
+def _check_verbs(name: str, has: object) -> None:
+    lacking = [verb for verb in VERBS if not callable(getattr(has, verb, None))]
+    if lacking:
+        raise SettingError(f"model '{name}' has no {', '.join(lacking)}", f"give it {', '.join(VERBS)}")
+
+
+def scores_of(model: Verbs, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the model scores rows cat (B, F), num (B, N) with, (B,), when all is as promised.
+
+    Raises:
+        Unsound: it is not; says how. Whatever the model raises goes through.
+    """
+    with _as_error():
+        p = np.asarray(model.score(_fixed(cat), _fixed(num)))
+    if p.shape != (len(cat),):
+        raise Unsound(f"score gave an array of shape {p.shape} for {len(cat)} rows, not ({len(cat)},)")
+    if p.dtype.kind not in "fiub":
+        raise Unsound(f"score gave {p.dtype}, not float32")
+    p = p.astype(np.float32)
+    sound = (p >= 0) & (p <= 1)  # false of NaN too
+    if not sound.all():
+        at = int(np.argmin(sound))
+        raise Unsound(f"score gave {p[at]} for {int((~sound).sum())} of {len(cat)} rows, not a number in [0, 1]")
+    return p
+
+
+def learnt(model: Verbs, batch: SampleBatch) -> LearnReport | None:
+    """Has the model learn a batch. Whatever it raises goes through."""
+    names = [f.name for f in fields(batch) if f.name != "request"]
+    fixed: dict[str, Any] = {name: _fixed(getattr(batch, name)) for name in names}
+    with _as_error():
+        return model.learn(replace(batch, **fixed))
+
+
+def _fixed(array: NDArray[A]) -> NDArray[A]:
+    """The same numbers; whoever has this cannot write to them."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def arrays_of(model: Verbs) -> dict[str, Array]:
+    """The model's snapshot, when all is as promised.
+
+    Raises:
+        Unsound: it is not; says how. Whatever the model raises goes through.
+    """
+    with _as_error():
+        given = model.snapshot()
+    if not isinstance(given, Mapping):
+        raise Unsound(f"snapshot gave {type(given).__name__}, not a dict of arrays")
+    found: dict[str, Array] = {}
+    for name, value in given.items():
+        if not isinstance(name, str) or not name or len(name) > _LONGEST:
+            raise Unsound(f"snapshot gave an array the name {str(name)[:40]!r}; names are texts of 1 to {_LONGEST}")
+        array = np.asarray(value) if isinstance(value, np.ndarray | np.generic) else None
+        if array is None or not _DTYPE.fullmatch(array.dtype.str):
+            kind = type(value).__name__ if array is None else str(array.dtype)
+            raise Unsound(f"snapshot gave '{name}' as {kind}, not an array of numbers")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise Unsound(f"snapshot gave '{name}' with numbers that are not finite")
+        found[name] = array
+    serving = serving_of(found)
+    if not serving:
+        raise Unsound(f"snapshot gave no array to score with, of {sorted(found)}")
+    size = sum(array.nbytes for array in serving.values())
+    if size > MOST_BYTES:
+        raise Unsound(f"snapshot gave {size:,} bytes to score with; {MOST_BYTES:,} can be published")
+    return found
+
+
+def serving_of(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Those that reach a scorer."""
+    return {name: array for name, array in arrays.items() if not name.startswith(TRAINING)}
+
+
+def probe(name: str, factory: Factory, schema: Schema, entries: Mapping[str, Any]) -> None:
+    """Tries each verb on eight made-up rows, with objects of its own. What it finds here would else be found while
+    pages are served.
+
+    Raises:
+        SettingError: a verb raises, or does not do what it promises.
+    """
+    try:
+        _try(name, factory, schema, entries)
+    except MillraceError:
+        raise
+    except Exception as error:
+        problem = str(error) if type(error) is Unsound else f"{told(error, name)}, on made-up rows"
+        raise SettingError(
+            f"model '{name}' cannot be used: {problem}", "correct it; docs/own-model.md has the verbs"
+        ) from None
+
+
+def _try(name: str, factory: Factory, schema: Schema, entries: Mapping[str, Any]) -> None:
+    """Raises what the model raises, and Unsound with what is wrong."""
+    batch, one = probe_rows(schema), probe_rows(schema, 1)
+    model, twin = (make(name, factory, schema, entries, 0) for _ in range(2))
+    before = _copies(arrays_of(model))
+    scores_of(model, one.cat, one.num)
+    p = scores_of(model, batch.cat, batch.num)
+    if changed := differs(before, arrays_of(model)):
+        raise Unsound(f"score changed '{changed}' of its snapshot; scoring only reads")
+    if scores_of(model, batch.cat, batch.num).tobytes() != p.tobytes():
+        raise Unsound("score gave other numbers for the same rows when it was asked again")
+    for each in (model, twin):
+        report = learnt(each, batch)
+        if report is not None and not hasattr(report, "skipped"):
+            raise Unsound(f"learn gave {type(report).__name__}, not a LearnReport or None")
+    p, live = scores_of(model, batch.cat, batch.num), arrays_of(model)
+    after = _copies(live)
+    if set(after) != set(before):
+        raise Unsound(f"snapshot gave other names after a batch: {sorted(set(after) ^ set(before))}")
+    if changed := differs(after, arrays_of(twin)):
+        raise Unsound(
+            f"two objects of one seed learnt the same batch, and '{changed}' is not the same to the bit; "
+            "draw from a generator that the seed makes and the snapshot keeps"
+        )
+    again = resumed(name, factory, schema, entries, 0, after)
+    for other, what in (
+        (again, "all arrays"),
+        (resumed(name, factory, schema, entries, 0, serving_of(after)), f"the arrays without those of '{TRAINING}'"),
+    ):
+        if scores_of(other, batch.cat, batch.num).tobytes() != p.tobytes():
+            raise Unsound(f"an object that resumed {what} scores otherwise than the one whose snapshot they are")
+    for rows in (batch, one):  # what an optimiser keeps shows at the second step
+        learnt(model, rows)
+        learnt(again, rows)
+    if changed := differs(after, live):
+        raise Unsound(f"snapshot gave '{changed}' in memory that learning goes on to change; give a copy")
+    if changed := differs(arrays_of(model), arrays_of(again)):
+        raise Unsound(
+            f"an object that resumed all arrays learnt otherwise than the one whose snapshot they are: '{changed}' "
+            "differs; the snapshot lacks something, as an optimiser's state"
+        )
+
+
+def _copies(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+def differs(a: Mapping[str, Array], b: Mapping[str, Array]) -> str:
+    """The first array that is not the same to the bit in both; empty: there is none."""
+    for name in sorted(a.keys() | b.keys()):
+        x, y = a.get(name), b.get(name)
+        if x is None or y is None or (x.dtype, x.shape) != (y.dtype, y.shape) or x.tobytes() != y.tobytes():
+            return name
+    return ""
+
+
+def probe_rows(schema: Schema, rows: int = _ROWS) -> SampleBatch:
+    """Made-up rows: ids that nobody has, missing ones among them, and numbers of all sizes."""
+    layout, rng = schema.layout, np.random.default_rng(0)
+    cat = rng.integers(-(2**63), 2**63 - 1, (rows, layout.F))
+    cat[rng.random(cat.shape) < 0.25] = 0
+    num = rng.lognormal(1.0, 2.0, (rows, layout.N)).astype(np.float32)
+    num[rng.random(num.shape) < 0.25] = 0
+    kind = np.where(np.arange(rows) % 2 > 0, POSITIVE, NEGATIVE).astype(np.uint8)
+    hashes = rng.integers(1, 2**63, (2, rows)).astype(np.uint64)
+    ts_ms = np.full(rows, 20_000 * _DAY_MS)
+    position = np.arange(rows, dtype=np.int32)
+    return SampleBatch.of_rows(kind, ts_ms, cat, num, position=position, user=hashes[0], item=hashes[1])
+
+
+def unknown_entries(spec: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """For classes: refuses what the user of a class has misspelt.
+
+    Raises:
+        SettingError: ``spec`` has an entry that ``known`` has not.
+    """
+    for name in spec:
+        if name not in known:
+            raise SettingError(f"model spec has '{name}'", f"the model's entries are {', '.join(known)}")

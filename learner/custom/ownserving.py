@@ -1,0 +1,214 @@
+# core
+"""A model of one's own as scorers hold it: what learner/serving/staging.py and learner/serving/serving.py are for
+registered models.
+
+::
+
+    writer   OwnWriter    base() ─► attach       stage(delta) ─► overlay: all its arrays       fold() ─► the next base
+                             │                        │
+    readers  OwnServing   version 7               version 8: another object, which resumed these arrays
+
+Every version is an object of its own, made and resumed where it is taken up. So a version never changes under a page,
+and the cost is one ``resume`` a version in each worker, between two pages. The writer makes one too, and has it score a
+few rows: what the class does not take is refused before any worker has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from learner.custom.own import finite
+from learner.custom.ownclass import entries_of, other_source, own_class, probe_rows, resumed, scores_of, told
+from learner.ranker.verbs import TRAINING, Verbs
+from learner.serving.overlay import Allocate
+from millrace.basics.errors import SnapshotError
+from millrace.contracts.schema import Schema
+from millrace.versions.image import Array, Image, below
+
+log = structlog.get_logger("scorer")
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Arrays = dict[str, Array]
+
+_PREFIX = "own/"
+_WHAT = "rows"  # an array that each overlay has, also one without weights: (0,)
+_REMEDY = "the next snapshot mends it"
+
+
+def _made(schema: Schema, spec: Mapping[str, Any], arrays: Mapping[str, Array]) -> Verbs:
+    """An object that resumed these arrays. The spec's name is the caller's own by now."""
+    name = str(spec["model"])
+    return resumed(name, own_class(name), schema, entries_of(spec), 0, arrays)
+
+
+class OwnServing:
+    """One version, to score with. Reads only; one thread at a time."""
+
+    numbers = None
+    """There is no input for ranking to fill: a page is scored from ``cat`` and ``num``."""
+
+    def __init__(self, schema: Schema, spec: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self.schema, self.spec = schema, dict(spec)
+        self._arrays = dict(arrays)
+        self._model = _made(schema, spec, arrays)
+        self._faults = 0
+
+    @classmethod
+    def attach(cls, schema: Schema, spec: Mapping[str, Any], base: Mapping[str, Array]) -> OwnServing:
+        """A reader of :meth:`OwnWriter.base`.
+
+        Raises:
+            SettingError: the class cannot be imported or made.
+        """
+        return cls(schema, spec, below(_PREFIX, base))
+
+    def followed(self, overlay: Mapping[str, Array]) -> OwnServing:
+        """The next version: the one of these arrays. This one stays what it is."""
+        arrays = below(_PREFIX, overlay)
+        return OwnServing(self.schema, self.spec, arrays) if arrays else self
+
+    def settled(self, folded: int, base: Mapping[str, Array] | None = None) -> OwnServing:
+        """The same version: it is whole by itself."""
+        return self
+
+    def score(self, cat: Ids, num: Floats) -> Floats:
+        """Click probabilities (n,) of feature rows cat (n, F), num (n, N); NaN in all rows where the class raises or
+        gives something else. Then pages go out in the order in which items were recalled, and ``scores`` counts as an
+        error."""
+        if not len(cat):
+            return np.empty(0, np.float32)
+        try:
+            return scores_of(self._model, cat, finite(num)[0])
+        except Exception as error:
+            self._faults += 1
+            if self._faults == 1:  # once a version
+                name = self.spec["model"]
+                log.error("the model of one's own fails", model=name, verb="score", error=told(error, name))
+            return np.full(len(cat), np.nan, np.float32)
+
+    def warm(self, most: int) -> None:
+        """Scores so many rows once, for what a class does at its first call."""
+        rows = probe_rows(self.schema, most)
+        self.score(rows.cat, rows.num)
+
+    def snapshot(self) -> Image:
+        """The arrays that this version is of."""
+        return Image({name: array.copy() for name, array in self._arrays.items()}, {})
+
+
+class OwnWriter:
+    """Makes versions for readers; used as :class:`~learner.serving.staging.ModelWriter` is. One thread at a time."""
+
+    rows = 0
+
+    def __init__(
+        self, schema: Schema, spec: Mapping[str, Any], arrays: Mapping[str, Array], allocate: Allocate
+    ) -> None:
+        self._schema, self._spec, self._allocate = schema, dict(spec), allocate
+        self._try(arrays)
+        if other_source(spec, own_class(spec["model"])):
+            log.warning("the code of the class here is not the learner's: scores may differ", model=spec["model"])
+        self._base = self._newest = self._shared(arrays)
+        self._pending: list[Arrays] = []
+        self._tried: Image | None = None
+        self.folded = self.generation = 0
+
+    @classmethod
+    def of(
+        cls,
+        schema: Schema,
+        spec: Mapping[str, Any],
+        parts: Image | Iterable[Image],
+        allocate: Allocate = np.zeros,
+    ) -> OwnWriter:
+        """The writer of a snapshot.
+
+        Args:
+            spec: its "model" is imported: the caller has compared it with its own setting.
+
+        Raises:
+            SettingError: the class cannot be imported or made.
+            SnapshotError: the class does not take the arrays.
+        """
+        arrays: Arrays = {}
+        for image in [parts] if isinstance(parts, Image) else parts:
+            if image.tables:
+                raise SnapshotError(f"a snapshot of '{spec['model']}' has the tables {sorted(image.tables)}", _REMEDY)
+            arrays |= image.dense
+        if not arrays:
+            raise SnapshotError("the parts of a snapshot have no dense tensors", "give all of them, in order")
+        return cls(schema, spec, arrays, allocate)
+
+    def dense(self) -> Arrays:
+        """The arrays of the newest version that is staged, which nobody may write to."""
+        return below(_PREFIX, self._newest)
+
+    def check(self, image: Image) -> None:
+        """Whether the class takes a delta: it is given to an object, which then scores a few rows. Changes nothing.
+
+        Raises:
+            SnapshotError: it does not; says why.
+        """
+        if image.tables:
+            raise SnapshotError(f"a delta of '{self._spec['model']}' has the tables {sorted(image.tables)}", _REMEDY)
+        if image.dense:
+            if other := set(image.dense) ^ set(self.dense()):
+                raise SnapshotError(f"a delta has not the model's arrays: {sorted(other)} are in one alone", _REMEDY)
+            self._try(image.dense)
+        self._tried = image
+
+    def stage(self, image: Image) -> Arrays:
+        """What readers follow: all arrays of the delta.
+
+        Raises:
+            SnapshotError: the class does not take it (see :meth:`check`); nothing was changed.
+        """
+        if self._tried is not image:
+            self.check(image)
+        self._tried = None
+        overlay: Arrays = {_WHAT: np.zeros(0, np.int64)}
+        if image.dense:
+            self._newest = self._shared(image.dense)
+            overlay |= self._newest
+        self._pending.append(overlay)
+        return overlay
+
+    def base(self) -> Arrays:
+        """The arrays of the newest version that is folded."""
+        return {_WHAT: np.zeros(0, np.int64), **self._base}
+
+    def pending(self) -> list[Arrays]:
+        """The overlays that are staged and not yet folded, oldest first."""
+        return list(self._pending)
+
+    def fold(self, rows: int) -> bool:
+        """Makes the oldest staged version the base; whether there is more to fold."""
+        if self._pending:
+            overlay = self._pending.pop(0)
+            self._base = {n: a for n, a in overlay.items() if n != _WHAT} or self._base
+            self.folded += 1
+        return bool(self._pending)
+
+    def _shared(self, arrays: Mapping[str, Array]) -> Arrays:
+        found: Arrays = {}
+        for name, array in arrays.items():
+            found[_PREFIX + name] = self._allocate(array.shape, array.dtype)
+            found[_PREFIX + name][...] = array
+        return found
+
+    def _try(self, arrays: Mapping[str, Array]) -> None:
+        name = self._spec["model"]
+        if any(n.startswith(TRAINING) for n in arrays):
+            raise SnapshotError(f"a version of '{name}' has arrays of '{TRAINING}'", _REMEDY)
+        rows = probe_rows(self._schema)
+        try:
+            model = _made(self._schema, self._spec, arrays)
+            scores_of(model, rows.cat, rows.num)
+        except Exception as error:
+            raise SnapshotError(f"'{name}' does not take a version's arrays: {told(error, name)}", _REMEDY) from error

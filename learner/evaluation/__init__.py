@@ -1,0 +1,2 @@
+# core
+"""Figures of a model while it learns: progressive scores, segments, drift."""

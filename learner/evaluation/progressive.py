@@ -1,0 +1,62 @@
+# core
+"""Progressive validation: every sample is predicted before it is learnt from, and judged on that prediction.
+
+(Liu et al. 2022, Monolith, algorithm 1; prequential evaluation, Gama et al. 2013.) How well pages were *served* is
+another question, and :mod:`learner.evaluation.served` answers it.
+"""
+
+from __future__ import annotations
+
+from millrace.basics.merit import Newest, Numbers, auc, calibration, judged, log_loss
+from millrace.contracts.schema import Schema
+
+
+def baseline_column(schema: Schema) -> int | None:
+    """The column of num that is an item's smoothed click rate over the longest window; None if the schema has none.
+
+    The baseline that a model must beat is to rank by that rate.
+    """
+    item = schema.log.item if schema.log is not None else "item_id"
+    layout = schema.layout
+    for key in sorted(schema.windows.keys, key=lambda k: len(k.columns)):
+        if item in key.columns and schema.key_side(key) == "item":
+            longest = schema.windows.spans[len(schema.windows.durations) - 1]
+            name = f"{key.name}.click_rate.{longest}"
+            if name in layout.num_names:
+                return layout.num_names.index(name)
+    return None
+
+
+class Progressive:
+    """Figures of the newest ``window_rows`` predictions that were made before learning. NaN where there is no figure:
+    no rows, or one class.
+
+    They say what the learner knows when a sample comes. They do not say how good the served pages were: samples come in
+    the order in which labels become known, so a page's clicks may be learnt before the rest of it is predicted.
+
+    Not kept in snapshots: they begin anew with a process.
+    """
+
+    def __init__(self, window_rows: int) -> None:
+        self._newest = Newest(window_rows)
+
+    def update(self, p: Numbers, label: Numbers) -> None:
+        """Takes predictions made *before* learning, with their labels, (n,). What is not finite counts as wrong."""
+        self._newest.add(judged(p, label), label)
+
+    @property
+    def rows(self) -> int:
+        """Predictions taken so far."""
+        return self._newest.rows
+
+    @property
+    def auc(self) -> float:
+        return auc(*self._newest.held)
+
+    @property
+    def log_loss(self) -> float:
+        return log_loss(*self._newest.held)
+
+    @property
+    def calibration(self) -> float:
+        return calibration(*self._newest.held)

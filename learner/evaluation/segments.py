@@ -1,0 +1,104 @@
+# core
+"""Which segments of the traffic a row is in, and figures by segment.
+
+A segment is a value of a categorical field ("kind=business"), or whether the learner knows the user or the item: it has
+a row for the id ("user=known") or has none ("user=new"). An id that was unseen for so long that its row was removed is
+new again.
+
+The segments of a row are one bit mask, so that rows that wait for their label can carry them. Symbols: B rows of a
+batch, S segments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.ranker.verbs import Learning
+from millrace.basics.errors import SettingError
+from millrace.basics.hashing import mix, value_hash
+from millrace.basics.merit import Numbers, auc, calibration, log_loss
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
+
+Masks = NDArray[np.uint64]
+
+_MOST_VALUES = 50  # with the four of known and new ids, a mask of 64 bits holds them
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentMetrics:
+    """Metrics of the newest rows of one segment; NaN where a class has no row."""
+
+    auc: float
+    log_loss: float
+    calibration: float
+    rows: int
+
+
+def parse_segments(text: str) -> dict[str, tuple[str, ...]]:
+    """Fields and their values from ``field:value|value;field:value``.
+
+    Raises:
+        SettingError: the text is not of this form, or names more than 50 values.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for part in filter(None, (p.strip() for p in text.split(";"))):
+        name, colon, values = part.partition(":")
+        named = tuple(filter(None, (v.strip() for v in values.split("|"))))
+        if not colon or not named:
+            raise SettingError(f"segments '{part}' names no values", "write it like kind:business|consumer;seller:1")
+        found[name.strip()] = named
+    if sum(len(v) for v in found.values()) > _MOST_VALUES:
+        raise SettingError("segments names more than 50 values", "name fewer: each is a set of metrics")
+    return found
+
+
+class Segments:
+    """The segments of a schema. A field that it lacks, or that is not categorical, makes no segment.
+
+    Args:
+        named: fields and their values, as :func:`parse_segments` gives them.
+    """
+
+    def __init__(self, schema: Schema, named: dict[str, tuple[str, ...]]) -> None:
+        layout = schema.layout
+        self.names: list[str] = []
+        self._values: list[tuple[slice, np.int64]] = []  # columns of cat and the id looked for there
+        for field, first in zip(layout.cat_fields, layout.cat_starts, strict=True):
+            for value in named.get(field.name, ()):
+                hashed = mix(layout.field_salt(field), np.array([value_hash(value)], np.uint64))
+                self.names.append(f"{field.name}={value}")
+                self._values.append((slice(first, first + field.slots), hashed.view(np.int64)[0]))
+        cats = {f.name for f in layout.cat_fields}
+        log = schema.log
+        sides = (("user", log.user if log else "user_id"), ("item", log.item if log else "item_id"))
+        self._sides = [(side, field) for side, field in sides if field in cats]
+        for side, _ in self._sides:
+            self.names += [f"{side}=known", f"{side}=new"]
+
+    def members(self, batch: SampleBatch, model: Learning) -> Masks:
+        """Which segments the rows are in: bit s is segment s of :attr:`names`. (B,)
+
+        Call it before the rows are learnt from: learning makes ids known.
+        """
+        columns = [(batch.cat[:, at] == value).any(1) for at, value in self._values]
+        for _, field in self._sides:
+            known = model.knows(field, batch.cat)
+            columns += [known, ~known]
+        masks = np.zeros(len(batch), np.uint64)
+        for bit, column in enumerate(columns):
+            masks |= column.astype(np.uint64) << np.uint64(bit)
+        return masks
+
+    def metrics(self, p: Numbers, y: Numbers, masks: Masks) -> dict[str, SegmentMetrics]:
+        """The metrics of each segment by name, over rows with predictions, labels and masks (n,)."""
+        found = {}
+        for bit, name in enumerate(self.names):
+            own = np.flatnonzero((masks >> np.uint64(bit)) & np.uint64(1))
+            found[name] = SegmentMetrics(
+                auc(p[own], y[own]), log_loss(p[own], y[own]), calibration(p[own], y[own]), len(own)
+            )
+        return found

@@ -1,0 +1,369 @@
+# core
+"""Pages that are never learnt, to judge snapshots by.
+
+::
+
+    pages ──► hash of the request < share? ──► kept with the score that the model gives when they come: their anchor
+                                                   │ a click that comes later mends the label
+                                                   ▼
+    exposed   ... 90 min ago ──────────── 30 min ago ──────── now
+              [ old enough to be judged by: labels are in ][ not yet ]     the newest 12,000 rows
+                                                   ▲
+    a snapshot: AUC and log loss of its scores there, against those of the anchors
+    an hour of event time after the last anchor: all rows get the scores of what was promoted
+
+Labels of the last minutes say nothing of a model that learnt wrong ones: they are as wrong, and it has the lower loss
+there. So rows are judged by when they are 30 minutes old.
+
+The share follows traffic, so that some 8,000 rows come in an hour: then those that are judged by are 30 to 90 minutes
+old. It goes up to five times what it is set to (a tenth at most) where there is little traffic, and below where there
+is much. Each change is for pages that are exposed after it, so all rows of a page, its late click too, are treated
+alike.
+
+What a click is worth changes for all rows alike when a shop's click rate does (a sale). That is no fault of a model, so
+log losses are compared with the constant added to all logits that fits these rows' clicks::
+
+    loss = min_c mean_r (-y_r log sigmoid(t_r + c) - (1 - y_r) log sigmoid(-t_r - c))
+
+A young model goes up and down by more than the bounds. So nothing is refused, but for predictions that are not finite,
+until :data:`WARM_JUDGEMENTS` in a row have kept them; from then on it stays so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.gate.verdicts import Refusal
+from learner.ranker.repeats import exposure_ids, page_hashes
+from learner.ranker.verbs import Predicting, Scoring
+from millrace.basics.hashing import combine, salt
+from millrace.basics.merit import auc
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
+from millrace.versions.image import Array
+
+HOUR_MS = 3_600_000
+MOST_ROWS = 12_000
+"""Rows that are kept: 1.1 KB each with the shop's 219 numbers and 15 ids."""
+PER_HOUR = 8000
+"""Rows of held-out pages that are aimed at."""
+GROWS = 5
+"""The share is never more than so many times what it is set to, nor more than :data:`MOST_SHARE`."""
+MOST_SHARE = 0.1
+
+WARM_JUDGEMENTS = 8
+"""So many in a row must have kept the bounds before one is refused."""
+
+_LOOK_MS = 600_000  # of traffic, before the share follows it
+_AHEAD_MS = 60_000  # a new share is for pages exposed so much later: none of them has come yet
+_STEPS = 64  # changes of the share that are remembered
+_AT_ONCE = 2048  # rows scored at once
+_SALT = salt("heldout")
+_COLUMNS = {"id": "u8", "page": "u8", "user": "u8", "ts_ms": "i8", "label": "f4", "anchor": "f4"}
+
+
+class Judgement(NamedTuple):
+    """Figures on the held-out rows that are old enough. NaN where there are too few: then it is unjudged."""
+
+    refusal: Refusal | None
+    rows: int
+    auc: float
+    anchor_auc: float
+    log_loss: float  # both with the constant that fits: see the module's text
+    anchor_log_loss: float
+
+    @property
+    def judged(self) -> bool:
+        return bool(np.isfinite(self.auc))
+
+
+class HeldRows(NamedTuple):
+    """Held-out rows by which models can be compared, oldest exposures first. n rows."""
+
+    cat: NDArray[np.int64]  # (n, F)
+    num: NDArray[np.float32]  # (n, N)
+    label: NDArray[np.float32]  # (n,)
+    user: NDArray[np.uint64]  # (n,)
+    page: NDArray[np.uint64]  # (n,) hash of the request
+    ts_ms: NDArray[np.int64]  # (n,)
+    anchor: NDArray[np.float32]  # (n,) probability by the anchor
+
+
+class Heldout:
+    """See the module's text. One thread at a time.
+
+    Args:
+        share: of pages; 0: none is held out, and nothing is judged.
+        age_ms: from an exposure until its row is judged by.
+        least: rows of that age, below which nothing is judged.
+        most_auc: by so much the AUC may be below the anchor's.
+        most_loss: by so much the log loss may be above the anchor's.
+        follows: whether the share follows traffic.
+    """
+
+    def __init__(
+        self,
+        share: float,
+        age_ms: int = 1_800_000,
+        least: int = 8000,
+        most_auc: float = 0.01,
+        most_loss: float = 0.005,
+        follows: bool = True,
+    ) -> None:
+        self.base, self.age_ms, self.least = share, age_ms, least
+        self.most_auc, self.most_loss, self.follows = most_auc, most_loss, follows
+        self._from = np.zeros(1, np.int64)  # when each share began, by exposure
+        self._shares = np.array([share])
+        self._now_ms = self._anchor_ms = 0
+        self._counted, self._counted_from_ms = 0, 0
+        self._rate = 0.0  # rows an hour, lately
+        self._kept = 0  # judgements that kept the bounds, in a row
+        self._at = 0  # where the next row goes: the oldest one's place
+        self._empty(0, 0)
+
+    @property
+    def share(self) -> float:
+        """Of pages that are exposed from now on. To set it is to fix it."""
+        return float(self._shares[-1])
+
+    @share.setter
+    def share(self, share: float) -> None:
+        self.follows = False
+        self._step_to(share)
+
+    @property
+    def armed(self) -> bool:
+        """Whether enough judgements have kept the bounds for one to be refused."""
+        return self._kept >= WARM_JUDGEMENTS
+
+    @property
+    def rows(self) -> int:
+        """That are kept, old enough or not."""
+        return int(np.count_nonzero(self._column["ts_ms"]))
+
+    # -- rows ------------------------------------------------------------------------------------------------
+
+    def held(self, batch: SampleBatch) -> NDArray[np.bool_]:
+        """Rows of pages that are held out, by the hash of the request. (B,) To be asked once: it counts traffic."""
+        self._counted += len(batch)
+        if not self._shares.any():
+            return np.zeros(len(batch), np.bool_)
+        return self.holds(page_hashes(batch), batch.ts_ms)
+
+    def holds(self, page: NDArray[np.uint64], ts_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether pages are held out that have these hashes and were exposed then, as far as is known now. (n,)"""
+        drawn = combine(_SALT, page) >> np.uint64(11)
+        step = np.maximum(np.searchsorted(self._from, ts_ms, "right") - 1, 0)
+        held: NDArray[np.bool_] = drawn.astype(np.float64) < self._shares[step] * 2.0**53
+        return held
+
+    def take(self, batch: SampleBatch, model: Predicting) -> None:
+        """Keeps held-out rows, scored by ``model`` as their anchor; a click that comes later mends its row's label.
+
+        A row with an unusable label, or that the model has no probability for, is not kept; nor is a click whose
+        exposure is not.
+        """
+        self._clock(model.newest_ms)
+        with np.errstate(invalid="ignore"):
+            usable = (batch.label >= 0) & (batch.label <= 1) & (batch.kind != FOLLOW_UP)
+        if not usable.any():
+            return
+        if self._cat.shape[1:] != batch.cat.shape[1:] or self._num.shape[1:] != batch.num.shape[1:]:
+            self._empty(batch.cat.shape[1], batch.num.shape[1])
+        shown = batch.take(usable & (batch.kind != CORRECTION))
+        if len(shown):
+            self._keep(shown, model.score(shown.cat, shown.num))
+        late = batch.take(usable & (batch.kind == CORRECTION))
+        for number, label in zip(exposure_ids(late).tolist(), late.label.tolist(), strict=True):
+            self._column["label"][self._column["id"] == number] = label
+
+    def _keep(self, batch: SampleBatch, p: NDArray[np.float32]) -> None:
+        new = np.flatnonzero(np.isfinite(p))[-MOST_ROWS:]
+        at = (self._at + np.arange(len(new))) % MOST_ROWS
+        self._at = int(self._at + len(new)) % MOST_ROWS
+        self._cat[at], self._num[at] = batch.cat[new], batch.num[new]
+        pages = page_hashes(batch)
+        own = {"id": exposure_ids(batch, pages), "page": pages, "user": batch.user, "ts_ms": batch.ts_ms}
+        for name, values in (own | {"label": batch.label, "anchor": p}).items():
+            self._column[name][at] = values[new]
+
+    def aged(self, from_ms: int = 0, now_ms: int = 0) -> HeldRows:
+        """Rows that are old enough to be judged by, of exposures at or after ``from_ms``.
+
+        Args:
+            now_ms: how far event time is, if that is known to be further than rows and judgements have told.
+        """
+        ts_ms = self._column["ts_ms"]
+        rows = np.flatnonzero((ts_ms >= max(1, from_ms)) & (ts_ms <= max(self._now_ms, now_ms) - self.age_ms))
+        rows = rows[np.argsort(ts_ms[rows], kind="stable")]
+        own = {name: column[rows] for name, column in self._column.items() if name != "id"}
+        return HeldRows(cat=self._cat[rows], num=self._num[rows], **own)
+
+    def spoilt(self, from_ms: int) -> None:
+        """Rows of exposures from then on may have wrong labels: they go."""
+        ts_ms = self._column["ts_ms"]
+        ts_ms[ts_ms >= from_ms] = 0
+
+    # -- judging ---------------------------------------------------------------------------------------------
+
+    def judge(self, model: Predicting) -> Judgement:
+        """Figures of the model, and of the anchors; costs the prediction of the rows."""
+        self._clock(model.newest_ms)
+        nan = float("nan")
+        if not self._fits(model):
+            return Judgement(None, 0, nan, nan, nan, nan)
+        rows = self.aged()
+        clicks = int((rows.label > 0.5).sum())
+        if len(rows.label) < self.least or not 0 < clicks < len(rows.label):
+            return Judgement(None, len(rows.label), nan, nan, nan, nan)
+        p, y = scores(model, rows.cat, rows.num), rows.label
+        n = len(p)
+        if not np.isfinite(p).all():
+            wrong = Refusal("finite", nan, 0.0, "predictions of held-out pages")
+            return Judgement(wrong, n, 0.0, auc(rows.anchor, y), nan, nan)
+        own, anchor = auc(p, y), auc(rows.anchor, y)
+        loss, anchor_loss = fitted_loss(p, y), fitted_loss(rows.anchor, y)
+        refusal = None
+        if anchor - own > self.most_auc:
+            refusal = Refusal("heldout_auc", anchor - own, self.most_auc)
+        elif loss - anchor_loss > self.most_loss:
+            refusal = Refusal("heldout_loss", loss - anchor_loss, self.most_loss)
+        if not self.armed:
+            self._kept = 0 if refusal else self._kept + 1
+            refusal = None
+        return Judgement(refusal, n, own, anchor, loss, anchor_loss)
+
+    def promoted(self, model: Predicting, event_ms: int) -> None:
+        """A snapshot was promoted: where an hour of event time has passed, all rows get its scores as their anchor."""
+        self._clock(event_ms)
+        if event_ms - self._anchor_ms >= HOUR_MS:
+            self.rebase(model)
+
+    def rebase(self, model: Predicting) -> None:
+        """The model as it is now is the anchor of all rows."""
+        self._clock(model.newest_ms)
+        self._anchor_ms = self._now_ms
+        rows = np.flatnonzero(self._column["ts_ms"])
+        if len(rows) and self._fits(model):
+            self._column["anchor"][rows] = scores(model, self._cat[rows], self._num[rows])
+
+    def _fits(self, model: Predicting) -> bool:
+        """Whether the model is of the schema that the rows are of."""
+        layout = model.schema.layout
+        return (self._cat.shape[1], self._num.shape[1]) == (layout.F, layout.N)
+
+    # -- the share -------------------------------------------------------------------------------------------
+
+    def _clock(self, now_ms: int) -> None:
+        """Event time is so far. The share follows the traffic since the last look at it."""
+        self._now_ms = max(self._now_ms, now_ms)
+        passed = self._now_ms - self._counted_from_ms
+        if passed < _LOOK_MS:
+            return
+        if self._counted_from_ms:
+            rate = self._counted * HOUR_MS / passed
+            self._rate = (self._rate + rate) / 2 if self._rate else rate
+            wanted = PER_HOUR / max(self._rate, 1.0)
+            wanted = min(wanted, GROWS * self.base, max(self.base, MOST_SHARE))
+            if self.follows and self.base and not 0.8 < wanted / max(self.share, 1e-12) < 1.25:
+                self._step_to(wanted)
+        self._counted, self._counted_from_ms = 0, self._now_ms
+
+    def _step_to(self, share: float) -> None:
+        begins = self._now_ms + _AHEAD_MS if self._now_ms else 0
+        kept = self._from < begins
+        self._from = np.append(self._from[kept], begins)[-_STEPS:]
+        self._shares = np.append(self._shares[kept], share)[-_STEPS:]
+
+    @property
+    def told(self) -> dict[str, list[Any]]:
+        """Which share is held out since when, as snapshots say it."""
+        return {"from_ms": self._from.tolist(), "shares": self._shares.tolist()}
+
+    def follow(self, told: Mapping[str, Any]) -> None:
+        """Holds out just the pages that another one does, by what it :attr:`told`, or its :meth:`snapshot`; the share
+        does not follow traffic any more.
+
+        Raises:
+            KeyError, ValueError, TypeError: it is not of this form.
+        """
+        begins, shares = np.array(told["from_ms"], np.int64), np.array(told["shares"], np.float64)
+        if begins.shape != shares.shape or begins.ndim != 1 or not len(begins):
+            raise ValueError(f"{begins.shape} times of {shares.shape} shares")
+        self.follows, self._from, self._shares = False, begins, shares
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def _empty(self, f: int, n: int) -> None:
+        self._cat, self._num = np.zeros((MOST_ROWS, f), np.int64), np.zeros((MOST_ROWS, n), np.float32)
+        self._column: dict[str, Array] = {name: np.zeros(MOST_ROWS, kind) for name, kind in _COLUMNS.items()}
+        self._at = 0
+
+    def snapshot(self) -> dict[str, Array]:
+        """The rows that are kept, with their anchors, and the shares. ``share`` (1,) is the newest one."""
+        order = (self._at + np.arange(MOST_ROWS)) % MOST_ROWS  # oldest first
+        order = order[self._column["ts_ms"][order] > 0]
+        state: dict[str, Array] = {name: column[order] for name, column in self._column.items()}
+        clock = [self._now_ms, self._anchor_ms, self._counted, self._counted_from_ms, round(self._rate), self._kept]
+        return {
+            "cat": self._cat[order],
+            "num": self._num[order],
+            **state,
+            "clock": np.array(clock, np.int64),
+            "share": np.array([self.share]),
+            "from_ms": self._from.copy(),
+            "shares": self._shares.copy(),
+        }
+
+    def resume(self, state: Mapping[str, Array]) -> None:
+        """The inverse of :meth:`snapshot`, on a fresh one; an empty state leaves it fresh. A share that was set
+        otherwise since holds from now on.
+
+        Raises:
+            KeyError, ValueError: it is not of this form.
+        """
+        if not state:
+            return
+        n = len(state["ts_ms"])
+        clock = [int(v) for v in state["clock"]]
+        self._empty(state["cat"].shape[1], state["num"].shape[1])
+        self._cat[:n], self._num[:n] = state["cat"], state["num"]
+        for name, column in self._column.items():
+            column[:n] = state[name]
+        self._at = n % MOST_ROWS
+        self._now_ms, self._anchor_ms, self._counted, self._counted_from_ms, rate, self._kept = clock
+        self._rate = float(rate)
+        self._from, self._shares = np.array(state["from_ms"]), np.array(state["shares"])
+        bound = min(GROWS * self.base, max(self.base, MOST_SHARE))
+        if self.share > bound or (self.base and not self.share):
+            self._step_to(self.base)
+
+
+def scores(model: Scoring, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities (n,) of rows cat (n, F), num (n, N), some at a time; n > 0. They are the caller's own: those of a
+    serving model lie in an array that it uses again."""
+    parts = [slice(start, start + _AT_ONCE) for start in range(0, len(cat), _AT_ONCE)]
+    return np.concatenate([model.score(cat[part], num[part]).copy() for part in parts])
+
+
+def fitted_loss(p: Array, y: Array) -> float:
+    """Mean log loss of probabilities p for labels y, (n,), with the constant added to all logits that fits best.
+
+    >>> y = np.array([1.0, 0.0, 0.0, 0.0])
+    >>> p = np.full(4, 0.25)
+    >>> round(fitted_loss(p, y), 6), round(fitted_loss(2 * p, y), 6)
+    (0.562335, 0.562335)
+    """
+    q = np.clip(np.asarray(p, np.float64), 1e-7, 1 - 1e-7)
+    t, y = np.log(q) - np.log1p(-q), np.asarray(y, np.float64)
+    low, high = -30.0, 30.0  # the slope in c, sum (sigmoid(t + c) - y), rises
+    for _ in range(40):
+        c = (low + high) / 2
+        if (1 / (1 + np.exp(-(t + c)))).sum() > y.sum():
+            high = c
+        else:
+            low = c
+    return float((np.logaddexp(0, t + c) - y * (t + c)).mean())

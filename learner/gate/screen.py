@@ -1,0 +1,430 @@
+# core
+"""Whether samples look like the stream that they came from: judged before they are learnt from, by its own clean past.
+
+::
+
+    batch ──► finite predictions? ──► windows: the batch alone, and with what came just before it ──► Refusal | None
+                                      128, 256, ... rows, up to 4,096 rows and a minute of event time
+                     refused or not, it is in the windows of the batches after it
+
+    learnt ──► stretch ──promoted──► clean past (a running mean of some 65,000 rows) ──► bounds
+                  └────went back──► forgotten
+
+Over the rows of a window, with y labels, p predictions and m_k the clean past's figure k::
+
+    labels     sum y / (m sum p)       from .55 to 1.6; from .3 to 3 while the ranking holds (see below)
+    auc        AUC of p for y          above .5 + .4 (m - .5)
+    numbers    share that is not 0     above .6 m, for each window key and for the plain numbers of each side
+    fields     share that is there     above .6 m, for each side, and each field that is nearly always there
+
+Shares are of visits: rows of a page, and pages of a visit, are of one user and tell of him no more than one does. So
+each visitor is counted once in any window, with one row. What comes of the user is counted where the page had it: a
+page that was made without his profile or his windows (:mod:`millrace.contracts.samples` says which) tells nothing of
+them, for guests are normal, and so are deleted users and a Redis that is slow or was emptied.
+
+No bound is broken by a window that is too short to tell. Labels and AUC must be 4.5 standard errors from the clean
+past, a share so far off that chance does it less than once in half a million times
+(:func:`learner.gate.screenkernels.unlikely`). The error of labels is that of independent rows, the error of AUC that of
+independent visits, each times a dispersion which the clean past tells: rows of a page are alike, and a label policy
+brings negatives in lumps. Nor is the error of labels less than if each visit were off by all the clicks expected of
+it: its clicks come at once, the rest of its rows later. Corrections bring clicks of exposures that were predicted as
+negatives before, so their labels count and their predictions do not. That holds under every label policy.
+
+A click rate that doubles from one minute to the next is a sale, and no fault: who clicks on what stays as predictable
+as it was. Flipped or constant labels are not. So between the narrow and the wide bounds of labels, AUC decides.
+
+*Warm-up*: until :data:`WARM_ROWS` rows with :data:`WARM_CLICKS` clicks were promoted, at first and after a
+:meth:`Screen.rebase`, only what is not finite or absurd is refused.
+
+After a poisoned hour the windows hold refused rows. So what comes first after it is refused too: 4,096 rows or a
+minute at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.gate.screenkernels import (
+    AUC_OFF,
+    BINS,
+    CLICKED,
+    CLICKS,
+    FINE,
+    HEAD,
+    KINDS,
+    LABELS,
+    OFF,
+    PREDICTED,
+    ROWS,
+    SHARE,
+    VARIANCE,
+    VISITS,
+    auc,
+    count,
+    judge,
+    meet,
+)
+from learner.gate.verdicts import Refusal
+from millrace.basics.hashing import salt
+from millrace.contracts.samples import FOLLOW_UP, SampleBatch
+from millrace.contracts.schema import SIDES, Schema, Side
+from millrace.versions.image import Array
+
+Sums = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+WARM_ROWS, WARM_CLICKS = 16_384, 500
+"""Promoted rows, and clicks among them, before bounds are made of them."""
+
+_LEAST_SHARE, _ALWAYS = 0.05, 0.95  # shares of the clean past that are judged: of groups and sides, of single fields
+_MOST_DISPERSION, _YOUNG_DISPERSION = 25.0, 2.0
+
+_BLOCK_ROWS, _MOST_BLOCK_ROWS, _BLOCK_MS = 128, 2048, 4000
+_WINDOW_ROWS, _WINDOW_MS, _MOST_BLOCKS = 4096, 60_000, 48
+_MEMORY_ROWS = 65_536
+
+_MOST_NUMBER, _MOST_WEIGHT = 1e30, 1e6
+_VISITORS = 4096  # who are remembered as counted
+_ANY, _PROFILE, _WINDOWS = range(CLICKED)  # kinds of visits: rows that tell of it
+_DAY_MS = 86_400_000
+_TIMES = 15  # newest pages whose median says what time it is
+
+
+@cache
+def warm_up() -> None:
+    """Compiles what a screen will call, once a process: for arrays of messages, which cannot be written to, too."""
+    cat, num, label = np.ones((2, 1), np.int64), np.ones((2, 1), np.float32), np.zeros(2, np.float32)
+    kind, sums = np.zeros(2, np.uint8), np.zeros(HEAD + 1 + 2 * BINS)
+    user, ts_ms = np.ones(2, np.uint64), np.ones(2, np.int64)
+    for writeable in (True, False):
+        for array in (cat, num, label, kind, user, ts_ms):
+            array.flags.writeable = writeable
+        tells = meet(user, ts_ms, kind, label, kind, np.ones(3, np.int64), *_nobody())
+        at, needs, p = np.array([0, 1], np.intp), np.zeros(1, np.intp), np.ones(2, np.float32)
+        count(cat, num, at, needs, label, kind, p, tells, np.zeros((KINDS, 1)), sums)
+    auc(sums)
+    judge(sums[None], np.ones(1), needs, np.zeros(1), np.zeros(1), np.ones(KINDS), 0.5, 1.0, 1.0, 1.0)
+
+
+class _Shares(NamedTuple):
+    """What is counted of numbers and ids: columns that belong together, under a name."""
+
+    check: str  # of verdicts.CHECKS
+    what: str
+    least: float  # it is judged where the clean past's share is as large
+    needs: int  # kind of visits that it is counted of
+
+
+class Usual(NamedTuple):
+    """What the clean past says, G groups of columns."""
+
+    share: Sums  # (G,) of what is counted of them
+    visits: Sums  # (V,) that this is of
+    auc: float
+    factor: float  # labels over predictions
+    dispersion: float  # variance of clicks over that of independent ones
+    auc_dispersion: float  # variance of AUC over that of independent visits
+
+
+class Screen:
+    """Checks samples before they are learnt from. One thread; :meth:`look` once for each micro-batch, then
+    :meth:`learnt` if it was.
+
+    Args:
+        schema: says which columns belong together.
+        ahead_ms: exposures so far ahead of event time are absurd; less than a day counts as a day, for after a quiet
+            night nobody can tell them from the first ones of the morning.
+
+    What it cannot see: labels that are wrong for some rows only, such as a tenth of all flipped, or half of all clicks
+    lost; and a slow poison that moves the clean past with it.
+    """
+
+    def __init__(self, schema: Schema, ahead_ms: int) -> None:
+        warm_up()
+        self.schema, self.ahead_ms = schema, ahead_ms
+        self._shares, self._num_starts, self._cat_of, self._divisor = _groups(schema)
+        self._size = HEAD + len(self._shares) + 2 * BINS
+        self._least = np.array([s.least for s in self._shares])
+        self._needs = np.array([s.needs for s in self._shares], np.intp)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._times: list[int] = []  # of the newest pages met, oldest first
+        self._who, self._last = _nobody()
+        self._met = 0  # rows
+        self._looked: tuple[SampleBatch, Sums] | None = None
+        self._block, self._block_ms = self._nothing(), 0  # the newest rows met, and when the first of them was shown
+        self._blocks, self._began_ms = np.empty((0, self._size)), np.empty(0, np.int64)  # those before it, newest first
+        self._tails = self._blocks  # what windows have behind the open block, shortest first
+        self._piece = np.zeros(4)  # of rows learnt: rows, clicks, expected clicks, their variance
+        self._stretch, self._past = self._nothing(), self._nothing()
+        self._promoted = np.zeros(2)  # rows and clicks, since the last rebase
+        self._usual = self._known()
+
+    @property
+    def warm(self) -> bool:
+        """Whether bounds are known."""
+        return bool((self._promoted >= (WARM_ROWS, WARM_CLICKS)).all())
+
+    @property
+    def now_ms(self) -> int:
+        """Event time that one row cannot move: the median exposure of the newest pages met; 0 before the first."""
+        return sorted(self._times)[(len(self._times) - 1) // 2] if self._times else 0
+
+    def absurd(self, batch: SampleBatch) -> Bools:
+        """Rows that cannot be, whatever the world is like. (B,) Never learnt; kept in quarantine one by one.
+
+        These are rows shown more than ``ahead_ms`` after the median of the newest pages met, with a label outside
+        [0, 1], a weight that is not in (0, 1e6], or a finite number beyond 1e30. (What is not finite is read as 0.)
+        The first page of all is met without anything to compare it with. After a stop of the stream of more than
+        ``ahead_ms``, and of more than a day, eight pages at most are taken for absurd.
+        """
+        if not len(batch):
+            return np.zeros(0, np.bool_)
+        ts_ms = batch.ts_ms
+        pages = np.flatnonzero(ts_ms[1:] != ts_ms[:-1])[-_TIMES:]  # last rows of pages, but for the last page
+        self._times = [*self._times, *ts_ms[pages].tolist(), int(ts_ms[-1])][-_TIMES:]
+        with np.errstate(invalid="ignore"):
+            sound = (batch.label >= 0) & (batch.label <= 1) & (batch.weight > 0) & (batch.weight <= _MOST_WEIGHT)
+            sound |= batch.kind == FOLLOW_UP
+            sound &= ts_ms <= self.now_ms + max(self.ahead_ms, _DAY_MS)
+            if batch.num.size and not (batch.num.max() <= _MOST_NUMBER and batch.num.min() >= -_MOST_NUMBER):
+                size = np.abs(batch.num)
+                sound &= ~((size > _MOST_NUMBER) & (size < np.inf)).any(axis=1)
+        return ~sound
+
+    def look(self, batch: SampleBatch, p: NDArray[np.float32]) -> Refusal | None:
+        """Judges a micro-batch, alone and with the rows that came before it, before it is learnt from.
+
+        Args:
+            p: the model's predictions of it, (B,).
+        """
+        if not len(batch):
+            return None
+        if wrong := int(len(p) - np.isfinite(p).sum()):
+            return Refusal("finite", float(wrong), 0.0, "predictions")
+        sums = self._sums(batch, p)
+        self._looked = (batch, sums)
+        if not sums[ROWS]:
+            return None
+        refusal = None
+        if self.warm:
+            windows = np.empty((2 + len(self._tails), self._size))  # (W, K)
+            windows[0] = sums
+            windows[1:] = sums + self._block
+            windows[2:] += self._tails
+            refusal = self._judge(windows)
+        self._enter(sums, int(batch.ts_ms.max()))
+        return refusal
+
+    def learnt(self, batch: SampleBatch, p: NDArray[np.float32]) -> None:
+        """The batch was learnt: it joins the open stretch."""
+        known = self._looked is not None and self._looked[0] is batch
+        sums = self._looked[1] if known and self._looked is not None else self._sums(batch, p)
+        self._looked = None
+        self._stretch += sums
+        factor = self._usual.factor
+        self._piece += sums[ROWS], sums[CLICKS], factor * sums[PREDICTED], factor * sums[VARIANCE]
+        if self._piece[0] >= _BLOCK_ROWS:
+            _, clicks, expected, variance = self._piece
+            self._stretch[OFF] += (clicks - expected) ** 2 / max(variance, 1.0) * self._piece[0]
+            self._piece[:] = 0
+
+    def promoted(self) -> None:
+        """What was learnt so far is promoted: the open stretch joins the clean past, from which bounds come."""
+        if self._stretch[ROWS]:
+            self._stretch[AUC_OFF] = self._stretch[ROWS] * self._auc_off()
+        self._past *= np.exp(-self._stretch[ROWS] / _MEMORY_ROWS)
+        self._past += self._stretch
+        self._promoted += self._stretch[[ROWS, CLICKS]]
+        self._stretch[:] = 0
+        self._usual = self._known()
+
+    def went_back(self) -> None:
+        """What was learnt since :meth:`promoted` never happened: the open stretch is forgotten."""
+        self._stretch[:] = 0
+        self._piece[:] = 0
+
+    def rebase(self) -> None:
+        """The world has changed: bounds come from what is learnt from now on, after a warm-up."""
+        self.went_back()
+        self._past[:] = 0
+        self._promoted[:] = 0
+        self._usual = self._known()
+        self._block, self._block_ms = self._nothing(), 0
+        self._blocks, self._began_ms = self._blocks[:0], self._began_ms[:0]
+        self._tails = self._blocks
+
+    def snapshot(self) -> dict[str, Array]:
+        """All of it: some 400 kB."""
+        return {
+            "times": np.array(self._times, np.int64),
+            "block": self._block.copy(),
+            "blocks": self._blocks.copy(),
+            "began_ms": np.append(self._began_ms, self._block_ms),
+            "piece": self._piece.copy(),
+            "stretch": self._stretch.copy(),
+            "past": self._past.copy(),
+            "promoted": self._promoted.copy(),
+            "who": self._who.copy(),
+            "last": self._last.copy(),
+            "met": np.array([self._met], np.int64),
+            "columns": self._columns(),
+        }
+
+    def resume(self, state: Mapping[str, Array]) -> None:
+        """The inverse of :meth:`snapshot`. An empty state is a fresh screen, and so is one of other columns.
+
+        Raises:
+            KeyError: an array is missing.
+        """
+        self._begin()
+        if not state or (state["columns"] != self._columns()).any():
+            return
+        self._times = state["times"].tolist()
+        self._block, self._blocks = state["block"].copy(), state["blocks"].copy()
+        self._began_ms, self._block_ms = state["began_ms"][:-1].copy(), int(state["began_ms"][-1])
+        self._piece, self._stretch = state["piece"].copy(), state["stretch"].copy()
+        self._past, self._promoted = state["past"].copy(), state["promoted"].copy()
+        self._who, self._last, self._met = state["who"].copy(), state["last"].copy(), int(state["met"][0])
+        self._usual = self._known()
+        self._make_tails()
+
+    # -- sums of rows ----------------------------------------------------------------------------------------
+
+    def _nothing(self) -> Sums:
+        return np.zeros(self._size)
+
+    def _columns(self) -> Array:
+        """What a state is bound to. (1,)"""
+        return np.array([salt("screen clicked", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
+
+    def _sums(self, batch: SampleBatch, p: NDArray[np.float32]) -> Sums:
+        """What is known of rows, so that it can be added: counts, sums, and clicks and others by logit. (K,)"""
+        sums = self._nothing()
+        clock = np.array([self._met, _WINDOW_ROWS + _MOST_BLOCK_ROWS, _WINDOW_MS + _BLOCK_MS], np.int64)
+        tells = meet(batch.user, batch.ts_ms, batch.kind, batch.label, batch.user_missing, clock, self._who, self._last)
+        self._met += len(batch)
+        there, groups = np.zeros((KINDS, batch.cat.shape[1])), len(self._num_starts) - 1
+        needs = self._needs[:groups]
+        count(batch.cat, batch.num, self._num_starts, needs, batch.label, batch.kind, p, tells, there, sums)
+        sums[HEAD + groups : HEAD + len(self._shares)] = (self._cat_of * there[self._needs[groups:]]).sum(axis=1)
+        return sums
+
+    def _enter(self, sums: Sums, newest_ms: int) -> None:
+        """Rows were met: they are in the windows of those after them."""
+        if not self._block[ROWS]:
+            self._block_ms = newest_ms
+        self._block += sums
+        rows = self._block[ROWS]
+        if rows < _BLOCK_ROWS or (rows < _MOST_BLOCK_ROWS and newest_ms < self._block_ms + _BLOCK_MS):
+            return
+        before = np.cumsum(self._blocks[:, ROWS])  # (n,) rows up to each block
+        within = (before < _WINDOW_ROWS) | (self._began_ms >= newest_ms - _WINDOW_MS)
+        keep = within[: _MOST_BLOCKS - 1]
+        self._blocks = np.concatenate([self._block[None], self._blocks[: _MOST_BLOCKS - 1][keep]])
+        self._began_ms = np.append(self._block_ms, self._began_ms[: _MOST_BLOCKS - 1][keep])
+        self._block, self._block_ms = self._nothing(), 0
+        self._make_tails()
+
+    def _make_tails(self) -> None:
+        """Sums of the newest 1, 2, 4, ... blocks, and of all. (T, K)"""
+        n = len(self._blocks)
+        if n:
+            last = np.append(2 ** np.arange(int(n - 1).bit_length()), n) - 1
+            self._tails = np.cumsum(self._blocks, axis=0)[last]
+
+    # -- bounds ----------------------------------------------------------------------------------------------
+
+    def _known(self) -> Usual:
+        past, shares = self._past, slice(HEAD, HEAD + len(self._shares))
+        visits = past[VISITS : VISITS + KINDS].copy()
+        if not self.warm:
+            return Usual(np.zeros(len(self._shares)), visits, 0.5, 1.0, 1.0, _YOUNG_DISPERSION)
+        return Usual(
+            past[shares] / (self._divisor * np.maximum(visits, 1.0)[self._needs]),
+            visits,
+            auc(past)[0],
+            past[CLICKS] / past[PREDICTED],
+            min(max(1.0, past[OFF] / past[ROWS]), _MOST_DISPERSION),
+            min(max(1.0, past[AUC_OFF] / past[ROWS]), _MOST_DISPERSION),
+        )
+
+    def _auc_off(self) -> float:
+        """The squared distance of the open stretch's AUC to the clean past's, in that of independent visits."""
+        value, deviation = auc(self._stretch)
+        off = ((value - self._usual.auc) / deviation) ** 2
+        return float(off) if self.warm and np.isfinite(off) else _YOUNG_DISPERSION
+
+    def _judge(self, windows: Sums) -> Refusal | None:
+        """The first bound that one of the windows (W, K) breaks."""
+        usual = self._usual
+        what, g, value, bound = judge(
+            windows,
+            self._divisor,
+            self._needs,
+            self._least,
+            usual.share,
+            usual.visits,
+            usual.auc,
+            usual.factor,
+            usual.dispersion,
+            usual.auc_dispersion,
+        )
+        if what == FINE:
+            return None
+        if what == SHARE:
+            return Refusal(self._shares[g].check, value, bound, self._shares[g].what)
+        return Refusal("labels" if what == LABELS else "auc", value, bound)
+
+
+def _nobody() -> tuple[Array, Array]:
+    """No visitor was counted: who, and when, in :func:`learner.gate.screenkernels.meet`."""
+    return np.zeros((_VISITORS, KINDS), np.uint64), np.zeros((_VISITORS, KINDS, 2), np.int64)
+
+
+def _groups(schema: Schema) -> tuple[Sequence[_Shares], NDArray[np.intp], Sums, Sums]:
+    """What is counted together, G1 groups of num and G2 of cat: their names; the first column of each of G1 and
+    the end, (G1 + 1,); which columns count for each of G2, (G2, F); how many columns each has, (G1 + G2,)."""
+    layout = schema.layout
+    starts: list[int] = []
+    shares: list[_Shares] = []
+    for side in SIDES:  # in the order of num
+        columns = [c for c, field in enumerate(layout.plain_fields) if field.of == side]
+        if columns:
+            starts.append(columns[0])
+            shares.append(_Shares("numbers", f"plain numbers of the {side}", _LEAST_SHARE, _needs(side)))
+    keys = schema.windows.keys
+    each = (layout.N - layout.window_start) // len(keys) if keys else 0
+    if each:
+        starts += [layout.window_start + k * each for k in range(len(keys))]
+        of_user = [schema.key_side(key) == "user" for key in keys]
+        shares += [
+            _Shares("numbers", f"windows of {key.name}", _LEAST_SHARE, _WINDOWS if users else _ANY)
+            for key, users in zip(keys, of_user, strict=True)
+        ]
+    widths = np.diff([*starts, layout.N])
+    of: list[Sums] = []
+    for side in SIDES:
+        own = np.zeros(layout.F)
+        own[[c for f, c in zip(layout.cat_fields, layout.cat_starts, strict=True) if f.of == side]] = 1
+        if own.any():
+            shares.append(_Shares("fields", f"{side} side", _LEAST_SHARE, _needs(side)))
+            of.append(own)
+    for field, column in zip(layout.cat_fields, layout.cat_starts, strict=True):
+        own = np.zeros(layout.F)
+        own[column] = 1
+        shares.append(_Shares("fields", field.name, _ALWAYS, _needs(field.of)))
+        of.append(own)
+    matrix = np.array(of) if of else np.empty((0, layout.F))
+    return shares, np.array([*starts, layout.N], np.intp), matrix, np.concatenate([widths, matrix.sum(axis=1)])
+
+
+def _needs(side: Side) -> int:
+    """The kind of visits that tell of a field of that side."""
+    return _PROFILE if side == "user" else _ANY

@@ -1,0 +1,222 @@
+# core
+"""The compiled loops of :mod:`learner.gate.screen`: sums of a micro-batch, and the bounds that its windows must keep.
+
+Symbols: B rows of a batch; F and N columns of ``cat`` and ``num``; V kinds of visits, each with other rows that tell
+of it; W windows; K sums of each, in this order::
+
+    rows, clicks, predicted, variance, corrections, off, auc off
+    V counts of visits
+    G1 counts of numbers that are not 0, G2 counts of ids that are there: of one row of each visit
+    BINS counts of other rows by logit, BINS counts of clicks by logit
+
+All are in one file because numba's on-disk cache does not notice a change in a callee, or a constant, of another one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.basics.compiled import compiled
+
+Array = NDArray[Any]
+
+ROWS, CLICKS, PREDICTED, VARIANCE, CORRECTIONS, OFF, AUC_OFF, VISITS = range(8)
+KINDS = 4
+"""V. A visit of kind 0 is told of by any row; of kinds 1 and 2 by one that does not lack that bit of the user; of kind
+:data:`CLICKED` by a click."""
+CLICKED = 3
+HEAD = VISITS + KINDS
+BINS = 80
+_LOW, _PER_BIN = -9.0, 6.0  # of logits, from -9 to 4.3
+
+DEVIATIONS = 4.5
+"""Standard errors that a figure must be off the clean past at least."""
+NARROW_LOW, NARROW_HIGH, WIDE_LOW, WIDE_HIGH = 0.55, 1.6, 0.3, 3.0
+"""Bounds of labels over predictions, as multiples of the clean past's."""
+_AUC_KEPT, _AUC_HOLDS, _AUC_DOUBT = 0.4, 0.75, 1.5  # parts of AUC - .5; standard errors of the latter
+_SHARE_KEPT = 0.6  # of the clean past's share
+_SHARE_NATS = 13.0  # a share as far off is chance once in half a million times
+_LEAST_CLICKED = 16  # visits of a window with a click, for AUC
+
+FINE, SHARE, LABELS, AUC = range(4)
+"""What :func:`judge` found."""
+
+_CORRECTION, _FOLLOW_UP = 2, 3  # as millrace.contracts.samples has them
+
+
+@compiled
+def count(
+    cat: Array,
+    num: Array,
+    starts: Array,
+    needs: Array,
+    label: Array,
+    kind: Array,
+    p: Array,
+    tells: Array,
+    there: Array,
+    out: Array,
+) -> None:
+    """Adds the sums of a batch to ``out`` (K,), but for those of ids. Follow-ups are passed over.
+
+    Args:
+        starts: first column of each group of ``num``, (G1 + 1,).
+        needs: the kind of visits that each group of ``num`` is counted of, (G1,).
+        tells: whether a row is the one that counts of its visit, (B, V).
+        there: gets how often each column of ``cat`` has an id on the rows that count, (V, F).
+    """
+    groups = len(starts) - 1
+    first = len(out) - 2 * BINS
+    for b in range(len(label)):
+        if kind[b] == _FOLLOW_UP:
+            continue
+        q = min(max(np.float64(p[b]), 1e-7), 1 - 1e-7)
+        out[ROWS] += 1
+        out[CLICKS] += label[b]
+        if kind[b] == _CORRECTION:
+            out[CORRECTIONS] += 1  # its exposure was predicted before
+        else:
+            out[PREDICTED] += q
+            out[VARIANCE] += q * (1 - q)
+        k = min(max(int((np.log(q / (1 - q)) - _LOW) * _PER_BIN), 0), BINS - 1)
+        out[first + k + (BINS if label[b] > 0.5 else 0)] += 1
+        for v in range(KINDS):
+            if not tells[b, v]:
+                continue
+            out[VISITS + v] += 1
+            for c in range(cat.shape[1]):
+                there[v, c] += cat[b, c] != 0
+        for g in range(groups):
+            if not tells[b, needs[g]]:
+                continue
+            n = 0
+            for c in range(starts[g], starts[g + 1]):
+                n += num[b, c] * num[b, c] > 0  # NaN is not
+            out[HEAD + g] += n
+
+
+@compiled
+def meet(
+    user: Array, ts_ms: Array, kind: Array, label: Array, lacks: Array, clock: Array, who: Array, last: Array
+) -> Array:
+    """Which rows count of their visit: the first of a visitor since he was counted ``clock`` ago. (B, V)
+
+    Args:
+        user: whose page it was, (B,).
+        lacks: bits of what the page was made without, (B,).
+        clock: rows met before; then rows, and ms, that must both have passed until a visitor counts again. (3,)
+        who, last: who was counted, (S, V), and when: rows met and ms, (S, V, 2). A visitor has one slot; a later one
+            may take it from him.
+    """
+    tells = np.zeros((len(user), KINDS), np.bool_)
+    slots = np.uint64(len(who))
+    for b in range(len(user)):
+        clock[0] += 1
+        if kind[b] == _FOLLOW_UP:
+            continue
+        s = np.int64((user[b] ^ (user[b] >> np.uint64(32))) % slots)
+        for v in range(KINDS):
+            if v == CLICKED:
+                if label[b] <= 0.5:
+                    continue
+            elif v and lacks[b] >> (v - 1) & 1:
+                continue
+            rows, ms = clock[0] - last[s, v, 0], ts_ms[b] - last[s, v, 1]
+            if who[s, v] == user[b] and last[s, v, 0] and (rows < clock[1] or ms < clock[2]):
+                continue
+            who[s, v], last[s, v, 0], last[s, v, 1] = user[b], clock[0], ts_ms[b]
+            tells[b, v] = True
+    return tells
+
+
+@compiled
+def unlikely(value: float, n: float, usual: float, m: float) -> float:
+    """How unlikely a mean of n is, or a smaller one, where that of m was ``usual``: the logarithm of a bound of the
+    chance, in nats. It holds for independent numbers from 0 to 1, however few they are (Hoeffding 1963, theorem 1)::
+
+        n m / (n + m) KL(value || usual)
+    """
+    told = n * m / (n + m)
+    q = min(max(usual, 0.01), 0.95)
+    x = min(max(value, 0.0), q)
+    nats = (1 - x) * np.log((1 - x) / (1 - q))
+    if x > 0:
+        nats += x * np.log(x / q)
+    return float(told * nats)
+
+
+@compiled
+def auc(sums: Array) -> tuple[float, float]:
+    """(AUC of rows by logit, its standard error where nothing predicts clicks). NaN and infinity with one class only.
+
+    (Mann and Whitney 1947; rows in one bin are ties.) The error is of as many independent rows as there are visits:
+    the rows of one are alike, and a page of clicks beside another one's skips may order them in any way."""
+    first = len(sums) - 2 * BINS
+    others, clicks, pairs = 0.0, 0.0, 0.0
+    for k in range(BINS):
+        n, m = sums[first + k], sums[first + BINS + k]
+        pairs += m * (others + n / 2)
+        others += n
+        clicks += m
+    if others == 0 or clicks == 0:
+        return np.nan, np.inf
+    visits, clicked = sums[VISITS], sums[VISITS + CLICKED]
+    error = np.sqrt((1 / visits + 1 / clicked) / 12) if visits and clicked else np.inf
+    return pairs / (others * clicks), error
+
+
+@compiled
+def judge(
+    windows: Array,
+    divisor: Array,
+    needs: Array,
+    least: Array,
+    share: Array,
+    visits: Array,
+    usual_auc: float,
+    factor: float,
+    dispersion: float,
+    auc_dispersion: float,
+) -> tuple[int, int, float, float]:
+    """The first bound that one of the windows (W, K) breaks: (what, of SHARE the group, value, bound). FINE: none.
+
+    Args:
+        divisor: columns of each group, (G,).
+        needs: the kind of visits that each is of, (G,).
+        least: share of the clean past from which on each is judged, (G,).
+        share, visits, usual_auc, factor, dispersion, auc_dispersion: the clean past's, see
+            :class:`learner.gate.screen.Usual`.
+    """
+    for w in range(len(windows)):
+        sums = windows[w]
+        for g in range(len(share)):
+            n, bound = sums[VISITS + needs[g]], _SHARE_KEPT * share[g]
+            if share[g] < least[g] or not n:
+                continue
+            value = sums[HEAD + g] / (divisor[g] * n)
+            if value < bound and unlikely(value, n, share[g], visits[needs[g]]) > _SHARE_NATS:
+                return SHARE, g, value, bound
+
+        value, deviation = auc(sums)
+        deviation *= np.sqrt(auc_dispersion)
+        holds = value >= 0.5 + _AUC_HOLDS * (usual_auc - 0.5) - _AUC_DOUBT * deviation  # NaN does not
+        low, high = (WIDE_LOW, WIDE_HIGH) if holds else (NARROW_LOW, NARROW_HIGH)
+        expected = max(factor * sums[PREDICTED], 1e-9)
+        # The root of a count has half the deviation of the count over the root of its mean.
+        # Clicks of a visit may all come before what was passed over, or behind it: it may be off by all it expects.
+        variance = max(dispersion * factor * sums[VARIANCE], expected**2 / max(sums[VISITS], 1e-9))
+        below = DEVIATIONS / 2 * np.sqrt(variance / expected)
+        above = DEVIATIONS / 2 * np.sqrt((variance + sums[CORRECTIONS]) / expected)  # when these come is chance, too
+        fewest = min(low * expected, max(np.sqrt(expected) - below - 1, 0.0) ** 2)
+        most = max(high * expected, (np.sqrt(expected) + above) ** 2)
+        if sums[CLICKS] < fewest:
+            return LABELS, 0, sums[CLICKS] / expected, fewest / expected
+        if sums[CLICKS] > most:
+            return LABELS, 0, sums[CLICKS] / expected, most / expected
+        lowest = min(0.5 + _AUC_KEPT * (usual_auc - 0.5), usual_auc - DEVIATIONS * deviation)
+        if sums[VISITS + CLICKED] >= _LEAST_CLICKED and value < lowest:
+            return AUC, 0, value, lowest
+    return FINE, 0, 0.0, 0.0

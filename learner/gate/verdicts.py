@@ -1,0 +1,48 @@
+# core
+"""What a check says of samples or of a model: nothing, or a refusal with the figure and the bound that it broke.
+
+::
+
+    before learning    Screen, Quota                   ──┐
+    each delta         Soundness, Shift                  ├──► Refusal | None ──► learner/gate/promotion.py
+    each snapshot      Soundness of all rows, Heldout  ──┘
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+CHECKS = {
+    "absurd": "a row that cannot be: a date far ahead, a label or a number out of all bounds",
+    "labels": "labels over predictions",
+    "auc": "AUC of incoming labels",
+    "numbers": "share of numbers that are not zero",
+    "fields": "share of ids that are there",
+    "loss": "loss or gradient of a micro-batch",
+    "finite": "tensors, rows and optimiser slots are finite",
+    "bounds": "tensors, rows and optimiser slots keep their bounds",
+    "shift": "mean absolute shift of logits to the version before",
+    "drift": "mean absolute shift of logits to the hourly anchor",
+    "heldout_auc": "AUC on held-out pages below the anchor's",
+    "heldout_loss": "log loss on held-out pages above the anchor's",
+}
+"""Every check by name, and what its figure is."""
+
+
+class Refusal(NamedTuple):
+    """Why samples or a model were refused. ``bound`` is the one that ``value`` broke."""
+
+    check: str  # of CHECKS
+    value: float
+    bound: float
+    what: str = ""  # which column, tensor, slot or id, where that is known
+
+    def __str__(self) -> str:
+        """
+        >>> str(Refusal("labels", 2.4125, 1.6))
+        'labels over predictions: 2.41, beyond 1.6'
+        >>> str(Refusal("finite", float("nan"), 0.0, "dense/second"))
+        'tensors, rows and optimiser slots are finite: dense/second nan, beyond 0'
+        """
+        what = f"{self.what} " if self.what else ""
+        return f"{CHECKS[self.check]}: {what}{self.value:.3g}, beyond {self.bound:.3g}"

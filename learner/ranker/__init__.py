@@ -1,0 +1,2 @@
+# core
+"""The model that ranks: inputs, one step of learning, scoring."""

@@ -1,0 +1,210 @@
+# core
+"""From feature arrays to what a model sees: which id columns go to which table, and how numbers are scaled.
+
+::
+
+    cat (B, F columns) ──► deep fields by embedding width ──► table "w16", "w8" ...   embedding + wide weight
+                       └─► bias fields and crosses        ──► table "w0"              wide weight only
+    num (B, N)         ─┬► finite, then raw or log          (the running normalisation is the network's, it is learnt)
+                        └► columns with transform "bucket"  ──► one more id column each, as a deep field
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise, product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.network.models.base import Columns
+from learner.tables import kernels
+from millrace.basics.hashing import U64, combine, salt
+from millrace.contracts.schema import Schema
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+_MAX_CROSS_COLUMNS = 16
+"""A cross of multi-valued fields crosses their slots; no more combinations than this are made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The id columns of one table. C columns, F fields of embedding width D (0: wide only)."""
+
+    name: str
+    width: int
+    columns: NDArray[np.intp]  # (C,) columns of cat, past its F columns those of the buckets
+    starts: NDArray[np.int32]  # (F + 1,) first column of each field, in this group
+    fields: tuple[str, ...]
+
+
+class Inputs:
+    """The input side of a model with this schema.
+
+    Args:
+        width: default embedding width; 0 makes every field wide only (logistic regression).
+        own_widths: whether a field's own width counts; else all have ``width``.
+        squash: every number is fed as its logarithm, whatever the schema says (shares in [0, 1] hardly change).
+        buckets: Q, quantile buckets of a number with the transform "bucket".
+        bucket_width: embedding width of buckets whose field names none.
+    """
+
+    def __init__(
+        self, schema: Schema, width: int, own_widths: bool, squash: bool, buckets: int = 10, bucket_width: int = 4
+    ) -> None:
+        layout = schema.layout
+        self.layout = layout
+        # A model that has learnt nothing predicts the schema's prior rate, not one half. Otherwise a young model would
+        # first have to move its intercept there, and would predict far too many clicks on the way.
+        rate = min(max(schema.windows.prior_rate, 0.001), 0.999)
+        self.prior_logit = math.log(rate / (1 - rate))
+        by_width: dict[int, list[tuple[str, int, int]]] = {}  # name, first column and columns of each field
+        for field, first in zip(layout.cat_fields, layout.cat_starts, strict=True):
+            own = 0 if field.bias or not width else (field.width or width) if own_widths else width
+            by_width.setdefault(own, []).append((field.name, first, field.slots))
+        self.bucket_columns = _bucket_columns(schema)  # (C,) of num
+        self.bucket_names = tuple(layout.num_names[c] for c in self.bucket_columns.tolist())
+        for j, (column, name) in enumerate(zip(self.bucket_columns.tolist(), self.bucket_names, strict=True)):
+            named = layout.plain_fields[column].width if column < layout.window_start else None
+            own = (named or bucket_width) if own_widths and width else width
+            by_width.setdefault(own, []).append((name, layout.F + j, 1))
+        self.bucket_ids = _bucket_ids(self.bucket_names, buckets)  # (C, Q)
+        self.crosses = _crosses(schema)
+        self.cross_names = schema.crosses
+        if self.crosses:
+            by_width.setdefault(0, [])
+        self.groups = tuple(_group(w, by_width[w]) for w in sorted(by_width, reverse=True))
+        self.deep = tuple(g for g in self.groups if g.width)
+        ends = np.cumsum([0, *(len(g.fields) * g.width for g in self.groups)]).tolist()
+        self.spans = tuple(pairwise(ends))  # of each group's embeddings, all side by side
+        self.deep_columns: int = ends[-1]
+        self.plain_columns = np.setdiff1d(np.arange(layout.N), self.bucket_columns)  # of num, those fed as numbers
+        self.number_names = tuple(layout.num_names[c] for c in self.plain_columns.tolist())
+        chosen = self.plain_columns if squash else np.intersect1d(_log_columns(schema), self.plain_columns)
+        self.log_columns = np.searchsorted(self.plain_columns, chosen)
+        self.one_event = self.plain(_one_event(schema)[None])[0]
+        """(P,) by how much one event can move each number that the network sees; 0 where this is not known."""
+
+    @property
+    def numbers(self) -> int:
+        """Numeric columns that the network sees: N but those in buckets."""
+        return len(self.plain_columns)
+
+    @property
+    def columns(self) -> Columns:
+        """What the inputs are called."""
+        shallow = [f for g in self.groups if not g.width for f in g.fields]
+        crosses = ["*".join(names) for names in self.cross_names]
+        fields, widths = tuple(g.fields for g in self.deep), tuple(g.width for g in self.deep)
+        return Columns(fields, widths, self.number_names, self.bucket_names, (*shallow, *crosses))
+
+    def ids(self, group: Group, cat: Ids) -> Ids:
+        """The id columns of a group's table. (B, C), crosses included in the wide-only one"""
+        own = cat[:, group.columns]
+        if group.width or not self.crosses:
+            return own
+        unsigned: U64 = np.ascontiguousarray(cat).view(np.uint64)
+        made: list[Ids] = [
+            combine(seed, *(unsigned[:, c] for c in columns)).view(np.int64) for seed, columns in self.crosses
+        ]
+        return np.column_stack([own, *made])
+
+    def bucketed(self, cat: Ids, num: Floats, edges: Floats) -> Ids:
+        """``cat`` with one more column for each number in buckets: the id of its bucket, (B, F + C).
+
+        ``edges`` (C, Q - 1), ascending: x is in bucket ``|{k: edges_k <= x}|``. Edges that are infinite are not known
+        yet; all is missing (0) then. ``num`` (B, N) must be finite.
+        """
+        if not len(self.bucket_columns):
+            return cat
+        wide = np.empty((len(cat), cat.shape[1] + len(self.bucket_columns)), np.int64)
+        wide[:, : cat.shape[1]] = cat
+        kernels.buckets(num, self.bucket_columns, edges, self.bucket_ids, wide[:, cat.shape[1] :])
+        return wide
+
+    def finite(self, num: Floats) -> tuple[Floats, int]:
+        """Numbers (B, N) with what is not finite as 0; how many were not."""
+        bad = 0
+        finite = np.isfinite(num)
+        if not finite.all():
+            bad = int(finite.size - finite.sum())
+            num = np.where(finite, num, np.float32(0))
+        return num, bad
+
+    def plain(self, num: Floats) -> Floats:
+        """What the network sees of finite numbers: log columns as ``sign(x) log1p(|x|)``, none that is in buckets."""
+        if len(self.bucket_columns):
+            num = num[:, self.plain_columns]
+        if len(self.log_columns):
+            whole = len(self.log_columns) == num.shape[1]
+            part = num if whole else num[:, self.log_columns]
+            part = np.copysign(np.log1p(np.abs(part)), part)
+            if whole:
+                num = part
+            else:
+                num = num.copy()
+                num[:, self.log_columns] = part
+        return np.ascontiguousarray(num, np.float32)
+
+
+def _group(width: int, fields: list[tuple[str, int, int]]) -> Group:
+    columns: list[int] = []
+    starts = [0]
+    for _, first, slots in fields:
+        columns.extend(range(first, first + slots))
+        starts.append(len(columns))
+    names = tuple(name for name, _, _ in fields)
+    return Group(f"w{width}", width, np.array(columns, np.intp), np.array(starts, np.int32), names)
+
+
+def _bucket_columns(schema: Schema) -> NDArray[np.intp]:
+    """Columns of num that are fed as quantile buckets: plain fields that say so, and all window statistics."""
+    layout = schema.layout
+    chosen = [i for i, f in enumerate(layout.plain_fields) if f.transform == "bucket"]
+    if schema.windows.transform == "bucket":
+        chosen += range(layout.window_start, layout.N)
+    return np.array(chosen, np.intp)
+
+
+def _bucket_ids(names: tuple[str, ...], buckets: int) -> Ids:
+    """The feature id of each column's buckets, (C, Q)."""
+    ids = np.empty((len(names), buckets), np.int64)
+    for row, name in zip(ids, names, strict=True):
+        row[:] = combine(salt("bucket", name), np.arange(1, buckets + 1, dtype=np.uint64)).view(np.int64)
+    return ids
+
+
+def _crosses(schema: Schema) -> list[tuple[np.uint64, tuple[int, ...]]]:
+    """Salt and columns of cat of each crossed column."""
+    layout = schema.layout
+    at = {f.name: range(s, s + f.slots) for f, s in zip(layout.cat_fields, layout.cat_starts, strict=True)}
+    made: list[tuple[np.uint64, tuple[int, ...]]] = []
+    for names in schema.crosses:
+        seed = salt("cross", *names)
+        combinations = list(product(*(at[n] for n in names)))[:_MAX_CROSS_COLUMNS]
+        made.extend((seed, columns) for columns in combinations)
+    return made
+
+
+def _log_columns(schema: Schema) -> NDArray[np.intp]:
+    """Columns of num that are fed as logarithms: plain fields that say so, and window counts (rates are raw)."""
+    layout = schema.layout
+    chosen = [i for i, f in enumerate(layout.plain_fields) if f.transform == "log"]
+    if schema.windows.transform == "log":
+        chosen += [i for i in range(layout.window_start, layout.N) if "_rate." not in layout.num_names[i]]
+    return np.array(chosen, np.intp)
+
+
+def _one_event(schema: Schema) -> Floats:
+    """By how much the first event can move each column of num: a count by 1, a smoothed rate by ``1 / (1 + s)`` (s: the
+    prior weight). 0 for plain numbers and means, of whose units nothing is known. (N,)"""
+    windows, layout = schema.windows, schema.layout
+    moved = np.zeros(layout.N, np.float32)
+    actions = len(windows.actions)
+    block = moved[layout.window_start :].reshape(-1, 2 * actions - 1 + len(windows.means))
+    block[:, :actions] = 1
+    block[:, actions : 2 * actions - 1] = 1 / (1 + windows.prior_weight)
+    return moved

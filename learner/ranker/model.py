@@ -1,0 +1,501 @@
+# core
+"""The model that learns. What scorers hold of it is in learner/serving/serving.py.
+
+One step of learning::
+
+    ids ──read──► values of the distinct ids ──pool──► embeddings (B, F, D) ──► network ──► logit + wide ──► loss
+    tables ◄─write─ gradient of the distinct ids ◄─spread─ gradients (B, F, D) ◄─────────── (p - y)
+              row-wise Adagrad, FTRL                              Adam on the network's flat vector
+
+with, for sample b of weight w_b and label y_b (w_u: the wide weight of id u; v_u: its embedding)::
+
+    t_b = f(pooled v of b, x_b) + sum_{u of b} w_u + prior     p_b = sigmoid(t_b)
+    loss = sum_b w_b (-y_b log p_b - (1 - y_b) log(1 - p_b)) / sum_b w_b
+    slope_b = w_b (p_b - y_b)                                  the gradient of w_b's term by t_b
+
+Symbols: B samples of a batch; F categorical columns of ``cat`` and N numbers of ``num`` (the schema's); C id columns
+and D embedding width of one table; U distinct ids of a batch in it; E embedding columns of all tables side by side.
+
+Nothing is written before loss and gradients are known to be finite and in bounds.
+
+Beside the ranker a retrieval head may learn from the same samples (learner/retrieval/retrieval.py)::
+
+    batch ──► the step above ──sound──► head.take(batch)      its tables are among the model's: "retrieval_user", ...
+                             └─refused─► neither learns
+
+Its tables travel, are kept, grow old and resume as the others do. They are left out of versions in between, and are
+never what a scorer ranks with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from learner.network import elementwise
+from learner.network.backward import Aside
+from learner.network.dense import DenseState
+from learner.network.models import Columns, Network, network_of
+from learner.network.models.delays import Delays
+from learner.network.models.norm import InputNorm
+from learner.network.models.spec import Spec, read_spec
+from learner.ranker.buckets import Reservoir
+from learner.ranker.guard import LossGuard
+from learner.ranker.inputs import Group, Inputs
+from learner.ranker.sampling import chosen
+from learner.ranker.slices import Part, Slices
+from learner.ranker.step import Gradient, Inference, WrittenStep, dense_step, set_mode
+from learner.retrieval.retrieval import RetrievalHead
+from learner.tables import kernels
+from learner.tables.kernels import EMPTY
+from learner.tables.table import Block, Rates, SparseTable
+from millrace.basics.errors import SnapshotError
+from millrace.basics.hashing import salt
+from millrace.contracts.samples import FOLLOW_UP, SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.labels import asks, weigh, weighs
+from millrace.versions.image import RETRIEVAL_TABLES, Array, Image, below, split
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+_MINUTE_MS = 60_000
+_EXPIRE_MIN = 60  # rows are looked over for their age no oftener than this, in minutes of event time
+
+
+@dataclass(frozen=True, slots=True)
+class LearnReport:
+    """What became of a batch: mean ``loss`` before the step, ``rows`` learnt, or why the batch was ``skipped``.
+
+    ``refused`` counts rows with a label outside [0, 1] or an unusable weight. ``bad_numbers`` counts features that were
+    not finite (they are read as 0). ``left_out`` counts the negatives that down-sampling passed over.
+    """
+
+    loss: float
+    rows: int
+    skipped: str | None = None
+    refused: int = 0
+    bad_numbers: int = 0
+    left_out: int = 0
+
+
+def build_network(columns: Columns, spec: Spec, seed: int) -> Network:
+    """The untrained network of a spec over inputs with these names."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return network_of(spec.model)(columns.shape, spec)
+
+
+def build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
+    """The input side of a model, and its untrained network."""
+    kind = network_of(spec.model)
+    width = spec.width if kind.deep else 0
+    squash = spec.numerics == "squash"
+    inputs = Inputs(schema, width, kind.own_widths, squash, spec.buckets, spec.bucket_width)
+    network = build_network(inputs.columns, spec, seed)
+    if isinstance(network.scale, InputNorm):
+        network.scale.one_event = torch.from_numpy(inputs.one_event)
+    return inputs, network
+
+
+def head_of(schema: Schema, spec: Spec, seed: int) -> RetrievalHead | None:
+    """The untrained retrieval head of a spec; None where it asks for none.
+
+    Raises:
+        SettingError: the schema has no field of users, or none of items.
+    """
+    return RetrievalHead(schema, spec, seed) if spec.retrieval_width else None
+
+
+def head_columns(schema: Schema) -> Array:
+    """What the small state of a retrieval head is bound to: which columns describe users and items, in this order.
+    (1,)"""
+    sides = [f"{f.of} {f.kind} {f.name} {f.slots}" for f in schema.fields if f.of in ("user", "item")]
+    return np.array([salt("retrieval columns", *sides)], np.uint64)
+
+
+def _bucketed(inputs: Inputs, network: Network, cat: Ids, num: Floats) -> Ids:
+    """``cat`` (B, F) with the ids of quantile buckets of ``num`` (B, N), by the edges that the network holds.
+    (B, F + buckets)"""
+    return inputs.bucketed(cat, num, network.edges.numpy()) if len(inputs.bucket_columns) else cat
+
+
+def _wide(blocks: Sequence[Block], size: int, base: float) -> Floats:
+    """The wide part, ``base + sum_u w_u`` over the ids u of each sample. (B,)"""
+    wide = np.full(size, base, np.float32)  # (B,)
+    for block in blocks:
+        kernels.wide_sum(block.wide, block.inverse, wide)  # (U,) at (B, C) into (B,)
+    return wide
+
+
+def score_with(inputs: Inputs, inference: Inference, tables: Mapping[str, Any], cat: Ids, num: Floats) -> Floats:
+    """Probabilities (B,) in evaluation mode. ``tables`` have ``read``."""
+    if not len(cat):
+        return np.empty(0, np.float32)
+    num, _ = inputs.finite(num)  # (B, N)
+    cat, num = _bucketed(inputs, inference.network, cat, num), inputs.plain(num)  # (B, F + buckets), (B, N - buckets)
+    blocks = [tables[g.name].read(inputs.ids(g, cat)) for g in inputs.groups]
+    t = inference.logits(blocks, num) + _wide(blocks, len(cat), inputs.prior_logit)  # (B,)
+    p: Floats = torch.sigmoid(torch.from_numpy(t)).numpy()  # (B,)
+    return p
+
+
+class OnlineModel:
+    """A model that learns batch by batch. One thread at a time.
+
+    Args:
+        schema: gives the meaning of the arrays; a model is bound to it.
+        spec: some or all values of :class:`~learner.network.models.spec.Spec`.
+        seed: of the first weights. Two models with equal schema, spec, seed, thread count and batches are equal to
+            the last bit.
+
+    Raises:
+        SettingError: the spec has an unknown name or value.
+
+    A shop of two fields. Ids are hashed per field by whoever makes the features; here they are made by hand::
+
+        >>> import numpy as np
+        >>> from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+        >>> from millrace.contracts.schema import parse_schema
+        >>> schema = parse_schema('''
+        ... name = "tiny"
+        ... [[fields]]
+        ... name = "item_id"
+        ... of = "item"
+        ... [[fields]]
+        ... name = "price"
+        ... of = "item"
+        ... kind = "numeric"
+        ... [windows]
+        ... days = [1]
+        ... actions = ["exposure", "click"]
+        ... ''')
+        >>> schema.layout.cat_names, schema.layout.num_names
+        (('item_id',), ('price',))
+        >>> model = OnlineModel(schema, {"model": "wide_deep", "hidden": [16]}, seed=0)
+
+    Item 11 is clicked whenever it is shown, item 22 never::
+
+        >>> B = 64
+        >>> clicked = np.arange(B) % 2 == 0
+        >>> batch = SampleBatch(
+        ...     request=("page",), page=np.zeros(B, np.int32), position=np.arange(B, dtype=np.int32),
+        ...     user=np.ones(B, np.uint64), item=np.ones(B, np.uint64), ts_ms=np.full(B, 1_700_000_000_000),
+        ...     kind=np.where(clicked, POSITIVE, NEGATIVE).astype(np.uint8), label=clicked.astype(np.float32),
+        ...     weight=np.ones(B, np.float32), actions=np.ones(B, np.uint8),
+        ...     cat=np.where(clicked, 11, 22)[:, None], num=np.full((B, 1), 9.5, np.float32),
+        ...     score=np.full(B, np.nan, np.float32), version=np.full(B, -1), arm=np.zeros(B, np.uint8),
+        ...     origin_ms=np.zeros(B, np.int64), policy=np.zeros(B, np.uint8), user_missing=np.zeros(B, np.uint8))
+        >>> reports = [model.learn(batch) for _ in range(20)]
+        >>> reports[0].rows, reports[0].skipped, reports[-1].loss < reports[0].loss
+        (64, None, True)
+
+    Scoring writes nothing, so an item that was never seen (33) gets an answer and no row::
+
+        >>> p = model.score(np.array([[11], [22], [33]]), np.full((3, 1), 9.5, np.float32))
+        >>> bool(p[0] > p[2] > p[1]), model.rows
+        (True, 2)
+
+    A snapshot holds the whole state: another model goes on from it as if it were this one::
+
+        >>> twin = OnlineModel(schema, model.spec, seed=1)
+        >>> twin.resume(*model.snapshot())
+        >>> twin.learn(batch) == model.learn(batch)
+        True
+    """
+
+    def __init__(self, schema: Schema, spec: Mapping[str, Any], seed: int) -> None:
+        self.schema, self.seed = schema, seed
+        self._spec = read_spec(spec)
+        self._inputs, self.network = build(schema, self._spec, seed)
+        s = self._spec
+        rates = Rates(s.embedding_rate, 1e-6, s.ftrl_alpha, s.ftrl_beta, s.ftrl_l1, s.ftrl_l2)
+        age = round(s.max_age_days * 1440)
+        self.tables = {
+            g.name: SparseTable(g.width, rates, s.max_rows, age, s.admit, s.embedding_scale, _table_salt(g, seed))
+            for g in self._inputs.groups
+        }
+        self.head = head_of(schema, s, seed)
+        if self.head is not None:
+            self.tables |= self.head.tables
+        self.serving = build(schema, self._spec, seed)[1] if s.averaging else self.network
+        for parameter in self.serving.parameters():
+            parameter.requires_grad_(self.serving is self.network)
+        self.dense = DenseState(self.network, self.serving, s.dense, s.dense_rate, s.averaging, s.step_rows)
+        self.reservoir = Reservoir(len(self._inputs.bucket_columns))
+        self.delays = Delays(self.network.delays, round(s.settled_minutes * _MINUTE_MS))
+        self.guard = LossGuard(s.loss_ratio)
+        self._step = dense_step(self._inputs, self.network, s.products == "bfloat16")
+        self._inference = Inference(self._inputs, self.serving)
+        self.newest_ms = 0  # newest exposure learnt from
+        self._expired_min = 0
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Everything needed to build this model again, JSON-able."""
+        spec: dict[str, Any] = msgspec.to_builtins(self._spec)
+        return spec
+
+    @property
+    def columns(self) -> Columns:
+        """What the inputs are called: to be kept with a snapshot, for a model with other inputs to go on from it."""
+        return self._inputs.columns
+
+    @property
+    def rows(self) -> int:
+        """Rows in all tables, those of the retrieval head with them."""
+        return sum(len(t) for t in self.tables.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of tables and network with their optimisers' state, in bytes."""
+        dense = 4 * (5 * self.dense.weights.numel() + self.dense.buffers.numel())
+        head = 0 if self.head is None else self.head.nbytes
+        return dense + head + sum(t.nbytes for t in self.tables.values())
+
+    def score(self, cat: Ids, num: Floats) -> Floats:
+        """Click probabilities (B,) of feature rows cat (B, F), num (B, N). Reads only; unknown ids read as zero."""
+        return score_with(self._inputs, self._inference, self.tables, cat, num)
+
+    def knows(self, field: str, cat: Ids) -> NDArray[np.bool_]:
+        """Whether there is a row for the (first) id that each row of cat (n, F) has in a categorical field. (n,)"""
+        column = self.schema.layout.cat_names.index(field)
+        group = next(g for g in self._inputs.groups if field in g.fields)
+        known: NDArray[np.bool_] = self.tables[group.name].index.find(np.ascontiguousarray(cat[:, column])) != EMPTY
+        return known
+
+    def learn(self, batch: SampleBatch, before_writing: Callable[[], None] | None = None) -> LearnReport:
+        """One step on ``batch``; follow-ups in it are passed over. A batch with a loss or gradient that is not
+        finite, or beyond the spec's bounds, is refused whole: weights, statistics and tables stay as they were, and
+        the retrieval head learns nothing of it.
+
+        Args:
+            before_writing: called once before anything that a :class:`~learner.ranker.still.Still` reads is written;
+                not at all for a batch that writes nothing.
+        """
+        label, weight = batch.label, batch.weight  # (B,), (B,)
+        with np.errstate(invalid="ignore"):
+            usable = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)  # (B,)
+        usable |= batch.kind == FOLLOW_UP
+        refused = int(len(batch) - usable.sum())
+        usable &= batch.kind != FOLLOW_UP
+        shown = batch if usable.all() else batch.take(usable)  # all of it the head is told of: its negatives are others
+        batch = shown
+        if self._spec.negative_keep < 1:
+            batch = shown.take(chosen(shown, self._spec.negative_keep))
+        left_out = len(shown) - len(batch)
+        label, weight = batch.label, batch.weight
+        size = len(batch)  # B from here on
+        if not size:
+            if self.head is not None and len(shown):
+                self.head.take(shown)
+            return LearnReport(0.0, 0, None, refused, 0, left_out)
+        finite, bad = self._inputs.finite(batch.num)  # (B, N)
+        cat = _bucketed(self._inputs, self.network, batch.cat, finite)  # (B, F + buckets)
+        num = self._inputs.plain(finite)  # (B, N - buckets)
+        blocks = [self.tables[g.name].read(self._inputs.ids(g, cat), True) for g in self._inputs.groups]
+
+        set_mode(self.network, training=True)
+        before = self.dense.buffers.clone()
+        # Leaving out negatives raises the share of clicks. The constant ln(negative_keep) makes up for it while
+        # learning, and only then: so the rest of the model, and what is served, answers for the whole stream.
+        shift = math.log(self._spec.negative_keep)
+        wide = _wide(blocks, size, self._inputs.prior_logit - shift)  # (B,)
+        logits = self._step.forward(blocks, num)  # (B,)
+        weighing = weighs(batch.policy)
+        if weighing:  # the label policy's own weights
+            p = torch.sigmoid(torch.from_numpy(logits + wide + np.float32(shift))).numpy()  # (B,)
+            early = self.delays.early(batch.position, batch.cat)  # (B,)
+            weight = weight * weigh(batch.policy, batch.kind, p, early)  # (B,)
+        y, w = (np.ascontiguousarray(a, np.float32) for a in (label, weight))  # (B,), (B,)
+        losses, slope = np.empty(size, np.float32), np.empty(size, np.float32)  # (B,), (B,): see the module's head
+        loss = elementwise.logistic(logits, wide, y, w, losses, slope) / float(w.sum(dtype=np.float64))
+        problem = self._unsound(loss)
+        guard = self.guard.snapshot()
+        if problem is None and self.guard.exploded(losses, w, y > 0.5):
+            problem, guard = "loss_jumped", self.guard.snapshot()
+        grads: list[Gradient] = []
+        if problem is None:
+            grads = self._step.backward(slope / np.float32(size))  # a (B, F D) for each table with embeddings
+            problem = self._unsound_gradient(grads, size)
+        if problem is not None:
+            self.dense.buffers.copy_(before)
+            self.guard.resume(guard)
+            return LearnReport(loss, 0, problem, refused, bad, left_out)
+
+        if before_writing is not None:
+            before_writing()
+        self.dense.learn(size)
+        if weighing:
+            asking = asks(batch.policy)  # under the other policies "early" means something else
+            if asking.any():
+                self.delays.learn(batch if asking.all() else batch.take(asking))
+        if self.reservoir.add(finite[:, self._inputs.bucket_columns]):
+            self.network.edges.copy_(torch.from_numpy(self.reservoir.edges(self._spec.buckets)))
+        newest = int(batch.ts_ms.max())
+        self.newest_ms = max(self.newest_ms, newest)
+        now_min = self.newest_ms // _MINUTE_MS
+        self._write(blocks, grads, slope, size, now_min)
+        if self.head is not None:
+            self.head.take(shown)
+        if now_min >= self._expired_min + max(_EXPIRE_MIN, round(self._spec.max_age_days * 60)):  # a 24th of the age
+            self._expired_min = now_min
+            for table in self.tables.values():
+                table.expire(now_min)
+        return LearnReport(loss, size, None, refused, bad, left_out)
+
+    def share(self, aside: Aside | None) -> None:
+        """Leaves a part of each step's matrix products to another thread; what is learnt is the same to the bit."""
+        if isinstance(self._step, WrittenStep):
+            self._step.written.products.aside = aside
+
+    def _write(self, blocks: list[Block], grads: list[Gradient], slope: Floats, size: int, now_min: int) -> None:
+        """The sparse step, for ``slope`` (B,). Gradients are sums over samples (not means), so a row's step does not
+        depend on how many other samples happened to be in the batch."""
+        leaves = iter(grads)
+        for group, block in zip(self._inputs.groups, blocks, strict=True):
+            grad_wide = np.zeros(len(block.ids), np.float32)  # (U,)
+            kernels.wide_spread(slope, block.inverse, grad_wide)  # (B,) at (B, C) into (U,)
+            grad_embedding = np.zeros((len(block.ids), group.width), np.float32)  # (U, D)
+            if group.width:
+                leaf = next(leaves)
+                factor = np.float32(size)  # the network's gradient is of the mean; this makes it a sum
+                kernels.spread(leaf.array, leaf.at, factor, block.inverse, group.starts, grad_embedding)
+            self.tables[group.name].write(block, grad_embedding, grad_wide, now_min)
+
+    def _unsound(self, loss: float) -> str | None:
+        if not np.isfinite(loss):
+            return "loss_not_finite"
+        return "loss_exploded" if loss > self._spec.max_loss else None
+
+    def _unsound_gradient(self, grads: list[Gradient], size: int) -> str | None:
+        norms = [float(self.dense.gradient.norm())]
+        norms += [g.norm * size**0.5 for g in grads]
+        if not all(np.isfinite(n) for n in norms):
+            return "gradient_not_finite"
+        return "gradient_exploded" if max(norms) > self._spec.max_gradient else None
+
+    # -- versions --------------------------------------------------------------------------------------------
+
+    def changes(self, dense: bool = True, retrieval: bool = True) -> Image:
+        """The rows touched or removed since the last call, and all ``dense`` tensors and the tables of the
+        ``retrieval`` head unless told otherwise. Values are whole, not differences. What is left out is not lost: any
+        later call has it as it is then.
+        """
+        tensors = self.dense.changes() if dense else {}
+        told = {n: t for n, t in self.tables.items() if retrieval or n not in RETRIEVAL_TABLES}
+        return Image(tensors, {name: table.changes() for name, table in told.items()})
+
+    def snapshot(self) -> Part:
+        """The whole state: what serves, and what only training needs. :meth:`resume` goes on from it bit for bit.
+
+        Shares no memory with the model. What :meth:`changes` has not yet given stays to be given. It copies all rows at
+        once; :meth:`slices` gives the same while the model goes on learning.
+        """
+        dense, own = self.dense.snapshot()
+        tables = {}
+        training: dict[str, Array] = {f"dense/{n}": a for n, a in own.items()}
+        for name, table in self.tables.items():
+            tables[name], own = table.snapshot()
+            training |= {f"table/{name}/{n}": a for n, a in own.items()}
+        return Image(dense, tables), training | self.small_state()
+
+    def slices(self, rows: int = 100_000) -> Slices:
+        """Begins a snapshot that is copied ``rows`` rows at a time, between steps. One that has begun is given up."""
+        return Slices(self, rows)
+
+    def small_state(self) -> dict[str, Array]:
+        """What a snapshot has besides tables and dense tensors."""
+        state: dict[str, Array] = {f"delays/{n}": a for n, a in self.delays.snapshot().items()}
+        if len(self._inputs.bucket_columns):
+            state |= {f"sample/{n}": a for n, a in self.reservoir.snapshot().items()}
+        if self.head is not None:
+            state |= {f"retrieval/{n}": a for n, a in self.head.small_state().items()}
+            state["retrieval/columns"] = head_columns(self.schema)
+        state["guard"] = self.guard.snapshot()
+        state["clock"] = np.array([self.newest_ms, self._expired_min, self.seed], np.int64)
+        return state
+
+    def resume(
+        self, snapshot: Image | Iterable[tuple[Image, Mapping[str, Array]]], training: Mapping[str, Array] | None = None
+    ) -> None:
+        """Takes over the snapshot of a model with this schema and spec. Whatever this one had learnt is gone; its seed
+        becomes the snapshot's.
+
+        A retrieval head is optional to both. Where the snapshot has none this model's begins empty; where this model
+        has none the snapshot's is passed over.
+
+        Args:
+            snapshot: a whole image with its ``training``, or without it the parts of a snapshot, in order. They are
+                taken one by one: a reader of files need not hold more than one.
+
+        Raises:
+            SnapshotError: the snapshot is of another model, or has no end; this one stays as it was.
+        """
+        parts = [(snapshot, training or {})] if isinstance(snapshot, Image) else snapshot
+        fresh = OnlineModel(self.schema, self.spec, self.seed)
+        dense: dict[str, Array] = {}
+        state: dict[str, Array] = {}
+        heads: set[int] = set()  # how many tables of a head each part has
+        try:
+            for image, own in parts:
+                ranker, head = split(image)
+                known = {name for name in fresh.tables if name not in RETRIEVAL_TABLES}
+                heads.add(len(head.tables))
+                if set(ranker.tables) != known or len(heads) > 1 or heads - {0, len(RETRIEVAL_TABLES)}:
+                    raise KeyError("other tables")
+                for name in known if fresh.head is None else image.tables:
+                    fresh.tables[name].resume(image.tables[name], below(f"table/{name}/", own))
+                dense |= image.dense
+                state |= {n: a for n, a in own.items() if not n.startswith("table/")}
+            fresh._settle(with_delays(dense, self.network), state)
+            if fresh.head is not None:
+                fresh.head.reseed(fresh.seed)
+                if heads != {0}:
+                    fresh.head.resume_small(below("retrieval/", state))
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise SnapshotError(
+                f"the snapshot is not of a '{self._spec.model}' with this schema and spec ({error})",
+                "start with an empty model folder, or with the settings it was made with",
+            ) from None
+        if fresh.seed != self.seed:  # first values of rows depend on it
+            fresh = self._reseeded(fresh, fresh.seed)
+        self.network, self.serving = fresh.network, fresh.serving
+        self._step, self._inference = fresh._step, fresh._inference
+        self.dense, self.tables, self.reservoir, self.guard = fresh.dense, fresh.tables, fresh.reservoir, fresh.guard
+        self.delays, self.head = fresh.delays, fresh.head
+        self.seed, self.newest_ms, self._expired_min = fresh.seed, fresh.newest_ms, fresh._expired_min
+
+    def _settle(self, dense: dict[str, Array], state: Mapping[str, Array]) -> None:
+        """Takes over what is not in tables."""
+        if set(dense) != set(self.dense.names):
+            raise KeyError("other tensors")
+        self.dense.resume(dense, below("dense/", state))
+        if "delays/clock" in state:  # older snapshots have none
+            self.delays.resume(below("delays/", state))
+        if len(self._inputs.bucket_columns):
+            self.reservoir.resume(below("sample/", state))
+        if "guard" in state:  # older snapshots have none
+            self.guard.resume(state["guard"])
+        self.newest_ms, self._expired_min, self.seed = (int(v) for v in state["clock"])
+
+    def _reseeded(self, fresh: OnlineModel, seed: int) -> OnlineModel:
+        for group in self._inputs.groups:
+            fresh.tables[group.name].salt = np.uint64(_table_salt(group, seed))
+        return fresh
+
+
+def with_delays(dense: dict[str, Array], network: Network) -> dict[str, Array]:
+    """A snapshot's dense tensors. One from before click delays were learnt gets weights that know nothing of them."""
+    return dense if "delays" in dense else {**dense, "delays": np.zeros(tuple(network.delays.shape), np.float32)}
+
+
+def _table_salt(group: Group, seed: int) -> int:
+    return int(salt("first values", group.name, str(seed)))

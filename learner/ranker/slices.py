@@ -1,0 +1,267 @@
+# core
+"""A snapshot that is made beside learning: in slices, each copied between two steps.
+
+A copy that is made while the rows go on changing is fuzzy. What changed under it is copied once more, and what changed
+under that, until little is left; the rest is copied at one moment, the boundary of a version. (Virtual machines are
+moved so while they run: Clark et al., "Live migration of virtual machines", NSDI 2005, section 3.)
+
+::
+
+    rows of a table   [ copied | copied | copied | not yet ........ ]      next(): one slice more
+                          ▲ touched again, or removed: kept track of          ▲ touched: will be copied anyway
+    learning          ─── step ─ step ─ step ─ step ─ step ──────►
+    parts             1 ─ 2 ─ 3 ─ ... ─ k │ touched since, again and again │ finish(): the last few + dense tensors
+
+Each part says which rows it has, and which ids went. Applied in order (``Image.apply``), the parts are the snapshot of
+the moment of :meth:`Slices.finish`, bit for bit. After each part, what they make up is a subset of the rows of some
+moment; so whoever loads them never needs room for more.
+
+In memory there is one part at a time, and a number for each row that was touched behind the copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from learner.tables import kernels
+from learner.tables.index import Ids, RowNumbers
+from learner.tables.kernels import AGAIN
+from learner.tables.table import SparseTable, first_of_each
+from millrace.basics.errors import SnapshotError
+from millrace.versions.modelstore import Array, Image, TableRows
+
+if TYPE_CHECKING:
+    from learner.ranker.model import OnlineModel
+
+Part = tuple[Image, dict[str, Array]]
+"""What serves, and what only training needs: for the rows of this part, in the order of its ids."""
+
+_ALL = 2**31 - 1
+_FEW = 8  # the last part may have an eighth of a slice's rows, and what is touched until it is due
+_OVERTIME = 4  # rounds of corrections, each as long as the copy at most: rows may change faster than they are copied
+_SOME = 100_000  # rows and ids that may always be kept track of: a megabyte
+_NOT_ROWS = ("admission", "counters")
+
+
+class Copy:
+    """How far a table has been copied. The table reports to it what it does to its rows.
+
+    ``copied``: rows below this number are in a part. A row beyond it is copied when its turn comes, whatever happens to
+    it before.
+    """
+
+    def __init__(self, table: SparseTable) -> None:
+        self.table = table
+        self.copied = 0
+        self._again: list[RowNumbers] = []
+        self._gone: list[Ids] = []
+        if table.copy is not None:
+            table.copy.end()
+        table.copy = self
+
+    def touched(self, rows: RowNumbers) -> None:
+        """Copied rows that were written to, and have their mark."""
+        self._again.append(rows)
+
+    def removed(self, ids: Ids) -> None:
+        """Ids that have no row any more."""
+        self._gone.append(ids)
+        if self.behind > max(_SOME, 4 * self.table.index.max_rows):  # nobody takes the parts: memory has a bound
+            self.end()
+
+    @property
+    def begun(self) -> bool:
+        return self.table.copy is self
+
+    @property
+    def behind(self) -> int:
+        """Rows and ids that a part has as they are no longer."""
+        return sum(map(len, self._again)) + sum(map(len, self._gone))
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row has been copied once."""
+        return self.copied == _ALL
+
+    def take(self, most: int, again: bool) -> tuple[TableRows, dict[str, Array], int]:
+        """A part of at most ``most`` rows and ids, and how many these are.
+
+        Ids that went come first, and rows only with the last of them. So an id that came back is in no part before the
+        one that takes it away; and what the parts make up never has rows of two different moments, more than the table
+        had room for.
+
+        Args:
+            again: rows that were touched behind the copy, not new ones.
+        """
+        table = self.table
+        gone = _some(self._gone, most, np.int64)
+        left = most - len(gone)  # 0 while more ids wait
+        if again:
+            rows = np.sort(_some(self._again, left, np.int32))
+            rows = rows[first_of_each(rows) & (table.index.ids_of(rows) != 0)]
+            kernels.unmark(table.index.marks, table.index.at["mark"], rows, AGAIN)
+        else:
+            end = min(self.copied + left, table.index.used)
+            rows = table.index.live(self.copied, end)
+            self.copied = _ALL if end >= table.index.used else end
+        serving, training = table.part(rows)
+        return TableRows(serving.ids, serving.columns, gone), training, len(gone) + len(rows)
+
+    def end(self) -> None:
+        """Nothing is kept track of any more."""
+        index = self.table.index
+        for rows in self._again:
+            kernels.unmark(index.marks, index.at["mark"], rows, AGAIN)
+        self._again, self._gone = [], []
+        if self.begun:
+            self.table.copy = None
+
+
+class Slices:
+    """A snapshot of a model in the making. The model learns between any two calls.
+
+    Call :meth:`next` until it gives None, each time between two steps of learning; then at once
+    :meth:`OnlineModel.changes`, which makes the boundary of a version, and :meth:`finish`. The parts belong together in
+    the order in which they came. To call ``finish`` after something was learnt since the version is the mistake to make
+    here: the snapshot would have what no delta had.
+
+    Args:
+        rows: of a slice. 100,000 take some 10 ms and, with D = 16, 10 MB.
+    """
+
+    def __init__(self, model: OnlineModel, rows: int) -> None:
+        if rows < 1:
+            raise ValueError(f"slices of {rows} rows; give 1 or more")
+        self._model, self._rows = model, rows
+        self._tables = model.tables
+        self._copies = {name: Copy(table) for name, table in model.tables.items()}
+        self._overtime = 0
+
+    @property
+    def behind(self) -> int:
+        """Rows that were touched, and ids that were removed, since a part had them."""
+        return sum(c.behind for c in self._copies.values())
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row has been copied once. From then on rows change faster than they should be left to: call
+        :meth:`next` after each step."""
+        return all(c.whole for c in self._copies.values())
+
+    def next(self) -> Part | None:
+        """The next part; None when the rest is little enough to be copied at once.
+
+        Raises:
+            SnapshotError: another snapshot has begun since, or the model has resumed one.
+        """
+        self._check()
+        if not self.whole:
+            return self._part(again=False)
+        bound = sum(map(len, self._tables.values())) * _OVERTIME
+        if self.behind <= self._rows // _FEW or self._overtime > bound:
+            return None
+        self._overtime += self._rows
+        return self._part(again=True)
+
+    def finish(self) -> Part:
+        """The last part: what was touched and removed since, dense tensors, and the small state of training.
+
+        To be called right after :meth:`OnlineModel.changes`, nothing learnt between, once :meth:`next` gave None.
+
+        Raises:
+            SnapshotError: not all rows have been copied yet, another snapshot has begun since, or the model has resumed
+                one.
+        """
+        self._check()
+        if not self.whole:
+            raise SnapshotError("a snapshot was finished before all its rows were copied", "call next() until None")
+        image, training = self._part(again=True, most=_ALL)
+        image.dense, own = self._model.dense.snapshot()
+        training |= {f"dense/{n}": a for n, a in own.items()}
+        for name, table in self._tables.items():
+            training |= {f"table/{name}/{n}": a for n, a in table.rest().items()}
+        training |= self._model.small_state()
+        self.abandon()
+        return image, training
+
+    def abandon(self) -> None:
+        """Nothing is kept track of any more: what was copied will not be used."""
+        for copy in self._copies.values():
+            copy.end()
+
+    def _check(self) -> None:
+        if self._model.tables is not self._tables or not all(c.begun for c in self._copies.values()):
+            raise SnapshotError(
+                "a snapshot in slices was given up: another one has begun, or nobody took its parts", "begin again"
+            )
+
+    def _part(self, again: bool, most: int | None = None) -> Part:
+        """A part has every table, those whose turn it is not without rows."""
+        left = self._rows if most is None else most
+        tables: dict[str, TableRows] = {}
+        training: dict[str, Array] = {}
+        for name, copy in self._copies.items():
+            turn = left > 0 and (again or not copy.whole)
+            tables[name], own, used = copy.take(left if turn else 0, again or copy.whole)
+            training |= {f"table/{name}/{n}": a for n, a in own.items()}
+            left -= used
+        return Image({}, tables), training
+
+
+def merge(parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Part:
+    """The plain pair that the parts of a snapshot make up: as :meth:`OnlineModel.snapshot` gives it.
+
+    Raises:
+        KeyError: a column is missing from a part.
+    """
+    dense: dict[str, Array] = {}
+    rest: dict[str, Array] = {}
+    found: dict[str, list[TableRows]] = {}
+    for image, training in parts:
+        dense.update(image.dense)
+        rest.update({n: a for n, a in training.items() if not _of_rows(n)})
+        for name, rows in image.tables.items():
+            own = {n: a for n, a in training.items() if _of_rows(n) and n.startswith(f"table/{name}/")}
+            found.setdefault(name, []).append(TableRows(rows.ids, {**rows.columns, **own}, rows.removed))
+    tables: dict[str, TableRows] = {}
+    columns: dict[str, Array] = {}
+    for name, changes in found.items():
+        rows = _newest(changes)
+        columns |= {n: rows.columns.pop(n) for n in list(rows.columns) if _of_rows(n)}
+        tables[name] = rows
+    return Image(dense, tables), {**columns, **rest}
+
+
+def _of_rows(name: str) -> bool:
+    """Whether a training array has a value for each row of a table."""
+    return name.startswith("table/") and name.rsplit("/", 1)[-1] not in _NOT_ROWS
+
+
+def _newest(changes: list[TableRows]) -> TableRows:
+    """The rows that a table has after changes in this order, by id."""
+    ids = np.concatenate([c.ids for c in changes])
+    when = np.repeat(np.arange(len(changes)), [len(c.ids) for c in changes])
+    order = np.argsort(ids, kind="stable")
+    rows = order[::-1][first_of_each(ids[order][::-1])][::-1]  # of the rows of an id, the newest
+    gone, first = np.unique(np.concatenate([c.removed for c in changes][::-1]), return_index=True)
+    went = np.repeat(np.arange(len(changes)), [len(c.removed) for c in changes])[::-1]
+    if len(gone):  # a part's ids go before its rows come
+        at = np.minimum(np.searchsorted(gone, ids[rows]), len(gone) - 1)
+        rows = rows[(gone[at] != ids[rows]) | (went[first][at] <= when[rows])]
+    return TableRows(ids[rows], {n: np.concatenate([c.columns[n] for c in changes])[rows] for n in changes[0].columns})
+
+
+def _some(lists: list[Any], most: int, dtype: type) -> Any:
+    """Takes arrays off a list, until they have ``most`` numbers or it is empty; one is cut in two where need be."""
+    taken: list[Any] = [np.empty(0, dtype)]
+    while lists and most > 0:
+        array = lists.pop()
+        if len(array) > most:
+            lists.append(array[most:])
+            array = array[:most]
+        taken.append(array)
+        most -= len(array)
+    return np.concatenate(taken)

@@ -1,0 +1,178 @@
+# core
+"""The dense side of a step of learning: pooled embeddings and numbers through the network, and gradients back.
+
+Two ways have the same result (to rounding): :class:`WrittenStep`, where learner/network/backward.py has the
+network's passes written out, and :class:`AutogradStep`, for every network.
+
+Symbols: B samples; F fields of a group and D their embedding width; E the embedding columns of all groups side by side
+(the sum of their F D); N numbers; I = E + N input columns of the network; U distinct ids of a batch in one table.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learner.network.backward import Workspace, WrittenPass, scale_numbers, written_pass
+from learner.network.models import Network
+from learner.ranker.inputs import Inputs
+from learner.tables import kernels
+from learner.tables.table import Block
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """d loss / d embeddings of one group: columns ``at`` to ``end`` of ``array`` (B, >= E).
+
+    Of this batch only: the next batch writes to the same array.
+    """
+
+    array: Floats
+    at: int
+    end: int
+
+    @property
+    def norm(self) -> float:
+        """Its Euclidean length."""
+        return float(torch.linalg.vector_norm(torch.from_numpy(self.array)[:, self.at : self.end]))
+
+
+class DenseStep(Protocol):
+    """The network's half of a step of learning. A model has one and calls it once a batch.
+
+    :meth:`backward` follows its :meth:`forward` at once or not at all (a batch that is refused). The caller has set
+    the network to training mode. Likely mistake: to keep what :meth:`backward` returned beyond the next batch.
+    """
+
+    def forward(self, blocks: Sequence[Block], num: Floats) -> Floats:
+        """The network's logits (B,) of each group's ``blocks`` and num (B, N). Running statistics advance."""
+        ...
+
+    def backward(self, slope: Floats) -> list[Gradient]:
+        """Writes the network's gradients for ``slope`` = d loss / d logit (B,), where ``p.grad`` points.
+
+        Returns:
+            d loss / d embeddings of each group that has embeddings, in the groups' order.
+        """
+        ...
+
+
+def dense_step(inputs: Inputs, network: Network, half: bool = False) -> DenseStep:
+    """The faster of the two for this network.
+
+    Args:
+        half: matrix products in bfloat16, where the network's passes are written out.
+    """
+    written = written_pass(network, half)
+    return AutogradStep(inputs, network) if written is None else WrittenStep(inputs, network, written)
+
+
+def pool(inputs: Inputs, blocks: Sequence[Block], out: Floats) -> None:
+    """Embeddings of all groups side by side in the first columns of ``out`` (B, >= E)."""
+    for (at, _), group, block in zip(inputs.spans, inputs.groups, blocks, strict=True):
+        if group.width:
+            kernels.pool(block.embedding, block.inverse, group.starts, out, at)
+
+
+def embeddings(inputs: Inputs, blocks: Sequence[Block], size: int) -> list[Tensor]:
+    """The same as a network's ``forward`` takes them: (B, F, D) of each group with embeddings. ``size`` is B."""
+    out = np.empty((size, inputs.deep_columns), np.float32)  # (B, E)
+    pool(inputs, blocks, out)
+    flat = torch.from_numpy(out)
+    return [
+        flat[:, at:end].view(size, len(group.fields), group.width)  # (B, F, D)
+        for (at, end), group in zip(inputs.spans, inputs.groups, strict=True)
+        if group.width
+    ]
+
+
+class Inference:
+    """The network's logits in evaluation mode. Reads only; several threads may call it at once.
+
+    Args:
+        own: holds the working memory of each thread, where that is shared with others; in ``own.room``.
+    """
+
+    def __init__(self, inputs: Inputs, network: Network, own: threading.local | None = None) -> None:
+        self.inputs, self.network = inputs, network
+        self._written = written_pass(network)
+        self._own = own or threading.local()
+
+    def logits(self, blocks: Sequence[Block], num: Floats) -> Floats:
+        """Logits (B,) of each group's ``blocks`` and num (B, N)."""
+        if self._written is None:
+            set_mode(self.network, training=False)
+            with torch.inference_mode():
+                out: Floats = self.network(embeddings(self.inputs, blocks, len(num)), torch.from_numpy(num)).numpy()
+            return out
+        room: Workspace | None = getattr(self._own, "room", None)
+        if room is None:
+            room = self._own.room = Workspace()
+        x = room.take("x", len(num), self.network.shape.flat)  # (B, I)
+        pool(self.inputs, blocks, x.numpy())
+        if self.network.shape.numbers:
+            scale_numbers(self.network, num, x.numpy(), self.inputs.deep_columns, False)
+        return self._written.infer(x, room)
+
+
+def set_mode(network: Network, training: bool) -> None:
+    """Sets training or evaluation mode, if the network is not in it: to set the mode visits every module."""
+    if network.training is not training:
+        network.train(training)
+
+
+class WrittenStep:
+    """A :class:`DenseStep` by passes that are written out."""
+
+    def __init__(self, inputs: Inputs, network: Network, written: WrittenPass) -> None:
+        self.inputs, self.network, self.written = inputs, network, written
+        self._room = Workspace()
+
+    def forward(self, blocks: Sequence[Block], num: Floats) -> Floats:
+        x = self._room.take("x", len(num), self.network.shape.flat)  # (B, I)
+        pool(self.inputs, blocks, x.numpy())
+        if self.network.shape.numbers:
+            scale_numbers(self.network, num, x.numpy(), self.inputs.deep_columns, True)
+        return self.written.forward(x)
+
+    def backward(self, slope: Floats) -> list[Gradient]:
+        array = self.written.backward(slope, self.inputs.deep_columns).numpy()  # (B, >= E)
+        return [Gradient(array, at, end) for at, end in self.inputs.spans if end > at]
+
+
+class AutogradStep:
+    """A :class:`DenseStep` by torch's autograd."""
+
+    def __init__(self, inputs: Inputs, network: Network) -> None:
+        self.inputs, self.network = inputs, network
+        self._leaves: list[Tensor] = []
+        self._logits = torch.empty(0)
+
+    def forward(self, blocks: Sequence[Block], num: Floats) -> Floats:
+        parts = embeddings(self.inputs, blocks, len(num))  # (B, F, D) each
+        self._leaves = [part.contiguous().requires_grad_(True) for part in parts]
+        self._logits = self.network(self._leaves, torch.from_numpy(num))  # (B,)
+        logits: Floats = self._logits.detach().numpy()
+        return logits
+
+    def backward(self, slope: Floats) -> list[Gradient]:
+        for parameter in self.network.parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+        self._logits.backward(torch.from_numpy(slope))  # type: ignore[no-untyped-call]
+        found = []
+        for leaf in self._leaves:
+            grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            array = grad.flatten(1).contiguous().numpy()  # (B, F D)
+            found.append(Gradient(array, 0, array.shape[1]))
+        self._leaves, self._logits = [], torch.empty(0)
+        return found

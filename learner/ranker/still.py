@@ -1,0 +1,48 @@
+# core
+"""Scores by a model as it was before the batch that it is learning just now.
+
+::
+
+    one thread    still.refresh() ──► model.learn(batch, before_writing=wait)   reads │ wait for the other │ writes
+    another                      └──► still.score(rows)          reads the same ──────┘
+
+A step of learning reads first (ids, forward, backward) and writes last. What it changes early are the buffers of the
+network (running statistics), so those alone are copied. Weights and tables are the model's own: they cost nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.network.models.spec import read_spec
+from learner.ranker.model import OnlineModel, build, score_with
+from learner.ranker.step import Inference
+
+
+class Still:
+    """A model's :meth:`~learner.ranker.model.OnlineModel.score`, to the bit, from :meth:`refresh` until the model
+    next writes.
+
+    For one run over a log: made from a model that is not resumed meanwhile. Likely mistake: to score after the model
+    has written and before the next :meth:`refresh`; statistics would then be older than weights.
+    """
+
+    def __init__(self, model: OnlineModel) -> None:
+        self._model = model
+        self._inputs, network = build(model.schema, read_spec(model.spec), model.seed)
+        for own, theirs in zip(network.parameters(), model.serving.parameters(), strict=True):
+            own.data = theirs.data  # the same memory
+            own.requires_grad_(False)
+        self._pairs = list(zip(network.buffers(), model.network.buffers(), strict=True))
+        self._inference = Inference(self._inputs, network)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes the running statistics as they are now. The model must not be learning."""
+        for own, theirs in self._pairs:
+            own.data.copy_(theirs.data)
+
+    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Click probabilities (B,) of feature rows cat (B, F), num (B, N). Reads only."""
+        return score_with(self._inputs, self._inference, self._model.tables, cat, num)

@@ -1,0 +1,161 @@
+# core
+"""What a model is to those around it: the verbs of a model of one's own, and what a learner asks of any model.
+
+::
+
+    your class   score, learn, snapshot, resume                 :class:`Verbs`
+        │ learner/custom/own.py wraps it, and adds versions, slices, refusals
+    a model      ... and changes, slices, tables, knows, ...    :class:`Learning`    model.py is the other one
+
+Symbols: B rows of a batch; F categorical columns of ``cat`` and N numbers of ``num``, as ``schema.layout`` names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sized
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.versions.image import Array, Image
+
+if TYPE_CHECKING:
+    from learner.network.models import Columns
+    from learner.ranker.model import LearnReport
+    from learner.retrieval.retrieval import RetrievalHead
+
+TRAINING = "training/"
+"""Names of arrays that begin with it are of use to learning alone: they are in snapshots, and never reach a scorer."""
+
+
+class Verbs(Protocol):
+    """A model of your own, named ``module:Class`` in ``MILLRACE_MODEL`` or ``--model``.
+
+    It is made as ``Class(schema, spec, seed)``: ``schema.layout`` says what the columns of ``cat`` and ``num`` are
+    called, ``spec`` is the object of ``MILLRACE_MODEL_SPEC`` (a dict, perhaps empty), ``seed`` an int. The learner
+    makes one, and one more after each batch that it had to refuse; a scorer makes one in each worker for each version.
+    So to make one must be quick, and must neither start threads nor open files.
+
+    One thread calls an object at a time. No other verb is ever called, and nobody reads its attributes.
+    """
+
+    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Click probabilities p (B,) in [0, 1] of the rows cat (B, F), num (B, N).
+
+        Called by the learner before each batch is learnt (it is judged on that), and by each scorer once a page, with
+        all candidates (some hundred rows) at a time; at least one row.
+
+        ``cat`` holds ids: hashes that mean nothing but equality, 0 where a value is missing. Ids that were never seen
+        before come all the time. ``num`` is always finite here. Neither can be written to: a page logs the same arrays.
+
+        Never change anything in it, not even a table entry for an unseen id. That is the mistake to make here: many
+        libraries create what they look up, and a scorer would grow with every page.
+        """
+
+    def learn(self, batch: SampleBatch) -> LearnReport | None:
+        """Learns from ``batch``: cat, num, label (B,) in [0, 1] and weight (B,) > 0, most often 0 or 1 and 1.
+
+        Called by the learner alone, every ``batch_ms`` or ``batch_rows`` rows, with at least one row, and often with
+        just one. Follow-ups, labels and weights that are unusable, and numbers that are not finite never come here. The
+        arrays cannot be written to.
+
+        Whatever it raises refuses the batch: the object is thrown away, and another one goes on from before the batch.
+        A report is optional; with one, its loss need not be computed by scoring the batch once more.
+
+        The mistake to make here: to draw from a random generator, or to read a clock. Two objects of one seed that
+        learn the same batches must be equal to the bit, or a refused batch changes what was learnt before it. Draw from
+        a generator that ``seed`` made and that the snapshot keeps.
+        """
+
+    def snapshot(self) -> Mapping[str, Array]:
+        """The whole state as arrays by name: of floats, integers or bools, all floats finite, none sharing memory with
+        the object. Names are always the same; shapes may change. Those that begin with ``training/`` stay with the
+        learner.
+
+        Called with each delta that carries the weights (``MILLRACE_DELTA_SECONDS``), and after as many rows as make it
+        cheap. All of it lies in memory a few times over, and a delta carries a gibibyte at most, which is the bound.
+
+        The mistake to make here: to give the live arrays. What was published would go on changing.
+        """
+
+    def resume(self, arrays: Mapping[str, Array]) -> None:
+        """Becomes what :meth:`snapshot` gave, to the bit. The arrays are yours to keep and to write to.
+
+        Called once on a fresh object: by the learner with all of them, by a scorer without those of ``training/``. An
+        object that was resumed without them is never asked to learn.
+
+        Raise ``ValueError`` or ``KeyError`` where they are not of this model. The mistake to make here: to forget
+        something that decides what comes next, as an optimiser's momentum or a counter of steps.
+        """
+
+
+class Scoring(Protocol):
+    """What predicts: a model that learns, or one that serves."""
+
+    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+class Predicting(Scoring, Protocol):
+    """What is asked of a model by those who judge it by its predictions alone."""
+
+    schema: Schema
+    newest_ms: int
+
+
+class Learning(Protocol):
+    """What trainer, versions and service ask of a model: :class:`~learner.ranker.model.OnlineModel`, or a model of
+    one's own in :class:`~learner.custom.own.OwnModel`. One thread at a time."""
+
+    schema: Schema
+    seed: int
+    newest_ms: int
+    """Newest exposure learnt from."""
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Everything needed to make it again, JSON-able."""
+
+    @property
+    def columns(self) -> Columns: ...
+
+    @property
+    def tables(self) -> Mapping[str, Sized]:
+        """Tables of rows by id. A model of one's own has none."""
+
+    @property
+    def head(self) -> RetrievalHead | None: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+    def knows(self, field: str, cat: NDArray[np.int64]) -> NDArray[np.bool_]: ...
+
+    def learn(self, batch: SampleBatch) -> LearnReport: ...
+
+    def changes(self, dense: bool = True, retrieval: bool = True) -> Image: ...
+
+    def snapshot(self) -> tuple[Image, dict[str, Array]]: ...
+
+    def slices(self, rows: int = 100_000) -> Slicing: ...
+
+    def resume(
+        self, snapshot: Image | Iterable[tuple[Image, Mapping[str, Array]]], training: Mapping[str, Array] | None = None
+    ) -> None: ...
+
+
+class Slicing(Protocol):
+    """A snapshot in the making; see :class:`~learner.ranker.slices.Slices`."""
+
+    def next(self) -> tuple[Image, dict[str, Array]] | None: ...
+
+    def finish(self) -> tuple[Image, dict[str, Array]]: ...
+
+    def abandon(self) -> None: ...

@@ -1,0 +1,2 @@
+# core
+"""The model that recalls: item vectors, the user's tower, their step."""

@@ -1,0 +1,481 @@
+# core
+"""The compiled loops of the retrieval head and its tower. Plain Python semantics, no allocation, the GIL released.
+
+They are apart from learner/tables/kernels.py because numba's on-disk cache does not notice a change in a callee of
+another file; nothing here calls anything there.
+
+Symbols: B clicks of a micro-batch, n items, C categorical columns and P numbers of an item, S = C + 2 P features of an
+item, U distinct ids of a table's block, D width of the factors, H clicks of a history, R items of the register, A items
+of a micro-batch, the first M of them clicked or drawn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from millrace.basics.compiled import compiled
+
+Array = NDArray[Any]
+
+EMPTY = -1
+_STEP = 0.5  # distance of knots, in units of log(1 + |x|)
+_FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
+
+
+# -- features of an item ----------------------------------------------------------------------------------------------
+
+
+@njit(inline="always")
+def _fields(cat: Any, n: Any, starts: Any, share: Any, ids: Any, weights: Any) -> None:
+    """The features of row n of ``cat``: the ids of field f share a weight of ``share[f]``."""
+    for f in range(len(starts) - 1):
+        first, last = starts[f], starts[f + 1]
+        present = 0
+        for c in range(first, last):
+            if cat[n, c] != 0:
+                present += 1
+        weight = share[f] / np.float32(max(present, 1))
+        for c in range(first, last):
+            there = weight > 0 and cat[n, c] != 0
+            ids[n, c] = cat[n, c] if there else 0
+            weights[n, c] = weight if there else np.float32(0)
+
+
+@compiled
+def user_features(cat: Array, starts: Array, share: Array, ids: Array, weights: Array) -> None:
+    """Ids and weights (n, C) of users' columns ``cat`` (n, C). Field f has the columns from ``starts[f]`` on, and the
+    weight ``share[f]``; starts (F + 1,), share (F,)."""
+    for n in range(len(cat)):
+        _fields(cat, n, starts, share, ids, weights)
+
+
+@compiled
+def item_features(
+    cat: Array, plain: Array, starts: Array, share: Array, knots: Array, ids: Array, weights: Array
+) -> None:
+    """Ids and weights (n, S) of items' columns ``cat`` (n, C) and numbers ``plain`` (n, P).
+
+    A number is two features, the knots (P, K) on both sides of ``t = sign(x) log(1 + |x|)``, weighed by how near it is
+    to each. So what is learnt of it is a piecewise linear curve. One that is not finite has none.
+    """
+    columns, count = cat.shape[1], knots.shape[1]
+    middle = count // 2
+    for n in range(len(cat)):
+        _fields(cat, n, starts, share, ids, weights)
+        for p in range(plain.shape[1]):
+            x, at = plain[n, p], columns + 2 * p
+            if not np.isfinite(x):
+                ids[n, at] = ids[n, at + 1] = 0
+                weights[n, at] = weights[n, at + 1] = np.float32(0)
+                continue
+            t = np.log1p(np.abs(np.float64(x))) / _STEP
+            t = min(max((t if x >= 0 else -t) + middle, 0.0), count - 1.0)
+            k = min(np.int64(t), count - 2)
+            part = np.float32(t - k)
+            ids[n, at], ids[n, at + 1] = knots[p, k], knots[p, k + 1]
+            weights[n, at], weights[n, at + 1] = np.float32(1) - part, part
+
+
+@compiled
+def pool(values: Array, inverse: Array, weights: Array, out: Array) -> None:
+    """``out[n] = sum_s weights[n, s] values[inverse[n, s]]``; values (U, D), inverse and weights (n, S), out (n, D)."""
+    width = values.shape[1]
+    for n in range(len(inverse)):
+        for d in range(width):
+            out[n, d] = np.float32(0)
+        for s in range(inverse.shape[1]):
+            u = inverse[n, s]
+            if u != EMPTY:
+                w = weights[n, s]
+                for d in range(width):
+                    out[n, d] += w * values[u, d]
+
+
+@compiled
+def pool_wide(values: Array, inverse: Array, weights: Array, out: Array) -> None:
+    """As :func:`pool`, of values (U,) into out (n,)."""
+    for n in range(len(inverse)):
+        total = np.float32(0)
+        for s in range(inverse.shape[1]):
+            u = inverse[n, s]
+            if u != EMPTY:
+                total += weights[n, s] * values[u]
+        out[n] = total
+
+
+@compiled
+def spread(grad: Array, inverse: Array, weights: Array, out: Array) -> None:
+    """The transpose of :func:`pool`: ``out[inverse[n, s]] += weights[n, s] grad[n]``."""
+    width = grad.shape[1]
+    for n in range(len(inverse)):
+        for s in range(inverse.shape[1]):
+            u = inverse[n, s]
+            if u != EMPTY:
+                w = weights[n, s]
+                for d in range(width):
+                    out[u, d] += w * grad[n, d]
+
+
+@compiled
+def spread_wide(grad: Array, inverse: Array, weights: Array, out: Array) -> None:
+    """The transpose of :func:`pool_wide`."""
+    for n in range(len(inverse)):
+        for s in range(inverse.shape[1]):
+            u = inverse[n, s]
+            if u != EMPTY:
+                out[u] += weights[n, s] * grad[n]
+
+
+# -- the register of items --------------------------------------------------------------------------------------------
+
+USED, HAND, RING_USED, RING_AT = 0, 1, 2, 3  # places in the register's counts
+
+
+@njit(inline="always")
+def _home(key: Any, shift: Any) -> Any:
+    return np.int64((np.uint64(key) * _FIBONACCI) >> np.uint64(shift))
+
+
+@njit(inline="always")
+def _seek(slots: Any, shift: Any, keys: Any, key: Any) -> Any:
+    """Entry of an item's key, or EMPTY; linear probing. ``slots`` hold ``~entry``, 0 is free."""
+    slot = _home(key, shift)
+    while slots[slot] != 0:
+        entry = ~slots[slot]
+        if keys[entry] == key:
+            return np.int64(entry)
+        slot = (slot + 1) & (len(slots) - 1)
+    return np.int64(EMPTY)
+
+
+@njit(inline="always")
+def _drop(slots: Any, shift: Any, keys: Any, key: Any) -> None:
+    """Takes a key out of the slots, shifting followers back so that no tombstone is needed."""
+    mask = len(slots) - 1
+    slot = _home(key, shift)
+    while keys[~slots[slot]] != key:
+        slot = (slot + 1) & mask
+    hole, probe = slot, slot
+    while True:
+        probe = (probe + 1) & mask
+        if slots[probe] == 0:
+            break
+        home = _home(keys[~slots[probe]], shift)
+        if ((probe - home) & mask) >= ((probe - hole) & mask):
+            slots[hole] = slots[probe]
+            hole = probe
+    slots[hole] = 0
+
+
+@njit(inline="always")
+def _put(slots: Any, shift: Any, key: Any, entry: Any) -> None:
+    slot = _home(key, shift)
+    while slots[slot] != 0:
+        slot = (slot + 1) & (len(slots) - 1)
+    slots[slot] = ~np.int32(entry)
+
+
+@compiled
+def enter(slots: Array, shift: int, keys: Array, entries: Array) -> None:
+    """Makes the slots of these entries, whose keys are there."""
+    for i in range(len(entries)):
+        _put(slots, shift, keys[entries[i]], entries[i])
+
+
+@compiled
+def entries_of(slots: Array, shift: int, keys: Array, wanted: Array, out: Array) -> None:
+    """``out[i]``: entry of the key ``wanted[i]``, EMPTY where it is 0 or not there."""
+    for i in range(len(wanted)):
+        out[i] = EMPTY if wanted[i] == 0 else _seek(slots, shift, keys, wanted[i])
+
+
+@njit(inline="always")
+def _entry(slots: Any, shift: Any, keys: Any, shown: Any, clicks: Any, counts: Any, key: Any) -> Any:
+    """Entry of an item that is shown; a new one if it has none.
+
+    When all R entries are taken, one that was not shown since the hand last passed, and is not in the ring of clicks,
+    makes room (the clock algorithm: Corbato 1968). There is always one: the ring is shorter than the register.
+    """
+    entry = _seek(slots, shift, keys, key)
+    if entry == EMPTY:
+        if counts[USED] < len(keys):
+            entry = counts[USED]
+            counts[USED] += 1
+        else:
+            hand = counts[HAND]
+            while shown[hand] or clicks[hand] > 0:
+                shown[hand] = False
+                hand = hand + 1 if hand + 1 < len(keys) else 0
+            entry = hand
+            counts[HAND] = hand + 1 if hand + 1 < len(keys) else 0
+            _drop(slots, shift, keys, keys[entry])
+        keys[entry] = key
+        _put(slots, shift, key, entry)
+    shown[entry] = True
+    return entry
+
+
+@njit(inline="always")
+def _click(ring: Any, clicks: Any, counts: Any, entry: Any) -> None:
+    """Puts a click into the ring; the oldest goes when it is full."""
+    at = counts[RING_AT]
+    if counts[RING_USED] == len(ring):
+        clicks[ring[at]] -= 1
+    else:
+        counts[RING_USED] += 1
+    ring[at] = entry
+    clicks[entry] += 1
+    counts[RING_AT] = at + 1 if at + 1 < len(ring) else 0
+
+
+@njit(inline="always")
+def _draw(state: Any, below: Any) -> Any:
+    """A number in [0, below), uniform, by SplitMix64 on a counter (Steele, Lea, Flood 2014)."""
+    state[0] += _FIBONACCI
+    x = state[0]
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = x ^ (x >> np.uint64(31))
+    return np.int64(((x >> np.uint64(32)) * np.uint64(below)) >> np.uint64(32))
+
+
+# -- the clicks of users ----------------------------------------------------------------------------------------------
+
+_WAYS = 4
+_ALL = 1 << 16
+
+
+@njit(inline="always")
+def _place(users: Any, newest: Any, user: Any) -> Any:
+    """Place of a user; if there is none, of the few that it may have the one whose last click is the oldest."""
+    first = np.int64((np.uint64(user) * _FIBONACCI) % np.uint64(len(users) // _WAYS)) * _WAYS
+    best: Any = first
+    for at in range(first, first + _WAYS):
+        if users[at] == user:
+            return at
+        if users[best] != 0 and (users[at] == 0 or newest[at] < newest[best]):
+            best = at
+    return best
+
+
+@compiled
+def take(
+    start: int,
+    clicked: Array,
+    user: Array,
+    item: Array,
+    ts_ms: Array,
+    weight: Array,
+    cat: Array,
+    num: Array,
+    item_columns: Array,
+    plain_columns: Array,
+    user_columns: Array,
+    own: int,
+    slots: Array,
+    shift: int,
+    keys: Array,
+    cats: Array,
+    plains: Array,
+    shown: Array,
+    clicks: Array,
+    ring: Array,
+    counts: Array,
+    users: Array,
+    newest: Array,
+    past: Array,
+    past_ms: Array,
+    state: Array,
+    strangers: int,
+    pending: int,
+    p_user: Array,
+    p_entry: Array,
+    p_weight: Array,
+    p_cat: Array,
+    p_past: Array,
+    p_known: Array,
+) -> Any:
+    """Takes the rows of a batch (n,) from ``start`` on: each item into the register, with its columns of ``cat`` (n, F)
+    and ``num`` (n, N), and each that is ``clicked`` into the ring, the history of its user and the pending clicks.
+    Returns the row to go on from, which is before the end once the pending clicks are full, and how many are pending.
+
+    A row's click is taken before the next row's item: from then on the ring holds its entry. ``past`` (users, H) are
+    keys of items, newest first by arrival, ``past_ms`` the times of their exposures. A pending click gets its user's
+    history as it stood: all of it, to be masked, and which of it (``p_known``) the page could have been made with,
+    exposures before its own time. Of ``_ALL`` clicks ``strangers`` are drawn, which get neither history nor id (column
+    ``own``): so attributes learn to speak for themselves.
+    """
+    length = past.shape[1]
+    for i in range(start, len(item)):
+        if pending == len(p_user):
+            return i, pending
+        if item[i] == 0:
+            continue
+        entry = _entry(slots, shift, keys, shown, clicks, counts, item[i])
+        for c in range(len(item_columns)):
+            cats[entry, c] = cat[i, item_columns[c]]
+        for p in range(len(plain_columns)):
+            plains[entry, p] = num[i, plain_columns[p]]
+        if not clicked[i]:
+            continue
+        _click(ring, clicks, counts, entry)
+        p_user[pending], p_entry[pending], p_weight[pending] = user[i], entry, weight[i]
+        for c in range(len(user_columns)):
+            p_cat[pending, c] = cat[i, user_columns[c]]
+        stranger = _draw(state, _ALL) < strangers
+        if stranger and own >= 0:
+            p_cat[pending, own] = 0
+        for h in range(length):
+            p_past[pending, h], p_known[pending, h] = 0, False
+        if user[i] != 0:
+            place = _place(users, newest, user[i])
+            if users[place] != user[i]:
+                users[place], newest[place] = user[i], 0
+                for h in range(length):
+                    past[place, h], past_ms[place, h] = 0, 0
+            for h in range(length):
+                p_past[pending, h] = past[place, h]
+                p_known[pending, h] = past[place, h] != 0 and past_ms[place, h] < ts_ms[i] and not stranger
+            for h in range(length - 1, 0, -1):
+                past[place, h], past_ms[place, h] = past[place, h - 1], past_ms[place, h - 1]
+            past[place, 0], past_ms[place, 0] = item[i], ts_ms[i]
+            newest[place] = max(newest[place], ts_ms[i])
+        pending += 1
+    return len(item), pending
+
+
+# -- a micro-batch ----------------------------------------------------------------------------------------------------
+
+
+@compiled
+def candidates(
+    clicked: Array,
+    ring: Array,
+    counts: Array,
+    ring_clicks: Array,
+    state: Array,
+    from_ring: int,
+    from_all: int,
+    places: Array,
+    entries: Array,
+    times: Array,
+    expected: Array,
+) -> int:
+    """The distinct items of a micro-batch: those clicked (B,), then draws from the ring and from the whole register.
+
+    Returns how many, M. ``entries`` (M,); ``times`` (M,) how often each stands there; ``expected`` (M,) how often it
+    does on average: ``Q``, but for a factor::
+
+        E_j = (B + from_ring) clicks_j / |ring| + from_all / |register|
+
+    ``places`` (R,) EMPTY before; afterwards the column of each of these entries.
+    """
+    found = 0
+    for i in range(len(clicked) + from_ring + from_all):
+        if i < len(clicked):
+            entry = np.int64(clicked[i])
+        elif i < len(clicked) + from_ring:
+            entry = np.int64(ring[_draw(state, counts[RING_USED])])
+        else:
+            entry = _draw(state, counts[USED])
+        column = places[entry]
+        if column == EMPTY:
+            column = found
+            places[entry], entries[found], times[found] = column, entry, 0
+            found += 1
+        times[column] += 1
+    shared = np.float64(len(clicked) + from_ring) / counts[RING_USED]
+    single = np.float64(from_all) / counts[USED]
+    for m in range(found):
+        expected[m] = shared * ring_clicks[entries[m]] + single
+    return found
+
+
+@compiled
+def more(wanted: Array, places: Array, entries: Array, found: int, out: Array) -> int:
+    """Adds the entries of histories, ``wanted`` (B, H), to ``entries`` behind the ``found`` that are there; ``out``
+    (B, H) their columns, EMPTY where there is none. Returns how many there are then."""
+    for b in range(wanted.shape[0]):
+        for h in range(wanted.shape[1]):
+            entry = wanted[b, h]
+            if entry == EMPTY:
+                out[b, h] = EMPTY
+                continue
+            if places[entry] == EMPTY:
+                places[entry], entries[found] = found, entry
+                found += 1
+            out[b, h] = places[entry]
+    return found
+
+
+@compiled
+def means(values: Array, past: Array, known: Array, out: Array, number: Array) -> None:
+    """``out[b]`` (B, D): the mean of ``values[past[b, h]]`` over the places that are known; ``number[b]`` of them."""
+    for b in range(len(past)):
+        n = 0
+        for d in range(out.shape[1]):
+            out[b, d] = np.float32(0)
+        for h in range(past.shape[1]):
+            if known[b, h] and past[b, h] != EMPTY:
+                n += 1
+                for d in range(out.shape[1]):
+                    out[b, d] += values[past[b, h], d]
+        number[b] = n
+        for d in range(out.shape[1]):
+            out[b, d] /= np.float32(max(n, 1))
+
+
+@compiled
+def means_back(grad: Array, past: Array, known: Array, number: Array, out: Array) -> None:
+    """The transpose of :func:`means`: adds to ``out`` (A, D)."""
+    for b in range(len(past)):
+        share = np.float32(1) / np.float32(max(number[b], 1))
+        for h in range(past.shape[1]):
+            if known[b, h] and past[b, h] != EMPTY:
+                for d in range(grad.shape[1]):
+                    out[past[b, h], d] += share * grad[b, d]
+
+
+@compiled
+def logits(products: Array, target: Array, user: Array, past: Array, shift: Array, own: Array, bias: Array) -> None:
+    """From products (B, M) to logits: ``+ bias_j + shift_j``, but for a click's own item, ``target`` (B,): ``own`` (B,)
+    takes the place of the shift there. Items that the user is known to have clicked, before or here, get -inf."""
+    size, count = products.shape
+    for b in range(size):
+        first = products[b, target[b]] + bias[target[b]] + own[b]
+        for j in range(count):
+            products[b, j] += bias[j] + shift[j]
+        for h in range(past.shape[1]):
+            if EMPTY < past[b, h] < count:
+                products[b, past[b, h]] = -np.inf
+        if user[b] != 0:
+            for other in range(size):
+                if user[other] == user[b]:
+                    products[b, target[other]] = -np.inf
+        products[b, target[b]] = first
+
+
+@compiled
+def below_top(logits: Array, target: Array, out: Array) -> None:
+    """Takes its greatest logit off each row of (B, M); ``out`` (B,) minus what is left of the click's own."""
+    for b in range(len(logits)):
+        top = logits[b, 0]
+        for j in range(1, logits.shape[1]):
+            top = max(top, logits[b, j])
+        for j in range(logits.shape[1]):
+            logits[b, j] -= top
+        out[b] = -logits[b, target[b]]
+
+
+@compiled
+def slopes(weights: Array, target: Array, total: Array, weight: Array) -> None:
+    """From ``exp`` of logits (B, M), which add up to ``total`` (B,), to ``weight_b (p_bj - [j is the target])``."""
+    for b in range(len(weights)):
+        factor = weight[b] / total[b]
+        for j in range(weights.shape[1]):
+            weights[b, j] *= factor
+        weights[b, target[b]] -= weight[b]

@@ -1,0 +1,2 @@
+# core
+"""The learner role, and the shadow beside it."""

@@ -1,0 +1,2 @@
+# core
+"""What becomes of samples before they are learnt."""

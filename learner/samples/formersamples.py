@@ -1,0 +1,62 @@
+# core
+"""Samples that the stream made under another schema than the learner's: waiting on the topic while the schema was
+changed, or sent while roles are restarted one after another.
+
+A message of ``samples`` names its schema in a header. The store knows what the columns of each schema were
+(:mod:`millrace.contracts.schemabook`), so such samples are learnt from with the columns that both have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import structlog
+
+from millrace.basics.errors import SchemaError
+from millrace.contracts.carry import Carry
+from millrace.contracts.samples import SCHEMA_HEADER, SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.contracts.schemabook import SchemaBook
+
+log = structlog.get_logger("learner")
+
+_REMEDY = "give stream and learner one schema"
+
+
+class FormerSamples:
+    """Carries samples over to ``schema``.
+
+    Args:
+        book: asked for a schema that was not met before.
+    """
+
+    def __init__(self, schema: Schema, book: SchemaBook) -> None:
+        self._schema, self._book = schema, book
+        self._carries: dict[str, Carry | None] = {}
+
+    def carried(self, batch: SampleBatch, headers: Iterable[tuple[str, bytes]] | None) -> SampleBatch:
+        """The batch with the columns of ``schema``; as it is where its message names no other one.
+
+        Raises:
+            SchemaError: nobody knows its schema, or it is not of that schema's shape.
+            StoreError: the store cannot be asked.
+        """
+        named = dict(headers or ()).get(SCHEMA_HEADER) or b""  # a header may be there without a value
+        id = named.decode("ascii", "replace")
+        if id in ("", self._schema.id):
+            return batch
+        if id not in self._carries:
+            self._carries[id] = self._find(id)
+        carry = self._carries[id]
+        if carry is None:
+            raise SchemaError(f"samples of schema {id}, which the store does not know", _REMEDY)
+        try:
+            return carry.samples(batch)
+        except ValueError as error:
+            raise SchemaError(f"samples of schema {id}: {error}", _REMEDY) from None
+
+    def _find(self, id: str) -> Carry | None:
+        found = next((one for one in self._book.history() if one.id == id), None)
+        if found is not None:
+            log.warning("samples of another schema are carried over", schema=id, to=self._schema.id)
+        return None if found is None else Carry(found, self._schema)

@@ -1,0 +1,2 @@
+# core
+"""The model as a scorer holds it: frames, deltas laid over them."""

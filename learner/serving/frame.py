@@ -1,0 +1,135 @@
+# core
+"""What the versions of a model that serves have in common (:class:`Frame`), and the dense side of one (:class:`Dense`).
+
+A version's dense tensors lie one behind another in one float32 buffer, and its network is made of views of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learner.network.backward import Workspace
+from learner.network.dense import tensors_of
+from learner.network.forward import Forward, forward_of, has_forward
+from learner.network.models import Network
+from learner.network.models.norm import BOUND, EPSILON, InputNorm
+from learner.network.models.spec import read_spec
+from learner.ranker.model import build
+from learner.ranker.step import Inference
+from learner.tables.table import as_read
+from millrace.contracts.schema import Schema
+
+Floats = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+Arrays = dict[str, NDArray[Any]]
+"""Flat names and arrays: what passes from a writer to readers."""
+
+
+@dataclass(frozen=True, slots=True)
+class NumberPlan:
+    """How numbers get into the network's input x (n, I), so that whoever makes them can put them there at once::
+
+        x[:, at + j] = clip((squash(v) - mean_j) * factor_j, -bound, bound)    v = num[:, columns[j]], 0 if not finite
+        squash(v)    = copysign(log1p(|v|), v) where log_j, else v
+
+    P numbers are fed; ``num`` is (n, N).
+    """
+
+    columns: NDArray[np.int32]  # (P,)
+    log: Flags  # (P,)
+    mean: Floats  # (P,)
+    factor: Floats  # (P,)
+    bound: np.float32
+    at: int
+
+
+class Frame:
+    """What all versions of a model share: its inputs, its network without values, and each thread's working memory."""
+
+    def __init__(self, schema: Schema, spec: Mapping[str, Any]) -> None:
+        self.schema, self.spec = schema, read_spec(spec)
+        self.inputs, self.network = build(schema, self.spec, 0)
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(False)
+        self.network.eval()
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(self.network).items()}
+        self.size = sum(int(np.prod(shape)) for shape in self.shapes.values())
+        self.written = has_forward(self.network)
+        self.own = threading.local()
+
+    def serves(self, schema: Schema, spec: Mapping[str, Any]) -> bool:
+        """Whether this is the frame of models with this schema and spec."""
+        return self.schema.id == schema.id and self.spec == read_spec(spec)
+
+    @property
+    def room(self) -> Workspace:
+        """The working memory of this thread."""
+        room: Workspace | None = getattr(self.own, "room", None)
+        if room is None:
+            room = self.own.room = Workspace()
+        return room
+
+    def named(self, flat: Floats) -> dict[str, Floats]:
+        """Views of the dense tensors in their one buffer."""
+        found, at = {}, 0
+        for name, shape in self.shapes.items():
+            size = int(np.prod(shape))
+            found[name] = flat[at : at + size].reshape(shape)
+            at += size
+        return found
+
+
+class Dense:
+    """The dense side of one version: a buffer of all tensors, and what is made of it once."""
+
+    def __init__(self, frame: Frame, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.frame, self.flat = frame, arrays["dense"]
+        tensors = {name: torch.from_numpy(array) for name, array in frame.named(self.flat).items()}
+        self.network = with_tensors(frame.network, tensors)
+        self.forward: Forward | None = forward_of(self.network, arrays) if frame.written else None
+        self.numbers = self._numbers() if frame.written and not len(frame.inputs.bucket_columns) else None
+        self.inference = Inference(frame.inputs, self.network, frame.own)
+
+    def _numbers(self) -> NumberPlan:
+        inputs, scale = self.frame.inputs, self.network.scale
+        count = inputs.numbers
+        log = np.zeros(count, np.bool_)
+        log[inputs.log_columns] = True
+        mean: Floats = np.zeros(count, np.float32)
+        factor: Floats = np.ones(count, np.float32)
+        bound = np.float32(np.inf)
+        if isinstance(scale, InputNorm):
+            mean = scale.mean.numpy()
+            factor = np.reciprocal(np.sqrt(scale.var.numpy() + np.float32(EPSILON)))
+            bound = np.float32(BOUND)
+        columns = inputs.plain_columns.astype(np.int32)
+        return NumberPlan(columns, log, as_read(mean), as_read(factor), bound, inputs.deep_columns)
+
+
+def with_tensors(network: Network, tensors: Mapping[str, Tensor]) -> Network:
+    """A network of the same form with other tensors, which are not copied. Cheap: nothing is initialised."""
+
+    def again(module: torch.nn.Module, prefix: str) -> torch.nn.Module:
+        made = module.__class__.__new__(module.__class__)
+        made.__dict__ = dict(module.__dict__)
+        made._parameters = {
+            name: None if p is None else torch.nn.Parameter(tensors[prefix + name], requires_grad=False)
+            for name, p in module._parameters.items()
+        }
+        made._buffers = {name: None if b is None else tensors[prefix + name] for name, b in module._buffers.items()}
+        made._modules = {
+            name: None if m is None else again(m, f"{prefix}{name}.") for name, m in module._modules.items()
+        }
+        return made
+
+    made: Any = again(network, "")
+    found: Network = made
+    return found

@@ -1,0 +1,290 @@
+# core
+"""The compiled loops of the tables that serve (learner/serving/overlay.py). Plain Python semantics, the GIL released.
+
+They are apart from learner/tables/kernels.py because these hashes are read while they are written, without a lock: a
+slot goes from free to a row, from a row to gone, and from gone to a row again, but never back to free. So whoever
+looks for an id at the same time goes past all that happens to other ids. An id that is being changed itself is
+looked up elsewhere: in the overlay that brought the change.
+
+Symbols: S slots (2^k), R rows, W columns of a record, U distinct ids, C id columns, F fields, D embedding width,
+n samples. ``ids`` (R, W / 2) int64 is the same memory as ``data`` (R, W) float32; the id is the first word.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from millrace.basics.compiled import compiled
+
+Array = NDArray[Any]
+
+EMPTY = -1  # the row of an id that has none
+FREE = 0  # a slot that never held a row; one that holds a row holds ``~row``, which is below 0
+GONE = 1  # a slot whose row went
+VALUES = 2  # first column of a record's values: the id takes two
+# Places in a table's counts: rows given out ever, rows to give out again, slots that are not free.
+USED, SPARE, FILLED = 0, 1, 2
+_AHEAD = 64  # keys that are fetched before they are looked up
+_FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
+
+
+@njit(inline="always")
+def _home(key: Any, shift: Any) -> Any:
+    """Home slot of an id: multiplicative (Fibonacci) hashing onto the slots."""
+    return np.int64((np.uint64(key) * _FIBONACCI) >> np.uint64(shift))
+
+
+@njit(inline="always")
+def _seek(slots: Any, shift: Any, ids: Any, key: Any) -> Any:
+    """Row of a key, or EMPTY; linear probing. It ends, whatever another process does to the slots."""
+    slot = _home(key, shift)
+    for _ in range(len(slots)):
+        held = slots[slot]
+        if held == FREE:
+            break
+        if held < FREE and ids[~held, 0] == key:
+            return ~held
+        slot = (slot + 1) & (len(slots) - 1)
+    return EMPTY
+
+
+@njit(inline="always")
+def _fetch(slots: Any, shift: Any, ids: Any, keys: Any, first: Any, last: Any) -> int:
+    """Touches what the search for ``keys[first:last]`` will need, so that the memory is waited for once a group and not
+    once a key: see :func:`learner.tables.kernels.find`. The sum means nothing; it keeps the compiler from leaving
+    this out."""
+    touched = 0
+    for i in range(first, last):
+        touched += slots[_home(keys[i], shift)]
+    for i in range(first, last):
+        touched += ids[max(~slots[_home(keys[i], shift)], 0), 0]
+    return touched
+
+
+@njit(inline="always")
+def _enter(slots: Any, shift: Any, key: Any, row: Any) -> None:
+    """Puts the row of a key into the first free slot. Nobody else may be changing these slots."""
+    slot = _home(key, shift)
+    while slots[slot] != FREE:
+        slot = (slot + 1) & (len(slots) - 1)
+    slots[slot] = ~row
+
+
+@compiled
+def find(slots: Array, shift: int, ids: Array, keys: Array, out: Array) -> int:
+    """``out[i]``: row of ``keys[i]`` or EMPTY. What is returned means nothing."""
+    touched = 0
+    for first in range(0, len(keys), _AHEAD):
+        last = min(first + _AHEAD, len(keys))
+        touched += _fetch(slots, shift, ids, keys, first, last)
+        for i in range(first, last):
+            out[i] = EMPTY if keys[i] == 0 else _seek(slots, shift, ids, keys[i])
+    return touched
+
+
+@compiled
+def read(slots: Array, shift: int, data: Array, ids: Array, keys: Array, absent: bool, out: Array) -> int:
+    """``out[i]`` (U, W'): the values of ``keys[i]``. Where there is no row: zeros if ``absent``, else as it was.
+    What is returned means nothing."""
+    touched = 0
+    for first in range(0, len(keys), _AHEAD):
+        last = min(first + _AHEAD, len(keys))
+        touched += _fetch(slots, shift, ids, keys, first, last)
+        for i in range(first, last):
+            row = _seek(slots, shift, ids, keys[i]) if keys[i] != 0 else EMPTY
+            if row != EMPTY:
+                for d in range(out.shape[1]):
+                    out[i, d] = data[row, VALUES + d]
+            elif absent:
+                for d in range(out.shape[1]):
+                    out[i, d] = np.float32(0)
+    return touched
+
+
+@compiled
+def lay(
+    keys: Array, embedding: Array, wide: Array, removed: Array, slots: Array, shift: int, data: Array, ids: Array
+) -> None:
+    """Makes an overlay: the changed rows ``keys`` (m,), ``embedding`` (m, D), ``wide`` (m,), then the ``removed`` ids
+    as records of zeros, and slots for all of them. Ids are distinct and not 0."""
+    changed, width = len(keys), embedding.shape[1]
+    for i in range(changed + len(removed)):
+        key = keys[i] if i < changed else removed[i - changed]
+        ids[i, 0] = key
+        if i < changed:
+            for d in range(width):
+                data[i, VALUES + d] = embedding[i, d]
+            data[i, VALUES + width] = wide[i]
+        _enter(slots, shift, key, i)
+
+
+@compiled
+def put(
+    slots: Array,
+    shift: int,
+    data: Array,
+    ids: Array,
+    spare: Array,
+    counts: Array,
+    keys: Array,
+    embedding: Array,
+    wide: Array,
+) -> int:
+    """Writes rows; a new one for a key that has none, from ``spare`` (R,) or beyond those used. The caller sees to it
+    that there are slots and rows enough; without a row the rest is not written. What is returned means nothing.
+
+    A row is written before its slot, so whoever finds the slot finds the row.
+    """
+    mask, width = len(slots) - 1, embedding.shape[1]
+    touched = 0
+    for first in range(0, len(keys), _AHEAD):
+        last = min(first + _AHEAD, len(keys))
+        touched += _fetch(slots, shift, ids, keys, first, last)
+        for i in range(first, last):
+            key, slot = keys[i], _home(keys[i], shift)
+            row, hole = EMPTY, EMPTY
+            while slots[slot] != FREE:
+                held = slots[slot]
+                if held == GONE:
+                    hole = slot if hole == EMPTY else hole
+                elif ids[~held, 0] == key:
+                    row = ~held
+                    break
+                slot = (slot + 1) & mask
+            new = row == EMPTY
+            if new:
+                if counts[SPARE] > 0:
+                    counts[SPARE] -= 1
+                    row = spare[counts[SPARE]]
+                elif counts[USED] < len(data):
+                    row = counts[USED]
+                    counts[USED] += 1
+                else:
+                    return touched
+            for d in range(width):
+                data[row, VALUES + d] = embedding[i, d]
+            data[row, VALUES + width] = wide[i]
+            if new:
+                ids[row, 0] = key
+                if hole == EMPTY:
+                    counts[FILLED] += 1
+                    hole = slot
+                slots[hole] = ~row
+    return touched
+
+
+@compiled
+def drop(slots: Array, shift: int, ids: Array, spare: Array, counts: Array, keys: Array) -> None:
+    """Takes keys out; one that is not there is passed over. Their slots stay behind as gone."""
+    mask = len(slots) - 1
+    for i in range(len(keys)):
+        key = keys[i]
+        if key == 0:
+            continue
+        slot = _home(key, shift)
+        while slots[slot] != FREE:
+            held = slots[slot]
+            if held < FREE and ids[~held, 0] == key:
+                slots[slot] = GONE
+                ids[~held, 0] = 0
+                spare[counts[SPARE]] = ~held
+                counts[SPARE] += 1
+                break
+            slot = (slot + 1) & mask
+
+
+@compiled
+def move(slots: Array, after: Array, shift: int, ids: Array, first: int, last: int) -> int:
+    """Enters the rows of the slots from ``first`` to before ``last`` into ``after``, whose shift is given; returns how
+    many there were. Nothing is taken out of ``slots``: it is read on."""
+    found = 0
+    for held in slots[first:last]:
+        if held < FREE:
+            _enter(after, shift, ids[~held, 0], ~held)
+            found += 1
+    return found
+
+
+@compiled
+def distinct(cat: Array, columns: Array, once: Array, scratch: Array, shift: int, unique: Array, inverse: Array) -> int:
+    """Distinct ids of the ``columns`` (C,) of ``cat`` in order of appearance; returns U.
+
+    A column that is ``once`` (C,) has one id in all rows: only ``inverse[0, c]`` is written for it. ``inverse``
+    (n, C) int32: place in ``unique``, EMPTY where the id is 0. ``scratch`` is filled with EMPTY, longer than the ids.
+    """
+    mask, found = len(scratch) - 1, 0
+    for b in range(len(inverse)):
+        for c in range(len(columns)):
+            if b > 0 and once[c]:
+                continue
+            key = cat[b, columns[c]]
+            if key == 0:
+                inverse[b, c] = EMPTY
+                continue
+            slot = _home(key, shift)
+            while True:
+                u = scratch[slot]
+                if u == EMPTY:
+                    u = found
+                    scratch[slot] = u
+                    unique[u] = key
+                    found += 1
+                    break
+                if unique[u] == key:
+                    break
+                slot = (slot + 1) & mask
+            inverse[b, c] = u
+    return found
+
+
+@compiled
+def pool(values: Array, inverse: Array, starts: Array, once: Array, at: int, x: Array, t: Array) -> None:
+    """Into ``x[:, at:]`` (n, F D) the mean of each field's embeddings over its ids that are not missing; onto ``t``
+    (n,) the sum of the wide weights.
+
+    values (U, D + 1): embedding, wide weight. inverse and once as :func:`distinct` has them, ``starts`` (F + 1,) first
+    column of each field. The arithmetic is that of ``pool`` and ``wide_sum`` in learner/tables/kernels.py, in their
+    order.
+    """
+    width = values.shape[1] - 1
+    for b in range(len(inverse)):
+        total = np.float32(0)
+        for c in range(len(once)):
+            u = inverse[0 if once[c] else b, c]
+            if u != EMPTY:
+                total += values[u, width]
+        t[b] += total
+        if width == 0:
+            continue
+        place = at
+        for f in range(len(starts) - 1):
+            first, last = starts[f], starts[f + 1]
+            if last - first == 1:
+                u = inverse[0 if once[first] else b, first]
+                for d in range(width):
+                    x[b, place + d] = values[u, d] if u != EMPTY else np.float32(0)
+                place += width
+                continue
+            n = 0
+            for c in range(first, last):
+                u = inverse[0 if once[c] else b, c]
+                if u == EMPTY:
+                    continue
+                n += 1
+                if n == 1:
+                    for d in range(width):
+                        x[b, place + d] = values[u, d]
+                else:
+                    for d in range(width):
+                        x[b, place + d] += values[u, d]
+            if n == 0:
+                for d in range(width):
+                    x[b, place + d] = np.float32(0)
+            elif n > 1:
+                for d in range(width):
+                    x[b, place + d] /= np.float32(n)
+            place += width

@@ -1,0 +1,240 @@
+# core
+"""Makes the versions of a model that serves: the base of a snapshot, then an overlay for each delta.
+
+Readers are in learner/serving/serving.py, which says how the two go together. What both must agree on is the form of
+an overlay (:func:`layers_of`)::
+
+    slots, data       of all tables, one behind another (learner/serving/overlay.py)
+    entries, changed  (T,) of each table: its records, and how many of them are rows; the others are removed ids
+    rows              (T,) that each table has in this version
+    dense, half/...   as :meth:`ModelWriter.base` has them, if the delta has dense tensors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from learner.network.forward import prepared
+from learner.ranker.model import with_delays
+from learner.serving.frame import Arrays, Floats, Frame, with_tensors
+from learner.serving.overlay import Allocate, TableWriter, entries, overlay_slots, record_width
+from millrace.basics.errors import SnapshotError
+from millrace.contracts.schema import Schema
+from millrace.versions.modelstore import Image
+
+_LINE = 64  # bytes of a cache line
+
+
+class ModelWriter:
+    """Makes versions for readers: the base of a snapshot, then an overlay for each delta. One thread at a time.
+
+    Args:
+        allocate: where what readers see is made; zeroed memory of a shape and dtype.
+        half: matrix products in bfloat16, where the network's passes are written out; see
+            :func:`learner.network.forward.matrix_units`.
+
+    Raises:
+        SettingError: the spec has an unknown name or value.
+    """
+
+    def __init__(
+        self, schema: Schema, spec: Mapping[str, Any], allocate: Allocate = np.zeros, half: bool = False
+    ) -> None:
+        self.frame = Frame(schema, spec)
+        self._allocate, self._half = allocate, half and self.frame.written
+        max_rows = self.frame.spec.max_rows
+        self.tables = {g.name: TableWriter(g.width, max_rows, allocate) for g in self.frame.inputs.groups}
+        self._newest: Arrays = {}  # dense tensors of the newest version that is staged
+        self._dense: Arrays = {}  # of the newest that is folded
+        self._pending: list[Arrays] = []
+        self.folded = 0
+        self.generation = 0
+
+    @classmethod
+    def of(
+        cls,
+        schema: Schema,
+        spec: Mapping[str, Any],
+        parts: Image | Iterable[Image],
+        rows: Mapping[str, int] | None = None,
+        allocate: Allocate = np.zeros,
+        half: bool = False,
+    ) -> ModelWriter:
+        """The writer of a snapshot: a whole image, or its parts in order, which are taken one by one.
+
+        Args:
+            rows: how many each table will have, about, where that is known. It saves a third of the time.
+
+        Raises:
+            SettingError: the spec is not one.
+            SnapshotError: a part is not of a model with this schema and spec, or the dense tensors did not come.
+        """
+        writer = cls(schema, spec, allocate, half)
+        for name, count in (rows or {}).items():
+            if name in writer.tables:
+                writer.tables[name].reserve(count)
+        for image in [parts] if isinstance(parts, Image) else parts:
+            dense = with_delays(image.dense, writer.frame.network) if image.dense else image.dense
+            writer.load(Image(dense, image.tables))
+        if not writer._dense:
+            raise SnapshotError("the parts of a snapshot have no dense tensors", "give all of them, in order")
+        return writer
+
+    @property
+    def rows(self) -> int:
+        """Rows in all tables, in the newest version that is staged."""
+        return sum(len(t) for t in self.tables.values())
+
+    def dense(self) -> dict[str, Floats]:
+        """The tensors of the newest version that is staged, by name: views that nobody may write to."""
+        return self.frame.named(self._newest["dense"])
+
+    def check(self, image: Image) -> None:
+        """Whether a delta, or a part of a snapshot, is one of this model: every table with each of its columns, and all
+        dense tensors or none. Changes nothing.
+
+        Raises:
+            SnapshotError: it is not; names what is wrong.
+        """
+        problem = self._problem(image)
+        if problem:
+            raise SnapshotError(f"a delta has {problem}", "the next snapshot mends it")
+
+    def _problem(self, image: Image) -> str:
+        shapes = self.frame.shapes
+        if image.dense and set(image.dense) != set(shapes):
+            return f"not the model's tensors: {_unlike(set(image.dense), set(shapes))}"
+        for name, array in image.dense.items():
+            if array.shape != shapes[name] or array.dtype != np.float32:
+                return f"a tensor '{name}' that is {array.dtype} {array.shape}, not float32 {shapes[name]}"
+        if set(image.tables) != set(self.tables):
+            return f"not the model's tables: {_unlike(set(image.tables), set(self.tables))}"
+        for name, rows in image.tables.items():
+            problem = self.tables[name].check(rows)
+            if problem:
+                return f"in table '{name}' {problem}"
+        return ""
+
+    def load(self, image: Image) -> None:
+        """Puts a part of a snapshot into the base at once. Before anybody reads.
+
+        Raises:
+            SnapshotError: it is not one of this model (see :meth:`check`); nothing was changed.
+        """
+        self.check(image)
+        for name, rows in image.tables.items():
+            self.tables[name].load(rows)
+        if image.dense:
+            self._dense = self._newest = self._dense_of(image.dense)
+
+    def base(self) -> Arrays:
+        """All that a reader needs to :meth:`~learner.serving.serving.ServingModel.attach`: of the versions that are
+        folded.
+        Live: :meth:`fold` writes to these arrays. Whoever attaches must at once follow all that is :meth:`pending`."""
+        found: Arrays = {"rows": self._rows(), **self._dense}
+        for name, table in self.tables.items():
+            found |= {f"{name}/slots": table.slots, f"{name}/data": table.data}
+        return found
+
+    def pending(self) -> list[Arrays]:
+        """The overlays that are staged and not yet folded whole, oldest first."""
+        return list(self._pending)
+
+    def stage(self, image: Image) -> Arrays:
+        """The overlay of a delta, for readers to follow: a hash of its changed rows and of its removed ids for each
+        table; and if it has dense tensors, a buffer of these with what is made of them once a version.
+
+        Raises:
+            SnapshotError: the delta is not one of this model (see :meth:`check`); nothing was changed.
+        """
+        self.check(image)
+        counts = [entries(rows) for rows in self._changes(image)]
+        slots = self._allocate((sum(overlay_slots(n) for n in counts),), np.int32)
+        widths = [record_width(table.width) for table in self.tables.values()]
+        data = self._allocate((sum(n * width for n, width in zip(counts, widths, strict=True)),), np.float32)
+        overlay: Arrays = {"slots": slots, "data": data, "entries": np.array(counts, np.int64)}
+        layers = layers_of(overlay, widths)
+        for table, rows, (own_slots, own_data) in zip(self.tables.values(), self._changes(image), layers, strict=True):
+            table.stage(rows, own_slots, own_data)
+        overlay["changed"] = np.array([len(rows.ids) for rows in self._changes(image)], np.int64)
+        overlay["rows"] = self._rows()
+        if image.dense:
+            self._newest = self._dense_of(image.dense)
+            overlay |= self._newest
+        self._pending.append(overlay)
+        return overlay
+
+    def fold(self, rows: int) -> bool:
+        """Moves at most ``rows`` rows of the oldest staged overlay into the base; whether there is more to fold.
+
+        To be called only when every reader has followed that overlay: until then its rows in the base are those of the
+        version before, which others still answer by. Likely mistake: to fold what a reader that is just attaching has
+        not followed yet.
+
+        Where a table has outgrown its slots, the same calls make larger ones first. Then :attr:`generation` rises, and
+        readers must get the new :meth:`base` with their next :meth:`~learner.serving.serving.ServingModel.settled`.
+        """
+        if not self._pending:
+            return False
+        left = rows
+        for table in self.tables.values():
+            slots = table.slots
+            while left > 0 and (took := table.fold(left)):
+                left -= took
+            self.generation += table.slots is not slots
+        if left > 0:  # every table has all of it
+            for table in self.tables.values():
+                table.settle()
+            overlay = self._pending.pop(0)
+            self._dense = {name: overlay[name] for name in self._dense if name in overlay} or self._dense
+            self.folded += 1
+        return bool(self._pending)
+
+    def _changes(self, image: Image) -> list[Any]:
+        return [image.tables[name] for name in self.tables]
+
+    def _rows(self) -> NDArray[np.int64]:
+        return np.array([len(table) for table in self.tables.values()], np.int64)
+
+    def _dense_of(self, tensors: Mapping[str, NDArray[Any]]) -> Arrays:
+        """A version's buffer of its tensors, and in bfloat16 what is made of it."""
+        flat = self._allocate((self.frame.size,), np.float32)
+        for name, view in self.frame.named(flat).items():
+            view[...] = tensors[name]
+        made: Arrays = {"dense": flat}
+        if self._half:
+            own = {name: torch.from_numpy(array) for name, array in self.frame.named(flat).items()}
+            for name, array in prepared(with_tensors(self.frame.network, own)).items():
+                made[name] = _aligned(self._allocate, array.size, array.dtype)
+                made[name][...] = array
+        return made
+
+
+def layers_of(overlay: Arrays, widths: list[int]) -> list[tuple[NDArray[np.int32], Floats]]:
+    """The slots and records of each table in an overlay."""
+    found = []
+    at = place = 0
+    for n, width in zip(overlay["entries"].tolist(), widths, strict=True):
+        size = overlay_slots(n)
+        found.append((overlay["slots"][at : at + size], overlay["data"][place : place + n * width].reshape(n, width)))
+        at, place = at + size, place + n * width
+    return found
+
+
+def _aligned(allocate: Allocate, size: int, dtype: Any) -> NDArray[Any]:
+    """Memory (size,) that begins at a cache line: products take a third longer where it does not."""
+    each = np.dtype(dtype).itemsize
+    room = allocate((size + _LINE // each,), dtype)
+    skip = -room.ctypes.data % _LINE // each
+    return room[skip : skip + size]
+
+
+def _unlike(found: set[str], wanted: set[str]) -> str:
+    """How the names that were found differ from those that were wanted."""
+    lacks, more = sorted(wanted - found), sorted(found - wanted)
+    return ", ".join([*(f"'{n}' is missing" for n in lacks), *(f"'{n}' is unknown" for n in more)])

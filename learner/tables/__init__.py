@@ -1,0 +1,2 @@
+# core
+"""Sparse tables: which ids have a row, and the rows themselves."""

@@ -1,0 +1,322 @@
+# core
+"""The sparse table: one row an id, with its embedding, its wide weight, and the state of their optimisers.
+
+::
+
+    record:   id | embedding (D,) | G            | z, n                      | mark
+                   published        Adagrad's sum  FTRL's: the wide weight     event minute last seen, and what it was
+                                                   (published) follows from it touched since (kernels.stamp)
+
+A batch goes through :meth:`SparseTable.read` (nothing is written: new ids get a row's *values*, not a row) and, once
+the learner has found its gradients sound, :meth:`SparseTable.write`. So a batch that is refused leaves no trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.tables import kernels
+from learner.tables.admission import Admission
+from learner.tables.index import Ids, Index, RowNumbers
+from learner.tables.kernels import EMPTY, TOUCHED
+from millrace.versions.modelstore import TableRows
+
+if TYPE_CHECKING:
+    from learner.ranker.slices import Copy
+
+Floats = NDArray[np.float32]
+
+_NEVER = 2**31 - 1  # minutes: later than any row was seen
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Step sizes of the sparse side: row-wise Adagrad's on embeddings, FTRL's on wide weights."""
+
+    embedding: float
+    epsilon: float
+    alpha: float
+    beta: float
+    l1: float
+    l2: float
+
+    @property
+    def ftrl(self) -> tuple[np.float32, ...]:
+        """alpha, beta, l1, l2"""
+        return tuple(np.float32(v) for v in (self.alpha, self.beta, self.l1, self.l2))
+
+
+@dataclass(slots=True)
+class Block:
+    """The distinct ids of a batch in one table. U ids, C columns."""
+
+    ids: Ids  # (U,)
+    counts: NDArray[np.int32]  # (U,) occurrences in the batch
+    inverse: NDArray[np.int32]  # (B, C) place in ids, EMPTY where missing
+    rows: RowNumbers  # (U,) EMPTY: no row (yet)
+    new: NDArray[np.bool_]  # (U,) will get a row
+    embedding: Floats  # (U, D)
+    wide: Floats  # (U,)
+
+
+def distinct(columns: Ids) -> tuple[Ids, NDArray[np.int32], NDArray[np.int32]]:
+    """Distinct nonzero ids of ``columns`` (B, C), their counts, and each id's place among them."""
+    columns = np.ascontiguousarray(columns)
+    bits = max(4, int(columns.size).bit_length() + 1)
+    unique = np.empty(columns.size, np.int64)
+    counts = np.empty(columns.size, np.int32)
+    inverse = np.empty(columns.shape, np.int32)
+    scratch = np.full(1 << bits, EMPTY, np.int32)
+    u = kernels.distinct(columns, scratch, 64 - bits, unique, inverse, counts)
+    return unique[:u], counts[:u], inverse
+
+
+def first_of_each(ordered: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which elements of an ordered array differ from the one before. (``np.unique`` takes twenty times as long.)"""
+    first = np.ones(len(ordered), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return first
+
+
+class SparseTable:
+    """A table of one embedding width.
+
+    Args:
+        width: D; 0 for a table of wide weights alone.
+        rates: the optimisers' step sizes.
+        max_rows: bound of the memory; beyond it the rows unseen for longest make room.
+        max_age_min: rows unseen for this many minutes of event time are removed (0: never).
+        admit: occurrences that earn an id its row.
+        scale: first embeddings are uniform in ``[-scale, scale)``.
+        salt: what first embeddings depend on besides the id.
+    """
+
+    def __init__(
+        self, width: int, rates: Rates, max_rows: int, max_age_min: int, admit: int, scale: float, salt: int
+    ) -> None:
+        self.width, self.rates = width, rates
+        self.max_age_min = max_age_min
+        self.scale, self.salt = np.float32(scale), np.uint64(salt)
+        parts = {"embedding": width, "square": 1} if width else {}
+        self.index = Index({**parts, "z": 1, "n": 1, "mark": 1}, max_rows)
+        self.admission = Admission(admit)
+        self.refused = 0  # occurrences without a row because the table was full
+        self.copy: Copy | None = None  # of a snapshot that is being made in slices
+        self._touched: list[RowNumbers] = []
+        self._removed: list[Ids] = []
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def nbytes(self) -> int:
+        return self.index.nbytes + self.admission.counts.nbytes
+
+    @property
+    def touched(self) -> RowNumbers:
+        """Rows touched since the last :meth:`changes`, each once; some may be free, or another id's, by now. (n,)"""
+        return np.concatenate([np.empty(0, np.int32), *self._touched])
+
+    # -- a batch ---------------------------------------------------------------------------------------------
+
+    def read(self, columns: Ids, learning: bool = False) -> Block:
+        """The values of a batch's ids (B, C). Writes nothing.
+
+        Ids without a row read as zero; when ``learning``, those that are to get one read as its first values.
+        """
+        ids, counts, inverse = distinct(columns)
+        rows = self.index.find(ids)
+        embedding, wide = self._values(rows)
+        new = np.zeros(len(ids), np.bool_)
+        if learning:
+            absent = np.flatnonzero(rows == EMPTY)
+            new[absent] = self.admission.admits(ids[absent], counts[absent])
+            if self.width and new.any():
+                first = np.empty((int(new.sum()), self.width), np.float32)
+                kernels.initial(ids[new], self.salt, self.scale, first)
+                embedding[new] = first
+        return Block(ids, counts, inverse, rows, new, embedding, wide)
+
+    def write(self, block: Block, grad_embedding: Floats, grad_wide: Floats, now_min: int) -> None:
+        """One optimiser step on the rows of ``block``, which :meth:`read` gave. Gradients (U, D) and (U,) are sums
+        over the batch; ``now_min`` is event time in minutes."""
+        index, data = self.index, self.index.data
+        self._stamp(block.rows, now_min)  # first: what is in use is not what makes room
+        wanted = np.flatnonzero(block.new)
+        if len(wanted):
+            room = index.max_rows - len(index)
+            if len(wanted) > room:
+                self._make_room(len(wanted) - room)
+                block.rows = index.find(block.ids)  # unless nothing else was left
+            added = index.add(block.ids[wanted])
+            self.refused += int(block.counts[wanted[len(added) :]].sum())
+            block.rows[wanted[: len(added)]] = added
+            if self.width:
+                first = index.at["embedding"]
+                data[added, first : first + self.width] = block.embedding[wanted[: len(added)]]
+            self._stamp(added, now_min)
+        if self.admission.threshold > 1:
+            outside = (block.rows == EMPTY) & ~block.new
+            self.admission.count(block.ids[outside], block.counts[outside])
+        rates, at = self.rates, index.at
+        rate, epsilon = np.float32(rates.embedding), np.float32(rates.epsilon)
+        kernels.step(
+            data,
+            at.get("embedding", 0),
+            at.get("square", 0),
+            at["z"],
+            block.rows,
+            grad_embedding,
+            grad_wide,
+            rate,
+            epsilon,
+            *rates.ftrl,
+        )
+
+    def _values(self, rows: RowNumbers) -> tuple[Floats, Floats]:
+        """Embeddings (n, D) and wide weights (n,) of rows; zero where EMPTY."""
+        embedding = np.empty((len(rows), self.width), np.float32)
+        wide = np.empty(len(rows), np.float32)
+        first, at = self.index.at.get("embedding", 0), self.index.at["z"]
+        kernels.values(self.index.data, first, at, rows, embedding, wide, *self.rates.ftrl)
+        return embedding, wide
+
+    def _stamp(self, rows: RowNumbers, now_min: int) -> None:
+        touched, again = np.empty(len(rows), np.int32), np.empty(len(rows) if self.copy else 0, np.int32)
+        copied = self.copy.copied if self.copy else 0
+        found, late = kernels.stamp(self.index.marks, self.index.at["mark"], rows, now_min, copied, touched, again)
+        if found:
+            self._touched.append(touched[:found])
+        if late and self.copy:
+            self.copy.touched(again[:late])
+
+    # -- eviction --------------------------------------------------------------------------------------------
+
+    def _seen_before(self, minute: int) -> tuple[RowNumbers, NDArray[np.int32]]:
+        """Rows that were last seen before a minute of event time, and when."""
+        index = self.index
+        rows, minutes = (np.empty(index.used, np.int32) for _ in range(2))
+        found = kernels.seen(index.marks, index._words, index.at["mark"], index.used, minute, rows, minutes)
+        return rows[:found], minutes[:found]
+
+    def expire(self, now_min: int) -> int:
+        """Removes the rows unseen for ``max_age_min``; how many. For the owner to call every so often."""
+        if not self.max_age_min:
+            return 0
+        return self._remove(self._seen_before(now_min - self.max_age_min)[0])
+
+    def _make_room(self, least: int) -> None:
+        """Removes the rows unseen for longest: ``least`` of them, or a sixteenth of the table so that it is rare.
+
+        Of equally old rows those with the smallest ids go, so that it is reproducible.
+        """
+        live, seen = self._seen_before(_NEVER)
+        if not len(live):
+            return
+        count = min(len(live), max(least, self.index.max_rows // 16))
+        edge = np.partition(seen, count - 1)[count - 1]
+        older, equal = live[seen < edge], live[seen == edge]
+        equal = equal[np.argsort(self.index.ids_of(equal), kind="stable")[: count - len(older)]]
+        self._remove(np.concatenate([older, equal]))
+
+    def _remove(self, rows: RowNumbers) -> int:
+        if len(rows):
+            ids = self.index.ids_of(rows)
+            self._removed.append(ids)
+            if self.copy:
+                self.copy.removed(ids)
+            self.index.remove(ids)
+        return len(rows)
+
+    # -- versions --------------------------------------------------------------------------------------------
+
+    def changes(self) -> TableRows:
+        """Rows touched since the last call, whole, and the ids removed since then. Forgets both."""
+        touched = np.concatenate(self._touched) if self._touched else np.empty(0, np.int32)
+        ids = self.index.ids_of(touched)
+        order = np.argsort(ids)  # the same id twice is the same row twice: freed and given out again
+        # A touched row may have been freed since, and even given to another id: which then is touched itself.
+        rows = touched[order[first_of_each(ids[order]) & (ids[order] != 0)]]
+        removed = np.sort(np.concatenate(self._removed)) if self._removed else np.empty(0, np.int64)
+        removed = removed[first_of_each(removed)]
+        removed = removed[self.index.find(removed) == EMPTY]  # an id that came back is a row, not a tombstone
+        change = self._published(rows)
+        change.removed = removed
+        kernels.unmark(self.index.marks, self.index.at["mark"], touched, TOUCHED)
+        self._touched, self._removed = [], []
+        return change
+
+    def part(self, rows: RowNumbers) -> tuple[TableRows, dict[str, NDArray[Any]]]:
+        """These rows, in this order: the columns that serve, and those that only training needs."""
+        index, at = self.index, self.index.at
+        own, seen = np.empty((3, len(rows)), np.float32), np.empty(len(rows), np.int32)
+        kernels.trained(index.data, index.marks, at.get("square", 0), at["z"], at["mark"], rows, own, seen)
+        training: dict[str, NDArray[Any]] = {"square": own[0]} if self.width else {}
+        return self._published(rows), training | {"z": own[1], "n": own[2], "seen_min": seen}
+
+    def rest(self) -> dict[str, NDArray[Any]]:
+        """The state that belongs to no row."""
+        counters = np.array([self.admission.since, self.refused], np.int64)
+        return {"admission": self.admission.counts.copy(), "counters": counters}
+
+    def snapshot(self) -> tuple[TableRows, dict[str, NDArray[Any]]]:
+        """All rows in order of id, as :meth:`part` gives them, and the :meth:`rest`.
+
+        What was touched is not part of it: a table that resumes has no changes.
+        """
+        serving, training = self.part(self.index.rows())
+        return serving, {**training, **self.rest()}
+
+    def resume(self, serving: TableRows, training: dict[str, NDArray[Any]]) -> None:
+        """The inverse of :meth:`snapshot`, on a table that is empty. Keeps the first rows if ``max_rows`` is fewer now.
+
+        A snapshot in parts is resumed part by part, in their order.
+
+        Raises:
+            KeyError: a column is missing.
+            ValueError: a column has another width or number of rows.
+        """
+        self.index.remove(as_read(serving.removed))
+        rows = self.index.find_or_add(as_read(serving.ids))
+        if self.width:
+            _fill(self.index, "embedding", rows, serving.columns["embedding"])
+        for name in self.index.at.keys() - {"embedding", "mark"}:
+            _fill(self.index, name, rows, training[name])
+        _fill(self.index, "mark", rows, (training["seen_min"] << 2).astype(np.int32).view(np.float32))
+        if "admission" in training and training["admission"].shape == self.admission.counts.shape:
+            self.admission.counts = training["admission"].copy()
+        if "counters" in training:
+            self.admission.since, self.refused = (int(v) for v in training["counters"])
+
+    def _published(self, rows: RowNumbers) -> TableRows:
+        index, at = self.index, self.index.at
+        ids, wide = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
+        embedding = np.empty((len(rows), self.width), np.float32)
+        first = at.get("embedding", 0)
+        kernels.served(index.data, index._words, first, at["z"], rows, ids, embedding, wide, *self.rates.ftrl)
+        return TableRows(ids, {"embedding": embedding, "wide": wide} if self.width else {"wide": wide})
+
+
+def _fill(index: Index, name: str, rows: RowNumbers, values: NDArray[Any]) -> None:
+    """Writes a column of rows; values (n,) or (n, D).
+
+    Raises:
+        ValueError: they have another shape.
+    """
+    column = index.column(name)
+    if values.shape != (len(rows), *column.shape[1:]):
+        raise ValueError(f"column '{name}' has the shape {values.shape}")
+    whole = np.ascontiguousarray(values, np.float32).reshape(len(rows), index.width(name))
+    kernels.scatter(index.data, index.at[name], rows, as_read(whole))
+
+
+def as_read(array: NDArray[Any]) -> NDArray[Any]:
+    """The same array as one that cannot be written to: as arrays of files and messages are. A compiled function takes
+    these for another kind, so it would be compiled in the middle of everything when the first of them came."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,227 @@
+# core
+"""The learner without its shell: samples in, a model that has predicted each of them and then learnt from it.
+
+::
+
+    message ──► drop what was seen ──► admit ──► pending ──(batch_rows, or drain)──► cut ──► judge ──► learn
+                       │                                                                Progressive    OnlineModel
+                       └──► the scores that pages were served with ──► Served
+
+Where a gate stands before what is served, :mod:`learner.gate.promotion` says what is admitted, and comes between a
+cut and learning from it.
+
+Two questions are answered apart: what the learner predicts when it learns (:mod:`learner.evaluation.progressive`),
+and how good the served pages were (:mod:`learner.evaluation.served`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.evaluation.progressive import Progressive
+from learner.evaluation.served import Served
+from learner.ranker.model import LearnReport
+from learner.ranker.repeats import Repeats
+from learner.ranker.verbs import Learning
+from learner.training.ledger import Places
+from millrace.contracts.events import NOT_READ
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
+from millrace.versions.image import Array, below
+
+_PREFIX = "trainer/"
+
+Times = NDArray[np.int64]
+
+
+class Clicks(NamedTuple):
+    """Clicks that were learnt from, by wall time (Unix ms)."""
+
+    sent_ms: Times  # (n,) when they were sent
+    joined_ms: Times  # (n,) when their samples were made
+
+
+class Cut(NamedTuple):
+    """A micro-batch that is due."""
+
+    batch: SampleBatch  # B rows
+    places: Places  # (B, 3) where its rows lie on the topic
+    joined_ms: Times  # (B,) when its samples were made
+
+
+class Trainer:
+    """Feeds ``model`` from a stream of sample batches, in micro-batches of at most ``batch_rows``.
+
+    ``counts`` has what became of samples: "trained", "repeated", "follow_ups", "refused" (unusable label or weight),
+    "left_out" (negatives not chosen), "bad_numbers", "not_finite" (predictions), "skipped" (rows in refused batches),
+    "skipped:REASON" (batches), "unread" (learnt from, though their page's user was not read). With a gate also
+    "held_out", "absurd", "over_limit", "quarantined", "released", "discarded", "set_aside"
+    (:mod:`learner.gate.promotion`).
+
+    Attributes:
+        admit: says which new rows of a message are to be learnt, (B,). Held-out pages, for one, are not.
+    """
+
+    admit: Callable[[SampleBatch, Places], NDArray[np.bool_]] | None = None
+
+    def __init__(
+        self,
+        model: Learning,
+        progressive: Progressive,
+        repeats: Repeats,
+        batch_rows: int,
+        served: Served | None = None,
+    ) -> None:
+        self.model, self.progressive, self.repeats, self.served = model, progressive, repeats, served
+        self.batch_rows = batch_rows
+        self.counts: Counter[str] = Counter()
+        self._pending: list[SampleBatch] = []
+        self._joined: list[Times] = []  # of each pending row: when its sample was made
+        self._places: list[Places] = []
+        self._clicks: list[Clicks] = []
+
+    @property
+    def pending(self) -> int:
+        """Rows taken and not yet learnt from."""
+        return sum(len(b) for b in self._pending)
+
+    def fits(self, batch: SampleBatch) -> bool:
+        """Whether the batch has the feature columns of the model's schema."""
+        layout = self.model.schema.layout
+        return (batch.cat.shape[1], batch.num.shape[1]) == (layout.F, layout.N)
+
+    def take(self, batch: SampleBatch, partition: int = 0, joined_ms: int = 0, offset: int = 0) -> None:
+        """Queues what is new in a message of a partition. The caller has checked that it :meth:`fits`.
+
+        Args:
+            joined_ms: when the message was made (wall time), for tracing alone.
+            offset: of the message.
+        """
+        fresh = self.repeats.first_time(batch)
+        self.counts["repeated"] += int(len(batch) - fresh.sum())
+        follow = batch.kind == FOLLOW_UP
+        self.counts["follow_ups"] += int((fresh & follow).sum())
+        fresh &= ~follow
+        if not fresh.any():
+            return
+        rows = np.flatnonzero(fresh)
+        new = batch if fresh.all() else batch.take(rows)
+        if self.served is not None:
+            self.served.take(new, partition)
+        places = np.empty((len(rows), 3), np.int64)
+        places[:, 0], places[:, 1], places[:, 2] = partition, offset, rows
+        if self.admit is not None:
+            admitted = self.admit(new, places)
+            if not admitted.all():
+                new, places = new.take(admitted), places[admitted]
+        if len(new):
+            self.queue(new, places, np.full(len(new), joined_ms, np.int64))
+
+    def queue(self, batch: SampleBatch, places: Places, joined_ms: Times) -> None:
+        """Queues rows to be learnt, whatever they are."""
+        self._pending.append(batch)
+        self._places.append(places)
+        self._joined.append(joined_ms)
+
+    def step(self, drain: bool = False) -> LearnReport | None:
+        """Predicts, judges and learns one micro-batch.
+
+        Args:
+            drain: also one that is not full.
+
+        Returns:
+            What became of it; None when there are not rows enough. Call again until then.
+        """
+        cut = self.cut(drain)
+        if cut is None:
+            return None
+        self.judge(cut.batch)
+        return self.learn(cut)
+
+    def cut(self, drain: bool = False) -> Cut | None:
+        """The next micro-batch; None when there are not rows enough. It is the caller's then."""
+        rows = self.pending
+        if not rows or (rows < self.batch_rows and not drain):
+            return None
+        whole, joined = SampleBatch.concat(self._pending), np.concatenate(self._joined)
+        places = np.concatenate(self._places)
+        size = self.batch_rows
+        batch, rest = whole.take(slice(0, size)), whole.take(slice(size, None))
+        self._pending, self._joined, self._places = [], [], []
+        if len(rest):
+            self.queue(rest, places[size:], joined[size:])
+        if self.served is not None:
+            self.served.enter(self.model)
+        return Cut(batch, places[:size], joined[:size])
+
+    def judge(self, batch: SampleBatch) -> NDArray[np.float32]:
+        """Predicts a micro-batch, (B,), and judges the predictions. A correction is not judged: its exposure was judged
+        as a negative."""
+        p = self.model.score(batch.cat, batch.num)
+        with np.errstate(invalid="ignore"):
+            judged = (batch.kind != CORRECTION) & (batch.label >= 0) & (batch.label <= 1)
+        if wrong := int(judged.sum() - np.isfinite(p[judged]).sum()):
+            self.counts["not_finite"] += wrong
+        if judged.any():
+            self.progressive.update(p[judged], batch.label[judged])
+        return p
+
+    def learn(self, cut: Cut) -> LearnReport:
+        """Learns a micro-batch, and counts what became of it."""
+        batch = cut.batch
+        report = self.model.learn(batch)
+        self.counts["trained"] += report.rows
+        self.counts["refused"] += report.refused
+        self.counts["left_out"] += report.left_out
+        self.counts["bad_numbers"] += report.bad_numbers
+        if report.skipped is not None:
+            self.counts["skipped"] += len(batch) - report.refused - report.left_out
+            self.counts[f"skipped:{report.skipped}"] += 1
+        else:
+            # Learnt as served, at full weight: such pages come again, and the model's scores of them must be right.
+            self.counts["unread"] += int(((batch.user_missing & NOT_READ) > 0).sum())
+            clicked = batch.origin_ms > 0
+            self._clicks.append(Clicks(batch.origin_ms[clicked], cut.joined_ms[clicked]))
+        return report
+
+    def take_clicks(self) -> Clicks:
+        """The clicks learnt from since the last call."""
+        clicks, self._clicks = self._clicks, []
+        if not clicks:
+            return Clicks(np.empty(0, np.int64), np.empty(0, np.int64))
+        return Clicks(np.concatenate([c.sent_ms for c in clicks]), np.concatenate([c.joined_ms for c in clicks]))
+
+    def begin_again(self, training: Mapping[str, Array]) -> None:
+        """Forgets what waits, and knows the samples of another snapshot: the stream is read again from its offsets."""
+        self._pending, self._joined, self._places = [], [], []
+        self.repeats = Repeats(self.repeats.keep_ms)
+        if own := below(_PREFIX, training):
+            self.repeats.resume(own)
+
+    def snapshot(self, ordered: bool = True) -> dict[str, Array]:
+        """What a snapshot keeps besides the model: the ids already learnt from, in order unless told otherwise.
+
+        Called with the model's own snapshot, when nothing is pending: a pending row counts as seen, but no weight has
+        seen it. Rolling figures are not kept; they begin anew with a process.
+        """
+        return {f"{_PREFIX}{n}": a for n, a in self.repeats.snapshot(ordered).items()}
+
+    def resume(self, training: Mapping[str, Array], counts: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`snapshot`, with the counts that the snapshot's announcement carries.
+
+        The model has been resumed before. Served pages that the snapshot's process had seen something of are not
+        judged again.
+
+        Args:
+            training: arrays of a whole snapshot; those of the model are passed over.
+        """
+        own = below(_PREFIX, training)
+        if own:
+            self.repeats.resume(own)
+        if self.served is not None:
+            self.served.begin_after(max(self.model.newest_ms, self.repeats.newest_ms))
+        self.counts.update({name: int(value) for name, value in counts.items()})

@@ -1,0 +1,493 @@
+# core
+"""The learner's side of the model store: it numbers its versions, and writes snapshots beside learning.
+
+::
+
+    start:    newest sound snapshot v57 ──resume──► snapshot v59, root of a new epoch (v58 was published, and is lost)
+    running:  v59 ──delta──► v60 ──► ... ──► v92 = snapshot v92 ──► ...
+                       rows each time; dense tensors and the retrieval head now and then, and before a snapshot
+
+What a delta leaves out is in a later one as it is then, so followers hold of each part what was published of it last::
+
+    rows of the ranker   v60  v61  v62  v63  v64 ...        each delta
+    dense tensors        v60            v63                 each ``dense_seconds``
+    retrieval head                 v62                      each ``retrieval_seconds``: the retrieval version
+
+A snapshot is begun, copied slice by slice while the model learns and publishes on, and finished at a version::
+
+    begin at v80 ─ slice ─ slice ─ (v81) ─ slice ─ (v82) ─ slice ─ (v83, with dense tensors) finish ──► snapshot v83
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from learner.custom.ownclass import is_own
+from learner.network.models.spec import read_spec
+from learner.ranker.slices import Part
+from learner.ranker.verbs import Learning, Slicing
+from millrace.basics.errors import SnapshotError, StoreError
+from millrace.basics.store import AbsentError, DamagedError, Sealed
+from millrace.versions.clicks import ClickTimes
+from millrace.versions.image import split
+from millrace.versions.modellog import chunks_of
+from millrace.versions.modelstore import Announcement, Array, Image, ModelStore, Place, chain
+from millrace.versions.packing import pack
+
+log = structlog.get_logger("learner")
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a version says about itself besides its tensors."""
+
+    trained: int = 0
+    offsets: dict[int, int] = field(default_factory=dict)  # next offset of samples to read, by partition
+    logs: dict[str, str] = field(default_factory=dict)  # ids of the topics that the offsets are of
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """How a snapshot was learnt from the one at ``since``: its acts, as :mod:`learner.training.ledger` writes them."""
+
+    since: Place
+    acts: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """The end of a snapshot: its last part, and what the manifest says."""
+
+    part: Part
+    own_hash: str | None  # None: a root
+    meta: dict[str, Any]
+    cuts: Cuts | None = None
+
+
+class Copying:
+    """A snapshot in the making. Made by :meth:`Versions.begin`; files are written elsewhere (:class:`SnapshotFiles`).
+
+    Call :meth:`next` between steps of learning until it gives None; then, right after a delta with all there is,
+    :meth:`finish`.
+    """
+
+    def __init__(self, versions: Versions, slices: Slicing) -> None:
+        self.begun = Place(versions.epoch, versions.version)
+        self._versions, self._slices = versions, slices
+
+    def next(self) -> Part | None:
+        """The next part; None when only the end is left, or little of the rest."""
+        return self._slices.next()
+
+    def finish(self, progress: Progress, trainer: Mapping[str, Array], published_ms: int) -> Last:
+        """The end of the snapshot, of the newest version.
+
+        Args:
+            trainer: the trainer's own snapshot, kept beside the model's.
+
+        Raises:
+            SnapshotError: something was learnt, or something was left out, since the newest version.
+        """
+        image, training = self._slices.finish()
+        return self._versions.finished((image, {**training, **trainer}), progress, published_ms)
+
+    def give_up(self) -> None:
+        """What was copied will not be used."""
+        self._slices.abandon()
+
+
+class Versions:
+    """Numbers a model's versions and says what each is. ``model`` may learn between any two calls.
+
+    ``published_ms`` is the wall time of publication in Unix ms; the caller has the clock.
+
+    Args:
+        epoch: the one that this learner has.
+        claimant: by which name it claimed it.
+        version: the highest number that was ever published, -1: none was.
+        keep: writes a delta's body to the store; None: bodies travel on ``model.deltas``.
+    """
+
+    def __init__(
+        self,
+        model: Learning,
+        epoch: int = 0,
+        claimant: str = "learner",
+        version: int = -1,
+        keep: Callable[[Place, bytes], Sealed] | None = None,
+    ) -> None:
+        self.model = model
+        self.epoch, self.claimant, self.version = epoch, claimant, version
+        self.keep = keep
+        self.hash = ""
+        self._clicks: list[NDArray[np.int64]] = []  # when those learnt since the last version were sent
+        self._changed = False
+        self._dense: dict[str, Array] | None = None  # as followers hold them
+        self._dense_behind = self._head_behind = False
+        self._snapshot_version = self._root_version = -1
+        self.flushed: Callable[[], None] | None = None
+        """Told when the retrieval head has learnt what it kept waiting."""
+
+    def replace(self, model: Learning) -> None:
+        """Goes on with another model: one that followers hold as it is, or whose root comes next. Dense tensors and the
+        retrieval head go out again, in case that followers have older ones."""
+        self.model = model
+        self._changed, self._clicks = False, []
+        self._dense_behind, self._head_behind = True, model.head is not None
+        self._snapshot_version = -1
+
+    def learnt(self, clicks_ms: NDArray[np.int64]) -> None:
+        """Says that the model has learnt since the last version, among others from clicks sent then (wall time)."""
+        self._changed = self._dense_behind = True
+        self._head_behind = self.model.head is not None
+        self._clicks.append(clicks_ms)
+
+    # -- deltas ----------------------------------------------------------------------------------------------
+
+    def delta(
+        self, progress: Progress, published_ms: int, dense: bool = True, retrieval: bool = True
+    ) -> tuple[Announcement, bytes] | None:
+        """The next version and its packed body, or None when nothing was learnt since the last.
+
+        Args:
+            dense: with the network's tensors.
+            retrieval: with the retrieval head, which learns first from the clicks that it has kept waiting. A snapshot
+                can only be finished after a delta that had both.
+
+        Raises:
+            StoreError: the body is to lie in the store, and cannot be written.
+            SnapshotError: it is too large. In both cases what it had is lost to followers: the version counts as
+                published, and the next snapshot mends that.
+        """
+        dense = (dense or not self.model.tables) and self._dense_behind  # without rows they are all there is to tell
+        retrieval = retrieval and self._head_behind
+        if not self._changed and not dense and not retrieval:
+            return None
+        clicks = self._flushed() if retrieval else -1
+        image, before = self.model.changes(dense, retrieval), self._dense
+        self.version += 1
+        # From here on the version counts, whatever becomes of it: the model has forgotten what it had changed.
+        parent, self.hash = self.hash, chain(self.hash, "")
+        meta = self._meta(progress, published_ms)
+        self._changed, self._clicks = False, []
+        if dense:
+            self._dense, self._dense_behind = image.dense, False
+        if retrieval:
+            self._head_behind = False
+        body = pack(image, before)
+        digest = hashlib.sha256(body).hexdigest()
+        self.hash = chain(parent, digest)
+        file = None if self.keep is None else self.keep(Place(self.epoch, self.version), body)
+        note = Announcement(
+            kind="delta",
+            parent=parent,
+            hash=self.hash,
+            digest=digest,
+            size=len(body),
+            spec={},
+            chunks=0 if file else chunks_of(len(body)),
+            file=file,
+            retrieval_clicks=clicks,
+            **meta,
+        )
+        return note, body
+
+    def _flushed(self) -> int:
+        """Has the head learn from what it kept waiting. Clicks that it has learnt from then; -1: there is no head."""
+        head = self.model.head
+        if head is None:
+            return -1
+        head.flush()
+        if self.flushed is not None:
+            self.flushed()
+        return head.clicks
+
+    # -- snapshots -------------------------------------------------------------------------------------------
+
+    @property
+    def snapshot_ready(self) -> bool:
+        """Whether a snapshot of the newest version would have just what its deltas had."""
+        return not (self._changed or self._dense_behind or self._head_behind)
+
+    def snapshot_lost(self) -> None:
+        """Says that a snapshot was not written: its version has none."""
+        self._snapshot_version = -1
+
+    @property
+    def snapshot_due(self) -> bool:
+        """Whether the newest version has no snapshot yet, or something was learnt since."""
+        return not self.snapshot_ready or self._snapshot_version != self.version
+
+    @property
+    def root_newest(self) -> bool:
+        """Whether the newest version is a root: no snapshot may begin before the next delta, or files would have the
+        root's names."""
+        return self._root_version == self.version
+
+    def begin(self, rows: int = 100_000) -> Copying:
+        """Begins a snapshot that is copied ``rows`` rows at a time. One that has begun is given up. Not where
+        :attr:`root_newest`."""
+        return Copying(self, self.model.slices(rows))
+
+    def root(self, progress: Progress, trainer: Mapping[str, Array], published_ms: int) -> Iterator[Part | Last]:
+        """The first version after a start: a snapshot above every version that was ever published. Its parts, and then
+        its end. Nothing is learnt until all were taken."""
+        self.version += 1
+        self._root_version = self.version
+        self._flushed()
+        self.model.changes()  # the root has them
+        copying = self.begin()
+        while (part := copying.next()) is not None:
+            yield part
+        self._changed = self._dense_behind = self._head_behind = False
+        self.hash = ""
+        last = copying.finish(progress, trainer, published_ms)
+        self._dense = last.part[0].dense
+        yield last
+
+    def finished(self, part: Part, progress: Progress, published_ms: int) -> Last:
+        """See :meth:`Copying.finish`."""
+        if not self.snapshot_ready:
+            raise SnapshotError(
+                f"a snapshot of version {self.version} would have what no delta had", "publish a delta with all first"
+            )
+        meta = self._meta(progress, published_ms) | {
+            "spec": self.model.spec,
+            "retrieval_clicks": -1 if self.model.head is None else self.model.head.clicks,
+            "offsets": {str(p): o for p, o in progress.offsets.items()},
+            "logs": progress.logs,
+            "extra": {**progress.extra, "rows": {name: len(table) for name, table in self.model.tables.items()}},
+        }
+        self._snapshot_version = self.version
+        return Last(part, self.hash or None, meta)
+
+    def announced(self, root: Announcement) -> None:
+        """Says that the root was written: deltas follow it from now on."""
+        self.hash = root.hash
+
+    def _meta(self, progress: Progress, published_ms: int) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "version": self.version,
+            "claimant": self.claimant,
+            "schema_id": self.model.schema.id,
+            "event_ms": self.model.newest_ms,
+            "trained": progress.trained,
+            "published_ms": published_ms,
+            "clicks": ClickTimes.of(np.concatenate(self._clicks)) if self._clicks else ClickTimes(),
+        }
+
+
+class SnapshotFiles:
+    """The files of one snapshot, written part by part. They mean nothing until the manifest is written."""
+
+    def __init__(self, store: ModelStore, begun: Place) -> None:
+        self._store, self._begun = store, begun
+        self._parts: list[tuple[Sealed, Sealed]] = []
+
+    def add(self, part: Part) -> None:
+        """Writes the next part.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        self._parts.append(self._store.write_part(self._begun, len(self._parts), *part))
+
+    def give_up(self) -> None:
+        """Removes what was written: a store that takes nothing more must not be filled by it. What cannot be removed
+        goes with the next snapshot."""
+        with contextlib.suppress(StoreError):
+            self._store.store.remove(file.name for part in self._parts for file in part)
+
+    def end(self, last: Last, **where: Any) -> Announcement:
+        """Writes the last part and the manifest.
+
+        Args:
+            where: ``follows`` and ``log`` of the announcement.
+
+        Raises:
+            StoreError: they cannot be written.
+        """
+        self.add(last.part)
+        if last.cuts is not None:  # first: a snapshot without them is one that cannot be learnt again
+            place = Place(last.meta["epoch"], last.meta["version"])
+            self._store.write_cuts(place, last.cuts.since, last.meta["event_ms"], last.cuts.acts)
+        return self._store.write_manifest(self._parts, last.own_hash, **last.meta, **where)
+
+
+def write_root(
+    store: ModelStore,
+    versions: Versions,
+    progress: Progress,
+    trainer: Mapping[str, Array],
+    ms: int,
+    cuts: Callable[[], Cuts | None] = lambda: None,
+    **where: Any,
+) -> Announcement:
+    """Publishes the first version after a start to the store, part by part. See :meth:`Versions.root`.
+
+    Args:
+        cuts: how it was learnt; asked for at its end.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    steps = versions.root(progress, trainer, ms)
+    files = None
+    for step in steps:
+        files = files or SnapshotFiles(store, Place(versions.epoch, versions.version))
+        try:
+            if isinstance(step, Last):
+                note = files.end(replace(step, cuts=cuts()), **where)
+                versions.announced(note)
+                return note
+            files.add(step)
+        except StoreError:
+            files.give_up()
+            raise
+    raise SnapshotError("a snapshot has no end", "report this")
+
+
+_SHAPE = (
+    *("model", "width", "blocks", "hidden", "norm", "placement", "numerics", "buckets", "bucket_width"),
+    *("dense", "max_rows", "admit"),
+)
+"""Entries of a spec whose change a snapshot cannot simply resume with. The others are rates and bounds."""
+
+
+_HEAD_SHAPE = ("retrieval_width",)
+"""Entries whose change begins a new retrieval head."""
+
+
+def same_shape(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a model with the spec ``new`` can resume a snapshot made with ``old``."""
+    return not _differences(old, new)
+
+
+def same_head(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a model with the spec ``new`` goes on with the retrieval head of a snapshot made with ``old``. One that
+    does not begins an empty head: nothing of it is refused."""
+    if is_own(old.get("model")) or is_own(new.get("model")):
+        return True  # a model of one's own has none
+    was, now = read_spec(old), read_spec(new)
+    return all(getattr(was, n) == getattr(now, n) for n in _HEAD_SHAPE)
+
+
+def without_head(
+    parts: Iterable[tuple[Image, Mapping[str, Array]]],
+) -> Iterator[tuple[Image, Mapping[str, Array]]]:
+    """The parts of a snapshot without its retrieval head."""
+    for image, training in parts:
+        yield split(image)[0], training
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    if is_own(old.get("model")) or is_own(new.get("model")):
+        return [] if old.get("model") == new.get("model") else ["model"]  # its other entries are its class's to judge
+    was, now = read_spec(old), read_spec(new)
+    return [n for n in _SHAPE if getattr(was, n) != getattr(now, n)]
+
+
+def adopted(source: str, note: Announcement, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What each snapshot says in ``extra["adopted"]`` from when a learner took over a model that its settings do not
+    ask for, until they are changed.
+
+    Args:
+        source: where it came from: "shadow" or "repair".
+        note: of the snapshot that was taken over.
+        wanted: the entries of a spec that the settings ask for, at that time.
+    """
+    return {"from": source, "epoch": note.epoch, "version": note.version, "wanted": dict(wanted)}
+
+
+def asked(note: Announcement, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What settings ask of a model that goes on from a snapshot. Nothing, where a person had the learner adopt another
+    model since they were given: a restart with unchanged settings goes on with that. Settings that were changed after
+    it hold again; and a class is never imported because a snapshot names it."""
+    over, name = note.extra.get("adopted"), note.spec.get("model")
+    same = isinstance(over, dict) and _json(over.get("wanted")) == _json(wanted)
+    return {} if same and (not is_own(name) or name == wanted.get("model")) else dict(wanted)
+
+
+def _json(values: Any) -> bytes:
+    """The same bytes for what is the same once it has been through JSON."""
+    return msgspec.json.encode(values, order="deterministic")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a learner goes on from: a snapshot that was read whole."""
+
+    note: Announcement
+    model: Learning
+    training: dict[str, Array]  # of its last part: what belongs to no row
+
+
+Build = Callable[[Announcement, Iterable[tuple[Image, Mapping[str, Array]]]], Learning]
+"""Makes the model of a snapshot from its parts, taken one by one."""
+
+
+def newest_sound(
+    store: ModelStore, schema_id: str, wanted: Mapping[str, Any], build: Build, evolve: bool = False
+) -> Found | None:
+    """The newest snapshot that can be read whole, or None. One that is damaged is passed over, aloud.
+
+    Args:
+        build: makes a model of parts. An error of the store or of a part goes through it.
+
+    Raises:
+        SnapshotError: the newest is of another schema, or has another shape than the ``wanted`` entries of a spec
+            (:func:`asked`), and ``evolve`` is not set.
+        StoreError: the store cannot be read, now; or it had snapshots, and none of them is whole.
+    """
+    for note in store.snapshots():
+        if note.schema_id != schema_id and not evolve:
+            raise SnapshotError(
+                f"the models in '{store.url}' are of schema {note.schema_id}, the learner's is {schema_id}",
+                "set MILLRACE_EVOLVE=true to carry over what both have, MILLRACE_SCHEMA to the schema they were learnt "
+                "with, or MILLRACE_DATA to an empty folder",
+            )
+        for name in () if evolve else _differences(note.spec, {**note.spec, **asked(note, wanted)}):
+            flag = "MILLRACE_MODEL" if name == "model" else "MILLRACE_MODEL_SPEC"
+            own = is_own(note.spec.get("model")) or is_own(wanted.get("model"))
+            carry = "" if own else " MILLRACE_EVOLVE=true to carry over what both have,"
+            raise SnapshotError(
+                f"the models in '{store.url}' have {name} {note.spec.get(name)!r}, the learner was told "
+                f"{wanted[name]!r}",
+                f"set {flag} as it was,{carry} or MILLRACE_DATA to an empty folder",
+            )
+        kept: dict[str, Array] = {}
+        try:
+            return Found(note, build(note, _kept(store, note, kept)), kept)
+        except (AbsentError, DamagedError) as error:
+            log.error("a snapshot is damaged; the one before it is tried", version=note.version, error=error.problem)
+    if store.had_snapshots():
+        raise StoreError(
+            f"none of the snapshots that were in '{store.url}' is whole",
+            "put one back, or empty the store to begin with an untrained model",
+        )
+    return None
+
+
+def _kept(store: ModelStore, note: Announcement, kept: dict[str, Array]) -> Iterator[tuple[Image, Mapping[str, Array]]]:
+    """The parts of a snapshot; what is not of rows of tables is put into ``kept`` on the way."""
+    parts = store.read_whole(note)
+    while True:
+        try:
+            image, training = next(parts)
+        except StopIteration:
+            return
+        except SnapshotError as error:  # what was read, not what is made of it
+            raise DamagedError(error.problem, error.remedy) from None
+        kept.update({n: a for n, a in training.items() if not n.startswith("table/")})
+        yield image, training

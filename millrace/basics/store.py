@@ -1,0 +1,245 @@
+# core
+"""The one store of everything that outlives a process: sealed files, in a folder or an object store.
+
+Model snapshots, deltas that travel as files, checkpoints of the stream, and the scorer's item index lie here. Each
+file proves itself::
+
+    body, any bytes ─┬─ head, JSON: what the file says of itself ─┬─ trailer, 64 bytes, little-endian
+                     │                                            │   SHA-256 of all before it     32
+                     │                                            │   length of the body, uint64    8
+                     │                                            │   length of the head, uint64    8
+                     │                                            │   "MILLRACE SEALED\\1"          16
+
+The seal stands at the end, so a file can be written while its digest is still being made, and a torn file has none.
+
+A file is whole or absent. On a disk it is written under a temporary name, synced, renamed, and its folder is synced
+(:mod:`millrace.basics.files`); an object store itself puts an object whole or not at all. If a file is damaged
+nevertheless, the seal shows it, and :meth:`Store.set_aside` takes this file alone out of the way, for a person to look
+at.
+
+What belongs together and is more than one file gets a last file that names the digests of the others: without it the
+rest is nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+import msgspec
+import structlog
+
+from millrace.basics.errors import StoreError
+from millrace.basics.files import clear_leftovers, write_whole
+
+log = structlog.get_logger("store")
+
+_MAGIC = b"MILLRACE SEALED\1"
+_TRAILER = struct.Struct("<32sQQ16s")
+ASIDE = "damaged-"
+"""What the name of a file that was set aside begins with."""
+
+T = TypeVar("T")
+_REMEDY = "give a folder or object store that can be read and written"
+
+
+class AbsentError(StoreError):
+    """There is no file of this name."""
+
+
+class DamagedError(StoreError):
+    """A file is not what was written: torn, flipped, empty, or another one under its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A file as it is named by another one: enough to recognise it."""
+
+    name: str
+    digest: str  # SHA-256 in hexadecimal, as in its seal
+    size: int  # of the whole file, in bytes
+
+
+def seal(head: Any, *body: bytes | memoryview) -> tuple[list[bytes | memoryview], str]:
+    """The chunks of a sealed file, and its digest in hexadecimal. ``head`` is anything that becomes JSON."""
+    said = msgspec.json.encode(head)
+    digest, size = hashlib.sha256(), 0
+    for chunk in body:
+        digest.update(chunk)
+        size += memoryview(chunk).nbytes
+    digest.update(said)
+    return [*body, said, _TRAILER.pack(digest.digest(), size, len(said), _MAGIC)], digest.hexdigest()
+
+
+def unseal(raw: bytes | memoryview, name: str) -> tuple[bytes, memoryview, str]:
+    """Head (JSON), body (a view of ``raw``) and digest of a sealed file.
+
+    Raises:
+        DamagedError: it is not whole.
+    """
+    view = memoryview(raw)
+    if len(view) >= _TRAILER.size:
+        digest, size, said, magic = _TRAILER.unpack(view[-_TRAILER.size :])
+        if magic == _MAGIC and size + said + _TRAILER.size == len(view):
+            within = view[: -_TRAILER.size]
+            if hashlib.sha256(within).digest() == digest:
+                return bytes(within[size:]), within[:size], digest.hex()
+    raise DamagedError(
+        f"file '{name}' of {len(view)} bytes is damaged", "the one before it is used; keep it to look at"
+    )
+
+
+class Store:
+    """Sealed files under one folder or URL. Any number of readers; each file name has one writer.
+
+    Names are plain (no folders below); those that begin with a dot or with ``damaged-`` are not listed.
+
+    Args:
+        url: a folder, or any URL that fsspec knows (``s3://bucket/prefix``, ``memory://name``).
+        writes: whether this process writes here. A reader makes no folder and clears nothing.
+
+    Raises:
+        StoreError: the place cannot be used.
+    """
+
+    def __init__(self, url: str | Path, writes: bool = True) -> None:
+        self.url = str(url)
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+            self._local = "file" in (
+                self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
+            )
+            if writes:
+                self._fs.makedirs(self._root, exist_ok=True)
+                if self._local:
+                    clear_leftovers(Path(self._root))
+        except (OSError, ValueError, ImportError) as error:
+            raise self._failed("opened", error) from None
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def put(self, name: str, head: Any, *body: bytes | memoryview) -> Sealed:
+        """Makes or replaces a file. When this returns it is whole and durable; when it raises, the old one or the new
+        one is there.
+
+        Raises:
+            StoreError: it could not be written.
+        """
+        chunks, digest = seal(head, *body)
+        size = sum(memoryview(chunk).nbytes for chunk in chunks)
+        if self._local:
+            self._try("written to", lambda: write_whole(Path(self._root, name), *chunks, durable=True))
+        else:
+            self._try("written to", lambda: self._fs.pipe_file(self._path(name), b"".join(chunks)))
+        return Sealed(name, digest, size)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes files. One that is gone already is no error.
+
+        Raises:
+            StoreError: one could not be removed.
+        """
+        for name in names:
+            self._try("written to", lambda name=name: self._remove(name))  # type: ignore[misc]
+
+    def set_aside(self, name: str, why: str) -> None:
+        """Takes a damaged file out of the way under a name of its own, aloud. Another process may have been faster.
+
+        Raises:
+            StoreError: it could not be renamed.
+        """
+        log.error("file is damaged and set aside", file=name, kept_as=ASIDE + name, store=self.url, why=why)
+
+        def move() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                if self._local:
+                    Path(self._root, name).replace(Path(self._root, ASIDE + name))
+                else:
+                    self._fs.cp_file(self._path(name), self._path(ASIDE + name))
+                    self._fs.rm_file(self._path(name))
+
+        self._try("written to", move)
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def names(self, prefix: str = "", aside: bool = False) -> list[str]:
+        """Names of the files that begin with ``prefix``, in order; without hidden ones and, if not ``aside``, without
+        those that were set aside.
+
+        Raises:
+            StoreError: the place cannot be read.
+        """
+
+        def listed() -> list[str]:
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.ls(self._root, detail=False)
+            except FileNotFoundError:  # nobody has written here yet
+                return []
+            return sorted(str(path).rsplit("/", 1)[-1] for path in found)
+
+        names = self._try("read", listed)
+        hidden = "." if aside else (".", ASIDE)
+        return [n for n in names if n.startswith(prefix) and not n.startswith(hidden)]
+
+    def get(self, name: str) -> tuple[bytes, memoryview, Sealed]:
+        """Head (JSON), body, and what the file is.
+
+        Raises:
+            AbsentError: there is no such file.
+            DamagedError: it is not whole.
+            StoreError: the place cannot be read.
+        """
+        try:
+            raw: bytes = self._try("read", lambda: self._fs.cat_file(self._path(name)), missing=True)
+        except FileNotFoundError:
+            raise AbsentError(f"file '{name}' is not in '{self.url}'", "another process may have removed it") from None
+        head, body, digest = unseal(raw, name)
+        return head, body, Sealed(name, digest, len(raw))
+
+    def expect(self, file: Sealed) -> tuple[bytes, memoryview]:
+        """Head and body of the file that another one names. A whole file under that name which is another one is
+        refused as a damaged one is.
+
+        Raises:
+            AbsentError: there is no such file.
+            DamagedError: it is not whole, or not this one.
+            StoreError: the place cannot be read.
+        """
+        head, body, found = self.get(file.name)
+        if found != file:
+            raise DamagedError(f"file '{file.name}' is whole, but not the one that was meant", "it is not used")
+        return head, body
+
+    # -- within ----------------------------------------------------------------------------------------------
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
+
+    def _try(self, what: str, do: Callable[[], T], missing: bool = False) -> T:
+        try:
+            return do()
+        except FileNotFoundError as error:
+            if missing:
+                raise
+            raise self._failed(what, error) from None
+        except OSError as error:
+            raise self._failed(what, error) from None
+        except Exception as error:  # object stores' clients have errors of their own
+            if self._local:
+                raise
+            raise self._failed(what, error) from error
+
+    def _failed(self, what: str, error: Any) -> StoreError:
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return StoreError(f"store '{self.url}' cannot be {what} ({text})", _REMEDY)

@@ -1,0 +1,2 @@
+# core
+"""The items as a scorer holds them."""

@@ -1,0 +1,108 @@
+# core
+"""What the page's kernel has to know of a schema, worked out once: :class:`scorer.catalog.pagekernels.Form`."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.contracts.schema import Schema, Side, WindowKey, Windows
+from millrace.windows.features import FeatureBuilder
+from scorer.catalog.pagekernels import EACH, LOOK, LOOSE, MADE, MISSING, ONCE, OWN, Form
+from scorer.catalog.shelf import ShelfForm
+
+_OTHERS: tuple[Side, ...] = ("user", "context")
+
+
+def late_columns(schema: Schema) -> set[str]:
+    """Columns that are known only once the page is made: they read as missing while it is ranked."""
+    return {f.name for f in schema.fields if f.bias} | {"position"}
+
+
+def block_size(windows: Windows) -> int:
+    """E: how many numbers one window key gives."""
+    return len(windows.spans) * (2 * len(windows.actions) - 1 + len(windows.means))
+
+
+def shared_places(builder: FeatureBuilder) -> dict[str, slice]:
+    """Where the value hashes of each column that is not the item's stand among what all rows of a page share."""
+    slots = {f.name: f.slots for f in builder.schema.fields}
+    names = [n for side in _OTHERS for n in builder.needs(side) if not builder.is_numeric(n)]
+    ends = list(accumulate(slots.get(name, 1) for name in names))
+    return {name: slice(a, b) for name, a, b in zip(names, [0, *ends[:-1]], ends, strict=True)}
+
+
+def page_form(builder: FeatureBuilder, shelf: ShelfForm) -> Form:
+    """The form of a schema's pages."""
+    schema, layout = builder.schema, builder.layout
+    windows = schema.windows
+    late, places = late_columns(schema), shared_places(builder)
+    count = layout.K
+    kind, own = np.full(count, MISSING), np.zeros(count, np.int64)
+    mode, parts = np.full(count, LOOK), np.zeros(count, np.int64)
+    values = np.full((count, max([1, *(len(key.columns) for key in windows.keys)])), -1, np.int64)
+    order, parent = np.zeros(count, np.int64), np.full(count, -1, np.int64)
+    for place, (k, above) in enumerate(builder.order):
+        key = windows.keys[k]
+        order[place] = k
+        if above is not None:
+            parent[k] = above
+        if k in shelf.own_keys:
+            kind[k], own[k] = OWN, shelf.own_keys.index(k)
+        elif not late & set(key.columns) and not any(builder.is_numeric(name) for name in key.columns):
+            kind[k] = MADE if schema.key_side(key) == "user" else LOOSE
+        parts[k] = len(key.columns)
+        for p, name in enumerate(key.columns):
+            if name in places:
+                values[k, p] = -1 - places[name].start
+            elif name in shelf.value_names:
+                values[k, p] = shelf.value_names.index(name)
+        mode[k] = _mode(builder, key, int(kind[k]), above is None or mode[above] == ONCE)
+    names = [f.name for f in layout.plain_fields]
+    cat_shared = np.full(layout.F, -1, np.int64)
+    salts = np.zeros(layout.F, np.uint64)
+    for field, start in zip(layout.cat_fields, layout.cat_starts, strict=True):
+        columns = slice(start, start + field.slots)
+        salts[columns] = layout.field_salt(field)
+        if field.name in places and field.name not in late:
+            cat_shared[columns] = np.arange(places[field.name].start, places[field.name].stop)
+    return Form(
+        order=order,
+        parent=parent,
+        kind=kind.astype(np.int64),
+        own=own,
+        mode=mode.astype(np.int64),
+        salts=np.array([layout.key_salt(name) for name in layout.key_names], np.uint64),
+        parts=parts,
+        values=values,
+        prior=_prior(windows),
+        weight=np.float32(windows.prior_weight),
+        windows=len(windows.durations),
+        actions=len(windows.actions),
+        mean_of=np.array([windows.actions.index(mean.action) for mean in windows.means], np.int64),
+        step=np.array([mean.step for mean in windows.means], np.float64),
+        cat=np.array([-1 if layout.cat_names[c] in late else c for c in shelf.cat_columns], np.int64),
+        cat_shared=cat_shared,
+        cat_salts=salts,
+        plain=shelf.plain_columns.astype(np.int64),
+        age=names.index("age_days") if "age_days" in shelf.plain_names else -1,
+    )
+
+
+def _prior(windows: Windows) -> NDArray[np.float32]:
+    """A block whose rates are the prior's: the prior rate of clicks, a tenth of it for other actions. (E,)"""
+    actions = len(windows.actions)
+    block = np.zeros((len(windows.spans), 2 * actions - 1 + len(windows.means)), np.float32)
+    block[:, actions : 2 * actions - 1] = windows.prior_rate / 10
+    if windows.actions[1:2] == ("click",):
+        block[:, actions] = windows.prior_rate
+    return block.ravel()
+
+
+def _mode(builder: FeatureBuilder, key: WindowKey, kind: int, parent_once: bool) -> int:
+    items = set(builder.needs("item"))
+    if parent_once and (kind == MISSING or not items & set(key.columns)):
+        return ONCE
+    return EACH if builder.item_column in key.columns and kind != MISSING else LOOK

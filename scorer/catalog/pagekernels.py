@@ -1,0 +1,423 @@
+# core
+"""The compiled loops of a page: window keys, counts, rates and scaled numbers of n candidates in one go.
+
+::
+
+    rows (n,) ─► key of each row ─► counts ─► a block a distinct key: raw (E,) as logged, fed (E,) as the model sees it
+                                                   │ where (K, n): the block of row i in key k
+    x (n, I) of the model   [ embeddings .. | plain | block of key 0 | block of key 1 | ... ]   ◄── copied from fed
+    num (m, N) of the page                  [ plain | block of key 0 | block of key 1 | ... ]   ◄── copied from raw
+
+Most keys of a page are shared: one user, some dozens of categories. What they share is worked out once. Rates are
+:meth:`millrace.windows.features.FeatureBuilder.num`'s, the same float32 operations in the same order, so ``raw`` is
+equal to it bit for bit. The hashes are those of :mod:`millrace.basics.hashing`; they are here once more because a
+compiled function can call no other.
+
+Symbols: n candidates, K window keys, J of them of the item alone, S spans (W windows, then half-lives), A actions, C
+columns of counts (actions, then the sums of M means), E = S (2 A - 1 + M) numbers of one key, N numbers in all.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from millrace.basics.compiled import compiled
+
+Array = NDArray[Any]
+
+MISSING, OWN, MADE, LOOSE = 0, 1, 2, 3
+"""Where a window key comes from, and its counts. MISSING: there is none while a page is ranked. OWN: from the item's
+slot. MADE: from columns; its counts are the user's. LOOSE: from columns; its counts are on the shelf, by the key."""
+LOOK, EACH, ONCE = 0, 1, 2
+"""How many blocks a key has. LOOK: rows share some, so look whether there is one. EACH: one a row. ONCE: one."""
+
+_C1 = np.uint64(0x9E3779B97F4A7C15)
+_C2 = np.uint64(0xBF58476D1CE4E5B9)
+_C3 = np.uint64(0x94D049BB133111EB)
+_NONE, _ONE = np.uint64(0), np.uint64(1)
+_DAY_MS = 86_400_000.0
+_LOGS = np.log1p(np.arange(8192, dtype=np.float32))
+"""Logarithms of what most counts are."""
+
+
+class Keyed(NamedTuple):
+    """Counts by key. Entry 0 is "missing" and counts nothing."""
+
+    keys: Array  # (entries,) uint64
+    counts: Array  # (entries, S, C)
+    table: Array  # (size,) int32, a power of two: entry by the key's hash, 0 = none
+
+
+class Rows(NamedTuple):
+    """Items by row; see :mod:`scorer.catalog.shelf`."""
+
+    cat: Array  # (rows, columns) int64
+    values: Array  # (rows, V) uint64
+    plain: Array  # (rows, P) float32
+    own: Array  # (rows, J) int32
+    born_ms: Array  # (rows,) int64
+    alive: Array  # (rows,) bool
+
+
+class Form(NamedTuple):
+    """What follows from the schema alone."""
+
+    order: Array  # (K,) int64, parents first
+    parent: Array  # (K,) int64, -1 = the prior
+    kind: Array  # (K,) int64
+    own: Array  # (K,) int64: which of the J
+    mode: Array  # (K,) int64
+    salts: Array  # (K,) uint64
+    parts: Array  # (K,) int64: columns that the key is made of
+    values: Array  # (K, most parts) int64: column of `values`; -1 - h: entry h of what all rows share
+    prior: Array  # (E,) float32: the block of a key without a parent's
+    weight: np.float32
+    windows: int  # W
+    actions: int  # A
+    mean_of: Array  # (M,) int64: the action of each mean
+    step: Array  # (M,) float64
+    cat: Array  # (columns,) int64: where the item's feature ids stand in `cat`; -1: they are missing while ranking
+    cat_shared: Array  # (F,) int64: which entry of what all rows share stands there; -1: none
+    cat_salts: Array  # (F,) uint64
+    plain: Array  # (P,) int64: where the item's numbers stand in `num`
+    age: int  # column of `num` that is the item's age in days, or -1
+
+
+class Shared(NamedTuple):
+    """What all rows of a page share."""
+
+    hashes: Array  # uint64: value hashes of the columns that are not the item's
+    plain: Array  # (window_start,) float64; the item's numbers are overwritten
+    fade: Array  # (H,) float64: what takes decayed counts to the page's time
+    ts_ms: int
+
+
+class Feed(NamedTuple):
+    """How the model sees numbers: ``clip((squash(v) - mean) factor, -bound, bound)``. (N,) each"""
+
+    log: Array  # bool
+    mean: Array  # float32
+    factor: Array  # float32
+    bound: np.float32
+    at: int  # first number's column in the model's input
+
+
+class Room(NamedTuple):
+    """Memory that is used again from page to page, of at least n rows."""
+
+    raw: Array  # (1 + K n, E) float32; block 0 has the prior's rates
+    fed: Array  # (1 + K n, E) float32
+    keys: Array  # (1 + K n,) uint64: of each block
+    above: Array  # (1 + K n,) int32: the parent's block
+    where: Array  # (K, n) int32
+    first: Array  # (2 K + 1,) int64: first block of each key; then behind its last; and a number without a use
+    plain: Array  # (n, window_start) float32
+    table: Array  # (2 n or more,) int32, a power of two
+
+
+@njit(inline="always")
+def _folded(out: Any, hashed: Any) -> Any:
+    """One more column in a key."""
+    x = out * _C1 + hashed
+    x = (x ^ (x >> np.uint64(30))) * _C2
+    x = (x ^ (x >> np.uint64(27))) * _C3
+    return x ^ (x >> np.uint64(31))
+
+
+@njit(inline="always")
+def _home(key: Any, size: Any) -> Any:
+    return np.int64((key * _C1) >> np.uint64(32)) & (size - 1)
+
+
+@njit(inline="always")
+def _entry(keys: Array, table: Array, key: Any) -> Any:
+    """The entry of ``key``, 0 where there is none."""
+    if key == _NONE:
+        return 0
+    i = _home(key, len(table))
+    while table[i] != 0:
+        if keys[table[i]] == key:
+            return np.int64(table[i])
+        i = (i + 1) & (len(table) - 1)
+    return 0
+
+
+@compiled(error_model="numpy")
+def enter(keys: Array, table: Array, entries: Array) -> None:
+    """Puts ``entries`` of ``keys`` into ``table``; those of key 0, and those that are there, are passed over."""
+    for entry in entries:
+        key = keys[entry]
+        if key != _NONE and _entry(keys, table, key) == 0:
+            i = _home(key, len(table))
+            while table[i] != 0:
+                i = (i + 1) & (len(table) - 1)
+            table[i] = entry
+
+
+@njit(inline="always")
+def _value(shared: Array, items: Array, row: Any, place: Any) -> Any:
+    return items[row, place] if place >= 0 else shared[-1 - place]
+
+
+@njit(inline="always")
+def _key(salt: Any, shared: Array, values: Array, k: Any, parts: Any, items: Array, row: Any) -> Any:
+    """:func:`millrace.basics.hashing.combine` of the parts ``values[k]`` of one row."""
+    part = _value(shared, items, row, values[k, 0])
+    missing = part == _NONE
+    out = _folded(part, salt)
+    for p in range(1, parts):
+        part = _value(shared, items, row, values[k, p])
+        missing |= part == _NONE
+        out = _folded(out, part)
+    if missing:
+        return _NONE
+    return out if out != _NONE else _ONE
+
+
+@compiled(error_model="numpy")
+def likings(salt: Any, shared: Array, values: Array, groups: Array, held: Keyed, liking: Array, out: Array) -> None:
+    """``out[g]``: the ``liking`` of the entry under the key that ``groups[g]`` makes; entry 0's where there is none.
+
+    Args:
+        values: (1, parts) as in :class:`Form`, of columns of ``groups`` (G, columns).
+    """
+    for g in range(len(groups)):
+        out[g] = liking[_entry(held.keys, held.table, _key(salt, shared, values, 0, values.shape[1], groups, g))]
+
+
+@compiled(error_model="numpy")
+def _raw(form: Form, counts: Array, entry: Any, fade: Array, above: Any, raw: Array, block: Any) -> None:
+    """Writes one block, ``raw[block]`` (E,), of the counts ``counts[entry]`` (S, C), with rates towards those of the
+    block ``above``."""
+    actions, means, weight = form.actions, len(form.mean_of), form.weight
+    rates = 2 * actions - 1
+    size = rates + means
+    for s in range(form.windows):
+        for a in range(actions):
+            raw[block, s * size + a] = np.float32(counts[entry, s, a])
+    for s in range(form.windows, counts.shape[1]):
+        for a in range(actions):
+            raw[block, s * size + a] = np.float32(counts[entry, s, a] * fade[s - form.windows])
+    for s in range(counts.shape[1]):
+        exposed = raw[block, s * size] + weight
+        for j in range(1, actions):
+            rate = s * size + actions + j - 1
+            # Compiled without fastmath: each operation rounds, as the feature builder's do.
+            value = raw[above, rate] * weight
+            value += raw[block, s * size + j]
+            raw[block, rate] = value / exposed
+        if exposed == 0:
+            for j in range(actions, rates):
+                raw[block, s * size + j] = raw[above, s * size + j]
+        for m in range(means):
+            seen = counts[entry, s, form.mean_of[m]]
+            mean = counts[entry, s, actions + m] * form.step[m] / seen if seen > 0 else 0.0
+            raw[block, s * size + rates + m] = np.float32(mean)
+
+
+@compiled(error_model="numpy")
+def _fetched(items: Rows, shelf: Keyed, rows: Array) -> Any:
+    """Touches what is scattered over memory, so that the processor waits for many rows at once and not for each as its
+    turn comes. Returns a number for which nobody has a use; without it nothing would be read."""
+    total = np.int64(0)
+    for i in range(len(rows)):
+        row = rows[i]
+        for j in range(items.own.shape[1]):
+            total += items.own[row, j]
+        if items.cat.shape[1]:
+            total += items.cat[row, 0]
+        total += items.born_ms[row]
+    last, spans = shelf.counts.shape[2] - 1, shelf.counts.shape[1]
+    for i in range(len(rows)):
+        for j in range(items.own.shape[1]):
+            slot = items.own[rows[i], j]
+            total += np.int64(shelf.keys[slot])
+            for s in range(0, spans, 3):
+                total += np.int64(shelf.counts[slot, s, 0])
+            total += np.int64(shelf.counts[slot, spans - 1, last])
+    return total
+
+
+@compiled(error_model="numpy")
+def make(
+    form: Form,
+    shared: Shared,
+    items: Rows,
+    shelf: Keyed,
+    user: Keyed,
+    exact: Array,
+    rows: Array,
+    room: Room,
+    cat: Array,
+    keys: Array,
+) -> None:
+    """Feature ids and window keys of ``rows`` (n,) into ``cat`` (n, F) and ``keys`` (n, K), the rest into ``room``.
+
+    Args:
+        exact: (n J, S, C) counts of the items' own keys, to be used in place of the shelf's; (0, S, C): none.
+    """
+    table, raw, where = room.table, room.raw, room.where
+    mask, own_keys = len(table) - 1, items.own.shape[1]
+    raw[0] = form.prior
+    used = 1
+    room.first[-1] = _fetched(items, shelf, rows)
+    for k in form.order:
+        above, kind, mode, own = form.parent[k], form.kind[k], form.mode[k], form.own[k]
+        salt, parts = form.salts[k], form.parts[k]
+        room.first[k] = used
+        if mode == LOOK:
+            table[:] = 0
+        for i in range(len(rows)):
+            if mode == ONCE and i > 0:
+                keys[i, k], where[k, i] = keys[0, k], where[k, 0]
+                continue
+            slot, key = np.int64(0), _NONE
+            if kind == OWN:
+                slot = np.int64(items.own[rows[i], own])
+                key = shelf.keys[slot]
+            elif kind != MISSING:
+                key = _key(salt, shared.hashes, form.values, k, parts, items.values, rows[i])
+            keys[i, k] = key
+            parent = np.int64(where[above, i]) if above >= 0 else np.int64(0)
+            block = used
+            if mode == LOOK:
+                at = _home(key, len(table))
+                while table[at] != 0:
+                    block = int(table[at])
+                    if room.keys[block] == key and room.above[block] == parent:
+                        break
+                    at = (at + 1) & mask
+                    block = used
+                table[at] = block
+            where[k, i] = block
+            if block == used:
+                used += 1
+                room.keys[block], room.above[block] = key, parent
+                if kind == OWN and len(exact):
+                    _raw(form, exact, i * own_keys + own, shared.fade, parent, raw, block)
+                elif kind == OWN:
+                    _raw(form, shelf.counts, slot, shared.fade, parent, raw, block)
+                elif kind == LOOSE:
+                    _raw(form, shelf.counts, _entry(shelf.keys, shelf.table, key), shared.fade, parent, raw, block)
+                else:
+                    _raw(form, user.counts, _entry(user.keys, user.table, key), shared.fade, parent, raw, block)
+        room.first[len(form.kind) + k] = used
+    _ids(form, shared, items, rows, cat)
+    _plain(form, shared, items, rows, room.plain)
+
+
+@compiled(error_model="numpy")
+def _ids(form: Form, shared: Shared, items: Rows, rows: Array, cat: Array) -> None:
+    """Feature ids of ``rows`` (n,) into ``cat`` (n, F)."""
+    once = np.zeros(cat.shape[1], np.int64)
+    for c in range(len(once)):
+        place = form.cat_shared[c]
+        if place >= 0 and shared.hashes[place] != _NONE:
+            mixed = _folded(shared.hashes[place], form.cat_salts[c])
+            once[c] = np.int64(mixed if mixed != _NONE else _ONE)
+    for i in range(len(rows)):
+        for c in range(len(once)):
+            cat[i, c] = once[c]
+        for c in range(len(form.cat)):
+            if form.cat[c] >= 0:
+                cat[i, form.cat[c]] = items.cat[rows[i], c]
+
+
+@njit(inline="always")
+def _finite(value: Any) -> Any:
+    """As float32; what is no number, or does not fit, as 0."""
+    number = np.float32(value)
+    return number if np.isfinite(number) else np.float32(0)
+
+
+@compiled(error_model="numpy")
+def _plain(form: Form, shared: Shared, items: Rows, rows: Array, plain: Array) -> None:
+    """Plain numbers of ``rows`` (n,) into ``plain`` (n, window_start)."""
+    for i in range(len(rows)):
+        for p in range(plain.shape[1]):
+            plain[i, p] = _finite(shared.plain[p])
+        for p in range(len(form.plain)):
+            plain[i, form.plain[p]] = items.plain[rows[i], p]
+        if form.age >= 0:
+            born = items.born_ms[rows[i]]
+            age = (shared.ts_ms - born) / _DAY_MS
+            plain[i, form.age] = np.float32(max(age, 0.0)) if born > 0 else np.float32(0)
+
+
+@njit(inline="always")
+def _see(plan: Feed, values: Array, row: Any, column: Any, out: Array, to: Any, at: Any) -> None:
+    """What the model sees of ``values[row]``, numbers from ``column`` on: ``out[to]`` from ``at`` on."""
+    for e in range(values.shape[1]):
+        value = values[row, e]
+        if plan.log[column + e]:
+            size = abs(value)
+            whole = np.int64(size) if size < len(_LOGS) else 0
+            log = _LOGS[whole] if np.float32(whole) == size else np.log1p(size)
+            value = -log if value < 0 else log
+        out[to, at + e] = value
+    for e in range(values.shape[1]):
+        value = (out[to, at + e] - plan.mean[column + e]) * plan.factor[column + e]
+        value = plan.bound if value > plan.bound else value
+        out[to, at + e] = -plan.bound if value < -plan.bound else value
+
+
+@compiled(error_model="numpy")
+def feed(form: Form, plan: Feed, room: Room, n: int, x: Array) -> None:
+    """The numbers of the n rows that :func:`make` made last, as the model sees them: ``x`` (n, I) from ``plan.at``
+    on."""
+    keys, size, plains = len(form.kind), room.raw.shape[1], room.plain.shape[1]
+    for k in range(keys):
+        if form.mode[k] != EACH:
+            for block in range(room.first[k], room.first[keys + k]):
+                _see(plan, room.raw, block, plains + k * size, room.fed, block, 0)
+    for i in range(n):
+        _see(plan, room.plain, i, 0, x, i, plan.at)
+        at = plan.at + plains
+        for k in range(keys):
+            block = room.where[k, i]
+            if form.mode[k] == EACH:
+                _see(plan, room.raw, block, plains + k * size, x, i, at)
+            else:
+                for e in range(size):
+                    x[i, at + e] = room.fed[block, e]
+            at += size
+
+
+@compiled(error_model="numpy")
+def numbers(room: Room, some: Array, out: Array) -> None:
+    """The numbers, as logged, of ``some`` (m,) of the rows that :func:`make` made last: ``out`` (m, N)."""
+    size, plains = room.raw.shape[1], room.plain.shape[1]
+    for m in range(len(some)):
+        i = some[m]
+        out[m, :plains] = room.plain[i]
+        for k in range(len(room.where)):
+            block = room.where[k, i]
+            for e in range(size):
+                out[m, plains + k * size + e] = room.raw[block, e]
+
+
+@compiled(error_model="numpy")
+def distinct(rows: Array, most: int) -> Any:
+    """The first ``most`` of ``rows`` (n,) without repetitions, in order of first appearance."""
+    size = 16
+    while size < 2 * len(rows):
+        size *= 2
+    table = np.zeros(size, np.int32)
+    out = np.empty(min(most, len(rows)), np.intp)
+    n = 0
+    for i in range(len(rows)):
+        if n == len(out):
+            break
+        row = rows[i]
+        at = _home(np.uint64(row), size)
+        while table[at] != 0 and out[table[at] - 1] != row:
+            at = (at + 1) & (size - 1)
+        if table[at] == 0:
+            out[n] = row
+            n += 1
+            table[at] = n
+    return out[:n]

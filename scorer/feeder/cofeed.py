@@ -1,0 +1,123 @@
+# shell
+"""The feed of co-clicks: a thread of the feeder that gives the workers the neighbours of items.
+
+::
+
+    features.coclicks ─ from a quarter of an hour before its end ─► CoClicks ── every 10 s, if anything changed ─┐
+    item index ── ids of new rows ─────────────────────────────────────┘            "neighbours", to all workers ◄┘
+
+All that the stream has counted is told again within ten minutes, so no more than that is read. Nobody waits for it: a
+page without neighbours is filled from other sources. A message that cannot be used is counted and passed over.
+Neighbours are also made anew when an event day begins, since counts of the oldest day end then and nobody tells.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from millrace.basics.errors import one_line
+from millrace.contracts import coclicks
+from millrace.contracts.events import BadEventError, Id
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import FEATURES_COCLICKS
+from millrace.processes.wall import wall_ms
+from scorer.feeder.door import Door, Stopped
+from scorer.feeder.feed import Broker, Feed, Reader, Record
+from scorer.feeder.primary import Primary
+from scorer.ipc.link import Packet
+from scorer.ipc.meters import COCLICK_LISTS, NEIGHBOURS, ScorerMeters
+from scorer.recall.neighbours import CoClicks
+
+log = structlog.get_logger("scorer")
+
+BACK_MS = 15 * 60_000
+"""So long before the topic's end reading begins."""
+RENEW_SECONDS = 10.0
+"""Between two sets of neighbours, at least."""
+SHARE = 20.0
+"""And at least so many times as long as the last one took to make."""
+IDS = 4096
+"""Of the index, that are copied behind the door at a time."""
+
+
+class CoFeed(Feed):
+    """See the module's text.
+
+    Args:
+        keep: sends a packet to all workers, now and as they start (:meth:`scorer.feeder.shelving.Shelving.keep`).
+        steady: seconds that are never set back.
+    """
+
+    topic = FEATURES_COCLICKS
+    what = "co-clicks"
+
+    def __init__(
+        self,
+        settings: Settings,
+        primary: Primary,
+        meters: ScorerMeters,
+        door: Door,
+        stop: threading.Event,
+        keep: Callable[[str, Packet], None],
+        broker: Broker | None = None,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(settings, primary, meters, door, stop, broker=broker)
+        self.merged = CoClicks()
+        self._keep, self._steady = keep, steady
+        self._due_s = float("-inf")
+        self._day = 0  # of the neighbours that workers have
+
+    def start_up(self) -> None:
+        if not self.position:
+            self.position = self._broker.since(self.topic, wall_ms() - BACK_MS)
+
+    def take(self, records: list[Record]) -> None:
+        for _, value, _ in records:
+            try:
+                self.merged.take(*coclicks.unpack(value))
+            except BadEventError as error:
+                self.bad("co-clicks", error)
+
+    def turn(self) -> bool:
+        busy = super().turn()
+        if self._steady() >= self._due_s:
+            began = self._steady()
+            try:
+                self.renew()
+            except Stopped:
+                raise
+            except Exception as error:  # workers go on with the neighbours that they have
+                self.merged.changed = True
+                self.meters.error("neighbours")
+                log.error("the workers' neighbours could not be renewed", error=one_line(error))
+            ended = self._steady()
+            self._due_s = ended + max(RENEW_SECONDS, SHARE * (ended - began))
+        return busy
+
+    def renew(self) -> None:
+        """Sends the neighbours of now, if they may have changed."""
+        merged, index = self.merged, self.primary.index
+        if not len(merged):
+            return
+
+        def next_ids() -> list[Id]:
+            return index.ids[merged.known : merged.known + IDS]
+
+        while ids := self.door.call(next_ids):
+            merged.know(ids)
+        newest = max(merged.newest_day, self.primary.heard_ms // coclicks.DAY_MS)  # a day may have no co-clicks
+        day = min(newest, self.primary.now_ms // coclicks.DAY_MS + 1)  # whoever says it is later is wrong
+        if merged.changed or day != self._day:
+            arrays, self._day = merged.arrays(day), day
+            self._keep("neighbours", Packet("neighbours", None, arrays))
+            COCLICK_LISTS.set(len(merged))
+            NEIGHBOURS.set(len(arrays["near"]))
+
+    def _look_how_far(self, reader: Reader, busy: bool) -> None:
+        """Nobody waits for this feed."""
+        self.caught_up = True

@@ -1,0 +1,319 @@
+# shell
+"""The workers of a scorer: started, listened to, started anew when they end, and ended.
+
+::
+
+    slot 0   ring of page logs (stays) ── worker process, link to it      ended? the next one, in the same slot
+    slot 1   ...
+
+A worker that comes no further with the versions for :data:`STUCK_LOOKS` looks, or answers none of them, is killed:
+it would keep all versions from being folded, and what is sent to it would pile up. One that ends again and again is
+started with growing pauses. A template that has ended is replaced at once, and its workers go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import structlog
+
+from millrace.basics.errors import MillraceError, ServiceError, one_line
+from millrace.contracts.settings import Settings
+from millrace.processes.shared import Region
+from scorer.feeder.versionhost import VersionHost
+from scorer.ipc.figures import Sums, values_of
+from scorer.ipc.link import FeederLink, Message, Packet
+from scorer.ipc.meters import WORKER_RESTARTS, WORKERS, ScorerMeters
+from scorer.pagelog.ring import RING_BYTES
+from scorer.worker.acceptor import NOBODY
+from scorer.worker.template import Handles, Template
+
+log = structlog.get_logger("scorer")
+
+STUCK_LOOKS = 10
+"""One each :data:`MEASURE_SECONDS`. Looks are counted and no time: a feeder that stood still itself has not looked."""
+LOOK_SECONDS = 0.1
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 5.0
+SOUND_SECONDS = 10.0
+"""A worker that ran for so long is started anew without a pause."""
+TEMPLATES = 3
+"""So many templates in a row that start no worker are too many: what is wrong is not theirs."""
+ASKERS, MOST_ASKED = 4, 64
+"""Threads that answer what workers ask; questions that may wait for them, beyond which the answer is none."""
+MEASURE_SECONDS = 1.0
+MEASURED_WITHIN_SECONDS = 0.3
+
+
+class Shelves(Protocol):
+    """What gives a worker that starts the shelves; see :class:`scorer.feeder.shelving.Shelving`."""
+
+    def add(self, worker: Member) -> None: ...
+
+    def remove(self, worker: Member) -> None: ...
+
+
+class Towers(Protocol):
+    """What gives a worker that starts the vectors of the items; see :class:`scorer.feeder.towerhost.TowerHost`."""
+
+    def join(self, worker: Member) -> None: ...
+
+    def leave(self, worker: Member) -> None: ...
+
+
+class Member:
+    """One worker process, as the feeder sees it."""
+
+    def __init__(self, slot: int, pid: int, started: float) -> None:
+        self.slot, self.pid, self.started = slot, pid, started
+        self.link: FeederLink
+        self.ready = self.gone = False
+        self.unanswered = self.unmoved = 0  # looks since it said anything; since it came further with the versions
+        self.reached: int | None = None
+        self.measured = threading.Event()
+
+    def put(self, packet: Packet) -> None:
+        """Sends it a message, without waiting."""
+        self.link.put(packet)
+
+
+class Crew:
+    """See the module's text.
+
+    Args:
+        listener: the socket that all workers accept from.
+        answer: answers what a worker asks: what, facts -> facts, arrays. Called in a thread of its own.
+        stop: the role ends.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        template: Template,
+        host: VersionHost,
+        shelving: Shelves,
+        meters: ScorerMeters,
+        sums: Sums,
+        answer: Callable[[str, Any], tuple[Any, dict[str, Any]]],
+        stop: threading.Event,
+        towers: Towers | None = None,
+    ) -> None:
+        self._towers = towers
+        self._settings, self._listener, self._template = settings, listener, template
+        self._host, self._shelving, self._meters, self._sums = host, shelving, meters, sums
+        self._answer, self._stop = answer, stop
+        self._askers = ThreadPoolExecutor(ASKERS, "asked")
+        self._asked = threading.BoundedSemaphore(MOST_ASKED)
+        self.rings = [Region(RING_BYTES) for _ in range(settings.workers)]
+        for ring in self.rings:
+            fcntl.lockf(ring.fd, fcntl.LOCK_EX)  # for as long as we live: a worker sees by it whether its log is read
+        self._shares = Region(8 * settings.workers)
+        self._connections = self._shares.array((settings.workers,), np.int64)
+        self._connections[:] = NOBODY
+        self._members: dict[int, Member] = {}  # by slot
+        self._next_at = dict.fromkeys(range(settings.workers), 0.0)
+        self._pauses = dict.fromkeys(range(settings.workers), FIRST_PAUSE_SECONDS)
+        self._lock = threading.RLock()
+        self._changed = threading.Event()
+        self._ending = False
+        self._thread = threading.Thread(target=self._run, name="crew", daemon=True)
+
+    def ring(self, slot: int) -> Any:
+        """The memory of a slot's page logs."""
+        region = self.rings[slot]
+        return region.array((region.size,), np.uint8)
+
+    def start(self) -> None:
+        """Starts the workers; the first one when the template has imported everything.
+
+        Raises:
+            ServiceError: several templates have ended, or the role ends.
+        """
+        for slot in range(self._settings.workers):
+            self._begin(slot)
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every worker can rank pages."""
+        members = self._all()
+        return len(members) == self._settings.workers and all(member.ready for member in members)
+
+    def broadcast(self, packet: Packet) -> None:
+        for member in self._all():
+            member.put(packet)
+
+    def measure(self) -> None:
+        """Asks all workers for their figures, and waits a moment for them."""
+        members = self._all()
+        for member in members:
+            member.measured.clear()
+            member.put(Packet("measure"))
+        deadline = time.monotonic() + MEASURED_WITHIN_SECONDS
+        for member in members:
+            member.measured.wait(max(0.0, deadline - time.monotonic()))
+
+    def end(self, seconds: float) -> None:
+        """Has all workers answer what is open and end; after ``seconds`` those that have not are killed."""
+        self._ending = True
+        self.broadcast(Packet("end"))
+        deadline = time.monotonic() + seconds
+        while self._all() and time.monotonic() < deadline:
+            self._changed.wait(0.05)
+            self._changed.clear()
+        for member in self._all():
+            log.warning("worker does not end: killed", worker=member.slot, pid=member.pid)
+            self._kill(member)
+
+    # -- within -----------------------------------------------------------------------------------------------
+
+    def _all(self) -> list[Member]:
+        with self._lock:
+            return list(self._members.values())
+
+    def _begin(self, slot: int) -> None:
+        ours, pid = self._fork(slot)
+        member = Member(slot, pid, time.monotonic())
+        member.link = FeederLink(ours, lambda message: self._heard(member, message), lambda: self._gone(member))
+        with self._lock:
+            self._members[slot] = member
+        WORKERS.set(len(self._members))
+        try:
+            self._host.join(member)
+            self._shelving.add(member)
+            if self._towers is not None:
+                self._towers.join(member)  # behind the shelf, whose rows it names
+            member.put(Packet("all"))
+        except BaseException:  # it lacks something: it ends, and another one is started
+            member.put(Packet("end"))
+            member.link.close()
+            raise
+        finally:  # not before: who joins after it has gone is waited for by everybody
+            member.link.start()
+        if self._ending:  # it was not there when the others were told
+            member.put(Packet("end"))
+
+    def _fork(self, slot: int) -> tuple[socket.socket, int]:
+        """Our end of a new worker's link, and its process id. A template that cannot start it is replaced."""
+        for left in reversed(range(TEMPLATES)):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                handles = Handles(theirs.fileno(), self._listener.fileno(), self.rings[slot].fd, self._shares.fd)
+                try:
+                    return ours, self._template.fork(slot, handles)
+                except ServiceError:
+                    ours.close()  # a worker that was started all the same sees it, and ends
+                    if not left:
+                        raise
+            self._template.renew()
+        raise AssertionError("unreachable")
+
+    def _heard(self, member: Member, message: Message) -> None:
+        member.unanswered = 0
+        if message.kind == "serves":
+            self._host.serves(member, int(message.facts))
+        elif message.kind == "ready":
+            member.ready = bool(message.facts)
+        elif message.kind == "measured":
+            self._sums.heard(member.pid, values_of(message.facts))
+            member.measured.set()
+        elif message.kind == "ask":
+            if self._asked.acquire(blocking=False):
+                self._askers.submit(self._answers, member, message.facts)
+            else:
+                member.put(Packet("answer", {"ask": message.facts["ask"], "answer": None}))
+
+    def _answers(self, member: Member, asked: dict[str, Any]) -> None:
+        try:
+            answer, arrays = self._answer(asked["what"], asked["facts"])
+        except Exception as error:  # the worker goes on without
+            self._meters.error("ask")
+            log.warning("a worker's question cannot be answered", what=asked["what"], error=one_line(error))
+            answer, arrays = None, {}
+        finally:
+            self._asked.release()
+        member.put(Packet("answer", {"ask": asked["ask"], "answer": answer}, arrays))
+
+    def _gone(self, member: Member) -> None:
+        with self._lock:
+            member.gone = True
+            if self._members.get(member.slot) is member:
+                del self._members[member.slot]
+                self._connections[member.slot] = NOBODY
+        WORKERS.set(len(self._members))
+        self._host.leave(member)
+        self._shelving.remove(member)
+        if self._towers is not None:
+            self._towers.leave(member)
+        self._sums.ended(member.pid)
+        if not self._ending:
+            WORKER_RESTARTS.inc()
+            pause = self._pauses[member.slot]
+            sound = time.monotonic() - member.started > SOUND_SECONDS
+            self._pauses[member.slot] = FIRST_PAUSE_SECONDS if sound else min(2 * pause, LONGEST_PAUSE_SECONDS)
+            self._next_at[member.slot] = time.monotonic() + (0.0 if sound else pause)
+            log.warning("worker has ended: another one is started", worker=member.slot, pid=member.pid)
+        self._changed.set()
+
+    def _run(self) -> None:
+        looked = 0.0
+        while not self._stop.is_set() and not self._ending:
+            self._changed.wait(LOOK_SECONDS)
+            self._changed.clear()
+            try:
+                if self._template.lost:
+                    self._template.renew()
+                now = time.monotonic()
+                for slot, at in self._next_at.items():
+                    if not self._ending and slot not in self._members and now >= at:
+                        self._again(slot)
+                if now - looked > MEASURE_SECONDS:
+                    looked = now
+                    for member in self._all():
+                        self._look_at(member)
+            except Exception as error:  # unforeseen: workers are still to be looked after
+                self._meters.error("worker")
+                log.error("workers could not be looked after", error=one_line(error))
+
+    def _again(self, slot: int) -> None:
+        try:
+            self._begin(slot)
+        except (MillraceError, OSError) as error:
+            self._meters.error("worker")
+            log.error("no worker can be started: trying again", worker=slot, error=one_line(error))
+            self._next_at[slot] = time.monotonic() + LONGEST_PAUSE_SECONDS
+
+    def _look_at(self, member: Member) -> None:
+        reached = self._host.behind(member)
+        member.unmoved = member.unmoved + 1 if reached is not None and reached == member.reached else 0
+        member.reached = reached
+        member.unanswered += 1
+        member.put(Packet("measure"))
+        why = ""
+        if member.unanswered > STUCK_LOOKS:
+            why = "worker does not answer: killed"
+        elif member.unmoved > STUCK_LOOKS:
+            why = "worker does not take up versions: killed"
+        if why:
+            log.error(why, worker=member.slot, pid=member.pid)
+            member.unanswered = member.unmoved = 0
+            self._kill(member)
+
+    def _kill(self, member: Member) -> None:
+        try:
+            killed = self._template.kill(member.pid)
+        except MillraceError:
+            killed = False
+        if not killed and not member.gone:  # of a template that is no more; its link is open, so the id is its own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member.pid, signal.SIGKILL)

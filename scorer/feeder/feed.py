@@ -1,0 +1,333 @@
+# shell
+"""The inputs of a scorer: threads of the feeder that read Kafka.
+
+::
+
+    items           ─ thread: decode, hash ──► door ─► item index ─► the shelves of all workers
+    features.items  ─ thread: decode ────────► door ─┘
+    model.deltas    ─ thread: read, verify ──► versions in shared memory (scorer/feeder/modelfeed.py)
+    features.coclicks ─ thread: merge ───────► neighbours of items (scorer/feeder/cofeed.py)
+
+A thread takes one small slice at a time through the door, so that nobody else waits long for the index.
+
+No message is read again because of its content. A message that cannot be used is counted, logged and passed over, even
+when its failure was not foreseen. Only failures of the broker are waited out and tried again.
+
+A feed that starts looks where its topic ends. Once it has read up to there it has *caught up*, and the scorer is ready
+when the first three have.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import structlog
+from kafka.errors import KafkaError
+
+from millrace.basics.errors import MillraceError, one_line
+from millrace.contracts.events import BadEventError, decode_item_tiles
+from millrace.contracts.itemtiles import unpack
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
+from millrace.processes.kafka import make_reader, topic_ids
+from millrace.processes.kinds import Kinds
+from millrace.processes.priority import step_back
+from scorer.catalog.checkpoint import Bookmark
+from scorer.catalog.index import Prepared
+from scorer.feeder.door import Door, Stopped
+from scorer.feeder.primary import Primary
+from scorer.ipc.meters import ScorerMeters
+
+log = structlog.get_logger("scorer")
+
+OFFSETS_MS = 5000
+ITEM_SLICE = 64
+KEY_SLICE = 512
+T = TypeVar("T")
+
+
+class Record(NamedTuple):
+    """A message: its key, its value, and its offset in its partition."""
+
+    key: bytes | None
+    value: bytes | None
+    offset: int = -1
+
+
+class Reader(Protocol):
+    """What a feed asks of a Kafka consumer; see :func:`millrace.processes.kafka.make_reader`."""
+
+    def poll(self, timeout_ms: int) -> Mapping[Any, list[Any]]: ...
+
+    def assignment(self) -> Iterable[Any]: ...
+
+    def position(self, partition: Any) -> int | None: ...
+
+    def end_offsets(self, partitions: Any) -> dict[Any, int]: ...
+
+    def seek(self, partition: Any, offset: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Broker:
+    """Where feeds read. Tests hand in one that lies in memory."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def reader(self, topic: str, start: dict[int, int]) -> Reader:
+        """A consumer of all partitions of ``topic`` from ``start`` (missing: the beginning)."""
+        reader: Reader = make_reader(self._settings, topic, start)
+        return reader
+
+    def since(self, topic: str, since_ms: int) -> dict[int, int]:
+        """The offset of the first message of each partition that came at ``since_ms`` (wall time) or later. A partition
+        is missing when there is none, and all are where the broker cannot tell."""
+        reader = make_reader(self._settings, topic)
+        try:
+            found = reader.offsets_for_times(dict.fromkeys(reader.assignment(), since_ms), timeout_ms=OFFSETS_MS)
+        except (KafkaError, ValueError) as error:  # a broker that is too old to know times
+            log.info("no offsets for times: the topic is read from its beginning", topic=topic, error=one_line(error))
+            return {}
+        finally:
+            reader.close()
+        return {tp.partition: place.offset for tp, place in found.items() if place is not None}
+
+    def log_id(self, topic: str) -> str:
+        """The id of the log that lies under this name now: a topic that was made anew has another. "" where the broker
+        tells none."""
+        return topic_ids(self._settings).get(topic, "")
+
+
+class Feed(threading.Thread):
+    """Reads one topic, from its beginning or from a :class:`~scorer.catalog.checkpoint.Bookmark`, and takes every
+    message. Subclasses say how.
+
+    A broken connection is logged once and counted. The feed then tries again from its last position.
+
+    Args:
+        before: called in this thread before anything is read, for what has to be loaded first.
+        broker: where to read; Kafka by default.
+    """
+
+    topic = ""
+    what = ""
+    """What the topic brings, for whoever asks what a scorer that is not ready lacks."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        primary: Primary,
+        meters: ScorerMeters,
+        door: Door,
+        stop: threading.Event,
+        before: Callable[[], None] = lambda: None,
+        broker: Broker | None = None,
+    ) -> None:
+        super().__init__(name=f"feed {self.topic}", daemon=True)
+        self.settings, self.primary, self.meters, self.door, self.stop = settings, primary, meters, door, stop
+        self.position: dict[int, int] = {}
+        self.log_id = ""
+        self.caught_up = False
+        self._before, self._broker = before, broker or Broker(settings)
+        self._goal: dict[int, int] = {}  # where the topic ended when this feed began, by partition
+        self._reader: Reader | None = None
+        self._kinds = Kinds()  # of messages that could not be used
+        self.sought: Bookmark | None = None  # where reading is to go on, asked for by take()
+
+    @property
+    def bookmark(self) -> Bookmark:
+        """How far all that was read has been taken."""
+        return Bookmark(self.log_id, dict(self.position))
+
+    def go_on_from(self, mark: Bookmark) -> None:
+        """What came before ``mark`` is known already. To be called before anything is read."""
+        self.log_id, self.position = mark.log, dict(mark.positions)
+
+    # -- the thread -------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        step_back()
+        said = False
+        self._before()
+        while not self.stop.is_set():
+            try:
+                self.start_up()
+                self._reader = self._open()
+                try:
+                    while not self.stop.is_set():
+                        if self.turn():
+                            said = False
+                finally:
+                    self._reader.close()
+                    self._reader = None
+            except Stopped:
+                return
+            except Exception as error:  # a feed survives every failure, and counts each
+                self.meters.error("feed")
+                if not said:
+                    said = True
+                    log.warning("feed interrupted; trying again", topic=self.topic, error=one_line(error))
+                self.stop.wait(1.0)
+
+    def turn(self) -> bool:
+        """Reads what there is and takes it; whether there was anything."""
+        assert self._reader is not None
+        polled = self._reader.poll(timeout_ms=100)
+        self._tell()
+        for tp, records in polled.items():
+            self.take_all([Record(r.key, r.value, r.offset) for r in records])
+            self.position[tp.partition] = records[-1].offset + 1
+        if self.sought is not None:
+            self._go_to(self._reader, self.sought)
+        if not self.caught_up:
+            self._look_how_far(self._reader, bool(polled))
+        return bool(polled)
+
+    def _open(self) -> Reader:
+        """A reader at our position, which is checked first: is this still the log that it is a position of?"""
+        found = self._broker.log_id(self.topic)
+        if self.position and self.log_id and found and found != self.log_id:
+            self._read_anew("its log is another one")
+        self.log_id = found or self.log_id
+        reader = self._broker.reader(self.topic, self.position)
+        ends = _by_partition(reader.end_offsets(list(reader.assignment())))
+        if any(offset > ends.get(partition, 0) for partition, offset in self.position.items()):
+            self._read_anew("it ends before our position")
+            reader.close()
+            reader = self._broker.reader(self.topic, self.position)
+        self._goal = {p: min(end, self._goal.get(p, end)) for p, end in ends.items()}
+        return reader
+
+    def _go_to(self, reader: Reader, mark: Bookmark) -> None:
+        self.sought = None
+        same = not mark.log or not self.log_id or mark.log == self.log_id
+        self.position = dict(mark.positions) if same else {}
+        if not same:
+            self._read_anew("the place to read on from is in another log")
+        for tp in reader.assignment():
+            reader.seek(tp, self.position.get(tp.partition, 0))
+
+    def _read_anew(self, why: str) -> None:
+        self.position = {}
+        log.warning("topic is read from its beginning; what is known is kept", topic=self.topic, why=why)
+
+    def _look_how_far(self, reader: Reader, busy: bool) -> None:
+        """Whether all has been read that the topic held when we began. If the topic gives no more, it is asked anew
+        where it ends: it may have lost its end since."""
+        assigned = list(reader.assignment())
+        if not busy:
+            ends = _by_partition(reader.end_offsets(assigned))
+            self._goal = {p: min(end, ends.get(p, end)) for p, end in self._goal.items()}
+        left = sum(max(0, self._goal.get(tp.partition, 0) - (reader.position(tp) or 0)) for tp in assigned)
+        self.caught_up = not left
+        self.primary.to_read[self.what] = left
+        if self.caught_up:
+            del self.primary.to_read[self.what]
+            log.info("caught up", topic=self.topic)
+
+    # -- for subclasses ---------------------------------------------------------------------------------------
+
+    def start_up(self) -> None:
+        """Called before the first read, and again after an interruption."""
+
+    def seek(self, mark: Bookmark) -> None:
+        """Reading goes on at ``mark`` once the messages are taken that are being taken now. Where it is of another log,
+        reading goes on at the beginning."""
+        if self._reader is None:
+            self.go_on_from(mark)
+        else:
+            self.sought = mark
+
+    def take_all(self, records: list[Record]) -> None:
+        """Calls :meth:`take`. Messages that fail together are taken again one by one. The faulty one is counted and
+        passed over. Those before it are taken twice, which changes nothing."""
+        try:
+            self.take(records)
+        except Stopped:
+            raise
+        except Exception as error:  # unforeseen: if it were raised, the feed would read the same message for ever
+            if len(records) > 1:
+                for record in records:
+                    self.take_all([record])
+            else:
+                self.bad("message", one_line(error))
+
+    def take(self, records: list[Record]) -> None:
+        """Takes messages in order. Taking the same messages again changes nothing."""
+        raise NotImplementedError
+
+    def bad(self, what: str, error: object) -> None:
+        """Counts a message that cannot be used; it stays in its topic. The log has one line a minute of each kind."""
+        self.meters.error(what)
+        self._kinds.note(what, str(error))
+        self._tell()
+
+    def _tell(self) -> None:
+        for told in self._kinds.due(time.monotonic()):
+            log.warning("messages skipped", topic=self.topic, kind=told.kind, count=told.times, example=told.example)
+
+
+class ItemFeed(Feed):
+    """The catalogue."""
+
+    topic = ITEMS
+    what = "items"
+
+    def take(self, records: list[Record]) -> None:
+        intake, index = self.primary.intake, self.primary.index
+        for part in slices(records, ITEM_SLICE):
+            prepared: list[Prepared] = []
+            for key, value, _ in part:
+                try:
+                    if value is None:  # a tombstone of the compacted topic
+                        gone = intake.removed(key)
+                        self._put(prepared)
+                        prepared = []
+                        self.door.call(index.remove, gone)
+                    else:
+                        prepared.append(index.prepare(intake.item(value)))
+                except BadEventError as error:  # a dead letter: the stream's list keeper writes it
+                    self.bad("item", error)
+            self._put(prepared)
+
+    def _put(self, prepared: list[Prepared]) -> None:
+        if prepared:
+            self.door.call(self.primary.index.put, prepared)
+
+
+class TileFeed(Feed):
+    """Item-side window counts. A message replaces whole tile lists, so one that is taken twice changes nothing."""
+
+    topic = FEATURES_ITEMS
+    what = "item counts"
+
+    def take(self, records: list[Record]) -> None:
+        for _, value, _ in records:
+            try:
+                message = decode_item_tiles(value)
+                keys, tiles = unpack(message)
+            except BadEventError as error:
+                self.bad("item-tiles", error)
+                continue
+            for start in range(0, len(keys), KEY_SLICE):
+                end = start + KEY_SLICE
+                try:
+                    self.door.call(self.primary.index.put_tiles, message.partition, keys[start:end], tiles[start:end])
+                except MillraceError as error:
+                    self.bad("item-tiles", error)
+            self.primary.heard_ms = max(self.primary.heard_ms, message.event_ms)
+
+
+def slices(records: list[T], size: int) -> Iterator[list[T]]:
+    """The records, ``size`` at a time."""
+    for start in range(0, len(records), size):
+        yield records[start : start + size]
+
+
+def _by_partition(offsets: Mapping[Any, int]) -> dict[int, int]:
+    return {tp.partition: offset for tp, offset in offsets.items()}

@@ -1,0 +1,196 @@
+# shell
+"""The feeder: the role's main process. It reads Kafka, keeps the item index and the model's versions, delivers the logs
+of pages, and has the workers answer requests.
+
+::
+
+    feeds: items, item counts, model versions (threads)      link         worker 1..N
+    item index ── what changed, lists ─────────────────────► (Unix ─────► shelves, lists
+    co-clicks ── neighbours of items ──────────────────────►              the same memory
+    versions in shared memory ── where they lie ───────────►  socket) ──► the same memory
+    vectors of the items, one version of them ─────────────►              the same memory
+    rings of page logs ◄── shared memory ──────────────────────────────── pages
+      └► spool on disk ► Kafka
+    metrics port: the figures of all ◄── when asked ─────────────────────
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import structlog
+from prometheus_client import generate_latest
+
+from learner.network.forward import matrix_units
+from millrace.contracts.settings import Settings
+from millrace.processes.kafka import open_broker
+from millrace.processes.metrics import READY, serve_metrics, show
+from millrace.processes.shared import Pool
+from millrace.processes.wall import event_now_ms, wall_ms
+from scorer.feeder.cofeed import CoFeed
+from scorer.feeder.crew import Crew
+from scorer.feeder.door import Door
+from scorer.feeder.feed import Feed, ItemFeed, TileFeed
+from scorer.feeder.keeper import IndexKeeper
+from scorer.feeder.modelfeed import ModelFeed
+from scorer.feeder.primary import Primary
+from scorer.feeder.shelving import Shelving
+from scorer.feeder.towerhost import TowerHost
+from scorer.feeder.versionhost import VersionHost
+from scorer.ipc.figures import Sums
+from scorer.ipc.meters import FRESHNESS, ITEM_KEYS, ITEMS, RETRIEVAL_AGE, RETRIEVAL_LAG, ScorerMeters
+from scorer.pagelog.ring import RingReader
+from scorer.pagelog.shipper import Shipper, open_spool
+from scorer.users.store import connect
+from scorer.worker.app import model_facts
+from scorer.worker.template import Template
+
+log = structlog.get_logger("scorer")
+
+LOOK_SECONDS = 0.05
+WORKERS_END_SECONDS = 8.0
+DELIVER_SECONDS = 10.0
+
+
+class Feeder:
+    """See the module's text. Made once; :meth:`run` is its life.
+
+    Args:
+        listener: what the workers accept from; listening already.
+        template: what the workers are forked from.
+        stop: set when the role is to end.
+
+    Raises:
+        BrokerError, StoreError, SettingError: an address or folder is unusable, or a package is missing.
+    """
+
+    def __init__(self, settings: Settings, listener: socket.socket, template: Template, stop: threading.Event) -> None:
+        connect(settings)  # refuses an address that is none
+        settings.place("models")
+        open_broker(settings)
+        self.settings, self._listener, self._stop = settings, listener, stop
+        self._ending = threading.Event()
+        schema = settings.load_schema()
+        self.meters, self.sums = ScorerMeters(), Sums()
+        self.primary = Primary(settings, schema, settings.event_clock(), wall_ms)
+        door = self._door = Door(self._ending)
+        self.host = VersionHost(self.primary, Pool(), self.meters, wall_ms, self._ending, matrix_units())
+        self._towers = TowerHost(self.primary, self.meters, self._ending)
+        self._shelving = Shelving(self.primary, self.host, self.meters, door, self._ending, self._towers)
+        self._keeper = IndexKeeper(settings, self.primary, self.meters, door, self._ending, wall_ms, uuid4().hex[:8])
+        of_index = [
+            kind(settings, self.primary, self.meters, door, self._ending, self._keeper.load)
+            for kind in (ItemFeed, TileFeed)
+        ]
+        self._keeper.feeds = {feed.topic: feed for feed in of_index}
+        model_feed = ModelFeed(settings, self.host, door, self._ending, towers=self._towers)
+        self._feeds: list[Feed] = [model_feed, *of_index]
+        self.primary.to_read = {feed.what: -1 for feed in self._feeds}
+        self._coclicks = CoFeed(settings, self.primary, self.meters, door, self._ending, self._shelving.keep)
+        self._spool = open_spool(settings, self.meters.lost)
+        self._shipper = Shipper(settings, schema, self._spool, self.meters.lost)
+        self.crew = Crew(
+            settings,
+            listener,
+            template,
+            self.host,
+            self._shelving,
+            self.meters,
+            self.sums,
+            self._answer,
+            self._ending,
+            self._towers,
+        )
+        for slot in range(settings.workers):
+            self._shipper.add(RingReader(self.crew.ring(slot)))
+
+    def run(self) -> None:
+        """Works until ``stop`` is set. Then open requests are answered, page logs delivered, and everything ends.
+
+        Raises:
+            PortError: the metrics port is taken.
+            ServiceError: no worker can be started.
+        """
+        sys.setswitchinterval(0.001)
+        show(self.sums)
+        set_gauges(self.primary)
+        set_retrieval_gauges(self.primary, self._towers)
+        threads = [*self._feeds, self._coclicks, self._keeper, self._shelving, self._towers.thread]
+        try:
+            for thread in threads:
+                thread.start()
+            self.host.start()
+            self._shipper.start()
+            self.crew.start()
+            port = serve_metrics("serve", self.settings.metrics_port, self.settings.host)
+            host, http_port = self._listener.getsockname()[:2]
+            log.info(
+                "scorer listens", url=f"http://{host}:{http_port}", metrics_port=port, workers=self.settings.workers
+            )
+            while not self._stop.wait(LOOK_SECONDS):
+                READY.set(1 if self.crew.ready else 0)
+        finally:
+            READY.set(0)
+            self._listener.close()  # who comes from now on is refused; workers still accept who has come
+            self.crew.end(WORKERS_END_SECONDS)
+            self._ending.set()
+            self._shipper.end(DELIVER_SECONDS)
+            for thread in threads:
+                if thread.is_alive():
+                    thread.join(3)
+
+    # -- what workers and others ask --------------------------------------------------------------------------
+
+    def model_facts(self) -> dict[str, Any]:
+        """What GET /model says."""
+        note, meters = self.primary.note, self.meters
+        self.crew.measure()
+        errors = {dict(labels)["what"]: int(n) for labels, n in self.sums.total("millrace_errors").items()}
+        facts = model_facts(note, self.primary.schema.id, meters, errors, self._towers.facts())
+        return facts | {"workers": self.settings.workers}
+
+    def _answer(self, what: str, facts: Any) -> tuple[Any, dict[str, Any]]:
+        if what == "model":
+            return self.model_facts(), {}
+        if what == "metrics":
+            self.crew.measure()
+            return generate_latest(self.sums), {}
+        if what == "counts":
+            rows = np.frombuffer(facts["rows"], "<i4").astype(np.intp)
+            known = rows[rows < len(self.primary.index)]
+            return None, {"counts": self._door.call(self.primary.index.counts_at, known, facts["ts_ms"])}
+        raise ValueError(f"'{what}' is nothing that a worker may ask")
+
+
+def set_gauges(primary: Primary) -> None:
+    """Has the gauges of the index and of the model's age show what ``primary`` is at each look."""
+
+    def freshness() -> float:
+        newest_ms = primary.newest_ms
+        if newest_ms is None:
+            return float("nan")
+        return (event_now_ms(primary.clock) - newest_ms) / 1000 / primary.clock.speed
+
+    FRESHNESS.set_function(freshness)
+    ITEMS.set_function(lambda: len(primary.index))
+    ITEM_KEYS.set_function(lambda: primary.index.keys)
+
+
+def set_retrieval_gauges(primary: Primary, towers: TowerHost) -> None:
+    """Has the gauges show at each look how old the vectors are."""
+
+    def lag() -> float:
+        facts, note = towers.facts(), primary.note
+        return float("nan") if facts is None or note is None else max(0, note.version - facts["version"])
+
+    def age() -> float:
+        published_ms = towers.published_ms
+        return float("nan") if published_ms is None else (wall_ms() - published_ms) / 1000
+
+    RETRIEVAL_LAG.set_function(lag)
+    RETRIEVAL_AGE.set_function(age)

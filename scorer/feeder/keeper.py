@@ -1,0 +1,222 @@
+# shell
+"""Keeps the item index in the store, for scorers that start: reads the newest checkpoint, and writes the next ones.
+
+::
+
+    start      newest sound checkpoint ─► index; the feeds of items and counts read on from its positions
+    later      every `index_seconds`: positions ─► rows and lists, a small slice at a time ─► parts ─► manifest
+
+Of several scorers on one store only one needs to write. So each looks first how old the newest checkpoint is, and
+leaves it at that while it is young. When two write at the same time, both checkpoints are good.
+
+A slice is copied behind the door, like every change of the index; files are written in this thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import structlog
+
+from millrace.basics.errors import StoreError, one_line
+from millrace.basics.store import DamagedError, Store
+from millrace.contracts.settings import Settings
+from millrace.processes.priority import step_back
+from scorer.catalog import checkpoint
+from scorer.catalog.checkpoint import Manifest, TilePart, Writer, age_ms
+from scorer.catalog.itemimage import ItemImage
+from scorer.feeder.door import Door, Stopped
+from scorer.feeder.feed import Feed
+from scorer.feeder.primary import Primary
+from scorer.ipc.meters import ScorerMeters
+
+log = structlog.get_logger("scorer")
+
+ROW_SLICE = 1024
+KEY_SLICE = 512
+LOOKS = 4
+"""How often the age of the newest checkpoint is looked at within ``index_seconds``."""
+
+
+class IndexKeeper(threading.Thread):
+    """See the module's text.
+
+    Args:
+        wall: wall time in ms.
+        name: letters and digits that no other scorer has; part of its files' names.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        primary: Primary,
+        meters: ScorerMeters,
+        door: Door,
+        stop: threading.Event,
+        wall: Callable[[], int],
+        name: str,
+    ) -> None:
+        super().__init__(name="index keeper", daemon=True)
+        self.settings, self.primary, self.meters, self.door, self.stop = settings, primary, meters, door, stop
+        self.feeds: Mapping[str, Feed] = {}  # of items and counts, by topic; set before anything starts
+        self._wall, self._own_name = wall, name
+        self._loading, self._loaded = threading.Lock(), False
+        self._failing = False
+
+    # -- at the start -----------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Fills the index from the newest sound checkpoint, and tells the feeds where to read on. The second and later
+        calls do nothing but wait for the first."""
+        with self._loading:
+            if not self._loaded:
+                self._loaded = True
+                try:
+                    self._load()
+                except Stopped:
+                    pass
+                except Exception as error:  # what cannot be read here is read from Kafka
+                    self.meters.error("index")
+                    log.warning("no item index from the store: reading topics anew", error=one_line(error))
+
+    def _load(self) -> None:
+        store = Store(self.settings.place("index"))
+        for name, manifest in checkpoint.manifests(store, lambda name, error: self._damaged(store, name, error)):
+            if manifest.form != checkpoint.FORM or manifest.schema_id != self.primary.schema.id:
+                log.warning(
+                    "item index in the store is of another schema or version: not used",
+                    file=name,
+                    schema=manifest.schema_id,
+                    form=manifest.form,
+                )
+                continue
+            if self._fill(store, name, manifest):
+                return
+        log.info("no item index in the store: items and counts are read from their beginning")
+
+    def _fill(self, store: Store, name: str, manifest: Manifest) -> bool:
+        """Puts a checkpoint into the index; whether all of it was sound. See :mod:`scorer.catalog.checkpoint` on why
+        parts may be put one by one."""
+        age = age_ms(manifest, self._wall())
+        unfit = self._unfit_rows(manifest, age)
+        tiles: dict[int, list[TilePart]] = {}
+        file = None
+        try:
+            for file in manifest.parts:
+                part = checkpoint.read_part(store, file)
+                if isinstance(part, TilePart):
+                    tiles.setdefault(part.partition, []).append(part)
+                elif not unfit:
+                    self._put_items(part)
+            for partition, parts in tiles.items():
+                counts = checkpoint.store_of(parts, self.primary.schema.windows)
+                self.door.call(self.primary.index.put_store, partition, counts)
+        except DamagedError as error:
+            self._damaged(store, file.name if file else name, error)
+            return False
+        except (StoreError, ValueError) as error:  # gone meanwhile, or whole and yet none of ours
+            self.meters.error("index")
+            log.warning("item index in the store is not used: trying the one before", file=name, error=one_line(error))
+            return False
+        for topic, mark in manifest.topics.items():
+            if topic in self.feeds and not (unfit and self.feeds[topic].what == "items"):
+                self.feeds[topic].go_on_from(mark)
+        self.primary.heard_ms = max(self.primary.heard_ms, manifest.heard_ms)
+        if unfit:
+            log.info("items are read from their beginning", why=unfit)
+        age_s = round(age / 1000) if math.isfinite(age) else "unknown: it is from the future"
+        log.info("item index loaded", file=name, items=manifest.items, keys=manifest.keys, age_s=age_s)
+        return True
+
+    def _unfit_rows(self, manifest: Manifest, age: float) -> str:
+        """Why the rows of items in a checkpoint are of no use, though its counts are; empty when they are."""
+        if age > checkpoint.TOMBSTONE_MS:
+            return "the index in the store is too old to know which are gone"
+        missing = sorted(set(self.primary.schema.filters) - set(manifest.filters))
+        if missing:
+            return f"the index in the store does not have {', '.join(missing)}, which the schema's filters name"
+        return ""
+
+    def _put_items(self, image: ItemImage) -> None:
+        for start in range(0, len(image.ids), ROW_SLICE):
+            self.door.call(self.primary.index.put_image, image.slice(start, start + ROW_SLICE))
+
+    def _damaged(self, store: Store, name: str, error: DamagedError) -> None:
+        self.meters.error("index")
+        try:
+            store.set_aside(name, one_line(error))
+        except StoreError as other:  # we may only read here
+            log.warning("damaged file stays where it is", file=name, error=one_line(other))
+
+    # -- later ------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Writes a checkpoint whenever the newest is old."""
+        step_back()
+        while not self.stop.wait(self.settings.index_seconds / LOOKS):
+            try:
+                self.keep()
+                self._failing = False
+            except Stopped:
+                return
+            except Exception as error:  # scorers that start take longer; nothing else suffers
+                self.meters.error("index")
+                if not self._failing:
+                    self._failing = True
+                    log.warning("item index cannot be written; trying again", error=one_line(error))
+
+    def keep(self) -> Manifest | None:
+        """Writes a checkpoint if the newest is old, and the index is up to date. None: not now.
+
+        Raises:
+            StoreError: it could not be written.
+            Stopped: the scorer ends.
+        """
+        if not all(feed.caught_up for feed in self.feeds.values()):
+            return None
+        store = Store(self.settings.place("index"))
+        for _, newest in checkpoint.manifests(store, lambda name, error: self._damaged(store, name, error)):
+            if newest.form == checkpoint.FORM and newest.schema_id == self.primary.schema.id:
+                if not set(self.primary.schema.filters) <= set(newest.filters):
+                    break
+                if age_ms(newest, self._wall()) < 1000 * self.settings.index_seconds:
+                    return None
+                break
+        manifest = self._write(store)
+        checkpoint.prune(store)
+        return manifest
+
+    def _write(self, store: Store) -> Manifest:
+        writer = Writer(store, checkpoint.newest_number(store) + 1, self._own_name)
+        try:
+            return self._copy(writer)
+        except BaseException:
+            with contextlib.suppress(StoreError):
+                writer.give_up()
+            raise
+
+    def _copy(self, writer: Writer) -> Manifest:
+        index, call = self.primary.index, self.door.call
+        facts = {
+            "schema_id": self.primary.schema.id,
+            "filters": list(self.primary.schema.filters),
+            "written_ms": self._wall(),
+            "heard_ms": self.primary.heard_ms,
+            "topics": {topic: feed.bookmark for topic, feed in self.feeds.items()},  # before anything is copied
+        }
+        start = 0
+        while (image := call(index.image, start, start + ROW_SLICE)).ids:
+            writer.rows(image)
+            start += ROW_SLICE
+        for partition in call(lambda: sorted(index.tiles)):
+            tiles = index.tiles[partition]
+            keys = np.sort(call(tiles.keys))
+            for start in range(0, len(keys), KEY_SLICE):
+                some = keys[start : start + KEY_SLICE]
+                blobs = call(tiles.export, some)
+                writer.tiles(partition, tiles.newest_unit, some, blobs)
+        return writer.finish(**facts)

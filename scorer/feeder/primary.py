@@ -1,0 +1,78 @@
+# core
+"""What the feeder knows: the item index, which version is served, and how far the topics have been read. Workers hold
+replicas of what they need of it (:mod:`scorer.worker.replica`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from millrace.contracts.clock import EventClock
+from millrace.contracts.intake import Intake
+from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
+from millrace.versions.versioning import Announcement
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.likings import taste_keys
+from scorer.catalog.index import ItemIndex
+from scorer.recall.recall import CandidateLists, Heat, Shares, make_lists
+
+INDEX_TOPICS = frozenset({"items", "item counts"})
+"""What has to be read for the index, as :attr:`Primary.to_read` names it."""
+
+
+class Primary:
+    """One scorer's state, as its feeds change it. Whoever changes or reads the index does so through the door
+    (:mod:`scorer.feeder.door`).
+
+    Args:
+        wall: wall time in ms.
+
+    Raises:
+        SettingError: the shares of recall are none.
+    """
+
+    def __init__(self, settings: Settings, schema: Schema, clock: EventClock, wall: Callable[[], int]) -> None:
+        Shares.of(settings.recall)  # workers read them: what is no list of shares ends the feeder before it has any
+        self.settings, self.schema, self.clock = settings, schema, clock
+        self.builder, self.intake = FeatureBuilder(schema), Intake(schema)
+        self.index = ItemIndex(self.builder)
+        self.note: Announcement | None = None
+        """The version that all workers serve, or a newer one."""
+        self.heard_ms = 0  # newest event that the stream has counted; 0: none yet
+        self.to_read: dict[str, int] = {}
+        """What has to be read from Kafka before pages are ranked, and how many messages that are (-1: not known yet).
+        The feeds fill it in."""
+        self._wall = wall
+        self._grouped_by = {
+            name
+            for k in taste_keys(self.builder)
+            for name in schema.windows.keys[k].columns
+            if name in self.builder.needs("item")
+        }
+
+    @property
+    def now_ms(self) -> int:
+        """Event time."""
+        return self.clock.at(self._wall())
+
+    @property
+    def index_complete(self) -> bool:
+        """Whether items and their counts have been read as far as they went when this scorer began."""
+        return not self.to_read.keys() & INDEX_TOPICS
+
+    @property
+    def newest_ms(self) -> int | None:
+        """Time of the newest exposure that the serving model has learnt from. None: it has learnt from none, which has
+        no age."""
+        return self.note.event_ms if self.note is not None and self.note.event_ms > 0 else None
+
+    def refresh_hot(self) -> bool:
+        """Brings the heat of a bounded slice of the index up to date; whether more of it has to wait."""
+        return self.index.refresh_hot(self.now_ms) > 0
+
+    def sorting(self) -> Callable[[], CandidateLists]:
+        """What sorts recall's lists anew, from a copy of the index: any thread may call it, without the door."""
+        index = self.index
+        columns = index.copies(self._grouped_by)
+        alive, born_ms, heat = index.alive.copy(), index.born_ms.copy(), Heat(*(a.copy() for a in index.heat))
+        return lambda: make_lists(self.builder, columns, alive, born_ms, heat, self.settings.new_exposures)

@@ -1,0 +1,188 @@
+# shell
+"""Keeps the workers' shelves, recall's lists and what has to be read up to date with the feeder's index.
+
+::
+
+    each 50 ms   what changed of the index ──► "shelf", in slices        what there is to read ──► "status"
+    each second  hotness, lists ─────────────► "lists"                   some dead window keys are dropped
+    a worker starts: the whole index, the lists, what was kept (:meth:`Shelving.keep`)
+    rows that changed, once they are on each worker's way ──► the thread that makes vectors of items
+
+A list names rows. It is sent after the rows that it names. What is computed and put on a worker's way is put there in
+one go, under one lock, so that a worker gets things in the order in which they came about.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Protocol
+
+import structlog
+
+from millrace.basics.errors import one_line
+from millrace.processes.priority import step_back
+from scorer.feeder.door import Door, Stopped
+from scorer.feeder.primary import Primary
+from scorer.feeder.versionhost import VersionHost
+from scorer.ipc.link import Packet
+from scorer.ipc.meters import STAGED, ScorerMeters
+
+log = structlog.get_logger("scorer")
+
+CHANGE_SECONDS, NEXT_SLICE_SECONDS = 0.05, 0.004
+"""Between two looks for changes; between two slices while there are more."""
+ROWS, SLOTS = 1024, 4096
+"""In a slice: a worker takes about half a millisecond for it."""
+FIRST_ROWS, FIRST_SLOTS = 16_384, 65_536
+"""In a slice for workers that rank no pages yet."""
+LIST_SECONDS = 1.0
+EXPIRE_PARTS = 64
+
+
+class Worker(Protocol):
+    """What this module asks of a worker."""
+
+    def put(self, packet: Packet) -> None: ...
+
+
+class Follower(Protocol):
+    """What is told of each slice after it was put on the workers' way; must not block. See
+    :class:`scorer.feeder.towerhost.TowerHost`."""
+
+    def take(self, arrays: dict[str, Any]) -> None: ...
+
+
+class Shelving(threading.Thread):
+    """See the module's text."""
+
+    def __init__(
+        self,
+        primary: Primary,
+        host: VersionHost,
+        meters: ScorerMeters,
+        door: Door,
+        stop: threading.Event,
+        follower: Follower | None = None,
+    ) -> None:
+        super().__init__(name="shelving", daemon=True)
+        self.primary, self._host, self._meters, self._door, self.stop = primary, host, meters, door, stop
+        self._follower = follower
+        self._workers: set[Worker] = set()
+        self._kept: dict[str, Packet] = {}
+        self._sending = threading.RLock()
+        self._status: dict[str, Any] = {}
+        self._lists: Packet | None = None
+        self._whole = False  # the index has been sent to whoever was there
+        self._unsent: dict[str, Any] = {}  # changes that could not be sent: the index tells of each once
+        self._part = 0
+
+    # -- workers ----------------------------------------------------------------------------------------------
+
+    def add(self, worker: Worker) -> None:
+        """A worker that starts: it gets all that the others have."""
+        with self._sending:
+            self._workers.add(worker)
+            primary, start = self.primary, 0
+            while arrays := self._door.call(primary.index.whole, start, start + FIRST_ROWS, primary.now_ms):
+                worker.put(Packet("shelf", None, arrays))
+                start += FIRST_ROWS
+            if self._lists is not None:
+                worker.put(self._lists)
+            for packet in self._kept.values():
+                worker.put(packet)
+            worker.put(Packet("status", self._status or self._now()))
+
+    def remove(self, worker: Worker) -> None:
+        with self._sending:
+            self._workers.discard(worker)
+
+    def keep(self, name: str, packet: Packet) -> None:
+        """Sends ``packet`` to all workers, behind the rows that it may name, and to each that starts from now on, until
+        another one takes the name. Any thread may call this."""
+        with self._sending:
+            if self._whole:
+                self.changes(all_of_them=True)
+            self._kept[name] = packet
+            self._put(packet)
+
+    # -- the thread -------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        step_back()
+        lists_at = 0.0
+        while not self.stop.is_set():
+            pause = CHANGE_SECONDS
+            try:
+                if self.primary.index_complete:
+                    if not self._whole:
+                        self.changes(FIRST_ROWS, FIRST_SLOTS, all_of_them=True)
+                        self._whole = True
+                    elif self.changes():
+                        pause = NEXT_SLICE_SECONDS
+                    if time.monotonic() >= lists_at:
+                        self.lists()
+                        self.expire()
+                        lists_at = time.monotonic() + LIST_SECONDS
+                self.status()
+            except Stopped:
+                return
+            except Exception as error:  # what workers have serves on
+                self._meters.error("lists")
+                log.error("the workers' shelves or lists could not be renewed", error=one_line(error))
+                pause = LIST_SECONDS
+            STAGED.set(self._host.unfolded)
+            self.stop.wait(pause)
+
+    def changes(self, rows: int = ROWS, slots: int = SLOTS, all_of_them: bool = False) -> bool:
+        """Sends a slice of what changed of the index, or all of it; whether there was anything."""
+        found = False
+        with self._sending:
+            while arrays := self._unsent or self._door.call(
+                self.primary.index.changes, self.primary.now_ms, rows, slots
+            ):
+                found, self._unsent = True, arrays
+                self._put(Packet("shelf", None, arrays))
+                self._unsent = {}
+                if self._follower is not None:
+                    self._follower.take(arrays)
+                if not all_of_them:
+                    break
+        return found
+
+    def lists(self) -> None:
+        """Sorts recall's lists anew, from the index as it is now, and sends them behind the rows that they name."""
+        while self._door.call(self.primary.refresh_hot):
+            pass
+        lists = self._door.call(self.primary.sorting)()
+        with self._sending:
+            self.changes(all_of_them=True)
+            self._lists = Packet("lists", None, lists.arrays())
+            self._put(self._lists)
+
+    def expire(self) -> None:
+        """Looks over a part of the item-side window keys for those whose windows have all run empty."""
+        primary, part = self.primary, self._part
+        self._door.call(primary.index.expire, primary.now_ms, part / EXPIRE_PARTS, (part + 1) / EXPIRE_PARTS)
+        self._part = (part + 1) % EXPIRE_PARTS
+
+    def status(self) -> None:
+        """Sends what has to be read and the newest event, where they have changed."""
+        now = self._now()
+        if now != self._status:
+            with self._sending:
+                self._status = now
+                self._put(Packet("status", now))
+
+    # -- within -----------------------------------------------------------------------------------------------
+
+    def _now(self) -> dict[str, Any]:
+        """What is to be read. Items count as read once they are on the shelves."""
+        to_read = dict(self.primary.to_read)
+        if not self._whole and not to_read:
+            to_read = {"items": 0}
+        return {"to_read": to_read, "heard_ms": self.primary.heard_ms}
+
+    def _put(self, packet: Packet) -> None:
+        for worker in self._workers:
+            worker.put(packet)

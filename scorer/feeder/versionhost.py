@@ -1,0 +1,291 @@
+# shell
+"""The model's versions in shared memory: staged beside what is served, taken up by every worker, then folded in.
+
+::
+
+    install   base of a snapshot ─────────────► workers attach to it ─► "serves 1" ┐
+    patch     delta ─► overlay ───────────────► workers look in it first ─► "serves 2" ┤
+    fold      the oldest overlay that all workers serve ─► rows of the base, a slice at a time
+              └──────────────► "folded": workers do without that overlay
+
+``number`` counts what was installed and patched; a worker says up to which it has come. A version counts as
+served when all workers serve it: only then its clicks are timed. An overlay is folded when all workers have it, so that
+no reader ever looks for one of its rows in the base while that row is written.
+
+Threads: the feed of models installs and patches; a thread of this module folds; the threads that hear the workers bring
+what they say.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import structlog
+
+from millrace.basics.errors import SnapshotError, one_line
+from millrace.processes.priority import step_back
+from millrace.processes.shared import Pool
+from millrace.versions.clicks import ClickTimes, VersionClicks
+from millrace.versions.image import Image
+from millrace.versions.versioning import Announcement
+from scorer.feeder.primary import Primary
+from scorer.ipc.link import Packet
+from scorer.ipc.meters import ScorerMeters
+
+log = structlog.get_logger("scorer")
+
+MOST_STAGED = 16
+"""Overlays that are not folded yet. With so many the feed waits: a worker reads each of them for each row."""
+FOLD_ROWS = 2048
+"""Rows that are folded between two looks at what workers say."""
+TELL_AFTER_SECONDS = 5.0
+
+
+class Writer(Protocol):
+    """Makes versions: :class:`~learner.serving.staging.ModelWriter` says what each of these does, and
+    :class:`~learner.custom.ownserving.OwnWriter` does it for a model of one's own."""
+
+    folded: int
+    generation: int
+
+    @property
+    def rows(self) -> int: ...
+
+    def dense(self) -> Mapping[str, Any]: ...
+
+    def check(self, image: Image) -> None: ...
+
+    def stage(self, image: Image) -> dict[str, Any]: ...
+
+    def fold(self, rows: int) -> bool: ...
+
+    def base(self) -> dict[str, Any]: ...
+
+
+class Worker(Protocol):
+    """What this module asks of a worker."""
+
+    def put(self, packet: Packet) -> None: ...
+
+
+class Staged(NamedTuple):
+    """An overlay that is not folded yet."""
+
+    number: int
+    note: Announcement
+    arrays: Mapping[str, Any]
+
+
+class Served(NamedTuple):
+    """A version that not all workers serve yet."""
+
+    number: int
+    note: Announcement
+    deltas: int
+    clicks: Sequence[VersionClicks]
+
+
+class VersionHost:
+    """See the module's text.
+
+    Args:
+        wall: wall time in ms.
+        stop: ends all waiting.
+        half: workers multiply matrices in bfloat16.
+    """
+
+    def __init__(
+        self,
+        primary: Primary,
+        pool: Pool,
+        meters: ScorerMeters,
+        wall: Callable[[], int],
+        stop: threading.Event,
+        half: bool = False,
+    ) -> None:
+        self.writer: Writer | None = None  # of what is served
+        self.primary, self.pool, self.meters, self.half = primary, pool, meters, half
+        self._wall, self._stop = wall, stop
+        self._changed = threading.Condition(threading.RLock())
+        self._workers: dict[Worker, int] = {}  # up to which number each has come
+        self._staged: deque[Staged] = deque()
+        self._waiting: deque[Served] = deque()
+        self._newest: Announcement | None = None  # sent to all workers
+        self._number = self._base = 0
+        self._told = (0, 0)  # of the writer: overlays folded, generation of its base
+        self._broken = False  # an overlay may be staged that no worker has: this writer is never folded again
+
+    # -- the feed of models -----------------------------------------------------------------------------------
+
+    def install(self, note: Announcement, writer: Writer, deltas: int, clicks: Sequence[VersionClicks]) -> None:
+        """Serves ``writer``, whose base is whole and of version ``note``, from now on. ``deltas`` were put into it
+        after its snapshot."""
+        with self._changed:
+            self.writer, self._broken = writer, False
+            self._staged.clear()
+            self._base += 1
+            self._told = writer.folded, writer.generation
+            self._begins(note, deltas, clicks)
+            self._broadcast(self._base_packet(note, 0))
+
+    def patch(self, note: Announcement, delta: Image, clicks: Sequence[VersionClicks]) -> None:
+        """Serves the delta ``note`` of what is served. Waits, aloud, while too many overlays are not folded.
+
+        Raises:
+            SnapshotError: the delta is not one of this model; nothing was changed.
+            RuntimeError: no model is served.
+        """
+        with self._changed:
+            self._wait_for_room()
+            if self.writer is None or self._broken:
+                raise RuntimeError("no model to patch")
+            try:
+                arrays = self.writer.stage(delta)
+                packet = self._delta_packet(Staged(self._number + 1, note, arrays))
+            except SnapshotError:
+                raise
+            except BaseException:
+                self._broken = True
+                raise
+            self._begins(note, 1, clicks)
+            self._staged.append(Staged(self._number, note, arrays))
+            self._broadcast(packet)
+            self._changed.notify_all()
+
+    # -- workers ----------------------------------------------------------------------------------------------
+
+    def join(self, worker: Worker) -> None:
+        """A worker that starts: it gets what is served. Nothing is folded until it has come as far as the others."""
+        with self._changed:
+            self._workers[worker] = 0
+            if self.writer is not None and self._newest is not None:
+                worker.put(self._base_packet(self._newest, len(self._staged)))
+                for staged in self._staged:
+                    worker.put(self._delta_packet(staged))
+
+    def leave(self, worker: Worker) -> None:
+        """A worker has ended."""
+        with self._changed:
+            self._workers.pop(worker, None)
+            self._all_serve()
+
+    def serves(self, worker: Worker, number: int) -> None:
+        """A worker has come to ``number``."""
+        with self._changed:
+            if worker in self._workers:
+                self._workers[worker] = number
+                self._all_serve()
+
+    def behind(self, worker: Worker) -> int | None:
+        """The number that a worker has come to where there is a newer one; None: there is none."""
+        with self._changed:
+            reached = self._workers.get(worker, self._number)
+            return reached if reached < self._number else None
+
+    @property
+    def unfolded(self) -> int:
+        """Overlays that are not folded yet."""
+        return len(self._staged)
+
+    # -- folding ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="fold", daemon=True).start()
+
+    def fold(self, rows: int = FOLD_ROWS) -> bool:
+        """Folds some rows, if an overlay may be folded; whether there was one."""
+        with self._changed:
+            if not self._foldable():
+                return False
+            try:
+                self._fold(rows)
+            except BaseException:  # nobody knows how far it came: workers keep their overlays, which hold
+                self._broken = True
+                raise
+            return True
+
+    def _fold(self, rows: int) -> None:
+        assert self.writer is not None
+        self.writer.fold(rows)
+        folded, generation = self.writer.folded, self.writer.generation
+        before, known = self._told
+        if (folded, generation) == self._told:
+            return
+        for _ in range(folded - before):
+            self._staged.popleft()
+        self._told = folded, generation
+        arrays = self.writer.base() if generation != known else None
+        self._broadcast(Packet("folded", {"base": self._base, "folded": folded}, arrays, self.pool))
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        step_back()
+        while not self._stop.is_set():
+            try:
+                if not self.fold():
+                    with self._changed:
+                        if not self._foldable():
+                            self._changed.wait(0.5)
+            except Exception as error:
+                self.meters.error("fold")
+                log.error("the model's rows cannot be folded: it waits for a snapshot", error=one_line(error))
+
+    def _foldable(self) -> bool:
+        return (
+            self.writer is not None
+            and not self._broken
+            and bool(self._staged)
+            and all(number >= self._staged[0].number for number in self._workers.values())
+        )
+
+    # -- within -----------------------------------------------------------------------------------------------
+
+    def _begins(self, note: Announcement, deltas: int, clicks: Sequence[VersionClicks]) -> None:
+        self._number += 1
+        self._newest = note
+        self._waiting.append(Served(self._number, note, deltas, clicks))
+        if not self._workers:
+            self._all_serve()
+
+    def _all_serve(self) -> None:
+        reached = min(self._workers.values(), default=self._number)
+        while self._waiting and self._waiting[0].number <= reached:
+            served = self._waiting.popleft()
+            self.primary.note = served.note
+            self.meters.served(served.note.version, served.deltas, served.clicks, self._wall())
+        self._changed.notify_all()
+
+    def _wait_for_room(self) -> None:
+        said = False
+        while len(self._staged) >= MOST_STAGED and not self._broken and not self._stop.is_set():
+            if not self.fold() and not self._changed.wait(TELL_AFTER_SECONDS) and not said:
+                said = True
+                log.warning("versions wait: a worker does not take up the newest", staged=len(self._staged))
+
+    def _base_packet(self, note: Announcement, overlays: int) -> Packet:
+        assert self.writer is not None
+        facts = {
+            "number": self._number - overlays,
+            "base": self._base,
+            "folded": self.writer.folded,
+            "overlays": overlays,
+            "note": _brief(note),
+        }
+        return Packet("base", facts, self.writer.base(), self.pool)
+
+    def _delta_packet(self, staged: Staged) -> Packet:
+        facts = {"number": staged.number, "base": self._base, "note": _brief(staged.note)}
+        return Packet("delta", facts, staged.arrays, self.pool)
+
+    def _broadcast(self, packet: Packet) -> None:
+        for worker in self._workers:
+            worker.put(packet)
+
+
+def _brief(note: Announcement) -> Announcement:
+    """What a worker needs of it: not the files, and not the clicks, which are timed here."""
+    return msgspec.structs.replace(note, clicks=ClickTimes(), parts=[], training=[], file=None)

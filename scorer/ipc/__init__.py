@@ -1,0 +1,2 @@
+# core
+"""What feeder and workers tell each other."""

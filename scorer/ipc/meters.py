@@ -1,0 +1,162 @@
+# shell
+"""What a scorer counts: Prometheus metrics of the process, and the exact meters that /model shows."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter as Tally
+from collections.abc import Sequence
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from millrace.contracts.events import SOURCES
+from millrace.versions.clicks import VersionClicks
+from scorer.ipc.tracing import ClickTrace
+from scorer.users.userrecord import AWAY, ERROR, READS
+
+_FAST = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 5)
+
+REQUESTS = Counter("millrace_requests_total", "HTTP requests answered.", ["route", "status"])
+REQUEST_SECONDS = Histogram("millrace_request_seconds", "Time to answer.", ["route"], buckets=_FAST)
+SERVED_VERSION = Gauge("millrace_served_version", "Model version that scores now.")
+DELTAS_APPLIED = Counter("millrace_deltas_applied_total", "Deltas applied between two requests.")
+DELTA_GAPS = Counter("millrace_delta_gaps_total", "Times that a version was missing or could not be used.")
+MODEL_LOADS = Counter("millrace_model_loads_total", "Snapshots loaded whole.")
+MODEL_WAITS = Gauge("millrace_model_waits", "1 while versions are missing until the next snapshot.")
+FRESHNESS = Gauge(
+    "millrace_freshness_seconds", "Wall seconds since the newest exposure that the serving model has learnt from."
+)
+ITEMS = Gauge("millrace_items", "Items in the index.")
+COCLICK_LISTS = Gauge("millrace_coclick_lists", "Lists of co-clicks that the feeder holds, of all partitions.")
+NEIGHBOURS = Gauge("millrace_neighbours", "Pairs of an item and a neighbour that recall knows.")
+ITEM_KEYS = Gauge("millrace_item_keys", "Item-side window keys in the index, over all partitions.")
+USER_READS = Counter("millrace_user_reads_total", "Requests by where their user's record was found.", ["found"])
+LIST_PAGES = Counter("millrace_list_pages_total", "Pages made of the shop's lists before the scorer was ready.")
+LIST_PARTS = Counter("millrace_list_parts_total", "Parts of ranked lists that were handed out.", ["kind"])
+SCORER_ITEMS = Counter("millrace_scorer_items_total", "Items handed out, by where recall found them.", ["source"])
+FILTERED_PAGES = Counter(
+    "millrace_filtered_pages_total", "Pages that were asked for with filters, by how full they were.", ["filled"]
+)
+ERRORS = Counter("millrace_errors_total", "What went wrong and was survived.", ["what"])
+LOG_LOST_PAGES = Counter("millrace_log_lost_pages_total", "Pages whose log will never be in Kafka.", ["reason"])
+LOG_LOST_EXPOSURES = Counter("millrace_log_lost_exposures_total", "Items on these pages.", ["reason"])
+STORE_FALLBACKS = Counter(
+    "millrace_store_fallbacks_total",
+    "Reads of Redis that a request did not wait for, and what was found in their place.",
+    ["reason", "found"],
+)
+REFUSED = Counter("millrace_requests_refused_total", "Requests beyond the limit, answered 503.")
+WORKERS = Gauge("millrace_scorer_workers", "Worker processes that answer requests.")
+WORKER_RESTARTS = Counter("millrace_scorer_worker_restarts_total", "Workers that ended and were started anew.")
+STAGED = Gauge("millrace_model_overlays", "Versions that workers hold beside the model's tables, not folded in yet.")
+RETRIEVAL_VERSION = Gauge("millrace_retrieval_version", "Model version that recall's vectors are of.")
+RETRIEVAL_LAG = Gauge(
+    "millrace_retrieval_lag_versions", "Model versions between the one that scores and the one that vectors are of."
+)
+RETRIEVAL_AGE = Gauge(
+    "millrace_retrieval_age_seconds", "Wall seconds since the learner published the version that vectors are of."
+)
+RETRIEVAL_ITEMS = Gauge("millrace_retrieval_items", "Living items when the vectors were built.")
+RETRIEVAL_BUILD_SECONDS = Gauge("millrace_retrieval_build_seconds", "What the last build of all vectors took.")
+RETRIEVAL_INDEX_RECALL = Gauge(
+    "millrace_scorer_index_recall",
+    "Share of the items with the largest products that the approximate index finds; no value with exact products.",
+)
+for _found in READS:  # from 0 on, so that the first of a kind is an increase too
+    USER_READS.labels(_found)
+_BY_SOURCE = [SCORER_ITEMS.labels(source) for source in SOURCES]
+_UNMEASURED = (
+    SERVED_VERSION,
+    FRESHNESS,
+    RETRIEVAL_VERSION,
+    RETRIEVAL_LAG,
+    RETRIEVAL_AGE,
+    RETRIEVAL_ITEMS,
+    RETRIEVAL_BUILD_SECONDS,
+    RETRIEVAL_INDEX_RECALL,
+)
+for _gauge in _UNMEASURED:
+    _gauge.set(math.nan)  # no value until there is one
+
+
+class ScorerMeters:
+    """The counts of one scorer. Called from its loop and its feed threads; each call is one atomic step or harmless
+    when interleaved.
+    """
+
+    def __init__(self) -> None:
+        self.errors: Tally[str] = Tally()
+        self.versions_served = 0
+        self.gaps = 0
+        self.loads = 0
+        self.clicks = ClickTrace()
+
+    def error(self, what: str) -> None:
+        """Counts one survived error."""
+        self.errors[what] += 1
+        ERRORS.labels(what).inc()
+
+    def user_read(self, found: str) -> None:
+        """Counts a request by where its user's record was found, one of :data:`scorer.users.userrecord.READS`."""
+        USER_READS.labels(found).inc()
+
+    def lost(self, reason: str, pages: int, exposures: int) -> None:
+        """Counts pages whose log is lost. The pages were answered, so these are no errors."""
+        LOG_LOST_PAGES.labels(reason).inc(pages)
+        LOG_LOST_EXPOSURES.labels(reason).inc(exposures)
+
+    def fallback(self, reason: str, cached: bool) -> None:
+        """Counts a read of the online store that a request did without; a store that is away, or answers with an
+        error, is an error as well."""
+        STORE_FALLBACKS.labels(reason, "cache" if cached else "nothing").inc()
+        if reason in (AWAY, ERROR):
+            self.error("redis")
+
+    def refused(self) -> None:
+        """Counts a request beyond the limit of those in work."""
+        REFUSED.inc()
+
+    def list_page(self) -> None:
+        """Counts a page made of the shop's lists."""
+        LIST_PAGES.inc()
+
+    def part(self, kind: str) -> None:
+        """Counts a part of a ranked list that was handed out: the ``first`` or a ``next`` one. A list that had to be
+        made ``anew`` counts as such and by its first part."""
+        LIST_PARTS.labels(kind).inc()
+
+    def items(self, sources: bytes) -> None:
+        """Counts items that were handed out, by the codes of where recall found them."""
+        for code in set(sources):
+            _BY_SOURCE[code].inc(sources.count(code))
+
+    def filtered(self, filled: str) -> None:
+        """Counts a page that was asked for with filters: it was ``full``, ``short`` or ``empty``."""
+        FILTERED_PAGES.labels(filled).inc()
+
+    def gap(self) -> None:
+        """Counts a version that is missing or cannot be used; those after it until the next snapshot do not count."""
+        self.gaps += 1
+        DELTA_GAPS.inc()
+
+    def load(self) -> None:
+        """Counts a snapshot that was loaded."""
+        self.loads += 1
+        MODEL_LOADS.inc()
+
+    def waits(self, waiting: bool) -> None:
+        """Whether versions are missing until the next snapshot."""
+        MODEL_WAITS.set(waiting)
+
+    def served(self, version: int, deltas: int, clicks: Sequence[VersionClicks], now_ms: int) -> None:
+        """A version serves from now on (wall time), ``deltas`` after the one before it; ``clicks``: those of the
+        versions that it has and the one before it had not."""
+        self.versions_served += 1
+        SERVED_VERSION.set(version)
+        DELTAS_APPLIED.inc(deltas)
+        self.clicks.served(clicks, now_ms)
+
+    def click_to_served(self) -> dict[str, Any]:
+        """Percentiles (ms) and counts, see :meth:`scorer.ipc.tracing.ClickTrace.figures`."""
+        return self.clicks.figures()

@@ -1,0 +1,2 @@
+# core
+"""One page: candidates, filters, ranking, reasons."""

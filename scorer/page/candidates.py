@@ -1,0 +1,134 @@
+# core
+"""The candidates of one page: asks each source what it has for this user, and has recall merge it.
+
+::
+
+    user ─ attributes, last clicks ──► retrieval.query ─► nearest ──► vectors ─┐
+         ─ tile lists ───────────────► ranker.likings ──────────────► liked ───┤
+         ─ last clicks ──────────────► neighbours.of ───────────────► coclicked┼─► recall ─► rows, sources
+         ─ last purchases ───────────► bought ─────────────────────────────────┤
+    lists ───────────────────────────────────────────────────────────► hot, new┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.contracts.online import Past
+from millrace.contracts.settings import Settings
+from scorer.catalog.shelf import ItemRows
+from scorer.page.rank import Ranker, User
+from scorer.recall.recall import COCLICKED, LIKED, NO_ROWS, VECTORS, Allowed, CandidateLists, Shares, recall
+
+_DAY_MS = 86_400_000
+ALL_NEIGHBOURS = 1 << 16
+"""More than the last clicks of any user have: some of them are not allowed."""
+
+
+class Retrieval(Protocol):
+    """One retrieval version; see :class:`scorer.recall.nearest.Retrieval`."""
+
+    @property
+    def version(self) -> tuple[int, int]: ...
+
+    @property
+    def clicks(self) -> int: ...
+
+    def query(
+        self, user_ids: NDArray[np.int64], recent_rows: ItemRows, age_ms: NDArray[np.int64]
+    ) -> NDArray[np.float32]: ...
+
+    def nearest(self, query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None) -> ItemRows: ...
+
+
+class Neighbours(Protocol):
+    """What is clicked along with what; see :class:`scorer.recall.neighbours.Neighbours`."""
+
+    def of(self, rows: ItemRows, most: int) -> ItemRows: ...
+
+
+class Sources(NamedTuple):
+    """What a worker has to recall from, at one moment."""
+
+    lists: CandidateLists
+    retrieval: Retrieval | None = None
+    neighbours: Neighbours | None = None
+
+
+class Recalled(NamedTuple):
+    """The candidates of a page."""
+
+    rows: ItemRows  # (n,) distinct
+    sources: NDArray[np.uint8]  # (n,)
+    version: int  # of the retrieval head that was asked; -1: none was
+
+
+class Recaller:
+    """Recalls for one worker.
+
+    Raises:
+        SettingError: the setting ``recall`` is no list of shares.
+    """
+
+    def __init__(self, settings: Settings, ranker: Ranker) -> None:
+        self.shares = Shares.of(settings.recall)
+        self._ranker, self._least_clicks = ranker, settings.recall_clicks
+        self._bought_ms = round(settings.bought_days * _DAY_MS)
+
+    def ready(self, retrieval: Retrieval | None) -> bool:
+        """Whether the retrieval head has learnt enough to be asked."""
+        return retrieval is not None and retrieval.clicks >= self._least_clicks
+
+    def page(
+        self,
+        sources: Sources,
+        user: User,
+        ts_ms: int,
+        size: int,
+        least: int,
+        seed: int,
+        allowed: Allowed | None = None,
+    ) -> Recalled:
+        """Candidates for ``user`` at ``ts_ms``.
+
+        Args:
+            size: so many, or all that live.
+            least: so many are wanted of a shop that is ranked whole.
+            seed: of what is drawn: the same for the same request.
+            allowed: the items that the request's filters let pass. Sources are asked for these alone, so that each
+                gives as much as it has of them. None: there are no filters.
+        """
+        lists, retrieval, neighbours = sources
+        shelf, share = self._ranker.shelf, self.shares.of_source
+        bought, _ = self._rows([p for p in user.recent.purchases if ts_ms - p.ts_ms < self._bought_ms], ts_ms)
+        vectors = coclicked = NO_ROWS
+        liked: list[Any] = []
+        version = -1
+        if len(lists.living if allowed is None else allowed.rows) > size:
+            clicked, age_ms = self._rows(user.recent.clicks, ts_ms)
+            if retrieval is not None and self.ready(retrieval) and share[VECTORS - 1]:
+                query = retrieval.query(self._ranker.user_ids(user), clicked, age_ms)
+                near = (query, size) if allowed is None else (query, size, allowed.mask)
+                vectors, version = retrieval.nearest(*near), retrieval.version[1]
+            known = clicked[clicked >= 0]
+            if neighbours is not None and len(known) and share[COCLICKED - 1]:
+                coclicked = neighbours.of(known, size if allowed is None else ALL_NEIGHBOURS)
+            if share[LIKED - 1]:
+                liked = self._ranker.likings(lists.groups, user, ts_ms)
+        found = recall(
+            lists, self.shares, size, seed,
+            vectors=vectors, liked=liked, coclicked=coclicked, bought=bought[::-1], alive=shelf.alive, least=least,
+            allowed=allowed, born_ms=shelf.rows.born_ms,
+        )  # fmt: skip
+        return Recalled(found.rows, found.sources, version)
+
+    def _rows(self, pasts: Sequence[Past], ts_ms: int) -> tuple[ItemRows, NDArray[np.int64]]:
+        """Index rows (-1: unknown) and ages of what a user did before ``ts_ms``: what came later, a page of that time
+        could not know."""
+        before = [p for p in pasts if p.ts_ms < ts_ms]
+        rows = self._ranker.shelf.rows_of([p.item_id for p in before])
+        return rows, ts_ms - np.array([p.ts_ms for p in before], np.int64)

@@ -1,0 +1,152 @@
+# core
+"""The compiled loops of filters: which rows pass, and which of them fit on a page under caps.
+
+::
+
+    allowed (R,) bool   every clause takes rows away, none gives any back
+    values (n, A)       of n items in the order in which they are wanted: what each of A caps counts; 0: not capped
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from millrace.basics.compiled import compiled
+
+Array = NDArray[Any]
+
+_C1 = np.uint64(0x9E3779B97F4A7C15)
+_C2 = np.uint64(0xBF58476D1CE4E5B9)
+_C3 = np.uint64(0x94D049BB133111EB)
+
+
+@compiled
+def narrow(columns: Array, first: int, stop: int, values: Array, keep: bool, allowed: Array) -> None:
+    """Takes away each row that has (``keep`` false) or has not (``keep`` true) one of the values.
+
+    Args:
+        columns: (rows, C) uint64; an item's values are in the columns [first, stop).
+        values: (m,) uint64, ascending, none of them 0.
+        allowed: (R,) bool, R <= rows.
+    """
+    for row in range(len(allowed)):
+        if not allowed[row]:
+            continue
+        hit = False
+        for column in range(first, stop):
+            value = columns[row, column]
+            low, high = 0, len(values)
+            while low < high:
+                middle = (low + high) // 2
+                if values[middle] < value:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low < len(values) and values[low] == value:
+                hit = True
+                break
+        if hit != keep:
+            allowed[row] = False
+
+
+@njit(inline="always")
+def _folded(out: Any, hashed: Any) -> Any:
+    """One more column in a window key, as in :mod:`scorer.catalog.pagekernels`."""
+    x = out * _C1 + hashed
+    x = (x ^ (x >> np.uint64(30))) * _C2
+    x = (x ^ (x >> np.uint64(27))) * _C3
+    return x ^ (x >> np.uint64(31))
+
+
+@compiled
+def unseen(salt: Any, user: Any, items: Array, column: int, user_first: bool, seen: Array, allowed: Array) -> None:
+    """Takes away the items of which the user has seen something.
+
+    Args:
+        salt: of the window key of user and item, uint64.
+        user: the user's value hash, uint64.
+        items: (rows, C) uint64; an item's value hash is in ``column``.
+        user_first: the key's first column is the user's.
+        seen: (size,) uint64, a hash table of the user's window keys with exposures; 0: empty. A power of two, and never
+            full.
+        allowed: (R,) bool, R <= rows.
+    """
+    mask = len(seen) - 1
+    for row in range(len(allowed)):
+        item = items[row, column]
+        if not allowed[row] or item == 0:
+            continue
+        key = _folded(_folded(user, salt), item) if user_first else _folded(_folded(item, salt), user)
+        key = np.uint64(1) if key == 0 else key
+        at = np.int64(key >> np.uint64(32)) & mask
+        while seen[at] != 0 and seen[at] != key:
+            at = (at + 1) & mask
+        if seen[at] == key:
+            allowed[row] = False
+
+
+def table_of(keys: Array) -> Array:
+    """Distinct keys (k,) uint64, none of them 0, as the hash table that :func:`unseen` looks in."""
+    table = np.zeros(1 << (2 * len(keys) + 1).bit_length(), np.uint64)
+    _enter(np.ascontiguousarray(keys, np.uint64), table)
+    return table
+
+
+@compiled
+def _enter(keys: Array, table: Array) -> None:
+    mask = len(table) - 1
+    for key in keys:
+        at = np.int64(key >> np.uint64(32)) & mask
+        while table[at] != 0:
+            at = (at + 1) & mask
+        table[at] = key
+
+
+@compiled
+def capped(values: Array, limits: Array, out: Array) -> Any:
+    """Takes items in their order, each that fits, until ``out`` is full: ``out`` are the places of those taken. Returns
+    how many there are. An item fits while each of its values has been taken fewer times than its cap.
+
+    Nothing that was passed over fits in the end. So with one cap no other order takes more; with A caps, another order
+    may take up to A times as many (each is a partition matroid: Korte and Hausmann, 1978).
+
+    Args:
+        values: see above, uint64.
+        limits: (A,) int64, 1 or more.
+        out: (size,) int64.
+    """
+    caps = len(limits)
+    room = 16
+    while room < 4 * len(out):
+        room *= 2
+    keys, counts = np.zeros((caps, room), np.uint64), np.zeros((caps, room), np.int64)
+    places = np.zeros(caps, np.int64)
+    n = 0
+    for i in range(len(values)):
+        if n == len(out):
+            break
+        fits = True
+        for a in range(caps):
+            value = values[i, a]
+            if value == 0:
+                continue
+            at = np.int64((value * _C1) >> np.uint64(32)) & (room - 1)
+            while keys[a, at] != 0 and keys[a, at] != value:
+                at = (at + 1) & (room - 1)
+            places[a] = at
+            if counts[a, at] >= limits[a]:
+                fits = False
+                break
+        if not fits:
+            continue
+        for a in range(caps):
+            if values[i, a] != 0:
+                keys[a, places[a]] = values[i, a]
+                counts[a, places[a]] += 1
+        out[n] = i
+        n += 1
+    return n

@@ -1,0 +1,371 @@
+# core
+"""Ranking: features of one user and n items, their scores, the page, and what is logged of it.
+
+One compiled pass makes it all from the shelf (:mod:`scorer.catalog.pagekernels`): feature ids, window keys, counts,
+rates, and the numbers as the model sees them, straight into the model's input. What is logged is equal bit for bit
+to what
+:class:`millrace.windows.features.FeatureBuilder` makes of the same columns and counts, as replay does.
+
+Shapes: n items, F, N, K of the schema's layout, S spans (W windows, then half-lives), A columns of tiles (actions, then
+sums), J window keys of the item alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.serving.frame import NumberPlan
+from millrace.basics.errors import StoreError
+from millrace.basics.hashing import U64, mix
+from millrace.contracts.events import Id
+from millrace.contracts.online import (
+    NOTHING,
+    PROFILE,
+    RECENT,
+    WINDOW_BYTES,
+    Recent,
+    unpack_profile,
+    unpack_recent,
+    window_keys,
+)
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.likings import ACTION, clicks_a_day
+from millrace.windows.tiles import counts_of
+from scorer.catalog import pagekernels
+from scorer.catalog.pageform import block_size, late_columns, page_form, shared_places
+from scorer.catalog.pagekernels import Feed, Keyed, Room, Shared
+from scorer.catalog.shelf import ItemRows, Shelf
+from scorer.recall.recall import Groups
+
+Counts = NDArray[np.integer[Any]]
+_SLOTS = 1024
+"""Slots whose feature ids are worked out beforehand."""
+
+
+class Model(Protocol):
+    """What ranking asks of a model: click probabilities, (n,) float32; reads only."""
+
+    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+class FilledModel(Model, Protocol):
+    """A model that lets ranking put scaled numbers into its own input; see
+    :class:`learner.serving.serving.ServingModel`."""
+
+    @property
+    def numbers(self) -> NumberPlan | None: ...
+
+    def room(self, n: int) -> NDArray[np.float32]: ...
+
+    def score_filled(
+        self, cat: NDArray[np.int64], x: NDArray[np.float32], once: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """What is known of a user at a request: attributes, a packed tile list per window key, and what was done last."""
+
+    columns: dict[str, U64]
+    plain: dict[str, float]
+    tiles: Mapping[bytes, bytes]  # the online store's hash: window field -> tile list
+    damaged: bool = False  # the stored profile was no JSON object; served without it
+    recent: Recent = NOTHING
+    forgotten: bool = False  # what is stored of the last clicks and purchases is damaged; served without it
+    missing: int = 0  # bits of what was not there, see millrace.contracts.events.Lacking
+
+    @classmethod
+    def of(cls, builder: FeatureBuilder, user_id: Id, record: Mapping[bytes, bytes], missing: int = 0) -> User:
+        """A user from the online store's hash; an empty ``record`` is a user whom nobody knows."""
+        attributes: dict[str, Any] = {}
+        recent, damaged, forgotten = NOTHING, False, False
+        try:
+            attributes = unpack_profile(record.get(PROFILE))
+        except StoreError:
+            damaged = True
+        try:
+            recent = unpack_recent(record.get(RECENT))
+        except StoreError:
+            forgotten = True
+        columns, plain = builder.attributes("user", {**attributes, builder.user_column: user_id})
+        return cls(columns, plain, record, damaged, recent, forgotten, missing)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Feature arrays of n items, as learnt from and as logged."""
+
+    cat: NDArray[np.int64]  # (n, F)
+    num: NDArray[np.float32]  # (n, N)
+    keys: U64  # (n, K)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """n candidates with their scores. Feature ids and window keys are as they are before anybody knows the page."""
+
+    cat: NDArray[np.int64]  # (n, F)
+    keys: U64  # (n, K)
+    scores: NDArray[np.float32]  # (n,)
+    numbers: Callable[[NDArray[np.intp]], NDArray[np.float32]]
+    """``num`` of some (m,) of the candidates, (m, N). Only until the ranker ranks again: it works in the same memory,
+    and asking later is a RuntimeError."""
+
+    @property
+    def num(self) -> NDArray[np.float32]:
+        """``num`` of all candidates. (n, N)"""
+        return self.numbers(np.arange(len(self.scores)))
+
+
+class Ranker:
+    """Builds features, scores and pages from a shelf. Keeps memory for the work from page to page.
+
+    Args:
+        count_error: told of what was survived: ``tiles``, a damaged tile list in a user's record.
+    """
+
+    def __init__(
+        self, builder: FeatureBuilder, shelf: Shelf, count_error: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.builder, self.shelf, self._count_error = builder, shelf, count_error
+        schema, layout = builder.schema, builder.layout
+        windows = schema.windows
+        self._read = (windows.durations, windows.columns, windows.half_lives, len(windows.means))
+        self._form = page_form(builder, shelf.form)
+        late = late_columns(schema)
+        starts = zip(layout.cat_fields, layout.cat_starts, strict=True)
+        self._late_fields = [(f, start, layout.field_salt(f)) for f, start in starts if f.name in late]
+        self._late_keys = [k for k, key in enumerate(windows.keys) if late & set(key.columns)]
+        self._position_alone: NDArray[np.int64] | None = None  # feature ids of slots, where nothing else is late
+        if [f.name for f, *_ in self._late_fields] == ["position"] and not self._late_keys:
+            hashes = builder.position(np.arange(_SLOTS))
+            self._position_alone = mix(self._late_fields[0][2], hashes).view(np.int64)
+        self._once = np.ones(layout.F, np.bool_)
+        self._once[self._form.cat[self._form.cat >= 0]] = False
+        self._room = self._new_room(1024)
+        self._turn = 0
+        self._places = shared_places(builder)
+        self._hash_count = max((place.stop for place in self._places.values()), default=0)
+        self._plain_at = {f.name: i for i, f in enumerate(layout.plain_fields)}
+        of_user = [(f, layout.field_salt(f)) for f in layout.cat_fields if f.of == "user"]
+        self._user_fields = [(f.name, f.slots) for f, _ in of_user]
+        self._user_salts = np.array([s for f, s in of_user for _ in range(f.slots)], np.uint64)
+        self._last: tuple[User, int, Keyed] | None = None
+
+    def likings(self, groups: tuple[Groups, ...], user: User, ts_ms: int) -> list[tuple[Groups, NDArray[np.float64]]]:
+        """How much a user likes each group (:mod:`millrace.windows.likings`). (G,) for each grouping"""
+        windows = self.builder.schema.windows
+        held = self._held(user, ts_ms)
+        if len(held.keys) == 1 or ACTION not in windows.actions:
+            return []
+        liking = clicks_a_day(held.counts, windows)
+        out = []
+        for grouping in groups:
+            salt, own = self._form.salts[grouping.key], grouping.of_item
+            values = np.where(own >= 0, own, self._form.values[grouping.key, : len(own)])[None]
+            found = np.empty(len(grouping.example))
+            pagekernels.likings(salt, self._hashes(user.columns), values, grouping.parts, held, liking, found)
+            out.append((grouping, found))
+        return out
+
+    def seen_keys(self, user: User, ts_ms: int) -> U64:
+        """The window keys in a user's record that have exposures in the longest window. (k,)"""
+        held = self._held(user, ts_ms)
+        seen: U64 = held.keys[held.counts[:, self._form.windows - 1, 0] > 0]
+        return seen
+
+    def user_ids(self, user: User) -> NDArray[np.int64]:
+        """Feature ids of the user's own fields, 0 where one is missing: those columns of ``cat`` in the layout's order.
+        (k,)"""
+        hashes, at = np.zeros(len(self._user_salts), np.uint64), 0
+        for name, slots in self._user_fields:
+            column = user.columns.get(name)
+            if column is not None:
+                values = column.ravel()[:slots]
+                hashes[at : at + len(values)] = values
+            at += slots
+        return mix(self._user_salts, hashes).view(np.int64)  # type: ignore[arg-type]
+
+    def rank(
+        self,
+        user: User,
+        rows: ItemRows,
+        ts_ms: int,
+        context: Mapping[str, Any] | None,
+        model: Model,
+        counts: Counts | None = None,
+    ) -> Ranked:
+        """Features and scores of the items at ``rows`` for ``user`` at ``ts_ms``.
+
+        Args:
+            counts: (n, J, S, A) of the items' own window keys, as :meth:`scorer.catalog.index.ItemIndex.counts_at`
+                gives them for a time that is far from now; by default the shelf's, which are of now.
+        """
+        n = len(rows)
+        cat, keys = self._make(user, rows, ts_ms, context, counts)
+        numbers = self._numbers()
+        plan: NumberPlan | None = getattr(model, "numbers", None)
+        if plan is None or len(plan.columns) != self.builder.layout.N:  # not all numbers are fed, or not as numbers
+            scores = model.score(cat, numbers(np.arange(n)))
+        else:
+            filled = cast("FilledModel", model)
+            x = filled.room(n)
+            how = Feed(plan.log, plan.mean, plan.factor, np.float32(plan.bound), plan.at)
+            pagekernels.feed(self._form, how, self._room, n, x)
+            scores = filled.score_filled(cat, x, self._once)
+        return Ranked(cat, keys, scores, numbers)
+
+    def placed(
+        self,
+        ranked: Ranked,
+        order: NDArray[np.intp],
+        user: User,
+        rows: ItemRows,
+        ts_ms: int,
+        context: Mapping[str, Any] | None = None,
+        offset: int = 0,
+    ) -> Features:
+        """The features of the page ``order`` (positions in ``ranked``), with its slots, from ``offset`` on, in the
+        fields and window keys that were missing when it was ranked. The numbers stay what was scored.
+
+        Args:
+            rows: the index rows that ``ranked`` was made of.
+        """
+        cat, keys = ranked.cat[order], ranked.keys[order]
+        end = offset + len(order)
+        if self._position_alone is not None and end <= _SLOTS:  # nearly always, and quick
+            cat[:, self._late_fields[0][1]] = self._position_alone[offset:end]
+        else:
+            columns = {**user.columns, **self._context(context, ts_ms)[0]}
+            columns["position"] = self.builder.position(np.arange(offset, end))
+            self._fill_late(cat, keys, columns, rows[order])
+        return Features(cat, ranked.numbers(order), keys)
+
+    # -- within -----------------------------------------------------------------------------------------------
+
+    def _fill_late(self, cat: NDArray[np.int64], keys: U64, columns: dict[str, U64], rows: ItemRows) -> None:
+        """Fills in what was missing while ranking, from the ``columns`` of user, context and page, and the items."""
+        shelf = self.shelf
+        for field, start, salt in self._late_fields:
+            column = columns.get(field.name)
+            if field.of == "item":
+                of_item = np.flatnonzero(np.isin(shelf.form.cat_columns, np.arange(start, start + field.slots)))
+                cat[:, start : start + field.slots] = shelf.rows.cat[rows][:, of_item]
+            elif column is not None:
+                wide = column if column.ndim == 2 else column[:, None]
+                cat[:, start : start + wide.shape[1]] = mix(salt, wide).view(np.int64)
+        if self._late_keys:
+            columns |= dict(zip(shelf.form.value_names, shelf.rows.values[rows].T, strict=True))
+            keys[:, self._late_keys] = self.builder.keys(columns, len(rows))[:, self._late_keys]
+
+    def _make(
+        self, user: User, rows: ItemRows, ts_ms: int, context: Mapping[str, Any] | None, counts: Counts | None
+    ) -> tuple[NDArray[np.int64], U64]:
+        n, layout = len(rows), self.builder.layout
+        if n > len(self._room.plain):
+            self._room = self._new_room(2 * n)
+        cat, keys = np.empty((n, layout.F), np.int64), np.empty((n, layout.K), np.uint64)
+        slots = self.shelf.slots
+        exact = slots.counts[:0]
+        if counts is not None:
+            if counts.shape[:2] != (n, len(self.shelf.form.own_keys)):
+                raise ValueError(f"counts {counts.shape} of {n} items with {len(self.shelf.form.own_keys)} keys each")
+            exact = np.require(counts, exact.dtype, ["C", "W"]).reshape(-1, *exact.shape[1:])
+        pagekernels.make(
+            self._form,
+            self._shared(user, ts_ms, context),
+            self.shelf.rows,
+            slots,
+            self._held(user, ts_ms),
+            exact,
+            np.require(rows, np.intp, ["C", "W"]),
+            self._room,
+            cat,
+            keys,
+        )
+        return cat, keys
+
+    def _numbers(self) -> Callable[[NDArray[np.intp]], NDArray[np.float32]]:
+        self._turn += 1
+        turn, width = self._turn, self.builder.layout.N
+
+        def numbers(some: NDArray[np.intp]) -> NDArray[np.float32]:
+            if turn != self._turn:
+                raise RuntimeError("the numbers of a page were asked for after another page was ranked")
+            out = np.empty((len(some), width), np.float32)
+            pagekernels.numbers(self._room, np.require(some, np.intp, ["C", "W"]), out)
+            return out
+
+        return numbers
+
+    def _context(self, context: Mapping[str, Any] | None, ts_ms: int) -> tuple[dict[str, U64], dict[str, float]]:
+        """Columns (1,) and numbers of the request."""
+        named, numbers = self.builder.attributes("context", context or {})
+        return {**named, **self.builder.context(np.array([ts_ms], np.int64))}, numbers
+
+    def _shared(self, user: User, ts_ms: int, context: Mapping[str, Any] | None) -> Shared:
+        layout = self.builder.layout
+        named, numbers = self._context(context, ts_ms)
+        plain = np.zeros(layout.window_start)
+        for name, value in {**user.plain, **numbers}.items():
+            plain[self._plain_at[name]] = value
+        half_lives = self.builder.schema.windows.half_lives
+        return Shared(
+            hashes=self._hashes({**user.columns, **named}),
+            plain=plain,
+            fade=self.builder.fade(ts_ms).ravel() if half_lives else np.empty(0),
+            ts_ms=ts_ms,
+        )
+
+    def _hashes(self, columns: Mapping[str, U64]) -> U64:
+        """Value hashes of what all rows share, one after another."""
+        out = np.zeros(self._hash_count, np.uint64)
+        for name, place in self._places.items():
+            column = columns.get(name)
+            if column is not None:
+                out[place] = column.ravel()
+        return out
+
+    def _held(self, user: User, ts_ms: int) -> Keyed:
+        """The counts of all window keys that the user's record holds, read once a request."""
+        if self._last is not None and self._last[0] is user and self._last[1] == ts_ms:
+            return self._last[2]
+        fields = [field for field in user.tiles if len(field) == WINDOW_BYTES]
+        keys = np.concatenate([np.zeros(1, np.uint64), window_keys(fields)])
+        table = np.zeros(1 << (2 * len(keys)).bit_length(), np.int32)
+        pagekernels.enter(keys, table, np.arange(1, len(keys), dtype=np.int32))
+        held = Keyed(keys, self._counts([None, *(user.tiles[field] for field in fields)], ts_ms), table)
+        self._last = user, ts_ms, held
+        return held
+
+    def _counts(self, blobs: list[bytes | None], ts_ms: int) -> Counts:
+        try:
+            return counts_of(blobs, ts_ms, *self._read)
+        except StoreError:  # rare: find the damaged one, and do without it
+            out = counts_of([None] * len(blobs), ts_ms, *self._read)
+            for i, blob in enumerate(blobs):
+                try:
+                    out[i] = counts_of([blob], ts_ms, *self._read)[0]
+                except StoreError:
+                    self._count_error("tiles")
+            return out
+
+    def _new_room(self, n: int) -> Room:
+        """Memory for pages of n candidates."""
+        keys, block = self.builder.layout.K, block_size(self.builder.schema.windows)
+        blocks = 1 + keys * n
+        return Room(
+            raw=np.zeros((blocks, block), np.float32),
+            fed=np.zeros((blocks, block), np.float32),
+            keys=np.zeros(blocks, np.uint64),
+            above=np.zeros(blocks, np.int32),
+            where=np.zeros((keys, n), np.int32),
+            first=np.zeros(2 * keys + 1, np.int64),
+            plain=np.zeros((n, self.builder.layout.window_start), np.float32),
+            table=np.zeros(1 << (2 * n).bit_length(), np.int32),
+        )

@@ -1,0 +1,159 @@
+# core
+"""Ranked lists that are handed out in parts, and the cursors that name the next part. No client of a store here.
+
+::
+
+    /recommend size 20, list 600 ──► 600 items ranked; 0-19 handed out ──► cursor "5b1c.20.20.600"
+    /recommend size 20, cursor  ───► 20-39 scored anew and handed out ───► cursor "5b1c.40.40.600"
+
+A list holds which items in which order and where recall found them, and nothing that was computed: features and scores
+of a part are made when it is handed out. So what was never handed out costs no more than its ids, and is never logged.
+Lists lie in this worker's memory, and in the online store for the other workers, for ``list_seconds``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from millrace.contracts.events import SOURCES, Id, Name, TimeOrNever, WireId
+from millrace.contracts.online import ranked_key
+from scorer.page.wire import Filters, RequestError
+
+_ASKED = SOURCES.index("asked")
+MEMORY_BYTES = 16 << 20
+"""Lists in a worker's memory: some thousand. Older ones give way, and are read from the store."""
+
+
+class Cursor(NamedTuple):
+    """Where the next part of a list begins: its text is ``{list}.{at}.{slot}.{length}``.
+
+    >>> Cursor.of("5b1c.23.20.600", 600)
+    Cursor(list_id='5b1c', at=23, slot=20, length=600)
+    """
+
+    list_id: str
+    at: int  # in the list
+    slot: int  # how many were handed out before; fewer than ``at`` when some were gone by then
+    length: int  # of the list as asked for
+
+    @property
+    def text(self) -> str:
+        return f"{self.list_id}.{self.at}.{self.slot}.{self.length}"
+
+    @classmethod
+    def of(cls, text: str, limit: int) -> Cursor:
+        """The cursor that :attr:`text` gave.
+
+        Args:
+            limit: the longest list.
+
+        Raises:
+            RequestError: it is none.
+        """
+        list_id, *numbers = text.rsplit(".", 3)
+        if list_id and len(numbers) == 3 and all(n.isascii() and n.isdigit() and len(n) < 8 for n in numbers):
+            at, slot, length = map(int, numbers)
+            if 0 <= slot <= at and 1 <= length <= limit:
+                return cls(list_id, at, slot, length)
+        raise RequestError(f"cursor {text[:60]!r} is none", "send it as it was answered, or ask without one")
+
+
+class RankedList(Struct, frozen=True, array_like=True):
+    """What one request ranked."""
+
+    request_id: Name
+    user_id: WireId
+    arm: str
+    made_ms: TimeOrNever  # wall time
+    context: dict[str, Any]
+    items: list[Id]  # best first
+    sources: bytes = b""  # (n,) codes of where recall found them; empty: not recorded
+    retrieval: int = -1  # the retrieval version that recall looked with; -1: none
+    filters: Filters | None = None  # that hold for every part
+
+    def of(self, places: NDArray[np.intp]) -> RankedList:
+        """The list with the items at ``places`` alone, in this order."""
+        items = [self.items[place] for place in places.tolist()]
+        return replace(self, items=items, sources=self.sources_of(places))
+
+    def sources_of(self, places: NDArray[np.intp]) -> bytes:
+        """Codes of the items at ``places``: as they were when the list was ranked, or ``asked`` where it does not say,
+        as one of an older version does not."""
+        codes = self.sources if len(self.sources) == len(self.items) else b"\xff" * len(self.items)
+        return bytes(code if (code := codes[place]) < len(SOURCES) else _ASKED for place in places.tolist())
+
+
+class Store(Protocol):
+    """The online store; see :class:`scorer.users.store.OnlineReader`. Away is no error: None, or nothing kept."""
+
+    async def kept(self, key: str) -> bytes | None: ...
+
+    async def keep(self, key: str, value: bytes, seconds: float) -> None: ...
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(RankedList).decode
+
+
+class RankedLists:
+    """The lists of one worker.
+
+    Args:
+        seconds: how long a list is kept.
+        wall: wall time in ms.
+        count_error: told ``ranked`` of a list in the store that cannot be read.
+    """
+
+    def __init__(
+        self, store: Store, seconds: float, wall: Callable[[], int], count_error: Callable[[str], None]
+    ) -> None:
+        self._store, self._seconds, self._wall, self._count_error = store, seconds, wall, count_error
+        self._here: OrderedDict[str, bytes] = OrderedDict()
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._here)
+
+    async def put(self, list_id: str, ranked: RankedList) -> None:
+        """Keeps a list, here and in the store."""
+        raw = _encode(ranked)
+        self._hold(list_id, raw)
+        await self._store.keep(ranked_key(list_id), raw, self._seconds)
+
+    async def get(self, list_id: str) -> RankedList | None:
+        """The list of this id. None: it is no longer kept, or never was."""
+        raw = self._here.get(list_id)
+        fresh = raw is None
+        if raw is None:
+            raw = await self._store.kept(ranked_key(list_id))
+        if raw is None:
+            return None
+        try:
+            found = _decode(raw)
+        except msgspec.MsgspecError:
+            self._count_error("ranked")
+            return None
+        if self._wall() >= found.made_ms + 1000 * self._seconds:
+            self._drop(list_id)
+            return None
+        if fresh:
+            self._hold(list_id, raw)
+        return found
+
+    def _hold(self, list_id: str, raw: bytes) -> None:
+        self._drop(list_id)
+        self._here[list_id] = raw
+        self.bytes += len(raw)
+        while self.bytes > MEMORY_BYTES:
+            self._drop(next(iter(self._here)))
+
+    def _drop(self, list_id: str) -> None:
+        self.bytes -= len(self._here.pop(list_id, b""))

@@ -1,0 +1,510 @@
+# core
+"""What a worker does for a request, without HTTP, Kafka or Redis: decode, look up, recall, rank, log, answer.
+
+A request waits for the user's record, for the list that its cursor names, and for counts of another time. From there to
+its page it runs in one go on the event loop, so no change of the shelf or the model falls into it: those are made by
+other callbacks of the same loop, between requests. A page is made by the one model that serves at that moment.
+
+A request's filters hold before anything is recalled (:mod:`scorer.page.filters`), so a page is full where the catalogue
+has enough that passes. Caps hold among what was ranked, best first.
+
+Until there are a model and items, ``/recommend`` answers from the shop's lists in Redis (:mod:`scorer.page.listpage`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from millrace.basics.durations import DAY_MIN, text_of
+from millrace.basics.hashing import mix, salt, value_hash
+from millrace.contracts.clock import EventClock
+from millrace.contracts.events import CONTROL, LOGGED, MODEL, SOURCES, Id
+from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
+from millrace.versions.versioning import Announcement
+from millrace.windows.features import FeatureBuilder
+from scorer.catalog.shelf import ItemRows, Shelf
+from scorer.page import reasons, wire
+from scorer.page.candidates import Neighbours, Recaller, Retrieval, Sources
+from scorer.page.filters import ItemFilters
+from scorer.page.listpage import ListPages, not_ready
+from scorer.page.lookup import Meters, Store, look_up
+from scorer.page.rank import Model, Ranked, Ranker, User
+from scorer.page.ranked import Cursor, RankedList, RankedLists
+from scorer.page.wire import RequestError
+from scorer.pagelog.pagelog import PageLog
+from scorer.recall.recall import ASKED, CONTROLLED, HOT, RANDOM, Allowed, CandidateLists, largest, random_page
+
+_ARM = salt("scorer", "arm")
+_MINUTE_MS = 60_000
+FILTERED = "f-"
+"""The ids of lists with filters begin with it: whoever has lost such a list knows that it had some."""
+
+AskCounts = Callable[[ItemRows, int], Awaitable[NDArray[Any] | None]]
+"""Counts of items at another time than now, from the whole index; None: they are not to be had."""
+
+
+class _Asked(NamedTuple):
+    """Who asks for a page, and when and where it will be shown."""
+
+    request_id: str
+    user: User
+    user_id: Id
+    ts_ms: int
+    context: dict[str, Any]
+    notes: list[str]
+    explain: bool = False
+    filters: wire.Filters | None = None
+
+    @property
+    def capped(self) -> bool:
+        return self.filters is not None and bool(self.filters.caps)
+
+
+class _Scored(NamedTuple):
+    """Items with their features and scores, by one version."""
+
+    note: Announcement
+    rows: ItemRows  # (n,)
+    found: Ranked
+    shown: NDArray[np.float32]  # (n,) scores for a client: 0, the last rank, where the model gave no number
+    model: Model
+
+
+def arm_of(request_id: str, control_share: float) -> str:
+    """The arm of a request: the same id always has the same one."""
+    draw = int(mix(_ARM, np.array([value_hash(request_id)], np.uint64))[0]) / 2.0**64
+    return CONTROL if draw < control_share else MODEL
+
+
+class Serving:
+    """One worker's share in a scorer.
+
+    Args:
+        store: the online store.
+        send: takes the log of a page, and copies what it keeps; must not block. False: it has no room.
+        meters: counts.
+        wall: wall time in ms, for tracing and freshness.
+        new_id: makes a request id that nobody has used.
+        ask_counts: see :data:`AskCounts`; None: the shelf's counts serve for all times.
+
+    Raises:
+        SettingError: the setting ``recall`` is no list of shares.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        schema: Schema,
+        clock: EventClock,
+        store: Store,
+        send: Callable[[PageLog], bool | None],
+        meters: Meters,
+        wall: Callable[[], int],
+        new_id: Callable[[], str],
+        ask_counts: AskCounts | None = None,
+    ) -> None:
+        self.settings, self.schema, self.clock = settings, schema, clock
+        self.builder = FeatureBuilder(schema)
+        self.shelf = Shelf(self.builder)
+        self.ranker = Ranker(self.builder, self.shelf, meters.error)
+        self.recaller = Recaller(settings, self.ranker)
+        self._inputs = reasons.inputs_of(schema)
+        self.filters = ItemFilters(self.ranker)
+        self.lists = CandidateLists()
+        self.retrieval: Retrieval | None = None
+        """The retrieval version that recall looks with; None: there is none yet."""
+        self.neighbours: Neighbours | None = None
+        """What is clicked along with what; None: not known yet."""
+        self.ranked = RankedLists(store, settings.list_seconds, wall, meters.error)
+        self.note: Announcement | None = None
+        self.model: Model | None = None
+        self.heard_ms = 0  # newest event that the stream has counted; 0: none yet
+        self.to_read: dict[str, int] = {}
+        """What has to be read from Kafka before pages are ranked, and how many messages that are (-1: not known yet).
+        """
+        self._store, self._send, self._meters, self._wall, self._new_id = store, send, meters, wall, new_id
+        self._ask_counts = ask_counts
+        self._list_pages = ListPages(store, self.builder, meters, self.filters.passing)
+
+    # -- changes, between two requests ------------------------------------------------------------------------
+
+    def install(self, note: Announcement, model: Model) -> None:
+        """Serves ``model``, of version ``note``, from now on."""
+        self.note, self.model = note, model
+
+    def withdraw(self) -> None:
+        """Serves no model until one is installed: pages are made of the shop's lists meanwhile."""
+        self.note = self.model = None
+
+    # -- requests ---------------------------------------------------------------------------------------------
+
+    def not_ready(self) -> str:
+        """Why pages cannot be ranked yet; empty when they can."""
+        if self.to_read:
+            left = ", ".join(f"{what} ({n if n >= 0 else 'unknown'})" for what, n in self.to_read.copy().items())
+            return f"no up-to-date state yet, messages to read: {left}; ask again in a moment"
+        if self.model is None:
+            return "no model yet; start the learner, or check MILLRACE_DATA, MILLRACE_STORE and the topic model.deltas"
+        if not len(self.lists.living):
+            return "no items yet; send the catalogue to the topic items"
+        return ""
+
+    async def recommend(self, body: bytes) -> wire.RecommendAnswer:
+        """Answers POST /recommend.
+
+        Raises:
+            RequestError: the client did something wrong, or there is nothing to make a page of yet.
+        """
+        asked = wire.decode(body, wire.RecommendRequest)
+        size = wire.check_recommend(asked, self.settings.page_limit)
+        cursor = None if asked.cursor is None else Cursor.of(asked.cursor, self.settings.page_limit)
+        filters = self.filters.of(asked)
+        request_id, ts_ms = self._identify(asked, logged=True)
+        reason = self.not_ready()
+        if reason:
+            if cursor is not None and cursor.list_id.startswith(FILTERED):
+                raise not_ready(f"no part of a list with filters yet, since there is {reason}")
+            return await self._list_pages.page(asked.user_id, size, ts_ms, reason, filters)
+        user, notes = await look_up(self._store, self.builder, self._meters, asked.user_id)
+        page = _Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes, asked.explain, filters)
+        if cursor is not None:
+            answer = await self._part(page, cursor, size)
+            if not isinstance(answer, _Asked):
+                return answer
+            page = answer
+        length = asked.length if cursor is None else cursor.length
+        return await self._page(page, size, length if length is not None and length > size else None)
+
+    async def _page(self, page: _Asked, size: int, length: int | None) -> wire.RecommendAnswer:
+        """A page, or the first part of a list of ``length`` items."""
+        most = length or size
+        arm = arm_of(page.request_id, self.settings.control_share)
+        seed = value_hash(page.request_id)
+        allowed = self._allowed(page)
+        if allowed is not None and not len(allowed.rows):
+            return self._empty(page, arm)
+        if arm == CONTROL:
+            rows = self._random(page, size, most, seed, allowed)
+            sources, retrieval = np.full(len(rows), CONTROLLED, np.uint8), -1
+        else:
+            there = Sources(self.lists, self.retrieval, self.neighbours)
+            size_recalled = max(self.settings.candidates, most)
+            rows, sources, retrieval = self.recaller.page(
+                there, page.user, page.ts_ms, size_recalled, most, seed, allowed
+            )
+        scored = await self._score(page, rows)
+        order = np.flatnonzero(self._passing(page)[rows])  # one may have gone while counts were waited for
+        if arm != CONTROL:
+            order = order[largest(scored.shown[order], len(order) if page.capped else most)]
+        shown, rest = order[:size], order[size:]
+        ids, codes = self._ids(rows[rest]), sources[rest].tobytes()
+        if page.filters is not None and page.filters.caps and allowed is not None:
+            first = self.filters.fitting(page.filters, rows[order], size)
+            rest = np.delete(order, first)[: most - len(first)]
+            ids, codes, shown = self._ids(rows[rest]), sources[rest].tobytes(), order[first]
+            scored, shown, sources = await self._filled_up(page, arm, scored, shown, sources, size, seed)
+        if page.filters is not None:
+            if not len(shown):
+                return self._empty(page, arm)
+            self._meters.filtered("full" if len(shown) == size else "short")
+        first_codes = sources[shown].tobytes()
+        answer = self._hand_out(page, arm, scored, shown, first_codes, retrieval)
+        if length is None:
+            return answer
+        self._meters.part("first")
+        if not ids:  # a small shop: this part is the last
+            return answer
+        kept = RankedList(
+            request_id=page.request_id,
+            user_id=page.user_id,
+            arm=arm,
+            made_ms=self._wall(),
+            context=page.context,
+            items=[*self._ids(scored.rows[shown]), *ids],
+            sources=first_codes + codes,
+            retrieval=retrieval,
+            filters=page.filters,
+        )
+        return await self._to_be_continued(answer, kept, len(shown), len(shown), length)
+
+    def _random(self, page: _Asked, size: int, most: int, seed: int, allowed: Allowed | None) -> ItemRows:
+        """The control group's page, and what follows on it in its list."""
+        capped = allowed is not None and page.capped
+        drawn = len(allowed.rows) if allowed is not None and capped else most
+        rows = random_page(self.lists, drawn, np.random.default_rng(seed), allowed)
+        rows = rows[self.shelf.alive[rows]]  # gone since the lists were made
+        if page.filters is not None and capped:
+            first = self.filters.fitting(page.filters, rows, size)
+            rows = np.concatenate([rows[first], np.delete(rows, first)])[:most]
+        return rows
+
+    async def _filled_up(
+        self,
+        page: _Asked,
+        arm: str,
+        scored: _Scored,
+        shown: NDArray[np.intp],
+        sources: NDArray[np.uint8],
+        size: int,
+        seed: int,
+    ) -> tuple[_Scored, NDArray[np.intp], NDArray[np.uint8]]:
+        """A page on which so few candidates fit that others have to be looked for: all of these with their scores, in
+        which order, and where they are from. The page as it was, where it is full or nothing else fits."""
+        filters, allowed = page.filters, self._allowed(page)  # anew: counts may have been waited for
+        if filters is None or allowed is None or len(shown) == size:
+            return scored, shown, sources
+        taken, hot = scored.rows[shown], self.lists.hot
+        more = self.filters.fillers(filters, allowed, scored.rows, taken, hot, size, seed)
+        if not len(more):
+            return scored, shown, sources
+        of_more = CONTROLLED if arm == CONTROL else np.where(np.isin(more, hot), HOT, RANDOM)
+        sources = np.concatenate([sources[shown], np.broadcast_to(of_more, len(more))]).astype(np.uint8)
+        scored = await self._score(page, np.concatenate([taken, more]))
+        left = np.flatnonzero(self._passing(page)[scored.rows])
+        if arm != CONTROL:
+            left = left[largest(scored.shown[left], len(left))]
+        return scored, left[self.filters.fitting(filters, scored.rows[left], size)], sources
+
+    async def _part(self, page: _Asked, cursor: Cursor, size: int) -> wire.RecommendAnswer | _Asked:
+        """The next part of a list. Where there is none: what to make a new list for, whose notes say why.
+
+        Raises:
+            RequestError: the list is another user's; or it had filters and is no longer kept, so nobody knows them.
+        """
+        kept = await self.ranked.get(cursor.list_id)
+        if kept is None:
+            if cursor.list_id.startswith(FILTERED):
+                problem = f"cursor {cursor.text!r} is of a list that is no longer kept, nor are its filters"
+                raise RequestError(problem, "ask for a new list with the filters", 410)
+            page.notes.append("the cursor's list is no longer kept: a new one from its beginning")
+            self._meters.part("anew")
+            return page
+        if str(kept.user_id) != str(page.user_id):
+            raise RequestError(
+                f"cursor {cursor.text!r} was made for another user than {page.user_id!r}", "ask without a cursor"
+            )
+        page = page._replace(filters=kept.filters)
+        rows = self.shelf.rows_of(kept.items[cursor.at :])
+        left = np.flatnonzero(rows >= 0)
+        left = left[self._passing(page)[rows[left]]]  # without those that are gone
+        later = left[size:]
+        if kept.filters is not None and kept.filters.caps:
+            first = self.filters.fitting(kept.filters, rows[left], size)
+            left, later = left[first], np.delete(left, first)
+        left = left[:size]
+        if not len(left):
+            page.notes.append("nothing of the cursor's list is left: a new one from its beginning")
+            self._meters.part("anew")
+            return page
+        mark = f"{value_hash(self._new_id()) & 0xFFFF:04x}"
+        part = page._replace(request_id=f"{kept.request_id}.{cursor.slot}.{mark}", context=page.context or kept.context)
+        scored = await self._score(part, rows[left])
+        order = np.flatnonzero(self._passing(part)[rows[left]])  # one may have gone while counts were waited for
+        if kept.filters is not None and kept.filters.caps:  # or may be of another kind by now
+            order = order[self.filters.fitting(kept.filters, rows[left[order]], size)]
+        sources = kept.sources_of(cursor.at + left[order])
+        answer = self._hand_out(part, kept.arm, scored, order, sources, kept.retrieval, cursor.slot)
+        self._meters.part("next")
+        slot = cursor.slot + len(order)
+        if page.capped:  # what did not fit on this part comes later
+            if not len(later):
+                return answer
+            places = np.concatenate([np.arange(cursor.at), cursor.at + left, cursor.at + later])
+            return await self._to_be_continued(answer, kept.of(places), cursor.at + len(left), slot, cursor.length)
+        at = cursor.at + int(left[-1]) + 1
+        if at == len(kept.items):
+            return answer
+        return replace(answer, cursor=Cursor(cursor.list_id, at, slot, cursor.length).text)
+
+    async def _to_be_continued(
+        self, answer: wire.RecommendAnswer, kept: RankedList, at: int, slot: int, length: int
+    ) -> wire.RecommendAnswer:
+        """The answer with a cursor to what comes ``at`` a place in a list, which is kept from now on."""
+        list_id = self._new_id() if kept.filters is None else FILTERED + self._new_id()
+        await self.ranked.put(list_id, kept)
+        return replace(answer, cursor=Cursor(list_id, at, slot, length).text)
+
+    def _allowed(self, page: _Asked) -> Allowed | None:
+        """What the page's filters let pass. None: it has none."""
+        if page.filters is None:
+            return None
+        return self.filters.allowed(page.filters, page.user, page.ts_ms)
+
+    def _passing(self, page: _Asked) -> NDArray[np.bool_]:
+        """By index row, whether an item may be shown on a page: it lives, and passes the filters."""
+        allowed = self._allowed(page)
+        return self.shelf.alive if allowed is None else allowed.mask
+
+    def _empty(self, page: _Asked, arm: str) -> wire.RecommendAnswer:
+        """A page on which nothing may come: it is no failure, and there is nothing to log."""
+        if self.note is None:  # withdrawn while the request waited
+            raise not_ready(self.not_ready())
+        self._meters.filtered("empty")
+        notes = [
+            *page.notes,
+            f"no item of the catalogue passes the filters ({page.filters}): an empty page, not logged",
+        ]
+        told = -1 if page.explain else UNSET
+        return wire.RecommendAnswer(None, self.note.version, arm, page.ts_ms, [], notes, retrieval_version=told)
+
+    async def score(self, body: bytes) -> wire.ScoreAnswer:
+        """Answers POST /score.
+
+        Raises:
+            RequestError: the client did something wrong, or there is no model or no item yet.
+        """
+        return await self.score_items(wire.decode(body, wire.ScoreRequest))
+
+    async def score_items(self, asked: wire.ScoreRequest) -> wire.ScoreAnswer:
+        """The answer to a request that :func:`scorer.page.wire.decode` gave. Raises RequestError as :meth:`score`
+        does."""
+        wire.check_items(asked.items)
+        request_id, ts_ms = self._identify(asked, asked.log)
+        reason = self.not_ready()
+        if reason:
+            raise not_ready(reason)
+        user, notes = await look_up(self._store, self.builder, self._meters, asked.user_id)
+        page = _Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes)
+        rows = self.shelf.rows_of(asked.items)
+        known = np.flatnonzero(rows >= 0)
+        unknown = [asked.items[i] for i in np.flatnonzero(rows < 0).tolist()]
+        scores: list[float | None] = [None] * len(rows)
+        if unknown:
+            logged = ", so the page is not logged: send no events about it" if asked.log else ""
+            notes.append(f"{len(unknown)} of {len(rows)} items are not in the catalogue{logged}")
+        if not len(known):
+            version = self.note.version if self.note else -1
+            return wire.ScoreAnswer(None if asked.log else request_id, version, scores, unknown, notes)
+        scored = await self._score(page, rows[known])
+        for i, value in zip(known.tolist(), scored.shown.tolist(), strict=True):
+            scores[i] = value
+        if asked.log and not unknown:
+            sources = bytes([ASKED]) * len(rows)
+            self._log(page, LOGGED, scored, np.arange(len(rows)), list(asked.items), sources, asked.offset)
+        named = None if asked.log and unknown else request_id
+        return wire.ScoreAnswer(named, scored.note.version, scores, unknown, notes)
+
+    # -- within -----------------------------------------------------------------------------------------------
+
+    def _identify(self, asked: wire.RecommendRequest | wire.ScoreRequest, logged: bool) -> tuple[str, int]:
+        wire.check_context(asked.context, self.schema)
+        now_ms = self.clock.at(self._wall())
+        ahead_ms = round(self.settings.ahead_minutes * _MINUTE_MS)
+        ts_ms = wire.check_time(asked.ts_ms, now_ms, ahead_ms, *self._oldest_ms(now_ms, logged))
+        return asked.request_id or self._new_id(), ts_ms
+
+    def _oldest_ms(self, now_ms: int, logged: bool) -> tuple[int, str]:
+        """A page at this time or before is refused, and why. Times follow the newest event: a log that is played slower
+        than the clock runs is in time. Until an event is known, the clock stands for it."""
+        newest_ms, s = min(self.heard_ms, now_ms) if self.heard_ms else now_ms, self.settings
+        if not logged:
+            minutes = max(self.schema.windows.minutes, default=DAY_MIN)
+            longest = f"{minutes // DAY_MIN} days" if minutes % DAY_MIN == 0 else text_of(minutes)
+            return newest_ms - minutes * _MINUTE_MS, f"beyond the longest window ({longest}), whose counts are gone"
+        wait_ms = round((s.attribution_minutes + s.lateness_minutes) * _MINUTE_MS + s.disorder_seconds * 1000)
+        return newest_ms - wait_ms, "too late for a label"
+
+    async def _score(self, page: _Asked, rows: ItemRows) -> _Scored:
+        """Features and scores of the items at ``rows``, by the model that serves now. Nothing waits after this."""
+        counts = await self._counts(page, rows)
+        note, model = self.note, self.model
+        if note is None or model is None:  # withdrawn while the request waited
+            raise not_ready(self.not_ready())
+        found = self.ranker.rank(page.user, rows, page.ts_ms, page.context, model, counts)
+        finite = np.isfinite(found.scores)
+        if finite.all():
+            return _Scored(note, rows, found, found.scores, model)
+        self._meters.error("scores")
+        return _Scored(note, rows, found, np.where(finite, found.scores, np.float32(0)), model)
+
+    async def _counts(self, page: _Asked, rows: ItemRows) -> NDArray[Any] | None:
+        """Counts of the items for a page of another time than now, by more than a unit of the tiles; None: those of the
+        shelf."""
+        unit_ms = self.schema.windows.unit_ms
+        if self._ask_counts is None or abs(page.ts_ms - self.clock.at(self._wall())) <= unit_ms or not len(rows):
+            return None
+        counts = await self._ask_counts(rows, page.ts_ms)
+        if counts is None:
+            page.notes.append("counts of items are as of now, not of ts_ms: the whole index did not answer")
+        return counts
+
+    def _ids(self, rows: ItemRows) -> list[Id]:
+        ids = self.shelf.ids
+        return [ids[row] for row in rows.tolist()]
+
+    def _hand_out(
+        self,
+        page: _Asked,
+        arm: str,
+        scored: _Scored,
+        order: NDArray[np.intp],
+        sources: bytes,
+        retrieval: int,
+        offset: int = 0,
+    ) -> wire.RecommendAnswer:
+        """Logs and answers the items ``order`` (positions in ``scored``), which recall found in ``sources`` by the
+        version ``retrieval``; the first one has the slot ``offset``."""
+        ids = self._ids(scored.rows[order])
+        self._log(page, arm, scored, order, ids, sources, offset)
+        self._meters.items(sources)
+        shown = scored.shown[order].tolist()
+        told = retrieval if page.explain else UNSET
+        where = ([SOURCES[code] for code in sources], self._reasons(scored, order)) if page.explain else ()
+        items = list(map(wire.PlacedItem, ids, range(len(ids)), shown, *where))
+        version = scored.note.version
+        return wire.RecommendAnswer(
+            page.request_id, version, arm, page.ts_ms, items, page.notes, offset, retrieval_version=told
+        )
+
+    def _reasons(self, scored: _Scored, order: NDArray[np.intp]) -> list[list[wire.Reason] | UnsetType]:
+        """Of each item ``order`` of a page, which inputs made its score what it is; of the first ones only."""
+        first = order[: reasons.MOST_ITEMS]
+        found = reasons.effects(scored.model, scored.found.cat[first], scored.found.numbers(first), self._inputs)
+        told: list[list[wire.Reason] | UnsetType] = [
+            [wire.Reason(name, effect) for name, effect in those] for those in reasons.strongest(found, self._inputs)
+        ]
+        return told + [UNSET] * (len(order) - len(first))
+
+    def _log(
+        self,
+        page: _Asked,
+        arm: str,
+        scored: _Scored,
+        order: NDArray[np.intp],
+        ids: list[Id],
+        sources: bytes,
+        offset: int,
+    ) -> None:
+        """Hands the log of a page over. The page is worth more than its log; a loss is counted."""
+        found, ts_ms = scored.found, page.ts_ms
+        placed = self.ranker.placed(found, order, page.user, scored.rows, ts_ms, page.context, offset)
+        log = PageLog(
+            request_id=page.request_id,
+            ts_ms=ts_ms,
+            user_id=page.user_id,
+            arm=arm,
+            model_version=scored.note.version,
+            schema_id=self.schema.id,
+            items=ids,
+            scores=found.scores[order],
+            keys=placed.keys,
+            cat=placed.cat,
+            num=placed.num,
+            served_ms=self._wall(),
+            offset=offset,
+            sources=sources,
+            user_missing=page.user.missing,
+        )
+        try:
+            if self._send(log) is False:
+                page.notes.append("nothing is learnt from this page: its log is full")
+        except Exception as error:
+            self._meters.error("impressions")
+            page.notes.append(f"nothing is learnt from this page: {str(error) or type(error).__name__}")

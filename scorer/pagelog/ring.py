@@ -1,0 +1,242 @@
+# shell
+"""Logs of pages on their way out of a worker: a ring in memory that the worker shares with the feeder.
+
+One side writes, one side reads, nobody waits. What a worker wrote stays when the worker ends, so no answered page goes
+with it, and the worker that follows goes on in the same memory.
+
+::
+
+    memory   head │ lost pages, exposures │ tail │ records .................
+             ──── writer ────────────────   reader
+
+    record   size │ size of head │ head (msgpack) │ keys │ cat │ scores │ num     each part begins at 8 bytes
+    0        no record begins here: go on at the beginning
+
+``head`` and ``tail`` count bytes since the beginning of time; a place is the count modulo the capacity.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from millrace.contracts.events import Id, Impression
+from scorer.pagelog.pagelog import PageLog
+
+RING_BYTES = 64 * 1024 * 1024
+"""For each worker: some forty logs of large pages (600 items), which is most of a second at 50 a second."""
+
+_HEAD, _LOST_PAGES, _LOST_EXPOSURES = 0, 1, 2  # words of the writer's cache line
+_TAIL = 16  # on a line of its own
+_START = 256  # bytes before the first record
+_WORDS = 2  # before a record's head
+_MEMORY_PAGE = 4096
+
+Memory = NDArray[np.uint8]
+
+
+class _Head(Struct, frozen=True, array_like=True):
+    request_id: str
+    ts_ms: int
+    user_id: Id
+    arm: str
+    model_version: int
+    schema_id: str
+    served_ms: int
+    items: list[Id]
+    widths: tuple[int, int, int]  # K, F, N
+    offset: int
+    sources: bytes
+    user_missing: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Head).decode
+
+
+def _whole(size: int) -> int:
+    return (size + 7) & ~7
+
+
+def _words(memory: Memory) -> tuple[NDArray[np.uint64], Memory]:
+    """The header's words, and the records' bytes.
+
+    Raises:
+        ValueError: there is no room for a record.
+    """
+    if len(memory) < 2 * _START:
+        raise ValueError(f"a ring of {len(memory)} bytes; give at least {2 * _START}")
+    return memory[:_START].view(np.uint64), memory[_START : _START + (len(memory) - _START) // 8 * 8]
+
+
+class RingWriter:
+    """The worker's side.
+
+    Args:
+        memory: zeroed bytes, shared with the reader; or what a writer before this one left.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._header, self._bytes = _words(memory)
+        self._bytes[::_MEMORY_PAGE] |= 0  # the system gives memory at the first touch: not while a client waits
+        self._fence = threading.Lock()
+        self._fence.acquire()
+
+    def put(self, page: PageLog) -> bool:
+        """Copies a page into the ring. False: there is no room, and the page counts as lost."""
+        n = len(page.items)
+        widths = page.keys.shape[1], page.cat.shape[1], page.num.shape[1]
+        head = _encode(
+            _Head(
+                page.request_id,
+                page.ts_ms,
+                page.user_id,
+                page.arm,
+                page.model_version,
+                page.schema_id,
+                page.served_ms,
+                page.items,
+                widths,
+                page.offset,
+                page.sources,
+                page.user_missing,
+            )
+        )
+        size = 8 * _WORDS + _whole(len(head)) + sum(_sizes(n, widths))
+        at = self._room(size)
+        if at is None:
+            self._header[_LOST_PAGES] += np.uint64(1)
+            self._header[_LOST_EXPOSURES] += np.uint64(n)
+            return False
+        place = at % len(self._bytes)
+        record = self._bytes[place : place + size]
+        record[: 8 * _WORDS].view(np.uint64)[:] = size, len(head)
+        start = 8 * _WORDS
+        record[start : start + len(head)] = np.frombuffer(head, np.uint8)
+        start += _whole(len(head))
+        arrays: tuple[tuple[NDArray[Any], str], ...] = (
+            (page.keys, "<u8"), (page.cat, "<i8"), (page.scores, "<f4"), (page.num, "<f4"),
+        )  # fmt: skip
+        for (array, kind), room in zip(arrays, _sizes(n, widths), strict=True):
+            part = record[start : start + array.size * int(kind[2])].view(kind)
+            part.reshape(array.shape)[:] = array
+            start += room
+        # The record must be in memory before the head says so. POSIX has a lock order memory; processors that keep
+        # the order of writes by themselves lose nothing by it.
+        self._fence.release()
+        self._fence.acquire()
+        self._header[_HEAD] = at + size
+        return True
+
+    def _room(self, size: int) -> int | None:
+        """Where ``size`` bytes in one piece begin; None: the reader has not given enough back."""
+        capacity, head = len(self._bytes), int(self._header[_HEAD])
+        free = capacity - (head - int(self._header[_TAIL]))
+        place = head % capacity
+        rest = capacity - place
+        if size <= rest:
+            return head if size <= free else None
+        if rest + size > free:
+            return None
+        self._bytes[place : place + 8].view(np.uint64)[0] = 0
+        return head + rest
+
+
+def _sizes(n: int, widths: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """Bytes of keys, cat, scores and num, with what fills up their last eight."""
+    k, f, width = widths
+    return 8 * n * k, 8 * n * f, _whole(4 * n), _whole(4 * n * width)
+
+
+class RingReader:
+    """The feeder's side. It holds for as long as the memory does, whichever worker writes.
+
+    Args:
+        memory: as the writer's.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._header, self._bytes = _words(memory)
+        self._at = int(self._header[_TAIL])
+        self._lost = (0, 0)
+
+    def take(self, most: int) -> list[Impression]:
+        """The next pages, at most so many. Their arrays are views of the ring: use them before :meth:`give_back`.
+
+        Raises:
+            ValueError: what stands next is no record. All that was written until now is passed over.
+        """
+        found: list[Impression] = []
+        head = int(self._header[_HEAD])
+        while self._at < head and len(found) < most:
+            try:
+                size, page = self._record(head)
+            except (ValueError, msgspec.MsgspecError) as error:
+                if found:  # these are whole; the next call tells of what follows
+                    break
+                self._at = head
+                raise ValueError(f"the ring holds no record where one should be ({error})") from None
+            self._at += size
+            if page is not None:
+                found.append(page)
+        return found
+
+    @property
+    def empty(self) -> bool:
+        """Whether all that was written has been taken."""
+        return self._at >= int(self._header[_HEAD])
+
+    def give_back(self) -> None:
+        """Room for the writer: all that was taken."""
+        self._header[_TAIL] = self._at
+
+    def lost(self) -> tuple[int, int]:
+        """Pages and their exposures that found no room since the last call."""
+        before = self._lost
+        self._lost = int(self._header[_LOST_PAGES]), int(self._header[_LOST_EXPOSURES])
+        return self._lost[0] - before[0], self._lost[1] - before[1]
+
+    def _record(self, head: int) -> tuple[int, Impression | None]:
+        place = self._at % len(self._bytes)
+        most = min(len(self._bytes) - place, head - self._at)
+        size = int(self._bytes[place : place + 8].view(np.uint64)[0])
+        if not size:
+            return len(self._bytes) - place, None
+        if size % 8 or not 8 * _WORDS <= size <= most:
+            raise ValueError(f"{size} bytes of {most}")
+        record = self._bytes[place : place + size]
+        length = int(record[8:16].view(np.uint64)[0])
+        start = 8 * _WORDS
+        h = _decode(record[start : start + length].data)
+        start += _whole(length)
+        n = len(h.items)
+        parts: list[Any] = []
+        exact = 8 * n * h.widths[0], 8 * n * h.widths[1], 4 * n, 4 * n * h.widths[2]
+        for used, room in zip(exact, _sizes(n, h.widths), strict=True):
+            parts.append(record[start : start + used].data)
+            start += room
+        if start != size:
+            raise ValueError(f"{start} bytes in a record of {size}")
+        keys, cat, scores, num = parts
+        return size, Impression(
+            request_id=h.request_id,
+            ts_ms=h.ts_ms,
+            user_id=h.user_id,
+            arm=h.arm,
+            model_version=h.model_version,
+            schema_id=h.schema_id,
+            items=h.items,
+            scores=scores,
+            keys=keys,
+            cat=cat,
+            num=num,
+            served_ms=h.served_ms,
+            offset=h.offset,
+            sources=h.sources,
+            user_missing=h.user_missing,
+        )

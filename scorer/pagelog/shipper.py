@@ -1,0 +1,253 @@
+# shell
+"""Logs of pages from the workers' rings to Kafka, in two threads of the feeder.
+
+::
+
+    ring ─┐
+    ring ─┼─► drain: pack ──► spool on disk ──► send: Kafka
+    ring ─┘   every 5 ms                        bounded, tried again
+
+Neither a request nor the drain waits for Kafka. A kill of a worker loses nothing. Neither does one of the feeder: its
+workers end, and write down what it had not drained (:func:`rescue`). A kill of all processes at once loses the pages of
+the last :data:`DRAIN_MS`, and of as long as a drain takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import structlog
+from prometheus_client import Gauge, Histogram
+
+from millrace.basics.errors import SettingError, one_line
+from millrace.contracts.events import Impression, key_of
+from millrace.contracts.impressions import impression_bytes
+from millrace.contracts.once import Rates
+from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import IMPRESSIONS
+from millrace.processes.kafka import PAGE_LINGER_MS, know_topic, make_producer
+from millrace.processes.wall import wall_ms
+from scorer.pagelog.delivery import DELIVERY_SECONDS, TOO_LARGE, Delivery
+from scorer.pagelog.ring import RingReader
+from scorer.pagelog.spool import Lost, Spool
+
+log = structlog.get_logger("scorer")
+
+DRAIN_MS = 5
+ADOPT_SECONDS = 5.0
+"""Between two looks for what others have left: a worker may outlive its feeder, and the next one be there already."""
+REQUEST_SECONDS = 20.0
+"""How long the producer waits for an answer of the broker."""
+REMAKE_SECONDS = 3.0
+"""How long a new producer waits for the broker; after a pause there is another one."""
+RING_FULL, RING_DAMAGED, UNPACKED = "ring-full", "ring-damaged", "not-packed"
+"""Why pages are lost here."""
+_PAGES = 16
+"""Taken from one ring before the next one has its turn."""
+
+SPOOLED = Histogram(
+    "millrace_log_spooled_seconds",
+    "From making a page to its log being on disk.",
+    buckets=(0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 5),
+)
+SPOOL_BYTES = Gauge("millrace_log_spool_bytes", "Logs of pages on disk.")
+
+
+def open_spool(settings: Settings, lost: Lost) -> Spool:
+    """The spool of this scorer, in the folder ``data``; where there is none, in one that ends with the process.
+
+    Raises:
+        SettingError: its folder cannot be used.
+    """
+    if settings.data:
+        folder = settings.folder("spool")
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="millrace-spool-"))
+        log.warning("no MILLRACE_DATA: logs of pages do not outlive a scorer that is killed", folder=str(folder))
+    try:
+        spool = Spool(folder, settings.spool_mb * 1024 * 1024, lost)
+        if not settings.data:
+            weakref.finalize(spool, shutil.rmtree, folder, ignore_errors=True)
+        return spool
+    except OSError as error:
+        raise SettingError(
+            f"the spool of page logs in '{folder}' cannot be used ({error.strerror})",
+            "set MILLRACE_DATA to a folder you can write to",
+        ) from None
+
+
+class Drain:
+    """Takes pages out of the rings, packs them, and writes them to the spool. For one thread.
+
+    Args:
+        rates: of the pages' schema.
+        most_bytes: a packed page of more cannot be sent.
+        lost: told of what does not arrive in the spool.
+        wall: wall time in ms.
+    """
+
+    def __init__(
+        self, spool: Spool, rates: Rates | None, most_bytes: int, lost: Lost, wall: Callable[[], int] = wall_ms
+    ) -> None:
+        self._spool, self._rates, self._most, self._lost, self._wall = spool, rates, most_bytes, lost, wall
+        self._told: set[str] = set()
+
+    def step(self, ring: RingReader) -> int:
+        """Takes some pages out of a ring; how many there were."""
+        pages, exposures = ring.lost()
+        if pages:
+            self._count(RING_FULL, pages, exposures, "the ring of a worker was full")
+        try:
+            taken = ring.take(_PAGES)
+        except ValueError as error:
+            self._count(RING_DAMAGED, 1, 0, one_line(error))
+            taken = []
+        for page in taken:
+            self._keep(page)
+        ring.give_back()
+        return len(taken)
+
+    def _keep(self, page: Impression) -> None:
+        exposures = len(page.items)
+        try:
+            value = impression_bytes(page, self._rates)
+        except Exception as error:  # whatever is in it: other pages go on
+            self._count(UNPACKED, 1, exposures, one_line(error))
+            return
+        if len(value) > self._most:
+            detail = (
+                f"{exposures} items take {len(value)} bytes, more than {self._most}; ask for fewer items, or raise"
+                " the broker's message.max.bytes and MILLRACE_MESSAGE_BYTES"
+            )
+            self._count(TOO_LARGE, 1, exposures, detail)
+            return
+        reason = self._spool.append(key_of(page.user_id), value, exposures)
+        if reason:
+            detail = f"{self._spool.held_bytes} bytes are in {self._spool.folder}; see MILLRACE_SPOOL_MB and the disk"
+            self._count(reason, 1, exposures, detail)
+        else:
+            SPOOLED.observe(max(0, self._wall() - page.served_ms) / 1000)
+
+    def _count(self, reason: str, pages: int, exposures: int, detail: str) -> None:
+        self._lost(reason, pages, exposures)
+        if reason not in self._told:  # the first tells what it is; the metrics tell how many there are
+            self._told.add(reason)
+            log.error("logs of pages are lost: nothing is learnt from them", reason=reason, detail=detail)
+
+
+def rescue(settings: Settings, schema: Schema, ring: RingReader, lost: Lost) -> None:
+    """For a worker whose feeder has died, when it writes no more: what was not drained goes to a spool, and whichever
+    scorer runs next delivers it. Does nothing where all was drained, or where there is no folder that outlives scorers.
+
+    Raises:
+        SettingError: there is no folder for it.
+    """
+    if ring.empty or not settings.data:
+        return
+    spool = open_spool(settings, lost)
+    drain = Drain(spool, Rates.of(schema), settings.message_bytes, lost)
+    while drain.step(ring):
+        pass
+    spool.close()
+
+
+class Shipper:
+    """Both threads.
+
+    Args:
+        lost: told of each loss: a reason, pages, exposures. Called in both threads.
+    """
+
+    def __init__(self, settings: Settings, schema: Schema, spool: Spool, lost: Lost) -> None:
+        self._settings, self._spool, self._lost = settings, spool, lost
+        self._drain = Drain(spool, Rates.of(schema), settings.message_bytes, lost)
+        self._rings: list[RingReader] = []
+        self._wake = threading.Event()  # of the sending thread
+        self._draining, self._sending = threading.Event(), threading.Event()  # set: end
+        self._deadline = 0.0
+        self._threads: list[threading.Thread] = []
+        SPOOL_BYTES.set_function(lambda: spool.held_bytes)
+
+    def start(self) -> None:
+        """Begins.
+
+        Raises:
+            BrokerError: there is no producer to be had.
+        """
+        first = self._make(self._settings.patience_seconds)
+        know_topic(first, IMPRESSIONS, self._settings)
+        delivery = Delivery(self._spool, first, self._make, self._lost, self._wake)
+        self._threads = [
+            threading.Thread(target=self._run_drain, name="drain", daemon=True),
+            threading.Thread(target=self._run_send, args=(delivery,), name="send", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def add(self, ring: RingReader) -> None:
+        """Drains this ring as well from now on, whichever worker writes to it."""
+        self._rings.append(ring)
+
+    def end(self, seconds: float = 10.0) -> None:
+        """Call it when no worker writes any more. Drains the rings, and waits for Kafka at most so long; the rest stays
+        in the spool, which is closed."""
+        self._deadline = time.monotonic() + seconds
+        self._draining.set()
+        if self._threads:
+            self._threads[0].join()
+        self._sending.set()
+        self._wake.set()
+        if self._threads:
+            self._threads[1].join()
+        self._spool.close()
+
+    def _make(self, patience_seconds: float = REMAKE_SECONDS) -> Any:
+        return make_producer(
+            self._settings,
+            bootstrap_timeout_ms=round(1000 * patience_seconds),
+            max_block_ms=1000,
+            linger_ms=PAGE_LINGER_MS,
+            request_timeout_ms=round(1000 * REQUEST_SECONDS),
+            delivery_timeout_ms=round(1000 * DELIVERY_SECONDS),
+            reconnect_backoff_max_ms=1000,
+        )
+
+    def _run_drain(self) -> None:
+        ending, look_at = False, time.monotonic() + ADOPT_SECONDS
+        while not ending:
+            ending = self._draining.wait(DRAIN_MS / 1000)
+            with _survived("drained"):
+                while self._drain_all():
+                    self._wake.set()
+                if time.monotonic() > look_at:
+                    look_at = time.monotonic() + ADOPT_SECONDS
+                    self._spool.adopt()
+
+    def _drain_all(self) -> int:
+        return sum([self._drain.step(ring) for ring in self._rings])
+
+    def _run_send(self, delivery: Delivery) -> None:
+        while not self._sending.is_set() or (not delivery.done and time.monotonic() < self._deadline):
+            self._wake.wait(0.05 if self._sending.is_set() else 0.5)
+            self._wake.clear()
+            with _survived("delivered"):
+                delivery.step()
+        delivery.close(max(0.0, self._deadline - time.monotonic()))
+
+
+@contextlib.contextmanager
+def _survived(what: str) -> Iterator[None]:
+    """Keeps a thread alive whose end would stop the log: an error that nobody foresaw is one line."""
+    try:
+        yield
+    except Exception as error:
+        log.error(f"logs of pages could not be {what}", error=one_line(error), exc_info=True)

@@ -1,0 +1,147 @@
+# core
+"""What is clicked along with what: lists of the stream merged in the feeder, neighbours of items in a worker. Pure.
+
+::
+
+    features.coclicks ──► CoClicks: newest list of each partition and item ── arrays(), every ten seconds ──┐
+                                                                                                            ▼
+    starts (R + 1,) i32   │ 0 │ 3 │ 3 │ 5 │ ...     by index row                                       Neighbours
+    near   (m,) i32       │ 9  4  7 │ 2  0 │ ...    index rows, best first, at most 16 each
+
+The worth of a neighbour is the sum of what the partitions counted, weighed by days as
+:func:`millrace.contracts.coclicks.worth` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.basics.hashing import U64, value_hash
+from millrace.contracts.coclicks import DAYS, MOST, WEIGHTS, Lists
+from millrace.contracts.events import Id
+from scorer.recall import neighbourkernels
+
+Arrays = dict[str, NDArray[Any]]
+ItemRows = NDArray[np.intp]
+
+MOST_LISTS = 1 << 18
+"""That the feeder holds, of all partitions: 175 MB where all have sixteen neighbours. Beyond, those go that were told
+longest ago."""
+
+_ENTRY = np.dtype([("near", "<u8"), ("counts", "<u2", (DAYS,))])
+_WEIGHTS = np.array(WEIGHTS, np.int64)
+
+
+class CoClicks:
+    """The feeder's half. One thread at a time.
+
+    >>> said = Lists(10, np.array([5], "u8"), np.array([1], "u1"), np.array([6], "u8"), np.ones((1, 7), "u2"))
+    >>> merged = CoClicks()
+    >>> merged.take(0, said)
+    >>> merged.know([])  # rows of the index get their numbers from the ids of the items
+    >>> len(merged), merged.arrays(10)["starts"].tolist()
+    (1, [0])
+    """
+
+    def __init__(self, most_lists: int = MOST_LISTS) -> None:
+        self._most = most_lists
+        self._lists: dict[tuple[int, int], tuple[int, bytes]] = {}  # partition, item -> day, entries; as they came
+        self._hashes: U64 = np.zeros(0, np.uint64)  # (R,) of the index's items
+        self._sorted = self._hashes, np.zeros(0, np.intp)
+        self.newest_day = 0
+        self.changed = False
+        """Whether :meth:`arrays` may give others than before."""
+
+    def __len__(self) -> int:
+        return len(self._lists)
+
+    def take(self, partition: int, lists: Lists) -> None:
+        """Replaces the lists of items as they were counted in a partition. An empty list takes the item's away."""
+        entries = np.empty(len(lists.near), _ENTRY)
+        entries["near"], entries["counts"] = lists.near, lists.counts
+        raw, held, start = entries.tobytes(), self._lists, 0
+        for item, size in zip(lists.items.tolist(), lists.sizes.tolist(), strict=True):
+            end = start + size * _ENTRY.itemsize
+            held.pop((partition, item), None)
+            if size:
+                held[partition, item] = lists.day, raw[start:end]
+            start = end
+        if len(held) > self._most:
+            for key in list(islice(held, len(held) - self._most + self._most // 16)):
+                del held[key]
+        self.newest_day = max(self.newest_day, lists.day)
+        self.changed = True
+
+    @property
+    def known(self) -> int:
+        """Index rows whose items are known."""
+        return len(self._hashes)
+
+    def know(self, ids: Sequence[Id]) -> None:
+        """The items of the next index rows, from :attr:`known` on."""
+        if ids:
+            more = np.fromiter(map(value_hash, ids), np.uint64, len(ids))
+            self._hashes = np.concatenate([self._hashes, more])
+            order = np.argsort(self._hashes)
+            self._sorted = self._hashes[order], order
+            self.changed = True
+
+    def rows_of(self, hashes: U64) -> NDArray[np.int64]:
+        """Index rows of value hashes (n,), -1 where there is no such item. (n,)"""
+        ascending, rows = self._sorted
+        if not len(rows):
+            return np.full(len(hashes), -1, np.int64)
+        at = np.minimum(np.searchsorted(ascending, hashes), len(rows) - 1)
+        return np.where(ascending[at] == hashes, rows[at], -1).astype(np.int64)
+
+    def arrays(self, day: int) -> Arrays:
+        """The arrays of :class:`Neighbours` as of an event day. Lists whose days are all over are forgotten."""
+        self._lists = {key: own for key, own in self._lists.items() if own[0] > day - DAYS}
+        n = len(self._lists)
+        entries = np.frombuffer(bytearray().join(raw for _, raw in self._lists.values()), _ENTRY)
+        ends = np.cumsum(np.fromiter((len(raw) for _, raw in self._lists.values()), np.int64, n)) // _ENTRY.itemsize
+        ages = np.maximum(day - np.fromiter((of for of, _ in self._lists.values()), np.int64, n), 0)
+        rows = self.rows_of(np.fromiter((item for _, item in self._lists), np.uint64, n))
+        best = np.empty((self.known, MOST), np.int32)
+        sizes = neighbourkernels.merge(
+            rows, np.argsort(rows, kind="stable"), ends, ages, self.rows_of(np.ascontiguousarray(entries["near"])),
+            np.ascontiguousarray(entries["counts"]), _WEIGHTS, best,
+        )  # fmt: skip
+        starts = np.zeros(self.known + 1, np.int32)
+        np.cumsum(sizes, out=starts[1:])
+        self.changed = False
+        return {"starts": starts, "near": best[np.arange(MOST) < sizes[:, None]]}
+
+
+class Neighbours:
+    """A worker's half: see the module's text. It never changes.
+
+    >>> along = Neighbours(np.array([0, 3, 3, 5], "i4"), np.array([9, 4, 7, 4, 0], "i4"))
+    >>> along.of(np.array([0, 2, 1, -1]), 10).tolist()
+    [9, 4, 7]
+    """
+
+    def __init__(self, starts: NDArray[np.int32], near: NDArray[np.int32]) -> None:
+        self._starts, self._near = starts, near
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Neighbours:
+        """From what :meth:`CoClicks.arrays` gave."""
+        return cls(arrays["starts"], arrays["near"])
+
+    def __len__(self) -> int:
+        """Pairs of an item and a neighbour."""
+        return len(self._near)
+
+    def of(self, rows: ItemRows, most: int) -> ItemRows:
+        """The neighbours of some items, at most ``most``: each item's best, then each item's second, and so on.
+        Distinct, and none of ``rows`` (h,), of which unknown ones (-1, or newer than these arrays) have none. (n,)"""
+        found: ItemRows = neighbourkernels.interleaved(
+            self._starts, self._near, np.array(rows, np.int64), min(most, MOST * len(rows))
+        )
+        return found

@@ -1,0 +1,174 @@
+# core
+"""The compiled loops of recall: lists of several sources merged into one page's candidates.
+
+::
+
+    lists (m,)  [ vectors .... | liked ... | coclicked . | hot ..... | new ... ]     each best first
+    starts (S + 1,)
+
+    round 1    each source gives its share of `size`, what an earlier one gave aside
+    round 2    what is missing, from the first `fillers` sources, as far as they have more, by their shares; and so on
+    then       from the others that have more, by their shares; and so on
+    at last    by chance from all that is left; then what is `late`
+
+Items are rows of the index. The draws are SplitMix64's (Steele, Lea and Flood, OOPSLA 2014): a number for each count,
+with no state to carry, so the same seed draws the same. ``tests/scorer/recall/plain_recall.py`` says the same in
+plain Python.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from millrace.basics.compiled import compiled
+
+Array = NDArray[Any]
+
+_C1 = np.uint64(0x9E3779B97F4A7C15)
+_C2 = np.uint64(0xBF58476D1CE4E5B9)
+_C3 = np.uint64(0x94D049BB133111EB)
+
+
+@njit(inline="always")
+def _drawn(seed: Any, count: Any, below: Any) -> Any:
+    """Number ``count`` of the seed's draws from 0 .. ``below`` - 1."""
+    x = seed + np.uint64(count + 1) * _C1
+    x = (x ^ (x >> np.uint64(30))) * _C2
+    x = (x ^ (x >> np.uint64(27))) * _C3
+    return np.int64((x ^ (x >> np.uint64(31))) % np.uint64(below))
+
+
+@njit(inline="always")
+def _place(table: Array, row: Any) -> Any:
+    """Where ``row`` stands in the hash table of rows + 1, or would stand."""
+    at = np.int64((np.uint64(row) * _C1) >> np.uint64(32)) & (len(table) - 1)
+    while table[at] != 0 and table[at] != row + 1:
+        at = (at + 1) & (len(table) - 1)
+    return at
+
+
+@compiled
+def merge(
+    lists: Array,
+    starts: Array,
+    shares: Array,
+    fillers: Any,
+    living: Array,
+    alive: Array,
+    late: Array,
+    seed: Any,
+    rows: Array,
+    sources: Array,
+) -> Any:
+    """Fills ``rows`` and ``sources`` (size,) with distinct living rows; returns how many there are.
+
+    Args:
+        lists, starts: see above.
+        shares: (S + 1,) of the sources, then of chance. A source with share 0 gives nothing.
+        fillers: so many of the first sources give more than their shares where others lack; the rest of them and
+            chance keep to their shares as long as one of these has more.
+        living: rows that chance draws from; more than ``size``.
+        alive: by row; rows that are not are passed over.
+        late: distinct rows that come only where nothing else is left, in this order.
+        seed: uint64.
+        sources: of each row, 1 + the number of its source; S + 1 also for what comes at last.
+    """
+    size, chance = len(rows), len(starts) - 1
+    room = 16
+    while room < 4 * (size + len(late)):
+        room *= 2
+    table = np.zeros(room, np.int64)
+    for row in late:
+        table[_place(table, row)] = row + 1
+    at, over = starts[:-1].copy(), shares <= 0
+    n, draws, asked = 0, 0, chance + 1
+    while n < size and not over.all():
+        total = 0.0
+        for s in range(asked):
+            if not over[s]:
+                total += shares[s]
+        need, cumulated, promised = size - n, 0.0, 0
+        for s in range(asked):
+            if over[s]:
+                continue
+            cumulated += shares[s]
+            upto = int(np.floor(cumulated / total * need + 0.5))  # sums to `need`, and each is right to within one
+            quota, promised = upto - promised, upto
+            tries = 4 * quota + 64
+            while quota > 0:
+                if s == chance:
+                    if tries == 0:
+                        break
+                    tries -= 1
+                    row = np.int64(living[_drawn(seed, draws, len(living))])
+                    draws += 1
+                else:
+                    if at[s] == starts[s + 1]:
+                        break
+                    row = np.int64(lists[at[s]])
+                    at[s] += 1
+                if row < 0 or row >= len(alive) or not alive[row]:
+                    continue
+                place = _place(table, row)
+                if table[place] == 0:
+                    table[place] = row + 1
+                    rows[n], sources[n] = row, s + 1
+                    n += 1
+                    quota -= 1
+            if quota > 0:
+                over[s] = True
+        asked = chance + 1 if over[:fillers].all() else fillers
+    if n < size:
+        free, count = np.empty(len(living), np.int64), 0
+        for row in living:
+            if row < len(alive) and alive[row] and table[_place(table, row)] == 0:
+                free[count] = row
+                count += 1
+        for i in range(min(size - n, count)):
+            j = i + _drawn(seed, draws, count - i)
+            draws += 1
+            free[i], free[j] = free[j], free[i]
+            rows[n], sources[n] = free[i], chance + 1
+            n += 1
+    for row in late:
+        if n < size and 0 <= row < len(alive) and alive[row]:
+            rows[n], sources[n] = row, chance + 1
+            n += 1
+    return n
+
+
+@compiled
+def interleave(heads: Array, starts: Array, weights: Array, out: Array) -> Any:
+    """Takes from several lists in turn, such that each beginning of ``out`` has of each list as much as its weight
+    says: next is the list with the largest ``weight / (taken + 1)`` (D'Hondt). Returns how many ``out`` holds.
+
+    Args:
+        heads, starts: list g is ``heads[starts[g] : starts[g + 1]]``.
+        weights: above 0.
+    """
+    taken = np.zeros(len(weights), np.int64)
+    for n in range(len(out)):
+        best, most = -1, 0.0
+        for g in range(len(weights)):
+            worth = weights[g] / (taken[g] + 1)
+            if worth > most and starts[g] + taken[g] < starts[g + 1]:
+                best, most = g, worth
+        if best < 0:
+            return n
+        out[n] = heads[starts[best] + taken[best]]
+        taken[best] += 1
+    return len(out)
+
+
+@compiled
+def shuffled(items: Array, seed: Any, out: Array) -> None:
+    """``out`` (m,): m of the ``items`` (at least m) in random order, each choice equally likely."""
+    rest = items.copy()
+    for i in range(len(out)):
+        j = i + _drawn(seed, i, len(rest) - i)
+        rest[i], rest[j] = rest[j], rest[i]
+        out[i] = rest[i]

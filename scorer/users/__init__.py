@@ -1,0 +1,2 @@
+# core
+"""What is known of users: read from Redis, kept for a while."""

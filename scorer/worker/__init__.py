@@ -1,0 +1,2 @@
+# core
+"""The worker process: it answers HTTP requests for pages."""

@@ -1,0 +1,238 @@
+# core
+"""A worker's replicas of what the feeder has: what each of its messages does to what requests read.
+
+::
+
+    shelf      rows and counts of the item index that changed       applied to Serving.shelf
+    lists      recall's lists                                       replace Serving.lists
+    status     what has to be read, the newest event                replace Serving.to_read, .heard_ms
+    neighbours what is clicked along with what                      replace Serving.neighbours
+    base       a model's arrays ── attach, elsewhere ── attached    then served, once its overlays are there
+    delta      an overlay                                           the next version is served
+    folded     overlays that the base has now                       the same version without them
+    retrieval  a retrieval version ─ attach, elsewhere ─ attached   replaces Serving.retrieval
+    vectors    vectors of items that came or changed since          taken by the retrieval version that they are of
+
+Messages come in the order in which they were sent, each between two requests. Attaching to a base takes long, so it is
+done beside the requests (``attach``); deltas of a base that is not attached yet wait for it. So do vectors of a
+retrieval version that is not attached yet; vectors of any other version than these two are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+from numpy.typing import NDArray
+
+from learner.custom.ownserving import OwnServing
+from learner.retrieval.tower import UserTower
+from learner.role.making import reader_of
+from learner.serving.serving import ServingModel
+from millrace.contracts.schema import Schema
+from millrace.versions.versioning import Announcement
+from scorer.page.serving import Serving
+from scorer.recall.approximate import Approximate
+from scorer.recall.nearest import Retrieval
+from scorer.recall.neighbours import Neighbours
+from scorer.recall.recall import CandidateLists
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Memory(Protocol):
+    """Shared memory that arrays lie in."""
+
+    def populate(self) -> None: ...
+
+
+class Told(Protocol):
+    """A message of the feeder; see :class:`scorer.ipc.link.Message`."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def facts(self) -> Any: ...
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]: ...
+
+    @property
+    def regions(self) -> Sequence[Memory]: ...
+
+
+class Replica:
+    """Applies messages to ``serving``.
+
+    Args:
+        attach: starts the work for a base message, and has :meth:`attached` called with its result later, between two
+            requests.
+        serves: told of each number (see :mod:`scorer.feeder.versionhost`) that was come to.
+    """
+
+    def __init__(
+        self,
+        serving: Serving,
+        attach: Callable[[Told], None],
+        serves: Callable[[int], None],
+    ) -> None:
+        self.serving = serving
+        self._attach, self._serves = attach, serves
+        self._base = 0  # of the model that we have
+        self._folded = 0  # what its base held when we attached
+        self._model: ServingModel | OwnServing | None = None
+        self._missing = 0  # overlays that the base needs before it is a version
+        self._note: Announcement | None = None
+        self._later: list[Told] = []  # of the base that is being attached
+        self._coming = 0
+        self._looking: Retrieval | None = None
+        self._fetched: Told | None = None  # the retrieval version that is being attached
+        self._since: list[Told] = []  # vectors of it
+
+    @property
+    def model(self) -> ServingModel | OwnServing | None:
+        """The newest model that we have."""
+        return self._model
+
+    @property
+    def attaching(self) -> bool:
+        """Whether a base has come that is not attached yet."""
+        return bool(self._coming)
+
+    def take(self, told: Told) -> None:
+        """Applies a message. A word that is not known is passed over."""
+        handler = self._HANDLERS.get(told.kind)
+        if handler is not None:
+            handler(self, told)
+
+    def attached(self, told: Told, made: ServingModel | OwnServing | Retrieval) -> None:
+        """What :func:`attach` made of a message is there."""
+        if isinstance(made, Retrieval):
+            self._attached_retrieval(told, made)
+        else:
+            self._attached_base(told, made)
+
+    def failed(self, told: Told) -> None:
+        """A retrieval version cannot be attached: recall goes on with the one before it, without what came since."""
+        if told is self._fetched:
+            self._fetched, self._since = None, []
+
+    def _attached_base(self, told: Told, model: ServingModel | OwnServing) -> None:
+        facts = told.facts
+        if facts["base"] != self._coming:
+            return  # a newer one is on its way
+        self._base, self._folded, self._model = facts["base"], facts["folded"], model
+        self._missing, self._coming = facts["overlays"], 0
+        self._show(facts)
+        later, self._later = self._later, []
+        for message in later:
+            self.take(message)
+
+    # -- messages ---------------------------------------------------------------------------------------------
+
+    def _shelf(self, told: Told) -> None:
+        self.serving.shelf.apply(told.arrays)
+
+    def _lists(self, told: Told) -> None:
+        self.serving.lists = CandidateLists.of_arrays(told.arrays)
+
+    def _neighbours(self, told: Told) -> None:
+        self.serving.neighbours = Neighbours.of_arrays(told.arrays)
+
+    def _status(self, told: Told) -> None:
+        self.serving.to_read = dict(told.facts["to_read"])
+        self.serving.heard_ms = told.facts["heard_ms"]
+
+    def _new_base(self, told: Told) -> None:
+        self._coming, self._later = told.facts["base"], []
+        self._attach(told)
+
+    def _delta(self, told: Told) -> None:
+        if told.facts["base"] == self._coming:
+            self._later.append(told)
+        elif told.facts["base"] == self._base and self._model is not None:
+            self._model = self._model.followed(told.arrays)
+            self._missing = max(0, self._missing - 1)
+            self._show(told.facts)
+
+    def _folds(self, told: Told) -> None:
+        if told.facts["base"] == self._coming:
+            self._later.append(told)
+        elif told.facts["base"] == self._base and self._model is not None:
+            self._model = self._model.settled(told.facts["folded"] - self._folded, told.arrays or None)
+            if self._note is not None and not self._missing:
+                self.serving.install(self._note, self._model)
+
+    def _retrieval(self, told: Told) -> None:
+        self._since = []
+        if told.arrays:
+            self._fetched = told
+            self._attach(told)
+        else:  # the model has no head any more
+            self._fetched = None
+            self._look_with(None)
+
+    def _attached_retrieval(self, told: Told, retrieval: Retrieval) -> None:
+        if told is not self._fetched:
+            return  # a newer one is on its way, or there is none any more
+        since, self._since, self._fetched = self._since, [], None
+        self._look_with(retrieval)
+        for message in since:
+            self.take(message)
+
+    def _look_with(self, retrieval: Retrieval | None) -> None:
+        self._looking = self.serving.retrieval = retrieval
+
+    def _vectors(self, told: Told) -> None:
+        version = told.facts["epoch"], told.facts["version"]
+        if self._fetched is not None and version == (self._fetched.facts["epoch"], self._fetched.facts["version"]):
+            self._since.append(told)
+        elif self._looking is not None and version == self._looking.version:
+            self._looking.take(told.arrays["rows"], told.arrays["vectors"], told.arrays["gone"])
+
+    def _show(self, facts: dict[str, Any]) -> None:
+        self._note = msgspec.convert(facts["note"], Announcement)
+        if self._missing:
+            return
+        assert self._model is not None
+        self.serving.install(self._note, self._model)
+        self._serves(facts["number"])
+
+    _HANDLERS: Mapping[str, Callable[[Replica, Told], None]] = {
+        "shelf": _shelf,
+        "lists": _lists,
+        "neighbours": _neighbours,
+        "status": _status,
+        "base": _new_base,
+        "delta": _delta,
+        "folded": _folds,
+        "retrieval": _retrieval,
+        "vectors": _vectors,
+    }
+
+
+def attach(
+    schema: Schema, told: Told, rows: int, like: ServingModel | OwnServing | None = None, named: str = ""
+) -> ServingModel | OwnServing | Retrieval:
+    """The model over a base message's arrays, warmed for up to ``rows`` rows so that no request pays for its first
+    call; or the version of a retrieval message. Any thread may do this.
+
+    Args:
+        like: the model that serves meanwhile; what the two have in common is there once.
+        named: the model that the worker's own setting names.
+
+    Raises:
+        SnapshotError: the version is of a class that ``named`` is not.
+        SettingError, RuntimeError: an approximate index cannot be opened.
+    """
+    if told.kind == "retrieval":
+        tiles, index = told.arrays["tiles"], told.arrays.get("index")
+        finder = None if index is None else Approximate(tiles.shape[1], index)
+        return Retrieval.of_arrays(told.facts, told.arrays, UserTower.of_arrays(told.arrays), finder)
+    model = reader_of(schema, told.facts["note"]["spec"], dict(told.arrays), like, named)
+    known = isinstance(model, ServingModel) and isinstance(like, ServingModel) and model.frame is like.frame
+    if not known:
+        model.warm(rows)
+    return model

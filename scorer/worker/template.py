@@ -1,0 +1,204 @@
+# shell
+"""The template: a process that has imported and compiled everything, and is forked once for each worker.
+
+::
+
+    feeder ── start ──► template   imports, compiles; has one thread
+      │                    ├─ fork ─► worker 0     its end of a link, the listening socket, its log's memory
+      │                    └─ fork ─► worker 1
+      └─ "fork", "kill" ──►│ answers with the worker's process id, or 0
+
+A worker so starts within milliseconds, and what they all have in memory is there once. The feeder itself cannot be
+forked: it has threads. One question is answered before the next one is asked. When the feeder ends, by whatever means,
+the template sees its socket close, and ends; workers see the same of their links. When the template ends, its workers
+go on, and the feeder starts another template (:meth:`Template.renew`).
+
+multiprocessing has a fork server too. It speaks pickle, and knows no listening sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from millrace.basics.errors import ServiceError
+from millrace.contracts.settings import Settings
+
+log = structlog.get_logger("scorer")
+
+_MOST = 1 << 16
+_encode, _decode = msgspec.msgpack.encode, msgspec.msgpack.decode
+LOOK_SECONDS, ANSWER_SECONDS = 0.2, 10.0
+WARM_SECONDS = 600.0
+"""How long the first answer may take: in a fresh clone everything is compiled before."""
+
+
+class Handles(NamedTuple):
+    """What a worker is given."""
+
+    link: int
+    listener: int
+    ring: int
+    shares: int
+
+
+class Template:
+    """The feeder's side.
+
+    Args:
+        settings: of the role; the workers have the same.
+        stop: the role ends: nothing is waited for any more.
+
+    Raises:
+        OSError: no process can be started.
+    """
+
+    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+        self._settings, self._stop, self._lock = settings, stop, threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        self._warm = False
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            argv = [sys.executable, "-m", "scorer.worker.template", str(theirs.fileno())]
+            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),))
+        with contextlib.suppress(OSError):  # it has ended already: whoever asks it something is told
+            self._socket.sendall(_framed(_encode(self._settings)))
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has ended after it had started workers. One that ended before may never be of use."""
+        return self._warm and self._process.poll() is not None
+
+    def renew(self) -> None:
+        """Starts another template in place of this one, which has ended or does not answer. Its workers go on.
+
+        Raises:
+            OSError: no process can be started.
+        """
+        with self._lock:
+            self.close()
+            if not self._stop.is_set():
+                log.warning("the template process is of no use: another one is started", pid=self._process.pid)
+                self._start()
+
+    def fork(self, number: int, handles: Handles) -> int:
+        """Starts worker ``number``; its process id. The first call waits until all is imported.
+
+        Raises:
+            ServiceError: the template has ended, or the role ends.
+        """
+        return self._ask(["fork", number], list(handles))
+
+    def kill(self, pid: int) -> bool:
+        """Ends a worker that does not answer; False: it is none of this template's, or has ended already.
+
+        Raises:
+            ServiceError: the template has ended.
+        """
+        return self._ask(["kill", pid], []) == pid
+
+    def close(self) -> None:
+        """Ends the template; workers that still run end with their links."""
+        self._socket.close()
+        try:
+            self._process.wait(1)
+        except subprocess.TimeoutExpired:  # still importing
+            self._process.kill()
+            self._process.wait()
+
+    def _ask(self, question: list[object], fds: list[int]) -> int:
+        with self._lock:
+            answer, reason = self._answer(question, fds)
+        if not answer:
+            raise ServiceError(f"the scorer's template process is of no use ({reason})", "see what it said above")
+        self._warm = True
+        return int(_decode(answer))
+
+    def _answer(self, question: list[object], fds: list[int]) -> tuple[bytes, str]:
+        """The answer; empty, and why, where there is none."""
+        deadline = time.monotonic() + (ANSWER_SECONDS if self._warm else WARM_SECONDS)
+        try:
+            self._socket.settimeout(LOOK_SECONDS)
+            socket.send_fds(self._socket, [_encode(question)], fds)
+            while time.monotonic() < deadline and not self._stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    return self._socket.recv(_MOST), f"status {self._process.poll()}"
+        except OSError as error:
+            return b"", str(error)
+        return b"", "it does not answer"
+
+
+def _framed(data: bytes) -> bytes:
+    return len(data).to_bytes(8, "big") + data
+
+
+def _read(source: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        got = source.recv(size - len(data))
+        if not got:
+            raise EOFError
+        data += got
+    return data
+
+
+def main(fd: int) -> None:
+    """The template's life."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the feeder says when to end
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    control = socket.socket(fileno=fd)
+    try:
+        settings = _decode(_read(control, int.from_bytes(_read(control, 8), "big")), type=Settings)
+    except (EOFError, OSError):
+        return
+    from scorer.worker.worker import prepare, work
+
+    prepare(settings)
+    running: set[int] = set()
+    while True:
+        readable, _, _ = select.select([control], [], [], 0.5)
+        for pid in list(running):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                running.discard(pid)
+        if not readable:
+            continue
+        try:
+            data, fds, _, _ = socket.recv_fds(control, _MOST, len(Handles._fields))
+        except OSError:
+            return
+        if not data:
+            return
+        what, number = _decode(data)
+        answer = 0
+        if what == "fork":
+            answer = os.fork()
+            if not answer:
+                control.close()
+                work(settings, number, Handles(*fds))  # does not come back
+            running.add(answer)
+        elif number in running:
+            os.kill(number, signal.SIGKILL)
+            answer = number
+        for each in fds:
+            os.close(each)
+        try:
+            control.sendall(_encode(answer))
+        except OSError:  # the feeder has ended meanwhile; a worker that was just forked sees it too
+            return
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

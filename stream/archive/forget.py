@@ -1,0 +1,71 @@
+# core
+"""``millrace forget``: the archive's files, written again without one user.
+
+Each file that has rows of the user is replaced whole, under its name and with its date, so that it expires when it
+would have. The archive may run meanwhile: it never touches a file again that its manifest names. What it has not
+written yet (the last ``archive_seconds``, and exposures that wait for their label) is not found: run it again later.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from millrace.basics.errors import StoreError
+from millrace.basics.files import write_whole
+from millrace.contracts.schema import load_schema
+from stream.archive.columns import Columns
+from stream.archive.folder import KINDS, parquet
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What was done: rows removed, files written anew, files looked at."""
+
+    rows: int
+    files: int
+    looked_at: int
+
+
+def forget(archive: Path, user: str) -> Forgotten:
+    """Removes all rows of ``user`` from the archive in the folder ``archive``.
+
+    Raises:
+        StoreError: there is no archive, or a file cannot be read or written. Files before it are done.
+        SchemaError: the archive's schema file cannot be read.
+    """
+    if not (archive / "schema.toml").exists():
+        raise StoreError(
+            f"'{archive}' is no archive", "name the data folder that `millrace archive` writes to with --data"
+        )
+    user_column = Columns(load_schema(archive / "schema.toml")).user
+    column = {"events": "user_id", "exposures": user_column, "features": "user_id"}
+    rows = files = looked_at = 0
+    for kind in KINDS:
+        for path in sorted((archive / kind).glob("*.parquet")):
+            try:
+                removed = _without(path, column[kind], user)
+            except FileNotFoundError:  # it has expired meanwhile
+                continue
+            except (OSError, pa.ArrowException) as error:
+                raise StoreError(f"file '{path}' cannot be written again ({error})", "mend it, or remove it") from None
+            looked_at += 1
+            files += removed > 0
+            rows += removed
+    return Forgotten(rows, files, looked_at)
+
+
+def _without(path: Path, column: str, user: str) -> int:
+    """Rewrites a file without the user's rows; how many there were."""
+    found = pc.sum(pc.equal(pq.read_table(path, columns=[column])[column], user)).as_py() or 0
+    if found:
+        table, date = pq.read_table(path), path.stat()
+        kept = table.filter(pc.fill_null(pc.not_equal(table[column], user), True))
+        write_whole(path, parquet(kept), durable=True)
+        os.utime(path, ns=(date.st_atime_ns, date.st_mtime_ns))
+    return int(found)

@@ -1,0 +1,316 @@
+# core
+"""Exposures of one partition until they are settled: the archive's label join. Pure.
+
+::
+
+    impression ─┐
+    exposure  ──┼─► page, an attribution window long ─► a row an exposure ─► 16 bytes or so, for repeats and late clicks
+    actions   ──┘
+
+The rules are those of the stream's label join (``stream/join/join.py``), with one label at the end in place of samples:
+
+- An exposure is settled when the watermark has passed it by the attribution window. One that came late waits for as
+  long from the watermark at which it came.
+- An action counts when its event time is less than the window after its exposure, and it names the user of the page and
+  the item that was at its position. The first one of a kind gives the time. It may come before its exposure.
+- An exposure is named by the request and the position as answered. What comes of it again changes nothing.
+- An exposure by another user, or of another item, than the page had is left out. One whose impression did not come is a
+  row without a score.
+
+The watermark is the newest event's time less the allowed disorder. One event that is dated ahead of the event clock
+does not move it (:class:`~millrace.contracts.clock.Reached`). Whoever sees silence moves it on (:meth:`advance`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from millrace.contracts.clock import Reached
+from millrace.contracts.events import ACTIONS, MAX_OFFSET, SOURCES, Action, Event, Exposure
+from stream.archive.columns import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How long to wait, in milliseconds of event time."""
+
+    attribution_ms: int
+    disorder_ms: int
+    lateness_ms: int
+
+    @property
+    def life_ms(self) -> int:
+        """From an exposure to the moment at which the stream takes nothing more for it."""
+        return self.attribution_ms + self.lateness_ms
+
+
+class Made(NamedTuple):
+    """Of an impression, what the archive keeps."""
+
+    user: str
+    items: list[str]
+    scores: bytes  # (n,) float32
+    version: int
+    arm: str
+    offset: int
+    sources: bytes  # (n,) codes, or none
+    raw: bytes = b""  # the whole message, where features are kept
+
+
+class Part(NamedTuple):
+    """What one exposure message brought: positions that were not known before."""
+
+    due_ms: int
+    ts_ms: int
+    user: str
+    user_raw: bytes | None
+    mask: int
+    shown: list[tuple[int, int, str, bytes | None]]  # position, slot, item, its attributes
+
+
+class Page:
+    """All that is known of a request."""
+
+    __slots__ = ("actions", "exposed", "made", "parts", "until_ms")
+
+    def __init__(self) -> None:
+        self.made: Made | None = None
+        self.parts: list[Part] = []
+        self.actions: list[tuple[int, int, str, str, int]] = []  # kind, position, item, user, time; as they came
+        self.exposed = 0  # positions of the parts, as bits
+        self.until_ms = 0
+
+
+class Pages:
+    """See the module's text.
+
+    Attributes:
+        rows: settled, not taken out yet.
+        late: actions that came too late for their row, by type.
+        left_out: what is in no row, by reason: exposures and actions (late, wrong-user, wrong-item, no-exposure).
+    """
+
+    def __init__(self, waits: Waits) -> None:
+        self._waits = waits
+        self.watermark_ms = 0
+        self._reached = Reached(waits.disorder_ms)
+        self.rows: list[Row] = []
+        self.late: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
+        self._pages: dict[str, Page] = {}
+        self._timers: list[tuple[int, str]] = []
+        self._settled: dict[str, tuple[int, int]] = {}  # request -> (forget at, positions)
+        self._forget: deque[tuple[int, str]] = deque()
+
+    @property
+    def newest_ms(self) -> int:
+        """The newest event; 0 before the first."""
+        return self._reached.newest_ms
+
+    @property
+    def pending(self) -> int:
+        """Exposures that wait."""
+        return sum(part.mask.bit_count() for page in self._pages.values() for part in page.parts)
+
+    @property
+    def due_ms(self) -> int | None:
+        """The watermark at which something falls due; None: nothing waits."""
+        return self._timers[0][0] if self._timers else None
+
+    # ------------------------------------------------------------------ what comes in
+
+    def see(self, event: Event, clock_ms: int) -> None:
+        """An event came. Call it before the event is taken.
+
+        Args:
+            clock_ms: the event clock when it came to Kafka.
+        """
+        self._reached.see(event.ts_ms, clock_ms, event.user_id if isinstance(event, Exposure) else None)
+        self.advance(self.newest_ms)
+
+    def advance(self, now_ms: int) -> None:
+        """Nothing older than this less the disorder comes any more."""
+        if now_ms - self._waits.disorder_ms > self.watermark_ms:
+            self.watermark_ms = now_ms - self._waits.disorder_ms
+            self._expire()
+
+    def expose(self, event: Exposure, user_raw: bytes | None, item_raws: Sequence[bytes | None]) -> None:
+        """An exposure message, with the attributes that are known now."""
+        request = event.request_id
+        page, settled = self._pages.get(request), self._settled.get(request)
+        known = (page.exposed if page else 0) | (settled[1] if settled else 0)
+        mask = event.mask & ~known
+        if not mask:
+            return
+        if event.ts_ms + self._waits.life_ms <= self.watermark_ms:
+            self.left_out["late"] += mask.bit_count()
+            self._bury(request, mask)
+            return
+        shown = [
+            (place, event.offset + n if event.slots else place, str(item), raw)
+            for n, (place, item, raw) in enumerate(zip(event.places, event.items, item_raws, strict=True))
+            if mask >> place & 1
+        ]
+        page = self._keep(request, event.ts_ms)
+        page.exposed |= mask
+        page.parts.append(Part(page.until_ms, event.ts_ms, str(event.user_id), user_raw, mask, shown))
+
+    def act(self, event: Action) -> None:
+        """An action: it waits for the row of its exposure."""
+        settled = self._settled.get(event.request_id)
+        if settled and settled[1] >> event.position & 1:
+            self.late[ACTIONS[event.kind]] += 1
+            return
+        action = event.kind, event.position, str(event.item_id), str(event.user_id), event.ts_ms
+        page = self._keep(event.request_id, event.ts_ms)
+        if all(action[:4] != one[:4] for one in page.actions):
+            page.actions.append(action)
+
+    def serve(self, request: str, made: Made, ts_ms: int) -> None:
+        """An impression; the first of a request counts."""
+        if request in self._settled and request not in self._pages:
+            return
+        page = self._keep(request, ts_ms)
+        page.made = page.made or made
+
+    # ------------------------------------------------------------------ rules
+
+    def _keep(self, request: str, ts_ms: int) -> Page:
+        """The page, which stays for an attribution window from now or from ``ts_ms``, whichever is later."""
+        page = self._pages.get(request)
+        if page is None:
+            page = self._pages[request] = Page()
+        due_ms = max(ts_ms, self.watermark_ms) + self._waits.attribution_ms
+        if due_ms > page.until_ms:
+            page.until_ms = due_ms
+            heappush(self._timers, (due_ms, request))
+        return page
+
+    def _bury(self, request: str, mask: int) -> None:
+        until_ms = self.watermark_ms + self._waits.life_ms
+        self._settled[request] = until_ms, self._settled.get(request, (0, 0))[1] | mask
+        self._forget.append((until_ms, request))
+
+    def _expire(self) -> None:
+        now, timers = self.watermark_ms, self._timers
+        while timers and timers[0][0] <= now:
+            _, request = heappop(timers)
+            page = self._pages.get(request)
+            if page is None:
+                continue
+            for part in [p for p in page.parts if p.due_ms <= now]:
+                self._settle(request, page, part)
+                page.parts.remove(part)
+            if page.until_ms <= now:
+                for _ in [a for a in page.actions if not page.exposed >> a[1] & 1]:
+                    self.left_out["no-exposure"] += 1
+                del self._pages[request]
+        while self._forget and self._forget[0][0] <= now:
+            _, request = self._forget.popleft()
+            if request in self._settled and self._settled[request][0] <= now:
+                del self._settled[request]
+
+    def _settle(self, request: str, page: Page, part: Part) -> None:
+        self._bury(request, part.mask)
+        made = page.made
+        scores = np.frombuffer(made.scores, "<f4") if made else np.zeros(0, np.float32)
+        if made and made.user != part.user:
+            self.left_out["wrong-user"] += len(part.shown)
+            return
+        for position, slot, item, raw in part.shown:
+            if made and (position >= len(made.items) or made.items[position] != item):
+                self.left_out["wrong-item"] += 1
+                continue
+            times = self._times(page, part, position, item)
+            if made is None:
+                about: tuple[float | None, int | None, str | None, str | None] = (None, None, None, None)
+            else:
+                score = float(scores[position]) if position < len(scores) else None
+                about = score, made.version, made.arm, _source(made, position)
+            place = min(MAX_OFFSET, slot + (made.offset if made else 0))
+            self.rows.append(
+                Row(part.ts_ms, request, position, place, part.user, item, part.user_raw, raw, times, *about, made)
+            )
+
+    def _times(
+        self, page: Page, part: Part, position: int, item: str
+    ) -> tuple[int | None, int | None, int | None, int | None]:
+        """When the exposure was clicked, collected, put into the cart, bought."""
+        found: list[int | None] = [None] * (len(ACTIONS) - 1)
+        for kind, at, of, user, when_ms in page.actions:
+            if at != position or found[kind - 1] is not None:
+                continue
+            if user != part.user:
+                self.left_out["wrong-user"] += 1
+            elif of != item:
+                self.left_out["wrong-item"] += 1
+            elif when_ms - part.ts_ms >= self._waits.attribution_ms:
+                self.late[ACTIONS[kind]] += 1
+            else:
+                found[kind - 1] = when_ms
+        click, collect, cart, purchase = found
+        return click, collect, cart, purchase
+
+    # ------------------------------------------------------------------ state
+
+    def snapshot(self) -> Any:
+        """The whole state but ``rows``, as plain values, which do not change afterwards."""
+        pages = [
+            (name, p.made, list(p.parts), list(p.actions), _bits(p.exposed), p.until_ms)
+            for name, p in self._pages.items()
+        ]
+        parts = [(n, m, [(*q[:4], _bits(q.mask), q.shown) for q in ps], a, e, u) for n, m, ps, a, e, u in pages]
+        settled = [(name, at, _bits(mask)) for name, (at, mask) in self._settled.items()]
+        return self.watermark_ms, self.newest_ms, parts, settled, self._reached.snapshot()
+
+    def resume(self, state: Any) -> None:
+        """Restores what :meth:`snapshot` gave. For new pages.
+
+        Raises:
+            ValueError, TypeError: it is no state.
+        """
+        self.watermark_ms, newest_ms, pages, settled, *later = state
+        self._reached.resume(newest_ms, later[0] if later else ())  # none: before one event could not move the time
+        for name, made, parts, actions, exposed, until_ms in pages:
+            page = self._pages[name] = Page()
+            page.made = None if made is None else Made(*made)
+            page.parts = [
+                Part(due, ts, user, raw, _mask(mask), [tuple(s) for s in shown])
+                for due, ts, user, raw, mask, shown in parts
+            ]
+            page.actions = [tuple(a) for a in actions]
+            page.exposed, page.until_ms = _mask(exposed), until_ms
+            self._timers += [(due_ms, name) for due_ms in {until_ms, *(p.due_ms for p in page.parts)}]
+        heapify(self._timers)
+        self._settled = {name: (at, _mask(mask)) for name, at, mask in settled}
+        self._forget = deque(sorted((at, name) for name, (at, _) in self._settled.items()))
+
+    def repack(self, by: Callable[[str, bytes | None], bytes | None]) -> None:
+        """Packs attributes that wait anew: ``by(side, raw)`` gives those by the schema of now."""
+        for page in self._pages.values():
+            page.parts = [
+                part._replace(
+                    user_raw=by("user", part.user_raw),
+                    shown=[(position, slot, item, by("item", raw)) for position, slot, item, raw in part.shown],
+                )
+                for part in page.parts
+            ]
+
+
+def _source(made: Made, position: int) -> str:
+    code = made.sources[position] if len(made.sources) == len(made.items) else 0
+    return SOURCES[code] if code < len(SOURCES) else SOURCES[0]
+
+
+def _bits(mask: int) -> bytes:
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+
+
+def _mask(raw: bytes) -> int:
+    return int.from_bytes(raw, "little")

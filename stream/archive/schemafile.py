@@ -1,0 +1,58 @@
+# core
+"""The schema file beside the archive: the live schema, with a ``[log]`` that says how to read the exposures. Pure.
+
+::
+
+    name, utc_offset, ... │ [windows] │ [log] time, user, item, label, ... │ [[fields]] ...
+
+``[[join]]`` is left out: the attributes are in the rows. What gives arrays their meaning stays, so :attr:`Schema.id` is
+the live one's, and a model that learnt from the archive fits the loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import tomli_w
+
+from millrace.contracts.events import ACTIONS
+from millrace.contracts.schema import LogColumns, Schema
+from stream.archive.columns import TIMES, Columns
+
+
+def schema_text(schema: Schema, attribution_minutes: float) -> str:
+    """The TOML text."""
+    columns = Columns(schema)
+    own = columns.own
+    log = LogColumns(
+        time=own["time_ms"],
+        user=columns.user,
+        item=columns.item,
+        label=own["label"],
+        identity=(own["request_id"], own["position"], columns.user),  # two users' pages may have one name
+        request=own["request_id"],
+        position=own["slot"],
+        action_times={action: own[name] for action, name in zip(ACTIONS[1:], TIMES, strict=True)},
+        attribution_minutes=attribution_minutes,
+    )
+    said = _given(msgspec.structs.replace(schema, log=log, join=()))
+    return "# Made by `millrace archive` of the schema of the loop. It changes with the first file that has it.\n" + (
+        tomli_w.dumps(said)
+    )
+
+
+def _given(value: Any) -> Any:
+    """A value as TOML has it, without the entries that are as they would be anyway."""
+    if isinstance(value, msgspec.Struct):
+        said = {}
+        for field in msgspec.structs.fields(value):
+            found, default = getattr(value, field.name), field.default
+            if field.default_factory is not msgspec.NODEFAULT:
+                default = field.default_factory()
+            if found is not None and (default is msgspec.NODEFAULT or found != default):
+                said[field.encode_name] = _given(found)
+        return said
+    if isinstance(value, list | tuple):
+        return [_given(one) for one in value]
+    return dict(value) if isinstance(value, dict) else value

@@ -1,0 +1,2 @@
+# core
+"""The label join: pages, exposures and actions become labelled samples."""

@@ -1,0 +1,278 @@
+# core
+"""What the join knows about one request: a page with all that may still be asked of it, or a settled one in some bytes.
+
+::
+
+    impression ──► PageState: its message (some KB), parts, masks, what waits
+                      │  attribution has passed, every label is given, nothing waits
+                      ▼
+                   settled: 20-60 bytes: when it is dropped, the Kafka offset of its impression, what was said of it
+                      │  a late click, or a late exposure of other positions
+                      ▼
+                   PageState without its impression, which is asked for by its offset: it is *away*
+
+A settled page, packed (msgpack)::
+
+    drop_ms, offset of the impression, exposed, acted (5 masks, or nil), parts: (drop_ms - ts_ms, brought, mask,
+    offset within the page, policy code, and slots if the page was shown otherwise than it was answered)
+
+Masks are bytes, little-endian; nil stands for "as ``exposed``". Of a promise, the policy's code is all that a part
+whose label is given still needs: corrections name it.
+
+Sets of positions are integers used as bit masks: bit p is position p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from millrace.contracts.events import Action, Event, Id
+from millrace.labels import REGISTRY, Promise, Waits
+from stream.join.rows import LoggedPage
+
+UNKNOWN, GONE = -1, -2
+"""In place of an impression's offset: it is not known (so the page is never settled); its log is gone."""
+
+
+class Message(NamedTuple):
+    """One Kafka message of the partition.
+
+    ``clock_ms`` is the event clock when it came to Kafka; None: not known. ``key`` is kept of a tombstone, which has
+    nothing else; None: it is none.
+    """
+
+    topic: str
+    offset: int
+    raw: bytes
+    clock_ms: int | None = None
+    key: bytes | None = None
+
+
+class Part:
+    """The positions that one exposure message was the first to bring."""
+
+    __slots__ = ("brought", "items", "mask", "message", "offset", "placed", "promise", "slots", "ts_ms")
+
+    def __init__(
+        self,
+        mask: int,
+        ts_ms: int,
+        offset: int,
+        items: list[Id] | None,
+        message: Message | None,
+        promise: Promise,
+        slots: list[int] | None = None,
+    ) -> None:
+        self.brought = mask
+        self.mask = mask  # without those that became dead letters
+        self.ts_ms, self.offset = ts_ms, offset
+        self.slots = slots  # positions as answered, in the order shown; None: as answered, from ``offset`` on
+        self.placed = False  # whether the page's ``shown`` has the part's rows
+        self.items, self.message = items, message  # until it is matched
+        self.promise = promise
+
+    @property
+    def places(self) -> Sequence[int]:
+        """The position as answered of each item of the message, while its items are here."""
+        return self.slots or range(self.offset, self.offset + len(self.items or ()))
+
+    @property
+    def label_ms(self) -> int:
+        """The watermark at which exposures without a click are negatives."""
+        return self.ts_ms + self.promise.observe_ms - self.promise.slack_ms
+
+    @property
+    def clicks_ms(self) -> int:
+        """The watermark before which clicks are kept waiting; 0 when none waits."""
+        return self.ts_ms + self.promise.hold_ms - self.promise.slack_ms if self.promise.hold_ms else 0
+
+
+class PageState:
+    """All that is known about one request."""
+
+    __slots__ = (
+        "acted",
+        "at",
+        "drop_ms",
+        "exposed",
+        "held",
+        "impression",
+        "labelled",
+        "parts",
+        "request",
+        "settle_ms",
+        "shown",
+        "waiting",
+    )
+
+    def __init__(self, request: str) -> None:
+        self.request = request
+        self.impression: LoggedPage | None = None
+        self.shown: LoggedPage | None = None  # the same with some parts' rows as they were shown
+        self.at = UNKNOWN  # Kafka offset of the impression
+        self.parts: list[Part] = []
+        self.exposed = 0
+        self.labelled = 0
+        self.acted = [0, 0, 0, 0, 0]  # by action kind
+        # Actions whose exposure or impression is not here yet, and the watermark when each came.
+        self.held: dict[tuple[int, int, str], tuple[Action, Message, int]] = {}
+        self.waiting: list[tuple[int, int, int]] = []  # (position, kind, origin) of actions that wait for the label
+        self.drop_ms = self.settle_ms = 0
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the impression has come and is not here."""
+        return self.impression is None and self.at != UNKNOWN
+
+    @property
+    def can_settle(self) -> bool:
+        """Whether nothing waits for anything: every label is given, no action is held."""
+        if self.at == UNKNOWN or self.held or self.waiting:
+            return False
+        return all(part.message is None and not part.mask & ~self.labelled for part in self.parts)
+
+    def holds(self, event: Action) -> bool:
+        """Whether the same action is held. One of another user is another: the impression tells whose the page is."""
+        return (event.position, event.kind, f"{event.user_id}\0{event.item_id}") in self.held
+
+    def hold(self, event: Action, message: Message, came_ms: int) -> None:
+        """Keeps an action until it can be attached. The same one again is kept beside it: only the impression tells
+        whether it is a duplicate or names a wrong item."""
+        named = f"{event.user_id}\0{event.item_id}"
+        if self.holds(event):
+            named += f"\0{message.offset}"
+        self.held[event.position, event.kind, named] = (event, message, came_ms)
+
+    def part_of(self, position: int) -> Part | None:
+        """The part that brought the position."""
+        for part in self.parts:
+            if part.brought >> position & 1:
+                return part
+        return None
+
+
+class _PartBytes(msgspec.Struct, array_like=True):
+    before_drop_ms: int
+    brought: bytes | None
+    mask: bytes | None
+    offset: int
+    code: int
+    slots: list[int] | None = None
+
+
+class _PageBytes(msgspec.Struct, array_like=True):
+    drop_ms: int
+    at: int
+    exposed: bytes
+    acted: list[bytes] | None
+    parts: list[_PartBytes]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_PageBytes).decode
+_when = msgspec.msgpack.Decoder(tuple[int, int, bytes, Any, Any]).decode
+
+
+def settle(page: PageState) -> bytes:
+    """A page for which :attr:`PageState.can_settle` holds, packed."""
+    exposed, drop_ms = page.exposed, page.drop_ms
+
+    def short(mask: int) -> bytes | None:
+        return None if mask == exposed else to_bytes(mask)
+
+    parts = [
+        _PartBytes(drop_ms - p.ts_ms, short(p.brought), short(p.mask), p.offset, p.promise.code, p.slots)
+        for p in page.parts
+    ]
+    acted = [to_bytes(mask) for mask in page.acted] if any(page.acted) else None
+    return _encode(_PageBytes(drop_ms, page.at, to_bytes(exposed), acted, parts))
+
+
+def unsettle(request: str, raw: bytes) -> PageState:
+    """The page that :func:`settle` packed, without its impression."""
+    found = _decode(raw)
+    page = PageState(request)
+    page.drop_ms, page.at, page.exposed = found.drop_ms, found.at, to_mask(found.exposed)
+    if found.acted is not None:
+        page.acted = [to_mask(mask) for mask in found.acted]
+    for one in found.parts:
+        brought = page.exposed if one.brought is None else to_mask(one.brought)
+        promise = Promise(one.code, 0, 0, 0)
+        part = Part(brought, found.drop_ms - one.before_drop_ms, one.offset, None, None, promise, one.slots)
+        part.mask = page.exposed if one.mask is None else to_mask(one.mask)
+        page.labelled |= part.mask
+        page.parts.append(part)
+    return page
+
+
+def peek(raw: bytes) -> tuple[int, int]:
+    """Of a settled page: when it is dropped, and which positions were exposed."""
+    drop_ms, _, exposed, _, _ = _when(raw)
+    return drop_ms, to_mask(exposed)
+
+
+def without_log(raw: bytes) -> bytes:
+    """A settled page whose impression lies in a log that is gone."""
+    found = _decode(raw)
+    found.at = GONE
+    return _encode(found)
+
+
+def plain(page: PageState) -> tuple[Any, ...]:
+    """A page as plain values, which do not change afterwards."""
+    return (
+        page.request,
+        None if page.impression is None else page.impression.raw,
+        [
+            (to_bytes(t.brought), to_bytes(t.mask), t.ts_ms, t.offset, t.items, t.message, t.promise, t.slots)
+            for t in page.parts
+        ],
+        to_bytes(page.exposed),
+        to_bytes(page.labelled),
+        [to_bytes(mask) for mask in page.acted],
+        [(message, came_ms) for _, message, came_ms in page.held.values()],
+        list(page.waiting),
+        page.drop_ms,
+        page.at,
+        page.settle_ms,
+    )
+
+
+def page_of(
+    state: Any, impression: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event], waits: Waits
+) -> PageState:
+    """The page that :func:`plain` was given. ``impression`` and ``decode`` read messages; ``waits`` are for parts from
+    before there were promises."""
+    request, served, parts, exposed, labelled, acted, held, waiting, drop_ms, *kept = state
+    page = PageState(request)
+    page.at, page.settle_ms = kept or (UNKNOWN, 0)  # none: before pages were settled
+    page.impression = None if served is None else impression(served)
+    for brought, mask, ts, offset, items, message, *later in parts:
+        promised = Promise(*later[0]) if later else REGISTRY["wait"].promise(waits, 0)
+        slots = later[1] if later[1:] else None  # none: before pages were shown otherwise than answered
+        part = Part(to_mask(brought), ts, offset, items, message and Message(*message), promised, slots)
+        part.mask = to_mask(mask)
+        page.parts.append(part)
+    page.exposed, page.labelled, page.drop_ms = to_mask(exposed), to_mask(labelled), drop_ms
+    page.acted = [to_mask(m) for m in acted]
+    page.waiting = [tuple(w) for w in waiting]
+    for action in held:
+        # The message and the watermark at which it came. Before promises were kept: the message alone.
+        message, came_ms = (Message(*action), 0) if isinstance(action[0], str) else (Message(*action[0]), action[1])
+        event = decode(message.raw)
+        assert isinstance(event, Action)
+        page.hold(event, message, came_ms)
+    return page
+
+
+def to_bytes(mask: int) -> bytes:
+    """A mask as bytes, little-endian; none for no position."""
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+
+
+def to_mask(raw: bytes) -> int:
+    """The mask that :func:`to_bytes` was given."""
+    return int.from_bytes(raw, "little")

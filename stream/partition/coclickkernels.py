@@ -1,0 +1,225 @@
+# core
+"""The compiled loops of :mod:`stream.partition.coclicks`. Plain Python semantics, the GIL released.
+
+Symbols: R rows (items), M = 16 places of a row, D = 7 days, S = 2^k slots of the hash. A row's neighbours fill its
+first ``filled`` places, in no order. Column ``day % D`` of the counts belongs to ``day``; ``when`` is the number of the
+pair that was counted last.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from millrace.basics.compiled import compiled
+
+Array = NDArray[Any]
+
+FREE = -1
+_FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
+_FULL = 65_535
+
+
+@njit(inline="always")
+def _place(slots: Any, shift: Any, items: Any, item: Any) -> Any:
+    """The slot that holds the row of ``item``, or the free one where it belongs; linear probing."""
+    at = np.int64((item * _FIBONACCI) >> np.uint64(shift))
+    while slots[at] != FREE and items[slots[at]] != item:
+        at = (at + 1) & (len(slots) - 1)
+    return at
+
+
+@njit(inline="always")
+def _score(counts: Any, worths: Any) -> Any:
+    """What one neighbour's counts (D,) are worth, given what a click of each column is worth."""
+    total = np.int64(0)
+    for d in range(len(worths)):
+        total += np.int64(counts[d]) * worths[d]
+    return total
+
+
+@njit(inline="always")
+def _wear(counts: Any, day: Any) -> None:
+    """Takes a click of the oldest day away."""
+    for age in range(len(counts) - 1, -1, -1):
+        at = (day - age) % len(counts)
+        if counts[at] > 0:
+            counts[at] -= 1
+            return
+
+
+@njit(inline="always")
+def _count(
+    near: Any, counts: Any, when: Any, filled: Any, other: Any, column: Any, day: Any, clock: Any, worths: Any
+) -> Any:
+    """Counts ``other`` as a neighbour of a row, whose ``near`` (M,), ``counts`` (M, D) and ``when`` (M,) are given; how
+    many it has. What happens when all places are taken is told in :mod:`stream.partition.coclicks`."""
+    at: Any = np.int64(0)
+    while at < filled and near[at] != other:
+        at += 1
+    if at == filled:
+        if filled == len(near):
+            at = np.int64(0)
+            least = _score(counts[0], worths)
+            for k in range(1, filled):
+                worth = _score(counts[k], worths)
+                if worth < least or (worth == least and when[k] < when[at]):
+                    least, at = worth, k
+            if least > worths[column]:
+                _wear(counts[at], day)
+                return filled
+        else:
+            filled += 1
+        near[at] = other
+        counts[at, :] = 0
+    if counts[at, column] < _FULL:
+        counts[at, column] += 1
+    when[at] = clock
+    return filled
+
+
+@compiled
+def pairs(clicked: Array, times: Array, sizes: Array, before: Array, before_ms: Array, within_ms: Any) -> Any:
+    """Pairs of each clicked item (n,) with the items that its user clicked before: ``sizes`` (n,) of them each, newest
+    first, in ``before`` and ``before_ms`` (m,). One within ``within_ms`` counts, each item once, but not with itself.
+
+    Returns:
+        Pairs (p, 2) and their times (p,).
+    """
+    out, out_ms = np.empty((len(before), 2), np.uint64), np.empty(len(before), np.int64)
+    p = start = 0
+    for i in range(len(clicked)):
+        for j in range(start, start + sizes[i]):
+            new = before[j] != clicked[i] and before_ms[j] > times[i] - within_ms
+            for k in range(start, j):
+                new = new and before[k] != before[j]
+            if new:
+                out[p, 0], out[p, 1], out_ms[p] = clicked[i], before[j], times[i]
+                p += 1
+        start += sizes[i]
+    return out[:p], out_ms[:p]
+
+
+@compiled
+def count(
+    slots: Array,
+    shift: Any,
+    items: Array,
+    filled: Array,
+    touched: Array,
+    changed: Array,
+    near: Array,
+    counts: Array,
+    when: Array,
+    used: Any,
+    clock: Any,
+    pairs: Array,
+    days: Array,
+    first: Any,
+    day: Any,
+    weights: Array,
+) -> Any:
+    """Counts the pairs (n, 2) from ``first`` on, each both ways, until all are counted or there is no room for two more
+    rows.
+
+    Args:
+        slots, items, filled, touched, changed, near, counts, when: the rows; ``used`` of them are taken.
+        clock: number of the last pair that was counted.
+        days: (n,) of each pair.
+        day: the newest.
+        weights: (D,) what a click is worth by its age.
+
+    Returns:
+        The first pair that is not counted, the rows taken, the number of the last pair.
+    """
+    n, span = len(pairs), len(weights)
+    worths = np.empty(span, np.int64)  # by column
+    for age in range(span):
+        worths[(day - age) % span] = weights[age]
+    while first < n:
+        of_day = days[first]
+        if day - of_day >= span:
+            first += 1
+            continue
+        if used + 2 > len(items):
+            break
+        clock += 1
+        for side in range(2):
+            item, other = pairs[first, side], pairs[first, 1 - side]
+            at = _place(slots, shift, items, item)
+            row = slots[at]
+            if row == FREE:
+                row = used
+                slots[at] = row
+                items[row], filled[row] = item, 0
+                used += 1
+            filled[row] = _count(
+                near[row], counts[row], when[row], np.int64(filled[row]), other, of_day % span, day, clock, worths
+            )
+            touched[row], changed[row] = 2 * clock + side, True
+        first += 1
+    return first, used, clock
+
+
+@compiled
+def settle(filled: Array, near: Array, counts: Array, when: Array, used: Any) -> None:
+    """Drops neighbours of which nothing is counted any more; the others close up."""
+    for row in range(used):
+        kept = 0
+        for k in range(filled[row]):
+            lives = False
+            for d in range(counts.shape[2]):
+                lives = lives or counts[row, k, d] > 0
+            if lives:
+                if kept < k:
+                    near[row, kept], when[row, kept] = near[row, k], when[row, k]
+                    for d in range(counts.shape[2]):
+                        counts[row, kept, d] = counts[row, k, d]
+                kept += 1
+        filled[row] = kept
+
+
+@compiled
+def index(slots: Array, shift: Any, items: Array, used: Any) -> None:
+    """Builds the hash of the first ``used`` rows anew."""
+    slots[:] = FREE
+    for row in range(used):
+        slots[_place(slots, shift, items, items[row])] = row
+
+
+@compiled
+def gather(rows: Array, filled: Array, near: Array, counts: Array, when: Array, columns: Array) -> Any:
+    """The places that hold a neighbour, of some rows one after another: ``near`` (m,), ``counts`` (m, D) with the days
+    in the order of ``columns`` (D,), ``when`` (m,)."""
+    m = 0
+    for row in rows:
+        m += filled[row]
+    span = len(columns)
+    out, days, last = np.empty(m, np.uint64), np.empty((m, span), np.uint16), np.empty(m, np.int64)
+    at = 0
+    for row in rows:
+        for k in range(filled[row]):
+            out[at], last[at] = near[row, k], when[row, k]
+            for d in range(span):
+                days[at, d] = counts[row, k, columns[d]]
+            at += 1
+    return out, days, last
+
+
+@compiled
+def keep(
+    rows: Array, items: Array, touched: Array, changed: Array, filled: Array, near: Array, counts: Array, when: Array
+) -> None:
+    """Moves ``rows``, which ascend, to the front."""
+    for to in range(len(rows)):
+        row = rows[to]
+        if row == to:
+            continue
+        items[to], touched[to], changed[to], filled[to] = items[row], touched[row], changed[row], filled[row]
+        for k in range(filled[row]):
+            near[to, k], when[to, k] = near[row, k], when[row, k]
+            for d in range(counts.shape[2]):
+                counts[to, k, d] = counts[row, k, d]

@@ -1,0 +1,2 @@
+# core
+"""The stream role: Faust, Kafka and Redis around the partitions of a process."""

@@ -1,0 +1,84 @@
+# core
+"""Whether a partition's state is ahead of the event clock when a worker takes it over, and what is done then. Pure.
+
+An event clock never goes back while a loop runs: not in a crash, and not when a partition changes hands. It goes back
+when somebody gives the same data folder another clock. Suppose a log is played at 240 times the speed, and the loop
+then goes on in real time. The watermark may be hours ahead of all that happens from then on, so every event is late.
+
+=======================================  ==============================================================================
+what is ahead of the clock               what is done
+=======================================  ==============================================================================
+the newest event, by more than it may    :class:`ClockError`. Windows, models and item tiles hold the time to come as
+                                         well, so nothing that the stream does alone can mend it. The line says how.
+the watermark only, moved by silence     :class:`.SetBack`: the watermark returns to the newest event less
+                                         the disorder. Silence leaves no other trace than the labels that it decided.
+=======================================  ==============================================================================
+
+The state of a loop that goes on by its own clock is never ahead of it by so much. An event is accepted up to
+``ahead_minutes`` before the clock (:meth:`stream.partition.partition.Partition.take`), and silence moves the
+watermark to the clock at most. Both depend on wall clocks, which differ between machines and are set now and then.
+:data:`SKEW_S` of wall time is allowed for that.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from millrace.basics.errors import ClockError
+from millrace.contracts.clock import EventClock
+from stream.partition.partition import Partition
+
+SKEW_S = 60.0
+"""By how much wall clocks may differ, or may have been set back."""
+
+
+def is_set_back(partition: Partition, clock: EventClock, wall_s: float) -> bool:
+    """Whether :meth:`Partition.set_back` must follow the advance that the checkpoint announces, if there is one, before
+    any message is taken.
+
+    The new watermark depends on the checkpoint alone and not on the moment of the start. So a worker that crashes right
+    after its start comes to the same results when it starts again.
+
+    Args:
+        partition: as its newest checkpoint has it.
+        wall_s: the present, Unix time in seconds.
+
+    Raises:
+        ClockError: events themselves are ahead of the clock.
+    """
+    now_ms = clock.at(round(wall_s * 1000))
+    latest_ms = now_ms + round(SKEW_S * 1000 * clock.speed)
+    policy, newest_ms = partition.policy, partition.newest_ms
+    if newest_ms > latest_ms + policy.ahead_ms:
+        raise ClockError(
+            f"partition {partition.number} has taken events up to {utc(newest_ms)}, {span(newest_ms - now_ms)} ahead of"
+            f" the event clock ({utc(now_ms)}), where ahead_minutes allow {policy.ahead_ms / 60_000:g}: until then each"
+            " event would be late",
+            "go on by the clock that the data folder was filled by (MILLRACE_CLOCK), or name a new data folder"
+            " (MILLRACE_DATA): the topics are then read again, without the events that are ahead",
+        )
+    if newest_ms <= 0:
+        return False
+    reached_ms = partition.watermark_ms
+    if partition.advance_ms is not None:
+        reached_ms = max(reached_ms, partition.advance_ms - policy.disorder_ms)
+    return reached_ms > max(newest_ms, latest_ms) - policy.disorder_ms
+
+
+def utc(ms: int) -> str:
+    """A time in Unix ms for people.
+
+    >>> utc(1_772_414_000_000)
+    '2026-03-02 01:13 UTC'
+    """
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def span(ms: int) -> str:
+    """A duration for people.
+
+    >>> span(30_600_000), span(59_000)
+    ('8 h 30 min', '0 h 00 min')
+    """
+    hours, minutes = divmod(ms // 60_000, 60)
+    return f"{hours} h {minutes:02d} min"

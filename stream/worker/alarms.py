@@ -1,0 +1,180 @@
+# core
+"""One line for the log, at most each minute, while most of what comes cannot be learnt from as it should be. Pure.
+
+::
+
+    outputs of take, advance ──► note ──► windows ──► line, when one is due ──► the worker's log
+
+A loop that is connected wrongly gives no error: events are read, counted and put aside. Four causes do this to most
+events at once.
+
+===================  ==================================================================================================
+``late``             behind the watermark: its label cannot wait as it should, or it is a dead letter
+``future``           ahead of the event clock by more than is allowed
+``no-impression``    exposures whose impression is not there: they wait for it, in vain as a rule
+``wrong-partition``  of users who belong to another partition: sent under a wrong key, or under none
+===================  ==================================================================================================
+
+A window is judged once it has at least :data:`ENOUGH` events and is :data:`WINDOW_S` old, and then begins anew. So a
+page may come some seconds before its impression, and nobody is told of the first few events after a start. Where
+traffic is thin a window simply lasts longer. There is a window for all partitions together and one for each: one
+partition alone may be at fault.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from millrace.contracts.events import DeadLetter
+from millrace.contracts.topics import EVENTS
+from stream.partition.partition import Output, Partition
+from stream.worker.ahead import utc
+
+LATE, FUTURE, NO_IMPRESSION, WRONG_PARTITION = CAUSES = ("late", "future", "no-impression", "wrong-partition")
+REMEDIES: Mapping[str, str] = {
+    LATE: "give the stream the clock that the events are dated by (MILLRACE_CLOCK), send events in the order of their"
+    " times, or raise MILLRACE_DISORDER_SECONDS",
+    FUTURE: "date events by the event clock (MILLRACE_CLOCK) in Unix milliseconds, or raise MILLRACE_AHEAD_MINUTES",
+    NO_IMPRESSION: "let events carry the request_id of a page that the scorer made, and let the scorer log its pages to"
+    " the same broker",
+    WRONG_PARTITION: "send events, impressions and users under the user's id as key, by Kafka's default partitioner"
+    " (murmur2; librdkafka: partitioner=murmur2_random)",
+}
+ENOUGH = 36
+"""Events that a window has at least when it is judged."""
+WINDOW_S = 10.0
+"""Seconds from the first event of a window to its judgement, at least."""
+MOST = 0.5
+"""A greater share than this is told of."""
+QUIET_S = 60.0
+"""Seconds between two lines, at least."""
+_ALL = -1
+
+
+class Line(NamedTuple):
+    """What is to be told. ``counts`` are by cause, the greatest first; of ``no-impression`` they are exposures."""
+
+    share: float
+    events: int
+    counts: dict[str, int]
+    example: str
+    remedy: str
+
+
+@dataclass(slots=True)
+class _Window:
+    """Events of some seconds, of one partition or of all."""
+
+    since_s: float  # when its first event came
+    came: int = 0
+    taken: int = 0  # exposures that are not in dead letters
+    matched: int = 0  # exposures that found their impression
+    counts: Counter[str] = field(default_factory=Counter)
+    letters: dict[str, DeadLetter] = field(default_factory=dict)  # the newest, by cause
+    late_in: int = -1  # a partition with late events
+
+    def add(self, number: int, output: Output) -> None:
+        counts = output.counts
+        dead = Counter[str]()
+        self.taken += counts.get("exposures", 0)
+        self.matched += counts.get("matched", 0)
+        for letter in output.dead:
+            if letter.topic != EVENTS:
+                continue
+            dead[letter.reason] += 1
+            if letter.reason in CAUSES:
+                self.letters[letter.reason] = letter
+            if letter.reason != NO_IMPRESSION:  # those were taken in hours ago
+                self.taken -= letter.exposures
+        put_aside = dead[FUTURE] + dead[WRONG_PARTITION]
+        self.came += put_aside + sum(n for name, n in counts.items() if name.startswith("events."))
+        late = max(counts.get("late", 0), dead[LATE])
+        if late:
+            self.late_in = number
+        self.counts.update({LATE: late, FUTURE: dead[FUTURE], WRONG_PARTITION: dead[WRONG_PARTITION]})
+
+    @property
+    def unserved(self) -> int:
+        """Exposures without an impression so far."""
+        return max(0, self.taken - self.matched)
+
+    def share(self, partitions: int | None) -> float:
+        """The share of events with one of the four causes.
+
+        With P partitions, one event in P that has a wrong key falls into its user's partition by chance. With two
+        partitions half of the events would seem right. So those found elsewhere stand for P / (P - 1) as many.
+        """
+        counts, came = self.counts, self.came
+        astray: float = counts[WRONG_PARTITION]
+        if partitions is not None and partitions > 1:
+            astray = min(astray * partitions / (partitions - 1), came - counts[FUTURE])
+        rest = max(0, came - counts[LATE] - counts[FUTURE] - astray)
+        unserved = rest * self.unserved / self.taken if self.taken > 0 else 0.0
+        return min(1.0, (counts[LATE] + counts[FUTURE] + astray + unserved) / came) if came else 0.0
+
+
+class Alarms:
+    """The windows of a worker.
+
+    Attributes:
+        partitions: how many the topics have; None: not known.
+    """
+
+    def __init__(self, partitions: int | None = None) -> None:
+        self.partitions = partitions
+        self._windows: dict[int, _Window] = {}  # by partition, and of all
+        self._told_s = float("-inf")
+
+    def note(self, number: int, output: Output, now_s: float) -> None:
+        """What a partition made of some messages.
+
+        Args:
+            number: the partition's.
+            now_s: steady time, seconds.
+        """
+        for whose in (number, _ALL):
+            window = self._windows.get(whose)
+            if window is None or not window.came:
+                window = self._windows[whose] = _Window(now_s)
+            window.add(number, output)
+
+    def line(self, partitions: Iterable[Partition], clock_ms: int, now_s: float) -> Line | None:
+        """What is to be told now; None: nothing. Call it often, it is quick while nothing is due.
+
+        Args:
+            partitions: of this worker, to name an example.
+            clock_ms: the event clock.
+            now_s: steady time, seconds.
+        """
+        if now_s - self._told_s < QUIET_S:
+            return None
+        ready = {n: w for n, w in self._windows.items() if w.came >= ENOUGH and now_s - w.since_s >= WINDOW_S}
+        if not ready:
+            return None
+        bad = [window for window in ready.values() if window.share(self.partitions) > MOST]
+        if not bad:
+            for whose in ready:
+                del self._windows[whose]
+            return None
+        self._told_s, self._windows = now_s, {}
+        told = max(bad, key=lambda window: window.came)  # of all partitions, if it is one of them
+        counts = told.counts + Counter({NO_IMPRESSION: told.unserved})
+        worst = counts.most_common(1)[0][0]
+        example = _example(worst, told, partitions, clock_ms)
+        return Line(told.share(self.partitions), told.came, dict(counts.most_common()), example, REMEDIES[worst])
+
+
+def _example(cause: str, window: _Window, partitions: Iterable[Partition], clock_ms: int) -> str:
+    """One case, with the figures that show what is wrong."""
+    letter = window.letters.get(cause)
+    if cause == LATE:
+        reached_ms = next((p.watermark_ms for p in partitions if p.number == window.late_in), 0)
+        return f"partition {window.late_in} has come to {utc(reached_ms)}, the event clock to {utc(clock_ms)}"
+    if letter is not None:
+        return f"partition {letter.partition}, offset {letter.offset}: {letter.detail}"
+    requests = [(p.number, p.unserved) for p in partitions]
+    found = next(((number, request) for number, request in requests if request), None)
+    return "" if found is None else f"request {found[1]!r} in partition {found[0]} has no impression"

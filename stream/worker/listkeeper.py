@@ -1,0 +1,196 @@
+# shell
+"""The thread that keeps the shop's lists in Redis, laid out as :mod:`millrace.contracts.online` says.
+
+A list is replaced in one transaction when it has changed. One worker keeps the lists: the one that holds partition 0,
+in a thread beside its pump that reads a little at a time. The thread logs, counts and repeats what fails, since
+nothing else depends on it.
+
+The thread reads every item and all item tiles, and only one worker runs it. So it also writes the dead letters of
+messages on these topics that cannot be used. It reads both topics from their beginning at each start. A file in the
+data folder says up to which offsets dead letters were written, so that they are not written again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import redis
+import structlog
+from prometheus_client import Counter
+
+from millrace.basics.errors import one_line
+from millrace.basics.files import write_whole
+from millrace.contracts.clock import EventClock, data_now_ms
+from millrace.contracts.doubts import Doubt, Doubts
+from millrace.contracts.events import DeadLetter, decode_item_tiles
+from millrace.contracts.intake import Intake
+from millrace.contracts.online import LIST_NAMES, list_key, redis_url
+from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
+from millrace.processes.kafka import make_reader, read_up, topic_ids
+from millrace.processes.wall import event_now_ms
+from stream.worker.figures import DOUBTS
+from stream.worker.lists import Entries, ShopLists
+from stream.worker.told import Teller
+
+log = structlog.get_logger("lists")
+
+EVERY_PUBLICATIONS = 5
+LISTS_AT_ONCE = 50
+
+WRITTEN = Counter("millrace_lists_written_total", "Lists of the shop that had changed and were written.")
+FAILURES = Counter("millrace_lists_errors_total", "Times that keeping the lists failed, or a message was skipped.")
+
+
+class ListKeeper(threading.Thread):
+    """See the module's text. It works while :attr:`active` is set.
+
+    Args:
+        tell: sends dead letters and returns when they are delivered.
+    """
+
+    def __init__(
+        self, settings: Settings, schema: Schema, clock: EventClock, tell: Callable[[Sequence[DeadLetter]], None]
+    ) -> None:
+        super().__init__(name="lists", daemon=True)
+        self.settings, self.schema, self.clock, self.tell = settings, schema, clock, tell
+        self.told = Told(settings.folder("checkpoints") / "dead-items.json")
+        self.teller = Teller()
+        self.active, self.ending = threading.Event(), threading.Event()
+
+    def run(self) -> None:
+        said = False
+        while not self.ending.is_set():
+            if self.active.wait(0.5) and not self.ending.is_set():
+                try:
+                    self._keep()
+                    said = False
+                except Exception as error:  # the lists are no part of the loop
+                    FAILURES.inc()
+                    if not said:
+                        said = True
+                        log.warning("lists interrupted; trying again", error=one_line(error))
+                    self.ending.wait(5.0)
+
+    def _keep(self) -> None:
+        """Reads both topics from their beginning and writes the lists regularly, until another worker takes over."""
+        lists, written = ShopLists(self.schema), dict[str, Entries]()
+        intake, doubts, told = Intake(self.schema), Doubts(self.schema), self.told.read()
+        period = EVERY_PUBLICATIONS * self.settings.publish_seconds
+        readers: list[Any] = []
+        ids = topic_ids(self.settings)
+        for topic in [name for name in told if ids.get(name)]:  # a version before knew topics by their names alone
+            told[f"{topic} {ids[topic]}"] = told.pop(topic)
+        try:
+            readers += [make_reader(self.settings, topic, max_poll_records=50) for topic in (ITEMS, FEATURES_ITEMS)]
+            with redis.Redis.from_url(redis_url(self.settings.redis), socket_timeout=5.0) as client:
+                due = time.monotonic() + period
+                while self.active.is_set() and not self.ending.wait(0.02):
+                    for reader in readers:
+                        polled = reader.poll(timeout_ms=100)
+                        if not self.active.is_set():  # another worker keeps them by now: what came since is its own
+                            return
+                        for records in polled.values():
+                            odd: list[Doubt] = []
+                            taken = [take(lists, intake, r, doubts, odd) for r in records]
+                            self._doubt(odd)
+                            # A topic that was made anew has another id, and offsets that begin again.
+                            place = f"{records[0].topic} {ids.get(records[0].topic, '')}".strip()
+                            new = [one for one in taken if one is not None and one.offset >= told.get(place, 0)]
+                            if new:  # whoever reads the topics anew, after an interruption, meets all of them again
+                                FAILURES.inc(len(new))
+                                self.teller.note(new)
+                                self.tell(new)
+                                told[place] = new[-1].offset + 1
+                                self.told.write(told)
+                    self.teller.tell(time.monotonic())
+                    if time.monotonic() >= due and all(map(read_up, readers)):  # half a topic makes no list
+                        write(client, lists.make(self._now(lists)), written, self.settings.prefix)
+                        due = time.monotonic() + period
+        finally:
+            for reader in readers:
+                reader.close()
+
+    def _doubt(self, doubts: Sequence[Doubt]) -> None:
+        for doubt in doubts:
+            DOUBTS.labels(doubt.kind).inc()
+        self.teller.note((), doubts)
+
+    def _now(self, lists: ShopLists) -> int:
+        after_newest_ms = lists.newest_ms + 1
+        return max(after_newest_ms, data_now_ms(event_now_ms(self.clock), after_newest_ms))
+
+
+def take(
+    lists: ShopLists, intake: Intake, record: Any, doubts: Doubts | None = None, odd: list[Doubt] | None = None
+) -> DeadLetter | None:
+    """Takes a message of either topic into the lists. One that cannot be used, however it fails, is a dead letter.
+
+    Args:
+        doubts: looks at items that are taken; what it finds is added to ``odd``.
+    """
+    try:
+        if record.topic == FEATURES_ITEMS:
+            lists.count(decode_item_tiles(record.value))
+        elif record.value is None:
+            lists.remove(intake.removed(record.key))
+        else:
+            item = intake.item(record.value)
+            lists.put(item)
+            if doubts is not None and odd is not None:
+                odd += doubts.of_item(item, record.key)
+    except Exception as error:  # unforeseen ones too: if one were raised, the same message would be read for ever
+        detail = str(error) if isinstance(error, ValueError) else one_line(error)  # a BadEventError is a ValueError
+        reason = "bad-item-tiles" if record.topic == FEATURES_ITEMS else "bad-item"
+        raw = record.key if record.value is None else record.value
+        return DeadLetter.of(reason, detail, record.topic, record.partition, record.offset, raw)
+    return None
+
+
+class Told:
+    """The file that says up to which offset of each topic (its name and id) dead letters were written.
+
+    A lost or damaged file reads as empty. Dead letters are then written again; readers recognise them by their offsets.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[str, int]:
+        """The next offset by topic and its id (both topics have one partition)."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, int])
+        except (OSError, msgspec.MsgspecError):
+            return {}
+
+    def write(self, told: dict[str, int]) -> None:
+        """Replaces the file. Not durably: see :mod:`millrace.basics.files`."""
+        write_whole(self._path, msgspec.json.encode(told), durable=False)
+
+
+def write(client: Any, lists: dict[str, Entries], written: dict[str, Entries], prefix: str = "") -> None:
+    """Replaces the lists that differ from ``written``, each in one transaction, and deletes those that are gone. Keys
+    have the ``prefix``; the members of the set of keys have not."""
+    names = prefix + LIST_NAMES
+    there: set[bytes] = client.smembers(names)
+    if not there:
+        written.clear()  # a Redis that is new, or lost its data
+    changed = [(list_key(name), entries) for name, entries in lists.items() if written.get(name) != entries]
+    for start in range(0, len(changed), LISTS_AT_ONCE):
+        with client.pipeline(transaction=True) as transaction:
+            for name, entries in changed[start : start + LISTS_AT_ONCE]:
+                transaction.delete(prefix + name).zadd(prefix + name, entries).sadd(names, name)
+            transaction.execute()
+    gone = there - {list_key(name).encode() for name in lists}
+    if gone:
+        with client.pipeline(transaction=True) as transaction:
+            transaction.delete(*(prefix.encode() + name for name in gone)).srem(names, *gone).execute()
+    written.clear()
+    written.update(lists)
+    WRITTEN.inc(len(changed))

@@ -1,0 +1,62 @@
+# shell
+"""What the broker says of its topics at a take-over: their ids, and where a partition of them ends.
+
+The pure rule that tells another log by it is :func:`stream.worker.turn.other_logs`. A broker that is away is waited
+for, with a line a try, as long as a running worker waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import structlog
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
+from tenacity import Retrying
+
+from millrace.basics.errors import BrokerError
+from millrace.contracts.settings import Settings
+from millrace.processes.kafka import REMEDY, topic_ids
+from millrace.processes.patience import patience
+from stream.worker.turn import INPUTS
+
+log = structlog.get_logger("stream")
+T = TypeVar("T")
+
+
+def ids_of_inputs(settings: Settings) -> dict[str, str]:
+    """The id of each input topic; "" where the broker gives none. Blocks.
+
+    Raises:
+        BrokerError: the broker stayed away.
+    """
+    ids = _insist(settings, lambda: topic_ids(settings))
+    return {topic: ids.get(topic, "") for topic in INPUTS}
+
+
+def ends_of(settings: Settings, topics: Iterable[str], partition: int) -> dict[str, int]:
+    """Where a partition of these topics ends. Blocks.
+
+    Raises:
+        BrokerError: the broker stayed away.
+    """
+
+    def ask() -> dict[str, int]:
+        try:
+            consumer = KafkaConsumer(bootstrap_servers=settings.brokers, group_id=None)
+            with contextlib.closing(consumer):
+                ends = consumer.end_offsets([TopicPartition(settings.topic(topic), partition) for topic in topics])
+        except (KafkaError, OSError) as error:
+            raise BrokerError(f"no ends of topics from '{settings.kafka}' ({type(error).__name__})", REMEDY) from None
+        return {settings.logical(tp.topic): end for tp, end in ends.items()}
+
+    return _insist(settings, ask)
+
+
+def _insist(settings: Settings, ask: Callable[[], T]) -> T:
+    def aloud(error: BaseException, left: float) -> None:
+        log.warning("waiting for the broker to tell of its topics", error=str(error), seconds_left=round(left))
+
+    return Retrying(**patience(settings.outage_seconds, BrokerError, aloud))(ask)

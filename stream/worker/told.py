@@ -1,0 +1,68 @@
+# core
+"""The lines of a stream worker about messages that cannot be used, or are doubtful: one a minute a kind.
+
+::
+
+    dead letters ──► Kinds ──► "messages cannot be used"   reason, count since the last line, example, remedy
+    doubts ────────► Kinds ──► "messages are doubtful"     the same, an hour apart
+
+Where *most* of what comes cannot be used, :mod:`stream.worker.alarms` says so besides. The worker and the thread
+that keeps the lists have one each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import structlog
+
+from millrace.contracts.doubts import Doubt
+from millrace.contracts.events import DeadLetter
+from millrace.contracts.reasons import DOUBTS, REASONS
+from millrace.processes.kinds import Kinds
+
+log = structlog.get_logger("stream")
+
+DOUBT_S = 3600.0
+"""Seconds between two lines of one kind of doubt. Some shops have good reasons for what is doubtful."""
+
+
+class Teller:
+    """See the module's text. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._letters, self._doubts = Kinds(), Kinds(DOUBT_S)
+
+    def note(self, letters: Iterable[DeadLetter], doubts: Iterable[Doubt] = ()) -> None:
+        """Some more of both."""
+        for letter in letters:
+            where = f"{letter.topic}, partition {letter.partition}, offset {letter.offset}"
+            self._letters.note(letter.reason, f"{where}: {letter.detail}")
+        for doubt in doubts:
+            self._doubts.note(doubt.kind, doubt.detail)
+
+    def tell(self, now_s: float) -> None:
+        """Writes what is due. Call it often, it is quick while nothing is.
+
+        Args:
+            now_s: steady time, seconds.
+        """
+        for told in self._letters.due(now_s):
+            reason = REASONS.get(told.kind)
+            log.warning(
+                "messages cannot be used: dead letters",
+                reason=told.kind,
+                count=told.times,
+                example=told.example,
+                remedy="see docs/dead-letters.md" if reason is None else reason.mend,
+            )
+        for told in self._doubts.due(now_s):
+            doubt = DOUBTS[told.kind]
+            log.warning(
+                "messages are used, but may not mean what they should",
+                kind=told.kind,
+                count=told.times,
+                means=doubt.means,
+                example=told.example,
+                remedy=doubt.mend,
+            )

@@ -1,0 +1,273 @@
+"""``millrace bench safety``, small: worlds and poisons are what they say, and a gate is told from none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import safetycost
+from benchmarks.runner import BENCHMARKS, BenchError
+from benchmarks.safety import figures
+from commands.cli import clilogs
+from experiments.experiment_safety import false_refusals, make_report
+from experiments.poisons import POISONS, SLOTS, Window, spoil_slot, user_side
+from experiments.safetyjobs import SLOT_SPEC, minutes_of, promoted_after, slots
+from experiments.safetyrun import Life, Log, Refused, Served, live, loss
+from experiments.safetyworld import Change, Moment, Shop, traffic, write_shop
+from learner.ranker.model import OnlineModel
+from learner.ranker.repeats import exposure_ids
+from millrace.basics.errors import SettingError
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import shop_schema
+from millrace.logs import read_log
+
+SCHEMA = shop_schema()
+SHOP = Shop(seed=3, days=1, users=60)
+ROWS = {poison.name: poison for poison in POISONS}
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory: pytest.TempPathFactory) -> list[Moment]:
+    folder = write_shop(SHOP, tmp_path_factory.mktemp("shop"))
+    return list(traffic(read_log(folder, SCHEMA), SCHEMA))
+
+
+@pytest.fixture(scope="module")
+def batch(moments: list[Moment]) -> SampleBatch:
+    return SampleBatch.concat([m.batch for m in moments if m.batch is not None])
+
+
+def _whole_day(batch: SampleBatch) -> Window:
+    return Window.of([batch], SCHEMA, SHOP.last_ms, 24 * 60)
+
+
+# -- worlds --------------------------------------------------------------------------------------------------
+
+
+def test_moments_have_each_exposure_once_and_its_samples_after_it(moments: list[Moment]) -> None:
+    shown, clicks = 0, 0
+    for moment in moments:
+        shown += len(moment.clicked)
+        clicks += int(moment.clicked.sum())
+        assert np.isfinite(moment.num).all()
+        assert not moment.cat[:, SCHEMA.layout.bias_columns].any()
+    rows = SampleBatch.concat([m.batch for m in moments if m.batch is not None])
+    assert shown == int((rows.kind != CORRECTION).sum())
+    assert clicks == int((rows.kind != NEGATIVE).sum())
+
+
+@pytest.mark.parametrize(("change", "least", "most"), [("sale", 1.6, 2.4), ("taste", 0.7, 1.3)])
+def test_what_changes_changes_at_noon(tmp_path: Path, change: Change, least: float, most: float) -> None:
+    tables = []
+    for kind in ("nothing", change):
+        shop = Shop(seed=3, days=1, users=100, change=kind)
+        tables.append(read_log(write_shop(shop, tmp_path / kind), SCHEMA).table)
+    usual, other = (t["click"].to_numpy() for t in tables)
+    assert tables[0]["item_id"].equals(tables[1]["item_id"])
+    morning = tables[0]["ts_ms"].to_numpy() < SHOP.noon_ms
+    assert (usual[morning] == other[morning]).all()
+    assert least < other[~morning].mean() / usual[~morning].mean() < most
+    assert (usual[~morning] != other[~morning]).mean() > 0.02
+
+
+# -- poisons of samples --------------------------------------------------------------------------------------
+
+
+def test_a_flip_turns_what_is_clicked_in_the_end(batch: SampleBatch) -> None:
+    window = _whole_day(batch)
+    spoilt = ROWS["flips-60"].spoil(batch, window)
+    clicked = set(exposure_ids(batch)[batch.kind != NEGATIVE].tolist())
+    assert (spoilt.kind != CORRECTION).all()
+    ids = exposure_ids(spoilt)
+    assert len(np.unique(ids)) == len(ids)
+    in_truth = np.array([i in clicked for i in ids.tolist()])
+    assert (spoilt.label == ~in_truth).all()
+    assert ((spoilt.kind == POSITIVE) == ~in_truth).all()
+
+
+@pytest.mark.parametrize("name", sorted(ROWS.keys() - {"ahead"}))
+def test_a_poison_keeps_to_its_window(batch: SampleBatch, name: str) -> None:
+    window = Window.of([batch], SCHEMA, SHOP.last_ms + 12 * 3_600_000, 60)
+    inside = window.rows(batch)
+    assert 0 < inside.sum() < len(batch)
+    spoilt = ROWS[name].spoil(batch, window)
+    assert _bytes(spoilt.take(~window.rows(spoilt))) == _bytes(batch.take(~inside))
+    assert _bytes(spoilt) != _bytes(batch)
+
+
+def test_one_row_is_dated_ahead(batch: SampleBatch) -> None:
+    ahead = ROWS["ahead"].spoil(batch, _whole_day(batch)).ts_ms - batch.ts_ms
+    assert sorted(set(ahead.tolist())) == [0, 100 * 86_400_000]
+    assert (ahead > 0).sum() == 1
+
+
+def _bytes(batch: SampleBatch) -> bytes:
+    return b"".join(a.tobytes() for a in (batch.kind, batch.label, batch.ts_ms, batch.cat, batch.num))
+
+
+def test_without_a_user_side_only_items_and_context_are_left(batch: SampleBatch) -> None:
+    spoilt = ROWS["no-user-60"].spoil(batch, _whole_day(batch))
+    cat, num = user_side(SCHEMA)
+    assert {"user_id", "household"} <= {SCHEMA.layout.cat_names[c] for c in cat}
+    assert not spoilt.cat[:, cat].any()
+    assert not spoilt.num[:, num].any()
+    others = np.setdiff1d(np.arange(SCHEMA.layout.F), cat)
+    assert (spoilt.cat[:, others] == batch.cat[:, others]).all()
+    assert spoilt.num.any()
+
+
+# -- poisons of a model --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learnt(moments: list[Moment]) -> OnlineModel:
+    model = OnlineModel(SCHEMA, SLOT_SPEC, 0)
+    for moment in moments:
+        if moment.batch is not None:
+            model.learn(moment.batch)
+    return model
+
+
+@pytest.mark.parametrize("name", [slot.name for slot in SLOTS])
+def test_a_slot_is_spoilt(learnt: OnlineModel, name: str) -> None:
+    model = OnlineModel(SCHEMA, SLOT_SPEC, 0)
+    before = learnt.snapshot()
+    model.resume(*before)
+    spoil_slot(model, name)
+    image, training = model.snapshot()
+    assert before[0].same_bits(image) or any(before[1][n].tobytes() != training[n].tobytes() for n in training)
+
+
+# -- lives ---------------------------------------------------------------------------------------------------
+
+
+def test_lives_from_one_origin_are_alike_to_the_bit(moments: list[Moment], tmp_path: Path) -> None:
+    first = Life(SCHEMA, {}, tmp_path / "first")
+    live(first, moments[:3])
+    origin = first.end()
+    twin, again = (live(Life(SCHEMA, {}, tmp_path / name, origin), moments[3:]) for name in "ab")
+    assert twin.p.tobytes() == again.p.tobytes()
+    assert loss(twin, again, rows=1000) == 0
+
+
+def test_what_is_not_finite_is_served_without_a_gate_alone(tmp_path: Path) -> None:
+    found = {row["gate"]: row for row in slots(Shop(3, 1, 150), SCHEMA, tmp_path, 3500, ["average-nan"], {})}
+    assert found[False]["not_finite"] > 200
+    assert found[True]["not_finite"] == found[True]["bad_numbers"] == 0
+    assert found[True]["refused"] == {"finite": 1}
+
+
+# -- figures -------------------------------------------------------------------------------------------------
+
+
+def test_the_worst_window_counts() -> None:
+    clicked = np.array([True, False] * 4)
+    good, bad = np.where(clicked, 0.9, 0.1), np.where(clicked, 0.1, 0.9)
+    shown = np.arange(8)
+    twin = Served(good.astype(np.float32), clicked, shown)
+    other = Served(np.concatenate([good[:4], bad[4:]]).astype(np.float32), clicked, shown)
+    assert loss(twin, other, rows=4) == 1.0
+    assert loss(twin, twin, rows=4) == 0.0
+
+
+def test_a_change_is_served_when_a_stretch_of_it_is_out_and_nothing_is_open() -> None:
+    minute = 60_000
+    shown_ms = np.arange(4096) * 1000  # of rows: the change is at the first
+    served = Served(np.zeros(4096, np.float32), np.zeros(4096, np.bool_), shown_ms)
+    published = [n * minute for n in range(0, 300, 5)]
+    assert promoted_after(Log(published_ms=published), served, 0) == 35  # 2,048 s and the next version
+    refused = [Refused(41 * minute, "shift", ""), Refused(200 * minute, "shift", "")]
+    assert promoted_after(Log(refused, published), served, 0) == 45  # the second is too late to be of it
+    assert promoted_after(Log(refused, published[:2]), served, 0) == float("inf")
+
+
+def test_what_no_gate_lets_through_is_counted_as_what_the_gate_does() -> None:
+    slot = {"kind": "slot", "name": "ftrl-z-1e38", "auc_loss": 0.0, "refused": {}}
+    report = make_report(
+        [
+            slot | {"gate": True, "not_finite": 1, "bad_numbers": 2},
+            slot | {"gate": False, "not_finite": 10, "bad_numbers": 20},
+        ]
+    )
+    assert [(row["not_finite_served"], row["without_gate"]) for row in report["slots"]] == [(3, 30)]
+
+
+def test_a_taste_that_was_never_served_is_said_and_is_json() -> None:
+    taste = {"kind": "taste", "refused": {}, "auc_loss_to_no_gate": 0.0}
+    report = make_report([taste | {"seed": 0, "minutes": 12.0}, taste | {"seed": 1, "minutes": None}])
+    assert "A change of taste was served after at most 12 minutes; in 1 of 2 worlds it was not." in report["verdict"]
+    found = {f["name"]: f["value"] for f in figures(report) if f["name"].startswith("drift")}
+    assert found == {"drift_minutes": 12, "drift_not_served": 1}
+    never = make_report([taste | {"seed": 0, "minutes": None}])
+    assert "A change of taste was not served in 1 of 1 worlds." in never["verdict"]
+    assert minutes_of(float("inf")) is None
+    assert minutes_of(1 / 3) == 0.33333
+
+
+class Timed:
+    """A learner that takes its time over each page; None: its gate lets nothing out of that one."""
+
+    def __init__(self, clock: list[float], took_s: list[float | None]) -> None:
+        self._clock, self._left_s, self._out = clock, took_s[::-1], False
+
+    def learn(self, page: SampleBatch) -> None:
+        s = self._left_s.pop()
+        self._clock[0] += s or 1.0
+        self._out = s is not None
+
+    def delta(self, dense: bool) -> None: ...
+
+    def follow(self) -> bool:
+        return self._out
+
+
+def test_what_a_gate_adds_is_the_median_of_differences(batch: SampleBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    pages: Any = [batch.take(slice(k, k + 1)) for k in range(3)]
+
+    def added_ms(with_gate: list[float | None]) -> float:
+        pair: Any = {True: Timed(clock, with_gate), False: Timed(clock, [10.0, 20.0, 100.0])}
+        return safetycost._added_ms(pair, pages)
+
+    assert added_ms([11.0, None, 103.0]) == 2000  # of the pages that both let out
+    with pytest.raises(BenchError, match="no page's samples came out of both learners"):
+        added_ms([None, None, None])
+
+
+@pytest.mark.parametrize("name", ["labels", "recall", "safety", "drift"])
+def test_cuts_are_for_rounds_alone(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(SettingError, match=f"--cut for the experiment '{name}'; leave it out: it is for rounds"):
+        clilogs.experiment(name, tmp_path / "log", schema=tmp_path / "none", out=tmp_path, cut=["daily"])
+
+
+def test_figures_are_named_by_poison_slot_and_world() -> None:
+    poison = {"kind": "poison", "seed": 0, "not_finite": 0, "refused": {"shift": 2}, "auc_loss_without_gate": 0.1}
+    slot = {"kind": "slot", "name": "average-nan", "auc_loss": 0.0, "bad_numbers": 0}
+    world = {"kind": "clean", "rows": 4096, "refused_first_day": 0, "longest_pause_minutes": 0.0, "over_limit": 0}
+    report = make_report(
+        [
+            poison | {"name": "flips-10", "claimed": True, "auc_loss": 0.02},
+            poison | {"name": "flips-10", "claimed": True, "auc_loss": 0.001, "seed": 1},
+            poison | {"name": "clickers-13h", "claimed": False, "auc_loss": 0.03},
+            slot | {"gate": True, "not_finite": 0, "refused": {"finite": 1}},
+            slot | {"gate": False, "not_finite": 900, "refused": {}},
+            world | {"name": "clean days", "candidates": 100.0, "refused": {}},
+            world | {"name": "sale from noon", "candidates": 100.0, "refused": {"labels": 3}},
+            {"kind": "taste", "seed": 0, "minutes": 12.0, "refused": {}, "auc_loss_to_no_gate": 0.0},
+        ]
+    )
+    found = {f["name"]: f["value"] for f in figures(report)}
+    assert found["served_auc_loss flips-10"] == 0.02  # of the worst world
+    assert found["uncaught_auc_loss clickers-13h"] == 0.03
+    assert found["not_finite_served average-nan"] == 0
+    assert found["false_refusals"] == pytest.approx(0.015)
+    assert found["false_refusals sale from noon"] == 0.03
+    assert found["drift_minutes"] == 12
+    assert false_refusals(report) == pytest.approx(0.015)
+    assert "0 cost" in report["verdict"]
+    assert "sale from noon" in report["verdict"]
+    assert "safety" in BENCHMARKS

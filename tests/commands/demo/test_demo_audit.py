@@ -1,0 +1,305 @@
+"""The audit: what adds up, and that each kind of loss, doubling and disagreement is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from commands.demo.audit import Apart, Ledger, Reported, check
+from commands.demo.preflight import Held, opening
+from commands.demo.report import KEYS, missing_keys
+from commands.demo.served import auc_of
+from millrace.basics.errors import ConservationError
+from millrace.contracts.clock import EventClock
+from millrace.contracts.events import Click, DeadLetter, Event, Exposure, Truth, to_json, to_msgpack
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
+from tests.scenes.learning import labelled
+
+NOW = 1_772_600_000_000
+AHEAD = 3_600_000
+
+
+class Topics:
+    """A small run, told to a ledger as the topics would."""
+
+    def __init__(self) -> None:
+        self.events: list[bytes] = []
+        self.samples: list[bytes] = []
+        self.letters: list[bytes] = []
+        self.truth: list[bytes] = []
+
+    def event(self, event: Event | bytes, times: int = 1) -> int:
+        self.events += [event if isinstance(event, bytes) else to_json(event)] * times
+        return len(self.events) - 1
+
+    def page(self, request: str, items: int, offset: int = 0, times: int = 1, ts_ms: int = NOW) -> int:
+        page = Exposure(f"{request}/{offset}", request, ts_ms, 1, list(range(1, items + 1)), offset)
+        return self.event(page, times)
+
+    def click(self, request: str, position: int, times: int = 1) -> None:
+        self.event(Click(f"{request}/{position}/c", request, NOW, 1, 1, position), times)
+
+    def label(self, request: str, *rows: tuple[int, int]) -> None:
+        self.samples.append(labelled(request, NOW, rows).to_bytes())
+
+    def dead(self, offset: int, reason: str, exposures: int = 0, times: int = 1) -> None:
+        letter = DeadLetter(reason, "", "events", 0, offset, exposures, b"")
+        self.letters += [to_json(letter)] * times
+
+    def ledger(self, since: dict[int, int] | None = None) -> Ledger:
+        ledger = Ledger(EventClock(), AHEAD, since or {})
+        for visit, messages in (
+            (ledger.dead_letter_message, self.letters),
+            (ledger.event_message, self.events),
+            (ledger.sample_message, self.samples),
+            (ledger.truth_message, self.truth),
+        ):
+            for offset, value in enumerate(messages):
+                record: Any = SimpleNamespace(partition=0, offset=offset, timestamp=NOW, value=value)
+                visit(record)
+        return ledger
+
+
+@pytest.fixture
+def shop() -> Topics:
+    """Two pages of four, one page lost, a duplicate of each kind, two bad messages; one exposure is still pending."""
+    made = Topics()
+    made.page("a", 4, times=2)
+    made.page("b", 4)
+    made.click("a", 1, times=2)
+    made.click("b", 0)
+    lost = made.page("c", 3)
+    made.dead(lost, "late", exposures=3)
+    made.dead(made.event(b'{"type":"exp'), "malformed")
+    made.dead(made.page("f", 2, ts_ms=NOW + 2 * AHEAD), "future", exposures=2)
+    made.label("a", (1, POSITIVE))
+    made.label("a", (0, NEGATIVE), (2, NEGATIVE), (3, NEGATIVE))
+    made.label("b", (0, NEGATIVE), (1, NEGATIVE), (2, NEGATIVE))
+    made.label("b", (0, CORRECTION), (0, FOLLOW_UP))
+    made.truth.append(to_msgpack(Truth("a", NOW, 0, np.array([0.1, 0.9, 0.2, 0.3], "<f4").tobytes())))
+    made.truth.append(to_msgpack(Truth("b", NOW, 0, np.array([0.8, 0.1, 0.2, 0.3], "<f4").tobytes())))
+    return made
+
+
+def reported(ledger: Ledger) -> Reported:
+    """What honest roles would say."""
+    labelled = ledger.count("positive") + ledger.count("negative") + ledger.count("corrected")
+    return Reported(
+        pending=ledger.count("pending"),
+        trained=labelled,
+        refused=0,
+        skipped=0,
+        exposures=ledger.exposures,
+        clicks=ledger.clicks,
+        malformed=ledger.malformed,
+        duplicates=ledger.duplicates,
+    )
+
+
+def test_a_page_shown_otherwise_than_answered_is_accounted_for_by_what_was_shown(shop: Topics) -> None:
+    shop.event(Exposure("g/0", "g", NOW, 1, [7, 9], slots=[5, 2]))
+    ledger = shop.ledger()
+    assert (ledger.exposures, ledger.count("pending")) == (15, 3)
+    shop.label("g", (5, NEGATIVE), (2, POSITIVE))
+    ledger = shop.ledger()
+    assert (ledger.exposures, ledger.count("pending")) == (15, 1)
+    check(ledger, reported(ledger))
+
+
+def test_a_run_in_order(shop: Topics) -> None:
+    ledger = shop.ledger()
+    assert (ledger.exposures, ledger.clicks, ledger.duplicates, ledger.malformed) == (13, 2, 2, 2)
+    assert [ledger.count(n) for n in ("positive", "negative", "pending", "corrected")] == [1, 6, 1, 1]
+    assert (ledger.dead_only, ledger.dead_exposures) == (5, 5)
+    assert ledger.dead == {"late": 1, "malformed": 1, "future": 1}
+    check(ledger, reported(ledger))
+    rows = ledger.rows()
+    assert auc_of(rows.true, rows.label) == 1.0
+    assert rows.label.sum() == 2  # the correction counts as a click
+
+
+def test_repeats_after_a_crash_are_counted_and_change_nothing(shop: Topics) -> None:
+    before = shop.ledger()
+    shop.samples += shop.samples[:2] + shop.samples[3:]
+    shop.letters += shop.letters[:1]
+    after = shop.ledger()
+    assert after.repeated_samples == 1 + 3 + 2
+    assert after.repeated_dead == 1
+    assert after.pages == before.pages
+    assert after.follow_ups == 1
+    check(after, reported(after))
+
+
+def test_what_is_sent_again_of_a_page_that_was_lost_is_a_duplicate_not_pending(shop: Topics) -> None:
+    lost = shop.page("g", 3)
+    shop.page("g", 3)
+    shop.dead(lost, "no-impression", exposures=3)
+    ledger = shop.ledger()
+    check(ledger, replace(reported(ledger), pending=1))
+    assert ledger.dead_only == 3 + 2 + 3
+    assert ledger.duplicates == 2 + 1
+
+
+def test_what_was_from_the_future_may_come_again_and_wait_for_its_label(shop: Topics) -> None:
+    shop.page("f", 2)
+    ledger = shop.ledger()
+    check(ledger, replace(reported(ledger), pending=1 + 2))
+    assert ledger.dead_only == 3
+
+
+def test_messages_that_nobody_can_read_are_counted_and_are_no_pages(shop: Topics) -> None:
+    plain = shop.ledger()
+    for topic in (shop.letters, shop.samples, shop.truth):
+        topic += [b"", b"[]", b"\xc1"]
+    ledger = shop.ledger()
+    check(ledger, reported(ledger))
+    assert ledger.unread == {"dead-letters": 3, "samples": 3, "truth": 3}
+    assert (ledger.exposures, ledger.dead) == (plain.exposures, plain.dead)
+
+
+def test_an_exposure_whose_label_is_due_and_is_not_there_is_named_with_where_it_was_sent(shop: Topics) -> None:
+    ledger = shop.ledger()
+    assert ledger.missing == [], "nothing tells that its time has passed"
+    later = NOW + ledger.waits.settled_ms + 1
+    shop.page("z", 1, ts_ms=later)
+    shop.samples.append(labelled("z", later, [(0, POSITIVE)]).to_bytes())
+    (missing,) = shop.ledger().missing
+    assert missing["page"] == "b"
+    assert (missing["exposures"], missing["partition"], missing["offset"], missing["ts_ms"]) == (1, 0, 2, NOW)
+    assert missing["ago_ms"] == later - NOW
+
+
+def test_two_labels_of_one_exposure_are_found(shop: Topics) -> None:
+    shop.label("a", (0, POSITIVE))
+    ledger = shop.ledger()
+    with pytest.raises(ConservationError, match=r"1 exposures have two labels \(first: a/0\)"):
+        check(ledger, reported(ledger))
+
+
+def test_a_label_for_what_nobody_sent_is_found(shop: Topics) -> None:
+    shop.label("a", (9, NEGATIVE))
+    ledger = shop.ledger()
+    with pytest.raises(ConservationError, match=r"nobody sent \(pages a\)"):
+        check(ledger, reported(ledger))
+
+
+def test_a_label_for_a_dead_page_is_found(shop: Topics) -> None:
+    shop.label("c", (0, NEGATIVE))
+    ledger = shop.ledger()
+    with pytest.raises(ConservationError, match=r"dead letters too \(c; dead letters: 1 future, 1 late, 1 malformed\)"):
+        check(ledger, reported(ledger))
+
+
+def test_a_correction_of_no_negative_is_found(shop: Topics) -> None:
+    shop.label("a", (1, CORRECTION))
+    ledger = shop.ledger()
+    with pytest.raises(ConservationError, match="1 corrections of what was no negative"):
+        check(ledger, reported(ledger))
+
+
+def test_an_event_nobody_can_read_and_nobody_buried_is_found(shop: Topics) -> None:
+    shop.event(b"garbage")
+    ledger = shop.ledger()
+    with pytest.raises(ConservationError, match="2 events are unreadable, but 1 dead letters say so"):
+        check(ledger, reported(ledger))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"pending": 0}, "1 exposures have no label, but the stream holds 0 pending"),
+        ({"pending": None}, "does not say how many exposures are pending"),
+        ({"trained": 7}, "learnt from 7 samples and refused 0 where there are 8"),
+        ({"trained": 9}, "learnt from 9 samples"),
+        ({"exposures": 12}, "sent 12 exposures, but 13 are in the topic"),
+        ({"clicks": 3}, "sent 3 clicks, but 2"),
+        ({"malformed": 1}, "sent 1 malformed events, but 2"),
+        ({"duplicates": 0}, "sent 0 duplicates, but 2"),
+    ],
+)
+def test_a_role_that_says_otherwise_is_named(shop: Topics, change: dict[str, Any], named: str) -> None:
+    ledger = shop.ledger()
+    with pytest.raises(ConservationError, match=named):
+        check(ledger, replace(reported(ledger), **change))
+
+
+def test_what_a_restarted_role_has_forgotten_is_not_held_against_it(shop: Topics) -> None:
+    ledger = shop.ledger()
+    check(ledger, replace(reported(ledger), trained=None, exposures=None, clicks=None, malformed=None, duplicates=None))
+
+
+def test_refused_samples_and_skipped_batches_are_accounted_for(shop: Topics) -> None:
+    ledger = shop.ledger()
+    check(ledger, replace(reported(ledger), trained=6, refused=2))
+    check(ledger, replace(reported(ledger), trained=3, skipped=1))
+
+
+def test_what_the_gate_keeps_out_of_the_model_is_accounted_for(shop: Topics) -> None:
+    ledger = shop.ledger()
+    apart = Apart(held_out=1, over_limit=1, quarantined=3, released=2, set_aside=1)
+    check(ledger, replace(reported(ledger), trained=4, apart=apart))
+    for wrong in ({"held_out": 0}, {"released": 1}, {"set_aside": 2}, {"over_limit": 0}):
+        with pytest.raises(ConservationError, match=r"4 samples and refused 0 \(.* quarantined less .*\) where .* 8"):
+            check(ledger, replace(reported(ledger), trained=4, apart=replace(apart, **wrong)))
+
+
+def test_what_a_restarted_learner_held_out_twice_proves_no_loss_and_hides_none(shop: Topics) -> None:
+    ledger = shop.ledger()
+    twice = replace(reported(ledger), trained=6, apart=Apart(held_out=4), once=False)
+    check(ledger, twice)
+    for trained in (3, 9):  # one is lost; more than there are
+        with pytest.raises(ConservationError, match="where there are 8"):
+            check(ledger, replace(twice, trained=trained))
+
+
+def test_what_an_earlier_run_left_in_the_topics_is_balanced_and_not_counted(shop: Topics) -> None:
+    began = len(shop.events)
+    shop.page("z", 2)
+    shop.click("z", 1)
+    shop.event(b"garbage")
+    shop.dead(began + 2, "malformed")
+    shop.label("z", (1, POSITIVE))
+    whole = shop.ledger()
+    ledger = shop.ledger({0: began})
+    assert (ledger.exposures, ledger.clicks, ledger.duplicates, ledger.malformed) == (2, 1, 0, 1)
+    assert [ledger.count(n) for n in ("positive", "negative", "pending")] == [1, 0, 1]
+    assert [ledger.count_all(n) for n in ("positive", "negative", "pending")] == [2, 6, 2]
+    assert ledger.dead == {"malformed": 1}
+    rows = ledger.rows()
+    assert len(rows.where(rows.own)) == 1
+    check(ledger, replace(reported(ledger), pending=2, trained=None))
+    with pytest.raises(ConservationError, match="2 exposures have no label, but the stream holds 1"):
+        check(ledger, replace(reported(ledger), trained=None))
+    check(whole, reported(whole))
+
+
+@pytest.mark.parametrize(
+    ("newest", "opens"),
+    [
+        (None, "2026-03-04T01:00"),  # Wednesday, 09:00 in UTC+8
+        ("2026-03-04T09:30", "2026-03-05T01:00"),
+        ("2026-03-04T23:30", "2026-03-06T01:00"),  # the 5th already, in the shop
+        ("2026-03-06T09:00", "2026-03-09T01:00"),  # after Friday comes Monday
+        ("2020-01-01T00:00", "2026-03-04T01:00"),
+    ],
+)
+def test_the_shop_opens_on_the_working_day_after_what_the_topics_hold(newest: str | None, opens: str) -> None:
+    held = Held()
+    if newest:
+        held.newest_ms = round(datetime.fromisoformat(newest).replace(tzinfo=UTC).timestamp() * 1000)
+    assert opening(held) == datetime.fromisoformat(opens).replace(tzinfo=UTC)
+
+
+def test_a_figure_that_was_not_measured_is_missing() -> None:
+    full: dict[str, Any] = dict.fromkeys(KEYS, 0)
+    full |= {"auc": [{"event_time": 1, "auc": 0.5}], "click_to_served_ms": {"p50": 1.0, "p99": 2.0}}
+    assert missing_keys(full) == []
+    assert missing_keys(full | {"auc": []}) == ["auc"]
+    assert missing_keys(full | {"click_to_served_ms": {"p50": 1.0, "p99": None}}) == ["click_to_served_ms"]
+    del full["pending"]
+    assert missing_keys(full) == ["pending"]

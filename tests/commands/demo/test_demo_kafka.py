@@ -1,0 +1,73 @@
+"""The same loop on Apache Kafka and a Redis of one's own: nothing else is started, and one may come again."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from commands.demo.run import ROLES
+from tests.commands.demo.test_demo_live import assert_all_accounted_for, assert_no_errors, assert_undisturbed
+from tests.scenes.demo_kafka import apache_kafka, command_lines, own_redis
+from tests.scenes.demo_process import DemoProcess, demo_process, descendants
+from tests.scenes.waiting import LONG
+
+pytestmark = [pytest.mark.services, pytest.mark.kafka, pytest.mark.timeout(LONG)]
+
+
+def roles(demo: DemoProcess) -> list[str]:
+    """The command lines of what runs below the demo, once its four roles are among them."""
+    lines: list[str] = []
+
+    def four() -> bool:
+        lines[:] = command_lines(descendants(demo.process.pid))
+        return sum(f" -m commands {name} " in line for line in lines for name in ROLES) == 4
+
+    demo.until(four, "four roles run, each under its own name")
+    return lines
+
+
+def environment(demo: DemoProcess, name: str) -> bytes:
+    """A role's environment: what only the demo's own children are given, the event clock, shows that it is not still
+    the demo's."""
+    found = b""
+
+    def own() -> bool:
+        nonlocal found
+        with suppress(OSError):
+            found = Path(f"/proc/{demo.role(name)['pid']}/environ").read_bytes()
+        return b"MILLRACE_CLOCK=" in found
+
+    demo.until(own, f"the {name} has an environment of its own")
+    return found
+
+
+@pytest.mark.long
+def test_two_demos_one_after_the_other_on_one_kafka(tmp_path: Path) -> None:
+    with apache_kafka(tmp_path / "kafka") as kafka, own_redis(tmp_path / "redis") as redis:
+        first = 0
+        env = {"MILLRACE_KAFKA": kafka, "MILLRACE_REDIS": redis}
+        for number in range(2):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            with demo_process(folder, env=env) as demo:
+                demo.until(lambda: demo.role("simulate")["pid"] is not None, "every role was started")
+                assert not [line for line in roles(demo) if "redis-server" in line or "millrace.broker" in line]
+                simulator = environment(demo, "simulate")
+                assert b"MILLRACE_IDEMPOTENCE" not in simulator  # at its default: on
+                assert kafka.encode() in simulator
+                demo.until_learning(3000)  # so many that pages of both arms are among them
+                assert demo.end(signal.SIGINT) == 0, demo.text()
+                assert ("events of earlier runs" in demo.text()) == (number == 1)
+                report = demo.report()
+                if number == 0:
+                    assert_undisturbed(report)
+                    first = report["exposures_sent"]
+                    assert report["earlier_exposures"] == 0
+                else:
+                    assert_all_accounted_for(report)
+                    assert report["earlier_exposures"] == first
+                    assert_no_errors(report)
+                demo.until_nothing_left()

@@ -1,0 +1,176 @@
+"""The whole loop, as a person runs it: it learns, accounts for every exposure, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from commands.demo.report import KEYS, missing_keys
+from commands.demo.run import ROLES
+from millrace.contracts.online import FILLED, filled_key
+from millrace.contracts.settings import Settings
+from tests.deploy.test_deploy import exposed
+from tests.scenes.demo_process import DemoProcess, demo_process, descendants, is_page
+from tests.scenes.waiting import LONG
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
+
+
+def assert_all_accounted_for(report: dict[str, Any]) -> None:
+    assert report["conserved"] is True, report["problem"]
+    accounted = sum(report[n] for n in ("positives", "negatives", "pending", "exposures_in_dead_letters"))
+    assert report["exposures_sent"] == accounted
+    assert report["positives"] > 0
+    assert report["negatives"] > 0
+
+
+def assert_no_errors(report: dict[str, Any]) -> None:
+    assert report["errors"] == 0, (report["errors_by_kind"], report["scorer_errors_by_kind"])
+
+
+def assert_undisturbed(report: dict[str, Any]) -> None:
+    """What holds beyond conservation when nobody interfered."""
+    assert set(KEYS) <= set(report)
+    assert missing_keys(report) == []
+    assert_all_accounted_for(report)
+    assert report["sent_from"] == "the simulator"
+    assert report["dead_letters"] == report["malformed_sent"]
+    assert report["duplicates_dropped"] == report["duplicates_sent"]
+    apart, labelled = report["gate"], report["positives"] + report["negatives"] + report["corrections"]
+    kept_out = sum(apart[n] for n in ("held_out", "over_limit", "quarantined", "set_aside")) - apart["released"]
+    assert report["samples_trained"] + kept_out == labelled
+    assert_no_errors(report)
+    assert set(report["restarts"].values()) == {0}
+    assert report["model_versions"] > 1
+    assert all(0 <= share < 1 for share in report["without_user"].values())
+    assert 0 < report["click_to_served_ms"]["p50"] <= report["click_to_served_ms"]["p99"]
+
+
+@pytest.mark.long
+def test_a_demo_ends_by_itself_with_every_exposure_accounted_for_and_a_whole_report(tmp_path: Path) -> None:
+    with demo_process(tmp_path, "--seconds", "20", "--twin") as demo:
+        assert is_page(demo.url)
+        assert demo.wait() == 0, demo.text()
+        assert len(demo.seen) >= 6  # broker, Redis, four roles
+        report = demo.report()
+        assert_undisturbed(report)
+        assert report["metric_gap"] <= 0.01  # what the page showed, against the topics
+        assert report["recent"]["rows"] == min(report["arms"]["model"]["rows"], Settings().rolling_rows)
+        assert 0 < report["twin_auc"] < 1
+        said = demo.text()
+        assert "every exposure is accounted for" in said
+        assert len(said.splitlines()) < 40  # calm
+        demo.until_nothing_left()
+    # What tests/deploy/test_deploy.py holds the dashboard against is what running roles expose.
+    families = {name if not name.endswith("_total") else name[:-6] for name in exposed(ROLES).values()}
+    assert set(report["metrics"]) == families
+
+
+def service(demo: DemoProcess, program: str) -> tuple[int, str]:
+    """The process of an embedded service, and its command line or title."""
+    for pid in descendants(demo.process.pid):
+        with suppress(OSError):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if program in line and "prctl" not in line:  # else it is only about to become it
+                return pid, line
+    return 0, ""
+
+
+@pytest.mark.long
+def test_kill_9_of_every_service_and_role_loses_nothing(tmp_path: Path) -> None:
+    """Under a prefix too: topics without it are not there, so whoever leaves it out finds none."""
+    with demo_process(tmp_path, env={"MILLRACE_PREFIX": "a-shop."}) as demo:
+        demo.until_learning()
+        for program, name in (("redis-server", "redis"), ("millrace.broker", "broker")):
+            old, line = service(demo, program)
+            port = int(re.findall(r"127\.0\.0\.1:(\d+)|--port (\d+)", line)[0][program == "millrace.broker"])
+            os.kill(old, signal.SIGKILL)
+            demo.until(lambda p=program, o=old: service(demo, p)[0] not in (0, o), f"{name} is started again")  # type: ignore[misc]
+            assert f"the embedded {name} ended (status -9); it is started again" in demo.text()
+            if name == "redis":
+                with Redis("127.0.0.1", port, retry=Retry(NoBackoff(), 0)) as client:
+
+                    def filled(client: Redis = client) -> bool:
+                        marks = [f"a-shop.{filled_key(p)}" for p in range(Settings().partitions)]
+                        with suppress(RedisError):
+                            return client.mget(marks) == [FILLED] * len(marks)
+                        return False
+
+                    demo.until(filled, "the stream has filled the new Redis")
+        for name in ROLES:
+            victim = demo.role(name)
+            os.kill(victim["pid"], signal.SIGKILL)
+
+            def back(name: str = name, old: int = victim["pid"]) -> bool:
+                role = demo.role(name)
+                return bool(role["state"] == "running" and role["pid"] != old and role["restarts"] == 1)
+
+            demo.until(back, f"the {name} is back")
+        demo.until(lambda: all(demo.role(n)["state"] == "running" for n in ROLES), "every role works again")
+        before = demo.state()["figures"]["exposures"]
+        demo.until(lambda: demo.state()["figures"]["exposures"] > before + 1000, "shoppers go on")
+        assert demo.end(signal.SIGINT) == 0, demo.text()
+        report = demo.report()
+        demo.until_nothing_left()
+    assert_all_accounted_for(report)
+    assert report["restarts"] == dict.fromkeys(ROLES, 1)
+    assert "topics" in report["sent_from"]
+
+
+def test_kill_9_of_the_demo_leaves_no_process(tmp_path: Path) -> None:
+    with demo_process(tmp_path, "--page-port", "0") as demo:
+        demo.until(lambda: demo.state()["phase"] == "running", "it runs")
+        below = descendants(demo.process.pid)
+        assert len(below) >= 5
+        assert demo.end(signal.SIGKILL) == -signal.SIGKILL
+        demo.until_nothing_left()
+
+
+def test_sigterm_ends_it_at_once_and_cleanly_even_while_it_starts(tmp_path: Path) -> None:
+    with demo_process(tmp_path) as demo:
+        demo.until(lambda: len(descendants(demo.process.pid)) >= 4, "roles are started")
+        assert demo.end(signal.SIGTERM) == 128 + signal.SIGTERM, demo.text()
+        demo.until_nothing_left()
+        assert "Traceback" not in demo.text()
+
+
+def test_a_taken_page_port_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with demo_process(tmp_path, "--page-port", str(port)) as demo:
+            assert demo.wait() == 1
+            assert demo.text().splitlines() == [
+                f"millrace: port 127.0.0.1:{port} for the live page cannot be bound (Address already in use);"
+                " give a free one with --page-port"
+            ]
+
+
+@pytest.mark.parametrize("name", ["MILLRACE_KAFKA", "MILLRACE_REDIS"])
+def test_a_service_that_is_named_and_absent_is_one_line(tmp_path: Path, name: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        env = {name: address}
+        if (
+            name == "MILLRACE_KAFKA"
+        ):  # Redis is asked after the demo's own broker, which a busy machine may keep waiting
+            env["MILLRACE_PATIENCE_SECONDS"] = "0.2"
+        with demo_process(tmp_path, env=env) as demo:
+            assert demo.wait() == 1
+            errors = [line for line in demo.text().splitlines() if line.startswith("millrace: ")]
+            assert len(errors) == 1
+            assert address in errors[0]
+            assert "Traceback" not in demo.text()
+            demo.until_nothing_left()

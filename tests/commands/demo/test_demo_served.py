@@ -1,0 +1,229 @@
+"""Figures of served scores, recomputed from the topics: which rows count, what they say, that the learner agrees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from commands.demo.audit import Ledger
+from commands.demo.served import Served, auc_of, by_minute, curve, figures, first, headline, newest
+from millrace.contracts.clock import EventClock
+from millrace.contracts.events import ARMS, LOGGED, MODEL, Truth, to_msgpack
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
+from millrace.labels import Waits
+from tests.scenes.learning import labelled
+
+T0 = 1_772_600_000_000
+MINUTE = 60_000
+
+
+def rows(n: int, seed: int = 0, **given: Any) -> Served:
+    """Rows a second apart; labels are drawn from the true probabilities, and scores are near these."""
+    rng = np.random.default_rng(seed)
+    true = rng.uniform(0.05, 0.6, n).astype(np.float32)
+    made: dict[str, Any] = {
+        "ts_ms": T0 + 1000 * np.arange(n, dtype=np.int64),
+        "page": np.array([f"p{i // 10}" for i in range(n)], np.object_),
+        "position": np.arange(n) % 10,
+        "label": (rng.random(n) < true).astype(np.int8),
+        "score": np.clip(true + rng.normal(0, 0.1, n), 0.01, 0.99).astype(np.float32),
+        "true": true,
+        "arm": np.zeros(n, np.int8),
+        "own": np.ones(n, np.bool_),
+        "settled": np.ones(n, np.bool_),
+    }
+    return Served(**made | given)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
+def test_auc_is_the_share_of_pairs_in_order(pairs: Sequence[tuple[int, bool]]) -> None:
+    score = np.array([s for s, _ in pairs], np.float64)
+    label = np.array([clicked for _, clicked in pairs])
+    won = [(p > n) + 0.5 * (p == n) for p in score[label] for n in score[~label]]
+    assert auc_of(score, label) == (pytest.approx(np.mean(won)) if won else None)
+
+
+def test_auc_leaves_out_what_was_never_scored() -> None:
+    assert auc_of(np.array([0.1, np.nan, 0.9]), np.array([0, 1, 1])) == 1.0
+
+
+def test_one_class_and_no_rows_have_no_figure_and_no_number_that_means_nothing() -> None:
+    some = rows(50)
+    nobody = some.where(some.label == 0)
+    assert figures(nobody)["auc"] is None
+    assert figures(nobody)["calibration"] is None
+    assert figures(some.where(slice(0, 0))) == {"rows": 0, "auc": None, "log_loss": None, "calibration": None}
+
+
+def test_a_broken_score_counts_as_wrong_and_is_not_left_out() -> None:
+    some = rows(400)
+    broken = np.arange(400) % 20 == 0
+    score = some.score.copy()
+    score[broken] = np.array([np.nan, np.inf, -np.inf, np.nan] * 5, np.float32)
+    told = figures(replace(some, score=score))
+    worst = figures(replace(some, score=np.where(broken, 1.0 - some.label, some.score).astype(np.float32)))
+    assert told == worst
+    assert told["rows"] == 400
+    without = figures(some.where(~broken))
+    assert told["auc"] is not None
+    assert without["auc"] is not None
+    assert told["auc"] < without["auc"]
+
+
+def test_what_is_not_settled_is_not_judged_nor_is_a_logged_page_that_nobody_scored() -> None:
+    some = rows(30)
+    settled, score, arm = np.ones(30, np.bool_), some.score.copy(), np.zeros(30, np.int8)
+    settled[20:] = False
+    arm[:6] = ARMS.index(LOGGED)
+    score[:3], score[6] = np.nan, np.nan
+    judged = replace(some, settled=settled, score=score, arm=arm).judged
+    assert judged.ts_ms.tolist() == some.ts_ms[3:20].tolist()
+
+
+def test_the_headline_is_the_models_and_a_logs_where_no_model_made_a_page() -> None:
+    some = rows(20)
+    assert headline(some) == MODEL
+    assert headline(some.where(slice(0, 0))) == MODEL
+    logged = np.full(20, ARMS.index(LOGGED), np.int8)
+    assert headline(replace(some, arm=logged)) == LOGGED
+    logged[3] = ARMS.index(MODEL)
+    assert headline(replace(some, arm=logged)) == MODEL
+
+
+def test_the_first_rows_are_of_this_run_and_all_arms_beside_the_loss_of_the_truth() -> None:
+    some = rows(900)
+    arm = (np.arange(900) % 2).astype(np.int8)
+    own = np.arange(900) >= 300
+    told = first(replace(some, arm=arm, own=own), 500)
+    part = slice(300, 800)
+    y, q = some.label[part].astype(np.float64), some.true[part].astype(np.float64)
+    assert told["rows"] == 500
+    assert told["oracle_log_loss"] == pytest.approx(-np.mean(y * np.log(q) + (1 - y) * np.log(1 - q)))
+    p = some.score[part].astype(np.float64)
+    assert told["log_loss"] == pytest.approx(-np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)))
+    assert told["calibration"] == pytest.approx(p.sum() / y.sum())
+    assert told["auc"] == auc_of(p, y)
+
+
+def test_minutes_hold_every_judged_row_of_the_run_once() -> None:
+    some = rows(600)
+    arm = (np.arange(600) % 3 == 0).astype(np.int8)
+    told = by_minute(replace(some, arm=arm), T0 + 60_000, 120_000, some.true * 2)
+    assert [(m["minute"], m["arm"]) for m in told] == [(m, a) for m in range(5) for a in ("model", "control")][:10]
+    assert sum(m["rows"] for m in told) == 600 - 60
+    assert sum(m["clicks"] for m in told) == some.label[60:].sum()
+    assert sum(m["predicted"] for m in told) == pytest.approx(some.score[60:].sum(dtype=np.float64))
+    assert sum(m["expected"] for m in told) == pytest.approx(some.true[60:].sum(dtype=np.float64))
+    assert sum(m["twin"] for m in told) == pytest.approx(2 * some.true[60:].sum(dtype=np.float64))
+    nobody_knows = by_minute(replace(some, true=np.full(600, np.nan, np.float32)), T0, 120_000)
+    assert {(m["expected"], m["twin"]) for m in nobody_knows} == {(None, None)}
+
+
+def test_the_curve_is_that_of_full_windows_and_begins_half_way_in_a_short_run() -> None:
+    n, rng = 3000, np.random.default_rng(3)
+    some = rows(n)
+    score = np.where(np.arange(n) < n // 2, rng.random(n), some.true).astype(np.float32)  # it learns half way
+    learning = replace(some, score=score)
+    points = curve(learning, 500)
+    assert points[0]["event_time"] == some.ts_ms[499]
+    assert points[-1] == {
+        "event_time": some.ts_ms[-1],
+        "auc": auc_of(score[-500:], some.label[-500:]),
+        "oracle_auc": auc_of(some.true[-500:], some.label[-500:]),
+    }
+    assert points[0]["auc"] < points[-1]["auc"] == points[-1]["oracle_auc"]
+    assert curve(learning, 10_000)[0]["event_time"] == some.ts_ms[n // 2 - 1]
+    assert curve(learning.where(slice(0, 0)), 500) == []
+
+
+# -- from the topics -------------------------------------------------------------------------------------------
+
+
+def batch(
+    request: str, ts_ms: int, kinds: dict[int, int], policy: str, score: float = 0.3, arm: int = 0
+) -> SampleBatch:
+    n = len(kinds)
+    arms, policies = np.full(n, arm, np.uint8), np.full(n, POLICIES.index(policy), np.uint8)
+    return labelled(request, ts_ms, kinds.items(), score, arm=arms, policy=policies)
+
+
+def ledger_of(*batches: SampleBatch) -> Ledger:
+    ledger = Ledger(EventClock(), 3_600_000, {}, Waits(5 * MINUTE, 30_000, MINUTE))
+    for offset, made in enumerate(batches):
+        record: Any = SimpleNamespace(partition=0, offset=offset, timestamp=T0, value=made.to_bytes())
+        ledger.sample_message(record)
+    truth = to_msgpack(Truth("a", T0, 0, np.array([0.5, 0.25], "<f4").tobytes()))
+    ledger.truth_message(SimpleNamespace(partition=0, offset=0, timestamp=T0, value=truth))
+    return ledger
+
+
+def test_a_click_that_came_before_its_fellows_labels_is_not_settled_before_they_are() -> None:
+    at_once = batch("a", T0, {0: POSITIVE}, "wait")
+    assert not ledger_of(at_once).rows().settled.any()
+    later = batch("b", T0 + MINUTE, {0: POSITIVE, 1: NEGATIVE}, "wait")
+    told = ledger_of(at_once, batch("a", T0, {1: NEGATIVE}, "wait"), later).rows()
+    assert told.page.tolist() == ["a", "a", "b", "b"]
+    assert told.settled.tolist() == [True] * 4
+    assert told.label.tolist() == [1, 0, 1, 0]
+    assert told.true[:2].tolist() == [0.5, 0.25]
+    assert np.isnan(told.true[2:]).all()
+
+
+def test_a_correction_makes_the_label_a_click_and_an_early_negative_settles_nothing() -> None:
+    early = batch("a", T0, {0: NEGATIVE, 1: NEGATIVE}, "prompt")
+    corrected = batch("a", T0, {1: CORRECTION}, "prompt")
+    assert not ledger_of(early, corrected).rows().settled.any()
+    told = ledger_of(early, corrected, batch("b", T0 + 6 * MINUTE, {0: POSITIVE}, "prompt")).rows()
+    assert told.label.tolist() == [0, 1, 1]
+    assert told.settled.tolist() == [True, True, False]
+
+
+def test_a_page_that_no_model_made_is_logged() -> None:
+    made = batch("a", T0, {0: POSITIVE}, "wait")
+    assert ledger_of(replace(made, version=np.full(1, -1))).rows().arm.tolist() == [ARMS.index(LOGGED)]
+
+
+def test_the_newest_rows_of_an_arm_are_those_that_the_learner_judges() -> None:
+    """Two programs, one stream of samples: the learner as they come, the report when all is over."""
+    from learner.evaluation.segments import Segments, parse_segments
+    from learner.evaluation.served import Served as Live
+    from learner.ranker.model import OnlineModel
+    from tests.scenes.learning import SCHEMA
+
+    rng = np.random.default_rng(5)
+    layout = SCHEMA.layout
+    waits = Waits(5 * MINUTE, 30_000, MINUTE)
+    model = OnlineModel(SCHEMA, {"model": "wide_deep", "hidden": [4]}, 0)
+    live = Live(SCHEMA, Segments(SCHEMA, parse_segments("")), waits, 300)
+    ledger = Ledger(EventClock(), 3_600_000, {}, waits)
+    for number in range(120):
+        kinds = {int(p): int(rng.random() < 0.3) for p in range(10)}  # POSITIVE is 1
+        made = batch(f"r{number}", T0 + number * 7000, kinds, "prompt", arm=int(rng.random() < 0.2))
+        n = len(made)
+        score = rng.uniform(0, 1, n).astype(np.float32)
+        score[rng.random(n) < 0.02] = np.nan
+        made = replace(
+            made, score=score, cat=np.zeros((n, layout.F), np.int64), num=np.zeros((n, layout.N), np.float32)
+        )
+        record: Any = SimpleNamespace(partition=0, offset=number, timestamp=T0, value=made.to_bytes())
+        ledger.sample_message(record)
+        live.take(made, 0)
+    live.enter(model)
+    live.settle()
+    for arm in ("model", "control"):
+        shown = live.figures(arm)
+        told = figures(newest(ledger.rows(), arm, 300))
+        assert told["rows"] == shown.rows
+        for name in ("auc", "log_loss", "calibration"):
+            figure = told[name]
+            assert figure is not None
+            assert math.isclose(figure, getattr(shown, name), rel_tol=1e-5), name
+    assert live.figures("model").rows == 300

@@ -1,0 +1,221 @@
+"""Draws of users: each figure under a draw is the figure of the rows that were drawn; intervals cover; words follow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from commands.freshness import bootstrap
+from commands.freshness.measure import ALL, Figure, Measured, Rows, Scored
+from commands.freshness.words import named, verdict
+from millrace.basics.clustered import FEWEST
+from millrace.basics.merit import auc, calibration, grouped_auc, log_loss
+
+
+def drawn_rows(user: NDArray[np.intp], weights: NDArray[np.uint16]) -> NDArray[np.intp]:
+    """The rows of a draw, each as often as its user was drawn."""
+    return np.repeat(np.arange(len(user)), weights[user])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(2, 60), users=st.integers(1, 12), levels=st.integers(1, 30))
+def test_each_figure_of_a_draw_is_that_of_the_rows_drawn(seed: int, n: int, users: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    user = rng.integers(0, users, n)
+    p = ((rng.integers(0, levels, n) + 0.5) / levels).astype(np.float32)  # with ties
+    y = (rng.random(n) < 0.4).astype(np.float32)
+    group = user * 3 + rng.integers(0, 3, n)  # a group is of one user
+    (weights,) = bootstrap.drawn(users, 7, seed)
+    assert (weights.sum(0) == users).all()
+    found = {
+        "auc": bootstrap.auc_draws(p, y, user, weights),
+        "log_loss": bootstrap.log_loss_draws(p, y, user, weights),
+        "calibration": bootstrap.calibration_draws(p, y, user, weights),
+        "grouped_auc": bootstrap.grouped_auc_draws(p, y, group, user, weights),
+    }
+    for r in range(7):
+        rows = drawn_rows(user, weights[:, r])
+        # A group of a user who was drawn twice is there twice, not one of double size.
+        copy = np.concatenate([np.arange(int(w)) for w in weights[user, r]]) if len(rows) else rows
+        plain = {
+            "auc": auc(p[rows], y[rows]),
+            "log_loss": log_loss(p[rows], y[rows]),
+            "calibration": calibration(p[rows], y[rows]),
+            "grouped_auc": grouped_auc(p[rows], y[rows], group[rows] * 1000 + copy),
+        }
+        for name, value in plain.items():
+            assert found[name][r] == pytest.approx(value, abs=1e-9, nan_ok=True), name
+
+
+def test_draws_do_not_depend_on_how_many_lie_in_memory() -> None:
+    whole = np.concatenate(list(bootstrap.drawn(50, 30, 4)), axis=1)
+    parts = list(bootstrap.drawn(50, 30, 4, entries=500))
+    assert len(parts) == 3
+    np.testing.assert_array_equal(whole, np.concatenate(parts, axis=1))
+    assert not np.array_equal(whole, np.concatenate(list(bootstrap.drawn(50, 30, 5)), axis=1))
+
+
+def world(rng: np.random.Generator, users: int = 120) -> tuple[Rows, dict[str, Scored]]:
+    """Users of different rates, whose rows are alike; a second model that errs with each user in a way of its own."""
+    each = rng.integers(1, 25, users)
+    user = np.repeat(np.arange(users), each)
+    rate = rng.normal(-1, 1, users)[user]
+    row = rng.normal(0, 1, len(user))
+    y = (rng.random(len(user)) < 1 / (1 + np.exp(-rate - row))).astype(np.float32)
+    seen = rng.normal(0, 1, users)[user] * 0.5  # what both models say, alike for all rows of a user
+    one = 1 / (1 + np.exp(-(rate * 0.3 + seen + 0.5 * row)))
+    two = 1 / (1 + np.exp(-(rate * 0.3 + seen + 0.5 * row + rng.normal(0, 0.3, users)[user])))
+    models = {"a": Scored([one.astype(np.float32)], []), "b": Scored([two.astype(np.float32)], [])}
+    return Rows(y, user.astype(np.intp), user.astype(np.intp)), models
+
+
+def test_the_error_of_a_difference_is_that_between_logs() -> None:
+    """Many logs of one world: the spread of the paired difference over them is what one log's draws say of it."""
+    gaps, errors = [], []
+    for seed in range(60):
+        rows, models = world(np.random.default_rng(seed))
+        gap = Measured(rows, models, {}, 200, 1).gap("b", "a", "auc")
+        gaps.append(gap.value)
+        errors.append(gap.error)
+    assert np.mean(errors) == pytest.approx(np.std(gaps, ddof=1), rel=0.3)
+    rows, models = world(np.random.default_rng(0))
+    alone = Measured(rows, models, {}, 200, 1)
+    single = np.hypot(alone.figure("a", "auc").error, alone.figure("b", "auc").error)
+    assert alone.gap("b", "a", "auc").error < single  # paired
+
+
+def two_seeds() -> tuple[Figure, Figure, float]:
+    """The AUC of a model whose two seeds are alike, that of one whose seeds differ, and the mean of the latter's."""
+    rows, models = world(np.random.default_rng(2))
+    (p,) = models["a"].p
+    q = np.random.default_rng(0).permutation(p)
+    alike, apart = (Measured(rows, {"a": Scored([p, r], [])}, {}, 100, 1).figure("a", "auc") for r in (p, q))
+    return alike, apart, (auc(p, rows.y) + auc(q, rows.y)) / 2
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    alike, apart, mean = two_seeds()
+    assert apart.error > 2 * alike.error
+    assert apart.value == pytest.approx(mean)
+
+
+def test_a_slice_has_the_figures_of_its_rows_and_one_without_clicks_has_none() -> None:
+    rows, models = world(np.random.default_rng(3))
+    odd, none = np.arange(1, len(rows.y), 2), np.flatnonzero(rows.y == 0)
+    found = Measured(rows, models, {"odd": odd, "none": none}, 50, 1)
+    (p,) = models["a"].p
+    assert found.figure("a", "auc", "odd").value == auc(p[odd], rows.y[odd])
+    assert found.figure("a", "auc", ALL).value == auc(p, rows.y)
+    assert np.isnan(found.figure("a", "auc", "none").value)
+    assert np.isnan(found.figure("a", "auc", "none").half)
+    assert np.isfinite(found.figure("a", "log_loss", "none").value)
+
+
+def test_a_slice_of_few_users_has_no_interval() -> None:
+    """However often one user is drawn, his figures are the same: a spread of zero would show every difference. Nor do
+    many users tell anything where a few have clicked."""
+    rows, models = world(np.random.default_rng(3))
+    both = np.bincount(rows.user, weights=rows.y > 0) * np.bincount(rows.user, weights=rows.y == 0)
+    most = np.argsort(-both)
+    few, enough = np.isin(rows.user, most[: FEWEST - 1]), np.isin(rows.user, most[:FEWEST])
+    slices = {"one": rows.user == most[0], "few": few, "enough": enough, "few who clicked": (rows.y == 0) | few}
+    found = Measured(rows, models, {name: np.flatnonzero(own) for name, own in slices.items()}, 50, 1)
+    for name in slices:
+        gap = found.gap("b", "a", "log_loss", name)
+        assert gap.value != 0
+        assert np.isfinite(gap.half) == np.isfinite(gap.smallest) == (name == "enough"), name
+        assert not gap.shown or name == "enough"
+    assert found.users_of("few") == FEWEST - 1
+
+
+def test_intervals_of_slices_with_few_users_cover() -> None:
+    """Many small logs of one world, with as few users as a slice may have. Normal intervals cover less."""
+    rows, models = world(np.random.default_rng(0), 8_000)
+    (a,), (b,) = models["a"].p, models["b"].p
+    true = log_loss(b, rows.y) - log_loss(a, rows.y)
+    covered, by_normal = [], []
+    for seed in range(1, 161):
+        rows, models = world(np.random.default_rng(seed), 7)
+        gap = Measured(rows, models, {}, 100, 1).gap("b", "a", "log_loss")
+        if np.isfinite(gap.half):
+            covered.append(abs(gap.value - true) <= gap.half)
+            by_normal.append(abs(gap.value - true) <= Figure(gap.value, gap.error * np.sqrt(6 / 7)).half)
+    assert len(covered) > 100
+    assert np.mean(covered) > 0.91
+    assert np.mean(by_normal) < 0.88
+
+
+def test_two_seeds_that_differ_tell_little_of_how_seeds_differ() -> None:
+    alike, apart, _ = two_seeds()
+    assert alike.freedom > 30
+    assert 1 <= apart.freedom < 1.5, "the seeds make nearly all of the error, and there are two"
+
+
+def test_the_sentence_says_gains_losses_and_that_nothing_could_be_shown() -> None:
+    rng = np.random.default_rng(4)
+    user = np.repeat(np.arange(300), 8)
+    log_odds = rng.normal(-1, 1, 300)[user] + rng.normal(0, 1, len(user))
+    best = 1 / (1 + np.exp(-log_odds))
+    rows = Rows((rng.random(len(user)) < best).astype(np.float32), user, user)
+    half = 1 / (1 + np.exp(-0.6 * log_odds - 0.4 * log_odds.mean() + rng.normal(0, 0.7, len(user))))
+    a, b = Scored([half.astype(np.float32)], []), Scored([best.astype(np.float32)], [])
+
+    def said(fresh: Scored, reference: Scored, old: Scored, oldest: Scored = a) -> str:
+        scored = {"minute": fresh, "daily": reference}
+        scored |= {named("day-old", "minute"): old, named("day-old", "daily"): oldest}
+        return verdict(Measured(rows, scored, {}, 200, 1), "minute", "daily", True)
+
+    gain = said(b, a, a)
+    assert "learning every minute instead of every day gains ." in gain
+    assert "live window features instead of day-old ones gain ." in gain
+    loss = said(a, b, b)
+    assert "instead of every day loses ." in loss
+    assert "ones lose ." in loss
+    same = said(a, a, a)  # one model by two names: its spread of zero is no smallest gain
+    assert "every day gives the same scores" in same
+    assert "day-old ones give the same scores" in same
+    assert ".0000" not in same
+    noise = rng.normal(0, 1e-3, len(user))
+    near = Scored([(half + noise).astype(np.float32)], [])
+    nothing = said(near, a, a)
+    assert "no difference could be shown for learning every minute instead of every day" in nothing
+    assert "the smallest" in nothing
+    # A tenth of the noise of that gain: too small for so few rows.
+    few = Rows(rows.y[:60], rows.user[:60], rows.group[:60])
+    scored = {"minute": Scored([b.p[0][:60]], []), "daily": Scored([a.p[0][:60]], [])}
+    small = Measured(few, scored, {}, 200, 1)
+    gap = small.gap("minute", "daily", "auc")
+    text = verdict(small, "minute", "daily", False)
+    assert ("no difference could be shown" in text) == (
+        not gap.shown and not small.gain_percent("minute", "daily").shown
+    )
+
+
+def test_the_sentence_says_the_whole_first_where_each_part_alone_gains_nothing() -> None:
+    """Either fresh weights or fresh features find the same: beyond the other, none gains much; together they do."""
+    rng = np.random.default_rng(4)
+    user = np.repeat(np.arange(300), 8)
+    best = 1 / (1 + np.exp(-rng.normal(-1, 1.5, len(user))))
+    rows = Rows((rng.random(len(user)) < best).astype(np.float32), user, user)
+    knows = Scored([best.astype(np.float32)], [])
+    guesses = Scored([rng.random(len(user)).astype(np.float32)], [])
+    scored = {"minute": knows, "daily": knows, named("day-old", "minute"): knows, named("day-old", "daily"): guesses}
+    found = Measured(rows, scored, {}, 200, 1)
+    first, rest = verdict(found, "minute", "daily", True).split(". ", 1)
+    gap = found.gap("minute", named("day-old", "daily"), "auc")
+    assert first.startswith(
+        "On this log a live loop (learning every minute, live window features) instead of a nightly job (learning "
+        f"every day, day-old features) gains {gap.value:.4f}".replace("0.", ".")
+    )
+    assert "% log loss" in first
+    assert rest.startswith("Beyond live features, learning every minute instead of every day gives the same scores")
+    assert "beyond that learning, live window features instead of day-old ones give the same scores" in rest
+
+
+def test_the_smallest_gain_is_what_four_in_five_logs_would_show() -> None:
+    figure = Figure(0.0, 0.01)
+    gains = np.random.default_rng(0).normal(figure.smallest, figure.error, 20_000)
+    assert np.mean(np.abs(gains) > figure.half) == pytest.approx(0.8, abs=0.01)

@@ -1,0 +1,588 @@
+"""A schema is guessed from logs of many forms, and what is guessed is what was written; replay runs it as it is."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from commands.guess import Guess, guess_schema
+from commands.guess.columns import Column
+from commands.guess.outcomes import only_with_label
+from commands.replay.run import run_log
+from learner.role.making import model_of
+from millrace.basics.errors import SchemaError
+from millrace.contracts.schema import Schema, parse_schema, shop_schema
+from millrace.logs import TS, LogFaults, read_log
+from simulator.daylog import write_days
+
+ROWS = 2_000
+START = int(datetime(2024, 3, 4, 6, tzinfo=UTC).timestamp()) * 1000
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a generated log is written."""
+
+    ending: str = ".parquet"
+    time: str = "ms"
+    lists: str = "rows"
+    user: str = "user_id"
+    item: str = "item_id"
+    label: str = "click"
+    stamp: str = "timestamp"
+    text_ids: bool = False
+    pages: bool = False
+    days: int = 4
+    seed: int = 0
+
+
+TIMES: dict[str, Callable[[NDArray[Any]], Any]] = {
+    "ms": lambda ms: [int(x) for x in ms],
+    "s": lambda ms: [int(x) // 1000 for x in ms],
+    "us": lambda ms: [int(x) * 1000 for x in ms],
+    "ns": lambda ms: [int(x) * 1_000_000 for x in ms],
+    "iso": lambda ms: [f"{_at(x):%Y-%m-%dT%H:%M:%S}Z" for x in ms],
+    "hours": lambda ms: [int(f"{_at(x):%y%m%d%H}") for x in ms],
+    "american": lambda ms: [f"{_at(x):%m/%d/%Y %I:%M:%S %p}" for x in ms],
+    "typed": lambda ms: pa.array(np.asarray(ms, "datetime64[ms]")),
+}
+
+
+def _at(ms: float) -> datetime:
+    return datetime.fromtimestamp(int(ms) / 1000, UTC)
+
+
+def log_of(form: Form) -> tuple[pa.Table, dict[str, np.ndarray]]:
+    """(a log with honest columns of all kinds, what its rows are): 40% of clicks come of the item's quality."""
+    rng = np.random.default_rng(form.seed)
+    pages = ROWS // 5 if form.pages or form.lists != "rows" else ROWS
+    ms = START + np.sort(rng.choice(form.days * 86_400, pages, replace=False)) * 1000
+    users, items = rng.integers(0, 90, pages), rng.integers(0, 60, ROWS)
+    page = np.arange(ROWS) * pages // ROWS
+    if pages < ROWS:  # a page's items differ
+        items = np.concatenate([rng.permutation(60)[: (page == p).sum()] for p in range(pages)])
+    quality = rng.random(60) * 0.5
+    click = (rng.random(ROWS) < quality[items]).astype(np.int64)
+    named = "u-{}" if form.text_ids else "{}"
+    user_ids = [named.format(u + 1000) for u in users]
+    item_ids = [named.replace("u", "i").format(i + 5000) for i in items]
+    truth = {"ms": ms[page], "user": users[page], "item": items, "click": click, "page": page}
+    city = np.array(["berlin", "rome", "oslo", "york", "graz"])
+    if form.lists == "rows":
+        columns: dict[str, object] = {
+            form.stamp: TIMES[form.time](ms[page]),
+            form.user: [user_ids[p] for p in page],
+            form.item: item_ids,
+            form.label: click,
+            "city": city[users[page] % 5],
+            "brand": [f"b{i % 11}" for i in items],
+            "price": np.round(1.5 ** (items % 20) + 0.25, 2),
+            "device": rng.choice(["phone", "tablet", "desk"], ROWS),
+            "temperature": np.round(rng.normal(12, 8, ROWS), 1),
+        }
+        if form.pages:
+            columns |= {"request_id": page + 700_000, "position": np.arange(ROWS) % 5}
+        return pa.table(_numbers(columns, form, (form.user, form.item))), truth
+    groups = [np.flatnonzero(page == p) for p in range(pages)]
+    columns = {
+        form.stamp: TIMES[form.time](ms),
+        form.user: user_ids,
+        "city": city[users % 5],
+        "device": rng.choice(["phone", "tablet", "desk"], pages),
+    }
+    lists: list[list[Any]] = [[item_ids[i] for i in group] for group in groups]
+    if not form.text_ids and form.lists != "pairs":
+        lists = [[int(x) for x in one] for one in lists]
+    if form.lists == "labels":
+        columns |= {"shown": lists, "answers": [click[group].tolist() for group in groups]}
+    elif form.lists == "clicked":
+        chosen = [[x for x, i in zip(one, g, strict=True) if click[i]] for one, g in zip(lists, groups, strict=True)]
+        columns |= {"shown": lists, "chosen": chosen}
+    else:
+        texts = [" ".join(f"{item_ids[i]}-{click[i]}" for i in group) for group in groups]
+        columns["impressions"] = texts
+    return pa.table(_numbers(columns, form, (form.user,))), truth
+
+
+def _numbers(columns: dict[str, object], form: Form, names: tuple[str, ...]) -> dict[str, object]:
+    if form.text_ids:
+        return columns
+    return columns | {name: [int(x) for x in columns[name]] for name in names}  # type: ignore[attr-defined]
+
+
+def write(table: pa.Table, folder: Path, ending: str) -> Path:
+    path = folder / f"log{ending}"
+    if ending == ".parquet":
+        pq.write_table(table, path)
+    elif ending == "/":
+        path = folder / "days"
+        path.mkdir()
+        half = table.num_rows // 2
+        pq.write_table(table.slice(0, half), path / "a.parquet")
+        pq.write_table(table.slice(half), path / "b.parquet")
+    elif ending.startswith(".jsonl"):
+        text = "\n".join(json.dumps(row, default=str) for row in table.to_pylist()) + "\n"
+        path.write_bytes(gzip.compress(text.encode()) if ending.endswith(".gz") else text.encode())
+    else:
+        sink = pa.BufferOutputStream()
+        by = "\t" if ".tsv" in ending else ","
+        pacsv.write_csv(table, sink, pacsv.WriteOptions(delimiter=by, quoting_style="needed"))
+        raw = sink.getvalue().to_pybytes()
+        path.write_bytes(gzip.compress(raw) if ending.endswith(".gz") else raw)
+    return path
+
+
+def guessed(form: Form, folder: Path) -> tuple[Guess, Schema, Path, dict[str, np.ndarray]]:
+    table, truth = log_of(form)
+    path = write(table, folder, form.ending)
+    guess = guess_schema(path)
+    return guess, parse_schema(guess.text), path, truth
+
+
+forms = st.builds(
+    Form,
+    ending=st.sampled_from([".parquet", ".csv", ".tsv", ".csv.gz", ".jsonl", ".jsonl.gz", "/"]),
+    time=st.sampled_from([*TIMES]),
+    user=st.sampled_from(["user_id", "uid", "userId", "visitor_id", "customer"]),
+    item=st.sampled_from(["item_id", "video_id", "articleId", "sku", "product_id"]),
+    label=st.sampled_from(["click", "is_click", "clicked", "label"]),
+    stamp=st.sampled_from(["timestamp", "time_ms", "ts", "event_time"]),
+    text_ids=st.booleans(),
+    pages=st.booleans(),
+    days=st.sampled_from([1, 4, 30]),
+    seed=st.integers(0, 5),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(form=forms)
+def test_roles_times_and_sides_are_what_was_written(form: Form) -> None:
+    with TemporaryDirectory() as folder:
+        guess, schema, path, truth = guessed(form, Path(folder))
+        assert not guess.open
+        log = schema.log
+        assert log is not None
+        assert (log.time, log.user, log.item, log.label) == (form.stamp, form.user, form.item, form.label)
+        assert (log.request, log.position) == (("request_id", "position") if form.pages else (None, None))
+        assert not guess.outcomes  # nothing honest is accused
+        of = {f.name: (f.of, f.kind) for f in schema.fields}
+        assert of["city"] == ("user", "categorical")
+        assert of["brand"] == ("item", "categorical")
+        assert of["price"] == ("item", "numeric")
+        assert of["device"] == ("context", "categorical")
+        assert of["temperature"] == ("context", "numeric")
+        read = read_log(path, schema)
+        if form.time != "hours" or form.pages:  # rows of an hour with one user and item are copies of one another
+            grain = 3_600_000 if form.time == "hours" else 1
+            assert (np.sort(read.table[TS].to_numpy()) == np.sort(truth["ms"] // grain * grain)).all()
+            assert read.table[read.label].to_numpy().sum() == truth["click"].sum()
+
+
+@settings(max_examples=24, deadline=None)
+@given(
+    lists=st.sampled_from(["labels", "clicked", "pairs"]),
+    time=st.sampled_from(["ms", "s", "iso", "american", "typed"]),
+    text_ids=st.booleans(),
+    seed=st.integers(0, 5),
+    jsonl=st.booleans(),
+)
+def test_lists_of_candidates_are_taken_apart(lists: str, time: str, text_ids: bool, seed: int, jsonl: bool) -> None:
+    ending = ".jsonl" if jsonl else ".tsv" if lists == "pairs" else ".parquet"
+    with TemporaryDirectory() as folder:
+        form = Form(ending=ending, time=time, lists=lists, text_ids=text_ids, seed=seed)
+        guess, schema, path, truth = guessed(form, Path(folder))
+        assert not guess.open
+        assert not guess.outcomes
+        assert guess.findings.rate == truth["click"].mean()
+        read = read_log(path, schema)
+        assert read.table.num_rows == ROWS
+        assert read.table[read.label].to_numpy().sum() == truth["click"].sum()
+
+
+def _with(form: Form, folder: Path, **columns: object) -> Guess:
+    table, truth = log_of(form)
+    for name, make in columns.items():
+        table = table.append_column(name, pa.array(make(truth, np.random.default_rng(form.seed + 1))))  # type: ignore[operator]
+    return guess_schema(write(table, folder, ".parquet"))
+
+
+PLANTED = {
+    "engagement": lambda t, rng: np.where(t["click"] == 1, rng.integers(1, 500, ROWS), 0),
+    "landing": lambda t, rng: [f"page {rng.integers(9)}" if c else None for c in t["click"]],
+    "thanked": lambda t, rng: (t["click"] == 1) & (rng.random(ROWS) < 0.2),
+    "seconds": lambda t, rng: rng.exponential(1 + 12 * t["click"]),
+    "closed_by": lambda t, rng: [f"x{rng.integers(4)}" if not c and rng.random() < 0.5 else "none" for c in t["click"]],
+}
+"""Outcomes whose names do not say so: filled only with a click (a number, a text, a rare flag), larger with one, filled
+only without one."""
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", list(PLANTED))
+def test_a_planted_outcome_is_named_with_its_figures_and_is_no_field(name: str, seed: int, tmp_path: Path) -> None:
+    guess = _with(Form(seed=seed), tmp_path, **{name: PLANTED[name]})
+    assert set(guess.outcomes) == {name}
+    verdict = guess.outcomes[name]
+    assert verdict.kind == ("beyond" if name == "seconds" else "only-with-label")
+    assert any(ch.isdigit() for ch in verdict.why)
+    assert f"#   {name}: {verdict.why}" in guess.text
+    assert name not in {f.name for f in parse_schema(guess.text).fields}
+
+
+HONEST = {
+    "surface": lambda t, rng: rng.choice(["home", "search"], ROWS),
+    "rare": lambda t, rng: (rng.random(ROWS) < 0.01).astype(int),
+    "sparse": lambda t, rng: [int(rng.integers(5)) if rng.random() < 0.03 else None for _ in range(ROWS)],
+    "predictor": lambda t, rng: t["click"] * 0.6 + rng.normal(0, 1, ROWS),  # AUC about .66
+    "stock": lambda t, rng: t["item"] % 7 * 100 + 3,
+}
+"""Columns that are known before, some rare, some missing nearly always, one that predicts well."""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_honest_columns_are_not_accused(seed: int, tmp_path: Path) -> None:
+    guess = _with(Form(seed=seed), tmp_path, **HONEST)
+    assert not guess.outcomes
+    assert set(HONEST) <= {f.name for f in parse_schema(guess.text).fields}
+
+
+def test_a_name_alone_is_no_proof_and_is_said_to_be_none(tmp_path: Path) -> None:
+    guess = _with(Form(), tmp_path, play_time=lambda t, rng: rng.random(ROWS))
+    assert guess.outcomes["play_time"].kind == "name"
+    assert "nothing in the rows proves it" in guess.text
+
+
+def test_open_roles_are_named_with_their_candidates_and_leave_a_line(tmp_path: Path) -> None:
+    table, _ = log_of(Form())
+    path = write(table.rename_columns(["when", "a", "b", "x", *table.column_names[4:]]), tmp_path, ".parquet")
+    guess = guess_schema(path)
+    assert set(guess.open) == {"user", "item"}
+    assert set(guess.open["user"][:2]) == {"a", "b"}  # and 'brand', which has fewer values
+    assert 'user = "?"  # TO BE FILLED IN: it could be' in guess.text
+    with pytest.raises(SchemaError, match=r"user and item under \[log\] still to be filled in .*; write the columns"):
+        parse_schema(guess.text)
+    filled = guess.text.replace('user = "?"', 'user = "a"').replace('item = "?"', 'item = "b"')
+    assert read_log(path, parse_schema(filled)).table.num_rows == ROWS
+
+
+def test_two_labels_alike_are_both_named(tmp_path: Path) -> None:
+    table, truth = log_of(Form(label="one"))
+    path = write(table.append_column("two", pa.array(1 - truth["click"])), tmp_path, ".parquet")
+    assert set(guess_schema(path).open["label"]) == {"one", "two"}
+
+
+def test_two_times_alike_are_both_named(tmp_path: Path) -> None:
+    guess = _with(Form(), tmp_path, server_time=lambda t, rng: np.sort(t["ms"] + rng.integers(0, 7_200, ROWS) * 1000))
+    assert set(guess.open["time"]) == {"timestamp", "server_time"}
+
+
+def test_a_few_users_who_click_everything_are_no_proof() -> None:
+    label, speaks = np.zeros(400, bool), np.zeros(400, int)
+    label[:150], speaks[:40] = True, 1
+    column = Column("vip", pa.chunked_array([pa.array(speaks)]))
+    many, few = np.arange(400), np.arange(400) // 10
+    assert only_with_label(column, label, [many, many]) is not None
+    assert only_with_label(column, label, [few, many]) is None  # four users
+    mostly = np.ones(400, bool)
+    mostly[350:] = False
+    assert only_with_label(column, mostly, [many, many]) is None  # nearly all are clicks anyway: chance does it
+
+
+def test_action_times_and_their_sign_for_never_are_found(tmp_path: Path) -> None:
+    def order_time(t: dict[str, np.ndarray], rng: np.random.Generator) -> NDArray[np.int64]:
+        return np.where((t["click"] == 1) & (rng.random(ROWS) < 0.3), t["ms"] + 90_000, -1)
+
+    def click_ms(t: dict[str, np.ndarray], rng: np.random.Generator) -> pa.Array:
+        return pa.array(t["ms"] + 30_000, mask=t["click"] == 0)
+
+    guess = _with(Form(), tmp_path, click_ms=click_ms, order_time=order_time)
+    log = parse_schema(guess.text).log
+    assert log is not None
+    assert log.action_times == {"click": "click_ms", "purchase": "order_time"}
+    assert list(log.never) == [-1]
+    assert log.attribution_minutes == 1
+    assert not guess.outcomes
+
+
+def test_a_purchase_time_by_its_past_form_and_a_label_of_words(tmp_path: Path) -> None:
+    """As a bookshop's own export has them: ``purchased_at``, ``ja`` and ``nein``."""
+    table, truth = log_of(Form())
+    rng = np.random.default_rng(1)
+    at = np.where((truth["click"] == 1) & (rng.random(ROWS) < 0.3), truth["ms"] + 90_000, 0)
+    words = np.where(truth["click"] == 1, "ja", "Nein").tolist()
+    table = table.drop_columns(["click"]).append_column("clicked", pa.array(words))
+    table = table.append_column("purchased_at", pa.array(at, mask=at == 0))
+    path = write(table, tmp_path, ".csv")
+    guess = guess_schema(path)
+    assert guess.open == {}
+    schema = parse_schema(guess.text)
+    assert schema.log is not None
+    assert (schema.log.label, schema.log.action_times) == ("clicked", {"purchase": "purchased_at"})
+    assert read_log([path], schema).table["clicked"].to_pylist() == truth["click"].tolist()
+
+
+def test_a_day_column_tells_the_offset_of_local_time(tmp_path: Path) -> None:
+    local = lambda t, rng: [int(f"{_at(ms + 9 * 3_600_000):%Y%m%d}") for ms in t["ms"]]  # noqa: E731
+    schema = parse_schema(_with(Form(), tmp_path, date=local).text)
+    assert schema.log is not None
+    assert (schema.log.day, schema.utc_offset) == ("date", "+09:00")
+
+
+def test_a_file_without_header_and_with_another_separator(tmp_path: Path) -> None:
+    table, _ = log_of(Form())
+    rows = zip(*table.select(["timestamp", "user_id", "item_id", "click"]).to_pydict().values(), strict=True)
+    (tmp_path / "log.data").write_text("\n".join("::".join(map(str, row)) for row in rows) + "\n")
+    guess = guess_schema(tmp_path / "log.data")
+    assert set(guess.open) == {"user", "item"}
+    filled = guess.text.replace('user = "?"', 'user = "column_2"').replace('item = "?"', 'item = "column_3"')
+    schema = parse_schema(filled)
+    assert schema.log is not None
+    assert (schema.log.separator, schema.log.label) == ("::", "column_4")
+    assert read_log(tmp_path / "log.data", schema).table.num_rows == ROWS
+
+
+def test_a_large_text_is_sampled_from_its_beginning_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from commands.guess import sample
+
+    monkeypatch.setattr(sample, "HEAD_ROWS", 200)
+    monkeypatch.setattr(sample, "SPREAD_ROWS", 50)
+    for ending in (".csv", ".parquet"):
+        table, truth = log_of(Form(ending=ending))
+        guess = guess_schema(write(table, tmp_path, ending))
+        assert not guess.findings.sample.whole
+        assert 400 <= guess.findings.sample.table.num_rows <= 700
+        times = guess.findings.times["timestamp"].ms
+        assert (times.min(), times.max()) == (truth["ms"].min(), truth["ms"].max())
+        assert len(np.unique(times)) == len(times)  # no stretch is read twice
+
+
+def test_side_tables_beside_the_log_are_joined(tmp_path: Path) -> None:
+    table, _ = log_of(Form())
+    (tmp_path / "people.csv").write_text(
+        "user_id,age\n" + "\n".join(f"{u},{20 + u % 60}" for u in range(1000, 1090)) + "\n"
+    )
+    (tmp_path / "strangers.csv").write_text("user_id,shoe\n1,40\n2,41\n")
+    schema = parse_schema(guess_schema(write(table, tmp_path, ".parquet")).text)
+    assert [(j.file, j.on) for j in schema.join] == [("people.csv", "user_id")]
+    assert {f.name: f.of for f in schema.fields}["age"] == "user"
+
+
+def test_the_simulators_logs_are_told_whole_and_only_the_true_probability_is_left_out(tmp_path: Path) -> None:
+    write_days(tmp_path / "days", days=2, seed=3, users=200)
+    guess = guess_schema(tmp_path / "days")
+    schema, shop = parse_schema(guess.text), shop_schema()
+    assert not guess.open
+    assert set(guess.outcomes) == {"p_true"}
+    assert guess.outcomes["p_true"].kind == "beyond"
+    assert schema.log is not None
+    assert shop.log is not None
+    for role in ("time", "user", "item", "label", "request", "position", "identity", "action_times"):
+        assert getattr(schema.log, role) == getattr(shop.log, role), role
+    of = {f.name: f.of for f in shop.fields if f.name != "weekday"}  # two days tell nothing of weekdays
+    assert {f.name: f.of for f in schema.fields} == of
+    assert len(read_log(tmp_path / "days", schema).table) > 500
+
+
+KUAIRAND_OUTCOMES = {
+    "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view", "play_time_ms", "like",
+    "profile_stay_time",
+    "comment_stay_time", "is_profile_enter", "watch_ratio", "finish", "long_watch", "is_positive",
+}  # fmt: skip
+
+
+@pytest.mark.long
+def test_kuairand_is_told_from_its_file_and_replayed_as_guessed(tmp_path: Path) -> None:
+    folder = os.environ.get("MILLRACE_TEST_LOG")
+    if not folder:
+        pytest.skip("MILLRACE_TEST_LOG names no folder with the KuaiRand log")
+    path = next(Path(folder).glob("log*.parquet"))
+    guess = guess_schema(path)
+    schema = parse_schema(guess.text)
+    assert not guess.open
+    assert schema.log is not None
+    log = schema.log
+    assert (log.time, log.user, log.item, log.label) == ("time_ms", "user_id", "video_id", "is_click")
+    assert (log.day, schema.utc_offset, len(schema.join)) == ("date", "+08:00", 2)
+    assert set(guess.outcomes) == KUAIRAND_OUTCOMES  # all of them, and nothing honest
+    assert len(schema.fields) > 35
+    head = read_log(path, schema)
+    few = replace(head, table=head.table.slice(0, 3000))
+    p = run_log(few, schema, model_of(schema, {"model": "logistic"}, seed=0), 512, lambda rows: None)
+    assert np.isfinite(p).all()
+    assert p.shape == (3000,)
+
+
+# -- bad cells ---------------------------------------------------------------------------------------------------
+
+
+def _dirty(lines: list[str], how: str) -> bytes:
+    """The lines of a CSV with a fault in the middle, or before them."""
+    head, middle = lines[0].replace('"', "").split(","), len(lines) // 2
+    if how == "bom":
+        return b"\xef\xbb\xbf" + "\n".join(lines).encode()
+    if how == "stray header":
+        lines = [*lines[:middle], lines[0], *lines[middle:]]
+    else:
+        name, cell = how.split("=")
+        cells = lines[middle].split(",")
+        cells[head.index(name)] = cell
+        lines = [*lines[:middle], ",".join(cells), *lines[middle + 1 :]]
+    return ("\n".join(lines) + "\n").encode()
+
+
+@pytest.mark.parametrize(
+    ("time", "how"),
+    [("iso", "timestamp=oops"), ("iso", "stray header")]
+    + [("ms", how) for how in ("bom", "stray header", "timestamp=N/A", "timestamp=", "user_id=oops", "item_id=")]
+    + [("ms", how) for how in ("item_id=oops", "click=N/A", "click=oops", "price=oops", "price=")],
+)
+def test_one_bad_cell_costs_no_column_its_role(time: str, how: str, tmp_path: Path) -> None:
+    table, _ = log_of(Form(time=time))
+    plain = guess_schema(write(table, tmp_path, ".csv"))
+    (tmp_path / "bad").mkdir()
+    path = tmp_path / "bad" / "log.csv"
+    path.write_bytes(_dirty((tmp_path / "log.csv").read_text().splitlines(), how))
+    guess = guess_schema(path)
+    assert not guess.open
+    schema, clean = parse_schema(guess.text), parse_schema(plain.text)
+    assert schema.log == clean.log
+    assert [(f.name, f.of, f.kind, f.transform) for f in schema.fields] == [
+        (f.name, f.of, f.kind, f.transform) for f in clean.fields
+    ]
+    assert not guess.outcomes
+    rows = read_log(path, schema, skip_bad=True)
+    assert rows.table.num_rows == ROWS - (how not in ("bom", "stray header", "user_id=oops", "item_id=oops", "price="))
+    with nullcontext() if not rows.skipped else pytest.raises(LogFaults):
+        read_log(path, schema)
+    assert ("--skip-bad" in guess.text) == (rows.skipped > 0), "the guess says what replay does"
+    assert ("no row is lost for it" in guess.text) == (how in ("stray header", "user_id=oops", "item_id=oops"))
+
+
+@pytest.mark.parametrize("cell", ["oops", ""])
+def test_one_bad_day_costs_neither_the_role_nor_the_offset(cell: str, tmp_path: Path) -> None:
+    table, truth = log_of(Form())
+    days = [f"{_at(ms + 9 * 3_600_000):%Y%m%d}" for ms in truth["ms"]]
+    days[ROWS // 2] = cell
+    path = write(table.append_column("date", pa.array(days)), tmp_path, ".csv")
+    guess = guess_schema(path)
+    schema = parse_schema(guess.text)
+    assert schema.log is not None
+    assert (schema.log.day, schema.utc_offset) == ("date", "+09:00")
+    assert read_log(path, schema, skip_bad=True).skipped == 1
+    assert "--skip-bad" in guess.text
+
+
+def test_a_word_among_numbers_of_json_lines_is_told(tmp_path: Path) -> None:
+    table, _ = log_of(Form())
+    rows = table.to_pylist()
+    rows[700]["price"] = "N/A"
+    rows[800]["timestamp"] = "oops"
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    guess = guess_schema(tmp_path / "log.jsonl")
+    assert not guess.open
+    assert f"'price': 1 of {ROWS:,} cells hold no number, such as 'N/A'" in guess.text
+    assert {f.name: f.kind for f in parse_schema(guess.text).fields}["price"] == "numeric"
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+def test_an_id_of_json_lines_is_said_to_be_lost_only_where_the_others_are_numbers(quoted: bool, tmp_path: Path) -> None:
+    table, _ = log_of(Form())
+    rows = table.to_pylist()
+    for row in rows:
+        row["user_id"] = str(row["user_id"]) if quoted else row["user_id"]
+    rows[700]["user_id"] = "oops"
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    guess = guess_schema(path)
+    read = read_log(path, parse_schema(guess.text), skip_bad=True)
+    assert read.skipped == (not quoted)
+    assert ("--skip-bad" in guess.text) == (not quoted)
+
+
+def test_a_stray_column_that_is_not_used_is_not_said_to_cost_rows(tmp_path: Path) -> None:
+    table, truth = log_of(Form())
+    engagement = [str(5 * c) for c in truth["click"]]
+    engagement[700] = "oops"
+    path = write(table.append_column("engagement", pa.array(engagement)), tmp_path, ".csv")
+    guess = guess_schema(path)
+    assert set(guess.outcomes) == {"engagement"}
+    assert "such as 'oops': taken as missing in the sample; the column is not used" in guess.text
+    assert read_log(path, parse_schema(guess.text)).table.num_rows == ROWS
+
+
+def test_signed_numbers_and_numbers_beyond_64_bits_are_read(tmp_path: Path) -> None:
+    table, _ = log_of(Form())
+    strange = ["+5"] * ROWS
+    strange[700] = "oops"
+    guess = guess_schema(write(table.append_column("signed", pa.array(strange)), tmp_path, ".csv"))
+    assert not guess.open
+    rows = table.to_pylist()
+    for row in rows:
+        row["signed"] = 5
+    rows[700] |= {"signed": 2**70, "price": "oops"}
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert not guess_schema(tmp_path / "log.jsonl").open
+
+
+@pytest.mark.parametrize(
+    ("some", "other", "user"),
+    [("user_id", "visitor_id", "visitor_id"), ("user_id", "session_id", None)]
+    + [(one, "shelf", one) for one in ("user_id", "app_user_id")],
+)
+def test_an_id_that_some_rows_lack_yields_to_one_that_all_have(
+    some: str, other: str, user: str | None, tmp_path: Path
+) -> None:
+    table, _ = log_of(Form())
+    ids = table["user_id"].to_pylist()
+    most = pa.array([None if row % 7 == 0 else one for row, one in enumerate(ids)])
+    path = write(table.set_column(1, some, most).append_column(other, pa.array(ids)), tmp_path, ".parquet")
+    guess = guess_schema(path)
+    assert guess.findings.roles.user.name == user
+    if user is None:
+        assert set(guess.open["user"]) == {some, other}
+
+
+def test_a_candidate_that_is_the_pages_own_is_not_the_item(tmp_path: Path) -> None:
+    table, truth = log_of(Form(pages=True, item="ad_id"))
+    path = write(table.append_column("document_id", pa.array(truth["page"] % 37 + 5)), tmp_path, ".parquet")
+    schema = parse_schema(guess_schema(path).text)
+    assert schema.log is not None
+    assert schema.log.item == "ad_id"
+
+
+def test_a_column_of_actions_is_no_feature_and_a_label_to_be_made(tmp_path: Path) -> None:
+    table, truth = log_of(Form())
+    acted = np.where(truth["click"] == 1, "buy", np.where(truth["item"] % 2 == 0, "view", "cart")).tolist()
+    path = write(table.drop_columns(["click"]).append_column("what", pa.array(acted)), tmp_path, ".csv")
+    guess = guess_schema(path)
+    assert guess.open == {"label": ("what",)}
+    assert "it could be 'what' (it names what happened: a label is 0 or 1" in guess.text
+    assert "what" not in {f.name for f in guess.findings.fields}
+
+
+@pytest.mark.parametrize(("column", "is_id"), [("displayed_item", True), ("item_age", False), ("item_price", False)])
+def test_a_name_that_ends_in_the_word_is_an_id_and_one_that_begins_with_it_is_not(
+    column: str, is_id: bool, tmp_path: Path
+) -> None:
+    table, truth = log_of(Form())
+    names = ["timestamp", "user_id", column, *table.column_names[3:]]
+    other = pa.array(truth["item"] * 3 + truth["page"] % 3)
+    path = write(table.rename_columns(names).append_column("thing", other), tmp_path, ".parquet")
+    assert (guess_schema(path).findings.item == column) == is_id

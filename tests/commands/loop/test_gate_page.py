@@ -1,0 +1,170 @@
+"""What is shown of the gate: a refusal, why, and what serves instead, in figures, in the terminal and in a browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from commands.demo.run import ROLES
+from commands.loop.gate import Gate, gate_of, says
+from commands.loop.monitor import Monitor
+from commands.loop.page import PageServer
+from commands.loop.status import Shown, State, state_of
+from commands.loop.view import line_of
+from millrace.contracts.clock import EventClock
+from millrace.processes.supervisor import Supervisor
+from tests.scenes.browser import CHROMIUM, browser
+
+WHY = "labels over predictions: 2.41, beyond 1.6"
+AT_MS = 1_772_600_000_000  # 04:53 UTC
+
+
+class Roles:
+    """The answers of a loop's roles, as the monitor asks for them."""
+
+    def __init__(self) -> None:
+        self.started = 1
+        self.state: str | None = "promoting"
+        self.refused = self.observed = 0
+        self.quarantined = self.taken_back = 0
+        self.says: dict[str, object] | None = {"refusal": None, "refused_ms": 0, "check": None}
+
+    def get(self, url: str) -> str:
+        if url == "http://learner/model":
+            if self.says is None:
+                raise ConnectionRefusedError(url)
+            return json.dumps(self.says)
+        if url.endswith("/model"):
+            return json.dumps({"version": 57, "trained": 5, "click_to_served_ms": {}})
+        said = f"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds {self.started}\n"
+        said += "# TYPE millrace_ready gauge\nmillrace_ready 1\n"
+        if url == "http://serve/metrics":
+            return said + "# TYPE millrace_served_version gauge\nmillrace_served_version 57\n"
+        if url != "http://learn/metrics" or self.state is None:
+            return said
+        said += "# TYPE millrace_gate_state gauge\n"
+        for name in ("promoting", "probation", "blocked", "held"):
+            said += f'millrace_gate_state{{state="{name}"}} {int(name == self.state)}\n'
+        verdicts = f'millrace_gate_verdicts_total{{check="labels",verdict="refused"}} {self.refused}\n'
+        verdicts += f'millrace_gate_verdicts_total{{check="labels",verdict="observed"}} {self.observed}\n'
+        verdicts += 'millrace_gate_verdicts_total{check="screen",verdict="passed"} 9\n'
+        for name, kind, lines in (
+            ("gate_verdicts", "counter", verdicts),
+            ("quarantine_rows", "gauge", f"millrace_quarantine_rows {self.quarantined}\n"),
+            ("samples_trained", "counter", "millrace_samples_trained_total 900\n"),
+            ("samples_taken_back", "counter", f"millrace_samples_taken_back_total {self.taken_back}\n"),
+            ("gate_promoted_version", "gauge", "millrace_gate_promoted_version 57\n"),
+            ("model_version", "gauge", "millrace_model_version 60\n"),
+        ):
+            said += f"# TYPE millrace_{name} {kind}\n{lines}"
+        return said
+
+    def refuse(self) -> None:
+        """The words first and the state last: the page's server may look between."""
+        self.says = {"refusal": WHY, "check": "labels", "refused_ms": AT_MS}
+        self.refused, self.quarantined, self.taken_back = 3, 3412, 400
+        self.state = "blocked"
+
+
+@pytest.fixture
+def roles() -> Roles:
+    return Roles()
+
+
+@pytest.fixture
+def look(roles: Roles, tmp_path: Path) -> Callable[[], State]:
+    targets = {n: f"http://{n}/metrics" for n in ROLES}
+    monitor = Monitor(targets, "http://serve", EventClock(), roles.get, learner="http://learner")
+
+    def state() -> State:
+        monitor.look()
+        return state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [], Shown(ROLES))
+
+    return state
+
+
+def test_a_refusal_its_reason_and_what_serves_instead_are_said(roles: Roles, look: Callable[[], State]) -> None:
+    assert look()["gate"]["says"] == "every version was promoted"
+    assert "gate" not in line_of(look())
+    roles.refuse()
+    state = look()
+    said = (
+        f"refused at 04:53 UTC: {WHY}. Version 57 serves instead: samples are refused and kept in quarantine; "
+        "nothing newer is served; 3,412 samples in quarantine"
+    )
+    assert state["gate"]["says"] == said
+    assert f"gate {said}" in line_of(state)
+    assert (state["gate"]["state"], state["gate"]["check"]) == ("blocked", "labels")
+    assert {"check": "labels", "passed": 0, "refused": 3, "observed": 0, "unjudged": 0} in state["gate"]["verdicts"]
+    assert {"check": "screen", "passed": 9, "refused": 0, "observed": 0, "unjudged": 0} in state["gate"]["verdicts"]
+    assert state["figures"]["trained"] == 500, "what a way back took out is not learnt"
+    roles.state = "promoting"
+    assert look()["gate"]["says"] == f"promotes; refused last at 04:53 UTC: {WHY}; 3,412 samples in quarantine"
+
+
+def test_what_is_only_observed_is_said_and_is_no_alarm(roles: Roles, look: Callable[[], State]) -> None:
+    roles.says = {"refusal": None, "refused_ms": 0, "check": None, "observes": True, "observed": None}
+    assert look()["gate"]["says"] == "every version was promoted; it only observes"
+    roles.says["observed"], roles.observed = WHY, 3
+    state = look()
+    assert state["gate"]["says"] == f"only observes; it would have refused 3 times, last: {WHY}"
+    assert {"check": "labels", "passed": 0, "refused": 0, "observed": 3, "unjudged": 0} in state["gate"]["verdicts"]
+    assert "gate" not in line_of(state)
+
+
+def test_without_the_learners_words_the_check_is_named(roles: Roles, look: Callable[[], State]) -> None:
+    look()
+    roles.refuse()
+    roles.says = None
+    assert look()["gate"]["says"].startswith("refused: check 'labels'. Version 57 serves instead")
+
+
+def test_a_learner_that_was_restarted_takes_no_refusal_back(roles: Roles, look: Callable[[], State]) -> None:
+    roles.refuse()
+    look()
+    roles.started, roles.refused, roles.state = 2, 0, "promoting"
+    roles.says = {"refusal": None, "refused_ms": 0, "check": None}
+    gate = look()["gate"]
+    assert (gate["why"], gate["refused_ms"]) == (WHY, AT_MS)
+
+
+def test_a_learner_without_a_gate_says_nothing_of_one(roles: Roles, look: Callable[[], State]) -> None:
+    roles.state = None
+    state = look()
+    assert (state["gate"]["state"], state["gate"]["says"]) == (None, "")
+    assert "gate" not in line_of(state)
+
+
+def test_a_person_who_holds_is_no_refusal() -> None:
+    held = Gate("held")
+    assert says(held, {"served_version": 7.0}) == "version 7 serves: a person holds what is served; learning goes on"
+    assert says(gate_of({"held": 1.0}, {}, {"auc": 0}, {}, {}, Gate()), {}).startswith(
+        "the version promoted last serves"
+    )
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
+def test_a_browser_shows_the_refusal_while_it_lasts(roles: Roles, look: Callable[[], State], tmp_path: Path) -> None:
+    page = PageServer(look, 0)
+    try:
+        with browser(tmp_path) as tab:
+            tab.go(page.url)
+            tab.until("document.getElementById('gate-state').textContent === 'promoting'")
+            assert tab.evaluate("document.getElementById('refusal').hidden")
+            roles.refuse()
+            tab.until("!document.getElementById('refusal').hidden")
+            said = tab.evaluate("document.getElementById('refusal').innerText")
+            assert WHY in said
+            assert "Version 57 serves instead" in said
+            rows = tab.evaluate("[...document.querySelectorAll('#verdicts tbody tr')].map((r) => r.innerText)")
+            assert [row.split() for row in rows] == [["labels", "0", "3", "0", "0"], ["screen", "9", "0", "0", "0"]]
+            figures = tab.evaluate("document.getElementById('gate-figures').innerText").split()
+            assert {"57", "3,412"} <= set(figures)
+            roles.state = "promoting"
+            tab.until("document.getElementById('refusal').hidden")
+            assert WHY in tab.evaluate("document.getElementById('gate-says').innerText"), "it can be read afterwards"
+    finally:
+        page.stop()

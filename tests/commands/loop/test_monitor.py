@@ -1,0 +1,314 @@
+"""What the monitor makes of the roles' figures: counters over restarts, roles that are silent, bounded history."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from commands.loop.monitor import SCORER_ERRORS, Monitor, RoleMetrics
+from commands.loop.series import COLUMNS, Series
+from commands.loop.status import Shown, state_of
+from millrace.contracts.clock import EventClock
+from millrace.processes.memory import resident, resident_bytes
+from millrace.processes.supervisor import Supervisor
+
+
+def exposition(started: float, sent: float, auc: str = "NaN") -> str:
+    return (
+        "# TYPE process_start_time_seconds gauge\n"
+        f"process_start_time_seconds {started}\n"
+        "# TYPE millrace_ready gauge\nmillrace_ready 1\n"
+        "# TYPE millrace_exposures_sent_total counter\n"
+        f"millrace_exposures_sent_total {sent}\n"
+        "# TYPE millrace_dead_letters_total counter\n"
+        f'millrace_dead_letters_total{{reason="malformed"}} {sent / 10}\n'
+        f'millrace_dead_letters_total{{reason="oversized"}} 1\n'
+        "# TYPE millrace_pending_exposures gauge\n"
+        'millrace_pending_exposures{partition="0"} 3\nmillrace_pending_exposures{partition="1"} 4\n'
+        "# TYPE millrace_rolling_auc gauge\n"
+        f'millrace_rolling_auc{{arm="model"}} {auc}\n'
+    )
+
+
+def test_counters_go_on_over_a_restart_even_when_the_new_life_has_counted_further() -> None:
+    figures = RoleMetrics()
+    for started, sent in ((1.0, 10), (1.0, 30), (2.0, 5), (2.0, 50), (3.0, 60)):
+        figures.update(exposition(started, sent))
+    assert figures.total("millrace_exposures_sent_total") == 30 + 50 + 60
+    assert figures.lives == 3
+    assert figures.by_label("millrace_dead_letters_total", "reason") == {"malformed": 3 + 5 + 6, "oversized": 3}
+
+
+def test_an_answer_that_does_not_say_when_its_process_began_is_no_new_life() -> None:
+    figures = RoleMetrics()
+    figures.update(exposition(1000.25, 40))
+    figures.update("\n".join(line for line in exposition(0.0, 50).splitlines() if "process_start" not in line) + "\n")
+    assert (figures.total("millrace_exposures_sent_total"), figures.lives) == (50, 1)
+    figures.update(exposition(1000.26, 60))
+    assert (figures.total("millrace_exposures_sent_total"), figures.lives) == (60, 1)
+    figures.update(exposition(1001.0, 5))
+    assert (figures.total("millrace_exposures_sent_total"), figures.lives) == (65, 2)
+
+
+def test_gauges_sum_over_partitions_and_are_unknown_until_a_number() -> None:
+    figures = RoleMetrics()
+    figures.update(exposition(1.0, 10))
+    assert figures.gauge("millrace_pending_exposures") == 7
+    assert figures.gauge("millrace_pending_exposures", partition="1") == 4
+    assert figures.gauge("millrace_rolling_auc") is None
+    assert figures.gauge("millrace_no_such_thing") is None
+    figures.update(exposition(1.0, 10, "0.75"))
+    assert figures.gauge("millrace_rolling_auc") == 0.75
+
+
+SERVED = {"p50": 900.0, "p99": 2000.0, "count": 12, "recent": {"p50": 800.0, "p99": 1500.0, "count": 10}}
+
+
+class Network:
+    def __init__(self) -> None:
+        self.answers: dict[str, str] = {}
+
+    def get(self, url: str) -> str:
+        if url not in self.answers:
+            raise ConnectionRefusedError(url)
+        return self.answers[url]
+
+
+@pytest.fixture
+def network() -> Network:
+    made = Network()
+    for name in ("simulate", "stream", "learn", "serve"):
+        made.answers[f"http://{name}/metrics"] = exposition(1.0, 20)
+    made.answers["http://serve/model"] = json.dumps({"version": 4, "versions_served": 4, "click_to_served_ms": SERVED})
+    return made
+
+
+def monitor_of(network: Network, memory: Callable[[], Mapping[str, int]] = dict) -> Monitor:
+    targets = {n: f"http://{n}/metrics" for n in ("simulate", "stream", "learn", "serve")}
+    return Monitor(targets, "http://serve", EventClock(), network.get, memory)
+
+
+def staged(started: float, stage: str, below: int, count: int, seconds: float) -> str:
+    name = "millrace_click_stage_seconds"
+    return exposition(started, 10) + (
+        f"# TYPE {name} histogram\n"
+        f'{name}_bucket{{stage="{stage}",le="0.1"}} {below}\n{name}_bucket{{stage="{stage}",le="0.2"}} {count}\n'
+        f'{name}_bucket{{stage="{stage}",le="+Inf"}} {count}\n'
+        f'{name}_count{{stage="{stage}"}} {count}\n{name}_sum{{stage="{stage}"}} {seconds}\n'
+    )
+
+
+def test_stages_are_of_all_clicks_over_restarts(network: Network) -> None:
+    monitor = monitor_of(network)
+    network.answers["http://stream/metrics"] = staged(1.0, "joined", 0, 10, 1.5)
+    monitor.look()
+    network.answers["http://stream/metrics"] = staged(2.0, "joined", 30, 30, 1.5)
+    picture = monitor.look()
+    stages = monitor.stages()
+    assert list(stages) == ["joined", "learnt", "published", "applied"]
+    assert stages["joined"] == {
+        "mean": 75.0,
+        "p50": pytest.approx(1000 * 0.1 * 20 / 30),
+        "p99": pytest.approx(196),
+        "count": 40,
+    }
+    assert stages["applied"] == {"mean": None, "p50": None, "p99": None, "count": 0}
+    assert picture.figures["click_stage_ms_joined"] == 75.0
+    assert picture.figures["click_stage_ms_learnt"] is None
+
+
+def test_users_who_were_not_read_and_those_who_do_not_exist_are_told_apart(network: Network, tmp_path: Path) -> None:
+    """As shares of all requests, over restarts of the scorer."""
+    monitor = monitor_of(network)
+    figures = monitor.look().figures
+    assert (figures["unread_share"], figures["unknown_share"]) == (None, None), "nobody has asked"
+    for started, counts in ((2.0, (90, 3, 5, 2)), (3.0, (100, 0, 0, 0))):
+        reads = zip(("store", "cache", "unknown", "nothing"), counts, strict=True)
+        network.answers["http://serve/metrics"] = exposition(started, 10) + (
+            "# TYPE millrace_user_reads_total counter\n"
+            + "".join(f'millrace_user_reads_total{{found="{found}"}} {n}\n' for found, n in reads)
+        )
+        figures = monitor.look().figures
+    assert (figures["unread_share"], figures["unknown_share"]) == (2 / 200, 5 / 200)
+    state = state_of("running", 1, 1.0, monitor, Supervisor(tmp_path), [], Shown(("serve",)))
+    assert state["roles"][0]["says"].endswith("users not read 1.00%, unknown 2.50%")
+
+
+def test_a_silent_role_is_not_ready_and_keeps_its_figures(network: Network) -> None:
+    monitor = monitor_of(network)
+    assert all(monitor.look().ready.values())
+    del network.answers["http://simulate/metrics"], network.answers["http://serve/metrics"]
+    picture = monitor.look()
+    assert picture.ready == {"simulate": False, "stream": True, "learn": True, "serve": False}
+    assert picture.figures["exposures"] == 20
+    assert picture.model["version"] == 4
+    assert picture.figures["click_to_served_p99_ms"] == 1500.0, "the chart shows the newest clicks"
+    assert picture.figures["click_to_served_all_p99_ms"] == 2000.0, "the report all of them"
+    network.answers["http://serve/metrics"] = exposition(2.0, 0)
+    network.answers["http://serve/model"] = json.dumps({"click_to_served_ms": {"p50": None, "p99": None, "count": 0}})
+    assert monitor.look().figures["click_to_served_all_p99_ms"] == 2000.0
+
+
+@pytest.mark.parametrize(("left", "sent"), [(exposition(1.0, 25), 25), (None, 20)])
+def test_a_role_that_was_stopped_is_not_asked_again(network: Network, left: str | None, sent: int) -> None:
+    """Another run's simulator may get its port."""
+    monitor = monitor_of(network)
+    monitor.look()
+    monitor.ended("simulate", left)
+    network.answers["http://simulate/metrics"] = exposition(7.0, 4000)
+    picture = monitor.look()
+    assert picture.figures["exposures"] == sent
+    assert picture.ready == {"simulate": False, "stream": True, "learn": True, "serve": True}
+
+
+def test_what_a_role_has_not_measured_is_unknown_and_a_measured_0_is_a_figure(network: Network) -> None:
+    gauges = {
+        "simulate": {"oracle_auc": "millrace_oracle_auc"},
+        "learn": {
+            "auc": 'millrace_rolling_auc{arm="model"}',
+            "baseline_auc": 'millrace_baseline_auc{arm="model"}',
+            "log_loss": 'millrace_rolling_log_loss{arm="model"}',
+            "calibration": 'millrace_calibration{arm="model"}',
+            "auc_control": 'millrace_rolling_auc{arm="control"}',
+            "learner_version": "millrace_model_version",
+        },
+        "serve": {"freshness_s": "millrace_freshness_seconds", "served_version": "millrace_served_version"},
+    }
+    network.answers["http://serve/model"] = json.dumps({"version": 4, "trained": 100})
+    for said, known in (("NaN", None), ("0.0", 0.0)):
+        for role, named in gauges.items():
+            text = "".join(f"{metric} {said}\n" for metric in named.values())  # without a type: as gauges
+            network.answers[f"http://{role}/metrics"] = (
+                exposition(1.0, 20).split("# TYPE millrace_rolling_auc")[0] + text
+            )
+        figures = monitor_of(network).look().figures
+        assert {n: figures[n] for named in gauges.values() for n in named} == dict.fromkeys(
+            [n for named in gauges.values() for n in named], known
+        )
+
+
+def test_the_scorers_errors_are_counted_by_kind(network: Network) -> None:
+    kinds = "".join(f'millrace_errors_total{{what="{what}"}} {n}\n' for what, n in (("redis", 2), ("feed", 1)))
+    network.answers["http://serve/metrics"] += f"# TYPE millrace_errors_total counter\n{kinds}"
+    figures = monitor_of(network).look().figures
+    assert figures["scorer_errors"] == 3
+    assert {n: v for n, v in figures.items() if n.startswith(SCORER_ERRORS)} == {
+        f"{SCORER_ERRORS}redis": 2,
+        f"{SCORER_ERRORS}feed": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "logged", "shown"),
+    [
+        (("0.6", 9), ("0.8", 9), 0.6),
+        (("NaN", 9), ("0.8", 9), None),
+        (("NaN", 0), ("0.8", 9), 0.8),
+        (("NaN", 0),) * 2 + (None,),
+    ],
+)
+def test_the_headline_is_the_models_and_a_logs_where_the_model_made_no_page(
+    network: Network, model: tuple[str, int], logged: tuple[str, int], shown: float | None
+) -> None:
+    text = exposition(1.0, 20).split("# TYPE millrace_rolling_auc")[0]
+    for arm, (auc, rows) in (("model", model), ("logged", logged), ("control", ("0.9", 9))):
+        text += f'millrace_rolling_auc{{arm="{arm}"}} {auc}\nmillrace_served_rows{{arm="{arm}"}} {rows}\n'
+    network.answers["http://learn/metrics"] = text
+    figures = monitor_of(network).look().figures
+    assert figures["auc"] == shown
+    assert figures["auc_control"] == 0.9
+
+
+def test_a_loop_that_never_began_a_round_has_no_time_of_it(network: Network) -> None:
+    assert monitor_of(network).look().figures["stream_loop_s"] is None
+    for said, known in ((0.0, None), (1.8e9, 1.8e9)):
+        text = f"# TYPE millrace_loop_timestamp_seconds gauge\nmillrace_loop_timestamp_seconds {said}\n"
+        network.answers["http://stream/metrics"] = exposition(1.0, 20) + text
+        assert monitor_of(network).look().figures["stream_loop_s"] == known
+
+
+def test_the_first_auc_is_timed(network: Network) -> None:
+    monitor = monitor_of(network)
+    monitor.look()
+    assert monitor.first_auc_wall_ms is None
+    network.answers["http://learn/metrics"] = exposition(1.0, 20, "0.6")
+    first = monitor.look()
+    monitor.look()
+    assert monitor.first_auc_wall_ms == first.wall_ms
+
+
+def test_the_history_is_bounded_and_spans_the_whole_run() -> None:
+    series = Series(limit=50)
+    for second in range(10_000):
+        series.add(second * 1000, second * 60_000, {"exposures": second * 7.0})
+    assert 25 <= len(series.points) <= 50
+    walls = [w for w in series.column("wall_ms") if w is not None]
+    assert walls == sorted(walls)
+    assert walls[0] < 1_000_000
+    assert walls[-1] > 9_000_000
+    assert series.rate("exposures") == pytest.approx(7.0)
+    assert set(series.columns()) == set(COLUMNS)
+
+
+def test_click_rates_are_recent_and_by_arm() -> None:
+    series = Series(ctr_seconds=10)
+    clicks = 0.0
+    for second in range(100):
+        clicks += 2.0 if second >= 50 else 0.0
+        series.add(
+            second * 1000,
+            second,
+            {"page_exposures_model": second * 10.0, "page_clicks_model": clicks, "page_exposures_control": 0.0},
+        )
+    assert series.click_rate("model") == pytest.approx(0.2)
+    assert series.click_rate("control") is None
+
+
+def test_memory_is_of_every_process_that_lives_and_of_all_together(network: Network) -> None:
+    held = {"stream": 300, "broker": 100}
+    monitor = monitor_of(network, lambda: held)
+    assert monitor.look().figures["memory_total"] == 400
+    del held["broker"]
+    figures = monitor.look().figures
+    assert (figures["memory_stream"], figures["memory_broker"], figures["memory_total"]) == (300, None, 300)
+    assert monitor.series.column("memory_total") == [400, 300]
+    assert monitor_of(network).look().figures["memory_total"] is None
+
+
+GROWS = """
+import sys
+sys.stdin.readline()
+block = b"1" * int(sys.argv[1])
+print("grown", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_memory_is_read_from_the_system() -> None:
+    own = resident({"this": os.getpid(), "never": None, "gone": 2**22 + 12345})
+    if not Path("/proc/self/status").exists():
+        assert own == {}
+        return
+    assert list(own) == ["this"]
+    size = 64 << 20
+    # In a process of its own: this one lets go of what other tests have left at any moment.
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", GROWS, str(size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        before = resident_bytes(child.pid)
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "grown\n"
+        after = resident_bytes(child.pid)
+        child.stdin.close()
+    assert before is not None
+    assert after is not None
+    assert after - before > 0.8 * size

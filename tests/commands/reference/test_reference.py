@@ -1,0 +1,139 @@
+"""Pages made from types: they lie in docs/ as they would be made, and say what the decoders do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+from referencing import Registry, Resource
+
+from commands.reference import messages, settings
+from commands.reference.examples import EXAMPLES
+from commands.reference.messages import CHANNELS, KINDS, MEANS
+from commands.reference.pages import pages, write
+from millrace.contracts.events import BadEventError, decode_dead_letter, decode_event
+from millrace.contracts.intake import Intake
+from millrace.contracts.schema import shop_schema
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import EVENTS, ITEMS, TOPICS, USERS
+from tests.scenes.bad_messages import Bad, bad_events, bad_items, bad_users
+
+DOCS = Path(__file__).parents[3] / "docs"
+SCHEMAS = messages.schemas()
+REGISTRY: Registry[Any] = Registry().with_resources((name, Resource.from_contents(s)) for name, s in SCHEMAS.items())
+INTAKE = Intake(shop_schema())
+DECODERS = {"user": INTAKE.user, "item": INTAKE.item, "dead-letter": decode_dead_letter}
+
+
+def validator(name: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(SCHEMAS[f"{name}.json"], registry=REGISTRY)
+
+
+def test_the_pages_in_docs_are_those_that_would_be_made(tmp_path: Path) -> None:
+    """After a change of a type or a setting: `millrace reference --out docs/`."""
+    made = pages()
+    for name, content in made.items():
+        assert (DOCS / name).read_bytes() == content, f"docs/{name} is old: run 'millrace reference --out docs/'"
+    there = {str(path.relative_to(DOCS)) for path in (DOCS / "reference").rglob("*") if path.is_file()}
+    assert there == {name for name in made if name.startswith("reference/")}, "and there is no page of old types"
+    assert len(write(tmp_path)) == len(made)
+    assert write(tmp_path) == []
+
+
+def test_every_field_has_words_and_no_words_are_left_over() -> None:
+    for name, kind in KINDS.items():
+        fields = {field.encode_name for field in msgspec.structs.fields(kind)}
+        assert MEANS[name].keys() - {"type"} == fields, name
+        assert "description" in SCHEMAS[f"{name}.json"]
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schemas_are_schemas(name: str) -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMAS[name])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_examples_are_taken_by_decoder_and_schema_and_come_out_as_they_went_in(name: str) -> None:
+    raw = msgspec.json.encode(EXAMPLES[name])
+    assert DECODERS.get(name, decode_event)(raw) == EXAMPLES[name]
+    validator(name).validate(json.loads(raw))
+    if name in messages.EVENTS:
+        validator("event").validate(json.loads(raw))
+
+
+def differing(bads: list[Bad], name: str) -> list[str]:
+    """Messages that schema and decoder do not agree about."""
+    decode, found = DECODERS.get(name, decode_event), list[str]()
+    for bad in bads:
+        try:
+            value = json.loads(bad.value or b"", parse_constant=lambda _: 1 / 0)
+        except (ValueError, ZeroDivisionError, RecursionError):
+            continue  # no JSON: nothing that a schema could say
+        try:
+            decode(bad.value)
+            taken = True
+        except BadEventError as error:
+            if error.reason in ("malformed", "oversized", "bad-value"):  # size, depth, the shop's schema
+                continue
+            taken = False
+        if validator(name).is_valid(value) != taken:
+            found.append(bad.name)
+    return found
+
+
+def test_schema_and_decoder_agree_about_messages_that_nobody_should_send() -> None:
+    ts_ms = 1_772_414_000_000
+    events = differing([bad for bad in bad_events(ts_ms) if bad.topic == EVENTS], "event")
+    # What a JSON Schema cannot say: as many slots as items, none of them twice.
+    assert all(name.startswith(("slots [", "slots: ", "items: ")) for name in events), events
+    assert len(events) < 20
+    # Nor that a number in an attribute is beyond what a float or an integer of 64 bits holds.
+    beyond = {"1e400", "400 digits", "2^63", "2^64", "-2^63-1"}
+    for bads, name in ((bad_users(), "user"), (bad_items(ts_ms), "item")):
+        odd = differing([bad for bad in bads if bad.topic in (USERS, ITEMS)], name)
+        assert {what.partition(": ")[2] for what in odd} == beyond
+        assert all(what.startswith("attributes.") for what in odd)
+
+
+def test_the_asyncapi_document_has_every_topic_and_each_reference_leads_somewhere() -> None:
+    document = messages.asyncapi()
+    assert {c["address"] for c in document["channels"].values()} == {topic.name for topic in TOPICS} == CHANNELS.keys()
+
+    def look(part: Any) -> None:
+        if isinstance(part, dict):
+            if isinstance(part.get("$ref"), str):
+                place: Any = document
+                for step in part["$ref"].removeprefix("#/").split("/"):
+                    place = place[step]
+            for value in part.values():
+                look(value)
+        elif isinstance(part, list):
+            for value in part:
+                look(value)
+
+    look(document)
+    for name in KINDS:
+        (example,) = document["components"]["messages"][name]["examples"]
+        validator(name).validate(example["payload"])
+    events = document["channels"][EVENTS]["bindings"]["kafka"]
+    assert events["partitions"] == Settings().partitions
+    assert events["topicConfiguration"]["retention.ms"] == 7 * 86_400_000
+
+
+def test_the_settings_page_has_every_setting_once_with_what_the_source_says_of_it() -> None:
+    rows = {row.name: row for row in settings.rows()}
+    assert list(rows) == list(Settings.__struct_fields__)
+    assert rows["workers"].type == "whole number, 1 to 64"
+    assert rows["workers"].meaning == "processes that answer requests, on one port"
+    assert rows["store"].meaning.startswith("Folder or object store")
+    assert (rows["attribution_minutes"].type, rows["attribution_minutes"].default) == ("number, above 0", "`5.0`")
+    assert (rows["attribution_minutes"].section, rows["idle_seconds"].section) == (
+        "stream, in event time", "stream, in wall time"
+    )  # fmt: skip
+    assert rows["candidates"].section == rows["workers"].section == "scorer"
+    page = settings.page()
+    assert all(page.count(f"| `MILLRACE_{name.upper()}` |") == 1 for name in rows)

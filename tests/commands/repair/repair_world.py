@@ -1,0 +1,180 @@
+"""A learner as the role drives it, with its topic in memory: for the tests of repair."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from commands.repair.feed import Message
+from commands.repair.without import Without
+from learner.evaluation.progressive import Progressive
+from learner.gate.promotion import Promotion
+from learner.ranker.repeats import Repeats
+from learner.role.making import model_of
+from learner.training.ledger import Act, Learnt, places_of
+from learner.training.trainer import Trainer
+from learner.training.versions import Found, Progress, SnapshotFiles, Versions, newest_sound
+from millrace.contracts.samples import SampleBatch
+from millrace.versions.modelstore import Announcement, ModelStore
+from tests.scenes.learning import SCHEMA
+
+HOUR_MS = 3_600_000
+SPEC = {
+    "model": "wide_resnet_bn",
+    "hidden": [8, 8],
+    "width": 2,
+    "max_rows": 40,
+    "max_age_days": 0.01,  # 14 minutes
+    "retrieval_width": 4,
+}
+
+
+class MemoryTopic:
+    """Messages of ``samples`` by partition; offsets count up."""
+
+    def __init__(self) -> None:
+        self.messages: dict[tuple[int, int], bytes] = {}
+        self.begins: dict[int, int] = {}
+
+    def send(self, partition: int, batch: SampleBatch) -> int:
+        offset = sum(p == partition for p, _ in self.messages)
+        self.messages[partition, offset] = batch.to_bytes()
+        self.begins.setdefault(partition, 0)
+        return offset
+
+    def first(self) -> Mapping[int, int]:
+        return self.begins
+
+    def open(self, wanted: Mapping[int, range]) -> MemoryTopic._Reading:
+        keys = [k for k in self.messages if k[1] in wanted.get(k[0], ()) and k[1] >= self.begins[k[0]]]
+        return self._Reading([Message(*key, self.messages[key]) for key in sorted(keys)])
+
+    class _Reading:
+        def __init__(self, left: list[Message]) -> None:
+            self._left = left[::-1]
+
+        def more(self, ahead: Collection[int]) -> Sequence[Message]:
+            return [self._left.pop()] if self._left else []
+
+        def close(self) -> None: ...
+
+
+def decode(message: Message) -> SampleBatch:
+    return SampleBatch.from_bytes(message.value)
+
+
+class Live:
+    """Trainer, versions and store as the role connects them. ``script`` has what was done: ("take", partition, offset)
+    and ("act", act); ``at`` how much of it each snapshot came after."""
+
+    def __init__(self, folder: str | Path, topic: MemoryTopic, spec: Mapping[str, Any] = SPEC) -> None:
+        self.topic, self.spec = topic, spec
+        self.store = ModelStore(folder)
+        self.script: list[tuple[Any, ...]] = []
+        self.at: dict[int, int] = {}
+        self._start(None)
+
+    def _start(self, found: Found | None) -> None:
+        model = model_of(SCHEMA, self.spec, 0) if found is None else found.model
+        self.trainer = Trainer(model, Progressive(1000), Repeats(HOUR_MS), 64)
+        self.offsets: dict[int, int] = {}
+        if found is not None:
+            self.trainer.resume(found.training, found.note.extra["counts"])
+            self.offsets = {int(p): o for p, o in found.note.offsets.items()}
+        highest = self.store.highest()
+        self.versions = Versions(model, highest.epoch + 1, version=highest.number)
+        self.gate = Promotion(self.trainer, self.versions, self.store, None, self._build, self._progress)
+        self._watched()
+        self.gate.begin(found)
+        self.at[self.gate.start(found, 0).note.version] = len(self.script)
+
+    def _watched(self) -> None:
+        noted = self.gate._noted
+
+        def note(act: Act, batch: SampleBatch | None) -> None:
+            self.script.append(("act", act))
+            noted(act, batch)
+
+        self.gate._noted = note  # type: ignore[method-assign]
+
+    def _build(self, note: Announcement, parts: Any) -> Any:
+        model = model_of(SCHEMA, note.spec, 0)
+        model.resume(parts)
+        return model
+
+    def _progress(self) -> Progress:
+        counts = dict(self.trainer.counts)
+        return Progress(counts.get("trained", 0), dict(self.offsets), {}, {"counts": counts})
+
+    def take(self, partition: int, batch: SampleBatch) -> None:
+        """A message is sent, and read."""
+        offset = self.topic.send(partition, batch)
+        self.script.append(("take", partition, offset))
+        self.trainer.take(
+            decode(Message(partition, offset, self.topic.messages[partition, offset])), partition, 0, offset
+        )
+        self.offsets[partition] = offset + 1
+
+    def learn(self, rows: int) -> None:
+        """One micro-batch of so many rows at most, if any row waits."""
+        self.trainer.batch_rows = rows
+        self.gate.step(drain=True)
+        self.gate.take_clicks()  # nobody waits for them here
+
+    def drain(self) -> None:
+        while self.trainer.pending:
+            self.learn(self.trainer.batch_rows)
+
+    def delta(self, retrieval: bool) -> None:
+        self.gate.delta(0, retrieval=retrieval)
+
+    def snapshot(self) -> None:
+        """As the role does it, if one is due: in slices, drained, right behind a delta."""
+        self.drain()
+        self.gate.delta(0)  # no two snapshots begin at one version
+        if not self.versions.snapshot_due:
+            return
+        copying = self.versions.begin(16)
+        files = SnapshotFiles(self.store, copying.begun)
+        while (part := copying.next()) is not None:
+            files.add(part)
+        self.drain()
+        self.gate.delta(0)
+        last = self.gate.finish(copying, 0)
+        assert last is not None
+        note = files.end(last)
+        self.gate.written(note)
+        self.at[note.version] = len(self.script)
+
+    def restart(self) -> None:
+        """Ends in good order, and goes on from its newest snapshot."""
+        self.snapshot()
+        self._start(newest_sound(self.store, SCHEMA.id, {}, self._build))
+
+
+def twin(live: Live, start: Announcement, without: Without) -> Trainer:
+    """A trainer that was given the same topic, from which rows were taken that came after ``start``, and the same
+    cuts."""
+    trainer = Trainer(model_of(SCHEMA, live.spec, 0), Progressive(1000), Repeats(HOUR_MS), 64)
+    for k, (what, *args) in enumerate(live.script):
+        late = k >= live.at[start.version]
+        if what == "take":
+            partition, offset = args
+            batch = decode(Message(partition, offset, live.topic.messages[partition, offset]))
+            stay = ~without.rows(batch) if late else np.ones(len(batch), np.bool_)
+            trainer.take(batch.take(stay), partition, 0, offset)
+        elif isinstance(args[0], Learnt):
+            places = places_of(args[0].spans)
+            rows = [
+                decode(Message(p, o, live.topic.messages[p, o])).take(np.array([row])) for p, o, row in places.tolist()
+            ]
+            gone = without.rows(SampleBatch.concat(rows)) if late else np.zeros(len(rows), np.bool_)
+            trainer.batch_rows = int(len(rows) - gone.sum())
+            if trainer.batch_rows:
+                trainer.step(drain=True)
+        elif trainer.model.head is not None:
+            trainer.model.head.flush()
+    return trainer

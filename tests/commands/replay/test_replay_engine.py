@@ -1,0 +1,415 @@
+"""The replay engine against the plain path: the same to the bit, in bounded memory, and failures are themselves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from commands.replay import ranks
+from commands.replay.grouped import Groups, day_codes, joint, page_codes
+from commands.replay.known import LabelSettings, Model, Samples
+from commands.replay.logfeatures import LogRows
+from commands.replay.plain import run_plain
+from commands.replay.run import run_log
+from commands.replay.sidebyside import Channel, Timing, run_side_by_side
+from commands.replay.steps import Step, steps
+from commands.replay.stretches import Stretches
+from commands.replay.waiting import Block, Waiting
+from learner.network.dense import threads
+from learner.ranker.model import OnlineModel
+from learner.ranker.still import Still
+from millrace.basics.merit import auc, grouped_auc, log_loss
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema, parse_schema
+from millrace.logs import TS, LogTable, local_days
+
+SCHEMA = """
+name = "t"
+[[fields]]
+name = "user"
+of = "user"
+[[fields]]
+name = "item"
+of = "item"
+[[fields]]
+name = "tags"
+of = "item"
+slots = 2
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[[fields]]
+name = "hour"
+of = "context"
+[[fields]]
+name = "position"
+of = "context"
+bias = true
+[windows]
+days = [1, 3]
+actions = ["exposure", "click", "cart"]
+[[windows.keys]]
+columns = ["user"]
+[[windows.keys]]
+columns = ["user", "item"]
+parent = ["user"]
+[[windows.means]]
+of = "price"
+action = "click"
+step = 0.5
+[log]
+time = "ts_ms"
+user = "user"
+item = "item"
+label = "click"
+position = "slot"
+action_times = { click = "click_ms", cart = "cart_ms" }
+attribution_minutes = 30
+"""
+PAGES = SCHEMA + 'request = "page"\n'
+OF_USERS = PAGES + 'identity = ["page", "slot", "user"]\n'  # two users' pages may have one name
+START, MINUTE = 1_650_812_400_000, 60_000
+SMALL = {"width": 4, "hidden": [8], "blocks": 1}
+POLICIES = [LabelSettings(name, 10_000) for name in ("wait", "es-dfm", "prompt", None)]
+
+
+def log_of(schema: Schema, rows: list[dict[str, Any]]) -> LogTable:
+    types = dict.fromkeys((TS, "user", "click_ms", "cart_ms"), pa.int64())
+    types |= dict.fromkeys(("item", "tags", "page"), pa.string())
+    types |= {"price": pa.float64(), "slot": pa.int32(), "click": pa.int8()}
+    table = pa.table({name: pa.array([r[name] for r in rows], kind) for name, kind in types.items()})
+    parts = [table.slice(i, 7) for i in range(0, len(rows), 7)]  # a mapped file has many chunks
+    return LogTable(pa.concat_tables(parts), "user", "item", "click", len(rows), 0)
+
+
+def make_log(schema: Schema, n: int, seed: int, minutes: int = 3 * 1440) -> LogTable:
+    """Ties in time, late clicks (some by days), carts, gaps, pages that come back and pages of several times."""
+    rng = np.random.default_rng(seed)
+    at = START + np.sort(rng.integers(0, minutes, n)) // 15 * 15 * MINUTE
+    rows = []
+    for i in range(n):
+        user, item, click = int(rng.integers(5)), int(rng.integers(4)), int(rng.random() < 0.4)
+        delay = int(rng.choice([-3, 0, 1, 29, 30, 45, 3000])) * MINUTE + int(rng.integers(3))
+        rows.append(
+            {
+                TS: int(at[i]),
+                "user": user,
+                "item": f"i{item}" if item else None,
+                "tags": f"a{item},b",
+                "price": float(rng.integers(9)) if item else None,
+                "slot": i % 4,
+                "click": click,
+                "click_ms": int(at[i]) + delay if click else None,
+                "cart_ms": int(at[i]) + delay + 90 * MINUTE if click and user == 1 else None,
+                "page": f"p{i // 3 if rng.random() < 0.8 else int(rng.integers(n))}",
+            }
+        )
+    return log_of(schema, rows)
+
+
+class Recorder:
+    """A model whose answers depend on all that it has learnt, in order, and on what it is asked."""
+
+    def __init__(self) -> None:
+        self.state = np.uint64(1)
+        self.batches: list[SampleBatch] = []
+
+    def score(self, cat: np.ndarray, num: np.ndarray) -> np.ndarray:
+        own = (cat.astype(np.uint64) * np.arange(1, cat.shape[1] + 1, dtype=np.uint64)).sum(1, dtype=np.uint64)
+        own ^= np.ascontiguousarray(num).view(np.uint32).astype(np.uint64).sum(1, dtype=np.uint64) ^ self.state
+        p: np.ndarray = ((own % np.uint64(1 << 24)) / np.float32(1 << 24)).astype(np.float32)
+        return p
+
+    def learn(self, batch: SampleBatch) -> None:
+        self.batches.append(batch)
+        for column in (batch.ts_ms, batch.kind, batch.cat, batch.policy, batch.position):
+            with np.errstate(over="ignore"):
+                self.state = self.state * np.uint64(31) + np.uint64(column.astype(np.int64).view(np.uint64).sum())
+
+
+def beside(log: LogTable, schema: Schema, model: Model, groups: Groups, how: LabelSettings, at_once: int) -> np.ndarray:
+    p = np.empty(log.table.num_rows, np.float32)
+    for _ in run_side_by_side(steps(log, schema, 16, how, groups, at_once), model, p, groups):
+        pass
+    return p
+
+
+def same(one: SampleBatch, other: SampleBatch) -> None:
+    assert one.request == other.request
+    for name in ("page", "position", "user", "item", "ts_ms", "kind", "label", "actions", "cat", "num", "policy"):
+        mine, theirs = getattr(one, name), getattr(other, name)
+        assert mine.dtype == theirs.dtype, name
+        assert mine.tobytes() == theirs.tobytes(), name
+
+
+@given(
+    n=st.integers(1, 90),
+    seed=st.integers(0, 1000),
+    at_once=st.integers(1, 40),
+    how=st.sampled_from(POLICIES),
+    text=st.sampled_from([SCHEMA, PAGES, OF_USERS]),
+    minutes=st.sampled_from([1, 90, 3 * 1440]),
+)
+@settings(max_examples=40, deadline=None)
+def test_scores_batches_and_frozen_scores_equal_the_plain_path(
+    n: int, seed: int, at_once: int, how: LabelSettings, text: str, minutes: int
+) -> None:
+    schema = parse_schema(text)
+    log = make_log(schema, n, seed, minutes)
+    plain, engine = Recorder(), Recorder()
+    groups, own = Groups(log, schema), Groups(log, schema)
+    expected = run_plain(log, schema, plain, 16, lambda _: None, groups, how)
+    found = beside(log, schema, engine, own, how, at_once)
+    assert np.array_equal(expected, found)
+    assert np.array_equal(groups.compared(expected)[0], own.compared(found)[0])
+    assert len(plain.batches) == len(engine.batches)
+    for one, other in zip(plain.batches, engine.batches, strict=True):
+        same(one, other)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"averaging": 0.0}, {"model": "deepfm"}, {"model": "wide_deep"}, {"model": "wide_resnet_bn"}], ids=str
+)
+def test_a_model_scores_beside_its_learning_as_it_does_before(more: dict[str, Any]) -> None:
+    schema, spec = parse_schema(PAGES), SMALL | more
+    log = make_log(schema, 400, 3)
+    groups, own = Groups(log, schema), Groups(log, schema)
+    with threads(1):
+        models = OnlineModel(schema, spec, 0), OnlineModel(schema, spec, 0)
+        expected = run_plain(log, schema, models[0], 16, lambda _: None, groups, POLICIES[1])
+        found = beside(log, schema, models[1], own, POLICIES[1], 50)
+    assert np.array_equal(expected, found)
+    assert np.array_equal(groups.compared(expected)[0], own.compared(found)[0])
+    one, other = (m.snapshot() for m in models)
+    for name in one[0].dense:
+        assert np.array_equal(one[0].dense[name], other[0].dense[name]), name
+
+
+def test_a_still_model_is_what_the_model_was_until_it_writes() -> None:
+    schema = parse_schema(PAGES)
+    log = make_log(schema, 200, 4)
+    made = [s for s in steps(log, schema, 32, POLICIES[0]) if s.batch is not None and s.shown]
+    model = OnlineModel(schema, SMALL, 0)
+    still = Still(model)
+    told = []
+    for step in made:
+        still.refresh()
+        _, cat, num = step.shown[0]
+        before = model.score(cat, num)
+        assert step.batch is not None
+        model.learn(step.batch, partial(lambda c, n: told.append(still.score(c, n)), cat, num))
+        assert np.array_equal(before, told[-1])
+    assert len(told) == len(made) > 2
+
+
+class Watch:
+    """Notes what it is told, and that it is always the same thread."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, bytes]] = []
+        self.threads = {threading.get_ident()}
+
+    def scored(self, rows: np.ndarray, cat: np.ndarray, num: np.ndarray, p: np.ndarray) -> None:
+        self.threads.add(threading.get_ident())
+        self.told.append(("scored", rows.tobytes() + cat.tobytes() + num.tobytes() + p.tobytes()))
+
+    def learnt(self, samples: Samples, part: slice, batch: SampleBatch) -> None:
+        self.threads.add(threading.get_ident())
+        columns = (samples.row[part], samples.known_ms[part], samples.kind[part], batch.cat)
+        self.told.append(("learnt", b"".join(np.ascontiguousarray(c).tobytes() for c in columns)))
+
+
+def test_an_observer_is_told_the_same_in_the_same_order_by_the_thread_that_calls() -> None:
+    schema = parse_schema(SCHEMA)
+    log = make_log(schema, 300, 5)
+    with threads(1):
+        watches = Watch(), Watch()
+        model = OnlineModel(schema, SMALL, 0)
+        run_plain(log, schema, model, 16, lambda _: None, None, POLICIES[0], watches[0])
+        run_log(log, schema, OnlineModel(schema, SMALL, 0), 16, lambda _: None, None, POLICIES[0], watches[1])
+    assert watches[0].told == watches[1].told
+    assert len(watches[1].threads) == 1
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def held(days: int) -> tuple[int, int]:
+    """(most rows, most events) that are held at once on a log of as many like days."""
+    schema = parse_schema(PAGES)
+    log = make_log(schema, 500 * days, 6, days * 1440)
+    made, waiting = Stretches(log, schema, POLICIES[0], rows_at_once=50), Waiting()
+    rows = events = 0
+    for number, start in enumerate(made.bounds[:-1].tolist()):
+        if known := waiting.known(int(made.ts_ms[start])):
+            waiting.pop(known)
+        waiting.release(start)
+        stretch = made.make(number)
+        waiting.add(Block.of(stretch, None), stretch.samples)
+        rows, events = max(rows, waiting.held), max(events, made.waiting)
+    return rows, events
+
+
+def test_what_is_held_does_not_grow_with_the_log() -> None:
+    short, long = held(6), held(24)
+    assert long[0] <= 1.25 * short[0]
+    assert long[1] <= 1.25 * short[1]
+    assert long[0] < 500 * 24 / 20
+
+
+def test_a_late_click_does_not_keep_its_whole_stretch() -> None:
+    schema = parse_schema(SCHEMA)
+    log = make_log(schema, 400, 7)
+    made, waiting = Stretches(log, schema, POLICIES[1], rows_at_once=400), Waiting()
+    stretch = made.make(0)
+    waiting.add(Block.of(stretch, None), stretch.samples)
+    waiting.pop(len(waiting.queue.row) - 3)
+    left = set(waiting.queue.row.tolist())
+    waiting.release(stretch.rows.n)
+    assert waiting.held == len(left)
+    batch = waiting.pop(3)[1]
+    assert len(batch) == 3
+
+
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+
+class Broken(Exception):
+    pass
+
+
+def an_engine(schema: Schema) -> tuple[LogTable, OnlineModel]:
+    return make_log(schema, 300, 8), OnlineModel(schema, SMALL, 0)
+
+
+def no_thread_is_left() -> bool:
+    return not any(t.name.startswith(("features", "scores")) for t in threading.enumerate())
+
+
+def test_a_failure_of_the_features_surfaces_as_itself() -> None:
+    schema = parse_schema(SCHEMA)
+    log, model = an_engine(schema)
+
+    def failing() -> Iterator[Step]:
+        for k, step in enumerate(steps(log, schema, 16, POLICIES[0])):
+            if k == 3:
+                raise Broken("features")
+            yield step
+
+    done: list[int] = []
+    with pytest.raises(Broken, match="features"):
+        done.extend(run_side_by_side(failing(), model, np.empty(300, np.float32)))
+    assert len(done) == 3
+    assert no_thread_is_left()
+
+
+def test_a_failure_of_the_scores_surfaces_as_itself_and_nothing_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = parse_schema(SCHEMA)
+    log, model = an_engine(schema)
+
+    def broken(*_: Any) -> None:
+        raise Broken("scores")
+
+    monkeypatch.setattr(Still, "score", broken)
+    with pytest.raises(Broken, match="scores"):
+        run_log(log, schema, model, 16, lambda _: None, None, POLICIES[0])
+    assert model.rows == 0
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, Broken])
+def test_an_end_in_the_learners_thread_ends_the_others(failure: type[BaseException]) -> None:
+    schema = parse_schema(SCHEMA)
+    log, model = an_engine(schema)
+
+    def tick(_: int) -> None:
+        raise failure
+
+    with pytest.raises(failure):
+        run_log(log, schema, model, 16, tick, None, POLICIES[0])
+    assert no_thread_is_left()
+
+
+def test_a_channel_holds_no_more_rows_than_it_may() -> None:
+    schema = parse_schema(SCHEMA)
+    log, _ = an_engine(schema)
+    made = list(steps(log, schema, 16, POLICIES[0]))
+    most, begun, given_out = 40, 0, 0
+    waits = threading.Event()
+
+    def counted() -> Iterator[Step]:
+        nonlocal begun
+        for step in made:
+            begun += step.size
+            if begun - step.size > most:
+                waits.set()
+            yield step
+
+    channel = Channel(counted(), Timing(), most)
+    largest = max(step.size for step in made)
+    for step in channel:
+        given_out += step.size
+        assert begun - given_out <= most + 3 * largest  # what is held, the one that waits to be put in, the next
+    assert waits.is_set()
+    assert given_out == sum(step.size for step in made)
+    channel.close()
+
+
+# -- figures in little memory ------------------------------------------------------------------------------------------
+
+
+@given(n=st.integers(0, 200), seed=st.integers(0, 1000), distinct=st.integers(1, 50), groups=st.integers(1, 30))
+@settings(max_examples=60, deadline=None)
+def test_figures_of_long_logs_equal_those_of_short_ones(n: int, seed: int, distinct: int, groups: int) -> None:
+    rng = np.random.default_rng(seed)
+    p = (rng.integers(0, distinct, n) / distinct).astype(np.float32)
+    y, group = (rng.random(n) < 0.3).astype(np.int8), rng.integers(0, groups, n).astype(np.int32)
+    for ours, plain in (
+        (ranks.auc(p, y), auc(p, y)),
+        (ranks.grouped_auc(p, y, group, 16), grouped_auc(p, y, group)),
+        (ranks.log_loss(p, y, 16), log_loss(p, y)),
+    ):
+        assert ours == plain or (np.isnan(ours) and np.isnan(plain))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=60), st.booleans())
+def test_joint_numbers_combinations_in_ascending_order(pairs: list[tuple[int, int]], ordered: bool) -> None:
+    pairs = sorted(pairs) if ordered else pairs
+    number = {pair: k for k, pair in enumerate(sorted(set(pairs)))}
+    a, b = (np.array(column) for column in zip(*pairs, strict=True))
+    assert joint(a, b).tolist() == [number[pair] for pair in pairs]
+
+
+@given(n=st.integers(1, 90), seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_a_page_is_a_users_where_the_identity_has_the_user(n: int, seed: int) -> None:
+    """Pages are numbered as they first appear; without the user in the identity a page is a request."""
+    log = make_log(parse_schema(PAGES), n, seed)
+    names, users = (log.table[name].to_pylist() for name in ("page", "user"))
+    for text, of in ((PAGES, names), (OF_USERS, list(zip(names, users, strict=True)))):
+        schema, number = parse_schema(text), {page: k for k, page in enumerate(dict.fromkeys(of))}
+        codes, rows = page_codes(log, schema), LogRows(log, schema)
+        assert codes is not None
+        assert codes.tolist() == rows.page.tolist() == [number[page] for page in of]
+        assert list(rows.requests(rows.page)) == rows.names().tolist() == names
+        assert rows.named().tolist() == [number[of[names.index(name)]] for name in names]
+
+
+def test_day_codes_are_the_local_days() -> None:
+    schema = parse_schema(SCHEMA + 'day = "page"\n')
+    log = make_log(schema, 200, 9)
+    named = pa.array([f"2022-04-2{k % 5}" for k in range(200)])
+    table = log.table.set_column(log.table.column_names.index("page"), "page", named)
+    for plan, one in ((parse_schema(SCHEMA), log), (schema, LogTable(table, "user", "item", "click", 200, 0))):
+        names, code = day_codes(one, plan)
+        assert [names[c] for c in code.tolist()] == local_days(one, plan)
+        assert list(names) == sorted(names)

@@ -1,0 +1,157 @@
+"""The command line: what goes wrong is one line that names the value and the remedy, with status 1 and no traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import reduce
+from pathlib import Path
+
+import pytest
+from cyclopts import App
+
+from commands.cli.cli import app
+from millrace.processes.role import ROLES, last_figures
+from tests.scenes.waiting import LONG, PATIENCE
+
+pytestmark = pytest.mark.timeout(LONG)  # in a fresh clone `learn` and `stream` compile first
+
+ROOT = Path(__file__).parents[2]
+CSV = "ts,who,what,hit\n1000,1,2,0\n2000,1,3,1\n"
+SCHEMA = """
+name = "t"
+[log]
+time = "ts"
+user = "who"
+item = "what"
+label = "hit"
+[[fields]]
+name = "who"
+of = "user"
+[[fields]]
+name = "what"
+of = "item"
+"""
+
+
+def millrace(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own, as a person would."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "commands", *args],
+        env=clean | {"MILLRACE_PATIENCE_SECONDS": "0.2"} | env,
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
+    )
+
+
+def the_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that an expected failure prints (warnings while waiting come before it)."""
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("millrace: ")]
+    assert len(lines) == 1, done.stderr
+    assert ";" in lines[0], "no remedy"
+    return lines[0]
+
+
+def commands(of: App, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command that there is, with those below it."""
+    for name in of:
+        if not name.startswith("-"):
+            yield (*before, name)
+            yield from commands(of[name], (*before, name))
+
+
+@pytest.mark.parametrize("command", list(commands(app)), ids=" ".join)
+def test_each_command_explains_itself(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        app([*command, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith(f"Usage: millrace {' '.join(command)} ")
+    what = reduce(lambda of, name: of[name], command, app).help.split(".")[0]
+    assert len(what.split()) > 2, "it says what the command does"
+    assert " ".join(what.split()) in said
+
+
+def test_a_process_of_its_own_explains_a_command() -> None:
+    done = millrace("learn", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Usage: millrace learn" in done.stdout
+    assert {("demo",), ("learn",), ("quarantine", "list"), ("schema", "guess")} <= set(commands(app))
+
+
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """A port that refuses connections: it is bound, so nobody else can come to listen on it, and does not listen."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
+
+
+@pytest.mark.parametrize("command", ["topics", "stream", "learn", "serve", "simulate"])
+def test_a_broker_that_does_not_answer_is_named(command: str, tmp_path: Path) -> None:
+    with closed_port() as port:
+        address = f"127.0.0.1:{port}"
+        done = millrace(command, MILLRACE_KAFKA=address, MILLRACE_DATA=str(tmp_path), MILLRACE_REDIS=address)
+    line = the_line(done)
+    assert address in line
+    assert "MILLRACE_KAFKA" in line
+    if command in ROLES:
+        assert "millrace_ready 0.0" in last_figures(tmp_path, command).read_text()
+
+
+@pytest.mark.parametrize("command", ["topics", "stream", "learn", "serve", "simulate"])
+def test_a_missing_broker_address_is_said(command: str, tmp_path: Path) -> None:
+    line = the_line(millrace(command, MILLRACE_DATA=str(tmp_path)))
+    assert "MILLRACE_" in line
+
+
+def test_a_wrong_setting_is_named() -> None:
+    assert "partitions" in the_line(millrace("topics", MILLRACE_PARTITIONS="none"))
+
+
+@pytest.mark.parametrize("command", ["demo", "simulate"])
+def test_users_that_cannot_come_are_named(command: str, tmp_path: Path) -> None:
+    assert "shoppers" in the_line(millrace(command, "--users", "0"))
+    log = tmp_path / "log.csv"
+    log.write_text(CSV)
+    line = the_line(millrace(command, "--users", "5", "--from-log", str(log)))
+    assert "--users 5" in line
+    assert str(log) in line
+
+
+def test_a_missing_log_column_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(CSV)
+    (tmp_path / "s.toml").write_text(SCHEMA.replace('label = "hit"', 'label = "hits"'))
+    args = (str(tmp_path / "log.csv"), "--schema", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"))
+    line = the_line(millrace("replay", *args))
+    assert "hits" in line
+    assert "hit" in line
+
+
+@pytest.mark.parametrize("name", ["log.csv", "s.toml"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "log.csv").write_text(CSV)
+    (tmp_path / "s.toml").write_text(SCHEMA)
+    (tmp_path / name).unlink()
+    args = (str(tmp_path / "log.csv"), "--schema", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"))
+    assert name in the_line(millrace("replay", *args))
+
+
+def test_an_unknown_benchmark_and_an_empty_store_are_named(tmp_path: Path) -> None:
+    assert "nonesuch" in the_line(millrace("bench", "nonesuch", "--out", str(tmp_path)))
+    assert "nowhere" in the_line(millrace("verify", str(tmp_path / "nowhere")))
+
+
+def test_the_readme_names_only_commands_that_there_are() -> None:
+    text = (ROOT / "README.md").read_text()
+    commands = {line.split("millrace ")[1].split()[0].strip("`") for line in text.splitlines() if "`millrace " in line}
+    assert commands <= {name for name in app if not name.startswith("-")}
+    assert {"replay", "bench", "verify"} <= commands

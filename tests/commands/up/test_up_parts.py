@@ -1,0 +1,357 @@
+"""What `millrace up` is made of: ports, the folder that one run has at a time, services that die, words, the page."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from commands.loop.host import works
+from commands.loop.monitor import Monitor, Picture
+from commands.loop.status import Shown, state_of
+from commands.loop.view import line_of, table_of
+from commands.up import folder as folders
+from commands.up import words
+from commands.up.ports import Ports, check, choose, url
+from commands.up.run import ROLES, Up, UpOptions, prepared, up
+from millrace.basics.errors import PortError, ServiceError, SettingError
+from millrace.contracts.clock import EventClock
+from millrace.contracts.schema import load_schema, parse_schema, shop_schema
+from millrace.contracts.schemabook import SchemaBook
+from millrace.contracts.settings import Settings
+from millrace.processes.metrics import PORTS
+from millrace.processes.services import EmbeddedRedis
+from millrace.processes.supervisor import Supervisor
+from tests.scenes.waiting import PATIENCE
+
+SCHEMA = '[[fields]]\nname = "user_id"\nof = "user"\n[[fields]]\nname = "item_id"\nof = "item"\n'
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def shop(**other: Any) -> Settings:
+    """Settings that name the simulated shop's schema."""
+    return Settings(schema=str(resources.files("millrace.contracts").joinpath("shop.toml")), **other)
+
+
+def ports_of(settings: Settings | None = None, *, free: bool = True) -> Ports:
+    return choose(settings or Settings(), ROLES, free=free)
+
+
+# -- ports ---------------------------------------------------------------------------------------------------------
+
+
+def test_ports_are_the_settings_and_each_roles_own() -> None:
+    ports = ports_of(Settings(port=8000, redis="127.0.0.1:6379"), free=False)
+    assert (ports.scorer, ports.intake, ports.page, ports.broker, ports.redis) == (8000, 8720, 8710, 8730, 0)
+    assert ports.metrics == {role: PORTS[role] for role in ROLES}
+    numbers = [port for _, _, port, _ in ports.wanted("127.0.0.1")]
+    assert len(set(numbers)) == len(numbers) == 10  # no Redis: a setting names one
+
+
+def test_free_ports_are_all_different_and_0_is_any() -> None:
+    ports = ports_of()
+    numbers = [port for _, _, port, _ in ports.wanted("127.0.0.1")]
+    assert len(set(numbers)) == len(numbers) == 11
+    check(ports, "127.0.0.1")
+    some = ports_of(Settings(page_port=0, metrics_port=0), free=False)
+    assert some.page not in (0, 8710)
+    assert 0 not in some.metrics.values()
+    with pytest.raises(SettingError, match="metrics_port 9000"):
+        ports_of(Settings(metrics_port=9000), free=False)
+
+
+def test_a_taken_port_is_named_with_what_wants_it_and_the_remedy(taken: int) -> None:
+    ports = ports_of()
+    for field, setting in (("intake", "MILLRACE_INTAKE_PORT"), ("broker", "MILLRACE_BROKER_PORT")):
+        wanted = Ports(**{**{n: getattr(ports, n) for n in Ports.__slots__}, field: taken})
+        with pytest.raises(PortError, match=rf"port 127\.0\.0\.1:{taken} for the {field} .*{setting}.*--free-ports"):
+            check(wanted, "127.0.0.1")
+    twice = Ports(**{**{n: getattr(ports, n) for n in Ports.__slots__}, "page": ports.scorer})
+    with pytest.raises(PortError, match=f"port {ports.scorer} is given to scorer and to live page"):
+        check(twice, "127.0.0.1")
+
+
+def test_a_port_that_a_killed_run_still_holds_is_waited_for(taken: int) -> None:
+    ports = ports_of()
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", ports.page))
+        held.listen()
+        looked = threading.Event()
+
+        def let_go() -> None:
+            looked.wait(PATIENCE)
+            held.close()
+
+        threading.Thread(target=let_go, daemon=True).start()
+        with pytest.raises(PortError):
+            check(ports, "127.0.0.1")
+        looked.set()
+        check(ports, "127.0.0.1", patience_seconds=PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "http://127.0.0.1:1"), ("0.0.0.0", "http://127.0.0.1:1"), ("::", "http://[::1]:1")],
+)
+def test_this_machine_reaches_what_is_bound_everywhere(host: str, address: str) -> None:
+    assert url(host, 1) == address
+
+
+# -- the folder ----------------------------------------------------------------------------------------------------
+
+
+def test_one_run_at_a_time_has_a_folder(tmp_path: Path) -> None:
+    assert not folders.in_use(tmp_path)
+    with folders.locked(tmp_path):
+        assert folders.in_use(tmp_path)
+        with (
+            pytest.raises(ServiceError, match=r"another 'millrace up' runs on folder .* \(process \d+\)"),
+            folders.locked(tmp_path),
+        ):
+            raise AssertionError
+    assert not folders.in_use(tmp_path)
+    with folders.locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingError, match=r"file.* cannot be made .*--data"):
+        up(shop(), UpOptions(data=tmp_path / "file"))
+
+
+def test_the_data_folder_is_the_flags_or_the_settings_or_one_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert folders.on_folder(Settings(data="/b"), Path("/a")).data == "/a"
+    assert folders.on_folder(Settings(data="/b")).data == "/b"
+    assert folders.on_folder(Settings()).data == str(tmp_path / "millrace-data")
+
+
+def test_a_schema_that_nobody_names_is_that_of_the_folder_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        SettingError, match=rf"no schema is named, and '{tmp_path}/millrace-data/schema.toml' is not there; "
+    ):
+        up(Settings(), UpOptions())
+    assert list(tmp_path.iterdir()) == [], "a command in a wrong folder leaves nothing there"
+    (tmp_path / "one.toml").write_text(f'name = "one"\n{SCHEMA}')
+    folders.schema_note(tmp_path, Settings(schema=str(tmp_path / "one.toml"))).write(tmp_path)
+    found = folders.on_folder(Settings(), tmp_path)
+    assert found.load_schema().name == "one"
+    assert folders.schema_note(tmp_path, found).changed == ""
+    assert folders.on_folder(Settings(schema="another"), tmp_path).schema == "another"
+
+
+def test_the_schema_of_the_state_is_kept_and_another_one_is_refused_until_it_may_be(tmp_path: Path) -> None:
+    first = Settings(schema=str(tmp_path / "one.toml"))
+    (tmp_path / "one.toml").write_text(f'name = "one"\n{SCHEMA}')
+    note = folders.schema_note(tmp_path, first)
+    assert note.changed == ""
+    note.write(tmp_path)
+    assert folders.schema_note(tmp_path, first).changed == ""
+    with pytest.raises(SettingError, match=r"of schema 'one'.*--evolve"):
+        folders.schema_note(tmp_path, shop())
+    changed = folders.schema_note(tmp_path, shop(evolve=True))
+    assert "has changed" in changed.changed
+    kept = folders.kept_schema(tmp_path)
+    assert kept is not None
+    assert kept.name == "one", "until the roles have taken the other one up"
+    changed.write(tmp_path)
+    kept = folders.kept_schema(tmp_path)
+    assert kept is not None
+    assert kept.id == shop_schema().id
+
+
+def test_the_way_back_from_an_evolved_schema_is_named_and_works(tmp_path: Path) -> None:
+    """A run with --evolve that ended before all roles were up: the stream's state is of the new schema, the note is of
+    the former one."""
+    for name, field in (("old", ""), ("new", '[[fields]]\nname = "genre"\nof = "item"\n')):
+        (tmp_path / f"{name}.toml").write_text(f'name = "{name}"\n{SCHEMA}{field}')
+    old = Settings(schema=str(tmp_path / "old.toml"))
+    folders.schema_note(tmp_path, old).write(tmp_path)
+    book = SchemaBook(tmp_path / "schemas")
+    for name in ("old", "new"):
+        book.enter(load_schema(tmp_path / f"{name}.toml"))
+    with pytest.raises(SettingError, match=r"is of schema 'new'.*the settings name 'old'.*give --evolve"):
+        folders.schema_note(tmp_path, old)
+    with pytest.raises(SettingError, match=r"is of schema 'old'.*the settings name 'new'.*give --evolve"):
+        folders.schema_note(tmp_path, Settings(schema=str(tmp_path / "new.toml")))
+    assert "has changed" in folders.schema_note(tmp_path, msgspec.structs.replace(old, evolve=True)).changed
+
+
+def test_windows_that_cannot_go_on_are_refused_before_a_role_takes_its_part_over(tmp_path: Path) -> None:
+    keys = (
+        f'{SCHEMA}[windows]\ndays = [1, 7]\nactions = ["exposure", "click"]\n[[windows.keys]]\ncolumns = ["item_id"]\n'
+    )
+    for name, text in (
+        ("one", keys),
+        ("fewer", keys.replace("[1, 7]", "[7]")),
+        ("more", keys.replace("[1, ", "[1, 3, ")),
+    ):
+        (tmp_path / f"{name}.toml").write_text(f'name = "{name}"\n{text}')
+    folders.schema_note(tmp_path, Settings(schema=str(tmp_path / "one.toml"))).write(tmp_path)
+    with pytest.raises(SettingError, match=r"'fewer' .* counts other actions, means or windows than 'one'"):
+        folders.schema_note(tmp_path, Settings(schema=str(tmp_path / "fewer.toml"), evolve=True))
+    more = folders.schema_note(tmp_path, Settings(schema=str(tmp_path / "more.toml"), evolve=True))
+    assert "has changed" in more.changed
+
+
+def test_a_token_file_that_cannot_be_read_ends_it_before_anything_is_started(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"token file .* cannot be read"):
+        up(shop(token_file=str(tmp_path / "none"), data=str(tmp_path / "data")), UpOptions())
+    assert not (tmp_path / "data").exists()
+
+
+def test_sync_is_for_the_embedded_broker(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="--sync"):
+        up(Settings(kafka="127.0.0.1:1"), UpOptions(data=tmp_path, sync=True))
+
+
+def test_every_role_gets_the_same_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ports = ports_of()
+    settings = prepared(Settings(schema="my.toml", host="0.0.0.0", from_log="x"), tmp_path, ports)
+    assert settings.scorer == f"http://127.0.0.1:{ports.scorer}"
+    assert settings.intake == f"http://127.0.0.1:{ports.intake}"
+    assert (settings.schema, settings.data, settings.from_log) == (str(tmp_path / "my.toml"), str(tmp_path), "")
+    assert settings.event_clock() == EventClock()
+    assert (settings.admin_port, settings.admin_token_file) == (ports.admin, str(tmp_path / "admin.token"))
+    named = prepared(Settings(admin_token_file="/of/the/shop"), tmp_path, ports)
+    assert named.admin_token_file == "/of/the/shop"
+
+
+def test_a_run_that_goes_on_says_that_its_figures_are_of_this_start(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for goes_on in (False, True):
+        state = Up(Settings(), UpOptions(), tmp_path, ports_of(), threading.Event()).state()
+        assert ("since this start" in line_of(state)) == goes_on
+        console = Console(file=io.StringIO(), width=200, record=True)
+        console.print(table_of(state, ""))
+        assert ("figures since this start" in console.export_text()) == goes_on
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)  # what a run before has left
+
+
+# -- services that die ---------------------------------------------------------------------------------------------
+
+
+class Dying(EmbeddedRedis):
+    """A service whose starts are counted."""
+
+    starts = 0
+
+    def again(self) -> str:
+        self.starts += 1
+        return "here"
+
+
+def test_a_service_that_dies_is_started_again_and_given_up_when_it_dies_on_and_on(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    run = Up(Settings(), UpOptions(), tmp_path, ports_of(), threading.Event())
+    service = Dying(tmp_path / "redis")
+    for count in range(1, 5):
+        run.lost(service)
+        assert service.starts == count
+    assert run.notes[-1] == "the embedded redis ended (status None); it is started again"
+    with pytest.raises(ServiceError, match="redis is not running"):
+        run.lost(service)
+
+
+@pytest.mark.services
+def test_a_service_goes_on_at_the_address_that_it_had(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as redis:
+        before = redis.address
+        assert redis.process is not None
+        redis.process.kill()
+        redis.process.wait()
+        with pytest.raises(ServiceError):
+            redis.check()
+        assert redis.again() == before
+        redis.check()
+
+
+def test_a_scorer_without_items_works_as_far_as_this_machine_can_help_it() -> None:
+    assert works(Picture(answers={"serve": True}, model={"version": 0}), "serve")
+    assert not works(Picture(answers={"serve": True}, model={"version": -1}), "serve")
+    assert not works(Picture(answers={"serve": False}, model={"version": 3}), "serve")
+    assert works(Picture(ready={"learn": True}), "learn")
+
+
+# -- words and what is shown ---------------------------------------------------------------------------------------
+
+
+def test_the_first_commands_are_of_the_schema_and_name_the_token_only_as_such() -> None:
+    own = parse_schema(f'name = "s"\n{SCHEMA}[[fields]]\nname = "price"\nof = "item"\nkind = "numeric"\n')
+    command = words.first_item(own, "http://i", token=False)
+    body = json.loads(command.split("'")[1])
+    assert body == {"item_id": "1", "attributes": {"price": 1.0}}
+    assert command.startswith("curl -s http://i/items")
+    assert "Bearer TOKEN" in words.first_page("http://s", token=True)
+    reasons = ("no items yet; send the catalogue to the topic items", "no model yet; start the learner", "")
+    assert [words.awaited(reason, "http://i")[:18] for reason in reasons] == [
+        "waiting for items.",
+        "the scorer is not ",
+        "",
+    ]
+
+
+def exposition(name: str) -> str:
+    figures = {
+        "stream": 'millrace_exposures_total 40\nmillrace_events_total{type="click"} 4\n'
+        'millrace_events_total{type="cart"} 9',
+        "learn": 'millrace_click_rate{arm="model"} 0.125\nmillrace_click_rate{arm="control"} NaN',
+        "intake": 'millrace_intake_lines_total{what="events",verdict="kept"} 44\n'
+        'millrace_intake_lines_total{what="items",verdict="refused"} 2',
+        "archive": 'millrace_archive_rows_total{what="events"} 30',
+    }
+    return f"millrace_ready 1\n{figures.get(name, '')}\n"
+
+
+def test_what_only_a_simulator_knows_is_left_out_and_the_rest_comes_from_stream_learner_and_intake(
+    tmp_path: Path,
+) -> None:
+    def get(address: str) -> str:
+        return json.dumps({"version": 1}) if address.endswith("/model") else exposition(address.split("/")[2])
+
+    monitor = Monitor({name: f"http://{name}/metrics" for name in ROLES}, "http://serve", EventClock(), get)
+    monitor.look()
+    shown = Shown(ROLES, awaits="waiting for items.", addresses={"scorer": "http://serve"})
+    state = state_of("running", 1, 1.0, monitor, Supervisor(tmp_path), [], shown)
+    figures = state["figures"]
+    assert (figures["exposures"], figures["clicks"], figures["ctr_model"]) == (40, 4, 0.125)
+    assert [figures[n] for n in ("oracle_auc", "malformed", "duplicates", "ctr_control")] == [None] * 4
+    assert state["series"]["ctr_model"] == [0.125]
+    assert {role["name"]: role["says"] for role in state["roles"]}.items() >= {
+        "intake": "44 messages kept, 2 refused",
+        "archive": "30 rows written",
+    }.items()
+    assert (state["simulated"], state["control"], state["awaits"]) == (False, True, "waiting for items.")
+    console = Console(file=io.StringIO(), width=120, record=True)
+    console.print(table_of(state, "http://page/"))
+    text = console.export_text()
+    assert "oracle" not in text + line_of(state)
+    assert "waiting for items." in text
+    assert line_of(state).endswith("waiting for items.")
+    alone = state_of("running", 1, 1.0, monitor, Supervisor(tmp_path), [], Shown(ROLES, control=False))
+    console.print(table_of(alone, ""))
+    assert "random" not in console.export_text() + line_of(alone)
+    assert "control" not in line_of(alone)

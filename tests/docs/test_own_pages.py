@@ -1,0 +1,151 @@
+"""What the pages for newcomers show is true: their schemas are schemas, their model is a model, their messages are
+messages, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from commands.reference.examples import EXAMPLES
+from learner.custom.ownclass import is_own, own_class
+from learner.network.models import REGISTRY
+from learner.ranker.model import OnlineModel
+from learner.role.making import model_of
+from millrace.contracts.doubts import Doubts
+from millrace.contracts.events import Item, User, decode_event
+from millrace.contracts.intake import Intake
+from millrace.contracts.schema import parse_schema
+from millrace.windows.features import FeatureBuilder
+from tests.scenes.learning import SCHEMA, make_samples
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = ("messages", "dead-letters", "own-data", "own-model", "glossary", "labels", "settings")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+SCHEMAS = blocks("own-data", "toml")
+
+
+def test_there_are_schemas_for_four_kinds_of_shop() -> None:
+    assert [parse_schema(text).name for text in SCHEMAS] == ["shop", "news", "feed", "ads"]
+
+
+@pytest.mark.parametrize("text", SCHEMAS, ids=lambda text: parse_schema(text).name)
+def test_a_schema_of_the_page_takes_items_that_fit_it_and_ids_by_their_names(text: str) -> None:
+    schema = parse_schema(text)
+    builder = FeatureBuilder(schema)
+    assert (builder.user_column, builder.item_column) == ("user_id", "item_id")
+    values = {"numeric": 3, "categorical": "x"}
+    of_items: dict[str, Any] = {
+        f.name: values[f.kind] for f in schema.fields if f.of == "item" and f.name != "age_days"
+    }
+    attributes = {name: value for name, value in of_items.items() if name != "item_id"}
+    item = Intake(schema).item(msgspec.json.encode(Item("a", attributes | dict.fromkeys(schema.filters, True))))
+    assert Doubts(schema).of_item(item, b"a") == []
+    columns, _ = builder.attributes("item", {**item.attributes, "item_id": item.item_id})
+    assert builder.keys(columns, 1).any(), "a key of items counts"
+
+
+def test_the_ids_of_a_live_schema_are_named_by_its_log() -> None:
+    own = '[[fields]]\nname = "customer"\nof = "user"\n[[fields]]\nname = "sku"\nof = "item"\n'
+    log = '[log]\ntime = "t"\nuser = "customer"\nitem = "sku"\nlabel = "clicked"\n'
+    builder = FeatureBuilder(parse_schema(f'name = "shop"\n{own}{log}'))
+    assert (builder.user_column, builder.item_column) == ("customer", "sku")
+    assert "customer" in (DOCS / "messages.md").read_text()
+
+
+def test_the_model_of_the_page_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, source = blocks("own-model", "python")
+    before = dict(REGISTRY)
+    try:
+        exec(compile(source, "own-model.md", "exec"), {"__name__": "narrow"})
+        model = OnlineModel(SCHEMA, {"model": "narrow", "hidden": [16], "width": 4, "step_rows": 1}, 0)
+        first = model.learn(make_samples(256, 0)).loss
+        for seed in range(1, 12):
+            last = model.learn(make_samples(256, seed)).loss
+        assert last < first
+        image, training = model.snapshot()
+        again = OnlineModel(SCHEMA, {"model": "narrow", "hidden": [16], "width": 4, "step_rows": 1}, 1)
+        again.resume(image, training)
+        assert again.snapshot()[0].same_bits(image) == ""
+    finally:
+        for name in REGISTRY.keys() - before:
+            del REGISTRY[name]
+
+
+@pytest.mark.parametrize(("number", "name", "spec"), [(0, "Hashed", {"step": 5.0}), (1, "Sum", {"rate": 0.05})])
+def test_the_classes_of_the_page_are_models_of_ones_own(
+    number: int, name: str, spec: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved as the page says, found by name, tried, and better for having learnt."""
+    module = f"mymodel_of_the_page_{number}"
+    (tmp_path / f"{module}.py").write_text(blocks("own-model", "python")[number])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = model_of(SCHEMA, {"model": f"{module}:{name}", **spec}, 0)
+    first = model.learn(make_samples(256, 0)).loss
+    for seed in range(1, 12):
+        last = model.learn(make_samples(256, seed)).loss
+    assert last < first
+    again = model_of(SCHEMA, model.spec, 1)
+    again.resume(*model.snapshot())
+    assert again.snapshot()[0].same_bits(model.snapshot()[0]) == ""
+
+
+def test_the_page_on_models_names_what_is_there() -> None:
+    text = (DOCS / "own-model.md").read_text()
+    for name in re.findall(r"`(learner\.[\w.]+:\w+)`", text):
+        assert is_own(name)
+        own_class(name)
+    for path in re.findall(r"`((?:learner|millrace|tests)/[\w/]+\.py)`", text):
+        assert (DOCS.parent / path).exists() or path == "learner/network/models/narrow.py", path
+
+
+def test_the_models_that_the_page_names_are_those_that_there_are() -> None:
+    text = (
+        (DOCS / "own-model.md")
+        .read_text()
+        .partition("`MILLRACE_MODEL` names one of")[2]
+        .partition("\n`MILLRACE_MODEL_SPEC`")[0]
+    )
+    assert set(re.findall(r"`([a-z_]+)`", text)) == set(REGISTRY)
+
+
+def test_the_messages_of_the_page_are_the_examples_of_the_reference() -> None:
+    shown = [msgspec.json.decode(text) for text in blocks("messages", "json")]
+    kinds: dict[str, Any] = {"item": Item, "user": User}
+    assert [msgspec.convert(shown[0], kinds["item"]), msgspec.convert(shown[1], kinds["user"])] == [
+        EXAMPLES["item"],
+        EXAMPLES["user"],
+    ]
+    assert [decode_event(msgspec.json.encode(one)) for one in shown[2:]] == [EXAMPLES["exposure"], EXAMPLES["click"]]
+
+
+def anchors(text: str) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (DOCS / f"{page}.md").read_text()
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = DOCS / name if name else DOCS / f"{page}.md"
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text()), link
+
+
+def test_the_glossary_is_in_order_and_has_each_word_once() -> None:
+    words = re.findall(r"^\| \*\*(.+?)\*\* \|", (DOCS / "glossary.md").read_text(), re.MULTILINE)
+    assert words == sorted(words, key=str.lower)
+    assert len(set(words)) == len(words) > 40

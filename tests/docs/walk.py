@@ -1,0 +1,138 @@
+"""docs/walk.md as commands: its fenced blocks in order, run as a reader would, with the ports replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from millrace.processes.services import free_port
+from tests.scenes.demo_process import PATIENT
+from tests.scenes.waiting import PATIENCE, until
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "walk.md"
+PORTS = {"scorer": "http://127.0.0.1:8700", "page": "http://127.0.0.1:8710", "intake": "http://127.0.0.1:8720"}
+"""The addresses that the page has, by their names in ``up.json``."""
+SHOP = "http://127.0.0.1:8000"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Commands between two fences. ``where``: empty, ``install``, or ``terminal=N`` for what runs on meanwhile."""
+
+    text: str
+    where: str
+
+
+def blocks(page: str) -> list[Block]:
+    """The commands of a page, in order."""
+    return [Block(text, where.strip()) for where, text in re.findall(r"^```bash(.*)\n((?:.*\n)*?)```$", page, re.M)]
+
+
+@dataclass
+class Walker:
+    """Somebody who does what the page says.
+
+    Args:
+        home: an empty folder, in place of the home directory.
+    """
+
+    home: Path
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    printed: list[str] = field(default_factory=list)
+    """What each block printed; of one that runs on, nothing."""
+    shop_port: int = field(default_factory=free_port)
+
+    @property
+    def data(self) -> Path:
+        return self.home / "my-shop"
+
+    @property
+    def where(self) -> dict[str, str]:
+        """Addresses of the loop that runs."""
+        found: dict[str, str] = json.loads((self.data / "up.json").read_text())
+        return found
+
+    @property
+    def shop(self) -> str:
+        return SHOP.replace("8000", str(self.shop_port))
+
+    def do(self, block: Block) -> None:
+        """One block. It fails where a command of it does."""
+        if block.where == "install":
+            return
+        if block.where.startswith("terminal="):
+            self.start(block)
+            return
+        log = self.home / f"block-{len(self.printed)}.out"
+        with log.open("wb") as out:
+            process = subprocess.Popen(self._shell(block.text), **self._as(), stdout=out, stderr=subprocess.STDOUT)
+            try:
+                status = process.wait(PATIENCE)
+            finally:
+                _end(process, signal.SIGKILL)
+        self.printed.append(log.read_text())
+        assert status == 0, f"{block.text}\nended with {status}:\n{self.printed[-1]}\n{self.said()}"
+
+    def start(self, block: Block) -> None:
+        """What a terminal of its own runs; a second time it is ended by Ctrl-C before."""
+        if block.where in self.running:
+            self.stop(block.where)
+        with (self.home / f"{block.where}.out").open("ab") as out:
+            process = subprocess.Popen(self._shell(block.text), **self._as(), stdout=out, stderr=out)
+        self.running[block.where] = process
+
+        def says() -> bool:
+            assert process.poll() is None, f"{block.text} ended:\n{self.said()}"
+            return (self.data / "up.json").exists() if "millrace up" in block.text else "is at http" in self.said()
+
+        until(says, block.text, every=0.1, more=self.said)
+
+    def stop(self, name: str) -> None:
+        """Ctrl-C."""
+        process = self.running.pop(name)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        for process in self.running.values():
+            _end(process, signal.SIGTERM)
+        self.running.clear()
+
+    def said(self) -> str:
+        """What the terminals show."""
+        return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self.home.glob("terminal=*.out")))
+
+    def _shell(self, text: str) -> list[str]:
+        """The commands, with what the page says that this test changes."""
+        changed = text.replace("millrace up", "exec millrace up --free-ports").replace("--seconds 120", "--seconds 15")
+        changed = changed.replace("shop-app/app.py", f"shop-app/app.py --port {self.shop_port}")
+        if (self.data / "up.json").exists():
+            for name, address in PORTS.items():
+                changed = changed.replace(address, self.where[name].rstrip("/"))
+        # Values go from block to block, as in a terminal that stays open.
+        kept = self.home / "kept"
+        save = f"declare -p | grep -E '^declare -- [a-z]+=' > {kept} || true"
+        return ["bash", "-c", f"set -e; [ ! -f {kept} ] || . {kept}\n{changed}\n{save}"]
+
+    def _as(self) -> dict[str, Any]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = {**clean, **PATIENT, "HOME": str(self.home), "PATH": path}
+        if (self.data / "up.json").exists():
+            env |= {"MILLRACE_INTAKE": self.where["intake"], "MILLRACE_SCORER": self.where["scorer"]}
+        return {"cwd": ROOT, "env": env, "start_new_session": True}
+
+
+def _end(process: subprocess.Popen[bytes], number: int) -> None:
+    """Ends a process and all that it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, number)
+        process.wait(PATIENCE)

@@ -1,0 +1,230 @@
+"""Experiments: the arrays they train on are those of replay, test days are never learnt from, intervals are right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from msgspec import structs
+
+from commands.offline.dataset import SCALED, Dataset, plain_schema, prepare, scaled
+from commands.offline.intervals import interval
+from experiments import experiment
+from learner.network.models import REGISTRY
+from learner.network.models.logistic import Logistic
+from learner.ranker.model import OnlineModel
+from millrace.basics.errors import SettingError
+from millrace.contracts.schema import Schema, shop_schema
+from simulator.daylog import write_days
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("log")
+    write_days(folder / "log", days=3, seed=5, users=60, quiet=True)
+    return prepare(folder / "log", plain_schema(shop_schema()), folder / "data")
+
+
+def test_the_truth_stands_beside_its_exposure(data: Dataset) -> None:
+    """A click is likelier where the true probability says so: a shuffled truth would not show it."""
+    assert np.isfinite(data.truth).all()
+    clicked = data.label == 1
+    assert data.truth[clicked].mean() > 1.5 * data.truth[~clicked].mean()
+    assert np.all(np.diff(data.ts_ms) >= 0)
+
+
+def test_days_follow_each_other_and_cover_all(data: Dataset) -> None:
+    slices = [data.rows((d,)) for d in range(len(data.days))]
+    assert [s.start for s in slices] == [0, *[s.stop for s in slices[:-1]]]
+    assert slices[-1].stop == len(data.label)
+
+
+def test_scaling_is_fitted_on_the_training_rows_alone(data: Dataset) -> None:
+    train = data.rows((0, 1))
+    x = scaled(data, train)[train].astype(np.float64)
+    moving = x.std(0) > 1e-3
+    assert moving.sum() > 20
+    np.testing.assert_allclose(x.mean(0)[moving], 0, atol=1e-3)
+    np.testing.assert_allclose(x.std(0)[moving], 1, atol=1e-3)
+
+
+def test_an_interval_is_students() -> None:
+    row = interval("auc", [1.0, 2.0, 3.0])
+    # t(0.975, 2) = 4.303, s = 1, n = 3
+    assert row == {"auc": 2.0, "auc_ci": pytest.approx(4.30265 / 3**0.5, abs=1e-4)}
+
+
+@pytest.mark.long
+def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
+    write_days(tmp_path / "log", days=2, seed=5, users=40, quiet=True)
+    report = experiment.experiment_models(
+        tmp_path / "log",
+        shop_schema(),
+        tmp_path / "out",
+        seeds=2,
+        test_days=1,
+        models=("logistic", "wide_deep"),
+        inputs=("raw",),
+        progress=False,
+    )
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    assert [(r["model"], r["inputs"]) for r in report["models"]] == [
+        ("logistic", "raw"),
+        ("wide_deep", "raw"),
+    ]
+    assert 0.5 < report["oracle_auc"] < 1
+    assert (tmp_path / "out" / "loss.png").stat().st_size > 1000
+    assert "wide deep" in (tmp_path / "out" / "report.html").read_text().replace("_", " ")
+
+
+def test_without_pages_grouped_auc_compares_what_was_known_when_the_day_began(data: Dataset, tmp_path: Path) -> None:
+    """The same log, read as one without pages: frozen windows equal a recount, and the usual ones do not move."""
+    schema = plain_schema(shop_schema())
+    assert schema.log is not None
+    schema = structs.replace(schema, log=structs.replace(schema.log, request=None, identity=()))
+    write_days(tmp_path / "log", days=3, seed=5, users=60, quiet=True)
+    found = prepare(tmp_path / "log", schema, tmp_path / "data", frozen_days=2)
+    assert data.frozen is None
+    assert "pages" in data.compares
+    assert found.frozen is not None
+    assert "users and days" in found.compares
+    for name in ("num", "cat", "label", "day"):
+        assert np.array_equal(getattr(found, name), getattr(data, name))
+    column = schema.layout.num_names.index("user_id.exposure.30d")
+    for day in range(3):
+        rows = found.rows((day,))
+        before, own = np.array(found.user[: rows.start]), np.array(found.user[rows])
+        expected = [np.count_nonzero(before == u) for u in own] if day else np.zeros(len(own))
+        assert np.array_equal(found.frozen[rows][:, column], expected)
+    pairs = set(zip(found.user.tolist(), found.day.tolist(), strict=True))
+    assert len(pairs) == len(np.unique(found.group))
+    assert len({(u, d, g) for u, d, g in zip(found.user, found.day, found.group, strict=True)}) == len(pairs)
+
+    train = found.rows((0, 1))
+    mapped = scaled(found, train)
+    fixed = np.load(found.folder / SCALED["frozen"])
+    scale = (mapped[train, column].max() - mapped[train, column].min()) / np.log1p(found.num[train, column].max())
+    last = found.rows((2,))
+    shift = (np.log1p(found.frozen[last, column]) - np.log1p(found.num[last, column])) * scale
+    np.testing.assert_allclose(fixed[last, column] - mapped[last, column], shift, atol=1e-4)
+
+
+@pytest.mark.long
+def test_a_report_on_a_log_without_pages_says_what_it_compares(tmp_path: Path) -> None:
+    schema = shop_schema()
+    assert schema.log is not None
+    schema = structs.replace(schema, log=structs.replace(schema.log, request=None, identity=()))
+    write_days(tmp_path / "log", days=2, seed=5, users=40, quiet=True)
+    one = {"seeds": 2, "test_days": 1, "models": ("logistic",), "inputs": ("raw",), "progress": False}
+    frozen = experiment.experiment_models(tmp_path / "log", schema, tmp_path / "a", **one)  # type: ignore[arg-type]
+    paged = experiment.experiment_models(tmp_path / "log", shop_schema(), tmp_path / "b", **one)  # type: ignore[arg-type]
+    assert "frozen" in frozen["grouped_auc_compares"]
+    assert paged["grouped_auc_compares"] == "within pages"
+    assert frozen["models"][0]["auc"] == paged["models"][0]["auc"]
+    assert frozen["models"][0]["grouped_auc"] != paged["models"][0]["grouped_auc"]
+
+
+class Own(Logistic):
+    """A network of one's own."""
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a registered model of one's own; runs stay in this process, since another does not have it."""
+
+    def here(
+        jobs: list[experiment.Job], data: Dataset, schema: Schema, out: Path, progress: bool
+    ) -> list[dict[str, Any]]:
+        experiment._open(data.folder, data.schema, data.days, schema)
+        out.mkdir(parents=True)
+        return [experiment._run(job) for job in jobs]
+
+    threads = torch.get_num_threads()
+    monkeypatch.setitem(REGISTRY, "own", Own)
+    monkeypatch.setattr(Own, "name", "own")
+    monkeypatch.setattr(experiment, "_all", here)
+    yield "own"
+    torch.set_num_threads(threads)
+
+
+def test_the_originals_models_alone_have_its_settings(own: str) -> None:
+    default = OnlineModel(plain_schema(shop_schema()), {}, 0).spec
+    for name in REGISTRY:
+        spec = OnlineModel(plain_schema(shop_schema()), experiment.spec_of(name), 0).spec
+        if name == own:
+            assert experiment.spec_of(name) == {"model": own}
+            assert spec == default | {"model": own}
+        else:
+            assert name in experiment.ORIGINAL
+            assert (spec["numerics"], spec["averaging"], spec["max_loss"]) == ("none", 0.0, 1e30)
+        assert experiment.settings_of(name) == ("default" if name == own else "original")
+    assert experiment.spec_of(experiment.DEFAULT) == {}
+    assert experiment.settings_of(experiment.DEFAULT) == "default"
+
+
+@pytest.mark.parametrize("run", [experiment.experiment_models, experiment.experiment_rounds])
+def test_each_row_says_which_settings_its_model_had(
+    tmp_path: Path, own: str, run: Callable[..., dict[str, Any]]
+) -> None:
+    write_days(tmp_path / "log", days=2, seed=5, users=40, quiet=True)
+    had: list[tuple[str, float]] = []
+
+    class Spy(OnlineModel):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            had.append((self.spec["model"], self.spec["averaging"]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "model_of", Spy)
+        models = ("logistic", own, experiment.DEFAULT)
+        report = run(
+            tmp_path / "log",
+            shop_schema(),
+            tmp_path / "out",
+            seeds=2,
+            test_days=1,
+            models=models,
+            inputs=("raw",),
+            progress=False,
+        )
+    assert set(had) == {("logistic", 0.0), ("own", 0.98), ("wide_resnet", 0.98)}
+    tables = [report[name] for name in ("models", "curves", "ways", "by_day") if name in report]
+    assert len(tables) == 2
+    for rows in tables:
+        assert {(r["model"], r["settings"]) for r in rows} == {
+            ("logistic", "original"),
+            (own, "default"),
+            (experiment.DEFAULT, "default"),
+        }
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '<td class="text">logistic</td><td class="text">raw</td><td class="text">original</td>' in page
+    assert '<td class="text">own</td><td class="text">raw</td><td class="text">default</td>' in page
+
+
+@pytest.mark.parametrize(("seeds", "test_days", "names"), [(1, 1, "1 seeds"), (2, 2, "2 test days"), (2, 0, "0 test")])
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, seeds: int, test_days: int, names: str) -> None:
+    write_days(tmp_path / "log", days=2, seed=5, users=20, quiet=True)
+    with pytest.raises(SettingError, match=names):
+        experiment.experiment_models(
+            tmp_path / "log", shop_schema(), tmp_path / "out", seeds=seeds, test_days=test_days, progress=False
+        )
+
+
+def test_an_unknown_model_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="nonesuch"):
+        experiment.experiment_models(
+            tmp_path / "no log", shop_schema(), tmp_path / "out", seeds=2, test_days=1, models=("nonesuch",)
+        )
+
+
+@pytest.mark.parametrize("inputs", [(), ("raw", "cooked")])
+def test_unknown_inputs_are_named_before_anything_is_read(tmp_path: Path, inputs: tuple[str, ...]) -> None:
+    with pytest.raises(SettingError, match="cooked" if inputs else "of no kind"):
+        experiment.experiment_rounds(
+            tmp_path / "no log", shop_schema(), tmp_path / "out", seeds=2, test_days=1, inputs=inputs
+        )

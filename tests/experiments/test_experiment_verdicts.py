@@ -1,0 +1,68 @@
+"""Verdicts of experiments: computed from the figures, and owning up where nothing can be told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.verdicts import of_drift, of_labels, of_models, of_rounds
+
+
+def model(name: str, auc: float | None, half: float = 0.001) -> dict[str, Any]:
+    return {"model": name, "inputs": "raw", "auc": auc, "auc_ci": half}
+
+
+def test_models_are_told_apart_only_where_intervals_do_not_meet() -> None:
+    clear = of_models([model("a", 0.70), model("b", 0.72)], 0.65)
+    assert "b on raw inputs has the highest AUC on the test days, 0.7200 ± 0.0010. The next is a on raw" in clear
+    assert "alone has 0.6500; all are above it." in clear
+    close = of_models([model("a", 0.7195), model("b", 0.72), model("c", 0.64)], 0.65)
+    assert "cannot be told apart from a on raw inputs." in close
+    assert "1 of 3 are not surely above it" in close
+    assert "all alike" in of_models([model("a", None)], None)
+    assert "alone" not in of_models([model("a", 0.7)], None)
+
+
+def way(name: str, gain: float, half: float = 0.001) -> dict[str, Any]:
+    return {"model": "m", "inputs": "raw", "way": name, "auc": 0.7 + gain, "auc_ci": 0.001} | {
+        "auc_over_frozen": gain,
+        "auc_over_frozen_ci": half,
+    }
+
+
+def test_ways_gain_lose_or_cannot_be_told_from_frozen() -> None:
+    ways = [way("frozen", 0, 0), way("batches", 0.01), way("daily", 0.02), way("epochs", -0.03), way("other", 0.0005)]
+    text = of_rounds(ways, 0.66)
+    assert "gain 0.0200 ± 0.0010 (daily) and 0.0100 ± 0.0010 (batches)" in text
+    assert "lose 0.0300 ± 0.0010 (epochs)" in text
+    assert "make no difference that can be told (other)" in text
+    assert "AUC 0.7000 ± 0.0010 over the test days" in text
+    assert "alone has 0.6600" in text
+    nothing = of_rounds([way("frozen", 0, 0), way("daily", 0.0005)], None)
+    assert "gain" not in nothing
+    assert "no difference that can be told (daily)" in nothing
+
+
+def test_drift_says_false_alarms_and_what_was_found() -> None:
+    report = {
+        "clean": [{"way": "pages", "alarms": 3, "days": 12, "alarms_a_day": 0.25}],
+        "changes": [
+            {"way": "pages", "change": "flipped", "detected": 4, "worlds": 5, "median_minutes": 12.0},
+            {"way": "pages", "change": "none", "detected": 0, "worlds": 5, "median_minutes": None},
+        ],
+    }
+    text = of_drift(report, "pages")
+    assert "3 false alarms on 12 clean days (0.2500 a day)" in text
+    assert "flipped 4 of 5, after 12 min in the median; none 0 of 5." in text
+
+
+def test_label_policies_reach_or_miss_their_targets() -> None:
+    rows = [
+        {"figure": "gap_closed", "value": 0.97, "target": "at least 0.8", "reached": True},
+        {"figure": "calibration_error_0-20k", "value": 0.2, "target": "within 0.05", "reached": False},
+        {"figure": "gap_closed", "value": None, "target": "at least 0.8", "reached": None},
+    ]
+    text = of_labels({"default": "prompt", "verdicts": rows})
+    assert "reaches 1 of 3 targets: gap closed 0.9700 (at least 0.8: reached)" in text
+    assert "calibration error, rows 0-20k 0.2000 (within 0.05: missed)" in text
+    assert "unknown" in text
+    assert "nothing is said" in of_labels({"default": "prompt", "verdicts": []})

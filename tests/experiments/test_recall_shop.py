@@ -1,0 +1,209 @@
+"""A shop in one process: what it holds at a time is what stream, learner and scorer would hold, and nothing later."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from experiments.recallshop import RecallShop, Waiting, params_of
+from learner.network.models.spec import read_spec
+from millrace.contracts.events import CLICK, PURCHASE
+from millrace.contracts.online import Recent, unpack_recent
+from millrace.contracts.schema import shop_schema
+from millrace.contracts.settings import Settings
+from millrace.windows.tiles import TileStore
+from scorer.catalog.index import ItemIndex
+from simulator.daylog import day_table, parse_day
+from simulator.params import DAY_MS, HOUR_MS
+from simulator.world import World, start_of
+
+DAY = parse_day("2026-03-02")
+START = start_of(DAY)
+NOON = START + 12 * HOUR_MS
+SCHEMA = shop_schema()
+
+
+@cache
+def world() -> World:
+    return World(101, 200, params_of(800))
+
+
+@cache
+def log() -> pa.Table:
+    return day_table(world(), DAY)
+
+
+def shop(learns: bool = False) -> RecallShop:
+    spec = read_spec({"retrieval_width": 8}) if learns else None
+    return RecallShop(world(), SCHEMA, START, Settings(candidates=100, recall_clicks=10), spec)
+
+
+@cache
+def at_noon() -> RecallShop:
+    found = shop(learns=True)
+    found.take(log())
+    found.advance(NOON)
+    return found
+
+
+def test_rows_wait_for_their_time_and_keep_their_order() -> None:
+    waiting = Waiting()
+    assert waiting.due(10) == {}
+    waiting.put({"ms": np.array([5, 7]), "name": np.array(["a", "b"])})
+    waiting.put({"ms": np.array([5, 6]), "name": np.array(["c", "d"])})
+    assert waiting.due(5) == {}, "what happens at a time is not before it"
+    assert waiting.due(7)["name"].tolist() == ["a", "c", "d"]
+    assert waiting.due(8)["name"].tolist() == ["b"]
+    assert waiting.due(99) == {}
+
+
+def test_items_are_in_the_index_as_their_topic_brings_them() -> None:
+    found, catalogue = shop(), world().catalogue
+    goods = catalogue.goods(DAY)
+    index = ItemIndex(found.builder)
+    row_of = {int(item_id): row for row, item_id in enumerate(goods.item_id)}
+    index.put(index.prepare(catalogue.item(goods, row_of[int(item_id)])) for item_id in found.index.ids)
+    told, expected = found.index.image(0, 10_000), index.image(0, 10_000)
+    assert len(told.ids) > 500
+    assert told.ids == expected.ids
+    for name, array in expected.arrays().items():
+        np.testing.assert_array_equal(told.arrays()[name], array, err_msg=name)
+
+
+def test_what_is_on_sale_follows_the_world() -> None:
+    found = shop()
+    for ts_ms in (START + DAY_MS, START + DAY_MS + 20 * HOUR_MS):
+        found.advance(ts_ms)
+        day = world().day(DAY + 1)
+        assert set(found.item_ids(np.flatnonzero(found.shelf.alive))) == set(day.goods.item_id[day.alive(ts_ms)])
+        assert set(found.lists.living.tolist()) == set(np.flatnonzero(found.shelf.alive).tolist())
+    assert not found.index.alive.all(), "some left the shop"
+
+
+def test_only_what_happened_before_is_counted() -> None:
+    """The counts of every key equal those of a plain loop over the log's events of before noon."""
+    found, table = at_noon(), log()
+    store = TileStore.of(SCHEMA.windows)
+    columns = {
+        n: found.builder.column(n, table[n].to_numpy(zero_copy_only=False)) for n in ("user_id", "item_id", "category")
+    }
+    keys = found.builder.keys(columns, table.num_rows)
+    for action, name in enumerate(("ts_ms", "click_ms", "collect_ms", "cart_ms", "purchase_ms")):
+        ms = table[name].fill_null(NOON).to_numpy()
+        done = np.flatnonzero(ms < NOON)
+        store.add(keys[done], ms[done], np.full(len(done), action))
+    every = np.unique(keys)
+    np.testing.assert_array_equal(found.windows.counts(every, NOON), store.counts(every, NOON))
+    clicks = table["click_ms"].fill_null(NOON).to_numpy()
+    clicked = np.unique(table["item_id"].to_numpy()[clicks < NOON])
+    assert len(clicked) > 20
+    heat = found.clicks_a_day()
+    assert set(found.item_ids(np.flatnonzero(heat))) <= set(clicked)
+    assert (heat[found.rows_of(clicked)] > 0).all()
+
+
+def test_a_record_has_what_a_user_did_and_nothing_later() -> None:
+    found, table = at_noon(), log()
+    user, item = table["user_id"].to_numpy() - 1, table["item_id"].to_numpy()
+    compared = 0
+    for what, name in ((CLICK, "click_ms"), (PURCHASE, "purchase_ms")):
+        ms = table[name].fill_null(NOON).to_numpy()
+        for who in np.unique(user[ms < NOON]).tolist():
+            mine = np.flatnonzero((user == who) & (ms < NOON))
+            mine = mine[np.argsort(-ms[mine], kind="stable")][:16]
+            recent = found.user(who).recent
+            pasts = recent.clicks if what == CLICK else recent.purchases
+            assert [p.ts_ms for p in pasts] == ms[mine].tolist()
+            assert {p.item_id for p in pasts} == set(item[mine].tolist())
+            compared += 1
+    assert compared > 20
+    assert unpack_recent(found.record(0).get(b"recent")) == found.user(0).recent
+
+
+def test_neighbours_are_what_one_user_clicked_within_a_day() -> None:
+    """Against a plain loop: every pair of clicks of one user, of which the five before count."""
+    found, table = at_noon(), log()
+    assert found.neighbours is not None
+    user, item = table["user_id"].to_numpy(), table["item_id"].to_numpy()
+    ms = table["click_ms"].fill_null(NOON).to_numpy()
+    order = [i for i in np.argsort(ms, kind="stable").tolist() if ms[i] < NOON]
+    past: dict[int, list[int]] = {}
+    pairs: dict[int, set[int]] = {}
+    for i in order:
+        mine, one = past.setdefault(int(user[i]), []), int(item[i])
+        for other in [o for o in dict.fromkeys(mine[:5]) if o != one]:
+            pairs.setdefault(one, set()).add(other)
+            pairs.setdefault(other, set()).add(one)
+        mine.insert(0, one)
+    compared = 0
+    for one, others in pairs.items():
+        if len(others) <= 16:
+            near = found.neighbours.of(found.rows_of(np.array([one])), 100)
+            assert set(found.item_ids(near).tolist()) == others
+            compared += 1
+    assert compared > 20
+
+
+def test_a_user_without_events_is_known_by_attributes_alone() -> None:
+    found, seen = at_noon(), set((log()["user_id"].to_numpy() - 1).tolist())
+    stranger = next(u for u in range(world().shoppers.n) if u not in seen)
+    user = found.user(stranger)
+    assert set(found.record(stranger)) == {b"profile"}
+    assert "kind" in user.columns
+
+
+def test_the_head_learns_what_is_known_and_publishes_vectors_of_all_living_items() -> None:
+    found = at_noon()
+    assert found.head is not None
+    assert found.retrieval is not None
+    clicks = log()["click_ms"].fill_null(NOON).to_numpy()
+    assert found.head.clicks == int((clicks < NOON).sum())
+    assert found.retrieval.clicks == found.head.clicks
+    assert len(found.retrieval) == int(found.shelf.alive.sum())
+    query = found.query_of(found.user(0), NOON)
+    nearest = found.retrieval.nearest(query, 10)
+    assert found.shelf.alive[nearest].all()
+    assert len(set(nearest.tolist())) == 10
+
+
+def test_a_query_knows_only_earlier_clicks() -> None:
+    found = at_noon()
+    user = next(u for u in map(found.user, range(world().shoppers.n)) if u.recent.clicks)
+    first = min(past.ts_ms for past in user.recent.clicks)
+    nothing = found.query_of(user, first)
+    stranger = replace(user, recent=Recent((), ()))
+    np.testing.assert_array_equal(nothing, found.query_of(stranger, NOON))
+    assert (nothing != found.query_of(user, NOON)).any()
+
+
+def test_counting_without_learning() -> None:
+    """A history may be counted only; who learns elsewhere publishes a tower of its own."""
+    found, other = shop(), at_noon()
+    found.take(log())
+    found.advance(NOON)
+    assert found.head is None
+    with pytest.raises(ValueError, match="no retrieval version"):
+        found.query_of(found.user(3), NOON)
+    assert other.tower is not None
+    found.publish(other.tower, 123)
+    np.testing.assert_array_equal(found.query_of(found.user(3), NOON), other.query_of(other.user(3), NOON))
+
+
+@pytest.mark.parametrize("who", [0, 5, 17])
+def test_either_recall_gives_distinct_living_items_by_the_seed_alone(who: int) -> None:
+    found = at_noon()
+    user = found.user(who)
+    rows, sources = found.recall_new(user, NOON, 100, 7)
+    before = found.recall_before(user, NOON, 100, 7)
+    for chosen in (rows, before):
+        assert len(set(chosen.tolist())) == len(chosen) == 100
+        assert found.shelf.alive[chosen].all()
+    assert len(sources) == 100
+    assert (sources > 0).all()
+    np.testing.assert_array_equal(rows, found.recall_new(user, NOON, 100, 7)[0])
+    np.testing.assert_array_equal(before, found.recall_before(user, NOON, 100, 7))
+    assert before.tolist() != found.recall_before(user, NOON, 100, 8).tolist()

@@ -1,0 +1,284 @@
+"""A learner with a gate, without Kafka: its store, a scorer that follows, and checks whose verdicts a test plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from learner.evaluation.progressive import Progressive
+from learner.gate.heldout import Heldout, Judgement
+from learner.gate.promotion import Checks, Promotion, Published
+from learner.gate.quarantine import Quarantine
+from learner.gate.quota import Quota
+from learner.gate.screen import Screen
+from learner.gate.shift import Shift
+from learner.gate.verdicts import Refusal
+from learner.ranker.model import OnlineModel
+from learner.ranker.repeats import Repeats
+from learner.ranker.verbs import Learning, Predicting
+from learner.training.ledger import Act, decode_acts
+from learner.training.trainer import Trainer
+from learner.training.versions import Found, Progress, SnapshotFiles, Versions, newest_sound
+from millrace.basics.store import Store
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.versions.image import Image
+from millrace.versions.modelstore import Announcement, Array, CutsHead, ModelStore, Place
+from millrace.versions.packing import unpack
+from tests.scenes.learning import SCHEMA, START_MS, make_samples
+
+SPEC: dict[str, Any] = {
+    "model": "wide_resnet",
+    "hidden": [8, 8],
+    "width": 4,
+    "retrieval_width": 4,
+    "max_rows": 60,
+    "admit": 2,
+}
+MINUTE_MS = 60_000
+BATCH = 32
+POISON = "poison"
+"""A batch whose request says so is refused by the planned screen."""
+
+
+class PlannedScreen(Screen):
+    """Refuses a batch with a poisoned page in it."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def absurd(self, batch: SampleBatch) -> Any:
+        return batch.ts_ms > START_MS + 10**11
+
+    def look(self, batch: SampleBatch, p: Any) -> Refusal | None:
+        poisoned = any(batch.request[page].startswith(POISON) for page in np.unique(batch.page))
+        return Refusal("labels", 3.0, 1.6) if poisoned else None
+
+    def learnt(self, batch: SampleBatch, p: Any) -> None:
+        self.told.append("learnt")
+
+    def promoted(self) -> None:
+        self.told.append("promoted")
+
+    def went_back(self) -> None:
+        self.told.append("went_back")
+
+    def rebase(self) -> None:
+        self.told.append("rebase")
+
+    def snapshot(self) -> dict[str, Array]:
+        return {}
+
+    def resume(self, state: Mapping[str, Array]) -> None:
+        pass
+
+
+class PlannedShift(Shift):
+    """Due after ``stretch`` rows; refuses where ``refuses`` says so."""
+
+    def __init__(self, stretch: int) -> None:
+        self.stretch, self.rows, self.refuses, self.rebased = stretch, 0, False, 0
+
+    def meet(self, batch: SampleBatch) -> None:
+        pass
+
+    def learnt(self, rows: int, event_ms: int) -> None:
+        self.rows += rows
+
+    @property
+    def due(self) -> bool:
+        return self.rows >= self.stretch
+
+    def look(self, model: Predicting) -> Refusal | None:
+        return Refusal("shift", 0.2, 0.06) if self.refuses else None
+
+    def promoted(self, model: Predicting) -> None:
+        self.rows = 0
+
+    def went_back(self) -> None:
+        self.rows = 0
+
+    def rebase(self, model: Predicting) -> None:
+        self.rows, self.rebased = 0, self.rebased + 1
+
+    def snapshot(self) -> dict[str, Array]:
+        return {}
+
+    def resume(self, state: Mapping[str, Array]) -> None:
+        pass
+
+
+class PlannedHeldout(Heldout):
+    """Holds out pages that say so; judges as it is told."""
+
+    def __init__(self) -> None:
+        self.refusal: Refusal | None = None
+        self.taken = 0
+        self.spoilt_from: list[int] = []
+
+    @property
+    def told(self) -> dict[str, list[Any]]:
+        return {}
+
+    def held(self, batch: SampleBatch) -> Any:
+        mine = np.array([request.startswith("held") for request in batch.request])
+        return mine[batch.page]
+
+    def take(self, batch: SampleBatch, model: Predicting) -> None:
+        self.taken += len(batch)
+
+    def judge(self, model: Predicting) -> Judgement:
+        return Judgement(self.refusal, 9000, 0.7, 0.71, 0.3, 0.3)
+
+    def promoted(self, model: Predicting, event_ms: int) -> None:
+        pass
+
+    def spoilt(self, from_ms: int) -> None:
+        self.spoilt_from.append(from_ms)
+
+    def rebase(self, model: Predicting) -> None:
+        pass
+
+    def snapshot(self) -> dict[str, Array]:
+        return {}
+
+    def resume(self, state: Mapping[str, Array]) -> None:
+        pass
+
+
+def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Learning:
+    model = OnlineModel(SCHEMA, note.spec, 0)
+    model.resume(parts)
+    return model
+
+
+@dataclass
+class Scene:
+    """One life of a learner on the store in ``folder``."""
+
+    folder: Path
+    stretch: int = 128
+    gate: bool = True
+    observe: bool = False
+    spec: dict[str, Any] = field(default_factory=lambda: dict(SPEC))
+    schema: Schema = SCHEMA
+
+    def __post_init__(self) -> None:
+        self.store = ModelStore(self.folder / "models")
+        found: Found | None = newest_sound(self.store, self.schema.id, {}, build)
+        model = OnlineModel(self.schema, self.spec, 0) if found is None else found.model
+        self.trainer = Trainer(model, Progressive(1000), Repeats(10**9), BATCH)
+        self.messages: dict[int, SampleBatch] = {}
+        self.offset = 0
+        if found is not None:
+            self.trainer.resume(found.training, found.note.extra.get("counts", {}))
+            self.offset = found.note.offsets.get("0", 0)
+        self.versions = Versions(model, 1, "me", self.store.highest().number)
+        self.screen, self.shift, self.heldout = PlannedScreen(), PlannedShift(self.stretch), PlannedHeldout()
+        self.quarantine = Quarantine(Store(self.folder / "quarantine"), self.schema.id)
+        quota = Quota(self.schema, {})
+        checks = Checks(
+            *(self.screen, quota, self.shift, self.heldout, self.quarantine, 60 * MINUTE_MS), observe=self.observe
+        )
+        self.served = Image({}, {})
+        self.sent: list[Announcement] = []
+        self.promotion = Promotion(
+            self.trainer, self.versions, self.store, checks if self.gate else None, build, self.progress
+        )
+        self.promotion.begin(found)
+        self._send(self.promotion.start(found, 0))
+
+    def progress(self) -> Progress:
+        counts = dict(self.trainer.counts)
+        return Progress(counts.get("trained", 0), {0: self.offset}, {}, {"counts": counts})
+
+    @property
+    def model(self) -> OnlineModel:
+        assert isinstance(self.trainer.model, OnlineModel)
+        return self.trainer.model
+
+    def take(self, batch: SampleBatch) -> None:
+        """The next message of the topic."""
+        self.messages[self.offset] = batch
+        self.trainer.take(batch, 0, 0, self.offset)
+        self.offset += 1
+        while self.promotion.step() is not None:
+            pass
+
+    def drain(self) -> None:
+        while self.promotion.step(drain=True) is not None:
+            pass
+
+    def publish(self, dense: bool = True, retrieval: bool = True) -> Published | None:
+        """The next delta, taken by the scorer."""
+        found = self.promotion.delta(0, dense, retrieval)
+        if found is not None:
+            self._send(found)
+        return found
+
+    def _send(self, found: Published) -> None:
+        self.sent.append(found.note)
+        if found.body is None:
+            self.served = self.store.read(found.note)
+        else:
+            self.served = self.served.apply(unpack(found.body, self.served.dense))
+
+    def snapshot(self) -> Announcement | None:
+        """A snapshot, from its beginning to its end; None where it was refused."""
+        if self.versions.root_newest:
+            self.publish()
+        if self.versions.root_newest or not self.promotion.publishing:
+            return None
+        copying = self.versions.begin(20)
+        files = SnapshotFiles(self.store, copying.begun)
+        while (part := copying.next()) is not None:
+            if not self.promotion.passes(part):
+                return self._refused()
+            files.add(part)
+        self.drain()
+        self.publish()
+        if self.promotion.status["state"] != "promoting":
+            copying.give_up()
+            return None
+        last = self.promotion.finish(copying, 0)
+        if last is None:
+            return self._refused()
+        note = files.end(last, follows=0, log="")
+        self.promotion.written(note)
+        return note
+
+    def _refused(self) -> Announcement | None:
+        """No snapshot, and the root is published."""
+        self.publish()
+        return None
+
+    def whole(self) -> tuple[Image, dict[str, Array]]:
+        """The model's state, once all that waits is learnt."""
+        return self.model.snapshot()
+
+    def lineage(self) -> dict[Place, tuple[Place, list[Act]]]:
+        """Of each snapshot that was learnt from another: that one, and its acts."""
+        found = {}
+        for name in self.store.store.names("cuts-"):
+            head, body, _ = self.store.store.get(name)
+            cuts = msgspec.json.decode(head, type=CutsHead)
+            found[Place(cuts.epoch, cuts.version)] = (Place(cuts.from_epoch, cuts.from_version), decode_acts(body))
+        return found
+
+
+def batch(seed: int, rows: int = BATCH, minute: int = 0, page: str = "page", **changes: Any) -> SampleBatch:
+    """Samples of one page, at a minute of the day."""
+    made = make_samples(rows, seed, start_ms=START_MS + minute * MINUTE_MS)
+    position = np.arange(rows, dtype=np.int32)
+    ts_ms = np.full(rows, START_MS + minute * MINUTE_MS, np.int64)
+    return replace(
+        made,
+        request=(f"{page}-{seed}",),
+        page=np.zeros(rows, np.int32),
+        **{"position": position, "ts_ms": ts_ms, **changes},
+    )

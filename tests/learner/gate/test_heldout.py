@@ -1,0 +1,261 @@
+"""Held-out pages: never learnt, kept until their labels are in; a snapshot must be as good on them as the anchor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from learner.gate import heldout
+from learner.gate.heldout import HOUR_MS, MOST_ROWS, WARM_JUDGEMENTS, Heldout, fitted_loss
+from millrace.basics.merit import auc, log_loss
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, SampleBatch
+from tests.learner.gate.plain_model import MINUTE_MS, START_MS, Plain, rows
+
+AGE_MS = 30 * MINUTE_MS
+
+
+def old(held: Heldout, model: Plain, n: int = 3000, seed: int = 0) -> SampleBatch:
+    """Rows that came an hour ago and were held out, all of them."""
+    batch = rows(n, seed, model.newest_ms, step_ms=1)
+    held.take(batch, model)
+    model.newest_ms += HOUR_MS
+    return batch
+
+
+def armed(least: int = 2000) -> tuple[Heldout, Plain]:
+    """One that has judged often enough."""
+    held, model = Heldout(0.01, AGE_MS, least, follows=False), Plain()
+    old(held, model)
+    for _ in range(WARM_JUDGEMENTS):
+        assert held.judge(model).refusal is None
+    assert held.armed
+    return held, model
+
+
+# -- which pages ----------------------------------------------------------------------------------------------
+
+
+def test_a_share_of_pages_is_held_out_each_as_a_whole() -> None:
+    held = Heldout(0.05)
+    batch = rows(50_000, 1)
+    which = held.held(batch)
+    assert (which.reshape(-1, 10).all(1) == which.reshape(-1, 10).any(1)).all()
+    assert 0.04 < which.mean() < 0.06
+    assert (which == Heldout(0.05).held(batch)).all()
+    assert (which <= Heldout(0.1).held(batch)).all(), "a larger share holds out the same pages, and more"
+    assert not Heldout(0.0).held(batch).any()
+
+
+def test_the_share_follows_traffic_between_bounds() -> None:
+    def after(rows_an_hour: int, base: float) -> float:
+        held, model = Heldout(base), Plain()
+        for minute in range(0, 90, 5):
+            model.newest_ms = START_MS + minute * MINUTE_MS
+            held.held(rows(rows_an_hour // 12, minute, model.newest_ms))
+            held.promoted(model, model.newest_ms)
+        return held.share
+
+    assert after(2400, 0.01) == pytest.approx(0.05)  # five times as much
+    assert after(2400, 0.05) == pytest.approx(0.1)  # never more than that
+    assert after(1_200_000, 0.01) == pytest.approx(8000 / 1_200_000, rel=0.3)
+    assert after(2400, 0.0) == 0.0
+
+
+def test_a_page_stays_what_it_was_when_the_share_changes() -> None:
+    held, model = Heldout(0.01), Plain()
+    model.newest_ms = START_MS + HOUR_MS
+    page = rows(20_000, 3, START_MS + HOUR_MS - MINUTE_MS, step_ms=0)
+    before = held.held(page)
+    for share in (0.1, 0.002):
+        held.promoted(model, model.newest_ms)
+        held.share = share
+        assert (held.held(page) == before).all()
+        later = held.held(replace(page, ts_ms=page.ts_ms * 0 + model.newest_ms + 10 * MINUTE_MS))
+        assert later.mean() == pytest.approx(share, rel=0.6)
+        assert (later >= before).all() or share < 0.01
+        model.newest_ms += HOUR_MS
+
+
+def test_another_one_follows_its_shares() -> None:
+    held, model, shadow = Heldout(0.01), Plain(), Heldout(0.1, follows=False)
+    for hour in range(1, 5):
+        model.newest_ms = START_MS + hour * HOUR_MS
+        held.promoted(model, model.newest_ms)
+        held.held(rows(100, hour))
+    assert held.share != 0.01
+    shadow.follow(held.snapshot())
+    batch = rows(20_000, 7, START_MS, step_ms=1000)
+    assert (shadow.held(batch) == held.held(batch)).all()
+
+
+# -- rows -----------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_judged_by_when_they_are_old_enough() -> None:
+    held, model = Heldout(0.01, AGE_MS), Plain()
+    batch = rows(100, 1, START_MS, step_ms=MINUTE_MS)  # pages ten minutes apart
+    held.take(batch, model)
+    model.newest_ms = START_MS + 60 * MINUTE_MS
+    held.promoted(model, model.newest_ms)
+    aged = held.aged()
+    assert aged.ts_ms.tolist() == batch.ts_ms[:40].tolist()
+    assert aged.label.tolist() == batch.label[:40].tolist()
+    assert aged.user.tolist() == batch.user[:40].tolist()
+    assert len(set(aged.page.tolist())) == 4
+    assert held.aged(START_MS + 20 * MINUTE_MS).ts_ms.tolist() == batch.ts_ms[20:40].tolist()
+
+
+def test_a_late_click_mends_the_label_and_one_without_its_exposure_is_passed_over() -> None:
+    held, model = Heldout(0.01, AGE_MS), Plain()
+    batch = rows(100, 1)
+    batch = replace(batch, label=np.zeros(100, np.float32), kind=np.full(100, NEGATIVE, np.uint8))
+    late = batch.take(np.array([3, 5, 70]))
+    late = replace(late, kind=np.array([CORRECTION, FOLLOW_UP, CORRECTION], np.uint8), label=np.ones(3, np.float32))
+    stranger = replace(late, request=tuple(f"other {r}" for r in late.request))
+    held.take(SampleBatch.concat([batch.take(slice(0, 50)), late]), model)  # the exposure of one is still to come
+    held.take(batch.take(slice(50, 100)), model)
+    held.take(late.take(slice(2, 3)), model)
+    held.take(stranger, model)
+    model.newest_ms += HOUR_MS
+    held.promoted(model, model.newest_ms)
+    assert held.rows == 100
+    assert np.flatnonzero(held.aged().label).tolist() == [3, 70]
+
+
+def test_unusable_rows_and_rows_without_a_score_are_not_kept() -> None:
+    held, model = Heldout(0.01, AGE_MS), Plain()
+    batch = rows(40, 1)
+    label, num = batch.label.copy(), batch.num.copy()
+    label[:3], num[5] = (np.nan, -1.0, 2.0), np.nan
+    held.take(replace(batch, label=label, num=num), model)
+    assert held.rows == 36
+
+
+def test_memory_has_a_bound_and_the_newest_stay() -> None:
+    held, model = Heldout(0.01, AGE_MS), Plain()
+    for number in range(5):
+        held.take(rows(5000, number, START_MS + number * HOUR_MS, step_ms=1), model)
+    model.newest_ms = START_MS + 6 * HOUR_MS
+    held.promoted(model, model.newest_ms)
+    assert held.rows == MOST_ROWS
+    assert held.aged().ts_ms.min() >= START_MS + 2 * HOUR_MS
+
+
+def test_spoilt_rows_go() -> None:
+    held, model = Heldout(0.01, AGE_MS), Plain()
+    batch = rows(100, 1, START_MS, step_ms=MINUTE_MS)
+    held.take(batch, model)
+    held.spoilt(START_MS + 45 * MINUTE_MS)
+    assert held.rows == 50
+    held.take(rows(10, 2), model)
+    assert held.rows == 60
+
+
+# -- judging --------------------------------------------------------------------------------------------------
+
+
+def test_too_few_rows_are_said_to_be_unjudged() -> None:
+    held, model = Heldout(0.01, AGE_MS, least=2000), Plain()
+    assert not held.judge(model).judged
+    old(held, model, 1500)
+    found = held.judge(model)
+    assert not found.judged
+    assert (found.refusal, found.rows) == (None, 1500)
+    clickless = Heldout(0.01, AGE_MS, least=100)
+    batch = rows(1000, 1)
+    clickless.take(replace(batch, label=np.zeros(1000, np.float32)), Plain())
+    assert not clickless.judge(model).judged
+
+
+def test_the_figures_are_those_of_the_rows() -> None:
+    held, model = Heldout(0.01, AGE_MS, least=1000), Plain()
+    batch = old(held, model)
+    model.slope, model.bias = 0.3, 0.4
+    found = held.judge(model)
+    p, first = model.score(batch.cat, batch.num), Plain().score(batch.cat, batch.num)
+    assert (found.auc, found.anchor_auc) == (auc(p, batch.label), auc(first, batch.label))
+    shifts = np.linspace(-3, 1, 4001)
+    t = 0.3 * batch.num[:, 0] + 0.4
+    best = min(log_loss(1 / (1 + np.exp(-(t + c))), batch.label) for c in shifts)
+    assert found.log_loss == pytest.approx(best, abs=1e-5)
+    assert found.log_loss > found.anchor_log_loss
+    assert fitted_loss(first, batch.label) == found.anchor_log_loss
+
+
+def test_a_worse_ranking_and_a_worse_fit_are_refused_and_another_click_rate_is_not() -> None:
+    held, model = armed()
+    model.slope = -0.2
+    found = held.judge(model)
+    assert found.refusal is not None
+    assert found.refusal.check == "heldout_auc"
+    assert found.refusal.value == pytest.approx(found.anchor_auc - found.auc)
+    model.slope = 2.5  # the same ranking, too sure of itself
+    found = held.judge(model)
+    assert found.refusal is not None
+    assert found.refusal.check == "heldout_loss"
+    model.slope, model.bias = 1.0, 1.0  # e^2 times the odds of a click, for all rows alike
+    assert held.judge(model).refusal is None
+    model.bias = float("nan")
+    found = held.judge(model)
+    assert found.refusal is not None
+    assert found.refusal.check == "finite"
+
+
+def test_a_young_model_is_judged_and_not_refused() -> None:
+    held, model = Heldout(0.01, AGE_MS, least=2000), Plain()
+    old(held, model)
+    for turn in range(3 * WARM_JUDGEMENTS):
+        model.slope = -1.0 if turn % WARM_JUDGEMENTS == WARM_JUDGEMENTS - 1 else 1.0
+        found = held.judge(model)
+        assert found.judged
+        assert found.refusal is None
+    assert not held.armed
+
+
+def test_what_was_promoted_is_the_anchor_from_the_next_hour_on() -> None:
+    held, model = armed()
+    held.promoted(model, model.newest_ms)
+    model.slope = 0.0
+    assert held.judge(model).refusal is not None
+    held.promoted(model, model.newest_ms + HOUR_MS // 2)
+    assert held.judge(model).refusal is not None
+    held.promoted(model, model.newest_ms + HOUR_MS)
+    assert held.judge(model).refusal is None
+    model.slope = 0.5
+    held.rebase(model)
+    model.slope = -0.5
+    assert held.judge(model).refusal is not None
+
+
+def test_it_goes_on_from_a_snapshot_and_need_not_begin_unjudged() -> None:
+    held, model = armed()
+    old(held, model, 11_000, seed=5)
+    twin = Heldout(0.01, AGE_MS, 2000, follows=False)
+    twin.resume({name: array.copy() for name, array in held.snapshot().items()})
+    for h in (held, twin):
+        h.take(rows(500, 9, model.newest_ms), model)
+    model.slope = 0.4
+    assert held.judge(model) == twin.judge(model)
+    assert all(np.array_equal(a, twin.snapshot()[n]) for n, a in held.snapshot().items())
+    Heldout(0.01).resume({})
+
+
+def test_a_share_that_was_set_otherwise_holds_after_a_restart() -> None:
+    held = Heldout(0.01)
+    for base, share in ((0.0, 0.0), (0.001, 0.001), (0.02, 0.01)):
+        twin = Heldout(base)
+        twin.resume(held.snapshot())
+        assert twin.share == share
+    off = Heldout(0.0)
+    twin = Heldout(0.01)
+    twin.resume(off.snapshot())
+    assert twin.share == 0.01
+
+
+def test_many_rows_are_scored_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, model = armed()
+    whole = held.judge(model)
+    monkeypatch.setattr(heldout, "_AT_ONCE", 7)
+    assert held.judge(model) == whole

@@ -1,0 +1,517 @@
+"""The gate: what is refused never happened, what is served stays sound, and persons have the last word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from learner.evaluation.progressive import Progressive
+from learner.gate.promotion import QUARANTINED, Checks, Promotion
+from learner.gate.verdicts import Refusal
+from learner.ranker.model import OnlineModel
+from learner.ranker.repeats import Repeats
+from learner.tables.table import SparseTable
+from learner.training.ledger import Learnt, learn_again, places_of
+from learner.training.trainer import Trainer
+from learner.training.versions import Progress, SnapshotFiles, Versions
+from millrace.basics.errors import SnapshotError
+from millrace.basics.store import AbsentError
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema, WindowKey
+from millrace.contracts.settings import Settings
+from millrace.versions.image import RETRIEVAL_TABLES, Image
+from millrace.versions.modelstore import ModelStore
+from tests.learner.gate.promotion_scene import BATCH, MINUTE_MS, POISON, SPEC, Scene, batch, build
+from tests.learner.ranker.test_slices import differs
+from tests.scenes.learning import SCHEMA, START_MS, make_samples
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path / "one")
+
+
+@pytest.fixture
+def twin(tmp_path: Path) -> Scene:
+    """The same learner, which never sees what is refused."""
+    return Scene(tmp_path / "twin")
+
+
+def both(scenes: tuple[Scene, ...], *batches: SampleBatch) -> None:
+    for one in scenes:
+        for each in batches:
+            one.take(each)
+            one.publish()
+
+
+def served_as_learnt(scene: Scene) -> bool:
+    """Whether the scorer has, to the bit, what the learner's tables and dense tensors are."""
+    return scene.served.same_bits(scene.whole()[0]) == ""
+
+
+# -- micro-batches ---------------------------------------------------------------------------------------------
+
+
+def test_what_passes_is_learnt_and_served(scene: Scene, twin: Scene) -> None:
+    both((scene, twin), *(batch(n) for n in range(6)))
+    assert scene.trainer.counts["trained"] == 6 * BATCH
+    assert served_as_learnt(scene)
+    assert scene.promotion.status["state"] == "promoting"
+    assert scene.promotion.verdicts["shift", "passed"] == 1
+
+
+def test_a_refused_batch_is_kept_and_never_learnt(scene: Scene, twin: Scene) -> None:
+    both((scene, twin), *(batch(n) for n in range(4)))
+    scene.take(batch(9, page=POISON))
+    assert differs(scene.whole(), twin.whole()) == ""
+    state = scene.promotion.status
+    assert (state["state"], state["check"], state["quarantined_rows"]) == ("blocked", "labels", BATCH)
+    scene.quarantine.flush()
+    (entry,) = scene.quarantine.entries()
+    kept, places = scene.quarantine.read(entry.name)
+    assert kept.cat.tobytes() == batch(9).cat.tobytes()
+    assert places.tolist() == [[0, 4, row] for row in range(BATCH)]
+
+
+def test_what_was_learnt_since_the_mark_never_happened(scene: Scene, twin: Scene) -> None:
+    both((scene, twin), *(batch(n) for n in range(5)))  # the mark is behind the fourth
+    twin_at_mark = Scene(twin.folder.parent / "mark")
+    both((twin_at_mark,), *(batch(n) for n in range(4)))
+    served = scene.served
+    assert scene.publish() is None
+    scene.take(batch(9, page=POISON))
+    assert differs(scene.whole(), twin_at_mark.whole()) == ""
+    assert scene.trainer.counts["trained"] == 4 * BATCH
+    assert scene.trainer.counts["quarantined"] == 2 * BATCH
+    found = scene.publish()  # the fifth was published: so a root, with old content and a new number
+    assert found is not None
+    assert found.note.is_root
+    assert found.note.version > scene.sent[-2].version
+    assert found.note.trained == 4 * BATCH
+    assert scene.served.same_bits(served) != ""
+    assert served_as_learnt(scene)
+
+
+def test_no_root_where_nothing_of_it_was_published(scene: Scene) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    served = scene.served
+    scene.take(batch(4))
+    scene.take(batch(9, page=POISON))
+    assert scene.publish() is None
+    assert scene.served.same_bits(served) == ""
+    for n in range(10, 14):  # goes on, published again once a whole stretch has passed
+        scene.take(batch(n))
+        assert (scene.publish() is None) == (n < 13)
+    assert scene.promotion.status["state"] == "promoting"
+    assert served_as_learnt(scene)
+
+
+def test_a_way_back_reaches_over_snapshots(scene: Scene, twin: Scene) -> None:
+    both((scene, twin), *(batch(n) for n in range(4)))
+    assert scene.snapshot() is not None
+    both((scene, twin), *(batch(n) for n in range(4, 8)))  # another mark
+    both((scene,), batch(8))
+    assert scene.snapshot() is not None  # holds a batch of an open stretch
+    newest = scene.store.latest()
+    assert newest is not None
+    scene.take(batch(9, page=POISON))
+    assert newest.place not in [note.place for note in scene.store.snapshots()]
+    assert scene.publish() is not None
+    twin.publish()
+    assert differs(scene.whole(), twin.whole()) == ""
+    assert served_as_learnt(scene)
+
+
+def test_the_base_of_the_mark_is_kept_however_many_snapshots_an_open_stretch_has(scene: Scene, twin: Scene) -> None:
+    """As with few rows a second: a stretch is longer than the time from a snapshot to the next but one."""
+    both((scene, twin), *(batch(n) for n in range(4)))
+    assert scene.snapshot() is not None
+    both((scene, twin), *(batch(n) for n in range(4, 8)))  # the mark
+    scene.shift.stretch = 10**6
+    for n in range(8, 12):
+        both((scene,), batch(n))
+        assert scene.snapshot() is not None
+        scene.store.prune()
+    scene.take(batch(12, page=POISON))
+    assert scene.publish() is not None
+    twin.publish()
+    assert differs(scene.whole(), twin.whole()) == ""
+    assert served_as_learnt(scene)
+    assert scene.trainer.counts["set_aside"] == 0
+    assert scene.trainer.counts["trained"] == 8 * BATCH
+    assert scene.trainer.counts[QUARANTINED] == 5 * BATCH
+
+
+def test_a_way_back_waits_for_the_writer_and_goes_back_then(scene: Scene, twin: Scene) -> None:
+    """The snapshot that it waits for lets acts go, so all behind them have other numbers."""
+    both((scene, twin), *(batch(n) for n in range(2)))
+    copying = scene.versions.begin()
+    files = SnapshotFiles(scene.store, copying.begun)
+    while (part := copying.next()) is not None:
+        files.add(part)
+    scene.drain()
+    last = scene.promotion.finish(copying, 0)
+    assert last is not None
+    note = files.end(last, follows=0, log="")
+    scene.promotion._settle = lambda: scene.promotion.written(note)
+    both((scene, twin), *(batch(n) for n in range(2, 4)))  # the mark, behind that snapshot
+    both((scene,), batch(4))
+    scene.take(batch(5, page=POISON))
+    scene.publish()
+    twin.publish()
+    assert differs(scene.whole(), twin.whole()) == ""
+    assert scene.trainer.counts["trained"] == 4 * BATCH
+    assert served_as_learnt(scene)
+
+
+def test_shift_refuses_a_stretch(scene: Scene, twin: Scene) -> None:
+    both((scene, twin), *(batch(n) for n in range(4)))
+    scene.shift.refuses = True
+    both((scene,), *(batch(n) for n in range(4, 8)))
+    assert scene.promotion.status["check"] == "shift"
+    assert scene.trainer.counts["quarantined:shift"] == 4 * BATCH
+    assert differs(scene.whole(), twin.whole()) == ""
+    assert served_as_learnt(scene)
+    assert scene.heldout.spoilt_from  # what came with it may have wrong labels
+
+
+def test_absurd_rows_go_one_by_one(scene: Scene, twin: Scene) -> None:
+    odd = batch(0)
+    odd.ts_ms[3] += 10**12
+    scene.take(odd)
+    kept = np.arange(BATCH) != 3
+    twin.take(odd.take(kept))
+    scene.drain()
+    twin.drain()
+    assert differs(scene.whole(), twin.whole()) == ""
+    assert scene.trainer.counts["quarantined:absurd"] == 1
+    assert scene.model.newest_ms == int(batch(0).ts_ms.max())
+
+
+def test_held_out_pages_are_never_learnt(scene: Scene, twin: Scene) -> None:
+    both((scene, twin), batch(0))
+    scene.take(batch(1, page="held"))
+    scene.take(batch(2))
+    twin.take(batch(2))
+    assert scene.heldout.taken == BATCH
+    assert scene.trainer.counts["held_out"] == BATCH
+    assert differs(scene.whole(), twin.whole()) == ""
+
+
+# -- a broken model --------------------------------------------------------------------------------------------
+
+
+def table_of(model: OnlineModel) -> SparseTable:
+    """The largest of the ranker's tables."""
+    return max((t for n, t in model.tables.items() if n not in RETRIEVAL_TABLES), key=len)
+
+
+def fill(table: SparseTable, name: str, rows: Any, value: float) -> None:
+    table.index.data[np.asarray(rows), table.index.at[name]] = value
+
+
+def break_adam(model: OnlineModel) -> None:
+    model.dense.second[0] = float("nan")
+
+
+def break_average(model: OnlineModel) -> None:
+    next(iter(model.serving.parameters())).data[0] = float("nan")
+
+
+def break_row(model: OnlineModel) -> None:
+    table = table_of(model)
+    fill(table, "square", table.index.rows(), np.nan)
+
+
+@pytest.mark.parametrize("broken", [break_adam, break_average, break_row])
+def test_a_broken_slot_is_mended_and_costs_nothing(scene: Scene, twin: Scene, broken: Any) -> None:
+    both((scene, twin), *(batch(n) for n in range(5)))
+    broken(scene.model)
+    both((scene, twin), *(batch(n) for n in range(5, 12)))
+    assert scene.trainer.counts["way_back:gate"] == 1
+    assert scene.trainer.counts["quarantined"] == 0
+    assert differs(scene.whole(), twin.whole()) == ""
+    assert all(np.isfinite(a).all() for a in scene.served.tensors().values() if a.dtype.kind == "f")
+    assert served_as_learnt(scene)
+
+
+def test_a_broken_row_that_nobody_touches_stops_the_snapshot(scene: Scene) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    table = table_of(scene.model)
+    fill(table, "z", table.index.rows()[:1], np.inf)
+    assert scene.snapshot() is None
+    assert scene.promotion.status["check"] == "finite"
+    mended = table_of(scene.model)
+    assert np.isfinite(mended.part(mended.index.rows())[1]["z"]).all()
+    both((scene,), batch(5))
+    assert scene.snapshot() is not None
+
+
+# -- snapshots -------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_that_is_worse_on_held_out_pages_goes_back_to_the_one_before(scene: Scene, twin: Scene) -> None:
+    both((scene, twin), *(batch(n) for n in range(4)))
+    assert scene.snapshot() is not None
+    twin.publish()
+    both((scene,), *(batch(n) for n in range(4, 9)))
+    scene.heldout.refusal, rebased = Refusal("heldout_auc", -0.02, -0.01), scene.shift.rebased
+    assert scene.snapshot() is None
+    assert scene.shift.rebased == rebased + 1  # the mark that shift knew was a later state
+    assert differs(scene.whole(), twin.whole()) == ""
+    assert scene.trainer.counts["quarantined:heldout_auc"] == 5 * BATCH
+    assert served_as_learnt(scene)
+
+
+def test_acts_of_snapshots_give_the_model_to_the_bit(scene: Scene) -> None:
+    snapshots = 0
+    for n in range(40):
+        scene.take(batch(n, rows=7 + n % 40, page=POISON if n % 17 == 15 else "page"))
+        if n % 3 == 0:
+            scene.drain()
+        scene.publish(dense=n % 2 == 0, retrieval=n % 5 == 0)
+        if n % 4 == 0:
+            snapshots += scene.snapshot() is not None
+    assert snapshots >= 3
+    lineage, notes = scene.lineage(), {note.place: note for note in scene.store.snapshots()}
+    learnt = 0
+    for place, (since, acts) in lineage.items():
+        if place not in notes or since not in notes:
+            continue
+        model = build(notes[since], scene.store.read_whole(notes[since]))
+        rows = sum(s.stop - s.first for act in acts if isinstance(act, Learnt) for s in act.spans)
+        assert learn_again(model, acts, lambda act: rows_of(scene, act)) == rows
+        wanted = build(notes[place], scene.store.read_whole(notes[place]))
+        assert differs(model.snapshot(), wanted.snapshot()) == ""
+        learnt += rows
+    assert learnt > 10 * BATCH
+
+
+def rows_of(scene: Scene, act: Learnt) -> SampleBatch:
+    parts = [scene.messages[s.offset].take(slice(s.first, s.stop)) for s in act.spans]
+    assert len(places_of(act.spans)) == sum(map(len, parts))
+    return SampleBatch.concat(parts)
+
+
+# -- the world has changed -------------------------------------------------------------------------------------
+
+
+def test_what_stays_different_is_learnt_after_the_stated_time(scene: Scene) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    for n in range(10, 16):
+        scene.take(batch(n, page=POISON, minute=(n - 9) * 11))
+        scene.publish()
+    assert scene.promotion.status["state"] == "blocked"
+    scene.take(batch(16, page=POISON, minute=71))  # an hour after the first
+    assert scene.screen.told[-1] == "rebase"
+    assert scene.publish() is None  # not before all of it is learnt
+    while scene.promotion.release_some():
+        pass
+    scene.publish()
+    assert scene.trainer.counts["released"] == 7 * BATCH
+    assert scene.trainer.counts["trained"] == 11 * BATCH
+    assert scene.promotion.status["quarantined_rows"] == 0
+    assert served_as_learnt(scene)
+
+
+def test_what_shift_refuses_for_the_stated_time_is_the_world_too(scene: Scene) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    scene.shift.refuses = True
+    for n in range(10, 30):
+        scene.take(batch(n, minute=(n - 9) * 4))  # a stretch is refused every sixteen minutes
+        scene.publish()
+    assert scene.screen.told.count("rebase") == 1
+    while scene.promotion.release_some():
+        pass
+    assert scene.trainer.counts["released"] >= 16 * BATCH
+
+
+def test_what_became_normal_again_stays_in_quarantine_until_a_person_says(scene: Scene) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    scene.take(batch(10, page=POISON, minute=1))
+    scene.quarantine.flush()
+    both((scene,), *(batch(n, minute=2) for n in range(11, 15)))
+    scene.take(batch(20, page=POISON, minute=90))  # far from the first: it is another story
+    assert scene.trainer.counts["released"] == 0
+    assert scene.promotion.release("all") == 2
+    while scene.promotion.release_some():
+        pass
+    assert scene.trainer.counts["released"] == 2 * BATCH
+    with pytest.raises(AbsentError):
+        scene.promotion.release(["no-such"])
+
+
+def test_what_is_discarded_is_gone(scene: Scene) -> None:
+    scene.take(batch(10, page=POISON))
+    assert scene.promotion.discard("all") == BATCH
+    assert scene.quarantine.entries() == []
+    assert scene.promotion.status["quarantined_rows"] == 0
+
+
+# -- persons ---------------------------------------------------------------------------------------------------
+
+
+def test_held_versions_wait_for_a_person(scene: Scene) -> None:
+    both((scene,), batch(0))
+    served = scene.served
+    scene.promotion.hold()
+    both((scene,), *(batch(n) for n in range(1, 7)))
+    assert scene.served.same_bits(served) == ""
+    assert scene.promotion.status["state"] == "held"
+    scene.promotion.promote()
+    assert scene.publish() is not None
+    assert served_as_learnt(scene)
+
+
+def test_a_person_promotes_what_the_gate_refused(scene: Scene) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    scene.take(batch(10, page=POISON))
+    scene.promotion.promote()
+    while scene.promotion.release_some():
+        pass
+    assert scene.trainer.counts["released"] == BATCH
+    assert scene.publish() is not None
+
+
+def test_rolled_back_to_a_version(scene: Scene) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    note = scene.snapshot()
+    assert note is not None
+    then = scene.whole()
+    both((scene,), *(batch(n) for n in range(4, 10)))
+    assert scene.snapshot() is not None
+    gone = scene.promotion.roll_back(note)
+    assert gone == 6 * BATCH
+    assert differs(scene.whole(), then) == ""
+    found = scene.publish()
+    assert found is not None
+    assert found.note.is_root
+    assert found.note.version > note.version
+    assert scene.trainer.counts["set_aside"] == 6 * BATCH
+    assert served_as_learnt(scene)
+    scene.take(batch(4))  # it came before: it is not learnt, nor counted, twice
+    assert scene.trainer.counts["repeated"] == BATCH
+    both((scene,), *(batch(n) for n in range(20, 24)))
+    assert served_as_learnt(scene)
+
+
+# -- restarts --------------------------------------------------------------------------------------------------
+
+
+def test_what_was_refused_stays_refused_after_a_restart(scene: Scene, tmp_path: Path) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    assert scene.snapshot() is not None
+    poison = batch(9, page=POISON)
+    scene.take(poison)
+    scene.quarantine.flush()
+    after = Scene(tmp_path / "one")
+    after.screen.look = lambda *_: None  # type: ignore[method-assign]  # a gate that has forgotten all
+    after.take(poison)
+    assert after.trainer.counts["trained"] == 4 * BATCH
+    assert after.trainer.counts["quarantined"] == BATCH
+
+
+def test_after_a_restart_shift_compares_with_the_root(scene: Scene, tmp_path: Path) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    assert scene.snapshot() is not None
+    assert Scene(tmp_path / "one").shift.rebased == 1
+
+
+OTHER_SCHEMA = msgspec.structs.replace(
+    SCHEMA,
+    windows=msgspec.structs.replace(SCHEMA.windows, keys=(*SCHEMA.windows.keys, WindowKey(columns=("category",)))),
+)
+
+
+def gated(schema: Schema, folder: Path) -> Promotion:
+    """A learner of this schema behind a gate with checks of its own, which has nothing to go on from."""
+    settings = Settings(data=str(folder), gate="on", heldout_share=0.1)
+    model = OnlineModel(schema, SPEC, 0)
+    trainer = Trainer(model, Progressive(1000), Repeats(10**9), 512)
+    versions, checks = Versions(model, 1, "me"), Checks.of(settings, schema)
+    progress = Progress(0, {}, {}, {})
+    return Promotion(trainer, versions, ModelStore(folder / "models"), checks, build, lambda: progress)
+
+
+def test_the_state_of_a_gate_is_bound_to_its_schema(tmp_path: Path) -> None:
+    """Carried over to another schema (``--evolve``), its reference rows and held-out rows have other columns."""
+    one = gated(SCHEMA, tmp_path / "one")
+    one.start(None, 0)
+    for seed in range(5):
+        one.trainer.take(make_samples(2048, seed, start_ms=START_MS + seed * MINUTE_MS), 0, 0, seed)
+        while one.step() is not None:
+            one.delta(0)
+    one.hold()
+    state = one.snapshot()
+    assert "shift/reference/cat" in state, "there is something that does not fit"
+    assert len(state["heldout/cat"])
+    other = gated(OTHER_SCHEMA, tmp_path / "other")
+    other.resume(state)
+    other.start(None, 0)
+    assert other.held, "a person's word holds"
+    other.promote()  # scores all reference rows and held-out rows
+    assert "shift/reference/cat" not in other.snapshot()
+    assert len(other.snapshot()["heldout/ts_ms"]) == 0
+    again = gated(SCHEMA, tmp_path / "again")
+    again.resume(state)
+    assert differs((Image({}, {}), state), (Image({}, {}), again.snapshot())) == ""
+
+
+def test_no_sound_snapshot_is_said(scene: Scene) -> None:
+    both((scene,), *(batch(n) for n in range(2)))
+    scene.store.forget([note.place for note in scene.store.snapshots()])
+    for name in scene.store.store.names():
+        scene.store.store.remove([name])
+    break_adam(scene.model)
+    with pytest.raises(SnapshotError, match="no snapshot"):
+        scene.publish()
+
+
+def test_a_gate_that_observes_tells_and_changes_nothing(tmp_path: Path) -> None:
+    """What is learnt and served is, to the bit, what it is without a gate."""
+    scene, open_ = Scene(tmp_path / "one", observe=True), Scene(tmp_path / "open", gate=False)
+    both((scene, open_), batch(0), batch(1, page=POISON))
+    scene.shift.refuses = True
+    scene.heldout.refusal = Refusal("heldout_auc", 0.02, 0.01)
+    both((scene, open_), *(batch(n) for n in range(2, 6)))
+    assert scene.snapshot() is not None
+    observed = {check: n for (check, verdict), n in scene.promotion.verdicts.items() if verdict == "observed"}
+    assert observed == {"labels": 1, "shift": 1, "heldout_auc": 1}
+    assert not any(verdict == "refused" for _, verdict in scene.promotion.verdicts)
+    assert (scene.promotion.status["state"], scene.promotion.status["refusal"]) == ("promoting", None)
+    assert scene.promotion.status["observed"] == str(scene.heldout.refusal)
+    assert scene.trainer.counts == open_.trainer.counts
+    assert scene.quarantine.entries() == []
+    assert differs((open_.whole()[0], {}), (scene.whole()[0], {})) == ""
+    assert served_as_learnt(scene)
+
+
+def test_a_gate_that_observes_still_refuses_what_is_damaged_or_absurd(tmp_path: Path) -> None:
+    scene, clean = Scene(tmp_path / "one", observe=True), Scene(tmp_path / "clean", observe=True)
+    both((scene, clean), *(batch(n) for n in range(3)))
+    break_adam(scene.model)
+    found = scene.publish()
+    assert found is not None
+    assert found.body is None, "a root"
+    scene.take(batch(9, ts_ms=np.full(BATCH, 10**15)))
+    assert scene.promotion.verdicts["absurd", "refused"] == 1
+    assert scene.trainer.counts["quarantined:absurd"] == BATCH
+    assert differs((clean.whole()[0], {}), (scene.whole()[0], {})) == ""
+
+
+def test_without_a_gate_nothing_is_judged(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "open", gate=False)
+    both((scene,), *(batch(n, page=POISON) for n in range(4)))
+    assert scene.trainer.counts["trained"] == 4 * BATCH
+    assert served_as_learnt(scene)
+    plain = OnlineModel(SCHEMA, SPEC, 0)
+    for n in range(4):
+        plain.learn(batch(n, page=POISON))
+        if plain.head is not None:
+            plain.head.flush()
+    assert differs((plain.snapshot()[0], {}), (scene.whole()[0], {})) == ""
+    assert isinstance(scene.store, ModelStore)

@@ -1,0 +1,563 @@
+"""Samples are judged by the stream's own clean past: what is refused, how soon, and what must not be."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.poisons import user_side
+from learner.gate.screen import WARM_CLICKS, WARM_ROWS, Screen
+from learner.gate.verdicts import Refusal
+from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import parse_schema
+from millrace.versions.image import Array
+from tests.scenes.learning import SCHEMA, START_MS
+
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+Scored = tuple[SampleBatch, np.ndarray]
+Poison = Callable[[SampleBatch, np.random.Generator], SampleBatch]
+LAYOUT = SCHEMA.layout
+
+
+class Stream:
+    """Samples whose true click probabilities the model knows: pages of ten rows, ten a second, each of another user.
+
+    Args:
+        rate: factor on the odds of a click, which the model does not know of.
+    """
+
+    def __init__(self, seed: int, rate: float = 1.0, base: float = -2.6) -> None:
+        self.rng, self.rate, self.base = np.random.default_rng(seed), rate, base
+        self.ts_ms, self.rows = START_MS, 0
+
+    def batch(self, n: int) -> Scored:
+        rng = self.rng
+        t = self.base + rng.normal(0, 1.2, n)
+        p = (1 / (1 + np.exp(-t))).astype(np.float32)
+        label = rng.random(n) < 1 / (1 + np.exp(-t) / self.rate)
+        cat = rng.integers(1, 50, (n, LAYOUT.F))
+        num = rng.random((n, LAYOUT.N), np.float32) * (rng.random((n, LAYOUT.N)) < 0.7)
+        page = (self.rows + np.arange(n)) // 10
+        self.rows += n
+        kind = np.where(label, POSITIVE, NEGATIVE).astype(np.uint8)
+        user = page.astype(np.uint64) + np.uint64(1)
+        return SampleBatch.of_rows(kind, START_MS + page * 1000, cat, num.astype(np.float32), user=user), p
+
+    def batches(self, rows: int, size: int) -> Iterator[Scored]:
+        for _ in range(rows // size):
+            yield self.batch(size)
+
+
+def learn(screen: Screen, batches: Iterator[Scored]) -> list[Refusal]:
+    """Looks at batches and learns those that pass; a stretch of 2,048 rows is promoted at once."""
+    refused, stretch = [], 0
+    for batch, p in batches:
+        refusal = screen.look(batch, p)
+        if refusal is not None:
+            refused.append(refusal)
+            continue
+        screen.learnt(batch, p)
+        stretch += len(batch)
+        if stretch >= 2048:
+            screen.promoted()
+            stretch = 0
+    return refused
+
+
+def warm(seed: int = 0, size: int = 512, **world: float) -> tuple[Screen, Stream]:
+    """A screen that has met enough of a stream, and what comes next."""
+    screen, stream = Screen(SCHEMA, HOUR_MS), Stream(seed, **world)
+    assert learn(screen, stream.batches(2 * WARM_ROWS, size)) == []
+    assert screen.warm
+    return screen, stream
+
+
+def labelled(batch: SampleBatch, label: Any) -> SampleBatch:
+    label = np.asarray(label, np.float32)
+    return replace(batch, label=label, kind=np.where(label > 0, POSITIVE, NEGATIVE).astype(np.uint8))
+
+
+def without_ids(*fields: str) -> Poison:
+    def poison(batch: SampleBatch, rng: np.random.Generator) -> SampleBatch:
+        cat = batch.cat.copy()
+        cat[:, [name in fields for name in LAYOUT.cat_names]] = 0
+        return replace(batch, cat=cat)
+
+    return poison
+
+
+def without_numbers(value: float, first: int = 0, stop: int | None = None) -> Poison:
+    def poison(batch: SampleBatch, rng: np.random.Generator) -> SampleBatch:
+        num = batch.num.copy()
+        num[:, first:stop] = value
+        return replace(batch, num=num)
+
+    return poison
+
+
+def flipped(batch: SampleBatch, rng: np.random.Generator) -> SampleBatch:
+    return labelled(batch, 1 - batch.label)
+
+
+POISONS: dict[str, tuple[Poison, str, str]] = {
+    "flips": (flipped, "labels", ""),
+    "ones": (lambda b, rng: labelled(b, np.ones(len(b))), "labels", ""),
+    "half are flipped": (lambda b, rng: labelled(b, np.abs(b.label - (rng.random(len(b)) < 0.5))), "labels", ""),
+    "zeros": (without_numbers(0.0), "numbers", "plain numbers of the item"),
+    "not a number": (without_numbers(float("nan")), "numbers", "plain numbers of the item"),
+    "no windows": (without_numbers(0.0, 1), "numbers", "windows of item_id"),
+    "no user side": (without_ids("user_id"), "fields", "user side"),
+    "no category": (without_ids("category"), "fields", "category"),
+}
+
+
+@pytest.mark.parametrize("name", POISONS)
+@pytest.mark.parametrize("size", [128, 512])
+def test_refuses_the_first_poisoned_batch(name: str, size: int) -> None:
+    poison, check, what = POISONS[name]
+    screen, stream = warm()
+    batch, p = stream.batch(size)
+    found = screen.look(poison(batch, stream.rng), p)
+    assert found is not None
+    assert (found.check, found.what) == (check, what)
+
+
+@pytest.mark.parametrize("name", POISONS)
+def test_refuses_small_batches_before_they_add_up_to_128_rows_or_20_visits(name: str) -> None:
+    poison, check, _ = POISONS[name]
+    screen, stream = warm()
+    learn(screen, stream.batches(300, 4))
+    passed = 0
+    for batch, p in stream.batches(400, 4):
+        bad = poison(batch, stream.rng)
+        if screen.look(bad, p) is None:
+            screen.learnt(bad, p)
+            passed += len(batch)
+    assert passed < (128 if check in ("labels", "auc") else 200)
+
+
+USER_SCHEMA = parse_schema(
+    """
+name = "readers"
+[[fields]]
+name = "user_id"
+of = "user"
+[[fields]]
+name = "region"
+of = "user"
+[[fields]]
+name = "age"
+of = "user"
+kind = "numeric"
+[[fields]]
+name = "item_id"
+of = "item"
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[windows]
+days = [1, 7]
+actions = ["exposure", "click"]
+[[windows.keys]]
+columns = ["user_id"]
+[[windows.keys]]
+columns = ["item_id"]
+[[windows.keys]]
+columns = ["user_id", "item_id"]
+"""
+)
+USER_CAT, USER_NUM = user_side(USER_SCHEMA)
+WINDOW_COLUMNS = [c for c in USER_NUM if c >= USER_SCHEMA.layout.window_start]
+
+
+class Readers:
+    """A small shop's samples: three pages of thirty rows a second, in visits of five pages.
+
+    Args:
+        spread: by how much visitors differ in what they click, as a deviation of logits, which the model knows.
+    """
+
+    def __init__(self, seed: int, spread: float = 0.0) -> None:
+        self.rng, self.ts_ms, self.reading = np.random.default_rng(seed), START_MS, np.empty(0, np.int64)
+        self.level = np.random.default_rng(seed + 100).normal(0, spread, 501)
+
+    def page(self) -> Scored:
+        """The next page, of which everything is there."""
+        rng, layout = self.rng, USER_SCHEMA.layout
+        if len(self.reading) < 60:
+            self.reading = rng.permutation(np.append(self.reading, np.repeat(rng.integers(1, 501, 30), 5)))
+        user, self.reading, self.ts_ms = int(self.reading[0]), self.reading[1:], self.ts_ms + 333
+        t = -2.2 + self.level[user] + rng.normal(0, 1.2, 30)
+        p = (1 / (1 + np.exp(-t))).astype(np.float32)
+        kind = np.where(rng.random(30) < p, POSITIVE, NEGATIVE).astype(np.uint8)
+        num = (rng.random((30, layout.N)) < 0.9).astype(np.float32)
+        cat = np.ones((30, layout.F), np.int64)
+        users = np.full(30, user, np.uint64)
+        return SampleBatch.of_rows(kind, np.full(30, self.ts_ms), cat, num, user=users), p
+
+    def pages(self, n: int, lacks: Callable[[int], int] = lambda user: 0) -> Iterator[Scored]:
+        """Pages that were made without what ``lacks`` says, by user."""
+        for _ in range(n):
+            page, p = self.page()
+            yield without(page, lacks(int(page.user[0]))), p
+
+
+def without(page: SampleBatch, lacks: int, told: bool = True) -> SampleBatch:
+    """The page without its user's profile or windows; ``told``: its log says so."""
+    cat, num = page.cat.copy(), page.num.copy()
+    if lacks & PROFILE_MISSING:
+        cat[:, USER_CAT[1:]] = 0
+        num[:, [c for c in USER_NUM if c not in WINDOW_COLUMNS]] = 0
+    if lacks & WINDOWS_MISSING:
+        num[:, WINDOW_COLUMNS] = 0
+    return replace(page, cat=cat, num=num, user_missing=np.full(len(page), lacks * told, np.uint8))
+
+
+NOBODY = PROFILE_MISSING | WINDOWS_MISSING
+
+
+def read(seed: int = 0) -> tuple[Screen, Readers]:
+    """A screen that has met some hours of a small shop."""
+    screen, readers = Screen(USER_SCHEMA, HOUR_MS), Readers(seed)
+    assert learn(screen, readers.pages(1500)) == []
+    assert screen.warm
+    return screen, readers
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "lacks",
+    [
+        pytest.param(lambda user: NOBODY if user % 30 == 0 else 0, id="guests"),
+        pytest.param(lambda user: NOBODY, id="Redis is away"),
+        pytest.param(lambda user: PROFILE_MISSING if user % 2 else NOBODY, id="windows come back first"),
+    ],
+)
+def test_what_a_page_says_was_not_there_is_no_poison(lacks: Callable[[int], int], seed: int) -> None:
+    screen, readers = read(seed)
+    assert learn(screen, readers.pages(600, lacks)) == []
+    assert learn(screen, readers.pages(100)) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_visitor_of_many_pages_tells_no_more_than_one(seed: int) -> None:
+    """A heavy reader whose windows are gone, and no page log says so."""
+    screen, readers = read(seed)
+    gone = []
+    for page, p in readers.pages(300):
+        gone.append((page, p))
+        again = without(replace(page, user=np.full(30, 7, np.uint64)), NOBODY, told=False)
+        gone.append((again, p))
+    assert learn(screen, iter(gone)) == []
+
+
+@pytest.mark.parametrize("lacks", [NOBODY, PROFILE_MISSING, WINDOWS_MISSING])
+def test_a_missing_user_without_a_word_is_refused_within_a_minute(lacks: int) -> None:
+    """At three pages a second, where the reader of five pages counts as one."""
+    screen, readers = read()
+    refused = learn(screen, ((without(page, lacks, told=False), p) for page, p in readers.pages(180)))
+    assert refused
+    assert {r.check for r in refused} <= {"numbers", "fields"}
+
+
+def test_refuses_labels_that_follow_nothing() -> None:
+    screen, stream = warm()
+    passed = 0
+    for batch, p in stream.batches(12_800, 128):
+        if screen.look(labelled(batch, stream.rng.permutation(batch.label)), p) is None:
+            passed += len(batch)
+    assert passed < 4096
+
+
+def test_refuses_when_clicks_stop() -> None:
+    screen, stream = warm()
+    refused = learn(screen, ((labelled(b, np.zeros(len(b))), p) for b, p in stream.batches(2048, 128)))
+    assert {r.check for r in refused} == {"labels"}
+    assert all(r.value < r.bound for r in refused)
+
+
+@pytest.mark.parametrize("size", [1, 17, 128, 512])
+def test_passes_a_clean_stream(size: int) -> None:
+    screen, stream = warm(size=512)
+    assert learn(screen, stream.batches(40 * min(size, 256) + 2000, size)) == []
+
+
+def test_judges_nothing_but_finiteness_before_it_is_warm() -> None:
+    screen, stream = Screen(SCHEMA, HOUR_MS), Stream(0)
+    learn(screen, stream.batches(WARM_ROWS // 2, 512))
+    for poison, _, _ in POISONS.values():
+        batch, p = stream.batch(512)
+        assert screen.look(poison(batch, stream.rng), p) is None
+    p[3] = np.nan
+    found = screen.look(batch, p)
+    assert found is not None
+    assert (found.check, found.value) == ("finite", 1)
+
+
+def test_few_clicks_are_no_past() -> None:
+    screen, stream = Screen(SCHEMA, HOUR_MS), Stream(0, base=-7.0)
+    learn(screen, stream.batches(2 * WARM_ROWS, 512))
+    assert screen.snapshot()["promoted"][1] < WARM_CLICKS
+    assert not screen.warm
+
+
+def test_what_is_not_promoted_is_no_past() -> None:
+    screen, stream = Screen(SCHEMA, HOUR_MS), Stream(0)
+    for batch, p in stream.batches(2 * WARM_ROWS, 512):
+        screen.look(batch, p)
+        screen.learnt(batch, p)
+    assert not screen.warm
+    screen.promoted()
+    assert screen.warm
+
+
+def test_what_went_back_never_happened() -> None:
+    screen, stream = warm()
+    before = screen.snapshot()
+    for batch, p in stream.batches(1500, 100):
+        screen.look(batch, p)
+        screen.learnt(batch, p)
+    screen.went_back()
+    screen.promoted()
+    after = screen.snapshot()
+    assert all(np.array_equal(after[name], before[name]) for name in ("past", "promoted", "stretch"))
+
+
+def test_clean_rows_pass_soon_after_poison() -> None:
+    screen, stream = warm()
+    assert len(learn(screen, ((flipped(b, stream.rng), p) for b, p in stream.batches(12_800, 128)))) == 100
+    learn(screen, stream.batches(4096 + 128, 128))
+    assert learn(screen, stream.batches(12_800, 128)) == []
+
+
+def test_a_sale_passes_and_as_many_random_clicks_do_not() -> None:
+    """The model does not follow here, as it does in truth, so the sale stays as it was when it began."""
+    screen, stream = warm()
+    stream.rate = 2.2
+    batches = list(stream.batches(4096, 128))
+    ratio = sum(b.label.sum() for b, _ in batches) / sum(p.sum() for _, p in batches)
+    assert 1.6 < ratio < 3
+    assert learn(screen, iter(batches)) == []
+    screen, stream = warm()
+    extra = []
+    for batch, p in stream.batches(4096, 128):
+        clicks = (batch.label > 0) | (stream.rng.random(len(p)) < 0.1)
+        extra.append((labelled(batch, clicks), p))
+    assert sum(b.label.sum() for b, _ in extra) / sum(p.sum() for _, p in extra) < 3
+    assert {r.check for r in learn(screen, iter(extra))} == {"labels"}
+
+
+def test_a_changed_world_is_normal_after_a_rebase() -> None:
+    screen, stream = warm()
+    before = stream.rate
+    stream.rate = 8.0
+    assert learn(screen, stream.batches(2048, 128))
+    screen.rebase()
+    assert not screen.warm
+    assert learn(screen, stream.batches(2 * WARM_ROWS, 512)) == []
+    assert learn(screen, stream.batches(4096, 128)) == []
+    stream.rate = before
+    assert {r.check for r in learn(screen, stream.batches(2048, 128))} == {"labels"}
+
+
+def with_corrections(stream: Stream, rows: int, size: int) -> Iterator[Scored]:
+    """Each exposure is a negative first, and a click a second sample, 200 rows later."""
+    batch, p = stream.batch(rows)
+    clicks = np.flatnonzero(batch.label > 0)
+    row = np.concatenate([np.arange(rows), clicks])
+    corrects = np.arange(len(row)) >= rows
+    order = np.argsort(row + 200 * corrects, kind="stable")
+    row, corrects = row[order], corrects[order]
+    both = replace(
+        batch.take(row),
+        kind=np.where(corrects, CORRECTION, NEGATIVE).astype(np.uint8),
+        label=corrects.astype(np.float32),
+    )
+    for first in range(0, len(row), size):
+        part = slice(first, first + size)
+        yield both.take(part), p[row][part]
+
+
+def test_corrections_count_once() -> None:
+    screen, stream = Screen(SCHEMA, HOUR_MS), Stream(0)
+    assert learn(screen, with_corrections(stream, 50_000, 128)) == []
+    assert screen.warm
+    batch, p = stream.batch(128)
+    found = screen.look(flipped(batch, stream.rng), p)
+    assert found is not None
+
+
+def test_few_corrections_alone_tell_nothing() -> None:
+    """Under load micro-batches have some rows, and there is nothing that corrections alone can be compared with."""
+    screen, stream = Screen(SCHEMA, HOUR_MS), Stream(0)
+    learn(screen, with_corrections(stream, 50_000, 128))
+    batch, p = stream.batch(400)
+    alone = batch.take(batch.label > 0)
+    alone.kind[:] = CORRECTION
+    for size in (1, 3, len(alone) - 4):
+        assert screen.look(alone.take(slice(0, size)), p[batch.label > 0][:size]) is None
+
+
+def in_lumps(stream: Stream, rows: int) -> Iterator[Scored]:
+    """Clicks come at once and the others up to 400 rows later, in lumps: what is usual is not what is independent."""
+    waiting: list[Scored] = []
+    for i, (batch, p) in enumerate(stream.batches(rows, 100)):
+        clicked = batch.label > 0
+        waiting.append((batch.take(~clicked), p[~clicked]))
+        yield batch.take(clicked), p[clicked]
+        if i % 4 == 3:
+            yield from waiting
+            waiting = []
+
+
+def clicks_first(pages: Iterator[Scored], later: int) -> Iterator[Scored]:
+    """Clicks come at once, the others of a page when so many more pages were seen: those of other visitors."""
+    waiting: deque[Scored] = deque()
+    for batch, p in pages:
+        clicked = batch.label > 0
+        waiting.append((batch.take(~clicked), p[~clicked]))
+        yield batch.take(clicked), p[clicked]
+        if len(waiting) > later:
+            yield waiting.popleft()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clicks_of_few_visitors_beside_what_others_passed_over_tell_no_auc(seed: int) -> None:
+    """A visitor who clicks little clicks just now, and what comes of ten seconds ago is of one who clicks much."""
+    screen, readers = Screen(USER_SCHEMA, HOUR_MS), Readers(seed, spread=1.5)
+    assert learn(screen, clicks_first(readers.pages(5000), later=30)) == []
+    assert screen.warm
+
+
+def test_lumps_are_usual_where_they_are_usual() -> None:
+    screen, stream = Screen(SCHEMA, HOUR_MS), Stream(0)
+    assert learn(screen, in_lumps(stream, 80_000)) == []
+    assert screen.warm
+    refused = learn(screen, ((flipped(b, stream.rng), p) for b, p in stream.batches(5120, 512)))
+    assert len(refused) == 10
+
+
+def test_goes_on_from_a_snapshot_to_the_bit() -> None:
+    screen, stream = warm()
+    learn(screen, stream.batches(1000, 30))
+    other = Screen(SCHEMA, HOUR_MS)
+    other.resume(screen.snapshot())
+    coming = list(stream.batches(3000, 30))
+    coming += [(flipped(b, stream.rng), p) for b, p in stream.batches(600, 30)]
+    for each in (screen, other):
+        each.absurd(coming[0][0])
+    assert learn(screen, iter(coming)) == learn(other, iter(coming)) != []
+    assert same(screen.snapshot(), other.snapshot())
+    other.resume({})
+    assert same(other.snapshot(), Screen(SCHEMA, HOUR_MS).snapshot())
+
+
+def test_a_state_of_other_columns_is_a_fresh_start() -> None:
+    schema = parse_schema('name = "other"\n[[fields]]\nname = "item_id"\nof = "item"\n')
+    other = Screen(schema, HOUR_MS)
+    other.resume(warm()[0].snapshot())
+    assert same(other.snapshot(), Screen(schema, HOUR_MS).snapshot())
+
+
+def test_a_snapshot_stays_as_it_was() -> None:
+    screen, stream = warm()
+    before = screen.snapshot()
+    kept = {name: array.copy() for name, array in before.items()}
+    learn(screen, stream.batches(4000, 128))
+    assert same(before, kept)
+    assert not same(screen.snapshot(), kept)
+
+
+def same(one: dict[str, Array], other: dict[str, Array]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+# -- absurd rows ---------------------------------------------------------------------------------------------
+
+
+def shown_at(*ts_ms: int) -> SampleBatch:
+    n = len(ts_ms)
+    return SampleBatch.of_rows(
+        np.zeros(n, np.uint8),
+        np.array(ts_ms, np.int64),
+        np.ones((n, LAYOUT.F), np.int64),
+        np.ones((n, LAYOUT.N), np.float32),
+    )
+
+
+def test_a_date_far_ahead_is_absurd() -> None:
+    screen = Screen(SCHEMA, HOUR_MS)
+    times = [START_MS + 1000 * i for i in range(20)]
+    times[7] += 100 * DAY_MS
+    assert np.flatnonzero(screen.absurd(shown_at(*times))).tolist() == [7]
+    assert screen.absurd(shown_at(START_MS + 100 * DAY_MS)).tolist() == [True]
+    assert screen.absurd(shown_at(START_MS + 30_000)).tolist() == [False]
+    assert START_MS <= screen.now_ms <= START_MS + 30_000
+
+
+def test_an_absurd_first_row_is_not_the_measure_of_what_follows() -> None:
+    screen = Screen(SCHEMA, HOUR_MS)
+    screen.absurd(shown_at(START_MS + 100 * DAY_MS))  # nothing to compare it with
+    assert not screen.absurd(shown_at(START_MS, START_MS + 1, START_MS + 2)).any()
+    assert screen.absurd(shown_at(START_MS + 100 * DAY_MS)).tolist() == [True]
+
+
+def test_a_quiet_night_is_not_absurd() -> None:
+    screen = Screen(SCHEMA, HOUR_MS)
+    screen.absurd(shown_at(*[START_MS + 1000 * i for i in range(20)]))
+    assert not screen.absurd(shown_at(START_MS + 10 * HOUR_MS)).any()
+
+
+def test_after_a_long_stop_few_pages_are_taken_for_absurd() -> None:
+    screen = Screen(SCHEMA, HOUR_MS)
+    screen.absurd(shown_at(*[START_MS + 1000 * i for i in range(20)]))
+    later = START_MS + 30 * DAY_MS
+    refused = [bool(screen.absurd(shown_at(later + 1000 * i)).any()) for i in range(30)]
+    assert sum(refused) <= 8
+    assert not any(refused[8:])
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "absurd"),
+    [
+        ("label", 1.5, True),
+        ("label", -0.1, True),
+        ("label", np.nan, True),
+        ("label", 0.5, False),
+        ("weight", 0.0, True),
+        ("weight", np.inf, True),
+        ("weight", np.nan, True),
+        ("weight", 3.0, False),
+    ],
+)
+def test_labels_and_weights_that_cannot_be(column: str, value: float, absurd: bool) -> None:
+    batch = shown_at(START_MS, START_MS)
+    getattr(batch, column)[1] = value
+    assert Screen(SCHEMA, HOUR_MS).absurd(batch).tolist() == [False, absurd]
+    follow_up = replace(batch, kind=np.full(2, FOLLOW_UP, np.uint8))  # its label means nothing
+    assert not Screen(SCHEMA, HOUR_MS).absurd(follow_up).any()
+
+
+@pytest.mark.parametrize(
+    ("value", "absurd"), [(1e31, True), (-1e31, True), (1e29, False), (np.inf, False), (np.nan, False)]
+)
+def test_numbers_out_of_all_bounds(value: float, absurd: bool) -> None:
+    """What is not finite is read as 0, and counted as such by the model."""
+    batch = shown_at(START_MS, START_MS, START_MS)
+    batch.num[1, 2] = value
+    batch.num[2, 0] = np.nan
+    assert Screen(SCHEMA, HOUR_MS).absurd(batch).tolist() == [False, absurd, False]
+
+
+def test_nothing_is_absurd_of_nothing() -> None:
+    screen = Screen(SCHEMA, HOUR_MS)
+    assert screen.absurd(shown_at()).tolist() == []
+    assert screen.look(shown_at(), np.empty(0, np.float32)) is None
+    assert screen.now_ms == 0

@@ -1,0 +1,230 @@
+"""Shift: a look without labels. What moves a model as its own past did passes, what moves it more does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from learner.gate.shift import HOUR_MS, WARM_LOOKS, Shift
+from learner.gate.verdicts import Refusal
+from tests.learner.gate.plain_model import START_MS, Plain, rows
+
+STRETCH = 2048
+
+
+def stretch(shift: Shift, model: Any, number: int, n: int = STRETCH, minutes: float = 1.0) -> Refusal | None:
+    """A stretch is learnt, and looked at; the model is as the test has made it."""
+    shift.meet(rows(n, number))
+    model.newest_ms = START_MS + round(number * minutes * 60_000)
+    shift.learnt(n, model.newest_ms)
+    assert shift.due == (n >= STRETCH)
+    return shift.look(model)
+
+
+def warm(moves: float = 0.01, minutes: float = 1.0) -> tuple[Shift, Plain, int]:
+    """A shift that knows its stream, whose model goes up and down by ``moves``."""
+    shift, model, number = Shift(), Plain(), 0
+    while not shift.armed:
+        number += 1
+        model.bias = -1 + moves * (number % 2)
+        assert stretch(shift, model, number, minutes=minutes) is None
+        shift.promoted(model)
+        assert number < 50
+    return shift, model, number
+
+
+def test_the_figures_are_those_of_the_formula() -> None:
+    shift, model, number = warm(moves=0.0)
+    assert stretch(shift, model, number + 1) is None
+    assert shift.figures == {"shift": 0.0, "turn": 0.0, "drift": 0.0}
+    model.bias += 0.02
+    assert shift.look(model) is None
+    assert shift.figures["shift"] == pytest.approx(0.02, abs=1e-5)
+    assert shift.figures["turn"] == pytest.approx(0.0, abs=1e-5)
+    model.slope += 0.03  # of standard normal numbers: the mean deviation is .8 of it, for 256 rows about
+    assert shift.look(model) is None
+    assert 0.017 < shift.figures["turn"] < 0.031
+
+
+def test_a_move_of_all_logits_is_refused_and_so_is_a_turn_of_them() -> None:
+    for change, check in (({"bias": 0.1}, "shift"), ({"slope": 0.07}, "shift")):
+        shift, model, number = warm()
+        for name, by in change.items():
+            setattr(model, name, getattr(model, name) + by)
+        refusal = stretch(shift, model, number + 1)
+        assert refusal is not None, change
+        assert refusal.check == check
+        assert refusal.value > refusal.bound
+
+
+def test_small_steps_in_one_direction_are_drift_from_the_hourly_anchor_and_a_click_rate_that_moves_is_none() -> None:
+    shift, model, number = warm()
+    for step in range(1, 12):
+        model.bias += 0.04
+        assert stretch(shift, model, number + step) is None
+        shift.promoted(model)
+    found = None
+    for step in range(12, 30):
+        model.slope += 0.02
+        found = stretch(shift, model, number + step)
+        if found:
+            break
+        shift.promoted(model)
+    assert found is not None
+    assert found.check == "drift"
+    assert 0.15 < found.value < 0.19
+
+
+def test_after_an_hour_of_event_time_the_anchor_is_dropped_anew() -> None:
+    shift, model, number = warm()
+    for step in range(1, 200):  # by .02 a ten minutes: more than the bound in a day, less in an hour
+        model.slope += 0.02
+        assert stretch(shift, model, number + 10 * step, minutes=1.0) is None
+        shift.promoted(model)
+
+
+def test_a_longer_stretch_may_have_moved_further() -> None:
+    shift, model, number = warm()
+    model.bias += 0.08
+    assert stretch(shift, model, number + 1) is not None
+    shift.learnt(3 * STRETCH, model.newest_ms)
+    assert shift.look(model) is None
+
+
+def test_a_young_model_moves_as_it_will_and_its_past_is_its_measure() -> None:
+    shift, model = Shift(), Plain()
+    for number in range(1, 40):
+        model.bias = -1 + 0.1 * (number % 2)  # the plain bound is .06
+        assert stretch(shift, model, number) is None
+        shift.promoted(model)
+    assert shift.armed
+    model.bias += 0.5
+    assert stretch(shift, model, 40) is not None
+    for number in range(41, 41 + 2 * WARM_LOOKS):  # it has calmed down
+        model.bias = -1.0
+        stretch(shift, model, number)
+        shift.promoted(model)
+    model.bias += 0.1
+    assert stretch(shift, model, 99) is not None
+
+
+class Growing(Plain):
+    """A model whose newest rows are pinned by what it learns of them: ``bias`` is what it says of rows as they are now,
+    and of those of an earlier time it says more and more, by ``old`` for each ``step``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.old, self.step = 0.0, 0
+
+    def score(self, cat: Any, num: Any) -> Any:
+        self.scored += len(cat)
+        logit = self.bias + self.old * (self.step - num[:, 0])
+        return (1 / (1 + np.exp(-logit))).astype(np.float32)
+
+
+def test_rows_of_an_earlier_time_are_no_measure_of_a_step() -> None:
+    """As in a young shop, whose window counts grow: each stretch has rows such as there were none before."""
+    shift, model = Shift(), Growing()
+    refused = []
+    for number in range(1, 60):
+        if number == 40:
+            model.old = 0.02  # from now on; an hour's rows are 20 to 39 steps old
+        model.step, model.newest_ms = number, START_MS + number * 120_000
+        batch = rows(STRETCH, number)
+        batch.num[:] = number
+        shift.meet(batch)
+        shift.learnt(STRETCH, model.newest_ms)
+        refusal = shift.look(model)
+        refused += [refusal] if refusal is not None and refusal.check == "shift" else []
+        shift.promoted(model)
+    assert shift.armed
+    assert refused == []
+
+
+def test_few_visitors_move_a_model_by_fits_and_starts() -> None:
+    """Three steps of four are small, and a median tells of no others; the fourth is as usual as they are."""
+    shift, model, number = Shift(), Plain(), 0
+    steps = (0.02, -0.02, 0.02, -0.07, -0.02, 0.02, -0.02, 0.07)
+    for number in range(1, 60):
+        model.bias += steps[number % 8]
+        assert stretch(shift, model, number) is None
+        shift.promoted(model)
+    model.bias = 1.0
+    assert stretch(shift, model, number + 1) is not None
+
+
+def test_logits_that_are_not_finite_are_refused_before_there_is_a_past() -> None:
+    shift, model = Shift(), Plain()
+    number = 0
+    while not shift.figures:
+        number += 1
+        assert stretch(shift, model, number) is None
+        shift.promoted(model)
+    assert not shift.armed
+    model.bias = float("nan")
+    refusal = stretch(shift, model, number + 1)
+    assert refusal is not None
+    assert refusal.check == "finite"
+
+
+def test_what_was_met_on_a_way_that_was_gone_back_is_no_reference() -> None:
+    shift, model, _number = warm(minutes=5.0)
+    poisoned = rows(64 * STRETCH, 1)
+    poisoned.num[:] = 1e6
+    shift.meet(poisoned)
+    shift.went_back()
+    assert not shift.due
+    model.newest_ms += 2 * HOUR_MS  # the next promotion drops the anchor, on rows of the ring
+    shift.learnt(STRETCH, model.newest_ms)
+    assert shift.look(model) is None
+    shift.promoted(model)
+    assert float(shift.snapshot()["reference/num"].max()) < 100
+
+
+def test_a_rebase_makes_any_state_the_measure() -> None:
+    shift, model, number = warm()
+    model.bias, model.slope = 3.0, -2.0
+    assert stretch(shift, model, number + 1) is not None
+    shift.rebase(model)
+    assert not shift.due
+    assert stretch(shift, model, number + 2) is None
+    assert shift.figures == {"shift": 0.0, "turn": 0.0, "drift": 0.0}
+
+
+def test_a_rebase_on_an_older_model_goes_back_in_time_too() -> None:
+    shift, model, _ = warm()
+    model.newest_ms -= 3 * HOUR_MS
+    shift.rebase(model)
+    anchor_ms, newest_ms, *_ = shift.snapshot()["clock"].tolist()
+    assert (anchor_ms, newest_ms) == (model.newest_ms, model.newest_ms)
+
+
+def test_it_goes_on_from_a_snapshot_as_if_it_were_the_same() -> None:
+    shift, model, number = warm()
+    stretch(shift, model, number + 1, n=700)
+    twin = Shift()
+    twin.resume({name: array.copy() for name, array in shift.snapshot().items()})
+    model.bias += 0.03
+    for step in range(2, 60):
+        model.slope += 0.003 * (step % 5)
+        first, second = (stretch(s, model, number + step, minutes=3.0) for s in (shift, twin))
+        assert first == second
+        assert shift.figures == twin.figures
+        for s in (shift, twin):
+            s.went_back() if first else s.promoted(model)
+    assert all(np.array_equal(a, twin.snapshot()[n]) for n, a in shift.snapshot().items())
+    Shift().resume({})  # of a process that had no gate
+
+
+def test_a_stretch_costs_three_times_the_rows_and_memory_has_a_bound() -> None:
+    shift, model, number = warm()
+    model.scored = 0
+    for step in range(1, 11):
+        stretch(shift, model, number + step, minutes=0.1)
+        shift.promoted(model)
+    assert model.scored == 30 * shift.rows
+    for step in range(500):  # a person holds, and nothing is promoted
+        shift.meet(rows(STRETCH, step))
+    assert sum(len(cat) for cat, _ in shift._met.parts) < 2 * shift.rows

@@ -1,0 +1,426 @@
+"""The role `learn` against the embedded broker: versions out, offsets kept, restarts, damage, other schemas."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from structlog.testing import capture_logs
+
+from learner.network.models.spec import read_spec
+from learner.ranker.model import OnlineModel
+from learner.retrieval.tower import Tower
+from learner.role import service
+from learner.role.figures import SKIPPED
+from learner.role.service import Learner, run
+from learner.serving.serving import ServingModel
+from learner.training.versions import Progress, Versions, write_root
+from learner.training.writer import SnapshotWriter
+from millrace.basics.errors import SettingError, SnapshotError
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Field, parse_schema
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import MODEL_DELTAS, SAMPLES
+from millrace.processes.deltas import read_deltas
+from millrace.processes.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
+from millrace.processes.services import EmbeddedBroker
+from millrace.versions.clicks import ClickTimes
+from millrace.versions.image import split
+from millrace.versions.modellog import Assembler, Delta, Snapshot
+from millrace.versions.modelstore import ModelStore
+from millrace.versions.packing import unpack
+from millrace.versions.proof import prove
+from tests.scenes.learning import SCHEMA, START_MS, make_samples, tables_of
+from tests.scenes.waiting import LONG, PATIENCE, until
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
+
+PUBLISHED_MS = 1_800_000_000_000
+SCHEMA_TEXT = """
+name = "small"
+[[fields]]
+name = "user_id"
+of = "user"
+"""
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as running:
+        yield running.address
+
+
+@pytest.fixture
+def settings(broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setattr(Settings, "load_schema", lambda self: SCHEMA)
+    return Settings(
+        kafka=broker,
+        data=str(tmp_path),
+        partitions=2,
+        batch_rows=64,
+        batch_ms=50,
+        delta_seconds=0.2,
+        retrieval_seconds=0.5,
+        snapshot_seconds=1.0,
+        heldout_share=0.0,  # so that every row is learnt
+        admin_port=0,
+    )
+
+
+class Role:
+    """The learner in a thread, with what it raised."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.stop = settings, threading.Event()
+        self.error: Exception | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            run(self.settings, self.stop)
+        except Exception as error:
+            self.error = error
+
+    def end(self) -> None:
+        self.stop.set()
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+        if self.error is not None:
+            raise self.error
+
+
+def send(settings: Settings, *partitions: list[SampleBatch]) -> None:
+    """Sends to partition 0, 1, ...; within one a learner takes them in this order."""
+    producer = make_producer(settings)
+    for number, batches in enumerate(partitions):
+        for batch in batches:
+            producer.send(SAMPLES, batch.to_bytes(), partition=number)
+    producer.flush()
+    producer.close()
+
+
+def entries(settings: Settings, past: int = 0) -> list[Delta | Snapshot]:
+    """What was published on the topic behind its first ``past`` messages. A learner that has ended left its newest
+    version in the store: when that was read, all was."""
+    newest = ModelStore(settings.place("models"), writes=False).latest()
+    assert newest is not None
+    reader, assembler = make_reader(settings, MODEL_DELTAS, {0: past}), Assembler()
+    found: list[Delta | Snapshot] = []
+
+    def all_read() -> bool:
+        records = [r for rs in reader.poll(timeout_ms=100).values() for r in rs]
+        new = [entry for r in records for entry in assembler.take(r.offset, r.value)]
+        found.extend(entry for entry in new if isinstance(entry, Delta | Snapshot))
+        return bool(found) and (found[-1].note.kind, found[-1].note.place) == ("snapshot", newest.place)
+
+    until(all_read, f"the snapshot of version {newest.version} was announced")
+    reader.close()
+    return found
+
+
+def deltas(settings: Settings, past: int) -> list[Delta]:
+    """Those that are on the topic now, behind its first ``past`` messages."""
+    assembler, found = Assembler(), list[Delta]()
+
+    def take(record: Any) -> None:
+        if record.offset >= past:
+            found.extend(e for e in assembler.take(record.offset, record.value) if isinstance(e, Delta))
+
+    read_all(settings, MODEL_DELTAS, take)
+    return found
+
+
+def trained(settings: Settings) -> int:
+    note = ModelStore(settings.place("models"), writes=False).latest()
+    return note.trained if note else -1
+
+
+def end_of_topic(settings: Settings) -> int:
+    """Messages of earlier tests: brokers are shared."""
+    return read_all(settings, MODEL_DELTAS, lambda record: None)
+
+
+def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start, learn, publish, stop; start again at the stored offsets; recognise what was sent twice."""
+    # How many snapshots there are depends on how long learning takes: with none removed, all can be verified.
+    monkeypatch.setattr(SnapshotWriter, "tidy", lambda self, epoch: None)
+    wait_for_broker(settings)
+    create_topics(settings)
+    past = end_of_topic(settings)
+    batches = [make_samples(100, seed) for seed in range(6)]
+    store = ModelStore(settings.place("models"), writes=False)
+
+    role = Role(settings)
+    until(lambda: trained(settings) == 0, "an untrained model serves at once")
+    send(settings, [batches[0], batches[0], batches[2], batches[3]], [batches[1]])
+    until(lambda: trained(settings) == 400, "four batches were learnt, one of them once")
+    role.end()
+    first = entries(settings, past)
+    notes = [entry.note for entry in first]
+    assert isinstance(first[0], Snapshot)
+    assert notes[0].is_root
+    assert {n.epoch for n in notes} == {notes[0].epoch}
+    assert notes[-1].trained == 400
+    assert sum(n.kind == "delta" for n in notes) >= 1
+    sent = np.concatenate([b.origin_ms for b in batches[:4]])
+    assert ClickTimes.merged([n.clicks for n in notes if n.kind == "delta"]) == ClickTimes.of(sent[sent > 0])
+    found = prove(store, read_deltas(settings))
+    assert sum(p.deltas for p in found.proofs) == notes[-1].version - notes[0].version
+    assert not found.unproved
+
+    # A scorer that follows the topic holds what the last snapshot says: its ranker, and its retrieval head.
+    root = [split(part) for part in store.read_parts(notes[0])]
+    model = ServingModel.of(SCHEMA, notes[0].spec, (ranker for ranker, _ in root))
+    tower = Tower(SCHEMA, read_spec(notes[0].spec))
+    for _, head in root:
+        tower.apply(head)
+    at = notes[0].hash
+    for entry in first:
+        if isinstance(entry, Delta):
+            assert entry.note.parent == at
+            assert entry.body is not None
+            ranker, head = split(unpack(entry.body, model.dense()))
+            assert bool(head.tables) == (entry.note.retrieval_clicks >= 0)
+            model.patch(ranker)
+            tower.apply(head)
+            at = entry.note.hash
+    newest = store.latest()
+    assert newest is not None
+    assert newest.hash == at
+    ranker, head = split(store.read(newest))
+    assert model.snapshot().same_bits(ranker) == ""
+    assert tables_of(tower).same_bits(head) == ""
+    assert newest.retrieval_clicks == (sent > 0).sum()
+    assert sum(p.heads for p in found.proofs) == sum(n.kind == "delta" and n.retrieval_clicks >= 0 for n in notes) > 0
+    assert newest.follows == max(e.next_offset for e in first if isinstance(e, Delta))
+
+    # Between the runs more arrives, and before it something already learnt from.
+    send(settings, [batches[1], batches[4]])
+    role = Role(settings)
+    until(lambda: trained(settings) == 500, "the fifth was learnt")
+    role.end()
+    second = [entry.note for entry in entries(settings, past)][len(notes) :]
+    assert second[0].is_root
+    assert second[0].place == (notes[0].epoch + 1, notes[-1].version + 1)
+    assert second[0].trained == 400
+    assert second[-1].trained == 500
+    newest = store.latest()
+    assert newest is not None
+    assert newest.extra["counts"]["repeated"] == 200
+    history = [json.loads(line) for line in (settings.folder("learner") / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["trained"] == 500
+    assert {"event_time", "arm", "rows", "auc", "log_loss", "calibration", "learning_auc"} <= set(history[-1])
+
+    # A damaged newest snapshot: the one before it is used, the damaged file is kept aside, nothing is learnt twice.
+    damaged = Path(settings.place("models"), newest.parts[0].name)
+    damaged.write_bytes(b"not a part")
+    send(settings, [batches[5]])
+    role = Role(settings)
+    until(lambda: trained(settings) >= 600, "the sixth was learnt")
+    role.end()
+    assert trained(settings) == 600
+    assert damaged.with_name(f"damaged-{damaged.name}").exists()
+    third = [entry.note for entry in entries(settings, past)][len(notes) + len(second) :]
+    assert third[0].place == (newest.epoch + 1, newest.version + 1)
+
+    # Rubbish in the topic is passed over.
+    producer = make_producer(settings)
+    producer.send(SAMPLES, b"rubbish", partition=0)
+    producer.flush()
+    producer.close()
+    send(settings, [make_samples(100, 77)])
+    role = Role(settings)
+    until(lambda: trained(settings) == 700, "what follows the rubbish was learnt")
+    role.end()
+
+    other = msgspec.structs.replace(settings, model="logistic")
+    with pytest.raises(SnapshotError, match="MILLRACE_MODEL"):
+        run(other, threading.Event())
+
+
+def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field and a setting more: refused in one line, with `evolve` carried over, aloud, and then simply resumed."""
+    wait_for_broker(settings)
+    create_topics(settings)
+    settings = msgspec.structs.replace(settings, model="wide_deep")
+    store = ModelStore(settings.place("models"))
+    before = OnlineModel(SCHEMA, {"model": "wide_deep", "delayed_feedback": "wait"}, 0)
+    for seed in range(5):
+        before.learn(make_samples(100, seed))
+    extra = {"counts": {"trained": 500}, "columns": msgspec.to_builtins(before.columns)}
+    write_root(store, Versions(before), Progress(500, {0: 10**9, 1: 10**9}, {}, extra), {}, PUBLISHED_MS)
+    wider = msgspec.structs.replace(SCHEMA, fields=(*SCHEMA.fields, Field("stock", "item", "numeric")))
+    monkeypatch.setattr(Settings, "load_schema", lambda self: wider)
+    with pytest.raises(SnapshotError, match="MILLRACE_EVOLVE"):
+        run(settings, threading.Event())
+    with capture_logs() as lines:
+        learner = Learner(
+            msgspec.structs.replace(settings, evolve=True, model_spec='{"width": 8}'), settings.load_schema()
+        )
+    said = [line["what"] for line in lines if line["event"] == "carried over"]
+    assert {"new: number stock, a number", "changed: width: 16 -> 8"} <= set(said)
+    model = learner.trainer.model
+    assert (model.schema.id, model.spec["width"], model.rows) == (wider.id, 8, before.rows)
+    assert learner.trainer.counts["trained"] == 500
+    versions = Versions(model, version=store.highest().number)
+    note = write_root(store, versions, learner._progress(), learner.trainer.snapshot(), PUBLISHED_MS)
+    assert (note.version, note.schema_id, note.offsets) == (1, wider.id, {"0": 10**9, "1": 10**9})
+    assert note.published_ms == PUBLISHED_MS
+    with capture_logs() as lines:
+        again = Learner(
+            msgspec.structs.replace(settings, model_spec='{"width": 8, "dense_rate": 0.01}'), settings.load_schema()
+        )
+    assert "carried over" not in {line["event"] for line in lines}
+    assert again.trainer.model.spec["dense_rate"] == 0.01  # no matter of shape: simply taken
+    assert again.trainer.model.snapshot()[0].same_bits(model.snapshot()[0]) == ""
+    with pytest.raises(SnapshotError, match="MILLRACE_MODEL_SPEC"):
+        Learner(msgspec.structs.replace(settings, model_spec='{"width": 4}'), settings.load_schema())
+
+
+def test_a_partition_is_waited_for_until_nothing_comes_of_it_though_all_was_read(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels settle when every partition's event time has passed them. One with unread messages is never silent."""
+    settings = msgspec.structs.replace(settings, label_policy="fake-negative-weighted")
+    learner, reader = Learner(settings, settings.load_schema()), cast(KafkaConsumer, None)
+    learner.served.time.expect([0, 1])
+    samples = make_samples(300, 0)
+    late = 299 * 100 + round(settings.attribution_minutes * 60_000 + settings.disorder_seconds * 1000)
+    for seed, start_ms in ((0, START_MS), (1, START_MS + late)):
+        batch = make_samples(300, seed, start_ms=start_ms)
+        version, policy = samples.version + 2, samples.policy + np.uint8(2)
+        learner.trainer.take(replace(batch, score=samples.num[:, 0], version=version, policy=policy), 0)
+    learner._learn(drain=True)
+    long_ago, now = -math.inf, math.inf
+    settled = []
+    for lag, heard in ((3, long_ago), (0, now), (0, long_ago)):  # of partition 1
+        monkeypatch.setattr(service, "lag_of", lambda reader, lag=lag: {0: 0, 1: lag})
+        learner._heard = {0: now, 1: heard}
+        learner._report(reader)
+        settled.append(learner.served.figures("model").rows)
+    assert settled == [0, 0, 300]
+    told = [json.loads(line) for line in (settings.folder("learner") / "history.jsonl").read_text().splitlines()]
+    assert [(line["trained"], line["auc"]) for line in told] == [(600, None)], "one line for what was learnt"
+
+
+def test_the_attribution_window_says_when_clicks_have_come(settings: Settings) -> None:
+    learner = Learner(msgspec.structs.replace(settings, attribution_minutes=7.0), settings.load_schema())
+    assert learner.trainer.model.spec["settled_minutes"] == 7.0
+    with pytest.raises(SettingError, match="model_spec"):
+        Learner(msgspec.structs.replace(settings, model_spec="[1"), settings.load_schema())
+
+
+def test_the_head_goes_out_now_and_then_and_is_in_every_snapshot(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deltas go out each 200 ms, the head is due once in an hour: it goes with the delta before a snapshot's end."""
+    wait_for_broker(settings)
+    create_topics(settings)
+    monkeypatch.setattr(SnapshotWriter, "tidy", lambda self, epoch: None)
+    settings = msgspec.structs.replace(settings, retrieval_seconds=3600.0, snapshot_seconds=2.0)
+    past = end_of_topic(settings)
+    role = Role(settings)
+    until(lambda: trained(settings) == 0, "an untrained model serves at once")
+    seeds, told = itertools.count(100), list[int]()
+
+    def enough() -> bool:
+        """Whether both kinds have gone out, after some more samples."""
+        send(settings, [make_samples(100, next(seeds))])
+        told[:] = [entry.note.retrieval_clicks for entry in deltas(settings, past)]
+        return sum(clicks < 0 for clicks in told) >= 3 and max(told) > 0
+
+    until(enough, "three deltas without the head, and one with it", more=lambda: f"the head's clicks: {told}")
+    role.end()
+    found = [entry.note for entry in entries(settings, past)]
+    snapshots = {n.place: n.retrieval_clicks for n in found if n.kind == "snapshot"}
+    heads = {n.place: n.retrieval_clicks for n in found if n.kind == "delta" and n.retrieval_clicks >= 0}
+    assert heads == {place: clicks for place, clicks in snapshots.items() if place != found[0].place}
+
+
+def test_a_store_without_a_head_goes_on_with_an_empty_one(settings: Settings) -> None:
+    """And the other way round. Nothing is refused, and one line says so."""
+
+    def begun(spec: str, version: int) -> tuple[Learner, list[str]]:
+        with capture_logs() as lines:
+            learner = Learner(msgspec.structs.replace(settings, model_spec=spec), SCHEMA)
+        said = [line["event"] for line in lines if line["log_level"] == "warning"]
+        learner.trainer.take(make_samples(300, version))
+        learner._learn(drain=True)
+        versions = Versions(learner.trainer.model, version=version)
+        write_root(learner.store, versions, learner._progress(), learner.trainer.snapshot(), PUBLISHED_MS)
+        return learner, said
+
+    first, said = begun('{"retrieval_width": 0}', 0)
+    assert (first.trainer.model.head, said) == (None, [])
+    second, said = begun("", 1)
+    assert said == ["the snapshot has no retrieval head like this one: it begins empty"]
+    head = second.trainer.model.head
+    assert head is not None
+    assert 0 < head.clicks < second.trainer.counts["trained"], "it has learnt from its own clicks alone"
+    again, said = begun("", 2)
+    assert again.trainer.model.head is not None
+    assert (again.trainer.model.head.clicks > head.clicks, said) == (True, [])
+    other, said = begun('{"retrieval_width": 16}', 3)
+    assert other.trainer.model.head is not None
+    assert other.trainer.model.head.clicks < again.trainer.model.head.clicks
+    assert said == ["the snapshot has no retrieval head like this one: it begins empty"]
+    last, said = begun('{"retrieval_width": 0}', 4)
+    assert (last.trainer.model.head, said) == (
+        None,
+        ["the snapshot's retrieval head is left behind: there is none now"],
+    )
+    assert last.trainer.counts["trained"] == 5 * 300
+
+
+def test_a_schema_without_users_has_no_head(settings: Settings) -> None:
+    fields = tuple(f for f in SCHEMA.fields if f.of != "user")
+    with capture_logs() as lines:
+        learner = Learner(settings, msgspec.structs.replace(SCHEMA, fields=fields, crosses=()))
+    assert learner.trainer.model.head is None
+    assert [line["event"] for line in lines] == [
+        "no retrieval head: the schema has no fields of users, or none of items"
+    ]
+
+
+def test_another_schema_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = OnlineModel(SCHEMA, {"model": settings.model}, 0)
+    write_root(ModelStore(settings.place("models")), Versions(model), Progress(), {}, PUBLISHED_MS)
+    monkeypatch.setattr(Settings, "load_schema", lambda self: parse_schema(SCHEMA_TEXT))
+    with pytest.raises(SnapshotError, match="MILLRACE_SCHEMA"):
+        run(settings, threading.Event())
+
+
+def test_samples_that_the_broker_removed_before_they_were_learnt_are_counted_and_told_of_in_one_line(
+    settings: Settings,
+) -> None:
+    settings = msgspec.structs.replace(settings, prefix="gone.")
+    wait_for_broker(settings)
+    create_topics(settings)
+    batches = [make_samples(100, seed) for seed in range(4)]
+    role = Role(settings)
+    send(settings, batches[:1])
+    until(lambda: trained(settings) == 100, "one was learnt")
+    role.end()
+    send(settings, batches[1:])
+    admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
+    admin.delete_records({TopicPartition(settings.topic(SAMPLES), 0): 3})
+    admin.close()
+    before = SKIPPED.labels("gone")._value.get()
+    with capture_logs() as lines:
+        role = Role(settings)
+        until(lambda: trained(settings) == 200, "what is left was learnt")
+        role.end()
+    assert SKIPPED.labels("gone")._value.get() - before == 2
+    (line,) = [line for line in lines if "removed messages" in line["event"]]
+    assert (line["partition"], line["messages"], line["expected"], line["found"]) == (0, 2, 1, 3)

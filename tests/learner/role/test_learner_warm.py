@@ -1,0 +1,68 @@
+"""Before a learner is ready it has compiled what it will call."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from learner.evaluation.progressive import Progressive
+from learner.evaluation.segments import Segments
+from learner.evaluation.served import Served
+from learner.network import elementwise
+from learner.ranker.model import OnlineModel
+from learner.ranker.repeats import Repeats
+from learner.retrieval import retrievalkernels
+from learner.role.warm import warm_up
+from learner.tables import kernels
+from learner.tables.index import Index
+from learner.training.trainer import Trainer
+from millrace.contracts.samples import SampleBatch
+from millrace.labels import Waits
+from tests.scenes.learning import SCHEMA, START_MS, make_samples
+
+HEADED = {"model": "wide_deep", "retrieval_width": 8}
+WAITS = Waits(1000, 1000, 0)
+
+
+def compiled() -> dict[str, int]:
+    """Compiled kernels and for how many kinds of arguments each."""
+    found = {}
+    for module in (elementwise, kernels, retrievalkernels):
+        for name, kernel in vars(module).items():
+            if hasattr(kernel, "signatures"):
+                found[f"{module.__name__}.{name}"] = len(kernel.signatures)
+    return found
+
+
+@pytest.mark.parametrize("spec", [{}, {"model": "wide_deep"}, {"admit": 2, "negative_keep": 0.5}, HEADED])
+def test_after_a_warm_up_learning_compiles_nothing_more(spec: dict[str, object]) -> None:
+    model = OnlineModel(SCHEMA, spec, seed=3)
+    warm_up(model)
+    assert model.rows == 0
+    before = compiled()
+    assert sum(before.values())
+    for seed in range(3):
+        batch = make_samples(100 + seed, seed)
+        model.score(batch.cat, batch.num)
+        model.learn(batch)
+        if model.head is not None:
+            model.head.flush()
+        model.changes()
+    trainer = Trainer(model, Progressive(100), Repeats(0, 50), 64, Served(SCHEMA, Segments(SCHEMA, {}), WAITS, 100, 50))
+    for seed in range(3):
+        batch = make_samples(64, seed, start_ms=START_MS + seed * 10**6)
+        trainer.take(SampleBatch.from_bytes(batch.to_bytes()))
+        trainer.step()
+    OnlineModel(SCHEMA, spec, seed=3).resume(*model.snapshot())
+    slices = model.slices(50)
+    assert slices.next() is not None
+    model.learn(make_samples(100, 4))
+    while slices.next() is not None:
+        pass
+    slices.finish()
+    for table in model.tables.values():
+        table.expire(0)
+    memory = Index({}, 100_000)
+    for ids in np.array_split(np.arange(1, 100_000), 40):
+        memory.add(ids)
+    assert compiled() == before

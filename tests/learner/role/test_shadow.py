@@ -1,0 +1,452 @@
+"""A shadow: the same samples, the same held-out rows, figures beside the first's, and taken over spec and all."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from commands.cli import clitrust
+from commands.up.run import UpOptions
+from learner.evaluation.versus import versus
+from learner.ranker.verbs import Learning
+from learner.role import service
+from learner.role import shadow as role
+from learner.role.adopting import shadow_found, shadow_policy, shadow_settings
+from learner.role.making import model_of, wanted_spec
+from learner.samples.relabel import Labelled, Relabel
+from learner.training.versions import Progress, Versions, adopted, asked, newest_sound, write_root
+from millrace.basics.errors import SettingError, SnapshotError
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
+from millrace.contracts.settings import Settings
+from millrace.labels import Waits
+from millrace.processes.kafka import create_topics, wait_for_broker
+from millrace.processes.services import EmbeddedBroker
+from millrace.processes.supervisor import Patience, Supervisor
+from millrace.versions.modelstore import Announcement, Array, Image, ModelStore
+from tests.learner.role.test_learner_role import Role, send
+from tests.scenes.learning import SCHEMA, START_MS, labelled, make_samples
+from tests.scenes.waiting import LONG, until
+
+MS = 1_800_000_000_000
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_better_model_is_told_and_the_same_one_is_not() -> None:
+    rng = np.random.default_rng(1)
+    user = np.repeat(np.arange(400), 10)
+    chance = 1 / (1 + np.exp(1.0 - rng.normal(0, 1, 4000)))
+    y = (rng.random(4000) < chance).astype(np.float32)
+    found = versus(chance, np.full(4000, y.mean()), y, user)
+    assert (found.rows, found.users, found.clicks) == (4000, 400, int(y.sum()))
+    assert found.gaps["auc"].told
+    assert found.gaps["auc"].value == pytest.approx(found.shadow["auc"] - 0.5)
+    assert found.gaps["log_loss"].told
+    assert found.gaps["log_loss"].value < 0
+    same = versus(chance, chance, y, user)
+    assert not same.gaps["auc"].told
+    assert same.line()["auc"] == same.line()["first_auc"]
+
+
+def test_a_prediction_that_is_no_number_is_wrong_and_not_left_out() -> None:
+    y, user = np.arange(200) % 2, np.arange(200) // 4
+    good = np.where(y > 0, 0.9, 0.1)
+    spoilt = np.where(np.arange(200) < 100, np.nan, good)
+    found = versus(spoilt, good, y, user)
+    assert found.shadow["auc"] == pytest.approx(0.25)  # a pair is in order where both are numbers
+    assert found.rows == 200
+
+
+def test_where_there_is_no_figure_json_has_null() -> None:
+    line = versus(np.full(3, 0.5), np.full(3, 0.4), np.zeros(3), np.arange(3)).line()
+    assert line["auc"] is None
+    assert line["auc_half"] is None
+    assert json.loads(json.dumps(line, allow_nan=False))["rows"] == 3
+
+
+# -- taking over -------------------------------------------------------------------------------------------------------
+
+
+def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Learning:
+    model = model_of(SCHEMA, note.spec, 0)
+    model.resume(parts)
+    return model
+
+
+def written(place: str, spec: dict[str, Any], **extra: Any) -> Learning:
+    """A model that has learnt something, and is the newest snapshot of a store."""
+    store = ModelStore(place)
+    model = model_of(SCHEMA, spec, 0)
+    model.learn(make_samples(200, 0))
+    versions = Versions(model, 1, "some", store.highest().number)
+    write_root(store, versions, Progress(200, {0: 7}, {}, {"counts": {"trained": 200}, **extra}), {}, MS)
+    return model
+
+
+def test_a_restart_with_unchanged_settings_goes_on_with_an_adopted_model(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path), model="wide_deep", shadow_model="logistic")
+    wanted = wanted_spec(settings, SCHEMA)
+    shadow = written(shadow_settings(settings).place("models"), wanted_spec(shadow_settings(settings), SCHEMA))
+    found = shadow_found(settings, SCHEMA)
+    assert found.model.snapshot()[0].same_bits(shadow.snapshot()[0]) == ""
+    assert found.note.offsets == {"0": 7}
+
+    note = adopted("shadow", found.note, wanted)
+    written(settings.place("models"), found.model.spec, adopted=note)
+    store = ModelStore(settings.place("models"))
+    again = newest_sound(store, SCHEMA.id, wanted, build)
+    assert again is not None
+    assert again.model.spec["model"] == "logistic"
+    assert asked(again.note, wanted) == {}
+
+    # Settings that were changed since hold: here the model that was named before is no longer what is asked for.
+    changed = wanted_spec(msgspec.structs.replace(settings, model="deepfm"), SCHEMA)
+    assert asked(again.note, changed) == changed
+    with pytest.raises(SnapshotError, match="'logistic', the learner was told 'deepfm'"):
+        newest_sound(store, SCHEMA.id, changed, build)
+
+
+def test_without_a_note_of_it_another_model_is_refused(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path), model="wide_deep")
+    written(settings.place("models"), {"model": "logistic"})
+    with pytest.raises(SnapshotError, match="MILLRACE_MODEL"):
+        newest_sound(ModelStore(settings.place("models")), SCHEMA.id, wanted_spec(settings, SCHEMA), build)
+
+
+def test_what_cannot_be_taken_over_is_said_in_a_line(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path), shadow_model="logistic")
+    with pytest.raises(SnapshotError, match="no shadow to adopt"):
+        shadow_found(settings, SCHEMA)
+    written(shadow_settings(settings).place("models"), {"model": "logistic"})
+    other = msgspec.structs.replace(SCHEMA, name="other", fields=SCHEMA.fields[:-1])
+    with pytest.raises(SnapshotError, match="the learner's is"):
+        shadow_found(settings, other)
+
+
+def test_a_class_is_never_imported_because_a_snapshot_names_it(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path), model="wide_deep")
+    own = "tests.learner.own_models:Rates"
+    model = model_of(SCHEMA, {"model": "logistic"}, 0)
+    versions = Versions(model, 1, "some", -1)
+    store = ModelStore(shadow_settings(settings).place("models"))
+    note = write_root(store, versions, Progress(0, {}, {}, {}), {}, MS)
+    name = f"snapshot-{note.epoch:08d}-{note.version:016d}.manifest"
+    store.store.put(name, msgspec.structs.replace(note, spec={"model": own}))
+    before = set(sys.modules)
+    with pytest.raises(SnapshotError, match="nothing is imported"):
+        shadow_found(settings, SCHEMA)
+    assert not {m for m in set(sys.modules) - before if "own_models" in m}
+    # Nor does a note that it was adopted make it so.
+    wanted = wanted_spec(settings, SCHEMA)
+    forged = msgspec.structs.replace(note, spec={"model": own}, extra={"adopted": adopted("shadow", note, wanted)})
+    assert asked(forged, wanted) == wanted
+
+
+def test_the_shadow_has_a_place_of_its_own_and_its_spec_may_name_a_policy() -> None:
+    settings = Settings(data="/some", shadow_model="logistic", shadow_spec='{"ftrl_l1": 0.5, "label_policy": "wait"}')
+    own = shadow_settings(settings)
+    assert (own.model, own.spec(), own.data) == ("logistic", {"model": "logistic", "ftrl_l1": 0.5}, "/some/shadow")
+    assert shadow_policy(settings) == "wait"
+    far = shadow_settings(msgspec.structs.replace(settings, store="s3://shop/state/"))
+    assert far.place("models") == "s3://shop/state/shadow/models"
+    with pytest.raises(SettingError, match="shadow_spec"):
+        shadow_settings(msgspec.structs.replace(settings, shadow_spec="{"))
+
+
+# -- another label policy ----------------------------------------------------------------------------------------------
+
+WAITS = Waits(300_000, 10_000, 60_000)
+PROMPT = POLICIES.index("prompt")
+
+
+def told_by_prompt(shown: Mapping[int, tuple[int, int | None]]) -> list[tuple[int, SampleBatch]]:
+    """Messages as the policy ``prompt`` sends them, each with the event time at which it comes.
+
+    Args:
+        shown: by position, when an exposure was and how long after it the click came, if one did.
+    """
+    said = []
+    for position, (ts, delay) in shown.items():
+        click = None if delay is None else ts + delay
+        if delay is not None and delay <= WAITS.observation_ms:
+            said.append((ts + delay, ts, position, POSITIVE))
+            continue
+        said.append((ts + WAITS.observation_ms, ts, position, NEGATIVE))
+        if click is not None:
+            said.append((click, ts, position, CORRECTION))
+    return [
+        (at, labelled("page", ts, [(position, kind)], policy=np.full(1, PROMPT, np.uint8)))
+        for at, ts, position, kind in sorted(said)
+    ]
+
+
+def relabelled(policy: str, messages: list[tuple[int, SampleBatch]]) -> list[tuple[int, int, int]]:
+    """(when it was given, position, kind) of each row that a shadow with that policy would learn."""
+    relabel = Relabel(policy, WAITS)
+    found: list[tuple[int, int, int]] = []
+
+    def note(at: int, given: Iterable[Labelled]) -> None:
+        for one in given:
+            assert set(one.batch.policy.tolist()) == {POLICIES.index(policy)}
+            assert (one.batch.label == (one.batch.kind != NEGATIVE)).all()
+            found.extend((at, p, k) for p, k in zip(one.batch.position.tolist(), one.batch.kind.tolist(), strict=True))
+
+    for offset, (at, batch) in enumerate(messages):
+        note(at, relabel.take(batch, 0, offset))
+        note(at, relabel.due())
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_of_a_policy_that_waits_can_be_made_of_one_that_does_not(seed: int) -> None:
+    """Each exposure gets the label that is true when its window has passed, once, and not before; a click that comes
+    later still is a correction."""
+    rng = np.random.default_rng(seed)
+    delays = [None if rng.random() < 0.4 else int(rng.exponential(100_000)) for _ in range(150)]
+    shown = {i: (START_MS + i * 4_000, delay) for i, delay in enumerate(delays)}
+    last = START_MS + 4_000_000
+    messages = told_by_prompt({**shown, 999: (last, None)})
+    for policy in ("equal-wait", "wait"):
+        rows = [row for row in relabelled(policy, messages) if row[1] != 999]
+        first = {}
+        for at, position, kind in rows:
+            if kind != CORRECTION:
+                assert position not in first, "an exposure is labelled once"
+                first[position] = (at, kind)
+        corrected = {position for _, position, kind in rows if kind == CORRECTION}
+        for position, (ts, delay) in shown.items():
+            at, kind = first[position]
+            in_time = delay is not None and delay <= WAITS.settled_ms
+            if kind == NEGATIVE:
+                assert not in_time or position in corrected
+                assert at >= ts + WAITS.settled_ms
+            elif policy == "wait":
+                assert delay is not None
+                assert at == ts + delay
+            else:
+                assert at >= ts + WAITS.settled_ms
+            assert (kind == POSITIVE or position in corrected) == (delay is not None)
+
+
+def test_what_waits_is_read_again_after_a_restart() -> None:
+    relabel = Relabel("equal-wait", WAITS)
+    messages = told_by_prompt({0: (START_MS, None), 1: (START_MS + 100_000, None), 2: (START_MS + 900_000, None)})
+    for offset, (_, batch) in enumerate(messages[:2]):
+        assert not list(relabel.take(batch, 0, 10 + offset))
+        assert not list(relabel.due())
+    assert relabel.offsets({0: 12, 1: 5}) == {0: 10, 1: 5}
+    list(relabel.take(messages[2][1], 0, 12))
+    assert [one.offset for one in relabel.due()] == [10, 11]
+    assert relabel.offsets({0: 13}) == {0: 12}
+    assert relabel.waiting == 1
+
+
+def test_too_many_that_wait_get_the_label_that_is_known() -> None:
+    relabel = Relabel("equal-wait", WAITS, most_rows=2)
+    for offset, (_, batch) in enumerate(told_by_prompt({i: (START_MS + i, None) for i in range(4)})):
+        list(relabel.take(batch, 0, offset))
+    assert [one.offset for one in relabel.due()] == [0, 1]
+    assert (relabel.waiting, relabel.hurried) == (2, 2)
+
+
+@pytest.mark.parametrize("policy", ["prompt", "es-dfm", "fake-negative-weighted"])
+def test_labels_cannot_be_given_sooner_than_they_came(policy: str) -> None:
+    with pytest.raises(SettingError, match="choose wait or equal-wait"):
+        Relabel(policy, WAITS)
+    with pytest.raises(SettingError, match="label policy 'none'"):
+        Relabel("none", WAITS)
+
+
+# -- beside the loop ---------------------------------------------------------------------------------------------------
+
+
+def test_a_shadow_that_cannot_live_ends_nobody_else(tmp_path: Path) -> None:
+    said: list[str] = []
+    supervisor = Supervisor(tmp_path, Patience(2, 1e9, 0.0, 0.0), said.append)
+    supervisor.start("shadow", {}, [sys.executable, "-c", "raise SystemExit('it has no model')"], needed=False)
+
+    def given_up() -> bool:
+        supervisor.poll()
+        return supervisor.roles["shadow"].state == "gave up"
+
+    with capture_logs():
+        until(given_up, "it is given up")
+    assert "it has no model" in said[-1]
+    assert "go on without it" in said[-1]
+    supervisor.poll()
+    assert supervisor.roles["shadow"].state == "gave up"
+
+
+def test_up_starts_a_shadow_where_its_model_is_named() -> None:
+    assert "shadow" not in UpOptions().roles(Settings())
+    assert UpOptions(archive=False).roles(Settings(shadow_model="logistic")) == (
+        "stream",
+        "learn",
+        "serve",
+        "intake",
+        "shadow",
+    )
+
+
+# -- what it goes on from ----------------------------------------------------------------------------------------------
+
+
+def test_a_shadow_of_the_same_shape_begins_as_the_first_and_another_with_the_oldest_sample(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path), model="wide_deep", shadow_model="wide_deep")
+    first = written(settings.place("models"), wanted_spec(settings, SCHEMA))
+    like = role.Shadow(msgspec.structs.replace(settings, shadow_spec='{"dense_rate": 0.01}'), SCHEMA)
+    assert like.trainer.model.snapshot()[0].same_bits(first.snapshot()[0]) == ""
+    assert like.trainer.model.spec["dense_rate"] == 0.01
+    assert (like.offsets, like.trainer.counts["trained"]) == ({0: 7}, 200)
+    other = role.Shadow(msgspec.structs.replace(settings, shadow_model="logistic"), SCHEMA)
+    assert (other.offsets, other.trainer.counts["trained"]) == ({}, 0)
+    # What share of pages was held out before is not known: these are not compared on.
+    assert other.compares_from_ms == first.newest_ms > like.compares_from_ms == 0
+
+
+def test_a_shadow_goes_on_unless_it_was_set_otherwise(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path), model="wide_deep", shadow_model="logistic")
+    asked = role.Shadow(settings, SCHEMA).asked
+    written(shadow_settings(settings).place("models"), wanted_spec(shadow_settings(settings), SCHEMA), asked=asked)
+    again = role.Shadow(settings, SCHEMA)
+    assert again.trainer.counts["trained"] == 200
+    with capture_logs() as said:
+        anew = role.Shadow(msgspec.structs.replace(settings, shadow_spec='{"label_policy": "wait"}'), SCHEMA)
+    assert anew.trainer.counts["trained"] == 0
+    assert anew.relabel is not None
+    assert any("begins anew" in line["event"] for line in said)
+    assert newest(shadow_settings(settings).place("models")) is None
+    # Its numbers go on: what was of before is never taken for newer.
+    assert (anew.versions.epoch, anew.versions.version) == (2, 0)
+
+
+# -- the role ----------------------------------------------------------------------------------------------------------
+
+
+class Beside(Role):
+    """The shadow in a thread, with what it raised."""
+
+    def _run(self) -> None:
+        try:
+            role.run(self.settings, self.stop)
+        except Exception as error:
+            self.error = error
+
+
+def minutes(first: int, last: int) -> list[SampleBatch]:
+    """A message for each ten minutes of event time."""
+    return [make_samples(300, i, start_ms=START_MS + i * 600_000) for i in range(first, last)]
+
+
+def lines(settings: Settings) -> list[dict[str, Any]]:
+    path = Path(settings.data, "shadow", "shadow.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def newest(place: str) -> Announcement | None:
+    return ModelStore(place, writes=False).latest()
+
+
+def has_learnt(place: str, rows: int) -> bool:
+    note = newest(place)
+    return note is not None and sum(note.extra["counts"].get(name, 0) for name in ("trained", "held_out")) >= rows
+
+
+@pytest.mark.services
+@pytest.mark.timeout(LONG)
+def test_life_of_a_shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It learns what the first learns, on rows that neither learns it is compared; it goes on after a restart; a
+    command makes it the model that serves, and stays so after one."""
+    monkeypatch.setattr(Settings, "load_schema", lambda self: SCHEMA)
+    for one in (service, role):
+        monkeypatch.setattr(one, "warm_up", lambda model: None)
+    token = tmp_path / "token"
+    token.write_text("a-token-of-the-test\n")
+    roles = ExitStack()
+    with EmbeddedBroker(tmp_path / "broker") as broker, roles:
+        settings = Settings(
+            kafka=broker.address,
+            data=str(tmp_path / "data"),
+            partitions=2,
+            idempotence=False,
+            batch_rows=64,
+            batch_ms=50,
+            delta_seconds=0.1,
+            snapshot_seconds=0.5,
+            heldout_share=0.1,
+            teach_limits="",
+            model="wide_deep",
+            shadow_model="logistic",
+            admin_port=0,
+            admin_token_file=str(token),
+        )
+        wait_for_broker(settings)
+        create_topics(settings)
+        models, shadows = settings.place("models"), shadow_settings(settings).place("models")
+        first, beside = Role(settings), Beside(settings)
+        roles.callback(first.end)
+        roles.callback(beside.end)
+        until(lambda: newest(models) is not None and newest(shadows) is not None, "both have a first version")
+        send(settings, minutes(0, 8))
+        until(lambda: has_learnt(models, 2400) and has_learnt(shadows, 2400), "both have learnt")
+        until(lambda: bool(lines(settings)), "they were compared")
+        compared = lines(settings)[-1]
+        notes = [newest(place) for place in (models, shadows)]
+        assert [n.spec["model"] for n in notes if n is not None] == ["wide_deep", "logistic"]
+        held = [n.extra["counts"]["held_out"] for n in notes if n is not None]
+        assert held[0] == held[1] > 0, "the same pages"
+        # Of the held-out rows those that are half an hour old: some of the first five messages'.
+        assert 0 < compared["rows"] < held[0]
+        assert 0 < compared["users"] <= 40
+        assert compared["auc_gap"] == pytest.approx(compared["auc"] - compared["first_auc"])
+
+        # Its restart, without new settings, goes on; nothing is learnt twice.
+        beside.end()
+        beside = Beside(settings)
+        roles.callback(beside.end)
+        send(settings, minutes(8, 9))
+        until(lambda: has_learnt(shadows, 2700) and has_learnt(models, 2700), "it goes on")
+        until(lambda: len(lines(settings)) > 1 and lines(settings)[-1]["rows"] > compared["rows"], "with what it held")
+        note = newest(shadows)
+        assert note is not None
+        assert note.extra["counts"]["repeated"] == 0
+
+        # A command: the shadow's model is what serves, with all that it has learnt.
+        monkeypatch.setenv("MILLRACE_ADMIN_TOKEN_FILE", str(token))
+        clitrust.promote(shadow=True, data=Path(settings.data))
+        adopted_note = newest(models)
+        assert adopted_note is not None
+        assert adopted_note.is_root
+        assert adopted_note.spec["model"] == "logistic"
+        assert adopted_note.extra["adopted"]["from"] == "shadow"
+        send(settings, minutes(9, 10))
+        until(lambda: has_learnt(models, 3000), "it learns on")
+        first.end()
+        beside.end()
+
+        # Nothing was set anew, and nothing is refused.
+        first = Role(settings)
+        roles.callback(first.end)
+        until(lambda: (note := newest(models)) is not None and note.epoch == 2, "it is there again")
+        first.end()
+        last = newest(models)
+        assert last is not None
+        assert (last.spec["model"], last.extra["adopted"]["from"]) == ("logistic", "shadow")
+        counts = last.extra["counts"]
+        assert counts["trained"] + counts["held_out"] == 3000
+
+
+def test_without_a_model_there_is_no_shadow() -> None:
+    with pytest.raises(SettingError, match="MILLRACE_SHADOW_MODEL"):
+        role.run(Settings(), threading.Event())

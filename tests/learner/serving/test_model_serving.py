@@ -1,0 +1,459 @@
+"""Versions of a model that serves: overlays, folds, readers that attach late, and products in bfloat16."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from benchmarks import forward as bench
+from benchmarks.torn import torn_pages
+from learner.network import bfloat16, elementwise
+from learner.network.backward import Workspace, written_pass
+from learner.network.forward import HalfForward, forward_of, prepared, rows_of
+from learner.ranker.model import OnlineModel
+from learner.role.warm import warm_serving
+from learner.serving import overlaykernels
+from learner.serving.frame import Arrays
+from learner.serving.serving import ServingModel
+from learner.serving.staging import ModelWriter
+from millrace.basics.errors import SnapshotError
+from millrace.versions.modelstore import Image
+from tests.learner.network.test_backward import SPECS, WIDTH, network
+from tests.scenes.learning import SCHEMA, START_MS, make_samples
+
+Floats = NDArray[np.float32]
+HOUR = 3_600_000
+SPEC: dict[str, Any] = {"model": "wide_resnet", "hidden": [16, 16], "width": 4, "max_rows": 150, "max_age_days": 1.0}
+
+
+class World:
+    """A learner, a writer that stages its versions, and readers, each some messages behind."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.model = OnlineModel(SCHEMA, spec, 0)
+        self.writer = ModelWriter.of(SCHEMA, self.model.spec, self.model.snapshot()[0])
+        self.model.changes()
+        self.probe = make_samples(60, 99, users=90, items=60)
+        self.readers: list[Reader] = []
+        self.turn = self.removed = 0
+        self.attach()
+
+    def attach(self) -> None:
+        self.readers.append(Reader(self))
+
+    def version(self) -> None:
+        self.turn += 1
+        for k in range(2):
+            start_ms = START_MS + self.turn * 10 * HOUR
+            self.model.learn(make_samples(64, 2 * self.turn + k, start_ms=start_ms, users=20 + 7 * self.turn, items=60))
+        change = self.model.changes(dense=self.turn % 3 != 1)
+        self.removed += sum(len(rows.removed) for rows in change.tables.values())
+        overlay = self.writer.stage(change)
+        answers = None if self.turn % 3 == 1 else self.model.score(self.probe.cat, self.probe.num)
+        for reader in self.readers:
+            reader.told.append((overlay, answers))
+
+    def fold(self, rows: int) -> None:
+        """A slice, if all readers have the overlay."""
+        generation, folded = self.writer.generation, self.writer.folded
+        if all(reader.followed > folded for reader in self.readers):
+            self.writer.fold(rows)
+        base = self.writer.base() if self.writer.generation > generation else None
+        if self.writer.folded > folded or base:
+            for reader in self.readers:
+                reader.told.append((self.writer.folded - reader.began, base))
+
+
+class Reader:
+    """Applies what it is told, one by one, and knows what its version answers."""
+
+    def __init__(self, world: World) -> None:
+        self.probe = world.probe
+        self.told: list[tuple[Any, Any]] = []
+        self.began = self.followed = world.writer.folded
+        self.model = ServingModel.attach(SCHEMA, world.model.spec, world.writer.base())
+        for overlay in world.writer.pending():
+            self.model = self.model.followed(overlay)
+            self.followed += 1
+        self.answers: Floats | None = None
+
+    def hear(self) -> bool:
+        """The next message, if there is one."""
+        if not self.told:
+            return False
+        first, second = self.told.pop(0)
+        if isinstance(first, int):
+            self.model = self.model.settled(first, second)
+        else:
+            self.model, self.answers = self.model.followed(first), second
+            self.followed += 1
+        return True
+
+    def check(self) -> None:
+        if self.answers is not None:
+            np.testing.assert_array_equal(self.model.score(self.probe.cat, self.probe.num), self.answers)
+
+
+STEPS = st.lists(st.sampled_from(["version", "fold", "fold", "hear", "hear", "hear", "attach"]), max_size=40)
+
+
+@settings(max_examples=25, deadline=None)
+@given(STEPS, st.integers(1, 60), st.sampled_from(["wide_resnet", "wide_deep"]))
+def test_every_reader_answers_by_its_own_version(steps: list[str], rows: int, kind: str) -> None:
+    """However far readers are behind, whenever they attach, and however folds are cut: bit for bit the learner's
+    answers at that version. When all is heard, all have the learner's state."""
+    world = World({**SPEC, "model": kind})
+    for step in [*["version", "hear"] * 2, *steps]:
+        if step == "version":
+            world.version()
+        elif step == "fold":
+            world.fold(rows)
+        elif step == "attach" and len(world.readers) < 4:
+            world.attach()
+        elif step == "hear":
+            for k, reader in enumerate(world.readers):
+                if k <= world.turn % 3:  # not all at once
+                    reader.hear()
+        for reader in world.readers:
+            reader.check()
+    while sum(reader.hear() for reader in world.readers):
+        pass
+    while world.writer.pending():
+        world.fold(40)
+        for reader in world.readers:
+            while reader.hear():
+                reader.check()
+    state = world.model.snapshot()[0]
+    for reader in world.readers:
+        reader.check()
+        assert reader.model.rows == world.model.rows == world.writer.rows
+        mine = reader.model.snapshot()
+        assert Image({}, mine.tables).same_bits(Image({}, state.tables)) == ""
+
+
+def test_a_version_stays_what_it_is() -> None:
+    """Also the one that others were made from: a reader swaps a reference, and may keep the old one."""
+    world = World(SPEC)
+    world.version()
+    world.version()
+    reader = world.readers[0]
+    kept: list[tuple[ServingModel, Image]] = []
+    while reader.hear():
+        kept.append((reader.model, reader.model.snapshot()))
+    for model, image in kept:
+        assert model.snapshot().same_bits(image) == ""
+    assert kept[0][1].same_bits(kept[1][1]) != ""
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_readers_take_over_slots_that_were_made_anew(whole: bool) -> None:
+    """By the whole base or by what of it is new, and what is folded afterwards is found there."""
+    model = OnlineModel(SCHEMA, {**SPEC, "max_rows": 20_000}, 0)
+    writer = ModelWriter.of(SCHEMA, model.spec, model.snapshot()[0])
+    reader = ServingModel.attach(SCHEMA, model.spec, writer.base())
+    probe = make_samples(400, 9, users=3000, items=3000)
+    generation = 0
+    for seed in range(6):
+        model.learn(make_samples(900, seed, users=3000, items=3000))
+        reader = reader.followed(writer.stage(model.changes()))
+        while writer.fold(100):
+            pass
+        base = {name: a for name, a in writer.base().items() if whole or name.endswith("/slots")}
+        reader = reader.settled(writer.folded, base if writer.generation > generation else None)
+        generation = writer.generation
+        np.testing.assert_array_equal(reader.score(probe.cat, probe.num), model.score(probe.cat, probe.num))
+    assert generation > 1
+    assert not any(table.overlays for table in reader.tables.values())
+
+
+def test_a_delta_that_is_refused_is_not_staged() -> None:
+    world = World(SPEC)
+    world.version()
+    before, rows = world.writer.pending(), world.writer.rows
+    change = world.model.changes()
+    with pytest.raises(SnapshotError, match="is missing"):
+        world.writer.stage(Image({"more": np.zeros(1, np.float32)}, change.tables))
+    assert [id(a) for a in world.writer.pending()] == [id(a) for a in before]
+    assert world.writer.rows == rows
+    assert world.writer.fold(10**6) is False  # there was one, and it is in
+    assert world.writer.folded == 1
+
+
+def test_only_its_writer_patches_a_model() -> None:
+    world = World(SPEC)
+    with pytest.raises(TypeError, match="only reads"):
+        world.readers[0].model.patch(world.model.changes())
+
+
+def test_the_next_snapshot_goes_on_with_the_working_memory_of_its_like() -> None:
+    world = World(SPEC)
+    before = world.readers[0].model
+    for seed in range(3):
+        world.model.learn(make_samples(100, seed))
+    writer = ModelWriter.of(SCHEMA, world.model.spec, world.model.snapshot()[0])
+    after = ServingModel.attach(SCHEMA, world.model.spec, writer.base(), before)
+    assert after.frame is before.frame
+    expected = world.model.score(world.probe.cat, world.probe.num)
+    np.testing.assert_array_equal(after.score(world.probe.cat, world.probe.num), expected)
+    assert not np.array_equal(before.score(world.probe.cat, world.probe.num), expected)
+    other = OnlineModel(SCHEMA, {**SPEC, "hidden": [8, 8]}, 0)
+    writer = ModelWriter.of(SCHEMA, other.spec, other.snapshot()[0])
+    assert ServingModel.attach(SCHEMA, other.spec, writer.base(), after).frame is not after.frame
+
+
+def test_scoring_unknown_ids_and_other_versions_leaves_the_base_as_it_was() -> None:
+    world = World(SPEC)
+    world.version()
+    reader = world.readers[0]
+    before = {name: array.copy() for name, array in world.writer.base().items()}
+    reader.hear()
+    for seed in range(5):
+        strange = make_samples(200, seed, users=10**6, items=10**6)
+        reader.model.score(strange.cat, strange.num)
+    assert all(np.array_equal(array, before[name]) for name, array in world.writer.base().items())
+
+
+# -- the fast way in ---------------------------------------------------------------------------------------------------
+
+
+def filled(model: ServingModel, num: Floats) -> Floats:
+    """The room with its number columns filled by the plan, in plain numpy."""
+    plan = model.numbers
+    assert plan is not None
+    x = model.room(len(num))
+    v = np.where(np.isfinite(num), num, 0)[:, plan.columns]
+    v = np.where(plan.log, np.copysign(np.log1p(np.abs(v)), v), v)
+    x[:, plan.at : plan.at + len(plan.columns)] = ((v - plan.mean) * plan.factor).clip(-plan.bound, plan.bound)
+    return x
+
+
+@pytest.mark.parametrize("numerics", ["squash", "norm", "none"])
+@pytest.mark.parametrize("half", [False, True])
+def test_numbers_filled_by_plan_score_as_given(numerics: str, half: bool) -> None:
+    model = OnlineModel(SCHEMA, {"model": "wide_resnet", "numerics": numerics, "hidden": [16]}, 0)
+    for seed in range(4):
+        model.learn(make_samples(100, seed))
+    serving = ServingModel.of(SCHEMA, model.spec, model.snapshot()[0], half=half)
+    probe = make_samples(80, 9)
+    probe.num[3, 0] = np.nan
+    probe.num[4, 1] = np.inf
+    expected = serving.score(probe.cat, probe.num)
+    np.testing.assert_allclose(serving.score_filled(probe.cat, filled(serving, probe.num)), expected, atol=2e-6)
+
+
+def test_columns_that_are_equal_in_all_rows_are_read_once() -> None:
+    """Also where crosses are made of them: the same bits."""
+    model = OnlineModel(SCHEMA, SPEC, 0)
+    for seed in range(4):
+        model.learn(make_samples(100, seed))
+    serving = ServingModel.of(SCHEMA, model.spec, model.snapshot()[0])
+    probe = make_samples(50, 9)
+    layout = SCHEMA.layout
+    once = np.zeros(layout.F, np.bool_)
+    for name in ("user_id", "hour"):
+        once[layout.cat_names.index(name)] = True
+    probe.cat[:, once] = probe.cat[7, once]
+    plain = serving.score_filled(probe.cat, filled(serving, probe.num))
+    np.testing.assert_array_equal(serving.score_filled(probe.cat, filled(serving, probe.num), once), plain)
+    np.testing.assert_array_equal(serving.score(probe.cat, probe.num), plain)
+
+
+@pytest.mark.parametrize("spec", [{"model": "deepfm"}, {"model": "wide_resnet_bn", "norm": "layer"}])
+def test_a_network_that_is_not_written_out_has_no_plan(spec: dict[str, Any]) -> None:
+    model = OnlineModel(SCHEMA, spec, 0)
+    model.learn(make_samples(100, 0))
+    serving = ServingModel.of(SCHEMA, model.spec, model.snapshot()[0], half=True)
+    assert serving.numbers is None
+    probe = make_samples(50, 9)
+    np.testing.assert_array_equal(serving.score(probe.cat, probe.num), model.score(probe.cat, probe.num))
+
+
+# -- bfloat16 ----------------------------------------------------------------------------------------------------------
+
+
+def test_rounding_is_torchs() -> None:
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**32, 4000, dtype=np.uint32)
+    ties = (rng.integers(0, 2**16, 4000, dtype=np.uint32) << np.uint32(16)) | np.uint32(0x8000)
+    x = np.concatenate([bits, ties]).view(np.float32).reshape(80, 100)
+    x[0, :4] = 0.0, -0.0, np.inf, -np.inf
+    out = np.full((80, 104), 7, np.uint16)
+    bfloat16.rounded(x, out)
+    theirs = torch.from_numpy(x).to(torch.bfloat16)
+    mine = bfloat16.as_tensor(out)[:, :100]
+    assert torch.equal(mine.isnan(), theirs.isnan())
+    assert torch.equal(mine.nan_to_num(0.0).view(torch.int16), theirs.nan_to_num(0.0).view(torch.int16))
+    assert not out[:, 100:].any()
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_products_in_bfloat16_are_those_of_the_network(name: str) -> None:
+    """Of every placement and norm, against the same network in float32; what differs is what eight bits leave out."""
+    net = network(SPECS[name]).eval()
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((333, WIDTH), np.float32))
+    before = x.clone()
+    written = written_pass(net)
+    assert written is not None
+    exact = written.infer(x, Workspace())
+    arrays = prepared(net)
+    forward = forward_of(net, arrays)
+    assert isinstance(forward, HalfForward) == bool(arrays)
+    mine = forward.logits(x, Workspace())
+    assert torch.equal(x, before)
+    scale = np.abs(exact).mean()
+    assert np.abs(mine - exact).max() < 0.05 * scale
+    assert arrays == {} or mine.tobytes() != exact.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["wide_resnet", "wide_deep"])
+def test_a_row_scores_the_same_among_any_others(kind: str) -> None:
+    """Products are widened to sizes that are known: what lies in the rows beyond is of no account, not even NaN."""
+    net = network({"model": kind, "hidden": [24]}).eval()
+    forward, room = forward_of(net, prepared(net)), Workspace()
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((300, WIDTH), np.float32))
+    forward.logits(torch.full((400, WIDTH), torch.nan), room)
+    whole = forward.logits(x, room)
+    for n in (1, 31, 33, 64, 65, 200):
+        np.testing.assert_allclose(forward.logits(x[:n].contiguous(), room), whole[:n], rtol=1e-5, atol=1e-6)
+    assert [rows_of(n) for n in (1, 32, 33, 64, 65, 1000)] == [32, 32, 64, 64, 128, 1024]
+
+
+def test_warming_scores_every_size_and_changes_nothing() -> None:
+    model = OnlineModel(SCHEMA, {**SPEC, "max_rows": 5000}, 0)
+    model.learn(make_samples(100, 0))
+    for half in (False, True):
+        serving = ServingModel.of(SCHEMA, model.spec, model.snapshot()[0], half=half)
+        before = serving.snapshot()
+        serving.warm(200)
+        assert serving.snapshot().same_bits(before) == ""
+
+
+def test_bfloat16_lets_nan_through() -> None:
+    net = network(SPECS["wide_resnet"]).eval()
+    x = torch.zeros(20, WIDTH)
+    x[3, 5] = torch.nan
+    logits = forward_of(net, prepared(net)).logits(x, Workspace())
+    assert np.isnan(logits[3])
+    assert np.isfinite(np.delete(logits, 3)).all()
+
+
+def test_a_scorer_in_bfloat16_answers_as_the_learner_does() -> None:
+    """Version after version; its base has what readers need, so they follow the writer's choice."""
+    model = OnlineModel(SCHEMA, {"model": "wide_resnet_bn", "norm": "renorm"}, 0)
+    writer = ModelWriter.of(SCHEMA, model.spec, model.snapshot()[0], half=True)
+    serving = ServingModel.attach(SCHEMA, model.spec, writer.base())
+    probe = make_samples(300, 99)
+    for seed in range(12):
+        model.learn(make_samples(64, seed))
+        serving = serving.followed(writer.stage(model.changes()))
+        mine, exact = serving.score(probe.cat, probe.num), model.score(probe.cat, probe.num)
+        assert np.abs(mine - exact).max() < 0.01
+        assert mine.tobytes() != exact.tobytes()
+
+
+def test_memory_of_a_version_comes_from_the_allocator() -> None:
+    """What is large is made where readers in other processes see it; and matrices begin at a cache line."""
+    given: list[NDArray[Any]] = []
+
+    def allocate(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        given.append(np.zeros(shape, dtype))
+        return given[-1]
+
+    model = OnlineModel(SCHEMA, {**SPEC, "max_rows": 5000}, 0)
+    model.learn(make_samples(300, 0, users=300, items=300))
+    image = model.snapshot()[0]
+    writer = ModelWriter.of(SCHEMA, model.spec, image, {"w4": 4000}, allocate, half=True)
+    model.learn(make_samples(300, 1, users=900, items=900))
+    overlay = writer.stage(model.changes())
+
+    def foreign(arrays: Arrays) -> list[str]:
+        large = {name: a for name, a in arrays.items() if a.nbytes > 4096}
+        return [name for name, a in large.items() if not any(np.shares_memory(a, g) for g in given)]
+
+    assert foreign(writer.base()) == foreign(overlay) == []
+    assert overlay["half/matrices"].ctypes.data % 64 == 0
+
+
+# -- pages under changing versions -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_no_page_is_torn(half: bool) -> None:
+    found = torn_pages(1500, half)
+    assert found["torn"] == 0
+    assert found["versions"] >= 20
+
+
+def test_pages_are_torn_where_a_writer_does_not_wait() -> None:
+    """So the count can be other than 0."""
+    assert torn_pages(300, patient=False)["torn"] > 0
+
+
+def compiled() -> dict[str, int]:
+    found = {}
+    for module in (elementwise, bfloat16, overlaykernels):
+        for name, kernel in vars(module).items():
+            if hasattr(kernel, "signatures"):
+                found[f"{module.__name__}.{name}"] = len(kernel.signatures)
+    return found
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_after_a_warm_up_serving_compiles_nothing_more(half: bool) -> None:
+    warm_serving(SCHEMA, half)
+    before = compiled()
+    assert sum(before.values())
+    for kind in ("wide_resnet", "wide_deep"):
+        model = OnlineModel(SCHEMA, {"model": kind}, 0)
+        model.learn(make_samples(64, 0))
+        writer = ModelWriter.of(SCHEMA, model.spec, Image.of_tensors(model.changes().tensors()), half=half)
+        reader = ServingModel.attach(SCHEMA, model.spec, writer.base())
+        for seed in range(1, 5):
+            model.learn(make_samples(900, seed, users=3000, items=3000))
+            change = Image.of_tensors(model.changes().tensors())
+            for rows in change.tables.values():
+                rows.removed = np.array([5, 6])
+            reader = reader.followed(writer.stage(change))
+            batch = make_samples(70, 9)
+            reader.score(batch.cat, batch.num)
+            while writer.fold(50):
+                pass
+            reader = reader.settled(writer.folded, writer.base())
+        assert writer.generation > 0
+        reader.snapshot()
+    assert compiled() == before
+
+
+# -- the benchmark -----------------------------------------------------------------------------------------------------
+
+
+def test_the_peer_of_the_benchmark_is_the_same_network() -> None:
+    pytest.importorskip("onnxruntime")
+    net = bench.trained(SCHEMA, {"hidden": [24]})
+    x = np.random.default_rng(0).standard_normal((50, net.shape.flat), np.float32)
+    with torch.inference_mode():
+        written = written_pass(net)
+        assert written is not None
+        exact = written.infer(torch.from_numpy(x), Workspace())
+    np.testing.assert_allclose(bench.peer(net, x)(), exact, atol=1e-5)
+
+
+@pytest.mark.log
+@pytest.mark.long
+def test_bfloat16_costs_no_auc_on_kuairand() -> None:
+    folder = os.environ.get("MILLRACE_TEST_LOG")
+    if not folder:
+        pytest.skip("MILLRACE_TEST_LOG names no folder with the KuaiRand log")
+    schema = Path(__file__).parents[3] / "examples/kuairand/schema.toml"
+    lines: list[str] = []
+    figure = bench.exactness(Path(folder) / bench.LOG, schema, lines.append)
+    assert figure["ratio"] is not None
+    assert abs(figure["value"] - figure["value"] / figure["ratio"]) <= 0.0005, lines

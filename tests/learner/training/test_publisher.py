@@ -1,0 +1,117 @@
+"""What a learner sends to model.deltas: where a snapshot stands on it, whatever is delivered, when, or never."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, cast
+
+import pytest
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka.errors import KafkaTimeoutError
+from kafka.producer.future import FutureProduceResult, FutureRecordMetadata
+from structlog.testing import capture_logs
+
+from learner.training import publisher
+from learner.training.publisher import Publisher
+from millrace.basics.errors import BrokerError
+from millrace.contracts.settings import Settings
+from millrace.versions.modellog import PIECE_BYTES
+from millrace.versions.versioning import Announcement, Claim
+
+
+class Producer:
+    """Messages that are sent, each to be delivered by the test."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send(self, topic: str, value: bytes) -> Any:
+        produced = FutureProduceResult(TopicPartition(topic, 0))
+        future = FutureRecordMetadata(produced, 0, 0, None, 0, len(value), 0)
+        self.sent.append((produced, future))
+        return future
+
+    def deliver(self, number: int, offset: int) -> None:
+        self.sent[number][0].success((offset, -1, None))
+
+    def fail(self, number: int) -> None:
+        self.sent[number][0].failure(KafkaTimeoutError("no broker"))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> tuple[Publisher, Producer]:
+    monkeypatch.setattr(publisher, "_DELIVERY_S", 0.01)
+    producer = Producer()
+    return Publisher(Settings(kafka="nowhere:1"), cast(KafkaProducer, producer), "the log"), producer
+
+
+def delta(version: int, size: int = 3) -> tuple[Announcement, bytes]:
+    body = bytes(size)
+    note = Announcement(
+        kind="delta", epoch=1, version=version, claimant="a", parent="", hash="", schema_id="s", spec={}, event_ms=0,
+        digest=hashlib.sha256(body).hexdigest(), size=size, trained=0, published_ms=0,
+    )  # fmt: skip
+    return note, body
+
+
+def test_a_snapshot_follows_the_delta_of_its_version_however_late_it_is_written(
+    made: tuple[Publisher, Producer],
+) -> None:
+    out, producer = made
+    out.delta(*delta(1))
+    where = out.behind_newest()
+    out.delta(*delta(2))
+    producer.deliver(0, 10)
+    producer.deliver(1, 11)
+    assert where() == {"follows": 11, "log": "the log"}
+    assert out.behind_newest()() == {"follows": 12, "log": "the log"}
+
+
+def test_a_snapshot_follows_the_last_chunk(made: tuple[Publisher, Producer]) -> None:
+    out, producer = made
+    out.delta(*delta(1, 2 * PIECE_BYTES))
+    assert len(producer.sent) == 2
+    producer.deliver(0, 10)
+    producer.deliver(1, 15)
+    assert out.behind_newest()()["follows"] == 16
+
+
+def test_behind_a_delta_that_was_lost_what_was_delivered_before_it_will_do(made: tuple[Publisher, Producer]) -> None:
+    out, producer = made
+    out.delta(*delta(1))
+    producer.deliver(0, 10)
+    out.delta(*delta(2))
+    with capture_logs() as lines:
+        producer.fail(1)
+        assert out.behind_newest()()["follows"] == 11
+    assert [line["event"] for line in lines] == [
+        "delta lost; the next snapshot mends it",
+        "a snapshot follows a delta that was not delivered",
+    ]
+    assert out.take_lost() == 1
+    assert out.take_lost() == 0
+
+
+def test_a_claim_that_is_not_delivered_is_one_line(made: tuple[Publisher, Producer]) -> None:
+    out, _ = made
+    with pytest.raises(BrokerError, match="epoch 4 cannot be claimed"):
+        out.claim(Claim(4, "a"))
+
+
+def test_a_broker_that_deletes_no_records_is_told_of_once(
+    made: tuple[Publisher, Producer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, _ = made
+    asked = []
+
+    def refuse(*_: Any, **more: Any) -> None:
+        asked.append(more)
+        raise KafkaTimeoutError("unsupported")
+
+    monkeypatch.setattr(KafkaAdminClient, "__init__", refuse)
+    with capture_logs() as lines:
+        out.forget_before(0)
+        out.forget_before(5)
+        out.forget_before(6)
+    assert len(asked) == 1
+    assert [line["event"] for line in lines] == ["the broker deletes no records; its retention will"]

@@ -1,0 +1,160 @@
+"""The trainer: predicts before it learns, learns nothing twice, keeps count, and goes on where a snapshot ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from learner.evaluation.progressive import Progressive
+from learner.ranker.model import OnlineModel
+from learner.ranker.repeats import Repeats
+from learner.training.trainer import Trainer
+from millrace.basics.merit import log_loss
+from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
+from tests.scenes.learning import SCHEMA, START_MS, make_samples
+
+SPEC = {"model": "wide_resnet_bn", "hidden": [16, 16], "width": 4}
+HOUR_MS = 3_600_000
+
+
+def trainer(batch_rows: int = 64, keep_ms: int = HOUR_MS) -> Trainer:
+    return Trainer(OnlineModel(SCHEMA, SPEC, 0), Progressive(1000), Repeats(keep_ms), batch_rows)
+
+
+def as_kind(batch: SampleBatch, kind: int) -> SampleBatch:
+    return replace(batch, kind=np.full(len(batch), kind, np.uint8))
+
+
+def test_micro_batches_are_full_or_drained() -> None:
+    t = trainer()
+    t.take(make_samples(100, 0))
+    report = t.step()
+    assert report is not None
+    assert report.rows == 64
+    assert t.step() is None
+    assert t.pending == 36
+    report = t.step(drain=True)
+    assert report is not None
+    assert report.rows == 36
+    assert t.step(drain=True) is None
+    assert t.counts["trained"] == 100
+
+
+def test_pages_whose_user_was_not_read_are_learnt_as_served_and_counted() -> None:
+    """Not those whose user the store does not have."""
+    batch, t, twin = make_samples(64, 0), trainer(), trainer()
+    missing = np.repeat(np.array([0, PROFILE_MISSING | WINDOWS_MISSING, 7, 7], np.uint8), 16)
+    t.take(replace(batch, user_missing=missing))
+    twin.take(batch)
+    assert t.step() == twin.step()
+    assert t.model.snapshot()[0].same_bits(twin.model.snapshot()[0]) == ""
+    assert (t.counts["unread"], twin.counts["unread"]) == (32, 0)
+
+
+def test_judged_on_what_was_predicted_before_learning() -> None:
+    t = trainer()
+    twin = OnlineModel(SCHEMA, SPEC, 0)
+    predicted, labels = [], []
+    for seed in range(5):
+        batch = make_samples(64, seed)
+        t.take(batch)
+        t.step()
+        predicted.append(twin.score(batch.cat, batch.num))
+        labels.append(batch.label)
+        twin.learn(batch)
+    exact = log_loss(np.concatenate(predicted), np.concatenate(labels))
+    assert t.progressive.log_loss == pytest.approx(exact)
+
+
+def test_nothing_is_learnt_twice() -> None:
+    t, twin = trainer(), trainer()
+    first, second = make_samples(64, 0), make_samples(64, 1)
+    for batch in (first, first, second, first):
+        t.take(SampleBatch.concat([batch, batch.take(slice(0, 5))]))
+    while t.step(drain=True):
+        pass
+    for batch in (first, second):
+        twin.take(batch)
+        twin.step()
+    assert t.counts["trained"] == 128
+    assert t.counts["repeated"] == 2 * 64 + 4 * 5
+    image, _ = t.model.snapshot()
+    assert image.same_bits(twin.model.snapshot()[0]) == ""
+
+
+def test_corrections_are_learnt_follow_ups_only_counted() -> None:
+    t = trainer()
+    batch = make_samples(64, 0)
+    t.take(batch)
+    t.step()
+    t.take(as_kind(batch, CORRECTION))
+    t.take(as_kind(batch, FOLLOW_UP))
+    t.step(drain=True)
+    assert t.counts["trained"] == 128
+    assert t.counts["follow_ups"] == 64
+    assert t.counts["repeated"] == 0
+    assert t.progressive.rows == 64
+
+
+def test_memory_of_ids_is_bounded_by_time_and_size() -> None:
+    memory = Repeats(HOUR_MS, max_ids=500)
+    for i in range(50):
+        fresh = memory.first_time(make_samples(100, i, start_ms=START_MS + i * HOUR_MS // 20))
+        assert fresh.all()
+        assert len(memory) <= 500
+    assert not memory.first_time(make_samples(100, 49, start_ms=START_MS)).any()
+    memory = Repeats(HOUR_MS)
+    for i in range(50):
+        memory.first_time(make_samples(100, i, start_ms=START_MS + i * HOUR_MS))
+    assert len(memory) <= 300
+
+
+def test_memory_of_ids_survives_a_snapshot() -> None:
+    t, again = trainer(), trainer()
+    t.take(make_samples(64, 0))
+    t.step()
+    image, training = t.model.snapshot()
+    training |= t.snapshot()
+    again.model.resume(image, training)
+    again.resume(training, {"trained": 64})
+    again.take(make_samples(64, 0))
+    assert again.pending == 0
+    assert again.counts == {"trained": 64, "repeated": 64, "follow_ups": 0}
+
+
+def test_clicks_are_those_that_were_learnt() -> None:
+    t = trainer()
+    batch = make_samples(64, 0)
+    t.take(batch, joined_ms=7)
+    t.take(make_samples(64, 1), joined_ms=9)
+    t.step()
+    clicks = t.take_clicks()
+    assert clicks.sent_ms.tolist() == batch.origin_ms[batch.label > 0].tolist()
+    assert set(clicks.joined_ms.tolist()) == {7}
+    assert len(t.take_clicks().sent_ms) == 0, "each is given once"
+    t.step()
+    assert set(t.take_clicks().joined_ms.tolist()) == {9}
+
+
+def test_a_row_that_waits_keeps_the_time_at_which_it_was_joined() -> None:
+    t = trainer()
+    sent: list[tuple[int, int]] = []
+    for joined_ms, seed in ((7, 0), (9, 1)):
+        batch = make_samples(40, seed)
+        t.take(batch, joined_ms=joined_ms)
+        sent += [(ms, joined_ms) for ms in batch.origin_ms.tolist() if ms]
+    seen: list[tuple[int, int]] = []
+    while t.step(drain=True) is not None:
+        clicks = t.take_clicks()
+        seen += zip(clicks.sent_ms.tolist(), clicks.joined_ms.tolist(), strict=True)
+    assert seen == sent
+
+
+def test_samples_of_another_schema_do_not_fit() -> None:
+    t = trainer()
+    batch = make_samples(5, 0)
+    assert t.fits(batch)
+    assert not t.fits(replace(batch, num=batch.num[:, :-1]))

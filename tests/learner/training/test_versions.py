@@ -1,0 +1,491 @@
+"""Learners, a topic and a store through anything: never backwards, never torn, never for ever, in the end equal.
+
+A script is data: each item is a step of a learner, a crash, another learner, a message lost or flipped, a file damaged,
+retention. A follower looks now and then, and checks each version that it serves against what the learner noted of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.training.versions import Progress, newest_sound
+from millrace.basics.errors import SnapshotError, StoreError
+from millrace.basics.store import DamagedError
+from millrace.versions.image import split
+from millrace.versions.modellog import Assembler, Claimed, Delta
+from millrace.versions.modelstore import ModelStore
+from millrace.versions.proof import prove
+from millrace.versions.versioning import Place
+from tests.scenes.learning import SCHEMA, make_samples
+from tests.scenes.version_scene import Fenced, Peer, PlainFollower, Scene
+
+SPEC: dict[str, Any] = {"model": "wide_deep", "hidden": [4], "width": 4, "admit": 1, "max_rows": 300}
+SPEC |= {"retrieval_width": 4, "retrieval_negatives": 8}
+
+
+def scene(**more: Any) -> Scene:
+    return Scene(SCHEMA, SPEC, lambda n: make_samples(12, n, users=10 + n, items=10), **more)
+
+
+def started(place: Scene) -> Peer:
+    peer = place.peer()
+    peer.read()
+    peer.claim()
+    peer.begin()
+    return peer
+
+
+NUMBER = st.integers(0, 2**31)
+DELTAS = ("delta", "delta", "delta with dense", "delta with head", "late delta", "lose", "lose with head")
+LEARNERS = ("learn", *DELTAS, "slice", "snapshot", "late snapshot")
+WORLD = ("follow", "follow", "crash", "another", "race", "flip message", "flip file", "tear file", "follower")
+STEPS = st.tuples(st.sampled_from(LEARNERS + WORLD), NUMBER)
+
+
+class Play:
+    """Plays a script. ``peers`` are the learners that run: more than one until the older ones look at the topic."""
+
+    def __init__(self, place: Scene) -> None:
+        self.scene = place
+        self.peers: list[Peer] = []
+        self.learnt = 0
+        self.followers: list[PlainFollower] = []
+        self.restart()
+
+    def restart(self) -> None:
+        try:
+            self.peers.append(started(self.scene))
+        except StoreError:  # no snapshot is whole: a person looks at the store, and empties it
+            self.scene.store.store.remove(self.scene.store.store.names(aside=True))
+            self.peers.append(started(self.scene))
+
+    def race(self) -> None:
+        """Two start at once: both claim before either looks."""
+        two = self.scene.peer(), self.scene.peer()
+        for peer in two:
+            peer.read()
+        for peer in two:
+            peer.claim()
+        with pytest.raises(Fenced):
+            two[1].begin()
+        self.restart()
+
+    def do(self, what: str, n: int) -> None:
+        peer = self.peers[n % len(self.peers)] if self.peers else None
+        files = self.scene.store.store.names()
+        if what == "follower":
+            self.followers.append(PlainFollower(self.scene))
+        elif what == "follow":
+            for follower in self.followers:
+                follower.catch_up()
+        elif what == "another":
+            self.restart()
+        elif what == "race":
+            self.race()
+        elif what == "flip message" and self.scene.topic.messages:
+            self.scene.damage_message(self.scene.topic.first + n % len(self.scene.topic.messages), n // 7, n % 8)
+        elif what in ("flip file", "tear file") and files:
+            self.scene.damage_file(files[n % len(files)], n // 7, n % 8 if what == "flip file" else None)
+        elif peer is not None:
+            self._act(peer, what, n)
+
+    def _act(self, peer: Peer, what: str, n: int) -> None:
+        if n % 4 or what == "learn":
+            self.learnt += 1
+            peer.learn(self.learnt)
+        if what == "learn":
+            pass
+        elif what == "slice":
+            peer.slice()
+        elif what == "crash":
+            peer.crash()
+            self.peers.remove(peer)
+        else:
+            late = "late" in what
+            try:
+                if "snapshot" in what:
+                    peer.snapshot(late)
+                else:
+                    peer.delta("dense" in what, n if "lose" in what else None, late, "head" in what)
+                if late:
+                    peer._hold()
+            except Fenced:
+                self.peers.remove(peer)
+
+    def heal(self) -> Peer:
+        """In the end one learner runs, and publishes a snapshot and a delta that nobody damages."""
+        self.restart()
+        peer = self.peers[-1]
+        for number in (1, 2):
+            peer.learn(1000 + number)
+            peer.delta(dense=number == 2, retrieval=number == 2)
+        peer.snapshot()
+        peer.learn(2000)
+        peer.delta(dense=False, retrieval=True)
+        return peer
+
+
+@settings(max_examples=60)
+@given(st.lists(STEPS, min_size=8, max_size=40), st.booleans())
+@pytest.mark.long
+def test_whatever_happens(script: list[tuple[str, int]], bodies_in_store: bool) -> None:
+    place = scene(bodies_in_store=bodies_in_store)
+    try:
+        play = Play(place)
+        play.followers.append(PlainFollower(place))
+        for what, n in script:
+            play.do(what, n)
+        peer = play.heal()
+        play.followers.append(PlainFollower(place))
+        newest = Place(peer.versions.epoch, peer.versions.version)
+        for follower in play.followers:
+            follower.catch_up()
+            assert follower.head is not None
+            assert follower.head.place == newest
+            assert follower.image.same_bits(place.truth[newest]) == ""
+            assert len(follower.loads) == len(set(follower.loads)), "no snapshot is loaded twice"
+        prove(ModelStore(place.url), {})
+    finally:
+        place.close()
+
+
+def test_the_scene_can_fail() -> None:
+    """A follower that was shown a version twice, or one that nobody published, is found out."""
+    place = scene()
+    peer = started(place)
+    follower = PlainFollower(place)
+    peer.learn(1)
+    peer.delta(dense=True)
+    follower.catch_up()
+    assert follower.head is not None
+    with pytest.raises(AssertionError, match="backwards"):
+        follower._serve(follower.head, follower.image)
+    peer.learn(2)
+    peer.delta(dense=True)
+    place.truth[Place(1, 2)].dense["delays"][...] += 1
+    with pytest.raises(AssertionError, match="torn"):
+        follower.catch_up()
+
+
+def test_two_learners_that_claim_at_once_are_one() -> None:
+    """Both read the topic before either has claimed: the first claim wins, the other writes nothing."""
+    place = scene()
+    a, b = place.peer(), place.peer()
+    a.read()
+    b.read()
+    a.claim()
+    b.claim()
+    a.begin()
+    before = place.store.store.names()
+    with pytest.raises(Fenced):
+        b.begin()
+    assert place.store.store.names() == before
+
+
+def test_a_learner_that_was_fenced_writes_nothing_more() -> None:
+    place = scene()
+    a = started(place)
+    a.learn(1)
+    b = started(place)
+    files, end = place.store.store.names(), place.topic.end
+    a.learn(2)
+    with pytest.raises(Fenced):
+        a.delta(dense=True)
+    with pytest.raises(Fenced):
+        a.snapshot()
+    assert place.topic.end == end
+    assert [n for n in place.store.store.names() if n.endswith(".manifest")] == [n for n in files if "manifest" in n]
+    b.learn(3)
+    b.delta(dense=True)
+
+
+def test_what_a_fenced_learner_had_on_its_way_is_not_followed() -> None:
+    """It looks, finds itself alone, and writes; meanwhile another has claimed. Readers know whose epoch it is."""
+    place = scene()
+    a = started(place)
+    follower = PlainFollower(place)
+    a.learn(1)
+    b = started(place)
+    a.delta(dense=True, late=True)
+    a.learn(2)
+    a.snapshot(late=True)
+    follower.catch_up()
+    fresh = PlainFollower(place)
+    fresh.catch_up()
+    newest = Place(b.versions.epoch, b.versions.version)
+    for one in (follower, fresh):
+        assert one.head is not None
+        assert one.head.place == newest
+    assert place.store.latest() is not None
+    assert next(n.epoch for n in place.store.snapshots()) == b.versions.epoch
+
+
+def test_a_clock_that_goes_back_changes_nothing() -> None:
+    """Announcements carry wall times for tracing; order is epoch and number. Neither a follower, nor one that begins,
+    nor the next learner, nor what removes old snapshots goes by them."""
+    place = scene()
+    a = started(place)
+    follower = PlainFollower(place)
+    begun_ms = place.now_ms
+    for number in range(2):
+        a.learn(number)
+        a.delta(dense=True)
+        place.now_ms -= 60_000
+        a.snapshot()
+    place.now_ms -= 86_400_000
+    b = started(place)
+    for number in range(2, 4):
+        b.learn(number)
+        b.delta(dense=True)
+        place.now_ms -= 60_000
+        b.snapshot()
+    newest = Place(b.versions.epoch, b.versions.version)
+    notes = place.store.snapshots()
+    assert [n.place for n in notes] == sorted((n.place for n in notes), reverse=True)
+    published = [n.published_ms for n in notes]
+    assert published == sorted(published), "the newest has the earliest time"
+    assert published[-1] < begun_ms, "the clock did go back"
+    fresh = PlainFollower(place)
+    assert fresh.served == [newest], "from the newest snapshot"
+    for one in (follower, fresh):
+        one.catch_up()
+        assert one.head is not None
+        assert one.head.place == newest
+    c = started(place)
+    assert c.versions.epoch == b.versions.epoch + 1
+    assert c.versions.version > b.versions.version
+    assert c.model.snapshot()[0].same_bits(b.model.snapshot()[0]) == "", "it goes on from the newest"
+
+
+def test_a_store_of_which_nothing_is_whole_is_not_begun_anew_without_a_word() -> None:
+    place = scene()
+    a = started(place)
+    a.learn(1)
+    a.snapshot()
+    a.learn(2)
+    a.snapshot()
+    for name in place.store.store.names():
+        if name.endswith(".serving"):
+            place.damage_file(name, 5, 1)
+    c = place.peer()
+    c.read()
+    c.claim()
+    with pytest.raises(StoreError, match="none of the snapshots"):
+        c.begin()
+
+
+def test_the_topic_was_emptied_and_the_store_goes_on() -> None:
+    """An embedded broker that was started anew: the learner claims above the store's epochs, followers read from the
+    beginning of the new log, and nobody goes back."""
+    place = scene()
+    a = started(place)
+    for number in range(3):
+        a.learn(number)
+        a.delta(dense=True)
+    a.snapshot()
+    follower = PlainFollower(place)
+    place.topic.id, place.topic.messages, place.topic.first = "another", [], 0
+    b = started(place)
+    b.learn(9)
+    b.delta(dense=True)
+    fresh = PlainFollower(place)
+    follower._position = 0
+    for one in (follower, fresh):
+        one.catch_up()
+        assert one.head is not None
+        assert one.head.place == (b.versions.epoch, b.versions.version)
+    assert b.versions.epoch == a.versions.epoch + 1
+
+
+def test_retention_keeps_what_the_newest_two_snapshots_need() -> None:
+    place = scene()
+    peer = started(place)
+    number = 0
+    for _ in range(5):
+        for _ in range(4):
+            number += 1
+            peer.learn(number)
+            peer.delta(dense=number % 3 == 0)
+        peer.snapshot()
+    kept = place.store.snapshots()
+    assert len(kept) == 2
+    assert place.topic.first == kept[1].follows > 0
+    reader, bodies = Assembler(), {}
+    for offset, raw in place.topic.read(0):
+        for entry in reader.take(offset, raw):
+            assert not isinstance(entry, Claimed)
+            if isinstance(entry, Delta) and entry.body is not None:
+                bodies[entry.note.place] = entry.body
+    found = prove(place.store, bodies)
+    assert [(p.base, p.target) for p in found.proofs] == [(kept[1].place, kept[0].place)]
+    assert not found.unproved
+    bodies.pop(Place(1, kept[0].version))
+    (gap,) = prove(place.store, bodies).unproved
+    assert gap.missing == (kept[0].version,)
+
+
+def test_of_older_snapshots_without_their_deltas_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are there to go back to."""
+    place = scene()
+    peer = started(place)
+    monkeypatch.setattr(place.store, "prune", lambda: None)
+    for number in range(1, 4):
+        peer.learn(number)
+        peer.delta(dense=True)
+        peer.snapshot()
+    kept = place.store.snapshots()
+    assert len(kept) >= 3
+    found = prove(place.store, {})
+    assert [(gap.base, gap.target) for gap in found.unproved] == [(kept[1].place, kept[0].place)]
+    assert not found.proofs
+
+
+def test_damaged_training_is_noticed_and_the_snapshot_before_is_used() -> None:
+    place = scene()
+    peer = started(place)
+    notes = []
+    for number in range(2):
+        peer.learn(number)
+        peer.snapshot()
+        notes.append(place.store.latest())
+    older, newer = notes
+    assert older is not None
+    assert newer is not None
+    place.damage_file(newer.training[-1].name, 11, 3)
+    found = newest_sound(place.store, SCHEMA.id, {}, lambda note, parts: _resumed(place, parts))
+    assert found is not None
+    assert found.note == older
+
+
+def _resumed(place: Scene, parts: Any) -> Any:
+    model = place.untrained()
+    model.resume(parts)
+    return model
+
+
+# -- what was done to a store or topic once, and what a learner does now ----------------------------------------------
+
+
+def test_four_hundred_flips_in_training_are_all_noticed() -> None:
+    place = scene()
+    peer = started(place)
+    peer.learn(1)
+    peer.snapshot()
+    note = place.store.latest()
+    assert note is not None
+    reader = ModelStore(place.url, writes=False)
+    rng = np.random.default_rng(0)
+    noticed = 0
+    for _ in range(400):
+        file = note.training[int(rng.integers(len(note.training)))]
+        at, bit = int(rng.integers(file.size)), int(rng.integers(8))
+        place.damage_file(file.name, at, bit)
+        with pytest.raises(DamagedError):
+            list(reader.read_training(note))
+        noticed += 1
+        place.damage_file(file.name, at, bit)
+    assert noticed == 400
+    list(reader.read_training(note))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_unreadable_manifest_stops_neither_the_learner_nor_who_follows(which: int) -> None:
+    place = scene()
+    peer = started(place)
+    peer.learn(1)
+    peer.snapshot()
+    follower = PlainFollower(place)
+    name = [n for n in place.store.store.names() if n.endswith(".manifest")][which]
+    place.damage_file(name, 40, 2)
+    for number in range(2, 5):
+        peer.learn(number)
+        peer.snapshot()
+    follower.catch_up()
+    assert follower.head is not None
+    assert follower.head.version == peer.versions.version
+    assert len(place.store.snapshots()) == 2
+    assert place.store.damaged == [name]
+    assert PlainFollower(place).head is not None
+
+
+def test_a_flipped_delta_and_a_lost_announcement_do_not_lead_back() -> None:
+    """Once serving went from version 5 to version 2 so."""
+    place = scene()
+    peer = started(place)
+    follower = PlainFollower(place)
+    for number in range(1, 6):
+        peer.learn(number)
+        peer.delta(dense=True)
+    follower.catch_up()
+    for offset in range(place.topic.first, place.topic.end):
+        place.damage_message(offset, 300, 1)
+    peer.learn(6)
+    peer.delta(dense=True, lost=0)
+    peer.learn(7)
+    peer.delta(dense=True)
+    follower.catch_up()
+    assert follower.served[-1] == (1, 5), "it serves on what it has"
+    assert len(follower.loads) == 1, "and loads nothing that is no newer"
+    peer.snapshot()
+    follower.catch_up()
+    assert follower.served[-1] == (1, peer.versions.version)
+    assert len(follower.loads) == 2
+
+
+def test_the_head_is_left_out_and_nothing_of_it_is_lost() -> None:
+    """It is as it was in the versions between; a delta that carries it has all that was learnt since, and all that the
+    head had kept waiting."""
+    place = scene()
+    peer = started(place)
+    follower = PlainFollower(place)
+    head = peer.model.head
+    assert head is not None
+    for number in range(1, 9):
+        peer.learn(number)
+        peer.delta(dense=False, retrieval=number % 4 == 0)
+        follower.catch_up()
+        assert follower.head is not None
+        carried = follower.head.retrieval_clicks
+        assert (carried, head.pending) == (head.clicks, 0) if number % 4 == 0 else (carried < 0 < head.pending)
+    assert head.clicks > 0
+    assert split(follower.image)[1].same_bits(split(peer.model.snapshot()[0])[1]) == ""
+    assert len(follower.loads) == 1
+
+
+def test_a_snapshot_waits_for_a_delta_with_the_head() -> None:
+    place = scene()
+    peer = started(place)
+    peer.learn(1)
+    peer.slice()
+    assert peer.copying is not None
+    while not peer.slice():
+        pass
+    peer.delta(dense=True)
+    assert not peer.versions.snapshot_ready
+    with pytest.raises(SnapshotError, match="would have what no delta had"):
+        peer.copying.finish(Progress(), {}, 0)
+    assert peer.versions.delta(Progress(), 0) is not None, "a version of the head alone"
+    assert peer.versions.snapshot_ready
+
+
+def test_lost_deltas_cost_one_load_however_many_follow() -> None:
+    place = scene()
+    peer = started(place)
+    follower = PlainFollower(place)
+    peer.learn(1)
+    peer.delta(dense=True, lost=0)
+    for number in range(2, 12):
+        peer.learn(number)
+        peer.delta(dense=number % 2 == 0)
+        follower.catch_up()
+    peer.snapshot()
+    peer.learn(20)
+    peer.delta(dense=False)
+    follower.catch_up()
+    assert follower.served[-1] == (1, peer.versions.version)
+    assert len(follower.loads) == 2

@@ -1,0 +1,423 @@
+"""The contracts between the packages: what goes in comes out, and what is wrong is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from millrace.basics.errors import MillraceError, SchemaError, SettingError, StoreError
+from millrace.basics.hashing import column_hash, combine, mix, salt, value_hash
+from millrace.contracts.clock import DAY_MS, EventClock, data_now_ms, sent_by
+from millrace.contracts.events import (
+    MAX_EVENT_BYTES,
+    MESSAGE_BYTES,
+    Attribute,
+    BadEventError,
+    Click,
+    Exposure,
+    ItemTiles,
+    decode_event,
+    decode_item_tiles,
+    to_json,
+    to_msgpack,
+)
+from millrace.contracts.itemtiles import pack, unpack
+from millrace.contracts.online import (
+    PROFILE,
+    hot_in,
+    list_key,
+    pack_profile,
+    redis_url,
+    unpack_profile,
+    values_listed,
+    window_field,
+    window_fields,
+    window_keys,
+)
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import parse_schema, shop_schema
+from millrace.contracts.settings import Settings, load_settings
+from millrace.contracts.topics import TOPICS, unsafe_prefix
+
+# -- events --------------------------------------------------------------------------------------------------
+
+
+def test_an_event_survives_its_json() -> None:
+    page = Exposure("e1", "r1", 1_700_000_000_000, "u7", [1, "two", 3], offset=20, sent_ms=5)
+    click = Click("e2", "r1", 1_700_000_001_000, 7, 3, 22)
+    assert decode_event(to_json(page)) == page
+    assert decode_event(to_json(click)) == click
+
+
+GOOD = {"type": "exposure", "event_id": "e", "request_id": "r", "ts_ms": 1, "user_id": 1, "items": [1]}
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason", "names"),
+    [
+        (b"{not json", "malformed", ""),
+        (b"\xff\xfe\x00", "malformed", ""),
+        (b"[]", "wrong-type", "object"),
+        (json.dumps(GOOD | {"type": "teleport"}).encode(), "unknown-type", "teleport"),
+        (json.dumps(GOOD | {"ts_ms": "soon"}).encode(), "wrong-type", "ts_ms"),
+        (json.dumps(GOOD | {"ts_ms": -5}).encode(), "wrong-type", "ts_ms"),
+        (json.dumps(GOOD | {"items": []}).encode(), "wrong-type", "items"),
+        (json.dumps(GOOD | {"items": [1.5]}).encode(), "wrong-type", "items"),
+        (b'{"type":"exposure","ts_ms":NaN}', "malformed", ""),
+        (b" " * (MAX_EVENT_BYTES + 1), "oversized", str(MAX_EVENT_BYTES)),
+    ],
+)
+def test_a_bad_event_says_why(raw: bytes, reason: str, names: str) -> None:
+    with pytest.raises(BadEventError) as caught:
+        decode_event(raw)
+    assert caught.value.reason == reason
+    assert names in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_decoder(raw: bytes) -> None:
+    with pytest.raises(BadEventError) as caught:
+        decode_event(raw)
+    assert caught.value.reason in {"malformed", "wrong-type", "unknown-type", "oversized"}
+
+
+# -- samples -------------------------------------------------------------------------------------------------
+
+
+def make_batch(rows: int, seed: int = 0) -> SampleBatch:
+    rng = np.random.default_rng(seed)
+    return SampleBatch(
+        request=("r0", "r1", "unused"),
+        page=rng.integers(0, 2, rows, dtype=np.int32),
+        position=np.arange(rows, dtype=np.int32),
+        user=rng.integers(1, 9, rows).astype(np.uint64),
+        item=rng.integers(1, 9, rows).astype(np.uint64),
+        ts_ms=rng.integers(1, 10**12, rows),
+        kind=rng.integers(0, 3, rows).astype(np.uint8),
+        label=rng.integers(0, 2, rows).astype(np.float32),
+        weight=np.ones(rows, np.float32),
+        actions=np.zeros(rows, np.uint8),
+        cat=rng.integers(-(2**62), 2**62, (rows, 3)),
+        num=rng.normal(size=(rows, 2)).astype(np.float32),
+        score=np.full(rows, np.nan, np.float32),
+        version=np.full(rows, -1, np.int64),
+        arm=np.zeros(rows, np.uint8),
+        origin_ms=np.zeros(rows, np.int64),
+        policy=rng.integers(0, 5, rows).astype(np.uint8),
+        user_missing=rng.integers(0, 8, rows).astype(np.uint8),
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 1, 17])
+def test_a_batch_survives_its_bytes(rows: int) -> None:
+    batch = make_batch(rows)
+    back = SampleBatch.from_bytes(batch.to_bytes())
+    assert list(back.ids()) == list(batch.ids())
+    for name in SampleBatch.__dataclass_fields__:
+        if name not in {"request", "page"}:
+            np.testing.assert_array_equal(getattr(back, name), getattr(batch, name), err_msg=name)
+
+
+def test_concat_and_take_keep_the_ids() -> None:
+    a, b = make_batch(5, 1), make_batch(4, 2)
+    both = SampleBatch.concat([a, b])
+    assert list(both.ids()) == [*a.ids(), *b.ids()]
+    odd = both.take(np.arange(1, 9, 2))
+    assert list(odd.ids()) == list(both.ids())[1::2]
+    assert list(SampleBatch.from_bytes(odd.to_bytes()).ids()) == list(odd.ids())
+
+
+@pytest.mark.parametrize("damage", [lambda r: r[:-3], lambda r: b"", lambda r: b"\x00" * 40, lambda r: r[:40] + r[41:]])
+def test_a_damaged_batch_is_refused(damage: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(SchemaError, match="not a sample batch"):
+        SampleBatch.from_bytes(damage(make_batch(6).to_bytes()))
+
+
+# -- hashing -------------------------------------------------------------------------------------------------
+
+
+def test_ids_are_the_same_in_every_version() -> None:
+    """Models and checkpoints outlive the program: these values are a file format."""
+    assert value_hash("shoes") == 0x1CB746BB21E8E885
+    assert salt("field", "user_id") == 0x64A8839FF083AEB5
+    five, six = np.array([5], np.uint64), np.array([6], np.uint64)
+    assert mix(salt("f"), five)[0] == 0x806954F713319DAF
+    assert combine(salt("k"), five, six)[0] == 0xD020CAEE54223FC6
+    assert value_hash(7) == value_hash("7") == value_hash(7.0) == value_hash(np.int32(7))
+    assert value_hash(None) == value_hash("") == value_hash(float("nan")) == 0
+    assert value_hash(True) == value_hash(1)
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(-5, 5), st.text(max_size=3)), min_size=1, max_size=30))
+def test_a_column_hashes_like_its_values(values: list[object]) -> None:
+    column = np.array(values, dtype=object)
+    assert column_hash(column).tolist() == [value_hash(v) for v in values]
+
+
+def test_missing_stays_missing_and_order_matters() -> None:
+    a, b = column_hash(np.array([1, 2, 3])), column_hash(np.array([4, 5, 6]))
+    zero = np.zeros(3, np.uint64)
+    assert mix(salt("f"), zero).tolist() == [0, 0, 0]
+    assert combine(salt("k"), a, zero).tolist() == [0, 0, 0]
+    assert not np.any(combine(salt("k"), a, b) == combine(salt("k"), b, a))
+    assert not np.any(mix(salt("f"), a) == mix(salt("g"), a))
+
+
+def test_a_million_keys_do_not_collide() -> None:
+    values = mix(salt("f"), np.arange(1, 1_000_001, dtype=np.uint64))
+    assert len(np.unique(values)) == 1_000_000
+
+
+# -- schema --------------------------------------------------------------------------------------------------
+
+BASE = """
+name = "t"
+[[fields]]
+name = "u"
+of = "user"
+[[fields]]
+name = "i"
+of = "item"
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[windows]
+days = [1, 7]
+actions = ["exposure", "click"]
+[[windows.keys]]
+columns = ["i"]
+[[windows.keys]]
+columns = ["u", "i"]
+parent = ["i"]
+"""
+
+
+def test_the_layout_follows_the_schema() -> None:
+    layout = parse_schema(BASE).layout
+    assert layout.cat_names == ("u", "i")
+    assert layout.num_names == (
+        "price",
+        *("i.exposure.1d", "i.click.1d", "i.click_rate.1d", "i.exposure.7d", "i.click.7d", "i.click_rate.7d"),
+        *("u*i.exposure.1d", "u*i.click.1d", "u*i.click_rate.1d"),
+        *("u*i.exposure.7d", "u*i.click.7d", "u*i.click_rate.7d"),
+    )
+    schema = parse_schema(BASE)
+    assert [schema.key_side(k) for k in schema.windows.keys] == ["item", "user"]
+
+
+def test_the_identity_is_that_of_the_arrays() -> None:
+    assert parse_schema(BASE).id == parse_schema(BASE.replace('"t"', '"renamed"')).id
+    assert parse_schema(BASE).id != parse_schema(BASE.replace("[1, 7]", "[1, 3]")).id
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (('columns = ["u", "i"]', 'columns = ["u", "colour"]'), "colour"),
+        (('parent = ["i"]', 'parent = ["u"]'), "'u'"),
+        (("[1, 7]", "[7, 1]"), "[7, 1]"),
+        (('"click"]', '"wink"]'), "wink"),
+        (('of = "user"', 'of = "usr"'), "of`: use context, item or user"),
+        (('name = "price"', 'name = "u"'), "'u'"),
+        (('name = "t"', 'name = "t"\ncolour = 3'), "colour"),
+        (('name = "t"', 'name = "t'), "line 2"),
+        (('name = "t"', 'name = "t"\ncrosses = [["u", "price"]]'), "price"),
+        (('name = "t"', 'name = "t"\nutc_offset = "east"'), "east"),
+    ],
+)
+def test_a_wrong_schema_names_the_entry(change: tuple[str, str], names: str) -> None:
+    assert change[0] in BASE
+    with pytest.raises(SchemaError) as caught:
+        parse_schema(BASE.replace(*change), "s.toml")
+    assert names in str(caught.value)
+    assert "s.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shop_has_windows_on_both_sides() -> None:
+    schema = shop_schema()
+    assert {schema.key_side(k) for k in schema.windows.keys} == {"user", "item"}
+
+
+# -- settings and clock --------------------------------------------------------------------------------------
+
+
+def test_flags_go_before_environment_before_defaults() -> None:
+    env = {"MILLRACE_SEED": "3", "MILLRACE_PARTITIONS": "8"}
+    settings = load_settings({"seed": 5, "kafka": None}, env)
+    assert (settings.seed, settings.partitions, settings.kafka) == (5, 8, "")
+
+
+def test_a_prefix_stands_before_names_and_may_make_no_other_name() -> None:
+    settings = load_settings({}, {"MILLRACE_PREFIX": "b-shop."})
+    assert {settings.logical(settings.topic(t.name)) for t in TOPICS} == {t.name for t in TOPICS}
+    assert settings.logical("events") == "events"
+    assert settings.topic("events") == "b-shop.events"
+    assert settings.group("g") == "b-shop.g"
+    assert settings.key("user:7") == "b-shop.user:7"
+    for prefix in ("features.", "b.features.", "a b", "ü"):
+        with pytest.raises(SettingError, match="prefix"):
+            load_settings({"prefix": prefix}, {})
+
+
+PREFIXES = st.lists(st.sampled_from(["", ".", "a", "features.", "model.", "dead-", "items"]), max_size=4).map("".join)
+
+
+@given(a=PREFIXES, b=PREFIXES)
+def test_two_prefixes_never_give_one_name(a: str, b: str) -> None:
+    assume(a != b and not unsafe_prefix(a) and not unsafe_prefix(b))
+    one, other = Settings(prefix=a), Settings(prefix=b)
+    assert not {one.topic(t.name) for t in TOPICS} & {other.topic(t.name) for t in TOPICS}
+
+
+def test_settings_survive_the_environment() -> None:
+    settings = Settings(kafka="h:1", seed=9, idempotence=False, control_share=0.25)
+    assert load_settings({}, settings.environment()) == settings
+
+
+@pytest.mark.parametrize(
+    ("env", "names"),
+    [
+        ({"MILLRACE_PORT": "x"}, "port"),
+        ({"MILLRACE_PORT": "70000"}, "port"),
+        ({"MILLRACE_PARTITIONS": "0"}, "partitions"),
+        ({"MILLRACE_CONTROL_SHARE": "1.5"}, "control_share"),
+        ({"MILLRACE_COMPRESSION": "gzip"}, "gzip.*: use none or zstd"),
+        ({"MILLRACE_CONFIG": "missing.toml"}, "missing.toml"),
+    ],
+)
+def test_a_wrong_setting_is_named(env: dict[str, str], names: str) -> None:
+    with pytest.raises(SettingError, match=names):
+        load_settings({}, env)
+
+
+def test_the_clock_travels_as_text() -> None:
+    clock = EventClock(1_000, 5_000_000, 240.0)
+    assert EventClock.decode(clock.encode()) == clock
+    assert clock.at(1_010) == 5_000_000 + 2_400
+    assert clock.wall_at(clock.at(1_500)) == 1_500
+    assert EventClock.decode("") == EventClock()
+    for text in ("1:2", "1:2:fast", "1:2:0", "1:2:-3"):
+        with pytest.raises(SettingError, match="clock"):
+            EventClock.decode(text)
+
+
+def test_an_event_names_its_clock() -> None:
+    clock = EventClock(1_000, 5_000_000, 240.0)
+    assert sent_by([("other", b"1"), *clock.headers]) == sent_by(dict(clock.headers)) == clock
+    assert EventClock().headers == []
+    for headers in (None, (), [("clock", b"noon")], [("clock", b"\xff")], [("clock", b"1:2:0")]):
+        assert sent_by(headers) is None
+
+
+@pytest.mark.parametrize(
+    ("clock_ms", "newest_ms", "reached_ms", "now_ms"),
+    [
+        (5 * DAY_MS, 4 * DAY_MS, 0, 5 * DAY_MS),  # a day ahead is believed
+        (5 * DAY_MS + 1, 4 * DAY_MS, 0, 4 * DAY_MS),  # more is not: the data is older than the clock
+        (5 * DAY_MS + 1, 4 * DAY_MS, 4 * DAY_MS + 1, 5 * DAY_MS + 1),  # silence had moved it on
+        (3 * DAY_MS, 4 * DAY_MS, 0, 3 * DAY_MS),  # events may be ahead of the clock
+    ],
+)
+def test_a_clock_far_ahead_of_the_data_is_not_its_clock(
+    clock_ms: int, newest_ms: int, reached_ms: int, now_ms: int
+) -> None:
+    assert data_now_ms(clock_ms, newest_ms, reached_ms) == now_ms
+
+
+# -- item tiles ------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=60), max_size=40), st.integers(1, 300))
+def test_item_tiles_come_out_as_they_went_in(tiles: list[bytes], most_bytes: int) -> None:
+    keys = np.random.default_rng(len(tiles)).integers(0, 2**64, len(tiles), np.uint64)
+    messages = list(pack(3, 100, 77, keys, tiles, most_bytes))
+    read = [unpack(decode_item_tiles(to_msgpack(message))) for message in messages]
+    assert [key for some, _ in read for key in some.tolist()] == keys.tolist()
+    assert [blob for _, blobs in read for blob in blobs] == tiles
+    assert [(m.partition, m.seq, m.event_ms) for m in messages] == [(3, 100 + i, 77) for i in range(len(messages))]
+    for message, (some, _) in zip(messages, read, strict=True):
+        assert len(some) == 1 or len(message.keys + message.sizes + message.tiles) <= most_bytes
+    for one, after in zip(messages, read[1:], strict=False):  # no message is cut before it is full
+        assert len(one.keys + one.sizes + one.tiles) + 12 + len(after[1][0]) > most_bytes
+
+
+def test_a_message_of_item_tiles_is_one_that_a_broker_takes() -> None:
+    tiles = [bytes(1000)] * 1500
+    messages = list(pack(0, 1, 1, np.arange(1500, dtype=np.uint64), tiles))
+    assert len(messages) == 3
+    assert max(len(to_msgpack(m)) for m in messages) < MESSAGE_BYTES + 100
+
+
+@pytest.mark.parametrize(
+    ("keys", "sizes", "tiles"),
+    [
+        (8, [3, 4], 7),
+        (16, [3], 3),
+        (15, [3], 3),
+        (8, [3], 4),
+        (8, [3], 2),
+        (0, [], 1),
+        (8, [], 0),
+        (16, [2**32 - 1] * 2, 6),
+    ],
+)
+def test_damaged_item_tiles_are_refused(keys: int, sizes: list[int], tiles: int) -> None:
+    message = ItemTiles(0, 1, 1, bytes(keys), np.array(sizes, "<u4").tobytes(), bytes(tiles))
+    with pytest.raises(BadEventError, match=r"malformed: .* do not fit"):
+        unpack(message)
+
+
+def test_sizes_that_end_within_a_number_are_refused() -> None:
+    with pytest.raises(BadEventError, match="do not fit"):
+        unpack(ItemTiles(0, 1, 1, bytes(8), bytes(3), b""))
+
+
+# -- the online store ------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=20))
+def test_window_keys_survive_their_fields(keys: list[int]) -> None:
+    fields = window_fields(np.array(keys, np.uint64))
+    assert fields == [window_field(key) for key in keys] == [key.to_bytes(8, "little") for key in keys]
+    assert window_keys([PROFILE, *fields]).tolist() == keys, "the profile is no window key"
+
+
+def test_a_profile_survives_its_field_and_a_damaged_one_is_named() -> None:
+    attributes: dict[str, Attribute] = {"kind": "business", "tags": ["a", 1], "age": None}
+    assert unpack_profile(pack_profile(attributes)) == attributes
+    assert unpack_profile(None) == {}
+    for raw in (b"", b"{", b"[]", b"\xff"):
+        with pytest.raises(StoreError, match="profile"):
+            unpack_profile(raw)
+
+
+def test_values_are_found_among_the_lists() -> None:
+    names = ["hot", "new", hot_in("shelf", "b:1"), hot_in("shelf", "a"), hot_in("shelf2", "c")]
+    assert values_listed(map(list_key, names), "shelf") == ["a", "b:1"]
+    assert values_listed(map(list_key, names), "tags") == []
+
+
+def test_a_redis_address_is_a_url_or_becomes_one() -> None:
+    assert redis_url("h:1") == "redis://h:1"
+    assert redis_url("rediss://u:p@h:1/2") == "rediss://u:p@h:1/2"
+    with pytest.raises(StoreError, match="MILLRACE_REDIS"):
+        redis_url("")
+
+
+def test_every_expected_error_is_one_line() -> None:
+    assert str(MillraceError("a\nb", "c\n  d")) == "a b; c d"
+
+
+def test_an_error_crosses_processes_whole() -> None:
+    error = pickle.loads(pickle.dumps(SchemaError("a", "b")))
+    assert type(error) is SchemaError
+    assert (error.problem, error.remedy, str(error)) == ("a", "b", "a; b")

@@ -1,0 +1,225 @@
+"""Logs larger than memory: the same rows as when they are read whole, in memory that does not grow with the log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from millrace.contracts.schema import Schema, parse_schema
+from millrace.logs import Bounds, LogTable, local_days, read_log
+from millrace.logs.copies import groups
+from tests.millrace.logs.test_log_forms import MS, PAGES, schema, written
+
+SMALL = Bounds(whole_bytes=0, block_bytes=2000, batch_rows=50)
+MORE = """
+action_times = { click = "click_at" }
+request = "page"
+position = "slot"
+day = "date"
+disorder = "10min"
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[[fields]]
+name = "shop"
+of = "item"
+"""
+
+
+def plan(log: str = "") -> Schema:
+    text, fields = (log + MORE).split("[[fields]]", 1)
+    return schema(text + "[[fields]]" + fields)
+
+
+def traffic(rows: int, seed: int, late_ms: int = 300_000) -> pa.Table:
+    """Rows about a second apart, up to ``late_ms`` too late in the file, some of them twice."""
+    rng = np.random.default_rng(seed)
+    at = MS + np.sort(rng.integers(0, rows * 1000, rows))
+    clicked = rng.random(rows) < 0.3
+    table = pa.table(
+        {
+            "at": at,
+            "who": rng.integers(0, 50, rows),
+            "what": [f"i{n}" for n in rng.integers(0, 40, rows)],
+            "clicked": clicked.astype(np.int64),
+            "click_at": pa.array(at + rng.integers(0, 9000, rows), mask=~clicked),
+            "page": rng.integers(0, rows // 4 + 1, rows),
+            "slot": rng.integers(0, 10, rows),
+            "date": 20220424 + (at - MS) // 86_400_000,
+            "price": np.where(np.arange(rows) < rows // 2, 1, rng.random(rows).round(2)),
+            "shop": pa.array(rng.integers(0, 9, rows), mask=rng.random(rows) < 0.2),
+        }
+    )
+    twice = table.take(pa.array(rng.integers(0, rows, rows // 20)))
+    table = pa.concat_tables([table, twice])
+    order = np.argsort(table["at"].to_numpy() + rng.integers(0, late_ms, table.num_rows), kind="stable")
+    return table.take(pa.array(order))
+
+
+def save(table: pa.Table, path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=97)
+    elif path.suffix == ".gz":
+        with pa.output_stream(str(path), compression="gzip") as out:
+            pacsv.write_csv(table, out)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    else:
+        pacsv.write_csv(table, path)
+    return path
+
+
+def same(streamed: LogTable, whole: LogTable) -> None:
+    assert (streamed.rows_read, streamed.duplicates) == (whole.rows_read, whole.duplicates)
+    assert streamed.table.column_names == whole.table.column_names
+    for name in whole.table.column_names:
+        assert streamed.table[name].to_pylist() == whole.table[name].to_pylist(), name
+        assert streamed.table[name].type == whole.table[name].type, name
+    bound = [d for d in whole.decisions if "too late in the file" not in d.what]
+    assert [(d.what, d.column, d.rows) for d in streamed.decisions] == [(d.what, d.column, d.rows) for d in bound]
+
+
+@pytest.mark.parametrize("form", ["log.parquet", "log.csv", "log.csv.gz", "log.jsonl"])
+def test_a_streamed_log_is_the_log_read_whole(tmp_path: Path, form: str) -> None:
+    path = save(traffic(700, seed=5), tmp_path / form)
+    alike = read_log(path, plan())
+    same(read_log(path, plan(), spool=tmp_path, bounds=SMALL), alike)
+    assert any(d.rows > 20 and "of a row before" in d.what for d in alike.decisions)
+    copies = plan('identity = ["at", "who", "what"]\n')
+    whole = read_log(path, copies)
+    streamed = read_log(path, copies, spool=tmp_path, bounds=SMALL)
+    same(streamed, whole)
+    assert whole.duplicates > 20
+    assert streamed.table[0].num_chunks > 5
+    assert local_days(streamed, plan()) == local_days(whole, plan())
+    assert (tmp_path / "log.arrow").exists()
+
+
+@given(
+    at=st.lists(st.integers(0, 100), min_size=1, max_size=60),
+    batch=st.integers(1, 20),
+    minutes=st.integers(1, 12),
+)
+@example(at=[2, 30, 1], batch=2, minutes=10)
+@settings(max_examples=40, deadline=None)
+def test_any_order_within_the_bound_is_brought_into_order(
+    tmp_path_factory: Any, at: list[int], batch: int, minutes: int
+) -> None:
+    """Times are thirds of a minute. Only rows that come too late for the bound are missing."""
+    folder = tmp_path_factory.mktemp("order")
+    rows = [{"at": MS + a * 20_000, "who": n % 3, "what": n % 2, "clicked": n % 2} for n, a in enumerate(at)]
+    path = written(folder, rows)
+    limited = schema(f'disorder = "{minutes}min"\n')
+    how: dict[str, Any] = {"spool": folder, "bounds": Bounds(0, 1000, batch)}
+    late = [a < max(at[:n], default=0) - 3 * minutes for n, a in enumerate(at)]
+    streamed = read_log(path, limited, skip_bad=True, **how)
+    assert streamed.skipped == sum(late)
+    kept = [row for row, is_late in zip(rows, late, strict=True) if not is_late]
+    assert streamed.table.to_pydict() == read_log(written(folder, kept, "kept.parquet"), limited).table.to_pydict()
+
+
+def test_lists_and_side_tables_are_streamed_too(tmp_path: Path) -> None:
+    pages = [PAGES[n % 3] | {"at": MS + 60_000 * n, "who": n} for n in range(300)]
+    (tmp_path / "prices.csv").write_text(
+        "shown,since,price\n" + "".join(f"{item},{MS + 3_600_000 * n},{n}\n" for n in range(5) for item in (4, 7))
+    )
+    form = 'items = "shown"\nlabels = "hit"\nposition = "slot"\nrequest = "page"\n'
+    text = form + '[[fields]]\nname = "price"\nof = "item"\nkind = "numeric"\n'
+    join = '[[join]]\nfile = "prices.csv"\non = "shown"\nat = "since"\n'
+    listed = parse_schema(LISTED + text + join)
+    path = written(tmp_path, pages)
+    whole = read_log(path, listed)
+    same(read_log(path, listed, spool=tmp_path, bounds=SMALL), whole)
+    assert whole.table["price"].to_pylist()[-2:] == [4.0, 4.0]
+    assert whole.table["page"][-1].as_py() == 299
+
+
+LISTED = """
+name = "t"
+[[fields]]
+name = "who"
+of = "user"
+[[fields]]
+name = "shown"
+of = "item"
+[windows]
+actions = ["exposure", "click"]
+[log]
+time = "at"
+user = "who"
+item = "shown"
+label = "clicked"
+"""
+
+
+def test_types_are_those_of_all_blocks_and_not_of_the_first(tmp_path: Path) -> None:
+    rows = 400
+    who = ["" if n < 100 else n if n < 300 else f"u{n}" for n in range(rows)]
+    lines = "".join(f"{MS + n},u{n},{who[n]},{n % 2},{n if n < 200 else n / 8}\n" for n in range(rows))
+    path = tmp_path / "log.csv"
+    path.write_text("at,who,shop,clicked,price\n" + lines)
+    text = '[[fields]]\nname = "price"\nof = "item"\nkind = "numeric"\n[[fields]]\nname = "shop"\nof = "item"\n'
+    mixed = schema("combine = { what = [] }\n" + text)
+    whole, streamed = read_log(path, mixed), read_log(path, mixed, spool=tmp_path, bounds=SMALL)
+    same(streamed, whole)
+    assert streamed.table["shop"][399].as_py() == "u399"
+
+
+def test_small_logs_are_read_whole_and_leave_no_file(tmp_path: Path) -> None:
+    path = save(traffic(100, seed=1), tmp_path / "log.parquet")
+    streamed = read_log(path, plan(), spool=tmp_path)
+    assert streamed.table.equals(read_log(path, plan()).table)
+    assert not (tmp_path / "log.arrow").exists()
+
+
+def peak(path: Path, folder: Path) -> int:
+    """Bytes that Arrow held at most while the log was streamed."""
+    pool = pa.system_memory_pool()
+    usual = pa.default_memory_pool()
+    watching = pa.proxy_memory_pool(pool)
+    pa.set_memory_pool(watching)
+    try:
+        log = read_log(path, plan(), spool=folder, bounds=Bounds(0, 1 << 18, 1 << 12))
+        held = watching.bytes_allocated()
+        assert log.table.num_rows > 10_000
+        assert held < 1 << 20, "the table itself is mapped"
+        return int(watching.max_memory())
+    finally:
+        pa.set_memory_pool(usual)
+
+
+@pytest.mark.parametrize("form", ["log.parquet", "log.csv"])
+def test_memory_does_not_grow_with_the_log(tmp_path: Path, form: str) -> None:
+    peaks = []
+    for n, rows in enumerate((20_000, 240_000)):
+        path = save(traffic(rows, seed=2), tmp_path / str(n) / form)
+        peaks.append(peak(path, tmp_path / str(n)))
+    size = sum(f.stat().st_size for f in [tmp_path / "1" / "log.arrow"])
+    assert size > 15_000_000
+    assert peaks[1] < 1.3 * peaks[0]
+    assert peaks[1] < size / 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["a", "b", None])), max_size=30))
+@settings(max_examples=50, deadline=None)
+def test_copies_are_found_as_a_plain_loop_finds_them(rows: list[tuple[int, str | None]]) -> None:
+    seen: dict[tuple[int, str | None], int] = {}
+    first: list[int] = []
+    for n, row in enumerate(rows):
+        if row not in seen:
+            seen[row] = len(first)
+            first.append(n)
+    found, places = groups([pa.array([n for n, _ in rows], pa.int64()), pa.array([t for _, t in rows], pa.string())])
+    assert found.tolist() == [seen[row] for row in rows]
+    assert places.tolist() == first

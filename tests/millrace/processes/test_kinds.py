@@ -1,0 +1,116 @@
+"""One line a minute a kind; and what is doubtful about users and items that are used."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millrace.contracts.doubts import SECONDS_MS, Doubts
+from millrace.contracts.events import DeadLetter, Item, User
+from millrace.contracts.reasons import DOUBTS, REASONS
+from millrace.contracts.schema import parse_schema
+from millrace.processes.kinds import MOST_KINDS, OTHERS, Kinds
+from stream.worker.told import Teller
+
+SCHEMA = parse_schema(
+    """
+    name = "small"
+    filters = ["region"]
+    [[fields]]
+    name = "user_id"
+    of = "user"
+    [[fields]]
+    name = "kind"
+    of = "user"
+    [[fields]]
+    name = "tags"
+    of = "item"
+    slots = 2
+    [[fields]]
+    name = "category"
+    of = "item"
+    [[fields]]
+    name = "price"
+    of = "item"
+    kind = "numeric"
+    [[fields]]
+    name = "age_days"
+    of = "item"
+    kind = "numeric"
+    """
+)
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.sampled_from("abc"), st.integers(1, 5)), max_size=60))
+def test_every_case_is_told_once_and_no_kind_twice_a_minute(story: list[tuple[float, str, int]]) -> None:
+    kinds, now, noted, told = Kinds(60.0), 0.0, Counter[str](), Counter[str]()
+    last: dict[str, float] = {}
+    for wait, kind, n in story:
+        now += wait
+        kinds.note(kind, f"case of {kind}", n)
+        noted[kind] += n
+        for line in kinds.due(now):
+            assert now - last.get(line.kind, -60.0) >= 60.0
+            assert line.example == f"case of {line.kind}"
+            last[line.kind] = now
+            told[line.kind] += line.times
+    told.update({line.kind: line.times for line in kinds.due(now + 60.0)})
+    assert told == noted
+    assert kinds.due(now + 600.0) == []
+
+
+def test_a_sender_cannot_make_kinds_without_end() -> None:
+    kinds = Kinds()
+    for number in range(10 * MOST_KINDS):
+        kinds.note(f"kind {number}")
+    told = kinds.due(0.0)
+    assert len(told) == MOST_KINDS + 1
+    assert next(line.times for line in told if line.kind == OTHERS) == 9 * MOST_KINDS
+
+
+def test_the_worker_tells_each_reason_with_its_remedy_and_not_more_than_once_a_minute() -> None:
+    teller = Teller()
+    letter = DeadLetter.of("late", "7 ms behind the watermark", "events", 1, 42, b"{}")
+    with structlog.testing.capture_logs() as lines:
+        for second in range(60):
+            teller.note([letter], Doubts(SCHEMA).of_user(User(7, {"tint": "red"})))
+            teller.tell(float(second))
+        assert [(line["reason"], line["count"]) for line in lines if "reason" in line] == [("late", 1)]
+        teller.tell(60.0)
+    late = [line for line in lines if "reason" in line]
+    assert [line["count"] for line in late] == [1, 59]
+    assert late[0]["remedy"] == REASONS["late"].mend
+    assert late[0]["example"] == "events, partition 1, offset 42: 7 ms behind the watermark"
+    assert [line["kind"] for line in lines if "kind" in line] == ["unknown-attribute"], "once an hour"
+
+
+@pytest.mark.parametrize(
+    ("item", "key", "kinds"),
+    [
+        (Item("a", {"tags": ["x", "y"], "category": 7, "price": 12.5, "region": "de"}, SECONDS_MS), b"a", []),
+        (Item("a", {"tags": "x,y, x,"}), b"a", []),
+        (Item("a", {"tags": "x,y,z"}), b"a", ["beyond-slots"]),
+        (Item("a", {"tags": ["x", "y", "z"]}), b"a", ["beyond-slots"]),
+        (Item("a", {"tags": ["x", "y", "x"]}), b"a", []),
+        (Item("a", {"category": 12.5}), b"a", ["fraction"]),
+        (Item("a", {"category": 12.0, "tags": None, "price": None}), b"a", []),
+        (Item("a", {"colour": None}), b"a", ["unknown-attribute"]),
+        (Item("a", {}, born_ms=SECONDS_MS - 1), b"a", ["born-in-seconds"]),
+        (Item("a", {}), b"b", ["wrong-key"]),
+        (Item(7, {}), b"7", []),
+        (Item(7, {}), None, []),
+    ],
+)
+def test_doubts_about_items(item: Item, key: bytes | None, kinds: list[str]) -> None:
+    assert [doubt.kind for doubt in Doubts(SCHEMA).of_item(item, key)] == kinds
+    assert set(kinds) <= DOUBTS.keys()
+
+
+def test_doubts_about_users() -> None:
+    found = Doubts(SCHEMA).of_user(User("ann", {"kind": 1.5, "region": "de", "user_id": "x"}))
+    assert [doubt.kind for doubt in found] == ["fraction", "unknown-attribute"]
+    assert "'ann'" in found[0].detail

@@ -1,0 +1,330 @@
+"""The model store: parts make the snapshot, damage costs one snapshot alone, old stores are carried over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from millrace.basics.errors import SnapshotError
+from millrace.basics.store import AbsentError, DamagedError, Sealed
+from millrace.versions.modelstore import Announcement, Image, ModelStore, Place, TableRows, chain, thinned
+from millrace.versions.versioning import digest_of
+
+META: dict[str, Any] = {
+    "claimant": "a",
+    "schema_id": "s",
+    "spec": {"model": "toy"},
+    "event_ms": 1,
+    "trained": 0,
+    "published_ms": 1,
+}
+
+
+def image(values: dict[int, float], dense: float | None = None, removed: tuple[int, ...] = ()) -> Image:
+    ids = np.array(sorted(values), np.int64)
+    columns = {"emb": np.array([[values[i], -values[i]] for i in ids.tolist()], np.float32).reshape(-1, 2)}
+    tensors = {} if dense is None else {"w": np.array([dense], np.float32)}
+    return Image(tensors, {"t": TableRows(ids, columns, np.array(removed, np.int64))})
+
+
+def snapshot(
+    store: ModelStore, epoch: int, version: int, value: float = 1.0, own_hash: str | None = None
+) -> Announcement:
+    """Two rows in two parts, and a last one that corrects one of them."""
+    begun = Place(epoch, version)
+    parts = [
+        store.write_part(begun, 0, image({1: 0.0, 2: value}), {"z": np.array([1.0, 2.0])}),
+        store.write_part(begun, 1, image({7: value, 8: 0.5}), {"z": np.array([7.0, 8.0])}),
+        store.write_part(begun, 2, image({1: value}, dense=value, removed=(8,)), {"clock": np.array([version])}),
+    ]
+    return store.write_manifest(parts, own_hash, epoch=epoch, version=version, **META)
+
+
+NOTE: dict[str, Any] = META | {
+    "kind": "snapshot",
+    "epoch": 1,
+    "version": 0,
+    "parent": "",
+    "hash": "",
+    "digest": "",
+    "size": 0,
+}
+
+
+WHOLE = image({1: 3.0, 2: 3.0, 7: 3.0}, dense=3.0)
+
+
+@pytest.fixture(params=["folder", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "models") if request.param == "folder" else f"memory://{tmp_path.name}-{request.node.name}"
+
+
+def test_parts_are_the_snapshot(url: str) -> None:
+    store = ModelStore(url)
+    note = snapshot(store, 1, 4, 3.0)
+    assert store.read(note).same_bits(WHOLE) == ""
+    assert [sorted(t) for t in store.read_training(note)] == [["z"], ["z"], ["clock"]]
+    assert [len(i.tables["t"].ids) for i, _ in store.read_whole(note)] == [2, 2, 1]
+    assert note.is_root
+    assert note.hash == chain("", digest_of(note.parts))
+    later = snapshot(store, 1, 9, 4.0, own_hash="of delta 9")
+    assert not later.is_root
+    assert [n.place for n in ModelStore(url, writes=False).snapshots()] == [(1, 9), (1, 4)]
+    assert ModelStore(url, writes=False).latest() == later
+
+
+def test_epoch_comes_before_number(url: str) -> None:
+    store = ModelStore(url)
+    for place in ((1, 30), (2, 7), (1, 31)):
+        snapshot(store, *place)
+    assert [n.place for n in store.snapshots()] == [(2, 7), (1, 31), (1, 30)]
+    assert store.highest() == (2, 31)
+
+
+def test_prune_keeps_the_newest_two_and_what_another_learner_writes(url: str) -> None:
+    store = ModelStore(url)
+    for version in range(1, 5):
+        snapshot(store, 2, version)
+        store.write_delta(Place(2, version), b"body")
+    store.write_part(Place(2, 3_000), 0, image({1: 1.0}), {})  # of one that never became whole
+    foreign = store.write_part(Place(3, 1), 0, image({1: 1.0}), {})
+    store.prune()
+    assert [n.place for n in store.snapshots()] == [(2, 4), (2, 3)]
+    names = store.store.names()
+    assert len(names) == 2 * 7 + 1 + 2
+    assert {f.name for f in foreign} <= set(names)
+    assert [n for n in names if n.startswith("delta")] == [f"delta-00000002-{4:016d}.body"]
+    for note in store.snapshots():
+        store.read(note)
+
+
+MINUTE_MS = 60_000
+
+
+def versions_of(store: ModelStore, minutes: dict[int, float], epoch: int = 1) -> None:
+    """A snapshot of each version, of that minute of event time, with its delta and its cuts, pruned after each as the
+    learner does it."""
+    for version, minute in minutes.items():
+        meta = META | {"event_ms": round(minute * MINUTE_MS)}
+        part = store.write_part(Place(epoch, version), 0, image({1: version}), {})
+        store.write_delta(Place(epoch, version), b"body")
+        store.store.put(f"cuts-{epoch:08d}-{version:016d}.acts", {}, b"acts")
+        store.write_manifest([part], epoch=epoch, version=version, **meta)
+        store.prune()
+
+
+def kept_minutes(store: ModelStore) -> list[float]:
+    return [note.event_ms / MINUTE_MS for note in store.snapshots()]
+
+
+def test_versions_of_an_hour_are_kept_thinned(url: str) -> None:
+    store = ModelStore(url, keep_ms=60 * MINUTE_MS)
+    versions_of(store, {v: 4 * v - 1 for v in range(1, 33)})  # one each four minutes
+    assert kept_minutes(store) == [127, 123, 119, 107, 99, 87, 79, 67]
+    assert kept_minutes(store)[-1] <= 127 - 60, "one is an hour old"
+    names = store.store.names()
+    assert [n[-7:-5] for n in names if n.startswith("delta-")] == ["32"], "followers begin at the newest two"
+    assert len([n for n in names if n.startswith("cuts-")]) == 32 - 17, "what was learnt since any of them is known"
+    for note in store.snapshots():
+        store.read(note)
+    versions_of(store, {33: 131, 34: 135})
+    assert kept_minutes(store) == [135, 131, 127, 119, 107, 99, 87, 79, 67], "what has passed stays what it was"
+
+
+@given(
+    st.lists(st.floats(0.1, 45), min_size=1, max_size=20),
+    st.integers(6, 120),
+)
+def test_thinned_has_one_that_is_old_enough_and_few_more(steps: list[float], keep: int) -> None:
+    """However unevenly snapshots come."""
+    at = np.cumsum(steps) * MINUTE_MS
+    notes: list[Announcement] = []
+    for version, ms in enumerate(at.tolist()):
+        note = Announcement(**{**NOTE, "version": version, "event_ms": round(ms)})
+        notes = [note, *notes]
+        old = thinned(notes, keep * MINUTE_MS)
+        notes = [n for n in notes if n in notes[:2] or n in old]
+        assert len(notes) <= 2 + 7 + 1
+    newest, step = notes[0].event_ms, keep * MINUTE_MS // 6
+    if newest - at[0] >= keep * MINUTE_MS + step and len(at) > 2:
+        assert notes[-1].event_ms <= newest - keep * MINUTE_MS or len(notes) <= 2
+    times = [n.event_ms for n in notes]
+    assert times == sorted(times, reverse=True)
+
+
+def test_after_a_way_back_the_newest_line_is_kept(url: str) -> None:
+    """Event time goes back with the content: of a sixth that was lived twice, the later life counts."""
+    store = ModelStore(url, keep_ms=60 * MINUTE_MS)
+    versions_of(store, {1: 5, 2: 15, 3: 25, 4: 35})
+    versions_of(store, {5: 15, 6: 18, 7: 24, 8: 26, 9: 28})  # 5 is the content of 2
+    assert [n.version for n in store.snapshots()] == [9, 8, 6, 4, 1]
+
+
+def test_an_older_learner_never_removes_what_a_newer_one_wrote(url: str) -> None:
+    store = ModelStore(url)
+    for place in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3)):
+        snapshot(store, *place)
+    store.prune()
+    assert [n.place for n in store.snapshots()] == [(2, 2), (2, 1)]
+
+
+def damage(path: Path, how: str) -> None:
+    body = bytearray(path.read_bytes())
+    if how == "gone":
+        path.unlink()
+        return
+    if how == "flipped":
+        body[len(body) // 2] ^= 4
+    path.write_bytes(bytes(body[: len(body) // 2] if how == "torn" else b"" if how == "empty" else body))
+
+
+@pytest.mark.parametrize("how", ["flipped", "torn", "empty", "gone"])
+@pytest.mark.parametrize("which", ["manifest", "00000.serving", "00002.serving", "00001.training"])
+def test_one_damaged_file_costs_its_own_snapshot_alone(tmp_path: Path, which: str, how: str) -> None:
+    store = ModelStore(tmp_path)
+    older, newer = snapshot(store, 1, 1, 3.0), snapshot(store, 1, 2)
+    path = next(p for p in tmp_path.glob(f"*-{2:016d}*") if p.name.endswith(which))
+    damage(path, how)
+    reader = ModelStore(tmp_path, writes=False)
+    if which == "manifest" or how == "gone":
+        assert reader.latest() == older
+    else:
+        assert reader.latest() == newer
+        with pytest.raises(DamagedError):
+            list(reader.read_whole(newer))
+        assert path.exists(), "who only reads moves nothing"
+        with pytest.raises(DamagedError):
+            list(store.read_whole(newer))
+    assert store.latest() == older
+    assert not path.exists()
+    assert (tmp_path / f"damaged-{path.name}").exists() == (how != "gone")
+    assert store.read(older).same_bits(WHOLE) == ""
+    assert store.damaged == ([] if how == "gone" else [path.name])
+    third = snapshot(store, 1, 3)
+    store.prune()
+    assert store.snapshots() == [third, older], "what is damaged does not count as one that is kept"
+    assert store.highest() == (1, 3)
+
+
+def test_training_of_another_snapshot_is_refused(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    older, newer = snapshot(store, 1, 1), snapshot(store, 1, 2)
+    (tmp_path / newer.training[2].name).write_bytes((tmp_path / older.training[2].name).read_bytes())
+    with pytest.raises(DamagedError, match="not the one"):
+        list(store.read_whole(newer))
+
+
+def test_whole_files_that_hold_something_else(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    note = snapshot(store, 1, 1)
+    store.store.put(f"snapshot-{2:08d}-{2:016d}.manifest", {"kind": "snapshot"})
+    store.store.put(f"snapshot-{1:08d}-{5:016d}.manifest", note)
+    assert store.snapshots() == [note]
+    assert len(store.damaged) == 2
+    odd = store.store.put("part-odd", {"arrays": [["table/t/ids", "<f4", [16]]]}, bytes(64))
+    with pytest.raises(SnapshotError, match="ids"):
+        list(store.read_parts(msgspec.structs.replace(note, parts=[odd])))
+    heads: list[Any] = [{"arrays": [["x", "<f4", [17]]]}, {}, {"arrays": "x"}, []]
+    for head in heads:
+        odd = store.store.put("part-odd", head, bytes(64))
+        with pytest.raises(SnapshotError, match="holds no arrays"):
+            list(store.read_parts(msgspec.structs.replace(note, parts=[odd])))
+
+
+def test_a_delta_in_the_store_is_the_one_of_its_note(url: str) -> None:
+    store = ModelStore(url)
+    file = store.write_delta(Place(1, 2), b"body")
+    digest = hashlib.sha256(b"body").hexdigest()
+    note = Announcement(
+        kind="delta", epoch=1, version=2, parent="", hash="", digest=digest, size=4, file=file, **META
+    )  # fmt: skip
+    assert store.read_delta(note) == b"body"
+    with pytest.raises(DamagedError):
+        store.read_delta(msgspec.structs.replace(note, digest="0" * 64))
+    with pytest.raises(AbsentError):
+        store.read_delta(msgspec.structs.replace(note, file=None))
+    with pytest.raises(AbsentError):
+        store.read_delta(msgspec.structs.replace(note, file=Sealed("delta-no", "", 1)))
+
+
+def old_store(folder: Path, *versions: int) -> None:
+    """Snapshots and deltas as the learner before wrote them."""
+    for version in versions:
+        at = folder / f"snapshot-{version:08d}"
+        at.mkdir(parents=True)
+        body = save(image({1: float(version)}, dense=float(version)).tensors())
+        digest = hashlib.sha256(body).hexdigest()
+        (at / "serving.safetensors").write_bytes(body)
+        (at / "training.safetensors").write_bytes(save({"z": np.array([float(version)])}))
+        fields = {n: v for n, v in META.items() if n != "claimant"}
+        own = {"kind": "snapshot", "version": version, "parent": "h", "hash": "h", "digest": digest, "size": len(body)}
+        fields["origins"] = [5]
+        file = {"file": f"{at.name}/serving.safetensors", "offsets": {"0": version}, "extra": {"counts": {}}}
+        (at / "manifest.json").write_text(json.dumps(own | fields | file))
+        (folder / f"delta-{version:08d}.safetensors").write_bytes(b"")
+        (folder / f"delta-{version:08d}.safetensors.json").write_bytes(b"")
+
+
+def test_an_old_store_is_read_and_removed_when_two_new_snapshots_are_there(tmp_path: Path) -> None:
+    old_store(tmp_path, 30, 60)
+    store = ModelStore(tmp_path)
+    assert [n.place for n in store.snapshots()] == [(0, 60), (0, 30)]
+    assert store.highest() == (0, 60)
+    note = store.latest()
+    assert note is not None
+    assert note.offsets == {"0": 60}
+    assert store.read(note).same_bits(image({1: 60.0}, dense=60.0)) == ""
+    ((_, training),) = store.read_whole(note)
+    assert training["z"].tolist() == [60.0]
+    first = snapshot(store, 1, 61)
+    store.prune()
+    assert store.snapshots() == [first, note, *store.snapshots()[2:]]
+    assert store.read(note).same_bits(image({1: 60.0}, dense=60.0)) == ""
+    second = snapshot(store, 1, 62)
+    store.prune()
+    assert store.snapshots() == [second, first]
+    assert not [p.name for p in tmp_path.iterdir() if "safetensors" in p.name or p.is_dir()]
+
+
+@pytest.mark.parametrize("file", ["serving.safetensors", "manifest.json", "training.safetensors"])
+def test_damage_in_an_old_store_is_passed_over(tmp_path: Path, file: str) -> None:
+    old_store(tmp_path, 30, 60)
+    (tmp_path / "snapshot-00000060" / file).write_bytes(b"rubbish")
+    store = ModelStore(tmp_path)
+    notes = store.snapshots()
+    if file != "manifest.json":
+        with pytest.raises(DamagedError):
+            list(store.read_whole(notes[0]))
+        notes = notes[1:]
+    assert [n.version for n in notes] == [30]
+    list(store.read_whole(notes[0]))
+
+
+@given(st.integers(0, 2**31), st.integers(0, 7), st.data())
+def test_no_flip_in_any_file_is_served(at: int, bit: int, data: st.DataObject) -> None:
+    url = f"memory://flips-{data.draw(st.uuids())}"
+    store = ModelStore(url)
+    older, newer = snapshot(store, 1, 1, 3.0), snapshot(store, 1, 2)
+    name = data.draw(st.sampled_from([n for n in store.store.names() if int(n.split("-")[2][:16].split(".")[0]) == 2]))
+    path = store.store._path(name)
+    raw = bytearray(store.store._fs.cat_file(path))
+    raw[at % len(raw)] ^= 1 << bit
+    store.store._fs.pipe_file(path, bytes(raw))
+    found = store.latest()
+    assert found is not None
+    if found == newer:
+        with pytest.raises(DamagedError):
+            list(store.read_whole(newer))
+        found = store.latest()
+    assert found == older
+    assert store.read(older).same_bits(WHOLE) == ""
+    store.store.remove(store.store.names(aside=True))

@@ -1,0 +1,34 @@
+"""The examples in docstrings are true. They are found by themselves: every module that has one is run."""
+
+from __future__ import annotations
+
+import doctest
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("millrace", "commands", "stream", "learner", "scorer", "simulator")
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+    if ">>> " in path.read_text()
+)
+OWED = ("millrace.windows.tiles:TileStore", "stream.partition.partition:Partition", "learner.ranker.model:OnlineModel")
+"""Classes that a reader meets first; each shows how it is used."""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_are_true(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    failed, tried = doctest.testmod(import_module(name))
+    assert failed == 0, capsys.readouterr().out
+    assert tried > 0, f"{name} has '>>> ' outside of docstrings"
+
+
+@pytest.mark.parametrize("name", OWED)
+def test_what_a_reader_meets_first_has_an_example(name: str) -> None:
+    module, _, owner = name.partition(":")
+    found = doctest.DocTestFinder(recurse=False).find(getattr(import_module(module), owner), owner)
+    assert any(test.examples for test in found), f"{owner} has no example in its docstring"

@@ -1,0 +1,116 @@
+"""An intake in process, for tests: its routes over a broker that keeps what it is told to keep, when it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from starlette.types import ASGIApp, Message, Scope
+
+from millrace.basics.hashing import kafka_partition
+from millrace.contracts.schema import Schema, shop_schema
+from millrace.contracts.settings import Settings
+from stream.intake.app import Desk, make_app
+from stream.intake.figures import Refusals
+from stream.intake.keeper import Keeper, Lane, Waiting
+from stream.intake.memory import IdMemory
+from stream.intake.wire import Reader
+
+AHEAD_MS, LIFE_MS, DISORDER_MS = 3_600_000, 7_500_000, 60_000
+PARTITIONS = {"events": 4, "users": 4, "items": 1}
+
+
+def click(n: object, **more: Any) -> dict[str, Any]:
+    """A click whose event id is made of ``n``."""
+    own = {"type": "click", "event_id": f"e{n}", "request_id": "page", "user_id": 7, "item_id": 3, "position": 0}
+    return own | more
+
+
+def exposure(n: object, **more: Any) -> dict[str, Any]:
+    return {"type": "exposure", "event_id": f"e{n}", "request_id": "page", "user_id": 7, "items": [3, 5]} | more
+
+
+def keeper(limit: int = 1000, memory: IdMemory | None = None) -> Keeper:
+    return Keeper(
+        lambda topic, key: (topic, kafka_partition(key, PARTITIONS[topic])), hash, limit, LIFE_MS, DISORDER_MS, memory
+    )
+
+
+class Outlet:
+    """In the place of the way to Kafka: ``log`` has what was kept, in order. Without ``at_once`` nothing is kept until
+    :meth:`deliver`."""
+
+    def __init__(self, limit: int = 1000, at_once: bool = True) -> None:
+        self.keeper, self.at_once, self.away = keeper(limit), at_once, ""
+        self.log: list[tuple[Lane, Waiting]] = []
+        self.touched: set[Lane] = set()
+
+    def wake(self, lanes: Iterable[Lane]) -> None:
+        self.touched |= set(lanes)
+        if self.at_once:
+            self.deliver()
+
+    def deliver(self) -> None:
+        for lane in sorted(self.touched):
+            while batch := self.keeper.take(lane, 1000):
+                self.log += [(lane, one) for one in batch]
+                self.keeper.kept(lane, batch)
+        self.touched.clear()
+
+    @property
+    def values(self) -> list[Any]:
+        """What was kept, decoded."""
+        return [None if one.value is None else msgspec.json.decode(one.value) for _, one in self.log]
+
+
+class Intake:
+    """The application, and its outlet. ``told`` has the lines of its log about refusals."""
+
+    def __init__(self, outlet: Outlet | None = None, schema: Schema | None = None, **settings: Any) -> None:
+        self.outlet = outlet or Outlet()
+        self.told: list[dict[str, Any]] = []
+        reader = Reader(schema or shop_schema(), AHEAD_MS)
+        refusals = Refusals(lambda: 0.0, lambda line, **values: self.told.append(values))
+        self.desk = Desk(Settings(**settings), reader, self.outlet, refusals)  # type: ignore[arg-type]
+        self.app: ASGIApp = make_app(self.desk, self.outlet)  # type: ignore[arg-type]
+
+    async def ask(self, method: str, path: str, body: Any = b"", kind: str = "") -> tuple[int, Any, dict[str, str]]:
+        raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        return await ask(self.app, method, path, raw, {"content-type": kind} if kind else {})
+
+
+async def ask(
+    app: ASGIApp, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, chunk: int = 1 << 16
+) -> tuple[int, Any, dict[str, str]]:
+    """Status, decoded body and headers of an answer."""
+    parts = [body[at : at + chunk] for at in range(0, max(1, len(body)), chunk)]
+    coming = [
+        {"type": "http.request", "body": part, "more_body": number < len(parts)} for number, part in enumerate(parts, 1)
+    ]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return coming.pop(0) if coming else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 1),
+    }
+    await app(scope, receive, send)
+    found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    raw = b"".join(part.get("body", b"") for part in sent[1:])
+    return sent[0]["status"], msgspec.json.decode(raw) if raw else None, found

@@ -1,0 +1,128 @@
+"""Made-up samples with a taste to be learnt, for the learner's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.retrieval.tower import Tower
+from millrace.basics.hashing import column_hash, mix
+from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import Schema, parse_schema
+from millrace.versions.image import RETRIEVAL_TABLES, Image, TableRows
+
+SCHEMA = parse_schema(
+    """
+name = "small"
+crosses = [["user_id", "category"], ["tags", "hour"]]
+[[fields]]
+name = "user_id"
+of = "user"
+[[fields]]
+name = "item_id"
+of = "item"
+[[fields]]
+name = "category"
+of = "item"
+width = 4
+[[fields]]
+name = "tags"
+of = "item"
+slots = 3
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+transform = "log"
+[[fields]]
+name = "hour"
+of = "context"
+[[fields]]
+name = "position"
+of = "context"
+bias = true
+[windows]
+days = [1, 7]
+actions = ["exposure", "click"]
+[[windows.keys]]
+columns = ["item_id"]
+"""
+)
+START_MS = 1_700_000_000_000
+
+
+def make_samples(
+    rows: int, seed: int, schema: Schema = SCHEMA, start_ms: int = START_MS, users: int = 40, items: int = 30
+) -> SampleBatch:
+    """Samples whose clicks depend on user and category together (not on either alone), and on the price."""
+    rng = np.random.default_rng(seed)
+    layout = schema.layout
+    user, item = rng.integers(1, users + 1, rows), rng.integers(1, items + 1, rows)
+    category = item % 5 + 1
+    values = {"user_id": user, "item_id": item, "category": category}
+    cat = np.zeros((rows, layout.F), np.int64)
+    slot: dict[str, int] = {}
+    for column, name in enumerate(layout.cat_names):
+        field = next(f for f in layout.cat_fields if f.name == name)
+        k = slot[name] = slot.get(name, -1) + 1
+        value = values.get(name, rng.integers(1, 6, rows)) + (0 if k == 0 else 5 * k)
+        hashed = mix(layout.field_salt(field), column_hash(value))
+        if k:
+            hashed = np.where(rng.random(rows) < 0.5, hashed, np.uint64(0))
+        cat[:, column] = hashed.view(np.int64)
+    num = rng.lognormal(1.0, 1.0, (rows, layout.N)).astype(np.float32)
+    logit = np.where((user % 2) == (category % 2), 2.0, -2.0) + 0.8 * (np.log1p(num[:, 0]) - 1.3)
+    label = (rng.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+    size = 10
+    pages = -(-rows // size)
+    return SampleBatch(
+        tuple(f"r{seed}-{i}" for i in range(pages)),
+        (np.arange(rows) // size).astype(np.int32),
+        (np.arange(rows) % size).astype(np.int32),
+        column_hash(user),
+        column_hash(item),
+        start_ms + np.arange(rows, dtype=np.int64) * 100,
+        np.where(label > 0, POSITIVE, NEGATIVE).astype(np.uint8),
+        label,
+        np.ones(rows, np.float32),
+        np.zeros(rows, np.uint8),
+        cat,
+        num,
+        np.full(rows, np.nan, np.float32),
+        np.full(rows, -1, np.int64),
+        np.zeros(rows, np.uint8),
+        np.where(label > 0, 1_800_000_000_000 + np.arange(rows), 0).astype(np.int64),
+        np.zeros(rows, np.uint8),
+        np.zeros(rows, np.uint8),
+    )
+
+
+def tables_of(tower: Tower) -> Image:
+    """The head's part of an image that a tower is."""
+    tables = {}
+    for name in RETRIEVAL_TABLES:
+        ids, embedding, wide = tower.table(name)
+        tables[name] = TableRows(ids, {"embedding": embedding, "wide": wide})
+    return Image({}, tables)
+
+
+def labelled(
+    request: str, ts_ms: int, rows: Iterable[tuple[int, int]], score: float = 0.5, **columns: NDArray[Any]
+) -> SampleBatch:
+    """Rows of (position, kind) of one page that a model made; their features mean nothing."""
+    position, kind = np.array([*rows]).reshape(-1, 2).T
+    n = len(kind)
+    return SampleBatch.of_rows(
+        kind.astype(np.uint8),
+        np.full(n, ts_ms, np.int64),
+        np.zeros((n, 1), np.int64),
+        np.zeros((n, 1), np.float32),
+        (request,),
+        position=position.astype(np.int32),
+        score=np.full(n, score, np.float32),
+        version=np.zeros(n, np.int64),
+        **columns,
+    )

@@ -1,0 +1,313 @@
+"""A small shop for the scorer's tests: schema, items, users, events, models; and a client that speaks ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from learner.ranker.model import OnlineModel
+from millrace.basics.hashing import U64, column_hash
+from millrace.contracts.clock import EventClock
+from millrace.contracts.events import Id, Impression, Item
+from millrace.contracts.online import PROFILE, list_key, window_fields
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import load_schema
+from millrace.contracts.settings import Settings
+from millrace.versions.clicks import ClickTimes
+from millrace.versions.modellog import chunks_of, encode_claim, encode_delta, encode_snapshot
+from millrace.versions.modelstore import ModelStore
+from millrace.versions.packing import pack
+from millrace.versions.versioning import Announcement, Claim, Place, chain
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.tiles import TileStore
+from scorer.catalog.index import ItemIndex
+from scorer.ipc.meters import ScorerMeters
+from scorer.page.rank import Features
+from scorer.page.serving import Serving
+from scorer.recall.recall import make_lists
+from scorer.users.userrecord import AWAY, Record
+
+DAY_MS = 86_400_000
+NOW_MS = 20_000 * DAY_MS + 10 * 3_600_000
+SCHEMA = load_schema(Path(__file__).parent / "scorer_shop.toml")
+LAYOUT = SCHEMA.layout
+BUILDER = FeatureBuilder(SCHEMA)
+USER, CATEGORY, ITEM, TASTE, SLOT = range(5)  # columns of `keys`
+SPEC: dict[str, Any] = {"hidden": (8,), "blocks": 1, "width": 4, "embedding_rate": 0.5}
+
+
+def item(i: Id, category: str = "shoes", **more: Any) -> Item:
+    known = {"category": category, "tags": ["red", "new"], "price": 5.0, **more.pop("attributes", {})}
+    return Item(i, known, more.pop("born_ms", NOW_MS - DAY_MS), **more)
+
+
+def window_keys(user: Id, items: list[Item]) -> U64:
+    """(n, K) keys of exposures of these items to a user, without a position."""
+    columns = {
+        "user_id": column_hash([user]),
+        "item_id": column_hash([i.item_id for i in items]),
+        "category": column_hash([i.attributes.get("category") for i in items]),
+    }
+    return BUILDER.keys(columns, len(items))
+
+
+def tiles(keys: U64, exposures: int, clicks: int, ts_ms: int = NOW_MS - 60_000) -> TileStore:
+    """Counts of one hour under each of the keys."""
+    store = TileStore(SCHEMA.windows.days, len(SCHEMA.windows.actions))
+    for action, amount in ((0, exposures), (1, clicks)):
+        if amount:
+            n = len(keys)
+            store.add(keys, np.full(n, ts_ms), np.full(n, action), amount)
+    return store
+
+
+def record(keys: U64, store: TileStore, profile: bytes = b'{"kind": "business"}') -> dict[bytes, bytes]:
+    """A user's hash in the online store."""
+    return {PROFILE: profile, **dict(zip(window_fields(keys), store.export(keys), strict=True))}
+
+
+class Users:
+    """An online store in memory: users, and the shop's lists by name; ``away`` makes it one that does not answer."""
+
+    def __init__(self, records: Mapping[Id, dict[bytes, bytes]] | None = None) -> None:
+        self.records = dict(records or {})
+        self.shop_lists: dict[str, list[str]] = {}
+        self.ranked: dict[str, bytes] = {}
+        self.away = False
+
+    async def record(self, user_id: Id) -> Record:
+        await asyncio.sleep(0)  # as a round trip would, this lets others run
+        return Record({}, AWAY) if self.away else Record(self.records.get(user_id, {}))
+
+    async def kept(self, key: str) -> bytes | None:
+        await asyncio.sleep(0)
+        return None if self.away else self.ranked.get(key)
+
+    async def keep(self, key: str, value: bytes, seconds: float) -> None:
+        await asyncio.sleep(0)
+        if not self.away:
+            self.ranked[key] = value
+
+    async def list_keys(self) -> list[str] | None:
+        await asyncio.sleep(0)
+        return None if self.away else [list_key(name) for name in self.shop_lists]
+
+    async def lists(self, names: Sequence[str]) -> list[list[str]] | None:
+        await asyncio.sleep(0)
+        return None if self.away else [self.shop_lists.get(name, []) for name in names]
+
+
+def serving(
+    users: Users | None = None, settings: Settings | None = None
+) -> tuple[Serving, list[Impression], ScorerMeters]:
+    """A scorer without a model and items, the impressions that its logs become, its meters."""
+    sent: list[Impression] = []
+    meters = ScorerMeters()
+    chosen = settings or Settings(control_share=0, candidates=50, page_limit=20)
+    numbers = itertools.count()
+    scorer = Serving(
+        chosen,
+        SCHEMA,
+        EventClock(),
+        users or Users(),
+        lambda page: sent.append(page.impression()),
+        meters,
+        wall=lambda: NOW_MS,
+        new_id=lambda: f"request-{next(numbers)}",
+    )
+    return scorer, sent, meters
+
+
+def stock(scorer: Serving, items: list[Item], index: ItemIndex | None = None) -> ItemIndex:
+    """Puts items in an index (a new one) and all of it on the scorer's shelf, and makes its lists."""
+    index = index or ItemIndex(BUILDER)
+    index.put([index.prepare(i) for i in items])
+    while index.refresh_hot(NOW_MS):
+        pass
+    scorer.shelf.follow(lambda: index.changes(NOW_MS))
+    columns = index.copies(name for name in BUILDER.needs("item") if not BUILDER.is_numeric(name))
+    scorer.lists = make_lists(BUILDER, columns, index.alive, index.born_ms, index.heat)
+    return index
+
+
+ITEMS = [item(i, f"c{i % 5}", attributes={"price": float(i)}) for i in range(200)]
+
+
+def batch(seed: int, n: int = 256) -> SampleBatch:
+    """Samples of the items to learn from; labels are drawn, so that every item's score is another."""
+    rng = np.random.default_rng(seed)
+    chosen = [ITEMS[i] for i in rng.integers(0, len(ITEMS), n)]
+    columns = {
+        "user_id": column_hash(rng.integers(0, 20, n)),
+        "item_id": column_hash([i.item_id for i in chosen]),
+        "category": column_hash([i.attributes["category"] for i in chosen]),
+        "position": BUILDER.position(rng.integers(0, 20, n)),
+    }
+    label = (rng.random(n) < 0.5).astype(np.float32)
+    zeros = np.zeros(n, np.int64)
+    return SampleBatch(
+        ("r",),
+        zeros.astype(np.int32),
+        np.arange(n, dtype=np.int32),
+        zeros.astype(np.uint64),
+        zeros.astype(np.uint64),
+        zeros + NOW_MS,
+        label.astype(np.uint8),
+        label,
+        np.ones(n, np.float32),
+        zeros.astype(np.uint8),
+        BUILDER.cat(columns, n),
+        rng.random((n, LAYOUT.N), np.float32),
+        np.full(n, np.nan, np.float32),
+        zeros - 1,
+        zeros.astype(np.uint8),
+        zeros,
+        zeros.astype(np.uint8),
+        zeros.astype(np.uint8),
+    )
+
+
+class Learner:
+    """Publishes versions as the learner does: snapshots in parts in a store, deltas on a log or as files.
+
+    Args:
+        url: of the store.
+        send: puts a message on the topic ``model.deltas``, and gives its offset.
+        log: id of that topic.
+    """
+
+    def __init__(
+        self,
+        url: Path | str,
+        send: Callable[[bytes], int] = lambda _: 0,
+        log: str = "",
+        *,
+        seed: int = 0,
+        epoch: int = 1,
+        version: int = 0,
+        bodies: str = "kafka",
+    ) -> None:
+        self.model = OnlineModel(SCHEMA, SPEC, seed)
+        self.store = ModelStore(url)
+        self.send, self.log, self.bodies = send, log, bodies
+        self.place = Place(epoch, version)
+        self.claimant = f"learner of {epoch}"
+        self.hash, self.dense = "", dict[str, Any]()
+        self.follows, self.rows_only = 0, False
+        self.published: list[Announcement] = []
+        for i in range(8):
+            self.model.learn(batch(1000 + 10 * seed + i))
+        self.send(encode_claim(Claim(epoch, self.claimant)))
+
+    def snapshot(self, rows: int = 64, announce: bool = True) -> Announcement:
+        """Writes a snapshot of the newest version; without one before it, a root."""
+        if self.rows_only:  # a delta with the dense tensors that the snapshot has
+            self.delta()
+        slices = self.model.slices(rows)
+        pairs = []
+        while (part := slices.next()) is not None:
+            pairs.append(part)
+        if not self.hash:
+            self.dense = self.model.changes().dense
+        pairs.append(slices.finish())
+        files = [self.store.write_part(self.place, number, *pair) for number, pair in enumerate(pairs)]
+        note = self.store.write_manifest(
+            files,
+            self.hash or None,
+            log=self.log,
+            follows=self.follows,
+            spec=self.model.spec,
+            **{**self._meta(), "clicks": ClickTimes()},
+        )
+        self.hash = note.hash
+        if announce:
+            self.send(encode_snapshot(note))
+        self.published.append(note)
+        return note
+
+    def delta(self, dense: bool = True, lost: bool = False) -> Announcement:
+        """Learns, and publishes what changed. ``lost``: it never arrives."""
+        self.place = Place(self.place.epoch, self.place.number + 1)
+        self.model.learn(batch(self.place.number))
+        image = self.model.changes(dense)
+        body = pack(image, self.dense)
+        self.dense, self.rows_only = image.dense or self.dense, not dense
+        digest = hashlib.sha256(body).hexdigest()
+        file = self.store.write_delta(self.place, body) if self.bodies == "store" else None
+        note = Announcement(
+            kind="delta",
+            parent=self.hash,
+            hash=chain(self.hash, digest),
+            digest=digest,
+            size=len(body),
+            chunks=0 if file else chunks_of(len(body)),
+            file=file,
+            spec={},
+            **self._meta(),
+        )
+        for message in [] if lost else encode_delta(note, None if file else body):
+            self.follows = self.send(message) + 1
+        self.hash = note.hash
+        self.published.append(note)
+        return note
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "epoch": self.place.epoch,
+            "version": self.place.number,
+            "claimant": self.claimant,
+            "schema_id": SCHEMA.id,
+            "event_ms": NOW_MS,
+            "trained": 64 * self.place.number,
+            "clicks": ClickTimes.of([NOW_MS - 500, NOW_MS - 1500]),
+            "published_ms": NOW_MS,
+        }
+
+
+def arrays(impression: Impression) -> tuple[Features, Any]:
+    """The feature arrays and scores that an impression carries."""
+    n = len(impression.items)
+    cat = np.frombuffer(impression.cat, "<i8").reshape(n, LAYOUT.F)
+    num = np.frombuffer(impression.num, "<f4").reshape(n, LAYOUT.N)
+    keys = np.frombuffer(impression.keys, "<u8").reshape(n, LAYOUT.K)
+    return Features(cat, num, keys), np.frombuffer(impression.scores, "<f4")
+
+
+async def call(app: Callable[..., Any], method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """One HTTP request to an ASGI application: status and answer (JSON decoded where it is JSON)."""
+    raw = body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
+    incoming = [{"type": "http.request", "body": raw, "more_body": False}]
+    outgoing: list[dict[str, Any]] = []
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "headers": [],
+        "server": ("127.0.0.1", 80),
+    }
+
+    async def receive() -> dict[str, Any]:
+        return incoming.pop() if incoming else {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        outgoing.append(message)
+
+    await app(scope, receive, send)
+    text = b"".join(m.get("body", b"") for m in outgoing)
+    try:
+        return outgoing[0]["status"], msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return outgoing[0]["status"], text.decode()

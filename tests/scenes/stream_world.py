@@ -1,0 +1,172 @@
+"""Small streams for the join's tests: a schema, messages, and what a partition made of them, in comparable form."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from benchmarks.reference import Row
+from millrace.basics.hashing import combine, value_hash
+from millrace.contracts.events import DeadLetter, Impression, to_msgpack
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema, parse_schema
+from stream.join.join import Message, Policy
+from stream.partition.partition import Output, Partition
+
+MINUTE = 60_000
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+T0 = 20_000 * DAY
+
+TEXT = """
+name = "small"
+[[fields]]
+name = "user_id"
+of = "user"
+[[fields]]
+name = "item_id"
+of = "item"
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[windows]
+days = [1, 7]
+actions = ["exposure", "click", "purchase"]
+[[windows.keys]]
+columns = ["item_id"]
+[[windows.keys]]
+columns = ["user_id", "item_id"]
+"""
+SCHEMA = parse_schema(TEXT)
+POLICY = Policy(attribution_ms=30 * MINUTE, disorder_ms=MINUTE, lateness_ms=20 * MINUTE, ahead_ms=HOUR)
+KINDS = ("exposure", "click", "collect", "cart", "purchase")
+
+
+def event(kind: str, request: str, ts_ms: int, **values: Any) -> bytes:
+    body = {"type": kind, "event_id": f"{kind}-{request}-{ts_ms}", "request_id": request, "ts_ms": ts_ms, "user_id": 7}
+    return msgspec.json.encode(body | values)
+
+
+def exposure(request: str, ts_ms: int, items: Sequence[int], offset: int = 0, **values: Any) -> bytes:
+    return event("exposure", request, ts_ms, items=list(items), offset=offset, **values)
+
+
+def action(kind: str, request: str, ts_ms: int, position: int, item: int, **values: Any) -> bytes:
+    return event(kind, request, ts_ms, position=position, item_id=item, **{"sent_ms": ts_ms + 5, **values})
+
+
+def keys_of(user: int, items: Sequence[int], schema: Schema = SCHEMA) -> Any:
+    """(n, 2) window keys: of the item, of user and item."""
+    hashed = np.array([value_hash(i) for i in items], np.uint64)
+    own = np.array([value_hash(user)], np.uint64)
+    layout = schema.layout
+    return np.stack(
+        [combine(layout.key_salt("item_id"), hashed), combine(layout.key_salt("user_id*item_id"), own, hashed)], axis=1
+    )
+
+
+def impression(request: str, ts_ms: int, items: Sequence[int], user: int = 7, **values: Any) -> bytes:
+    """Features that differ from row to row, so that a sample with another row's is noticed."""
+    n, layout = len(items), SCHEMA.layout
+    row = np.arange(n)[:, None] + value_hash(request) % 1000 * 100
+    body = {
+        "request_id": request,
+        "ts_ms": ts_ms,
+        "user_id": user,
+        "arm": "model",
+        "model_version": 3,
+        "schema_id": SCHEMA.id,
+        "items": list(items),
+        "scores": np.linspace(0.1, 0.9, n).astype("<f4").tobytes(),
+        "keys": keys_of(user, items).astype("<u8").tobytes(),
+        "cat": (row * 10 + np.arange(layout.F)).astype("<i8").tobytes(),
+        "num": (row * 20 + np.arange(layout.N)).astype("<f4").tobytes(),
+    }
+    return to_msgpack(Impression(**(body | values)))
+
+
+def resumed(raw: bytes, schema: Schema = SCHEMA, policy: Policy = POLICY, number: int = 0) -> Partition:
+    """A partition that goes on from a checkpoint."""
+    partition = Partition(number, schema, policy)
+    partition.resume(raw)
+    return partition
+
+
+class Log:
+    """Messages with their offsets, topic by topic."""
+
+    def __init__(self) -> None:
+        self._next: Counter[str] = Counter()
+
+    def __call__(self, topic: str, raw: bytes) -> Message:
+        self._next[topic] += 1
+        return Message(topic, self._next[topic] - 1, raw)
+
+    def events(self, *raws: bytes) -> list[Message]:
+        return [self("events", raw) for raw in raws]
+
+    def impressions(self, *raws: bytes) -> list[Message]:
+        return [self("impressions", raw) for raw in raws]
+
+
+def rows(batch: SampleBatch | None) -> list[Row]:
+    """A batch as the reference writes samples."""
+    if batch is None:
+        return []
+    return [
+        Row(
+            request,
+            position,
+            int(batch.kind[i]),
+            int(batch.actions[i]),
+            int(batch.ts_ms[i]),
+            int(batch.origin_ms[i]),
+            str(int(batch.user[i])),
+            str(int(batch.item[i])),
+            int(batch.version[i]),
+            batch.cat[i].tobytes() + batch.num[i].tobytes() + batch.score[i].tobytes(),
+        )
+        for i, (request, position) in enumerate(batch.ids())
+    ]
+
+
+def hashed(samples: Iterable[Row]) -> list[Row]:
+    """The reference's samples with ids hashed as batches have them, sorted."""
+    return sorted(r._replace(user=str(value_hash(r.user)), item=str(value_hash(r.item))) for r in samples)
+
+
+def dead_of(letters: Iterable[DeadLetter] | Iterable[tuple[str, int]]) -> tuple[dict[str, int], dict[str, int]]:
+    """By reason: exposures lost, and messages lost without one."""
+    lost: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    for letter in letters:
+        reason, n = (letter.reason, letter.exposures) if isinstance(letter, DeadLetter) else letter
+        if n:
+            lost[reason] += n
+        else:
+            others[reason] += 1
+    return dict(lost), dict(others)
+
+
+class Sum:
+    """Several outputs as one."""
+
+    def __init__(self) -> None:
+        self.samples: list[Row] = []
+        self.dead: list[DeadLetter] = []
+        self.counts: Counter[str] = Counter()
+
+    def __iadd__(self, output: Output) -> Sum:
+        self.samples += rows(output.samples)
+        self.dead += output.dead
+        self.counts.update(output.counts)
+        return self
+
+    @property
+    def lost(self) -> int:
+        return sum(letter.exposures for letter in self.dead)

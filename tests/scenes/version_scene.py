@@ -1,0 +1,361 @@
+"""Versions without Kafka, threads or clocks: a topic and a store in memory, learners that publish, and what goes wrong.
+
+::
+
+    Scene ── topic   messages by offset; the first ones may be gone (retention), one may be flipped or lost
+          ├─ store   sealed files in memory; any may be flipped, torn or removed
+          ├─ truth   what each version is, by place: noted when it was published, from the learner itself
+          └─ peers   learners: each reads, claims, publishes, crashes
+
+A follower is shown the topic and the store, never the truth. :class:`PlainFollower` is the plainest one that there is:
+a reference for what a scorer does.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from learner.ranker.model import OnlineModel
+from learner.training.versions import Copying, Progress, SnapshotFiles, Versions, newest_sound, write_root
+from millrace.basics.errors import MillraceError, SnapshotError, StoreError
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.versions.image import Array, Image, split
+from millrace.versions.modellog import (
+    Assembler,
+    Bad,
+    Claimed,
+    Delta,
+    Fence,
+    encode_claim,
+    encode_delta,
+    encode_snapshot,
+)
+from millrace.versions.modelstore import Announcement, ModelStore
+from millrace.versions.packing import unpack
+from millrace.versions.versioning import Claim, Place
+
+
+@dataclass(slots=True)
+class Topic:
+    """``model.deltas``: messages by offset, from ``first`` on."""
+
+    id: str = "topic"
+    messages: list[bytes | None] = field(default_factory=list)
+    first: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.messages)
+
+    def send(self, message: bytes | None) -> int:
+        self.messages.append(message)
+        return self.end - 1
+
+    def read(self, offset: int) -> list[tuple[int, bytes | None]]:
+        """From ``offset`` on, or from the first message that is still there."""
+        begin = max(offset, self.first)
+        return list(enumerate(self.messages[begin - self.first :], begin))
+
+    def forget_before(self, offset: int) -> None:
+        """Retention."""
+        gone = max(0, min(offset, self.end) - self.first)
+        del self.messages[:gone]
+        self.first += gone
+
+
+class Fenced(Exception):
+    """A learner has ended because another one has taken over."""
+
+
+class Peer:
+    """A learner, step by step as :mod:`learner.role.service` takes them."""
+
+    def __init__(self, scene: Scene, name: str) -> None:
+        self.scene, self.name = scene, name
+        self.model: OnlineModel
+        self.versions: Versions
+        self.copying: Copying | None = None
+        self.head = Image({}, {})  # as it was published last
+        self._files: SnapshotFiles
+        self._fence, self._assembler = Fence(), Assembler()
+        self._read_to, self._newest = 0, -1
+        self._claim: Claim
+        self._follows = 0
+        self.running = False
+
+    def read(self) -> None:
+        """Reads the topic to its end."""
+        self._read()
+
+    def claim(self) -> None:
+        """Claims the epoch above all that it has read of."""
+        epoch = max(self._fence.epoch, self.scene.store.highest().epoch) + 1
+        self._claim = Claim(epoch, self.name)
+        self._follows = self.scene.topic.send(encode_claim(self._claim)) + 1
+
+    def begin(self) -> None:
+        """Finds out whether the claim has won; then goes on from the newest sound snapshot and publishes the root.
+
+        Raises:
+            Fenced: another's claim was first.
+        """
+        self._hold()
+        scene, store = self.scene, self.scene.store
+
+        def build(note: Announcement, parts: Any) -> OnlineModel:
+            model = scene.untrained()
+            model.resume(parts)
+            return model
+
+        found = newest_sound(store, scene.schema.id, {}, build)
+        model = scene.untrained() if found is None else found.model
+        assert isinstance(model, OnlineModel)
+        self.model = model
+        highest = max(store.highest().number, self._newest)
+        keep = store.write_delta if scene.bodies_in_store else None
+        self.versions = Versions(self.model, self._claim.epoch, self.name, highest, keep)
+        note = write_root(store, self.versions, Progress(), {}, scene.now_ms, follows=self._follows, log=scene.topic.id)
+        scene.note_truth(self)
+        self._hold()
+        scene.topic.send(encode_snapshot(note))
+        self.running = True
+
+    def learn(self, number: int) -> None:
+        report = self.model.learn(self.scene.batch(number))
+        if report.rows:
+            self.versions.learnt(np.empty(0, np.int64))
+
+    def delta(self, dense: bool, lost: int | None = None, late: bool = False, retrieval: bool = False) -> None:
+        """Publishes what was learnt.
+
+        Args:
+            retrieval: with the retrieval head, if there is one.
+            lost: this message of it is never delivered.
+            late: it looked whether it is still the learner some time ago.
+        """
+        if not late:
+            self._hold()
+        found = self.versions.delta(Progress(), self.scene.now_ms, dense, retrieval)
+        if found is None:
+            return
+        note, body = found
+        self.scene.note_truth(self)
+        messages = encode_delta(note, None if note.file else body)
+        for index, message in enumerate(messages):
+            if lost is None or index != lost % len(messages):
+                self._follows = self.scene.topic.send(message) + 1
+
+    def slice(self) -> bool:
+        """Goes on with a snapshot, or begins one. Whether all but its end is copied."""
+        if self.copying is None:
+            self.copying = self.versions.begin(self.scene.slice_rows)
+            self._files = SnapshotFiles(self.scene.store, self.copying.begun)
+        part = self.copying.next()
+        if part is not None:
+            self._files.add(part)
+        return part is None
+
+    def snapshot(self, late: bool = False) -> None:
+        """Ends the snapshot at a new version, announces it, and removes what is no longer needed."""
+        while not self.slice():
+            pass
+        self.delta(dense=True, late=late, retrieval=True)
+        assert self.copying is not None
+        last, self.copying = self.copying.finish(Progress(), {}, self.scene.now_ms), None
+        scene = self.scene
+        note = self._files.end(last, follows=self._follows, log=scene.topic.id)
+        scene.topic.send(encode_snapshot(note))
+        scene.store.prune()
+        kept = scene.store.snapshots()[:2]
+        if len(kept) == 2 and kept[0].log == kept[1].log:
+            scene.topic.forget_before(min(note.follows for note in kept))
+
+    def crash(self) -> None:
+        self.running = False
+
+    def _hold(self) -> None:
+        self._read()
+        if (self._fence.epoch, self._fence.claimant) != (self._claim.epoch, self._claim.claimant):
+            self.running = False
+            raise Fenced(self.name)
+
+    def _read(self) -> None:
+        for offset, raw in self.scene.topic.read(self._read_to):
+            self._read_to = offset + 1
+            for entry in self._assembler.take(offset, raw):
+                if isinstance(entry, Claimed):
+                    self._fence.claims(entry.claim)
+                elif isinstance(entry, Bad):
+                    self._newest = max(self._newest, entry.place.number if entry.place else -1)
+                else:
+                    self._fence.admits(entry.note.epoch, entry.note.claimant)
+                    self._newest = max(self._newest, entry.note.version)
+
+
+class Scene:
+    """A topic, a store, and the learners of a shop.
+
+    Args:
+        spec: of the models.
+        batch: makes the samples of a step of learning by number.
+        url: of the store; one in memory when it is empty.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        spec: dict[str, Any],
+        batch: Callable[[int], SampleBatch],
+        url: str = "",
+        bodies_in_store: bool = False,
+        slice_rows: int = 20,
+    ) -> None:
+        self.schema, self.spec, self.batch = schema, spec, batch
+        self.bodies_in_store, self.slice_rows = bodies_in_store, slice_rows
+        self.topic = Topic()
+        self.url = url or f"memory://scene-{uuid.uuid4().hex}"
+        self.store = ModelStore(self.url)
+        self.truth: dict[Place, Image] = {}
+        self.heads: dict[Place, Image] = {}
+        self._dense: dict[str, Array] = {}
+        self._names = 0
+        self.now_ms = 1_800_000_000_000
+        """The wall clock of whoever publishes."""
+
+    def untrained(self) -> OnlineModel:
+        return OnlineModel(self.schema, self.spec, 0)
+
+    def peer(self) -> Peer:
+        """Another learner; it has done nothing yet."""
+        self._names += 1
+        return Peer(self, f"learner-{self._names}")
+
+    def note_truth(self, peer: Peer) -> None:
+        """What the newest version of a learner is. Dense tensors and the retrieval head are those published last: a
+        delta may have none."""
+        versions = peer.versions
+        image, head = split(peer.model.snapshot()[0])
+        assert versions._dense is not None
+        if not versions._dense_behind:  # just published: they are the model's own
+            assert Image(versions._dense, {}).same_bits(Image(image.dense, {})) == ""
+        dense = {n: a.copy() for n, a in versions._dense.items()}
+        if not versions._head_behind:
+            peer.head = head
+        place = Place(versions.epoch, versions.version)
+        self.truth[place] = Image(dense, {**image.tables, **peer.head.tables})
+        self.heads[place] = peer.head
+
+    # -- what goes wrong -------------------------------------------------------------------------------------
+
+    def damage_message(self, offset: int, at: int, bit: int) -> None:
+        """Flips a bit of a message that is there, or makes it empty."""
+        raw = self.topic.messages[offset - self.topic.first]
+        if raw:
+            broken = bytearray(raw)
+            broken[at % len(broken)] ^= 1 << bit
+            self.topic.messages[offset - self.topic.first] = bytes(broken)
+
+    def damage_file(self, name: str, at: int, bit: int | None) -> None:
+        """Flips a bit of a file, or (None) tears it off there."""
+        path = self.store.store._path(name)
+        raw = bytearray(self.store.store._fs.cat_file(path))
+        if not raw:
+            return
+        if bit is None:
+            del raw[at % len(raw) :]
+        else:
+            raw[at % len(raw)] ^= 1 << bit
+        self.store.store._fs.pipe_file(path, bytes(raw))
+
+    def close(self) -> None:
+        """Frees the memory of the store."""
+        self.store.store.remove(self.store.store.names(aside=True))
+
+
+class PlainFollower:
+    """The plainest follower: it holds an image, applies deltas by the book, and loads a snapshot when it must.
+
+    Attributes:
+        head: the version it serves; None: none yet.
+        image: its state.
+        loads: each full load, by place.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.store = ModelStore(scene.url, writes=False)
+        self.head: Announcement | None = None
+        self.image = Image({}, {})
+        self.loads: list[Place] = []
+        self.served: list[Place] = []
+        self._fence, self._assembler = Fence(), Assembler()
+        self._position = 0
+        self._refused: set[str] = set()
+        self._waiting = False
+        self._look_at_store()
+
+    def catch_up(self) -> None:
+        """Reads the topic to its end."""
+        while self._position < self.scene.topic.end:
+            for offset, raw in self.scene.topic.read(self._position):
+                self._position = offset + 1
+                if any(map(self._take, self._assembler.take(offset, raw))):
+                    break  # a snapshot was loaded: read on from what follows it
+
+    def _take(self, entry: Any) -> bool:
+        if isinstance(entry, Bad):
+            return False
+        if isinstance(entry, Claimed):
+            self._fence.claims(entry.claim)
+            return False
+        note: Announcement = entry.note
+        if not self._fence.admits(note.epoch, note.claimant) or (self.head and note.place <= self.head.place):
+            return False
+        if not isinstance(entry, Delta):
+            return (note.is_root or self._waiting or self.head is None) and self._load(note)
+        if self.head is not None and note.parent == self.head.hash:
+            try:
+                body = entry.body if entry.body is not None else self.store.read_delta(note)
+                delta = unpack(body, self.image.dense)
+                assert bool(split(delta)[1].tables) == (note.retrieval_clicks >= 0), "a note says what is not so"
+                self._serve(note, self.image.apply(delta))
+                return False
+            except (SnapshotError, StoreError):
+                pass
+        if not self._waiting:
+            self._waiting = True
+            return self._look_at_store()
+        return False
+
+    def _look_at_store(self) -> bool:
+        return any(self._load(note) for note in self.store.snapshots())
+
+    def _load(self, note: Announcement) -> bool:
+        if note.digest in self._refused or (self.head and note.place <= self.head.place):
+            return False
+        if note.epoch < self._fence.epoch:
+            return False
+        try:
+            image = self.store.read(note)
+        except MillraceError:
+            self._refused.add(note.digest)
+            return False
+        self._fence.admits(note.epoch, note.claimant)
+        self.loads.append(note.place)
+        self._serve(note, image)
+        self._waiting = False
+        self._position = note.follows if note.log == self.scene.topic.id else 0
+        self._assembler = Assembler()
+        return True
+
+    def _serve(self, note: Announcement, image: Image) -> None:
+        assert not self.served or note.place > self.served[-1], f"backwards from {self.served[-1]} to {note.place}"
+        self.head, self.image = note, image
+        self.served.append(note.place)
+        assert image.same_bits(self.scene.truth[note.place]) == "", f"version {note.place} is torn"

@@ -1,0 +1,236 @@
+"""A scorer as a process, with a real broker and a real Redis: what only shows in the shells."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+
+from benchmarks.serveunder import family
+from millrace.basics.store import Store
+from millrace.contracts.events import key_of, to_json
+from millrace.contracts.impressions import decode_impression
+from millrace.contracts.online import PROFILE, pack_profile, redis_url, user_key
+from millrace.contracts.settings import Settings
+from millrace.processes.kafka import create_topics, make_producer, read_all, topic_ids
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
+from millrace.processes.tokens import bearer
+from stream.worker.listkeeper import write
+from tests.scenes.scorer_shop import ITEMS, SCHEMA, Learner
+from tests.scenes.waiting import LONG, PATIENCE, until
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
+
+COMMAND = [sys.executable, "-m", "commands", "serve"]
+TOKEN = "a-token-of-the-live-scorer"
+SCHEMA_TOML = Path(__file__).parents[3] / "tests/scenes/scorer_shop.toml"
+
+
+class Scorer:
+    """The process, and how to talk to it."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings = settings
+        self.log = folder / "scorer.log"
+        self.environment = self.environment_of(settings)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(COMMAND, env=self.environment, stderr=log, stdout=log)
+
+    @staticmethod
+    def environment_of(settings: Settings) -> dict[str, str]:
+        return {**os.environ, **settings.environment()}
+
+    def ask(self, path: str, body: Any = None, token: bool = True) -> tuple[int, Any]:
+        data = None if body is None else msgspec.json.encode(body)
+        request = self._request(path, data, bearer(self.settings) if token else {})
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+                return answer.status, msgspec.json.decode(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, msgspec.json.decode(error.read())
+
+    def model(self) -> dict[str, Any]:
+        """What GET /model says. It is asked again while the main process does not come to answer (503)."""
+        found: list[dict[str, Any]] = []
+
+        def answered() -> bool:
+            status, facts = self.ask("/model")
+            assert status in (200, 503), (status, facts)
+            found[:] = [facts] * (status == 200)
+            return bool(found)
+
+        self.until(answered, "GET /model is answered")
+        return found[0]
+
+    def metrics(self) -> str:
+        """What GET /metrics says, asked again as :meth:`model` is."""
+        found: list[str] = []
+
+        def answered() -> bool:
+            request = self._request("/metrics", None, bearer(self.settings))
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # 503 is an OSError
+                found[:] = [answer.read().decode()]
+            return True
+
+        self.until(answered, "GET /metrics is answered")
+        return found[0]
+
+    def _request(self, path: str, data: bytes | None, headers: dict[str, str]) -> urllib.request.Request:
+        return urllib.request.Request(f"http://127.0.0.1:{self.settings.port}{path}", data, headers)
+
+    def until(self, met: Callable[[], bool], what: str) -> None:
+        """Waits for a condition; fails at once when the scorer ends before it holds."""
+
+        def looked() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                return met()
+            except OSError:
+                return False  # not listening yet
+
+        until(looked, what)
+
+
+@pytest.fixture
+def scorer(tmp_path: Path) -> Iterator[tuple[Scorer, EmbeddedRedis]]:
+    schema = tmp_path / "schema.toml"
+    schema.write_text(SCHEMA_TOML.read_text())
+    with EmbeddedBroker(tmp_path / "broker") as broker, EmbeddedRedis(tmp_path / "redis") as store:
+        settings = Settings(
+            kafka=broker.address,
+            redis=store.address,
+            data=str(tmp_path / "scorer"),
+            store=f"file://{tmp_path / 'store'}",
+            index_seconds=2.0,
+            schema=str(schema),
+            port=free_port(),
+            tokens=TOKEN,
+            partitions=3,
+            control_share=0,
+            redis_seconds=PATIENCE,  # crowded machines are slow: that is not being away
+        )
+        create_topics(settings)
+        running = Scorer(settings, tmp_path)
+        try:
+            yield running, store
+        finally:
+            if running.process.poll() is None:
+                running.process.kill()
+            running.process.wait()
+
+
+@pytest.mark.long
+def test_a_scorer_serves_follows_survives_and_ends(scorer: tuple[Scorer, EmbeddedRedis]) -> None:
+    with closing(make_producer(scorer[0].settings)) as producer:
+        _life(*scorer, producer)
+
+
+def another(one: Scorer) -> None:
+    """A second scorer, with nothing but Kafka, Redis and the store in common with the first, is ready and the same."""
+    folder = one.log.parent / "another"
+    folder.mkdir()
+    other = Scorer(msgspec.structs.replace(one.settings, data=str(folder), port=free_port()), folder)
+    try:
+        other.until(lambda: other.ask("/readyz")[0] == 200, "the second one is ready")
+        asked = {"user_id": 1, "size": 5, "request_id": "twice"}
+        assert other.ask("/recommend", asked)[1]["items"] == one.ask("/recommend", asked)[1]["items"]
+        assert "item index loaded" in other.log.read_text()
+        other.process.send_signal(signal.SIGTERM)
+        assert other.process.wait(PATIENCE) == 0
+    finally:
+        if other.process.poll() is None:
+            other.process.kill()
+        other.process.wait()
+
+
+def needs_a_token(one: Scorer) -> None:
+    """All but whether it lives and is ready; and nobody sees the token."""
+    assert one.ask("/recommend", {"user_id": "ann"}, token=False)[0] == 401
+    assert [one.ask(path, token=False)[0] for path in ("/metrics", "/model", "/v2", "/openapi.json")] == [401] * 4
+    assert [one.ask(path, token=False)[0] for path in ("/healthz", "/v2/health/live", "/readyz")] == [200, 200, 503]
+    assert TOKEN not in one.log.read_text()
+    processes = [Path(f"/proc/{pid}/cmdline").read_text() for pid in family(one.process.pid)]
+    assert len(processes) > 2
+    assert TOKEN not in "".join(processes)
+
+
+def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
+    settings = one.settings
+    one.until(lambda: one.ask("/healthz")[0] == 200, "alive")
+    one.until(lambda: "no model" in one.ask("/readyz")[1].get("error", ""), "caught up with empty topics")
+    assert one.ask("/recommend", {"user_id": "ann", "size": 3})[0] == 503
+    needs_a_token(one)
+    with redis.Redis.from_url(redis_url(store.address)) as client:
+        write(client, {"hot": {"a": 3.0, "b": 2.0}, "new": {"c": 20.0, "a": 10.0}}, {})
+    status, page = one.ask("/recommend", {"user_id": "ann", "size": 3})
+    assert (status, page["request_id"], page["arm"]) == (200, None, "lists")
+    assert [i["item_id"] for i in page["items"]] == ["a", "b", "c"]
+    assert one.ask("/readyz")[0] == 503
+
+    for i in ITEMS:
+        producer.send("items", key=key_of(i.item_id), value=to_json(i))
+
+    def send(message: bytes) -> int:
+        return int(producer.send("model.deltas", value=message).get(PATIENCE).offset)
+
+    learner = Learner(settings.place("models"), send, topic_ids(settings)["model.deltas"])
+    learner.snapshot()
+    one.until(lambda: one.ask("/readyz")[0] == 200, "ready")
+    one.until(lambda: len(one.ask("/recommend", {"user_id": 1, "size": 200})[1]["items"]) == 200, "full")
+
+    with redis.Redis.from_url(redis_url(store.address)) as client:
+        client.hset(user_key("ann"), mapping={PROFILE: pack_profile({"kind": "business"})})
+    status, page = one.ask("/recommend", {"user_id": "ann", "size": 5, "request_id": "mine"})
+    assert (status, page["notes"], page["model_version"]) == (200, [], 0)
+
+    learner.delta()
+    one.until(lambda: one.model()["version"] == 1, "patched")
+    assert one.model()["click_to_served_ms"]["count"] == 2
+    index = Store(settings.place("index"), writes=False)
+    one.until(lambda: any(name.count("-") == 2 for name in index.names()), "the item index is in the store")
+
+    port = store.port
+    store.stop()
+    status, page = one.ask("/recommend", {"user_id": "ann", "size": 5})
+    assert status == 200
+    assert "is served as known" in page["notes"][0], "by what was read of her before"
+    status, page = one.ask("/recommend", {"user_id": "bob", "size": 5})
+    assert (status, page["notes"]) == (200, ["the online store is away: served as a new user"])
+    with EmbeddedRedis(Path(settings.data) / "redis", port=port):
+        one.until(
+            lambda: "unknown" in "".join(one.ask("/recommend", {"user_id": "bob", "size": 5})[1]["notes"]), "back"
+        )
+        facts = one.model()
+        assert set(facts["errors_by_kind"]) == {"redis"}
+
+        taken = subprocess.run(COMMAND, env=one.environment, capture_output=True, text=True, check=False)
+        assert taken.returncode == 1
+        assert taken.stderr.count("\n") == 1
+        assert str(settings.port) in taken.stderr
+        assert "MILLRACE_PORT" in taken.stderr
+
+        another(one)
+
+        one.process.send_signal(signal.SIGTERM)
+        assert one.process.wait(PATIENCE) == 0
+    log = one.log.read_text()
+    assert "Traceback" not in log
+    assert log.count("Redis is away") == 1
+    assert log.count("Redis is back") == 1
+
+    found: dict[str, Any] = {}
+    read_all(settings, "impressions", lambda r: found.update({decode_impression(r.value).request_id: r}))
+    assert decode_impression(found["mine"].value).schema_id == SCHEMA.id
+    assert found["mine"].key == b"ann"
+    assert page["request_id"] in found, "pages made before the end are logged"

@@ -1,0 +1,468 @@
+"""Ranking: features equal those built from the same events directly, the page's positions are filled in afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.serving.frame import NumberPlan
+from millrace.basics.hashing import column_hash
+from millrace.contracts.events import Attribute, Item
+from millrace.contracts.online import (
+    NOTHING,
+    PROFILE,
+    RECENT,
+    Past,
+    Recent,
+    pack_profile,
+    pack_recent,
+    window_field,
+    window_fields,
+)
+from millrace.contracts.schema import Schema, parse_schema, shop_schema
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.tiles import TileStore
+from scorer.catalog.index import ItemIndex
+from scorer.catalog.shelf import ItemRows, Shelf
+from scorer.page.rank import Ranked, Ranker, User
+from scorer.recall.recall import make_lists
+from tests.scenes.scorer_shop import (
+    BUILDER,
+    CATEGORY,
+    DAY_MS,
+    ITEM,
+    LAYOUT,
+    NOW_MS,
+    SCHEMA,
+    SLOT,
+    TASTE,
+    USER,
+    item,
+    record,
+    tiles,
+    window_keys,
+)
+from tests.scorer.page.plain_page import plain_features, plain_page
+
+ITEMS = [item("a", "shoes"), item("b", "hats", attributes={"price": 2.0}), item("c", "shoes")]
+HOUR_MS = 3_600_000
+
+
+class Chance:
+    """A model without a plan for numbers."""
+
+    def score(self, cat: Any, num: Any) -> Any:
+        return np.linspace(0.1, 0.9, len(cat), dtype=np.float32)
+
+
+@dataclass
+class Scaled:
+    """A model with a plan for numbers, which keeps what it was given."""
+
+    numbers: NumberPlan
+    seen: list[Any] = field(default_factory=list)
+
+    def room(self, n: int) -> Any:
+        return np.full((n, self.numbers.at + len(self.numbers.log)), np.nan, np.float32)
+
+    def score_filled(self, cat: Any, x: Any, once: Any = None) -> Any:
+        self.seen.append((cat.copy(), x.copy(), once))
+        return np.zeros(len(cat), np.float32)
+
+    def score(self, cat: Any, num: Any) -> Any:
+        raise AssertionError("a model with a plan is not given raw numbers")
+
+
+def shelf_of(index: ItemIndex, now_ms: int = NOW_MS) -> Shelf:
+    shelf = Shelf(index.builder)
+    shelf.follow(lambda: index.changes(now_ms))
+    return shelf
+
+
+def ranker_of(index: ItemIndex, now_ms: int = NOW_MS) -> Ranker:
+    return Ranker(index.builder, shelf_of(index, now_ms))
+
+
+def index_of(items: list[Item], builder: FeatureBuilder = BUILDER) -> ItemIndex:
+    index = ItemIndex(builder)
+    index.put([index.prepare(i) for i in items])
+    return index
+
+
+def shopper(clicks: int = 2, name: str = "u") -> User:
+    keys = window_keys(name, ITEMS)
+    mine = np.unique(keys[:, [USER, TASTE]])
+    return User.of(BUILDER, name, record(mine, tiles(mine, 8, clicks)))
+
+
+def rank(ranker: Ranker, user: User, rows: ItemRows, context: dict[str, Any] | None = None) -> Ranked:
+    return ranker.rank(user, rows, NOW_MS, context, Chance())
+
+
+def test_features_equal_those_of_the_events_themselves() -> None:
+    """The oracle counts the same events in one store and builds the arrays in one go."""
+    index = index_of(ITEMS)
+    rng = np.random.default_rng(0)
+    events = TileStore(SCHEMA.windows.days, 3)
+    parts = [TileStore(events.lengths, 3) for _ in range(3)]
+    who = rng.integers(0, 2, 500)
+    what = rng.integers(0, 3, 500)
+    when = np.sort(NOW_MS - rng.integers(1, 4 * 86_400_000, 500))
+    act = rng.integers(0, 3, 500)
+    keys = np.stack([window_keys(f"u{w}", [ITEMS[i]])[0] for w, i in zip(who, what, strict=True)])
+    for store, of in [(events, np.ones(500, np.bool_)), *((s, who == p % 2) for p, s in enumerate(parts[:2]))]:
+        store.add(keys[of], when[of], act[of])
+    shared = np.unique(keys[:, [CATEGORY, ITEM]])
+    for p, store in enumerate(parts):
+        index.put_tiles(p, shared, store.export(shared))
+    mine = np.unique(window_keys("u1", ITEMS)[:, [USER, TASTE]])
+    user = User.of(BUILDER, "u1", record(mine, events))
+    rows = np.array([2, 0, 1])
+
+    got = rank(ranker_of(index), user, rows, {"tab": "home"})
+
+    chosen = [ITEMS[r] for r in rows]
+    columns = {
+        "user_id": column_hash(["u1"]),
+        "kind": column_hash(["business"]),
+        "item_id": column_hash([i.item_id for i in chosen]),
+        "category": column_hash([i.attributes["category"] for i in chosen]),
+        "tags": np.tile(column_hash(["red", "new"]), (3, 1)),
+        "tab": column_hash(["home"]),
+        **BUILDER.context(np.array([NOW_MS])),
+    }
+    expected_keys = BUILDER.keys(columns, 3)
+    counts = np.stack([events.counts(expected_keys[:, k], NOW_MS) for k in range(LAYOUT.K)], axis=1)
+    plain = {"price": np.array([5.0, 5.0, 2.0]), "age_days": np.ones(3)}
+    assert counts.sum() > 0
+    np.testing.assert_array_equal(got.keys, expected_keys)
+    np.testing.assert_array_equal(got.cat, BUILDER.cat(columns, 3))
+    np.testing.assert_array_equal(got.num, BUILDER.num(plain, counts, 3))
+
+
+# -- the compiled pass against the plain way, over all that a schema can ask for ----------------------------------
+
+RICH = """
+name = "rich"
+utc_offset = "+05:30"
+[[fields]]
+name = "user_id"
+of = "user"
+[[fields]]
+name = "kinds"
+of = "user"
+slots = 2
+[[fields]]
+name = "wealth"
+of = "user"
+kind = "numeric"
+[[fields]]
+name = "mood"
+of = "user"
+bias = true
+[[fields]]
+name = "item_id"
+of = "item"
+[[fields]]
+name = "tags"
+of = "item"
+slots = 3
+[[fields]]
+name = "shelf"
+of = "item"
+bias = true
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[[fields]]
+name = "age_days"
+of = "item"
+kind = "numeric"
+[[fields]]
+name = "hour"
+of = "context"
+[[fields]]
+name = "tab"
+of = "context"
+[[fields]]
+name = "bid"
+of = "context"
+kind = "numeric"
+[[fields]]
+name = "position"
+of = "context"
+bias = true
+[windows]
+days = [1, 4]
+half_lives = [0.5, 2]
+actions = ["exposure", "cart", "click"]
+prior_weight = PRIOR
+[[windows.means]]
+of = "price"
+step = 0.01
+[[windows.means]]
+of = "bid"
+step = 0.5
+action = "cart"
+[[windows.keys]]
+columns = ["tab", "tags", "user_id"]
+parent = ["tags"]
+[[windows.keys]]
+columns = ["tags"]
+parent = ["hour"]
+[[windows.keys]]
+columns = ["item_id"]
+parent = ["tags"]
+[[windows.keys]]
+columns = ["tags", "hour"]
+parent = ["user_id"]
+[[windows.keys]]
+columns = ["user_id"]
+[[windows.keys]]
+columns = ["hour"]
+[[windows.keys]]
+columns = ["user_id", "item_id"]
+parent = ["item_id"]
+[[windows.keys]]
+columns = ["item_id", "position"]
+parent = ["item_id"]
+[[windows.keys]]
+columns = ["shelf", "mood"]
+[[windows.keys]]
+columns = ["user_id", "price"]
+"""
+SCHEMAS: dict[str, Schema] = {
+    "test shop": SCHEMA,
+    "shop": shop_schema(),
+    "rich": parse_schema(RICH.replace("PRIOR", "7.5")),
+    "short windows": parse_schema(
+        RICH.replace("PRIOR", "7.5").replace("days = [1, 4]", 'lengths = ["15min", "2h", "1d", "4d"]')
+    ),
+    "without windows": parse_schema(RICH[: RICH.index("[[windows.means]]")].replace("PRIOR", "7.5")),
+    "without a prior": parse_schema(RICH.replace("PRIOR", "0")),
+}
+BUILDERS = {name: FeatureBuilder(schema) for name, schema in SCHEMAS.items()}
+
+
+@dataclass
+class World:
+    """A made-up shop: its index, and users with their records."""
+
+    index: ItemIndex
+    users: list[User]
+    now_ms: int
+
+    @classmethod
+    def of(cls, schema: str, seed: int, events: int) -> World:
+        builder = BUILDERS[schema]
+        rng = np.random.default_rng(seed)
+
+        def pick(name: str, most: int) -> Any:
+            return None if rng.random() < 0.15 else f"{name}{rng.integers(0, most)}"
+
+        goods = [
+            Item(
+                f"i{i}",
+                {
+                    "category": pick("c", 4),
+                    "tags": [pick("t", 4), pick("t", 4)],
+                    "shelf": pick("s", 3),
+                    "price": float(rng.choice([0.0, 9.99, 1e300, -3.5])),
+                },
+                int(rng.choice([0, NOW_MS - 3 * DAY_MS, NOW_MS + DAY_MS])),
+            )
+            for i in range(12)
+        ]
+        index = index_of(goods, builder)
+        profiles: list[dict[str, Attribute]] = [
+            {},
+            {"kinds": ["a", "b"], "wealth": 1e6, "mood": "low", "kind": "business", "region": "r"},
+        ]
+        now_ms = NOW_MS + int(rng.integers(0, 2)) * (HOUR_MS - 1)
+        people = [User.of(builder, f"u{u}", {PROFILE: pack_profile(p)}) for u, p in enumerate(profiles)]
+        store = TileStore.of(builder.schema.windows)
+        windows = builder.schema.windows
+        amount = rng.integers(1, 40, events)
+        for e in range(events):
+            who, row = people[rng.integers(0, 2)], np.array([rng.integers(0, 12)])
+            ts_ms = now_ms - 1 - int(rng.integers(0, 6 * DAY_MS) // rng.choice([1, 40]))
+            columns = {**index.columns(row), **who.columns, **builder.context(np.array([ts_ms]))}
+            columns |= {"tab": column_hash(["home"]), "position": builder.position(np.array([3]))}
+            keys = builder.keys(columns, 1)
+            keys = keys[:, keys[0] != 0]
+            store.add(keys, np.array([ts_ms]), np.array([rng.integers(0, windows.columns)]), int(amount[e]))
+        every = store.keys()
+        for p, some in enumerate((every[::2], every[1::2])):
+            index.put_tiles(p, some, store.export(some))
+        tiles_of = dict(zip(window_fields(every), store.export(every), strict=True))
+        users = [User(u.columns, u.plain, {**u.tiles, **tiles_of}) for u in people]
+        stranger = User.of(builder, "nobody", {})
+        return cls(index, [*users, stranger], now_ms)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    schema=st.sampled_from(sorted(SCHEMAS)),
+    seed=st.integers(0, 2**32 - 1),
+    events=st.integers(0, 60),
+    rows=st.lists(st.integers(0, 11), min_size=0, max_size=30),
+    who=st.integers(0, 2),
+    context=st.sampled_from([{}, {"tab": "home", "bid": 1.5}, {"tab": "home", "hour": 9, "bid": "much"}]),
+    exact=st.booleans(),
+)
+def test_a_page_is_the_plain_ways_bit_for_bit(
+    schema: str, seed: int, events: int, rows: list[int], who: int, context: dict[str, Any], exact: bool
+) -> None:
+    world = World.of(schema, seed, events)
+    index, user, now_ms = world.index, world.users[who], world.now_ms
+    chosen = np.array(rows, np.intp)
+    ranker = ranker_of(index, now_ms)
+    counts = index.counts_at(chosen, now_ms) if exact else None
+    got = ranker.rank(user, chosen, now_ms, context, Chance(), counts)
+    expected = plain_features(index, user, chosen, now_ms, context)
+    assert got.cat.tobytes() == expected.cat.tobytes()
+    assert got.keys.tobytes() == expected.keys.tobytes()
+    assert got.num.tobytes() == expected.num.tobytes()
+    order = np.random.default_rng(seed).permutation(len(rows))[: len(rows) // 2 + 1]
+    page = ranker.placed(got, order, user, chosen, now_ms, context, 7)
+    plain = plain_page(index, expected, order, user, chosen, now_ms, context, 7)
+    assert page.cat.tobytes() == plain.cat.tobytes()
+    assert page.keys.tobytes() == plain.keys.tobytes()
+    assert page.num.tobytes() == plain.num.tobytes()
+
+
+@settings(max_examples=30, deadline=None)
+@given(schema=st.sampled_from(sorted(SCHEMAS)), seed=st.integers(0, 2**32 - 1), all_log=st.booleans())
+def test_what_the_model_sees_are_the_logged_numbers_squashed_and_scaled(schema: str, seed: int, all_log: bool) -> None:
+    world = World.of(schema, seed, 40)
+    rng, width = np.random.default_rng(seed), SCHEMAS[schema].layout.N
+    log = np.ones(width, np.bool_) if all_log else rng.random(width) < 0.5
+    mean, factor = rng.normal(0, 1, width).astype(np.float32), rng.lognormal(0, 2, width).astype(np.float32)
+    model = Scaled(NumberPlan(np.arange(width, dtype=np.int32), log, mean, factor, np.float32(4), 5))
+    rows = rng.integers(0, 12, 40)
+    got = ranker_of(world.index, world.now_ms).rank(world.users[1], rows, world.now_ms, None, model)
+    ((cat, x, once),) = model.seen
+    num = got.num
+    squashed = np.where(log, np.copysign(np.log1p(np.abs(num)), num), num)
+    expected = np.clip((squashed - mean) * factor, -4, 4)
+    rounding = 3e-7 * (np.abs(squashed) + np.abs(mean)) * factor  # of the logarithm and the difference
+    assert (np.abs(x[:, 5:] - expected) <= rounding + 1e-6).all()
+    assert np.isnan(x[:, :5]).all(), "the embeddings' place is the model's"
+    np.testing.assert_array_equal(cat, got.cat)
+    assert (cat[:, once] == cat[:1, once]).all(), "columns that are told to be equal are"
+    assert once.sum() >= 2
+
+
+def test_a_position_is_missing_when_ranked_and_filled_in_the_page() -> None:
+    ranker, user, rows = ranker_of(index_of(ITEMS)), shopper(), np.array([0, 1, 2])
+    ranked = rank(ranker, user, rows)
+    at = LAYOUT.cat_names.index("position")
+    assert not ranked.cat[:, at].any()
+    assert not ranked.keys[:, SLOT].any()
+    order = np.array([2, 0])
+    page = ranker.placed(ranked, order, user, rows, NOW_MS, offset=40)
+    columns = {"position": column_hash([40, 41]), "item_id": column_hash(["c", "a"])}
+    assert page.cat[:, at].tolist() == BUILDER.cat(columns, 2)[:, at].tolist()
+    assert page.keys[:, SLOT].tolist() == BUILDER.keys(columns, 2)[:, SLOT].tolist()
+    others = np.arange(LAYOUT.F) != at
+    np.testing.assert_array_equal(page.cat[:, others], ranked.cat[order][:, others])
+    np.testing.assert_array_equal(page.num, ranked.num[order])
+
+
+def test_numbers_of_a_page_asked_for_too_late_are_refused_not_those_of_another_page() -> None:
+    ranker = ranker_of(index_of(ITEMS))
+    first = rank(ranker, shopper(), np.array([0]))
+    second = rank(ranker, shopper(), np.array([1]))
+    assert second.num.shape == (1, LAYOUT.N)
+    with pytest.raises(RuntimeError, match="after another page"):
+        first.num  # noqa: B018
+
+
+def test_more_candidates_than_ever_before_find_room() -> None:
+    items = [item(i, f"c{i}") for i in range(3000)]
+    index = index_of(items)
+    ranker, rows = ranker_of(index), np.arange(3000)
+    got, expected = rank(ranker, shopper(), rows), plain_features(index, shopper(), rows, NOW_MS)
+    assert got.num.tobytes() == expected.num.tobytes()
+
+
+def test_a_far_time_has_the_counts_of_that_time() -> None:
+    index = index_of(ITEMS)
+    key = window_keys("u", ITEMS[:1])[:, ITEM]
+    index.put_tiles(0, key, tiles(key, 9, 3).export(key))
+    ranker, rows, then = ranker_of(index), np.array([0, 1]), NOW_MS - DAY_MS
+    user = User.of(BUILDER, "u", {})
+    near = ranker.rank(user, rows, then, None, Chance()).num
+    far = ranker.rank(user, rows, then, None, Chance(), index.counts_at(rows, then)).num
+    at = LAYOUT.num_names.index("item_id.exposure.1d")
+    assert near[:, at].tolist() == [9, 0], "the shelf's are of its own hour"
+    assert far[:, at].tolist() == [0, 0]
+    assert far.tobytes() == plain_features(index, user, rows, then).num.tobytes()
+
+
+def test_a_user_is_read_anew_at_another_time() -> None:
+    index, user, rows = index_of(ITEMS), shopper(), np.array([0])
+    ranker = ranker_of(index)
+    for at_ms in (NOW_MS, NOW_MS + 2 * DAY_MS):
+        got = ranker.rank(user, rows, at_ms, None, Chance())
+        assert got.num.tobytes() == plain_features(index, user, rows, at_ms).num.tobytes()
+
+
+def test_counts_of_other_items_are_refused() -> None:
+    index = index_of(ITEMS)
+    rows = np.arange(3)
+    with pytest.raises(ValueError, match="of 2 items"):
+        ranker_of(index).rank(shopper(), rows[:2], NOW_MS, None, Chance(), index.counts_at(rows, NOW_MS))
+
+
+def test_liking_is_by_clicks_in_the_group() -> None:
+    index = index_of(ITEMS)
+    ranker = ranker_of(index)
+    lists = make_lists(BUILDER, index.columns(np.arange(3)), index.alive, index.born_ms, index.heat)
+    hats = window_keys("u", [ITEMS[1]])[:, [TASTE]].ravel()
+    user = User.of(BUILDER, "u", record(hats, tiles(hats, 30, 3)))
+    ((groups, liking),) = ranker.likings(lists.groups, user, NOW_MS)
+    liked = {ITEMS[row].attributes["category"]: float(v) for row, v in zip(groups.example, liking, strict=True)}
+    assert liked == {"shoes": 0.0, "hats": 2.0}  # (3 / 1 day + 3 / 3 days) / 2
+    assert ranker.likings(lists.groups, User.of(BUILDER, "new", {}), NOW_MS) == []
+
+
+def test_a_users_own_feature_ids_are_the_columns_of_cat() -> None:
+    ranker = ranker_of(index_of(ITEMS))
+    of_user = [c for c, name in enumerate(LAYOUT.cat_names) if name in ("user_id", "kind")]
+    for user in (shopper(), User.of(BUILDER, "new", {})):
+        assert ranker.user_ids(user).tolist() == BUILDER.cat(user.columns, 1)[0, of_user].tolist()
+    assert ranker.user_ids(User.of(BUILDER, "new", {}))[1] == 0, "a new user's kind is missing"
+
+
+def test_what_a_user_did_last_is_read_and_may_be_damaged() -> None:
+    recent = Recent([Past("a", 3), Past(7, 2)], [Past(7, 1)])
+    assert User.of(BUILDER, "u", {RECENT: pack_recent(recent)}).recent == recent
+    damaged = User.of(BUILDER, "u", {RECENT: b"\xc1"})
+    assert (damaged.recent, damaged.forgotten, damaged.damaged) == (NOTHING, True, False)
+    assert User.of(BUILDER, "u", {}).recent == NOTHING
+
+
+def test_an_unknown_user_and_a_damaged_record_read_as_missing() -> None:
+    errors: list[str] = []
+    ranker = Ranker(BUILDER, shelf_of(index_of(ITEMS)), errors.append)
+    rows = np.array([0, 1])
+    stranger = User.of(BUILDER, "u", {})
+    assert not stranger.tiles
+    keys = np.unique(window_keys("u", ITEMS)[:, [USER, TASTE]])
+    good = record(keys, tiles(keys, 8, 2), b"not json")
+    good[window_field(window_keys("u", ITEMS)[0, USER])] = b"\x01\x63damaged"
+    user = User.of(BUILDER, "u", good)
+    assert user.damaged
+    ranked = rank(ranker, user, rows)
+    assert errors == ["tiles"]
+    taste = LAYOUT.num_names.index("user_id*category.click.1d")
+    mine = LAYOUT.num_names.index("user_id.click.1d")
+    assert ranked.num[:, taste].tolist() == [2, 2], "the undamaged lists are used"
+    assert ranked.num[:, mine].tolist() == [0, 0]

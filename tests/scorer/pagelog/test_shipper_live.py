@@ -1,0 +1,175 @@
+"""Logs of pages from the ring to the topic of a real broker, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from millrace.contracts.events import key_of
+from millrace.contracts.impressions import decode_impression
+from millrace.contracts.settings import Settings
+from millrace.processes.kafka import create_topics, read_all
+from millrace.processes.services import EmbeddedBroker, free_port
+from scorer.pagelog.ring import RingReader, RingWriter
+from scorer.pagelog.shipper import Shipper, open_spool
+from tests.scenes.waiting import LONG, PATIENCE, until
+from tests.scorer.pagelog.test_shipper import SCHEMA, made
+from tests.scorer.pagelog.test_spool import Losses
+
+ROOT = Path(__file__).parents[3]
+
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.timeout(LONG),
+    # kafka-python leaves sockets of refused connections to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """No thread of a test outlives it, but the one that starts processes, and no garbage is left to the next test."""
+    before = {*threading.enumerate()}
+
+    def left() -> list[threading.Thread]:
+        return [t for t in threading.enumerate() if t not in before and t.name != "spawn"]
+
+    yield
+    until(lambda: not left(), "all threads end", more=lambda: str(left()))
+    gc.collect()
+
+
+def requests_at(settings: Settings) -> Counter[str]:
+    found: Counter[str] = Counter()
+
+    def visit(record: Any) -> None:
+        impression = decode_impression(record.value)
+        assert record.key == key_of(impression.user_id)
+        found[impression.request_id] += 1
+
+    read_all(settings, "impressions", visit)
+    return found
+
+
+def test_a_broker_that_is_killed_costs_no_page(tmp_path: Path) -> None:
+    """Pages are taken on while it is away, and it has all of them when it is back."""
+    port = free_port()
+    lost = Losses()
+    with EmbeddedBroker(tmp_path / "broker", port) as broker:
+        settings = Settings(kafka=broker.address, data=str(tmp_path))
+        create_topics(settings)
+        spool = open_spool(settings, lost)
+        shipper = Shipper(settings, SCHEMA, spool, lost)
+        rings = [np.zeros(8 << 20, np.uint8) for _ in range(2)]
+        writers = [RingWriter(memory) for memory in rings]
+        for memory in rings:
+            shipper.add(RingReader(memory))
+        shipper.start()
+        for number in range(20):
+            assert writers[number % 2].put(made(number))
+        until(lambda: spool.held_bytes > 0 and spool.empty, "the first pages are delivered")
+        assert broker.process is not None
+        broker.process.kill()
+        broker.process.wait()
+        before = spool.held_bytes
+        for number in range(20, 60):
+            assert writers[number % 2].put(made(number))
+        until(lambda: spool.held_bytes > before, "pages are taken on")
+        assert not spool.empty
+    with EmbeddedBroker(tmp_path / "broker", port):
+        until(lambda: spool.empty, "the rest is delivered")
+        shipper.end()
+        assert set(requests_at(settings)) == {f"r{i}" for i in range(60)}
+    assert not lost.pages
+
+
+SCORER = """
+import sys, threading
+import numpy as np
+from millrace.contracts.settings import load_settings
+from scorer.pagelog.ring import RingReader, RingWriter
+from scorer.pagelog.shipper import Shipper, open_spool
+from tests.scorer.pagelog.test_shipper import SCHEMA, made
+settings, lost = load_settings(), print
+spool = open_spool(settings, lost)
+shipper = Shipper(settings, SCHEMA, spool, lost)
+memory = np.zeros(8 << 20, np.uint8)
+writer = RingWriter(memory)
+shipper.add(RingReader(memory))
+shipper.start()
+print("started", flush=True)
+sys.stdin.readline()
+for number in range(30):
+    assert writer.put(made(number))
+while memory[:8].view(np.uint64) != memory[128:136].view(np.uint64):
+    pass  # the ring is not empty
+print("drained", flush=True)
+threading.Event().wait()
+"""
+
+
+def test_what_a_killed_scorer_had_drained_is_delivered_by_the_next(tmp_path: Path) -> None:
+    port, lost = free_port(), Losses()
+    with EmbeddedBroker(tmp_path / "broker", port) as broker:
+        settings = Settings(kafka=broker.address, data=str(tmp_path))
+        create_topics(settings)
+        environment = {**os.environ, **settings.environment()}
+        command = [sys.executable, "-c", SCORER]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, env=environment, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            assert child.stdout.readline() == "started\n"
+            assert broker.process is not None
+            broker.process.kill()
+            broker.process.wait()
+            child.stdin.write("\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "drained\n"
+            child.send_signal(signal.SIGKILL)
+            child.wait(PATIENCE)
+    with EmbeddedBroker(tmp_path / "broker", port):
+        spool = open_spool(settings, lost)
+        shipper = Shipper(settings, SCHEMA, spool, lost)
+        shipper.start()
+        until(lambda: spool.empty, "what it left is delivered")
+        shipper.end()
+        assert set(requests_at(settings)) == {f"r{i}" for i in range(30)}
+    assert not lost.pages
+
+
+def test_an_end_without_a_broker_keeps_the_pages_for_the_next_start(tmp_path: Path) -> None:
+    port, lost = free_port(), Losses()
+    with EmbeddedBroker(tmp_path / "broker", port) as broker:
+        settings = Settings(kafka=broker.address, data=str(tmp_path))
+        create_topics(settings)
+        shipper = Shipper(settings, SCHEMA, open_spool(settings, lost), lost)
+        memory = np.zeros(8 << 20, np.uint8)
+        shipper.add(RingReader(memory))
+        shipper.start()
+        assert broker.process is not None
+        broker.process.kill()
+        broker.process.wait()
+        writer = RingWriter(memory)
+        for number in range(30):
+            assert writer.put(made(number))
+        shipper.end(0.2)
+    spool = open_spool(settings, lost)
+    found = []
+    while (entry := spool.next()) is not None:
+        found.append(decode_impression(entry.value).request_id)
+    assert found == [f"r{i}" for i in range(30)]
+    spool.close()
+    assert not lost.pages

@@ -1,0 +1,274 @@
+"""The candidates of a page: which source is asked for what, and what of it is logged, told and counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numba import typeof
+from prometheus_client import REGISTRY
+
+from learner.serving.serving import ServingModel
+from millrace.contracts.events import SOURCES
+from millrace.contracts.online import RECENT, Past, Recent, pack_recent
+from millrace.contracts.settings import Settings
+from scorer.catalog import pagekernels
+from scorer.catalog.shelf import ItemRows
+from scorer.page.candidates import Sources
+from scorer.page.rank import User
+from scorer.page.reasons import MOST_ITEMS, MOST_REASONS, inputs_of
+from scorer.recall import recallkernels
+from scorer.recall.recall import CandidateLists
+from scorer.worker.app import make_app
+from scorer.worker.warm import warm_up
+from tests.scenes.scorer_shop import (
+    ITEM,
+    ITEMS,
+    NOW_MS,
+    SCHEMA,
+    TASTE,
+    USER,
+    Learner,
+    Users,
+    call,
+    item,
+    record,
+    serving,
+    stock,
+    tiles,
+    window_keys,
+)
+
+SHARES = "vectors=0.5,liked=0.15,coclicked=0.1,hot=0.1,new=0.1,random=0.05"
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+
+class Near:
+    """A retrieval version that has the rows from 100 on nearest, and notes what it was asked."""
+
+    def __init__(self, clicks: int = 5000, version: tuple[int, int] = (2, 41)) -> None:
+        self.clicks, self.version = clicks, version
+        self.asked: list[Any] = []
+
+    def query(self, user_ids: Any, recent_rows: ItemRows, age_ms: Any) -> Any:
+        self.asked.append((user_ids.tolist(), recent_rows.tolist(), age_ms.tolist()))
+        return np.ones(4, np.float32)
+
+    def nearest(self, query: Any, k: int, allowed: Any = None) -> ItemRows:
+        return np.arange(100, 200)[:k]
+
+
+class Along:
+    """Has the eight rows behind each as clicked along with it."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def of(self, rows: ItemRows, most: int) -> ItemRows:
+        self.asked.append(rows.tolist())
+        return np.array(list(dict.fromkeys(row + k for row in rows.tolist() for k in range(1, 9))))[:most]
+
+
+class Shop:
+    """A worker with 200 items, of which the first 20 were seen and clicked; ``ann`` clicked and bought."""
+
+    def __init__(self, folder: Path, **others: Any) -> None:
+        chosen = Settings(**{"control_share": 0, "candidates": 60, "page_limit": 60, "recall": SHARES, **others})
+        self.users = Users()
+        self.scorer, self.sent, self.meters = serving(self.users, chosen)
+        self.index = stock(self.scorer, ITEMS)
+        keys = np.unique(window_keys("ann", ITEMS[:20])[:, ITEM])
+        self.index.put_tiles(0, keys, tiles(keys, 200, 5).export(keys))
+        stock(self.scorer, [], self.index)
+        learner = Learner(folder)
+        note = learner.snapshot()
+        self.scorer.install(note, ServingModel.of(SCHEMA, note.spec, learner.store.read(note)))
+        self.scorer.retrieval, self.scorer.neighbours = Near(), Along()
+        taste = np.unique(window_keys("ann", ITEMS[:1])[:, [USER, TASTE]])
+        clicks = [Past("30", NOW_MS - 1000), Past("gone long ago", NOW_MS - 2000), Past(31, NOW_MS - 3 * DAY_MS)]
+        purchases = [Past(110, NOW_MS - 2 * DAY_MS), Past(100, NOW_MS - 6 * DAY_MS), Past(105, NOW_MS - 8 * DAY_MS)]
+        recent = {RECENT: pack_recent(Recent(clicks, purchases))}
+        self.users.records["ann"] = record(taste, tiles(taste, 10, 4)) | recent
+        self.app = make_app(self.scorer, self.meters)
+
+    def ask(self, path: str = "/recommend", **body: Any) -> Any:
+        status, answer = asyncio.run(call(self.app, "POST", path, {"user_id": "ann", **body}))
+        assert status == 200, answer
+        return answer
+
+    @property
+    def near(self) -> Near:
+        assert isinstance(self.scorer.retrieval, Near)
+        return self.scorer.retrieval
+
+    @property
+    def along(self) -> Along:
+        assert isinstance(self.scorer.neighbours, Along)
+        return self.scorer.neighbours
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path)
+
+
+def counted() -> dict[str, float]:
+    return {s: REGISTRY.get_sample_value("millrace_scorer_items_total", {"source": s}) or 0.0 for s in SOURCES}
+
+
+def test_each_source_is_asked_once_with_what_the_user_did_last(shop: Shop) -> None:
+    answer = shop.ask(explain=True)
+    ((own, rows, ages),) = shop.near.asked
+    assert own == shop.scorer.ranker.user_ids(_user(shop)).tolist()
+    assert rows == [30, -1, 31], "-1: an item that nobody knows any more"
+    assert ages == [1000, 2000, 3 * DAY_MS]
+    assert shop.along.asked == [[30, 31]]
+    found = Counter(i["source"] for i in answer["items"])
+    assert found == {"vectors": 30, "liked": 9, "coclicked": 6, "hot": 6, "new": 6, "random": 3}
+    assert answer["retrieval_version"] == 41
+    by_source = {s: {i["item_id"] for i in answer["items"] if i["source"] == s} for s in found}
+    assert by_source["vectors"] == set(range(100, 132)) - {100, 110}, "what was bought within the week comes last"
+    assert by_source["coclicked"] == {31, 32, 33, 34, 36, 37}, "35 is liked, which comes first"
+    assert by_source["hot"] <= set(range(20))
+    assert all(i % 5 == 0 for i in by_source["liked"]), "the category of item 0"
+    assert not {100, 110} & {i["item_id"] for i in answer["items"]}
+
+
+def _user(shop: Shop) -> User:
+    return User.of(shop.scorer.builder, "ann", shop.users.records["ann"])
+
+
+def test_a_page_of_an_earlier_time_knows_no_later_click_and_no_later_purchase(shop: Shop) -> None:
+    at_ms = NOW_MS - HOUR_MS
+    page = shop.scorer.recaller.page(Sources(shop.scorer.lists, shop.near, shop.along), _user(shop), at_ms, 60, 60, 1)
+    assert shop.near.asked[0][1:] == ([31], [3 * DAY_MS - HOUR_MS])
+    early = shop.scorer.recaller.page(
+        Sources(shop.scorer.lists, shop.near, shop.along), _user(shop), NOW_MS - 3 * DAY_MS, 60, 60, 1
+    )
+    rows = page.rows[page.sources == SOURCES.index("vectors")]
+    assert not {100, 110} & set(rows.tolist())
+    assert {105, 110} & set(early.rows.tolist()) == {110}, "110 was bought later, 105 five days before"
+
+
+def test_a_log_an_answer_and_a_counter_agree_on_the_sources(shop: Shop) -> None:
+    before = counted()
+    answer = shop.ask(explain=True, size=40)
+    told = [i["source"] for i in answer["items"]]
+    assert shop.sent[-1].source_names() == told
+    after = counted()
+    assert {s: after[s] - before[s] for s in SOURCES if after[s] != before[s]} == Counter(told)
+
+
+def test_an_answer_that_is_not_explained_says_nothing_of_it_and_is_logged_alike(shop: Shop) -> None:
+    plain, explained = shop.ask(request_id="r"), shop.ask(request_id="r", explain=True)
+    assert set(plain["items"][0]) == {"item_id", "position", "score"}
+    assert "retrieval_version" not in plain
+    assert [i["item_id"] for i in plain["items"]] == [i["item_id"] for i in explained["items"]]
+    assert shop.sent[0] == shop.sent[1]
+    assert plain["notes"] == explained["notes"] == []
+
+
+def test_the_first_items_of_an_explained_page_have_reasons(shop: Shop) -> None:
+    items = shop.ask(explain=True, size=30)["items"]
+    known = {i.name for i in inputs_of(shop.scorer.schema)}
+    assert all("reasons" not in i for i in items[MOST_ITEMS:])
+    reasons = [i["reasons"] for i in items[:MOST_ITEMS]]
+    assert any(reasons), "no input had an effect on any score"
+    assert {r["input"] for those in reasons for r in those} <= known
+    assert all(len(those) <= MOST_REASONS for those in reasons)
+
+
+@pytest.mark.parametrize("how", ["none", "young", "no share"])
+def test_without_vectors_the_others_fill_the_page(tmp_path: Path, how: str) -> None:
+    shares = "liked=0.3,coclicked=0.2,hot=0.2,new=0.2,random=0.1"
+    shop = Shop(tmp_path, **({"recall": shares} if how == "no share" else {}))
+    if how == "none":
+        shop.scorer.retrieval = None
+    if how == "young":
+        shop.scorer.retrieval = Near(clicks=999)
+    answer = shop.ask(explain=True)
+    found = Counter(i["source"] for i in answer["items"])
+    assert answer["retrieval_version"] == -1
+    assert sum(found.values()) == 60
+    assert "vectors" not in found
+    assert how != "young" or shop.near.asked == []
+    assert answer["notes"] == [], "normal for a young shop"
+
+
+def test_a_new_user_gets_vectors_and_no_neighbours(shop: Shop) -> None:
+    answer = shop.ask(user_id="stranger", explain=True)
+    found = Counter(i["source"] for i in answer["items"])
+    assert found.keys() == {"vectors", "hot", "new", "random"}
+    assert shop.near.asked[0][1:] == ([], [])
+    assert shop.along.asked == []
+
+
+def test_a_small_shop_a_control_page_and_a_page_that_was_asked_for_say_so(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, candidates=200)
+    answer = shop.ask(explain=True)
+    assert {i["source"] for i in answer["items"]} == {"whole"}
+    assert not {100, 110} & {i["item_id"] for i in answer["items"]}, "there are enough others"
+    shop.ask("/score", items=[1, 2], log=True)
+    assert shop.sent[-1].source_names() == ["asked", "asked"]
+    control = Shop(tmp_path / "other", control_share=1)
+    answer = control.ask(explain=True)
+    assert {i["source"] for i in answer["items"]} == set(control.sent[-1].source_names()) == {"control"}
+    assert control.near.asked == []
+
+
+def test_an_item_that_has_just_died_is_on_no_page_and_another_is_there_for_it(shop: Shop) -> None:
+    lists = shop.scorer.lists
+    stock(shop.scorer, [item(i, gone=True) for i in (32, 101, 102, 19)], shop.index)
+    shop.scorer.lists = lists
+    answer = shop.ask(explain=True)
+    assert not {32, 101, 102, 19} & {i["item_id"] for i in answer["items"]}
+    assert len(answer["items"]) == 60
+    assert Counter(i["source"] for i in answer["items"])["vectors"] == 30
+
+
+def test_damaged_last_clicks_are_survived_and_counted(shop: Shop) -> None:
+    shop.users.records["ann"][RECENT] = b"\xc1"
+    answer = shop.ask()
+    assert answer["notes"] == ["the stored last clicks of user 'ann' are damaged: served without them"]
+    assert shop.meters.errors == {"recent": 1}
+    assert len(answer["items"]) == 60
+
+
+def test_a_page_calls_nothing_that_the_warm_up_did_not_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kinds of the arguments, whatever other tests of this process have compiled."""
+    seen: set[Any] = set()
+
+    def noting(name: str, kernel: Any) -> Any:
+        def called(*given: Any) -> Any:
+            seen.add((name, tuple(map(typeof, given))))
+            return kernel(*given)
+
+        return called
+
+    for module, names in ((recallkernels, ("merge", "interleave", "shuffled")), (pagekernels, ("likings",))):
+        for name in names:
+            monkeypatch.setattr(module, name, noting(name, getattr(module, name)))
+    warm_up(SCHEMA)
+    warm = set(seen)
+    assert {name for name, _ in warm} == {"merge", "interleave", "shuffled", "likings"}
+    seen.clear()
+    shop = Shop(tmp_path)
+    lists = shop.scorer.lists
+    for made in (lists, CandidateLists.of_arrays(lists.arrays())):
+        shop.scorer.lists = made
+        shop.ask()
+        shop.ask(user_id="stranger")
+    shop.scorer.retrieval = shop.scorer.neighbours = None
+    shop.ask()
+    assert {name for name, _ in seen} == {name for name, _ in warm}
+    assert seen <= warm
+
+
+def test_the_model_route_says_which_retrieval_version_there_is(shop: Shop) -> None:
+    _, facts = asyncio.run(call(shop.app, "GET", "/model"))
+    assert facts["retrieval"] == {"epoch": 2, "version": 41, "clicks": 5000}

@@ -1,0 +1,60 @@
+"""A worker takes up a retrieval version beside its requests, and lets the one before go beside them, too."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from scorer.worker import worker
+from scorer.worker.worker import Worker
+
+
+class Version:
+    """Stands for a retrieval version."""
+
+
+class Replica:
+    model = None
+
+    def __init__(self, serving: Any) -> None:
+        self.serving = serving
+
+    def attached(self, told: Any, made: Any) -> None:
+        self.serving.retrieval = made
+
+
+def test_the_version_before_is_let_go_by_another_thread_than_the_one_of_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "attach", lambda *_: Version())
+    made: Any = Worker.__new__(Worker)
+    made.serving, made.settings, made.schema = (
+        SimpleNamespace(retrieval=Version()),
+        SimpleNamespace(candidates=1, model=""),
+        None,
+    )
+    made._replica, made._attaching, made._tell_ready = Replica(made.serving), ThreadPoolExecutor(1), lambda: None
+    threads: list[int] = []
+
+    async def requests() -> None:
+        gone = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def let_go() -> None:
+            threads.append(threading.get_ident())
+            loop.call_soon_threadsafe(gone.set)
+
+        weakref.finalize(made.serving.retrieval, let_go)
+        made._attach(SimpleNamespace(kind="retrieval", regions=[]))
+        await asyncio.wait_for(gone.wait(), 30)
+
+    asyncio.run(requests())
+    made._attaching.shutdown()
+    assert threads != [threading.get_ident()]
+    assert isinstance(made.serving.retrieval, Version)

@@ -1,0 +1,150 @@
+"""What a worker makes of the feeder's messages about vectors and neighbours, whenever attaching ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from millrace.contracts.settings import Settings
+from scorer.ipc.link import Message, Packet
+from scorer.recall.nearest import Retrieval
+from scorer.worker import replica
+from scorer.worker.replica import Told
+from tests.scenes.scorer_feeder import Whole
+from tests.scenes.scorer_shop import ITEMS, SCHEMA, item
+from tests.scenes.scorer_vectors import WIDTH, features, head, inputs, note, tower
+
+FEATURES = features(inputs([*ITEMS, item("new")]))
+
+
+class Slow(Whole):
+    """Attaching ends when a test says so."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.coming: list[Message] = []
+        super().__init__(settings)
+
+    def _attach(self, told: Told) -> None:
+        assert isinstance(told, Message)
+        self.coming.append(told)
+
+    def attached(self, which: int = 0) -> None:
+        told = self.coming.pop(which)
+        self.replica.attached(told, replica.attach(SCHEMA, told, 4))
+
+    def version(self, number: int, epoch: int = 1) -> None:
+        self.towers.install(note(number, epoch), tower(head(number, FEATURES)))
+        self.vectors()
+
+    @property
+    def held(self) -> Retrieval:
+        found = self.serving.retrieval
+        assert isinstance(found, Retrieval)
+        return found
+
+
+@pytest.fixture
+def scorer(tmp_path: Path) -> Slow:
+    whole = Slow(Settings(data=str(tmp_path)))
+    whole.stock(ITEMS)
+    return whole
+
+
+def knows(scorer: Slow, i: Any) -> bool:
+    row = int(scorer.serving.shelf.rows_of([i])[0])
+    return row in scorer.held.nearest(np.ones(WIDTH, np.float32), 1000)
+
+
+def test_vectors_that_come_while_their_version_is_attached_wait_for_it(scorer: Slow) -> None:
+    scorer.version(1)
+    scorer.stock([item("new")])
+    scorer.vectors()
+    assert scorer.serving.retrieval is None
+    scorer.attached()
+    assert scorer.held.version == (1, 1)
+    assert knows(scorer, "new")
+    assert len(scorer.held) == len(ITEMS) + 1
+
+
+def test_the_version_before_goes_on_until_the_next_is_attached(scorer: Slow) -> None:
+    scorer.version(1)
+    scorer.attached()
+    before = scorer.held
+    scorer.version(2)
+    scorer.stock([item("new")])
+    scorer.vectors()
+    assert scorer.held is before
+    assert not knows(scorer, "new")  # its vector is of version 2
+    scorer.attached()
+    assert scorer.held.version == (1, 2)
+    assert knows(scorer, "new")
+
+
+def test_of_two_versions_that_are_being_attached_the_newer_counts(scorer: Slow) -> None:
+    scorer.version(1)
+    scorer.version(2)
+    scorer.stock([item("new")])
+    scorer.vectors()
+    scorer.attached()
+    assert scorer.serving.retrieval is None
+    scorer.attached()
+    assert scorer.held.version == (1, 2)
+    assert knows(scorer, "new")
+
+
+def test_a_version_that_was_withdrawn_while_it_was_attached_stays_withdrawn(scorer: Slow) -> None:
+    scorer.version(1)
+    scorer.towers.install(note(2, clicks=-1), None)
+    scorer.vectors()
+    scorer.attached()
+    assert scorer.serving.retrieval is None
+
+
+def test_where_a_version_cannot_be_attached_its_vectors_do_not_mix_with_the_one_before(scorer: Slow) -> None:
+    scorer.version(1)
+    scorer.attached()
+    scorer.version(2)
+    scorer.stock([item("new")])
+    scorer.vectors()
+    scorer.replica.failed(scorer.coming.pop())
+    scorer.stock([item(5, gone=True), item(6, "other"), item("new", "other")])
+    scorer.vectors()
+    assert scorer.held.version == (1, 1)
+    assert not knows(scorer, "new")
+    assert len(scorer.held) == len(ITEMS)
+    assert not scorer.replica._since  # nothing piles up for a version that never comes
+    scorer.version(3)
+    scorer.attached()
+    assert knows(scorer, "new")
+    assert len(scorer.held) == len(ITEMS)
+
+
+def test_the_same_number_of_another_learner_is_another_version(scorer: Slow) -> None:
+    scorer.version(7, epoch=1)
+    scorer.attached()
+    vectors = Packet(
+        "vectors",
+        {"epoch": 2, "version": 7},
+        {"rows": np.empty(0, np.int32), "vectors": np.empty((0, WIDTH), np.float32), "gone": np.arange(9, dtype="i4")},
+    )
+    scorer.put(vectors)
+    assert len(scorer.held) == len(ITEMS)
+
+
+def test_what_is_kept_reaches_all_workers_and_those_that_start_later(scorer: Slow) -> None:
+    def along() -> list[int]:
+        assert scorer.serving.neighbours is not None
+        found: list[int] = scorer.serving.neighbours.of(np.array([0]), 5).tolist()
+        return found
+
+    for number in (1, 2):
+        scorer.index.put([scorer.index.prepare(item(f"late {number}"))])
+        arrays = {"starts": np.array([0, 1], np.int32), "near": np.array([number], np.int32)}
+        scorer.shelving.keep("neighbours", Packet("neighbours", None, arrays))
+        assert along() == [number]
+        assert scorer.serving.shelf.rows_of([f"late {number}"])[0] >= 0  # rows come before what names them
+    scorer.replace_worker()
+    assert along() == [2]

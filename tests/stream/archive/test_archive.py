@@ -1,0 +1,706 @@
+"""The archive's cores: events, impressions and attributes in; rows, Parquet, a schema that replay reads out."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+from kafka import TopicPartition
+
+from commands.history.events import LogEvents
+from commands.replay.grouped import Groups
+from commands.replay.logfeatures import LogRows
+from commands.replay.run import replay
+from millrace.basics.errors import StoreError
+from millrace.basics.hashing import kafka_partition, value_hash
+from millrace.contracts.events import Impression, key_of, to_msgpack
+from millrace.contracts.impressions import impression_bytes
+from millrace.contracts.once import Rates
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
+from millrace.contracts.schema import Schema, load_schema, parse_schema, shop_schema
+from millrace.contracts.settings import Settings
+from millrace.logs import read_log
+from stream.archive import main
+from stream.archive.columns import Columns, text
+from stream.archive.folder import Folder
+from stream.archive.forget import Forgotten, forget
+from stream.archive.logged import arrays
+from stream.archive.merge import Merge
+from stream.archive.pages import Waits
+from stream.archive.rows import Archive, Record
+from stream.archive.schemafile import schema_text
+from stream.partition.partition import Partition
+from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, Sum, action, exposure, impression
+
+WAITS = Waits(POLICY.attribution_ms, POLICY.disorder_ms, POLICY.lateness_ms)
+SMALL = """
+name = "small"
+fields = [{ name = "color", of = "item" }, { name = "price", of = "item", kind = "numeric" },
+          { name = "tags", of = "item", slots = 3 }, { name = "country", of = "user" },
+          { name = "device", of = "context" }, { name = "position", of = "context", bias = true }]
+[windows]
+days = [1, 7]
+actions = ["exposure", "click"]
+[[windows.keys]]
+columns = ["color"]
+"""
+
+
+class Feed:
+    """Messages to an archive of one partition, with their offsets."""
+
+    def __init__(self, schema: Schema = SCHEMA, waits: Waits = WAITS) -> None:
+        self.archive = Archive(schema, waits, HOUR, 1)
+        self.records: list[Record] = []
+
+    def __call__(self, topic: str, value: bytes | None, key: str = "", now_ms: int = T0 + 10**9) -> Feed:
+        offset = sum(1 for record in self.records if record.topic == topic)
+        self.records.append(Record(topic, 0, offset, key.encode(), value, now_ms))
+        self.archive.take(self.records[-1])
+        return self
+
+    def item(self, item_id: Any, born_ms: int = 0, **attributes: Any) -> Feed:
+        body = {"item_id": item_id, "attributes": attributes, "born_ms": born_ms}
+        return self("items", msgspec.json.encode(body), str(item_id))
+
+    def user(self, user_id: Any, **attributes: Any) -> Feed:
+        return self("users", msgspec.json.encode({"user_id": user_id, "attributes": attributes}), str(user_id))
+
+    def events(self, *raws: bytes) -> Feed:
+        for raw in raws:
+            self("events", raw)
+        return self
+
+    def rows(self, after_ms: int = 10 * HOUR) -> list[dict[str, Any]]:
+        """All rows, when so much time has gone by."""
+        self.archive.advance(0, T0 + after_ms)
+        found: list[dict[str, Any]] = self.archive.cut().exposures.to_pylist()
+        return found
+
+
+def test_one_click_ahead_of_the_clock_costs_no_other_its_label_and_stalls_nothing() -> None:
+    """Each page is clicked two minutes after it was seen; one click among them is dated half an hour ahead."""
+    feed, settled = Feed(), list[dict[str, Any]]()
+    for minute in range(60):
+        now_ms, name = T0 + minute * MINUTE, f"p{minute}"
+        feed("impressions", impression(name, now_ms, [11, 12]), now_ms=now_ms)
+        feed("events", exposure(name, now_ms, [11, 12]), now_ms=now_ms)
+        if minute >= 2:
+            feed("events", action("click", f"p{minute - 2}", now_ms, 0, 11), now_ms=now_ms)
+        if minute == 10:
+            feed("events", action("click", name, now_ms + 30 * MINUTE, 1, 12), now_ms=now_ms)
+            state = feed.archive.cut().state
+            feed.archive = Archive(SCHEMA, WAITS, HOUR, 1)
+            feed.archive.resume(state)
+        settled += feed.archive.cut().exposures.to_pylist()
+        # A page is settled after half an hour of attribution and a minute of disorder.
+        assert len(settled) == 2 * max(0, minute - 30)
+    settled += feed.rows()
+    assert {row["request_id"]: row["label"] for row in settled if not row["position"]} == {
+        f"p{minute}": int(minute < 58) for minute in range(60)
+    }
+    assert feed.archive.late == {"click": 1}
+
+
+def brief(rows: list[dict[str, Any]], *names: str) -> list[Any]:
+    return [tuple(row[name] for name in names) for row in rows]
+
+
+# ---------------------------------------------------------------------- rows
+
+
+def test_an_exposure_becomes_one_row_with_what_was_known_then() -> None:
+    feed = Feed(parse_schema(SMALL))
+    feed.item(11, color="red", price="12.5", tags=["a", 7]).item(12, color=True).user(7, country="de")
+    feed("impressions", impression("p", T0, [11, 12], schema_id="any", sources=bytes([4, 5])))
+    feed.events(exposure("p", T0, [11, 12]))
+    feed.item(11, color="blue").user(7, country="fr")
+    feed.events(action("click", "p", T0 + MINUTE, 1, 12), action("purchase", "p", T0 + 2 * MINUTE, 1, 12))
+    rows = feed.rows()
+    assert brief(rows, "request_id", "position", "item_id", "user_id", "label", "click_ms", "purchase_ms") == [
+        ("p", 0, "11", "7", 0, None, None),
+        ("p", 1, "12", "7", 1, T0 + MINUTE, T0 + 2 * MINUTE),
+    ]
+    assert brief(rows, "color", "price", "tags", "country", "device", "source", "arm", "model_version") == [
+        ("red", 12.5, ["a", "7"], "de", None, "hot", "model", 3),
+        ("1", None, None, "de", None, "new", "model", 3),
+    ]
+    assert [round(row["score"], 3) for row in rows] == [0.1, 0.9]
+
+
+def test_a_row_waits_for_the_attribution_window_and_the_disorder() -> None:
+    feed = Feed().events(exposure("p", T0, [11]))
+    due_ms = POLICY.attribution_ms + POLICY.disorder_ms
+    assert feed.rows(due_ms - 1) == []
+    assert feed.archive.pending == 1
+    assert len(feed.rows(due_ms)) == 1
+    assert feed.archive.pending == 0
+
+
+def test_an_event_of_the_partition_settles_what_is_before_it() -> None:
+    feed = Feed().events(exposure("p", T0, [11]), exposure("q", T0 + 2 * HOUR, [11]))
+    assert brief(feed.archive.cut().exposures.to_pylist(), "request_id") == [("p",)]
+
+
+def test_without_its_impression_an_exposure_has_no_score() -> None:
+    (row,) = Feed().events(exposure("p", T0, [11]), action("click", "p", T0 + 1, 0, 11)).rows()
+    assert (row["label"], row["score"], row["model_version"], row["arm"]) == (1, None, None, None)
+
+
+def test_an_impression_may_come_after_its_exposure_and_a_click_before() -> None:
+    feed = Feed().events(action("click", "p", T0 + 5, 0, 11), exposure("p", T0, [11]))
+    (row,) = feed("impressions", impression("p", T0, [11])).rows()
+    assert (row["click_ms"], row["model_version"]) == (T0 + 5, 3)
+
+
+def test_the_first_click_gives_the_time_and_repeats_change_nothing() -> None:
+    feed = Feed().events(exposure("p", T0, [11]), *[action("click", "p", T0 + n, 0, 11) for n in (9, 5)])
+    feed.events(exposure("p", T0 + 99, [11]))
+    assert brief(feed.rows(), "time_ms", "click_ms") == [(T0, T0 + 9)]
+    feed.events(exposure("p", T0, [11]))
+    cut = feed.archive.cut()
+    assert (cut.exposures.num_rows, cut.events.num_rows) == (0, 1)  # events stay as they came
+
+
+def test_what_comes_too_late_is_counted_and_stays_in_the_events() -> None:
+    feed = Feed().events(exposure("p", T0, [11, 12]))
+    feed.events(action("click", "p", T0 + POLICY.attribution_ms, 0, 11))  # not less than the window
+    (first, second) = feed.rows(2 * HOUR)
+    assert (first["label"], second["label"]) == (0, 0)
+    feed.events(action("click", "p", T0 + 1, 1, 12))
+    assert feed.archive.late == {"click": 2}
+    assert feed.archive.cut().events["type"].to_pylist() == ["click"]
+
+
+def test_a_click_on_another_item_or_on_nothing_is_none() -> None:
+    feed = Feed()("impressions", impression("p", T0, [11, 12])).events(exposure("p", T0, [11]))
+    feed.events(action("click", "p", T0 + 1, 0, 12), action("click", "p", T0 + 1, 1, 12))
+    assert brief(feed.rows(), "item_id", "label") == [("11", 0)]
+    assert feed.archive.counts == {"wrong-item": 1, "no-exposure": 1}
+
+
+def test_what_another_user_sends_about_a_page_is_left_out() -> None:
+    feed = Feed()("impressions", impression("p", T0, [11, 12])).events(exposure("p", T0, [11]))
+    feed.events(action("click", "p", T0 + 1, 0, 11, user_id=8), exposure("p", T0, [12], offset=1, user_id=8))
+    assert brief(feed.rows(), "item_id", "label") == [("11", 0)]
+    assert feed.archive.counts == {"wrong-user": 2}
+
+
+def test_an_exposure_of_another_item_than_the_page_had_is_left_out() -> None:
+    feed = Feed()("impressions", impression("p", T0, [11, 12])).events(exposure("p", T0, [11, 13]))
+    assert brief(feed.rows(), "item_id") == [("11",)]
+    assert feed.archive.counts == {"wrong-item": 1}
+
+
+def test_slots_say_where_an_item_was_shown() -> None:
+    feed = Feed()("impressions", impression("p", T0, [11, 12, 13], offset=40))
+    feed.events(exposure("p", T0, [13, 11], slots=[2, 0]), action("click", "p", T0 + 1, 2, 13))
+    assert brief(feed.rows(), "position", "slot", "item_id", "label") == [(2, 40, "13", 1), (0, 41, "11", 0)]
+
+
+def test_an_exposure_that_comes_late_still_waits_for_its_click() -> None:
+    feed = Feed().events(exposure("other", T0 + 40 * MINUTE, [11]), exposure("p", T0, [11]))
+    feed.events(exposure("next", T0 + 41 * MINUTE, [11]))
+    feed.events(action("click", "p", T0 + 1, 0, 11))
+    assert ("p", 1) in brief(feed.rows(), "request_id", "label")
+    feed = Feed().events(exposure("other", T0 + 3 * HOUR, [11]), exposure("p", T0, [11]))
+    assert brief(feed.rows(), "request_id") == [("other",)]
+    assert feed.archive.counts == {"late": 1}
+
+
+def test_what_nobody_can_use_is_counted() -> None:
+    feed = Feed().events(b"rubbish")
+    feed("events", exposure("p", T0 + 2 * HOUR, [11]), now_ms=T0)("events", exposure("p", T0 // 1000, [11]))
+    feed("impressions", b"\xc1")("users", b"no")("items", b"no")("events", None)
+    stranger = Archive(SCHEMA, WAITS, HOUR, 2)
+    number = 1 - kafka_partition(key_of(7), 2)
+    stranger.take(Record("events", number, 0, b"7", exposure("p", T0, [11]), T0))
+    assert feed.archive.counts == {"unusable": 3, "future": 1, "seconds": 1}
+    assert stranger.counts == {"wrong-partition": 1}
+    assert feed.archive.cut().events.num_rows == stranger.cut().events.num_rows == 0
+
+
+def test_a_deleted_user_has_no_attributes_from_then_on() -> None:
+    feed = Feed(parse_schema(SMALL)).user(7, country="de").events(exposure("p", T0, [11]))
+    feed("users", None, "7").events(exposure("q", T0 + 1, [11]))
+    assert brief(feed.rows(), "request_id", "country") == [("p", "de"), ("q", None)]
+
+
+def test_attributes_change_by_what_the_stream_takes_and_by_nothing_else() -> None:
+    """An empty message is no tombstone, and a message in another user's partition says nothing."""
+    feed = Feed(parse_schema(SMALL)).user(7, country="de").item(11, color="red")
+    feed("users", b"", "7")("items", b"", "11").events(exposure("p", T0, [11]))
+    assert brief(feed.rows(), "country", "color") == [("de", "red")]
+    home = kafka_partition(key_of(7), 2)
+    archive, raw = Archive(parse_schema(SMALL), WAITS, HOUR, 2), exposure("p", T0, [11])
+    for number, value in ((home, b'{"user_id": 7, "attributes": {"country": "de"}}'), (1 - home, None)):
+        archive.take(Record("users", number, 0, b"7", value, T0))
+    archive.take(Record("users", 1 - home, 1, b"7", b'{"user_id": 7, "attributes": {"country": "at"}}', T0))
+    archive.take(Record("events", home, 0, b"7", raw, T0))
+    archive.advance(home, T0 + 10 * HOUR)
+    assert brief(archive.cut().exposures.to_pylist(), "country") == [("de",)]
+
+
+def test_both_forms_of_impressions_give_the_same_rows() -> None:
+    """Form 2 is what a scorer sends for most pages."""
+    schema = shop_schema()
+    n, layout = 40, schema.layout
+    keys, cat, num = (bytes(n * w * size) for w, size in ((layout.K, 8), (layout.F, 8), (layout.N, 4)))
+    page = Impression("p", T0, 7, "control", 5, schema.id, [*range(n)], bytes(4 * n), keys, cat, num, 0, 3, bytes(n))
+    found = []
+    for raw in (to_msgpack(page), impression_bytes(page, Rates.of(schema))):
+        found.append(Feed(schema)("impressions", raw).events(exposure("p", T0, [*range(n)])).rows())
+    assert raw[0] in (0x90 + 15, 0xDC)  # an array, not a map
+    assert found[0] == found[1]
+    assert found[0][0]["arm"] == "control"
+
+
+@pytest.mark.parametrize("value", [True, 7, 7.0, 7.5, "seven", "", None, float("nan"), -0.0])
+def test_a_text_hashes_like_its_value(value: object) -> None:
+    assert value_hash(text(value)) == value_hash(value)
+
+
+def test_a_field_may_have_a_name_of_the_archives_own() -> None:
+    schema = parse_schema('name = "s"\nfields = [{ name = "label", of = "item" }, { name = "source", of = "user" }]')
+    columns = Columns(schema)
+    assert (columns.own["label"], columns.own["source"], columns.own["score"]) == (
+        "archive_label",
+        "archive_source",
+        "score",
+    )
+    assert parse_schema(schema_text(schema, 5.0)).log.label == "archive_label"  # type: ignore[union-attr]
+
+
+# ---------------------------------------------------------------------- the same labels as the stream
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_archive_and_stream_agree_on_every_label(seed: int) -> None:
+    """Pages in disorder, repeats, clicks before their exposure, wrong items, pages without a log."""
+    rng = random.Random(seed)
+    story: list[tuple[int, str, bytes]] = []
+    for n in range(60):
+        name, at_ms = f"p{n}", T0 + n * MINUTE
+        items = rng.sample(range(10, 40), 6)
+        if rng.random() < 0.9:
+            story.append((at_ms - 1, "impressions", impression(name, at_ms, items)))
+        seen, kinds = items[: rng.randint(1, 6)], ("click", "click", "purchase")
+        story += [(at_ms + rng.randint(0, 900), "events", exposure(name, at_ms, seen))] * rng.choice((1, 1, 2))
+        for _ in range(rng.randint(0, 5)):
+            position = rng.randrange(6)
+            item = items[position] if rng.random() < 0.9 else 99
+            acted_ms = at_ms + rng.randrange(POLICY.attribution_ms)
+            came_ms = acted_ms + rng.randrange(POLICY.disorder_ms // 2)
+            story.append((came_ms, "events", action(rng.choice(kinds), name, acted_ms, position, item)))
+    story.sort(key=lambda one: one[0])
+
+    log, partition, feed, out = Log(), Partition(0, SCHEMA, POLICY), Feed(), Sum()
+    for _, topic, raw in story:
+        out += partition.take([log(topic, raw)], T0 + 10**9)
+        feed(topic, raw)
+    out += partition.advance(T0 + 100 * HOUR)
+    stream: dict[tuple[str, int], int] = {}
+    for row in out.samples:
+        if row.kind in (NEGATIVE, POSITIVE, CORRECTION):
+            stream[row.request, row.position] = max(stream.get((row.request, row.position), 0), int(row.kind > 0))
+    rows = feed.rows(100 * HOUR)
+    archive = {(r["request_id"], r["position"]): r["label"] for r in rows if r["score"] is not None}
+    assert len(rows) == len({(r["request_id"], r["position"]) for r in rows})
+    assert archive == stream
+    assert 0 < sum(stream.values()) < len(stream)
+    assert any(r["score"] is None for r in rows)
+
+
+# ---------------------------------------------------------------------- files, state, restarts
+
+
+def killed_at(story: list[Record], folder: Path, cuts: list[int], stops: list[int]) -> None:
+    """Archives a story whose process is killed after ``stops`` records, and cuts after ``cuts`` of all."""
+    at = 0
+    for stop in [*stops, len(story)]:
+        place, archive = Folder(folder), Archive(SCHEMA, WAITS, HOUR, 1)
+        state = place.load()
+        if state is not None:
+            archive.resume(state)
+        at = archive.positions["events"].get(0, 0) + archive.positions["impressions"].get(0, 0)
+        while at < stop:
+            archive.take(story[at])
+            at += 1
+            if at in cuts:
+                cut = archive.cut()
+                place.write({"events": cut.events, "exposures": cut.exposures}, cut.state)
+        if stop == len(story):
+            archive.advance(0, T0 + 10**8)
+            cut = archive.cut()
+            place.write({"events": cut.events, "exposures": cut.exposures}, cut.state)
+        place.close()
+
+
+def tables(folder: Path) -> Iterator[list[dict[str, Any]]]:
+    for kind, order in (("events", "log_offset"), ("exposures", "time_ms")):
+        files = sorted((folder / kind).glob("*.parquet"))
+        whole = pa.concat_tables([pa.parquet.read_table(f) for f in files])
+        yield whole.sort_by([(order, "ascending"), ("request_id", "ascending"), ("position", "ascending")]).to_pylist()
+
+
+def many_pages() -> list[Record]:
+    feed = Feed()
+    for n in range(40):
+        feed("impressions", impression(f"p{n}", T0 + n * MINUTE, [11, 12]))
+        feed.events(exposure(f"p{n}", T0 + n * MINUTE, [11, 12]), action("click", f"p{n}", T0 + n * MINUTE, n % 2, 11))
+    return feed.records
+
+
+def test_a_restart_neither_loses_nor_doubles_a_row(tmp_path: Path) -> None:
+    story = many_pages()
+    killed_at(story, tmp_path / "calm", [60], [])
+    killed_at(story, tmp_path / "killed", [20, 50, 51, 90], [10, 35, 50, 70, 119])
+    assert list(tables(tmp_path / "killed")) == list(tables(tmp_path / "calm"))
+
+
+def test_a_message_that_was_taken_is_not_taken_again_unless_its_topic_is_another_one() -> None:
+    feed = Feed().events(exposure("p", T0, [11]))
+    again = Archive(SCHEMA, WAITS, HOUR, 1)
+    again.resume(feed.archive.cut().state)
+    again.take(feed.records[0])
+    assert again.rows == 0
+    again.begin_anew("events", 0)
+    again.take(feed.records[0])
+    assert again.rows == 1
+    assert again.pending == 1  # the exposure was known
+
+
+def test_files_that_no_manifest_names_are_removed(tmp_path: Path) -> None:
+    """The process was killed between the files and the manifest."""
+    killed_at(many_pages(), tmp_path, [60], [])
+    left = tmp_path / "events" / "0000000099.parquet"
+    left.write_bytes(b"half")
+    place = Folder(tmp_path)
+    assert place.load() is not None
+    assert place.last == 2
+    assert not left.exists()
+    place.close()
+
+
+def test_a_process_that_is_killed_in_its_first_cut_does_not_keep_the_next_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """The process ends, and does nothing more."""
+
+    class Hands:
+        """Of a process that is killed between a file and the manifest, if it meets a new archive."""
+
+        def __init__(self, _: Settings, archive: Archive, folder: Folder, topics: dict[str, str]) -> None:
+            starts.append((archive.positions, topics))
+
+        def work(self, _: threading.Event) -> None:
+            if len(starts) == 1:
+                (place / "events" / "0000000002.parquet").write_bytes(b"a whole file")
+                raise Killed
+
+        def close(self) -> None:
+            pass
+
+    starts: list[Any] = []
+    here = Settings(data=str(tmp_path))
+    place = here.folder("archive")
+    monkeypatch.setattr(main, "Shell", Hands)
+    monkeypatch.setattr(main, "serve_metrics", lambda *_: None)
+    monkeypatch.setattr(main, "open_broker", lambda _: None)
+    monkeypatch.setattr(main, "topic_ids", lambda _: {"events": "e", "impressions": "i"})
+    with pytest.raises(Killed):
+        main.run(here, threading.Event())
+    main.run(here, threading.Event())
+    assert starts == [({"events": {}, "impressions": {}}, {"events": "e", "impressions": "i"})] * 2
+    assert not any((place / "events").iterdir())
+
+
+class Reader:
+    """A consumer of two partitions, which have nothing beyond its positions and end at ``end``."""
+
+    end = 1000
+
+    def __init__(self, _: Settings, topic: str, start: dict[int, int], **options: Any) -> None:
+        self.at = {TopicPartition(topic, number): start.get(number, 0) for number in (0, 1)}
+
+    def assignment(self) -> list[TopicPartition]:
+        return list(self.at)
+
+    def position(self, tp: TopicPartition) -> int:
+        return self.at[tp]
+
+    def beginning_offsets(self, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(tps, 0)
+
+    def end_offsets(self, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return {tp: min(at, self.end) for tp, at in self.at.items()}
+
+    def seek(self, tp: TopicPartition, to: int) -> None:
+        self.at[tp] = to
+
+    def seek_to_beginning(self, tp: TopicPartition) -> None:
+        self.at[tp] = 0
+
+
+def test_a_topic_that_is_made_anew_beneath_a_running_archive_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "make_reader", Reader)
+    monkeypatch.setattr(main, "topic_ids", lambda _: {"events": "new", "impressions": "i"})
+    here, place = Settings(data=str(tmp_path), partitions=2), Folder(tmp_path)
+    archive = Archive(SCHEMA, WAITS, HOUR, 2)
+    archive.positions = {"events": {0: 7, 1: 9}, "impressions": {0: 5}}
+    shell = main.Shell(here, archive, place, {"events": "old", "impressions": "i"})
+    user = next(n for n in range(99) if kafka_partition(key_of(n), 2) == 0)
+    raw = exposure("p", T0, [11], user_id=user)
+    reader = shell._readers["events"]
+    reader.at[TopicPartition("events", 0)] = 1  # it was read from the beginning by itself
+    shell._take(SimpleNamespace(topic="events", partition=0, offset=0, key=b"", value=raw, timestamp=T0, headers=()))
+    shell.write()
+    place.close()
+    assert reader.at == {TopicPartition("events", 0): 1, TopicPartition("events", 1): 0}
+    place = Folder(tmp_path)
+    state = place.load()
+    place.close()
+    assert state is not None
+    assert state["topics"] == {"events": "new", "impressions": "i"}  # else the next start would read it again
+    assert [dict(map(tuple, at)) for at in state["positions"].values()] == [{0: 1, 1: 0}, {0: 5}]
+
+
+@pytest.mark.parametrize(("id", "goes_on"), [("e", 6), ("", 0)])
+def test_a_topic_that_lost_its_end_is_not_archived_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, id: str, goes_on: int
+) -> None:
+    """In a power cut, for example. Without an id it may be another topic."""
+    monkeypatch.setattr(main, "make_reader", Reader)
+    monkeypatch.setattr(Reader, "end", 6)
+    archive, place = Archive(SCHEMA, WAITS, HOUR, 2), Folder(tmp_path)
+    archive.positions = {"events": {0: 9, 1: 5}, "impressions": {}}
+    shell = main.Shell(Settings(data=str(tmp_path), partitions=2), archive, place, {"events": id})
+    place.close()
+    assert archive.positions["events"] == {0: goes_on, 1: 5}
+    assert [shell._readers["events"].position(TopicPartition("events", n)) for n in (0, 1)] == [goes_on, 5]
+
+
+def test_an_archive_has_one_writer(tmp_path: Path) -> None:
+    place = Folder(tmp_path)
+    with pytest.raises(StoreError, match="another process writes"):
+        Folder(tmp_path)
+    place.close()
+    Folder(tmp_path).close()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone", "torn"])
+def test_a_damaged_manifest_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    """To begin anew beside the files would double their rows."""
+    killed_at(many_pages(), tmp_path, [60], [])
+    manifest = tmp_path / "manifest"
+    raw = bytearray(manifest.read_bytes())
+    raw[10] ^= 1
+    manifest.unlink()
+    if damage != "gone":
+        manifest.write_bytes(raw if damage == "flipped" else raw[:50])
+    place = Folder(tmp_path)
+    with pytest.raises(StoreError, match="move the folder away"):
+        place.load()
+    place.close()
+
+
+def test_another_number_of_partitions_is_refused() -> None:
+    state = Feed().archive.cut().state
+    with pytest.raises(StoreError, match="1 partitions, not 2"):
+        Archive(SCHEMA, WAITS, HOUR, 2).resume(state)
+
+
+def test_a_state_outlives_a_new_field() -> None:
+    feed = Feed(parse_schema(SMALL)).item(11, color="red").events(exposure("p", T0, [11]))
+    state = msgspec.msgpack.decode(msgspec.msgpack.encode(feed.archive.cut().state))
+    grown = parse_schema(SMALL.replace("fields = [", 'fields = [{ name = "brand", of = "item" }, '))
+    later = Archive(grown, WAITS, HOUR, 1)
+    later.resume(state)
+    later.advance(0, T0 + 10 * HOUR)
+    assert brief(later.cut().exposures.to_pylist(), "color", "brand") == [("red", None)]
+
+
+def test_old_files_go(tmp_path: Path) -> None:
+    killed_at(many_pages(), tmp_path, [60], [])
+    place = Folder(tmp_path)
+    files = list(place.files())
+    written_s = files[0].stat().st_mtime
+    assert place.expire(written_s - 10) == 0
+    assert place.expire(written_s + 1000) == len(files) == 3
+    place.close()
+
+
+def test_records_go_in_the_order_in_which_they_came_to_kafka() -> None:
+    class Stamped(msgspec.Struct):
+        timestamp: int
+        name: str = ""
+
+    lines = [("users", 0), ("impressions", 0), ("events", 0)]
+    merge = Merge(lines)
+
+    def ready(*at_end: int) -> str:
+        return "".join(record.name for record in merge.ready({lines[n] for n in at_end}))
+
+    merge.put(lines[2], [Stamped(5, "e"), Stamped(9, "f")])
+    assert ready(1) == ""  # users may still have something older
+    merge.put(lines[0], [Stamped(1, "u"), Stamped(7, "v")])
+    assert ready(1) == "uev"
+    merge.put(lines[1], [Stamped(9, "i")])
+    assert ready(0, 1, 2) == "if"
+    assert merge.waiting(lines[2]) == 0
+
+
+# ---------------------------------------------------------------------- replay
+
+
+@pytest.mark.parametrize("which", ["shop", "small", "named"])
+def test_replay_reads_the_archive_as_it_is(tmp_path: Path, which: str) -> None:
+    """The schema's id is the live one's, so a model of the replay fits the loop."""
+    named = SMALL + '[log]\ntime = "t"\nuser = "uid"\nitem = "sku"\nlabel = "y"\n[[join]]\nfile = "x.csv"\non = "sku"'
+    schema = {"shop": shop_schema(), "small": parse_schema(SMALL), "named": parse_schema(named)}[which]
+    feed = Feed(schema)
+    for n in range(10):
+        feed.item(n, born_ms=T0 - HOUR, color="red", price=n, category="shoes", tags="a, b", price_band=n % 3)
+    for n in range(50):
+        feed.user(7, country=f"c{n}", kind="business", region=n)
+        feed.events(exposure(f"p{n}", T0 + n * MINUTE, [n % 10, (n + 1) % 10]))
+        feed.events(action("click", f"p{n}", T0 + n * MINUTE + 5000, n % 2, (n + n % 2) % 10))
+    place = Folder(tmp_path)
+    place.put_schema(schema_text(schema, 30.0))
+    feed.archive.advance(0, T0 + 10**8)
+    cut = feed.archive.cut()
+    place.write({"exposures": cut.exposures}, cut.state)
+    place.close()
+    written = parse_schema((tmp_path / "schema.toml").read_text())
+    assert written.id == schema.id
+    log = read_log(tmp_path / "exposures", written)
+    assert (log.rows_read, log.duplicates) == (100, 0)
+    assert log.table[log.label].to_pylist().count(1) == 50
+    report = replay(tmp_path / "exposures", tmp_path / "schema.toml", tmp_path / "out", progress=False)
+    assert report["rows"] == 100
+
+
+def test_replay_reads_the_archive_before_the_first_file_with_a_new_field_and_after(tmp_path: Path) -> None:
+    def start(text: str, request: str, n: int) -> None:
+        schema = parse_schema(text)
+        feed = Feed(schema).item(11, color="red", brand="b")
+        feed.events(exposure(request, T0 + n, [11]), action("click", request, T0 + n + 5000, 0, 11))
+        feed.archive.advance(0, T0 + 10**8)
+        place, cut = Folder(tmp_path), feed.archive.cut()
+        place.load()
+        place.put_schema(schema_text(schema, 30.0), Columns(schema).schema.names)
+        if n != 1:
+            place.write({"exposures": cut.exposures}, cut.state)
+        place.close()
+
+    def rows() -> tuple[int, list[str]]:
+        written = parse_schema((tmp_path / "schema.toml").read_text())
+        return read_log(tmp_path / "exposures", written).rows_read, [field.name for field in written.fields]
+
+    grown = SMALL.replace("fields = [", 'fields = [{ name = "brand", of = "item" }, ')
+    start(SMALL, "p0", 0)
+    start(grown, "p1", 1)  # it is killed before its first file
+    assert (rows()[0], "brand" in rows()[1]) == (1, False)
+    start(grown, "p2", 2)
+    assert (rows()[0], "brand" in rows()[1]) == (2, True)
+
+
+# ---------------------------------------------------------------------- a user is forgotten
+
+
+def test_forget_writes_files_again_without_the_user(tmp_path: Path) -> None:
+    feed = Feed(parse_schema(SMALL))
+    for n in range(20):
+        feed.events(exposure(f"p{n}", T0 + n, [11, 12], user_id=n % 2 or "7"))
+    place = Folder(tmp_path)
+    place.put_schema(schema_text(parse_schema(SMALL), 30.0))
+    feed.archive.advance(0, T0 + 10**8)
+    cut = feed.archive.cut()
+    place.write({"events": cut.events, "exposures": cut.exposures}, cut.state)
+    before = [(path.name, path.stat().st_mtime_ns) for path in place.files()]
+    assert forget(tmp_path, "7") == Forgotten(rows=10 + 20, files=2, looked_at=2)
+    assert forget(tmp_path, "7") == Forgotten(rows=0, files=0, looked_at=2)
+    assert [(path.name, path.stat().st_mtime_ns) for path in place.files()] == before
+    left = [pa.parquet.read_table(path)["user_id"].to_pylist() for path in place.files()]
+    assert left == [["1"] * 10, ["1"] * 20]
+    place.close()
+    with pytest.raises(StoreError, match="is no archive"):
+        forget(tmp_path / "events", "7")
+
+
+# ---------------------------------------------------------------------- one request id, two users
+
+
+def shared_request() -> tuple[Archive, list[str]]:
+    """Two users whose clients call their pages alike, in two partitions; the second page is longer. (the archive, the
+    users)"""
+    users = [next(str(u) for u in range(99) if kafka_partition(key_of(u), 2) == number) for number in (0, 1)]
+    archive, layout = Archive(SCHEMA, WAITS, HOUR, 2, features=True), SCHEMA.layout
+    for number, (user, n) in enumerate(zip(users, (1, 3), strict=True)):
+        items = [11 + k for k in range(n)]
+        page = {
+            "cat": np.full((n, layout.F), number + 1, "<i8").tobytes(),
+            "num": np.full((n, layout.N), number + 0.5, "<f4").tobytes(),
+        }
+        raw = impression("home", T0, items, int(user), schema_id=SCHEMA.id, **page)
+        archive.take(Record("impressions", number, 0, user.encode(), raw, T0))
+        shown = exposure("home", T0, items, user_id=int(user))
+        archive.take(Record("events", number, 0, user.encode(), shown, T0))
+        clicked = action("click", "home", T0 + MINUTE, 0, 11, user_id=int(user))
+        for k in range(number):  # the second user clicks
+            archive.take(Record("events", number, 1 + k, user.encode(), clicked, T0))
+        archive.advance(number, T0 + 10 * HOUR)
+    return archive, users
+
+
+def test_features_are_of_the_exposures_own_page() -> None:
+    archive, (first, second) = shared_request()
+    features = archive.cut().features
+    cat, _ = arrays(features, SCHEMA)
+    columns = features["user_id"].to_pylist(), features["position"].to_pylist(), cat[:, 0].tolist()
+    found = list(zip(*columns, strict=True))
+    assert sorted(found) == sorted([(first, 0, 1), (second, 0, 2), (second, 1, 2), (second, 2, 2)])
+
+
+def test_replay_keeps_the_exposures_of_both_users(tmp_path: Path) -> None:
+    archive, (first, second) = shared_request()
+    folder, cut = Folder(tmp_path), archive.cut()
+    folder.write({"events": cut.events, "exposures": cut.exposures}, cut.state)
+    folder.put_schema(schema_text(SCHEMA, POLICY.attribution_ms / MINUTE))
+    folder.close()
+    log = read_log(tmp_path / "exposures", load_schema(tmp_path / "schema.toml"))
+    rows = log.table.to_pylist()
+    assert sorted((str(row["user_id"]), row["label"]) for row in rows) == sorted(
+        [(first, 0), (second, 1), (second, 0), (second, 0)]
+    )
+
+
+def test_exposures_of_both_users_are_two_pages(tmp_path: Path) -> None:
+    """In replay they are compared within their own page; a loop that goes on from them has two names for them."""
+    archive, users = shared_request()
+    folder, cut = Folder(tmp_path), archive.cut()
+    folder.write({"events": cut.events, "exposures": cut.exposures}, cut.state)
+    folder.put_schema(schema_text(SCHEMA, POLICY.attribution_ms / MINUTE))
+    folder.close()
+    schema = load_schema(tmp_path / "schema.toml")
+    log = read_log(tmp_path / "exposures", schema)
+    page = Groups(log, schema).page
+    assert page is not None
+    of = dict(zip(log.table["user_id"].to_pylist(), page.tolist(), strict=True))
+    assert sorted(map(str, of)) == sorted(users)
+    assert len(set(of.values())) == len(set(page.tolist())) == 2
+    rows = LogRows(log, schema)
+    assert set(rows.requests(rows.page)) == {"home"}
+    events = LogEvents(log, schema, rows, HOUR)
+    assert sorted(events.names(slice(0, events.pages))) == ["home", "home#1"]

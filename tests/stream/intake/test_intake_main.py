@@ -1,0 +1,112 @@
+"""The intake over a real socket, in this process: it is told to end while a request waits. And its bench's load."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import socket
+import threading
+from typing import Any
+
+import msgspec
+import pytest
+
+from benchmarks.intakeload import EventRun, event_ids
+from benchmarks.openloop import Plan
+from millrace.basics.errors import PortError
+from millrace.contracts.events import Click, decode_event
+from millrace.contracts.schema import shop_schema
+from millrace.contracts.settings import Settings
+from millrace.processes.services import free_port
+from millrace.processes.tokens import Tokens
+from stream.intake import main, outlet
+from stream.intake.wire import Reader, lines_of
+from tests.scenes.intake_desk import AHEAD_MS, click
+from tests.scenes.waiting import PATIENCE, until
+from tests.stream.intake.test_intake_outlet import Broker, Faulty, Producer
+
+
+class Held(Producer):
+    """Keeps nothing until it is let."""
+
+    let = threading.Event()
+
+    async def _sent(self, values: list[bytes]) -> None:
+        while not self.let.is_set():
+            await asyncio.sleep(0.001)
+        await super()._sent(values)
+
+
+class Slow(Faulty):
+    async def _make(self) -> Any:
+        self.broker.producers.append(Held(self.broker))
+        return self.broker.producers[-1]
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_an_intake_that_is_told_to_end_answers_what_waits_and_lets_nobody_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(kafka="127.0.0.1:1", intake_port=free_port(), intake_seconds=PATIENCE)
+    broker, stop = Broker(), threading.Event()
+    slow = Slow(broker)
+    monkeypatch.setattr(main, "Outlet", lambda settings: slow)
+    monkeypatch.setattr(outlet, "ensure_topics", lambda settings: None)
+    told: list[Any] = []
+
+    def client() -> None:
+        try:
+            until(lambda: listens(settings.intake_port), "it listens")
+            connection = http.client.HTTPConnection("127.0.0.1", settings.intake_port, timeout=PATIENCE)
+            connection.request(
+                "POST", "/events", msgspec.json.encode([click(1), click(2)]), {"Authorization": "Bearer t"}
+            )
+            until(lambda: slow.keeper.waiting == 2, "the request waits")
+            stop.set()
+            until(lambda: not listens(settings.intake_port), "it lets nobody in")
+            Held.let.set()
+            answer = connection.getresponse()
+            told.append((answer.status, msgspec.json.decode(answer.read())["kept"]))
+            connection.close()
+        finally:
+            stop.set()
+            Held.let.set()
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    with main.bind(settings) as listener:
+        reader = Reader(shop_schema(), AHEAD_MS)
+        asyncio.run(main._run(settings, reader, Tokens(["t"]), listener, stop))
+    thread.join(PATIENCE)
+    assert told == [(200, 2)]
+    assert len(broker.log) == 2
+    assert all(producer.stopped for producer in broker.producers)
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(PortError, match=f"{port}.*MILLRACE_INTAKE_PORT"):
+            main.bind(Settings(intake_port=port))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_load_is_of_events_that_the_intake_takes(size: int) -> None:
+    plan = Plan(port=1, rate=50, seconds=1, seed=3, prefix="p", users=9, size=size, path="/events", connections=0)
+    run = EventRun(plan)
+    reader, now_ms = Reader(shop_schema(), AHEAD_MS), 1_772_323_200_000
+    for number, request in enumerate(run.requests):
+        head, _, body = request.partition(b"\r\n\r\n")
+        assert head.startswith(b"POST /events HTTP/1.1\r\n")
+        assert b"Content-Length: %d" % len(body) in head
+        found = [decode_event(reader.read("events", line, now_ms, now_ms).value) for line in lines_of(body)]
+        assert [event.event_id for event in found] == event_ids(plan, number)
+        assert all(isinstance(event, Click) and event.ts_ms == now_ms for event in found)
+    assert run._is_whole(0, b'{"kept":%d,"duplicates":0}' % size)
+    assert not run._is_whole(0, b'{"kept":%d,"duplicates":1}' % (size - 1))
+    run.selector.close()

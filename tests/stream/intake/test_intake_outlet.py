@@ -1,0 +1,190 @@
+"""The way to Kafka with a producer that fails as told: nothing is lost, the order stays, another producer is made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError, OutOfOrderSequenceNumber
+
+from millrace.contracts.settings import Settings
+from stream.intake import outlet as module
+from stream.intake.keeper import Parcel
+from stream.intake.outlet import Outlet
+from stream.intake.wire import Message
+from tests.scenes.waiting import PATIENCE
+
+Fault = Callable[[list[bytes]], KafkaError | None]
+
+
+class Builder:
+    def __init__(self) -> None:
+        self.values: list[bytes] = []
+
+    def append(self, *, timestamp: Any, key: bytes, value: bytes, headers: Any) -> None:
+        self.values.append(value)
+
+    def close(self) -> None:
+        pass
+
+
+class Client:
+    async def force_metadata_update(self) -> bool:
+        return True
+
+
+class Producer:
+    """In the place of aiokafka's: after a failure it takes nothing any more, as an idempotent one."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker, self.client, self.failed, self.stopped = broker, Client(), False, False
+
+    async def partitions_for(self, topic: str) -> set[int]:
+        return {0}
+
+    def create_batch(self) -> Builder:
+        return Builder()
+
+    async def send_batch(self, builder: Builder, topic: str, *, partition: int) -> Coroutine[Any, Any, None]:
+        return self._sent(builder.values)
+
+    async def _sent(self, values: list[bytes]) -> None:
+        await asyncio.sleep(0)
+        if self.failed:
+            raise OutOfOrderSequenceNumber
+        error = self.broker.fault(values)
+        if error is not None:
+            self.failed = True
+            raise error
+        self.broker.log += values
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+
+class Broker:
+    def __init__(self, fault: Fault = lambda values: None) -> None:
+        self.fault, self.log, self.producers = fault, list[bytes](), list[Producer]()
+        self.refuses = 0  # connections, from now on
+
+
+class Faulty(Outlet):
+    """The outlet over such producers."""
+
+    def __init__(self, broker: Broker, **settings: Any) -> None:
+        super().__init__(Settings(kafka="127.0.0.1:1", **settings))
+        self.broker = broker
+
+    async def _make(self) -> Any:
+        if self.broker.refuses:
+            self.broker.refuses -= 1
+            raise KafkaConnectionError
+        self.broker.producers.append(Producer(self.broker))
+        return self.broker.producers[-1]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LINGER_SECONDS", "FIRST_PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS"):
+        monkeypatch.setattr(module, name, 0.0)
+    monkeypatch.setattr(module, "ensure_topics", lambda settings: None)
+
+
+def story(outlet: Faulty, values: list[bytes]) -> list[str]:
+    """Sends each value in a request of its own, waits until all have a verdict, and returns these."""
+
+    async def run() -> list[str]:
+        await outlet.open(1, 1)
+        task = asyncio.create_task(outlet.run())
+        parcels = []
+        for value in values:
+            parcel = Parcel(lambda: None)
+            outlet.wake(outlet.keeper.admit(parcel, [Message("events", b"7", value, value[:9].decode(), 1)]))
+            parcels.append(parcel)
+        async with asyncio.timeout(PATIENCE):
+            while any(parcel.left for parcel in parcels):
+                await asyncio.sleep(0)
+            assert await outlet.finished(1.0) == 0
+        task.cancel()
+        await asyncio.wait([task])
+        await outlet.close()
+        assert all(producer.stopped for producer in outlet.broker.producers)
+        return [verdict.status for parcel in parcels for verdict in parcel.verdicts if verdict is not None]
+
+    return asyncio.run(run())
+
+
+VALUES = [b"%03d" % n for n in range(40)]
+
+
+def test_all_is_kept_in_order() -> None:
+    broker = Broker()
+    assert story(Faulty(broker), VALUES) == ["kept"] * 40
+    assert broker.log == VALUES
+    assert len(broker.producers) == 1
+
+
+def test_after_an_error_another_producer_goes_on_where_the_first_was() -> None:
+    errors = [OutOfOrderSequenceNumber(), KafkaConnectionError(), ValueError()]  # the last is a bug of somebody's
+    broker = Broker(lambda values: errors.pop() if errors else None)
+    assert story(Faulty(broker), VALUES) == ["kept"] * 40
+    assert broker.log == VALUES
+    assert len(broker.producers) == 4
+
+
+def test_a_broker_that_lets_nobody_in_is_tried_again() -> None:
+    errors: list[KafkaError] = [OutOfOrderSequenceNumber()]
+
+    def fault(values: list[bytes]) -> KafkaError | None:
+        if not errors:
+            return None
+        broker.refuses = 5
+        return errors.pop()
+
+    broker = Broker(fault)
+    assert story(Faulty(broker), VALUES) == ["kept"] * 40
+    assert broker.log == VALUES
+
+
+def test_what_the_broker_had_taken_before_it_failed_is_sent_again_and_answered_once() -> None:
+    lost_answers = [KafkaConnectionError()]
+
+    def fault(values: list[bytes]) -> KafkaError | None:
+        if not lost_answers:
+            return None
+        broker.log += values
+        return lost_answers.pop()
+
+    broker = Broker(fault)
+    assert story(Faulty(broker), VALUES) == ["kept"] * 40
+    assert sorted(set(broker.log)) == VALUES
+
+
+def test_a_message_that_is_too_large_for_the_broker_is_refused_alone() -> None:
+    huge = b"huge" + b"x" * 600
+    broker = Broker(lambda v: MessageSizeTooLargeError() if sum(map(len, v)) > 500 else None)
+    values = [*VALUES[:20], huge, *VALUES[20:]]
+    assert story(Faulty(broker), values) == ["kept"] * 20 + ["refused"] + ["kept"] * 20
+    assert broker.log == VALUES
+
+
+def test_a_producer_that_stands_still_while_the_broker_answers_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOOK_SECONDS", "AWAY_SECONDS", "STUCK_SECONDS"):
+        monkeypatch.setattr(module, name, {"LOOK_SECONDS": 0.001, "AWAY_SECONDS": 0.01, "STUCK_SECONDS": 0.03}[name])
+
+    class Still(Producer):
+        async def _sent(self, values: list[bytes]) -> None:
+            if len(self.broker.producers) == 1:
+                await asyncio.Event().wait()
+            await super()._sent(values)
+
+    broker = Broker()
+    monkeypatch.setitem(globals(), "Producer", Still)
+    outlet = Faulty(broker)
+    away: list[str] = []
+    monkeypatch.setattr(outlet, "_is_away", away.append)
+    assert story(outlet, VALUES) == ["kept"] * 40
+    assert broker.log == VALUES
+    assert "it acknowledges nothing" in away

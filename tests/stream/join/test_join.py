@@ -1,0 +1,311 @@
+"""The partition against the per-event reference on random streams, and its invariants."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.reference import ReferencePartition
+from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE
+from millrace.labels import policy_named
+from stream.join.join import Message
+from stream.partition.partition import Partition
+from tests.scenes.stream_world import (
+    HOUR,
+    KINDS,
+    MINUTE,
+    POLICY,
+    SCHEMA,
+    T0,
+    Log,
+    Sum,
+    action,
+    dead_of,
+    exposure,
+    hashed,
+    impression,
+    keys_of,
+    resumed,
+)
+
+NOW = T0 + 1000 * HOUR
+"""The event clock of these tests: nothing is from the future unless it says so."""
+
+REMEMBERED = 2 * POLICY.life_ms - 5 * MINUTE
+"""A duplicate that comes later than this is told from a new exposure no more; both are dead letters."""
+
+WITHOUT_SLACK = ("wait", "equal-wait", "fake-negative-weighted")
+"""Policies under which disorder within the allowed bound changes no sample. Under the others a click that comes out of
+order may be a correction, where it would have been a positive."""
+
+Arriving = tuple[int, str, bytes]  # when, topic, message
+
+page = st.fixed_dictionaries(
+    {
+        "gap": st.one_of(st.integers(0, 5 * MINUTE), st.sampled_from([0, 31 * MINUTE, 55 * MINUTE, 26 * HOUR])),
+        "n": st.integers(1, 9),
+        "cut": st.integers(0, 9),  # two exposure messages
+        "exposed": st.sampled_from(["yes", "yes", "yes", "no", "half", "other item"]),
+        "shown": st.one_of(st.none(), st.integers(0, 2**32)),  # how the client lays it out; None: as answered
+        "stranger": st.sampled_from(
+            [0, 0, 0, 1, 2, 3]
+        ),  # 1: another user says what was seen; 2: what was done; 3: says so too
+        "served": st.sampled_from([0, 0, 0, 40 * MINUTE, None]),  # delay of the impression
+        "actions": st.lists(
+            st.tuples(
+                st.integers(1, 4),
+                st.integers(0, 9),  # position, perhaps beyond the page
+                st.one_of(st.integers(-1000, 10 * MINUTE), st.integers(0, 60 * MINUTE), st.just(30 * MINUTE)),
+                st.booleans(),  # names the right item
+            ),
+            max_size=6,
+        ),
+    }
+)
+
+
+def events_of(pages: list[dict[str, Any]]) -> list[tuple[int, Arriving]]:
+    """(time stamp, arriving in order). Each action identity occurs once."""
+    out: list[tuple[int, Arriving]] = []
+    t = T0
+    for i, p in enumerate(pages):
+        t += p["gap"]
+        request, items = f"r{i}", [(i + k) % 12 + 1 for k in range(p["n"])]
+        seen_by, done_by = (i % 3 + (p["stranger"] == who) for who in (1, 2))
+        if p["served"] is not None:
+            out.append((t, (t + p["served"], "impressions", impression(request, t, items, user=i % 3))))
+        shown = list(items)
+        if p["exposed"] == "other item":
+            shown[0] = 99
+        if p["exposed"] == "half":
+            shown = shown[: (len(shown) + 1) // 2]
+        cut = p["cut"]
+        for offset, part in ((0, shown[:cut]), (cut, shown[cut:])):
+            if part and p["exposed"] != "no":
+                seen: dict[str, Any] = {"items": part}
+                if p["shown"] is not None:  # some of the items, in another order
+                    rng = random.Random(p["shown"])
+                    slots = rng.sample(range(offset, offset + len(part)), rng.randint(1, len(part)))
+                    seen = {"items": [shown[slot] for slot in slots], "slots": slots}
+                out.append((t, (t, "events", exposure(request, t, offset=offset, user_id=seen_by, **seen))))
+        done = set()
+        for kind, position, after, right in p["actions"]:
+            if (kind, position) not in done:
+                done.add((kind, position))
+                item = items[position] if right and position < len(items) else 77
+                raw = action(KINDS[kind], request, max(1, t + after), position, item, user_id=done_by)
+                out.append((t + after, (t + after, "events", raw)))
+                if p["stranger"] == 3:  # the same is said by two users
+                    raw = action(KINDS[kind], request, max(1, t + after), position, item, user_id=done_by + 1)
+                    out.append((t + after, (t + after, "events", raw)))
+    return out
+
+
+@st.composite
+def arrivals(draw: Any, wild: bool, clocked: bool = False) -> list[Message]:
+    """Messages in the order of arrival. Not wild: within the disorder, but for impressions. Wild: anything goes.
+    Clocked: each says when it came, and some are dated ahead of that."""
+    made = events_of(draw(st.lists(page, min_size=1, max_size=12)))
+    rng = random.Random(draw(st.integers(0, 2**32)))
+    queue: list[Arriving] = []
+    for _, (when, topic, raw) in made:
+        queue.append((when + rng.randrange(POLICY.disorder_ms), topic, raw))
+        if rng.random() < 0.2:  # a duplicate
+            delay = rng.choice([POLICY.disorder_ms, REMEMBERED]) if wild else POLICY.disorder_ms
+            queue.append((when + rng.randrange(delay), topic, raw))
+        if wild and rng.random() < 0.1:  # late: this instance comes again much later, or only then
+            queue[-1] = (when + rng.randrange(REMEMBERED), topic, raw)
+        if clocked and rng.random() < 0.2:
+            queue[-1] = (when - rng.randrange(2 * POLICY.ahead_ms), topic, raw)
+    if wild:
+        first = min((q[0] for q in queue), default=T0)
+        bad = (b"{", b"[]", b'{"type":"view"}', exposure("f", NOW + 2 * HOUR, [1, 2]), b"\xff" * 20)
+        queue += [(first + rng.randrange(HOUR), "events", raw) for raw in bad]
+        queue.append((first, "impressions", b"\xc1"))
+    queue.sort(key=lambda q: q[0])
+    log = Log()
+    return [log(topic, raw)._replace(clock_ms=when if clocked else None) for when, topic, raw in queue]
+
+
+def play(messages: list[Message], rng: random.Random | None, policy: Any = POLICY) -> tuple[Partition, Sum]:
+    """Takes the messages; with ``rng`` in batches, with crashes: the state is saved, some messages come again."""
+    partition, total = Partition(0, SCHEMA, policy), Sum()
+    at = 0
+    while at < len(messages):
+        n = rng.randrange(1, 8) if rng else len(messages)
+        total += partition.take(messages[at : at + n], NOW)
+        at += n
+        if rng and rng.random() < 0.3:
+            partition = resumed(partition.snapshot().to_bytes(), SCHEMA, policy)
+            at = max(0, at - rng.randrange(4))
+    return partition, total
+
+
+def check_conservation(partition: Partition, total: Sum) -> None:
+    labelled = Counter((r.request, r.position) for r in total.samples if r.kind in (POSITIVE, NEGATIVE))
+    assert not [i for i, n in labelled.items() if n > 1]
+    assert total.counts["exposures"] == len(labelled) + partition.pending + total.lost
+
+
+def check_against_reference(partition: Partition, total: Sum, reference: ReferencePartition) -> None:
+    assert sorted(total.samples) == hashed(reference.samples)
+    assert dead_of(total.dead) == dead_of(reference.dead)
+    assert partition.pending == reference.pending
+    assert (partition.newest_ms, partition.watermark_ms) == (reference.newest_ms, reference.watermark_ms)
+    names = ("exposures", "duplicates", "late", "ahead", "impressions", *(f"events.{k}" for k in KINDS))
+    assert {n: total.counts[n] for n in names} == {n: reference.counts[n] for n in names}
+    keys = np.concatenate([keys_of(user, range(1, 13)) for user in range(3)]).ravel()
+    ts = partition.newest_ms + 1
+    assert partition.windows.counts(keys, ts).tolist() == [reference.window(int(k), ts) for k in keys]
+
+
+def check_whatever_comes(messages: list[Message], seed: int, label: str) -> None:
+    policy = replace(POLICY, label=policy_named(label))
+    reference = ReferencePartition(SCHEMA, policy)
+    reference.take(messages, NOW)
+    partition, total = play(messages, random.Random(seed), policy)
+    check_against_reference(partition, total, reference)
+    check_conservation(partition, total)
+    for hours in (0.3, 0.6, 5):
+        later = max(partition.newest_ms, partition.ahead_ms) + round(hours * HOUR)  # all that came may be ahead
+        reference.advance(later)
+        total += partition.advance(later)
+        check_against_reference(partition, total, reference)
+        check_conservation(partition, total)
+    assert partition.pending == partition.ahead_ms == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(POLICIES))
+def test_equals_the_reference_whatever_comes(messages: list[Message], seed: int, label: str) -> None:
+    check_whatever_comes(messages, seed, label)
+
+
+@settings(max_examples=100, deadline=None)
+@given(arrivals(wild=True, clocked=True), st.integers(0, 2**32), st.sampled_from(POLICIES), st.sampled_from([31, 3]))
+def test_equals_the_reference_whatever_is_dated_ahead(
+    messages: list[Message], seed: int, label: str, pages: int
+) -> None:
+    """With so few pages that the three users of these stories can move the time, and with so many that they cannot."""
+    with patch("millrace.contracts.clock.PAGES", pages), patch("benchmarks.reference.PAGES", pages):
+        check_whatever_comes(messages, seed, label)
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrivals(wild=False), st.integers(0, 2**32), st.sampled_from(WITHOUT_SLACK))
+def test_order_of_arrival_within_the_disorder_changes_nothing(messages: list[Message], seed: int, label: str) -> None:
+    policy = replace(POLICY, label=policy_named(label))
+    rng = random.Random(seed)
+    results = []
+    for order in (messages, sorted(messages, key=time_of), jitter(messages, rng)):
+        log = Log()
+        partition, total = play([log(m.topic, m.raw) for m in order], None, policy)
+        total += partition.advance(partition.newest_ms + 5 * HOUR)
+        ts = partition.newest_ms + 1
+        keys = np.concatenate([keys_of(user, range(1, 13)) for user in range(3)]).ravel()
+        results.append(
+            (
+                sorted(total.samples),
+                dead_of(total.dead)[0],
+                {(letter.reason, letter.raw) for letter in total.dead},  # a bad message sent twice may be two letters
+                partition.windows.counts(keys, ts).tolist(),
+                total.counts["exposures"],
+            )
+        )
+    assert results[0] == results[1] == results[2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrivals(wild=False), st.integers(0, 2**32), st.sampled_from(POLICIES))
+def test_when_impressions_come_changes_no_sample(messages: list[Message], seed: int, label: str) -> None:
+    """After a crash the two topics are read in another order. Events that are out of order stay so."""
+    policy = replace(POLICY, label=policy_named(label))
+    events = jitter([m for m in messages if m.topic == "events"], random.Random(seed))
+    early = [m for m in messages if m.topic == "impressions"]
+    come = accumulate(map(time_of, events), max)  # the events' order stays: under some policies it decides labels
+    timed = [*zip(come, events, strict=True), *((time_of(m) + 3 * MINUTE, m) for m in early)]
+    late = [m for _, m in sorted(timed, key=lambda one: one[0])]
+    results = []
+    for order in ([*early, *events], late):
+        log = Log()
+        partition, total = play([log(m.topic, m.raw) for m in order], None, policy)
+        total += partition.advance(partition.newest_ms + 5 * HOUR)
+        results.append(sorted(total.samples))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("label", POLICIES)
+def test_a_click_out_of_order_is_the_same_kind_wherever_the_impression_comes(label: str) -> None:
+    """The exposure's observation window is over when its click comes, dated within it."""
+    policy, kinds = replace(POLICY, label=policy_named(label)), []
+    start = T0 + 24 * HOUR
+    told = [
+        ("events", exposure("a", start, [1, 2])),
+        ("events", exposure("b", start + 50_000, [1, 2])),
+        ("events", action("click", "a", start + 5_000, 1, 2)),
+    ]
+    for at in range(len(told) + 1):
+        log, partition, total = Log(), Partition(0, SCHEMA, policy), Sum()
+        for k in range(120):  # traffic has flowed for long
+            total += partition.take(log.events(exposure(f"old{k}", T0 + k * 12 * MINUTE, [1, 2])), NOW)
+        for topic, raw in [*told[:at], ("impressions", impression("a", start, [1, 2])), *told[at:]]:
+            total += partition.take([log(topic, raw)], NOW)
+        total += partition.advance(start + 5 * HOUR)
+        kinds.append(sorted(r.kind for r in total.samples if (r.request, r.position) == ("a", 1)))
+    assert kinds == [kinds[0]] * len(kinds)
+
+
+def time_of(message: Message) -> int:
+    import msgspec
+
+    decode = msgspec.json.decode if message.topic == "events" else msgspec.msgpack.decode
+    return int(decode(message.raw)["ts_ms"])
+
+
+def jitter(messages: list[Message], rng: random.Random) -> list[Message]:
+    """Anew out of order, every message by less than the allowed disorder."""
+    return sorted(messages, key=lambda m: time_of(m) + rng.randrange(POLICY.disorder_ms))
+
+
+def test_samples_say_what_their_page_lacked_of_its_user() -> None:
+    """Those that settle, also after a restart, and those that are corrected."""
+    log, pages = Log(), {"a": PROFILE_MISSING | WINDOWS_MISSING, "b": 0, "c": PROFILE_MISSING}
+    partition = Partition(0, SCHEMA, POLICY)
+    for page, missing in pages.items():
+        partition.take(log.impressions(impression(page, T0, [1, 2], user_missing=missing)), NOW)
+        partition.take(log.events(exposure(page, T0, [1, 2])), NOW)
+    partition = resumed(partition.snapshot().to_bytes(), policy=POLICY)
+    found = [partition.advance(T0 + 31 * MINUTE).samples]
+    found.append(partition.take(log.events(action("click", "a", T0 + 29 * MINUTE, 1, 2)), NOW).samples)
+    said = [
+        (page, position, int(missing))
+        for batch in found
+        if batch is not None
+        for (page, position), missing in zip(batch.ids(), batch.user_missing, strict=True)
+    ]
+    assert sorted(said[:6]) == [(page, position, missing) for page, missing in pages.items() for position in (0, 1)]
+    assert said[6:] == [("a", 1, pages["a"])]
+
+
+def test_a_late_click_corrects_the_negative_and_nothing_is_counted_twice() -> None:
+    log = Log()
+    partition, total = Partition(0, SCHEMA, POLICY), Sum()
+    total += partition.take(log.impressions(impression("a", T0, [1, 2])), NOW)
+    total += partition.take(log.events(exposure("a", T0, [1, 2])), NOW)
+    total += partition.advance(T0 + 31 * MINUTE)
+    assert [r.kind for r in total.samples] == [NEGATIVE, NEGATIVE]
+    late = action("click", "a", T0 + 29 * MINUTE, 1, 2)
+    total += partition.take(log.events(late, late), NOW)
+    assert [(r.position, r.kind) for r in total.samples[2:]] == [(1, CORRECTION)]
+    assert total.counts["duplicates"] == 1
+    check_conservation(partition, total)

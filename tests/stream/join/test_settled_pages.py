@@ -1,0 +1,321 @@
+"""Settled pages: what comes out is what would come out if every impression had stayed in memory."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES
+from millrace.labels import Promise, policy_named
+from stream.join.join import Message
+from stream.join.pages import GONE, PageState, Part, peek, plain, settle, unsettle, without_log
+from stream.partition.partition import Partition
+from tests.scenes.stream_world import (
+    HOUR,
+    MINUTE,
+    POLICY,
+    SCHEMA,
+    T0,
+    Log,
+    Sum,
+    action,
+    dead_of,
+    exposure,
+    impression,
+    keys_of,
+)
+from tests.stream.join.test_join import NOW, arrivals
+
+SETTLED = replace(POLICY, attribution_ms=5 * MINUTE, lateness_ms=60 * MINUTE)
+"""Attribution is short beside lateness, so that much comes for settled pages."""
+
+
+class Reader:
+    """A partition and the topic of impressions, from which what is wanted is read some batches later."""
+
+    def __init__(self, partition: Partition, rng: random.Random | None = None, patience: int = 0) -> None:
+        self.partition, self.total, self.rng, self.patience = partition, Sum(), rng, patience
+        self.topic: dict[int, bytes] = {}
+        self.reads = 0
+
+    def take(self, messages: list[Message]) -> None:
+        self.topic |= {m.offset: m.raw for m in messages if m.topic == "impressions"}
+        self.total += self.partition.take(messages, NOW)
+        if self.rng is None or self.rng.randrange(self.patience + 1) == 0:
+            self.answer()
+
+    def answer(self) -> None:
+        found = {request: self.topic.get(at) for request, at in self.partition.wanted.items()}
+        self.reads += len(found)
+        if found:
+            self.total += self.partition.returned(found)
+        assert not self.partition.wanted
+
+    def advance(self, to_ms: int) -> None:
+        self.total += self.partition.advance(to_ms)
+        self.answer()
+
+
+def crashed(partition: Partition) -> Partition:
+    again = Partition(0, SCHEMA, partition.policy, settles=partition.settles)
+    again.resume(partition.snapshot().to_bytes())
+    return again
+
+
+OURS = ("recalled", "impressions_gone")
+
+
+def check_alike(plain: Reader, settling: Reader) -> None:
+    assert sorted(settling.total.samples) == sorted(plain.total.samples)
+    assert dead_of(settling.total.dead) == dead_of(plain.total.dead)
+    assert Counter({k: n for k, n in settling.total.counts.items() if k not in OURS}) == plain.total.counts
+    one, two = plain.partition, settling.partition
+    assert (one.pending, one.watermark_ms, one.offsets) == (two.pending, two.watermark_ms, two.offsets)
+    keys = [keys_of(user, range(1, 13)).ravel() for user in range(3)]
+    for own in keys:
+        ts = one.newest_ms + 1
+        assert one.windows.counts(own, ts).tolist() == two.windows.counts(own, ts).tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(POLICIES), st.integers(0, 4))
+def test_samples_counts_and_dead_letters_are_those_of_pages_in_memory(
+    messages: list[Message], seed: int, label: str, patience: int
+) -> None:
+    """Whatever comes, however long reading takes, with crashes between."""
+    rng = random.Random(seed)
+    policy = replace(SETTLED, label=policy_named(label))
+    plain = Reader(Partition(0, SCHEMA, policy))
+    settling = Reader(Partition(0, SCHEMA, policy, settles=True), rng, patience)
+    at = 0
+    while at < len(messages):
+        part = messages[at : at + rng.randrange(1, 5)]
+        at += len(part)
+        plain.take(part)
+        settling.take(part)
+        if rng.random() < 0.2:
+            settling.partition = crashed(settling.partition)
+    settling.answer()
+    check_alike(plain, settling)
+    for hours in (0.2, 0.6, 5):
+        later = plain.partition.newest_ms + round(hours * HOUR)
+        plain.advance(later)
+        settling.advance(later)
+        check_alike(plain, settling)
+    assert settling.partition.pending == settling.partition.settled == 0
+
+
+# ---------------------------------------------------------------------- one page
+
+
+class Shop:
+    """A partition that settles, with a page of three items, of which two are seen."""
+
+    def __init__(self, **policy: Any) -> None:
+        self.log = Log()
+        self.partition = Partition(0, SCHEMA, replace(SETTLED, **policy), settles=True)
+        self.total = Sum()
+        self.raw = impression("a", T0, [1, 2, 3])
+        self.take(*self.log.impressions(self.raw), *self.log.events(exposure("a", T0, [1, 2])))
+
+    def take(self, *messages: Message) -> None:
+        self.total += self.partition.take(messages, NOW)
+
+    def until(self, to_ms: int) -> None:
+        self.total += self.partition.advance(to_ms)
+
+    def settled(self) -> Shop:
+        self.until(T0 + SETTLED.attribution_ms + SETTLED.disorder_ms)
+        assert self.partition.settled == 1
+        return self
+
+    def returned(self, raw: bytes | None) -> None:
+        self.total += self.partition.returned({"a": raw})
+
+    def click(self, position: int, item: int) -> None:
+        at = T0 + 10 * MINUTE
+        self.take(*self.log.events(action("click", "a", at, position, item)))
+
+    @property
+    def told(self) -> list[tuple[int, int]]:
+        return sorted((row.position, row.kind) for row in self.total.samples)
+
+
+BOTH = [(0, NEGATIVE), (1, NEGATIVE)]
+
+
+def test_a_page_is_settled_when_attribution_has_passed_and_not_before() -> None:
+    shop = Shop()
+    shop.until(T0 + SETTLED.attribution_ms + SETTLED.disorder_ms - 1)
+    assert shop.partition.settled == 0
+    assert shop.settled().told == BOTH
+
+
+def test_a_page_that_nobody_saw_is_settled_too_and_counted_as_unseen_at_its_end() -> None:
+    shop = Shop()
+    shop.take(*shop.log.impressions(impression("b", T0, [1])))
+    shop.until(T0 + SETTLED.attribution_ms + SETTLED.disorder_ms)
+    assert shop.partition.settled == 2
+    assert shop.partition.pending == 0
+    shop.until(T0 + SETTLED.life_ms + SETTLED.disorder_ms)
+    assert shop.partition.settled == 0
+    assert shop.total.counts["unseen"] == 1
+
+
+def test_a_late_click_asks_for_the_impression_by_its_offset() -> None:
+    shop = Shop().settled()
+    shop.click(1, 2)
+    assert shop.partition.wanted == {"a": 0}
+    assert shop.told == BOTH
+    shop.returned(shop.raw)
+    assert shop.told == [(0, NEGATIVE), (1, NEGATIVE), (1, CORRECTION)]
+    assert not shop.partition.wanted
+    shop.click(0, 1)  # of the same visit: it is still here
+    assert not shop.partition.wanted
+    shop.until(T0 + 10 * MINUTE + SETTLED.attribution_ms)
+    assert shop.partition.settled == 1
+
+
+def test_what_is_known_without_the_impression_asks_for_nothing() -> None:
+    shop = Shop().settled()
+    shop.take(*shop.log.events(exposure("a", T0, [1, 2])))  # a duplicate
+    shop.take(*shop.log.impressions(shop.raw))
+    shop.click(2, 3)  # not exposed
+    assert not shop.partition.wanted
+    assert shop.total.counts["duplicates"] == 1
+    shop.until(T0 + 10 * MINUTE + SETTLED.lateness_ms + SETTLED.disorder_ms + 1)
+    assert [letter.reason for letter in shop.total.dead] == ["no-exposure"]
+
+
+def test_a_late_exposure_of_other_positions_finds_the_impression() -> None:
+    shop = Shop().settled()
+    shop.take(*shop.log.events(exposure("a", T0 + MINUTE, [3], 2)))
+    assert shop.partition.pending == 1
+    shop.returned(shop.raw)
+    shop.until(T0 + MINUTE + SETTLED.attribution_ms + SETTLED.disorder_ms)
+    assert shop.told == [*BOTH, (2, NEGATIVE)]
+    assert shop.partition.pending == 0
+
+
+@pytest.mark.parametrize("raw", [None, b"\xc1", impression("other", T0, [1, 2, 3])], ids=["gone", "bytes", "another"])
+def test_an_impression_that_is_gone_is_counted_and_what_waits_becomes_dead_letters(raw: bytes | None) -> None:
+    """Gone by retention, or in its place lies another message: the log is another one."""
+    shop = Shop().settled()
+    shop.click(1, 2)
+    shop.take(*shop.log.events(exposure("a", T0 + MINUTE, [3], 2)))
+    shop.returned(raw)
+    assert dead_of(shop.total.dead) == ({"impression-gone": 1}, {"impression-gone": 1})
+    assert shop.total.counts["impressions_gone"] == 1
+    shop.click(0, 1)  # nobody reads in vain again
+    assert not shop.partition.wanted
+    assert dead_of(shop.total.dead)[1] == {"impression-gone": 2}
+    assert (shop.told, shop.partition.pending) == (BOTH, 0)
+    shop.until(T0 + 10 * HOUR)
+    assert shop.partition.settled == 0
+
+
+def test_a_page_whose_time_ends_while_its_impression_is_read_gives_its_sample_all_the_same() -> None:
+    shop = Shop().settled()
+    shop.click(1, 2)
+    shop.until(T0 + 5 * HOUR)
+    shop.click(1, 2)  # too late
+    assert [letter.reason for letter in shop.total.dead] == ["late"]
+    shop.partition = crashed(shop.partition)
+    assert shop.partition.wanted == {"a": 0}
+    shop.returned(shop.raw)
+    assert shop.told == [*BOTH, (1, CORRECTION)]
+
+
+def test_a_page_of_the_same_request_that_comes_and_goes_meanwhile_takes_nothing_along() -> None:
+    """An action on a position that was never exposed, for a page whose time is over while its impression is read."""
+    shop = Shop().settled()
+    shop.click(1, 2)
+    shop.until(T0 + SETTLED.life_ms + SETTLED.disorder_ms)
+    shop.take(*shop.log.events(action("click", "a", T0 + SETTLED.life_ms, 2, 3)))
+    shop.until(T0 + 5 * HOUR)
+    assert [letter.reason for letter in shop.total.dead] == ["no-exposure"]
+    shop.returned(shop.raw)
+    assert shop.told == [*BOTH, (1, CORRECTION)]
+
+
+def test_an_answer_that_nobody_asked_for_does_nothing() -> None:
+    shop = Shop().settled()
+    before = shop.partition._join.snapshot()
+    assert shop.partition.returned({"a": shop.raw, "x": None}).counts == {}
+    assert shop.partition._join.snapshot() == before
+
+
+# ---------------------------------------------------------------------- forms
+
+
+@st.composite
+def pages(draw: Any) -> PageState:
+    """A page of which everything is said."""
+    page, bits = PageState("r"), st.integers(0, 2**20 - 1)
+    page.drop_ms, page.at = T0 + draw(st.integers(0, HOUR)), draw(st.sampled_from([0, 5, 1 << 40, GONE]))
+    page.exposed = draw(bits)
+    for _ in range(draw(st.integers(0, 3))):
+        code = draw(st.integers(0, len(POLICIES) - 1))
+        brought = draw(st.one_of(bits, st.just(page.exposed)))
+        ts_ms, offset = page.drop_ms - draw(st.integers(-9, 9**9)), draw(st.integers(0, 600))
+        part = Part(brought, ts_ms, offset, None, None, Promise(code, 0, 0, 0))
+        part.mask = draw(bits) & part.brought
+        page.labelled |= part.mask
+        page.parts.append(part)
+    page.acted = [0, *[draw(st.sampled_from([0, 1, 2**19])) for _ in range(4)]]
+    return page
+
+
+@given(pages())
+def test_a_settled_page_says_all_that_was_said(page: PageState) -> None:
+    assert page.can_settle
+    raw = settle(page)
+    assert plain(unsettle("r", raw)) == plain(page)
+    assert peek(raw) == (page.drop_ms, page.exposed)
+    page.at = GONE
+    assert plain(unsettle("r", without_log(raw))) == plain(page)
+
+
+def test_a_settled_page_takes_some_dozen_bytes() -> None:
+    shop = Shop().settled()
+    assert len(shop.partition._join.settled["a"]) < 40 < len(shop.raw)
+
+
+def test_a_checkpoint_from_before_pages_were_settled_is_read() -> None:
+    """Its pages keep their impressions to their end: nobody knows where in Kafka these lie."""
+    shop = Shop()
+    head = msgspec.msgpack.decode(shop.partition.snapshot().to_bytes())
+    del head["sweep"]
+    head["form"], head["join"] = 2, head["join"][:6]
+    head["join"][2] = [page[:9] for page in head["join"][2]]
+    again = Partition(0, SCHEMA, SETTLED, settles=True)
+    again.resume(msgspec.msgpack.encode(head))
+    shop.partition = again
+    shop.until(T0 + SETTLED.attribution_ms + SETTLED.disorder_ms)
+    assert shop.told == BOTH
+    shop.click(1, 2)
+    assert not shop.partition.wanted
+    assert (1, CORRECTION) in shop.told
+    shop.until(T0 + 10 * HOUR)
+    assert not shop.partition._join.pages
+
+
+def test_a_partition_that_does_not_settle_goes_on_with_one_that_did() -> None:
+    """And the other way round: settled pages stay, and none is added."""
+    shop = Shop().settled()
+    other = Partition(0, SCHEMA, SETTLED)
+    other.resume(shop.partition.snapshot().to_bytes())
+    shop.partition = other
+    shop.click(0, 1)
+    shop.returned(shop.raw)
+    assert (0, CORRECTION) in shop.told
+    shop.take(*shop.log.events(exposure("a", T0 + 20 * MINUTE, [3], 2)))  # it lives longer than it would have
+    shop.until(T0 + 10 * HOUR)
+    assert (other.settled, len(other._join.pages)) == (0, 0)
