@@ -3,15 +3,15 @@
 
 ::
 
-    Addresses ── .recommend(...) ──► Call ── sent by Millrace or AsyncMillrace ──► Answer ── read_page ──► Page
-              ── .post(kind, lines) ► Call                                                ── read_receipt ► Receipt
-                                                                                         ── else: an error, raised
+    Addresses ── .recommend(asked) ──► Call ── sent by a Connection ──► Answer ── read_page ────► Page
+              ── .post(kind, lines) ─► Call                                    ── read_receipt ─► Receipt
+                                                                               ── else: an error, raised
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit
@@ -54,7 +54,7 @@ class Addresses:
     """Where Millrace is, and the token.
 
     Args:
-        intake, scorer: URLs of the two doors, as ``http://127.0.0.1:8720``.
+        intake, scorer: URLs of the two servers, as ``http://127.0.0.1:8720``.
         token: sent as ``Authorization: Bearer TOKEN``; None: none.
 
     Raises:
@@ -80,40 +80,10 @@ class Addresses:
         """Whether the intake and the scorer are ready."""
         return self._call("GET", f"{self.intake}/readyz"), self._call("GET", f"{self.scorer}/readyz")
 
-    def recommend(
-        self,
-        user_id: Id,
-        size: int | None,
-        *,
-        context: Mapping[str, Any] | None,
-        exclude: Iterable[Id],
-        only: Wanted | None,
-        without: Wanted | None,
-        caps: Mapping[str, int] | None,
-        hide: Collection[Hidden],
-        explain: bool,
-        list_size: int | None,
-        cursor: str | None,
-    ) -> Call:
+    def recommend(self, asked: Mapping[str, Any]) -> Call:
         """A page. What was not asked for is not sent, so that an older scorer understands it."""
-        asked = {
-            "user_id": user_id,
-            "size": size,
-            "context": dict(context or {}),
-            "exclude": list(exclude),
-            "only": _plain(only),
-            "not": _plain(without),
-            "caps": dict(caps or {}),
-            "hide": sorted(hide),
-            "explain": explain,
-            "list": list_size,
-            "cursor": cursor,
-        }
         body = {name: value for name, value in asked.items() if not _nothing(value)}
-        try:
-            return self._call("POST", f"{self.scorer}/recommend", _encode(body), "application/json")
-        except (TypeError, ValueError) as error:
-            raise BadRequest(f"the request is no JSON: {error}", "give texts, numbers and lists of them") from None
+        return self._call("POST", f"{self.scorer}/recommend", encoded(body, "request"), "application/json")
 
     def _call(self, method: str, url: str, body: bytes = b"", content: str = "") -> Call:
         return Call(method, url, body, {**self._headers, **({"content-type": content} if content else {})})
@@ -124,7 +94,7 @@ def _nothing(value: Any) -> bool:
     return value is None or value is False or (isinstance(value, dict | list) and not value)
 
 
-def _plain(wanted: Wanted | None) -> dict[str, Any]:
+def plain(wanted: Wanted | None) -> dict[str, Any]:
     """Sets and tuples of values become lists."""
     sets = (set, frozenset, tuple)
     return {name: list(value) if isinstance(value, sets) else value for name, value in (wanted or {}).items()}
@@ -132,10 +102,15 @@ def _plain(wanted: Wanted | None) -> dict[str, Any]:
 
 def line_of(message: Message) -> bytes:
     """A message's JSON, on one line. Raises BadRequest for an attribute that JSON has no form for."""
+    return encoded(message, "message")
+
+
+def encoded(value: Any, what: str) -> bytes:
+    """JSON. Raises BadRequest for what it has no form for."""
     try:
-        return _encode(message)
+        return _encode(value)
     except (TypeError, ValueError) as error:
-        raise BadRequest(f"the message is no JSON: {error}", "give texts, numbers and lists of them") from None
+        raise BadRequest(f"the {what} is no JSON: {error}", "give texts, numbers and lists of them") from None
 
 
 def parts(lines: Iterable[bytes], most_lines: int = MOST_LINES, most_bytes: int = MOST_BYTES) -> Iterator[list[bytes]]:

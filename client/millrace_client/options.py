@@ -34,7 +34,8 @@ class Options:
         timeout_s: seconds until a request to the intake counts as not answered. The intake itself gives up after 10.
         patience_s: seconds within which items, users and deletions are tried again, and that ``flush`` waits.
         page_s: seconds for a page, with everything that is tried again.
-        on_refused: called with each event that was refused, in the sender's thread or task.
+        on_refused: called with each event that was refused, on the sender's loop: it may report events, and wait for
+            nothing.
     """
 
     batch_size: int = 200

@@ -1,5 +1,5 @@
 # core
-"""Events that wait to be sent, and when to try again: what both clients decide, without a clock of their own.
+"""Events that wait to be sent, and when to try again: decided without a clock of its own.
 
 ::
 
@@ -63,7 +63,7 @@ class Waiting:
         return max(0.0, self._lines[0][1] + self.batch_s - now_s)
 
     def take(self) -> list[bytes]:
-        """The next batch. It counts as waiting until it is :meth:`settle`-d or :meth:`put_back`."""
+        """The next batch. It counts as waiting until it is :meth:`settle`-d."""
         lines = (line for line, _ in islice(self._lines, self.batch_lines))
         batch = next(parts(lines, self.batch_lines, MOST_BYTES), [])
         self._taken = [self._lines.popleft() for _ in batch]
@@ -72,11 +72,6 @@ class Waiting:
     def settle(self) -> None:
         """The batch that was taken is through: kept, or handed back to the caller."""
         self.settled += len(self._taken)
-        self._taken = []
-
-    def put_back(self) -> None:
-        """The batch that was taken was not sent; it is first again."""
-        self._lines.extendleft(reversed(self._taken))
         self._taken = []
 
 

@@ -23,6 +23,7 @@ from millrace_client import (
     FakeServer,
     Item,
     Millrace,
+    MillraceClientError,
     NotOnPage,
     Options,
     Page,
@@ -161,8 +162,6 @@ def test_a_batch_is_due_by_size_by_age_and_when_somebody_waits() -> None:
     assert waiting.due_s(4.0) == 0.0
     assert waiting.take() == [b"a", b"b", b"c"]
     assert len(waiting) == 4
-    waiting.put_back()
-    assert waiting.take() == [b"a", b"b", b"c"]
     waiting.settle()
     assert (waiting.due_s(4.0), len(waiting)) == (5.0, 1)
     assert waiting.hurry() == 4
@@ -278,7 +277,7 @@ def test_refused_events_are_told_one_by_one() -> None:
     told: list[Refusal] = []
     with FakeMillrace(Options(on_refused=told.append, batch_seconds=60.0)) as shop:
         shop.click(PAGE, "i0")
-        shop._enqueue(Exposure("", "r1", 1, "u1", ["i0"]))  # an empty event id
+        shop._report(Exposure("", "r1", 1, "u1", ["i0"]))  # an empty event id
         shop.click(PAGE, "i1")
         assert [click.item_id for click in shop.clicks] == ["i0", "i1"]
         assert (shop.refused, shop.refused_total) == (told, 1)
@@ -291,10 +290,53 @@ def test_a_callback_that_fails_stops_nothing(caplog: pytest.LogCaptureFixture) -
         raise RuntimeError("a bug of the shop")
 
     with FakeMillrace(Options(on_refused=fails)) as shop:
-        shop._enqueue(Exposure("", "r1", 1, "u1", ["i0"]))
+        shop._report(Exposure("", "r1", 1, "u1", ["i0"]))
         shop.click(PAGE, "i1")
         assert len(shop.clicks) == 1
     assert "on_refused failed" in caplog.text
+
+
+def test_a_callback_reports_events_and_cannot_wait_for_its_own_client() -> None:
+    errors: list[str] = []
+
+    def answer(refusal: Refusal) -> None:
+        shop.click(PAGE, "i2")
+        for act in (lambda: shop.click(PAGE, "i3"), shop.flush, lambda: shop.recommend("u1")):
+            try:
+                act()
+            except MillraceClientError as error:
+                errors.append(str(error))
+
+    with FakeMillrace(Options(on_refused=answer, queue_size=2)) as shop:
+        shop._report(Exposure("", "r1", 1, "u1", ["i0"]))
+        until(lambda: [click.item_id for click in shop.clicks] == ["i2"], "what the callback reported")
+    assert [error.partition(";")[0] for error in errors] == [
+        "2 events wait to be sent",
+        *["on_refused waits for its own client"] * 2,
+    ]
+
+
+def test_calls_that_run_when_the_client_is_closed_end_with_an_error() -> None:
+    slow, errors = threading.Event(), list[str]()
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        slow.set()
+        await asyncio.sleep(PATIENCE)
+        raise AssertionError("it was closed before")
+
+    def ask() -> None:
+        try:
+            shop.recommend("u1")
+        except Unavailable as error:
+            errors.append(str(error))
+
+    shop = Millrace(transport=httpx.MockTransport(handle), options=Options(page_s=PATIENCE))
+    asker = threading.Thread(target=ask)
+    asker.start()
+    slow.wait(PATIENCE)
+    shop.close()
+    asker.join()
+    assert len(errors) == 1
 
 
 @pytest.mark.parametrize(("status", "kind"), [(401, Unauthorised), (400, BadRequest), (404, BadRequest)])
@@ -499,7 +541,7 @@ def test_the_real_intake_understands_the_client() -> None:
             await shop.exposure(now, shown=[2, 0])
             for report in (shop.click, shop.collect, shop.cart, shop.purchase):
                 await report(now, "i2")
-            await shop._enqueue(Exposure("e9", "r1", 1_772_414_000, "u1", ["i0"]))  # a time in seconds
+            await shop._report(Exposure("e9", "r1", 1_772_414_000, "u1", ["i0"]))  # a time in seconds
             await shop.flush()
             assert [refusal.reason for refusal in shop.refused] == ["seconds"]
             assert (await shop.delete_item("a/b é")).kept == (await shop.delete_user("u1")).kept == 1
