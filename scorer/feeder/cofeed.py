@@ -13,7 +13,6 @@ Neighbours are also made anew when an event day begins, since counts of the olde
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
@@ -22,14 +21,12 @@ import structlog
 from millrace.basics.errors import one_line
 from millrace.contracts import coclicks
 from millrace.contracts.events import BadEventError, Id
-from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_COCLICKS
 from millrace.processes.wall import wall_ms
-from scorer.feeder.door import Door, Stopped
+from scorer.feeder.door import FeederState, Stopped
 from scorer.feeder.feed import Broker, Feed, Reader, Record
-from scorer.feeder.primary import Primary
 from scorer.ipc.link import Packet
-from scorer.ipc.meters import COCLICK_LISTS, NEIGHBOURS, ScorerMeters
+from scorer.ipc.meters import COCLICK_LISTS, NEIGHBOURS
 from scorer.recall.neighbours import CoClicks
 
 log = structlog.get_logger("scorer")
@@ -41,7 +38,7 @@ RENEW_SECONDS = 10.0
 SHARE = 20.0
 """And at least so many times as long as the last one took to make."""
 IDS = 4096
-"""Of the index, that are copied behind the door at a time."""
+"""Of the index, that are copied at a time."""
 
 
 class CoFeed(Feed):
@@ -57,16 +54,12 @@ class CoFeed(Feed):
 
     def __init__(
         self,
-        settings: Settings,
-        primary: Primary,
-        meters: ScorerMeters,
-        door: Door,
-        stop: threading.Event,
+        state: FeederState,
         keep: Callable[[str, Packet], None],
         broker: Broker | None = None,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(settings, primary, meters, door, stop, broker=broker)
+        super().__init__(state, broker=broker)
         self.merged = CoClicks()
         self._keep, self._steady = keep, steady
         self._due_s = float("-inf")
@@ -108,7 +101,7 @@ class CoFeed(Feed):
         def next_ids() -> list[Id]:
             return index.ids[merged.known : merged.known + IDS]
 
-        while ids := self.door.call(next_ids):
+        while ids := self.state.alone(next_ids):
             merged.know(ids)
         newest = max(merged.newest_day, self.primary.heard_ms // coclicks.DAY_MS)  # a day may have no co-clicks
         day = min(newest, self.primary.now_ms // coclicks.DAY_MS + 1)  # whoever says it is later is wrong

@@ -20,7 +20,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -28,12 +28,12 @@ import numpy as np
 import structlog
 
 from millrace.basics.errors import MillraceError, ServiceError, one_line
-from millrace.contracts.settings import Settings
 from millrace.processes.shared import Region
+from scorer.feeder.door import FeederState
 from scorer.feeder.versionhost import VersionHost
 from scorer.ipc.figures import Sums, values_of
-from scorer.ipc.link import FeederLink, Message, Packet
-from scorer.ipc.meters import WORKER_RESTARTS, WORKERS, ScorerMeters
+from scorer.ipc.link import FeederLink, Message, Packet, Receiver
+from scorer.ipc.meters import WORKER_RESTARTS, WORKERS
 from scorer.pagelog.ring import RING_BYTES
 from scorer.worker.acceptor import NOBODY
 from scorer.worker.template import Handles, Template
@@ -54,20 +54,14 @@ MEASURE_SECONDS = 1.0
 MEASURED_WITHIN_SECONDS = 0.3
 
 
-class Shelves(Protocol):
-    """What gives a worker that starts the shelves; see :class:`scorer.feeder.shelving.Shelving`."""
+class Sender(Protocol):
+    """Sends all workers what they need of it."""
 
-    def add(self, worker: Member) -> None: ...
+    def join(self, worker: Receiver) -> None:
+        """A worker that starts: it gets what the others have, and from now on what they get."""
 
-    def remove(self, worker: Member) -> None: ...
-
-
-class Towers(Protocol):
-    """What gives a worker that starts the vectors of the items; see :class:`scorer.feeder.towerhost.TowerHost`."""
-
-    def join(self, worker: Member) -> None: ...
-
-    def leave(self, worker: Member) -> None: ...
+    def leave(self, worker: Receiver) -> None:
+        """A worker has ended."""
 
 
 class Member:
@@ -92,26 +86,23 @@ class Crew:
     Args:
         listener: the socket that all workers accept from.
         answer: answers what a worker asks: what, facts -> facts, arrays. Called in a thread of its own.
-        stop: the role ends.
+        senders: what sends workers all that they need: each that starts joins all of them, in this order.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        state: FeederState,
         listener: socket.socket,
         template: Template,
         host: VersionHost,
-        shelving: Shelves,
-        meters: ScorerMeters,
+        senders: Sequence[Sender],
         sums: Sums,
         answer: Callable[[str, Any], tuple[Any, dict[str, Any]]],
-        stop: threading.Event,
-        towers: Towers | None = None,
     ) -> None:
-        self._towers = towers
-        self._settings, self._listener, self._template = settings, listener, template
-        self._host, self._shelving, self._meters, self._sums = host, shelving, meters, sums
-        self._answer, self._stop = answer, stop
+        settings = self._settings = state.primary.settings
+        self._listener, self._template, self._host = listener, template, host
+        self._senders, self._sums, self._answer = senders, sums, answer
+        self._meters, self._stop = state.meters, state.stop
         self._askers = ThreadPoolExecutor(ASKERS, "asked")
         self._asked = threading.BoundedSemaphore(MOST_ASKED)
         self.rings = [Region(RING_BYTES) for _ in range(settings.workers)]
@@ -189,10 +180,8 @@ class Crew:
             self._members[slot] = member
         WORKERS.set(len(self._members))
         try:
-            self._host.join(member)
-            self._shelving.add(member)
-            if self._towers is not None:
-                self._towers.join(member)  # behind the shelf, whose rows it names
+            for sender in self._senders:
+                sender.join(member)
             member.put(Packet("all"))
         except BaseException:  # it lacks something: it ends, and another one is started
             member.put(Packet("end"))
@@ -251,10 +240,8 @@ class Crew:
                 del self._members[member.slot]
                 self._connections[member.slot] = NOBODY
         WORKERS.set(len(self._members))
-        self._host.leave(member)
-        self._shelving.remove(member)
-        if self._towers is not None:
-            self._towers.leave(member)
+        for sender in self._senders:
+            sender.leave(member)
         self._sums.ended(member.pid)
         if not self._ending:
             WORKER_RESTARTS.inc()

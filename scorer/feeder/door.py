@@ -1,11 +1,14 @@
 # shell
-"""The door: threads change the item index through it, and read it, one at a time."""
+"""What the feeder's threads share: its state, its meters, one lock on the item index, and whether it ends."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from scorer.feeder.primary import Primary
+from scorer.ipc.meters import ScorerMeters
 
 T = TypeVar("T")
 
@@ -14,24 +17,24 @@ class Stopped(Exception):
     """The scorer ends; nobody takes changes any more."""
 
 
-class Door:
-    """Runs functions alone, between other changes.
+class FeederState:
+    """See the module's text.
 
     Args:
         stop: set when the scorer ends.
     """
 
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
+    def __init__(self, primary: Primary, meters: ScorerMeters, stop: threading.Event) -> None:
+        self.primary, self.meters, self.stop = primary, meters, stop
         self._lock = threading.RLock()
 
-    def call(self, function: Callable[..., T], *args: Any) -> T:
-        """The result of ``function(*args)``, run while nobody else is behind the door.
+    def alone(self, function: Callable[..., T], *args: Any) -> T:
+        """The result of ``function(*args)``, which changes or reads the index: no other such function runs meanwhile.
 
         Raises:
             Stopped: the scorer ends.
         """
         with self._lock:
-            if self._stop.is_set():
+            if self.stop.is_set():
                 raise Stopped
             return function(*args)

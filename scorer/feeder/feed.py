@@ -3,12 +3,12 @@
 
 ::
 
-    items           ─ thread: decode, hash ──► door ─► item index ─► the shelves of all workers
-    features.items  ─ thread: decode ────────► door ─┘
+    items           ─ thread: decode, hash ──► item index ─► the shelves of all workers
+    features.items  ─ thread: decode ────────┘
     model.deltas    ─ thread: read, verify ──► versions in shared memory (scorer/feeder/modelfeed.py)
     features.coclicks ─ thread: merge ───────► neighbours of items (scorer/feeder/cofeed.py)
 
-A thread takes one small slice at a time through the door, so that nobody else waits long for the index.
+A thread takes one small slice at a time, alone with the index, so that nobody else waits long for it.
 
 No message is read again because of its content. A message that cannot be used is counted, logged and passed over, even
 when its failure was not foreseen. Only failures of the broker are waited out and tried again.
@@ -37,9 +37,7 @@ from millrace.processes.kinds import Kinds
 from millrace.processes.priority import step_back
 from scorer.catalog.checkpoint import Bookmark
 from scorer.catalog.index import Prepared
-from scorer.feeder.door import Door, Stopped
-from scorer.feeder.primary import Primary
-from scorer.ipc.meters import ScorerMeters
+from scorer.feeder.door import FeederState, Stopped
 
 log = structlog.get_logger("scorer")
 
@@ -120,20 +118,16 @@ class Feed(threading.Thread):
 
     def __init__(
         self,
-        settings: Settings,
-        primary: Primary,
-        meters: ScorerMeters,
-        door: Door,
-        stop: threading.Event,
+        state: FeederState,
         before: Callable[[], None] = lambda: None,
         broker: Broker | None = None,
     ) -> None:
         super().__init__(name=f"feed {self.topic}", daemon=True)
-        self.settings, self.primary, self.meters, self.door, self.stop = settings, primary, meters, door, stop
+        self.state, self.primary, self.meters, self.stop = state, state.primary, state.meters, state.stop
         self.position: dict[int, int] = {}
         self.log_id = ""
         self.caught_up = False
-        self._before, self._broker = before, broker or Broker(settings)
+        self._before, self._broker = before, broker or Broker(state.primary.settings)
         self._goal: dict[int, int] = {}  # where the topic ended when this feed began, by partition
         self._reader: Reader | None = None
         self._kinds = Kinds()  # of messages that could not be used
@@ -288,7 +282,7 @@ class ItemFeed(Feed):
                         gone = intake.removed(key)
                         self._put(prepared)
                         prepared = []
-                        self.door.call(index.remove, gone)
+                        self.state.alone(index.remove, gone)
                     else:
                         prepared.append(index.prepare(intake.item(value)))
                 except BadEventError as error:  # a dead letter: the stream's list keeper writes it
@@ -297,7 +291,7 @@ class ItemFeed(Feed):
 
     def _put(self, prepared: list[Prepared]) -> None:
         if prepared:
-            self.door.call(self.primary.index.put, prepared)
+            self.state.alone(self.primary.index.put, prepared)
 
 
 class TileFeed(Feed):
@@ -317,7 +311,7 @@ class TileFeed(Feed):
             for start in range(0, len(keys), KEY_SLICE):
                 end = start + KEY_SLICE
                 try:
-                    self.door.call(self.primary.index.put_tiles, message.partition, keys[start:end], tiles[start:end])
+                    self.state.alone(self.primary.index.put_tiles, message.partition, keys[start:end], tiles[start:end])
                 except MillraceError as error:
                     self.bad("item-tiles", error)
             self.primary.heard_ms = max(self.primary.heard_ms, message.event_ms)

@@ -34,7 +34,7 @@ from millrace.processes.shared import Pool
 from millrace.processes.wall import event_now_ms, wall_ms
 from scorer.feeder.cofeed import CoFeed
 from scorer.feeder.crew import Crew
-from scorer.feeder.door import Door
+from scorer.feeder.door import FeederState
 from scorer.feeder.feed import Feed, ItemFeed, TileFeed
 from scorer.feeder.keeper import IndexKeeper
 from scorer.feeder.modelfeed import ModelFeed
@@ -78,34 +78,19 @@ class Feeder:
         schema = settings.load_schema()
         self.meters, self.sums = ScorerMeters(), Sums()
         self.primary = Primary(settings, schema, settings.event_clock(), wall_ms)
-        door = self._door = Door(self._ending)
-        self.host = VersionHost(self.primary, Pool(), self.meters, wall_ms, self._ending, matrix_units())
-        self._towers = TowerHost(self.primary, self.meters, self._ending)
-        self._shelving = Shelving(self.primary, self.host, self.meters, door, self._ending, self._towers)
-        self._keeper = IndexKeeper(settings, self.primary, self.meters, door, self._ending, wall_ms, uuid4().hex[:8])
-        of_index = [
-            kind(settings, self.primary, self.meters, door, self._ending, self._keeper.load)
-            for kind in (ItemFeed, TileFeed)
-        ]
+        state = self._state = FeederState(self.primary, self.meters, self._ending)
+        self.host, self._towers = VersionHost(state, Pool(), matrix_units()), TowerHost(state)
+        self._shelving = Shelving(state, self.host, self._towers)
+        self._keeper = IndexKeeper(state, uuid4().hex[:8])
+        of_index = [kind(state, self._keeper.load) for kind in (ItemFeed, TileFeed)]
         self._keeper.feeds = {feed.topic: feed for feed in of_index}
-        model_feed = ModelFeed(settings, self.host, door, self._ending, towers=self._towers)
-        self._feeds: list[Feed] = [model_feed, *of_index]
+        self._feeds: list[Feed] = [ModelFeed(state, self.host, towers=self._towers), *of_index]
         self.primary.to_read = {feed.what: -1 for feed in self._feeds}
-        self._coclicks = CoFeed(settings, self.primary, self.meters, door, self._ending, self._shelving.keep)
+        self._coclicks = CoFeed(state, self._shelving.keep)
         self._spool = open_spool(settings, self.meters.lost)
         self._shipper = Shipper(settings, schema, self._spool, self.meters.lost)
-        self.crew = Crew(
-            settings,
-            listener,
-            template,
-            self.host,
-            self._shelving,
-            self.meters,
-            self.sums,
-            self._answer,
-            self._ending,
-            self._towers,
-        )
+        senders = self.host, self._shelving, self._towers  # vectors come behind the shelf, whose rows they name
+        self.crew = Crew(state, listener, template, self.host, senders, self.sums, self._answer)
         for slot in range(settings.workers):
             self._shipper.add(RingReader(self.crew.ring(slot)))
 
@@ -163,7 +148,7 @@ class Feeder:
         if what == "counts":
             rows = np.frombuffer(facts["rows"], "<i4").astype(np.intp)
             known = rows[rows < len(self.primary.index)]
-            return None, {"counts": self._door.call(self.primary.index.counts_at, known, facts["ts_ms"])}
+            return None, {"counts": self._state.alone(self.primary.index.counts_at, known, facts["ts_ms"])}
         raise ValueError(f"'{what}' is nothing that a worker may ask")
 
 

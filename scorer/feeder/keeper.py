@@ -9,7 +9,7 @@
 Of several scorers on one store only one needs to write. So each looks first how old the newest checkpoint is, and
 leaves it at that while it is young. When two write at the same time, both checkpoints are good.
 
-A slice is copied behind the door, like every change of the index; files are written in this thread.
+A slice is copied alone with the index, like every change of it; files are written in this thread.
 """
 
 from __future__ import annotations
@@ -17,22 +17,19 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import structlog
 
 from millrace.basics.errors import StoreError, one_line
 from millrace.basics.store import DamagedError, Store
-from millrace.contracts.settings import Settings
 from millrace.processes.priority import step_back
 from scorer.catalog import checkpoint
 from scorer.catalog.checkpoint import Manifest, TilePart, Writer, age_ms
 from scorer.catalog.itemimage import ItemImage
-from scorer.feeder.door import Door, Stopped
+from scorer.feeder.door import FeederState, Stopped
 from scorer.feeder.feed import Feed
-from scorer.feeder.primary import Primary
-from scorer.ipc.meters import ScorerMeters
 
 log = structlog.get_logger("scorer")
 
@@ -46,24 +43,15 @@ class IndexKeeper(threading.Thread):
     """See the module's text.
 
     Args:
-        wall: wall time in ms.
         name: letters and digits that no other scorer has; part of its files' names.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        primary: Primary,
-        meters: ScorerMeters,
-        door: Door,
-        stop: threading.Event,
-        wall: Callable[[], int],
-        name: str,
-    ) -> None:
+    def __init__(self, state: FeederState, name: str) -> None:
         super().__init__(name="index keeper", daemon=True)
-        self.settings, self.primary, self.meters, self.door, self.stop = settings, primary, meters, door, stop
+        self.state, self.primary, self.meters, self.stop = state, state.primary, state.meters, state.stop
+        self.settings = state.primary.settings
         self.feeds: Mapping[str, Feed] = {}  # of items and counts, by topic; set before anything starts
-        self._wall, self._own_name = wall, name
+        self._own_name = name
         self._loading, self._loaded = threading.Lock(), False
         self._failing = False
 
@@ -101,7 +89,7 @@ class IndexKeeper(threading.Thread):
     def _fill(self, store: Store, name: str, manifest: Manifest) -> bool:
         """Puts a checkpoint into the index; whether all of it was sound. See :mod:`scorer.catalog.checkpoint` on why
         parts may be put one by one."""
-        age = age_ms(manifest, self._wall())
+        age = age_ms(manifest, self.primary.wall())
         unfit = self._unfit_rows(manifest, age)
         tiles: dict[int, list[TilePart]] = {}
         file = None
@@ -114,7 +102,7 @@ class IndexKeeper(threading.Thread):
                     self._put_items(part)
             for partition, parts in tiles.items():
                 counts = checkpoint.store_of(parts, self.primary.schema.windows)
-                self.door.call(self.primary.index.put_store, partition, counts)
+                self.state.alone(self.primary.index.put_store, partition, counts)
         except DamagedError as error:
             self._damaged(store, file.name if file else name, error)
             return False
@@ -143,7 +131,7 @@ class IndexKeeper(threading.Thread):
 
     def _put_items(self, image: ItemImage) -> None:
         for start in range(0, len(image.ids), ROW_SLICE):
-            self.door.call(self.primary.index.put_image, image.slice(start, start + ROW_SLICE))
+            self.state.alone(self.primary.index.put_image, image.slice(start, start + ROW_SLICE))
 
     def _damaged(self, store: Store, name: str, error: DamagedError) -> None:
         self.meters.error("index")
@@ -183,7 +171,7 @@ class IndexKeeper(threading.Thread):
             if newest.form == checkpoint.FORM and newest.schema_id == self.primary.schema.id:
                 if not set(self.primary.schema.filters) <= set(newest.filters):
                     break
-                if age_ms(newest, self._wall()) < 1000 * self.settings.index_seconds:
+                if age_ms(newest, self.primary.wall()) < 1000 * self.settings.index_seconds:
                     return None
                 break
         manifest = self._write(store)
@@ -200,11 +188,11 @@ class IndexKeeper(threading.Thread):
             raise
 
     def _copy(self, writer: Writer) -> Manifest:
-        index, call = self.primary.index, self.door.call
+        index, call = self.primary.index, self.state.alone
         facts = {
             "schema_id": self.primary.schema.id,
             "filters": list(self.primary.schema.filters),
-            "written_ms": self._wall(),
+            "written_ms": self.primary.wall(),
             "heard_ms": self.primary.heard_ms,
             "topics": {topic: feed.bookmark for topic, feed in self.feeds.items()},  # before anything is copied
         }

@@ -18,7 +18,6 @@ So retrieval lags ranking by as long as the learner lets it, and goes through th
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +33,6 @@ from learner.retrieval.tower import Tower, factors_of
 from learner.role.making import writer_of
 from millrace.basics.errors import SettingError, SnapshotError, StoreError, one_line
 from millrace.basics.store import AbsentError, DamagedError
-from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.versions.clicks import VersionClicks
 from millrace.versions.image import Image, check_head, split
@@ -43,7 +41,7 @@ from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import unpack
 from millrace.versions.versioning import Announcement, Place
 from scorer.catalog.checkpoint import Bookmark
-from scorer.feeder.door import Door, Stopped
+from scorer.feeder.door import FeederState, Stopped
 from scorer.feeder.feed import Broker, Feed, Record
 from scorer.feeder.versionhost import VersionHost, Writer
 from scorer.feeder.versions import Follower
@@ -94,17 +92,15 @@ class ModelFeed(Feed):
 
     def __init__(
         self,
-        settings: Settings,
+        state: FeederState,
         host: VersionHost,
-        door: Door,
-        stop: threading.Event,
         broker: Broker | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         towers: Towers | None = None,
     ) -> None:
-        super().__init__(settings, host.primary, host.meters, door, stop, broker=broker)
+        super().__init__(state, broker=broker)
         self.host, self.towers = host, towers
-        self.store = ModelStore(settings.place("models"), writes=False)
+        self.store = ModelStore(self.primary.settings.place("models"), writes=False)
         self.follower = Follower(self.primary.schema.id)
         self._writer: Writer | None = None  # of the version follower.at
         self._loaded: _Loaded | None = None  # while that is not served

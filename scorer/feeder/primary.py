@@ -21,8 +21,8 @@ INDEX_TOPICS = frozenset({"items", "item counts"})
 
 
 class Primary:
-    """One scorer's state, as its feeds change it. Whoever changes or reads the index does so through the door
-    (:mod:`scorer.feeder.door`).
+    """One scorer's state, as its feeds change it. Whoever changes or reads the index is alone with it
+    (:meth:`scorer.feeder.door.FeederState.alone`).
 
     Args:
         wall: wall time in ms.
@@ -42,7 +42,7 @@ class Primary:
         self.to_read: dict[str, int] = {}
         """What has to be read from Kafka before pages are ranked, and how many messages that are (-1: not known yet).
         The feeds fill it in."""
-        self._wall = wall
+        self.wall = wall
         self._grouped_by = {
             name
             for k in taste_keys(self.builder)
@@ -53,7 +53,7 @@ class Primary:
     @property
     def now_ms(self) -> int:
         """Event time."""
-        return self.clock.at(self._wall())
+        return self.clock.at(self.wall())
 
     @property
     def index_complete(self) -> bool:

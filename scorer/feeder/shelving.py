@@ -16,17 +16,17 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from millrace.basics.errors import one_line
 from millrace.processes.priority import step_back
-from scorer.feeder.door import Door, Stopped
-from scorer.feeder.primary import Primary
+from scorer.feeder.door import FeederState, Stopped
+from scorer.feeder.towerhost import TowerHost
 from scorer.feeder.versionhost import VersionHost
-from scorer.ipc.link import Packet
-from scorer.ipc.meters import STAGED, ScorerMeters
+from scorer.ipc.link import Packet, Receiver
+from scorer.ipc.meters import STAGED
 
 log = structlog.get_logger("scorer")
 
@@ -40,35 +40,19 @@ LIST_SECONDS = 1.0
 EXPIRE_PARTS = 64
 
 
-class Worker(Protocol):
-    """What this module asks of a worker."""
-
-    def put(self, packet: Packet) -> None: ...
-
-
-class Follower(Protocol):
-    """What is told of each slice after it was put on the workers' way; must not block. See
-    :class:`scorer.feeder.towerhost.TowerHost`."""
-
-    def take(self, arrays: dict[str, Any]) -> None: ...
-
-
 class Shelving(threading.Thread):
     """See the module's text."""
 
     def __init__(
         self,
-        primary: Primary,
+        state: FeederState,
         host: VersionHost,
-        meters: ScorerMeters,
-        door: Door,
-        stop: threading.Event,
-        follower: Follower | None = None,
+        towers: TowerHost | None = None,
     ) -> None:
         super().__init__(name="shelving", daemon=True)
-        self.primary, self._host, self._meters, self._door, self.stop = primary, host, meters, door, stop
-        self._follower = follower
-        self._workers: set[Worker] = set()
+        self.state, self.primary, self.stop, self._host = state, state.primary, state.stop, host
+        self._towers = towers
+        self._workers: set[Receiver] = set()
         self._kept: dict[str, Packet] = {}
         self._sending = threading.RLock()
         self._status: dict[str, Any] = {}
@@ -79,12 +63,12 @@ class Shelving(threading.Thread):
 
     # -- workers ----------------------------------------------------------------------------------------------
 
-    def add(self, worker: Worker) -> None:
+    def join(self, worker: Receiver) -> None:
         """A worker that starts: it gets all that the others have."""
         with self._sending:
             self._workers.add(worker)
             primary, start = self.primary, 0
-            while arrays := self._door.call(primary.index.whole, start, start + FIRST_ROWS, primary.now_ms):
+            while arrays := self.state.alone(primary.index.whole, start, start + FIRST_ROWS, primary.now_ms):
                 worker.put(Packet("shelf", None, arrays))
                 start += FIRST_ROWS
             if self._lists is not None:
@@ -93,7 +77,7 @@ class Shelving(threading.Thread):
                 worker.put(packet)
             worker.put(Packet("status", self._status or self._now()))
 
-    def remove(self, worker: Worker) -> None:
+    def leave(self, worker: Receiver) -> None:
         with self._sending:
             self._workers.discard(worker)
 
@@ -128,7 +112,7 @@ class Shelving(threading.Thread):
             except Stopped:
                 return
             except Exception as error:  # what workers have serves on
-                self._meters.error("lists")
+                self.state.meters.error("lists")
                 log.error("the workers' shelves or lists could not be renewed", error=one_line(error))
                 pause = LIST_SECONDS
             STAGED.set(self._host.unfolded)
@@ -138,23 +122,23 @@ class Shelving(threading.Thread):
         """Sends a slice of what changed of the index, or all of it; whether there was anything."""
         found = False
         with self._sending:
-            while arrays := self._unsent or self._door.call(
+            while arrays := self._unsent or self.state.alone(
                 self.primary.index.changes, self.primary.now_ms, rows, slots
             ):
                 found, self._unsent = True, arrays
                 self._put(Packet("shelf", None, arrays))
                 self._unsent = {}
-                if self._follower is not None:
-                    self._follower.take(arrays)
+                if self._towers is not None:
+                    self._towers.take(arrays)
                 if not all_of_them:
                     break
         return found
 
     def lists(self) -> None:
         """Sorts recall's lists anew, from the index as it is now, and sends them behind the rows that they name."""
-        while self._door.call(self.primary.refresh_hot):
+        while self.state.alone(self.primary.refresh_hot):
             pass
-        lists = self._door.call(self.primary.sorting)()
+        lists = self.state.alone(self.primary.sorting)()
         with self._sending:
             self.changes(all_of_them=True)
             self._lists = Packet("lists", None, lists.arrays())
@@ -163,7 +147,7 @@ class Shelving(threading.Thread):
     def expire(self) -> None:
         """Looks over a part of the item-side window keys for those whose windows have all run empty."""
         primary, part = self.primary, self._part
-        self._door.call(primary.index.expire, primary.now_ms, part / EXPIRE_PARTS, (part + 1) / EXPIRE_PARTS)
+        self.state.alone(primary.index.expire, primary.now_ms, part / EXPIRE_PARTS, (part + 1) / EXPIRE_PARTS)
         self._part = (part + 1) % EXPIRE_PARTS
 
     def status(self) -> None:

@@ -38,15 +38,9 @@ from millrace.versions.image import Image
 from millrace.versions.versioning import Announcement
 from millrace.windows.features import FeatureBuilder
 from scorer.catalog.shelf import ShelfForm, longer
-from scorer.feeder.primary import Primary
-from scorer.ipc.link import Packet
-from scorer.ipc.meters import (
-    RETRIEVAL_BUILD_SECONDS,
-    RETRIEVAL_INDEX_RECALL,
-    RETRIEVAL_ITEMS,
-    RETRIEVAL_VERSION,
-    ScorerMeters,
-)
+from scorer.feeder.door import FeederState
+from scorer.ipc.link import Packet, Receiver
+from scorer.ipc.meters import RETRIEVAL_BUILD_SECONDS, RETRIEVAL_INDEX_RECALL, RETRIEVAL_ITEMS, RETRIEVAL_VERSION
 from scorer.recall import nearestkernels
 from scorer.recall.approximate import Approximate, Builder, check_usearch
 from scorer.recall.nearest import Retrieval, best, new_tiles
@@ -79,12 +73,6 @@ class Tower(Protocol):
     def user_arrays(self) -> dict[str, NDArray[Any]]: ...
 
     def copy(self) -> Tower: ...
-
-
-class Worker(Protocol):
-    """What this module asks of a worker."""
-
-    def put(self, packet: Packet) -> None: ...
 
 
 class Goods:
@@ -177,17 +165,14 @@ class _Version(NamedTuple):
 class TowerHost:
     """See the module's text. What others call returns at once. ``thread`` is to be started; or call :meth:`step`.
 
-    Args:
-        primary: its settings say which index; its clock tells ages.
-        stop: the scorer ends.
-
     Raises:
         SettingError: the setting asks for an index whose package is not installed.
     """
 
-    def __init__(self, primary: Primary, meters: ScorerMeters, stop: threading.Event) -> None:
+    def __init__(self, state: FeederState) -> None:
         self.thread = threading.Thread(target=self._run, name="towers", daemon=True)
-        self.primary, self._meters, self.stop = primary, meters, stop
+        primary = self.primary = state.primary
+        self._meters, self.stop = state.meters, state.stop
         self._approximate = primary.settings.recall_index == "usearch"
         if self._approximate:
             check_usearch()
@@ -198,7 +183,7 @@ class TowerHost:
         self._news: deque[_News] = deque()
         self._slices: deque[Arrays] = deque()
         self._sending = threading.Lock()  # guards what goes out, and to whom
-        self._workers: set[Worker] = set()
+        self._workers: set[Receiver] = set()
         self._version: _Version | None = None
         self._tail = Tail(1)
         # of the thread
@@ -228,7 +213,7 @@ class TowerHost:
                 self._slices.append(arrays)
                 self._changed.notify()
 
-    def join(self, worker: Worker) -> None:
+    def join(self, worker: Receiver) -> None:
         """A worker that starts, behind the shelf that it was sent."""
         with self._sending:
             self._workers.add(worker)
@@ -238,7 +223,7 @@ class TowerHost:
                 if len(arrays["rows"]) or len(arrays["gone"]):
                     worker.put(self._vectors_packet(self._version.note, arrays))
 
-    def leave(self, worker: Worker) -> None:
+    def leave(self, worker: Receiver) -> None:
         with self._sending:
             self._workers.discard(worker)
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -32,9 +32,8 @@ from millrace.processes.shared import Pool
 from millrace.versions.clicks import ClickTimes, VersionClicks
 from millrace.versions.image import Image
 from millrace.versions.versioning import Announcement
-from scorer.feeder.primary import Primary
-from scorer.ipc.link import Packet
-from scorer.ipc.meters import ScorerMeters
+from scorer.feeder.door import FeederState
+from scorer.ipc.link import Packet, Receiver
 
 log = structlog.get_logger("scorer")
 
@@ -66,12 +65,6 @@ class Writer(Protocol):
     def base(self) -> dict[str, Any]: ...
 
 
-class Worker(Protocol):
-    """What this module asks of a worker."""
-
-    def put(self, packet: Packet) -> None: ...
-
-
 class Staged(NamedTuple):
     """An overlay that is not folded yet."""
 
@@ -93,25 +86,15 @@ class VersionHost:
     """See the module's text.
 
     Args:
-        wall: wall time in ms.
-        stop: ends all waiting.
         half: workers multiply matrices in bfloat16.
     """
 
-    def __init__(
-        self,
-        primary: Primary,
-        pool: Pool,
-        meters: ScorerMeters,
-        wall: Callable[[], int],
-        stop: threading.Event,
-        half: bool = False,
-    ) -> None:
+    def __init__(self, state: FeederState, pool: Pool, half: bool = False) -> None:
         self.writer: Writer | None = None  # of what is served
-        self.primary, self.pool, self.meters, self.half = primary, pool, meters, half
-        self._wall, self._stop = wall, stop
+        self.primary, self.meters, self._stop = state.primary, state.meters, state.stop
+        self.pool, self.half = pool, half
         self._changed = threading.Condition(threading.RLock())
-        self._workers: dict[Worker, int] = {}  # up to which number each has come
+        self._workers: dict[Receiver, int] = {}  # up to which number each has come
         self._staged: deque[Staged] = deque()
         self._waiting: deque[Served] = deque()
         self._newest: Announcement | None = None  # sent to all workers
@@ -158,7 +141,7 @@ class VersionHost:
 
     # -- workers ----------------------------------------------------------------------------------------------
 
-    def join(self, worker: Worker) -> None:
+    def join(self, worker: Receiver) -> None:
         """A worker that starts: it gets what is served. Nothing is folded until it has come as far as the others."""
         with self._changed:
             self._workers[worker] = 0
@@ -167,20 +150,20 @@ class VersionHost:
                 for staged in self._staged:
                     worker.put(self._delta_packet(staged))
 
-    def leave(self, worker: Worker) -> None:
+    def leave(self, worker: Receiver) -> None:
         """A worker has ended."""
         with self._changed:
             self._workers.pop(worker, None)
             self._all_serve()
 
-    def serves(self, worker: Worker, number: int) -> None:
+    def serves(self, worker: Receiver, number: int) -> None:
         """A worker has come to ``number``."""
         with self._changed:
             if worker in self._workers:
                 self._workers[worker] = number
                 self._all_serve()
 
-    def behind(self, worker: Worker) -> int | None:
+    def behind(self, worker: Receiver) -> int | None:
         """The number that a worker has come to where there is a newer one; None: there is none."""
         with self._changed:
             reached = self._workers.get(worker, self._number)
@@ -256,7 +239,7 @@ class VersionHost:
         while self._waiting and self._waiting[0].number <= reached:
             served = self._waiting.popleft()
             self.primary.note = served.note
-            self.meters.served(served.note.version, served.deltas, served.clicks, self._wall())
+            self.meters.served(served.note.version, served.deltas, served.clicks, self.primary.wall())
         self._changed.notify_all()
 
     def _wait_for_room(self) -> None:

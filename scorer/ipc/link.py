@@ -23,7 +23,7 @@ import threading
 from array import array as Integers
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -127,6 +127,13 @@ def _copied(
         region.array(a.shape, a.dtype, offset)[...] = a
         laid.append((name, a.dtype.str, list(a.shape), place, offset))
     return region
+
+
+class Receiver(Protocol):
+    """A worker, as whoever sends it something sees it."""
+
+    def put(self, packet: Packet) -> None:
+        """Sends a message after those before it, without waiting."""
 
 
 class Inbox:

@@ -71,7 +71,7 @@ from tests.scenes.scorer_log import MemoryBroker
 from tests.scenes.scorer_shop import ITEMS as GOODS
 from tests.scenes.scorer_shop import NOW_MS, SCHEMA, SPEC, batch, item
 from tests.scenes.stream_world import resumed
-from tests.scorer.feeder.test_feed import Here, Scene, feed, same_model
+from tests.scorer.feeder.test_feed import Scene, feed, same_model
 from tests.scorer.feeder.test_feed import records as as_records
 
 TS_MS = NOW_MS - 60_000
@@ -440,8 +440,7 @@ def test_an_item_is_usable_for_lists_and_scorer_or_for_neither(tmp_path: Path) -
 
 
 def test_the_item_feed_passes_over_each_and_takes_what_follows(tmp_path: Path) -> None:
-    door = Here()
-    reader, scorer, figures, _ = feed(ItemFeed, tmp_path, door)
+    reader, scorer, figures, _ = feed(ItemFeed, tmp_path)
     bad = records(ITEMS)
     good = [(str(i.item_id).encode(), to_json(i)) for i in GOODS]
     mixed = [record for pair in zip(bad, good * 2, strict=False) for record in pair]
@@ -468,9 +467,7 @@ def test_the_feed_of_co_clicks_passes_over_each_and_makes_neighbours(tmp_path: P
     scorer = Whole(Settings(data=str(tmp_path)))
     scorer.stock(GOODS)
     kept: list[Any] = []
-    reader = CoFeed(
-        scorer.settings, scorer.primary, scorer.meters, scorer.door, scorer.stop, lambda *sent: kept.append(sent)
-    )
+    reader = CoFeed(scorer.state, lambda *sent: kept.append(sent))
     reader.take_all(as_records(*records(FEATURES_COCLICKS)))
     assert scorer.meters.errors.keys() == {"co-clicks"}, "each was foreseen"
     assert scorer.meters.errors["co-clicks"] > 80

@@ -18,7 +18,7 @@ from millrace.contracts.settings import Settings
 from millrace.processes.shared import Pool
 from millrace.versions.versioning import Announcement
 from scorer.catalog.index import ItemIndex
-from scorer.feeder.door import Door
+from scorer.feeder.door import FeederState
 from scorer.feeder.primary import Primary
 from scorer.feeder.shelving import Shelving
 from scorer.feeder.towerhost import TowerHost
@@ -67,11 +67,10 @@ class Whole:
         self._users, self._schema = users or Users(), schema
         self.meters, self.sent = ScorerMeters(), list[Impression]()
         self.stop = threading.Event()
-        self.door = Door(self.stop)
         self.primary = Primary(settings, schema, EventClock(), lambda: NOW_MS)
-        self.host = VersionHost(self.primary, Pool(), self.meters, lambda: NOW_MS, self.stop)
-        self.towers = TowerHost(self.primary, self.meters, self.stop)
-        self.shelving = Shelving(self.primary, self.host, self.meters, self.door, self.stop, self.towers)
+        self.state = FeederState(self.primary, self.meters, self.stop)
+        self.host, self.towers = VersionHost(self.state, Pool()), TowerHost(self.state)
+        self.shelving = Shelving(self.state, self.host, self.towers)
         self.began: Callable[[Announcement], None] = lambda _: None
         """Called with each version as it begins to serve."""
         self._start_worker()
@@ -79,7 +78,7 @@ class Whole:
     def replace_worker(self) -> None:
         """The worker is gone; another one starts with nothing."""
         self.host.leave(self)
-        self.shelving.remove(self)
+        self.shelving.leave(self)
         self.towers.leave(self)
         began, self.began = self.began, lambda _: None
         self._start_worker()
@@ -108,7 +107,7 @@ class Whole:
 
         self.serving.install = installed  # type: ignore[method-assign]
         self.host.join(self)
-        self.shelving.add(self)
+        self.shelving.join(self)
         self.towers.join(self)
 
     def put(self, packet: Packet) -> None:

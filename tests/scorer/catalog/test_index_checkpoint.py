@@ -26,13 +26,14 @@ from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
 from scorer.catalog import checkpoint
 from scorer.catalog.checkpoint import Manifest
 from scorer.catalog.index import ItemIndex
+from scorer.feeder.door import FeederState
 from scorer.feeder.feed import Feed, ItemFeed, TileFeed
 from scorer.feeder.keeper import IndexKeeper
 from scorer.feeder.primary import Primary
 from scorer.ipc.meters import ScorerMeters
 from tests.scenes.scorer_log import MemoryBroker, caught_up
 from tests.scenes.scorer_shop import BUILDER, CATEGORY, ITEM, NOW_MS, SCHEMA, item, tiles, window_keys
-from tests.scorer.feeder.test_feed import Here, flip
+from tests.scorer.feeder.test_feed import flip
 
 HOUR_MS = 3_600_000
 MINUTE_MS = 60_000
@@ -49,7 +50,7 @@ class Shop:
 
     def start(self, load: bool = True) -> IndexKeeper:
         """A scorer that starts, and reads all there is. The one before is no more."""
-        self.scorer, self.meters = primary(self.settings), ScorerMeters()
+        self.scorer, self.meters = primary(self), ScorerMeters()
         self.keeper, self.feeds = keeper_of(self, self.scorer, self.meters)
         if load:
             self.keeper.load()
@@ -93,17 +94,15 @@ class Shop:
         return self.folder / "index" / name
 
 
-def primary(settings: Settings) -> Primary:
-    return Primary(settings, SCHEMA, EventClock(), lambda: NOW_MS)
+def primary(shop: Shop) -> Primary:
+    return Primary(shop.settings, SCHEMA, EventClock(), lambda: shop.now_ms)
 
 
 def keeper_of(shop: Shop, scorer: Primary, meters: ScorerMeters) -> tuple[IndexKeeper, list[Feed]]:
     shop.names += 1
-    stop = threading.Event()
-    keeper = IndexKeeper(shop.settings, scorer, meters, Here(), stop, lambda: shop.now_ms, f"w{shop.names}")
-    feeds: list[Feed] = [
-        kind(shop.settings, scorer, meters, Here(), stop, broker=shop.broker) for kind in (ItemFeed, TileFeed)
-    ]
+    state = FeederState(scorer, meters, threading.Event())
+    keeper = IndexKeeper(state, f"w{shop.names}")
+    feeds: list[Feed] = [kind(state, broker=shop.broker) for kind in (ItemFeed, TileFeed)]
     keeper.feeds = {feed.topic: feed for feed in feeds}
     return keeper, feeds
 
@@ -129,7 +128,7 @@ def seen(index: ItemIndex) -> dict[Any, Any]:
 
 def read_whole(shop: Shop) -> dict[Any, Any]:
     """What the index of a scorer is that reads everything from its beginning."""
-    scorer, meters = primary(shop.settings), ScorerMeters()
+    scorer, meters = primary(shop), ScorerMeters()
     for feed in keeper_of(shop, scorer, meters)[1]:
         caught_up(feed)
     return seen(scorer.index)
@@ -180,16 +179,16 @@ def test_messages_that_come_twice_change_nothing(shop: Shop) -> None:
     assert seen(shop.scorer.index) == before
 
 
-class Busy(Here):
-    """A door before which something else happens each time."""
+class Busy(FeederState):
+    """Before each change something else happens."""
 
-    def __init__(self, before: Callable[[], None]) -> None:
-        super().__init__()
+    def __init__(self, state: FeederState, before: Callable[[], None]) -> None:
+        super().__init__(state.primary, state.meters, state.stop)
         self.before = before
 
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+    def alone(self, function: Callable[..., Any], *args: Any) -> Any:
         self.before()
-        return super().call(function, *args)
+        return super().alone(function, *args)
 
 
 def _rest(shop: Shop, n: int) -> None:
@@ -239,7 +238,7 @@ def test_whatever_changes_while_it_is_copied_the_index_is_that_of_all_messages(
             if what == "restart":
                 shop.start()
             queue = [step for change, n, rest in reversed(during) for step in [(change, n), *rest * [(_rest, 0)]]]
-            shop.keeper.door = Busy(partial(shop.next_of, queue))
+            shop.keeper.state = Busy(shop.keeper.state, partial(shop.next_of, queue))
             if what == "copy":
                 assert shop.keep() is not None
             while queue:

@@ -25,7 +25,7 @@ from millrace.versions.modellog import Assembler, Delta, encode_claim, encode_sn
 from millrace.versions.packing import unpack
 from millrace.versions.versioning import Claim
 from scorer.catalog.checkpoint import Bookmark
-from scorer.feeder.door import Door, Stopped
+from scorer.feeder.door import FeederState, Stopped
 from scorer.feeder.feed import Feed, ItemFeed, Record, TileFeed
 from scorer.feeder.modelfeed import ModelFeed
 from scorer.ipc.meters import ScorerMeters
@@ -38,22 +38,22 @@ from tests.scenes.scorer_shop import window_keys as keys_of
 POSITION = LAYOUT.cat_names.index("position")
 
 
-class Here(Door):
-    """A door that counts."""
+def counted(state: FeederState) -> list[int]:
+    """How often something was done alone with the index: a number for each time."""
+    calls: list[int] = []
+    alone = state.alone
 
-    def __init__(self) -> None:
-        super().__init__(threading.Event())
-        self.calls = 0
+    def counts(function: Callable[..., Any], *args: Any) -> Any:
+        calls.append(len(calls) + 1)
+        return alone(function, *args)
 
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        self.calls += 1
-        return super().call(function, *args)
+    state.alone = counts  # type: ignore[method-assign]
+    return calls
 
 
 def feed(
     kind: type[Feed],
     folder: Path,
-    door: Door | None = None,
     broker: MemoryBroker | None = None,
     settings: Settings | None = None,
     whole: Whole | None = None,
@@ -62,11 +62,11 @@ def feed(
     """A feed that is no thread, and the scorer that it feeds."""
     settings = settings or Settings(data=str(folder), control_share=0, candidates=50, page_limit=20)
     whole = whole or Whole(settings)
-    door, broker = door or Here(), broker or MemoryBroker()
+    broker = broker or MemoryBroker()
     if kind is ModelFeed:
-        reader: Any = ModelFeed(settings, whole.host, door, whole.stop, broker=broker, **more)
+        reader: Any = ModelFeed(whole.state, whole.host, broker=broker, **more)
     else:
-        reader = kind(settings, whole.primary, whole.meters, door, whole.stop, broker=broker, **more)
+        reader = kind(whole.state, broker=broker, **more)
     whole.primary.to_read = {reader.what: -1}
     whole.shelving.status()
     return reader, whole, whole.meters, whole.sent
@@ -98,11 +98,11 @@ def test_items_come_in_and_what_is_no_item_is_counted_and_passed_over(tmp_path: 
     assert not scorer.index.alive[scorer.index.rows_of([3])[0]], "a tombstone takes an item out"
 
 
-def test_changes_come_through_the_door_in_small_slices(tmp_path: Path) -> None:
-    door = Here()
-    reader, _, _, _ = feed(ItemFeed, tmp_path, door)
+def test_changes_come_in_small_slices(tmp_path: Path) -> None:
+    reader, scorer, _, _ = feed(ItemFeed, tmp_path)
+    calls = counted(scorer.state)
     reader.take(records(*((b"", to_json(i)) for i in ITEMS)))
-    assert door.calls >= 3
+    assert len(calls) >= 3
 
 
 def test_a_feed_has_caught_up_when_it_has_read_what_there_was_when_it_began(tmp_path: Path) -> None:
@@ -647,28 +647,27 @@ def test_versions_change_between_concurrent_requests_and_none_is_dropped_or_mixe
             np.testing.assert_allclose(model.score(cat, features.num), scores, rtol=1e-5)
 
 
-def test_nobody_comes_through_the_door_of_a_scorer_that_ends() -> None:
-    stop = threading.Event()
-    door = Door(stop)
-    assert door.call(lambda a, b: a + b, 1, 2) == 3
-    stop.set()
+def test_nobody_changes_the_index_of_a_scorer_that_ends(tmp_path: Path) -> None:
+    state = Whole(Settings(data=str(tmp_path))).state
+    assert state.alone(lambda a, b: a + b, 1, 2) == 3
+    state.stop.set()
     with pytest.raises(Stopped):
-        door.call(lambda: None)
+        state.alone(lambda: None)
 
 
-def test_an_exception_behind_the_door_comes_back_and_leaves_it_open() -> None:
-    door = Door(threading.Event())
+def test_an_exception_of_a_change_comes_back_and_lets_others_change(tmp_path: Path) -> None:
+    state = Whole(Settings(data=str(tmp_path))).state
 
     def fail() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        door.call(fail)
-    assert door.call(lambda: 3) == 3
+        state.alone(fail)
+    assert state.alone(lambda: 3) == 3
 
 
-def test_behind_the_door_everybody_is_alone() -> None:
-    door = Door(threading.Event())
+def test_whoever_changes_the_index_is_alone_with_it(tmp_path: Path) -> None:
+    state = Whole(Settings(data=str(tmp_path))).state
     inside, most = 0, 0
 
     def change() -> None:
@@ -679,7 +678,7 @@ def test_behind_the_door_everybody_is_alone() -> None:
             pass
         inside -= 1
 
-    threads = [threading.Thread(target=lambda: [door.call(change) for _ in range(200)]) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: [state.alone(change) for _ in range(200)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

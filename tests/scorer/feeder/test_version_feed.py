@@ -27,7 +27,6 @@ from tests.scenes.learning import SCHEMA, tables_of
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_log import Message, caught_up
 from tests.scenes.version_scene import Scene
-from tests.scorer.feeder.test_feed import Here
 
 TP = TopicPartition(MODEL_DELTAS, 0)
 
@@ -101,7 +100,7 @@ class Scorer:
         self.whole = Whole(chosen, schema=SCHEMA)
         self.now, self.heads = 0.0, Heads(place)
         here: Any = {"broker": SceneBroker(place), "monotonic": lambda: self.now, "towers": self.heads}
-        self.feed = ModelFeed(chosen, self.whole.host, Here(), self.whole.stop, **here)
+        self.feed = ModelFeed(self.whole.state, self.whole.host, **here)
         install = self.whole.host.install
 
         def installed(note: Announcement, *rest: Any) -> None:

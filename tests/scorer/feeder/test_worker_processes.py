@@ -16,14 +16,18 @@ from typing import Any
 import pytest
 
 from millrace.basics.errors import ServiceError
+from millrace.contracts.clock import EventClock
 from millrace.contracts.settings import Settings
 from scorer.feeder import crew as crews
 from scorer.feeder.crew import ASKERS, MOST_ASKED, STUCK_LOOKS, TEMPLATES, Crew, Member
+from scorer.feeder.door import FeederState
+from scorer.feeder.primary import Primary
 from scorer.ipc.figures import Sums
 from scorer.ipc.link import Closed, Inbox, Packet
 from scorer.ipc.meters import ScorerMeters
 from scorer.worker import template as templates
 from scorer.worker.template import Handles
+from tests.scenes.scorer_shop import NOW_MS, SCHEMA
 from tests.scenes.waiting import PATIENCE, until
 
 PIDS = itertools.count(1_000_000_000)
@@ -90,12 +94,6 @@ class Host:
         return come if come < self.newest else None
 
 
-class Shelves:
-    def add(self, worker: Member) -> None: ...
-
-    def remove(self, worker: Member) -> None: ...
-
-
 class Scene:
     """A crew of workers, started."""
 
@@ -104,17 +102,9 @@ class Scene:
         self.listener = socket.socket()
         template: Any = self.template
         host: Any = self.host
-        self.crew = Crew(
-            Settings(workers=workers),
-            self.listener,
-            template,
-            host,
-            Shelves(),
-            ScorerMeters(),
-            Sums(),
-            answer,
-            self.stop,
-        )
+        primary = Primary(Settings(workers=workers), SCHEMA, EventClock(), lambda: NOW_MS)
+        state = FeederState(primary, ScorerMeters(), self.stop)
+        self.crew = Crew(state, self.listener, template, host, [host], Sums(), answer)
 
     def end(self) -> None:
         self.stop.set()

@@ -20,6 +20,7 @@ from millrace.contracts.settings import Settings
 from millrace.processes.shared import Pool
 from millrace.versions.image import Image
 from millrace.versions.versioning import Announcement
+from scorer.feeder.door import FeederState
 from scorer.feeder.primary import Primary
 from scorer.feeder.versionhost import VersionHost
 from scorer.ipc.link import Closed, FeederLink, Inbox, Packet
@@ -41,7 +42,7 @@ class Shop:
         self.stop = threading.Event()
         self.meters = ScorerMeters()
         self.primary = Primary(Settings(data=str(folder)), SCHEMA, EventClock(), lambda: NOW_MS)
-        self.host = VersionHost(self.primary, Pool(), self.meters, lambda: NOW_MS, self.stop, matrix_units())
+        self.host = VersionHost(FeederState(self.primary, self.meters, self.stop), Pool(), matrix_units())
         self.versions = Versions()
         self.truth: dict[int, Any] = {}
         self.image = Image({}, {})

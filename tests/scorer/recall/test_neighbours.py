@@ -148,10 +148,7 @@ class Shop:
         self.whole.stock(ITEMS[:50])
         self.broker, self.now_s, self.kept = MemoryBroker(), 0.0, 0
         whole = self.whole
-        self.feed = CoFeed(
-            whole.settings, whole.primary, whole.meters, whole.door, whole.stop, self.keep, self.broker,
-            lambda: self.now_s,
-        )  # fmt: skip
+        self.feed = CoFeed(whole.state, self.keep, self.broker, lambda: self.now_s)
 
     def keep(self, name: str, packet: Packet) -> None:
         self.kept += 1
