@@ -57,10 +57,10 @@ MEASURED_WITHIN_SECONDS = 0.3
 class Sender(Protocol):
     """Sends all workers what they need of it."""
 
-    def join(self, worker: Receiver) -> None:
+    def add(self, worker: Receiver) -> None:
         """A worker that starts: it gets what the others have, and from now on what they get."""
 
-    def leave(self, worker: Receiver) -> None:
+    def remove(self, worker: Receiver) -> None:
         """A worker has ended."""
 
 
@@ -86,7 +86,7 @@ class Crew:
     Args:
         listener: the socket that all workers accept from.
         answer: answers what a worker asks: what, facts -> facts, arrays. Called in a thread of its own.
-        senders: what sends workers all that they need: each that starts joins all of them, in this order.
+        senders: what sends workers all that they need: each that starts is added to all of them, in this order.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Crew:
         WORKERS.set(len(self._members))
         try:
             for sender in self._senders:
-                sender.join(member)
+                sender.add(member)
             member.put(Packet("all"))
         except BaseException:  # it lacks something: it ends, and another one is started
             member.put(Packet("end"))
@@ -241,7 +241,7 @@ class Crew:
                 self._connections[member.slot] = NOBODY
         WORKERS.set(len(self._members))
         for sender in self._senders:
-            sender.leave(member)
+            sender.remove(member)
         self._sums.ended(member.pid)
         if not self._ending:
             WORKER_RESTARTS.inc()

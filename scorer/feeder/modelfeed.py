@@ -11,7 +11,7 @@ staged.
 A model may have a retrieval head beside the ranker. The two part here::
 
     image ──split─┬─ the ranker's tables ──► ModelWriter, VersionHost       each version
-                  └─ the head's tables ────► Tower, Towers                  the versions that carry it
+                  └─ the head's tables ────► Tower, TowerHost               the versions that carry it
 
 So retrieval lags ranking by as long as the learner lets it, and goes through the same gaps, damage and loads.
 """
@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -43,6 +42,7 @@ from millrace.versions.versioning import Announcement, Place
 from scorer.catalog.checkpoint import Bookmark
 from scorer.feeder.door import FeederState, Stopped
 from scorer.feeder.feed import Broker, Feed, Record
+from scorer.feeder.towerhost import TowerHost
 from scorer.feeder.versionhost import VersionHost, Writer
 from scorer.feeder.versions import Follower
 
@@ -53,20 +53,6 @@ FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.5, 15.0
 BODY_TRIES = 5
 """How often a delta is asked for whose store does not answer."""
 ALL_ROWS = 1 << 30
-
-
-class Towers(Protocol):
-    """Has retrieval versions served. Called by the feed's thread; it must neither wait nor raise."""
-
-    def install(self, note: Announcement, tower: Tower | None) -> None:
-        """Serves ``tower``, which is its own from now on, or no retrieval version (None: the model has no head).
-
-        Args:
-            note: of the newest version whose head is in ``tower``; its place is the retrieval version.
-        """
-
-    def patch(self, note: Announcement, head: Image) -> None:
-        """Serves the retrieval version ``note``: what was installed, with ``head`` applied, which has been checked."""
 
 
 @dataclass(slots=True)
@@ -84,7 +70,7 @@ class ModelFeed(Feed):
     Args:
         host: has versions served.
         monotonic: seconds that only go forward.
-        towers: has retrieval versions served; None: nobody does, and they are checked alone.
+        towers: has retrieval versions served; None: they are checked alone.
     """
 
     topic = MODEL_DELTAS
@@ -96,7 +82,7 @@ class ModelFeed(Feed):
         host: VersionHost,
         broker: Broker | None = None,
         monotonic: Callable[[], float] = time.monotonic,
-        towers: Towers | None = None,
+        towers: TowerHost | None = None,
     ) -> None:
         super().__init__(state, broker=broker)
         self.host, self.towers = host, towers

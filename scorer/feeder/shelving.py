@@ -63,7 +63,7 @@ class Shelving(threading.Thread):
 
     # -- workers ----------------------------------------------------------------------------------------------
 
-    def join(self, worker: Receiver) -> None:
+    def add(self, worker: Receiver) -> None:
         """A worker that starts: it gets all that the others have."""
         with self._sending:
             self._workers.add(worker)
@@ -77,7 +77,7 @@ class Shelving(threading.Thread):
                 worker.put(packet)
             worker.put(Packet("status", self._status or self._now()))
 
-    def leave(self, worker: Receiver) -> None:
+    def remove(self, worker: Receiver) -> None:
         with self._sending:
             self._workers.discard(worker)
 

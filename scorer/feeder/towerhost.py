@@ -24,13 +24,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from learner.retrieval.tower import UserTower
+from learner.retrieval.tower import Tower, UserTower
 from millrace.basics.errors import one_line
 from millrace.processes.priority import step_back
 from millrace.processes.shared import Pool
@@ -61,18 +61,6 @@ REBUILT = 8 * TOLD
 WAIT_SECONDS, FAILED_SECONDS = 0.5, 1.0
 QUERIES, CLICKS = 32, 3
 """What an approximate index is measured with: queries of made-up users, each of whom clicked so many random items."""
-
-
-class Tower(Protocol):
-    """What this module asks of :class:`learner.retrieval.tower.Tower`."""
-
-    def apply(self, image: Image) -> None: ...
-
-    def item_vectors(self, cat: NDArray[np.int64], plain: Floats) -> Floats: ...
-
-    def user_arrays(self) -> dict[str, NDArray[Any]]: ...
-
-    def copy(self) -> Tower: ...
 
 
 class Goods:
@@ -213,7 +201,7 @@ class TowerHost:
                 self._slices.append(arrays)
                 self._changed.notify()
 
-    def join(self, worker: Receiver) -> None:
+    def add(self, worker: Receiver) -> None:
         """A worker that starts, behind the shelf that it was sent."""
         with self._sending:
             self._workers.add(worker)
@@ -223,7 +211,7 @@ class TowerHost:
                 if len(arrays["rows"]) or len(arrays["gone"]):
                     worker.put(self._vectors_packet(self._version.note, arrays))
 
-    def leave(self, worker: Receiver) -> None:
+    def remove(self, worker: Receiver) -> None:
         with self._sending:
             self._workers.discard(worker)
 

@@ -21,11 +21,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
 
+from learner.custom.ownserving import OwnWriter
+from learner.serving.staging import ModelWriter
 from millrace.basics.errors import SnapshotError, one_line
 from millrace.processes.priority import step_back
 from millrace.processes.shared import Pool
@@ -44,25 +46,8 @@ FOLD_ROWS = 2048
 TELL_AFTER_SECONDS = 5.0
 
 
-class Writer(Protocol):
-    """Makes versions: :class:`~learner.serving.staging.ModelWriter` says what each of these does, and
-    :class:`~learner.custom.ownserving.OwnWriter` does it for a model of one's own."""
-
-    folded: int
-    generation: int
-
-    @property
-    def rows(self) -> int: ...
-
-    def dense(self) -> Mapping[str, Any]: ...
-
-    def check(self, image: Image) -> None: ...
-
-    def stage(self, image: Image) -> dict[str, Any]: ...
-
-    def fold(self, rows: int) -> bool: ...
-
-    def base(self) -> dict[str, Any]: ...
+Writer = ModelWriter | OwnWriter
+"""Makes versions."""
 
 
 class Staged(NamedTuple):
@@ -141,7 +126,7 @@ class VersionHost:
 
     # -- workers ----------------------------------------------------------------------------------------------
 
-    def join(self, worker: Receiver) -> None:
+    def add(self, worker: Receiver) -> None:
         """A worker that starts: it gets what is served. Nothing is folded until it has come as far as the others."""
         with self._changed:
             self._workers[worker] = 0
@@ -150,7 +135,7 @@ class VersionHost:
                 for staged in self._staged:
                     worker.put(self._delta_packet(staged))
 
-    def leave(self, worker: Receiver) -> None:
+    def remove(self, worker: Receiver) -> None:
         """A worker has ended."""
         with self._changed:
             self._workers.pop(worker, None)

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,33 +22,13 @@ from millrace.contracts.online import Past
 from millrace.contracts.settings import Settings
 from scorer.catalog.shelf import ItemRows
 from scorer.page.rank import Ranker, User
+from scorer.recall.nearest import Retrieval
+from scorer.recall.neighbours import Neighbours
 from scorer.recall.recall import COCLICKED, LIKED, NO_ROWS, VECTORS, Allowed, CandidateLists, Shares, recall
 
 _DAY_MS = 86_400_000
 ALL_NEIGHBOURS = 1 << 16
 """More than the last clicks of any user have: some of them are not allowed."""
-
-
-class Retrieval(Protocol):
-    """One retrieval version; see :class:`scorer.recall.nearest.Retrieval`."""
-
-    @property
-    def version(self) -> tuple[int, int]: ...
-
-    @property
-    def clicks(self) -> int: ...
-
-    def query(
-        self, user_ids: NDArray[np.int64], recent_rows: ItemRows, age_ms: NDArray[np.int64]
-    ) -> NDArray[np.float32]: ...
-
-    def nearest(self, query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None) -> ItemRows: ...
-
-
-class Neighbours(Protocol):
-    """What is clicked along with what; see :class:`scorer.recall.neighbours.Neighbours`."""
-
-    def of(self, rows: ItemRows, most: int) -> ItemRows: ...
 
 
 class Sources(NamedTuple):

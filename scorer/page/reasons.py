@@ -20,13 +20,14 @@ Symbols: m items, G inputs, F columns of ``cat``, N of ``num``, as in the schema
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.schema import Layout, Schema
 from scorer.catalog.pageform import block_size, late_columns
+from scorer.page.rank import Model
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -39,12 +40,6 @@ ROWS_AT_ONCE = 1024
 LEAST_EFFECT = 1e-5
 """What a float32 score's rounding makes of an input that changes nothing is smaller, and is no reason."""
 _LEAST, _MOST = np.float32(1e-7), np.float32(1 - 1e-7)
-
-
-class Model(Protocol):
-    """Click probabilities of feature rows, (n,) float32; reads only."""
-
-    def score(self, cat: Ids, num: Floats) -> Floats: ...
 
 
 class Input(NamedTuple):

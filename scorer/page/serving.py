@@ -31,7 +31,7 @@ from millrace.versions.versioning import Announcement
 from millrace.windows.features import FeatureBuilder
 from scorer.catalog.shelf import ItemRows, Shelf
 from scorer.page import reasons, wire
-from scorer.page.candidates import Neighbours, Recaller, Retrieval, Sources
+from scorer.page.candidates import Recaller, Sources
 from scorer.page.filters import ItemFilters
 from scorer.page.listpage import ListPages, not_ready
 from scorer.page.lookup import Meters, Store, look_up
@@ -39,6 +39,8 @@ from scorer.page.rank import Model, Ranked, Ranker, User
 from scorer.page.ranked import Cursor, RankedList, RankedLists
 from scorer.page.wire import RequestError
 from scorer.pagelog.pagelog import PageLog
+from scorer.recall.nearest import Retrieval
+from scorer.recall.neighbours import Neighbours
 from scorer.recall.recall import ASKED, CONTROLLED, HOT, RANDOM, Allowed, CandidateLists, largest, random_page
 
 _ARM = salt("scorer", "arm")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -41,29 +41,8 @@ class Figures(Protocol):
     async def metrics(self) -> bytes | None: ...
 
 
-class OwnFigures:
-    """The figures of this process alone, for a scorer without a feeder."""
-
-    def __init__(self, serving: Serving, meters: ScorerMeters) -> None:
-        self._serving, self._meters = serving, meters
-
-    async def model(self) -> dict[str, Any]:
-        note = self._serving.note
-        held = self._serving.retrieval
-        found = None if held is None else retrieval_facts(*held.version, held.clicks)
-        return model_facts(note, self._serving.schema.id, self._meters, dict(self._meters.errors), found)
-
-    async def metrics(self) -> bytes:
-        return generate_latest()
-
-
-def make_app(serving: Serving, meters: ScorerMeters, figures: Figures | None = None) -> Starlette:
-    """The ASGI application over ``serving``.
-
-    Args:
-        figures: of the whole scorer; None: this process is all of it.
-    """
-    shown = OwnFigures(serving, meters) if figures is None else figures
+def make_app(serving: Serving, meters: ScorerMeters, figures: Figures) -> Starlette:
+    """The ASGI application over ``serving``."""
     door, described_api = InferDoor(serving), _json.encode(description())
 
     async def recommend(request: Request) -> Response:
@@ -73,7 +52,7 @@ def make_app(serving: Serving, meters: ScorerMeters, figures: Figures | None = N
         return await _answer("score", request, serving.score, meters)
 
     async def model(_: Request) -> Response:
-        found = await shown.model()
+        found = await figures.model()
         return _no_feeder() if found is None else _respond(found)
 
     async def healthz(_: Request) -> Response:
@@ -84,7 +63,7 @@ def make_app(serving: Serving, meters: ScorerMeters, figures: Figures | None = N
         return _respond({"ready": False, "error": reason}, 503) if reason else _respond({"ready": True})
 
     async def metrics(_: Request) -> Response:
-        found = await shown.metrics()
+        found = await figures.metrics()
         return _no_feeder() if found is None else Response(found, media_type=CONTENT_TYPE_LATEST)
 
     async def openapi(_: Request) -> Response:

@@ -1,4 +1,4 @@
-# core
+# shell
 """A worker's replicas of what the feeder has: what each of its messages does to what requests read.
 
 ::
@@ -20,11 +20,10 @@ retrieval version that is not attached yet; vectors of any other version than th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
-from numpy.typing import NDArray
 
 from learner.custom.ownserving import OwnServing
 from learner.retrieval.tower import UserTower
@@ -32,35 +31,12 @@ from learner.role.making import reader_of
 from learner.serving.serving import ServingModel
 from millrace.contracts.schema import Schema
 from millrace.versions.versioning import Announcement
+from scorer.ipc.link import Message
 from scorer.page.serving import Serving
 from scorer.recall.approximate import Approximate
 from scorer.recall.nearest import Retrieval
 from scorer.recall.neighbours import Neighbours
 from scorer.recall.recall import CandidateLists
-
-Arrays = Mapping[str, NDArray[Any]]
-
-
-class Memory(Protocol):
-    """Shared memory that arrays lie in."""
-
-    def populate(self) -> None: ...
-
-
-class Told(Protocol):
-    """A message of the feeder; see :class:`scorer.ipc.link.Message`."""
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def facts(self) -> Any: ...
-
-    @property
-    def arrays(self) -> dict[str, NDArray[Any]]: ...
-
-    @property
-    def regions(self) -> Sequence[Memory]: ...
 
 
 class Replica:
@@ -75,7 +51,7 @@ class Replica:
     def __init__(
         self,
         serving: Serving,
-        attach: Callable[[Told], None],
+        attach: Callable[[Message], None],
         serves: Callable[[int], None],
     ) -> None:
         self.serving = serving
@@ -85,11 +61,11 @@ class Replica:
         self._model: ServingModel | OwnServing | None = None
         self._missing = 0  # overlays that the base needs before it is a version
         self._note: Announcement | None = None
-        self._later: list[Told] = []  # of the base that is being attached
+        self._later: list[Message] = []  # of the base that is being attached
         self._coming = 0
         self._looking: Retrieval | None = None
-        self._fetched: Told | None = None  # the retrieval version that is being attached
-        self._since: list[Told] = []  # vectors of it
+        self._fetched: Message | None = None  # the retrieval version that is being attached
+        self._since: list[Message] = []  # vectors of it
 
     @property
     def model(self) -> ServingModel | OwnServing | None:
@@ -101,25 +77,25 @@ class Replica:
         """Whether a base has come that is not attached yet."""
         return bool(self._coming)
 
-    def take(self, told: Told) -> None:
+    def take(self, told: Message) -> None:
         """Applies a message. A word that is not known is passed over."""
         handler = self._HANDLERS.get(told.kind)
         if handler is not None:
             handler(self, told)
 
-    def attached(self, told: Told, made: ServingModel | OwnServing | Retrieval) -> None:
+    def attached(self, told: Message, made: ServingModel | OwnServing | Retrieval) -> None:
         """What :func:`attach` made of a message is there."""
         if isinstance(made, Retrieval):
             self._attached_retrieval(told, made)
         else:
             self._attached_base(told, made)
 
-    def failed(self, told: Told) -> None:
+    def failed(self, told: Message) -> None:
         """A retrieval version cannot be attached: recall goes on with the one before it, without what came since."""
         if told is self._fetched:
             self._fetched, self._since = None, []
 
-    def _attached_base(self, told: Told, model: ServingModel | OwnServing) -> None:
+    def _attached_base(self, told: Message, model: ServingModel | OwnServing) -> None:
         facts = told.facts
         if facts["base"] != self._coming:
             return  # a newer one is on its way
@@ -132,24 +108,24 @@ class Replica:
 
     # -- messages ---------------------------------------------------------------------------------------------
 
-    def _shelf(self, told: Told) -> None:
+    def _shelf(self, told: Message) -> None:
         self.serving.shelf.apply(told.arrays)
 
-    def _lists(self, told: Told) -> None:
+    def _lists(self, told: Message) -> None:
         self.serving.lists = CandidateLists.of_arrays(told.arrays)
 
-    def _neighbours(self, told: Told) -> None:
+    def _neighbours(self, told: Message) -> None:
         self.serving.neighbours = Neighbours.of_arrays(told.arrays)
 
-    def _status(self, told: Told) -> None:
+    def _status(self, told: Message) -> None:
         self.serving.to_read = dict(told.facts["to_read"])
         self.serving.heard_ms = told.facts["heard_ms"]
 
-    def _new_base(self, told: Told) -> None:
+    def _new_base(self, told: Message) -> None:
         self._coming, self._later = told.facts["base"], []
         self._attach(told)
 
-    def _delta(self, told: Told) -> None:
+    def _delta(self, told: Message) -> None:
         if told.facts["base"] == self._coming:
             self._later.append(told)
         elif told.facts["base"] == self._base and self._model is not None:
@@ -157,7 +133,7 @@ class Replica:
             self._missing = max(0, self._missing - 1)
             self._show(told.facts)
 
-    def _folds(self, told: Told) -> None:
+    def _folds(self, told: Message) -> None:
         if told.facts["base"] == self._coming:
             self._later.append(told)
         elif told.facts["base"] == self._base and self._model is not None:
@@ -165,7 +141,7 @@ class Replica:
             if self._note is not None and not self._missing:
                 self.serving.install(self._note, self._model)
 
-    def _retrieval(self, told: Told) -> None:
+    def _retrieval(self, told: Message) -> None:
         self._since = []
         if told.arrays:
             self._fetched = told
@@ -174,7 +150,7 @@ class Replica:
             self._fetched = None
             self._look_with(None)
 
-    def _attached_retrieval(self, told: Told, retrieval: Retrieval) -> None:
+    def _attached_retrieval(self, told: Message, retrieval: Retrieval) -> None:
         if told is not self._fetched:
             return  # a newer one is on its way, or there is none any more
         since, self._since, self._fetched = self._since, [], None
@@ -185,7 +161,7 @@ class Replica:
     def _look_with(self, retrieval: Retrieval | None) -> None:
         self._looking = self.serving.retrieval = retrieval
 
-    def _vectors(self, told: Told) -> None:
+    def _vectors(self, told: Message) -> None:
         version = told.facts["epoch"], told.facts["version"]
         if self._fetched is not None and version == (self._fetched.facts["epoch"], self._fetched.facts["version"]):
             self._since.append(told)
@@ -200,7 +176,7 @@ class Replica:
         self.serving.install(self._note, self._model)
         self._serves(facts["number"])
 
-    _HANDLERS: Mapping[str, Callable[[Replica, Told], None]] = {
+    _HANDLERS: Mapping[str, Callable[[Replica, Message], None]] = {
         "shelf": _shelf,
         "lists": _lists,
         "neighbours": _neighbours,
@@ -214,7 +190,7 @@ class Replica:
 
 
 def attach(
-    schema: Schema, told: Told, rows: int, like: ServingModel | OwnServing | None = None, named: str = ""
+    schema: Schema, told: Message, rows: int, like: ServingModel | OwnServing | None = None, named: str = ""
 ) -> ServingModel | OwnServing | Retrieval:
     """The model over a base message's arrays, warmed for up to ``rows`` rows so that no request pays for its first
     call; or the version of a retrieval message. Any thread may do this.

@@ -46,7 +46,7 @@ from scorer.users.store import OnlineReader, connect
 from scorer.worker.acceptor import WorkerServer
 from scorer.worker.app import make_app
 from scorer.worker.gate import Gate
-from scorer.worker.replica import Replica, Told, attach
+from scorer.worker.replica import Replica, attach
 from scorer.worker.warm import warm_up
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class Worker:
     def _serves(self, number: int) -> None:
         self._link.send("serves", number)
 
-    def _attach(self, message: Told) -> None:
+    def _attach(self, message: Message) -> None:
         loop, like = asyncio.get_running_loop(), self._replica.model
 
         def work() -> Any:

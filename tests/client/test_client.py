@@ -40,11 +40,10 @@ from millrace_client.calls import MOST_LINES, Answer, Call, line_of, parts, retr
 from millrace_client.events import action_of, exposure_of
 from millrace_client.messages import Exposure
 from millrace_client.waiting import Tries, Waiting
-from scorer.worker.app import make_app
 from tests.scenes.client_contract import CHECKS, Check, run
 from tests.scenes.filter_world import Shop
 from tests.scenes.intake_desk import Intake, Outlet
-from tests.scenes.scorer_shop import item, serving
+from tests.scenes.scorer_shop import item, own_app, serving
 from tests.scenes.waiting import PATIENCE, until
 
 PAGE = Page("r1", "u1", tuple(PlacedItem(f"i{n}", n, 0.5) for n in range(5)), ts_ms=5_000)
@@ -634,7 +633,7 @@ def test_the_real_scorer_understands_the_client() -> None:
 
     async def day() -> None:
         quick = Options(page_s=0.1)
-        async with AsyncMillrace(transport=httpx.ASGITransport(make_app(young, meters)), options=quick) as shop:
+        async with AsyncMillrace(transport=httpx.ASGITransport(own_app(young, meters)), options=quick) as shop:
             with pytest.raises(Unavailable, match="503"):
                 await shop.recommend("ann", size=5)
         async with AsyncMillrace(transport=httpx.ASGITransport(real.app)) as shop:

@@ -16,10 +16,9 @@ from millrace.basics.merit import auc
 from millrace.contracts.settings import Settings
 from millrace.processes.wall import event_now_ms
 from scorer.feeder.feeder import set_gauges
-from scorer.worker.app import make_app
 from simulator.oracle_auc import OracleAuc
 from tests.scenes.scorer_feeder import Whole
-from tests.scenes.scorer_shop import NOW_MS, SCHEMA, Learner, call
+from tests.scenes.scorer_shop import NOW_MS, SCHEMA, Learner, call, own_app
 
 
 def freshness() -> float:
@@ -31,7 +30,7 @@ def freshness() -> float:
 def test_a_model_has_an_age_once_it_has_learnt_from_an_exposure(tmp_path: Path) -> None:
     whole = Whole(Settings(data=str(tmp_path)))
     set_gauges(whole.primary)
-    app = make_app(whole.serving, whole.meters)
+    app = own_app(whole.serving, whole.meters)
     assert math.isnan(freshness())
     learner = Learner(tmp_path)
     note = learner.snapshot()

@@ -25,9 +25,8 @@ from scorer.catalog.index import ItemIndex
 from scorer.ipc.meters import ScorerMeters
 from scorer.page.serving import Serving
 from scorer.recall.recall import make_lists
-from scorer.worker.app import make_app
 from tests.scenes import scorer_vectors
-from tests.scenes.scorer_shop import NOW_MS, Users, call, record
+from tests.scenes.scorer_shop import NOW_MS, Users, call, own_app, record
 
 SHOP = (Path(__file__).parent / "scorer_shop.toml").read_text(encoding="utf-8")
 SEEN = '[[windows.keys]]\ncolumns = ["user_id", "item_id"]\n'
@@ -75,7 +74,7 @@ class Shop:
         self.scorer.install(scorer_vectors.note(7), Model())
         self.stock(items)
         self.know(clicked, bought, seen)
-        self.app = make_app(self.scorer, self.meters)
+        self.app = own_app(self.scorer, self.meters)
 
     def stock(self, items: Sequence[Item], lists: bool = True) -> None:
         """The items as their feed brings them, on the shelf; and new lists."""

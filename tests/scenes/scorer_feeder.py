@@ -26,7 +26,7 @@ from scorer.feeder.versionhost import VersionHost
 from scorer.ipc.link import Inbox, Message, Packet
 from scorer.ipc.meters import ScorerMeters
 from scorer.page.serving import Serving
-from scorer.worker.replica import Replica, Told, attach
+from scorer.worker.replica import Replica, attach
 from tests.scenes.scorer_shop import NOW_MS, SCHEMA, Users
 
 
@@ -77,9 +77,9 @@ class Whole:
 
     def replace_worker(self) -> None:
         """The worker is gone; another one starts with nothing."""
-        self.host.leave(self)
-        self.shelving.leave(self)
-        self.towers.leave(self)
+        self.host.remove(self)
+        self.shelving.remove(self)
+        self.towers.remove(self)
         began, self.began = self.began, lambda _: None
         self._start_worker()
         self.began = began
@@ -106,14 +106,14 @@ class Whole:
                 self.began(note)
 
         self.serving.install = installed  # type: ignore[method-assign]
-        self.host.join(self)
-        self.shelving.join(self)
-        self.towers.join(self)
+        self.host.add(self)
+        self.shelving.add(self)
+        self.towers.add(self)
 
     def put(self, packet: Packet) -> None:
         self.replica.take(delivered(packet))
 
-    def _attach(self, told: Told) -> None:
+    def _attach(self, told: Message) -> None:
         self.replica.attached(told, attach(self.serving.schema, told, 4, named=self.settings.model))
 
     # -- what tests look at -----------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from prometheus_client import generate_latest
+from starlette.applications import Starlette
 
 from learner.ranker.model import OnlineModel
 from millrace.basics.hashing import U64, column_hash
@@ -33,6 +35,7 @@ from scorer.page.rank import Features
 from scorer.page.serving import Serving
 from scorer.recall.recall import make_lists
 from scorer.users.userrecord import AWAY, Record
+from scorer.worker.app import make_app, model_facts, retrieval_facts
 
 DAY_MS = 86_400_000
 NOW_MS = 20_000 * DAY_MS + 10 * 3_600_000
@@ -123,6 +126,26 @@ def serving(
         new_id=lambda: f"request-{next(numbers)}",
     )
     return scorer, sent, meters
+
+
+class OwnFigures:
+    """The figures of a worker alone."""
+
+    def __init__(self, scorer: Serving, meters: ScorerMeters) -> None:
+        self._serving, self._meters = scorer, meters
+
+    async def model(self) -> dict[str, Any]:
+        held, meters = self._serving.retrieval, self._meters
+        found = None if held is None else retrieval_facts(*held.version, held.clicks)
+        return model_facts(self._serving.note, self._serving.schema.id, meters, dict(meters.errors), found)
+
+    async def metrics(self) -> bytes:
+        return generate_latest()
+
+
+def own_app(scorer: Serving, meters: ScorerMeters) -> Starlette:
+    """The application of a worker without a feeder."""
+    return make_app(scorer, meters, OwnFigures(scorer, meters))
 
 
 def stock(scorer: Serving, items: list[Item], index: ItemIndex | None = None) -> ItemIndex:

@@ -29,10 +29,9 @@ from scorer.feeder.door import FeederState, Stopped
 from scorer.feeder.feed import Feed, ItemFeed, Record, TileFeed
 from scorer.feeder.modelfeed import ModelFeed
 from scorer.ipc.meters import ScorerMeters
-from scorer.worker.app import make_app
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_log import MemoryBroker, caught_up
-from tests.scenes.scorer_shop import ITEM, ITEMS, LAYOUT, NOW_MS, SCHEMA, Learner, arrays, call, item, tiles
+from tests.scenes.scorer_shop import ITEM, ITEMS, LAYOUT, NOW_MS, SCHEMA, Learner, arrays, call, item, own_app, tiles
 from tests.scenes.scorer_shop import window_keys as keys_of
 
 POSITION = LAYOUT.cat_names.index("position")
@@ -604,7 +603,7 @@ def test_versions_change_between_concurrent_requests_and_none_is_dropped_or_mixe
         reader.start_up()
         whole.primary.to_read = {}
         whole.shelving.status()
-        app = make_app(scorer, meters)
+        app = own_app(scorer, meters)
         answers: list[tuple[int, Any]] = []
         done = asyncio.Event()
 

@@ -27,7 +27,7 @@ class Slow:
         self.whole, self.packets = whole, list[Packet]()
         self.serving, _, _ = serving(settings=whole.settings)
         self.replica = Replica(self.serving, self._attach, lambda number: whole.host.serves(self, number))
-        whole.host.join(self)
+        whole.host.add(self)
 
     def put(self, packet: Packet) -> None:
         self.packets.append(packet)
@@ -97,7 +97,7 @@ def test_a_worker_that_is_gone_is_not_waited_for(scene: Scene) -> None:
     scene.learner.delta()
     scene.read()
     assert scene.scorer.host.behind(slow) == 0
-    scene.scorer.host.leave(slow)
+    scene.scorer.host.remove(slow)
     assert scene.scorer.host.behind(slow) is None
     assert scene.scorer.primary.note is not None
     assert scene.scorer.primary.note.version == 1

@@ -75,14 +75,14 @@ class Host:
         self.fails = False
         self.before_join: Callable[[Member], None] = lambda _: None
 
-    def join(self, worker: Member) -> None:
+    def add(self, worker: Member) -> None:
         self.before_join(worker)
         if self.fails:
             raise OSError(errno.EMFILE, "too many open files")
         self.members.append(worker)
         self.come[worker] = 0
 
-    def leave(self, worker: Member) -> None:
+    def remove(self, worker: Member) -> None:
         if worker in self.members:
             self.members.remove(worker)
 

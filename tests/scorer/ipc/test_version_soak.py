@@ -81,7 +81,7 @@ class Guest(threading.Thread):
         self.note: Announcement | None = None
         self.model: Any = None
         self._rng = np.random.default_rng(leave_after)
-        shop.host.join(self)
+        shop.host.add(self)
         self.link.start()
 
     def put(self, packet: Packet) -> None:
@@ -98,7 +98,7 @@ class Guest(threading.Thread):
         self.replica.attached(message, attach(SCHEMA, message, 20, self.replica.model))
 
     def _ended(self) -> None:
-        self.shop.host.leave(self)
+        self.shop.host.remove(self)
         self.gone.set()
 
     def run(self) -> None:

@@ -19,6 +19,7 @@ from millrace.contracts.intake import Intake
 from millrace.contracts.schema import parse_schema
 from scorer.page.candidates import Sources
 from scorer.page.rank import User
+from scorer.recall.nearest import Retrieval
 from scorer.recall.recall import Allowed
 from tests.scenes.filter_world import FILTERS, SCHEMA, SEEN, SHOP, Shop, greedy, most_possible, passes
 from tests.scenes.scorer_shop import NOW_MS, item
@@ -132,7 +133,7 @@ def test_no_item_breaks_a_filter_the_page_is_full_where_it_can_be_and_its_order_
         assert "passes the filters" in answer["notes"][-1]
 
 
-class Nearest:
+class Nearest(Retrieval):
     """A retrieval version in which the first rows are nearest, whatever is asked for; none that is not allowed."""
 
     clicks, version = 5000, (2, 41)

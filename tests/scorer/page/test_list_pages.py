@@ -17,7 +17,6 @@ from millrace.contracts.impressions import impression_bytes
 from millrace.contracts.online import window_fields
 from millrace.contracts.settings import Settings
 from scorer.page import ranked
-from scorer.worker.app import make_app
 from stream.partition.partition import Message, Partition
 from tests.scenes.scorer_shop import (
     BUILDER,
@@ -30,6 +29,7 @@ from tests.scenes.scorer_shop import (
     arrays,
     call,
     item,
+    own_app,
     record,
     serving,
     stock,
@@ -51,7 +51,7 @@ class Worker:
         self.learner = learner
         note = learner.published[-1] if learner.published else learner.snapshot()
         self.scorer.install(note, ServingModel.of(SCHEMA, note.spec, learner.store.read(note)))
-        self.app = make_app(self.scorer, self.meters)
+        self.app = own_app(self.scorer, self.meters)
         self.now_ms = NOW_MS
         self.scorer._wall = self.scorer.ranked._wall = lambda: self.now_ms
         self.scorer._new_id = lambda: uuid4().hex  # no two workers make the same id

@@ -22,7 +22,6 @@ from millrace.contracts.settings import Settings
 from millrace.versions.clicks import ClickTimes, VersionClicks
 from scorer.page.serving import arm_of
 from scorer.page.wire import MAX_BODY_BYTES
-from scorer.worker.app import make_app
 from tests.scenes.scorer_shop import (
     BUILDER,
     ITEM,
@@ -38,6 +37,7 @@ from tests.scenes.scorer_shop import (
     arrays,
     call,
     item,
+    own_app,
     record,
     serving,
     stock,
@@ -60,7 +60,7 @@ class Shop:
         note = learner.snapshot()
         self.model = ServingModel.of(SCHEMA, note.spec, learner.store.read(note))
         self.scorer.install(note, self.model)
-        self.app = make_app(self.scorer, self.meters)
+        self.app = own_app(self.scorer, self.meters)
         keys = np.unique(window_keys("ann", ITEMS)[:, [USER, TASTE]])
         self.users.records["ann"] = record(keys, tiles(keys, 10, 4))
 
@@ -430,7 +430,7 @@ def test_scores_that_are_no_numbers_are_counted_and_rank_last(shop: Shop) -> Non
 
 def test_readiness_says_what_is_missing(tmp_path: Path) -> None:
     scorer, _, meters = serving()
-    app = make_app(scorer, meters)
+    app = own_app(scorer, meters)
 
     def ready() -> tuple[int, Any]:
         return asyncio.run(call(app, "GET", "/readyz"))
@@ -454,7 +454,7 @@ def test_readiness_says_what_is_missing(tmp_path: Path) -> None:
 def test_until_it_is_ready_pages_come_from_the_shops_lists(tmp_path: Path) -> None:
     users = Users()
     scorer, sent, meters = serving(users)
-    app = make_app(scorer, meters)
+    app = own_app(scorer, meters)
 
     def ask(body: Any) -> tuple[int, Any]:
         return asyncio.run(call(app, "POST", "/recommend", body))
@@ -500,7 +500,7 @@ def test_until_it_is_ready_pages_come_from_the_shops_lists(tmp_path: Path) -> No
 def test_a_page_of_lists_has_what_the_user_likes() -> None:
     users = Users()
     scorer, _, meters = serving(users)
-    app = make_app(scorer, meters)
+    app = own_app(scorer, meters)
     shelves = [item(1, "shoes"), item(2, "hats"), item(3, "bags")]
     keys = window_keys("ann", shelves)[:, TASTE]
     store = tiles(keys[:2], 10, 2)  # two clicks among shoes and hats, none among bags

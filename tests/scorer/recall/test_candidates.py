@@ -22,8 +22,9 @@ from scorer.page.candidates import Sources
 from scorer.page.rank import User
 from scorer.page.reasons import MOST_ITEMS, MOST_REASONS, inputs_of
 from scorer.recall import recallkernels
+from scorer.recall.nearest import Retrieval
+from scorer.recall.neighbours import Neighbours
 from scorer.recall.recall import CandidateLists
-from scorer.worker.app import make_app
 from scorer.worker.warm import warm_up
 from tests.scenes.scorer_shop import (
     ITEM,
@@ -36,6 +37,7 @@ from tests.scenes.scorer_shop import (
     Users,
     call,
     item,
+    own_app,
     record,
     serving,
     stock,
@@ -48,7 +50,7 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
 
-class Near:
+class Near(Retrieval):
     """A retrieval version that has the rows from 100 on nearest, and notes what it was asked."""
 
     def __init__(self, clicks: int = 5000, version: tuple[int, int] = (2, 41)) -> None:
@@ -63,7 +65,7 @@ class Near:
         return np.arange(100, 200)[:k]
 
 
-class Along:
+class Along(Neighbours):
     """Has the eight rows behind each as clicked along with it."""
 
     def __init__(self) -> None:
@@ -94,7 +96,7 @@ class Shop:
         purchases = [Past(110, NOW_MS - 2 * DAY_MS), Past(100, NOW_MS - 6 * DAY_MS), Past(105, NOW_MS - 8 * DAY_MS)]
         recent = {RECENT: pack_recent(Recent(clicks, purchases))}
         self.users.records["ann"] = record(taste, tiles(taste, 10, 4)) | recent
-        self.app = make_app(self.scorer, self.meters)
+        self.app = own_app(self.scorer, self.meters)
 
     def ask(self, path: str = "/recommend", **body: Any) -> Any:
         status, answer = asyncio.run(call(self.app, "POST", path, {"user_id": "ann", **body}))

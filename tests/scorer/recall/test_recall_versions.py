@@ -24,7 +24,7 @@ from millrace.versions.image import Image
 from scorer.ipc.link import Message
 from scorer.page.rank import Ranker, User
 from scorer.page.wire import RecommendAnswer
-from scorer.worker.replica import Told, attach
+from scorer.worker.replica import attach
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_shop import BUILDER, DAY_MS, NOW_MS, SCHEMA, SPEC, Users, item
 from tests.scenes.scorer_vectors import features, head, inputs, note, plain_scores, tower
@@ -66,7 +66,7 @@ class Scorer(Whole):
         self.loose: set[int] = set(range(ITEMS))  # vectors of these may be of what they were
         self.unspread: set[int] = set()
 
-    def _attach(self, told: Told) -> None:
+    def _attach(self, told: Message) -> None:
         assert isinstance(told, Message)
         self.coming.append(told)
 

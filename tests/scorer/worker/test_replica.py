@@ -12,7 +12,6 @@ from millrace.contracts.settings import Settings
 from scorer.ipc.link import Message, Packet
 from scorer.recall.nearest import Retrieval
 from scorer.worker import replica
-from scorer.worker.replica import Told
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_shop import ITEMS, SCHEMA, item
 from tests.scenes.scorer_vectors import WIDTH, features, head, inputs, note, tower
@@ -27,7 +26,7 @@ class Slow(Whole):
         self.coming: list[Message] = []
         super().__init__(settings)
 
-    def _attach(self, told: Told) -> None:
+    def _attach(self, told: Message) -> None:
         assert isinstance(told, Message)
         self.coming.append(told)
 

@@ -15,9 +15,8 @@ from learner.serving.serving import ServingModel
 from millrace.basics.openapi import Described, Failure, Ready
 from scorer.page.wire import MAX_SCORED
 from scorer.worker import infer, openapi
-from scorer.worker.app import make_app
 from scorer.worker.gate import Gate
-from tests.scenes.scorer_shop import ITEMS, NOW_MS, SCHEMA, Learner, Users, call, serving, stock
+from tests.scenes.scorer_shop import ITEMS, NOW_MS, SCHEMA, Learner, Users, call, own_app, serving, stock
 
 
 class Shop:
@@ -25,7 +24,7 @@ class Shop:
 
     def __init__(self, folder: Path) -> None:
         self.scorer, self.sent, self.meters = serving(Users())
-        self.app = make_app(self.scorer, self.meters)
+        self.app = own_app(self.scorer, self.meters)
         self.learner = Learner(folder)
 
     def ready(self) -> Shop:
