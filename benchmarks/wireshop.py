@@ -36,7 +36,6 @@ from millrace.contracts.topics import EVENTS, FEATURES_ITEMS, IMPRESSIONS, SAMPL
 from millrace.versions.versioning import Announcement
 from scorer.catalog.index import ItemIndex
 from scorer.page.serving import Serving
-from scorer.pagelog.pagelog import PageLog
 from scorer.recall.recall import make_lists
 from scorer.users.userrecord import Record
 from simulator.daylog import day_table
@@ -134,8 +133,7 @@ class Shop:
         if topic == EVENTS:
             self._arrive(topic, key, value, self._send("simulate", topic, key, value))
 
-    def _log(self, page: PageLog) -> None:
-        impression = page.impression()
+    def _log(self, impression: Impression) -> None:
         key = key_of(impression.user_id)
         self._arrive(IMPRESSIONS, key, to_msgpack(impression), self._send("serve", IMPRESSIONS, key, impression))
 

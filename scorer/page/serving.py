@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from millrace.basics.durations import DAY_MIN, text_of
 from millrace.basics.hashing import mix, salt, value_hash
 from millrace.contracts.clock import EventClock
-from millrace.contracts.events import CONTROL, LOGGED, MODEL, SOURCES, Id
+from millrace.contracts.events import CONTROL, LOGGED, MODEL, SOURCES, Id, Impression
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.versions.versioning import Announcement
@@ -38,7 +38,6 @@ from scorer.page.lookup import Meters, Store, look_up
 from scorer.page.rank import Model, Ranked, Ranker, User
 from scorer.page.ranked import Cursor, RankedList, RankedLists
 from scorer.page.wire import RequestError
-from scorer.pagelog.pagelog import PageLog
 from scorer.recall.nearest import Retrieval
 from scorer.recall.neighbours import Neighbours
 from scorer.recall.recall import ASKED, CONTROLLED, HOT, RANDOM, Allowed, CandidateLists, largest, random_page
@@ -106,7 +105,7 @@ class Serving:
         schema: Schema,
         clock: EventClock,
         store: Store,
-        send: Callable[[PageLog], bool | None],
+        send: Callable[[Impression], bool | None],
         meters: Meters,
         wall: Callable[[], int],
         new_id: Callable[[], str],
@@ -487,7 +486,7 @@ class Serving:
         """Hands the log of a page over. The page is worth more than its log; a loss is counted."""
         found, ts_ms = scored.found, page.ts_ms
         placed = self.ranker.placed(found, order, page.user, scored.rows, ts_ms, page.context, offset)
-        log = PageLog(
+        log = Impression(
             request_id=page.request_id,
             ts_ms=ts_ms,
             user_id=page.user_id,
@@ -495,10 +494,10 @@ class Serving:
             model_version=scored.note.version,
             schema_id=self.schema.id,
             items=ids,
-            scores=found.scores[order],
-            keys=placed.keys,
-            cat=placed.cat,
-            num=placed.num,
+            scores=_bytes(found.scores[order]),
+            keys=_bytes(placed.keys),
+            cat=_bytes(placed.cat),
+            num=_bytes(placed.num),
             served_ms=self._wall(),
             offset=offset,
             sources=sources,
@@ -510,3 +509,8 @@ class Serving:
         except Exception as error:
             self._meters.error("impressions")
             page.notes.append(f"nothing is learnt from this page: {str(error) or type(error).__name__}")
+
+
+def _bytes(array: NDArray[Any]) -> Any:
+    """An array's bytes, not copied."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -9,7 +9,7 @@ with it, and the worker that follows goes on in the same memory.
     memory   head │ lost pages, exposures │ tail │ records .................
              ──── writer ────────────────   reader
 
-    record   size │ size of head │ head (msgpack) │ keys │ cat │ scores │ num     each part begins at 8 bytes
+    record   sizes: of it, its head, keys, cat, scores, num │ head (msgpack) │ keys │ cat │ scores │ num
     0        no record begins here: go on at the beginning
 
 ``head`` and ``tail`` count bytes since the beginning of time; a place is the count modulo the capacity.
@@ -18,15 +18,13 @@ with it, and the worker that follows goes on in the same memory.
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from millrace.contracts.events import Id, Impression
-from scorer.pagelog.pagelog import PageLog
+from millrace.contracts.events import Impression
 
 RING_BYTES = 64 * 1024 * 1024
 """For each worker: some forty logs of large pages (600 items), which is most of a second at 50 a second."""
@@ -34,29 +32,16 @@ RING_BYTES = 64 * 1024 * 1024
 _HEAD, _LOST_PAGES, _LOST_EXPOSURES = 0, 1, 2  # words of the writer's cache line
 _TAIL = 16  # on a line of its own
 _START = 256  # bytes before the first record
-_WORDS = 2  # before a record's head
+_PARTS = ("keys", "cat", "scores", "num")
+_WORDS = 2 + len(_PARTS)  # before a record's head
 _MEMORY_PAGE = 4096
 
 Memory = NDArray[np.uint8]
 
 
-class _Head(Struct, frozen=True, array_like=True):
-    request_id: str
-    ts_ms: int
-    user_id: Id
-    arm: str
-    model_version: int
-    schema_id: str
-    served_ms: int
-    items: list[Id]
-    widths: tuple[int, int, int]  # K, F, N
-    offset: int
-    sources: bytes
-    user_missing: int
-
-
+_NO_ARRAYS = dict.fromkeys(_PARTS, b"")
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Head).decode
+_decode = msgspec.msgpack.Decoder(Impression).decode
 
 
 def _whole(size: int) -> int:
@@ -87,45 +72,24 @@ class RingWriter:
         self._fence = threading.Lock()
         self._fence.acquire()
 
-    def put(self, page: PageLog) -> bool:
-        """Copies a page into the ring. False: there is no room, and the page counts as lost."""
-        n = len(page.items)
-        widths = page.keys.shape[1], page.cat.shape[1], page.num.shape[1]
-        head = _encode(
-            _Head(
-                page.request_id,
-                page.ts_ms,
-                page.user_id,
-                page.arm,
-                page.model_version,
-                page.schema_id,
-                page.served_ms,
-                page.items,
-                widths,
-                page.offset,
-                page.sources,
-                page.user_missing,
-            )
-        )
-        size = 8 * _WORDS + _whole(len(head)) + sum(_sizes(n, widths))
+    def put(self, page: Impression) -> bool:
+        """Copies a page into the ring; its arrays may be any buffers of bytes. False: there is no room, and the page
+        counts as lost."""
+        parts = [_encode(replace(page, **_NO_ARRAYS)), *(getattr(page, name) for name in _PARTS)]
+        sizes = [len(part) for part in parts]
+        size = 8 * _WORDS + sum(map(_whole, sizes))
         at = self._room(size)
         if at is None:
             self._header[_LOST_PAGES] += np.uint64(1)
-            self._header[_LOST_EXPOSURES] += np.uint64(n)
+            self._header[_LOST_EXPOSURES] += np.uint64(len(page.items))
             return False
         place = at % len(self._bytes)
         record = self._bytes[place : place + size]
-        record[: 8 * _WORDS].view(np.uint64)[:] = size, len(head)
+        record[: 8 * _WORDS].view(np.uint64)[:] = size, *sizes
         start = 8 * _WORDS
-        record[start : start + len(head)] = np.frombuffer(head, np.uint8)
-        start += _whole(len(head))
-        arrays: tuple[tuple[NDArray[Any], str], ...] = (
-            (page.keys, "<u8"), (page.cat, "<i8"), (page.scores, "<f4"), (page.num, "<f4"),
-        )  # fmt: skip
-        for (array, kind), room in zip(arrays, _sizes(n, widths), strict=True):
-            part = record[start : start + array.size * int(kind[2])].view(kind)
-            part.reshape(array.shape)[:] = array
-            start += room
+        for part, length in zip(parts, sizes, strict=True):
+            record[start : start + length] = np.frombuffer(part, np.uint8)
+            start += _whole(length)
         # The record must be in memory before the head says so. POSIX has a lock order memory; processors that keep
         # the order of writes by themselves lose nothing by it.
         self._fence.release()
@@ -145,12 +109,6 @@ class RingWriter:
             return None
         self._bytes[place : place + 8].view(np.uint64)[0] = 0
         return head + rest
-
-
-def _sizes(n: int, widths: tuple[int, int, int]) -> tuple[int, int, int, int]:
-    """Bytes of keys, cat, scores and num, with what fills up their last eight."""
-    k, f, width = widths
-    return 8 * n * k, 8 * n * f, _whole(4 * n), _whole(4 * n * width)
 
 
 class RingReader:
@@ -210,33 +168,11 @@ class RingReader:
         if size % 8 or not 8 * _WORDS <= size <= most:
             raise ValueError(f"{size} bytes of {most}")
         record = self._bytes[place : place + size]
-        length = int(record[8:16].view(np.uint64)[0])
-        start = 8 * _WORDS
-        h = _decode(record[start : start + length].data)
-        start += _whole(length)
-        n = len(h.items)
-        parts: list[Any] = []
-        exact = 8 * n * h.widths[0], 8 * n * h.widths[1], 4 * n, 4 * n * h.widths[2]
-        for used, room in zip(exact, _sizes(n, h.widths), strict=True):
-            parts.append(record[start : start + used].data)
-            start += room
-        if start != size:
-            raise ValueError(f"{start} bytes in a record of {size}")
-        keys, cat, scores, num = parts
-        return size, Impression(
-            request_id=h.request_id,
-            ts_ms=h.ts_ms,
-            user_id=h.user_id,
-            arm=h.arm,
-            model_version=h.model_version,
-            schema_id=h.schema_id,
-            items=h.items,
-            scores=scores,
-            keys=keys,
-            cat=cat,
-            num=num,
-            served_ms=h.served_ms,
-            offset=h.offset,
-            sources=h.sources,
-            user_missing=h.user_missing,
-        )
+        sizes = record[8 : 8 * _WORDS].view(np.uint64).tolist()
+        if 8 * _WORDS + sum(map(_whole, sizes)) != size:
+            raise ValueError(f"parts of {sizes} bytes in a record of {size}")
+        parts, start = [], 8 * _WORDS
+        for length in sizes:
+            parts.append(record[start : start + length].data)
+            start += _whole(length)
+        return size, replace(_decode(parts[0]), **dict(zip(_PARTS, parts[1:], strict=True)))

@@ -30,6 +30,7 @@ from learner.custom.ownclass import is_own
 from learner.network.forward import matrix_units
 from learner.role.making import model_of
 from millrace.basics.errors import SettingError, one_line
+from millrace.contracts.events import Impression
 from millrace.contracts.settings import Settings
 from millrace.processes.role import calm_logs
 from millrace.processes.shared import Region
@@ -39,7 +40,6 @@ from scorer.ipc.figures import told
 from scorer.ipc.link import Message, WorkerLink
 from scorer.ipc.meters import REQUESTS, ScorerMeters
 from scorer.page.serving import Serving
-from scorer.pagelog.pagelog import PageLog
 from scorer.pagelog.ring import RingReader, RingWriter
 from scorer.pagelog.shipper import rescue
 from scorer.users.store import OnlineReader, connect
@@ -283,7 +283,7 @@ class Worker:
 
     # -- within -----------------------------------------------------------------------------------------------
 
-    def _log(self, page: PageLog) -> bool:
+    def _log(self, page: Impression) -> bool:
         return self._ring.put(page)
 
 

@@ -26,7 +26,7 @@ from scorer.ipc.meters import ScorerMeters
 from scorer.page.serving import Serving
 from scorer.recall.recall import make_lists
 from tests.scenes import scorer_vectors
-from tests.scenes.scorer_shop import NOW_MS, Users, call, own_app, record
+from tests.scenes.scorer_shop import NOW_MS, Users, call, copied, own_app, record
 
 SHOP = (Path(__file__).parent / "scorer_shop.toml").read_text(encoding="utf-8")
 SEEN = '[[windows.keys]]\ncolumns = ["user_id", "item_id"]\n'
@@ -64,7 +64,7 @@ class Shop:
             schema,
             EventClock(),
             self.users,
-            lambda page: self.sent.append(page.impression()),
+            lambda page: self.sent.append(copied(page)),
             self.meters,
             wall=lambda: NOW_MS,
             new_id=lambda: f"id{next(numbers)}",

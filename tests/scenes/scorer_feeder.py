@@ -27,7 +27,7 @@ from scorer.ipc.link import Inbox, Message, Packet
 from scorer.ipc.meters import ScorerMeters
 from scorer.page.serving import Serving
 from scorer.worker.replica import Replica, attach
-from tests.scenes.scorer_shop import NOW_MS, SCHEMA, Users
+from tests.scenes.scorer_shop import NOW_MS, SCHEMA, Users, copied
 
 
 class _Wire:
@@ -91,7 +91,7 @@ class Whole:
             self._schema,
             EventClock(),
             self._users,
-            lambda page: self.sent.append(page.impression()),
+            lambda page: self.sent.append(copied(page)),
             self.meters,
             lambda: NOW_MS,
             lambda: f"request-{next(numbers)}",

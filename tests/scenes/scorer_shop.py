@@ -107,6 +107,12 @@ class Users:
         return None if self.away else [self.shop_lists.get(name, []) for name in names]
 
 
+def copied(found: Impression) -> Impression:
+    """The same with arrays of its own."""
+    values: dict[str, Any] = {name: getattr(found, name) for name in found.__struct_fields__}
+    return Impression(**(values | {name: bytes(values[name]) for name in ("scores", "keys", "cat", "num")}))
+
+
 def serving(
     users: Users | None = None, settings: Settings | None = None
 ) -> tuple[Serving, list[Impression], ScorerMeters]:
@@ -120,7 +126,7 @@ def serving(
         SCHEMA,
         EventClock(),
         users or Users(),
-        lambda page: sent.append(page.impression()),
+        lambda page: sent.append(copied(page)),
         meters,
         wall=lambda: NOW_MS,
         new_id=lambda: f"request-{next(numbers)}",

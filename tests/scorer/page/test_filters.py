@@ -136,7 +136,8 @@ def test_no_item_breaks_a_filter_the_page_is_full_where_it_can_be_and_its_order_
 class Nearest(Retrieval):
     """A retrieval version in which the first rows are nearest, whatever is asked for; none that is not allowed."""
 
-    clicks, version = 5000, (2, 41)
+    def __init__(self) -> None:
+        self.clicks, self.version = 5000, (2, 41)
 
     def query(self, user_ids: Any, recent_rows: Any, age_ms: Any) -> Any:
         return np.ones(4, np.float32)

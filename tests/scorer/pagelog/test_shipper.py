@@ -12,12 +12,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from millrace.basics.errors import SettingError
-from millrace.contracts.events import key_of
+from millrace.contracts.events import Impression, key_of
 from millrace.contracts.impressions import decode_impression
 from millrace.contracts.once import Rates
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
-from scorer.pagelog.pagelog import PageLog
 from scorer.pagelog.ring import RingReader, RingWriter
 from scorer.pagelog.shipper import Drain, open_spool, rescue
 from scorer.pagelog.spool import FULL, Spool
@@ -30,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 N = 20
 
 
-def made(number: int, n: int = N) -> PageLog:
+def made(number: int, n: int = N) -> Impression:
     layout = SCHEMA.layout
     return page(number, n, layout.K, layout.F, layout.N)
 
@@ -60,13 +59,13 @@ def test_pages_come_packed_and_in_order_under_their_users_key(tmp_path: Path) ->
     assert [line.drain.step(line.reader), line.drain.step(line.reader)] == [5, 0]
     line.memory[512:] = 255  # whoever has drained looks at the ring no more
     found = line.keys_and_values()
-    assert [decode_impression(value) for _, value in found] == [p.impression() for p in pages]
+    assert [decode_impression(value) for _, value in found] == pages
     assert [key for key, _ in found] == [key_of(p.user_id) for p in pages]
     assert not line.lost.pages
 
 
 def test_each_lost_page_is_counted_once_with_its_exposures(tmp_path: Path) -> None:
-    small = len(made(0, 1).impression().num) * 3
+    small = len(made(0, 1).num) * 3
     line = Line(tmp_path, ring=64 * 1024, message=small)
     with capture_logs() as said:
         for n in (1, 2 * N, 1, 2 * N, 1):
