@@ -217,7 +217,7 @@ class Shop:
         prepared = [index.prepare(item) for item in items]
         index.put(prepared)
         self._categories = column_hash(sorted({str(item.attributes["category"]) for item in items}))
-        keys = np.unique(np.array([p.keys for p in prepared], np.uint64))
+        keys = np.unique(np.concatenate([p.arrays["keys"] for p in prepared]))
         for number, partition in enumerate(self._partitions):
             partition.windows.export(partition.windows.keys(), settle=True)  # told of: what changes now is published
             index.put_tiles(number, keys, partition.windows.export(keys))

@@ -270,10 +270,10 @@ class RecallShop:
         if fresh.any():
             born = goods.take(fresh)
             image = self.image(born)
-            self.index.put_image(image)
+            self.index.put([image])
             self._ids = np.concatenate([self._ids, born.item_id])
             own = self.index.form.own_keys.index(self._item_key)
-            self._item_keys = np.concatenate([self._item_keys, image.keys[:, own]])
+            self._item_keys = np.concatenate([self._item_keys, image.arrays["keys"][:, own]])
         gone = self.index.alive & ~np.isin(self._ids, goods.item_id[on_sale])
         for item_id in self._ids[gone].tolist():
             self.index.remove(item_id)
@@ -289,10 +289,15 @@ class RecallShop:
             "price_band": price_band(goods.price_z),
         }
         columns = {name: builder.column(name, values[name]) for name in self.index.form.names}
-        plain = {"price": goods.price.astype(np.float32), "min_order": goods.min_order.astype(np.float32)}
-        keys = builder.keys(columns, goods.n)[:, self.index.own_keys]
-        alive = np.ones(goods.n, np.bool_)
-        return ItemImage(goods.item_id.tolist(), columns, plain, keys, goods.born_ms, alive)
+        arrays: dict[str, NDArray[Any]] = {
+            **{f"column/{name}": column for name, column in columns.items()},
+            "plain/price": goods.price.astype(np.float32),
+            "plain/min_order": goods.min_order.astype(np.float32),
+            "keys": builder.keys(columns, goods.n)[:, self.index.own_keys],
+            "born_ms": goods.born_ms,
+            "alive": np.ones(goods.n, np.bool_),
+        }
+        return ItemImage(goods.item_id.tolist(), arrays)
 
     def publish(self, tower: Tower, clicks: int) -> None:
         """Makes the next retrieval version: the vectors of all living items by ``tower``, which learnt from ``clicks``.

@@ -167,7 +167,7 @@ class Writer:
         """
         self._rows.append(image)
         self._items += len(image.ids)
-        self._size += sum(a.nbytes for a in image.arrays().values()) + 16 * len(image.ids)
+        self._size += sum(a.nbytes for a in image.arrays.values()) + 16 * len(image.ids)
         if self._size >= PART_BYTES:
             self._close()
 
@@ -211,8 +211,8 @@ class Writer:
         if self._rows:
             name = f"{self._base}-items-{len(self._parts)}"
             image = ItemImage.joined(self._rows)
-            arrays = image.arrays()
-            self._parts.append(self._store.put(name, Part(tell(arrays), ids=image.ids), *lay(arrays)))
+            part = Part(tell(image.arrays), ids=image.ids)
+            self._parts.append(self._store.put(name, part, *lay(image.arrays)))
         elif self._tiles:
             name = f"{self._base}-tiles-{len(self._parts)}"
             blobs = [blob for _, some in self._tiles for blob in some]
@@ -286,7 +286,7 @@ def read_part(store: Store, file: Sealed) -> ItemImage | TilePart:
     try:
         arrays = view(part.arrays, body)
         if part.ids is not None:
-            return ItemImage.of_arrays(part.ids, arrays)
+            return ItemImage.checked(part.ids, arrays)
         return TilePart.of_arrays(part, arrays)
     except (SnapshotError, KeyError, ValueError) as error:
         raise _not_ours(file.name, error) from None

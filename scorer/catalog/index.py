@@ -25,7 +25,6 @@ with it meanwhile. What pages are made from is a replica, :class:`scorer.catalog
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 from millrace.basics.hashing import U64
 from millrace.contracts.events import Id, Item
 from millrace.contracts.filters import hashes_of
+from millrace.versions.image import below
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import ACTION, EXPOSED, events_a_day
 from millrace.windows.tiles import TileStore
@@ -44,17 +44,6 @@ from scorer.recall.recall import Heat
 KeySlots = NDArray[np.intp]
 """Slots of ``sums``, one a distinct window key."""
 Counts = NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """An item with its attributes hashed. A feed's thread makes it, so that the index only has to copy it."""
-
-    item: Item
-    columns: dict[str, U64]  # (1,) or (1, slots)
-    plain: dict[str, float]
-    keys: list[int]  # (J,) window keys of the item alone
-    filters: dict[str, list[int]]  # hashes of the values that pages are filtered by
 
 
 class ItemIndex:
@@ -70,12 +59,8 @@ class ItemIndex:
         self._stale: set[int] = set()  # rows whose hotness may have changed
         self._cursor = 0
         self._unit_ms = schema.windows.unit_ms
-        self._slots = {f.name: f.slots for f in schema.fields}
-        needed = builder.needs("item")
         self.form = ShelfForm(builder)
-        self._names, self.own_keys = self.form.names, self.form.own_keys
-        self._numbers = tuple(n for n in needed if builder.is_numeric(n) and n != "age_days")
-        self._ages = "age_days" in needed
+        self.own_keys = self.form.own_keys
         windows = schema.windows
         hot = [j for j, k in enumerate(self.own_keys) if windows.keys[k].columns == (builder.item_column,)]
         self._hot_key = hot[0] if hot else None  # its counts tell how hot an item is, and how often it was seen
@@ -87,12 +72,17 @@ class ItemIndex:
         self._unsent = np.zeros(1024, np.bool_)
         self._unsent_rows = np.zeros(0, np.bool_)
         self._capacity = 0
-        self._columns: dict[str, U64] = {}
-        self._plain: dict[str, NDArray[np.float32]] = {}
-        self._filter_fields = {n: next((f for f in schema.fields if f.name == n), None) for n in schema.filters}
-        self._filters: dict[str, U64] = {}  # as wide as the most values that an item has
-        self._born = np.zeros(0, np.int64)
-        self._alive = np.zeros(0, np.bool_)
+        fields = {f.name: f for f in schema.fields}
+        self._filter_fields = {name: fields.get(name) for name in schema.filters}
+        self._rows: Arrays = {"born_ms": np.zeros(0, np.int64), "alive": np.zeros(0, np.bool_)}  # as in an ItemImage
+        for name in self.form.names:
+            slots = fields[name].slots if name in fields else 1
+            self._rows[f"column/{name}"] = np.zeros(0 if slots == 1 else (0, slots), np.uint64)
+        for name in builder.needs("item"):
+            if builder.is_numeric(name) and name != "age_days":
+                self._rows[f"plain/{name}"] = np.zeros(0, np.float32)
+        for name in schema.filters:  # as wide as the most values that an item has
+            self._rows[f"filter/{name}"] = np.zeros((0, 1), np.uint64)
         self._heat = Heat.none(0)
         self._own = np.zeros((0, len(self.own_keys)), np.intp)
         self._grow(1024)
@@ -102,89 +92,73 @@ class ItemIndex:
 
     # -- writing: between two requests ------------------------------------------------------------------------
 
-    def prepare(self, item: Item) -> Prepared:
+    def prepare(self, item: Item) -> ItemImage:
         """Hashes an item's attributes. Changes nothing: any thread may call it."""
         columns, plain = self.builder.attributes("item", {**item.attributes, self.builder.item_column: item.item_id})
-        keys = self.builder.keys(columns, 1)[0, self.own_keys].tolist()
-        filters = {name: hashes_of(field, item.attributes.get(name)) for name, field in self._filter_fields.items()}
-        return Prepared(item, columns, plain, keys, filters)
-
-    def put(self, prepared: Iterable[Prepared]) -> None:
-        """Adds items, or replaces what is known about them."""
-        for new in prepared:
-            name = str(new.item.item_id)
-            row = self._row.get(name)
-            if row is None:
-                row = len(self.ids)
-                if row == self._capacity:
-                    self._grow(2 * self._capacity)
-                self._row[name] = row
-                self.ids.append(new.item.item_id)
-                self._stale.add(row)
-            slots = self._own[row] = [self._slot_of(key) for key in new.keys]
-            if self._hot_key is not None:
-                self._slot_row[slots[self._hot_key]] = row
-            for column in self._names:
-                value = new.columns.get(column)
-                self._columns[column][row] = 0 if value is None else value[0]
-            with np.errstate(over="ignore"):  # what fits in no float32 reads as 0 later
-                for number in self._numbers:
-                    self._plain[number][row] = new.plain.get(number, 0.0)
-            for attribute, values in new.filters.items():
-                held = self._room_for_values(attribute, len(values))
-                held[row, : len(values)], held[row, len(values) :] = values, 0
-            self._born[row] = new.item.born_ms
-            self._alive[row] = not new.item.gone
-            self._unsent_rows[row] = True
+        arrays: Arrays = {}
+        for name, held in self._rows.items():
+            kind, _, of = name.partition("/")
+            if kind == "column":
+                arrays[name] = columns.get(of, np.zeros((1, *held.shape[1:]), np.uint64))
+            elif kind == "plain":
+                with np.errstate(over="ignore"):  # what fits in no float32 reads as 0 later
+                    arrays[name] = np.array([plain.get(of, 0.0)], np.float32)
+            elif kind == "filter":
+                values = hashes_of(self._filter_fields[of], item.attributes.get(of))
+                arrays[name] = np.array([values or [0]], np.uint64)
+        arrays["keys"] = self.builder.keys(columns, 1)[:, self.own_keys]
+        arrays |= {"born_ms": np.array([item.born_ms], np.int64), "alive": np.array([not item.gone])}
+        return ItemImage([item.item_id], arrays)
 
     def image(self, start: int, stop: int) -> ItemImage:
         """A copy of the rows [start, stop), or of those of them that there are."""
         rows = np.arange(start, min(stop, len(self.ids)))
-        columns = {name: column[rows] for name, column in self._columns.items()}
-        plain = {name: numbers[rows] for name, numbers in self._plain.items()}
-        keys, filters = self._slot_keys[self._own[rows]], {name: a[rows] for name, a in self._filters.items()}
-        return ItemImage(self.ids[start:stop], columns, plain, keys, self._born[rows], self._alive[rows], filters)
+        arrays = {name: array[rows] for name, array in self._rows.items()}
+        return ItemImage(self.ids[start:stop], {**arrays, "keys": self._slot_keys[self._own[rows]]})
 
-    def put_image(self, image: ItemImage) -> None:
-        """:meth:`put` of many items at once, as :meth:`image` gave them.
+    def put(self, images: Iterable[ItemImage]) -> None:
+        """Adds items, or replaces what is known about them.
 
         Raises:
-            ValueError: the image is of another schema's items; nothing was changed.
+            ValueError: they are another schema's items; nothing was changed.
         """
-        shapes = {n: c.shape[1:] for n, c in self._columns.items()}, set(self._plain), len(self.own_keys)
-        given = {n: c.shape[1:] for n, c in image.columns.items()}, set(image.plain), image.keys.shape[1]
-        if shapes != given or not self._filters.keys() <= image.filters.keys():
-            raise ValueError(f"items with columns {sorted(image.columns)} are not of this schema")
+        given = list(images)
+        if not given:
+            return
+        image = ItemImage.joined(given)
+        for name, held in self._rows.items():
+            array = image.arrays.get(name)
+            if array is None or (held.shape[1:] != array.shape[1:] and not name.startswith("filter/")):
+                raise ValueError(f"items without the array '{name}', as it is here, are not of this schema")
+        if image.arrays["keys"].shape[1] != len(self.own_keys):
+            raise ValueError(f"items with {image.arrays['keys'].shape[1]} window keys are not of this schema")
         known = self._row
         rows = np.empty(len(image.ids), np.intp)
         for n, item_id in enumerate(image.ids):
-            row = known.setdefault(str(item_id), len(self.ids))
+            row = rows[n] = known.setdefault(str(item_id), len(self.ids))
             if row == len(self.ids):
                 self.ids.append(item_id)
-            rows[n] = row
+                self._stale.add(int(row))
         while len(self.ids) > self._capacity:
             self._grow(2 * self._capacity)
-        distinct, where = np.unique(image.keys, return_inverse=True)
+        distinct, where = np.unique(image.arrays["keys"], return_inverse=True)
         slots = np.array([self._slot_of(key) for key in distinct.tolist()], np.intp)
-        self._own[rows] = slots[where.reshape(image.keys.shape)]
+        self._own[rows] = slots[where.reshape(image.arrays["keys"].shape)]
         if self._hot_key is not None:
             self._slot_row[self._own[rows, self._hot_key]] = rows
-        for name, column in image.columns.items():
-            self._columns[name][rows] = column
-        for name, numbers in image.plain.items():
-            self._plain[name][rows] = numbers
-        for name in self._filters:
-            held = self._room_for_values(name, image.filters[name].shape[1])
-            held[rows] = wider(image.filters[name], held.shape[1])
-        self._born[rows], self._alive[rows] = image.born_ms, image.alive
+        for name in self._rows:
+            array = image.arrays[name]
+            if name.startswith("filter/"):
+                self._rows[name] = wider(self._rows[name], 1 << (array.shape[1] - 1).bit_length())
+                array = wider(array, self._rows[name].shape[1])
+            self._rows[name][rows] = array
         self._unsent_rows[rows] = True
-        self._stale.update(rows.tolist())
 
     def remove(self, item_id: Id) -> None:
         """Takes an item out of the catalogue; an unknown item is ignored."""
         row = self._row.get(str(item_id))
         if row is not None:
-            self._alive[row], self._born[row] = False, REMOVED_MS
+            self._rows["alive"][row], self._rows["born_ms"][row] = False, REMOVED_MS
             self._unsent_rows[row] = True
 
     def put_tiles(self, partition: int, keys: U64, tiles: Sequence[bytes]) -> None:
@@ -289,15 +263,15 @@ class ItemIndex:
         if len(slots):
             arrays |= {"slots": slots.astype(np.int32), "keys": self._slot_keys[slots], "counts": self._sums[slots]}
         if len(rows):
-            plain = {name: numbers[rows] for name, numbers in self._plain.items()}
-            arrays |= self.form.rows(self.columns(rows), plain, len(rows))
-            arrays |= {f"filter/{name}": values[rows] for name, values in self._filters.items()}
+            held = {name: array[rows] for name, array in self._rows.items()}
+            arrays |= self.form.rows(below("column/", held), below("plain/", held), len(rows))
+            arrays |= {name: array for name, array in held.items() if name.startswith("filter/")}
             arrays |= {
                 "rows": rows.astype(np.int32),
                 "ids": pack_ids([self.ids[row] for row in rows.tolist()]),
                 "own": self._own[rows].astype(np.int32),
-                "born_ms": self._born[rows],
-                "alive": self._alive[rows],
+                "born_ms": held["born_ms"],
+                "alive": held["alive"],
             }
         return arrays
 
@@ -310,18 +284,11 @@ class ItemIndex:
 
     def copies(self, names: Iterable[str]) -> dict[str, U64]:
         """Whole columns, copied, for a thread that works on them while the index changes."""
-        return {name: self._columns[name][: len(self.ids)].copy() for name in names}
+        return {name: self._rows[f"column/{name}"][: len(self.ids)].copy() for name in names}
 
     def columns(self, rows: ItemRows) -> dict[str, U64]:
         """Item-side columns at ``rows``: (n,) or (n, slots) value hashes by name."""
-        return {name: column[rows] for name, column in self._columns.items()}
-
-    def plain(self, rows: ItemRows, ts_ms: int) -> dict[str, NDArray[np.float32]]:
-        """Item-side numbers at ``rows``, ages as of ``ts_ms``. (n,) by name"""
-        out = {name: numbers[rows] for name, numbers in self._plain.items()}
-        if self._ages:
-            out["age_days"] = self.builder.age_days(np.array([ts_ms], np.int64), self._born[rows])
-        return out
+        return {name: column[rows] for name, column in below("column/", self._rows).items()}
 
     def counts(self, keys: U64, ts_ms: int) -> Counts:
         """What :meth:`TileStore.counts` gives of item-side ``keys`` (n,) at ``ts_ms``, summed over partitions.
@@ -339,20 +306,16 @@ class ItemIndex:
 
     @property
     def born_ms(self) -> NDArray[np.int64]:
-        return self._born[: len(self.ids)]
+        return self._rows["born_ms"][: len(self.ids)]
 
     @property
     def alive(self) -> NDArray[np.bool_]:
-        return self._alive[: len(self.ids)]
+        return self._rows["alive"][: len(self.ids)]
 
     @property
     def heat(self) -> Heat:
         """Views, by row."""
         return Heat(*(array[: len(self.ids)] for array in self._heat))
-
-    @property
-    def clicks_a_day(self) -> NDArray[np.float32]:
-        return self.heat.clicks
 
     @property
     def keys(self) -> int:
@@ -401,24 +364,8 @@ class ItemIndex:
             self._slot_keys[slot] = key
         return slot
 
-    def _room_for_values(self, attribute: str, values: int) -> U64:
-        """The column of an attribute that pages are filtered by, wide enough for so many values an item."""
-        held = self._filters[attribute]
-        if held.shape[1] < values:
-            held = self._filters[attribute] = wider(held, 1 << (values - 1).bit_length())
-        return held
-
     def _grow(self, capacity: int) -> None:
-        for name in self._names:
-            slots = self._slots.get(name, 1)
-            old = self._columns.get(name, np.zeros(0 if slots == 1 else (0, slots), np.uint64))
-            self._columns[name] = longer(old, capacity)
-        for name in self._numbers:
-            self._plain[name] = longer(self._plain.get(name, np.zeros(0, np.float32)), capacity)
-        for name in self._filter_fields:
-            self._filters[name] = longer(self._filters.get(name, np.zeros((0, 1), np.uint64)), capacity)
-        self._born = longer(self._born, capacity)
-        self._alive = longer(self._alive, capacity)
+        self._rows = {name: longer(array, capacity) for name, array in self._rows.items()}
         self._unsent_rows = longer(self._unsent_rows, capacity)
         self._heat = Heat(*(longer(array, capacity) for array in self._heat))
         self._own = longer(self._own, capacity)

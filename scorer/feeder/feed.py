@@ -36,7 +36,7 @@ from millrace.processes.kafka import make_reader, topic_ids
 from millrace.processes.kinds import Kinds
 from millrace.processes.priority import step_back
 from scorer.catalog.checkpoint import Bookmark
-from scorer.catalog.index import Prepared
+from scorer.catalog.itemimage import ItemImage
 from scorer.feeder.door import FeederState, Stopped
 
 log = structlog.get_logger("scorer")
@@ -275,7 +275,7 @@ class ItemFeed(Feed):
     def take(self, records: list[Record]) -> None:
         intake, index = self.primary.intake, self.primary.index
         for part in slices(records, ITEM_SLICE):
-            prepared: list[Prepared] = []
+            prepared: list[ItemImage] = []
             for key, value, _ in part:
                 try:
                     if value is None:  # a tombstone of the compacted topic
@@ -289,7 +289,7 @@ class ItemFeed(Feed):
                     self.bad("item", error)
             self._put(prepared)
 
-    def _put(self, prepared: list[Prepared]) -> None:
+    def _put(self, prepared: list[ItemImage]) -> None:
         if prepared:
             self.state.alone(self.primary.index.put, prepared)
 

@@ -131,7 +131,7 @@ class IndexKeeper(threading.Thread):
 
     def _put_items(self, image: ItemImage) -> None:
         for start in range(0, len(image.ids), ROW_SLICE):
-            self.state.alone(self.primary.index.put_image, image.slice(start, start + ROW_SLICE))
+            self.state.alone(self.primary.index.put, [image.slice(start, start + ROW_SLICE)])
 
     def _damaged(self, store: Store, name: str, error: DamagedError) -> None:
         self.meters.error("index")

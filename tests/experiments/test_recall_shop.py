@@ -70,8 +70,8 @@ def test_items_are_in_the_index_as_their_topic_brings_them() -> None:
     told, expected = found.index.image(0, 10_000), index.image(0, 10_000)
     assert len(told.ids) > 500
     assert told.ids == expected.ids
-    for name, array in expected.arrays().items():
-        np.testing.assert_array_equal(told.arrays()[name], array, err_msg=name)
+    for name, array in expected.arrays.items():
+        np.testing.assert_array_equal(told.arrays[name], array, err_msg=name)
 
 
 def test_what_is_on_sale_follows_the_world() -> None:

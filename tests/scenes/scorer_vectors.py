@@ -16,6 +16,7 @@ from millrace.versions.versioning import Announcement
 from scorer.catalog.index import ItemIndex
 from scorer.catalog.shelf import ShelfForm
 from tests.scenes.scorer_shop import BUILDER, LAYOUT, NOW_MS, SCHEMA
+from tests.scorer.page.plain_page import plain_of
 
 WIDTH = 8
 SPEC = read_spec({"retrieval_width": WIDTH})
@@ -32,7 +33,7 @@ def inputs(items: Sequence[Item], now_ms: int = NOW_MS) -> Inputs:
     index, form = ItemIndex(BUILDER), ShelfForm(BUILDER)
     index.put([index.prepare(i) for i in items])
     rows = np.arange(len(items))
-    arrays = form.rows(index.columns(rows), index.plain(rows, now_ms), len(rows))
+    arrays = form.rows(index.columns(rows), plain_of(index, rows, now_ms), len(rows))
     age = np.array([max(0.0, (now_ms - i.born_ms) / 86_400_000) for i in items], np.float32)
     arrays["plain"][:, form.plain_names.index("age_days")] = age
     return arrays["cat"], arrays["plain"]

@@ -286,7 +286,7 @@ def test_the_scorer_makes_a_first_page_of_it(
         if isinstance(part, TilePart):
             tiles.setdefault(part.partition, []).append(part)
         else:
-            index.put_image(part)
+            index.put([part])
     for number, parts in tiles.items():
         index.put_store(number, checkpoint.store_of(parts, SCHEMA.windows))
     assert len(index) == found.items == len(items_of(yesterday, SCHEMA, rows))

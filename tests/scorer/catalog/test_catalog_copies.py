@@ -19,6 +19,7 @@ from scorer.catalog.index import ItemIndex
 from scorer.catalog.itemimage import REMOVED_MS
 from scorer.catalog.shelf import Arrays, Shelf
 from tests.scenes.scorer_shop import BUILDER, DAY_MS, NOW_MS, item, tiles, window_keys
+from tests.scorer.page.plain_page import plain_of
 
 HOUR_MS = 3_600_000
 CONTEXT = """
@@ -88,7 +89,7 @@ def assert_equal(shelf: Shelf, index: ItemIndex, now_ms: int) -> None:
         np.testing.assert_array_equal(held.values[:n, v], column if column.ndim == 1 else column[:, 0])
     for p, name in enumerate(form.plain_names):
         if name != "age_days":
-            np.testing.assert_array_equal(held.plain[:n, p], index.plain(rows, now_ms)[name])
+            np.testing.assert_array_equal(held.plain[:n, p], plain_of(index, rows, now_ms)[name])
     np.testing.assert_array_equal(counts_on(shelf, rows), index.counts_at(rows, now_ms))
     own = index.builder.keys(columns, n)[:, form.own_keys]
     np.testing.assert_array_equal(shelf.slots.keys[held.own[:n]], own)

@@ -34,6 +34,7 @@ from scorer.ipc.meters import ScorerMeters
 from tests.scenes.scorer_log import MemoryBroker, caught_up
 from tests.scenes.scorer_shop import BUILDER, CATEGORY, ITEM, NOW_MS, SCHEMA, item, tiles, window_keys
 from tests.scorer.feeder.test_feed import flip
+from tests.scorer.page.plain_page import plain_of
 
 HOUR_MS = 3_600_000
 MINUTE_MS = 60_000
@@ -110,7 +111,7 @@ def keeper_of(shop: Shop, scorer: Primary, meters: ScorerMeters) -> tuple[IndexK
 def seen(index: ItemIndex) -> dict[Any, Any]:
     """All that a reader of the index sees, by item."""
     rows = np.arange(len(index))
-    columns, plain = index.columns(rows), index.plain(rows, NOW_MS)
+    columns, plain = index.columns(rows), plain_of(index, rows, NOW_MS)
     counts = index.counts_at(rows, NOW_MS)
     index.refresh_hot(NOW_MS, 10**6)
     return {
@@ -120,7 +121,7 @@ def seen(index: ItemIndex) -> dict[Any, Any]:
             counts[row].tolist(),
             bool(index.alive[row]),
             int(index.born_ms[row]),
-            float(index.clicks_a_day[row]),
+            float(index.heat.clicks[row]),
         )
         for row in rows.tolist()
     }
@@ -425,15 +426,15 @@ def test_hostile_parts_are_damaged_and_nothing_worse(shop: Shop) -> None:
     assert checkpoint.read_part(store, sealed)
 
 
-def test_what_image_gives_put_image_takes() -> None:
+def test_what_image_gives_put_takes() -> None:
     index = ItemIndex(BUILDER)
     index.put([index.prepare(i) for i in GOODS])
     index.remove(GOODS[4].item_id)
     other = ItemIndex(BUILDER)
     for start in range(0, 40, 7):
-        other.put_image(index.image(start, start + 7))
+        other.put([index.image(start, start + 7)])
     assert seen(other) == seen(index)
     assert other.ids == index.ids
     for start in (0, 10):
-        other.put_image(index.image(start, start + 15))
+        other.put([index.image(start, start + 15)])
     assert other.ids == index.ids

@@ -15,6 +15,7 @@ from scorer.catalog.index import ItemIndex
 from scorer.catalog.shelf import Shelf
 from scorer.recall.recall import Shares, make_lists, recall
 from tests.scenes.scorer_shop import BUILDER, CATEGORY, DAY_MS, ITEM, NOW_MS, item, tiles, window_keys
+from tests.scorer.page.plain_page import plain_of
 
 
 def index_of(*items: object) -> ItemIndex:
@@ -31,7 +32,7 @@ def test_a_row_holds_what_the_item_says_and_a_newer_message_replaces_it() -> Non
     assert columns["category"].tolist() == [value_hash("shoes"), value_hash("hats")]
     assert columns["item_id"].tolist() == [value_hash(7), value_hash("b")]
     assert columns["tags"].tolist() == [[value_hash("red"), value_hash("new")], [value_hash("x"), 0]]
-    plain = index.plain(rows[[0, 2]], NOW_MS)
+    plain = plain_of(index, rows[[0, 2]], NOW_MS)
     assert plain["price"].tolist() == [5.0, 9.5]
     assert plain["age_days"].tolist() == [1.0, 1.0]
 
@@ -46,7 +47,7 @@ def test_it_grows_without_losing_a_row() -> None:
     index = index_of(*(item(i, f"c{i % 7}", attributes={"price": float(i)}) for i in range(3000)))
     rows = index.rows_of(list(range(3000)))
     assert rows.tolist() == list(range(3000))
-    assert index.plain(rows, NOW_MS)["price"].tolist() == [float(i) for i in range(3000)]
+    assert plain_of(index, rows, NOW_MS)["price"].tolist() == [float(i) for i in range(3000)]
     assert index.columns(rows)["category"].tolist() == [value_hash(f"c{i % 7}") for i in range(3000)]
 
 
@@ -80,11 +81,11 @@ def test_hotness_follows_new_counts_and_runs_out_with_the_windows() -> None:
     index.put_tiles(1, keys[2:3], tiles(keys[2:3], 50, 3).export(keys[2:3]))
     assert index.refresh_hot(NOW_MS) == 0
     # 6 clicks within 1 and within 3 days: (6 / 1 + 6 / 3) / 2 clicks a day
-    assert index.clicks_a_day.tolist() == [0, 4, 2, 0]
+    assert index.heat.clicks.tolist() == [0, 4, 2, 0]
     np.testing.assert_allclose(index.heat.exposures, [0, (50 + 50 / 3) / 2, (50 + 50 / 3) / 2, 0], rtol=1e-6)
     assert index.heat.seen.tolist() == [0, 50, 50, 0], "exposures in the longest window"
     index.refresh_hot(NOW_MS + 10 * DAY_MS)
-    assert index.clicks_a_day.tolist() == [0, 0, 0, 0], "nobody wrote, but the clicks are old"
+    assert index.heat.clicks.tolist() == [0, 0, 0, 0], "nobody wrote, but the clicks are old"
     assert not np.any(index.heat)
     assert index.expire(NOW_MS + 10 * DAY_MS) == 2
     assert index.keys == 0
@@ -97,7 +98,7 @@ def test_hotness_is_refreshed_in_bounded_steps() -> None:
     index.put_tiles(0, keys, tiles(keys, 3, 1).export(keys))
     left = [index.refresh_hot(NOW_MS, limit=30) for _ in range(4)]
     assert left == [70, 40, 10, 0]
-    assert (index.clicks_a_day > 0).all()
+    assert (index.heat.clicks > 0).all()
 
 
 def test_tiles_may_come_before_their_item() -> None:
@@ -108,7 +109,7 @@ def test_tiles_may_come_before_their_item() -> None:
     index.refresh_hot(NOW_MS)
     index.put([index.prepare(late)])
     index.refresh_hot(NOW_MS)
-    assert index.clicks_a_day.tolist() == [0, 2]
+    assert index.heat.clicks.tolist() == [0, 2]
 
 
 def test_a_removed_item_is_dead_and_an_unknown_one_no_concern() -> None:
@@ -117,7 +118,7 @@ def test_a_removed_item_is_dead_and_an_unknown_one_no_concern() -> None:
     index.remove("never seen")
     assert index.alive.tolist() == [False, True]
     again = ItemIndex(BUILDER)
-    again.put_image(index.image(0, 2))  # as a checkpoint does
+    again.put([index.image(0, 2)])  # as a checkpoint does
     shelf = Shelf(BUILDER)
     shelf.follow(lambda: again.changes(NOW_MS))
     assert shelf.rows_of([1, 2]).tolist() == [-1, 1]
@@ -172,7 +173,7 @@ def test_slots_grow_with_the_distinct_keys() -> None:
     index.put_tiles(0, keys.ravel(), tiles(keys.ravel(), 2, 1).export(keys.ravel()))
     assert (index.counts_at(np.arange(1500), NOW_MS)[..., 0] == 2).all()
     index.refresh_hot(NOW_MS)
-    assert (index.clicks_a_day > 0).all()
+    assert (index.heat.clicks > 0).all()
 
 
 @pytest.mark.parametrize(

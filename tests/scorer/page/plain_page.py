@@ -61,6 +61,15 @@ def _counts(index: ItemIndex, user: User, keys: U64, k: int, ts_ms: int) -> Any:
     return counts_of(held, ts_ms, windows.durations, windows.columns, windows.half_lives, len(windows.means))
 
 
+def plain_of(index: ItemIndex, rows: ItemRows, ts_ms: int) -> dict[str, Any]:
+    """Item-side numbers at ``rows``, ages as of ``ts_ms``. (n,) by name"""
+    arrays = index.image(0, len(index)).arrays
+    out = {name.removeprefix("plain/"): a[rows] for name, a in arrays.items() if name.startswith("plain/")}
+    if "age_days" in index.builder.needs("item"):
+        out["age_days"] = index.builder.age_days(np.array([ts_ms], np.int64), index.born_ms[rows])
+    return out
+
+
 def _inputs(
     index: ItemIndex, user: User, rows: ItemRows, ts_ms: int, context: Mapping[str, Any] | None
 ) -> tuple[dict[str, U64], dict[str, Any]]:
@@ -68,4 +77,4 @@ def _inputs(
     named, numbers = builder.attributes("context", context or {})
     columns = {**index.columns(rows), **user.columns, **named, **builder.context(np.array([ts_ms], np.int64))}
     constants = {name: np.array([value], np.float32) for name, value in {**user.plain, **numbers}.items()}
-    return columns, {**index.plain(rows, ts_ms), **constants}
+    return columns, {**plain_of(index, rows, ts_ms), **constants}

@@ -253,7 +253,7 @@ def test_without_filters_nothing_is_kept_and_nothing_crosses() -> None:
     index.put([index.prepare(item(1, attributes={"in_stock": True}))])
     arrays = index.changes(NOW_MS)
     assert not [name for name in arrays if name.startswith("filter/")]
-    assert not [name for name in index.image(0, 9).arrays() if name.startswith("filter/")]
+    assert not [name for name in index.image(0, 9).arrays if name.startswith("filter/")]
 
 
 def test_slices_of_different_width_are_one_part_of_a_checkpoint() -> None:
@@ -262,18 +262,18 @@ def test_slices_of_different_width_are_one_part_of_a_checkpoint() -> None:
     narrow = index.image(0, 1)
     index.put([index.prepare(item(1, attributes={"region": list("abcde")}))])
     joined = ItemImage.joined([narrow, index.image(1, 2)])
-    assert joined.filters["region"].shape == (2, 8)
+    assert joined.arrays["filter/region"].shape == (2, 8)
     again = ItemIndex(index.builder)
-    again.put_image(ItemImage.of_arrays(joined.ids, joined.arrays()))
+    again.put([ItemImage.checked(joined.ids, joined.arrays)])
     for name in ("in_stock", "region", "tags"):
-        assert np.array_equal(again.image(0, 2).filters[name], index.image(0, 2).filters[name])
+        assert np.array_equal(again.image(0, 2).arrays[f"filter/{name}"], index.image(0, 2).arrays[f"filter/{name}"])
 
 
 def values(shop: Shop) -> dict[str, Any]:
     index = shop.scorer.index
     image = index.image(0, len(index))
     return {
-        str(i): [sorted(set(image.filters[name][row].tolist()) - {0}) for name in ALIKE.filters]
+        str(i): [sorted(set(image.arrays[f"filter/{name}"][row].tolist()) - {0}) for name in ALIKE.filters]
         for row, i in enumerate(image.ids)
     }
 

@@ -325,7 +325,7 @@ def test_hot_items_and_likings_go_by_the_windows_alone() -> None:
         for message in pack(0, 1, now, store.keys(), packed):
             shop.count(message)
         tastes = preferences(builder, "shelf", [0, 1, 2], user.columns, record, now)
-        found.append((index.clicks_a_day.tolist(), liking.tolist(), shop.make(now), tastes))
+        found.append((index.heat.clicks.tolist(), liking.tolist(), shop.make(now), tastes))
     assert found[0] == found[1]
     assert all(found[0][0])
 
