@@ -32,11 +32,11 @@ from millrace.processes.shared import Region
 from scorer.feeder.door import FeederState
 from scorer.feeder.versionhost import VersionHost
 from scorer.ipc.figures import Sums, values_of
-from scorer.ipc.link import FeederLink, Message, Packet, Receiver
+from scorer.ipc.link import FeederLink, Handles, Message, Packet, Receiver
 from scorer.ipc.meters import WORKER_RESTARTS, WORKERS
 from scorer.pagelog.ring import RING_BYTES
 from scorer.worker.acceptor import NOBODY
-from scorer.worker.template import Handles, Template
+from scorer.worker.template import Template
 
 log = structlog.get_logger("scorer")
 

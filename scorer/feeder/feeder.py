@@ -163,7 +163,7 @@ def set_gauges(primary: Primary) -> None:
 
     FRESHNESS.set_function(freshness)
     ITEMS.set_function(lambda: len(primary.index))
-    ITEM_KEYS.set_function(lambda: primary.index.keys)
+    ITEM_KEYS.set_function(lambda: primary.index.counts.held)
 
 
 def set_retrieval_gauges(primary: Primary, towers: TowerHost) -> None:

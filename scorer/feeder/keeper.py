@@ -200,8 +200,8 @@ class IndexKeeper(threading.Thread):
         while (image := call(index.image, start, start + ROW_SLICE)).ids:
             writer.rows(image)
             start += ROW_SLICE
-        for partition in call(lambda: sorted(index.tiles)):
-            tiles = index.tiles[partition]
+        for partition in call(lambda: sorted(index.counts.tiles)):
+            tiles = index.counts.tiles[partition]
             keys = np.sort(call(tiles.keys))
             for start in range(0, len(keys), KEY_SLICE):
                 some = keys[start : start + KEY_SLICE]

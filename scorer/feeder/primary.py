@@ -13,8 +13,8 @@ from millrace.contracts.settings import Settings
 from millrace.versions.versioning import Announcement
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import taste_keys
-from scorer.catalog.index import ItemIndex
-from scorer.recall.recall import CandidateLists, Heat, Shares, make_lists
+from scorer.catalog.index import Heat, ItemIndex
+from scorer.recall.recall import CandidateLists, Shares, make_lists
 
 INDEX_TOPICS = frozenset({"items", "item counts"})
 """What has to be read for the index, as :attr:`Primary.to_read` names it."""

@@ -147,7 +147,7 @@ class Shelving(threading.Thread):
     def expire(self) -> None:
         """Looks over a part of the item-side window keys for those whose windows have all run empty."""
         primary, part = self.primary, self._part
-        self.state.alone(primary.index.expire, primary.now_ms, part / EXPIRE_PARTS, (part + 1) / EXPIRE_PARTS)
+        self.state.alone(primary.index.counts.expire, primary.now_ms, part / EXPIRE_PARTS, (part + 1) / EXPIRE_PARTS)
         self._part = (part + 1) % EXPIRE_PARTS
 
     def status(self) -> None:

@@ -52,6 +52,15 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
+class Handles(NamedTuple):
+    """File descriptors that a worker is given."""
+
+    link: int
+    listener: int
+    ring: int
+    shares: int
+
+
 class Closed(Exception):
     """The other side has ended; or, with a text, what it sends cannot be taken."""
 

@@ -45,6 +45,7 @@ from millrace.contracts.events import SOURCES
 from millrace.contracts.schema import Windows
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import smoothed_rate, taste_keys
+from scorer.catalog.index import Heat
 from scorer.catalog.shelf import Arrays, ItemRows
 from scorer.recall import recallkernels
 
@@ -112,19 +113,6 @@ class Shares:
         if abs(total - 1) > 1e-6:
             raise fail(f"adds up to {total:g}", "have the shares add up to 1")
         return cls(np.array([given.get(name, 0.0) for name in MIXED]))
-
-
-class Heat(NamedTuple):
-    """What the shop's windows say of each of n items; zeros where the schema does not count it."""
-
-    clicks: F32  # (n,) the mean over windows of clicks a day
-    exposures: F32  # (n,) of exposures a day
-    seen: F32  # (n,) exposures in the longest window
-
-    @classmethod
-    def none(cls, n: int) -> Heat:
-        """Nothing is known of n items."""
-        return cls(*(np.zeros(n, np.float32) for _ in cls._fields))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,13 +27,13 @@ import subprocess
 import sys
 import threading
 import time
-from typing import NamedTuple
 
 import msgspec
 import structlog
 
 from millrace.basics.errors import ServiceError
 from millrace.contracts.settings import Settings
+from scorer.ipc.link import Handles
 
 log = structlog.get_logger("scorer")
 
@@ -42,15 +42,6 @@ _encode, _decode = msgspec.msgpack.encode, msgspec.msgpack.decode
 LOOK_SECONDS, ANSWER_SECONDS = 0.2, 10.0
 WARM_SECONDS = 600.0
 """How long the first answer may take: in a fresh clone everything is compiled before."""
-
-
-class Handles(NamedTuple):
-    """What a worker is given."""
-
-    link: int
-    listener: int
-    ring: int
-    shares: int
 
 
 class Template:

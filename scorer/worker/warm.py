@@ -49,7 +49,7 @@ def warm_up(schema: Schema, half: bool = False) -> None:
     tiles = events.export(keys)
     index.put_tiles(0, keys, tiles)
     index.refresh_hot(_TS_MS)
-    index.expire(_TS_MS)
+    index.counts.expire(_TS_MS)
     shelf.follow(lambda: index.changes(_TS_MS))
     ranker = Ranker(builder, shelf)
     made = make_lists(builder, index.columns(rows), index.alive, index.born_ms, index.heat)

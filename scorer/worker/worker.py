@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 from uuid import uuid4
 
 import numpy as np
@@ -37,7 +37,7 @@ from millrace.processes.shared import Region
 from millrace.processes.tokens import TokenGate, Tokens
 from millrace.processes.wall import wall_ms
 from scorer.ipc.figures import told
-from scorer.ipc.link import Message, WorkerLink
+from scorer.ipc.link import Handles, Message, WorkerLink
 from scorer.ipc.meters import REQUESTS, ScorerMeters
 from scorer.page.serving import Serving
 from scorer.pagelog.ring import RingReader, RingWriter
@@ -48,9 +48,6 @@ from scorer.worker.app import make_app
 from scorer.worker.gate import Gate
 from scorer.worker.replica import Replica, attach
 from scorer.worker.warm import warm_up
-
-if TYPE_CHECKING:
-    from scorer.worker.template import Handles
 
 log = structlog.get_logger("scorer")
 

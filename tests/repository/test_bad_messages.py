@@ -458,8 +458,8 @@ def test_the_tile_feed_passes_over_each_and_counts_can_be_read(tmp_path: Path) -
     reader.take_all(as_records(*records(FEATURES_ITEMS)))
     assert figures.errors.keys() == {"item-tiles"}
     assert figures.errors["item-tiles"] > 50
-    scorer.index.counts(np.array([99, 1], np.uint64), NOW_MS)
-    scorer.index.expire(NOW_MS)
+    scorer.index.counts.at(np.array([99, 1], np.uint64), NOW_MS)
+    scorer.index.counts.expire(NOW_MS)
     scorer.index.refresh_hot(NOW_MS)
 
 

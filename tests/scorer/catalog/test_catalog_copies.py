@@ -144,7 +144,7 @@ def test_a_shelf_that_follows_holds_what_the_index_holds(walk: Walk, rows: int, 
             index.remove(items[i].item_id)
         elif what == "hot":
             index.refresh_hot(now_ms, 3)
-            index.expire(now_ms)
+            index.counts.expire(now_ms)
         elif what == "store":
             index.put_store(draw % 2, stores[draw % 2])
             stores[draw % 2] = copy.deepcopy(stores[draw % 2])

@@ -153,7 +153,10 @@ def test_a_scorer_that_starts_reads_on_from_the_checkpoint(shop: Shop) -> None:
     before = seen(shop.scorer.index)
     manifest = shop.keep()
     assert manifest is not None
-    assert (manifest.items, manifest.keys) == (30, len(shop.scorer.index.tiles[0]) + len(shop.scorer.index.tiles[2]))
+    assert (manifest.items, manifest.keys) == (
+        30,
+        len(shop.scorer.index.counts.tiles[0]) + len(shop.scorer.index.counts.tiles[2]),
+    )
     for topic in (ITEMS, FEATURES_ITEMS):
         shop.broker.log(topic).cut(shop.broker.log(topic).end)  # nothing of it can be read again
     shop.start()
@@ -363,7 +366,7 @@ def test_items_of_an_old_checkpoint_are_read_anew(shop: Shop) -> None:
     shop.now_ms += 20 * HOUR_MS
     shop.start()
     assert len(shop.scorer.index) == 29
-    assert shop.scorer.index.tiles.keys() == {0, 2}
+    assert shop.scorer.index.counts.tiles.keys() == {0, 2}
     assert seen(shop.scorer.index) == read_whole(shop)
 
 

@@ -57,20 +57,22 @@ def test_counts_are_the_sum_over_partitions_and_a_newer_list_replaces_the_older(
     key = window_keys("u", [shoe])[:, ITEM]
     index.put_tiles(0, key, tiles(key, 10, 3).export(key))
     index.put_tiles(3, key, tiles(key, 5, 1).export(key))
-    assert index.counts(key, NOW_MS)[0, 0].tolist() == [15, 4, 0]
+    assert index.counts.at(key, NOW_MS)[0, 0].tolist() == [15, 4, 0]
     index.put_tiles(3, key, tiles(key, 6, 2).export(key))
-    assert index.counts(key, NOW_MS)[0, 0].tolist() == [16, 5, 0]
-    assert index.counts(key, NOW_MS + 2 * DAY_MS)[0].tolist() == [[0, 0, 0], [16, 5, 0]], "the one-day window ran out"
+    assert index.counts.at(key, NOW_MS)[0, 0].tolist() == [16, 5, 0]
+    assert index.counts.at(key, NOW_MS + 2 * DAY_MS)[0].tolist() == [[0, 0, 0], [16, 5, 0]], (
+        "the one-day window ran out"
+    )
 
 
 def test_reading_unknown_keys_and_ids_allocates_nothing() -> None:
     index = index_of(item(1))
     key = window_keys("u", [item(1)])[:, CATEGORY]
     index.put_tiles(0, key, tiles(key, 1, 0).export(key))
-    held = index.keys, index.tiles[0].nbytes, len(index)
+    held = index.counts.held, index.counts.tiles[0].nbytes, len(index)
     index.rows_of([f"unseen {i}" for i in range(5000)])
-    index.counts(np.arange(1, 5001, dtype=np.uint64), NOW_MS)
-    assert (index.keys, index.tiles[0].nbytes, len(index)) == held
+    index.counts.at(np.arange(1, 5001, dtype=np.uint64), NOW_MS)
+    assert (index.counts.held, index.counts.tiles[0].nbytes, len(index)) == held
 
 
 def test_hotness_follows_new_counts_and_runs_out_with_the_windows() -> None:
@@ -87,8 +89,8 @@ def test_hotness_follows_new_counts_and_runs_out_with_the_windows() -> None:
     index.refresh_hot(NOW_MS + 10 * DAY_MS)
     assert index.heat.clicks.tolist() == [0, 0, 0, 0], "nobody wrote, but the clicks are old"
     assert not np.any(index.heat)
-    assert index.expire(NOW_MS + 10 * DAY_MS) == 2
-    assert index.keys == 0
+    assert index.counts.expire(NOW_MS + 10 * DAY_MS) == 2
+    assert index.counts.held == 0
 
 
 def test_hotness_is_refreshed_in_bounded_steps() -> None:
@@ -157,11 +159,11 @@ def test_counts_of_any_time_are_those_of_the_tiles() -> None:
             index.put([index.prepare(items[i])])
         else:
             index.refresh_hot(now, limit=5)
-            index.expire(now)
+            index.counts.expire(now)
         # requests may name a time of their own, the full hour among them
         at = (now, now, now - now % 3_600_000, now - DAY_MS)[step % 4]
         keys = window_keys("u", items)[:, index.own_keys]
-        expected = np.stack([index.counts(keys[:, j], at) for j in range(keys.shape[1])], axis=1)
+        expected = np.stack([index.counts.at(keys[:, j], at) for j in range(keys.shape[1])], axis=1)
         np.testing.assert_array_equal(index.counts_at(rows, at), expected)
     assert sum(len(s) for s in stores) > 10
 

@@ -169,7 +169,7 @@ def test_tiles_reach_the_index_and_damaged_messages_are_counted(tmp_path: Path) 
             tile_message(1, keys[:1], good[:1]),
         )
     )
-    assert scorer.index.counts(keys, NOW_MS)[:, 0, 0].tolist() == [20, 10]
+    assert scorer.index.counts.at(keys, NOW_MS)[:, 0, 0].tolist() == [20, 10]
     assert meters.errors == {"item-tiles": 3}
 
 

@@ -23,10 +23,9 @@ from scorer.feeder.crew import ASKERS, MOST_ASKED, STUCK_LOOKS, TEMPLATES, Crew,
 from scorer.feeder.door import FeederState
 from scorer.feeder.primary import Primary
 from scorer.ipc.figures import Sums
-from scorer.ipc.link import Closed, Inbox, Packet
+from scorer.ipc.link import Closed, Handles, Inbox, Packet
 from scorer.ipc.meters import ScorerMeters
 from scorer.worker import template as templates
-from scorer.worker.template import Handles
 from tests.scenes.scorer_shop import NOW_MS, SCHEMA
 from tests.scenes.waiting import PATIENCE, until
 

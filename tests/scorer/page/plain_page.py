@@ -56,7 +56,7 @@ def late_names(builder: FeatureBuilder) -> set[str]:
 def _counts(index: ItemIndex, user: User, keys: U64, k: int, ts_ms: int) -> Any:
     windows = index.builder.schema.windows
     if index.builder.schema.key_side(windows.keys[k]) == "item":
-        return index.counts(keys, ts_ms)
+        return index.counts.at(keys, ts_ms)
     held = [user.tiles.get(field) for field in window_fields(keys)]
     return counts_of(held, ts_ms, windows.durations, windows.columns, windows.half_lives, len(windows.means))
 

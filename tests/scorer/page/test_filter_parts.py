@@ -300,14 +300,14 @@ def test_a_checkpoint_without_an_attribute_has_items_read_anew_and_its_counts_ar
     shop.clicks([item(i) for i in range(20)], 3)
     shop.read()
     assert shop.keep() is not None
-    keys = shop.scorer.index.keys
+    keys = shop.scorer.index.counts.held
 
     counts = shop.broker.log(FEATURES_ITEMS)
     counts.cut(counts.end)  # only the checkpoint knows them
     monkeypatch.setattr(test_scorer_checkpoint, "SCHEMA", ALIKE)
     loaded = shop.start()
     assert values(shop)["4"] == [[value_hash(1)], []]
-    assert shop.scorer.index.keys == keys
+    assert shop.scorer.index.counts.held == keys
     assert shop.meters.errors == Counter()
     manifest = loaded.keep()
     assert manifest is not None, "the next one has the attributes, however young this one is"

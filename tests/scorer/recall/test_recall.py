@@ -16,6 +16,7 @@ from millrace.basics.hashing import column_hash
 from millrace.contracts.events import SOURCES
 from millrace.contracts.settings import Settings
 from millrace.windows.likings import taste_keys
+from scorer.catalog.index import Heat
 from scorer.feeder.primary import Primary
 from scorer.recall import recallkernels
 from scorer.recall.recall import (
@@ -27,7 +28,6 @@ from scorer.recall.recall import (
     WHOLE,
     CandidateLists,
     Found,
-    Heat,
     Shares,
     largest,
     make_lists,

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(LONG)
 PROGRAM = """
 import sys, msgspec
 from millrace.contracts.settings import Settings
-from scorer.worker.template import Handles
+from scorer.ipc.link import Handles
 from scorer.worker.worker import work
 work(msgspec.json.decode(sys.argv[1], type=Settings), 0, Handles(*map(int, sys.argv[2:])))
 """

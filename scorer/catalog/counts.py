@@ -1,0 +1,152 @@
+# core
+"""Counts of item-side window keys: as they were told, by partition of ``events``, and as pages need them, by slot.
+
+::
+
+    tiles   partition -> TileStore       the count of a key is the sum over partitions, since partitions are by user
+    slot    key -> slot                  one a distinct key, shared by the items of a category; slot 0 is "missing"
+    sums    (slots, S, A)                of the slot's key, as of the time in ``stamps`` (slots,);
+                                         S spans: windows, then half-lives
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.basics.hashing import U64
+from millrace.contracts.schema import Windows
+from millrace.windows.tiles import TileStore
+
+Slots = NDArray[np.intp]
+Counts = NDArray[np.integer[Any]]
+
+
+class ItemCounts:
+    """See the module's text. Whoever changes it is alone with it meanwhile."""
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+        self._empty = TileStore.of(windows)  # gives the counts of a key without events
+        self.tiles: dict[int, TileStore] = {}
+        self._slot: dict[int, int] = {0: 0}
+        self.keys = np.zeros(1024, np.uint64)
+        """By slot, with room behind the last one."""
+        self.sums = np.zeros((1024, self._empty.spans, self._empty.columns), self._empty.dtype)
+        self._stamps = np.full(1024, -1, np.int64)
+        self._unsent = np.zeros(1024, np.bool_)
+
+    def __len__(self) -> int:
+        """Slots, "missing" among them."""
+        return len(self._slot)
+
+    @property
+    def held(self) -> int:
+        """Window keys, over all partitions."""
+        return sum(len(store) for store in self.tiles.values())
+
+    # -- what was counted -------------------------------------------------------------------------------------
+
+    def put(self, partition: int, keys: U64, tiles: Sequence[bytes]) -> None:
+        """Replaces the tile lists of ``keys`` (n,) as counted in ``partition`` by the newer ones in ``tiles``.
+
+        Raises:
+            StoreError: a tile list is damaged; nothing is replaced then.
+        """
+        store = self.tiles.get(partition)
+        if store is None:
+            store = self.tiles[partition] = TileStore.of(self._windows)
+        store.put(keys, tiles)
+
+    def expire(self, now_ms: int, start: float = 0.0, stop: float = 1.0) -> int:
+        """Drops keys whose windows are all empty, in a share [start, stop) of each store; returns how many."""
+        return sum(store.sweep(now_ms, start, stop) for store in self.tiles.values())
+
+    def at(self, keys: U64, ts_ms: int) -> Counts:
+        """What :meth:`TileStore.counts` gives of ``keys`` (n,) at ``ts_ms``, summed over partitions. (n, S, A)"""
+        total = self._empty.counts(np.zeros(len(keys), np.uint64), ts_ms)
+        for store in self.tiles.values():
+            total += store.counts(keys, ts_ms)
+        return total
+
+    # -- by slot ----------------------------------------------------------------------------------------------
+
+    def slot_of(self, key: int) -> int:
+        """The slot of a key; a new one where it has none."""
+        slot = self._slot.get(key)
+        if slot is None:
+            slot = self._slot[key] = len(self._slot)
+            if slot == len(self._stamps):
+                self.keys, self._stamps, self.sums, self._unsent = (
+                    np.concatenate([old, np.full_like(old, fill)])
+                    for old, fill in ((self.keys, 0), (self._stamps, -1), (self.sums, 0), (self._unsent, False))
+                )
+            self.keys[slot] = key
+        return slot
+
+    def outdate(self, keys: Iterable[int] | None, make: bool = False) -> list[int]:
+        """The counts of these keys may be others now; None: all. Returns their slots.
+
+        Args:
+            make: a key that has no slot gets one.
+        """
+        if keys is None:
+            self._stamps[:] = -1
+            return []
+        slot_of = self.slot_of if make else self._slot.get
+        known = [slot for slot in map(slot_of, keys) if slot]
+        self._stamps[known] = -1
+        return known
+
+    def fresh(self, slots: Slots, now_ms: int) -> Counts:
+        """Counts of the keys in ``slots`` (...) at ``now_ms``, brought up to it. (..., S, A)"""
+        self.refresh(np.unique(self.stale(slots, now_ms)), now_ms)
+        found: Counts = self.sums[slots]
+        return found
+
+    def refresh(self, slots: Slots, now_ms: int) -> None:
+        """Reads the counts of distinct ``slots`` (n,) anew, and keeps in mind which of them have changed.
+
+        Windows begin and end with a unit of the tiles, and decayed counts are as of the full unit. So the counts of a
+        key stay the same until one of its tile lists is replaced, or the time passes into another unit. At the full
+        unit itself, that unit's tile does not count yet.
+        """
+        if len(slots):
+            fresh = self.at(self.keys[slots], now_ms)
+            self._unsent[slots] |= (fresh != self.sums[slots]).any(axis=(1, 2))
+            self.sums[slots] = fresh
+            self._stamps[slots] = self._stamp(now_ms)
+
+    def stale(self, slots: Slots, now_ms: int) -> Slots:
+        """Those of the slots whose counts are not as of ``now_ms``."""
+        found: Slots = slots[self._stamps[slots] != self._stamp(now_ms)]
+        return found
+
+    def due(self, now_ms: int, most: int) -> Slots:
+        """At most so many slots that are not as of ``now_ms``: those with new tiles first."""
+        stamps = self._stamps[: len(self)]
+        found = np.flatnonzero(stamps == -1)[:most]
+        if len(found) < most:
+            of_before = np.flatnonzero((stamps != self._stamp(now_ms)) & (stamps != -1))
+            found = np.concatenate([found, of_before[: most - len(found)]])
+        return found
+
+    def left(self, now_ms: int) -> int:
+        """How many slots are not as of ``now_ms``."""
+        return int(np.count_nonzero(self._stamps[: len(self)] != self._stamp(now_ms)))
+
+    def unsent(self, most: int) -> Slots:
+        """Slots whose counts have changed since they were :meth:`sent`."""
+        return np.flatnonzero(self._unsent[: len(self)])[:most]
+
+    def sent(self, slots: NDArray[Any]) -> None:
+        """Replicas know these."""
+        self._unsent[slots] = False
+
+    def _stamp(self, ts_ms: int) -> int:
+        """The unit of a time; a full unit by itself is between two units."""
+        unit_ms = self._windows.unit_ms
+        return 2 * (ts_ms // unit_ms) + (ts_ms % unit_ms > 0)
