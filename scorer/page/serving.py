@@ -13,69 +13,35 @@ Until there are a model and items, ``/recommend`` answers from the shop's lists 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import numpy as np
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from millrace.basics.durations import DAY_MIN, text_of
 from millrace.basics.hashing import mix, salt, value_hash
 from millrace.contracts.clock import EventClock
-from millrace.contracts.events import CONTROL, LOGGED, MODEL, SOURCES, Id, Impression
+from millrace.contracts.events import CONTROL, LOGGED, MODEL, Impression
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
-from millrace.versions.versioning import Announcement
-from millrace.windows.features import FeatureBuilder
-from scorer.catalog.shelf import ItemRows, Shelf
-from scorer.page import reasons, wire
+from scorer.catalog.shelf import ItemRows
+from scorer.page import wire
 from scorer.page.candidates import Recaller, Sources
 from scorer.page.filters import ItemFilters
+from scorer.page.held import Held
 from scorer.page.listpage import ListPages, not_ready
 from scorer.page.lookup import Meters, Store, look_up
-from scorer.page.rank import Model, Ranked, Ranker, User
+from scorer.page.pagemaker import AskCounts, Asked, PageMaker, Scored
 from scorer.page.ranked import Cursor, RankedList, RankedLists
 from scorer.page.wire import RequestError
-from scorer.recall.nearest import Retrieval
-from scorer.recall.neighbours import Neighbours
-from scorer.recall.recall import ASKED, CONTROLLED, HOT, RANDOM, Allowed, CandidateLists, largest, random_page
+from scorer.recall.recall import ASKED, CONTROLLED, HOT, RANDOM, Allowed, largest, random_page
 
 _ARM = salt("scorer", "arm")
 _MINUTE_MS = 60_000
 FILTERED = "f-"
 """The ids of lists with filters begin with it: whoever has lost such a list knows that it had some."""
-
-AskCounts = Callable[[ItemRows, int], Awaitable[NDArray[Any] | None]]
-"""Counts of items at another time than now, from the whole index; None: they are not to be had."""
-
-
-class _Asked(NamedTuple):
-    """Who asks for a page, and when and where it will be shown."""
-
-    request_id: str
-    user: User
-    user_id: Id
-    ts_ms: int
-    context: dict[str, Any]
-    notes: list[str]
-    explain: bool = False
-    filters: wire.Filters | None = None
-
-    @property
-    def capped(self) -> bool:
-        return self.filters is not None and bool(self.filters.caps)
-
-
-class _Scored(NamedTuple):
-    """Items with their features and scores, by one version."""
-
-    note: Announcement
-    rows: ItemRows  # (n,)
-    found: Ranked
-    shown: NDArray[np.float32]  # (n,) scores for a client: 0, the last rank, where the model gave no number
-    model: Model
 
 
 def arm_of(request_id: str, control_share: float) -> str:
@@ -84,16 +50,14 @@ def arm_of(request_id: str, control_share: float) -> str:
     return CONTROL if draw < control_share else MODEL
 
 
-class Serving:
+class Serving(Held):
     """One worker's share in a scorer.
 
     Args:
         store: the online store.
-        send: takes the log of a page, and copies what it keeps; must not block. False: it has no room.
+        send, wall, ask_counts: see :class:`~scorer.page.pagemaker.PageMaker`.
         meters: counts.
-        wall: wall time in ms, for tracing and freshness.
         new_id: makes a request id that nobody has used.
-        ask_counts: see :data:`AskCounts`; None: the shelf's counts serve for all times.
 
     Raises:
         SettingError: the setting ``recall`` is no list of shares.
@@ -111,51 +75,15 @@ class Serving:
         new_id: Callable[[], str],
         ask_counts: AskCounts | None = None,
     ) -> None:
-        self.settings, self.schema, self.clock = settings, schema, clock
-        self.builder = FeatureBuilder(schema)
-        self.shelf = Shelf(self.builder)
-        self.ranker = Ranker(self.builder, self.shelf, meters.error)
+        super().__init__(schema, meters.error)
+        self.settings, self._store, self._meters, self._new_id = settings, store, meters, new_id
+        self.maker = PageMaker(self, clock, send, meters, wall, ask_counts)
         self.recaller = Recaller(settings, self.ranker)
-        self._inputs = reasons.inputs_of(schema)
         self.filters = ItemFilters(self.ranker)
-        self.lists = CandidateLists()
-        self.retrieval: Retrieval | None = None
-        """The retrieval version that recall looks with; None: there is none yet."""
-        self.neighbours: Neighbours | None = None
-        """What is clicked along with what; None: not known yet."""
         self.ranked = RankedLists(store, settings.list_seconds, wall, meters.error)
-        self.note: Announcement | None = None
-        self.model: Model | None = None
-        self.heard_ms = 0  # newest event that the stream has counted; 0: none yet
-        self.to_read: dict[str, int] = {}
-        """What has to be read from Kafka before pages are ranked, and how many messages that are (-1: not known yet).
-        """
-        self._store, self._send, self._meters, self._wall, self._new_id = store, send, meters, wall, new_id
-        self._ask_counts = ask_counts
         self._list_pages = ListPages(store, self.builder, meters, self.filters.passing)
 
-    # -- changes, between two requests ------------------------------------------------------------------------
-
-    def install(self, note: Announcement, model: Model) -> None:
-        """Serves ``model``, of version ``note``, from now on."""
-        self.note, self.model = note, model
-
-    def withdraw(self) -> None:
-        """Serves no model until one is installed: pages are made of the shop's lists meanwhile."""
-        self.note = self.model = None
-
     # -- requests ---------------------------------------------------------------------------------------------
-
-    def not_ready(self) -> str:
-        """Why pages cannot be ranked yet; empty when they can."""
-        if self.to_read:
-            left = ", ".join(f"{what} ({n if n >= 0 else 'unknown'})" for what, n in self.to_read.copy().items())
-            return f"no up-to-date state yet, messages to read: {left}; ask again in a moment"
-        if self.model is None:
-            return "no model yet; start the learner, or check MILLRACE_DATA, MILLRACE_STORE and the topic model.deltas"
-        if not len(self.lists.living):
-            return "no items yet; send the catalogue to the topic items"
-        return ""
 
     async def recommend(self, body: bytes) -> wire.RecommendAnswer:
         """Answers POST /recommend.
@@ -174,16 +102,16 @@ class Serving:
                 raise not_ready(f"no part of a list with filters yet, since there is {reason}")
             return await self._list_pages.page(asked.user_id, size, ts_ms, reason, filters)
         user, notes = await look_up(self._store, self.builder, self._meters, asked.user_id)
-        page = _Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes, asked.explain, filters)
+        page = Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes, asked.explain, filters)
         if cursor is not None:
             answer = await self._part(page, cursor, size)
-            if not isinstance(answer, _Asked):
+            if not isinstance(answer, Asked):
                 return answer
             page = answer
         length = asked.length if cursor is None else cursor.length
         return await self._page(page, size, length if length is not None and length > size else None)
 
-    async def _page(self, page: _Asked, size: int, length: int | None) -> wire.RecommendAnswer:
+    async def _page(self, page: Asked, size: int, length: int | None) -> wire.RecommendAnswer:
         """A page, or the first part of a list of ``length`` items."""
         most = length or size
         arm = arm_of(page.request_id, self.settings.control_share)
@@ -200,23 +128,23 @@ class Serving:
             rows, sources, retrieval = self.recaller.page(
                 there, page.user, page.ts_ms, size_recalled, most, seed, allowed
             )
-        scored = await self._score(page, rows)
+        scored = await self.maker.score(page, rows)
         order = np.flatnonzero(self._passing(page)[rows])  # one may have gone while counts were waited for
         if arm != CONTROL:
             order = order[largest(scored.shown[order], len(order) if page.capped else most)]
         shown, rest = order[:size], order[size:]
-        ids, codes = self._ids(rows[rest]), sources[rest].tobytes()
+        ids, codes = self.maker.ids(rows[rest]), sources[rest].tobytes()
         if page.filters is not None and page.filters.caps and allowed is not None:
             first = self.filters.fitting(page.filters, rows[order], size)
             rest = np.delete(order, first)[: most - len(first)]
-            ids, codes, shown = self._ids(rows[rest]), sources[rest].tobytes(), order[first]
+            ids, codes, shown = self.maker.ids(rows[rest]), sources[rest].tobytes(), order[first]
             scored, shown, sources = await self._filled_up(page, arm, scored, shown, sources, size, seed)
         if page.filters is not None:
             if not len(shown):
                 return self._empty(page, arm)
             self._meters.filtered("full" if len(shown) == size else "short")
         first_codes = sources[shown].tobytes()
-        answer = self._hand_out(page, arm, scored, shown, first_codes, retrieval)
+        answer = self.maker.hand_out(page, arm, scored, shown, first_codes, retrieval)
         if length is None:
             return answer
         self._meters.part("first")
@@ -226,16 +154,16 @@ class Serving:
             request_id=page.request_id,
             user_id=page.user_id,
             arm=arm,
-            made_ms=self._wall(),
+            made_ms=self.maker.wall(),
             context=page.context,
-            items=[*self._ids(scored.rows[shown]), *ids],
+            items=[*self.maker.ids(scored.rows[shown]), *ids],
             sources=first_codes + codes,
             retrieval=retrieval,
             filters=page.filters,
         )
         return await self._to_be_continued(answer, kept, len(shown), len(shown), length)
 
-    def _random(self, page: _Asked, size: int, most: int, seed: int, allowed: Allowed | None) -> ItemRows:
+    def _random(self, page: Asked, size: int, most: int, seed: int, allowed: Allowed | None) -> ItemRows:
         """The control group's page, and what follows on it in its list."""
         capped = allowed is not None and page.capped
         drawn = len(allowed.rows) if allowed is not None and capped else most
@@ -248,14 +176,14 @@ class Serving:
 
     async def _filled_up(
         self,
-        page: _Asked,
+        page: Asked,
         arm: str,
-        scored: _Scored,
+        scored: Scored,
         shown: NDArray[np.intp],
         sources: NDArray[np.uint8],
         size: int,
         seed: int,
-    ) -> tuple[_Scored, NDArray[np.intp], NDArray[np.uint8]]:
+    ) -> tuple[Scored, NDArray[np.intp], NDArray[np.uint8]]:
         """A page on which so few candidates fit that others have to be looked for: all of these with their scores, in
         which order, and where they are from. The page as it was, where it is full or nothing else fits."""
         filters, allowed = page.filters, self._allowed(page)  # anew: counts may have been waited for
@@ -267,13 +195,13 @@ class Serving:
             return scored, shown, sources
         of_more = CONTROLLED if arm == CONTROL else np.where(np.isin(more, hot), HOT, RANDOM)
         sources = np.concatenate([sources[shown], np.broadcast_to(of_more, len(more))]).astype(np.uint8)
-        scored = await self._score(page, np.concatenate([taken, more]))
+        scored = await self.maker.score(page, np.concatenate([taken, more]))
         left = np.flatnonzero(self._passing(page)[scored.rows])
         if arm != CONTROL:
             left = left[largest(scored.shown[left], len(left))]
         return scored, left[self.filters.fitting(filters, scored.rows[left], size)], sources
 
-    async def _part(self, page: _Asked, cursor: Cursor, size: int) -> wire.RecommendAnswer | _Asked:
+    async def _part(self, page: Asked, cursor: Cursor, size: int) -> wire.RecommendAnswer | Asked:
         """The next part of a list. Where there is none: what to make a new list for, whose notes say why.
 
         Raises:
@@ -306,12 +234,12 @@ class Serving:
             return page
         mark = f"{value_hash(self._new_id()) & 0xFFFF:04x}"
         part = page._replace(request_id=f"{kept.request_id}.{cursor.slot}.{mark}", context=page.context or kept.context)
-        scored = await self._score(part, rows[left])
+        scored = await self.maker.score(part, rows[left])
         order = np.flatnonzero(self._passing(part)[rows[left]])  # one may have gone while counts were waited for
         if kept.filters is not None and kept.filters.caps:  # or may be of another kind by now
             order = order[self.filters.fitting(kept.filters, rows[left[order]], size)]
         sources = kept.sources_of(cursor.at + left[order])
-        answer = self._hand_out(part, kept.arm, scored, order, sources, kept.retrieval, cursor.slot)
+        answer = self.maker.hand_out(part, kept.arm, scored, order, sources, kept.retrieval, cursor.slot)
         self._meters.part("next")
         slot = cursor.slot + len(order)
         if page.capped:  # what did not fit on this part comes later
@@ -332,21 +260,20 @@ class Serving:
         await self.ranked.put(list_id, kept)
         return replace(answer, cursor=Cursor(list_id, at, slot, length).text)
 
-    def _allowed(self, page: _Asked) -> Allowed | None:
+    def _allowed(self, page: Asked) -> Allowed | None:
         """What the page's filters let pass. None: it has none."""
         if page.filters is None:
             return None
         return self.filters.allowed(page.filters, page.user, page.ts_ms)
 
-    def _passing(self, page: _Asked) -> NDArray[np.bool_]:
+    def _passing(self, page: Asked) -> NDArray[np.bool_]:
         """By index row, whether an item may be shown on a page: it lives, and passes the filters."""
         allowed = self._allowed(page)
         return self.shelf.alive if allowed is None else allowed.mask
 
-    def _empty(self, page: _Asked, arm: str) -> wire.RecommendAnswer:
+    def _empty(self, page: Asked, arm: str) -> wire.RecommendAnswer:
         """A page on which nothing may come: it is no failure, and there is nothing to log."""
-        if self.note is None:  # withdrawn while the request waited
-            raise not_ready(self.not_ready())
+        assert self.note is not None
         self._meters.filtered("empty")
         notes = [
             *page.notes,
@@ -372,7 +299,7 @@ class Serving:
         if reason:
             raise not_ready(reason)
         user, notes = await look_up(self._store, self.builder, self._meters, asked.user_id)
-        page = _Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes)
+        page = Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes)
         rows = self.shelf.rows_of(asked.items)
         known = np.flatnonzero(rows >= 0)
         unknown = [asked.items[i] for i in np.flatnonzero(rows < 0).tolist()]
@@ -381,14 +308,14 @@ class Serving:
             logged = ", so the page is not logged: send no events about it" if asked.log else ""
             notes.append(f"{len(unknown)} of {len(rows)} items are not in the catalogue{logged}")
         if not len(known):
-            version = self.note.version if self.note else -1
-            return wire.ScoreAnswer(None if asked.log else request_id, version, scores, unknown, notes)
-        scored = await self._score(page, rows[known])
+            assert self.note is not None
+            return wire.ScoreAnswer(None if asked.log else request_id, self.note.version, scores, unknown, notes)
+        scored = await self.maker.score(page, rows[known])
         for i, value in zip(known.tolist(), scored.shown.tolist(), strict=True):
             scores[i] = value
         if asked.log and not unknown:
             sources = bytes([ASKED]) * len(rows)
-            self._log(page, LOGGED, scored, np.arange(len(rows)), list(asked.items), sources, asked.offset)
+            self.maker.log(page, LOGGED, scored, np.arange(len(rows)), list(asked.items), sources, asked.offset)
         named = None if asked.log and unknown else request_id
         return wire.ScoreAnswer(named, scored.note.version, scores, unknown, notes)
 
@@ -396,7 +323,7 @@ class Serving:
 
     def _identify(self, asked: wire.RecommendRequest | wire.ScoreRequest, logged: bool) -> tuple[str, int]:
         wire.check_context(asked.context, self.schema)
-        now_ms = self.clock.at(self._wall())
+        now_ms = self.maker.now_ms
         ahead_ms = round(self.settings.ahead_minutes * _MINUTE_MS)
         ts_ms = wire.check_time(asked.ts_ms, now_ms, ahead_ms, *self._oldest_ms(now_ms, logged))
         return asked.request_id or self._new_id(), ts_ms
@@ -411,106 +338,3 @@ class Serving:
             return newest_ms - minutes * _MINUTE_MS, f"beyond the longest window ({longest}), whose counts are gone"
         wait_ms = round((s.attribution_minutes + s.lateness_minutes) * _MINUTE_MS + s.disorder_seconds * 1000)
         return newest_ms - wait_ms, "too late for a label"
-
-    async def _score(self, page: _Asked, rows: ItemRows) -> _Scored:
-        """Features and scores of the items at ``rows``, by the model that serves now. Nothing waits after this."""
-        counts = await self._counts(page, rows)
-        note, model = self.note, self.model
-        if note is None or model is None:  # withdrawn while the request waited
-            raise not_ready(self.not_ready())
-        found = self.ranker.rank(page.user, rows, page.ts_ms, page.context, model, counts)
-        finite = np.isfinite(found.scores)
-        if finite.all():
-            return _Scored(note, rows, found, found.scores, model)
-        self._meters.error("scores")
-        return _Scored(note, rows, found, np.where(finite, found.scores, np.float32(0)), model)
-
-    async def _counts(self, page: _Asked, rows: ItemRows) -> NDArray[Any] | None:
-        """Counts of the items for a page of another time than now, by more than a unit of the tiles; None: those of the
-        shelf."""
-        unit_ms = self.schema.windows.unit_ms
-        if self._ask_counts is None or abs(page.ts_ms - self.clock.at(self._wall())) <= unit_ms or not len(rows):
-            return None
-        counts = await self._ask_counts(rows, page.ts_ms)
-        if counts is None:
-            page.notes.append("counts of items are as of now, not of ts_ms: the whole index did not answer")
-        return counts
-
-    def _ids(self, rows: ItemRows) -> list[Id]:
-        ids = self.shelf.ids
-        return [ids[row] for row in rows.tolist()]
-
-    def _hand_out(
-        self,
-        page: _Asked,
-        arm: str,
-        scored: _Scored,
-        order: NDArray[np.intp],
-        sources: bytes,
-        retrieval: int,
-        offset: int = 0,
-    ) -> wire.RecommendAnswer:
-        """Logs and answers the items ``order`` (positions in ``scored``), which recall found in ``sources`` by the
-        version ``retrieval``; the first one has the slot ``offset``."""
-        ids = self._ids(scored.rows[order])
-        self._log(page, arm, scored, order, ids, sources, offset)
-        self._meters.items(sources)
-        shown = scored.shown[order].tolist()
-        told = retrieval if page.explain else UNSET
-        where = ([SOURCES[code] for code in sources], self._reasons(scored, order)) if page.explain else ()
-        items = list(map(wire.PlacedItem, ids, range(len(ids)), shown, *where))
-        version = scored.note.version
-        return wire.RecommendAnswer(
-            page.request_id, version, arm, page.ts_ms, items, page.notes, offset, retrieval_version=told
-        )
-
-    def _reasons(self, scored: _Scored, order: NDArray[np.intp]) -> list[list[wire.Reason] | UnsetType]:
-        """Of each item ``order`` of a page, which inputs made its score what it is; of the first ones only."""
-        first = order[: reasons.MOST_ITEMS]
-        found = reasons.effects(scored.model, scored.found.cat[first], scored.found.numbers(first), self._inputs)
-        told: list[list[wire.Reason] | UnsetType] = [
-            [wire.Reason(name, effect) for name, effect in those] for those in reasons.strongest(found, self._inputs)
-        ]
-        return told + [UNSET] * (len(order) - len(first))
-
-    def _log(
-        self,
-        page: _Asked,
-        arm: str,
-        scored: _Scored,
-        order: NDArray[np.intp],
-        ids: list[Id],
-        sources: bytes,
-        offset: int,
-    ) -> None:
-        """Hands the log of a page over. The page is worth more than its log; a loss is counted."""
-        found, ts_ms = scored.found, page.ts_ms
-        placed = self.ranker.placed(found, order, page.user, scored.rows, ts_ms, page.context, offset)
-        log = Impression(
-            request_id=page.request_id,
-            ts_ms=ts_ms,
-            user_id=page.user_id,
-            arm=arm,
-            model_version=scored.note.version,
-            schema_id=self.schema.id,
-            items=ids,
-            scores=_bytes(found.scores[order]),
-            keys=_bytes(placed.keys),
-            cat=_bytes(placed.cat),
-            num=_bytes(placed.num),
-            served_ms=self._wall(),
-            offset=offset,
-            sources=sources,
-            user_missing=page.user.missing,
-        )
-        try:
-            if self._send(log) is False:
-                page.notes.append("nothing is learnt from this page: its log is full")
-        except Exception as error:
-            self._meters.error("impressions")
-            page.notes.append(f"nothing is learnt from this page: {str(error) or type(error).__name__}")
-
-
-def _bytes(array: NDArray[Any]) -> Any:
-    """An array's bytes, not copied."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

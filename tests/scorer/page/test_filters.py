@@ -269,7 +269,7 @@ def test_a_page_is_filled_up_from_lists_that_came_while_counts_were_waited_for()
             shop.stock([item(i, f"c{i // 20}", born_ms=NOW_MS - 1000) for i in range(40, 3000)])
         asked.append(rows)
 
-    shop.scorer._ask_counts = counts
+    shop.scorer.maker.ask_counts = counts
     answer = shop.ask(size=2, caps={"category": 1}, ts_ms=NOW_MS - 2 * 3_600_000)
     assert len(asked) == 2, "the candidates are all of one category"
     assert len({int(i) // 20 for i in ids(answer)}) == 2
@@ -328,7 +328,7 @@ def test_caps_hold_on_a_part_whose_items_change_while_counts_are_waited_for() ->
     async def counts(rows: Any, ts_ms: int) -> None:
         shop.stock([item(i, "c0") for i in range(60)])
 
-    shop.scorer._ask_counts = counts
+    shop.scorer.maker.ask_counts = counts
     assert len(shop.ask(size=8, cursor=cursor, ts_ms=NOW_MS - 2 * 3_600_000)["items"]) == 2
 
 
@@ -356,7 +356,7 @@ def test_a_control_page_under_caps_is_full_and_in_random_order() -> None:
 
 def test_the_shops_lists_leave_out_ids_and_refuse_attributes() -> None:
     shop = Shop(goods(10), bought=[2], seen=[3], clicked=[4])
-    shop.scorer.withdraw()
+    shop.scorer.note = shop.scorer.model = None
     shop.users.shop_lists = {"hot": [str(i) for i in range(8)], "new": ["8", "9"]}
     answer = shop.ask(size=9, exclude=[1, "5"], hide=["bought", "seen", "clicked"])
     assert set(ids(answer)) == {"0", "6", "7", "8", "9"}
@@ -370,7 +370,7 @@ def test_a_part_of_a_list_with_filters_waits_for_the_scorer_and_is_not_made_with
     with_filters = shop.ask(size=5, list=20, only={"category": "c1"})["cursor"]
     without = shop.ask(size=5, list=20)["cursor"]
     shop.users.shop_lists = {"hot": [str(i) for i in range(60)]}
-    shop.scorer.withdraw()
+    shop.scorer.note = shop.scorer.model = None
     assert "no part of a list with filters yet" in shop.ask(503, size=5, cursor=with_filters)["error"]
     assert len(shop.ask(size=5, cursor=without)["items"]) == 5
 

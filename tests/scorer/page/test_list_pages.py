@@ -53,7 +53,7 @@ class Worker:
         self.scorer.install(note, ServingModel.of(SCHEMA, note.spec, learner.store.read(note)))
         self.app = own_app(self.scorer, self.meters)
         self.now_ms = NOW_MS
-        self.scorer._wall = self.scorer.ranked._wall = lambda: self.now_ms
+        self.scorer.maker.wall = self.scorer.ranked._wall = lambda: self.now_ms
         self.scorer._new_id = lambda: uuid4().hex  # no two workers make the same id
 
     def ask(self, status: int = 200, **body: Any) -> Any:

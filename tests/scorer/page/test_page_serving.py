@@ -359,7 +359,7 @@ def test_how_old_a_page_may_be_follows_the_newest_event_not_the_clock_alone(shop
 
 
 def test_a_page_whose_log_has_no_room_is_served_and_says_that_nothing_is_learnt(shop: Shop) -> None:
-    shop.scorer._send = lambda page: False
+    shop.scorer.maker.send = lambda page: False
     status, page = shop.ask("/recommend", {"user_id": "ann", "size": 20})
     assert status == 200
     assert len(page["items"]) == 20
@@ -398,7 +398,7 @@ def test_a_producer_that_refuses_costs_the_log_not_the_page(shop: Shop) -> None:
     def refuse(_: Any) -> None:
         raise TimeoutError
 
-    shop.scorer._send = refuse
+    shop.scorer.maker.send = refuse
     status, page = shop.ask("/recommend", {"user_id": "ann"})
     assert status == 200
     assert len(page["items"]) == 20
@@ -596,7 +596,7 @@ def test_counts_of_another_hour_are_asked_of_the_whole_index(shop: Shop) -> None
         asked.append(ts_ms)
         return None if is_away else shop.index.counts_at(rows, ts_ms)
 
-    shop.scorer._ask_counts = ask
+    shop.scorer.maker.ask_counts = ask
     is_away = False
     start = LAYOUT.num_names.index("item_id.exposure.1d")
 
@@ -623,23 +623,12 @@ def test_counts_are_asked_for_sooner_where_tiles_are_finer(shop: Shop, monkeypat
         asked.append(ts_ms)
 
     minute = 60_000
-    shop.scorer._ask_counts = ask
+    shop.scorer.maker.ask_counts = ask
     windows = msgspec.structs.replace(shop.scorer.schema.windows, lengths=("15min", "3d"))
     monkeypatch.setattr(shop.scorer, "schema", msgspec.structs.replace(shop.scorer.schema, windows=windows))
     for ago in (0, 5 * minute, 6 * minute):
         shop.ask("/recommend", {"user_id": "ann", "size": 5, "ts_ms": NOW_MS - ago})
     assert asked == [NOW_MS - 6 * minute]
-
-
-def test_a_model_that_is_withdrawn_while_a_request_waits_costs_a_503_not_a_failure(shop: Shop) -> None:
-    async def ask(*_: Any) -> None:
-        shop.scorer.withdraw()
-
-    shop.scorer._ask_counts = ask
-    for path, more in (("/recommend", {"size": 5}), ("/score", {"items": [1]})):
-        status, answer = shop.ask(path, {"user_id": "ann", "ts_ms": NOW_MS - 7_200_000, **more})
-        assert (status, "no model" in answer["error"]) == (503, True)
-    assert not shop.meters.errors
 
 
 numbers = st.one_of(st.integers(-(2**70), 2**70), st.floats(allow_nan=False), st.just(float(2**63)))

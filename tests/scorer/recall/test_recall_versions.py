@@ -214,7 +214,7 @@ def test_an_item_that_dies_while_a_page_waits_for_counts_is_not_on_it(tmp_path: 
             scorer.index.remove(scorer.index.ids[row])
         scorer.spread()
 
-    scorer.serving._ask_counts = ask
+    scorer.serving.maker.ask_counts = ask
     ago = NOW_MS - 2 * 3_600_000
     body = msgspec.json.encode({"user_id": "u", "size": 20, "ts_ms": ago, "explain": True})
     for _ in range(3):

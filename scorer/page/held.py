@@ -1,0 +1,52 @@
+# core
+"""What a worker has to make pages from: the items, recall's lists and vectors, the model. Replaced between requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from millrace.contracts.schema import Schema
+from millrace.versions.versioning import Announcement
+from millrace.windows.features import FeatureBuilder
+from scorer.catalog.shelf import Shelf
+from scorer.page.rank import Model, Ranker
+from scorer.recall.nearest import Retrieval
+from scorer.recall.neighbours import Neighbours
+from scorer.recall.recall import CandidateLists
+
+
+class Held:
+    """See the module's text.
+
+    Args:
+        count_error: told of what was survived.
+    """
+
+    def __init__(self, schema: Schema, count_error: Callable[[str], None]) -> None:
+        self.schema, self.builder = schema, FeatureBuilder(schema)
+        self.shelf = Shelf(self.builder)
+        self.ranker = Ranker(self.builder, self.shelf, count_error)
+        self.lists = CandidateLists()
+        self.retrieval: Retrieval | None = None  # None: there is none yet
+        self.neighbours: Neighbours | None = None  # what is clicked along with what; None: not known yet
+        self.note: Announcement | None = None
+        self.model: Model | None = None
+        self.heard_ms = 0  # newest event that the stream has counted; 0: none yet
+        self.to_read: dict[str, int] = {}
+        """What has to be read from Kafka before pages are ranked, and how many messages that are (-1: not known yet).
+        """
+
+    def install(self, note: Announcement, model: Model) -> None:
+        """Serves ``model``, of version ``note``, from now on."""
+        self.note, self.model = note, model
+
+    def not_ready(self) -> str:
+        """Why pages cannot be ranked yet; empty when they can."""
+        if self.to_read:
+            left = ", ".join(f"{what} ({n if n >= 0 else 'unknown'})" for what, n in self.to_read.copy().items())
+            return f"no up-to-date state yet, messages to read: {left}; ask again in a moment"
+        if self.model is None:
+            return "no model yet; start the learner, or check MILLRACE_DATA, MILLRACE_STORE and the topic model.deltas"
+        if not len(self.lists.living):
+            return "no items yet; send the catalogue to the topic items"
+        return ""

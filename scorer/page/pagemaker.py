@@ -1,0 +1,182 @@
+# core
+"""A page of given items: their scores by the model that serves at that moment, the answer, and the log of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from msgspec import UNSET, UnsetType
+from numpy.typing import NDArray
+
+from millrace.contracts.clock import EventClock
+from millrace.contracts.events import SOURCES, Id, Impression
+from millrace.versions.versioning import Announcement
+from scorer.catalog.shelf import ItemRows
+from scorer.page import reasons, wire
+from scorer.page.held import Held
+from scorer.page.lookup import Meters
+from scorer.page.rank import Model, Ranked, User
+
+AskCounts = Callable[[ItemRows, int], Awaitable[NDArray[Any] | None]]
+"""Counts of items at another time than now, from the whole index; None: they are not to be had."""
+
+
+class Asked(NamedTuple):
+    """Who asks for a page, and when and where it will be shown."""
+
+    request_id: str
+    user: User
+    user_id: Id
+    ts_ms: int
+    context: dict[str, Any]
+    notes: list[str]
+    explain: bool = False
+    filters: wire.Filters | None = None
+
+    @property
+    def capped(self) -> bool:
+        return self.filters is not None and bool(self.filters.caps)
+
+
+class Scored(NamedTuple):
+    """Items with their features and scores, by one version."""
+
+    note: Announcement
+    rows: ItemRows  # (n,)
+    found: Ranked
+    shown: NDArray[np.float32]  # (n,) scores for a client: 0, the last rank, where the model gave no number
+    model: Model
+
+
+class PageMaker:
+    """See the module's text.
+
+    Args:
+        send: takes the log of a page, and copies what it keeps; must not block. False: it has no room.
+        wall: wall time in ms.
+        ask_counts: see :data:`AskCounts`; None: the shelf's counts serve for all times.
+    """
+
+    def __init__(
+        self,
+        held: Held,
+        clock: EventClock,
+        send: Callable[[Impression], bool | None],
+        meters: Meters,
+        wall: Callable[[], int],
+        ask_counts: AskCounts | None,
+    ) -> None:
+        self._held, self._clock, self._meters = held, clock, meters
+        self.send, self.wall, self.ask_counts = send, wall, ask_counts
+        self._inputs = reasons.inputs_of(held.schema)
+
+    @property
+    def now_ms(self) -> int:
+        """Event time."""
+        return self._clock.at(self.wall())
+
+    async def score(self, page: Asked, rows: ItemRows) -> Scored:
+        """Features and scores of the items at ``rows``, by the model that serves now. Nothing waits after this."""
+        counts = await self._counts(page, rows)
+        note, model = self._held.note, self._held.model
+        assert note is not None
+        assert model is not None
+        found = self._held.ranker.rank(page.user, rows, page.ts_ms, page.context, model, counts)
+        finite = np.isfinite(found.scores)
+        if finite.all():
+            return Scored(note, rows, found, found.scores, model)
+        self._meters.error("scores")
+        return Scored(note, rows, found, np.where(finite, found.scores, np.float32(0)), model)
+
+    async def _counts(self, page: Asked, rows: ItemRows) -> NDArray[Any] | None:
+        """Counts of the items for a page of another time than now, by more than a unit of the tiles; None: those of the
+        shelf."""
+        unit_ms = self._held.schema.windows.unit_ms
+        if self.ask_counts is None or abs(page.ts_ms - self.now_ms) <= unit_ms or not len(rows):
+            return None
+        counts = await self.ask_counts(rows, page.ts_ms)
+        if counts is None:
+            page.notes.append("counts of items are as of now, not of ts_ms: the whole index did not answer")
+        return counts
+
+    def ids(self, rows: ItemRows) -> list[Id]:
+        """The ids of items."""
+        ids = self._held.shelf.ids
+        return [ids[row] for row in rows.tolist()]
+
+    def hand_out(
+        self,
+        page: Asked,
+        arm: str,
+        scored: Scored,
+        order: NDArray[np.intp],
+        sources: bytes,
+        retrieval: int,
+        offset: int = 0,
+    ) -> wire.RecommendAnswer:
+        """Logs and answers the items ``order`` (positions in ``scored``), which recall found in ``sources`` by the
+        version ``retrieval``; the first one has the slot ``offset``."""
+        ids = self.ids(scored.rows[order])
+        self.log(page, arm, scored, order, ids, sources, offset)
+        self._meters.items(sources)
+        shown = scored.shown[order].tolist()
+        told = retrieval if page.explain else UNSET
+        where = ([SOURCES[code] for code in sources], self._reasons(scored, order)) if page.explain else ()
+        items = list(map(wire.PlacedItem, ids, range(len(ids)), shown, *where))
+        version = scored.note.version
+        return wire.RecommendAnswer(
+            page.request_id, version, arm, page.ts_ms, items, page.notes, offset, retrieval_version=told
+        )
+
+    def _reasons(self, scored: Scored, order: NDArray[np.intp]) -> list[list[wire.Reason] | UnsetType]:
+        """Of each item ``order`` of a page, which inputs made its score what it is; of the first ones only."""
+        first = order[: reasons.MOST_ITEMS]
+        found = reasons.effects(scored.model, scored.found.cat[first], scored.found.numbers(first), self._inputs)
+        told: list[list[wire.Reason] | UnsetType] = [
+            [wire.Reason(name, effect) for name, effect in those] for those in reasons.strongest(found, self._inputs)
+        ]
+        return told + [UNSET] * (len(order) - len(first))
+
+    def log(
+        self,
+        page: Asked,
+        arm: str,
+        scored: Scored,
+        order: NDArray[np.intp],
+        ids: list[Id],
+        sources: bytes,
+        offset: int,
+    ) -> None:
+        """Hands the log of a page over. The page is worth more than its log; a loss is counted."""
+        found, ts_ms = scored.found, page.ts_ms
+        placed = self._held.ranker.placed(found, order, page.user, scored.rows, ts_ms, page.context, offset)
+        log = Impression(
+            request_id=page.request_id,
+            ts_ms=ts_ms,
+            user_id=page.user_id,
+            arm=arm,
+            model_version=scored.note.version,
+            schema_id=self._held.schema.id,
+            items=ids,
+            scores=_bytes(found.scores[order]),
+            keys=_bytes(placed.keys),
+            cat=_bytes(placed.cat),
+            num=_bytes(placed.num),
+            served_ms=self.wall(),
+            offset=offset,
+            sources=sources,
+            user_missing=page.user.missing,
+        )
+        try:
+            if self.send(log) is False:
+                page.notes.append("nothing is learnt from this page: its log is full")
+        except Exception as error:
+            self._meters.error("impressions")
+            page.notes.append(f"nothing is learnt from this page: {str(error) or type(error).__name__}")
+
+
+def _bytes(array: NDArray[Any]) -> Any:
+    """An array's bytes, not copied."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
