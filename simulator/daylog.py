@@ -9,7 +9,8 @@ oracle's AUC from it. :func:`write_traffic` writes a stretch of a world that is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -136,24 +137,15 @@ def write_days(
         disable=quiet,
     )
     paths = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with bar:
-            task = bar.add_task("writing day logs", total=days)
-            world = World(seed, users)
-            for number in range(first, first + days):
-                if ends():
-                    break
-                path = folder / f"shop-{date.fromordinal(EPOCH.toordinal() + number)}.parquet"
-                body = pa.BufferOutputStream()
-                pq.write_table(day_table(world, number), body, compression="zstd")
-                write_whole(path, memoryview(body.getvalue()), durable=False)
-                paths.append(path)
-                bar.advance(task)
-    except OSError as error:
-        raise LogError(
-            f"folder '{folder}' cannot be written to ({error.strerror or error})", "name another with --out"
-        ) from None
+    with _writable(folder), bar:
+        task = bar.add_task("writing day logs", total=days)
+        world = World(seed, users)
+        for number in range(first, first + days):
+            if ends():
+                break
+            name = f"shop-{date.fromordinal(EPOCH.toordinal() + number)}.parquet"
+            paths.append(_written(folder / name, day_table(world, number)))
+            bar.advance(task)
     return paths
 
 
@@ -203,17 +195,25 @@ def write_traffic(
         tables.append(day_table(world, number, views))
         left, number = left - tables[-1].num_rows, number + 1
     written["traffic"] = pa.concat_tables(tables).slice(0, rows)
-    paths = []
+    with _writable(folder):
+        return [_written(folder / f"{name}.parquet", table) for name, table in written.items()]
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, table in written.items():
-            body = pa.BufferOutputStream()
-            pq.write_table(table, body, compression="zstd")
-            paths.append(folder / f"{name}.parquet")
-            write_whole(paths[-1], memoryview(body.getvalue()), durable=False)
+        yield
     except OSError as error:
-        raise LogError(f"folder '{folder}' cannot be written to ({error.strerror or error})", "name another") from None
-    return paths
+        why = error.strerror or error
+        raise LogError(f"folder '{folder}' cannot be written to ({why})", "name another with --out") from None
+
+
+def _written(path: Path, table: pa.Table) -> Path:
+    body = pa.BufferOutputStream()
+    pq.write_table(table, body, compression="zstd")
+    write_whole(path, memoryview(body.getvalue()), durable=False)
+    return path
 
 
 def _exposures_of_one(number: int, begins_s: int, seconds: float, p: Params) -> float:

@@ -74,7 +74,7 @@ from millrace.processes.kafka import gone_before, lag_of, make_producer, make_re
 from millrace.processes.kinds import Kinds
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.profiles import check_whole
-from millrace.processes.stages import CLICK_STAGE
+from millrace.processes.tally import CLICK_STAGE
 from millrace.processes.wall import wall_ms
 from millrace.versions.modelstore import Announcement, Array, Image, ModelStore
 from millrace.versions.versioning import Claim

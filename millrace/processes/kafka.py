@@ -192,13 +192,7 @@ def ensure_topics(settings: Settings) -> None:
     Raises:
         BrokerError: they cannot be created, or existing topics have other partition counts than the missing ones need.
     """
-    try:
-        admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
-        with contextlib.closing(admin):
-            present = {t["name"] for t in admin.describe_topics()}
-    except KafkaError as error:
-        raise BrokerError(f"topics at '{settings.kafka}' cannot be listed ({error})", REMEDY) from None
-    if not present.issuperset(settings.topic(t.name) for t in TOPICS):
+    if not topic_ids(settings).keys() >= {t.name for t in TOPICS}:
         create_topics(settings)
 
 

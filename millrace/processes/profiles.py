@@ -34,7 +34,7 @@ from millrace.processes.kafka import REMEDY, make_producer, make_reader, read_al
 
 log = structlog.get_logger("history")
 
-PLACE, _PROFILES, _PUBLISHED, _PARTITIONS = "history", "profiles", "published", "partitions"
+PLACE, _PROFILES, _PARTITIONS = "history", "profiles", "partitions"
 UNFINISHED, WRITING = MARKS = "unfinished", "writing"
 """The marks of a history that is not whole yet. See :mod:`commands.history.attempt`."""
 STATE = ("checkpoints", "models", "index", PLACE)
@@ -121,9 +121,6 @@ def publish_profiles(settings: Settings) -> int:
     names = store.names()
     if _PARTITIONS in names:
         _check_partitions(settings, msgspec.json.decode(store.get(_PARTITIONS)[0], type=_Partitions).number)
-    if _PUBLISHED in names:  # by a version that kept them: who was deleted since is among them
-        Store(settings.place(PLACE)).remove([_PROFILES, _PUBLISHED])
-        return 0
     try:
         head, body, _ = store.get(_PROFILES)
     except AbsentError:

@@ -1,11 +1,9 @@
 # shell
-"""Child processes that die with their parent, however it ends: normally, by Ctrl-C, by SIGTERM, by ``kill -9``.
+"""Child processes that die with their parent, however it ends: normally, by Ctrl-C, by SIGTERM, by ``kill -9``. Linux.
 
 ::
 
-    parent ── launcher (python -I -S) ── exec ──► the program      same process id throughout
-                 │ on Linux: prctl(PR_SET_PDEATHSIG, SIGKILL), kept across exec
-                 └ elsewhere: forks a guard that waits on a pipe whose other end only the parent holds
+    parent ── launcher (python -I -S) ── prctl(PR_SET_PDEATHSIG, SIGKILL) ── exec ──► the program    one process id
 
 The kernel sends the death signal when the *thread* that forked ends, so all children are forked by one thread that
 lives as long as the process. The launcher checks its parent after it has asked for the signal: if the parent died
@@ -31,28 +29,12 @@ LOG_BYTES = 32 << 20
 """Of a program's log; as many again lie in the part before it."""
 
 _LAUNCHER = """
-import os, signal, sys
-parent, pipe, argv = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-if pipe < 0:
-    import ctypes
-    if ctypes.CDLL(None, use_errno=True).prctl(1, 9, 0, 0, 0):
-        sys.exit('prctl(PR_SET_PDEATHSIG) failed')
-    if os.getppid() != parent:
-        os._exit(0)
-else:
-    import select
-    program = os.getpid()
-    if os.fork() == 0:
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        while os.getppid() == program:
-            if select.select([pipe], [], [], 0.5)[0]:
-                if os.getppid() == program:
-                    os.kill(program, signal.SIGKILL)
-                break
-        os._exit(0)
-    os.close(pipe)
+import ctypes, os, signal, sys
+parent, argv = int(sys.argv[1]), sys.argv[2:]
+if ctypes.CDLL(None, use_errno=True).prctl(1, 9, 0, 0, 0):
+    sys.exit('prctl(PR_SET_PDEATHSIG) failed')
+if os.getppid() != parent:
+    os._exit(0)
 for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
     signal.signal(ignored_by_python, signal.SIG_DFL)
 try:
@@ -61,7 +43,7 @@ except OSError as error:
     sys.exit(f'{argv[0]} cannot be executed: {error.strerror}')
 """
 
-_Job = tuple[Future["subprocess.Popen[bytes]"], list[str], dict[str, str], Path, bool, Path | None]
+_Job = tuple[Future["subprocess.Popen[bytes]"], list[str], dict[str, str], Path, Path | None]
 
 
 class _Forker:
@@ -70,40 +52,27 @@ class _Forker:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self.held: list[int] = []  # write ends of guards' pipes: closed by the kernel when this process ends
         threading.Thread(target=self._run, name="spawn", daemon=True).start()
 
     def _run(self) -> None:
         while True:
-            future, argv, env, log_path, by_pipe, cwd = self.jobs.get()
+            future, argv, env, log_path, cwd = self.jobs.get()
             try:
-                future.set_result(self._start(argv, env, log_path, by_pipe, cwd))
+                future.set_result(self._start(argv, env, log_path, cwd))
             except BaseException as error:
                 future.set_exception(error)
 
-    def _start(
-        self, argv: list[str], env: dict[str, str], log_path: Path, by_pipe: bool, cwd: Path | None
-    ) -> subprocess.Popen[bytes]:
-        read, write = os.pipe() if by_pipe else (-1, -1)
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(self.pid), str(read), *argv]
-        try:
-            with log_path.open("ab") as log:
-                child = subprocess.Popen(
-                    launcher,
-                    env=env,
-                    cwd=cwd,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,  # a terminal's Ctrl-C reaches the parent alone, which then stops us
-                    pass_fds=(read,) if by_pipe else (),
-                )
-        finally:
-            if by_pipe:
-                os.close(read)
-        if by_pipe:
-            self.held.append(write)
-        return child
+    def _start(self, argv: list[str], env: dict[str, str], log_path: Path, cwd: Path | None) -> subprocess.Popen[bytes]:
+        with log_path.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(self.pid), *argv],
+                env=env,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a terminal's Ctrl-C reaches the parent alone, which then stops us
+            )
 
 
 _forker: _Forker | None = None
@@ -115,7 +84,6 @@ def spawn(
     env: Mapping[str, str] | None,
     log_path: Path,
     *,
-    by_pipe: bool | None = None,
     cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Starts ``argv`` in a session of its own and appends its output to ``log_path``. It cannot outlive this process.
@@ -125,7 +93,6 @@ def spawn(
     Args:
         argv: the program's absolute path, then its arguments.
         env: the whole environment; None inherits ours.
-        by_pipe: use the guard process rather than ``prctl``; None: wherever the system is not Linux.
         cwd: the folder in which it starts; None: ours.
 
     Raises:
@@ -139,8 +106,7 @@ def spawn(
             _forker = _Forker()
     future: Future[subprocess.Popen[bytes]] = Future()
     environment = dict(os.environ if env is None else env)
-    pipe = sys.platform != "linux" if by_pipe is None else by_pipe
-    _forker.jobs.put((future, list(argv), environment, log_path, pipe, cwd))
+    _forker.jobs.put((future, list(argv), environment, log_path, cwd))
     try:
         return future.result()
     except OSError as error:

@@ -65,3 +65,16 @@ class TimesHistogram:
                 buckets = list(zip(self._upper, np.cumsum(counts).tolist(), strict=True))
                 family.add_metric([value] if self._label else [], buckets, self._sums[value])
         yield family
+
+
+CLICK_STAGE = TimesHistogram(
+    "millrace_click_stage_seconds",
+    "Time that clicks took for a stage of their way.",
+    "stage",
+    ("joined", "learnt", "published", "applied"),
+)
+"""Each role observes the stages that end with it::
+
+    click ──joined──► sample ──learnt──► weights ──published──► delta ──applied──► served
+           (stream)           (learner)           (learner)             (scorer)
+"""

@@ -205,14 +205,16 @@ class TokenGate:
         self._count_refused()
         problem = "the request names no token" if given is None else "the token is none that is known here"
         challenge = b"Bearer" if given is None else b'Bearer error="invalid_token"'
-        body = msgspec.json.encode({"error": f"{problem}; {REMEDY}"})
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"www-authenticate", challenge),
-        ]
-        await send({"type": "http.response.start", "status": 401, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await refuse(send, 401, f"{problem}; {REMEDY}", (b"www-authenticate", challenge))
+
+
+async def refuse(send: Send, status: int, error: str, header: tuple[bytes, bytes]) -> None:
+    """Answers a request that does not reach its application with one line, as JSON."""
+    body = msgspec.json.encode({"error": error})
+    length = (b"content-length", str(len(body)).encode())
+    headers = [(b"content-type", b"application/json"), length, header]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def is_open(path: str) -> bool:

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from millrace.processes.stages import CLICK_STAGE
-from millrace.processes.tally import TIMES_S, TimesHistogram
+from millrace.processes.tally import CLICK_STAGE, TIMES_S, TimesHistogram
 from millrace.versions.clicks import VersionClicks
 
 CLICK_TO_SERVED = TimesHistogram(

@@ -23,7 +23,7 @@ from scorer.page.serving import Serving
 from scorer.page.wire import MAX_BODY_BYTES, RequestError
 from scorer.worker import infer
 from scorer.worker.infer import InferDoor
-from scorer.worker.openapi import described, description
+from scorer.worker.openapi import ROUTES, described, description
 
 log = structlog.get_logger("scorer")
 
@@ -95,24 +95,23 @@ def make_app(serving: Serving, meters: ScorerMeters, figures: Figures) -> Starle
     async def missing(request: Request, _: Exception) -> Response:
         return _respond({"error": f"{request.method} {request.url.path} is not served; use {described()}"}, 404)
 
-    return Starlette(
-        routes=[
-            Route("/recommend", recommend, methods=["POST"]),
-            Route("/score", score, methods=["POST"]),
-            Route("/model", model),
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
-            Route("/metrics", metrics),
-            Route("/openapi.json", openapi),
-            Route("/v2", server),
-            Route("/v2/health/live", live),
-            Route("/v2/health/ready", ready),
-            Route("/v2/models/{name}", metadata),
-            Route("/v2/models/{name}/ready", ready),
-            Route("/v2/models/{name}/infer", infers, methods=["POST"]),
-        ],
-        exception_handlers={404: missing, 405: missing},
-    )
+    handlers = {
+        "/recommend": recommend,
+        "/score": score,
+        "/model": model,
+        "/healthz": healthz,
+        "/readyz": readyz,
+        "/metrics": metrics,
+        "/openapi.json": openapi,
+        "/v2": server,
+        "/v2/health/live": live,
+        "/v2/health/ready": ready,
+        "/v2/models/{name}": metadata,
+        "/v2/models/{name}/ready": ready,
+        "/v2/models/{name}/infer": infers,
+    }
+    routes = [Route(route.path, handlers[route.path], methods=[route.method]) for route in ROUTES]
+    return Starlette(routes=routes, exception_handlers={404: missing, 405: missing})
 
 
 def model_facts(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from millrace.processes.tokens import refuse
 
 RETRY_AFTER_SECONDS = 1
 
@@ -28,13 +29,6 @@ class Gate:
     def __init__(self, app: ASGIApp, limit: int, count_refused: Callable[[], None]) -> None:
         self._app, self._limit, self._count_refused = app, limit, count_refused
         self.in_work = 0
-        error = f"{limit} requests are in work; ask again in a second, or start more workers (MILLRACE_WORKERS)"
-        self._body = msgspec.json.encode({"error": error})
-        self._headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(self._body)).encode()),
-            (b"retry-after", str(RETRY_AFTER_SECONDS).encode()),
-        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -42,8 +36,10 @@ class Gate:
             return
         if self.in_work >= self._limit:
             self._count_refused()
-            await send({"type": "http.response.start", "status": 503, "headers": self._headers})
-            await send({"type": "http.response.body", "body": self._body})
+            error = (
+                f"{self._limit} requests are in work; ask again in a second, or start more workers (MILLRACE_WORKERS)"
+            )
+            await refuse(send, 503, error, (b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
             return
         self.in_work += 1
         try:

@@ -10,7 +10,7 @@ import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
 
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
-from millrace.processes.stages import CLICK_STAGE
+from millrace.processes.tally import CLICK_STAGE
 from stream.partition.partition import Output, Partition
 from stream.worker.turn import INPUTS, Reads
 

@@ -180,15 +180,14 @@ folder = Path(sys.argv[1])
 broker, store = EmbeddedBroker(folder), EmbeddedRedis(folder)
 broker.start(), store.start()
 sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
-piped = spawn(sleep, None, folder / "piped.log", by_pipe=True)
-print(broker.pid, store.pid, piped.pid, flush=True)
+sleeper = spawn(sleep, None, folder / "sleeper.log")
+print(broker.pid, store.pid, sleeper.pid, flush=True)
 sys.stdin.read()
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_child_survives_its_parent(how: signal.Signals, tmp_path: Path) -> None:
-    """Both ways of watching the parent: the kernel's signal, and the guard on a pipe."""
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -219,12 +218,9 @@ def test_children_outlive_the_thread_that_asked_for_them(tmp_path: Path) -> None
         assert stop(child) == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("by_pipe", [False, True])
-def test_a_guarded_child_keeps_its_environment_status_and_session(by_pipe: bool, tmp_path: Path) -> None:
+def test_a_child_keeps_its_environment_status_and_session(tmp_path: Path) -> None:
     code = "import os, sys; print(os.environ['WORD'], os.getsid(0) == os.getpid(), flush=True); sys.exit(7)"
-    if by_pipe is False and sys.platform != "linux":
-        pytest.skip("prctl is Linux's")
-    child = spawn([sys.executable, "-c", code], {"WORD": "mill"}, tmp_path / "log", by_pipe=by_pipe)
+    child = spawn([sys.executable, "-c", code], {"WORD": "mill"}, tmp_path / "log")
     assert child.wait(20) == 7
     assert tail(tmp_path / "log") == "mill True"
 
