@@ -35,7 +35,8 @@ from millrace.versions.image import Image
 from millrace.windows.features import FeatureBuilder
 from scorer.catalog.index import ItemIndex
 from scorer.catalog.shelf import Shelf
-from scorer.page.rank import Ranker, User
+from scorer.page.rank import Ranker
+from scorer.users.userrecord import User
 
 MODELS = (
     Spec().model,

@@ -42,8 +42,8 @@ from millrace.contracts.settings import Settings
 from millrace.labels import Waits, policy_named
 from millrace.versions.image import split
 from scorer.catalog.shelf import ItemRows
-from scorer.page.rank import User
 from scorer.recall.recall import largest
+from scorer.users.userrecord import User
 from simulator.params import DAY_MS, HOUR_MS
 from simulator.reaction import react
 from simulator.world import World, day_of, start_of

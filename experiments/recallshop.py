@@ -54,12 +54,13 @@ from scorer.catalog.itemimage import ItemImage
 from scorer.catalog.shelf import ItemRows, Shelf
 from scorer.feeder.primary import Primary
 from scorer.page.candidates import Recaller, Sources
-from scorer.page.rank import Ranker, User
+from scorer.page.rank import Ranker
 from scorer.recall import nearestkernels
 from scorer.recall.nearest import Retrieval, new_tiles
 from scorer.recall.neighbours import CoClicks as MergedCoClicks
 from scorer.recall.neighbours import Neighbours
 from scorer.recall.recall import CandidateLists, largest
+from scorer.users.userrecord import User
 from simulator.catalogue import Goods, price_band
 from simulator.params import DAY_MS, DEFAULT, Params
 from simulator.world import World, day_of

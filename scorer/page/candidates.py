@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from millrace.contracts.online import Past
 from millrace.contracts.settings import Settings
 from scorer.catalog.shelf import ItemRows
-from scorer.page.rank import Ranker, User
+from scorer.page.rank import Ranker
 from scorer.recall.nearest import Retrieval
 from scorer.recall.neighbours import Neighbours
 from scorer.recall.recall import COCLICKED, LIKED, NO_ROWS, VECTORS, Allowed, CandidateLists, Shares, recall
+from scorer.users.userrecord import User
 
 _DAY_MS = 86_400_000
 ALL_NEIGHBOURS = 1 << 16

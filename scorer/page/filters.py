@@ -27,9 +27,10 @@ from millrace.contracts.events import Id
 from millrace.contracts.filters import asked_hashes, filterable
 from scorer.catalog.shelf import ItemRows
 from scorer.page import filterkernels as kernels
-from scorer.page.rank import Ranker, User
+from scorer.page.rank import Ranker
 from scorer.page.wire import Filters, RecommendRequest, RequestError, filters_of
 from scorer.recall.recall import Allowed, ListedRows
+from scorer.users.userrecord import User
 
 MASK_BYTES = 16 << 20
 """Masks that a worker keeps, of the last distinct pairs of ``only`` and ``not``."""

@@ -23,9 +23,8 @@ from millrace.contracts.online import HOT, NEW, hot_in, values_listed
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import preferences, taste_columns
 from scorer.page import wire
-from scorer.page.lookup import Meters, Store, look_up
-from scorer.page.rank import User
 from scorer.page.wire import Filters, RequestError
+from scorer.users.userrecord import Meters, Store, User, look_up
 
 Passing = Callable[[Filters, User, int, Sequence[Id]], list[Id]]
 """See :meth:`scorer.page.filters.ItemFilters.passing`."""

@@ -16,8 +16,8 @@ from millrace.versions.versioning import Announcement
 from scorer.catalog.shelf import ItemRows
 from scorer.page import reasons, wire
 from scorer.page.held import Held
-from scorer.page.lookup import Meters
-from scorer.page.rank import Model, Ranked, User
+from scorer.page.rank import Model, Ranked
+from scorer.users.userrecord import Meters, User
 
 AskCounts = Callable[[ItemRows, int], Awaitable[NDArray[Any] | None]]
 """Counts of items at another time than now, from the whole index; None: they are not to be had."""

@@ -22,15 +22,8 @@ from numpy.typing import NDArray
 from learner.serving.frame import NumberPlan
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import U64, mix
-from millrace.contracts.events import Id
 from millrace.contracts.online import (
-    NOTHING,
-    PROFILE,
-    RECENT,
     WINDOW_BYTES,
-    Recent,
-    unpack_profile,
-    unpack_recent,
     window_keys,
 )
 from millrace.windows.features import FeatureBuilder
@@ -41,6 +34,7 @@ from scorer.catalog.pageform import block_size, late_columns, page_form, shared_
 from scorer.catalog.pagekernels import Feed, Keyed, Room, Shared
 from scorer.catalog.shelf import ItemRows, Shelf
 from scorer.recall.recall import Groups
+from scorer.users.userrecord import User
 
 Counts = NDArray[np.integer[Any]]
 _SLOTS = 1024
@@ -65,35 +59,6 @@ class FilledModel(Model, Protocol):
     def score_filled(
         self, cat: NDArray[np.int64], x: NDArray[np.float32], once: NDArray[np.bool_] | None = None
     ) -> NDArray[np.float32]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """What is known of a user at a request: attributes, a packed tile list per window key, and what was done last."""
-
-    columns: dict[str, U64]
-    plain: dict[str, float]
-    tiles: Mapping[bytes, bytes]  # the online store's hash: window field -> tile list
-    damaged: bool = False  # the stored profile was no JSON object; served without it
-    recent: Recent = NOTHING
-    forgotten: bool = False  # what is stored of the last clicks and purchases is damaged; served without it
-    missing: int = 0  # bits of what was not there, see millrace.contracts.events.Lacking
-
-    @classmethod
-    def of(cls, builder: FeatureBuilder, user_id: Id, record: Mapping[bytes, bytes], missing: int = 0) -> User:
-        """A user from the online store's hash; an empty ``record`` is a user whom nobody knows."""
-        attributes: dict[str, Any] = {}
-        recent, damaged, forgotten = NOTHING, False, False
-        try:
-            attributes = unpack_profile(record.get(PROFILE))
-        except StoreError:
-            damaged = True
-        try:
-            recent = unpack_recent(record.get(RECENT))
-        except StoreError:
-            forgotten = True
-        columns, plain = builder.attributes("user", {**attributes, builder.user_column: user_id})
-        return cls(columns, plain, record, damaged, recent, forgotten, missing)
 
 
 @dataclass(frozen=True, slots=True)

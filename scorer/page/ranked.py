@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from millrace.contracts.events import SOURCES, Id, Name, TimeOrNever, WireId
 from millrace.contracts.online import ranked_key
 from scorer.page.wire import Filters, RequestError
+from scorer.users.userrecord import Store
 
 _ASKED = SOURCES.index("asked")
 MEMORY_BYTES = 16 << 20
@@ -89,14 +90,6 @@ class RankedList(Struct, frozen=True, array_like=True):
         as one of an older version does not."""
         codes = self.sources if len(self.sources) == len(self.items) else b"\xff" * len(self.items)
         return bytes(code if (code := codes[place]) < len(SOURCES) else _ASKED for place in places.tolist())
-
-
-class Store(Protocol):
-    """The online store; see :class:`scorer.users.store.OnlineReader`. Away is no error: None, or nothing kept."""
-
-    async def kept(self, key: str) -> bytes | None: ...
-
-    async def keep(self, key: str, value: bytes, seconds: float) -> None: ...
 
 
 _encode = msgspec.msgpack.Encoder().encode

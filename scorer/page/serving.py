@@ -32,11 +32,11 @@ from scorer.page.candidates import Recaller, Sources
 from scorer.page.filters import ItemFilters
 from scorer.page.held import Held
 from scorer.page.listpage import ListPages, not_ready
-from scorer.page.lookup import Meters, Store, look_up
 from scorer.page.pagemaker import AskCounts, Asked, PageMaker, Scored
 from scorer.page.ranked import Cursor, RankedList, RankedLists
 from scorer.page.wire import RequestError
 from scorer.recall.recall import ASKED, CONTROLLED, HOT, RANDOM, Allowed, largest, random_page
+from scorer.users.userrecord import Meters, Store, look_up
 
 _ARM = salt("scorer", "arm")
 _MINUTE_MS = 60_000

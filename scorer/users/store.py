@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -27,9 +28,7 @@ from millrace.basics.errors import StoreError, one_line
 from millrace.contracts.events import Id
 from millrace.contracts.online import LIST_NAMES, REDIS_REMEDY, list_key, redis_url, user_key
 from millrace.contracts.settings import Settings, without_password
-from scorer.users.turns import Turns
-from scorer.users.usercache import UserCache
-from scorer.users.userrecord import AWAY, BUSY, ERROR, SLOW, Record
+from scorer.users.userrecord import AWAY, BUSY, ERROR, SLOW, Record, UserCache
 
 log = structlog.get_logger("scorer")
 
@@ -115,7 +114,7 @@ class OnlineReader:
     async def record(self, user_id: Id) -> Record:
         """Everything the store holds of a user, in one round trip, or what the cache has in its place.
 
-        It returns in a turn of the loop of its own (:mod:`scorer.users.turns`): what follows may take long.
+        It returns in a turn of the loop of its own (:class:`Turns`): what follows may take long.
         """
         held = self._cache.get(user_id, self._monotonic())
         fields, missing = await self._ask(self._user(user_id), self._first_seconds if held is None else self._seconds)
@@ -230,3 +229,51 @@ def _is_away(error: BaseException) -> bool:
 
 def _texts(found: Iterable[bytes]) -> list[str]:
     return [raw.decode("utf-8", "replace") for raw in found]
+
+
+LOOKS = 16
+"""Turns of the loop between two requests; each takes some microseconds."""
+IDLE_LOOKS = 4
+"""The same when nobody waits."""
+
+
+class Turns:
+    """Requests one after the other, first come first served, with looks at the sockets in between. For one event loop.
+
+    Several answers of Redis come in one read, and uvloop takes one new connection a turn. With a page in each turn,
+    connections would wait in the kernel, where nobody counts or refuses them, as long as there is too much to do. So
+    the loop turns some times between two pages, and whoever knocks is heard at once: a request that is refused, a
+    change of the model, ``/healthz``.
+    """
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._looks = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def take(self) -> None:
+        """Returns when it is the caller's turn. It is for as long as the caller does not wait for anything."""
+        loop = asyncio.get_running_loop()
+        if self._taken:
+            mine = loop.create_future()
+            self._waiting.append(mine)
+            try:
+                await mine
+            except asyncio.CancelledError:
+                if mine.done() and not mine.cancelled():
+                    self._look()  # the turn had come, and nobody takes it
+                raise
+        self._taken, self._looks = True, 0
+        loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        self._looks += 1
+        if self._looks < (LOOKS if self._waiting else IDLE_LOOKS):
+            asyncio.get_running_loop().call_soon(self._look)
+            return
+        while self._waiting:
+            following = self._waiting.popleft()
+            if not following.done():
+                following.set_result(None)
+                return
+        self._taken = False

@@ -1,12 +1,22 @@
 # core
-"""What the online store says of a user, and how good that answer is."""
+"""What is known of a user: the record in the online store, how good that answer is, what ranking reads of it, and what
+was read before, for when the store is slow or away."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
 from msgspec import Struct
 
+from millrace.basics.errors import StoreError
+from millrace.basics.hashing import U64
 from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING, Id
-from millrace.contracts.online import PROFILE, WINDOW_BYTES
+from millrace.contracts.online import NOTHING as NOTHING_DONE
+from millrace.contracts.online import PROFILE, RECENT, WINDOW_BYTES, Recent, unpack_profile, unpack_recent
+from millrace.windows.features import FeatureBuilder
 
 AWAY = "away"
 """The store does not answer."""
@@ -75,3 +85,135 @@ class Record(Struct, frozen=True):
         if self.age_ms is None:
             return f"{_BECAUSE[self.missing]}: served as a new user"
         return f"{_BECAUSE[self.missing]}: user {user_id!r} is served as known {self.age_ms / 1000:.1f} s ago"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """What is known of a user at a request: attributes, a packed tile list per window key, and what was done last."""
+
+    columns: dict[str, U64]
+    plain: dict[str, float]
+    tiles: Mapping[bytes, bytes]  # the online store's hash: window field -> tile list
+    damaged: bool = False  # the stored profile was no JSON object; served without it
+    recent: Recent = NOTHING_DONE
+    forgotten: bool = False  # what is stored of the last clicks and purchases is damaged; served without it
+    missing: int = 0  # bits of what was not there, see millrace.contracts.events.Lacking
+
+    @classmethod
+    def of(cls, builder: FeatureBuilder, user_id: Id, record: Mapping[bytes, bytes], missing: int = 0) -> User:
+        """A user from the online store's hash; an empty ``record`` is a user whom nobody knows."""
+        attributes: dict[str, Any] = {}
+        recent, damaged, forgotten = NOTHING_DONE, False, False
+        try:
+            attributes = unpack_profile(record.get(PROFILE))
+        except StoreError:
+            damaged = True
+        try:
+            recent = unpack_recent(record.get(RECENT))
+        except StoreError:
+            forgotten = True
+        columns, plain = builder.attributes("user", {**attributes, builder.user_column: user_id})
+        return cls(columns, plain, record, damaged, recent, forgotten, missing)
+
+
+class Store(Protocol):
+    """The online store; see :class:`scorer.users.store.OnlineReader`. Away is no error: None, or nothing kept."""
+
+    async def record(self, user_id: Id) -> Record: ...
+
+    async def list_keys(self) -> list[str] | None: ...
+
+    async def lists(self, names: Sequence[str]) -> list[list[str]] | None: ...
+
+    async def kept(self, key: str) -> bytes | None: ...
+
+    async def keep(self, key: str, value: bytes, seconds: float) -> None: ...
+
+
+class Meters(Protocol):
+    """Where it is counted; see :class:`scorer.ipc.meters.ScorerMeters`."""
+
+    def error(self, what: str) -> None: ...
+
+    def user_read(self, found: str) -> None: ...
+
+    def list_page(self) -> None: ...
+
+    def part(self, kind: str) -> None: ...
+
+    def items(self, sources: bytes) -> None: ...
+
+    def filtered(self, filled: str) -> None: ...
+
+
+async def look_up(store: Store, builder: FeatureBuilder, meters: Meters, user_id: Id) -> tuple[User, list[str]]:
+    """The user, and what was missing, in words for the answer. An unknown user is served as a new one."""
+    record = await store.record(user_id)
+    meters.user_read(record.found)
+    user = User.of(builder, user_id, record.fields, record.lacking)
+    said = record.note(user_id)
+    notes = [said] if said else []
+    if user.damaged:
+        meters.error("profile")
+        notes.append(f"the stored profile of user {user_id!r} is damaged: served without it")
+    if user.forgotten:
+        meters.error("recent")
+        notes.append(f"the stored last clicks of user {user_id!r} are damaged: served without them")
+    return user, notes
+
+
+# What was read before: nothing older than an hour, since a user who was deleted meanwhile is in there still.
+MOST_BYTES = 16 * 1024 * 1024
+MOST_SECONDS = 3600.0
+_FIELD_BYTES = 150  # what Python takes for a field beside its bytes
+
+
+class UserCache:
+    """Users' hashes by id; whoever was read longest ago goes first.
+
+    Args:
+        most_bytes: about so many are held.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._most, self._bytes = most_bytes, 0
+        self._held: OrderedDict[str, tuple[dict[bytes, bytes], float, int]] = OrderedDict()
+
+    def put(self, user_id: Id, fields: dict[bytes, bytes], now_s: float) -> None:
+        """Notes what was read at ``now_s``. A user of whom nothing is known is not held: there is no end of these."""
+        key = str(user_id)
+        self._drop(key)
+        if not fields:
+            return
+        size = _size(fields)
+        self._held[key] = fields, now_s, size
+        self._bytes += size
+        while self._bytes > self._most:
+            self._drop(next(iter(self._held)))
+        self._forget(now_s)
+
+    def get(self, user_id: Id, now_s: float) -> tuple[dict[bytes, bytes], int] | None:
+        """What was read of a user, and its age in ms. None: nothing is held that is young enough."""
+        self._forget(now_s)
+        held = self._held.get(str(user_id))
+        return None if held is None else (held[0], round(1000 * (now_s - held[1])))
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def _forget(self, now_s: float) -> None:
+        """Drops what is too old. Users stand in the order in which they were read."""
+        while self._held:
+            key, (_, read_s, _) = next(iter(self._held.items()))
+            if now_s - read_s <= MOST_SECONDS:
+                break
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        held = self._held.pop(key, None)
+        if held is not None:
+            self._bytes -= held[2]
+
+
+def _size(fields: Mapping[bytes, bytes]) -> int:
+    return sum(map(len, fields)) + sum(map(len, fields.values())) + _FIELD_BYTES * (len(fields) + 2)

@@ -22,10 +22,11 @@ from millrace.windows.tiles import TileStore
 from scorer.catalog.index import ItemIndex
 from scorer.catalog.shelf import Shelf, ShelfForm
 from scorer.page import filters
-from scorer.page.rank import Ranker, User
+from scorer.page.rank import Ranker
 from scorer.recall import nearest
 from scorer.recall.neighbours import CoClicks, Neighbours
 from scorer.recall.recall import NO_ROWS, Allowed, CandidateLists, Shares, largest, make_lists, recall
+from scorer.users.userrecord import User
 
 _TS_MS = 1_700_000_000_000
 _WIDTH = 8

@@ -21,7 +21,7 @@ from millrace.contracts.events import SOURCES
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import shop_schema
 from scorer.catalog.shelf import ItemRows
-from scorer.page.rank import User
+from scorer.users.userrecord import User
 from simulator.daylog import day_table, parse_day
 from simulator.world import World
 

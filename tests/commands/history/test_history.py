@@ -64,7 +64,7 @@ from scorer.catalog.index import ItemIndex
 from scorer.catalog.shelf import Shelf
 from scorer.feeder import main
 from scorer.page.rank import Ranker
-from scorer.page.rank import User as Known
+from scorer.users.userrecord import User as Known
 from simulator.daylog import write_days
 from stream.partition.partition import Message, Partition, Policy
 from stream.worker import worker

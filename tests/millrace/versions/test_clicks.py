@@ -19,7 +19,7 @@ from millrace.contracts.samples import CORRECTION, FOLLOW_UP, POSITIVE
 from millrace.processes.tally import TimesHistogram
 from millrace.versions.clicks import MOST_BUCKETS, WIDTH_MS, ClickTimes, VersionClicks
 from millrace.versions.versioning import Announcement, decode_announcement
-from scorer.ipc.tracing import RECENT, ClickTrace, Steps
+from scorer.ipc.meters import RECENT, ClickTrace, Steps
 from stream.worker.figures import joined
 from tests.scenes.learning import make_samples
 

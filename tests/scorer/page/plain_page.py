@@ -16,7 +16,8 @@ from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import counts_of
 from scorer.catalog.index import ItemIndex
 from scorer.catalog.shelf import ItemRows
-from scorer.page.rank import Features, User
+from scorer.page.rank import Features
+from scorer.users.userrecord import User
 
 
 def plain_features(

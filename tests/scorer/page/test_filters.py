@@ -18,9 +18,9 @@ from millrace.contracts.events import BadEventError, Item, to_json
 from millrace.contracts.intake import Intake
 from millrace.contracts.schema import parse_schema
 from scorer.page.candidates import Sources
-from scorer.page.rank import User
 from scorer.recall.nearest import Retrieval
 from scorer.recall.recall import Allowed
+from scorer.users.userrecord import User
 from tests.scenes.filter_world import FILTERS, SCHEMA, SEEN, SHOP, Shop, greedy, most_possible, passes
 from tests.scenes.scorer_shop import NOW_MS, item
 from tests.scorer.recall.test_candidates import Along, Near

@@ -29,8 +29,9 @@ from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.catalog.index import ItemIndex
 from scorer.catalog.shelf import ItemRows, Shelf
-from scorer.page.rank import Ranked, Ranker, User
+from scorer.page.rank import Ranked, Ranker
 from scorer.recall.recall import make_lists
+from scorer.users.userrecord import User
 from tests.scenes.scorer_shop import (
     BUILDER,
     CATEGORY,

@@ -19,12 +19,12 @@ from millrace.contracts.settings import Settings
 from scorer.catalog import pagekernels
 from scorer.catalog.shelf import ItemRows
 from scorer.page.candidates import Sources
-from scorer.page.rank import User
 from scorer.page.reasons import MOST_ITEMS, MOST_REASONS, inputs_of
 from scorer.recall import recallkernels
 from scorer.recall.nearest import Retrieval
 from scorer.recall.neighbours import Neighbours
 from scorer.recall.recall import CandidateLists
+from scorer.users.userrecord import User
 from scorer.worker.warm import warm_up
 from tests.scenes.scorer_shop import (
     ITEM,

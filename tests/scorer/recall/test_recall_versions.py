@@ -22,8 +22,9 @@ from millrace.contracts.online import PROFILE, RECENT, Past, Recent, pack_recent
 from millrace.contracts.settings import Settings
 from millrace.versions.image import Image
 from scorer.ipc.link import Message
-from scorer.page.rank import Ranker, User
+from scorer.page.rank import Ranker
 from scorer.page.wire import RecommendAnswer
+from scorer.users.userrecord import User
 from scorer.worker.replica import attach
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_shop import BUILDER, DAY_MS, NOW_MS, SCHEMA, SPEC, Users, item

@@ -22,8 +22,7 @@ from millrace.contracts.settings import Settings
 from millrace.processes.services import EmbeddedRedis, free_port
 from scorer.users import store as module
 from scorer.users.store import MOST_READS, OnlineReader, connect
-from scorer.users.usercache import MOST_SECONDS, UserCache
-from scorer.users.userrecord import Record
+from scorer.users.userrecord import MOST_SECONDS, Record, UserCache
 from tests.scenes.waiting import LONG, PATIENCE
 
 KNOWN = {b"profile": b"{}"}

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
-from scorer.users.turns import LOOKS, Turns
+from scorer.users.store import LOOKS, Turns
 from scorer.worker.gate import Gate
 
 

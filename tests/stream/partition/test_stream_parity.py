@@ -28,8 +28,9 @@ from millrace.windows.likings import preferences
 from millrace.windows.tiles import TileStore
 from scorer.catalog.index import ItemIndex
 from scorer.catalog.shelf import Shelf
-from scorer.page.rank import Ranked, Ranker, User
+from scorer.page.rank import Ranked, Ranker
 from scorer.recall.recall import make_lists
+from scorer.users.userrecord import User
 from scorer.worker.warm import warm_up as warm_scorer
 from stream.join.join import Message
 from stream.partition.partition import Partition
