@@ -19,6 +19,7 @@ import structlog
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from millrace.basics.errors import SettingError
+from millrace.processes.kinds import Kinds
 from simulator import figures
 
 log = structlog.get_logger("simulator")
@@ -35,9 +36,6 @@ GIVE_UP_SECONDS = 20.0
 """How long a closing outlet tries to deliver what it holds."""
 MOST_PAUSE_SECONDS = 2.0
 """Between two tries."""
-QUIET_SECONDS, MOST_QUIET_SECONDS = 1.0, 30.0
-LOUD_AGAIN_SECONDS = 10.0
-"""After so long without the trouble, its next time is a new one."""
 
 
 class Producer(Protocol):
@@ -49,29 +47,15 @@ class Producer(Protocol):
 
 
 class ThrottledWarning:
-    """Warns of a lasting trouble at growing intervals, so that the log shows it and is not flooded.
+    """Warns of each kind of trouble at most once a minute, with how often it happened since."""
 
-    Args:
-        clock: seconds that only grow.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._pause = QUIET_SECONDS
-        self._next = self._last = -LOUD_AGAIN_SECONDS
-        self._unsaid = 0
+    def __init__(self) -> None:
+        self._kinds = Kinds()
 
     def __call__(self, event: str, **values: Any) -> None:
-        now = self._clock()
-        if now - self._last >= LOUD_AGAIN_SECONDS:  # a new trouble
-            self._pause, self._next = QUIET_SECONDS, now
-        self._last = now
-        if now < self._next:
-            self._unsaid += 1
-            return
-        log.warning(event, **values, **({"as_often_since": self._unsaid} if self._unsaid else {}))
-        self._next, self._unsaid = now + self._pause, 0
-        self._pause = min(2 * self._pause, MOST_QUIET_SECONDS)
+        self._kinds.note(event, ", ".join(f"{name}={value}" for name, value in values.items()))
+        for told in self._kinds.due(time.monotonic()):
+            log.warning(told.kind, times=told.times, example=told.example)
 
 
 class Outlet:

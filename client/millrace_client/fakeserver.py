@@ -24,61 +24,17 @@ from msgspec import Meta, Struct
 from millrace_client.calls import MOST_BYTES, MOST_LINES, Answer, Call, Hidden
 from millrace_client.messages import (
     Action,
-    ActionName,
     Event,
     Exposure,
+    Id,
     Item,
     PlacedItem,
     Receipt,
     User,
-    Value,
     Verdict,
 )
 
 PAGE_LIMIT, MOST_EXCLUDED = 600, 1000
-
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
-_Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Name
-_TimeMs = Annotated[int, Meta(ge=1, le=32_503_680_000_000)]
-_Place = Annotated[int, Meta(ge=0, le=100_000)]
-
-
-class _Exposure(Struct, tag_field="type", tag="exposure"):
-    event_id: Name
-    request_id: Name
-    user_id: _Id
-    items: Annotated[list[_Id], Meta(min_length=1, max_length=1000)]
-    ts_ms: _TimeMs = 1
-    sent_ms: int = 0
-    offset: _Place = 0
-    slots: list[_Place] | None = None
-
-    def __post_init__(self) -> None:
-        if self.slots is not None and len(self.slots) != len(self.items):
-            raise ValueError(f"{len(self.slots)} slots for {len(self.items)} items")
-
-
-class _Action(Struct):
-    type: ActionName
-    event_id: Name
-    request_id: Name
-    user_id: _Id
-    item_id: _Id
-    position: _Place
-    ts_ms: _TimeMs = 1
-    sent_ms: int = 0
-
-
-class _User(Struct):
-    user_id: _Id
-    attributes: dict[str, Value]
-
-
-class _Item(Struct):
-    item_id: _Id
-    attributes: dict[str, Value]
-    born_ms: int = 0
-    gone: bool = False
 
 
 class _Kind(Struct):
@@ -86,10 +42,10 @@ class _Kind(Struct):
 
 
 class _Asked(Struct, forbid_unknown_fields=True, rename={"without": "not", "length": "list"}):
-    user_id: _Id
+    user_id: Id
     size: Annotated[int, Meta(ge=1, le=PAGE_LIMIT)] = PAGE_LIMIT
     context: dict[str, Any] = {}
-    exclude: Annotated[list[_Id], Meta(max_length=MOST_EXCLUDED)] = []
+    exclude: Annotated[list[Id], Meta(max_length=MOST_EXCLUDED)] = []
     only: dict[str, Any] = {}
     without: dict[str, Any] = {}
     caps: dict[str, Annotated[int, Meta(ge=1)]] = {}
@@ -186,11 +142,8 @@ class FakeServer:
         kind = msgspec.json.decode(line, type=_Kind).type
         if kind not in ("exposure", "click", "collect", "cart", "purchase"):
             return Verdict("refused", "unknown-type", f"type {kind!r}")
-        event: Event
-        if kind == "exposure":
-            event = msgspec.convert(msgspec.to_builtins(msgspec.json.decode(line, type=_Exposure)), Exposure)
-        else:
-            event = msgspec.convert(msgspec.to_builtins(msgspec.json.decode(line, type=_Action)), Action)
+        decode = msgspec.json.decode
+        event: Event = decode(line, type=Exposure) if kind == "exposure" else decode(line, type=Action)
         if event.event_id in self._known:
             return Verdict("duplicate")
         self._known.add(event.event_id)
@@ -198,18 +151,18 @@ class FakeServer:
         return Verdict("kept")
 
     def _user(self, line: bytes) -> Verdict:
-        read = msgspec.json.decode(line, type=_User)
-        self.users[str(read.user_id)] = User(read.user_id, read.attributes)
+        user = msgspec.json.decode(line, type=User)
+        self.users[str(user.user_id)] = user
         return Verdict("kept")
 
     def _item(self, line: bytes) -> Verdict:
-        read = msgspec.json.decode(line, type=_Item)
-        for name in sorted(self._numeric & set(read.attributes)):
-            value = read.attributes[name]
+        item = msgspec.json.decode(line, type=Item)
+        for name in sorted(self._numeric & set(item.attributes)):
+            value = item.attributes[name]
             if value is not None and not isinstance(value, int | float):
                 return Verdict("refused", "bad-value", f"{name} {value!r} is no number; send a number")
-        self.items.pop(str(read.item_id), None)  # the newest is last
-        self.items[str(read.item_id)] = Item(read.item_id, read.attributes, read.born_ms, read.gone)
+        self.items.pop(str(item.item_id), None)  # the newest is last
+        self.items[str(item.item_id)] = item
         return Verdict("kept")
 
     def _forget(self, kind: str, identifier: str) -> Answer:

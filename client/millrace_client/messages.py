@@ -16,12 +16,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-Id = int | str
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Name
+TimeMs = Annotated[int, Meta(ge=1, le=32_503_680_000_000)]
+Place = Annotated[int, Meta(ge=0, le=100_000)]
 Value = str | int | float | bool | list[str | int] | None
 """An attribute: a numeric field of the schema wants a number, a field with several slots takes a list."""
 
@@ -53,26 +56,30 @@ class Exposure(Struct, frozen=True, tag_field="type", tag="exposure", omit_defau
     ``slots`` has the position of each as answered, where items were left out or moved.
     """
 
-    event_id: str
-    request_id: str
-    ts_ms: int
+    event_id: Name
+    request_id: Name
+    ts_ms: TimeMs
     user_id: Id
-    items: list[Id]
-    offset: int = 0
-    slots: list[int] | None = None
+    items: Annotated[list[Id], Meta(min_length=1, max_length=1000)]
+    offset: Place = 0
+    slots: list[Place] | None = None
     sent_ms: int = 0
+
+    def __post_init__(self) -> None:
+        if self.slots is not None and len(self.slots) != len(self.items):
+            raise ValueError(f"{len(self.slots)} slots for {len(self.items)} items")
 
 
 class Action(Struct, frozen=True):
     """What a user did with one item of a page. ``position`` is the one that the page was answered with."""
 
     type: ActionName
-    event_id: str
-    request_id: str
-    ts_ms: int
+    event_id: Name
+    request_id: Name
+    ts_ms: TimeMs
     user_id: Id
     item_id: Id
-    position: int
+    position: Place
     sent_ms: int = 0
 
 
