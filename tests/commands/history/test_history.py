@@ -685,8 +685,7 @@ def test_the_shops_message_that_came_between_wins_whoever_publishes_besides(
         assert newest(settings) == {b"1": to_json(mine[0]), b"2": to_json(newer)}
 
 
-@pytest.mark.parametrize("of_the_version_before", [False, True])
-def test_a_user_of_the_history_who_was_deleted_does_not_come_back(of_the_version_before: bool, tmp_path: Path) -> None:
+def test_a_user_of_the_history_who_was_deleted_does_not_come_back(tmp_path: Path) -> None:
     """Whatever the topic has forgotten since, the deletion too."""
     settings = Settings(data=str(tmp_path / "data"), idempotence=False, partitions=2)
     store = Store(settings.place(PLACE))
@@ -695,9 +694,7 @@ def test_a_user_of_the_history_who_was_deleted_does_not_come_back(of_the_version
     with EmbeddedBroker(tmp_path / "broker") as broker:
         settings = msgspec.structs.replace(settings, kafka=broker.address)
         open_broker(settings)
-        if of_the_version_before:
-            store.put("published", {"topics": {USERS: "of another broker"}})
-        assert publish_profiles(settings) == (0 if of_the_version_before else 2)
+        assert publish_profiles(settings) == 2
         producer = make_producer(settings)
         producer.send(USERS, None, key=key_of(1))
         producer.flush()
