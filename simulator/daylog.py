@@ -41,11 +41,7 @@ _DAY_S, _HALF_DAY_S = 86_400, 43_200
 
 
 def parse_day(text: str) -> int:
-    """A local day (counted from 1970) from ``YYYY-MM-DD``.
-
-    Raises:
-        LogError: it is no date, or lies before 1971.
-    """
+    """A local day (counted from 1970) from ``YYYY-MM-DD``. Raises LogError: it is no date, or lies before 1971."""
     try:
         day = (date.fromisoformat(text) - EPOCH).days
     except ValueError:
@@ -56,12 +52,8 @@ def parse_day(text: str) -> int:
 
 
 def day_table(world: World, number: int, views: I64 | None = None) -> pa.Table:
-    """The log of one local day, by time.
-
-    Args:
-        views: which of the day's page views, ascending, (V,) (default: all). What happens on a page does not depend on
-            which others are asked for.
-    """
+    """The log of one local day, by time. ``views``: which of the day's page views, ascending, (V,) (default: all). What
+    happens on a page does not depend on which others are asked for."""
     day, visits, people = world.day(number), world.visits(number), world.shoppers
     views = np.arange(visits.n) if views is None else views
     pages = PagePolicy(world, day).pages(visits, views)

@@ -86,15 +86,9 @@ class Options:
 def run(
     settings: Settings, stop: threading.Event, options: Options | None = None, producer: Producer | None = None
 ) -> None:
-    """Runs shoppers until ``stop`` is set, or ``options.seconds`` or ``options.max_pages`` are over.
-
-    Args:
-        options: None: all at their defaults.
-        producer: stands in for Kafka's, in tests.
-
-    Raises:
-        BrokerError, SettingError, PortError: an address is unusable at the start. Later outages are waited out.
-    """
+    """Runs shoppers until ``stop`` is set, or ``options.seconds`` or ``options.max_pages`` are over. ``producer``
+    stands in for Kafka's, in tests. Raises BrokerError, SettingError, PortError: an address is unusable at the start.
+    Later outages are waited out."""
     options = options or Options()
     if producer is None:
         open_broker(settings)

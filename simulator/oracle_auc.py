@@ -17,12 +17,8 @@ from simulator.dice import F64
 
 
 class OracleAuc:
-    """Rolling AUC of true probabilities over the exposures whose outcome is final (their time for a click is over).
-
-    Args:
-        rows: how many of the newest exposures count.
-        final_after_ms: event time from a page to the end of its attribution window.
-    """
+    """Rolling AUC of true probabilities over the newest ``rows`` exposures whose outcome is final, ``final_after_ms``
+    of event time after their page: their attribution window is over."""
 
     def __init__(self, rows: int, final_after_ms: int) -> None:
         self._newest = Newest(rows)

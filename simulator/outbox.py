@@ -74,12 +74,8 @@ class Observer(Protocol):
 
 
 class Outbox:
-    """Holds events and sends each at its time. Not thread-safe: it belongs to the event loop.
-
-    Args:
-        observer: is told what was sent.
-        name: of this incarnation, for the ids of extra messages.
-        cut: leave out actions that would come too late for the label join.
+    """Holds events and sends each at its time. Not thread-safe: it belongs to the event loop. ``name`` is of this
+    incarnation, for the ids of extra messages; ``cut`` leaves out actions that would come too late for the label join.
     """
 
     def __init__(
@@ -148,10 +144,8 @@ class Outbox:
         heapq.heappush(self._heap, (due_ms, self._number, event, arm, again))
 
     def send_due(self, now_ms: int, wall_ms: int) -> None:
-        """Sends what is due by the event time ``now_ms``, in the order in which it became due.
-
-        ``wall_ms`` is the wall time: every event says when it was sent.
-        """
+        """Sends what is due by the event time ``now_ms``, in the order in which it became due. ``wall_ms`` is the wall
+        time: every event says when it was sent."""
         while self._heap and self._heap[0][0] <= now_ms:
             _, _, event, arm, again = heapq.heappop(self._heap)
             self._send(event, arm, again, wall_ms)

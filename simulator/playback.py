@@ -60,10 +60,7 @@ def first_ms(path: Path, schema: Schema) -> int:
 
 
 def play(settings: Settings, stop: threading.Event, options: PlaybackOptions, producer: Producer | None = None) -> None:
-    """Plays the log until its end, or until ``stop`` is set.
-
-    Args:
-        producer: stands in for Kafka's, in tests.
+    """Plays the log until its end, or until ``stop`` is set. ``producer`` stands in for Kafka's, in tests.
 
     Raises:
         LogError, SchemaError: the log cannot be read.

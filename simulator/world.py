@@ -114,11 +114,8 @@ class Day:
 
 
 class World:
-    """The shop on any local day. Keeps the last three days that were asked for.
-
-    Args:
-        seed: which shop.
-        users: how many come on an average day.
+    """The shop ``seed`` on any local day; so many ``users`` come on an average one. Keeps the last three days asked
+    for.
     """
 
     def __init__(self, seed: int, users: int = 4000, params: Params = DEFAULT) -> None:

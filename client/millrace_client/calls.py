@@ -51,15 +51,8 @@ class Answer:
 
 
 class Addresses:
-    """Where Millrace is, and the token.
-
-    Args:
-        intake, scorer: URLs of the two servers, as ``http://127.0.0.1:8720``.
-        token: sent as ``Authorization: Bearer TOKEN``; None: none.
-
-    Raises:
-        BadRequest: no URL.
-    """
+    """Where Millrace is: URLs as ``http://127.0.0.1:8720``, and the ``token`` that is sent as ``Authorization: Bearer
+    TOKEN`` (None: none). Raises BadRequest: no URL."""
 
     def __init__(self, intake: str, scorer: str, token: str | None = None) -> None:
         for name, url in (("intake", intake), ("scorer", scorer)):

@@ -22,12 +22,8 @@ from millrace_client.messages import Refusal
 
 
 class MillraceClientError(Exception):
-    """Base of every expected failure.
-
-    Args:
-        problem: what is wrong, with the offending value in it.
-        remedy: what the reader can do about it.
-    """
+    """Base of every expected failure. ``problem`` is what is wrong, with the offending value in it; ``remedy`` what the
+    reader can do about it."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         self.problem = " ".join(problem.split())
@@ -56,11 +52,8 @@ class QueueFull(MillraceClientError):
 
 
 class _Later(MillraceClientError):
-    """A failure that goes by.
-
-    Args:
-        retry_after_s: seconds after which the other side wants to be asked again; None: it did not say.
-    """
+    """A failure that goes by. ``retry_after_s``: after so many seconds the other side wants to be asked again; None: it
+    did not say."""
 
     def __init__(self, problem: str, remedy: str, retry_after_s: float | None = None) -> None:
         super().__init__(problem, remedy)
@@ -76,11 +69,7 @@ class Unavailable(_Later):
 
 
 class Refused(MillraceClientError):
-    """Some messages were not taken; all others were.
-
-    Attributes:
-        refusals: each message that was not taken, with the reason.
-    """
+    """Some messages were not taken, each of which is in ``refusals`` with the reason; all others were."""
 
     def __init__(self, refusals: Sequence[Refusal]) -> None:
         self.refusals = tuple(refusals)

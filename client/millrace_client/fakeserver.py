@@ -71,8 +71,7 @@ class FakeServer:
         numeric: attributes that must be numbers, as numeric fields of a schema must.
 
     Attributes:
-        items, users: by the ids' text, as they were sent last.
-        events: each once, in order.
+        items, users: by the ids' text, as they were sent last; events: each once, in order.
         requests: how many were answered, failures included.
         young: pages are made of lists, as of a scorer that has no model yet: ``request_id`` is null.
     """
@@ -90,11 +89,7 @@ class FakeServer:
         self._failing: list[Failing] = []
 
     def fail(self, status: int, times: int = 1, path: str = "", retry_after_s: float | None = None) -> None:
-        """The next answers fail: 429, 503 or any other status; 0: nothing answers.
-
-        Args:
-            path: only those to a path that begins so, as ``/recommend``.
-        """
+        """The next answers to a ``path`` that begins so fail: 429, 503 or any other status; 0: nothing answers."""
         self._failing.append(Failing(status, times, path, retry_after_s))
 
     def answer(self, call: Call) -> Answer:

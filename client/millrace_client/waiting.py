@@ -21,12 +21,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
 
 class Waiting:
-    """A bounded queue that hands out batches.
-
-    Args:
-        most: events that may wait, those of a batch on its way included.
-        batch_lines, batch_s: a batch is due when so many wait, or when the oldest has waited so many seconds.
-    """
+    """A bounded queue that hands out batches. ``most`` events may wait, those of a batch on its way included. A batch
+    is due when ``batch_lines`` wait, or when the oldest has waited ``batch_s``."""
 
     def __init__(self, most: int, batch_lines: int, batch_s: float) -> None:
         self.most, self.batch_lines, self.batch_s = most, min(batch_lines, MOST_LINES), batch_s
@@ -76,12 +72,8 @@ class Waiting:
 
 
 class Tries:
-    """When to try a request again: back-off with jitter, never before ``Retry-After``, within a time.
-
-    Args:
-        until_s: the time after which no new try begins, by the caller's clock; None: for ever.
-        random: gives numbers in [0, 1).
-    """
+    """When to try a request again: back-off with jitter, never before ``Retry-After``, within a time. After
+    ``until_s``, by the caller's clock, no new try begins; None: for ever. ``random`` gives numbers in [0, 1)."""
 
     def __init__(self, until_s: float | None, random: Callable[[], float], first_s: float = FIRST_PAUSE_S) -> None:
         self.until_s, self._random, self._pause_s = until_s, random, first_s

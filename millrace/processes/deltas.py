@@ -13,10 +13,8 @@ from millrace.versions.versioning import Place
 
 
 def read_deltas(settings: Settings) -> dict[Place, bytes]:
-    """The bodies of all deltas on ``model.deltas`` that are whole, by version.
-
-    Raises:
-        BrokerError: the broker does not answer.
+    """The bodies of all deltas on ``model.deltas`` that are whole, by version. Raises BrokerError: the broker does not
+    answer.
     """
     assembler, found = Assembler(), dict[Place, bytes]()
 

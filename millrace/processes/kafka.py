@@ -106,11 +106,8 @@ REMEDY = "start Kafka there, or set MILLRACE_KAFKA to its host:port"
 
 
 def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -> None:
-    """Waits, with back-off and a line a try, until the broker answers.
-
-    Raises:
-        BrokerError: it did not within ``patience_seconds`` (default: the settings').
-    """
+    """Waits, with back-off and a line a try, until the broker answers. Raises BrokerError: it did not within
+    ``patience_seconds`` (default: the settings')."""
     servers = settings.brokers
     seconds = settings.patience_seconds if patience_seconds is None else patience_seconds
 
@@ -135,11 +132,8 @@ def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -
 
 
 def cluster_id(address: str, timeout_seconds: float = 1.0) -> str:
-    """Asks the broker at ``host:port`` once for the id of its cluster.
-
-    Raises:
-        OSError: nothing listens there, or what listens gives no answer in time.
-    """
+    """Asks the broker at ``host:port`` once for the id of its cluster. Raises OSError: nothing listens there, or what
+    listens gives no answer in time."""
     host, _, port = address.rpartition(":")
     # First a plain connection: the client retries a refused one, and leaves its socket to the garbage collector.
     socket.create_connection((host, int(port)), timeout_seconds).close()
@@ -155,11 +149,8 @@ def cluster_id(address: str, timeout_seconds: float = 1.0) -> str:
 
 
 def create_topics(settings: Settings) -> None:
-    """Creates the topics that are missing, and checks that the co-partitioned ones have equal counts.
-
-    Raises:
-        BrokerError: a topic has another number of partitions than the settings say, or cannot be created.
-    """
+    """Creates the topics that are missing, and checks that the co-partitioned ones have equal counts. Raises
+    BrokerError: a topic has another number of partitions than the settings say, or cannot be created."""
     admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
     try:
         present = {t["name"]: len(t["partitions"]) for t in admin.describe_topics()}
@@ -187,11 +178,8 @@ def create_topics(settings: Settings) -> None:
 
 
 def ensure_topics(settings: Settings) -> None:
-    """Creates the topics where some are missing, as ``millrace topics`` does; else does nothing.
-
-    Raises:
-        BrokerError: they cannot be created, or existing topics have other partition counts than the missing ones need.
-    """
+    """Creates the topics where some are missing, as ``millrace topics`` does; else does nothing. Raises BrokerError:
+    they cannot be created, or existing topics have other partition counts than the missing ones need."""
     if not topic_ids(settings).keys() >= {t.name for t in TOPICS}:
         create_topics(settings)
 
@@ -201,11 +189,7 @@ _NO_ID = "00000000-0000-0000-0000-000000000000"
 
 def topic_ids(settings: Settings) -> dict[str, str]:
     """The id of each topic of ours: offsets mean something for the topic with this id alone, not for one that was made
-    anew under its name. Empty where the broker gives none.
-
-    Raises:
-        BrokerError: the topics cannot be listed.
-    """
+    again under its name. Empty where the broker gives none. Raises BrokerError: the topics cannot be listed."""
     try:
         admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
         with contextlib.closing(admin):
@@ -217,11 +201,8 @@ def topic_ids(settings: Settings) -> dict[str, str]:
 
 
 def open_broker(settings: Settings) -> None:
-    """For a role's start: waits until the broker answers, and creates the topics where some are missing.
-
-    Raises:
-        BrokerError: it does not answer within the settings' patience, or the topics cannot be prepared.
-    """
+    """For a role's start: waits until the broker answers, and creates the topics where some are missing. Raises
+    BrokerError: it does not answer within the settings' patience, or the topics cannot be prepared."""
     wait_for_broker(settings)
     ensure_topics(settings)
 
@@ -246,11 +227,9 @@ def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
 
 
 def know_topic(producer: Any, topic: str, settings: Settings) -> None:
-    """Waits until the producer knows where a topic's partitions are, however short it may block. Then no request has
-    to wait for this, and a machine that is busy at the start causes no failure.
-
-    Raises:
-        BrokerError: the producer does not know it within the settings' patience.
+    """Waits until the producer knows where a topic's partitions are, however short it may block. Then no request has to
+    wait for this, and a machine that is busy at the start causes no failure. Raises BrokerError: it does not know it in
+    time.
     """
 
     def aloud(_: BaseException, left: float) -> None:
@@ -305,10 +284,7 @@ def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = N
 
 def first_offsets(settings: Settings, topic: str) -> dict[int, int]:
     """The first offset that each partition of ``topic`` still holds: above 0 where retention has deleted messages.
-
-    Raises:
-        BrokerError: the broker does not say.
-    """
+    Raises BrokerError: the broker does not say."""
     consumer = make_reader(settings, topic)
     try:
         return {tp.partition: offset for tp, offset in consumer.beginning_offsets(consumer.assignment()).items()}
@@ -319,12 +295,8 @@ def first_offsets(settings: Settings, topic: str) -> dict[int, int]:
 
 
 def gone_before(topic: str, partition: int, expected: int | None, first: int) -> int:
-    """How many messages a reader misses: the broker removed them before they were read. Says so in one line.
-
-    Args:
-        expected: the offset at which the reader goes on; None: it begins, and misses nothing.
-        first: that of the message which came.
-    """
+    """How many messages a reader misses, of which the broker removed those before ``first``. Says so in one line.
+    ``expected``: the offset at which the reader goes on; None: it begins, and misses nothing."""
     gone = max(0, first - expected) if expected is not None else 0
     if gone:
         log.warning(
@@ -357,11 +329,7 @@ def read_up(consumer: KafkaConsumer) -> bool:
 
 def read_all(settings: Settings, topic: str, visit: Callable[[Any], None]) -> int:
     """Visits every message that ``topic`` holds now, partition by partition in order; returns how many there were. What
-    comes meanwhile may be among them; it is not waited for.
-
-    Raises:
-        BrokerError: it stopped answering for longer than the settings' patience.
-    """
+    comes meanwhile may be among them; it is not waited for. Raises BrokerError: it stopped answering."""
     consumer = make_reader(settings, topic)
     try:
         ends = consumer.end_offsets(consumer.assignment())

@@ -60,11 +60,7 @@ class Kinds:
         return len(self._told_s.keys() | self._waiting.keys()) >= MOST_KINDS
 
     def due(self, now_s: float) -> list[Told]:
-        """What is to be told now. Call it often, it is quick while nothing waits.
-
-        Args:
-            now_s: steady time, seconds.
-        """
+        """What is to be told at ``now_s``, steady time in seconds. Call it often, it is quick while nothing waits."""
         if not self._waiting:
             return []
         never = float("-inf")

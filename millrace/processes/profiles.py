@@ -54,31 +54,21 @@ class _Partitions(msgspec.Struct):
 
 
 def leave_partitions(store: Store, number: int) -> None:
-    """Says for how many partitions the history is: which users a partition has counted depends on it.
-
-    Raises:
-        StoreError: it could not be written.
+    """Says for how many partitions the history is: which users a partition has counted depends on it. Raises
+    StoreError.
     """
     store.put(_PARTITIONS, _Partitions(number))
 
 
 def leave_profiles(store: Store, users: Sequence[User], items: Sequence[Item]) -> None:
-    """Puts users and items into the store, for the loop's first start.
-
-    Raises:
-        StoreError: they could not be written.
-    """
+    """Puts users and items into the store, for the loop's first start. Raises StoreError: they could not be written."""
     body = msgspec.msgpack.encode(_Profiles(list(users), list(items)))
     head = {"users": len(users), "items": len(items), "bytes": len(body)}
     store.put(_PROFILES, head, zstandard.ZstdCompressor().compress(body))
 
 
 def lived(settings: Settings) -> str:
-    """The name of a file of a loop's state; empty: there is none.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
+    """The name of a file of a loop's state; empty: there is none. Raises StoreError: the store cannot be read."""
     for place in STATE:
         for name in Store(settings.place(place), writes=False).names(aside=True):
             if place != PLACE or name not in MARKS:
@@ -88,11 +78,7 @@ def lived(settings: Settings) -> str:
 
 def check_whole(settings: Settings) -> None:
     """Refuses a store in which a replay is at work, or was killed: whatever a role would write there first, the replay
-    would then find, and fail. Every role that has state there calls this before anything else.
-
-    Raises:
-        StoreError: the history is not whole, or the store cannot be read.
-    """
+    would then find, and fail. Every role that has state there calls this before anything else. Raises StoreError."""
     if not (settings.store or settings.data):
         return
     names = Store(settings.place(PLACE), writes=False).names()

@@ -77,7 +77,7 @@ class _Service(ABC):
     Args:
         folder: for its log and its working files; made if missing.
         port: 0 picks a free one, and tries others when another program binds it before the service does.
-        pick: chooses ports (tests hand in taken ones).
+        pick: chooses ports.
     """
 
     name: str
@@ -153,11 +153,8 @@ class _Service(ABC):
         self.check()
 
     def check(self) -> None:
-        """Asks the service for its health.
-
-        Raises:
-            ServiceError: it ended, or does not answer; with the end of its log.
-        """
+        """Asks the service for its health. Raises ServiceError: it ended, or does not answer; with the end of its
+        log."""
         if self.process is None:
             raise ServiceError(f"the embedded {self.name} is not running", "start it first")
         problem = ""
@@ -174,10 +171,8 @@ class _Service(ABC):
         raise ServiceError(f"{problem}: {end}" if end else problem, f"see {self.log_path}")
 
     def again(self) -> str:
-        """Starts a service that has ended once more, on the port that it had: others know it by that.
-
-        Raises:
-            ServiceError, PortError: as :meth:`start`.
+        """Starts a service that has ended once more, on the port that it had: others know it by that. Raises as
+        :meth:`start`.
         """
         self.stop()
         asked, self._fixed = self._fixed, self.port

@@ -34,14 +34,8 @@ _HUGE = 32 << 20
 
 
 class Region:
-    """Memory with a file descriptor.
-
-    Args:
-        size: bytes, all zero; at least one.
-        fd: of a region that another process made; it belongs to the new object. None: a new region.
-
-    Raises:
-        OSError: there is no memory, or there are too many descriptors.
+    """Memory of ``size`` bytes with a file descriptor. ``fd`` is of a region that another process made, and belongs to
+    the new object; None: a new region, all zero. Raises OSError: there is no memory, or there are too many descriptors.
     """
 
     def __init__(self, size: int, fd: int | None = None) -> None:
@@ -57,10 +51,8 @@ class Region:
 
     @classmethod
     def of_fd(cls, fd: int) -> Region:
-        """The region that another process has sent; takes ``fd`` over.
-
-        Raises:
-            OSError: it cannot be mapped; ``fd`` is closed.
+        """The region that another process has sent; takes ``fd`` over. Raises OSError: it cannot be mapped; ``fd`` is
+        closed.
         """
         try:
             size = os.fstat(fd).st_size
@@ -70,11 +62,8 @@ class Region:
         return cls(size, fd)
 
     def array(self, shape: tuple[int, ...], dtype: Any, offset: int = 0) -> NDArray[Any]:
-        """A writable view of the memory from ``offset`` bytes on. It keeps the region alive.
-
-        Raises:
-            ValueError: the region is too small.
-        """
+        """A writable view of the memory from ``offset`` bytes on. It keeps the region alive. Raises ValueError: the
+        region is too small."""
         length = prod(shape) * np.dtype(dtype).itemsize
         if offset < 0 or offset + length > self.size:
             raise ValueError(f"an array of {length} bytes at {offset} is beyond a region of {self.size}")
@@ -131,11 +120,7 @@ class Pool:
         self._lock = threading.Lock()
 
     def allocate(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """Zeroed shared memory of this shape and dtype.
-
-        Raises:
-            OSError: there is no more memory.
-        """
+        """Zeroed shared memory of this shape and dtype. Raises OSError: there is no more memory."""
         size = prod(shape) * np.dtype(dtype).itemsize
         region = Region(max(1, size))
         if size >= _HUGE:

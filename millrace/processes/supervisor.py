@@ -102,13 +102,8 @@ class Supervisor:
         self._clock = clock
 
     def start(self, name: str, env: Mapping[str, str], argv: list[str] | None = None, *, needed: bool = True) -> None:
-        """Starts a role.
-
-        Args:
-            env: its whole environment.
-            argv: replaces the role's own program.
-            needed: whether the run ends when the role is given up. Without one that is not it goes on, and says so.
-        """
+        """Starts a role, ``argv`` in place of its own program. ``env`` is its whole environment. Where it is
+        ``needed``, the run ends when it is given up; without one that is not it goes on, and says so."""
         known = self.roles.get(name)
         role = Role(name, argv or role_argv(name), env, self.folder / f"{name}.log", needed)
         role.restarts = known.restarts if known else 0
@@ -121,12 +116,8 @@ class Supervisor:
         log.info("started", child=role.name, pid=role.process.pid)
 
     def poll(self) -> None:
-        """Looks at every role once: notices deaths, restarts those whose pause is over.
-
-        Raises:
-            ServiceError: a role that is needed gave way to another process, or died too often in short succession; the
-                message has the end of its log.
-        """
+        """Looks at every role once: notices deaths, restarts those whose pause is over. Raises ServiceError, with the
+        end of its log: a role that is needed gave way to another process, or died too often in short succession."""
         for role in self.roles.values():
             now = self._clock()
             if role.state == "running" and role.process is not None and role.process.poll() is not None:
@@ -166,10 +157,7 @@ class Supervisor:
 
     def stop(self, *names: str, grace_seconds: float = 10.0) -> None:
         """Stops the named roles (none named: all) together: SIGTERM, then SIGKILL to those that still run after
-        ``grace_seconds``.
-
-        Idempotent. A role that waits for its restart is not started again.
-        """
+        ``grace_seconds``. Idempotent. A role that waits for its restart is not started again."""
         chosen = [self.roles[n] for n in names if n in self.roles] if names else list(self.roles.values())
         running = [r for r in chosen if r.process is not None and r.process.poll() is None]
         for role in chosen:

@@ -25,8 +25,7 @@ class TimesHistogram:
     """Counts values in buckets, by one label. Any thread may call it.
 
     Args:
-        label: name of the label; None: there is none.
-        values: of the label, which are there from the start.
+        label: name of the label; None: there is none. Its ``values`` are there from the start.
         bounds: upper bounds of the buckets, ascending; one without a bound follows.
         registry: None: it is shown nowhere by itself, only by :meth:`collect`.
     """

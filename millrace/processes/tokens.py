@@ -48,15 +48,9 @@ _OF_OTHERS = 0o066
 
 
 class Tokens:
-    """The tokens that are good now. One thread.
-
-    Args:
-        tokens: of the settings.
-        file: with a token a line; empty lines and those that begin with ``#`` are none. None: there is no file.
-
-    Raises:
-        SettingError: a token has a character that no token has, or the file holds none or cannot be read.
-    """
+    """The tokens that are good now: ``tokens`` of the settings, and those in ``file``, a token a line; empty lines and
+    those that begin with ``#`` are none. One thread. Raises SettingError: a token has a character that no token has, or
+    the file holds none or cannot be read."""
 
     def __init__(self, tokens: Iterable[str] = (), file: Path | None = None) -> None:
         self._given = [_digest(token) for token in _checked(tokens, "MILLRACE_TOKENS")]
@@ -117,10 +111,8 @@ class Tokens:
 
 
 def tokens_of(file: Path) -> list[str]:
-    """The tokens in a file.
-
-    Raises:
-        SettingError: it cannot be read, holds none, or one with a character that no token has.
+    """The tokens in a file. Raises SettingError: it cannot be read, holds none, or one with a character that no token
+    has.
     """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
@@ -135,10 +127,7 @@ def tokens_of(file: Path) -> list[str]:
 
 def own_token(folder: Path) -> Path:
     """The file :data:`OWN` of a data folder, which only its owner can read. It is made once, with a random token.
-
-    Raises:
-        SettingError: it cannot be written.
-    """
+    Raises SettingError: it cannot be written."""
     path = folder / OWN
     if not path.exists():
         temporary = temporary_beside(path)
@@ -154,11 +143,8 @@ def own_token(folder: Path) -> Path:
 
 
 def bearer(settings: Settings) -> dict[str, str]:
-    """The header with which a part of Millrace itself asks intake or scorer; empty where no token is set.
-
-    Raises:
-        SettingError: the token file cannot be used.
-    """
+    """The header with which a part of Millrace itself asks intake or scorer; empty where no token is set. Raises
+    SettingError: the token file cannot be used."""
     tokens = _split(settings.tokens) or (tokens_of(Path(settings.token_file)) if settings.token_file else [])
     return {"Authorization": f"Bearer {tokens[0]}"} if tokens else {}
 
@@ -185,11 +171,8 @@ def is_loopback(host: str) -> bool:
 
 
 class TokenGate:
-    """An ASGI application around another one, which it lets nobody reach without a token.
-
-    Args:
-        count_refused: called for each request that was refused.
-    """
+    """An ASGI application around another one, which it lets nobody reach without a token. ``count_refused`` is called
+    for each request that was refused."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens, count_refused: Callable[[], None] = lambda: None) -> None:
         self._app, self._tokens, self._count_refused = app, tokens, count_refused

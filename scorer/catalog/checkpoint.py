@@ -96,11 +96,7 @@ class TilePart:
 
     @classmethod
     def of_arrays(cls, part: Part, arrays: Arrays) -> TilePart:
-        """The part whose file holds these arrays.
-
-        Raises:
-            KeyError, ValueError: they do not fit together.
-        """
+        """The part whose file holds these arrays. Raises KeyError, ValueError: they do not fit together."""
         keys, packed, ends = arrays["keys"], arrays["packed"], arrays["ends"]
         kinds = ((keys, np.uint64), (packed, np.uint8), (ends, np.int64))
         if any(a.dtype != dtype or a.ndim != 1 for a, dtype in kinds) or len(keys) != len(ends):
@@ -111,11 +107,7 @@ class TilePart:
 
 
 def store_of(parts: Sequence[TilePart], windows: Windows) -> TileStore:
-    """The counts of one partition, of all its parts.
-
-    Raises:
-        StoreError: a tile list cannot be read.
-    """
+    """The counts of one partition, of all its parts. Raises StoreError: a tile list cannot be read."""
     newest = [part.newest_unit for part in parts if part.newest_unit is not None]
     starts = np.cumsum([0, *(len(part.packed) for part in parts[:-1])])
     keys = np.concatenate([part.keys for part in parts])
@@ -141,11 +133,11 @@ _part = msgspec.json.Decoder(Part)
 
 
 class Writer:
-    """Writes one checkpoint: parts as they fill, then the manifest.
+    """Writes one checkpoint: parts as they fill, then the manifest. All of it raises StoreError where it cannot be
+    written.
 
     Args:
-        store: where to.
-        number: one more than that of the newest there.
+        number: one more than that of the newest in ``store``.
         name: letters and digits of this writer alone.
     """
 
@@ -160,11 +152,7 @@ class Writer:
         self._newest_unit: int | None = None
 
     def rows(self, image: ItemImage) -> None:
-        """Takes a slice of the index's rows.
-
-        Raises:
-            StoreError: a full part could not be written.
-        """
+        """Takes a slice of the index's rows."""
         self._rows.append(image)
         self._items += len(image.ids)
         self._size += sum(a.nbytes for a in image.arrays.values()) + 16 * len(image.ids)
@@ -172,11 +160,7 @@ class Writer:
             self._close()
 
     def tiles(self, partition: int, newest_unit: int | None, keys: U64, blobs: list[bytes]) -> None:
-        """Takes some window keys of a partition, with their packed tile lists; partitions one after another.
-
-        Raises:
-            StoreError: a full part could not be written.
-        """
+        """Takes some window keys of a partition, with their packed tile lists; partitions one after another."""
         if self._rows or partition != self._partition:
             self._close()
         self._partition, self._newest_unit = partition, newest_unit
@@ -187,11 +171,7 @@ class Writer:
             self._close()
 
     def finish(self, **facts: Any) -> Manifest:
-        """Writes the rest and the manifest; ``facts`` are its other fields.
-
-        Raises:
-            StoreError: it could not be written.
-        """
+        """Writes the rest and the manifest; ``facts`` are its other fields."""
         self._close()
         manifest = Manifest(
             form=FORM, number=self._number, parts=self._parts, items=self._items, keys=self._keys, **facts
@@ -200,11 +180,7 @@ class Writer:
         return manifest
 
     def give_up(self) -> None:
-        """Removes what was written. Nobody else would: a store that takes nothing more must not be filled by it.
-
-        Raises:
-            StoreError: a file could not be removed.
-        """
+        """Removes what was written. Nobody else would: a store that takes nothing more must not be filled by it."""
         self._store.remove(part.name for part in self._parts)
 
     def _close(self) -> None:
@@ -227,13 +203,8 @@ class Writer:
 
 
 def prune(store: Store) -> None:
-    """Removes all checkpoints but the newest :data:`KEEP` whose parts are all there, and parts without a manifest.
-
-    Parts of a number above the kept ones stay: their writer may be at work.
-
-    Raises:
-        StoreError: the store cannot be used.
-    """
+    """Removes all checkpoints but the newest :data:`KEEP` whose parts are all there, and parts without a manifest;
+    those of a number above the kept ones stay, since their writer may be at work. Raises StoreError."""
     names = set(store.names(PREFIX))
     whole = [n for n, m in manifests(store, lambda *_: None) if names.issuperset(part.name for part in m.parts)]
     kept = whole[:KEEP]
@@ -249,12 +220,8 @@ def prune(store: Store) -> None:
 
 
 def manifests(store: Store, hears: Tell) -> Iterator[tuple[str, Manifest]]:
-    """The checkpoints in the store with their names, newest first. ``hears`` is told of each that is no
-    manifest; one that was removed meanwhile is passed over.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
+    """The checkpoints in the store with their names, newest first. ``hears`` is told of each that is no manifest; one
+    that was removed meanwhile is passed over. Raises StoreError: the store cannot be read."""
     for name in sorted((n for n in store.names(PREFIX) if _is_manifest(n)), key=_number, reverse=True):
         try:
             head, _, _ = store.get(name)
@@ -266,11 +233,7 @@ def manifests(store: Store, hears: Tell) -> Iterator[tuple[str, Manifest]]:
 
 
 def newest_number(store: Store) -> int:
-    """The highest number that any file in the store has; 0 when there is none.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
+    """The highest number that any file in the store has; 0 when there is none. Raises StoreError."""
     return max(map(_number, store.names(PREFIX)), default=0)
 
 

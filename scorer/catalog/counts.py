@@ -51,11 +51,8 @@ class ItemCounts:
     # -- what was counted -------------------------------------------------------------------------------------
 
     def put(self, partition: int, keys: U64, tiles: Sequence[bytes]) -> None:
-        """Replaces the tile lists of ``keys`` (n,) as counted in ``partition`` by the newer ones in ``tiles``.
-
-        Raises:
-            StoreError: a tile list is damaged; nothing is replaced then.
-        """
+        """Replaces the tile lists of ``keys`` (n,) as counted in ``partition`` by the newer ones in ``tiles``. Raises
+        StoreError: one is damaged; nothing is replaced then."""
         store = self.tiles.get(partition)
         if store is None:
             store = self.tiles[partition] = TileStore.of(self._windows)
@@ -88,10 +85,8 @@ class ItemCounts:
         return slot
 
     def outdate(self, keys: Iterable[int] | None, make: bool = False) -> list[int]:
-        """The counts of these keys may be others now; None: all. Returns their slots.
-
-        Args:
-            make: a key that has no slot gets one.
+        """The counts of these keys may be others now; None: all. Returns their slots; ``make``: a key without one gets
+        one.
         """
         if keys is None:
             self._stamps[:] = -1

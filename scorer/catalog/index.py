@@ -115,11 +115,8 @@ class ItemIndex:
         return ItemImage(self.ids[start:stop], {**arrays, "keys": self.counts.keys[self._own[rows]]})
 
     def put(self, images: Iterable[ItemImage]) -> None:
-        """Adds items, or replaces what is known about them.
-
-        Raises:
-            ValueError: they are another schema's items; nothing was changed.
-        """
+        """Adds items, or replaces what is known about them. Raises ValueError: they are another schema's items; nothing
+        was changed."""
         given = list(images)
         if not given:
             return
@@ -160,11 +157,8 @@ class ItemIndex:
             self._unsent_rows[row] = True
 
     def put_tiles(self, partition: int, keys: U64, tiles: Sequence[bytes]) -> None:
-        """Replaces the tile lists of ``keys`` (n,) as counted in ``partition`` by the newer ones in ``tiles``.
-
-        Raises:
-            StoreError: a tile list is damaged; nothing is replaced then.
-        """
+        """Replaces the tile lists of ``keys`` (n,) as counted in ``partition`` by the newer ones in ``tiles``. Raises
+        StoreError: one is damaged; nothing is replaced then."""
         self.counts.put(partition, keys, tiles)
         known = self.counts.outdate(keys.tolist(), make=self.form.loose)
         self._stale.update(self._hot_row[slot] for slot in known if slot in self._hot_row)

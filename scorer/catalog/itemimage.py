@@ -34,11 +34,7 @@ class ItemImage(NamedTuple):
 
     @classmethod
     def checked(cls, ids: list[Id], arrays: Mapping[str, NDArray[Any]]) -> ItemImage:
-        """The image of arrays from a file.
-
-        Raises:
-            KeyError, ValueError: they are not those of ``ids``.
-        """
+        """The image of arrays from a file. Raises KeyError, ValueError: they are not those of ``ids``."""
         kinds = list(_KINDS)
         for name in arrays:
             kinds += [(name, dtype, 2 if p == "filter/" else 0) for p, dtype in _PREFIXES if name.startswith(p)]

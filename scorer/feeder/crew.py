@@ -125,11 +125,8 @@ class Crew:
         return region.array((region.size,), np.uint8)
 
     def start(self) -> None:
-        """Starts the workers; the first one when the template has imported everything.
-
-        Raises:
-            ServiceError: several templates have ended, or the role ends.
-        """
+        """Starts the workers; the first one when the template has imported everything. Raises ServiceError: several
+        templates have ended, or the role ends."""
         for slot in range(self._settings.workers):
             self._begin(slot)
         self._thread.start()

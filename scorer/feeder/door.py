@@ -18,11 +18,7 @@ class Stopped(Exception):
 
 
 class FeederState:
-    """See the module's text.
-
-    Args:
-        stop: set when the scorer ends.
-    """
+    """See the module's text. ``stop`` is set when the scorer ends."""
 
     def __init__(self, primary: Primary, meters: ScorerMeters, stop: threading.Event) -> None:
         self.primary, self.meters, self.stop = primary, meters, stop
@@ -30,10 +26,7 @@ class FeederState:
 
     def alone(self, function: Callable[..., T], *args: Any) -> T:
         """The result of ``function(*args)``, which changes or reads the index: no other such function runs meanwhile.
-
-        Raises:
-            Stopped: the scorer ends.
-        """
+        Raises Stopped: the scorer ends."""
         with self._lock:
             if self.stop.is_set():
                 raise Stopped

@@ -103,13 +103,11 @@ class Broker:
 
 class Feed(threading.Thread):
     """Reads one topic, from its beginning or from a :class:`~scorer.catalog.checkpoint.Bookmark`, and takes every
-    message. Subclasses say how.
-
-    A broken connection is logged once and counted. The feed then tries again from its last position.
+    message, as subclasses say. A broken connection is logged once and counted; then it is tried again from the last
+    position.
 
     Args:
         before: called in this thread before anything is read, for what has to be loaded first.
-        broker: where to read; Kafka by default.
     """
 
     topic = ""

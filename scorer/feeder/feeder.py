@@ -63,7 +63,6 @@ class Feeder:
     Args:
         listener: what the workers accept from; listening already.
         template: what the workers are forked from.
-        stop: set when the role is to end.
 
     Raises:
         BrokerError, StoreError, SettingError: an address or folder is unusable, or a package is missing.
@@ -96,11 +95,7 @@ class Feeder:
 
     def run(self) -> None:
         """Works until ``stop`` is set. Then open requests are answered, page logs delivered, and everything ends.
-
-        Raises:
-            PortError: the metrics port is taken.
-            ServiceError: no worker can be started.
-        """
+        Raises PortError: the metrics port is taken; ServiceError: no worker can be started."""
         sys.setswitchinterval(0.001)
         show(self.sums)
         set_gauges(self.primary)

@@ -40,11 +40,7 @@ LOOKS = 4
 
 
 class IndexKeeper(threading.Thread):
-    """See the module's text.
-
-    Args:
-        name: letters and digits that no other scorer has; part of its files' names.
-    """
+    """See the module's text. ``name``: letters and digits that no other scorer has; part of its files' names."""
 
     def __init__(self, state: FeederState, name: str) -> None:
         super().__init__(name="index keeper", daemon=True)
@@ -158,12 +154,8 @@ class IndexKeeper(threading.Thread):
                     log.warning("item index cannot be written; trying again", error=one_line(error))
 
     def keep(self) -> Manifest | None:
-        """Writes a checkpoint if the newest is old, and the index is up to date. None: not now.
-
-        Raises:
-            StoreError: it could not be written.
-            Stopped: the scorer ends.
-        """
+        """Writes a checkpoint if the newest is old, and the index is up to date; None: not now. Raises StoreError: it
+        could not be written; Stopped: the scorer ends."""
         if not all(feed.caught_up for feed in self.feeds.values()):
             return None
         store = Store(self.settings.place("index"))

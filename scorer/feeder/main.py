@@ -51,11 +51,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
 def bind(settings: Settings) -> socket.socket:
     """A socket that listens on ``host:port``, before anything else is started. Workers of a scorer that was killed keep
-    its port until they see that it is gone: that is waited for.
-
-    Raises:
-        PortError: it cannot be bound.
-    """
+    its port until they see that it is gone: that is waited for. Raises PortError: it cannot be bound."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     deadline = time.monotonic() + PORT_SECONDS
     while True:

@@ -68,7 +68,6 @@ class ModelFeed(Feed):
     """Model versions: deltas in order; after a gap, the newest snapshot and the deltas after it.
 
     Args:
-        host: has versions served.
         monotonic: seconds that only go forward.
         towers: has retrieval versions served; None: they are checked alone.
     """

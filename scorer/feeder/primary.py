@@ -22,13 +22,8 @@ INDEX_TOPICS = frozenset({"items", "item counts"})
 
 class Primary:
     """One scorer's state, as its feeds change it. Whoever changes or reads the index is alone with it
-    (:meth:`scorer.feeder.door.FeederState.alone`).
-
-    Args:
-        wall: wall time in ms.
-
-    Raises:
-        SettingError: the shares of recall are none.
+    (:meth:`scorer.feeder.door.FeederState.alone`). ``wall``: wall time in ms. Raises SettingError: the shares of
+    recall are none.
     """
 
     def __init__(self, settings: Settings, schema: Schema, clock: EventClock, wall: Callable[[], int]) -> None:

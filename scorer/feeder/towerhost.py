@@ -152,10 +152,7 @@ class _Version(NamedTuple):
 
 class TowerHost:
     """See the module's text. What others call returns at once. ``thread`` is to be started; or call :meth:`step`.
-
-    Raises:
-        SettingError: the setting asks for an index whose package is not installed.
-    """
+    Raises SettingError: the setting asks for an index whose package is not installed."""
 
     def __init__(self, state: FeederState) -> None:
         self.thread = threading.Thread(target=self._run, name="towers", daemon=True)

@@ -68,11 +68,7 @@ class Served(NamedTuple):
 
 
 class VersionHost:
-    """See the module's text.
-
-    Args:
-        half: workers multiply matrices in bfloat16.
-    """
+    """See the module's text. ``half``: workers multiply matrices in bfloat16."""
 
     def __init__(self, state: FeederState, pool: Pool, half: bool = False) -> None:
         self.writer: Writer | None = None  # of what is served
@@ -101,12 +97,8 @@ class VersionHost:
             self._broadcast(self._base_packet(note, 0))
 
     def patch(self, note: Announcement, delta: Image, clicks: Sequence[VersionClicks]) -> None:
-        """Serves the delta ``note`` of what is served. Waits, aloud, while too many overlays are not folded.
-
-        Raises:
-            SnapshotError: the delta is not one of this model; nothing was changed.
-            RuntimeError: no model is served.
-        """
+        """Serves the delta ``note`` of what is served. Waits, aloud, while too many overlays are not folded. Raises
+        SnapshotError: the delta is not one of this model, and nothing was changed; RuntimeError: no model is served."""
         with self._changed:
             self._wait_for_room()
             if self.writer is None or self._broken:

@@ -75,14 +75,8 @@ class Message(NamedTuple):
 
 
 class Packet:
-    """A message, encoded once for all whom it goes to.
-
-    Args:
-        pool: knows which arrays are in shared memory already.
-
-    Raises:
-        ValueError: the arrays lie in more regions than one message can take along.
-    """
+    """A message, encoded once for all whom it goes to. ``pool`` knows which arrays are in shared memory already. Raises
+    ValueError: the arrays lie in more regions than one message can take along."""
 
     def __init__(self, kind: str, facts: Any = None, arrays: Arrays | None = None, pool: Pool | None = None) -> None:
         regions: list[Region] = []
@@ -114,11 +108,7 @@ class Packet:
         self.data = _HEAD.pack(len(padded) + size, len(text), len(regions)) + padded + b"".join(small)
 
     def send(self, to: socket.socket) -> None:
-        """Sends the whole message over a blocking socket.
-
-        Raises:
-            OSError: the other side has ended.
-        """
+        """Sends the whole message over a blocking socket. Raises OSError: the other side has ended."""
         fds = Integers("i", [region.fd for region in self.regions])
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
         sent = to.sendmsg([self.data], ancillary)
@@ -154,12 +144,8 @@ class Inbox:
         self._fds: deque[int] = deque()
 
     def read(self) -> list[Message]:
-        """The messages that one read completes.
-
-        Raises:
-            Closed: the other side has ended, or sends what is no message.
-            BlockingIOError: the socket does not block, and there is nothing.
-        """
+        """The messages that one read completes. Raises Closed: the other side has ended, or sends what is no message;
+        BlockingIOError: the socket does not block, and there is nothing."""
         try:
             data, ancillary, flags, _ = self._source.recvmsg(_CHUNK, socket.CMSG_SPACE(4 * MOST_REGIONS))
         except (BlockingIOError, InterruptedError):
@@ -217,12 +203,8 @@ def _message(body: NDArray[np.uint8], text: int, regions: list[Region]) -> Messa
 
 
 class FeederLink:
-    """The feeder's end: a thread that sends, and one that hears. Sending never waits.
-
-    Args:
-        heard: called with each message, in the hearing thread.
-        ended: called once, in the hearing thread, when the worker has closed its end.
-    """
+    """The feeder's end: a thread that sends, and one that hears. Sending never waits. In the hearing thread ``heard``
+    is called with each message, and ``ended`` once, when the worker has closed its end."""
 
     def __init__(self, end: socket.socket, heard: Callable[[Message], None], ended: Callable[[], None]) -> None:
         self._socket, self._heard, self._ended = end, heard, ended
@@ -278,12 +260,8 @@ class FeederLink:
 
 
 class WorkerLink:
-    """A worker's end, on its event loop: messages come one a turn of the loop, between two requests.
-
-    Args:
-        heard: called with each message.
-        ended: called once when the feeder has closed its end, or is no more.
-    """
+    """A worker's end, on its event loop: messages come one a turn of the loop, between two requests. ``heard`` is
+    called with each, ``ended`` once, when the feeder has closed its end, or is no more."""
 
     def __init__(self, end: socket.socket, heard: Callable[[Message], None], ended: Callable[[], None]) -> None:
         end.setblocking(False)

@@ -161,9 +161,7 @@ def _ms(place: int) -> float:
 
 
 class ScorerMeters:
-    """The counts of one scorer. Called from its loop and its feed threads; each call is one atomic step or harmless
-    when interleaved.
-    """
+    """The counts of one scorer. Any thread may call it: each call is one atomic step or harmless when interleaved."""
 
     def __init__(self) -> None:
         self.errors: Tally[str] = Tally()
@@ -202,8 +200,7 @@ class ScorerMeters:
         LIST_PAGES.inc()
 
     def part(self, kind: str) -> None:
-        """Counts a part of a ranked list that was handed out: the ``first`` or a ``next`` one. A list that had to be
-        made ``anew`` counts as such and by its first part."""
+        """Counts a part of a ranked list that was handed out, the ``first`` or a ``next`` one; or one made ``anew``."""
         LIST_PARTS.labels(kind).inc()
 
     def items(self, sources: bytes) -> None:

@@ -49,11 +49,7 @@ class Recalled(NamedTuple):
 
 
 class Recaller:
-    """Recalls for one worker.
-
-    Raises:
-        SettingError: the setting ``recall`` is no list of shares.
-    """
+    """Recalls for one worker. Raises SettingError: the setting ``recall`` is no list of shares."""
 
     def __init__(self, settings: Settings, ranker: Ranker) -> None:
         self.shares = Shares.of(settings.recall)
@@ -74,10 +70,9 @@ class Recaller:
         seed: int,
         allowed: Allowed | None = None,
     ) -> Recalled:
-        """Candidates for ``user`` at ``ts_ms``.
+        """Candidates for ``user`` at ``ts_ms``: ``size``, or all that live.
 
         Args:
-            size: so many, or all that live.
             least: so many are wanted of a shop that is ranked whole.
             seed: of what is drawn: the same for the same request.
             allowed: the items that the request's filters let pass. Sources are asked for these alone, so that each

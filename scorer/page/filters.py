@@ -82,11 +82,8 @@ class ItemFilters:
     # -- a request --------------------------------------------------------------------------------------------
 
     def of(self, asked: RecommendRequest) -> Filters | None:
-        """The filters of a request. None: it has none.
-
-        Raises:
-            RequestError: they are none that this schema knows; the line says which it knows, and how to add one.
-        """
+        """The filters of a request; None: it has none. Raises RequestError: they are none that this schema knows; the
+        line says which it knows, and how to add one."""
         filters = filters_of(asked)
         if filters is None:
             return None

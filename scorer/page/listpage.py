@@ -50,9 +50,8 @@ class ListPages:
     async def page(
         self, user_id: Id, size: int, ts_ms: int, reason: str, filters: Filters | None = None
     ) -> wire.RecommendAnswer:
-        """A page of the shop's lists.
-
-        No impression is logged, so the answer has no request id: events that named it would find nothing to join.
+        """A page of the shop's lists. No impression is logged, so the answer has no request id: events that named it
+        would find nothing to join.
 
         Args:
             reason: why no page can be ranked.
@@ -99,8 +98,7 @@ def liked_lists(
 
     Args:
         listed: keys of the lists that there are.
-        user: the user's columns, of (1,) hashes.
-        record: the user's hash in the online store.
+        user: the user's columns, of (1,) hashes; ``record``: the user's hash in the online store.
         ts_ms: event time, after the newest event.
 
     Raises:

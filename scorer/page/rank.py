@@ -88,11 +88,8 @@ class Ranked:
 
 
 class Ranker:
-    """Builds features, scores and pages from a shelf. Keeps memory for the work from page to page.
-
-    Args:
-        count_error: told of what was survived: ``tiles``, a damaged tile list in a user's record.
-    """
+    """Builds features, scores and pages from a shelf. Keeps memory for the work from page to page. ``count_error`` is
+    told of what was survived: ``tiles``, a damaged tile list in a user's record."""
 
     def __init__(
         self, builder: FeatureBuilder, shelf: Shelf, count_error: Callable[[str], None] = lambda _: None

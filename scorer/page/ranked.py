@@ -51,14 +51,7 @@ class Cursor(NamedTuple):
 
     @classmethod
     def of(cls, text: str, limit: int) -> Cursor:
-        """The cursor that :attr:`text` gave.
-
-        Args:
-            limit: the longest list.
-
-        Raises:
-            RequestError: it is none.
-        """
+        """The cursor that :attr:`text` gave. ``limit``: the longest list. Raises RequestError: it is none."""
         list_id, *numbers = text.rsplit(".", 3)
         if list_id and len(numbers) == 3 and all(n.isascii() and n.isdigit() and len(n) < 8 for n in numbers):
             at, slot, length = map(int, numbers)
@@ -97,13 +90,8 @@ _decode = msgspec.msgpack.Decoder(RankedList).decode
 
 
 class RankedLists:
-    """The lists of one worker.
-
-    Args:
-        seconds: how long a list is kept.
-        wall: wall time in ms.
-        count_error: told ``ranked`` of a list in the store that cannot be read.
-    """
+    """The lists of one worker, each kept for so many ``seconds``. ``count_error`` is told ``ranked`` of a list in the
+    store that cannot be read."""
 
     def __init__(
         self, store: Store, seconds: float, wall: Callable[[], int], count_error: Callable[[str], None]

@@ -86,10 +86,8 @@ class Serving(Held):
     # -- requests ---------------------------------------------------------------------------------------------
 
     async def recommend(self, body: bytes) -> wire.RecommendAnswer:
-        """Answers POST /recommend.
-
-        Raises:
-            RequestError: the client did something wrong, or there is nothing to make a page of yet.
+        """Answers POST /recommend. Raises RequestError: the client did something wrong, or there is nothing to make a
+        page of.
         """
         asked = wire.decode(body, wire.RecommendRequest)
         size = wire.check_recommend(asked, self.settings.page_limit)
@@ -283,10 +281,8 @@ class Serving(Held):
         return wire.RecommendAnswer(None, self.note.version, arm, page.ts_ms, [], notes, retrieval_version=told)
 
     async def score(self, body: bytes) -> wire.ScoreAnswer:
-        """Answers POST /score.
-
-        Raises:
-            RequestError: the client did something wrong, or there is no model or no item yet.
+        """Answers POST /score. Raises RequestError: the client did something wrong, or there is no model or no item
+        yet.
         """
         return await self.score_items(wire.decode(body, wire.ScoreRequest))
 

@@ -166,11 +166,7 @@ _BYTE = re.compile(r"\(byte (\d+)\)")
 
 
 def decode(raw: bytes, kind: type[R]) -> R:
-    """The request in ``raw``.
-
-    Raises:
-        RequestError: it is no JSON, or not of this kind.
-    """
+    """The request in ``raw``. Raises RequestError: it is no JSON, or not of this kind."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
@@ -191,10 +187,8 @@ def _at(key: str) -> str:
 
 
 def check_recommend(asked: RecommendRequest, limit: int) -> int:
-    """The page size asked for, or the limit; what does not go together is the caller's mistake.
-
-    Args:
-        limit: items of a page, and of a list, at most.
+    """The page size asked for, or ``limit``, which holds for lists too; what does not go together is the caller's
+    mistake.
     """
     size, length, cursor = asked.size, asked.length, asked.cursor
     for name, value in (("size", size), ("list", length)):
@@ -212,11 +206,8 @@ def check_recommend(asked: RecommendRequest, limit: int) -> int:
 
 
 def filters_of(asked: RecommendRequest) -> Filters | None:
-    """What a request asks to leave out, checked but for the names of attributes. None: nothing.
-
-    Raises:
-        RequestError: there is too much of it, or something that is not there; or it stands beside a cursor.
-    """
+    """What a request asks to leave out, checked but for the names of attributes. None: nothing. Raises RequestError:
+    there is too much of it, or something that is not there; or it stands beside a cursor."""
     given = {"exclude": asked.exclude, "only": asked.only, "not": asked.without, "caps": asked.caps, "hide": asked.hide}
     names = [name for name, value in given.items() if value]
     if not names:
@@ -265,14 +256,8 @@ def check_items(items: Sequence[Any]) -> None:
 
 
 def check_time(ts_ms: int | None, now_ms: int, ahead_ms: int, oldest_ms: int, why: str) -> int:
-    """The event time asked for, or now.
-
-    Args:
-        oldest_ms: a page at this time or before has no use: ``why``, in words.
-
-    Raises:
-        RequestError: the time asked for is out of these bounds.
-    """
+    """The event time asked for, or now. A page at ``oldest_ms`` or before has no use: ``why``, in words. Raises
+    RequestError: the time asked for is out of these bounds."""
     if ts_ms is not None and ts_ms <= oldest_ms:
         raise RequestError(
             f"ts_ms {ts_ms} is {(now_ms - ts_ms) / 60_000:.0f} minutes behind the event clock, {why}",

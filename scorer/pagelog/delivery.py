@@ -61,12 +61,10 @@ class _Refusals:
 
 
 class Delivery:
-    """Sends what is in a spool.
+    """Sends what is in a spool, in the one thread that reads it.
 
     Args:
-        spool: this is the thread that reads it.
-        producer: a Kafka producer.
-        make: another one, when the one before it is of no more use.
+        make: another producer, when the one before it is of no more use.
         lost: told of what is given up.
         wake: set when a result has come; whoever calls :meth:`step` waits for it.
         monotonic: seconds that only go forward.

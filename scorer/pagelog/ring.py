@@ -49,22 +49,14 @@ def _whole(size: int) -> int:
 
 
 def _words(memory: Memory) -> tuple[NDArray[np.uint64], Memory]:
-    """The header's words, and the records' bytes.
-
-    Raises:
-        ValueError: there is no room for a record.
-    """
+    """The header's words, and the records' bytes. Raises ValueError: there is no room for a record."""
     if len(memory) < 2 * _START:
         raise ValueError(f"a ring of {len(memory)} bytes; give at least {2 * _START}")
     return memory[:_START].view(np.uint64), memory[_START : _START + (len(memory) - _START) // 8 * 8]
 
 
 class RingWriter:
-    """The worker's side.
-
-    Args:
-        memory: zeroed bytes, shared with the reader; or what a writer before this one left.
-    """
+    """The worker's side, over zeroed bytes that the reader shares; or over what a writer before this one left."""
 
     def __init__(self, memory: Memory) -> None:
         self._header, self._bytes = _words(memory)
@@ -112,11 +104,7 @@ class RingWriter:
 
 
 class RingReader:
-    """The feeder's side. It holds for as long as the memory does, whichever worker writes.
-
-    Args:
-        memory: as the writer's.
-    """
+    """The feeder's side. It holds for as long as the memory does, whichever worker writes."""
 
     def __init__(self, memory: Memory) -> None:
         self._header, self._bytes = _words(memory)
@@ -125,10 +113,7 @@ class RingReader:
 
     def take(self, most: int) -> list[Impression]:
         """The next pages, at most so many. Their arrays are views of the ring: use them before :meth:`give_back`.
-
-        Raises:
-            ValueError: what stands next is no record. All that was written until now is passed over.
-        """
+        Raises ValueError: what stands next is no record. All that was written until now is passed over."""
         found: list[Impression] = []
         head = int(self._header[_HEAD])
         while self._at < head and len(found) < most:

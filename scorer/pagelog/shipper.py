@@ -63,11 +63,8 @@ SPOOL_BYTES = Gauge("millrace_log_spool_bytes", "Logs of pages on disk.")
 
 
 def open_spool(settings: Settings, lost: Lost) -> Spool:
-    """The spool of this scorer, in the folder ``data``; where there is none, in one that ends with the process.
-
-    Raises:
-        SettingError: its folder cannot be used.
-    """
+    """The spool of this scorer, in the folder ``data``; where there is none, in one that ends with the process. Raises
+    SettingError: its folder cannot be used."""
     if settings.data:
         folder = settings.folder("spool")
     else:
@@ -92,7 +89,6 @@ class Drain:
         rates: of the pages' schema.
         most_bytes: a packed page of more cannot be sent.
         lost: told of what does not arrive in the spool.
-        wall: wall time in ms.
     """
 
     def __init__(
@@ -146,11 +142,7 @@ class Drain:
 
 def rescue(settings: Settings, schema: Schema, ring: RingReader, lost: Lost) -> None:
     """For a worker whose feeder has died, when it writes no more: what was not drained goes to a spool, and whichever
-    scorer runs next delivers it. Does nothing where all was drained, or where there is no folder that outlives scorers.
-
-    Raises:
-        SettingError: there is no folder for it.
-    """
+    scorer runs next delivers it. Does nothing where there is no folder that outlives scorers. Raises SettingError."""
     if ring.empty or not settings.data:
         return
     spool = open_spool(settings, lost)
@@ -161,11 +153,7 @@ def rescue(settings: Settings, schema: Schema, ring: RingReader, lost: Lost) -> 
 
 
 class Shipper:
-    """Both threads.
-
-    Args:
-        lost: told of each loss: a reason, pages, exposures. Called in both threads.
-    """
+    """Both threads. ``lost`` is told of each loss in both of them: a reason, pages, exposures."""
 
     def __init__(self, settings: Settings, schema: Schema, spool: Spool, lost: Lost) -> None:
         self._settings, self._spool, self._lost = settings, spool, lost
@@ -178,11 +166,7 @@ class Shipper:
         SPOOL_BYTES.set_function(lambda: spool.held_bytes)
 
     def start(self) -> None:
-        """Begins.
-
-        Raises:
-            BrokerError: there is no producer to be had.
-        """
+        """Begins. Raises BrokerError: there is no producer to be had."""
         first = self._make(self._settings.patience_seconds)
         know_topic(first, IMPRESSIONS, self._settings)
         delivery = Delivery(self._spool, first, self._make, self._lost, self._wake)

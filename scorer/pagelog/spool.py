@@ -45,9 +45,8 @@ Lost = Callable[[str, int, int], None]
 
 
 class Spool:
-    """A queue of records in files.
-
-    :meth:`append` and :meth:`adopt` are for one thread, and all else for one other: what both touch is one step each.
+    """A queue of records in files. :meth:`append` and :meth:`adopt` are for one thread, and all else for one other:
+    what both touch is one step each.
 
     Args:
         folder: of the spools of this machine's scorers; is made.

@@ -68,11 +68,8 @@ def read_on(folder: Path, lengths: Mapping[int, int], at: Position) -> Entry | N
 
 
 def read_at(folder: Path, at: Position, length: int) -> Entry:
-    """The record at ``at`` in a segment of ``length`` bytes.
-
-    Raises:
-        OSError: the process has no file or memory left; the record may be whole.
-    """
+    """The record at ``at`` in a segment of ``length`` bytes. Raises OSError: the process has no file or memory left;
+    the record may be whole."""
     number, start = at
     exposures = 0
     try:

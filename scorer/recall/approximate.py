@@ -61,11 +61,7 @@ def _empty(width: int) -> Any:
 
 
 class Builder:
-    """Builds an index of vectors with W = ``width`` columns, slice by slice.
-
-    Args:
-        longest: no vector is longer than that.
-    """
+    """Builds an index of vectors with W = ``width`` columns, none longer than ``longest``, slice by slice."""
 
     def __init__(self, width: int, longest: float) -> None:
         self._index, self._scale = _empty(width), np.float32(1 / longest if longest > 0 else 1)
@@ -83,12 +79,8 @@ class Builder:
 
 
 class Approximate:
-    """An index that :class:`Builder` made, read where its bytes lie.
-
-    Raises:
-        SettingError: usearch is not installed.
-        RuntimeError: the bytes are no index.
-    """
+    """An index that :class:`Builder` made, read where its bytes lie. Raises SettingError: usearch is not installed;
+    RuntimeError: the bytes are no index."""
 
     def __init__(self, width: int, saved: NDArray[np.uint8]) -> None:
         self._index = _empty(width)

@@ -74,11 +74,8 @@ class Retrieval:
     """See the module's text. One thread reads and takes, as with the shelf.
 
     Args:
-        version: place of the model version whose head this is.
-        clicks: that the head had learnt from.
-        rows: (n,) int32 index rows, each once.
-        tiles: their vectors.
-        at: (R,) int32.
+        version: place of the model version whose head this is; it had learnt from so many ``clicks``.
+        rows: (n,) int32 index rows, each once, with their vectors in ``tiles``; ``at``: (R,) int32.
         user: the version's user tower.
         finder: None: exact products.
     """

@@ -50,11 +50,7 @@ _FAILURES = (RedisError, OSError, TimeoutError)
 
 
 def connect(settings: Settings) -> Any:
-    """A client for ``settings.redis``; connects at its first use.
-
-    Raises:
-        StoreError: no address is set, or it is none.
-    """
+    """A client for ``settings.redis``; connects at its first use. Raises StoreError: its address is none."""
     seconds = max(ANSWER_SECONDS, settings.redis_seconds)
     options: dict[str, Any] = {
         "socket_timeout": seconds,
@@ -76,7 +72,6 @@ class OnlineReader:
         count: called for each answer that was not to be had in time: why (:mod:`scorer.users.userrecord`), and
             whether the cache had it.
         seconds: how long a request waits. For a user whom the cache does not know it is :data:`FIRST_SECONDS` at least.
-        monotonic: seconds that only go forward.
         prefix: before each key. Callers know keys without it.
     """
 

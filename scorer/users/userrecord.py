@@ -169,11 +169,7 @@ _FIELD_BYTES = 150  # what Python takes for a field beside its bytes
 
 
 class UserCache:
-    """Users' hashes by id; whoever was read longest ago goes first.
-
-    Args:
-        most_bytes: about so many are held.
-    """
+    """Users' hashes by id, of about ``most_bytes`` in all; whoever was read longest ago goes first."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most, self._bytes = most_bytes, 0

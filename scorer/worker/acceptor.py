@@ -30,8 +30,7 @@ class WorkerServer(uvicorn.Server):
 
     Args:
         listener: listening already; closed when the server ends.
-        shares: (workers,) connections of each worker, shared.
-        slot: which of them is ours.
+        shares: (workers,) connections of each worker, shared; ours is in ``slot``.
     """
 
     def __init__(self, config: uvicorn.Config, listener: socket.socket, shares: NDArray[np.int64], slot: int) -> None:

@@ -121,10 +121,8 @@ def model_facts(
     errors: dict[str, int],
     retrieval: dict[str, int] | None = None,
 ) -> dict[str, Any]:
-    """What GET /model says of the version ``note``.
-
-    Args:
-        retrieval: :func:`retrieval_facts` of the retrieval version that workers have; None: they have none.
+    """What GET /model says of the version ``note``. ``retrieval``: of the version that workers have; None: they have
+    none.
     """
     return {
         "version": note.version if note else -1,

@@ -16,14 +16,11 @@ RETRY_AFTER_SECONDS = 1
 
 
 class Gate:
-    """An ASGI application around another one.
+    """An ASGI application around another one, for ``limit`` requests in work; ``count_refused`` is called for each
+    beyond it.
 
     Only POST counts and is refused: ``/healthz``, ``/readyz``, ``/metrics`` and ``/model`` are asked when there is too
     much to do, and cost little.
-
-    Args:
-        limit: requests in work.
-        count_refused: called for each one that was refused.
     """
 
     def __init__(self, app: ASGIApp, limit: int, count_refused: Callable[[], None]) -> None:

@@ -151,11 +151,8 @@ class InferDoor:
         return Ready(not reason, reason)
 
     async def infer(self, name: str, body: bytes) -> InferAnswer:
-        """POST /v2/models/{name}/infer.
-
-        Raises:
-            RequestError: the client did something wrong, there is no such model, or it is not ready.
-        """
+        """POST /v2/models/{name}/infer. Raises RequestError: the client did something wrong, there is no such model, or
+        it is not ready."""
         self._check(name)
         asked = wire.decode(body, InferRequest)
         known = [tensor.name for tensor in OUTPUTS]

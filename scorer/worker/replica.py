@@ -40,13 +40,8 @@ from scorer.recall.recall import CandidateLists
 
 
 class Replica:
-    """Applies messages to ``serving``.
-
-    Args:
-        attach: starts the work for a base message, and has :meth:`attached` called with its result later, between two
-            requests.
-        serves: told of each number (see :mod:`scorer.feeder.versionhost`) that was come to.
-    """
+    """Applies messages to ``serving``. ``attach`` starts the work for a base message, and has :meth:`attached` called
+    with its result later, between two requests. ``serves`` is told of each number that was come to."""
 
     def __init__(
         self,

@@ -45,15 +45,8 @@ WARM_SECONDS = 600.0
 
 
 class Template:
-    """The feeder's side.
-
-    Args:
-        settings: of the role; the workers have the same.
-        stop: the role ends: nothing is waited for any more.
-
-    Raises:
-        OSError: no process can be started.
-    """
+    """The feeder's side. The workers have the same ``settings``; once ``stop`` is set nothing is waited for. Raises
+    OSError: no process can be started."""
 
     def __init__(self, settings: Settings, stop: threading.Event) -> None:
         self._settings, self._stop, self._lock = settings, stop, threading.Lock()
@@ -74,10 +67,8 @@ class Template:
         return self._warm and self._process.poll() is not None
 
     def renew(self) -> None:
-        """Starts another template in place of this one, which has ended or does not answer. Its workers go on.
-
-        Raises:
-            OSError: no process can be started.
+        """Starts another template in place of this one, which has ended or does not answer. Its workers go on. Raises
+        OSError.
         """
         with self._lock:
             self.close()
@@ -86,18 +77,13 @@ class Template:
                 self._start()
 
     def fork(self, number: int, handles: Handles) -> int:
-        """Starts worker ``number``; its process id. The first call waits until all is imported.
-
-        Raises:
-            ServiceError: the template has ended, or the role ends.
-        """
+        """Starts worker ``number``; its process id. The first call waits until all is imported. Raises ServiceError:
+        the template has ended, or the role ends."""
         return self._ask(["fork", number], list(handles))
 
     def kill(self, pid: int) -> bool:
-        """Ends a worker that does not answer; False: it is none of this template's, or has ended already.
-
-        Raises:
-            ServiceError: the template has ended.
+        """Ends a worker that does not answer; False: it is none of this template's, or has ended already. Raises
+        ServiceError.
         """
         return self._ask(["kill", pid], []) == pid
 
