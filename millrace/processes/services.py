@@ -153,8 +153,7 @@ class _Service(ABC):
         self.check()
 
     def check(self) -> None:
-        """Asks the service for its health. Raises ServiceError: it ended, or does not answer; with the end of its
-        log."""
+        """Asks the service for its health. Raises ServiceError: it ended, or does not answer, with its log's end."""
         if self.process is None:
             raise ServiceError(f"the embedded {self.name} is not running", "start it first")
         problem = ""
