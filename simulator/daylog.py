@@ -26,12 +26,11 @@ from millrace.basics.errors import LogError
 from millrace.basics.files import write_whole
 from simulator.catalogue import price_band
 from simulator.dice import uniform
-from simulator.pages import PagePolicy
 from simulator.params import DAY_MS, DEFAULT, PAGE, Params
 from simulator.reaction import react
 from simulator.shoppers import AGES, GENDERS, HOUSEHOLDS
 from simulator.visits import CONSUMER, WEEKEND, WORKDAY, weekday
-from simulator.world import World, start_of
+from simulator.world import PagePolicy, World, start_of
 
 I64 = NDArray[np.int64]
 EPOCH = date(1970, 1, 1)

@@ -34,12 +34,11 @@ from simulator import figures
 from simulator.dice import generator
 from simulator.oracle_auc import OracleAuc
 from simulator.outbox import Outbox, Rates
-from simulator.pages import PagePolicy
 from simulator.params import PAGE
 from simulator.reaction import react
 from simulator.visits import Visits
 from simulator.wire import Outlet, Producer, ScorerClient, ThrottledWarning
-from simulator.world import UNKNOWN, World, day_of
+from simulator.world import UNKNOWN, PagePolicy, World, day_of
 
 log = structlog.get_logger("simulator")
 

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from millrace.contracts.schema import DERIVED, shop_schema
 from simulator.daylog import day_table
-from simulator.pages import PagePolicy
 from simulator.params import DAY_MS, PAGE, UTC_OFFSET_MS
 from simulator.reaction import react
-from simulator.world import NEVER, UNKNOWN, World, day_of, start_of
+from simulator.world import NEVER, UNKNOWN, PagePolicy, World, day_of, start_of
 
 MONDAY, SATURDAY = 20_514, 20_519
 
