@@ -146,11 +146,8 @@ class DenseState:
         self.first.copy_(torch.from_numpy(training["first"].copy()))
         self.second.copy_(torch.from_numpy(training["second"].copy()))
         self.steps.fill_(float(np.asarray(training["steps"]).reshape(-1)[0]))
-        self.total.zero_()
-        self.rows = 0
-        if "total" in training:  # older snapshots have none: each batch made a step
-            self.total.copy_(torch.from_numpy(training["total"].copy()))
-            self.rows = int(training["rows"][0])
+        self.total.copy_(torch.from_numpy(training["total"].copy()))
+        self.rows = int(training["rows"][0])
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:

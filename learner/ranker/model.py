@@ -455,7 +455,7 @@ class OnlineModel:
                     fresh.tables[name].resume(image.tables[name], below(f"table/{name}/", own))
                 dense |= image.dense
                 state |= {n: a for n, a in own.items() if not n.startswith("table/")}
-            fresh._settle(with_delays(dense, self.network), state)
+            fresh._settle(dense, state)
             if fresh.head is not None:
                 fresh.head.reseed(fresh.seed)
                 if heads != {0}:
@@ -478,23 +478,16 @@ class OnlineModel:
         if set(dense) != set(self.dense.names):
             raise KeyError("other tensors")
         self.dense.resume(dense, below("dense/", state))
-        if "delays/clock" in state:  # older snapshots have none
-            self.delays.resume(below("delays/", state))
+        self.delays.resume(below("delays/", state))
         if len(self._inputs.bucket_columns):
             self.reservoir.resume(below("sample/", state))
-        if "guard" in state:  # older snapshots have none
-            self.guard.resume(state["guard"])
+        self.guard.resume(state["guard"])
         self.newest_ms, self._expired_min, self.seed = (int(v) for v in state["clock"])
 
     def _reseeded(self, fresh: OnlineModel, seed: int) -> OnlineModel:
         for group in self._inputs.groups:
             fresh.tables[group.name].salt = np.uint64(_table_salt(group, seed))
         return fresh
-
-
-def with_delays(dense: dict[str, Array], network: Network) -> dict[str, Array]:
-    """A snapshot's dense tensors. One from before click delays were learnt gets weights that know nothing of them."""
-    return dense if "delays" in dense else {**dense, "delays": np.zeros(tuple(network.delays.shape), np.float32)}
 
 
 def _table_salt(group: Group, seed: int) -> int:

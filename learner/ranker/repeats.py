@@ -114,11 +114,8 @@ class Repeats:
             KeyError: an array is missing.
         """
         if len(state["ids"]):
-            ts = state["second"].astype(np.int64) * 1000
-            self._enter(state["ids"], ts)
-            self._newest_ms = self._swept_ms = int(ts.max())
-        if "clock" in state:  # older snapshots have none
-            self._newest_ms, self._swept_ms = (int(v) for v in state["clock"])
+            self._enter(state["ids"], state["second"].astype(np.int64) * 1000)
+        self._newest_ms, self._swept_ms = (int(v) for v in state["clock"])
 
     def _enter(self, ids: NDArray[np.int64], ts_ms: NDArray[np.int64]) -> None:
         rows = self._index.add(ids)

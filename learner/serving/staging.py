@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 from learner.network.forward import prepared
-from learner.ranker.model import with_delays
 from learner.serving.frame import Arrays, Floats, Frame, with_tensors
 from learner.serving.overlay import Allocate, TableWriter, entries, overlay_slots, record_width
 from millrace.basics.errors import SnapshotError
@@ -79,8 +78,7 @@ class ModelWriter:
             if name in writer.tables:
                 writer.tables[name].reserve(count)
         for image in [parts] if isinstance(parts, Image) else parts:
-            dense = with_delays(image.dense, writer.frame.network) if image.dense else image.dense
-            writer.load(Image(dense, image.tables))
+            writer.load(image)
         if not writer._dense:
             raise SnapshotError("the parts of a snapshot have no dense tensors", "give all of them, in order")
         return writer

@@ -34,7 +34,7 @@ from learner.network.models import Columns
 from learner.network.models.norm import Running
 from learner.network.models.spec import read_spec
 from learner.ranker.buckets import FIRST_ROWS
-from learner.ranker.model import OnlineModel, build_network, head_columns, with_delays
+from learner.ranker.model import OnlineModel, build_network, head_columns
 from learner.tables import kernels
 from learner.training.versions import same_head
 from millrace.basics.errors import SnapshotError
@@ -61,7 +61,7 @@ def read_columns(note: object) -> Columns:
     """The columns that a snapshot's ``extra["columns"]`` names.
 
     Raises:
-        SnapshotError: it names none, because an older learner made it.
+        SnapshotError: it names none.
     """
     try:
         return msgspec.convert(note, Columns)
@@ -93,7 +93,6 @@ def evolve(
     """
     model = OnlineModel(schema, spec, seed)
     report = Report()
-    image = Image(with_delays(image.dense, model.network), image.tables)
     _compare(old, model.columns, old_spec, model.spec, report)
     try:
         dense, state = _dense(old, old_spec, image, training, model, report)
@@ -106,6 +105,7 @@ def evolve(
         if model.columns.buckets:
             state |= _sample(old, training, model, dense, report)
         state |= _delays(training, model)
+        state["guard"] = model.guard.snapshot()  # begins anew: other inputs, other losses
         state["clock"] = np.array([*training["clock"][:2], seed], np.int64)
     except (KeyError, ValueError, IndexError) as error:
         raise SnapshotError(
@@ -157,9 +157,7 @@ def _dense(
     columns, before = model.columns, read_spec(old_spec)
     was, now = build_network(old, before, 0), model.network
     sizes = {n: p.numel() for n, p in was.named_parameters()}
-    waiting = training.get("dense/total", np.zeros(0, np.float32))  # gradients that no step has used
-    flat = {n: _split(training[f"dense/{n}"], was) for n in ("weights", "first", "second")}
-    flat["total"] = _split(waiting, was)
+    flat = {n: _split(training[f"dense/{n}"], was) for n in ("weights", "first", "second", "total")}
     if training["dense/weights"].size != sum(sizes.values()):
         raise ValueError(f"{training['dense/weights'].size} weights")
     old_axes, new_axes = was.axes(old), now.axes(columns)
@@ -199,7 +197,7 @@ def _dense(
         for n, parts in own.items()
     }
     steps = training["dense/steps"] if origin and same_optimiser else np.zeros(1, np.float32)
-    rows = training["dense/rows"] if origin and waiting.size else np.zeros(1, np.int64)
+    rows = training["dense/rows"] if origin else np.zeros(1, np.int64)
     return published, {**state, "dense/steps": steps, "dense/rows": rows}
 
 
@@ -251,9 +249,7 @@ def _carried(old: Array, new: Array, where: list[Where], blank: bool) -> Array:
 
 def _delays(training: Mapping[str, Array], model: OnlineModel) -> dict[str, Array]:
     """What the model of click delays has learnt. Clicks that wait are dropped: their features may be other columns."""
-    state = model.delays.snapshot()
-    if "delays/clock" in training:
-        state |= {n: training[f"delays/{n}"] for n in ("clock", "squares")}
+    state = model.delays.snapshot() | {n: training[f"delays/{n}"] for n in ("clock", "squares")}
     return {f"delays/{n}": a for n, a in state.items()}
 
 

@@ -26,7 +26,6 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import msgspec
-import structlog
 
 from millrace.basics.errors import SnapshotError
 from millrace.versions.clicks import ClickTimes
@@ -39,8 +38,6 @@ from millrace.versions.versioning import (
     decode_announcement,
     decode_claim,
 )
-
-log = structlog.get_logger("modellog")
 
 PIECE_BYTES = 500_000
 MESSAGE_BYTES = 750_000
@@ -165,16 +162,10 @@ class Assembler:
     def __init__(self) -> None:
         self._open: dict[_Key, _Open] = {}
         self._done: deque[_Key] = deque(maxlen=_DONE)
-        self._told_of_old = False
 
     def take(self, offset: int, raw: bytes | None) -> list[Entry]:
         """The entries that a message completes: none, one, or a delta and those that it shows to be lost."""
         view = memoryview(raw or b"")
-        if bytes(view[:1]) == b"{":  # JSON: an announcement of the form before
-            if not self._told_of_old:
-                self._told_of_old = True
-                log.warning("announcements of an older learner are passed over", offset=offset)
-            return []
         if len(view) < _ENVELOPE.size:
             return [Bad(f"a message of {len(view)} bytes is none of a learner", None)]
         magic, crc, kind = _ENVELOPE.unpack(view[: _ENVELOPE.size])

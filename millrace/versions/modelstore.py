@@ -21,9 +21,6 @@ the newest.
 
 The newest two snapshots are what scorers and a restart need. To go back to, there are older ones, one for each ten
 minutes of an hour of event time (:meth:`ModelStore.prune`).
-
-Stores of the time before (one safetensors file a snapshot) are read once, and removed when two snapshots of this
-form are there: :mod:`millrace.versions.oldstore`.
 """
 
 from __future__ import annotations
@@ -41,7 +38,6 @@ from msgspec import Struct
 from millrace.basics.arrays import Told, lay, tell, view
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import ASIDE, AbsentError, DamagedError, Sealed, Store
-from millrace.versions import oldstore
 from millrace.versions.image import Array, Image, TableRows
 from millrace.versions.versioning import MAX_EPOCH, Announcement, Place, chain, decode_announcement, digest_of
 
@@ -204,7 +200,6 @@ class ModelStore:
             return
         to_go_back_to, needed = thinned(notes, self.keep_ms), set(self.needed())
         kept = [note for note in notes if note in newest or note in to_go_back_to or note.place in needed]
-        # A kept snapshot of the old form is files of its own; those of the new form are named by their manifests.
         used = {file.name for note in kept for file in note.files} | {_manifest(note.place) for note in kept}
         behind = {"delta-": newest[-1].place, "cuts-": kept[-1].place}
         epoch = min(epoch, newest[0].epoch)
@@ -217,8 +212,6 @@ class ModelStore:
                 continue
             gone.append(name)
         self.store.remove(manifests_first(gone))
-        if len(kept) >= 2 and not any(oldstore.is_old(note) for note in kept):
-            oldstore.remove(self.url)
 
     def highest(self) -> Place:
         """At or above every version that left a trace here, damaged files with them; the epoch and the number may be
@@ -227,9 +220,8 @@ class ModelStore:
         Raises:
             StoreError: the place cannot be read.
         """
-        found = [Place(0, oldstore.highest(self.url))]
-        found += [place for name in self.store.names(aside=True) if (place := _place_in(name))]
-        return Place(max(p.epoch for p in found), max(p.number for p in found))
+        found = [place for name in self.store.names(aside=True) if (place := _place_in(name))]
+        return Place(max((p.epoch for p in found), default=0), max((p.number for p in found), default=-1))
 
     def had_snapshots(self) -> bool:
         """Whether a snapshot was ever whole here, as far as can be told: its manifest is there, or a damaged file is.
@@ -238,7 +230,7 @@ class ModelStore:
             StoreError: the place cannot be read.
         """
         names = self.store.names(aside=True)
-        return any(n.endswith(".manifest") or n.startswith(ASIDE) for n in names) or oldstore.highest(self.url) >= 0
+        return any(n.endswith(".manifest") or n.startswith(ASIDE) for n in names)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -262,7 +254,6 @@ class ModelStore:
                 continue
             if all(file.name in present for file in note.files):
                 notes.append(note)
-        notes += oldstore.snapshots(self.url)
         return sorted(notes, key=lambda note: note.place, reverse=True)
 
     def _note(self, name: str) -> Announcement:
@@ -285,9 +276,6 @@ class ModelStore:
             SnapshotError: a part is no image.
             StoreError: the place cannot be read, now.
         """
-        if oldstore.is_old(note):
-            yield oldstore.read(self.url, note)
-            return
         for file in note.parts:
             yield Image.of_tensors(self._read(file))
 
@@ -297,9 +285,6 @@ class ModelStore:
         Raises:
             DamagedError, AbsentError, SnapshotError, StoreError: as :meth:`read_parts`.
         """
-        if oldstore.is_old(note):
-            yield oldstore.read_training(self.url, note)
-            return
         for file in note.training:
             yield self._read(file)
 

@@ -394,7 +394,7 @@ def bad_old_samples(good: SampleBatch) -> Iterator[Bad]:
 
 
 def bad_announcements(schema: Schema, ts_ms: int) -> Iterator[Bad]:
-    """Messages of ``model.deltas``: JSON of the form before; rubbish; and each kind of our own with a right checksum
+    """Messages of ``model.deltas``: bare JSON; rubbish; and each kind of our own with a right checksum
     and something wrong within. Their epoch is 0: none of them is a learner that takes over, which is no bad message."""
     note = json_fields(
         kind="delta", epoch=0, version=5, claimant="nobody", parent="0" * 64, hash="1" * 64, digest="2" * 64, size=10,

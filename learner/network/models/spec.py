@@ -68,18 +68,13 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_gradient: Annotated[float, Meta(gt=0)] = 1000.0  # the same for the norm of the dense gradient
 
 
-_RETIRED = {"delayed_feedback"}  # samples name their label policy themselves
-
-
 def read_spec(values: Mapping[str, Any]) -> Spec:
     """A complete spec from some of its values.
-
-    Entries of older versions that are no longer are passed over: their snapshots can still be read.
 
     Raises:
         SettingError: an unknown name or an unusable value.
     """
     try:
-        return msgspec.convert({n: v for n, v in values.items() if n not in _RETIRED}, Spec)
+        return msgspec.convert(dict(values), Spec)
     except msgspec.ValidationError as error:
         raise SettingError(f"model spec: {error}", "correct it; docs/models.md lists the entries") from None

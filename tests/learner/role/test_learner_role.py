@@ -255,7 +255,7 @@ def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeyp
     create_topics(settings)
     settings = msgspec.structs.replace(settings, model="wide_deep")
     store = ModelStore(settings.place("models"))
-    before = OnlineModel(SCHEMA, {"model": "wide_deep", "delayed_feedback": "wait"}, 0)
+    before = OnlineModel(SCHEMA, {"model": "wide_deep"}, 0)
     for seed in range(5):
         before.learn(make_samples(100, seed))
     extra = {"counts": {"trained": 500}, "columns": msgspec.to_builtins(before.columns)}

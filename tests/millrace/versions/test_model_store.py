@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save
 
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError, DamagedError, Sealed
@@ -254,59 +252,6 @@ def test_a_delta_in_the_store_is_the_one_of_its_note(url: str) -> None:
         store.read_delta(msgspec.structs.replace(note, file=None))
     with pytest.raises(AbsentError):
         store.read_delta(msgspec.structs.replace(note, file=Sealed("delta-no", "", 1)))
-
-
-def old_store(folder: Path, *versions: int) -> None:
-    """Snapshots and deltas as the learner before wrote them."""
-    for version in versions:
-        at = folder / f"snapshot-{version:08d}"
-        at.mkdir(parents=True)
-        body = save(image({1: float(version)}, dense=float(version)).tensors())
-        digest = hashlib.sha256(body).hexdigest()
-        (at / "serving.safetensors").write_bytes(body)
-        (at / "training.safetensors").write_bytes(save({"z": np.array([float(version)])}))
-        fields = {n: v for n, v in META.items() if n != "claimant"}
-        own = {"kind": "snapshot", "version": version, "parent": "h", "hash": "h", "digest": digest, "size": len(body)}
-        fields["origins"] = [5]
-        file = {"file": f"{at.name}/serving.safetensors", "offsets": {"0": version}, "extra": {"counts": {}}}
-        (at / "manifest.json").write_text(json.dumps(own | fields | file))
-        (folder / f"delta-{version:08d}.safetensors").write_bytes(b"")
-        (folder / f"delta-{version:08d}.safetensors.json").write_bytes(b"")
-
-
-def test_an_old_store_is_read_and_removed_when_two_new_snapshots_are_there(tmp_path: Path) -> None:
-    old_store(tmp_path, 30, 60)
-    store = ModelStore(tmp_path)
-    assert [n.place for n in store.snapshots()] == [(0, 60), (0, 30)]
-    assert store.highest() == (0, 60)
-    note = store.latest()
-    assert note is not None
-    assert note.offsets == {"0": 60}
-    assert store.read(note).same_bits(image({1: 60.0}, dense=60.0)) == ""
-    ((_, training),) = store.read_whole(note)
-    assert training["z"].tolist() == [60.0]
-    first = snapshot(store, 1, 61)
-    store.prune()
-    assert store.snapshots() == [first, note, *store.snapshots()[2:]]
-    assert store.read(note).same_bits(image({1: 60.0}, dense=60.0)) == ""
-    second = snapshot(store, 1, 62)
-    store.prune()
-    assert store.snapshots() == [second, first]
-    assert not [p.name for p in tmp_path.iterdir() if "safetensors" in p.name or p.is_dir()]
-
-
-@pytest.mark.parametrize("file", ["serving.safetensors", "manifest.json", "training.safetensors"])
-def test_damage_in_an_old_store_is_passed_over(tmp_path: Path, file: str) -> None:
-    old_store(tmp_path, 30, 60)
-    (tmp_path / "snapshot-00000060" / file).write_bytes(b"rubbish")
-    store = ModelStore(tmp_path)
-    notes = store.snapshots()
-    if file != "manifest.json":
-        with pytest.raises(DamagedError):
-            list(store.read_whole(notes[0]))
-        notes = notes[1:]
-    assert [n.version for n in notes] == [30]
-    list(store.read_whole(notes[0]))
 
 
 @given(st.integers(0, 2**31), st.integers(0, 7), st.data())
