@@ -22,19 +22,15 @@ In memory there is one part at a time, and a number for each row that was touche
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import numpy as np
 
-from learner.tables import kernels
-from learner.tables.index import Ids, RowNumbers
-from learner.tables.kernels import AGAIN
-from learner.tables.table import SparseTable, first_of_each
+from learner.network.dense import DenseState
+from learner.tables.index import first_of_each
+from learner.tables.table import SparseTable
 from millrace.basics.errors import SnapshotError
-from millrace.versions.modelstore import Array, Image, TableRows
-
-if TYPE_CHECKING:
-    from learner.ranker.model import OnlineModel
+from millrace.versions.image import Array, Image, TableRows
 
 Part = tuple[Image, dict[str, Array]]
 """What serves, and what only training needs: for the rows of this part, in the order of its ids."""
@@ -42,82 +38,16 @@ Part = tuple[Image, dict[str, Array]]
 _ALL = 2**31 - 1
 _FEW = 8  # the last part may have an eighth of a slice's rows, and what is touched until it is due
 _OVERTIME = 4  # rounds of corrections, each as long as the copy at most: rows may change faster than they are copied
-_SOME = 100_000  # rows and ids that may always be kept track of: a megabyte
 _NOT_ROWS = ("admission", "counters")
 
 
-class Copy:
-    """How far a table has been copied. The table reports to it what it does to its rows.
+class Sliced(Protocol):
+    """What slices need of a model: :class:`~learner.ranker.model.OnlineModel`."""
 
-    ``copied``: rows below this number are in a part. A row beyond it is copied when its turn comes, whatever happens to
-    it before.
-    """
+    tables: dict[str, SparseTable]
+    dense: DenseState
 
-    def __init__(self, table: SparseTable) -> None:
-        self.table = table
-        self.copied = 0
-        self._again: list[RowNumbers] = []
-        self._gone: list[Ids] = []
-        if table.copy is not None:
-            table.copy.end()
-        table.copy = self
-
-    def touched(self, rows: RowNumbers) -> None:
-        """Copied rows that were written to, and have their mark."""
-        self._again.append(rows)
-
-    def removed(self, ids: Ids) -> None:
-        """Ids that have no row any more."""
-        self._gone.append(ids)
-        if self.behind > max(_SOME, 4 * self.table.index.max_rows):  # nobody takes the parts: memory has a bound
-            self.end()
-
-    @property
-    def begun(self) -> bool:
-        return self.table.copy is self
-
-    @property
-    def behind(self) -> int:
-        """Rows and ids that a part has as they are no longer."""
-        return sum(map(len, self._again)) + sum(map(len, self._gone))
-
-    @property
-    def whole(self) -> bool:
-        """Whether every row has been copied once."""
-        return self.copied == _ALL
-
-    def take(self, most: int, again: bool) -> tuple[TableRows, dict[str, Array], int]:
-        """A part of at most ``most`` rows and ids, and how many these are.
-
-        Ids that went come first, and rows only with the last of them. So an id that came back is in no part before the
-        one that takes it away; and what the parts make up never has rows of two different moments, more than the table
-        had room for.
-
-        Args:
-            again: rows that were touched behind the copy, not new ones.
-        """
-        table = self.table
-        gone = _some(self._gone, most, np.int64)
-        left = most - len(gone)  # 0 while more ids wait
-        if again:
-            rows = np.sort(_some(self._again, left, np.int32))
-            rows = rows[first_of_each(rows) & (table.index.ids_of(rows) != 0)]
-            kernels.unmark(table.index.marks, table.index.at["mark"], rows, AGAIN)
-        else:
-            end = min(self.copied + left, table.index.used)
-            rows = table.index.live(self.copied, end)
-            self.copied = _ALL if end >= table.index.used else end
-        serving, training = table.part(rows)
-        return TableRows(serving.ids, serving.columns, gone), training, len(gone) + len(rows)
-
-    def end(self) -> None:
-        """Nothing is kept track of any more."""
-        index = self.table.index
-        for rows in self._again:
-            kernels.unmark(index.marks, index.at["mark"], rows, AGAIN)
-        self._again, self._gone = [], []
-        if self.begun:
-            self.table.copy = None
+    def small_state(self) -> dict[str, Array]: ...
 
 
 class Slices:
@@ -132,12 +62,12 @@ class Slices:
         rows: of a slice. 100,000 take some 10 ms and, with D = 16, 10 MB.
     """
 
-    def __init__(self, model: OnlineModel, rows: int) -> None:
+    def __init__(self, model: Sliced, rows: int) -> None:
         if rows < 1:
             raise ValueError(f"slices of {rows} rows; give 1 or more")
         self._model, self._rows = model, rows
         self._tables = model.tables
-        self._copies = {name: Copy(table) for name, table in model.tables.items()}
+        self._copies = {name: table.begin_copy() for name, table in model.tables.items()}
         self._overtime = 0
 
     @property
@@ -193,7 +123,7 @@ class Slices:
             copy.end()
 
     def _check(self) -> None:
-        if self._model.tables is not self._tables or not all(c.begun for c in self._copies.values()):
+        if self._model.tables is not self._tables or any(copy.ended for copy in self._copies.values()):
             raise SnapshotError(
                 "a snapshot in slices was given up: another one has begun, or nobody took its parts", "begin again"
             )
@@ -205,9 +135,11 @@ class Slices:
         training: dict[str, Array] = {}
         for name, copy in self._copies.items():
             turn = left > 0 and (again or not copy.whole)
-            tables[name], own, used = copy.take(left if turn else 0, again or copy.whole)
+            rows, gone = copy.take(left if turn else 0, again or copy.whole)
+            tables[name], own = self._tables[name].part(rows)
+            tables[name].removed = gone
             training |= {f"table/{name}/{n}": a for n, a in own.items()}
-            left -= used
+            left -= len(gone) + len(rows)
         return Image({}, tables), training
 
 
@@ -252,16 +184,3 @@ def _newest(changes: list[TableRows]) -> TableRows:
         at = np.minimum(np.searchsorted(gone, ids[rows]), len(gone) - 1)
         rows = rows[(gone[at] != ids[rows]) | (went[first][at] <= when[rows])]
     return TableRows(ids[rows], {n: np.concatenate([c.columns[n] for c in changes])[rows] for n in changes[0].columns})
-
-
-def _some(lists: list[Any], most: int, dtype: type) -> Any:
-    """Takes arrays off a list, until they have ``most`` numbers or it is empty; one is cut in two where need be."""
-    taken: list[Any] = [np.empty(0, dtype)]
-    while lists and most > 0:
-        array = lists.pop()
-        if len(array) > most:
-            lists.append(array[most:])
-            array = array[:most]
-        taken.append(array)
-        most -= len(array)
-    return np.concatenate(taken)

@@ -38,6 +38,13 @@ _AT_ONCE_BITS = 16  # so few slots (some ms) are not worth a slow move
 _PACE = 8  # slots moved for each id added (see kernels.move: 2 at least); so the new slots are not full before the end
 
 
+def first_of_each(ordered: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which elements of an ordered array differ from the one before. (``np.unique`` takes twenty times as long.)"""
+    first = np.ones(len(ordered), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return first
+
+
 class Index:
     """Ids, their rows, and the record of each row.
 

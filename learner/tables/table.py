@@ -14,19 +14,17 @@ the learner has found its gradients sound, :meth:`SparseTable.write`. So a batch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learner.tables import kernels
 from learner.tables.admission import Admission
-from learner.tables.index import Ids, Index, RowNumbers
+from learner.tables.index import Ids, Index, RowNumbers, first_of_each
 from learner.tables.kernels import EMPTY, TOUCHED
-from millrace.versions.modelstore import TableRows
-
-if TYPE_CHECKING:
-    from learner.ranker.slices import Copy
+from learner.tables.rowcopy import RowCopy
+from millrace.versions.image import TableRows
 
 Floats = NDArray[np.float32]
 
@@ -75,13 +73,6 @@ def distinct(columns: Ids) -> tuple[Ids, NDArray[np.int32], NDArray[np.int32]]:
     return unique[:u], counts[:u], inverse
 
 
-def first_of_each(ordered: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which elements of an ordered array differ from the one before. (``np.unique`` takes twenty times as long.)"""
-    first = np.ones(len(ordered), np.bool_)
-    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
-    return first
-
-
 class SparseTable:
     """A table of one embedding width.
 
@@ -105,7 +96,7 @@ class SparseTable:
         self.index = Index({**parts, "z": 1, "n": 1, "mark": 1}, max_rows)
         self.admission = Admission(admit)
         self.refused = 0  # occurrences without a row because the table was full
-        self.copy: Copy | None = None  # of a snapshot that is being made in slices
+        self._copy: RowCopy | None = None
         self._touched: list[RowNumbers] = []
         self._removed: list[Ids] = []
 
@@ -186,13 +177,14 @@ class SparseTable:
         return embedding, wide
 
     def _stamp(self, rows: RowNumbers, now_min: int) -> None:
-        touched, again = np.empty(len(rows), np.int32), np.empty(len(rows) if self.copy else 0, np.int32)
-        copied = self.copy.copied if self.copy else 0
+        copy = self._going_copy()
+        touched, again = np.empty(len(rows), np.int32), np.empty(len(rows) if copy else 0, np.int32)
+        copied = copy.copied if copy else 0
         found, late = kernels.stamp(self.index.marks, self.index.at["mark"], rows, now_min, copied, touched, again)
         if found:
             self._touched.append(touched[:found])
-        if late and self.copy:
-            self.copy.touched(again[:late])
+        if late and copy:
+            copy.touched(again[:late])
 
     # -- eviction --------------------------------------------------------------------------------------------
 
@@ -227,8 +219,8 @@ class SparseTable:
         if len(rows):
             ids = self.index.ids_of(rows)
             self._removed.append(ids)
-            if self.copy:
-                self.copy.removed(ids)
+            if copy := self._going_copy():
+                copy.removed(ids)
             self.index.remove(ids)
         return len(rows)
 
@@ -249,6 +241,18 @@ class SparseTable:
         kernels.unmark(self.index.marks, self.index.at["mark"], touched, TOUCHED)
         self._touched, self._removed = [], []
         return change
+
+    def _going_copy(self) -> RowCopy | None:
+        if self._copy and self._copy.ended:
+            self._copy = None
+        return self._copy
+
+    def begin_copy(self) -> RowCopy:
+        """Begins a copy in slices, beside which the table is written to. One that has begun ends."""
+        if self._copy:
+            self._copy.end()
+        self._copy = RowCopy(self.index, self.index.at["mark"])
+        return self._copy
 
     def part(self, rows: RowNumbers) -> tuple[TableRows, dict[str, NDArray[Any]]]:
         """These rows, in this order: the columns that serve, and those that only training needs."""

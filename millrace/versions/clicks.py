@@ -15,16 +15,13 @@ After an outage a version has clicks of hours: then the buckets are made wider, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from millrace.contracts.events import LAST_MS
-
-if TYPE_CHECKING:
-    from millrace.versions.versioning import Announcement
 
 WIDTH_MS = 10
 MOST_BUCKETS = 2000
@@ -78,14 +75,3 @@ class ClickTimes(Struct, frozen=True):
     def sound(self) -> bool:
         """Whether it can be read: what comes from outside may not be."""
         return len(self.gaps) == len(self.counts) and sum(self.gaps) * self.width_ms <= LAST_MS
-
-
-class VersionClicks(NamedTuple):
-    """The clicks that were first learnt in a version, and when it was published (Unix ms)."""
-
-    published_ms: int
-    clicks: ClickTimes
-
-    @classmethod
-    def of(cls, note: Announcement) -> VersionClicks:
-        return cls(note.published_ms, note.clicks)

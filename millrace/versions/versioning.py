@@ -101,6 +101,17 @@ class Announcement(Struct, frozen=True):
         return [*self.parts, *self.training, *([self.file] if self.file else [])]
 
 
+class VersionClicks(NamedTuple):
+    """The clicks that were first learnt in a version, and when it was published (Unix ms)."""
+
+    published_ms: int
+    clicks: ClickTimes
+
+    @classmethod
+    def of(cls, note: Announcement) -> VersionClicks:
+        return cls(note.published_ms, note.clicks)
+
+
 _announcement = msgspec.json.Decoder(Announcement).decode
 _claim = msgspec.json.Decoder(Claim).decode
 _REMEDY = "only a learner of this version may write there"

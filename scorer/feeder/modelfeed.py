@@ -33,12 +33,11 @@ from learner.role.making import writer_of
 from millrace.basics.errors import SettingError, SnapshotError, StoreError, one_line
 from millrace.basics.store import AbsentError, DamagedError
 from millrace.contracts.topics import MODEL_DELTAS
-from millrace.versions.clicks import VersionClicks
 from millrace.versions.image import Image, check_head, split
 from millrace.versions.modellog import Assembler, Bad, Claimed, Delta, Entry
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import unpack
-from millrace.versions.versioning import Announcement, Place
+from millrace.versions.versioning import Announcement, Place, VersionClicks
 from scorer.catalog.checkpoint import Bookmark
 from scorer.feeder.door import FeederState, Stopped
 from scorer.feeder.feed import Broker, Feed, Record

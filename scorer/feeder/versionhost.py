@@ -31,9 +31,9 @@ from learner.serving.staging import ModelWriter
 from millrace.basics.errors import SnapshotError, one_line
 from millrace.processes.priority import step_back
 from millrace.processes.shared import Pool
-from millrace.versions.clicks import ClickTimes, VersionClicks
+from millrace.versions.clicks import ClickTimes
 from millrace.versions.image import Image
-from millrace.versions.versioning import Announcement
+from millrace.versions.versioning import Announcement, VersionClicks
 from scorer.feeder.door import FeederState
 from scorer.ipc.link import Packet, Receiver
 

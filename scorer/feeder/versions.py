@@ -24,9 +24,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from millrace.versions.clicks import ClickTimes, VersionClicks
+from millrace.versions.clicks import ClickTimes
 from millrace.versions.modellog import Bad, Claimed, Delta, Entry, Fence, Snapshot
-from millrace.versions.versioning import Announcement, Place
+from millrace.versions.versioning import Announcement, Place, VersionClicks
 
 Verdict = Literal["ignore", "foreign", "fenced", "bad", "patch", "look"]
 

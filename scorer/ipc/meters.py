@@ -15,7 +15,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from millrace.contracts.events import SOURCES
 from millrace.processes.tally import CLICK_STAGE, TimesHistogram
-from millrace.versions.clicks import VersionClicks
+from millrace.versions.versioning import VersionClicks
 from scorer.users.userrecord import AWAY, ERROR, READS
 
 _FAST = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 5)

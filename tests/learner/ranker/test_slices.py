@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.ranker import slices as slices_module
 from learner.ranker.model import OnlineModel
 from learner.ranker.slices import Part, Slices, merge
 from learner.serving.serving import ServingModel
 from learner.serving.staging import ModelWriter
+from learner.tables import rowcopy
 from learner.tables.table import SparseTable
 from millrace.basics.errors import SnapshotError
 from millrace.versions.modelstore import Image, TableRows
@@ -225,7 +225,7 @@ def test_what_one_snapshot_kept_track_of_is_nothing_to_the_next() -> None:
 
 
 def test_a_snapshot_that_nobody_goes_on_with_takes_no_memory_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices_module, "_SOME", 100)
+    monkeypatch.setattr(rowcopy, "_SOME", 100)
     model = fed(1, max_rows=40)
     slices = model.slices(1000)
     slices.next()

@@ -17,8 +17,8 @@ from commands.loop.stages import quantile_ms
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, POSITIVE
 from millrace.processes.tally import TimesHistogram
-from millrace.versions.clicks import MOST_BUCKETS, WIDTH_MS, ClickTimes, VersionClicks
-from millrace.versions.versioning import Announcement, decode_announcement
+from millrace.versions.clicks import MOST_BUCKETS, WIDTH_MS, ClickTimes
+from millrace.versions.versioning import Announcement, VersionClicks, decode_announcement
 from scorer.ipc.meters import RECENT, ClickTrace, Steps
 from stream.worker.figures import joined
 from tests.scenes.learning import make_samples

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from millrace.versions.clicks import ClickTimes, VersionClicks
+from millrace.versions.clicks import ClickTimes
 from millrace.versions.modellog import Bad, Claimed, Delta, Entry, Snapshot
-from millrace.versions.versioning import Announcement, Claim, Place, chain
+from millrace.versions.versioning import Announcement, Claim, Place, VersionClicks, chain
 from scorer.feeder.versions import MOST_FAILED, MOST_MISSED, Follower, Verdict
 
 

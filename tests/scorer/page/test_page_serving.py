@@ -19,7 +19,8 @@ from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.impressions import decode_impression, impression_bytes
 from millrace.contracts.online import PROFILE, RECENT, window_fields
 from millrace.contracts.settings import Settings
-from millrace.versions.clicks import ClickTimes, VersionClicks
+from millrace.versions.clicks import ClickTimes
+from millrace.versions.versioning import VersionClicks
 from scorer.page.serving import arm_of
 from scorer.page.wire import MAX_BODY_BYTES
 from tests.scenes.scorer_shop import (
