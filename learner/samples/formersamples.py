@@ -43,8 +43,14 @@ class FormerSamples:
         """
         named = dict(headers or ()).get(SCHEMA_HEADER) or b""  # a header may be there without a value
         id = named.decode("ascii", "replace")
-        if id in ("", self._schema.id):
-            return batch
+        if id not in ("", self._schema.id):
+            batch = self._of_schema(id, batch)
+        layout = self._schema.layout
+        if (batch.cat.shape[1], batch.num.shape[1]) != (layout.F, layout.N):
+            raise SchemaError(f"samples of {batch.cat.shape[1]} + {batch.num.shape[1]} features", _REMEDY)
+        return batch
+
+    def _of_schema(self, id: str, batch: SampleBatch) -> SampleBatch:
         if id not in self._carries:
             self._carries[id] = self._find(id)
         carry = self._carries[id]

@@ -89,13 +89,8 @@ class Trainer:
         """Rows taken and not yet learnt from."""
         return sum(len(b) for b in self._pending)
 
-    def fits(self, batch: SampleBatch) -> bool:
-        """Whether the batch has the feature columns of the model's schema."""
-        layout = self.model.schema.layout
-        return (batch.cat.shape[1], batch.num.shape[1]) == (layout.F, layout.N)
-
     def take(self, batch: SampleBatch, partition: int = 0, joined_ms: int = 0, offset: int = 0) -> None:
-        """Queues what is new in a message of a partition. The caller has checked that it :meth:`fits`.
+        """Queues what is new in a message of a partition, whose columns are those of the model's schema.
 
         Args:
             joined_ms: when the message was made (wall time), for tracing alone.

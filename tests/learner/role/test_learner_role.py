@@ -20,8 +20,8 @@ from structlog.testing import capture_logs
 from learner.network.models.spec import read_spec
 from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import Tower
-from learner.role import service
-from learner.role.figures import SKIPPED
+from learner.role import samplereader
+from learner.role.figures import SKIPPED, Board
 from learner.role.service import Learner, run
 from learner.serving.serving import ServingModel
 from learner.training.versions import Progress, Versions, write_root
@@ -274,7 +274,7 @@ def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeyp
     assert (model.schema.id, model.spec["width"], model.rows) == (wider.id, 8, before.rows)
     assert learner.trainer.counts["trained"] == 500
     versions = Versions(model, version=store.highest().number)
-    note = write_root(store, versions, learner._progress(), learner.trainer.snapshot(), PUBLISHED_MS)
+    note = write_root(store, versions, learner.loop.progress(), learner.trainer.snapshot(), PUBLISHED_MS)
     assert (note.version, note.schema_id, note.offsets) == (1, wider.id, {"0": 10**9, "1": 10**9})
     assert note.published_ms == PUBLISHED_MS
     with capture_logs() as lines:
@@ -293,7 +293,8 @@ def test_a_partition_is_waited_for_until_nothing_comes_of_it_though_all_was_read
 ) -> None:
     """Labels settle when every partition's event time has passed them. One with unread messages is never silent."""
     settings = msgspec.structs.replace(settings, label_policy="fake-negative-weighted")
-    learner, reader = Learner(settings, settings.load_schema()), cast(KafkaConsumer, None)
+    learner = Learner(settings, settings.load_schema())
+    learner.samples._reader = cast(KafkaConsumer, None)
     learner.served.time.expect([0, 1])
     samples = make_samples(300, 0)
     late = 299 * 100 + round(settings.attribution_minutes * 60_000 + settings.disorder_seconds * 1000)
@@ -301,13 +302,15 @@ def test_a_partition_is_waited_for_until_nothing_comes_of_it_though_all_was_read
         batch = make_samples(300, seed, start_ms=start_ms)
         version, policy = samples.version + 2, samples.policy + np.uint8(2)
         learner.trainer.take(replace(batch, score=samples.num[:, 0], version=version, policy=policy), 0)
-    learner._learn(drain=True)
+    learner.loop.learn(drain=True)
+    board = Board(learner.trainer, settings.folder("learner") / "history.jsonl")
     long_ago, now = -math.inf, math.inf
     settled = []
     for lag, heard in ((3, long_ago), (0, now), (0, long_ago)):  # of partition 1
-        monkeypatch.setattr(service, "lag_of", lambda reader, lag=lag: {0: 0, 1: lag})
-        learner._heard = {0: now, 1: heard}
-        learner._report(reader)
+        monkeypatch.setattr(samplereader, "lag_of", lambda reader, lag=lag: {0: 0, 1: lag})
+        learner.samples._heard = {0: now, 1: heard}
+        learner.samples.lags()
+        board.show()
         settled.append(learner.served.figures("model").rows)
     assert settled == [0, 0, 300]
     told = [json.loads(line) for line in (settings.folder("learner") / "history.jsonl").read_text().splitlines()]
@@ -356,9 +359,9 @@ def test_a_store_without_a_head_goes_on_with_an_empty_one(settings: Settings) ->
             learner = Learner(msgspec.structs.replace(settings, model_spec=spec), SCHEMA)
         said = [line["event"] for line in lines if line["log_level"] == "warning"]
         learner.trainer.take(make_samples(300, version))
-        learner._learn(drain=True)
+        learner.loop.learn(drain=True)
         versions = Versions(learner.trainer.model, version=version)
-        write_root(learner.store, versions, learner._progress(), learner.trainer.snapshot(), PUBLISHED_MS)
+        write_root(learner.store, versions, learner.loop.progress(), learner.trainer.snapshot(), PUBLISHED_MS)
         return learner, said
 
     first, said = begun('{"retrieval_width": 0}', 0)

@@ -308,9 +308,9 @@ def test_a_shadow_of_the_same_shape_begins_as_the_first_and_another_with_the_old
     like = role.Shadow(msgspec.structs.replace(settings, shadow_spec='{"dense_rate": 0.01}'), SCHEMA)
     assert like.trainer.model.snapshot()[0].same_bits(first.snapshot()[0]) == ""
     assert like.trainer.model.spec["dense_rate"] == 0.01
-    assert (like.offsets, like.trainer.counts["trained"]) == ({0: 7}, 200)
+    assert (like.samples.offsets, like.trainer.counts["trained"]) == ({0: 7}, 200)
     other = role.Shadow(msgspec.structs.replace(settings, shadow_model="logistic"), SCHEMA)
-    assert (other.offsets, other.trainer.counts["trained"]) == ({}, 0)
+    assert (other.samples.offsets, other.trainer.counts["trained"]) == ({}, 0)
     # What share of pages was held out before is not known: these are not compared on.
     assert other.compares_from_ms == first.newest_ms > like.compares_from_ms == 0
 
@@ -328,7 +328,7 @@ def test_a_shadow_goes_on_unless_it_was_set_otherwise(tmp_path: Path) -> None:
     assert any("begins anew" in line["event"] for line in said)
     assert newest(shadow_settings(settings).place("models")) is None
     # Its numbers go on: what was of before is never taken for newer.
-    assert (anew.versions.epoch, anew.versions.version) == (2, 0)
+    assert (anew.loop.versions.epoch, anew.loop.versions.version) == (2, 0)
 
 
 # -- the role ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,151 @@
+# shell
+"""The topic ``samples`` as a learner reads it: without a consumer group, from the offsets in its newest snapshot.
+
+::
+
+    messages ──► decoded, carried over to this schema ──► Relabel, where a shadow has a policy of its own ──► Message
+                     └ unusable: counted, told of at most once a minute, handed to ``bad``
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import structlog
+from kafka import KafkaConsumer
+
+from learner.samples.eventtime import EventTime
+from learner.samples.formersamples import FormerSamples
+from learner.samples.relabel import Relabel
+from millrace.basics.errors import SchemaError
+from millrace.contracts import schemabook
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.contracts.schemabook import SchemaBook
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import SAMPLES
+from millrace.processes.kafka import gone_before, lag_of, make_reader, topic_ids
+from millrace.processes.kinds import Kinds
+from millrace.versions.versioning import Announcement
+
+log = structlog.get_logger("learner")
+
+
+class Message(NamedTuple):
+    """Samples that are to be learnt, and where they came from."""
+
+    batch: SampleBatch
+    partition: int
+    offset: int
+    joined_ms: int  # wall time; 0: unknown
+
+
+class SampleReader:
+    """Reads from :attr:`offsets` on, and knows how far it is. One thread.
+
+    Args:
+        settings: where broker and schemas are.
+        time: event time that is told which partitions are silent; None: nobody waits for it.
+        relabel: gives samples the labels of another policy; None: they are learnt as they come.
+
+    Attributes:
+        offsets: the next to read, by partition.
+        logs: ids of the topics that the offsets are of.
+        bad: called with a record that cannot be used, and why.
+        gone: called with how many messages the broker removed before they were read.
+    """
+
+    def __init__(
+        self, settings: Settings, schema: Schema, time: EventTime | None = None, relabel: Relabel | None = None
+    ) -> None:
+        self.offsets: dict[int, int] = {}
+        self.logs: dict[str, str] = {}
+        self.bad: Callable[[Any, SchemaError], None] = lambda record, why: None
+        self.gone: Callable[[int], None] = lambda messages: None
+        self._settings, self._time, self._relabel = settings, time, relabel
+        self._former = FormerSamples(schema, SchemaBook(settings.place(schemabook.PLACE), writes=False))
+        self._kinds = Kinds()  # of messages that could not be used
+        self._heard: dict[int, float] = {}  # when a partition's newest message came (monotonic seconds)
+        self._reader: KafkaConsumer
+
+    def resume(self, note: Announcement) -> None:
+        """Goes on from a snapshot: before :meth:`open`."""
+        self.offsets = {int(p): o for p, o in note.offsets.items()}
+        self.logs = note.logs
+
+    def open(self) -> None:
+        """Begins to read. The offsets of a snapshot are of one log: of another, as after the broker was emptied, all is
+        read. What was learnt from is recognised for as long as repeats are."""
+        before, now = self.logs.get(SAMPLES, ""), topic_ids(self._settings).get(SAMPLES, "")
+        if before and now and before != now and self.offsets:
+            log.warning("the samples on the broker are another log than the snapshot's; it is read from the beginning")
+            self.offsets = {}
+        self.logs = {SAMPLES: now} if now else {}
+        self._reader = make_reader(self._settings, SAMPLES, self.offsets)
+        self._heard = {tp.partition: time.monotonic() for tp in self._reader.assignment()}
+        if self._time is not None:
+            self._time.expect(self._heard)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def seek(self, note: Announcement) -> None:
+        """Reads on from the offsets of another snapshot; where it names none, from the beginning."""
+        self.resume(note)
+        for tp in self._reader.assignment():
+            if tp.partition in self.offsets:
+                self._reader.seek(tp, self.offsets[tp.partition])
+            else:
+                self._reader.seek_to_beginning(tp)
+
+    def poll(self, patience_ms: float) -> Iterator[Message]:
+        """What has come within ``patience_ms``. The offset of a message counts as read once the next is asked for."""
+        polled: dict[Any, list[Any]] = self._reader.poll(timeout_ms=patience_ms)
+        for at, records in polled.items():
+            partition = at.partition
+            self._heard[partition] = time.monotonic()
+            expected = self.offsets.get(partition)
+            if gone := gone_before(SAMPLES, partition, expected, records[0].offset):
+                self.gone(gone)
+            if records[0].offset < (expected or 0):
+                log.warning(
+                    "samples begin anew on the broker; they are read from their beginning",
+                    partition=partition,
+                    offset=records[0].offset,
+                    expected=expected,
+                )
+            for record in records:
+                try:
+                    batch = self._former.carried(SampleBatch.from_bytes(record.value), record.headers)
+                except SchemaError as error:
+                    self._kinds.note("bad-samples", f"partition {partition}, offset {record.offset}: {error}")
+                    self.bad(record, error)
+                else:
+                    yield from self._labelled(batch, partition, record)
+                self.offsets[partition] = record.offset + 1
+        if self._relabel is not None:
+            for due in self._relabel.due():
+                yield Message(due.batch, due.partition, due.offset, 0)
+        for told in self._kinds.due(time.monotonic()):
+            log.error("messages of samples passed over", count=told.times, example=told.example)
+
+    def _labelled(self, batch: SampleBatch, partition: int, record: Any) -> Iterator[Message]:
+        if self._relabel is None:
+            yield Message(batch, partition, record.offset, record.timestamp or 0)
+            return
+        for now in self._relabel.take(batch, partition, record.offset):
+            yield Message(now.batch, now.partition, now.offset, 0)
+
+    def restart_offsets(self) -> dict[int, int]:
+        """Where a process that goes on from what was learnt so far has to read on."""
+        return dict(self.offsets) if self._relabel is None else self._relabel.offsets(self.offsets)
+
+    def lags(self) -> Mapping[int, int]:
+        """Messages that are not read yet, by partition. One of which nothing came for ``idle_seconds``, though all was
+        read, is silent: its labels are no longer waited for."""
+        lags, quiet = lag_of(self._reader), time.monotonic() - self._settings.idle_seconds
+        if self._time is not None:
+            self._time.silent(p for p, lag in lags.items() if not lag and self._heard.get(p, quiet) <= quiet)
+        return lags
