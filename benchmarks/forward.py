@@ -30,7 +30,7 @@ from commands.replay.known import LabelSettings
 from commands.replay.run import BATCH_ROWS, run_log
 from learner.network.backward import Workspace
 from learner.network.dense import threads
-from learner.network.forward import ExactForward, Forward, forward_of, matrix_units, prepared
+from learner.network.forward import Forward, forward_of, matrix_units, prepared
 from learner.network.models.wide_resnet import Residual, WideResNet
 from learner.ranker.model import OnlineModel
 from learner.serving.serving import ServingModel
@@ -78,7 +78,7 @@ def forward(say: Say) -> Figure:
     network = trained(shop_schema())
     x = np.random.default_rng(0).standard_normal((ROWS, network.shape.flat), np.float32)
     halves = forward_of(network, prepared(network))
-    ways = {"bfloat16": _ours(halves, x), "float32": _ours(ExactForward(network), x), "onnxruntime": peer(network, x)}
+    ways = {"bfloat16": _ours(halves, x), "float32": _ours(forward_of(network, {}), x), "onnxruntime": peer(network, x)}
     with threads(1):
         exact = ways["onnxruntime"]()
         found = {name: (_median(times), np.abs(way() - exact).max()) for (name, way), times in _alternate(ways)}
@@ -103,7 +103,7 @@ def trained(schema: Schema, spec: Mapping[str, Any] | None = None) -> WideResNet
 
 def _ours(way: Forward, x: NDArray[np.float32]) -> Callable[[], NDArray[np.float32]]:
     room, rows = Workspace(), torch.from_numpy(x)
-    return lambda: way.logits(rows, room)
+    return lambda: way.infer(rows, room)
 
 
 def peer(network: WideResNet, x: NDArray[np.float32]) -> Callable[[], NDArray[np.float32]]:

@@ -57,11 +57,12 @@ from learner.network.models import Columns
 from learner.network.models.delays import SIZE, Delays
 from learner.network.models.spec import read_spec
 from learner.ranker.model import LearnReport
+from learner.ranker.sampling import usable
 from learner.ranker.slices import Part
 from learner.ranker.verbs import TRAINING, Verbs
 from millrace.basics.errors import SettingError, SnapshotError, one_line
 from millrace.basics.merit import log_loss
-from millrace.contracts.samples import FOLLOW_UP, SampleBatch
+from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.labels import asks, weigh, weighs
 from millrace.versions.image import Array, Image, below
@@ -153,14 +154,7 @@ class OwnModel:
     def learn(self, batch: SampleBatch) -> LearnReport:
         """One call of the class's ``learn``; follow-ups and unusable rows are not in what it gets. A batch at which it
         raises, or after which it gives no probabilities for these rows, is refused whole: see the module's text."""
-        label, weight = batch.label, batch.weight  # (B,), (B,)
-        with np.errstate(invalid="ignore"):
-            usable = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)  # (B,)
-        follow = batch.kind == FOLLOW_UP
-        refused = int((~usable & ~follow).sum())
-        usable &= ~follow
-        if not usable.all():
-            batch = batch.take(usable)
+        batch, refused = usable(batch)
         if not len(batch):
             return LearnReport(0.0, 0, None, refused)
         num, bad = finite(batch.num)

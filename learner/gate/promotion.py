@@ -44,11 +44,11 @@ from learner.gate.soundness import unsound, unsound_part
 from learner.gate.verdicts import Refusal
 from learner.ranker.model import LearnReport
 from learner.ranker.slices import Part
-from learner.ranker.verbs import Learning
+from learner.ranker.verbs import Learning, Slicing
 from learner.tables.table import SparseTable
 from learner.training.ledger import Act, Flushed, Learnt, Places, encode_acts, learn_again, places_of, spans_of
 from learner.training.trainer import Clicks, Cut, Trainer
-from learner.training.versions import Build, Copying, Cuts, Found, Last, Progress, SnapshotFiles, Versions, write_root
+from learner.training.versions import Build, Cuts, Found, Last, Progress, SnapshotFiles, Versions, write_root
 from millrace.basics.errors import SchemaError, SnapshotError, StoreError, one_line
 from millrace.basics.hashing import salt
 from millrace.basics.store import AbsentError, DamagedError, Store
@@ -582,12 +582,12 @@ class Promotion:
             self.checks.heldout.promoted(model, model.newest_ms)
         return refusal
 
-    def finish(self, copying: Copying, ms: int) -> Last | None:
+    def finish(self, slices: Slicing, ms: int) -> Last | None:
         """The end of a snapshot, right behind a delta with all there is; with its acts. None: it did not pass, and the
         model has gone back. What was refused before is in files by then, since the snapshot's offsets are behind it."""
         if not self._passes(self._judge_snapshot()):
             return None
-        last = copying.finish(self._snapshot_progress(), self.trainer.snapshot(False), ms)
+        last = self.versions.finish(slices, self._snapshot_progress(), self.trainer.snapshot(False), ms)
         if not self.passes(last.part):
             return None
         self.flush_quarantine()
@@ -606,17 +606,16 @@ class Promotion:
         """
         if not self.publishing or not self.versions.snapshot_due:
             return None
-        copying = self.versions.begin()
-        files = SnapshotFiles(self.store, copying.begun)
+        slices, files = self.versions.begin(), SnapshotFiles(self.store, self.versions.place)
         note = None
         try:
-            while (part := copying.next()) is not None and self.passes(part):
+            while (part := slices.next()) is not None and self.passes(part):
                 files.add(part)
-            last = self.finish(copying, ms) if part is None else None
+            last = self.finish(slices, ms) if part is None else None
             note = None if last is None else files.end(last)
         finally:
             if note is None:
-                copying.give_up()
+                slices.abandon()
                 files.give_up()
                 self.versions.snapshot_lost()
             self.written(note)

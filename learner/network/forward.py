@@ -64,21 +64,9 @@ def matrix_units() -> bool:
 class Forward(Protocol):
     """A network's logits in evaluation mode."""
 
-    def logits(self, x: Tensor, room: Workspace) -> Floats:
-        """(n,) of x (n, I). Writes to ``room`` alone: threads may call it at once, each with its own."""
+    def infer(self, x: Tensor, room: Workspace) -> Floats:
+        """Logits (n,) of x (n, I). Writes to ``room`` alone: threads may call it at once, each with its own."""
         ...
-
-
-class ExactForward:
-    """In float32, by the passes that learning uses."""
-
-    def __init__(self, network: Network) -> None:
-        written = written_pass(network)
-        assert written is not None
-        self._written = written
-
-    def logits(self, x: Tensor, room: Workspace) -> Floats:
-        return self._written.infer(x, room)
 
 
 def has_forward(network: Network) -> bool:
@@ -87,10 +75,13 @@ def has_forward(network: Network) -> bool:
 
 
 def forward_of(network: Network, arrays: Mapping[str, NDArray[Any]]) -> Forward:
-    """The forward pass of a network, in bfloat16 if its ``arrays`` hold what was :func:`prepared`."""
-    if _MATRICES not in arrays:
-        return ExactForward(network)
-    return HalfForward(_stack(network), arrays[_MATRICES], arrays[_VECTORS])
+    """The forward pass of a network that :func:`has_forward`: in bfloat16 if its ``arrays`` hold what was
+    :func:`prepared`, else that which learning uses."""
+    if _MATRICES in arrays:
+        return HalfForward(_stack(network), arrays[_MATRICES], arrays[_VECTORS])
+    written = written_pass(network)
+    assert written is not None
+    return written
 
 
 # -- bfloat16 --------------------------------------------------------------------------------------------------------
@@ -203,7 +194,7 @@ class HalfForward:
                 place += shape[1]
         self._weight, self._bias = vectors[place:-1], np.float32(vectors[-1])
 
-    def logits(self, x: Tensor, room: Workspace) -> Floats:
+    def infer(self, x: Tensor, room: Workspace) -> Floats:
         out = np.empty(len(x), np.float32)
         half = _take(room, "x", rows_of(len(x)), _wide(x.shape[1]))
         bfloat16.rounded(x.numpy(), half[: len(x)])

@@ -25,6 +25,52 @@ Beside the ranker a retrieval head may learn from the same samples (learner/retr
 
 Its tables travel, are kept, grow old and resume as the others do. They are left out of versions in between, and are
 never what a scorer ranks with.
+
+A shop of two fields. Ids are hashed per field by whoever makes the features; here they are made by hand::
+
+    >>> import numpy as np
+    >>> from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+    >>> from millrace.contracts.schema import parse_schema
+    >>> schema = parse_schema('''
+    ... name = "tiny"
+    ... [[fields]]
+    ... name = "item_id"
+    ... of = "item"
+    ... [[fields]]
+    ... name = "price"
+    ... of = "item"
+    ... kind = "numeric"
+    ... [windows]
+    ... days = [1]
+    ... actions = ["exposure", "click"]
+    ... ''')
+    >>> schema.layout.cat_names, schema.layout.num_names
+    (('item_id',), ('price',))
+    >>> model = OnlineModel(schema, {"model": "wide_deep", "hidden": [16]}, seed=0)
+
+Item 11 is clicked whenever it is shown, item 22 never::
+
+    >>> B = 64
+    >>> clicked = np.arange(B) % 2 == 0
+    >>> batch = SampleBatch.of_rows(
+    ...     np.where(clicked, POSITIVE, NEGATIVE).astype(np.uint8), np.full(B, 1_700_000_000_000),
+    ...     np.where(clicked, 11, 22)[:, None], np.full((B, 1), 9.5, np.float32), position=np.arange(B, dtype=np.int32))
+    >>> reports = [model.learn(batch) for _ in range(20)]
+    >>> reports[0].rows, reports[0].skipped, reports[-1].loss < reports[0].loss
+    (64, None, True)
+
+Scoring writes nothing, so an item that was never seen (33) gets an answer and no row::
+
+    >>> p = model.score(np.array([[11], [22], [33]]), np.full((3, 1), 9.5, np.float32))
+    >>> bool(p[0] > p[2] > p[1]), model.rows
+    (True, 2)
+
+A snapshot holds the whole state: another model goes on from it as if it were this one::
+
+    >>> twin = OnlineModel(schema, model.spec, seed=1)
+    >>> twin.resume(*model.snapshot())
+    >>> twin.learn(batch) == model.learn(batch)
+    True
 """
 
 from __future__ import annotations
@@ -49,7 +95,7 @@ from learner.network.models.spec import Spec, read_spec
 from learner.ranker.buckets import Reservoir
 from learner.ranker.guard import LossGuard
 from learner.ranker.inputs import Group, Inputs
-from learner.ranker.sampling import chosen
+from learner.ranker.sampling import chosen, usable
 from learner.ranker.slices import Part, Slices
 from learner.ranker.step import Gradient, Inference, WrittenStep, dense_step, set_mode
 from learner.retrieval.retrieval import RetrievalHead
@@ -58,7 +104,7 @@ from learner.tables.kernels import EMPTY
 from learner.tables.table import Block, Rates, SparseTable
 from millrace.basics.errors import SnapshotError
 from millrace.basics.hashing import salt
-from millrace.contracts.samples import FOLLOW_UP, SampleBatch
+from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.labels import asks, weigh, weighs
 from millrace.versions.image import RETRIEVAL_TABLES, Array, Image, below, split
@@ -105,15 +151,6 @@ def build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
     return inputs, network
 
 
-def head_of(schema: Schema, spec: Spec, seed: int) -> RetrievalHead | None:
-    """The untrained retrieval head of a spec; None where it asks for none.
-
-    Raises:
-        SettingError: the schema has no field of users, or none of items.
-    """
-    return RetrievalHead(schema, spec, seed) if spec.retrieval_width else None
-
-
 def head_columns(schema: Schema) -> Array:
     """What the small state of a retrieval head is bound to: which columns describe users and items, in this order.
     (1,)"""
@@ -158,57 +195,6 @@ class OnlineModel:
 
     Raises:
         SettingError: the spec has an unknown name or value.
-
-    A shop of two fields. Ids are hashed per field by whoever makes the features; here they are made by hand::
-
-        >>> import numpy as np
-        >>> from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
-        >>> from millrace.contracts.schema import parse_schema
-        >>> schema = parse_schema('''
-        ... name = "tiny"
-        ... [[fields]]
-        ... name = "item_id"
-        ... of = "item"
-        ... [[fields]]
-        ... name = "price"
-        ... of = "item"
-        ... kind = "numeric"
-        ... [windows]
-        ... days = [1]
-        ... actions = ["exposure", "click"]
-        ... ''')
-        >>> schema.layout.cat_names, schema.layout.num_names
-        (('item_id',), ('price',))
-        >>> model = OnlineModel(schema, {"model": "wide_deep", "hidden": [16]}, seed=0)
-
-    Item 11 is clicked whenever it is shown, item 22 never::
-
-        >>> B = 64
-        >>> clicked = np.arange(B) % 2 == 0
-        >>> batch = SampleBatch(
-        ...     request=("page",), page=np.zeros(B, np.int32), position=np.arange(B, dtype=np.int32),
-        ...     user=np.ones(B, np.uint64), item=np.ones(B, np.uint64), ts_ms=np.full(B, 1_700_000_000_000),
-        ...     kind=np.where(clicked, POSITIVE, NEGATIVE).astype(np.uint8), label=clicked.astype(np.float32),
-        ...     weight=np.ones(B, np.float32), actions=np.ones(B, np.uint8),
-        ...     cat=np.where(clicked, 11, 22)[:, None], num=np.full((B, 1), 9.5, np.float32),
-        ...     score=np.full(B, np.nan, np.float32), version=np.full(B, -1), arm=np.zeros(B, np.uint8),
-        ...     origin_ms=np.zeros(B, np.int64), policy=np.zeros(B, np.uint8), user_missing=np.zeros(B, np.uint8))
-        >>> reports = [model.learn(batch) for _ in range(20)]
-        >>> reports[0].rows, reports[0].skipped, reports[-1].loss < reports[0].loss
-        (64, None, True)
-
-    Scoring writes nothing, so an item that was never seen (33) gets an answer and no row::
-
-        >>> p = model.score(np.array([[11], [22], [33]]), np.full((3, 1), 9.5, np.float32))
-        >>> bool(p[0] > p[2] > p[1]), model.rows
-        (True, 2)
-
-    A snapshot holds the whole state: another model goes on from it as if it were this one::
-
-        >>> twin = OnlineModel(schema, model.spec, seed=1)
-        >>> twin.resume(*model.snapshot())
-        >>> twin.learn(batch) == model.learn(batch)
-        True
     """
 
     def __init__(self, schema: Schema, spec: Mapping[str, Any], seed: int) -> None:
@@ -222,7 +208,7 @@ class OnlineModel:
             g.name: SparseTable(g.width, rates, s.max_rows, age, s.admit, s.embedding_scale, _table_salt(g, seed))
             for g in self._inputs.groups
         }
-        self.head = head_of(schema, s, seed)
+        self.head = RetrievalHead(schema, s, seed) if s.retrieval_width else None
         if self.head is not None:
             self.tables |= self.head.tables
         self.serving = build(schema, self._spec, seed)[1] if s.averaging else self.network
@@ -280,16 +266,9 @@ class OnlineModel:
             before_writing: called once before anything that a :class:`~learner.ranker.still.Still` reads is written;
                 not at all for a batch that writes nothing.
         """
-        label, weight = batch.label, batch.weight  # (B,), (B,)
-        with np.errstate(invalid="ignore"):
-            usable = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)  # (B,)
-        usable |= batch.kind == FOLLOW_UP
-        refused = int(len(batch) - usable.sum())
-        usable &= batch.kind != FOLLOW_UP
-        shown = batch if usable.all() else batch.take(usable)  # all of it the head is told of: its negatives are others
-        batch = shown
-        if self._spec.negative_keep < 1:
-            batch = shown.take(chosen(shown, self._spec.negative_keep))
+        shown, refused = usable(batch)  # all of it the head is told of: its negatives are others
+        keep = self._spec.negative_keep
+        batch = shown.take(chosen(shown, keep)) if keep < 1 else shown
         left_out = len(shown) - len(batch)
         label, weight = batch.label, batch.weight
         size = len(batch)  # B from here on
@@ -306,7 +285,7 @@ class OnlineModel:
         before = self.dense.buffers.clone()
         # Leaving out negatives raises the share of clicks. The constant ln(negative_keep) makes up for it while
         # learning, and only then: so the rest of the model, and what is served, answers for the whole stream.
-        shift = math.log(self._spec.negative_keep)
+        shift = math.log(keep)
         wide = _wide(blocks, size, self._inputs.prior_logit - shift)  # (B,)
         logits = self._step.forward(blocks, num)  # (B,)
         weighing = weighs(batch.policy)

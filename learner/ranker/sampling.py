@@ -14,9 +14,19 @@ from numpy.typing import NDArray
 
 from learner.ranker.repeats import page_hashes
 from millrace.basics.hashing import combine, salt
-from millrace.contracts.samples import SampleBatch
+from millrace.contracts.samples import FOLLOW_UP, SampleBatch
 
 _SALT = salt("negative")
+
+
+def usable(batch: SampleBatch) -> tuple[SampleBatch, int]:
+    """The rows that a model may learn, and how many others are refused, for their label or weight. Follow-ups are
+    neither."""
+    label, weight, shown = batch.label, batch.weight, batch.kind != FOLLOW_UP  # (B,) each
+    with np.errstate(invalid="ignore"):
+        sound = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)  # (B,)
+    kept = shown & sound
+    return (batch if kept.all() else batch.take(kept)), int((shown & ~sound).sum())
 
 
 def chosen(batch: SampleBatch, share: float) -> NDArray[np.bool_]:

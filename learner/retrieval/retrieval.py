@@ -67,7 +67,7 @@ class RetrievalHead:
     """See the module's text. One thread at a time.
 
     Args:
-        schema: must fit: :meth:`fits`.
+        schema: must fit: :meth:`~learner.retrieval.tower.Sides.fits`.
         spec: of the model; its entries ``retrieval_...`` count.
         seed: of first values and draws. Two heads with equal schema, spec, seed and batches, and flushed at the same
             places, are equal to the last bit.
@@ -106,11 +106,6 @@ class RetrievalHead:
         self._map = map_ids(self.width)
         self._state = np.zeros(1, np.uint64)
         self.reseed(seed)
-
-    @staticmethod
-    def fits(schema: Schema) -> bool:
-        """Whether users and items of this schema have anything that vectors can be made of."""
-        return Sides.fits(schema)
 
     def reseed(self, seed: int) -> None:
         """First values and draws are those of this seed from now on."""

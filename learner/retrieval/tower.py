@@ -34,7 +34,6 @@ from learner.network.models.spec import Spec
 from learner.retrieval import retrievalkernels
 from learner.tables import kernels
 from learner.tables.index import Ids, Index, RowNumbers
-from learner.tables.kernels import EMPTY
 from learner.tables.table import as_read, distinct
 from millrace.basics.errors import SettingError
 from millrace.basics.hashing import combine, salt
@@ -308,19 +307,3 @@ def _made(kind: str, name: str, count: int) -> Ids:
 
 def _floats(array: Array) -> Floats:
     return np.ascontiguousarray(array, np.float32)
-
-
-__all__ = [
-    "EMPTY",
-    "GAIN",
-    "ITEM",
-    "OWN_ITEM",
-    "OWN_USER",
-    "RECENT",
-    "USER",
-    "Sides",
-    "Tower",
-    "UserTower",
-    "factors_of",
-    "map_ids",
-]

@@ -25,9 +25,10 @@ import structlog
 from learner.gate.gatestate import KEEP_SECONDS, keep_gate
 from learner.gate.promotion import Checks, Promotion, Published
 from learner.ranker.model import LearnReport
+from learner.ranker.verbs import Slicing
 from learner.role.samplereader import SampleReader
 from learner.training.trainer import Clicks, Trainer
-from learner.training.versions import Build, Copying, Found, Progress, Versions
+from learner.training.versions import Build, Found, Progress, Versions
 from learner.training.writer import End, SnapshotWriter
 from millrace.basics.errors import SnapshotError, StoreError, one_line
 from millrace.contracts.settings import Settings
@@ -121,7 +122,7 @@ class LearnLoop:
             *(trainer, self.versions, store, Checks.of(settings, trainer.model.schema)),
             *(build, self.progress, self._behind_newest, self._settle),
         )
-        self._copying: Copying | None = None
+        self._copying: Slicing | None = None
         self._writing = False  # whether the writer has not yet told what became of a snapshot
         self._failures = 0
         self._gate_kept = (True, 0.0)  # whether it let versions out when kept last, and when (monotonic seconds)
@@ -300,7 +301,7 @@ class LearnLoop:
     def _give_up(self) -> None:
         """The snapshot that is being copied will not be ended. Its files go with the next."""
         if self._copying is not None:
-            self._copying.give_up()
+            self._copying.abandon()
             self._copying, self._writing = None, False
 
     def _settle(self) -> None:
@@ -315,7 +316,7 @@ class LearnLoop:
     def _begin(self) -> None:
         self._copying = self.versions.begin()
         self._writing = True
-        self._writer.give(self._copying.begun)
+        self._writer.give(self.versions.place)
 
     def _copy_slice(self, wait: bool = False) -> bool:
         """Copies one slice of the snapshot that is being made, if the writer has room for it. Whether all are copied
@@ -340,13 +341,13 @@ class LearnLoop:
             if self._copying is not None:  # the delta passed
                 self._end(self._copying)
 
-    def _end(self, copying: Copying) -> bool:
+    def _end(self, slices: Slicing) -> bool:
         """The end of a snapshot, right behind a delta. Whether the gate let it pass."""
         if not self.promotion.publishing:
             self._give_up()
             return False
         began = time.perf_counter()
-        last = self.promotion.finish(copying, wall_ms())
+        last = self.promotion.finish(slices, wall_ms())
         self.output.held_up(time.perf_counter() - began)
         if last is None:
             return False

@@ -216,7 +216,7 @@ class ServingModel:
         t = np.full(len(cat), inputs.prior_logit, np.float32)  # (n,) the wide part
         for group, (at, _) in zip(inputs.groups, inputs.spans, strict=True):
             self._pool(group, cat, once, at, x, t)
-        logits = forward.logits(torch.from_numpy(x), frame.room)
+        logits = forward.infer(torch.from_numpy(x), frame.room)
         p: Floats = torch.sigmoid(torch.from_numpy(logits + t)).numpy()
         return p
 

@@ -180,7 +180,7 @@ class Index:
             return
         if not moving and wanted > bits:
             self._next = np.zeros(2 << bits, np.int32)  # the system gives it memory bit by bit, too
-            self._move[:] = kernels.first_free(self._slots), 0
+            self._move[:] = int(np.argmax(self._slots == kernels.FREE)), 0
             moving = True
         if moving:
             kernels.move(self._slots, self._shift, self._next, self._move, self._words, _PACE * coming)

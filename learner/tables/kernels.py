@@ -145,15 +145,6 @@ def erase(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys:
 
 
 @compiled
-def first_free(slots: Array) -> int:
-    """The first slot that holds no row."""
-    slot = 0
-    while slots[slot] != FREE:
-        slot += 1
-    return slot
-
-
-@compiled
 def move(slots: Array, shift: int, after: Array, place: Array, ids: Array, least: int) -> None:
     """Moves ``least`` slots, and on to the next free one, over to ``after``; ``place`` says where that is.
 
@@ -378,30 +369,6 @@ def values(
 
 
 @compiled
-def served(
-    data: Array,
-    ids: Array,
-    first: int,
-    at: int,
-    rows: Array,
-    out: Array,
-    embedding: Array,
-    wide: Array,
-    alpha: Any,
-    beta: Any,
-    l1: Any,
-    l2: Any,
-) -> None:
-    """What is published of rows, none of them EMPTY: ids ``out`` (U,), and what :func:`values` gives."""
-    for u in range(len(rows)):
-        row = rows[u]
-        out[u] = ids[row, 0]
-        for d in range(embedding.shape[1]):
-            embedding[u, d] = data[row, first + d]
-        wide[u] = _ftrl_weight(data[row, at], data[row, at + 1], alpha, beta, l1, l2)
-
-
-@compiled
 def trained(data: Array, marks: Array, total: int, at: int, mark: int, rows: Array, out: Array, seen: Array) -> None:
     """What only training needs of rows: G, z and n as ``out`` (3, U), and the minute ``seen`` (U,). ``total``, ``at``
     and ``mark`` are the columns as in :func:`step`."""
@@ -411,13 +378,6 @@ def trained(data: Array, marks: Array, total: int, at: int, mark: int, rows: Arr
         out[1, u] = data[row, at]
         out[2, u] = data[row, at + 1]
         seen[u] = marks[row, mark] >> 2
-
-
-@compiled
-def unmark(marks: Array, at: int, rows: Array, flag: int) -> None:
-    """Takes a flag off the marks of rows."""
-    for u in range(len(rows)):
-        marks[rows[u], at] &= ~flag
 
 
 @compiled

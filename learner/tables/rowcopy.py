@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from learner.tables import kernels
 from learner.tables.index import Ids, Index, RowNumbers, first_of_each
 from learner.tables.kernels import AGAIN
 
@@ -67,7 +66,7 @@ class RowCopy:
         if again:
             rows = np.sort(_some(self._again, left, np.int32))
             rows = rows[first_of_each(rows) & (index.ids_of(rows) != 0)]
-            kernels.unmark(index.marks, self._mark, rows, AGAIN)
+            index.marks[rows, self._mark] &= ~AGAIN
         else:
             end = min(self.copied + left, index.used)
             rows = index.live(self.copied, end)
@@ -77,7 +76,7 @@ class RowCopy:
     def end(self) -> None:
         """Stops keeping track."""
         for rows in self._again:
-            kernels.unmark(self._index.marks, self._mark, rows, AGAIN)
+            self._index.marks[rows, self._mark] &= ~AGAIN
         self._again, self._gone = [], []
         self.copied, self.ended = 0, True
 

@@ -238,7 +238,7 @@ class SparseTable:
         removed = removed[self.index.find(removed) == EMPTY]  # an id that came back is a row, not a tombstone
         change = self._published(rows)
         change.removed = removed
-        kernels.unmark(self.index.marks, self.index.at["mark"], touched, TOUCHED)
+        self.index.marks[touched, self.index.at["mark"]] &= ~TOUCHED
         self._touched, self._removed = [], []
         return change
 
@@ -297,12 +297,9 @@ class SparseTable:
             self.admission.since, self.refused = (int(v) for v in training["counters"])
 
     def _published(self, rows: RowNumbers) -> TableRows:
-        index, at = self.index, self.index.at
-        ids, wide = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
-        embedding = np.empty((len(rows), self.width), np.float32)
-        first = at.get("embedding", 0)
-        kernels.served(index.data, index._words, first, at["z"], rows, ids, embedding, wide, *self.rates.ftrl)
-        return TableRows(ids, {"embedding": embedding, "wide": wide} if self.width else {"wide": wide})
+        embedding, wide = self._values(rows)
+        columns = {"embedding": embedding} if self.width else {}
+        return TableRows(self.index.ids_of(rows), {**columns, "wide": wide})
 
 
 def _fill(index: Index, name: str, rows: RowNumbers, values: NDArray[Any]) -> None:

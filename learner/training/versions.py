@@ -74,38 +74,6 @@ class Last:
     cuts: Cuts | None = None
 
 
-class Copying:
-    """A snapshot in the making. Made by :meth:`Versions.begin`; files are written elsewhere (:class:`SnapshotFiles`).
-
-    Call :meth:`next` between steps of learning until it gives None; then, right after a delta with all there is,
-    :meth:`finish`.
-    """
-
-    def __init__(self, versions: Versions, slices: Slicing) -> None:
-        self.begun = Place(versions.epoch, versions.version)
-        self._versions, self._slices = versions, slices
-
-    def next(self) -> Part | None:
-        """The next part; None when only the end is left, or little of the rest."""
-        return self._slices.next()
-
-    def finish(self, progress: Progress, trainer: Mapping[str, Array], published_ms: int) -> Last:
-        """The end of the snapshot, of the newest version.
-
-        Args:
-            trainer: the trainer's own snapshot, kept beside the model's.
-
-        Raises:
-            SnapshotError: something was learnt, or something was left out, since the newest version.
-        """
-        image, training = self._slices.finish()
-        return self._versions.finished((image, {**training, **trainer}), progress, published_ms)
-
-    def give_up(self) -> None:
-        """What was copied will not be used."""
-        self._slices.abandon()
-
-
 class Versions:
     """Numbers a model's versions and says what each is. ``model`` may learn between any two calls.
 
@@ -187,7 +155,7 @@ class Versions:
         body = pack(image, before)
         digest = hashlib.sha256(body).hexdigest()
         self.hash = chain(parent, digest)
-        file = None if self.keep is None else self.keep(Place(self.epoch, self.version), body)
+        file = None if self.keep is None else self.keep(self.place, body)
         note = Announcement(
             kind="delta",
             parent=parent,
@@ -215,6 +183,11 @@ class Versions:
     # -- snapshots -------------------------------------------------------------------------------------------
 
     @property
+    def place(self) -> Place:
+        """Of the newest version."""
+        return Place(self.epoch, self.version)
+
+    @property
     def snapshot_ready(self) -> bool:
         """Whether a snapshot of the newest version would have just what its deltas had."""
         return not (self._changed or self._dense_behind or self._head_behind)
@@ -234,29 +207,36 @@ class Versions:
         root's names."""
         return self._root_version == self.version
 
-    def begin(self, rows: int = 100_000) -> Copying:
+    def begin(self, rows: int = 100_000) -> Slicing:
         """Begins a snapshot that is copied ``rows`` rows at a time. One that has begun is given up. Not where
-        :attr:`root_newest`."""
-        return Copying(self, self.model.slices(rows))
+        :attr:`root_newest`.
 
-    def root(self, progress: Progress, trainer: Mapping[str, Array], published_ms: int) -> Iterator[Part | Last]:
-        """The first version after a start: a snapshot above every version that was ever published. Its parts, and then
-        its end. Nothing is learnt until all were taken."""
+        Take parts between steps of learning until there is none; then, right after a delta with all there is, call
+        :meth:`finish`. Files are written elsewhere (:class:`SnapshotFiles`), by the name of :attr:`place` as it is now.
+        """
+        return self.model.slices(rows)
+
+    def begin_root(self) -> Slicing:
+        """Begins the first version after a start: a snapshot above every version that was ever published. Nothing is
+        learnt until it is finished."""
         self.version += 1
         self._root_version = self.version
         self._flushed()
         self.model.changes()  # the root has them
-        copying = self.begin()
-        while (part := copying.next()) is not None:
-            yield part
         self._changed = self._dense_behind = self._head_behind = False
         self.hash = ""
-        last = copying.finish(progress, trainer, published_ms)
-        self._dense = last.part[0].dense
-        yield last
+        return self.model.slices()
 
-    def finished(self, part: Part, progress: Progress, published_ms: int) -> Last:
-        """See :meth:`Copying.finish`."""
+    def finish(self, slices: Slicing, progress: Progress, trainer: Mapping[str, Array], published_ms: int) -> Last:
+        """The end of a snapshot, of the newest version.
+
+        Args:
+            trainer: the trainer's own snapshot, kept beside the model's.
+
+        Raises:
+            SnapshotError: something was learnt, or something was left out, since the newest version.
+        """
+        image, training = slices.finish()
         if not self.snapshot_ready:
             raise SnapshotError(
                 f"a snapshot of version {self.version} would have what no delta had", "publish a delta with all first"
@@ -269,7 +249,9 @@ class Versions:
             "extra": {**progress.extra, "rows": {name: len(table) for name, table in self.model.tables.items()}},
         }
         self._snapshot_version = self.version
-        return Last(part, self.hash or None, meta)
+        if self.root_newest:
+            self._dense = image.dense
+        return Last((image, {**training, **trainer}), self.hash or None, meta)
 
     def announced(self, root: Announcement) -> None:
         """Says that the root was written: deltas follow it from now on."""
@@ -334,7 +316,7 @@ def write_root(
     cuts: Callable[[], Cuts | None] = lambda: None,
     **where: Any,
 ) -> Announcement:
-    """Publishes the first version after a start to the store, part by part. See :meth:`Versions.root`.
+    """Publishes the first version after a start to the store, part by part. See :meth:`Versions.begin_root`.
 
     Args:
         cuts: how it was learnt; asked for at its end.
@@ -342,20 +324,18 @@ def write_root(
     Raises:
         StoreError: it cannot be written.
     """
-    steps = versions.root(progress, trainer, ms)
-    files = None
-    for step in steps:
-        files = files or SnapshotFiles(store, Place(versions.epoch, versions.version))
-        try:
-            if isinstance(step, Last):
-                note = files.end(replace(step, cuts=cuts()), **where)
-                versions.announced(note)
-                return note
-            files.add(step)
-        except StoreError:
-            files.give_up()
-            raise
-    raise SnapshotError("a snapshot has no end", "report this")
+    slices = versions.begin_root()
+    files = SnapshotFiles(store, versions.place)
+    try:
+        while (part := slices.next()) is not None:
+            files.add(part)
+        last = versions.finish(slices, progress, trainer, ms)
+        note = files.end(replace(last, cuts=cuts()), **where)
+    except StoreError:
+        files.give_up()
+        raise
+    versions.announced(note)
+    return note
 
 
 _SHAPE = (

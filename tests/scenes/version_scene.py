@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from learner.ranker.model import OnlineModel
-from learner.training.versions import Copying, Progress, SnapshotFiles, Versions, newest_sound, write_root
+from learner.ranker.verbs import Slicing
+from learner.training.versions import Progress, SnapshotFiles, Versions, newest_sound, write_root
 from millrace.basics.errors import MillraceError, SnapshotError, StoreError
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
@@ -80,7 +81,7 @@ class Peer:
         self.scene, self.name = scene, name
         self.model: OnlineModel
         self.versions: Versions
-        self.copying: Copying | None = None
+        self.copying: Slicing | None = None
         self.head = Image({}, {})  # as it was published last
         self._files: SnapshotFiles
         self._fence, self._assembler = Fence(), Assembler()
@@ -155,7 +156,7 @@ class Peer:
         """Goes on with a snapshot, or begins one. Whether all but its end is copied."""
         if self.copying is None:
             self.copying = self.versions.begin(self.scene.slice_rows)
-            self._files = SnapshotFiles(self.scene.store, self.copying.begun)
+            self._files = SnapshotFiles(self.scene.store, self.versions.place)
         part = self.copying.next()
         if part is not None:
             self._files.add(part)
@@ -167,7 +168,7 @@ class Peer:
             pass
         self.delta(dense=True, late=late, retrieval=True)
         assert self.copying is not None
-        last, self.copying = self.copying.finish(Progress(), {}, self.scene.now_ms), None
+        last, self.copying = self.versions.finish(self.copying, Progress(), {}, self.scene.now_ms), None
         scene = self.scene
         note = self._files.end(last, follows=self._follows, log=scene.topic.id)
         scene.topic.send(encode_snapshot(note))

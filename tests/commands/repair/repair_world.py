@@ -137,13 +137,13 @@ class Live:
         self.gate.delta(0)  # no two snapshots begin at one version
         if not self.versions.snapshot_due:
             return
-        copying = self.versions.begin(16)
-        files = SnapshotFiles(self.store, copying.begun)
-        while (part := copying.next()) is not None:
+        slices = self.versions.begin(16)
+        files = SnapshotFiles(self.store, self.versions.place)
+        while (part := slices.next()) is not None:
             files.add(part)
         self.drain()
         self.gate.delta(0)
-        last = self.gate.finish(copying, 0)
+        last = self.gate.finish(slices, 0)
         assert last is not None
         note = files.end(last)
         self.gate.written(note)

@@ -234,18 +234,18 @@ class Scene:
             self.publish()
         if self.versions.root_newest or not self.promotion.publishing:
             return None
-        copying = self.versions.begin(20)
-        files = SnapshotFiles(self.store, copying.begun)
-        while (part := copying.next()) is not None:
+        slices = self.versions.begin(20)
+        files = SnapshotFiles(self.store, self.versions.place)
+        while (part := slices.next()) is not None:
             if not self.promotion.passes(part):
                 return self._refused()
             files.add(part)
         self.drain()
         self.publish()
         if self.promotion.status["state"] != "promoting":
-            copying.give_up()
+            slices.abandon()
             return None
-        last = self.promotion.finish(copying, 0)
+        last = self.promotion.finish(slices, 0)
         if last is None:
             return self._refused()
         note = files.end(last, follows=0, log="")

@@ -149,12 +149,12 @@ def test_the_base_of_the_mark_is_kept_however_many_snapshots_an_open_stretch_has
 def test_a_way_back_waits_for_the_writer_and_goes_back_then(scene: Scene, twin: Scene) -> None:
     """The snapshot that it waits for lets acts go, so all behind them have other numbers."""
     both((scene, twin), *(batch(n) for n in range(2)))
-    copying = scene.versions.begin()
-    files = SnapshotFiles(scene.store, copying.begun)
-    while (part := copying.next()) is not None:
+    slices = scene.versions.begin()
+    files = SnapshotFiles(scene.store, scene.versions.place)
+    while (part := slices.next()) is not None:
         files.add(part)
     scene.drain()
-    last = scene.promotion.finish(copying, 0)
+    last = scene.promotion.finish(slices, 0)
     assert last is not None
     note = files.end(last, follows=0, log="")
     scene.promotion._settle = lambda: scene.promotion.written(note)

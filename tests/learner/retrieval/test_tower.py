@@ -138,10 +138,10 @@ def test_a_schema_needs_something_of_users_and_something_of_items() -> None:
     text = 'name = "one"\n[[fields]]\nname = "{}"\nof = "{}"\n'
     for name, of in (("user_id", "user"), ("item_id", "item"), ("hour", "context")):
         schema = parse_schema(text.format(name, of))
-        assert not RetrievalHead.fits(schema)
+        assert not Sides.fits(schema)
         with pytest.raises(SettingError, match="retrieval_width"):
             RetrievalHead(schema, spec_of(), 0)
-    assert RetrievalHead.fits(SCHEMA)
+    assert Sides.fits(SCHEMA)
     with pytest.raises(SettingError, match="retrieval_width 1"):
         Tower(SCHEMA, spec_of(retrieval_width=1))
 

@@ -306,7 +306,7 @@ def test_products_in_bfloat16_are_those_of_the_network(name: str) -> None:
     arrays = prepared(net)
     forward = forward_of(net, arrays)
     assert isinstance(forward, HalfForward) == bool(arrays)
-    mine = forward.logits(x, Workspace())
+    mine = forward.infer(x, Workspace())
     assert torch.equal(x, before)
     scale = np.abs(exact).mean()
     assert np.abs(mine - exact).max() < 0.05 * scale
@@ -319,10 +319,10 @@ def test_a_row_scores_the_same_among_any_others(kind: str) -> None:
     net = network({"model": kind, "hidden": [24]}).eval()
     forward, room = forward_of(net, prepared(net)), Workspace()
     x = torch.from_numpy(np.random.default_rng(1).standard_normal((300, WIDTH), np.float32))
-    forward.logits(torch.full((400, WIDTH), torch.nan), room)
-    whole = forward.logits(x, room)
+    forward.infer(torch.full((400, WIDTH), torch.nan), room)
+    whole = forward.infer(x, room)
     for n in (1, 31, 33, 64, 65, 200):
-        np.testing.assert_allclose(forward.logits(x[:n].contiguous(), room), whole[:n], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(forward.infer(x[:n].contiguous(), room), whole[:n], rtol=1e-5, atol=1e-6)
     assert [rows_of(n) for n in (1, 32, 33, 64, 65, 1000)] == [32, 32, 64, 64, 128, 1024]
 
 
@@ -340,7 +340,7 @@ def test_bfloat16_lets_nan_through() -> None:
     net = network(SPECS["wide_resnet"]).eval()
     x = torch.zeros(20, WIDTH)
     x[3, 5] = torch.nan
-    logits = forward_of(net, prepared(net)).logits(x, Workspace())
+    logits = forward_of(net, prepared(net)).infer(x, Workspace())
     assert np.isnan(logits[3])
     assert np.isfinite(np.delete(logits, 3)).all()
 

@@ -468,7 +468,7 @@ def test_a_snapshot_waits_for_a_delta_with_the_head() -> None:
     peer.delta(dense=True)
     assert not peer.versions.snapshot_ready
     with pytest.raises(SnapshotError, match="would have what no delta had"):
-        peer.copying.finish(Progress(), {}, 0)
+        peer.versions.finish(peer.copying, Progress(), {}, 0)
     assert peer.versions.delta(Progress(), 0) is not None, "a version of the head alone"
     assert peer.versions.snapshot_ready
 
