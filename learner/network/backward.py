@@ -163,7 +163,7 @@ def written_pass(network: Network, half: bool = False) -> WrittenPass | None:
         return DeepPass(network.deep_part, products) if _plain(network.deep_part) else None
     if isinstance(network, WideResNet):
         units = [unit for unit in network.units if isinstance(unit, Residual)]
-        if all(isinstance(u.norm, BatchNorm | BatchRenorm | nn.Identity) for u in units):
+        if all(isinstance(u.norm, BatchNorm | nn.Identity) for u in units):
             return ResNetPass(units, network.out, products)
     return None
 
@@ -286,7 +286,7 @@ class _Norm:
     ``_inverse`` 1 / s, ``_r`` r, ``_d`` d, ``own`` whether m and s are the batch's.
     """
 
-    def __init__(self, norm: BatchNorm | BatchRenorm) -> None:
+    def __init__(self, norm: BatchNorm) -> None:
         self.norm = norm
         self.own = False
         self._mean: Floats = np.empty(0, np.float32)
@@ -355,7 +355,7 @@ class _Unit:
     def __init__(self, unit: Residual, room: Workspace, name: str, products: Products) -> None:
         self._products = products
         self.unit, self.name, self._room = unit, name, room
-        self.norm = _Norm(unit.norm) if isinstance(unit.norm, BatchNorm | BatchRenorm) else None
+        self.norm = _Norm(unit.norm) if isinstance(unit.norm, BatchNorm) else None
         # Without a norm "post" and "inner" are the same.
         self.placement = "inner" if self.norm is None and unit.placement == "post" else unit.placement
         self._x = self._h = self._y = self._normed = torch.empty(0)

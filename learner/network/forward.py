@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from learner.network import bfloat16
 from learner.network.backward import Workspace, written_pass
 from learner.network.models import Network
-from learner.network.models.norm import EPSILON, BatchNorm, BatchRenorm
+from learner.network.models.norm import EPSILON, BatchNorm
 from learner.network.models.wide_deep import WideDeep
 from learner.network.models.wide_resnet import Residual, WideResNet
 
@@ -164,7 +164,7 @@ def _without_norm(unit: Residual) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
     norm = unit.norm
     w1, b1, w2, b2 = (t.detach() for t in (unit.w1.weight, unit.w1.bias, unit.w2.weight, unit.w2.bias))
     s = torch.ones_like(b2)
-    if isinstance(norm, BatchNorm | BatchRenorm):
+    if isinstance(norm, BatchNorm):
         f = norm.gamma / torch.sqrt(norm.var + EPSILON)
         shift = norm.beta - f * norm.mean
         if unit.placement == "inner":

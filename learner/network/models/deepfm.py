@@ -7,26 +7,19 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from learner.network.models.base import Axes, Columns, Deep, Network, Shape, register
+from learner.network.models.base import register
 from learner.network.models.products import factorisation
-from learner.network.models.spec import Spec
+from learner.network.models.wide_deep import WideDeep
 
 
 @register("deepfm")
-class DeepFM(Network):
+class DeepFM(WideDeep):
     """``logit = wide + sum_{i<j} <v_i, v_j> + Deep([z, x])``; the first order is the wide part."""
 
     own_widths = False
 
-    def __init__(self, shape: Shape, spec: Spec) -> None:
-        super().__init__(shape, spec)
-        self.deep_part = Deep(shape.flat, spec)
-
-    def axes(self, columns: Columns) -> Axes:
-        return {**super().axes(columns), **self.deep_part.axes(columns.flat)}
-
     def forward(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:
-        logit: Tensor = self.deep_part(self.flat(embeddings, numbers))
+        logit = super().forward(embeddings, numbers)
         for v in embeddings:  # one width: one tensor, or none
             logit = logit + factorisation(v)
         return logit

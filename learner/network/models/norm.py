@@ -103,7 +103,7 @@ class BatchNorm(Running):
         return functional.batch_norm(x, self.mean, self.var, self.gamma, self.beta, own, weight, EPSILON)
 
 
-class BatchRenorm(Running):
+class BatchRenorm(BatchNorm):
     """Batch renormalisation (Ioffe 2017, arXiv 1702.03275): training agrees with serving::
 
         y = gamma ((x - mean_B) / sd_B * r + d) + beta
@@ -111,11 +111,6 @@ class BatchRenorm(Running):
 
     ``r_max`` goes from 1 to 3 and ``d_max`` from 0 to 5 as batches are seen: plain batch norm at first.
     """
-
-    def __init__(self, width: int, momentum: float) -> None:
-        super().__init__(width, momentum)
-        self.gamma = nn.Parameter(torch.ones(width))
-        self.beta = nn.Parameter(torch.zeros(width))
 
     def bounds(self) -> tuple[float, float]:
         """The current r_max and d_max."""
