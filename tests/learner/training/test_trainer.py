@@ -151,10 +151,3 @@ def test_a_row_that_waits_keeps_the_time_at_which_it_was_joined() -> None:
         clicks = t.take_clicks()
         seen += zip(clicks.sent_ms.tolist(), clicks.joined_ms.tolist(), strict=True)
     assert seen == sent
-
-
-def test_samples_of_another_schema_do_not_fit() -> None:
-    t = trainer()
-    batch = make_samples(5, 0)
-    assert t.fits(batch)
-    assert not t.fits(replace(batch, num=batch.num[:, :-1]))

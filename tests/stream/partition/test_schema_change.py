@@ -275,6 +275,9 @@ def test_samples_of_a_former_schema_are_learnt_from_with_the_columns_that_both_h
     assert same(FormerSamples(SCHEMA, book).carried(old, [(SCHEMA_HEADER, None)]), old)  # type: ignore[list-item]
     with pytest.raises(SchemaError, match="features in the place of"):
         learner.carried(got, headers(SCHEMA.id))
+    narrower = replace(got, num=got.num[:, :-1])
+    with pytest.raises(SchemaError, match=f"samples of {got.cat.shape[1]} .* features"):
+        learner.carried(narrower, headers(NEW.id))
     book.enter(NEW)  # and back: roles are restarted one after another
     assert same(FormerSamples(SCHEMA, book).carried(got, headers(NEW.id)), old)
 
