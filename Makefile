@@ -58,11 +58,11 @@ wheel-test:      ## the wheel in a new environment of PYTHON=python3.13, in an e
 	$$away/env/bin/pip install --quiet --disable-pip-version-check $$away/*.whl; \
 	log='$(abspath $(LOG))'; schema='$(abspath $(SCHEMA))'; mkdir $$away/empty; cd $$away/empty; \
 	../env/bin/python --version; \
-	[ -z "$$log" ] || ../env/bin/millrace replay "$$log" --schema "$$schema" --out replay; \
+	[ -z "$$log" ] || ../env/bin/millrace log replay "$$log" --schema "$$schema" --out replay; \
 	../env/bin/millrace demo --seconds 20 --page-port 0
 
 bench: $(STAMP)  ## one benchmark; pass its name and folder as ARGS='stream --out out/bench'
-	$(BIN)/millrace bench $(ARGS)
+	$(BIN)/millrace dev bench $(ARGS)
 
 clean:           ## remove the environment and what was built
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache

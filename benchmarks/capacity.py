@@ -105,7 +105,7 @@ def run(out: Path, say: Say = print, seconds: float = SECONDS, warm_seconds: flo
             )
             clean = {n: v for n, v in os.environ.items() if not n.startswith("MILLRACE_")}
             log = Path(out).absolute() / "simulate.log"
-            argv = [sys.executable, "-m", "commands", "simulate"]
+            argv = [sys.executable, "-m", "commands", "run", "simulate"]
             shop = spawn(argv, clean | settings.environment(), log)
             targets = {**where["metrics"], "simulate": f"http://127.0.0.1:{port}/metrics"}
             try:

@@ -112,7 +112,7 @@ def run(out: Path, say: Say, ours: int = OURS, peer: int = PEER, rounds: int = R
     rates: dict[str, list[float]] = {"kafka_worker": [], "faust_tables": []}
     for number in range(rounds):
         for name, argv, count in (
-            ("kafka_worker", ["-m", "commands", "stream"], ours),
+            ("kafka_worker", ["-m", "commands", "run", "stream"], ours),
             ("faust_tables", ["-m", "benchmarks.faust_tables"], peer),
         ):
             rate = exposures_a_second(out / str(number) / name, argv, count, impressions=name == "kafka_worker")

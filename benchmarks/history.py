@@ -100,8 +100,8 @@ def _run(folder: Path, say: Callable[[str], None], users: int, served: int) -> l
 
     began = time.perf_counter()
     toml = str(resources.files("millrace.contracts").joinpath("shop.toml"))
-    command = [sys.executable, "-m", "commands", "replay", str(week), "--schema", toml]
-    command += ["--into", settings.data, "--no-people", "--seed", str(SEED)]
+    command = [sys.executable, "-m", "commands", "log", "bootstrap", str(week), "--schema", toml]
+    command += ["--data", settings.data, "--no-people", "--seed", str(SEED)]
     ours = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")}
     if subprocess.run(command, env=ours, check=False).returncode:
         raise BenchError("the replay of the week failed", "see its line above")

@@ -43,7 +43,7 @@ class RunningIntake:
     def start(self) -> None:
         """Starts it, and returns when it answers."""
         environment = {**os.environ, **self.settings.environment()}
-        self._child = spawn([sys.executable, "-m", "commands", "intake"], environment, self.log_path)
+        self._child = spawn([sys.executable, "-m", "commands", "run", "intake"], environment, self.log_path)
         if self._core is not None:
             os.sched_setaffinity(self._child.pid, {self._core})
         began = time.monotonic()

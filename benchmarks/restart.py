@@ -269,7 +269,7 @@ def _until_ready(
     # The first writes the index as soon as it is ready; later ones find it young.
     chosen = msgspec.structs.replace(settings, index_seconds=2.0) if also is _has_index else settings
     began = time.perf_counter()
-    child = spawn([sys.executable, "-m", "commands", "serve"], {**os.environ, **chosen.environment()}, log)
+    child = spawn([sys.executable, "-m", "commands", "run", "serve"], {**os.environ, **chosen.environment()}, log)
     try:
         listened = 0.0
         for status in _asked(settings.port):

@@ -50,7 +50,9 @@ class RunningScorer:
 
     def __enter__(self) -> Self:
         environment = {**os.environ, **self.settings.environment()}
-        self._child = spawn([sys.executable, "-m", "commands", "serve", *self._arguments], environment, self.log_path)
+        self._child = spawn(
+            [sys.executable, "-m", "commands", "run", "serve", *self._arguments], environment, self.log_path
+        )
         began = time.monotonic()
         while self._status("/readyz") != 200:
             if self._child.poll() is not None or time.monotonic() - began > PATIENCE_S:

@@ -123,7 +123,7 @@ def role_of(argv: Sequence[str], roles: Sequence[str]) -> str:
         for name, role in _NAMES.items():
             if argument == name or os.path.basename(argument.split(" ")[0]) == name:
                 return role
-        if argument in ("millrace", "commands") and following in roles:
+        if argument in ("millrace", "commands", "run") and following in roles:
             return following
     return ""
 

@@ -1,2 +1,2 @@
 # core
-"""How late a log's labels come, and what waiting for them costs: ``millrace delays``."""
+"""How late a log's labels come, and what waiting for them costs: ``millrace log delays``."""

@@ -1,5 +1,5 @@
 # core
-"""The report of ``millrace delays``: its tables, its plots, and its verdict, computed from the figures.
+"""The report of ``millrace log delays``: its tables, its plots, and its verdict, computed from the figures.
 
 Trials are compared with the *present* setting on the same exposures and by the same final labels. Intervals are of 95%
 over users (:mod:`millrace.basics.clustered`). A verdict on the best of k trials has an interval as wide as k looks

@@ -1,5 +1,5 @@
 # shell
-"""``millrace delays``: how late a log's labels come, and what each attribution window and label policy costs.
+"""``millrace log delays``: how late a log's labels come, and what each attribution window and label policy costs.
 
 ::
 

@@ -3,7 +3,7 @@
 
 ::
 
-    simulator.daylog.write_days ──► day logs (removed again) ──► millrace replay LOG --into DATA ──► roles
+    simulator.daylog.write_days ──► day logs (removed again) ──► millrace log bootstrap LOG ──► roles
                                                                       └── logs/history.log ──► terminal, live page
 
 The days are those of the same world, seed and shoppers, in open loop: their pages are the previous recommender's. The
@@ -34,7 +34,7 @@ from millrace.contracts.clock import EventClock
 from millrace.contracts.online import FILLED, filled_key, redis_url
 from millrace.contracts.settings import Settings
 from millrace.processes.spawn import spawn, stop, tail
-from millrace.processes.supervisor import role_argv
+from millrace.processes.supervisor import PYTHON
 from millrace.processes.wall import wall_ms
 from millrace.reports.lines import LEFT
 from simulator.daylog import write_days
@@ -116,8 +116,8 @@ def _watch(run: Host, child: subprocess.Popen[bytes], log_path: Path) -> bool:
 
 def _command(folder: str, settings: Settings) -> list[str]:
     schema = settings.schema or str(resources.files("millrace.contracts").joinpath("shop.toml"))
-    command = [*role_argv("replay"), folder, "--schema", schema, "--no-people"]
-    return [*command, "--into", settings.data, "--seed", str(settings.seed)]
+    command = [*PYTHON, "commands", "log", "bootstrap", folder, "--schema", schema, "--no-people"]
+    return [*command, "--data", settings.data, "--seed", str(settings.seed)]
 
 
 def _environment(settings: Settings, speed: float) -> Mapping[str, str]:

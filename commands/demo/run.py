@@ -227,7 +227,7 @@ def demo(settings: Settings, options: DemoOptions) -> int:
     if options.history_days and settings.from_log:
         raise SettingError(
             f"--history-days {options.history_days} with the log '{settings.from_log}'",
-            "replay what was before it with 'millrace replay LOG --schema S --into DATA'",
+            "replay what was before it with 'millrace log bootstrap LOG --schema S --data DATA'",
         )
     if options.twin and options.report is None:
         raise SettingError("--twin without --report", "name the file for the report, which is where a twin appears")

@@ -1,5 +1,5 @@
 # shell
-"""``millrace freshness``: what models and features that are kept up to date more or less often would have gained.
+"""``millrace log freshness``: what models and features that are kept up to date more or less often would have gained.
 
 ::
 
@@ -102,7 +102,7 @@ def freshness(
         seeds: how many models of each kind; figures are means over them.
         seed: the first of them; the draws of users follow from it too.
         model: a registered name, ``module:Class``, or "default".
-        inputs: "own": as the schema says; "raw" or "scaled" as in ``millrace experiment``.
+        inputs: "own": as the schema says; "raw" or "scaled" as in ``millrace dev experiment``.
         workers: processes (default: one for each core); 0: all in this one.
 
     Raises:

@@ -40,7 +40,7 @@ def _quoted(text: str) -> str:
 
 def _head(path: Path, found: Findings) -> list[str]:
     lines = [
-        f"# Guessed from {path.name} by 'millrace schema guess': {found.sample.where}.",
+        f"# Guessed from {path.name} by 'millrace log guess': {found.sample.where}.",
         "# Read it before you trust it: what a column means is told by its values and its name, not by who wrote it.",
         *([f"# {found.chosen}."] if found.chosen else []),
         "#",

@@ -1,2 +1,2 @@
 # core
-"""Start from history: what a live loop goes on from, made of a log (``millrace replay LOG --schema S --into DATA``)."""
+"""Start from history: what a live loop goes on from, made of a log (``millrace log bootstrap``)."""

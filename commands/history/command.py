@@ -1,5 +1,5 @@
 # shell
-"""``millrace replay LOG --schema S --into DATA`` in the terminal: progress, and a line of what was left."""
+"""``millrace log bootstrap LOG --schema S --data DATA`` in the terminal: progress, and a line of what was left."""
 
 from __future__ import annotations
 

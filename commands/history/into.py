@@ -1,5 +1,5 @@
 # shell
-"""``millrace replay LOG --schema S --into DATA``: leaves in a folder what a live loop goes on from.
+"""``millrace log bootstrap LOG --schema S --data DATA``: leaves in a folder what a live loop goes on from.
 
 ::
 

@@ -1,5 +1,5 @@
 # shell
-"""``millrace replay LOG --schema S --audit``: reads the log, audits it, prints what was found."""
+"""``millrace log audit LOG --schema S``: reads the log, audits it, prints what was found."""
 
 from __future__ import annotations
 

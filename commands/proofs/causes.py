@@ -5,7 +5,7 @@ Replay reads windows at the exposure's time and counts what happened before it. 
 from what had been published by then. A ladder of hypotheses leads from the one to the other. Each is a whole
 computation with the code that serves; a difference belongs to the first hypothesis under which it is gone::
 
-    REPLAY      as `millrace replay` makes them
+    REPLAY      as `millrace log replay` makes them
     POSITION    the slot as the page was answered, not where it was shown; keys of positions, which ranking lacks
     PAGE_TIME   windows, ages, hours at the page's time; before it the page had to be seen
     LATE        with actions that came after the attribution window: the loop counts them, a row of the archive has none

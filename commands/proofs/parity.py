@@ -1,5 +1,5 @@
 # core
-"""``millrace verify --parity DATA``: do live and replay agree? The archive of a loop is replayed and compared.
+"""``millrace data parity --data DATA``: do live and replay agree? The archive of a loop is replayed and compared.
 
 ::
 

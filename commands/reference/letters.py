@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from typing import Any
 
 from millrace.contracts.events import BadEventError, DeadLetter, decode_dead_letter
 from millrace.contracts.reasons import REASONS
@@ -47,6 +48,11 @@ class Letters:
         self.counts[letter.reason] += 1
         self.exposures[letter.reason] += letter.exposures
         self._last.append(letter)
+
+    def plain(self) -> dict[str, Any]:
+        """What is printed, for programs."""
+        counts = {"letters": dict(self.counts), "exposures": dict(self.exposures), "unreadable": self.unreadable}
+        return counts | {"newest": list(self._last)}
 
     def text(self) -> str:
         """What is printed."""

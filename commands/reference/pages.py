@@ -1,26 +1,33 @@
 # core
-"""Writes the pages that are made from types: ``millrace reference --out docs/``. A test finds those that differ."""
+"""Writes the pages that are made from types: ``millrace dev reference --out docs/``. A test finds those that differ."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+from cyclopts import App
 
+from commands.reference import commandpage as commands
 from commands.reference import messages, settings
 from millrace.basics.files import write_whole
 
 
-def pages() -> dict[str, bytes]:
-    """Every page by its path below ``docs/``."""
-    found = {"settings.md": settings.page().encode(), "reference/asyncapi.json": _json(messages.asyncapi())}
+def pages(app: App) -> dict[str, bytes]:
+    """Every page by its path below ``docs/``. ``app``: the command line."""
+    found = {
+        "settings.md": settings.page().encode(),
+        "reference/commands.md": commands.page(app).encode(),
+        "reference/asyncapi.json": _json(messages.asyncapi()),
+    }
     return found | {f"reference/schemas/{name}": _json(schema) for name, schema in messages.schemas().items()}
 
 
-def write(out: Path) -> list[Path]:
-    """Writes the pages below ``out``; returns those that were other before."""
+def write(out: Path, made: Mapping[str, bytes]) -> list[Path]:
+    """Writes pages below ``out``; returns those that were other before."""
     changed = []
-    for name, content in pages().items():
+    for name, content in made.items():
         path = out / name
         if not path.is_file() or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)

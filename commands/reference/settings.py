@@ -1,11 +1,12 @@
 # core
-"""The page of all settings, made from the source of :mod:`millrace.contracts.settings`. Pure.
+"""The page of the public settings, and a settings file with them, made from the source of
+:mod:`millrace.contracts.settings`. Pure.
 
 ::
 
-    class Settings:                          section    the comment behind an empty line
+    class Settings:                          section    of SECTIONS; about: the comment behind an empty line
                                              row        name, variable, type and bounds, default
-        # scorer                             meaning    the comments before and beside a field
+        # Serving. What a scorer makes ...   meaning    the comments before and beside a field
         workers: ... = 1  # processes
 """
 
@@ -14,44 +15,55 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import itertools
+import textwrap
 import tokenize
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import inspect as types
 
 from millrace.contracts import settings as module
-from millrace.contracts.settings import Settings
+from millrace.contracts.settings import SECTIONS, Settings, variable
 
 _HEAD = """# Settings
 
-This page is made from `millrace/contracts/settings.py` by `millrace reference --out docs/`; do not edit it.
+This page is made from `millrace/contracts/settings.py` by `millrace dev reference --out docs/`; do not edit it.
 
-A setting comes from, in this order: a flag of the command, the variable `MILLRACE_<NAME>`, the TOML file that
-`MILLRACE_CONFIG` names (same names, in small letters), the default. They are read once, at the start of a process. An
-unknown name in the file, or a value outside its bounds, is an error at the start, which names it. Times of the *event*
-clock say so; all others are wall time.
+A setting comes from, in this order: a flag of the command, the variable `MILLRACE_<NAME>`, a settings file, the
+default. They are read once, at the start of a process. The file is the one that `MILLRACE_CONFIG` names (empty: none),
+else `millrace.toml` in the folder of the loop, else in the current folder. `millrace init` writes one with every
+setting commented out; `millrace config show` prints each value with its origin, `millrace config check` every mistake.
+
+A name is the same in the file, below its section, and in the environment, in capitals. A relative path in a file is
+relative to the file. In the environment a table is a JSON object, or short: `user=1000,item=20000`,
+`kind:business|consumer;seller:1`. Times of the *event* clock say so; all others are wall time.
+"""
+_INIT = """# Settings of Millrace. Each line below is a default: remove its mark to change it.
+# A flag and a variable MILLRACE_<NAME> go before this file. 'millrace config show' prints what holds.
 """
 
 
 class Row(NamedTuple):
-    """A setting. ``section``: the comment that stands over it and its neighbours."""
+    """A setting. ``section``: of the file. ``about``: the comment that stands over the section."""
 
     section: str
+    about: str
     name: str
     type: str
-    default: str
+    default: Any
     meaning: str
 
 
 def rows() -> list[Row]:
-    """Every setting, in the order of the source."""
+    """Every public setting, in the order of the source."""
     source = inspect.getsource(module)
     comments = _comments(source)
     lines = source.splitlines()
     kinds = {field.name: field for field in _fields()}
-    found, section = [], ""
+    sections = {name: section for section, names in SECTIONS.items() for name in names}
+    found, about, default = [], "", Settings()
     for node in _class(source).body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
@@ -59,27 +71,55 @@ def rows() -> list[Row]:
         while first - 1 in comments and lines[first - 2].lstrip().startswith("#"):
             first -= 1
         before = " ".join(comments[n] for n in range(first, node.lineno))
-        if not lines[first - 2].strip() or lines[first - 2].rstrip().endswith('"""'):
-            section, before = before, ""
+        if not lines[first - 2].strip():
+            about, before = before, ""
         meaning = " ".join(text for text in (before, comments.get(node.end_lineno or node.lineno, "")) if text)
-        kind = kinds[node.target.id]
-        found.append(Row(section, kind.name, _type(kind.type), _default(kind.default), meaning))
+        name = node.target.id
+        if name in sections:
+            kind = _type(kinds[name].type)
+            found.append(Row(sections[name], about, name, kind, getattr(default, name), meaning))
     return found
 
 
 def page() -> str:
     """The page as Markdown."""
-    out, section = [_HEAD], None
-    for row in rows():
-        if row.section != section:
-            section = row.section
-            title, _, rest = (section or "others").partition(". ")
-            out += [f"{'' if len(out) == 1 else chr(10)}## {title[0].upper()}{title[1:].rstrip('.')}\n"]
-            out += [f"{rest}\n"] if rest else []
-            out += ["| setting | variable | type | default | |", "|---|---|---|---|---|"]
-        cells = (f"`{row.name}`", f"`MILLRACE_{row.name.upper()}`", row.type, row.default, row.meaning)
-        out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    out = [_HEAD]
+    for section, group in itertools.groupby(rows(), lambda row: row.section):
+        of_section = list(group)
+        about = of_section[0].about.partition(". ")[2]
+        out += [f"{'' if len(out) == 1 else chr(10)}## [{section}]\n\n{about}\n"]
+        out += ["| setting | variable | type | default | |", "|---|---|---|---|---|"]
+        for row in of_section:
+            default = f"`{as_toml(row.default)}`" if row.default not in ("", {}) else ""
+            cells = (f"`{row.name}`", f"`{variable(row.name)}`", row.type, default, row.meaning)
+            out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(out) + "\n"
+
+
+def template() -> str:
+    """A settings file in which every public setting is commented out, with its default."""
+    out = [_INIT]
+    for section, group in itertools.groupby(rows(), lambda row: row.section):
+        of_section = list(group)
+        out += ["", *_remark(of_section[0].about.partition(". ")[2]), f"[{section}]"]
+        for row in of_section:
+            out += [*_remark(row.meaning), f"#{row.name} = {as_toml(row.default)}"]
+    return "\n".join(out) + "\n"
+
+
+def _remark(text: str) -> list[str]:
+    return textwrap.wrap(text, 110, initial_indent="# ", subsequent_indent="# ")
+
+
+def as_toml(value: Any) -> str:
+    """A value as TOML writes it, in one line.
+
+    >>> as_toml({"user": 1000, "kind": ["a"]})
+    '{ user = 1000, kind = ["a"] }'
+    """
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{name} = {as_toml(inner)}' for name, inner in value.items())} }}" if value else "{}"
+    return msgspec.json.encode(value).decode()
 
 
 def _fields() -> Iterator[types.Field]:
@@ -114,12 +154,12 @@ def _type(kind: types.Type) -> str:
             return ", ".join(f"`{value}`" for value in kind.values)
         case types.UnionType():
             return " or nothing".join([_type(t) for t in kind.types if not isinstance(t, types.NoneType)] + [""])
+        case types.DictType():
+            return f"table of {_type(kind.value_type)}"
+        case types.ListType():
+            return f"lists of {_type(kind.item_type)}"
+        case types.AnyType():
+            return "values"
         case types.StrType():
             return "text" if kind.pattern is None else f"text like `{kind.pattern}`"
     raise TypeError(f"a setting of the type {kind}; teach commands/reference/settings.py to write it")
-
-
-def _default(value: object) -> str:
-    if value is None or value == "":
-        return ""
-    return f"`{msgspec.json.encode(value).decode()}`" if not isinstance(value, str) else f"`{value}`"

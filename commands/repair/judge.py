@@ -1,5 +1,5 @@
 # core
-"""Figures by which ``millrace bisect`` compares a model with itself at other times.
+"""Figures by which ``millrace model bisect`` compares a model with itself at other times.
 
 All are of the same rows at every point: exposures of before the version to begin at, labelled by what was known then.
 So nothing that came since can be in their labels, and what moved the figure is what was learnt between two points.

@@ -1,5 +1,5 @@
 # shell
-"""``millrace repair`` and ``millrace bisect`` in the terminal: where things are, progress, and what was found."""
+"""``millrace model repair`` and ``bisect`` in the terminal: where things are, progress, and what was found."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def run_repair(
     if without and not done.left_out:
         say("no row was left out: the result is the newest version as it is; look at what was named")
     say(f"kept in {to.url}: what version {line.end.version} of {time_of(line.end.event_ms)} would be without them")
-    say("'millrace promote --repair' has the learner go on with it")
+    say("'millrace model promote repair' has the learner go on with it")
     return note
 
 
@@ -211,7 +211,7 @@ def run_bisect(
     if not what:
         say("  nothing in it stands out by user, item, arm, column or clicks")
     interval = f"{time_of(samples.from_ms)}..{time_of(samples.to_ms + 1)}"
-    say(f"without it: millrace repair --since {time_of(scene.since_ms)} --without-interval {interval}")
+    say(f"without it: millrace model repair --since {time_of(scene.since_ms)} --without-interval {interval}")
     return samples
 
 

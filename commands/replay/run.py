@@ -1,5 +1,5 @@
 # shell
-"""``millrace replay``: runs a log through windows, learner and progressive validation, as if it happened live.
+"""``millrace log replay``: runs a log through windows, learner and progressive validation, as if it happened live.
 
 ::
 

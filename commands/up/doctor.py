@@ -11,11 +11,10 @@ answer is a finding.
 
 from __future__ import annotations
 
-import difflib
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ from commands.up.run import ROLES
 from millrace import __version__
 from millrace.basics.errors import MillraceError, SettingError
 from millrace.contracts.schema import Schema
-from millrace.contracts.settings import Settings, load_settings
+from millrace.contracts.settings import Settings, load_settings, unread_variables
 from millrace.contracts.topics import MODEL_DELTAS, TOPICS
 from millrace.processes.tokens import Tokens, is_loopback
 from millrace.processes.wall import wall_ms
@@ -131,23 +130,17 @@ def _settings(settings: Settings) -> list[Finding]:
         tokens = bool(Tokens.of(settings))
     except SettingError as error:
         return [mend("settings", error.problem, error.remedy)]
-    changed = sorted(name.removeprefix("MILLRACE_").lower() for name in settings.environment())
+    default = Settings()
+    changed = [name for name in Settings.__struct_fields__ if getattr(settings, name) != getattr(default, name)]
     secret = {"tokens", "token_file"}
-    shown = [name if name in secret else f"{name}={_hidden(str(getattr(settings, name)))}" for name in changed]
-    known = {f"MILLRACE_{name.upper()}" for name in (*Settings.__struct_fields__, "config", "token")}
-    strange = sorted(name for name in os.environ if name.startswith("MILLRACE_") and name not in known)
+    shown = [name if name in secret else f"{name}={_hidden(str(getattr(settings, name)))}" for name in sorted(changed)]
     return [
-        *[note("settings", f"nothing reads {name}", _meant(name, known)) for name in strange if "_TEST_" not in name],
+        *[note("settings", *line.split("; ")) for line in unread_variables(os.environ)],
         ok("settings", f"not the default: {', '.join(shown)}" if shown else "the defaults"),
         ok("gate", _GATE[settings.gate]),
         judge_event_clock(clock, wall_ms()),
         judge_tokens(is_loopback(settings.host), settings.host, tokens),
     ]
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else "docs/settings.md lists all settings"
 
 
 def _schema(settings: Settings, data: Path, found: list[Finding]) -> Schema | None:
@@ -165,7 +158,7 @@ def _schema(settings: Settings, data: Path, found: list[Finding]) -> Schema | No
 
 def _names_a_model(settings: Settings) -> bool:
     """The default needs no trial, and to try it takes seconds of imports."""
-    return (settings.model, settings.model_spec) != (Settings().model, "")
+    return (settings.model, settings.model_spec) != (Settings().model, {})
 
 
 def _ask_model(settings: Settings) -> Callable[[], probes.Answer[dict[str, str]]]:

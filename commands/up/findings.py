@@ -109,7 +109,7 @@ def judge_topics(present: Mapping[str, int], wanted: Mapping[str, int], running:
             found.append(mend("topics", text, f"set MILLRACE_PARTITIONS to {present[name]}, or remove the topic"))
     missing = [name for name in wanted if name not in present]
     if missing and running:
-        found.append(mend("topics", f"missing: {', '.join(missing)}", "make them: millrace topics"))
+        found.append(mend("topics", f"missing: {', '.join(missing)}", "make them: millrace dev topics"))
     elif missing:
         found.append(note("topics", f"not there yet: {', '.join(missing)}", "the first role that starts makes them"))
     if not found:

@@ -28,35 +28,33 @@ from millrace.basics.files import write_whole
 from millrace.contracts.carry import same_tiles
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.contracts.schemabook import PLACE, SchemaBook
-from millrace.contracts.settings import Settings
+from millrace.contracts.settings import DATA, Settings
 
-DATA = "millrace-data"
-"""The data folder where neither flag nor setting names one, in the folder where the command was given."""
 ADDRESSES = "up.json"
 SCHEMA = "schema.toml"
 RELEASE_SECONDS = 15.0
 """How long a killed run's processes may take to be gone. They die with it, but not all within the same moment."""
 
 
-def on_folder(settings: Settings, given: Path | None = None) -> Settings:
+def on_folder(settings: Settings) -> Settings:
     """Settings of a command that is about the loop of a data folder. Nothing is made.
 
-    The folder is ``given`` (a flag's), or the setting's, or :data:`DATA` in the present one. Where no schema is named
-    it is that of the folder's state; with none there, the setting stays empty.
+    The folder is the setting's, or :data:`~millrace.contracts.settings.DATA` in the present one. Where no schema is
+    named it is that of the folder's state; with none there, the setting stays empty.
     """
-    folder = Path(given or settings.data or DATA).absolute()
+    folder = Path(settings.data or DATA).absolute()
     kept = folder / SCHEMA
     schema = settings.schema or (str(kept) if kept.is_file() else "")
     return msgspec.structs.replace(settings, data=str(folder), schema=schema)
 
 
-def of_loop(settings: Settings, given: Path | None = None) -> Settings:
+def of_loop(settings: Settings) -> Settings:
     """As :func:`on_folder`, of a loop that has left models there, or has a store elsewhere. Nothing is made.
 
     Raises:
         SettingError: there is no such loop.
     """
-    found = on_folder(settings, given)
+    found = on_folder(settings)
     if not found.store and not (Path(found.data) / "models").is_dir():
         raise SettingError(
             f"no loop has its models in folder '{found.data}'", "name its data folder with --data or MILLRACE_DATA"
@@ -181,7 +179,7 @@ def schema_note(folder: Path, settings: Settings) -> SchemaNote:
     if not settings.schema:
         raise SettingError(
             f"no schema is named, and '{folder / SCHEMA}' is not there",
-            "give --schema FILE ('millrace schema guess' drafts one), or --data the folder of a loop that has one",
+            "give --schema FILE ('millrace log guess' drafts one), or --data the folder of a loop that has one",
         )
     try:
         text = Path(settings.schema).read_text(encoding="utf-8")

@@ -55,7 +55,6 @@ GRACE_SECONDS = 30.0
 class UpOptions:
     """What one run is asked for."""
 
-    data: Path | None = None  # None: see :func:`commands.up.folder.on_folder`
     free_ports: bool = False
     sync: bool = False  # the embedded broker syncs to the disk before it acknowledges
     archive: bool = True
@@ -246,7 +245,7 @@ def up(settings: Settings, options: UpOptions) -> int:
             f"--sync with the Kafka '{settings.kafka}'", "leave it out: that broker's own settings say when it syncs"
         )
     Tokens.of(settings)  # a file that cannot be used ends the run now, and not role by role
-    settings = folders.on_folder(settings, options.data)
+    settings = folders.on_folder(settings)
     folder = Path(settings.data)
     schema = folders.schema_note(folder, settings)  # first: in a wrong folder nothing is to be made
     made(folder)

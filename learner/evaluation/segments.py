@@ -11,6 +11,7 @@ batch, S segments.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,32 +39,19 @@ class SegmentMetrics:
     rows: int
 
 
-def parse_segments(text: str) -> dict[str, tuple[str, ...]]:
-    """Fields and their values from ``field:value|value;field:value``.
-
-    Raises:
-        SettingError: the text is not of this form, or names more than 50 values.
-    """
-    found: dict[str, tuple[str, ...]] = {}
-    for part in filter(None, (p.strip() for p in text.split(";"))):
-        name, colon, values = part.partition(":")
-        named = tuple(filter(None, (v.strip() for v in values.split("|"))))
-        if not colon or not named:
-            raise SettingError(f"segments '{part}' names no values", "write it like kind:business|consumer;seller:1")
-        found[name.strip()] = named
-    if sum(len(v) for v in found.values()) > _MOST_VALUES:
-        raise SettingError("segments names more than 50 values", "name fewer: each is a set of metrics")
-    return found
-
-
 class Segments:
     """The segments of a schema. A field that it lacks, or that is not categorical, makes no segment.
 
     Args:
-        named: fields and their values, as :func:`parse_segments` gives them.
+        named: fields and their values, as the setting ``segments`` has them.
+
+    Raises:
+        SettingError: it names more than 50 values.
     """
 
-    def __init__(self, schema: Schema, named: dict[str, tuple[str, ...]]) -> None:
+    def __init__(self, schema: Schema, named: Mapping[str, Sequence[str]]) -> None:
+        if sum(len(values) for values in named.values()) > _MOST_VALUES:
+            raise SettingError("segments names more than 50 values", "name fewer: each is a set of metrics")
         layout = schema.layout
         self.names: list[str] = []
         self._values: list[tuple[slice, np.int64]] = []  # columns of cat and the id looked for there

@@ -37,7 +37,7 @@ import structlog
 
 from learner.gate.heldout import Heldout, Judgement
 from learner.gate.quarantine import PLACE, Quarantine
-from learner.gate.quota import Quota, parse_limits
+from learner.gate.quota import Quota
 from learner.gate.screen import Screen
 from learner.gate.shift import Shift
 from learner.gate.soundness import unsound, unsound_part
@@ -93,7 +93,7 @@ class Checks:
             return None
         return cls(
             Screen(schema, round(settings.ahead_minutes * _MINUTE_MS)),
-            Quota(schema, parse_limits(settings.teach_limits)),
+            Quota(schema, settings.teach_limits),
             Shift(),
             Heldout(settings.heldout_share),
             Quarantine(Store(settings.place(PLACE)), schema.id),

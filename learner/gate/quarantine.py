@@ -266,7 +266,9 @@ class Quarantine:
             return there
         for name in names:
             if name not in there:
-                raise AbsentError(f"quarantine has no '{name}'", "take a name of 'millrace quarantine list', or 'all'")
+                raise AbsentError(
+                    f"quarantine has no '{name}'", "take a name of 'millrace data quarantine list', or 'all'"
+                )
         return [name for name in there if name in names]
 
     def read(self, name: str) -> tuple[SampleBatch, Places]:
@@ -285,7 +287,7 @@ class Quarantine:
             raise SchemaError(
                 f"samples '{name}' in quarantine are of schema {kept.entry.schema_id[:8]}, the learner's is "
                 f"{self.schema_id[:8]}",
-                f"discard them: millrace quarantine discard {name}",
+                f"discard them: millrace data quarantine discard {name}",
             )
         head, body = self.store.expect(kept.file)
         try:

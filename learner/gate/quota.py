@@ -29,7 +29,7 @@ MOST_IDS = 1_000_000
 """Ids that are counted in an hour, of each limit; those that come when there are so many have none."""
 
 _MISSING = 0
-_REMEDY = "write user=1000,item=20000,FIELD=n with fields of the schema, or nothing for no limit"
+_REMEDY = "name user, item or categorical fields of the schema"
 
 
 class Quota:
@@ -125,23 +125,3 @@ class Quota:
         for one in set(ids):
             if counts[one] <= 0:
                 del counts[one]
-
-
-def parse_limits(text: str) -> dict[str, int]:
-    """The setting ``teach_limits``; empty: no limit.
-
-    >>> parse_limits("user=1000, item=20000")
-    {'user': 1000, 'item': 20000}
-
-    Raises:
-        SettingError: it is not written like that, or a limit is not at least 1.
-    """
-    limits: dict[str, int] = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        name, _, number = (p.strip() for p in part.partition("="))
-        if not name or not number.isdecimal() or not int(number):
-            raise SettingError(f"teach_limits has '{part}'", _REMEDY)
-        if name in limits:
-            raise SettingError(f"teach_limits names '{name}' twice", "name each limit once")
-        limits[name] = int(number)
-    return limits

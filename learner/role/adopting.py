@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -37,36 +36,25 @@ def shadow_settings(settings: Settings) -> Settings:
     """The settings by which the shadow is a learner: another model, and a place of its own for all that it keeps.
 
     Raises:
-        SettingError: neither ``store`` nor ``data`` is set; or ``shadow_spec`` is not a JSON object.
+        SettingError: neither ``store`` nor ``data`` is set.
     """
     if not settings.data and not settings.store:
         raise SettingError("'data' is not set", "set MILLRACE_DATA to a folder for checkpoints and models")
-    spec = {name: value for name, value in _given(settings).items() if name != _POLICY}
+    spec = {name: value for name, value in settings.shadow_spec.items() if name != _POLICY}
     return msgspec.structs.replace(
         settings,
         data=str(Path(settings.data, SHADOW)) if settings.data else "",
         store=f"{settings.store.rstrip('/')}/{SHADOW}" if settings.store else "",
         model=settings.shadow_model,
-        model_spec=msgspec.json.encode(spec).decode() if spec else "",
+        model_spec=spec,
         delta_bodies="kafka",  # nobody follows it: they go nowhere
         evolve=False,
     )
 
 
 def shadow_policy(settings: Settings) -> str:
-    """The label policy that ``shadow_spec`` names for the shadow; empty: the stream's own.
-
-    Raises:
-        SettingError: ``shadow_spec`` is not a JSON object.
-    """
-    return str(_given(settings).get(_POLICY, ""))
-
-
-def _given(settings: Settings) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(settings.shadow_spec or "{}", type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise SettingError(f"shadow_spec '{settings.shadow_spec}': {error}", "give a JSON object, or nothing") from None
+    """The label policy that ``shadow_spec`` names for the shadow; empty: the stream's own."""
+    return str(settings.shadow_spec.get(_POLICY, ""))
 
 
 def shadow_found(settings: Settings, schema: Schema) -> Found:
@@ -96,12 +84,12 @@ def shadow_found(settings: Settings, schema: Schema) -> Found:
     if newest is not None and newest.schema_id != schema.id:
         raise SnapshotError(
             f"the shadow is of schema {newest.schema_id}, the learner's is {schema.id}",
-            "restart 'millrace shadow' with the learner's schema",
+            "restart 'millrace run shadow' with the learner's schema",
         )
     found = newest_sound(store, schema.id, {}, build) if newest is not None else None
     if found is None:
         raise SnapshotError(
             f"there is no shadow to adopt: '{store.url}' has no snapshot",
-            "run 'millrace shadow' with MILLRACE_SHADOW_MODEL first",
+            "run 'millrace run shadow' with MILLRACE_SHADOW_MODEL first",
         )
     return found

@@ -253,7 +253,7 @@ class Board:
                 f"drift: predictions fit clicks {'worse' if worse else 'better'} than before",
                 before=round(before, 4),
                 after=round(after, 4),
-                remedy="compare segments (docs/models.md); if it lasts, 'millrace bisect' finds when it began"
+                remedy="compare segments (docs/models.md); if it lasts, 'millrace model bisect' finds when it began"
                 if worse
                 else "nothing is to be done",
             )

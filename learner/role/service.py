@@ -24,7 +24,7 @@ from kafka.errors import KafkaError
 
 from learner.custom.ownclass import is_own
 from learner.evaluation.progressive import Progressive
-from learner.evaluation.segments import Segments, parse_segments
+from learner.evaluation.segments import Segments
 from learner.evaluation.served import Served
 from learner.gate.admin import Admin
 from learner.gate.gatestate import resume_gate
@@ -165,7 +165,7 @@ class Learner:
         self.store = ModelStore(settings.place("models"), keep_ms=round(settings.keep_minutes * 60_000))
         found = self.found = newest_sound(self.store, schema.id, self._wanted, self._build, settings.evolve)
         model = model_of(schema, self._wanted, settings.seed, live=True) if found is None else found.model
-        segments = Segments(schema, parse_segments(settings.segments))
+        segments = Segments(schema, settings.segments)
         self.served = Served(schema, segments, Waits.of(settings), settings.rolling_rows)
         progressive, repeats = Progressive(settings.rolling_rows), Repeats(keep_ms_of(settings))
         self.trainer = Trainer(model, progressive, repeats, settings.batch_rows, self.served)
@@ -260,7 +260,7 @@ class Learner:
                 ModelStore(self.settings.place(REPAIRED), writes=False), self._schema.id, self._wanted, self._build
             )
             if repaired is None:
-                raise SnapshotError("there is no repaired model to adopt", "run 'millrace repair' first")
+                raise SnapshotError("there is no repaired model to adopt", "run 'millrace model repair' first")
             found = repaired
         self.loop.promotion.adopt(found, same_samples=source != SHADOW)
         self.trainer.begin_again(found.training)

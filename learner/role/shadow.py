@@ -7,7 +7,7 @@
          │                               │ newest snapshot, read only
          └───────► shadow ── model ──────┴─► both score the same held-out rows ─► metrics, shadow.jsonl
                      │
-                     └► DATA/shadow/models, for a restart, and for `millrace promote --shadow`
+                     └► DATA/shadow/models, for a restart, and for `millrace model promote shadow`
 
 It is a learner in all but being heard: the same trainer, the same gate, another model. It claims no epoch, announces
 nothing, and no scorer follows it. It reads without a consumer group, so nobody's offsets move.

@@ -86,6 +86,13 @@ class ParityError(MillraceError):
 
 FENCED_STATUS = 3
 """How a process ends that was fenced: it would only fence the other one in turn."""
+EXIT_CODES = {
+    0: "done",
+    1: "an expected failure or a wrong flag, named in one line; or a check that found something",
+    FENCED_STATUS: "another learner has taken over: do not start this one again",
+    130: "ended by a second Ctrl-C",
+}
+"""What the status of a command means."""
 
 
 def one_line(error: BaseException) -> str:

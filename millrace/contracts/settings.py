@@ -1,101 +1,139 @@
 # core
 """Settings: read once, validated, frozen, handed down.
 
-Precedence, highest first: flags (passed as overrides), the environment (``MILLRACE_KAFKA`` sets ``kafka``), the file
-named by ``MILLRACE_CONFIG`` (TOML, same names), the defaults below.
+Precedence, highest first: flags (passed as overrides), the environment (``MILLRACE_KAFKA`` sets ``kafka``), a TOML file
+(``kafka`` below ``[services]``), the defaults below. The file is the one that ``MILLRACE_CONFIG`` names (empty: none),
+else ``millrace.toml`` in the folder of the loop, else in the current folder.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from millrace.basics.errors import BrokerError, SettingError, invalid
 from millrace.contracts.clock import EventClock
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.contracts.topics import unsafe_prefix
 
+FILE = "millrace.toml"
+"""Name of the settings file."""
+DATA = "millrace-data"
+"""Folder of the loop where neither flag nor setting names one, in the current folder."""
+
 Positive = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
+_SHARES = {"vectors": 0.6, "liked": 0.1, "coclicked": 0.05, "hot": 0.2, "new": 0.03, "random": 0.02}
+
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything a role needs to know. Times of the *event* clock say so; all others are wall time."""
+    """Everything a role needs to know. Times of the *event* clock say so; all others are wall time.
 
-    # Where things are. An empty address means that `millrace demo` starts an embedded service.
+    Those in :data:`SECTIONS` are public. The others are hidden: tests and benchmarks set them, by the environment or in
+    code; no file has them and no page names them.
+    """
+
+    # Services. Where things are. An empty address means that `millrace demo` or `millrace up` starts an own one.
     kafka: str = ""  # host:port[,host:port]
     redis: str = ""  # host:port or redis:// URL
     scorer: str = ""  # http://host:port
     intake: str = ""  # http://host:port
     # Before the name of each topic, consumer group and Redis key, so that several loops share one Kafka and one Redis.
     prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,40}$")] = ""
-    data: str = ""  # folder of this machine's working files
+    data: str = ""  # the folder of the loop: this machine's working files
     # Folder or object store (any URL that fsspec knows, as s3://bucket/prefix) of checkpoints and models, which roles
     # on several machines share. Empty: within `data`.
     store: str = ""
-    schema: str = ""  # path of a schema file; empty: the simulated shop's
-    clock: str = ""  # see EventClock.encode
 
-    # What to bind. Loopback unless told otherwise.
+    # Ports. What to bind. Loopback unless set otherwise.
     host: str = "127.0.0.1"
     port: Port = 8700  # scorer's HTTP
     intake_port: Port = 8720  # intake's HTTP
     page_port: Port = 8710  # live page of `millrace up`
-    broker_gib: Annotated[float, Meta(gt=0)] = 32.0  # most that the embedded broker's topics take of the disk
+    admin_port: Port = 8750  # learner's HTTP: verdicts; with a token, promote, hold and roll back
     broker_port: Port = 8730  # embedded broker of `millrace up`, where `kafka` names none
     redis_port: Port = 8740  # embedded Redis of `millrace up`, where `redis` names none
-    metrics_port: Port | None = None  # None: the role's own, see millrace.processes.metrics; 0: any that is free
 
-    # Who may use the HTTP doors of intake and scorer: bearer tokens. None at all: everybody who reaches them.
+    # Access. Who may use the HTTP of intake, scorer and learner: bearer tokens. None at all: everybody who reaches
+    # intake and scorer, and nobody commands the learner.
     tokens: str = ""  # token[,token]
     token_file: str = ""  # a file with a token a line; read again when it changes
+    admin_token_file: str = ""  # a file with a token a line, of those who may command the learner
 
-    seed: int = 0
-    from_log: str = ""  # a log that the role `simulate` plays, by `schema`, in place of shoppers
-    shoppers: Annotated[int, Meta(ge=1, le=1_000_000)] = 4000  # of the simulated shop, who come on an average day
+    # Schema. What users, items and events of the shop are.
+    schema: str = ""  # path of a schema file; empty: the simulated shop's
+    evolve: bool = False  # a model and a state of another schema or spec are carried over, aloud, instead of refused
+
+    # Labels. When an exposure's label is learnt, and with what weight. All of it is event time.
+    label_policy: Literal["wait", "equal-wait", "fake-negative-weighted", "es-dfm", "prompt"] = "prompt"
+    attribution_minutes: Positive = 5.0  # an exposure without a click for so long is a negative
+    observation_seconds: Positive = 10.0  # es-dfm and prompt: an exposure without a click for so long is a negative
+    lateness_minutes: Annotated[float, Meta(ge=0)] = 120.0  # clicks later than this after attribution are dead letters
+    disorder_seconds: Annotated[float, Meta(ge=0)] = 60.0  # how much out of order events may come
+
+    # Model. What is learnt, and which figures are kept of it.
+    model: str = "wide_resnet"  # a model of docs/models.md, or module:Class of your own
+    model_spec: dict[str, Any] = {}  # entries of the model's spec, as negative_keep = 0.25
+    # Metrics by value of a field: the values of each.
+    segments: dict[str, list[str]] = field(default_factory=lambda: {"kind": ["business", "consumer"]})
+    shadow_model: str = ""  # a second learner, of the role `shadow`, judged beside the first
+    shadow_spec: dict[str, Any] = {}  # entries of the shadow's spec
+
+    # Gate. What stands in front of what is served; see docs/trust.md. Its minutes are event time.
+    gate: Literal["observe", "on", "off"] = "observe"  # observe: refuse only what is damaged or absurd; on: refuse
+    heldout_share: Annotated[float, Meta(ge=0, le=0.1)] = 0.01  # share of pages that are never learnt, to judge by
+    # Rows that a user, an item or an id of a field may teach in an hour; empty: no limit.
+    teach_limits: dict[str, Annotated[int, Meta(ge=1)]] = field(default_factory=lambda: {"user": 1000, "item": 20000})
+    quarantine_minutes: Positive = 120.0  # what stays different for so long is the world, and is learnt
+    keep_minutes: Positive = 60.0  # versions are kept for so long, thinned, to go back to
+
+    # Serving. What a scorer makes a page of.
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that answer requests, on one port
+    candidates: Annotated[int, Meta(ge=1)] = 1000  # items that are ranked for a page
+    # Shares of the candidates by source; see docs/recall.md. They add up to 1.
+    recall: dict[str, Annotated[float, Meta(ge=0, le=1)]] = field(default_factory=_SHARES.copy)
+    recall_index: Literal["exact", "usearch"] = "exact"  # usearch: approximate, for more than a million items
+    control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # share of requests that get a random page
+    bought_days: Annotated[float, Meta(ge=0)] = 7.0  # event time: an item that a user bought comes last
+
+    # Limits. What disks and brokers hold.
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
-    idempotence: bool = True  # off only where the broker cannot
     # What a broker takes in one message: its message.max.bytes, less some room. A larger one is never sent.
     message_bytes: Annotated[int, Meta(ge=800_000)] = 1_000_000
+    broker_gib: Annotated[float, Meta(gt=0)] = 32.0  # most that the embedded broker's topics take of the disk
+    spool_mb: Annotated[int, Meta(ge=1)] = 256  # logs of pages kept on disk while the broker is away
+    archive_days: Annotated[float, Meta(ge=0)] = 0.0  # how long the archive's files are kept; 0: for ever
+    archive_features: bool = False  # archive each exposure's features too, as the scorer logged them: 40 bytes or so
+
+    # Demo. The simulated shop.
+    seed: int = 0
+    shoppers: Annotated[int, Meta(ge=1, le=1_000_000)] = 4000  # shoppers who come on an average day
+
+    # Hidden.
+    metrics_port: Port | None = None  # nothing: the role's own, see docs/metrics.md; 0: any that is free
+    clock: str = ""  # see EventClock.encode; whoever starts the roles of a loop sets it
+    from_log: str = ""  # a log that the role `simulate` plays, by `schema`, in place of shoppers
+    idempotence: bool = True  # off only where the broker cannot
     compression: Literal["zstd", "none"] = "zstd"  # of what we write; any kind is read
     session_timeout_ms: Annotated[int, Meta(ge=1000)] = 6000
     patience_seconds: Positive = 30.0  # how long a role waits, aloud, for a broker that does not answer at its start
-
-    # stream, in event time
-    attribution_minutes: Positive = 5.0  # an exposure without a click for so long is a negative
-    disorder_seconds: Annotated[float, Meta(ge=0)] = 60.0  # how much out of order events may come
-    lateness_minutes: Annotated[float, Meta(ge=0)] = 120.0  # clicks later than this after attribution are dead letters
+    outage_seconds: Positive = 60.0  # how long a running worker waits for a broker or Redis that went away
     ahead_minutes: Positive = 60.0  # an event further ahead of the event clock is from the future; less far, it waits
-    # When an exposure's label is learnt, and with what weight: see millrace/labels. Samples carry it to the learner.
-    label_policy: Literal["wait", "equal-wait", "fake-negative-weighted", "es-dfm", "prompt"] = "prompt"
-    observation_seconds: Positive = 10.0  # es-dfm and prompt: an exposure without a click for so long is a negative
-
-    # stream, in wall time
     idle_seconds: Positive = 5.0  # a partition silent for this long follows the others' watermark
     checkpoint_seconds: Positive = 2.0
     publish_seconds: Positive = 1.0  # item aggregates to the scorer
-    outage_seconds: Positive = 60.0  # how long a running worker waits for a broker or Redis that went away
-
-    # intake
     intake_waiting: Annotated[int, Meta(ge=1)] = 20_000  # messages not kept yet; beyond it, requests get 429
     intake_seconds: Positive = 10.0  # how long a request waits for its messages to be kept; then it gets 503
-
-    # archive
-    archive_seconds: Positive = 60.0  # how often files are closed
-    archive_days: Annotated[float, Meta(ge=0)] = 0.0  # how long files are kept; 0: for ever
-    archive_features: bool = False  # also the features of each exposure, as the scorer logged them: 40 bytes or so each
-
-    # learner
-    model: str = "wide_resnet"
-    model_spec: str = (
-        ""  # JSON: entries of the model's spec (learner/network/models/spec.py), as {"negative_keep": 0.25}
-    )
+    archive_seconds: Positive = 60.0  # how often the archive's files are closed
     batch_rows: Annotated[int, Meta(ge=1)] = 128
     batch_ms: Positive = 250.0
     delta_seconds: Positive = 0.25
@@ -104,34 +142,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     retrieval_seconds: Positive = 10.0  # how often a delta carries the retrieval head: recall lags ranking by so much
     delta_bodies: Literal["kafka", "store"] = "kafka"  # where deltas travel: on the topic model.deltas, or as files
     rolling_rows: Annotated[int, Meta(ge=100)] = 10_000  # length of the rolling metrics
-    segments: str = "kind:business|consumer"  # metrics by value of a field: "field:value|value;field:value"
-    # The gate in front of what is served; see docs/trust.md. Its minutes are event time. `observe`: it says what it
-    # would refuse, and refuses only what is damaged or absurd. `on`: it refuses. `off`: nothing is judged.
-    gate: Literal["observe", "on", "off"] = "observe"
-    heldout_share: Annotated[float, Meta(ge=0, le=0.1)] = 0.01  # of pages that are never learnt, to judge models by
-    teach_limits: str = "user=1000,item=20000"  # event time: rows that a user, item or id may teach in an hour
-    quarantine_minutes: Positive = 120.0  # event time: what stays different for so long is the world, and is learnt
-    keep_minutes: Positive = 60.0  # event time: versions are kept for so long, thinned, to go back to
-    admin_port: Port = 8750  # learner's HTTP: verdicts; with a token, promote, hold and roll back
-    admin_token_file: str = ""  # a file with a token a line; without one nobody may command the learner
-    shadow_model: str = ""  # of the role `millrace shadow`: a second learner, judged beside the first
-    shadow_spec: str = ""  # JSON: entries of its spec
-    evolve: bool = False  # a model and a state of another schema or spec are carried over, aloud, instead of refused
-
-    # scorer
-    workers: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that answer requests, on one port
     redis_seconds: Positive = 0.005  # how long a page waits for Redis; at least 0.05 for a user not read before
     requests_limit: Annotated[int, Meta(ge=1)] = 32  # in work at a worker; beyond it, one is refused at once (503)
-    spool_mb: Annotated[int, Meta(ge=1)] = 256  # logs of pages kept on disk while the broker is away
-    candidates: Annotated[int, Meta(ge=1)] = 1000
-    # Shares of the candidates by source; see scorer/recall/recall.py. They add up to 1.
-    recall: str = "vectors=0.6,liked=0.1,coclicked=0.05,hot=0.2,new=0.03,random=0.02"
-    recall_index: Literal["exact", "usearch"] = "exact"  # usearch: approximate, for more than a million items
     recall_clicks: Annotated[int, Meta(ge=0)] = 1000  # that the retrieval head has to have learnt before it is used
     new_exposures: Annotated[int, Meta(ge=1)] = 100  # after so many an item has had its chance, and is new no longer
-    bought_days: Annotated[float, Meta(ge=0)] = 7.0  # event time: an item that a user bought comes last for so long
     page_limit: Annotated[int, Meta(ge=1)] = 600
-    control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # of requests that get a random page
     list_seconds: Positive = 300.0  # how long a ranked list is kept, to be handed out in parts
     index_seconds: Positive = 60.0  # how often the item index is written down, for scorers that start
 
@@ -182,20 +197,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return load_schema(self.schema) if self.schema else shop_schema()
 
     def spec(self) -> dict[str, Any]:
-        """The model and the entries of its spec that were given.
-
-        Raises:
-            SettingError: ``model_spec`` is not a JSON object, or has an entry that is no more.
-        """
-        try:
-            given = msgspec.json.decode(self.model_spec or "{}", type=dict[str, Any])
-        except msgspec.MsgspecError as error:
-            raise SettingError(f"model_spec '{self.model_spec}': {error}", "give a JSON object, or nothing") from None
-        if "delayed_feedback" in given:
-            raise SettingError(
-                "model_spec has 'delayed_feedback', which is no more", "set MILLRACE_LABEL_POLICY instead"
-            )
-        return {"model": self.model} | given
+        """The model and the entries of its spec that were given."""
+        return {"model": self.model} | self.model_spec
 
     def event_clock(self) -> EventClock:
         return EventClock.decode(self.clock)
@@ -243,10 +246,39 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return f"{self.store.rstrip('/')}/{name}" if self.store else str(self.folder(name))
 
     def environment(self) -> dict[str, str]:
-        """The settings as environment variables, for a child process; only what differs from the defaults."""
+        """The settings as environment variables, for a child process: what differs from the defaults, and no file."""
         default = Settings()
-        changed = {n: getattr(self, n) for n in self.__struct_fields__ if getattr(self, n) != getattr(default, n)}
-        return {f"MILLRACE_{name.upper()}": str(value) for name, value in changed.items()}
+        changed = {n: v for n in self.__struct_fields__ if (v := getattr(self, n)) != getattr(default, n)}
+        texts = {n: msgspec.json.encode(v).decode() if isinstance(v, dict) else str(v) for n, v in changed.items()}
+        return {"MILLRACE_CONFIG": ""} | {variable(name): text for name, text in texts.items()}
+
+
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "services": ("kafka", "redis", "scorer", "intake", "prefix", "data", "store"),
+    "ports": ("host", "port", "intake_port", "page_port", "admin_port", "broker_port", "redis_port"),
+    "access": ("tokens", "token_file", "admin_token_file"),
+    "schema": ("schema", "evolve"),
+    "labels": ("label_policy", "attribution_minutes", "observation_seconds", "lateness_minutes", "disorder_seconds"),
+    "model": ("model", "model_spec", "segments", "shadow_model", "shadow_spec"),
+    "gate": ("gate", "heldout_share", "teach_limits", "quarantine_minutes", "keep_minutes"),
+    "serving": ("workers", "candidates", "recall", "recall_index", "control_share", "bought_days"),
+    "limits": ("partitions", "message_bytes", "broker_gib", "spool_mb", "archive_days", "archive_features"),
+    "demo": ("seed", "shoppers"),
+}
+"""The public settings, by their section of the file."""
+SECRET = frozenset({"tokens"})
+"""What is never shown."""
+_PATHS = frozenset({"data", "store", "schema", "token_file", "admin_token_file"})
+"""In a file, a relative path is relative to the file's folder."""
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting.
+
+    >>> variable("kafka")
+    'MILLRACE_KAFKA'
+    """
+    return f"MILLRACE_{name.upper()}"
 
 
 def without_password(url: str) -> str:
@@ -259,8 +291,23 @@ def without_password(url: str) -> str:
     return f"{head.partition('://')[0]}://***@{host}" if at else url
 
 
-_FORMER_GATE = {"true": "on", "1": "on", "false": "off", "0": "off"}
-"""What ``gate`` was called before there were three values."""
+class Given(NamedTuple):
+    """A value that somebody set. ``origin``: ``flag``, a variable's name, or ``FILE:LINE``."""
+
+    value: Any
+    origin: str
+
+
+class Reading(NamedTuple):
+    """What flags, environment and file say."""
+
+    settings: Settings
+    """Of all that is right; a mistake leaves the default."""
+    given: dict[str, Given]
+    """By name; what is not here is the default."""
+    file: Path | None
+    mistakes: list[str]
+    """One line each, with the origin and the value."""
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -273,24 +320,128 @@ def load_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[s
     Raises:
         SettingError: an unknown name or an unusable value, with where it came from.
     """
+    found = read_settings(overrides, environ)
+    if found.mistakes:
+        raise SettingError(found.mistakes[0], "correct it; 'millrace config check' names every mistake")
+    return found.settings
+
+
+def read_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Reading:
+    """As :func:`load_settings`, with origins, and with every mistake in place of an error."""
     env = os.environ if environ is None else environ
-    values: dict[str, Any] = {}
-    config = env.get("MILLRACE_CONFIG", "")
-    if config:
-        try:
-            values.update(tomllib.loads(Path(config).read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise SettingError(f"MILLRACE_CONFIG '{config}' cannot be read ({error})", "name a TOML file") from None
+    flags = {name: value for name, value in (overrides or {}).items() if value is not None}
+    path = _file_of(str(flags.get("data") or env.get("MILLRACE_DATA") or DATA), env.get("MILLRACE_CONFIG"))
+    given, mistakes = ({}, []) if path is None else _of_file(path)
     for name in Settings.__struct_fields__:
-        text = env.get(f"MILLRACE_{name.upper()}")
-        if text is not None:
-            values[name] = text
-    values.update({k: v for k, v in (overrides or {}).items() if v is not None})
-    if "gate" in values:
-        values["gate"] = _FORMER_GATE.get(str(values["gate"]).lower(), values["gate"])
+        if (text := env.get(variable(name))) is not None:
+            given[name] = Given(text, variable(name))
+    given |= {name: Given(value, "flag") for name, value in flags.items()}
+    right: dict[str, Any] = {}
+    for name, (value, origin) in given.items():
+        try:
+            plain = _table(value) if name in _TABLES and isinstance(value, str) else value
+            right[name] = getattr(msgspec.convert({name: plain}, Settings, strict=False), name)
+        except msgspec.ValidationError as error:
+            mistakes.append(f"{origin}: {name} '{value}': {invalid(error, Settings)}")
+        except ValueError as error:
+            mistakes.append(f"{origin}: {name} '{value}': {error}")
+    return Reading(Settings(**right), given, path, mistakes)
+
+
+def unread_variables(environ: Mapping[str, str]) -> list[str]:
+    """A line for each variable MILLRACE_* that nothing reads."""
+    known = [variable(name) for name in (*Settings.__struct_fields__, "config", "token")]
+    strange = sorted(n for n in environ if n.startswith("MILLRACE_") and n not in known and "_TEST_" not in n)
+    return [f"nothing reads {name}; {_meant(name, known)}" for name in strange]
+
+
+def _file_of(folder: str, named: str | None) -> Path | None:
+    if named is not None:
+        return Path(named) if named else None
+    return next((path for path in (Path(folder, FILE), Path(FILE)) if path.is_file()), None)
+
+
+def _of_file(path: Path) -> tuple[dict[str, Given], list[str]]:
+    """What a file sets, and its mistakes. Names outside of sections count too: that was the form before."""
     try:
-        return msgspec.convert(values, Settings, strict=False)
-    except msgspec.ValidationError as error:
-        raise SettingError(
-            f"settings: {invalid(error, Settings)}", "correct the flag, the MILLRACE_* variable or the settings file"
-        ) from None
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return {}, [f"the settings file '{path}' cannot be read ({error})"]
+    lines, section_of = _lines(text), {name: s for s, names in SECTIONS.items() for name in names}
+    given: dict[str, Given] = {}
+    mistakes: list[str] = []
+
+    def take(name: str, value: Any, *keys: str) -> None:
+        if name in _PATHS and isinstance(value, str) and value and "://" not in value:
+            value = str(path.absolute().parent / value)
+        given[name] = Given(value, f"{path}:{lines.get(keys, 1)}")
+
+    for key, value in document.items():
+        if not isinstance(value, dict) and key in Settings.__struct_fields__:
+            take(key, value, key)
+        elif not isinstance(value, dict) or key not in SECTIONS:
+            what = f"no section [{key}]" if isinstance(value, dict) else f"no setting '{key}'"
+            known = SECTIONS if isinstance(value, dict) else section_of
+            mistakes.append(f"{path}:{lines.get((key,), 1)}: there is {what}; {_meant(key, known)}")
+        else:
+            for name, inner in value.items():
+                if section_of.get(name) == key:
+                    take(name, inner, key, name)
+                    continue
+                other = section_of.get(name)
+                remedy = f"it belongs in [{other}]" if other else _meant(name, section_of)
+                mistakes.append(f"{path}:{lines.get((key, name), 1)}: [{key}] has no setting '{name}'; {remedy}")
+    return given, mistakes
+
+
+def _lines(text: str) -> dict[tuple[str, ...], int]:
+    """The line of each table and key of a TOML text, by its path."""
+    found: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[([\w\s.-]+)\]", line):
+            table = path = tuple(part.strip() for part in header[1].split("."))
+        elif key := re.match(r"\s*([\w.-]+)\s*=", line):
+            path = (*table, *key[1].split("."))
+        else:
+            continue
+        for end in range(1, len(path) + 1):
+            found.setdefault(path[:end], number)
+    return found
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else "docs/settings.md lists them all"
+
+
+_TABLES = frozenset({"model_spec", "segments", "shadow_spec", "teach_limits", "recall"})
+
+
+def _table(text: str) -> Any:
+    """A table as the environment has it: a JSON object, or one of two short forms.
+
+    Raises:
+        ValueError: it is none, or has a name twice.
+
+    >>> _table("user=1000, item=20000")
+    {'user': 1000, 'item': 20000}
+    >>> _table("kind:business|consumer;seller:1")
+    {'kind': ['business', 'consumer'], 'seller': ['1']}
+    """
+    if text.lstrip().startswith(("{", "[")):
+        return msgspec.json.decode(text)
+    lists = ":" in text
+    found: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(";" if lists else ","))):
+        name, mark, value = (word.strip() for word in part.partition(":" if lists else "="))
+        if not name or not value:
+            raise ValueError(f"'{part}' is no name{mark or '='}value; write a=1,b=2 or a:x|y;b:z or a JSON object")
+        if name in found:
+            raise ValueError(f"it names '{name}' twice")
+        if lists:
+            found[name] = [word.strip() for word in value.split("|") if word.strip()]
+        else:
+            found[name] = int(value) if value.isdecimal() else float(value)
+    return found

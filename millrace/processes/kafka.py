@@ -178,8 +178,11 @@ def create_topics(settings: Settings) -> None:
 
 
 def ensure_topics(settings: Settings) -> None:
-    """Creates the topics where some are missing, as ``millrace topics`` does; else does nothing. Raises BrokerError:
-    they cannot be created, or existing topics have other partition counts than the missing ones need."""
+    """Creates the topics where some are missing, as ``millrace dev topics`` does; else does nothing.
+
+    Raises:
+        BrokerError: they cannot be created, or existing topics have other partition counts than the missing ones need.
+    """
     if not topic_ids(settings).keys() >= {t.name for t in TOPICS}:
         create_topics(settings)
 
@@ -267,7 +270,7 @@ def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = N
             consumer.close()
             raise BrokerError(
                 f"topic '{name}' does not exist at '{settings.kafka}'",
-                "create the topics first ('millrace topics')",
+                "create the topics first ('millrace dev topics')",
             )
         assigned = [TopicPartition(name, p) for p in sorted(partitions)]
         consumer.assign(assigned)

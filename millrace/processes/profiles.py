@@ -86,7 +86,7 @@ def check_whole(settings: Settings) -> None:
     if UNFINISHED in names and (WRITING in names or not lived(settings)):
         raise StoreError(
             f"the history in '{settings.store or settings.data}' is not whole",
-            "wait for 'millrace replay --into' to end; if it was killed, run it again, or name an empty folder",
+            "wait for 'millrace log bootstrap' to end; if it was killed, run it again, or name an empty folder",
         )
 
 

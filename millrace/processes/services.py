@@ -227,10 +227,7 @@ class EmbeddedBroker(_Service):
         sync: bool = False,
     ) -> None:
         super().__init__(folder, port, pick)
-        self._options = [
-            *("--message-bytes", str(max(KAFKA_MESSAGE_BYTES, message_bytes + ROOM_BYTES))),
-            *("--disk-gib", str(disk_gib), *(["--sync"] if sync else [])),
-        ]
+        self._command = broker_argv(message_bytes, disk_gib, sync=sync)
         self._topics = self.folder / "topics"
         self.cluster = _cluster_of(self._topics) or f"millrace-{uuid.uuid4().hex[:12]}"
 
@@ -242,11 +239,19 @@ class EmbeddedBroker(_Service):
 
     def _argv(self, port: int) -> list[str]:
         own = ["--port", str(port), "--folder", str(self._topics.resolve()), "--cluster-id", self.cluster]
-        return [sys.executable, "-m", "millrace.broker", *own, *self._options]
+        return [*self._command, *own]
 
     def _ask(self) -> bool:
         """Whether the cluster that answers is the one that we started."""
         return cluster_id(self.address) == self.cluster
+
+
+def broker_argv(message_bytes: int, disk_gib: float, *, sync: bool) -> list[str]:
+    """The broker's command, but for port and folder. It takes a little more than the largest message: a batch has a
+    head of its own."""
+    largest = str(max(KAFKA_MESSAGE_BYTES, message_bytes + ROOM_BYTES))
+    options = ["--message-bytes", largest, "--disk-gib", str(disk_gib), *(["--sync"] if sync else [])]
+    return [sys.executable, "-m", "millrace.broker", *options]
 
 
 def _cluster_of(topics: Path) -> str:

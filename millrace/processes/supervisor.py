@@ -74,8 +74,8 @@ the command ``millrace``. So all of them find a class of one's own, or none."""
 
 
 def role_argv(name: str) -> list[str]:
-    """The command ``millrace NAME`` of one of our own roles, under this interpreter."""
-    return [*PYTHON, "commands", name]
+    """The command ``millrace run NAME`` of one of our own roles, under this interpreter."""
+    return [*PYTHON, "commands", "run", name]
 
 
 class Supervisor:

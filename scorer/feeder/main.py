@@ -1,5 +1,5 @@
 # shell
-"""``millrace serve``: binds the port, starts the template, and runs the feeder until it is to end."""
+"""``millrace run serve``: binds the port, starts the template, and runs the feeder until it is to end."""
 
 from __future__ import annotations
 

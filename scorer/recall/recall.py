@@ -81,37 +81,20 @@ class Shares:
     of_source: F64
 
     @classmethod
-    def of(cls, text: str) -> Shares:
+    def of(cls, given: Mapping[str, float]) -> Shares:
         """The shares of the setting ``recall``; a source that is not named has none.
 
         Raises:
-            SettingError: it is no list of shares, or they are none.
+            SettingError: one is no source, or they do not add up to 1.
 
-        >>> Shares.of("vectors=0.5,hot=0.5").of_source.tolist()
+        >>> Shares.of({"vectors": 0.5, "hot": 0.5}).of_source.tolist()
         [0.5, 0.0, 0.0, 0.5, 0.0, 0.0]
         """
-
-        def fail(problem: str, remedy: str) -> SettingError:
-            return SettingError(f"recall '{text}' {problem}", remedy)
-
-        given: dict[str, float] = {}
-        for part in text.split(","):
-            name, equals, number = (word.strip() for word in part.partition("="))
-            if not equals:
-                raise fail(f"has '{part.strip()}'", "write source=share, with commas between")
-            if name not in MIXED:
-                raise fail(f"names '{name}', which is no source", f"the sources are {', '.join(MIXED)}")
-            if name in given:
-                raise fail(f"names '{name}' twice", "name each source once")
-            try:
-                given[name] = float(number)
-            except ValueError:
-                raise fail(f"has '{number}' for '{name}', which is no number", "give a share from 0 to 1") from None
-            if not 0 <= given[name] <= 1:  # NaN too
-                raise fail(f"has {given[name]:g} for '{name}'", "give a share from 0 to 1")
+        for name in given.keys() - set(MIXED):
+            raise SettingError(f"recall names '{name}', which is no source", f"the sources are {', '.join(MIXED)}")
         total = math.fsum(given.values())
-        if abs(total - 1) > 1e-6:
-            raise fail(f"adds up to {total:g}", "have the shares add up to 1")
+        if not abs(total - 1) <= 1e-6:  # NaN too
+            raise SettingError(f"recall {dict(given)} adds up to {total:g}", "have the shares add up to 1")
         return cls(np.array([given.get(name, 0.0) for name in MIXED]))
 
 

@@ -7,7 +7,7 @@
               exposures/0000000012.parquet
               features/0000000012.parquet     where the setting archive_features is on
               manifest                        "12 is the last one", positions, what waits: written whole, after them
-              schema.toml                     for millrace replay
+              schema.toml                     for millrace log replay
               lock                            of the one process that writes here
 
 A cut becomes true when the manifest names it. Files beyond the last named cut are of a process that was killed in

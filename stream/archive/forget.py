@@ -1,5 +1,5 @@
 # core
-"""``millrace forget``: the archive's files, written again without one user.
+"""``millrace data forget``: the archive's files, written again without one user.
 
 Each file that has rows of the user is replaced whole, under its name and with its date, so that it expires when it
 would have. The archive may run meanwhile: it never touches a file again that its manifest names. What it has not
@@ -41,7 +41,7 @@ def forget(archive: Path, user: str) -> Forgotten:
     """
     if not (archive / "schema.toml").exists():
         raise StoreError(
-            f"'{archive}' is no archive", "name the data folder that `millrace archive` writes to with --data"
+            f"'{archive}' is no archive", "name the data folder that `millrace run archive` writes to with --data"
         )
     user_column = Columns(load_schema(archive / "schema.toml")).user
     column = {"events": "user_id", "exposures": user_column, "features": "user_id"}

@@ -37,8 +37,9 @@ def schema_text(schema: Schema, attribution_minutes: float) -> str:
         attribution_minutes=attribution_minutes,
     )
     said = _given(msgspec.structs.replace(schema, log=log, join=()))
-    return "# Made by `millrace archive` of the schema of the loop. It changes with the first file that has it.\n" + (
-        tomli_w.dumps(said)
+    return (
+        "# Made by `millrace run archive` of the schema of the loop. It changes with the first file that has it.\n"
+        + (tomli_w.dumps(said))
     )
 
 

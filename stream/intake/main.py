@@ -1,5 +1,5 @@
 # shell
-"""``millrace intake``: one process, one loop. Binds the port, connects to Kafka, answers until it is to end.
+"""``millrace run intake``: one process, one loop. Binds the port, connects to Kafka, answers until it is to end.
 
 ::
 

@@ -35,7 +35,7 @@ MOST_ID = 200
 
 SECONDS_MS = 100_000_000_000
 """In milliseconds this is March 1973, in seconds the year 5138: a smaller time was meant in seconds."""
-ARCHIVED = "the archive has the user's rows until 'millrace forget USER --data DATA' (docs/deletion.md)"
+ARCHIVED = "the archive has the user's rows until 'millrace data forget USER --data DATA' (docs/deletion.md)"
 """What is left to do where a user is deleted."""
 LINES_TYPES = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines", "application/ndjson")
 

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import safetycost
 from benchmarks.runner import BENCHMARKS, BenchError
 from benchmarks.safety import figures
-from commands.cli import clilogs
+from experiments import commands as experiment_commands
 from experiments.experiment_safety import false_refusals, make_report
 from experiments.poisons import POISONS, SLOTS, Window, spoil_slot, user_side
 from experiments.safetyjobs import SLOT_SPEC, minutes_of, promoted_after, slots
@@ -241,7 +241,7 @@ def test_what_a_gate_adds_is_the_median_of_differences(batch: SampleBatch, monke
 @pytest.mark.parametrize("name", ["labels", "recall", "safety", "drift"])
 def test_cuts_are_for_rounds_alone(tmp_path: Path, name: Any) -> None:
     with pytest.raises(SettingError, match=f"--cut for the experiment '{name}'; leave it out: it is for rounds"):
-        clilogs.experiment(name, tmp_path / "log", schema=tmp_path / "none", out=tmp_path, cut=["daily"])
+        experiment_commands.experiment(name, tmp_path / "log", schema=tmp_path / "none", out=tmp_path, cut=["daily"])
 
 
 def test_figures_are_named_by_poison_slot_and_world() -> None:

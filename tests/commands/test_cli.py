@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -14,8 +15,10 @@ from pathlib import Path
 import pytest
 from cyclopts import App
 
-from commands.cli.cli import app
+from commands.cli.cli import FORMER, app, current
 from millrace.processes.role import ROLES, last_figures
+from millrace.versions.modelstore import ModelStore
+from tests.millrace.versions.test_model_store import snapshot
 from tests.scenes.waiting import LONG, PATIENCE
 
 pytestmark = pytest.mark.timeout(LONG)  # in a fresh clone `learn` and `stream` compile first
@@ -81,10 +84,10 @@ def test_each_command_explains_itself(command: tuple[str, ...], capsys: pytest.C
 
 
 def test_a_process_of_its_own_explains_a_command() -> None:
-    done = millrace("learn", "--help")
+    done = millrace("run", "learn", "--help")
     assert done.returncode == 0, done.stderr
-    assert "Usage: millrace learn" in done.stdout
-    assert {("demo",), ("learn",), ("quarantine", "list"), ("schema", "guess")} <= set(commands(app))
+    assert "Usage: millrace run learn" in done.stdout
+    assert {("demo",), ("run", "learn"), ("data", "quarantine", "list"), ("log", "guess")} <= set(commands(app))
 
 
 @contextmanager
@@ -95,34 +98,34 @@ def closed_port() -> Iterator[int]:
         yield int(held.getsockname()[1])
 
 
-@pytest.mark.parametrize("command", ["topics", "stream", "learn", "serve", "simulate"])
+@pytest.mark.parametrize("command", ["dev topics", "run stream", "run learn", "run serve", "run simulate"])
 def test_a_broker_that_does_not_answer_is_named(command: str, tmp_path: Path) -> None:
     with closed_port() as port:
         address = f"127.0.0.1:{port}"
-        done = millrace(command, MILLRACE_KAFKA=address, MILLRACE_DATA=str(tmp_path), MILLRACE_REDIS=address)
+        done = millrace(*command.split(), MILLRACE_KAFKA=address, MILLRACE_DATA=str(tmp_path), MILLRACE_REDIS=address)
     line = the_line(done)
     assert address in line
     assert "MILLRACE_KAFKA" in line
-    if command in ROLES:
-        assert "millrace_ready 0.0" in last_figures(tmp_path, command).read_text()
+    if (role := command.split()[1]) in ROLES:
+        assert "millrace_ready 0.0" in last_figures(tmp_path, role).read_text()
 
 
-@pytest.mark.parametrize("command", ["topics", "stream", "learn", "serve", "simulate"])
+@pytest.mark.parametrize("command", ["dev topics", "run stream", "run learn", "run serve", "run simulate"])
 def test_a_missing_broker_address_is_said(command: str, tmp_path: Path) -> None:
-    line = the_line(millrace(command, MILLRACE_DATA=str(tmp_path)))
+    line = the_line(millrace(*command.split(), MILLRACE_DATA=str(tmp_path)))
     assert "MILLRACE_" in line
 
 
 def test_a_wrong_setting_is_named() -> None:
-    assert "partitions" in the_line(millrace("topics", MILLRACE_PARTITIONS="none"))
+    assert "partitions" in the_line(millrace("dev", "topics", MILLRACE_PARTITIONS="none"))
 
 
-@pytest.mark.parametrize("command", ["demo", "simulate"])
+@pytest.mark.parametrize("command", ["demo", "run simulate"])
 def test_users_that_cannot_come_are_named(command: str, tmp_path: Path) -> None:
-    assert "shoppers" in the_line(millrace(command, "--users", "0"))
+    assert "shoppers" in the_line(millrace(*command.split(), "--users", "0"))
     log = tmp_path / "log.csv"
     log.write_text(CSV)
-    line = the_line(millrace(command, "--users", "5", "--from-log", str(log)))
+    line = the_line(millrace(*command.split(), "--users", "5", "--from-log", str(log)))
     assert "--users 5" in line
     assert str(log) in line
 
@@ -131,7 +134,7 @@ def test_a_missing_log_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(CSV)
     (tmp_path / "s.toml").write_text(SCHEMA.replace('label = "hit"', 'label = "hits"'))
     args = (str(tmp_path / "log.csv"), "--schema", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"))
-    line = the_line(millrace("replay", *args))
+    line = the_line(millrace("log", "replay", *args))
     assert "hits" in line
     assert "hit" in line
 
@@ -142,16 +145,62 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "s.toml").write_text(SCHEMA)
     (tmp_path / name).unlink()
     args = (str(tmp_path / "log.csv"), "--schema", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"))
-    assert name in the_line(millrace("replay", *args))
+    assert name in the_line(millrace("log", "replay", *args))
 
 
 def test_an_unknown_benchmark_and_an_empty_store_are_named(tmp_path: Path) -> None:
-    assert "nonesuch" in the_line(millrace("bench", "nonesuch", "--out", str(tmp_path)))
-    assert "nowhere" in the_line(millrace("verify", str(tmp_path / "nowhere")))
+    assert "nonesuch" in the_line(millrace("dev", "bench", "nonesuch", "--out", str(tmp_path)))
+    assert "nowhere" in the_line(millrace("model", "verify", str(tmp_path / "nowhere")))
+
+
+def test_every_former_name_leads_to_a_command_that_there_is() -> None:
+    known = set(commands(app))
+    for old, new in FORMER.items():
+        words = current(old.split())
+        assert words[: len(new.split(" --")[0].split())] == new.split(" --")[0].split()
+        assert tuple(words[:2]) in known or tuple(words[:3]) in known
+    assert current(["verify", "--kafka", "k:1", "store"]) == ["model", "verify", "--kafka", "k:1", "store"]
+    assert current(["data", "forget", "7"]) == ["data", "forget", "7"]
+
+
+def test_a_former_name_works_and_says_the_present_one(tmp_path: Path) -> None:
+    done = millrace("rollback", "--list", "--data", str(tmp_path))
+    assert done.stderr.splitlines()[0] == "millrace: this command is now called 'millrace model list'"
+    assert "no loop has its models in folder" in done.stderr
+
+
+def test_a_result_is_printed_as_json(tmp_path: Path) -> None:
+    snapshot(ModelStore(tmp_path / "models"), 1, 4)
+    for words, key in ((("status",), "version"), (("model", "list"), "version")):
+        done = millrace(*words, "--json", "--data", str(tmp_path))
+        assert done.returncode == (1 if words == ("status",) else 0), "no loop runs there"
+        found = json.loads(done.stdout)
+        assert (found[0] if isinstance(found, list) else found)[key] == 4
+
+
+def test_a_settings_file_is_made_shown_and_checked(tmp_path: Path) -> None:
+    file = tmp_path / "millrace.toml"
+    assert millrace("init", "--out", str(file)).returncode == 0
+    assert "is there already" in the_line(millrace("init", "--out", str(file)))
+    file.write_text(file.read_text().replace("#port = 8700", "port = 8701"))
+    shown = millrace("config", "show", "--json", "--data", str(tmp_path), MILLRACE_WORKERS="2")
+    rows = {row["name"]: (row["value"], row["origin"]) for row in json.loads(shown.stdout)["settings"]}
+    line = 1 + file.read_text().splitlines().index("port = 8701")
+    assert rows["port"] == (8701, f"{file}:{line}")
+    assert (rows["workers"], rows["data"]) == ((2, "MILLRACE_WORKERS"), (str(tmp_path), "flag"))
+    assert rows["candidates"] == (1000, "default")
+    assert millrace("config", "check", "--data", str(tmp_path)).returncode == 0
+    file.write_text("[ports]\nport = 0.5\nprot = 1\n[schema]\nschema = 'none.toml'\n")
+    checked = millrace("config", "check", "--data", str(tmp_path), MILLRACE_COLOUR="red")
+    assert checked.returncode == 1
+    assert len(checked.stdout.splitlines()) == 4, checked.stdout
 
 
 def test_the_readme_names_only_commands_that_there_are() -> None:
     text = (ROOT / "README.md").read_text()
-    commands = {line.split("millrace ")[1].split()[0].strip("`") for line in text.splitlines() if "`millrace " in line}
-    assert commands <= {name for name in app if not name.startswith("-")}
-    assert {"replay", "bench", "verify"} <= commands
+    named = [
+        line.partition("`millrace ")[2].partition("`")[0].split() for line in text.splitlines() if "`millrace " in line
+    ]
+    assert named
+    known = {words[0] for words in commands(app)}
+    assert {current(words)[0] for words in named} <= known

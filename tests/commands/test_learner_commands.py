@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from commands.cli.cli import app
-from commands.cli.clitrust import ask, hold, list_quarantine, promote, quarantine_commands, rollback
+from commands.cli.cliadmin import ask
+from commands.cli.clidata import list_quarantine, quarantine
+from commands.cli.climodel import hold, list_versions, promote, rollback
 from learner.gate.admin import ADDRESS, Admin
 from learner.gate.quarantine import PLACE, Quarantine
 from learner.gate.verdicts import Refusal
@@ -67,7 +69,7 @@ def learner(folder: Path) -> Iterator[Learner]:
 
 
 def of_quarantine(*words: str) -> None:
-    quarantine_commands(words, exit_on_error=False, result_action="return_value")
+    quarantine(words, exit_on_error=False, result_action="return_value")
 
 
 def test_each_command_says_what_it_means(folder: Path, learner: Learner, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,8 +77,8 @@ def test_each_command_says_what_it_means(folder: Path, learner: Learner, capsys:
         (lambda: rollback(data=folder), ("rollback", {"version": None})),
         (lambda: rollback(42, data=folder), ("rollback", {"version": 42})),
         (lambda: promote(data=folder), ("promote", {})),
-        (lambda: promote(shadow=True, data=folder), ("adopt", {"from": "shadow"})),
-        (lambda: promote(repair=True, data=folder), ("adopt", {"from": "repair"})),
+        (lambda: promote("shadow", data=folder), ("adopt", {"from": "shadow"})),
+        (lambda: promote("repair", data=folder), ("adopt", {"from": "repair"})),
         (lambda: hold(data=folder), ("hold", {})),
         (lambda: of_quarantine("release", "all", "--data", str(folder)), ("release", {"names": "all"})),
         (
@@ -135,10 +137,10 @@ def test_where_no_learner_is_that_is_said(folder: Path) -> None:
         hold(data=folder)
 
 
-def test_flags_that_say_nothing_or_too_much(folder: Path) -> None:
-    with pytest.raises(SettingError, match="--shadow and --repair; give one of them"):
-        promote(shadow=True, repair=True, data=folder)
-    with pytest.raises(SettingError, match="no name is given; name entries of 'millrace quarantine list', or say: all"):
+def test_names_must_be_given(folder: Path) -> None:
+    with pytest.raises(
+        SettingError, match="no name is given; name entries of 'millrace data quarantine list', or say: all"
+    ):
         of_quarantine("release", "--data", str(folder))
 
 
@@ -147,7 +149,7 @@ def test_lists_are_read_where_they_lie(folder: Path, capsys: pytest.CaptureFixtu
     store = ModelStore(folder / "models")
     for version in (4, 9):
         snapshot(store, 1, version)
-    rollback(show=True, data=folder)
+    list_versions(data=folder)
     assert capsys.readouterr().out == ("9  nothing learnt yet\n4  nothing learnt yet\n")
     kept = Quarantine(Store(folder / PLACE), "s")
     kept.keep(Refusal("labels", 2.4125, 1.6), rows(1200), places(1200), 7)
@@ -165,12 +167,12 @@ def test_lists_are_read_where_they_lie(folder: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     "words",
     [
-        ["rollback", "--list"],
-        ["quarantine", "list"],
-        ["repair", "--since", "1h", "--without-arm", "control"],
-        ["bisect", "--since", "1h"],
-        ["forget", "7"],
-        ["hold"],
+        ["model", "list"],
+        ["data", "quarantine", "list"],
+        ["model", "repair", "--since", "1h", "--without-arm", "control"],
+        ["model", "bisect", "--since", "1h"],
+        ["data", "forget", "7"],
+        ["model", "hold"],
     ],
 )
 def test_a_command_in_a_wrong_folder_names_the_folder_and_makes_none(

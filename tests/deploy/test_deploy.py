@@ -306,7 +306,10 @@ def services() -> dict[str, Any]:
 def test_every_role_and_service_is_there() -> None:
     assert set(services()) == {*ROLES, *THIRD_PARTY, "topics"}
     commands = {n: s.get("command") for n, s in services().items() if n not in THIRD_PARTY}
-    assert commands == {n: [n] for n in (*ROLES, "topics")}  # subcommands of the image's entry point
+    assert commands == {
+        **{n: ["run", n] for n in ROLES},
+        "topics": ["dev", "topics"],
+    }  # subcommands of the image's entry point
     assert not [n for n, s in services().items() if "entrypoint" in s]
 
 

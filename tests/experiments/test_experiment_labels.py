@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from commands.cli import clilogs
 from commands.replay.logfeatures import Labels, LogRows
+from experiments import commands as experiment_commands
 from experiments import realspeed
 from experiments.experiment_labels import STARTS, Recorded, experiment_labels
 from experiments.labels_report import BOUND, MEASURES, ORACLE, Parts, figures, make_report
@@ -229,9 +229,9 @@ def test_a_folder_that_is_a_file_is_told(schema: Schema, tmp_path: Path) -> None
 
 def test_options_of_another_experiment_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="--rates for the experiment 'models'"):
-        clilogs.experiment("models", out=tmp_path, rates=[1.0])
+        experiment_commands.experiment("models", out=tmp_path, rates=[1.0])
     with pytest.raises(SettingError, match="--rates with the log"):
-        clilogs.experiment("labels", tmp_path / "log.csv", out=tmp_path, rates=[1.0])
+        experiment_commands.experiment("labels", tmp_path / "log.csv", out=tmp_path, rates=[1.0])
 
 
 # -- sums ----------------------------------------------------------------------------------------------------

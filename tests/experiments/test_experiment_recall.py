@@ -401,4 +401,4 @@ def test_the_command_refuses_flags_of_other_experiments(
     tmp_path: Path, name: str, flags: list[str], message: str
 ) -> None:
     with pytest.raises(SettingError, match=message):
-        cli.app(["experiment", name, "--out", str(tmp_path), *flags], exit_on_error=False)
+        cli.app(["dev", "experiment", name, "--out", str(tmp_path), *flags], exit_on_error=False)

@@ -1,4 +1,4 @@
-"""``millrace delays``: trials are replays with other labels, judged by the final ones; what a log lacks is named."""
+"""``millrace log delays``: trials are replays with other labels, judged by the final ones; a log's lack is named."""
 
 from __future__ import annotations
 

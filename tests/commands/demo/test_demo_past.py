@@ -22,7 +22,7 @@ from millrace.basics.errors import ServiceError, SettingError, StoreError
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings, load_settings
 from millrace.processes.profiles import PLACE, UNFINISHED
-from millrace.processes.supervisor import role_argv
+from millrace.processes.supervisor import PYTHON
 from millrace.processes.wall import event_now_ms
 from simulator import daylog
 from simulator.daylog import day_table
@@ -45,11 +45,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 def test_the_replay_is_a_command_that_the_program_knows(tmp_path: Path) -> None:
     settings = Settings(data=str(tmp_path), seed=7)
     argv = past._command("days", settings)
-    words = argv[argv.index("replay") :]
-    assert [*argv[: -len(words)], "replay"] == role_argv("replay")
+    words = argv[argv.index("log") :]
+    assert argv[: -len(words)] == [*PYTHON, "commands"]
     command, given, _ = app.parse_args(words, exit_on_error=False, print_error=False)
-    assert command.__name__ == "replay"
-    assert given.arguments["into"] == tmp_path
+    assert command.__name__ == "bootstrap"
+    assert given.arguments["data"] == tmp_path
     assert given.arguments["people"] is False
     assert given.arguments["seed"] == 7
 

@@ -193,7 +193,7 @@ def test_a_page_that_no_model_made_is_logged() -> None:
 
 def test_the_newest_rows_of_an_arm_are_those_that_the_learner_judges() -> None:
     """Two programs, one stream of samples: the learner as they come, the report when all is over."""
-    from learner.evaluation.segments import Segments, parse_segments
+    from learner.evaluation.segments import Segments
     from learner.evaluation.served import Served as Live
     from learner.ranker.model import OnlineModel
     from tests.scenes.learning import SCHEMA
@@ -202,7 +202,7 @@ def test_the_newest_rows_of_an_arm_are_those_that_the_learner_judges() -> None:
     layout = SCHEMA.layout
     waits = Waits(5 * MINUTE, 30_000, MINUTE)
     model = OnlineModel(SCHEMA, {"model": "wide_deep", "hidden": [4]}, 0)
-    live = Live(SCHEMA, Segments(SCHEMA, parse_segments("")), waits, 300)
+    live = Live(SCHEMA, Segments(SCHEMA, {}), waits, 300)
     ledger = Ledger(EventClock(), 3_600_000, {}, waits)
     for number in range(120):
         kinds = {int(p): int(rng.random() < 0.3) for p in range(10)}  # POSITIVE is 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from commands.cli import cli
+from commands.cli import clidata
 from commands.reference.letters import Letters
 from commands.up.folder import locked
 from millrace.basics.errors import SettingError
@@ -111,7 +111,7 @@ def test_the_command_reads_the_whole_topic(monkeypatch: pytest.MonkeyPatch, caps
         return 3
 
     monkeypatch.setattr("millrace.processes.kafka.read_all", read_all)
-    cli.letters(reason="late", last=1, kafka="broker:9092")
+    clidata.dead_letters(reason="late", last=1, kafka="broker:9092")
     out = capsys.readouterr().out
     assert asked == [("broker:9092", DEAD_LETTERS)]
     assert ("offset 3" in out, "offset 1" in out, "seconds" in out) == (True, False, False)
@@ -125,9 +125,9 @@ def test_the_command_asks_the_broker_of_the_run_on_the_data_folder(
     monkeypatch.setattr("millrace.processes.kafka.read_all", lambda settings, *_: asked.append(settings.kafka))
     (tmp_path / "up.json").write_text('{"kafka": "127.0.0.1:8730"}')  # as a killed run leaves it
     with pytest.raises(SettingError, match=rf"no 'millrace up' is ready on folder '{re.escape(str(tmp_path))}'"):
-        cli.letters(data=tmp_path)
+        clidata.dead_letters(data=tmp_path)
     with locked(tmp_path):
-        cli.letters(data=tmp_path)
+        clidata.dead_letters(data=tmp_path)
     assert asked == ["127.0.0.1:8730"]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,17 @@ import msgspec
 import pytest
 from referencing import Registry, Resource
 
+from commands.cli.cli import app
+from commands.reference import commandpage as commands
 from commands.reference import messages, settings
 from commands.reference.examples import EXAMPLES
 from commands.reference.messages import CHANNELS, KINDS, MEANS
 from commands.reference.pages import pages, write
+from millrace.basics.errors import EXIT_CODES
 from millrace.contracts.events import BadEventError, decode_dead_letter, decode_event
 from millrace.contracts.intake import Intake
 from millrace.contracts.schema import shop_schema
-from millrace.contracts.settings import Settings
+from millrace.contracts.settings import SECTIONS, Settings
 from millrace.contracts.topics import EVENTS, ITEMS, TOPICS, USERS
 from tests.scenes.bad_messages import Bad, bad_events, bad_items, bad_users
 
@@ -34,14 +39,14 @@ def validator(name: str) -> jsonschema.Draft202012Validator:
 
 
 def test_the_pages_in_docs_are_those_that_would_be_made(tmp_path: Path) -> None:
-    """After a change of a type or a setting: `millrace reference --out docs/`."""
-    made = pages()
+    """After a change of a type or a setting: `millrace dev reference --out docs/`."""
+    made = pages(app)
     for name, content in made.items():
-        assert (DOCS / name).read_bytes() == content, f"docs/{name} is old: run 'millrace reference --out docs/'"
+        assert (DOCS / name).read_bytes() == content, f"docs/{name} is old: run 'millrace dev reference --out docs/'"
     there = {str(path.relative_to(DOCS)) for path in (DOCS / "reference").rglob("*") if path.is_file()}
     assert there == {name for name in made if name.startswith("reference/")}, "and there is no page of old types"
-    assert len(write(tmp_path)) == len(made)
-    assert write(tmp_path) == []
+    assert len(write(tmp_path, made)) == len(made)
+    assert write(tmp_path, made) == []
 
 
 def test_every_field_has_words_and_no_words_are_left_over() -> None:
@@ -124,16 +129,26 @@ def test_the_asyncapi_document_has_every_topic_and_each_reference_leads_somewher
     assert events["topicConfiguration"]["retention.ms"] == 7 * 86_400_000
 
 
-def test_the_settings_page_has_every_setting_once_with_what_the_source_says_of_it() -> None:
+def test_the_settings_page_has_every_public_setting_once_with_what_the_source_says_of_it() -> None:
     rows = {row.name: row for row in settings.rows()}
-    assert list(rows) == list(Settings.__struct_fields__)
+    assert list(rows) == [name for names in SECTIONS.values() for name in names]
     assert rows["workers"].type == "whole number, 1 to 64"
     assert rows["workers"].meaning == "processes that answer requests, on one port"
     assert rows["store"].meaning.startswith("Folder or object store")
-    assert (rows["attribution_minutes"].type, rows["attribution_minutes"].default) == ("number, above 0", "`5.0`")
-    assert (rows["attribution_minutes"].section, rows["idle_seconds"].section) == (
-        "stream, in event time", "stream, in wall time"
-    )  # fmt: skip
-    assert rows["candidates"].section == rows["workers"].section == "scorer"
+    assert (rows["attribution_minutes"].type, rows["attribution_minutes"].default) == ("number, above 0", 5.0)
+    assert rows["teach_limits"].type == "table of whole number, 1 or more"
+    for section, about in ((row.section, row.about) for row in rows.values()):
+        assert about.lower().startswith(f"{section}. ")
     page = settings.page()
     assert all(page.count(f"| `MILLRACE_{name.upper()}` |") == 1 for name in rows)
+
+
+def test_the_page_of_commands_has_every_command_with_its_flags_and_the_exit_codes() -> None:
+    text = commands.page(app)
+    for words, command in commands.commands(app):
+        part = text.partition(f"# {words}\n")[2].partition("\n##")[0]
+        assert part, words
+        if command.default_command is not None:
+            names = set(inspect.signature(command.default_command).parameters) - {"arguments"}
+            assert names <= {name.replace("-", "_").lower() for name in re.findall(r"[\w-]+", part.replace("--", " "))}
+    assert all(f"| {code} | {meaning} |" in text for code, meaning in EXIT_CODES.items())

@@ -432,7 +432,7 @@ def test_windows_are_not_read_at_a_row_that_is_behind_or_no_cut(tmp_path: Path) 
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: Path | str) -> int:
-    monkeypatch.setattr(sys, "argv", ["millrace", "replay", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["millrace", "log", "replay", *map(str, arguments)])
     try:
         cli.main()
     except SystemExit as end:

@@ -133,14 +133,11 @@ def test_one_run_at_a_time_has_a_folder(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingError, match=r"file.* cannot be made .*--data"):
-        up(shop(), UpOptions(data=tmp_path / "file"))
+        up(shop(data=str(tmp_path / "file")), UpOptions())
 
 
-def test_the_data_folder_is_the_flags_or_the_settings_or_one_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_data_folder_is_the_settings_or_one_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert folders.on_folder(Settings(data="/b"), Path("/a")).data == "/a"
     assert folders.on_folder(Settings(data="/b")).data == "/b"
     assert folders.on_folder(Settings()).data == str(tmp_path / "millrace-data")
 
@@ -156,10 +153,10 @@ def test_a_schema_that_nobody_names_is_that_of_the_folder_or_none(
     assert list(tmp_path.iterdir()) == [], "a command in a wrong folder leaves nothing there"
     (tmp_path / "one.toml").write_text(f'name = "one"\n{SCHEMA}')
     folders.schema_note(tmp_path, Settings(schema=str(tmp_path / "one.toml"))).write(tmp_path)
-    found = folders.on_folder(Settings(), tmp_path)
+    found = folders.on_folder(Settings(data=str(tmp_path)))
     assert found.load_schema().name == "one"
     assert folders.schema_note(tmp_path, found).changed == ""
-    assert folders.on_folder(Settings(schema="another"), tmp_path).schema == "another"
+    assert folders.on_folder(Settings(schema="another", data=str(tmp_path))).schema == "another"
 
 
 def test_the_schema_of_the_state_is_kept_and_another_one_is_refused_until_it_may_be(tmp_path: Path) -> None:
@@ -224,7 +221,7 @@ def test_a_token_file_that_cannot_be_read_ends_it_before_anything_is_started(tmp
 
 def test_sync_is_for_the_embedded_broker(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="--sync"):
-        up(Settings(kafka="127.0.0.1:1"), UpOptions(data=tmp_path, sync=True))
+        up(Settings(kafka="127.0.0.1:1", data=str(tmp_path)), UpOptions(sync=True))
 
 
 def test_every_role_gets_the_same_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ HASHED, MOODY = "tests.learner.own_models:Hashed", "tests.learner.own_models:Moo
 def test_life_of_a_learner_with_a_model_of_its_own(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start, learn, publish, stop; a follower of the topic holds what the last snapshot says; start again, go on."""
     monkeypatch.setattr(SnapshotWriter, "tidy", lambda self, epoch: None)
-    settings = msgspec.structs.replace(settings, model=HASHED, model_spec='{"bits": 10}')
+    settings = msgspec.structs.replace(settings, model=HASHED, model_spec={"bits": 10})
     wait_for_broker(settings)
     create_topics(settings)
     past = end_of_topic(settings)
@@ -94,13 +94,13 @@ def test_life_of_a_learner_with_a_model_of_its_own(settings: Settings, monkeypat
     before = next(a["own/steps"] for a in store.read_training(newest))
     assert own[0] > before[0] > 0, "it went on from what the snapshot kept"
 
-    for other in ({"model": "wide_deep", "model_spec": ""}, {"model": MOODY}):
+    for other in ({"model": "wide_deep", "model_spec": {}}, {"model": MOODY}):
         with pytest.raises(SnapshotError, match=f"'{HASHED}', the learner was told '{other['model']}'"):
             run(msgspec.structs.replace(settings, **other), threading.Event())
         with pytest.raises(SnapshotError, match="one of them is a model of one's own"):
             run(msgspec.structs.replace(settings, evolve=True, **other), threading.Event())
     with pytest.raises(SnapshotError, match="1024 weights, not 512"):
-        run(msgspec.structs.replace(settings, model_spec='{"bits": 9}'), threading.Event())
+        run(msgspec.structs.replace(settings, model_spec={"bits": 9}), threading.Event())
 
 
 @pytest.mark.services

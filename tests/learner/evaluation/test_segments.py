@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from learner.evaluation.progressive import Progressive
-from learner.evaluation.segments import Segments, parse_segments
+from learner.evaluation.segments import Segments
 from learner.evaluation.served import Served
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
@@ -24,14 +24,6 @@ from tests.scenes.learning import SCHEMA, make_samples
 SPEC: dict[str, Any] = {"model": "wide_deep", "hidden": [16, 16], "width": 4}
 NAMED = {"category": ("1", "2"), "tags": ("3",), "price": ("4",), "nothing": ("5",)}
 NAMES = ["category=1", "category=2", "tags=3", "user=known", "user=new", "item=known", "item=new"]
-
-
-def test_segments_are_read_from_a_line() -> None:
-    assert parse_segments("kind:business|consumer; seller: 1") == {"kind": ("business", "consumer"), "seller": ("1",)}
-    assert parse_segments("") == {}
-    for bad in ("kind", "kind:", "a:" + "|".join(str(i) for i in range(51))):
-        with pytest.raises(SettingError):
-            parse_segments(bad)
 
 
 def test_members_are_values_and_ids_met_before() -> None:
@@ -76,12 +68,14 @@ def test_figures_are_the_exact_ones_of_the_rows_in_each_segment() -> None:
 
 def test_a_mask_holds_the_most_segments_that_can_be_named() -> None:
     most = tuple(str(i) for i in range(50))
-    segments, batch = Segments(SCHEMA, parse_segments("category:" + "|".join(most))), make_samples(50, 0)
+    segments, batch = Segments(SCHEMA, {"category": most}), make_samples(50, 0)
     assert len(segments.names) == 54
     members = segments.members(batch, OnlineModel(SCHEMA, SPEC, 0))
     figures = segments.metrics(batch.label, batch.label, members)
     assert sum(figures[f"category={i}"].rows for i in most) == figures["item=new"].rows == 50
     assert figures["item=known"].rows == 0
+    with pytest.raises(SettingError, match="segments names more than 50 values"):
+        Segments(SCHEMA, {"category": (*most, "50")})
 
 
 def test_the_trainer_looks_at_ids_before_it_learns_them() -> None:

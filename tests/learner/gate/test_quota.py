@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from learner.gate import quota
-from learner.gate.quota import HOUR_MS, Quota, parse_limits
+from learner.gate.quota import HOUR_MS, Quota
 from millrace.basics.errors import SettingError
 from millrace.contracts.samples import SampleBatch
 from tests.scenes.learning import SCHEMA
@@ -120,16 +120,6 @@ def test_nothing_is_limited_without_limits() -> None:
     assert not Quota(SCHEMA, {"user": 1}).over(rows([])).any()
 
 
-@pytest.mark.parametrize(
-    "text", ["user", "user=", "=3", "user=0", "user=-1", "user=1.5", "user=1,user=2", "user=1;item=2"]
-)
-def test_limits_that_cannot_be_read(text: str) -> None:
-    with pytest.raises(SettingError, match="teach_limits"):
-        parse_limits(text)
-
-
 def test_a_limit_of_no_field() -> None:
     with pytest.raises(SettingError, match="'price', which is no categorical field"):
         Quota(SCHEMA, {"price": 3})
-    assert parse_limits("") == {}
-    assert parse_limits(" user=1 , category = 20 ") == {"user": 1, "category": 20}

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from commands.cli import cli, clilogs
+from commands.cli import cli, climodel
 from learner.role import service
 from learner.training import tenure
 from learner.training.publisher import Publisher
@@ -137,7 +137,7 @@ def test_of_two_claims_of_one_epoch_the_first_wins(settings: Settings, monkeypat
 def test_a_fenced_role_ends_with_a_status_of_its_own_and_is_not_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fenced() -> None:
+    def fenced(_: list[str]) -> None:
         raise FencedError("learner 'x' has taken over", "stop it")
 
     monkeypatch.setattr(cli, "app", fenced)
@@ -186,7 +186,7 @@ def test_old_messages_and_files_are_removed_and_the_newest_pair_can_be_proved(
     assert len(acts) <= 4
     assert set(store.store.names()) == used | {n for n in store.store.names() if n.endswith(".manifest")} | set(acts)
     assert len(prove(store, read_deltas(settings)).proofs) == 1
-    clilogs.verify(settings.place("models"), kafka=settings.kafka)
+    climodel.verify(settings.place("models"), kafka=settings.kafka)
     assert f"= snapshot {newest.version}: " in capsys.readouterr().out
 
 

@@ -38,8 +38,6 @@ def test_settings_samples_and_registry_name_the_same_policies() -> None:
         assert policy_named(name).promise(WAITS, 0).code == CODE[name]
     with pytest.raises(SettingError, match=r"'guess'.*equal-wait"):
         policy_named("guess")
-    with pytest.raises(SettingError, match=r"delayed_feedback.*MILLRACE_LABEL_POLICY"):
-        Settings(model_spec='{"delayed_feedback": "wait"}').spec()
 
 
 def test_what_is_promised_in_steady_traffic() -> None:

@@ -10,7 +10,7 @@ from threading import Event, Thread
 
 import pytest
 
-from commands.cli import cli
+from commands.cli import cli, cliroles
 from millrace.contracts.settings import Settings
 from millrace.processes.role import ROLES, last_figures
 from millrace.processes.supervisor import role_argv
@@ -38,7 +38,7 @@ def run(settings, stop):
     assert stop.wait(60)
     structlog.get_logger("any").info("asked to stop")
 
-cli.app = lambda: run_role("learn", Settings(kafka="127.0.0.1:1", data=sys.argv[1]), run)
+cli.app = lambda _: run_role("learn", Settings(kafka="127.0.0.1:1", data=sys.argv[1]), run)
 cli.main()
 """
 
@@ -68,8 +68,8 @@ def test_the_second_signal_ends_a_role_at_once(tmp_path: Path) -> None:
 
 def test_every_role_is_a_command_and_the_supervisor_starts_that() -> None:
     for name in ROLES:
-        assert callable(cli.app[name].default_command)
-        assert role_argv(name) == [sys.executable, "-P", "-m", "commands", name]
+        assert callable(cli.app["run"][name].default_command)
+        assert role_argv(name) == [sys.executable, "-P", "-m", "commands", "run", name]
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[..., None], list
     monkeypatch.setattr("simulator.playback.play", play)
     monkeypatch.setattr("millrace.processes.role.run_role", run_role)
     monkeypatch.delenv("MILLRACE_FROM_LOG", raising=False)
-    return cli.simulate, played, stop
+    return cliroles.simulate, played, stop
 
 
 def test_a_person_s_playback_ends_with_its_log(

@@ -59,7 +59,7 @@ def test_what_is_there_stays_and_what_is_missing_must_fit_to_it(broker: str) -> 
 
 
 def test_roles_started_before_any_topic_is_there_work(broker: str, tmp_path: Path) -> None:
-    """``millrace stream``, ``learn`` and ``serve`` as somebody types them, in no order, with nothing prepared."""
+    """``millrace run stream``, ``learn`` and ``serve`` as somebody types them, in no order, with nothing prepared."""
     with EmbeddedRedis(tmp_path / "redis") as redis:
         children = []
         urls = {}
@@ -73,7 +73,7 @@ def test_roles_started_before_any_topic_is_there_work(broker: str, tmp_path: Pat
                     port=free_port(),
                     metrics_port=port,
                 )
-                argv = [sys.executable, "-m", "commands", command]
+                argv = [sys.executable, "-m", "commands", "run", command]
                 clean = {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")}
                 children.append(spawn(argv, clean | settings.environment(), tmp_path / f"{command}.log"))
                 urls[command] = f"http://127.0.0.1:{port}/metrics"

@@ -204,4 +204,4 @@ def test_heat_is_what_the_schema_counts_and_lists_are_made_of_any(windows: str, 
     lists = make_lists(builder, index.columns(np.arange(3)), index.alive, index.born_ms, index.heat, new_exposures=7)
     assert lists.new.tolist() == [row for row in range(3) if seen[row] < 7], "born last first"
     assert (lists.hot.tolist(), lists.groups) == ([0, 1, 2], ()), "nothing is hot, so those born last"
-    assert len(recall(lists, Shares.of("hot=0.5,new=0.5"), 2, 0).rows) == 2
+    assert len(recall(lists, Shares.of({"hot": 0.5, "new": 0.5}), 2, 0).rows) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -37,7 +36,10 @@ class Learner:
         own = msgspec.structs.replace(settings, data=str(folder), metrics_port=0)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "commands", "learn"], env=Scorer.environment_of(own), stderr=log, stdout=log
+                [sys.executable, "-m", "commands", "run", "learn"],
+                env=Scorer.environment_of(own),
+                stderr=log,
+                stdout=log,
             )
 
     def end(self) -> None:
@@ -58,7 +60,7 @@ def test_a_scorer_follows_a_learner_that_it_shares_no_folder_with(tmp_path: Path
             redis=redis.address,
             store=f"file://{tmp_path / 'object store'}",
             schema=str(SCHEMA_TOML),
-            model_spec=json.dumps(SPEC),
+            model_spec=SPEC,
             port=free_port(),
             partitions=3,
             control_share=0,

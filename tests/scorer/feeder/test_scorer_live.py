@@ -32,7 +32,7 @@ from tests.scenes.waiting import LONG, PATIENCE, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
-COMMAND = [sys.executable, "-m", "commands", "serve"]
+COMMAND = [sys.executable, "-m", "commands", "run", "serve"]
 TOKEN = "a-token-of-the-live-scorer"
 SCHEMA_TOML = Path(__file__).parents[3] / "tests/scenes/scorer_shop.toml"
 

@@ -189,7 +189,7 @@ def test_each_source_gives_its_share_of_what_is_allowed() -> None:
     mask = (np.arange(n) < 900) | ((np.arange(n) >= 4500) & (np.arange(n) % 20 == 0))
     allowed = Allowed(mask, np.flatnonzero(mask).astype(np.int32))
     liking = np.isin(lists.groups[0].example % 10, [0, 3]).astype(np.float64)
-    shares = Shares.of("vectors=0.4,liked=0.2,coclicked=0.1,hot=0.1,new=0.1,random=0.1")
+    shares = Shares.of({"vectors": 0.4, "liked": 0.2, "coclicked": 0.1, "hot": 0.1, "new": 0.1, "random": 0.1})
     found = recall(
         lists, shares, 100, 5,
         vectors=np.arange(300, 400), liked=[(lists.groups[0], liking)], coclicked=np.arange(2990, 3000),
@@ -214,7 +214,7 @@ def test_a_group_of_which_nothing_is_allowed_gives_way_to_the_next() -> None:
     allowed = Allowed(mask, np.flatnonzero(mask).astype(np.int32))
     liking = np.linspace(2, 1, 26)[np.argsort(np.argsort(lists.groups[0].example % 26))]
     found = recall(
-        lists, Shares.of("liked=1"), 120, 5, liked=[(lists.groups[0], liking)], allowed=allowed,
+        lists, Shares.of({"liked": 1}), 120, 5, liked=[(lists.groups[0], liking)], allowed=allowed,
         born_ms=np.arange(n),
     )  # fmt: skip
     assert set((found.rows % 26).tolist()) == set(range(13, 25)), "the twelve best liked of those that have some"
@@ -225,7 +225,7 @@ def test_a_small_rest_of_a_large_shop_is_ranked_whole() -> None:
     lists = lists_of(3000, heat_of(np.zeros(3000)))
     mask = np.arange(3000) % 100 == 7
     found = recall(
-        lists, Shares.of("hot=1"), 50, 5, allowed=Allowed(mask, np.flatnonzero(mask).astype(np.int32)),
+        lists, Shares.of({"hot": 1}), 50, 5, allowed=Allowed(mask, np.flatnonzero(mask).astype(np.int32)),
         bought=np.array([7, 107, 8]), least=28, born_ms=np.arange(3000),
     )  # fmt: skip
     assert found.rows.tolist() == list(range(207, 3000, 100)), "without what was bought, which is enough"

@@ -45,7 +45,7 @@ from tests.scenes.scorer_shop import (
     window_keys,
 )
 
-SHARES = "vectors=0.5,liked=0.15,coclicked=0.1,hot=0.1,new=0.1,random=0.05"
+SHARES = {"vectors": 0.5, "liked": 0.15, "coclicked": 0.1, "hot": 0.1, "new": 0.1, "random": 0.05}
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
@@ -187,7 +187,7 @@ def test_the_first_items_of_an_explained_page_have_reasons(shop: Shop) -> None:
 
 @pytest.mark.parametrize("how", ["none", "young", "no share"])
 def test_without_vectors_the_others_fill_the_page(tmp_path: Path, how: str) -> None:
-    shares = "liked=0.3,coclicked=0.2,hot=0.2,new=0.2,random=0.1"
+    shares = {"liked": 0.3, "coclicked": 0.2, "hot": 0.2, "new": 0.2, "random": 0.1}
     shop = Shop(tmp_path, **({"recall": shares} if how == "no share" else {}))
     if how == "none":
         shop.scorer.retrieval = None

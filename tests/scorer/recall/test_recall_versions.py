@@ -56,7 +56,7 @@ class Scorer(Whole):
     def __init__(self, data: Path) -> None:
         self.coming: list[Message] = []
         chosen = Settings(
-            data=str(data), control_share=0, candidates=CANDIDATES, page_limit=CANDIDATES, recall="vectors=1"
+            data=str(data), control_share=0, candidates=CANDIDATES, page_limit=CANDIDATES, recall={"vectors": 1}
         )
         super().__init__(chosen, Users({"u": RECORD}))
         self.heads: dict[int, list[Image]] = {}  # of each retrieval version: all that its tower has taken

@@ -76,7 +76,7 @@ def embedded(folder: Path) -> Iterator[Broker]:
 
 
 class Stream:
-    """``millrace stream``."""
+    """``millrace run stream``."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings, self._log, self._saved = settings, folder / "stream.log", folder / "checkpoints"
@@ -86,7 +86,7 @@ class Stream:
     def start(self) -> None:
         environment = {**os.environ, **self._settings.environment()}
         self._before = self._checkpoints()
-        self._child = spawn([sys.executable, "-m", "commands", "stream"], environment, self._log)
+        self._child = spawn([sys.executable, "-m", "commands", "run", "stream"], environment, self._log)
 
     def has_worked(self) -> bool:
         """Whether it has written a checkpoint since it was started."""

@@ -245,7 +245,7 @@ class Loop:
         settings = msgspec.structs.replace(self.settings, metrics_port=free_port())
         environment = {**os.environ, **settings.environment(), "NUMBA_NUM_THREADS": "1"}
         log = self.folder / f"worker{len(self.workers)}.log"
-        child = spawn([sys.executable, "-m", "commands", "stream"], environment, log)
+        child = spawn([sys.executable, "-m", "commands", "run", "stream"], environment, log)
         self.workers[child] = settings
         return child
 

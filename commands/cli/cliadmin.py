@@ -1,0 +1,124 @@
+# shell
+"""How a command reaches the running learner.
+
+::
+
+    DATA/learner/admin.json   where the learner's HTTP is  ──► POST, with the token of MILLRACE_ADMIN_TOKEN_FILE,
+                                                               else of DATA/admin.token
+
+Docs: docs/trust.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from commands.cli.cliflags import emit, settings_of
+from millrace.basics.errors import ServiceError, SettingError
+from millrace.contracts.settings import Settings
+
+ANSWER_SECONDS = 660.0
+"""How long an answer is waited for: somewhat longer than the learner itself waits."""
+
+Admin = Annotated[
+    str | None,
+    Parameter(help="The learner's HTTP, http://HOST:PORT, if it runs elsewhere (default: as its folder says)."),
+]
+
+
+def tell(data: Path | None, admin: str | None, json: bool, path: str, **body: Any) -> None:
+    """Gives a command to the learner, and prints what it did.
+
+    Args:
+        path: of :data:`learner.gate.admin.COMMANDS`.
+
+    Raises:
+        ServiceError: no learner answers, or it did not do it.
+        SettingError: there is no token, or the address is none.
+    """
+    if data is not None and not data.is_dir():
+        raise SettingError(f"--data '{data}' is no folder", "name the data folder of a learner")
+    settings = settings_of(data)
+    answer = ask(_address(settings, admin), path, body, _token(settings))
+    emit(answer, told(answer), json)
+
+
+def _address(settings: Settings, admin: str | None) -> str:
+    from learner.gate.admin import address
+
+    found = admin or address(Path(settings.data))
+    if found is None:
+        raise ServiceError(
+            f"no learner is at work on folder '{settings.data}'",
+            "name its folder with --data, or where it listens with --admin http://HOST:8750",
+        )
+    return found
+
+
+def _token(settings: Settings) -> str:
+    from millrace.processes.tokens import OWN, tokens_of
+
+    own = Path(settings.data) / OWN
+    if settings.admin_token_file:
+        return tokens_of(Path(settings.admin_token_file))[0]
+    if not own.exists():
+        raise SettingError(
+            f"no token is known: MILLRACE_ADMIN_TOKEN_FILE is not set, and '{own}' is not there",
+            "set it to the file that the learner was started with",
+        )
+    return tokens_of(own)[0]
+
+
+def ask(address: str, path: str, body: Mapping[str, Any], token: str) -> dict[str, Any]:
+    """The learner's answer to a command.
+
+    Args:
+        address: of its HTTP, ``http://host:port``.
+        path: of :data:`learner.gate.admin.COMMANDS`.
+
+    Raises:
+        ServiceError: nobody answers there, or the command was not done.
+        SettingError: the address is none.
+    """
+    from http.client import HTTPConnection, HTTPException
+    from urllib.parse import urlsplit
+
+    import msgspec
+
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname or "", parts.port or 80
+        if parts.scheme != "http" or not host:
+            raise ValueError
+    except ValueError:
+        raise SettingError(f"address '{address}' of the learner", "give http://HOST:PORT") from None
+    connection = HTTPConnection(host, port, timeout=ANSWER_SECONDS)
+    try:
+        connection.request("POST", path, msgspec.json.encode(body), {"Authorization": f"Bearer {token}"})
+        answer = connection.getresponse()
+        said = msgspec.json.decode(answer.read(), type=dict[str, Any])
+    except (OSError, HTTPException, msgspec.MsgspecError) as error:
+        raise ServiceError(
+            f"the learner at {address} does not answer ({type(error).__name__}: {error})",
+            "look whether it runs; GET /model there says what it did",
+        ) from None
+    finally:
+        connection.close()
+    if answer.status != 200:
+        problem, _, remedy = str(said.get("error", f"status {answer.status}")).partition("; ")
+        raise ServiceError(problem, remedy or "see the learner's log")
+    return said
+
+
+def told(answer: Mapping[str, Any]) -> list[str]:
+    """An answer as lines.
+
+    >>> told({"said": "back at version 40", "version": 43, "from": None})
+    ['back at version 40', 'version  43']
+    """
+    first = [str(answer["said"])] if "said" in answer else []
+    return [*first, *(f"{name}  {value}" for name, value in answer.items() if name != "said" and value is not None)]

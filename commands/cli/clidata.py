@@ -1,0 +1,117 @@
+# shell
+"""``millrace data``: messages that could not be used, samples that were refused, the archive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import cyclopts
+
+from commands.cli.cliadmin import Admin, tell
+from commands.cli.cliflags import Data, Json, Kafka, emit, settings_of, when, with_broker
+from commands.up.folder import of_loop
+from millrace.basics.errors import SettingError
+
+app = cyclopts.App(name="data", help="Dead letters, quarantine, the archive.")
+quarantine = cyclopts.App(name="quarantine", help="Samples that were refused: list, release, discard.")
+app.command(quarantine)
+
+
+@app.command
+def dead_letters(
+    *, reason: str = "", last: int = 10, kafka: Kafka = None, data: Data = None, json: Json = False
+) -> None:
+    """Print dead letters: how many there are of each reason, and the newest with what was sent and what to mend.
+
+    Parameters
+    ----------
+    reason
+        Only letters with this reason (docs/dead-letters.md has them all).
+    last
+        How many letters to print.
+    """
+    from commands.reference.letters import Letters
+    from millrace.contracts.topics import DEAD_LETTERS
+    from millrace.processes.kafka import read_all
+
+    found = Letters(reason, last)
+    read_all(with_broker(settings_of(data, kafka=kafka)), DEAD_LETTERS, lambda record: found.add(record.value))
+    emit(found.plain(), [found.text()], json)
+
+
+@quarantine.command(name="list")
+def list_quarantine(*, data: Data = None, json: Json = False) -> None:
+    """Print what is in quarantine: a line for each file of samples, oldest first."""
+    from learner.gate.quarantine import PLACE, Quarantine
+    from millrace.basics.store import Store
+
+    store = Store(of_loop(settings_of(data)).place(PLACE), writes=False)
+    found = Quarantine(store, "", writes=False).entries()
+    lines = [f"{e.name}  {e.rows:,} rows of {when(e.from_ms)} to {when(e.to_ms)}  {e.refusal}" for e in found]
+    emit(found, [*lines, f"{sum(entry.rows for entry in found):,} rows in {len(found):,} files"], json)
+
+
+@quarantine.command
+def release(*names: str, data: Data = None, admin: Admin = None, json: Json = False) -> None:
+    """Learn from samples that were refused: the world is different, and they are right.
+
+    Parameters
+    ----------
+    names
+        As 'millrace data quarantine list' shows them, or: all.
+    """
+    tell(data, admin, json, "/quarantine/release", names=_names(names))
+
+
+@quarantine.command
+def discard(*names: str, data: Data = None, admin: Admin = None, json: Json = False) -> None:
+    """Throw samples away that were refused: they are wrong.
+
+    Parameters
+    ----------
+    names
+        As 'millrace data quarantine list' shows them, or: all.
+    """
+    tell(data, admin, json, "/quarantine/discard", names=_names(names))
+
+
+@app.command
+def forget(user: str, *, data: Data = None, json: Json = False) -> None:
+    """Rewrite the archive's files without a user. Delete the user first (docs/deletion.md).
+
+    Parameters
+    ----------
+    user
+        The user's id.
+    """
+    from stream.archive.forget import forget as run
+
+    found = run(Path(settings_of(data).data) / "archive", user)
+    line = f"{found.rows:,} rows of user '{user}' removed from {found.files:,} of {found.looked_at:,} files"
+    emit({"rows": found.rows, "files": found.files, "looked_at": found.looked_at}, [line], json)
+
+
+@app.command
+def parity(*, data: Data = None, out: Path | None = None, json: Json = False) -> None:
+    """Compare the features that replay makes of the loop's archive with those that the loop logged.
+
+    It needs an archive with features: 'millrace demo --archive', or the setting archive_features.
+
+    Parameters
+    ----------
+    out
+        Folder for report.json, run.json, report.html and plots.
+    """
+    from commands.proofs.parity import verify_parity
+
+    settings = settings_of(data)
+    report: dict[str, Any] = verify_parity(Path(settings.data), settings, out, progress=not json)
+    if json:
+        emit(report, [], json)
+
+
+def _names(names: tuple[str, ...]) -> list[str] | Literal["all"]:
+    if not names:
+        raise SettingError("no name is given", "name entries of 'millrace data quarantine list', or say: all")
+    return "all" if names == ("all",) else list(names)

@@ -1,0 +1,48 @@
+# shell
+"""``millrace dev``: for those who work on Millrace, or look after its topics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+from cyclopts import Parameter
+
+from commands.cli import checkout
+from commands.cli.cliflags import Json, emit
+from millrace.contracts.settings import load_settings
+
+app = cyclopts.App(name="dev", help="Benchmarks and experiments (from a checkout), topics, generated pages.")
+
+
+@app.command
+def bench(name: str, *, out: Path, json: Json = False) -> None:
+    """Run benchmark NAME and write its figures to OUT/report.json. From a checkout only."""
+    runner = checkout.module("benchmarks.runner")
+    figures = runner.bench(name, out)
+    emit(figures, [runner.table(figures)], json)
+
+
+@app.command(help_flags=[])
+def experiment(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
+    """Run an experiment: 'millrace dev experiment --help' names them. From a checkout only."""
+    checkout.module("experiments.commands").app(arguments)
+
+
+@app.command
+def topics(*, kafka: str | None = None, partitions: int | None = None) -> None:
+    """Create the topics that are missing, and check the partition counts of those that are there.
+
+    Parameters
+    ----------
+    kafka
+        The broker (default: the setting).
+    partitions
+        Of the topics that have many (default: the setting).
+    """
+    from millrace.processes.kafka import create_topics, wait_for_broker
+
+    settings = load_settings({"kafka": kafka, "partitions": partitions})
+    wait_for_broker(settings)
+    create_topics(settings)

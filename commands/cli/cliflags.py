@@ -1,0 +1,72 @@
+# shell
+"""Flags that several commands share, and how a result is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+
+from commands.up.folder import broker_of, on_folder
+from millrace.basics.errors import SettingError
+from millrace.contracts.settings import Settings, load_settings
+
+Data = Annotated[Path | None, Parameter(help="Folder of the loop (default: the setting 'data', else ./millrace-data).")]
+Kafka = Annotated[
+    str | None, Parameter(help="The broker (default: the setting 'kafka', else that of the loop on the folder).")
+]
+Json = Annotated[bool, Parameter(help="Print the result as one JSON value.", negative="")]
+SchemaFile = Annotated[Path, Parameter(help="TOML file: which columns are time, user, item, label and features.")]
+SkipBad = Annotated[
+    bool, Parameter(help="Leave out rows that are wrong, counted by what is wrong, instead of ending with all faults.")
+]
+Seed = Annotated[int, Parameter(help="Seed of the model. The same seed gives the same report, bit for bit.")]
+
+
+def settings_of(data: Path | None, **flags: Any) -> Settings:
+    """The settings of a command about the loop on a folder. Nothing is made there."""
+    return on_folder(load_settings({"data": absolute(data)} | flags))
+
+
+def with_broker(settings: Settings) -> Settings:
+    """The settings with a broker: that of the loop that runs on the folder, where none is set.
+
+    Raises:
+        SettingError: none is set, and none runs.
+    """
+    if settings.kafka:
+        return settings
+    found = broker_of(Path(settings.data))
+    if not found:
+        raise SettingError(
+            f"no Kafka address is set, and no 'millrace up' is ready on folder '{settings.data}'",
+            "give --kafka or MILLRACE_KAFKA as host:port, or name the folder of a run with --data",
+        )
+    return msgspec.structs.replace(settings, kafka=found)
+
+
+def absolute(path: Path | None) -> str | None:
+    """A path that stays right for a process that starts elsewhere."""
+    return None if path is None else str(path.absolute())
+
+
+def emit(result: Any, lines: Iterable[str], json: bool) -> None:
+    """Prints a result: as lines for people, or as one JSON value."""
+    if json:
+        print(msgspec.json.encode(result, enc_hook=str).decode())
+        return
+    for line in lines:
+        print(line)
+
+
+def when(ms: int) -> str:
+    """A time of the event clock.
+
+    >>> when(1_772_452_800_000)
+    '2026-03-02 12:00'
+    """
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M}"

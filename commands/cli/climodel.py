@@ -1,0 +1,245 @@
+# shell
+"""``millrace model``: the versions of a loop's model, and what a person does with them. Docs: docs/trust.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cyclopts
+import msgspec
+from cyclopts import Parameter
+
+from commands.cli.cliadmin import Admin, tell
+from commands.cli.cliflags import Data, Json, Kafka, emit, settings_of, when, with_broker
+from commands.up.folder import of_loop
+from millrace.basics.errors import LogError, SettingError, SnapshotError
+from millrace.contracts.settings import Settings, load_settings
+
+app = cyclopts.App(name="model", help="Versions of the model: list, promote, hold, roll back, verify, repair.")
+
+_Folder = Annotated[
+    Path | None, Parameter(help="Read samples from files PARTITION-OFFSET.samples in this folder instead.")
+]
+
+
+@app.command(name="list")
+def list_versions(*, data: Data = None, json: Json = False) -> None:
+    """Print the versions that are kept, newest first."""
+    from millrace.versions.modelstore import ModelStore
+
+    notes = list(ModelStore(of_loop(settings_of(data)).place("models"), writes=False).snapshots())
+    found = [{"version": note.version, "event_ms": note.event_ms, "trained": note.trained} for note in notes]
+    lines = (
+        f"{n.version}  of {when(n.event_ms)}  {n.trained:,} samples learnt"
+        if n.trained
+        else f"{n.version}  nothing learnt yet"
+        for n in notes
+    )
+    emit(found, lines, json)
+
+
+@app.command
+def promote(
+    which: Literal["newest", "shadow", "repair"] = "newest",
+    *,
+    data: Data = None,
+    admin: Admin = None,
+    json: Json = False,
+) -> None:
+    """Serve a model that is not served yet, whatever the checks say. Ends a hold.
+
+    Parameters
+    ----------
+    which
+        newest: what the gate holds back. shadow: the newest model of the shadow (docs/shadow.md). repair: the one that
+        'millrace model repair' has made (docs/repair.md).
+    """
+    if which == "newest":
+        tell(data, admin, json, "/model/promote")
+    else:
+        tell(data, admin, json, "/model/adopt", **{"from": which})
+
+
+@app.command
+def hold(*, data: Data = None, admin: Admin = None, json: Json = False) -> None:
+    """Serve no newer version until 'millrace model promote'."""
+    tell(data, admin, json, "/model/hold")
+
+
+@app.command
+def rollback(version: int | None = None, *, data: Data = None, admin: Admin = None, json: Json = False) -> None:
+    """Go back to an older version. The learner goes on from it; what it has learnt since is set aside.
+
+    Parameters
+    ----------
+    version
+        The version to go back to, of 'millrace model list' (default: the promoted one before the newest).
+    """
+    tell(data, admin, json, "/model/rollback", version=version)
+
+
+@app.command
+def shadow(*, last: int = 5, data: Data = None, json: Json = False) -> None:
+    """Print how the shadow compares with the learner that serves, newest last. 'millrace run shadow' runs one.
+
+    Parameters
+    ----------
+    last
+        How many comparisons to print.
+    """
+    path = Path(settings_of(data).data, "shadow", "shadow.jsonl")
+    try:
+        found = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()[-last:]]
+    except (OSError, msgspec.MsgspecError) as error:
+        raise LogError(
+            f"there are no comparisons in '{path}' ({error})", "name the folder with --data, or run a shadow"
+        ) from None
+    emit(found, map(_compared, found), json)
+
+
+def _compared(one: dict[str, Any]) -> str:
+    """A comparison as a line.
+
+    >>> _compared({"event_ms": 1_772_452_800_000, "rows": 353, "auc": 0.7796, "first_auc": 0.7767, "auc_gap": 0.0029,
+    ...     "auc_half": 0.0524})
+    '2026-03-02 12:00  353 rows  AUC .7796, first .7767: +.0029 ± .0524'
+    """
+    auc, first, gap, half = (f"{one[name]:.4f}" for name in ("auc", "first_auc", "auc_gap", "auc_half"))
+    text = f"{when(one['event_ms'])}  {one['rows']:,} rows  AUC {auc}, first {first}: {'' if gap[0] == '-' else '+'}"
+    return f"{text}{gap} ± {half}".replace("0.", ".")
+
+
+@app.command
+def verify(store: str | None = None, *, data: Data = None, kafka: Kafka = None, json: Json = False) -> None:
+    """Prove that each model snapshot and the deltas after it equal the next snapshot, bit for bit.
+
+    Parameters
+    ----------
+    store
+        A model store: the folder or object store 'models' (default: that of the loop).
+    kafka
+        Broker whose topic model.deltas has the deltas (default: the setting; none: those in the store alone).
+    """
+    from millrace.versions.modelstore import ModelStore
+    from millrace.versions.proof import prove
+
+    if store is None:
+        store = of_loop(settings_of(data)).place("models")
+    if "://" not in store and not Path(store).is_dir():
+        raise LogError(f"'{store}' is no folder", "name a model store: the folder 'models' in the data folder")
+    settings = load_settings({"kafka": kafka})
+    bodies = {}
+    if settings.kafka:
+        from millrace.processes.deltas import read_deltas
+
+        bodies = read_deltas(settings)
+    models = ModelStore(store, writes=False)
+    if models.latest() is None:
+        raise LogError(f"'{store}' has no whole snapshot", "name a model store: the folder 'models' in the store")
+    found = prove(models, bodies)
+
+    def lines() -> Iterator[str]:
+        for proof in found.proofs:
+            way = f"snapshot {proof.base.number} + {proof.deltas} deltas = snapshot {proof.target.number}"
+            yield f"{way}: {proof.rows} rows, bit for bit"
+        for gap in found.unproved:
+            lost = f"{len(gap.missing)} deltas, {gap.missing[0]} to {gap.missing[-1]}, " if gap.missing else ""
+            yield f"snapshot {gap.base.number} to snapshot {gap.target.number} cannot be proved: {lost}{gap.why}"
+        if not found.proofs and not found.unproved:
+            yield f"nothing to prove in {store}: fewer than two snapshots of one chain"
+
+    emit(found, lines(), json)
+    if found.unproved and not found.proofs:
+        raise SnapshotError(
+            f"nothing in '{store}' could be proved for want of deltas", "name the broker that has them with --kafka"
+        )
+
+
+@app.command
+def repair(
+    *,
+    since: str,
+    without_users: str | None = None,
+    without_items: str | None = None,
+    without_arm: str | None = None,
+    without_interval: str | None = None,
+    of: int | None = None,
+    dry_run: bool = False,
+    data: Data = None,
+    kafka: Kafka = None,
+    from_folder: _Folder = None,
+) -> None:
+    """Learn the samples since a time again, without what is named; 'millrace model promote repair' adopts the result.
+
+    Parameters
+    ----------
+    since
+        Begin at the newest kept version of this time or before: 2026-03-01T14:30 (event time, UTC), or 2h for so long
+        before the newest version.
+    without_users
+        Users by id, with commas, or a file with one a line. #HASH names one as 'millrace model bisect' does.
+    without_items
+        Items, likewise.
+    without_arm
+        Arms of pages, with commas: model, control, logged.
+    without_interval
+        Exposures of this time, FROM..TO, each as --since.
+    of
+        Version to repair (default: the newest), as one that a rollback left.
+    dry_run
+        Say what would be left out, and write nothing.
+    """
+    from commands.repair.run import run_repair
+    from commands.repair.without import Without, arms_of, ids_of
+
+    without = Without(
+        users=ids_of(_listed(without_users)), items=ids_of(_listed(without_items)), arms=arms_of(without_arm or "")
+    )
+    if without_interval is None and not without:
+        raise SettingError("nothing is named that is to be left out", "give --without-users, -items, -arm or -interval")
+    run_repair(_with_samples(data, kafka, from_folder), since, without, without_interval, from_folder, dry_run, of)
+
+
+@app.command
+def bisect(
+    *,
+    since: str,
+    figure: Literal["heldout_auc", "log_loss", "calibration", "auc"] = "heldout_auc",
+    of: int | None = None,
+    data: Data = None,
+    kafka: Kafka = None,
+    from_folder: _Folder = None,
+) -> None:
+    """Find the stretch of samples that moved a figure, and what stands out in it. Writes nothing.
+
+    Parameters
+    ----------
+    since
+        Begin at the newest kept version of this time or before, as for 'millrace model repair'.
+    figure
+        heldout_auc, log_loss, calibration: on held-out pages of before. auc: on the rows learnt last before it.
+    of
+        Version to look back from (default: the newest), as one that a rollback left.
+    """
+    from commands.repair.run import run_bisect
+
+    run_bisect(_with_samples(data, kafka, from_folder), since, figure, from_folder, of)
+
+
+def _listed(text: str | None) -> list[str]:
+    """The parts of a list with commas, or the lines of the file of this name."""
+    if text is None:
+        return []
+    path = Path(text)
+    try:
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"file '{text}' cannot be read ({error})", "name one with an id a line") from None
+
+
+def _with_samples(data: Path | None, kafka: str | None, from_folder: Path | None) -> Settings:
+    """Settings of a loop that has models, and of a broker that has its samples, unless a folder has them."""
+    settings = of_loop(settings_of(data, kafka=kafka))
+    return settings if from_folder is not None else with_broker(settings)

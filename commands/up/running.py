@@ -1,0 +1,47 @@
+# shell
+"""What a loop on a data folder does now: for ``millrace status``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import msgspec
+
+from commands.up import folder as folders
+from millrace.contracts.settings import Settings, without_password
+
+ANSWER_SECONDS = 5.0
+
+
+def running(settings: Settings) -> dict[str, Any]:
+    """The loop on the folder of ``settings``: ``running``, its ``addresses``, and from its live page ``phase``,
+    ``roles``, ``gate`` and ``awaits``. What cannot be had is not there."""
+    data = Path(settings.data)
+    found: dict[str, Any] = {"data": str(data), "running": folders.in_use(data)}
+    if not found["running"]:
+        return found
+    addresses = folders.addresses(data)
+    found["addresses"] = {n: without_password(v) for n, v in addresses.items() if isinstance(v, str)}
+    if page := addresses.get("page"):
+        try:
+            with urlopen(f"{page.rstrip('/')}/state.json", timeout=ANSWER_SECONDS) as answer:  # noqa: S310 — a page of our own
+                state = msgspec.json.decode(answer.read())
+        except (OSError, msgspec.MsgspecError):
+            return found
+        found |= {name: state[name] for name in ("phase", "roles", "gate", "awaits")}
+    return found
+
+
+def told(found: dict[str, Any]) -> list[str]:
+    """The same as lines."""
+    version = f"; model version {found['version']}" if "version" in found else ""
+    if not found["running"]:
+        return [f"no loop runs on '{found['data']}'{version}"]
+    lines = [f"a loop runs on '{found['data']}': {found.get('phase', 'starting or stopping')}{version}"]
+    lines += [f"{role['name']:<10} {role['state']}, {role['restarts']} restarts" for role in found.get("roles", [])]
+    if "gate" in found:
+        lines.append(f"{'gate':<10} {found['gate']['says']}")
+    lines += [f"{name:<10} {address}" for name, address in found.get("addresses", {}).items()]
+    return [*lines, *([found["awaits"]] if found.get("awaits") else [])]
