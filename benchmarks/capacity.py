@@ -3,18 +3,17 @@
 
 ::
 
-    millrace up (all roles, its broker and Redis) ◄── events, pages ── millrace simulate (shoppers)
+    millrace up (all roles, its broker and Redis) ◄── events, pages ── millrace run simulate
        └── looked at twice, some minutes apart: processor time, files, counters ──► what was added, over the pages
 
 Shoppers of the simulated shop make the traffic: pages of 20 items, of which the first ones are seen, and clicks. Their
 clock runs :data:`SPEED` times as fast as the wall's, so that few shoppers make much traffic. They send events to Kafka
-themselves, so the intake idles here: ``millrace bench intake`` measures what an event costs it.
+themselves, so the intake idles here: ``millrace dev bench intake`` measures what an event costs it.
 
 Figures: ``cpu ROLE`` in core-seconds per million pages, ``memory ROLE`` at the end, ``kafka TOPIC`` and ``disk NAME``
-in MiB per million pages; topics that grow by the hour, whatever the traffic, in MiB an hour. ``capacity.md`` has all of
-it as tables. The roles warm up before the first look, so compiling and filling are left out. ``idle ROLE`` is the share
-of a core that the role takes before anybody comes. ``cpu`` has that too: a million pages cost less where they come
-faster.
+in MiB per million pages; topics that grow by the hour, whatever the traffic, in MiB an hour. The roles warm up before
+the first look, so compiling and filling are left out. ``idle ROLE`` is the share of a core that the role takes before
+anybody comes. ``cpu`` has that too: a million pages cost less where they come faster.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -32,10 +31,11 @@ from typing import Any
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.runner import BenchError, Figure, figure
-from benchmarks.taken import Taken, folder_bytes, processes, topic_bytes
+from benchmarks.runner import Figure, figure
 from commands.loop.monitor import fetch
 from commands.up.started import Started
+from experiments.runs import BenchError
+from experiments.taken import Taken, folder_bytes, processes, topic_bytes
 from millrace.basics.errors import ServiceError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.online import redis_url
@@ -76,7 +76,7 @@ class Look:
 
 
 def run(out: Path, say: Say = print, seconds: float = SECONDS, warm_seconds: float = WARM_SECONDS) -> list[Figure]:
-    """The figures of one run, and ``capacity.md`` in ``out``.
+    """The figures of one run.
 
     Raises:
         BenchError: the loop or the shoppers did not come up, or ended.
@@ -123,9 +123,7 @@ def run(out: Path, say: Say = print, seconds: float = SECONDS, warm_seconds: flo
                 last = look()
             finally:
                 stop(shop, 20)
-    found = figures_of(first, last, idle)
-    (Path(out) / "capacity.md").write_text(tables(found, last.second - first.second), encoding="utf-8")
-    return found
+    return figures_of(first, last, idle)
 
 
 def _idle(look: Callable[[], Look], say: Say) -> dict[str, float]:
@@ -219,27 +217,3 @@ def figures_of(first: Look, last: Look, idle: Mapping[str, float]) -> list[Figur
     found.append(figure("redis", last.redis_bytes / MIB, "MiB at the end"))
     found.append(figure("redis keys", last.redis_keys, "keys at the end"))
     return found
-
-
-def tables(found: Sequence[Figure], seconds: float) -> str:
-    """The figures as Markdown."""
-    value = {f["name"]: f["value"] for f in found}
-    lines = [
-        f"{value['pages']:,.0f} pages in {seconds:.0f} s ({value['pages_per_s']:.1f} a second), each with"
-        f" {value['exposures_per_page']:.1f} exposures and {value['clicks_per_page']:.2f} clicks.",
-        "",
-        "| role | core-hours per million pages | per million exposures | idle, % of a core | memory, MiB |",
-        "|---|---|---|---|---|",
-    ]
-    for name in [n[4:] for n in value if n.startswith("cpu ")]:
-        hours = value[f"cpu {name}"] / HOUR_S
-        exposures, idle, memory = value["exposures_per_page"], value.get(f"idle {name}", 0.0), value[f"memory {name}"]
-        row = f"{hours:.2f} | {hours / exposures:.3f} | {idle:.1f} | {memory:,.0f}"
-        lines.append(f"| `{name}` | {row} |")
-    lines += ["", "| what grows | how much |", "|---|---|"]
-    shown = ("kafka ", "written ", "disk ")
-    lines += [f"| {f['name']} | {f['value']:,.0f} {f['unit']} |" for f in found if f["name"].startswith(shown)]
-    lines += ["", "| held at the end | |", "|---|---|"]
-    ended = [f for f in found if f["unit"].endswith("at the end")]
-    lines += [f"| {f['name']} | {f['value']:,.1f} {f['unit'].removesuffix(' at the end')} |" for f in ended]
-    return "\n".join(lines) + "\n"

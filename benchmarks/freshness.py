@@ -1,5 +1,5 @@
 # shell
-"""What the models of ``millrace freshness`` cost together, over what one of them costs alone.
+"""What the models of ``millrace log freshness`` cost together, over what one of them costs alone.
 
 A day of the simulated shop after a day of training, features made before. One model alone learns every micro-batch and
 scores with every version. The six learn once and score six times. The two are run in turns in one process, on a thin

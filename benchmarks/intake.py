@@ -1,9 +1,9 @@
 # shell
-"""``millrace bench intake``: 5,000 events a second through one intake on one core.
+"""``millrace dev bench intake``: 5,000 events a second through one intake on one core.
 
 ::
 
-    load generator (core 1) ──► millrace intake (core 0) ──► embedded broker (core 1)
+    load generator (core 1) ──► run intake (core 0) ──► embedded broker (core 1)
       Poisson, open loop          its share of the core          the topic is read at the end: is all there that was
       latency from the            is measured                    acknowledged, and how often?
       intended time
@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -34,12 +32,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from benchmarks.broker import cpu_seconds
 from benchmarks.intakeload import event_ids
-from benchmarks.intakeunder import RunningIntake
 from benchmarks.latency import latencies_ms, percentile
-from benchmarks.openloop import Outcome, Plan
+from benchmarks.openloop import Asking, Outcome, Plan
 from benchmarks.runner import Figure, Say, figure
+from benchmarks.running import RunningRole
 from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import EVENTS
 from millrace.processes.kafka import create_topics, read_all
@@ -72,13 +69,13 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
     folder.mkdir(parents=True, exist_ok=True)
     figures: list[Figure] = []
     acknowledged: set[str] = set()
-    with _broker(folder, others) as settings, RunningIntake(settings, folder, own) as intake:
+    with _broker(folder, others) as settings, RunningRole.intake(settings, folder, own) as intake:
         _drive(_plan(settings, 20, size.rate, 2.0, 99), others)  # the first requests find nothing in any cache
         for events in size.sizes:
             plan = _plan(settings, events, size.rate, size.seconds, events)
-            used, began = cpu_seconds(intake.pid), time.monotonic()
+            used, began = intake.cpu_s(), time.monotonic()
             outcome = _drive(plan, others)
-            used, spent = cpu_seconds(intake.pid) - used, time.monotonic() - began
+            used, spent = intake.cpu_s() - used, time.monotonic() - began
             ms, kept = latencies_ms(outcome), _kept(plan, outcome)
             acknowledged |= kept
             offered = len(outcome.whole) * events
@@ -140,12 +137,7 @@ def _plan(settings: Settings, events: int, rate: float, seconds: float, seed: in
 
 
 def _drive(plan: Plan, cores: set[int]) -> Outcome:
-    child = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.intakeload"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    os.sched_setaffinity(child.pid, cores)
-    told, _ = child.communicate(msgspec.json.encode(plan))
-    return msgspec.json.decode(told, type=Outcome)
+    return Asking(plan, "benchmarks.intakeload", cores).outcome()
 
 
 def _kept(plan: Plan, outcome: Outcome) -> set[str]:

@@ -13,7 +13,7 @@ import sys
 import msgspec
 import numpy as np
 
-from benchmarks.openloop import Connection, Outcome, Plan, Run
+from benchmarks.openloop import Connection, Plan, Run
 from millrace.contracts.events import Click, to_json
 
 _SEND_BYTES = 1 << 20
@@ -56,15 +56,10 @@ class EventRun(Run):
         return connection
 
 
-def drive(plan: Plan) -> Outcome:
-    """Sends as planned. Raises OSError: nothing listens there."""
-    return EventRun(plan).run()
-
-
 def main() -> None:
     """Reads a plan from standard input and writes the outcome to standard output."""
     plan = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
-    sys.stdout.buffer.write(msgspec.json.encode(drive(plan)))
+    sys.stdout.buffer.write(msgspec.json.encode(EventRun(plan).run()))
 
 
 if __name__ == "__main__":

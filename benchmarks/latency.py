@@ -1,16 +1,14 @@
-# core
+# shell
 """Latencies of open-loop runs: percentiles, what something costs, and how sure that is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from benchmarks.openloop import Outcome
+from benchmarks.openloop import Outcome
 
 Ms = NDArray[np.float64]
 FAILED_MS = 10_000.0

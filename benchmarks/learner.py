@@ -1,20 +1,18 @@
 # shell
-"""Training and memory: Wide&Deep against other libraries, Wide&ResNet+BN against its own dense part, table sizes.
+"""Training and memory: Wide&Deep against torch-rechub, Wide&ResNet+BN against its own dense part, table sizes.
 
 One data set for all: 30 categorical fields, 100,000 rows, ids drawn by popularity, networks of 3 x 256, dim 16,
 batch 4,096. A step is all that learning takes: forward, guards, backward, optimisers, tables; Millrace also averages
 its weights, marks the rows touched, and gives out its changes once a pass, as for a publication.
 
 Contestants take turns, each with the same batches in the same order; a first turn warms up. Rates are medians,
-ratios are medians of the ratios within a turn. The main figures are of *one thread, by CPU time*: what one core does,
-whatever else the machine is doing (the learner's service takes half of the cores). "all cores" is the same by the wall
-clock, and is measured on an idle machine only.
+ratios are medians of the ratios within a turn. All figures are of *one thread, by CPU time*: what one core does,
+whatever else the machine is doing (the learner's service takes half of the cores). Two commits are compared by the
+rates of ``wide_deep`` and ``wide_resnet_bn`` in turns.
 
-Peers have their own training (DeepCTR-Torch's ``fit``; torch-rechub's trainer without its data loader, with tensors
-made beforehand) and more than their defaults: no regularisation, torch-rechub the fused Adam. Millrace's matrix
-products in training are bfloat16 where the processor has it, by the setting ``products``; "wide_deep float32" is
-without it, and "torch-rechub autocast" is a peer with torch's own bfloat16 put around it, which the library itself does
-not offer.
+The peer has its own training (torch-rechub's trainer without its data loader, with tensors made beforehand) and more
+than its defaults: no regularisation, the fused Adam. Millrace's matrix products in training are bfloat16 where the
+processor has it, by the setting ``products``; "wide_deep float32" is without it.
 """
 
 from __future__ import annotations
@@ -22,10 +20,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from benchmarks.runner import Figure, Say, figure
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from millrace.basics.hashing import column_hash, mix
@@ -45,19 +43,10 @@ from millrace.processes.memory import measured_bytes
 
 FIELDS, ROWS, DIM, BATCH = 30, 100_000, 16, 4096
 HIDDEN, BLOCKS = 256, 3
-TURNS, TURNS_ALL = 5, 2
-AUTOCAST = "torch-rechub autocast"
+TURNS = 5
+PEER = "torch-rechub"
 SIZES = (100_000, 20_000_000)
 FILL = 50_000
-
-Say = Callable[[str], None]
-Measurements = list[dict[str, Any]]
-
-
-def figure(
-    name: str, value: float, unit: str, against: str | None = None, ratio: float | None = None
-) -> dict[str, Any]:
-    return {"name": name, "value": value, "unit": unit, "against": against, "ratio": ratio}
 
 
 def schema() -> Schema:
@@ -147,39 +136,14 @@ class DensePart:
             self.adam.step()
 
 
-class DeepCTR:
-    def __init__(self, data: Data) -> None:
-        from deepctr_torch.inputs import SparseFeat
-        from deepctr_torch.models import WDL
-
-        columns = [SparseFeat(f"f{i}", int(n), DIM) for i, n in enumerate(data.sizes)]
-        self.model = WDL(
-            columns, columns, dnn_hidden_units=(HIDDEN,) * 3, l2_reg_linear=0, l2_reg_embedding=0, l2_reg_dnn=0
-        )
-        self.model.compile("adam", "binary_crossentropy")
-        self.x, self.y = self._inputs(data), data.y
-
-    def _inputs(self, data: Data) -> dict[str, Any]:
-        return {f"f{i}": data.codes[:, i] for i in range(FIELDS)}
-
-    def run(self) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints whatever one asks for
-            self.model.fit(self.x, self.y, batch_size=BATCH, epochs=1, verbose=0, shuffle=False)
-
-    def score(self, data: Data) -> NDArray[np.float32]:
-        out: NDArray[np.float32] = self.model.predict(self._inputs(data), BATCH).ravel()
-        return out
-
-
 class Rechub:
-    def __init__(self, data: Data, autocast: bool = False) -> None:
+    def __init__(self, data: Data) -> None:
         from torch_rechub.basic.features import SparseFeature
         from torch_rechub.models.ranking import WideDeep
 
         features = [SparseFeature(f"f{i}", int(n), embed_dim=DIM) for i, n in enumerate(data.sizes)]
         self.model = WideDeep(features, features, {"dims": [HIDDEN] * 3, "dropout": 0, "activation": "relu"})
         self.adam = torch.optim.Adam(self.model.parameters(), 1e-3, fused=True)
-        self.autocast = autocast
         self.inputs = [
             ({f"f{i}": torch.from_numpy(data.codes[b, i]) for i in range(FIELDS)}, torch.from_numpy(data.y[b]))
             for b in data.batches()
@@ -190,9 +154,7 @@ class Rechub:
         self.model.train()
         for x, y in self.inputs:
             self.adam.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-                p = self.model(x)
-            loss_of(p.float(), y).backward()  # type: ignore[no-untyped-call]
+            loss_of(self.model(x), y).backward()  # type: ignore[no-untyped-call]
             self.adam.step()
 
     def score(self, data: Data) -> NDArray[np.float32]:
@@ -217,96 +179,45 @@ class Result:
         pairs = zip(self.rates[name], self.rates[other], strict=True)
         return statistics.median(a / b for a, b in pairs)
 
-    def fastest(self, names: Iterable[str]) -> str | None:
-        return max(names, key=self.rate, default=None)
-
 
 def race(contestants: dict[str, Any], test: Data, say: Say) -> Result:
     """By the CPU time of one thread. The first turn warms up, and is the pass after which the AUC is taken."""
-    merit: dict[str, float] = {}
+    quality: dict[str, float] = {}
     for name, contestant in contestants.items():
         contestant.run()
         if hasattr(contestant, "score"):
-            merit[name] = auc(contestant.score(test), test.y)
-            say(f"AUC after one pass: {name} {merit[name]:.4f}")
-    return Result(take_turns(contestants, time.process_time, TURNS, say), merit)
-
-
-def race_on_all_cores(contestants: dict[str, Any], say: Say) -> Result | None:
-    """By the wall clock, of contestants that are warm. None if others are using the cores."""
-    cores = os.cpu_count() or 1
-    load = os.getloadavg()[0] - 1  # but for this process
-    if load > 0.3 * cores:
-        say(f"figures for all cores are left out: {load:.1f} other processes are running on {cores} cores")
-        return None
-    with threads(cores):
-        return Result(take_turns(contestants, time.perf_counter, TURNS_ALL, say), {})
-
-
-def take_turns(contestants: dict[str, Any], clock: Callable[[], float], turns: int, say: Say) -> dict[str, list[float]]:
+            quality[name] = auc(contestant.score(test), test.y)
+            say(f"AUC after one pass: {name} {quality[name]:.4f}")
     rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(1, turns + 1):
+    for turn in range(1, TURNS + 1):
         for name, contestant in contestants.items():
-            began = clock()
+            began = time.process_time()
             contestant.run()
-            rates[name].append(ROWS / (clock() - began))
+            rates[name].append(ROWS / (time.process_time() - began))
             say(f"turn {turn}: {name} {rates[name][-1]:,.0f} rows/s")
-    return rates
+    return Result(rates, quality)
 
 
-def peers(data: Data, say: Say) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    makers: tuple[tuple[str, Callable[[], Any]], ...] = (
-        ("deepctr-torch", lambda: DeepCTR(data)),
-        ("torch-rechub", lambda: Rechub(data)),
-        (AUTOCAST, lambda: Rechub(data, autocast=True)),
-    )
-    for name, make in makers:
-        try:
-            torch.manual_seed(0)
-            with contextlib.redirect_stdout(io.StringIO()):
-                found[name] = make()
-        except ImportError as error:
-            say(f"{name} is not installed ({error}); install the extra 'bench' to compare with it")
-    return found
-
-
-def wide_deep(data: Data, test: Data, products: str, say: Say) -> Measurements:
-    """Wide&Deep against the peers."""
+def wide_deep(data: Data, test: Data, products: str, say: Say) -> list[Figure]:
+    """Wide&Deep against the peer, where it is installed."""
     own = {"wide_deep": Ours(data, "wide_deep", products=products)}
     if products != "float32":
         own["wide_deep float32"] = Ours(data, "wide_deep")
-    others = peers(data, say)
+    others: dict[str, Any] = {}
+    try:
+        torch.manual_seed(0)
+        with contextlib.redirect_stdout(io.StringIO()):
+            others[PEER] = Rechub(data)
+    except ImportError as error:
+        say(f"{PEER} is not installed ({error}); install the extra 'bench' to compare with it")
     one = race({**own, **others}, test, say)
-    peer = one.fastest(n for n in others if n != AUTOCAST)
+    peer = next(iter(others), None)
     figures = [figure(name, one.rate(name), "rows/s", peer, one.ratio(name, peer) if peer else None) for name in own]
-    if AUTOCAST in others:
-        figures.append(
-            figure(
-                "wide_deep, peer in bfloat16",
-                one.rate("wide_deep"),
-                "rows/s",
-                AUTOCAST,
-                one.ratio("wide_deep", AUTOCAST),
-            )
-        )
     figures += [figure(f"wide_deep {name}", one.rate(name), "rows/s") for name in others]
-    figures += [figure(f"auc {name}", value, "AUC") for name, value in one.auc.items()]
-    wall = race_on_all_cores({**own, **others}, say)
-    return figures + on_all_cores(wall, list(own), peer)
+    return figures + [figure(f"auc {name}", value, "AUC") for name, value in one.auc.items()]
 
 
-def on_all_cores(wall: Result | None, names: list[str], against: str | None) -> Measurements:
-    if wall is None:
-        return []
-    ratios = [wall.ratio(name, against) if against else None for name in names]
-    return [
-        figure(f"{name}, all cores", wall.rate(name), "rows/s", against, ratio)
-        for name, ratio in zip(names, ratios, strict=True)
-    ]
-
-
-def wide_resnet(data: Data, test: Data, say: Say) -> Measurements:
+def wide_resnet(data: Data, test: Data, say: Say) -> list[Figure]:
     """Wide&ResNet+BN, all of it, against its dense part alone in plain torch; both in float32. With batch norm after
     the addition, as that part has it; and as it comes, with renormalisation inside the unit."""
     bouts = {
@@ -315,12 +226,10 @@ def wide_resnet(data: Data, test: Data, say: Say) -> Measurements:
         "dense_part": DensePart(data),
     }
     one = race(bouts, test, say)
-    wall = race_on_all_cores(bouts, say)
     own = [n for n in bouts if n != "dense_part"]
     return [
         *(figure(n, one.rate(n), "rows/s", "dense_part", one.ratio(n, "dense_part")) for n in own),
         figure("dense_part", one.rate("dense_part"), "rows/s"),
-        *on_all_cores(wall, own, "dense_part"),
     ]
 
 
@@ -345,7 +254,7 @@ def filled(size: int, say: Say) -> tuple[OnlineModel, NDArray[np.int64], float]:
     return model, ids, per_row
 
 
-def scaling(say: Say) -> Measurements:
+def scaling(say: Say) -> list[Figure]:
     """CPU time per sample at 20 million table rows over that at 100 thousand; ids by the same log-uniform popularity.
     Of learning whole, and of the tables' part alone (distinct ids, reading, both optimisers)."""
     models, samples = [], []
@@ -390,8 +299,8 @@ def fastest_products() -> str:
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
 
 
-def run(out_dir: Path, progress: Say) -> Iterator[dict[str, Any]]:
-    """The figures of ``millrace bench learner``, each part's when it is done."""
+def run(out_dir: Path, progress: Say) -> Iterator[Figure]:
+    """The figures of ``millrace dev bench learner``, each part's when it is done."""
     with threads(1):
         data, test = Data(ROWS, 0), Data(20_000, 1)
         yield from wide_deep(data, test, fastest_products(), progress)

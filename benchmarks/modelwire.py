@@ -3,7 +3,7 @@
 
 ::
 
-    store          parts of the snapshot, written once a folder; a manifest a load, which names the same parts
+    store          parts of the snapshot, written once; a manifest a load, which names the same parts
     model.deltas   claim │ snapshot │ delta │ delta │ delta with dense weights │ delta ...
 
 Table rows have the ids that pages ask for: users, items and their attributes in the embedding table, crosses of users
@@ -17,14 +17,11 @@ rows of items and users. So each of these is a new retrieval version, and all ve
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from benchmarks.pagewire import CATEGORIES, PARENTS, SHOPS, item_attributes, user_attributes
@@ -59,15 +56,6 @@ HEAD_SHARE = 0.1
 """Of the head's rows that change with a retrieval version."""
 CLAIMANT = "bench"
 _DELIVERY_S = 60.0
-_PARTS = "bench-parts.json"
-
-
-class _Parts(msgspec.Struct, frozen=True):
-    """What is known of parts that lie in the store."""
-
-    made_of: str  # digest of all that they follow from
-    sealed: list[tuple[Sealed, Sealed]]
-    table_rows: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +78,7 @@ class ModelWire:
     def __init__(
         self, settings: Settings, producer: Any, rows: int, items: int, rows_a_second: int, log_id: str, seed: int = 1
     ) -> None:
-        self._settings, self._producer, self._seed, self._items = settings, producer, seed, items
+        self._producer, self._seed = producer, seed
         self._schema = shop_schema()
         model = OnlineModel(self._schema, settings.spec() | HEAD | {"max_rows": int(rows * 1.5)}, seed)
         self._spec = model.spec
@@ -106,7 +94,7 @@ class ModelWire:
         self.ids = _table_ids(self._schema, self._spec, rows, items, rng)
         self.head_ids = _head_ids(self._schema, self._spec, items, min(HEAD_USERS, max(1, rows // 20)))
         self.store = ModelStore(settings.place("models"))
-        self.store.store.remove(self.store.store.names("snapshot-"))  # of an earlier run: their log is no more
+        self._parts: list[tuple[Sealed, Sealed]] | None = None
         self._dense_every = max(1, round(settings.dense_seconds / settings.delta_seconds))
         delta_rows = round(rows_a_second * settings.delta_seconds)
         self._bodies = {state: self._make_bodies(state, delta_rows) for state in (0, 1)}
@@ -141,45 +129,33 @@ class ModelWire:
             return self.version
 
     def _publish(self, own_hash: str | None) -> None:
-        parts = self._parts()
+        if self._parts is None:
+            self._parts = self._write_parts()
         follows = self._deliver(encode_claim(Claim(self._place.epoch, CLAIMANT))) + 1
         note = self.store.write_manifest(
-            parts.sealed,
+            self._parts,
             own_hash,
             spec=self._spec,
             log=self._log_id,
             follows=follows,
-            extra={"rows": parts.table_rows},
+            extra={"rows": {name: len(ids) for name, ids in (self.ids | self.head_ids).items()}},
             retrieval_clicks=HEAD_CLICKS,
             **self._meta(),
         )
         self._hash, self._state = note.hash, 0
         self._deliver(encode_snapshot(note))
 
-    def _parts(self) -> _Parts:
-        """The parts that lie in the store, if they are of these rows; else they are written."""
-        path = Path(self._settings.place("models")).parent / _PARTS
-        every = self.ids | self.head_ids
-        sizes = {name: len(ids) for name, ids in every.items()}
-        made_of = hashlib.sha256(
-            msgspec.json.encode([self._schema.id, self._spec, self._items, self._seed, sizes])
-        ).hexdigest()
-        with contextlib.suppress(OSError, msgspec.MsgspecError):  # none was written, or by another version
-            found = msgspec.json.decode(path.read_bytes(), type=_Parts)
-            there = set(self.store.store.names())
-            if found.made_of == made_of and all(s.name in there for pair in found.sealed for s in pair):
-                return found
+    def _write_parts(self) -> list[tuple[Sealed, Sealed]]:
+        """Writes the rows, which all snapshots have."""
         begun, rng = Place(1, 1), np.random.default_rng(self._seed + 1)
         sealed: list[tuple[Sealed, Sealed]] = []
-        for name, ids in every.items():
+        for name, ids in (self.ids | self.head_ids).items():
             for start in range(0, len(ids), SLICE):
                 image = Image({}, self._rows({name: ids[start : start + SLICE]}, rng))
                 sealed.append(self.store.write_part(begun, len(sealed), image, {}))
         last = Image(self._dense[0], self._rows({}, rng))
         sealed.append(self.store.write_part(begun, len(sealed), last, self._training))
-        parts = _Parts(made_of, sealed, sizes)
-        path.write_bytes(msgspec.json.encode(parts))
-        return parts
+        return sealed
 
     # -- deltas -------------------------------------------------------------------------------------------------
 

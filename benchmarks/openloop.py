@@ -12,9 +12,12 @@ JSON), with one thread, one selector and plain sockets: a request costs it less 
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
+import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -23,6 +26,8 @@ from select import select
 import msgspec
 import numpy as np
 from msgspec import Struct
+
+from millrace.basics.errors import ServiceError
 
 MOST_CONNECTIONS = 256
 _HEAD_END = b"\r\n\r\n"
@@ -253,6 +258,37 @@ def drive(plan: Plan) -> Outcome:
         OSError: nothing listens there.
     """
     return Run(plan).run()
+
+
+class Asking:
+    """The load generator at work, in a process of its own; :meth:`outcome` waits for its end.
+
+    Args:
+        module: what runs it.
+        cores: that it is bound to; None: any.
+    """
+
+    def __init__(self, plan: Plan, module: str = "benchmarks.openloop", cores: set[int] | None = None) -> None:
+        self._process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        if cores is not None:
+            os.sched_setaffinity(self._process.pid, cores)
+        self._said: list[bytes] = []
+        self._waiter = threading.Thread(target=self._wait, args=(msgspec.json.encode(plan),), daemon=True)
+        self._waiter.start()
+
+    def _wait(self, plan: bytes) -> None:
+        self._said.append(self._process.communicate(plan)[0])
+
+    def outcome(self) -> Outcome:
+        """What came of it.
+
+        Raises:
+            ServiceError: the generator failed; its error stands above.
+        """
+        self._waiter.join()
+        if self._process.returncode or not self._said:
+            raise ServiceError(f"the load generator ended with status {self._process.returncode}", "see its output")
+        return msgspec.json.decode(self._said[0], type=Outcome)
 
 
 def main() -> None:

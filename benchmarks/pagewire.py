@@ -1,5 +1,5 @@
 # shell
-"""What a scorer reads of a shop, and what it writes, as topics and Redis carry it: for ``millrace bench scorer``.
+"""What a scorer reads of a shop, and what it writes, as topics and Redis carry it: for ``millrace dev bench scorer``.
 
 ::
 

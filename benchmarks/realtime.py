@@ -12,8 +12,6 @@ a second on a working day at nine. No flag or setting differs from the defaults 
   ``calibration_twin`` is that of a twin that had every label at once: what is left there is no matter of labels.
 - ``twin_auc`` beside ``served_auc``: the same for the AUC, over all settled exposures of model pages.
 - ``ctr_ratio``: clicks per exposure of model pages over that of random pages, in the last five minutes of traffic.
-
-``curves.png`` draws what the page showed second by second, and beside it the AUC recomputed from the topics.
 """
 
 from __future__ import annotations
@@ -26,11 +24,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from benchmarks import runner
-from benchmarks.runner import BenchError, figure
+from benchmarks.runner import figure
+from experiments.runs import BenchError
 from millrace.processes.spawn import spawn
 
 MINUTES = 15.0
@@ -52,7 +48,6 @@ def run(out_dir: Path, progress: Say = print, minutes: float = MINUTES) -> list[
         BenchError: the demo failed, or took far too long; its output says why.
     """
     report = play(out_dir, minutes, progress)
-    draw(report, out_dir / "curves.png")
     return measure(report)
 
 
@@ -122,35 +117,3 @@ def click_rate(report: Report, arm: str, minutes: float) -> float | None:
         for what in ("clicks", "exposures")
     )
     return clicks / seen if seen else None
-
-
-def draw(report: Report, path: Path) -> None:
-    """AUC, log loss, calibration and click rates of the run."""
-    page, began = report["page"], report["began_wall_ms"]
-    minute = [(at - began) / 60_000 for at in page["wall_ms"]]
-    canvas = Figure(figsize=(10, 7), layout="constrained")
-    FigureCanvasAgg(canvas)
-    panels = canvas.subplots(2, 2)
-    shown: list[tuple[Any, str, list[tuple[str, str, str]]]] = [
-        (
-            panels[0][0],
-            "AUC",
-            [("auc", "page", "-"), ("oracle_auc", "oracle", "--"), ("baseline_auc", "baseline", "-")],
-        ),
-        (panels[0][1], "calibration", [("calibration", "model pages", "-"), ("calibration_control", "random", "-")]),
-        (panels[1][0], "log loss", [("log_loss", "model pages", "-"), ("log_loss_control", "random", "-")]),
-        (panels[1][1], "click rate, last 30 s", [("ctr_model", "model pages", "-"), ("ctr_control", "random", "-")]),
-    ]
-    for axes, title, lines in shown:
-        for name, label, style in lines:
-            axes.plot(minute, [float("nan") if v is None else v for v in page[name]], style, label=label, linewidth=1.5)
-        axes.set_title(title)
-        axes.set_xlabel("minutes since the shop opened")
-        axes.grid(alpha=0.3)
-    # A point of the curve is drawn when its newest exposure is settled: the page shows it then.
-    open_ms = report["began_event_ms"] - report["settled_after_ms"]
-    when = [(point["event_time"] - open_ms) / report["speed"] / 60_000 for point in report["auc"]]
-    panels[0][0].plot(when, [p["auc"] for p in report["auc"]], ":", color="black", label="recomputed from the topics")
-    for axes, *_ in shown:
-        axes.legend(fontsize=8)
-    canvas.savefig(path, dpi=110)

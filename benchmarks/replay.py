@@ -1,13 +1,13 @@
 # shell
-"""``millrace bench replay``: replay side by side, against the plain path and against the model alone; and its memory.
+"""``millrace dev bench replay``: replay side by side, against the model alone; and its memory.
 
-Pairs take turns in one process, each on the same day of the simulator: the plain path (one thread, arrays of the whole
-log: :mod:`commands.replay.plain`, replay as it was), the engine, and the model alone, whose batches and rows to score
-were made before. Scores of all three are equal to the bit, which is checked.
+Pairs take turns in one process, each on the same day of the simulator: the engine, and the model alone, whose batches
+and rows to score were made before. Scores of both are equal to the bit, which is checked.
 
-Then logs of two lengths, mapped from a file, each in a process of its own: the peak of its anonymous memory, children
-included, with what the model's tables take taken off. :data:`LONG_ROWS` in the environment's
-``MILLRACE_BENCH_REPLAY_ROWS`` shortens the longer one; the figures say how long it was.
+Then logs of two lengths, mapped from a file, each in a process of its own (``python -m benchmarks.replay FILE``):
+the peak of its anonymous memory, children included, with what the model's tables take taken off.
+:data:`LONG_ROWS` in the environment's ``MILLRACE_BENCH_REPLAY_ROWS`` shortens the longer one; the figures say how long
+it was.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from benchmarks.memory import peak_anonymous_mb
-from benchmarks.replaylong import table_of, write_long
-from benchmarks.runner import BenchError, Figure, Say, figure
+from benchmarks.runner import Figure, Say, figure
+from benchmarks.running import anonymous_mb
 from commands.replay.grouped import Groups
 from commands.replay.known import LabelSettings
-from commands.replay.plain import run_plain
 from commands.replay.run import BATCH_ROWS, THREADS, run_log
 from commands.replay.sidebyside import Timing
 from commands.replay.steps import Step, steps
+from experiments.runs import BenchError
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
-from millrace.logs import LogTable
-from simulator.daylog import parse_day
+from millrace.logs import TS, LogTable
+from simulator.daylog import day_table, parse_day
+from simulator.world import World
 
 DAY = "2026-03-02"
 SEED, USERS = 7, 4000
@@ -67,7 +68,6 @@ def _pairs(folder: Path, plan: Schema, say: Say) -> list[Figure]:
     with threads(THREADS):
         held = list(steps(log, plan, BATCH_ROWS, how, None))
         ways: dict[str, Callable[[], P]] = {
-            "plain": lambda: _plain(log, plan, how),
             "side by side": lambda: _beside(log, plan, how, timing),
             "model alone": lambda: _alone(held, plan, n),
         }
@@ -80,26 +80,20 @@ def _pairs(folder: Path, plan: Schema, say: Say) -> list[Figure]:
                 p = way()
                 took = time.perf_counter() - began
                 if first is not None and not np.array_equal(first, p):
-                    raise BenchError(f"'{name}' gives other scores than the plain path", "report it as a defect")
+                    raise BenchError(f"'{name}' gives other scores", "report it as a defect")
                 first = p
                 if turn:
                     seconds[name].append(took)
             told = ", ".join(f"{name} {n / s[-1]:,.0f}/s" for name, s in seconds.items() if s)
             say(f"round {turn} of {ROUNDS}: {told or 'warm'}")
-    plain, beside, alone = (np.array(s) for s in seconds.values())
+    beside, alone = (np.array(s) for s in seconds.values())
     say(f"seconds of the last run: features {timing.features:.1f}, scoring {timing.scoring:.1f}, learning")
     say(f"  {timing.learning:.1f}, the learner waited {timing.waiting:.1f}; the scores are equal to the bit")
     return [
         figure("day_rows", n, "exposures"),
-        figure("day_plain", float(np.median(n / plain)), "rows/s"),
-        figure("day_side_by_side", float(np.median(n / beside)), "rows/s", "plain", float(np.median(plain / beside))),
+        figure("day_side_by_side", float(np.median(n / beside)), "rows/s"),
         figure("day_seconds", float(np.median(beside)), "s", "model alone", float(np.median(beside / alone))),
     ]
-
-
-def _plain(log: LogTable, plan: Schema, how: LabelSettings) -> P:
-    groups = Groups(log, plan)
-    return run_plain(log, plan, OnlineModel(plan, {}, 0), BATCH_ROWS, lambda _: None, groups, how)
 
 
 def _beside(log: LogTable, plan: Schema, how: LabelSettings, timing: Timing) -> P:
@@ -127,9 +121,12 @@ def _long(folder: Path, say: Say) -> list[Figure]:
         days = -(-rows // 200_000)
         say(f"writing a log of {rows:,} exposures")
         write_long(path, parse_day(DAY), days, SEED, USERS, rows)
-        command = [sys.executable, "-m", "benchmarks.replaylong", str(path)]
+        command = [sys.executable, "-m", "benchmarks.replay", str(path)]
+        peak = 0.0
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            peak = peak_anonymous_mb(process)
+            while process.poll() is None:
+                peak = max(peak, anonymous_mb(process.pid))
+                time.sleep(0.1)
             told = process.stdout.read() if process.stdout else ""
         path.unlink()
         if process.returncode:
@@ -145,3 +142,53 @@ def _long(folder: Path, say: Say) -> list[Figure]:
             figure(f"log_{found['rows']}_memory", beyond, "MB beyond the model's tables"),
         ]
     return figures
+
+
+def write_long(path: Path, first_day: int, days: int, seed: int, users: int, rows: int | None = None) -> None:
+    """Writes days of a world as one Arrow file, a record batch a day; of the last day no more than ``rows`` allow."""
+    world, plan = World(seed, users), shop_schema()
+    left = rows
+    with pa.OSFile(str(path), "wb") as sink:
+        writer = None
+        for number in range(first_day, first_day + days):
+            table = day_table(world, number)
+            table = table.select([name for name in table.column_names if name in _names(plan)])
+            table = table if left is None else table.slice(0, left)
+            writer = writer or pa.ipc.new_file(sink, table.schema)
+            writer.write_table(table.combine_chunks())
+            left = None if left is None else left - table.num_rows
+            if left is not None and left <= 0:
+                break
+        if writer is not None:
+            writer.close()
+
+
+def table_of(path: Path, plan: Schema) -> LogTable:
+    """The log, mapped."""
+    assert plan.log is not None
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    return LogTable(table, plan.log.user, plan.log.item, plan.log.label, table.num_rows, 0)
+
+
+def _names(plan: Schema) -> set[str]:
+    assert plan.log is not None
+    log = plan.log
+    named = {f.name for f in plan.fields} | {c for k in plan.windows.keys for c in k.columns}
+    roles = {TS, log.user, log.item, log.label, log.request, log.position, *log.action_times.values()}
+    return {name for name in named | roles if name is not None}
+
+
+def main(path: Path) -> None:
+    """Replays a log that is mapped from an Arrow file, prints JSON: rows, seconds, MB of the model's tables."""
+    plan = shop_schema()
+    log = table_of(path, plan)
+    with threads(THREADS):
+        model = OnlineModel(plan, {}, 0)
+        began = time.perf_counter()
+        run_log(log, plan, model, BATCH_ROWS, lambda _: None, Groups(log, plan))
+        seconds = time.perf_counter() - began
+    print(json.dumps({"rows": log.table.num_rows, "seconds": seconds, "model_mb": model.nbytes / 2**20}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,5 +1,5 @@
 # shell
-"""``millrace bench NAME --out DIR``: runs a benchmark and writes what it measured.
+"""``millrace dev bench NAME --out DIR``: runs a benchmark and writes what it measured.
 
 ``report.json`` is a list of ``{name, value, unit, against, ratio}``, some with ``ratio_low``. A ratio compares two
 things measured in the same process tree, alternating, so that it survives a noisy machine; ``against`` names what the
@@ -19,11 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from millrace.basics.errors import MillraceError, SettingError
+from millrace.basics.errors import SettingError
 
 BENCHMARKS = (
-    *("capacity", "filters", "freshness", "history", "intake", "learner", "ownmodel", "realtime", "recall"),
-    *("repair", "replay", "safety", "scorer", "soak", "stores", "stream", "up"),
+    *("capacity", "freshness", "intake", "learner", "realtime", "recall"),
+    *("replay", "safety", "scorer", "stores", "stream", "up"),
 )
 
 
@@ -47,10 +47,6 @@ def figure(name: str, value: float, unit: str, against: str | None = None, ratio
 Say = Callable[[str], None]
 
 
-class BenchError(MillraceError):
-    """A benchmark cannot run here, for instance because its peer is not installed."""
-
-
 def bench(name: str, out: Path, say: Say = print) -> list[Figure]:
     """Runs the benchmark ``name``, writes ``out/report.json`` and ``out/run.json``, and returns the figures.
 
@@ -63,7 +59,7 @@ def bench(name: str, out: Path, say: Say = print) -> list[Figure]:
     """
     if name not in BENCHMARKS:
         raise SettingError(f"there is no benchmark '{name}'", f"choose one of {', '.join(BENCHMARKS)}")
-    module = importlib.import_module(f"benchmarks.{name}")
+    module = importlib.import_module(f"{__package__}.{name}")
     out.mkdir(parents=True, exist_ok=True)
     (out / "run.json").unlink(missing_ok=True)
     started = time.time()
@@ -79,7 +75,7 @@ def bench(name: str, out: Path, say: Say = print) -> list[Figure]:
             "python": platform.python_version(),
             "machine": platform.machine(),
             "cores": os.cpu_count(),
-            "versions": {p: version(p) for p in ("numpy", "numba", "torch", "kafka-python", "faust-streaming")},
+            "versions": {p: version(p) for p in ("numpy", "numba", "torch", "kafka-python")},
         },
     )
     return figures

@@ -30,7 +30,6 @@ from learner.ranker.model import OnlineModel
 from learner.ranker.slices import Part
 from learner.role.warm import warm_up
 from learner.serving.serving import ServingModel
-from learner.tables.index import Index
 from millrace.contracts.samples import SampleBatch
 from millrace.processes.memory import measured_bytes
 from millrace.versions.modelstore import Image, TableRows
@@ -96,18 +95,13 @@ def table_bytes(rows: int, record: int) -> int:
     return rows * record * 4 + (4 << bits)
 
 
-def _index_bytes(index: Index) -> int:
-    return table_bytes(len(index), int(index.data.shape[1]))
-
-
 # -- snapshots beside learning ----------------------------------------------------------------------------------------
 
 
 def snapshot_holds_up(rows: int = ROWS, seconds: float = SNAPSHOT_S, slices: int = SLICE) -> dict[str, float]:
-    """How long the calls of a snapshot in slices hold learning up, in ms: a slice, the last part, and for comparison
-    the batches between them and the delta before the last part. A slice is taken as often as spreads them over
-    ``seconds``, a delta once a second. ``cpu`` is the longest of the calls by the thread's CPU time, which other
-    processes do not lengthen."""
+    """How long the calls of a snapshot in slices hold learning up, in ms: the longest of a slice and the last part,
+    its 99th percentile, and the longest by the thread's CPU time, which other processes do not lengthen; for comparison
+    the median batch between them. A slice is taken as often as spreads them over ``seconds``, a delta once a second."""
     with threads(1):
         model, state = blank(rows)
         model.resume(made_up(rows, state))
@@ -116,51 +110,35 @@ def snapshot_holds_up(rows: int = ROWS, seconds: float = SNAPSHOT_S, slices: int
             model.learn(batch)
         model.changes()
         gc.collect()
-        held: list[float] = []
-        worked: list[float] = []
+        held: list[tuple[float, float]] = []  # by the wall, of CPU
         learnt: list[float] = []
-        deltas: list[float] = []
-        snapshot = model.slices(slices)
-        every = seconds / (rows / slices)
-        started = time.perf_counter()
-        due, publish, turn, corrections = started, started + 1, 0, 0
-        whole = False
-        while not whole:
-            learnt.append(_ms(lambda turn=turn: model.learn(_fresh(found, turn, rows))))  # type: ignore[misc]
+        snapshot, every = model.slices(slices), seconds / (rows / slices)
+        due = time.perf_counter()
+        publish, turn, part = due + 1, 0, True
+        while part:
+            batch = _fresh(found, turn)
+            learnt.append(_ms(lambda batch=batch: model.learn(batch))[0])  # type: ignore[misc]
             turn += 1
             if time.perf_counter() >= publish:
-                deltas.append(_ms(model.changes))
+                model.changes()
                 publish += 1
             if snapshot.whole or time.perf_counter() >= due:
-                began, busy = time.perf_counter(), time.thread_time()
-                part = snapshot.next()
-                held.append((time.perf_counter() - began) * 1e3)
-                worked.append((time.thread_time() - busy) * 1e3)
-                whole = part is None
-                corrections += len(held) > rows / slices and not whole
+                parts: list[Part | None] = []
+                held.append(_ms(lambda parts=parts: parts.append(snapshot.next())))  # type: ignore[misc]
+                part = parts[0] is not None
                 due += every
-        deltas.append(_ms(model.changes))
-        behind = snapshot.behind
-        busy = time.thread_time()
-        finish = _ms(snapshot.finish)
-        worked.append((time.thread_time() - busy) * 1e3)
-        calls = np.array([*held, finish])
+        model.changes()
+        held.append(_ms(snapshot.finish))
+        wall, cpu = np.array(held).T
         return {
-            "snapshot_holds_up_ms": float(calls.max()),
-            "snapshot_holds_up_p99_ms": float(np.percentile(calls, 99)),
-            "snapshot_holds_up_median_ms": float(np.median(calls)),
-            "snapshot_holds_up_cpu_ms": max(worked),
-            "finish_ms": finish,
-            "rows_in_last_part": float(behind),
-            "calls": float(len(calls)),
-            "parts_of_corrections": float(corrections),
+            "snapshot_holds_up_ms": float(wall.max()),
+            "snapshot_holds_up_p99_ms": float(np.percentile(wall, 99)),
+            "snapshot_holds_up_cpu_ms": float(cpu.max()),
             "batch_ms": float(np.median(learnt)),
-            "delta_ms": float(max(deltas)),
-            "seconds": time.perf_counter() - started,
         }
 
 
-def _fresh(found: list[SampleBatch], turn: int, rows: int) -> SampleBatch:
+def _fresh(found: list[SampleBatch], turn: int) -> SampleBatch:
     """A batch with other ids than before: those of a batch, moved on among all ids."""
     batch = found[turn % len(found)]
     step = np.int64(-7046029254386353131)
@@ -169,143 +147,74 @@ def _fresh(found: list[SampleBatch], turn: int, rows: int) -> SampleBatch:
     return batch
 
 
-def _ms(do: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
-    began = clock()
+def _ms(do: Callable[[], Any]) -> tuple[float, float]:
+    """Milliseconds by the wall, and of the thread's CPU."""
+    began, busy = time.perf_counter(), time.thread_time()
     do()
-    return (clock() - began) * 1e3
-
-
-def single_calls(rows: int = ROWS) -> dict[str, float]:
-    """The longest that a table holds learning up for reasons of its own, in ms of CPU time: looking for rows that are
-    too old, making room in a full table (a sixteenth of it), and the slowest of the calls in which it grows past where
-    the index doubles."""
-    with threads(1):
-        model, state = blank(rows)
-        model.resume(made_up(rows, state))
-        table = model.tables[_TABLE]
-        table.max_age_min = 100_000
-        expire = _ms(lambda: table.expire(NOW_MIN), time.thread_time)
-        room = _ms(lambda: table._make_room(1), time.thread_time)
-        coming = ids_of(int(rows * GROWTH))
-        coming = coming[table.index.find(coming) < 0]
-        grow = [
-            _ms(lambda part=part: table.index.add(part), time.thread_time)  # type: ignore[misc]
-            for part in np.array_split(coming, max(1, len(coming) // 2000))
-        ]
-        return {
-            "expire_ms": expire,
-            "make_room_ms": room,
-            "grow_ms": max(grow),
-            "grow_median_ms": float(np.median(grow)),
-        }
+    return (time.perf_counter() - began) * 1e3, (time.thread_time() - busy) * 1e3
 
 
 # -- memory and loading -----------------------------------------------------------------------------------------------
 
 
 def memory(rows: int = ROWS) -> dict[str, float]:
-    """``memory_ratio`` of a learner's and of a scorer's tables when steady, and their peaks while loading, growing, and
-    (the learner) making a snapshot beside learning; all over the bytes of the tables at that moment's rows."""
-    return {**_apart(_learner_memory, rows), **_apart(_scorer_memory, rows)}
+    """``memory_ratio`` of a learner's and of a scorer's tables when steady, and its peak while loading, both over the
+    bytes of the tables; and the seconds of loading the parts of a snapshot, which are made on the way."""
+    found: dict[str, float] = {}
+    for measure in (_learner, _scorer):  # each in a process of its own
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            found |= pool.submit(measure, rows).result()
+    return found
 
 
-def loading(rows: int = ROWS) -> dict[str, float]:
-    """Seconds until a learner and a scorer have taken in the parts of a snapshot, parts given in memory."""
-    return {**_apart(_learner_loading, rows), **_apart(_scorer_loading, rows)}
-
-
-def _apart(measure: Callable[[int], dict[str, float]], rows: int) -> dict[str, float]:
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(measure, rows).result()
-
-
-def _learner_memory(rows: int) -> dict[str, float]:
+def _learner(rows: int) -> dict[str, float]:
     with threads(1):
         model, state = blank(rows)
         found = batches(rows)
         for batch in found:
             model.learn(batch)
         model.resume([state])
-        gc.collect()
-        empty = measured_bytes()
-        reset_peak()
+        measured = _Measured()
         model.resume(made_up(rows, state))
         index = model.tables[_TABLE].index
-        load = (measured_bytes(peak=True) - empty) / _index_bytes(index)
-        gc.collect()
+        measured.loaded(table_bytes(len(index), int(index.data.shape[1])))
         for batch in found:
             model.learn(batch)
             model.changes()
-        steady = (measured_bytes() - empty) / _index_bytes(index)
-        reset_peak()
-        snapshot, part = model.slices(SLICE), None
-        while (part := snapshot.next()) is not None:
-            model.learn(found[0])
-        model.changes()
-        part = snapshot.finish()
-        copying = (measured_bytes(peak=True) - empty) / _index_bytes(index)
-        del part
-        gc.collect()
-        reset_peak()
-        coming = ids_of(int(rows * GROWTH))
-        coming = coming[index.find(coming) < 0]
-        gc.collect()
-        empty += coming.nbytes
-        for own in np.array_split(coming, max(1, len(coming) // 2000)):
-            index.add(own)
-        growth = (measured_bytes(peak=True) - empty) / _index_bytes(index)
-        return {
-            "learner memory_ratio": steady,
-            "learner memory_ratio, peak of loading": load,
-            "learner memory_ratio, peak of a snapshot": copying,
-            "learner memory_ratio, peak of growth": growth,
-            "learner bytes of tables": float(_index_bytes(index)),
-        }
+        return measured.figures("learner")
 
 
-def _scorer_memory(rows: int) -> dict[str, float]:
+def _scorer(rows: int) -> dict[str, float]:
     with threads(1):
         _, state = blank(rows)
-        spec = spec_of(rows)
-        small = ServingModel.of(schema(), spec, state[0])
-        cat = batches(rows)[0].cat
+        cat, spec = batches(rows)[0].cat, spec_of(rows)
         num = np.zeros((len(cat), 0), np.float32)
-        small.score(cat, num)
-        del small
-        gc.collect()
-        empty = measured_bytes()
-        reset_peak()
+        ServingModel.of(schema(), spec, state[0]).score(cat, num)
+        measured = _Measured()
         model = ServingModel.of(schema(), spec, (image for image, _ in made_up(rows, state)), {_TABLE: rows})
         table = model.tables[_TABLE]
-        least = table_bytes(len(table), int(table.base.data.shape[1]))
-        load = (measured_bytes(peak=True) - empty) / least
-        gc.collect()
+        measured.loaded(table_bytes(len(table), int(table.base.data.shape[1])))
         model.score(cat, num)
+        return measured.figures("scorer")
+
+
+class _Measured:
+    """Memory and seconds from now on."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        self._empty, self._began = measured_bytes(), time.perf_counter()
+        Path("/proc/self/clear_refs").write_text("5")  # lets the kernel's high-water mark begin here. Linux
+
+    def loaded(self, least: int) -> None:
+        self._seconds, self._least = time.perf_counter() - self._began, least
+        self._peak = (measured_bytes(peak=True) - self._empty) / least
+        gc.collect()
+
+    def figures(self, role: str) -> dict[str, float]:
+        steady = (measured_bytes() - self._empty) / self._least
         return {
-            "scorer memory_ratio": (measured_bytes() - empty) / least,
-            "scorer memory_ratio, peak of loading": load,
-            "scorer bytes of tables": float(least),
+            f"{role} memory_ratio": steady,
+            f"{role} memory_ratio, peak of loading": self._peak,
+            f"{role} loading_seconds": self._seconds,
         }
-
-
-def _learner_loading(rows: int) -> dict[str, float]:
-    with threads(1):
-        model, state = blank(rows)
-        parts = list(made_up(rows, state))
-        busy, wall = time.thread_time(), _ms(lambda: model.resume(parts)) / 1e3
-        return {"learner loading_seconds": wall, "learner loading_cpu_seconds": time.thread_time() - busy}
-
-
-def _scorer_loading(rows: int) -> dict[str, float]:
-    with threads(1):
-        _, state = blank(rows)
-        ServingModel.of(schema(), spec_of(rows), [image for image, _ in made_up(1000, state)])
-        parts = [image for image, _ in made_up(rows, state)]
-        busy = time.thread_time()
-        wall = _ms(lambda: ServingModel.of(schema(), spec_of(rows), parts, {_TABLE: rows})) / 1e3
-        return {"scorer loading_seconds": wall, "scorer loading_cpu_seconds": time.thread_time() - busy}
-
-
-def reset_peak() -> None:
-    """Lets the kernel's high-water mark begin anew. Linux."""
-    Path("/proc/self/clear_refs").write_text("5")

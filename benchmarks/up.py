@@ -4,7 +4,7 @@
 ::
 
     millrace up --schema (12 lines)  ──► 5,000 items, 1,000 users by the client ──► visitors click for five minutes
-        every 30 s: pages of 50 visitors, judged by their taste                       (benchmarks/tasteshop.py)
+        every 30 s: pages of 50 visitors, judged by their taste                       (experiments/tasteshop.py)
     SIGKILL of all ──► millrace up again ──► the same pages judged once more, before anybody clicks
 
 - ``first`` and ``auc``: how far pages follow the taste at the end of the five minutes; against the catalogue's order.
@@ -12,7 +12,7 @@
 - ``follows_s``: seconds of visitors until the first items of a page had twice the catalogue's share of liked ones.
 - ``restart_s``: from the start to the first page of the model, after the kill.
 
-``follows.png`` draws it. Needs the package ``millrace-client`` (the folder ``client``).
+Needs the package ``millrace-client`` (the folder ``client``).
 """
 
 from __future__ import annotations
@@ -25,12 +25,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Canvas
-
-from benchmarks.runner import BenchError, Figure, figure
-from benchmarks.tasteshop import FIRST, SCHEMA, Followed, Taste, catalogue, followed
+from benchmarks.runner import Figure, figure
 from commands.up.started import Started
+from experiments.runs import BenchError
+from experiments.tasteshop import FIRST, SCHEMA, Followed, Taste, catalogue, followed
 from experiments.tastevisits import Crowd, Looked, Visitors, check_client, opened, ready, user
 
 if TYPE_CHECKING:
@@ -55,7 +53,7 @@ class Probe(NamedTuple):
 
 
 def run(out_dir: Path, progress: Say = print, seconds: float = SECONDS, seed: int = SEED) -> list[Figure]:
-    """The figures of one run; ``follows.png`` in ``out_dir``.
+    """The figures of one run.
 
     Raises:
         BenchError: the client is not installed, or no page of the model came in time.
@@ -74,7 +72,6 @@ def run(out_dir: Path, progress: Say = print, seconds: float = SECONDS, seed: in
             loop.start()
             again, restart_s = asyncio.run(_second_life(loop, taste, began))
             progress(_said("after the restart", again))
-    draw(probes, again, out_dir / "follows.png")
     last = probes[-1]
     follows = next((p.second for p in probes if p.page.first >= 2 * p.catalogue.first), math.nan)
     return [
@@ -158,23 +155,3 @@ async def _model_page(shop: AsyncMillrace, user: str) -> Page:
 def _said(when: str, probe: Probe) -> str:
     page, order = probe.page, probe.catalogue
     return f"{when}: liked among the first {FIRST} {page.first:.2f} (catalogue {order.first:.2f}), AUC {page.auc:.3f}"
-
-
-def draw(probes: list[Probe], again: Probe, path: Path) -> None:
-    """The probes over time, and the one after the kill."""
-    canvas = Canvas(figsize=(9, 4), layout="constrained")
-    FigureCanvasAgg(canvas)
-    second = [p.second for p in probes]
-    panels = canvas.subplots(1, 2)
-    for axes, name, title in zip(
-        panels, ("first", "auc"), (f"liked among the first {FIRST}", "AUC of liked items by place"), strict=True
-    ):
-        axes.plot(second, [getattr(p.page, name) for p in probes], "-o", markersize=3, label="the page")
-        axes.plot(second, [getattr(p.catalogue, name) for p in probes], "--", label="the catalogue's order")
-        axes.plot([second[-1]], [getattr(again.page, name)], "rx", label="after SIGKILL of everything and restart")
-        axes.set_title(title)
-        axes.set_xlabel("seconds since the first visitor")
-        axes.set_ylim(0, 1)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="upper left", fontsize="small")
-    canvas.savefig(path, dpi=110)

@@ -1,5 +1,5 @@
 # shell
-"""``millrace experiment chaos``: processes of demos are killed at random moments; at the end the books must balance.
+"""``millrace dev experiment chaos``: demos whose processes are killed at random moments; at the end the books balance.
 
 ::
 
@@ -31,17 +31,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import redis
+from cyclopts import Parameter
 
-from benchmarks.taken import Process, below, role_of
 from commands.loop.monitor import fetch
-from experiments.apachekafka import ApacheKafka
+from experiments.runs import runs_file
+from experiments.taken import Process, below, role_of
 from millrace.basics.errors import SettingError
 from millrace.processes.spawn import spawn, stop, tail
-from millrace.reports import make_folder, surroundings, write_all
+from millrace.reports import surroundings, write_all
+from tests.scenes.apachekafka import ApacheKafka
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -56,15 +58,26 @@ END_SECONDS = 900.0
 KAFKA_HOME = "MILLRACE_TEST_KAFKA_HOME"
 
 
-@dataclass(frozen=True, slots=True)
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is run."""
+    """What is run.
 
-    seeds: tuple[int, ...] = (0,)  # a demo for each: its world, and when what is killed
-    seconds: float = 200.0  # of shoppers
+    Args:
+        seeds: demos.
+        seed: of the first demo: its world, and when what is killed.
+        seconds: how long shoppers come, in each demo.
+        kills: kills in each demo, of roles, the scorer's worker and template, broker and Redis.
+        emptied: how often Redis is emptied in each demo.
+        busy: loops that keep cores busy beside it.
+    """
+
+    seeds: int = 5
+    seed: int = 0
+    seconds: float = 200.0
     kills: int = 15
-    emptied: int = 2  # how often Redis is emptied
-    busy: int = 0  # loops beside it
+    emptied: int = 2
+    busy: int = 0
 
 
 class Strike(NamedTuple):
@@ -88,25 +101,28 @@ def strikes(plan: Plan, seed: int) -> list[Strike]:
     return sorted([*emptied, *kills, Strike(plan.seconds, END)])
 
 
-def experiment_chaos(out: Path, plan: Plan | None = None, say: Say = print) -> dict[str, Any]:
-    """Runs the plan; writes report.json, run.json, runs.jsonl and report.html to ``out``.
+def experiment_chaos(
+    out: Path, plan: Plan | None = None, *, say: Annotated[Say, Parameter(parse=False)] = print
+) -> dict[str, Any]:
+    """Run demos whose processes are killed at random moments, and account for each exposure at the end.
+
+    Args:
+        out: folder for the report; the demo's own report, log and data lie in ``demo-SEED``.
 
     Raises:
         SettingError: the plan is of nothing, or the folder cannot be written to.
         BenchError: Apache Kafka is named, and is not there or does not start.
     """
     plan = plan or Plan()
-    if not plan.seeds or plan.seconds <= 0 or min(plan.kills, plan.emptied, plan.busy) < 0:
+    if plan.seeds < 1 or plan.seconds <= 0 or min(plan.kills, plan.emptied, plan.busy) < 0:
         raise SettingError(f"'{plan}' is no plan", "give seeds and seconds above 0, and no number below 0")
-    make_folder(out, "runs.jsonl")
     started = time.monotonic()
     rows: list[Row] = []
-    with (out / "runs.jsonl").open("w", encoding="utf-8") as lines, suppress(KeyboardInterrupt), _busy(plan.busy, out):
-        for seed in plan.seeds:
+    with runs_file(out) as keep, suppress(KeyboardInterrupt), _busy(plan.busy, out):
+        for seed in range(plan.seed, plan.seed + plan.seeds):
             row = _demo(out.absolute() / f"demo-{seed}", plan, seed, say)
             rows.append(row)
-            lines.write(json.dumps(row) + "\n")
-            lines.flush()
+            keep(row)
             say(said(row))
     report = make_report(rows)
     run = {"seconds": round(time.monotonic() - started), "plan": asdict(plan), **surroundings()}

@@ -1,5 +1,5 @@
 # core
-"""What the runs of ``millrace experiment labels`` come to: means, differences to the bound, and three verdicts.
+"""What the runs of ``millrace dev experiment labels`` come to: means, differences to the bound, and three verdicts.
 
 A run is one model under one policy on one stretch of traffic. The bound is the policy that no live loop can have: every
 label at its exposure. For a figure f over a set of runs, f(policy) being the mean over them::
@@ -31,9 +31,6 @@ ORACLE = "oracle"
 WAIT = "wait"
 
 MEASURES = ("auc", "log_loss", "calibration")
-BLOCKS = 16
-"""Stretches of equally many rows whose log loss the curves show."""
-
 DRAWS = 2000
 """Of the bootstrap."""
 
@@ -64,15 +61,14 @@ class Parts(NamedTuple):
 
 
 def figures(p: NDArray[np.float32], y: NDArray[Any]) -> dict[str, Any]:
-    """The figures of one run: each measure over each part, and ``curve``, the log loss of each block. A score that is
-    not finite counts as wrong. None where there is no value. p, y: (n,)"""
+    """The figures of one run: each measure over each part, None where there is no value. A score that is not finite
+    counts as wrong. p, y: (n,)"""
     p = judged(p, y).astype(np.float32)
     out: dict[str, Any] = {}
     for name, part in Parts.of(len(y)):
         for measure, of in zip(MEASURES, (auc, log_loss, calibration), strict=True):
             out[f"{measure}_{name}"] = _plain(of(p[part], y[part]))
-    blocks = zip(np.array_split(p, BLOCKS), np.array_split(y, BLOCKS), strict=True)
-    return out | {"curve": [_plain(log_loss(*block)) for block in blocks]}
+    return out
 
 
 def make_report(runs: Sequence[Run], policies: Sequence[str], rows: int, default: str) -> dict[str, Any]:
@@ -111,13 +107,7 @@ def make_report(runs: Sequence[Run], policies: Sequence[str], rows: int, default
     ]
     whole = next((row for row in pooled if (row["policy"], row["rate"], row["start"]) == (default, ALL, ALL)), None)
     verdicts = [] if whole is None else _verdicts(whole, parts)
-    curves = [
-        {"policy": policy, "rate": rate, "start": start, "curve": curve}
-        for rate, start in cells
-        for policy in shown
-        if (curve := _curve([r for r in runs if (r["rate"], r["start"], r["policy"]) == (rate, start, policy)]))
-    ]
-    return {"default": default, "verdicts": verdicts, "pooled": pooled} | tables | {"curves": curves}
+    return {"default": default, "verdicts": verdicts, "pooled": pooled} | tables
 
 
 ALL = "all"
@@ -238,10 +228,6 @@ def _verdicts(row: Mapping[str, Any], parts: Parts) -> list[dict[str, Any]]:
             {"figure": figure, "value": value, "target": target, "reached": None if value is None else reached(value)}
         )
     return out
-
-
-def _curve(runs: Sequence[Run]) -> list[float]:
-    return [rounded(v) for v in np.mean([r["curve"] for r in runs], 0).tolist()] if runs else []
 
 
 def _plain(value: float) -> float | None:

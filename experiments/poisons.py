@@ -1,10 +1,5 @@
 # core
-"""Poisons to try the gate with: of samples, and of what a model consists of.
-
-::
-
-    of samples    from a start, for so many minutes of event time: what producers, joins and people get wrong
-    of slots      once, between two steps: what a bad disk, a bug or an overflow leaves in a model's arrays
+"""Poisons of samples to try the gate with: what producers, joins and people get wrong for some minutes of event time.
 
 Poisoned samples reach the learner alone. What pages are judged by stays clean.
 """
@@ -13,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.network.models.delays import Delays
-from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import exposure_ids
-from learner.retrieval.tower import ITEM
-from learner.tables.table import SparseTable
 from millrace.contracts.events import CLICK, EXPOSURE
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
@@ -190,129 +181,3 @@ POISONS = (
     Poison("tenth-flipped-13h", 780, some_flips, claimed=False),
     Poison("one-item-13h", 780, one_item, claimed=False),
 )
-
-
-# -- slots ---------------------------------------------------------------------------------------------------
-
-
-class Slot(NamedTuple):
-    """One value of a model, and what it is set to. It is chosen so that samples to come read it."""
-
-    name: str
-    spoil: Callable[[OnlineModel], None]
-
-
-def _dense(name: str, value: float) -> Callable[[OnlineModel], None]:
-    def spoil(model: OnlineModel) -> None:
-        getattr(model.dense, name)[int(model.dense.second.argmax())] = value  # the weight that gradients reach most
-
-    return spoil
-
-
-def _buffer(name: str, value: float) -> Callable[[OnlineModel], None]:
-    def spoil(model: OnlineModel) -> None:
-        model.dense.names[name].reshape(-1)[:64] = value
-
-    return spoil
-
-
-def _busiest(table: SparseTable) -> int:
-    """A row that is read all the time: of those seen within the last minutes, that with the most behind it."""
-    rows = table.index.rows()
-    seen = table.index.column("mark")[rows].view(np.int32) >> 2
-    recent = rows[seen >= seen.max() - 2]
-    behind = table.index.column("n")[recent]
-    return int(recent[behind.argmax()])
-
-
-def _row(table: str, column: str, value: float) -> Callable[[OnlineModel], None]:
-    def spoil(model: OnlineModel) -> None:
-        own = _table(model, table)
-        values = own.index.column(column)
-        at = _busiest(own)
-        values[at] = value
-
-    return spoil
-
-
-def _table(model: OnlineModel, name: str) -> SparseTable:
-    """The table of a retrieval head by its name; the widest of the ranker's else."""
-    if name:
-        return model.tables[name]
-    own = [t for n, t in model.tables.items() if not n.startswith("retrieval")]
-    return max(own, key=lambda table: table.width)
-
-
-def _seen(model: OnlineModel) -> None:
-    """A row that hardly ever comes was seen in a hundred years: it would stay for ever."""
-    table = _table(model, "")
-    rows = table.index.rows()
-    marks = table.index.column("mark").view(np.int32)
-    marks[rows[marks[rows].argmin()]] += np.int32(100 * 365 * 1440 << 2)
-
-
-def _admission(model: OnlineModel) -> None:
-    """Occurrences since the last halving, far below none: counts would never be halved."""
-    _table(model, "").admission.since = -(1 << 40)
-
-
-def _guard(value: float) -> Callable[[OnlineModel], None]:
-    def spoil(model: OnlineModel) -> None:
-        model.guard.means[0] = value
-
-    return spoil
-
-
-def _delays(value: float) -> Callable[[OnlineModel], None]:
-    def spoil(model: OnlineModel) -> None:
-        delays: Delays = model.delays
-        delays._squares[:64] = value
-
-    return spoil
-
-
-def _head_loss(model: OnlineModel) -> None:
-    assert model.head is not None
-    model.head.loss = float("nan")
-
-
-_NAN, _HUGE = float("nan"), 1e38
-_NEGATIVE = -1e6
-"""Of a row's sum of squares. From -1 the next gradient would lead back, and nothing would be wrong any more."""
-
-SLOTS = (
-    Slot("average-nan", _dense("average", _NAN)),
-    Slot("average-1e38", _dense("average", _HUGE)),
-    Slot("weight-nan", _dense("weights", _NAN)),
-    Slot("weight-1e38", _dense("weights", _HUGE)),
-    Slot("adam-first-nan", _dense("first", _NAN)),
-    Slot("adam-first-1e38", _dense("first", _HUGE)),
-    Slot("adam-second-nan", _dense("second", _NAN)),
-    Slot("adam-second-1e38", _dense("second", _HUGE)),
-    Slot("adam-second-negative", _dense("second", -1.0)),
-    Slot("gradients-nan", _dense("total", _NAN)),
-    Slot("buffer-mean-nan", _buffer("scale.mean", _NAN)),
-    Slot("buffer-variance-negative", _buffer("scale.var", -1.0)),
-    Slot("adagrad-nan", _row("", "square", _NAN)),
-    Slot("adagrad-negative", _row("", "square", _NEGATIVE)),
-    Slot("embedding-nan", _row("", "embedding", _NAN)),
-    Slot("embedding-1e38", _row("", "embedding", _HUGE)),
-    Slot("ftrl-z-nan", _row("", "z", _NAN)),
-    Slot("ftrl-z-1e38", _row("", "z", _HUGE)),
-    Slot("ftrl-n-nan", _row("", "n", _NAN)),
-    Slot("ftrl-n-negative", _row("", "n", _NEGATIVE)),
-    Slot("seen", _seen),
-    Slot("admission", _admission),
-    Slot("guard-nan", _guard(_NAN)),
-    Slot("guard-1e38", _guard(_HUGE)),
-    Slot("delays-squares-nan", _delays(_NAN)),
-    Slot("delays-weights-nan", _buffer("delays", _NAN)),
-    Slot("head-embedding-nan", _row(ITEM, "embedding", _NAN)),
-    Slot("head-adagrad-negative", _row(ITEM, "square", _NEGATIVE)),
-    Slot("head-loss-nan", _head_loss),
-)
-
-
-def spoil_slot(model: Any, name: str) -> None:
-    """Sets the slot of that name in ``model``, whatever it held."""
-    next(slot for slot in SLOTS if slot.name == name).spoil(model)

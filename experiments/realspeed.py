@@ -16,36 +16,24 @@ page is ranked.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from msgspec import structs
 from numpy.typing import NDArray
 
 from commands.replay.known import Model, Samples
 from commands.replay.logfeatures import Labels, LogFeatures, LogRows
-from millrace.basics.errors import SettingError
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.labels import LabelPolicy
-from millrace.logs import TS, LogTable
+from millrace.logs import LogTable
 
 BATCH_ROWS = Settings().batch_rows
 BATCH_MS = Settings().batch_ms
 """Bounds of a micro-batch, as the learner's settings have them."""
-
-MADE = "made_click_ms"
-"""Column of made click times."""
-
-MEDIAN_S, SPREAD, SCROLL_S = 9.0, 1.1, 1.5
-"""Of made click delays: log-normal with this median and deviation of the log, and so much more for each position."""
-
-ATTRIBUTION_MINUTES = 5.0
-"""With made delays; the simulated shop's."""
 
 _ARRAYS = ("cat", "num", "ts_ms", "label", "position", "user")
 
@@ -150,26 +138,3 @@ def live(model: Model, stretch: Stretch, samples: Samples) -> NDArray[np.float32
         start = stop
     score(len(p))
     return p
-
-
-def with_made_delays(log: LogTable, schema: Schema, seed: int) -> tuple[LogTable, Schema]:
-    """A log without action times, its clicks given times: log-normal delays (:data:`MEDIAN_S`, :data:`SPREAD`), later
-    by :data:`SCROLL_S` a position where the log has positions. The schema reads them.
-
-    Raises:
-        SettingError: the log has action times of its own.
-    """
-    assert schema.log is not None
-    if schema.log.action_times:
-        names = ", ".join(schema.log.action_times)
-        raise SettingError(f"schema '{schema.name}' has action times of its own ({names})", "name a log without them")
-    rng = np.random.default_rng((seed, 9))
-    ts_ms = log.table[TS].to_numpy()
-    seconds = np.exp(np.log(MEDIAN_S) + SPREAD * rng.standard_normal(len(ts_ms)))
-    if schema.log.position is not None:
-        seconds += SCROLL_S * np.maximum(log.table[schema.log.position].fill_null(0).to_numpy(), 0)
-    clicked = log.table[log.label].to_numpy() == 1
-    made = pa.array(ts_ms + (1000 * seconds).astype(np.int64), mask=~clicked)
-    times = {schema.windows.labelling: MADE}
-    columns = structs.replace(schema.log, action_times=times, attribution_minutes=ATTRIBUTION_MINUTES)
-    return replace(log, table=log.table.append_column(MADE, made)), structs.replace(schema, log=columns)

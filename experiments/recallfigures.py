@@ -1,20 +1,19 @@
 # core
-"""What the runs of ``millrace experiment recall`` come to: click rates, ratios with intervals, coverage, sources.
+"""What the runs of ``millrace dev experiment recall`` come to: click rates, ratios with intervals, sources.
 
 A run is one way of making pages (an *arm*) on one simulated day. All arms of a world meet the same visits with the same
 luck, and pages are always filled, so every shopper has the same exposures in each arm::
 
-    ratio = (clicks of the arm / its exposures) / (clicks of `before` / its exposures)
+    ratio = (clicks of the arm / its exposures) / (clicks of `popular` / its exposures)
 
-Two intervals, each of 95%: *within a world*, shoppers are drawn anew, with their clicks in both arms (a paired
-bootstrap, percentiles: Efron and Tibshirani 1993, chapter 13); *over worlds*, Student's t on the logarithms of the
-worlds' ratios. The first says what another crowd in the same world would have given, the second what another world.
+Two intervals, each of 95%: *within a world*, shoppers are drawn with replacement, with their clicks in both arms (a
+paired bootstrap, percentiles: Efron and Tibshirani 1993, chapter 13); *over worlds*, Student's t on the logarithms of
+the worlds' ratios. The first says what another crowd in the same world would have given, the second another world.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,21 +23,17 @@ from scipy import stats
 
 from commands.offline.intervals import rounded
 
-I64 = NDArray[np.int64]
 Run = Mapping[str, Any]
 
-NEW, BEFORE, PERFECT, POPULAR, PREVIOUS = "new", "before", "perfect", "popular", "previous"
-UNDAMPED = "undamped"
-ARMS = (NEW, BEFORE, PERFECT, POPULAR, PREVIOUS, UNDAMPED)
-"""The recall under test; the mixture before it; as candidates, the items that the shopper truly likes best, which no
-recall can better; a page of the most clicked items; the shop's previous recommender; the recall under test without
-putting last what the shopper bought, of which the world's shoppers do not tire."""
+NEW, PERFECT, POPULAR, PREVIOUS = "new", "perfect", "popular", "previous"
+ARMS = (NEW, PERFECT, POPULAR, PREVIOUS)
+"""The recall that serves; as candidates, the items that the shopper truly likes best, which no recall can better; a
+page of the most clicked items; the shop's previous recommender."""
+BASE = POPULAR
+"""The arm that the others are held against."""
 
 DRAWS = 2000
 """Of the bootstrap."""
-HOURS = 24
-TOP = 0.01
-"""Share of the living items whose share of the exposures is told."""
 
 
 class Tally:
@@ -46,14 +41,11 @@ class Tally:
 
     Args:
         pages: how many page views the day has; a page is *late* when half of them were before it.
-        living: items that are on sale at the day's start, for the share of the top items.
     """
 
-    def __init__(self, pages: int, living: int) -> None:
-        self._half, self._living = pages // 2, living
-        self._hours = np.zeros((2, HOURS), np.int64)  # exposures, clicks
+    def __init__(self, pages: int) -> None:
+        self._half = pages // 2
         self._users: dict[int, list[int]] = {}  # exposures, clicks; of late pages: exposures, clicks
-        self._items = Counter[int]()
         self._sources: dict[str, list[int]] = {}  # exposures, clicks
         self._expected = 0.0
         self._bought = 0
@@ -61,24 +53,18 @@ class Tally:
     def page(
         self,
         view: int,
-        hour: int,
         user: int,
-        items: Sequence[int],
         clicked: NDArray[np.bool_],
         chance: NDArray[np.float64],
         bought: int,
         sources: Sequence[str],
     ) -> None:
-        """One page as it was seen: ``items``, whether each was ``clicked``, the true ``chance`` of it, its source."""
-        n, clicks = len(items), int(clicked.sum())
-        self._hours[:, hour] += (n, clicks)
+        """One page as it was seen: whether each item was ``clicked``, the true ``chance`` of it, its source."""
+        n, clicks = len(clicked), int(clicked.sum())
         own = self._users.setdefault(user, [0, 0, 0, 0])
-        own[0] += n
-        own[1] += clicks
-        if view >= self._half:
-            own[2] += n
-            own[3] += clicks
-        self._items.update(items)
+        late = view >= self._half
+        for k, value in enumerate((n, clicks, n * late, clicks * late)):
+            own[k] += value
         for source, hit in zip(sources, clicked.tolist(), strict=True):
             of = self._sources.setdefault(source, [0, 0])
             of[0] += 1
@@ -89,21 +75,15 @@ class Tally:
     def figures(self) -> dict[str, Any]:
         """JSON-able. ``by_user`` has for each shopper: index, exposures, clicks, late exposures, late clicks."""
         users = np.array([[u, *own] for u, own in sorted(self._users.items())], np.int64).reshape(-1, 5)
-        shown = np.sort(np.fromiter(self._items.values(), np.int64, len(self._items)))[::-1]
-        top = max(1, round(TOP * self._living))
+        _, exposures, clicks, late_exposures, late_clicks = users.sum(axis=0).tolist()
         return {
-            "exposures": int(users[:, 1].sum()),
-            "clicks": int(users[:, 2].sum()),
-            "click_rate": _rate(users[:, 2].sum(), users[:, 1].sum()),
-            "click_rate_late": _rate(users[:, 4].sum(), users[:, 3].sum()),
-            "expected_rate": _rate(self._expected, users[:, 1].sum()),
+            "exposures": exposures,
+            "clicks": clicks,
+            "click_rate": _rate(clicks, exposures),
+            "click_rate_late": _rate(late_clicks, late_exposures),
+            "expected_rate": _rate(self._expected, exposures),
             "purchases": self._bought,
-            "living": self._living,
-            "distinct_items": len(shown),
-            "top_share": _rate(shown[:top].sum(), shown.sum()),
             "sources": dict(sorted(self._sources.items())),
-            "exposures_by_hour": self._hours[0].tolist(),
-            "clicks_by_hour": self._hours[1].tolist(),
             "by_user": users.T.tolist(),
         }
 
@@ -142,56 +122,37 @@ def over_worlds(ratios: Sequence[float]) -> tuple[float, float, float]:
 
 def make_report(runs: Sequence[Run]) -> dict[str, Any]:
     """The tables of all runs, and a verdict for each start. ``runs``: figures with ``seed``, ``start`` and ``arm``."""
-    starts = list(dict.fromkeys(r["start"] for r in runs))
-    arms = [arm for arm in ARMS if any(r["arm"] == arm for r in runs)]
     of = {(r["seed"], r["start"], r["arm"]): r for r in runs}
-    seeds = list(dict.fromkeys(r["seed"] for r in runs))
-    rates, ratios, worlds, coverage, sources = [], [], [], [], []
+    seeds, starts = (list(dict.fromkeys(r[name] for r in runs)) for name in ("seed", "start"))
+    rates: list[dict[str, Any]] = []
+    ratios: list[dict[str, Any]] = []
+    worlds: list[dict[str, Any]] = []
+    sources: list[dict[str, Any]] = []
     for start in starts:
-        for arm in arms:
-            mine = [of[s, start, arm] for s in seeds if (s, start, arm) in of]
+        for arm in ARMS:
+            mine = {s: of[s, start, arm] for s in seeds if (s, start, arm) in of}
             if not mine:
                 continue
             head = {"start": start, "arm": arm}
-            rates.append(
-                head
-                | {"worlds": len(mine)}
-                | {n: _mean(mine, n) for n in ("click_rate", "click_rate_late", "expected_rate")}
-                | {"purchases": round(float(np.mean([r["purchases"] for r in mine])), 1)}
-            )
-            coverage.append(head | {n: _mean(mine, n) for n in ("living", "distinct_items", "top_share")})
-            sources += [head | row for row in _sources(mine)]
-            if arm == BEFORE:
+            measures = ("click_rate", "click_rate_late", "expected_rate", "purchases")
+            rates.append(head | {"worlds": len(mine)} | {n: _mean(list(mine.values()), n) for n in measures})
+            sources += [head | row for row in _sources(list(mine.values()))]
+            pairs = [(s, run, of[s, start, BASE]) for s, run in mine.items() if (s, start, BASE) in of]
+            if arm == BASE or not pairs:
                 continue
-            pairs = [(s, of[s, start, arm], of[s, start, BEFORE]) for s in seeds if (s, start, BEFORE) in of]
             row: dict[str, Any] = dict(head)
             for late, name in ((False, "ratio"), (True, "ratio_late")):
-                if not pairs:
-                    continue
-                middle, low, high = over_worlds([_quotient(a, b, late) for _, a, b in pairs])
-                row |= _told(name, middle, low, high)
+                row |= _interval(name, *over_worlds([_quotient(a, b, late) for _, a, b in pairs]))
                 if arm == NEW:
-                    worlds += [
-                        {"start": start, "part": "second half" if late else "whole day", "seed": s}
-                        | _told("ratio", *ratio(a, b, late))
-                        for s, a, b in pairs
-                    ]
-            if "ratio" in row:
-                ratios.append(row)
-    verdicts = [_verdict(start, ratios, rates) for start in starts]
-    curves = [
-        {"start": start, "arm": arm, "curve": _by_hour([r for r in runs if (r["start"], r["arm"]) == (start, arm)])}
-        for start in starts
-        for arm in arms
-    ]
+                    part = head | {"part": "second half" if late else "whole day"}
+                    worlds += [part | {"seed": s} | _interval("ratio", *ratio(a, b, late)) for s, a, b in pairs]
+            ratios.append(row)
     return {
-        "verdicts": [v for v in verdicts if v],
+        "verdicts": [v for start in starts if (v := _verdict(start, ratios, rates))],
         "click_rates": rates,
-        "over_before": ratios,
-        "new_over_before_by_world": worlds,
-        "coverage": coverage,
+        f"over_{BASE}": ratios,
+        f"{NEW}_over_{BASE}_by_world": worlds,
         "sources": sources,
-        "curves": curves,
     }
 
 
@@ -211,16 +172,15 @@ def _verdict(start: str, ratios: Sequence[Run], rates: Sequence[Run]) -> str:
         said = f", 95% over {worlds} worlds {low:.3f} to {high:.3f}"
     rest = ", ".join(f"{r['arm']} {r['click_rate']:.4f}" for r in rates if r["start"] == start)
     late = "unknown" if found["ratio_late"] is None else f"{found['ratio_late']:.3f}"
-    best, bare = (of.get(arm, {}).get("ratio") for arm in (PERFECT, UNDAMPED))
-    most = "" if best is None else f" A perfect recall under the same ranker has {best:.3f} times the former's."
-    most += "" if bare is None else f" Without putting last what was bought, the new one has {bare:.3f} times."
+    best = of.get(PERFECT, {}).get("ratio")
+    most = "" if best is None else f" A perfect recall under the same ranker has {best:.3f} times."
     return (
-        f"Start with {start}: the new recall's click rate over a day is {found['ratio']:.3f} times the former's{said}"
-        f" ({late} over its second half): {way}.{most} Click rates: {rest}."
+        f"Start with {start}: recall's click rate over a day is {found['ratio']:.3f} times that of the most clicked"
+        f" items{said} ({late} over its second half): {way}.{most} Click rates: {rest}."
     )
 
 
-def _told(name: str, middle: float, low: float, high: float) -> dict[str, float | None]:
+def _interval(name: str, middle: float, low: float, high: float) -> dict[str, float | None]:
     """A ratio and its interval as a report has them; None where there is no number."""
     named = {name: middle, f"{name}_low": low, f"{name}_high": high}
     return {n: rounded(value) if math.isfinite(value) else None for n, value in named.items()}
@@ -228,11 +188,9 @@ def _told(name: str, middle: float, low: float, high: float) -> dict[str, float 
 
 def _sources(mine: Sequence[Run]) -> list[dict[str, Any]]:
     """Shares of exposures and clicks, and the click rate, of each source over all of some runs."""
-    total: dict[str, I64] = {}
-    for run in mine:
-        for name, of in run["sources"].items():
-            total[name] = total.get(name, np.zeros(2, np.int64)) + np.array(of, np.int64)
-    whole = np.sum(list(total.values()), axis=0) if total else np.zeros(2, np.int64)
+    names = sorted({name for run in mine for name in run["sources"]})
+    total = np.array([np.sum([run["sources"].get(name, (0, 0)) for run in mine], axis=0) for name in names])
+    whole = total.sum(axis=0)
     return [
         {
             "source": name,
@@ -242,13 +200,8 @@ def _sources(mine: Sequence[Run]) -> list[dict[str, Any]]:
             "share_of_clicks": _rate(of[1], whole[1]),
             "click_rate": _rate(of[1], of[0]),
         }
-        for name, of in total.items()
+        for name, of in zip(names, total, strict=True)
     ]
-
-
-def _by_hour(mine: Sequence[Run]) -> list[float | None]:
-    exposures, clicks = (np.sum([r[f"{what}_by_hour"] for r in mine], axis=0) for what in ("exposures", "clicks"))
-    return [_rate(c, e) for c, e in zip(clicks.tolist(), exposures.tolist(), strict=True)]
 
 
 def _mean(runs: Sequence[Run], name: str) -> float | None:

@@ -44,13 +44,15 @@ from millrace.versions.image import split
 from scorer.catalog.shelf import ItemRows
 from scorer.recall.recall import largest
 from scorer.users.userrecord import User
-from simulator.params import DAY_MS, HOUR_MS
+from simulator.params import DAY_MS
 from simulator.reaction import react
 from simulator.world import World, day_of, start_of
 
 STEP_MS = 60_000
 """How often all state is brought up to date, unless told otherwise."""
 
+HOT = 2000
+"""Of the most clicked items, so many are sorted for the arm without a model."""
 _ACTED = (CLICK, COLLECT, CART, PURCHASE)
 """In the order of :meth:`simulator.reaction.Reaction.times`."""
 _EXPOSED, _CLICKED = 1 << EXPOSURE, 1 << EXPOSURE | 1 << CLICK
@@ -150,12 +152,12 @@ class DayLoop:
         self._acts: list[tuple[int, int, _Seen, int, int]] = []  # a heap: when, number, page, position, action
         self._labels: list[tuple[int, int, _Seen, Rows, int, int]] = []  # ... page, positions, kind, policy
         self._count = 0
+        self._hot: Rows | None = None  # the most clicked items, sorted when the first page of a step asks for them
 
     def play(self) -> dict[str, Any]:
         """Lets the day happen; the figures of :class:`~experiments.recallfigures.Tally`, and what was learnt."""
         visits = self._visits
-        alive = int(self._day.alive(self._start_ms).sum())
-        self._tally = Tally(visits.n, alive)
+        self._tally = Tally(visits.n)
         starts, view = visits.start_ms.tolist(), 0
         for now_ms in range(self._start_ms, self._start_ms + DAY_MS, self._step_ms):
             self._follow(now_ms)
@@ -192,8 +194,11 @@ class DayLoop:
 
     def _popular(self, size: int, seed: int) -> Rows:
         """The most clicked items that are on sale; what is missing of a page is drawn of the others."""
-        lists, alive = self._shop.lists_before, self._shop.index.alive
-        hot = lists.hot[alive[lists.hot]][:size].astype(np.intp)
+        shop, alive = self._shop, self._shop.index.alive
+        if self._hot is None:
+            hottest = shop.popular(HOT)
+            self._hot = hottest[shop.clicks_a_day()[hottest] > 0]
+        hot = self._hot[alive[self._hot]][:size]
         if len(hot) < size:
             rest = np.setdiff1d(np.flatnonzero(alive), hot)
             hot = np.concatenate([hot, np.random.default_rng(seed).permutation(rest)[: size - len(hot)]])
@@ -225,9 +230,7 @@ class DayLoop:
                     self._later(self._acts, at_ms, page, slot, action)
         if self._pupil is not None:
             self._promise(page, clicked, done.click_ms)
-        hour = (page.ts_ms - self._start_ms) // HOUR_MS
-        bought = int((done.purchase_ms > 0).sum())
-        self._tally.page(view, hour, page.user, page.items, clicked, chance, bought, names)
+        self._tally.page(view, page.user, clicked, chance, int((done.purchase_ms > 0).sum()), names)
 
     def _promise(self, page: _Seen, clicked: NDArray[np.bool_], click_ms: NDArray[np.int64]) -> None:
         """When each label will be known: as :class:`commands.replay.known.Samples` has it of a log."""
@@ -253,7 +256,7 @@ class DayLoop:
 
     def _follow(self, now_ms: int) -> None:
         """Counts, lists and model become what they are when all that has happened by ``now_ms`` has been read."""
-        shown, self._shown = self._shown, []
+        shown, self._shown, self._hot = self._shown, [], None
         if shown:
             self._exposed(shown)
         acted = []
@@ -321,16 +324,7 @@ class DayLoop:
 
 def new_recall(shop: RecallShop) -> Recall:
     """The recall that the scorer runs."""
-    return Recall(lambda _, user, ts_ms, size, seed: shop.recall_new(user, ts_ms, size, seed), SOURCES)
-
-
-def recall_before(shop: RecallShop) -> Recall:
-    """The mixture before it; all its candidates have one source."""
-
-    def page(_: int, user: User, ts_ms: int, size: int, seed: int) -> tuple[ItemRows, NDArray[np.uint8]]:
-        return _of_one(shop.recall_before(user, ts_ms, size, seed))
-
-    return Recall(page, ("mixture",))
+    return Recall(lambda _, user, ts_ms, size, seed: shop.recall(user, ts_ms, size, seed), SOURCES)
 
 
 def perfect_recall(shop: RecallShop) -> Recall:
@@ -352,6 +346,6 @@ def start_shop(world: World, settings: Settings, number: int, log: Sequence[pa.T
     start_ms = start_of(number)
     shop = RecallShop(world, shop_schema(), start_ms, settings)
     for table in log:
-        shop.take(table, learn=False)
+        shop.take(table)
     shop.advance(start_ms)
     return shop

@@ -3,19 +3,16 @@
 
 ::
 
-    exposures ── take() ──► events and samples that wait for their time
+    exposures ── take() ──► events that wait for their time
                                │ advance(ts): what is due by ts
                                ├─► windows of users and items ──► records as Redis has them, item counts
                                ├─► last clicks and purchases ───► the same records
-                               ├─► co-clicks ───────────────────► neighbours of an item
-                               └─► retrieval head (learner) ────► tower ──► vectors of all living items, user tower
+                               └─► co-clicks ───────────────────► neighbours of an item
+    a model's retrieval head ── publish() ─────────► tower ──► vectors of all living items, user tower
     world ────────────────────────► births and deaths ──────────► item index ──► shelf, recall's lists
 
-All parts are the classes that stream, learner and scorer run, with one partition of events; only Kafka, Redis and
-threads are left out. The head learns each sample when its label is known, at once, and a retrieval version is made by
-each :meth:`RecallShop.advance`. So this shop is at most as fresh as a live one whose versions follow within seconds. A
-user's samples carry the plain numbers and ids that recall uses; their window numbers are 0, since no part of recall
-reads them.
+All parts are the classes that stream and scorer run, with one partition of events; only Kafka, Redis and threads are
+left out.
 """
 
 from __future__ import annotations
@@ -29,9 +26,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from commands.replay.logfeatures import Labels, LogRows
-from experiments import recallbefore
-from learner.network.models.spec import Spec
-from learner.retrieval.retrieval import RetrievalHead
 from learner.retrieval.tower import Tower, UserTower
 from millrace.basics.hashing import U64, column_hash
 from millrace.contracts.clock import EventClock
@@ -42,13 +36,10 @@ from millrace.contracts.online import (
     pack_profile,
     window_fields,
 )
-from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
-from millrace.versions.image import Image
-from millrace.windows.features import finite32
-from millrace.windows.likings import clicks_a_day, taste_keys
+from millrace.windows.likings import clicks_a_day
 from millrace.windows.tiles import TileStore
 from scorer.catalog.itemimage import ItemImage
 from scorer.catalog.shelf import ItemRows, Shelf
@@ -113,26 +104,11 @@ class RecallShop:
 
     Args:
         start_ms: what is on sale then is in the index from the beginning.
-        spec: of the retrieval head that learns the samples of :meth:`take`; None: nothing is learnt here, and
-            whoever has a head calls :meth:`publish`.
-        seed: of that head.
     """
 
-    def __init__(
-        self,
-        world: World,
-        schema: Schema,
-        start_ms: int,
-        settings: Settings | None = None,
-        spec: Spec | None = None,
-        seed: int = 0,
-        batch_rows: int = 128,
-    ) -> None:
+    def __init__(self, world: World, schema: Schema, start_ms: int, settings: Settings | None = None) -> None:
         self.world, self.schema, self.settings = world, schema, settings or Settings()
         self.now_ms = start_ms
-        self.head = None if spec is None else RetrievalHead(schema, spec, seed)
-        self.tower = None if spec is None else Tower(schema, spec)
-        self.batch_rows = batch_rows
         self.primary = Primary(self.settings, schema, EventClock(), lambda: self.now_ms)
         self.builder, self.index = self.primary.builder, self.primary.index
         self.shelf = Shelf(self.builder)
@@ -140,8 +116,7 @@ class RecallShop:
         self.windows = TileStore.of(schema.windows)
         """Counts of all window keys, as the stream's partitions have them together."""
         self.events = 0
-        self.samples = 0
-        self._events, self._samples = Waiting(), Waiting()
+        self._events = Waiting()
         names = schema.windows.keys
         self._of_item = np.array([k for k, key in enumerate(names) if schema.key_side(key) == "item"], np.intp)
         self._of_user = np.array([k for k, key in enumerate(names) if schema.key_side(key) == "user"], np.intp)
@@ -155,7 +130,6 @@ class RecallShop:
         self._item_key = next(k for k, key in enumerate(names) if key.columns == item)
         self._version = 0
         self._day, self._next_ms = -1, 0  # the day whose goods are known, and when the next of them comes or leaves
-        self._before: recallbefore.CandidateLists | None = None
         self.lists = CandidateLists()
         self.retrieval: Retrieval | None = None
         self.neighbours: Neighbours | None = None
@@ -164,43 +138,20 @@ class RecallShop:
 
     # -- what happens -----------------------------------------------------------------------------------------
 
-    def take(self, table: pa.Table, learn: bool = True) -> None:
+    def take(self, table: pa.Table) -> None:
         """Exposures and what followed them: columns as of :func:`simulator.daylog.day_table`, in order of time. Nothing
-        counts before :meth:`live` has come to its time.
-
-        Args:
-            learn: whether the head learns from them; if not they are counted only.
-        """
-        rows = LogRows(LogTable(table, "user_id", "item_id", "click", table.num_rows, 0), self.schema)
-        labels = Labels(LogTable(table, "user_id", "item_id", "click", table.num_rows, 0), self.schema, rows)
-        columns, plain = rows.columns(slice(None))
-        of = labels.event_row
-        user, item = table["user_id"].to_numpy() - 1, table["item_id"].to_numpy()
-        keys = self.builder.keys(columns, rows.n)
+        counts before :meth:`live` has come to its time."""
+        log = LogTable(table, "user_id", "item_id", "click", table.num_rows, 0)
+        rows = LogRows(log, self.schema)
+        labels = Labels(log, self.schema, rows)
+        keys = self.builder.keys(rows.columns(slice(None))[0], rows.n)
+        user, item, of = table["user_id"].to_numpy() - 1, table["item_id"].to_numpy(), labels.event_row
         self._events.put(
             {"ms": labels.event_ms, "action": labels.event_action, "keys": keys[of], "user": user[of], "item": item[of]}
         )
-        if not learn or self.head is None:
-            return
-        numbers = np.zeros((rows.n, len(self.schema.layout.plain_fields)), np.float32)
-        for p, field in enumerate(self.schema.layout.plain_fields):
-            if field.name in plain:
-                numbers[:, p] = finite32(plain[field.name])
-        kind = np.where(labels.clicked, np.where(labels.late, CORRECTION, POSITIVE), NEGATIVE).astype(np.uint8)
-        self._samples.put(
-            {
-                "ms": np.where(labels.late, labels.acted_ms, labels.known_ms),
-                "kind": kind,
-                "ts_ms": rows.ts_ms,
-                "cat": self.builder.cat(columns, rows.n),
-                "plain": numbers,
-                "user": rows.hashes(self.builder.user_column, slice(None)),
-                "item": rows.hashes(self.builder.item_column, slice(None)),
-            }
-        )
 
     def live(self, ts_ms: int) -> None:
-        """Counts and learns all that happened before ``ts_ms``."""
+        """Counts all that happened before ``ts_ms``."""
         self.now_ms = ts_ms
         events = self._events.due(ts_ms)
         if events:
@@ -208,9 +159,6 @@ class RecallShop:
             for action in (CLICK, PURCHASE):
                 done = np.flatnonzero(events["action"] == action)
                 self.acted(events["user"][done], events["item"][done], events["ms"][done], action)
-        samples = self._samples.due(ts_ms)
-        if samples:
-            self._learn(samples)
 
     def count(self, keys: U64, ts_ms: I64, action: NDArray[Any], user: I64) -> None:
         """Counts actions, (n,), in the windows of ``keys`` (n, K) of the users ``user`` (indices of shoppers)."""
@@ -238,18 +186,6 @@ class RecallShop:
         if action == CLICK and before:
             others = column_hash(np.array(before[::2], np.int64))
             self._coclicks.click(hashes, np.asarray(ts_ms, np.int64), sizes, others, np.array(before[1::2], np.int64))
-
-    def _learn(self, rows: Rows) -> None:
-        """The head learns samples, batch by batch, in their order."""
-        assert self.head is not None
-        n, width = len(rows["kind"]), self.schema.layout.N
-        for start in range(0, n, self.batch_rows):
-            part = slice(start, min(start + self.batch_rows, n))
-            num = np.zeros((part.stop - part.start, width), np.float32)
-            num[:, : rows["plain"].shape[1]] = rows["plain"][part]
-            kind, ts_ms, cat, user, item = (rows[name][part] for name in ("kind", "ts_ms", "cat", "user", "item"))
-            self.head.take(SampleBatch.of_rows(kind, ts_ms, cat, num, user=user, item=item))
-        self.samples += n
 
     # -- what a scorer holds ------------------------------------------------------------------------------------
 
@@ -303,7 +239,7 @@ class RecallShop:
     def publish(self, tower: Tower, clicks: int) -> None:
         """Makes the next retrieval version: the vectors of all living items by ``tower``, which learnt from ``clicks``.
 
-        :meth:`renew` calls it for the shop's own head. Who has the head elsewhere calls it after :meth:`renew`.
+        Whoever has a retrieval head calls it after :meth:`renew`.
         """
         self._version += 1
         shelf, form = self.shelf, self.shelf.form
@@ -333,19 +269,14 @@ class RecallShop:
             pass
         self.shelf.follow(lambda: self.index.changes(ts_ms, SLICE, SLICE))
         self.lists = self.primary.sorting()()
-        self._before = None
         self._merged.take(0, self._coclicks.changes())
         self._merged.know(self.index.ids[self._merged.known :])
         if self._merged.changed:
             self.neighbours = Neighbours.of_arrays(self._merged.arrays(ts_ms // DAY_MS))
-        if self.head is not None and self.tower is not None:
-            self.head.flush()
-            self.tower.apply(Image({}, {name: table.changes() for name, table in self.head.tables.items()}))
-            self.publish(self.tower, self.head.clicks)
 
     # -- recall -------------------------------------------------------------------------------------------------
 
-    def recall_new(self, user: User, ts_ms: int, size: int, seed: int) -> tuple[ItemRows, NDArray[np.uint8]]:
+    def recall(self, user: User, ts_ms: int, size: int, seed: int) -> tuple[ItemRows, NDArray[np.uint8]]:
         """Candidates of the recall that serves, with the source of each; without those that left the shop since."""
         sources = Sources(self.lists, self.retrieval, self.neighbours)
         found = self.recaller.page(sources, user, ts_ms, size, 0, seed)
@@ -364,24 +295,6 @@ class RecallShop:
         rows = self.shelf.rows_of([past.item_id for past in clicks])
         ages = ts_ms - np.array([past.ts_ms for past in clicks], np.int64)
         return self.retrieval.query(self.ranker.user_ids(user), rows, ages)
-
-    def recall_before(self, user: User, ts_ms: int, size: int, seed: int) -> ItemRows:
-        """Candidates of the mixture before (:mod:`experiments.recallbefore`), on the same state."""
-        lists = self.lists_before
-        liked = self.ranker.likings(lists.groups, user, ts_ms)
-        rows = recallbefore.recall(lists, size, np.random.default_rng(seed), liked)
-        return rows[self.shelf.alive[rows]]
-
-    @property
-    def lists_before(self) -> recallbefore.CandidateLists:
-        """The lists of the mixture before, sorted by clicks a day."""
-        if self._before is None:
-            index = self.index
-            names = {n for k in taste_keys(self.builder) for n in self.schema.windows.keys[k].columns}
-            columns = index.copies(names & set(index.form.names))
-            heat = self.clicks_a_day()
-            self._before = recallbefore.make_lists(self.builder, columns, index.alive, index.born_ms, heat)
-        return self._before
 
     def clicks_a_day(self) -> NDArray[np.float32]:
         """How hot each item is, by index row, straight from the windows. (n,)"""

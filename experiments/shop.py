@@ -1,5 +1,5 @@
 # shell
-"""``millrace experiment shop``: a small shop of one's own for hours at real speed, in which nothing is wrong.
+"""``millrace dev experiment shop``: a small shop of one's own for hours at real speed, in which nothing is wrong.
 
 ::
 
@@ -22,25 +22,25 @@ the package ``millrace-client`` (the folder ``client``).
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from cyclopts import Parameter
 
-from benchmarks.runner import BenchError
-from benchmarks.tasteshop import SCHEMA, Taste, catalogue
 from commands.loop.monitor import RoleMetrics, fetch
 from commands.up.started import Started
+from experiments.runs import BenchError, runs_file
+from experiments.tasteshop import SCHEMA, Taste, catalogue
 from experiments.tastevisits import HEAVY, Crowd, Looked, Visitors, check_client, opened, user
 from millrace.basics.errors import SettingError
 from millrace.basics.merit import auc, known
-from millrace.reports import make_folder, minutes_plot, surroundings, write_all
+from millrace.reports import minutes_plot, surroundings, write_all
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -49,14 +49,25 @@ PAGES, PAUSE_S, HEAVY_SHARE = 3.0, 10.0, 0.05
 """Of a visit, on average; between two of them; visits that are the heavy reader's."""
 
 
-@dataclass(frozen=True, slots=True)
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is run."""
+    """What is run.
+
+    Args:
+        hours: how long visitors come.
+        items: of the shop.
+        users: of the shop.
+        guests: share of visits by people whom the shop never named.
+        pages_per_s: pages a second.
+        seed: of the shop.
+        row_s: seconds of a row.
+    """
 
     hours: float = 2.0
     items: int = 2000
     users: int = 500
-    guests: float = 0.03  # share of visits
+    guests: float = 0.03
     pages_per_s: float = 3.0
     seed: int = 0
     row_s: float = 60.0
@@ -66,9 +77,13 @@ class Plan:
         return max(1, round(self.hours * 3600 / self.row_s))
 
 
-def experiment_shop(out: Path, plan: Plan | None = None, say: Say = print) -> dict[str, Any]:
-    """Runs the plan; writes report.json, run.json, runs.jsonl, report.html and a plot to ``out``. The loop's folder,
-    with its logs, is ``out/loop``; one of an earlier run is removed.
+def experiment_shop(
+    out: Path, plan: Plan | None = None, *, say: Annotated[Say, Parameter(parse=False)] = print
+) -> dict[str, Any]:
+    """Run a small shop by 'millrace up' at real speed, in which nothing is wrong, and see what the gate refuses.
+
+    Args:
+        out: folder for the report. The loop's folder, with its logs, is ``out/loop``; one of an earlier run is removed.
 
     Raises:
         SettingError: the plan is of nothing, or the folder cannot be written to.
@@ -79,22 +94,20 @@ def experiment_shop(out: Path, plan: Plan | None = None, say: Say = print) -> di
     if plan.hours <= 0 or plan.pages_per_s <= 0 or not 0 <= plan.guests <= 1 - HEAVY_SHARE:
         raise SettingError(f"'{plan}' is no plan", "hours and pages above 0, guests at least 0 and well below 1")
     check_client()
-    make_folder(out, "runs.jsonl")
     started = time.monotonic()
     folder = out.absolute() / "loop"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     schema = folder / "schema.toml"
     schema.write_text(SCHEMA, encoding="utf-8")
     taste = Taste(catalogue(plan.items, plan.seed), plan.users, plan.seed)
     loop = Started(folder / "data", "--schema", str(schema), env={"MILLRACE_GATE": "on"})
     rows: list[Row] = []
-    with (out / "runs.jsonl").open("w", encoding="utf-8") as lines, loop, suppress(KeyboardInterrupt):
+    with runs_file(out) as write, loop, suppress(KeyboardInterrupt):
 
         def keep(row: Row) -> None:
             rows.append(row)
-            lines.write(json.dumps(row) + "\n")
-            lines.flush()
+            write(row)
             say(f"{said(row)}; {plan.rows - len(rows)} rows to come")
 
         asyncio.run(_live(loop, taste, plan, keep, say))

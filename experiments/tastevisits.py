@@ -1,5 +1,5 @@
 # shell
-"""Visitors of the shop whose taste is known (:mod:`benchmarks.tasteshop`), over HTTP and at real speed.
+"""Visitors of the shop whose taste is known (:mod:`experiments.tasteshop`), over HTTP and at real speed.
 
 ::
 
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.runner import BenchError
-from benchmarks.tasteshop import FIRST, Taste
+from experiments.runs import BenchError
+from experiments.tasteshop import FIRST, Taste
 
 if TYPE_CHECKING:
     from millrace_client import AsyncMillrace

@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 def of_models(rows: Sequence[Row], baseline: float | None) -> str:
-    """``millrace experiment models``. ``rows``: model, inputs, auc, auc_ci; ``baseline``: its AUC on the test days."""
+    """``dev experiment models``. ``rows``: model, inputs, auc, auc_ci; ``baseline``: its AUC on the test days."""
     known = sorted((r for r in rows if r["auc"] is not None), key=lambda r: -r["auc"])
     if not known:
         return "The test days' labels are all alike, so no model can be told from another."
@@ -36,7 +36,7 @@ def of_models(rows: Sequence[Row], baseline: float | None) -> str:
 
 
 def of_rounds(ways: Sequence[Row], baseline: float | None) -> str:
-    """``millrace experiment rounds``. ``ways``: model, inputs, way, auc, auc_over_frozen, each with _ci."""
+    """``millrace dev experiment rounds``. ``ways``: model, inputs, way, auc, auc_over_frozen, each with _ci."""
     first = (ways[0]["model"], ways[0]["inputs"])
     own = [r for r in ways if (r["model"], r["inputs"]) == first and r["way"] != "frozen"]
     frozen = next((r for r in ways if (r["model"], r["inputs"]) == first and r["way"] == "frozen"), None)
@@ -60,24 +60,8 @@ def of_rounds(ways: Sequence[Row], baseline: float | None) -> str:
     return text
 
 
-def of_drift(report: Row, way: str) -> str:
-    """``millrace experiment drift``, of the way of looking that the live loop takes."""
-    clean = next(r for r in report["clean"] if r["way"] == way)
-    text = (
-        f"Looking at {way}, the detector gave {clean['alarms']:,} false alarms on {clean['days']:,} clean days"
-        f" ({_figure(clean, 'alarms_a_day')} a day)."
-    )
-    changes = [r for r in report["changes"] if r["way"] == way]
-    found = [
-        f"{r['change']} {r['detected']} of {r['worlds']}"
-        + (f", after {r['median_minutes']:.0f} min in the median" if r["median_minutes"] is not None else "")
-        for r in changes
-    ]
-    return f"{text} It raised an alarm after: {'; '.join(found)}."
-
-
 def of_labels(report: Row) -> str:
-    """``millrace experiment labels``: how many of its targets the default policy reaches."""
+    """``millrace dev experiment labels``: how many of its targets the default policy reaches."""
     verdicts = report["verdicts"]
     if not verdicts:
         return f"The default policy '{report['default']}' was not among those compared, so nothing is said of it."

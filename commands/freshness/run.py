@@ -40,12 +40,12 @@ from commands.freshness.slices import day_slices, hour_slices, named, value_slic
 from commands.freshness.words import BASELINE, DAY_OLD, LIVE, RETRAINED
 from commands.freshness.words import named as model_named
 from commands.offline import rounds
+from commands.offline.compared import DEFAULT, KINDS, OWN, input_of, spec_of
 from commands.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
 from commands.offline.epochs import learn, score
 from commands.offline.follow import BATCH, DAILY, NEVER, SYNCS, follow, period_ms, plan_of
 from commands.offline.workers import pool
 from commands.replay.reading import Log, name_of_log
-from experiments.experiment import DEFAULT, KINDS, OWN, input_of, spec_of
 from learner.evaluation.progressive import baseline_column
 from learner.role.making import model_of
 from millrace.basics.errors import LogError, SettingError

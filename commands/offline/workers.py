@@ -1,15 +1,13 @@
 # shell
-"""The processes that an experiment's runs are spread over, and the runs that an earlier one has ended."""
+"""The processes that runs are spread over."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 
@@ -44,16 +42,3 @@ class _Here(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
-
-
-def ended(path: Path, key: Callable[[Mapping[str, Any]], tuple[Any, ...]]) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Runs that have ended, from the lines of a ``runs.jsonl``, by ``key``. A line that was cut off is passed over: its
-    runs are done again."""
-    out = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found = json.loads(line)
-            out[key(found)] = found
-        except (ValueError, KeyError, TypeError):
-            continue
-    return out

@@ -4,19 +4,15 @@
 from millrace.reports.names import NAMES, name_of
 from millrace.reports.page import make_folder, surroundings, write_all, write_report
 from millrace.reports.plots import (
-    LINEAR,
     MAIN,
     QUIET,
     SECOND,
     Plot,
-    blocks_plot,
     calibration_plot,
     canvas,
-    curves_plot,
     day_plot,
     days_plot,
     dots_plot,
-    hours_plot,
     interval_plot,
     lines_canvas,
     minutes_plot,
@@ -24,20 +20,16 @@ from millrace.reports.plots import (
 from millrace.reports.terminal import say, show
 
 __all__ = [
-    "LINEAR",
     "MAIN",
     "NAMES",
     "QUIET",
     "SECOND",
     "Plot",
-    "blocks_plot",
     "calibration_plot",
     "canvas",
-    "curves_plot",
     "day_plot",
     "days_plot",
     "dots_plot",
-    "hours_plot",
     "interval_plot",
     "lines_canvas",
     "make_folder",

@@ -19,9 +19,6 @@ _INK, QUIET, MAIN, SECOND = "#20303c", "#8a97a0", "#1f6f8b", "#d08c3e"
 
 _MARKS = "osD^v<>"
 
-LINEAR = 0.01
-"""Differences up to this are drawn on a linear axis in :func:`blocks_plot`."""
-
 
 @dataclass(frozen=True, slots=True)
 class Plot:
@@ -133,81 +130,6 @@ def dots_plot(name: str, caption: str, values: Mapping[str, Sequence[float]], me
     axes.set_xlim(left=-0.1)
     axes.grid(axis="x", color="#e4e8ea", lw=0.8)
     axes.set_xlabel(measure)
-    return Plot(name, caption, figure)
-
-
-def curves_plot(name: str, caption: str, curves: Sequence[Mapping[str, Any]]) -> Plot:
-    """Loss curves, one panel for each kind of input. ``curves``: model, inputs, losses."""
-    kinds = list(dict.fromkeys(c["inputs"] for c in curves))
-    figure = Figure(figsize=(8, 3.8), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
-    for axes, kind in zip(panels, kinds, strict=True):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"{kind} inputs", fontsize=10)
-        axes.grid(axis="y", color="#e4e8ea", lw=0.8)
-        for curve in (c for c in curves if c["inputs"] == kind):
-            at = np.linspace(0, 100, len(curve["losses"]))
-            axes.plot(at, curve["losses"], lw=1.2, label=curve["model"])
-        axes.set_xlabel("% of the training data")
-    lowest = min(min(c["losses"]) for c in curves)
-    panels[0].set_ylim(lowest * 0.9, lowest * 2.2)
-    panels[0].set_ylabel("log loss")
-    panels[-1].legend(frameon=False, fontsize=8, ncols=2)
-    return Plot(name, caption, figure)
-
-
-def blocks_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
-    """Curves of policies, a panel for each rate (down) and start (across). ``rows``: policy, rate, start, curve. The
-    axis is linear to :data:`LINEAR`, then logarithmic."""
-    rates = list(dict.fromkeys(r["rate"] for r in rows))
-    starts = list(dict.fromkeys(r["start"] for r in rows))
-    policies = list(dict.fromkeys(r["policy"] for r in rows))
-    figure = Figure(figsize=(5 * len(starts), 1 + 2.4 * len(rates)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(rates), len(starts), squeeze=False, sharex=True, sharey="row")
-    for line, rate in zip(panels, rates, strict=True):
-        for axes, start in zip(line, starts, strict=True):
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(axis="y", color="#e4e8ea", lw=0.8)
-            axes.set_title(f"{rate}, {start}", fontsize=10)
-            for row in (r for r in rows if (r["rate"], r["start"]) == (rate, start)):
-                i = policies.index(row["policy"])
-                at = (np.arange(len(row["curve"])) + 0.5) * 100 / len(row["curve"])
-                axes.plot(
-                    at, row["curve"], marker=_MARKS[i % len(_MARKS)], ms=3, lw=1.1, color=f"C{i}", label=row["policy"]
-                )
-            axes.set_yscale("symlog", linthresh=LINEAR)
-            axes.axhline(0, color=QUIET, lw=0.8, ls=":")
-        line[0].set_ylabel("log loss over bound")
-    for axes in panels[-1]:
-        axes.set_xlabel("% of the rows")
-    labels = {label: h for axes in panels.flat for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return Plot(name, caption, figure)
-
-
-def hours_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]], measure: str) -> Plot:
-    """Curves over the hours of a day, a panel for each start. ``rows``: start, arm, curve (24 values; None: nothing was
-    seen in that hour)."""
-    starts, arms = (list(dict.fromkeys(r[key] for r in rows)) for key in ("start", "arm"))
-    figure = Figure(figsize=(5 * len(starts), 4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(starts), squeeze=False, sharex=True, sharey=True)[0]
-    for axes, start in zip(panels, starts, strict=True):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e4e8ea", lw=0.8)
-        axes.set_title(f"start with {start}", fontsize=10)
-        for row in (r for r in rows if r["start"] == start):
-            i, curve = arms.index(row["arm"]), np.array(row["curve"], np.float64)
-            line = {"marker": _MARKS[i % len(_MARKS)], "ms": 3, "lw": 1.1, "color": f"C{i}"}
-            axes.plot(np.arange(len(curve)) + 0.5, curve, label=row["arm"], **line)
-        axes.set_xlabel("hour of the day")
-        axes.set_xticks(range(0, 25, 6))
-    panels[0].set_ylabel(measure)
-    panels[0].set_ylim(bottom=0)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return Plot(name, caption, figure)
 
 

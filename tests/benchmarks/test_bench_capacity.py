@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.capacity import Look, figures_of, tables
-from benchmarks.runner import BenchError
-from benchmarks.taken import Taken, folder_bytes, processes, topic_bytes
+from benchmarks.capacity import Look, figures_of
+from experiments.runs import BenchError
+from experiments.taken import Taken, folder_bytes, processes, topic_bytes
 from tests.scenes.waiting import until
 
 MIB = 2**20
@@ -88,9 +88,5 @@ def test_figures_are_what_was_added_over_the_pages_between() -> None:
     assert value["kafka model.deltas"] == pytest.approx(7 * 36)  # what was sent, though the topic has 5 MiB
     assert value["held model.deltas"] == 5
     assert (value["redis"], value["redis keys"]) == (20, 1000)
-    text = tables(found, 100)
-    assert "2,000 pages in 100 s (20.0 a second), each with 16.0 exposures and 0.50 clicks." in text
-    assert "| `stream` | 0.56 | 0.035 | 2.0 | 100 |" in text
-    assert "| kafka events | 1,000 MiB / million pages |" in text
     with pytest.raises(BenchError, match="no page"):
         figures_of(first, look(20, 1000, 5.0, 0, 0, 0), {})

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.realtime import click_rate, draw, measure, play
-from benchmarks.runner import BenchError
+from benchmarks.realtime import click_rate, measure, play
 from commands.loop.series import COLUMNS
+from experiments.runs import BenchError
 
 BEGAN, MINUTE = 1_800_000_000_000, 60_000
 
@@ -79,11 +79,6 @@ def test_what_was_not_measured_is_no_figure() -> None:
     short["page"] = {name: values[:1] for name, values in short["page"].items()}
     assert {f["name"] for f in measure(short)} == {"exposures_per_s", "settled"}
     assert click_rate(short, "model", 5.0) is None
-
-
-def test_it_draws_the_run(tmp_path: Path) -> None:
-    draw(report(), tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_demo_that_fails_is_one_line_with_its_reason(tmp_path: Path) -> None:

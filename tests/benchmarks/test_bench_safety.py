@@ -1,25 +1,19 @@
-"""``millrace bench safety``, small: worlds and poisons are what they say, and a gate is told from none."""
+"""``millrace dev bench safety``, small: worlds and poisons are what they say, and a gate is told from none."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import safetycost
-from benchmarks.runner import BENCHMARKS, BenchError
+from benchmarks.runner import BENCHMARKS
 from benchmarks.safety import figures
-from experiments import commands as experiment_commands
-from experiments.experiment_safety import false_refusals, make_report
-from experiments.poisons import POISONS, SLOTS, Window, spoil_slot, user_side
-from experiments.safetyjobs import SLOT_SPEC, minutes_of, promoted_after, slots
+from experiments.experiment_safety import false_refusals, make_report, minutes_of, promoted_after
+from experiments.poisons import POISONS, Window, user_side
 from experiments.safetyrun import Life, Log, Refused, Served, live, loss
 from experiments.safetyworld import Change, Moment, Shop, traffic, write_shop
-from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import exposure_ids
-from millrace.basics.errors import SettingError
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.logs import read_log
@@ -119,28 +113,6 @@ def test_without_a_user_side_only_items_and_context_are_left(batch: SampleBatch)
     assert spoilt.num.any()
 
 
-# -- poisons of a model --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def learnt(moments: list[Moment]) -> OnlineModel:
-    model = OnlineModel(SCHEMA, SLOT_SPEC, 0)
-    for moment in moments:
-        if moment.batch is not None:
-            model.learn(moment.batch)
-    return model
-
-
-@pytest.mark.parametrize("name", [slot.name for slot in SLOTS])
-def test_a_slot_is_spoilt(learnt: OnlineModel, name: str) -> None:
-    model = OnlineModel(SCHEMA, SLOT_SPEC, 0)
-    before = learnt.snapshot()
-    model.resume(*before)
-    spoil_slot(model, name)
-    image, training = model.snapshot()
-    assert before[0].same_bits(image) or any(before[1][n].tobytes() != training[n].tobytes() for n in training)
-
-
 # -- lives ---------------------------------------------------------------------------------------------------
 
 
@@ -151,13 +123,6 @@ def test_lives_from_one_origin_are_alike_to_the_bit(moments: list[Moment], tmp_p
     twin, again = (live(Life(SCHEMA, {}, tmp_path / name, origin), moments[3:]) for name in "ab")
     assert twin.p.tobytes() == again.p.tobytes()
     assert loss(twin, again, rows=1000) == 0
-
-
-def test_what_is_not_finite_is_served_without_a_gate_alone(tmp_path: Path) -> None:
-    found = {row["gate"]: row for row in slots(Shop(3, 1, 150), SCHEMA, tmp_path, 3500, ["average-nan"], {})}
-    assert found[False]["not_finite"] > 200
-    assert found[True]["not_finite"] == found[True]["bad_numbers"] == 0
-    assert found[True]["refused"] == {"finite": 1}
 
 
 # -- figures -------------------------------------------------------------------------------------------------
@@ -184,17 +149,6 @@ def test_a_change_is_served_when_a_stretch_of_it_is_out_and_nothing_is_open() ->
     assert promoted_after(Log(refused, published[:2]), served, 0) == float("inf")
 
 
-def test_what_no_gate_lets_through_is_counted_as_what_the_gate_does() -> None:
-    slot = {"kind": "slot", "name": "ftrl-z-1e38", "auc_loss": 0.0, "refused": {}}
-    report = make_report(
-        [
-            slot | {"gate": True, "not_finite": 1, "bad_numbers": 2},
-            slot | {"gate": False, "not_finite": 10, "bad_numbers": 20},
-        ]
-    )
-    assert [(row["not_finite_served"], row["without_gate"]) for row in report["slots"]] == [(3, 30)]
-
-
 def test_a_taste_that_was_never_served_is_said_and_is_json() -> None:
     taste = {"kind": "taste", "refused": {}, "auc_loss_to_no_gate": 0.0}
     report = make_report([taste | {"seed": 0, "minutes": 12.0}, taste | {"seed": 1, "minutes": None}])
@@ -207,54 +161,14 @@ def test_a_taste_that_was_never_served_is_said_and_is_json() -> None:
     assert minutes_of(1 / 3) == 0.33333
 
 
-class Timed:
-    """A learner that takes its time over each page; None: its gate lets nothing out of that one."""
-
-    def __init__(self, clock: list[float], took_s: list[float | None]) -> None:
-        self._clock, self._left_s, self._out = clock, took_s[::-1], False
-
-    def learn(self, page: SampleBatch) -> None:
-        s = self._left_s.pop()
-        self._clock[0] += s or 1.0
-        self._out = s is not None
-
-    def delta(self, dense: bool) -> None: ...
-
-    def follow(self) -> bool:
-        return self._out
-
-
-def test_what_a_gate_adds_is_the_median_of_differences(batch: SampleBatch, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    pages: Any = [batch.take(slice(k, k + 1)) for k in range(3)]
-
-    def added_ms(with_gate: list[float | None]) -> float:
-        pair: Any = {True: Timed(clock, with_gate), False: Timed(clock, [10.0, 20.0, 100.0])}
-        return safetycost._added_ms(pair, pages)
-
-    assert added_ms([11.0, None, 103.0]) == 2000  # of the pages that both let out
-    with pytest.raises(BenchError, match="no page's samples came out of both learners"):
-        added_ms([None, None, None])
-
-
-@pytest.mark.parametrize("name", ["labels", "recall", "safety", "drift"])
-def test_cuts_are_for_rounds_alone(tmp_path: Path, name: Any) -> None:
-    with pytest.raises(SettingError, match=f"--cut for the experiment '{name}'; leave it out: it is for rounds"):
-        experiment_commands.experiment(name, tmp_path / "log", schema=tmp_path / "none", out=tmp_path, cut=["daily"])
-
-
-def test_figures_are_named_by_poison_slot_and_world() -> None:
+def test_figures_are_named_by_poison_and_world() -> None:
     poison = {"kind": "poison", "seed": 0, "not_finite": 0, "refused": {"shift": 2}, "auc_loss_without_gate": 0.1}
-    slot = {"kind": "slot", "name": "average-nan", "auc_loss": 0.0, "bad_numbers": 0}
     world = {"kind": "clean", "rows": 4096, "refused_first_day": 0, "longest_pause_minutes": 0.0, "over_limit": 0}
     report = make_report(
         [
             poison | {"name": "flips-10", "claimed": True, "auc_loss": 0.02},
             poison | {"name": "flips-10", "claimed": True, "auc_loss": 0.001, "seed": 1},
             poison | {"name": "clickers-13h", "claimed": False, "auc_loss": 0.03},
-            slot | {"gate": True, "not_finite": 0, "refused": {"finite": 1}},
-            slot | {"gate": False, "not_finite": 900, "refused": {}},
             world | {"name": "clean days", "candidates": 100.0, "refused": {}},
             world | {"name": "sale from noon", "candidates": 100.0, "refused": {"labels": 3}},
             {"kind": "taste", "seed": 0, "minutes": 12.0, "refused": {}, "auc_loss_to_no_gate": 0.0},
@@ -263,7 +177,6 @@ def test_figures_are_named_by_poison_slot_and_world() -> None:
     found = {f["name"]: f["value"] for f in figures(report)}
     assert found["served_auc_loss flips-10"] == 0.02  # of the worst world
     assert found["uncaught_auc_loss clickers-13h"] == 0.03
-    assert found["not_finite_served average-nan"] == 0
     assert found["false_refusals"] == pytest.approx(0.015)
     assert found["false_refusals sale from noon"] == 0.03
     assert found["drift_minutes"] == 12

@@ -105,10 +105,6 @@ def test_a_scorer_can_follow_what_is_sent(tmp_path: Path) -> None:
     wire.new_root()
     follow()
     assert follower.at.epoch == 2
-    again = ModelWire(settings, _Topic(), ROWS, ITEMS, 100, "log")
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")}
-    again.new_root()
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")} == files  # written once
 
 
 def test_pages_ask_for_rows_that_the_tables_have(tmp_path: Path) -> None:
@@ -170,8 +166,7 @@ def test_a_log_that_differs_from_its_page_is_seen(change: Mapping[str, Any]) -> 
 RUN = """
 import sys, msgspec
 from pathlib import Path
-from benchmarks.scorer import run
-from benchmarks.serverun import Size
+from benchmarks.scorer import Size, run
 print(msgspec.json.encode(run(Path(sys.argv[1]), lambda _: None, Size(**msgspec.json.decode(sys.argv[2])))).decode())
 """
 
@@ -180,7 +175,7 @@ print(msgspec.json.encode(run(Path(sys.argv[1]), lambda _: None, Size(**msgspec.
 @pytest.mark.timeout(LONG)
 @pytest.mark.long
 def test_a_small_run_loses_nothing(tmp_path: Path) -> None:
-    """In a process of its own: its Kafka clients meet a broker that is away, and leave sockets to the collector."""
+    """In a process of its own, with Kafka clients of its own."""
     size = {
         "rows": 20_000,
         "items": 700,
@@ -193,17 +188,14 @@ def test_a_small_run_loses_nothing(tmp_path: Path) -> None:
         "step_s": 0.5,
         "first_rate": 10.0,
         "steps": 1,
-        "pairs": 1,
-        "away_s": 2.0,
-        "others": False,
     }
     command = [sys.executable, "-c", RUN, str(tmp_path), msgspec.json.encode(size).decode()]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     figures = {f["name"]: f["value"] for f in msgspec.json.decode(done.stdout.splitlines()[-1])}
     assert figures["pages_asked"] > 100
-    assert figures["lost_impressions"] == figures["unlike_impressions"] == figures["broker_away_lost"] == 0
+    assert figures["lost_impressions"] == figures["unlike_impressions"] == 0
     assert figures["failed_answers"] < figures["pages_asked"] / 10  # a busy machine may refuse some, and says so
     assert figures["compared_pages"] > 0
     for page in ("page_20", "page_600"):
         assert 0 < figures[f"{page}_p50_ms"] <= figures[f"{page}_p99_ms"]
-    assert figures["cpu_two_workers"] > 0
+    assert figures["page_20_cpu_ms"] > 0

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.taken import Process
 from experiments.chaos import END, VICTIMS, Plan, experiment_chaos, make_report, port_of, strikes, victim
+from experiments.taken import Process
 from millrace.basics.errors import SettingError
 from tests.scenes.waiting import LONG
 
@@ -69,7 +69,7 @@ def test_the_report_counts_kills_refusals_and_books() -> None:
     assert report["verdict"].startswith("2 demos, 2 kills, Redis emptied 2 times: the books of 1 balance")
 
 
-@pytest.mark.parametrize("plan", [Plan(seeds=()), Plan(seconds=0), Plan(kills=-1)])
+@pytest.mark.parametrize("plan", [Plan(seeds=0), Plan(seconds=0), Plan(kills=-1)])
 def test_a_plan_of_nothing_is_refused(tmp_path: Path, plan: Plan) -> None:
     with pytest.raises(SettingError, match="no number below 0"):
         experiment_chaos(tmp_path / "out", plan)
@@ -82,7 +82,7 @@ def test_a_plan_of_nothing_is_refused(tmp_path: Path, plan: Plan) -> None:
 def test_after_some_kills_every_exposure_is_accounted_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MILLRACE_TEST_KAFKA_HOME", raising=False)  # the embedded broker, which the demo starts again
     said: list[str] = []
-    report = experiment_chaos(tmp_path, Plan(seeds=(3,), seconds=25.0, kills=5, emptied=1), said.append)
+    report = experiment_chaos(tmp_path, Plan(seeds=1, seed=3, seconds=25.0, kills=5, emptied=1), say=said.append)
     (row,) = report["runs"]
     assert row["conserved"] is True, row
     accounted = sum(row[name] for name in ("positives", "negatives", "pending", "exposures_in_dead_letters"))

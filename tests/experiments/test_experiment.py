@@ -12,14 +12,15 @@ import pytest
 import torch
 from msgspec import structs
 
+from commands.offline import compared
 from commands.offline.dataset import SCALED, Dataset, plain_schema, prepare, scaled
 from commands.offline.intervals import interval
-from experiments import experiment
+from experiments import experiment_models
 from learner.network.models import REGISTRY
 from learner.network.models.logistic import Logistic
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import SettingError
-from millrace.contracts.schema import Schema, shop_schema
+from millrace.contracts.schema import shop_schema
 from simulator.daylog import write_days
 
 
@@ -62,7 +63,7 @@ def test_an_interval_is_students() -> None:
 @pytest.mark.long
 def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
     write_days(tmp_path / "log", days=2, seed=5, users=40, quiet=True)
-    report = experiment.experiment_models(
+    report = experiment_models.experiment_models(
         tmp_path / "log",
         shop_schema(),
         tmp_path / "out",
@@ -78,7 +79,7 @@ def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
         ("wide_deep", "raw"),
     ]
     assert 0.5 < report["oracle_auc"] < 1
-    assert (tmp_path / "out" / "loss.png").stat().st_size > 1000
+    assert (tmp_path / "out" / "auc.png").stat().st_size > 1000
     assert "wide deep" in (tmp_path / "out" / "report.html").read_text().replace("_", " ")
 
 
@@ -121,8 +122,8 @@ def test_a_report_on_a_log_without_pages_says_what_it_compares(tmp_path: Path) -
     schema = structs.replace(schema, log=structs.replace(schema.log, request=None, identity=()))
     write_days(tmp_path / "log", days=2, seed=5, users=40, quiet=True)
     one = {"seeds": 2, "test_days": 1, "models": ("logistic",), "inputs": ("raw",), "progress": False}
-    frozen = experiment.experiment_models(tmp_path / "log", schema, tmp_path / "a", **one)  # type: ignore[arg-type]
-    paged = experiment.experiment_models(tmp_path / "log", shop_schema(), tmp_path / "b", **one)  # type: ignore[arg-type]
+    frozen = experiment_models.experiment_models(tmp_path / "log", schema, tmp_path / "a", **one)  # type: ignore[arg-type]
+    paged = experiment_models.experiment_models(tmp_path / "log", shop_schema(), tmp_path / "b", **one)  # type: ignore[arg-type]
     assert "frozen" in frozen["grouped_auc_compares"]
     assert paged["grouped_auc_compares"] == "within pages"
     assert frozen["models"][0]["auc"] == paged["models"][0]["auc"]
@@ -136,18 +137,9 @@ class Own(Logistic):
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a registered model of one's own; runs stay in this process, since another does not have it."""
-
-    def here(
-        jobs: list[experiment.Job], data: Dataset, schema: Schema, out: Path, progress: bool
-    ) -> list[dict[str, Any]]:
-        experiment._open(data.folder, data.schema, data.days, schema)
-        out.mkdir(parents=True)
-        return [experiment._run(job) for job in jobs]
-
     threads = torch.get_num_threads()
     monkeypatch.setitem(REGISTRY, "own", Own)
     monkeypatch.setattr(Own, "name", "own")
-    monkeypatch.setattr(experiment, "_all", here)
     yield "own"
     torch.set_num_threads(threads)
 
@@ -155,19 +147,19 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_the_originals_models_alone_have_its_settings(own: str) -> None:
     default = OnlineModel(plain_schema(shop_schema()), {}, 0).spec
     for name in REGISTRY:
-        spec = OnlineModel(plain_schema(shop_schema()), experiment.spec_of(name), 0).spec
+        spec = OnlineModel(plain_schema(shop_schema()), compared.spec_of(name), 0).spec
         if name == own:
-            assert experiment.spec_of(name) == {"model": own}
+            assert compared.spec_of(name) == {"model": own}
             assert spec == default | {"model": own}
         else:
-            assert name in experiment.ORIGINAL
+            assert name in compared.ORIGINAL
             assert (spec["numerics"], spec["averaging"], spec["max_loss"]) == ("none", 0.0, 1e30)
-        assert experiment.settings_of(name) == ("default" if name == own else "original")
-    assert experiment.spec_of(experiment.DEFAULT) == {}
-    assert experiment.settings_of(experiment.DEFAULT) == "default"
+        assert compared.settings_of(name) == ("default" if name == own else "original")
+    assert compared.spec_of(compared.DEFAULT) == {}
+    assert compared.settings_of(compared.DEFAULT) == "default"
 
 
-@pytest.mark.parametrize("run", [experiment.experiment_models, experiment.experiment_rounds])
+@pytest.mark.parametrize("run", [experiment_models.experiment_models, experiment_models.experiment_rounds])
 def test_each_row_says_which_settings_its_model_had(
     tmp_path: Path, own: str, run: Callable[..., dict[str, Any]]
 ) -> None:
@@ -180,8 +172,8 @@ def test_each_row_says_which_settings_its_model_had(
             had.append((self.spec["model"], self.spec["averaging"]))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "model_of", Spy)
-        models = ("logistic", own, experiment.DEFAULT)
+        patch.setattr(experiment_models, "model_of", Spy)
+        models = ("logistic", own, compared.DEFAULT)
         report = run(
             tmp_path / "log",
             shop_schema(),
@@ -190,16 +182,17 @@ def test_each_row_says_which_settings_its_model_had(
             test_days=1,
             models=models,
             inputs=("raw",),
+            workers=0,
             progress=False,
         )
     assert set(had) == {("logistic", 0.0), ("own", 0.98), ("wide_resnet", 0.98)}
-    tables = [report[name] for name in ("models", "curves", "ways", "by_day") if name in report]
-    assert len(tables) == 2
+    tables = [report[name] for name in ("models", "ways", "by_day") if name in report]
+    assert len(tables) == (1 if run is experiment_models.experiment_models else 2)
     for rows in tables:
         assert {(r["model"], r["settings"]) for r in rows} == {
             ("logistic", "original"),
             (own, "default"),
-            (experiment.DEFAULT, "default"),
+            (compared.DEFAULT, "default"),
         }
     page = (tmp_path / "out" / "report.html").read_text()
     assert '<td class="text">logistic</td><td class="text">raw</td><td class="text">original</td>' in page
@@ -210,14 +203,14 @@ def test_each_row_says_which_settings_its_model_had(
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, seeds: int, test_days: int, names: str) -> None:
     write_days(tmp_path / "log", days=2, seed=5, users=20, quiet=True)
     with pytest.raises(SettingError, match=names):
-        experiment.experiment_models(
+        experiment_models.experiment_models(
             tmp_path / "log", shop_schema(), tmp_path / "out", seeds=seeds, test_days=test_days, progress=False
         )
 
 
 def test_an_unknown_model_is_named_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="nonesuch"):
-        experiment.experiment_models(
+        experiment_models.experiment_models(
             tmp_path / "no log", shop_schema(), tmp_path / "out", seeds=2, test_days=1, models=("nonesuch",)
         )
 
@@ -225,6 +218,6 @@ def test_an_unknown_model_is_named_before_anything_is_read(tmp_path: Path) -> No
 @pytest.mark.parametrize("inputs", [(), ("raw", "cooked")])
 def test_unknown_inputs_are_named_before_anything_is_read(tmp_path: Path, inputs: tuple[str, ...]) -> None:
     with pytest.raises(SettingError, match="cooked" if inputs else "of no kind"):
-        experiment.experiment_rounds(
+        experiment_models.experiment_rounds(
             tmp_path / "no log", shop_schema(), tmp_path / "out", seeds=2, test_days=1, inputs=inputs
         )

@@ -9,19 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from msgspec import structs
 
-from commands.replay.logfeatures import Labels, LogRows
-from experiments import commands as experiment_commands
 from experiments import realspeed
-from experiments.experiment_labels import STARTS, Recorded, experiment_labels
+from experiments.experiment_labels import STARTS, experiment_labels
 from experiments.labels_report import BOUND, MEASURES, ORACLE, Parts, figures, make_report
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.samples import NEGATIVE, POLICIES, SampleBatch
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.labels import REGISTRY
-from millrace.logs import TS, LogTable, read_log
-from simulator.daylog import write_days, write_traffic
+from millrace.logs import LogTable, read_log
+from simulator.daylog import write_traffic
 
 SMALL = {"width": 4, "hidden": [8], "blocks": 1}
 ROWS, HISTORY, RATE = 1600, 800, 2.0
@@ -114,48 +111,18 @@ def test_the_history_is_learnt_settled_and_in_full_batches(prepared: Path, schem
     assert stretch.ts_ms[first - 1] < stretch.ts_ms[first]
 
 
-def test_made_delays_are_those_that_are_told_and_only_clicks_have_them(log: LogTable, schema: Schema) -> None:
-    assert schema.log is not None
-    with pytest.raises(SettingError, match="action times of its own"):
-        realspeed.with_made_delays(log, schema, 0)
-    plain = _without_times(schema)
-    made, own = realspeed.with_made_delays(log, plain, 3)
-    again, _ = realspeed.with_made_delays(log, plain, 3)
-    other, _ = realspeed.with_made_delays(log, plain, 4)
-    assert made.table.equals(again.table)
-    assert not made.table.equals(other.table)
-    times = made.table[realspeed.MADE]
-    clicked = log.table["click"].to_numpy() == 1
-    assert np.array_equal(times.is_valid().to_numpy(), clicked)
-    delay = (times.drop_null().to_numpy() - log.table[TS].to_numpy()[clicked]) / 1000
-    scroll = realspeed.SCROLL_S * log.table["position"].to_numpy()[clicked]
-    logs = np.log(delay - scroll)
-    # The median of n log-normal delays has the deviation 1.25 SPREAD / sqrt(n), their deviation SPREAD / sqrt(2 n).
-    n = int(clicked.sum())
-    assert abs(np.median(logs) - np.log(realspeed.MEDIAN_S)) < 4 * 1.25 * realspeed.SPREAD / np.sqrt(n)
-    assert abs(logs.std() - realspeed.SPREAD) < 4 * realspeed.SPREAD / np.sqrt(2 * n)
-    labels = Labels(made, own, LogRows(made, own))
-    assert labels.wait_ms == realspeed.ATTRIBUTION_MINUTES * 60_000
-    assert np.array_equal(labels.acted_ms[clicked], times.drop_null().to_numpy())
-
-
-def _without_times(schema: Schema) -> Schema:
-    assert schema.log is not None
-    return structs.replace(schema, log=structs.replace(schema.log, action_times={}, attribution_minutes=0.0))
-
-
 # -- the whole -----------------------------------------------------------------------------------------------
 
 
-def run(out: Path, schema: Schema, **options: Any) -> dict[str, Any]:
+def run(out: Path, **options: Any) -> dict[str, Any]:
     given: dict[str, Any] = {"worlds": [WORLD], "rates": [RATE], "seeds": 2, "rows": ROWS, "history_rows": HISTORY}
-    given |= {"policies": ["wait", "prompt"], "spec": SMALL, "workers": 0, "progress": False, "write": write_traffic}
-    return experiment_labels(out, schema, **(given | options))
+    given |= {"policies": ["wait", "prompt"], "spec": SMALL, "workers": 0, "progress": False}
+    return experiment_labels(out, **(given | options))
 
 
 @pytest.mark.long
-def test_the_whole_experiment_and_its_resumption(schema: Schema, tmp_path: Path) -> None:
-    report = run(tmp_path, schema)
+def test_the_whole_experiment_and_its_resumption(tmp_path: Path) -> None:
+    report = run(tmp_path)
     text = (tmp_path / "report.json").read_text()
     assert json.loads(text) == report
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
@@ -163,40 +130,23 @@ def test_the_whole_experiment_and_its_resumption(schema: Schema, tmp_path: Path)
     assert len(runs) == len(STARTS) * 2 * 3
     assert {r["policy"] for r in runs} == {BOUND, "wait", "prompt"}
     late = f"auc_{Parts.of(ROWS).late[0]}"
-    assert len({tuple(r["curve"]) for r in runs}) == len(runs), "each run is another"
+    assert len({r[late] for r in runs}) == len(runs), "each run is another"
     assert {(row["policy"], row["start"]) for row in report["auc"]} == {
         (policy, start) for policy in (BOUND, "wait", "prompt", ORACLE) for start in STARTS
     }
     assert len(report["verdicts"]) == (4 if report["default"] in ("wait", "prompt") else 0)
-    for plot in ("auc.png", "log_loss.png"):
-        assert (tmp_path / plot).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "auc.png").read_bytes().startswith(b"\x89PNG")
     assert "prompt" in (tmp_path / "report.html").read_text()
     # Half of the runs are lost, one of them in the middle of its line.
     half = len(lines) // 2
     (tmp_path / "runs.jsonl").write_text("\n".join([*lines[:half], lines[half][:40]]) + "\n")
-    run(tmp_path, schema, resume=True)
+    run(tmp_path, resume=True)
     assert (tmp_path / "report.json").read_text() == text
     # Runs that are kept are not made again: their figures are taken as they stand.
     marked = [json.dumps({**r, late: 0.25}) for r in runs]
     (tmp_path / "runs.jsonl").write_text("\n".join(marked) + "\n")
-    kept = run(tmp_path, schema, resume=True)
+    kept = run(tmp_path, resume=True)
     assert {row[late] for row in kept["auc"] if row["policy"] != ORACLE} == {0.25}
-
-
-def test_a_log_runs_at_its_own_times_with_made_delays(schema: Schema, tmp_path: Path) -> None:
-    (path,) = write_days(tmp_path / "log", 1, seed=1, users=60, quiet=True)
-    plain = _without_times(schema)
-    source = Recorded(path, plain, 1000, 500)
-    traffic = source.traffic(tmp_path, 3, 0.0)
-    whole = read_log(path, plain)
-    assert traffic.history == 500
-    assert traffic.log.table[TS].equals(whole.table.slice(whole.table.num_rows - 1500)[TS])
-    report = run(tmp_path / "out", plain, log=path, rows=1000, history_rows=500, worlds=[0, 1], seeds=1)
-    assert {row["rate"] for row in report["auc"]} == {"its own"}
-    assert ORACLE not in {row["policy"] for row in report["auc"]}
-    assert "log-normal" in report["click_delays"]
-    with pytest.raises(SettingError, match=f"which has {whole.table.num_rows}"):
-        run(tmp_path / "out", plain, log=path, rows=whole.table.num_rows)
 
 
 @pytest.mark.parametrize(
@@ -212,26 +162,18 @@ def test_a_log_runs_at_its_own_times_with_made_delays(schema: Schema, tmp_path: 
         ({"history_rows": 0}, "history of 0"),
         ({"rates": [-1.0]}, "-1 exposures a second"),
         ({"rates": [float("nan")]}, "nan exposures a second"),
-        ({"write": None}, "neither worlds nor a log"),
     ],
 )
-def test_what_cannot_be_run_is_told(schema: Schema, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_run_is_told(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises((SettingError, LogError), match=words) as caught:
-        run(tmp_path, schema, **options)
+        run(tmp_path, **options)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_is_a_file_is_told(schema: Schema, tmp_path: Path) -> None:
+def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(SettingError, match="taken"):
-        run(tmp_path / "taken", schema)
-
-
-def test_options_of_another_experiment_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="--rates for the experiment 'models'"):
-        experiment_commands.experiment("models", out=tmp_path, rates=[1.0])
-    with pytest.raises(SettingError, match="--rates with the log"):
-        experiment_commands.experiment("labels", tmp_path / "log.csv", out=tmp_path, rates=[1.0])
+        run(tmp_path / "taken")
 
 
 # -- sums ----------------------------------------------------------------------------------------------------
@@ -241,7 +183,7 @@ def made_run(policy: str, world: int, seed: int, auc: float, loss: float, calibr
     values = dict(zip(MEASURES, (auc, loss, calibration), strict=True))
     own = {f"{measure}_{name}": values[measure] for measure in MEASURES for name, _ in Parts.of(80_000)}
     head = {"world": world, "rate": "20/s", "start": "cold", "policy": policy, "seed": seed}
-    return head | own | {"curve": [loss] * 16}
+    return head | own
 
 
 def made_runs(policies: Sequence[str]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.verdicts import of_drift, of_labels, of_models, of_rounds
+from experiments.verdicts import of_labels, of_models, of_rounds
 
 
 def model(name: str, auc: float | None, half: float = 0.001) -> dict[str, Any]:
@@ -40,19 +40,6 @@ def test_ways_gain_lose_or_cannot_be_told_from_frozen() -> None:
     nothing = of_rounds([way("frozen", 0, 0), way("daily", 0.0005)], None)
     assert "gain" not in nothing
     assert "no difference that can be told (daily)" in nothing
-
-
-def test_drift_says_false_alarms_and_what_was_found() -> None:
-    report = {
-        "clean": [{"way": "pages", "alarms": 3, "days": 12, "alarms_a_day": 0.25}],
-        "changes": [
-            {"way": "pages", "change": "flipped", "detected": 4, "worlds": 5, "median_minutes": 12.0},
-            {"way": "pages", "change": "none", "detected": 0, "worlds": 5, "median_minutes": None},
-        ],
-    }
-    text = of_drift(report, "pages")
-    assert "3 false alarms on 12 clean days (0.2500 a day)" in text
-    assert "flipped 4 of 5, after 12 min in the median; none 0 of 5." in text
 
 
 def test_label_policies_reach_or_miss_their_targets() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tasteshop import FIRST, Taste, catalogue
 from experiments.shop import Plan, experiment_shop, make_report
+from experiments.tasteshop import FIRST, Taste, catalogue
 from experiments.tastevisits import HEAVY, Crowd, Looked, Visitors, user
 from millrace.basics.errors import SettingError
 from tests.scenes.waiting import LONG
@@ -124,7 +124,7 @@ def test_a_short_life_of_it_leaves_each_minute_as_it_is_measured(tmp_path: Path)
     def say(line: str) -> None:
         seen.append(len((tmp_path / "runs.jsonl").read_text().splitlines()))
 
-    report = experiment_shop(tmp_path, plan, say)
+    report = experiment_shop(tmp_path, plan, say=say)
     rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert [row["minute"] for row in rows] == [0, 1, 2]
     assert [row["deleted"] for row in rows] == [False, True, False]

@@ -7,10 +7,13 @@ from functools import cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
+from experiments.recallhistory import learn_days
+from experiments.recallloop import Pupil
 from experiments.recallshop import RecallShop, Waiting, params_of
-from learner.network.models.spec import read_spec
+from learner.ranker.model import OnlineModel
 from millrace.contracts.events import CLICK, PURCHASE
 from millrace.contracts.online import Recent, unpack_recent
 from millrace.contracts.schema import shop_schema
@@ -37,16 +40,24 @@ def log() -> pa.Table:
     return day_table(world(), DAY)
 
 
-def shop(learns: bool = False) -> RecallShop:
-    spec = read_spec({"retrieval_width": 8}) if learns else None
-    return RecallShop(world(), SCHEMA, START, Settings(candidates=100, recall_clicks=10), spec)
+def shop() -> RecallShop:
+    return RecallShop(world(), SCHEMA, START, Settings(candidates=100, recall_clicks=10))
+
+
+@cache
+def pupil() -> Pupil:
+    """What learnt the log's morning."""
+    morning = log().filter(pc.less(log()["ts_ms"], NOON))
+    spec = {"retrieval_width": 8, "width": 4, "hidden": [8], "blocks": 1}
+    return Pupil(learn_days(OnlineModel(SCHEMA, spec, 0), [morning]), 128)
 
 
 @cache
 def at_noon() -> RecallShop:
-    found = shop(learns=True)
+    found = shop()
     found.take(log())
     found.advance(NOON)
+    pupil().renew(found)
     return found
 
 
@@ -156,13 +167,11 @@ def test_a_user_without_events_is_known_by_attributes_alone() -> None:
     assert "kind" in user.columns
 
 
-def test_the_head_learns_what_is_known_and_publishes_vectors_of_all_living_items() -> None:
-    found = at_noon()
-    assert found.head is not None
+def test_a_version_has_vectors_of_all_living_items() -> None:
+    found, head = at_noon(), pupil().model.head
+    assert head is not None
     assert found.retrieval is not None
-    clicks = log()["click_ms"].fill_null(NOON).to_numpy()
-    assert found.head.clicks == int((clicks < NOON).sum())
-    assert found.retrieval.clicks == found.head.clicks
+    assert found.retrieval.clicks == head.clicks > 20
     assert len(found.retrieval) == int(found.shelf.alive.sum())
     query = found.query_of(found.user(0), NOON)
     nearest = found.retrieval.nearest(query, 10)
@@ -180,30 +189,23 @@ def test_a_query_knows_only_earlier_clicks() -> None:
     assert (nothing != found.query_of(user, NOON)).any()
 
 
-def test_counting_without_learning() -> None:
-    """A history may be counted only; who learns elsewhere publishes a tower of its own."""
-    found, other = shop(), at_noon()
+def test_a_shop_without_a_version_has_no_queries() -> None:
+    found = shop()
     found.take(log())
     found.advance(NOON)
-    assert found.head is None
     with pytest.raises(ValueError, match="no retrieval version"):
         found.query_of(found.user(3), NOON)
-    assert other.tower is not None
-    found.publish(other.tower, 123)
-    np.testing.assert_array_equal(found.query_of(found.user(3), NOON), other.query_of(other.user(3), NOON))
+    pupil().renew(found)
+    np.testing.assert_array_equal(found.query_of(found.user(3), NOON), at_noon().query_of(found.user(3), NOON))
 
 
 @pytest.mark.parametrize("who", [0, 5, 17])
-def test_either_recall_gives_distinct_living_items_by_the_seed_alone(who: int) -> None:
+def test_recall_gives_distinct_living_items_by_the_seed_alone(who: int) -> None:
     found = at_noon()
     user = found.user(who)
-    rows, sources = found.recall_new(user, NOON, 100, 7)
-    before = found.recall_before(user, NOON, 100, 7)
-    for chosen in (rows, before):
-        assert len(set(chosen.tolist())) == len(chosen) == 100
-        assert found.shelf.alive[chosen].all()
-    assert len(sources) == 100
+    rows, sources = found.recall(user, NOON, 100, 7)
+    assert len(set(rows.tolist())) == len(rows) == len(sources) == 100
+    assert found.shelf.alive[rows].all()
     assert (sources > 0).all()
-    np.testing.assert_array_equal(rows, found.recall_new(user, NOON, 100, 7)[0])
-    np.testing.assert_array_equal(before, found.recall_before(user, NOON, 100, 7))
-    assert before.tolist() != found.recall_before(user, NOON, 100, 8).tolist()
+    np.testing.assert_array_equal(rows, found.recall(user, NOON, 100, 7)[0])
+    assert rows.tolist() != found.recall(user, NOON, 100, 8)[0].tolist()

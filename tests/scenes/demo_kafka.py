@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import apachekafka
 from millrace.processes.services import EmbeddedRedis
+from tests.scenes import apachekafka
 
 
 class ApacheKafka(apachekafka.ApacheKafka):

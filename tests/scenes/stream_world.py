@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks.reference import Row
 from millrace.basics.hashing import combine, value_hash
 from millrace.contracts.events import DeadLetter, Impression, to_msgpack
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from stream.join.join import Message, Policy
 from stream.partition.partition import Output, Partition
+from tests.scenes.reference_partition import Row
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE

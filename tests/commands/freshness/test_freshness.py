@@ -18,7 +18,7 @@ from commands.offline import epochs
 from commands.offline.dataset import Dataset, _day_starts, plain_schema, prepare
 from commands.offline.epochs import learn, score
 from commands.offline.follow import BATCH, DAILY, NEVER, SYNCS, follow, period_ms, plan_of
-from experiments import experiment
+from experiments import experiment_models
 from learner.role.making import model_of
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.samples import SampleBatch
@@ -213,19 +213,18 @@ def test_figures_equal_those_of_rounds_on_the_same_setup(log: Path, tmp_path: Pa
         workers=0,
         progress=False,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "pool", lambda _, begin, given: _Here(begin, given))
-        theirs = experiment.experiment_rounds(
-            log,
-            shop_schema(),
-            tmp_path / "r",
-            seeds=2,
-            test_days=2,
-            models=("logistic",),
-            inputs=("raw",),
-            cut=("6h",),
-            progress=False,
-        )
+    theirs = experiment_models.experiment_rounds(
+        log,
+        shop_schema(),
+        tmp_path / "r",
+        seeds=2,
+        test_days=2,
+        models=("logistic",),
+        inputs=("raw",),
+        cut=("6h",),
+        workers=0,
+        progress=False,
+    )
     names = {"never": "frozen", "daily": "daily rounds", "batch": "micro-batches", "retrained daily": "retrained daily"}
     ways = {r["way"]: r for r in theirs["ways"]}
     own = {r["model"]: r for r in mine["models"]}
@@ -236,26 +235,6 @@ def test_figures_equal_those_of_rounds_on_the_same_setup(log: Path, tmp_path: Pa
     for row in mine["by_day"]:
         assert row["auc"] == pytest.approx(days[names[row["model"]], row["day"]], abs=1.1e-5)
     assert len({round(own[n]["auc"], 5) for n in names}) == len(names), "two ways are one"
-
-
-class _Here:
-    """Runs an experiment's jobs in this process, where the batches are as small as here."""
-
-    def __init__(self, begin: Any, given: Any) -> None:
-        begin(*given)
-
-    def __enter__(self) -> _Here:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def submit(self, fn: Any, *args: Any) -> Any:
-        from concurrent.futures import Future
-
-        done: Future[Any] = Future()
-        done.set_result(fn(*args))
-        return done
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks.history import _from, _from_store, _live, _Pages
-from benchmarks.historytwin import LiveLoop
 from commands.history import command, into
 from commands.history.attempt import attempt, check_empty
 from commands.history.command import past_windows
@@ -68,6 +66,7 @@ from scorer.users.userrecord import User as Known
 from simulator.daylog import write_days
 from stream.partition.partition import Message, Partition, Policy
 from stream.worker import worker
+from tests.scenes.history_loop import LiveLoop, Pages, from_store, later, live
 
 SCHEMA = shop_schema()
 PARTITIONS = 3
@@ -250,18 +249,18 @@ def test_the_next_day_begins_as_for_a_loop_that_lived_the_day_before(
 ) -> None:
     settings, _ = left
     opens_ms = int(yesterday.table["ts_ms"].to_numpy()[-1]) + 9 * 3_600_000
-    today = _from(read_log(days[1], SCHEMA), opens_ms)
+    today = later(read_log(days[1], SCHEMA), opens_ms)
     with threads(1):
-        past = _from_store(settings, SCHEMA)
+        past = from_store(settings, SCHEMA)
         policy = Policy.of(settings)
         fresh = [Partition(n, SCHEMA, policy, PARTITIONS) for n in range(PARTITIONS)]
         twin = LiveLoop(SCHEMA, fresh, Trainer(past.trainer.model, Progressive(100), Repeats(1), 10**9))
-        _live(twin, yesterday, SCHEMA)  # it learns nothing here: what is compared are counts
-        pages = [_Pages(), _Pages()]
+        live(twin, yesterday, SCHEMA)  # it learns nothing here: what is compared are counts
+        pages = [Pages(), Pages()]
         for loop, into in zip((past, twin), pages, strict=True):
             for partition in loop.partitions:
                 partition.advance(opens_ms)
-            _live(loop, today, SCHEMA, into, 500)
+            live(loop, today, SCHEMA, into, 500)
     assert sum(len(rows) for rows in pages[0].rows) >= 500
     assert any(num.any() for _, num in pages[0].features)
     for (cat, num), (other_cat, other_num) in zip(pages[0].features, pages[1].features, strict=True):
@@ -274,7 +273,7 @@ def test_the_scorer_makes_a_first_page_of_it(
 ) -> None:
     """The scorer's own ranking, on the item index as it is loaded and the user's record as the stream fills it."""
     settings, found = left
-    loop = _from_store(settings, SCHEMA)
+    loop = from_store(settings, SCHEMA)
     rows = LogRows(yesterday, SCHEMA)
     builder = rows.builder
     index = ItemIndex(builder)

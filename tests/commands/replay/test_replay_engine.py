@@ -17,7 +17,6 @@ from commands.replay import ranks
 from commands.replay.grouped import Groups, day_codes, joint, page_codes
 from commands.replay.known import LabelSettings, Model, Samples
 from commands.replay.logfeatures import LogRows
-from commands.replay.plain import run_plain
 from commands.replay.run import run_log
 from commands.replay.sidebyside import Channel, Timing, run_side_by_side
 from commands.replay.steps import Step, steps
@@ -30,6 +29,7 @@ from millrace.basics.merit import auc, grouped_auc, log_loss
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import TS, LogTable, local_days
+from tests.commands.replay.plain_replay import run_plain
 
 SCHEMA = """
 name = "t"

@@ -27,7 +27,6 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPart
 from kafka.protocol.metadata import ApiVersionsRequest, ApiVersionsResponse, MetadataRequest
 from kafka.protocol.producer import ProduceRequest, ProduceResponse
 
-from benchmarks.broker import RECORD_BYTES, ages
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import make_producer, make_reader
 from millrace.processes.memory import measured_bytes
@@ -847,12 +846,3 @@ def test_a_taken_port_is_one_line(broker: EmbeddedBroker, tmp_path: Path) -> Non
     child = spawn(argv, None, tmp_path / "log")
     assert child.wait(60) == 1
     assert f"port 127.0.0.1:{broker.port} cannot be bound" in tail(tmp_path / "log", 1)
-
-
-def test_the_bench_has_a_row_for_each_number_of_batches(tmp_path: Path) -> None:
-    with EmbeddedBroker(tmp_path) as server:
-        assert server.pid is not None
-        empty, some = ages(server.address, server.pid, server.folder, (0, 400), trips=5)
-    assert (empty["batches"], some["batches"]) == (0, 400)
-    assert some["disk_mib"] - empty["disk_mib"] >= 400 * RECORD_BYTES / 2**20 - 0.1
-    assert min(some["there_and_back_ms"], some["resident_mib"], some["fill_batches_a_second"]) > 0

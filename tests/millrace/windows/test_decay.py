@@ -13,7 +13,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.reference import age_units
 from millrace.basics.errors import SchemaError
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.windows.features import FeatureBuilder, steps
@@ -31,6 +30,7 @@ from tests.millrace.windows.test_tiles import (
     streams,
     twin,
 )
+from tests.scenes.reference_partition import age_units
 
 HALF_LIVES = (0.25, 1.0, 7.0)
 lives_ = st.sampled_from([HALF_LIVES, (0.25,), (0.3, 60.0)])  # weights that end before the windows, and far after

@@ -10,7 +10,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from benchmarks.reference import age_units
 from millrace.basics.durations import (
     DAY_MIN,
     LONGEST_DAYS,
@@ -31,6 +30,7 @@ from millrace.windows.tiles import SLACK_H, UNIT, TileStore, counts_of
 from scorer.catalog.index import ItemIndex
 from scorer.catalog.shelf import Shelf
 from tests.millrace.windows.test_tiles import exact
+from tests.scenes.reference_partition import age_units
 
 MINUTE = 60_000
 HOUR, DAY = 60 * MINUTE, DAY_MIN * MINUTE

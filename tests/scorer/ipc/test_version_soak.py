@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.torn import SCHEMA, SPEC, Versions
 from learner.network.forward import matrix_units
 from learner.serving.staging import ModelWriter
 from millrace.contracts.clock import EventClock
@@ -27,6 +26,7 @@ from scorer.ipc.link import Closed, FeederLink, Inbox, Packet
 from scorer.ipc.meters import ScorerMeters
 from scorer.worker.replica import Replica, attach
 from tests.scenes.scorer_shop import NOW_MS
+from tests.scenes.torn_pages import SCHEMA, SPEC, Versions
 from tests.scenes.waiting import PATIENCE, until
 
 

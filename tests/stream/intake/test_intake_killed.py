@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.intakeunder import RunningIntake
+from benchmarks.running import RunningRole
 from millrace.contracts.events import decode_dead_letter, key_of
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
@@ -231,7 +231,7 @@ def test_what_was_acknowledged_is_there_once(
         assert settings.load_schema().id == SCHEMA.id
         create_topics(settings)
         serve(settings)
-        stream, intake = Stream(settings, tmp_path), RunningIntake(settings, tmp_path)
+        stream, intake = Stream(settings, tmp_path), RunningRole.intake(settings, tmp_path)
         stream.start()
         with intake, Clients(settings.intake_port) as clients:
             roles: dict[str, Any] = {"intake": intake, "broker": broker, "stream": stream}

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.reference import ReferencePartition
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE
 from millrace.labels import policy_named
 from stream.join.join import Message
 from stream.partition.partition import Partition
+from tests.scenes.reference_partition import ReferencePartition
 from tests.scenes.stream_world import (
     HOUR,
     KINDS,
@@ -197,7 +197,7 @@ def test_equals_the_reference_whatever_is_dated_ahead(
     messages: list[Message], seed: int, label: str, pages: int
 ) -> None:
     """With so few pages that the three users of these stories can move the time, and with so many that they cannot."""
-    with patch("millrace.contracts.clock.PAGES", pages), patch("benchmarks.reference.PAGES", pages):
+    with patch("millrace.contracts.clock.PAGES", pages), patch("tests.scenes.reference_partition.PAGES", pages):
         check_whatever_comes(messages, seed, label)
 
 

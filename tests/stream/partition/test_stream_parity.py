@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.reference import ReferencePartition
 from commands.replay.logfeatures import Labels, LogFeatures, LogRows, unfit
 from millrace.contracts.events import Impression, Item, to_msgpack
 from millrace.contracts.impressions import decode_impression
@@ -36,6 +35,7 @@ from stream.join.join import Message
 from stream.partition.partition import Partition
 from stream.worker.lists import ShopLists
 from stream.worker.warm import warm_up as warm_stream
+from tests.scenes.reference_partition import ReferencePartition
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, T0, Log, action, exposure, hashed, keys_of, resumed, rows
 from tests.stream.join.test_join import NOW, arrivals
 

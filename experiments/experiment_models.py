@@ -1,15 +1,13 @@
 # shell
-"""``millrace experiment``: compares the models, and ways of learning online, with intervals.
+"""``millrace dev experiment models`` and ``rounds``: compares the models, and ways of learning online, with intervals.
 
 ``models``  every model, trained on the first days in one pass, measured on training and on test days: once on raw
             statistics, as the original fed them, once on well-scaled inputs (``log1p``, mean 0, variance 1).
 ``rounds``  a model trained on the days before the target date, then kept up to date in six ways through the days after
             it: frozen, daily incremental rounds, micro-batches, replay and batch retraining each day, more epochs on
             the old data (:mod:`commands.offline.rounds`).
-``drift``   false alarms of drift detectors on clean days, and their delay on planted changes
-            (:mod:`experiments.experiment_drift`).
 
-The first two run the original's models (:data:`ORIGINAL`) with the original's settings. They run every other model, the
+They run the original's models (:data:`ORIGINAL`) with the original's settings. They run every other model, the
 default and the user's own, with the default's settings. Each row of a report says which (``settings``). Every run is
 repeated with several seeds. Figures are means with 95% intervals (Student's t). Comparisons are paired by
 seed. Where the world is known (a simulated log), the oracle's AUC is given too.
@@ -17,31 +15,28 @@ seed. Where the world is known (a simulated log), the oracle's AUC is given too.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from cyclopts import Parameter
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from commands.offline import rounds
-from commands.offline.dataset import SCALED, Dataset, open_dataset, plain_schema, prepare, scaled
+from commands.offline.compared import DEFAULT, INPUTS, KINDS, ORIGINAL, OWN, input_of, settings_of, spec_of
+from commands.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
 from commands.offline.epochs import learn, score
 from commands.offline.follow import period_ms
 from commands.offline.intervals import interval, rounded
-from commands.offline.workers import pool
-from experiments.experiment_drift import experiment_drift
+from commands.offline.rounds import days_of, figures, keep_up, ways_of
+from experiments.runs import Group, run_groups, runs_file
 from experiments.verdicts import of_models, of_rounds
 from learner.custom.ownclass import is_own
 from learner.evaluation.progressive import baseline_column
@@ -50,21 +45,12 @@ from learner.ranker.verbs import Learning
 from learner.role.making import model_of
 from millrace.basics.errors import SettingError
 from millrace.basics.merit import auc, grouped_auc, log_loss
-from millrace.contracts.schema import Schema
-from millrace.reports import curves_plot, days_plot, interval_plot, make_folder, surroundings, write_all
+from millrace.contracts.schema import Schema, load_schema, shop_schema
+from millrace.reports import days_plot, interval_plot, surroundings, write_all
+from simulator.daylog import write_days
 
-CURVE_POINTS = 60
 TRAIN_ROWS_SCORED = 200_000
 """A model's AUC on its training data is computed over at most this many rows, evenly spread."""
-
-ORIGINAL = ("logistic", "wide_deep", "pnn_inner", "pnn_outer", "pnn_group", "deepfm", "wide_resnet", "wide_resnet_bn")
-DEFAULT = "default"
-"""The model and settings that Millrace starts with."""
-
-INPUTS = ("raw", "scaled")
-OWN = "own"
-"""Inputs as the schema's own transforms give them: what a live loop learns from."""
-KINDS = (*INPUTS, OWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +66,6 @@ class Job:
     cut: tuple[str, ...] = ()  # at whose times batches are cut
 
 
-def spec_of(model: str) -> dict[str, Any]:
-    """The settings of a compared model, in either experiment.
-
-    The original's models take their numbers as they come, without a guard: they learn even a batch that harms them, as
-    in the original. Its "batch norm" is that of Ioffe and Szegedy after each residual unit's addition. ``default`` is
-    what Millrace starts with. A user's own model has no counterpart in the original: it runs as ``replay`` and the
-    learner run it.
-    """
-    if model == DEFAULT:
-        return {}
-    if settings_of(model) == "default":
-        return {"model": model}
-    plain = {"numerics": "none", "norm": "batch", "placement": "post", "momentum": 0.1, "averaging": 0.0}
-    unguarded = {"max_loss": 1e30, "max_gradient": 1e30, "loss_ratio": 0.0}
-    return {"model": model} | plain | unguarded
-
-
-def settings_of(model: str) -> str:
-    """Whose settings :func:`spec_of` gives a model: "original" or "default"."""
-    return "original" if model in ORIGINAL else "default"
-
-
 # -- in a worker ---------------------------------------------------------------------------------------------
 
 _data: Dataset
@@ -115,28 +79,18 @@ def _open(folder: Path, schema: Schema, days: tuple[str, ...], own: Schema) -> N
     _schemas = dict.fromkeys(INPUTS, schema) | {OWN: own}
 
 
-def input_of(data: Dataset, kind: str, name: Literal["num", "frozen", "day_old"] = "num") -> NDArray[np.float32] | None:
-    """One of a dataset's inputs (n, N) in the kind that a model takes; None where the dataset has it not. Transforms of
-    a schema are the model's own work, so "own" are the plain numbers too; :data:`SCALED` names the scaled ones."""
-    plain: NDArray[np.float32] | None = getattr(data, name)
-    if plain is None or kind != "scaled":
-        return plain
-    mapped: NDArray[np.float32] = np.load(data.folder / SCALED[name], mmap_mode="r")
-    return mapped
-
-
-def _run(job: Job) -> dict[str, Any]:
+def _run(job: Job) -> list[dict[str, Any]]:
     started = time.perf_counter()
     model = model_of(_schemas[job.inputs], spec_of(job.model), job.seed)
     num = input_of(_data, job.inputs)
     assert num is not None
     found = _models(job, model, num) if job.kind == "models" else _rounds(job, model, num)
-    return {"job": job, "seconds": time.perf_counter() - started, **found}
+    return [asdict(job) | {"seconds": time.perf_counter() - started} | found]
 
 
 def _models(job: Job, model: Learning, num: NDArray[np.float32]) -> dict[str, Any]:
     train, test = _data.rows(job.train), _data.rows(job.test)
-    losses = learn(model, _data, train, num)
+    learn(model, _data, train, num)
     step = max(1, (train.stop - train.start) // TRAIN_ROWS_SCORED)
     p_train, p = score(model, _data, train, num, step), score(model, _data, test, num)
     y_train, y = np.array(_data.label[train][::step]), np.array(_data.label[test])
@@ -148,15 +102,14 @@ def _models(job: Job, model: Learning, num: NDArray[np.float32]) -> dict[str, An
         "auc": auc(p, y),
         "grouped_auc": grouped_auc(q, y, np.array(_data.group[test])),
         "log_loss": log_loss(p, y),
-        "losses": [float(np.mean(part)) for part in np.array_split(losses, min(CURVE_POINTS, len(losses)))],
     }
 
 
 def _rounds(job: Job, model: Learning, num: NDArray[np.float32]) -> dict[str, Any]:
     days = [_data.rows((day,)) for day in job.test]
     rng = np.random.default_rng(job.seed)
-    scored = rounds.keep_up(model, _data, num, _data.rows(job.train), days, rng, job.cut)
-    return {"ways": rounds.figures(scored, [np.array(_data.label[day]) for day in days])}
+    scored = keep_up(model, _data, num, _data.rows(job.train), days, rng, job.cut)
+    return {"ways": figures(scored, [np.array(_data.label[day]) for day in days])}
 
 
 # -- the experiments -----------------------------------------------------------------------------------------
@@ -171,6 +124,7 @@ def experiment_models(
     test_days: int,
     models: Sequence[str] = (),
     inputs: Sequence[str] = INPUTS,
+    workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Compares the models on ``log``; writes report.json, run.json, runs.jsonl, report.html and plots to ``out``.
@@ -188,14 +142,10 @@ def experiment_models(
     chosen = _chosen(models, (*ORIGINAL, DEFAULT), inputs)
     with _prepared(log, schema, test_days, seeds, inputs) as (data, train, test):
         jobs = [Job("models", m, i, s, train, test) for s in range(seeds) for m in chosen for i in inputs]
-        results = _all(jobs, data, schema, out, progress)
+        results = _all(jobs, data, schema, out, workers, progress)
         report = _models_report(results, chosen, inputs, data, train, test)
-    plots = [
-        interval_plot("auc", "AUC on the test days: mean and 95% interval over seeds.", report["models"], "auc"),
-        curves_plot(
-            "loss", "Loss while training, before learning from each stretch: mean over seeds.", report["curves"]
-        ),
-    ]
+    caption = "AUC on the test days: mean and 95% interval over seeds."
+    plots = [interval_plot("auc", caption, report["models"], "auc")]
     _write(out, report, results, plots, f"Models on {log.name}", log, seeds)
     return report
 
@@ -210,6 +160,7 @@ def experiment_rounds(
     models: Sequence[str] = (),
     inputs: Sequence[str] = INPUTS,
     cut: Sequence[str] = (),
+    workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Compares ways of keeping a model up to date through the last ``test_days`` days; as :func:`experiment_models`.
@@ -223,7 +174,7 @@ def experiment_rounds(
     with _prepared(log, schema, test_days, seeds, inputs) as (data, train, test):
         own = [(s, m, i) for s in range(seeds) for m in chosen for i in inputs]
         jobs = [Job("rounds", m, i, s, train, test, tuple(cut)) for s, m, i in own]
-        results = _all(jobs, data, schema, out, progress)
+        results = _all(jobs, data, schema, out, workers, progress)
         report = _rounds_report(results, chosen, inputs, data, train, test)
     plots = [
         days_plot(
@@ -265,28 +216,14 @@ def _prepared(
         yield data, train, test
 
 
-def _all(jobs: Sequence[Job], data: Dataset, schema: Schema, out: Path, progress: bool) -> list[dict[str, Any]]:
-    """Runs the jobs on all cores, each with one thread; results in the jobs' order.
-
-    Each run's figures are written as a line of ``runs.jsonl`` as soon as it ends, so an interrupted experiment keeps
-    the runs that have ended.
-    """
-    make_folder(out, "runs.jsonl")
-    columns = (TextColumn("experiment"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        pool(None, _open, (data.folder, data.schema, data.days, schema)) as processes,
-        Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar,
-        (out / "runs.jsonl").open("w", encoding="utf-8") as lines,
-    ):
-        task = bar.add_task("experiment", total=len(jobs))
-        futures = {processes.submit(_run, job): i for i, job in enumerate(jobs)}
-        results: list[dict[str, Any]] = [{}] * len(jobs)
-        for future in as_completed(futures):
-            found = results[futures[future]] = future.result()
-            lines.write(json.dumps(asdict(found["job"]) | {k: v for k, v in found.items() if k != "job"}) + "\n")
-            lines.flush()
-            bar.advance(task)
-    return results
+def _all(
+    jobs: Sequence[Job], data: Dataset, schema: Schema, out: Path, workers: int | None, progress: bool
+) -> list[dict[str, Any]]:
+    """The results of all jobs, in their order: each job with one thread, in processes that hold the data open."""
+    group = Group(lambda folder, prepared: [(_run, (job,)) for job in jobs])
+    with runs_file(out) as keep:
+        opened = (data.folder, data.schema, data.days, schema)
+        return run_groups([group], keep, workers, progress, _open, opened)[0]
 
 
 def _models_report(
@@ -298,12 +235,11 @@ def _models_report(
     test: Sequence[int],
 ) -> dict[str, Any]:
     measures = ("train_auc", "auc", "grouped_auc", "train_log_loss", "log_loss")
-    rows, curves = [], []
+    rows = []
     for kind in inputs:
-        mine = {m: [r for r in results if r["job"].model == m and r["job"].inputs == kind] for m in models}
+        mine = {m: [r for r in results if r["model"] == m and r["inputs"] == kind] for m in models}
         for model in models:
-            head = {"model": model, "inputs": kind, "settings": settings_of(model)}
-            row: dict[str, Any] = dict(head)
+            row: dict[str, Any] = {"model": model, "inputs": kind, "settings": settings_of(model)}
             for measure in measures:
                 values = [r[measure] for r in mine[model]]
                 known = np.isfinite(values).all()  # grouped AUC is not, where no group has both classes
@@ -313,12 +249,10 @@ def _models_report(
                     pairs = zip(mine[model], mine["wide_deep"], strict=True)
                     row |= interval(f"{measure}_over_wide_deep", [a[measure] - b[measure] for a, b in pairs])
             rows.append(row)
-            curve = np.mean([r["losses"] for r in mine[model]], 0)
-            curves.append(head | {"losses": [rounded(v) for v in curve.tolist()]})
     compares = {"grouped_auc_compares": data.compares}
     about = _about(data, train, test)
     verdict = of_models(rows, about["baseline_auc"])
-    return {"verdict": verdict} | about | compares | {"models": rows, "curves": curves}
+    return {"verdict": verdict} | about | compares | {"models": rows}
 
 
 def _rounds_report(
@@ -335,10 +269,10 @@ def _rounds_report(
     days: list[dict[str, Any]] = []
     for model in models:
         for kind in inputs:
-            mine = [r["ways"] for r in results if (r["job"].model, r["job"].inputs) == (model, kind)]
+            mine = [r["ways"] for r in results if (r["model"], r["inputs"]) == (model, kind)]
             head = {"model": model, "inputs": kind, "settings": settings_of(model)}
-            ways += [head | row for row in rounds.ways_of(mine)]
-            days += [head | row for row in rounds.days_of(mine, names, oracle)]
+            ways += [head | row for row in ways_of(mine)]
+            days += [head | row for row in days_of(mine, names, oracle)]
     about = _about(data, train, test)
     return {"verdict": of_rounds(ways, about["baseline_auc"])} | about | {"ways": ways, "by_day": days}
 
@@ -392,9 +326,64 @@ def _write(
     write_all(out, report, run, plots, title)
 
 
+# -- their commands ------------------------------------------------------------------------------------------
+
+
 Experiment = Callable[..., dict[str, Any]]
-EXPERIMENTS: dict[str, Experiment] = {
-    "models": experiment_models,
-    "rounds": experiment_rounds,
-    "drift": experiment_drift,
-}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnLog:
+    """What the two are run on, and how often.
+
+    Args:
+        schema: Schema file of the log (default: the simulated shop's).
+        simulated_days: Days of the simulated log.
+        test_days: Days at the end that are only tested on, or lived through.
+        seeds: Runs of each.
+        seed: Seed of the simulated world.
+        models: Models to compare (default: all; for rounds, the default model).
+        inputs: Kinds of input: raw, scaled, and own, which is as the schema says.
+    """
+
+    schema: Path | None = None
+    simulated_days: int = 8
+    test_days: int = 1
+    seeds: int = 5
+    seed: int = 0
+    models: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = INPUTS
+
+    def run(
+        self, experiment: Callable[..., dict[str, Any]], log: Path | None, out: Path, **more: Any
+    ) -> dict[str, Any]:
+        """Runs an experiment on the log, or on one that is written for it."""
+        schema = load_schema(self.schema) if self.schema else shop_schema()
+        own: dict[str, Any] = {"models": self.models, "inputs": self.inputs}
+        with tempfile.TemporaryDirectory(prefix="millrace-log-") as folder:
+            if log is None:
+                log = Path(folder) / f"world-{self.seed}"
+                write_days(log, days=self.simulated_days, seed=self.seed)
+            return experiment(log, schema, out, seeds=self.seeds, test_days=self.test_days, **own, **more)
+
+
+def models(log: Path | None = None, *, out: Path, on: OnLog | None = None) -> dict[str, Any]:
+    """Compare all models, on raw and scaled inputs.
+
+    Args:
+        log: An exposure log (default: one that the simulator writes for this).
+        out: Folder for the report.
+    """
+    return (on or OnLog()).run(experiment_models, log, out)
+
+
+def rounds(log: Path | None = None, *, out: Path, on: OnLog | None = None, cut: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Compare ways of keeping one model up to date, from one start.
+
+    Args:
+        log: An exposure log (default: one that the simulator writes for this).
+        out: Folder for the report.
+        cut: At which times micro-batches are cut, as in 'millrace log freshness --sync' (default: where a day begins).
+    """
+    return (on or OnLog()).run(experiment_rounds, log, out, cut=cut)

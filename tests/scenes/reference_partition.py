@@ -1,10 +1,8 @@
-# core
 """The reference implementation of the label join and the windows: event by event, in plain Python, short and slow.
 
 It keeps one dictionary entry for each exposure, one for each action, and one for each window key and unit of time.
-Tests assert that :class:`~stream.partition.partition.Partition` gives the same samples, dead letters and counts, and
-``millrace bench stream`` measures how much faster the partition is. It never forgets an exposure, so its memory
-grows for as long as it runs.
+Tests assert that :class:`~stream.partition.partition.Partition` gives the same samples, dead letters and counts. It
+never forgets an exposure, so its memory grows for as long as it runs.
 """
 
 from __future__ import annotations

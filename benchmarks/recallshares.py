@@ -14,24 +14,23 @@ on that day was clicked later. Items that are born after the page are out of rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from experiments.recallloop import Pupil
 from experiments.recallshop import RecallShop
 from millrace.basics.hashing import combine, salt
-from millrace.contracts.events import SOURCES
 from simulator.params import DAY_MS
 from simulator.world import Day, start_of
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-NEW, BEFORE, POPULAR = "new", "before", "popular"
-WAYS = (NEW, BEFORE, POPULAR)
+NEW, POPULAR = "new", "popular"
+WAYS = (NEW, POPULAR)
 BEST = 100
 """How many of the items that a user likes best are looked for."""
 RESAMPLES = 4000
@@ -45,9 +44,6 @@ class Merit:
     held_out: NDArray[np.bool_]  # (n,)
     clicked: dict[str, F64]  # by way (n,): share of the day's clicked items among the candidates
     oracle: dict[str, F64]  # by way (n,): share of the oracle's best
-    candidates: F64  # (n, sources) of the new recall, by source
-    found: F64  # (n, sources): the share of the clicked items that each source found
-    found_best: F64  # (n, sources): the same of the oracle's best
 
     def of(self, shares: Mapping[str, F64], way: str, new_users: bool) -> F64:
         """The shares of one way for the new or the known users."""
@@ -94,6 +90,7 @@ def best_items(day: Day, user: int, ts_ms: int, most: int = BEST) -> I64:
 
 def measure(
     shop: RecallShop,
+    pupil: Pupil,
     table: pa.Table,
     number: int,
     held_out: NDArray[np.bool_],
@@ -107,6 +104,7 @@ def measure(
 
     Args:
         shop: as it is when the day begins; it lives through the day.
+        pupil: what makes its vectors; it learns nothing on the day.
         table: the day's log.
         number: the local day.
         held_out, known: (N,) by shopper.
@@ -124,10 +122,11 @@ def measure(
     items = np.split(item[clicked][order], starts[1:])
     wanted = {int(u): np.unique(i) for u, i in zip(buyers, items, strict=True)}
     shop.take(table)
-    rows: list[tuple[int, dict[str, float], dict[str, float], F64, F64, F64]] = []
+    rows: list[tuple[int, dict[str, float], dict[str, float]]] = []
     edges = start_of(number) + np.arange(stages + 1) * (DAY_MS // stages)
     for stage in range(stages):
         shop.advance(int(edges[stage]))
+        pupil.renew(shop)
         popular = shop.popular(candidates)
         here = (ts_ms[first] >= edges[stage]) & (ts_ms[first] < edges[stage + 1])
         mine = [(int(u), int(ts_ms[f])) for u, f in zip(who[here], first[here], strict=True) if int(u) in wanted]
@@ -141,50 +140,19 @@ def measure(
         held_out[users],
         {way: np.array([r[1][way] for r in rows]) for way in WAYS},
         {way: np.array([r[2][way] for r in rows]) for way in WAYS},
-        _stacked([r[3] for r in rows]),
-        _stacked([r[4] for r in rows]),
-        _stacked([r[5] for r in rows]),
     )
-
-
-def _stacked(rows: Sequence[F64]) -> F64:
-    return np.stack(rows) if rows else np.zeros((0, 0))
 
 
 def _shares(
     shop: RecallShop, day: Day, shopper: int, ts_ms: int, wanted: I64, popular: NDArray[np.intp], candidates: int
-) -> tuple[dict[str, float], dict[str, float], F64, F64, F64]:
-    """Shares of the clicked items and of the oracle's best by way; then by source, of the new recall."""
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Shares of the clicked items and of the oracle's best by way."""
     user, seed = shop.user(shopper), int(combine(salt("bench", str(day.number)), np.array([shopper], np.uint64))[0])
-    new, sources = shop.recall_new(user, ts_ms, candidates, seed)
-    before = shop.recall_before(user, ts_ms, candidates, seed)
+    new, _ = shop.recall(user, ts_ms, candidates, seed)
     best = best_items(day, shopper, ts_ms)
     clicked, oracle = {}, {}
-    for way, rows in ((NEW, new), (BEFORE, before), (POPULAR, popular)):
+    for way, rows in ((NEW, new), (POPULAR, popular)):
         ids = shop.item_ids(rows)
         clicked[way] = float(np.isin(wanted, ids).mean())
         oracle[way] = float(np.isin(best, ids).mean())
-    ids = shop.item_ids(new)
-    parts: list[F64] = [np.bincount(sources, minlength=len(SOURCES)).astype(np.float64)]
-    for looked_for in (wanted, best):
-        hit = np.isin(ids, looked_for)
-        parts.append(np.bincount(sources[hit], minlength=len(SOURCES)) / len(looked_for))
-    return clicked, oracle, parts[0], parts[1], parts[2]
-
-
-def by_source(merit: Merit, names: Sequence[str], new_users: bool) -> list[dict[str, Any]]:
-    """A row for each source that gave candidates to the new or the known users: their mean number, and what they found
-    of either kind."""
-    own = merit.held_out == new_users
-    rows = []
-    for s, name in enumerate(names):
-        if own.any() and merit.candidates[own, s].any():
-            rows.append(
-                {
-                    "source": name,
-                    "candidates": float(merit.candidates[own, s].mean()),
-                    "clicked_recall": float(merit.found[own, s].mean()),
-                    "oracle_recall": float(merit.found_best[own, s].mean()),
-                }
-            )
-    return rows
+    return clicked, oracle

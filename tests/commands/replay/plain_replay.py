@@ -1,7 +1,6 @@
-# core
 """The plain way through a log: one thread, arrays of the whole log. The reference of :mod:`commands.replay.run`.
 
-Tests hold the engine's scores against it bit for bit, and ``millrace dev bench replay`` measures the engine against it.
+Tests hold the engine's scores against it bit for bit.
 """
 
 from __future__ import annotations

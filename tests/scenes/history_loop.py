@@ -1,4 +1,3 @@
-# core
 """A loop in one process that lives through a log, message by message: what a start from history is compared with.
 
 ::
@@ -18,6 +17,7 @@ they know alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -25,7 +25,11 @@ from numpy.typing import NDArray
 
 from commands.history.events import LogEvents, Rows
 from commands.replay.logfeatures import LogRows
+from learner.evaluation.progressive import Progressive
+from learner.ranker.repeats import Repeats
+from learner.role.making import model_of, wanted_spec
 from learner.training.trainer import Trainer
+from learner.training.versions import newest_sound
 from millrace.basics.hashing import kafka_partition
 from millrace.contracts.events import (
     ACTIONS,
@@ -45,8 +49,12 @@ from millrace.contracts.events import (
 from millrace.contracts.impressions import impression_bytes
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
-from stream.partition.partition import Message, Partition
+from millrace.logs import LogTable
+from millrace.versions.modelstore import ModelStore
+from stream.partition.checkpoint import CheckpointStore
+from stream.partition.partition import Message, Partition, Policy
 
 
 class Model(Protocol):
@@ -177,3 +185,54 @@ class LiveLoop:
             self.trainer.take(samples)
         while self.trainer.step() is not None:
             pass
+
+
+@dataclass(slots=True)
+class Pages:
+    """What a loop served."""
+
+    rows: list[NDArray[np.intp]] = field(default_factory=list)
+    features: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = field(default_factory=list)
+    p: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def __call__(
+        self, rows: NDArray[np.intp], cat: NDArray[np.int64], num: NDArray[np.float32], p: NDArray[np.float32], /
+    ) -> None:
+        self.rows.append(rows)
+        self.features.append((cat, num))
+        self.p.append(p)
+
+
+def later(log: LogTable, from_ms: int) -> LogTable:
+    first = int(np.searchsorted(log.table["ts_ms"].to_numpy(), from_ms))
+    table = log.table.slice(first)
+    return LogTable(table, log.user, log.item, log.label, table.num_rows, 0)
+
+
+def live(loop: LiveLoop, log: LogTable, schema: Schema, pages: Pages | None = None, most: int | None = None) -> None:
+    """Plays a log through a loop."""
+    rows = LogRows(log, schema)
+    events = LogEvents(log, schema, rows, loop.partitions[0].policy.life_ms)
+    loop.live(events, rows, pages or (lambda *_: None), most_rows=most)
+
+
+def from_store(settings: Settings, schema: Schema) -> LiveLoop:
+    """The loop that goes on from what the replay left, read as the roles read it."""
+    checkpoints = CheckpointStore(settings.place("checkpoints"))
+    policy = Policy.of(settings)
+    partitions = [
+        checkpoints.load(Partition(n, schema, policy, settings.partitions)).partition
+        for n in range(settings.partitions)
+    ]
+    wanted = wanted_spec(settings, schema)
+
+    def build(note: object, parts: object) -> object:
+        model = model_of(schema, wanted, settings.seed)
+        model.resume(parts)  # type: ignore[arg-type]
+        return model
+
+    found = newest_sound(ModelStore(settings.place("models")), schema.id, wanted, build)  # type: ignore[arg-type]
+    assert found is not None, "the replay left no model"
+    trainer = Trainer(found.model, Progressive(settings.rolling_rows), Repeats(3 * 3_600_000), settings.batch_rows)
+    trainer.resume(found.training, found.note.extra.get("counts", {}))
+    return LiveLoop(schema, partitions, trainer)

@@ -1,4 +1,3 @@
-# shell
 """Apache Kafka from a folder of its jars, for what must be tried on more than the embedded broker: a KRaft broker of
 one node, which may be killed and started again. It cannot outlive this process.
 """
@@ -12,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from benchmarks.runner import BenchError
+from experiments.runs import BenchError
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import wait_for_broker
 from millrace.processes.services import free_port

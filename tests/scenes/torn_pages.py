@@ -1,4 +1,3 @@
-# shell
 """Pages under changing versions: does any answer mix two of them?
 
 A writer stages, and folds as soon as it may, versions of a small model, as fast as a reader beside it follows. The

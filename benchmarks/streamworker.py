@@ -1,0 +1,106 @@
+# shell
+"""A stream worker on Kafka: exposures a second of ``millrace run stream``, with a broker and a Redis of its own.
+
+The pages are there before it starts. The figure is of what it takes between 10% and 90% of them, so that neither start
+nor end counts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.runner import Figure, Say, figure
+from benchmarks.traffic import CORE_HOURS, HOUR, ITEMS, PAGE, T0, USERS, Stream, make
+from commands.loop.monitor import fetch
+from millrace.basics.errors import ServiceError
+from millrace.contracts.clock import EventClock
+from millrace.contracts.schema import shop_schema
+from millrace.contracts.settings import Settings, load_settings
+from millrace.processes.kafka import create_topics, make_producer, wait_for_broker
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port, spawn, stop
+from millrace.processes.wall import wall_ms
+
+PAGES, ROUNDS = 8000, 3
+PATIENCE_S = 180.0
+
+
+def worker(say: Say, pages: int = PAGES, rounds: int = ROUNDS) -> list[Figure]:
+    """``kafka_worker``: the median of exposures/s over the rounds.
+
+    Raises:
+        ServiceError: broker, Redis or worker did not start, or it did not take all pages in time.
+    """
+    stream = make(shop_schema(), pages, USERS, ITEMS, CORE_HOURS, seed=1)
+    rates = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="millrace-worker-") as folder:
+            rates.append(_rate(Path(folder), stream, pages))
+        say(f"kafka_worker: {rates[-1]:,.0f} exposures/s")
+    return [figure("kafka_worker", float(np.median(rates)), "exposures/s")]
+
+
+def _rate(folder: Path, stream: Stream, pages: int) -> float:
+    with EmbeddedBroker(folder / "broker") as broker, EmbeddedRedis(folder / "redis") as store:
+        settings = load_settings(
+            {
+                "kafka": broker.address,
+                "redis": store.address,
+                "data": str(folder / "data"),
+                "partitions": 1,
+                "clock": EventClock(wall_ms(), T0 + round(CORE_HOURS * HOUR)).encode(),
+                "metrics_port": free_port(),
+            },
+            environ={},
+        )
+        wait_for_broker(settings)
+        create_topics(settings)
+        _preload(settings, stream)
+        log = folder / "worker.log"
+        child = spawn(
+            [sys.executable, "-m", "commands", "run", "stream"], {**os.environ, **settings.environment()}, log
+        )
+        try:
+            # The last look at which there was nothing, then each that found more.
+            seen, deadline = [(time.monotonic(), 0.0)], time.monotonic() + PATIENCE_S
+            while time.monotonic() < deadline and child.poll() is None:
+                time.sleep(0.1)
+                done = _pages_done(settings.metrics_port or 0)
+                if done > seen[-1][1]:
+                    seen.append((time.monotonic(), done))
+                elif len(seen) == 1:
+                    seen = [(time.monotonic(), 0.0)]
+                if done >= pages:
+                    times, marks = zip(*seen, strict=True)
+                    took = float(np.interp(0.9 * pages, marks, times) - np.interp(0.1 * pages, marks, times))
+                    return 0.8 * pages * PAGE / took
+            raise ServiceError(f"the worker took {seen[-1][1]:.0f} of {pages} pages", log.read_text()[-500:])
+        finally:
+            stop(child)
+
+
+def _preload(settings: Settings, stream: Stream) -> None:
+    producer = make_producer(settings)
+    for message in stream.messages:
+        producer.send(message.topic, message.raw, partition=0)
+    producer.flush()
+    producer.close()
+
+
+def _pages_done(port: int) -> float:
+    try:
+        text = fetch(f"http://127.0.0.1:{port}/metrics", 5.0)
+    except OSError:
+        return 0.0
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "millrace_events_total" and sample.labels.get("type") == "exposure"
+    )
