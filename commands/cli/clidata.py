@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cyclopts
 
 from commands.cli.cliadmin import Admin, tell
-from commands.cli.cliflags import Data, Json, Kafka, emit, settings_of, when, with_broker
+from commands.cli.cliflags import Data, Json, Kafka, emit, report, settings_of, when, with_broker
 from commands.up.folder import of_loop
 from millrace.basics.errors import SettingError
 
@@ -106,9 +106,7 @@ def parity(*, data: Data = None, out: Path | None = None, json: Json = False) ->
     from commands.proofs.parity import verify_parity
 
     settings = settings_of(data)
-    report: dict[str, Any] = verify_parity(Path(settings.data), settings, out, progress=not json)
-    if json:
-        emit(report, [], json)
+    report(json, verify_parity, Path(settings.data), settings, out)
 
 
 def _names(names: tuple[str, ...]) -> list[str] | Literal["all"]:

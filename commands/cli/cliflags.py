@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec
 
 import msgspec
 from cyclopts import Parameter
@@ -14,6 +16,8 @@ from cyclopts import Parameter
 from commands.up.folder import broker_of, on_folder
 from millrace.basics.errors import SettingError
 from millrace.contracts.settings import Settings, load_settings
+
+P = ParamSpec("P")
 
 Data = Annotated[Path | None, Parameter(help="Folder of the loop (default: the setting 'data', else ./millrace-data).")]
 Kafka = Annotated[
@@ -61,6 +65,13 @@ def emit(result: Any, lines: Iterable[str], json: bool) -> None:
         return
     for line in lines:
         print(line)
+
+
+def report(json: bool, run: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Runs what prints its result itself. For ``json`` that goes to standard error, and what it returns is printed."""
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        result = run(*args, **kwargs)
+    emit(result, [], json)
 
 
 def when(ms: int) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
 
-from commands.cli.cliflags import Json, SchemaFile, Seed, SkipBad, absolute, emit
+from commands.cli.cliflags import Json, SchemaFile, Seed, SkipBad, absolute, report
 from millrace.basics.errors import SchemaError, SettingError
 from millrace.contracts.settings import Settings, load_settings
 
@@ -53,11 +53,7 @@ def replay(
     from commands.replay.run import replay as run
 
     labels, _ = _labels(label_policy)
-    report = run(
-        _one_or_more(log), schema, out, seed=seed, model=model, labels=labels, skip_bad=skip_bad, progress=not json
-    )
-    if json:
-        emit(report, [], json)
+    report(json, run, _one_or_more(log), schema, out, seed=seed, model=model, labels=labels, skip_bad=skip_bad)
 
 
 @app.command
@@ -78,11 +74,12 @@ def audit(
 
     labels, settings = _labels(label_policy)
     spec = settings.spec() | ({"model": model} if model else {})
-    found = audit_log(
-        _one_or_more(log), schema, out, spec=spec, seed=seed, labels=labels, skip_bad=skip_bad, progress=not json
-    )
-    if json:
-        emit(report_of(found), [], json)
+
+    def run() -> dict[str, Any]:
+        files = _one_or_more(log)
+        return report_of(audit_log(files, schema, out, spec=spec, seed=seed, labels=labels, skip_bad=skip_bad))
+
+    report(json, run)
 
 
 @app.command
@@ -96,6 +93,7 @@ def bootstrap(
     model: Model = None,
     label_policy: Labels = None,
     skip_bad: SkipBad = False,
+    json: Json = False,
 ) -> None:
     """Replay a log into the folder of a loop: windows, join, model, items, users that 'millrace up' goes on from.
 
@@ -112,7 +110,7 @@ def bootstrap(
         raise SettingError("--label-policy immediate for a live loop", "name one that a live loop can have")
     given = {"data": str(data), "schema": absolute(schema), "model": model, "label_policy": label_policy}
     settings = load_settings(given | ({"seed": seed} if seed else {}))
-    replay_into(_one_or_more(log), settings, people=people, skip_bad=skip_bad)
+    report(json, replay_into, _one_or_more(log), settings, people=people, skip_bad=skip_bad)
 
 
 @app.command
@@ -196,7 +194,9 @@ def freshness(
     """
     from commands.freshness.run import freshness as run
 
-    report = run(
+    report(
+        json,
+        run,
         _one_or_more(log),
         schema,
         out,
@@ -212,10 +212,7 @@ def freshness(
         inputs=inputs,
         draws=draws,
         skip_bad=skip_bad,
-        progress=not json,
     )
-    if json:
-        emit(report, [], json)
 
 
 @app.command
@@ -246,7 +243,9 @@ def delays(
     from commands.delays.run import delays as run
     from millrace.reports.spans import span_ms
 
-    report = run(
+    report(
+        json,
+        run,
         _one_or_more(log),
         schema,
         out,
@@ -257,10 +256,7 @@ def delays(
         settings=load_settings(),
         seed=seed,
         skip_bad=skip_bad,
-        progress=not json,
     )
-    if json:
-        emit(report, [], json)
 
 
 @app.command

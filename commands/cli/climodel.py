@@ -12,7 +12,7 @@ import msgspec
 from cyclopts import Parameter
 
 from commands.cli.cliadmin import Admin, tell
-from commands.cli.cliflags import Data, Json, Kafka, emit, settings_of, when, with_broker
+from commands.cli.cliflags import Data, Json, Kafka, emit, report, settings_of, when, with_broker
 from commands.up.folder import of_loop
 from millrace.basics.errors import LogError, SettingError, SnapshotError
 from millrace.contracts.settings import Settings, load_settings
@@ -170,6 +170,7 @@ def repair(
     data: Data = None,
     kafka: Kafka = None,
     from_folder: _Folder = None,
+    json: Json = False,
 ) -> None:
     """Learn the samples since a time again, without what is named; 'millrace model promote repair' adopts the result.
 
@@ -199,7 +200,8 @@ def repair(
     )
     if without_interval is None and not without:
         raise SettingError("nothing is named that is to be left out", "give --without-users, -items, -arm or -interval")
-    run_repair(_with_samples(data, kafka, from_folder), since, without, without_interval, from_folder, dry_run, of)
+    settings = _with_samples(data, kafka, from_folder)
+    report(json, run_repair, settings, since, without, without_interval, from_folder, dry_run, of)
 
 
 @app.command
@@ -211,6 +213,7 @@ def bisect(
     data: Data = None,
     kafka: Kafka = None,
     from_folder: _Folder = None,
+    json: Json = False,
 ) -> None:
     """Find the stretch of samples that moved a figure, and what stands out in it. Writes nothing.
 
@@ -225,7 +228,7 @@ def bisect(
     """
     from commands.repair.run import run_bisect
 
-    run_bisect(_with_samples(data, kafka, from_folder), since, figure, from_folder, of)
+    report(json, run_bisect, _with_samples(data, kafka, from_folder), since, figure, from_folder, of)
 
 
 def _listed(text: str | None) -> list[str]:
