@@ -18,12 +18,12 @@ from cyclopts import App
 from commands.cli.cli import FORMER, app, current
 from millrace.processes.role import ROLES, last_figures
 from millrace.versions.modelstore import ModelStore
+from tests.architecture import ROOT
 from tests.millrace.versions.test_model_store import snapshot
 from tests.scenes.waiting import LONG, PATIENCE
 
 pytestmark = pytest.mark.timeout(LONG)  # in a fresh clone `learn` and `stream` compile first
 
-ROOT = Path(__file__).parents[2]
 CSV = "ts,who,what,hit\n1000,1,2,0\n2000,1,3,1\n"
 SCHEMA = """
 name = "t"

@@ -22,9 +22,9 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import TOPICS
 from millrace.processes.metrics import PORTS
 from millrace.processes.role import ROLES
+from tests.architecture import ROOT
 from tests.scenes.waiting import PATIENCE
 
-ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 YAML = sorted(p for p in DEPLOY.rglob("*") if p.suffix in (".yml", ".yaml"))
 JSON = sorted(DEPLOY.rglob("*.json"))

@@ -20,9 +20,10 @@ from millrace.contracts.events import Item, User, decode_event
 from millrace.contracts.intake import Intake
 from millrace.contracts.schema import parse_schema
 from millrace.windows.features import FeatureBuilder
+from tests.architecture import ROOT
 from tests.scenes.learning import SCHEMA, make_samples
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = ROOT / "docs"
 PAGES = ("messages", "dead-letters", "own-data", "own-model", "glossary", "labels", "settings")
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from millrace.processes.services import free_port
+from tests.architecture import ROOT
 from tests.scenes.demo_process import PATIENT
 from tests.scenes.waiting import PATIENCE, until
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "walk.md"
 PORTS = {"scorer": "http://127.0.0.1:8700", "page": "http://127.0.0.1:8710", "intake": "http://127.0.0.1:8720"}
 """The addresses that the page has, by their names in ``up.json``."""

@@ -12,9 +12,9 @@ from learner.role.making import model_of
 from millrace.contracts.schema import DERIVED, Schema, load_schema, shop_schema
 from millrace.logs import TS, LogTable, read_log
 from simulator.daylog import write_days
+from tests.architecture import ROOT
 from tests.scenes.examples_samples import ROWS, SAMPLES
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SMALL = {"model": "logistic"}
 

@@ -6,7 +6,6 @@ import asyncio
 import doctest
 import re
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,8 +13,8 @@ import pytest
 
 from millrace.contracts.schema import load_schema
 from millrace_client import AsyncFakeMillrace, Exposure, FakeMillrace, Item
+from tests.architecture import ROOT
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "shop-app"
 NAMES = ("catalogue", "app", "visitors")
 

@@ -71,7 +71,7 @@ from tests.scenes.bad_messages import PARTITIONS, VALUES, Bad, astray, corpus, d
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_log import MemoryBroker
 from tests.scenes.scorer_shop import ITEMS as GOODS
-from tests.scenes.scorer_shop import NOW_MS, SCHEMA, SPEC, batch, item
+from tests.scenes.scorer_shop import NOW_MS, SCHEMA, SCHEMA_TOML, SPEC, batch, item
 from tests.scenes.stream_world import resumed
 from tests.scorer.feeder.test_feed import Scene, feed, same_model
 from tests.scorer.feeder.test_feed import records as as_records
@@ -401,7 +401,7 @@ def test_profiles_are_read_past_what_nobody_can_use(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(stream.worker.outlet, "read_all", read_all)
     schema = tmp_path / "schema.toml"
-    schema.write_text((Path(__file__).parents[2] / "tests/scenes/scorer_shop.toml").read_text())
+    schema.write_text(SCHEMA_TOML.read_text())
     settings = Settings(schema=str(schema))
     found = {user.user_id: user for user in stream.worker.outlet.profiles_of(settings, settings.load_schema(), 0)}
     assert {7, "ann"} <= found.keys()

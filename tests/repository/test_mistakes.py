@@ -38,11 +38,12 @@ from stream.worker import figures
 from stream.worker.listkeeper import take
 from stream.worker.lists import ShopLists
 from stream.worker.told import Teller
+from tests.architecture import ROOT
 from tests.scenes.bad_messages import deep
 from tests.scenes.scorer_shop import NOW_MS, SCHEMA
 from tests.scorer.feeder.test_feed import feed
 
-PAGE = Path(__file__).parents[2] / "docs" / "messages.md"
+PAGE = ROOT / "docs" / "messages.md"
 MINUTE, DAY = 60_000, 86_400_000
 POLICY = Policy(attribution_ms=5 * MINUTE, disorder_ms=MINUTE, lateness_ms=120 * MINUTE, ahead_ms=60 * MINUTE)
 PARTITIONS = 4

@@ -22,7 +22,8 @@ import kafka.codec
 import kafka.record.util
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.architecture import ROOT
+
 PACKAGES = {"millrace", "commands", "simulator", "stream", "learner", "scorer"}
 """The import names that an installation adds, and no others."""
 CLIENT = ROOT / "client"

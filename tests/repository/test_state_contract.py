@@ -17,7 +17,6 @@ import ast
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
@@ -56,12 +55,12 @@ from stream.partition.owners import Owners
 from stream.partition.partition import Output, Partition
 from stream.partition.recents import CLICKS, PURCHASES, Recents
 from stream.worker.turn import INPUTS, Advance, Now, Pace, Publish, Take, Turn, arrival
+from tests.architecture import ROOT
 from tests.scenes.learning import SCHEMA as LEARNT
 from tests.scenes.learning import START_MS, make_samples, tables_of
 from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
 from tests.scenes.turn_scene import lists_of
 
-ROOT = Path(__file__).parents[2]
 BEFORE, AFTER = range(4), range(4, 8)
 """Pieces of a script before the snapshot and after it."""
 

@@ -7,7 +7,6 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,9 @@ from scorer.ipc.meters import ScorerMeters
 from scorer.page.serving import Serving
 from scorer.recall.recall import make_lists
 from tests.scenes import scorer_vectors
-from tests.scenes.scorer_shop import NOW_MS, Users, call, copied, own_app, record
+from tests.scenes.scorer_shop import NOW_MS, SCHEMA_TOML, Users, call, copied, own_app, record
 
-SHOP = (Path(__file__).parent / "scorer_shop.toml").read_text(encoding="utf-8")
+SHOP = SCHEMA_TOML.read_text(encoding="utf-8")
 SEEN = '[[windows.keys]]\ncolumns = ["user_id", "item_id"]\n'
 FILTERS = 'filters = ["in_stock", "region", "tags"]\n'
 SCHEMA = parse_schema(FILTERS + SHOP + SEEN)

@@ -39,7 +39,8 @@ from scorer.worker.app import make_app, model_facts, retrieval_facts
 
 DAY_MS = 86_400_000
 NOW_MS = 20_000 * DAY_MS + 10 * 3_600_000
-SCHEMA = load_schema(Path(__file__).parent / "scorer_shop.toml")
+SCHEMA_TOML = Path(__file__).parent / "scorer_shop.toml"
+SCHEMA = load_schema(SCHEMA_TOML)
 LAYOUT = SCHEMA.layout
 BUILDER = FeatureBuilder(SCHEMA)
 USER, CATEGORY, ITEM, TASTE, SLOT = range(5)  # columns of `keys`

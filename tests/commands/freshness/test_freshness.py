@@ -24,10 +24,11 @@ from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from simulator.daylog import write_days
+from tests.architecture import ROOT
 
 SPEC = {"model": "wide_deep", "hidden": [16], "averaging": 0.0}
 TRAIN, TEST = (0,), (1, 2)
-SCHEMA = Path(__file__).parents[3] / "millrace" / "contracts" / "shop.toml"
+SCHEMA = ROOT / "millrace" / "contracts" / "shop.toml"
 
 
 @pytest.fixture(scope="module")

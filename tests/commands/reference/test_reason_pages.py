@@ -19,8 +19,8 @@ from millrace.contracts.events import DeadLetter, letter_bytes
 from millrace.contracts.reasons import DOUBTS, REASONS
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS
+from tests.architecture import ROOT
 
-ROOT = Path(__file__).parents[3]
 MAKERS = {"Dead", "BadEventError", "DeadLetter", "DeadLetter.of", "self._refuse"}
 INNER = {"bad-value", "bad-key"}
 """Reasons of BadEventError that users and items have within `bad-user` and `bad-item`."""

@@ -25,9 +25,10 @@ from millrace.contracts.intake import Intake
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import SECTIONS, Settings
 from millrace.contracts.topics import EVENTS, ITEMS, TOPICS, USERS
+from tests.architecture import ROOT
 from tests.scenes.bad_messages import Bad, bad_events, bad_items, bad_users
 
-DOCS = Path(__file__).parents[3] / "docs"
+DOCS = ROOT / "docs"
 SCHEMAS = messages.schemas()
 REGISTRY: Registry[Any] = Registry().with_resources((name, Resource.from_contents(s)) for name, s in SCHEMAS.items())
 INTAKE = Intake(shop_schema())

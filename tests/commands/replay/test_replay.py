@@ -29,6 +29,7 @@ from millrace.basics.merit import auc, grouped_auc
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import local_days, read_log
+from tests.architecture import ROOT
 from tests.scenes.waiting import LONG
 
 SCHEMA = """
@@ -559,7 +560,7 @@ def test_kuairand_twice_the_same_and_as_good_as_promised(tmp_path: Path) -> None
     if not folder:
         pytest.skip("MILLRACE_TEST_LOG names no folder with the KuaiRand log")
     log = Path(folder) / "log_2022-04-24_to_04-30.parquet"
-    schema = Path(__file__).parents[3] / "examples/kuairand/schema.toml"
+    schema = ROOT / "examples/kuairand/schema.toml"
     reports = []
     for name in ("a", "b"):
         replay(log, schema, tmp_path / name, seed=0, progress=False)

@@ -32,6 +32,7 @@ from millrace.contracts.schema import load_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import local_days, read_log
 from millrace.versions.modelstore import Image
+from tests.architecture import ROOT
 from tests.learner.network.test_backward import SPECS, WIDTH, network
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 from tests.scenes.torn_pages import torn_pages
@@ -476,7 +477,7 @@ def test_bfloat16_costs_no_auc_on_kuairand() -> None:
     folder = os.environ.get("MILLRACE_TEST_LOG")
     if not folder:
         pytest.skip("MILLRACE_TEST_LOG names no folder with the KuaiRand log")
-    schema = load_schema(Path(__file__).parents[3] / "examples/kuairand/schema.toml")
+    schema = load_schema(ROOT / "examples/kuairand/schema.toml")
     with threads(1):
         exposures = read_log(Path(folder) / "log_2022-04-24_to_04-30.parquet", schema)
         days = np.array(local_days(exposures, schema))

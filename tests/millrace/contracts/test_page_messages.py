@@ -6,7 +6,6 @@ import contextlib
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -41,6 +40,7 @@ from millrace.contracts.settings import Settings, load_settings
 from millrace.processes import kafka as clients
 from millrace.windows.features import FeatureBuilder
 from stream.partition.partition import Message, Partition, Policy
+from tests.scenes.scorer_shop import SCHEMA_TOML
 
 SHOP = shop_schema()
 FADING = parse_schema(
@@ -82,8 +82,7 @@ BARE = """
     prior_weight = 0.0
     keys = [{ columns = ["user_id"] }, { columns = ["item_id"], parent = ["user_id"] }]
     """
-SCORER = Path(__file__).parents[2] / "scenes" / "scorer_shop.toml"
-SCHEMAS = {"shop": SHOP, "scorer": load_schema(SCORER), "fading": FADING}
+SCHEMAS = {"shop": SHOP, "scorer": load_schema(SCHEMA_TOML), "fading": FADING}
 
 
 def numbers(schema: Schema, n: int, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from millrace.reports import NAMES, name_of, say, show, write_report
 from millrace.reports.names import MEANS, meanings, weight
 from millrace.reports.tables import WIDTH, cell, column_width, keys_of, pieces, table_of
+from tests.architecture import ROOT
 
 WIDTHS = st.dictionaries(st.text("abcdefgh_", min_size=1, max_size=6), st.integers(30, 400), min_size=1, max_size=20)
 
@@ -99,7 +100,7 @@ def test_each_name_is_one_figures_and_those_that_are_explained_have_one() -> Non
 
 
 def test_the_glossary_has_the_same_words() -> None:
-    glossary = (Path(__file__).parents[3] / "docs/glossary.md").read_text(encoding="utf-8")
+    glossary = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
     for key in ("auc", "grouped_auc", "log_loss", "calibration", "completeness"):
         assert f"| **{NAMES[key]}** |" in glossary, key
 

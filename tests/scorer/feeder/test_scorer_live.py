@@ -27,14 +27,13 @@ from millrace.processes.kafka import create_topics, make_producer, read_all, top
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
 from millrace.processes.tokens import bearer
 from stream.worker.listkeeper import write
-from tests.scenes.scorer_shop import ITEMS, SCHEMA, Learner
+from tests.scenes.scorer_shop import ITEMS, SCHEMA, SCHEMA_TOML, Learner
 from tests.scenes.waiting import LONG, PATIENCE, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
 COMMAND = [sys.executable, "-m", "commands", "run", "serve"]
 TOKEN = "a-token-of-the-live-scorer"
-SCHEMA_TOML = Path(__file__).parents[3] / "tests/scenes/scorer_shop.toml"
 
 
 class Scorer:

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from millrace.contracts.events import Impression
 from scorer.pagelog.ring import RingReader, RingWriter
+from tests.architecture import ROOT
 from tests.scenes.scorer_shop import copied
 from tests.scenes.waiting import until
-
-ROOT = Path(__file__).parents[3]
 
 
 def page(number: int, n: int, k: int = 3, f: int = 2, width: int = 5) -> Impression:

@@ -25,7 +25,6 @@ from tests.scorer.pagelog.test_spool import Losses
 
 SCHEMA = shop_schema()
 T = TypeVar("T")
-ROOT = Path(__file__).parents[3]
 N = 20
 
 

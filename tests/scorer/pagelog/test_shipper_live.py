@@ -23,11 +23,10 @@ from millrace.processes.kafka import create_topics, read_all
 from millrace.processes.services import EmbeddedBroker, free_port
 from scorer.pagelog.ring import RingReader, RingWriter
 from scorer.pagelog.shipper import Shipper, open_spool
+from tests.architecture import ROOT
 from tests.scenes.waiting import LONG, PATIENCE, until
 from tests.scorer.pagelog.test_shipper import SCHEMA, made
 from tests.scorer.pagelog.test_spool import Losses
-
-ROOT = Path(__file__).parents[3]
 
 pytestmark = [
     pytest.mark.services,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.architecture import ROOT
 from tests.scenes.waiting import LONG
 
-ROOT = Path(__file__).parents[3]
 PROGRAM = """
 from numba.core.dispatcher import Dispatcher
 from millrace.contracts.schema import shop_schema
