@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+# quick: without the tests marked slow, and with a quarter of the property tests' examples. all: everything.
+TIER   ?= quick
+$(if $(filter quick all,$(TIER)),,$(error TIER is quick or all, not '$(TIER)'))
 # Tests at a time. Much of their time is waiting for processes: two more than the cores of a small machine.
 JOBS   ?= 4
 
@@ -11,7 +14,10 @@ JOBS   ?= 4
 MINUTES ?= 10
 SEED    ?=
 
-.PHONY: help install demo test check unit explore wheel wheel-test bench clean
+TESTS = $(if $(filter quick,$(TIER)),MILLRACE_TEST_QUICK=1) \
+  $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+
+.PHONY: help install demo test check warm unit explore wheel wheel-test bench clean
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
@@ -31,10 +37,15 @@ check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-unit: $(STAMP)   ## the tests alone, JOBS=4 at a time; pass flags as ARGS='-k join'
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+warm: $(STAMP)   ## compile what tests call; half a minute in a fresh clone
+	$(BIN)/python -m tests.repository.warm
 
-test: check unit ## everything that must hold
+unit: warm       ## the tests alone, JOBS=4 at a time; pass flags as ARGS='-k join'
+	$(TESTS)
+
+test: $(STAMP)   ## linters, and the quick tests: the others, too, with TIER=all
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check warm
+	$(TESTS)
 
 explore: $(STAMP) ## property tests with new examples for MINUTES=10; a failure prints its SEED to repeat it
 	@end=$$(( $$(date +%s) + 60 * $(MINUTES) )); \

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import subprocess
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -12,40 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.scenes.exploring import QUICK, examples
+
 # How long an example takes says nothing on a machine where other things run. Property tests draw the same examples each
 # time, so that a run fails for what was changed and for nothing else; ``make explore`` draws new ones.
 EXPLORES = "MILLRACE_EXPLORE" in os.environ
-settings.register_profile("millrace", deadline=None, derandomize=not EXPLORES, print_blob=EXPLORES)
+settings.register_profile("millrace", examples(100), deadline=None, derandomize=not EXPLORES, print_blob=EXPLORES)
 settings.load_profile("millrace")
-
-
-ROOT = Path(__file__).parent.parent
-COMPILE = (
-    "from millrace.contracts.schema import shop_schema; from millrace.contracts.settings import Settings;"
-    " from stream.partition.partition import Policy; from stream.worker.warm import warm_up;"
-    " warm_up(shop_schema(), Policy.of(Settings()))",
-    "from millrace.contracts.schema import shop_schema; from learner.ranker.model import OnlineModel;"
-    " from learner.role.warm import warm_up; warm_up(OnlineModel(shop_schema(), {}, 0))",
-)
-"""What fills numba's caches. Each takes a core for half a minute where nothing is cached."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """In a fresh clone, pytest-xdist's workers wait until one of them has had everything compiled. Otherwise each of
-    them, and each role that they start, would compile the same functions at the same time."""
-    if "PYTEST_XDIST_WORKER" not in os.environ or "NUMBA_CACHE_DIR" in os.environ or _cached():
-        return
-    with (tmp_path_factory.getbasetemp().parent / "compiling").open("w") as lock:  # the workers' common folder
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _cached():
-            running = [subprocess.Popen([sys.executable, "-c", program], cwd=ROOT) for program in COMPILE]
-            assert [child.wait() for child in running] == [0, 0], "the warm-ups of stream and learner run"
-
-
-def _cached() -> bool:
-    """Whether anything was ever compiled in this clone. What has changed since is compiled by whoever calls it."""
-    return all(any((ROOT / room / "__pycache__").glob("*.nbi")) for room in ("millrace/windows", "learner/tables"))
 
 
 @pytest.fixture(autouse=True)
@@ -96,23 +67,28 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that take long come first, and those that start processes second: begun last, one of them alone would
-    prolong the run.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In the quick tier, slow tests are left out.
+
+    Slow tests come first, and those that start processes second: begun last, one of them alone would prolong the run.
 
     pytest-xdist gives each of its workers one stretch of the list, all of about the same length, and takes from the
     ends of long ones for who has nothing left. So every second stretch has its share of such tests at its head: not
     every one, since several whole loops at a time would only wait for the processor. Tests of one module stay
     together, for the services that they share.
     """
-    long = [item for item in items if item.get_closest_marker("long")]
-    chosen = set(long)
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    chosen = set(slow)
+    if QUICK:
+        items[:] = [item for item in items if item not in chosen]
+        config.hook.pytest_deselected(items=slow)
+        slow = []
     modules: dict[Path, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("services") and item not in chosen:
             modules.setdefault(item.path, []).append(item)
             chosen.add(item)
-    quick = [item for item in items if item not in chosen]
+    rest = [item for item in items if item not in chosen]
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     heads = (workers + 1) // 2
     dealt: list[pytest.Item] = []
@@ -120,8 +96,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         head: list[pytest.Item] = []
         if worker % 2 == 0:
             turn = worker // 2
-            head = long[turn::heads] + [item for each in list(modules.values())[turn::heads] for item in each]
+            head = slow[turn::heads] + [item for each in list(modules.values())[turn::heads] for item in each]
         size = (len(items) - len(dealt)) // (workers - worker)
-        dealt += head + quick[: size - len(head)]
-        del quick[: size - len(head)]
+        dealt += head + rest[: size - len(head)]
+        del rest[: size - len(head)]
     items[:] = dealt

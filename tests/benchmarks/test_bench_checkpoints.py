@@ -19,7 +19,7 @@ def pages() -> list[Impression]:
     return [decode_impression(m.raw) for m in stream.messages if m.topic == IMPRESSIONS]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_what_is_written_stays_in_proportion_to_what_came(
     pages: list[Impression], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from tests.scenes.waiting import LONG
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_start_is_measured_with_all_that_there_is_to_read() -> None:
     said: list[str] = []
     found = scorer_restart(rows=3000, items=50, starts=1, progress=said.append)

@@ -173,7 +173,7 @@ print(msgspec.json.encode(run(Path(sys.argv[1]), lambda _: None, Size(**msgspec.
 
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_small_run_loses_nothing(tmp_path: Path) -> None:
     """In a process of its own, with Kafka clients of its own."""
     size = {

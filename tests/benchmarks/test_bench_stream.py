@@ -18,7 +18,7 @@ from millrace.basics.errors import ServiceError
 TINY = Size(pages=100, passes=1, keys=5_000, events=30_000, worker_pages=400, rounds=1)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.services
 def test_all_parts_run_and_their_figures_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "Size", lambda: TINY)

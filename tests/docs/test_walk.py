@@ -54,7 +54,7 @@ def test_there_is_a_browser_for_the_shop_of_the_walk(tmp_path: Path) -> None:
 
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_walk_reaches_a_page_of_ones_own_that_follows_ones_clicks(walker: Walker, tmp_path: Path) -> None:
     again = max(n for n, block in enumerate(WALK) if block.where == "terminal=1")
     for block in WALK[:again]:

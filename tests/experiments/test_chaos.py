@@ -78,7 +78,7 @@ def test_a_plan_of_nothing_is_refused(tmp_path: Path, plan: Plan) -> None:
 
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
-@pytest.mark.long
+@pytest.mark.slow
 def test_after_some_kills_every_exposure_is_accounted_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MILLRACE_TEST_KAFKA_HOME", raising=False)  # the embedded broker, which the demo starts again
     said: list[str] = []

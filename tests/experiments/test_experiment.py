@@ -60,7 +60,7 @@ def test_an_interval_is_students() -> None:
     assert row == {"auc": 2.0, "auc_ci": pytest.approx(4.30265 / 3**0.5, abs=1e-4)}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
     write_days(tmp_path / "log", days=2, seed=5, users=40, quiet=True)
     report = experiment_models.experiment_models(
@@ -115,7 +115,7 @@ def test_without_pages_grouped_auc_compares_what_was_known_when_the_day_began(da
     np.testing.assert_allclose(fixed[last, column] - mapped[last, column], shift, atol=1e-4)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_report_on_a_log_without_pages_says_what_it_compares(tmp_path: Path) -> None:
     schema = shop_schema()
     assert schema.log is not None

@@ -120,7 +120,7 @@ def run(out: Path, **options: Any) -> dict[str, Any]:
     return experiment_labels(out, **(given | options))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_whole_experiment_and_its_resumption(tmp_path: Path) -> None:
     report = run(tmp_path)
     text = (tmp_path / "report.json").read_text()

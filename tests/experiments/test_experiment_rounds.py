@@ -156,7 +156,7 @@ def test_gains_are_paired_by_seed_and_over_the_start() -> None:
     assert [r["auc_over_frozen"] for r in days] == pytest.approx([0, 0.025, 0.065])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
     write_days(tmp_path / "log", days=3, seed=5, users=40, quiet=True)
     report = experiment_models.experiment_rounds(

@@ -116,7 +116,7 @@ def test_a_plan_of_nothing_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_short_life_of_it_leaves_each_minute_as_it_is_measured(tmp_path: Path) -> None:
     plan = Plan(hours=9 / 3600, items=100, users=20, pages_per_s=10.0, row_s=3.0)
     seen: list[int] = []

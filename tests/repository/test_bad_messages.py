@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,15 +78,19 @@ from tests.scorer.feeder.test_feed import Scene, feed, same_model
 from tests.scorer.feeder.test_feed import records as as_records
 
 TS_MS = NOW_MS - 60_000
-CORPUS = corpus(SCHEMA, TS_MS)
 INTAKE = Intake(SCHEMA)
 MINUTE = 60_000
 POLICY = Policy(attribution_ms=5 * MINUTE, disorder_ms=MINUTE, lateness_ms=20 * MINUTE, ahead_ms=60 * MINUTE)
 REASONS = {"oversized", "malformed", "unknown-type", "wrong-type", "bad-value", "bad-key"}
 
 
+@cache
+def all_bad() -> list[Bad]:
+    return corpus(SCHEMA, TS_MS)
+
+
 def of(topic: str) -> list[Bad]:
-    return [bad for bad in CORPUS if bad.topic == topic]
+    return [bad for bad in all_bad() if bad.topic == topic]
 
 
 def records(topic: str) -> list[tuple[bytes | None, bytes | None]]:
@@ -93,7 +98,7 @@ def records(topic: str) -> list[tuple[bytes | None, bytes | None]]:
 
 
 def test_there_are_some_hundred_for_the_topics_that_anybody_may_write_to_and_some_for_all() -> None:
-    counts = Counter(bad.topic for bad in CORPUS)
+    counts = Counter(bad.topic for bad in all_bad())
     assert counts.keys() == {
         EVENTS, USERS, ITEMS, IMPRESSIONS, SAMPLES, FEATURES_ITEMS, FEATURES_COCLICKS, MODEL_DELTAS, DEAD_LETTERS,
         TRUTH,
@@ -274,7 +279,7 @@ def test_a_hostile_clock_header_is_no_clock() -> None:
 def partition_messages() -> list[Message]:
     offsets = Counter[str]()
     found = []
-    for bad in CORPUS:
+    for bad in all_bad():
         if bad.topic in (EVENTS, IMPRESSIONS, USERS):
             found.append(Message(bad.topic, offsets[bad.topic], bad.value or b""))  # as the worker hands them over
             offsets[bad.topic] += 1
@@ -358,7 +363,7 @@ def test_what_came_in_another_partition_is_a_dead_letter_at_once_and_nothing_wai
         exposures -= out.counts.get("samples.positive", 0) + sum(letter.exposures for letter in out.dead)
         return out.dead
 
-    for bad in CORPUS:
+    for bad in all_bad():
         if bad.topic not in (EVENTS, IMPRESSIONS, USERS):
             continue
         home = 0 if bad.key is None else kafka_partition(bad.key, PARTITIONS)

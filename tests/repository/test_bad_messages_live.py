@@ -79,7 +79,7 @@ def scores(scorer: str, item: str) -> dict[str, Any]:
         return {}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_bad_messages_through_a_running_loop_cost_it_nothing(tmp_path: Path) -> None:
     messages = [bad for bad in corpus(shop_schema(), TS_MS) if not is_label(bad)]
     before = [bad for bad in messages if bad.topic == EVENTS]  # an earlier run's: what the simulator sends is counted

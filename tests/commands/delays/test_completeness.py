@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.delays.completeness import Clicks, Curve, by_group, by_window, quantiles
@@ -15,6 +15,7 @@ from commands.delays.segments import MOST_VALUES, grouped_by, slots_of
 from millrace.basics.errors import SettingError
 from millrace.logs import LogTable
 from millrace.reports.spans import span_ms, span_name
+from tests.scenes.exploring import examples
 
 DAY = 86_400_000
 
@@ -47,7 +48,7 @@ def test_clicks_later_than_the_longest_window_count_as_none() -> None:
     assert (curve.clicks, curve.completeness([1_000, 60_000]).tolist()) == (60, [1.0, 1.0])
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.tuples(st.integers(-1, 30), st.integers(0, 30)), min_size=1, max_size=40), st.integers(1, 30))
 def test_the_curve_is_that_of_the_plain_definition(rows: list[tuple[int, int]], longest: int) -> None:
     delay = np.array([d if d <= w else -1 for d, w in rows], np.int64)

@@ -55,7 +55,7 @@ def write_log(folder: Path) -> None:
     (folder / "schema.toml").write_text(SCHEMA)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_log_plays_through_the_live_loop(tmp_path: Path) -> None:
     write_log(tmp_path)
     log, schema = str(tmp_path / "log.csv"), str(tmp_path / "schema.toml")

@@ -44,7 +44,7 @@ def environment(demo: DemoProcess, name: str) -> bytes:
     return found
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_demos_one_after_the_other_on_one_kafka(tmp_path: Path) -> None:
     with apache_kafka(tmp_path / "kafka") as kafka, own_redis(tmp_path / "redis") as redis:
         first = 0

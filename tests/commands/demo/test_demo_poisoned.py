@@ -77,7 +77,7 @@ def poisoned(settings: Settings) -> Iterator[None]:
         producer.close()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
 def test_a_browser_shows_what_a_poisoned_demo_refuses_and_what_serves_instead(tmp_path: Path) -> None:
     with (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -13,6 +13,7 @@ from commands.freshness.measure import ALL, Figure, Measured, Rows, Scored
 from commands.freshness.words import named, verdict
 from millrace.basics.clustered import FEWEST
 from millrace.basics.merit import auc, calibration, grouped_auc, log_loss
+from tests.scenes.exploring import examples
 
 
 def drawn_rows(user: NDArray[np.intp], weights: NDArray[np.uint16]) -> NDArray[np.intp]:
@@ -20,7 +21,7 @@ def drawn_rows(user: NDArray[np.intp], weights: NDArray[np.uint16]) -> NDArray[n
     return np.repeat(np.arange(len(user)), weights[user])
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seed=st.integers(0, 10_000), n=st.integers(2, 60), users=st.integers(1, 12), levels=st.integers(1, 30))
 def test_each_figure_of_a_draw_is_that_of_the_rows_drawn(seed: int, n: int, users: int, levels: int) -> None:
     rng = np.random.default_rng(seed)

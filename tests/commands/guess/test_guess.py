@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -31,6 +31,7 @@ from millrace.basics.errors import SchemaError
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.logs import TS, LogFaults, read_log
 from simulator.daylog import write_days
+from tests.scenes.exploring import examples
 
 ROWS = 2_000
 START = int(datetime(2024, 3, 4, 6, tzinfo=UTC).timestamp()) * 1000
@@ -171,7 +172,7 @@ forms = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(form=forms)
 def test_roles_times_and_sides_are_what_was_written(form: Form) -> None:
     with TemporaryDirectory() as folder:
@@ -195,7 +196,7 @@ def test_roles_times_and_sides_are_what_was_written(form: Form) -> None:
             assert read.table[read.label].to_numpy().sum() == truth["click"].sum()
 
 
-@settings(max_examples=24, deadline=None)
+@examples(24)
 @given(
     lists=st.sampled_from(["labels", "clicked", "pairs"]),
     time=st.sampled_from(["ms", "s", "iso", "american", "typed"]),
@@ -407,7 +408,7 @@ KUAIRAND_OUTCOMES = {
 }  # fmt: skip
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_kuairand_is_told_from_its_file_and_replayed_as_guessed(tmp_path: Path) -> None:
     folder = os.environ.get("MILLRACE_TEST_LOG")
     if not folder:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.proofs.audit import Audit, Witness, audit, unlike_rows
@@ -23,6 +23,7 @@ from commands.replay.run import run_log
 from millrace.basics.errors import LeakError
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import TS, Bounds, LogTable, exposures, joins, read_log
+from tests.scenes.exploring import examples
 
 MINUTE, HOUR = 60_000, 3_600_000
 T0 = 20_000 * 24 * HOUR
@@ -118,7 +119,7 @@ def names(found: Audit) -> set[str]:
     return {leak.name for leak in found.leaks}
 
 
-@settings(max_examples=6, deadline=None)
+@examples(6)
 @given(seed=st.integers(0, 2**31), policy=st.sampled_from(["wait", "prompt", "es-dfm"]), timed=st.booleans())
 def test_a_clean_run_has_no_leak(tmp_path_factory: Any, seed: int, policy: str | None, timed: bool) -> None:
     schema = SCHEMA if timed else parse_schema(TEXT)

@@ -128,7 +128,7 @@ def compared(archive: Path) -> Compared:
     return compare(read_archive(archive))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_loop_without_lag_is_replayed_to_the_bit(tmp_path: Path) -> None:
     found = compared(Loop(tmp_path).run())
     assert by_cause(found) == {}

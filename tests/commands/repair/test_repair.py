@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 
 from commands.cli.cli import app
@@ -49,6 +49,7 @@ from millrace.processes.services import EmbeddedBroker
 from millrace.versions.image import Array, Image
 from millrace.versions.modelstore import Announcement, ModelStore, Place
 from tests.commands.repair.repair_world import HOUR_MS, SPEC, Live, MemoryTopic, decode, twin
+from tests.scenes.exploring import examples
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 
 MINUTE_MS = 60_000
@@ -137,7 +138,7 @@ def live_through(steps: list[tuple[str, Any, Any]], live: Live, begin: int = 0) 
     live.snapshot()
 
 
-@settings(max_examples=12, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@examples(12, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(before=STEPS, after=STEPS, without=WITHOUT, admit=st.sampled_from([1, 2]))
 def test_as_if_the_rows_had_never_been_on_the_topic(before: Any, after: Any, without: Without, admit: int) -> None:
     folder = f"memory://repair-{uuid.uuid4().hex}"

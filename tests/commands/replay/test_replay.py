@@ -554,7 +554,7 @@ def test_an_unknown_setting_of_the_model_is_refused(tmp_path: Path, schema_file:
 
 @pytest.mark.log
 @pytest.mark.timeout(LONG)
-@pytest.mark.long
+@pytest.mark.slow
 def test_kuairand_twice_the_same_and_as_good_as_promised(tmp_path: Path) -> None:
     folder = os.environ.get("MILLRACE_TEST_LOG")
     if not folder:

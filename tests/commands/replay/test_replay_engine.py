@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.replay import ranks
@@ -30,6 +30,7 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import TS, LogTable, local_days
 from tests.commands.replay.plain_replay import run_plain
+from tests.scenes.exploring import examples
 
 SCHEMA = """
 name = "t"
@@ -159,7 +160,7 @@ def same(one: SampleBatch, other: SampleBatch) -> None:
     text=st.sampled_from([SCHEMA, PAGES, OF_USERS]),
     minutes=st.sampled_from([1, 90, 3 * 1440]),
 )
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_scores_batches_and_frozen_scores_equal_the_plain_path(
     n: int, seed: int, at_once: int, how: LabelSettings, text: str, minutes: int
 ) -> None:
@@ -368,7 +369,7 @@ def test_a_channel_holds_no_more_rows_than_it_may() -> None:
 
 
 @given(n=st.integers(0, 200), seed=st.integers(0, 1000), distinct=st.integers(1, 50), groups=st.integers(1, 30))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_figures_of_long_logs_equal_those_of_short_ones(n: int, seed: int, distinct: int, groups: int) -> None:
     rng = np.random.default_rng(seed)
     p = (rng.integers(0, distinct, n) / distinct).astype(np.float32)
@@ -390,7 +391,7 @@ def test_joint_numbers_combinations_in_ascending_order(pairs: list[tuple[int, in
 
 
 @given(n=st.integers(1, 90), seed=st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_a_page_is_a_users_where_the_identity_has_the_user(n: int, seed: int) -> None:
     """Pages are numbered as they first appear; without the user in the identity a page is a request."""
     log = make_log(parse_schema(PAGES), n, seed)

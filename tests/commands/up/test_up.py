@@ -94,7 +94,7 @@ def shop(where: dict[str, Any], user: str, visit: str) -> list[str]:
 
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_shop_of_ones_own_learns_and_goes_on_after_kill_9_of_everything(tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_text(SCHEMA)
     schema = str(tmp_path / "my.toml")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.ranker.model import OnlineModel
@@ -17,6 +17,7 @@ from learner.tables import rowcopy
 from learner.tables.table import SparseTable
 from millrace.basics.errors import SnapshotError
 from millrace.versions.modelstore import Image, TableRows
+from tests.scenes.exploring import examples
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 
 SPEC = {"model": "wide_deep", "hidden": [4], "width": 2, "max_rows": 30, "max_age_days": 0.01}  # 14 minutes
@@ -98,7 +99,7 @@ class World:
         self.loaded.load(self.parts[-1][0])
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(STEPS, STEPS, STEPS, st.integers(1, 40))
 def test_parts_make_up_the_snapshot_of_the_last_moment(before: Any, during: Any, after: Any, rows: int) -> None:
     """However learning, versions, eviction by age and for want of room, and slices come one after another."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -34,6 +34,7 @@ from millrace.logs import local_days, read_log
 from millrace.versions.modelstore import Image
 from tests.architecture import ROOT
 from tests.learner.network.test_backward import SPECS, WIDTH, network
+from tests.scenes.exploring import examples
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 from tests.scenes.torn_pages import torn_pages
 
@@ -113,7 +114,7 @@ class Reader:
 STEPS = st.lists(st.sampled_from(["version", "fold", "fold", "hear", "hear", "hear", "attach"]), max_size=40)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(STEPS, st.integers(1, 60), st.sampled_from(["wide_resnet", "wide_deep"]))
 def test_every_reader_answers_by_its_own_version(steps: list[str], rows: int, kind: str) -> None:
     """However far readers are behind, whenever they attach, and however folds are cut: bit for bit the learner's
@@ -471,7 +472,7 @@ class Twin:
 
 
 @pytest.mark.log
-@pytest.mark.long
+@pytest.mark.slow
 def test_bfloat16_costs_no_auc_on_kuairand() -> None:
     """The AUC of the log's last two days, scored by a scorer in bfloat16 and by the learner in float32."""
     folder = os.environ.get("MILLRACE_TEST_LOG")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.serving import overlaykernels as kernels
@@ -16,6 +16,7 @@ from learner.serving.overlaykernels import EMPTY, FREE, GONE
 from learner.tables.table import distinct
 from millrace.basics.errors import SettingError
 from millrace.versions.modelstore import TableRows
+from tests.scenes.exploring import examples
 
 WIDTH = 2
 _FACTOR = 0x9E3779B97F4A7C15
@@ -110,7 +111,7 @@ class Side:
         assert rows.tolist() == self.plain.values(state.ids.tolist())
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.sets(IDS), CHANGES, st.lists(st.integers(1, 9), max_size=40))
 def test_a_version_reads_as_a_dictionary_would(first: set[int], changes: Any, slices: list[int]) -> None:
     """However changes come, and however slices of the fold lie between them: at each moment the reader's version is
@@ -256,7 +257,7 @@ def test_other_ids_read_the_same_while_a_thread_folds() -> None:
     assert values[:, 0].tolist() == (newest * 100.0 + 6).astype(np.float32).tolist()
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(st.data())
 def test_pooling_is_that_of_learning(data: st.DataObject) -> None:
     """:func:`kernels.pool` after :func:`kernels.distinct`, with columns that are read once, against the kernels that

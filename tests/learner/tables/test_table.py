@@ -7,7 +7,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.tables import index as index_module
@@ -15,6 +15,7 @@ from learner.tables.admission import Admission
 from learner.tables.index import Index
 from learner.tables.kernels import EMPTY
 from learner.tables.table import Rates, SparseTable, distinct
+from tests.scenes.exploring import examples
 
 RATES = Rates(embedding=0.1, epsilon=1e-6, alpha=0.1, beta=1.0, l1=0.5, l2=0.01)
 
@@ -27,7 +28,7 @@ def int64(values: Any) -> Any:
     return np.array(list(values), np.int64)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(STEPS, st.integers(20, 60))
 def test_index_is_a_dictionary(steps: list[tuple[str, list[int]]], max_rows: int) -> None:
     index = Index({"value": 1, "pair": 2}, max_rows)
@@ -66,7 +67,7 @@ def test_index_grows_without_losing_anything() -> None:
 FEW = st.lists(st.tuples(st.booleans(), st.lists(IDS | st.integers(1, 400), max_size=5)), min_size=20, max_size=120)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(FEW)
 def test_ids_are_found_while_their_slots_move(steps: list[tuple[bool, list[int]]]) -> None:
     """Between two sizes an id is in the old slots or in the new ones: wherever its home says, however it got there."""
@@ -106,7 +107,6 @@ def test_slots_move_bit_by_bit() -> None:
     assert steps.max() < slots / 50  # no add moved many
 
 
-@settings(deadline=None)  # the first example may wait for a compiler
 @given(st.lists(st.lists(st.integers(-3, 6), min_size=3, max_size=3), max_size=20))
 def test_distinct_ids(rows: list[list[int]]) -> None:
     columns = np.array(rows, np.int64).reshape(-1, 3)
@@ -218,7 +218,7 @@ def test_admission_forgets_and_holds_little() -> None:
     assert wrong < 0.05 * 40 * 50_000  # ids taken for earlier ones
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.lists(st.integers(1, 25), min_size=1, max_size=8), max_size=25), st.integers(8, 16))
 def test_table_full_keeps_what_was_seen_last(batches: list[list[int]], max_rows: int) -> None:
     t = table(max_rows=max_rows)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.training.versions import Progress, newest_sound
@@ -21,6 +21,7 @@ from millrace.versions.modellog import Assembler, Claimed, Delta
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.proof import prove
 from millrace.versions.versioning import Place
+from tests.scenes.exploring import examples
 from tests.scenes.learning import SCHEMA, make_samples
 from tests.scenes.version_scene import Fenced, Peer, PlainFollower, Scene
 
@@ -130,9 +131,9 @@ class Play:
         return peer
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.lists(STEPS, min_size=8, max_size=40), st.booleans())
-@pytest.mark.long
+@pytest.mark.slow
 def test_whatever_happens(script: list[tuple[str, int]], bodies_in_store: bool) -> None:
     place = scene(bodies_in_store=bodies_in_store)
     try:

@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.basics.clustered import FEWEST, PARTS, auc_parts, gap, quantile, user_numbers
 from millrace.basics.merit import auc, calibration, log_loss
+from tests.scenes.exploring import examples
 
 PLAIN = {"auc": auc, "log_loss": log_loss, "calibration": calibration}
 
@@ -29,7 +30,7 @@ def scene(users: int = 300, seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.n
     return p, q, y, user
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), min_size=1, max_size=40))
 def test_figures_are_those_of_the_plain_functions_and_parts_add_up_to_nothing(rows: list[tuple[int, int]]) -> None:
     p = np.array([r[0] for r in rows]) / 7 + 0.1

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch as AioBatch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
@@ -40,6 +40,7 @@ from millrace.contracts.settings import Settings, load_settings
 from millrace.processes import kafka as clients
 from millrace.windows.features import FeatureBuilder
 from stream.partition.partition import Message, Partition, Policy
+from tests.scenes.exploring import examples
 from tests.scenes.scorer_shop import SCHEMA_TOML
 
 SHOP = shop_schema()
@@ -148,7 +149,7 @@ ODD = np.array([0, -0.0, 1, 2**24 - 1, 2**24, -1, 0.5, np.inf, -np.inf, np.nan, 
 ODD_BITS = np.append(ODD.view(np.uint32), np.array([0x7F800123, 0xFFC00007], np.uint32))  # NaN that carry something
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.data())
 def test_any_arrays_are_read_as_they_were_written(data: st.DataObject) -> None:
     schema = SCHEMAS[data.draw(st.sampled_from(sorted(SCHEMAS)))]
@@ -444,7 +445,7 @@ def test_bad_samples_are_a_named_error(name: str) -> None:
         SampleBatch.from_bytes(BAD_BATCHES[name])
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(st.binary(min_size=1, max_size=6), st.integers(0, 1 << 20), st.booleans())
 def test_damage_anywhere_ends_in_a_value_or_in_the_named_error(noise: bytes, at: int, samples: bool) -> None:
     good = msgspec.msgpack.encode(GOOD_BATCH if samples else GOOD_PAGE)

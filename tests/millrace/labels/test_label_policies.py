@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.replay.known import Samples
@@ -20,6 +20,7 @@ from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, Waits, policy_named, weigh, weighs
 from millrace.labels.policy import MOST
 from stream.partition.partition import Partition
+from tests.scenes.exploring import examples
 from tests.scenes.learning import SCHEMA, make_samples
 from tests.scenes.stream_world import MINUTE, T0, Log, Sum, action, exposure, impression
 from tests.scenes.stream_world import POLICY as JOIN
@@ -255,7 +256,7 @@ PAGES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(PAGES, st.sampled_from(POLICIES))
 def test_a_log_becomes_known_as_the_join_makes_it_known(pages: list[tuple[int, list[int | None]]], name: str) -> None:
     """The same kinds for the same exposures, by the same policy, where nothing is out of order."""

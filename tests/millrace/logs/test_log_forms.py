@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.replay.grouped import page_codes
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import LogFaults, LogTable, read_log
+from tests.scenes.exploring import examples
 
 MS = 1_650_812_400_000  # 2022-04-24 15:00:00 UTC
 TEXT = """
@@ -145,7 +146,7 @@ def test_a_line_is_its_page_where_no_column_names_one(tmp_path: Path, form: str)
         max_size=8,
     ).filter(any)
 )
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_lists_say_what_the_rows_unrolled_by_hand_say(
     tmp_path_factory: Any, pages: list[list[tuple[int, int]]]
 ) -> None:
@@ -384,7 +385,7 @@ def test_a_side_table_with_a_time_of_validity_gives_the_newest_row_that_is_not_l
     side=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20)), max_size=12),
     asked=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 20)), min_size=1, max_size=12),
 )
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_no_row_of_a_later_time_is_ever_joined(
     tmp_path_factory: Any, side: list[tuple[int, int]], asked: list[tuple[int, int]]
 ) -> None:

@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import Bounds, LogTable, local_days, read_log
 from millrace.logs.copies import groups
 from tests.millrace.logs.test_log_forms import MS, PAGES, schema, written
+from tests.scenes.exploring import examples
 
 SMALL = Bounds(whole_bytes=0, block_bytes=2000, batch_rows=50)
 MORE = """
@@ -112,7 +113,7 @@ def test_a_streamed_log_is_the_log_read_whole(tmp_path: Path, form: str) -> None
     minutes=st.integers(1, 12),
 )
 @example(at=[2, 30, 1], batch=2, minutes=10)
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_any_order_within_the_bound_is_brought_into_order(
     tmp_path_factory: Any, at: list[int], batch: int, minutes: int
 ) -> None:
@@ -212,7 +213,7 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path, form: str) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["a", "b", None])), max_size=30))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_copies_are_found_as_a_plain_loop_finds_them(rows: list[tuple[int, str | None]]) -> None:
     seen: dict[tuple[int, str | None], int] = {}
     first: list[int] = []

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -15,11 +15,12 @@ from millrace.reports import NAMES, name_of, say, show, write_report
 from millrace.reports.names import MEANS, meanings, weight
 from millrace.reports.tables import WIDTH, cell, column_width, keys_of, pieces, table_of
 from tests.architecture import ROOT
+from tests.scenes.exploring import examples
 
 WIDTHS = st.dictionaries(st.text("abcdefgh_", min_size=1, max_size=6), st.integers(30, 400), min_size=1, max_size=20)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(WIDTHS, st.integers(1, 3))
 def test_each_column_stands_once_and_each_table_fits_with_what_names_its_rows(
     widths: dict[str, float], first: int

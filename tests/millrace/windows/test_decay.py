@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from millrace.basics.errors import SchemaError
@@ -30,6 +30,7 @@ from tests.millrace.windows.test_tiles import (
     streams,
     twin,
 )
+from tests.scenes.exploring import examples
 from tests.scenes.reference_partition import age_units
 
 HALF_LIVES = (0.25, 1.0, 7.0)
@@ -84,7 +85,7 @@ def limits(
     return low, high
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(streams(), days_, lives_)
 @example([(1, T0, 0), (1, T0 + 3 * DAY, 1), (1, T0 + 6 * DAY, 2), (1, T0 + 26 * DAY, 0)], DAYS, (0.25,))
 @example([(1, T0, 0), (1, T0 + 24 * DAY, 1), (1, T0 + 31 * DAY - 1, 1), (1, T0 + 31 * DAY, 2)], DAYS, HALF_LIVES)
@@ -114,7 +115,7 @@ def test_the_bound_is_tight_enough_to_notice_half_an_hour() -> None:
         np.testing.assert_allclose(value[:, 0], limit[:, 0], rtol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(streams(), days_, st.randoms(use_true_random=False), st.data())
 def test_disorder_merging_batching_and_export_do_not_change_decayed_counts(
     events: list[Event], days: tuple[int, ...], rng: Any, data: st.DataObject
@@ -151,7 +152,7 @@ def test_disorder_merging_batching_and_export_do_not_change_decayed_counts(
         assert (got == sum(lists)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     streams(60),
     st.lists(st.sampled_from([0, 1, 999, 65_535, 1 << 20, (1 << 24) - 1]), min_size=60, max_size=60),
@@ -303,7 +304,7 @@ def test_each_mean_has_its_own_sum_and_count() -> None:
 
 
 @given(st.integers(0, 1000), st.integers(T0, T0 + DAY))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @example(7, T0 + HOUR - 1)
 def test_a_decayed_row_is_the_same_to_the_bit_alone_and_among_others(seed: int, ts: int) -> None:
     schema = parse_schema(SCHEMA)

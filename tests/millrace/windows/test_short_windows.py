@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -30,6 +30,7 @@ from millrace.windows.tiles import SLACK_H, UNIT, TileStore, counts_of
 from scorer.catalog.index import ItemIndex
 from scorer.catalog.shelf import Shelf
 from tests.millrace.windows.test_tiles import exact
+from tests.scenes.exploring import examples
 from tests.scenes.reference_partition import age_units
 
 MINUTE = 60_000
@@ -102,7 +103,7 @@ def decayed(events: list[Event], key: int, ts: int, lengths: Lengths, lives: tup
     return out
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(streams(), mixtures)
 def test_a_count_lies_between_those_of_its_window_and_of_a_grain_more(events: list[Event], lengths: Lengths) -> None:
     keys, ts, action = columns(events)
@@ -115,7 +116,7 @@ def test_a_count_lies_between_those_of_its_window_and_of_a_grain_more(events: li
             assert (got[i, 0, w] <= exact(events, key, t, (minutes + grain_minutes(minutes)) * MINUTE)).all()
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(streams(), mixtures, st.randoms(use_true_random=False), st.data())
 def test_disorder_merging_batching_and_round_trips_change_nothing(
     events: list[Event], lengths: Lengths, rng: Any, data: st.DataObject
@@ -160,7 +161,7 @@ def test_disorder_merging_batching_and_round_trips_change_nothing(
     assert store.counts(every, behind)[:, : len(lengths)].tolist() == want
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(streams(), st.sampled_from([((*FEED, "30d"), 30.0 / 1440), (FEED, 0.25), (("6h", "7d"), 1.5 / 24)]))
 @example([(1, T0, 0), (1, T0 + 65 * MINUTE, 0), (1, T0 + 70 * MINUTE, 0)], (FEED, 30.0 / 1440))
 def test_a_fresh_events_weight_is_within_its_bound(events: list[Event], what: tuple[Lengths, float]) -> None:
@@ -326,7 +327,7 @@ def schema_of(entries: str) -> Schema:
     return parse_schema(BASE.replace("LENGTHS", entries), "s.toml")
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.lists(st.tuples(st.sampled_from(["event", "time", "unit", "told"]), st.integers(0, 2**31)), max_size=40))
 def test_a_shelf_has_the_counts_of_the_present_five_minutes(walk: list[tuple[str, int]]) -> None:
     builder = FeatureBuilder(schema_of('lengths = ["30min", "6h", "1d"]\nhalf_lives = ["30min"]'))

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from millrace.basics.errors import StoreError
 from millrace.windows.kernels import UNITS
 from millrace.windows.tiles import SLACK_H, TileStore, counts_of, grain_hours
+from tests.scenes.exploring import examples
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
@@ -107,7 +108,7 @@ def test_rows_of_one_moment_that_share_a_key_read_the_same() -> None:
     assert read[4] == [[4, 0, 0], [1, 1, 0]]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(streams())
 def test_run_counts_what_the_definition_says_and_lies_within_one_grain(events: list[Event]) -> None:
     keys, ts, action = columns(events)
@@ -121,7 +122,7 @@ def test_run_counts_what_the_definition_says_and_lies_within_one_grain(events: l
     assert (got[:, 0] == got[:, 1]).all()
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(streams(), st.randoms(use_true_random=False), st.data())
 def test_disorder_merging_batching_and_export_do_not_change_counts(
     events: list[Event], rng: Any, data: st.DataObject
@@ -166,7 +167,7 @@ def test_disorder_merging_batching_and_export_do_not_change_counts(
                 assert late[key, w, a] - want_tail[w][a] == sum(e[2] == a for e in head)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(streams(60), st.lists(st.integers(1, 60), unique=True, min_size=1, max_size=3))
 def test_any_list_of_windows(events: list[Event], days: list[int]) -> None:
     windows = tuple(sorted(days))
@@ -176,7 +177,7 @@ def test_any_list_of_windows(events: list[Event], days: list[int]) -> None:
         assert got[i, 0].tolist() == by_definition(events, key, t, windows)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(streams(60), st.integers(1, 16), st.data())
 def test_counts_of_any_size_overflow_into_further_words(events: list[Event], actions: int, data: st.DataObject) -> None:
     """Amounts about the edges of a byte, any number of actions, merging and round trips in between."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.contracts.events import Item
@@ -18,6 +18,7 @@ from millrace.windows.tiles import TileStore
 from scorer.catalog.index import ItemIndex
 from scorer.catalog.itemimage import REMOVED_MS
 from scorer.catalog.shelf import Arrays, Shelf
+from tests.scenes.exploring import examples
 from tests.scenes.scorer_shop import BUILDER, DAY_MS, NOW_MS, item, tiles, window_keys
 from tests.scorer.page.plain_page import plain_of
 
@@ -102,7 +103,7 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(walk=st.lists(STEPS, max_size=40), rows=st.integers(1, 6), slots=st.integers(1, 6), step=st.integers(1, 9))
 def test_a_shelf_that_follows_holds_what_the_index_holds(walk: Walk, rows: int, slots: int, step: int) -> None:
     """A walk over everything that can change. One shelf is told all along, in small slices and each slice twice; one

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.serving.serving import ServingModel
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.versions.image import Image
 from millrace.versions.versioning import Announcement, Place
+from tests.scenes.exploring import examples
 from tests.scenes.scorer_shop import Learner
 from tests.scorer.feeder.test_feed import Scene
 
@@ -177,7 +178,7 @@ STEPS += ["fold", "fold", "worker"]
 
 
 @pytest.mark.parametrize("bodies", ["kafka", "store"])
-@settings(max_examples=25)
+@examples(25)
 @given(steps=st.lists(st.sampled_from(STEPS), max_size=25), seed=st.integers(0, 10**6))
 def test_never_backwards_never_torn_never_for_ever(
     tmp_path_factory: pytest.TempPathFactory, bodies: str, steps: list[str], seed: int

@@ -52,7 +52,7 @@ class Learner:
 
 
 @pytest.mark.parametrize("bodies", ["kafka", "store"])
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_scorer_follows_a_learner_that_it_shares_no_folder_with(tmp_path: Path, bodies: str) -> None:
     with EmbeddedBroker(tmp_path / "broker") as broker, EmbeddedRedis(tmp_path / "redis") as redis:
         settings = Settings(

@@ -129,7 +129,7 @@ def scorer(tmp_path: Path) -> Iterator[tuple[Scorer, EmbeddedRedis]]:
             running.process.wait()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_scorer_serves_follows_survives_and_ends(scorer: tuple[Scorer, EmbeddedRedis]) -> None:
     with closing(make_producer(scorer[0].settings)) as producer:
         _life(*scorer, producer)

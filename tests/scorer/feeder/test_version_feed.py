@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kafka import TopicPartition
 
@@ -23,6 +23,7 @@ from scorer.feeder.feed import Broker, Reader
 from scorer.feeder.modelfeed import ModelFeed
 from tests.learner.training import test_versions as test_version_scene
 from tests.learner.training.test_versions import STEPS, Play, scene, started
+from tests.scenes.exploring import examples
 from tests.scenes.learning import SCHEMA, tables_of
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_log import Message, caught_up
@@ -135,7 +136,7 @@ class Scorer:
         assert self.whole.model.snapshot().same_bits(ranker) == "", f"version {note.place} is torn"
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.lists(STEPS, min_size=8, max_size=40), st.booleans())
 def test_whatever_happens_to_learners_a_scorer_serves_whole_versions_in_order(
     script: list[tuple[str, int]], bodies_in_store: bool

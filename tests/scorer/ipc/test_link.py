@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hn
 
 from millrace.processes.shared import Pool, Region
 from scorer.ipc.link import INLINE, MOST_REGIONS, Closed, FeederLink, Inbox, Message, Packet, WorkerLink
+from tests.scenes.exploring import examples
 from tests.scenes.scorer_feeder import delivered
 from tests.scenes.waiting import PATIENCE, until
 
@@ -99,7 +100,7 @@ def test_populating_changes_nothing() -> None:
 # -- messages -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     arrays=st.dictionaries(
         st.text(max_size=8), st.sampled_from(KINDS).flatmap(lambda kind: hn.arrays(kind, shapes)), max_size=4

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -22,6 +22,7 @@ from scorer.page import filterkernels
 from scorer.recall.approximate import Builder
 from scorer.recall.nearest import Finder, Retrieval
 from scorer.recall.recall import LIKED, MIXED, WHOLE, Allowed, Shares, recall
+from tests.scenes.exploring import examples
 from tests.scenes.filter_world import SCHEMA as FILTERED
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_shop import BUILDER, NOW_MS, SCHEMA, item
@@ -57,7 +58,7 @@ def test_categorical_fields_of_items_can_be_filtered_by_without_being_named() ->
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_a_clause_takes_away_what_has_or_has_not_one_of_the_values(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     rows, width, wanted = data.draw(st.integers(0, 50)), data.draw(st.integers(1, 4)), data.draw(st.integers(1, 12))
@@ -72,7 +73,7 @@ def test_a_clause_takes_away_what_has_or_has_not_one_of_the_values(data: st.Data
 
 
 @given(st.data())
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_caps_take_each_that_fits_in_its_turn(data: st.DataObject) -> None:
     n, size, caps = data.draw(st.integers(0, 60)), data.draw(st.integers(0, 30)), data.draw(st.integers(1, 3))
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
@@ -113,7 +114,7 @@ def test_what_was_seen_is_found_by_the_key_of_user_and_item(user_first: bool) ->
     share=st.sampled_from([0.0, 0.02, 0.3, 0.9, 1.0]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_the_nearest_of_what_is_allowed_are_all_of_these_sorted(n: int, k: int, share: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     vectors = rng.standard_normal((n, W)).astype(np.float32)

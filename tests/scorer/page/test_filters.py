@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
@@ -21,6 +21,7 @@ from scorer.page.candidates import Sources
 from scorer.recall.nearest import Retrieval
 from scorer.recall.recall import Allowed
 from scorer.users.userrecord import User
+from tests.scenes.exploring import examples
 from tests.scenes.filter_world import FILTERS, SCHEMA, SEEN, SHOP, Shop, greedy, most_possible, passes
 from tests.scenes.scorer_shop import NOW_MS, item
 from tests.scorer.recall.test_candidates import Along, Near
@@ -97,7 +98,7 @@ def filtered(body: dict[str, Any]) -> bool:
     control=0,
     vectors=False,
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(150, suppress_health_check=[HealthCheck.too_slow])
 def test_no_item_breaks_a_filter_the_page_is_full_where_it_can_be_and_its_order_is_that_of_the_scores(
     items: list[Item], body: dict[str, Any], did: dict[str, Any], candidates: int, control: int, vectors: bool
 ) -> None:
@@ -149,7 +150,7 @@ class Nearest(Retrieval):
 
 @given(items=catalogues(), caps=st.permutations(["category", "region", "tags", "in_stock"]), size=st.integers(1, 30),
        most=st.integers(1, 2), candidates=st.sampled_from([4, 100]))  # fmt: skip
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(60, suppress_health_check=[HealthCheck.too_slow])
 def test_under_several_caps_nothing_else_fits_on_a_page_that_is_not_full(
     items: list[Item], caps: list[str], size: int, most: int, candidates: int
 ) -> None:
@@ -166,7 +167,7 @@ def test_under_several_caps_nothing_else_fits_on_a_page_that_is_not_full(
 
 
 @given(items=catalogues(), did=HISTORY, size=st.integers(1, 20), candidates=st.sampled_from([5, 12, 100]))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(40, suppress_health_check=[HealthCheck.too_slow])
 def test_a_filter_that_takes_nothing_away_changes_nothing(
     items: list[Item], did: dict[str, Any], size: int, candidates: int
 ) -> None:

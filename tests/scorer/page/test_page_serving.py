@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
@@ -23,6 +23,7 @@ from millrace.versions.clicks import ClickTimes
 from millrace.versions.versioning import VersionClicks
 from scorer.page.serving import arm_of
 from scorer.page.wire import MAX_BODY_BYTES
+from tests.scenes.exploring import examples
 from tests.scenes.scorer_shop import (
     BUILDER,
     ITEM,
@@ -647,7 +648,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     return Shop(tmp_path_factory.mktemp("shared"))
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     st.sampled_from(["/recommend", "/score", "/v2/models/millrace/infer"]),
     st.dictionaries(st.sampled_from(names), values, max_size=3),

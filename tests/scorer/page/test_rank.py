@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.serving.frame import NumberPlan
@@ -32,6 +32,7 @@ from scorer.catalog.shelf import ItemRows, Shelf
 from scorer.page.rank import Ranked, Ranker
 from scorer.recall.recall import make_lists
 from scorer.users.userrecord import User
+from tests.scenes.exploring import examples
 from tests.scenes.scorer_shop import (
     BUILDER,
     CATEGORY,
@@ -307,7 +308,7 @@ class World:
         return cls(index, [*users, stranger], now_ms)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     schema=st.sampled_from(sorted(SCHEMAS)),
     seed=st.integers(0, 2**32 - 1),
@@ -338,7 +339,7 @@ def test_a_page_is_the_plain_ways_bit_for_bit(
     assert page.num.tobytes() == plain.num.tobytes()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(schema=st.sampled_from(sorted(SCHEMAS)), seed=st.integers(0, 2**32 - 1), all_log=st.booleans())
 def test_what_the_model_sees_are_the_logged_numbers_squashed_and_scaled(schema: str, seed: int, all_log: bool) -> None:
     world = World.of(schema, seed, 40)

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.basics.errors import SettingError
 from scorer.recall import approximate
 from scorer.recall.nearest import SAMPLES, Finder, Retrieval, best, new_tiles
 from scorer.recall.nearestkernels import fetch, lay
+from tests.scenes.exploring import examples
 
 W = 8
 
@@ -60,7 +61,7 @@ def plain_best(scores: Any, k: int) -> Any:
     seed=st.integers(0, 99),
     some=st.sampled_from(["normal", "few values", "rising", "nothing counts"]),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_the_pick_is_what_sorting_gives(n: int, k: int, seed: int, some: str) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.standard_normal(n).astype(np.float32)
@@ -131,7 +132,7 @@ def test_a_query_is_made_of_the_clicks_that_have_vectors() -> None:
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_whatever_comes_and_goes_each_item_counts_once_and_as_it_is_now(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     held = data.draw(st.integers(1, 200))

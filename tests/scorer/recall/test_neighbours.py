@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.basics.hashing import value_hash
@@ -55,7 +55,6 @@ TOLD = st.dictionaries(st.integers(0, 9), st.dictionaries(st.integers(0, 25), CO
 MESSAGES = st.lists(st.tuples(st.integers(0, 2), st.integers(TODAY - 9, TODAY), TOLD), max_size=8)
 
 
-@settings(deadline=None)
 @given(MESSAGES, st.integers(0, 20))
 def test_the_newest_lists_of_all_partitions_are_added_up(messages: list[tuple[int, int, Told]], known: int) -> None:
     merged, newest = CoClicks(), dict[tuple[int, int], tuple[int, dict[int, list[int]]]]()
@@ -81,7 +80,6 @@ def test_the_newest_lists_of_all_partitions_are_added_up(messages: list[tuple[in
 LISTS = st.lists(st.lists(st.integers(0, 30), max_size=MOST, unique=True), min_size=1, max_size=30)
 
 
-@settings(deadline=None)
 @given(LISTS, st.lists(st.integers(-1, 40), max_size=16), st.integers(0, 60))
 def test_neighbours_of_several_items_are_interleaved_distinct_and_none_of_these(
     near: list[list[int]], rows: list[int], most: int

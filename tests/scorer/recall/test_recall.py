@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.basics.errors import SettingError
@@ -34,6 +34,7 @@ from scorer.recall.recall import (
     random_page,
     recall,
 )
+from tests.scenes.exploring import examples
 from tests.scenes.scorer_shop import BUILDER, NOW_MS, SCHEMA, TASTE
 from tests.scorer.recall.plain_recall import interleaved, merged
 
@@ -350,7 +351,7 @@ def test_a_small_shop_is_ranked_whole() -> None:
 row_lists = st.lists(st.integers(-1, 45), max_size=50)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     lists=st.lists(row_lists, min_size=1, max_size=5),
     weights=st.lists(st.sampled_from([0.0, 0.1, 0.25, 1.0]), min_size=6, max_size=6),
@@ -391,7 +392,6 @@ def test_the_merge_equals_plain_python(
     weights=st.lists(st.sampled_from([0.125, 0.25, 0.5, 1.0, 3.0]), min_size=5, max_size=5),
     most=st.integers(0, 30),
 )
-@settings(deadline=None)
 def test_taking_in_turn_equals_the_sorted_quotients(heads: list[list[int]], weights: list[float], most: int) -> None:
     starts = np.concatenate([[0], np.cumsum([len(one) for one in heads])]).astype(np.intp)
     out = np.empty(most, np.intp)

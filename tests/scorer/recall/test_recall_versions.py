@@ -4,6 +4,7 @@ died is on a page."""
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.ranker.model import OnlineModel
@@ -26,6 +27,7 @@ from scorer.page.rank import Ranker
 from scorer.page.wire import RecommendAnswer
 from scorer.users.userrecord import User
 from scorer.worker.replica import attach
+from tests.scenes.exploring import examples
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_shop import BUILDER, DAY_MS, NOW_MS, SCHEMA, SPEC, Users, item
 from tests.scenes.scorer_vectors import features, head, inputs, note, plain_scores, tower
@@ -43,10 +45,27 @@ def good(i: int, turn: int = 0, gone: bool = False) -> Item:
 
 
 TURNS = 11
-PLAIN = [inputs([good(i, turn) for i in range(ITEMS)]) for turn in range(TURNS)]
-FEATURES = features(*PLAIN)
-MODEL = OnlineModel(SCHEMA, SPEC, 0)
-USER_IDS = Ranker(BUILDER, Whole(Settings(), schema=SCHEMA).serving.shelf).user_ids(User.of(BUILDER, "u", RECORD))
+
+
+@cache
+def plain() -> list[Any]:
+    """What an item tower takes of all items, by turn."""
+    return [inputs([good(i, turn) for i in range(ITEMS)]) for turn in range(TURNS)]
+
+
+@cache
+def all_features() -> Any:
+    return features(*plain())
+
+
+@cache
+def model() -> OnlineModel:
+    return OnlineModel(SCHEMA, SPEC, 0)
+
+
+@cache
+def user_ids() -> Any:
+    return Ranker(BUILDER, Whole(Settings(), schema=SCHEMA).serving.shelf).user_ids(User.of(BUILDER, "u", RECORD))
 
 
 class Scorer(Whole):
@@ -81,16 +100,16 @@ class Scorer(Whole):
     def reload(self) -> None:
         """The model from a snapshot, by another learner."""
         self.version += 1
-        writer = ModelWriter.of(SCHEMA, MODEL.spec, MODEL.snapshot()[0], {})
-        said = msgspec.structs.replace(note(self.version, epoch=self.version), spec=MODEL.spec)
+        writer = ModelWriter.of(SCHEMA, model().spec, model().snapshot()[0], {})
+        said = msgspec.structs.replace(note(self.version, epoch=self.version), spec=model().spec)
         self.host.install(said, writer, 0, [])
-        images = [head(self.version, FEATURES)]
+        images = [head(self.version, all_features())]
         self.heads[self.version] = images
         self.towers.install(said, tower(*images))
 
     def delta(self) -> None:
         self.version += 1
-        change = head(self.version, FEATURES[self.version % 3 :: 3])
+        change = head(self.version, all_features()[self.version % 3 :: 3])
         self.heads[self.version] = [*self.heads[self.version - 1], change]
         self.towers.patch(note(self.version), change)
 
@@ -148,13 +167,13 @@ class Scorer(Whole):
             return version
         by = towers.setdefault(version, tower(*self.heads[version]))
         ids = [i for i in range(ITEMS) if i not in self.loose and i not in self.dead]
-        rows = [PLAIN[self.turns[i] % TURNS] for i in ids]
+        rows = [plain()[self.turns[i] % TURNS] for i in ids]
         if not ids:
             return version
         goods = np.stack([cat[i] for i, (cat, _) in zip(ids, rows, strict=True)])
-        numbers = np.stack([plain[i] for i, (_, plain) in zip(ids, rows, strict=True)])
-        clicked = PLAIN[0][0][:STEADY], PLAIN[0][1][:STEADY]
-        scores = plain_scores(by, (goods, numbers), USER_IDS, clicked)
+        numbers = np.stack([given[i] for i, (_, given) in zip(ids, rows, strict=True)])
+        clicked = plain()[0][0][:STEADY], plain()[0][1][:STEADY]
+        scores = plain_scores(by, (goods, numbers), user_ids(), clicked)
         found = {placed.item_id for placed in answer.items if placed.source == "vectors"}
         assert len(found) > CANDIDATES // 2
         inside = np.array([i in found for i in ids])
@@ -175,7 +194,7 @@ STEPS = ["change", "spread_some", "step", "step", "delta", "reload", "attached",
 
 
 @given(st.lists(st.sampled_from(STEPS), max_size=25))
-@settings(max_examples=12, deadline=None)
+@examples(12)
 def test_no_page_mixes_two_retrieval_versions_whatever_happens_between_pages(story: list[str]) -> None:
     with TemporaryDirectory() as data:
         scorer, towers = begun(Path(data)), dict[int, Tower]()

@@ -47,7 +47,7 @@ def column(folder: Path, kind: str, *names: str) -> list[Any]:
     return found
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_killed_archive_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """The second half comes while nobody reads. The last labels are given by silence. A catalogue larger than what may
     wait in memory is there before."""

@@ -214,7 +214,7 @@ class Clients:
 @pytest.mark.parametrize(
     "kind", [pytest.param(embedded, id="embedded"), pytest.param(ApacheKafka, id="kafka", marks=pytest.mark.kafka)]
 )
-@pytest.mark.long
+@pytest.mark.slow
 def test_what_was_acknowledged_is_there_once(
     tmp_path: Path, kind: Callable[[Path], AbstractContextManager[Broker]]
 ) -> None:

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
@@ -19,6 +19,7 @@ from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE
 from millrace.labels import policy_named
 from stream.join.join import Message
 from stream.partition.partition import Partition
+from tests.scenes.exploring import examples
 from tests.scenes.reference_partition import ReferencePartition
 from tests.scenes.stream_world import (
     HOUR,
@@ -185,13 +186,13 @@ def check_whatever_comes(messages: list[Message], seed: int, label: str) -> None
     assert partition.pending == partition.ahead_ms == 0
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(POLICIES))
 def test_equals_the_reference_whatever_comes(messages: list[Message], seed: int, label: str) -> None:
     check_whatever_comes(messages, seed, label)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(arrivals(wild=True, clocked=True), st.integers(0, 2**32), st.sampled_from(POLICIES), st.sampled_from([31, 3]))
 def test_equals_the_reference_whatever_is_dated_ahead(
     messages: list[Message], seed: int, label: str, pages: int
@@ -201,7 +202,7 @@ def test_equals_the_reference_whatever_is_dated_ahead(
         check_whatever_comes(messages, seed, label)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(arrivals(wild=False), st.integers(0, 2**32), st.sampled_from(WITHOUT_SLACK))
 def test_order_of_arrival_within_the_disorder_changes_nothing(messages: list[Message], seed: int, label: str) -> None:
     policy = replace(POLICY, label=policy_named(label))
@@ -225,7 +226,7 @@ def test_order_of_arrival_within_the_disorder_changes_nothing(messages: list[Mes
     assert results[0] == results[1] == results[2]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(arrivals(wild=False), st.integers(0, 2**32), st.sampled_from(POLICIES))
 def test_when_impressions_come_changes_no_sample(messages: list[Message], seed: int, label: str) -> None:
     """After a crash the two topics are read in another order. Events that are out of order stay so."""

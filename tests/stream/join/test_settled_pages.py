@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES
@@ -17,6 +17,7 @@ from millrace.labels import Promise, policy_named
 from stream.join.join import Message
 from stream.join.pages import GONE, PageState, Part, peek, plain, settle, unsettle, without_log
 from stream.partition.partition import Partition
+from tests.scenes.exploring import examples
 from tests.scenes.stream_world import (
     HOUR,
     MINUTE,
@@ -84,7 +85,7 @@ def check_alike(plain: Reader, settling: Reader) -> None:
         assert one.windows.counts(own, ts).tolist() == two.windows.counts(own, ts).tolist()
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(POLICIES), st.integers(0, 4))
 def test_samples_counts_and_dead_letters_are_those_of_pages_in_memory(
     messages: list[Message], seed: int, label: str, patience: int

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.basics.hashing import column_hash, mix, salt, unmix
@@ -22,6 +22,7 @@ from millrace.contracts.impressions import decode_impression, impression_bytes
 from millrace.contracts.once import Rates
 from millrace.contracts.samples import SampleBatch
 from stream.partition.partition import Partition
+from tests.scenes.exploring import examples
 from tests.scenes.scorer_shop import BUILDER, LAYOUT, SCHEMA
 from tests.scenes.stream_world import MINUTE, POLICY, T0, Log, action, dead_of, exposure
 
@@ -114,7 +115,7 @@ layouts = st.integers(1, 9).flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(layouts, st.sets(st.integers(0, 8)), st.integers(0, 2**32))
 def test_a_page_shown_otherwise_is_learnt_as_one_that_was_answered_so(
     layout: tuple[int, list[int], int, int], clicks: set[int], seed: int
@@ -157,7 +158,7 @@ def test_a_page_shown_otherwise_is_learnt_as_one_that_was_answered_so(
     assert sorted(set(named)) == sorted(("a", slot) for slot in slots), "a sample is named by the position as answered"
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(layouts, st.sets(st.integers(1, 8)), st.integers(0, 2**32))
 def test_a_page_shown_otherwise_may_be_reported_in_pieces(
     layout: tuple[int, list[int], int, int], cuts: set[int], seed: int

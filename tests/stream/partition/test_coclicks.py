@@ -6,12 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.contracts.coclicks import DAY_MS, DAYS, MOST, WEIGHTS, worth
 from stream.partition.coclicks import EARLIER, WITHIN_MS, CoClicks
 from stream.worker.outlet import TOLD_AT_ONCE, TOLD_SECONDS, Round
+from tests.scenes.exploring import examples
 from tests.scenes.turn_scene import lists_of, whole_lists
 
 Days = dict[int, int]
@@ -77,7 +78,7 @@ DEED = st.tuples(st.integers(1, 6), st.integers(7, 30), st.integers(-2, 1))
 """Two items, of few and of many, and how much later than the last pair."""
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(DEED, max_size=250), st.sampled_from([4, 12, 100]), st.lists(st.integers(0, 250), max_size=4))
 def test_counts_are_those_of_plain_python_however_pairs_are_cut(
     deeds: list[tuple[int, int, int]], most_items: int, cuts: list[int]

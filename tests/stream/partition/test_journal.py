@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.contracts.events import User, to_json
@@ -18,6 +18,7 @@ from millrace.labels import policy_named
 from stream.join.join import Message
 from stream.partition.journal import Did, Journal, from_bytes, to_bytes
 from stream.partition.partition import Partition
+from tests.scenes.exploring import examples
 from tests.scenes.stream_world import DAY, HOUR, SCHEMA, T0, Log, action, exposure, impression, rows
 from tests.stream.join.test_join import NOW, arrivals
 from tests.stream.join.test_settled_pages import SETTLED
@@ -82,7 +83,7 @@ def form(partition: Partition) -> dict[str, Any]:
     return state
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(POLICIES), st.booleans())
 def test_a_base_and_its_journals_are_the_state_wherever_they_are_cut(
     messages: list[Message], seed: int, label: str, settles: bool

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.basics.hashing import value_hash
@@ -81,7 +81,6 @@ def test_ids_are_as_their_owner_writes_them() -> None:
     assert [past.item_id for past in recent(part)["ann"].clicks] == ["ü", 8, "7"]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.integers(0, 50)), max_size=120), st.data())
 def test_the_last_sixteen_of_each_user_against_sorting(deeds: list[tuple[int, bool, int]], data: Any) -> None:
     """Wherever the state is taken and restored, and however often changes are told."""

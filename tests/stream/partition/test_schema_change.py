@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, given
 from hypothesis import strategies as st
 
 from learner.samples.formersamples import FormerSamples
@@ -30,6 +30,7 @@ from stream.join.join import Message
 from stream.partition.checkpoint import CheckpointStore, Line
 from stream.partition.journal import Journal
 from stream.partition.partition import Output, Partition, Policy
+from tests.scenes.exploring import examples
 from tests.scenes.stream_world import (
     DAY,
     HOUR,
@@ -103,7 +104,7 @@ KEYS = np.concatenate([keys_of(user, range(1, 13)) for user in range(3)]).ravel(
 _stores = count()
 
 
-@settings(max_examples=40, deadline=None, phases=tuple(Phase)[:-2])  # a failure is not made small: it takes minutes
+@examples(40, phases=tuple(Phase)[:-2])  # a failure is not made small: it takes minutes
 @given(arrivals(wild=True), st.sampled_from(POLICIES), st.floats(0, 1), st.sampled_from([1, 3, 1000]))
 def test_a_partition_goes_on_under_another_schema(
     messages: list[Message], label: str, changes: float, base_every: int

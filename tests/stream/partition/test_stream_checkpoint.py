@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
@@ -23,6 +23,7 @@ from stream.partition import checkpoint
 from stream.partition.checkpoint import CheckpointStore, Line, Name, Terms
 from stream.partition.journal import RULES, Journal
 from stream.partition.partition import Partition
+from tests.scenes.exploring import examples
 from tests.scenes.stream_world import HOUR, MINUTE, SCHEMA, T0, Log, action, exposure, impression
 from tests.stream.join.test_join import NOW
 from tests.stream.join.test_settled_pages import SETTLED
@@ -316,7 +317,7 @@ story = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(story)
 def test_whatever_is_damaged_whenever_what_is_resumed_was_once_the_state(story: list[Any]) -> None:
     """Files are damaged at any moment, with compaction and restarts between. What a start finds is a state that was

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.replay.logfeatures import Labels, LogFeatures, LogRows, unfit
@@ -35,6 +35,7 @@ from stream.join.join import Message
 from stream.partition.partition import Partition
 from stream.worker.lists import ShopLists
 from stream.worker.warm import warm_up as warm_stream
+from tests.scenes.exploring import examples
 from tests.scenes.reference_partition import ReferencePartition
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, T0, Log, action, exposure, hashed, keys_of, resumed, rows
 from tests.stream.join.test_join import NOW, arrivals
@@ -108,7 +109,7 @@ def rich(message: Message, schema: Schema) -> Message:
     return message._replace(raw=raw)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(sorted(SCHEMAS)))
 def test_a_partition_counts_and_sums_as_its_reference_does(messages: list[Message], seed: int, which: str) -> None:
     schema = SCHEMAS[which]
@@ -226,7 +227,7 @@ def log_rows(seed: int, n: int = 150) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("which", sorted(SCHEMAS))
-@settings(max_examples=4, deadline=None)
+@examples(4)
 @given(seed=st.integers(0, 2**32))
 def test_ranking_and_replay_see_the_same_to_the_bit(tmp_path_factory: Any, which: str, seed: int) -> None:
     schema, layout = SCHEMAS[which], SCHEMAS[which].layout

@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.basics.errors import BrokerError
@@ -40,6 +40,7 @@ from stream.worker.turn import (
     arrival,
     other_logs,
 )
+from tests.scenes.exploring import examples
 from tests.scenes.stream_world import POLICY, SCHEMA, T0
 from tests.scenes.turn_scene import (
     CLOCK,
@@ -420,7 +421,7 @@ def stories(draw: st.DrawFn) -> list[Happening]:
     return story
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(stories(), st.sampled_from([0.3, 1.0, 3.0]), st.sampled_from(POLICIES))
 def test_whatever_happens_each_exposure_has_one_label(story: list[Happening], checkpoint_s: float, label: str) -> None:
     """Under every label policy, and one that was given before a crash is given again."""
