@@ -34,6 +34,7 @@ def test_what_is_written_stays_in_proportion_to_what_came(
     assert found["checkpoint_amplification"] > 1.5
 
 
+@pytest.mark.slow
 def test_a_settled_page_takes_a_small_part_of_a_page(pages: list[Impression]) -> None:
     page = sum(len(p.cat) + len(p.num) + len(p.keys) + len(p.scores) for p in pages) / len(pages)
     found = settled_page_bytes(pages=200, pool_of=pages)

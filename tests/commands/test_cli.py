@@ -84,6 +84,7 @@ def test_each_command_explains_itself(command: tuple[str, ...], capsys: pytest.C
     assert " ".join(what.split()) in said or passed_on
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_explains_a_command() -> None:
     done = millrace("run", "learn", "--help")
     assert done.returncode == 0, done.stderr
@@ -99,6 +100,7 @@ def closed_port() -> Iterator[int]:
         yield int(held.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["dev topics", "run stream", "run learn", "run serve", "run simulate"])
 def test_a_broker_that_does_not_answer_is_named(command: str, tmp_path: Path) -> None:
     with closed_port() as port:
@@ -111,6 +113,7 @@ def test_a_broker_that_does_not_answer_is_named(command: str, tmp_path: Path) ->
         assert "millrace_ready 0.0" in last_figures(tmp_path, role).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["dev topics", "run stream", "run learn", "run serve", "run simulate"])
 def test_a_missing_broker_address_is_said(command: str, tmp_path: Path) -> None:
     line = the_line(millrace(*command.split(), MILLRACE_DATA=str(tmp_path)))
@@ -121,6 +124,7 @@ def test_a_wrong_setting_is_named() -> None:
     assert "partitions" in the_line(millrace("dev", "topics", MILLRACE_PARTITIONS="none"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["demo", "run simulate"])
 def test_users_that_cannot_come_are_named(command: str, tmp_path: Path) -> None:
     assert "shoppers" in the_line(millrace(*command.split(), "--users", "0"))
@@ -131,6 +135,7 @@ def test_users_that_cannot_come_are_named(command: str, tmp_path: Path) -> None:
     assert str(log) in line
 
 
+@pytest.mark.slow
 def test_a_missing_log_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(CSV)
     (tmp_path / "s.toml").write_text(SCHEMA.replace('label = "hit"', 'label = "hits"'))
@@ -140,6 +145,7 @@ def test_a_missing_log_column_is_named(tmp_path: Path) -> None:
     assert "hit" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["log.csv", "s.toml"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "log.csv").write_text(CSV)
@@ -149,6 +155,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     assert name in the_line(millrace("log", "replay", *args))
 
 
+@pytest.mark.slow
 def test_an_unknown_benchmark_and_an_empty_store_are_named(tmp_path: Path) -> None:
     assert "nonesuch" in the_line(millrace("dev", "bench", "nonesuch", "--out", str(tmp_path)))
     assert "nowhere" in the_line(millrace("model", "verify", str(tmp_path / "nowhere")))

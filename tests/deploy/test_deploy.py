@@ -131,6 +131,7 @@ def test_files_parse(path: Path) -> None:
     assert (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) is not None
 
 
+@pytest.mark.slow
 def test_every_metric_that_a_panel_or_rule_uses_is_exposed_by_a_role() -> None:
     used = [(where, name) for where, expr in expressions() for name in re.findall(r"\bmillrace_[a-z_]+", expr)]
     assert len(used) > 30
@@ -579,6 +580,7 @@ def test_each_rule_is_seen_to_fire_for_series_as_roles_expose_them() -> None:
         assert {*re.findall(r'(\w+)="', labels), "job", "role"} == label_names(metric), name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
 @pytest.mark.parametrize(("alert", "series"), FIRES)
 def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[str, str]) -> None:
@@ -613,6 +615,7 @@ def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[st
     promtool_tests(tmp_path, case | {"alert_rule_test": [{"eval_time": at, "alertname": alert, "exp_alerts": [fired]}]})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
 @pytest.mark.parametrize(
     ("alert", "series"),

@@ -16,7 +16,8 @@ import pytest
 
 from commands.loop.monitor import fetch
 from millrace_client import Millrace, Options, Page
-from tests.docs.walk import PAGE, ROOT, Block, Walker, blocks
+from tests.architecture import ROOT
+from tests.docs.walk import PAGE, Block, Walker, blocks
 from tests.scenes.browser import CHROMIUM, Browser, browser
 from tests.scenes.client_contract import CHECKS, run
 from tests.scenes.waiting import LONG, until

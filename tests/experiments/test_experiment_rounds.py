@@ -78,6 +78,7 @@ def apart(way: str, data: Dataset, spec: dict[str, object]) -> list[Scores]:
     return scored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [{}, {"model": "wide_deep", "averaging": 0.0}], ids=["default", "wide_deep"])
 def test_a_shared_start_gives_what_separate_runs_give(data: Dataset, spec: dict[str, object]) -> None:
     days = [data.rows((d,)) for d in TEST]

@@ -66,18 +66,21 @@ def sources(package: Path) -> set[Path]:
     return {path.relative_to(package.parent) for path in files}
 
 
+@pytest.mark.slow
 def test_site_packages_gains_five_names_and_no_others(site: Path) -> None:
     names = {path.name for path in site.iterdir() if path.name != "bin" and not path.name.endswith(".dist-info")}
     assert names == PACKAGES
     assert [path.name for path in (site / "bin").iterdir()] == ["millrace"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", sorted(PACKAGES))
 def test_each_package_is_installed_whole(site: Path, package: str) -> None:
     assert sources(site / package) == sources(ROOT / package)
     assert len(sources(site / package)) > 5
 
 
+@pytest.mark.slow
 def test_the_installed_command_runs_and_finds_its_data(site: Path) -> None:
     code = (
         "import importlib.resources as r, importlib.util as u, millrace.contracts.schema as s\n"
@@ -101,6 +104,7 @@ KERNELS = sorted(
 """The modules that have compiled loops."""
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_cached_the_roles_start_and_their_loops_compile(site: Path, tmp_path: Path) -> None:
     """A read-only installation. Root may write to any folder, so what would be a folder is a file here."""
     copy = tmp_path / "site"

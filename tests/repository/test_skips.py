@@ -39,6 +39,7 @@ def test_well(): ...
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [

@@ -105,6 +105,7 @@ def test_traffic_that_lasts_longer_begins_at_midnight_and_goes_on_over_days(tmp_
     assert _exposures_of_one(day, 0, 2 * 86_400, DEFAULT) == pytest.approx(2 * whole)
 
 
+@pytest.mark.slow
 def test_a_history_is_thinned_by_shopper_and_traffic_does_not_depend_on_it(tmp_path: Path) -> None:
     made = {}
     for rows in (1000, 4000):

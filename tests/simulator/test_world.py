@@ -242,6 +242,7 @@ def test_a_page_is_judged_as_its_items_are(world: World) -> None:
         assert together[k] == pytest.approx(look / (1 + np.exp(-score)), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_no_linear_model_on_the_fields_reaches_the_oracle() -> None:
     """The best additive log-odds over all fields, ids included, fitted to the truth of these very rows."""
     table = day_table(World(5, 1500), MONDAY)

@@ -55,6 +55,7 @@ def log(day: Path) -> LogTable:
 # -- trials ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["wait", "equal-wait", "prompt", IMMEDIATE])
 def test_a_trial_is_a_replay_with_that_window_and_policy(log: LogTable, policy: str, tmp_path: Path) -> None:
     schema = with_window(shop_schema(), MINUTE)
@@ -172,6 +173,7 @@ def test_the_report_has_all_settings_and_its_figures_are_the_logs(
     assert page.index('class="verdict"') < page.index("<table")
 
 
+@pytest.mark.slow
 def test_two_runs_are_the_same(report: tuple[dict[str, object], Path], day: Path, tmp_path: Path) -> None:
     delays(
         day, SHOP, tmp_path, windows=(10_000, MINUTE), policies=("wait", "prompt"), segments=("kind",),

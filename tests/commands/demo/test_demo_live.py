@@ -23,7 +23,7 @@ from tests.deploy.test_deploy import exposed
 from tests.scenes.demo_process import DemoProcess, demo_process, descendants, is_page
 from tests.scenes.waiting import LONG
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
+pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.timeout(LONG)]
 
 
 def assert_all_accounted_for(report: dict[str, Any]) -> None:
@@ -56,7 +56,6 @@ def assert_undisturbed(report: dict[str, Any]) -> None:
     assert 0 < report["click_to_served_ms"]["p50"] <= report["click_to_served_ms"]["p99"]
 
 
-@pytest.mark.slow
 def test_a_demo_ends_by_itself_with_every_exposure_accounted_for_and_a_whole_report(tmp_path: Path) -> None:
     with demo_process(tmp_path, "--seconds", "20", "--twin") as demo:
         assert is_page(demo.url)
@@ -86,7 +85,6 @@ def service(demo: DemoProcess, program: str) -> tuple[int, str]:
     return 0, ""
 
 
-@pytest.mark.slow
 def test_kill_9_of_every_service_and_role_loses_nothing(tmp_path: Path) -> None:
     """Under a prefix too: topics without it are not there, so whoever leaves it out finds none."""
     with demo_process(tmp_path, env={"MILLRACE_PREFIX": "a-shop."}) as demo:

@@ -70,6 +70,7 @@ def apart(data: Dataset, bounds: list[int], sync: str) -> NDArray[np.float32]:
     return np.concatenate(p)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [("hourly",), ()], ids=["hourly", "days alone"])
 def test_models_that_follow_one_learner_score_as_models_apart(data: Dataset, cut: tuple[str, ...]) -> None:
     days = [data.rows((d,)) for d in TEST]
@@ -159,6 +160,7 @@ def test_day_old_features_know_nothing_of_their_day_and_live_ones_do(data: Datas
     assert (old <= live).all()
 
 
+@pytest.mark.slow
 def test_it_writes_one_sentence_tables_and_plots_and_twice_the_same(log: Path, tmp_path: Path) -> None:
     given: dict[str, Any] = {"train_days": 1, "sync": (NEVER, DAILY, "6h", BATCH), "cut": (DAILY,), "draws": 60}
     given |= {"model": "logistic", "workers": 0, "progress": False, "slices": ["weekday"], "retrain": True}

@@ -243,6 +243,7 @@ def test_quotes_that_enclose_separators_and_line_breaks_stay_quotes(tmp_path: Pa
     assert schema.log.quoting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["avazu", "ebnerd"])
 def test_the_guess_is_the_same_at_each_run(name: str, tmp_path: Path) -> None:
     path = sample(name, tmp_path)

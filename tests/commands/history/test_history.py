@@ -244,6 +244,7 @@ def left(tmp_path_factory: pytest.TempPathFactory, yesterday: LogTable) -> tuple
     return settings, leave(yesterday, SCHEMA, settings)
 
 
+@pytest.mark.slow
 def test_the_next_day_begins_as_for_a_loop_that_lived_the_day_before(
     days: list[Path], yesterday: LogTable, left: tuple[Settings, Left]
 ) -> None:

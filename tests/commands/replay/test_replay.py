@@ -310,6 +310,7 @@ def blind_rows(n: int, users: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 def test_labels_that_only_their_users_rate_explains_are_not_told_apart_within_users(tmp_path: Path) -> None:
     """The truth is .5. Scores from different times are below it: who was unlucky so far is scored too low."""
     schema = parse_schema(SCHEMA.replace("days = [1, 3]", "days = [30]"))

@@ -260,6 +260,7 @@ def held(days: int) -> tuple[int, int]:
     return rows, events
 
 
+@pytest.mark.slow
 def test_what_is_held_does_not_grow_with_the_log() -> None:
     short, long = held(6), held(24)
     assert long[0] <= 1.25 * short[0]

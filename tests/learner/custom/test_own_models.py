@@ -116,6 +116,7 @@ def poison(batch: SampleBatch, **columns: Any) -> SampleBatch:
 # -- what holds for any model ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_first_event(kind: str) -> None:
     model, one, prior = made(kind), make_samples(1, 0), SCHEMA.windows.prior_rate
     assert prior / 2 < model.score(one.cat, one.num)[0] < prior * 2

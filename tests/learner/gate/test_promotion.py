@@ -267,6 +267,7 @@ def test_a_snapshot_that_is_worse_on_held_out_pages_goes_back_to_the_one_before(
     assert served_as_learnt(scene)
 
 
+@pytest.mark.slow
 def test_acts_of_snapshots_give_the_model_to_the_bit(scene: Scene) -> None:
     snapshots = 0
     for n in range(40):

@@ -428,6 +428,7 @@ def clicks_first(pages: Iterator[Scored], later: int) -> Iterator[Scored]:
             yield waiting.popleft()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_clicks_of_few_visitors_beside_what_others_passed_over_tell_no_auc(seed: int) -> None:
     """A visitor who clicks little clicks just now, and what comes of ten seconds ago is of one who clicks much."""

@@ -59,6 +59,7 @@ def by_autograd(net: Network, x: torch.Tensor, slope: torch.Tensor) -> tuple[tor
     return logits.detach(), x.grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 15, 16, 200])
 @pytest.mark.parametrize("name", sorted(SPECS))
 def test_pass_equals_autograd(name: str, rows: int) -> None:

@@ -99,6 +99,7 @@ class World:
         self.loaded.load(self.parts[-1][0])
 
 
+@pytest.mark.slow
 @examples(120)
 @given(STEPS, STEPS, STEPS, st.integers(1, 40))
 def test_parts_make_up_the_snapshot_of_the_last_moment(before: Any, during: Any, after: Any, rows: int) -> None:

@@ -121,6 +121,7 @@ def stream(seed: int, batches: int, items: int, users: int = 9) -> Iterator[Batc
         yield Batch.drawn(rng, 40, users, items, 1000 + 40 * k)
 
 
+@pytest.mark.slow
 def test_items_are_registered_as_they_were_shown_last() -> None:
     held, shown = Held.of(256, 32), {}
     for batch in stream(0, 20, 100):

@@ -151,6 +151,7 @@ def end_of_topic(settings: Settings) -> int:
     return read_all(settings, MODEL_DELTAS, lambda record: None)
 
 
+@pytest.mark.slow
 def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start, learn, publish, stop; start again at the stored offsets; recognise what was sent twice."""
     # How many snapshots there are depends on how long learning takes: with none removed, all can be verified.
@@ -402,6 +403,7 @@ def test_another_schema_is_refused(settings: Settings, monkeypatch: pytest.Monke
         run(settings, threading.Event())
 
 
+@pytest.mark.slow
 def test_samples_that_the_broker_removed_before_they_were_learnt_are_counted_and_told_of_in_one_line(
     settings: Settings,
 ) -> None:

@@ -361,6 +361,7 @@ def has_learnt(place: str, rows: int) -> bool:
     return note is not None and sum(note.extra["counts"].get(name, 0) for name in ("trained", "held_out")) >= rows
 
 
+@pytest.mark.slow
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
 def test_life_of_a_shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

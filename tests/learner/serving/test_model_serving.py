@@ -244,6 +244,7 @@ def filled(model: ServingModel, num: Floats) -> Floats:
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numerics", ["squash", "norm", "none"])
 @pytest.mark.parametrize("half", [False, True])
 def test_numbers_filled_by_plan_score_as_given(numerics: str, half: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,6 +68,7 @@ def test_index_grows_without_losing_anything() -> None:
 FEW = st.lists(st.tuples(st.booleans(), st.lists(IDS | st.integers(1, 400), max_size=5)), min_size=20, max_size=120)
 
 
+@pytest.mark.slow
 @examples(300)
 @given(FEW)
 def test_ids_are_found_while_their_slots_move(steps: list[tuple[bool, list[int]]]) -> None:

@@ -66,6 +66,7 @@ def on_another_machine(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, data=settings.data + "-other")
 
 
+@pytest.mark.slow
 def test_the_newer_learner_takes_over_and_the_older_stays_away(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_fenced_role_ends_with_a_status_of_its_own_and_is_not_started_again(
     assert supervisor.restarts == {"learn": 0}
 
 
+@pytest.mark.slow
 def test_old_messages_and_files_are_removed_and_the_newest_pair_can_be_proved(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,6 +290,7 @@ def test_learning_goes_on_while_a_snapshot_is_written(settings: Settings, monkey
     assert prove(store, read_deltas(settings)).proofs
 
 
+@pytest.mark.slow
 def test_samples_of_another_log_are_read_from_the_beginning(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ def read_all(broker: EmbeddedBroker, topic: str, count: int, **options: Any) -> 
 # ------------------------------------------------------------------ records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
 def test_what_is_sent_is_read_by_both_clients_in_order(
     compression: str | None, broker: EmbeddedBroker, topic: str
@@ -329,6 +330,7 @@ def test_a_topic_that_is_created_anew_has_another_id_and_no_old_records(broker: 
     assert [r.value for r in read_all(broker, name, 1)] == [b"new"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "spec"),
     [
@@ -360,6 +362,7 @@ def test_a_deleted_topic_is_told_to_who_waits_for_it(broker: EmbeddedBroker) -> 
     assert struct.pack(">ih", 0, 3) in answer, "UNKNOWN_TOPIC_OR_PARTITION for partition 0"
 
 
+@pytest.mark.slow
 def test_time_goes_by_and_what_is_old_goes_or_is_compacted(broker: EmbeddedBroker) -> None:
     """As the broker does it by itself: one topic by size, one by age, one by key."""
     by_size = create(broker, retention_bytes="80000")
@@ -537,6 +540,7 @@ def killed(server: EmbeddedBroker) -> EmbeddedBroker:
     return server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sync", [False, True])
 def test_a_killed_broker_has_what_it_acknowledged_and_the_clients_go_on(sync: bool, tmp_path: Path) -> None:
     server = EmbeddedBroker(tmp_path, sync=sync)
@@ -604,6 +608,7 @@ class FailingBroker(EmbeddedBroker):
         return [python, "-c", FAILING, str(self.fails), *rest]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds a descriptor's file in /proc")
 def test_a_broker_whose_disk_fails_ends_in_one_line_and_what_it_acknowledged_is_there(tmp_path: Path) -> None:
     with FailingBroker(tmp_path, sync=True) as server:
@@ -624,6 +629,7 @@ def test_a_broker_whose_disk_fails_ends_in_one_line_and_what_it_acknowledged_is_
         assert [(r.offset, r.value) for r in read_all(server, topic, 2)] == [(0, b"before"), (2, b"after")]
 
 
+@pytest.mark.slow
 def test_topics_groups_and_producer_ids_outlive_the_broker(tmp_path: Path) -> None:
     server = EmbeddedBroker(tmp_path)
     server.start()
@@ -703,6 +709,7 @@ ABSURD: dict[str, bytes] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", list(ABSURD))
 def test_who_sends_what_is_no_request_loses_the_connection_and_nobody_else_does(
     what: str, broker: EmbeddedBroker
@@ -774,6 +781,7 @@ def test_a_client_that_asks_with_a_newer_version_of_the_first_question_is_told_t
         assert receive(line)[:4] == struct.pack(">i", 4), "the connection lives"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "code"),
     [

@@ -134,6 +134,7 @@ def stream(rows: int, seed: int, early: float, name: str) -> SampleBatch:
     return SampleBatch.concat([batch, later])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", [0.1, 0.6])
 @pytest.mark.parametrize("name", ["fake-negative-weighted", "es-dfm", "prompt"])
 def test_a_model_comes_to_the_true_rate(name: str, early: float) -> None:

@@ -48,6 +48,7 @@ def role(folder: Path, *signals: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 15], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_asks_a_role_to_stop_and_it_ends_in_its_own_time(tmp_path: Path, number: int) -> None:
     done = role(tmp_path, number)
@@ -59,6 +60,7 @@ def test_a_signal_asks_a_role_to_stop_and_it_ends_in_its_own_time(tmp_path: Path
     assert "rounds_total 1.0" in last_figures(tmp_path, "learn").read_text()
 
 
+@pytest.mark.slow
 def test_the_second_signal_ends_a_role_at_once(tmp_path: Path) -> None:
     done = role(tmp_path, 15, 2)
     assert done.returncode == 130

@@ -58,6 +58,7 @@ def test_what_is_there_stays_and_what_is_missing_must_fit_to_it(broker: str) -> 
     assert counts(broker)[TRUTH] == 1
 
 
+@pytest.mark.slow
 def test_roles_started_before_any_topic_is_there_work(broker: str, tmp_path: Path) -> None:
     """``millrace run stream``, ``learn`` and ``serve`` as somebody types them, in no order, with nothing prepared."""
     with EmbeddedRedis(tmp_path / "redis") as redis:

@@ -221,6 +221,7 @@ CHANGES = st.lists(
 ROUNDS = st.lists(st.tuples(CHANGES, st.sampled_from(["copy", "restart", "read"]), CHANGES), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @given(rounds=ROUNDS, slices=st.integers(1, 7))
 def test_whatever_changes_while_it_is_copied_the_index_is_that_of_all_messages(
     tmp_path_factory: pytest.TempPathFactory, rounds: list[Any], slices: int

@@ -301,6 +301,7 @@ def test_a_lost_delta_costs_one_load_however_many_follow(tmp_path: Path, bodies:
     assert clicks == 2 * (5 + 1), "those of the five that waited are served late, but served"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["flipped", "truncated", "empty", "gone"])
 def test_a_damaged_delta_file_is_never_served_and_waits_for_the_next_snapshot(tmp_path: Path, what: str) -> None:
     scene = Scene(tmp_path, bodies="store")

@@ -177,6 +177,7 @@ STEPS += ["retention", "lose_topic", "restart", "look", "go_on", "learn", "learn
 STEPS += ["fold", "fold", "worker"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bodies", ["kafka", "store"])
 @examples(25)
 @given(steps=st.lists(st.sampled_from(STEPS), max_size=25), seed=st.integers(0, 10**6))

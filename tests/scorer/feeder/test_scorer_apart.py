@@ -20,9 +20,9 @@ from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
 from millrace.versions.modelstore import ModelStore
 from tests.scenes.scorer_shop import ITEMS as GOODS
-from tests.scenes.scorer_shop import SPEC, batch
+from tests.scenes.scorer_shop import SCHEMA_TOML, SPEC, batch
 from tests.scenes.waiting import LONG, PATIENCE, until
-from tests.scorer.feeder.test_scorer_live import SCHEMA_TOML, Scorer
+from tests.scorer.feeder.test_scorer_live import Scorer
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 

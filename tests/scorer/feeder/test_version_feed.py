@@ -136,6 +136,7 @@ class Scorer:
         assert self.whole.model.snapshot().same_bits(ranker) == "", f"version {note.place} is torn"
 
 
+@pytest.mark.slow
 @examples(30)
 @given(st.lists(STEPS, min_size=8, max_size=40), st.booleans())
 def test_whatever_happens_to_learners_a_scorer_serves_whole_versions_in_order(

@@ -53,6 +53,7 @@ def test_what_one_mapping_writes_the_other_reads() -> None:
         region.array((513,), np.int64)
 
 
+@pytest.mark.slow
 def test_an_array_keeps_its_region_and_the_last_one_lets_it_go() -> None:
     before = shared_files()
     pool = Pool()
@@ -144,6 +145,7 @@ def test_a_message_over_more_regions_than_can_be_sent_is_refused() -> None:
         Packet("base", None, arrays, pool)
 
 
+@pytest.mark.slow
 def test_packets_leave_no_descriptors_behind() -> None:
     before = shared_files()
     pool = Pool()
@@ -194,6 +196,7 @@ def test_what_is_no_message_closes_the_link() -> None:
             Inbox(theirs).read()
 
 
+@pytest.mark.slow
 def test_a_message_whose_memory_cannot_be_mapped_closes_the_link() -> None:
     """Were it passed over, its other descriptors would be taken for the next message's."""
     before = shared_files()

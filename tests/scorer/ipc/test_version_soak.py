@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from learner.network.forward import matrix_units
 from learner.serving.staging import ModelWriter
@@ -153,6 +154,7 @@ def walk(shop: Shop) -> None:
     shop.stop.set()
 
 
+@pytest.mark.slow
 def test_workers_come_and_go_while_versions_are_staged_and_folded_and_nothing_is_torn_or_left(tmp_path: Path) -> None:
     before = open_files()
     shops = [Shop(tmp_path)]

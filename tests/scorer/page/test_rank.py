@@ -106,6 +106,7 @@ def rank(ranker: Ranker, user: User, rows: ItemRows, context: dict[str, Any] | N
     return ranker.rank(user, rows, NOW_MS, context, Chance())
 
 
+@pytest.mark.slow
 def test_features_equal_those_of_the_events_themselves() -> None:
     """The oracle counts the same events in one store and builds the arrays in one go."""
     index = index_of(ITEMS)
@@ -308,6 +309,7 @@ class World:
         return cls(index, [*users, stranger], now_ms)
 
 
+@pytest.mark.slow
 @examples(60)
 @given(
     schema=st.sampled_from(sorted(SCHEMAS)),

@@ -119,6 +119,7 @@ threading.Event().wait()
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_scorer_had_drained_is_delivered_by_the_next(tmp_path: Path) -> None:
     port, lost = free_port(), Losses()
     with EmbeddedBroker(tmp_path / "broker", port) as broker:

@@ -21,11 +21,12 @@ from millrace.contracts.impressions import decode_impression
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, make_producer, read_all, topic_ids
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
-from tests.scenes.scorer_shop import ITEMS, Learner
+from tests.scenes.scorer_shop import ITEMS, SCHEMA_TOML, Learner
 from tests.scenes.waiting import LONG, PATIENCE, until
-from tests.scorer.feeder.test_scorer_live import SCHEMA_TOML, Scorer
+from tests.scorer.feeder.test_scorer_live import Scorer
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.services,
     pytest.mark.timeout(LONG),
     pytest.mark.skipif(sys.platform != "linux", reason="reads the processes' tree from /proc"),

@@ -183,6 +183,7 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
         running.close()
 
 
+@pytest.mark.slow
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
 def test_one_of_two_workers_keeps_the_lists(loop: Loop) -> None:

@@ -43,6 +43,7 @@ assert after == before, [n for n in after if after[n] != before[n]]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(LONG)  # in a fresh clone it compiles
 def test_nothing_is_left_to_compile() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -187,6 +187,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.services
 def test_a_worker_that_joins_a_broker_without_topics_has_them_once_they_are_there(tmp_path: Path) -> None:
     """A broker that was just started again may not know its topics yet."""

@@ -201,6 +201,7 @@ def test_a_bug_of_the_past_stays_away(name: str) -> None:
         scene.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_case_fails_when_its_rule_is_taken_out(name: str) -> None:
     case = CASES[name]

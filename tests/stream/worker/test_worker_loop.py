@@ -398,6 +398,7 @@ def beside(steady: Loop, tmp_path: Path) -> Iterator[Loop]:
         running.close()
 
 
+@pytest.mark.slow
 def test_an_undisturbed_run_says_what_the_core_says_and_once(steady: Loop, beside: Loop) -> None:
     """Beside it, another loop with the same users on the same broker and Redis, told apart by its prefix."""
     loop, worker, other = steady, steady.worker(), beside.worker()
@@ -431,6 +432,7 @@ def test_an_undisturbed_run_says_what_the_core_says_and_once(steady: Loop, besid
     assert stop(other, PATIENCE) == 0
 
 
+@pytest.mark.slow
 def test_killed_workers_change_nothing(loop: Loop) -> None:
     """SIGKILL between any two moments: after the restart the same samples, windows and dead letters, some twice."""
     messages, rng = story(200, seed=2), random.Random(5)
@@ -473,6 +475,7 @@ def share(loop: Loop, first: Worker, second: Worker, messages: list[Sent]) -> No
     until(lambda: taken(second) > began, "the second took something")
 
 
+@pytest.mark.slow
 def test_workers_come_and_go(loop: Loop) -> None:
     """1 -> 2 -> 1: partitions move with their whole state, by good-bye and by SIGKILL."""
     messages = story(200, seed=3)
@@ -496,6 +499,7 @@ def test_workers_come_and_go(loop: Loop) -> None:
     assert stop(first, PATIENCE) == 0
 
 
+@pytest.mark.slow
 def test_a_redis_that_lost_its_data_is_filled_again(loop: Loop) -> None:
     """From what the worker holds, in that life or in the next, and from the topic of profiles."""
     worker = loop.worker()
@@ -522,6 +526,7 @@ def last_line(worker: Worker, loop: Loop) -> str:
     return loop.logs().splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("service", "busy"), [("broker", False), ("broker", True), ("store", False)])
 def test_a_service_that_stays_away_is_one_line(tmp_path: Path, service: str, busy: bool) -> None:
     # Long enough that a busy machine is not taken for an outage before there is one.
@@ -544,6 +549,7 @@ def test_a_service_that_stays_away_is_one_line(tmp_path: Path, service: str, bus
         loop.close()
 
 
+@pytest.mark.slow
 def test_a_new_broker_is_read_from_its_beginning_with_the_state_of_the_old(loop: Loop) -> None:
     """The broker is new, the checkpoints are old: offsets begin again, a line says so, and pages that wait go on."""
     partition = Partition(0, SCHEMA, Policy.of(loop.settings))
@@ -580,6 +586,7 @@ def test_a_checkpoint_ahead_of_the_event_clock_is_one_line(loop: Loop) -> None:
     assert "MILLRACE_CLOCK" in line
 
 
+@pytest.mark.slow
 def test_users_in_a_partition_that_is_not_theirs_are_told_at_once(steady: Loop) -> None:
     """Events come from a producer that takes the CRC-32 of the key, as librdkafka does by default. What it happens to
     place rightly is taken."""
@@ -605,6 +612,7 @@ def flush(loop: Loop) -> None:
         client.flushall()
 
 
+@pytest.mark.slow
 def test_a_silent_partition_follows_the_event_clock(tmp_path: Path) -> None:
     """Nothing comes after the exposure, and its negative still does."""
     clock = EventClock(wall_ms(), START_MS + 2 * HOUR_MS)
@@ -620,6 +628,7 @@ def test_a_silent_partition_follows_the_event_clock(tmp_path: Path) -> None:
         loop.close()
 
 
+@pytest.mark.slow
 def test_a_label_given_to_silence_stays_after_a_crash(tmp_path: Path) -> None:
     """A worker moves a silent partition on, gives negatives, and dies before its next checkpoint. A click that was on
     its way meanwhile must find its negative given: a correction, not a second label."""
@@ -641,6 +650,7 @@ def test_a_label_given_to_silence_stays_after_a_crash(tmp_path: Path) -> None:
         loop.close()
 
 
+@pytest.mark.slow
 def test_an_event_is_judged_by_the_clock_that_it_was_sent_by(steady: Loop) -> None:
     """Two runs on one Kafka, a day apart: what was from the future when it came is not taken when the second run, whose
     clock has come as far, reads it again. It would move the watermark past its neighbours."""
@@ -660,6 +670,7 @@ def test_an_event_is_judged_by_the_clock_that_it_was_sent_by(steady: Loop) -> No
     assert stop(worker, PATIENCE) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.kafka
 def test_apache_kafka_with_idempotent_producers(tmp_path: Path) -> None:
     with apache_kafka(tmp_path / "kafka") as address:
