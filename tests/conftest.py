@@ -37,9 +37,9 @@ def one_thread() -> Iterator[None]:
 
 MAY_SKIP = {
     "test_state_contract.py::": "a check that does not hold for a class by design; its case says why",
-    "test_models_own.py::test_determinism[river]": "River's linear models draw nothing",
-    "test_models_own.py::test_a_batch_that_would_break_it_leaves_no_trace[river]": "no batch breaks River's",
-    "test_models_own.py::test_a_snapshot_of_another_model_is_refused": "a model is no other than itself",
+    "test_own_models.py::test_determinism[river]": "River's linear models draw nothing",
+    "test_own_models.py::test_a_batch_that_would_break_it_leaves_no_trace[river]": "no batch breaks River's",
+    "test_own_models.py::test_a_snapshot_of_another_model_is_refused": "a model is no other than itself",
 }
 """Beginnings of the names of tests (without folders) that may skip where ``MILLRACE_TEST_ALL`` is set, and why. Any
 other test that skips fails there: something that it needs is not installed. CI sets it."""
