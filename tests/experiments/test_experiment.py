@@ -159,6 +159,7 @@ def test_the_originals_models_alone_have_its_settings(own: str) -> None:
     assert compared.settings_of(compared.DEFAULT) == "default"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [experiment_models.experiment_models, experiment_models.experiment_rounds])
 def test_each_row_says_which_settings_its_model_had(
     tmp_path: Path, own: str, run: Callable[..., dict[str, Any]]

@@ -322,6 +322,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, given: dict[str, Any
         experiment_recall(tmp_path, progress=False, workers=0, **given)
 
 
+@pytest.mark.slow
 def test_a_whole_small_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "STEP_MS", STEP_MS)
     report = experiment_recall(
