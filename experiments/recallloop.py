@@ -41,7 +41,7 @@ from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import Waits, policy_named
 from millrace.versions.image import split
-from scorer.catalog.shelf import ItemRows
+from scorer.catalog.itemtable import ItemRows
 from scorer.recall.recall import largest
 from scorer.users.userrecord import User
 from simulator.params import DAY_MS
@@ -331,7 +331,7 @@ def perfect_recall(shop: RecallShop) -> Recall:
     """The items that the shopper truly likes best. No recall can know them: what it earns, no recall can better."""
 
     def page(shopper: int, _: User, ts_ms: int, size: int, seed: int) -> tuple[ItemRows, NDArray[np.uint8]]:
-        rows, day = np.flatnonzero(shop.shelf.alive), shop.world.day(day_of(ts_ms))
+        rows, day = np.flatnonzero(shop.items.alive), shop.world.day(day_of(ts_ms))
         return _of_one(rows[largest(day.liking(shopper, day.rows(shop.item_ids(rows))), size)])
 
     return Recall(page, ("truth",))

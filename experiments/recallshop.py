@@ -42,7 +42,7 @@ from millrace.logs import LogTable
 from millrace.windows.likings import clicks_a_day
 from millrace.windows.tiles import TileStore
 from scorer.catalog.itemimage import ItemImage
-from scorer.catalog.shelf import ItemRows, Shelf
+from scorer.catalog.itemtable import ItemRows, ItemTable
 from scorer.feeder.primary import Primary
 from scorer.page.candidates import Recaller, Sources
 from scorer.page.rank import Ranker
@@ -111,8 +111,8 @@ class RecallShop:
         self.now_ms = start_ms
         self.primary = Primary(self.settings, schema, EventClock(), lambda: self.now_ms)
         self.builder, self.index = self.primary.builder, self.primary.index
-        self.shelf = Shelf(self.builder)
-        self.ranker = Ranker(self.builder, self.shelf)
+        self.items = ItemTable(self.builder)
+        self.ranker = Ranker(self.builder, self.items)
         self.windows = TileStore.of(schema.windows)
         """Counts of all window keys, as the stream's partitions have them together."""
         self.events = 0
@@ -242,7 +242,7 @@ class RecallShop:
         Whoever has a retrieval head calls it after :meth:`renew`.
         """
         self._version += 1
-        shelf, form = self.shelf, self.shelf.form
+        shelf, form = self.items, self.items.form
         rows = np.flatnonzero(shelf.alive)
         plain = shelf.rows.plain[rows]
         if "age_days" in form.plain_names:
@@ -267,7 +267,7 @@ class RecallShop:
             self._changed.clear()
         while self.primary.refresh_hot():
             pass
-        self.shelf.follow(lambda: self.index.changes(ts_ms, SLICE, SLICE))
+        self.items.follow(lambda: self.index.changes(ts_ms, SLICE, SLICE))
         self.lists = self.primary.sorting()()
         self._merged.take(0, self._coclicks.changes())
         self._merged.know(self.index.ids[self._merged.known :])
@@ -280,7 +280,7 @@ class RecallShop:
         """Candidates of the recall that serves, with the source of each; without those that left the shop since."""
         sources = Sources(self.lists, self.retrieval, self.neighbours)
         found = self.recaller.page(sources, user, ts_ms, size, 0, seed)
-        alive = self.shelf.alive[found.rows]
+        alive = self.items.alive[found.rows]
         return found.rows[alive], found.sources[alive]
 
     def query_of(self, user: User, ts_ms: int) -> NDArray[np.float32]:
@@ -292,7 +292,7 @@ class RecallShop:
         if self.retrieval is None:
             raise ValueError("no retrieval version yet; publish one")
         clicks = [past for past in user.recent.clicks if past.ts_ms < ts_ms]
-        rows = self.shelf.rows_of([past.item_id for past in clicks])
+        rows = self.items.rows_of([past.item_id for past in clicks])
         ages = ts_ms - np.array([past.ts_ms for past in clicks], np.int64)
         return self.retrieval.query(self.ranker.user_ids(user), rows, ages)
 

@@ -14,7 +14,7 @@
     unsent_rows (rows,)     which rows a replica has to be told of
 
 Whoever changes the index is alone
-with it meanwhile. What pages are made from is a replica, :class:`scorer.catalog.shelf.Shelf`, which
+with it meanwhile. What pages are made from is a replica, :class:`scorer.catalog.itemtable.ItemTable`, which
 :meth:`ItemIndex.changes` keeps up with.
 """
 
@@ -35,7 +35,7 @@ from millrace.windows.likings import ACTION, EXPOSED, events_a_day
 from millrace.windows.tiles import TileStore
 from scorer.catalog.counts import Counts, ItemCounts, Slots
 from scorer.catalog.itemimage import REMOVED_MS, ItemImage, wider
-from scorer.catalog.shelf import Arrays, ItemRows, ShelfForm, longer, pack_ids
+from scorer.catalog.itemtable import Arrays, ItemRows, TableForm, longer, pack_ids
 
 
 class Heat(NamedTuple):
@@ -62,7 +62,7 @@ class ItemIndex:
         self._row: dict[str, int] = {}
         self._stale: set[int] = set()  # rows whose hotness may have changed
         self._cursor = 0
-        self.form = ShelfForm(builder)
+        self.form = TableForm(builder)
         self.own_keys = self.form.own_keys
         windows = schema.windows
         hot = [j for j, k in enumerate(self.own_keys) if windows.keys[k].columns == (builder.item_column,)]
@@ -195,8 +195,8 @@ class ItemIndex:
     # -- for replicas -----------------------------------------------------------------------------------------
 
     def changes(self, now_ms: int, rows: int = 1024, slots: int = 4096) -> Arrays:
-        """What a :class:`scorer.catalog.shelf.Shelf` has to be told of, in absolute values: at most so many rows and
-        slots, and the slots of these rows. Empty: there is nothing more since the last call.
+        """What an :class:`~scorer.catalog.itemtable.ItemTable` has to be told of, in absolute values: at most so many
+        rows and slots, and the slots of these rows. Empty: there is nothing more since the last call.
 
         Called every few milliseconds, for all replicas at once. With a unit of the tiles that begins (an hour, or 15 or
         5 minutes), counts change of which no message tells: calls look at ``slots`` of them each, until all are of that

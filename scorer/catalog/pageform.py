@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from millrace.contracts.schema import Schema, Side, WindowKey, Windows
 from millrace.windows.features import FeatureBuilder
+from scorer.catalog.itemtable import TableForm
 from scorer.catalog.pagekernels import EACH, LOOK, LOOSE, MADE, MISSING, ONCE, OWN, Form
-from scorer.catalog.shelf import ShelfForm
 
 _OTHERS: tuple[Side, ...] = ("user", "context")
 
@@ -34,7 +34,7 @@ def shared_places(builder: FeatureBuilder) -> dict[str, slice]:
     return {name: slice(a, b) for name, a, b in zip(names, [0, *ends[:-1]], ends, strict=True)}
 
 
-def page_form(builder: FeatureBuilder, shelf: ShelfForm) -> Form:
+def page_form(builder: FeatureBuilder, table: TableForm) -> Form:
     """The form of a schema's pages."""
     schema, layout = builder.schema, builder.layout
     windows = schema.windows
@@ -49,16 +49,16 @@ def page_form(builder: FeatureBuilder, shelf: ShelfForm) -> Form:
         order[place] = k
         if above is not None:
             parent[k] = above
-        if k in shelf.own_keys:
-            kind[k], own[k] = OWN, shelf.own_keys.index(k)
+        if k in table.own_keys:
+            kind[k], own[k] = OWN, table.own_keys.index(k)
         elif not late & set(key.columns) and not any(builder.is_numeric(name) for name in key.columns):
             kind[k] = MADE if schema.key_side(key) == "user" else LOOSE
         parts[k] = len(key.columns)
         for p, name in enumerate(key.columns):
             if name in places:
                 values[k, p] = -1 - places[name].start
-            elif name in shelf.value_names:
-                values[k, p] = shelf.value_names.index(name)
+            elif name in table.value_names:
+                values[k, p] = table.value_names.index(name)
         mode[k] = _mode(builder, key, int(kind[k]), above is None or mode[above] == ONCE)
     names = [f.name for f in layout.plain_fields]
     cat_shared = np.full(layout.F, -1, np.int64)
@@ -83,11 +83,11 @@ def page_form(builder: FeatureBuilder, shelf: ShelfForm) -> Form:
         actions=len(windows.actions),
         mean_of=np.array([windows.actions.index(mean.action) for mean in windows.means], np.int64),
         step=np.array([mean.step for mean in windows.means], np.float64),
-        cat=np.array([-1 if layout.cat_names[c] in late else c for c in shelf.cat_columns], np.int64),
+        cat=np.array([-1 if layout.cat_names[c] in late else c for c in table.cat_columns], np.int64),
         cat_shared=cat_shared,
         cat_salts=salts,
-        plain=shelf.plain_columns.astype(np.int64),
-        age=names.index("age_days") if "age_days" in shelf.plain_names else -1,
+        plain=table.plain_columns.astype(np.int64),
+        age=names.index("age_days") if "age_days" in table.plain_names else -1,
     )
 
 

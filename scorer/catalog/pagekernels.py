@@ -31,7 +31,7 @@ Array = NDArray[Any]
 
 MISSING, OWN, MADE, LOOSE = 0, 1, 2, 3
 """Where a window key comes from, and its counts. MISSING: there is none while a page is ranked. OWN: from the item's
-slot. MADE: from columns; its counts are the user's. LOOSE: from columns; its counts are on the shelf, by the key."""
+slot. MADE: from columns; its counts are the user's. LOOSE: from columns; its counts are on the slots, by the key."""
 LOOK, EACH, ONCE = 0, 1, 2
 """How many blocks a key has. LOOK: rows share some, so look whether there is one. EACH: one a row. ONCE: one."""
 
@@ -53,7 +53,7 @@ class Keyed(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Items by row; see :mod:`scorer.catalog.shelf`."""
+    """Items by row; see :mod:`scorer.catalog.itemtable`."""
 
     cat: Array  # (rows, columns) int64
     values: Array  # (rows, V) uint64
@@ -220,7 +220,7 @@ def _raw(form: Form, counts: Array, entry: Any, fade: Array, above: Any, raw: Ar
 
 
 @compiled(error_model="numpy")
-def _fetched(items: Rows, shelf: Keyed, rows: Array) -> Any:
+def _fetched(items: Rows, slots: Keyed, rows: Array) -> Any:
     """Touches what is scattered over memory, so that the processor waits for many rows at once and not for each as its
     turn comes. Returns a number for which nobody has a use; without it nothing would be read."""
     total = np.int64(0)
@@ -231,14 +231,14 @@ def _fetched(items: Rows, shelf: Keyed, rows: Array) -> Any:
         if items.cat.shape[1]:
             total += items.cat[row, 0]
         total += items.born_ms[row]
-    last, spans = shelf.counts.shape[2] - 1, shelf.counts.shape[1]
+    last, spans = slots.counts.shape[2] - 1, slots.counts.shape[1]
     for i in range(len(rows)):
         for j in range(items.own.shape[1]):
             slot = items.own[rows[i], j]
-            total += np.int64(shelf.keys[slot])
+            total += np.int64(slots.keys[slot])
             for s in range(0, spans, 3):
-                total += np.int64(shelf.counts[slot, s, 0])
-            total += np.int64(shelf.counts[slot, spans - 1, last])
+                total += np.int64(slots.counts[slot, s, 0])
+            total += np.int64(slots.counts[slot, spans - 1, last])
     return total
 
 
@@ -247,7 +247,7 @@ def make(
     form: Form,
     shared: Shared,
     items: Rows,
-    shelf: Keyed,
+    slots: Keyed,
     user: Keyed,
     exact: Array,
     rows: Array,
@@ -258,13 +258,13 @@ def make(
     """Feature ids and window keys of ``rows`` (n,) into ``cat`` (n, F) and ``keys`` (n, K), the rest into ``room``.
 
     Args:
-        exact: (n J, S, C) counts of the items' own keys, to be used in place of the shelf's; (0, S, C): none.
+        exact: (n J, S, C) counts of the items' own keys, to be used in place of the table's; (0, S, C): none.
     """
     table, raw, where = room.table, room.raw, room.where
     mask, own_keys = len(table) - 1, items.own.shape[1]
     raw[0] = form.prior
     used = 1
-    room.first[-1] = _fetched(items, shelf, rows)
+    room.first[-1] = _fetched(items, slots, rows)
     for k in form.order:
         above, kind, mode, own = form.parent[k], form.kind[k], form.mode[k], form.own[k]
         salt, parts = form.salts[k], form.parts[k]
@@ -278,7 +278,7 @@ def make(
             slot, key = np.int64(0), _NONE
             if kind == OWN:
                 slot = np.int64(items.own[rows[i], own])
-                key = shelf.keys[slot]
+                key = slots.keys[slot]
             elif kind != MISSING:
                 key = _key(salt, shared.hashes, form.values, k, parts, items.values, rows[i])
             keys[i, k] = key
@@ -300,9 +300,9 @@ def make(
                 if kind == OWN and len(exact):
                     _raw(form, exact, i * own_keys + own, shared.fade, parent, raw, block)
                 elif kind == OWN:
-                    _raw(form, shelf.counts, slot, shared.fade, parent, raw, block)
+                    _raw(form, slots.counts, slot, shared.fade, parent, raw, block)
                 elif kind == LOOSE:
-                    _raw(form, shelf.counts, _entry(shelf.keys, shelf.table, key), shared.fade, parent, raw, block)
+                    _raw(form, slots.counts, _entry(slots.keys, slots.table, key), shared.fade, parent, raw, block)
                 else:
                     _raw(form, user.counts, _entry(user.keys, user.table, key), shared.fade, parent, raw, block)
         room.first[len(form.kind) + k] = used

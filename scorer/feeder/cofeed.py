@@ -23,8 +23,8 @@ from millrace.contracts import coclicks
 from millrace.contracts.events import BadEventError, Id
 from millrace.contracts.topics import FEATURES_COCLICKS
 from millrace.processes.wall import wall_ms
-from scorer.feeder.door import FeederState, Stopped
 from scorer.feeder.feed import Broker, Feed, Reader, Record
+from scorer.feeder.state import FeederState, Stopped
 from scorer.ipc.link import Packet
 from scorer.ipc.meters import COCLICK_LISTS, NEIGHBOURS
 from scorer.recall.neighbours import CoClicks
@@ -45,7 +45,7 @@ class CoFeed(Feed):
     """See the module's text.
 
     Args:
-        keep: sends a packet to all workers, now and as they start (:meth:`scorer.feeder.shelving.Shelving.keep`).
+        keep: sends a packet to all workers, now and as they start (:meth:`.publisher.IndexPublisher.keep`).
         steady: seconds that are never set back.
     """
 

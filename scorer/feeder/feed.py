@@ -3,7 +3,7 @@
 
 ::
 
-    items           ─ thread: decode, hash ──► item index ─► the shelves of all workers
+    items           ─ thread: decode, hash ──► item index ─► the item tables of all workers
     features.items  ─ thread: decode ────────┘
     model.deltas    ─ thread: read, verify ──► versions in shared memory (scorer/feeder/modelfeed.py)
     features.coclicks ─ thread: merge ───────► neighbours of items (scorer/feeder/cofeed.py)
@@ -37,7 +37,7 @@ from millrace.processes.kinds import Kinds
 from millrace.processes.priority import step_back
 from scorer.catalog.checkpoint import Bookmark
 from scorer.catalog.itemimage import ItemImage
-from scorer.feeder.door import FeederState, Stopped
+from scorer.feeder.state import FeederState, Stopped
 
 log = structlog.get_logger("scorer")
 

@@ -5,7 +5,7 @@ of pages, and has the workers answer requests.
 ::
 
     feeds: items, item counts, model versions (threads)      link         worker 1..N
-    item index ── what changed, lists ─────────────────────► (Unix ─────► shelves, lists
+    item index ── what changed, lists ─────────────────────► (Unix ─────► item tables, lists
     co-clicks ── neighbours of items ──────────────────────►              the same memory
     versions in shared memory ── where they lie ───────────►  socket) ──► the same memory
     vectors of the items, one version of them ─────────────►              the same memory
@@ -33,15 +33,15 @@ from millrace.processes.metrics import READY, serve_metrics, show
 from millrace.processes.shared import Pool
 from millrace.processes.wall import event_now_ms, wall_ms
 from scorer.feeder.cofeed import CoFeed
-from scorer.feeder.crew import Crew
-from scorer.feeder.door import FeederState
 from scorer.feeder.feed import Feed, ItemFeed, TileFeed
 from scorer.feeder.keeper import IndexKeeper
 from scorer.feeder.modelfeed import ModelFeed
 from scorer.feeder.primary import Primary
-from scorer.feeder.shelving import Shelving
+from scorer.feeder.publisher import IndexPublisher
+from scorer.feeder.state import FeederState
 from scorer.feeder.towerhost import TowerHost
 from scorer.feeder.versionhost import VersionHost
+from scorer.feeder.workerpool import WorkerPool
 from scorer.ipc.figures import Sums
 from scorer.ipc.meters import FRESHNESS, ITEM_KEYS, ITEMS, RETRIEVAL_AGE, RETRIEVAL_LAG, ScorerMeters
 from scorer.pagelog.ring import RingReader
@@ -79,19 +79,19 @@ class Feeder:
         self.primary = Primary(settings, schema, settings.event_clock(), wall_ms)
         state = self._state = FeederState(self.primary, self.meters, self._ending)
         self.host, self._towers = VersionHost(state, Pool(), matrix_units()), TowerHost(state)
-        self._shelving = Shelving(state, self.host, self._towers)
+        self._publisher = IndexPublisher(state, self.host, self._towers)
         self._keeper = IndexKeeper(state, uuid4().hex[:8])
         of_index = [kind(state, self._keeper.load) for kind in (ItemFeed, TileFeed)]
         self._keeper.feeds = {feed.topic: feed for feed in of_index}
         self._feeds: list[Feed] = [ModelFeed(state, self.host, towers=self._towers), *of_index]
         self.primary.to_read = {feed.what: -1 for feed in self._feeds}
-        self._coclicks = CoFeed(state, self._shelving.keep)
+        self._coclicks = CoFeed(state, self._publisher.keep)
         self._spool = open_spool(settings, self.meters.lost)
         self._shipper = Shipper(settings, schema, self._spool, self.meters.lost)
-        senders = self.host, self._shelving, self._towers  # vectors come behind the shelf, whose rows they name
-        self.crew = Crew(state, listener, template, self.host, senders, self.sums, self._answer)
+        senders = self.host, self._publisher, self._towers  # vectors come behind the items, whose rows they name
+        self.pool = WorkerPool(state, listener, template, self.host, senders, self.sums, self._answer)
         for slot in range(settings.workers):
-            self._shipper.add(RingReader(self.crew.ring(slot)))
+            self._shipper.add(RingReader(self.pool.ring(slot)))
 
     def run(self) -> None:
         """Works until ``stop`` is set. Then open requests are answered, page logs delivered, and everything ends.
@@ -100,24 +100,24 @@ class Feeder:
         show(self.sums)
         set_gauges(self.primary)
         set_retrieval_gauges(self.primary, self._towers)
-        threads = [*self._feeds, self._coclicks, self._keeper, self._shelving, self._towers.thread]
+        threads = [*self._feeds, self._coclicks, self._keeper, self._publisher, self._towers.thread]
         try:
             for thread in threads:
                 thread.start()
             self.host.start()
             self._shipper.start()
-            self.crew.start()
+            self.pool.start()
             port = serve_metrics("serve", self.settings.metrics_port, self.settings.host)
             host, http_port = self._listener.getsockname()[:2]
             log.info(
                 "scorer listens", url=f"http://{host}:{http_port}", metrics_port=port, workers=self.settings.workers
             )
             while not self._stop.wait(LOOK_SECONDS):
-                READY.set(1 if self.crew.ready else 0)
+                READY.set(1 if self.pool.ready else 0)
         finally:
             READY.set(0)
             self._listener.close()  # who comes from now on is refused; workers still accept who has come
-            self.crew.end(WORKERS_END_SECONDS)
+            self.pool.end(WORKERS_END_SECONDS)
             self._ending.set()
             self._shipper.end(DELIVER_SECONDS)
             for thread in threads:
@@ -129,7 +129,7 @@ class Feeder:
     def model_facts(self) -> dict[str, Any]:
         """What GET /model says."""
         note, meters = self.primary.note, self.meters
-        self.crew.measure()
+        self.pool.measure()
         errors = {dict(labels)["what"]: int(n) for labels, n in self.sums.total("millrace_errors").items()}
         facts = model_facts(note, self.primary.schema.id, meters, errors, self._towers.facts())
         return facts | {"workers": self.settings.workers}
@@ -138,7 +138,7 @@ class Feeder:
         if what == "model":
             return self.model_facts(), {}
         if what == "metrics":
-            self.crew.measure()
+            self.pool.measure()
             return generate_latest(self.sums), {}
         if what == "counts":
             rows = np.frombuffer(facts["rows"], "<i4").astype(np.intp)

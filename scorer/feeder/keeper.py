@@ -28,8 +28,8 @@ from millrace.processes.priority import step_back
 from scorer.catalog import checkpoint
 from scorer.catalog.checkpoint import Manifest, TilePart, Writer, age_ms
 from scorer.catalog.itemimage import ItemImage
-from scorer.feeder.door import FeederState, Stopped
 from scorer.feeder.feed import Feed
+from scorer.feeder.state import FeederState, Stopped
 
 log = structlog.get_logger("scorer")
 

@@ -39,8 +39,8 @@ from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import unpack
 from millrace.versions.versioning import Announcement, Place, VersionClicks
 from scorer.catalog.checkpoint import Bookmark
-from scorer.feeder.door import FeederState, Stopped
 from scorer.feeder.feed import Broker, Feed, Record
+from scorer.feeder.state import FeederState, Stopped
 from scorer.feeder.towerhost import TowerHost
 from scorer.feeder.versionhost import VersionHost, Writer
 from scorer.feeder.versions import Follower

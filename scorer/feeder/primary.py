@@ -22,7 +22,7 @@ INDEX_TOPICS = frozenset({"items", "item counts"})
 
 class Primary:
     """One scorer's state, as its feeds change it. Whoever changes or reads the index is alone with it
-    (:meth:`scorer.feeder.door.FeederState.alone`). ``wall``: wall time in ms. Raises SettingError: the shares of
+    (:meth:`scorer.feeder.state.FeederState.alone`). ``wall``: wall time in ms. Raises SettingError: the shares of
     recall are none.
     """
 
@@ -66,7 +66,7 @@ class Primary:
         return self.index.refresh_hot(self.now_ms) > 0
 
     def sorting(self) -> Callable[[], CandidateLists]:
-        """What sorts recall's lists anew, from a copy of the index: any thread may call it, without the door."""
+        """What sorts recall's lists anew, from a copy of the index: any thread may call it."""
         index = self.index
         columns = index.copies(self._grouped_by)
         alive, born_ms, heat = index.alive.copy(), index.born_ms.copy(), Heat(*(a.copy() for a in index.heat))

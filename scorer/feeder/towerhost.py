@@ -5,14 +5,14 @@ of items that came or changed.
 ::
 
     feed of models   install, patch ──► [news] ─┐ all of it, in order                   ┌► "retrieval"  a version, whole
-    shelves          rows that changed ► [rows] ─┴► thread: own copy of the items ──────┤
+    item tables      rows that changed ► [rows] ─┴► thread: own copy of the items ──────┤
                      (already on their way to the workers)     item tower, in slices    └► "vectors"    what came since
 
     versions    v10 ... v20 ... v30 ... v40       built one at a time, always the newest: v20 and v30 are skipped, and
     built       [──── v10 ────][──── v40 ────]    their changes are in v40
 
 A row is told of here after it was put on each worker's way, so vectors never come before the rows that they are of. A
-dead item has no vector; and since a page asks the shelf as well, it does not wait for this thread.
+dead item has no vector; and since a page asks its item table as well, it does not wait for this thread.
 
 A version lies in shared memory once. It is let go when the next one is out and the last worker has swapped.
 """
@@ -37,8 +37,8 @@ from millrace.processes.shared import Pool
 from millrace.versions.image import Image
 from millrace.versions.versioning import Announcement
 from millrace.windows.features import FeatureBuilder
-from scorer.catalog.shelf import ShelfForm, longer
-from scorer.feeder.door import FeederState
+from scorer.catalog.itemtable import TableForm, longer
+from scorer.feeder.state import FeederState
 from scorer.ipc.link import Packet, Receiver
 from scorer.ipc.meters import RETRIEVAL_BUILD_SECONDS, RETRIEVAL_INDEX_RECALL, RETRIEVAL_ITEMS, RETRIEVAL_VERSION
 from scorer.recall import nearestkernels
@@ -64,11 +64,10 @@ QUERIES, CLICKS = 32, 3
 
 
 class Goods:
-    """The items' rows as the shelves have them: what vectors are made from. ``plain`` has its ages filled in when asked
-    for."""
+    """The items' rows as the item tables have them: what vectors are made from. Ages are filled in when asked for."""
 
     def __init__(self, builder: FeatureBuilder) -> None:
-        form = ShelfForm(builder)
+        form = TableForm(builder)
         self._builder = builder
         self._age = form.plain_names.index("age_days") if "age_days" in form.plain_names else -1
         self._arrays: dict[str, NDArray[Any]] = {
@@ -83,7 +82,7 @@ class Goods:
         return self._n
 
     def take(self, arrays: Arrays) -> Rows:
-        """Takes a shelf's slice. The rows that are other than before."""
+        """Takes a slice for item tables. The rows that are other than before."""
         rows: Rows = arrays["rows"]
         most = int(rows.max()) + 1
         if most > len(self._arrays["alive"]):
@@ -199,7 +198,7 @@ class TowerHost:
                 self._changed.notify()
 
     def add(self, worker: Receiver) -> None:
-        """A worker that starts, behind the shelf that it was sent."""
+        """A worker that starts, behind the item table that it was sent."""
         with self._sending:
             self._workers.add(worker)
             if self._version is not None:
@@ -268,7 +267,7 @@ class TowerHost:
             self._changed.notify()
 
     def _absorb(self) -> None:
-        """Takes over what the shelves were told."""
+        """Takes over what the item tables were told."""
         while self._slices:
             changed = self._goods.take(self._slices.popleft()).tolist()
             if self._version is not None:  # else all of them are in the first version

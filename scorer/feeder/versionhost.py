@@ -34,7 +34,7 @@ from millrace.processes.shared import Pool
 from millrace.versions.clicks import ClickTimes
 from millrace.versions.image import Image
 from millrace.versions.versioning import Announcement, VersionClicks
-from scorer.feeder.door import FeederState
+from scorer.feeder.state import FeederState
 from scorer.ipc.link import Packet, Receiver
 
 log = structlog.get_logger("scorer")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from millrace.contracts.online import Past
 from millrace.contracts.settings import Settings
-from scorer.catalog.shelf import ItemRows
+from scorer.catalog.itemtable import ItemRows
 from scorer.page.rank import Ranker
 from scorer.recall.nearest import Retrieval
 from scorer.recall.neighbours import Neighbours
@@ -79,7 +79,7 @@ class Recaller:
                 gives as much as it has of them. None: there are no filters.
         """
         lists, retrieval, neighbours = sources
-        shelf, share = self._ranker.shelf, self.shares.of_source
+        items, share = self._ranker.items, self.shares.of_source
         bought, _ = self._rows([p for p in user.recent.purchases if ts_ms - p.ts_ms < self._bought_ms], ts_ms)
         vectors = coclicked = NO_ROWS
         liked: list[Any] = []
@@ -97,8 +97,8 @@ class Recaller:
                 liked = self._ranker.likings(lists.groups, user, ts_ms)
         found = recall(
             lists, self.shares, size, seed,
-            vectors=vectors, liked=liked, coclicked=coclicked, bought=bought[::-1], alive=shelf.alive, least=least,
-            allowed=allowed, born_ms=shelf.rows.born_ms,
+            vectors=vectors, liked=liked, coclicked=coclicked, bought=bought[::-1], alive=items.alive, least=least,
+            allowed=allowed, born_ms=items.rows.born_ms,
         )  # fmt: skip
         return Recalled(found.rows, found.sources, version)
 
@@ -106,5 +106,5 @@ class Recaller:
         """Index rows (-1: unknown) and ages of what a user did before ``ts_ms``: what came later, a page of that time
         could not know."""
         before = [p for p in pasts if p.ts_ms < ts_ms]
-        rows = self._ranker.shelf.rows_of([p.item_id for p in before])
+        rows = self._ranker.items.rows_of([p.item_id for p in before])
         return rows, ts_ms - np.array([p.ts_ms for p in before], np.int64)

@@ -3,14 +3,14 @@
 
 ::
 
-    only, not ──► each attribute's column of the shelf ─┐ kept for the next request with the same
-    alive ──────────────────────────────────────────────┴─► mask ─┐
-    exclude, hide bought, clicked ──► rows ───────────────────────┼─► Allowed ─► recall's sources, the control group
-    hide seen ──► the user's window keys of user and item ────────┘
+    only, not ──► each attribute's column in the item table ─┐ kept for the next request with the same
+    alive ───────────────────────────────────────────────────┴─► mask ─┐
+    exclude, hide bought, clicked ──► rows ────────────────────────────┼─► Allowed ─► recall's sources, the control group
+    hide seen ──► the user's window keys of user and item ─────────────┘
     caps ──► values of the candidates, best first ──► those that fit
 
-An attribute lies on the shelf in one of two forms: the values of one that the schema's ``filters`` name, as hashes; or
-the slots of a categorical field, as feature ids. A mask holds as long as no row of the shelf changes.
+An attribute lies in the item table in one of two forms: the values of one that the schema's ``filters`` name, as
+hashes; or the slots of a categorical field, as feature ids. A mask holds as long as no row of the table changes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from millrace.basics.hashing import U64, column_hash, combine, mix
 from millrace.contracts.events import Id
 from millrace.contracts.filters import asked_hashes, filterable
-from scorer.catalog.shelf import ItemRows
+from scorer.catalog.itemtable import ItemRows
 from scorer.page import filterkernels as kernels
 from scorer.page.rank import Ranker
 from scorer.page.wire import Filters, RecommendRequest, RequestError, filters_of
@@ -39,7 +39,7 @@ _ENTRY_BYTES, _HASH_BYTES = 1024, 48
 
 
 class _Place(NamedTuple):
-    """Where an attribute lies on the shelf."""
+    """Where an attribute lies on the items."""
 
     named: bool  # by the schema's filters; else it is a field
     first: int  # its columns of ``cat``
@@ -52,15 +52,15 @@ class _UserItem(NamedTuple):
 
     salt: np.uint64
     user_first: bool
-    column: int  # of the shelf's ``values``: the item
+    column: int  # of the item table's ``values``: the item
 
 
 class ItemFilters:
-    """The filters of one worker. Reads ``ranker``'s shelf."""
+    """The filters of one worker. Reads ``ranker``'s items."""
 
     def __init__(self, ranker: Ranker) -> None:
-        self._ranker, self._shelf, self._builder = ranker, ranker.shelf, ranker.builder
-        schema, layout, form = self._builder.schema, self._builder.layout, ranker.shelf.form
+        self._ranker, self._items, self._builder = ranker, ranker.items, ranker.builder
+        schema, layout, form = self._builder.schema, self._builder.layout, ranker.items.form
         self._places = dict.fromkeys(schema.filters, _Place(True, 0, 0, np.uint64(0)))
         starts = {f.name: (start, f) for f, start in zip(layout.cat_fields, layout.cat_starts, strict=True)}
         for name in filterable(schema):
@@ -109,10 +109,10 @@ class ItemFilters:
     def allowed(self, filters: Filters, user: User, ts_ms: int) -> Allowed:
         """The items that may come on a page for ``user`` at ``ts_ms``."""
         last = self._last
-        if last is not None and last[0] is filters and last[1] is user and last[2:4] == (ts_ms, self._shelf.generation):
+        if last is not None and last[0] is filters and last[1] is user and last[2:4] == (ts_ms, self._items.generation):
             return last[4]  # asked once more for the same page
         found = self._by_attributes(filters)
-        rows = self._shelf.rows_of(self._left_out(filters, user, ts_ms))
+        rows = self._items.rows_of(self._left_out(filters, user, ts_ms))
         rows = rows[rows >= 0]
         seen = "seen" in filters.hide and self._seen is not None
         if len(rows) or seen:
@@ -121,12 +121,12 @@ class ItemFilters:
             if seen:
                 self._take_seen(mask, user, ts_ms)
             found = _allowed(mask)
-        self._last = filters, user, ts_ms, self._shelf.generation, found
+        self._last = filters, user, ts_ms, self._items.generation, found
         return found
 
     def passing(self, filters: Filters, user: User, ts_ms: int, ids: Sequence[Id]) -> list[Id]:
         """Those of the items that are neither excluded nor hidden, by their ids alone: for pages that are made without
-        the shelf."""
+        the items."""
         out = {str(i) for i in self._left_out(filters, user, ts_ms)}
         left = [i for i in ids if str(i) not in out]
         if "seen" not in filters.hide or self._seen is None or not left:
@@ -178,19 +178,19 @@ class ItemFilters:
     # -- within -----------------------------------------------------------------------------------------------
 
     def _by_attributes(self, filters: Filters) -> Allowed:
-        shelf = self._shelf
+        items = self._items
         clauses = [
             (name, tuple(asked_hashes(values)), keep)
             for of, keep in ((filters.only, True), (filters.without, False))
             for name, values in of.items()
         ]
-        if self._of != shelf.generation:
+        if self._of != items.generation:
             self._masks.clear()
-            self._of, self._bytes = shelf.generation, 0
+            self._of, self._bytes = items.generation, 0
         key = tuple(sorted(clauses))
         found = self._masks.get(key)
         if found is None:
-            mask = shelf.alive.copy()
+            mask = items.alive.copy()
             for name, hashes, keep in clauses:
                 self._narrow(mask, name, hashes, keep)
             found = _allowed(mask)
@@ -215,8 +215,8 @@ class ItemFilters:
 
     def _columns(self, name: str) -> U64:
         if self._places[name].named:
-            return self._shelf.filter_values(name)
-        cat: U64 = self._shelf.rows.cat.view(np.uint64)
+            return self._items.filter_values(name)
+        cat: U64 = self._items.rows.cat.view(np.uint64)
         return cat
 
     def _left_out(self, filters: Filters, user: User, ts_ms: int) -> list[Id]:
@@ -233,7 +233,7 @@ class ItemFilters:
     def _take_seen(self, mask: NDArray[np.bool_], user: User, ts_ms: int) -> None:
         keys, seen = self._ranker.seen_keys(user, ts_ms), self._seen
         if seen is not None and len(keys):
-            own, items = self._user_hash(user)[0], self._shelf.rows.values
+            own, items = self._user_hash(user)[0], self._items.rows.values
             kernels.unseen(seen.salt, own, items, seen.column, seen.user_first, kernels.table_of(keys), mask)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from millrace.contracts.schema import Schema
 from millrace.versions.versioning import Announcement
 from millrace.windows.features import FeatureBuilder
-from scorer.catalog.shelf import Shelf
+from scorer.catalog.itemtable import ItemTable
 from scorer.page.rank import Model, Ranker
 from scorer.recall.nearest import Retrieval
 from scorer.recall.neighbours import Neighbours
@@ -24,8 +24,8 @@ class Held:
 
     def __init__(self, schema: Schema, count_error: Callable[[str], None]) -> None:
         self.schema, self.builder = schema, FeatureBuilder(schema)
-        self.shelf = Shelf(self.builder)
-        self.ranker = Ranker(self.builder, self.shelf, count_error)
+        self.items = ItemTable(self.builder)
+        self.ranker = Ranker(self.builder, self.items, count_error)
         self.lists = CandidateLists()
         self.retrieval: Retrieval | None = None  # None: there is none yet
         self.neighbours: Neighbours | None = None  # what is clicked along with what; None: not known yet

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import SOURCES, Id, Impression
 from millrace.versions.versioning import Announcement
-from scorer.catalog.shelf import ItemRows
+from scorer.catalog.itemtable import ItemRows
 from scorer.page import reasons, wire
 from scorer.page.held import Held
 from scorer.page.rank import Model, Ranked
@@ -56,7 +56,7 @@ class PageMaker:
     Args:
         send: takes the log of a page, and copies what it keeps; must not block. False: it has no room.
         wall: wall time in ms.
-        ask_counts: see :data:`AskCounts`; None: the shelf's counts serve for all times.
+        ask_counts: see :data:`AskCounts`; None: the table's counts serve for all times.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class PageMaker:
 
     async def _counts(self, page: Asked, rows: ItemRows) -> NDArray[Any] | None:
         """Counts of the items for a page of another time than now, by more than a unit of the tiles; None: those of the
-        shelf."""
+        items."""
         unit_ms = self._held.schema.windows.unit_ms
         if self.ask_counts is None or abs(page.ts_ms - self.now_ms) <= unit_ms or not len(rows):
             return None
@@ -103,7 +103,7 @@ class PageMaker:
 
     def ids(self, rows: ItemRows) -> list[Id]:
         """The ids of items."""
-        ids = self._held.shelf.ids
+        ids = self._held.items.ids
         return [ids[row] for row in rows.tolist()]
 
     def hand_out(

@@ -1,9 +1,9 @@
 # core
 """Ranking: features of one user and n items, their scores, the page, and what is logged of it.
 
-One compiled pass makes it all from the shelf (:mod:`scorer.catalog.pagekernels`): feature ids, window keys, counts,
-rates, and the numbers as the model sees them, straight into the model's input. What is logged is equal bit for bit
-to what
+One compiled pass makes it all from the item table (:mod:`scorer.catalog.pagekernels`): feature ids, window keys,
+counts, rates, and the numbers as the model sees them, straight into the model's input. What is logged is equal bit for
+bit to what
 :class:`millrace.windows.features.FeatureBuilder` makes of the same columns and counts, as replay does.
 
 Shapes: n items, F, N, K of the schema's layout, S spans (W windows, then half-lives), A columns of tiles (actions, then
@@ -30,9 +30,9 @@ from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import ACTION, clicks_a_day
 from millrace.windows.tiles import counts_of
 from scorer.catalog import pagekernels
+from scorer.catalog.itemtable import ItemRows, ItemTable
 from scorer.catalog.pageform import block_size, late_columns, page_form, shared_places
 from scorer.catalog.pagekernels import Feed, Keyed, Room, Shared
-from scorer.catalog.shelf import ItemRows, Shelf
 from scorer.recall.recall import Groups
 from scorer.users.userrecord import User
 
@@ -88,17 +88,17 @@ class Ranked:
 
 
 class Ranker:
-    """Builds features, scores and pages from a shelf. Keeps memory for the work from page to page. ``count_error`` is
+    """Builds features, scores and pages from a items. Keeps memory for the work from page to page. ``count_error`` is
     told of what was survived: ``tiles``, a damaged tile list in a user's record."""
 
     def __init__(
-        self, builder: FeatureBuilder, shelf: Shelf, count_error: Callable[[str], None] = lambda _: None
+        self, builder: FeatureBuilder, items: ItemTable, count_error: Callable[[str], None] = lambda _: None
     ) -> None:
-        self.builder, self.shelf, self._count_error = builder, shelf, count_error
+        self.builder, self.items, self._count_error = builder, items, count_error
         schema, layout = builder.schema, builder.layout
         windows = schema.windows
         self._read = (windows.durations, windows.columns, windows.half_lives, len(windows.means))
-        self._form = page_form(builder, shelf.form)
+        self._form = page_form(builder, items.form)
         late = late_columns(schema)
         starts = zip(layout.cat_fields, layout.cat_starts, strict=True)
         self._late_fields = [(f, start, layout.field_salt(f)) for f, start in starts if f.name in late]
@@ -166,7 +166,7 @@ class Ranker:
 
         Args:
             counts: (n, J, S, A) of the items' own window keys, as :meth:`scorer.catalog.index.ItemIndex.counts_at`
-                gives them for a time that is far from now; by default the shelf's, which are of now.
+                gives them for a time that is far from now; by default the item table's, which are of now.
         """
         n = len(rows)
         cat, keys = self._make(user, rows, ts_ms, context, counts)
@@ -212,17 +212,17 @@ class Ranker:
 
     def _fill_late(self, cat: NDArray[np.int64], keys: U64, columns: dict[str, U64], rows: ItemRows) -> None:
         """Fills in what was missing while ranking, from the ``columns`` of user, context and page, and the items."""
-        shelf = self.shelf
+        items = self.items
         for field, start, salt in self._late_fields:
             column = columns.get(field.name)
             if field.of == "item":
-                of_item = np.flatnonzero(np.isin(shelf.form.cat_columns, np.arange(start, start + field.slots)))
-                cat[:, start : start + field.slots] = shelf.rows.cat[rows][:, of_item]
+                of_item = np.flatnonzero(np.isin(items.form.cat_columns, np.arange(start, start + field.slots)))
+                cat[:, start : start + field.slots] = items.rows.cat[rows][:, of_item]
             elif column is not None:
                 wide = column if column.ndim == 2 else column[:, None]
                 cat[:, start : start + wide.shape[1]] = mix(salt, wide).view(np.int64)
         if self._late_keys:
-            columns |= dict(zip(shelf.form.value_names, shelf.rows.values[rows].T, strict=True))
+            columns |= dict(zip(items.form.value_names, items.rows.values[rows].T, strict=True))
             keys[:, self._late_keys] = self.builder.keys(columns, len(rows))[:, self._late_keys]
 
     def _make(
@@ -232,16 +232,16 @@ class Ranker:
         if n > len(self._room.plain):
             self._room = self._new_room(2 * n)
         cat, keys = np.empty((n, layout.F), np.int64), np.empty((n, layout.K), np.uint64)
-        slots = self.shelf.slots
+        slots = self.items.slots
         exact = slots.counts[:0]
         if counts is not None:
-            if counts.shape[:2] != (n, len(self.shelf.form.own_keys)):
-                raise ValueError(f"counts {counts.shape} of {n} items with {len(self.shelf.form.own_keys)} keys each")
+            if counts.shape[:2] != (n, len(self.items.form.own_keys)):
+                raise ValueError(f"counts {counts.shape} of {n} items with {len(self.items.form.own_keys)} keys each")
             exact = np.require(counts, exact.dtype, ["C", "W"]).reshape(-1, *exact.shape[1:])
         pagekernels.make(
             self._form,
             self._shared(user, ts_ms, context),
-            self.shelf.rows,
+            self.items.rows,
             slots,
             self._held(user, ts_ms),
             exact,

@@ -2,8 +2,8 @@
 """What a worker does for a request, without HTTP, Kafka or Redis: decode, look up, recall, rank, log, answer.
 
 A request waits for the user's record, for the list that its cursor names, and for counts of another time. From there to
-its page it runs in one go on the event loop, so no change of the shelf or the model falls into it: those are made by
-other callbacks of the same loop, between requests. A page is made by the one model that serves at that moment.
+its page it runs in one go on the event loop, so no change of items or model falls into it: those are made by other
+callbacks of the same loop, between requests. A page is made by the one model that serves at that moment.
 
 A request's filters hold before anything is recalled (:mod:`scorer.page.filters`), so a page is full where the catalogue
 has enough that passes. Caps hold among what was ranked, best first.
@@ -26,7 +26,7 @@ from millrace.contracts.clock import EventClock
 from millrace.contracts.events import CONTROL, LOGGED, MODEL, Impression
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
-from scorer.catalog.shelf import ItemRows
+from scorer.catalog.itemtable import ItemRows
 from scorer.page import wire
 from scorer.page.candidates import Recaller, Sources
 from scorer.page.filters import ItemFilters
@@ -166,7 +166,7 @@ class Serving(Held):
         capped = allowed is not None and page.capped
         drawn = len(allowed.rows) if allowed is not None and capped else most
         rows = random_page(self.lists, drawn, np.random.default_rng(seed), allowed)
-        rows = rows[self.shelf.alive[rows]]  # gone since the lists were made
+        rows = rows[self.items.alive[rows]]  # gone since the lists were made
         if page.filters is not None and capped:
             first = self.filters.fitting(page.filters, rows, size)
             rows = np.concatenate([rows[first], np.delete(rows, first)])[:most]
@@ -218,7 +218,7 @@ class Serving(Held):
                 f"cursor {cursor.text!r} was made for another user than {page.user_id!r}", "ask without a cursor"
             )
         page = page._replace(filters=kept.filters)
-        rows = self.shelf.rows_of(kept.items[cursor.at :])
+        rows = self.items.rows_of(kept.items[cursor.at :])
         left = np.flatnonzero(rows >= 0)
         left = left[self._passing(page)[rows[left]]]  # without those that are gone
         later = left[size:]
@@ -267,7 +267,7 @@ class Serving(Held):
     def _passing(self, page: Asked) -> NDArray[np.bool_]:
         """By index row, whether an item may be shown on a page: it lives, and passes the filters."""
         allowed = self._allowed(page)
-        return self.shelf.alive if allowed is None else allowed.mask
+        return self.items.alive if allowed is None else allowed.mask
 
     def _empty(self, page: Asked, arm: str) -> wire.RecommendAnswer:
         """A page on which nothing may come: it is no failure, and there is nothing to log."""
@@ -296,7 +296,7 @@ class Serving(Held):
             raise not_ready(reason)
         user, notes = await look_up(self._store, self.builder, self._meters, asked.user_id)
         page = Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes)
-        rows = self.shelf.rows_of(asked.items)
+        rows = self.items.rows_of(asked.items)
         known = np.flatnonzero(rows >= 0)
         unknown = [asked.items[i] for i in np.flatnonzero(rows < 0).tolist()]
         scores: list[float | None] = [None] * len(rows)

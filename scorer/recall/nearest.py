@@ -16,7 +16,7 @@
     query ── products with every place ──► scores ── stale: -inf ──► threshold from a sample ──► exact pick ──► rows
 
 All of a page's vectors come out of one such object, so two versions never meet in it. A version is some seconds old;
-the tail is as new as the shelf.
+the tail is as new as the items.
 
 Products are exact but for the rounding of the vectors to 8 bits of mantissa; sums are float32. Beyond a million items
 an approximate index (:mod:`scorer.recall.approximate`) finds the places; the tail stays exact, and vectors found are
@@ -33,7 +33,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.catalog.shelf import ItemRows
+from scorer.catalog.itemtable import ItemRows
 from scorer.recall import nearestkernels as kernels
 from scorer.recall.nearestkernels import LANES, Tiles
 
@@ -71,7 +71,7 @@ def new_tiles(n: int, width: int, allocate: Any = np.zeros) -> Tiles:
 
 
 class Retrieval:
-    """See the module's text. One thread reads and takes, as with the shelf.
+    """See the module's text. One thread reads and takes, as with the items.
 
     Args:
         version: place of the model version whose head this is; it had learnt from so many ``clicks``.
@@ -180,7 +180,7 @@ class Retrieval:
 
     def nearest(self, query: Floats, k: int, allowed: NDArray[np.bool_] | None = None) -> ItemRows:
         """Index rows of the k items with the largest products, best first; fewer where there are fewer. Each once. An
-        item that is gone is not among them once :meth:`take` was told; the shelf knows it first.
+        item that is gone is not among them once :meth:`take` was told; the item table knows it first.
 
         Args:
             allowed: (rows,) which index rows count. None: all. However few there are, the k best of them are found:

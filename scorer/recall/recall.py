@@ -46,7 +46,7 @@ from millrace.contracts.schema import Windows
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import smoothed_rate, taste_keys
 from scorer.catalog.index import Heat
-from scorer.catalog.shelf import Arrays, ItemRows
+from scorer.catalog.itemtable import Arrays, ItemRows
 from scorer.recall import recallkernels
 
 F32 = NDArray[np.float32]

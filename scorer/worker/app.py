@@ -22,7 +22,7 @@ from scorer.ipc.meters import REQUEST_SECONDS, REQUESTS, ScorerMeters
 from scorer.page.serving import Serving
 from scorer.page.wire import MAX_BODY_BYTES, RequestError
 from scorer.worker import infer
-from scorer.worker.infer import InferDoor
+from scorer.worker.infer import InferenceApi
 from scorer.worker.openapi import ROUTES, described, description
 
 log = structlog.get_logger("scorer")
@@ -43,7 +43,7 @@ class Figures(Protocol):
 
 def make_app(serving: Serving, meters: ScorerMeters, figures: Figures) -> Starlette:
     """The ASGI application over ``serving``."""
-    door, described_api = InferDoor(serving), _json.encode(description())
+    inference, described_api = InferenceApi(serving), _json.encode(description())
 
     async def recommend(request: Request) -> Response:
         return await _answer("recommend", request, serving.recommend, meters)
@@ -70,27 +70,27 @@ def make_app(serving: Serving, meters: ScorerMeters, figures: Figures) -> Starle
         return Response(described_api, media_type="application/json")
 
     async def server(_: Request) -> Response:
-        return _respond(door.server())
+        return _respond(inference.server())
 
     async def live(_: Request) -> Response:
         return _respond(infer.Live(True))
 
     async def ready(request: Request) -> Response:
         try:
-            found = door.ready(request.path_params.get("name", infer.MODEL))
+            found = inference.ready(request.path_params.get("name", infer.MODEL))
         except RequestError as error:
             return _failed(error)
         return _respond(found, 200 if found.ready else 503)
 
     async def metadata(request: Request) -> Response:
         try:
-            return _respond(door.metadata(request.path_params["name"]))
+            return _respond(inference.metadata(request.path_params["name"]))
         except RequestError as error:
             return _failed(error)
 
     async def infers(request: Request) -> Response:
         name = request.path_params["name"]
-        return await _answer("infer", request, lambda body: door.infer(name, body), meters)
+        return await _answer("infer", request, lambda body: inference.infer(name, body), meters)
 
     async def missing(request: Request, _: Exception) -> Response:
         return _respond({"error": f"{request.method} {request.url.path} is not served; use {described()}"}, 404)

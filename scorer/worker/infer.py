@@ -1,5 +1,5 @@
 # core
-"""A thin door for clients that only want scores: the Open Inference Protocol (version 2, as KServe, Triton and others
+"""An API for clients that only want scores: the Open Inference Protocol (version 2, as KServe, Triton and others
 speak it), over :meth:`scorer.page.serving.Serving.score_items`.
 
 Tensors in: ``user_id`` (1,), ``item_id`` (n,), and where wanted ``ts_ms`` (1,) and the schema's context fields (1,)
@@ -126,7 +126,7 @@ def inputs_of(schema: Schema) -> list[Tensor]:
     return [Tensor("user_id", "BYTES", [1]), Tensor("item_id", "BYTES", [-1]), Tensor("ts_ms", "INT64", [1]), *context]
 
 
-class InferDoor:
+class InferenceApi:
     """The protocol's calls, over one worker."""
 
     def __init__(self, serving: Serving) -> None:

@@ -3,7 +3,7 @@
 
 ::
 
-    shelf      rows and counts of the item index that changed       applied to Serving.shelf
+    items      rows and counts of the item index that changed       applied to Serving.items
     lists      recall's lists                                       replace Serving.lists
     status     what has to be read, the newest event                replace Serving.to_read, .heard_ms
     neighbours what is clicked along with what                      replace Serving.neighbours
@@ -103,8 +103,8 @@ class Replica:
 
     # -- messages ---------------------------------------------------------------------------------------------
 
-    def _shelf(self, told: Message) -> None:
-        self.serving.shelf.apply(told.arrays)
+    def _items(self, told: Message) -> None:
+        self.serving.items.apply(told.arrays)
 
     def _lists(self, told: Message) -> None:
         self.serving.lists = CandidateLists.of_arrays(told.arrays)
@@ -172,7 +172,7 @@ class Replica:
         self._serves(facts["number"])
 
     _HANDLERS: Mapping[str, Callable[[Replica, Message], None]] = {
-        "shelf": _shelf,
+        "items": _items,
         "lists": _lists,
         "neighbours": _neighbours,
         "status": _status,

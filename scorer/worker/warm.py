@@ -20,7 +20,7 @@ from millrace.versions.image import RETRIEVAL_TABLES, Image, TableRows
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.catalog.index import ItemIndex
-from scorer.catalog.shelf import Shelf, ShelfForm
+from scorer.catalog.itemtable import ItemTable, TableForm
 from scorer.page import filters
 from scorer.page.rank import Ranker
 from scorer.recall import nearest
@@ -41,7 +41,7 @@ def warm_up(schema: Schema, half: bool = False) -> None:
     once.warm_up()
     warm_serving(schema, half)
     builder = FeatureBuilder(schema)
-    index, shelf = ItemIndex(builder), Shelf(builder)
+    index, items = ItemIndex(builder), ItemTable(builder)
     index.put([index.prepare(Item(i, dict.fromkeys(builder.needs("item"), 1))) for i in range(4)])
     rows = np.arange(4)
     keys = np.array([1, 2], np.uint64)
@@ -51,8 +51,8 @@ def warm_up(schema: Schema, half: bool = False) -> None:
     index.put_tiles(0, keys, tiles)
     index.refresh_hot(_TS_MS)
     index.counts.expire(_TS_MS)
-    shelf.follow(lambda: index.changes(_TS_MS))
-    ranker = Ranker(builder, shelf)
+    items.follow(lambda: index.changes(_TS_MS))
+    ranker = Ranker(builder, items)
     made = make_lists(builder, index.columns(rows), index.alive, index.born_ms, index.heat)
     lists = CandidateLists.of_arrays(made.arrays())
     user = User.of(builder, 1, {})
@@ -66,12 +66,12 @@ def warm_up(schema: Schema, half: bool = False) -> None:
         ranker.placed(found, largest(found.scores, 2), user, rows, _TS_MS, {})
     shares = Shares.of({"vectors": 0.2, "liked": 0.2, "coclicked": 0.1, "hot": 0.2, "new": 0.2, "random": 0.1})
     liked = [(groups, np.ones_like(liking)) for groups, liking in ranker.likings(lists.groups, user, _TS_MS)]
-    passing = Allowed(shelf.alive.copy(), rows.astype(np.int32))
+    passing = Allowed(items.alive.copy(), rows.astype(np.int32))
     for bought, allowed in ((NO_ROWS, None), (rows[:1], None), (rows[:1], passing)):
         recall(
             lists, shares, 2, 0,
-            vectors=rows, liked=liked, coclicked=rows, bought=bought, alive=shelf.alive,
-            allowed=allowed, born_ms=shelf.rows.born_ms,
+            vectors=rows, liked=liked, coclicked=rows, bought=bought, alive=items.alive,
+            allowed=allowed, born_ms=items.rows.born_ms,
         )  # fmt: skip
     filters.warm_up(ranker)
 
@@ -89,7 +89,7 @@ def _warm_vectors(schema: Schema) -> None:
     nearest.warm_up(_WIDTH)
     if Sides.fits(schema):
         tower, builder = Tower(schema, read_spec({"retrieval_width": _WIDTH, "max_rows": 64})), FeatureBuilder(schema)
-        form = ShelfForm(builder)
+        form = TableForm(builder)
         columns = {"embedding": np.ones((2, _WIDTH - 1), np.float32), "wide": np.ones(2, np.float32)}
         rows = TableRows(np.arange(1, 3), columns)
         tower.apply(Image({}, dict.fromkeys(RETRIEVAL_TABLES, rows)))

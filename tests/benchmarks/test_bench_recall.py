@@ -15,7 +15,7 @@ from benchmarks.recall import Size
 from benchmarks.recallshares import NEW, POPULAR, Merit, best_items, measure, paired_ratio
 from benchmarks.runner import BENCHMARKS, table
 from experiments.recallshop import RecallShop
-from scorer.catalog.shelf import ItemRows
+from scorer.catalog.itemtable import ItemRows
 from scorer.users.userrecord import User
 from simulator.daylog import day_table, parse_day
 

@@ -90,8 +90,8 @@ def test_what_is_on_sale_follows_the_world() -> None:
     for ts_ms in (START + DAY_MS, START + DAY_MS + 20 * HOUR_MS):
         found.advance(ts_ms)
         day = world().day(DAY + 1)
-        assert set(found.item_ids(np.flatnonzero(found.shelf.alive))) == set(day.goods.item_id[day.alive(ts_ms)])
-        assert set(found.lists.living.tolist()) == set(np.flatnonzero(found.shelf.alive).tolist())
+        assert set(found.item_ids(np.flatnonzero(found.items.alive))) == set(day.goods.item_id[day.alive(ts_ms)])
+        assert set(found.lists.living.tolist()) == set(np.flatnonzero(found.items.alive).tolist())
     assert not found.index.alive.all(), "some left the shop"
 
 
@@ -172,10 +172,10 @@ def test_a_version_has_vectors_of_all_living_items() -> None:
     assert head is not None
     assert found.retrieval is not None
     assert found.retrieval.clicks == head.clicks > 20
-    assert len(found.retrieval) == int(found.shelf.alive.sum())
+    assert len(found.retrieval) == int(found.items.alive.sum())
     query = found.query_of(found.user(0), NOON)
     nearest = found.retrieval.nearest(query, 10)
-    assert found.shelf.alive[nearest].all()
+    assert found.items.alive[nearest].all()
     assert len(set(nearest.tolist())) == 10
 
 
@@ -205,7 +205,7 @@ def test_recall_gives_distinct_living_items_by_the_seed_alone(who: int) -> None:
     user = found.user(who)
     rows, sources = found.recall(user, NOON, 100, 7)
     assert len(set(rows.tolist())) == len(rows) == len(sources) == 100
-    assert found.shelf.alive[rows].all()
+    assert found.items.alive[rows].all()
     assert (sources > 0).all()
     np.testing.assert_array_equal(rows, found.recall(user, NOON, 100, 7)[0])
     assert rows.tolist() != found.recall(user, NOON, 100, 8)[0].tolist()

@@ -78,7 +78,7 @@ class Shop:
     def stock(self, items: Sequence[Item], lists: bool = True) -> None:
         """The items as their feed brings them, on the shelf; and new lists."""
         self.index.put([self.index.prepare(i) for i in items])
-        self.scorer.shelf.follow(lambda: self.index.changes(NOW_MS))
+        self.scorer.items.follow(lambda: self.index.changes(NOW_MS))
         if lists:
             names = (name for name in self.builder.needs("item") if not self.builder.is_numeric(name))
             columns = self.index.copies(names)

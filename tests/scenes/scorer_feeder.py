@@ -18,9 +18,9 @@ from millrace.contracts.settings import Settings
 from millrace.processes.shared import Pool
 from millrace.versions.versioning import Announcement
 from scorer.catalog.index import ItemIndex
-from scorer.feeder.door import FeederState
 from scorer.feeder.primary import Primary
-from scorer.feeder.shelving import Shelving
+from scorer.feeder.publisher import IndexPublisher
+from scorer.feeder.state import FeederState
 from scorer.feeder.towerhost import TowerHost
 from scorer.feeder.versionhost import VersionHost
 from scorer.ipc.link import Inbox, Message, Packet
@@ -70,7 +70,7 @@ class Whole:
         self.primary = Primary(settings, schema, EventClock(), lambda: NOW_MS)
         self.state = FeederState(self.primary, self.meters, self.stop)
         self.host, self.towers = VersionHost(self.state, Pool()), TowerHost(self.state)
-        self.shelving = Shelving(self.state, self.host, self.towers)
+        self.publisher = IndexPublisher(self.state, self.host, self.towers)
         self.began: Callable[[Announcement], None] = lambda _: None
         """Called with each version as it begins to serve."""
         self._start_worker()
@@ -78,7 +78,7 @@ class Whole:
     def replace_worker(self) -> None:
         """The worker is gone; another one starts with nothing."""
         self.host.remove(self)
-        self.shelving.remove(self)
+        self.publisher.remove(self)
         self.towers.remove(self)
         began, self.began = self.began, lambda _: None
         self._start_worker()
@@ -107,7 +107,7 @@ class Whole:
 
         self.serving.install = installed  # type: ignore[method-assign]
         self.host.add(self)
-        self.shelving.add(self)
+        self.publisher.add(self)
         self.towers.add(self)
 
     def put(self, packet: Packet) -> None:
@@ -134,7 +134,7 @@ class Whole:
 
     def not_ready(self) -> str:
         """As the worker says it, once all that changed has reached it."""
-        self.shelving.status()
+        self.publisher.status()
         if self.primary.index_complete:
             self.spread()
         return self.serving.not_ready()
@@ -150,10 +150,10 @@ class Whole:
 
     def spread(self) -> None:
         """What changed of the index reaches the worker, with new lists."""
-        self.shelving.changes(all_of_them=True)
-        self.shelving._whole = True
-        self.shelving.lists()
-        self.shelving.status()
+        self.publisher.changes(all_of_them=True)
+        self.publisher._whole = True
+        self.publisher.lists()
+        self.publisher.status()
 
     def vectors(self) -> None:
         """What there is to do about vectors is done, and has reached the worker."""

@@ -161,7 +161,7 @@ def stock(scorer: Serving, items: list[Item], index: ItemIndex | None = None) ->
     index.put([index.prepare(i) for i in items])
     while index.refresh_hot(NOW_MS):
         pass
-    scorer.shelf.follow(lambda: index.changes(NOW_MS))
+    scorer.items.follow(lambda: index.changes(NOW_MS))
     columns = index.copies(name for name in BUILDER.needs("item") if not BUILDER.is_numeric(name))
     scorer.lists = make_lists(BUILDER, columns, index.alive, index.born_ms, index.heat)
     return index

@@ -14,7 +14,7 @@ from millrace.contracts.events import Item
 from millrace.versions.image import Image, TableRows
 from millrace.versions.versioning import Announcement
 from scorer.catalog.index import ItemIndex
-from scorer.catalog.shelf import ShelfForm
+from scorer.catalog.itemtable import TableForm
 from tests.scenes.scorer_shop import BUILDER, LAYOUT, NOW_MS, SCHEMA
 from tests.scorer.page.plain_page import plain_of
 
@@ -30,7 +30,7 @@ def inputs(items: Sequence[Item], now_ms: int = NOW_MS) -> Inputs:
     """What an item tower takes of these items, each with another id, by the plain way: through an index of their own,
     ages by hand."""
     assert len({i.item_id for i in items}) == len(items)
-    index, form = ItemIndex(BUILDER), ShelfForm(BUILDER)
+    index, form = ItemIndex(BUILDER), TableForm(BUILDER)
     index.put([index.prepare(i) for i in items])
     rows = np.arange(len(items))
     arrays = form.rows(index.columns(rows), plain_of(index, rows, now_ms), len(rows))

@@ -59,7 +59,7 @@ from millrace.reports.lines import LEFT, LINE_SECONDS, Lines
 from scorer.catalog import checkpoint
 from scorer.catalog.checkpoint import TilePart
 from scorer.catalog.index import ItemIndex
-from scorer.catalog.shelf import Shelf
+from scorer.catalog.itemtable import ItemTable
 from scorer.feeder import main
 from scorer.page.rank import Ranker
 from scorer.users.userrecord import User as Known
@@ -291,7 +291,7 @@ def test_the_scorer_makes_a_first_page_of_it(
         index.put_store(number, checkpoint.store_of(parts, SCHEMA.windows))
     assert len(index) == found.items == len(items_of(yesterday, SCHEMA, rows))
     now_ms = found.end_ms + 3_600_000
-    shelf = Shelf(builder)
+    shelf = ItemTable(builder)
     shelf.follow(lambda: index.changes(now_ms))
     people = {str(user.user_id): user for user in users_of(yesterday, SCHEMA, rows)}
     records: dict[str, dict[bytes, bytes]] = {

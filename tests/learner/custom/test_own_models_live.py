@@ -225,7 +225,7 @@ def test_pages_are_ranked_logged_and_explained_by_it(tmp_path: Path) -> None:
     scene.read()
     scene.scorer.stock(ITEMS)
     scene.scorer.primary.to_read.clear()
-    scene.scorer.shelving.status()
+    scene.scorer.publisher.status()
     app = make_app(scene.scorer.serving, scene.meters, cast(Any, None))
     body = {"user_id": "u", "size": 5, "explain": True}
     status, answer = asyncio.run(call(app, "POST", "/recommend", body))
@@ -248,7 +248,7 @@ def test_a_page_is_made_though_the_model_cannot_score(tmp_path: Path) -> None:
     scene.read()
     scene.scorer.stock(ITEMS)
     scene.scorer.primary.to_read.clear()
-    scene.scorer.shelving.status()
+    scene.scorer.publisher.status()
     app = make_app(scene.scorer.serving, scene.meters, cast(Any, None))
     Moody.fails = {"score"}
     try:

@@ -11,7 +11,7 @@ from millrace.basics.errors import SettingError
 from millrace.contracts.schema import parse_schema, shop_schema
 from millrace.versions.image import Image, TableRows
 from millrace.windows.features import FeatureBuilder
-from scorer.catalog.shelf import ShelfForm
+from scorer.catalog.itemtable import TableForm
 from tests.learner.retrieval_scene import (
     CAT,
     SCHEMA,
@@ -129,7 +129,7 @@ def test_other_tables_are_passed_over_and_another_width_is_refused(learnt: Image
 def test_items_have_the_columns_that_a_shelf_has() -> None:
     """A scorer makes vectors of what lies on its shelf."""
     for schema in (SCHEMA, OTHER, shop_schema()):
-        form, sides = ShelfForm(FeatureBuilder(schema)), Sides(schema)
+        form, sides = TableForm(FeatureBuilder(schema)), Sides(schema)
         assert form.cat_columns.tolist() == sides.item_columns.tolist()
         assert form.plain_columns.tolist() == sides.plain_columns.tolist()
 

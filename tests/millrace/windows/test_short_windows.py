@@ -28,7 +28,7 @@ from millrace.windows.kernels import UNITS
 from millrace.windows.likings import clicks_a_day, smoothed_rate
 from millrace.windows.tiles import SLACK_H, UNIT, TileStore, counts_of
 from scorer.catalog.index import ItemIndex
-from scorer.catalog.shelf import Shelf
+from scorer.catalog.itemtable import ItemTable
 from tests.millrace.windows.test_tiles import exact
 from tests.scenes.exploring import examples
 from tests.scenes.reference_partition import age_units
@@ -331,7 +331,7 @@ def schema_of(entries: str) -> Schema:
 @given(st.lists(st.tuples(st.sampled_from(["event", "time", "unit", "told"]), st.integers(0, 2**31)), max_size=40))
 def test_a_shelf_has_the_counts_of_the_present_five_minutes(walk: list[tuple[str, int]]) -> None:
     builder = FeatureBuilder(schema_of('lengths = ["30min", "6h", "1d"]\nhalf_lives = ["30min"]'))
-    index, shelf, rows = ItemIndex(builder), Shelf(builder), np.arange(4)
+    index, shelf, rows = ItemIndex(builder), ItemTable(builder), np.arange(4)
     index.put([index.prepare(Item(i, {}, T0)) for i in range(4)])
     store, now_ms = TileStore.of(builder.schema.windows), T0
     keys = builder.keys({"item_id": column_hash(range(4))}, 4)[:, 0]

@@ -17,7 +17,7 @@ from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.catalog.index import ItemIndex
 from scorer.catalog.itemimage import REMOVED_MS
-from scorer.catalog.shelf import Arrays, Shelf
+from scorer.catalog.itemtable import Arrays, ItemTable
 from tests.scenes.exploring import examples
 from tests.scenes.scorer_shop import BUILDER, DAY_MS, NOW_MS, item, tiles, window_keys
 from tests.scorer.page.plain_page import plain_of
@@ -53,27 +53,27 @@ def index_of(items: list[Item], builder: FeatureBuilder = BUILDER) -> ItemIndex:
     return index
 
 
-def shelf_of(index: ItemIndex, now_ms: int = NOW_MS) -> Shelf:
-    shelf = Shelf(index.builder)
+def shelf_of(index: ItemIndex, now_ms: int = NOW_MS) -> ItemTable:
+    shelf = ItemTable(index.builder)
     shelf.follow(lambda: index.changes(now_ms))
     return shelf
 
 
-def late(index: ItemIndex, now_ms: int, step: int) -> Shelf:
+def late(index: ItemIndex, now_ms: int, step: int) -> ItemTable:
     """The shelf of a process that starts now."""
-    shelf, start = Shelf(index.builder), 0
+    shelf, start = ItemTable(index.builder), 0
     while arrays := index.whole(start, start + step, now_ms):
         shelf.apply(arrays)
         start += step
     return shelf
 
 
-def counts_on(shelf: Shelf, rows: Any) -> Any:
+def counts_on(shelf: ItemTable, rows: Any) -> Any:
     """(n, J, S, A)"""
     return shelf.slots.counts[shelf.rows.own[rows]]
 
 
-def assert_equal(shelf: Shelf, index: ItemIndex, now_ms: int) -> None:
+def assert_equal(shelf: ItemTable, index: ItemIndex, now_ms: int) -> None:
     n = len(index)
     rows = np.arange(n)
     assert shelf.ids == index.ids
@@ -112,7 +112,7 @@ def test_a_shelf_that_follows_holds_what_the_index_holds(walk: Walk, rows: int, 
     index = index_of(items)
     stores = [TileStore.of(index.builder.schema.windows) for _ in range(2)]
     now_ms = NOW_MS
-    followers: list[Shelf] = [Shelf(BUILDER)]
+    followers: list[ItemTable] = [ItemTable(BUILDER)]
 
     def tell() -> Arrays:
         arrays = index.changes(now_ms, rows, slots)
@@ -175,7 +175,7 @@ def test_a_slice_is_as_small_as_it_was_asked_for() -> None:
 
 def test_a_row_never_comes_before_its_counts() -> None:
     items = [item(i) for i in range(30)]
-    index, shelf = index_of(items), Shelf(BUILDER)
+    index, shelf = index_of(items), ItemTable(BUILDER)
     keys = window_keys("u", items)[:, index.own_keys]
     index.put_tiles(0, keys.ravel(), tiles(keys.ravel(), 7, 1).export(keys.ravel()))
     while arrays := index.changes(NOW_MS, 4, 1):
@@ -218,7 +218,7 @@ def test_counts_that_were_replaced_as_a_whole_are_told() -> None:
 
 def test_a_row_that_was_not_told_yet_is_not_alive() -> None:
     items = [item(i) for i in range(10)]
-    index, shelf = index_of(items), Shelf(BUILDER)
+    index, shelf = index_of(items), ItemTable(BUILDER)
     shelf.apply(index.whole(6, 8, NOW_MS))
     assert np.flatnonzero(shelf.alive).tolist() == [6, 7]
     assert shelf.rows_of([0, 6, 9]).tolist() == [-1, 6, -1]
@@ -243,7 +243,7 @@ def test_keys_of_an_item_and_the_context_are_found_by_the_key() -> None:
 
 
 @pytest.mark.parametrize("read", [lambda s: s.rows_of([f"unseen {i}" for i in range(5000)]), lambda s: s.alive])
-def test_reading_allocates_nothing(read: Callable[[Shelf], Any]) -> None:
+def test_reading_allocates_nothing(read: Callable[[ItemTable], Any]) -> None:
     shelf = shelf_of(index_of([item(1)]))
     held = len(shelf), [a.nbytes for a in (*shelf.rows, *shelf.slots)]
     read(shelf)

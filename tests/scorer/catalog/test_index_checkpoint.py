@@ -26,10 +26,10 @@ from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
 from scorer.catalog import checkpoint
 from scorer.catalog.checkpoint import Manifest
 from scorer.catalog.index import ItemIndex
-from scorer.feeder.door import FeederState
 from scorer.feeder.feed import Feed, ItemFeed, TileFeed
 from scorer.feeder.keeper import IndexKeeper
 from scorer.feeder.primary import Primary
+from scorer.feeder.state import FeederState
 from scorer.ipc.meters import ScorerMeters
 from tests.scenes.scorer_log import MemoryBroker, caught_up
 from tests.scenes.scorer_shop import BUILDER, CATEGORY, ITEM, NOW_MS, SCHEMA, item, tiles, window_keys

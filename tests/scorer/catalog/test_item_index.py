@@ -12,7 +12,7 @@ from millrace.contracts.schema import parse_schema
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.catalog.index import ItemIndex
-from scorer.catalog.shelf import Shelf
+from scorer.catalog.itemtable import ItemTable
 from scorer.recall.recall import Shares, make_lists, recall
 from tests.scenes.scorer_shop import BUILDER, CATEGORY, DAY_MS, ITEM, NOW_MS, item, tiles, window_keys
 from tests.scorer.page.plain_page import plain_of
@@ -121,7 +121,7 @@ def test_a_removed_item_is_dead_and_an_unknown_one_no_concern() -> None:
     assert index.alive.tolist() == [False, True]
     again = ItemIndex(BUILDER)
     again.put([index.image(0, 2)])  # as a checkpoint does
-    shelf = Shelf(BUILDER)
+    shelf = ItemTable(BUILDER)
     shelf.follow(lambda: again.changes(NOW_MS))
     assert shelf.rows_of([1, 2]).tolist() == [-1, 1]
 

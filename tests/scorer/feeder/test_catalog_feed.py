@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from millrace.contracts.settings import Settings
-from scorer.feeder import shelving
+from scorer.feeder import publisher
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_shop import ITEMS, item
 
@@ -24,11 +24,11 @@ def put(scorer: Whole, items: Any) -> None:
 
 def test_a_worker_that_joins_before_the_whole_index_counts_as_sent_gets_what_the_others_got(scorer: Whole) -> None:
     put(scorer, ITEMS[:100])
-    scorer.shelving.changes(all_of_them=True)
+    scorer.publisher.changes(all_of_them=True)
     scorer.replace_worker()
     put(scorer, ITEMS[100:])
-    scorer.shelving.changes(all_of_them=True)
-    assert scorer.serving.shelf.rows_of([one.item_id for one in ITEMS]).tolist() == list(range(len(ITEMS)))
+    scorer.publisher.changes(all_of_them=True)
+    assert scorer.serving.items.rows_of([one.item_id for one in ITEMS]).tolist() == list(range(len(ITEMS)))
 
 
 def test_a_change_that_could_not_be_sent_is_sent_later(scorer: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,8 +40,8 @@ def test_a_change_that_could_not_be_sent_is_sent_later(scorer: Whole, monkeypatc
         raise OSError("too many open files")
 
     with monkeypatch.context() as patched:
-        patched.setattr(shelving, "Packet", refused)
+        patched.setattr(publisher, "Packet", refused)
         with pytest.raises(OSError, match="too many"):
-            scorer.shelving.changes()
-    assert scorer.shelving.changes()
-    assert scorer.serving.shelf.rows_of(["late"]).tolist() == [len(ITEMS)]
+            scorer.publisher.changes()
+    assert scorer.publisher.changes()
+    assert scorer.serving.items.rows_of(["late"]).tolist() == [len(ITEMS)]

@@ -25,9 +25,9 @@ from millrace.versions.modellog import Assembler, Delta, encode_claim, encode_sn
 from millrace.versions.packing import unpack
 from millrace.versions.versioning import Claim
 from scorer.catalog.checkpoint import Bookmark
-from scorer.feeder.door import FeederState, Stopped
 from scorer.feeder.feed import Feed, ItemFeed, Record, TileFeed
 from scorer.feeder.modelfeed import ModelFeed
+from scorer.feeder.state import FeederState, Stopped
 from scorer.ipc.meters import ScorerMeters
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_log import MemoryBroker, caught_up
@@ -67,7 +67,7 @@ def feed(
     else:
         reader = kind(whole.state, broker=broker, **more)
     whole.primary.to_read = {reader.what: -1}
-    whole.shelving.status()
+    whole.publisher.status()
     return reader, whole, whole.meters, whole.sent
 
 
@@ -603,7 +603,7 @@ def test_versions_change_between_concurrent_requests_and_none_is_dropped_or_mixe
         whole.stock(ITEMS[:150])
         reader.start_up()
         whole.primary.to_read = {}
-        whole.shelving.status()
+        whole.publisher.status()
         app = own_app(scorer, meters)
         answers: list[tuple[int, Any]] = []
         done = asyncio.Event()
@@ -701,6 +701,6 @@ def test_a_page_is_the_same_whether_the_model_was_patched_or_loaded(scene: Scene
     for scorer in (one, other):
         scorer.stock(ITEMS)
         scorer.primary.to_read = {}
-        scorer.shelving.status()
+        scorer.publisher.status()
         asyncio.run(scorer.serving.recommend(b'{"user_id": 4, "request_id": "r"}'))
     assert sent[0] == also_sent[0]

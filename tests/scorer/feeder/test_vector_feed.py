@@ -77,14 +77,14 @@ def finds(scorer: Scorer, by: Any, items: list[Item]) -> None:
     """The worker finds these items by their vectors, each by its plain product, and no other."""
     retrieval = scorer.retrieval
     query = retrieval.query(NOBODY, np.empty(0, np.intp), np.empty(0, np.int64))
-    found = [scorer.serving.shelf.ids[row] for row in retrieval.nearest(query, 1000).tolist()]
+    found = [scorer.serving.items.ids[row] for row in retrieval.nearest(query, 1000).tolist()]
     scores = dict(zip([i.item_id for i in items], plain_scores(by, inputs(items), NOBODY).tolist(), strict=True))
     assert sorted(map(str, found)) == sorted(map(str, scores))
     values = np.array([scores[i] for i in found])
     assert (np.diff(values) < 1e-4).all()
     assert len(retrieval) == len(items)
     for i in items[:3] + items[-3:]:  # the vectors themselves, by way of a user who clicked that one
-        row = scorer.serving.shelf.rows_of([i.item_id])
+        row = scorer.serving.items.rows_of([i.item_id])
         own = retrieval.query(NOBODY, row, np.zeros(1, np.int64))
         plain = rounded(by.item_vectors(*inputs([i])))
         np.testing.assert_allclose(own, _query(by, plain), rtol=1e-5, atol=1e-5)
@@ -265,7 +265,7 @@ def test_a_vector_that_is_no_number_is_never_found(scorer: Scorer) -> None:
     scorer.stock([good("bad", 1)])  # between versions
     scorer.vectors()
     finds(scorer, tower(head(1, LATER)), GOODS)
-    clicked = scorer.serving.shelf.rows_of(["bad"])
+    clicked = scorer.serving.items.rows_of(["bad"])
     query = scorer.retrieval.query(NOBODY, clicked, np.zeros(1, np.int64))
     assert np.isfinite(query).all()
 

@@ -18,10 +18,10 @@ import pytest
 from millrace.basics.errors import ServiceError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.settings import Settings
-from scorer.feeder import crew as crews
-from scorer.feeder.crew import ASKERS, MOST_ASKED, STUCK_LOOKS, TEMPLATES, Crew, Member
-from scorer.feeder.door import FeederState
+from scorer.feeder import workerpool
 from scorer.feeder.primary import Primary
+from scorer.feeder.state import FeederState
+from scorer.feeder.workerpool import ASKERS, MOST_ASKED, STUCK_LOOKS, TEMPLATES, Member, WorkerPool
 from scorer.ipc.figures import Sums
 from scorer.ipc.link import Closed, Handles, Inbox, Packet
 from scorer.ipc.meters import ScorerMeters
@@ -103,18 +103,18 @@ class Scene:
         host: Any = self.host
         primary = Primary(Settings(workers=workers), SCHEMA, EventClock(), lambda: NOW_MS)
         state = FeederState(primary, ScorerMeters(), self.stop)
-        self.crew = Crew(state, self.listener, template, host, [host], Sums(), answer)
+        self.pool = WorkerPool(state, self.listener, template, host, [host], Sums(), answer)
 
     def end(self) -> None:
         self.stop.set()
-        for template in (self.template, self.crew._template):
+        for template in (self.template, self.pool._template):
             for end in getattr(template, "ends", {}).values():
                 end.close()
         until(lambda: not self.members(), "all have ended")
         self.listener.close()
 
     def members(self) -> list[Member]:
-        return self.crew._all()
+        return self.pool._all()
 
     def says(self, member: Member, kind: str, facts: Any = None) -> None:
         """A worker's message."""
@@ -124,7 +124,7 @@ class Scene:
         """Has the crew look at its workers as often."""
         for _ in range(times):
             for member in self.members():
-                self.crew._look_at(member)
+                self.pool._look_at(member)
                 if member.pid in self.template.ends:
                     meanwhile(member)
 
@@ -134,7 +134,7 @@ def scene() -> Iterator[Scene]:
     """Two workers, and nobody who looks at them."""
     found = Scene()
     for slot in range(2):
-        found.crew._begin(slot)
+        found.pool._begin(slot)
     yield found
     found.end()
 
@@ -171,11 +171,11 @@ def test_a_worker_of_a_template_that_is_no_more_is_killed_too(scene: Scene, monk
     monkeypatch.setattr(os, "kill", lambda *what: killed.append(what))
     old: Any = scene.template
     _, silent = scene.members()
-    scene.crew._template = Template()  # type: ignore[assignment]
-    scene.crew._kill(silent)
+    scene.pool._template = Template()  # type: ignore[assignment]
+    scene.pool._kill(silent)
     old.fails = True
-    scene.crew._template = old
-    scene.crew._kill(silent)
+    scene.pool._template = old
+    scene.pool._kill(silent)
     assert killed == [(silent.pid, signal.SIGKILL)] * 2
 
 
@@ -184,18 +184,18 @@ def test_templates_that_end_while_a_worker_is_started_are_replaced_and_given_up_
         scene = Scene(1)
         scene.template.fails, scene.template.sound_after = True, sound_after
         if sound_after < TEMPLATES:
-            scene.crew._begin(0)
+            scene.pool._begin(0)
             assert len(scene.members()) == 1
         else:
             with pytest.raises(ServiceError, match="the template has ended"):
-                scene.crew._begin(0)
+                scene.pool._begin(0)
         assert scene.template.renewed == TEMPLATES - 1
         scene.end()
 
 
 def test_a_template_that_has_ended_is_replaced_while_its_workers_go_on() -> None:
     scene = Scene(1)
-    scene.crew.start()
+    scene.pool.start()
     before = scene.members()
     scene.template.lost = True
     until(lambda: scene.template.renewed == 1, "another template")
@@ -213,7 +213,7 @@ def test_a_worker_that_ends_before_all_is_put_on_its_way_leaves_nothing_behind()
             until(lambda: member.gone, "its end is seen")
 
     scene.host.before_join = ends
-    scene.crew._begin(0)
+    scene.pool._begin(0)
     until(lambda: not scene.members(), "it is gone")
     assert scene.host.members == []
     scene.end()
@@ -225,7 +225,7 @@ def test_a_worker_that_cannot_be_told_all_ends_and_its_place_is_free(scene: Scen
     until(lambda: len(scene.members()) == 1, "one is gone")
     scene.host.fails = True
     with pytest.raises(OSError, match="too many"):
-        scene.crew._begin(0)
+        scene.pool._begin(0)
     end = scene.template.ends.pop(max(scene.template.ends))
     inbox = Inbox(end)
     with contextlib.suppress(Closed):
@@ -244,9 +244,9 @@ def test_the_crew_goes_on_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> Non
         next(looks)
         raise RuntimeError("unforeseen")
 
-    monkeypatch.setattr(crews, "MEASURE_SECONDS", 0.0)
-    monkeypatch.setattr(scene.crew, "_look_at", fails)
-    scene.crew.start()
+    monkeypatch.setattr(workerpool, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(scene.pool, "_look_at", fails)
+    scene.pool.start()
     until(lambda: next(looks) > 3, "it looks again")
     scene.end()
 
@@ -260,7 +260,7 @@ def test_questions_that_nobody_answers_are_bounded() -> None:
         return 7, {}
 
     scene = Scene(1, asked)
-    scene.crew._begin(0)
+    scene.pool._begin(0)
     (member,) = scene.members()
     before = threading.active_count()
     for n in range(200):

@@ -20,8 +20,8 @@ from millrace.contracts.settings import Settings
 from millrace.processes.shared import Pool
 from millrace.versions.image import Image
 from millrace.versions.versioning import Announcement
-from scorer.feeder.door import FeederState
 from scorer.feeder.primary import Primary
+from scorer.feeder.state import FeederState
 from scorer.feeder.versionhost import VersionHost
 from scorer.ipc.link import Closed, FeederLink, Inbox, Packet
 from scorer.ipc.meters import ScorerMeters

@@ -15,7 +15,7 @@ from millrace.contracts.online import window_fields
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import counts_of
 from scorer.catalog.index import ItemIndex
-from scorer.catalog.shelf import ItemRows
+from scorer.catalog.itemtable import ItemRows
 from scorer.page.rank import Features
 from scorer.users.userrecord import User
 

@@ -241,7 +241,7 @@ def test_values_reach_a_worker_over_the_link_and_a_worker_that_starts_later() ->
     whole.stock([item(i, attributes={"in_stock": i % 2 == 0, "region": "eu"}) for i in range(10)])
     whole.stock([item(3, attributes={"region": ["eu", "us", "asia"]}), item(4, attributes={"in_stock": "true"})])
     for _ in range(2):
-        shelf = whole.serving.shelf
+        shelf = whole.serving.items
         region, stock = shelf.filter_values("region"), shelf.filter_values("in_stock")
         assert region[3].tolist() == [*map(value_hash, ("eu", "us", "asia")), 0]
         assert region[5].tolist() == [value_hash("eu"), 0, 0, 0]

@@ -186,7 +186,7 @@ def test_recall_with_a_mask_of_everything_is_recall_without_one() -> None:
     scorer = shop.scorer
     user = User.of(scorer.builder, "ann", shop.users.records["ann"])
     sources = Sources(scorer.lists, Near(), Along())
-    everything = Allowed(scorer.shelf.alive.copy(), scorer.lists.living)
+    everything = Allowed(scorer.items.alive.copy(), scorer.lists.living)
     for seed in range(5):
         one = scorer.recaller.page(sources, user, NOW_MS, 60, 60, seed)
         two = scorer.recaller.page(sources, user, NOW_MS, 60, 60, seed, everything)

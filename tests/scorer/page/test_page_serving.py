@@ -229,7 +229,7 @@ def test_score_can_log_a_page_made_elsewhere(shop: Shop) -> None:
 
 
 def test_an_unknown_user_is_served_as_a_new_one_and_leaves_nothing_behind(shop: Shop) -> None:
-    scorer, shelf = shop.scorer, shop.scorer.shelf
+    scorer, shelf = shop.scorer, shop.scorer.items
 
     def held() -> Any:
         sizes = len(shelf), len(shelf.ids), shelf.slots.counts.nbytes, shop.model.rows
@@ -590,7 +590,7 @@ def test_counts_of_another_hour_are_asked_of_the_whole_index(shop: Shop) -> None
     """The shelf has the counts of now; a page of two hours ago must not see what happened since."""
     keys = np.unique(window_keys("ann", ITEMS)[:, ITEM])
     shop.index.put_tiles(0, keys, tiles(keys, 20, 5).export(keys))
-    shop.scorer.shelf.follow(lambda: shop.index.changes(NOW_MS))
+    shop.scorer.items.follow(lambda: shop.index.changes(NOW_MS))
     asked: list[int] = []
 
     async def ask(rows: Any, ts_ms: int) -> Any:

@@ -28,7 +28,7 @@ from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.catalog.index import ItemIndex
-from scorer.catalog.shelf import ItemRows, Shelf
+from scorer.catalog.itemtable import ItemRows, ItemTable
 from scorer.page.rank import Ranked, Ranker
 from scorer.recall.recall import make_lists
 from scorer.users.userrecord import User
@@ -80,8 +80,8 @@ class Scaled:
         raise AssertionError("a model with a plan is not given raw numbers")
 
 
-def shelf_of(index: ItemIndex, now_ms: int = NOW_MS) -> Shelf:
-    shelf = Shelf(index.builder)
+def shelf_of(index: ItemIndex, now_ms: int = NOW_MS) -> ItemTable:
+    shelf = ItemTable(index.builder)
     shelf.follow(lambda: index.changes(now_ms))
     return shelf
 

@@ -17,7 +17,7 @@ from millrace.contracts.events import SOURCES
 from millrace.contracts.online import RECENT, Past, Recent, pack_recent
 from millrace.contracts.settings import Settings
 from scorer.catalog import pagekernels
-from scorer.catalog.shelf import ItemRows
+from scorer.catalog.itemtable import ItemRows
 from scorer.page.candidates import Sources
 from scorer.page.reasons import MOST_ITEMS, MOST_REASONS, inputs_of
 from scorer.recall import recallkernels

@@ -19,7 +19,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_COCLICKS
 from millrace.processes.kafka import create_topics, make_producer, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
-from scorer.catalog.shelf import ItemRows
+from scorer.catalog.itemtable import ItemRows
 from scorer.feeder.cofeed import RENEW_SECONDS, CoFeed
 from scorer.feeder.feed import Broker
 from scorer.ipc.link import Packet
@@ -150,7 +150,7 @@ class Shop:
 
     def keep(self, name: str, packet: Packet) -> None:
         self.kept += 1
-        self.whole.shelving.keep(name, packet)
+        self.whole.publisher.keep(name, packet)
 
     def tell(self, told: Told, partition: int = 0) -> None:
         for raw in coclicks.pack(partition, lists(told)):

@@ -65,7 +65,7 @@ def model() -> OnlineModel:
 
 @cache
 def user_ids() -> Any:
-    return Ranker(BUILDER, Whole(Settings(), schema=SCHEMA).serving.shelf).user_ids(User.of(BUILDER, "u", RECORD))
+    return Ranker(BUILDER, Whole(Settings(), schema=SCHEMA).serving.items).user_ids(User.of(BUILDER, "u", RECORD))
 
 
 class Scorer(Whole):
@@ -240,7 +240,7 @@ def test_an_item_that_dies_while_a_page_waits_for_counts_is_not_on_it(tmp_path: 
     for _ in range(3):
         answer = asyncio.run(scorer.serving.recommend(body))
         assert isinstance(answer, RecommendAnswer)
-        shown = scorer.serving.shelf.rows_of([placed.item_id for placed in answer.items])
+        shown = scorer.serving.items.rows_of([placed.item_id for placed in answer.items])
         assert died
         assert not np.isin(shown, died).any()
 
@@ -258,7 +258,7 @@ def test_a_dead_item_is_on_no_page_after_the_shelf_s_next_slice(tmp_path: Path, 
     gone = [placed.item_id for placed in before.items[:30]]
     for i in gone:
         scorer.index.remove(i)
-    while scorer.shelving.changes():
+    while scorer.publisher.changes():
         pass
     after = asyncio.run(scorer.serving.recommend(body))
     assert isinstance(after, RecommendAnswer)

@@ -53,7 +53,7 @@ def scorer(tmp_path: Path) -> Slow:
 
 
 def knows(scorer: Slow, i: Any) -> bool:
-    row = int(scorer.serving.shelf.rows_of([i])[0])
+    row = int(scorer.serving.items.rows_of([i])[0])
     return row in scorer.held.nearest(np.ones(WIDTH, np.float32), 1000)
 
 
@@ -142,8 +142,8 @@ def test_what_is_kept_reaches_all_workers_and_those_that_start_later(scorer: Slo
     for number in (1, 2):
         scorer.index.put([scorer.index.prepare(item(f"late {number}"))])
         arrays = {"starts": np.array([0, 1], np.int32), "near": np.array([number], np.int32)}
-        scorer.shelving.keep("neighbours", Packet("neighbours", None, arrays))
+        scorer.publisher.keep("neighbours", Packet("neighbours", None, arrays))
         assert along() == [number]
-        assert scorer.serving.shelf.rows_of([f"late {number}"])[0] >= 0  # rows come before what names them
+        assert scorer.serving.items.rows_of([f"late {number}"])[0] >= 0  # rows come before what names them
     scorer.replace_worker()
     assert along() == [2]

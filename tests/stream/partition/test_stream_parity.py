@@ -26,7 +26,7 @@ from millrace.windows.features import FeatureBuilder
 from millrace.windows.likings import preferences
 from millrace.windows.tiles import TileStore
 from scorer.catalog.index import ItemIndex
-from scorer.catalog.shelf import Shelf
+from scorer.catalog.itemtable import ItemTable
 from scorer.page.rank import Ranked, Ranker
 from scorer.recall.recall import make_lists
 from scorer.users.userrecord import User
@@ -175,16 +175,16 @@ class Shop:
         self.builder = FeatureBuilder(schema)
         self.index = ItemIndex(self.builder)
         self.index.put([self.index.prepare(i) for i in items])
-        self.shelf = Shelf(self.builder)
-        self.ranker = Ranker(self.builder, self.shelf)
+        self.items = ItemTable(self.builder)
+        self.ranker = Ranker(self.builder, self.items)
         self.partitions = [Partition(p, schema, POLICY) for p in range(2)]
         self.records: dict[Any, dict[bytes, bytes]] = {}
         self.log = Log()
 
     def rank(self, user: int, item: str, ts_ms: int, bid: float | None) -> Ranked:
         known = User.of(self.builder, user, self.records.get(user, {}))
-        self.shelf.follow(lambda: self.index.changes(ts_ms))
-        return self.ranker.rank(known, self.shelf.rows_of([item]), ts_ms, {"bid": bid}, Chance())
+        self.items.follow(lambda: self.index.changes(ts_ms))
+        return self.ranker.rank(known, self.items.rows_of([item]), ts_ms, {"bid": bid}, Chance())
 
     def take(self, user: int, message: Message) -> None:
         self.partitions[user % 2].take([message], T0 + 100_000 * HOUR)
@@ -320,7 +320,7 @@ def test_hot_items_and_likings_go_by_the_windows_alone() -> None:
         index.refresh_hot(now)
         user = User.of(builder, 7, record)
         lists = make_lists(builder, index.columns(np.arange(8)), index.alive, index.born_ms, index.heat)
-        ((_, liking),) = Ranker(builder, Shelf(builder)).likings(lists.groups, user, now)
+        ((_, liking),) = Ranker(builder, ItemTable(builder)).likings(lists.groups, user, now)
         shop = ShopLists(schema)
         for item in items:
             shop.put(item)

@@ -29,7 +29,7 @@ import structlog
 
 from millrace.basics.errors import MillraceError, ServiceError, one_line
 from millrace.processes.shared import Region
-from scorer.feeder.door import FeederState
+from scorer.feeder.state import FeederState
 from scorer.feeder.versionhost import VersionHost
 from scorer.ipc.figures import Sums, values_of
 from scorer.ipc.link import FeederLink, Handles, Message, Packet, Receiver
@@ -80,7 +80,7 @@ class Member:
         self.link.put(packet)
 
 
-class Crew:
+class WorkerPool:
     """See the module's text.
 
     Args:
@@ -117,7 +117,7 @@ class Crew:
         self._lock = threading.RLock()
         self._changed = threading.Event()
         self._ending = False
-        self._thread = threading.Thread(target=self._run, name="crew", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="workers", daemon=True)
 
     def ring(self, slot: int) -> Any:
         """The memory of a slot's page logs."""

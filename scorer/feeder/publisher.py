@@ -1,11 +1,11 @@
 # shell
-"""Keeps the workers' shelves, recall's lists and what has to be read up to date with the feeder's index.
+"""Keeps the workers' item tables, recall's lists and what has to be read up to date with the feeder's index.
 
 ::
 
-    each 50 ms   what changed of the index ──► "shelf", in slices        what there is to read ──► "status"
+    each 50 ms   what changed of the index ──► "items", in slices        what there is to read ──► "status"
     each second  hotness, lists ─────────────► "lists"                   some dead window keys are dropped
-    a worker starts: the whole index, the lists, what was kept (:meth:`Shelving.keep`)
+    a worker starts: the whole index, the lists, what was kept (:meth:`IndexPublisher.keep`)
     rows that changed, once they are on each worker's way ──► the thread that makes vectors of items
 
 A list names rows. It is sent after the rows that it names. What is computed and put on a worker's way is put there in
@@ -22,7 +22,7 @@ import structlog
 
 from millrace.basics.errors import one_line
 from millrace.processes.priority import step_back
-from scorer.feeder.door import FeederState, Stopped
+from scorer.feeder.state import FeederState, Stopped
 from scorer.feeder.towerhost import TowerHost
 from scorer.feeder.versionhost import VersionHost
 from scorer.ipc.link import Packet, Receiver
@@ -40,7 +40,7 @@ LIST_SECONDS = 1.0
 EXPIRE_PARTS = 64
 
 
-class Shelving(threading.Thread):
+class IndexPublisher(threading.Thread):
     """See the module's text."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Shelving(threading.Thread):
         host: VersionHost,
         towers: TowerHost | None = None,
     ) -> None:
-        super().__init__(name="shelving", daemon=True)
+        super().__init__(name="publisher", daemon=True)
         self.state, self.primary, self.stop, self._host = state, state.primary, state.stop, host
         self._towers = towers
         self._workers: set[Receiver] = set()
@@ -69,7 +69,7 @@ class Shelving(threading.Thread):
             self._workers.add(worker)
             primary, start = self.primary, 0
             while arrays := self.state.alone(primary.index.whole, start, start + FIRST_ROWS, primary.now_ms):
-                worker.put(Packet("shelf", None, arrays))
+                worker.put(Packet("items", None, arrays))
                 start += FIRST_ROWS
             if self._lists is not None:
                 worker.put(self._lists)
@@ -113,7 +113,7 @@ class Shelving(threading.Thread):
                 return
             except Exception as error:  # what workers have serves on
                 self.state.meters.error("lists")
-                log.error("the workers' shelves or lists could not be renewed", error=one_line(error))
+                log.error("the workers' item tables or lists could not be renewed", error=one_line(error))
                 pause = LIST_SECONDS
             STAGED.set(self._host.unfolded)
             self.stop.wait(pause)
@@ -126,7 +126,7 @@ class Shelving(threading.Thread):
                 self.primary.index.changes, self.primary.now_ms, rows, slots
             ):
                 found, self._unsent = True, arrays
-                self._put(Packet("shelf", None, arrays))
+                self._put(Packet("items", None, arrays))
                 self._unsent = {}
                 if self._towers is not None:
                     self._towers.take(arrays)
@@ -161,7 +161,7 @@ class Shelving(threading.Thread):
     # -- within -----------------------------------------------------------------------------------------------
 
     def _now(self) -> dict[str, Any]:
-        """What is to be read. Items count as read once they are on the shelves."""
+        """What is to be read. Items count as read once they are in the item tables."""
         to_read = dict(self.primary.to_read)
         if not self._whole and not to_read:
             to_read = {"items": 0}

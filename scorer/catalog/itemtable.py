@@ -1,9 +1,9 @@
 # core
-"""The shelf: a replica of the dense part of the item index, from which a process makes pages.
+"""The item table: a replica of the dense part of the item index, from which a process makes pages.
 
 ::
 
-    ItemIndex ── changes(), whole() ──► Arrays ── apply() ──► Shelf         one index, a shelf in each process
+    ItemIndex ── changes(), whole() ──► Arrays ── apply() ──► ItemTable     one index, a table in each process
 
     row        0        1        2      ...          the rows of the index, with its numbers
     ids        7       "b3"      9
@@ -44,8 +44,8 @@ _FIRST_ROWS = 1024
 _ids = msgspec.msgpack.Decoder(list[int | str])
 
 
-class ShelfForm:
-    """Which arrays a schema's items need on a shelf. The index packs by it, the shelf reads by it."""
+class TableForm:
+    """Which arrays a schema's items need in an item table. The index packs by it, the table reads by it."""
 
     def __init__(self, builder: FeatureBuilder) -> None:
         schema, layout = builder.schema, builder.layout
@@ -84,11 +84,11 @@ def pack_ids(ids: Sequence[Id]) -> NDArray[np.uint8]:
     return np.frombuffer(msgspec.msgpack.encode(ids), np.uint8)
 
 
-class Shelf:
+class ItemTable:
     """See the module's text. One thread reads and applies; nothing here ever waits."""
 
     def __init__(self, builder: FeatureBuilder) -> None:
-        self.builder, self.form = builder, ShelfForm(builder)
+        self.builder, self.form = builder, TableForm(builder)
         self.ids: list[Id | None] = []
         """By row; None where an item's row has not come yet. Such a row is not alive."""
         self._row: dict[str, int] = {}
