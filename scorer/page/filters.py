@@ -5,7 +5,7 @@
 
     only, not ──► each attribute's column in the item table ─┐ kept for the next request with the same
     alive ───────────────────────────────────────────────────┴─► mask ─┐
-    exclude, hide bought, clicked ──► rows ────────────────────────────┼─► Allowed ─► recall's sources, the control group
+    exclude, hide bought, clicked ──► rows ────────────────────────────┼─► Allowed ─► recall, the control group
     hide seen ──► the user's window keys of user and item ─────────────┘
     caps ──► values of the candidates, best first ──► those that fit
 
