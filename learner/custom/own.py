@@ -56,6 +56,7 @@ from learner.custom.ownids import KnownIds, id_columns
 from learner.network.models import Columns
 from learner.network.models.delays import SIZE, Delays
 from learner.network.models.spec import read_spec
+from learner.ranker.inputs import finite
 from learner.ranker.model import LearnReport
 from learner.ranker.sampling import usable
 from learner.ranker.slices import Part
@@ -362,9 +363,3 @@ class OwnSlices:
 
     def abandon(self) -> None:
         """There is nothing to let go."""
-
-
-def finite(num: Floats) -> tuple[Floats, int]:
-    """Numbers (B, N) with what is not finite as 0; how many were not."""
-    sound = np.isfinite(num)
-    return (num, 0) if sound.all() else (np.where(sound, num, np.float32(0)), int((~sound).sum()))

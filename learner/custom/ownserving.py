@@ -22,8 +22,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from learner.custom.own import finite
 from learner.custom.ownclass import entries_of, other_source, own_class, probe_rows, resumed, scores_of, told
+from learner.ranker.inputs import finite
 from learner.ranker.verbs import TRAINING, Verbs
 from learner.serving.overlay import Allocate
 from millrace.basics.errors import SnapshotError

@@ -125,15 +125,6 @@ class Inputs:
         kernels.buckets(num, self.bucket_columns, edges, self.bucket_ids, wide[:, cat.shape[1] :])
         return wide
 
-    def finite(self, num: Floats) -> tuple[Floats, int]:
-        """Numbers (B, N) with what is not finite as 0; how many were not."""
-        bad = 0
-        finite = np.isfinite(num)
-        if not finite.all():
-            bad = int(finite.size - finite.sum())
-            num = np.where(finite, num, np.float32(0))
-        return num, bad
-
     def plain(self, num: Floats) -> Floats:
         """What the network sees of finite numbers: log columns as ``sign(x) log1p(|x|)``, none that is in buckets."""
         if len(self.bucket_columns):
@@ -148,6 +139,12 @@ class Inputs:
                 num = num.copy()
                 num[:, self.log_columns] = part
         return np.ascontiguousarray(num, np.float32)
+
+
+def finite(num: Floats) -> tuple[Floats, int]:
+    """Numbers (B, N) with what is not finite as 0; how many were not."""
+    sound = np.isfinite(num)
+    return (num, 0) if sound.all() else (np.where(sound, num, np.float32(0)), int((~sound).sum()))
 
 
 def _group(width: int, fields: list[tuple[str, int, int]]) -> Group:

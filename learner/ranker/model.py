@@ -94,7 +94,7 @@ from learner.network.models.norm import InputNorm
 from learner.network.models.spec import Spec, read_spec
 from learner.ranker.buckets import Reservoir
 from learner.ranker.guard import LossGuard
-from learner.ranker.inputs import Group, Inputs
+from learner.ranker.inputs import Group, Inputs, finite
 from learner.ranker.sampling import chosen, usable
 from learner.ranker.slices import Part, Slices
 from learner.ranker.step import Gradient, Inference, WrittenStep, dense_step, set_mode
@@ -176,7 +176,7 @@ def score_with(inputs: Inputs, inference: Inference, tables: Mapping[str, Any], 
     """Probabilities (B,) in evaluation mode. ``tables`` have ``read``."""
     if not len(cat):
         return np.empty(0, np.float32)
-    num, _ = inputs.finite(num)  # (B, N)
+    num, _ = finite(num)  # (B, N)
     cat, num = _bucketed(inputs, inference.network, cat, num), inputs.plain(num)  # (B, F + buckets), (B, N - buckets)
     blocks = [tables[g.name].read(inputs.ids(g, cat)) for g in inputs.groups]
     t = inference.logits(blocks, num) + _wide(blocks, len(cat), inputs.prior_logit)  # (B,)
@@ -276,9 +276,9 @@ class OnlineModel:
             if self.head is not None and len(shown):
                 self.head.take(shown)
             return LearnReport(0.0, 0, None, refused, 0, left_out)
-        finite, bad = self._inputs.finite(batch.num)  # (B, N)
-        cat = _bucketed(self._inputs, self.network, batch.cat, finite)  # (B, F + buckets)
-        num = self._inputs.plain(finite)  # (B, N - buckets)
+        numbers, bad = finite(batch.num)  # (B, N)
+        cat = _bucketed(self._inputs, self.network, batch.cat, numbers)  # (B, F + buckets)
+        num = self._inputs.plain(numbers)  # (B, N - buckets)
         blocks = [self.tables[g.name].read(self._inputs.ids(g, cat), True) for g in self._inputs.groups]
 
         set_mode(self.network, training=True)
@@ -316,7 +316,7 @@ class OnlineModel:
             asking = asks(batch.policy)  # under the other policies "early" means something else
             if asking.any():
                 self.delays.learn(batch if asking.all() else batch.take(asking))
-        if self.reservoir.add(finite[:, self._inputs.bucket_columns]):
+        if self.reservoir.add(numbers[:, self._inputs.bucket_columns]):
             self.network.edges.copy_(torch.from_numpy(self.reservoir.edges(self._spec.buckets)))
         newest = int(batch.ts_ms.max())
         self.newest_ms = max(self.newest_ms, newest)

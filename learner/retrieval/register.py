@@ -23,7 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.retrieval import retrievalkernels
-from learner.retrieval.retrievalkernels import HAND, RING_AT, RING_USED, USED
+from learner.retrieval.retrievalkernels import (
+    HAND,
+    RING_AT,
+    RING_USED,
+    USED,
+    ClickArrays,
+    ItemArrays,
+    UserArrays,
+)
 from learner.tables.index import Ids
 from millrace.versions.image import Array
 
@@ -52,6 +60,10 @@ class Register:
         self.ring: NDArray[np.int32] = np.zeros(ring, np.int32)
         self.counts: Ids = np.zeros(4, np.int64)
         self.slots: NDArray[np.int32] = np.zeros(1 << (64 - self.shift), np.int32)
+        self.arrays = ItemArrays(
+            *(self.slots, self.keys, self.cat, self.plain),
+            *(self.shown, self.clicks, self.ring, self.counts),
+        )
 
     def __len__(self) -> int:
         return int(self.counts[USED])
@@ -115,6 +127,7 @@ class History:
         self.newest: Ids = np.zeros(users, np.int64)
         self.past: U64 = np.zeros((users, length), np.uint64)
         self.past_ms: Ids = np.zeros((users, length), np.int64)
+        self.arrays = UserArrays(self.users, self.newest, self.past, self.past_ms)
 
     @property
     def nbytes(self) -> int:
@@ -166,6 +179,7 @@ class Pending:
         self.cat: Ids = np.zeros((size, columns), np.int64)
         self.past: U64 = np.zeros((size, length), np.uint64)  # items that the user is known to have clicked
         self.known: NDArray[np.bool_] = np.zeros((size, length), np.bool_)  # those that the page could have known
+        self.arrays = ClickArrays(self.user, self.entry, self.weight, self.cat, self.past, self.known)
 
     def __len__(self) -> int:
         return self.count

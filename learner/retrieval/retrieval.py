@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from learner.network.models.spec import Spec
 from learner.retrieval import retrievalkernels
 from learner.retrieval.register import History, Pending, Register
+from learner.retrieval.retrievalkernels import Rows, SideColumns
 from learner.retrieval.retrievalstep import Clicks, gradients
 from learner.retrieval.tower import ITEM, RECENT, USER, Sides, factors_of, map_ids
 from learner.tables.index import Ids
@@ -128,45 +129,16 @@ class RetrievalHead:
         clicked = (batch.kind == POSITIVE) | (batch.kind == CORRECTION)
         with np.errstate(invalid="ignore"):
             clicked &= (batch.label == 1) & (batch.weight > 0) & np.isfinite(batch.weight)
-        sides, register, history, pending = self.sides, self.register, self.history, self._pending
+        sides, register, pending = self.sides, self.register, self._pending
+        arrays = (batch.user, batch.item, batch.ts_ms, batch.weight, batch.cat, batch.num)
+        rows = Rows(clicked, *(as_read(array) for array in arrays))
+        columns = SideColumns(sides.item_columns, sides.plain_columns, sides.user_columns, sides.own_user)
         row = 0
         while row < len(batch):  # a pass ends with the batch, or when a micro-batch is full
             start = row
             row, pending.count = retrievalkernels.take(
-                start,
-                clicked,
-                as_read(batch.user),
-                as_read(batch.item),
-                as_read(batch.ts_ms),
-                as_read(batch.weight),
-                as_read(batch.cat),
-                as_read(batch.num),
-                sides.item_columns,
-                sides.plain_columns,
-                sides.user_columns,
-                sides.own_user,
-                register.slots,
-                register.shift,
-                register.keys,
-                register.cat,
-                register.plain,
-                register.shown,
-                register.clicks,
-                register.ring,
-                register.counts,
-                history.users,
-                history.newest,
-                history.past,
-                history.past_ms,
-                self._state,
-                STRANGERS,
-                pending.count,
-                pending.user,
-                pending.entry,
-                pending.weight,
-                pending.cat,
-                pending.past,
-                pending.known,
+                *(start, rows, columns, register.arrays, register.shift, self.history.arrays),
+                *(pending.arrays, pending.count, self._state, STRANGERS),
             )
             self.newest_ms = max(self.newest_ms, int(batch.ts_ms[start:row].max()))
             if len(pending) == MICRO:
@@ -221,17 +193,8 @@ class RetrievalHead:
         pending, register = self._pending, self.register
         entries, places = self._entries, self._places
         count = retrievalkernels.candidates(
-            pending.entry[:size],
-            register.ring,
-            register.counts,
-            register.clicks,
-            self._state,
-            self._from_ring,
-            self._from_all,
-            places,
-            entries,
-            self._times,
-            self._expected,
+            *(pending.entry[:size], register.arrays, self._state, self._from_ring, self._from_all),
+            *(places, entries, self._times, self._expected),
         )  # M
         target = places[pending.entry[:size]]  # (B,)
         past = np.empty((size, RECENT), np.int32)  # (B, H)

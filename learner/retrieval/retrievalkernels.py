@@ -11,7 +11,7 @@ of a micro-batch, the first M of them clicked or drawn.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -131,6 +131,62 @@ def spread_wide(grad: Array, inverse: Array, weights: Array, out: Array) -> None
 
 
 # -- the register of items --------------------------------------------------------------------------------------------
+
+
+class ItemArrays(NamedTuple):
+    """Of a register of R items: see :class:`~learner.retrieval.register.Register`."""
+
+    slots: Array  # hash of the keys
+    keys: Array  # (R,)
+    cat: Array  # (R, C)
+    plain: Array  # (R, P)
+    shown: Array  # (R,)
+    clicks: Array  # (R,) of the ring
+    ring: Array
+    counts: Array
+
+
+class UserArrays(NamedTuple):
+    """Last clicks by user: see :class:`~learner.retrieval.register.History`."""
+
+    users: Array
+    newest: Array
+    past: Array  # (users, H) keys of items, newest first by arrival
+    past_ms: Array  # (users, H) times of their exposures
+
+
+class ClickArrays(NamedTuple):
+    """Clicks that wait: see :class:`~learner.retrieval.register.Pending`."""
+
+    user: Array
+    entry: Array
+    weight: Array
+    cat: Array
+    past: Array
+    known: Array
+
+
+class Rows(NamedTuple):
+    """Samples (n,), with features cat (n, F) and num (n, N)."""
+
+    clicked: Array
+    user: Array
+    item: Array
+    ts_ms: Array
+    weight: Array
+    cat: Array
+    num: Array
+
+
+class SideColumns(NamedTuple):
+    """Which columns of cat and num describe an item, and which of cat a user; the place of the user's own id among
+    those, or -1."""
+
+    item: Array
+    plain: Array
+    user: Array
+    own: int
+
 
 USED, HAND, RING_USED, RING_AT = 0, 1, 2, 3  # places in the register's counts
 
@@ -264,51 +320,23 @@ def _place(users: Any, newest: Any, user: Any) -> Any:
 
 @compiled
 def take(
-    start: int,
-    clicked: Array,
-    user: Array,
-    item: Array,
-    ts_ms: Array,
-    weight: Array,
-    cat: Array,
-    num: Array,
-    item_columns: Array,
-    plain_columns: Array,
-    user_columns: Array,
-    own: int,
-    slots: Array,
-    shift: int,
-    keys: Array,
-    cats: Array,
-    plains: Array,
-    shown: Array,
-    clicks: Array,
-    ring: Array,
-    counts: Array,
-    users: Array,
-    newest: Array,
-    past: Array,
-    past_ms: Array,
-    state: Array,
-    strangers: int,
-    pending: int,
-    p_user: Array,
-    p_entry: Array,
-    p_weight: Array,
-    p_cat: Array,
-    p_past: Array,
-    p_known: Array,
-) -> Any:
-    """Takes the rows of a batch (n,) from ``start`` on: each item into the register, with its columns of ``cat`` (n, F)
-    and ``num`` (n, N), and each that is ``clicked`` into the ring, the history of its user and the pending clicks.
-    Returns the row to go on from, which is before the end once the pending clicks are full, and how many are pending.
+    start: int, rows: Rows, columns: SideColumns, items: ItemArrays, shift: int, history: UserArrays,
+    waiting: ClickArrays, pending: int, state: Array, strangers: int,
+) -> Any:  # fmt: skip
+    """Takes rows from ``start`` on: each item into the register, with its columns, and each that is clicked into the
+    ring, the history of its user and the ``pending`` clicks that wait. Returns the row to go on from, which is before
+    the end once as many clicks wait as can, and how many wait.
 
-    A row's click is taken before the next row's item: from then on the ring holds its entry. ``past`` (users, H) are
-    keys of items, newest first by arrival, ``past_ms`` the times of their exposures. A pending click gets its user's
-    history as it stood: all of it, to be masked, and which of it (``p_known``) the page could have been made with,
-    exposures before its own time. Of ``_ALL`` clicks ``strangers`` are drawn, which get neither history nor id (column
-    ``own``): so attributes learn to speak for themselves.
+    A row's click is taken before the next row's item: from then on the ring holds its entry. A click that waits gets
+    its user's history as it stood: all of it, to be masked, and which of it (``known``) the page could have been made
+    with, exposures before its own time. Of ``_ALL`` clicks ``strangers`` are drawn, which get neither history nor id:
+    so attributes learn to speak for themselves.
     """
+    clicked, user, item, ts_ms, weight, cat, num = rows
+    item_columns, plain_columns, user_columns, own = columns
+    slots, keys, cats, plains, shown, clicks, ring, counts = items
+    users, newest, past, past_ms = history
+    p_user, p_entry, p_weight, p_cat, p_past, p_known = waiting
     length = past.shape[1]
     for i in range(start, len(item)):
         if pending == len(p_user):
@@ -353,18 +381,9 @@ def take(
 
 @compiled
 def candidates(
-    clicked: Array,
-    ring: Array,
-    counts: Array,
-    ring_clicks: Array,
-    state: Array,
-    from_ring: int,
-    from_all: int,
-    places: Array,
-    entries: Array,
-    times: Array,
-    expected: Array,
-) -> int:
+    clicked: Array, items: ItemArrays, state: Array, from_ring: int, from_all: int, places: Array, entries: Array,
+    times: Array, expected: Array,
+) -> int:  # fmt: skip
     """The distinct items of a micro-batch: those clicked (B,), then draws from the ring and from the whole register.
 
     Returns how many, M. ``entries`` (M,); ``times`` (M,) how often each stands there; ``expected`` (M,) how often it
@@ -374,6 +393,7 @@ def candidates(
 
     ``places`` (R,) EMPTY before; afterwards the column of each of these entries.
     """
+    ring, counts = items.ring, items.counts
     found = 0
     for i in range(len(clicked) + from_ring + from_all):
         if i < len(clicked):
@@ -391,7 +411,7 @@ def candidates(
     shared = np.float64(len(clicked) + from_ring) / counts[RING_USED]
     single = np.float64(from_all) / counts[USED]
     for m in range(found):
-        expected[m] = shared * ring_clicks[entries[m]] + single
+        expected[m] = shared * items.clicks[entries[m]] + single
     return found
 
 

@@ -28,7 +28,7 @@ from learner.network import elementwise
 from learner.network.backward import Workspace
 from learner.network.forward import HalfForward, rows_of
 from learner.network.models import Network
-from learner.ranker.inputs import Group
+from learner.ranker.inputs import Group, finite
 from learner.ranker.model import score_with
 from learner.serving import overlaykernels as kernels
 from learner.serving.frame import Arrays, Dense, Flags, Floats, Frame, NumberPlan
@@ -185,7 +185,7 @@ class ServingModel:
         if plan is None or not len(cat):
             return score_with(inputs, self._dense.inference, self.tables, cat, num)
         x = self.room(len(cat))
-        numbers = inputs.plain(inputs.finite(num)[0])  # (n, P)
+        numbers = inputs.plain(finite(num)[0])  # (n, P)
         elementwise.standardise(numbers, plan.mean, plan.factor, plan.bound, x, plan.at)
         return self.score_filled(cat, x)
 

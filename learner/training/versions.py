@@ -271,18 +271,15 @@ class Versions:
 
 
 class SnapshotFiles:
-    """The files of one snapshot, written part by part. They mean nothing until the manifest is written."""
+    """The files of one snapshot, written part by part. They mean nothing until the manifest is written. What cannot be
+    written raises StoreError."""
 
     def __init__(self, store: ModelStore, begun: Place) -> None:
         self._store, self._begun = store, begun
         self._parts: list[tuple[Sealed, Sealed]] = []
 
     def add(self, part: Part) -> None:
-        """Writes the next part.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
+        """Writes the next part."""
         self._parts.append(self._store.write_part(self._begun, len(self._parts), *part))
 
     def give_up(self) -> None:
@@ -296,9 +293,6 @@ class SnapshotFiles:
 
         Args:
             where: ``follows`` and ``log`` of the announcement.
-
-        Raises:
-            StoreError: they cannot be written.
         """
         self.add(last.part)
         if last.cuts is not None:  # first: a snapshot without them is one that cannot be learnt again

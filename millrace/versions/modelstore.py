@@ -84,7 +84,8 @@ _arrays = msgspec.json.Decoder(_Arrays).decode
 
 
 class ModelStore:
-    """Snapshots and deltas of one model. One process writes; any number read.
+    """Snapshots and deltas of one model. One process writes; any number read. Each method raises StoreError where the
+    place cannot be used, now.
 
     Args:
         url: a folder, or any URL that fsspec knows.
@@ -95,9 +96,6 @@ class ModelStore:
         damaged: names of the files that were found damaged so far.
         needed: a lease: says which snapshots somebody may go back to. :meth:`prune` asks it each time, from whichever
             thread it is called, and keeps these.
-
-    Raises:
-        StoreError: the place cannot be used.
     """
 
     def __init__(self, url: str | Path, writes: bool = True, keep_ms: int = 0) -> None:
@@ -116,9 +114,6 @@ class ModelStore:
         Args:
             begun: the version at which the snapshot was begun; no two snapshots have the same.
             number: of the part, from 0.
-
-        Raises:
-            StoreError: it cannot be written.
         """
         name = f"part-{begun.epoch:08d}-{begun.number:016d}-{number:05d}"
         return self._write(f"{name}.serving", image.tensors()), self._write(f"{name}.training", training)
@@ -134,9 +129,6 @@ class ModelStore:
         Args:
             own_hash: hash of the delta of this version; None: the snapshot is a root.
             meta: the other fields of :class:`Announcement`.
-
-        Raises:
-            StoreError: it cannot be written.
         """
         serving = [part for part, _ in parts]
         digest = digest_of(serving)
@@ -155,29 +147,17 @@ class ModelStore:
         return note
 
     def write_delta(self, place: Place, body: bytes) -> Sealed:
-        """Writes the body of a delta that does not travel on ``model.deltas``.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
+        """Writes the body of a delta that does not travel on ``model.deltas``."""
         name = f"delta-{place.epoch:08d}-{place.number:016d}.body"
         return self.store.put(name, _Delta(place.epoch, place.number), body)
 
     def write_cuts(self, place: Place, since: Place, event_ms: int, acts: bytes) -> Sealed:
-        """Writes how the snapshot at ``place`` was learnt from the one at ``since``.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
+        """Writes how the snapshot at ``place`` was learnt from the one at ``since``."""
         name = cuts_name(place)
         return self.store.put(name, CutsHead(place.epoch, place.number, since.epoch, since.number, event_ms), acts)
 
     def forget(self, places: Iterable[Place]) -> None:
-        """Removes the manifests of snapshots that nobody may go on from. Their parts go with the next :meth:`prune`.
-
-        Raises:
-            StoreError: one cannot be removed.
-        """
+        """Removes the manifests of snapshots that nobody may go on from. Their parts go with the next :meth:`prune`."""
         self.store.remove(_manifest(place) for place in places)
 
     def prune(self, keep: int = 2, epoch: int = MAX_EPOCH) -> None:
@@ -190,9 +170,6 @@ class ModelStore:
         Args:
             epoch: the writer's. Files of higher epochs are another learner's, which may be at work on them: they are
                 left alone.
-
-        Raises:
-            StoreError: something cannot be removed.
         """
         notes = self.snapshots()
         newest = notes[:keep]
@@ -215,31 +192,19 @@ class ModelStore:
 
     def highest(self) -> Place:
         """At or above every version that left a trace here, damaged files with them; the epoch and the number may be
-        of two. (0, -1) in an empty store.
-
-        Raises:
-            StoreError: the place cannot be read.
-        """
+        of two. (0, -1) in an empty store."""
         found = [place for name in self.store.names(aside=True) if (place := _place_in(name))]
         return Place(max((p.epoch for p in found), default=0), max((p.number for p in found), default=-1))
 
     def had_snapshots(self) -> bool:
-        """Whether a snapshot was ever whole here, as far as can be told: its manifest is there, or a damaged file is.
-
-        Raises:
-            StoreError: the place cannot be read.
-        """
+        """Whether a snapshot was ever whole here, as far as can be told: its manifest is there, or a damaged file is."""
         names = self.store.names(aside=True)
         return any(n.endswith(".manifest") or n.startswith(ASIDE) for n in names)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
     def snapshots(self) -> list[Announcement]:
-        """Snapshots that are there with all their files, newest first. Manifests that cannot be read are passed over.
-
-        Raises:
-            StoreError: the place cannot be read.
-        """
+        """Snapshots that are there with all their files, newest first. Manifests that cannot be read are passed over."""
         names = self.store.names()
         present, notes = set(names), []
         for name in names:
@@ -274,17 +239,12 @@ class ModelStore:
             DamagedError: a file is not the one that was written.
             AbsentError: a file was removed.
             SnapshotError: a part is no image.
-            StoreError: the place cannot be read, now.
         """
         for file in note.parts:
             yield Image.of_tensors(self._read(file))
 
     def read_training(self, note: Announcement) -> Iterator[dict[str, Array]]:
-        """What only training needs, a dict for each part. That of another snapshot is refused: manifests name digests.
-
-        Raises:
-            DamagedError, AbsentError, SnapshotError, StoreError: as :meth:`read_parts`.
-        """
+        """What only training needs, a dict for each part. Errors as :meth:`read_parts`."""
         for file in note.training:
             yield self._read(file)
 
@@ -300,11 +260,7 @@ class ModelStore:
         return whole
 
     def read_delta(self, note: Announcement) -> bytes:
-        """The body of a delta that lies here.
-
-        Raises:
-            DamagedError, AbsentError, StoreError: as :meth:`read_parts`.
-        """
+        """The body of a delta that lies here. Errors as :meth:`read_parts`."""
         if note.file is None:
             raise AbsentError(f"delta {note.place} does not lie in the store", "read the topic model.deltas")
         _, body = self._expect(note.file)
@@ -313,11 +269,7 @@ class ModelStore:
         return bytes(body)
 
     def delta_bodies(self) -> dict[Place, bytes]:
-        """The bodies of all deltas that lie here whole, by version.
-
-        Raises:
-            StoreError: the place cannot be read.
-        """
+        """The bodies of all deltas that lie here whole, by version."""
         found = {}
         for name in self.store.names("delta-"):
             place = _place_in(name)

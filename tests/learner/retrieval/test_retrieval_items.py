@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from learner.retrieval import retrievalkernels
 from learner.retrieval.register import History, Pending, Register
+from learner.retrieval.retrievalkernels import Rows, SideColumns
 from tests.learner.retrieval_scene import PlainHead
 
 F, N, HISTORY = 3, 2, 4
@@ -60,41 +61,10 @@ class Held:
 
     def take(self, batch: Batch, start: int = 0, strangers: int = 0) -> int:
         r, h, p = self.register, self.history, self.pending
+        rows = Rows(batch.clicked, batch.user, batch.item, batch.ts_ms, batch.weight, batch.cat, batch.num)
+        columns = SideColumns(ITEM_COLUMNS, PLAIN_COLUMNS, USER_COLUMNS, 0)
         row, p.count = retrievalkernels.take(
-            start,
-            batch.clicked,
-            batch.user,
-            batch.item,
-            batch.ts_ms,
-            batch.weight,
-            batch.cat,
-            batch.num,
-            ITEM_COLUMNS,
-            PLAIN_COLUMNS,
-            USER_COLUMNS,
-            0,
-            r.slots,
-            r.shift,
-            r.keys,
-            r.cat,
-            r.plain,
-            r.shown,
-            r.clicks,
-            r.ring,
-            r.counts,
-            h.users,
-            h.newest,
-            h.past,
-            h.past_ms,
-            self.state,
-            strangers,
-            p.count,
-            p.user,
-            p.entry,
-            p.weight,
-            p.cat,
-            p.past,
-            p.known,
+            start, rows, columns, r.arrays, r.shift, h.arrays, p.arrays, p.count, self.state, strangers
         )
         return int(row)
 
@@ -329,8 +299,7 @@ def test_items_are_drawn_as_often_as_expected() -> None:
     for _ in range(turns):
         clicked = rng.choice(register.ring, size).astype(np.int64)
         found = retrievalkernels.candidates(
-            clicked, register.ring, register.counts, register.clicks, state, from_ring, from_all, places, entries,
-            times, expected,
+            clicked, register.arrays, state, from_ring, from_all, places, entries, times, expected,
         )  # fmt: skip
         assert times[:found].sum() == size + from_ring + from_all
         assert (entries[places[clicked]] == clicked).all()
@@ -353,7 +322,7 @@ def test_draws_are_those_of_plain_integers() -> None:
     register = held.register
     places, entries = np.full(64, -1, np.int32), np.zeros(200, np.int64)
     found = retrievalkernels.candidates(
-        np.empty(0, np.int64), register.ring, register.counts, register.clicks, np.array([77], np.uint64), 50, 50,
+        np.empty(0, np.int64), register.arrays, np.array([77], np.uint64), 50, 50,
         places, entries, np.zeros(200, np.int64), np.zeros(200),
     )  # fmt: skip
     drawn = [int(register.ring[plain.draws.below(30)]) for _ in range(50)]
