@@ -197,14 +197,14 @@ class ModelStore:
         return Place(max((p.epoch for p in found), default=0), max((p.number for p in found), default=-1))
 
     def had_snapshots(self) -> bool:
-        """Whether a snapshot was ever whole here, as far as can be told: its manifest is there, or a damaged file is."""
+        """Whether a snapshot was ever whole here, as far as can be told by a manifest or a damaged file."""
         names = self.store.names(aside=True)
         return any(n.endswith(".manifest") or n.startswith(ASIDE) for n in names)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
     def snapshots(self) -> list[Announcement]:
-        """Snapshots that are there with all their files, newest first. Manifests that cannot be read are passed over."""
+        """Snapshots that are there with all their files, newest first. An unreadable manifest is passed over."""
         names = self.store.names()
         present, notes = set(names), []
         for name in names:
