@@ -174,7 +174,7 @@ def checkpoint_amplification(
         "checkpoint_amplification": written / hands.arrived,
         "bytes_a_second": written / hands.checkpoints / every,
         "bases": hands.bases,
-        "settled": hands.partition.settled,
+        "settled": len(hands.partition.join.settled),
     }
 
 

@@ -199,7 +199,7 @@ def leave_within(
         auc(p, rows.label),
         len(users),
         len(items),
-        sum(partition.window_keys for partition in partitions),
+        sum(len(partition.windows) for partition in partitions),
         pupil.learnt_rows,
         int(((rows.label == 0) & (rows.ts_ms > events.end_ms - policy.attribution_ms)).sum()),
         seconds,
@@ -260,7 +260,7 @@ def _write_index(
         writer.rows(image)
         start += ROW_SLICE
     for partition in partitions:
-        keys = partition.item_keys()
+        keys = np.unique(partition.counters.log.item_keys())
         writer.tiles(partition.number, partition.windows.newest_unit, keys, partition.windows.export(keys))
     writer.finish(
         schema_id=schema.id,

@@ -43,9 +43,6 @@ SCHEMA_HEADER = "schema"
 
 MAX_POSITION = MAX_OFFSET + MAX_ITEMS
 _FORM = 4
-_WITHOUT_MISSING = 3  # the form before: nobody said what pages lacked
-_OLD_FORMS = (1, 2)  # columns as they are; form 1 without the policy
-_STARTS = b"\x96\x03", b"\x96\x04"  # an array of six entries, the first of which is the form
 
 _DTYPES: dict[str, str] = {
     "page": "<i4",
@@ -159,14 +156,14 @@ class SampleBatch:
 
     @classmethod
     def from_bytes(cls, raw: bytes | None) -> SampleBatch:
-        """The inverse of :meth:`to_bytes`, of older forms too; the arrays cannot be written to.
+        """The inverse of :meth:`to_bytes`; the arrays cannot be written to.
 
         Raises:
             SchemaError: the bytes are not a sample batch. (None is a tombstone.)
         """
         raw = raw or b""
         try:
-            request, arrays = _read(raw) if raw[:2] in _STARTS else _read_old(raw)
+            request, arrays = _read(raw)
             rows = len(arrays["label"])
             if any(len(a) != rows for a in arrays.values()):
                 raise ValueError("columns of unequal length")
@@ -191,9 +188,9 @@ class _Message(Struct, frozen=True, array_like=True):
 
 def _read(raw: bytes) -> tuple[list[str], dict[str, NDArray[Any]]]:
     found = _decoder.decode(raw)
-    names = [name for name in _PLAIN if name != "user_missing" or found.form != _WITHOUT_MISSING]
-    arrays = {name: np.frombuffer(column, _PLAIN[name]) for name, column in zip(names, found.columns, strict=True)}
-    arrays.setdefault("user_missing", np.zeros(len(arrays["page"]), np.uint8))
+    if found.form != _FORM:
+        raise ValueError(f"form {found.form}")
+    arrays = {n: np.frombuffer(column, _PLAIN[n]) for n, column in zip(_PLAIN, found.columns, strict=True)}
     for name in _STEPS:
         arrays[name] = np.cumsum(arrays[name], dtype=np.int32)
     page, pages = arrays["page"], len(found.request)
@@ -210,21 +207,6 @@ def _read(raw: bytes) -> tuple[list[str], dict[str, NDArray[Any]]]:
     for array in arrays.values():
         array.flags.writeable = False
     return found.request, {name: arrays[name] for name in _DTYPES}
-
-
-def _read_old(raw: bytes) -> tuple[list[str], dict[str, NDArray[Any]]]:
-    form, request, f, n, columns = _old_decoder.decode(raw)
-    if form not in _OLD_FORMS:
-        raise ValueError(f"form {form}")
-    lacking = {"user_missing": bytes(len(columns["kind"]))}
-    if form == 1:  # before samples named their policy: it was to wait
-        lacking["policy"] = lacking["user_missing"]
-    columns = columns | lacking
-    arrays = {name: np.frombuffer(columns[name], dtype) for name, dtype in _DTYPES.items()}
-    rows = len(arrays["label"])
-    arrays["cat"] = arrays["cat"].reshape(rows, f)
-    arrays["num"] = arrays["num"].reshape(rows, n)
-    return request, arrays
 
 
 def _same(column: NDArray[Any], first: NDArray[np.intp], page: NDArray[np.intp]) -> bool:
@@ -253,7 +235,4 @@ def _bounds(requests: int) -> tuple[tuple[str, int, int], ...]:
 
 
 _decoder = msgspec.msgpack.Decoder(_Message)
-_old_decoder: msgspec.msgpack.Decoder[tuple[int, list[str], int, int, dict[str, bytes]]] = msgspec.msgpack.Decoder(
-    tuple[int, list[str], int, int, dict[str, bytes]]
-)
 assert tuple(_DTYPES) == tuple(f.name for f in fields(SampleBatch))[1:]

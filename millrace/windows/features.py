@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from millrace.basics.errors import SchemaError
 from millrace.basics.hashing import U64, column_hash, combine, mix, value_hash
 from millrace.contracts.schema import DERIVED, Field, Schema, Side
-from millrace.windows.tiles import UNIT
+from millrace.windows.memory import UNIT
 
 _DAY_MS = 86_400_000
 _HOUR_MS = 3_600_000

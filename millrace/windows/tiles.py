@@ -37,12 +37,36 @@ Packed form of a tile list, as Redis and ``features.items`` carry it (little-end
                 A counts or sums
 
 An empty byte string and a list of n = 0 both mean "no events".
+
+Two exposures (column 0) and a click (column 1) of one key, over a day and a week; a reader asks five hours later:
+
+>>> import numpy as np
+>>> hour_ms = 3_600_000
+>>> key, noon_ms = np.array([7], np.uint64), 480_012 * hour_ms
+>>> store = TileStore((1, 7), columns=2)
+>>> store.add(np.repeat(key, 3), np.array([noon_ms - 72 * hour_ms, noon_ms, noon_ms + 1]), np.array([0, 0, 1]))
+array([0])
+>>> store.counts(key, noon_ms + 5 * hour_ms).tolist()  # [[[exposures, clicks] in a day, .. in a week]]
+[[[1, 1], [2, 1]]]
+
+``add`` told that the key changed; the events of one batch tell it once. Its packed list counts the same elsewhere:
+
+>>> counts_of(store.export(key), noon_ms + 5 * hour_ms, (1, 7), 2).tolist()
+[[[1, 1], [2, 1]]]
+
+A snapshot stays as it is, whatever happens to the store later; a fresh store resumes from it:
+
+>>> snapshot = store.snapshot()
+>>> _ = store.add(key, np.array([noon_ms + 2]), np.array([1]))
+>>> later = TileStore((1, 7), columns=2)
+>>> later.resume(snapshot)
+>>> later.counts(key, noon_ms + 5 * hour_ms)[0, 0].tolist(), store.counts(key, noon_ms + 5 * hour_ms)[0, 0].tolist()
+([1, 1], [1, 2])
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -53,28 +77,19 @@ from millrace.basics import durations
 from millrace.basics.errors import StoreError
 from millrace.contracts.schema import MAX_COLUMNS, Windows
 from millrace.windows import kernels
-from millrace.windows.kernels import BASE, KEYS, NEWEST, NO_UNIT, UNITS, USED, Arena, Rows, Spans
+from millrace.windows.kernels import BASE, KEYS, NEWEST, NO_UNIT, Rows
+from millrace.windows.memory import HOURS, TileMemory, spans_of, unit_minutes
 
 Array = NDArray[Any]
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 U32 = NDArray[np.uint32]
 
-SLACK_H = 3
-"""Hours that merging waits, so that a reader whose clock is up to three hours behind the newest event still gets every
-window by its definition."""
-
 _TURNS_LEFT_OUT = 32
 """Turns of sweeping that may be left out. After more of them, a list's 7 bits do not tell whether it is due."""
 
-_HOURS = 1 << 20
-"""Hours since 1970 that a store can name: until the year 2089."""
 _FORMS = {60: 1, 15: 2, 5: 3}
 """Form of a packed list by its unit in minutes."""
-_BASES = 128 * durations.DAY_MIN
-"""Minutes between two bases of a store; see :mod:`millrace.windows.kernels`."""
-UNIT = 1 << 24
-"""The weight of an event of age 0 in decayed counts."""
 
 _U64, _I64, _U32, _U8 = np.dtype(np.uint64), np.dtype(np.int64), np.dtype(np.uint32), np.dtype(np.uint8)
 
@@ -86,41 +101,6 @@ def grain_hours(days: int) -> int:
     return durations.grain_minutes(days * durations.DAY_MIN) // 60
 
 
-@lru_cache(maxsize=16)
-def _unit(lengths: tuple[int | str, ...]) -> int:
-    """The unit of tiles for windows of these lengths, in minutes."""
-    return durations.unit_minutes(durations.lengths_in_minutes(lengths))
-
-
-@lru_cache(maxsize=16)
-def _spans(lengths: tuple[int | str, ...], half_lives: tuple[float, ...]) -> Spans:
-    """What is read off a tile list. Read-only, and remembered: a request would make it anew each time."""
-    minutes = durations.lengths_in_minutes(lengths)
-    unit = durations.unit_minutes(minutes)
-    window = [m // unit for m in minutes]
-    window_grain = [durations.grain_minutes(m) // unit for m in minutes]
-    grain = sorted({1, *window_grain})
-    if unit < durations.HOUR_MIN:  # every step between: a day is not kept in tiles of five minutes until it is over
-        grain = [g // unit for _, g in durations.GRAINS_MIN if unit <= g <= unit * grain[-1]]
-    reach = [max([w for w, g in zip(window, window_grain, strict=True) if g <= most], default=0) for most in grain]
-    # Past 25 half-lives a weight rounds to 0; a tile may be a day younger than its first unit.
-    day = durations.DAY_MIN // unit
-    lives = [h * day for h in half_lives]
-    ages = min(window[-1] + day + 1, int(25 * max(lives)) + day + 1) if lives else 0
-    age = (np.arange(2 * ages + 2) - 1) / 2
-    weights = [np.round(UNIT * np.exp2(-age / h)) for h in lives]
-    fade: I64 = np.array(weights, np.int64).reshape(len(lives), -1 if lives else 0)
-    return Spans(
-        window=np.array(window, np.int64),
-        window_grain=np.array(window_grain, np.int64),
-        grain=np.array(grain, np.int64),
-        reach=np.array(reach, np.int64),
-        fade=fade,
-        ages=ages,
-        unit=unit * 60_000,
-    )
-
-
 class TileStore:
     """Counts in W windows and with H half-lives of A columns (actions, then sums) for any number of keys.
 
@@ -130,31 +110,6 @@ class TileStore:
     What is read is uint32 (n, W, A) if there are neither half-lives nor sums, else int64 (n, W + H, A). Its last H rows
     are decayed counts in units of 2^-24 (:data:`UNIT`), *as of the full unit at or before* ``ts``:
     :meth:`millrace.windows.features.FeatureBuilder.num` multiplies them by 2^-(rest of the unit / h).
-
-    Two exposures (column 0) and a click (column 1) of one key, over a day and a week; a reader asks five hours later:
-
-    >>> import numpy as np
-    >>> hour_ms = 3_600_000
-    >>> key, noon_ms = np.array([7], np.uint64), 480_012 * hour_ms
-    >>> store = TileStore((1, 7), columns=2)
-    >>> store.add(np.repeat(key, 3), np.array([noon_ms - 72 * hour_ms, noon_ms, noon_ms + 1]), np.array([0, 0, 1]))
-    array([0])
-    >>> store.counts(key, noon_ms + 5 * hour_ms).tolist()  # [[[exposures, clicks] in a day, .. in a week]]
-    [[[1, 1], [2, 1]]]
-
-    ``add`` told that the key changed; the events of one batch tell it once. Its packed list counts the same elsewhere:
-
-    >>> counts_of(store.export(key), noon_ms + 5 * hour_ms, (1, 7), 2).tolist()
-    [[[1, 1], [2, 1]]]
-
-    A snapshot stays as it is, whatever happens to the store later; a fresh store resumes from it:
-
-    >>> snapshot = store.snapshot()
-    >>> _ = store.add(key, np.array([noon_ms + 2]), np.array([1]))
-    >>> later = TileStore((1, 7), columns=2)
-    >>> later.resume(snapshot)
-    >>> later.counts(key, noon_ms + 5 * hour_ms)[0, 0].tolist(), store.counts(key, noon_ms + 5 * hour_ms)[0, 0].tolist()
-    ([1, 1], [1, 2])
 
     Args:
         lengths: the windows' lengths, ascending: a number is days, a text a duration (``"15min"``, ``"6h"``).
@@ -176,32 +131,12 @@ class TileStore:
             raise ValueError(f"windows {list(lengths)} of {columns} columns: ascending lengths and 1-16 columns")
         self.columns, self.sums = columns, sums
         self.dtype: type[np.integer[Any]] = np.int64 if half_lives or sums else np.uint32
-        self._spans = _spans(self.lengths, self.half_lives)
-        self._unit_min = _unit(self.lengths)
-        grain, reach = self._spans.grain, self._spans.reach
-        hour = durations.HOUR_MIN // self._unit_min
-        slack = SLACK_H * hour
-        # A merged list has no more tiles than this: one for each step of a grain within that grain's reach.
-        most = int(sum(r // g for r, g in zip(reach, grain, strict=True))) + slack + 61
-        most *= kernels.LEVELS * -(-columns // kernels.DIGITS)  # words
-        if most >= 1 << 16:
-            raise ValueError(f"windows up to {lengths[-1]} of {columns} columns are too long for one list of tiles")
-        caps = _size_classes(most)
-        self._arena = Arena(
-            table=np.zeros((1024, 2), np.uint64),
-            shift=_shift(1024),
-            pool=np.empty(1024 + 4 * int(caps[-1]), np.uint64),
-            free=np.full(len(caps), -1, np.int64),
-            state=np.array([0, 0, NO_UNIT, 0], np.int64),
-            caps=caps,
-            grain=grain,
-            reach=reach,
-            slack=slack,
-            early=slack if hour == 1 else 0,
-            turn=max(hour, int(grain[min(1, len(grain) - 1)])),
-            unit=self._spans.unit,
-            end=_HOURS * hour,
-        )
+        self._spans = spans_of(self.lengths, self.half_lives)
+        try:
+            self._memory = TileMemory(self._spans, columns)
+        except ValueError as error:
+            raise ValueError(f"{error}: up to {lengths[-1]}") from None
+        self._unit_min = self._memory.unit_min
         self._swept: int | None = None  # turn of the last whole sweep
 
     @classmethod
@@ -215,23 +150,23 @@ class TileStore:
         return len(self.lengths) + len(self.half_lives)
 
     def __len__(self) -> int:
-        return int(self._arena.state[KEYS])
+        return int(self._memory.arena.state[KEYS])
 
     @property
     def sweep_hours(self) -> int:
         """Hours between two turns of sweeping. Tiles merge and keys end at multiples of it, :data:`SLACK_H` later."""
-        return self._arena.turn * self._unit_min // durations.HOUR_MIN
+        return self._memory.arena.turn * self._unit_min // durations.HOUR_MIN
 
     @property
     def nbytes(self) -> int:
         """Bytes of everything allocated, used or not."""
-        return self._arena.table.nbytes + self._arena.pool.nbytes
+        return self._memory.arena.table.nbytes + self._memory.arena.pool.nbytes
 
     @property
     def newest_unit(self) -> int | None:
         """Unit since 1970 of the newest event (or sweep), None before the first."""
-        newest = int(self._arena.state[NEWEST])
-        return None if newest == NO_UNIT else newest + int(self._arena.state[BASE])
+        newest = int(self._memory.arena.state[NEWEST])
+        return None if newest == NO_UNIT else newest + int(self._memory.arena.state[BASE])
 
     def add(self, keys: U64, ts_ms: I64, column: Array, amount: Array | int = 1) -> I64:
         """Counts events in any order. An event too old for every window is ignored.
@@ -260,11 +195,11 @@ class TileStore:
         fresh = np.empty(keys.size, np.int64)
         cursor = np.zeros(3, np.int64)
         while True:
-            kernels.add_rows(self._arena, rows, fresh, cursor)
+            kernels.add_rows(self._memory.arena, rows, fresh, cursor)
             if cursor[0] == n:
                 return fresh[: cursor[1]].copy()
-            self._reach(int(times[cursor[0]]) // self._arena.unit)
-            self._grow(width)
+            self._reach(int(times[cursor[0]]) // self._memory.arena.unit)
+            self._memory.grow(width)
 
     def counts(self, keys: U64, ts_ms: I64 | int) -> Array:
         """Counts in ``[ts - W, ts)`` and decayed counts of each key (n,), as (n, W + H, A); zeros for an unknown key.
@@ -275,7 +210,7 @@ class TileStore:
         """
         keys = _contiguous(keys, _U64)
         out = np.zeros((len(keys), self.spans, self.columns), self.dtype)
-        kernels.count_rows(self._arena, self._spans, keys, np.full(len(keys), ts_ms, np.int64), out)
+        kernels.count_rows(self._memory.arena, self._spans, keys, np.full(len(keys), ts_ms, np.int64), out)
         return out
 
     def run(self, keys: U64, ts_ms: I64, column: Array, sums: Array | None = None) -> Array:
@@ -308,11 +243,11 @@ class TileStore:
         rows = Rows(keys, times, columns, added)
         cursor = np.zeros(3, np.int64)
         while True:
-            kernels.run_rows(self._arena, self._spans, rows, out, cursor)
+            kernels.run_rows(self._memory.arena, self._spans, rows, out, cursor)
             if cursor[0] == n:
                 return out
-            self._reach(int(times[cursor[0]]) // self._arena.unit)
-            self._grow(width)
+            self._reach(int(times[cursor[0]]) // self._memory.arena.unit)
+            self._memory.grow(width)
 
     def export(self, keys: U64, settle: bool = False) -> list[bytes]:
         """The packed tile list of each key, merged as of the newest event; a list of n = 0 for an unknown key.
@@ -355,39 +290,25 @@ class TileStore:
     def sweep(self, now_ms: int, start: float, stop: float) -> int:
         """:meth:`expire` for the part [start, stop) of the table, where 0 <= start < stop <= 1. It looks only at lists
         that have had something to merge or to drop since the last whole sweep, which ended with a part up to 1."""
-        turn = self._turn(now_ms)
+        arena = self._memory.arena
+        now = max(int(arena.state[NEWEST]), now_ms // arena.unit - int(arena.state[BASE]))
+        turn: int = (now - arena.slack) // arena.turn
         found = self._sweep(now_ms, start, stop, every_list=self._swept is None or turn - self._swept > _TURNS_LEFT_OUT)
         if stop >= 1:
             self._swept = turn
         return found
 
-    def _turn(self, now_ms: int) -> int:
-        arena = self._arena
-        now = now_ms // arena.unit - int(arena.state[BASE])
-        turn: int = (max(int(arena.state[NEWEST]), now) - arena.slack) // arena.turn
-        return turn
-
     def _sweep(self, now_ms: int, start: float, stop: float, *, every_list: bool) -> int:
-        size = len(self._arena.table)
+        arena = self._memory.arena
+        size = len(arena.table)
         first, last = int(start * size), size if stop >= 1 else int(stop * size)
-        now = now_ms // self._arena.unit - int(self._arena.state[BASE])
-        return int(kernels.sweep(self._arena, now, first, last, every_list))
+        return int(kernels.sweep(arena, now_ms // arena.unit - int(arena.state[BASE]), first, last, every_list))
 
     def keys(self) -> U64:
         """All keys, in no particular order."""
-        table = self._arena.table
+        table = self._memory.arena.table
         found: U64 = table[table[:, 0] != 0, 0]
         return found
-
-    def changes(self) -> tuple[U64, list[bytes]]:
-        """The keys that changed since they were last settled, ascending, and their packed lists; settles them.
-
-        It looks at the whole table. A partition, which knows from :meth:`add` which keys have changed, uses
-        :meth:`export` instead. Keys that a sweep dropped are not among the changes.
-        """
-        table = self._arena.table
-        changed = np.sort(table[(table[:, 0] != 0) & (table[:, 1] & np.uint64(1) != 0), 0])
-        return changed, self.export(changed, settle=True)
 
     def snapshot(self) -> TilesSnapshot:
         """The whole state at this moment. It copies memory and packs nothing, so it is quick to make; see
@@ -408,20 +329,20 @@ class TileStore:
             if source._shape != self._shape:
                 raise ValueError(f"a snapshot of a store {source._shape} for a store {self._shape}; make it alike")
             twin = source._twin()
-            self._arena, self._swept = twin._arena, twin._swept
+            self._memory, self._swept = twin._memory, twin._swept
             return
         keys = _contiguous(state["keys"], _U64)
         packed, ends = _contiguous(state["packed"], _U8), _contiguous(state["ends"], _I64)
         sizes, tiles = _unpacked(packed, ends, self.columns, self._unit_min)
-        words, caps = _words(sizes, tiles), self._arena.caps
+        words, caps = _words(sizes, tiles), self._memory.arena.caps
         if len(words) and words.max() > caps[-1]:
             raise self._too_long(words)
-        self._reserve(len(keys), int(caps[np.searchsorted(caps, words)].sum()) + int(caps[-1]))
+        self._memory.reserve(len(keys), int(caps[np.searchsorted(caps, words)].sum()) + int(caps[-1]))
         newest = int(state["newest"][0])
         self._reach(newest)
         self._scatter(keys, sizes, tiles)
-        kernels.set_changed(self._arena, keys, _contiguous(state["changed"], _U8))
-        self._arena.state[NEWEST] = newest if newest == NO_UNIT else newest - self._arena.state[BASE]
+        kernels.set_changed(self._memory.arena, keys, _contiguous(state["changed"], _U8))
+        self._memory.arena.state[NEWEST] = newest if newest == NO_UNIT else newest - self._memory.arena.state[BASE]
 
     @property
     def _shape(self) -> tuple[tuple[int | str, ...], int, tuple[float, ...], int]:
@@ -429,9 +350,8 @@ class TileStore:
 
     def _twin(self) -> TileStore:
         """An equal store that shares nothing with this one; as fast as memory is."""
-        twin, own = TileStore(*self._shape), self._arena
-        pool = own.pool[: own.state[USED]].copy()
-        twin._arena = own._replace(table=own.table.copy(), pool=pool, free=own.free.copy(), state=own.state.copy())
+        twin = TileStore(*self._shape)
+        twin._memory.arena = self._memory.copy()
         twin._swept = self._swept
         return twin
 
@@ -444,14 +364,14 @@ class TileStore:
     def _sizes(self, keys: U64, *, settle: bool) -> tuple[I64, I64]:
         """(n,) tiles of each key, merged, and (n,) where it stands in the table."""
         sizes, places = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
-        kernels.list_sizes(self._arena, keys, settle, sizes, places)
+        kernels.list_sizes(self._memory.arena, keys, settle, sizes, places)
         return sizes, places
 
     def _packed(self, places: I64, sizes: I64) -> tuple[Array, I64]:
         """The packed lists of what :meth:`_sizes` found, one after another, and (n,) where each ends."""
         out = np.empty(9 * len(sizes) + 5 * (1 + self.columns) * int(sizes.sum()), np.uint8)
         ends = np.empty(len(sizes), np.int64)
-        kernels.pack_lists(self._arena, places, sizes, _FORMS[self._unit_min], self.columns, out, ends)
+        kernels.pack_lists(self._memory.arena, places, sizes, _FORMS[self._unit_min], self.columns, out, ends)
         return out[: ends[-1] if len(ends) else 0], ends
 
     def _scatter(self, keys: U64, sizes: I64, tiles: U32) -> None:
@@ -459,60 +379,26 @@ class TileStore:
             raise ValueError(f"{len(keys)} keys and {len(sizes)} tile lists")
         if len(tiles) and self._unit_min < durations.HOUR_MIN:
             self._reach(int(tiles[:, 0].max()))
-            older = tiles[:, 0] < self._arena.state[BASE]
+            older = tiles[:, 0] < self._memory.arena.state[BASE]
             if older.any():  # no window reaches them
                 of = np.repeat(np.arange(len(sizes)), sizes)[older]
                 sizes, tiles = sizes - np.bincount(of, minlength=len(sizes)), np.ascontiguousarray(tiles[~older])
         words = _words(sizes, tiles)
-        if len(words) and words.max() > self._arena.caps[-1]:
+        if len(words) and words.max() > self._memory.arena.caps[-1]:
             raise self._too_long(words)
         cursor = np.zeros(2, np.int64)
         while True:
-            kernels.scatter(self._arena, keys, sizes, words, tiles, cursor)
+            kernels.scatter(self._memory.arena, keys, sizes, words, tiles, cursor)
             if cursor[0] == len(keys):
                 return
-            self._grow(1)
+            self._memory.grow(1)
 
     def _too_long(self, words: I64) -> StoreError:
         return StoreError(f"a list of {words.max()} words, more than windows of {list(self.lengths)} have", _REMEDY)
 
     def _reach(self, unit: int) -> None:
-        """Moves the base up when a unit since 1970 cannot be named from it."""
-        arena = self._arena
-        if UNITS <= unit - int(arena.state[BASE]) < arena.end - int(arena.state[BASE]):
-            every = _BASES // self._unit_min
-            kernels.rebase(arena, (unit - UNITS // 2) // every * every)
+        if self._memory.reach(unit):
             self._swept = None  # what fell empty is due at no turn that its 7 bits tell
-
-    def _grow(self, width: int) -> None:
-        """Makes room for any row of ``width`` keys; in proportion to what there is, so that copying stays cheap."""
-        arena = self._arena
-        keys, used = int(arena.state[KEYS]), int(arena.state[USED])
-        if (keys + width) * 10 > len(arena.table) * 7:
-            self._reserve(max(keys + width, keys * 5 // 4), 0)
-        room = width * int(arena.caps[-1])
-        if used + room > len(arena.pool):
-            live = int(kernels.live_words(self._arena))
-            if live < used * 7 // 8:  # an eighth of the pool is blocks that lists have grown out of
-                self._arena = self._arena._replace(pool=np.empty(live * 9 // 8 + room, np.uint64))
-                kernels.move_pool(arena.pool, self._arena)
-            else:
-                self._reserve(0, used * 9 // 8 + room)
-
-    def _reserve(self, keys: int, words: int) -> None:
-        """Makes the table wide enough for ``keys`` keys, and the pool ``words`` words long."""
-        old = self._arena
-        size = len(old.table)
-        while keys * 10 > size * 7:
-            size *= 2
-        if size > len(old.table):
-            self._arena = self._arena._replace(table=np.zeros((size, 2), np.uint64), shift=_shift(size))
-            kernels.rehash(old.table, self._arena)
-        if words > len(old.pool):
-            pool = np.empty(words, np.uint64)
-            used = int(old.state[USED])
-            pool[:used] = old.pool[:used]
-            self._arena = self._arena._replace(pool=pool)
 
 
 class TilesSnapshot:
@@ -535,7 +421,7 @@ class TilesSnapshot:
         sizes, places = store._sizes(keys, settle=False)
         full = sizes > 0
         changed = np.empty(len(keys), np.uint8)
-        kernels.changed_bits(store._arena, keys, changed)
+        kernels.changed_bits(store._memory.arena, keys, changed)
         packed, ends = store._packed(places[full], sizes[full])
         return {
             "keys": keys[full],
@@ -564,8 +450,8 @@ def counts_of(
     out = np.zeros((len(blobs), len(lengths) + len(half_lives), columns), wide)
     present = [i for i, blob in enumerate(blobs) if blob]
     if present:
-        sizes, tiles = _unpack([blob for blob in blobs if blob], columns, _unit(lengths))
-        spans = _spans(lengths, tuple(half_lives))
+        sizes, tiles = _unpack([blob for blob in blobs if blob], columns, unit_minutes(lengths))
+        spans = spans_of(lengths, tuple(half_lives))
         kernels.sum_lists(spans, tiles, sizes, ts_ms, np.array(present, np.int64), out)
     return out
 
@@ -575,19 +461,6 @@ def _contiguous(values: Any, dtype: np.dtype[Any]) -> Array:
     if type(values) is np.ndarray and values.dtype is dtype and values.flags.carray:  # nearly always, and quick
         return values
     return np.require(values, dtype, ["C", "A", "W"])
-
-
-def _shift(size: int) -> int:
-    """64 - log2 of a table's size, a power of two."""
-    return 65 - size.bit_length()
-
-
-def _size_classes(most: int) -> I64:
-    """Block sizes in words: 1, 2, .. 8, 10, 12, 14, 16, 20, .. From 8 on each is at most a quarter above the last."""
-    sizes = [1, 2, 3, 4, 5, 6, 7, 8]
-    while sizes[-1] < most:
-        sizes.append(sizes[-4] * 2)
-    return np.array(sizes, np.int64)
 
 
 def _words(sizes: I64, tiles: U32) -> I64:
@@ -608,7 +481,7 @@ def _unpacked(raw: Array, ends: I64, columns: int, unit_min: int) -> tuple[I64, 
     bad = kernels.read_sizes(raw, ends, _FORMS[unit_min], columns, sizes)
     tiles = np.empty((0 if bad >= 0 else int(sizes.sum()), 1 + columns), np.uint32)
     if bad < 0:
-        bad = kernels.unpack(raw, ends, sizes, _HOURS * durations.HOUR_MIN // unit_min, tiles)
+        bad = kernels.unpack(raw, ends, sizes, HOURS * durations.HOUR_MIN // unit_min, tiles)
     if bad >= 0:
         raise _damaged(raw[ends[bad - 1] if bad else 0 : ends[bad]].tobytes(), columns, unit_min)
     return sizes, tiles

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from millrace.contracts.events import Action, Event, Id
-from millrace.labels import REGISTRY, Promise, Waits
+from millrace.labels import Promise
 from stream.join.rows import LoggedPage
 
 UNKNOWN, GONE = -1, -2
@@ -241,27 +241,21 @@ def plain(page: PageState) -> tuple[Any, ...]:
     )
 
 
-def page_of(
-    state: Any, impression: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event], waits: Waits
-) -> PageState:
-    """The page that :func:`plain` was given. ``impression`` and ``decode`` read messages; ``waits`` are for parts from
-    before there were promises."""
-    request, served, parts, exposed, labelled, acted, held, waiting, drop_ms, *kept = state
+def page_of(state: Any, impression: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event]) -> PageState:
+    """The page that :func:`plain` was given. ``impression`` and ``decode`` read messages."""
+    request, served, parts, exposed, labelled, acted, held, waiting, drop_ms, at, settle_ms = state
     page = PageState(request)
-    page.at, page.settle_ms = kept or (UNKNOWN, 0)  # none: before pages were settled
+    page.at, page.settle_ms = at, settle_ms
     page.impression = None if served is None else impression(served)
-    for brought, mask, ts, offset, items, message, *later in parts:
-        promised = Promise(*later[0]) if later else REGISTRY["wait"].promise(waits, 0)
-        slots = later[1] if later[1:] else None  # none: before pages were shown otherwise than answered
-        part = Part(to_mask(brought), ts, offset, items, message and Message(*message), promised, slots)
+    for brought, mask, ts, offset, items, message, promise, slots in parts:
+        part = Part(to_mask(brought), ts, offset, items, message and Message(*message), Promise(*promise), slots)
         part.mask = to_mask(mask)
         page.parts.append(part)
     page.exposed, page.labelled, page.drop_ms = to_mask(exposed), to_mask(labelled), drop_ms
     page.acted = [to_mask(m) for m in acted]
     page.waiting = [tuple(w) for w in waiting]
-    for action in held:
-        # The message and the watermark at which it came. Before promises were kept: the message alone.
-        message, came_ms = (Message(*action), 0) if isinstance(action[0], str) else (Message(*action[0]), action[1])
+    for raw, came_ms in held:
+        message = Message(*raw)
         event = decode(message.raw)
         assert isinstance(event, Action)
         page.hold(event, message, came_ms)

@@ -53,7 +53,6 @@ from millrace.basics.errors import StoreError
 from millrace.basics.store import AbsentError, DamagedError, Sealed, Store
 from millrace.labels import policy_named
 from stream.partition.journal import RULES, Entry, from_bytes, to_bytes
-from stream.partition.oldcheckpoint import REMEDY, OldCheckpoints
 from stream.partition.partition import Partition, PartitionSnapshot, Policy
 
 log = structlog.get_logger("checkpoint")
@@ -71,6 +70,7 @@ CLEAN_BYTES = REPLAY_BYTES // 8
 KEPT = 2
 LEVEL = 3  # of zstd
 
+_REMEDY_DAMAGED = "move them away to read its topics from their beginning"
 _REMEDY_EVOLVE = (
     "set MILLRACE_EVOLVE=true to carry over what both have, MILLRACE_SCHEMA to the former schema, or MILLRACE_DATA to "
     "an empty folder"
@@ -157,16 +157,14 @@ class CheckpointStore:
 
     Args:
         url: a folder, or any URL that fsspec knows (``s3://bucket/prefix``, ``memory://name``).
-        old: where checkpoints of the form before may lie; by default the same place.
 
     Raises:
         StoreError: the place cannot be used.
     """
 
-    def __init__(self, url: str | Path, old: str | Path | None = None) -> None:
+    def __init__(self, url: str | Path) -> None:
         self.url = str(url)
         self.store = Store(self.url)
-        self.old = OldCheckpoints(url if old is None else old)
 
     def load(self, fresh: Partition, evolve: bool = False) -> Loaded:
         """Takes a partition over: its state from the newest whole base and the journals that follow, and a line.
@@ -188,12 +186,8 @@ class CheckpointStore:
         if found is None:
             if names:
                 raise StoreError(
-                    f"all {len(names)} checkpoints of partition {number} in '{self.url}' are damaged", REMEDY
+                    f"all {len(names)} checkpoints of partition {number} in '{self.url}' are damaged", _REMEDY_DAMAGED
                 )
-            body = self.old.newest(number)
-            if body is not None:
-                fresh.resume(body)
-                log.info("checkpoint of the form before is carried over", partition=number)
             line.begin(fresh.snapshot(fresh.advance_ms))
             return Loaded(fresh, line)
         for name in damaged:
@@ -240,7 +234,6 @@ class CheckpointStore:
         kept, oldest = bases[-KEPT:], bases[-KEPT].number
         gone = [n for n in names if n not in kept and (n.kind == "base" or n.number <= oldest)]
         self.store.remove(name.text(partition) for name in gone)
-        self.old.remove(partition)
 
     def _recover(self, fresh: Partition, names: Sequence[Name], damaged: list[str]) -> _Found | None:
         """The newest state that can be had. Files found damaged are added to ``damaged``."""

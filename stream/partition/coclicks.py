@@ -143,10 +143,6 @@ class CoClicks:
         items = self._items[: self._used] / 2.0**64
         return self._lists(np.flatnonzero((items >= start) & ((items < stop) | (stop >= 1.0))))
 
-    def all_changed(self) -> None:
-        """Has :meth:`changes` give everything."""
-        self._changed[: self._used] = True
-
     # ------------------------------------------------------------------ state
 
     def snapshot(self) -> CoClicksSnapshot:
@@ -162,7 +158,6 @@ class CoClicks:
         Raises:
             ValueError, KeyError, TypeError: it is none.
         """
-        state = {"told": b"", **state}  # before there were items to be told again
         arrays = {name: np.frombuffer(state[name], dtype) for name, dtype in _ARRAYS.items()}
         sizes, n = arrays["filled"].astype(np.int64), len(arrays["items"])
         m = int(sizes.sum())

@@ -146,11 +146,6 @@ class Recents:
         for start in range(0, len(everyone), AT_ONCE):
             yield everyone[start : start + AT_ONCE]
 
-    def all_changed(self) -> None:
-        """Has :meth:`changes` give everything."""
-        for user in self._held:
-            self._changed.setdefault(user, None)
-
     def snapshot(self) -> tuple[dict[str, bytes], list[str], int]:
         """The whole state, apart from what happens later."""
         self._settle()

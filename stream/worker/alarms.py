@@ -175,6 +175,8 @@ def _example(cause: str, window: _Window, partitions: Iterable[Partition], clock
         return f"partition {window.late_in} has come to {utc(reached_ms)}, the event clock to {utc(clock_ms)}"
     if letter is not None:
         return f"partition {letter.partition}, offset {letter.offset}: {letter.detail}"
-    requests = [(p.number, p.unserved) for p in partitions]
-    found = next(((number, request) for number, request in requests if request), None)
-    return "" if found is None else f"request {found[1]!r} in partition {found[0]} has no impression"
+    for partition in partitions:
+        for page in partition.join.pages.values():
+            if page.parts and page.impression is None:  # one of the oldest
+                return f"request {page.request!r} in partition {partition.number} has no impression"
+    return ""

@@ -81,7 +81,7 @@ def show(partition: Partition, reads: Reads) -> None:
     """Sets the gauges of one partition."""
     number = partition.number
     PENDING.labels(number).set(partition.pending)
-    SETTLED.labels(number).set(partition.settled)
+    SETTLED.labels(number).set(len(partition.join.settled))
     COCLICK_ITEMS.labels(number).set(len(partition.coclicks))
     WATERMARK.labels(number).set((partition.watermark_ms or float("nan")) / 1000)  # 0: no event yet
     for topic, read in reads.items():

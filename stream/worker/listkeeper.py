@@ -85,8 +85,6 @@ class ListKeeper(threading.Thread):
         period = EVERY_PUBLICATIONS * self.settings.publish_seconds
         readers: list[Any] = []
         ids = topic_ids(self.settings)
-        for topic in [name for name in told if ids.get(name)]:  # a version before knew topics by their names alone
-            told[f"{topic} {ids[topic]}"] = told.pop(topic)
         try:
             readers += [make_reader(self.settings, topic, max_poll_records=50) for topic in (ITEMS, FEATURES_ITEMS)]
             with redis.Redis.from_url(redis_url(self.settings.redis), socket_timeout=5.0) as client:

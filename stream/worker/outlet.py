@@ -48,8 +48,9 @@ from millrace.processes.kafka import BATCH_BYTES, LINGER_MS, read_all
 from millrace.processes.wall import wall_ms
 from stream.partition.checkpoint import CheckpointStore, Line, Loaded
 from stream.partition.coclicks import CoClicks
+from stream.partition.counters import Changes
 from stream.partition.journal import Journal
-from stream.partition.partition import Changes, Output, Partition
+from stream.partition.partition import Output, Partition
 from stream.worker.figures import (
     ARRIVED_BYTES,
     CHECKPOINT_BYTES,
@@ -85,7 +86,7 @@ class Outlet:
         self._settings, self._schema, self._commit_offsets = settings, schema, commit
         self._rates = Rates.of(schema)
         self._of_schema = ((SCHEMA_HEADER, schema.id.encode()),)
-        self.checkpoints = CheckpointStore(settings.place("checkpoints"), old=settings.folder("checkpoints"))
+        self.checkpoints = CheckpointStore(settings.place("checkpoints"))
         self._lines: dict[int, Line] = {}  # by partition that is ours
         self._rounds: dict[int, Round] = {}  # the same
         self._online = OnlineStore(settings.redis, settings.outage_seconds, settings.prefix)

@@ -225,7 +225,7 @@ class Worker:
                 await self._do(turn, due)
             figures.show(turn.partition, of)
         self._alarm()
-        figures.WINDOW_KEYS.set(sum(turn.partition.window_keys for turn in self.turns))
+        figures.WINDOW_KEYS.set(sum(len(turn.partition.windows) for turn in self.turns))
 
     async def _do(self, turn: Turn, due: Due) -> None:
         match due:
@@ -275,7 +275,7 @@ class Worker:
             not_known="; ".join(
                 f"what the old {topic} held from offset {partition.offsets.get(topic, 0)} on" for topic in topics
             ),
-            impressions_gone_of_pages=partition.settled if IMPRESSIONS in topics else 0,
+            impressions_gone_of_pages=len(partition.join.settled) if IMPRESSIONS in topics else 0,
         )
         await self._emit(turn, partition.begin_anew(topics))
         self.outlet.owns_logs(turn.number, self._logs)
@@ -351,8 +351,6 @@ class Worker:
         if silent_s > self.settings.outage_seconds:
             raise BrokerError(f"broker '{self.settings.kafka}' has not answered for {silent_s:.0f} s", REMEDY)
 
-    # ------------------------------------------------------------------ life
-
     @contextlib.contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
         """Faust would log a callback's exception, and go on or crash. We end with one line instead."""
@@ -366,78 +364,83 @@ class Worker:
             self.failure = self.failure or expected(error, what, self.settings)
             raise
 
-    async def run(self, stop: threading.Event) -> None:
-        """Works until ``stop`` is set, then leaves a last checkpoint.
-
-        Raises:
-            MillraceError: something that the worker cannot do without stayed away.
-        """
-        await self.outlet.open()
-        self.lists.start()
-        failures: list[BaseException] = []
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._as_expected(self.app.start(), "Faust"))
-                tasks.create_task(self._as_expected(self.pump(), "the pump"))
-                tasks.create_task(self._as_expected(self.outlet.run(), "the outlet"))
-                tasks.create_task(self._until(stop))
-        except BaseExceptionGroup as group:
-            failures += [error for error in group.exceptions if not isinstance(error, _Ended)]
-        finally:
-            READY.set(0)
-            self.lists.ending.set()
-            lists = asyncio.to_thread(self.lists.join, 5.0)
-            for closing in (self.app.leave(5.0), self.outlet.close(), lists, asyncio.to_thread(self.recaller.close)):
-                try:
-                    async with asyncio.timeout(CLOSE_SECONDS):
-                        await closing
-                except Exception as error:
-                    log.warning("not closed cleanly", error=f"{type(error).__name__}: {error}")
-        for other in failures[1:]:
-            log.error("failed at the same time", error=one_line(other))
-        if failures:
-            raise failures[0]
-
-    async def _as_expected(self, task: Coroutine[Any, Any, None], what: str) -> None:
-        try:
-            await task
-        except asyncio.CancelledError:
-            me = asyncio.current_task()
-            if me is None or me.cancelling():
-                raise
-            # Something that the task awaited was cancelled, not the task. The group would take it for a normal end.
-            raise expected(None, what, self.settings) from None
-        except Exception as error:
-            told = expected(error, what, self.settings)
-            if told is error:
-                raise
-            raise told from error
-
-    async def _until(self, stop: threading.Event) -> None:
-        """Ends the group of tasks: once all is saved after ``stop``, or when Faust or one of its callbacks failed."""
-        saving: asyncio.Task[None] | None = None
-        try:
-            while saving is None or not saving.done():
-                if self.failure is not None:
-                    raise self.failure
-                if self.app.crashed:
-                    raise expected(self.app.crash_reason, "Faust", self.settings)
-                if (why := group_lost(self.app)) is not None:
-                    raise expected(why, "the consumer group", self.settings)
-                if stop.is_set() and saving is None:
-                    saving = asyncio.create_task(self._give_up())
-                await asyncio.sleep(LOOK_SECONDS)
-            await saving
-        finally:
-            if saving is not None:
-                saving.cancel()
-        raise _Ended
-
-    async def _give_up(self) -> None:
+    async def give_up(self) -> None:
+        """A last checkpoint of all partitions."""
         async with self._lock:
             self._empty_buffer()
             await self._save_all()
             self.turns.let_go()
+
+
+async def _work(worker: Worker, stop: threading.Event) -> None:
+    """Works until ``stop`` is set, then leaves a last checkpoint.
+
+    Raises:
+        MillraceError: something that the worker cannot do without stayed away.
+    """
+    settings = worker.settings
+    await worker.outlet.open()
+    worker.lists.start()
+    failures: list[BaseException] = []
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_as_expected(settings, worker.app.start(), "Faust"))
+            tasks.create_task(_as_expected(settings, worker.pump(), "the pump"))
+            tasks.create_task(_as_expected(settings, worker.outlet.run(), "the outlet"))
+            tasks.create_task(_until(worker, stop))
+    except BaseExceptionGroup as group:
+        failures += [error for error in group.exceptions if not isinstance(error, _Ended)]
+    finally:
+        READY.set(0)
+        worker.lists.ending.set()
+        lists = asyncio.to_thread(worker.lists.join, 5.0)
+        for closing in (worker.app.leave(5.0), worker.outlet.close(), lists, asyncio.to_thread(worker.recaller.close)):
+            try:
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await closing
+            except Exception as error:
+                log.warning("not closed cleanly", error=f"{type(error).__name__}: {error}")
+    for other in failures[1:]:
+        log.error("failed at the same time", error=one_line(other))
+    if failures:
+        raise failures[0]
+
+
+async def _as_expected(settings: Settings, task: Coroutine[Any, Any, None], what: str) -> None:
+    try:
+        await task
+    except asyncio.CancelledError:
+        me = asyncio.current_task()
+        if me is None or me.cancelling():
+            raise
+        # Something that the task awaited was cancelled, not the task. The group would take it for a normal end.
+        raise expected(None, what, settings) from None
+    except Exception as error:
+        told = expected(error, what, settings)
+        if told is error:
+            raise
+        raise told from error
+
+
+async def _until(worker: Worker, stop: threading.Event) -> None:
+    """Ends the group of tasks: once all is saved after ``stop``, or when Faust or one of its callbacks failed."""
+    saving: asyncio.Task[None] | None = None
+    try:
+        while saving is None or not saving.done():
+            if worker.failure is not None:
+                raise worker.failure
+            if worker.app.crashed:
+                raise expected(worker.app.crash_reason, "Faust", worker.settings)
+            if (why := group_lost(worker.app)) is not None:
+                raise expected(why, "the consumer group", worker.settings)
+            if stop.is_set() and saving is None:
+                saving = asyncio.create_task(worker.give_up())
+            await asyncio.sleep(LOOK_SECONDS)
+        await saving
+    finally:
+        if saving is not None:
+            saving.cancel()
+    raise _Ended
 
 
 def expected(error: BaseException | None, what: str, settings: Settings) -> BaseException:
@@ -465,7 +468,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     publish_profiles(settings)
 
     async def main() -> None:
-        await Worker(settings, schema, clock).run(stop)
+        await _work(Worker(settings, schema, clock), stop)
 
     try:
         asyncio.run(main())

@@ -47,10 +47,15 @@ from millrace.contracts.impressions import decode_served
 from millrace.versions.image import RETRIEVAL_TABLES, split
 from millrace.versions.modelstore import Image, TableRows
 from millrace.windows.tiles import TileStore, counts_of
+from stream.join.dropped import DroppedPages
 from stream.join.gate import ReadTo
 from stream.join.join import LabelJoin, Message, Outcome
+from stream.join.labelling import Labeller
 from stream.join.rows import LoggedPage
 from stream.partition.coclicks import CoClicks, CoClicksSnapshot
+from stream.partition.counters import Counters
+from stream.partition.decoder import Decoder
+from stream.partition.early import EarlyEvents
 from stream.partition.owners import Owners
 from stream.partition.partition import Output, Partition
 from stream.partition.recents import CLICKS, PURCHASES, Recents
@@ -60,6 +65,7 @@ from tests.scenes.learning import SCHEMA as LEARNT
 from tests.scenes.learning import START_MS, make_samples, tables_of
 from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
 from tests.scenes.turn_scene import lists_of
+from tests.tile_changes import changes as tile_changes
 
 BEFORE, AFTER = range(4), range(4, 8)
 """Pieces of a script before the snapshot and after it."""
@@ -496,6 +502,9 @@ class Tiles(Case):
         store.resume(state.arrays() if self.packed and not isinstance(state, dict) else state)
         return store
 
+    def changes(self, subject: TileStore) -> Any:
+        return tile_changes(subject)
+
     def is_empty(self, changes: Any) -> bool:
         return not len(changes[0])
 
@@ -522,7 +531,7 @@ def _other_columns() -> TileStore:
 
 
 class Join(Case):
-    covers = (LabelJoin,)
+    covers = (LabelJoin, DroppedPages, Labeller)
     skips: ClassVar = {
         CHANGES_ONCE: "what comes out of it is an outcome of each message",
         CHANGES_ABSOLUTE: "what comes out of it is an outcome of each message",
@@ -559,11 +568,11 @@ class Join(Case):
 
     @staticmethod
     def _page(raw: bytes) -> LoggedPage:
-        return Partition(0, SCHEMA, POLICY)._read(raw)
+        return Decoder(SCHEMA, 0, None, ()).page(raw)[1]
 
 
 class Middle(Case):
-    covers = (Partition,)
+    covers = (Partition, Counters, EarlyEvents)
     resumes_changes = True
     damaged: ClassVar = {
         "nothing": lambda state: b"",

@@ -359,38 +359,6 @@ def bad_samples(good: SampleBatch) -> Iterator[Bad]:
             "one less": part[:-1] if isinstance(part, list) else [part],
         }.items():
             yield Bad(SAMPLES, f"entry {place}: {what}", b"", encode([*message[:place], value, *message[place + 1 :]]))
-    yield from bad_old_samples(good)
-
-
-def bad_old_samples(good: SampleBatch) -> Iterator[Bad]:
-    """Samples as they were written before: each column as it is."""
-    encode = msgspec.msgpack.encode
-    form, request, (f, n) = 2, list(good.request), (good.cat.shape[1], good.num.shape[1])
-    columns = {name: getattr(good, name).tobytes() for name in SampleBatch.__slots__ if name != "request"}
-    yield from whole(SAMPLES, b"", encode((form, request, f, n, columns)))
-    for name, changed in {
-        "another form": (9, request, f, n, columns),
-        "no requests": (form, [], f, n, columns),
-        "requests are numbers": (form, [1], f, n, columns),
-        "wider": (form, request, f + 1, n, columns),
-        "narrower": (form, request, 0, n, columns),
-        "of negative width": (form, request, -1, n, columns),
-        "of width 2^63": (form, request, f, 2**63, columns),
-        "no rows but wide": (form, request, 2**40, 2**40, dict.fromkeys(columns, b"")),
-    }.items():
-        yield Bad(SAMPLES, name, b"", encode(changed))
-    for name, body in columns.items():
-        for what, value in {
-            "nothing": b"",
-            "one byte more": body + b"\0",
-            "all ones": b"\xff" * len(body),
-            "the largest": b"\xff" * (len(body) - 1) + b"\x7f",
-            "0x7f": b"\x7f" * len(body),
-            "0x80": b"\x80" * len(body),
-        }.items():
-            yield Bad(SAMPLES, f"{name}: {what}", b"", encode((form, request, f, n, {**columns, name: value})))
-        rest = {c: b for c, b in columns.items() if c != name}
-        yield Bad(SAMPLES, f"without {name}", b"", encode((form, request, f, n, rest)))
 
 
 def bad_announcements(schema: Schema, ts_ms: int) -> Iterator[Bad]:

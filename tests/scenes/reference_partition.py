@@ -33,7 +33,7 @@ from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from millrace.labels import Promise
-from millrace.windows.tiles import UNIT
+from millrace.windows.memory import UNIT
 from stream.join.join import Message, Policy
 
 MINUTE_MS = 60_000

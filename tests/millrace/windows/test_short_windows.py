@@ -26,7 +26,8 @@ from millrace.contracts.schema import Schema, Windows, parse_schema
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.kernels import UNITS
 from millrace.windows.likings import clicks_a_day, smoothed_rate
-from millrace.windows.tiles import SLACK_H, UNIT, TileStore, counts_of
+from millrace.windows.memory import SLACK_H, UNIT
+from millrace.windows.tiles import TileStore, counts_of
 from scorer.catalog.index import ItemIndex
 from scorer.catalog.itemtable import ItemTable
 from tests.millrace.windows.test_tiles import exact

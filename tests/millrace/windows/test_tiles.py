@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from millrace.basics.errors import StoreError
 from millrace.windows.kernels import UNITS
-from millrace.windows.tiles import SLACK_H, TileStore, counts_of, grain_hours
+from millrace.windows.memory import SLACK_H
+from millrace.windows.tiles import TileStore, counts_of, grain_hours
 from tests.scenes.exploring import examples
+from tests.tile_changes import changes
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
@@ -374,10 +376,10 @@ def test_changes_are_what_changed_since_the_last_call() -> None:
     for hour, keys in enumerate(([5, 2, 9], [9], [], [2, 7])):
         at = np.full(len(keys), T0 + hour * HOUR)
         store.add(np.array(keys, np.uint64), at, np.zeros(len(keys), np.uint8))
-        changed, lists = store.changes()
+        changed, lists = changes(store)
         assert changed.tolist() == sorted(keys)
         follower.put(changed, lists)
-    assert store.changes()[1] == []
+    assert changes(store)[1] == []
     every = np.sort(store.keys())
     assert follower.export(every) == store.export(every)
 
@@ -401,9 +403,9 @@ def test_a_snapshot_is_apart_from_what_happens_later(again: Callable[[TileStore]
     assert late.counts(keys, at).tolist() == counts.tolist()
     assert late.export(keys) == packed
     assert late.newest_unit == T0 // HOUR + 39
-    assert late.changes()[0].tolist() == keys[10:].tolist()
+    assert changes(late)[0].tolist() == keys[10:].tolist()
     assert other.counts(keys, at)[5:].tolist() == counts[5:].tolist()
-    assert other.changes()[0].tolist() == [*keys[:5].tolist(), *keys[10:].tolist()]
+    assert changes(other)[0].tolist() == [*keys[:5].tolist(), *keys[10:].tolist()]
 
 
 def test_only_a_fresh_store_of_the_same_windows_resumes() -> None:
@@ -431,7 +433,7 @@ def test_a_run_that_descends_is_refused() -> None:
 
 def words_held(store: TileStore) -> dict[int, int]:
     """How many words each key's list has, unmerged tiles among them."""
-    used = store._arena.table[store._arena.table[:, 0] != 0]
+    used = store._memory.arena.table[store._memory.arena.table[:, 0] != 0]
     return dict(zip(used[:, 0].tolist(), (used[:, 1] >> np.uint64(16) & np.uint64(0xFFFF)).tolist(), strict=True))
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,7 +109,7 @@ def test_samples_counts_and_dead_letters_are_those_of_pages_in_memory(
         plain.advance(later)
         settling.advance(later)
         check_alike(plain, settling)
-    assert settling.partition.pending == settling.partition.settled == 0
+    assert settling.partition.pending == len(settling.partition.join.settled) == 0
 
 
 # ---------------------------------------------------------------------- one page
@@ -134,7 +133,7 @@ class Shop:
 
     def settled(self) -> Shop:
         self.until(T0 + SETTLED.attribution_ms + SETTLED.disorder_ms)
-        assert self.partition.settled == 1
+        assert len(self.partition.join.settled) == 1
         return self
 
     def returned(self, raw: bytes | None) -> None:
@@ -155,7 +154,7 @@ BOTH = [(0, NEGATIVE), (1, NEGATIVE)]
 def test_a_page_is_settled_when_attribution_has_passed_and_not_before() -> None:
     shop = Shop()
     shop.until(T0 + SETTLED.attribution_ms + SETTLED.disorder_ms - 1)
-    assert shop.partition.settled == 0
+    assert len(shop.partition.join.settled) == 0
     assert shop.settled().told == BOTH
 
 
@@ -163,10 +162,10 @@ def test_a_page_that_nobody_saw_is_settled_too_and_counted_as_unseen_at_its_end(
     shop = Shop()
     shop.take(*shop.log.impressions(impression("b", T0, [1])))
     shop.until(T0 + SETTLED.attribution_ms + SETTLED.disorder_ms)
-    assert shop.partition.settled == 2
+    assert len(shop.partition.join.settled) == 2
     assert shop.partition.pending == 0
     shop.until(T0 + SETTLED.life_ms + SETTLED.disorder_ms)
-    assert shop.partition.settled == 0
+    assert len(shop.partition.join.settled) == 0
     assert shop.total.counts["unseen"] == 1
 
 
@@ -181,7 +180,7 @@ def test_a_late_click_asks_for_the_impression_by_its_offset() -> None:
     shop.click(0, 1)  # of the same visit: it is still here
     assert not shop.partition.wanted
     shop.until(T0 + 10 * MINUTE + SETTLED.attribution_ms)
-    assert shop.partition.settled == 1
+    assert len(shop.partition.join.settled) == 1
 
 
 def test_what_is_known_without_the_impression_asks_for_nothing() -> None:
@@ -219,7 +218,7 @@ def test_an_impression_that_is_gone_is_counted_and_what_waits_becomes_dead_lette
     assert dead_of(shop.total.dead)[1] == {"impression-gone": 2}
     assert (shop.told, shop.partition.pending) == (BOTH, 0)
     shop.until(T0 + 10 * HOUR)
-    assert shop.partition.settled == 0
+    assert len(shop.partition.join.settled) == 0
 
 
 def test_a_page_whose_time_ends_while_its_impression_is_read_gives_its_sample_all_the_same() -> None:
@@ -248,9 +247,9 @@ def test_a_page_of_the_same_request_that_comes_and_goes_meanwhile_takes_nothing_
 
 def test_an_answer_that_nobody_asked_for_does_nothing() -> None:
     shop = Shop().settled()
-    before = shop.partition._join.snapshot()
+    before = shop.partition.join.snapshot()
     assert shop.partition.returned({"a": shop.raw, "x": None}).counts == {}
-    assert shop.partition._join.snapshot() == before
+    assert shop.partition.join.snapshot() == before
 
 
 # ---------------------------------------------------------------------- forms
@@ -286,26 +285,7 @@ def test_a_settled_page_says_all_that_was_said(page: PageState) -> None:
 
 def test_a_settled_page_takes_some_dozen_bytes() -> None:
     shop = Shop().settled()
-    assert len(shop.partition._join.settled["a"]) < 40 < len(shop.raw)
-
-
-def test_a_checkpoint_from_before_pages_were_settled_is_read() -> None:
-    """Its pages keep their impressions to their end: nobody knows where in Kafka these lie."""
-    shop = Shop()
-    head = msgspec.msgpack.decode(shop.partition.snapshot().to_bytes())
-    del head["sweep"]
-    head["form"], head["join"] = 2, head["join"][:6]
-    head["join"][2] = [page[:9] for page in head["join"][2]]
-    again = Partition(0, SCHEMA, SETTLED, settles=True)
-    again.resume(msgspec.msgpack.encode(head))
-    shop.partition = again
-    shop.until(T0 + SETTLED.attribution_ms + SETTLED.disorder_ms)
-    assert shop.told == BOTH
-    shop.click(1, 2)
-    assert not shop.partition.wanted
-    assert (1, CORRECTION) in shop.told
-    shop.until(T0 + 10 * HOUR)
-    assert not shop.partition._join.pages
+    assert len(shop.partition.join.settled["a"]) < 40 < len(shop.raw)
 
 
 def test_a_partition_that_does_not_settle_goes_on_with_one_that_did() -> None:
@@ -319,4 +299,4 @@ def test_a_partition_that_does_not_settle_goes_on_with_one_that_did() -> None:
     assert (0, CORRECTION) in shop.told
     shop.take(*shop.log.events(exposure("a", T0 + 20 * MINUTE, [3], 2)))  # it lives longer than it would have
     shop.until(T0 + 10 * HOUR)
-    assert (other.settled, len(other._join.pages)) == (0, 0)
+    assert (len(other.join.settled), len(other.join.pages)) == (0, 0)

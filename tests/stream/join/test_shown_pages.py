@@ -3,7 +3,6 @@ answered as it was shown."""
 
 from __future__ import annotations
 
-import copy
 import random
 import tracemalloc
 from collections import Counter
@@ -298,34 +297,3 @@ def test_a_state_with_a_page_shown_otherwise_survives_a_crash() -> None:
     shop.take("impressions", impression("a", [11, 12, 13]))
     shop.take("events", action("click", "a", T0 + 5, 2, 13))
     assert [(b.kind.tolist(), b.position.tolist()) for b in shop.samples] == [([1], [2])]
-
-
-@pytest.mark.parametrize("settles", [True, False])
-def test_a_state_from_before_pages_could_be_shown_otherwise_goes_on(settles: bool) -> None:
-    """Its parts end one field earlier: those of pages that wait, and of settled ones."""
-    before = Shop(settles)
-    before.take("impressions", impression("a", [11, 12, 13]), impression("b", [14, 15]))
-    before.take("events", exposure("a", T0, [11, 12]), exposure("a", T0 + 5, [13], 2))
-    before.until(T0 + POLICY.attribution_ms + POLICY.disorder_ms + 5)
-    before.take("events", exposure("b", T0 + 6, [14]), exposure("c", T0 + 7, [16]))
-    state = msgspec.msgpack.decode(before.partition.snapshot().to_bytes())
-    pages, settled = state["join"][2], state["join"][6]
-    for page in pages:
-        page[2] = [part[:7] for part in page[2]]
-    for request, raw in settled.items():
-        page = msgspec.msgpack.decode(raw)
-        page[4] = [part[:5] for part in page[4]]
-        settled[request] = msgspec.msgpack.encode(page)
-    assert (len(pages), len(settled)) == ((2, 1) if settles else (3, 0))
-    after = Shop(settles)
-    after.log, after.topic = copy.deepcopy(before.log), before.topic
-    after.partition.resume(msgspec.msgpack.encode(state))
-    before.samples, before.dead = [], []
-    for shop in (before, after):
-        shop.take("events", action("click", "a", T0 + 9, 2, 13), action("click", "b", T0 + 9, 0, 14))
-        shop.take("impressions", impression("c", [16]))
-        shop.until(T0 + 2 * LIFE)
-    assert len(after.rows()) >= 3
-    assert after.rows() == before.rows()
-    assert after.windows() == before.windows()
-    assert after.partition.pending == before.partition.pending == 0

@@ -15,8 +15,9 @@ from millrace.contracts.schema import Schema, parse_schema
 from millrace.contracts.settings import Settings
 from stream.join.join import Message
 from stream.partition import journal
+from stream.partition.counters import Changes
 from stream.partition.journal import Journal
-from stream.partition.partition import Changes, Partition
+from stream.partition.partition import Partition
 from stream.worker import outlet
 from tests.scenes.stream_world import (
     HOUR,
@@ -171,9 +172,9 @@ def test_who_comes_again_begins_with_nothing() -> None:
 
 def test_the_memory_of_a_deletion_ends_when_no_page_of_before_is_left() -> None:
     story = Story().page("a").forget()
-    assert len(story.partition._forgotten) == 1
+    assert len(story.partition.counters._forgotten) == 1
     story.page("b", 8, after_ms=2 * POLICY.life_ms + HOUR)
-    assert story.partition._forgotten == {}
+    assert story.partition.counters._forgotten == {}
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -237,14 +238,6 @@ def test_checkpoint_and_journal_know_it_to_the_bit(at: int, told: bool) -> None:
     assert plain(again) == plain(before)
     mine, theirs = before.changes(), again.changes()
     assert (mine.forgotten, mine.users, mine.recents) == (theirs.forgotten, theirs.users, theirs.recents)
-
-
-def test_a_state_of_before_there_were_deletions_is_read() -> None:
-    head = msgspec.msgpack.decode(Story().page("a").partition.snapshot().to_bytes())
-    del head["forgotten"], head["shared"]
-    again = resumed(msgspec.msgpack.encode(head))
-    again.take([Message("users", 0, b"", T0 + HOUR, b"7")], T0 + HOUR)
-    assert again.changes().forgotten == ["7"]
 
 
 def test_a_window_that_many_users_share_stays() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 
 from millrace.basics.errors import SettingError
@@ -155,24 +154,6 @@ def test_clicks_do_not_come_alone_when_traffic_begins() -> None:
         assert sorted(set(samples.kind.tolist())) == [NEGATIVE, POSITIVE]
         assert samples.label.mean() == 0.5
         partition.advance(start + 60 * MINUTE)
-
-
-def test_a_checkpoint_from_before_there_were_promises_is_read() -> None:
-    shop = Shop("wait")
-    shop.seen()
-    head = msgspec.msgpack.decode(shop.partition.snapshot().to_bytes())
-    head["form"] = 1
-    watermark, pending, pages, gone, *_ = head["join"]
-    for page in pages:
-        page[2] = [part[:6] for part in page[2]]
-    head["join"] = (watermark, pending, pages, gone)
-    again = Partition(0, SCHEMA, policy_of("prompt"))
-    again.resume(msgspec.msgpack.encode(head))
-    shop.partition = again
-    shop.click(9 * SECOND)
-    shop.until(21 * SECOND)
-    shop.until(60 * MINUTE)
-    assert shop.told[1:] == QUICK["wait"][1:]
 
 
 def test_a_child_process_gets_the_policy_and_no_other_is_taken() -> None:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from millrace.basics.hashing import value_hash
 from millrace.contracts.online import MOST_RECENT, Past, Recent, unpack_recent
 from stream.partition.coclicks import EARLIER, WITHIN_MS
-from stream.partition.journal import Journal, from_bytes, to_bytes
 from stream.partition.partition import Partition
 from stream.partition.recents import CLICKS, KEPT_MS, PURCHASES, Recents
 from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, impression, resumed
@@ -196,24 +195,6 @@ def test_last_clicks_and_co_clicks_do_not_depend_on_how_messages_are_cut() -> No
 def _of_form_3(raw: bytes) -> bytes:
     head = msgspec.msgpack.decode(raw)
     return msgspec.msgpack.encode({k: v for k, v in head.items() if k not in ("recents", "coclicks")} | {"form": 3})
-
-
-def test_a_checkpoint_from_before_is_read_and_all_that_its_journals_hold_is_told() -> None:
-    """A journal of then says that changes were handed out; of these two nothing was."""
-    part, log = Partition(0, SCHEMA, POLICY), Log()
-    page(part, log, "a", T0, [11, 12])
-    base = _of_form_3(part.snapshot().to_bytes())
-    part.journal = journal = Journal()
-    act(part, log, "click", "a", T0 + 1, 0, 11)
-    act(part, log, "click", "a", T0 + 2, 1, 12)
-    part.changes()
-    again = resumed(base)
-    assert recent(again) == {}
-    again.replay(from_bytes(to_bytes(journal.cut().entries)))
-    assert recent(again) == recent(part) != {}
-    changes = again.changes()
-    assert {user for user, _ in changes.recents} == {"7"}
-    assert len(changes.coclicks.items) == 2
 
 
 @pytest.mark.parametrize("name", ["recents", "coclicks"])

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import struct
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -253,35 +250,6 @@ def test_when_a_base_is_due() -> None:
     line.base_bytes = line.replay_bytes = 0
     line.journal_bytes = checkpoint.LEAST_BYTES
     assert not line.wants_base(0, stops=False)
-
-
-def test_the_form_before_is_read_once_and_carried_over(url: str, tmp_path: Path) -> None:
-    owner = Owner(f"memory://{tmp_path.name}-elsewhere")
-    for k in range(5):
-        owner.page(k)
-    body = owner.partition.snapshot().to_bytes()
-    head = msgspec.json.encode(dict(owner.partition.offsets))
-    rest = struct.pack("<I", len(head)) + head + body
-    whole = b"MLRCKPT1" + hashlib.sha256(rest).digest() + rest
-    fs, root = fsspec.core.url_to_fs(url)
-    fs.makedirs(root, exist_ok=True)
-    fs.pipe_file(f"{root}/p00000-{7:020d}.ckpt", whole)
-    fs.pipe_file(f"{root}/p00000-{8:020d}.ckpt", whole[:-1])
-    state = form(owner.partition)
-    assert loaded(url) == state
-    again = Owner(url)
-    assert form(again.partition) == state
-    again.save(base=True)
-    assert not [name for name in fs.ls(root, detail=False) if str(name).endswith(".ckpt")]
-    assert loaded(url) == state
-
-
-def test_the_form_before_with_nothing_whole_is_an_error(url: str) -> None:
-    fs, root = fsspec.core.url_to_fs(url)
-    fs.makedirs(root, exist_ok=True)
-    fs.pipe_file(f"{root}/p00000-{7:020d}.ckpt", b"MLRCKPT1")
-    with pytest.raises(StoreError, match="all 1 checkpoints of partition 0"):
-        loaded(url)
 
 
 def test_a_crash_while_writing_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

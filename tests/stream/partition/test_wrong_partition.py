@@ -15,7 +15,7 @@ from commands.demo.audit import Ledger
 from millrace.basics.hashing import kafka_partition, murmur2
 from millrace.contracts.events import User, key_of, letter_bytes, to_json
 from millrace.contracts.samples import NEGATIVE, POSITIVE
-from stream.partition import partition as module
+from stream.partition import decoder as module
 from stream.partition.partition import Message, Partition
 from tests.scenes.stream_world import HOUR, POLICY, SCHEMA, T0, Log, action, exposure, impression, resumed
 
@@ -61,7 +61,7 @@ def test_everything_about_a_user_of_another_partition_is_a_dead_letter_and_nothi
         assert f"came in partition {WRONG}, but belongs to partition {HOME} of {PARTITIONS}" in letter.detail
         assert "key '7'" in letter.detail
     assert out.counts == {"exposures": 2}
-    assert (part.pending, part.watermark_ms, part.newest_ms, part.window_keys) == (0, 0, 0, 0)
+    assert (part.pending, part.watermark_ms, part.newest_ms, len(part.windows)) == (0, 0, 0, 0)
     assert part.offsets == {"impressions": 1, "events": 2, "users": 1}
     changes = part.changes()
     assert (changes.users, changes.profiles, len(changes.item_keys)) == ([], [], 0)
@@ -88,7 +88,7 @@ def test_what_a_partition_remembers_of_users_is_bounded(monkeypatch: pytest.Monk
     part, log = Partition(0, SCHEMA, POLICY, 1), Log()
     for user in range(40):
         assert not part.take(messages(log, f"r{user}", user_id=user), T0).dead
-        assert len(part._own) <= 6
+        assert len(part._decoder.own) <= 6
 
 
 def test_from_the_future_comes_first() -> None:

@@ -24,7 +24,7 @@ from millrace.processes.spawn import spawn, stop
 from stream.partition.partition import Partition
 from stream.worker.faustio import StreamApp
 from stream.worker.turn import INPUTS, Recall
-from stream.worker.worker import Worker
+from stream.worker.worker import Worker, _as_expected, _until
 from tests.scenes.stream_world import HOUR, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
 from tests.scenes.waiting import until
 
@@ -55,7 +55,7 @@ def test_positions_wait_for_the_state_and_are_none_once_it_was_given_up(tmp_path
         shell.turns.begin([Partition(0, SCHEMA, POLICY)], shell._now())
         shell._loaded.set()
         assert {(tp.topic, tp.partition): offset for tp, offset in (await asked).items()} == {(t, 0): 0 for t in INPUTS}
-        await shell._give_up()
+        await shell.give_up()
         assert await shell.positions() == {}  # Faust may still ask while it stops
 
     asyncio.run(main())
@@ -68,7 +68,7 @@ def test_a_task_that_ends_because_something_else_was_cancelled_is_a_failure(tmp_
         async def outlet() -> None:
             await lost
 
-        task = asyncio.create_task(shell._as_expected(outlet(), "the outlet"))
+        task = asyncio.create_task(_as_expected(shell.settings, outlet(), "the outlet"))
         await asyncio.sleep(0)
         lost.cancel()
         with pytest.raises(ServiceError, match="the outlet ended by itself"):
@@ -218,7 +218,7 @@ def test_a_worker_whose_consumer_group_is_lost_ends_and_says_why() -> None:
         app = SimpleNamespace(crashed=False, _consumer=SimpleNamespace(_thread=SimpleNamespace(_consumer=consumer)))
         worker: Any = SimpleNamespace(failure=None, app=app, settings=Settings(kafka="127.0.0.1:1"))
         async with asyncio.timeout(60.0):
-            await Worker._until(worker, threading.Event())
+            await _until(worker, threading.Event())
 
     with pytest.raises(BrokerError, match=r"failed the consumer group .*Did we not perform bootstrap"):
         asyncio.run(life())

@@ -311,7 +311,7 @@ def test_impressions_are_asked_for_some_at_a_time_and_again_after_a_failure() ->
     partition = Partition(0, SCHEMA, POLICY, settles=True)
     one = turn(partition)
     wanted = {f"r{k}": k for k in range(RECALLED + 10)}
-    partition._join.wanted.update(wanted)
+    partition.join.wanted.update(wanted)
 
     def asked(at_s: float) -> list[Any]:
         return [due for due in one.outbound({}, 0, Now(at_s, WALL_S + at_s)) if isinstance(due, Recall)]

@@ -1,0 +1,335 @@
+# core
+"""What the exposures of a page become once its impression is here: rows to count, samples, dead letters. Pure.
+
+::
+
+                      ┌── click before exposure + attribution ──► POSITIVE
+    matched, exposed ─┤
+                      └── watermark reaches it without one ─────► NEGATIVE
+                                                then a click ──► CORRECTION
+                      collect, cart, purchase, once labelled ──► FOLLOW_UP
+
+The picture is of the policy ``wait``. When a click labels, and when an exposure without one does, is what the label
+policy promised for the exposure (:mod:`millrace.labels`). The promise is part of the exposure's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from millrace.contracts.doubts import Doubt
+from millrace.contracts.events import CLICK, EXPOSURE, Action, Id
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
+from millrace.contracts.settings import Settings
+from millrace.labels import REGISTRY, LabelPolicy, Promise, Waits, policy_named
+from stream.join.pages import Message, PageState, Part
+from stream.join.rows import Counted, LoggedPage, Sampled, runs_of
+
+
+class _Sender(Struct):
+    """Of an event that was read before: whose it is. Reading this alone takes a tenth of the time."""
+
+    user_id: Id
+
+
+_sender = msgspec.json.Decoder(_Sender).decode
+
+AsShown = Callable[[LoggedPage, LoggedPage | None, Sequence[int], Sequence[int]], LoggedPage]
+"""Page, what it gave for other rows of the page, rows as answered, where they were shown; see
+:mod:`stream.join.shown`."""
+
+
+def as_answered(page: LoggedPage, onto: LoggedPage | None, answered: Sequence[int], shown: Sequence[int]) -> LoggedPage:
+    """The page as it is, wherever its items were shown."""
+    return page
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long to wait, in milliseconds of event time."""
+
+    attribution_ms: int
+    disorder_ms: int
+    lateness_ms: int
+    ahead_ms: int
+    label: LabelPolicy = REGISTRY["wait"]
+    observation_ms: int = 10_000
+
+    @property
+    def waits(self) -> Waits:
+        """What the label policy reads."""
+        return Waits(self.attribution_ms, self.observation_ms, self.disorder_ms)
+
+    @property
+    def life_ms(self) -> int:
+        """From an exposure to the moment its page is dropped."""
+        return self.attribution_ms + self.lateness_ms
+
+    @classmethod
+    def of(cls, settings: Settings) -> Policy:
+        waits = Waits.of(settings)
+        return cls(
+            waits.attribution_ms,
+            waits.disorder_ms,
+            round(settings.lateness_minutes * 60_000),
+            round(settings.ahead_minutes * 60_000),
+            policy_named(settings.label_policy),
+            waits.observation_ms,
+        )
+
+
+class Dead(NamedTuple):
+    reason: str
+    detail: str
+    message: Message
+    exposures: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The results of some consecutive messages, in order."""
+
+    sampled: list[Sampled] = field(default_factory=list)
+    counted: list[Counted] = field(default_factory=list)
+    dead: list[Dead] = field(default_factory=list)
+    exposures: int = 0  # distinct exposures taken in
+    duplicates: int = 0  # messages that brought nothing new
+    late: int = 0  # events behind the watermark, used or not
+    unseen: int = 0  # served pages of which nothing was exposed
+    recalled: int = 0  # settled pages whose impression was read again
+    impressions_gone: int = 0  # and those whose impression is gone
+    doubts: list[Doubt] = field(default_factory=list)  # about users that were taken
+
+    def refuse(self, reason: str, detail: str, message: Message, exposures: int) -> None:
+        """A message that had been taken in with so many exposures becomes a dead letter."""
+        self.exposures += exposures
+        self.dead.append(Dead(reason, detail, message, exposures))
+
+
+class Labeller:
+    """See the module's text. Times are watermarks that the caller gives.
+
+    Attributes:
+        pending: exposures that are neither labelled nor dead.
+        flow_ms, exposed_ms: when exposures began to flow, and the newest of them.
+    """
+
+    def __init__(self, policy: Policy, as_shown: AsShown) -> None:
+        self.policy, self._as_shown = policy, as_shown
+        self._life_ms, self._waits = policy.life_ms, policy.waits
+        self.pending = self.flow_ms = self.exposed_ms = 0
+
+    def promise(self, ts_ms: int) -> Promise:
+        """What the policy promises an exposure of this time. Traffic begins anew after an attribution window without
+        exposures."""
+        if ts_ms - self.exposed_ms > self.policy.attribution_ms:
+            self.flow_ms = ts_ms
+        self.exposed_ms = max(self.exposed_ms, ts_ms)
+        return self.policy.label.promise(self._waits, max(0, ts_ms - self.flow_ms))
+
+    def match(self, page: PageState, part: Part, now_ms: int, out: Outcome) -> None:
+        """Part and impression are both here: count the exposures, attach the actions."""
+        impression = page.impression
+        assert impression is not None
+        assert part.items is not None
+        assert part.message is not None
+        whose = _sender(part.message.raw).user_id
+        if whose != impression.user_id and str(whose) != str(impression.user_id):
+            self.pending -= part.mask.bit_count()
+            out.dead.append(Dead("wrong-user", _of_another(page, whose), part.message, part.mask.bit_count()))
+            part.mask = 0
+        elif part.ts_ms >= impression.ts_ms + self._life_ms:
+            self.pending -= part.mask.bit_count()
+            detail = f"{part.ts_ms - impression.ts_ms} ms after its impression"
+            out.dead.append(Dead("no-impression", detail, part.message, part.mask.bit_count()))
+            part.mask = 0
+        end = part.offset + len(part.items)
+        if part.slots or end > impression.n or part.items != impression.items[part.offset : end]:
+            wrong = sum(
+                1 << p
+                for p, item in zip(part.places, part.items, strict=True)
+                if part.mask >> p & 1 and (p >= impression.n or str(item) != str(impression.items[p]))
+            )
+            if wrong:
+                part.mask &= ~wrong
+                lost = wrong.bit_count()
+                self.pending -= lost
+                detail = f"position {(wrong & -wrong).bit_length() - 1} of the page was another item"
+                out.dead.append(Dead("wrong-item", detail, part.message, lost))
+        part.items = part.message = None
+        if part.mask:
+            out.counted.append(Counted(self._shown(page, part), *runs_of(part.mask), part.ts_ms, EXPOSURE))
+        if page.held:
+            for key, (event, message, came_ms) in list(page.held.items()):
+                if part.brought >> event.position & 1:
+                    del page.held[key]
+                    self.attach(page, part, event, message, came_ms, now_ms, out)
+
+    def attach_held(self, page: PageState, now_ms: int, out: Outcome) -> None:
+        """Attaches the held actions whose exposure is here."""
+        for key, (event, message, came_ms) in list(page.held.items()):
+            part = page.part_of(event.position)
+            if part is not None:
+                del page.held[key]
+                self.attach(page, part, event, message, came_ms, now_ms, out)
+
+    def attach(
+        self, page: PageState, part: Part, event: Action, message: Message, came_ms: int, now_ms: int, out: Outcome
+    ) -> None:
+        """An action whose exposure and impression are here. ``came_ms``: the watermark when it
+        came, ``now_ms``: that of now.
+
+        What an impression that comes later finds must be what one that was there would have done: after a crash the two
+        topics are read in another order. So a click that came when its exposure's label was due is a correction.
+        """
+        position, kind, impression = event.position, event.kind, page.impression
+        assert impression is not None
+        bit = 1 << position
+        if event.user_id != impression.user_id and str(event.user_id) != str(impression.user_id):
+            out.dead.append(Dead("wrong-user", _of_another(page, event.user_id), message, 0))
+            return
+        if position >= impression.n or (
+            impression.items[position] != event.item_id and str(impression.items[position]) != str(event.item_id)
+        ):
+            out.dead.append(Dead("wrong-item", f"item {event.item_id!r} was not at position {position}", message, 0))
+            return
+        if page.acted[kind] & bit:
+            out.duplicates += 1
+            return
+        if not part.mask & bit:  # the exposure is a dead letter itself
+            out.dead.append(Dead("no-exposure", f"position {position} was not exposed", message, 0))
+            return
+        after_ms = event.ts_ms - part.ts_ms
+        if after_ms >= self._life_ms:
+            out.dead.append(Dead("late", f"{after_ms} ms after its exposure", message, 0))
+            return
+        page.acted[kind] |= bit
+        out.counted.append(Counted(self._shown(page, part), ((position, position + 1),), 1, event.ts_ms, kind))
+        if kind != CLICK:
+            if page.labelled & bit:
+                self._sample(page, part, bit, FOLLOW_UP, kind, event.sent_ms, out)
+            else:
+                page.waiting.append((position, kind, event.sent_ms))
+        elif page.labelled & bit:
+            self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, out)
+        elif max(after_ms, 0) < part.promise.observe_ms and came_ms < part.label_ms:
+            if now_ms < part.clicks_ms:
+                page.waiting.append((position, kind, event.sent_ms))
+            else:
+                self._label(page, part, bit, POSITIVE, kind, event.sent_ms, out)
+        else:
+            self._label(page, part, bit, NEGATIVE, EXPOSURE, 0, out)
+            self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, out)
+
+    def label_clicks(self, page: PageState, part: Part, out: Outcome) -> None:
+        """Labels the part's exposures whose click has waited."""
+        if not part.mask & ~page.labelled & page.acted[CLICK]:
+            return
+        for position, kind, origin_ms in [w for w in page.waiting if w[1] == CLICK and part.mask >> w[0] & 1]:
+            page.waiting.remove((position, kind, origin_ms))
+            self._label(page, part, 1 << position, POSITIVE, CLICK, origin_ms, out)
+
+    def label_rest(self, page: PageState, part: Part, out: Outcome) -> None:
+        """Labels all exposures of the part that have no label yet."""
+        self.label_clicks(page, part, out)
+        rest = part.mask & ~page.labelled
+        if rest:
+            self._label(page, part, rest, NEGATIVE, EXPOSURE, 0, out)
+
+    def _label(
+        self, page: PageState, part: Part, mask: int, kind: int, action: int, origin_ms: int, out: Outcome
+    ) -> None:
+        """Makes the one sample that labels an exposure. Follow-ups that waited for the label are made with it."""
+        self.pending -= mask.bit_count()
+        page.labelled |= mask
+        self._sample(page, part, mask, kind, action, origin_ms, out)
+        if page.waiting:
+            ready = [w for w in page.waiting if mask >> w[0] & 1]
+            page.waiting = [w for w in page.waiting if not mask >> w[0] & 1]
+            for position, later, origin in ready:
+                self._sample(page, part, 1 << position, FOLLOW_UP, later, origin, out)
+
+    def _shown(self, page: PageState, part: Part) -> LoggedPage:
+        """The page's impression, for the part's rows as they were shown."""
+        assert page.impression is not None
+        if part.slots is None:
+            return page.impression
+        if page.shown is None or not part.placed:  # each position has one part, so the parts share one copy
+            rows = [(p, shown) for shown, p in enumerate(part.slots, part.offset) if part.mask >> p & 1]
+            page.shown = self._as_shown(page.impression, page.shown, *zip(*rows, strict=True))
+            part.placed = True
+        return page.shown
+
+    def _sample(
+        self, page: PageState, part: Part, mask: int, kind: int, action: int, origin_ms: int, out: Outcome
+    ) -> None:
+        runs, n = runs_of(mask)
+        out.sampled.append(
+            Sampled(
+                page.request,
+                self._shown(page, part),
+                part.ts_ms,
+                runs,
+                n,
+                kind,
+                1 << EXPOSURE | 1 << action,
+                origin_ms,
+                part.promise.code,
+            )
+        )
+
+    def lose(self, page: PageState, part: Part, out: Outcome) -> None:
+        """A part whose impression never came becomes a dead letter, with the actions on it."""
+        if part.message is None:
+            return
+        lost = part.mask.bit_count()
+        self.pending -= lost
+        detail = f"request {page.request!r} was never served"
+        out.dead.append(Dead("no-impression", detail, part.message, lost))
+        for key, (event, message, _) in list(page.held.items()):
+            if part.mask >> event.position & 1:
+                del page.held[key]
+                out.dead.append(Dead("no-impression", detail, message, 0))
+        part.mask, part.items, part.message = 0, None, None
+
+    def give_up(self, page: PageState, before_ms: int, out: Outcome) -> None:
+        """Held actions whose exposure did not come within the lateness become dead letters."""
+        for key, (event, message, _) in list(page.held.items()):
+            if event.ts_ms < before_ms and not page.exposed >> event.position & 1:
+                del page.held[key]
+                detail = f"position {event.position} of request {page.request!r} was not exposed"
+                out.dead.append(Dead("no-exposure", detail, message, 0))
+
+    def forfeit(self, page: PageState, out: Outcome) -> None:
+        """The impression is gone: what waits for it becomes dead letters."""
+        detail = f"the impression of request {page.request!r} is no longer in its topic"
+        for part in page.parts:
+            if part.message is not None:
+                lost = part.mask.bit_count()
+                self.pending -= lost
+                out.dead.append(Dead("impression-gone", detail, part.message, lost))
+                part.mask, part.items, part.message = 0, None, None
+        for key, (event, message, _) in list(page.held.items()):
+            if page.part_of(event.position) is not None:
+                del page.held[key]
+                out.dead.append(Dead("impression-gone", detail, message, 0))
+
+    # ------------------------------------------------------------------ state
+
+    def snapshot(self) -> tuple[int, int, int]:
+        """The whole state."""
+        return self.pending, self.flow_ms, self.exposed_ms
+
+    def resume(self, state: tuple[int, int, int]) -> None:
+        """Restores what :meth:`snapshot` gave."""
+        self.pending, self.flow_ms, self.exposed_ms = state
+
+
+def _of_another(page: PageState, whose: Id) -> str:
+    assert page.impression is not None
+    return f"user {whose!r} names request {page.request!r}, a page of user {page.impression.user_id!r}"

@@ -1,0 +1,246 @@
+# core
+"""What messages, silence and other clocks do to a partition: all its rules but for what a page's events mean together.
+
+::
+
+    event ──► too early? ──► watermark moves ──► LabelJoin ──► rows to count ──► Counters
+                └─ held until its time comes
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from millrace.contracts.clock import Reached
+from millrace.contracts.doubts import SECONDS_MS, Doubts
+from millrace.contracts.events import ACTIONS, EXPOSURE, BadEventError, Event, Exposure, Id, decode_event
+from millrace.contracts.intake import Intake
+from millrace.contracts.schema import Schema
+from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
+from stream.join.join import Dead, LabelJoin, Message, Outcome, Policy
+from stream.join.rows import Counted
+from stream.join.shown import Shown
+from stream.partition.counters import Counters
+from stream.partition.decoder import Decoder
+from stream.partition.early import EarlyEvents
+from stream.partition.journal import Did
+
+_ACCEPTED = tuple(f"events.{action}" for action in ACTIONS)
+
+
+class Counts(dict[str, int]):
+    """How often things happened, by name."""
+
+    def add(self, name: str, n: int = 1) -> None:
+        if n:
+            self[name] = self.get(name, 0) + n
+
+
+class Ingest:
+    """See the module's text.
+
+    Attributes:
+        offsets: next to read, by topic.
+        reached: how far the events have come.
+    """
+
+    def __init__(self, schema: Schema, policy: Policy, decoder: Decoder, settles: bool) -> None:
+        self.policy, self.decoder = policy, decoder
+        self._several = decoder.partitions is not None
+        self.offsets: dict[str, int] = {}
+        self.early, self.reached = EarlyEvents(), Reached(policy.disorder_ms)
+        self.join = LabelJoin(policy, settles, Shown(schema).page)
+        self.counters = Counters(schema, decoder)
+        self._intake, self._doubts = Intake(schema), Doubts(schema)
+
+    def do(self, did: Did, what: Sequence[Any]) -> tuple[Outcome, Counts]:
+        """Does what a journal's entry says; only such that something may come out of.
+
+        Raises:
+            ValueError: it is another entry, or none.
+        """
+        outcome, counts = Outcome(), Counts()
+        match did:
+            case Did.TAKE:
+                self._take(what[1], what[0], outcome, counts)
+            case Did.ADVANCE:
+                self._release(what[0], outcome)
+                self._move(what[0], outcome)
+            case Did.RETURNED:
+                self._returned(what[0], outcome)
+            case Did.BEGIN_ANEW:
+                for topic in what[0]:
+                    self.offsets.pop(topic, None)
+                if IMPRESSIONS in what[0]:
+                    self.join.forget_log(outcome)
+            case _:
+                raise ValueError(f"an entry {did!r} of a journal")
+        self._count(outcome, counts)
+        self._sweep()
+        return outcome, counts
+
+    def set_back(self) -> None:
+        """Takes back how far silence has moved the watermark beyond the events."""
+        self.join.set_back(self.reached.newest_ms - self.policy.disorder_ms)
+
+    def lived(self, counted: Sequence[Counted], to_ms: int) -> None:
+        """Counts rows of long ago; see :meth:`stream.partition.partition.Partition.lived`."""
+        outcome = Outcome(counted=list(counted))
+        for one in counted:
+            if one.action == EXPOSURE:
+                self.reached.see(one.ts_ms, to_ms, one.impression.user_id)
+        self.reached.see(to_ms, to_ms)
+        self._move(to_ms, outcome)
+        self._count(outcome, Counts())
+        self._sweep()
+        while self.counters.is_sweeping:
+            self._sweep()
+
+    # ------------------------------------------------------------------ messages in
+
+    def _take(self, messages: Sequence[Message], now_ms: int, outcome: Outcome, counts: Counts) -> None:
+        ahead_ms = self.policy.ahead_ms
+        offsets = self.offsets
+        for message in messages:
+            topic, offset, _, clock_ms, key = message
+            if offset < offsets.get(topic, 0):
+                counts.add("skipped")
+                continue
+            offsets[topic] = offset + 1
+            if topic == EVENTS:
+                clock = now_ms if clock_ms is None or clock_ms > now_ms else clock_ms
+                self._event(message, clock, clock + ahead_ms, outcome, counts)
+            elif topic == IMPRESSIONS:
+                self._impression(message, outcome, counts)
+            elif topic == USERS:
+                try:
+                    if key is None:
+                        self._user(message, outcome, counts)
+                    else:
+                        self._forget(message, now_ms, outcome, counts)
+                except BadEventError as error:
+                    outcome.dead.append(Dead("bad-user", str(error), message, 0))
+            else:
+                raise ValueError(f"messages of the topic '{topic}' are not for a partition")
+
+    def _event(self, message: Message, clock_ms: int, limit_ms: int, outcome: Outcome, counts: Counts) -> None:
+        try:
+            event = decode_event(message.raw)
+        except BadEventError as error:
+            outcome.dead.append(Dead(error.reason, error.detail, message, 0))
+            return
+        lost = len(event.items) if isinstance(event, Exposure) else 0  # where it becomes a dead letter
+        if event.ts_ms > limit_ms:
+            detail = f"{event.ts_ms - limit_ms} ms beyond what is allowed ahead of the clock"
+            outcome.refuse("future", detail, message, lost)
+            return
+        if event.ts_ms < SECONDS_MS <= clock_ms:
+            # Left in, it would be counted in windows of 1970, and its label would wait a thousand times too long.
+            outcome.refuse("seconds", f"ts_ms {event.ts_ms} seems to be in seconds", message, lost)
+            return
+        if (
+            self._several
+            and event.user_id not in self.decoder.own
+            and self._is_astray(event.user_id, message, outcome, lost)
+        ):
+            return
+        counts.add(_ACCEPTED[event.kind])
+        if self.early:
+            self._release(clock_ms, outcome)
+        before_ms = self.reached.newest_ms
+        is_near = self.reached.see(event.ts_ms, clock_ms, event.user_id if isinstance(event, Exposure) else None)
+        if not is_near:
+            if self.early.hold(event.ts_ms, message):
+                counts.add("ahead")
+            else:
+                by_ms = event.ts_ms - clock_ms
+                detail = f"{by_ms} ms ahead of the clock, where {len(self.early)} such events wait already"
+                outcome.refuse("future", detail, message, lost)
+            if self.reached.newest_ms > before_ms:
+                self._release(clock_ms, outcome)
+        elif event.ts_ms < self.join.watermark_ms:
+            outcome.late += 1
+        if self.reached.newest_ms > before_ms:
+            self._move(self.reached.newest_ms, outcome)
+        if is_near:
+            self._join_in(event, message, outcome)
+
+    def _join_in(self, event: Event, message: Message, outcome: Outcome) -> None:
+        if isinstance(event, Exposure):
+            self.join.expose(event, message, outcome)
+        else:
+            self.join.act(event, message, outcome)
+
+    def _release(self, clock_ms: int, outcome: Outcome) -> None:
+        """Takes what was held, in the order of its time, as far as this time has come."""
+        for ts_ms, message in self.early.until(max(self.reached.newest_ms, clock_ms)):
+            self.reached.see(ts_ms, clock_ms)
+            self._move(ts_ms, outcome)
+            self._join_in(decode_event(message.raw), message, outcome)
+
+    def _impression(self, message: Message, outcome: Outcome, counts: Counts) -> None:
+        try:
+            request, page = self.decoder.page(message.raw)
+        except ValueError as error:  # a BadEventError is one too
+            outcome.dead.append(Dead("bad-impression", str(error), message, 0))
+            return
+        if not self._is_astray(page.user_id, message, outcome):
+            counts.add("impressions")
+            self.join.serve(request, page, outcome, message.offset)
+
+    def _returned(self, found: Mapping[str, bytes | None], outcome: Outcome) -> None:
+        for request, raw in found.items():
+            page = None
+            if raw is not None:
+                with contextlib.suppress(ValueError):
+                    named, there = self.decoder.page(raw)
+                    page = there if named == request else None
+            self.join.recall(request, page, outcome)
+
+    def _user(self, message: Message, outcome: Outcome, counts: Counts) -> None:
+        """Raises BadEventError, as :meth:`_forget` does."""
+        user = self._intake.user(message.raw)
+        if not self._is_astray(user.user_id, message, outcome):
+            self.counters.log.profiles[str(user.user_id)] = user
+            counts.add("users")
+            outcome.doubts += self._doubts.of_user(user)
+
+    def _forget(self, message: Message, now_ms: int, outcome: Outcome, counts: Counts) -> None:
+        """A tombstone: what the partition knows of the user goes."""
+        user = self._intake.removed(message.key)
+        if not self._is_astray(user, message, outcome):
+            counts.add("forgotten")
+            self._count(outcome, counts)  # what came before counts before
+            self.counters.forget(user, now_ms if message.clock_ms is None else min(message.clock_ms, now_ms))
+
+    def _is_astray(self, user: Id, message: Message, outcome: Outcome, exposures: int = 0) -> bool:
+        """Whether the user belongs to another partition; then the message becomes a dead letter.
+
+        Args:
+            exposures: how many are lost with the message.
+        """
+        why = self.decoder.astray(user)
+        if why:
+            outcome.refuse("wrong-partition", why, message, exposures)
+        return bool(why)
+
+    def _move(self, to_ms: int, outcome: Outcome) -> None:
+        watermark = to_ms - self.policy.disorder_ms
+        if watermark > self.join.watermark_ms:
+            self.join.watermark_ms = watermark
+            self.join.expire(outcome)
+
+    def _count(self, outcome: Outcome, counts: Counts) -> None:
+        """Counts what is to be counted, and notes clicks and purchases; each once."""
+        if outcome.counted:
+            counts.add("matched", sum([c.n for c in outcome.counted if c.action == EXPOSURE]))
+            counts.add("unfit", self.counters.add(outcome.counted))
+            outcome.counted = []
+
+    def _sweep(self) -> None:
+        # No page lives longer: it is seen within a life of being made, and dropped a life after that. What came for it
+        # may wait longer, for its impression.
+        pages_from_ms = 0 if self.join.is_leaving else self.join.watermark_ms - 2 * self.policy.life_ms
+        self.counters.sweep(self.reached.newest_ms, pages_from_ms)
