@@ -16,7 +16,7 @@ from commands.freshness.plots import arms_plot, gains_plot, staleness_plot
 from commands.freshness.words import BASELINE, DAY_OLD, LIVE, RETRAINED, Late, how_often, named, verdict, whole
 from commands.offline.dataset import Dataset
 from commands.offline.follow import Plan, period_ms
-from millrace.contracts.clock import DAY_MS
+from millrace.basics.durations import DAY_MS
 from millrace.reports import Plot
 
 DIGITS = 6

@@ -12,7 +12,7 @@ from rich.console import Console
 from commands.history.attempt import attempt
 from commands.history.into import Left, check_schema, leave_within
 from commands.replay.reading import reading
-from millrace.contracts.clock import DAY_MS
+from millrace.basics.durations import DAY_MS
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.processes.wall import event_now_ms

@@ -8,8 +8,6 @@ of it; W windows; K sums of each, in this order::
     V counts of visits
     G1 counts of numbers that are not 0, G2 counts of ids that are there: of one row of each visit
     BINS counts of other rows by logit, BINS counts of clicks by logit
-
-All are in one file because numba's on-disk cache does not notice a change in a callee, or a constant, of another one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
 # core
 """The compiled loops of the retrieval head and its tower. Plain Python semantics, no allocation, the GIL released.
 
-They are apart from learner/tables/kernels.py because numba's on-disk cache does not notice a change in a callee of
-another file; nothing here calls anything there.
-
 Symbols: B clicks of a micro-batch, n items, C categorical columns and P numbers of an item, S = C + 2 P features of an
 item, U distinct ids of a table's block, D width of the factors, H clicks of a history, R items of the register, A items
 of a micro-batch, the first M of them clicked or drawn.
@@ -17,13 +14,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from millrace.basics.compiled import compiled
+from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
 
 Array = NDArray[Any]
 
 EMPTY = -1
 _STEP = 0.5  # distance of knots, in units of log(1 + |x|)
-_FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 
 
 # -- features of an item ----------------------------------------------------------------------------------------------
@@ -192,14 +188,9 @@ USED, HAND, RING_USED, RING_AT = 0, 1, 2, 3  # places in the register's counts
 
 
 @njit(inline="always")
-def _home(key: Any, shift: Any) -> Any:
-    return np.int64((np.uint64(key) * _FIBONACCI) >> np.uint64(shift))
-
-
-@njit(inline="always")
 def _seek(slots: Any, shift: Any, keys: Any, key: Any) -> Any:
     """Entry of an item's key, or EMPTY; linear probing. ``slots`` hold ``~entry``, 0 is free."""
-    slot = _home(key, shift)
+    slot = home_slot(key, shift)
     while slots[slot] != 0:
         entry = ~slots[slot]
         if keys[entry] == key:
@@ -212,7 +203,7 @@ def _seek(slots: Any, shift: Any, keys: Any, key: Any) -> Any:
 def _drop(slots: Any, shift: Any, keys: Any, key: Any) -> None:
     """Takes a key out of the slots, shifting followers back so that no tombstone is needed."""
     mask = len(slots) - 1
-    slot = _home(key, shift)
+    slot = home_slot(key, shift)
     while keys[~slots[slot]] != key:
         slot = (slot + 1) & mask
     hole, probe = slot, slot
@@ -220,7 +211,7 @@ def _drop(slots: Any, shift: Any, keys: Any, key: Any) -> None:
         probe = (probe + 1) & mask
         if slots[probe] == 0:
             break
-        home = _home(keys[~slots[probe]], shift)
+        home = home_slot(keys[~slots[probe]], shift)
         if ((probe - home) & mask) >= ((probe - hole) & mask):
             slots[hole] = slots[probe]
             hole = probe
@@ -229,7 +220,7 @@ def _drop(slots: Any, shift: Any, keys: Any, key: Any) -> None:
 
 @njit(inline="always")
 def _put(slots: Any, shift: Any, key: Any, entry: Any) -> None:
-    slot = _home(key, shift)
+    slot = home_slot(key, shift)
     while slots[slot] != 0:
         slot = (slot + 1) & (len(slots) - 1)
     slots[slot] = ~np.int32(entry)
@@ -291,12 +282,8 @@ def _click(ring: Any, clicks: Any, counts: Any, entry: Any) -> None:
 @njit(inline="always")
 def _draw(state: Any, below: Any) -> Any:
     """A number in [0, below), uniform, by SplitMix64 on a counter (Steele, Lea, Flood 2014)."""
-    state[0] += _FIBONACCI
-    x = state[0]
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x = x ^ (x >> np.uint64(31))
-    return np.int64(((x >> np.uint64(32)) * np.uint64(below)) >> np.uint64(32))
+    state[0] += GOLDEN
+    return np.int64(((split_mix(state[0]) >> np.uint64(32)) * np.uint64(below)) >> np.uint64(32))
 
 
 # -- the clicks of users ----------------------------------------------------------------------------------------------
@@ -308,7 +295,7 @@ _ALL = 1 << 16
 @njit(inline="always")
 def _place(users: Any, newest: Any, user: Any) -> Any:
     """Place of a user; if there is none, of the few that it may have the one whose last click is the oldest."""
-    first = np.int64((np.uint64(user) * _FIBONACCI) % np.uint64(len(users) // _WAYS)) * _WAYS
+    first = np.int64((np.uint64(user) * GOLDEN) % np.uint64(len(users) // _WAYS)) * _WAYS
     best: Any = first
     for at in range(first, first + _WAYS):
         if users[at] == user:

@@ -18,7 +18,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from millrace.basics.compiled import compiled
+from millrace.basics.compiled import compiled, home_slot
 
 Array = NDArray[Any]
 
@@ -29,19 +29,12 @@ VALUES = 2  # first column of a record's values: the id takes two
 # Places in a table's counts: rows given out ever, rows to give out again, slots that are not free.
 USED, SPARE, FILLED = 0, 1, 2
 _AHEAD = 64  # keys that are fetched before they are looked up
-_FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
-
-
-@njit(inline="always")
-def _home(key: Any, shift: Any) -> Any:
-    """Home slot of an id: multiplicative (Fibonacci) hashing onto the slots."""
-    return np.int64((np.uint64(key) * _FIBONACCI) >> np.uint64(shift))
 
 
 @njit(inline="always")
 def _seek(slots: Any, shift: Any, ids: Any, key: Any) -> Any:
     """Row of a key, or EMPTY; linear probing. It ends, whatever another process does to the slots."""
-    slot = _home(key, shift)
+    slot = home_slot(key, shift)
     for _ in range(len(slots)):
         held = slots[slot]
         if held == FREE:
@@ -59,16 +52,16 @@ def _fetch(slots: Any, shift: Any, ids: Any, keys: Any, first: Any, last: Any) -
     this out."""
     touched = 0
     for i in range(first, last):
-        touched += slots[_home(keys[i], shift)]
+        touched += slots[home_slot(keys[i], shift)]
     for i in range(first, last):
-        touched += ids[max(~slots[_home(keys[i], shift)], 0), 0]
+        touched += ids[max(~slots[home_slot(keys[i], shift)], 0), 0]
     return touched
 
 
 @njit(inline="always")
 def _enter(slots: Any, shift: Any, key: Any, row: Any) -> None:
     """Puts the row of a key into the first free slot. Nobody else may be changing these slots."""
-    slot = _home(key, shift)
+    slot = home_slot(key, shift)
     while slots[slot] != FREE:
         slot = (slot + 1) & (len(slots) - 1)
     slots[slot] = ~row
@@ -145,7 +138,7 @@ def put(
         last = min(first + _AHEAD, len(keys))
         touched += _fetch(slots, shift, ids, keys, first, last)
         for i in range(first, last):
-            key, slot = keys[i], _home(keys[i], shift)
+            key, slot = keys[i], home_slot(keys[i], shift)
             row, hole = EMPTY, EMPTY
             while slots[slot] != FREE:
                 held = slots[slot]
@@ -185,7 +178,7 @@ def drop(slots: Array, shift: int, ids: Array, spare: Array, counts: Array, keys
         key = keys[i]
         if key == 0:
             continue
-        slot = _home(key, shift)
+        slot = home_slot(key, shift)
         while slots[slot] != FREE:
             held = slots[slot]
             if held < FREE and ids[~held, 0] == key:
@@ -225,7 +218,7 @@ def distinct(cat: Array, columns: Array, once: Array, scratch: Array, shift: int
             if key == 0:
                 inverse[b, c] = EMPTY
                 continue
-            slot = _home(key, shift)
+            slot = home_slot(key, shift)
             while True:
                 u = scratch[slot]
                 if u == EMPTY:

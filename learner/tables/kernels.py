@@ -1,7 +1,6 @@
 # core
 """The compiled loops of the sparse side. Plain Python semantics, no allocation, the GIL released.
 
-All of them live in one file because numba's on-disk cache does not notice a change in a callee of another file.
 Symbols: B samples, C id columns, U distinct ids of a batch, F fields, D embedding width, R table rows. A table is
 one array of records, ``data`` (R, W) float32, also seen as int64 (``ids`` (R, W / 2): the id is the first word) and as
 int32 (``marks`` (R, W)); so that an id costs one or two cache lines, not one a column.
@@ -15,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from millrace.basics.compiled import compiled
+from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
 
 Array = NDArray[Any]
 
@@ -23,13 +22,6 @@ EMPTY = -1  # the row of an id that has none
 FREE = 0  # a slot that holds no row; others hold ``~row``. So slots that the system gives are free without being filled
 TOUCHED, AGAIN = 1, 2  # flags of a mark, see stamp
 _AHEAD = 64  # keys that are fetched before they are looked up
-_FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
-
-
-@njit(inline="always")
-def _home(key: Any, shift: Any) -> Any:
-    """Home slot of an id: multiplicative (Fibonacci) hashing onto the slots. Ids are hashes already; small ones too."""
-    return np.int64((np.uint64(key) * _FIBONACCI) >> np.uint64(shift))
 
 
 @njit(inline="always")
@@ -72,7 +64,7 @@ def _take(slots: Array, slot: int, shift: int, ids: Array, key: int) -> int:
         probe = (probe + 1) & mask
         if slots[probe] == FREE:
             break
-        home = _home(ids[~slots[probe], 0], shift)
+        home = home_slot(ids[~slots[probe], 0], shift)
         # The follower may move into the hole unless its home lies (cyclically) after the hole.
         if ((probe - home) & mask) >= ((probe - hole) & mask):
             slots[hole] = slots[probe]
@@ -95,16 +87,16 @@ def find(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: 
     for first in range(0, len(keys), _AHEAD):
         last = min(first + _AHEAD, len(keys))
         for i in range(first, last):
-            touched += slots[_home(keys[i], shift)]
+            touched += slots[home_slot(keys[i], shift)]
         for i in range(first, last):
-            touched += ids[max(~slots[_home(keys[i], shift)], 0), 0]
+            touched += ids[max(~slots[home_slot(keys[i], shift)], 0), 0]
         for i in range(first, last):
             key = keys[i]
             out[i] = EMPTY
             if key != 0:
-                home = _home(key, shift)
+                home = home_slot(key, shift)
                 if _has_moved(home, mask, move):
-                    out[i] = _seek(after, _home(key, shift - 1), ids, key)
+                    out[i] = _seek(after, home_slot(key, shift - 1), ids, key)
                 else:
                     out[i] = _seek(slots, home, ids, key)
     return touched
@@ -116,9 +108,9 @@ def insert(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys
     mask = len(slots) - 1
     for i in range(len(keys)):
         key = keys[i]
-        home = _home(key, shift)
+        home = home_slot(key, shift)
         if _has_moved(home, mask, move):
-            _put(after, _home(key, shift - 1), rows[i])
+            _put(after, home_slot(key, shift - 1), rows[i])
         else:
             _put(slots, home, rows[i])
         ids[rows[i], 0] = key
@@ -131,11 +123,11 @@ def erase(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys:
     found = 0
     for i in range(len(keys)):
         key = keys[i]
-        home = _home(key, shift)
+        home = home_slot(key, shift)
         if key == 0:
             continue
         if _has_moved(home, mask, move):
-            row = _take(after, _home(key, shift - 1), shift - 1, ids, key)
+            row = _take(after, home_slot(key, shift - 1), shift - 1, ids, key)
         else:
             row = _take(slots, home, shift, ids, key)
         if row != EMPTY:
@@ -159,7 +151,7 @@ def move(slots: Array, shift: int, after: Array, place: Array, ids: Array, least
         slot = (start + moved) & mask
         if slots[slot] != FREE:
             row = ~slots[slot]
-            _put(after, _home(ids[row, 0], shift - 1), row)
+            _put(after, home_slot(ids[row, 0], shift - 1), row)
             slots[slot] = FREE
         moved += 1
     place[1] = moved
@@ -191,7 +183,7 @@ def distinct(columns: Array, slots: Array, shift: int, unique: Array, inverse: A
             if key == 0:
                 inverse[b, c] = EMPTY
                 continue
-            slot = _home(key, shift)
+            slot = home_slot(key, shift)
             while True:
                 u = slots[slot]
                 if u == EMPTY:
@@ -238,12 +230,8 @@ def initial(keys: Array, seed: np.uint64, scale: np.float32, out: Array) -> None
     for u in range(len(keys)):
         state = np.uint64(keys[u]) ^ seed
         for d in range(out.shape[1]):
-            state += _FIBONACCI  # SplitMix64
-            x = state
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            x = x ^ (x >> np.uint64(31))
-            unit = np.float32(np.int64(x >> np.uint64(40))) * np.float32(2.0**-24)
+            state += GOLDEN
+            unit = np.float32(np.int64(split_mix(state) >> np.uint64(40))) * np.float32(2.0**-24)
             out[u, d] = (unit * np.float32(2) - np.float32(1)) * scale
 
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import cache, partial
 from hashlib import sha256
-from types import CodeType
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,8 @@ def compiled(function: Callable[..., Any] | None = None, *, nogil: bool = True, 
     ``nogil=False`` is given. Functions that are only inlined into others have no code of their own to keep. They take
     ``@njit(inline="always")``.
 
-    numba takes its code from disk as long as the function's own file is unchanged. What a function takes from other
-    modules, functions and constants, is part of the key here, so they may live anywhere.
+    numba takes code from disk as long as the function's own file is unchanged. Here the key has besides what its module
+    imports: constants, and the files of the compiled functions. So these may live anywhere.
     """
     if function is None:
         return partial(compiled, nogil=nogil, **options)
@@ -35,29 +34,32 @@ def compiled(function: Callable[..., Any] | None = None, *, nogil: bool = True, 
         made = njit(nogil=nogil, cache=True, **options)(function)
     except RuntimeError:  # numba found nowhere to cache
         return njit(nogil=nogil, **options)(function)
-    file, used = made._cache._cache_file, "\n".join(_used(function, {function}))
-    file._source_stamp = (file._source_stamp, sha256(used.encode()).hexdigest())
+    file, imported = made._cache._cache_file, sha256()
+    for part in _imported(function.__globals__, {function.__module__}):
+        imported.update(part)
+    file._source_stamp = (file._source_stamp, imported.hexdigest())
     return made
 
 
-def _used(function: Callable[..., Any], seen: set[Any]) -> Iterator[str]:
-    """The constants and the sources of the functions that a function uses, at any depth."""
-    for name in sorted(_names(function.__code__)):
-        value = function.__globals__.get(name)
-        if isinstance(value, Dispatcher) and value.py_func not in seen:
-            seen.add(value.py_func)
-            yield _source(value.py_func)
-            yield from _used(value.py_func, seen)
-        elif isinstance(value, int | float | np.generic | tuple):
-            yield f"{name} {value!r}"
+def _imported(module: dict[str, Any], seen: set[str]) -> Iterator[bytes]:
+    """The constants of a module, and the files of modules that it has compiled functions from, at any depth."""
+    for name, value in sorted(module.items()):
+        if isinstance(value, Dispatcher):
+            if value.__module__ not in seen:
+                seen.add(value.__module__)
+                yield _file(value.py_func.__code__.co_filename)
+                yield from _imported(value.py_func.__globals__, seen)
+        elif _is_constant(value) or (isinstance(value, tuple) and all(map(_is_constant, value))):
+            yield f"{name} {value!r}".encode()
 
 
-_source = lru_cache(maxsize=None)(inspect.getsource)
+def _is_constant(value: object) -> bool:
+    return isinstance(value, int | float | np.generic)
 
 
-def _names(code: CodeType) -> set[str]:
-    inner = (_names(one) for one in code.co_consts if isinstance(one, CodeType))
-    return set(code.co_names).union(*inner)
+@cache
+def _file(path: str) -> bytes:
+    return Path(path).read_bytes()
 
 
 @njit(inline="always")

@@ -20,6 +20,9 @@ from functools import lru_cache
 
 HOUR_MIN = 60
 DAY_MIN = 24 * HOUR_MIN
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
+DAY_MS = 24 * HOUR_MS
 GRAINS_MIN = ((HOUR_MIN, 5), (6 * HOUR_MIN, 15), (DAY_MIN, HOUR_MIN), (7 * DAY_MIN, 6 * HOUR_MIN), (1 << 40, DAY_MIN))
 """(longest window, its grain), in minutes."""
 SHORTEST_MIN = 15

@@ -1,6 +1,5 @@
 # core
-"""The compiled loops of :mod:`millrace.contracts.once`. They are one file because numba's cache does not see a change
-in a callee that lies in another file.
+"""The compiled loops of :mod:`millrace.contracts.once`.
 
 Whoever calls them answers for the shapes; what stands in a message is checked here, byte by byte. Symbols: n rows on R
 pages, C columns of ids, N numbers, of which the last are K blocks of S spans with A counts, A - 1 rates and M means.
@@ -41,10 +40,11 @@ def _bit(mask: Any, c: Any) -> Any:
 
 
 @njit(inline="always")
-def _fill_rates(row: Any, recipe: Any) -> None:
-    """Puts the rates of a row (N,) float32 beside its counts, as :meth:`millrace.windows.features.FeatureBuilder.num`
-    does: the same operations on float32 in the same order, so the same bits."""
-    weight, actions, blocks = recipe.weight, recipe.actions, recipe.blocks
+def _fill_rates(row: Any, blocks: Any, recipe: Any) -> None:
+    """Puts the rates of some blocks of a row (N,) float32 beside its counts, as
+    :meth:`millrace.windows.features.FeatureBuilder.num` does: the same operations on float32 in the same order, so the
+    same bits."""
+    weight, actions = recipe.weight, recipe.actions
     for b in range(len(blocks)):
         at, up = blocks[b, 0], blocks[b, 1]
         exposed = row[at] + weight
@@ -72,7 +72,7 @@ def _kinds(num: Any, bits: Any, recipe: Any, whole: Any, derived: Any) -> bool:
     seen = row.view(np.uint32)
     for i in range(n):
         row[:] = num[i]
-        _fill_rates(row, recipe)
+        _fill_rates(row, recipe.blocks, recipe)
         for c in range(width):
             if seen[c] != bits[i, c]:
                 return False
@@ -191,7 +191,6 @@ def decode_numbers(
             if recipe.actions > 1:
                 own[blocks[b, 0] + recipe.actions] = True  # so its children's differ too
     values = np.empty((pages, width), np.uint32)
-    weight, actions = recipe.weight, recipe.actions
     at, size = 0, len(raw)
     for i in range(len(out)):
         turn, p = 0, i
@@ -235,15 +234,7 @@ def decode_numbers(
                 return BAD
             out[i, c] = np.float32(step)
         if follow:
-            for b in range(n_apart if turn == 1 else len(blocks)):
-                left = apart[b, 0] if turn == 1 else blocks[b, 0]
-                up = apart[b, 1] if turn == 1 else blocks[b, 1]
-                exposed = out[i, left] + weight
-                unseen = weight == 0 and exposed == 0
-                for j in range(actions - 1):
-                    towards = recipe.prior[j] if up < 0 else out[i, up + actions + j]
-                    rate = towards if unseen else (towards * weight + out[i, left + 1 + j]) / exposed
-                    out[i, left + actions + j] = rate
+            _fill_rates(out[i], apart[:n_apart] if turn == 1 else blocks, recipe)
     return 0 if at == size else BAD
 
 

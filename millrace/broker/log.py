@@ -25,6 +25,7 @@ from pathlib import Path
 
 import msgspec
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.files import write_whole
 from millrace.broker.batches import LENGTH_AT, PREFIX, Head, Unreadable, admit, read_head, records_of
 from millrace.broker.codes import KAFKA_STORAGE_ERROR, OFFSET_OUT_OF_RANGE, Refusal
@@ -32,7 +33,6 @@ from millrace.broker.producers import Producers
 from millrace.broker.segment import SUFFIX, Segment, file_name
 
 MIB = 1024 * 1024
-WEEK_MS = 7 * 86_400_000
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -41,9 +41,9 @@ class Limits(msgspec.Struct, frozen=True):
     message_bytes: int = 1_048_588  # as Kafka: 1 MiB and the batch's own head
     segment_bytes: int = 16 * MIB
     retention_bytes: int = -1  # of a partition; -1: no bound
-    retention_ms: int = WEEK_MS  # -1: no bound
+    retention_ms: int = 7 * DAY_MS  # -1: no bound
     compact: bool = False  # the newest record of each key stays, and no bound holds
-    tombstone_ms: int = 86_400_000  # how long a compacted log still tells that a key is gone
+    tombstone_ms: int = DAY_MS  # how long a compacted log still tells that a key is gone
 
     def of(self, config: Mapping[str, str]) -> Limits:
         """These limits, changed by a topic's settings.

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import SettingError
 from millrace.contracts.events import LAST_MS, Id
 
 _FASTEST = 1e6  # seconds of event time in one: a month in three seconds
-DAY_MS = 86_400_000
 
 HEADER = "clock"
 """The Kafka header in which an event names the clock that it was sent by, if that is not the wall clock."""

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from millrace.basics.hashing import U64
 from millrace.contracts.events import MESSAGE_BYTES, BadEventError
 
-DAY_MS = 86_400_000
 WINDOWS = (1, 3, 5, 7)
 """Days of the windows whose mean is an item's worth as a neighbour."""
 DAYS = WINDOWS[-1]

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from millrace.basics.durations import DAY_MS, HOUR_MS
+
 EVENTS = "events"
 IMPRESSIONS = "impressions"
 USERS = "users"
@@ -28,10 +30,9 @@ FEATURES_COCLICKS = "features.coclicks"
 MODEL_DELTAS = "model.deltas"
 TRUTH = "truth"
 
-_DAY_MS = 86_400_000
 KEPT_DAYS = 7
 """Messages are kept for so long, from when the broker took them."""
-_KEPT = (("retention.ms", str(KEPT_DAYS * _DAY_MS)),)
+_KEPT = (("retention.ms", str(KEPT_DAYS * DAY_MS)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,11 @@ TOPICS: tuple[Topic, ...] = (
     Topic(USERS, 0, (("cleanup.policy", "compact"),)),
     Topic(SAMPLES, 0, _KEPT),
     Topic(ITEMS, 1, (("cleanup.policy", "compact"),)),
-    Topic(DEAD_LETTERS, 1, (("retention.ms", str(30 * _DAY_MS)),)),
+    Topic(DEAD_LETTERS, 1, (("retention.ms", str(30 * DAY_MS)),)),
     # As long as the longest window: an older message has no live tile left. Reading the topic whole rebuilds the index.
-    Topic(FEATURES_ITEMS, 1, (("retention.ms", str(31 * _DAY_MS)),)),
+    Topic(FEATURES_ITEMS, 1, (("retention.ms", str(31 * DAY_MS)),)),
     # Everything is told again within ten minutes.
-    Topic(FEATURES_COCLICKS, 1, (("retention.ms", str(3_600_000)),)),
+    Topic(FEATURES_COCLICKS, 1, (("retention.ms", str(HOUR_MS)),)),
     # The learner lets go of what its newest two snapshots do not need. This is for a broker that deletes no records.
     Topic(MODEL_DELTAS, 1, _KEPT),
     Topic(TRUTH, 1, _KEPT),

@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.errors import SchemaError
 from millrace.basics.hashing import U64, column_hash, combine, mix, value_hash
 from millrace.contracts.schema import DERIVED, Field, Schema, Side
 from millrace.windows.memory import UNIT
 
-_DAY_MS = 86_400_000
-_HOUR_MS = 3_600_000
 _POSITIONS = 1024
 _MOST_STEPS = (1 << 24) - 1
 
@@ -175,7 +174,7 @@ class FeatureBuilder:
     def fade(self, ts_ms: NDArray[np.int64] | int) -> NDArray[np.float64]:
         """The factor that takes decayed counts from the full unit of the tiles (an hour, or 15 or 5 minutes) before
         ``ts_ms`` to ``ts_ms``. (n, 1, H, 1) or (1, 1, H, 1)"""
-        rest = np.atleast_1d(np.asarray(ts_ms, np.int64)) % self._unit_ms / np.float64(_DAY_MS)
+        rest = np.atleast_1d(np.asarray(ts_ms, np.int64)) % self._unit_ms / np.float64(DAY_MS)
         fade: NDArray[np.float64] = np.exp2(-(rest[:, None] / np.array(self.schema.windows.half_lives))) / UNIT
         return fade[:, None, :, None]
 
@@ -183,7 +182,7 @@ class FeatureBuilder:
         """Columns ``hour`` (0-23) and ``weekday`` (Monday 0) of the local time by the schema's offset. (n,) each"""
         local = np.asarray(ts_ms, np.int64) + self.schema.utc_offset_ms
         # 1 January 1970 was a Thursday
-        return {"hour": self._hours[local // _HOUR_MS % 24], "weekday": self._weekdays[(local // _DAY_MS + 3) % 7]}
+        return {"hour": self._hours[local // HOUR_MS % 24], "weekday": self._weekdays[(local // DAY_MS + 3) % 7]}
 
     def position(self, positions: NDArray[np.integer[Any]]) -> U64:
         """The column ``position`` of slots on a page; negative ones are missing. (n,)"""
@@ -199,7 +198,7 @@ class FeatureBuilder:
         """The plain number ``age_days``: days from an item's birth to the exposure; 0 when the birth is unknown (0) or
         still to come. Broadcast, float32"""
         born_ms = np.asarray(born_ms, np.int64)
-        age = (np.asarray(ts_ms, np.int64) - born_ms) / np.float64(_DAY_MS)
+        age = (np.asarray(ts_ms, np.int64) - born_ms) / np.float64(DAY_MS)
         return np.where(born_ms > 0, np.maximum(age, 0.0), 0.0).astype(np.float32)
 
     def column(self, name: str, values: Any) -> U64:

@@ -1,6 +1,5 @@
 # core
-"""The compiled loops of the tile store. They are one file because numba's cache does not see a change in a callee that
-lies in another file.
+"""The compiled loops of the tile store.
 
 ::
 
@@ -48,17 +47,15 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from millrace.basics.compiled import compiled
+from millrace.basics.compiled import compiled, home_slot
 
 Array = NDArray[Any]
-HOUR_MS = 3_600_000
 KEYS, USED, NEWEST, BASE = 0, 1, 2, 3
 NO_UNIT = -(1 << 40)
 """The newest unit of a store that has seen no event."""
 AHEAD = 64  # keys looked up before they are worked on
 DROPPED = -1
 _FAR_TURNS = 63
-_FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 _META = np.uint64(0xFFFF)
 _EVEN, _ODD = np.uint64(0x00FF_00FF_00FF), np.uint64(0x00FF_00FF)  # digits 0, 2, 4 and, moved down by one, 1, 3
 _LANE = np.uint64(0xFFFF)
@@ -168,7 +165,7 @@ def _pack(offset: Any, words: Any, cls: Any, flags: Any) -> Any:
 def _find(table: Array, shift: Any, key: Any) -> Any:
     """The place of ``key`` in the table, or the empty place where it would stand."""
     mask = len(table) - 1
-    i = np.int64((key * _FIBONACCI) >> np.uint64(shift))
+    i = home_slot(key, shift)
     while table[i, 0] != key and table[i, 0] != np.uint64(0):
         i = (i + 1) & mask
     return i
@@ -695,7 +692,7 @@ def _remove(table: Array, shift: Any, hole: Any) -> None:
         j = (j + 1) & mask
         if table[j, 0] == np.uint64(0):
             break
-        home = np.int64((table[j, 0] * _FIBONACCI) >> np.uint64(shift))
+        home = home_slot(table[j, 0], shift)
         if ((j - home) & mask) >= ((j - hole) & mask):
             table[hole, 0] = table[j, 0]
             table[hole, 1] = table[j, 1]

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pyarrow as pa
 
-from millrace.contracts.clock import DAY_MS
+from millrace.basics.durations import DAY_MS
 from millrace.contracts.events import ACTIONS
 from millrace.contracts.schema import DERIVED, Field, Schema, Side
 

@@ -22,8 +22,9 @@ import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import BrokerError, one_line
-from millrace.contracts.clock import DAY_MS, sent_by
+from millrace.contracts.clock import sent_by
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, IMPRESSIONS, ITEMS, USERS
 from millrace.labels import Waits as LabelWaits

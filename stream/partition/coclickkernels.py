@@ -14,19 +14,18 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from millrace.basics.compiled import compiled
+from millrace.basics.compiled import compiled, home_slot
 
 Array = NDArray[Any]
 
 FREE = -1
-_FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 _FULL = 65_535
 
 
 @njit(inline="always")
 def _place(slots: Any, shift: Any, items: Any, item: Any) -> Any:
     """The slot that holds the row of ``item``, or the free one where it belongs; linear probing."""
-    at = np.int64((item * _FIBONACCI) >> np.uint64(shift))
+    at = home_slot(item, shift)
     while slots[at] != FREE and items[slots[at]] != item:
         at = (at + 1) & (len(slots) - 1)
     return at

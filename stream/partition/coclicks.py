@@ -30,8 +30,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import U64
-from millrace.contracts.coclicks import DAY_MS, DAYS, MOST, WEIGHTS, Lists, no_lists
+from millrace.contracts.coclicks import DAYS, MOST, WEIGHTS, Lists, no_lists
 from stream.partition import coclickkernels
 
 Array = NDArray[Any]

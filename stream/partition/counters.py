@@ -24,12 +24,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.durations import HOUR_MS
 from millrace.basics.hashing import U64
 from millrace.contracts.coclicks import Lists
 from millrace.contracts.events import ACTIONS, CLICK, PURCHASE, Id, User
 from millrace.contracts.schema import Schema
 from millrace.windows.features import steps
-from millrace.windows.kernels import HOUR_MS
 from millrace.windows.memory import SLACK_H
 from millrace.windows.tiles import TilesSnapshot, TileStore
 from stream.join.rows import Counted, LoggedPage, keys_of, numbers_of, rows_of

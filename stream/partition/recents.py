@@ -22,18 +22,18 @@ from typing import Any
 
 import msgspec
 
+from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.contracts.events import Id
 from millrace.contracts.online import MOST_RECENT, unpack_recent
 
 MOST_USERS = 1 << 17
 """Some 65 MB."""
-KEPT_MS = 30 * 86_400_000
+KEPT_MS = 30 * DAY_MS
 AT_ONCE = 4096
 """Users that go in one step, and that are handed out at a time."""
 CLICKS, PURCHASES = range(2)
 
 _LENGTH = 2 * MOST_RECENT
-_HOUR_MS = 3_600_000
 _decode = msgspec.msgpack.Decoder(tuple[list[Any], list[Any]]).decode
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -96,11 +96,11 @@ class Recents:
         Args:
             now_ms: newest event.
         """
-        hour = now_ms // _HOUR_MS
+        hour = now_ms // HOUR_MS
         if hour <= self._swept_hour:
             return
         self._settle()
-        limit_ms, gone = hour * _HOUR_MS - KEPT_MS, []
+        limit_ms, gone = hour * HOUR_MS - KEPT_MS, []
         for user, raw in islice(self._held.items(), AT_ONCE):
             clicks, purchases = _decode(raw)
             if max([*clicks[1:2], *purchases[1:2]]) >= limit_ms:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.durations import HOUR_MS
 from millrace.basics.hashing import U64, combine, value_hash
 from millrace.contracts.events import Attribute, Item, ItemTiles
 from millrace.contracts.itemtiles import unpack
@@ -89,8 +90,8 @@ class ShopLists:
         Args:
             now_ms: event time, after the newest event.
         """
-        if now_ms // 3_600_000 > self._swept_hour:
-            self._swept_hour = now_ms // 3_600_000
+        if now_ms // HOUR_MS > self._swept_hour:
+            self._swept_hour = now_ms // HOUR_MS
             for store in self._tiles.values():
                 store.expire(now_ms)
         names, entries = list(self._items), list(self._items.values())

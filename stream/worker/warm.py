@@ -8,6 +8,7 @@ import gc
 
 import numpy as np
 
+from millrace.basics.durations import DAY_MS
 from millrace.contracts import once
 from millrace.contracts.events import Click, Exposure, Impression, Item, to_json
 from millrace.contracts.impressions import impression_bytes
@@ -19,7 +20,6 @@ from stream.partition.partition import Message, Partition, Policy
 from stream.worker.lists import ShopLists
 
 _TS_MS = 1_700_000_000_000
-_DAY_MS = 86_400_000
 _STEPS = 200
 _ITEM = np.array([1], np.uint64)
 
@@ -39,8 +39,8 @@ def warm_up(schema: Schema, policy: Policy) -> None:
     """Compiles the functions that a worker will call. It touches only objects of its own."""
     once.warm_up()
     part, layout, rates = Partition(0, schema, policy), schema.layout, Rates.of(schema)
-    n, last_ms = 300, _TS_MS + schema.windows.minutes[-1] * 60_000 + 3 * _DAY_MS
-    for turn, ts in enumerate((_TS_MS, _TS_MS + 2 * _DAY_MS, last_ms)):
+    n, last_ms = 300, _TS_MS + schema.windows.minutes[-1] * 60_000 + 3 * DAY_MS
+    for turn, ts in enumerate((_TS_MS, _TS_MS + 2 * DAY_MS, last_ms)):
         page, items = f"r{turn}", list(range(n))
         keys = np.arange(1, n * layout.K + 1, dtype=np.uint64).reshape(n, layout.K)
         served = Impression(

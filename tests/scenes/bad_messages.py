@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from millrace.basics.durations import DAY_MS
 from millrace.contracts import coclicks
 from millrace.contracts.events import MAX_EVENT_BYTES, Impression
 from millrace.contracts.impressions import impression_bytes
@@ -300,7 +301,7 @@ def bad_coclicks(ts_ms: int) -> Iterator[Bad]:
     """A good message that is cut, longer, changed byte by byte, and rubbish."""
     counts = np.ones((3, coclicks.DAYS), np.uint16)
     hashes = np.arange(1, 6, dtype=np.uint64)
-    lists = coclicks.Lists(ts_ms // coclicks.DAY_MS, hashes[:2], np.array([1, 2], np.uint8), hashes[2:], counts)
+    lists = coclicks.Lists(ts_ms // DAY_MS, hashes[:2], np.array([1, 2], np.uint8), hashes[2:], counts)
     (good,) = coclicks.pack(0, lists)
     yield Bad(FEATURES_COCLICKS, "a tombstone", b"0", None)
     for length in range(0, len(good), 3):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import ServiceError
 from millrace.broker import topics as module
 from millrace.broker.codes import INVALID_CONFIG, TOPIC_ALREADY_EXISTS, UNKNOWN_TOPIC_OR_PARTITION, Refusal
-from millrace.broker.log import WEEK_MS, Limits
+from millrace.broker.log import Limits
 from millrace.broker.topics import PRODUCER_BLOCK, Topics
 from tests.millrace.broker.test_broker_log import one, put
 
@@ -112,7 +113,7 @@ def test_a_setting_that_cannot_be_is_named(config: dict[str, str], problem: str,
 
 def test_settings_are_told_by_kafkas_names_as_they_are_taken() -> None:
     told = Limits().of({"cleanup.policy": "compact,delete", "retention.bytes": "-1", "compression.type": "zstd"}).told()
-    assert (told["cleanup.policy"], told["retention.bytes"], told["retention.ms"]) == ("compact", "-1", str(WEEK_MS))
+    assert (told["cleanup.policy"], told["retention.bytes"], told["retention.ms"]) == ("compact", "-1", str(7 * DAY_MS))
     assert Limits().of(told) == Limits(compact=True, retention_bytes=-1)
 
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import MillraceError, SchemaError, SettingError, StoreError
 from millrace.basics.hashing import column_hash, combine, mix, salt, value_hash
-from millrace.contracts.clock import DAY_MS, EventClock, data_now_ms, sent_by
+from millrace.contracts.clock import EventClock, data_now_ms, sent_by
 from millrace.contracts.events import (
     MAX_EVENT_BYTES,
     MESSAGE_BYTES,

@@ -302,6 +302,7 @@ def old_samples(batch: SampleBatch) -> bytes:
 def test_samples_of_another_form_are_refused() -> None:
     form, request, once, columns, *features = msgspec.msgpack.decode(batch_of(SHOP, [3, 5]).to_bytes())
     assert (form, len(columns)) == (4, 15)
+    wrong: tuple[int, list[bytes]]
     for wrong in ((3, columns), (5, columns), (4, columns[:-1]), (4, [])):
         with pytest.raises(SchemaError):
             SampleBatch.from_bytes(msgspec.msgpack.encode((wrong[0], request, once, wrong[1], *features)))

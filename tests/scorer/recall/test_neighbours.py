@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import value_hash
 from millrace.contracts import coclicks
 from millrace.contracts.clock import EventClock
-from millrace.contracts.coclicks import DAY_MS, DAYS, MOST, WEIGHTS, Lists
+from millrace.contracts.coclicks import DAYS, MOST, WEIGHTS, Lists
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_COCLICKS
 from millrace.processes.kafka import create_topics, make_producer, wait_for_broker

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.contracts.coclicks import DAY_MS, DAYS, MOST, WEIGHTS, worth
+from millrace.basics.durations import DAY_MS
+from millrace.contracts.coclicks import DAYS, MOST, WEIGHTS, worth
 from stream.partition.coclicks import EARLIER, WITHIN_MS, CoClicks
 from stream.worker.outlet import TOLD_AT_ONCE, TOLD_SECONDS, Round
 from tests.scenes.exploring import examples

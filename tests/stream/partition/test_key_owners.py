@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from millrace.contracts.events import Id
-from stream.partition import owners, partition
+from stream.partition import counters, owners
 from stream.partition.owners import Owners
 from stream.partition.partition import Partition
 from tests.scenes.stream_world import DAY, HOUR, POLICY, SCHEMA, T0, Log, exposure, impression, keys_of, resumed
@@ -37,7 +37,7 @@ def whole(part: Partition) -> Lists:
 def swept(part: Partition, log: Log, ts_ms: int) -> None:
     """An event of another user, then so many steps that a sweep has come round."""
     shown(part, log, 99, [99], ts_ms)
-    for _ in range(2 * partition._SWEEPS):  # one may be under way
+    for _ in range(2 * counters._SWEEPS):  # one may be under way
         part.take([], ts_ms)
 
 
