@@ -46,7 +46,7 @@ def user_key(user: int, item: int) -> int:
 
 
 def test_all_lists_come_again_whatever_was_published_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition, "_WHOLE_KEYS", 5)
+    monkeypatch.setattr(counters, "_WHOLE_KEYS", 5)
     part, log = Partition(0, SCHEMA, POLICY), Log()
     published: Lists = {}
     for user in range(7):
