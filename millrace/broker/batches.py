@@ -25,14 +25,8 @@ from typing import NamedTuple
 import crc32c
 import zstandard
 
-from millrace.broker.codes import (
-    CORRUPT_MESSAGE,
-    INVALID_RECORD,
-    MESSAGE_TOO_LARGE,
-    UNSUPPORTED_COMPRESSION_TYPE,
-    UNSUPPORTED_FOR_MESSAGE_FORMAT,
-    Refusal,
-)
+from millrace.broker import codes
+from millrace.broker.codes import Refusal
 
 HEAD = struct.Struct(">qiibIhiqqqhii")
 HEAD_BYTES = HEAD.size  # 61
@@ -102,22 +96,22 @@ def admit(data: memoryview, limit: int) -> Head:
         Refusal: with the code that Kafka gives for what is wrong.
     """
     if len(data) > limit:
-        raise Refusal(MESSAGE_TOO_LARGE, f"{len(data)} bytes are more than {limit}")
+        raise Refusal(codes.MESSAGE_TOO_LARGE, f"{len(data)} bytes are more than {limit}")
     if len(data) > 16 and data[16] != 2:
-        raise Refusal(UNSUPPORTED_FOR_MESSAGE_FORMAT, f"record format {data[16]} instead of 2")
+        raise Refusal(codes.UNSUPPORTED_FOR_MESSAGE_FORMAT, f"record format {data[16]} instead of 2")
     if len(data) < HEAD_BYTES:
-        raise Refusal(CORRUPT_MESSAGE, f"{len(data)} bytes are no record batch")
+        raise Refusal(codes.CORRUPT_MESSAGE, f"{len(data)} bytes are no record batch")
     head = read_head(data)
     if head.size != len(data):
-        raise Refusal(CORRUPT_MESSAGE, f"a batch of {head.size} bytes in a record set of {len(data)}")
+        raise Refusal(codes.CORRUPT_MESSAGE, f"a batch of {head.size} bytes in a record set of {len(data)}")
     if not checksum_fits(data, head):
-        raise Refusal(CORRUPT_MESSAGE, "wrong checksum")
+        raise Refusal(codes.CORRUPT_MESSAGE, "wrong checksum")
     if head.codec > ZSTD:
-        raise Refusal(UNSUPPORTED_COMPRESSION_TYPE, f"compression {head.codec}")
+        raise Refusal(codes.UNSUPPORTED_COMPRESSION_TYPE, f"compression {head.codec}")
     if head.records < 1 or head.last_delta != head.records - 1:
-        raise Refusal(INVALID_RECORD, f"{head.records} records with a last offset of {head.last_delta}")
+        raise Refusal(codes.INVALID_RECORD, f"{head.records} records with a last offset of {head.last_delta}")
     if head.attributes & 0x30:
-        raise Refusal(INVALID_RECORD, "transactions are not supported")
+        raise Refusal(codes.INVALID_RECORD, "transactions are not supported")
     return head
 
 

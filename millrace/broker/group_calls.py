@@ -8,16 +8,9 @@ from typing import Any
 
 from kafka.protocol import admin, consumer, metadata
 
+from millrace.broker import codes
 from millrace.broker.call import HOST, NODE, Call
-from millrace.broker.codes import (
-    GROUP_ID_NOT_FOUND,
-    INVALID_GROUP_ID,
-    INVALID_REQUEST,
-    NON_EMPTY_GROUP,
-    NONE,
-    UNKNOWN_MEMBER_ID,
-    UNKNOWN_TOPIC_OR_PARTITION,
-)
+from millrace.broker.codes import NONE
 from millrace.broker.groups import Join, Joined, State, Synced
 
 
@@ -26,7 +19,7 @@ def find_coordinator(call: Call) -> Any:
     kind, known = metadata.FindCoordinatorResponse, getattr(call.request, "key_type", 0) == 0
     return kind(
         throttle_time_ms=0,
-        error_code=NONE if known else INVALID_REQUEST,
+        error_code=NONE if known else codes.INVALID_REQUEST,
         error_message=None if known else "there are no transactions",
         node_id=NODE if known else -1,
         host=HOST if known else "",
@@ -38,7 +31,7 @@ def join_group(call: Call) -> Any:
     """Answered when the group has agreed."""
     asked = call.request
     if not asked.group_id:
-        return joined_answer(Joined(INVALID_GROUP_ID, asked.member_id))
+        return joined_answer(Joined(codes.INVALID_GROUP_ID, asked.member_id))
     ask = Join(
         member=asked.member_id,
         fresh=f"{call.client[:100]}-{uuid.uuid4()}",
@@ -73,7 +66,7 @@ def sync_group(call: Call) -> Any:
     asked = call.request
     group = call.broker.groups.get(asked.group_id)
     if group is None:
-        return synced_answer(Synced(UNKNOWN_MEMBER_ID))
+        return synced_answer(Synced(codes.UNKNOWN_MEMBER_ID))
     assignments = {one.member_id: bytes(one.assignment) for one in asked.assignments}
     answers = group.sync(asked.member_id, asked.generation_id, assignments, call.ticket, call.broker.steady_ms())
     call.broker.settle(group, answers)
@@ -89,7 +82,7 @@ def heartbeat(call: Call) -> Any:
     """Whether the member is one still, and need not join again."""
     asked = call.request
     group = call.broker.groups.get(asked.group_id)
-    code = UNKNOWN_MEMBER_ID
+    code = codes.UNKNOWN_MEMBER_ID
     if group is not None:
         code = group.heartbeat(asked.member_id, asked.generation_id, call.broker.steady_ms())
     return consumer.HeartbeatResponse(throttle_time_ms=0, error_code=code)
@@ -99,7 +92,7 @@ def leave_group(call: Call) -> Any:
     """The member goes at once."""
     asked = call.request
     group = call.broker.groups.get(asked.group_id)
-    code = UNKNOWN_MEMBER_ID
+    code = codes.UNKNOWN_MEMBER_ID
     if group is not None:
         code, answers = group.leave(asked.member_id, call.broker.steady_ms())
         call.broker.settle(group, answers)
@@ -114,14 +107,14 @@ def commit(call: Call) -> Any:
     if group is not None:
         refused = group.may_commit(asked.member_id, asked.generation_id_or_member_epoch, call.broker.steady_ms())
     else:
-        refused = UNKNOWN_MEMBER_ID if asked.member_id else NONE
+        refused = codes.UNKNOWN_MEMBER_ID if asked.member_id else NONE
     entries, answers = {}, []
     for topic in asked.topics:
         found, rows = topics.get(topic.name), []
         for part in topic.partitions:
             code = refused
             if found is None or not 0 <= part.partition_index < len(found.logs):
-                code = UNKNOWN_TOPIC_OR_PARTITION
+                code = codes.UNKNOWN_TOPIC_OR_PARTITION
             elif not code:
                 entries[topic.name, part.partition_index] = (part.committed_offset, part.committed_metadata or "")
             rows.append(
@@ -210,9 +203,9 @@ def delete_groups(call: Call) -> Any:
         group = broker.groups.get(name)
         code = NONE
         if group is not None and group.members:
-            code = NON_EMPTY_GROUP
+            code = codes.NON_EMPTY_GROUP
         elif group is None and name not in broker.offsets.groups():
-            code = GROUP_ID_NOT_FOUND
+            code = codes.GROUP_ID_NOT_FOUND
         else:
             broker.groups.pop(name, None)
             broker.offsets.forget(group=name)

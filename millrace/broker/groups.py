@@ -22,15 +22,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from millrace.broker.codes import (
-    ILLEGAL_GENERATION,
-    INCONSISTENT_GROUP_PROTOCOL,
-    INVALID_SESSION_TIMEOUT,
-    MEMBER_ID_REQUIRED,
-    NONE,
-    REBALANCE_IN_PROGRESS,
-    UNKNOWN_MEMBER_ID,
-)
+from millrace.broker import codes
+from millrace.broker.codes import NONE
 
 SHORTEST_SESSION_MS, LONGEST_SESSION_MS = 100, 30 * 60_000
 
@@ -126,7 +119,7 @@ class Group:
             return [(ticket, Joined(refused, ask.member))]
         if not ask.member and ask.id_first:
             self._promised[ask.fresh] = now_ms + ask.session_ms
-            return [(ticket, Joined(MEMBER_ID_REQUIRED, ask.fresh))]
+            return [(ticket, Joined(codes.MEMBER_ID_REQUIRED, ask.fresh))]
         name = ask.member or ask.fresh
         member = self.members.get(name)
         protocols = tuple(ask.protocols)
@@ -145,22 +138,24 @@ class Group:
             return [(ticket, self._joined(member))]  # it did not get the answer that it asks for again
         answers: Answers = []
         if member.joining is not None:
-            answers.append((member.joining, Joined(UNKNOWN_MEMBER_ID, name)))  # it asked twice: the later one counts
+            answers.append(
+                (member.joining, Joined(codes.UNKNOWN_MEMBER_ID, name))
+            )  # it asked twice: the later one counts
         member.joining = ticket
         answers += self._begin(now_ms)
         return answers + self._complete(now_ms)
 
     def _refuse_join(self, ask: Join) -> int:
         if not SHORTEST_SESSION_MS <= ask.session_ms <= LONGEST_SESSION_MS:
-            return INVALID_SESSION_TIMEOUT
+            return codes.INVALID_SESSION_TIMEOUT
         if ask.member and ask.member not in self.members and ask.member not in self._promised:
-            return UNKNOWN_MEMBER_ID
+            return codes.UNKNOWN_MEMBER_ID
         others = [member for member in self.members.values() if member.id != ask.member]
         names = {name for name, _ in ask.protocols}
         if not names or not ask.protocol_type:
-            return INCONSISTENT_GROUP_PROTOCOL
+            return codes.INCONSISTENT_GROUP_PROTOCOL
         if others and (ask.protocol_type != self.protocol_type or not names & self._common(others)):
-            return INCONSISTENT_GROUP_PROTOCOL
+            return codes.INCONSISTENT_GROUP_PROTOCOL
         return NONE
 
     def sync(
@@ -169,7 +164,7 @@ class Group:
         """A member asks for its assignment; the leader brings everyone's."""
         code = self._wrong(name, generation)
         if not code and self.state is State.JOINING:
-            code = REBALANCE_IN_PROGRESS
+            code = codes.REBALANCE_IN_PROGRESS
         if code:
             return [(ticket, Synced(code))]
         member = self.members[name]
@@ -178,7 +173,7 @@ class Group:
             return [(ticket, Synced(NONE, member.assignment))]
         answers: Answers = []
         if member.syncing is not None:
-            answers.append((member.syncing, Synced(REBALANCE_IN_PROGRESS)))
+            answers.append((member.syncing, Synced(codes.REBALANCE_IN_PROGRESS)))
         member.syncing = ticket
         if name != self.leader:
             return answers
@@ -198,31 +193,31 @@ class Group:
             member = self.members[name]
             member.deadline_ms = now_ms + member.session_ms
             if self.state is State.JOINING:
-                code = REBALANCE_IN_PROGRESS
+                code = codes.REBALANCE_IN_PROGRESS
         return code
 
     def may_commit(self, name: str, generation: int, now_ms: int) -> int:
         """Whether offsets may be committed: by a member, or by anyone when the group has no members."""
         if generation < 0 and not name:
-            return NONE if not self.members else UNKNOWN_MEMBER_ID
+            return NONE if not self.members else codes.UNKNOWN_MEMBER_ID
         code = self._wrong(name, generation)
         if not code:
             member = self.members[name]
             member.deadline_ms = now_ms + member.session_ms
             if self.state is State.SYNCING:
-                code = REBALANCE_IN_PROGRESS
+                code = codes.REBALANCE_IN_PROGRESS
         return code
 
     def leave(self, name: str, now_ms: int) -> tuple[int, Answers]:
         """A member goes, and the others share what it had."""
         if name not in self.members:
-            return (NONE, []) if self._promised.pop(name, None) is not None else (UNKNOWN_MEMBER_ID, [])
+            return (NONE, []) if self._promised.pop(name, None) is not None else (codes.UNKNOWN_MEMBER_ID, [])
         return NONE, self._remove([name], now_ms)
 
     def _wrong(self, name: str, generation: int) -> int:
         if name not in self.members:
-            return UNKNOWN_MEMBER_ID
-        return NONE if generation == self.generation else ILLEGAL_GENERATION
+            return codes.UNKNOWN_MEMBER_ID
+        return NONE if generation == self.generation else codes.ILLEGAL_GENERATION
 
     # ------------------------------------------------------------------ time
 
@@ -249,9 +244,9 @@ class Group:
         for name in names:
             member = self.members.pop(name)
             if member.joining is not None:
-                answers.append((member.joining, Joined(UNKNOWN_MEMBER_ID, name)))
+                answers.append((member.joining, Joined(codes.UNKNOWN_MEMBER_ID, name)))
             if member.syncing is not None:
-                answers.append((member.syncing, Synced(UNKNOWN_MEMBER_ID)))
+                answers.append((member.syncing, Synced(codes.UNKNOWN_MEMBER_ID)))
         if not self.members:
             if self.state is not State.EMPTY:
                 self.generation += 1
@@ -267,7 +262,7 @@ class Group:
         answers: Answers = []
         for member in self.members.values():
             if member.syncing is not None:
-                answers.append((member.syncing, Synced(REBALANCE_IN_PROGRESS)))
+                answers.append((member.syncing, Synced(codes.REBALANCE_IN_PROGRESS)))
                 member.syncing = None
         self.state = State.JOINING
         self._rebalance_ends_ms = now_ms + max(member.rebalance_ms for member in self.members.values())

@@ -24,7 +24,7 @@ from typing import Any
 import structlog
 
 from millrace.basics.errors import ServiceError
-from millrace.broker import calls, compact
+from millrace.broker import calls, compact, wire
 from millrace.broker.call import Call
 from millrace.broker.codes import INVALID_REQUIRED_ACKS, NONE, Refusal
 from millrace.broker.connection import Connection, Waiting
@@ -33,22 +33,7 @@ from millrace.broker.groups import Answers, Group, Joined
 from millrace.broker.log import Limits, PartitionLog
 from millrace.broker.offsets import Offsets
 from millrace.broker.topics import Topic, Topics
-from millrace.broker.wire import (
-    FETCH,
-    FETCH_VERSIONS,
-    PRODUCE,
-    PRODUCE_VERSIONS,
-    Get,
-    Got,
-    Malformed,
-    Placed,
-    Request,
-    get_answer,
-    put_answer,
-    read_get,
-    read_put,
-    read_request,
-)
+from millrace.broker.wire import Get, Got, Malformed, Placed, Request
 
 log = structlog.get_logger("broker")
 
@@ -191,10 +176,10 @@ class Server:
         Raises:
             Malformed: it is none, or of a version that is not known.
         """
-        head = read_request(frame)
-        if head.key == FETCH and FETCH_VERSIONS[0] <= head.version <= FETCH_VERSIONS[1]:
-            self._fetch(connection, head, read_get(frame, head.at, head.version))
-        elif head.key == PRODUCE and PRODUCE_VERSIONS[0] <= head.version <= PRODUCE_VERSIONS[1]:
+        head = wire.read_request(frame)
+        if head.key == wire.FETCH and wire.FETCH_VERSIONS[0] <= head.version <= wire.FETCH_VERSIONS[1]:
+            self._fetch(connection, head, wire.read_get(frame, head.at, head.version))
+        elif head.key == wire.PRODUCE and wire.PRODUCE_VERSIONS[0] <= head.version <= wire.PRODUCE_VERSIONS[1]:
             self._produce(connection, head, frame)
         else:
             self._call(connection, head, frame)
@@ -215,7 +200,7 @@ class Server:
     # ------------------------------------------------------------------ produce
 
     def _produce(self, connection: Connection, head: Request, frame: memoryview) -> None:
-        put = read_put(frame, head.at)
+        put = wire.read_put(frame, head.at)
         now_ms = self.now_ms()
         placed, grown = [], []
         for part in put.parts:
@@ -232,7 +217,7 @@ class Server:
             except Refusal as refused:
                 code, why = refused.code, refused.why
             placed.append(Placed(part.topic, part.partition, code, base, start, why))
-        pieces = put_answer(head.correlation, head.version, placed) if put.acks else []
+        pieces = wire.put_answer(head.correlation, head.version, placed) if put.acks else []
         if self._sync and grown:
             self._covered.append((connection, pieces, grown))
             if self._syncing is None:
@@ -274,7 +259,7 @@ class Server:
     def _fetch(self, connection: Connection, head: Request, get: Get) -> None:
         got, enough = self.read(get)
         if enough or get.max_wait_ms <= 0:
-            connection.answer(get_answer(head.correlation, head.version, got))
+            connection.answer(wire.get_answer(head.correlation, head.version, got))
         else:
             Waiting(self, connection, head, get, got)
 

@@ -9,17 +9,9 @@ from typing import Any
 
 from kafka.protocol import admin, consumer, metadata, producer
 
+from millrace.broker import codes
 from millrace.broker.call import HOST, NODE, Call, log
-from millrace.broker.codes import (
-    INVALID_REPLICATION_FACTOR,
-    INVALID_REQUEST,
-    KAFKA_STORAGE_ERROR,
-    NONE,
-    TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-    UNKNOWN_TOPIC_ID,
-    UNKNOWN_TOPIC_OR_PARTITION,
-    Refusal,
-)
+from millrace.broker.codes import NONE, Refusal
 from millrace.broker.log import PartitionLog
 from millrace.broker.topics import Topic
 
@@ -42,7 +34,12 @@ def describe_topics(call: Call) -> Any:
             found.append(_told(topic) if topic else _unknown(one))
     node = kind.MetadataResponseBroker(node_id=NODE, host=HOST, port=call.broker.port, rack=None)
     return kind(
-        throttle_time_ms=0, brokers=[node], cluster_id=topics.cluster, controller_id=NODE, topics=found, error_code=NONE
+        throttle_time_ms=0,
+        brokers=[node],
+        cluster_id=topics.cluster,
+        controller_id=NODE,
+        topics=found,
+        error_code=NONE,
     )
 
 
@@ -65,7 +62,7 @@ def _told(topic: Topic) -> Any:
 
 def _unknown(asked: Any) -> Any:
     kind = metadata.MetadataResponse.MetadataResponseTopic
-    code = UNKNOWN_TOPIC_OR_PARTITION if asked.name is not None else UNKNOWN_TOPIC_ID
+    code = codes.UNKNOWN_TOPIC_OR_PARTITION if asked.name is not None else codes.UNKNOWN_TOPIC_ID
     return kind(error_code=code, name=asked.name or "", topic_id=asked.topic_id, is_internal=False, partitions=[])
 
 
@@ -89,7 +86,7 @@ def create_topics(call: Call) -> Any:
         except Refusal as refused:
             answer.error_code, answer.error_message = refused.code, refused.why
         except OSError as error:
-            answer.error_code, answer.error_message = KAFKA_STORAGE_ERROR, str(error)
+            answer.error_code, answer.error_message = codes.KAFKA_STORAGE_ERROR, str(error)
         made.append(answer)
     return kind(throttle_time_ms=0, topics=made)
 
@@ -97,9 +94,9 @@ def create_topics(call: Call) -> Any:
 def _create(call: Call, asked: Any, answer: Any) -> None:
     topics = call.broker.topics
     if asked.assignments and any(list(one.broker_ids) != [NODE] for one in asked.assignments):
-        raise Refusal(INVALID_REQUEST, "there is one broker")
+        raise Refusal(codes.INVALID_REQUEST, "there is one broker")
     if not asked.assignments and asked.replication_factor not in (-1, 1):
-        raise Refusal(INVALID_REPLICATION_FACTOR, f"{asked.replication_factor} replicas, but there is one broker")
+        raise Refusal(codes.INVALID_REPLICATION_FACTOR, f"{asked.replication_factor} replicas, but there is one broker")
     count = len(asked.assignments) or (DEFAULT_PARTITIONS if asked.num_partitions == -1 else asked.num_partitions)
     config = {one.name: one.value for one in asked.configs if one.value is not None}
     if call.request.validate_only:
@@ -149,7 +146,7 @@ def delete_records(call: Call) -> Any:
             except Refusal as refused:
                 code = refused.code
             except OSError:
-                code = KAFKA_STORAGE_ERROR
+                code = codes.KAFKA_STORAGE_ERROR
             done.append(
                 kind.DeleteRecordsTopicResult.DeleteRecordsPartitionResult(
                     partition_index=part.partition_index, low_watermark=start, error_code=code
@@ -172,7 +169,7 @@ def list_offsets(call: Call) -> Any:
             except Refusal as refused:
                 code = refused.code
             except OSError:
-                code = KAFKA_STORAGE_ERROR
+                code = codes.KAFKA_STORAGE_ERROR
             found.append(
                 kind.ListOffsetsTopicResponse.ListOffsetsPartitionResponse(
                     partition_index=part.partition_index,
@@ -207,7 +204,7 @@ def describe_configs(call: Call) -> Any:
         elif asked.resource_type == _FOR_TOPIC and topic is not None:
             told, given = topic.limits.told(), topic.config
         else:
-            code, why = UNKNOWN_TOPIC_OR_PARTITION, f"no topic '{asked.resource_name}'"
+            code, why = codes.UNKNOWN_TOPIC_OR_PARTITION, f"no topic '{asked.resource_name}'"
         entries = [
             kind.DescribeConfigsResult.DescribeConfigsResourceResult(
                 name=name,
@@ -251,17 +248,14 @@ def describe_cluster(call: Call) -> Any:
 
 def init_producer_id(call: Call) -> Any:
     """A new id for an idempotent producer, or the next epoch of one that it has."""
-    kind, asked = producer.InitProducerIdResponse, call.request
+    asked, code, number, epoch = call.request, NONE, -1, -1
     if asked.transactional_id is not None:
-        return kind(
-            throttle_time_ms=0, error_code=TRANSACTIONAL_ID_AUTHORIZATION_FAILED, producer_id=-1, producer_epoch=-1
-        )
-    if call.version >= 3 and asked.producer_id >= 0 and 0 <= asked.producer_epoch < 32_766:
+        code = codes.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
+    elif call.version >= 3 and asked.producer_id >= 0 and 0 <= asked.producer_epoch < 32_766:
         # After an error the client asks for its next epoch: its numbers begin with 0 again (KIP-360).
-        return kind(
-            throttle_time_ms=0,
-            error_code=NONE,
-            producer_id=asked.producer_id,
-            producer_epoch=asked.producer_epoch + 1,
-        )
-    return kind(throttle_time_ms=0, error_code=NONE, producer_id=call.broker.topics.next_producer(), producer_epoch=0)
+        number, epoch = asked.producer_id, asked.producer_epoch + 1
+    else:
+        number, epoch = call.broker.topics.next_producer(), 0
+    return producer.InitProducerIdResponse(
+        throttle_time_ms=0, error_code=code, producer_id=number, producer_epoch=epoch
+    )

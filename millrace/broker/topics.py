@@ -23,14 +23,8 @@ import msgspec
 
 from millrace.basics.errors import ServiceError
 from millrace.basics.files import write_whole
-from millrace.broker.codes import (
-    INVALID_CONFIG,
-    INVALID_PARTITIONS,
-    INVALID_TOPIC,
-    TOPIC_ALREADY_EXISTS,
-    UNKNOWN_TOPIC_OR_PARTITION,
-    Refusal,
-)
+from millrace.broker import codes
+from millrace.broker.codes import Refusal
 from millrace.broker.log import Limits, PartitionLog
 
 MAX_PARTITIONS = 1024
@@ -131,7 +125,7 @@ class Topics:
         """
         topic = self._topics.get(name)
         if topic is None or not 0 <= number < len(topic.logs):
-            raise Refusal(UNKNOWN_TOPIC_OR_PARTITION, f"no partition {number} of topic '{name}'")
+            raise Refusal(codes.UNKNOWN_TOPIC_OR_PARTITION, f"no partition {number} of topic '{name}'")
         return topic.logs[number]
 
     def bound(self, most_bytes: float) -> int:
@@ -153,15 +147,17 @@ class Topics:
             Refusal: it could not.
         """
         if not _NAME.fullmatch(name) or name in {".", ".."}:
-            raise Refusal(INVALID_TOPIC, f"'{name[:250]}' is no topic name: 1 to 249 of letters, digits, '.', '_', '-'")
+            raise Refusal(
+                codes.INVALID_TOPIC, f"'{name[:250]}' is no topic name: 1 to 249 of letters, digits, '.', '_', '-'"
+            )
         if name in self._topics:
-            raise Refusal(TOPIC_ALREADY_EXISTS, f"topic '{name}' exists")
+            raise Refusal(codes.TOPIC_ALREADY_EXISTS, f"topic '{name}' exists")
         if not 1 <= partitions <= MAX_PARTITIONS:
-            raise Refusal(INVALID_PARTITIONS, f"{partitions} partitions: between 1 and {MAX_PARTITIONS} can be")
+            raise Refusal(codes.INVALID_PARTITIONS, f"{partitions} partitions: between 1 and {MAX_PARTITIONS} can be")
         try:
             self.defaults.of(config)
         except ValueError as error:
-            raise Refusal(INVALID_CONFIG, str(error)) from None
+            raise Refusal(codes.INVALID_CONFIG, str(error)) from None
 
     def create(self, name: str, topic_id: str, partitions: int, config: dict[str, str], now_ms: int) -> Topic:
         """Makes a topic with empty logs.
@@ -188,7 +184,7 @@ class Topics:
         """
         topic = self._topics.pop(name, None)
         if topic is None:
-            raise Refusal(UNKNOWN_TOPIC_OR_PARTITION, f"no topic '{name}'")
+            raise Refusal(codes.UNKNOWN_TOPIC_OR_PARTITION, f"no topic '{name}'")
         self._save()
         for log in topic.logs:
             log.close()

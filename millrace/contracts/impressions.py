@@ -4,13 +4,12 @@
 ::
 
     form 1   a map: the fields of Impression, arrays as they are
-    form 2   [2, request_id, ..., items, scores, (K, F, N), rates, follow, block, offset, sources, user_missing]
+    form 2   [2, request_id, ..., items, scores, (K, F, N), rates, follow, block, served_ms, offset, ...]
 
     block    masks │ ids of keys, cat: once, then row by row │ numbers: once, then row by row
 
 :mod:`millrace.contracts.once` says what stands in a block. The first byte tells a map from an array. Form 1 is written
-where form 2 would save less than a tenth, and older messages have it. Whoever knows fewer fields of a form passes over
-those at its end, and what an older message lacks has its default.
+where form 2 would save less than a tenth.
 """
 
 from __future__ import annotations
@@ -70,13 +69,13 @@ class Logged(Struct, frozen=True, array_like=True):
     arm: str
     model_version: Int64
     schema_id: str
-    served_ms: int
     items: list[Id]
     scores: memoryview  # (n,) float32
     widths: tuple[int, int, int]  # K, F, N
     rates: bytes  # the recipe, see millrace.contracts.once.Rates
     follow: bool  # rates are left out
     block: memoryview
+    served_ms: int = 0
     offset: Position = 0
     sources: bytes = b""  # (n,) uint8, or none
     user_missing: Lacking = 0
@@ -107,27 +106,8 @@ def impression_bytes(impression: Impression, rates: Rates | None = None) -> byte
     block = b"".join([*masks, keys.body, cat.body, num.body])
     if len(block) > _WORTH * sum(sizes):
         return to_msgpack(i)
-    return msgspec.msgpack.encode(
-        Logged(
-            2,
-            i.request_id,
-            i.ts_ms,
-            i.user_id,
-            i.arm,
-            i.model_version,
-            i.schema_id,
-            i.served_ms,
-            i.items,
-            memoryview(i.scores),
-            (k, f, width),
-            num.rates,
-            num.follow,
-            memoryview(block),
-            i.offset,
-            i.sources,
-            i.user_missing,
-        )
-    )
+    arrays = memoryview(i.scores), (k, f, width), num.rates, num.follow, memoryview(block)
+    return msgspec.msgpack.encode(Logged(2, *_heading(i), i.items, *arrays, *_rest(i)))
 
 
 def decode_served(raw: bytes | None) -> Served:
@@ -136,7 +116,7 @@ def decode_served(raw: bytes | None) -> Served:
     Raises:
         BadEventError: with the reason ``malformed`` or ``wrong-type``.
     """
-    if not raw or not (raw[0] & 0xF0 == 0x90 or raw[0] in (0xDC, 0xDD)):  # no array
+    if not _is_array(raw):
         return read_msgpack(_served, raw)
     found = read_msgpack(_logged, raw)
     n, (k, f, width) = len(found.items), found.widths
@@ -156,23 +136,8 @@ def decode_served(raw: bytes | None) -> Served:
             "malformed", f"{len(block)} bytes do not hold {n} items with {k} + {f} ids, {width} numbers"
         )
     view = out.data.toreadonly()
-    return Served(
-        found.request_id,
-        found.ts_ms,
-        found.user_id,
-        found.arm,
-        found.model_version,
-        found.schema_id,
-        found.items,
-        found.scores,
-        view[:ids],
-        view[ids:numbers],
-        view[numbers + 4 * width :],
-        found.served_ms,
-        found.offset,
-        found.sources,
-        found.user_missing,
-    )
+    arrays = found.scores, view[:ids], view[ids:numbers], view[numbers + 4 * width :]
+    return Served(*_heading(found), found.items, *arrays, *_rest(found))
 
 
 def decode_heading(raw: bytes | None) -> Served | Logged:
@@ -182,32 +147,27 @@ def decode_heading(raw: bytes | None) -> Served | Logged:
     Raises:
         BadEventError: as :func:`decode_served` does.
     """
-    if not raw or not (raw[0] & 0xF0 == 0x90 or raw[0] in (0xDC, 0xDD)):  # no array
-        return read_msgpack(_served, raw)
-    return read_msgpack(_logged, raw)
+    return read_msgpack(_logged if _is_array(raw) else _served, raw)
 
 
 def decode_impression(raw: bytes | None) -> Impression:
     """The same with arrays of its own. Raises BadEventError as :func:`decode_served` does."""
     i = decode_served(raw)
     scores, keys, cat, num = (bytes(array) for array in (i.scores, i.keys, i.cat, i.num))
-    return Impression(
-        i.request_id,
-        i.ts_ms,
-        i.user_id,
-        i.arm,
-        i.model_version,
-        i.schema_id,
-        i.items,
-        scores,
-        keys,
-        cat,
-        num,
-        i.served_ms,
-        i.offset,
-        i.sources,
-        i.user_missing,
-    )
+    return Impression(*_heading(i), i.items, scores, keys, cat, num, *_rest(i))
+
+
+def _is_array(raw: bytes | None) -> bool:
+    """Whether a message is of form 2."""
+    return bool(raw) and (raw[0] & 0xF0 == 0x90 or raw[0] in (0xDC, 0xDD))
+
+
+def _heading(i: Impression | Served | Logged) -> tuple[str, int, Id, str, int, str]:
+    return i.request_id, i.ts_ms, i.user_id, i.arm, i.model_version, i.schema_id
+
+
+def _rest(i: Impression | Served | Logged) -> tuple[int, int, bytes, int]:
+    return i.served_ms, i.offset, i.sources, i.user_missing
 
 
 def _rows(n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
