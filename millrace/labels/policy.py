@@ -37,6 +37,7 @@ class Waits(NamedTuple):
     attribution_ms: int  # an exposure without a click for so long has none
     observation_ms: int  # and for so long it is a negative for the time being
     disorder_ms: int  # how much out of order events may come
+    lateness_ms: int = 0  # how long after the attribution window a page still takes what belongs to it
 
     @classmethod
     def of(cls, settings: Settings) -> Waits:
@@ -44,7 +45,13 @@ class Waits(NamedTuple):
             round(settings.attribution_minutes * 60_000),
             round(settings.observation_seconds * 1000),
             round(settings.disorder_seconds * 1000),
+            round(settings.lateness_minutes * 60_000),
         )
+
+    @property
+    def life_ms(self) -> int:
+        """From an exposure to the moment at which its page is dropped: nothing more is taken for it."""
+        return self.attribution_ms + self.lateness_ms
 
     @property
     def window_ms(self) -> int:

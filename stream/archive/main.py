@@ -27,7 +27,7 @@ from millrace.basics.errors import BrokerError, one_line
 from millrace.contracts.clock import sent_by
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, IMPRESSIONS, ITEMS, USERS
-from millrace.labels import Waits as LabelWaits
+from millrace.labels import Waits
 from millrace.processes.kafka import REMEDY, make_reader, open_broker, topic_ids
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.wall import wall_ms
@@ -35,7 +35,6 @@ from stream.archive.columns import Columns
 from stream.archive.figures import EXPIRED, FILES, LAG, LATE, LEFT_OUT, LOST, PENDING, ROWS
 from stream.archive.folder import Folder
 from stream.archive.merge import Line, Merge
-from stream.archive.pages import Waits
 from stream.archive.rows import Archive, Record
 from stream.archive.schemafile import schema_text
 
@@ -53,12 +52,6 @@ WHOLE_FETCHES = {"max_poll_records": 1_000_000, "max_partition_fetch_bytes": 256
 (kafka-python 3.0.12) never hands out again, and it fetches no more of that partition."""
 
 
-def waits_of(settings: Settings) -> Waits:
-    """How long the archive waits, by the settings."""
-    waits = LabelWaits.of(settings)
-    return Waits(waits.attribution_ms, waits.disorder_ms, round(settings.lateness_minutes * 60_000))
-
-
 def run(settings: Settings, stop: threading.Event) -> None:
     """Runs until ``stop`` is set; then writes what is settled, and ends.
 
@@ -71,22 +64,20 @@ def run(settings: Settings, stop: threading.Event) -> None:
     folder = Folder(settings.folder("archive"))
     try:
         ahead_ms = round(settings.ahead_minutes * 60_000)
-        archive = Archive(schema, waits_of(settings), ahead_ms, settings.partitions, settings.archive_features)
+        archive = Archive(schema, Waits.of(settings), ahead_ms, settings.partitions, settings.archive_features)
         state = folder.load()
         folder.put_schema(schema_text(schema, settings.attribution_minutes), Columns(schema).schema.names)
         if state is not None:
             archive.resume(state)
         open_broker(settings)
         ids = topic_ids(settings)
-        for topic in KEPT_POSITIONS if state else ():
-            known = state["topics"].get(topic, "") if state else ""
+        for topic, known in state["topics"].items() if state else ():
             if known and ids.get(topic) and known != ids[topic]:
                 log.warning("another topic has this name now: it is read from its beginning", topic=topic)
                 archive.begin_anew(topic)
         topics = {t: ids.get(t, "") for t in KEPT_POSITIONS}
-        if (
-            state is None
-        ):  # before the first file, so that files without a manifest are never of a process that was killed
+        if state is None:
+            # Before the first file, so that files without a manifest are never of a process that was killed.
             folder.write({}, archive.cut().state | {"topics": topics})
         shell = Shell(settings, archive, folder, topics)
         try:

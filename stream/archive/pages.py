@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
@@ -33,21 +32,8 @@ import numpy as np
 
 from millrace.contracts.clock import Reached
 from millrace.contracts.events import ACTIONS, MAX_OFFSET, SOURCES, Action, Event, Exposure
+from millrace.labels import Waits
 from stream.archive.columns import Row
-
-
-@dataclass(frozen=True, slots=True)
-class Waits:
-    """How long to wait, in milliseconds of event time."""
-
-    attribution_ms: int
-    disorder_ms: int
-    lateness_ms: int
-
-    @property
-    def life_ms(self) -> int:
-        """From an exposure to the moment at which the stream takes nothing more for it."""
-        return self.attribution_ms + self.lateness_ms
 
 
 class Made(NamedTuple):
@@ -275,8 +261,8 @@ class Pages:
         Raises:
             ValueError, TypeError: it is no state.
         """
-        self.watermark_ms, newest_ms, pages, settled, *later = state
-        self._reached.resume(newest_ms, later[0] if later else ())  # none: before one event could not move the time
+        self.watermark_ms, newest_ms, pages, settled, reached = state
+        self._reached.resume(newest_ms, reached)
         for name, made, parts, actions, exposed, until_ms in pages:
             page = self._pages[name] = Page()
             page.made = None if made is None else Made(*made)

@@ -31,9 +31,10 @@ from millrace.contracts.impressions import decode_heading
 from millrace.contracts.intake import Intake
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, IMPRESSIONS, ITEMS, USERS
+from millrace.labels import Waits
 from stream.archive.columns import EVENTS_SCHEMA, Columns, Row, text
 from stream.archive.logged import Logged
-from stream.archive.pages import Made, Pages, Waits
+from stream.archive.pages import Made, Pages
 
 FORM = 1
 _REMEDY = "move the folder 'archive' away: a new one begins with what the topics still hold"

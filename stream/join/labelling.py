@@ -63,24 +63,18 @@ class Policy:
     @property
     def waits(self) -> Waits:
         """What the label policy reads."""
-        return Waits(self.attribution_ms, self.observation_ms, self.disorder_ms)
+        return Waits(self.attribution_ms, self.observation_ms, self.disorder_ms, self.lateness_ms)
 
     @property
     def life_ms(self) -> int:
         """From an exposure to the moment its page is dropped."""
-        return self.attribution_ms + self.lateness_ms
+        return self.waits.life_ms
 
     @classmethod
     def of(cls, settings: Settings) -> Policy:
-        waits = Waits.of(settings)
-        return cls(
-            waits.attribution_ms,
-            waits.disorder_ms,
-            round(settings.lateness_minutes * 60_000),
-            round(settings.ahead_minutes * 60_000),
-            policy_named(settings.label_policy),
-            waits.observation_ms,
-        )
+        w, ahead_ms = Waits.of(settings), round(settings.ahead_minutes * 60_000)
+        label = policy_named(settings.label_policy)
+        return cls(w.attribution_ms, w.disorder_ms, w.lateness_ms, ahead_ms, label, w.observation_ms)
 
 
 class Dead(NamedTuple):

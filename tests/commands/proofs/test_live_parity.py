@@ -34,14 +34,13 @@ from millrace.contracts.settings import Settings
 from stream.archive.folder import Folder
 from stream.archive.forget import forget
 from stream.archive.logged import arrays
-from stream.archive.pages import Waits
 from stream.archive.rows import Archive, Record
 from stream.archive.schemafile import schema_text
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, T0, event
 from tests.stream.partition.test_stream_parity import FIELDS, Shop
 
 SCHEMA = parse_schema(FIELDS)
-WAITS = Waits(POLICY.attribution_ms, POLICY.disorder_ms, POLICY.lateness_ms)
+WAITS = POLICY.waits
 NO_LAG = 1
 
 

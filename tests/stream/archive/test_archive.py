@@ -27,6 +27,7 @@ from millrace.contracts.once import Rates
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.schema import Schema, load_schema, parse_schema, shop_schema
 from millrace.contracts.settings import Settings
+from millrace.labels import Waits
 from millrace.logs import read_log
 from stream.archive import main
 from stream.archive.columns import Columns, text
@@ -34,13 +35,12 @@ from stream.archive.folder import Folder
 from stream.archive.forget import Forgotten, forget
 from stream.archive.logged import arrays
 from stream.archive.merge import Merge
-from stream.archive.pages import Waits
 from stream.archive.rows import Archive, Record
 from stream.archive.schemafile import schema_text
 from stream.partition.partition import Partition
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, Sum, action, exposure, impression
 
-WAITS = Waits(POLICY.attribution_ms, POLICY.disorder_ms, POLICY.lateness_ms)
+WAITS = POLICY.waits
 SMALL = """
 name = "small"
 fields = [{ name = "color", of = "item" }, { name = "price", of = "item", kind = "numeric" },
