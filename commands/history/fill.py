@@ -323,7 +323,7 @@ class _Filling:
         for partition in self._partitions:
             if partition.newest_ms:
                 partition.advance(until_ms)
-            partition.begin_anew([EVENTS, IMPRESSIONS, USERS])
+            partition.reset_offsets([EVENTS, IMPRESSIONS, USERS])
         return self._partitions
 
 

@@ -74,7 +74,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         for topic, known in state["topics"].items() if state else ():
             if known and ids.get(topic) and known != ids[topic]:
                 log.warning("another topic has this name now: it is read from its beginning", topic=topic)
-                archive.begin_anew(topic)
+                archive.reset_offsets(topic)
         topics = {t: ids.get(t, "") for t in KEPT_POSITIONS}
         if state is None:
             # Before the first file, so that files without a manifest are never of a process that was killed.
@@ -161,7 +161,7 @@ class Shell:
         at = self._archive.positions.get(record.topic, {}).get(record.partition, 0)
         if record.offset < at:  # the reader begins at the position, so the broker has lost what was before
             log.warning("a topic begins again", topic=record.topic, line=record.partition, was_at=at)
-            self._archive.begin_anew(record.topic, record.partition, record.offset)
+            self._archive.reset_offsets(record.topic, record.partition, record.offset)
             self._know_anew(record.topic)
         taken = Record(record.topic, record.partition, record.offset, record.key, record.value, now_ms)
         try:
@@ -180,7 +180,7 @@ class Shell:
         reader, kept = self._readers[topic], self._archive.positions[topic]
         for tp in reader.assignment():
             if reader.position(tp) == kept.get(tp.partition):  # nothing of the new one has come
-                self._archive.begin_anew(topic, tp.partition)
+                self._archive.reset_offsets(topic, tp.partition)
                 reader.seek_to_beginning(tp)
 
     def _silence(self, at_end: set[Line]) -> None:
@@ -258,7 +258,7 @@ class Shell:
                 if at > ends[tp]:
                     to = ends[tp] if self._topics.get(topic) else first
                     log.warning("a topic lost its end", topic=topic, line=tp.partition, was_at=at, goes_on_at=to)
-                    self._archive.begin_anew(topic, tp.partition, to)
+                    self._archive.reset_offsets(topic, tp.partition, to)
                     reader.seek(tp, to)
                 elif at < first:
                     LOST.labels(topic).inc(first - at)

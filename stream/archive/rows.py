@@ -127,7 +127,7 @@ class Archive:
         """A silent partition's event time."""
         self._pages[partition].advance(now_ms)
 
-    def begin_anew(self, topic: str, partition: int | None = None, at: int = 0) -> None:
+    def reset_offsets(self, topic: str, partition: int | None = None, at: int = 0) -> None:
         """The topic (a partition of it) is another log than the one that was read: its offsets begin again, ``at``."""
         self.positions[topic] = {} if partition is None else self.positions[topic] | {partition: at}
 

@@ -191,7 +191,7 @@ class Desk:
         return await self.take(what, lines)
 
 
-class Door:
+class PostRoute:
     """POST of one kind of lines, as an ASGI application."""
 
     def __init__(self, what: What, desk: Desk) -> None:
@@ -264,7 +264,7 @@ def make_app(desk: Desk, outlet: Outlet) -> Starlette:
 
     return Starlette(
         routes=[
-            *(Route(f"/{what}", Door(what, desk), methods=["POST"]) for what in WHATS),
+            *(Route(f"/{what}", PostRoute(what, desk), methods=["POST"]) for what in WHATS),
             Route("/users/{id:anything}", deletes("users"), methods=["DELETE"]),
             Route("/items/{id:anything}", deletes("items"), methods=["DELETE"]),
             Route("/healthz", healthz),

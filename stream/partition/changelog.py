@@ -1,5 +1,5 @@
 # core
-"""What the readers of a partition's windows have not been told yet: changed keys, profiles, deleted users. Pure.
+"""What the readers of a partition's windows do not know yet: changed keys, profiles, deleted users. Pure.
 
 User-side keys are kept with their users, since a reader finds them under the user alone.
 """
@@ -64,7 +64,7 @@ class ChangeLog:
         return found
 
     def forget(self, user: str) -> U64:
-        """A user is deleted. Returns all keys of the user's, of which nothing is told any more."""
+        """A user is deleted. Returns all keys of the user's, of which nothing is published any more."""
         users, bounds, keys = self.owned_keys()
         at = next((i for i, one in enumerate(users) if str(one) == user), None)
         changed = keys[:0] if at is None else keys[bounds[at] : bounds[at + 1]]
@@ -74,7 +74,7 @@ class ChangeLog:
         return np.union1d(self.owners.forget(user), changed)
 
     def clear(self) -> None:
-        """The readers have been told of everything."""
+        """The readers know everything."""
         self._users, self._items, self.profiles, self.forgotten = [], [], {}, {}
 
 

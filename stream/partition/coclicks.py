@@ -17,7 +17,7 @@ keeps coming gets in, a crowd that comes once each pushes out no more than the l
 
 Items are at most :data:`MOST_ITEMS`. When they are full, an eighth goes: those that were counted longest ago. When a
 day begins, the oldest day's counts end, and with them neighbours and items of which nothing is left. Readers weigh the
-days by their own time, so nobody has to be told. Of an item that went for want of room, they keep what they were told
+days by their own time, so nothing is published then. Of an item that went for want of room, they keep what they know
 until its days are over.
 """
 
@@ -65,7 +65,7 @@ class CoClicks:
     def __init__(self, most_items: int = MOST_ITEMS) -> None:
         self._most = most_items
         self.day, self._clock, self._used = _BEFORE, 0, 0
-        self._told: set[int] = set()  # to be told again, whether they are there or not
+        self._again: set[int] = set()  # to be published again, whether they are there or not
         self._rows(min(_FIRST_ROWS, most_items))
 
     def __len__(self) -> int:
@@ -118,13 +118,13 @@ class CoClicks:
             self._begin(now_ms // DAY_MS)
 
     def changes(self) -> Lists:
-        """The items that changed since the last call, whole; without neighbours, those to be told again
-        (:meth:`tell_again`) that are not there."""
-        gone = np.array(sorted(self._told), np.uint64)
+        """The items that changed since the last call, whole; without neighbours, those to be published
+        again (:meth:`republish`) that are not there."""
+        gone = np.array(sorted(self._again), np.uint64)
         if len(gone):
             here = np.isin(self._items[: self._used], gone)
             self._changed[: self._used] |= here
-            gone, self._told = np.setdiff1d(gone, self._items[: self._used][here]), set()
+            gone, self._again = np.setdiff1d(gone, self._items[: self._used][here]), set()
         rows = np.flatnonzero(self._changed[: self._used])
         self._changed[rows] = False
         lists = self._lists(rows)
@@ -134,13 +134,12 @@ class CoClicks:
         day = max(self.day, 0)
         return Lists(day, np.concatenate([lists.items, gone]), np.concatenate([lists.sizes, none]), *lists[3:])
 
-    def tell_again(self, items: U64) -> None:
-        """Has :meth:`changes` give these items (n,), whatever is counted of them: readers may have been told more."""
-        self._told.update(items.tolist())
+    def republish(self, items: U64) -> None:
+        """Has :meth:`changes` give these items (n,), whatever is counted of them: readers may know of more."""
+        self._again.update(items.tolist())
 
     def part(self, start: float, stop: float) -> Lists:
-        """Items in a share [start, stop) of all hashes, whole. It changes nothing: to be told again, for readers that
-        begin."""
+        """Items in a share [start, stop) of all hashes, whole. It changes nothing: for readers that begin."""
         items = self._items[: self._used] / 2.0**64
         return self._lists(np.flatnonzero((items >= start) & ((items < stop) | (stop >= 1.0))))
 
@@ -150,8 +149,8 @@ class CoClicks:
         """The whole state now, apart from what happens later."""
         n = self._used
         rows = (a[:n].copy() for a in (self._items, self._touched, self._changed, self._filled))
-        told = np.array(sorted(self._told), np.uint64)
-        return CoClicksSnapshot(self.day, self._clock, (*rows, *self._gather(np.arange(n), np.arange(DAYS)), told))
+        again = np.array(sorted(self._again), np.uint64)
+        return CoClicksSnapshot(self.day, self._clock, (*rows, *self._gather(np.arange(n), np.arange(DAYS)), again))
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Restores the state that :meth:`CoClicksSnapshot.plain` gave. For a new object.
@@ -176,7 +175,7 @@ class CoClicks:
         self._near[:n][taken] = arrays["near"]
         self._counts[:n][taken] = arrays["counts"].reshape(m, DAYS)
         self._when[:n][taken] = arrays["when"]
-        self._told = set(arrays["told"].tolist())
+        self._again = set(arrays["again"].tolist())
         self._index()
 
     # ------------------------------------------------------------------ within
@@ -258,7 +257,7 @@ _ARRAYS = {
     "near": "<u8",
     "counts": "<u2",
     "when": "<i8",
-    "told": "<u8",
+    "again": "<u8",
 }
 
 
@@ -268,7 +267,7 @@ class CoClicksSnapshot:
 
     day: int
     clock: int
-    rows: tuple[Array, ...]  # of those that are taken, and items to be told again, in the order of _ARRAYS
+    rows: tuple[Array, ...]  # of those that are taken, and items to be published again, in the order of _ARRAYS
 
     def plain(self) -> dict[str, Any]:
         """Plain values and bytes. Any thread may call it."""

@@ -72,7 +72,7 @@ class Counters:
     """See the module's text. One thread at a time.
 
     Attributes:
-        log: what the readers have not been told yet.
+        log: what the readers do not know yet.
     """
 
     def __init__(self, schema: Schema, decoder: Decoder) -> None:
@@ -151,7 +151,7 @@ class Counters:
         for page, runs, _, ts_ms, action in counted:
             if self._is_forgotten(page):
                 if action == CLICK:
-                    self._tell_again([page.items[runs[0][0]]])
+                    self._republish([page.items[runs[0][0]]])
                 continue
             if action == CLICK:
                 at = runs[0][0]
@@ -173,7 +173,7 @@ class Counters:
 
     def forget(self, user: str, at_ms: int) -> None:
         """A user is deleted at ``at_ms`` of event time."""
-        self._tell_again(self.recents.forget(user))
+        self._republish(self.recents.forget(user))
         mine = self.log.forget(user)
         shared = np.isin(mine, self._shared)
         self.tiles.settle(mine[shared])  # the user who changes one next is published with it
@@ -186,10 +186,10 @@ class Counters:
         at_ms = self._forgotten.get(str(page.user_id)) if self._forgotten else None
         return at_ms is not None and page.ts_ms <= at_ms
 
-    def _tell_again(self, items: Sequence[Id]) -> None:
+    def _republish(self, items: Sequence[Id]) -> None:
         """Publishes the co-clicks of a forgotten user's items again. Before a crash that took the state back, the
-        tombstone may have come after clicks that it comes before now: readers were told of them then."""
-        self.coclicks.tell_again(rows_of([self._decoder.hashes(items)], "<u8"))
+        tombstone may have come after clicks that it comes before now: readers know of them from then."""
+        self.coclicks.republish(rows_of([self._decoder.hashes(items)], "<u8"))
 
     # ------------------------------------------------------------------ sweeping
 

@@ -70,7 +70,7 @@ class Ingest:
                 self._move(what[0], outcome)
             case Did.RETURNED:
                 self._returned(what[0], outcome)
-            case Did.BEGIN_ANEW:
+            case Did.RESET_OFFSETS:
                 for topic in what[0]:
                     self.offsets.pop(topic, None)
                 if IMPRESSIONS in what[0]:

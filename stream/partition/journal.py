@@ -16,7 +16,7 @@ method that changes it, and nobody else can forget to:
 ``ADVANCE``      the event time                     a silent partition's watermark, which no message records
 ``SET_BACK``                                        another clock
 ``RETURNED``     impressions by request             read again for a settled page; None where it is gone
-``BEGIN_ANEW``   topics                             whose offsets begin again: they are other logs
+``RESET_OFFSETS``   topics                             whose offsets begin again: they are other logs
 ``CUT_BACK``     next offset by topic               of topics that lost their ends
 ``CHANGES``                                         what had changed was handed out
 ``WHOLE``                                           and all there is, to a store that lost it
@@ -56,7 +56,7 @@ class Did(IntEnum):
     ADVANCE = 1
     SET_BACK = 2
     RETURNED = 3
-    BEGIN_ANEW = 4
+    RESET_OFFSETS = 4
     CHANGES = 5
     WHOLE = 6
     CUT_BACK = 7

@@ -199,10 +199,10 @@ class Partition:
         another message lies in its place."""
         return self._do(Did.RETURNED, dict(found))
 
-    def begin_anew(self, topics: Sequence[str]) -> Output:
+    def reset_offsets(self, topics: Sequence[str]) -> Output:
         """These topics are other logs than those that were read: their offsets begin again. Windows and pages stay;
         impressions that were to be read again are gone if theirs is among the topics."""
-        return self._do(Did.BEGIN_ANEW, list(topics))
+        return self._do(Did.RESET_OFFSETS, list(topics))
 
     def cut_back(self, ends: Mapping[str, int]) -> None:
         """These topics have lost their ends, and what comes now has offsets that were read before: it is taken from

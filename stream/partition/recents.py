@@ -64,11 +64,11 @@ class Recents:
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, user_id: Id, what: int, item_id: Id, ts_ms: int, told: int = 0) -> list[Any]:
+    def add(self, user_id: Id, what: int, item_id: Id, ts_ms: int, earlier: int = 0) -> list[Any]:
         """A user clicked (or bought) an item; each action once.
 
         Args:
-            told: how many of those before are given back.
+            earlier: how many of those before are given back.
 
         Returns:
             What the user had clicked (bought) up to then: ``[item id, ts_ms, ...]``, newest first.
@@ -83,7 +83,7 @@ class Recents:
         flat, at = both[what], 0
         while at < len(flat) and flat[at + 1] > ts_ms:
             at += 2
-        before = flat[at : at + 2 * told]
+        before = flat[at : at + 2 * earlier]
         flat[at:at] = (item_id, ts_ms)
         del flat[_LENGTH:]
         return before

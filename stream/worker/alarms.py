@@ -16,7 +16,7 @@ events at once.
 ===================  ==================================================================================================
 
 A window is judged once it has at least :data:`ENOUGH` events and is :data:`WINDOW_S` old, and then begins anew. So a
-page may come some seconds before its impression, and nobody is told of the first few events after a start. Where
+page may come some seconds before its impression, and nothing is said of the first few events after a start. Where
 traffic is thin a window simply lasts longer. There is a window for all partitions together and one for each: one
 partition alone may be at fault.
 """
@@ -48,14 +48,14 @@ ENOUGH = 36
 WINDOW_S = 10.0
 """Seconds from the first event of a window to its judgement, at least."""
 MOST = 0.5
-"""A greater share than this is told of."""
+"""A line is written for a greater share than this."""
 QUIET_S = 60.0
 """Seconds between two lines, at least."""
 _ALL = -1
 
 
 class Line(NamedTuple):
-    """What is to be told. ``counts`` are by cause, the greatest first; of ``no-impression`` they are exposures."""
+    """What the line says. ``counts`` are by cause, the greatest first; of ``no-impression`` they are exposures."""
 
     share: float
     events: int
@@ -126,7 +126,7 @@ class Alarms:
     def __init__(self, partitions: int | None = None) -> None:
         self.partitions = partitions
         self._windows: dict[int, _Window] = {}  # by partition, and of all
-        self._told_s = float("-inf")
+        self._written_s = float("-inf")
 
     def note(self, number: int, output: Output, now_s: float) -> None:
         """What a partition made of some messages.
@@ -142,14 +142,14 @@ class Alarms:
             window.add(number, output)
 
     def line(self, partitions: Iterable[Partition], clock_ms: int, now_s: float) -> Line | None:
-        """What is to be told now; None: nothing. Call it often, it is quick while nothing is due.
+        """The line that is due now; None: none is. Call it often, it is quick while nothing is due.
 
         Args:
             partitions: of this worker, to name an example.
             clock_ms: the event clock.
             now_s: steady time, seconds.
         """
-        if now_s - self._told_s < QUIET_S:
+        if now_s - self._written_s < QUIET_S:
             return None
         ready = {n: w for n, w in self._windows.items() if w.came >= ENOUGH and now_s - w.since_s >= WINDOW_S}
         if not ready:
@@ -159,12 +159,12 @@ class Alarms:
             for whose in ready:
                 del self._windows[whose]
             return None
-        self._told_s, self._windows = now_s, {}
-        told = max(bad, key=lambda window: window.came)  # of all partitions, if it is one of them
-        counts = told.counts + Counter({NO_IMPRESSION: told.unserved})
-        worst = counts.most_common(1)[0][0]
-        example = _example(worst, told, partitions, clock_ms)
-        return Line(told.share(self.partitions), told.came, dict(counts.most_common()), example, REMEDIES[worst])
+        self._written_s, self._windows = now_s, {}
+        worst = max(bad, key=lambda window: window.came)  # of all partitions, if it is one of them
+        counts = worst.counts + Counter({NO_IMPRESSION: worst.unserved})
+        cause = counts.most_common(1)[0][0]
+        example = _example(cause, worst, partitions, clock_ms)
+        return Line(worst.share(self.partitions), worst.came, dict(counts.most_common()), example, REMEDIES[cause])
 
 
 def _example(cause: str, window: _Window, partitions: Iterable[Partition], clock_ms: int) -> str:

@@ -37,7 +37,7 @@ from millrace.processes.kafka import make_reader, read_up, topic_ids
 from millrace.processes.wall import event_now_ms
 from stream.worker.figures import DOUBTS
 from stream.worker.lists import Entries, ShopLists
-from stream.worker.told import Teller
+from stream.worker.told import ProblemLog
 
 log = structlog.get_logger("lists")
 
@@ -52,16 +52,16 @@ class ListKeeper(threading.Thread):
     """See the module's text. It works while :attr:`active` is set.
 
     Args:
-        tell: sends dead letters and returns when they are delivered.
+        send: sends dead letters and returns when they are delivered.
     """
 
     def __init__(
-        self, settings: Settings, schema: Schema, clock: EventClock, tell: Callable[[Sequence[DeadLetter]], None]
+        self, settings: Settings, schema: Schema, clock: EventClock, send: Callable[[Sequence[DeadLetter]], None]
     ) -> None:
         super().__init__(name="lists", daemon=True)
-        self.settings, self.schema, self.clock, self.tell = settings, schema, clock, tell
-        self.told = Told(settings.folder("checkpoints") / "dead-items.json")
-        self.teller = Teller()
+        self.settings, self.schema, self.clock, self.send = settings, schema, clock, send
+        self.dead = DeadOffsets(settings.folder("checkpoints") / "dead-items.json")
+        self.problems = ProblemLog()
         self.active, self.ending = threading.Event(), threading.Event()
 
     def run(self) -> None:
@@ -81,7 +81,7 @@ class ListKeeper(threading.Thread):
     def _keep(self) -> None:
         """Reads both topics from their beginning and writes the lists regularly, until another worker takes over."""
         lists, written = ShopLists(self.schema), dict[str, Entries]()
-        intake, doubts, told = Intake(self.schema), Doubts(self.schema), self.told.read()
+        intake, doubts, written_to = Intake(self.schema), Doubts(self.schema), self.dead.read()
         period = EVERY_PUBLICATIONS * self.settings.publish_seconds
         readers: list[Any] = []
         ids = topic_ids(self.settings)
@@ -100,14 +100,14 @@ class ListKeeper(threading.Thread):
                             self._doubt(odd)
                             # A topic that was made anew has another id, and offsets that begin again.
                             place = f"{records[0].topic} {ids.get(records[0].topic, '')}".strip()
-                            new = [one for one in taken if one is not None and one.offset >= told.get(place, 0)]
+                            new = [one for one in taken if one is not None and one.offset >= written_to.get(place, 0)]
                             if new:  # whoever reads the topics anew, after an interruption, meets all of them again
                                 FAILURES.inc(len(new))
-                                self.teller.note(new)
-                                self.tell(new)
-                                told[place] = new[-1].offset + 1
-                                self.told.write(told)
-                    self.teller.tell(time.monotonic())
+                                self.problems.note(new)
+                                self.send(new)
+                                written_to[place] = new[-1].offset + 1
+                                self.dead.write(written_to)
+                    self.problems.write(time.monotonic())
                     if time.monotonic() >= due and all(map(read_up, readers)):  # half a topic makes no list
                         write(client, lists.make(self._now(lists)), written, self.settings.prefix)
                         due = time.monotonic() + period
@@ -118,7 +118,7 @@ class ListKeeper(threading.Thread):
     def _doubt(self, doubts: Sequence[Doubt]) -> None:
         for doubt in doubts:
             DOUBTS.labels(doubt.kind).inc()
-        self.teller.note((), doubts)
+        self.problems.note((), doubts)
 
     def _now(self, lists: ShopLists) -> int:
         after_newest_ms = lists.newest_ms + 1
@@ -151,7 +151,7 @@ def take(
     return None
 
 
-class Told:
+class DeadOffsets:
     """The file that says up to which offset of each topic (its name and id) dead letters were written.
 
     A lost or damaged file reads as empty. Dead letters are then written again; readers recognise them by their offsets.
@@ -167,9 +167,9 @@ class Told:
         except (OSError, msgspec.MsgspecError):
             return {}
 
-    def write(self, told: dict[str, int]) -> None:
+    def write(self, offsets: dict[str, int]) -> None:
         """Replaces the file. Not durably: see :mod:`millrace.basics.files`."""
-        write_whole(self._path, msgspec.json.encode(told), durable=False)
+        write_whole(self._path, msgspec.json.encode(offsets), durable=False)
 
 
 def write(client: Any, lists: dict[str, Entries], written: dict[str, Entries], prefix: str = "") -> None:

@@ -17,8 +17,8 @@ A checkpoint is what was done to the partition since the last one (:mod:`stream.
 in the loop and written in a thread. Now and then the whole state goes with it; it is frozen in the loop too, which
 takes some milliseconds.
 
-Whoever reads co-clicks begins shortly before the topic's end. So each publication also tells some items that have not
-changed again, in turn, all of them within :data:`TOLD_SECONDS`.
+Whoever reads co-clicks begins shortly before the topic's end. So each publication also has some items that have not
+changed, in turn, all of them within :data:`REPUBLISH_SECONDS`.
 """
 
 from __future__ import annotations
@@ -67,16 +67,16 @@ from stream.worker.turn import Checkpoint, Publish, Turn
 log = structlog.get_logger("stream")
 
 COMMIT_SECONDS = 5.0
-TOLD_SECONDS = 480.0
-"""Within so long, all co-clicks are told once more: eight minutes, so that a late publication makes it ten at most."""
-TOLD_AT_ONCE = 1 / 16
+REPUBLISH_SECONDS = 480.0
+"""Within so long, all co-clicks are published once more: with a late publication, in ten minutes at most."""
+REPUBLISH_AT_ONCE = 1 / 16
 """Of all co-clicks, in one publication at most: after a long silence they are no flood."""
 
 Commit = Callable[[dict[TP, int]], Awaitable[None]]
 
 
 class Outlet:
-    """See the module's text. All methods but :meth:`tell` run in one asyncio loop.
+    """See the module's text. All methods but :meth:`send_letters` run in one asyncio loop.
 
     Args:
         commit: commits offsets to Kafka.
@@ -88,7 +88,7 @@ class Outlet:
         self._of_schema = ((SCHEMA_HEADER, schema.id.encode()),)
         self.checkpoints = CheckpointStore(settings.place("checkpoints"))
         self._lines: dict[int, Line] = {}  # by partition that is ours
-        self._rounds: dict[int, Round] = {}  # the same
+        self._rotations: dict[int, Rotation] = {}  # the same
         self._online = OnlineStore(settings.redis, settings.outage_seconds, settings.prefix)
         self._seq = wall_ms()  # of item tiles: rises over restarts too
         self._sent: dict[int, list[asyncio.Future[Any]]] = defaultdict(list)  # not yet covered by a checkpoint
@@ -142,7 +142,7 @@ class Outlet:
         """Another worker owns the partitions now: no checkpoint of ours will cover what was sent."""
         self._sent.clear()
         self._lines.clear()
-        self._rounds.clear()
+        self._rotations.clear()
 
     # ------------------------------------------------------------------ taking over
 
@@ -174,12 +174,12 @@ class Outlet:
         for letter in output.dead:
             sent.append(await self._send(DEAD_LETTERS, letter_bytes(letter), 0, letter.reason.encode()))
 
-    def tell(self, letters: Sequence[DeadLetter]) -> None:
+    def send_letters(self, letters: Sequence[DeadLetter]) -> None:
         """Sends dead letters and waits until they are delivered. For another thread than the loop's."""
         assert self._loop is not None
-        asyncio.run_coroutine_threadsafe(self._tell(letters), self._loop).result(self._settings.outage_seconds)
+        asyncio.run_coroutine_threadsafe(self._send_letters(letters), self._loop).result(self._settings.outage_seconds)
 
-    async def _tell(self, letters: Sequence[DeadLetter]) -> None:
+    async def _send_letters(self, letters: Sequence[DeadLetter]) -> None:
         await asyncio.gather(
             *[await self._send(DEAD_LETTERS, letter_bytes(one), 0, one.reason.encode()) for one in letters]
         )
@@ -204,11 +204,11 @@ class Outlet:
     def publish(self, turn: Turn, due: Publish) -> None:
         """Reads the changes now; writes them when earlier jobs are done."""
         partition, changes = turn.partition, turn.partition.changes()
-        told_again = self._rounds.setdefault(partition.number, Round()).next(partition.coclicks, time.monotonic())
+        again = self._rotations.setdefault(partition.number, Rotation()).next(partition.coclicks, time.monotonic())
 
         async def job() -> None:
             await self._fill(partition, due.new)
-            await self._publish(partition.number, changes, told_again)
+            await self._publish(partition.number, changes, again)
             turn.done(due)
 
         self._jobs.put_nowait(job)
@@ -227,11 +227,11 @@ class Outlet:
                 await self._online.write(some.users, [], some.recents)
         await self._online.end_filling(number)
 
-    async def _publish(self, number: int, changes: Changes, told_again: Lists) -> None:
+    async def _publish(self, number: int, changes: Changes, again: Lists) -> None:
         profiles = [(user.user_id, user.attributes) for user in changes.profiles]
         await self._online.write(changes.users, profiles, changes.recents, changes.forgotten)
         sent = []
-        for lists in (told_again, changes.coclicks):
+        for lists in (again, changes.coclicks):
             for raw in coclicks.pack(number, lists):
                 COCLICK_BYTES.inc(len(raw))
                 sent.append(await self._send(FEATURES_COCLICKS, raw, 0, str(number).encode()))
@@ -272,8 +272,8 @@ class Outlet:
             log.warning("offsets not committed; the checkpoint holds them", error=type(error).__name__)
 
 
-class Round:
-    """How far one partition's co-clicks have been told again. Items go by their hash, so whatever comes and goes
+class Rotation:
+    """How far one partition's co-clicks have been published again. Items go by their hash, so whatever comes and goes
     meanwhile, all of them have their turn."""
 
     def __init__(self) -> None:
@@ -287,7 +287,7 @@ class Round:
         """
         since_s = now_s - self._at_s if self._at_s == self._at_s else 0.0
         start = self._from if self._from < 1.0 else 0.0
-        self._from, self._at_s = min(1.0, start + min(since_s / TOLD_SECONDS, TOLD_AT_ONCE)), now_s
+        self._from, self._at_s = min(1.0, start + min(since_s / REPUBLISH_SECONDS, REPUBLISH_AT_ONCE)), now_s
         return counted.part(start, self._from)
 
 

@@ -27,7 +27,7 @@ DOUBT_S = 3600.0
 """Seconds between two lines of one kind of doubt. Some shops have good reasons for what is doubtful."""
 
 
-class Teller:
+class ProblemLog:
     """See the module's text. One thread at a time."""
 
     def __init__(self) -> None:
@@ -41,28 +41,28 @@ class Teller:
         for doubt in doubts:
             self._doubts.note(doubt.kind, doubt.detail)
 
-    def tell(self, now_s: float) -> None:
+    def write(self, now_s: float) -> None:
         """Writes what is due. Call it often, it is quick while nothing is.
 
         Args:
             now_s: steady time, seconds.
         """
-        for told in self._letters.due(now_s):
-            reason = REASONS.get(told.kind)
+        for kind in self._letters.due(now_s):
+            reason = REASONS.get(kind.kind)
             log.warning(
                 "messages cannot be used: dead letters",
-                reason=told.kind,
-                count=told.times,
-                example=told.example,
+                reason=kind.kind,
+                count=kind.times,
+                example=kind.example,
                 remedy="see docs/dead-letters.md" if reason is None else reason.mend,
             )
-        for told in self._doubts.due(now_s):
-            doubt = DOUBTS[told.kind]
+        for kind in self._doubts.due(now_s):
+            doubt = DOUBTS[kind.kind]
             log.warning(
                 "messages are used, but may not mean what they should",
-                kind=told.kind,
-                count=told.times,
+                kind=kind.kind,
+                count=kind.times,
                 means=doubt.means,
-                example=told.example,
+                example=kind.example,
                 remedy=doubt.mend,
             )

@@ -11,7 +11,7 @@
     silent for idle_s                      Publish, Checkpoint(advance_ms) ── it is written ──► Advance ──► Take, ...
     handed over to another worker          Publish, Checkpoint
     taken over, ahead of another clock     SetBack, before any Take
-    taken over, of topics that are gone    BeginAnew, before any Take
+    taken over, of topics that are gone    ResetOffsets, before any Take
     a settled page needs its impression    Recall ── it has been read ──► Return
 
 A :class:`Turn` is told what arrived, how far the topics have been read, what time it is and what was done. It answers
@@ -115,7 +115,7 @@ class SetBack:
 
 
 @dataclass(frozen=True, slots=True)
-class BeginAnew:
+class ResetOffsets:
     """These topics are other logs than the checkpoint's: begin their offsets again; send what results, and say so."""
 
     topics: tuple[str, ...]
@@ -170,7 +170,7 @@ class Checkpoint:
     last: bool = False
 
 
-Due = Take | Advance | SetBack | BeginAnew | Recall | Return | Pause | Resume | Publish | Checkpoint
+Due = Take | Advance | SetBack | ResetOffsets | Recall | Return | Pause | Resume | Publish | Checkpoint
 
 
 # ---------------------------------------------------------------------- arrivals
@@ -236,14 +236,14 @@ class Turn:
         pace: how often things are due.
         clock: event time by wall time.
         now: the moment of its assignment.
-        anew: topics that are other logs than those of the checkpoint (:func:`other_logs`).
+        reset: topics that are other logs than those of the checkpoint (:func:`other_logs`).
 
     Raises:
         ClockError: the partition has taken events that are ahead of the clock.
     """
 
     def __init__(
-        self, partition: Partition, pace: Pace, clock: EventClock, now: Now, anew: tuple[str, ...] = ()
+        self, partition: Partition, pace: Pace, clock: EventClock, now: Now, reset: tuple[str, ...] = ()
     ) -> None:
         self.partition = partition
         self._pace, self._clock = pace, clock
@@ -260,7 +260,7 @@ class Turn:
         self._advance_ms = partition.advance_ms  # of an advance that is announced or about to be announced
         self._announced = partition.advance_ms is not None  # a checkpoint announces it
         self._back = is_set_back(partition, clock, now.wall_s)  # a SetBack is due
-        self._anew = anew  # a BeginAnew is due
+        self._reset = reset  # a ResetOffsets is due
         self._asked = 0  # readings of impressions in progress
         self._ask_s = now.steady_s  # no sooner
         self._found: dict[str, bytes | None] = {}  # read, not yet returned
@@ -272,7 +272,7 @@ class Turn:
 
     def position(self, topic: str) -> int:
         """The next offset to read."""
-        return 0 if topic in self._anew else self.partition.offsets.get(topic, 0)
+        return 0 if topic in self._reset else self.partition.offsets.get(topic, 0)
 
     def arrived(self, message: Arrival, now: Now) -> None:
         """A message of this partition came."""
@@ -294,9 +294,9 @@ class Turn:
         if self._back:
             self._back, self._dirty = False, True
             yield SetBack()
-        if self._anew:
-            anew, self._anew, self._dirty = self._anew, (), True
-            yield BeginAnew(anew)
+        if self._reset:
+            topics, self._reset, self._dirty = self._reset, (), True
+            yield ResetOffsets(topics)
         if self._found:
             found, self._found, self._dirty = self._found, {}, True
             yield Return(found)
@@ -408,7 +408,7 @@ class Turn:
     def _recall(self, now: Now) -> Iterator[Due]:
         """Impressions that settled pages need, some at a time. While they are read, everything goes on; their pages
         wait. A reading that fails is due again: what waits is in the state, so nothing is lost by it."""
-        if self._asked or self._found or self._anew or now.steady_s < self._ask_s:
+        if self._asked or self._found or self._reset or now.steady_s < self._ask_s:
             return
         wanted = dict(islice(self.partition.wanted.items(), RECALLED))
         if wanted:
@@ -468,17 +468,17 @@ class Turns:
         self._turns = None
 
     def begin(
-        self, partitions: Iterable[Partition], now: Now, anew: Mapping[int, tuple[str, ...]] | None = None
+        self, partitions: Iterable[Partition], now: Now, reset: Mapping[int, tuple[str, ...]] | None = None
     ) -> None:
         """These partitions are ours, in the state of their newest checkpoints.
 
         Args:
-            anew: by partition, topics that are other logs than its checkpoint's.
+            reset: by partition, topics that are other logs than its checkpoint's.
 
         Raises:
             ClockError: one of them has taken events that are ahead of the clock.
         """
-        others = anew or {}
+        others = reset or {}
         self._turns = {p.number: Turn(p, self._pace, self._clock, now, others.get(p.number, ())) for p in partitions}
 
     def positions(self) -> dict[tuple[str, int], int] | None:

@@ -49,11 +49,10 @@ from stream.worker.listkeeper import ListKeeper
 from stream.worker.logids import ends_of, ids_of_inputs
 from stream.worker.outlet import Outlet
 from stream.worker.recall import Recaller
-from stream.worker.told import Teller
+from stream.worker.told import ProblemLog
 from stream.worker.turn import (
     INPUTS,
     Advance,
-    BeginAnew,
     Checkpoint,
     Due,
     Now,
@@ -62,6 +61,7 @@ from stream.worker.turn import (
     Publish,
     Reads,
     Recall,
+    ResetOffsets,
     Resume,
     Return,
     SetBack,
@@ -105,8 +105,8 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()  # in the background, of which nobody waits for the end
         self._doubtful = False  # the broker was silent, and has not been asked for its topics since
         self._logs: dict[str, str] = {}  # ids of the input topics, as of the last assignment
-        self.lists = ListKeeper(settings, schema, clock, self.outlet.tell)
-        self.alarms, self.teller = Alarms(), Teller()
+        self.lists = ListKeeper(settings, schema, clock, self.outlet.send_letters)
+        self.alarms, self.problems = Alarms(), ProblemLog()
         self.failure: BaseException | None = None
         self._buffer: list[Arrival] = []
         self._arrived, self._room, self._loaded = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -164,12 +164,12 @@ class Worker:
                     )
                 partitions = self.alarms.partitions = self.app.partitions_of(EVENTS)
                 self._logs = await asyncio.to_thread(ids_of_inputs, self.settings)
-                loaded, anew = [], {}
+                loaded, reset = [], {}
                 for number in sorted(numbers):
                     partition, others = await asyncio.to_thread(self._load, number, partitions)
                     loaded.append(partition)
-                    anew[number] = others
-                self.turns.begin(loaded, self._now(), anew)
+                    reset[number] = others
+                self.turns.begin(loaded, self._now(), reset)
                 self._loaded.set()
                 if 0 in numbers:
                     self.lists.active.set()
@@ -236,8 +236,8 @@ class Worker:
                 await self._emit(turn, turn.partition.advance(due.until_ms))
             case SetBack():
                 self._set_back(turn.partition)
-            case BeginAnew():
-                await self._begin_anew(turn, due.topics)
+            case ResetOffsets():
+                await self._reset_offsets(turn, due.topics)
             case Recall():
                 self._recall(turn, due)
             case Return():
@@ -252,7 +252,7 @@ class Worker:
 
     async def _emit(self, turn: Turn, output: Output) -> None:
         self.alarms.note(turn.number, output, self._now().steady_s)
-        self.teller.note(output.dead, output.doubts)
+        self.problems.note(output.dead, output.doubts)
         await self.outlet.emit(turn.number, output)
 
     def _set_back(self, partition: Partition) -> None:
@@ -266,7 +266,7 @@ class Worker:
             set_back_to=utc(partition.watermark_ms),
         )
 
-    async def _begin_anew(self, turn: Turn, topics: tuple[str, ...]) -> None:
+    async def _reset_offsets(self, turn: Turn, topics: tuple[str, ...]) -> None:
         partition = turn.partition
         log.warning(
             "topics are others than those that were read: they are read from their beginning, with the state at hand",
@@ -277,7 +277,7 @@ class Worker:
             ),
             impressions_gone_of_pages=len(partition.join.settled) if IMPRESSIONS in topics else 0,
         )
-        await self._emit(turn, partition.begin_anew(topics))
+        await self._emit(turn, partition.reset_offsets(topics))
         self.outlet.owns_logs(turn.number, self._logs)
 
     def _recall(self, turn: Turn, due: Recall) -> None:
@@ -310,7 +310,7 @@ class Worker:
 
     def _alarm(self) -> None:
         """Tells when most events cannot be used, and of each kind of message that cannot be or is doubtful."""
-        self.teller.tell(self._now().steady_s)
+        self.problems.write(self._now().steady_s)
         line = self.alarms.line([t.partition for t in self.turns], event_now_ms(self.clock), self._now().steady_s)
         if line is not None:
             log.warning(
@@ -416,10 +416,10 @@ async def _as_expected(settings: Settings, task: Coroutine[Any, Any, None], what
         # Something that the task awaited was cancelled, not the task. The group would take it for a normal end.
         raise expected(None, what, settings) from None
     except Exception as error:
-        told = expected(error, what, settings)
-        if told is error:
+        failure = expected(error, what, settings)
+        if failure is error:
             raise
-        raise told from error
+        raise failure from error
 
 
 async def _until(worker: Worker, stop: threading.Event) -> None:

@@ -32,7 +32,6 @@ from stream.partition.recents import UserRecent
 from stream.worker.turn import (
     INPUTS,
     Advance,
-    BeginAnew,
     Checkpoint,
     Due,
     Now,
@@ -41,6 +40,7 @@ from stream.worker.turn import (
     Publish,
     Reads,
     Recall,
+    ResetOffsets,
     Resume,
     Return,
     SetBack,
@@ -411,8 +411,8 @@ class Scene:
                 self._unsent.append((turn.number, turn.partition.advance(due.until_ms)))
             case SetBack():
                 turn.partition.set_back()
-            case BeginAnew():
-                self._unsent.append((turn.number, turn.partition.begin_anew(due.topics)))
+            case ResetOffsets():
+                self._unsent.append((turn.number, turn.partition.reset_offsets(due.topics)))
             case Recall():
                 self._readings.append((self._steps + READ_STEPS, turn, due))
             case Return():
@@ -456,7 +456,7 @@ class Scene:
         entries = noted.cut().entries
         saves = self.dues["Checkpoint"]
         base = turn.snapshot() if number not in self.checkpoints or saves % BASE_EVERY == 0 else None
-        # The first take of another topic follows its BeginAnew, so before that the offsets are of the topic before.
+        # The first take of another topic follows its ResetOffsets, so before that the offsets are of the topic before.
         logs = self.checkpoints[number].logs if turn.position("events") != offsets.get("events", 0) else self.logs
         sent, self._unsent = self._unsent, []
 

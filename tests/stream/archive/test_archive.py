@@ -372,7 +372,7 @@ def test_a_message_that_was_taken_is_not_taken_again_unless_its_topic_is_another
     again.resume(feed.archive.cut().state)
     again.take(feed.records[0])
     assert again.rows == 0
-    again.begin_anew("events", 0)
+    again.reset_offsets("events", 0)
     again.take(feed.records[0])
     assert again.rows == 1
     assert again.pending == 1  # the exposure was known

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from millrace.basics.durations import DAY_MS
 from millrace.contracts.coclicks import DAYS, MOST, WEIGHTS, worth
 from stream.partition.coclicks import EARLIER, WITHIN_MS, CoClicks
-from stream.worker.outlet import TOLD_AT_ONCE, TOLD_SECONDS, Round
+from stream.worker.outlet import REPUBLISH_AT_ONCE, REPUBLISH_SECONDS, Rotation
 from tests.scenes.exploring import examples
 from tests.scenes.turn_scene import lists_of, whole_lists
 
@@ -152,19 +152,19 @@ def test_a_late_click_counts_on_its_own_day_and_one_that_is_too_late_on_none() -
 
 
 def test_everything_is_told_again_in_turn_whatever_comes_and_goes_meanwhile() -> None:
-    rng, counted, turn = np.random.default_rng(0), CoClicks(), Round()
+    rng, counted, turn = np.random.default_rng(0), CoClicks(), Rotation()
     counted.add(rng.integers(0, 2**64, (500, 2), np.uint64), np.full(500, 20_000 * DAY_MS))
     counted.changes()
     there = set(whole_lists(0, counted))
     told: set[tuple[int, int]] = set()
     steps = 40
     for step in range(steps + 2):
-        told |= set(lists_of(0, turn.next(counted, step * TOLD_SECONDS / steps)))
+        told |= set(lists_of(0, turn.next(counted, step * REPUBLISH_SECONDS / steps)))
         counted.add(rng.integers(0, 2**64, (5, 2), np.uint64), np.full(5, 20_000 * DAY_MS))
     assert there <= told
     assert len(counted.changes().items), "what is told again has not thereby been told as changed"
     late = turn.next(counted, 1e9)  # after a long silence it is no flood
-    assert len(late.items) < len(counted) * 2 * TOLD_AT_ONCE
+    assert len(late.items) < len(counted) * 2 * REPUBLISH_AT_ONCE
 
 
 def test_the_first_and_the_last_hash_have_their_turn() -> None:
@@ -188,7 +188,7 @@ def test_items_are_told_again_whether_they_are_there_or_not_once() -> None:
     counted = CoClicks()
     counted.add(np.array([[1, 2]], np.uint64), np.array([DAY_MS]))
     assert counted.changes().items.tolist() == [1, 2]
-    counted.tell_again(np.array([9, 2], np.uint64))
+    counted.republish(np.array([9, 2], np.uint64))
     again = CoClicks()
     again.resume(counted.snapshot().plain())
     for one in (counted, again):

@@ -59,7 +59,7 @@ class Life:
             case "cut" if part.offsets.get("events"):
                 part.cut_back({"events": part.offsets["events"] - 1})
             case "anew" if rng.random() < 0.3:
-                part.begin_anew(rng.choice((["events"], ["impressions"], ["users", "impressions"])))
+                part.reset_offsets(rng.choice((["events"], ["impressions"], ["users", "impressions"])))
                 self.messages = self.messages[: self.at] + [
                     m._replace(offset=m.offset + 1000) for m in self.messages[self.at :]
                 ]
@@ -122,7 +122,7 @@ def test_every_way_to_change_a_partition_is_noted() -> None:
         Did.ADVANCE: lambda p: p.advance(T0 + HOUR),
         Did.SET_BACK: lambda p: p.set_back(),
         Did.RETURNED: lambda p: p.returned({"a": None}),
-        Did.BEGIN_ANEW: lambda p: p.begin_anew(["events"]),
+        Did.RESET_OFFSETS: lambda p: p.reset_offsets(["events"]),
         Did.CUT_BACK: lambda p: p.cut_back({"events": 0}),
         Did.CHANGES: lambda p: p.changes(),
         Did.WHOLE: lambda p: list(p.whole()),

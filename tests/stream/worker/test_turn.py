@@ -26,12 +26,12 @@ from stream.worker.turn import (
     HELD_MESSAGES,
     RECALLED,
     Advance,
-    BeginAnew,
     Now,
     Pace,
     Pause,
     Reads,
     Recall,
+    ResetOffsets,
     Resume,
     Return,
     Take,
@@ -332,17 +332,17 @@ def test_an_advance_that_is_announced_comes_before_what_was_read() -> None:
     """A worker that recovers makes the advance first, so it must be first here too."""
     partition = Partition(0, SCHEMA, POLICY, settles=True)
     partition.advance_ms = T0
-    one = Turn(partition, PACE, CLOCK, Now(0.0, WALL_S), anew=("events",))
+    one = Turn(partition, PACE, CLOCK, Now(0.0, WALL_S), reset=("events",))
     one._asked = 1
     one.recalled({"r": b""}, Now(0.0, WALL_S))
-    assert list(one.inbound({}, Now(0.1, WALL_S))) == [Advance(T0), BeginAnew(("events",)), Return({"r": b""})]
+    assert list(one.inbound({}, Now(0.1, WALL_S))) == [Advance(T0), ResetOffsets(("events",)), Return({"r": b""})]
 
 
 def test_an_empty_broker_is_read_from_its_beginning_with_the_state_at_hand() -> None:
     """What waits in memory goes on. A settled page's impression is gone, so its click is a dead letter that says so."""
     scene = Scene().play([page("old"), SILENCE(9), page("a"), page("b"), RUN(1), EMPTY_BROKER])
     scene.play([click("old"), click("a"), page("c"), click("c")]).finish()
-    assert scene.dues["BeginAnew"] == 1  # of the other partition nothing had been read
+    assert scene.dues["ResetOffsets"] == 1  # of the other partition nothing had been read
     assert [scene.kinds(name) for name in "abc"] == [{POSITIVE: 1}, {NEGATIVE: 1}, {POSITIVE: 1}]
     assert scene.kinds("old") == {NEGATIVE: 1}
     assert scene.dead == {"impression-gone": 1}
