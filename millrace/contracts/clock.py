@@ -41,10 +41,6 @@ class EventClock:
         """Event time (ms) at the wall time ``wall`` (ms)."""
         return self.event_zero_ms + round((wall - self.wall_zero_ms) * self.speed)
 
-    def wall_at(self, event_ms: int) -> float:
-        """Wall time (ms) at which event time reaches ``event_ms``."""
-        return self.wall_zero_ms + (event_ms - self.event_zero_ms) / self.speed
-
     def encode(self) -> str:
         """The form that settings carry: ``wall_zero:event_zero:speed``."""
         return f"{self.wall_zero_ms}:{self.event_zero_ms}:{self.speed:g}"

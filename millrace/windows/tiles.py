@@ -53,15 +53,6 @@ array([0])
 
 >>> counts_of(store.export(key), noon_ms + 5 * hour_ms, (1, 7), 2).tolist()
 [[[1, 1], [2, 1]]]
-
-A snapshot stays as it is, whatever happens to the store later; a fresh store resumes from it:
-
->>> snapshot = store.snapshot()
->>> _ = store.add(key, np.array([noon_ms + 2]), np.array([1]))
->>> later = TileStore((1, 7), columns=2)
->>> later.resume(snapshot)
->>> later.counts(key, noon_ms + 5 * hour_ms)[0, 0].tolist(), store.counts(key, noon_ms + 5 * hour_ms)[0, 0].tolist()
-([1, 1], [1, 2])
 """
 
 from __future__ import annotations

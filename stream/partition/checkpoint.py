@@ -13,19 +13,18 @@
 Each is a sealed file (:mod:`millrace.basics.store`), its body compressed by zstd. Each journal names the digest of
 the one that it follows, so no other can take its place.
 
-**A checkpoint costs what came, not what there is.** It is a journal. Once the journals since the last base have
-:data:`GROWN` times its size, a base follows. So what is written is at most 1 + 1 / :data:`GROWN` times the messages, as
-zstd has them. Replaying is bounded too (:data:`REPLAY_BYTES`), so that recovery takes seconds.
+**Cost.** A checkpoint is a journal: it costs what came, not what there is. Once the journals since the last base have
+:data:`GROWN` times its size, a base follows, so at most 1 + 1 / :data:`GROWN` times the messages are written.
+:data:`REPLAY_BYTES` bounds replaying, so that recovery takes seconds.
 
-**What is guaranteed.** When :meth:`Line.write` returns, the state is durable, and :meth:`CheckpointStore.load` gives
-that state again, to the bit but for keys that have just ended. The caller writes it when all output of what it covers
-has been delivered, so a replay gives nothing out.
+**Guarantee.** When :meth:`Line.write` returns, the state is durable, and :meth:`CheckpointStore.load` gives that state
+again, to the bit but for keys that have just ended. The caller writes it when all output of what it covers has been
+delivered, so a replay gives nothing out.
 
-**What damage costs.** The newest two bases and all journals since the older one are kept. A damaged base costs
-nothing: the one before and its journals lead to the same state. A damaged journal after the newest base costs what it
-held and what follows it: the offsets say where to read on, so output is given again, with the same ids, but what only
-silence had decided may be decided otherwise. A damaged file is set aside. When no base is whole, nothing is: a start
-from nothing would count the same events again.
+**Damage.** The newest two bases and all journals since the older one are kept. A damaged base costs nothing. A damaged
+journal after the newest base costs what it held and what follows it: Kafka is read again from there, so output is given
+again, with the same ids, but what only silence had decided may be decided otherwise. A damaged file is set aside. When
+no base is whole, nothing is loaded: a start from nothing would count the same events again.
 
 **Owners.** Whoever takes a partition over begins a line of its own with an empty journal, so the late checkpoint of a
 worker that lost its partition unawares never replaces one of the new owner. Where both follow the same journal, the

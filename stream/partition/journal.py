@@ -7,29 +7,16 @@
                               └────────── journal ─────────────┘
 
 A partition is deterministic: no clock, no randomness, nothing read from elsewhere. So the state at any moment is that
-of the base and what was done since, and a checkpoint writes only the latter. This holds as long as *everything* that
-changes a partition is noted. Therefore the partition itself notes it (``Partition.journal``), at the beginning of each
-method that changes it, and nobody else can forget to:
+of the base and what was done since, and a checkpoint writes only the latter. The partition itself notes *everything*
+that changes it (``Partition.journal``), so nobody else can forget to; :class:`Did` lists what.
 
-===============  =================================  ==================================================================
-``TAKE``         the clock, the messages            with their offsets, and the clock when each came to Kafka
-``ADVANCE``      the event time                     a silent partition's watermark, which no message records
-``SET_BACK``                                        another clock
-``RETURNED``     impressions by request             read again for a settled page; None where it is gone
-``RESET_OFFSETS``   topics                             whose offsets begin again: they are other logs
-``CUT_BACK``     next offset by topic               of topics that lost their ends
-``CHANGES``                                         what had changed was handed out
-``WHOLE``                                           and all there is, to a store that lost it
-===============  =================================  ==================================================================
-
-It holds for one policy, schema and number of partitions, so the file names them
-(:mod:`stream.partition.checkpoint`). It does not hold from one version of these rules to another: whoever changes
-what a partition makes of a message raises
-:data:`RULES`.
+A journal holds for one policy, schema and number of partitions, which its file names
+(:mod:`stream.partition.checkpoint`), and for one version of these rules: whoever changes what a partition makes of a
+message raises :data:`RULES`.
 
 What is not kept is the place of each window's key in memory, and so in which slice of a sweep it is dropped once all
 its windows have ended. So a partition that went on from a journal may hold such a key a little longer, or not as long.
-It tells their readers again that they ended.
+The readers then get to know once more that it ended.
 """
 
 from __future__ import annotations
@@ -50,16 +37,16 @@ Entry = tuple[Any, ...]
 
 
 class Did(IntEnum):
-    """Kinds of entries. Numbers are for ever: files hold them."""
+    """Kinds of entries, with what each was done with. Numbers are for ever: files hold them."""
 
-    TAKE = 0
-    ADVANCE = 1
-    SET_BACK = 2
-    RETURNED = 3
-    RESET_OFFSETS = 4
-    CHANGES = 5
-    WHOLE = 6
-    CUT_BACK = 7
+    TAKE = 0  # the clock, messages with their offsets and the clock when each came to Kafka
+    ADVANCE = 1  # event time: a silent partition's watermark, which no message records
+    SET_BACK = 2  # for another clock
+    RETURNED = 3  # impressions by request, read again for settled pages; None where one is gone
+    RESET_OFFSETS = 4  # topics that are other logs
+    CHANGES = 5  # what had changed was handed out
+    WHOLE = 6  # and all there is, to a store that lost it
+    CUT_BACK = 7  # next offset by topic, of topics that lost their ends
 
 
 class Cut(NamedTuple):

@@ -15,10 +15,9 @@ events at once.
 ``wrong-partition``  of users who belong to another partition: sent under a wrong key, or under none
 ===================  ==================================================================================================
 
-A window is judged once it has at least :data:`ENOUGH` events and is :data:`WINDOW_S` old, and then begins anew. So a
-page may come some seconds before its impression, and nothing is said of the first few events after a start. Where
-traffic is thin a window simply lasts longer. There is a window for all partitions together and one for each: one
-partition alone may be at fault.
+A window of events is judged once it has at least :data:`ENOUGH` of them and is :data:`WINDOW_S` old, and then begins
+again: a page may come some seconds before its impression. There is a window for all partitions together and one for
+each, since one partition alone may be at fault.
 """
 
 from __future__ import annotations

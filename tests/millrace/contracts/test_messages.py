@@ -304,7 +304,6 @@ def test_the_clock_travels_as_text() -> None:
     clock = EventClock(1_000, 5_000_000, 240.0)
     assert EventClock.decode(clock.encode()) == clock
     assert clock.at(1_010) == 5_000_000 + 2_400
-    assert clock.wall_at(clock.at(1_500)) == 1_500
     assert EventClock.decode("") == EventClock()
     for text in ("1:2", "1:2:fast", "1:2:0", "1:2:-3"):
         with pytest.raises(SettingError, match="clock"):
