@@ -34,12 +34,7 @@ def describe_topics(call: Call) -> Any:
             found.append(_told(topic) if topic else _unknown(one))
     node = kind.MetadataResponseBroker(node_id=NODE, host=HOST, port=call.broker.port, rack=None)
     return kind(
-        throttle_time_ms=0,
-        brokers=[node],
-        cluster_id=topics.cluster,
-        controller_id=NODE,
-        topics=found,
-        error_code=NONE,
+        throttle_time_ms=0, brokers=[node], cluster_id=topics.cluster, controller_id=NODE, topics=found, error_code=NONE
     )
 
 

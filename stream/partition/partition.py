@@ -39,11 +39,7 @@ import numpy as np
 from millrace.basics.errors import StoreError
 from millrace.contracts.carry import same_tiles
 from millrace.contracts.doubts import Doubt
-from millrace.contracts.events import (
-    DeadLetter,
-    Id,
-    decode_event,
-)
+from millrace.contracts.events import DeadLetter, Id, decode_event
 from millrace.contracts.samples import KIND_NAMES, SampleBatch
 from millrace.contracts.schema import Schema
 from stream.join.join import Dead, Message, Policy
