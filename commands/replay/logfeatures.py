@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from commands.replay.grouped import page_codes
 from millrace.basics.hashing import U64
-from millrace.contracts.schema import LogColumns, Schema
+from millrace.contracts.logforms import LogColumns
+from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable
 from millrace.windows.features import FeatureBuilder, steps
 from millrace.windows.tiles import TileStore

@@ -8,14 +8,11 @@ Kafka. Whoever sends what is no request loses that connection, and nothing else.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import structlog
 
 from millrace.broker.wire import Get, Got, Malformed, Request, frame_size, get_answer
-
-if TYPE_CHECKING:
-    from millrace.broker.server import Server
 
 log = structlog.get_logger("broker")
 
@@ -26,10 +23,25 @@ AHEAD_BYTES = 1024 * 1024
 """What a client may send ahead of the answer that it waits for."""
 
 
+class Service(Protocol):
+    """What a connection needs of its broker."""
+
+    connections: set[Connection]
+    waiting: dict[tuple[str, int], set[Waiting]]
+    """Fetches that wait, by topic and partition."""
+    loop: asyncio.AbstractEventLoop
+
+    def take(self, connection: Connection, frame: memoryview) -> None:
+        """Serves one request, now or later."""
+
+    def read(self, get: Get) -> tuple[list[Got], bool]:
+        """What a fetch gets now, and whether that is enough to answer it."""
+
+
 class Connection(asyncio.Protocol):
     """One client. See the module's text."""
 
-    def __init__(self, broker: Server) -> None:
+    def __init__(self, broker: Service) -> None:
         self.broker = broker
         self.transport: asyncio.Transport | None = None
         self._data = bytearray()
@@ -119,7 +131,7 @@ class Connection(asyncio.Protocol):
 class Waiting:
     """A fetch that found too little."""
 
-    def __init__(self, broker: Server, connection: Connection, head: Request, get: Get, got: list[Got]) -> None:
+    def __init__(self, broker: Service, connection: Connection, head: Request, get: Get, got: list[Got]) -> None:
         self._broker, self._connection, self._head, self._get = broker, connection, head, get
         self._got = got
         self.partitions = {(part.topic, part.partition) for part in get.parts}

@@ -34,12 +34,11 @@ from millrace.basics import durations
 from millrace.basics.errors import SchemaError, invalid
 from millrace.basics.hashing import salt
 from millrace.contracts.events import ACTIONS
-from millrace.contracts.logforms import log_problems
+from millrace.contracts.logforms import Join, LogColumns, log_problems
 
 Side = Literal["user", "item", "context"]
 SIDES: tuple[Side, ...] = ("user", "item", "context")
 Transform = Literal["raw", "log", "bucket"]
-TimeUnit = Literal["ms", "s", "us", "ns"]
 
 MOST_DAYS = 3650
 """The longest window."""
@@ -51,82 +50,6 @@ MAX_FILTERS = 16
 
 DERIVED = ("hour", "weekday", "position", "age_days")
 """Columns that need not be in the data: local hour and weekday of the exposure, its slot, the item's age in days."""
-
-
-LINE = "line of the log"
-"""The page's name where a line is a page with lists and no column names it. Made, as no file has such a column."""
-
-
-class LogColumns(Struct, frozen=True, forbid_unknown_fields=True):
-    """How to read an exposure log: which columns mean what. A log has one row an exposure."""
-
-    time: str
-    user: str
-    item: str
-    label: str
-    time_unit: TimeUnit = "ms"
-    identity: tuple[str, ...] = ()  # rows equal in these columns are one exposure; default: each row is one
-    day: str | None = None  # column that names the local day (YYYYMMDD); default: from time and utc_offset
-    request: str | None = None  # page id; default: each row of the file is a page of its own
-    position: str | None = None
-    action_times: dict[str, str] = {}  # action kind -> column with its time (null: did not happen)
-    attribution_minutes: float = 0.0  # with action times: a label is known at the click, or this long after
-
-    # How times are written. rows_per_day makes the time of a log that has none of each row's place.
-    time_format: str | None = None  # a strptime format, or one of millrace.contracts.logforms.NAMED
-    local_times: bool = False  # times without a zone are local (of utc_offset), not UTC
-    time_start: str | None = None  # ISO date or time that numbers of time are counted from; default: 1970
-    rows_per_day: Annotated[int, Meta(ge=1)] | None = None
-    never: tuple[float, ...] = ()  # numbers that mean "did not happen" among action times
-
-    # Columns that are made.
-    label_at_least: float | None = None  # the label is 1 where its column is at least this
-    label_action: str | None = None  # the label is made: 1 where this action has a time
-    combine: dict[str, tuple[str, ...]] = {}  # name -> columns whose texts it joins; none: a constant
-
-    # One row a page, with lists of candidates: item and label are made, as are position and request that are not there.
-    items: str | None = None
-    labels: str | None = None  # lists of 0 and 1, as long as items
-    clicked: str | None = None  # lists of clicked items, or one item
-    pairs: str | None = None  # texts like "N12-1 N7-0": item and label
-    along: tuple[str, ...] = ()  # other columns with a list as long as items
-    list_separator: Annotated[str, Meta(min_length=1)] = " "  # where a list is a text
-    pair_separator: Annotated[str, Meta(min_length=1)] = "-"
-
-    # The form of text files.
-    columns: tuple[str, ...] = ()  # names of the columns of a file without a header line
-    separator: Annotated[str, Meta(min_length=1)] | None = None  # default: by the file's ending
-    encoding: str = "utf-8"
-    quoting: bool = True  # of CSV: a value in quotes may hold separators; false: a quote is a letter like others
-    texts: tuple[str, ...] = ()  # columns of CSV that are text though they look like numbers
-    disorder: str = "1h"  # how much earlier than a row before it a row may be, in a log that is streamed
-
-    def __post_init__(self) -> None:
-        if self.listed and self.request is None:
-            force_setattr(self, "request", LINE)
-
-    @property
-    def listed(self) -> bool:
-        """Whether a row of the file is a page with lists of items."""
-        return self.items is not None or self.pairs is not None
-
-
-class Join(Struct, frozen=True, forbid_unknown_fields=True):
-    """A side table beside the log, joined on one column that both have.
-
-    With ``at``, a row of the side table holds from that time on: an exposure gets the newest row that is not later
-    than itself.
-    """
-
-    file: str
-    on: str
-    at: str | None = None
-    time_unit: TimeUnit | None = None  # of ``at``; default: as the log's
-    time_format: str | None = None
-    columns: tuple[str, ...] = ()
-    separator: Annotated[str, Meta(min_length=1)] | None = None
-    encoding: str = "utf-8"
-    quoting: bool = True
 
 
 class Field(Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from millrace.basics.errors import LogError
 from millrace.contracts.events import LAST_MS, MAX_OFFSET
-from millrace.contracts.schema import LogColumns, Schema
+from millrace.contracts.logforms import LogColumns
+from millrace.contracts.schema import Schema
 from millrace.logs.faults import Faults
 from millrace.logs.times import FIRST_MS, Clock, meant, to_ms
 from millrace.logs.values import flat, is_text, mask, missing, said

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from millrace.contracts.schema import LogColumns
+from millrace.contracts.logforms import LogColumns
 from millrace.logs.values import flat
 
 TS = "ts_ms"

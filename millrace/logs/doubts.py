@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from millrace.contracts.schema import LogColumns, Schema
+from millrace.contracts.logforms import LogColumns
+from millrace.contracts.schema import Schema
 from millrace.logs.copies import TS, groups
 from millrace.logs.faults import Faults
 from millrace.logs.values import flat, is_text, mask

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from millrace.basics.errors import LogError, SchemaError
-from millrace.contracts.logforms import strptime_of
-from millrace.contracts.schema import Join, LogColumns, Schema
+from millrace.contracts.logforms import Join, LogColumns, strptime_of
+from millrace.contracts.schema import Schema
 from millrace.logs.columns import check_single, time_ms
 from millrace.logs.faults import Faults
 from millrace.logs.files import read_columns

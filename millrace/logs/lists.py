@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from millrace.contracts.schema import LogColumns
+from millrace.contracts.logforms import LogColumns
 from millrace.logs.faults import Faults
 from millrace.logs.values import as_text, flat, is_text, missing
 

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from millrace.basics.errors import LogError, SchemaError
-from millrace.contracts.logforms import FIRST_DAY, start_ms
-from millrace.contracts.schema import DERIVED, LogColumns, Schema
+from millrace.contracts.logforms import FIRST_DAY, LogColumns, start_ms
+from millrace.contracts.schema import DERIVED, Schema
 from millrace.logs.columns import check_columns, check_single, labels, never, numbers, positions, time_ms
 from millrace.logs.copies import TS
 from millrace.logs.faults import Faults

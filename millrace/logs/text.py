@@ -19,7 +19,7 @@ import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 
 from millrace.basics.errors import LogError
-from millrace.contracts.schema import Join, LogColumns
+from millrace.contracts.logforms import Join, LogColumns
 from millrace.logs.faults import Faults
 from millrace.logs.jsonlines import readable
 

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from millrace.contracts.events import LAST_MS
-from millrace.contracts.logforms import NAMED, start_ms, strptime_of
-from millrace.contracts.schema import LogColumns, Schema, TimeUnit
+from millrace.contracts.logforms import NAMED, LogColumns, TimeUnit, start_ms, strptime_of
+from millrace.contracts.schema import Schema
 from millrace.logs.values import flat, is_text
 
 FIRST_MS = 631_152_000_000

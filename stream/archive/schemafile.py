@@ -17,7 +17,8 @@ import msgspec
 import tomli_w
 
 from millrace.contracts.events import ACTIONS
-from millrace.contracts.schema import LogColumns, Schema
+from millrace.contracts.logforms import LogColumns
+from millrace.contracts.schema import Schema
 from stream.archive.columns import TIMES, Columns
 
 
