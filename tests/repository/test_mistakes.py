@@ -37,7 +37,7 @@ from stream.partition.partition import Message, Output, Partition, Policy
 from stream.worker import figures
 from stream.worker.listkeeper import take
 from stream.worker.lists import ShopLists
-from stream.worker.told import Teller
+from stream.worker.told import ProblemLog
 from tests.architecture import ROOT
 from tests.scenes.bad_messages import deep
 from tests.scenes.scorer_shop import NOW_MS, SCHEMA
@@ -339,7 +339,9 @@ def key_for(topic: str, value: bytes | None) -> bytes:
 
 def told_and_counted(loop: Loop, reasons: set[str], doubts: set[str], duplicates: int) -> None:
     """None of it ends in silence: a figure rises, and the log has a line with the remedy."""
-    names = [("millrace_dead_letters_total", "reason", r) for r in reasons if r != "bad-item"]  # those: outlet.tell
+    names = [
+        ("millrace_dead_letters_total", "reason", r) for r in reasons if r != "bad-item"
+    ]  # those: outlet.send_letters
     names += [("millrace_doubts_total", "kind", kind) for kind in doubts if kind in of_users(loop)]
     before = [figure(name, **{label: value}) for name, label, value in names]
     dropped = figure("millrace_duplicates_dropped_total")
@@ -348,10 +350,10 @@ def told_and_counted(loop: Loop, reasons: set[str], doubts: set[str], duplicates
     for (name, label, value), was in zip(names, before, strict=True):
         assert figure(name, **{label: value}) > was
     assert figure("millrace_duplicates_dropped_total") == dropped + duplicates
-    teller = Teller()
+    problems = ProblemLog()
     with structlog.testing.capture_logs() as lines:
-        teller.note(loop.letters, loop.doubts)
-        teller.tell(0.0)
+        problems.note(loop.letters, loop.doubts)
+        problems.write(0.0)
     assert {line["reason"] for line in lines if "reason" in line} == reasons
     assert {line["kind"] for line in lines if "kind" in line} == doubts
     for line in lines:

@@ -14,7 +14,7 @@ from millrace.contracts.events import DeadLetter, Item, User
 from millrace.contracts.reasons import DOUBTS, REASONS
 from millrace.contracts.schema import parse_schema
 from millrace.processes.kinds import MOST_KINDS, OTHERS, Kinds
-from stream.worker.told import Teller
+from stream.worker.told import ProblemLog
 
 SCHEMA = parse_schema(
     """
@@ -73,14 +73,14 @@ def test_a_sender_cannot_make_kinds_without_end() -> None:
 
 
 def test_the_worker_tells_each_reason_with_its_remedy_and_not_more_than_once_a_minute() -> None:
-    teller = Teller()
+    problems = ProblemLog()
     letter = DeadLetter.of("late", "7 ms behind the watermark", "events", 1, 42, b"{}")
     with structlog.testing.capture_logs() as lines:
         for second in range(60):
-            teller.note([letter], Doubts(SCHEMA).of_user(User(7, {"tint": "red"})))
-            teller.tell(float(second))
+            problems.note([letter], Doubts(SCHEMA).of_user(User(7, {"tint": "red"})))
+            problems.write(float(second))
         assert [(line["reason"], line["count"]) for line in lines if "reason" in line] == [("late", 1)]
-        teller.tell(60.0)
+        problems.write(60.0)
     late = [line for line in lines if "reason" in line]
     assert [line["count"] for line in late] == [1, 59]
     assert late[0]["remedy"] == REASONS["late"].mend
