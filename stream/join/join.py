@@ -37,7 +37,7 @@ from typing import Any
 
 from millrace.contracts.events import Action, Event, Exposure
 from stream.join.dropped import DroppedPages
-from stream.join.labelling import AsShown, Dead, Labeller, Outcome, Policy, as_answered
+from stream.join.labelling import Dead, Labeller, Outcome, Policy
 from stream.join.pages import (
     GONE,
     UNKNOWN,
@@ -52,6 +52,7 @@ from stream.join.pages import (
     without_log,
 )
 from stream.join.rows import LoggedPage
+from stream.join.shown import Shown
 
 __all__ = ["Dead", "LabelJoin", "Message", "Outcome", "Policy"]
 
@@ -70,17 +71,16 @@ class LabelJoin:
 
     Args:
         policy: how long to wait.
+        shown: makes pages as they were shown.
         settles: whether pages are settled. Then somebody has to look at ``wanted`` and call :meth:`recall`.
-        as_shown: makes a page with some rows as they were shown, :meth:`stream.join.shown.Shown.page`; by default all
-            features stay those of the order in which the page was answered.
 
     Attributes:
         wanted: the Kafka offset of each impression that something waits for, by request.
     """
 
-    def __init__(self, policy: Policy, settles: bool = False, as_shown: AsShown = as_answered) -> None:
+    def __init__(self, policy: Policy, shown: Shown, settles: bool = False) -> None:
         self.policy, self.settles = policy, settles
-        self._labeller = Labeller(policy, as_shown)
+        self._labeller = Labeller(policy, shown)
         self._life_ms = policy.life_ms
         self.watermark_ms = 0
         self.pages: dict[str, PageState] = {}

@@ -15,7 +15,6 @@ policy promised for the exposure (:mod:`millrace.labels`). The promise is part o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, LabelPolicy, Promise, Waits, policy_named
 from stream.join.pages import Message, PageState, Part
 from stream.join.rows import Counted, LoggedPage, Sampled, runs_of
+from stream.join.shown import Shown
 
 
 class _Sender(Struct):
@@ -38,15 +38,6 @@ class _Sender(Struct):
 
 
 _sender = msgspec.json.Decoder(_Sender).decode
-
-AsShown = Callable[[LoggedPage, LoggedPage | None, Sequence[int], Sequence[int]], LoggedPage]
-"""Page, what it gave for other rows of the page, rows as answered, where they were shown; see
-:mod:`stream.join.shown`."""
-
-
-def as_answered(page: LoggedPage, onto: LoggedPage | None, answered: Sequence[int], shown: Sequence[int]) -> LoggedPage:
-    """The page as it is, wherever its items were shown."""
-    return page
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +104,8 @@ class Labeller:
         flow_ms, exposed_ms: when exposures began to flow, and the newest of them.
     """
 
-    def __init__(self, policy: Policy, as_shown: AsShown) -> None:
-        self.policy, self._as_shown = policy, as_shown
+    def __init__(self, policy: Policy, shown: Shown) -> None:
+        self.policy, self._shown_as = policy, shown
         self._life_ms, self._waits = policy.life_ms, policy.waits
         self.pending = self.flow_ms = self.exposed_ms = 0
 
@@ -255,7 +246,7 @@ class Labeller:
             return page.impression
         if page.shown is None or not part.placed:  # each position has one part, so the parts share one copy
             rows = [(p, shown) for shown, p in enumerate(part.slots, part.offset) if part.mask >> p & 1]
-            page.shown = self._as_shown(page.impression, page.shown, *zip(*rows, strict=True))
+            page.shown = self._shown_as.page(page.impression, page.shown, *zip(*rows, strict=True))
             part.placed = True
         return page.shown
 

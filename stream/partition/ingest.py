@@ -51,7 +51,7 @@ class Ingest:
         self._several = decoder.partitions is not None
         self.offsets: dict[str, int] = {}
         self.early, self.reached = EarlyEvents(), Reached(policy.disorder_ms)
-        self.join = LabelJoin(policy, settles, Shown(schema).page)
+        self.join = LabelJoin(policy, Shown(schema), settles)
         self.counters = Counters(schema, decoder)
         self._intake, self._doubts = Intake(schema), Doubts(schema)
 

@@ -52,6 +52,7 @@ from stream.join.gate import ReadTo
 from stream.join.join import LabelJoin, Message, Outcome
 from stream.join.labelling import Labeller
 from stream.join.rows import LoggedPage
+from stream.join.shown import Shown
 from stream.partition.coclicks import CoClicks, CoClicksSnapshot
 from stream.partition.counters import Counters
 from stream.partition.decoder import Decoder
@@ -539,7 +540,7 @@ class Join(Case):
     }
 
     def fresh(self) -> LabelJoin:
-        return LabelJoin(POLICY)
+        return LabelJoin(POLICY, Shown(SCHEMA))
 
     def feed(self, subject: LabelJoin, piece: int) -> Any:
         out = Outcome()
