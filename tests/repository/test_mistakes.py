@@ -339,9 +339,8 @@ def key_for(topic: str, value: bytes | None) -> bytes:
 
 def told_and_counted(loop: Loop, reasons: set[str], doubts: set[str], duplicates: int) -> None:
     """None of it ends in silence: a figure rises, and the log has a line with the remedy."""
-    names = [
-        ("millrace_dead_letters_total", "reason", r) for r in reasons if r != "bad-item"
-    ]  # those: outlet.send_letters
+    # The outlet counts those of items.
+    names = [("millrace_dead_letters_total", "reason", r) for r in reasons if r != "bad-item"]
     names += [("millrace_doubts_total", "kind", kind) for kind in doubts if kind in of_users(loop)]
     before = [figure(name, **{label: value}) for name, label, value in names]
     dropped = figure("millrace_duplicates_dropped_total")
