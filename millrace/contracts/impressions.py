@@ -159,7 +159,8 @@ def decode_impression(raw: bytes | None) -> Impression:
 
 def _is_array(raw: bytes | None) -> bool:
     """Whether a message is of form 2."""
-    return bool(raw) and (raw[0] & 0xF0 == 0x90 or raw[0] in (0xDC, 0xDD))
+    first = raw[0] if raw else 0
+    return first & 0xF0 == 0x90 or first in (0xDC, 0xDD)
 
 
 def _heading(i: Impression | Served | Logged) -> tuple[str, int, Id, str, int, str]:

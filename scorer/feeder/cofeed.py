@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import structlog
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import one_line
 from millrace.contracts import coclicks
 from millrace.contracts.events import BadEventError, Id
@@ -103,8 +104,8 @@ class CoFeed(Feed):
 
         while ids := self.state.alone(next_ids):
             merged.know(ids)
-        newest = max(merged.newest_day, self.primary.heard_ms // coclicks.DAY_MS)  # a day may have no co-clicks
-        day = min(newest, self.primary.now_ms // coclicks.DAY_MS + 1)  # whoever says it is later is wrong
+        newest = max(merged.newest_day, self.primary.heard_ms // DAY_MS)  # a day may have no co-clicks
+        day = min(newest, self.primary.now_ms // DAY_MS + 1)  # whoever says it is later is wrong
         if merged.changed or day != self._day:
             arrays, self._day = merged.arrays(day), day
             self._keep("neighbours", Packet("neighbours", None, arrays))

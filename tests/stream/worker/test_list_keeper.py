@@ -85,16 +85,6 @@ def test_a_topic_that_was_made_anew_has_letters_of_its_own(tmp_path: Path, monke
     assert lives.live() == [0]
 
 
-def test_letters_of_a_version_before_are_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It noted a topic by its name alone."""
-    lives = Lives(tmp_path, monkeypatch)
-    listkeeper.DeadOffsets(lives.settings.folder("checkpoints") / "dead-items.json").write({ITEMS: 2})
-    lives.topic.messages = [GOOD, BAD, GOOD, BAD]
-    assert lives.live() == [3]
-    lives.topic.id, lives.topic.messages = "second", [BAD]
-    assert lives.live() == [0]
-
-
 def test_doubts_about_items_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lives = Lives(tmp_path, monkeypatch)
     lives.topic.messages = [GOOD, ODD, ODD]
