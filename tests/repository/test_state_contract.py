@@ -65,8 +65,8 @@ from tests.architecture import ROOT
 from tests.scenes.learning import SCHEMA as LEARNT
 from tests.scenes.learning import START_MS, make_samples, tables_of
 from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
+from tests.scenes.tile_changes import changes as tile_changes
 from tests.scenes.turn_scene import lists_of
-from tests.tile_changes import changes as tile_changes
 
 BEFORE, AFTER = range(4), range(4, 8)
 """Pieces of a script before the snapshot and after it."""

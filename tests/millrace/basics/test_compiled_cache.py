@@ -11,7 +11,7 @@ import pytest
 
 from tests.scenes.waiting import LONG
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 INNER = "from numba import njit\nSTEP = {step}\n@njit(inline='always')\ndef inner(x):\n    return x * {factor}\n"
 MIDDLE = "from numba import njit\nfrom inner import inner\n@njit\ndef middle(x):\n    return inner(x) + 1\n"
 OUTER = """
