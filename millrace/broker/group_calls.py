@@ -101,7 +101,7 @@ def leave_group(call: Call) -> Any:
 
 def commit(call: Call) -> Any:
     """Keeps offsets, if the group lets the client."""
-    kind, asked = consumer.OffsetCommitResponse, call.request
+    kind, asked = consumer.OffsetCommitResponse.OffsetCommitResponseTopic, call.request
     name, topics = asked.group_id, call.broker.topics
     group = call.broker.groups.get(name)
     if group is not None:
@@ -117,20 +117,16 @@ def commit(call: Call) -> Any:
                 code = codes.UNKNOWN_TOPIC_OR_PARTITION
             elif not code:
                 entries[topic.name, part.partition_index] = (part.committed_offset, part.committed_metadata or "")
-            rows.append(
-                kind.OffsetCommitResponseTopic.OffsetCommitResponsePartition(
-                    partition_index=part.partition_index, error_code=code
-                )
-            )
-        answers.append(kind.OffsetCommitResponseTopic(name=topic.name, partitions=rows))
+            rows.append(kind.OffsetCommitResponsePartition(partition_index=part.partition_index, error_code=code))
+        answers.append(kind(name=topic.name, partitions=rows))
     if entries:
         call.broker.offsets.commit(name, entries)
-    return kind(throttle_time_ms=0, topics=answers)
+    return consumer.OffsetCommitResponse(throttle_time_ms=0, topics=answers)
 
 
 def committed(call: Call) -> Any:
     """What a group committed: for some partitions, or for all."""
-    kind, asked, offsets = consumer.OffsetFetchResponse, call.request, call.broker.offsets
+    kind, asked, offsets = consumer.OffsetFetchResponse.OffsetFetchResponseTopic, call.request, call.broker.offsets
     wanted: dict[str, list[int]] = {}
     if asked.topics is None:
         for topic, number in offsets.of(asked.group_id):
@@ -142,17 +138,10 @@ def committed(call: Call) -> Any:
         rows = []
         for number in numbers:
             offset, text = offsets.get(asked.group_id, topic, number) or (-1, "")
-            rows.append(
-                kind.OffsetFetchResponseTopic.OffsetFetchResponsePartition(
-                    partition_index=number,
-                    committed_offset=offset,
-                    committed_leader_epoch=-1,
-                    metadata=text,
-                    error_code=NONE,
-                )
-            )
-        topics.append(kind.OffsetFetchResponseTopic(name=topic, partitions=rows))
-    return kind(throttle_time_ms=0, topics=topics, error_code=NONE)
+            kept = {"committed_offset": offset, "committed_leader_epoch": -1, "metadata": text}
+            rows.append(kind.OffsetFetchResponsePartition(partition_index=number, error_code=NONE, **kept))
+        topics.append(kind(name=topic, partitions=rows))
+    return consumer.OffsetFetchResponse(throttle_time_ms=0, topics=topics, error_code=NONE)
 
 
 def describe_groups(call: Call) -> Any:

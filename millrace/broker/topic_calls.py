@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from kafka.protocol import admin, consumer, metadata, producer
 
@@ -14,6 +15,8 @@ from millrace.broker.call import HOST, NODE, Call, log
 from millrace.broker.codes import NONE, Refusal
 from millrace.broker.log import PartitionLog
 from millrace.broker.topics import Topic
+
+T = TypeVar("T")
 
 DEFAULT_PARTITIONS = 1
 _OLDEST, _LATEST, _NEWEST = -2, -1, -3
@@ -40,18 +43,9 @@ def describe_topics(call: Call) -> Any:
 
 def _told(topic: Topic) -> Any:
     kind = metadata.MetadataResponse.MetadataResponseTopic
-    partitions = [
-        kind.MetadataResponsePartition(
-            error_code=NONE,
-            partition_index=number,
-            leader_id=NODE,
-            leader_epoch=-1,
-            replica_nodes=[NODE],
-            isr_nodes=[NODE],
-            offline_replicas=[],
-        )
-        for number in range(len(topic.logs))
-    ]
+    here = {"leader_id": NODE, "leader_epoch": -1, "replica_nodes": [NODE], "isr_nodes": [NODE], "offline_replicas": []}
+    numbers = range(len(topic.logs))
+    partitions = [kind.MetadataResponsePartition(error_code=NONE, partition_index=n, **here) for n in numbers]
     return kind(error_code=NONE, name=topic.name, topic_id=topic.id, is_internal=False, partitions=partitions)
 
 
@@ -66,16 +60,9 @@ def create_topics(call: Call) -> Any:
     kind = admin.CreateTopicsResponse
     made = []
     for asked in call.request.topics:
-        answer = kind.CreatableTopicResult(
-            name=asked.name,
-            topic_id=None,
-            error_code=NONE,
-            error_message=None,
-            topic_config_error_code=NONE,
-            num_partitions=-1,
-            replication_factor=1,
-            configs=[],
-        )
+        answer = kind.CreatableTopicResult(name=asked.name, topic_id=None, num_partitions=-1, replication_factor=1)
+        answer.error_code, answer.error_message = NONE, None
+        answer.topic_config_error_code, answer.configs = NONE, []
         try:
             _create(call, asked, answer)
         except Refusal as refused:
@@ -130,52 +117,41 @@ def delete_topics(call: Call) -> Any:
 
 def delete_records(call: Call) -> Any:
     """The new beginning of each partition."""
-    kind = admin.DeleteRecordsResponse
+    kind = admin.DeleteRecordsResponse.DeleteRecordsTopicResult
     topics = []
     for asked in call.request.topics:
         done = []
         for part in asked.partitions:
-            code, start = NONE, -1
-            try:
-                start = call.broker.topics.log(asked.name, part.partition_index).trim(part.offset)
-            except Refusal as refused:
-                code = refused.code
-            except OSError:
-                code = codes.KAFKA_STORAGE_ERROR
-            done.append(
-                kind.DeleteRecordsTopicResult.DeleteRecordsPartitionResult(
-                    partition_index=part.partition_index, low_watermark=start, error_code=code
-                )
-            )
-        topics.append(kind.DeleteRecordsTopicResult(name=asked.name, partitions=done))
-    return kind(throttle_time_ms=0, topics=topics)
+            code, start = _of_log(call, asked.name, part.partition_index, lambda log, to=part.offset: log.trim(to), -1)
+            index = part.partition_index
+            done.append(kind.DeleteRecordsPartitionResult(partition_index=index, low_watermark=start, error_code=code))
+        topics.append(kind(name=asked.name, partitions=done))
+    return admin.DeleteRecordsResponse(throttle_time_ms=0, topics=topics)
+
+
+def _of_log(call: Call, topic: str, partition: int, do: Callable[[PartitionLog], T], otherwise: T) -> tuple[int, T]:
+    """What the log of a partition gives, with the code NONE; where it refuses, its code and ``otherwise``."""
+    try:
+        return NONE, do(call.broker.topics.log(topic, partition))
+    except Refusal as refused:
+        return refused.code, otherwise
+    except OSError:
+        return codes.KAFKA_STORAGE_ERROR, otherwise
 
 
 def list_offsets(call: Call) -> Any:
     """Beginning, end, or the place of a time, of each partition; exact."""
-    kind = consumer.ListOffsetsResponse
+    kind = consumer.ListOffsetsResponse.ListOffsetsTopicResponse
     topics = []
     for asked in call.request.topics:
         found = []
         for part in asked.partitions:
-            code, place = NONE, (-1, -1)
-            try:
-                place = _place(call.broker.topics.log(asked.name, part.partition_index), part.timestamp)
-            except Refusal as refused:
-                code = refused.code
-            except OSError:
-                code = codes.KAFKA_STORAGE_ERROR
-            found.append(
-                kind.ListOffsetsTopicResponse.ListOffsetsPartitionResponse(
-                    partition_index=part.partition_index,
-                    error_code=code,
-                    offset=place[0],
-                    timestamp=place[1],
-                    leader_epoch=-1,
-                )
-            )
-        topics.append(kind.ListOffsetsTopicResponse(name=asked.name, partitions=found))
-    return kind(throttle_time_ms=0, topics=topics)
+            index, at = part.partition_index, part.timestamp
+            code, (offset, time_ms) = _of_log(call, asked.name, index, lambda log, at=at: _place(log, at), (-1, -1))
+            place = {"offset": offset, "timestamp": time_ms, "leader_epoch": -1}
+            found.append(kind.ListOffsetsPartitionResponse(partition_index=index, error_code=code, **place))
+        topics.append(kind(name=asked.name, partitions=found))
+    return consumer.ListOffsetsResponse(throttle_time_ms=0, topics=topics)
 
 
 def _place(found: PartitionLog, time_ms: int) -> tuple[int, int]:
@@ -189,7 +165,8 @@ def _place(found: PartitionLog, time_ms: int) -> tuple[int, int]:
 
 def describe_configs(call: Call) -> Any:
     """What bounds a topic, or topics that set nothing."""
-    kind = admin.DescribeConfigsResponse
+    kind = admin.DescribeConfigsResponse.DescribeConfigsResult
+    plain = {"read_only": True, "is_sensitive": False, "synonyms": [], "config_type": 0, "documentation": None}
     results = []
     for asked in call.request.resources:
         code, why, told, given = NONE, None, {}, {}
@@ -201,44 +178,21 @@ def describe_configs(call: Call) -> Any:
         else:
             code, why = codes.UNKNOWN_TOPIC_OR_PARTITION, f"no topic '{asked.resource_name}'"
         entries = [
-            kind.DescribeConfigsResult.DescribeConfigsResourceResult(
-                name=name,
-                value=value,
-                read_only=True,
-                config_source=1 if name in given else 5,
-                is_sensitive=False,
-                synonyms=[],
-                config_type=0,
-                documentation=None,
-            )
-            for name, value in told.items()
-            if asked.configuration_keys is None or name in asked.configuration_keys
+            kind.DescribeConfigsResourceResult(name=n, value=v, config_source=1 if n in given else 5, **plain)
+            for n, v in told.items()
+            if asked.configuration_keys is None or n in asked.configuration_keys
         ]
-        results.append(
-            kind.DescribeConfigsResult(
-                error_code=code,
-                error_message=why,
-                resource_type=asked.resource_type,
-                resource_name=asked.resource_name,
-                configs=entries,
-            )
-        )
-    return kind(throttle_time_ms=0, results=results)
+        which = {"resource_type": asked.resource_type, "resource_name": asked.resource_name}
+        results.append(kind(error_code=code, error_message=why, configs=entries, **which))
+    return admin.DescribeConfigsResponse(throttle_time_ms=0, results=results)
 
 
 def describe_cluster(call: Call) -> Any:
     """The cluster's id and its one broker."""
     kind = admin.DescribeClusterResponse
     node = kind.DescribeClusterBroker(broker_id=NODE, host=HOST, port=call.broker.port, rack=None)
-    return kind(
-        throttle_time_ms=0,
-        error_code=NONE,
-        error_message=None,
-        endpoint_type=1,
-        cluster_id=call.broker.topics.cluster,
-        controller_id=NODE,
-        brokers=[node],
-    )
+    cluster = {"cluster_id": call.broker.topics.cluster, "controller_id": NODE, "brokers": [node]}
+    return kind(throttle_time_ms=0, error_code=NONE, error_message=None, endpoint_type=1, **cluster)
 
 
 def init_producer_id(call: Call) -> Any:

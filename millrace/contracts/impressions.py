@@ -147,7 +147,7 @@ def decode_heading(raw: bytes | None) -> Served | Logged:
     Raises:
         BadEventError: as :func:`decode_served` does.
     """
-    return read_msgpack(_logged if _is_array(raw) else _served, raw)
+    return read_msgpack(_logged, raw) if _is_array(raw) else read_msgpack(_served, raw)
 
 
 def decode_impression(raw: bytes | None) -> Impression:
