@@ -25,6 +25,7 @@ Sets of positions are integers used as bit masks: bit p is position p.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
@@ -51,28 +52,22 @@ class Message(NamedTuple):
     key: bytes | None = None
 
 
+@dataclass(slots=True, eq=False)
 class Part:
     """The positions that one exposure message was the first to bring."""
 
-    __slots__ = ("brought", "items", "mask", "message", "offset", "placed", "promise", "slots", "ts_ms")
+    mask: int  # without those that became dead letters
+    ts_ms: int
+    offset: int
+    items: list[Id] | None  # until it is matched, as the message
+    message: Message | None
+    promise: Promise
+    slots: list[int] | None = None  # positions as answered, in the order shown; None: as answered, from ``offset`` on
+    placed: bool = False  # whether the page's ``shown`` has the part's rows
+    brought: int = field(init=False)
 
-    def __init__(
-        self,
-        mask: int,
-        ts_ms: int,
-        offset: int,
-        items: list[Id] | None,
-        message: Message | None,
-        promise: Promise,
-        slots: list[int] | None = None,
-    ) -> None:
-        self.brought = mask
-        self.mask = mask  # without those that became dead letters
-        self.ts_ms, self.offset = ts_ms, offset
-        self.slots = slots  # positions as answered, in the order shown; None: as answered, from ``offset`` on
-        self.placed = False  # whether the page's ``shown`` has the part's rows
-        self.items, self.message = items, message  # until it is matched
-        self.promise = promise
+    def __post_init__(self) -> None:
+        self.brought = self.mask
 
     @property
     def places(self) -> Sequence[int]:
@@ -90,37 +85,24 @@ class Part:
         return self.ts_ms + self.promise.hold_ms - self.promise.slack_ms if self.promise.hold_ms else 0
 
 
+@dataclass(slots=True, eq=False)
 class PageState:
     """All that is known about one request."""
 
-    __slots__ = (
-        "acted",
-        "at",
-        "drop_ms",
-        "exposed",
-        "held",
-        "impression",
-        "labelled",
-        "parts",
-        "request",
-        "settle_ms",
-        "shown",
-        "waiting",
-    )
-
-    def __init__(self, request: str) -> None:
-        self.request = request
-        self.impression: LoggedPage | None = None
-        self.shown: LoggedPage | None = None  # the same with some parts' rows as they were shown
-        self.at = UNKNOWN  # Kafka offset of the impression
-        self.parts: list[Part] = []
-        self.exposed = 0
-        self.labelled = 0
-        self.acted = [0, 0, 0, 0, 0]  # by action kind
-        # Actions whose exposure or impression is not here yet, and the watermark when each came.
-        self.held: dict[tuple[int, int, str], tuple[Action, Message, int]] = {}
-        self.waiting: list[tuple[int, int, int]] = []  # (position, kind, origin) of actions that wait for the label
-        self.drop_ms = self.settle_ms = 0
+    request: str
+    impression: LoggedPage | None = None
+    shown: LoggedPage | None = None  # the same with some parts' rows as they were shown
+    at: int = UNKNOWN  # Kafka offset of the impression
+    parts: list[Part] = field(default_factory=list)
+    exposed: int = 0
+    labelled: int = 0
+    acted: list[int] = field(default_factory=lambda: [0, 0, 0, 0, 0])  # by action kind
+    # Actions whose exposure or impression is not here yet, and the watermark when each came.
+    held: dict[tuple[int, int, str], tuple[Action, Message, int]] = field(default_factory=dict)
+    waiting: list[tuple[int, int, int]] = field(default_factory=list)
+    """(position, kind, origin) of actions that wait for the label."""
+    drop_ms: int = 0
+    settle_ms: int = 0
 
     @property
     def is_away(self) -> bool:

@@ -344,7 +344,7 @@ def test_a_partition_makes_the_same_of_both_forms() -> None:
 
 SMALL = page_of(SCHEMAS["scorer"], 3)
 GOOD_PAGE: list[Any] = msgspec.msgpack.decode(impression_bytes(SMALL, Rates.of(SCHEMAS["scorer"])))
-ITEMS, WIDTHS, RATES, FOLLOW, BLOCK = 8, 10, 11, 12, 13
+ITEMS, WIDTHS, RATES, FOLLOW, BLOCK = 7, 9, 10, 11, 12
 K, F, N = GOOD_PAGE[WIDTHS]
 
 
