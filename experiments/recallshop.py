@@ -39,7 +39,7 @@ from millrace.contracts.online import (
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
-from millrace.windows.likings import clicks_a_day
+from millrace.windows.affinity import clicks_a_day
 from millrace.windows.tiles import TileStore
 from scorer.catalog.itemimage import ItemImage
 from scorer.catalog.itemtable import ItemRows, ItemTable

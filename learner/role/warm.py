@@ -17,7 +17,7 @@ from learner.ranker.verbs import Learning
 from learner.serving.serving import ServingModel
 from learner.serving.staging import ModelWriter
 from learner.tables.index import Index
-from millrace.contracts import once
+from millrace.contracts import pagepack
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.versions.image import Image
@@ -30,7 +30,7 @@ _DAY_MS = 86_400_000
 
 def warm_up(model: Learning) -> None:
     """Compiles all that learning, judging and publishing with ``model`` will call. ``model`` itself is not touched."""
-    once.warm_up()
+    pagepack.warm_up()
     if isinstance(model, OwnModel):  # its class was tried when it was made
         known = KnownIds(_ROWS[0])
         for ids in np.array_split(np.arange(1, 4 * _ROWS[0]), 5):

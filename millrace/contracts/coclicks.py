@@ -64,7 +64,7 @@ def no_lists() -> Lists:
 
 def worth(counts: NDArray[np.integer[Any]], age: int | NDArray[np.int64] = 0) -> NDArray[np.int64]:
     """What neighbours are worth: the mean over :data:`WINDOWS` of the common clicks a day in each, as
-    :func:`millrace.windows.likings.clicks_a_day`, divided by :data:`UNIT`. (m,)
+    :func:`millrace.windows.affinity.clicks_a_day`, divided by :data:`UNIT`. (m,)
 
     Args:
         counts: (m, DAYS) by days before some day.

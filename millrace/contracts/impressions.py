@@ -8,8 +8,8 @@
 
     block    masks │ ids of keys, cat: once, then row by row │ numbers: once, then row by row
 
-:mod:`millrace.contracts.once` says what stands in a block. The first byte tells a map from an array. Form 1 is written
-where form 2 would save less than a tenth.
+:mod:`millrace.contracts.pagepack` says what stands in a block. The first byte tells a map from an array. Form 1 is
+written where form 2 would save less than a tenth.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from millrace.basics import once_kernels as kernels
+from millrace.basics import pagepack_kernels as kernels
 from millrace.contracts.events import (
     BadEventError,
     Id,
@@ -32,7 +32,7 @@ from millrace.contracts.events import (
     read_msgpack,
     to_msgpack,
 )
-from millrace.contracts.once import Rates, fits, pack_ids, pack_numbers, recipe_of
+from millrace.contracts.pagepack import Rates, fits, pack_ids, pack_numbers, recipe_of
 
 _FIRST = np.zeros(1, np.int64)
 _PAGE = np.zeros(1024, np.int64)  # all rows are on the one page
@@ -72,7 +72,7 @@ class Logged(Struct, frozen=True, array_like=True):
     items: list[Id]
     scores: memoryview  # (n,) float32
     widths: tuple[int, int, int]  # K, F, N
-    rates: bytes  # the recipe, see millrace.contracts.once.Rates
+    rates: bytes  # the recipe, see millrace.contracts.pagepack.Rates
     follow: bool  # rates are left out
     block: memoryview
     served_ms: int = 0

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from millrace.basics.errors import SchemaError
 from millrace.contracts.events import ARMS, LAST_MS, MAX_ITEMS, MAX_OFFSET
-from millrace.contracts.once import Ids, Numbers, Rates, pack_ids, pack_numbers, unpack_ids, unpack_numbers
+from millrace.contracts.pagepack import Ids, Numbers, Rates, pack_ids, pack_numbers, unpack_ids, unpack_numbers
 
 NEGATIVE, POSITIVE, CORRECTION, FOLLOW_UP = 0, 1, 2, 3
 """Kinds of sample. ``FOLLOW_UP`` carries a later collect, cart or purchase of an exposure already labelled."""
@@ -135,7 +135,7 @@ class SampleBatch:
 
     def to_bytes(self, rates: Rates | None = None) -> bytes:
         """The MessagePack form: the request ids and each column's packed array. A column that is the same on all of
-        each page stands once a page, ``cat`` and ``num`` as :mod:`millrace.contracts.once` says.
+        each page stands once a page, ``cat`` and ``num`` as :mod:`millrace.contracts.pagepack` says.
 
         Args:
             rates: the recipe of the schema, :meth:`Rates.of`; None: rates are written as they are.

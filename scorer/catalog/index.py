@@ -31,7 +31,7 @@ from millrace.contracts.events import Id, Item
 from millrace.contracts.filters import hashes_of
 from millrace.versions.image import below
 from millrace.windows.features import FeatureBuilder
-from millrace.windows.likings import ACTION, EXPOSED, events_a_day
+from millrace.windows.affinity import ACTION, EXPOSED, events_a_day
 from millrace.windows.tiles import TileStore
 from scorer.catalog.counts import Counts, ItemCounts, Slots
 from scorer.catalog.itemimage import REMOVED_MS, ItemImage, wider
@@ -175,7 +175,7 @@ class ItemIndex:
         """Brings :attr:`heat` up to date for at most ``limit`` rows: those with new counts, then others in turn, whose
         old events may have left their windows. Returns how many rows with new counts have to wait.
 
-        :func:`millrace.windows.likings.events_a_day` defines these numbers.
+        :func:`millrace.windows.affinity.events_a_day` defines these numbers.
         """
         n = len(self.ids)
         if not n or self._hot_key is None:

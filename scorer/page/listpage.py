@@ -20,8 +20,8 @@ from millrace.basics.errors import StoreError
 from millrace.basics.hashing import U64
 from millrace.contracts.events import Id
 from millrace.contracts.online import HOT, NEW, hot_in, values_listed
+from millrace.windows.affinity import preferences, taste_columns
 from millrace.windows.features import FeatureBuilder
-from millrace.windows.likings import preferences, taste_columns
 from scorer.page import wire
 from scorer.page.wire import Filters, RequestError
 from scorer.users.userrecord import Meters, Store, User, look_up

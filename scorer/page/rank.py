@@ -26,8 +26,8 @@ from millrace.contracts.online import (
     WINDOW_BYTES,
     window_keys,
 )
+from millrace.windows.affinity import ACTION, clicks_a_day
 from millrace.windows.features import FeatureBuilder
-from millrace.windows.likings import ACTION, clicks_a_day
 from millrace.windows.tiles import counts_of
 from scorer.catalog import pagekernels
 from scorer.catalog.itemtable import ItemRows, ItemTable
@@ -120,7 +120,7 @@ class Ranker:
         self._last: tuple[User, int, Keyed] | None = None
 
     def likings(self, groups: tuple[Groups, ...], user: User, ts_ms: int) -> list[tuple[Groups, NDArray[np.float64]]]:
-        """How much a user likes each group (:mod:`millrace.windows.likings`). (G,) for each grouping"""
+        """How much a user likes each group (:mod:`millrace.windows.affinity`). (G,) for each grouping"""
         windows = self.builder.schema.windows
         held = self._held(user, ts_ms)
         if len(held.keys) == 1 or ACTION not in windows.actions:

@@ -30,7 +30,7 @@ from prometheus_client import Gauge, Histogram
 from millrace.basics.errors import SettingError, one_line
 from millrace.contracts.events import Impression, key_of
 from millrace.contracts.impressions import impression_bytes
-from millrace.contracts.once import Rates
+from millrace.contracts.pagepack import Rates
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import IMPRESSIONS

@@ -22,7 +22,7 @@ bought comes only where there is nothing else. A shop that is no larger than the
 
 Clicks alone make the rich richer: whatever is shown much is clicked much. Within a group, r is the group's own rate, so
 that an item nobody has seen stands in the middle of its group, and not of the shop. Counts are the mean over windows of
-events a day, the formula of :mod:`millrace.windows.likings`: today's count most. Whoever picks the best of 100,000
+events a day, the formula of :mod:`millrace.windows.affinity`: today's count most. Whoever picks the best of 100,000
 rates picks luck where little is known of each, hence so large an s.
 
 :func:`make_lists` sorts all lists at once, off the request path, and they are replaced as a whole; a request only cuts
@@ -44,7 +44,7 @@ from millrace.basics.hashing import U64
 from millrace.contracts.events import SOURCES
 from millrace.contracts.schema import Windows
 from millrace.windows.features import FeatureBuilder
-from millrace.windows.likings import smoothed_rate, taste_keys
+from millrace.windows.affinity import smoothed_rate, taste_keys
 from scorer.catalog.index import Heat
 from scorer.catalog.itemtable import Arrays, ItemRows
 from scorer.recall import recallkernels

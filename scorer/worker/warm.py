@@ -11,7 +11,7 @@ from learner.retrieval.tower import Sides, Tower
 from learner.role.warm import warm_serving
 from learner.serving.serving import ServingModel
 from millrace.basics.hashing import value_hash
-from millrace.contracts import once
+from millrace.contracts import pagepack
 from millrace.contracts.coclicks import DAYS, Lists
 from millrace.contracts.events import Item
 from millrace.contracts.online import window_fields
@@ -38,7 +38,7 @@ def warm_up(schema: Schema, half: bool = False) -> None:
     Args:
         half: products are in bfloat16.
     """
-    once.warm_up()
+    pagepack.warm_up()
     warm_serving(schema, half)
     builder = FeatureBuilder(schema)
     index, items = ItemIndex(builder), ItemTable(builder)

@@ -37,7 +37,7 @@ from millrace.processes.kafka import make_reader, read_up, topic_ids
 from millrace.processes.wall import event_now_ms
 from stream.worker.figures import DOUBTS
 from stream.worker.lists import Entries, ShopLists
-from stream.worker.told import ProblemLog
+from stream.worker.problemlog import ProblemLog
 
 log = structlog.get_logger("lists")
 

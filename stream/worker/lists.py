@@ -2,7 +2,7 @@
 """The shop's lists: hot items overall, hot items by category, new items. In Taobao's recommendation platform, iGraph
 serves such lists to TPP. Pure: items, item-side tiles and a time go in; lists come out.
 
-Hot items are ordered by their heat (:mod:`millrace.windows.likings`). A schema without a window key of the item alone
+Hot items are ordered by their heat (:mod:`millrace.windows.affinity`). A schema without a window key of the item alone
 has no hot lists.
 """
 
@@ -20,8 +20,8 @@ from millrace.contracts.events import Attribute, Item, ItemTiles
 from millrace.contracts.itemtiles import unpack
 from millrace.contracts.online import HOT, LIST_SIZE, NEW, hot_in
 from millrace.contracts.schema import Schema
+from millrace.windows.affinity import clicks_a_day, taste_columns
 from millrace.windows.features import FeatureBuilder
-from millrace.windows.likings import clicks_a_day, taste_columns
 from millrace.windows.tiles import TileStore
 
 _KEYS_AT_ONCE = 8192

@@ -39,7 +39,7 @@ from millrace.contracts import coclicks, itemtiles
 from millrace.contracts.coclicks import Lists
 from millrace.contracts.events import MESSAGE_BYTES, BadEventError, DeadLetter, User, letter_bytes, to_msgpack
 from millrace.contracts.intake import Intake
-from millrace.contracts.once import Rates
+from millrace.contracts.pagepack import Rates
 from millrace.contracts.samples import SCHEMA_HEADER, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings

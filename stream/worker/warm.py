@@ -9,11 +9,11 @@ import gc
 import numpy as np
 
 from millrace.basics.durations import DAY_MS
-from millrace.contracts import once
+from millrace.contracts import pagepack
 from millrace.contracts.events import Click, Exposure, Impression, Item, to_json
 from millrace.contracts.impressions import impression_bytes
 from millrace.contracts.itemtiles import pack
-from millrace.contracts.once import Rates
+from millrace.contracts.pagepack import Rates
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from stream.partition.partition import Message, Partition, Policy
@@ -37,7 +37,7 @@ def calm_collector() -> None:
 
 def warm_up(schema: Schema, policy: Policy) -> None:
     """Compiles the functions that a worker will call. It touches only objects of its own."""
-    once.warm_up()
+    pagepack.warm_up()
     part, layout, rates = Partition(0, schema, policy), schema.layout, Rates.of(schema)
     n, last_ms = 300, _TS_MS + schema.windows.minutes[-1] * 60_000 + 3 * DAY_MS
     for turn, ts in enumerate((_TS_MS, _TS_MS + 2 * DAY_MS, last_ms)):

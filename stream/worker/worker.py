@@ -48,8 +48,8 @@ from stream.worker.faustio import StreamApp, calm_client, group_lost
 from stream.worker.listkeeper import ListKeeper
 from stream.worker.logids import ends_of, ids_of_inputs
 from stream.worker.outlet import Outlet
+from stream.worker.problemlog import ProblemLog
 from stream.worker.recall import Recaller
-from stream.worker.told import ProblemLog
 from stream.worker.turn import (
     INPUTS,
     Advance,

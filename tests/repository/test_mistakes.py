@@ -37,6 +37,7 @@ from stream.partition.partition import Message, Output, Partition, Policy
 from stream.worker import figures
 from stream.worker.listkeeper import take
 from stream.worker.lists import ShopLists
+from stream.worker.problemlog import ProblemLog
 from stream.worker.told import ProblemLog
 from tests.architecture import ROOT
 from tests.scenes.bad_messages import deep

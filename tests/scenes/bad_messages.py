@@ -20,7 +20,7 @@ from millrace.basics.durations import DAY_MS
 from millrace.contracts import coclicks
 from millrace.contracts.events import MAX_EVENT_BYTES, Impression
 from millrace.contracts.impressions import impression_bytes
-from millrace.contracts.once import Rates
+from millrace.contracts.pagepack import Rates
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings

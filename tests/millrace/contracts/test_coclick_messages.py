@@ -16,7 +16,7 @@ from millrace.contracts.coclicks import DAYS, MOST, UNIT, WINDOWS, Lists, pack, 
 from millrace.contracts.events import MESSAGE_BYTES, BadEventError
 from millrace.contracts.online import MOST_RECENT, NOTHING, Past, Recent, pack_recent, unpack_recent
 from millrace.contracts.schema import Windows
-from millrace.windows.likings import clicks_a_day
+from millrace.windows.affinity import clicks_a_day
 
 IDS = st.integers(-(2**63), 2**63 - 1) | st.text(min_size=1, max_size=20)
 PASTS = st.lists(st.builds(Past, IDS, st.integers(1, 2**45)), max_size=MOST_RECENT)

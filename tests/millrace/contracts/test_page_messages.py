@@ -22,7 +22,7 @@ from benchmarks.checkpoints import pool
 from millrace.basics.errors import SchemaError, SettingError
 from millrace.contracts.events import NOT_READ, PROFILE_MISSING, BadEventError, Impression, to_msgpack
 from millrace.contracts.impressions import decode_impression, decode_served, impression_bytes
-from millrace.contracts.once import (
+from millrace.contracts.pagepack import (
     MOST_BYTES,
     Ids,
     Numbers,

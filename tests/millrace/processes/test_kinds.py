@@ -14,7 +14,7 @@ from millrace.contracts.events import DeadLetter, Item, User
 from millrace.contracts.reasons import DOUBTS, REASONS
 from millrace.contracts.schema import parse_schema
 from millrace.processes.kinds import MOST_KINDS, OTHERS, Kinds
-from stream.worker.told import ProblemLog
+from stream.worker.problemlog import ProblemLog
 
 SCHEMA = parse_schema(
     """

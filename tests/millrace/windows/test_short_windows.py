@@ -23,9 +23,9 @@ from millrace.basics.errors import SchemaError, StoreError
 from millrace.basics.hashing import column_hash
 from millrace.contracts.events import Item
 from millrace.contracts.schema import Schema, Windows, parse_schema
+from millrace.windows.affinity import clicks_a_day, smoothed_rate
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.kernels import UNITS
-from millrace.windows.likings import clicks_a_day, smoothed_rate
 from millrace.windows.memory import SLACK_H, UNIT
 from millrace.windows.tiles import TileStore, counts_of
 from scorer.catalog.index import ItemIndex

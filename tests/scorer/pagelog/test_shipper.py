@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from millrace.basics.errors import SettingError
 from millrace.contracts.events import Impression, key_of
 from millrace.contracts.impressions import decode_impression
-from millrace.contracts.once import Rates
+from millrace.contracts.pagepack import Rates
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from scorer.pagelog.ring import RingReader, RingWriter

@@ -15,7 +15,7 @@ from millrace.basics.errors import SettingError
 from millrace.basics.hashing import column_hash
 from millrace.contracts.events import SOURCES
 from millrace.contracts.settings import Settings
-from millrace.windows.likings import taste_keys
+from millrace.windows.affinity import taste_keys
 from scorer.catalog.index import Heat
 from scorer.feeder.primary import Primary
 from scorer.recall import recallkernels

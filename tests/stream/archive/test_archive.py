@@ -23,7 +23,7 @@ from millrace.basics.errors import StoreError
 from millrace.basics.hashing import kafka_partition, value_hash
 from millrace.contracts.events import Impression, key_of, to_msgpack
 from millrace.contracts.impressions import impression_bytes
-from millrace.contracts.once import Rates
+from millrace.contracts.pagepack import Rates
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.schema import Schema, load_schema, parse_schema, shop_schema
 from millrace.contracts.settings import Settings

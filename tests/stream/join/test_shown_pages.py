@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from millrace.basics.hashing import column_hash, mix, salt, unmix
 from millrace.contracts.events import Impression, to_msgpack
 from millrace.contracts.impressions import decode_impression, impression_bytes
-from millrace.contracts.once import Rates
+from millrace.contracts.pagepack import Rates
 from millrace.contracts.samples import SampleBatch
 from stream.partition.partition import Partition
 from tests.scenes.exploring import examples

@@ -20,7 +20,7 @@ from millrace.basics.store import Store
 from millrace.contracts.carry import Carry, former, same_tiles
 from millrace.contracts.events import to_msgpack
 from millrace.contracts.impressions import decode_impression
-from millrace.contracts.once import Rates
+from millrace.contracts.pagepack import Rates
 from millrace.contracts.samples import POLICIES, SCHEMA_HEADER, SampleBatch
 from millrace.contracts.schema import Field, Schema, WindowKey
 from millrace.contracts.schemabook import SchemaBook

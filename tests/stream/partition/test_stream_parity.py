@@ -22,8 +22,8 @@ from millrace.contracts.itemtiles import pack
 from millrace.contracts.online import window_field, window_fields
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import read_log
+from millrace.windows.affinity import preferences
 from millrace.windows.features import FeatureBuilder
-from millrace.windows.likings import preferences
 from millrace.windows.tiles import TileStore
 from scorer.catalog.index import ItemIndex
 from scorer.catalog.itemtable import ItemTable

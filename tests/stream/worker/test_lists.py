@@ -19,8 +19,8 @@ from millrace.contracts.online import LIST_NAMES, list_key, window_fields
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.processes.kafka import read_all
 from millrace.processes.services import EmbeddedRedis, stop
+from millrace.windows.affinity import preferences, taste_columns
 from millrace.windows.features import FeatureBuilder
-from millrace.windows.likings import preferences, taste_columns
 from millrace.windows.tiles import TileStore
 from stream.worker.listkeeper import write
 from stream.worker.lists import ShopLists

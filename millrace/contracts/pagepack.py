@@ -29,7 +29,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from millrace.basics import once_kernels as kernels
+from millrace.basics import pagepack_kernels as kernels
 from millrace.contracts.schema import Schema
 
 Array = NDArray[Any]

@@ -1,5 +1,5 @@
 # core
-"""The compiled loops of :mod:`millrace.contracts.once`.
+"""The compiled loops of :mod:`millrace.contracts.pagepack`.
 
 Whoever calls them answers for the shapes; what stands in a message is checked here, byte by byte. Symbols: n rows on R
 pages, C columns of ids, N numbers, of which the last are K blocks of S spans with A counts, A - 1 rates and M means.
@@ -24,7 +24,7 @@ _INTEGERS = np.float32(1 << 24)  # below it a float32 tells every whole number f
 
 
 class Recipe(NamedTuple):
-    """How rates follow from counts; :class:`millrace.contracts.once.Rates` makes it."""
+    """How rates follow from counts; :class:`millrace.contracts.pagepack.Rates` makes it."""
 
     actions: int  # A
     weight: np.float32  # s
