@@ -1,5 +1,5 @@
 # core
-"""The message of an :class:`~millrace.contracts.events.Impression`: what a page was made from, each number once.
+"""The message of an :class:`~millrace.contracts.events.Impression`: what a page was made from, packed.
 
 ::
 

@@ -1,5 +1,5 @@
 # core
-"""A number once: the wire form of arrays whose columns are often the same for all rows of a page.
+"""Page packing: the wire form of arrays whose columns are often the same for all rows of a page.
 
 The user's side, the hour and the context are equal for all items of a page, and a rate follows from its counts. So::
 

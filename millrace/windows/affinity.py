@@ -9,7 +9,7 @@ A recent click lies in every window, and a short window has few days. So the cli
 shorter than a day take no part where there are longer ones: one click in 15 minutes would be 96 a day.
 
 Read off a window key of the item alone, it is the item's *heat* in the shop's lists. Read off a key of user columns and
-item columns, such as ``user_id * category``, it is the user's *liking* of the items that have these values. Decayed
+item columns, such as ``user_id * category``, it is the user's *affinity* to the items that have these values. Decayed
 counts take no part. Recall divides it by the same of exposures (:func:`smoothed_rate`).
 """
 
@@ -121,7 +121,7 @@ def preferences(
     record: Mapping[bytes, bytes],
     ts_ms: int,
 ) -> list[tuple[str | int, float]]:
-    """The values of an item column that a user has clicked in, and how much the user likes each; best first.
+    """The values of an item column that a user has clicked in, and the affinity to each; best first.
 
     Args:
         column: one of :func:`taste_columns`.
@@ -137,6 +137,6 @@ def preferences(
     hashes = np.array([value_hash(value) for value in values], np.uint64)
     keys = builder.keys({**user, column: hashes}, len(values))[:, taste_columns(builder)[column]]
     held = [record.get(field) for field in window_fields(keys)]
-    liking = clicks_a_day(counts_of(held, ts_ms, windows.durations, windows.columns), windows)
-    order = np.argsort(-liking, kind="stable")[: np.count_nonzero(liking)]
-    return [(values[i], float(liking[i])) for i in order.tolist()]
+    affinity = clicks_a_day(counts_of(held, ts_ms, windows.durations, windows.columns), windows)
+    order = np.argsort(-affinity, kind="stable")[: np.count_nonzero(affinity)]
+    return [(values[i], float(affinity[i])) for i in order.tolist()]
