@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from learner.gate.promotion import Promotion
-from millrace.basics.arrays import Told, lay, tell, view
+from millrace.basics.arrays import ArraySpec, lay, specs_of, view
 from millrace.basics.errors import SnapshotError, StoreError, one_line
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
@@ -30,8 +30,8 @@ def resume_gate(settings: Settings, promotion: Promotion) -> None:
         store = Store(settings.place(PLACE))
         if _STATE not in store.names():
             return
-        told, body, _ = store.get(_STATE)
-        promotion.resume(view(msgspec.json.decode(told, type=list[Told]), body))
+        specs, body, _ = store.get(_STATE)
+        promotion.resume(view(msgspec.json.decode(specs, type=list[ArraySpec]), body))
     except (StoreError, SnapshotError, msgspec.MsgspecError, KeyError, ValueError) as error:
         log.warning("the gate's state cannot be used: it warms up anew", error=str(error))
 
@@ -43,6 +43,6 @@ def keep_gate(settings: Settings, promotion: Promotion) -> None:
     promotion.flush_quarantine()
     arrays = promotion.snapshot()
     try:
-        Store(settings.place(PLACE)).put(_STATE, tell(arrays), *lay(arrays))
+        Store(settings.place(PLACE)).put(_STATE, specs_of(arrays), *lay(arrays))
     except StoreError as error:
         log.warning("the gate's state cannot be kept; it is tried again", error=one_line(error))

@@ -30,8 +30,8 @@ _REMEDY = "another file or message is used"
 _DTYPE = re.compile(r"[<|][fiub][1248]")
 
 
-class Told(Struct, frozen=True, array_like=True):
-    """An array as the list tells of it."""
+class ArraySpec(Struct, frozen=True, array_like=True):
+    """An array as the list describes it."""
 
     name: str
     dtype: str  # numpy's, little-endian: "<f4"
@@ -52,9 +52,9 @@ class Told(Struct, frozen=True, array_like=True):
         raise SnapshotError(f"array '{self.name[:80]}' of {self.dtype[:8]} {self.shape[:8]} is none", _REMEDY)
 
 
-def tell(arrays: Mapping[str, Array]) -> list[Told]:
+def specs_of(arrays: Mapping[str, Array]) -> list[ArraySpec]:
     """The list of these arrays."""
-    return [Told(name, a.dtype.newbyteorder("<").str, list(a.shape)) for name, a in arrays.items()]
+    return [ArraySpec(name, a.dtype.newbyteorder("<").str, list(a.shape)) for name, a in arrays.items()]
 
 
 def flat_bytes(array: Array) -> NDArray[np.uint8]:
@@ -64,7 +64,7 @@ def flat_bytes(array: Array) -> NDArray[np.uint8]:
 
 
 def lay(arrays: Mapping[str, Array]) -> list[memoryview | bytes]:
-    """The body for :func:`tell`, in chunks; arrays are not copied."""
+    """The body for :func:`specs_of`, in chunks; arrays are not copied."""
     chunks: list[memoryview | bytes] = []
     for array in arrays.values():
         body = flat_bytes(array)
@@ -74,7 +74,7 @@ def lay(arrays: Mapping[str, Array]) -> list[memoryview | bytes]:
     return chunks
 
 
-def view(told: Sequence[Told], body: bytes | memoryview) -> dict[str, Array]:
+def view(specs: Sequence[ArraySpec], body: bytes | memoryview) -> dict[str, Array]:
     """The arrays that lie in ``body``, as views that cannot be written to.
 
     Raises:
@@ -82,7 +82,7 @@ def view(told: Sequence[Told], body: bytes | memoryview) -> dict[str, Array]:
     """
     arrays: dict[str, Array] = {}
     at, size = 0, memoryview(body).nbytes
-    for one in told:
+    for one in specs:
         n = one.nbytes
         if at + n > size or one.name in arrays:
             raise SnapshotError(f"array '{one.name[:80]}' of {n} bytes is not in {size}", _REMEDY)

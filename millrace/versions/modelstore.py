@@ -35,7 +35,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from millrace.basics.arrays import Told, lay, tell, view
+from millrace.basics.arrays import ArraySpec, lay, specs_of, view
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import ASIDE, AbsentError, DamagedError, Sealed, Store
 from millrace.versions.image import Array, Image, TableRows
@@ -60,7 +60,7 @@ _NUMBERED = re.compile(r"(?:damaged-)?(?:snapshot|part|delta|cuts)-(\d{8})-(\d{1
 class _Arrays(Struct, frozen=True):
     """The head of a part: what its body holds."""
 
-    arrays: list[Told]
+    arrays: list[ArraySpec]
 
 
 class _Delta(Struct, frozen=True):
@@ -119,7 +119,7 @@ class ModelStore:
         return self._write(f"{name}.serving", image.tensors()), self._write(f"{name}.training", training)
 
     def _write(self, name: str, arrays: Mapping[str, Array]) -> Sealed:
-        return self.store.put(name, _Arrays(tell(arrays)), *lay(arrays))
+        return self.store.put(name, _Arrays(specs_of(arrays)), *lay(arrays))
 
     def write_manifest(
         self, parts: Sequence[tuple[Sealed, Sealed]], own_hash: str | None = None, **meta: Any

@@ -28,7 +28,7 @@ import zstandard
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from millrace.basics.arrays import Told, flat_bytes, tell
+from millrace.basics.arrays import ArraySpec, flat_bytes, specs_of
 from millrace.basics.errors import SnapshotError
 from millrace.versions.image import Array, Image
 
@@ -40,7 +40,7 @@ MAX_IMAGE_BYTES = 1 << 30
 
 
 class _List(Struct, frozen=True):
-    arrays: list[Told]
+    arrays: list[ArraySpec]
     against: list[str]  # dense tensors that are differences
     dense_crc: int  # CRC-32 of all dense tensors, whole, in the order of the list
 
@@ -72,7 +72,7 @@ def pack(image: Image, parent_dense: Mapping[str, Array] | None = None) -> bytes
         size += raw.size
     if size > MAX_IMAGE_BYTES:
         raise SnapshotError(f"a delta of {size} bytes is beyond {MAX_IMAGE_BYTES}", "publish oftener")
-    said = msgspec.json.encode(_List(tell(arrays), against, crc))
+    said = msgspec.json.encode(_List(specs_of(arrays), against, crc))
     body = zstandard.ZstdCompressor(level=_LEVEL).compress(b"".join(p.data for p in planes))
     return _HEAD.pack(_MAGIC, len(said)) + said + body
 

@@ -30,7 +30,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from millrace.basics.arrays import Told, lay, tell, view
+from millrace.basics.arrays import ArraySpec, lay, specs_of, view
 from millrace.basics.errors import SnapshotError
 from millrace.basics.hashing import U64
 from millrace.basics.store import AbsentError, DamagedError, Sealed, Store
@@ -78,7 +78,7 @@ class Manifest(Struct, frozen=True):
 class Part(Struct, frozen=True):
     """The head of a part: rows of items (``ids``), or window keys of ``partition`` of ``events``."""
 
-    arrays: list[Told]
+    arrays: list[ArraySpec]
     ids: list[int | str] | None = None
     partition: int = 0
     newest_hour: int | None = None  # of the partition's counts: units of its tiles since 1970
@@ -187,7 +187,7 @@ class Writer:
         if self._rows:
             name = f"{self._base}-items-{len(self._parts)}"
             image = ItemImage.joined(self._rows)
-            part = Part(tell(image.arrays), ids=image.ids)
+            part = Part(specs_of(image.arrays), ids=image.ids)
             self._parts.append(self._store.put(name, part, *lay(image.arrays)))
         elif self._tiles:
             name = f"{self._base}-tiles-{len(self._parts)}"
@@ -197,7 +197,7 @@ class Writer:
                 "packed": np.frombuffer(b"".join(blobs), np.uint8),
                 "ends": np.cumsum(np.fromiter(map(len, blobs), np.int64, len(blobs))),
             }
-            part = Part(tell(arrays), partition=self._partition, newest_hour=self._newest_unit)
+            part = Part(specs_of(arrays), partition=self._partition, newest_hour=self._newest_unit)
             self._parts.append(self._store.put(name, part, *lay(arrays)))
         self._rows, self._tiles, self._size = [], [], 0
 

@@ -30,8 +30,8 @@ from millrace.basics.hashing import U64
 from millrace.contracts.events import Id, Item
 from millrace.contracts.filters import hashes_of
 from millrace.versions.image import below
-from millrace.windows.features import FeatureBuilder
 from millrace.windows.affinity import ACTION, EXPOSED, events_a_day
+from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.catalog.counts import Counts, ItemCounts, Slots
 from scorer.catalog.itemimage import REMOVED_MS, ItemImage, wider

@@ -11,8 +11,8 @@ from millrace.contracts.intake import Intake
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.versions.versioning import Announcement
-from millrace.windows.features import FeatureBuilder
 from millrace.windows.affinity import taste_keys
+from millrace.windows.features import FeatureBuilder
 from scorer.catalog.index import Heat, ItemIndex
 from scorer.recall.recall import CandidateLists, Shares, make_lists
 

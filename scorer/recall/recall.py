@@ -43,8 +43,8 @@ from millrace.basics.errors import SettingError
 from millrace.basics.hashing import U64
 from millrace.contracts.events import SOURCES
 from millrace.contracts.schema import Windows
-from millrace.windows.features import FeatureBuilder
 from millrace.windows.affinity import smoothed_rate, taste_keys
+from millrace.windows.features import FeatureBuilder
 from scorer.catalog.index import Heat
 from scorer.catalog.itemtable import Arrays, ItemRows
 from scorer.recall import recallkernels

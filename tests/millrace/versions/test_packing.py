@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as some
 
-from millrace.basics.arrays import Told, lay, tell, view
+from millrace.basics.arrays import ArraySpec, lay, specs_of, view
 from millrace.basics.errors import SnapshotError
 from millrace.versions import packing
 from millrace.versions.image import Image, TableRows
@@ -120,7 +120,7 @@ def test_a_delta_beyond_what_can_be_unpacked_is_not_made(monkeypatch: pytest.Mon
 def test_arrays_are_read_where_they_lie(arrays: dict[str, Any]) -> None:
     body = b"".join(lay(arrays))
     assert len(body) % 64 == 0
-    found = view(tell(arrays), body)
+    found = view(specs_of(arrays), body)
     for name, array in arrays.items():
         assert (found[name].dtype, found[name].shape, found[name].tobytes()) == (
             array.dtype,
@@ -133,15 +133,15 @@ def test_arrays_are_read_where_they_lie(arrays: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "told",
     [
-        [Told("a", "<f4", [3])],
-        [Told("a", "<f4", [16]), Told("a", "<f4", [0])],
-        [Told("a", "|O8", [2])],
-        [Told("a", "<f1", [2])],
-        [Told("a", "<f4", [-1])],
-        [Told("a", "<f4", [2**40])],
+        [ArraySpec("a", "<f4", [3])],
+        [ArraySpec("a", "<f4", [16]), ArraySpec("a", "<f4", [0])],
+        [ArraySpec("a", "|O8", [2])],
+        [ArraySpec("a", "<f1", [2])],
+        [ArraySpec("a", "<f4", [-1])],
+        [ArraySpec("a", "<f4", [2**40])],
         [],
     ],
 )
-def test_lists_that_do_not_fit_are_refused(told: list[Told]) -> None:
+def test_lists_that_do_not_fit_are_refused(told: list[ArraySpec]) -> None:
     with pytest.raises(SnapshotError):
         view(told, bytes(128))
