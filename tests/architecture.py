@@ -37,7 +37,7 @@ TOPS: dict[str, set[str]] = {
 FLOORS = """
 millrace: basics contracts broker labels logs windows reports versions processes
 simulator:
-stream: intake archive join partition worker
+stream: intake join archive partition worker
 learner: tables network.models network retrieval ranker samples evaluation serving custom custom.adapters \
     training gate role
 scorer: users catalog recall ipc pagelog page worker feeder

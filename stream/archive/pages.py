@@ -23,7 +23,7 @@ does not move it (:class:`~millrace.contracts.clock.Reached`). Whoever sees sile
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
@@ -34,6 +34,8 @@ from millrace.contracts.clock import Reached
 from millrace.contracts.events import ACTIONS, MAX_OFFSET, SOURCES, Action, Event, Exposure
 from millrace.labels import Waits
 from stream.archive.columns import Row
+from stream.join.dropped import DroppedPages
+from stream.join.pages import to_bytes, to_mask
 
 
 class Made(NamedTuple):
@@ -91,8 +93,7 @@ class Pages:
         self.left_out: Counter[str] = Counter()
         self._pages: dict[str, Page] = {}
         self._timers: list[tuple[int, str]] = []
-        self._settled: dict[str, tuple[int, int]] = {}  # request -> (forget at, positions)
-        self._forget: deque[tuple[int, str]] = deque()
+        self._settled = DroppedPages()
 
     @property
     def newest_ms(self) -> int:
@@ -129,14 +130,14 @@ class Pages:
     def expose(self, event: Exposure, user_raw: bytes | None, item_raws: Sequence[bytes | None]) -> None:
         """An exposure message, with the attributes that are known now."""
         request = event.request_id
-        page, settled = self._pages.get(request), self._settled.get(request)
-        known = (page.exposed if page else 0) | (settled[1] if settled else 0)
+        page = self._pages.get(request)
+        known = (page.exposed if page else 0) | (self._settled.exposed(request) or 0)
         mask = event.mask & ~known
         if not mask:
             return
         if event.ts_ms + self._waits.life_ms <= self.watermark_ms:
             self.left_out["late"] += mask.bit_count()
-            self._bury(request, mask)
+            self._settled.add(request, mask, self.watermark_ms + self._waits.life_ms)
             return
         shown = [
             (place, event.offset + n if event.slots else place, str(item), raw)
@@ -149,8 +150,7 @@ class Pages:
 
     def act(self, event: Action) -> None:
         """An action: it waits for the row of its exposure."""
-        settled = self._settled.get(event.request_id)
-        if settled and settled[1] >> event.position & 1:
+        if (self._settled.exposed(event.request_id) or 0) >> event.position & 1:
             self.late[ACTIONS[event.kind]] += 1
             return
         action = event.kind, event.position, str(event.item_id), str(event.user_id), event.ts_ms
@@ -160,7 +160,7 @@ class Pages:
 
     def serve(self, request: str, made: Made, ts_ms: int) -> None:
         """An impression; the first of a request counts."""
-        if request in self._settled and request not in self._pages:
+        if self._settled.exposed(request) is not None and request not in self._pages:
             return
         page = self._keep(request, ts_ms)
         page.made = page.made or made
@@ -178,11 +178,6 @@ class Pages:
             heappush(self._timers, (due_ms, request))
         return page
 
-    def _bury(self, request: str, mask: int) -> None:
-        until_ms = self.watermark_ms + self._waits.life_ms
-        self._settled[request] = until_ms, self._settled.get(request, (0, 0))[1] | mask
-        self._forget.append((until_ms, request))
-
     def _expire(self) -> None:
         now, timers = self.watermark_ms, self._timers
         while timers and timers[0][0] <= now:
@@ -197,13 +192,10 @@ class Pages:
                 for _ in [a for a in page.actions if not page.exposed >> a[1] & 1]:
                     self.left_out["no-exposure"] += 1
                 del self._pages[request]
-        while self._forget and self._forget[0][0] <= now:
-            _, request = self._forget.popleft()
-            if request in self._settled and self._settled[request][0] <= now:
-                del self._settled[request]
+        self._settled.expire(now)
 
     def _settle(self, request: str, page: Page, part: Part) -> None:
-        self._bury(request, part.mask)
+        self._settled.add(request, part.mask, self.watermark_ms + self._waits.life_ms)
         made = page.made
         scores = np.frombuffer(made.scores, "<f4") if made else np.zeros(0, np.float32)
         if made and made.user != part.user:
@@ -248,12 +240,11 @@ class Pages:
     def snapshot(self) -> Any:
         """The whole state but ``rows``, as plain values, which do not change afterwards."""
         pages = [
-            (name, p.made, list(p.parts), list(p.actions), _bits(p.exposed), p.until_ms)
+            (name, p.made, list(p.parts), list(p.actions), to_bytes(p.exposed), p.until_ms)
             for name, p in self._pages.items()
         ]
-        parts = [(n, m, [(*q[:4], _bits(q.mask), q.shown) for q in ps], a, e, u) for n, m, ps, a, e, u in pages]
-        settled = [(name, at, _bits(mask)) for name, (at, mask) in self._settled.items()]
-        return self.watermark_ms, self.newest_ms, parts, settled, self._reached.snapshot()
+        parts = [(n, m, [(*q[:4], to_bytes(q.mask), q.shown) for q in ps], a, e, u) for n, m, ps, a, e, u in pages]
+        return self.watermark_ms, self.newest_ms, parts, self._settled.snapshot(), self._reached.snapshot()
 
     def resume(self, state: Any) -> None:
         """Restores what :meth:`snapshot` gave. For new pages.
@@ -267,15 +258,14 @@ class Pages:
             page = self._pages[name] = Page()
             page.made = None if made is None else Made(*made)
             page.parts = [
-                Part(due, ts, user, raw, _mask(mask), [tuple(s) for s in shown])
+                Part(due, ts, user, raw, to_mask(mask), [tuple(s) for s in shown])
                 for due, ts, user, raw, mask, shown in parts
             ]
             page.actions = [tuple(a) for a in actions]
-            page.exposed, page.until_ms = _mask(exposed), until_ms
+            page.exposed, page.until_ms = to_mask(exposed), until_ms
             self._timers += [(due_ms, name) for due_ms in {until_ms, *(p.due_ms for p in page.parts)}]
         heapify(self._timers)
-        self._settled = {name: (at, _mask(mask)) for name, at, mask in settled}
-        self._forget = deque(sorted((at, name) for name, (at, _) in self._settled.items()))
+        self._settled.resume(settled)
 
     def repack(self, by: Callable[[str, bytes | None], bytes | None]) -> None:
         """Packs attributes that wait anew: ``by(side, raw)`` gives those by the schema of now."""
@@ -292,11 +282,3 @@ class Pages:
 def _source(made: Made, position: int) -> str:
     code = made.sources[position] if len(made.sources) == len(made.items) else 0
     return SOURCES[code] if code < len(SOURCES) else SOURCES[0]
-
-
-def _bits(mask: int) -> bytes:
-    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
-
-
-def _mask(raw: bytes) -> int:
-    return int.from_bytes(raw, "little")
