@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from kafka.protocol import admin, consumer, metadata, producer
@@ -122,7 +123,9 @@ def delete_records(call: Call) -> Any:
     for asked in call.request.topics:
         done = []
         for part in asked.partitions:
-            code, start = _of_log(call, asked.name, part.partition_index, lambda log, to=part.offset: log.trim(to), -1)
+            code, start = _of_log(
+                call, asked.name, part.partition_index, partial(PartitionLog.trim, offset=part.offset), -1
+            )
             index = part.partition_index
             done.append(kind.DeleteRecordsPartitionResult(partition_index=index, low_watermark=start, error_code=code))
         topics.append(kind(name=asked.name, partitions=done))
@@ -147,7 +150,7 @@ def list_offsets(call: Call) -> Any:
         found = []
         for part in asked.partitions:
             index, at = part.partition_index, part.timestamp
-            code, (offset, time_ms) = _of_log(call, asked.name, index, lambda log, at=at: _place(log, at), (-1, -1))
+            code, (offset, time_ms) = _of_log(call, asked.name, index, partial(_place, time_ms=at), (-1, -1))
             place = {"offset": offset, "timestamp": time_ms, "leader_epoch": -1}
             found.append(kind.ListOffsetsPartitionResponse(partition_index=index, error_code=code, **place))
         topics.append(kind(name=asked.name, partitions=found))
