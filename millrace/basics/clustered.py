@@ -20,7 +20,7 @@ and the interval of a normal distribution covers far less than 95%: tests/millra
 figures. Where C is below :data:`FEWEST` there is none.
 
 The AUC's parts are DeLong's (DeLong, DeLong and Clarke-Pearson 1988), summed by cluster (Obuchowski 1997,
-"Nonparametric analysis of clustered ROC curve data"). With many users, a bootstrap that draws users anew with all their
+"Nonparametric analysis of clustered ROC curve data"). With many users, a bootstrap that draws users with all their
 rows gives the same intervals, as tests/millrace/basics/test_clustered.py shows, for some hundred times the work.
 """
 

@@ -1,6 +1,6 @@
 # core
-"""An OpenAPI 3.1 description of an HTTP door, made from the very types that it decodes requests by and encodes answers
-from. Each door has a table of its routes; a test holds it against the routes of the application.
+"""An OpenAPI 3.1 description of an HTTP server, made from the types that it decodes requests by and encodes answers
+from. Each server has a table of its routes; a test holds it against the routes of the application.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Alive(Struct, frozen=True):
 
 
 class Ready(Struct, frozen=True, omit_defaults=True):
-    """Whether a door can do its work."""
+    """Whether a server can do its work."""
 
     ready: bool
     error: Annotated[str, Meta(description="Why not")] = ""

@@ -297,14 +297,14 @@ class PartitionLog:
         """Returns when all that was appended before is on the disk. For a thread: appends may go on meanwhile.
 
         Raises:
-            OSError: it is not. The log is to be cut, and then loaded anew.
+            OSError: it is not. The log is to be cut, and then loaded again.
         """
         for segment in list(self.segments):
             with contextlib.suppress(FileNotFoundError):  # retention has removed it meanwhile
                 segment.sync()
 
     def cut(self, now_ms: int) -> None:
-        """Takes away what was appended since the last sync. The log is to be loaded anew before it is used.
+        """Takes away what was appended since the last sync. The log is to be loaded again before it is used.
 
         Offsets are not given again: readers may be behind them. The name of an empty file tells the end.
 

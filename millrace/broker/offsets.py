@@ -1,7 +1,7 @@
 # core
 """What groups committed: a file to which each commit is appended as a line of JSON, and a table in memory.
 
-The newest line of a partition holds. The file is written anew, with one line each, when it has grown to several times
+The newest line of a partition holds. The file is written again, with one line each, when it has grown to several times
 that. A torn last line (the broker was killed while it wrote) is left out: that commit was not acknowledged.
 """
 
@@ -21,7 +21,7 @@ Committed = tuple[int, str]
 
 _Line = tuple[str, str, int, int, str]
 _REWRITE_AT = 1000
-"""Lines beyond four times the entries after which the file is written anew."""
+"""Lines beyond four times the entries after which the file is written again."""
 
 
 class Offsets:
@@ -63,7 +63,7 @@ class Offsets:
         self._lines += len(lines)
 
     def _shorten(self) -> None:
-        """Writes the file anew if it has grown. The table must have all that the file has."""
+        """Rewrites the file if it has grown. The table must have all that the file has."""
         if self._lines > 4 * len(self._table) + _REWRITE_AT:
             before = self._file
             try:

@@ -180,7 +180,7 @@ class Segment:
     def cut(self) -> None:
         """Takes away what this broker appended since the last sync. The segment is of no use afterwards.
 
-        What an earlier broker left may hold acknowledged records. It is kept, and written anew unless it was synced.
+        What an earlier broker left may hold acknowledged records. It is kept, and written again unless it was synced.
 
         Raises:
             OSError: the disk takes not even that.

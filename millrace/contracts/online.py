@@ -150,7 +150,7 @@ def unpack_recent(raw: bytes | None) -> Recent:
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
         problem = f"the last clicks {raw[:40]!r} are damaged ({error})"
         raise StoreError(
-            problem, "the user's next click replaces them; deleting the keys filled:* has all users written anew"
+            problem, "the user's next click replaces them; deleting the keys filled:* has all users written again"
         ) from None
 
 

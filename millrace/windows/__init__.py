@@ -1,2 +1,2 @@
 # core
-"""Windows over time and what is read off them: tiles, features, likings. Shared by stream, scorer and replay."""
+"""Windows over time and what is read off them: tiles, features, affinity. Shared by stream, scorer and replay."""

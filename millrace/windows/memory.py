@@ -33,7 +33,7 @@ def unit_minutes(lengths: tuple[int | str, ...]) -> int:
 
 @lru_cache(maxsize=16)
 def spans_of(lengths: tuple[int | str, ...], half_lives: tuple[float, ...]) -> Spans:
-    """What is read off a tile list. Read-only, and remembered: a request would make it anew each time."""
+    """What is read off a tile list. Read-only, and remembered: each request needs it."""
     minutes = durations.lengths_in_minutes(lengths)
     unit = durations.unit_minutes(minutes)
     window = [m // unit for m in minutes]

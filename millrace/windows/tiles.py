@@ -448,7 +448,7 @@ def counts_of(
 
 
 def _contiguous(values: Any, dtype: np.dtype[Any]) -> Array:
-    """As a contiguous, aligned, writable array of that type: numba compiles anew for any other kind of array."""
+    """As a contiguous, aligned, writable array of that type: numba compiles again for any other kind of array."""
     if type(values) is np.ndarray and values.dtype is dtype and values.flags.carray:  # nearly always, and quick
         return values
     return np.require(values, dtype, ["C", "A", "W"])

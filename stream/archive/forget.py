@@ -25,7 +25,7 @@ from stream.archive.folder import KINDS, parquet
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What was done: rows removed, files written anew, files looked at."""
+    """What was done: rows removed, files written again, files looked at."""
 
     rows: int
     files: int

@@ -162,7 +162,7 @@ class Shell:
         if record.offset < at:  # the reader begins at the position, so the broker has lost what was before
             log.warning("a topic begins again", topic=record.topic, line=record.partition, was_at=at)
             self._archive.reset_offsets(record.topic, record.partition, record.offset)
-            self._know_anew(record.topic)
+            self._check_topic(record.topic)
         taken = Record(record.topic, record.partition, record.offset, record.key, record.value, now_ms)
         try:
             self._archive.take(taken)
@@ -170,9 +170,9 @@ class Shell:
             LEFT_OUT.labels("unforeseen").inc()
             log.error("a message is left out", topic=record.topic, offset=record.offset, error=one_line(error))
 
-    def _know_anew(self, topic: str) -> None:
-        """The topic may have been made anew meanwhile. Then the manifest must name the new one, or the next start would
-        read it from its beginning once more; and what was read of its other partitions says nothing of the new ones."""
+    def _check_topic(self, topic: str) -> None:
+        """The topic may be another one of its name by now. Then the manifest must name it, or the next start would read
+        it from its beginning once more; and what was read of its other partitions says nothing of the new ones."""
         found = topic_ids(self._settings).get(topic, "")
         if not found or found == self._topics.get(topic, ""):
             return

@@ -268,7 +268,7 @@ class Pages:
         self._settled.resume(settled)
 
     def repack(self, by: Callable[[str, bytes | None], bytes | None]) -> None:
-        """Packs attributes that wait anew: ``by(side, raw)`` gives those by the schema of now."""
+        """Packs attributes that wait again: ``by(side, raw)`` gives those by the schema of now."""
         for page in self._pages.values():
             page.parts = [
                 part._replace(

@@ -1,2 +1,2 @@
 # core
-"""The HTTP door for events, users and items: the role ``intake``. What it answers with `kept`, Kafka has."""
+"""The HTTP server for events, users and items: the role ``intake``. What it answers with `kept`, Kafka has."""

@@ -1,5 +1,5 @@
 # shell
-"""The way to Kafka: batches by partition, one after another, through a producer that is made anew when it has failed.
+"""The way to Kafka: batches by partition, one after another, through a producer that is made again when it has failed.
 
 ::
 
@@ -98,7 +98,7 @@ class Outlet:
         home = lru_cache(maxsize=65_536)(kafka_partition)
         self.keeper = Keeper(
             lambda topic, key: (topic, home(key, self._partitions[topic])),
-            hash,  # 64 bits, keyed anew in each process
+            hash,  # 64 bits, with another key in each process
             self._settings.intake_waiting,
             life_ms,
             disorder_ms,

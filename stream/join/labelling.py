@@ -110,7 +110,7 @@ class Labeller:
         self.pending = self.flow_ms = self.exposed_ms = 0
 
     def promise(self, ts_ms: int) -> Promise:
-        """What the policy promises an exposure of this time. Traffic begins anew after an attribution window without
+        """What the policy promises an exposure of this time. Traffic begins again after an attribution window without
         exposures."""
         if ts_ms - self.exposed_ms > self.policy.attribution_ms:
             self.flow_ms = ts_ms

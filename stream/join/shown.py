@@ -2,7 +2,7 @@
 """A page as its client showed it: other items left out, or another order than it was answered in.
 
 The scorer fills in the positions that it answers with. Where an item was really shown is known only with the exposure
-(``Exposure.slots``), so what follows from a position is made anew here: the feature ``position``, and window keys that
+(``Exposure.slots``), so what follows from a position is made again here: the feature ``position``, and window keys that
 have it among their columns. All other features do not depend on it::
 
     impression   row 0: a at 0    row 1: b at 1    row 2: c at 2         as answered

@@ -183,7 +183,7 @@ def settle(filled: Array, near: Array, counts: Array, when: Array, used: Any) ->
 
 @compiled
 def index(slots: Array, shift: Any, items: Array, used: Any) -> None:
-    """Builds the hash of the first ``used`` rows anew."""
+    """Builds the hash of the first ``used`` rows."""
     slots[:] = FREE
     for row in range(used):
         slots[_place(slots, shift, items, items[row])] = row

@@ -375,5 +375,5 @@ class _State(CountersState):
 _REMEDY = "move the checkpoint folder away to read the topics from their beginning, or run the version that wrote it"
 _REMEDY_TILES = (
     "keep the actions, the means and every window of the former schema (keys, windows and half-lives may be added), or "
-    "move the checkpoint folder away: the topics are read from their beginning and counted anew"
+    "move the checkpoint folder away: the topics are read from their beginning and counted again"
 )

@@ -98,10 +98,10 @@ class ListKeeper(threading.Thread):
                             odd: list[Doubt] = []
                             taken = [take(lists, intake, r, doubts, odd) for r in records]
                             self._doubt(odd)
-                            # A topic that was made anew has another id, and offsets that begin again.
+                            # A topic that was made again has another id, and offsets that begin again.
                             place = f"{records[0].topic} {ids.get(records[0].topic, '')}".strip()
                             new = [one for one in taken if one is not None and one.offset >= written_to.get(place, 0)]
-                            if new:  # whoever reads the topics anew, after an interruption, meets all of them again
+                            if new:  # whoever reads the topics again, after an interruption, meets all of them again
                                 FAILURES.inc(len(new))
                                 self.problems.note(new)
                                 self.send(new)

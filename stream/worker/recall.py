@@ -83,7 +83,7 @@ class Recaller:
         consumer = self._consumer
         consumer.assign([tp])
         first = consumer.beginning_offsets([tp], timeout_ms=PATIENCE_MS)[tp]
-        # Asked for anew: the end that the consumer knows of is that of an earlier reading, until a fetch is answered.
+        # Asked for again: the end that the consumer knows of is that of an earlier reading, until a fetch is answered.
         end = consumer.end_offsets([tp], timeout_ms=PATIENCE_MS)[tp]
         found: dict[int, bytes | None] = {offset: None for offset in offsets if not first <= offset < end}
         left = [offset for offset in offsets if first <= offset < end]

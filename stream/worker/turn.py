@@ -340,7 +340,7 @@ class Turn:
     def snapshot(self) -> PartitionSnapshot:
         """The content of a :class:`Checkpoint` that is due: the partition, and the advance that follows.
 
-        A turn has no other state. Messages that wait here are read from Kafka again; the rest begins anew with an
+        A turn has no other state. Messages that wait here are read from Kafka again; the rest begins again with an
         assignment.
         """
         return self.partition.snapshot(self._advance_ms)

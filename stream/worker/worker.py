@@ -292,7 +292,7 @@ class Worker:
         self._background(read())
 
     async def _check_logs(self) -> None:
-        """A broker that came back may have come back empty. Then offsets mean nothing: the next start begins anew."""
+        """A broker that came back may have come back empty. Then offsets mean nothing: the next start begins again."""
         with self._guarded("asking for its topics"):
             ids = await asyncio.to_thread(ids_of_inputs, self.settings)
             others = [topic for topic in INPUTS if self._logs[topic] and ids[topic] and self._logs[topic] != ids[topic]]
