@@ -254,6 +254,7 @@ class Partition:
                 case Did.WHOLE:
                     self.counters.log.owned_keys()
                 case _:
+                    self.advance_ms = None if did == Did.ADVANCE else self.advance_ms
                     self._ingest.do(did, what)
         # A slice of a sweep may have other keys here, so one may have ended that the readers do not know of.
         self.counters.key_may_have_ended()
