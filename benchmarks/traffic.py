@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from millrace.basics.hashing import column_hash, combine
 from millrace.contracts.events import Click, Exposure, Impression, Purchase, to_json
 from millrace.contracts.impressions import impression_bytes
-from millrace.contracts.once import Rates
+from millrace.contracts.pagepack import Rates
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from stream.join.join import Message
