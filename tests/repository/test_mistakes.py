@@ -38,7 +38,6 @@ from stream.worker import figures
 from stream.worker.listkeeper import take
 from stream.worker.lists import ShopLists
 from stream.worker.problemlog import ProblemLog
-from stream.worker.told import ProblemLog
 from tests.architecture import ROOT
 from tests.scenes.bad_messages import deep
 from tests.scenes.scorer_shop import NOW_MS, SCHEMA

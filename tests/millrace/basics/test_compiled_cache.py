@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.architecture import ROOT
 from tests.scenes.waiting import LONG
 
-ROOT = Path(__file__).parents[3]
 INNER = "from numba import njit\nSTEP = {step}\n@njit(inline='always')\ndef inner(x):\n    return x * {factor}\n"
 MIDDLE = "from numba import njit\nfrom inner import inner\n@njit\ndef middle(x):\n    return inner(x) + 1\n"
 OUTER = """

@@ -15,9 +15,8 @@ from millrace.basics.errors import StoreError
 from millrace.windows.kernels import UNITS
 from millrace.windows.memory import SLACK_H
 from millrace.windows.tiles import TileStore, counts_of, grain_hours
-from tests.scenes.tile_changes import changes
 from tests.scenes.exploring import examples
-from tests.tile_changes import changes
+from tests.scenes.tile_changes import changes
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
