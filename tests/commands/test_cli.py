@@ -16,6 +16,7 @@ import pytest
 from cyclopts import App
 
 from commands.cli.cli import FORMER, app, current
+from millrace.contracts.settings import Settings
 from millrace.processes.role import ROLES, last_figures
 from millrace.versions.modelstore import ModelStore
 from tests.architecture import ROOT
@@ -184,6 +185,17 @@ def test_a_result_is_printed_as_json(tmp_path: Path) -> None:
         assert done.returncode == (1 if words == ("status",) else 0), "no loop runs there"
         found = json.loads(done.stdout)
         assert (found[0] if isinstance(found, list) else found)[key] == 4
+
+
+def test_the_broker_alone_has_the_folder_and_the_limits_of_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda _, argv: started.append(argv))
+    app(["run", "broker", "--data", str(tmp_path), "--port", "0"], result_action="return_value")
+    ((*_, size, _, disk, _, folder, _, port),) = started
+    assert (folder, port) == (str(tmp_path / "broker" / "topics"), "0")
+    assert (int(size) > Settings().message_bytes, float(disk)) == (True, Settings().broker_gib)
 
 
 def test_a_settings_file_is_made_shown_and_checked(tmp_path: Path) -> None:

@@ -214,9 +214,11 @@ def test_the_model_that_is_named_is_tried_in_a_process_of_its_own(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here another module takes the place of learner/role/trial.py."""
-    (tmp_path / "learner").mkdir()
-    (tmp_path / "learner" / "__init__.py").touch()
-    (tmp_path / "learner" / "trial.py").write_text(code)
+    role = tmp_path / "learner" / "role"
+    role.mkdir(parents=True)
+    for package in (role.parent, role):
+        (package / "__init__.py").touch()
+    (role / "trial.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     if "sleep" in code:
         monkeypatch.setattr(probes, "TRIAL_SECONDS", 0.5)

@@ -17,12 +17,14 @@ from rich.console import Console
 
 from commands.loop.host import works
 from commands.loop.monitor import Monitor, Picture
+from commands.loop.page import PageServer
 from commands.loop.status import Shown, state_of
 from commands.loop.view import line_of, table_of
 from commands.up import folder as folders
 from commands.up import words
 from commands.up.ports import Ports, check, choose, url
 from commands.up.run import ROLES, Up, UpOptions, prepared, up
+from commands.up.running import running, told
 from millrace.basics.errors import PortError, ServiceError, SettingError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.schema import load_schema, parse_schema, shop_schema
@@ -352,3 +354,32 @@ def test_what_only_a_simulator_knows_is_left_out_and_the_rest_comes_from_stream_
     console.print(table_of(alone, ""))
     assert "random" not in console.export_text() + line_of(alone)
     assert "control" not in line_of(alone)
+
+
+def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
+    role = {"name": "learn", "state": "running", "restarts": 2}
+    state = {
+        "phase": "running",
+        "roles": [role],
+        "gate": {"says": "nothing was refused"},
+        "awaits": "waiting for items",
+    }
+    page = PageServer(lambda: state, 0)
+    settings = Settings(data=str(tmp_path))
+    try:
+        folders.say_where(tmp_path, {"page": page.url, "redis": "redis://:secret@h:1", "pid": 3})
+        assert told(running(settings)) == [f"no loop runs on '{tmp_path}'"], "as a killed run leaves it"
+        with folders.locked(tmp_path):
+            found = running(settings)
+    finally:
+        page.stop()
+    assert {name: found[name] for name in state} == state
+    lines = told(found | {"version": 7})
+    assert lines[:3] == [
+        f"a loop runs on '{tmp_path}': running; model version 7",
+        "learn      running, 2 restarts",
+        "gate       nothing was refused",
+    ]
+    assert lines[-2:] == ["redis      redis://***@h:1", "waiting for items"]
+    with folders.locked(tmp_path):
+        assert "phase" not in running(settings), "the page is gone"

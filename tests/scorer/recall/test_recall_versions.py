@@ -245,8 +245,8 @@ def test_an_item_that_dies_while_a_page_waits_for_counts_is_not_on_it(tmp_path: 
         assert not np.isin(shown, died).any()
 
 
-@pytest.mark.parametrize("recall", ["vectors=1", "hot=0.5,new=0.5"])
-def test_a_dead_item_is_on_no_page_after_the_shelf_s_next_slice(tmp_path: Path, recall: str) -> None:
+@pytest.mark.parametrize("recall", [{"vectors": 1.0}, {"hot": 0.5, "new": 0.5}])
+def test_a_dead_item_is_on_no_page_after_the_shelf_s_next_slice(tmp_path: Path, recall: dict[str, float]) -> None:
     """Though lists and vectors still name it: the shelf is what counts."""
     scorer = begun(tmp_path)
     scorer.serving.recaller = type(scorer.serving.recaller)(
