@@ -1,5 +1,5 @@
 # shell
-"""The simulator's Prometheus metrics; docs/metrics.md says what each means."""
+"""The simulator's Prometheus metrics; docs/reference/metrics.md says what each means."""
 
 from __future__ import annotations
 

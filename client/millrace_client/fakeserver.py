@@ -112,7 +112,7 @@ class FakeServer:
             return self._recommend(call.body)
         if path == "/readyz":
             return Answer(200, b"{}")
-        return _error(404, f"{call.method} {path} is not served; see docs/api.md")
+        return _error(404, f"{call.method} {path} is not served; see docs/reference/http-api.md")
 
     # -- intake ----------------------------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class FakeServer:
         try:
             asked = msgspec.json.decode(body, type=_Asked)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            return _error(400, f"bad request: {error}; see docs/api.md")
+            return _error(400, f"bad request: {error}; see docs/reference/http-api.md")
         if not self.items:
             return _error(503, "not ready: no item yet; send items", {"retry-after": "0"})
         user, notes = str(asked.user_id), []

@@ -6,7 +6,7 @@
     DATA/learner/admin.json   where the learner's HTTP is  ──► POST, with the token of MILLRACE_ADMIN_TOKEN_FILE,
                                                                else of DATA/admin.token
 
-Docs: docs/trust.md.
+Docs: docs/concepts/trust.md.
 """
 
 from __future__ import annotations

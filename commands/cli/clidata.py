@@ -27,7 +27,7 @@ def dead_letters(
     Parameters
     ----------
     reason
-        Only letters with this reason (docs/dead-letters.md has them all).
+        Only letters with this reason (docs/reference/dead-letters.md has them all).
     last
         How many letters to print.
     """
@@ -78,7 +78,7 @@ def discard(*names: str, data: Data = None, admin: Admin = None, json: Json = Fa
 
 @app.command
 def forget(user: str, *, data: Data = None, json: Json = False) -> None:
-    """Rewrite the archive's files without a user. Delete the user first (docs/deletion.md).
+    """Rewrite the archive's files without a user. Delete the user first (docs/how-to/delete-a-user.md).
 
     Parameters
     ----------

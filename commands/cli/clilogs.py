@@ -97,7 +97,7 @@ def bootstrap(
 ) -> None:
     """Replay a log into the folder of a loop: windows, join, model, items, users that 'millrace up' goes on from.
 
-    Model, waits and partitions are those of the settings that the loop will have (docs/history.md).
+    Model, waits and partitions are those of the settings that the loop will have (docs/how-to/start-from-history.md).
 
     Parameters
     ----------

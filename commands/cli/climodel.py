@@ -1,5 +1,5 @@
 # shell
-"""``millrace model``: the versions of a loop's model, and what a person does with them. Docs: docs/trust.md."""
+"""``millrace model``: the versions of a loop's model, and commands on them. Docs: docs/concepts/trust.md."""
 
 from __future__ import annotations
 
@@ -53,8 +53,9 @@ def promote(
     Parameters
     ----------
     which
-        newest: what the gate holds back. shadow: the newest model of the shadow (docs/shadow.md). repair: the one that
-        'millrace model repair' has made (docs/repair.md).
+        newest: what the gate holds back. shadow: the newest model of the shadow
+        (docs/how-to/try-a-second-model.md). repair: the one that 'millrace model repair' has made
+        (docs/how-to/when-a-check-fails.md).
     """
     if which == "newest":
         tell(data, admin, json, "/model/promote")

@@ -309,7 +309,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """Samples that the gate keeps out of the model; see docs/trust.md."""
+    """Samples that the gate keeps out of the model; see docs/concepts/trust.md."""
 
     held_out: int = 0  # of pages to judge models by
     over_limit: int = 0  # beyond what one id may teach

@@ -59,7 +59,7 @@ def _head(path: Path, found: Findings) -> list[str]:
         lines += [f"#   {name}: {why}" for name, why in found.unused.items()]
         lines.append("#")
     lines += [f"# {note}" for note in found.notes]
-    lines.append("# docs/schema.md lists all entries, docs/own-data.md says which are worth their place.")
+    lines.append("# docs/reference/schema.md lists all entries, docs/how-to/describe-your-data.md helps to choose.")
     return lines
 
 

@@ -88,7 +88,7 @@ def audit_log(
             f"{len(found.leaks)} names differ before a cut: {names}; '{first.name}' first in row {first.row} at "
             f"{time_text(first.ts_ms)}: {first.value} became {first.altered} when all after {time_text(first.cut_ms)} "
             "changed",
-            "what they are made of is not known yet when it is used; docs/leaks.md says what each name means",
+            "they use what is not known yet at that time; docs/how-to/trust-a-replay.md says what each name means",
         )
     return found
 

@@ -88,7 +88,7 @@ MEANS: Mapping[str, Mapping[str, str]] = {
         "gone": "It is recommended no more, and may still be scored.",
     },
     "dead-letter": {
-        "reason": "Why: a word of docs/dead-letters.md.",
+        "reason": "Why: a word of docs/reference/dead-letters.md.",
         "detail": "One line that names the value.",
         "topic": "Where the message lies: its topic,",
         "partition": "its partition,",

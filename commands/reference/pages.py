@@ -10,14 +10,15 @@ import msgspec
 from cyclopts import App
 
 from commands.reference import commandpage as commands
-from commands.reference import messages, settings
+from commands.reference import messages, reasonpage, settings
 from millrace.basics.files import write_whole
 
 
 def pages(app: App) -> dict[str, bytes]:
     """Every page by its path below ``docs/``. ``app``: the command line."""
     found = {
-        "settings.md": settings.page().encode(),
+        "reference/settings.md": settings.page().encode(),
+        "reference/dead-letters.md": reasonpage.page().encode(),
         "reference/commands.md": commands.page(app).encode(),
         "reference/asyncapi.json": _json(messages.asyncapi()),
     }

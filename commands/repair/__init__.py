@@ -1,2 +1,2 @@
 # core
-"""An hour that never happened: samples since a snapshot are learnt again without what is named; see docs/repair.md."""
+"""Samples since a snapshot are learnt again without those that are named; see docs/how-to/when-a-check-fails.md."""

@@ -91,7 +91,7 @@ def check_there(line: Lineage, source: Source) -> None:
         return
     span = gone[0][1]
     whole = next((note for note in line.kept[:-1] if line.after(note) > gone[-1][0]), None)
-    remedy = "no kept version is young enough; repair sooner, or keep the topic 'samples' longer (docs/capacity.md)"
+    remedy = "no kept version is young enough; repair sooner, or keep samples longer (docs/how-to/run-in-production.md)"
     if whole is not None:
         remedy = f"name a --since of {time_of(whole.event_ms)} or later: version {whole.version} can be gone on from"
     raise SnapshotError(

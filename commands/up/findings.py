@@ -82,12 +82,12 @@ def judge_schema(schema: Schema, kept: Schema | None = None) -> list[Finding]:
             found.append(note("schema", text, f'add [[fields]] name = "{wanted}", of = "{side}"'))
     if not schema.windows.keys:
         text = "it counts nothing: no clicks of the last days, of no item and no user"
-        found.append(note("schema", text, 'add [[windows.keys]] columns = ["item_id"] (docs/schema.md)'))
+        found.append(note("schema", text, 'add [[windows.keys]] columns = ["item_id"] (docs/reference/schema.md)'))
     if kept is not None and kept.id != schema.id:
         text = f"it is '{schema.name}' ({schema.id[:8]}), the data folder's state is of '{kept.name}' ({kept.id[:8]})"
         ways = "name the former one, start 'millrace up' with --evolve, or name an empty folder with --data"
         if not same_tiles(kept, schema):
-            ways = "keep its actions, means and windows (docs/schema.md), or name an empty folder with --data"
+            ways = "keep its actions, means and windows (docs/reference/schema.md), or name an empty folder with --data"
         found.append(mend("schema", text, ways))
     keys = ", ".join(key.name for key in schema.windows.keys) or "none"
     sides = ", ".join(f"{sum(of == side for of in names.values())} of {side}" for side in ("user", "item", "context"))
@@ -166,10 +166,10 @@ def judge_folder(path: str, problem: str, free_bytes: int | None, topics_gib: fl
     if free_bytes < LEAST_BYTES:
         return [mend("data folder", free, f"make room: at least {LEAST_BYTES >> 30} GiB, or stop and move the folder")]
     if free_bytes < topics_gib * (1 << 30):
-        remedy = "set MILLRACE_BROKER_GIB to less; docs/capacity.md says what a million page views take"
+        remedy = "set MILLRACE_BROKER_GIB to less; docs/how-to/run-in-production.md says what a million page views take"
         return [note("data folder", f"{free}, topics may take {topics_gib:g} GiB", remedy)]
     if free_bytes < SCARCE_BYTES:
-        return [note("data folder", free, "see docs/capacity.md for what a million page views take")]
+        return [note("data folder", free, "see docs/how-to/run-in-production.md for what a million page views take")]
     return [ok("data folder", free)]
 
 
@@ -198,4 +198,5 @@ def judge_tokens(loopback: bool, host: str, tokens: bool) -> Finding:
     if loopback:
         return ok("tokens", f"none are set, and only this machine reaches {host}")
     text = f"intake and scorer listen on {host}, and no token is set: whoever reaches them may use them"
-    return mend("tokens", text, "set MILLRACE_TOKEN_FILE (docs/security.md), or MILLRACE_HOST=127.0.0.1")
+    remedy = "set MILLRACE_TOKEN_FILE (docs/how-to/run-in-production.md), or MILLRACE_HOST=127.0.0.1"
+    return mend("tokens", text, remedy)

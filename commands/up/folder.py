@@ -5,7 +5,7 @@
 
     DATA/up.lock        held while a run has the folder, however it ends (flock)
     DATA/up.json        where things are, while all is there; a run that was killed leaves it
-    DATA/admin.token    who has it may command the learner (docs/trust.md); made once, for the owner's eyes alone
+    DATA/admin.token    who has it may command the learner (docs/concepts/trust.md); only its owner can read it
     DATA/schema.toml    the schema that the state in this folder is of
     DATA/logs           a file a role          DATA/broker, models, checkpoints, index, spool, archive: the state
 """
@@ -197,8 +197,8 @@ def schema_note(folder: Path, settings: Settings) -> SchemaNote:
         raise SettingError(
             f"the state in '{folder}' is of schema '{before.name}' ({before.id[:8]}), the settings name"
             f" '{schema.name}' ({schema.id[:8]})",
-            f"give --evolve to carry over what both have (docs/up.md says what that is), name that one{there}, or give"
-            " --data an empty folder",
+            f"give --evolve to keep what both have (docs/how-to/run-your-shop.md), name that one{there}, or give --data"
+            " an empty folder",
         )
     if not same_tiles(before, schema):
         raise SettingError(

@@ -260,7 +260,7 @@ class OwnModel:
         if not self._live:
             raise SettingError(
                 f"model '{self.name}' failed in {verb}: {told(error, self.name)}",
-                "correct it; a live learner would count this and go on, docs/own-model.md says how",
+                "correct it; a live learner would count this and go on, docs/how-to/use-your-own-model.md says how",
             ) from error
         self.faults[verb] += 1
         count = self.faults[verb]

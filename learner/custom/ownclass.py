@@ -281,7 +281,7 @@ def probe(name: str, factory: Factory, schema: Schema, entries: Mapping[str, Any
     except Exception as error:
         problem = str(error) if type(error) is Unsound else f"{told(error, name)}, on made-up rows"
         raise SettingError(
-            f"model '{name}' cannot be used: {problem}", "correct it; docs/own-model.md has the verbs"
+            f"model '{name}' cannot be used: {problem}", "correct it; docs/how-to/use-your-own-model.md has the verbs"
         ) from None
 
 

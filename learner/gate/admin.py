@@ -249,7 +249,8 @@ class Admin:
         try:
             wanted = msgspec.json.decode(bytes(body) or b"{}", type=form)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            return _refusal(400, f"the body of {request.url.path} is no such command ({error}); see docs/trust.md")
+            see = "see docs/how-to/when-a-check-fails.md"
+            return _refusal(400, f"the body of {request.url.path} is no such command ({error}); {see}")
         return await self._done(Command(name, msgspec.to_builtins(wanted)))
 
     async def _done(self, command: Command) -> Response:

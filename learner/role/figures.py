@@ -1,5 +1,5 @@
 # shell
-"""What the learner shows: its Prometheus metrics, and ``history.jsonl``. docs/metrics.md describes each figure."""
+"""The learner's Prometheus metrics, and ``history.jsonl``. docs/reference/metrics.md describes each figure."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ class Board:
                 f"drift: predictions fit clicks {'worse' if worse else 'better'} than before",
                 before=round(before, 4),
                 after=round(after, 4),
-                remedy="compare segments (docs/models.md); if it lasts, 'millrace model bisect' finds when it began"
+                remedy="compare segments (docs/internals/learner.md); 'millrace model bisect' finds when it began"
                 if worse
                 else "nothing is to be done",
             )

@@ -6,8 +6,8 @@
     cannot be used ──► a dead letter with one of REASONS     millrace_dead_letters_total{reason}
     used, but it may not mean what its sender thinks ──► one of DOUBTS     millrace_doubts_total{kind}
 
-Dead letters, the lines in the logs, ``millrace data dead-letters`` and docs/dead-letters.md all say it in these words.
-A test holds them and the code together.
+Dead letters, the lines in the logs, ``millrace data dead-letters`` and docs/reference/dead-letters.md, which is made
+from them, all use these words. A test holds them and the code together.
 """
 
 from __future__ import annotations

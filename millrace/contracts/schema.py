@@ -300,10 +300,10 @@ def parse_schema(text: str, source: str = "schema") -> Schema:
         schema: Schema = msgspec.convert(_with_days(raw), Schema)
     except msgspec.ValidationError as error:
         raise SchemaError(
-            f"{source}: {invalid(error, Schema)}", "correct the entry; docs/schema.md lists them all"
+            f"{source}: {invalid(error, Schema)}", "correct the entry; docs/reference/schema.md lists them all"
         ) from None
     except (tomllib.TOMLDecodeError, ValueError) as error:
-        raise SchemaError(f"{source}: {error}", "correct the entry; docs/schema.md lists them all") from None
+        raise SchemaError(f"{source}: {error}", "correct the entry; docs/reference/schema.md lists them all") from None
     _check(schema, source)
     return schema
 

@@ -81,14 +81,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     disorder_seconds: Annotated[float, Meta(ge=0)] = 60.0  # how much out of order events may come
 
     # Model. What is learnt, and which figures are kept of it.
-    model: str = "wide_resnet"  # a model of docs/models.md, or module:Class of your own
+    model: str = "wide_resnet"  # a model of docs/internals/learner.md, or module:Class of your own
     model_spec: dict[str, Any] = {}  # entries of the model's spec, as negative_keep = 0.25
     # Metrics by value of a field: the values of each.
     segments: dict[str, list[str]] = field(default_factory=lambda: {"kind": ["business", "consumer"]})
     shadow_model: str = ""  # a second learner, of the role `shadow`, judged beside the first
     shadow_spec: dict[str, Any] = {}  # entries of the shadow's spec
 
-    # Gate. What stands in front of what is served; see docs/trust.md. Its minutes are event time.
+    # Gate. What stands in front of what is served; see docs/concepts/trust.md. Its minutes are event time.
     gate: Literal["observe", "on", "off"] = "observe"  # observe: refuse only what is damaged or absurd; on: refuse
     heldout_share: Annotated[float, Meta(ge=0, le=0.1)] = 0.01  # share of pages that are never learnt, to judge by
     # Rows that a user, an item or an id of a field may teach in an hour; empty: no limit.
@@ -99,7 +99,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # Serving. What a scorer makes a page of.
     workers: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that answer requests, on one port
     candidates: Annotated[int, Meta(ge=1)] = 1000  # items that are ranked for a page
-    # Shares of the candidates by source; see docs/recall.md. They add up to 1.
+    # Shares of the candidates by source; see docs/concepts/recall-and-ranking.md. They add up to 1.
     recall: dict[str, Annotated[float, Meta(ge=0, le=1)]] = field(default_factory=_SHARES.copy)
     recall_index: Literal["exact", "usearch"] = "exact"  # usearch: approximate, for more than a million items
     control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # share of requests that get a random page
@@ -119,7 +119,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     shoppers: Annotated[int, Meta(ge=1, le=1_000_000)] = 4000  # shoppers who come on an average day
 
     # Hidden.
-    metrics_port: Port | None = None  # nothing: the role's own, see docs/metrics.md; 0: any that is free
+    metrics_port: Port | None = None  # nothing: the role's own, see docs/reference/metrics.md; 0: any that is free
     clock: str = ""  # see EventClock.encode; whoever starts the roles of a loop sets it
     from_log: str = ""  # a log that the role `simulate` plays, by `schema`, in place of shoppers
     idempotence: bool = True  # off only where the broker cannot
@@ -413,7 +413,7 @@ def _lines(text: str) -> dict[tuple[str, ...], int]:
 
 def _meant(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else "docs/settings.md lists them all"
+    return f"did you mean {near[0]}?" if near else "docs/reference/settings.md lists them all"
 
 
 _TABLES = frozenset({"model_spec", "segments", "shadow_spec", "teach_limits", "recall"})

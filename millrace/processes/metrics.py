@@ -2,7 +2,8 @@
 """How a role shows its figures to Prometheus.
 
 Metrics are module-level objects of the role that owns them, all named ``millrace_*``; the names that dashboards
-may rely on are listed in ``docs/metrics.md``, and a test checks every panel against what the running roles expose.
+may rely on are listed in ``docs/reference/metrics.md``, and a test checks every panel against what the running roles
+expose.
 """
 
 from __future__ import annotations

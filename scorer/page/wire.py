@@ -171,7 +171,7 @@ def decode(raw: bytes, kind: type[R]) -> R:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
         fields = ", ".join(kind.__struct_encode_fields__)
-        raise RequestError(f"bad request: {error}", f"the fields are {fields}; see docs/api.md") from None
+        raise RequestError(f"bad request: {error}", f"fields: {fields}; see docs/reference/http-api.md") from None
     except RecursionError:
         where = _at(key_at(raw[:_LOOKED_AT], _LOOKED_AT))
         raise RequestError(f"the body is nested too deep{where}", f"send at most {MAX_DEPTH} levels") from None

@@ -1,5 +1,5 @@
 # shell
-"""The scorer's HTTP routes, as one worker answers them; see ``docs/api.md``."""
+"""The scorer's HTTP routes, as one worker answers them; see ``docs/reference/http-api.md``."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ class InferenceApi:
         try:
             return msgspec.convert(request, wire.ScoreRequest)
         except msgspec.ValidationError as error:
-            raise RequestError(f"bad request: {error}", "see docs/api.md for what the tensors may hold") from None
+            raise RequestError(f"bad request: {error}", "docs/reference/http-api.md describes the tensors") from None
 
     def _values(self, tensor: InferInput) -> list[Any]:
         """The values of a tensor, flat, of its shape and type."""

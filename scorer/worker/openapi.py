@@ -102,7 +102,7 @@ def description() -> dict[str, Any]:
     """The whole document."""
     return openapi.description(
         "Millrace scorer",
-        "Ranks and scores the items of a shop for its users. In words: docs/api.md.",
+        "Ranks and scores the items of a shop for its users. In words: docs/reference/http-api.md.",
         ROUTES,
         _WHY,
         names={"name": {"type": "string", "const": infer.MODEL}},

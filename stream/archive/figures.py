@@ -1,5 +1,5 @@
 # shell
-"""The archive's figures for Prometheus; docs/metrics.md lists them."""
+"""The archive's figures for Prometheus; docs/reference/metrics.md lists them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # shell
-"""The intake's HTTP routes; see ``docs/intake.md``.
+"""The intake's HTTP routes; see ``docs/how-to/send-events.md``.
 
 ::
 

@@ -44,7 +44,7 @@ def description() -> dict[str, Any]:
     """The whole document."""
     return openapi.description(
         "Millrace intake",
-        "Takes a shop's events, users and items. In words: docs/intake.md.",
+        "Takes a shop's events, users and items. In words: docs/how-to/send-events.md.",
         ROUTES,
         _WHY,
         instead={422: Taken},

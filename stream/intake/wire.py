@@ -35,7 +35,7 @@ MOST_ID = 200
 
 SECONDS_MS = 100_000_000_000
 """In milliseconds this is March 1973, in seconds the year 5138: a smaller time was meant in seconds."""
-ARCHIVED = "the archive has the user's rows until 'millrace data forget USER --data DATA' (docs/deletion.md)"
+ARCHIVED = "the archive keeps the user's rows until 'millrace data forget USER' (docs/how-to/delete-a-user.md)"
 """What is left to do where a user is deleted."""
 LINES_TYPES = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines", "application/ndjson")
 
@@ -53,9 +53,7 @@ class Verdict(Struct, frozen=True, omit_defaults=True):
     """What became of one line."""
 
     status: Literal["kept", "duplicate", "refused"]
-    reason: Annotated[str, Meta(description="Where refused: one of the fixed words of docs/intake.md")] | UnsetType = (
-        UNSET
-    )
+    reason: Annotated[str, Meta(description="Where refused: a word of docs/how-to/send-events.md")] | UnsetType = UNSET
     detail: Annotated[str, Meta(description="Where refused: one line that names the value")] | UnsetType = UNSET
     note: Annotated[str, Meta(description="Where kept: what is doubtful about it, or left to do")] | UnsetType = UNSET
 

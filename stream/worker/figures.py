@@ -1,5 +1,5 @@
 # shell
-"""What the stream role shows to Prometheus; docs/metrics.md describes each figure."""
+"""What the stream role shows to Prometheus; docs/reference/metrics.md describes each figure."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class ProblemLog:
                 reason=kind.kind,
                 count=kind.times,
                 example=kind.example,
-                remedy="see docs/dead-letters.md" if reason is None else reason.mend,
+                remedy="see docs/reference/dead-letters.md" if reason is None else reason.mend,
             )
         for kind in self._doubts.due(now_s):
             doubt = DOUBTS[kind.kind]

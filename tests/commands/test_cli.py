@@ -19,7 +19,6 @@ from commands.cli.cli import FORMER, app, current
 from millrace.contracts.settings import Settings
 from millrace.processes.role import ROLES, last_figures
 from millrace.versions.modelstore import ModelStore
-from tests.architecture import ROOT
 from tests.millrace.versions.test_model_store import snapshot
 from tests.scenes.waiting import LONG, PATIENCE
 
@@ -214,13 +213,3 @@ def test_a_settings_file_is_made_shown_and_checked(tmp_path: Path) -> None:
     checked = millrace("config", "check", "--data", str(tmp_path), MILLRACE_COLOUR="red")
     assert checked.returncode == 1
     assert len(checked.stdout.splitlines()) == 4, checked.stdout
-
-
-def test_the_readme_names_only_commands_that_there_are() -> None:
-    text = (ROOT / "README.md").read_text()
-    named = [
-        line.partition("`millrace ")[2].partition("`")[0].split() for line in text.splitlines() if "`millrace " in line
-    ]
-    assert named
-    known = {words[0] for words in commands(app)}
-    assert {current(words)[0] for words in named} <= known

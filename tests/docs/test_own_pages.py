@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from cyclopts import App
 
+from commands.cli.cli import app
 from commands.reference.examples import EXAMPLES
 from learner.custom.ownclass import is_own, own_class
 from learner.network.models import REGISTRY
@@ -24,14 +26,17 @@ from tests.architecture import ROOT
 from tests.scenes.learning import SCHEMA, make_samples
 
 DOCS = ROOT / "docs"
-PAGES = ("messages", "dead-letters", "own-data", "own-model", "glossary", "labels", "settings")
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(page for folder in ("docs", "client", "deploy", "examples") for page in (ROOT / folder).rglob("*.md")),
+]
 
 
 def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL)
 
 
-SCHEMAS = blocks("own-data", "toml")
+SCHEMAS = blocks("how-to/describe-your-data", "toml")
 
 
 def test_there_are_schemas_for_four_kinds_of_shop() -> None:
@@ -59,14 +64,14 @@ def test_the_ids_of_a_live_schema_are_named_by_its_log() -> None:
     log = '[log]\ntime = "t"\nuser = "customer"\nitem = "sku"\nlabel = "clicked"\n'
     builder = FeatureBuilder(parse_schema(f'name = "shop"\n{own}{log}'))
     assert (builder.user_column, builder.item_column) == ("customer", "sku")
-    assert "customer" in (DOCS / "messages.md").read_text()
+    assert "customer" in (DOCS / "reference" / "messages.md").read_text()
 
 
 def test_the_model_of_the_page_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    *_, source = blocks("own-model", "python")
+    *_, source = blocks("how-to/use-your-own-model", "python")
     before = dict(REGISTRY)
     try:
-        exec(compile(source, "own-model.md", "exec"), {"__name__": "narrow"})
+        exec(compile(source, "use-your-own-model.md", "exec"), {"__name__": "narrow"})
         model = OnlineModel(SCHEMA, {"model": "narrow", "hidden": [16], "width": 4, "step_rows": 1}, 0)
         first = model.learn(make_samples(256, 0)).loss
         for seed in range(1, 12):
@@ -87,7 +92,7 @@ def test_the_classes_of_the_page_are_models_of_ones_own(
 ) -> None:
     """Saved as the page says, found by name, tried, and better for having learnt."""
     module = f"mymodel_of_the_page_{number}"
-    (tmp_path / f"{module}.py").write_text(blocks("own-model", "python")[number])
+    (tmp_path / f"{module}.py").write_text(blocks("how-to/use-your-own-model", "python")[number])
     monkeypatch.syspath_prepend(str(tmp_path))
     model = model_of(SCHEMA, {"model": f"{module}:{name}", **spec}, 0)
     first = model.learn(make_samples(256, 0)).loss
@@ -100,7 +105,7 @@ def test_the_classes_of_the_page_are_models_of_ones_own(
 
 
 def test_the_page_on_models_names_what_is_there() -> None:
-    text = (DOCS / "own-model.md").read_text()
+    text = (DOCS / "how-to" / "use-your-own-model.md").read_text()
     for name in re.findall(r"`(learner\.[\w.]+:\w+)`", text):
         assert is_own(name)
         own_class(name)
@@ -110,7 +115,7 @@ def test_the_page_on_models_names_what_is_there() -> None:
 
 def test_the_models_that_the_page_names_are_those_that_there_are() -> None:
     text = (
-        (DOCS / "own-model.md")
+        (DOCS / "how-to" / "use-your-own-model.md")
         .read_text()
         .partition("`MILLRACE_MODEL` names one of")[2]
         .partition("\n`MILLRACE_MODEL_SPEC`")[0]
@@ -119,7 +124,7 @@ def test_the_models_that_the_page_names_are_those_that_there_are() -> None:
 
 
 def test_the_messages_of_the_page_are_the_examples_of_the_reference() -> None:
-    shown = [msgspec.json.decode(text) for text in blocks("messages", "json")]
+    shown = [msgspec.json.decode(text) for text in blocks("reference/messages", "json")]
     kinds: dict[str, Any] = {"item": Item, "user": User}
     assert [msgspec.convert(shown[0], kinds["item"]), msgspec.convert(shown[1], kinds["user"])] == [
         EXAMPLES["item"],
@@ -133,17 +138,34 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
-    text = (DOCS / f"{page}.md").read_text()
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if link.startswith("http"):
             continue
         name, _, anchor = link.partition("#")
-        target = DOCS / name if name else DOCS / f"{page}.md"
+        target = page.parent / name if name else page
         assert target.exists(), link
-        if anchor:
-            assert anchor in anchors(target.read_text()), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def command(words: list[str], app: App) -> bool:
+    """Whether words name a command or a group of them; what follows a command are its arguments."""
+    names = {name for name in app if not name.startswith("-")}
+    return not names or not words or (words[0] in names and command(words[1:], app[words[0]]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_each_command_that_a_page_names_is_one(page: Path) -> None:
+    if page.name != "CHANGELOG.md":  # it names what there was
+        for words in re.findall(r"(?:^|`|\$ )millrace ((?:[a-z][a-z-]* ?)+)", page.read_text(), re.MULTILINE):
+            assert command(words.split(), app) or words == "is up", words
+
+
+def test_the_index_names_every_page() -> None:
+    index = DOCS / "README.md"
+    named = {index.parent / link for link in re.findall(r"\]\(([^)\s#]+)\)", index.read_text())}
+    assert set(DOCS.rglob("*.md")) <= named | {index}
 
 
 def test_the_glossary_is_in_order_and_has_each_word_once() -> None:

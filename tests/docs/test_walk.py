@@ -1,5 +1,5 @@
-"""docs/walk.md, done as it says, from an empty folder: a page of one's own items, a model that learnt from one's own
-clicks, a shop in a browser whose shelf follows what is clicked; after a restart it still does.
+"""docs/tutorials/first-shop.md, done as it says, from an empty folder: a page of one's own items, a model that learnt
+from one's own clicks, a shop in a browser whose shelf follows what is clicked; after a restart it still does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/walk.md as commands: its fenced blocks in order, run as a reader would, with the ports replaced."""
+"""docs/tutorials/first-shop.md as commands: its fenced blocks in order, run as a reader would, with other ports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.architecture import ROOT
 from tests.scenes.demo_process import PATIENT
 from tests.scenes.waiting import PATIENCE, until
 
-PAGE = ROOT / "docs" / "walk.md"
+PAGE = ROOT / "docs" / "tutorials" / "first-shop.md"
 PORTS = {"scorer": "http://127.0.0.1:8700", "page": "http://127.0.0.1:8710", "intake": "http://127.0.0.1:8720"}
 """The addresses that the page has, by their names in ``up.json``."""
 SHOP = "http://127.0.0.1:8000"

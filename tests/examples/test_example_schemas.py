@@ -106,7 +106,7 @@ def test_a_page_says_where_the_data_is_had_under_which_licence_and_what_to_run(p
     for heading in ("## Where it is had", "## What to run", "## What came out"):
         assert heading in text, heading
     assert "icence" in text
-    assert "millrace replay" in text
-    assert "millrace freshness" in text
+    assert "millrace log replay" in text
+    assert "millrace log freshness" in text
     assert f"examples/{page}/schema.toml" in text
-    assert f"examples/{page}" in (ROOT / "docs" / "examples.md").read_text()
+    assert f"examples/{page}" in (ROOT / "docs" / "how-to" / "read-a-log.md").read_text()

@@ -1,9 +1,9 @@
-"""The table of mistakes in docs/messages.md, row by row, through both doors: the page says what happens, and it does.
+"""The table of mistakes in docs/reference/messages.md, row by row, by HTTP and by Kafka: what the page says happens.
 
 ::
 
     row ──► messages ──┬──► intake: Reader, Keeper ──────────────────────────────► kept, duplicate, refused REASON
-                       └──► Partitions (events, users) │ list keeper, scorer ──► taken, duplicate, doubt, dead letter
+                       └──► Partitions (events, users) │ list keeper, scorer ──► taken, duplicate, warning, dead letter
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tests.scenes.bad_messages import deep
 from tests.scenes.scorer_shop import NOW_MS, SCHEMA
 from tests.scorer.feeder.test_feed import feed
 
-PAGE = ROOT / "docs" / "messages.md"
+PAGE = ROOT / "docs" / "reference" / "messages.md"
 MINUTE, DAY = 60_000, 86_400_000
 POLICY = Policy(attribution_ms=5 * MINUTE, disorder_ms=MINUTE, lateness_ms=120 * MINUTE, ahead_ms=60 * MINUTE)
 PARTITIONS = 4
@@ -142,7 +142,7 @@ CASES: dict[str, Case] = {
     ),
     "An exposure of a request that no page had": events(event("exposure", request_id="no-page")),
     "A click on a request that no page had": events(event(request_id="no-page")),
-    "A click at a position that no exposure told of": events(event(item_id="hat", position=3)),
+    "A click at a position without an exposure": events(event(item_id="hat", position=3)),
     "A click that names another item than the page had there": events(event(item_id="lamp", position=0)),
     "An exposure that names another item than the page had there": events(
         event("exposure", request_id="second", items=["lamp", "lamp", 7])
@@ -319,12 +319,13 @@ def test_by_kafka(mistake: str, tmp_path: Path) -> None:
     loop.end()
     letters = [letter for letter in loop.letters if (letter.topic, letter.partition, letter.offset) in places]
     assert len(letters) == len(loop.letters), "nothing else is harmed"
-    said = {f"dead letter {letter.reason}" for letter in letters}
+    said = sorted({f"dead letter {letter.reason}" for letter in letters})
     if letters:
         assert len(letters) == len(case.values), "each of the row's messages"
     else:
-        said = {"duplicate" if duplicates else "taken"} | {f"doubt {doubt.kind}" for doubt in loop.doubts}
-    assert ", ".join(sorted(said, reverse=True)) == ROWS[mistake][1]
+        warnings = sorted({f"warning {doubt.kind}" for doubt in loop.doubts})
+        said = ["duplicate" if duplicates else "taken", *warnings]
+    assert ", ".join(said) == ROWS[mistake][1]
     told_and_counted(loop, {letter.reason for letter in letters}, {doubt.kind for doubt in loop.doubts}, duplicates)
 
 

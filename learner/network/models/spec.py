@@ -17,7 +17,7 @@ Width = Annotated[int, Meta(ge=1, le=1024)]
 
 
 class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Defaults are those of Wide&ResNet without norm, the model that `millrace` starts with (docs/models.md: why)."""
+    """Defaults are those of Wide&ResNet without norm (docs/internals/learner.md says why)."""
 
     model: str = "wide_resnet"
 
@@ -77,4 +77,4 @@ def read_spec(values: Mapping[str, Any]) -> Spec:
     try:
         return msgspec.convert(dict(values), Spec)
     except msgspec.ValidationError as error:
-        raise SettingError(f"model spec: {error}", "correct it; docs/models.md lists the entries") from None
+        raise SettingError(f"model spec: {error}", "correct it; docs/internals/learner.md lists the entries") from None

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
 WARM = (1000, 6000, 11_000, 16_000, 21_000)
 """Samples that are waited for, one after the other: on a busy machine each takes its time. From the last on, bounds
-come from the stream's own past; docs/trust.md states the warm-up."""
+come from the stream's own past; docs/concepts/trust.md states the warm-up."""
 WRONG = {"labels", "auc"}
 """Checks that see wrong labels before they are learnt from."""
 WRONG_LABELS = {CHECKS[check] for check in WRONG}

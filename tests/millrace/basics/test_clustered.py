@@ -97,7 +97,7 @@ def test_users_are_numbered_alike_whether_encoded_or_not_and_however_chunked() -
 def test_intervals_of_few_users_cover(users: int, tail: float) -> None:
     """Many small logs of one world: nearly all of their intervals have the world's own gap, and fewer of those that a
     normal distribution would give. The gains of users are even here: where one user gains many times what others do,
-    no interval of ten users knows it (docs/freshness.md has figures)."""
+    no interval of ten users knows it (docs/how-to/measure-freshness.md has figures)."""
 
     def log_of(rng: np.random.Generator, users: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         user = np.repeat(np.arange(users), np.ceil(rng.lognormal(2.5, tail, users)).astype(int))

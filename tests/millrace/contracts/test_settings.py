@@ -91,9 +91,9 @@ def test_the_flat_file_of_before_goes_on(here: Path) -> None:
         ("[ports]\nport = 70000\n", [f"{FILE}:2: port '70000': Expected `int` <= 65535"]),
         ("[ports]\nprot = 1\n", [f"{FILE}:2: [ports] has no setting 'prot'; did you mean port?"]),
         ("[ports]\nkafka = 'h:1'\n", [f"{FILE}:2: [ports] has no setting 'kafka'; it belongs in [services]"]),
-        ("[ports]\nclock = ''\n", [f"{FILE}:2: [ports] has no setting 'clock'; docs/settings.md"]),
+        ("[ports]\nclock = ''\n", [f"{FILE}:2: [ports] has no setting 'clock'; docs/reference/settings.md"]),
         ("\n[port]\nport = 1\n", [f"{FILE}:2: there is no section [port]; did you mean ports?"]),
-        ("colour = 3\n", [f"{FILE}:1: there is no setting 'colour'; docs/settings.md lists them all"]),
+        ("colour = 3\n", [f"{FILE}:1: there is no setting 'colour'; docs/reference/settings.md lists them all"]),
         ("[ports\n", [f"the settings file '{FILE}' cannot be read"]),
         (
             "[gate]\ngate = 'maybe'\n[gate.teach_limits]\nuser = 0\n",

@@ -1,4 +1,5 @@
-"""What is wrong with a log: all faults in one go, or rows left out with their count. A test a row of docs/logs.md."""
+"""What is wrong with a log: all faults in one go, or rows left out with their count. A test a row of
+docs/how-to/read-a-log.md."""
 
 from __future__ import annotations
 
@@ -106,7 +107,7 @@ def test_what_is_wrong_with_a_whole_column_cannot_be_skipped(tmp_path: Path) -> 
         assert {(f.column, f.rows) for f in caught.value.faults} == {("who", 0), ("clicked", 6)}
 
 
-# -- the table of docs/logs.md: errors ----------------------------------------------------------------------------
+# -- the table of docs/how-to/read-a-log.md: errors ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_rows_out_of_order_beyond_the_bound_are_an_error_where_a_log_is_streamed
         assert read.table["ts_ms"].to_pylist() == sorted(read.table["ts_ms"].to_pylist())
 
 
-# -- the table of docs/logs.md: counted decisions -----------------------------------------------------------------
+# -- the table of docs/how-to/read-a-log.md: counted decisions ----------------------------------------------------
 
 
 def test_rows_out_of_order_beyond_the_bound_are_counted_where_a_log_is_read_whole(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+# core
+"""The page of dead letters and warnings, made from :mod:`millrace.contracts.reasons`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from millrace.contracts.reasons import DOUBTS, REASONS, Reason
+
+_HEAD = """# Dead letters
+
+This page is made from `millrace/contracts/reasons.py` by `millrace dev reference --out docs/`; do not edit it.
+
+A message that cannot be used is never dropped silently and never ends a role. It becomes a *dead letter*: a message
+on the topic `dead-letters` with the reason, a line of detail, its place (topic, partition, offset) and the message
+itself. Dead letters are kept for 30 days.
+
+```console
+$ millrace data dead-letters --last 1
+  letters  exposures  reason
+       12          0  bad-item: An item cannot be read, or a field of the schema cannot hold a value of it
+        3         60  no-impression: The event is about a page of which no impression came
+
+bad-item  items, partition 0, offset 511
+  bad-value: price '12,50' is no number
+  {"item_id": "vase", "attributes": {"category": "home", "price": "12,50"}}
+  mend: send the item again with the value corrected; what was known of it stays until then
+```
+
+- The command finds the broker of the loop in `--data`; `--kafka` names another. `--reason bad-item` prints one alone.
+- `exposures` were lost with the message. Those of `malformed`, `wrong-type` and `oversized` cannot be counted.
+- A place identifies a dead letter. After a crash it may be written twice; the command counts it once.
+- Messages are whole up to 256 KiB, in base64 (`raw`).
+- `millrace_dead_letters_total{reason}` counts them. The log has one line a minute for each reason at most.
+- To send a corrected message, send it again the way it came. An event must come while its page lives.
+- `bad-impression`, `bad-item-tiles` and `bad-samples` mean that roles have different schemas or versions.
+
+Duplicates are no dead letters (`millrace_duplicates_dropped_total`). Messages that the intake refused never reach
+Kafka. Lost page logs are counted by the scorer (`millrace_log_lost_pages_total`).
+
+## Reasons
+
+"""
+_WARNINGS = """
+## Warnings
+
+The message is used, but may not mean what its sender thinks. `millrace_doubts_total{kind}` counts these, and the log
+has one line an hour for each kind at most.
+
+"""
+
+
+def page() -> str:
+    """The page as Markdown."""
+    return f"{_HEAD}{_table('reason', REASONS)}{_WARNINGS}{_table('kind', DOUBTS)}"
+
+
+def _table(name: str, reasons: Mapping[str, Reason]) -> str:
+    rows = "".join(f"| `{word}` | {reason.means} | {reason.mend} |\n" for word, reason in reasons.items())
+    return f"| {name} | what is wrong | remedy |\n|---|---|---|\n{rows}"
