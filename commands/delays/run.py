@@ -24,23 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from commands.delays.completeness import Clicks, Curve, by_group, by_window, points, quantiles
 from commands.delays.report import Trial, curve_plot, parts_of, rows_of, trial_of, trials_plot, verdict_of
 from commands.delays.segments import grouped_by, slots_of
-from commands.delays.trials import (
-    IMMEDIATE,
-    Setting,
-    digest,
-    final_labels,
-    live,
-    open_features,
-    samples_of,
-    with_window,
-)
+from commands.delays.trials import IMMEDIATE, Setting, digest, final_labels, open_features, samples_of, with_window
 from commands.offline.workers import pool
+from commands.replay.known import learn_through
 from commands.replay.logfeatures import Labels, LogFeatures, LogRows
 from commands.replay.reading import Log, name_of_log, reading, told
 from commands.replay.run import BATCH_ROWS, THREADS
@@ -53,6 +43,7 @@ from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, policy_named
 from millrace.logs import LogTable, read_log
 from millrace.reports import make_folder, say, show, surroundings, write_all
+from millrace.reports.progress import bars
 from millrace.reports.spans import span_name
 
 WINDOWS = (10_000, 60_000, 300_000, 900_000, 3_600_000, 86_400_000)
@@ -227,21 +218,17 @@ def _trials(
         first = np.full(rows.n, np.iinfo(np.int64).max)
         np.minimum.at(first, samples.row, samples.known_ms)
         wait_s[setting] = float((first - rows.ts_ms).mean()) / 1000
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        tempfile.TemporaryDirectory(prefix="millrace-delays-") as name,
-        Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar,
-    ):
+    with tempfile.TemporaryDirectory(prefix="millrace-delays-") as name, bars(progress) as tick:
         folder = Path(name)
-        task = bar.add_task("features", total=len(alike))
+        tick("features", 0, 1)
         LogFeatures(rows, labels, plan).write(folder)
-        bar.update(task, description="replays")
+        tick("features", 1, 1)
         with pool(workers, _open, (folder, log, schema, how)) as processes:
             jobs = [(own[0], waits, folder / f"p-{i}.npy") for i, own in enumerate(alike.values())]
             futures = [processes.submit(_run, *job) for job in jobs]
-            for future in as_completed(futures):
+            for done, future in enumerate(as_completed(futures), 1):
                 future.result()
-                bar.advance(task)
+                tick("replays", done, len(jobs))
         base = parts_of(np.load(folder / "p-0.npy"), y)  # the present setting is the first
         trials: dict[Setting, Trial] = {}
         for i, settings in enumerate(alike.values()):
@@ -276,4 +263,4 @@ def _run(setting: Setting, waits: tuple[int, int, int], out: Path) -> None:
         samples, _ = samples_of(setting, _labels, _rows.ts_ms, *waits)
         model = model_of(with_window(_plan, setting.window_ms), spec, seed)
         cat, num = open_features(_folder)
-        np.save(out, live(model, _rows, cat, num, _plan.layout.bias_columns, samples, batch_rows))
+        np.save(out, learn_through(model, _rows, cat, num, samples, batch_rows))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +20,8 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from commands.replay.known import Model, Samples
-from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.known import Samples
+from commands.replay.logfeatures import Labels
 from millrace.contracts.schema import Schema
 from millrace.labels import policy_named
 from millrace.reports.spans import span_name
@@ -79,39 +78,6 @@ def digest(samples: Samples) -> str:
     for column in (samples.row, samples.known_ms, samples.kind, samples.policy):
         found.update(np.ascontiguousarray(column).tobytes())
     return found.hexdigest()
-
-
-def live(
-    model: Model,
-    rows: LogRows,
-    cat: NDArray[np.int64],
-    num: NDArray[np.float32],
-    hidden: Sequence[int],
-    samples: Samples,
-    batch_rows: int,
-    tick: Callable[[int], None] = lambda scored: None,
-) -> NDArray[np.float32]:
-    """Scores of all exposures, (n,), each before what was not known at its time is learnt: as ``run_log`` gives them.
-
-    Args:
-        cat, num: features of the n rows, (n, F) and (n, N); only read.
-        hidden: columns of ``cat`` that read as missing when scoring.
-    """
-    p = np.empty(rows.n, np.float32)
-    scored = 0
-    for start in range(0, len(samples.row), batch_rows):
-        part = slice(start, min(start + batch_rows, len(samples.row)))
-        end = int(np.searchsorted(rows.ts_ms, samples.known_ms[part.stop - 1], side="right"))
-        for first in range(scored, end, batch_rows):
-            shown = slice(first, min(first + batch_rows, end))
-            own = np.array(cat[shown])
-            own[:, hidden] = 0
-            p[shown] = model.score(own, np.array(num[shown]))
-        scored = max(scored, end)
-        row = samples.row[part]
-        model.learn(samples.batch(part, rows, cat[row], num[row]))
-        tick(scored)
-    return p
 
 
 def open_features(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -14,6 +14,7 @@ from commands.freshness import bootstrap
 from commands.freshness.bootstrap import Floats, Weights, standard_error
 from millrace.basics.clustered import Users, quantile
 from millrace.basics.merit import auc, calibration, grouped_auc, log_loss
+from millrace.reports.lines import Tick
 
 ALL = "all"
 """The name of all rows."""
@@ -99,7 +100,7 @@ class Measured:
         slices: Mapping[str, NDArray[np.intp]],
         draws: int,
         seed: int,
-        tick: Callable[[], None] = lambda: None,
+        tick: Tick = lambda what, done, of: None,
     ) -> None:
         self.users = int(rows.user.max(initial=-1)) + 1
         self.slices = {ALL: np.arange(len(rows.y)), **slices}
@@ -107,11 +108,11 @@ class Measured:
         self._users = {where: Users.of(rows.y[own], rows.user[own]) for where, own in self.slices.items()}
         blocks = bootstrap.drawn(self.users, draws, seed)
         for number, weights in enumerate(blocks):
-            for where, own in self.slices.items():
+            for done, (where, own) in enumerate(self.slices.items(), 1):
                 part = Rows(rows.y[own], rows.user[own], rows.group[own])
                 for name, scored in models.items():
                     self._measure(where, name, part, own, scored, weights, number == 0)
-                tick()
+                tick("draws of users", done, len(self.slices))
 
     def _measure(
         self, where: str, name: str, part: Rows, own: NDArray[np.intp], scored: Scored, weights: Weights, first: bool

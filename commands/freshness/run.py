@@ -19,9 +19,8 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from commands.freshness.bootstrap import DRAWS
 from commands.freshness.measure import Measured, Rows, Scored
@@ -51,8 +48,8 @@ from learner.role.making import model_of
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.schema import Schema, load_schema
 from millrace.reports import make_folder, say, show, surroundings, write_all
-
-Tick = Callable[[], None]
+from millrace.reports.lines import Tick
+from millrace.reports.progress import bars
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +116,8 @@ def freshness(
         period_ms(name)
     model_of(plan, spec_of(model), seed)  # an unknown name is told before anything long begins
     make_folder(out, "report.json")
-    with tempfile.TemporaryDirectory(prefix="millrace-freshness-") as folder, _bar(progress) as stage:
-        stage("features", 1)
+    with tempfile.TemporaryDirectory(prefix="millrace-freshness-") as folder, bars(progress) as tick:
+        tick("features", 0, 1)
         given = plain_schema(plan)
         data = prepare(log, given, Path(folder), _MANY, day_old=features, slices=slices, skip_bad=skip_bad)
         features_seconds = time.perf_counter() - clock
@@ -129,7 +126,7 @@ def freshness(
         _check_rows(data, rows)
         if inputs == "scaled":
             scaled(data, data.rows(range(train)))
-        stage("features", 0)
+        tick("features", 1, 1)
         fresh, reference = _compared(sync)
         few = tuple(s for s in sync if s in (NEVER, reference, fresh))
         jobs = [
@@ -137,13 +134,12 @@ def freshness(
             for s in range(seed, seed + seeds)
             for i, (kind, own) in enumerate(((LIVE, sync), (DAY_OLD, few))[: 1 + features])
         ]
-        found = _all(jobs, data, plan, workers, stage)
+        found = _all(jobs, data, plan, workers, tick)
         schedule = plan_of(_days(data, train), data.ts_ms, sync, cuts, plan.utc_offset_ms)
         models = _models(jobs, found, data, rows)
         ranked = _rows(data, rows)
         days, hours, values = day_slices(data, rows), hour_slices(data, rows), value_slices(data, rows)
         places = {**{f"day {k}": v for k, v in days.items()}, **{f"hour {k}": v for k, v in hours.items()}}
-        tick = stage("draws of users", len(places) + len(values) + 1)
         measured = Measured(ranked, models, {**places, **named(values)}, draws, seed, tick)
         setup = Setup(data, schedule, rows, train, sync, fresh, reference, cuts, features, draws, seeds)
         report, plots = report_of(setup, measured, days, hours, values)
@@ -319,28 +315,11 @@ def _run(job: Job) -> dict[str, Any]:
     return {"seconds": seconds, "over_one": together / alone, "spec": dict(model.spec)}
 
 
-def _all(
-    jobs: Sequence[Job], data: Dataset, own: Schema, workers: int | None, stage: Callable[[str, int], Tick]
-) -> list[dict[str, Any]]:
-    tick = stage("learning and scoring", len(jobs))
+def _all(jobs: Sequence[Job], data: Dataset, own: Schema, workers: int | None, tick: Tick) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = [{}] * len(jobs)
     with pool(workers, _open, (data.folder, data.schema, data.days, own)) as processes:
         futures = {processes.submit(_run, job): i for i, job in enumerate(jobs)}
-        for future in as_completed(futures):
+        for done, future in enumerate(as_completed(futures), 1):
             results[futures[future]] = future.result()
-            tick()
+            tick("learning and scoring", done, len(jobs))
     return results
-
-
-@contextmanager
-def _bar(wanted: bool) -> Iterator[Callable[[str, int], Tick]]:
-    """Yields a function that begins a stage of so many steps, and gives what to call after each."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not wanted) as bar:
-        task = bar.add_task("", total=None)
-
-        def stage(name: str, steps: int) -> Tick:
-            bar.reset(task, description=name, total=steps or None)
-            return lambda: bar.advance(task)
-
-        yield stage

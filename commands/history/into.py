@@ -49,6 +49,7 @@ from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
 from millrace.processes.profiles import PLACE, leave_partitions, leave_profiles
 from millrace.processes.wall import event_now_ms, wall_ms
+from millrace.reports.lines import Tick
 from millrace.versions.modelstore import ModelStore
 from millrace.windows.features import FeatureBuilder
 from scorer.catalog.checkpoint import Writer
@@ -58,9 +59,6 @@ from stream.partition.partition import Partition, Policy
 
 ROW_SLICE = 4096
 _NAME = "history"
-
-Tick = Callable[[str, int, int], None]
-"""Is told what is done, how many of it, and of how many."""
 
 
 @dataclass(frozen=True, slots=True)

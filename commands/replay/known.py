@@ -7,7 +7,7 @@ it is a few array operations. In a log without action times every label is known
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -168,6 +168,40 @@ def batch_of(
         actions=np.where(samples.kind != NEGATIVE, _CLICKED, _EXPOSED).astype(np.uint8),
         policy=samples.policy,
     )
+
+
+def learn_through(
+    model: Model,
+    rows: LogRows,
+    cat: NDArray[np.int64],
+    num: NDArray[np.float32],
+    samples: Samples,
+    batch_rows: int,
+    tick: Callable[[int], None] = lambda scored: None,
+) -> NDArray[np.float32]:
+    """Scores of all n rows, (n,), each before what was not known at its time is learnt: as a replay gives them, of
+    features that were made before.
+
+    Args:
+        cat, num: features of the rows, (n, F) and (n, N); only read.
+        tick: is told the number of rows scored, after each batch.
+    """
+    bias = rows.builder.schema.layout.bias_columns
+    p, scored = np.empty(rows.n, np.float32), 0
+    for start in range(0, len(samples.row), batch_rows):
+        part = slice(start, min(start + batch_rows, len(samples.row)))
+        # Exposures up to the time at which the batch was complete are scored without it.
+        end = int(np.searchsorted(rows.ts_ms, samples.known_ms[part.stop - 1], side="right"))
+        for first in range(scored, end, batch_rows):
+            shown = slice(first, min(first + batch_rows, end))
+            ids = np.array(cat[shown])
+            ids[:, bias] = 0
+            p[shown] = model.score(ids, np.array(num[shown]))
+        scored = max(scored, end)
+        row = samples.row[part]
+        model.learn(samples.batch(part, rows, cat[row], num[row]))
+        tick(scored)
+    return p
 
 
 def _promises(ts_ms: NDArray[np.int64], policy: LabelPolicy, waits: Waits, traffic: Traffic) -> NDArray[np.int64]:

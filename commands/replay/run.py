@@ -24,8 +24,8 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -33,8 +33,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from commands.replay.baseline import Baseline
 from commands.replay.grouped import Groups
@@ -50,6 +48,7 @@ from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
 from millrace.reports import calibration_plot, day_plot, make_folder, write_report
+from millrace.reports.progress import bars
 
 BATCH_ROWS = 256
 THREADS = 1  # of torch: sums, and so the report, depend on how they are split between threads
@@ -92,12 +91,23 @@ def replay(
         exposures = files.enter_context(reading(log, plan, out, skip_bad, say=progress))
         make_folder(out, "report.json")
         read_seconds = time.perf_counter() - clock
-        with _bar(exposures.table.num_rows, progress) as tick:
+        with bars(progress) as tick:
+            n = exposures.table.num_rows
             groups = Groups(exposures, plan)
-            baseline = Baseline.of(plan, exposures.table.num_rows)
+            baseline = Baseline.of(plan, n)
             if baseline is not None:
                 groups.watch(baseline.column)
-            p = run_log(exposures, plan, learner, batch_rows, tick, groups, labels, baseline, timing)
+            p = run_log(
+                exposures,
+                plan,
+                learner,
+                batch_rows,
+                lambda done: tick("replay", done, n),
+                groups,
+                labels,
+                baseline,
+                timing,
+            )
     seconds = time.perf_counter() - clock
     report = make_report(exposures, plan, p, groups, baseline)
 
@@ -163,13 +173,3 @@ def run_log(
         for scored in run:
             tick(scored)
     return p
-
-
-@contextmanager
-def _bar(rows: int, wanted: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal. Yields a function that takes the number of rows done."""
-    console = Console(stderr=True)
-    columns = (TextColumn("replay"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not wanted) as bar:
-        task = bar.add_task("replay", total=rows)
-        yield lambda done: bar.update(task, completed=done)

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+Tick = Callable[[str, int, int], None]
+"""Takes what is being done, how much of it is done, and of how much."""
+
 LINE_SECONDS = 5.0
 LEFT = " s left"
 """The end of a line of progress: the next one makes it old."""

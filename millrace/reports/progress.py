@@ -4,20 +4,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from millrace.reports.lines import Lines
+from millrace.reports.lines import Lines, Tick
 
 
 @contextmanager
-def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each kind of work on a terminal; elsewhere a line every few seconds. Yields a function that takes what
-    is being done, how much of it is done, and of how much."""
+def bars(wanted: bool = True) -> Iterator[Tick]:
+    """A bar for each kind of work on a terminal; elsewhere a line every few seconds.
+
+    Args:
+        wanted: False: nothing is shown.
+    """
+    if not wanted:
+        yield lambda what, done, of: None
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield Lines(lambda line: console.print(line, highlight=False, soft_wrap=True), time.monotonic)

@@ -13,17 +13,8 @@ import pytest
 from commands.delays.completeness import Clicks, Curve
 from commands.delays.report import Trial, rows_of, trials_plot, verdict_of
 from commands.delays.run import delays
-from commands.delays.trials import (
-    IMMEDIATE,
-    Setting,
-    digest,
-    final_labels,
-    live,
-    open_features,
-    samples_of,
-    with_window,
-)
-from commands.replay.known import LabelSettings
+from commands.delays.trials import IMMEDIATE, Setting, digest, final_labels, open_features, samples_of, with_window
+from commands.replay.known import LabelSettings, learn_through
 from commands.replay.logfeatures import Labels, LogFeatures, LogRows
 from commands.replay.run import run_log
 from learner.ranker.model import OnlineModel
@@ -65,7 +56,7 @@ def test_a_trial_is_a_replay_with_that_window_and_policy(log: LogTable, policy: 
     assert lost == 0
     LogFeatures(rows, labels, schema).write(tmp_path)
     cat, num = open_features(tmp_path)
-    p = live(OnlineModel(schema, SMALL, 3), rows, cat, num, schema.layout.bias_columns, samples, 64)
+    p = learn_through(OnlineModel(schema, SMALL, 3), rows, cat, num, samples, 64)
     how = LabelSettings(None if policy == IMMEDIATE else policy, 10_000)
     plain = run_log(log, schema, OnlineModel(schema, SMALL, 3), 64, lambda done: None, None, how)
     assert np.array_equal(p, plain)
