@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from commands.loop.series import PROCESSES
+from millrace.reports import grid, line
 
 Column = Sequence[float | None]
 
@@ -21,26 +19,23 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     """Draws the series of a demo's report into the picture ``path`` (PNG)."""
     page: Mapping[str, Column] = report["page"]
     minute = [(at - report["began_wall_ms"]) / 60_000 for at in page["wall_ms"] if at is not None]
-    figure = Figure(figsize=(10, 9), layout="constrained")
-    FigureCanvasAgg(figure)
-    memory, served, rate = figure.subplots(3, 1, sharex=True)
-    held = [(name, page[f"memory_{name}"]) for name in PROCESSES if any(page[f"memory_{name}"])]
-    for name, column in held:
-        memory.plot(minute, _scaled(column, _GIB), linewidth=1.2, label=name)
-    memory.plot(minute, _scaled(page["memory_total"], _GIB), color="black", linewidth=1.8, label="all together")
+    figure, ((memory,), (served,), (rate,)) = grid(3, 1, (10, 9))
+    held = [name for name in PROCESSES if any(page[f"memory_{name}"])]
+    for i, name in enumerate(held):
+        line(memory, i, minute, _scaled(page[f"memory_{name}"], _GIB), name, marker="")
+    memory.plot(minute, _scaled(page["memory_total"], _GIB), color="black", lw=1.8, label="all together")
     memory.set_ylabel("resident memory, GiB")
-    for name, label in (("click_to_served_p50_ms", "p50"), ("click_to_served_p99_ms", "p99")):
-        served.plot(minute, _scaled(page[name], 1000.0), linewidth=1.4, label=label)
+    for i, (name, label) in enumerate((("click_to_served_p50_ms", "p50"), ("click_to_served_p99_ms", "p99"))):
+        line(served, i, minute, _scaled(page[name], 1000.0), label, marker="")
     served.set_ylabel("click to served weights, s")
-    for name, label in (("exposures_per_s", "exposures"), ("trained_per_s", "samples learnt from")):
-        rate.plot(minute, _scaled(page[name], 1.0), linewidth=1.0, label=label)
+    for i, (name, label) in enumerate((("exposures_per_s", "exposures"), ("trained_per_s", "samples learnt from"))):
+        line(rate, i, minute, _scaled(page[name], 1.0), label, marker="")
     rate.set_ylabel("a second")
     rate.set_xlabel("minutes since the shop opened")
     for axes in (memory, served, rate):
         axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="upper left")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)
 
 
 def _scaled(column: Column, by: float) -> list[float]:

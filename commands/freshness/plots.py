@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 
 from commands.freshness.words import DAY_OLD, LIVE
-from millrace.reports import MAIN, QUIET, SECOND, Plot, canvas
-
-_COLOURS = {LIVE: MAIN, DAY_OLD: SECOND}
-_MARKS = "osD^v<>"
+from millrace.reports import MAIN, QUIET, SECOND, Plot, canvas, distinct, line
 
 
 def staleness_plot(rows: Sequence[Mapping[str, Any]], base: str) -> Plot:
@@ -20,7 +17,7 @@ def staleness_plot(rows: Sequence[Mapping[str, Any]], base: str) -> Plot:
     gain_ci. Those without a staleness are left out."""
     figure, axes = canvas()
     figure.set_size_inches(8, 4.2)
-    for features, colour in _COLOURS.items():
+    for i, features in enumerate((LIVE, DAY_OLD)):
         own = sorted(
             (r for r in rows if r["features"] == features and r["staleness_minutes"] is not None),
             key=lambda r: float(r["staleness_minutes"]),
@@ -30,7 +27,7 @@ def staleness_plot(rows: Sequence[Mapping[str, Any]], base: str) -> Plot:
         at = [max(float(r["staleness_minutes"]), 1 / 60) for r in own]
         gains = [r["gain"] for r in own]
         halves = [r["gain_ci"] or 0.0 for r in own]
-        axes.errorbar(at, gains, halves, fmt="o-", ms=4, lw=1.2, capsize=2, color=colour, label=f"{features} features")
+        line(axes, i, at, gains, f"{features} features", halves, "o")
         below = features == DAY_OLD
         merged: dict[float, list[str]] = {}
         for row, x in zip(own, at, strict=True):
@@ -86,24 +83,13 @@ def gains_plot(name: str, what: str, rows: Sequence[Mapping[str, Any]], where: s
 def arms_plot(rows: Sequence[Mapping[str, Any]], where: str) -> Plot:
     """AUC of each model by day. ``rows``: model, auc, auc_ci and ``where``."""
     figure, axes = canvas()
-    values = list(dict.fromkeys(r[where] for r in rows))
-    models = list(dict.fromkeys(r["model"] for r in rows))
-    for i, model in enumerate(models):
-        own = {r[where]: r for r in rows if r["model"] == model}
+    values, models = distinct(rows, where), distinct(rows, "model")
+    for i, (model,) in enumerate(models):
+        own = [r for r in rows if r["model"] == model]
         aside = 0.05 * (i - (len(models) - 1) / 2)
-        at = [values.index(v) + aside for v in own]
-        y = [np.nan if r["auc"] is None else r["auc"] for r in own.values()]
-        axes.errorbar(
-            at,
-            y,
-            [r["auc_ci"] or 0.0 for r in own.values()],
-            marker=_MARKS[i % len(_MARKS)],
-            ms=4,
-            lw=1.1,
-            capsize=2,
-            label=model,
-        )
-    axes.set_xticks(range(len(values)), values)
+        at = [values.index((r[where],)) + aside for r in own]
+        line(axes, i, at, [r["auc"] for r in own], model, [r["auc_ci"] or 0.0 for r in own])
+    axes.set_xticks(range(len(values)), [value for (value,) in values])
     axes.set_xlim(-0.4, len(values) - 0.6)
     axes.set_ylabel("AUC")
     axes.legend(frameon=False, fontsize=8, ncols=2)

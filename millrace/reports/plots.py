@@ -83,38 +83,28 @@ def days_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> Plo
     ``rows``: model, inputs, way, day, auc, auc_over_frozen, both with _ci, and oracle_auc (None: not known; otherwise a
     cross a day). A way is left out of the lower panels if it is further below frozen than any way is above it.
     """
-    kinds = list(dict.fromkeys((r["model"], r["inputs"]) for r in rows))
-    ways = list(dict.fromkeys(r["way"] for r in rows))
-    days = list(dict.fromkeys(r["day"] for r in rows))
-    figure = Figure(figsize=(max(5, 4 * len(kinds)), 6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2, len(kinds), squeeze=False, sharex=True, sharey="row")
-    measures = ("auc", "auc_over_frozen")
+    kinds, ways, days = distinct(rows, "model", "inputs"), distinct(rows, "way"), distinct(rows, "day")
+    figure, panels = grid(2, len(kinds), (max(5, 4 * len(kinds)), 6))
     for (upper, lower), (model, inputs) in zip(panels.T, kinds, strict=True):
         upper.set_title(f"{model}, {inputs} inputs", fontsize=10)
-        for axes, measure in ((upper, measures[0]), (lower, measures[1])):
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(axis="y", color="#e4e8ea", lw=0.8)
-            axes.set_axisbelow(True)
-            for i, way in enumerate(ways):
-                own = [r for r in rows if (r["model"], r["inputs"], r["way"]) == (model, inputs, way)]
-                aside = 0.06 * (i - (len(ways) - 1) / 2)  # so that intervals do not cover each other
-                at = [days.index(r["day"]) + aside for r in own]
-                line = {"marker": _MARKS[i % len(_MARKS)], "ms": 4, "lw": 1.2, "capsize": 2}
-                axes.errorbar(at, [r[measure] for r in own], [r[f"{measure}_ci"] for r in own], label=way, **line)
+        for i, (way,) in enumerate(ways):
+            own = [r for r in rows if (r["model"], r["inputs"], r["way"]) == (model, inputs, way)]
+            aside = 0.06 * (i - (len(ways) - 1) / 2)  # so that intervals do not cover each other
+            at = [days.index((r["day"],)) + aside for r in own]
+            for axes, measure in ((upper, "auc"), (lower, "auc_over_frozen")):
+                line(axes, i, at, [r[measure] for r in own], way, [r[f"{measure}_ci"] for r in own])
         oracle = {r["day"]: r["oracle_auc"] for r in rows if r["oracle_auc"] is not None}
         if oracle:
-            upper.plot([days.index(d) for d in oracle], list(oracle.values()), "x", color=QUIET, label="oracle")
-        lower.set_xticks(range(len(days)), days, fontsize=8)
+            upper.plot([days.index((d,)) for d in oracle], list(oracle.values()), "x", color=QUIET, label="oracle")
+        lower.set_xticks(range(len(days)), [day for (day,) in days], fontsize=8)
         lower.set_xlim(-0.4, len(days) - 0.6)
-    spans = [(r[measures[1]] - r[f"{measures[1]}_ci"], r[measures[1]] + r[f"{measures[1]}_ci"]) for r in rows]
-    top = max(high for _, high in spans)
-    bottom = min(low for low, _ in spans if low >= -top)
+    low, high = ([r["auc_over_frozen"] + sign * r["auc_over_frozen_ci"] for r in rows] for sign in (-1, 1))
+    top = max(high)
+    bottom = min(end for end in low if end >= -top)
     panels[1, 0].set_ylim(bottom - 0.05 * (top - bottom) - 1e-4, top + 0.05 * (top - bottom) + 1e-4)
     panels[0, 0].set_ylabel("AUC")
     panels[1, 0].set_ylabel("AUC over frozen")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    legend_below(figure, panels)
     return Plot(name, caption, figure)
 
 
@@ -138,31 +128,37 @@ def minutes_plot(
 ) -> Plot:
     """Figures over time, one panel below the other. ``rows``: minute, and the keys that ``panels`` names; None: not
     known then."""
-    figure = Figure(figsize=(8, 0.6 + 2.1 * len(panels)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    drawn = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
-    for axes, (label, keys) in zip(drawn, panels.items(), strict=True):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e4e8ea", lw=0.8)
+    figure, drawn = grid(len(panels), 1, (8, 0.6 + 2.1 * len(panels)))
+    for (axes,), (label, keys) in zip(drawn, panels.items(), strict=True):
         for i, key in enumerate(keys):
-            values = [np.nan if row[key] is None else row[key] for row in rows]
-            axes.plot([row["minute"] for row in rows], values, lw=1.2, color=f"C{i}", label=name_of(key))
+            line(axes, i, [row["minute"] for row in rows], [row[key] for row in rows], name_of(key), marker="")
         axes.set_ylabel(label)
         axes.legend(frameon=False, fontsize=8, ncols=3)
-    drawn[-1].set_xlabel("minute")
+    drawn[-1, 0].set_xlabel("minute")
     return Plot(name, caption, figure)
 
 
-def canvas() -> tuple[Figure, Any]:
-    """An empty picture of a page's width, and its axes in the house style."""
-    figure = Figure(figsize=(8, 3.6), dpi=110, layout="constrained")
+# -- the house style ---------------------------------------------------------------------------------------------
+
+
+def grid(down: int, across: int, size: tuple[float, float]) -> tuple[Figure, NDArray[Any]]:
+    """An empty picture of so many inches, and its panels (down, across) in the house style. They share the x axis, and
+    those beside each other the y axis."""
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_INK)
-    axes.grid(axis="y", color="#e4e8ea", lw=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
+    panels: NDArray[Any] = figure.subplots(down, across, squeeze=False, sharex=True, sharey="row")
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=_INK)
+        axes.grid(axis="y", color="#e4e8ea", lw=0.8)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def canvas() -> tuple[Figure, Any]:
+    """An empty picture of a page's width, and its axes."""
+    figure, panels = grid(1, 1, (8, 3.6))
+    return figure, panels[0, 0]
 
 
 def lines_canvas(texts: Sequence[str]) -> tuple[Figure, Any]:
@@ -173,3 +169,30 @@ def lines_canvas(texts: Sequence[str]) -> tuple[Figure, Any]:
     axes.invert_yaxis()
     axes.grid(axis="x", color="#e4e8ea", lw=0.8)
     return figure, axes
+
+
+def line(
+    axes: Any,
+    number: int,
+    at: Any,
+    values: Sequence[float | None],
+    label: str,
+    halves: Sequence[float] | None = None,
+    marker: str | None = None,
+) -> None:
+    """Draws a line in the colour and with the marks of its ``number``; None among its values: not known. ``halves``
+    are those of the values' intervals. A ``marker`` takes the place of the number's own; "": none."""
+    known = np.array(values, np.float64)
+    style = {"color": f"C{number}", "marker": _MARKS[number % len(_MARKS)] if marker is None else marker}
+    axes.errorbar(at, known, halves, **style, ms=4, lw=1.1, capsize=2, label=label)
+
+
+def legend_below(figure: Figure, panels: NDArray[Any]) -> None:
+    """One legend for all panels."""
+    found = {label: h for axes in panels.flat for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+
+
+def distinct(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[tuple[Any, ...]]:
+    """The distinct values of some keys, as they first appear."""
+    return list(dict.fromkeys(tuple(row[key] for key in keys) for row in rows))
