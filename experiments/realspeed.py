@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.replay.known import Model, Samples
-from commands.replay.logfeatures import Labels, LogFeatures, LogRows
+from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.stretches import Stretches, write_features
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -77,9 +78,8 @@ def prepare(
     """
     rows = LogRows(log, schema)
     labels = Labels(log, schema, rows)
-    features = LogFeatures(rows, labels, schema)
     folder.mkdir(parents=True, exist_ok=True)
-    features.write(folder)
+    write_features(Stretches(log, schema), folder)
     np.save(folder / "ts_ms.npy", rows.ts_ms)
     np.save(folder / "label.npy", rows.label)
     np.save(folder / "position.npy", rows.slots(np.arange(rows.n)))

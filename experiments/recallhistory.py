@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import pyarrow as pa
 
-from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogFeatures, LogRows
+from commands.replay.steps import steps
+from commands.replay.stretches import AT_ONCE
 from experiments.realspeed import BATCH_ROWS
 from learner.ranker.model import OnlineModel
-from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable
 
@@ -33,28 +33,8 @@ def log_of(tables: Sequence[pa.Table], schema: Schema) -> LogTable:
 
 def samples_of(log: LogTable, schema: Schema) -> Iterator[SampleBatch]:
     """The log's exposures as samples with settled labels: micro-batches of :data:`BATCH_ROWS`, the last may be less."""
-    rows = LogRows(log, schema)
-    features = LogFeatures(rows, Labels(log, schema, rows), schema)
-    code = np.where(rows.label == 1, POSITIVE, NEGATIVE).astype(np.uint8)
-    step = CHUNK_ROWS // BATCH_ROWS * BATCH_ROWS
-    for first in range(0, rows.n, step):
-        part = np.arange(first, min(first + step, rows.n))
-        cat, num = features.of(part)
-        features.forget(first)
-        pages, page = np.unique(rows.page[part], return_inverse=True)
-        whole = SampleBatch.of_rows(
-            code[part],
-            rows.ts_ms[part],
-            cat,
-            num,
-            rows.requests(pages),
-            page=page.astype(np.int32),
-            position=rows.slots(part),
-            user=rows.hashes(rows.builder.user_column, part),
-            item=rows.hashes(rows.builder.item_column, part),
-        )
-        for at in range(0, len(part), BATCH_ROWS):
-            yield whole.take(slice(at, at + BATCH_ROWS))
+    made = steps(log, schema, BATCH_ROWS, AT_ONCE)
+    return (step.batch for step in made if step.batch is not None)
 
 
 def learn_days(

@@ -31,9 +31,10 @@ from commands.delays.segments import grouped_by, slots_of
 from commands.delays.trials import IMMEDIATE, Setting, digest, final_labels, open_features, samples_of, with_window
 from commands.offline.workers import pool
 from commands.replay.known import learn_through
-from commands.replay.logfeatures import Labels, LogFeatures, LogRows
+from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.reading import Log, name_of_log, reading, told
 from commands.replay.run import BATCH_ROWS, THREADS
+from commands.replay.stretches import Stretches, write_features
 from learner.network.dense import threads
 from learner.role.making import model_of
 from millrace.basics.clustered import user_numbers
@@ -221,7 +222,7 @@ def _trials(
     with tempfile.TemporaryDirectory(prefix="millrace-delays-") as name, bars(progress) as tick:
         folder = Path(name)
         tick("features", 0, 1)
-        LogFeatures(rows, labels, plan).write(folder)
+        write_features(Stretches(table, plan), folder)
         tick("features", 1, 1)
         with pool(workers, _open, (folder, log, schema, how)) as processes:
             jobs = [(own[0], waits, folder / f"p-{i}.npy") for i, own in enumerate(alike.values())]

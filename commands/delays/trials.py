@@ -81,5 +81,5 @@ def digest(samples: Samples) -> str:
 
 
 def open_features(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """(cat, num) that :meth:`~commands.replay.logfeatures.LogFeatures.write` wrote, mapped read-only."""
+    """(cat, num) that :func:`~commands.replay.stretches.write_features` wrote, mapped read-only."""
     return np.load(folder / "cat.npy", mmap_mode="r"), np.load(folder / "num.npy", mmap_mode="r")

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from commands.offline.slicing import Slice, slice_of
 from commands.replay.grouped import Groups
-from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogFeatures, LogRows
+from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows
+from commands.replay.stretches import Stretches, write_features
 from millrace.basics.errors import LogError
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
@@ -146,14 +147,14 @@ def prepare(
     wanted.sort(key=lambda one: one[:2])
     cuts = np.unique(np.array([cut for cut, *_ in wanted], np.intp))
     labels = Labels(table, schema, rows)
-    features = LogFeatures(rows, labels, schema, cuts)
+    made = Stretches(table, schema, cuts=cuts)
 
-    def freeze(part: slice) -> None:
-        while wanted and wanted[0][0] < part.stop:
+    def freeze(row: int) -> None:
+        while wanted and wanted[0][0] == row:
             cut, at_ms, own, out = wanted.pop(0)
-            out[own] = features.frozen(cut, own, at_ms)[1]
+            out[own] = made.frozen(cut, own, at_ms)[1]
 
-    features.write(folder, freeze)
+    write_features(made, folder, freeze)
     np.save(folder / "group.npy", groups.group)
     for i, one in enumerate(cuts_by.values()):
         np.save(folder / f"slice{i}.npy", one.code)

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from commands.proofs.archived import Archived, read_archive
 from commands.proofs.parityreport import MOST_GAP, make_report, print_parity, write_parity
 from commands.replay.known import LabelSettings, Samples, learn_through
-from commands.replay.logfeatures import Labels, LogFeatures, LogRows
+from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.stretches import Stretches
 from learner.network.dense import threads
 from learner.role.making import model_of
 from millrace.basics.clustered import Gap, auc_parts, gap, user_numbers
@@ -32,7 +33,6 @@ from millrace.reports import make_folder, surroundings
 from millrace.reports.progress import bars
 
 _BATCH_ROWS = 256
-_CHUNK_ROWS = 8192
 _STEPS = 4
 
 
@@ -74,13 +74,12 @@ def verify_parity(data: Path, settings: Settings, out: Path | None = None, progr
 
 def replayed(archived: Archived) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """cat (m, F) and num (m, N) of the exposures with logged features, by replay's own code."""
-    rows, schema, which = archived.rows, archived.schema, archived.logged.row
-    features = LogFeatures(rows, Labels(archived.log, schema, rows), schema)
+    made, which = Stretches(archived.log, archived.schema), archived.logged.row
     cat, num = np.empty_like(archived.logged.cat), np.empty_like(archived.logged.num)
-    for start in range(0, len(which), _CHUNK_ROWS):
-        part = slice(start, start + _CHUNK_ROWS)
-        cat[part], num[part] = features.of(which[part])
-        features.forget(int(which[start]))
+    for stretch in made:
+        first, last = np.searchsorted(which, [stretch.start, stretch.start + stretch.rows.n])
+        own = which[first:last] - stretch.start
+        cat[first:last], num[first:last] = stretch.cat[own], stretch.num[own]
     return cat, num
 
 

@@ -22,9 +22,9 @@ before that row. A log counts as one with pages of several times if most of its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,18 +43,12 @@ _PAGE_DAYS = "within pages, model and windows frozen at the start of the day: ro
 _USER_DAYS = "within users and days, model and windows frozen at the start of the day: the log has no pages"
 
 
-class Frozen(Protocol):
-    """Whoever reads windows as they were: :class:`~commands.replay.logfeatures.LogFeatures`."""
-
-    def frozen(self, cut: int, rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...
-
-
 class Groups:
     """Groups of one log's n rows, filled while the log is run.
 
-    Whoever runs the log gives :attr:`cuts` to its :class:`~commands.replay.logfeatures.LogFeatures` and calls
-    :meth:`before` each time it is about to score rows that no sample has made known, with a model that learns nothing
-    in between. After the run, :meth:`compared` gives what to compare.
+    Whoever runs the log gives :attr:`cuts` to its :class:`~commands.replay.stretches.Stretches`, scores the rows of
+    :meth:`starting` at each cut, and gives the scores to :meth:`put`. After the run, :meth:`compared` gives what to
+    compare.
     """
 
     how: str
@@ -94,21 +88,6 @@ class Groups:
         _, row = np.unique(self.day, return_index=True)
         self._first = np.searchsorted(ts_ms, ts_ms[row], side="left").astype(np.intp)
         self.cuts = np.unique(self._first)
-
-    def before(self, rows: slice, features: Frozen, score: Score, hidden: Sequence[int]) -> None:
-        """The rows are about to be scored by one state of the model.
-
-        Args:
-            rows: consecutive ones, all after those of the call before; rows of one time are in one call.
-            score: of the model; it reads only.
-            hidden: columns of ``cat`` that read as missing.
-        """
-        if self._frozen is None:
-            return
-        for first, own in self.starting(rows):
-            cat, num = features.frozen(first, own)
-            cat[:, hidden] = 0
-            self.put(own, num, score(cat, num))
 
     def put(self, rows: NDArray[np.intp], num: NDArray[np.float32], p: NDArray[np.float32]) -> None:
         """Rows that :meth:`starting` gave were scored ``p`` (b,) from frozen ``num`` (b, N), by the model as it is at

@@ -124,11 +124,6 @@ class Samples:
         row = row[order]
         return cls(row, known_ms[order], kind[order], code[row].astype(np.uint8))
 
-    def oldest(self) -> NDArray[np.intp]:
-        """The smallest row among the samples from each one on; after the last, more than any row. (S + 1,)"""
-        beyond = np.append(self.row, np.iinfo(np.intp).max)
-        return np.minimum.accumulate(beyond[::-1])[::-1]
-
     def batch(self, part: slice, rows: LogRows, cat: NDArray[np.int64], num: NDArray[np.float32]) -> SampleBatch:
         """The samples ``part``, with features cat (B, F) and num (B, N) of their rows."""
         row = self.row[part]

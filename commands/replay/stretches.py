@@ -8,14 +8,15 @@
     events     ░░░░ kept: actions of these rows that are still to come, with their window keys
     samples    as commands.replay.known makes them of the stretch; row numbers are the log's
 
-:class:`~commands.replay.logfeatures.LogFeatures` and :class:`~commands.replay.known.Samples` of the whole log give
-the same to the bit, and hold arrays of the whole log; tests hold this against them.
+Tests hold this against arrays of the whole log (tests/commands/replay/plain_replay.py), to the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,9 @@ from millrace.windows.tiles import TileStore
 
 Rows = NDArray[np.intp]
 
-_EXPOSURE_COLUMN = 0
+_EXPOSURE_COLUMN = 0  # the exposure is the first of a schema's window actions
+AT_ONCE = LabelSettings(None, 0)
+"""Each label at its exposure: for whoever wants features alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class Stretches:
         self,
         log: LogTable,
         schema: Schema,
-        how: LabelSettings,
+        how: LabelSettings = AT_ONCE,
         cuts: Sequence[int] | Rows = (),
         rows_at_once: int = CHUNK_ROWS,
     ) -> None:
@@ -85,7 +88,7 @@ class Stretches:
         self.ts_ms: NDArray[np.int64] = log.table[TS].to_numpy()
         self.bounds = bounds(self.ts_ms, cuts, rows_at_once)
         """(B + 1,) where stretches begin, and the end."""
-        self._log, self._schema, self._how = log, schema, how
+        self._log, self.schema, self._how = log, schema, how
         self._policy = how.named
         self._hashes = ValueHashes(FeatureBuilder(schema))
         self._traffic = Traffic()
@@ -107,11 +110,11 @@ class Stretches:
         if start != self._made:
             raise ValueError(f"the stretch from row {start} is asked for at row {self._made}; ask in order")
         rows, log = self._read(start, stop)
-        labels = Labels(log, self._schema, rows)
+        labels = Labels(log, self.schema, rows)
         builder, store, n = rows.builder, self._windows, rows.n
         columns, plain = rows.columns(slice(None))
-        counts = np.zeros((n, self._schema.layout.K, store.spans, store.columns), store.dtype)
-        if self._schema.layout.K:
+        counts = np.zeros((n, self.schema.layout.K, store.spans, store.columns), store.dtype)
+        if self.schema.layout.K:
             of, sums = labels.event_row, rows.steps()[labels.event_row]
             sums[labels.event_action[:, None] != self._means] = 0
             keys = builder.keys(columns, n)[of]
@@ -126,17 +129,26 @@ class Stretches:
         self._made = stop
         return Stretch(start, rows, cat, num, replace(samples, row=samples.row + start))
 
-    def frozen(self, cut: int, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def __iter__(self) -> Iterator[Stretch]:
+        """Makes all stretches that are not made yet."""
+        for number in range(int(np.searchsorted(self.bounds, self._made)), len(self.bounds) - 1):
+            yield self.make(number)
+
+    def frozen(self, cut: int, rows: Rows, at_ms: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(cat (b, F), num (b, N)) of any rows, their windows holding only what happened before the row ``cut``, and
         read at that row's time.
+
+        Args:
+            at_ms: an earlier time to read them at, later than the row before the cut.
 
         Raises:
             ValueError: ``cut`` is not where the next stretch begins: the windows hold less, or more.
         """
         if cut != self._made:
             raise ValueError(f"windows before row {cut} are asked for at row {self._made}; cut there")
-        first, n, store, at_ms = int(rows.min()), len(rows), self._windows, int(self.ts_ms[cut])
-        if self._schema.layout.K:
+        first, n, store = int(rows.min()), len(rows), self._windows
+        at_ms = int(self.ts_ms[cut]) if at_ms is None else at_ms
+        if self.schema.layout.K:
             self._count(int(np.searchsorted(self._waiting.ms, at_ms, side="left")))
         around, _ = self._read(first, int(rows.max()) + 1)
         columns, plain = around.columns(rows - first)
@@ -146,13 +158,31 @@ class Stretches:
 
     def _read(self, start: int, stop: int) -> tuple[LogRows, LogTable]:
         part = replace(self._log, table=self._log.table.slice(start, stop - start))
-        return LogRows(part, self._schema, self._hashes), part
+        return LogRows(part, self.schema, self._hashes), part
 
     def _count(self, stop: int) -> tuple[_Events, NDArray[Any]]:
         """Counts the first events that wait, up to number ``stop``. (they; what their windows held just before, (e, K,
         W + H, A + M))"""
         now, self._waiting = self._waiting.take(slice(stop)), self._waiting.take(slice(stop, None))
         return now, self._windows.run(now.keys, now.ms, now.action, now.sums)
+
+
+def write_features(made: Stretches, folder: Path, before: Callable[[int], None] = lambda row: None) -> None:
+    """Writes the features of all rows to ``cat.npy`` (n, F) and ``num.npy`` (n, N) in ``folder``.
+
+    Args:
+        made: of which nothing was made yet.
+        before: is called with the first row of each stretch, before it is made.
+    """
+    layout = made.schema.layout
+    cat = np.lib.format.open_memmap(folder / "cat.npy", "w+", np.int64, (made.n, layout.F))
+    num = np.lib.format.open_memmap(folder / "num.npy", "w+", np.float32, (made.n, layout.N))
+    for number, (start, stop) in enumerate(pairwise(made.bounds.tolist())):
+        before(start)
+        stretch = made.make(number)
+        cat[start:stop], num[start:stop] = stretch.cat, stretch.num
+    cat.flush()
+    num.flush()
 
 
 def bounds(ts_ms: NDArray[np.int64], cuts: Sequence[int] | Rows, rows_at_once: int) -> Rows:

@@ -15,8 +15,9 @@ from commands.delays.report import Trial, rows_of, trials_plot, verdict_of
 from commands.delays.run import delays
 from commands.delays.trials import IMMEDIATE, Setting, digest, final_labels, open_features, samples_of, with_window
 from commands.replay.known import LabelSettings, learn_through
-from commands.replay.logfeatures import Labels, LogFeatures, LogRows
+from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.run import run_log
+from commands.replay.stretches import Stretches, write_features
 from learner.ranker.model import OnlineModel
 from millrace.basics.clustered import Gap
 from millrace.basics.errors import LogError, SettingError
@@ -54,7 +55,7 @@ def test_a_trial_is_a_replay_with_that_window_and_policy(log: LogTable, policy: 
     labels = Labels(log, schema, rows)
     samples, lost = samples_of(Setting(policy, MINUTE), labels, rows.ts_ms, DAY, 7_200_000, 10_000)
     assert lost == 0
-    LogFeatures(rows, labels, schema).write(tmp_path)
+    write_features(Stretches(log, schema), tmp_path)
     cat, num = open_features(tmp_path)
     p = learn_through(OnlineModel(schema, SMALL, 3), rows, cat, num, samples, 64)
     how = LabelSettings(None if policy == IMMEDIATE else policy, 10_000)

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from commands.cli import cli
-from commands.replay import logfeatures
 from commands.replay.grouped import Groups
 from commands.replay.known import LabelSettings
-from commands.replay.logfeatures import Labels, LogFeatures, LogRows
+from commands.replay.logfeatures import LogRows
 from commands.replay.report import make_report
 from commands.replay.run import replay, run_log
+from commands.replay.stretches import Stretches
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import SettingError
 from millrace.basics.merit import auc, grouped_auc
@@ -244,16 +244,12 @@ def test_nothing_is_scored_by_a_model_that_learnt_what_was_known_only_later(tmp_
 
 @pytest.mark.parametrize("text", [SCHEMA, SCHEMA + ACTION_TIMES], ids=["at the exposure", "action times"])
 @pytest.mark.parametrize("chunk", [7, 16_384])
-def test_windows_equal_a_recount_of_what_happened_strictly_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, chunk: int
-) -> None:
-    monkeypatch.setattr(logfeatures, "CHUNK_ROWS", chunk)
+def test_windows_equal_a_recount_of_what_happened_strictly_before(tmp_path: Path, text: str, chunk: int) -> None:
     rows = unique(make_rows())
     rows[40]["click"], rows[40]["click_at"] = 1, rows[40]["at"] - HOUR  # a clock that is wrong: never before itself
     schema = parse_schema(text)
     log = read_log(write(tmp_path, "jsonl", rows), schema)
-    log_rows = LogRows(log, schema)
-    _, num = LogFeatures(log_rows, Labels(log, schema, log_rows), schema).of(np.arange(len(rows)))
+    num = np.concatenate([stretch.num for stretch in Stretches(log, schema, rows_at_once=chunk)])
     at = {name: i for i, name in enumerate(schema.layout.num_names)}
 
     events: list[tuple[int, dict[str, Any], str]] = [(r["at"], r, "exposure") for r in rows]
@@ -422,12 +418,14 @@ def test_windows_are_not_read_at_a_row_that_is_behind_or_no_cut(tmp_path: Path) 
     table = read_log(write(tmp_path, "jsonl", make_rows()), schema)
     rows = LogRows(table, schema)
     cut = int(np.searchsorted(rows.ts_ms, rows.ts_ms[100], side="left"))
-    features = LogFeatures(rows, Labels(table, schema, rows), schema, (cut,))
+    made = Stretches(table, schema, cuts=(cut,))
+    made.make(0)
     with pytest.raises(ValueError, match=f"row {cut + 1}"):
-        features.frozen(cut + 1, np.array([cut + 1]))
-    features.of(np.array([cut]))
+        made.frozen(cut + 1, np.array([cut + 1]))
+    made.frozen(cut, np.array([cut]))
+    made.make(1)
     with pytest.raises(ValueError, match=f"row {cut} "):
-        features.frozen(cut, np.array([cut]))
+        made.frozen(cut, np.array([cut]))
 
 
 # -- what a person sees ------------------------------------------------------------------------------------------

@@ -12,15 +12,17 @@ import pytest
 
 from commands.replay.baseline import Baseline
 from commands.replay.grouped import Groups
-from commands.replay.logfeatures import Labels, LogFeatures, LogRows
+from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.report import make_report, verdict_of
 from commands.replay.run import replay, run_log
+from commands.replay.stretches import Stretches
 from learner.evaluation.progressive import baseline_column
 from learner.ranker.model import OnlineModel
 from millrace.basics.merit import auc, grouped_auc
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.logs import LogTable, read_log
 from simulator.daylog import write_days
+from tests.commands.replay.plain_replay import LogFeatures
 
 SMALL = {"width": 4, "hidden": [8], "blocks": 1}
 
@@ -50,8 +52,7 @@ def test_the_baseline_is_the_items_rate_as_it_was_known_at_the_exposure(day: Pat
     schema = shop_schema()
     log = read_log(day, schema)
     groups, baseline, p = run(log, schema)
-    rows = LogRows(log, schema)
-    _, num = LogFeatures(rows, Labels(log, schema, rows), schema).of(np.arange(rows.n))
+    num = np.concatenate([stretch.num for stretch in Stretches(log, schema)])
     column = baseline_column(schema)
     assert column is not None
     assert np.array_equal(baseline.scores, num[:, column])

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.replay.logfeatures import Labels, LogFeatures, LogRows, unfit
+from commands.replay.logfeatures import LogRows, unfit
+from commands.replay.stretches import Stretches
 from millrace.contracts.events import Impression, Item, to_msgpack
 from millrace.contracts.impressions import decode_impression
 from millrace.contracts.itemtiles import pack
@@ -236,8 +237,7 @@ def test_ranking_and_replay_see_the_same_to_the_bit(tmp_path_factory: Any, which
     pq.write_table(pa.Table.from_pylist(made), path)
     log = read_log(path, schema)
     replayed = LogRows(log, schema)
-    features = LogFeatures(replayed, Labels(log, schema, replayed), schema)
-    _, expected = features.of(np.arange(replayed.n))
+    expected = np.concatenate([stretch.num for stretch in Stretches(log, schema)])
     who = (replayed.ts_ms.tolist(), log.table["user_id"].to_pylist(), log.table["item_id"].to_pylist())
     order = list(zip(*who, strict=True))
     prices = {r["item_id"]: r["price"] for r in made}
