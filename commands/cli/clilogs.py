@@ -162,7 +162,6 @@ def freshness(
     seed: Seed = 0,
     model: str = "default",
     inputs: Literal["own", "raw", "scaled"] = "own",
-    draws: int = 1000,
     skip_bad: SkipBad = False,
     json: Json = False,
 ) -> None:
@@ -189,8 +188,6 @@ def freshness(
         A registered model, module:Class for one of your own, or default.
     inputs
         own: as the schema says. raw, scaled: as in 'millrace dev experiment', to compare with it.
-    draws
-        Draws of users for the intervals.
     """
     from commands.freshness.run import freshness as run
 
@@ -210,7 +207,6 @@ def freshness(
         seed=seed,
         model=model,
         inputs=inputs,
-        draws=draws,
         skip_bad=skip_bad,
     )
 

@@ -1,18 +1,17 @@
 # core
-"""Figures of models over rows of a log and over slices of them, each with its draws of users."""
+"""Figures of models over rows of a log and over slices of them, with what each user adds to their errors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.freshness import bootstrap
-from commands.freshness.bootstrap import Floats, Weights, standard_error
-from millrace.basics.clustered import Users, quantile
+from commands.replay.ranks import grouped_parts
+from millrace.basics.clustered import PARTS, Users, quantile
 from millrace.basics.merit import auc, calibration, grouped_auc, log_loss
 from millrace.reports.lines import Tick
 
@@ -20,6 +19,9 @@ ALL = "all"
 """The name of all rows."""
 
 MEASURES = ("auc", "grouped_auc", "log_loss", "calibration")
+_OF = {"auc": auc, "log_loss": log_loss, "calibration": calibration}
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,13 @@ class Figure:
 
     @property
     def smallest(self) -> float:
-        """The smallest true gain that four in five such logs would have shown. NaN without a spread: figures that are
-        the same in every draw do not tell."""
+        """The smallest true gain that four in five such logs would have shown. NaN without a spread: figures that
+        are the same for every user do not tell."""
         return self.half + quantile(0.8, self.freedom) * self.error if self.error > 0 else math.nan
 
     @property
     def none(self) -> bool:
-        """Whether it is zero in every draw: the two that are compared are one."""
+        """Whether it is zero for each user: the two that are compared are one."""
         return self.value == 0 and self.error == 0
 
     @property
@@ -73,24 +75,23 @@ class Figure:
         return abs(self.value) > self.half
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Kept:
     users: Users
     points: list[float]  # by seed
-    draws: list[Floats] = field(default_factory=list)  # blocks, mean over seeds
-
-
-Gap = Callable[[Floats | float, Floats | float], Floats | float]
+    parts: Floats  # (U,) what each user adds to the error, mean over seeds
 
 
 class Measured:
-    """Figures of several models over the same rows and draws.
+    """Figures of several models over the same rows.
+
+    Errors are sums over users (:mod:`millrace.basics.clustered`). The spread of a difference between two models is
+    that of the difference: each user's parts are subtracted, not two independent figures' errors added.
 
     Args:
         rows: the rows.
         models: by name.
         slices: rows of each slice by its name, (k,) ascending places; :data:`ALL` is always there.
-        measures: which of :data:`MEASURES` of which slices; all of all otherwise.
     """
 
     def __init__(
@@ -98,44 +99,31 @@ class Measured:
         rows: Rows,
         models: Mapping[str, Scored],
         slices: Mapping[str, NDArray[np.intp]],
-        draws: int,
-        seed: int,
         tick: Tick = lambda what, done, of: None,
     ) -> None:
         self.users = int(rows.user.max(initial=-1)) + 1
         self.slices = {ALL: np.arange(len(rows.y)), **slices}
         self._kept: dict[tuple[str, str, str], _Kept] = {}
         self._users = {where: Users.of(rows.y[own], rows.user[own]) for where, own in self.slices.items()}
-        blocks = bootstrap.drawn(self.users, draws, seed)
-        for number, weights in enumerate(blocks):
-            for done, (where, own) in enumerate(self.slices.items(), 1):
-                part = Rows(rows.y[own], rows.user[own], rows.group[own])
-                for name, scored in models.items():
-                    self._measure(where, name, part, own, scored, weights, number == 0)
-                tick("draws of users", done, len(self.slices))
+        for done, (where, own) in enumerate(self.slices.items(), 1):
+            part = Rows(rows.y[own], rows.user[own], rows.group[own])
+            for name, scored in models.items():
+                self._measure(where, name, part, own, scored)
+            tick("figures", done, len(self.slices))
 
-    def _measure(
-        self, where: str, name: str, part: Rows, own: NDArray[np.intp], scored: Scored, weights: Weights, first: bool
-    ) -> None:
-        y, user, group = part.y, part.user, part.group
-        draws: dict[str, list[Floats]] = {m: [] for m in MEASURES}
-        points: dict[str, list[float]] = {m: [] for m in MEASURES}
+    def _measure(self, where: str, name: str, part: Rows, own: NDArray[np.intp], scored: Scored) -> None:
+        y, group = part.y, part.group
+        found: dict[str, list[tuple[float, Floats]]] = {m: [] for m in MEASURES}
         for p in (p[own] for p in scored.p):
-            draws["auc"].append(bootstrap.auc_draws(p, y, user, weights))
-            draws["log_loss"].append(bootstrap.log_loss_draws(p, y, user, weights))
-            draws["calibration"].append(bootstrap.calibration_draws(p, y, user, weights))
-            if first:
-                points["auc"].append(auc(p, y))
-                points["log_loss"].append(log_loss(p, y))
-                points["calibration"].append(calibration(p, y))
+            for measure, of in _OF.items():
+                found[measure].append((of(p, y), PARTS[measure](p, y)[1]))
         for q in (q[own] for q in scored.within):
-            draws["grouped_auc"].append(bootstrap.grouped_auc_draws(q, y, group, user, weights))
-            if first:
-                points["grouped_auc"].append(grouped_auc(q, y, group))
-        for measure in MEASURES:
-            if draws[measure]:
-                kept = self._kept.setdefault((where, name, measure), _Kept(self._users[where], points[measure]))
-                kept.draws.append(np.mean(draws[measure], 0))
+            found["grouped_auc"].append((grouped_auc(q, y, group), grouped_parts(q, y, group)[1]))
+        for measure, seeds in found.items():
+            if seeds:
+                parts = np.mean([parts for _, parts in seeds], axis=0)
+                sums = np.bincount(part.user, weights=parts, minlength=self.users)
+                self._kept[where, name, measure] = _Kept(self._users[where], [point for point, _ in seeds], sums)
 
     def users_of(self, where: str) -> int:
         """The users of a slice."""
@@ -144,34 +132,39 @@ class Measured:
     def figure(self, name: str, measure: str, where: str = ALL) -> Figure:
         """A model's own figure."""
         kept = self._kept.get((where, name, measure))
-        if kept is None:
-            return Figure(math.nan, math.nan)
-        return _combined(kept.users, kept.points, np.concatenate(kept.draws))
+        return Figure(math.nan, math.nan) if kept is None else _combined(kept.users, kept.points, kept.parts)
 
     def gap(self, name: str, other: str, measure: str, where: str = ALL) -> Figure:
         """A model's figure less that of another."""
-        return self._paired(name, other, measure, where, lambda a, b: a - b)
-
-    def gain_percent(self, name: str, other: str, where: str = ALL) -> Figure:
-        """By how many per cent a model's log loss is below that of another."""
-        return self._paired(name, other, "log_loss", where, lambda a, b: 100.0 * (1.0 - a / b))
-
-    def _paired(self, name: str, other: str, measure: str, where: str, of: Gap) -> Figure:
         mine, theirs = self._kept.get((where, name, measure)), self._kept.get((where, other, measure))
         if mine is None or theirs is None:
             return Figure(math.nan, math.nan)
-        points = [float(of(a, b)) for a, b in zip(mine.points, theirs.points, strict=True)]
-        draws = of(np.concatenate(mine.draws), np.concatenate(theirs.draws))
-        return _combined(mine.users, points, np.asarray(draws))
+        points = [a - b for a, b in zip(mine.points, theirs.points, strict=True)]
+        return _combined(mine.users, points, mine.parts - theirs.parts)
+
+    def gain_percent(self, name: str, other: str, where: str = ALL) -> Figure:
+        """By how many per cent a model's log loss is below that of another."""
+        mine, theirs = self._kept.get((where, name, "log_loss")), self._kept.get((where, other, "log_loss"))
+        if mine is None or theirs is None:
+            return Figure(math.nan, math.nan)
+        points = [100.0 * (1.0 - a / b) for a, b in zip(mine.points, theirs.points, strict=True)]
+        a, b = float(np.mean(mine.points)), float(np.mean(theirs.points))
+        return _combined(
+            mine.users, points, 100.0 * (a / b * theirs.parts - mine.parts) / b
+        )  # of a / b, to first order
 
 
-def _combined(users: Users, points: Sequence[float], draws: Floats) -> Figure:
+def _combined(users: Users, points: Sequence[float], parts: Floats) -> Figure:
     """The mean over seeds. Its error has two parts, which users the log has and which seeds were drawn; each is known
-    as well as its number allows, and both together as Welch and Satterthwaite have it."""
+    as well as its number allows, and both together as Welch and Satterthwaite have it.
+
+    Args:
+        parts: what each user adds to the error, (U,).
+    """
     value = float(np.mean(points))
     if users.few:
         return Figure(value, math.nan)
-    error, freedom = users.widen * standard_error(draws), users.freedom
+    error, freedom = users.widen * math.sqrt(float(parts @ parts)), users.freedom
     if len(points) > 1:
         of_seeds = float(np.std(points, ddof=1)) / math.sqrt(len(points))
         known = error**4 / freedom + of_seeds**4 / (len(points) - 1)

@@ -20,7 +20,7 @@ from millrace.basics.durations import DAY_MS
 from millrace.reports import Plot
 
 DIGITS = 6
-"""Of figures in the files. Sums are exact to more, see :mod:`commands.freshness.bootstrap`."""
+"""Of figures in the files."""
 
 Places = NDArray[np.intp]
 Row = dict[str, Any]
@@ -39,7 +39,6 @@ class Setup:
     reference: str
     cut: tuple[str, ...]
     features: bool  # whether there are models on day-old features
-    draws: int
     seeds: int
 
 
@@ -93,7 +92,6 @@ def report_of(
         "click_rate": _rounded(float(label.mean())),
         "micro_batches": len(plan.bounds) - 1,
         "exposures_a_micro_batch": _rounded(len(label) / (len(plan.bounds) - 1), 1),
-        "draws_of_users": setup.draws,
         "seeds": setup.seeds,
         "grouped_auc_compares": data.compares,
         "gains_are": what,

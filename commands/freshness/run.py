@@ -6,7 +6,7 @@
     log ─► features, live ────► learner ─► never, daily, hourly, 15min, minute, batch        one process a seed
         └► features, day-old ─► learner ─► never, daily, and the freshest                    one process a seed
                                    └─► retrained daily (--retrain)
-    all scores ─► draws of users ─► figures with intervals ─► one sentence, tables, plots
+    all scores ─► figures, with intervals over users ─► one sentence, tables, plots
 
 The report is bit-identical for the same log, schema, model, seeds and settings. All that differs between runs is in
 run.json.
@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from commands.freshness.bootstrap import DRAWS
 from commands.freshness.measure import Measured, Rows, Scored
 from commands.freshness.report import Setup, report_of
 from commands.freshness.slices import day_slices, hour_slices, named, value_slices
@@ -82,7 +81,6 @@ def freshness(
     seed: int = 0,
     model: str = DEFAULT,
     inputs: str = OWN,
-    draws: int = DRAWS,
     skip_bad: bool = False,
     workers: int | None = None,
     progress: bool = True,
@@ -97,7 +95,7 @@ def freshness(
         features: also models on the features that a daily job would have made.
         slices: columns by whose values figures are given too.
         seeds: how many models of each kind; figures are means over them.
-        seed: the first of them; the draws of users follow from it too.
+        seed: the first of them.
         model: a registered name, ``module:Class``, or "default".
         inputs: "own": as the schema says; "raw" or "scaled" as in ``millrace dev experiment``.
         workers: processes (default: one for each core); 0: all in this one.
@@ -109,8 +107,6 @@ def freshness(
     started, clock = datetime.now(UTC), time.perf_counter()
     plan = load_schema(schema)
     sync = _checked(sync, seeds, inputs)
-    if draws < 2:
-        raise SettingError(f"--draws {draws}", "use 2 or more, 1000 for an interval to rely on")
     cuts = tuple(sync if cut is None else cut)
     for name in cuts:
         period_ms(name)
@@ -140,8 +136,8 @@ def freshness(
         ranked = _rows(data, rows)
         days, hours, values = day_slices(data, rows), hour_slices(data, rows), value_slices(data, rows)
         places = {**{f"day {k}": v for k, v in days.items()}, **{f"hour {k}": v for k, v in hours.items()}}
-        measured = Measured(ranked, models, {**places, **named(values)}, draws, seed, tick)
-        setup = Setup(data, schedule, rows, train, sync, fresh, reference, cuts, features, draws, seeds)
+        measured = Measured(ranked, models, {**places, **named(values)}, tick)
+        setup = Setup(data, schedule, rows, train, sync, fresh, reference, cuts, features, seeds)
         report, plots = report_of(setup, measured, days, hours, values)
         notes = list(data.notes)
     text = json.dumps(report, indent=1) + "\n"

@@ -162,7 +162,7 @@ def test_day_old_features_know_nothing_of_their_day_and_live_ones_do(data: Datas
 
 @pytest.mark.slow
 def test_it_writes_one_sentence_tables_and_plots_and_twice_the_same(log: Path, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"train_days": 1, "sync": (NEVER, DAILY, "6h", BATCH), "cut": (DAILY,), "draws": 60}
+    given: dict[str, Any] = {"train_days": 1, "sync": (NEVER, DAILY, "6h", BATCH), "cut": (DAILY,)}
     given |= {"model": "logistic", "workers": 0, "progress": False, "slices": ["weekday"], "retrain": True}
     report = freshness(log, SCHEMA, tmp_path / "a", **given)
     freshness(log, SCHEMA, tmp_path / "b", **given)
@@ -208,7 +208,6 @@ def test_figures_equal_those_of_rounds_on_the_same_setup(log: Path, tmp_path: Pa
         sync=(NEVER, DAILY, BATCH),
         cut=("6h",),
         seeds=2,
-        draws=20,
         model="logistic",
         inputs="raw",
         features=False,
@@ -250,7 +249,6 @@ def test_figures_equal_those_of_rounds_on_the_same_setup(log: Path, tmp_path: Pa
         ({"slices": ["nonesuch"]}, "'nonesuch' names no column"),
         ({"model": "nonesuch"}, "nonesuch"),
         ({"seeds": 0}, "0 seeds"),
-        ({"draws": 1}, "--draws 1"),
     ],
     ids=[
         "no test days",
@@ -260,7 +258,6 @@ def test_figures_equal_those_of_rounds_on_the_same_setup(log: Path, tmp_path: Pa
         "no such slice",
         "no such model",
         "no seeds",
-        "one draw",
     ],
 )
 def test_what_cannot_be_done_is_named(log: Path, tmp_path: Path, given: dict[str, Any], named: str) -> None:
@@ -335,7 +332,7 @@ def test_days_that_do_not_begin_at_midnight_are_read_at_their_first_row() -> Non
 
 
 def test_clicks_that_come_late_make_the_gain_an_upper_bound(log: Path, data: Dataset, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"train_days": 1, "cut": (DAILY,), "draws": 20, "model": "logistic", "features": False}
+    given: dict[str, Any] = {"train_days": 1, "cut": (DAILY,), "model": "logistic", "features": False}
     given |= {"workers": 0, "progress": False}
     minute = freshness([log], SCHEMA, tmp_path / "a", sync=(DAILY, "minute"), **given)
     assert data.delay_ms is not None

@@ -1,62 +1,14 @@
-"""Draws of users: each figure under a draw is the figure of the rows that were drawn; intervals cover; words follow."""
+"""Figures of models over slices: intervals over users cover, seeds widen them; words follow."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from commands.freshness import bootstrap
 from commands.freshness.measure import ALL, Figure, Measured, Rows, Scored
 from commands.freshness.words import named, verdict
 from millrace.basics.clustered import FEWEST
-from millrace.basics.merit import auc, calibration, grouped_auc, log_loss
-from tests.scenes.exploring import examples
-
-
-def drawn_rows(user: NDArray[np.intp], weights: NDArray[np.uint16]) -> NDArray[np.intp]:
-    """The rows of a draw, each as often as its user was drawn."""
-    return np.repeat(np.arange(len(user)), weights[user])
-
-
-@examples(40)
-@given(seed=st.integers(0, 10_000), n=st.integers(2, 60), users=st.integers(1, 12), levels=st.integers(1, 30))
-def test_each_figure_of_a_draw_is_that_of_the_rows_drawn(seed: int, n: int, users: int, levels: int) -> None:
-    rng = np.random.default_rng(seed)
-    user = rng.integers(0, users, n)
-    p = ((rng.integers(0, levels, n) + 0.5) / levels).astype(np.float32)  # with ties
-    y = (rng.random(n) < 0.4).astype(np.float32)
-    group = user * 3 + rng.integers(0, 3, n)  # a group is of one user
-    (weights,) = bootstrap.drawn(users, 7, seed)
-    assert (weights.sum(0) == users).all()
-    found = {
-        "auc": bootstrap.auc_draws(p, y, user, weights),
-        "log_loss": bootstrap.log_loss_draws(p, y, user, weights),
-        "calibration": bootstrap.calibration_draws(p, y, user, weights),
-        "grouped_auc": bootstrap.grouped_auc_draws(p, y, group, user, weights),
-    }
-    for r in range(7):
-        rows = drawn_rows(user, weights[:, r])
-        # A group of a user who was drawn twice is there twice, not one of double size.
-        copy = np.concatenate([np.arange(int(w)) for w in weights[user, r]]) if len(rows) else rows
-        plain = {
-            "auc": auc(p[rows], y[rows]),
-            "log_loss": log_loss(p[rows], y[rows]),
-            "calibration": calibration(p[rows], y[rows]),
-            "grouped_auc": grouped_auc(p[rows], y[rows], group[rows] * 1000 + copy),
-        }
-        for name, value in plain.items():
-            assert found[name][r] == pytest.approx(value, abs=1e-9, nan_ok=True), name
-
-
-def test_draws_do_not_depend_on_how_many_lie_in_memory() -> None:
-    whole = np.concatenate(list(bootstrap.drawn(50, 30, 4)), axis=1)
-    parts = list(bootstrap.drawn(50, 30, 4, entries=500))
-    assert len(parts) == 3
-    np.testing.assert_array_equal(whole, np.concatenate(parts, axis=1))
-    assert not np.array_equal(whole, np.concatenate(list(bootstrap.drawn(50, 30, 5)), axis=1))
+from millrace.basics.merit import auc, log_loss
 
 
 def world(rng: np.random.Generator, users: int = 120) -> tuple[Rows, dict[str, Scored]]:
@@ -74,16 +26,16 @@ def world(rng: np.random.Generator, users: int = 120) -> tuple[Rows, dict[str, S
 
 
 def test_the_error_of_a_difference_is_that_between_logs() -> None:
-    """Many logs of one world: the spread of the paired difference over them is what one log's draws say of it."""
+    """Many logs of one world: the spread of the paired difference over them is what one log's users say of it."""
     gaps, errors = [], []
     for seed in range(60):
         rows, models = world(np.random.default_rng(seed))
-        gap = Measured(rows, models, {}, 200, 1).gap("b", "a", "auc")
+        gap = Measured(rows, models, {}).gap("b", "a", "auc")
         gaps.append(gap.value)
         errors.append(gap.error)
     assert np.mean(errors) == pytest.approx(np.std(gaps, ddof=1), rel=0.3)
     rows, models = world(np.random.default_rng(0))
-    alone = Measured(rows, models, {}, 200, 1)
+    alone = Measured(rows, models, {})
     single = np.hypot(alone.figure("a", "auc").error, alone.figure("b", "auc").error)
     assert alone.gap("b", "a", "auc").error < single  # paired
 
@@ -93,7 +45,7 @@ def two_seeds() -> tuple[Figure, Figure, float]:
     rows, models = world(np.random.default_rng(2))
     (p,) = models["a"].p
     q = np.random.default_rng(0).permutation(p)
-    alike, apart = (Measured(rows, {"a": Scored([p, r], [])}, {}, 100, 1).figure("a", "auc") for r in (p, q))
+    alike, apart = (Measured(rows, {"a": Scored([p, r], [])}, {}).figure("a", "auc") for r in (p, q))
     return alike, apart, (auc(p, rows.y) + auc(q, rows.y)) / 2
 
 
@@ -106,7 +58,7 @@ def test_seeds_that_differ_widen_the_interval() -> None:
 def test_a_slice_has_the_figures_of_its_rows_and_one_without_clicks_has_none() -> None:
     rows, models = world(np.random.default_rng(3))
     odd, none = np.arange(1, len(rows.y), 2), np.flatnonzero(rows.y == 0)
-    found = Measured(rows, models, {"odd": odd, "none": none}, 50, 1)
+    found = Measured(rows, models, {"odd": odd, "none": none})
     (p,) = models["a"].p
     assert found.figure("a", "auc", "odd").value == auc(p[odd], rows.y[odd])
     assert found.figure("a", "auc", ALL).value == auc(p, rows.y)
@@ -116,14 +68,14 @@ def test_a_slice_has_the_figures_of_its_rows_and_one_without_clicks_has_none() -
 
 
 def test_a_slice_of_few_users_has_no_interval() -> None:
-    """However often one user is drawn, his figures are the same: a spread of zero would show every difference. Nor do
-    many users tell anything where a few have clicked."""
+    """One user has no spread, which would show every difference. Nor do many users tell anything where a few have
+    clicked."""
     rows, models = world(np.random.default_rng(3))
     both = np.bincount(rows.user, weights=rows.y > 0) * np.bincount(rows.user, weights=rows.y == 0)
     most = np.argsort(-both)
     few, enough = np.isin(rows.user, most[: FEWEST - 1]), np.isin(rows.user, most[:FEWEST])
     slices = {"one": rows.user == most[0], "few": few, "enough": enough, "few who clicked": (rows.y == 0) | few}
-    found = Measured(rows, models, {name: np.flatnonzero(own) for name, own in slices.items()}, 50, 1)
+    found = Measured(rows, models, {name: np.flatnonzero(own) for name, own in slices.items()})
     for name in slices:
         gap = found.gap("b", "a", "log_loss", name)
         assert gap.value != 0
@@ -140,7 +92,7 @@ def test_intervals_of_slices_with_few_users_cover() -> None:
     covered, by_normal = [], []
     for seed in range(1, 161):
         rows, models = world(np.random.default_rng(seed), 7)
-        gap = Measured(rows, models, {}, 100, 1).gap("b", "a", "log_loss")
+        gap = Measured(rows, models, {}).gap("b", "a", "log_loss")
         if np.isfinite(gap.half):
             covered.append(abs(gap.value - true) <= gap.half)
             by_normal.append(abs(gap.value - true) <= Figure(gap.value, gap.error * np.sqrt(6 / 7)).half)
@@ -167,7 +119,7 @@ def test_the_sentence_says_gains_losses_and_that_nothing_could_be_shown() -> Non
     def said(fresh: Scored, reference: Scored, old: Scored, oldest: Scored = a) -> str:
         scored = {"minute": fresh, "daily": reference}
         scored |= {named("day-old", "minute"): old, named("day-old", "daily"): oldest}
-        return verdict(Measured(rows, scored, {}, 200, 1), "minute", "daily", True)
+        return verdict(Measured(rows, scored, {}), "minute", "daily", True)
 
     gain = said(b, a, a)
     assert "learning every minute instead of every day gains ." in gain
@@ -187,7 +139,7 @@ def test_the_sentence_says_gains_losses_and_that_nothing_could_be_shown() -> Non
     # A tenth of the noise of that gain: too small for so few rows.
     few = Rows(rows.y[:60], rows.user[:60], rows.group[:60])
     scored = {"minute": Scored([b.p[0][:60]], []), "daily": Scored([a.p[0][:60]], [])}
-    small = Measured(few, scored, {}, 200, 1)
+    small = Measured(few, scored, {})
     gap = small.gap("minute", "daily", "auc")
     text = verdict(small, "minute", "daily", False)
     assert ("no difference could be shown" in text) == (
@@ -204,7 +156,7 @@ def test_the_sentence_says_the_whole_first_where_each_part_alone_gains_nothing()
     knows = Scored([best.astype(np.float32)], [])
     guesses = Scored([rng.random(len(user)).astype(np.float32)], [])
     scored = {"minute": knows, "daily": knows, named("day-old", "minute"): knows, named("day-old", "daily"): guesses}
-    found = Measured(rows, scored, {}, 200, 1)
+    found = Measured(rows, scored, {})
     first, rest = verdict(found, "minute", "daily", True).split(". ", 1)
     gap = found.gap("minute", named("day-old", "daily"), "auc")
     assert first.startswith(
