@@ -140,7 +140,7 @@ def quantiles(curve: Curve) -> list[dict[str, Any]]:
 
 
 def by_group(
-    clicks: Clicks, group: NDArray[np.intp], names: Sequence[str], windows: Sequence[int], key: str
+    clicks: Clicks, group: NDArray[np.integer[Any]], names: Sequence[str], windows: Sequence[int], key: str
 ) -> list[dict[str, Any]]:
     """A row for each group of exposures that has any.
 

@@ -27,8 +27,8 @@ import numpy as np
 
 from commands.delays.completeness import Clicks, Curve, by_group, by_window, points, quantiles
 from commands.delays.report import Trial, curve_plot, parts_of, rows_of, trial_of, trials_plot, verdict_of
-from commands.delays.segments import grouped_by, slots_of
 from commands.delays.trials import IMMEDIATE, Setting, digest, final_labels, open_features, samples_of, with_window
+from commands.offline.slicing import MISSING, slice_of
 from commands.offline.workers import pool
 from commands.replay.known import learn_through
 from commands.replay.logfeatures import Labels, LogRows
@@ -177,14 +177,15 @@ def _completeness(
     shown = {"all exposures": curve}
     if plan.log.position is not None:
         slots = table.table[plan.log.position].fill_null(-1).to_numpy().astype(np.int64)
-        number, names = slots_of(slots, MOST_SLOTS)
+        names = [*map(str, range(MOST_SLOTS)), f"{MOST_SLOTS} and on", MISSING]
+        number = np.where(slots < 0, MOST_SLOTS + 1, np.minimum(slots, MOST_SLOTS)).astype(np.intp)
         report["by_slot"] = by_group(clicks, number, names, tried, "slot")
         told = [int(row["slot"]) for row in report["by_slot"] if row["slot"].isdigit()]
         for slot in sorted({told[0], told[len(told) // 2], told[-1]}) if len(told) > 1 else ():
             shown[f"slot {slot}"] = Curve(clicks.some(number == slot), max(tried))
     for segment in segments:
-        number, names = grouped_by(table, segment, clicks.delay_ms >= 0)
-        report[f"by_{segment}"] = by_group(clicks, number, names, tried, segment)
+        found = slice_of(table, plan, segment)
+        report[f"by_{segment}"] = by_group(clicks, found.code, found.values, tried, segment)
     return report, points(shown)
 
 

@@ -56,7 +56,7 @@ def slice_of(log: LogTable, schema: Schema, name: str) -> Slice:
             day = (ts_ms + schema.utc_offset_ms) // _DAY_MS
             return Slice(((day + 3) % 7).astype(np.int32), _WEEKDAYS)  # 1970 began on a Thursday
         known = sorted({*(c for c in table.column_names if c != TS), "hour", "weekday"})
-        raise SettingError(f"--slices '{name}' names no column that the schema reads", f"choose of {', '.join(known)}")
+        raise SettingError(f"'{name}' names no column that the schema reads", f"choose of {', '.join(known)}")
     column = table[name]
     if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
         values = pc.unique(column.drop_null())

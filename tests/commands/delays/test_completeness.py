@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.delays.completeness import Clicks, Curve, by_group, by_window, quantiles
-from commands.delays.segments import MOST_VALUES, grouped_by, slots_of
+from commands.offline.slicing import MISSING, MOST_VALUES, OTHERS, slice_of
 from millrace.basics.errors import SettingError
+from millrace.contracts.schema import shop_schema
 from millrace.logs import LogTable
 from millrace.reports.spans import span_ms, span_name
 from tests.scenes.exploring import examples
@@ -114,9 +115,8 @@ def test_a_log_without_clicks_has_no_figures() -> None:
 
 def test_slots_and_segments_have_their_own_curves() -> None:
     clicks = watched_whole([1_000] * 100 + [20_000] * 100 + [1_000] * 5, 100)
-    slot = np.array([0] * 100 + [1] * 100 + [2] * 5 + [0] * 50 + [-1] * 50)
-    number, names = slots_of(slot, 3)
-    rows = by_group(clicks, number, names, [10_000, DAY], "slot")
+    number = np.array([0] * 100 + [1] * 100 + [2] * 5 + [0] * 50 + [4] * 50)
+    rows = by_group(clicks, number, ["0", "1", "2", "3", "missing"], [10_000, DAY], "slot")
     assert [(r["slot"], r["rows"], r["positives"]) for r in rows] == [
         ("0", 150, 100),
         ("1", 100, 100),
@@ -127,30 +127,22 @@ def test_slots_and_segments_have_their_own_curves() -> None:
     assert rows[1]["50%_come_within_s"] == 20.0
 
 
-def table(**columns: object) -> LogTable:
-    return LogTable(pa.table(columns), "u", "i", "y", 0, 0)
-
-
-def test_segments_are_values_quarters_or_the_heaviest_and_the_rest() -> None:
-    n = 200
-    many = [f"v{k % 20}" for k in range(n)]
-    weight = np.array([k % 20 for k in range(n)])
-    log = table(text=many, few=[None, "a"] * 100, number=list(range(n)), coded=pa.array(many).dictionary_encode())
-    number, names = grouped_by(log, "text", weight)
-    assert names[:2] == ["v19", "v18"]
-    assert names[-2:] == ["other", "missing"]
-    assert len(names) == MOST_VALUES + 2
-    assert (np.bincount(number, minlength=14) == [10] * 12 + [80, 0]).all()
-    assert (grouped_by(log, "coded", weight)[0] == number).all(), "encoded or not"
-    number, names = grouped_by(log, "few", weight)
-    assert [names[k] for k in number[:2]] == ["missing", "a"]
-    number, names = grouped_by(log, "number", weight)
-    assert len(names) == 5
-    assert np.bincount(number, minlength=5).tolist() == [50, 50, 50, 50, 0]
-    with pytest.raises(SettingError, match=r"segment 'colour'.*text, few"):
-        grouped_by(log, "colour", weight)
-    with pytest.raises(SettingError, match="holds lists"):
-        grouped_by(table(tags=[["a"], []]), "tags", weight[:2])
+def test_slices_are_values_quarters_or_the_most_frequent_and_the_rest() -> None:
+    n = 210  # of value k, k rows
+    many = [f"v{k}" for k in range(21) for _ in range(k)]
+    columns = {"text": many, "few": [None, "a"] * 105, "number": list(range(n)), "tags": [["a"], []] * 105}
+    columns |= {"coded": pa.array(many).dictionary_encode(), "ts_ms": list(range(n))}
+    log, schema = LogTable(pa.table(columns), "u", "i", "y", 0, 0), shop_schema()
+    text = slice_of(log, schema, "text")
+    assert text.values == (*(f"v{k}" for k in range(20, 20 - MOST_VALUES, -1)), OTHERS)
+    assert np.bincount(text.code).tolist() == [*range(20, 12, -1), sum(range(13))]
+    assert (slice_of(log, schema, "coded").code == text.code).all(), "encoded or not"
+    few = slice_of(log, schema, "few")
+    assert [few.values[k] for k in few.code[:2]] == [MISSING, "a"]
+    assert np.bincount(slice_of(log, schema, "number").code).tolist() == [53, 52, 52, 53]
+    assert slice_of(log, schema, "tags").values == ("['a']", "[]")
+    with pytest.raises(SettingError, match=r"'colour' names no column.*few.*text"):
+        slice_of(log, schema, "colour")
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_a_log_without_times_of_the_clicks_is_refused_with_what_it_needs(day: Pa
 def test_mistakes_are_named(day: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="label policy 'hope'"):
         delays(day, SHOP, tmp_path, policies=("hope",), progress=False)
-    with pytest.raises(SettingError, match="segment 'colour'"):
+    with pytest.raises(SettingError, match="'colour' names no column"):
         delays(day, SHOP, tmp_path, segments=("colour",), spec=SMALL, progress=False)
     with pytest.raises(SettingError, match="no attribution window"):
         delays(day, SHOP, tmp_path, windows=(), progress=False)
