@@ -16,13 +16,11 @@ import shutil
 import tempfile
 import threading
 import time
-import webbrowser
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import structlog
 
 from commands.demo.audit import Ledger
 from commands.demo.curves import draw, thirds
@@ -34,7 +32,6 @@ from commands.demo.settle import DRAIN_SECONDS, Drained, Settlement, labels_take
 from commands.demo.twin import Pages
 from commands.loop.host import READY_SECONDS, Host, made
 from commands.loop.monitor import fetch
-from commands.loop.page import PageServer
 from commands.loop.signals import AtOnce, Signals
 from commands.loop.status import Shown
 from millrace.basics.errors import MillraceError, ServiceError, SettingError
@@ -43,8 +40,8 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import IMPRESSIONS
 from millrace.processes.kafka import read_all
 from millrace.processes.profiles import check_whole
-from millrace.processes.role import calm_logs, last_figures
-from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
+from millrace.processes.role import last_figures
+from millrace.processes.services import free_port
 from millrace.processes.tokens import own_token
 from millrace.processes.wall import wall_ms
 
@@ -68,7 +65,6 @@ class DemoOptions:
     speed: float = SPEED
     page_port: int | None = None
     data: Path | None = None
-    open_browser: bool = False
     twin: bool = False
     archive: bool = False
     history_days: int = 0
@@ -101,28 +97,24 @@ class Demo(Host):
         the event clock. Does no more once the end is asked for.
         """
         port = free_port()
-        changes: dict[str, object] = {"port": port, "scorer": f"http://127.0.0.1:{port}"}
-        changes |= {"data": str(self.folder), "seed": self.options.seed}
-        if self.options.archive:
-            changes["archive_features"] = True
-        changes |= {
-            "tokens": "",
-            "token_file": "",
-        }  # our shoppers have none
-        changes |= {"admin_port": free_port()}
-        changes |= {"admin_token_file": self.settings.admin_token_file or str(own_token(self.folder))}
-        self.settings = msgspec.structs.replace(self.settings, **changes)
+        self.settings = msgspec.structs.replace(
+            self.settings,
+            port=port,
+            scorer=f"http://127.0.0.1:{port}",
+            data=str(self.folder),
+            seed=self.options.seed,
+            archive_features=self.options.archive or self.settings.archive_features,
+            tokens="",  # our shoppers have none
+            token_file="",
+            admin_port=free_port(),
+            admin_token_file=self.settings.admin_token_file or str(own_token(self.folder)),
+        )
         if self.options.history_days:
             self.past_s = live_through(self, self.options.history_days)
             if self.ending.is_set():
                 return
         check_whole(self.settings)
-        size, most = self.settings.message_bytes, self.settings.broker_gib
-        broker = (
-            None if self.settings.kafka else EmbeddedBroker(self.folder / "broker", message_bytes=size, disk_gib=most)
-        )
-        redis = None if self.settings.redis else EmbeddedRedis(self.folder / "redis")
-        self.start_services(stack, broker, redis)
+        self.start_services(stack)
         self.held = held_by(self.settings)  # of the embedded broker too: its topics lie in the folder
         learnt_ms = 0 if self.held.newest_ms or self.options.history_days else learnt_until(self.settings)
         opens = opening(self.held, learnt_ms)
@@ -252,21 +244,12 @@ def _run(settings: Settings, options: DemoOptions, folder: Path, signals: Signal
     made(folder)
     with ExitStack() as stack:
         run = Demo(settings, options, folder, signals.ending)
-        calm_logs(stack.enter_context((folder / "logs" / "demo.log").open("a", encoding="utf-8")))
-        stack.callback(structlog.reset_defaults)
-        page = PageServer(run.state, options.page_port)
-        stack.callback(page.stop)
-        run.view.page = page.url
-        run.say(f"live page: {page.url}   logs: {folder / 'logs'}")
+        run.show(stack, options.page_port)
         run.open(stack)
         if signals.ending.is_set():
             return 143 if signals.hurry else 130
-        stack.callback(run.stop_watching)
-        stack.push(run.end_roles)
-        stack.enter_context(run.view)
+        run.attend(stack)
         run.start_roles()
-        if options.open_browser:
-            webbrowser.open(page.url)
         if not signals.ending.is_set():
             run.run_traffic()
         if signals.hurry or not run.started_ms:

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from commands.guess.columns import Column
-from commands.guess.times import DAY_MS, Times
+from commands.guess.times import Times
+from millrace.contracts.clock import DAY_MS
 
 MARGIN = 2.0
 """Points by which the first candidate must lead."""

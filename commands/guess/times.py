@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from commands.guess.columns import Column
+from millrace.contracts.clock import DAY_MS
 
 FIRST_MS, LAST_MS = 631_152_000_000, 4_102_444_800_000
 """1990 and 2100."""
 _UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
-DAY_MS = 86_400_000
 
 TIME_WORDS = frozenset({"time", "timestamp", "ts", "date", "dt", "day", "hour", "ms", "at"})
 """Words that name times."""

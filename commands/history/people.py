@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.replay.logfeatures import LogRows
+from millrace.contracts.clock import DAY_MS
 from millrace.contracts.events import Item, User
 from millrace.contracts.schema import DERIVED, Schema, Side
 from millrace.logs import LogTable
-
-DAY_MS = 86_400_000
 
 
 def users_of(log: LogTable, schema: Schema, rows: LogRows) -> list[User]:

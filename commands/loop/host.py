@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import structlog
 
 from commands.loop.monitor import Monitor, Picture
 from commands.loop.named import wait_for_redis
+from commands.loop.page import PageServer
 from commands.loop.signals import AtOnce
 from commands.loop.status import Shown, State, state_of
 from commands.loop.view import View
@@ -33,7 +35,7 @@ from millrace.basics.errors import BrokerError, ServiceError, SettingError
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, wait_for_broker
 from millrace.processes.memory import resident
-from millrace.processes.role import last_figures
+from millrace.processes.role import calm_logs, last_figures
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, tail
 from millrace.processes.spawn import bound
 from millrace.processes.supervisor import Patience, Supervisor
@@ -198,22 +200,44 @@ class Host:
 
     # -- services --------------------------------------------------------------------------------------------
 
-    def start_services(self, stack: ExitStack, broker: EmbeddedBroker | None, redis: EmbeddedRedis | None) -> None:
+    def show(self, stack: ExitStack, page_port: int | None) -> None:
+        """Opens the live page and the program's own log, until ``stack`` is closed.
+
+        Raises:
+            PortError: the page's port is taken.
+        """
+        logs = self.folder / "logs"
+        calm_logs(stack.enter_context((logs / f"{self.name}.log").open("a", encoding="utf-8")))
+        stack.callback(structlog.reset_defaults)
+        page = PageServer(self.state, page_port)
+        stack.callback(page.stop)
+        self.view.page = page.url
+        self.say(f"live page: {page.url}   logs: {logs}")
+
+    def start_services(
+        self, stack: ExitStack, broker_port: int = 0, redis_port: int = 0, *, sync: bool = False
+    ) -> None:
         """Starts the services that no setting names, waits for the others, and creates the topics.
 
         Args:
             stack: stops what was started.
-            broker, redis: made by the owner, not started yet; None where a setting names one.
+            broker_port, redis_port: 0: any that is free.
+            sync: see :class:`~millrace.processes.services.EmbeddedBroker`.
 
         Raises:
             MillraceError: one cannot be started or does not answer, or topics are not as they should be.
         """
-        addresses: dict[str, object] = {}
-        for setting, service in (("kafka", broker), ("redis", redis)):
-            if service is not None:
-                addresses[setting] = stack.enter_context(service).address
-                self.services.append(service)
-        self.settings = msgspec.structs.replace(self.settings, **addresses)
+        own, addresses = self.settings, dict[str, object]()
+        if not own.kafka:
+            size, most = own.message_bytes, own.broker_gib
+            broker = EmbeddedBroker(self.folder / "broker", broker_port, message_bytes=size, disk_gib=most, sync=sync)
+            addresses["kafka"] = stack.enter_context(broker).address
+            self.services.append(broker)
+        if not own.redis:
+            redis = EmbeddedRedis(self.folder / "redis", redis_port)
+            addresses["redis"] = stack.enter_context(redis).address
+            self.services.append(redis)
+        self.settings = msgspec.structs.replace(own, **addresses)
         seconds = min(NAMED_SECONDS, self.settings.patience_seconds)
         wait_for_broker(self.settings, seconds)
         wait_for_redis(self.settings.redis, seconds)
@@ -281,6 +305,12 @@ class Host:
             self.monitor.ended(name, text)
 
     # -- the end ---------------------------------------------------------------------------------------------
+
+    def attend(self, stack: ExitStack) -> None:
+        """Shows the run in the terminal from now on. When ``stack`` is closed, its roles end."""
+        stack.callback(self.stop_watching)
+        stack.push(self.end_roles)
+        stack.enter_context(self.view)
 
     def stop_watching(self) -> None:
         if self.monitor is not None:

@@ -12,10 +12,11 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException
+from email.utils import parsedate_to_datetime
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -92,25 +93,56 @@ class RoleMetrics:
         return {value: self.total(name, **{label: value}, **others) for value in sorted(values)}
 
 
+@contextmanager
+def _answered(
+    url: str, timeout_seconds: float, headers: Mapping[str, str] | None = None
+) -> Iterator[tuple[HTTPResponse, float]]:
+    """The answer to a plain HTTP GET, and when it was asked (Unix s). Raises OSError where there is none."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise OSError(f"'{url}' is no http://host:port")
+    connection = HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout_seconds)
+    try:
+        connection.connect()
+        asked_s = time.time()
+        connection.request("GET", parts.path or "/", headers=dict(headers or {}))
+        yield connection.getresponse(), asked_s
+    except HTTPException as error:
+        raise OSError(f"{url}: {error!r}") from None
+    finally:
+        connection.close()
+
+
 def fetch(url: str, timeout_seconds: float = 1.0, headers: Mapping[str, str] | None = None) -> str:
     """The body of a plain HTTP GET.
 
     Raises:
         OSError: there is no answer, or not one with status 200.
     """
-    parts = urlsplit(url)
-    connection = HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout_seconds)
-    try:
-        connection.request("GET", parts.path or "/", headers=dict(headers or {}))
-        answer = connection.getresponse()
+    with _answered(url, timeout_seconds, headers) as (answer, _):
         body = answer.read()
         if answer.status != 200:
             raise OSError(f"{url} answers {answer.status}")
         return body.decode()
-    except HTTPException as error:
-        raise OSError(f"{url}: {error!r}") from None
-    finally:
-        connection.close()
+
+
+def readiness(base: str, timeout_seconds: float = 1.0) -> tuple[int, str, float | None]:
+    """What a scorer or an intake says of itself: the status of ``/readyz``, its reason, and by how many seconds its
+    machine's clock is ahead of ours; None: it does not tell.
+
+    Raises:
+        OSError: there is no answer.
+    """
+    with _answered(f"{base}/readyz", timeout_seconds) as (answer, asked_s):
+        middle_s = (asked_s + time.time()) / 2
+        body, date = answer.read(65_536), answer.getheader("date")
+        reason = ""
+        with suppress(ValueError):
+            said = json.loads(body)
+            reason = str(said.get("error", "")) if isinstance(said, dict) else ""
+        # A Date header has whole seconds, cut off: half a second more is right on average.
+        ahead = parsedate_to_datetime(date).timestamp() + 0.5 - middle_s if date else None
+        return answer.status, reason, ahead
 
 
 @dataclass(slots=True)

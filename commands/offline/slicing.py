@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from millrace.basics.errors import SettingError
+from millrace.contracts.clock import DAY_MS
 from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable
 
@@ -23,7 +24,7 @@ QUARTERS = 4
 
 MISSING, OTHERS = "(missing)", "(others)"
 _WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
+_HOUR_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def slice_of(log: LogTable, schema: Schema, name: str) -> Slice:
         if name == "hour":
             return Slice(local_hours(ts_ms, schema).astype(np.int32), tuple(f"{h:02d} h" for h in range(24)))
         if name == "weekday":
-            day = (ts_ms + schema.utc_offset_ms) // _DAY_MS
+            day = (ts_ms + schema.utc_offset_ms) // DAY_MS
             return Slice(((day + 3) % 7).astype(np.int32), _WEEKDAYS)  # 1970 began on a Thursday
         known = sorted({*(c for c in table.column_names if c != TS), "hour", "weekday"})
         raise SettingError(f"'{name}' names no column that the schema reads", f"choose of {', '.join(known)}")

@@ -30,13 +30,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from millrace.contracts.clock import DAY_MS
 from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable, local_days
 
 Score = Callable[[NDArray[np.int64], NDArray[np.float32]], NDArray[np.float32]]
 
 _SCORED_AT_ONCE = 4096
-_DAY_MS = 86_400_000
 
 _PAGES = "within pages"
 _PAGE_DAYS = "within pages, model and windows frozen at the start of the day: rows of most pages differ in time"
@@ -151,7 +151,7 @@ def day_codes(log: LogTable, schema: Schema) -> tuple[tuple[str, ...], NDArray[n
     :func:`~millrace.logs.local_days`, without a text a row."""
     assert schema.log is not None
     if schema.log.day is None:
-        local = (log.table[TS].to_numpy() + schema.utc_offset_ms) // _DAY_MS
+        local = (log.table[TS].to_numpy() + schema.utc_offset_ms) // DAY_MS
         numbers = np.unique(local)
         code = np.searchsorted(numbers, local).astype(np.int32)
         return tuple(str(np.datetime64(int(d), "D")) for d in numbers), code

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from commands.loop.monitor import readiness
 from commands.up import folder as folders
 from commands.up import probes
 from commands.up.findings import (
@@ -188,7 +189,7 @@ def _services(settings: Settings, there: Mapping[str, Any]) -> list[Finding]:
     doors = {name: address for name in ("scorer", "intake") if (address := getattr(settings, name))}
     of_broker = probes.within(lambda: probes.broker(settings)) if settings.kafka else None
     of_redis = probes.within(lambda: probes.redis_clock(settings.redis)) if settings.redis else None
-    of_doors = {name: probes.within(lambda url=url: probes.door(url)) for name, url in doors.items()}  # type: ignore[misc]
+    of_doors = {name: probes.within(lambda url=url: readiness(url, probes.SHORT)) for name, url in doors.items()}  # type: ignore[misc]
     metrics: Mapping[str, str] = there.get("metrics", {})
     of_roles = {name: probes.within(lambda url=url: probes.role(url)) for name, url in metrics.items()}  # type: ignore[misc]
     found: list[Finding] = []

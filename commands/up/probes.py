@@ -16,12 +16,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
 from typing import Generic, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 import redis
@@ -42,7 +40,7 @@ PATIENCE_SECONDS = 10.0
 """For one question. Several are asked at once."""
 TRIAL_SECONDS = 60.0
 """For a model, with the imports that it needs. Whoever waits for it waits longer: its process must begin and end."""
-_SHORT = 3.0
+SHORT = 3.0
 LIBRARIES = ("aiokafka", "faust-streaming", "kafka-python", "msgspec", "numba", "numpy", "pyarrow", "redis", "torch")
 
 T = TypeVar("T")
@@ -98,11 +96,11 @@ def broker(settings: Settings) -> dict[str, int]:
     """Numbers of partitions by topic, as the broker names them."""
     for address in settings.brokers:
         with contextlib.suppress(OSError):
-            cluster_id(address, _SHORT)
+            cluster_id(address, SHORT)
             break
     else:
         raise OSError("nothing answers there")
-    milliseconds = round(_SHORT * 1000)
+    milliseconds = round(SHORT * 1000)
     admin = KafkaAdminClient(
         bootstrap_servers=settings.brokers, bootstrap_timeout_ms=milliseconds, request_timeout_ms=milliseconds
     )
@@ -118,7 +116,7 @@ def newest_message_ms(settings: Settings) -> float | None:
         if end <= first:
             return None
         reader.seek(place, end - 1)
-        for records in reader.poll(timeout_ms=_SHORT * 1000).values():
+        for records in reader.poll(timeout_ms=SHORT * 1000).values():
             return float(records[-1].timestamp)
     return None
 
@@ -126,7 +124,7 @@ def newest_message_ms(settings: Settings) -> float | None:
 def redis_clock(address: str) -> float:
     """By how many seconds the clock of Redis' machine is ahead of ours."""
     client = redis.Redis.from_url(
-        redis_url(address), socket_connect_timeout=_SHORT, socket_timeout=_SHORT, retry=Retry(NoBackoff(), 0)
+        redis_url(address), socket_connect_timeout=SHORT, socket_timeout=SHORT, retry=Retry(NoBackoff(), 0)
     )
     with client:
         client.ping()
@@ -135,35 +133,10 @@ def redis_clock(address: str) -> float:
         return float(seconds + micros / 1e6 - (asked + time.time()) / 2)
 
 
-def door(url: str) -> tuple[int, str, float | None]:
-    """What a door says of itself: the status of ``/readyz``, its reason, and by how many seconds its machine's clock is
-    ahead of ours; None: it does not tell."""
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise ValueError(f"'{url}' is no http://host:port")
-    connection = HTTPConnection(parts.hostname, parts.port or 80, timeout=_SHORT)
-    try:
-        connection.connect()
-        asked = time.time()
-        connection.request("GET", "/readyz")
-        answer = connection.getresponse()
-        middle = (asked + time.time()) / 2
-        body, date = answer.read(65_536), answer.getheader("date")
-    finally:
-        connection.close()
-    reason = ""
-    with contextlib.suppress(msgspec.MsgspecError):
-        said = msgspec.json.decode(body)
-        reason = str(said.get("error", "")) if isinstance(said, dict) else ""
-    # A Date header has whole seconds, cut off: half a second more is right on average.
-    ahead = parsedate_to_datetime(date).timestamp() + 0.5 - middle if date else None
-    return answer.status, reason, ahead
-
-
 def role(url: str) -> tuple[str, bool]:
     """The version that a role names in its metrics, and whether it says that it works."""
     figures = RoleMetrics()
-    figures.update(fetch(url, _SHORT))
+    figures.update(fetch(url, SHORT))
     versions = list(figures.by_label("millrace_role_info", "version"))
     return (versions[0] if versions else "", figures.gauge("millrace_ready") == 1)
 

@@ -24,23 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 
 from commands.loop.host import Host, made
-from commands.loop.monitor import fetch
-from commands.loop.page import PageServer
+from commands.loop.monitor import fetch, readiness
 from commands.loop.scrape import scrape_file
 from commands.loop.signals import AtOnce, Signals
 from commands.loop.status import Shown
 from commands.up import folder as folders
 from commands.up import words
-from commands.up.ports import LOOPBACK, Ports, check, choose, url
+from commands.up.ports import Ports, check, choose, url
 from millrace.basics.errors import SettingError
 from millrace.basics.files import write_whole
 from millrace.contracts.settings import Settings
 from millrace.processes.profiles import check_whole
-from millrace.processes.role import calm_logs
-from millrace.processes.services import EmbeddedBroker, EmbeddedRedis
 from millrace.processes.tokens import Tokens, bearer, own_token
 from millrace.processes.wall import wall_ms
 
@@ -84,22 +80,9 @@ class Up(Host):
         resumed = (folder / "checkpoints").exists()
         shown = Shown(self.roles, control=settings.control_share > 0, settles_s=settles_s, resumed=resumed)
         super().__init__(settings, folder, ending, shown, speed, LINE_SECONDS)
-        self.options, self.ports = options, ports
+        self.ports = ports
         self.ready = False
         self._looked_at = 0.0
-
-    def open(self, stack: ExitStack) -> None:
-        """Starts the services that no setting names."""
-        settings = self.settings
-        broker = redis = None
-        if not settings.kafka:
-            size, most, sync = settings.message_bytes, settings.broker_gib, self.options.sync
-            broker = EmbeddedBroker(
-                self.folder / "broker", self.ports.broker, message_bytes=size, disk_gib=most, sync=sync
-            )
-        if not settings.redis:
-            redis = EmbeddedRedis(self.folder / "redis", self.ports.redis)
-        self.start_services(stack, broker, redis)
 
     def start_roles(self) -> None:
         """Starts every role, and waits until each can work. The scorer is ready when there are items, which is yours.
@@ -186,7 +169,7 @@ class Up(Host):
         if picture is not None and picture.ready.get("serve"):
             return ""
         try:
-            status, said = _readiness(f"{self.settings.scorer}/readyz")
+            status, said, _ = readiness(self.settings.scorer)
         except OSError:
             return "it does not answer"
         return "" if status == 200 else said
@@ -197,24 +180,6 @@ class Up(Host):
         self.say("stopping: intake first, then the others, which write down how far they have come")
         for names in (("intake",), ("serve",), ("stream", "learn", "archive", "shadow")):
             self.supervisor.stop(*names, grace_seconds=GRACE_SECONDS)
-
-
-def _readiness(address: str) -> tuple[int, str]:
-    """What ``/readyz`` says: its status, and the reason."""
-    from http.client import HTTPConnection, HTTPException
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(address)
-    connection = HTTPConnection(parts.hostname or "", parts.port or 80, timeout=1.0)
-    try:
-        connection.request("GET", parts.path)
-        answer = connection.getresponse()
-        said = msgspec.json.decode(answer.read())
-        return answer.status, str(said.get("error", "")) if isinstance(said, dict) else ""
-    except (HTTPException, msgspec.MsgspecError) as error:
-        raise OSError(str(error)) from None
-    finally:
-        connection.close()
 
 
 def prepared(settings: Settings, folder: Path, ports: Ports) -> Settings:
@@ -270,18 +235,11 @@ def _run(settings: Settings, options: UpOptions, folder: Path, schema: folders.S
     with ExitStack() as stack:
         stack.callback((folder / folders.ADDRESSES).unlink, missing_ok=True)
         run = Up(prepared(settings, folder, ports), options, folder, ports, signals.ending)
-        calm_logs(stack.enter_context((folder / "logs" / "up.log").open("a", encoding="utf-8")))
-        stack.callback(structlog.reset_defaults)
-        page = PageServer(run.state, ports.page, LOOPBACK)
-        stack.callback(page.stop)
-        run.view.page = page.url
-        run.say(f"live page: {page.url}   logs: {folder / 'logs'}")
+        run.show(stack, ports.page)
         if schema.changed:
             run.say(schema.changed)
-        run.open(stack)
-        stack.callback(run.stop_watching)
-        stack.push(run.end_roles)
-        stack.enter_context(run.view)
+        run.start_services(stack, ports.broker, ports.redis, sync=options.sync)
+        run.attend(stack)
         run.start_roles()
         schema.write(folder)
         if not signals.ending.is_set():

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from millrace.basics.durations import DAY_MS
 from millrace.contracts.logforms import LogColumns
 from millrace.contracts.schema import Schema
 from millrace.logs.copies import TS, groups
 from millrace.logs.faults import Faults
 from millrace.logs.values import flat, is_text, mask
 
-_DAY_MS = 86_400_000
 _SAMPLE = 1000
 _MOSTLY = 0.9  # a text column with at least this share of numbers is one of numbers with some texts in it
 _NUMBER = r"^-?\d+(\.\d+)?$"
@@ -42,7 +42,7 @@ class Doubts:
             decide("rows have the time, user and item of a row before, and are kept", log.item,
                    len(label) - len(groups(alike)[1]), "where they are copies, name log.identity")  # fmt: skip
         if self._now_ms is not None:
-            late = int((ts_ms > self._now_ms + _DAY_MS).sum())
+            late = int((ts_ms > self._now_ms + DAY_MS).sum())
             decide(f"times in '{log.time}' are more than a day in the future, and kept", log.time, late,
                    "correct the clock or log.time_unit; a simulated log may be of the future")  # fmt: skip
         for action, name in log.action_times.items():

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from millrace.basics.errors import LogError, SchemaError
+from millrace.basics.durations import DAY_MS
 from millrace.contracts.logforms import FIRST_DAY, LogColumns, start_ms
 from millrace.contracts.schema import DERIVED, Schema
 from millrace.logs.columns import check_columns, check_single, labels, never, numbers, positions, time_ms
@@ -27,8 +28,6 @@ from millrace.logs.lists import unroll
 from millrace.logs.near import lacking
 from millrace.logs.times import Clock, to_ms
 from millrace.logs.values import as_text, flat
-
-_DAY_MS = 86_400_000
 
 
 class Wanted:
@@ -116,7 +115,7 @@ class Rows:
             table = table.append_column(name, made if of else pa.array(["all"] * table.num_rows))
         if log.rows_per_day is not None:
             start = start_ms(log.time_start or FIRST_DAY)
-            at = start + (np.arange(table.num_rows, dtype=np.int64) + row) * _DAY_MS // log.rows_per_day
+            at = start + (np.arange(table.num_rows, dtype=np.int64) + row) * DAY_MS // log.rows_per_day
             table = table.append_column(log.time, pa.array(at))
         return table
 

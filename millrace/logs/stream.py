@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from millrace.basics import durations
 from millrace.basics.errors import LogError
+from millrace.contracts.clock import DAY_MS
 from millrace.contracts.schema import Schema
 from millrace.logs.copies import TS, identity, sorted_once
 from millrace.logs.doubts import Doubts
@@ -33,8 +34,6 @@ from millrace.logs.plain import plain, plain_type
 from millrace.logs.rows import Rows
 from millrace.logs.text import TextForm, TextReader, blocks, once
 from millrace.logs.types import common
-
-_DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +145,7 @@ class Spool:
         """
         table = pa.table(columns)
         ts_ms = table[TS].to_numpy()
-        ahead = np.zeros(len(ts_ms), bool) if now_ms is None else ts_ms > now_ms + _DAY_MS
+        ahead = np.zeros(len(ts_ms), bool) if now_ms is None else ts_ms > now_ms + DAY_MS
         clock = ts_ms if ahead.all() else np.where(ahead, 0, ts_ms)
         before = np.maximum.accumulate(np.r_[self._newest_ms, clock])
         late, self._newest_ms = ts_ms < before[:-1] - self._bound_ms, int(before[-1])

@@ -251,7 +251,7 @@ def test_a_question_that_nobody_answers_ends() -> None:
 
 
 def test_whoever_listens_and_says_nothing_is_a_finding(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "_SHORT", 0.05)
+    monkeypatch.setattr(probes, "SHORT", 0.05)
     mute = f"127.0.0.1:{silent}"
     found = examine({"kafka": mute, "redis": mute, "scorer": f"http://{mute}", "intake": f"http://{mute}"})
     assert {f.check for f in found if f.state == "mend"} == {"kafka", "redis", "scorer", "intake"}
