@@ -32,7 +32,7 @@ from commands.offline.slicing import MISSING, slice_of
 from commands.offline.workers import pool
 from commands.replay.known import learn_through
 from commands.replay.logfeatures import Labels, LogRows
-from commands.replay.reading import Log, name_of_log, reading, told
+from commands.replay.reading import Log, about, name_of_log, reading
 from commands.replay.run import BATCH_ROWS, THREADS
 from commands.replay.stretches import Stretches, write_features
 from learner.network.dense import threads
@@ -43,7 +43,7 @@ from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, policy_named
 from millrace.logs import LogTable, read_log
-from millrace.reports import make_folder, say, show, surroundings, write_all
+from millrace.reports import make_folder, say, show, write_all
 from millrace.reports.progress import bars
 from millrace.reports.spans import span_name
 
@@ -63,7 +63,6 @@ def delays(
     seed: int = 0,
     settings: Settings | None = None,
     skip_bad: bool = False,
-    batch_rows: int = BATCH_ROWS,
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -107,10 +106,10 @@ def delays(
         chosen = list(dict.fromkeys([present, *asked, Setting(IMMEDIATE, longest_ms)]))
         trials, runs = _trials(
             table, log, schema, plan, rows, labels, chosen, longest_ms, now,
-            (dict(spec or {}), seed, batch_rows, skip_bad), workers, progress,
+            (dict(spec or {}), seed, skip_bad), workers, progress,
         )  # fmt: skip
         verdict = verdict_of(curve, longest_ms, tried, trials, present)
-        about: dict[str, Any] = {
+        head: dict[str, Any] = {
             "verdict": verdict,
             "rows": rows.n,
             "positives": int(labels.clicked.sum()),
@@ -121,22 +120,17 @@ def delays(
             "present_setting": present.name,
             "final_labels": f"clicked within {span_name(longest_ms)}",
         }
-        report = about | {"settings": rows_of(trials, present)} | report
-        run = {
+        report = head | {"settings": rows_of(trials, present)} | report
+        run = about(log, schema, plan, table) | {
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - clock, 1),
-            "log": str(log) if isinstance(log, Path) else [str(path) for path in log],
-            "schema": str(schema),
-            "schema_id": plan.id,
             "seed": seed,
             "settings_tried": len(chosen),
             "replays": runs,
             "observation_seconds": now.observation_seconds,
             "lateness_minutes": now.lateness_minutes,
             "log_ends": str(np.datetime64(int(rows.ts_ms[0] + clicks.watched_ms[0]), "ms")),
-            "notes": list(table.notes),
-            "reading": told(table),
-        } | surroundings()
+        }
         plots = [curve_plot(curves, tried)] if curves else []
         if any(trial.setting != present for trial in trials):
             plots.append(trials_plot(trials, present))
@@ -202,7 +196,7 @@ def _trials(
     chosen: Sequence[Setting],
     longest_ms: int,
     now: Settings,
-    how: tuple[dict[str, Any], int, int, bool],
+    how: tuple[dict[str, Any], int, bool],
     workers: int | None,
     progress: bool,
 ) -> tuple[list[Trial], int]:
@@ -244,25 +238,25 @@ _plan: Schema
 _rows: LogRows
 _labels: Labels
 _folder: Path
-_how: tuple[dict[str, Any], int, int, bool]
+_how: tuple[dict[str, Any], int, bool]
 
 
-def _open(folder: Path, log: Log, schema: Path, how: tuple[dict[str, Any], int, int, bool]) -> None:
+def _open(folder: Path, log: Log, schema: Path, how: tuple[dict[str, Any], int, bool]) -> None:
     """In a worker, once: the log as the replays read it."""
     global _plan, _rows, _labels, _folder, _how
     _plan, _folder, _how = load_schema(schema), folder, how
     spool = folder / f"log-{os.getpid()}"  # for a log that is larger than memory; removed with the folder
     spool.mkdir()
-    table = read_log(log, _plan, skip_bad=how[3], spool=spool)
+    table = read_log(log, _plan, skip_bad=how[2], spool=spool)
     _rows = LogRows(table, _plan)
     _labels = Labels(table, _plan, _rows)
 
 
 def _run(setting: Setting, waits: tuple[int, int, int], out: Path) -> None:
     """In a worker: one replay; its scores are written to ``out``."""
-    spec, seed, batch_rows, _ = _how
+    spec, seed, _ = _how
     with threads(THREADS):
         samples, _ = samples_of(setting, _labels, _rows.ts_ms, *waits)
         model = model_of(with_window(_plan, setting.window_ms), spec, seed)
         cat, num = open_features(_folder)
-        np.save(out, learn_through(model, _rows, cat, num, samples, batch_rows))
+        np.save(out, learn_through(model, _rows, cat, num, samples, BATCH_ROWS))

@@ -122,7 +122,7 @@ class Measured:
         for measure, seeds in found.items():
             if seeds:
                 parts = np.mean([parts for _, parts in seeds], axis=0)
-                sums = np.bincount(part.user, weights=parts, minlength=self.users)
+                sums = np.bincount(part.user, weights=parts, minlength=self.users).astype(np.float64)
                 self._kept[where, name, measure] = _Kept(self._users[where], [point for point, _ in seeds], sums)
 
     def users_of(self, where: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.freshness.measure import Figure, Measured
+from commands.freshness.measure import ALL, Figure, Measured
 from commands.freshness.plots import arms_plot, gains_plot, staleness_plot
 from commands.freshness.words import BASELINE, DAY_OLD, LIVE, RETRAINED, Late, how_often, named, verdict, whole
 from commands.offline.dataset import Dataset
@@ -55,7 +55,7 @@ def report_of(
     what = f"learning {how_often(fresh)} instead of {how_often(reference)}, both on live features"
     models = _models(setup, found)
 
-    def gains(where: str, key: str, head: Row, places: Places) -> Row:
+    def gains(where: str, head: Row, places: Places) -> Row:
         row = head | {
             "rows": len(places),
             "users": found.users_of(where),
@@ -72,12 +72,7 @@ def report_of(
         return row
 
     by_day = [
-        {"day": day, "model": sync}
-        | _both("auc", found.figure(sync, "auc", f"day {day}"))
-        | _both("auc_gain", found.gap(sync, reference, "auc", f"day {day}"))
-        | _both("log_loss", found.figure(sync, "log_loss", f"day {day}"))
-        | _both("calibration", found.figure(sync, "calibration", f"day {day}"))
-        | _both("grouped_auc", found.figure(sync, "grouped_auc", f"day {day}"))
+        {"day": day, "model": sync} | _figures(found, sync, reference, f"day {day}")
         for day in days
         for sync in setup.sync
     ]
@@ -102,9 +97,9 @@ def report_of(
         "comparisons": compared,
         "features_and_weights": _features_and_weights(setup, found),
         "by_day": by_day,
-        "gains_by_day": [gains(f"day {d}", "day", {"day": d}, p) for d, p in days.items()],
-        "gains_by_hour": [gains(f"hour {h}", "hour", {"hour": h}, p) for h, p in hours.items()],
-        "slices": [gains(f"{c} {v}", "slice", {"column": c, "value": v}, p) for (c, v), p in values.items()],
+        "gains_by_day": [gains(f"day {d}", {"day": d}, p) for d, p in days.items()],
+        "gains_by_hour": [gains(f"hour {h}", {"hour": h}, p) for h, p in hours.items()],
+        "slices": [gains(f"{c} {v}", {"column": c, "value": v}, p) for (c, v), p in values.items()],
     }
     if late is not None:
         report |= {
@@ -139,41 +134,43 @@ def late_clicks(setup: Setup) -> Late | None:
     return Late(finest, float((timed > finest).mean()) if len(timed) else 0.0, len(came) - len(timed))
 
 
+def _figures(found: Measured, name: str, base: str, where: str = ALL) -> Row:
+    """A model's figures, and its gain in AUC over ``base``."""
+    row = _both("auc", found.figure(name, "auc", where)) | _both("auc_gain", found.gap(name, base, "auc", where))
+    for measure in ("log_loss", "calibration", "grouped_auc"):
+        row |= _both(measure, found.figure(name, measure, where))
+    return row
+
+
 def _models(setup: Setup, found: Measured) -> list[Row]:
-    """A row a model. ``auc_gain`` is over the reference on live features."""
+    """A row a model. Gains are over the reference on live features, which has none itself."""
     rows = []
     for name, sync, _ in _names(setup, found):
         row: Row = {"model": name, "staleness_minutes": _staleness(setup, sync)}
-        row |= _both("auc", found.figure(name, "auc")) | _both("auc_gain", found.gap(name, setup.reference, "auc"))
-        row |= _both("log_loss", found.figure(name, "log_loss"))
+        row |= _figures(found, name, setup.reference)
         row |= _both("log_loss_gain_percent", found.gain_percent(name, setup.reference))
-        row |= _both("calibration", found.figure(name, "calibration"))
-        row |= _both("grouped_auc", found.figure(name, "grouped_auc"))
         row |= _both("grouped_auc_gain", found.gap(name, setup.reference, "grouped_auc"))
-        if name == setup.reference:
-            for key in [k for k in row if "gain" in k]:
-                row[key] = None
-        rows.append(row)
+        rows.append(_without_gains(row) if name == setup.reference else row)
     return rows
+
+
+def _without_gains(row: Row) -> Row:
+    return {key: None if "gain" in key else value for key, value in row.items()}
 
 
 def _names(setup: Setup, found: Measured) -> list[tuple[str, str | None, str]]:
     """(name, how often it synchronises, features) of every model that was measured."""
     out: list[tuple[str, str | None, str]] = [(s, s, LIVE) for s in setup.sync]
     if setup.features:
-        out += [(named(DAY_OLD, s), s, DAY_OLD) for s in _few(setup)]
+        few = (s for s in setup.sync if s in (setup.sync[0], setup.reference, setup.fresh))
+        out += [(named(DAY_OLD, s), s, DAY_OLD) for s in few]
     return out + [(n, None, LIVE) for n in (RETRAINED, BASELINE) if math.isfinite(found.figure(n, "auc").value)]
-
-
-def _few(setup: Setup) -> list[str]:
-    """The models that are on day-old features too."""
-    return [s for s in setup.sync if s in (setup.sync[0], setup.reference, setup.fresh)]
 
 
 def _comparisons(setup: Setup, found: Measured) -> list[Row]:
     """The live loop against the job, each model against the reference, and the features; with the smallest gain that
     could have been shown."""
-    fresh, reference = setup.fresh, setup.reference
+    fresh, reference, plan = setup.fresh, setup.reference, setup.plan
     place = setup.sync.index(reference)
     pairs = [(f"{fresh} over {(old := named(DAY_OLD, reference))}", fresh, old)] if setup.features else []
     pairs += [(f"{reference} over {s}", reference, s) for s in setup.sync[:place]]
@@ -186,48 +183,34 @@ def _comparisons(setup: Setup, found: Measured) -> list[Row]:
     rows = []
     for what, one, other in pairs:
         gap, loss = found.gap(one, other, "auc"), found.gain_percent(one, other)
-        if one in setup.sync and other in setup.sync and _same(setup.plan, one, other):
-            rows.append(
-                {"comparison": what, "shown": "coincide"}
-                | dict.fromkeys(("auc_gain", "auc_gain_ci", "smallest_gain"))
-                | dict.fromkeys(("log_loss_gain_percent", "log_loss_gain_percent_ci", "smallest_log_loss_gain_percent"))
-            )
-            continue
+        coincide = one in setup.sync and other in setup.sync and np.array_equal(plan.syncs[one], plan.syncs[other])
         few = "too few users" if math.isnan(gap.half) else "no"
-        row: Row = {"comparison": what, "shown": "yes" if gap.shown else few}
-        row |= _both("auc_gain", gap) | {"smallest_gain": _rounded(gap.smallest)}
+        row = _both("auc_gain", gap) | {"smallest_gain": _rounded(gap.smallest)}
         row |= _both("log_loss_gain_percent", loss) | {"smallest_log_loss_gain_percent": _rounded(loss.smallest)}
-        rows.append(row)
+        shown = "coincide" if coincide else "yes" if gap.shown else few
+        rows.append({"comparison": what, "shown": shown} | (_without_gains(row) if coincide else row))
     return rows
 
 
 def _features_and_weights(setup: Setup, found: Measured) -> list[Row]:
     """Two kinds of features by two of weights. Each model has learnt from the features that it scores with."""
     reference, fresh = setup.reference, setup.fresh
-    base = named(DAY_OLD, reference)
-    rows = []
+    base, rows = named(DAY_OLD, reference), []
     for features in (DAY_OLD, LIVE):
         for sync in (reference, fresh):
             name = named(features, sync)
-            row: Row = {"features": features, "weights": sync} | _both("auc", found.figure(name, "auc"))
-            gap = found.gap(name, base, "auc")
-            row |= _both("auc_gain", gap) if name != base else {"auc_gain": None, "auc_gain_ci": None}
-            row |= _both("log_loss", found.figure(name, "log_loss"))
-            row |= _both("calibration", found.figure(name, "calibration"))
-            rows.append(row)
+            row = {"features": features, "weights": sync} | _figures(found, name, base)
+            rows.append(_without_gains(row) if name == base else row)
     return rows
 
 
 def _curve(setup: Setup, found: Measured) -> list[Row]:
-    base = setup.sync[0]
-    rows = []
-    for name, sync, features in _names(setup, found):
-        if sync is None:
-            continue
-        gap = found.gap(name, base, "auc")
-        row: Row = {"model": name, "sync": sync, "features": features, "staleness_minutes": _staleness(setup, sync)}
-        rows.append(row | _both("gain", gap))
-    return rows
+    return [
+        {"model": name, "sync": sync, "features": features, "staleness_minutes": _staleness(setup, sync)}
+        | _both("gain", found.gap(name, setup.sync[0], "auc"))
+        for name, sync, features in _names(setup, found)
+        if sync is not None
+    ]
 
 
 def _coincide(setup: Setup) -> str:
@@ -241,10 +224,6 @@ def _coincide(setup: Setup) -> str:
         elif same * 2 > rows:
             said.append(f"'{one}' scores {100 * same / rows:.0f}% of the exposures with the weights of '{other}'")
     return "; ".join(said) or "no two models"
-
-
-def _same(plan: Plan, one: str, other: str) -> bool:
-    return np.array_equal(plan.syncs[one], plan.syncs[other])
 
 
 def _staleness(setup: Setup, sync: str | None) -> float | None:

@@ -14,8 +14,6 @@ run.json.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import tempfile
 import time
@@ -46,7 +44,7 @@ from learner.evaluation.progressive import baseline_column
 from learner.role.making import model_of
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.schema import Schema, load_schema
-from millrace.reports import make_folder, say, show, surroundings, write_all
+from millrace.reports import make_folder, say, show, write_all
 from millrace.reports.lines import Tick
 from millrace.reports.progress import bars
 
@@ -140,7 +138,6 @@ def freshness(
         setup = Setup(data, schedule, rows, train, sync, fresh, reference, cuts, features, seeds)
         report, plots = report_of(setup, measured, days, hours, values)
         notes = list(data.notes)
-    text = json.dumps(report, indent=1) + "\n"
     ones = [f for f, job in zip(found, jobs, strict=True) if job.features == LIVE]
     run = {
         "started": started.isoformat(timespec="seconds"),
@@ -158,8 +155,7 @@ def freshness(
         "inputs": inputs,
         "seeds": list(range(seed, seed + seeds)),
         "notes": notes,
-        "report_sha256": hashlib.sha256(text.encode()).hexdigest(),
-    } | surroundings()
+    }
     write_all(out, report, run, plots, f"Freshness on {name_of_log(log)}")
     if progress:
         say(report["verdict"])

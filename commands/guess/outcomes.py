@@ -28,6 +28,8 @@ PURE = 0.98
 """Share of clicks among the rows where a column speaks, from which on it speaks only after a click."""
 LEAST_ROWS, LEAST_GROUPS = 20, 8
 """Evidence: so many rows, of so many users and items. Fewer may be one user who clicks everything."""
+MOST_VALUES = 200
+"""Numbers with more values are ordered by their size alone."""
 HIGH, BEYOND, LEAST_AUC = 0.9, 0.08, 0.75
 """A single column's AUC that no honest feature has; or so far above the best honest one, and at least so high."""
 
@@ -59,7 +61,7 @@ def auc_of(score: NDArray[np.float64], label: NDArray[np.bool_]) -> float:
     return auc(score, label) if label.any() and not label.all() else 0.5
 
 
-def single_auc(column: Column, label: NDArray[np.bool_], halves: NDArray[np.bool_], most_values: int = 200) -> float:
+def single_auc(column: Column, label: NDArray[np.bool_], halves: NDArray[np.bool_]) -> float:
     """How well the column alone orders rows by label, at least 0.5.
 
     Numbers by their size, either way round. Few numbers, and whatever else, by each value's click rate in the half of
@@ -74,7 +76,7 @@ def single_auc(column: Column, label: NDArray[np.bool_], halves: NDArray[np.bool
         score = np.where(np.isnan(numbers), np.nanmin(numbers) - 1, numbers)
         best = auc_of(score, label)
         best = max(best, 1 - best)
-        if column.distinct > most_values:
+        if column.distinct > MOST_VALUES:
             return best
     codes = column.codes + 1
     score = np.zeros(len(label))

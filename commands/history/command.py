@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from commands.history.attempt import attempt
-from commands.history.into import Left, check_schema, leave_within
+from commands.history.into import Left, check_schema, leave
 from commands.replay.reading import reading
 from millrace.basics.durations import DAY_MS
 from millrace.contracts.schema import Schema
@@ -27,7 +27,8 @@ def replay_into(log: Path | list[Path], settings: Settings, *, people: bool = Tr
         skip_bad: see :func:`millrace.logs.read_log`.
 
     Raises:
-        MillraceError: see :func:`commands.history.into.leave` and :func:`millrace.logs.read_log`.
+        MillraceError: as :func:`commands.history.attempt.attempt`, :func:`commands.history.into.leave` and
+            :func:`millrace.logs.read_log`.
     """
     began = time.perf_counter()
     schema = settings.load_schema()
@@ -39,7 +40,7 @@ def replay_into(log: Path | list[Path], settings: Settings, *, people: bool = Tr
     with attempt(settings, say) as check, reading(log, schema, Path(settings.data), skip_bad) as table:
         read_s = time.perf_counter() - began
         with bars() as tick:
-            left = leave_within(check, table, schema, settings, people=people, tick=tick)
+            left = leave(check, table, schema, settings, people=people, tick=tick)
     took_s = time.perf_counter() - began
     end = datetime.fromtimestamp(left.end_ms / 1000, UTC)
     parts = ", ".join(f"{what} {seconds:.1f}" for what, seconds in {"read": read_s, **left.seconds}.items())

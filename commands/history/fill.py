@@ -19,7 +19,7 @@ so (:mod:`commands.replay.known`). A click that comes later, on a page that stil
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from typing import NamedTuple
@@ -325,8 +325,3 @@ class _Filling:
                 partition.advance(until_ms)
             partition.reset_offsets([EVENTS, IMPRESSIONS, USERS])
         return self._partitions
-
-
-def pending(partitions: Sequence[Partition]) -> int:
-    """Exposures without a label."""
-    return sum(partition.pending for partition in partitions)

@@ -24,7 +24,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.history.attempt import attempt
 from commands.history.events import LogEvents
 from commands.history.fill import Recent, cut_ms, fill
 from commands.history.people import items_of, users_of
@@ -91,34 +90,6 @@ def check_schema(schema: Schema) -> None:
 
 
 def leave(
-    log: LogTable,
-    schema: Schema,
-    settings: Settings,
-    *,
-    people: bool = True,
-    tick: Tick = lambda what, done, of: None,
-    say: Callable[[str], None] = lambda line: None,
-    check_clock: bool = True,
-) -> Left:
-    """Replays a log and leaves its end in the store of ``settings``, or nothing.
-
-    Args:
-        people: leave users and items too. The simulator publishes its own.
-        say: is told in a line when what an earlier try left is removed.
-        check_clock: refuse a log that ends after now, by the settings' event clock.
-
-    Raises:
-        SchemaError: see :func:`check_schema`.
-        SettingError, BrokerError: see :func:`commands.history.attempt.attempt`.
-        LogError: the log ends in the future: a live loop would take its events for those of another clock.
-        StoreError: the store cannot be written.
-    """
-    check_schema(schema)
-    with attempt(settings, say) as check:
-        return leave_within(check, log, schema, settings, people=people, tick=tick, check_clock=check_clock)
-
-
-def leave_within(
     check: Callable[[], None],
     log: LogTable,
     schema: Schema,
@@ -126,9 +97,19 @@ def leave_within(
     *,
     people: bool = True,
     tick: Tick = lambda what, done, of: None,
-    check_clock: bool = True,
 ) -> Left:
-    """:func:`leave` within a try that has begun already, before the log was read. ``check`` is the try's."""
+    """Replays a log and leaves its end in the store of ``settings``.
+
+    Args:
+        check: of the try (:func:`commands.history.attempt.attempt`) that has begun before the log was read; called
+            before each place is written.
+        people: leave users and items too. The simulator publishes its own.
+
+    Raises:
+        SettingError: as ``check``.
+        LogError: the log ends in the future: a live loop would take its events for those of another clock.
+        StoreError: the store cannot be written.
+    """
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
 
@@ -141,7 +122,7 @@ def leave_within(
     rows = LogRows(log, schema)
     events = LogEvents(log, schema, rows, policy.life_ms)
     ahead_ms = events.end_ms - event_now_ms(settings.event_clock())
-    if check_clock and ahead_ms > 0:
+    if ahead_ms > 0:
         raise LogError(
             f"the log's last event is {ahead_ms / 3_600_000:.1f} hours after now",
             "correct its times, or their zone (utc_offset in the schema): a live loop cannot go on before its history",

@@ -292,12 +292,12 @@ class Host:
                 f"see {self.folder / 'logs'}",
             )
 
-    def stop_role(self, name: str, grace_seconds: float = 20.0) -> None:
+    def stop_role(self, name: str) -> None:
         """Stops a role, and takes in the figures that it left."""
         process = self.supervisor.roles[name].process
         if process is not None and process.poll() is None:
             last_figures(self.settings.data, name).unlink(missing_ok=True)  # of an earlier life: it will leave its own
-        self.supervisor.stop(name, grace_seconds=grace_seconds)
+        self.supervisor.stop(name, grace_seconds=20.0)
         text = None
         with suppress(OSError):  # it was killed before it could write them
             text = last_figures(self.settings.data, name).read_text()

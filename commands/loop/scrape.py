@@ -31,12 +31,11 @@ global:
 """
 
 
-def scrape_file(targets: Mapping[str, str], token_file: str = "") -> str:
+def scrape_file(targets: Mapping[str, str]) -> str:
     """A Prometheus configuration, as YAML.
 
     Args:
         targets: where each role serves its metrics, by role: a URL or ``host:port``.
-        token_file: a file with one bearer token and nothing else, which the scorer is asked with. Empty: with none.
 
     Raises:
         ValueError: an address has no host or no port.
@@ -55,8 +54,6 @@ def scrape_file(targets: Mapping[str, str], token_file: str = "") -> str:
         path = urlsplit(address).path if "://" in address else ""
         if path not in ("", "/metrics"):
             lines.append(f"    metrics_path: {_text(path)}")
-        if token_file and role == "serve":
-            lines.append(f"    authorization: {{type: Bearer, credentials_file: {_text(token_file)}}}")
         labels = f"{{job: {_text(job)}, role: {_text(role)}}}"
         lines += ["    static_configs:", f"      - {{targets: [{_text(_place(address))}], labels: {labels}}}"]
     return "\n".join(lines) + "\n"

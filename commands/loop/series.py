@@ -36,6 +36,9 @@ GAUGES = (
 RATES = {"exposures_per_s": "exposures", "samples_per_s": "samples", "trained_per_s": "trained"}
 COLUMNS = ("wall_ms", "event_ms", *GAUGES, *RATES, "ctr_model", "ctr_control")
 
+_RATE_MS = 5000.0
+"""Rates are over so much wall time."""
+
 KeyFigures = Mapping[str, float | None]
 """The key figures of one moment, by name; None where nothing is known yet."""
 
@@ -45,14 +48,12 @@ class Series:
 
     Args:
         limit: points kept.
-        rate_seconds: rates are over this many seconds of wall time.
         ctr_seconds: click rates are over this many: control pages are few.
     """
 
-    def __init__(self, limit: int = 600, rate_seconds: float = 5.0, ctr_seconds: float = 30.0) -> None:
+    def __init__(self, limit: int = 600, ctr_seconds: float = 30.0) -> None:
         self.points: list[tuple[float | None, ...]] = []
         self._limit = limit
-        self._rate_ms = rate_seconds * 1000
         self._ctr_ms = ctr_seconds * 1000
         self._recent: deque[tuple[int, KeyFigures]] = deque()
         self._every = 1
@@ -61,7 +62,7 @@ class Series:
     def add(self, wall_ms: int, event_ms: int, figures: KeyFigures) -> None:
         """Takes in the figures of one moment; moments come in order."""
         self._recent.append((wall_ms, figures))
-        while len(self._recent) > 2 and self._recent[1][0] <= wall_ms - max(self._ctr_ms, self._rate_ms):
+        while len(self._recent) > 2 and self._recent[1][0] <= wall_ms - max(self._ctr_ms, _RATE_MS):
             self._recent.popleft()
         self._seen += 1
         if self._seen % self._every:
@@ -75,7 +76,7 @@ class Series:
 
     def rate(self, name: str) -> float | None:
         """Growth of a total per second, over the last seconds; None before there are two moments."""
-        pair = self._over(self._rate_ms)
+        pair = self._over(_RATE_MS)
         if pair is None:
             return None
         (t0, old), (t1, new) = pair

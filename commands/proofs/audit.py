@@ -152,7 +152,6 @@ def audit(
     run: Run,
     *,
     seed: int = 0,
-    cuts: int = CUTS,
     another: Callable[[int, int], AbstractContextManager[LogTable]] | None = None,
     tick: Callable[[str], None] = lambda _: None,
 ) -> Audit:
@@ -177,8 +176,8 @@ def audit(
     first_ms = min(max(1, len(times) // 10), len(times) - 1)  # something is before it, if the log has two times
     inner = times[first_ms : max(first_ms + 1, len(times) * 9 // 10)]
     differences: list[tuple[int, NDArray[np.intp], Values]] = []  # time, rows that differ, their altered values
-    for number, cut_ms in enumerate(np.sort(rng.choice(inner, min(cuts, len(inner)), replace=False)).tolist()):
-        tick(f"another future, {number + 1} of {min(cuts, len(inner))}")
+    for number, cut_ms in enumerate(np.sort(rng.choice(inner, min(CUTS, len(inner)), replace=False)).tolist()):
+        tick(f"another future, {number + 1} of {min(CUTS, len(inner))}")
         with nullcontext(log) if another is None else another(cut_ms, seed + number) as base:
             other, same = altered(base, schema, cut_ms, np.random.default_rng([seed, number]))
         rows = same[: np.searchsorted(ts[same], cut_ms, side="right")]

@@ -27,7 +27,7 @@ from millrace.contracts.schema import Schema, load_schema
 from millrace.logs import TS, LogTable
 from millrace.logs.faults import Faults
 from millrace.logs.joins import SideTable, beside
-from millrace.reports import make_folder, surroundings
+from millrace.reports import make_folder
 
 
 def audit_log(
@@ -76,7 +76,7 @@ def audit_log(
             "spec": dict(spec),
             "label_policy": labels.policy or "immediate",
         }
-        write_audit(out, found, ts_ms, said | surroundings(), name_of_log(log))
+        write_audit(out, found, ts_ms, said, name_of_log(log))
     if progress:
         print_audit(found)
         if out is not None:

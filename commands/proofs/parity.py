@@ -29,7 +29,7 @@ from learner.role.making import model_of
 from millrace.basics.clustered import Gap, auc_parts, gap, user_numbers
 from millrace.basics.errors import ParityError
 from millrace.contracts.settings import Settings
-from millrace.reports import make_folder, surroundings
+from millrace.reports import make_folder
 from millrace.reports.progress import bars
 
 _BATCH_ROWS = 256
@@ -60,7 +60,7 @@ def verify_parity(data: Path, settings: Settings, out: Path | None = None, progr
     report = make_report(archived, cat, num, logged_auc, found)
     if out is not None:
         run = {"data": str(data), "seed": settings.seed, "spec": dict(settings.spec())}
-        write_parity(out, report, run | {"label_policy": settings.label_policy} | surroundings())
+        write_parity(out, report, run | {"label_policy": settings.label_policy})
     if progress:
         print_parity(report)
     if abs(found.value) - found.half > MOST_GAP:  # False where there is no AUC or no interval

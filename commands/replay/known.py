@@ -7,7 +7,7 @@ it is a few array operations. In a log without action times every label is known
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -172,14 +172,12 @@ def learn_through(
     num: NDArray[np.float32],
     samples: Samples,
     batch_rows: int,
-    tick: Callable[[int], None] = lambda scored: None,
 ) -> NDArray[np.float32]:
     """Scores of all n rows, (n,), each before what was not known at its time is learnt: as a replay gives them, of
     features that were made before.
 
     Args:
         cat, num: features of the rows, (n, F) and (n, N); only read.
-        tick: is told the number of rows scored, after each batch.
     """
     bias = rows.builder.schema.layout.bias_columns
     p, scored = np.empty(rows.n, np.float32), 0
@@ -195,7 +193,6 @@ def learn_through(
         scored = max(scored, end)
         row = samples.row[part]
         model.learn(samples.batch(part, rows, cat[row], num[row]))
-        tick(scored)
     return p
 
 

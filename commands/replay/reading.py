@@ -53,10 +53,16 @@ def say_decisions(table: LogTable) -> None:
         console.print(str(decision), highlight=False, markup=False)
 
 
-def told(table: LogTable) -> dict[str, Any]:
-    """What run.json says of the reading."""
+def about(log: Log, schema: Path, plan: Schema, table: LogTable) -> dict[str, Any]:
+    """What run.json says of a log and of how it was read."""
     decisions = [{"what": d.what, "column": d.column, "rows": d.rows, "remedy": d.remedy} for d in table.decisions]
-    return {"rows_read": table.rows_read, "skipped": table.skipped, "decisions": decisions}
+    return {
+        "log": str(log) if isinstance(log, Path) else [str(path) for path in log],
+        "schema": str(schema),
+        "schema_id": plan.id,
+        "notes": list(table.notes),
+        "reading": {"rows_read": table.rows_read, "skipped": table.skipped, "decisions": decisions},
+    }
 
 
 def name_of_log(log: Log) -> str:

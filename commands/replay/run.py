@@ -20,14 +20,10 @@ The report is bit-identical for the same log, schema, model and seed. All that d
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +34,7 @@ from commands.replay.baseline import Baseline
 from commands.replay.grouped import Groups
 from commands.replay.known import LabelSettings, Model, Observer
 from commands.replay.logfeatures import unfit
-from commands.replay.reading import Log, name_of_log, reading, told
+from commands.replay.reading import Log, about, name_of_log, reading
 from commands.replay.report import make_report, print_report
 from commands.replay.sidebyside import Timing, run_side_by_side
 from commands.replay.steps import steps
@@ -47,7 +43,7 @@ from learner.role.making import model_of
 from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
-from millrace.reports import calibration_plot, day_plot, make_folder, write_report
+from millrace.reports import calibration_plot, day_plot, make_folder, write_all
 from millrace.reports.progress import bars
 
 BATCH_ROWS = 256
@@ -110,10 +106,7 @@ def replay(
             )
     seconds = time.perf_counter() - clock
     report = make_report(exposures, plan, p, groups, baseline)
-
-    text = json.dumps(report, sort_keys=True, indent=1) + "\n"
-    (out / "report.json").write_text(text, encoding="utf-8")
-    run = {
+    run = about(log, schema, plan, exposures) | {
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "read_seconds": round(read_seconds, 3),
@@ -122,9 +115,6 @@ def replay(
         "learning_seconds": round(timing.learning, 3),
         "waiting_seconds": round(timing.waiting, 3),
         "rows_per_second": round(len(p) / max(seconds - read_seconds, 1e-9)),
-        "log": str(log) if isinstance(log, Path) else [str(path) for path in log],
-        "schema": str(schema),
-        "schema_id": plan.id,
         "seed": seed,
         "spec": learner.spec,
         "batch_rows": batch_rows,
@@ -132,15 +122,9 @@ def replay(
         "observation_seconds": labels.observation_ms / 1000,
         "grouped_auc": groups.how,
         "notes": [*exposures.notes, *unfit(exposures, plan)],
-        "reading": told(exposures),
-        "report_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "host": platform.node(),
-        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in ("millrace", "numpy", "torch", "pyarrow")},
     }
-    (out / "run.json").write_text(json.dumps(run, indent=1, default=str) + "\n", encoding="utf-8")
     plots = [day_plot(report["days"]), calibration_plot(p, exposures.table[exposures.label].to_numpy())]
-    write_report(out, report, run, plots, title=f"Replay of {name_of_log(log)}")
+    write_all(out, report, run, plots, f"Replay of {name_of_log(log)}")
     if progress:
         print_report(report, run, out)
     return report

@@ -107,9 +107,9 @@ def in_use(folder: Path) -> bool:
         return False
 
 
-def await_release(folder: Path, seconds: float = RELEASE_SECONDS) -> None:
+def await_release(folder: Path) -> None:
     """Waits until the broker of a run that was killed has let go of its files."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + RELEASE_SECONDS
     try:
         lock = (folder / "broker" / "topics" / "lock").open("r+")
     except OSError:

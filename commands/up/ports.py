@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from millrace.basics.errors import PortError, SettingError
@@ -46,14 +46,13 @@ class Ports:
         return doors + own + [(f"{role} metrics", host, port, "") for role, port in self.metrics.items()]
 
 
-def choose(settings: Settings, roles: Iterable[str], *, free: bool, pick: Callable[[], int] = free_port) -> Ports:
+def choose(settings: Settings, roles: Iterable[str], *, free: bool) -> Ports:
     """The ports of a run.
 
     Args:
         settings: fixed ports; one that is set to 0 becomes any that is free.
         roles: each has a port for its metrics.
         free: every port is any that is free.
-        pick: chooses a free port.
 
     Raises:
         SettingError: ``metrics_port`` names one port, where each role needs its own.
@@ -65,7 +64,7 @@ def choose(settings: Settings, roles: Iterable[str], *, free: bool, pick: Callab
         )
 
     def port(fixed: int) -> int:
-        return pick() if free or not fixed else fixed
+        return free_port() if free or not fixed else fixed
 
     return Ports(
         scorer=port(settings.port),

@@ -87,7 +87,7 @@ def _in_folder(folder: Path, side: set[str]) -> list[Path]:
     return parquet or [f for f in files if Ending.of(f).form in TEXT]
 
 
-def estimated_bytes(files: Iterable[Path], wanted: set[str], form: TextForm | None = None) -> int:
+def estimated_bytes(files: Iterable[Path], wanted: set[str]) -> int:
     """About how much memory the wanted columns take: of text the file's size, of Parquet the columns' when unpacked.
 
     Files that cannot be read count 0: reading them tells why.
@@ -110,51 +110,38 @@ def estimated_bytes(files: Iterable[Path], wanted: set[str], form: TextForm | No
     return total
 
 
-def read_columns(
-    path: Path,
-    wanted: set[str],
-    side_files: Iterable[str] = (),
-    form: TextForm | None = None,
-    faults: Faults | None = None,
-) -> pa.Table:
-    """The wanted columns that a file, or a folder of files, has: read whole.
+def read_files(files: Sequence[Path], wanted: set[str], log: Path, form: TextForm, faults: Faults) -> pa.Table:
+    """The wanted columns of several files, one after the other, read whole.
 
     Args:
-        faults: is told of lines that are no rows; without it they are an error.
+        faults: is told of lines that are no rows.
 
     Raises:
-        LogError: there is no such file, it is unreadable or not of the form that its ending tells; or a wanted column
-            occurs twice, is not UTF-8 text or does not fit.
+        LogFaults: a file is unreadable or not of the form that its ending tells; or a wanted column occurs twice, is
+            not UTF-8 text or does not fit.
+        LogError: the files disagree.
     """
-    return read_files(files_of([path], side_files), wanted, path, form, faults)
-
-
-def read_files(
-    files: Sequence[Path], wanted: set[str], log: Path, form: TextForm | None = None, faults: Faults | None = None
-) -> pa.Table:
-    """The wanted columns of several files, one after the other. As :func:`read_columns`."""
-    gathered = faults or Faults(str(log), skip_bad=False)
     tables: list[pa.Table] = []
     for file in files:
-        with gathered.whole():
-            tables.append(read_file(file, wanted, form or TextForm(), gathered, sum(t.num_rows for t in tables)))
-    if faults is None or gathered.broken():
-        gathered.verdict()
-    return tables[0] if len(tables) == 1 else concat(tables, log)
-
-
-def read_file(path: Path, wanted: set[str], form: TextForm, faults: Faults, row: int = 0) -> pa.Table:
-    """The wanted columns of one file. Raises LogError where nothing of it can be read."""
-    with named(path, form):
-        table = _read(path, wanted, form, faults, row)
-    return pa.table({name: plain(table[name], name, path, row) for name in table.column_names})
+        row = sum(t.num_rows for t in tables)
+        with faults.whole():
+            with named(file):
+                table = _read(file, wanted, form, faults, row)
+            tables.append(pa.table({name: plain(table[name], name, file, row) for name in table.column_names}))
+    if faults.broken():
+        faults.verdict()
+    try:
+        return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        reason = str(error).strip().split("\n")[0]
+        raise LogError(f"the files of '{log}' disagree ({reason})", "give each column one type in all files") from None
 
 
 class named:
     """What a reader raises becomes a LogError that names the file."""
 
-    def __init__(self, path: Path, form: TextForm | None = None) -> None:
-        self._path, self._form = path, form
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     def __enter__(self) -> None:
         return None
@@ -175,11 +162,11 @@ class named:
             raise LogError(f"'{path}' cannot be read ({reason})", remedy) from None
 
 
-def column_names(file: Path, form: TextForm | None = None) -> list[str]:
+def column_names(file: Path, form: TextForm) -> list[str]:
     """All columns of one file."""
     if Ending.of(file).form in PARQUET:
         return list(pq.read_schema(file).names)
-    return list(_read(file, None, form or TextForm(), Faults(str(file), skip_bad=True), 0).column_names)
+    return list(_read(file, None, form, Faults(str(file), skip_bad=True), 0).column_names)
 
 
 def text_ending(path: Path, form: TextForm) -> str:
@@ -201,12 +188,3 @@ def _read(path: Path, wanted: set[str] | None, form: TextForm, faults: Faults, r
     reader = TextReader(path, text_ending(path, form), form, wanted, faults, row)
     (raw,) = blocks(path, None, faults)
     return reader.table(raw)
-
-
-def concat(tables: list[pa.Table], log: Path) -> pa.Table:
-    """One table. Raises LogError where the files' types do not fit each other."""
-    try:
-        return pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        reason = str(error).strip().split("\n")[0]
-        raise LogError(f"the files of '{log}' disagree ({reason})", "give each column one type in all files") from None

@@ -24,7 +24,7 @@ from millrace.contracts.logforms import Join, LogColumns, strptime_of
 from millrace.contracts.schema import Schema
 from millrace.logs.columns import check_single, time_ms
 from millrace.logs.faults import Faults
-from millrace.logs.files import read_columns
+from millrace.logs.files import files_of, read_files
 from millrace.logs.near import without_header
 from millrace.logs.text import TextForm
 from millrace.logs.times import Clock
@@ -70,7 +70,7 @@ class SideTable:
         assert schema.log is not None
         self._spec = join
         keys = {join.on} if join.at is None else {join.on, join.at}
-        side = read_columns(file, wanted | keys, form=TextForm.of(join), faults=faults)
+        side = read_files(files_of([file]), wanted | keys, file, TextForm.of(join), faults)
         if join.on not in side.column_names and (headless := without_header(file, TextForm.of(join))) is not None:
             raise headless
         _check_key(side, join.on, file)

@@ -74,7 +74,7 @@ class Streamed:
 
     def _parts(self, file: Path, row: int) -> Iterator[pa.Table]:
         """A file that breaks off is a fault; what was read before stays."""
-        with self._faults.whole(), named(file, self._form):
+        with self._faults.whole(), named(file):
             if Ending.of(file).form in PARQUET:
                 with pq.ParquetFile(file, memory_map=True, pre_buffer=False) as source:
                     names = [n for n in source.schema_arrow.names if n in self._wanted]
@@ -96,7 +96,7 @@ class Streamed:
         return pa.table(columns)
 
     def _types(self, file: Path) -> dict[str, pa.DataType]:
-        with named(file, self._form):
+        with named(file):
             if Ending.of(file).form in PARQUET:
                 schema = pq.read_schema(file)
                 names = once(list(schema.names), self._wanted, file)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 import json
@@ -74,11 +75,14 @@ def write_all(
     """Writes report.json, run.json, report.html and the plots.
 
     Args:
+        run: what differs from run to run; :func:`surroundings` and the report's hash are added.
         page: what of the report stands on its page, laid out for people (default: all but ``curves``, which are for the
             plots alone).
     """
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=1) + "\n"
+    (out / "report.json").write_text(text, encoding="utf-8")
+    run = {**run, "report_sha256": hashlib.sha256(text.encode()).hexdigest(), **surroundings()}
+    (out / "run.json").write_text(json.dumps(run, indent=1, default=str) + "\n", encoding="utf-8")
     shown = {k: v for k, v in report.items() if k != "curves"} if page is None else page
     write_report(out, shown, run, plots, title, verdict)
 

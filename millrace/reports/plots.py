@@ -47,11 +47,11 @@ def day_plot(days: Sequence[Mapping[str, Any]]) -> Plot:
     return Plot("auc", "AUC of each day, every exposure scored before its label was learnt. Dotted: chance.", figure)
 
 
-def calibration_plot(p: NDArray[np.float32], y: NDArray[Any], bins: int = 20) -> Plot:
+def calibration_plot(p: NDArray[np.float32], y: NDArray[Any]) -> Plot:
     """Observed share of positives against predicted probability, in bins of equally many exposures."""
     figure, axes = canvas()
     order = np.argsort(p, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
+    parts = [part for part in np.array_split(order, 20) if len(part)]
     predicted = [float(p[part].mean()) for part in parts]
     observed = [float(y[part].mean()) for part in parts]
     top = 1.05 * max([*predicted, *observed, 1e-3])

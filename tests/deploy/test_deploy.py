@@ -391,35 +391,25 @@ def test_no_shoppers_and_no_shadow_come_unless_they_are_asked_for() -> None:
 
 
 def test_the_scrape_file_of_a_loop_fits_the_rules_and_the_dashboard(tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    token.write_text("t0ken")
     places = {role: f"http://127.0.0.1:{port}/metrics" for role, port in PORTS.items()}
-    for token_file in ("", str(token)):
-        text = scrape_file(places, token_file)
-        config = yaml.safe_load(text)
-        shipped = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
-        assert config["global"] == shipped["global"]
-        labels = {
-            entry["labels"]["role"]: (entry["targets"], entry["labels"]["job"])
-            for job in config["scrape_configs"]
-            for entry in job["static_configs"]
-        }
-        in_deploy = {
-            entry["labels"]["role"]: job["job_name"]
-            for job in shipped["scrape_configs"]
-            for entry in job["static_configs"]
-        }
-        assert labels == {role: ([f"127.0.0.1:{port}"], in_deploy[role]) for role, port in PORTS.items()}
-        with_token = [job["job_name"] for job in config["scrape_configs"] if "authorization" in job]
-        assert with_token == (["millrace-serve"] if token_file else [])
-        assert "t0ken" not in text
-        path = tmp_path / "prometheus.yml"
-        path.write_text(text)
-        if shutil.which("promtool"):
-            done = subprocess.run(
-                ["promtool", "check", "config", str(path)], capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done.stderr
+    text = scrape_file(places)
+    config = yaml.safe_load(text)
+    shipped = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+    assert config["global"] == shipped["global"]
+    labels = {
+        entry["labels"]["role"]: (entry["targets"], entry["labels"]["job"])
+        for job in config["scrape_configs"]
+        for entry in job["static_configs"]
+    }
+    in_deploy = {
+        entry["labels"]["role"]: job["job_name"] for job in shipped["scrape_configs"] for entry in job["static_configs"]
+    }
+    assert labels == {role: ([f"127.0.0.1:{port}"], in_deploy[role]) for role, port in PORTS.items()}
+    path = tmp_path / "prometheus.yml"
+    path.write_text(text)
+    if shutil.which("promtool"):
+        done = subprocess.run(["promtool", "check", "config", str(path)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
     for bad in ("127.0.0.1", "http://:9", ""):
         with pytest.raises(ValueError, match="host:port"):
             scrape_file({"learn": bad})

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from commands.loop.status import State
 from millrace.basics.errors import PortError
 
-FIRST_PORT = 8710
+HOST, FIRST_PORT = "127.0.0.1", 8710
 _TRIES = 50
 _DRAIN_SECONDS = 2
 _FILES = {
@@ -79,9 +79,9 @@ class PageServer:
         PortError: the given port is taken.
     """
 
-    def __init__(self, state: Callable[[], State], port: int | None = None, host: str = "127.0.0.1") -> None:
-        self._listener = _bind(host, port)
-        self.url = f"http://{host}:{self._listener.getsockname()[1]}/"
+    def __init__(self, state: Callable[[], State], port: int | None = None) -> None:
+        self._listener = _bind(port)
+        self.url = f"http://{HOST}:{self._listener.getsockname()[1]}/"
         config = uvicorn.Config(
             make_app(state),
             lifespan="off",
@@ -103,18 +103,18 @@ class PageServer:
         self._listener.close()
 
 
-def _bind(host: str, port: int | None) -> socket.socket:
+def _bind(port: int | None) -> socket.socket:
     candidates = range(FIRST_PORT, FIRST_PORT + _TRIES) if port is None else (port,)
     for candidate in candidates:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((host, candidate))
+            listener.bind((HOST, candidate))
             listener.listen(128)
             return listener
         except OSError as error:
             listener.close()
             problem = error.strerror
     raise PortError(
-        f"port {host}:{candidate} for the live page cannot be bound ({problem})", "give a free one with --page-port"
+        f"port {HOST}:{candidate} for the live page cannot be bound ({problem})", "give a free one with --page-port"
     )

@@ -19,9 +19,10 @@ from commands.history import command, into
 from commands.history.attempt import attempt, check_empty
 from commands.history.command import past_windows
 from commands.history.events import LogEvents
-from commands.history.fill import Recent, cut_ms, fill, pending
-from commands.history.into import Left, check_schema, leave
-from commands.history.people import DAY_MS, items_of, users_of
+from commands.history.fill import Recent, cut_ms, fill
+from commands.history.into import Left, check_schema
+from commands.history.into import leave as leave_in
+from commands.history.people import items_of, users_of
 from commands.replay.logfeatures import LogRows
 from commands.replay.reading import reading
 from commands.up.run import UpOptions, up
@@ -33,7 +34,7 @@ from learner.training.trainer import Trainer
 from millrace.basics.errors import LogError, SchemaError, SettingError, StoreError
 from millrace.basics.hashing import kafka_partition
 from millrace.basics.store import Store
-from millrace.contracts.clock import EventClock
+from millrace.contracts.clock import DAY_MS, EventClock
 from millrace.contracts.events import Click, Exposure, Item, User, key_of, to_json
 from millrace.contracts.online import PROFILE, RECENT, pack_profile, window_field
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
@@ -71,6 +72,12 @@ from tests.scenes.history_loop import LiveLoop, Pages, from_store, later, live
 SCHEMA = shop_schema()
 PARTITIONS = 3
 SHOPPERS = 60
+
+
+def leave(log: LogTable, schema: Schema, settings: Settings) -> Left:
+    """A whole try."""
+    with attempt(settings) as check:
+        return leave_in(check, log, schema, settings)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +165,7 @@ def test_partitions_filled_in_bulk_are_those_that_took_every_message(days: list[
     from_ms = cut_ms(made.events.end_ms, policy)
     assert 0 < int(np.searchsorted(made.events.page_ms, from_ms)) < made.events.pages  # both ways are used
     bulk, plain = made.fill(schema, policy, from_ms), made.fill(schema, policy, 0)
-    assert pending(bulk) == pending(plain) == 0
+    assert sum(partition.pending for partition in (*bulk, *plain)) == 0
     for ours, reference in zip(bulk, plain, strict=True):
         assert len(ours.windows) > 100
         one, other = state(ours), state(reference)
