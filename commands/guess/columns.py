@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from millrace.logs.values import said
+from millrace.logs.values import as_numbers, flat, is_text, said
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -46,11 +46,7 @@ class Column:
 
     @cached_property
     def is_text(self) -> bool:
-        return bool(pa.types.is_string(self.kind) or pa.types.is_large_string(self.kind))
-
-    @cached_property
-    def is_number(self) -> bool:
-        return bool(pa.types.is_integer(self.kind) or pa.types.is_floating(self.kind))
+        return is_text(self.kind)
 
     @cached_property
     def is_temporal(self) -> bool:
@@ -59,21 +55,10 @@ class Column:
     @cached_property
     def numbers(self) -> F64:
         """(n,) values as numbers, NaN where there is none; all NaN if the column holds no numbers."""
-        data = self.data
-        try:
-            if pa.types.is_boolean(data.type):
-                data = pc.cast(data, pa.int8())
-            elif self.is_temporal:
-                data = pc.cast(pc.cast(data, pa.timestamp("ms"), safe=False), pa.int64())
-            if self.is_text:
-                data = pc.if_else(
-                    pc.match_substring_regex(data, r"^\s*[-+]?\d+(\.\d+)?([eE][-+]?\d+)?\s*$"), data, None
-                )
-                data = pc.utf8_trim_whitespace(data)
-            out = pc.cast(data, pa.float64(), safe=False)
-        except pa.ArrowException:
-            return np.full(len(self.data), np.nan)
-        return np.asarray(out.to_numpy(), np.float64)
+        data = flat(self.data)
+        if self.is_temporal:
+            data = pc.cast(pc.cast(data, pa.timestamp("ms"), safe=False), pa.int64())
+        return np.asarray(as_numbers(data)[0].to_numpy(zero_copy_only=False), np.float64)
 
     @cached_property
     def _encoded(self) -> tuple[I64, pa.Array]:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from millrace.basics.errors import LogError
 from millrace.logs.files import PARQUET, Ending, files_of
+from millrace.logs.plain import plain
 from millrace.logs.text import is_data
 
 HEAD_ROWS = 100_000
@@ -135,11 +136,12 @@ def _first_names(file: Path) -> tuple[str, ...]:
     return (str(len(cells)),) if is_data(cells) else tuple(cells)
 
 
-def _plain(table: pa.Table, name: str) -> pa.Table:
+def _plain(table: pa.Table, log: Path) -> pa.Table:
     """The table with one plain type for all ways in which a form stores a value, as the reader of logs makes them."""
     if not table.num_rows or not table.num_columns:
-        raise LogError(f"log '{name}' has no rows", "give a log with at least one exposure")
-    return table
+        raise LogError(f"log '{log}' has no rows", "give a log with at least one exposure")
+    names = dict.fromkeys(table.column_names)
+    return pa.table({name: plain(table[table.column_names.index(name)], name, log) for name in names})
 
 
 def without_strays(table: pa.Table) -> tuple[pa.Table, tuple[Stray, ...]]:
@@ -179,14 +181,14 @@ def _parquet(path: Path, files: Sequence[Path]) -> Sample:
     most = HEAD_ROWS + STRETCHES * SPREAD_ROWS
     if total <= most:
         table = pa.concat_tables([pq.ParquetFile(file).read() for file in files], promote_options="permissive")
-        return Sample(_plain(_decoded(table), str(path)), True, f"all {total:,} rows", None, None, True, tuple(files))
+        return Sample(_plain(table, path), True, f"all {total:,} rows", None, None, True, tuple(files))
     starts = [0, *(int(s) for s in np.linspace(HEAD_ROWS, total - SPREAD_ROWS, STRETCHES))]
     parts = []
     for start, count in zip(starts, [HEAD_ROWS] + [SPREAD_ROWS] * STRETCHES, strict=True):
         parts += list(_slices(files, rows, start, count))
     table = pa.concat_tables(parts, promote_options="permissive")
     where = f"the first {HEAD_ROWS:,} of {total:,} rows and {STRETCHES} stretches of {SPREAD_ROWS:,} over the rest"
-    return Sample(_plain(_decoded(table), str(path)), False, where, None, None, True, tuple(files))
+    return Sample(_plain(table, path), False, where, None, None, True, tuple(files))
 
 
 def _slices(files: Sequence[Path], rows: Sequence[int], start: int, count: int) -> Iterator[pa.Table]:
@@ -207,21 +209,6 @@ def _slices(files: Sequence[Path], rows: Sequence[int], start: int, count: int) 
         at += n
 
 
-def _decoded(table: pa.Table) -> pa.Table:
-    columns = {}
-    for name in dict.fromkeys(table.column_names):
-        column = table[table.column_names.index(name)]
-        kind = column.type
-        if pa.types.is_dictionary(kind):
-            column = column.cast(kind.value_type)
-        elif pa.types.is_binary(kind) or pa.types.is_string_view(kind):
-            column = column.cast(pa.string())
-        elif pa.types.is_decimal(kind):
-            column = column.cast(pa.float64())
-        columns[name] = column
-    return pa.table(columns)
-
-
 # -- text ------------------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +222,7 @@ def _text(path: Path, files: Sequence[Path], ending: str) -> Sample:
             raise LogError(f"'{path}' is one JSON array", "write one object a line, without brackets around them")
         table, mixed = _json(raw)
         taken = where(table.num_rows)
-        return Sample(_plain(_decoded(table), str(path)), whole, taken, None, None, True, tuple(files), mixed)
+        return Sample(_plain(table, path), whole, taken, None, None, True, tuple(files), mixed)
     encoding = None
     try:
         raw.decode("utf-8")
@@ -254,7 +241,7 @@ def _text(path: Path, files: Sequence[Path], ending: str) -> Sample:
     table, quoting, great = _csv(raw, names, header, by)
     said = Ending.of(files[0]).form in _TEXT and separator == usual
     odd = None if said else separator
-    rows, read = _plain(_decoded(table), str(path)), where(table.num_rows)
+    rows, read = _plain(table, path), where(table.num_rows)
     return Sample(rows, whole, read, odd, encoding, header, tuple(files), quoting=quoting, great=great)
 
 

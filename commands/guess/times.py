@@ -9,18 +9,17 @@ holds times when *every* value of it reads as a time between 1990 and 2100.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from commands.guess.columns import Column
 from millrace.contracts.clock import DAY_MS
+from millrace.logs.times import FIRST_MS, Clock, to_ms
 
-FIRST_MS, LAST_MS = 631_152_000_000, 4_102_444_800_000
-"""1990 and 2100."""
+LAST_MS = 4_102_444_800_000
+"""2100."""
 _UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 
 TIME_WORDS = frozenset({"time", "timestamp", "ts", "date", "dt", "day", "hour", "ms", "at"})
@@ -106,13 +105,10 @@ def _of_numbers(column: Column) -> Times | None:
         digits = {len(str(int(v))) for v in (some.min(), some.max())}
         for form, (length, grain) in _DIGITS.items():
             if digits == {length}:
-                found = _parsed(np.unique(some), form)
-                if found is not None:
-                    at = np.searchsorted(np.unique(some), np.where(np.isnan(values), some.min(), values))
-                    ms = np.where(np.isnan(values), np.nan, found[at])
-                    times = _checked(ms, None, form, grain)
-                    if times is not None:
-                        return Times(times.ms, None, form, grain, never)
+                ms = _read(pa.array(values, from_pandas=True), form)
+                times = None if ms is None else _checked(ms, None, form, grain)
+                if times is not None:
+                    return Times(times.ms, None, form, grain, never)
     for unit, factor in _UNITS.items():
         times = _checked(values * factor, unit, None, _grain(some * factor))
         if times is not None:
@@ -120,57 +116,29 @@ def _of_numbers(column: Column) -> Times | None:
     return None
 
 
-def _parsed(values: NDArray[np.float64], form: str) -> NDArray[np.float64] | None:
-    """Unix ms of distinct values in digits; None where one is no such time."""
-    if len(values) > 20_000:  # a format is told by so many
-        step = len(values) // 1000
-        if _parsed(values[::step], form) is None:
-            return None
-    width = _DIGITS[form][0]
-    try:
-        out = [datetime.strptime(f"{int(v):0{width}d}+0000", f"{form}%z").timestamp() * 1000.0 for v in values]
-    except ValueError:
-        return None
-    return np.array(out)
-
-
 def _of_texts(column: Column) -> Times | None:
     kept = np.flatnonzero(column.counts > 0)
-    texts = column.values.take(pa.array(kept)).to_pylist()
-    if not texts or not any(c.isdigit() for c in texts[0]):
+    texts = column.values.take(pa.array(kept))
+    first = texts.slice(0, 50).to_pylist()
+    if not first or not any(c.isdigit() for c in first[0]):
         return None
-    ms = np.full(len(column.counts), np.nan)
-    iso = _iso(texts)
-    form, grain = None, 0
-    if iso is not None:
-        ms[kept], grain = iso, _grain(iso)
-    else:
-        for form, grain in _TEXTS.items():  # noqa: B007
-            try:
-                found = [_stamp(text, form) for text in texts[:50]]
-                found += [_stamp(text, form) for text in texts[50:]]
-            except ValueError:
-                continue
+    forms = dict(_TEXTS)
+    if not any(text.replace(".", "").isdigit() for text in first):  # a number is not taken for an ISO time here
+        forms = {"": 0, **_TEXTS}
+    for form, grain in forms.items():
+        found = _read(texts, form)
+        if found is not None:
+            ms = np.full(len(column.counts), np.nan)
             ms[kept] = found
-            break
-        else:
-            return None
-    return _checked(np.where(column.there, ms[column.codes], np.nan), None, form, grain)
+            stamps = np.where(column.there, ms[column.codes], np.nan)
+            return _checked(stamps, None, form or None, grain or _grain(found))
+    return None
 
 
-def _stamp(text: str, form: str) -> float:
-    if "%z" not in form:
-        text, form = f"{text} +0000", f"{form} %z"
-    return datetime.strptime(text, form).timestamp() * 1000.0  # noqa: DTZ007 - the format has %z
-
-
-def _iso(texts: list[str]) -> NDArray[np.float64] | None:
-    """Unix ms of ISO 8601 texts; None where one is none. A number is not taken for a time here."""
-    if any(text.replace(".", "").isdigit() for text in texts[:50]):
+def _read(values: pa.Array, form: str) -> NDArray[np.float64] | None:
+    """Unix ms of values in a strptime format (empty: ISO 8601), NaN where there is none; None where one is no time."""
+    clock = Clock(strptime=form)
+    if to_ms(values.slice(0, 50), clock)[1].any():
         return None
-    zoned = any(text.endswith("Z") or text[10:].count("+") or text[10:].count("-") for text in texts[:50])
-    try:
-        stamps = pc.cast(pa.array(texts, pa.string()), pa.timestamp("us", "UTC" if zoned else None))
-    except pa.ArrowException:
-        return None
-    return np.asarray(pc.cast(stamps, pa.int64()).to_numpy(zero_copy_only=False) / 1000.0, np.float64)
+    ms, wrong = to_ms(values, clock)
+    return None if wrong.any() else ms.cast(pa.float64()).to_numpy(zero_copy_only=False)

@@ -22,11 +22,9 @@ from millrace.contracts.logforms import LogColumns
 from millrace.contracts.schema import Schema
 from millrace.logs.faults import Faults
 from millrace.logs.times import FIRST_MS, Clock, meant, to_ms
-from millrace.logs.values import flat, is_text, mask, missing, said
+from millrace.logs.values import as_numbers, flat, is_text, mask, missing, said
 
 Columns = dict[str, pa.ChunkedArray]
-
-_FLOAT = r"^\s*[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:nan|inf|infinity))\s*$"
 
 
 def check_columns(columns: Columns, schema: Schema, log: LogColumns, path: str, faults: Faults) -> set[str]:
@@ -168,7 +166,7 @@ def labels(column: pa.ChunkedArray, name: str, path: str, faults: Faults, at_lea
         at_least: values from this on are a 1, all others a 0.
     """
     column, there = flat(column), ~missing(column)
-    number, known = _numbers(column)
+    number, known = as_numbers(column)
     if is_text(column.type) and at_least is None:
         number = pc.coalesce(number, said(column))
         known = mask(pc.is_valid(number))
@@ -193,7 +191,7 @@ def numbers(column: pa.ChunkedArray, name: str, path: str, faults: Faults) -> pa
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
         return pc.cast(column, pa.float64(), safe=False)
-    number, known = _numbers(flat(column))
+    number, known = as_numbers(flat(column))
     wrong = ~missing(column) & ~known
     if wrong.any():
         value = str(_first(column, wrong))[:60]
@@ -202,20 +200,6 @@ def numbers(column: pa.ChunkedArray, name: str, path: str, faults: Faults) -> pa
             "make the field categorical, or correct the values",
         )  # fmt: skip
     return pa.chunked_array([number])
-
-
-def _numbers(column: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
-    """(float64, null where a value is no number; (n,) where it is one)."""
-    kind = column.type
-    if pa.types.is_boolean(kind):
-        column = pc.cast(column, pa.int8())
-    elif is_text(kind):
-        column = pc.if_else(pc.fill_null(pc.match_substring_regex(column, _FLOAT), False), column, None)
-        column = pc.utf8_trim_whitespace(column)
-    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return pa.nulls(len(column), pa.float64()), np.zeros(len(column), bool)
-    number = pc.cast(column, pa.float64(), safe=False)
-    return number, pc.is_valid(number).to_numpy(zero_copy_only=False)
 
 
 def positions(column: pa.ChunkedArray, name: str, path: str, faults: Faults) -> pa.Array:
@@ -248,7 +232,7 @@ def never(column: pa.ChunkedArray, numbers: tuple[float, ...]) -> pa.ChunkedArra
     """A column of action times without the values that mean "did not happen"."""
     if not numbers:
         return column
-    number, _ = _numbers(flat(column))
+    number, _ = as_numbers(flat(column))
     none = pc.is_in(number, value_set=pa.array(numbers, pa.float64()))
     return pa.chunked_array([pc.if_else(pc.fill_null(none, False), None, flat(column))])
 

@@ -51,3 +51,20 @@ def said(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     word = pc.utf8_lower(pc.utf8_trim_whitespace(column))
     yes, no = (pc.is_in(word, value_set=pa.array(words, word.type)) for words in (YES, NO))
     return pc.if_else(yes, 1.0, pc.if_else(no, 0.0, pa.scalar(None, pa.float64())))
+
+
+_FLOAT = r"^\s*[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:nan|inf|infinity))\s*$"
+
+
+def as_numbers(column: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
+    """(float64, null where a value is no number; (n,) where it is one). Booleans are 0 and 1; texts may be numbers."""
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        column = pc.cast(column, pa.int8())
+    elif is_text(kind):
+        column = pc.if_else(pc.fill_null(pc.match_substring_regex(column, _FLOAT), False), column, None)
+        column = pc.utf8_trim_whitespace(column)
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return pa.nulls(len(column), pa.float64()), np.zeros(len(column), bool)
+    number = pc.cast(column, pa.float64(), safe=False)
+    return number, pc.is_valid(number).to_numpy(zero_copy_only=False)
