@@ -1,5 +1,7 @@
 # shell
-"""A demo that begins with a past: the simulated days before its opening are replayed into its folder.
+"""What was before a demo: the past that it begins with, and what earlier runs left.
+
+The simulated days before the opening are replayed into the folder.
 
 ::
 
@@ -8,6 +10,11 @@
 
 The days are those of the same world, seed and shoppers, in open loop: their pages are the previous recommender's. The
 replay is a process of its own, so its memory is free again when the roles start. It cannot outlive the demo.
+
+A broker of one's own keeps its topics. The next demo then goes on where the last one ended: the shop opens on the
+working day after the newest event, the roles read what is there (with a new data folder they read it again, which
+gives the same labels), and the audit of this run begins at the offsets found here. Where the topics are empty and the
+store is not, the day is the one after what the model has learnt from.
 """
 
 from __future__ import annotations
@@ -19,28 +26,37 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import timedelta
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import redis
 from redis.exceptions import RedisError
 
-from commands.demo.preflight import FIRST_DAY, Held, opening
 from commands.history.attempt import check_empty
 from commands.loop.host import TICK_SECONDS, Host
 from millrace.basics.errors import ServiceError, SettingError
 from millrace.contracts.clock import EventClock
+from millrace.contracts.events import BadEventError, Exposure, decode_event
 from millrace.contracts.online import FILLED, filled_key, redis_url
 from millrace.contracts.settings import Settings
+from millrace.contracts.topics import EVENTS
+from millrace.processes.kafka import read_all
 from millrace.processes.spawn import spawn, stop, tail
 from millrace.processes.supervisor import PYTHON
 from millrace.processes.wall import wall_ms
 from millrace.reports.lines import LEFT
+from millrace.versions.modelstore import ModelStore
 from simulator.daylog import write_days
 
 MOST_DAYS = 60
 _CLEAN_SECONDS = 10.0
+LOCAL = timedelta(hours=8)
+OPENS_HOUR = 9
+FIRST_DAY = datetime(2026, 3, 4, tzinfo=UTC)
+"""Local day of a demo on empty topics: a Wednesday."""
 
 
 def check_days(days: int) -> None:
@@ -124,3 +140,53 @@ def _environment(settings: Settings, speed: float) -> Mapping[str, str]:
     clock = EventClock(wall_ms(), round(opening(Held()).timestamp() * 1000), speed)
     ours = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")}
     return ours | settings.environment() | {"MILLRACE_CLOCK": clock.encode()}
+
+
+@dataclass(slots=True)
+class Held:
+    """What the topic ``events`` held before this run."""
+
+    events: int = 0
+    offsets: dict[int, int] = field(default_factory=dict)  # next offset, by partition
+    newest_ms: int = 0  # newest exposure: actions may be dated anywhere by mischief
+
+    def message(self, record: Any) -> None:
+        """A record of ``events``."""
+        self.events += 1
+        self.offsets[record.partition] = record.offset + 1
+        try:
+            event = decode_event(record.value)
+        except BadEventError:
+            return
+        if isinstance(event, Exposure):
+            self.newest_ms = max(self.newest_ms, event.ts_ms)
+
+
+def held_by(settings: Settings) -> Held:
+    """Reads ``events`` once."""
+    held = Held()
+    read_all(settings, EVENTS, held.message)
+    return held
+
+
+def learnt_until(settings: Settings) -> int:
+    """Until when (event time, in ms) the roles' state may reach by what the model store says; 0: it is empty.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    note = ModelStore(settings.place("models"), writes=False).latest()
+    if note is None or not note.event_ms:
+        return 0
+    return note.event_ms + round((settings.attribution_minutes + settings.lateness_minutes) * 60_000)
+
+
+def opening(held: Held, learnt_ms: int = 0) -> datetime:
+    """When the shop opens: 09:00 (UTC+8) on the first demo day, or on the working day after what is held and learnt."""
+    day = FIRST_DAY
+    if held.newest_ms or learnt_ms:
+        newest = datetime.fromtimestamp(max(held.newest_ms, learnt_ms) / 1000, UTC) + LOCAL
+        day = max(day, newest.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1))
+    while day.weekday() >= 5:
+        day += timedelta(days=1)
+    return day + timedelta(hours=OPENS_HOUR) - LOCAL

@@ -24,11 +24,9 @@ import msgspec
 
 from commands.demo.audit import Ledger
 from commands.demo.curves import draw, thirds
-from commands.demo.past import check_days, filled, live_through
-from commands.demo.preflight import Held, held_by, learnt_until, opening
-from commands.demo.proved import proved
+from commands.demo.past import Held, check_days, filled, held_by, learnt_until, live_through, opening
 from commands.demo.report import make_report, missing_keys, summary, write_report
-from commands.demo.settle import DRAIN_SECONDS, Drained, Settlement, labels_take, settle
+from commands.demo.settle import DRAIN_SECONDS, Drained, Settlement, labels_take, proved, settle
 from commands.demo.twin import Pages
 from commands.loop.host import READY_SECONDS, Host, made
 from commands.loop.monitor import fetch

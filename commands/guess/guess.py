@@ -1,10 +1,7 @@
 # core
 """A schema guessed from a log: a sample is read, roles are chosen, outcomes are left out, and the rest become fields.
 
-:func:`guess_schema` puts the pieces together; each is a module of its own: :mod:`~commands.guess.sample`,
-:mod:`~commands.guess.times`, :mod:`~commands.guess.roles`, :mod:`~commands.guess.pages`, :mod:`~commands.guess.sides`,
-:mod:`~commands.guess.outcomes`, :mod:`~commands.guess.fields`, :mod:`~commands.guess.joins`,
-:mod:`~commands.guess.write`.
+:func:`guess_schema` puts the pieces together; each is a module of its own.
 """
 
 from __future__ import annotations
@@ -18,16 +15,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from commands.guess.columns import Column, columns_of
+from commands.guess.columns import Column, columns_of, held
 from commands.guess.fields import Feature, feature_of
 from commands.guess.joins import Side, sides_beside
 from commands.guess.outcomes import Verdict, verdicts
-from commands.guess.pages import action_times, line_role, list_roles, position_role, request_role
+from commands.guess.pages import action_times, line_role, list_roles, position_role, request_role, unrolled
 from commands.guess.roles import ITEM, USER, Role, Roles, day_role, id_role, item_of_page, label_role, time_role
 from commands.guess.sample import Sample, kinds_of, read_sample
-from commands.guess.sides import held
 from commands.guess.times import TIME_WORDS, Times, times_of
-from commands.guess.unroll import unrolled
 from millrace.basics.errors import LogError
 from millrace.contracts.clock import DAY_MS
 from millrace.contracts.schema import Side as Of

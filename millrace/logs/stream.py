@@ -30,10 +30,9 @@ from millrace.logs.copies import TS, identity, sorted_once
 from millrace.logs.doubts import Doubts
 from millrace.logs.faults import Faults
 from millrace.logs.files import PARQUET, Ending, named, text_ending
-from millrace.logs.plain import plain, plain_type
+from millrace.logs.plain import common, plain, plain_type
 from millrace.logs.rows import Rows
 from millrace.logs.text import TextForm, TextReader, blocks, once
-from millrace.logs.types import common
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from millrace.reports.plots import (
     lines_canvas,
     minutes_plot,
 )
-from millrace.reports.terminal import say, show
+from millrace.reports.tables import say, show
 
 __all__ = [
     "MAIN",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from commands.demo.audit import Apart, Ledger, Reported, check
-from commands.demo.preflight import Held, opening
+from commands.demo.past import Held, opening
 from commands.demo.report import KEYS, missing_keys
 from commands.demo.served import auc_of
 from millrace.basics.errors import ConservationError

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from commands.replay.baseline import Baseline
 from commands.replay.grouped import Groups
 from commands.replay.logfeatures import Labels, LogRows
-from commands.replay.report import make_report, verdict_of
+from commands.replay.report import Baseline, make_report, verdict_of
 from commands.replay.run import replay, run_log
 from commands.replay.stretches import Stretches
 from learner.evaluation.progressive import baseline_column
