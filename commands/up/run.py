@@ -90,9 +90,7 @@ class Up(Host):
         Raises:
             ServiceError: one is not ready in time, or died too often.
         """
-        host = self.settings.host
-        targets = {role: f"{url(host, port)}/metrics" for role, port in self.ports.metrics.items()}
-        self.watch(self.ports.metrics, targets, self.ask, url(self.settings.host, self.settings.admin_port))
+        self.watch(self.ports.metrics, self.metrics(), self.ask, url(self.settings.host, self.settings.admin_port))
         for name in self.roles:
             self.start(name)
         self.await_roles(name for name in self.roles if name != "shadow")
@@ -119,13 +117,12 @@ class Up(Host):
             "admin": url(settings.host, settings.admin_port),
             "kafka": settings.kafka,
             "redis": settings.redis,
-            "metrics": {role: f"{url(settings.host, port)}/metrics" for role, port in self.ports.metrics.items()},
+            "metrics": self.metrics(),
         }
 
-    def scrape(self) -> str:
-        """What Prometheus has to ask: each role at its metrics port, which needs no token."""
-        host = self.settings.host
-        return scrape_file({role: f"{url(host, port)}/metrics" for role, port in self.ports.metrics.items()})
+    def metrics(self) -> dict[str, str]:
+        """Where each role tells what it measures. It needs no token."""
+        return {role: f"{url(self.settings.host, port)}/metrics" for role, port in self.ports.metrics.items()}
 
     def serve(self) -> None:
         """Runs until somebody asks for the end.
@@ -141,7 +138,7 @@ class Up(Host):
             "data folder": str(self.folder),
         }
         scrape = self.folder / "prometheus.yml"
-        write_whole(scrape, self.scrape().encode(), durable=False)
+        write_whole(scrape, scrape_file(self.metrics()).encode(), durable=False)
         for line in words.welcome(found, str(self.folder), str(scrape), self.settings.prefix):
             self.view.say(line)
         self.wait(self._watch, float("inf"))
