@@ -13,7 +13,7 @@ it was watched (Kaplan and Meier 1958), n exposures, d(t) clicks after exactly t
 Where every exposure was watched for the longest time, c(t) is the plain share of clicks. The alternative, to take only
 exposures that are old enough, gives the same in a long log, and nothing at all in a log that is shorter than the
 longest window. The estimate supposes that the last exposures are clicked as late as the others. Beyond the time for
-which fewer than :data:`FEWEST` exposures were watched nothing is told: completeness is relative to that time then.
+which fewer than :data:`FEWEST` exposures were watched there is no figure: completeness is relative to that time then.
 """
 
 from __future__ import annotations
@@ -130,12 +130,12 @@ def quantiles(curve: Curve) -> list[dict[str, Any]]:
     rows = []
     for share in QUANTILES:
         ms = curve.quantile_ms(share)
-        told = (
+        found = (
             {"seconds": None, "waiting_time": None}
             if ms is None
             else {"seconds": ms / 1000, "waiting_time": span_name(ms)}
         )
-        rows.append({"share_of_clicks": share, **told})
+        rows.append({"share_of_clicks": share, **found})
     return rows
 
 

@@ -97,17 +97,17 @@ def _of_labels(curve: Curve, asked_ms: int, windows: Sequence[int]) -> str:
     half = curve.quantile_ms(0.5)
     if half is None:
         return "The log has no click with a time, so nothing can be said of how late labels come."
-    told = [
+    parts = [
         f"{100 * c:.1f}% within {span_name(ms)}"
         for ms, c in zip(windows, curve.completeness(windows).tolist(), strict=True)
         if math.isfinite(c) and ms < curve.longest_ms
     ]
-    whole = [said.startswith("100.0%") for said in told]
-    told = told[: whole.index(True) + 1] if True in whole else told  # the rest says the same
+    whole = [said.startswith("100.0%") for said in parts]
+    parts = parts[: whole.index(True) + 1] if True in whole else parts  # the rest says the same
     short = ""
     if curve.longest_ms < asked_ms:
         short = f" (fewer than {FEWEST} exposures were watched for {span_name(asked_ms)})"
-    come = f", {', '.join(told)}" if told else ""
+    come = f", {', '.join(parts)}" if parts else ""
     within = span_name(curve.longest_ms)
     return f"Of the clicks within {within}{short}, half come within {span_name(half)}{come}."
 

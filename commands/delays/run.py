@@ -88,7 +88,7 @@ def delays(
         raise SettingError("no attribution window above 0", "name some with --windows 10s,5min,1d")
     plan, now = load_schema(schema), settings or Settings()
     own_ms = _own_window(plan, schema)
-    model_of(plan, dict(spec or {}), seed)  # an unknown one is told before anything long begins
+    model_of(plan, dict(spec or {}), seed)  # an unknown one is an error before anything long begins
     with reading(log, plan, out, skip_bad, say=progress) as table:
         make_folder(out, "report.json")
 
@@ -174,8 +174,8 @@ def _completeness(
         names = [*map(str, range(MOST_SLOTS)), f"{MOST_SLOTS} and on", MISSING]
         number = np.where(slots < 0, MOST_SLOTS + 1, np.minimum(slots, MOST_SLOTS)).astype(np.intp)
         report["by_slot"] = by_group(clicks, number, names, tried, "slot")
-        told = [int(row["slot"]) for row in report["by_slot"] if row["slot"].isdigit()]
-        for slot in sorted({told[0], told[len(told) // 2], told[-1]}) if len(told) > 1 else ():
+        known = [int(row["slot"]) for row in report["by_slot"] if row["slot"].isdigit()]
+        for slot in sorted({known[0], known[len(known) // 2], known[-1]}) if len(known) > 1 else ():
             shown[f"slot {slot}"] = Curve(clicks.some(number == slot), max(tried))
     for segment in segments:
         found = slice_of(table, plan, segment)

@@ -342,7 +342,7 @@ class Reported:
     malformed: int | None
     duplicates: int | None
     apart: Apart = field(default_factory=Apart)
-    once: bool = True  # one life of the learner; of several, what is ``apart`` may be counted again in each
+    one_life: bool = True  # one life of the learner; of several, what is ``apart`` may be counted again in each
 
 
 def check(ledger: Ledger, reported: Reported) -> None:
@@ -382,7 +382,7 @@ def check(ledger: Ledger, reported: Reported) -> None:
         known = learnt + apart.total
         # Rows of refused batches are not told apart from those never read: then only "not more" can be held. Of several
         # lives of a learner the newest version says what was learnt, and the lives together what was apart at most.
-        if (known if reported.once else learnt) > samples or (known < samples and not reported.skipped):
+        if (known if reported.one_life else learnt) > samples or (known < samples and not reported.skipped):
             wrong.append(
                 f"the learner learnt from {reported.trained} samples and refused {reported.refused}"
                 f"{f' ({apart})' if apart.total else ''} where there are {samples} (corrections with them)"

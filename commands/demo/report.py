@@ -76,7 +76,7 @@ def make_report(
     arm = headline(rows.where(rows.own))
     judged = rows.where(rows.own).judged
     served = judged.of(arm)
-    # As many rows as the page's figure was over: a learner that was restarted has begun anew.
+    # As many rows as the page's figure was over: a learner that was restarted has begun again.
     window = settings.rolling_rows if f["served_rows"] is None else round(f["served_rows"])
     recent = figures(newest(rows, arm, window))
     twin = None if pages is None else _twin(rows, pages, settings)
@@ -208,8 +208,8 @@ def _history(settings: Settings) -> list[dict[str, Any]]:
     """The learner's record of its figures over time. An AUC is None while it had judged one class only."""
     try:
         lines = Path(settings.data, "learner", "history.jsonl").read_bytes().splitlines()
-        told = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
-        return [{n: entry.get(n) for n in ("event_time", "auc", "learning_auc", "trained")} for entry in told]
+        found = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
+        return [{n: entry.get(n) for n in ("event_time", "auc", "learning_auc", "trained")} for entry in found]
     except (OSError, msgspec.MsgspecError, KeyError):
         return []
 

@@ -92,8 +92,8 @@ def figures(rows: Served) -> dict[str, float | int | None]:
 def first(rows: Served, n: int) -> dict[str, float | int | None]:
     """Figures of the first ``n`` judged rows of this run, all arms, beside the log loss of the true probabilities."""
     part = rows.where(rows.own).judged.where(slice(0, n))
-    told = np.isfinite(part.true)
-    return figures(part) | {"oracle_log_loss": known(log_loss(part.true[told], part.label[told]))}
+    known_to = np.isfinite(part.true)
+    return figures(part) | {"oracle_log_loss": known(log_loss(part.true[known_to], part.label[known_to]))}
 
 
 def newest(rows: Served, arm: str, n: int) -> Served:
@@ -142,10 +142,10 @@ def by_minute(
     part, other = rows.where(chosen), None if twin is None else twin[chosen]
     minute = ((part.ts_ms - begin_ms) / minute_ms).astype(np.int64)  # (n,)
     cell = minute * len(ARMS) + part.arm
-    told = []
+    rows_of = []
     for at in np.unique(cell).tolist():
         here = part.where(cell == at)
-        told.append(
+        rows_of.append(
             {
                 "minute": at // len(ARMS),
                 "arm": ARMS[at % len(ARMS)],
@@ -156,4 +156,4 @@ def by_minute(
                 "twin": None if other is None else known(float(other[cell == at].sum(dtype=np.float64))),
             }
         )
-    return told
+    return rows_of

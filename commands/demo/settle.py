@@ -156,8 +156,8 @@ def settle(
             break
     restarted = supervisor.restarts.get("simulate", 0) > 0
     # A learner that was restarted learns again what its snapshot did not hold: only its versions know the exact count.
-    once = monitor.roles["learn"].lives == 1
-    trained = _whole(picture, "trained") if once else picture.model.get("trained")
+    one_life = monitor.roles["learn"].lives == 1
+    trained = _whole(picture, "trained") if one_life else picture.model.get("trained")
     refused = round(monitor.roles["learn"].total("millrace_samples_refused_total"))
     own = {n: None if restarted else _whole(picture, n) for n in ("exposures", "clicks", "malformed", "duplicates")}
     apart = Apart(**{name: _whole(picture, name) or 0 for name in Apart.__slots__})
@@ -169,7 +169,7 @@ def settle(
         refused=refused,
         skipped=_whole(picture, "skipped") or 0,
         apart=apart,
-        once=once,
+        one_life=one_life,
         **own,
     )
     problem, gone = None, host.read(lambda: forgotten(settings, since or {}))

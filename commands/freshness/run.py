@@ -89,7 +89,7 @@ def freshness(
         train_days: days at the beginning of the log that every model learns first (default: half of them).
         sync: how often models synchronise; see :mod:`commands.offline.follow`.
         cut: at whose times batches are cut (default: those of all models).
-        retrain: also a model that is trained anew on all data before each day.
+        retrain: also a model that is trained from nothing on all data before each day.
         features: also models on the features that a daily job would have made.
         slices: columns by whose values figures are given too.
         seeds: how many models of each kind; figures are means over them.
@@ -108,7 +108,7 @@ def freshness(
     cuts = tuple(sync if cut is None else cut)
     for name in cuts:
         period_ms(name)
-    model_of(plan, spec_of(model), seed)  # an unknown name is told before anything long begins
+    model_of(plan, spec_of(model), seed)  # an unknown name is an error before anything long begins
     make_folder(out, "report.json")
     with tempfile.TemporaryDirectory(prefix="millrace-freshness-") as folder, bars(progress) as tick:
         tick("features", 0, 1)

@@ -83,7 +83,7 @@ class Guess:
     text: str
     """TOML, with a comment on each line that was decided."""
     open: dict[str, tuple[str, ...]]
-    """Roles that could not be told -> the columns that could have them. Empty: replay runs the schema as it is."""
+    """Roles that could not be found -> the columns that could have them. Empty: replay runs the schema as it is."""
     findings: Findings
 
     @property
@@ -107,7 +107,7 @@ class Guess:
 
 
 def guess_schema(path: Path) -> Guess:
-    """The schema of the log at ``path``, as far as it can be told.
+    """The schema of the log at ``path``, as far as it can be found.
 
     Raises:
         LogError: there is no log, it has no rows or cannot be read.
@@ -155,7 +155,7 @@ def _find(path: Path, files: Sequence[Path]) -> Findings:
     sample = read_sample(path, files)
     found = _found(path, sample)
     lacking, refused = _lacking(found)
-    if lacking.any():  # what follows from the roles is told by the rows that have them
+    if lacking.any():  # what follows from the roles is seen in the rows that have them
         found = _found(path, replace(sample, table=sample.table.filter(pa.array(~lacking))))
     if refused.any():
         found.notes.append(
@@ -324,7 +324,7 @@ def _events(columns: dict[str, Column], used: set[str]) -> tuple[str, ...]:
 def _identity(found: Findings, ms: NDArray[np.int64]) -> None:
     """Which columns tell exposures apart: page and item where a row is a page, an id of the row, page and slot. Where
     rows repeat time, user and item of a row, to the millisecond, or to the second and all else too: these three. Else
-    none, and rows that look alike are told."""
+    none, and rows that look alike are reported."""
     roles, columns = found.roles, found.columns
     if roles.listed:
         if roles.request.name is not None and found.item is not None:

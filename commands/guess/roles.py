@@ -234,13 +234,13 @@ def id_role(
     fit = {name: c for name, c in called.items() if could_be_id(c) and not c.is_binary}
     for name, column in called.items():
         named = _id_points(column, words)
-        told = "by its name"
+        how = "by its name"
         if not named and unnamed and name in fit and column.distinct >= 10:
-            named, told = _prefix_points(column, words), f"by its values, such as {column.value(0)!r:.20}"
+            named, how = _prefix_points(column, words), f"by its values, such as {column.value(0)!r:.20}"
         points = named + min(np.log10(column.distinct), 3.0) / 3
         if points >= 3.0 and (named > 3.0 or (named and name in fit)):
             scores[name] = points - _LOSES * (column.filled < FILLED)
-            whys[name] = f"{told}; {column.distinct:,} of them in the sample"
+            whys[name] = f"{how}; {column.distinct:,} of them in the sample"
     role = choose(scores, whys)
     if role.name is None and not role.candidates:
         rest = [n for n, c in fit.items() if not _id_points(c, others) and 10 <= c.distinct <= 0.9 * len(c.codes)]

@@ -64,7 +64,7 @@ def attempt(settings: Settings, say: Callable[[str], None] = lambda line: None) 
     When the context ends by an exception, what was written since the first call is removed.
 
     Args:
-        say: is told in a line when what an earlier try left is removed.
+        say: takes a line when what an earlier try left is removed.
 
     Raises:
         SettingError, BrokerError: as :func:`check_empty`; from the function: another try or a loop has the store.

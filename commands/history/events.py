@@ -67,7 +67,7 @@ class LogEvents:
         sizes = np.diff(self.starts)
         self.page_of[self.order] = np.repeat(np.arange(len(sizes)), sizes)
         self.place_of[self.order] = np.arange(n) - np.repeat(self.starts[:-1], sizes)
-        # The first page of a request has its name; later ones are told from it by their number.
+        # The first page of a request has its name; later ones differ from it by their number.
         self._request = request[self.order[self.starts[:-1]]] if n else np.zeros(0, np.intp)
         by = np.argsort(self._request, kind="stable")
         again = np.r_[False, self._request[by][1:] == self._request[by][:-1]] if n else np.zeros(0, np.bool_)
@@ -89,8 +89,8 @@ class LogEvents:
         if labelling in ACTIONS[CLICK:]:
             # A label without a time counts when the wait for it is over, or at once where no action has a time.
             wait_ms = round(schema.log.attribution_minutes * 60_000) if schema.log.action_times else 0
-            told = times.get(labelling, np.full(rows.n, never))
-            times[labelling] = np.where((rows.label == 1) & (told == never), rows.ts_ms + wait_ms, told)
+            timed = times.get(labelling, np.full(rows.n, never))
+            times[labelling] = np.where((rows.label == 1) & (timed == never), rows.ts_ms + wait_ms, timed)
         found = []
         for kind, name in enumerate(ACTIONS):
             if name in times:

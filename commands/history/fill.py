@@ -87,7 +87,7 @@ def fill(
     Args:
         recent: features of the pages that come as messages; None: there are none.
         from_ms: the pages from then on come as messages (:func:`cut_ms`). 0: all of them, which is the plain way.
-        tick: is told how many pages are done.
+        tick: takes how many pages are done.
     """
     filling = _Filling(events, rows, schema, policy, partitions, recent)
     with _no_collector():
@@ -237,22 +237,22 @@ class _Filling:
         """Gives a stretch of events as messages, where they are of pages from ``from_ms`` on."""
         events, pages = self._events, self._events.pages
         seen = stretch[stretch < pages]
-        told: list[list[Message | Counted]] = [[] for _ in self._partitions]
+        due: list[list[Message | Counted]] = [[] for _ in self._partitions]
         impressions = self._impressions(slice(int(seen[0]), int(seen[-1]) + 1)) if len(seen) else {}
         for number in stretch.tolist():
             if number < pages:
                 home, messages = impressions[number]
-                told[home] += messages
+                due[home] += messages
                 continue
             act = number - pages
             row = int(events.act_row[act])
             if events.page_ms[events.page_of[row]] < from_ms:
                 home, one = self._acted(act)
-                told[home].append(one)
+                due[home].append(one)
             else:
                 home, message = self._action(act, row)
-                told[home].append(message)
-        for partition, of in zip(self._partitions, told, strict=True):
+                due[home].append(message)
+        for partition, of in zip(self._partitions, due, strict=True):
             for is_message, some in groupby(of, lambda one: isinstance(one, Message)):
                 if is_message:
                     messages = [self._numbered(one) for one in some if isinstance(one, Message)]

@@ -232,7 +232,7 @@ def _index_of(schema: Schema, items: list[Any]) -> ItemIndex:
 def _write_index(
     settings: Settings, schema: Schema, partitions: list[Partition], index: ItemIndex | None, heard_ms: int
 ) -> None:
-    """What a scorer has from its start, before a topic told it anything."""
+    """What a scorer has from its start, before it has read a topic."""
     writer = Writer(Store(settings.place("index")), 1, _NAME)
     start = 0
     while index is not None and (image := index.image(start, start + ROW_SLICE)).ids:

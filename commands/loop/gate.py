@@ -36,8 +36,8 @@ class Gate:
     refused: Counts = field(default_factory=dict)  # by check
     passed: Counts = field(default_factory=dict)
     unjudged: Counts = field(default_factory=dict)
-    observed: Counts = field(default_factory=dict)  # what was only told of
-    observes: str | None = None  # what was told of last, in words; empty: nothing yet; None: the gate refuses
+    observed: Counts = field(default_factory=dict)  # what was only reported
+    observes: str | None = None  # what was reported last, in words; empty: nothing yet; None: the gate refuses
 
 
 def gate_of(
@@ -45,7 +45,7 @@ def gate_of(
     passed: Counts,
     refused: Counts,
     unjudged: Counts,
-    told: Mapping[str, Any],
+    admin: Mapping[str, Any],
     before: Gate,
     observed: Counts | None = None,
 ) -> Gate:
@@ -54,17 +54,17 @@ def gate_of(
     Args:
         states: the gauge of states: 1 for the one that holds.
         passed, refused, unjudged, observed: verdicts by check.
-        told: the learner's ``GET /model``; empty: it did not answer.
+        admin: the learner's ``GET /model``; empty: it did not answer.
         before: the gate when it was looked at last.
     """
     state = next((name for name, value in states.items() if value == 1), None)
     passed, refused, unjudged, observed = (
         {check: n for check, n in some.items() if n} for some in (passed, refused, unjudged, observed or {})
     )
-    observes = (told.get("observed") or "") if told.get("observes") else None if told else before.observes
+    observes = (admin.get("observed") or "") if admin.get("observes") else None if admin else before.observes
     check, why, refused_ms = before.check, before.why, before.refused_ms
-    if told.get("refusal"):
-        check, why, refused_ms = str(told.get("check") or ""), str(told["refusal"]), _whole(told.get("refused_ms"))
+    if admin.get("refusal"):
+        check, why, refused_ms = str(admin.get("check") or ""), str(admin["refusal"]), _whole(admin.get("refused_ms"))
     else:  # without words the check's name must do
         grown = [name for name, n in refused.items() if n > before.refused.get(name, 0)]
         if grown:

@@ -174,7 +174,7 @@ class Host:
         """Reads from the broker in a thread of its own, and watches roles and services meanwhile.
 
         Args:
-            work: is begun anew where the broker went away, once it is back.
+            work: is begun again when a broker that went away is back.
 
         Raises:
             BrokerError: it does not come back, or goes away again and again.

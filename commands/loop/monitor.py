@@ -217,13 +217,13 @@ class Monitor:
             model = self.picture.model
             if answers.get("serve"):
                 model = self._model(self._scorer) or model
-            told = self._model(self._learner) if self._learner and answers.get("learn") else {}
+            admin = self._model(self._learner) if self._learner and answers.get("learn") else {}
             wall_ms = time.time_ns() // 1_000_000
             figures = self._figures(wall_ms, model) | memory_figures(self._memory())
             if self.first_auc_wall_ms is None and figures["auc"] is not None:
                 self.first_auc_wall_ms = wall_ms
             dead = self.roles["stream"].by_label("millrace_dead_letters_total", "reason")
-            gate = self._gate(told)
+            gate = self._gate(admin)
             self.picture = Picture(wall_ms, figures, answers, ready, model, dead, gate)
             self.series.add(wall_ms, self._clock.at(wall_ms), figures)
             return self.picture
@@ -235,14 +235,14 @@ class Monitor:
             return found if isinstance(found, dict) else {}
         return {}
 
-    def _gate(self, told: Mapping[str, Any]) -> Gate:
+    def _gate(self, admin: Mapping[str, Any]) -> Gate:
         learn = self.roles.get("learn", RoleMetrics())
         passed, refused, unjudged, observed = (
             learn.by_label("millrace_gate_verdicts_total", "check", verdict=verdict)
             for verdict in ("passed", "refused", "unjudged", "observed")
         )
         states = learn.gauges("millrace_gate_state", "state")
-        return gate_of(states, passed, refused, unjudged, told, self.picture.gate, observed)
+        return gate_of(states, passed, refused, unjudged, admin, self.picture.gate, observed)
 
     def ended(self, name: str, text: str | None) -> None:
         """A role was stopped. It is not asked again: its port may soon be another process's.
@@ -281,7 +281,7 @@ class Monitor:
             "negatives": stream.total("millrace_samples_total", kind="negative"),
             "corrections": stream.total("millrace_samples_total", kind="correction"),
             "pending": stream.gauge("millrace_pending_exposures"),
-            **_doors(self.roles.get("intake", RoleMetrics()), self.roles.get("archive", RoleMetrics())),
+            **_intake(self.roles.get("intake", RoleMetrics()), self.roles.get("archive", RoleMetrics())),
             "dead_letters": stream.total("millrace_dead_letters_total"),
             "duplicates_dropped": stream.total("millrace_duplicates_dropped_total"),
             "late": stream.total("millrace_late_events_total"),
@@ -342,7 +342,7 @@ def _traffic(roles: Mapping[str, RoleMetrics]) -> dict[str, float | None]:
     }
 
 
-def _doors(intake: RoleMetrics, archive: RoleMetrics) -> dict[str, float | None]:
+def _intake(intake: RoleMetrics, archive: RoleMetrics) -> dict[str, float | None]:
     """What came in by HTTP, and what was written down."""
     lines = "millrace_intake_lines_total"
     return {

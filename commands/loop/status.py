@@ -31,7 +31,7 @@ class Shown:
     awaits: str = ""
     """What the run waits for, and who can bring it; empty: nothing."""
     resumed: bool = False
-    """Whether the run goes on from state that was there: its counts and its figures of quality begin anew."""
+    """Whether the run goes on from state that was there: its counts and its figures of quality begin again."""
     addresses: dict[str, str] = field(default_factory=dict)
     """Where things are, by what they are called."""
 

@@ -162,7 +162,7 @@ def audit(
         seed: of the times and of the alterations.
         another: the log with side tables that are altered after a time (time, seed); None: no side table has a time of
             validity.
-        tick: is told what is done now.
+        tick: takes what is done now.
     """
     ts = log.table[TS].to_numpy()
     n, layout = len(ts), schema.layout
@@ -217,10 +217,10 @@ def _compared(
     alone = first.alone(rows) & second.alone(rows)
     p, q = first.p[rows], second.p[rows]
     near = np.isclose(p, q, rtol=ROUNDING, atol=1e-8, equal_nan=True)
-    told = rows[np.where(alone, p.view(np.uint32) != q.view(np.uint32), ~near)]
-    if len(told):
-        i = int(told[0])
-        _note(leaks, PREDICTION, len(told), i, ts, cut_ms, float(first.p[i]), float(second.p[i]))
+    moved = rows[np.where(alone, p.view(np.uint32) != q.view(np.uint32), ~near)]
+    if len(moved):
+        i = int(moved[0])
+        _note(leaks, PREDICTION, len(moved), i, ts, cut_ms, float(first.p[i]), float(second.p[i]))
     labels = np.stack([row[mine], known_ms[mine], kind[mine]])
     others = np.stack([row2[theirs], known2_ms[theirs], kind2[theirs]])
     wrong = unlike_rows(labels, others)

@@ -62,11 +62,11 @@ def audit_log(
     with ExitStack() as stack:
         stack.enter_context(threads(THREADS))
         table = stack.enter_context(reading(log, plan, out, skip_bad, say=progress))
-        anew = None
+        altered = None
         if any(join.at is not None for join in plan.join):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="millrace-audit-")))
-            anew = side_tables_altered(log, plan, folder, out, skip_bad)
-        found = audit(table, plan, lambda: model_of(plan, spec, seed), run, seed=seed, another=anew, tick=tick)
+            altered = side_tables_altered(log, plan, folder, out, skip_bad)
+        found = audit(table, plan, lambda: model_of(plan, spec, seed), run, seed=seed, another=altered, tick=tick)
         ts_ms = table.table[TS].to_numpy().copy()  # of a mapped file, which goes
     if out is not None:
         said = {

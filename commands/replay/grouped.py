@@ -16,8 +16,8 @@ the area under the ROC curve".) So
     no pages                        frozen at the start of the local day    a user and day
 
 Rows of one time are scored by one state of model and windows. *Frozen*: when the first row of a day is about to be
-scored, all rows of that day are scored once more, by the model as it is then, with windows that hold only what happened
-before that row. A log counts as one with pages of several times if most of its rows are in such pages.
+scored, all rows of that day are scored a second time, by the model as it is then, with windows that hold only what
+happened before that row. A log counts as one with pages of several times if most of its rows are in such pages.
 """
 
 from __future__ import annotations

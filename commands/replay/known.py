@@ -34,7 +34,7 @@ class Model(Protocol):
 
 
 class Observer(Protocol):
-    """Whoever watches a log being run: it is told of what the model was given, and changes none of it.
+    """Whoever watches a log being run: it sees what the model was given, and changes none of it.
 
     A run calls from one thread, in the order of event time: :meth:`scored` once for each exposure, before the exposure
     can be learnt; :meth:`learnt` after each micro-batch. Arrays are the run's own, and are valid during the call.
@@ -197,7 +197,7 @@ def learn_through(
 
 
 def _promises(ts_ms: NDArray[np.int64], policy: LabelPolicy, waits: Waits, traffic: Traffic) -> NDArray[np.int64]:
-    """The promise of each exposure, as columns. Traffic begins anew as it does in the join. (n, 4)"""
+    """The promise of each exposure, as columns. Traffic begins again as it does in the join. (n, 4)"""
     times, back = np.unique(ts_ms, return_inverse=True)
     begins = np.diff(times, prepend=traffic.newest_ms) > waits.attribution_ms
     began = np.maximum.accumulate(np.where(begins, times, traffic.began_ms))

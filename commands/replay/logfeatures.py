@@ -24,7 +24,7 @@ _EXPOSURE_COLUMN = 0  # the exposure is the first of a schema's window actions
 class ValueHashes:
     """Hashes of the values that a log's columns have shown, so that each is hashed once and not once a stretch.
 
-    At most 2^20 values a column are remembered; then a column begins anew. Lists are not remembered.
+    At most 2^20 values a column are remembered; then those of the column are forgotten. Lists are not remembered.
     """
 
     def __init__(self, builder: FeatureBuilder) -> None:

@@ -38,7 +38,7 @@ def make_report(
     """``verdict``, ``rows``, ``duplicates``, ``days`` and ``total``; figures rounded, None where one class is missing.
 
     Args:
-        p: (n,) of the run that ``groups`` was told of.
+        p: (n,) of the run that filled ``groups``.
         baseline: that watched the same run; None where the schema has none.
     """
     y = log.table[log.label].to_numpy()

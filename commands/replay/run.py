@@ -143,10 +143,10 @@ def run_log(
     """Scores each exposure before ``model`` learns what was not known then. (n,) probabilities, in the log's order
 
     Args:
-        tick: is told the number of rows scored, after each batch.
-        groups: is told what is scored in one state, and has scored what it needs besides; the result is the same.
+        tick: takes the number of rows scored, after each batch.
+        groups: is filled with scores of one state; what it needs besides is scored too. The result is the same.
         how: when labels are learnt (default: as the settings' defaults say).
-        observer: is told of what is scored and learnt; the result is the same.
+        observer: sees what is scored and learnt; the result is the same.
         timing: is added to.
     """
     how = how or LabelSettings.of(Settings())

@@ -138,7 +138,7 @@ class Runner:
     Args:
         p: (n,) gets the score of each row of the log.
         groups: gets the frozen scores.
-        observer: is told, by the thread that calls.
+        observer: is called by the thread that calls.
         timing: is added to.
     """
 

@@ -186,10 +186,10 @@ def _ports(settings: Settings) -> list[Finding]:
 
 def _services(settings: Settings, there: Mapping[str, Any]) -> list[Finding]:
     """Everything that is asked over the network, all at once."""
-    doors = {name: address for name in ("scorer", "intake") if (address := getattr(settings, name))}
+    http = {name: address for name in ("scorer", "intake") if (address := getattr(settings, name))}
     of_broker = probes.within(lambda: probes.broker(settings)) if settings.kafka else None
     of_redis = probes.within(lambda: probes.redis_clock(settings.redis)) if settings.redis else None
-    of_doors = {name: probes.within(lambda url=url: readiness(url, probes.SHORT)) for name, url in doors.items()}  # type: ignore[misc]
+    of_http = {name: probes.within(lambda url=url: readiness(url, probes.SHORT)) for name, url in http.items()}  # type: ignore[misc]
     metrics: Mapping[str, str] = there.get("metrics", {})
     of_roles = {name: probes.within(lambda url=url: probes.role(url)) for name, url in metrics.items()}  # type: ignore[misc]
     found: list[Finding] = []
@@ -214,16 +214,16 @@ def _services(settings: Settings, there: Mapping[str, Any]) -> list[Finding]:
     if present is not None:
         wanted = {settings.topic(t.name): t.partitions or settings.partitions for t in TOPICS}
         found += judge_topics(present, wanted, bool(there))
-    for name, ask in of_doors.items():
+    for name, ask in of_http.items():
         said = ask()
         if said.value is None:
-            text = f"'{doors[name]}' does not answer ({said.problem})"
+            text = f"'{http[name]}' does not answer ({said.problem})"
             found.append(mend(name, text, f"start it, or set MILLRACE_{name.upper()} to its http://host:port"))
             continue
         code, reason, ahead = said.value
         if ahead is not None:
             clocks[f"the {name}"] = ahead
-        found.append(ok(name, f"'{doors[name]}' is ready") if code == 200 else note(name, f"not ready: {reason}"))
+        found.append(ok(name, f"'{http[name]}' is ready") if code == 200 else note(name, f"not ready: {reason}"))
     if metrics:
         found += judge_versions(__version__, {name: ask().value for name, ask in of_roles.items()})
     if clocks:

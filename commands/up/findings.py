@@ -192,7 +192,7 @@ def judge_versions(own: str, roles: Mapping[str, tuple[str, bool] | None]) -> li
 
 
 def judge_tokens(loopback: bool, host: str, tokens: bool) -> Finding:
-    """Whether other machines reach the doors, and who may use them then."""
+    """Whether other machines reach scorer and intake, and who may use them then."""
     if tokens:
         return ok("tokens", "intake and scorer ask for a token")
     if loopback:

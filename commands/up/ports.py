@@ -38,12 +38,12 @@ class Ports:
 
     def wanted(self, host: str) -> list[tuple[str, str, int, str]]:
         """What binds a port: its name, host, port, and the setting that moves it."""
-        doors = [("scorer", host, self.scorer, "MILLRACE_PORT"), ("intake", host, self.intake, "MILLRACE_INTAKE_PORT")]
-        doors.append(("learner's commands", host, self.admin, "MILLRACE_ADMIN_PORT"))
+        public = [("scorer", host, self.scorer, "MILLRACE_PORT"), ("intake", host, self.intake, "MILLRACE_INTAKE_PORT")]
+        public.append(("learner's commands", host, self.admin, "MILLRACE_ADMIN_PORT"))
         own = [("live page", LOOPBACK, self.page, "MILLRACE_PAGE_PORT")]
         services = [("broker", self.broker, "MILLRACE_BROKER_PORT"), ("Redis", self.redis, "MILLRACE_REDIS_PORT")]
         own += [(name, LOOPBACK, port, setting) for name, port, setting in services if port]
-        return doors + own + [(f"{role} metrics", host, port, "") for role, port in self.metrics.items()]
+        return public + own + [(f"{role} metrics", host, port, "") for role, port in self.metrics.items()]
 
 
 def choose(settings: Settings, roles: Iterable[str], *, free: bool) -> Ports:

@@ -100,7 +100,7 @@ class Up(Host):
         return fetch(address, headers=self.credentials() if address.startswith(self.settings.scorer) else None)
 
     def credentials(self) -> dict[str, str]:
-        """The header with a token that opens the doors; empty: they are open, or the file cannot be read just now."""
+        """The header with a token; empty: none is set, or the file cannot be read just now."""
         try:
             return bearer(self.settings)
         except SettingError:
@@ -172,7 +172,7 @@ class Up(Host):
         return "" if status == 200 else said
 
     def close(self) -> None:
-        """Stops every role: the door first, then who hands pages out, then those that write down where they are."""
+        """Stops every role: the intake first, then who hands pages out, then those that write down where they are."""
         self.phase = "stopping"
         self.say("stopping: intake first, then the others, which write down how far they have come")
         for names in (("intake",), ("serve",), ("stream", "learn", "archive", "shadow")):

@@ -30,7 +30,7 @@ def welcome(found: Mapping[str, Any], data: str, scrape: str, prefix: str = "") 
         f"  intake   {found['intake']}   POST /items, /users, /events",
         f"  page     {found['page']}",
         f"  learner  {found['admin']}   GET /model: what is promoted, and why nothing newer is",
-        f"  Kafka    {found['kafka']}   topics {topics}: the other door",
+        f"  Kafka    {found['kafka']}   topics {topics}: the other way in",
         f"  Redis    {found['redis']}",
         f"  metrics  {metrics}",
         f"  Prometheus can scrape by {scrape}",

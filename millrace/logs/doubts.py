@@ -1,5 +1,5 @@
 # core
-"""Decisions about clean rows: what could be meant in more than one way is kept, counted and told.
+"""Decisions about clean rows: what could be meant in more than one way is kept, counted and reported.
 
 The reader asks after copies were merged, so a click that one copy has counts as the exposure's own.
 """
@@ -22,8 +22,8 @@ _MOSTLY = 0.9  # a text column with at least this share of numbers is one of num
 _NUMBER = r"^-?\d+(\.\d+)?$"
 
 
-class Doubts:
-    """Counts over the stretches of one log."""
+class Plausibility:
+    """Counts what looks implausible, over the stretches of one log."""
 
     def __init__(self, schema: Schema, faults: Faults, now_ms: int | None) -> None:
         assert schema.log is not None

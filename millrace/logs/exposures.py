@@ -29,7 +29,7 @@ from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.schema import Schema
 from millrace.logs.columns import iso_day
 from millrace.logs.copies import TS, identity, sorted_once
-from millrace.logs.doubts import Doubts, out_of_order
+from millrace.logs.doubts import Plausibility, out_of_order
 from millrace.logs.faults import Decision, Faults
 from millrace.logs.files import estimated_bytes, files_of, read_files
 from millrace.logs.joins import SideTables
@@ -100,7 +100,7 @@ def read_log(
     faults, wanted, form = Faults(name, skip_bad), Wanted(schema, log), TextForm.of(log)
     files = files_of(paths, {j.file for j in schema.join})
     side = SideTables.read(paths, schema, wanted.kept, faults)
-    rows, doubts = Rows(paths, schema, wanted, side, faults), Doubts(schema, faults, now_ms)
+    rows, plausibility = Rows(paths, schema, wanted, side, faults), Plausibility(schema, faults, now_ms)
     used = {TS, log.day, log.request, *log.action_times.values(), *(f.name for f in schema.fields)}
     drop = {log.time} - used  # its place is ts_ms
 
@@ -109,9 +109,9 @@ def read_log(
         if faults.broken():
             faults.verdict()
         file = spool / "log.arrow"
-        writing = Spool(file, schema, drop, faults, doubts, bounds)
+        writing = Spool(file, schema, drop, faults, plausibility, bounds)
         rows_read = streamed(source, rows, writing, faults, now_ms)
-        doubts.end()
+        plausibility.end()
         _verdict(faults, writing.rows, rows_read, name)
         table, duplicates = mapped(file), writing.copies
     else:
@@ -130,8 +130,8 @@ def read_log(
         copy_of = identity(columns, log)
         table, _ = sorted_once(pa.table({n: c for n, c in columns.items() if n not in drop}), log, copy_of)
         duplicates = len(columns[TS]) - table.num_rows
-        doubts.look(table)
-        doubts.end()
+        plausibility.look(table)
+        plausibility.end()
     decisions = faults.decisions()
     notes = (*side.notes(), *map(str, decisions))
     return LogTable(

@@ -1,8 +1,8 @@
 # core
-"""What is wrong with a log, gathered: all faults of it are told at once, and rows may be left out instead.
+"""What is wrong with a log, gathered: all faults of it are reported at once, and rows may be left out instead.
 
 A fault of *rows* (a label of 2) marks them bad; a fault of a *whole* column or file (a column of lists) cannot be
-skipped. A :class:`Decision` is no fault: the rows are kept, and what was done with them is counted and told.
+skipped. A :class:`Decision` is no fault: the rows are kept, and what was done with them is counted and reported.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Faults:
     """Gathers the faults of one log over all its stretches.
 
     A stretch is :meth:`begin`-ned with its number of rows; checks :meth:`mark` rows of it. The rows that no check has
-    marked are :attr:`good`. One column is told once for each problem, with the first row and the count of all.
+    marked are :attr:`good`. A column is reported once for each problem, with the first row and the count of all.
     """
 
     def __init__(self, log: str, skip_bad: bool) -> None:

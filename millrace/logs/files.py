@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from millrace.basics.errors import LogError
 from millrace.logs.faults import Faults
 from millrace.logs.plain import plain
-from millrace.logs.text import TextForm, TextReader, blocks, once
+from millrace.logs.text import TextForm, TextReader, blocks, wanted_once
 
 FORMS = "Parquet, CSV (.csv), TSV (.tsv) or JSON lines (.jsonl)"
 PARQUET = (".parquet", ".pq")
@@ -114,7 +114,7 @@ def read_files(files: Sequence[Path], wanted: set[str], log: Path, form: TextFor
     """The wanted columns of several files, one after the other, read whole.
 
     Args:
-        faults: is told of lines that are no rows.
+        faults: takes the lines that are no rows.
 
     Raises:
         LogFaults: a file is unreadable or not of the form that its ending tells; or a wanted column occurs twice, is
@@ -183,7 +183,7 @@ def _read(path: Path, wanted: set[str] | None, form: TextForm, faults: Faults, r
     """The wanted columns, each once; or (None) all columns, however often each occurs."""
     ending = Ending.of(path)
     if ending.form in PARQUET and not ending.compressed:
-        names = once(list(pq.read_schema(path).names), wanted or set(), path)
+        names = wanted_once(list(pq.read_schema(path).names), wanted or set(), path)
         return pq.ParquetFile(path).read(names).select(names)  # read() takes "a.b" for a part of "a"
     reader = TextReader(path, text_ending(path, form), form, wanted, faults, row)
     (raw,) = blocks(path, None, faults)

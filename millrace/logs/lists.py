@@ -129,8 +129,8 @@ def _among(
     items: pa.Array, parent: NDArray[np.intp], clicked: pa.ListArray, log: LogColumns, path: str, faults: Faults
 ) -> NDArray[np.int8]:
     """(n,) 1 where an item is in its row's list of clicked ones."""
-    told, owner = pc.list_flatten(clicked), np.repeat(np.arange(len(clicked)), _sizes(clicked))
-    both = pa.concat_arrays([flat(as_text(items)), flat(as_text(told))]).dictionary_encode()
+    hits, owner = pc.list_flatten(clicked), np.repeat(np.arange(len(clicked)), _sizes(clicked))
+    both = pa.concat_arrays([flat(as_text(items)), flat(as_text(hits))]).dictionary_encode()
     code = both.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     key = np.r_[parent, owner] * (len(both.dictionary) + 1) + code
     shown, hit = key[: len(parent)], key[len(parent) :]

@@ -1,5 +1,5 @@
 # core
-"""Columns that a schema names and a log lacks, told with the columns that look like them."""
+"""Columns that a schema names and a log lacks, with the columns that look like them."""
 
 from __future__ import annotations
 

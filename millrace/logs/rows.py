@@ -120,7 +120,7 @@ class Rows:
         return table
 
     def _join_times(self, table: pa.Table) -> pa.Array | None:
-        """Times of the exposures for tables with a time of validity. What is wrong with them is told later."""
+        """Times of the exposures for tables with a time of validity. What is wrong with them is reported later."""
         if all(join.at is None for join in self._schema.join):
             return None
         if self._log.time in table.column_names:

@@ -27,12 +27,12 @@ from millrace.basics.errors import LogError
 from millrace.contracts.clock import DAY_MS
 from millrace.contracts.schema import Schema
 from millrace.logs.copies import TS, identity, sorted_once
-from millrace.logs.doubts import Doubts
+from millrace.logs.doubts import Plausibility
 from millrace.logs.faults import Faults
 from millrace.logs.files import PARQUET, Ending, named, text_ending
 from millrace.logs.plain import common, plain, plain_type
 from millrace.logs.rows import Rows
-from millrace.logs.text import TextForm, TextReader, blocks, once
+from millrace.logs.text import TextForm, TextReader, blocks, wanted_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,9 @@ class Streamed:
         with named(file):
             if Ending.of(file).form in PARQUET:
                 schema = pq.read_schema(file)
-                names = once(list(schema.names), self._wanted, file)
+                names = wanted_once(list(schema.names), self._wanted, file)
                 return {name: _stored(plain_type(schema.field(name).type)) for name in names}
-            # Lines that are no rows are told in the second pass, not twice.
+            # Lines that are no rows are reported in the second pass, not twice.
             silent = Faults(str(file), skip_bad=True)
             reader = TextReader(file, text_ending(file, self._form), self._form, self._wanted, silent)
             found: list[dict[str, pa.DataType]] = []
@@ -118,7 +118,7 @@ class Spool:
     """Brings stretches of clean rows into order and writes them to an Arrow file."""
 
     def __init__(
-        self, file: Path, schema: Schema, drop: set[str], faults: Faults, doubts: Doubts, bounds: Bounds
+        self, file: Path, schema: Schema, drop: set[str], faults: Faults, plausibility: Plausibility, bounds: Bounds
     ) -> None:
         """
         Args:
@@ -126,7 +126,7 @@ class Spool:
         """
         assert schema.log is not None
         self._file, self._drop, self._log = file, drop, schema.log
-        self._faults, self._doubts, self._bounds = faults, doubts, bounds
+        self._faults, self._plausibility, self._bounds = faults, plausibility, bounds
         self._bound_ms = durations.minutes_of(schema.log.disorder) * 60_000
         self._newest_ms = 0
         self._held: pa.Table | None = None
@@ -190,7 +190,7 @@ class Spool:
             # A copy of the rows: a slice would keep all of the stretch in memory.
             self._held = clean.take(pa.array(np.arange(stop, clean.num_rows)))
         out = clean.slice(0, stop)
-        self._doubts.look(out)
+        self._plausibility.look(out)
         self._write(out.select([n for n in out.column_names if n not in self._drop]))
 
     def _write(self, table: pa.Table) -> None:

@@ -148,7 +148,9 @@ class TextReader:
         table = self._from_json(raw, types) if self._json else self._from_csv(raw, types)
         self._started = True
         self.row += table.num_rows
-        return table if self._wanted is None else table.select(once(table.column_names, self._wanted, self._path))
+        return (
+            table if self._wanted is None else table.select(wanted_once(table.column_names, self._wanted, self._path))
+        )
 
     def _look(self, raw: pa.Buffer) -> None:
         head = raw.slice(0, min(_HEAD, raw.size)).to_pybytes()
@@ -272,7 +274,7 @@ def _is_time(kind: pa.DataType) -> bool:
     return bool(pa.types.is_timestamp(kind))
 
 
-def once(names: list[str], wanted: set[str], path: Path) -> list[str]:
+def wanted_once(names: list[str], wanted: set[str], path: Path) -> list[str]:
     """The wanted ones of a file's columns. A column that occurs twice has two values a row: which counts is unknown."""
     for name in sorted(wanted):
         if names.count(name) > 1:

@@ -1,7 +1,7 @@
 # core
 """Times of a log in whatever way they are written: numbers since a start, ISO 8601, any strptime format.
 
-The result is Unix milliseconds. Values that are no time are told by a mask, so that all can be named or skipped.
+The result is Unix milliseconds. A mask marks the values that are no time, so that all can be named or skipped.
 """
 
 from __future__ import annotations

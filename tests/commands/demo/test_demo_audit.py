@@ -250,7 +250,7 @@ def test_what_the_gate_keeps_out_of_the_model_is_accounted_for(shop: Topics) -> 
 
 def test_what_a_restarted_learner_held_out_twice_proves_no_loss_and_hides_none(shop: Topics) -> None:
     ledger = shop.ledger()
-    twice = replace(reported(ledger), trained=6, apart=Apart(held_out=4), once=False)
+    twice = replace(reported(ledger), trained=6, apart=Apart(held_out=4), one_life=False)
     check(ledger, twice)
     for trained in (3, 9):  # one is lost; more than there are
         with pytest.raises(ConservationError, match="where there are 8"):
