@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable
 from importlib import resources
+from typing import Any
 
 import msgspec
 import uvicorn
@@ -18,7 +19,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from commands.loop.status import State
 from millrace.basics.errors import PortError
 
 HOST, FIRST_PORT = "127.0.0.1", 8710
@@ -39,7 +39,7 @@ _HEADERS = {
 }
 
 
-def make_app(state: Callable[[], State]) -> Starlette:
+def make_app(state: Callable[[], dict[str, Any]]) -> Starlette:
     """The page's files and the state, for GET; anything else is one line with status 404 or 405."""
 
     async def show_state(_: Request) -> Response:
@@ -79,7 +79,7 @@ class PageServer:
         PortError: the given port is taken.
     """
 
-    def __init__(self, state: Callable[[], State], port: int | None = None) -> None:
+    def __init__(self, state: Callable[[], dict[str, Any]], port: int | None = None) -> None:
         self._listener = _bind(port)
         self.url = f"http://{HOST}:{self._listener.getsockname()[1]}/"
         config = uvicorn.Config(
