@@ -31,7 +31,8 @@ import pyarrow as pa
 import zstandard
 
 from benchmarks.traffic import HOUR, T0, make
-from commands.replay.logfeatures import Labels, LogFeatures, LogRows
+from commands.replay.logfeatures import LogRows
+from commands.replay.stretches import Stretches
 from millrace.contracts.events import Impression
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
@@ -55,11 +56,10 @@ def pool(items: int, pages: int = POOL, seed: int = 0) -> list[Impression]:
     table = pa.concat_tables([day_table(world, FIRST_DAY + day) for day in range(4)])
     log = LogTable(table, schema.log.user, schema.log.item, schema.log.label, table.num_rows, 0)
     rows = LogRows(log, schema)
-    made = LogFeatures(rows, Labels(log, schema, rows), schema)
     starts = np.flatnonzero(np.r_[True, rows.page[1:] != rows.page[:-1]])
     long = starts[np.diff(np.r_[starts, rows.n]) >= items][-pages:]
     at = (long[:, None] + np.arange(items)).reshape(-1)
-    cat, num = made.of(at)
+    cat, num = Stretches(log, schema).of(at)
     keys = rows.builder.keys(rows.columns(at)[0], len(at))
     item, user = table["item_id"].to_numpy()[at], table["user_id"].to_numpy()[long]
     found = []

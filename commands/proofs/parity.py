@@ -74,13 +74,7 @@ def verify_parity(data: Path, settings: Settings, out: Path | None = None, progr
 
 def replayed(archived: Archived) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """cat (m, F) and num (m, N) of the exposures with logged features, by replay's own code."""
-    made, which = Stretches(archived.log, archived.schema), archived.logged.row
-    cat, num = np.empty_like(archived.logged.cat), np.empty_like(archived.logged.num)
-    for stretch in made:
-        first, last = np.searchsorted(which, [stretch.start, stretch.start + stretch.rows.n])
-        own = which[first:last] - stretch.start
-        cat[first:last], num[first:last] = stretch.cat[own], stretch.num[own]
-    return cat, num
+    return Stretches(archived.log, archived.schema).of(archived.logged.row)
 
 
 def _gap(archived: Archived, cat: NDArray[np.int64], num: NDArray[np.float32], settings: Settings) -> tuple[float, Gap]:

@@ -129,10 +129,15 @@ class Stretches:
         self._made = stop
         return Stretch(start, rows, cat, num, replace(samples, row=samples.row + start))
 
-    def __iter__(self) -> Iterator[Stretch]:
-        """Makes all stretches that are not made yet."""
-        for number in range(int(np.searchsorted(self.bounds, self._made)), len(self.bounds) - 1):
-            yield self.make(number)
+    def of(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(cat (b, F), num (b, N)) of some rows, ascending, of which nothing was made yet. Makes all stretches."""
+        cat = np.empty((len(rows), self.schema.layout.F), np.int64)
+        num = np.empty((len(rows), self.schema.layout.N), np.float32)
+        for number, (start, stop) in enumerate(pairwise(self.bounds.tolist())):
+            first, last = np.searchsorted(rows, [start, stop])
+            stretch, own = self.make(number), rows[first:last] - start
+            cat[first:last], num[first:last] = stretch.cat[own], stretch.num[own]
+        return cat, num
 
     def frozen(self, cut: int, rows: Rows, at_ms: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(cat (b, F), num (b, N)) of any rows, their windows holding only what happened before the row ``cut``, and

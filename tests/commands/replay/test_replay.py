@@ -249,7 +249,7 @@ def test_windows_equal_a_recount_of_what_happened_strictly_before(tmp_path: Path
     rows[40]["click"], rows[40]["click_at"] = 1, rows[40]["at"] - HOUR  # a clock that is wrong: never before itself
     schema = parse_schema(text)
     log = read_log(write(tmp_path, "jsonl", rows), schema)
-    num = np.concatenate([stretch.num for stretch in Stretches(log, schema, rows_at_once=chunk)])
+    _, num = Stretches(log, schema, rows_at_once=chunk).of(np.arange(len(rows)))
     at = {name: i for i, name in enumerate(schema.layout.num_names)}
 
     events: list[tuple[int, dict[str, Any], str]] = [(r["at"], r, "exposure") for r in rows]
