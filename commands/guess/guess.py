@@ -23,8 +23,8 @@ from commands.guess.pages import action_times, line_role, list_roles, position_r
 from commands.guess.roles import ITEM, USER, Role, Roles, day_role, id_role, item_of_page, label_role, time_role
 from commands.guess.sample import Sample, kinds_of, read_sample
 from commands.guess.times import TIME_WORDS, Times, times_of
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError
-from millrace.contracts.clock import DAY_MS
 from millrace.contracts.schema import Side as Of
 
 _ACTED = re.compile(r"click|view|cart|buy|purchase|order|transaction|fav|like|impression|exposure|^pv$")

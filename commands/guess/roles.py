@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from commands.guess.columns import Column
 from commands.guess.times import Times
-from millrace.contracts.clock import DAY_MS
+from millrace.basics.durations import DAY_MS
 
 MARGIN = 2.0
 """Points by which the first candidate must lead."""

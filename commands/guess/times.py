@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from commands.guess.columns import Column
-from millrace.contracts.clock import DAY_MS
+from millrace.basics.durations import DAY_MS
 from millrace.logs.times import FIRST_MS, Clock, to_ms
 
 LAST_MS = 4_102_444_800_000

@@ -11,7 +11,7 @@ import numpy as np
 from commands.guess.guess import Findings, Found
 from commands.guess.roles import Role
 from commands.guess.times import Times
-from millrace.contracts.clock import DAY_MS
+from millrace.basics.durations import DAY_MS
 from millrace.contracts.schema import BLANK, MAX_COLUMNS
 
 _NAMED = {

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.replay.logfeatures import LogRows
-from millrace.contracts.clock import DAY_MS
+from millrace.basics.durations import DAY_MS
 from millrace.contracts.events import Item, User
 from millrace.contracts.schema import DERIVED, Schema, Side
 from millrace.logs import LogTable

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import SettingError
-from millrace.contracts.clock import DAY_MS
 from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable
 

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from millrace.contracts.clock import DAY_MS
+from millrace.basics.durations import DAY_MS
 from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable, local_days
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from millrace.basics.errors import LogError, SchemaError
 from millrace.basics.durations import DAY_MS
+from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.logforms import FIRST_DAY, LogColumns, start_ms
 from millrace.contracts.schema import DERIVED, Schema
 from millrace.logs.columns import check_columns, check_single, labels, never, numbers, positions, time_ms

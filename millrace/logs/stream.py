@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from millrace.basics import durations
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError
-from millrace.contracts.clock import DAY_MS
 from millrace.contracts.schema import Schema
 from millrace.logs.copies import TS, identity, sorted_once
 from millrace.logs.doubts import Plausibility

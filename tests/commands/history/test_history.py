@@ -31,10 +31,11 @@ from learner.network.dense import threads
 from learner.ranker.repeats import Repeats
 from learner.role import service
 from learner.training.trainer import Trainer
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError, SchemaError, SettingError, StoreError
 from millrace.basics.hashing import kafka_partition
 from millrace.basics.store import Store
-from millrace.contracts.clock import DAY_MS, EventClock
+from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Click, Exposure, Item, User, key_of, to_json
 from millrace.contracts.online import PROFILE, RECENT, pack_profile, window_field
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
