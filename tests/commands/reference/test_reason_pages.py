@@ -21,7 +21,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS
 from tests.architecture import ROOT
 
-MAKERS = {"Dead", "BadEventError", "DeadLetter", "DeadLetter.of", "self._refuse"}
+MAKERS = {"Dead", "BadEventError", "DeadLetter", "DeadLetter.of", "outcome.refuse"}
 INNER = {"bad-value", "bad-key"}
 """Reasons of BadEventError that users and items have within `bad-user` and `bad-item`."""
 
