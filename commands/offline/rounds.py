@@ -11,7 +11,7 @@
                              └─ micro-batches     scores some rows, then learns them
 
 "Frozen", "daily rounds" and "micro-batches" follow one learner (:mod:`commands.offline.follow`), as the models of
-``millrace freshness`` do. So the two commands give the same figures where they are given the same batches.
+``millrace log freshness`` do. So the two commands give the same figures where they are given the same batches.
 
 "Replayed daily" learns what "daily rounds" has learnt, in the same order; batches are only cut elsewhere. It shows that
 a round loses nothing compared with a new start. "Retrained daily" shows what batch training may gain over both by

@@ -475,16 +475,16 @@ def test_the_command_keeps_a_result_and_says_so(folder: Path, capsys: pytest.Cap
     store, users = ModelStore(folder / "data" / "models"), folder / "users.txt"
     since = store.snapshots()[-1]
     users.write_text("3\n4\n")
-    command("repair", "--since", time_of(since.event_ms), "--without-users", users, "--dry-run", *where)
+    command("model", "repair", "--since", time_of(since.event_ms), "--without-users", users, "--dry-run", *where)
     assert "would leave out" in capsys.readouterr().out
     assert not (folder / "data" / "repair").exists()
-    command("repair", "--since", time_of(since.event_ms), "--without-users", users, *where)
+    command("model", "repair", "--since", time_of(since.event_ms), "--without-users", users, *where)
     said = capsys.readouterr().out
     note = ModelStore(folder / "data" / "repair").latest()
     assert note is not None
     assert note.extra["repair"]["without"]["users"] == [shown(int(hashed)) for hashed in ids_of(["3", "4"])]
     assert f"240 rows read, {note.extra['repair']['left_out']} left out" in said
-    assert "millrace promote --repair" in said
+    assert "millrace model promote repair" in said
 
 
 def test_a_line_of_its_own_end_is_read_with_that_ends_schema_and_log(folder: Path) -> None:
@@ -513,7 +513,14 @@ def test_where_nothing_was_learnt_since_no_sample_is_read(folder: Path) -> None:
     assert newest is not None
     with pytest.raises(SnapshotError, match=f"version {newest.version} is the newest: nothing was learnt since"):
         command(
-            "bisect", "--since", time_of(newest.event_ms), "--data", folder / "data", "--from-folder", folder / "none"
+            "model",
+            "bisect",
+            "--since",
+            time_of(newest.event_ms),
+            "--data",
+            folder / "data",
+            "--from-folder",
+            folder / "none",
         )
 
 
@@ -521,18 +528,18 @@ def test_a_run_that_was_killed_names_no_broker(folder: Path, monkeypatch: pytest
     data, asked = folder / "data", list[str]()
     monkeypatch.setattr("commands.repair.run.run_bisect", lambda settings, *_: asked.append(settings.kafka))
     say_where(data, {"kafka": "127.0.0.1:1"})  # as a killed run leaves it
-    with pytest.raises(SettingError, match="no broker is named, and no loop runs on"):
-        command("bisect", "--since", "1h", "--data", data)
+    with pytest.raises(SettingError, match="no Kafka address is set, and no 'millrace up' is ready on"):
+        command("model", "bisect", "--since", "1h", "--data", data)
     with locked(data):
-        command("bisect", "--since", "1h", "--data", data)
+        command("model", "bisect", "--since", "1h", "--data", data)
     assert asked == ["127.0.0.1:1"]
 
 
 def test_the_command_wants_something_to_leave_out_and_a_broker(folder: Path) -> None:
     with pytest.raises(SettingError, match="nothing is named that is to be left out"):
-        command("repair", "--since", "1h", "--data", folder / "data")
-    with pytest.raises(SettingError, match="no broker is named, and no loop runs on"):
-        command("repair", "--since", "1h", "--without-arm", "control", "--data", folder / "data")
+        command("model", "repair", "--since", "1h", "--data", folder / "data")
+    with pytest.raises(SettingError, match="no Kafka address is set, and no 'millrace up' is ready on"):
+        command("model", "repair", "--since", "1h", "--without-arm", "control", "--data", folder / "data")
 
 
 @pytest.mark.services

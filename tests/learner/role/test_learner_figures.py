@@ -138,7 +138,7 @@ def test_drift_is_counted_and_told_once(tmp_path: Path) -> None:
         board.show()
     assert [(line["before"], line["after"]) for line in said] == [(0.01, 0.05), (0.05, 0.01)]
     worse, better = said
-    assert ("worse" in worse["event"], "millrace bisect" in worse["remedy"]) == (True, True)
+    assert ("worse" in worse["event"], "millrace model bisect" in worse["remedy"]) == (True, True)
     assert ("better" in better["event"], better["remedy"]) == (True, "nothing is to be done")
     assert gauge("drift_total") - before == 2
 

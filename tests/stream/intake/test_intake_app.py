@@ -60,7 +60,7 @@ def test_users_items_and_their_removal() -> None:
         status, answer, _ = asyncio.run(intake.ask("DELETE", path))
         assert (status, statuses(answer), answer["kept"]) == (200, ["kept"], 1)
         note = answer["verdicts"][0].get("note", "")
-        assert ("millrace forget" in note) == path.startswith("/users"), "the archive is left to do"
+        assert ("millrace data forget" in note) == path.startswith("/users"), "the archive is left to do"
     found = sorted((lane[0], one.key, one.value is None) for lane, one in intake.outlet.log)
     assert found == sorted(
         [
