@@ -36,22 +36,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.custom.ownclass import (
-    Unsound,
-    arrays_of,
-    differs,
-    entries_of,
-    learnt,
-    make,
-    other_source,
-    own_class,
-    probe,
-    resumed,
-    scores_of,
-    serving_of,
-    source_of,
-    told,
-)
+from learner.custom.ownclass import OwnClass, Unsound, arrays_of, differs, learnt, scores_of, serving_of, told
 from learner.custom.ownids import KnownIds, id_columns
 from learner.network.models import Columns
 from learner.network.models.delays import SIZE, Delays
@@ -60,7 +45,7 @@ from learner.ranker.inputs import finite
 from learner.ranker.model import LearnReport
 from learner.ranker.sampling import usable
 from learner.ranker.slices import Part
-from learner.ranker.verbs import TRAINING, Verbs
+from learner.ranker.verbs import TRAINING
 from millrace.basics.errors import SettingError, SnapshotError, one_line
 from millrace.basics.merit import log_loss
 from millrace.contracts.samples import SampleBatch
@@ -100,12 +85,12 @@ class OwnModel:
 
     def __init__(self, schema: Schema, spec: Mapping[str, Any], seed: int, *, live: bool) -> None:
         self.schema, self.seed, self._live = schema, seed, live
-        self.name, self._entries = str(spec["model"]), entries_of(spec)
-        self._factory = own_class(self.name)
-        if other_source(spec, self._factory):
+        self._class = OwnClass.of(schema, spec)
+        self.name = self._class.name
+        if self._class.other_source(spec):
             log.warning("the code of the class is not what it was when the snapshot was made", model=self.name)
-        probe(self.name, self._factory, schema, self._entries)
-        self._model = make(self.name, self._factory, schema, self._entries, seed)
+        self._class.probe()
+        self._model = self._class.make(seed)
         self.newest_ms = 0
         self.faults: Counter[str] = Counter()
         """How often a verb did what it may not, by verb; and under "lost" the batches that were lost by it after they
@@ -122,7 +107,7 @@ class OwnModel:
     def spec(self) -> dict[str, Any]:
         """The name of the class, what it was given, when clicks have come, and a digest of the code."""
         known = {"model": self.name, "settled_minutes": self._settled_minutes}
-        return {**known, **self._entries, **source_of(self._factory)}
+        return {**known, **self._class.entries, **self._class.source}
 
     @property
     def columns(self) -> Columns:
@@ -239,7 +224,7 @@ class OwnModel:
         """Another object in place of this one: of the last whole state, and of the batches ``since``, learnt anew."""
         self._since = []
         try:
-            self._model = self._resumed(self._kept, self.seed)
+            self._model = self._class.resumed(self._kept, self.seed)
             for batch in since:
                 self._step(batch)
                 self._since.append(batch)
@@ -247,9 +232,6 @@ class OwnModel:
             self._fault("resume", error)
             if since:  # they could be learnt once, and cannot now: what they taught is lost
                 self._go_back([])
-
-    def _resumed(self, arrays: Mapping[str, Array], seed: int) -> Verbs:
-        return resumed(self.name, self._factory, self.schema, self._entries, seed, arrays)
 
     def _fault(self, verb: str, error: Exception) -> None:
         """Counts what went wrong, and says so the first time, the tenth, the hundredth ...
@@ -335,7 +317,7 @@ class OwnModel:
             weights, delays = self._fresh_delays()
             delays.resume(below("delays/", state))
             weights.copy_(torch.from_numpy(np.array(state["delays/weights"])))
-            model = self._resumed(arrays, seed)
+            model = self._class.resumed(arrays, seed)
             kept = arrays_of(model)
             if changed := differs(arrays, kept):
                 raise ValueError(f"'{changed}' is another one after it was resumed")

@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -92,7 +92,7 @@ def own_class(name: str) -> Factory:
     if isinstance(found, type):
         _check_verbs(name, found)
     factory: Factory = found
-    source_of(factory)
+    digest_of(getattr(factory, "__module__", ""))
     return factory
 
 
@@ -113,13 +113,6 @@ def entries_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def source_of(factory: Factory) -> dict[str, str]:
-    """The entry of a spec that tells what the class's code was when a version was made: a digest of its file. Empty:
-    there is no file."""
-    digest = digest_of(getattr(factory, "__module__", ""))
-    return {_SOURCE: digest} if digest else {}
-
-
 @cache
 def digest_of(module: str) -> str:
     """Of an imported module's file, when it was first asked for: soon after the import, for the file may change."""
@@ -128,12 +121,6 @@ def digest_of(module: str) -> str:
     except OSError:
         return ""
     return hashlib.sha256(code).hexdigest()[:12]
-
-
-def other_source(spec: Mapping[str, Any], factory: Factory) -> bool:
-    """Whether a spec that came with a version tells of other code than this class has now."""
-    own = source_of(factory)
-    return bool(own) and _SOURCE in spec and spec[_SOURCE] != own[_SOURCE]
 
 
 def told(error: BaseException, name: str) -> str:
@@ -157,38 +144,84 @@ def _as_error() -> Iterator[None]:
         raise RuntimeError(one_line(error)).with_traceback(error.__traceback__) from None
 
 
-def make(name: str, factory: Factory, schema: Schema, entries: Mapping[str, Any], seed: int) -> Verbs:
-    """A new object.
+@dataclass(frozen=True, slots=True)
+class OwnClass:
+    """How objects of a class are made: with a schema, and what of a spec is the class's own (:func:`entries_of`)."""
 
-    Raises:
-        SettingError: its class raises, or lacks a verb.
-    """
-    try:
+    name: str
+    factory: Factory
+    schema: Schema
+    entries: dict[str, Any]
+
+    @classmethod
+    def of(cls, schema: Schema, spec: Mapping[str, Any]) -> OwnClass:
+        """The class that a spec names. It is imported, so the name must be the caller's own setting's.
+
+        Raises:
+            SettingError: see :func:`own_class` and :func:`entries_of`.
+        """
+        entries, name = entries_of(spec), str(spec["model"])
+        return cls(name, own_class(name), schema, entries)
+
+    @property
+    def source(self) -> dict[str, str]:
+        """The entry of a spec that tells what the class's code was when a version was made: a digest of its file.
+        Empty: there is no file."""
+        digest = digest_of(getattr(self.factory, "__module__", ""))
+        return {_SOURCE: digest} if digest else {}
+
+    def other_source(self, spec: Mapping[str, Any]) -> bool:
+        """Whether a spec that came with a version tells of other code than this class has now."""
+        own = self.source
+        return bool(own) and _SOURCE in spec and spec[_SOURCE] != own[_SOURCE]
+
+    def make(self, seed: int) -> Verbs:
+        """A new object.
+
+        Raises:
+            SettingError: its class raises, or lacks a verb.
+        """
+        try:
+            with _as_error():
+                made = self.factory(self.schema, dict(self.entries), seed)
+        except MillraceError:
+            raise
+        except Exception as error:
+            raise SettingError(
+                f"model '{self.name}' cannot be made with {self.entries}: {told(error, self.name)}",
+                "correct MILLRACE_MODEL_SPEC or the class; it is made as Class(schema, spec, seed)",
+            ) from error
+        _check_verbs(self.name, made)
+        return made
+
+    def resumed(self, arrays: Mapping[str, Array], seed: int = 0) -> Verbs:
+        """A new object that has resumed copies of these arrays. Whatever the model raises goes through.
+
+        Raises:
+            SettingError: see :meth:`make`.
+        """
+        model = self.make(seed)
         with _as_error():
-            made = factory(schema, dict(entries), seed)
-    except MillraceError:
-        raise
-    except Exception as error:
-        raise SettingError(
-            f"model '{name}' cannot be made with {dict(entries)}: {told(error, name)}",
-            "correct MILLRACE_MODEL_SPEC or the class; it is made as Class(schema, spec, seed)",
-        ) from error
-    _check_verbs(name, made)
-    return made
+            model.resume({name: np.array(array) for name, array in arrays.items()})
+        return model
 
+    def probe(self) -> None:
+        """Tries each verb on eight made-up rows, with objects of its own. What it finds here would else be found while
+        pages are served.
 
-def resumed(
-    name: str, factory: Factory, schema: Schema, entries: Mapping[str, Any], seed: int, arrays: Mapping[str, Array]
-) -> Verbs:
-    """A new object that has resumed copies of these arrays.
-
-    Raises:
-        SettingError: see :func:`make`. Whatever the model raises goes through.
-    """
-    model = make(name, factory, schema, entries, seed)
-    with _as_error():
-        model.resume({name: np.array(array) for name, array in arrays.items()})
-    return model
+        Raises:
+            SettingError: a verb raises, or does not do what it promises.
+        """
+        try:
+            _try(self)
+        except MillraceError:
+            raise
+        except Exception as error:
+            problem = str(error) if type(error) is Unsound else f"{told(error, self.name)}, on made-up rows"
+            raise SettingError(
+                f"model '{self.name}' cannot be used: {problem}",
+                "correct it; docs/how-to/use-your-own-model.md has the verbs",
+            ) from None
 
 
 def _check_verbs(name: str, has: object) -> None:
@@ -267,28 +300,10 @@ def serving_of(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name: array for name, array in arrays.items() if not name.startswith(TRAINING)}
 
 
-def probe(name: str, factory: Factory, schema: Schema, entries: Mapping[str, Any]) -> None:
-    """Tries each verb on eight made-up rows, with objects of its own. What it finds here would else be found while
-    pages are served.
-
-    Raises:
-        SettingError: a verb raises, or does not do what it promises.
-    """
-    try:
-        _try(name, factory, schema, entries)
-    except MillraceError:
-        raise
-    except Exception as error:
-        problem = str(error) if type(error) is Unsound else f"{told(error, name)}, on made-up rows"
-        raise SettingError(
-            f"model '{name}' cannot be used: {problem}", "correct it; docs/how-to/use-your-own-model.md has the verbs"
-        ) from None
-
-
-def _try(name: str, factory: Factory, schema: Schema, entries: Mapping[str, Any]) -> None:
+def _try(own: OwnClass) -> None:
     """Raises what the model raises, and Unsound with what is wrong."""
-    batch, one = probe_rows(schema), probe_rows(schema, 1)
-    model, twin = (make(name, factory, schema, entries, 0) for _ in range(2))
+    batch, one = probe_rows(own.schema), probe_rows(own.schema, 1)
+    model, twin = (own.make(0) for _ in range(2))
     before = _copies(arrays_of(model))
     scores_of(model, one.cat, one.num)
     p = scores_of(model, batch.cat, batch.num)
@@ -309,10 +324,10 @@ def _try(name: str, factory: Factory, schema: Schema, entries: Mapping[str, Any]
             f"two objects of one seed learnt the same batch, and '{changed}' is not the same to the bit; "
             "draw from a generator that the seed makes and the snapshot keeps"
         )
-    again = resumed(name, factory, schema, entries, 0, after)
+    again = own.resumed(after)
     for other, what in (
         (again, "all arrays"),
-        (resumed(name, factory, schema, entries, 0, serving_of(after)), f"the arrays without those of '{TRAINING}'"),
+        (own.resumed(serving_of(after)), f"the arrays without those of '{TRAINING}'"),
     ):
         if scores_of(other, batch.cat, batch.num).tobytes() != p.tobytes():
             raise Unsound(f"an object that resumed {what} scores otherwise than the one whose snapshot they are")

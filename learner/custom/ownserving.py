@@ -22,9 +22,9 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from learner.custom.ownclass import entries_of, other_source, own_class, probe_rows, resumed, scores_of, told
+from learner.custom.ownclass import OwnClass, probe_rows, scores_of, told
 from learner.ranker.inputs import finite
-from learner.ranker.verbs import TRAINING, Verbs
+from learner.ranker.verbs import TRAINING
 from learner.serving.overlay import Allocate
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.schema import Schema
@@ -41,12 +41,6 @@ _WHAT = "rows"  # an array that each overlay has, also one without weights: (0,)
 _REMEDY = "the next snapshot mends it"
 
 
-def _made(schema: Schema, spec: Mapping[str, Any], arrays: Mapping[str, Array]) -> Verbs:
-    """An object that resumed these arrays. The spec's name is the caller's own by now."""
-    name = str(spec["model"])
-    return resumed(name, own_class(name), schema, entries_of(spec), 0, arrays)
-
-
 class OwnServing:
     """One version, to score with. Reads only; one thread at a time."""
 
@@ -56,7 +50,7 @@ class OwnServing:
     def __init__(self, schema: Schema, spec: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self.schema, self.spec = schema, dict(spec)
         self._arrays = dict(arrays)
-        self._model = _made(schema, spec, arrays)
+        self._model = OwnClass.of(schema, spec).resumed(arrays)
         self._faults = 0
 
     @classmethod
@@ -110,9 +104,9 @@ class OwnWriter:
     def __init__(
         self, schema: Schema, spec: Mapping[str, Any], arrays: Mapping[str, Array], allocate: Allocate
     ) -> None:
-        self._schema, self._spec, self._allocate = schema, dict(spec), allocate
+        self._class, self._allocate = OwnClass.of(schema, spec), allocate
         self._try(arrays)
-        if other_source(spec, own_class(spec["model"])):
+        if self._class.other_source(spec):
             log.warning("the code of the class here is not the learner's: scores may differ", model=spec["model"])
         self._base = self._newest = self._shared(arrays)
         self._pending: list[Arrays] = []
@@ -156,7 +150,7 @@ class OwnWriter:
             SnapshotError: it does not; says why.
         """
         if image.tables:
-            raise SnapshotError(f"a delta of '{self._spec['model']}' has the tables {sorted(image.tables)}", _REMEDY)
+            raise SnapshotError(f"a delta of '{self._class.name}' has the tables {sorted(image.tables)}", _REMEDY)
         if image.dense:
             if other := set(image.dense) ^ set(self.dense()):
                 raise SnapshotError(f"a delta has not the model's arrays: {sorted(other)} are in one alone", _REMEDY)
@@ -203,12 +197,12 @@ class OwnWriter:
         return found
 
     def _try(self, arrays: Mapping[str, Array]) -> None:
-        name = self._spec["model"]
+        name = self._class.name
         if any(n.startswith(TRAINING) for n in arrays):
             raise SnapshotError(f"a version of '{name}' has arrays of '{TRAINING}'", _REMEDY)
-        rows = probe_rows(self._schema)
+        rows = probe_rows(self._class.schema)
         try:
-            model = _made(self._schema, self._spec, arrays)
+            model = self._class.resumed(arrays)
             scores_of(model, rows.cat, rows.num)
         except Exception as error:
             raise SnapshotError(f"'{name}' does not take a version's arrays: {told(error, name)}", _REMEDY) from error

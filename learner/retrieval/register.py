@@ -12,7 +12,8 @@
     pending    clicks that wait until a micro-batch is full, each with its user's history as it stood
 
 So no other topic is needed than the samples, and a replay sees the same. All of it is bounded, and all of it is part of
-a snapshot.
+a snapshot: ``snapshot`` copies what is filled, and ``resume``, its inverse on an object of the same size, raises
+KeyError where an array is missing and ValueError where one has another shape or cannot be of such an object.
 """
 
 from __future__ import annotations
@@ -80,7 +81,6 @@ class Register:
         return out.reshape(keys.shape)
 
     def snapshot(self) -> dict[str, Array]:
-        """The state, as long as it is filled. :meth:`resume` is the inverse."""
         n, r = len(self), int(self.counts[RING_USED])
         return {
             "keys": self.keys[:n].copy(),
@@ -92,12 +92,7 @@ class Register:
         }
 
     def resume(self, state: Mapping[str, Array]) -> None:
-        """Goes on from a :meth:`snapshot` of a register as large as this one; this one is empty.
-
-        Raises:
-            KeyError: an array is missing.
-            ValueError: an array has another shape, or is not of such a register.
-        """
+        """The inverse of :meth:`snapshot`; this register is empty."""
         n, ring, counts = len(state["keys"]), state["ring"], state["counts"]
         if n > len(self.keys) or len(ring) > len(self.ring):
             raise ValueError(f"a register of {n} items and {len(ring)} clicks")
@@ -134,7 +129,6 @@ class History:
         return self.users.nbytes + self.newest.nbytes + self.past.nbytes + self.past_ms.nbytes
 
     def snapshot(self) -> dict[str, Array]:
-        """The state. :meth:`resume` is the inverse."""
         at = np.flatnonzero(self.users)
         return {
             "at": at,
@@ -145,12 +139,6 @@ class History:
         }
 
     def resume(self, state: Mapping[str, Array]) -> None:
-        """Goes on from a :meth:`snapshot` of a history as large as this one.
-
-        Raises:
-            KeyError: an array is missing.
-            ValueError: an array has another shape.
-        """
         at = state["at"]
         if len(at) and not 0 <= at.min() <= at.max() < len(self.users):
             raise ValueError("a history of more users")
@@ -185,16 +173,10 @@ class Pending:
         return self.count
 
     def snapshot(self) -> dict[str, Array]:
-        """The state. :meth:`resume` is the inverse."""
         return {name: getattr(self, name)[: self.count].copy() for name in _PENDING}
 
     def resume(self, state: Mapping[str, Array], items: int) -> None:
-        """Goes on from a :meth:`snapshot` beside a register of so many items.
-
-        Raises:
-            KeyError: an array is missing.
-            ValueError: an array has another shape, or is of other items.
-        """
+        """The inverse of :meth:`snapshot`, beside a register of so many items."""
         count, entry = len(state["user"]), state["entry"]
         if count > len(self.user) or (len(entry) and not 0 <= entry.min() <= entry.max() < items):
             raise ValueError(f"{count} pending clicks")
@@ -207,11 +189,6 @@ _PENDING = ("user", "entry", "weight", "cat", "past", "known")
 
 
 def _fill(array: Array, values: Array, name: str) -> None:
-    """Writes all of an array.
-
-    Raises:
-        ValueError: the values have another shape or type.
-    """
     if values.shape != array.shape or values.dtype != array.dtype:
         raise ValueError(f"'{name}' is {values.dtype} {values.shape} in place of {array.dtype} {array.shape}")
     array[:] = values

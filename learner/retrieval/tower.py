@@ -57,14 +57,8 @@ _LEAST = 4
 
 
 class Sides:
-    """Which columns of ``cat`` and ``num`` describe a user, and which an item.
-
-    Args:
-        schema: with at least one categorical field of the user, and one field of the item.
-
-    Raises:
-        SettingError: it has none.
-    """
+    """Which columns of ``cat`` and ``num`` describe a user, and which an item. Raises SettingError where the schema
+    has neither (:meth:`fits`)."""
 
     def __init__(self, schema: Schema) -> None:
         if not Sides.fits(schema):
@@ -125,22 +119,15 @@ def map_ids(width: int) -> Ids:
 
 
 def factors_of(spec: Spec) -> int:
-    """D, the width of the factors: one column of a vector is the bias.
-
-    Raises:
-        SettingError: nothing is left for them.
-    """
+    """D, the width of the factors: one column of a vector is the bias. Raises SettingError where nothing is left."""
     if spec.retrieval_width < _LEAST:
         raise SettingError(f"retrieval_width {spec.retrieval_width}", f"give at least {_LEAST}, or 0 for no head")
     return spec.retrieval_width - 1
 
 
 class Tower:
-    """One retrieval version: vectors of items, and the arrays of a :class:`UserTower`. One thread at a time.
-
-    Raises:
-        SettingError: the head does not fit the schema or the spec has no width for it.
-    """
+    """One retrieval version: vectors of items, and the arrays of a :class:`UserTower`. One thread at a time. Raises
+    SettingError where the head does not fit the schema, or the spec has no width for it."""
 
     def __init__(self, schema: Schema, spec: Spec) -> None:
         self.sides = Sides(schema)
@@ -152,12 +139,8 @@ class Tower:
         return sum(len(index) for index in self._tables.values())
 
     def apply(self, image: Image) -> None:
-        """Takes a snapshot's part or a delta; tables that are not the head's are passed over.
-
-        Raises:
-            KeyError: a column is missing.
-            ValueError: a column has another width.
-        """
+        """Takes a snapshot's part or a delta; tables that are not the head's are passed over. Raises KeyError where a
+        column is missing, ValueError where one has another width."""
         for name, index in self._tables.items():
             change = image.tables.get(name)
             if change is None:

@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from learner.custom.own import OwnModel
-from learner.custom.ownclass import source_of
+from learner.custom.ownclass import OwnClass
 from learner.custom.ownserving import OwnServing
 from learner.role.making import model_of, writer_of
 from learner.role.service import Learner, run
@@ -31,7 +31,7 @@ from millrace.versions.proof import prove
 from scorer.feeder import main
 from scorer.feeder.modelfeed import ModelFeed
 from scorer.worker.app import make_app
-from tests.learner.own_models import Hashed, Moody
+from tests.learner.own_models import Moody
 from tests.learner.role import test_learner_role as roles
 from tests.learner.role.test_learner_role import Role, end_of_topic, entries, send, trained
 from tests.scenes.learning import SCHEMA, make_samples
@@ -66,7 +66,7 @@ def test_life_of_a_learner_with_a_model_of_its_own(settings: Settings, monkeypat
     found = entries(settings, past)
     notes = [entry.note for entry in found]
     told = {"model": HASHED, "settled_minutes": settings.attribution_minutes, "bits": 10}
-    assert notes[0].spec == told | source_of(Hashed)
+    assert notes[0].spec == told | OwnClass.of(SCHEMA, told).source
     assert {note.retrieval_clicks for note in notes} == {-1}
     proofs = prove(store, read_deltas(settings))
     assert sum(p.deltas for p in proofs.proofs) == notes[-1].version - notes[0].version >= 1
