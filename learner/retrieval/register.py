@@ -62,7 +62,7 @@ class Register:
         self.counts: Ids = np.zeros(4, np.int64)
         self.slots: NDArray[np.int32] = np.zeros(1 << (64 - self.shift), np.int32)
         self.arrays = ItemArrays(
-            *(self.slots, self.keys, self.cat, self.plain),
+            *(self.slots, self.keys[:, None], self.cat, self.plain),
             *(self.shown, self.clicks, self.ring, self.counts),
         )
 
@@ -77,7 +77,7 @@ class Register:
     def entries(self, keys: U64) -> NDArray[np.int64]:
         """Entries of items by key, -1 where they are not registered. Same shape"""
         out = np.empty(keys.size, np.int64)
-        retrievalkernels.entries_of(self.slots, self.shift, self.keys, keys.reshape(-1), out)
+        retrievalkernels.entries_of(self.slots, self.shift, self.arrays.ids, keys.reshape(-1), out)
         return out.reshape(keys.shape)
 
     def snapshot(self) -> dict[str, Array]:
@@ -106,7 +106,7 @@ class Register:
             raise ValueError("a register with places that it does not have")
         self.clicks[:] = np.bincount(ring, minlength=len(self.clicks))
         self.slots[:] = 0
-        retrievalkernels.enter(self.slots, self.shift, self.keys, np.arange(n))
+        retrievalkernels.enter(self.slots, self.shift, self.arrays.ids, np.arange(n))
 
 
 class History:

@@ -14,11 +14,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from learner.tables.kernels import EMPTY, put, seek, take_out
 from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
 
 Array = NDArray[Any]
 
-EMPTY = -1
 _STEP = 0.5  # distance of knots, in units of log(1 + |x|)
 
 
@@ -133,7 +133,7 @@ class ItemArrays(NamedTuple):
     """Of a register of R items: see :class:`~learner.retrieval.register.Register`."""
 
     slots: Array  # hash of the keys
-    keys: Array  # (R,)
+    ids: Array  # (R, 1) keys
     cat: Array  # (R, C)
     plain: Array  # (R, P)
     shown: Array  # (R,)
@@ -187,81 +187,42 @@ class SideColumns(NamedTuple):
 USED, HAND, RING_USED, RING_AT = 0, 1, 2, 3  # places in the register's counts
 
 
-@njit(inline="always")
-def _seek(slots: Any, shift: Any, keys: Any, key: Any) -> Any:
-    """Entry of an item's key, or EMPTY; linear probing. ``slots`` hold ``~entry``, 0 is free."""
-    slot = home_slot(key, shift)
-    while slots[slot] != 0:
-        entry = ~slots[slot]
-        if keys[entry] == key:
-            return np.int64(entry)
-        slot = (slot + 1) & (len(slots) - 1)
-    return np.int64(EMPTY)
-
-
-@njit(inline="always")
-def _drop(slots: Any, shift: Any, keys: Any, key: Any) -> None:
-    """Takes a key out of the slots, shifting followers back so that no tombstone is needed."""
-    mask = len(slots) - 1
-    slot = home_slot(key, shift)
-    while keys[~slots[slot]] != key:
-        slot = (slot + 1) & mask
-    hole, probe = slot, slot
-    while True:
-        probe = (probe + 1) & mask
-        if slots[probe] == 0:
-            break
-        home = home_slot(keys[~slots[probe]], shift)
-        if ((probe - home) & mask) >= ((probe - hole) & mask):
-            slots[hole] = slots[probe]
-            hole = probe
-    slots[hole] = 0
-
-
-@njit(inline="always")
-def _put(slots: Any, shift: Any, key: Any, entry: Any) -> None:
-    slot = home_slot(key, shift)
-    while slots[slot] != 0:
-        slot = (slot + 1) & (len(slots) - 1)
-    slots[slot] = ~np.int32(entry)
-
-
 @compiled
-def enter(slots: Array, shift: int, keys: Array, entries: Array) -> None:
+def enter(slots: Array, shift: int, ids: Array, entries: Array) -> None:
     """Makes the slots of these entries, whose keys are there."""
-    for i in range(len(entries)):
-        _put(slots, shift, keys[entries[i]], entries[i])
+    for entry in entries:
+        put(slots, home_slot(ids[entry, 0], shift), np.int32(entry))
 
 
 @compiled
-def entries_of(slots: Array, shift: int, keys: Array, wanted: Array, out: Array) -> None:
+def entries_of(slots: Array, shift: int, ids: Array, wanted: Array, out: Array) -> None:
     """``out[i]``: entry of the key ``wanted[i]``, EMPTY where it is 0 or not there."""
     for i in range(len(wanted)):
-        out[i] = EMPTY if wanted[i] == 0 else _seek(slots, shift, keys, wanted[i])
+        out[i] = EMPTY if wanted[i] == 0 else seek(slots, home_slot(wanted[i], shift), ids, wanted[i])
 
 
 @njit(inline="always")
-def _entry(slots: Any, shift: Any, keys: Any, shown: Any, clicks: Any, counts: Any, key: Any) -> Any:
+def _entry(slots: Any, shift: Any, ids: Any, shown: Any, clicks: Any, counts: Any, key: Any) -> Any:
     """Entry of an item that is shown; a new one if it has none.
 
     When all R entries are taken, one that was not shown since the hand last passed, and is not in the ring of clicks,
     makes room (the clock algorithm: Corbato 1968). There is always one: the ring is shorter than the register.
     """
-    entry = _seek(slots, shift, keys, key)
+    entry = np.int64(seek(slots, home_slot(key, shift), ids, key))
     if entry == EMPTY:
-        if counts[USED] < len(keys):
+        if counts[USED] < len(ids):
             entry = counts[USED]
             counts[USED] += 1
         else:
             hand = counts[HAND]
             while shown[hand] or clicks[hand] > 0:
                 shown[hand] = False
-                hand = hand + 1 if hand + 1 < len(keys) else 0
+                hand = hand + 1 if hand + 1 < len(ids) else 0
             entry = hand
-            counts[HAND] = hand + 1 if hand + 1 < len(keys) else 0
-            _drop(slots, shift, keys, keys[entry])
-        keys[entry] = key
-        _put(slots, shift, key, entry)
+            counts[HAND] = hand + 1 if hand + 1 < len(ids) else 0
+            take_out(slots, home_slot(ids[entry, 0], shift), shift, ids, ids[entry, 0])
+        ids[entry, 0] = key
+        put(slots, home_slot(key, shift), np.int32(entry))
     shown[entry] = True
     return entry
 
@@ -321,7 +282,7 @@ def take(
     """
     clicked, user, item, ts_ms, weight, cat, num = rows
     item_columns, plain_columns, user_columns, own = columns
-    slots, keys, cats, plains, shown, clicks, ring, counts = items
+    slots, ids, cats, plains, shown, clicks, ring, counts = items
     users, newest, past, past_ms = history
     p_user, p_entry, p_weight, p_cat, p_past, p_known = waiting
     length = past.shape[1]
@@ -330,7 +291,7 @@ def take(
             return i, pending
         if item[i] == 0:
             continue
-        entry = _entry(slots, shift, keys, shown, clicks, counts, item[i])
+        entry = _entry(slots, shift, ids, shown, clicks, counts, item[i])
         for c in range(len(item_columns)):
             cats[entry, c] = cat[i, item_columns[c]]
         for p in range(len(plain_columns)):

@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.serving import overlaykernels as kernels
-from learner.serving.overlaykernels import EMPTY, FILLED, FREE, SPARE, USED, VALUES
+from learner.serving.overlaykernels import FILLED, SPARE, USED, VALUES
+from learner.tables.kernels import EMPTY, FREE
 from learner.tables.table import Block, as_read, distinct
 from millrace.basics.errors import SettingError
 from millrace.versions.image import TableRows, problem_of

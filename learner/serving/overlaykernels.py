@@ -18,17 +18,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from learner.tables.kernels import AHEAD, EMPTY, FREE, fetch
+from learner.tables.kernels import put as place
 from millrace.basics.compiled import compiled, home_slot
 
 Array = NDArray[Any]
 
-EMPTY = -1  # the row of an id that has none
-FREE = 0  # a slot that never held a row; one that holds a row holds ``~row``, which is below 0
-GONE = 1  # a slot whose row went
+GONE = 1  # a slot whose row went. One that never held a row is FREE; one that holds a row holds ``~row``, below 0
 VALUES = 2  # first column of a record's values: the id takes two
 # Places in a table's counts: rows given out ever, rows to give out again, slots that are not free.
 USED, SPARE, FILLED = 0, 1, 2
-_AHEAD = 64  # keys that are fetched before they are looked up
 
 
 @njit(inline="always")
@@ -45,35 +44,13 @@ def _seek(slots: Any, shift: Any, ids: Any, key: Any) -> Any:
     return EMPTY
 
 
-@njit(inline="always")
-def _fetch(slots: Any, shift: Any, ids: Any, keys: Any, first: Any, last: Any) -> int:
-    """Touches what the search for ``keys[first:last]`` will need, so that the memory is waited for once a group and not
-    once a key: see :func:`learner.tables.kernels.find`. The sum means nothing; it keeps the compiler from leaving
-    this out."""
-    touched = 0
-    for i in range(first, last):
-        touched += slots[home_slot(keys[i], shift)]
-    for i in range(first, last):
-        touched += ids[max(~slots[home_slot(keys[i], shift)], 0), 0]
-    return touched
-
-
-@njit(inline="always")
-def _enter(slots: Any, shift: Any, key: Any, row: Any) -> None:
-    """Puts the row of a key into the first free slot. Nobody else may be changing these slots."""
-    slot = home_slot(key, shift)
-    while slots[slot] != FREE:
-        slot = (slot + 1) & (len(slots) - 1)
-    slots[slot] = ~row
-
-
 @compiled
 def find(slots: Array, shift: int, ids: Array, keys: Array, out: Array) -> int:
     """``out[i]``: row of ``keys[i]`` or EMPTY. What is returned means nothing."""
     touched = 0
-    for first in range(0, len(keys), _AHEAD):
-        last = min(first + _AHEAD, len(keys))
-        touched += _fetch(slots, shift, ids, keys, first, last)
+    for first in range(0, len(keys), AHEAD):
+        last = min(first + AHEAD, len(keys))
+        touched += fetch(slots, shift, ids, keys, first, last)
         for i in range(first, last):
             out[i] = EMPTY if keys[i] == 0 else _seek(slots, shift, ids, keys[i])
     return touched
@@ -84,9 +61,9 @@ def read(slots: Array, shift: int, data: Array, ids: Array, keys: Array, absent:
     """``out[i]`` (U, W'): the values of ``keys[i]``. Where there is no row: zeros if ``absent``, else as it was.
     What is returned means nothing."""
     touched = 0
-    for first in range(0, len(keys), _AHEAD):
-        last = min(first + _AHEAD, len(keys))
-        touched += _fetch(slots, shift, ids, keys, first, last)
+    for first in range(0, len(keys), AHEAD):
+        last = min(first + AHEAD, len(keys))
+        touched += fetch(slots, shift, ids, keys, first, last)
         for i in range(first, last):
             row = _seek(slots, shift, ids, keys[i]) if keys[i] != 0 else EMPTY
             if row != EMPTY:
@@ -112,7 +89,7 @@ def lay(
             for d in range(width):
                 data[i, VALUES + d] = embedding[i, d]
             data[i, VALUES + width] = wide[i]
-        _enter(slots, shift, key, i)
+        place(slots, home_slot(key, shift), i)
 
 
 @compiled
@@ -134,9 +111,9 @@ def put(
     """
     mask, width = len(slots) - 1, embedding.shape[1]
     touched = 0
-    for first in range(0, len(keys), _AHEAD):
-        last = min(first + _AHEAD, len(keys))
-        touched += _fetch(slots, shift, ids, keys, first, last)
+    for first in range(0, len(keys), AHEAD):
+        last = min(first + AHEAD, len(keys))
+        touched += fetch(slots, shift, ids, keys, first, last)
         for i in range(first, last):
             key, slot = keys[i], home_slot(keys[i], shift)
             row, hole = EMPTY, EMPTY
@@ -197,7 +174,7 @@ def move(slots: Array, after: Array, shift: int, ids: Array, first: int, last: i
     found = 0
     for held in slots[first:last]:
         if held < FREE:
-            _enter(after, shift, ids[~held, 0], ~held)
+            place(after, home_slot(ids[~held, 0], shift), ~held)
             found += 1
     return found
 

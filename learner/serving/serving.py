@@ -33,8 +33,8 @@ from learner.ranker.model import score_with
 from learner.serving import overlaykernels as kernels
 from learner.serving.frame import Arrays, Dense, Flags, Floats, Frame, NumberPlan
 from learner.serving.overlay import Layer, Table, record_width
-from learner.serving.overlaykernels import EMPTY
 from learner.serving.staging import ModelWriter, layers_of
+from learner.tables.kernels import EMPTY
 from learner.tables.table import as_read
 from millrace.contracts.schema import Schema
 from millrace.versions.modelstore import Image

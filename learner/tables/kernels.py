@@ -21,7 +21,7 @@ Array = NDArray[Any]
 EMPTY = -1  # the row of an id that has none
 FREE = 0  # a slot that holds no row; others hold ``~row``. So slots that the system gives are free without being filled
 TOUCHED, AGAIN = 1, 2  # flags of a mark, see stamp
-_AHEAD = 64  # keys that are fetched before they are looked up
+AHEAD = 64  # keys that are fetched before they are looked up
 
 
 @njit(inline="always")
@@ -31,7 +31,7 @@ def _has_moved(home: Any, mask: Any, move: Any) -> Any:
 
 
 @njit(inline="always")
-def _seek(slots: Any, slot: Any, ids: Any, key: Any) -> Any:
+def seek(slots: Any, slot: Any, ids: Any, key: Any) -> Any:
     """Row of a key whose home is ``slot``, or EMPTY; linear probing."""
     row = ~slots[slot]
     while row != EMPTY and ids[row, 0] != key:
@@ -41,7 +41,21 @@ def _seek(slots: Any, slot: Any, ids: Any, key: Any) -> Any:
 
 
 @njit(inline="always")
-def _put(slots: Any, slot: Any, row: Any) -> None:
+def fetch(slots: Any, shift: Any, ids: Any, keys: Any, first: Any, last: Any) -> int:
+    """Touches what the search for ``keys[first:last]`` will need, in two passes with nothing in between that depends on
+    it, so that the memory is waited for once a group and not once a key (group prefetching: Chen et al., "Improving
+    hash join performance through prefetching", ICDE 2004). The sum means nothing: it keeps the compiler from leaving
+    this out."""
+    touched = 0
+    for i in range(first, last):
+        touched += slots[home_slot(keys[i], shift)]
+    for i in range(first, last):
+        touched += ids[max(~slots[home_slot(keys[i], shift)], 0), 0]
+    return touched
+
+
+@njit(inline="always")
+def put(slots: Any, slot: Any, row: Any) -> None:
     """Puts a row into the first free slot from ``slot`` on."""
     while slots[slot] != FREE:
         slot = (slot + 1) & (len(slots) - 1)
@@ -49,7 +63,7 @@ def _put(slots: Any, slot: Any, row: Any) -> None:
 
 
 @njit(nogil=True)
-def _take(slots: Array, slot: int, shift: int, ids: Array, key: int) -> int:
+def take_out(slots: Array, slot: int, shift: int, ids: Array, key: int) -> int:
     """Frees row and slot of a key, shifting followers back so that no tombstone is ever needed. Returns the row, or
     EMPTY where there was none."""
     mask = len(slots) - 1
@@ -75,30 +89,22 @@ def _take(slots: Array, slot: int, shift: int, ids: Array, key: int) -> int:
 
 @compiled
 def find(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: Array, out: Array) -> int:
-    """``out[i]``: row of ``keys[i]`` or EMPTY. ``slots`` (2^k,) int32; while they move, ``after`` (2^(k+1),).
-
-    Keys are taken in groups, in three passes: the first two only touch what the third will need, with nothing in
-    between that depends on it, so that the memory is waited for once a group and not once a key (group prefetching:
-    Chen et al., "Improving hash join performance through prefetching", ICDE 2004). What is returned means nothing: it
-    keeps the compiler from leaving these passes out.
-    """
+    """``out[i]``: row of ``keys[i]`` or EMPTY. ``slots`` (2^k,) int32; while they move, ``after`` (2^(k+1),). What is
+    returned means nothing: see :func:`fetch`."""
     mask = len(slots) - 1
     touched = 0
-    for first in range(0, len(keys), _AHEAD):
-        last = min(first + _AHEAD, len(keys))
-        for i in range(first, last):
-            touched += slots[home_slot(keys[i], shift)]
-        for i in range(first, last):
-            touched += ids[max(~slots[home_slot(keys[i], shift)], 0), 0]
+    for first in range(0, len(keys), AHEAD):
+        last = min(first + AHEAD, len(keys))
+        touched += fetch(slots, shift, ids, keys, first, last)
         for i in range(first, last):
             key = keys[i]
             out[i] = EMPTY
             if key != 0:
                 home = home_slot(key, shift)
                 if _has_moved(home, mask, move):
-                    out[i] = _seek(after, home_slot(key, shift - 1), ids, key)
+                    out[i] = seek(after, home_slot(key, shift - 1), ids, key)
                 else:
-                    out[i] = _seek(slots, home, ids, key)
+                    out[i] = seek(slots, home, ids, key)
     return touched
 
 
@@ -110,9 +116,9 @@ def insert(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys
         key = keys[i]
         home = home_slot(key, shift)
         if _has_moved(home, mask, move):
-            _put(after, home_slot(key, shift - 1), rows[i])
+            put(after, home_slot(key, shift - 1), rows[i])
         else:
-            _put(slots, home, rows[i])
+            put(slots, home, rows[i])
         ids[rows[i], 0] = key
 
 
@@ -127,9 +133,9 @@ def erase(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys:
         if key == 0:
             continue
         if _has_moved(home, mask, move):
-            row = _take(after, home_slot(key, shift - 1), shift - 1, ids, key)
+            row = take_out(after, home_slot(key, shift - 1), shift - 1, ids, key)
         else:
-            row = _take(slots, home, shift, ids, key)
+            row = take_out(slots, home, shift, ids, key)
         if row != EMPTY:
             rows[found] = row
             found += 1
@@ -151,7 +157,7 @@ def move(slots: Array, shift: int, after: Array, place: Array, ids: Array, least
         slot = (start + moved) & mask
         if slots[slot] != FREE:
             row = ~slots[slot]
-            _put(after, home_slot(ids[row, 0], shift - 1), row)
+            put(after, home_slot(ids[row, 0], shift - 1), row)
             slots[slot] = FREE
         moved += 1
     place[1] = moved

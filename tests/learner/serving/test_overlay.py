@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from learner.serving import overlaykernels as kernels
 from learner.serving.overlay import Layer, Table, TableWriter, as_rows, entries, overlay_slots, record_width
-from learner.serving.overlaykernels import EMPTY, FREE, GONE
+from learner.serving.overlaykernels import GONE
+from learner.tables.kernels import EMPTY, FREE
 from learner.tables.table import distinct
 from millrace.basics.errors import SettingError
 from millrace.versions.modelstore import TableRows
