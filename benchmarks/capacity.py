@@ -31,7 +31,7 @@ from typing import Any
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.runner import Figure, figure
+from benchmarks.tools.figures import Figure, figure
 from commands.loop.monitor import fetch
 from commands.up.started import Started
 from experiments.runs import BenchError

@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.runner import Figure, Say, figure
+from benchmarks.tools.figures import Figure, Say, figure
 from commands.offline.dataset import Dataset, plain_schema, prepare
 from commands.offline.epochs import learn
 from commands.offline.follow import BATCH, SYNCS, follow, plan_of

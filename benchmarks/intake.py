@@ -32,11 +32,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from benchmarks.intakeload import event_ids
-from benchmarks.latency import latencies_ms, percentile
-from benchmarks.openloop import Asking, Outcome, Plan
-from benchmarks.runner import Figure, Say, figure
-from benchmarks.running import RunningRole
+from benchmarks.tools.figures import Figure, Say, figure
+from benchmarks.tools.intakeload import event_ids
+from benchmarks.tools.latency import latencies_ms, percentile
+from benchmarks.tools.openloop import Asking, Outcome, Plan
+from benchmarks.tools.running import RunningRole
 from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import EVENTS
 from millrace.processes.kafka import create_topics, read_all
@@ -137,7 +137,7 @@ def _plan(settings: Settings, events: int, rate: float, seconds: float, seed: in
 
 
 def _drive(plan: Plan, cores: set[int]) -> Outcome:
-    return Asking(plan, "benchmarks.intakeload", cores).outcome()
+    return Asking(plan, "benchmarks.tools.intakeload", cores).outcome()
 
 
 def _kept(plan: Plan, outcome: Outcome) -> set[str]:

@@ -24,8 +24,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import runner
-from benchmarks.runner import figure
+from benchmarks.tools.figures import Figure, figure
 from experiments.runs import BenchError
 from millrace.processes.spawn import spawn
 
@@ -41,7 +40,7 @@ Say = Callable[[str], None]
 Report = Mapping[str, Any]
 
 
-def run(out_dir: Path, progress: Say = print, minutes: float = MINUTES) -> list[runner.Figure]:
+def run(out_dir: Path, progress: Say = print, minutes: float = MINUTES) -> list[Figure]:
     """The figures of one run, and its report and logs in ``out_dir``.
 
     Raises:
@@ -76,7 +75,7 @@ def play(out_dir: Path, minutes: float, progress: Say) -> Report:
     return report
 
 
-def measure(report: Report) -> list[runner.Figure]:
+def measure(report: Report) -> list[Figure]:
     """The figures of a demo's report; one that was not measured is left out."""
     later = [m for m in report["minutes"] if m["arm"] == "model" and m["minute"] >= OPENING_MINUTES]
     clicks, predicted, expected, twin = (

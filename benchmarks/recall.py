@@ -25,11 +25,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from benchmarks.recallshares import NEW, POPULAR, Merit, measure, paired_ratio
-from benchmarks.runner import Figure, Say, figure
-from experiments.recallhistory import learn_days
-from experiments.recallloop import Pupil
-from experiments.recallshop import RecallShop, params_of
+from benchmarks.parts.recallshares import NEW, POPULAR, Merit, measure, paired_ratio
+from benchmarks.tools.figures import Figure, Say, figure
+from experiments.recall.recallhistory import learn_days
+from experiments.recall.recallloop import Pupil
+from experiments.recall.recallshop import RecallShop, params_of
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from millrace.contracts.schema import shop_schema

@@ -25,8 +25,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from benchmarks.runner import Figure, Say, figure
-from benchmarks.running import anonymous_mb
+from benchmarks.tools.figures import Figure, Say, figure
+from benchmarks.tools.running import anonymous_mb
 from commands.replay.grouped import Groups
 from commands.replay.known import LabelSettings
 from commands.replay.run import BATCH_ROWS, THREADS, run_log

@@ -14,37 +14,16 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import NotRequired, TypedDict
 
+from benchmarks.tools.figures import Figure, Say
 from millrace.basics.errors import SettingError
 
 BENCHMARKS = (
     *("capacity", "freshness", "intake", "learner", "realtime", "recall"),
     *("replay", "safety", "scorer", "stores", "stream", "up"),
 )
-
-
-class Figure(TypedDict):
-    """One measured figure. ``against`` and ``ratio`` are None where nothing was compared. ``ratio_low`` is there where
-    an interval was worked out."""
-
-    name: str
-    value: float
-    unit: str
-    against: str | None
-    ratio: float | None
-    ratio_low: NotRequired[float]
-
-
-def figure(name: str, value: float, unit: str, against: str | None = None, ratio: float | None = None) -> Figure:
-    """One figure; ``ratio`` is what the value is to that of ``against``."""
-    return {"name": name, "value": float(value), "unit": unit, "against": against, "ratio": ratio}
-
-
-Say = Callable[[str], None]
 
 
 def bench(name: str, out: Path, say: Say = print) -> list[Figure]:

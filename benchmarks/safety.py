@@ -32,10 +32,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.runner import Figure, Say, figure
+from benchmarks.tools.figures import Figure, Say, figure
 from experiments.experiment_safety import Plan, false_refusals, make_report, run_plan
-from experiments.safetyrun import Life
-from experiments.safetyworld import Shop, traffic, write_shop
+from experiments.safety.safetyrun import Life
+from experiments.safety.safetyworld import Shop, traffic, write_shop
 from learner.gate.heldout import MOST_ROWS, Heldout
 from learner.gate.soundness import unsound_part
 from learner.network.dense import threads

@@ -1,10 +1,10 @@
 # shell
 """What carries the loop over restarts: bytes, seconds, memory.
 
-One module measures each part, and says how: :mod:`~benchmarks.checkpoints` (what a checkpoint writes, a settled
-page), :mod:`~benchmarks.tables` (five million rows: snapshots beside learning, memory, loading),
-:mod:`~benchmarks.restart` (a scorer from the start of its process to ready). ``millrace dev bench capacity`` has the
-bytes on Kafka.
+One module measures each part, and says how: :mod:`~benchmarks.parts.checkpoints` (what a checkpoint writes, a settled
+page), :mod:`~benchmarks.parts.tables` (five million rows: snapshots beside learning, memory, loading),
+:mod:`~benchmarks.parts.restart` (a scorer from the start of its process to ready). ``millrace dev bench capacity`` has
+the bytes on Kafka.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import checkpoints, restart, tables
-from benchmarks.runner import Figure, Say, figure
+from benchmarks.parts import checkpoints, restart, tables
+from benchmarks.tools.figures import Figure, Say, figure
 
 
 def run(

@@ -1,14 +1,14 @@
 # shell
-"""The stream's core: exposures a second, keys, memory; and a worker on Kafka (:mod:`benchmarks.streamworker`).
+"""The stream's core: exposures a second, keys, memory; and a worker on Kafka (:mod:`benchmarks.parts.streamworker`).
 
-One traffic for all (:mod:`benchmarks.traffic`): the simulated shop's schema with its four window keys, six windows
-and five actions. ``core`` takes 10,000 pages of a day, some five hundred an hour, as the default shop has, on top of a
-week that has been counted already: an empty store would make counting and reading look cheaper than they are, a month
-of the same pages would meet keys that nobody has touched for days. It does for each exposure everything that the loop
-does: decode page, impression and clicks, join them, count exposure and clicks under four keys, write the sample with
-its features, pack what changed for the readers; and, as replay does, in chunks of its size, read the point-in-time
-counts of all windows of all keys. ``core_cpu`` is the same passes in processor time, for machines that are shared: two
-commits are compared by their ``core_cpu`` in turns. The best of a few passes counts.
+One traffic for all (:mod:`benchmarks.tools.traffic`): the simulated shop's schema with its four window keys, six
+windows and five actions. ``core`` takes 10,000 pages of a day, some five hundred an hour, as the default shop has, on
+top of a week that has been counted already: an empty store would make counting and reading look cheaper than they are,
+a month of the same pages would meet keys that nobody has touched for days. It does for each exposure everything that
+the loop does: decode page, impression and clicks, join them, count exposure and clicks under four keys, write the
+sample with its features, pack what changed for the readers; and, as replay does, in chunks of its size, read the
+point-in-time counts of all windows of all keys. ``core_cpu`` is the same passes in processor time, for machines that
+are shared: two commits are compared by their ``core_cpu`` in turns. The best of a few passes counts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import streamworker
-from benchmarks.runner import Figure, Say, figure
-from benchmarks.traffic import CORE_HOURS, HISTORY_DAYS, HOUR, ITEMS, T0, USERS, history, make
+from benchmarks.parts import streamworker
+from benchmarks.tools.figures import Figure, Say, figure
+from benchmarks.tools.traffic import CORE_HOURS, HISTORY_DAYS, HOUR, ITEMS, T0, USERS, history, make
 from millrace.basics.hashing import column_hash
 from millrace.contracts.impressions import decode_impression, impression_bytes
 from millrace.contracts.schema import shop_schema

@@ -1,4 +1,4 @@
-# shell
+# core
 """``millrace dev experiment NAME``: a command for each experiment, whose options are the parameters of its function.
 
 Each writes report.json, run.json, runs.jsonl, report.html and plots to the folder ``--out``, and prints its verdict.

@@ -7,14 +7,14 @@
           │                                                        untrained model, no counts ─┤ start "nothing"
           └──► the next day's visits ──► each arm lives through it by itself ◄─────────────────┘
 
-Arms (:mod:`experiments.recallfigures`): ``new`` and ``perfect`` differ by how candidates are found and by nothing
-else; the same model ranks them and learns from what it showed. ``perfect`` has the items that the shopper truly likes
-best, so it says how much recall can bring at all beside this ranker. ``popular`` shows the most clicked items,
+Arms (:mod:`experiments.recall.recallfigures`): ``new`` and ``perfect`` differ by how candidates are found and by
+nothing else; the same model ranks them and learns from what it showed. ``perfect`` has the items that the shopper truly
+likes best, so it says how much recall can bring at all beside this ranker. ``popular`` shows the most clicked items,
 ``previous`` what the shop's previous recommender shows, both without a model. Each page of the day is the
 recommender's: no control group. From a start with nothing there are the catalogue and the shoppers' profiles, no count
 and an untrained model.
 
-A run is one arm on one world from one start, in a process with one thread (:mod:`experiments.recallloop`).
+A run is one arm on one world from one start, in a process with one thread (:mod:`experiments.recall.recallloop`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ import numpy as np
 from cyclopts import Parameter
 from msgspec import structs
 
-from experiments.recallfigures import ARMS, NEW, PERFECT, POPULAR, PREVIOUS, Tally, make_report
-from experiments.recallhistory import learn_days
-from experiments.recallloop import STEP_MS, DayLoop, Pupil, Recall, new_recall, perfect_recall, start_shop
-from experiments.recallshop import RecallShop, params_of
+from experiments.recall.recallfigures import ARMS, NEW, PERFECT, POPULAR, PREVIOUS, Tally, make_report
+from experiments.recall.recallhistory import learn_days
+from experiments.recall.recallloop import STEP_MS, DayLoop, Pupil, Recall, new_recall, perfect_recall, start_shop
+from experiments.recall.recallshop import RecallShop, params_of
 from experiments.runs import Call, Group, Row, ended_runs, run_groups, runs_file
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel

@@ -2,7 +2,7 @@
 """``millrace dev experiment safety``: what is served while samples are poisoned, and what of clean ones is refused.
 
 ``poisons``  a day and a morning; then what producers, joins and people get wrong in samples, from ten o'clock on
-             (:mod:`experiments.poisons`). The AUC of what is served, on clean rows, against a twin that lives
+             (:mod:`experiments.safety.poisons`). The AUC of what is served, on clean rows, against a twin that lives
              through the same without the poison, behind the same gate: the worst of consecutive windows; and the same
              without a gate. Some poisons are claimed to be caught, others are not.
 ``clean``    days from nothing, in worlds in which nothing is wrong: each refusal is a false one.
@@ -27,10 +27,21 @@ import structlog
 from cyclopts import Parameter
 
 from commands.offline.intervals import interval, rounded
-from experiments.poisons import POISONS, Window
 from experiments.runs import Call, Group, Row, run_groups, runs_file
-from experiments.safetyrun import MINUTE_MS, STRETCH_ROWS, WINDOW_ROWS, Life, Log, Served, live, loss, some, until
-from experiments.safetyworld import HOUR_MS, Moment, Shop, traffic, write_shop
+from experiments.safety.poisons import POISONS, Window
+from experiments.safety.safetyrun import (
+    MINUTE_MS,
+    STRETCH_ROWS,
+    WINDOW_ROWS,
+    Life,
+    Log,
+    Served,
+    live,
+    loss,
+    some,
+    until,
+)
+from experiments.safety.safetyworld import HOUR_MS, Moment, Shop, traffic, write_shop
 from learner.network.dense import threads
 from millrace.basics.errors import SettingError
 from millrace.basics.merit import known

@@ -30,7 +30,7 @@ TOPS: dict[str, set[str]] = {
     "scorer": {"millrace", "learner"},
     "commands": {"millrace", "simulator", "stream", "learner", "scorer"},
     "experiments": {"millrace", "simulator", "stream", "learner", "scorer", "commands"},
-    "benchmarks": {"millrace", "simulator", "stream", "learner", "scorer", "commands", "experiments"},
+    "benchmarks": {"millrace", "simulator", "stream", "learner", "commands", "experiments"},
 }
 """The folders at the top from the ground up, and which of them each imports. docs/architecture.md draws this table."""
 
@@ -42,8 +42,8 @@ learner: tables network.models network retrieval ranker samples evaluation servi
     training gate role
 scorer: users catalog recall ipc pagelog page worker feeder
 commands: guess reference replay history offline proofs repair freshness delays loop.page loop up demo cli
-experiments:
-benchmarks:
+experiments: recall safety
+benchmarks: tools parts
 """
 """The rooms of each top folder from the ground up: a room imports those to its left."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.checkpoints import checkpoint_amplification, replay_seconds, settled_page_bytes
-from benchmarks.traffic import make
+from benchmarks.parts.checkpoints import checkpoint_amplification, replay_seconds, settled_page_bytes
+from benchmarks.tools.traffic import make
 from millrace.contracts.events import Impression
 from millrace.contracts.impressions import decode_impression
 from millrace.contracts.schema import shop_schema

@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.latency import FAILED_MS, chunks, cost_ms, latencies_ms, percentile
-from benchmarks.openloop import MOST_CONNECTIONS, Outcome, Plan, drive, schedule
+from benchmarks.tools.latency import FAILED_MS, chunks, cost_ms, latencies_ms, percentile
+from benchmarks.tools.openloop import MOST_CONNECTIONS, Outcome, Plan, drive, schedule
 
 HEAD_END = b"\r\n\r\n"
 Answer = Callable[[int, bytes], bytes | None]
@@ -153,7 +153,7 @@ def test_it_is_a_process_of_its_own() -> None:
     with serving(lambda _, asked: page(asked)) as server:
         asked = msgspec.json.encode(plan(server.port))
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.openloop"], input=asked, stdout=subprocess.PIPE, check=True
+            [sys.executable, "-m", "benchmarks.tools.openloop"], input=asked, stdout=subprocess.PIPE, check=True
         )
     outcome = msgspec.json.decode(done.stdout, type=Outcome)
     assert all(outcome.whole)

@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks import recall
+from benchmarks.parts.recallshares import NEW, POPULAR, Merit, best_items, measure, paired_ratio
 from benchmarks.recall import Size
-from benchmarks.recallshares import NEW, POPULAR, Merit, best_items, measure, paired_ratio
 from benchmarks.runner import BENCHMARKS, table
-from experiments.recallshop import RecallShop
+from experiments.recall.recallshop import RecallShop
 from scorer.catalog.itemtable import ItemRows
 from scorer.users.userrecord import User
 from simulator.daylog import day_table, parse_day

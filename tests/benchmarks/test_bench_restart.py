@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.restart import scorer_restart
+from benchmarks.parts.restart import scorer_restart
 from tests.scenes.waiting import LONG
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]

@@ -10,9 +10,9 @@ import pytest
 from benchmarks.runner import BENCHMARKS
 from benchmarks.safety import figures
 from experiments.experiment_safety import false_refusals, make_report, minutes_of, promoted_after
-from experiments.poisons import POISONS, Window, user_side
-from experiments.safetyrun import Life, Log, Refused, Served, live, loss
-from experiments.safetyworld import Change, Moment, Shop, traffic, write_shop
+from experiments.safety.poisons import POISONS, Window, user_side
+from experiments.safety.safetyrun import Life, Log, Refused, Served, live, loss
+from experiments.safety.safetyworld import Change, Moment, Shop, traffic, write_shop
 from learner.ranker.repeats import exposure_ids
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import shop_schema

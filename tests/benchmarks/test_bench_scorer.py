@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.modelwire import ModelWire
-from benchmarks.pagewire import item_attributes, same_page, user_attributes
+from benchmarks.tools.modelwire import ModelWire
+from benchmarks.tools.pagewire import item_attributes, same_page, user_attributes
 from learner.ranker.inputs import Inputs
 from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import ITEM, USER, Sides

@@ -13,10 +13,10 @@ from msgspec import structs
 
 from experiments import experiment_recall as experiment
 from experiments.experiment_recall import FIRST_DAY, STARTS, Scale, experiment_recall
-from experiments.recallfigures import ARMS, BASE, NEW, POPULAR, PREVIOUS, Tally, make_report, over_worlds, ratio
-from experiments.recallhistory import learn_days, log_of, samples_of
-from experiments.recallloop import DayLoop, Pupil, Recall, new_recall, perfect_recall, start_shop
-from experiments.recallshop import params_of
+from experiments.recall.recallfigures import ARMS, BASE, NEW, POPULAR, PREVIOUS, Tally, make_report, over_worlds, ratio
+from experiments.recall.recallhistory import learn_days, log_of, samples_of
+from experiments.recall.recallloop import DayLoop, Pupil, Recall, new_recall, perfect_recall, start_shop
+from experiments.recall.recallshop import params_of
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import SettingError
 from millrace.contracts.events import EXPOSURE

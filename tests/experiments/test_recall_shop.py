@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from experiments.recallhistory import learn_days
-from experiments.recallloop import Pupil
-from experiments.recallshop import RecallShop, Waiting, params_of
+from experiments.recall.recallhistory import learn_days
+from experiments.recall.recallloop import Pupil
+from experiments.recall.recallshop import RecallShop, Waiting, params_of
 from learner.ranker.model import OnlineModel
 from millrace.contracts.events import CLICK, PURCHASE
 from millrace.contracts.online import Recent, unpack_recent

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.poisons import user_side
+from experiments.safety.poisons import user_side
 from learner.gate.screen import WARM_CLICKS, WARM_ROWS, Screen
 from learner.gate.verdicts import Refusal
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING

@@ -18,7 +18,7 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
 from numpy.typing import NDArray
 
-from benchmarks.checkpoints import pool
+from benchmarks.parts.checkpoints import pool
 from millrace.basics.errors import SchemaError, SettingError
 from millrace.contracts.events import NOT_READ, PROFILE_MISSING, BadEventError, Impression, to_msgpack
 from millrace.contracts.impressions import decode_impression, decode_served, impression_bytes

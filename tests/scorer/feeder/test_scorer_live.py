@@ -17,7 +17,7 @@ import msgspec
 import pytest
 import redis
 
-from benchmarks.running import family
+from benchmarks.tools.running import family
 from millrace.basics.store import Store
 from millrace.contracts.events import key_of, to_json
 from millrace.contracts.impressions import decode_impression

@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.running import RunningRole
+from benchmarks.tools.running import RunningRole
 from millrace.contracts.events import decode_dead_letter, key_of
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from benchmarks.intakeload import EventRun, event_ids
-from benchmarks.openloop import Plan
+from benchmarks.tools.intakeload import EventRun, event_ids
+from benchmarks.tools.openloop import Plan
 from millrace.basics.errors import PortError
 from millrace.contracts.events import Click, decode_event
 from millrace.contracts.schema import shop_schema

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pagewire import CATEGORIES, PARENTS, SHOPS, item_attributes, user_attributes
+from benchmarks.tools.pagewire import CATEGORIES, PARENTS, SHOPS, item_attributes, user_attributes
 from learner.network.models import network_of
 from learner.network.models.spec import read_spec
 from learner.ranker.inputs import Inputs

@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.safetyworld import BATCH_ROWS, Moment
+from experiments.safety.safetyworld import BATCH_ROWS, Moment
 from learner.evaluation.progressive import Progressive
 from learner.gate.gatestate import keep_gate, resume_gate
 from learner.gate.promotion import Checks, Promotion, Published

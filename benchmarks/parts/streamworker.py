@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.runner import Figure, Say, figure
-from benchmarks.traffic import CORE_HOURS, HOUR, ITEMS, PAGE, T0, USERS, Stream, make
+from benchmarks.tools.figures import Figure, Say, figure
+from benchmarks.tools.traffic import CORE_HOURS, HOUR, ITEMS, PAGE, T0, USERS, Stream, make
 from commands.loop.monitor import fetch
 from millrace.basics.errors import ServiceError
 from millrace.contracts.clock import EventClock

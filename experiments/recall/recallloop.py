@@ -28,8 +28,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from experiments.recallfigures import Tally
-from experiments.recallshop import RecallShop
+from experiments.recall.recallfigures import Tally
+from experiments.recall.recallshop import RecallShop
 from learner.network.models.spec import read_spec
 from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import Tower
@@ -155,7 +155,7 @@ class DayLoop:
         self._hot: Rows | None = None  # the most clicked items, sorted when the first page of a step asks for them
 
     def play(self) -> dict[str, Any]:
-        """Lets the day happen; the figures of :class:`~experiments.recallfigures.Tally`, and what was learnt."""
+        """Lets the day happen; the figures of :class:`~experiments.recall.recallfigures.Tally`, and what was learnt."""
         visits = self._visits
         self._tally = Tally(visits.n)
         starts, view = visits.start_ms.tolist(), 0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.openloop import Outcome
+from benchmarks.tools.openloop import Outcome
 
 Ms = NDArray[np.float64]
 FAILED_MS = 10_000.0

@@ -1,8 +1,8 @@
 # shell
-"""Open-loop load on an intake: :mod:`benchmarks.openloop` with events in the place of pages.
+"""Open-loop load on an intake: :mod:`benchmarks.tools.openloop` with events in the place of pages.
 
 A request holds ``size`` clicks of as many users, with event ids ``<prefix>-<request>-<number>``; its answer is whole
-when each of them was kept. ``python -m benchmarks.intakeload`` reads a plan and writes an outcome, both JSON.
+when each of them was kept. ``python -m benchmarks.tools.intakeload`` reads a plan and writes an outcome, both JSON.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import msgspec
 import numpy as np
 
-from benchmarks.openloop import Connection, Plan, Run
+from benchmarks.tools.openloop import Connection, Plan, Run
 from millrace.contracts.events import Click, to_json
 
 _SEND_BYTES = 1 << 20

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import zstandard
 
-from benchmarks.traffic import HOUR, T0, make
+from benchmarks.tools.traffic import HOUR, T0, make
 from commands.replay.logfeatures import LogRows
 from commands.replay.stretches import Stretches
 from millrace.contracts.events import Impression

@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from experiments.recallloop import Pupil
-from experiments.recallshop import RecallShop
+from experiments.recall.recallloop import Pupil
+from experiments.recall.recallshop import RecallShop
 from millrace.basics.hashing import combine, salt
 from simulator.params import DAY_MS
 from simulator.world import Day, start_of

@@ -6,7 +6,7 @@ everybody else would have waited ("coordinated omission": Schroeder et al., "Ope
 times come from a Poisson process, and a latency counts from the *intended* time: it holds what the request waited for
 a connection, and how late this process was.
 
-It is a process of its own (``python -m benchmarks.openloop``, a :class:`Plan` in, an :class:`Outcome` out, both
+It is a process of its own (``python -m benchmarks.tools.openloop``, a :class:`Plan` in, an :class:`Outcome` out, both
 JSON), with one thread, one selector and plain sockets: a request costs it less than a tenth of a millisecond.
 """
 
@@ -268,7 +268,7 @@ class Asking:
         cores: that it is bound to; None: any.
     """
 
-    def __init__(self, plan: Plan, module: str = "benchmarks.openloop", cores: set[int] | None = None) -> None:
+    def __init__(self, plan: Plan, module: str = "benchmarks.tools.openloop", cores: set[int] | None = None) -> None:
         self._process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         if cores is not None:
             os.sched_setaffinity(self._process.pid, cores)

@@ -3,7 +3,7 @@
 
 ::
 
-    store     a snapshot of 5,000,000 rows, 500 MB in parts                    (benchmarks/modelwire.py)
+    store     a snapshot of 5,000,000 rows, 500 MB in parts                    (benchmarks/tools/modelwire.py)
               the item index: 100,000 items and their window keys              written by the first scorer
     broker    items          the catalogue
               features.items the counts of a month, then those of 1,000 keys a second for a minute
@@ -23,10 +23,10 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.modelwire import ModelWire
-from benchmarks.pagewire import ShopWire
-from benchmarks.runner import Say
-from benchmarks.running import RunningRole
+from benchmarks.tools.figures import Say
+from benchmarks.tools.modelwire import ModelWire
+from benchmarks.tools.pagewire import ShopWire
+from benchmarks.tools.running import RunningRole
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.learner import DIM, FIELDS, as_samples, schema
+from benchmarks.parts.fields import DIM, FIELDS, as_samples, schema
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from learner.ranker.slices import Part

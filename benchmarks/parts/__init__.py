@@ -1,0 +1,2 @@
+# core
+"""Parts of benchmarks that stand for themselves."""
