@@ -26,12 +26,12 @@ Half = NDArray[np.uint16]
 
 
 @njit(inline="always")
-def _single(half: Any) -> Any:
+def to_single(half: Any) -> Any:
     return np.uint32(np.uint32(half) << np.uint32(16)).view(np.float32)
 
 
 @njit(inline="always")
-def _half(single: Any) -> Any:
+def to_half(single: Any) -> Any:
     bits = np.float32(single).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.uint16(rounded if single == single else np.uint32(0x7FC0))
@@ -44,7 +44,7 @@ def rounded(x: Array, out: Half) -> None:
     for b in range(len(x)):
         row, into = x[b], out[b]
         for c in range(columns):
-            into[c] = _half(row[c])
+            into[c] = to_half(row[c])
         for c in range(columns, len(into)):
             into[c] = np.uint16(0)
 
@@ -55,8 +55,8 @@ def bias_relu(z: Half, bias: Array) -> None:
     for b in range(len(z)):
         row = z[b]
         for c in range(len(bias)):
-            value = _single(row[c]) + bias[c]
-            row[c] = _half(np.float32(0) if value <= np.float32(0) else value)
+            value = to_single(row[c]) + bias[c]
+            row[c] = to_half(np.float32(0) if value <= np.float32(0) else value)
 
 
 @compiled
@@ -65,8 +65,8 @@ def residual(x: Half, factor: Array, z: Half, bias: Array, floor: np.float32) ->
     for b in range(len(x)):
         row, more = x[b], z[b]
         for c in range(len(bias)):
-            value = factor[c] * _single(row[c]) + _single(more[c]) + bias[c]
-            row[c] = _half(floor if value <= floor else value)  # not max(): NaN comes through
+            value = factor[c] * to_single(row[c]) + to_single(more[c]) + bias[c]
+            row[c] = to_half(floor if value <= floor else value)  # not max(): NaN comes through
 
 
 @compiled(fastmath={"reassoc", "contract"})  # sums side by side, in vector registers
@@ -77,7 +77,7 @@ def residual_dot(
     for b in range(len(x)):
         row, more, total = x[b], z[b], shift
         for c in range(len(bias)):
-            value = factor[c] * _single(row[c]) + _single(more[c]) + bias[c]
+            value = factor[c] * to_single(row[c]) + to_single(more[c]) + bias[c]
             total += (floor if value <= floor else value) * weight[c]
         out[b] = total
 
@@ -88,7 +88,7 @@ def relu_dot(z: Half, bias: Array, weight: Array, shift: np.float32, out: Array)
     for b in range(len(z)):
         row, total = z[b], shift
         for c in range(len(bias)):
-            value = _single(row[c]) + bias[c]
+            value = to_single(row[c]) + bias[c]
             total += (np.float32(0) if value <= np.float32(0) else value) * weight[c]
         out[b] = total
 

@@ -10,8 +10,7 @@
 
 Most keys of a page are shared: one user, some dozens of categories. What they share is worked out once. Rates are
 :meth:`millrace.windows.features.FeatureBuilder.num`'s, the same float32 operations in the same order, so ``raw`` is
-equal to it bit for bit. The hashes are those of :mod:`millrace.basics.hashing`; they are here once more because a
-compiled function can call no other.
+equal to it bit for bit. The hashes are those of :mod:`millrace.basics.hashing`.
 
 Symbols: n candidates, K window keys, J of them of the item alone, S spans (W windows, then half-lives), A actions, C
 columns of counts (actions, then the sums of M means), E = S (2 A - 1 + M) numbers of one key, N numbers in all.
@@ -25,7 +24,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from millrace.basics.compiled import compiled
+from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
 
 Array = NDArray[Any]
 
@@ -35,9 +34,6 @@ slot. MADE: from columns; its counts are the user's. LOOSE: from columns; its co
 LOOK, EACH, ONCE = 0, 1, 2
 """How many blocks a key has. LOOK: rows share some, so look whether there is one. EACH: one a row. ONCE: one."""
 
-_C1 = np.uint64(0x9E3779B97F4A7C15)
-_C2 = np.uint64(0xBF58476D1CE4E5B9)
-_C3 = np.uint64(0x94D049BB133111EB)
 _NONE, _ONE = np.uint64(0), np.uint64(1)
 _DAY_MS = 86_400_000.0
 _LOGS = np.log1p(np.arange(8192, dtype=np.float32))
@@ -120,17 +116,14 @@ class Room(NamedTuple):
 
 
 @njit(inline="always")
-def _folded(out: Any, hashed: Any) -> Any:
-    """One more column in a key."""
-    x = out * _C1 + hashed
-    x = (x ^ (x >> np.uint64(30))) * _C2
-    x = (x ^ (x >> np.uint64(27))) * _C3
-    return x ^ (x >> np.uint64(31))
+def folded(out: Any, hashed: Any) -> Any:
+    """One more column in a window key: what :func:`millrace.basics.hashing.combine` does."""
+    return split_mix(out * GOLDEN + hashed)
 
 
 @njit(inline="always")
 def _home(key: Any, size: Any) -> Any:
-    return np.int64((key * _C1) >> np.uint64(32)) & (size - 1)
+    return home_slot(key, 32) & (size - 1)
 
 
 @njit(inline="always")
@@ -168,11 +161,11 @@ def _key(salt: Any, shared: Array, values: Array, k: Any, parts: Any, items: Arr
     """:func:`millrace.basics.hashing.combine` of the parts ``values[k]`` of one row."""
     part = _value(shared, items, row, values[k, 0])
     missing = part == _NONE
-    out = _folded(part, salt)
+    out = folded(part, salt)
     for p in range(1, parts):
         part = _value(shared, items, row, values[k, p])
         missing |= part == _NONE
-        out = _folded(out, part)
+        out = folded(out, part)
     if missing:
         return _NONE
     return out if out != _NONE else _ONE
@@ -317,7 +310,7 @@ def _ids(form: Form, shared: Shared, items: Rows, rows: Array, cat: Array) -> No
     for c in range(len(once)):
         place = form.cat_shared[c]
         if place >= 0 and shared.hashes[place] != _NONE:
-            mixed = _folded(shared.hashes[place], form.cat_salts[c])
+            mixed = folded(shared.hashes[place], form.cat_salts[c])
             once[c] = np.int64(mixed if mixed != _NONE else _ONE)
     for i in range(len(rows)):
         for c in range(len(once)):
@@ -398,26 +391,3 @@ def numbers(room: Room, some: Array, out: Array) -> None:
             block = room.where[k, i]
             for e in range(size):
                 out[m, plains + k * size + e] = room.raw[block, e]
-
-
-@compiled(error_model="numpy")
-def distinct(rows: Array, most: int) -> Any:
-    """The first ``most`` of ``rows`` (n,) without repetitions, in order of first appearance."""
-    size = 16
-    while size < 2 * len(rows):
-        size *= 2
-    table = np.zeros(size, np.int32)
-    out = np.empty(min(most, len(rows)), np.intp)
-    n = 0
-    for i in range(len(rows)):
-        if n == len(out):
-            break
-        row = rows[i]
-        at = _home(np.uint64(row), size)
-        while table[at] != 0 and out[table[at] - 1] != row:
-            at = (at + 1) & (size - 1)
-        if table[at] == 0:
-            out[n] = row
-            n += 1
-            table[at] = n
-    return out[:n]

@@ -12,16 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from millrace.basics.compiled import compiled
+from millrace.basics.compiled import compiled, home_slot
+from scorer.catalog.pagekernels import folded
 
 Array = NDArray[Any]
-
-_C1 = np.uint64(0x9E3779B97F4A7C15)
-_C2 = np.uint64(0xBF58476D1CE4E5B9)
-_C3 = np.uint64(0x94D049BB133111EB)
 
 
 @compiled
@@ -53,15 +49,6 @@ def narrow(columns: Array, first: int, stop: int, values: Array, keep: bool, all
             allowed[row] = False
 
 
-@njit(inline="always")
-def _folded(out: Any, hashed: Any) -> Any:
-    """One more column in a window key, as in :mod:`scorer.catalog.pagekernels`."""
-    x = out * _C1 + hashed
-    x = (x ^ (x >> np.uint64(30))) * _C2
-    x = (x ^ (x >> np.uint64(27))) * _C3
-    return x ^ (x >> np.uint64(31))
-
-
 @compiled
 def unseen(salt: Any, user: Any, items: Array, column: int, user_first: bool, seen: Array, allowed: Array) -> None:
     """Takes away the items of which the user has seen something.
@@ -80,7 +67,7 @@ def unseen(salt: Any, user: Any, items: Array, column: int, user_first: bool, se
         item = items[row, column]
         if not allowed[row] or item == 0:
             continue
-        key = _folded(_folded(user, salt), item) if user_first else _folded(_folded(item, salt), user)
+        key = folded(folded(user, salt), item) if user_first else folded(folded(item, salt), user)
         key = np.uint64(1) if key == 0 else key
         at = np.int64(key >> np.uint64(32)) & mask
         while seen[at] != 0 and seen[at] != key:
@@ -134,7 +121,7 @@ def capped(values: Array, limits: Array, out: Array) -> Any:
             value = values[i, a]
             if value == 0:
                 continue
-            at = np.int64((value * _C1) >> np.uint64(32)) & (room - 1)
+            at = home_slot(value, 32) & (room - 1)
             while keys[a, at] != 0 and keys[a, at] != value:
                 at = (at + 1) & (room - 1)
             places[a] = at

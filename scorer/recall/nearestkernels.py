@@ -11,9 +11,7 @@ tiles.
     column 1      [ a  b  c      z ]     registers, and no sum ever goes across a register
       ...
 
-A bfloat16 is the upper half of a float32; arrays of them are uint16 here, as in :mod:`learner.network.bfloat16`,
-whose rounding this is. The two functions are here once more because a compiled function can call none of another
-module.
+A bfloat16 is the upper half of a float32; arrays of them are uint16 here, as in :mod:`learner.network.bfloat16`.
 """
 
 from __future__ import annotations
@@ -21,9 +19,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from learner.network.bfloat16 import to_half, to_single
 from millrace.basics.compiled import compiled
 
 Array = NDArray[Any]
@@ -31,18 +29,6 @@ Tiles = NDArray[np.uint16]
 
 LANES = 64
 """Items in a tile. 16 and 32 were four times as slow: the compiler kept no sums in registers."""
-
-
-@njit(inline="always")
-def _single(half: Any) -> Any:
-    return np.uint32(np.uint32(half) << np.uint32(16)).view(np.float32)
-
-
-@njit(inline="always")
-def _half(single: Any) -> Any:
-    bits = np.float32(single).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.uint16(rounded if single == single else np.uint32(0x7FC0))
 
 
 @compiled(fastmath={"reassoc", "contract"})
@@ -77,7 +63,7 @@ def lay(vectors: Array, places: Array, tiles: Array) -> None:
     for i in range(len(places)):
         t, lane = places[i] // LANES, places[i] % LANES
         for c in range(vectors.shape[1]):
-            tiles[t, c, lane] = _half(vectors[i, c])
+            tiles[t, c, lane] = to_half(vectors[i, c])
 
 
 @compiled
@@ -86,4 +72,4 @@ def fetch(tiles: Array, places: Array, out: Array) -> None:
     for i in range(len(places)):
         t, lane = places[i] // LANES, places[i] % LANES
         for c in range(tiles.shape[1]):
-            out[i, c] = _single(tiles[t, c, lane])
+            out[i, c] = to_single(tiles[t, c, lane])

@@ -24,28 +24,21 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from millrace.basics.compiled import compiled
+from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
 
 Array = NDArray[Any]
-
-_C1 = np.uint64(0x9E3779B97F4A7C15)
-_C2 = np.uint64(0xBF58476D1CE4E5B9)
-_C3 = np.uint64(0x94D049BB133111EB)
 
 
 @njit(inline="always")
 def _drawn(seed: Any, count: Any, below: Any) -> Any:
     """Number ``count`` of the seed's draws from 0 .. ``below`` - 1."""
-    x = seed + np.uint64(count + 1) * _C1
-    x = (x ^ (x >> np.uint64(30))) * _C2
-    x = (x ^ (x >> np.uint64(27))) * _C3
-    return np.int64((x ^ (x >> np.uint64(31))) % np.uint64(below))
+    return np.int64(split_mix(seed + np.uint64(count + 1) * GOLDEN) % np.uint64(below))
 
 
 @njit(inline="always")
 def _place(table: Array, row: Any) -> Any:
     """Where ``row`` stands in the hash table of rows + 1, or would stand."""
-    at = np.int64((np.uint64(row) * _C1) >> np.uint64(32)) & (len(table) - 1)
+    at = home_slot(row, 32) & (len(table) - 1)
     while table[at] != 0 and table[at] != row + 1:
         at = (at + 1) & (len(table) - 1)
     return at
