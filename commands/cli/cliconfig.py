@@ -71,21 +71,27 @@ def show(*, data: Data = None, json: Json = False) -> None:
 @app.command
 def check(*, data: Data = None, json: Json = False) -> None:
     """Print every mistake in the settings, one a line. Status 1: there is one."""
+    from learner.evaluation.segments import Segments
+    from learner.gate.quota import Quota
     from millrace.processes.tokens import Tokens
+    from scorer.recall.recall import Shares
 
     found = read_settings({"data": absolute(data)})
+    settings = found.settings
     looks: tuple[Callable[[], object], ...] = (
-        found.settings.load_schema,
-        found.settings.event_clock,
-        lambda: Tokens.of(found.settings),
+        settings.event_clock,
+        lambda: Tokens.of(settings),
+        lambda: Shares.of(settings.recall),
+        lambda: Segments(settings.load_schema(), settings.segments),
+        lambda: Quota(settings.load_schema(), settings.teach_limits),
     )
-    mistakes = [*found.mistakes, *unread_variables(os.environ)]
+    mistakes = dict.fromkeys([*found.mistakes, *unread_variables(os.environ)])
     for look in looks:
         try:
             look()
         except MillraceError as error:
-            mistakes.append(str(error))
-    emit(mistakes, mistakes or [f"no mistake in {found.file or 'the settings'}"], json)
+            mistakes[str(error)] = None
+    emit(list(mistakes), mistakes or [f"no mistake in {found.file or 'the settings'}"], json)
     sys.exit(1 if mistakes else 0)
 
 

@@ -209,7 +209,7 @@ def test_a_settings_file_is_made_shown_and_checked(tmp_path: Path) -> None:
     assert (rows["workers"], rows["data"]) == ((2, "MILLRACE_WORKERS"), (str(tmp_path), "flag"))
     assert rows["candidates"] == (1000, "default")
     assert millrace("config", "check", "--data", str(tmp_path)).returncode == 0
-    file.write_text("[ports]\nport = 0.5\nprot = 1\n[schema]\nschema = 'none.toml'\n")
+    file.write_text("[ports]\nport = 0.5\nprot = 1\n[schema]\nschema = 'none.toml'\n[serving.recall]\nhot = 0.5\n")
     checked = millrace("config", "check", "--data", str(tmp_path), MILLRACE_COLOUR="red")
     assert checked.returncode == 1
-    assert len(checked.stdout.splitlines()) == 4, checked.stdout
+    assert len(checked.stdout.splitlines()) == 5, checked.stdout
