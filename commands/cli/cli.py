@@ -102,7 +102,7 @@ def demo(
     page_port
         Port of the live page.
     data
-        Folder of the loop, kept at the end (default: a temporary one, removed).
+        Folder of the loop, kept at the end (default: the setting data, else a temporary one, removed).
     from_log
         Play this exposure log through the live loop in place of simulated shoppers.
     schema

@@ -90,7 +90,8 @@ EXIT_CODES = {
     0: "done",
     1: "an expected failure or a wrong flag, named in one line; or a check that found something",
     FENCED_STATUS: "another learner has taken over: do not start this one again",
-    130: "ended by a second Ctrl-C",
+    130: "ended by Ctrl-C before its work had begun, or by a second one",
+    143: "a demo that SIGTERM ended",
 }
 """What the status of a command means."""
 

@@ -3,8 +3,8 @@
 line of its log, and its last figures in a file when it ends.
 
 :func:`run_role` is the only entry to a role. The command line calls it. The demo's supervisor, the container and a
-person at a terminal all start a role with the same command, ``millrace run NAME``. This module knows the roles' names, not
-their code: only the command line imports that.
+person at a terminal all start a role with the same command, ``millrace run NAME``. This module knows the roles'
+names, not their code: only the command line imports that.
 """
 
 from __future__ import annotations
