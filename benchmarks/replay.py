@@ -29,7 +29,7 @@ from benchmarks.tools.figures import Figure, Say, figure
 from benchmarks.tools.running import anonymous_mb
 from commands.replay.grouped import Groups
 from commands.replay.known import LabelSettings
-from commands.replay.run import BATCH_ROWS, THREADS, run_log
+from commands.replay.replayrun import BATCH_ROWS, THREADS, run_log
 from commands.replay.sidebyside import Timing
 from commands.replay.steps import Step, steps
 from experiments.runs import BenchError

@@ -115,8 +115,8 @@ def demo(
         Begin with so many simulated days before the opening: they are replayed first, and the loop goes on from them.
         Not with --from-log.
     """
-    from commands.demo.run import DemoOptions
-    from commands.demo.run import demo as run
+    from commands.demo.demorun import DemoOptions
+    from commands.demo.demorun import demo as run
 
     given: dict[str, Any] = {"speed": speed, "page_port": page_port}
     options = DemoOptions(
@@ -160,8 +160,8 @@ def up(
     evolve
         With a schema that has changed: carry over what both have (default: the setting).
     """
-    from commands.up.run import UpOptions
-    from commands.up.run import up as run
+    from commands.up.uprun import UpOptions
+    from commands.up.uprun import up as run
 
     settings = load_settings({"schema": absolute(schema), "data": absolute(data), "evolve": evolve})
     sys.exit(run(settings, UpOptions(free_ports=free_ports, sync=sync, archive=archive)))

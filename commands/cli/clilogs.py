@@ -50,7 +50,7 @@ def replay(
     json: Json = False,
 ) -> None:
     """Run a day of logs (or many) through windows, learner and progressive evaluation; print the AUC of each day."""
-    from commands.replay.run import replay as run
+    from commands.replay.replayrun import replay as run
 
     labels, _ = _labels(label_policy)
     report(json, run, _one_or_more(log), schema, out, seed=seed, model=model, labels=labels, skip_bad=skip_bad)
@@ -189,7 +189,7 @@ def freshness(
     inputs
         own: as the schema says. raw, scaled: as in 'millrace dev experiment', to compare with it.
     """
-    from commands.freshness.run import freshness as run
+    from commands.freshness.freshnessrun import freshness as run
 
     report(
         json,
@@ -236,7 +236,7 @@ def delays(
     segments
         Columns by whose values completeness is told too, with commas.
     """
-    from commands.delays.run import delays as run
+    from commands.delays.delaysrun import delays as run
     from millrace.reports.spans import span_ms
 
     report(

@@ -193,7 +193,7 @@ def repair(
     dry_run
         Say what would be left out, and write nothing.
     """
-    from commands.repair.run import run_repair
+    from commands.repair.repairrun import run_repair
     from commands.repair.without import Without, arms_of, ids_of
 
     without = Without(
@@ -227,7 +227,7 @@ def bisect(
     of
         Version to look back from (default: the newest), as one that a rollback left.
     """
-    from commands.repair.run import run_bisect
+    from commands.repair.repairrun import run_bisect
 
     report(json, run_bisect, _with_samples(data, kafka, from_folder), since, figure, from_folder, of)
 

@@ -1,7 +1,7 @@
 # core
 """What a model would have scored under each attribution window and label policy, on one set of features.
 
-A trial is one replay of the log (:func:`commands.replay.run.run_log`) with labels that come as a live loop with
+A trial is one replay of the log (:func:`commands.replay.replayrun.run_log`) with labels that come as a live loop with
 that window and policy would have them. Features do not depend on either, so they are made once and mapped into the
 memory of each run. *Lost*: a click that comes later than the attribution window and the lateness together never reaches
 the learner, as in the live join. *Final labels*, by which all trials are judged: clicked within the longest window.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from commands.demo.audit import Apart, Ledger, Offsets, Reported, check
+from commands.demo.conservation import Apart, Ledger, Offsets, Reported, check
 from commands.loop.host import Host
 from commands.loop.monitor import Monitor, Picture
 from millrace.basics.errors import ConservationError, SnapshotError

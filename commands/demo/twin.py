@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.demo.served import Served
+from commands.demo.servedrows import Served
 from millrace.contracts.impressions import decode_impression
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema

@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from commands.guess.columns import Column
-from commands.guess.times import TIME_WORDS, times_of
+from commands.guess.samplecolumns import Column
+from commands.guess.timeformats import TIME_WORDS, times_of
 from millrace.contracts.schema import Transform
 
 FEW = 50

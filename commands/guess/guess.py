@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from commands.guess.columns import Column, columns_of, held
 from commands.guess.fields import Feature, feature_of
-from commands.guess.joins import Side, sides_beside
 from commands.guess.outcomes import Verdict, verdicts
-from commands.guess.pages import action_times, line_role, list_roles, position_role, request_role, unrolled
+from commands.guess.pageroles import action_times, line_role, list_roles, position_role, request_role, unrolled
 from commands.guess.roles import ITEM, USER, Role, Roles, day_role, id_role, item_of_page, label_role, time_role
 from commands.guess.sample import Sample, kinds_of, read_sample
-from commands.guess.times import TIME_WORDS, Times, times_of
+from commands.guess.samplecolumns import Column, columns_of, held
+from commands.guess.sidetables import Side, sides_beside
+from commands.guess.timeformats import TIME_WORDS, Times, times_of
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError
 from millrace.contracts.schema import Side as Of

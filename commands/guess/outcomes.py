@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.guess.columns import Column
+from commands.guess.samplecolumns import Column
 from millrace.basics.merit import auc
 
 PURE = 0.98

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from commands.guess.columns import Column
-from commands.guess.times import Times
+from commands.guess.samplecolumns import Column
+from commands.guess.timeformats import Times
 from millrace.basics.durations import DAY_MS
 
 MARGIN = 2.0

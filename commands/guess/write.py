@@ -10,7 +10,7 @@ import numpy as np
 
 from commands.guess.guess import Findings, Found
 from commands.guess.roles import Role
-from commands.guess.times import Times
+from commands.guess.timeformats import Times
 from millrace.basics.durations import DAY_MS
 from millrace.contracts.schema import BLANK, MAX_COLUMNS
 

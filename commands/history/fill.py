@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.history.events import LogEvents, Rows
+from commands.history.logevents import LogEvents, Rows
 from commands.replay.logfeatures import LogRows
 from millrace.basics.hashing import kafka_partition
 from millrace.contracts.events import (

@@ -24,12 +24,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.history.events import LogEvents
 from commands.history.fill import Recent, cut_ms, fill
+from commands.history.logevents import LogEvents
 from commands.history.people import items_of, users_of
 from commands.replay.known import LabelSettings, Samples
 from commands.replay.logfeatures import LogRows
-from commands.replay.run import BATCH_ROWS, THREADS, run_log
+from commands.replay.replayrun import BATCH_ROWS, THREADS, run_log
 from learner.evaluation.progressive import Progressive
 from learner.network.dense import threads
 from learner.ranker.repeats import Repeats, keep_ms_of

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from commands.loop.gate import Gate, says
+from commands.loop.gatestatus import Gate, says
 from commands.loop.monitor import Monitor, Picture
 from commands.loop.series import Series
 from millrace.processes.supervisor import Supervisor

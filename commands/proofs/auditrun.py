@@ -19,7 +19,7 @@ from commands.proofs.audit import Audit, audit
 from commands.proofs.auditreport import print_audit, time_text, write_audit
 from commands.replay.known import LabelSettings, Model, Observer
 from commands.replay.reading import Log, name_of_log, reading
-from commands.replay.run import BATCH_ROWS, THREADS, run_log
+from commands.replay.replayrun import BATCH_ROWS, THREADS, run_log
 from learner.network.dense import threads
 from learner.role.making import model_of
 from millrace.basics.errors import LeakError

@@ -136,7 +136,7 @@ class LogRows:
 
 
 class Labels:
-    """When each exposure's label is known, and when each action happened; see :mod:`commands.replay.run`.
+    """When each exposure's label is known, and when each action happened; see :mod:`commands.replay.replayrun`.
 
     An action that the log places before its exposure counts at the exposure. The exposure's own features never see it.
     """

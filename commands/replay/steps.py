@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from commands.replay.grouped import Groups, page_codes
 from commands.replay.known import LabelSettings, Samples
 from commands.replay.logfeatures import CHUNK_ROWS
+from commands.replay.samplequeue import Block, Waiting
 from commands.replay.stretches import Stretches
-from commands.replay.waiting import Block, Waiting
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable

@@ -39,7 +39,7 @@ from commands.up.findings import (
     status,
 )
 from commands.up.ports import check, choose
-from commands.up.run import ROLES
+from commands.up.uprun import ROLES
 from millrace import __version__
 from millrace.basics.errors import MillraceError, SettingError
 from millrace.contracts.schema import Schema

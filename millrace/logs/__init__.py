@@ -3,6 +3,6 @@
 
 from millrace.logs.exposures import TS, LogTable, local_days, read_log
 from millrace.logs.faults import Decision, Fault, LogFaults
-from millrace.logs.stream import Bounds
+from millrace.logs.streamed import Bounds
 
 __all__ = ["TS", "Bounds", "Decision", "Fault", "LogFaults", "LogTable", "local_days", "read_log"]

@@ -2,10 +2,11 @@
 """Reading an exposure log: anyone's table with one row an exposure, as a schema's ``[log]`` section describes it.
 
 Replay, experiments and the simulator's playback read logs here. The result is a clean table, or one error that names
-all that is wrong. Checks of columns are in :mod:`millrace.logs.columns`, forms of files in :mod:`millrace.logs.files`.
+all that is wrong. Checks of columns are in :mod:`millrace.logs.columnchecks`, forms of files in
+:mod:`millrace.logs.files`.
 
 - Parquet, CSV, TSV or JSON lines, by the name's ending; text files may be compressed. A file, a folder of files, or
-  several of both. A row may be a page with lists of candidates (:mod:`millrace.logs.lists`).
+  several of both. A row may be a page with lists of candidates (:mod:`millrace.logs.unrolled`).
 - Side tables (``[[join]]``) stand beside the log and are joined from the left; where both have a column, the log's
   wins (:mod:`millrace.logs.joins`).
 - Only the columns that the schema names are kept. Outcomes of the exposure (dwell time, likes) are inputs only if a
@@ -13,7 +14,7 @@ all that is wrong. Checks of columns are in :mod:`millrace.logs.columns`, forms 
 - Rows are sorted by time, ties in file order. Of the copies of one exposure the earliest is kept, where
   ``log.identity`` says what a copy is (:mod:`millrace.logs.copies`); else rows that look like copies are counted.
 - A log that is larger than a bound is streamed to a mapped file, where the caller names a folder for it
-  (:mod:`millrace.logs.stream`).
+  (:mod:`millrace.logs.streamed`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ import pyarrow as pa
 from millrace.basics import durations
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.schema import Schema
-from millrace.logs.columns import iso_day
+from millrace.logs.cleanrows import Rows, Wanted
+from millrace.logs.columnchecks import iso_day
 from millrace.logs.copies import TS, identity, sorted_once
-from millrace.logs.doubts import Plausibility, out_of_order
 from millrace.logs.faults import Decision, Faults
 from millrace.logs.files import estimated_bytes, files_of, read_files
 from millrace.logs.joins import SideTables
-from millrace.logs.rows import Rows, Wanted
-from millrace.logs.stream import Bounds, Spool, Streamed, mapped, streamed
+from millrace.logs.plausibility import Plausibility, out_of_order
+from millrace.logs.streamed import Bounds, Spool, Streamed, mapped, streamed
 from millrace.logs.text import TextForm
 
 __all__ = ["TS", "LogTable", "local_days", "read_log"]

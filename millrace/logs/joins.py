@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.logforms import Join, LogColumns, strptime_of
 from millrace.contracts.schema import Schema
-from millrace.logs.columns import check_single, time_ms
+from millrace.logs.columnchecks import check_single, time_ms
 from millrace.logs.faults import Faults
 from millrace.logs.files import files_of, read_files
 from millrace.logs.near import without_header

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands.replay.run import run_log
+from commands.replay.replayrun import run_log
 from learner.role.making import model_of
 from millrace.contracts.schema import DERIVED, Schema, load_schema, shop_schema
 from millrace.logs import TS, LogTable, read_log

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stream.worker.outlet
-from commands.demo.audit import Ledger
+from commands.demo.conservation import Ledger
 from learner.evaluation.progressive import Progressive
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats

@@ -23,7 +23,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.history.events import LogEvents, Rows
+from commands.history.logevents import LogEvents, Rows
 from commands.replay.logfeatures import LogRows
 from learner.evaluation.progressive import Progressive
 from learner.ranker.repeats import Repeats

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commands.demo.audit import Apart, Ledger, Reported, check
+from commands.demo.conservation import Apart, Ledger, Reported, check
+from commands.demo.demoreport import KEYS, missing_keys
 from commands.demo.past import Held, opening
-from commands.demo.report import KEYS, missing_keys
-from commands.demo.served import auc_of
+from commands.demo.servedrows import auc_of
 from millrace.basics.errors import ConservationError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Click, DeadLetter, Event, Exposure, Truth, to_json, to_msgpack

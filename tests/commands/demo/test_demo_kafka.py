@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.demo.run import ROLES
+from commands.demo.demorun import ROLES
 from tests.commands.demo.test_demo_live import assert_all_accounted_for, assert_no_errors, assert_undisturbed
 from tests.scenes.demo_kafka import apache_kafka, command_lines, own_redis
 from tests.scenes.demo_process import DemoProcess, demo_process, descendants

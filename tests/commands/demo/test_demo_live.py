@@ -15,8 +15,8 @@ from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from commands.demo.report import KEYS, missing_keys
-from commands.demo.run import ROLES
+from commands.demo.demoreport import KEYS, missing_keys
+from commands.demo.demorun import ROLES
 from millrace.contracts.online import FILLED, filled_key
 from millrace.contracts.settings import Settings
 from tests.deploy.test_deploy import exposed

@@ -12,8 +12,8 @@ import pytest
 
 from commands.cli.cli import app
 from commands.demo import past
+from commands.demo.demorun import Demo, DemoOptions, demo
 from commands.demo.past import MOST_DAYS, Held, check_days, live_through, opening
-from commands.demo.run import Demo, DemoOptions, demo
 from commands.loop.host import Host, made
 from commands.loop.monitor import Monitor
 from commands.loop.status import Shown

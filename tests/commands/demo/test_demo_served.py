@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.demo.audit import Ledger
-from commands.demo.served import Served, auc_of, by_minute, curve, figures, first, headline, newest
+from commands.demo.conservation import Ledger
+from commands.demo.servedrows import Served, auc_of, by_minute, curve, figures, first, headline, newest
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import ARMS, LOGGED, MODEL, Truth, to_msgpack
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from commands.demo import settle as module
-from commands.demo.audit import Ledger
+from commands.demo.conservation import Ledger
 from commands.demo.settle import Drained, settle
 from commands.loop import host as hosts
 from commands.loop.host import READS, Host, made

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.demo.run import DemoOptions, demo
-from commands.demo.served import Served, auc_of
+from commands.demo.demorun import DemoOptions, demo
+from commands.demo.servedrows import Served, auc_of
 from commands.demo.twin import Pages, blocks, twin_scores
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import SettingError

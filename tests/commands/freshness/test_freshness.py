@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from commands.freshness.run import freshness
+from commands.freshness.freshnessrun import freshness
 from commands.offline import epochs
 from commands.offline.dataset import Dataset, _day_starts, plain_schema, prepare
 from commands.offline.epochs import learn, score

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from commands.guess import Guess, guess_schema
-from commands.guess.columns import Column
 from commands.guess.outcomes import only_with_label
-from commands.replay.run import run_log
+from commands.guess.samplecolumns import Column
+from commands.replay.replayrun import run_log
 from learner.role.making import model_of
 from millrace.basics.errors import SchemaError
 from millrace.contracts.schema import Schema, parse_schema, shop_schema

@@ -18,14 +18,14 @@ import pytest
 from commands.history import command, into
 from commands.history.attempt import attempt, check_empty
 from commands.history.command import past_windows
-from commands.history.events import LogEvents
 from commands.history.fill import Recent, cut_ms, fill
 from commands.history.into import Left, check_schema
 from commands.history.into import leave as leave_in
+from commands.history.logevents import LogEvents
 from commands.history.people import items_of, users_of
 from commands.replay.logfeatures import LogRows
 from commands.replay.reading import reading
-from commands.up.run import UpOptions, up
+from commands.up.uprun import UpOptions, up
 from learner.evaluation.progressive import Progressive
 from learner.network.dense import threads
 from learner.ranker.repeats import Repeats

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from commands.demo.run import ROLES
-from commands.loop.gate import Gate, gate_of, says
+from commands.demo.demorun import ROLES
+from commands.loop.gatestatus import Gate, gate_of, says
 from commands.loop.monitor import Monitor
 from commands.loop.page import PageServer
 from commands.loop.status import Shown, State, state_of

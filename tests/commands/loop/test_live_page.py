@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from rich.console import Console
 
-from commands.demo.run import ROLES
+from commands.demo.demorun import ROLES
 from commands.loop.monitor import Monitor
 from commands.loop.page import PageServer
 from commands.loop.page.server import FIRST_PORT

@@ -19,7 +19,7 @@ from commands.proofs.auditreport import report_of, verdict_of
 from commands.proofs.auditrun import audit_log
 from commands.replay import logfeatures, sidebyside
 from commands.replay.known import LabelSettings, Model, Observer
-from commands.replay.run import run_log
+from commands.replay.replayrun import run_log
 from millrace.basics.errors import LeakError
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import TS, Bounds, LogTable, exposures, joins, read_log

@@ -23,7 +23,7 @@ from commands.repair.bisection import Bisection
 from commands.repair.feed import Feed, Message, Source, rows_in
 from commands.repair.judge import members_of, rows_until
 from commands.repair.lineage import Lineage, check_one_model, lineage
-from commands.repair.run import Scene
+from commands.repair.repairrun import Scene
 from commands.repair.standout import Tally, standouts
 from commands.repair.topic import Folder, Topic
 from commands.repair.without import Without, arms_of, ids_of, interval_of, moment, shown, time_of
@@ -526,7 +526,7 @@ def test_where_nothing_was_learnt_since_no_sample_is_read(folder: Path) -> None:
 
 def test_a_run_that_was_killed_names_no_broker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, asked = folder / "data", list[str]()
-    monkeypatch.setattr("commands.repair.run.run_bisect", lambda settings, *_: asked.append(settings.kafka))
+    monkeypatch.setattr("commands.repair.repairrun.run_bisect", lambda settings, *_: asked.append(settings.kafka))
     say_where(data, {"kafka": "127.0.0.1:1"})  # as a killed run leaves it
     with pytest.raises(SettingError, match="no Kafka address is set, and no 'millrace up' is ready on"):
         command("model", "bisect", "--since", "1h", "--data", data)

@@ -124,7 +124,7 @@ def run_plain(
     how: LabelSettings,
     observer: Observer | None = None,
 ) -> NDArray[np.float32]:
-    """As :func:`commands.replay.run.run_log`, to the bit."""
+    """As :func:`commands.replay.replayrun.run_log`, to the bit."""
     rows = LogRows(log, schema)
     labels = Labels(log, schema, rows)
     features = LogFeatures(rows, labels, schema, () if groups is None else groups.cuts)

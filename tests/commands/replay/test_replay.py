@@ -20,8 +20,8 @@ from commands.cli import cli
 from commands.replay.grouped import Groups
 from commands.replay.known import LabelSettings
 from commands.replay.logfeatures import LogRows
-from commands.replay.report import make_report
-from commands.replay.run import replay, run_log
+from commands.replay.replayreport import make_report
+from commands.replay.replayrun import replay, run_log
 from commands.replay.stretches import Stretches
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import SettingError

@@ -17,11 +17,11 @@ from commands.replay import ranks
 from commands.replay.grouped import Groups, day_codes, joint, page_codes
 from commands.replay.known import LabelSettings, Model, Samples
 from commands.replay.logfeatures import LogRows
-from commands.replay.run import run_log
+from commands.replay.replayrun import run_log
+from commands.replay.samplequeue import Block, Waiting
 from commands.replay.sidebyside import Channel, Timing, run_side_by_side
 from commands.replay.steps import Step, steps
 from commands.replay.stretches import Stretches
-from commands.replay.waiting import Block, Waiting
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from learner.ranker.still import Still

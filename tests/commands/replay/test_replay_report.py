@@ -12,8 +12,8 @@ import pytest
 
 from commands.replay.grouped import Groups
 from commands.replay.logfeatures import Labels, LogRows
-from commands.replay.report import Baseline, make_report, verdict_of
-from commands.replay.run import replay, run_log
+from commands.replay.replayreport import Baseline, make_report, verdict_of
+from commands.replay.replayrun import replay, run_log
 from commands.replay.stretches import Stretches
 from learner.evaluation.progressive import baseline_column
 from learner.ranker.model import OnlineModel

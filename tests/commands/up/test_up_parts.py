@@ -21,10 +21,10 @@ from commands.loop.page import PageServer
 from commands.loop.status import Shown, state_of
 from commands.loop.view import line_of, table_of
 from commands.up import folder as folders
-from commands.up import words
+from commands.up import upwords
 from commands.up.ports import Ports, check, choose, url
-from commands.up.run import ROLES, Up, UpOptions, prepared, up
 from commands.up.running import running, told
+from commands.up.uprun import ROLES, Up, UpOptions, prepared, up
 from millrace.basics.errors import PortError, ServiceError, SettingError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.schema import load_schema, parse_schema, shop_schema
@@ -300,13 +300,13 @@ def test_a_scorer_without_items_works_as_far_as_this_machine_can_help_it() -> No
 
 def test_the_first_commands_are_of_the_schema_and_name_the_token_only_as_such() -> None:
     own = parse_schema(f'name = "s"\n{SCHEMA}[[fields]]\nname = "price"\nof = "item"\nkind = "numeric"\n')
-    command = words.first_item(own, "http://i", token=False)
+    command = upwords.first_item(own, "http://i", token=False)
     body = json.loads(command.split("'")[1])
     assert body == {"item_id": "1", "attributes": {"price": 1.0}}
     assert command.startswith("curl -s http://i/items")
-    assert "Bearer TOKEN" in words.first_page("http://s", token=True)
+    assert "Bearer TOKEN" in upwords.first_page("http://s", token=True)
     reasons = ("no items yet; send the catalogue to the topic items", "no model yet; start the learner", "")
-    assert [words.awaited(reason, "http://i")[:18] for reason in reasons] == [
+    assert [upwords.awaited(reason, "http://i")[:18] for reason in reasons] == [
         "waiting for items.",
         "the scorer is not ",
         "",

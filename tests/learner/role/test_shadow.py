@@ -16,7 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from commands.cli import climodel
-from commands.up.run import UpOptions
+from commands.up.uprun import UpOptions
 from learner.evaluation.versus import versus
 from learner.ranker.verbs import Learning
 from learner.role import service

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pytest
 from kafka import TopicPartition
 
-from commands.history.events import LogEvents
+from commands.history.logevents import LogEvents
 from commands.replay.grouped import Groups
 from commands.replay.logfeatures import LogRows
-from commands.replay.run import replay
+from commands.replay.replayrun import replay
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import kafka_partition, value_hash
 from millrace.contracts.events import Impression, key_of, to_msgpack

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kafka.partitioner.default import DefaultPartitioner
 from kafka.partitioner.default import murmur2 as theirs
 
-from commands.demo.audit import Ledger
+from commands.demo.conservation import Ledger
 from millrace.basics.hashing import kafka_partition, murmur2
 from millrace.contracts.events import User, key_of, letter_bytes, to_json
 from millrace.contracts.samples import NEGATIVE, POSITIVE

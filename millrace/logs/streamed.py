@@ -26,12 +26,12 @@ from millrace.basics import durations
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError
 from millrace.contracts.schema import Schema
+from millrace.logs.cleanrows import Rows
 from millrace.logs.copies import TS, identity, sorted_once
-from millrace.logs.doubts import Plausibility
 from millrace.logs.faults import Faults
 from millrace.logs.files import PARQUET, Ending, named, text_ending
 from millrace.logs.plain import common, plain, plain_type
-from millrace.logs.rows import Rows
+from millrace.logs.plausibility import Plausibility
 from millrace.logs.text import TextForm, TextReader, blocks, wanted_once
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from commands.freshness.freshnessplots import arms_plot, gains_plot, staleness_plot
+from commands.freshness.freshnesswords import BASELINE, DAY_OLD, LIVE, RETRAINED, Late, how_often, named, verdict, whole
 from commands.freshness.measure import ALL, Figure, Measured
-from commands.freshness.plots import arms_plot, gains_plot, staleness_plot
-from commands.freshness.words import BASELINE, DAY_OLD, LIVE, RETRAINED, Late, how_often, named, verdict, whole
 from commands.offline.dataset import Dataset
 from commands.offline.follow import Plan, period_ms
 from millrace.basics.durations import DAY_MS

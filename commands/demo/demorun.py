@@ -22,10 +22,10 @@ from pathlib import Path
 
 import msgspec
 
-from commands.demo.audit import Ledger
+from commands.demo.conservation import Ledger
 from commands.demo.curves import draw, thirds
+from commands.demo.demoreport import make_report, missing_keys, summary, write_report
 from commands.demo.past import Held, check_days, filled, held_by, learnt_until, live_through, opening
-from commands.demo.report import make_report, missing_keys, summary, write_report
 from commands.demo.settle import DRAIN_SECONDS, Drained, Settlement, labels_take, proved, settle
 from commands.demo.twin import Pages
 from commands.loop.host import READY_SECONDS, Host, made

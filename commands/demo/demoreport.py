@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.demo.audit import Ledger
-from commands.demo.served import Served, auc_of, by_minute, curve, figures, first, headline, newest
+from commands.demo.conservation import Ledger
+from commands.demo.servedrows import Served, auc_of, by_minute, curve, figures, first, headline, newest
 from commands.demo.settle import Settlement
 from commands.demo.twin import Pages, twin_scores
 from commands.loop.monitor import SCORER_ERRORS, Monitor

@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands.guess.columns import Column, columns_of
 from commands.guess.sample import Sample, read_sample
+from commands.guess.samplecolumns import Column, columns_of
 from millrace.basics.errors import LogError
 
 LEAST_MATCH = 0.5

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from commands.freshness.freshnesswords import named, verdict
 from commands.freshness.measure import ALL, Figure, Measured, Rows, Scored
-from commands.freshness.words import named, verdict
 from millrace.basics.clustered import FEWEST
 from millrace.basics.merit import auc, log_loss
 

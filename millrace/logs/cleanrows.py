@@ -20,13 +20,13 @@ from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.logforms import FIRST_DAY, LogColumns, start_ms
 from millrace.contracts.schema import DERIVED, Schema
-from millrace.logs.columns import check_columns, check_single, labels, never, numbers, positions, time_ms
+from millrace.logs.columnchecks import check_columns, check_single, labels, never, numbers, positions, time_ms
 from millrace.logs.copies import TS
 from millrace.logs.faults import Faults
 from millrace.logs.joins import SideTables
-from millrace.logs.lists import unroll
 from millrace.logs.near import lacking
 from millrace.logs.times import Clock, to_ms
+from millrace.logs.unrolled import unroll
 from millrace.logs.values import as_text, flat
 
 

@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from commands.freshness.freshnessreport import Setup, report_of
+from commands.freshness.freshnessslices import day_slices, hour_slices, named, value_slices
+from commands.freshness.freshnesswords import BASELINE, DAY_OLD, LIVE, RETRAINED
+from commands.freshness.freshnesswords import named as model_named
 from commands.freshness.measure import Measured, Rows, Scored
-from commands.freshness.report import Setup, report_of
-from commands.freshness.slices import day_slices, hour_slices, named, value_slices
-from commands.freshness.words import BASELINE, DAY_OLD, LIVE, RETRAINED
-from commands.freshness.words import named as model_named
 from commands.offline import rounds
 from commands.offline.compared import DEFAULT, KINDS, OWN, input_of, spec_of
 from commands.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from commands.guess.columns import Column
+from commands.guess.samplecolumns import Column
 from millrace.basics.durations import DAY_MS
 from millrace.logs.times import FIRST_MS, Clock, to_ms
 

@@ -34,7 +34,7 @@ from commands.replay.grouped import Groups
 from commands.replay.known import LabelSettings, Model, Observer
 from commands.replay.logfeatures import unfit
 from commands.replay.reading import Log, about, name_of_log, reading
-from commands.replay.report import Baseline, make_report, print_report
+from commands.replay.replayreport import Baseline, make_report, print_report
 from commands.replay.sidebyside import Timing, run_side_by_side
 from commands.replay.steps import steps
 from learner.network.dense import threads

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from commands.demo.served import Served
+from commands.demo.servedrows import Served
 from learner.samples.eventtime import EventTime
 from millrace.basics.errors import ConservationError, SchemaError
 from millrace.contracts.clock import EventClock

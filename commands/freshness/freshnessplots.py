@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from commands.freshness.words import DAY_OLD, LIVE
+from commands.freshness.freshnesswords import DAY_OLD, LIVE
 from millrace.reports import MAIN, QUIET, SECOND, Plot, canvas, distinct, line
 
 

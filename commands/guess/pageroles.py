@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from commands.guess.columns import Column
 from commands.guess.roles import ACTIONS, Role, Roles, choose
-from commands.guess.times import Times
+from commands.guess.samplecolumns import Column
+from commands.guess.timeformats import Times
 
 _PAGE = {"request", "impression", "page", "slate", "query", "search", "view", "req", "imp"}
 MOST_EXPOSURES = 300_000

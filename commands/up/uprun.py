@@ -31,7 +31,7 @@ from commands.loop.scrape import scrape_file
 from commands.loop.signals import AtOnce, Signals
 from commands.loop.status import Shown
 from commands.up import folder as folders
-from commands.up import words
+from commands.up import upwords
 from commands.up.ports import Ports, check, choose, url
 from millrace.basics.errors import SettingError
 from millrace.basics.files import write_whole
@@ -139,7 +139,7 @@ class Up(Host):
         }
         scrape = self.folder / "prometheus.yml"
         write_whole(scrape, scrape_file(self.metrics()).encode(), durable=False)
-        for line in words.welcome(found, str(self.folder), str(scrape), self.settings.prefix):
+        for line in upwords.welcome(found, str(self.folder), str(scrape), self.settings.prefix):
             self.view.say(line)
         self.wait(self._watch, float("inf"))
 
@@ -149,15 +149,15 @@ class Up(Host):
             return False
         self._looked_at = time.monotonic()
         reason = self._not_ready()
-        before, self.shown.awaits = self.shown.awaits, words.awaited(reason, self.settings.intake)
+        before, self.shown.awaits = self.shown.awaits, upwords.awaited(reason, self.settings.intake)
         if self.shown.awaits and self.shown.awaits != before:
             self.view.say(self.shown.awaits)  # the page shows it for as long as it holds
-            if reason.startswith(words.CATALOGUE):
+            if reason.startswith(upwords.CATALOGUE):
                 schema, token = self.settings.load_schema(), bool(self.credentials())
-                self.view.say(f"for instance: {words.first_item(schema, self.settings.intake, token)}")
+                self.view.say(f"for instance: {upwords.first_item(schema, self.settings.intake, token)}")
         if not reason and not self.ready:
             self.ready = True
-            self.say(f"ready: {words.first_page(self.settings.scorer, bool(self.credentials()))}")
+            self.say(f"ready: {upwords.first_page(self.settings.scorer, bool(self.credentials()))}")
         return False
 
     def _not_ready(self) -> str:

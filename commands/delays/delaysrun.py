@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 
 from commands.delays.completeness import Clicks, Curve, by_group, by_window, points, quantiles
-from commands.delays.report import Trial, curve_plot, parts_of, rows_of, trial_of, trials_plot, verdict_of
+from commands.delays.delaysreport import Trial, curve_plot, parts_of, rows_of, trial_of, trials_plot, verdict_of
 from commands.delays.trials import IMMEDIATE, Setting, digest, final_labels, open_features, samples_of, with_window
 from commands.offline.slicing import MISSING, slice_of
 from commands.offline.workers import pool
 from commands.replay.known import learn_through
 from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.reading import Log, about, name_of_log, reading
-from commands.replay.run import BATCH_ROWS, THREADS
+from commands.replay.replayrun import BATCH_ROWS, THREADS
 from commands.replay.stretches import Stretches, write_features
 from learner.network.dense import threads
 from learner.role.making import model_of
