@@ -55,11 +55,7 @@ class OwnServing:
 
     @classmethod
     def attach(cls, schema: Schema, spec: Mapping[str, Any], base: Mapping[str, Array]) -> OwnServing:
-        """A reader of :meth:`OwnWriter.base`.
-
-        Raises:
-            SettingError: the class cannot be imported or made.
-        """
+        """A reader of :meth:`OwnWriter.base`. A class that cannot be imported or made raises SettingError."""
         return cls(schema, spec, below(_PREFIX, base))
 
     def followed(self, overlay: Mapping[str, Array]) -> OwnServing:
@@ -144,11 +140,8 @@ class OwnWriter:
         return below(_PREFIX, self._newest)
 
     def check(self, image: Image) -> None:
-        """Whether the class takes a delta: it is given to an object, which then scores a few rows. Changes nothing.
-
-        Raises:
-            SnapshotError: it does not; says why.
-        """
+        """Whether the class takes a delta: it is given to an object, which then scores a few rows. If not,
+        SnapshotError says why. Changes nothing."""
         if image.tables:
             raise SnapshotError(f"a delta of '{self._class.name}' has the tables {sorted(image.tables)}", _REMEDY)
         if image.dense:
@@ -158,11 +151,7 @@ class OwnWriter:
         self._tried = image
 
     def stage(self, image: Image) -> Arrays:
-        """What readers follow: all arrays of the delta.
-
-        Raises:
-            SnapshotError: the class does not take it (see :meth:`check`); nothing was changed.
-        """
+        """What readers follow: all arrays of the delta, once it passes :meth:`check`."""
         if self._tried is not image:
             self.check(image)
         self._tried = None

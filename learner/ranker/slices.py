@@ -58,6 +58,8 @@ class Slices:
     the order in which they came. To call ``finish`` after something was learnt since the version is the mistake to make
     here: the snapshot would have what no delta had.
 
+    Once another snapshot has begun, or the model has resumed one, every call raises SnapshotError.
+
     Args:
         rows: of a slice. 100,000 take some 10 ms and, with D = 16, 10 MB.
     """
@@ -82,11 +84,7 @@ class Slices:
         return all(c.whole for c in self._copies.values())
 
     def next(self) -> Part | None:
-        """The next part; None when the rest is little enough to be copied at once.
-
-        Raises:
-            SnapshotError: another snapshot has begun since, or the model has resumed one.
-        """
+        """The next part; None when the rest is little enough to be copied at once."""
         self._check()
         if not self.whole:
             return self._part(again=False)
@@ -97,14 +95,8 @@ class Slices:
         return self._part(again=True)
 
     def finish(self) -> Part:
-        """The last part: what was touched and removed since, dense tensors, and the small state of training.
-
-        To be called right after :meth:`OnlineModel.changes`, nothing learnt between, once :meth:`next` gave None.
-
-        Raises:
-            SnapshotError: not all rows have been copied yet, another snapshot has begun since, or the model has resumed
-                one.
-        """
+        """The last part: what was touched and removed since, dense tensors, and the small state of training. Raises
+        SnapshotError where not all rows have been copied yet."""
         self._check()
         if not self.whole:
             raise SnapshotError("a snapshot was finished before all its rows were copied", "call next() until None")

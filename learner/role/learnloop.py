@@ -254,11 +254,8 @@ class LearnLoop:
             self.output.delta(found.note, found.body)
 
     def _failed(self, error: StoreError) -> None:
-        """Says that the store took something not; the next snapshot is the next try.
-
-        Raises:
-            StoreError: it was not the first time.
-        """
+        """Says that the store did not take something; the next snapshot is the next try. Raises the error where it was
+        not the first one."""
         self._failures += 1
         if self._failures >= _FAILURES:
             raise error

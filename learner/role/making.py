@@ -30,11 +30,7 @@ RETRIEVAL_WIDTH = 32
 
 def wanted_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
     """The entries of the model's spec that a learner asks for: those of the settings, and a retrieval head where the
-    schema has users and items.
-
-    Raises:
-        SettingError: see :meth:`Settings.spec`.
-    """
+    schema has users and items."""
     if is_own(settings.model):
         log.info("a model of one's own has no retrieval head: recall does without vectors", model=settings.model)
         return {"settled_minutes": settings.attribution_minutes} | settings.spec()

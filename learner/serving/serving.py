@@ -89,12 +89,8 @@ class ServingModel:
         rows: Mapping[str, int] | None = None,
         half: bool = False,
     ) -> ServingModel:
-        """The model of a snapshot with a writer of its own, in one process; see :meth:`ModelWriter.of`.
-
-        Raises:
-            SettingError: the spec is not one.
-            SnapshotError: a part is not of a model with this schema and spec, or the dense tensors did not come.
-        """
+        """The model of a snapshot with a writer of its own, in one process. Arguments and errors as
+        :meth:`ModelWriter.of`."""
         writer = ModelWriter.of(schema, spec, parts, rows, half=half)
         model = cls._attached(writer.frame, writer.base())
         model._writer = writer
@@ -129,11 +125,8 @@ class ServingModel:
         return ServingModel(self.frame, tables, self._dense, folded)
 
     def patch(self, delta: Image) -> None:
-        """Applies a delta whole or not at all. Only for a model that :meth:`of` made, and not while it scores.
-
-        Raises:
-            SnapshotError: the delta is not one of this model (see :meth:`check`); nothing was changed.
-        """
+        """Applies a delta whole or not at all (:meth:`ModelWriter.check`). Only for a model that :meth:`of` made, and
+        not while it scores."""
         writer = self._own
         model = self.followed(writer.stage(delta))
         while writer.fold(_EVERYTHING):

@@ -37,8 +37,8 @@ class ModelWriter:
         half: matrix products in bfloat16, where the network's passes are written out; see
             :func:`learner.network.forward.matrix_units`.
 
-    Raises:
-        SettingError: the spec has an unknown name or value.
+    An image that is not one of this model raises SnapshotError (:meth:`check`) and changes nothing; a spec that is none
+    raises SettingError.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ModelWriter:
 
         Raises:
             SettingError: the spec is not one.
-            SnapshotError: a part is not of a model with this schema and spec, or the dense tensors did not come.
+            SnapshotError: a part is not one of this model, or the dense tensors did not come.
         """
         writer = cls(schema, spec, allocate, half)
         for name, count in (rows or {}).items():
@@ -94,13 +94,8 @@ class ModelWriter:
 
     def check(self, image: Image) -> None:
         """Whether a delta, or a part of a snapshot, is one of this model: every table with each of its columns, and all
-        dense tensors or none. Changes nothing.
-
-        Raises:
-            SnapshotError: it is not; names what is wrong.
-        """
-        problem = self._problem(image)
-        if problem:
+        dense tensors or none. The error names what is wrong."""
+        if problem := self._problem(image):
             raise SnapshotError(f"a delta has {problem}", "the next snapshot mends it")
 
     def _problem(self, image: Image) -> str:
@@ -119,11 +114,7 @@ class ModelWriter:
         return ""
 
     def load(self, image: Image) -> None:
-        """Puts a part of a snapshot into the base at once. Before anybody reads.
-
-        Raises:
-            SnapshotError: it is not one of this model (see :meth:`check`); nothing was changed.
-        """
+        """Puts a part of a snapshot into the base at once. Before anybody reads."""
         self.check(image)
         for name, rows in image.tables.items():
             self.tables[name].load(rows)
@@ -145,11 +136,7 @@ class ModelWriter:
 
     def stage(self, image: Image) -> Arrays:
         """The overlay of a delta, for readers to follow: a hash of its changed rows and of its removed ids for each
-        table; and if it has dense tensors, a buffer of these with what is made of them once a version.
-
-        Raises:
-            SnapshotError: the delta is not one of this model (see :meth:`check`); nothing was changed.
-        """
+        table; and if it has dense tensors, a buffer of these with what is made of them once a version."""
         self.check(image)
         counts = [entries(rows) for rows in self._changes(image)]
         slots = self._allocate((sum(overlay_slots(n) for n in counts),), np.int32)

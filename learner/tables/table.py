@@ -303,11 +303,7 @@ class SparseTable:
 
 
 def _fill(index: Index, name: str, rows: RowNumbers, values: NDArray[Any]) -> None:
-    """Writes a column of rows; values (n,) or (n, D).
-
-    Raises:
-        ValueError: they have another shape.
-    """
+    """Writes a column of rows; values (n,) or (n, D), else ValueError."""
     column = index.column(name)
     if values.shape != (len(rows), *column.shape[1:]):
         raise ValueError(f"column '{name}' has the shape {values.shape}")

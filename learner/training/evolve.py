@@ -58,11 +58,7 @@ class Report:
 
 
 def read_columns(note: object) -> Columns:
-    """The columns that a snapshot's ``extra["columns"]`` names.
-
-    Raises:
-        SnapshotError: it names none.
-    """
+    """The columns that a snapshot's ``extra["columns"]`` names; SnapshotError where it names none."""
     try:
         return msgspec.convert(note, Columns)
     except msgspec.ValidationError as error:
