@@ -27,9 +27,9 @@ def dead_letters(
     Parameters
     ----------
     reason
-        Only letters with this reason (docs/reference/dead-letters.md has them all).
+        Only dead letters with this reason (docs/reference/dead-letters.md has them all).
     last
-        How many letters to print.
+        How many dead letters to print.
     """
     from commands.reference.letters import Letters
     from millrace.contracts.topics import DEAD_LETTERS
@@ -54,7 +54,7 @@ def list_quarantine(*, data: Data = None, json: Json = False) -> None:
 
 @quarantine.command
 def release(*names: str, data: Data = None, admin: Admin = None, json: Json = False) -> None:
-    """Learn from samples that were refused: the world is different, and they are right.
+    """Learn samples that were refused: they are right.
 
     Parameters
     ----------

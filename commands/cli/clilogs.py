@@ -87,7 +87,7 @@ def bootstrap(
     log: Log,
     *,
     schema: SchemaFile,
-    data: Annotated[Path, Parameter(help="Folder of the loop that goes on from the log. It must be empty.")],
+    data: Annotated[Path, Parameter(help="Folder of the loop that continues from the log. It must be empty.")],
     people: bool = True,
     seed: Seed = 0,
     model: Model = None,
@@ -177,7 +177,7 @@ def freshness(
     cut
         At whose times micro-batches are cut (default: those of --sync). '--cut daily' leaves them whole.
     retrain
-        Also a model that is trained anew on all data before each day. Its cost grows with the square of the days.
+        Also a model that is trained again on all data before each day. Its cost grows with the square of the days.
     features
         day-old: compare live window features with those that a daily job would have made. live: only live ones.
     slices
@@ -234,7 +234,7 @@ def delays(
     policies
         Label policies to try, with commas (default: all). The present setting and immediate labels always run.
     segments
-        Columns by whose values completeness is told too, with commas.
+        Columns by whose values completeness is shown too, with commas.
     """
     from commands.delays.delaysrun import delays as run
     from millrace.reports.spans import span_ms

@@ -71,7 +71,7 @@ def hold(*, data: Data = None, admin: Admin = None, json: Json = False) -> None:
 
 @app.command
 def rollback(version: int | None = None, *, data: Data = None, admin: Admin = None, json: Json = False) -> None:
-    """Go back to an older version. The learner goes on from it; what it has learnt since is set aside.
+    """Go back to an older version. The learner continues from it; what it has learnt since is set aside.
 
     Parameters
     ----------

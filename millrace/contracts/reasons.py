@@ -63,7 +63,7 @@ REASONS: Mapping[str, Reason] = {
         "take request_id from an answer of /recommend, and let the scorer log to the same broker",
     ),
     "no-exposure": Reason(
-        "The action is about a position that no exposure told of",
+        "The action is about a position without an exposure",
         "send an exposure of what was seen before its actions",
     ),
     "wrong-item": Reason(

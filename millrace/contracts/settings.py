@@ -71,7 +71,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     # Schema. What users, items and events of the shop are.
     schema: str = ""  # path of a schema file; empty: the simulated shop's
-    evolve: bool = False  # a model and a state of another schema or spec are carried over, aloud, instead of refused
+    evolve: bool = False  # carry over a model and a state of another schema or spec instead of refusing them
 
     # Labels. When an exposure's label is learnt, and with what weight. All of it is event time.
     label_policy: Literal["wait", "equal-wait", "fake-negative-weighted", "es-dfm", "prompt"] = "prompt"
@@ -93,7 +93,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     heldout_share: Annotated[float, Meta(ge=0, le=0.1)] = 0.01  # share of pages that are never learnt, to judge by
     # Rows that a user, an item or an id of a field may teach in an hour; empty: no limit.
     teach_limits: dict[str, Annotated[int, Meta(ge=1)]] = field(default_factory=lambda: {"user": 1000, "item": 20000})
-    quarantine_minutes: Positive = 120.0  # what stays different for so long is the world, and is learnt
+    quarantine_minutes: Positive = 120.0  # after so long a refused change is accepted
     keep_minutes: Positive = 60.0  # versions are kept for so long, thinned, to go back to
 
     # Serving. What a scorer makes a page of.
