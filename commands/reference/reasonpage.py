@@ -19,7 +19,7 @@ itself. Dead letters are kept for 30 days.
 $ millrace data dead-letters --last 1
   letters  exposures  reason
        12          0  bad-item: An item cannot be read, or a field of the schema cannot hold a value of it
-        3         60  no-impression: The event is about a page of which no impression came
+        3         60  no-impression: The event is about a page of which no page log came
 
 bad-item  items, partition 0, offset 511
   bad-value: price '12,50' is no number

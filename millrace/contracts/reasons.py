@@ -51,7 +51,7 @@ REASONS: Mapping[str, Reason] = {
     ),
     "wrong-partition": Reason(
         "The message is about a user who belongs to another partition of its topic",
-        "send events, impressions and users under the user's id as key, by Kafka's default partitioner (murmur2;"
+        "send events, page logs and users under the user's id as key, by Kafka's default partitioner (murmur2;"
         " librdkafka: partitioner=murmur2_random)",
     ),
     "wrong-user": Reason(
@@ -59,7 +59,7 @@ REASONS: Mapping[str, Reason] = {
         "send with each event the user_id that its page was asked for",
     ),
     "no-impression": Reason(
-        "The event is about a page of which no impression came",
+        "The event is about a page of which no page log came",
         "take request_id from an answer of /recommend, and let the scorer log to the same broker",
     ),
     "no-exposure": Reason(
@@ -71,11 +71,11 @@ REASONS: Mapping[str, Reason] = {
         "name each item's position as answered; name slots where items are shown in another order",
     ),
     "impression-gone": Reason(
-        "The event came late for a page whose impression the topic no longer holds",
+        "The event came late for a page whose log the topic no longer holds",
         "keep the topic impressions for longer than attribution and lateness together",
     ),
     "bad-impression": Reason(
-        "An impression cannot be read, or is of another schema",
+        "A page log cannot be read, or is of another schema",
         "give scorer and stream the same schema, and let nobody else write to impressions",
     ),
     "bad-user": Reason(

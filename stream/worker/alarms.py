@@ -39,7 +39,7 @@ REMEDIES: Mapping[str, str] = {
     FUTURE: "date events by the event clock (MILLRACE_CLOCK) in Unix milliseconds, or raise MILLRACE_AHEAD_MINUTES",
     NO_IMPRESSION: "let events carry the request_id of a page that the scorer made, and let the scorer log its pages to"
     " the same broker",
-    WRONG_PARTITION: "send events, impressions and users under the user's id as key, by Kafka's default partitioner"
+    WRONG_PARTITION: "send events, page logs and users under the user's id as key, by Kafka's default partitioner"
     " (murmur2; librdkafka: partitioner=murmur2_random)",
 }
 ENOUGH = 36
