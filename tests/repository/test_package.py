@@ -92,7 +92,7 @@ def test_the_installed_command_runs_and_finds_its_data(site: Path) -> None:
     assert rest == ["shop", "True", "True"]
     commands = installed(site, str(site / "bin" / "millrace"), "--help")
     assert installed(site, "-m", "commands", "--help") == commands
-    for name in ("demo", "simulate", "stream", "learn", "serve", "replay"):
+    for name in ("demo", "up", "run", "log", "model", "data", "config"):
         assert re.search(rf"\b{name}\b", commands)
 
 
