@@ -100,31 +100,13 @@ def make_report(runs: Sequence[Run], policies: Sequence[str], rows: int, default
                     over.append(head | _all(_differences(mine, here, names), names))
         tables[measure], tables[f"{measure}_over_bound"] = own, over
     pooled = [
-        {"policy": policy, "rate": rate, "start": start, "runs": len(mine)} | _closed(mine, some, parts)
-        for rate, start, some in _scopes(runs)
+        {"policy": policy, "runs": len(mine)} | _closed(mine, runs, parts)
         for policy in policies
-        if (mine := [r for r in some if r["policy"] == policy])
+        if (mine := [r for r in runs if r["policy"] == policy])
     ]
-    whole = next((row for row in pooled if (row["policy"], row["rate"], row["start"]) == (default, ALL, ALL)), None)
+    whole = next((row for row in pooled if row["policy"] == default), None)
     verdicts = [] if whole is None else _verdicts(whole, parts)
     return {"default": default, "verdicts": verdicts, "pooled": pooled} | tables
-
-
-ALL = "all"
-"""Name of all rates, or both starts, taken together."""
-
-
-def _scopes(runs: Sequence[Run]) -> list[tuple[str, str, list[Run]]]:
-    """Everything, each rate, each start, and each of both together."""
-    rates = [ALL, *dict.fromkeys(r["rate"] for r in runs)]
-    starts = [ALL, *dict.fromkeys(r["start"] for r in runs)]
-    out = []
-    for rate in rates:
-        for start in starts:
-            some = [r for r in runs if rate in (ALL, r["rate"]) and start in (ALL, r["start"])]
-            if some:
-                out.append((rate, start, some))
-    return out
 
 
 def _all(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:

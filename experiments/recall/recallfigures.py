@@ -6,9 +6,7 @@ luck, and pages are always filled, so every shopper has the same exposures in ea
 
     ratio = (clicks of the arm / its exposures) / (clicks of `popular` / its exposures)
 
-Two intervals, each of 95%: *within a world*, shoppers are drawn with replacement, with their clicks in both arms (a
-paired bootstrap, percentiles: Efron and Tibshirani 1993, chapter 13); *over worlds*, Student's t on the logarithms of
-the worlds' ratios. The first says what another crowd in the same world would have given, the second another world.
+The interval is over worlds: Student's t on the logarithms of the worlds' ratios.
 """
 
 from __future__ import annotations
@@ -31,9 +29,6 @@ ARMS = (NEW, PERFECT, POPULAR, PREVIOUS)
 page of the most clicked items; the shop's previous recommender."""
 BASE = POPULAR
 """The arm that the others are held against."""
-
-DRAWS = 2000
-"""Of the bootstrap."""
 
 
 class Tally:
@@ -88,27 +83,6 @@ class Tally:
         }
 
 
-def ratio(arm: Run, base: Run, late: bool = False, draws: int = DRAWS, seed: int = 0) -> tuple[float, float, float]:
-    """The arm's click rate over the base's, and the ends of its interval over shoppers; ``late``: second half alone.
-
-    Raises:
-        ValueError: the two were not seen by the same shoppers.
-    """
-    a, b = (np.array(run["by_user"], np.int64) for run in (arm, base))
-    if not np.array_equal(a[0], b[0]):
-        raise ValueError(f"{a.shape[1]} and {b.shape[1]} shoppers who are not the same cannot be paired")
-    column = 3 if late else 1
-    n = a.shape[1]
-    sums = np.stack([a[column + 1], a[column], b[column + 1], b[column]]).astype(np.float64)  # (4, n)
-    rng = np.random.default_rng([seed, 13])
-    drawn = np.stack([sums @ rng.multinomial(n, np.full(n, 1.0 / n)) for _ in range(draws)])  # (draws, 4)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = drawn[:, 0] / drawn[:, 1] / (drawn[:, 2] / drawn[:, 3])
-    known = found[np.isfinite(found)]
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
-    return _quotient(arm, base, late), float(low), float(high)
-
-
 def over_worlds(ratios: Sequence[float]) -> tuple[float, float, float]:
     """The geometric mean of worlds' ratios with its interval (Student's t on logarithms), which for one world is that
     ratio alone. NaN where an arm had no click at all."""
@@ -126,7 +100,6 @@ def make_report(runs: Sequence[Run]) -> dict[str, Any]:
     seeds, starts = (list(dict.fromkeys(r[name] for r in runs)) for name in ("seed", "start"))
     rates: list[dict[str, Any]] = []
     ratios: list[dict[str, Any]] = []
-    worlds: list[dict[str, Any]] = []
     sources: list[dict[str, Any]] = []
     for start in starts:
         for arm in ARMS:
@@ -137,21 +110,17 @@ def make_report(runs: Sequence[Run]) -> dict[str, Any]:
             measures = ("click_rate", "click_rate_late", "expected_rate", "purchases")
             rates.append(head | {"worlds": len(mine)} | {n: _mean(list(mine.values()), n) for n in measures})
             sources += [head | row for row in _sources(list(mine.values()))]
-            pairs = [(s, run, of[s, start, BASE]) for s, run in mine.items() if (s, start, BASE) in of]
+            pairs = [(run, of[s, start, BASE]) for s, run in mine.items() if (s, start, BASE) in of]
             if arm == BASE or not pairs:
                 continue
             row: dict[str, Any] = dict(head)
             for late, name in ((False, "ratio"), (True, "ratio_late")):
-                row |= _interval(name, *over_worlds([_quotient(a, b, late) for _, a, b in pairs]))
-                if arm == NEW:
-                    part = head | {"part": "second half" if late else "whole day"}
-                    worlds += [part | {"seed": s} | _interval("ratio", *ratio(a, b, late)) for s, a, b in pairs]
+                row |= _interval(name, *over_worlds([_quotient(a, b, late) for a, b in pairs]))
             ratios.append(row)
     return {
         "verdicts": [v for start in starts if (v := _verdict(start, ratios, rates))],
         "click_rates": rates,
         f"over_{BASE}": ratios,
-        f"{NEW}_over_{BASE}_by_world": worlds,
         "sources": sources,
     }
 
@@ -214,7 +183,13 @@ def _rate(part: Any, whole: Any) -> float | None:
 
 
 def _quotient(arm: Run, base: Run, late: bool) -> float:
-    """The arm's click rate over the base's."""
+    """The arm's click rate over the base's.
+
+    Raises:
+        ValueError: the two were not seen by the same shoppers.
+    """
+    if arm["by_user"][0] != base["by_user"][0]:
+        raise ValueError("shoppers who are not the same cannot be compared")
     row = 3 if late else 1
     (shown, clicked), (base_shown, base_clicked) = (
         np.sum(run["by_user"][row : row + 2], axis=1) for run in (arm, base)
