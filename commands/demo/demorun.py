@@ -69,13 +69,7 @@ class DemoOptions:
 
 
 class Demo(Host):
-    """One run. Made and used by :func:`demo`.
-
-    Args:
-        settings: addresses that are set are used, others are started.
-        options: what was asked for.
-        ending: set when the run shall end; waiting on it is how time passes.
-    """
+    """One run. Made and used by :func:`demo`. Arguments as :class:`~commands.loop.host.Host` has them."""
 
     name = "demo"
 

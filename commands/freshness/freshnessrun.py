@@ -29,9 +29,8 @@ import torch
 from numpy.typing import NDArray
 
 from commands.freshness.freshnessreport import Setup, report_of
-from commands.freshness.freshnessslices import day_slices, hour_slices, named, value_slices
-from commands.freshness.freshnesswords import BASELINE, DAY_OLD, LIVE, RETRAINED
-from commands.freshness.freshnesswords import named as model_named
+from commands.freshness.freshnessslices import day_slices, hour_slices, value_slices
+from commands.freshness.freshnesswords import BASELINE, DAY_OLD, LIVE, RETRAINED, named
 from commands.freshness.measure import Measured, Rows, Scored
 from commands.offline import rounds
 from commands.offline.compared import DEFAULT, KINDS, OWN, input_of, spec_of
@@ -133,8 +132,9 @@ def freshness(
         models = _models(jobs, found, data, rows)
         ranked = _rows(data, rows)
         days, hours, values = day_slices(data, rows), hour_slices(data, rows), value_slices(data, rows)
-        places = {**{f"day {k}": v for k, v in days.items()}, **{f"hour {k}": v for k, v in hours.items()}}
-        measured = Measured(ranked, models, {**places, **named(values)}, tick)
+        places = {f"day {k}": v for k, v in days.items()} | {f"hour {k}": v for k, v in hours.items()}
+        places |= {f"{column} {value}": v for (column, value), v in values.items()}
+        measured = Measured(ranked, models, places, tick)
         setup = Setup(data, schedule, rows, train, sync, fresh, reference, cuts, features, seeds)
         report, plots = report_of(setup, measured, days, hours, values)
         notes = list(data.notes)
@@ -232,7 +232,7 @@ def _models(jobs: Sequence[Job], found: Sequence[Mapping[str, Any]], data: Datas
             files = [(job.out / f"{sync}.npy", job.out / f"{sync}.start.npy") for job, _ in own]
             p = [np.load(file) for file, _ in files]
             within = [np.load(start) if start.exists() else np.load(file) for file, start in files]
-            out[model_named(kind, sync)] = Scored(p, within)
+            out[named(kind, sync)] = Scored(p, within)
     again = [job.out / "retrained.npy" for job in jobs if job.retrain]
     if again:
         starts = [file.with_name("retrained.start.npy") for file in again]

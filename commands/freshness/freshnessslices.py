@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,8 +39,3 @@ def value_slices(data: Dataset, rows: slice) -> dict[tuple[str, str], Places]:
         for c in np.unique(code).tolist():
             out[column, one.values[c]] = np.flatnonzero(code == c)
     return {key: places for key, places in out.items() if len(places)}
-
-
-def named(slices: Mapping[tuple[str, str], Places]) -> dict[str, Places]:
-    """The same by one name each."""
-    return {f"{column} {value}": places for (column, value), places in slices.items()}
