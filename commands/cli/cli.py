@@ -44,7 +44,8 @@ FORMER: Mapping[str, str] = {
     **{name: f"data {name}" for name in ("quarantine", "forget")},
     **{name: f"dev {name}" for name in ("bench", "experiment", "topics", "reference")},
 }
-"""What commands were called before they were in groups; for one version. A flag that chose a mode comes before the command without it."""
+"""What commands were called before they were in groups, for one version. A flag that chose a mode comes before the
+command without it."""
 
 
 def current(words: Sequence[str]) -> list[str]:
