@@ -30,7 +30,6 @@ from commands.offline.intervals import interval, rounded
 from experiments.runs import Call, Group, Row, run_groups, runs_file
 from experiments.safety.poisons import POISONS, Window
 from experiments.safety.safetyrun import (
-    MINUTE_MS,
     STRETCH_ROWS,
     WINDOW_ROWS,
     Life,
@@ -41,8 +40,9 @@ from experiments.safety.safetyrun import (
     some,
     until,
 )
-from experiments.safety.safetyworld import HOUR_MS, Moment, Shop, traffic, write_shop
+from experiments.safety.safetyworld import Moment, Shop, traffic, write_shop
 from learner.network.dense import threads
+from millrace.basics.durations import HOUR_MS, MINUTE_MS
 from millrace.basics.errors import SettingError
 from millrace.basics.merit import known
 from millrace.contracts.samples import SampleBatch

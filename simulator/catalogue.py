@@ -13,9 +13,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.durations import DAY_MS
 from millrace.contracts.events import Item
 from simulator.dice import F64, even_normal, even_uniform, generator
-from simulator.params import DAY_MS, UTC_OFFSET_MS, D, Params
+from simulator.params import UTC_OFFSET_MS, D, Params
 
 I64 = NDArray[np.int64]
 ORDER_STEPS = np.array([1, 2, 3, 5, 10, 20, 50, 100])

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError
 from millrace.basics.files import write_whole
 from simulator.catalogue import price_band
 from simulator.dice import uniform
-from simulator.params import DAY_MS, DEFAULT, PAGE, Params
+from simulator.params import DEFAULT, PAGE, Params
 from simulator.reaction import react
 from simulator.shoppers import AGES, GENDERS, HOUSEHOLDS
 from simulator.visits import CONSUMER, WEEKEND, WORKDAY, weekday

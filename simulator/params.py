@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DAY_MS = 86_400_000
-HOUR_MS = 3_600_000
+from millrace.basics.durations import HOUR_MS
+
 UTC_OFFSET_MS = 8 * HOUR_MS
 D = 8
 """Dimensions of taste."""

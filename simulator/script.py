@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import column_hash
 from millrace.contracts.events import Id, Item, User
 from millrace.contracts.schema import DERIVED, Schema
 from millrace.logs import TS, LogTable
-from simulator.params import DAY_MS
 
 I64 = NDArray[np.int64]
 CHUNK_ROWS = 4096

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.durations import DAY_MS, HOUR_MS
 from simulator.dice import F64, generator, normal_quantiles
-from simulator.params import DAY_MS, HOUR_MS, PAGE, UTC_OFFSET_MS, Params
+from simulator.params import PAGE, UTC_OFFSET_MS, Params
 from simulator.shoppers import Shoppers
 
 I64 = NDArray[np.int64]

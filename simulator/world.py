@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.durations import DAY_MS
 from simulator.catalogue import Catalogue, Goods
 from simulator.dice import F64, generator, normal, uniform
-from simulator.params import DAY_MS, DEFAULT, PAGE, UTC_OFFSET_MS, Params
+from simulator.params import DEFAULT, PAGE, UTC_OFFSET_MS, Params
 from simulator.shoppers import make_shoppers
 from simulator.visits import Visits, make_visits, usual_depth
 

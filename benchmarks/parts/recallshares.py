@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from experiments.recall.recallloop import Pupil
 from experiments.recall.recallshop import RecallShop
+from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import combine, salt
-from simulator.params import DAY_MS
 from simulator.world import Day, start_of
 
 F64 = NDArray[np.float64]

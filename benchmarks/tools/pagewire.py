@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 import redis
 
+from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.hashing import column_hash
 from millrace.contracts.events import BadEventError, Item, key_of, to_json, to_msgpack
 from millrace.contracts.impressions import Served, decode_served
@@ -49,8 +50,6 @@ from millrace.windows.tiles import TileStore
 CATEGORIES, PARENTS, SHOPS = 200, 20, 3000
 USER_CATEGORIES = 12
 KEYS_A_SECOND = 1000
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
 _USERS_A_TIME = 500
 
 

@@ -39,7 +39,7 @@ from commands.offline import epochs
 from commands.offline.dataset import Dataset
 from commands.offline.epochs import Scores, score
 from learner.ranker.verbs import Learning
-from millrace.basics.durations import minutes_of
+from millrace.basics.durations import MINUTE_MS, minutes_of
 from millrace.basics.errors import SettingError
 
 NEVER, DAILY, BATCH = "never", "daily", "batch"
@@ -47,7 +47,6 @@ SYNCS = (NEVER, DAILY, "hourly", "15min", "minute", BATCH)
 """How often a model synchronises, from the rarest to every micro-batch."""
 
 _NAMED = {"hourly": 60, "minute": 1}
-_MINUTE_MS = 60_000
 _DAY_MIN = 1440
 
 
@@ -65,7 +64,7 @@ def period_ms(sync: str) -> int | None:
         minutes = 0
     if not minutes or _DAY_MIN % minutes or minutes == _DAY_MIN:
         raise SettingError(f"--sync '{sync}'", f"choose of {', '.join(SYNCS)}, or a part of a day such as 5min or 6h")
-    return minutes * _MINUTE_MS
+    return minutes * MINUTE_MS
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from millrace.basics.durations import DAY_MS
+from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.errors import SettingError
 from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable
@@ -24,7 +24,6 @@ QUARTERS = 4
 
 MISSING, OTHERS = "(missing)", "(others)"
 _WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_HOUR_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Slice:
 
 def local_hours(ts_ms: NDArray[np.int64], schema: Schema) -> NDArray[np.int64]:
     """The local hour of the day of each time, 0 to 23. (n,)"""
-    hours: NDArray[np.int64] = (ts_ms + schema.utc_offset_ms) // _HOUR_MS % 24
+    hours: NDArray[np.int64] = (ts_ms + schema.utc_offset_ms) // HOUR_MS % 24
     return hours
 
 

@@ -34,6 +34,7 @@ from learner.network.models.spec import read_spec
 from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import Tower
 from learner.serving.serving import ServingModel
+from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import column_hash, value_hash
 from millrace.contracts.events import ACTIONS, CART, CLICK, COLLECT, EXPOSURE, PURCHASE, SOURCES
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
@@ -44,7 +45,6 @@ from millrace.versions.image import split
 from scorer.catalog.itemtable import ItemRows
 from scorer.recall.recall import largest
 from scorer.users.userrecord import User
-from simulator.params import DAY_MS
 from simulator.reaction import react
 from simulator.world import World, day_of, start_of
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from commands.replay.logfeatures import Labels, LogRows
 from learner.retrieval.tower import Tower, UserTower
+from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import U64, column_hash
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import CLICK, PURCHASE, Id
@@ -53,7 +54,7 @@ from scorer.recall.neighbours import Neighbours
 from scorer.recall.recall import CandidateLists, largest
 from scorer.users.userrecord import User
 from simulator.catalogue import Goods, price_band
-from simulator.params import DAY_MS, DEFAULT, Params
+from simulator.params import DEFAULT, Params
 from simulator.world import World, day_of
 from stream.partition.coclicks import EARLIER, CoClicks
 from stream.partition.recents import CLICKS, PURCHASES, Recents

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.ranker.repeats import exposure_ids
+from millrace.basics.durations import DAY_MS, MINUTE_MS
 from millrace.contracts.events import CLICK, EXPOSURE
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 
-MINUTE_MS = 60_000
-DAY_MS = 86_400_000
 EXPOSED = 1 << EXPOSURE
 CLICKED = EXPOSED | 1 << CLICK
 

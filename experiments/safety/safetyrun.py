@@ -50,7 +50,6 @@ STRETCH_ROWS = 2048
 WINDOW_ROWS = 8192
 """Rows that one AUC is of."""
 
-MINUTE_MS = 60_000
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from commands.replay.known import LabelSettings
 from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.steps import steps
+from millrace.basics.durations import HOUR_MS
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -36,7 +37,6 @@ from simulator.dice import generator
 from simulator.params import DEFAULT
 from simulator.world import World, start_of
 
-HOUR_MS = 3_600_000
 FIRST_DAY = "2026-03-02"
 """A Monday."""
 

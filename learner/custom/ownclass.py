@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.ranker.verbs import TRAINING, Verbs
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import MillraceError, SettingError, one_line
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
@@ -44,7 +45,6 @@ _DTYPE = re.compile(r"[<|=]?([fiu][1248]|b1)")
 _LONGEST = 200  # of an array's name
 MOST_BYTES = MAX_IMAGE_BYTES
 """Of the arrays that scorers get: each delta carries all of them."""
-_DAY_MS = 86_400_000
 _ROWS = 8
 _SOURCE = "class_source"
 _NOT_ITS = ("model", "settled_minutes", _SOURCE)
@@ -365,7 +365,7 @@ def probe_rows(schema: Schema, rows: int = _ROWS) -> SampleBatch:
     num[rng.random(num.shape) < 0.25] = 0
     kind = np.where(np.arange(rows) % 2 > 0, POSITIVE, NEGATIVE).astype(np.uint8)
     hashes = rng.integers(1, 2**63, (2, rows)).astype(np.uint64)
-    ts_ms = np.full(rows, 20_000 * _DAY_MS)
+    ts_ms = np.full(rows, 20_000 * DAY_MS)
     position = np.arange(rows, dtype=np.int32)
     return SampleBatch.of_rows(kind, ts_ms, cat, num, position=position, user=hashes[0], item=hashes[1])
 

@@ -102,6 +102,7 @@ from learner.retrieval.retrieval import RetrievalHead
 from learner.tables import kernels
 from learner.tables.kernels import EMPTY
 from learner.tables.table import Block, Rates, SparseTable
+from millrace.basics.durations import MINUTE_MS
 from millrace.basics.errors import SnapshotError
 from millrace.basics.hashing import salt
 from millrace.contracts.samples import SampleBatch
@@ -112,7 +113,6 @@ from millrace.versions.image import RETRIEVAL_TABLES, Array, Image, below, split
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-_MINUTE_MS = 60_000
 _EXPIRE_MIN = 60  # rows are looked over for their age no oftener than this, in minutes of event time
 
 
@@ -216,7 +216,7 @@ class OnlineModel:
             parameter.requires_grad_(self.serving is self.network)
         self.dense = DenseState(self.network, self.serving, s.dense, s.dense_rate, s.averaging, s.step_rows)
         self.reservoir = Reservoir(len(self._inputs.bucket_columns))
-        self.delays = Delays(self.network.delays, round(s.settled_minutes * _MINUTE_MS))
+        self.delays = Delays(self.network.delays, round(s.settled_minutes * MINUTE_MS))
         self.guard = LossGuard(s.loss_ratio)
         self._step = dense_step(self._inputs, self.network, s.products == "bfloat16")
         self._inference = Inference(self._inputs, self.serving)
@@ -320,7 +320,7 @@ class OnlineModel:
             self.network.edges.copy_(torch.from_numpy(self.reservoir.edges(self._spec.buckets)))
         newest = int(batch.ts_ms.max())
         self.newest_ms = max(self.newest_ms, newest)
-        now_min = self.newest_ms // _MINUTE_MS
+        now_min = self.newest_ms // MINUTE_MS
         self._write(blocks, grads, slope, size, now_min)
         if self.head is not None:
             self.head.take(shown)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from learner.tables.index import Index
 from learner.tables.kernels import EMPTY
+from millrace.basics.durations import HOUR_MS
 from millrace.basics.hashing import column_hash, combine, salt
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.settings import Settings
@@ -22,7 +23,6 @@ from millrace.contracts.settings import Settings
 _SALT = salt("sample")
 
 
-_HOUR_MS = 3_600_000
 _OUTAGE_MS = 300_000
 """Wall time for which repeated samples are recognised at least, however fast event time runs."""
 
@@ -30,7 +30,7 @@ _OUTAGE_MS = 300_000
 def keep_ms_of(settings: Settings) -> int:
     """Event time for which a learner with these settings recognises samples: as long as their clicks may come, and an
     hour; or as an outage may last."""
-    keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + _HOUR_MS
+    keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + HOUR_MS
     return max(keep_ms, round(_OUTAGE_MS * settings.event_clock().speed))
 
 

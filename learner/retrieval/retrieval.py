@@ -41,6 +41,7 @@ from learner.retrieval.tower import ITEM, RECENT, USER, Sides, factors_of, map_i
 from learner.tables.index import Ids
 from learner.tables.kernels import EMPTY
 from learner.tables.table import Rates, SparseTable, as_read
+from millrace.basics.durations import MINUTE_MS
 from millrace.basics.hashing import salt
 from millrace.contracts.samples import CORRECTION, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
@@ -60,7 +61,6 @@ USERS = 1 << 16
 """Of the history."""
 STRANGERS = 1 << 13
 """Of 65,536 clicks, those that are learnt from as if the user were new."""
-_MINUTE_MS = 60_000
 _FADING = 0.99
 
 
@@ -182,7 +182,7 @@ class RetrievalHead:
         grad[at] = found.matrix
         grad_user = np.zeros_like(users.embedding)
         retrievalkernels.spread(found.u, users.inverse, own_weights, grad_user)
-        now_min = self.newest_ms // _MINUTE_MS
+        now_min = self.newest_ms // MINUTE_MS
         self.tables[ITEM].write(block, grad, grad_wide, now_min)
         self.tables[USER].write(users, grad_user, np.zeros_like(users.wide), now_min)
         self.loss = found.loss if not self.loss else _FADING * self.loss + (1 - _FADING) * found.loss

@@ -17,6 +17,7 @@ from learner.ranker.verbs import Learning
 from learner.serving.serving import ServingModel
 from learner.serving.staging import ModelWriter
 from learner.tables.index import Index
+from millrace.basics.durations import DAY_MS
 from millrace.contracts import pagepack
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
@@ -25,7 +26,6 @@ from millrace.versions.image import Image
 _ROWS = (64, 17)  # a full batch and a small one
 _MAX_ROWS = 4096
 _MANY = 60_000
-_DAY_MS = 86_400_000
 
 
 def warm_up(model: Learning) -> None:
@@ -98,7 +98,7 @@ def _batch(model: Learning, rows: int, seed: int) -> SampleBatch:
     user, item = (rng.integers(1, 9, rows).astype(np.uint64) for _ in range(2))
     return SampleBatch.of_rows(
         kind,
-        np.full(rows, (seed + 1) * _DAY_MS),
+        np.full(rows, (seed + 1) * DAY_MS),
         rng.integers(1, 50, (rows, layout.F)),
         rng.random((rows, layout.N), dtype=np.float32),
         position=np.arange(rows, dtype=np.int32),

@@ -13,7 +13,9 @@ import numpy as np
 from numba import njit
 from numba.core.dispatcher import Dispatcher
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+from millrace.basics.hashing import C1, C2, C3
+
+GOLDEN = C1
 """2^64 over the golden ratio: the factor of Fibonacci hashing, and the step of SplitMix64 (Steele, Lea, Flood 2014)."""
 
 
@@ -72,6 +74,6 @@ def home_slot(key: Any, shift: Any) -> Any:
 @njit(inline="always")
 def split_mix(state: Any) -> Any:
     """The number that SplitMix64 makes of a state, uint64. The next state is ``state + GOLDEN``."""
-    x = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = (state ^ (state >> np.uint64(30))) * C2
+    x = (x ^ (x >> np.uint64(27))) * C3
     return x ^ (x >> np.uint64(31))

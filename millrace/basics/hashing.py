@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 U64 = NDArray[np.uint64]
 
-_C1 = np.uint64(0x9E3779B97F4A7C15)
-_C2 = np.uint64(0xBF58476D1CE4E5B9)
-_C3 = np.uint64(0x94D049BB133111EB)
-_INVERSE_C1, _INVERSE_C2, _INVERSE_C3 = (np.uint64(pow(int(c), -1, 1 << 64)) for c in (_C1, _C2, _C3))
+C1 = np.uint64(0x9E3779B97F4A7C15)
+C2 = np.uint64(0xBF58476D1CE4E5B9)
+C3 = np.uint64(0x94D049BB133111EB)
+_INVERSE_C1, _INVERSE_C2, _INVERSE_C3 = (np.uint64(pow(int(c), -1, 1 << 64)) for c in (C1, C2, C3))
 _U32 = 0xFFFFFFFF
 
 
@@ -70,9 +70,9 @@ def salt(*names: str) -> np.uint64:
 def _avalanche(x: U64) -> U64:
     """SplitMix64's finaliser (Steele, Lea, Flood 2014): every input bit flips each output bit half the time."""
     x = x ^ (x >> np.uint64(30))
-    x = x * _C2
+    x = x * C2
     x = x ^ (x >> np.uint64(27))
-    x = x * _C3
+    x = x * C3
     return x ^ (x >> np.uint64(31))
 
 
@@ -80,7 +80,7 @@ def mix(seed: np.uint64, hashed: U64) -> U64:
     """Puts ``seed`` into ``hashed``; a missing value (0) stays 0, nothing else becomes 0. Same shape, uint64"""
     hashed = np.asarray(hashed, np.uint64)
     with np.errstate(over="ignore"):
-        out = _avalanche(hashed * _C1 + seed)
+        out = _avalanche(hashed * C1 + seed)
     out = np.where(out == 0, np.uint64(1), out)
     return np.where(hashed == 0, np.uint64(0), out)
 
@@ -112,11 +112,11 @@ def combine(seed: np.uint64, *columns: U64) -> U64:
     out = np.asarray(columns[0], np.uint64)
     missing = out == 0
     with np.errstate(over="ignore"):
-        out = _avalanche(out * _C1 + seed)
+        out = _avalanche(out * C1 + seed)
         for column in columns[1:]:
             hashed = np.asarray(column, np.uint64)
             missing = missing | (hashed == 0)
-            out = _avalanche(out * _C1 + hashed)
+            out = _avalanche(out * C1 + hashed)
     out = np.where(out == 0, np.uint64(1), out)
     return np.where(missing, np.uint64(0), out)
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.durations import DAY_MS
 from millrace.contracts.online import Past
 from millrace.contracts.settings import Settings
 from scorer.catalog.itemtable import ItemRows
@@ -27,7 +28,6 @@ from scorer.recall.neighbours import Neighbours
 from scorer.recall.recall import COCLICKED, LIKED, NO_ROWS, VECTORS, Allowed, CandidateLists, Shares, recall
 from scorer.users.userrecord import User
 
-_DAY_MS = 86_400_000
 ALL_NEIGHBOURS = 1 << 16
 """More than the last clicks of any user have: some of them are not allowed."""
 
@@ -54,7 +54,7 @@ class Recaller:
     def __init__(self, settings: Settings, ranker: Ranker) -> None:
         self.shares = Shares.of(settings.recall)
         self._ranker, self._least_clicks = ranker, settings.recall_clicks
-        self._bought_ms = round(settings.bought_days * _DAY_MS)
+        self._bought_ms = round(settings.bought_days * DAY_MS)
 
     def ready(self, retrieval: Retrieval | None) -> bool:
         """Whether the retrieval head has learnt enough to be asked."""

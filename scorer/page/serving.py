@@ -20,7 +20,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from millrace.basics.durations import DAY_MIN, text_of
+from millrace.basics.durations import DAY_MIN, MINUTE_MS, text_of
 from millrace.basics.hashing import mix, salt, value_hash
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import CONTROL, LOGGED, MODEL, Impression
@@ -39,7 +39,6 @@ from scorer.recall.recall import ASKED, CONTROLLED, HOT, RANDOM, Allowed, larges
 from scorer.users.userrecord import Meters, Store, look_up
 
 _ARM = salt("scorer", "arm")
-_MINUTE_MS = 60_000
 FILTERED = "f-"
 """The ids of lists with filters begin with it: whoever has lost such a list knows that it had some."""
 
@@ -320,7 +319,7 @@ class Serving(Held):
     def _identify(self, asked: wire.RecommendRequest | wire.ScoreRequest, logged: bool) -> tuple[str, int]:
         wire.check_context(asked.context, self.schema)
         now_ms = self.maker.now_ms
-        ahead_ms = round(self.settings.ahead_minutes * _MINUTE_MS)
+        ahead_ms = round(self.settings.ahead_minutes * MINUTE_MS)
         ts_ms = wire.check_time(asked.ts_ms, now_ms, ahead_ms, *self._oldest_ms(now_ms, logged))
         return asked.request_id or self._new_id(), ts_ms
 
@@ -331,6 +330,6 @@ class Serving(Held):
         if not logged:
             minutes = max(self.schema.windows.minutes, default=DAY_MIN)
             longest = f"{minutes // DAY_MIN} days" if minutes % DAY_MIN == 0 else text_of(minutes)
-            return newest_ms - minutes * _MINUTE_MS, f"beyond the longest window ({longest}), whose counts are gone"
-        wait_ms = round((s.attribution_minutes + s.lateness_minutes) * _MINUTE_MS + s.disorder_seconds * 1000)
+            return newest_ms - minutes * MINUTE_MS, f"beyond the longest window ({longest}), whose counts are gone"
+        wait_ms = round((s.attribution_minutes + s.lateness_minutes) * MINUTE_MS + s.disorder_seconds * 1000)
         return newest_ms - wait_ms, "too late for a label"

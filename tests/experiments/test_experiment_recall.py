@@ -18,13 +18,14 @@ from experiments.recall.recallhistory import learn_days, log_of, samples_of
 from experiments.recall.recallloop import DayLoop, Pupil, Recall, new_recall, perfect_recall, start_shop
 from experiments.recall.recallshop import params_of
 from learner.ranker.model import OnlineModel
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import SettingError
 from millrace.contracts.events import EXPOSURE
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from simulator.daylog import day_table
-from simulator.params import DAY_MS, PAGE
+from simulator.params import PAGE
 from simulator.world import World, start_of
 
 SEED, USERS, ITEMS, DAYS = 101, 12, 400, 1

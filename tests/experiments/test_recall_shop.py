@@ -14,6 +14,7 @@ from experiments.recall.recallhistory import learn_days
 from experiments.recall.recallloop import Pupil
 from experiments.recall.recallshop import RecallShop, Waiting, params_of
 from learner.ranker.model import OnlineModel
+from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.contracts.events import CLICK, PURCHASE
 from millrace.contracts.online import Recent, unpack_recent
 from millrace.contracts.schema import shop_schema
@@ -21,7 +22,6 @@ from millrace.contracts.settings import Settings
 from millrace.windows.tiles import TileStore
 from scorer.catalog.index import ItemIndex
 from simulator.daylog import day_table, parse_day
-from simulator.params import DAY_MS, HOUR_MS
 from simulator.world import World, start_of
 
 DAY = parse_day("2026-03-02")

@@ -360,6 +360,17 @@ def bad_samples(good: SampleBatch) -> Iterator[Bad]:
             "one less": part[:-1] if isinstance(part, list) else [part],
         }.items():
             yield Bad(SAMPLES, f"entry {place}: {what}", b"", encode([*message[:place], value, *message[place + 1 :]]))
+    columns = message[3]
+    for place, body in enumerate(columns):
+        for what, value in {
+            "nothing": b"",
+            "one byte more": body + b"\0",
+            "all ones": b"\xff" * len(body),
+            "the largest": b"\xff" * (len(body) - 1) + b"\x7f",
+            "0x80": b"\x80" * len(body),
+        }.items():
+            changed = [*columns[:place], value, *columns[place + 1 :]]
+            yield Bad(SAMPLES, f"column {place}: {what}", b"", encode([*message[:3], changed, *message[4:]]))
 
 
 def bad_announcements(schema: Schema, ts_ms: int) -> Iterator[Bad]:

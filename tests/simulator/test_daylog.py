@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.errors import LogError
 from millrace.contracts.schema import shop_schema
 from millrace.logs import local_days, read_log
 from simulator.daylog import _exposures_of_one, parse_day, write_days, write_traffic
-from simulator.params import DAY_MS, DEFAULT, HOUR_MS
+from simulator.params import DEFAULT
 from simulator.world import start_of
 
 USERS = 150

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from millrace.basics.durations import DAY_MS
 from millrace.contracts.schema import DERIVED, shop_schema
 from simulator.daylog import day_table
-from simulator.params import DAY_MS, PAGE, UTC_OFFSET_MS
+from simulator.params import PAGE, UTC_OFFSET_MS
 from simulator.reaction import react
 from simulator.world import NEVER, UNKNOWN, PagePolicy, World, day_of, start_of
 

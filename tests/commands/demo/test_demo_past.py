@@ -17,6 +17,7 @@ from commands.demo.past import MOST_DAYS, Held, check_days, live_through, openin
 from commands.loop.host import Host, made
 from commands.loop.monitor import Monitor
 from commands.loop.status import Shown
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import ServiceError, SettingError, StoreError
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings, load_settings
@@ -25,7 +26,6 @@ from millrace.processes.supervisor import PYTHON
 from millrace.processes.wall import event_now_ms
 from simulator import daylog
 from simulator.daylog import day_table
-from simulator.params import DAY_MS
 from simulator.world import World
 from tests.scenes.demo_process import born
 

@@ -234,17 +234,6 @@ def test_another_network_goes_on_with_the_delays() -> None:
     assert other.delays.count == model.delays.count
 
 
-def test_a_snapshot_from_before_delays_were_learnt_is_resumed() -> None:
-    model = OnlineModel(SCHEMA, {"model": "wide_deep", "hidden": [8], "step_rows": 64}, 0)
-    model.learn(make_samples(64, 0))
-    image, training = model.snapshot()
-    del image.dense["delays"]
-    old = {n: a for n, a in training.items() if not n.startswith("delays/") and n not in ("dense/total", "dense/rows")}
-    twin = OnlineModel(SCHEMA, {**model.spec, "delayed_feedback": "wait"}, 0)
-    twin.resume(image, old)
-    assert twin.learn(make_samples(64, 1)) == model.learn(make_samples(64, 1))
-
-
 # -- a log and the join ----------------------------------------------------------------------------------------
 
 PAGES = st.lists(
